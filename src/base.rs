@@ -1,0 +1,13 @@
+//! Vocabulary shared by every layer: time, identifiers, links, redaction.
+//!
+//! Nothing here does I/O or knows a protocol; every other module may depend on it.
+
+mod id;
+mod link;
+mod redact;
+mod time;
+
+pub use id::{CircuitId, HopIndex, RelayId, StreamId};
+pub use link::{DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Transmit};
+pub use redact::Redacted;
+pub use time::{Instant, WallTime};

@@ -1,0 +1,150 @@
+//! Identifiers. Zero is no valid identifier of anything.
+
+use core::{
+    fmt,
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+};
+
+use data_encoding::BASE32_NOPAD;
+
+/// A circuit on one channel; picked by the side that creates it, the dialler from the upper half
+/// (`proto/02-channel.md`).
+///
+/// Prints redacted: together with a time it tells whose traffic a relay carries.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CircuitId(NonZeroU32);
+
+impl CircuitId {
+    /// The identifier `value`, unless it is zero.
+    #[must_use]
+    pub const fn new(value: u32) -> Option<Self> {
+        match NonZeroU32::new(value) {
+            Some(value) => Some(Self(value)),
+            None => None,
+        }
+    }
+
+    /// The identifier as it stands in a cell.
+    #[must_use]
+    pub const fn value(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Whether it is of the half that the dialler of a channel picks from.
+    #[must_use]
+    pub const fn of_dialler(self) -> bool {
+        self.0.get() >= 1 << 31
+    }
+}
+
+impl fmt::Debug for CircuitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CircuitId([redacted])")
+    }
+}
+
+/// A stream of one circuit at one hop; picked by the origin.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(NonZeroU16);
+
+impl StreamId {
+    /// The identifier `value`, unless it is zero.
+    #[must_use]
+    pub const fn new(value: u16) -> Option<Self> {
+        match NonZeroU16::new(value) {
+            Some(value) => Some(Self(value)),
+            None => None,
+        }
+    }
+
+    /// The identifier as it stands in a relay message.
+    #[must_use]
+    pub const fn value(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StreamId({})", self.0)
+    }
+}
+
+/// A position on a circuit, counted from 1 (the hop next to the origin) to [`HopIndex::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HopIndex(NonZeroU8);
+
+impl HopIndex {
+    /// The hop next to the origin.
+    pub const FIRST: Self = Self(NonZeroU8::MIN);
+    /// The longest circuit there can be, in hops.
+    pub const MAX: u8 = 8;
+
+    /// The hop at `value`, unless that is zero or beyond [`Self::MAX`].
+    #[must_use]
+    pub const fn new(value: u8) -> Option<Self> {
+        match NonZeroU8::new(value) {
+            Some(value) if value.get() <= Self::MAX => Some(Self(value)),
+            _ => None,
+        }
+    }
+
+    /// The position, from 1.
+    #[must_use]
+    pub const fn value(self) -> u8 {
+        self.0.get()
+    }
+
+    /// The hop after this one, if a circuit may be that long.
+    #[must_use]
+    pub const fn next(self) -> Option<Self> {
+        Self::new(self.0.get().saturating_add(1))
+    }
+}
+
+/// A relay's identity: its long-term ed25519 public key (RFC 8032), 32 bytes.
+///
+/// Prints its first eight base-32 characters: relays are public, the paths they form are not, so a circuit's
+/// hops are never printed together.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayId([u8; 32]);
+
+impl RelayId {
+    /// The identity with these key bytes. Whether they are a usable key shows when a signature is verified.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The identity in full, base 32 in lower case without padding: 52 characters.
+    #[must_use]
+    pub fn to_base32(&self) -> String {
+        BASE32_NOPAD.encode(&self.0).to_ascii_lowercase()
+    }
+
+    /// The identity that [`Self::to_base32`] wrote, in either case.
+    #[must_use]
+    pub fn from_base32(text: &str) -> Option<Self> {
+        let bytes = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).ok()?;
+        Some(Self(bytes.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for RelayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.to_base32();
+        f.write_str(text.get(..8).unwrap_or(&text))
+    }
+}
+
+impl fmt::Debug for RelayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RelayId({self})")
+    }
+}

@@ -1,0 +1,5 @@
+//! Umbel: an anonymising relay overlay over WebRTC data channels.
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
+
+pub mod base;
+pub mod wire;

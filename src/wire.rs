@@ -1,0 +1,28 @@
+//! What crosses a channel, as bytes: cells, relay messages, channel-handshake messages, fragments.
+//!
+//! Pure codecs: no state, no keys, no time. Every decoder takes bytes that an attacker chose and gives a value or a
+//! [`WireError`]; none panics or allocates more than the input's length. Governed by `proto/02-channel.md`,
+//! `proto/03-cells.md` and `proto/05-relay-messages.md`.
+
+mod cell;
+mod message;
+
+pub use cell::{BODY_LEN, CELL_LEN, Cell, Command};
+pub use message::{Answer, EndReason, Host, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, Target};
+
+/// Why bytes are no valid message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// The input ends before the value does.
+    #[error("{0}: cut short")]
+    Truncated(&'static str),
+    /// The input goes on where the value has ended.
+    #[error("{0}: bytes left over")]
+    TrailingBytes(&'static str),
+    /// A field holds a value it may not have.
+    #[error("{0}: not a valid value")]
+    Invalid(&'static str),
+    /// A length is beyond what the specification allows.
+    #[error("{0}: too long")]
+    TooLong(&'static str),
+}

@@ -1,0 +1,586 @@
+//! Relay messages: what the origin and one hop say to each other inside the onion layers
+//! (`proto/05-relay-messages.md`).
+//!
+//! | message | code | from | stream |
+//! |---|---|---|---|
+//! | BEGIN | 1 | origin | yes |
+//! | CONNECTED | 2 | hop | yes |
+//! | DATA | 3 | either | yes |
+//! | DATA with a mark | 4 | either | yes |
+//! | END | 5 | either | yes |
+//! | RESOLVE | 6 | origin | yes |
+//! | RESOLVED | 7 | hop | yes |
+//! | CREDIT | 8 | either | yes |
+//! | SENDME | 9 | either | no |
+//! | EXTEND | 10 | origin | no |
+//! | EXTENDED | 11 | hop | no |
+//! | DROP | 12 | either | no |
+
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use bytes::Bytes;
+
+use crate::base::StreamId;
+
+use super::WireError;
+
+/// Bytes of a relay message before its payload: kind 1, stream 2, payload length 2.
+pub const MESSAGE_HEADER_LEN: usize = 5;
+/// Bytes of the mark that a SENDME echoes.
+pub const MARK_LEN: usize = 16;
+const MAX_HOST_LEN: usize = 255;
+const MAX_ANSWERS: usize = 16;
+
+/// The kind of a relay message, as its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum MessageKind {
+    /// Opens a stream.
+    Begin = 1,
+    /// The stream is open.
+    Connected = 2,
+    /// Bytes of a stream.
+    Data = 3,
+    /// Bytes of a stream after a mark that a SENDME must echo.
+    MarkedData = 4,
+    /// No more bytes will come, or the stream has failed.
+    End = 5,
+    /// Asks for a name's addresses or an address's names.
+    Resolve = 6,
+    /// Answers RESOLVE.
+    Resolved = 7,
+    /// Lets the other end send more bytes of a stream.
+    Credit = 8,
+    /// Echoes a mark, which lets the other end send more cells of the circuit.
+    SendMe = 9,
+    /// Makes the circuit one hop longer.
+    Extend = 10,
+    /// Answers EXTEND.
+    Extended = 11,
+    /// Nothing; padding that only the receiving hop can tell.
+    Drop = 12,
+}
+
+impl MessageKind {
+    const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Begin,
+            2 => Self::Connected,
+            3 => Self::Data,
+            4 => Self::MarkedData,
+            5 => Self::End,
+            6 => Self::Resolve,
+            7 => Self::Resolved,
+            8 => Self::Credit,
+            9 => Self::SendMe,
+            10 => Self::Extend,
+            11 => Self::Extended,
+            12 => Self::Drop,
+            _ => return None,
+        })
+    }
+
+    /// Whether an origin may send it to a hop.
+    #[must_use]
+    pub const fn from_origin(self) -> bool {
+        !matches!(self, Self::Connected | Self::Resolved | Self::Extended)
+    }
+
+    /// Whether a hop may send it to the origin.
+    #[must_use]
+    pub const fn from_hop(self) -> bool {
+        !matches!(self, Self::Begin | Self::Resolve | Self::Extend)
+    }
+
+    const fn has_stream(self) -> bool {
+        !matches!(self, Self::SendMe | Self::Extend | Self::Extended | Self::Drop)
+    }
+}
+
+/// A host that a stream leads to or a question is about. Prints redacted.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Host {
+    /// A DNS name: 1 to 255 bytes of printable ASCII, as the application gave it.
+    Name(String),
+    /// An address.
+    Ip(IpAddr),
+}
+
+impl Host {
+    /// The host `text` names: an address if it reads as one (IPv6 with or without brackets), otherwise a DNS name.
+    ///
+    /// # Errors
+    /// When it is empty, longer than 255 bytes, or holds anything but letters, digits, `-`, `.` and `_`.
+    pub fn parse(text: &str) -> Result<Self, WireError> {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = bare.parse() {
+            return Ok(Self::Ip(ip));
+        }
+        if text.is_empty() {
+            return Err(WireError::Truncated("host"));
+        }
+        if text.len() > MAX_HOST_LEN {
+            return Err(WireError::TooLong("host"));
+        }
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if !text.bytes().all(allowed) {
+            return Err(WireError::Invalid("host"));
+        }
+        Ok(Self::Name(text.to_owned()))
+    }
+
+    /// The host as text: the name, or the address without brackets.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        match self {
+            Self::Name(name) => name.clone(),
+            Self::Ip(ip) => ip.to_string(),
+        }
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Host([redacted])")
+    }
+}
+
+/// Where a stream leads. Prints redacted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// The host.
+    pub host: Host,
+    /// The TCP port, never zero.
+    pub port: u16,
+}
+
+/// One answer of a RESOLVED message.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// An address.
+    Ip(IpAddr),
+    /// A name, in answer to a question about an address.
+    Name(String),
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer([redacted])")
+    }
+}
+
+/// Why a stream ended, as coarse as it may cross the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum EndReason {
+    /// This end has sent all it had; the other direction goes on (TCP's half-close). Any other reason ends both.
+    Done = 1,
+    /// The target refused the connection.
+    Refused = 2,
+    /// The target, or its network, can't be reached.
+    Unreachable = 3,
+    /// The exit's policy forbids it.
+    Policy = 4,
+    /// The target did not answer in time.
+    TimedOut = 5,
+    /// The name has no address, or the address no name.
+    NotFound = 6,
+    /// The connection was reset in its course.
+    Reset = 7,
+    /// A limit of the exit or of the client is reached.
+    ResourceLimit = 8,
+    /// Something else went wrong.
+    Failed = 9,
+}
+
+impl EndReason {
+    const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Done,
+            2 => Self::Refused,
+            3 => Self::Unreachable,
+            4 => Self::Policy,
+            5 => Self::TimedOut,
+            6 => Self::NotFound,
+            7 => Self::Reset,
+            8 => Self::ResourceLimit,
+            9 => Self::Failed,
+            _ => return None,
+        })
+    }
+}
+
+/// What the origin and one hop say to each other, one message a cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayMessage {
+    /// Open a stream to a target.
+    Begin {
+        /// The new stream.
+        stream: StreamId,
+        /// Where to.
+        target: Target,
+    },
+    /// The stream is open.
+    Connected {
+        /// The stream.
+        stream: StreamId,
+        /// The address connected to, if the hop tells.
+        address: Option<IpAddr>,
+    },
+    /// Bytes of a stream.
+    Data {
+        /// The stream.
+        stream: StreamId,
+        /// Random bytes that the receiver echoes in a SENDME.
+        mark: Option<[u8; MARK_LEN]>,
+        /// The bytes, never empty.
+        bytes: Bytes,
+    },
+    /// The end of a stream or of one direction of it.
+    End {
+        /// The stream.
+        stream: StreamId,
+        /// Why.
+        reason: EndReason,
+    },
+    /// A question to the hop's resolver.
+    Resolve {
+        /// A stream identifier for the answer to come under.
+        stream: StreamId,
+        /// A name (asks for addresses) or an address (asks for names).
+        host: Host,
+    },
+    /// The answer, at least one; a failure is an END.
+    Resolved {
+        /// The stream identifier of the question.
+        stream: StreamId,
+        /// Seconds for which the answers may be kept.
+        ttl: u32,
+        /// The answers, 1 to 16.
+        answers: Vec<Answer>,
+    },
+    /// The other end may send `bytes` more of this stream.
+    Credit {
+        /// The stream.
+        stream: StreamId,
+        /// Bytes, never zero.
+        bytes: u32,
+    },
+    /// Echo of a mark.
+    SendMe {
+        /// The mark.
+        mark: [u8; MARK_LEN],
+    },
+    /// A fragment of an EXTEND body (`proto/04-handshake.md`).
+    Extend {
+        /// The fragment.
+        fragment: Bytes,
+    },
+    /// A fragment of an EXTENDED body.
+    Extended {
+        /// The fragment.
+        fragment: Bytes,
+    },
+    /// Nothing.
+    Drop,
+}
+
+impl RelayMessage {
+    /// The message's kind.
+    #[must_use]
+    pub const fn kind(&self) -> MessageKind {
+        match self {
+            Self::Begin { .. } => MessageKind::Begin,
+            Self::Connected { .. } => MessageKind::Connected,
+            Self::Data { mark: None, .. } => MessageKind::Data,
+            Self::Data { mark: Some(_), .. } => MessageKind::MarkedData,
+            Self::End { .. } => MessageKind::End,
+            Self::Resolve { .. } => MessageKind::Resolve,
+            Self::Resolved { .. } => MessageKind::Resolved,
+            Self::Credit { .. } => MessageKind::Credit,
+            Self::SendMe { .. } => MessageKind::SendMe,
+            Self::Extend { .. } => MessageKind::Extend,
+            Self::Extended { .. } => MessageKind::Extended,
+            Self::Drop => MessageKind::Drop,
+        }
+    }
+
+    /// The stream it belongs to, if its kind has one.
+    #[must_use]
+    pub const fn stream(&self) -> Option<StreamId> {
+        match self {
+            Self::Begin { stream, .. }
+            | Self::Connected { stream, .. }
+            | Self::Data { stream, .. }
+            | Self::End { stream, .. }
+            | Self::Resolve { stream, .. }
+            | Self::Resolved { stream, .. }
+            | Self::Credit { stream, .. } => Some(*stream),
+            Self::SendMe { .. } | Self::Extend { .. } | Self::Extended { .. } | Self::Drop => None,
+        }
+    }
+
+    /// Appends the message to `out`, without padding.
+    ///
+    /// # Errors
+    /// When a part is longer than its length field can tell. Whether the message fits the hop's layer is checked by
+    /// the onion layer.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
+        out.push(self.kind() as u8);
+        out.extend_from_slice(&self.stream().map_or(0, StreamId::value).to_be_bytes());
+        let length_at = out.len();
+        out.extend_from_slice(&[0, 0]);
+        let payload_at = out.len();
+        self.encode_payload(out)?;
+        let length = u16::try_from(out.len().saturating_sub(payload_at)).map_err(|_| WireError::TooLong("message"))?;
+        if let Some(field) = out.get_mut(length_at..payload_at) {
+            field.copy_from_slice(&length.to_be_bytes());
+        }
+        Ok(())
+    }
+
+    fn encode_payload(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
+        match self {
+            Self::Begin { target, .. } => {
+                out.extend_from_slice(&target.port.to_be_bytes());
+                encode_host(&target.host, out)
+            }
+            Self::Connected { address, .. } => {
+                if let Some(address) = address {
+                    encode_host(&Host::Ip(*address), out)?;
+                }
+                Ok(())
+            }
+            Self::Data { mark, bytes, .. } => {
+                if let Some(mark) = mark {
+                    out.extend_from_slice(mark);
+                }
+                out.extend_from_slice(bytes);
+                Ok(())
+            }
+            Self::End { reason, .. } => {
+                out.push(*reason as u8);
+                Ok(())
+            }
+            Self::Resolve { host, .. } => encode_host(host, out),
+            Self::Resolved { ttl, answers, .. } => {
+                out.extend_from_slice(&ttl.to_be_bytes());
+                for answer in answers {
+                    match answer {
+                        Answer::Ip(ip) => encode_host(&Host::Ip(*ip), out)?,
+                        Answer::Name(name) => encode_name(name, out)?,
+                    }
+                }
+                Ok(())
+            }
+            Self::Credit { bytes, .. } => {
+                out.extend_from_slice(&bytes.to_be_bytes());
+                Ok(())
+            }
+            Self::SendMe { mark } => {
+                out.extend_from_slice(mark);
+                Ok(())
+            }
+            Self::Extend { fragment } | Self::Extended { fragment } => {
+                out.extend_from_slice(fragment);
+                Ok(())
+            }
+            Self::Drop => Ok(()),
+        }
+    }
+
+    /// Reads the message at the start of `plaintext` (a layer's whole content); what follows it must be zero.
+    ///
+    /// # Errors
+    /// When the kind is unknown, a length does not fit, a field is not valid, or the padding isn't zero.
+    pub fn decode(plaintext: &Bytes) -> Result<Self, WireError> {
+        let mut header = Reader::new(plaintext, "message header");
+        let kind = MessageKind::from_code(header.u8()?).ok_or(WireError::Invalid("message kind"))?;
+        let stream = header.u16()?;
+        let length = usize::from(header.u16()?);
+        let payload_end = MESSAGE_HEADER_LEN.saturating_add(length);
+        if payload_end > plaintext.len() {
+            return Err(WireError::Truncated("message payload"));
+        }
+        if plaintext.iter().skip(payload_end).any(|byte| *byte != 0) {
+            return Err(WireError::TrailingBytes("message"));
+        }
+        let payload = plaintext.slice(MESSAGE_HEADER_LEN..payload_end);
+        match (kind.has_stream(), StreamId::new(stream)) {
+            (true, Some(stream)) => Self::decode_of_stream(kind, stream, &payload),
+            (false, None) => Self::decode_of_circuit(kind, payload),
+            _ => Err(WireError::Invalid("message stream identifier")),
+        }
+    }
+
+    fn decode_of_stream(kind: MessageKind, stream: StreamId, payload: &Bytes) -> Result<Self, WireError> {
+        let mut reader = Reader::new(payload, "message payload");
+        let message = match kind {
+            MessageKind::Begin => {
+                let port = reader.u16()?;
+                if port == 0 {
+                    return Err(WireError::Invalid("port"));
+                }
+                Self::Begin { stream, target: Target { host: decode_host(&mut reader)?, port } }
+            }
+            MessageKind::Connected => {
+                let address = if reader.is_empty() { None } else { Some(decode_host(&mut reader)?) };
+                match address {
+                    None => Self::Connected { stream, address: None },
+                    Some(Host::Ip(ip)) => Self::Connected { stream, address: Some(ip) },
+                    Some(Host::Name(_)) => return Err(WireError::Invalid("connected address")),
+                }
+            }
+            MessageKind::Data => Self::Data { stream, mark: None, bytes: reader.rest(payload)? },
+            MessageKind::MarkedData => {
+                let mark = Some(reader.array()?);
+                Self::Data { stream, mark, bytes: reader.rest(payload)? }
+            }
+            MessageKind::End => Self::End {
+                stream,
+                reason: EndReason::from_code(reader.u8()?).ok_or(WireError::Invalid("end reason"))?,
+            },
+            MessageKind::Resolve => Self::Resolve { stream, host: decode_host(&mut reader)? },
+            MessageKind::Resolved => {
+                let ttl = reader.u32()?;
+                let mut answers = Vec::new();
+                while !reader.is_empty() {
+                    if answers.len() == MAX_ANSWERS {
+                        return Err(WireError::TooLong("answers"));
+                    }
+                    answers.push(match decode_host(&mut reader)? {
+                        Host::Ip(ip) => Answer::Ip(ip),
+                        Host::Name(name) => Answer::Name(name),
+                    });
+                }
+                if answers.is_empty() {
+                    return Err(WireError::Truncated("answers"));
+                }
+                Self::Resolved { stream, ttl, answers }
+            }
+            _ => {
+                let bytes = reader.u32()?;
+                if bytes == 0 {
+                    return Err(WireError::Invalid("credit"));
+                }
+                Self::Credit { stream, bytes }
+            }
+        };
+        reader.finish()?;
+        Ok(message)
+    }
+
+    fn decode_of_circuit(kind: MessageKind, payload: Bytes) -> Result<Self, WireError> {
+        let mut reader = Reader::new(&payload, "message payload");
+        match kind {
+            MessageKind::SendMe => {
+                let mark = reader.array()?;
+                reader.finish()?;
+                Ok(Self::SendMe { mark })
+            }
+            MessageKind::Extend => Ok(Self::Extend { fragment: payload }),
+            MessageKind::Extended => Ok(Self::Extended { fragment: payload }),
+            _ => {
+                reader.finish()?;
+                Ok(Self::Drop)
+            }
+        }
+    }
+}
+
+const HOST_IPV4: u8 = 4;
+const HOST_IPV6: u8 = 6;
+const HOST_NAME: u8 = 1;
+
+fn encode_host(host: &Host, out: &mut Vec<u8>) -> Result<(), WireError> {
+    match host {
+        Host::Ip(IpAddr::V4(ip)) => {
+            out.push(HOST_IPV4);
+            out.extend_from_slice(&ip.octets());
+        }
+        Host::Ip(IpAddr::V6(ip)) => {
+            out.push(HOST_IPV6);
+            out.extend_from_slice(&ip.octets());
+        }
+        Host::Name(name) => encode_name(name, out)?,
+    }
+    Ok(())
+}
+
+fn encode_name(name: &str, out: &mut Vec<u8>) -> Result<(), WireError> {
+    out.push(HOST_NAME);
+    out.push(u8::try_from(name.len()).map_err(|_| WireError::TooLong("host"))?);
+    out.extend_from_slice(name.as_bytes());
+    Ok(())
+}
+
+fn decode_host(reader: &mut Reader<'_>) -> Result<Host, WireError> {
+    match reader.u8()? {
+        HOST_IPV4 => Ok(Host::Ip(IpAddr::V4(Ipv4Addr::from(reader.array::<4>()?)))),
+        HOST_IPV6 => Ok(Host::Ip(IpAddr::V6(Ipv6Addr::from(reader.array::<16>()?)))),
+        HOST_NAME => {
+            let length = usize::from(reader.u8()?);
+            let name = core::str::from_utf8(reader.take(length)?).map_err(|_| WireError::Invalid("host"))?;
+            match Host::parse(name)? {
+                Host::Name(name) => Ok(Host::Name(name)),
+                Host::Ip(_) => Err(WireError::Invalid("host")),
+            }
+        }
+        _ => Err(WireError::Invalid("host type")),
+    }
+}
+
+/// Reads fields from the front of a slice.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    what: &'static str,
+}
+
+impl<'a> Reader<'a> {
+    const fn new(bytes: &'a [u8], what: &'static str) -> Self {
+        Self { bytes, what }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
+        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.what))?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (taken, rest) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.what))?;
+        self.bytes = rest;
+        Ok(*taken)
+    }
+
+    fn u8(&mut self) -> Result<u8, WireError> {
+        Ok(u8::from_be_bytes(self.array()?))
+    }
+
+    fn u16(&mut self) -> Result<u16, WireError> {
+        Ok(u16::from_be_bytes(self.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32, WireError> {
+        Ok(u32::from_be_bytes(self.array()?))
+    }
+
+    /// All that is left, at least one byte, sharing `whole`'s buffer.
+    fn rest(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
+        if self.bytes.is_empty() {
+            return Err(WireError::Truncated(self.what));
+        }
+        Ok(whole.slice_ref(core::mem::take(&mut self.bytes)))
+    }
+
+    const fn finish(&self) -> Result<(), WireError> {
+        if self.bytes.is_empty() { Ok(()) } else { Err(WireError::TrailingBytes(self.what)) }
+    }
+}
