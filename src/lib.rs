@@ -2,4 +2,5 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod base;
+pub mod sim;
 pub mod wire;

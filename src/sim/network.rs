@@ -1,0 +1,309 @@
+//! Links between simulated nodes.
+//!
+//! A message waits its turn at the sender's rate, travels for the path's delay, and is held back further for each
+//! datagram of it that is lost, as a reliable transport would be; a lane stays in order, lanes overtake each other.
+
+use core::{net::SocketAddr, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, VecDeque},
+};
+
+use bytes::Bytes;
+use rand::{Rng, RngExt as _, SeedableRng, rngs::ChaCha8Rng};
+
+use crate::base::{
+    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId, Transmit,
+};
+
+/// Bytes that may wait in a link's send buffer before it says that it has no room.
+const ROOM_MARK: usize = 256 << 10;
+/// Bytes of a message that one lost datagram holds up.
+const DATAGRAM_LEN: usize = 1200;
+/// How long a dial to where nobody listens takes to fail.
+const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// Silence after which a link to a node that has vanished is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(3);
+
+/// What every path of the network is like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PathProfile {
+    /// One way, at least.
+    pub delay: Duration,
+    /// One way, at most added to `delay`, evenly spread.
+    pub jitter: Duration,
+    /// Chance that a datagram is lost, 0 to 1.
+    pub loss: f64,
+    /// Bytes per second and direction of each link.
+    pub rate: u64,
+}
+
+impl Default for PathProfile {
+    /// A good path: 10 ms, no jitter, no loss, 100 MB/s.
+    fn default() -> Self {
+        Self { delay: Duration::from_millis(10), jitter: Duration::ZERO, loss: 0.0, rate: 100_000_000 }
+    }
+}
+
+/// A node of the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub usize);
+
+/// All links, and what is on its way over them.
+pub struct Network {
+    rng: ChaCha8Rng,
+    profile: PathProfile,
+    ports: Vec<Port>,
+    ends: BTreeMap<LinkId, End>,
+    on_the_way: BinaryHeap<Reverse<Happening>>,
+    next_link: u64,
+    next_serial: u64,
+}
+
+/// A node's side of the network.
+struct Port {
+    address: SocketAddr,
+    certificate: [u8; 32],
+    listens: bool,
+    alive: bool,
+    events: VecDeque<LinkEvent>,
+}
+
+/// One end of a link.
+struct End {
+    node: NodeId,
+    other: LinkId,
+    sends_until: Instant,
+    lanes_until: [Instant; LANES as usize],
+    buffered: usize,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Happening {
+    at: Instant,
+    serial: u64,
+    what: What,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    DialEnds { from: NodeId, relay: RelayId, fingerprint: [u8; 32], to: Option<NodeId> },
+    Departs { link: LinkId, bytes: usize },
+    Arrives { link: LinkId, lane: u8, message: Bytes },
+    Closes { link: LinkId, by_silence: bool },
+}
+
+impl Network {
+    /// An empty network; everything by chance in it follows from `seed`.
+    #[must_use]
+    pub fn new(seed: u64, profile: PathProfile) -> Self {
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            profile,
+            ports: Vec::new(),
+            ends: BTreeMap::new(),
+            on_the_way: BinaryHeap::new(),
+            next_link: 1,
+            next_serial: 0,
+        }
+    }
+
+    /// Adds a node at `address`; one that `listens` can be dialled.
+    pub fn add_node(&mut self, address: SocketAddr, listens: bool) -> NodeId {
+        let mut certificate = [0; 32];
+        self.rng.fill_bytes(&mut certificate);
+        let node = NodeId(self.ports.len());
+        self.ports.push(Port { address, certificate, listens, alive: true, events: VecDeque::new() });
+        node
+    }
+
+    /// What to dial to reach `node`, which must prove to be `relay`.
+    #[must_use]
+    pub fn dial_target(&self, node: NodeId, relay: RelayId) -> Option<DialTarget> {
+        let port = self.ports.get(node.0)?;
+        Some(DialTarget {
+            relay,
+            addresses: vec![port.address],
+            ice_ufrag: "simu".to_owned(),
+            ice_password: "simulatedsimulatedsimu".to_owned(),
+            fingerprint: port.certificate,
+        })
+    }
+
+    /// Lets `node` vanish without a word, as a machine does that loses its power.
+    pub fn vanish(&mut self, now: Instant, node: NodeId) {
+        if let Some(port) = self.ports.get_mut(node.0) {
+            port.alive = false;
+            port.events.clear();
+        }
+        let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
+        for link in orphans {
+            self.schedule(now.after(SILENCE_LIMIT), What::Closes { link, by_silence: true });
+        }
+    }
+
+    /// Does what `node` asks of its transport.
+    pub fn handle_transmit(&mut self, now: Instant, node: NodeId, transmit: Transmit) {
+        match transmit {
+            Transmit::Dial(target) => self.dial(now, node, &target),
+            Transmit::Message { link, lane, message } => self.send(now, link, lane, message),
+            Transmit::Close(link) => self.close(now, link),
+        }
+    }
+
+    /// What happened last to `node`'s links.
+    pub fn poll_link_event(&mut self, node: NodeId) -> Option<LinkEvent> {
+        self.ports.get_mut(node.0)?.events.pop_front()
+    }
+
+    /// When something arrives next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.on_the_way.peek().map(|Reverse(happening)| happening.at)
+    }
+
+    /// Lets everything arrive that is due; gives the nodes it concerns.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<NodeId> {
+        let mut concerned = Vec::new();
+        while let Some(Reverse(happening)) = self.on_the_way.peek() {
+            if happening.at > now {
+                break;
+            }
+            if let Some(Reverse(happening)) = self.on_the_way.pop() {
+                self.happen(happening, &mut concerned);
+            }
+        }
+        concerned
+    }
+
+    fn dial(&mut self, now: Instant, from: NodeId, target: &DialTarget) {
+        let to =
+            self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
+        let round_trips = 3;
+        let takes = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
+        let what = What::DialEnds { from, relay: target.relay, fingerprint: target.fingerprint, to: to.map(NodeId) };
+        self.schedule(now.after(takes), what);
+    }
+
+    fn send(&mut self, now: Instant, link: LinkId, lane: Lane, message: Bytes) {
+        let profile = self.profile;
+        let held_up = self.held_up(message.len());
+        let Some(end) = self.ends.get_mut(&link) else { return };
+        end.buffered = end.buffered.saturating_add(message.len());
+        let departs = end.sends_until.max(now).after(at_rate(message.len(), profile.rate));
+        end.sends_until = departs;
+        let other = end.other;
+        let mut arrives = departs.after(profile.delay).after(held_up);
+        if let Some(lane_until) = end.lanes_until.get_mut(usize::from(lane.value())) {
+            arrives = arrives.max(*lane_until);
+            *lane_until = arrives;
+        }
+        self.schedule(departs, What::Departs { link, bytes: message.len() });
+        self.schedule(arrives, What::Arrives { link: other, lane: lane.value(), message });
+    }
+
+    /// Jitter, and a round trip more for each lost datagram.
+    fn held_up(&mut self, length: usize) -> Duration {
+        let jitter = self.profile.jitter.mul_f64(self.rng.random::<f64>());
+        let datagrams = length.div_ceil(DATAGRAM_LEN);
+        let lost = (0..datagrams).filter(|_| self.rng.random::<f64>() < self.profile.loss).count();
+        let round_trip = self.profile.delay.saturating_mul(2);
+        jitter.saturating_add(round_trip.saturating_mul(u32::try_from(lost).unwrap_or(u32::MAX)))
+    }
+
+    fn close(&mut self, now: Instant, link: LinkId) {
+        let Some(end) = self.ends.remove(&link) else { return };
+        let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.profile.delay));
+        self.schedule(last, What::Closes { link: end.other, by_silence: false });
+    }
+
+    fn schedule(&mut self, at: Instant, what: What) {
+        let serial = self.next_serial;
+        self.next_serial = serial.saturating_add(1);
+        self.on_the_way.push(Reverse(Happening { at, serial, what }));
+    }
+
+    fn happen(&mut self, happening: Happening, concerned: &mut Vec<NodeId>) {
+        match happening.what {
+            What::DialEnds { from, relay, fingerprint, to } => {
+                self.dial_ends(happening.at, from, relay, fingerprint, to, concerned);
+            }
+            What::Departs { link, bytes } => {
+                if let Some(end) = self.ends.get_mut(&link) {
+                    end.buffered = end.buffered.saturating_sub(bytes);
+                    let (node, room) = (end.node, ROOM_MARK.saturating_sub(end.buffered));
+                    self.tell(node, LinkEvent::Room { link, bytes: room }, concerned);
+                }
+            }
+            What::Arrives { link, lane, message } => {
+                if let (Some(end), Some(lane)) = (self.ends.get(&link), Lane::new(lane)) {
+                    self.tell(end.node, LinkEvent::Message { link, lane, message }, concerned);
+                }
+            }
+            What::Closes { link, by_silence } => {
+                if let Some(end) = self.ends.remove(&link) {
+                    let reason = if by_silence { LinkClose::TimedOut } else { LinkClose::ByPeer };
+                    self.tell(end.node, LinkEvent::Closed { link, reason }, concerned);
+                }
+            }
+        }
+    }
+
+    fn dial_ends(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        relay: RelayId,
+        fingerprint: [u8; 32],
+        to: Option<NodeId>,
+        concerned: &mut Vec<NodeId>,
+    ) {
+        let Some(dialler) = self.ports.get(from.0) else { return };
+        let (dialler_certificate, dialler_address) = (dialler.certificate, dialler.address);
+        let listener = to.and_then(|to| self.ports.get(to.0).filter(|port| port.alive).map(|port| (to, port)));
+        let Some((to, listener)) = listener else {
+            let error = DialError::TimedOut;
+            return self.tell(from, LinkEvent::DialFailed { relay, error }, concerned);
+        };
+        let (listener_certificate, listener_address) = (listener.certificate, listener.address);
+        if listener_certificate != fingerprint {
+            let error = DialError::WrongFingerprint;
+            return self.tell(from, LinkEvent::DialFailed { relay, error }, concerned);
+        }
+        let (near, far) = (self.link_id(), self.link_id());
+        for (link, other, node, dialled, local, peer, address) in [
+            (near, far, from, Some(relay), dialler_certificate, listener_certificate, listener_address),
+            (far, near, to, None, listener_certificate, dialler_certificate, dialler_address),
+        ] {
+            let end = End { node, other, sends_until: now, lanes_until: [now; LANES as usize], buffered: 0 };
+            self.ends.insert(link, end);
+            let opened = LinkOpened {
+                dialled,
+                local_certificate: local,
+                peer_certificate: peer,
+                peer_address: Redacted(address),
+            };
+            self.tell(node, LinkEvent::Opened { link, opened }, concerned);
+            self.tell(node, LinkEvent::Room { link, bytes: ROOM_MARK }, concerned);
+        }
+    }
+
+    fn link_id(&mut self) -> LinkId {
+        let link = LinkId(self.next_link);
+        self.next_link = self.next_link.saturating_add(1);
+        link
+    }
+
+    fn tell(&mut self, node: NodeId, event: LinkEvent, concerned: &mut Vec<NodeId>) {
+        if let Some(port) = self.ports.get_mut(node.0).filter(|port| port.alive) {
+            port.events.push_back(event);
+            concerned.push(node);
+        }
+    }
+}
+
+fn at_rate(bytes: usize, rate: u64) -> Duration {
+    let nanoseconds = u128::try_from(bytes).unwrap_or(u128::MAX).saturating_mul(1_000_000_000);
+    let nanoseconds = nanoseconds.checked_div(u128::from(rate)).unwrap_or(0);
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,118 @@
+//! What the simulated network must hold, shown with a core that counts messages.
+
+use bytes::Bytes;
+use rand::CryptoRng;
+
+use super::*;
+use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Transmit};
+use core::time::Duration;
+
+/// Sends what it is told and remembers what arrives, and when.
+#[derive(Default)]
+struct Recorder {
+    out: Vec<Transmit>,
+    link: Option<LinkId>,
+    got: Vec<(Instant, u8, Bytes)>,
+    closed: bool,
+    failed: bool,
+}
+
+impl LinkMachine for Recorder {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, _: &mut dyn CryptoRng) {
+        match event {
+            LinkEvent::Opened { link, .. } => self.link = Some(link),
+            LinkEvent::Message { lane, message, .. } => self.got.push((now, lane.value(), message)),
+            LinkEvent::Closed { .. } => self.closed = true,
+            LinkEvent::DialFailed { .. } => self.failed = true,
+            LinkEvent::Room { .. } => {}
+        }
+    }
+
+    fn handle_timeout(&mut self, _: Instant, _: &mut dyn CryptoRng) {}
+
+    fn poll_transmit(&mut self, _: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
+        (!self.out.is_empty()).then(|| self.out.remove(0))
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+}
+
+const RELAY: RelayId = RelayId::from_bytes([1; 32]);
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn linked(seed: u64, profile: PathProfile) -> (World<Recorder>, NodeId, NodeId) {
+    let mut world = World::new(seed, profile);
+    let near = world.add_node("10.0.0.1:1".parse().unwrap(), false);
+    let far = world.add_node("10.0.0.2:2".parse().unwrap(), true);
+    world.place(near, Recorder::default());
+    world.place(far, Recorder::default());
+    let target = world.network().dial_target(far, RELAY).unwrap();
+    world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
+    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.link)?).expect("the link opens");
+    (world, near, far)
+}
+
+fn arrivals(seed: u64) -> Vec<(Instant, u8, Bytes)> {
+    let profile = PathProfile { loss: 0.05, jitter: Duration::from_millis(4), ..PathProfile::default() };
+    let (mut world, near, far) = linked(seed, profile);
+    world.with(near, |node, _, _| {
+        let link = node.link.unwrap();
+        for number in 0..200_u8 {
+            let message = Bytes::from(vec![number; 1024]);
+            node.out.push(Transmit::Message { link, lane: Lane::new(number % 4).unwrap(), message });
+        }
+    });
+    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.got.len() == 200).then_some(()))?);
+    world.with(far, |node, _, _| core::mem::take(&mut node.got)).unwrap()
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    assert_eq!(arrivals(7), arrivals(7));
+    assert_ne!(arrivals(7), arrivals(8));
+}
+
+#[test]
+fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
+    let got = arrivals(3);
+    assert_eq!(got.len(), 200);
+    for lane in 0..4 {
+        assert!(got.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message[0]));
+    }
+    assert!(!got.is_sorted_by_key(|(_, _, message)| message[0]));
+}
+
+#[test]
+fn a_link_carries_no_more_than_its_rate() {
+    let (mut world, near, far) = linked(1, PathProfile { rate: 1_000_000, ..PathProfile::default() });
+    let began = world.now();
+    world.with(near, |node, _, _| {
+        let link = node.link.unwrap();
+        for _ in 0..100 {
+            node.out.push(Transmit::Message { link, lane: Lane::FIRST, message: Bytes::from(vec![0; 10_000]) });
+        }
+    });
+    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.got.len() == 100).then_some(()))?).unwrap();
+    assert_eq!(world.now().since(began), Duration::from_millis(1010));
+}
+
+#[test]
+fn a_vanished_node_is_noticed_and_can_not_be_dialled() {
+    let (mut world, near, far) = linked(1, PathProfile::default());
+    let target = world.network().dial_target(far, RELAY).unwrap();
+    world.vanish(far);
+    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.closed.then_some(()))?).unwrap();
+    world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
+    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
+}
+
+#[test]
+fn a_wrong_fingerprint_is_refused() {
+    let (mut world, near, far) = linked(1, PathProfile::default());
+    let mut target = world.network().dial_target(far, RELAY).unwrap();
+    target.fingerprint[0] ^= 1;
+    world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
+    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
+}

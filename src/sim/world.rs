@@ -1,0 +1,127 @@
+//! Nodes and their network, moved through virtual time together.
+
+use core::{net::SocketAddr, time::Duration};
+
+use rand::{SeedableRng, rngs::ChaCha20Rng};
+
+use crate::base::{Instant, LinkMachine};
+
+use super::{Network, NodeId, PathProfile};
+
+/// A network with a protocol core of type `M` at each node.
+pub struct World<M> {
+    now: Instant,
+    network: Network,
+    machines: Vec<Option<M>>,
+    rng: ChaCha20Rng,
+}
+
+impl<M: LinkMachine> World<M> {
+    /// An empty world; everything by chance in it follows from `seed`.
+    #[must_use]
+    pub fn new(seed: u64, profile: PathProfile) -> Self {
+        Self {
+            now: Instant::START,
+            network: Network::new(seed, profile),
+            machines: Vec::new(),
+            rng: ChaCha20Rng::seed_from_u64(seed),
+        }
+    }
+
+    /// Virtual time.
+    #[must_use]
+    pub const fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The network.
+    #[must_use]
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The source of the nodes' randomness.
+    pub const fn rng(&mut self) -> &mut ChaCha20Rng {
+        &mut self.rng
+    }
+
+    /// Reserves a place for a node at `address`; a node that `listens` can be dialled.
+    pub fn add_node(&mut self, address: SocketAddr, listens: bool) -> NodeId {
+        self.machines.push(None);
+        self.network.add_node(address, listens)
+    }
+
+    /// Puts `machine` at `node`, which [`Self::add_node`] reserved.
+    pub fn place(&mut self, node: NodeId, machine: M) {
+        if let Some(place) = self.machines.get_mut(node.0) {
+            *place = Some(machine);
+        }
+    }
+
+    /// Lets `node` vanish without a word.
+    pub fn vanish(&mut self, node: NodeId) {
+        self.network.vanish(self.now, node);
+        if let Some(place) = self.machines.get_mut(node.0) {
+            *place = None;
+        }
+    }
+
+    /// Calls `act` on the core at `node`, then lets the node send what came of it.
+    pub fn with<T>(&mut self, node: NodeId, act: impl FnOnce(&mut M, Instant, &mut ChaCha20Rng) -> T) -> Option<T> {
+        let machine = self.machines.get_mut(node.0)?.as_mut()?;
+        let outcome = act(machine, self.now, &mut self.rng);
+        self.settle(node);
+        Some(outcome)
+    }
+
+    /// Moves time to the next thing that happens, at most to `limit`, and lets it happen; `false` when `limit` is
+    /// reached.
+    pub fn step(&mut self, limit: Instant) -> bool {
+        let deadlines = self.machines.iter().flatten().filter_map(LinkMachine::poll_timeout);
+        let next = deadlines.chain(self.network.poll_timeout()).min();
+        let Some(next) = next.filter(|next| *next <= limit) else {
+            self.now = self.now.max(limit);
+            return false;
+        };
+        self.now = self.now.max(next);
+        for node in self.network.handle_timeout(self.now) {
+            self.settle(node);
+        }
+        for index in 0..self.machines.len() {
+            if let Some(Some(machine)) = self.machines.get_mut(index)
+                && machine.poll_timeout().is_some_and(|due| due <= self.now)
+            {
+                machine.handle_timeout(self.now, &mut self.rng);
+                self.settle(NodeId(index));
+            }
+        }
+        true
+    }
+
+    /// Lets the world go on until `done` gives something, for `limit` of virtual time at most.
+    pub fn run_until<T>(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
+        let end = self.now.after(limit);
+        loop {
+            if let Some(outcome) = done(self) {
+                return Some(outcome);
+            }
+            if !self.step(end) {
+                return done(self);
+            }
+        }
+    }
+
+    /// Hands a node its events and the network what the node sends, until both have nothing more.
+    fn settle(&mut self, node: NodeId) {
+        let Some(Some(machine)) = self.machines.get_mut(node.0) else { return };
+        loop {
+            while let Some(transmit) = machine.poll_transmit(self.now, &mut self.rng) {
+                self.network.handle_transmit(self.now, node, transmit);
+            }
+            match self.network.poll_link_event(node) {
+                Some(event) => machine.handle_link(self.now, event, &mut self.rng),
+                None => return,
+            }
+        }
+    }
+}
