@@ -1,1 +1,55 @@
-fn main() {}
+//! Umbel's build tool: what a developer and the build machine run beyond `cargo build`.
+//!
+//! `cargo xtask test` is the whole check; every other command is one part of it. The standard library alone, so that
+//! it is there a second after a fresh clone.
+#![allow(clippy::disallowed_methods, reason = "no part of the core: it reads the clock and the environment")]
+
+mod browser;
+mod deny;
+mod packages;
+mod run;
+mod test;
+mod wasm;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Umbel's build tool.
+
+usage: cargo xtask COMMAND
+
+  test [--list] [--only STEP]…   run every check, or the steps named
+  wasm                           build the protocol core for wasm32-unknown-unknown
+  deny                           check licences, bans and sources of the dependencies
+  packages                       install what the tests need from Debian
+  browser                        dial a relay from Chromium and from Firefox
+
+example: cargo xtask test --only clippy --only wasm
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        ["test", options @ ..] => test::command(options),
+        ["wasm"] => wasm::build().map(drop),
+        ["deny"] => deny::check().map(drop),
+        ["packages"] => packages::install().map(drop),
+        ["browser"] => browser::test().map(drop),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        [unknown, ..] => {
+            eprint!("xtask: no command {unknown:?}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Licences, bans and sources of the dependencies, by cargo-deny and `deny.toml`.
+
+use std::path::PathBuf;
+
+use crate::{
+    packages::on_path,
+    run::{Failure, Run, Tally, cache},
+};
+
+/// Checks them, and the known vulnerabilities too where the advisory database can be had.
+pub(crate) fn check() -> Result<Tally, Failure> {
+    let program = program()?;
+    let fetched = Run::new(&program).args(["fetch", "db"]).succeeds();
+    let mut checks = vec!["licenses", "bans", "sources"];
+    if fetched {
+        checks.push("advisories");
+    } else {
+        println!("the advisory database can't be reached: known vulnerabilities are not checked");
+    }
+    Run::new(&program).args(["check", "--hide-inclusion-graph"]).args(checks).run()
+}
+
+/// cargo-deny: the one on the path, or one built once and kept.
+fn program() -> Result<PathBuf, Failure> {
+    if let Some(program) = on_path("cargo-deny") {
+        return Ok(program);
+    }
+    let folder = cache("cargo-deny")?;
+    let program = folder.join("bin/cargo-deny");
+    if !program.is_file() {
+        println!("building cargo-deny, once");
+        let build = folder.join("build");
+        Run::cargo()
+            .args(["install", "--quiet", "--locked", "cargo-deny", "--root"])
+            .args([&folder])
+            .args(["--target-dir"])
+            .args([&build])
+            .run()?;
+        // The program is what is kept; what it was made from is large.
+        let _ = std::fs::remove_dir_all(build);
+    }
+    Ok(program)
+}

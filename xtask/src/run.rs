@@ -1,0 +1,210 @@
+//! Running other programs, and counting the tests they report.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    io::{self, BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+/// Why a step did not succeed, in words for whoever reads the build's output.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    tally: Tally,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), tally: Tally { passed: 0, failed: 1 } }
+    }
+
+    /// What the program had counted before it failed; at least one failure.
+    pub(crate) const fn tally(&self) -> Tally {
+        self.tally
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// How many tests a program said it ran; a program that counts none is one test itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+}
+
+impl Tally {
+    pub(crate) const ONE: Self = Self { passed: 1, failed: 0 };
+
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self { passed: self.passed.saturating_add(other.passed), failed: self.failed.saturating_add(other.failed) }
+    }
+
+    /// Adds what `line` reports, if it is a summary of nextest, of `cargo test` or of Node's test runner.
+    fn read(&mut self, line: &str) {
+        let nextest = line.trim_start().starts_with("Summary [");
+        if nextest || line.starts_with("test result: ") {
+            let words: Vec<&str> = line.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
+            for pair in words.windows(2) {
+                let [count, word] = pair else { continue };
+                let Ok(count) = count.parse::<u64>() else { continue };
+                match *word {
+                    "passed" => self.passed = self.passed.saturating_add(count),
+                    "failed" | "exec-failed" => self.failed = self.failed.saturating_add(count),
+                    _ => {}
+                }
+            }
+            // nextest: "2 timed out"
+            if nextest && let Some((before, _)) = line.split_once(" timed out") {
+                let count = before.rsplit(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0);
+                self.failed = self.failed.saturating_add(count);
+            }
+        }
+        let node = |label: &str| line.strip_prefix(label).and_then(|rest| rest.trim().parse::<u64>().ok());
+        if let Some(count) = node("# pass ").or_else(|| node("ℹ pass ")) {
+            self.passed = self.passed.saturating_add(count);
+        }
+        if let Some(count) = node("# fail ").or_else(|| node("ℹ fail ")) {
+            self.failed = self.failed.saturating_add(count);
+        }
+    }
+}
+
+/// A program to run in the checkout's root.
+pub(crate) struct Run {
+    command: Command,
+    shown: String,
+}
+
+impl Run {
+    pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
+        let shown = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut command = Command::new(program);
+        command.current_dir(root()).stdin(Stdio::null());
+        Self { command, shown }
+    }
+
+    /// The cargo that runs this build tool.
+    pub(crate) fn cargo() -> Self {
+        let mut run = Self::new(cargo());
+        // What cargo sets for the build tool is not meant for the builds it starts.
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
+            run.command.env_remove(name);
+        }
+        run
+    }
+
+    pub(crate) fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, arguments: I) -> Self {
+        for argument in arguments {
+            self.shown.push(' ');
+            self.shown.push_str(&argument.as_ref().to_string_lossy());
+            self.command.arg(argument);
+        }
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub(crate) fn directory(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
+    /// Runs it with its output passed on, and counts the tests it reports.
+    pub(crate) fn run(mut self) -> Result<Tally, Failure> {
+        println!("+ {}", self.shown);
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().map_err(|error| self.failure(&format!("can't start: {error}")))?;
+        let errors = child.stderr.take().map(|stream| thread::spawn(move || pass_on(stream, io::stderr())));
+        let mut tally = child.stdout.take().map(|stream| pass_on(stream, io::stdout())).unwrap_or_default();
+        if let Some(Ok(counted)) = errors.map(thread::JoinHandle::join) {
+            tally = tally.and(counted);
+        }
+        let status = child.wait().map_err(|error| self.failure(&error.to_string()))?;
+        if !status.success() {
+            tally.failed = tally.failed.max(1);
+            return Err(Failure { tally, ..self.failure(&status.to_string()) });
+        }
+        Ok(if tally == Tally::default() { Tally::ONE } else { tally })
+    }
+
+    /// Runs it and gives back what it printed, or `None` if it failed or can't be started.
+    pub(crate) fn output(mut self) -> Option<String> {
+        let output = self.command.stderr(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Runs it without showing anything; whether it succeeded.
+    pub(crate) fn succeeds(self) -> bool {
+        self.output().is_some()
+    }
+
+    fn failure(&self, reason: &str) -> Failure {
+        Failure::new(format!("{}: {reason}", self.shown))
+    }
+}
+
+fn pass_on(stream: impl Read, mut out: impl Write) -> Tally {
+    let mut tally = Tally::default();
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    while stream.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+        // Nobody may be reading any more; the program's own outcome still counts.
+        let _ = out.write_all(&line);
+        let _ = out.flush();
+        tally.read(String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
+    tally
+}
+
+/// The program that cargo names as itself.
+pub(crate) fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The checkout's root.
+pub(crate) fn root() -> PathBuf {
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    xtask.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// Where tools are kept between builds: outside the checkout and the target folder, so that a clean build has them.
+pub(crate) fn cache(name: &str) -> Result<PathBuf, Failure> {
+    let base = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    let path =
+        base.ok_or_else(|| Failure::new("neither XDG_CACHE_HOME nor HOME is set"))?.join("umbel-tools").join(name);
+    std::fs::create_dir_all(&path).map_err(|error| Failure::new(format!("can't make {}: {error}", path.display())))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    fn tally(lines: &[&str]) -> (u64, u64) {
+        let mut tally = Tally::default();
+        lines.iter().for_each(|line| tally.read(line));
+        (tally.passed, tally.failed)
+    }
+
+    #[test]
+    fn summaries_of_every_runner_are_counted() {
+        assert_eq!(tally(&["     Summary [   3.2s] 12 tests run: 12 passed (1 slow), 3 skipped"]), (12, 0));
+        assert_eq!(tally(&["     Summary [   3.2s] 9 tests run: 5 passed, 2 failed, 2 timed out, 0 skipped"]), (5, 4));
+        assert_eq!(tally(&["test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured"]), (7, 0));
+        assert_eq!(tally(&["# tests 3", "# pass 2", "# fail 1"]), (2, 1));
+        assert_eq!(tally(&["5 passed by on the other side"]), (0, 0));
+    }
+}

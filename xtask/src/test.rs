@@ -1,0 +1,113 @@
+//! `cargo xtask test`: every check, in the order in which a mistake shows soonest.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    browser, deny, packages,
+    run::{Failure, Run, Tally},
+    wasm,
+};
+
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    run: fn() -> Result<Tally, Failure>,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "format", what: "rustfmt has nothing to change", run: format },
+    Step { name: "packages", what: "real clients and browsers are there, or get installed", run: packages::install },
+    Step { name: "deny", what: "licences, bans and sources of the dependencies", run: deny::check },
+    Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
+    Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
+    Step { name: "wasm", what: "the protocol core builds for browsers", run: wasm::build },
+    Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
+    Step { name: "doctest", what: "the documentation's examples", run: doctest },
+    Step { name: "browser", what: "Chromium and Firefox dial a relay", run: browser::test },
+];
+
+/// Runs the steps asked for, all of them if none is; a failed one doesn't keep the next from running.
+pub(crate) fn command(options: &[&str]) -> Result<(), Failure> {
+    let mut only = Vec::new();
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match *option {
+            "--list" => {
+                STEPS.iter().for_each(|step| println!("{:10} {}", step.name, step.what));
+                return Ok(());
+            }
+            "--only" => {
+                let name = options.next().copied().unwrap_or_default();
+                let step = STEPS.iter().find(|step| step.name == name);
+                only.push(step.ok_or_else(|| Failure::new(format!("no step {name:?}; --list shows them")))?.name);
+            }
+            unknown => return Err(Failure::new(format!("no option {unknown:?}; there are --list and --only STEP"))),
+        }
+    }
+    let chosen = |step: &&Step| only.is_empty() || only.contains(&step.name);
+    run(&STEPS.iter().filter(chosen).collect::<Vec<_>>())
+}
+
+fn run(steps: &[&Step]) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut results = Vec::new();
+    for step in steps {
+        println!("\n== {}: {}", step.name, step.what);
+        let started = Instant::now();
+        let outcome = (step.run)();
+        if let Err(failure) = &outcome {
+            eprintln!("xtask: {failure}");
+        }
+        results.push((step.name, started.elapsed(), outcome));
+    }
+    summarise(&results, started.elapsed())
+}
+
+fn summarise(results: &[(&str, Duration, Result<Tally, Failure>)], took: Duration) -> Result<(), Failure> {
+    println!("\nstep        seconds  passed  failed");
+    let mut sum = Tally::default();
+    for (name, took, outcome) in results {
+        let tally = outcome.as_ref().map_or_else(Failure::tally, |tally| *tally);
+        sum = sum.and(tally);
+        println!("{name:10} {:8.1} {:7} {:7}", took.as_secs_f64(), tally.passed, tally.failed);
+    }
+    println!("{:10} {:8.1} {:7} {:7}\n", "all", took.as_secs_f64(), sum.passed, sum.failed);
+    for (name, _, outcome) in results {
+        if let Err(failure) = outcome {
+            println!("FAILED {name}: {failure}");
+        }
+    }
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    if sum.failed == 0 { Ok(()) } else { Err(Failure::new("not everything passed")) }
+}
+
+fn format() -> Result<Tally, Failure> {
+    Run::cargo().args(["fmt", "--all", "--check"]).run()?;
+    Run::cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]).run()
+}
+
+fn clippy() -> Result<Tally, Failure> {
+    Run::cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+}
+
+fn docs() -> Result<Tally, Failure> {
+    let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items", "--locked"];
+    Run::cargo().args(options).env("RUSTDOCFLAGS", "-D warnings").run()
+}
+
+fn test() -> Result<Tally, Failure> {
+    let run = if Run::cargo().args(["nextest", "--version"]).succeeds() {
+        Run::cargo().args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
+    } else {
+        println!("no cargo-nextest: `cargo test` instead");
+        Run::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
+    };
+    match packages::python() {
+        Some(python) => run.env("UMBEL_TEST_PYTHON", python).run(),
+        None => run.run(),
+    }
+}
+
+fn doctest() -> Result<Tally, Failure> {
+    Run::cargo().args(["test", "--workspace", "--locked", "--doc"]).run()
+}

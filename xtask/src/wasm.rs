@@ -1,0 +1,153 @@
+//! The protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`.
+//!
+//! The target's standard library comes from rustup, or, where rustup can't download it, from Debian's packages: those
+//! are unpacked, not installed, beside the tools that are kept between builds, and give a compiler of their own that
+//! builds the library from its source once.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::run::{Failure, Run, Tally, cache};
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// Builds the core alone; a warning is an error.
+pub(crate) fn build() -> Result<Tally, Failure> {
+    let run = Run::cargo().args(["rustc", "--lib", "--locked", "--no-default-features", "--target", TARGET]);
+    let run = match compiler()? {
+        Some(compiler) => run.env("RUSTC", compiler),
+        None => run,
+    };
+    run.args(["--", "-D", "warnings"]).run()
+}
+
+/// The compiler to use instead of the usual one, if the usual one has no standard library for the target.
+fn compiler() -> Result<Option<PathBuf>, Failure> {
+    // For trying the second way where the first is open.
+    let debian_only = std::env::var_os("UMBEL_WASM_DEBIAN").is_some();
+    let usual = || {
+        let library = Run::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
+        library.is_some_and(|folder| Path::new(&folder).is_dir())
+    };
+    if !debian_only && (usual() || Run::new("rustup").args(["target", "add", TARGET]).succeeds() && usual()) {
+        return Ok(None);
+    }
+    println!("rustup has no {TARGET}: using Debian's packages");
+    debian().map(Some)
+}
+
+fn debian() -> Result<PathBuf, Failure> {
+    let candidate = || {
+        let policy = Run::new("apt-cache").args(["policy", "rustc-web"]).output()?;
+        let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+        (version != "(none)").then(|| version.to_owned())
+    };
+    let version = candidate().or_else(|| {
+        Run::new("apt-get").args(["update", "-qq"]).output();
+        candidate()
+    });
+    let version = version.ok_or_else(|| {
+        Failure::new(format!(
+            "no standard library for {TARGET}: neither by `rustup target add` nor as rustc-web of Debian"
+        ))
+    })?;
+    let folder = cache(&format!("rust-wasm-{}", version.replace(['/', ':'], "_")))?;
+    let complete = folder.join("complete");
+    if !complete.is_file() {
+        unpack(&folder, &version)?;
+        build_library(&folder)?;
+        write(&complete, "")?;
+    }
+    Ok(folder.join("rustc"))
+}
+
+/// Downloads the packages of `version` and lays them out as a toolchain, with a script `rustc` that starts it.
+fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
+    let (debs, tree) = (folder.join("debs"), folder.join("tree"));
+    for path in [&debs, &tree] {
+        // What an interrupted attempt left.
+        let _ = fs::remove_dir_all(path);
+        fs::create_dir_all(path).map_err(|error| Failure::new(error.to_string()))?;
+    }
+    let library = depends("libstd-rust-web-dev", "libstd-rust-web-")?;
+    let llvm = depends(&library, "libllvm")?;
+    let ours = [&library, "rustc-web", "libstd-rust-web-dev", "rust-web-src"].map(|name| format!("{name}={version}"));
+    Run::new("apt-get").args(["download", "-qq"]).args(&ours).args([&llvm]).directory(&debs).run()?;
+    let files = fs::read_dir(&debs).map_err(|error| Failure::new(error.to_string()))?;
+    for file in files.filter_map(Result::ok).map(|entry| entry.path()) {
+        let source = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("rust-web-src"));
+        if source {
+            // The compiler's own source, most of the package, isn't needed.
+            let script = "dpkg --fsys-tarfile \"$1\" | tar -x -C \"$2\" --wildcards \
+                          './usr/src/rustc-*/library/*' './usr/lib/rustlib/src/*'";
+            Run::new("bash").args(["-o", "pipefail", "-c", script, "unpack"]).args([&file, &tree]).run()?;
+        } else {
+            Run::new("dpkg").args(["-x"]).args([&file, &tree]).run()?;
+        }
+    }
+    // The linker of the usual toolchain, where this one looks for its own.
+    if let Some(usual) = Run::new("rustc").args(["--print", "target-libdir"]).output()
+        && let Some(linkers) = Path::new(&usual).parent().map(|host| host.join("bin"))
+        && let Some(host) = linkers.parent().and_then(Path::file_name)
+    {
+        let place = tree.join("usr/lib/rustlib").join(host).join("bin");
+        let _ = std::os::unix::fs::symlink(linkers, place);
+    }
+    let usr = tree.join("usr");
+    let script = folder.join("rustc");
+    write(
+        &script,
+        &format!(
+            "#!/bin/sh\nlibraries=$(echo '{0}'/lib/*-linux-gnu)\n\
+             LD_LIBRARY_PATH=$libraries${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} exec '{0}/bin/rustc' \"$@\"\n",
+            usr.display()
+        ),
+    )?;
+    Run::new("chmod").args(["+x"]).args([&script]).run().map(drop)
+}
+
+/// The one package that `package` depends on whose name begins with `prefix`.
+fn depends(package: &str, prefix: &str) -> Result<String, Failure> {
+    let list = Run::new("apt-cache").args(["depends", package]).output().unwrap_or_default();
+    let name =
+        list.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).find(|name| name.starts_with(prefix));
+    name.map(str::to_owned).ok_or_else(|| Failure::new(format!("{package} depends on no {prefix}…")))
+}
+
+/// Builds the target's standard library by way of an empty crate, and puts it where the compiler looks for it.
+fn build_library(folder: &Path) -> Result<(), Failure> {
+    let seed = folder.join("seed");
+    fs::create_dir_all(seed.join("src")).map_err(|error| Failure::new(error.to_string()))?;
+    let manifest = "[package]\nname = \"seed\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n";
+    write(&seed.join("Cargo.toml"), manifest)?;
+    write(&seed.join("src/lib.rs"), "")?;
+    let target = seed.join("target");
+    Run::cargo()
+        .args(["-Zbuild-std=std,panic_abort", "build", "--quiet", "--release", "--target", TARGET, "--target-dir"])
+        .args([&target])
+        .env("RUSTC", folder.join("rustc"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", "-Cembed-bitcode=yes")
+        .directory(&seed)
+        .run()?;
+    let place = folder.join("tree/usr/lib/rustlib").join(TARGET).join("lib");
+    fs::create_dir_all(&place).map_err(|error| Failure::new(error.to_string()))?;
+    let built =
+        fs::read_dir(target.join(TARGET).join("release/deps")).map_err(|error| Failure::new(error.to_string()))?;
+    for file in built.filter_map(Result::ok).map(|entry| entry.path()) {
+        let name = file.file_name().unwrap_or_default();
+        if file.extension().is_some_and(|kind| kind == "rlib") && !name.to_string_lossy().starts_with("libseed") {
+            fs::copy(&file, place.join(name)).map_err(|error| Failure::new(error.to_string()))?;
+        }
+    }
+    for path in [folder.join("debs"), seed, folder.join("tree/usr/src")] {
+        let _ = fs::remove_dir_all(path);
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(path, text).map_err(|error| Failure::new(format!("can't write {}: {error}", path.display())))
+}
