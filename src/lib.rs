@@ -2,5 +2,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod base;
+pub mod flow;
 pub mod sim;
+pub mod stream;
 pub mod wire;

@@ -1,0 +1,73 @@
+//! Streams of late: what the peer may still send of a stream that has ended here.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::base::StreamId;
+
+const MAX_STREAMS: usize = 1024;
+/// Messages other than DATA that may come late of one stream.
+const MAX_MESSAGES: u8 = 64;
+
+/// Streams that have ended here within memory. Holds at most 1,024; the oldest is forgotten first.
+#[derive(Default)]
+pub(super) struct LateStreams {
+    streams: BTreeMap<StreamId, Late>,
+    order: VecDeque<(StreamId, u64)>,
+    inserted: u64,
+}
+
+struct Late {
+    number: u64,
+    bytes_left: u64,
+    messages_left: u8,
+}
+
+impl LateStreams {
+    pub(super) fn insert(&mut self, id: StreamId, may_come: u64) {
+        self.inserted = self.inserted.saturating_add(1);
+        let late = Late { number: self.inserted, bytes_left: may_come, messages_left: MAX_MESSAGES };
+        self.streams.insert(id, late);
+        self.order.push_back((id, self.inserted));
+        // Some in the order may have been removed, or inserted again, since.
+        while self.order.len() > MAX_STREAMS {
+            if let Some((oldest, number)) = self.order.pop_front()
+                && self.streams.get(&oldest).is_some_and(|late| late.number == number)
+            {
+                self.streams.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn contains(&self, id: StreamId) -> bool {
+        self.streams.contains_key(&id)
+    }
+
+    /// The peer's last word, or a stream begun anew.
+    pub(super) fn remove(&mut self, id: StreamId) {
+        self.streams.remove(&id);
+    }
+
+    /// Whether `bytes` of DATA may still come of the stream; counts them.
+    pub(super) fn takes_data(&mut self, id: StreamId, bytes: u64) -> bool {
+        let Some(late) = self.streams.get_mut(&id) else { return false };
+        match late.bytes_left.checked_sub(bytes) {
+            Some(left) => {
+                late.bytes_left = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether one more message other than DATA may come of the stream; counts it.
+    pub(super) fn takes_message(&mut self, id: StreamId) -> bool {
+        let Some(late) = self.streams.get_mut(&id) else { return false };
+        match late.messages_left.checked_sub(1) {
+            Some(left) => {
+                late.messages_left = left;
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the peer says.
+
+use core::net::IpAddr;
+
+use bytes::Bytes;
+
+use super::{MAX_CONTROL, Phase, Receiving, Role, Sending, StreamError, StreamEvent, Streams};
+use crate::{
+    base::{Instant, StreamId},
+    flow::Mark,
+    wire::{Answer, EndReason, MessageKind, RelayMessage},
+};
+
+impl Streams {
+    /// Takes one message of the peer.
+    ///
+    /// # Errors
+    /// When it is a breach or beyond what this end holds: the circuit must end.
+    pub fn handle_message(&mut self, now: Instant, message: RelayMessage) -> Result<(), StreamError> {
+        let kind = message.kind();
+        let legal = match self.role {
+            Role::Origin => kind.from_hop(),
+            Role::Exit => kind.from_origin(),
+        };
+        if !legal {
+            return Err(StreamError::Illegal(kind));
+        }
+        match message {
+            RelayMessage::Data { stream, mark, bytes } => self.handle_data(stream, mark, bytes),
+            RelayMessage::SendMe { mark } => Ok(self.window.handle_sendme(now, &mark)?),
+            RelayMessage::Credit { stream, bytes } => self.handle_credit(stream, bytes),
+            RelayMessage::End { stream, reason: EndReason::Done } => self.handle_finished(stream),
+            RelayMessage::End { stream, reason } => self.handle_reset(stream, reason),
+            RelayMessage::Connected { stream, address } => self.handle_connected(stream, address),
+            RelayMessage::Resolved { stream, ttl, answers } => self.handle_resolved(stream, ttl, answers),
+            RelayMessage::Begin { stream, target } => {
+                if self.accept(now, stream, Phase::Serving, kind)? {
+                    self.events.push_back(StreamEvent::Begin { stream, target });
+                }
+                Ok(())
+            }
+            RelayMessage::Resolve { stream, host } => {
+                if self.accept(now, stream, Phase::Answering, kind)? {
+                    self.events.push_back(StreamEvent::Resolve { stream, host });
+                }
+                Ok(())
+            }
+            RelayMessage::Drop => Ok(()),
+            RelayMessage::Extend { .. } | RelayMessage::Extended { .. } => Err(StreamError::Illegal(kind)),
+        }
+    }
+
+    fn handle_data(&mut self, id: StreamId, mark: Option<Mark>, bytes: Bytes) -> Result<(), StreamError> {
+        if let Some(mark) = mark {
+            self.acknowledger.handle_mark(mark)?;
+        }
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return if self.late.takes_data(id, length) {
+                Ok(())
+            } else {
+                Err(StreamError::Illegal(MessageKind::Data))
+            };
+        };
+        let receives = matches!(stream.phase, Phase::Open | Phase::Serving) && stream.receiving == Receiving::Open;
+        if !receives {
+            return Err(StreamError::Illegal(MessageKind::Data));
+        }
+        if !stream.receive(length) {
+            return Err(StreamError::BeyondCredit);
+        }
+        if stream.phase == Phase::Serving {
+            stream.early.push(bytes);
+        } else {
+            self.events.push_back(StreamEvent::Data { stream: id, bytes });
+        }
+        Ok(())
+    }
+
+    fn handle_credit(&mut self, id: StreamId, bytes: u32) -> Result<(), StreamError> {
+        let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::Credit) };
+        if !matches!(stream.phase, Phase::Open) {
+            return Err(StreamError::Illegal(MessageKind::Credit));
+        }
+        stream.credit = stream.credit.saturating_add(bytes.into());
+        self.make_ready(id);
+        Ok(())
+    }
+
+    fn handle_finished(&mut self, id: StreamId) -> Result<(), StreamError> {
+        let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::End) };
+        let receives = matches!(stream.phase, Phase::Open | Phase::Serving) && stream.receiving == Receiving::Open;
+        if !receives {
+            return Err(StreamError::Illegal(MessageKind::End));
+        }
+        stream.receiving = Receiving::Finished;
+        if core::mem::take(&mut stream.owing) {
+            self.owing.retain(|owing| *owing != id);
+        }
+        if stream.phase == Phase::Open {
+            self.events.push_back(StreamEvent::Finished { stream: id });
+        }
+        if stream.sending == Sending::Finished {
+            self.forget(id, 0);
+        }
+        Ok(())
+    }
+
+    fn handle_reset(&mut self, id: StreamId, reason: EndReason) -> Result<(), StreamError> {
+        if self.take(id).is_some() {
+            self.events.push_back(StreamEvent::Closed { stream: id, reason });
+            return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
+        }
+        self.handle_late(id, MessageKind::End)?;
+        self.late.remove(id);
+        Ok(())
+    }
+
+    fn handle_connected(&mut self, id: StreamId, address: Option<IpAddr>) -> Result<(), StreamError> {
+        let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::Connected) };
+        if stream.phase != Phase::Beginning {
+            return Err(StreamError::Illegal(MessageKind::Connected));
+        }
+        stream.phase = Phase::Open;
+        self.deadlines.remove(&(stream.deadline, id));
+        self.events.push_back(StreamEvent::Connected { stream: id, address });
+        self.make_ready(id);
+        self.end_if_sent(id);
+        Ok(())
+    }
+
+    fn handle_resolved(&mut self, id: StreamId, ttl: u32, answers: Vec<Answer>) -> Result<(), StreamError> {
+        match self.streams.get(&id) {
+            Some(stream) if stream.phase == Phase::Resolving => {
+                self.take(id);
+                self.events.push_back(StreamEvent::Resolved { stream: id, ttl, answers });
+                Ok(())
+            }
+            Some(_) => Err(StreamError::Illegal(MessageKind::Resolved)),
+            None => {
+                self.handle_late(id, MessageKind::Resolved)?;
+                self.late.remove(id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Exit: makes room for a stream that the origin asks for; false if it is refused.
+    fn accept(&mut self, now: Instant, id: StreamId, phase: Phase, kind: MessageKind) -> Result<bool, StreamError> {
+        if self.streams.contains_key(&id) {
+            return Err(StreamError::Illegal(kind));
+        }
+        if self.control.len() >= MAX_CONTROL {
+            return Err(StreamError::TooManyAnswers);
+        }
+        self.late.remove(id);
+        if self.is_full() {
+            self.late.insert(id, super::INITIAL_CREDIT.into());
+            self.answer(RelayMessage::End { stream: id, reason: EndReason::ResourceLimit })?;
+            return Ok(false);
+        }
+        self.insert(now, id, phase);
+        Ok(true)
+    }
+
+    /// Queues an answer that the peer brought about.
+    fn answer(&mut self, message: RelayMessage) -> Result<(), StreamError> {
+        if self.control.len() >= MAX_CONTROL {
+            return Err(StreamError::TooManyAnswers);
+        }
+        self.control.push_back(message);
+        Ok(())
+    }
+
+    fn handle_late(&mut self, id: StreamId, kind: MessageKind) -> Result<(), StreamError> {
+        if self.late.takes_message(id) { Ok(()) } else { Err(StreamError::Illegal(kind)) }
+    }
+}

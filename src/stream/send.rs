@@ -1,0 +1,107 @@
+//! What this end says next: acknowledgements, then answers, then CREDIT, then the streams' bytes in turn.
+
+use rand::CryptoRng;
+
+use super::{SEND_BUFFER, Sending, StreamEvent, Streams};
+use crate::{
+    base::{Instant, StreamId},
+    flow::Mark,
+    wire::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, RelayMessage},
+};
+
+impl Streams {
+    /// Whether [`Self::poll_message`] would give a message.
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        !self.acknowledger.is_empty()
+            || !self.control.is_empty()
+            || !self.owing.is_empty()
+            || (!self.ready.is_empty() && self.window.has_room())
+    }
+
+    /// The next message to send, of at most `capacity` bytes with its header.
+    pub fn poll_message<R: CryptoRng + ?Sized>(
+        &mut self,
+        now: Instant,
+        capacity: usize,
+        rng: &mut R,
+    ) -> Option<RelayMessage> {
+        if let Some(mark) = self.acknowledger.poll_mark() {
+            return Some(RelayMessage::SendMe { mark });
+        }
+        if let Some(message) = self.control.pop_front() {
+            return Some(message);
+        }
+        if let Some(message) = self.poll_credit() {
+            return Some(message);
+        }
+        if self.window.has_room() { self.poll_data(now, capacity, rng) } else { None }
+    }
+
+    fn poll_credit(&mut self) -> Option<RelayMessage> {
+        let id = self.owing.pop_front()?;
+        let stream = self.streams.get_mut(&id)?;
+        stream.owing = false;
+        let had = stream.extra_credit();
+        let of_circuit = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
+        let of_stream = u64::from(self.parameters.stream_credit_max).saturating_sub(had);
+        let bytes = stream.grant(of_circuit.min(of_stream));
+        self.extra_credit = self.extra_credit.saturating_add(stream.extra_credit().saturating_sub(had));
+        Some(RelayMessage::Credit { stream: id, bytes })
+    }
+
+    fn poll_data<R: CryptoRng + ?Sized>(&mut self, now: Instant, capacity: usize, rng: &mut R) -> Option<RelayMessage> {
+        let mark = self.window.wants_mark().then(|| {
+            let mut mark: Mark = [0; MARK_LEN];
+            rng.fill_bytes(&mut mark);
+            mark
+        });
+        let overhead = MESSAGE_HEADER_LEN.saturating_add(mark.map_or(0, |mark| mark.len()));
+        let capacity = capacity.saturating_sub(overhead);
+        if capacity == 0 {
+            return None;
+        }
+        let id = self.ready.pop_front()?;
+        let stream = self.streams.get_mut(&id)?;
+        stream.ready = false;
+        let credit = usize::try_from(stream.credit).unwrap_or(usize::MAX);
+        let length = capacity.min(credit).min(stream.outgoing.len());
+        let bytes = stream.outgoing.split_to(length).freeze();
+        stream.credit = stream.credit.saturating_sub(u64::try_from(length).unwrap_or(u64::MAX));
+        if stream.above_mark && stream.outgoing.len() <= SEND_BUFFER / 2 {
+            stream.above_mark = false;
+            if stream.sending == Sending::Open {
+                self.events.push_back(StreamEvent::Writable { stream: id });
+            }
+        }
+        self.window.handle_sent(now, mark);
+        self.make_ready(id);
+        self.end_if_sent(id);
+        Some(RelayMessage::Data { stream: id, mark, bytes })
+    }
+
+    /// Puts a stream that has bytes it may send at the end of the ring.
+    pub(super) fn make_ready(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !stream.ready
+            && stream.may_send()
+        {
+            stream.ready = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Sends END(Done) if the stream is to finish and all it had is sent.
+    pub(super) fn end_if_sent(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let sent_all = stream.sending == Sending::Finishing && stream.outgoing.is_empty();
+        if !sent_all || stream.phase != super::Phase::Open {
+            return;
+        }
+        stream.sending = Sending::Finished;
+        self.control.push_back(RelayMessage::End { stream: id, reason: EndReason::Done });
+        if stream.receiving == super::Receiving::Finished {
+            self.forget(id, 0);
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! Both ends of a circuit, joined in memory.
+
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::ChaCha8Rng};
+
+use super::*;
+
+const CAPACITY: usize = 968;
+
+fn rng() -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(7)
+}
+
+fn target() -> Target {
+    Target { host: Host::parse("umbel.test").unwrap(), port: 443 }
+}
+
+/// Origin and exit, with all messages carried at once.
+struct Pair {
+    origin: Streams,
+    exit: Streams,
+    now: Instant,
+    rng: ChaCha8Rng,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self::with(FlowParameters::default())
+    }
+
+    fn with(parameters: FlowParameters) -> Self {
+        Self {
+            origin: Streams::new(Role::Origin, parameters.clone()),
+            exit: Streams::new(Role::Exit, parameters),
+            now: Instant::START,
+            rng: rng(),
+        }
+    }
+
+    /// Carries messages until neither end has any.
+    fn settle(&mut self) {
+        loop {
+            self.now = self.now.after(Duration::from_millis(1));
+            let mut moved = false;
+            while let Some(message) = self.origin.poll_message(self.now, CAPACITY, &mut self.rng) {
+                self.exit.handle_message(self.now, message).expect("legal at the exit");
+                moved = true;
+            }
+            while let Some(message) = self.exit.poll_message(self.now, CAPACITY, &mut self.rng) {
+                self.origin.handle_message(self.now, message).expect("legal at the origin");
+                moved = true;
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// A connected stream.
+    fn stream(&mut self) -> StreamId {
+        let id = self.origin.begin(self.now, target()).unwrap();
+        self.settle();
+        assert_eq!(self.exit.poll_event(), Some(StreamEvent::Begin { stream: id, target: target() }));
+        self.exit.connected(self.now, id, None);
+        self.settle();
+        assert_eq!(self.origin.poll_event(), Some(StreamEvent::Connected { stream: id, address: None }));
+        id
+    }
+}
+
+fn events(streams: &mut Streams) -> Vec<StreamEvent> {
+    core::iter::from_fn(|| streams.poll_event()).collect()
+}
+
+/// Takes what came and lets the peer send more.
+fn read(streams: &mut Streams) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(event) = streams.poll_event() {
+        if let StreamEvent::Data { stream, bytes } = event {
+            all.extend_from_slice(&bytes);
+            streams.consumed(stream, bytes.len());
+        }
+    }
+    all
+}
+
+#[test]
+fn bytes_arrive_as_sent_however_many_there_are() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let mut left = sent.as_slice();
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        let taken = pair.origin.write(pair.now, id, left);
+        left = &left[taken..];
+        pair.settle();
+        got.extend(read(&mut pair.exit));
+    }
+    assert_eq!(got, sent);
+}
+
+#[test]
+fn a_half_closed_stream_goes_on_in_the_other_direction() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    pair.origin.write(pair.now, id, b"question");
+    pair.origin.finish(id);
+    assert_eq!(pair.origin.write(pair.now, id, b"more"), 0);
+    pair.settle();
+    let came = events(&mut pair.exit);
+    assert_eq!(came.last(), Some(&StreamEvent::Finished { stream: id }));
+    assert_eq!(pair.exit.write(pair.now, id, b"answer"), 6);
+    pair.exit.finish(id);
+    pair.settle();
+    let came = events(&mut pair.origin);
+    assert_eq!(came[0], StreamEvent::Data { stream: id, bytes: Bytes::from_static(b"answer") });
+    assert_eq!(came[1], StreamEvent::Finished { stream: id });
+    assert!(pair.origin.is_empty() && pair.exit.is_empty());
+}
+
+#[test]
+fn what_is_written_before_the_answer_goes_out_after_it() {
+    let mut pair = Pair::new();
+    let id = pair.origin.begin(pair.now, target()).unwrap();
+    pair.origin.write(pair.now, id, b"early");
+    pair.origin.finish(id);
+    pair.settle();
+    assert_eq!(events(&mut pair.exit).len(), 1);
+    pair.exit.connected(pair.now, id, None);
+    pair.settle();
+    let data = StreamEvent::Data { stream: id, bytes: Bytes::from_static(b"early") };
+    assert_eq!(events(&mut pair.exit), [data, StreamEvent::Finished { stream: id }]);
+}
+
+#[test]
+fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
+    let mut pair = Pair::new();
+    let id = StreamId::new(9).unwrap();
+    pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
+    let bytes = Bytes::from_static(b"early");
+    pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, mark: None, bytes: bytes.clone() }).unwrap();
+    pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
+    assert_eq!(events(&mut pair.exit).len(), 1);
+    pair.exit.connected(pair.now, id, None);
+    assert_eq!(events(&mut pair.exit), [StreamEvent::Data { stream: id, bytes }, StreamEvent::Finished { stream: id }]);
+}
+
+#[test]
+fn a_question_is_answered_once() {
+    let mut pair = Pair::new();
+    let host = Host::parse("umbel.test").unwrap();
+    let id = pair.origin.resolve(pair.now, host.clone()).unwrap();
+    pair.settle();
+    assert_eq!(events(&mut pair.exit), [StreamEvent::Resolve { stream: id, host }]);
+    let answers = vec![Answer::Ip([192, 0, 2, 1].into())];
+    pair.exit.resolved(id, 60, answers.clone());
+    pair.settle();
+    assert_eq!(events(&mut pair.origin), [StreamEvent::Resolved { stream: id, ttl: 60, answers: answers.clone() }]);
+    assert!(pair.origin.is_empty() && pair.exit.is_empty());
+    let again = RelayMessage::Resolved { stream: id, ttl: 60, answers };
+    assert!(pair.origin.handle_message(pair.now, again).is_err());
+}
+
+#[test]
+fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    pair.exit.write(pair.now, id, &[1; 50_000]);
+    pair.origin.reset(id, EndReason::Reset);
+    // The exit's bytes are under way while the origin's END is.
+    let mut under_way = Vec::new();
+    while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
+        under_way.push(message);
+    }
+    assert!(under_way.len() > 50);
+    for message in under_way {
+        pair.origin.handle_message(pair.now, message).unwrap();
+    }
+    pair.settle();
+    assert_eq!(events(&mut pair.exit), [StreamEvent::Closed { stream: id, reason: EndReason::Reset }]);
+    assert_eq!(events(&mut pair.origin), []);
+    // The exit's END was its last word.
+    let message = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
+    assert_eq!(pair.origin.handle_message(pair.now, message), Err(StreamError::Illegal(MessageKind::Data)));
+}
+
+#[test]
+fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    pair.origin.reset(id, EndReason::Reset);
+    let bytes = Bytes::from(vec![0; 1024]);
+    let data = RelayMessage::Data { stream: id, mark: None, bytes };
+    for _ in 0..INITIAL_CREDIT / 1024 {
+        pair.origin.handle_message(pair.now, data.clone()).unwrap();
+    }
+    assert!(pair.origin.handle_message(pair.now, data).is_err());
+}
+
+#[test]
+fn resets_that_cross_end_the_stream_at_both() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    pair.origin.reset(id, EndReason::Failed);
+    pair.exit.reset(id, EndReason::Failed);
+    pair.settle();
+    assert!(pair.origin.is_empty() && pair.exit.is_empty());
+    assert!(!pair.origin.has_message() && !pair.exit.has_message());
+}
+
+#[test]
+fn a_stalled_reader_holds_up_its_own_stream_only() {
+    let mut pair = Pair::new();
+    let (stalled, lively) = (pair.stream(), pair.stream());
+    let mut got = 0;
+    for _ in 0..100 {
+        pair.exit.write(pair.now, stalled, &[1; SEND_BUFFER]);
+        pair.exit.write(pair.now, lively, &[2; SEND_BUFFER]);
+        pair.settle();
+        for event in events(&mut pair.origin) {
+            if let StreamEvent::Data { stream, bytes } = event
+                && stream == lively
+            {
+                got += bytes.len();
+                pair.origin.consumed(lively, bytes.len());
+            }
+        }
+        events(&mut pair.exit);
+    }
+    assert_eq!(pair.exit.room(stalled), 0);
+    assert!(got > 99 * SEND_BUFFER, "{got}");
+}
+
+#[test]
+fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
+    let parameters = FlowParameters { stream_credit_max: 1 << 20, circuit_credit_max: 1 << 20, ..Default::default() };
+    let mut pair = Pair::with(parameters);
+    let (first, second) = (pair.stream(), pair.stream());
+    for _ in 0..200 {
+        for id in [first, second] {
+            pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+        }
+        pair.settle();
+        read(&mut pair.origin);
+        events(&mut pair.exit);
+    }
+    pair.settle();
+    let open: u64 = pair.origin.streams.values().map(Stream::credit_left).sum();
+    assert_eq!(pair.origin.extra_credit, 1 << 20);
+    assert!(open <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{open}");
+    pair.origin.reset(first, EndReason::Reset);
+    pair.origin.reset(second, EndReason::Reset);
+    assert_eq!(pair.origin.extra_credit, 0);
+}
+
+#[test]
+fn bytes_beyond_the_credit_are_a_breach() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from(vec![0; 1024]) };
+    for _ in 0..INITIAL_CREDIT / 1024 {
+        pair.origin.handle_message(pair.now, data.clone()).unwrap();
+    }
+    assert_eq!(pair.origin.handle_message(pair.now, data), Err(StreamError::BeyondCredit));
+}
+
+#[test]
+fn a_message_of_a_stream_that_never_was_is_a_breach() {
+    let id = StreamId::new(3).unwrap();
+    let messages = [
+        RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") },
+        RelayMessage::Connected { stream: id, address: None },
+        RelayMessage::Resolved { stream: id, ttl: 1, answers: vec![Answer::Name("a".into())] },
+        RelayMessage::Credit { stream: id, bytes: 1 },
+        RelayMessage::End { stream: id, reason: EndReason::Done },
+        RelayMessage::End { stream: id, reason: EndReason::Failed },
+        RelayMessage::SendMe { mark: [0; 16] },
+        RelayMessage::Extend { fragment: Bytes::new() },
+        RelayMessage::Extended { fragment: Bytes::new() },
+    ];
+    for message in messages {
+        for role in [Role::Origin, Role::Exit] {
+            let mut streams = Streams::new(role, FlowParameters::default());
+            assert!(streams.handle_message(Instant::START, message.clone()).is_err(), "{role:?} {message:?}");
+        }
+    }
+}
+
+#[test]
+fn a_message_that_is_the_other_roles_is_a_breach() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    assert!(pair.origin.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).is_err());
+    assert!(pair.exit.handle_message(pair.now, RelayMessage::Connected { stream: id, address: None }).is_err());
+    assert!(pair.origin.handle_message(pair.now, RelayMessage::Connected { stream: id, address: None }).is_err());
+    assert!(pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).is_err());
+    assert!(pair.exit.handle_message(pair.now, RelayMessage::Drop).is_ok());
+}
+
+#[test]
+fn data_after_its_end_is_a_breach() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    let end = RelayMessage::End { stream: id, reason: EndReason::Done };
+    pair.exit.handle_message(pair.now, end.clone()).unwrap();
+    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
+    assert!(pair.exit.handle_message(pair.now, data).is_err());
+    assert!(pair.exit.handle_message(pair.now, end).is_err());
+}
+
+#[test]
+fn acknowledgements_and_credit_go_ahead_of_data() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    pair.exit.write(pair.now, id, &[1; 40_000]);
+    while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
+        pair.origin.handle_message(pair.now, message).unwrap();
+    }
+    pair.origin.write(pair.now, id, &[2; 10_000]);
+    read(&mut pair.origin);
+    let kinds: Vec<_> = core::iter::from_fn(|| pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng))
+        .map(|message| message.kind())
+        .collect();
+    assert_eq!(kinds[..3], [MessageKind::SendMe, MessageKind::Credit, MessageKind::Data]);
+}
+
+#[test]
+fn streams_send_in_turn() {
+    let mut pair = Pair::new();
+    let ids = [pair.stream(), pair.stream(), pair.stream()];
+    for id in ids {
+        pair.exit.write(pair.now, id, &[1; 10_000]);
+    }
+    let order: Vec<_> =
+        (0..6).map(|_| pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng).unwrap().stream().unwrap()).collect();
+    assert_eq!(order, [ids, ids].concat());
+}
+
+#[test]
+fn an_unacknowledged_window_stops_data_and_at_last_the_circuit() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    let mut sent = 0;
+    loop {
+        pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+        match pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
+            Some(_) => sent += 1,
+            None => break,
+        }
+    }
+    assert_eq!(sent, 128);
+    assert!(!pair.exit.has_message());
+    let at = pair.exit.poll_timeout().unwrap();
+    assert_eq!(pair.exit.handle_timeout(at), Err(StreamError::Stalled));
+}
+
+#[test]
+fn an_unanswered_begin_times_out_at_either_end() {
+    let mut pair = Pair::new();
+    let id = pair.origin.begin(pair.now, target()).unwrap();
+    pair.settle();
+    events(&mut pair.exit);
+    let at = pair.exit.poll_timeout().unwrap();
+    let closed = [StreamEvent::Closed { stream: id, reason: EndReason::TimedOut }];
+    pair.exit.handle_timeout(at).unwrap();
+    assert_eq!(events(&mut pair.exit), closed);
+    let at = pair.origin.poll_timeout().unwrap();
+    pair.origin.handle_timeout(at).unwrap();
+    assert_eq!(events(&mut pair.origin), closed);
+    pair.settle();
+    assert_eq!(pair.origin.poll_timeout(), None);
+}
+
+#[test]
+fn streams_beyond_the_cap_are_refused() {
+    let mut pair = Pair::with(FlowParameters { max_streams: 2, ..Default::default() });
+    pair.stream();
+    pair.stream();
+    assert_eq!(pair.origin.begin(pair.now, target()), Err(StreamError::Full));
+    let third = StreamId::new(77).unwrap();
+    pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: third, target: target() }).unwrap();
+    let answer = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng);
+    assert_eq!(answer, Some(RelayMessage::End { stream: third, reason: EndReason::ResourceLimit }));
+    assert_eq!(pair.exit.poll_event(), None);
+}
+
+#[test]
+fn a_peer_that_makes_answers_and_takes_none_is_cut_off() {
+    let mut exit = Streams::new(Role::Exit, FlowParameters::default());
+    let mut failed = None;
+    for number in 1..=5000 {
+        let stream = StreamId::new(number).unwrap();
+        if let Err(error) = exit.handle_message(Instant::START, RelayMessage::Begin { stream, target: target() }) {
+            failed = Some(error);
+            break;
+        }
+        exit.reset(stream, EndReason::Policy);
+    }
+    assert_eq!(failed, Some(StreamError::TooManyAnswers));
+}
+
+#[test]
+fn the_end_of_the_circuit_is_an_error_of_every_stream() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    pair.origin.abort(EndReason::Failed);
+    assert_eq!(events(&mut pair.origin), [StreamEvent::Closed { stream: id, reason: EndReason::Failed }]);
+    assert!(!pair.origin.has_message());
+}
+
+#[test]
+fn writable_is_told_when_the_buffer_has_half_its_room_again() {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    assert_eq!(pair.origin.write(pair.now, id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
+    assert_eq!(pair.origin.room(id), 0);
+    pair.settle();
+    assert_eq!(events(&mut pair.origin), [StreamEvent::Writable { stream: id }]);
+}
+
+/// What the two applications may do, in any order.
+#[derive(Clone, Debug)]
+enum Act {
+    Begin,
+    Connect(usize),
+    Write(bool, usize, usize),
+    Finish(bool, usize),
+    Reset(bool, usize),
+    Read(bool),
+    Carry(bool, usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        Just(Act::Begin),
+        (0..4_usize).prop_map(Act::Connect),
+        (any::<bool>(), 0..4_usize, 1..200_000_usize).prop_map(|(end, stream, bytes)| Act::Write(end, stream, bytes)),
+        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Act::Finish(end, stream)),
+        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Act::Reset(end, stream)),
+        any::<bool>().prop_map(Act::Read),
+        (any::<bool>(), 1..300_usize).prop_map(|(end, messages)| Act::Carry(end, messages)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_honest_acts_is_a_breach_or_leaves_a_stream_behind(acts in prop::collection::vec(act(), 1..120)) {
+        let mut pair = Pair::new();
+        let mut ids = Vec::new();
+        let pick = |ids: &Vec<StreamId>, at: usize| ids.iter().rev().nth(at).copied();
+        for act in acts {
+            let now = pair.now;
+            match act {
+                Act::Begin => ids.extend(pair.origin.begin(now, target())),
+                Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.connected(now, id, None) },
+                Act::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
+                    let streams = if end { &mut pair.exit } else { &mut pair.origin };
+                    streams.write(now, id, &vec![0; bytes]);
+                },
+                Act::Finish(end, at) => if let Some(id) = pick(&ids, at) {
+                    if end { pair.exit.finish(id) } else { pair.origin.finish(id) }
+                },
+                Act::Reset(end, at) => if let Some(id) = pick(&ids, at) {
+                    if end { pair.exit.reset(id, EndReason::Failed) } else { pair.origin.reset(id, EndReason::Failed) }
+                },
+                Act::Read(end) => { read(if end { &mut pair.exit } else { &mut pair.origin }); }
+                Act::Carry(end, messages) => for _ in 0..messages {
+                    let (from, to) = if end { (&mut pair.exit, &mut pair.origin) } else { (&mut pair.origin, &mut pair.exit) };
+                    let has = from.has_message();
+                    let message = from.poll_message(now, CAPACITY, &mut pair.rng);
+                    prop_assert_eq!(has, message.is_some());
+                    let Some(message) = message else { break };
+                    let taken = to.handle_message(now, message);
+                    prop_assert!(taken.is_ok(), "{:?}", taken);
+                },
+            }
+        }
+        for id in ids {
+            pair.origin.reset(id, EndReason::Reset);
+        }
+        pair.settle();
+        prop_assert!(pair.origin.is_empty() && pair.exit.is_empty());
+        prop_assert_eq!((pair.origin.extra_credit, pair.exit.extra_credit), (0, 0));
+    }
+
+    #[test]
+    fn no_bytes_of_a_peer_panic(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..60), exit in any::<bool>()) {
+        let role = if exit { Role::Exit } else { Role::Origin };
+        let mut streams = Streams::new(role, FlowParameters::default());
+        let _ = streams.begin(Instant::START, target());
+        for bytes in messages {
+            if let Ok(message) = RelayMessage::decode(&Bytes::from(bytes)) {
+                let _ = streams.handle_message(Instant::START, message);
+            }
+        }
+    }
+}
