@@ -3,6 +3,8 @@
 
 pub mod base;
 pub mod flow;
+#[cfg(feature = "native")]
+pub mod io;
 pub mod sim;
 pub mod stream;
 pub mod wire;

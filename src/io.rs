@@ -1,0 +1,6 @@
+//! Sockets, files, DNS: what the core doesn't do itself. Native only.
+
+pub mod connector;
+pub mod stream;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,120 @@
+//! A TCP connection joined to a stream, both ways, until both have ended.
+
+use core::{
+    future::poll_fn,
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use std::io;
+
+use bytes::{BufMut, BytesMut};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+
+use crate::wire::EndReason;
+
+use super::{Reader, Stream, StreamFailed, Writer};
+
+/// Bytes read from a socket at once.
+const CHUNK: usize = 64 * 1024;
+/// How long a stream may be silent once one direction has ended: by then the other end has most likely gone for
+/// good, which TCP does not tell.
+const HALF_CLOSED_SILENCE: Duration = Duration::from_secs(10 * 60);
+
+/// Joins `socket` and `stream` until both directions have ended.
+///
+/// A half-close of one is a half-close of the other. A failure of one is a failure of the other: the stream is reset
+/// if the socket fails, and the socket is reset (not closed) if the stream does, so that no one takes cut-off data
+/// for the whole. `early` are bytes that were read from the socket before.
+///
+/// # Errors
+/// What ended it, when it was not a clean end both ways.
+pub(crate) async fn splice(mut socket: TcpStream, mut stream: Stream, early: &[u8]) -> io::Result<()> {
+    let result = join(&mut socket, &mut stream, early).await;
+    if let Err(error) = &result {
+        reset_on_close(&socket);
+        if !error.get_ref().is_some_and(|inner| inner.is::<StreamFailed>()) {
+            stream.reset(if error.kind() == io::ErrorKind::TimedOut { EndReason::TimedOut } else { EndReason::Reset });
+        }
+    }
+    result
+}
+
+/// Makes closing `socket` a TCP reset.
+pub(crate) fn reset_on_close(socket: &TcpStream) {
+    // Best effort: where it fails the socket is gone already.
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+async fn join(socket: &mut TcpStream, stream: &mut Stream, early: &[u8]) -> io::Result<()> {
+    let (socket_reader, socket_writer) = socket.split();
+    let (reader, writer) = stream.split();
+    let moved = AtomicU64::new(0);
+    let mut outward = pin!(async {
+        writer.write_all(early).await?;
+        from_socket(&socket_reader, writer, &moved).await
+    });
+    let mut inward = pin!(to_socket(reader, socket_writer, &moved));
+    tokio::select! {
+        result = &mut outward => {
+            result?;
+            while_moving(&moved, inward).await
+        }
+        result = &mut inward => {
+            result?;
+            while_moving(&moved, outward).await
+        }
+    }
+}
+
+/// Waits for `rest` unless nothing has moved for too long.
+async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        match tokio::time::timeout(HALF_CLOSED_SILENCE, &mut rest).await {
+            Ok(result) => return result,
+            Err(_) if moved.load(Ordering::Relaxed) == before => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+async fn from_socket(socket: &ReadHalf<'_>, writer: &Writer, moved: &AtomicU64) -> io::Result<()> {
+    loop {
+        let room = poll_fn(|cx| writer.poll_room(cx)).await?;
+        socket.readable().await?;
+        // Made only now, so that an idle stream holds no buffer.
+        let limit = room.min(CHUNK);
+        let mut buffer = BytesMut::with_capacity(limit);
+        match socket.try_read_buf(&mut (&mut buffer).limit(limit)) {
+            Ok(0) => {
+                writer.finish();
+                return Ok(());
+            }
+            Ok(_) => {
+                writer.hand_over(buffer);
+                moved.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn to_socket(reader: &mut Reader, mut socket: WriteHalf<'_>, moved: &AtomicU64) -> io::Result<()> {
+    loop {
+        let chunk = reader.fill_buf().await?;
+        if chunk.is_empty() {
+            return socket.shutdown().await;
+        }
+        let written = socket.write(chunk).await?;
+        reader.consume(written);
+        moved.fetch_add(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,226 @@
+use std::time::{Duration, Instant};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::*;
+use crate::io::testing::{ROOM, reason_of, stream_pair};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn bytes_come_through_both_ways_and_each_direction_finishes_by_itself() {
+    let (mut left, mut right) = stream_pair();
+    let sent = pattern(3_000_001);
+    let expected = sent.clone();
+    let answering = tokio::spawn(async move {
+        let mut got = Vec::new();
+        right.read_to_end(&mut got).await.unwrap();
+        assert!(got == expected);
+        right.write_all(b"after your end").await.unwrap();
+        right.shutdown().await.unwrap();
+    });
+    left.write_all(&sent).await.unwrap();
+    left.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    timeout(DEADLINE, left.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"after your end");
+    answering.await.unwrap();
+    assert_eq!(left.write(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_is_an_error_at_the_other_end_after_what_came_before() {
+    let (mut left, mut right) = stream_pair();
+    left.write_all(b"part").await.unwrap();
+    let mut part = [0; 4];
+    right.read_exact(&mut part).await.unwrap();
+    drop(left);
+    let error = timeout(DEADLINE, right.read(&mut part)).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(reason_of(&error), Some(EndReason::Reset));
+    assert_eq!(right.write(b"x").await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_stream_finished_both_ways_is_not_reset_when_dropped() {
+    let mut hub = Hub::new();
+    let mut stream = hub.open(7, 100);
+    stream.write_all(b"all").await.unwrap();
+    stream.shutdown().await.unwrap();
+    hub.finish(7);
+    drop(stream);
+    assert_eq!(hub.try_command(), Some(StreamCommand::Write { key: 7, bytes: "all".into() }));
+    assert_eq!(hub.try_command(), Some(StreamCommand::Finish { key: 7 }));
+    assert_eq!(hub.try_command(), None);
+    assert_eq!(hub.len(), 0);
+}
+
+#[tokio::test]
+async fn the_reason_given_at_reset_is_the_one_told() {
+    let mut hub = Hub::new();
+    hub.open(7, 100).reset(EndReason::TimedOut);
+    assert_eq!(hub.try_command(), Some(StreamCommand::Reset { key: 7, reason: EndReason::TimedOut }));
+    assert_eq!(hub.try_command(), None);
+    assert_eq!(hub.len(), 0);
+}
+
+#[tokio::test]
+async fn what_came_is_read_before_the_failure_and_never_looks_like_the_end() {
+    let mut hub = Hub::new();
+    let mut stream = hub.open(7, 100);
+    hub.push(7, b"some");
+    hub.push(7, b"thing");
+    hub.fail(7, EndReason::Failed);
+    let mut got = Vec::new();
+    let error = stream.read_to_end(&mut got).await.unwrap_err();
+    assert_eq!((got.as_slice(), error.kind()), (&b"something"[..], io::ErrorKind::ConnectionAborted));
+}
+
+#[tokio::test]
+async fn streams_fail_when_the_core_is_gone() {
+    let mut hub = Hub::new();
+    let mut stream = hub.open(7, 100);
+    let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
+    tokio::task::yield_now().await;
+    drop(hub);
+    assert!(timeout(DEADLINE, reading).await.unwrap().unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more() {
+    let mut hub = Hub::new();
+    let mut stream = hub.open(7, 10);
+    assert_eq!(stream.write(&[1; 64]).await.unwrap(), 10);
+    let mut writing = tokio::spawn(async move {
+        stream.write_all(&[2; 20]).await.unwrap();
+        stream
+    });
+    assert!(matches!(hub.try_command(), Some(StreamCommand::Write { bytes, .. }) if bytes.len() == 10));
+    hub.set_room(7, 0);
+    assert!(timeout(Duration::from_millis(20), &mut writing).await.is_err(), "it wrote without room");
+    hub.set_room(7, 15);
+    assert!(matches!(hub.command().await, StreamCommand::Write { bytes, .. } if bytes.len() == 15));
+    hub.set_room(7, 15);
+    let _stream = timeout(DEADLINE, writing).await.unwrap().unwrap();
+    assert!(matches!(hub.try_command(), Some(StreamCommand::Write { bytes, .. }) if bytes.len() == 5));
+}
+
+#[tokio::test]
+async fn tiny_pieces_take_little_more_memory_than_their_bytes() {
+    let mut hub = Hub::new();
+    let stream = hub.open(7, 10);
+    for _ in 0..1_000_000 {
+        hub.push(7, b"x");
+    }
+    let capacity: usize = stream.shared.lock().inbound.iter().map(BytesMut::capacity).sum();
+    assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK, "{capacity} bytes held");
+}
+
+#[tokio::test]
+async fn a_stream_that_writes_byte_by_byte_stands_in_the_queue_once() {
+    let mut hub = Hub::new();
+    let mut stream = hub.open(7, 10_000);
+    for _ in 0..5_000 {
+        stream.write_all(b"x").await.unwrap();
+    }
+    assert!(matches!(hub.try_command(), Some(StreamCommand::Write { bytes, .. }) if bytes.len() == 5_000));
+    assert_eq!(hub.try_command(), None);
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stops_its_writer_and_no_one_else() {
+    let (mut left, right) = stream_pair();
+    let blocked = tokio::spawn(async move {
+        let block = vec![0; 64 * 1024];
+        let mut written = 0;
+        while let Ok(result) = timeout(Duration::from_millis(200), left.write(&block)).await {
+            written += result.unwrap();
+        }
+        written
+    });
+    let written = timeout(DEADLINE, blocked).await.unwrap().unwrap();
+    assert!(written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} bytes went out unread");
+    drop(right);
+}
+
+async fn socket_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (dialled, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (dialled.unwrap(), accepted.unwrap().0)
+}
+
+#[tokio::test]
+async fn a_spliced_socket_carries_bytes_and_half_closes() {
+    let (left, right) = stream_pair();
+    let (mut application, near) = socket_pair().await;
+    let (far, mut origin) = socket_pair().await;
+    tokio::spawn(splice(near, left, b"early "));
+    tokio::spawn(splice(far, right, &[]));
+    application.write_all(b"question").await.unwrap();
+    application.shutdown().await.unwrap();
+    let mut question = String::new();
+    timeout(DEADLINE, origin.read_to_string(&mut question)).await.unwrap().unwrap();
+    assert_eq!(question, "early question");
+    origin.write_all(b"answer").await.unwrap();
+    drop(origin);
+    let mut answer = String::new();
+    timeout(DEADLINE, application.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, "answer");
+}
+
+#[tokio::test]
+async fn a_failed_stream_resets_the_socket_and_a_failed_socket_the_stream() {
+    let (left, right) = stream_pair();
+    let (mut application, near) = socket_pair().await;
+    tokio::spawn(splice(near, left, &[]));
+    right.reset(EndReason::Failed);
+    let error = timeout(DEADLINE, application.read(&mut [0; 8])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+    let (left, mut right) = stream_pair();
+    let (application, near) = socket_pair().await;
+    tokio::spawn(splice(near, left, &[]));
+    reset_on_close(&application);
+    drop(application);
+    let error = timeout(DEADLINE, right.read(&mut [0; 8])).await.unwrap().unwrap_err();
+    assert_eq!(reason_of(&error), Some(EndReason::Reset));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_plumbing_carries_far_more_than_the_overlay() {
+    const TOTAL: usize = 256 * 1024 * 1024;
+    let (left, right) = stream_pair();
+    let (mut application, near) = socket_pair().await;
+    let (far, mut origin) = socket_pair().await;
+    tokio::spawn(splice(near, left, &[]));
+    tokio::spawn(splice(far, right, &[]));
+    let start = Instant::now();
+    tokio::spawn(async move {
+        let block = vec![7; 64 * 1024];
+        for _ in 0..TOTAL / block.len() {
+            origin.write_all(&block).await.unwrap();
+        }
+    });
+    let mut block = vec![0; 64 * 1024];
+    let mut got = 0;
+    loop {
+        match application.read(&mut block).await.unwrap() {
+            0 => break,
+            read => got += read,
+        }
+        if got == TOTAL {
+            break;
+        }
+    }
+    let rate = got as f64 / start.elapsed().as_secs_f64() / 1_048_576.0;
+    eprintln!("{rate:.0} MiB/s");
+    assert!(rate > 20.0, "{rate:.0} MiB/s");
+}
