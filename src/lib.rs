@@ -5,6 +5,9 @@ pub mod base;
 pub mod flow;
 #[cfg(feature = "native")]
 pub mod io;
+pub mod crypto;
+pub mod handshake;
+pub mod onion;
 pub mod sim;
 pub mod stream;
 pub mod wire;

@@ -5,9 +5,14 @@
 //! `proto/03-cells.md` and `proto/05-relay-messages.md`.
 
 mod cell;
+mod fragment;
 mod message;
 
 pub use cell::{BODY_LEN, CELL_LEN, Cell, Command};
+pub use fragment::{
+    Fragments, MAX_BODY_LEN, MAX_FRAGMENTS, create_cells, created_cells, decode_create, decode_extend, encode_extend,
+    split,
+};
 pub use message::{Answer, EndReason, Host, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, Target};
 
 /// Why bytes are no valid message.

@@ -1,0 +1,74 @@
+//! Hashing and key derivation: SHA-256, HKDF-SHA256 (RFC 5869) with labels, and the ratchet of layer keys.
+
+use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
+use hkdf::{Hkdf, HkdfExtract};
+use sha2::{Digest as _, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+const RATCHET_LABEL: &[u8] = b"umbel 1 ratchet";
+
+/// SHA-256 of `bytes`.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    sha256_parts(&[bytes])
+}
+
+/// SHA-256 of the concatenation of `parts`.
+pub(crate) fn sha256_parts(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// A pseudo-random key that others are derived from.
+pub(crate) struct KeySource(Hkdf<Sha256>);
+
+impl KeySource {
+    /// HKDF-Extract of the concatenation of `secrets`.
+    pub(crate) fn extract(salt: &[u8], secrets: &[&[u8]]) -> Self {
+        let mut extract = HkdfExtract::new(Some(salt));
+        for secret in secrets {
+            extract.input_ikm(secret);
+        }
+        Self(extract.finalize().1)
+    }
+
+    /// HKDF-Expand with the info `label ‖ context`.
+    pub(crate) fn expand<const N: usize>(&self, label: &[u8], context: &[u8]) -> Zeroizing<[u8; N]> {
+        const { assert!(N <= 255 * 32, "beyond what HKDF-SHA256 gives") };
+        let mut key = Zeroizing::new([0; N]);
+        #[expect(clippy::expect_used, reason = "fails for a length beyond 255 blocks only, which doesn't compile")]
+        self.0.expand_multi_info(&[label, context], key.as_mut_slice()).expect("length checked at compile time");
+        key
+    }
+}
+
+/// The secret that all cell keys of one hop and direction come from, in order; steps forward only.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct LayerKey([u8; 32]);
+
+impl LayerKey {
+    /// The layer key with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Gives the next cell key and forgets how to come to it (`proto/03-cells.md` §4).
+    pub(crate) fn ratchet(&mut self) -> ChaCha20Poly1305 {
+        #[expect(clippy::expect_used, reason = "32 bytes are a pseudo-random key of SHA-256")]
+        let source = KeySource(Hkdf::from_prk(&self.0).expect("as long as a digest"));
+        let cell_key = source.expand::<64>(RATCHET_LABEL, &[]);
+        let (cell_key, next) = cell_key.split_at(32);
+        self.0.copy_from_slice(next);
+        #[expect(clippy::expect_used, reason = "the first half of 64 bytes is a key")]
+        ChaCha20Poly1305::new_from_slice(cell_key).expect("32 bytes")
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}

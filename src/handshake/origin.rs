@@ -1,0 +1,74 @@
+//! The origin's side.
+
+use rand::CryptoRng;
+
+use crate::{
+    base::HopIndex,
+    crypto::{OnionPublic, OnionSecret},
+};
+
+use super::{
+    HandshakeError, HopKeys, RelayKeys,
+    transcript::{RequestStage, TYPE_X25519, expect_type, field},
+};
+
+/// A handshake that waits for the relay's reply.
+pub struct ClientHandshake {
+    ephemeral: OnionSecret,
+    stage: RequestStage,
+    sealed: Vec<u8>,
+}
+
+/// A handshake that succeeded: the other end holds the relay's onion key.
+pub struct Established {
+    /// The hop's layer keys.
+    pub keys: HopKeys,
+    /// What the relay said along with its reply.
+    pub payload: Vec<u8>,
+}
+
+impl ClientHandshake {
+    /// Begins a handshake with `relay` as the hop `hop`; gives the request to send.
+    ///
+    /// `payload` has no forward secrecy and can be replayed: it must ask for nothing that mustn't happen twice.
+    ///
+    /// # Errors
+    /// When the relay's onion key is of small order or the payload is longer than [`super::MAX_PAYLOAD_LEN`].
+    pub fn start<R: CryptoRng + ?Sized>(
+        relay: &RelayKeys,
+        hop: HopIndex,
+        payload: &[u8],
+        rng: &mut R,
+    ) -> Result<(Self, Vec<u8>), HandshakeError> {
+        Self::start_with(OnionSecret::generate(rng), relay, hop, payload)
+    }
+
+    pub(super) fn start_with(
+        ephemeral: OnionSecret,
+        relay: &RelayKeys,
+        hop: HopIndex,
+        payload: &[u8],
+    ) -> Result<(Self, Vec<u8>), HandshakeError> {
+        let public = ephemeral.public();
+        let stage = RequestStage::new(relay, hop, &public, ephemeral.agree(&relay.onion_key)?);
+        let sealed = stage.payload_key().seal(payload)?;
+        let request = [&TYPE_X25519.to_be_bytes(), relay.onion_key.0.as_slice(), &public.0, &sealed].concat();
+        Ok((Self { ephemeral, stage, sealed }, request))
+    }
+
+    /// Takes the relay's reply.
+    ///
+    /// # Errors
+    /// When the reply is malformed, of another type, or not from the holder of the onion key over this very request.
+    pub fn finish(self, reply: &[u8]) -> Result<Established, HandshakeError> {
+        let mut rest = reply;
+        expect_type(&mut rest)?;
+        let ephemeral = OnionPublic(*field(&mut rest)?);
+        let auth = field(&mut rest)?;
+        let ee = self.ephemeral.agree(&ephemeral)?;
+        let stage = self.stage.reply(&self.sealed, &ephemeral, &ee);
+        let payload_key = stage.payload_key();
+        let keys = stage.done(rest).verify(auth)?;
+        Ok(Established { keys, payload: payload_key.open(rest)? })
+    }
+}

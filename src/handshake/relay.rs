@@ -1,0 +1,122 @@
+//! The relay's side.
+
+use rand::CryptoRng;
+
+use crate::{
+    base::{HopIndex, RelayId},
+    crypto::{OnionPublic, OnionSecret},
+};
+
+use super::{
+    HandshakeError, HopKeys, RelayKeys,
+    transcript::{RequestStage, TYPE_X25519, expect_type, field},
+};
+
+/// A relay's onion keys: the current one, and the one before it, which origins with an older consensus still use.
+pub struct OnionKeyring {
+    current: OnionSecret,
+    previous: Option<OnionSecret>,
+}
+
+impl OnionKeyring {
+    /// A keyring of these keys.
+    #[must_use]
+    pub const fn new(current: OnionSecret, previous: Option<OnionSecret>) -> Self {
+        Self { current, previous }
+    }
+
+    /// The key to publish.
+    #[must_use]
+    pub fn public(&self) -> OnionPublic {
+        self.current.public()
+    }
+
+    /// Makes `next` the current key and the current one the previous; the one before that is erased.
+    pub fn rotate(&mut self, next: OnionSecret) {
+        self.previous = Some(core::mem::replace(&mut self.current, next));
+    }
+
+    fn find(&self, public: &OnionPublic) -> Option<&OnionSecret> {
+        [Some(&self.current), self.previous.as_ref()].into_iter().flatten().find(|key| key.public() == *public)
+    }
+}
+
+/// A request that authenticates; it waits for an answer.
+pub struct Request {
+    stage: RequestStage,
+    ephemeral: OnionPublic,
+    sealed: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+/// What a relay makes of a request.
+pub struct Answer {
+    /// The reply to send.
+    pub reply: Vec<u8>,
+    /// The hop's layer keys.
+    pub keys: HopKeys,
+    /// What the origin said along with its request; may be a replay.
+    pub payload: Vec<u8>,
+}
+
+impl Request {
+    /// Reads a request that came to the relay `identity` as the hop `hop`.
+    ///
+    /// # Errors
+    /// When it is malformed, of an unknown type, names an unknown onion key, brings a key of small order, or was made for
+    /// another relay or hop.
+    pub fn open(
+        identity: &RelayId,
+        keys: &OnionKeyring,
+        hop: HopIndex,
+        request: &[u8],
+    ) -> Result<Self, HandshakeError> {
+        let mut rest = request;
+        expect_type(&mut rest)?;
+        let onion_key = OnionPublic(*field(&mut rest)?);
+        let ephemeral = OnionPublic(*field(&mut rest)?);
+        let secret = keys.find(&onion_key).ok_or(HandshakeError::UnknownOnionKey)?;
+        let relay = RelayKeys { identity: *identity, onion_key };
+        let stage = RequestStage::new(&relay, hop, &ephemeral, secret.agree(&ephemeral)?);
+        let payload = stage.payload_key().open(rest)?;
+        Ok(Self { stage, ephemeral, sealed: rest.to_vec(), payload })
+    }
+
+    /// What the origin said along with its request; may be a replay.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Answers with `payload`.
+    ///
+    /// # Errors
+    /// When the payload is longer than [`super::MAX_PAYLOAD_LEN`].
+    pub fn answer<R: CryptoRng + ?Sized>(self, payload: &[u8], rng: &mut R) -> Result<Answer, HandshakeError> {
+        self.answer_with(OnionSecret::generate(rng), payload)
+    }
+
+    pub(super) fn answer_with(self, ephemeral: OnionSecret, payload: &[u8]) -> Result<Answer, HandshakeError> {
+        let public = ephemeral.public();
+        let ee = ephemeral.agree(&self.ephemeral)?;
+        let stage = self.stage.reply(&self.sealed, &public, &ee);
+        let sealed = stage.payload_key().seal(payload)?;
+        let done = stage.done(&sealed);
+        let reply = [&TYPE_X25519.to_be_bytes(), public.0.as_slice(), &done.auth, &sealed].concat();
+        Ok(Answer { reply, keys: done.keys, payload: self.payload })
+    }
+}
+
+/// Reads a request and answers it with an empty payload: [`Request::open`], then [`Request::answer`].
+///
+/// # Errors
+/// As [`Request::open`].
+pub fn respond<R: CryptoRng + ?Sized>(
+    identity: &RelayId,
+    keys: &OnionKeyring,
+    hop: HopIndex,
+    request: &[u8],
+    rng: &mut R,
+) -> Result<Answer, HandshakeError> {
+    Request::open(identity, keys, hop, request)?.answer(&[], rng)
+}

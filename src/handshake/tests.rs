@@ -1,0 +1,207 @@
+use rand::{SeedableRng as _, rngs::ChaCha20Rng};
+
+use crate::{
+    base::{HopIndex, RelayId},
+    crypto::{CryptoError, OnionPublic, OnionSecret},
+};
+
+use super::*;
+
+fn rng() -> ChaCha20Rng {
+    ChaCha20Rng::seed_from_u64(1)
+}
+
+fn hop(value: u8) -> HopIndex {
+    HopIndex::new(value).unwrap()
+}
+
+struct Relay {
+    identity: RelayId,
+    ring: OnionKeyring,
+}
+
+impl Relay {
+    fn new(rng: &mut ChaCha20Rng) -> Self {
+        Self { identity: RelayId::from_bytes([7; 32]), ring: OnionKeyring::new(OnionSecret::generate(rng), None) }
+    }
+
+    fn keys(&self) -> RelayKeys {
+        RelayKeys { identity: self.identity, onion_key: self.ring.public() }
+    }
+
+    fn open(&self, at: u8, request: &[u8]) -> Result<Request, HandshakeError> {
+        Request::open(&self.identity, &self.ring, hop(at), request)
+    }
+}
+
+#[test]
+fn both_ends_come_to_the_same_keys_and_payloads() {
+    let (rng, payload) = (&mut rng(), b"asks".as_slice());
+    let relay = Relay::new(rng);
+    let (state, request) = ClientHandshake::start(&relay.keys(), hop(2), payload, rng).unwrap();
+    let request = relay.open(2, &request).unwrap();
+    assert_eq!(request.payload(), payload);
+    let answer = request.answer(b"tells", rng).unwrap();
+    let established = state.finish(&answer.reply).unwrap();
+    assert_eq!((answer.payload.as_slice(), established.payload.as_slice()), (payload, b"tells".as_slice()));
+    assert_eq!(answer.keys.forward.as_bytes(), established.keys.forward.as_bytes());
+    assert_eq!(answer.keys.backward.as_bytes(), established.keys.backward.as_bytes());
+    assert_ne!(answer.keys.forward.as_bytes(), answer.keys.backward.as_bytes());
+}
+
+#[test]
+fn a_request_for_another_relay_hop_or_onion_key_is_refused() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let (_, request) = ClientHandshake::start(&relay.keys(), hop(2), &[], rng).unwrap();
+    assert!(relay.open(2, &request).is_ok());
+    assert_eq!(relay.open(3, &request).err(), Some(HandshakeError::Forged));
+    let other = RelayId::from_bytes([8; 32]);
+    assert_eq!(Request::open(&other, &relay.ring, hop(2), &request).err(), Some(HandshakeError::Forged));
+    assert_eq!(Relay::new(rng).open(2, &request).err(), Some(HandshakeError::UnknownOnionKey));
+}
+
+#[test]
+fn the_previous_onion_key_works_and_the_one_before_does_not() {
+    let rng = &mut rng();
+    let mut relay = Relay::new(rng);
+    let (state, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+    relay.ring.rotate(OnionSecret::generate(rng));
+    let answer = relay.open(1, &request).unwrap().answer(&[], rng).unwrap();
+    assert!(state.finish(&answer.reply).is_ok());
+    relay.ring.rotate(OnionSecret::generate(rng));
+    assert_eq!(relay.open(1, &request).err(), Some(HandshakeError::UnknownOnionKey));
+}
+
+#[test]
+fn any_changed_byte_of_a_request_is_refused() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), b"payload", rng).unwrap();
+    for at in 0..request.len() {
+        for bit in 0..8 {
+            let mut changed = request.clone();
+            changed[at] ^= 1 << bit;
+            let error = relay.open(1, &changed).err().unwrap_or_else(|| panic!("byte {at} bit {bit} did not matter"));
+            match at {
+                0..2 => assert!(matches!(error, HandshakeError::Type(_))),
+                2..34 => assert_eq!(error, HandshakeError::UnknownOnionKey),
+                // X25519 ignores the top bit of a public key; the transcript doesn't.
+                _ => assert_eq!(error, HandshakeError::Forged),
+            }
+        }
+        assert!(relay.open(1, &request[..at]).is_err());
+    }
+}
+
+#[test]
+fn any_changed_byte_of_a_reply_is_refused() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let secret = OnionSecret::generate(rng).to_bytes();
+    let start =
+        || ClientHandshake::start_with(OnionSecret::from_bytes(*secret), &relay.keys(), hop(1), b"payload").unwrap();
+    let reply = relay.open(1, &start().1).unwrap().answer(b"answer", rng).unwrap().reply;
+    assert!(start().0.finish(&reply).is_ok());
+    for at in 0..reply.len() {
+        for bit in 0..8 {
+            let mut changed = reply.clone();
+            changed[at] ^= 1 << bit;
+            assert!(start().0.finish(&changed).is_err(), "byte {at} bit {bit} did not matter");
+        }
+        assert!(start().0.finish(&reply[..at]).is_err());
+    }
+    assert!(start().0.finish(&[&*reply, &[0]].concat()).is_err());
+}
+
+#[test]
+fn a_reply_to_another_request_is_refused() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let (first, _) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+    let (_, second) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+    let reply = relay.open(1, &second).unwrap().answer(&[], rng).unwrap().reply;
+    assert_eq!(first.finish(&reply).err(), Some(HandshakeError::Forged));
+}
+
+#[test]
+fn a_replayed_request_leads_to_other_keys() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+    let first = respond(&relay.identity, &relay.ring, hop(1), &request, rng).unwrap();
+    let second = respond(&relay.identity, &relay.ring, hop(1), &request, rng).unwrap();
+    assert_ne!(first.keys.forward.as_bytes(), second.keys.forward.as_bytes());
+}
+
+/// Points whose multiples of eight are the identity (RFC 7748 §6.1), as little-endian coordinates.
+fn small_order_points() -> Vec<[u8; 32]> {
+    let one = core::array::from_fn(|at| u8::from(at == 0));
+    let p = |low: u8| {
+        core::array::from_fn(|at| {
+            if at == 0 {
+                low
+            } else if at == 31 {
+                0x7f
+            } else {
+                0xff
+            }
+        })
+    };
+    vec![[0; 32], one, p(0xec), p(0xed), p(0xee)]
+}
+
+#[test]
+fn keys_of_small_order_are_refused_wherever_they_stand() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+    for point in small_order_points() {
+        let error = Some(HandshakeError::Key(CryptoError::SmallOrder));
+        let keys = RelayKeys { onion_key: OnionPublic(point), ..relay.keys() };
+        assert_eq!(ClientHandshake::start(&keys, hop(1), &[], rng).err(), error);
+        let mut forged = request.clone();
+        forged[34..66].copy_from_slice(&point);
+        assert_eq!(relay.open(1, &forged).err(), error);
+        let (state, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+        let mut reply = relay.open(1, &request).unwrap().answer(&[], rng).unwrap().reply;
+        reply[2..34].copy_from_slice(&point);
+        assert_eq!(state.finish(&reply).err(), error);
+    }
+}
+
+#[test]
+fn an_unknown_type_is_refused_and_never_answered_with_a_weaker_one() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let (state, mut request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+    let mut reply = relay.open(1, &request).unwrap().answer(&[], rng).unwrap().reply;
+    request[1] = 2;
+    reply[1] = 2;
+    assert_eq!(relay.open(1, &request).err(), Some(HandshakeError::Type(2)));
+    assert_eq!(state.finish(&reply).err(), Some(HandshakeError::Type(2)));
+}
+
+#[test]
+fn a_payload_beyond_the_limit_is_refused_at_both_ends() {
+    let rng = &mut rng();
+    let relay = Relay::new(rng);
+    let long = vec![0; MAX_PAYLOAD_LEN + 1];
+    assert_eq!(ClientHandshake::start(&relay.keys(), hop(1), &long, rng).err(), Some(HandshakeError::PayloadTooLong));
+    let (state, request) = ClientHandshake::start(&relay.keys(), hop(1), &long[1..], rng).unwrap();
+    assert_eq!(relay.open(1, &[&*request, &[0]].concat()).err(), Some(HandshakeError::Malformed));
+    assert_eq!(relay.open(1, &request).unwrap().answer(&long, rng).err(), Some(HandshakeError::PayloadTooLong));
+    let answer = relay.open(1, &request).unwrap().answer(&long[1..], rng).unwrap();
+    assert_eq!(state.finish(&answer.reply).unwrap().payload.len(), MAX_PAYLOAD_LEN);
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_requests_and_replies_are_refused_without_a_panic(bytes: Vec<u8>) {
+        let rng = &mut rng();
+        let relay = Relay::new(rng);
+        proptest::prop_assert!(relay.open(1, &bytes).is_err());
+        let (state, _) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
+        proptest::prop_assert!(state.finish(&bytes).is_err());
+    }
+}

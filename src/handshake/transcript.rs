@@ -1,0 +1,144 @@
+//! The key schedule, the same at both ends (`proto/04-handshake.md` §3).
+
+use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, KeyInit as _, Nonce, Tag};
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use crate::{
+    base::HopIndex,
+    crypto::{KeySource, LayerKey, OnionPublic, SharedSecret, sha256_parts},
+};
+
+use super::{HandshakeError, HopKeys, MAX_PAYLOAD_LEN, RelayKeys};
+
+/// Handshake type 0x0001: X25519 alone. (0x0002 is kept for X25519 with ML-KEM-768.)
+pub(super) const TYPE_X25519: u16 = 0x0001;
+pub(super) const TAG_LEN: usize = 16;
+
+const REQUEST_LABEL: &[u8] = b"umbel 1 handshake request";
+const REPLY_LABEL: &[u8] = b"umbel 1 handshake reply";
+const DONE_LABEL: &[u8] = b"umbel 1 handshake done";
+const REQUEST_KEY_LABEL: &[u8] = b"umbel 1 request payload";
+const REPLY_KEY_LABEL: &[u8] = b"umbel 1 reply payload";
+const AUTH_LABEL: &[u8] = b"umbel 1 authenticator";
+const HOP_KEYS_LABEL: &[u8] = b"umbel 1 hop keys";
+
+/// What both ends know once the request's keys are fixed: the hash h1 and the first secret.
+pub(super) struct RequestStage {
+    hash: [u8; 32],
+    es: SharedSecret,
+}
+
+impl RequestStage {
+    pub(super) fn new(relay: &RelayKeys, hop: HopIndex, ephemeral: &OnionPublic, es: SharedSecret) -> Self {
+        let hash = sha256_parts(&[
+            REQUEST_LABEL,
+            &TYPE_X25519.to_be_bytes(),
+            &[hop.value()],
+            relay.identity.as_bytes(),
+            &relay.onion_key.0,
+            &ephemeral.0,
+        ]);
+        Self { hash, es }
+    }
+
+    pub(super) fn payload_key(&self) -> PayloadKey {
+        PayloadKey(KeySource::extract(&self.hash, &[self.es.as_bytes()]).expand(REQUEST_KEY_LABEL, &[]))
+    }
+
+    /// Goes on with the relay's ephemeral key; `sealed` is the request's payload as it crossed the wire.
+    pub(super) fn reply(&self, sealed: &[u8], ephemeral: &OnionPublic, ee: &SharedSecret) -> ReplyStage {
+        let hash = sha256_parts(&[REPLY_LABEL, &self.hash, &ephemeral.0, sealed]);
+        let source = KeySource::extract(&hash, &[self.es.as_bytes(), ee.as_bytes()]);
+        ReplyStage { hash, source }
+    }
+}
+
+/// What both ends know once the relay's ephemeral key is in: the hash h2 and the final secret.
+pub(super) struct ReplyStage {
+    hash: [u8; 32],
+    source: KeySource,
+}
+
+impl ReplyStage {
+    pub(super) fn payload_key(&self) -> PayloadKey {
+        PayloadKey(self.source.expand(REPLY_KEY_LABEL, &[]))
+    }
+
+    /// The last step; `sealed` is the reply's payload as it crosses the wire.
+    pub(super) fn done(self, sealed: &[u8]) -> Done {
+        let hash = sha256_parts(&[DONE_LABEL, &self.hash, sealed]);
+        let auth = self.source.expand(AUTH_LABEL, &hash);
+        let keys: Zeroizing<[u8; 64]> = self.source.expand(HOP_KEYS_LABEL, &hash);
+        let (mut forward, mut backward) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
+        let (first, second) = keys.split_at(32);
+        forward.copy_from_slice(first);
+        backward.copy_from_slice(second);
+        let keys = HopKeys { forward: LayerKey::from_bytes(*forward), backward: LayerKey::from_bytes(*backward) };
+        Done { auth: *auth, keys }
+    }
+}
+
+/// The outcome: the authenticator, and the keys that are worth nothing until it has been compared.
+pub(super) struct Done {
+    pub(super) auth: [u8; 32],
+    pub(super) keys: HopKeys,
+}
+
+impl Done {
+    /// The keys, if the relay's authenticator is ours. Compares in constant time.
+    pub(super) fn verify(self, auth: &[u8; 32]) -> Result<HopKeys, HandshakeError> {
+        if bool::from(self.auth.ct_eq(auth)) { Ok(self.keys) } else { Err(HandshakeError::Forged) }
+    }
+}
+
+/// A key that seals one payload, once.
+pub(super) struct PayloadKey(Zeroizing<[u8; 32]>);
+
+impl PayloadKey {
+    /// Ciphertext and tag of `payload`.
+    pub(super) fn seal(self, payload: &[u8]) -> Result<Vec<u8>, HandshakeError> {
+        if payload.len() > MAX_PAYLOAD_LEN {
+            return Err(HandshakeError::PayloadTooLong);
+        }
+        let mut sealed = payload.to_vec();
+        let tag = self
+            .cipher()
+            .encrypt_inout_detached(&Nonce::default(), &[], sealed.as_mut_slice().into())
+            .map_err(|_| HandshakeError::PayloadTooLong)?;
+        sealed.extend_from_slice(&tag);
+        Ok(sealed)
+    }
+
+    /// The payload that [`Self::seal`] sealed.
+    pub(super) fn open(self, sealed: &[u8]) -> Result<Vec<u8>, HandshakeError> {
+        let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(HandshakeError::Malformed)?;
+        if text.len() > MAX_PAYLOAD_LEN {
+            return Err(HandshakeError::Malformed);
+        }
+        let mut payload = text.to_vec();
+        self.cipher()
+            .decrypt_inout_detached(&Nonce::default(), &[], payload.as_mut_slice().into(), &Tag::from(*tag))
+            .map_err(|_| HandshakeError::Forged)?;
+        Ok(payload)
+    }
+
+    fn cipher(&self) -> ChaCha20Poly1305 {
+        ChaCha20Poly1305::new(&(*self.0).into())
+    }
+}
+
+/// Splits a fixed field off the front of a message.
+pub(super) fn field<'a, const N: usize>(message: &mut &'a [u8]) -> Result<&'a [u8; N], HandshakeError> {
+    let (field, rest) = message.split_first_chunk().ok_or(HandshakeError::Malformed)?;
+    *message = rest;
+    Ok(field)
+}
+
+/// Splits the type off the front of a message; it must be the one this version knows.
+pub(super) fn expect_type(message: &mut &[u8]) -> Result<(), HandshakeError> {
+    match u16::from_be_bytes(*field(message)?) {
+        TYPE_X25519 => Ok(()),
+        other => Err(HandshakeError::Type(other)),
+    }
+}

@@ -1,0 +1,80 @@
+//! The cipher of one hop and direction: cell key, counter, ratchet.
+
+use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, Nonce, Tag};
+
+use crate::crypto::LayerKey;
+
+use super::TAG_LEN;
+
+/// Cells sealed under one key (`proto/03-cells.md` §4).
+pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
+
+/// Seals or opens the cells of one hop and direction in order. Once it has failed it has no key any more.
+pub(super) struct LayerCipher(Option<State>);
+
+struct State {
+    layer: LayerKey,
+    key: ChaCha20Poly1305,
+    /// Cells done under all keys so far: the next nonce, so that none repeats even if keys did.
+    counter: u64,
+}
+
+impl State {
+    fn nonce(&self) -> Nonce {
+        let mut nonce = Nonce::default();
+        if let Some(low) = nonce.last_chunk_mut() {
+            *low = self.counter.to_be_bytes();
+        }
+        nonce
+    }
+
+    /// Counts a cell; none if the counter is used up. Erases a key as soon as its last cell is done.
+    fn step(mut self) -> Option<Self> {
+        self.counter = self.counter.checked_add(1)?;
+        if self.counter.is_multiple_of(CELLS_PER_KEY) {
+            self.key = self.layer.ratchet();
+        }
+        Some(self)
+    }
+}
+
+/// The layer has ended, or what came does not open; either way there is no going on.
+#[derive(Debug)]
+pub(super) enum CipherError {
+    Ended,
+    Forged,
+}
+
+impl LayerCipher {
+    pub(super) fn new(mut layer: LayerKey) -> Self {
+        let key = layer.ratchet();
+        Self(Some(State { layer, key, counter: 0 }))
+    }
+
+    /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
+    pub(super) fn seal(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
+        let state = self.0.take().ok_or(CipherError::Ended)?;
+        let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(CipherError::Ended)?;
+        *tag =
+            state.key.encrypt_inout_detached(&state.nonce(), &[], text.into()).map_err(|_| CipherError::Ended)?.into();
+        self.0 = state.step();
+        Ok(())
+    }
+
+    /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Decrypts nothing if the tag is wrong.
+    pub(super) fn open(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
+        let state = self.0.take().ok_or(CipherError::Ended)?;
+        let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(CipherError::Forged)?;
+        state
+            .key
+            .decrypt_inout_detached(&state.nonce(), &[], text.into(), &Tag::from(*tag))
+            .map_err(|_| CipherError::Forged)?;
+        self.0 = state.step();
+        Ok(())
+    }
+
+    /// Forgets the key.
+    pub(super) fn end(&mut self) {
+        self.0 = None;
+    }
+}

@@ -1,0 +1,117 @@
+//! All layers of a circuit, at its origin.
+
+use crate::{base::HopIndex, handshake::HopKeys, wire::BODY_LEN};
+
+use super::{
+    KIND_MESSAGE, KIND_PASS, OnionError,
+    cipher::LayerCipher,
+    message_capacity,
+    relay::{cipher_error, place_message},
+    sealed_len,
+};
+
+/// The origin's layers of one circuit, one for each hop built so far; at most [`HopIndex::MAX`].
+#[derive(Default)]
+pub struct OriginLayers {
+    hops: Vec<Hop>,
+}
+
+struct Hop {
+    index: HopIndex,
+    forward: LayerCipher,
+    backward: LayerCipher,
+}
+
+impl OriginLayers {
+    /// Layers of a circuit without a hop.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { hops: Vec::new() }
+    }
+
+    /// Adds the next hop, with the keys of its handshake.
+    ///
+    /// # Errors
+    /// When the circuit has [`HopIndex::MAX`] hops.
+    pub fn push(&mut self, keys: HopKeys) -> Result<HopIndex, OnionError> {
+        let index = match self.hops.last() {
+            None => HopIndex::FIRST,
+            Some(hop) => hop.index.next().ok_or(OnionError::NoSuchHop)?,
+        };
+        let (forward, backward) = (LayerCipher::new(keys.forward), LayerCipher::new(keys.backward));
+        self.hops.push(Hop { index, forward, backward });
+        Ok(index)
+    }
+
+    /// Hops so far.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.hops.len()
+    }
+
+    /// Whether there is no hop yet.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.hops.is_empty()
+    }
+
+    /// Seals a relay message for `hop` under its layer and those of all hops before it; `body` is overwritten.
+    ///
+    /// # Errors
+    /// When there is no such hop or the message is longer than [`message_capacity`] (the layers stay usable), or a layer
+    /// has ended.
+    pub fn seal_message(&mut self, hop: HopIndex, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
+        let hops = self.hops.get_mut(..usize::from(hop.value())).ok_or(OnionError::NoSuchHop)?;
+        if message.len() > message_capacity(hop) {
+            return Err(OnionError::TooLong);
+        }
+        body.fill(0);
+        place_message(message, layer(hop, body)?)?;
+        for Hop { index, forward, .. } in hops.iter_mut().rev() {
+            // The kind byte of every layer but the innermost is KIND_PASS, as `fill` left it.
+            forward.seal(layer(*index, body)?).map_err(|error| cipher_error(*index, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Opens a cell that came from the first hop, in place: says which hop spoke, and how many bytes at the body's start
+    /// are its relay message and padding.
+    ///
+    /// # Errors
+    /// When a layer does not open or is of no valid kind. The circuit must end; every later call fails.
+    pub fn open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
+        let opened = self.try_open_backward(body);
+        if opened.is_err() {
+            for hop in &mut self.hops {
+                hop.backward.end();
+            }
+        }
+        opened
+    }
+
+    fn try_open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
+        let mut failed = OnionError::NoSuchHop;
+        for Hop { index, backward, .. } in &mut self.hops {
+            let layer = layer(*index, body)?;
+            backward.open(layer).map_err(|error| cipher_error(*index, &error))?;
+            match layer.first() {
+                Some(&KIND_MESSAGE) => {
+                    let length = message_capacity(*index);
+                    let start = usize::from(index.value());
+                    body.copy_within(start..start.saturating_add(length), 0);
+                    return Ok((*index, length));
+                }
+                Some(&KIND_PASS) => failed = OnionError::Kind(*index),
+                _ => return Err(OnionError::Kind(*index)),
+            }
+        }
+        // The last hop passed on what came from beyond it, where there is no one.
+        Err(failed)
+    }
+}
+
+/// Where hop `hop`'s layer lies in a body while the layers before it are open: one kind byte further for each.
+fn layer(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
+    let start = usize::from(hop.value()).saturating_sub(1);
+    body.get_mut(start..start.saturating_add(sealed_len(hop))).ok_or(OnionError::NoSuchHop)
+}

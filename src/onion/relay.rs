@@ -1,0 +1,120 @@
+//! The one layer that a relay holds of each circuit.
+
+use crate::{base::HopIndex, handshake::HopKeys, wire::BODY_LEN};
+
+use super::{
+    KIND_MESSAGE, KIND_PASS, OnionError,
+    cipher::{CipherError, LayerCipher},
+    message_capacity, sealed_len,
+};
+
+/// What a relay found under its layer of a forward cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// The body is now the next hop's, to be sent on as it stands.
+    Pass,
+    /// The first [`message_capacity`] bytes of the body are a relay message and its padding.
+    Message,
+}
+
+/// A relay's layer of one circuit, both directions.
+pub struct RelayLayer {
+    hop: HopIndex,
+    forward: LayerCipher,
+    backward: LayerCipher,
+}
+
+impl RelayLayer {
+    /// The layer of the relay at `hop`, from the keys of its handshake.
+    #[must_use]
+    pub fn new(hop: HopIndex, keys: HopKeys) -> Self {
+        Self { hop, forward: LayerCipher::new(keys.forward), backward: LayerCipher::new(keys.backward) }
+    }
+
+    /// Opens a cell that came from the origin's side, in place.
+    ///
+    /// # Errors
+    /// When the filler isn't zero, the layer does not open, or the kind is not valid. The circuit must end; every later
+    /// call fails.
+    pub fn open_forward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<Forward, OnionError> {
+        let opened = self.try_open_forward(body);
+        if opened.is_err() {
+            self.forward.end();
+        }
+        opened
+    }
+
+    fn try_open_forward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<Forward, OnionError> {
+        let sealed = split_filler(self.hop, body)?;
+        self.forward.open(sealed).map_err(|error| cipher_error(self.hop, &error))?;
+        let kind = match sealed.first() {
+            Some(&KIND_MESSAGE) => Forward::Message,
+            Some(&KIND_PASS) if self.hop.next().is_some() => Forward::Pass,
+            _ => return Err(OnionError::Kind(self.hop)),
+        };
+        let content = message_capacity(self.hop);
+        sealed.copy_within(1..content.saturating_add(1), 0);
+        if let Some(filler) = sealed.get_mut(content..) {
+            filler.fill(0);
+        }
+        Ok(kind)
+    }
+
+    /// Adds this hop's layer to a cell that came from the next hop, in place.
+    ///
+    /// # Errors
+    /// When the filler isn't zero, or the layer has ended. The circuit must end; every later call fails.
+    pub fn seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
+        let added = self.try_seal_backward(body);
+        if added.is_err() {
+            self.backward.end();
+        }
+        added
+    }
+
+    fn try_seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
+        let next = self.hop.next().ok_or(OnionError::NoSuchHop)?;
+        split_filler(next, body)?;
+        let sealed = body.get_mut(..sealed_len(self.hop)).ok_or(OnionError::NoSuchHop)?;
+        sealed.copy_within(..sealed_len(next), 1);
+        if let Some(kind) = sealed.first_mut() {
+            *kind = KIND_PASS;
+        }
+        self.backward.seal(sealed).map_err(|error| cipher_error(self.hop, &error))
+    }
+
+    /// Seals a relay message of this hop's own for the origin; `body` is overwritten.
+    ///
+    /// # Errors
+    /// When the message is longer than [`message_capacity`] (the layer stays usable), or the layer has ended.
+    pub fn seal_message(&mut self, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
+        if message.len() > message_capacity(self.hop) {
+            return Err(OnionError::TooLong);
+        }
+        body.fill(0);
+        let sealed = body.get_mut(..sealed_len(self.hop)).ok_or(OnionError::NoSuchHop)?;
+        place_message(message, sealed)?;
+        self.backward.seal(sealed).map_err(|error| cipher_error(self.hop, &error))
+    }
+}
+
+/// Puts the kind byte and the message at the start of a layer.
+pub(super) fn place_message(message: &[u8], layer: &mut [u8]) -> Result<(), OnionError> {
+    let (kind, rest) = layer.split_first_mut().ok_or(OnionError::TooLong)?;
+    *kind = KIND_MESSAGE;
+    rest.get_mut(..message.len()).ok_or(OnionError::TooLong)?.copy_from_slice(message);
+    Ok(())
+}
+
+pub(super) const fn cipher_error(hop: HopIndex, error: &CipherError) -> OnionError {
+    match error {
+        CipherError::Ended => OnionError::Ended,
+        CipherError::Forged => OnionError::Forged(hop),
+    }
+}
+
+/// The sealed part of a body for `hop`, after checking that the rest is zero (`proto/03-cells.md` §3).
+fn split_filler(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
+    let (sealed, filler) = body.split_at_mut_checked(sealed_len(hop)).ok_or(OnionError::NoSuchHop)?;
+    if filler.iter().all(|byte| *byte == 0) { Ok(sealed) } else { Err(OnionError::Filler(hop)) }
+}

@@ -1,0 +1,268 @@
+use crate::{base::HopIndex, crypto::LayerKey, handshake::HopKeys, wire::BODY_LEN};
+
+use super::{cipher::CELLS_PER_KEY, *};
+
+type Body = [u8; BODY_LEN];
+
+fn hop(value: u8) -> HopIndex {
+    HopIndex::new(value).unwrap()
+}
+
+fn keys(value: u8) -> HopKeys {
+    HopKeys { forward: LayerKey::from_bytes([value; 32]), backward: LayerKey::from_bytes([value | 0x80; 32]) }
+}
+
+/// An origin and its relays, without anything between them.
+struct Circuit {
+    origin: OriginLayers,
+    relays: Vec<RelayLayer>,
+}
+
+impl Circuit {
+    fn new(length: u8) -> Self {
+        let mut origin = OriginLayers::new();
+        let relays = (1..=length).map(|value| RelayLayer::new(origin.push(keys(value)).unwrap(), keys(value)));
+        let relays = relays.collect();
+        Self { origin, relays }
+    }
+
+    fn seal(&mut self, to: u8, message: &[u8]) -> Body {
+        let mut body = [0xaa; BODY_LEN];
+        self.origin.seal_message(hop(to), message, &mut body).unwrap();
+        body
+    }
+
+    /// Takes a body through the relays `from`.. until one finds a message or an error.
+    fn forward_from(&mut self, from: u8, body: &mut Body) -> Result<u8, (u8, OnionError)> {
+        for (relay, at) in self.relays.iter_mut().zip(1..).skip(usize::from(from) - 1) {
+            match relay.open_forward(body) {
+                Ok(Forward::Pass) => {}
+                Ok(Forward::Message) => return Ok(at),
+                Err(error) => return Err((at, error)),
+            }
+        }
+        panic!("passed on by the last hop");
+    }
+
+    /// A body as hop `from` sends it after relays `from`.. up to `speaker` have done their part.
+    fn speak(&mut self, speaker: u8, message: &[u8], until: u8) -> Body {
+        let mut body = [0xaa; BODY_LEN];
+        self.relays[usize::from(speaker) - 1].seal_message(message, &mut body).unwrap();
+        self.backward_from(speaker - 1, until, &mut body);
+        body
+    }
+
+    /// Lets the relays from `from` down to `until` add their layers.
+    fn backward_from(&mut self, from: u8, until: u8, body: &mut Body) {
+        for at in (until..=from).rev() {
+            self.relays[usize::from(at) - 1].seal_backward(body).unwrap();
+        }
+    }
+}
+
+fn full(at: u8) -> Vec<u8> {
+    (0..message_capacity(hop(at))).map(|value| value as u8 ^ at).collect()
+}
+
+#[test]
+fn each_hop_takes_seventeen_bytes() {
+    assert_eq!(sealed_len(hop(1)), 1019);
+    assert_eq!(sealed_len(hop(8)), 1019 - 7 * 17);
+    assert_eq!(message_capacity(hop(1)), 1002);
+    assert_eq!(message_capacity(hop(3)), 968);
+}
+
+#[test]
+fn messages_reach_every_hop_of_every_length_and_come_back() {
+    for length in 1..=HopIndex::MAX {
+        let mut circuit = Circuit::new(length);
+        for round in 0..3 {
+            for at in 1..=length {
+                let (message, capacity) = (full(at), message_capacity(hop(at)));
+                let mut body = circuit.seal(at, &message);
+                assert_eq!(circuit.forward_from(1, &mut body), Ok(at), "round {round}");
+                assert_eq!(body[..capacity], message);
+                assert!(body[capacity..].iter().all(|byte| *byte == 0));
+                let mut body = circuit.speak(at, &message, 1);
+                assert_eq!(circuit.origin.open_backward(&mut body), Ok((hop(at), capacity)));
+                assert_eq!(body[..capacity], message);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_short_message_is_padded_with_zeros() {
+    let mut circuit = Circuit::new(2);
+    let mut body = circuit.seal(2, b"short");
+    circuit.forward_from(1, &mut body).unwrap();
+    assert_eq!(&body[..5], b"short");
+    assert!(body[5..].iter().all(|byte| *byte == 0));
+    let mut body = circuit.speak(2, b"", 1);
+    circuit.origin.open_backward(&mut body).unwrap();
+    assert!(body[..message_capacity(hop(2))].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_circuit_has_eight_hops_at_most() {
+    let mut circuit = Circuit::new(8);
+    assert_eq!(circuit.origin.push(keys(9)), Err(OnionError::NoSuchHop));
+    assert_eq!(circuit.origin.len(), 8);
+}
+
+#[test]
+fn misuse_at_the_origin_leaves_the_layers_usable() {
+    let mut circuit = Circuit::new(2);
+    let mut body = [0; BODY_LEN];
+    let long = [0; BODY_LEN];
+    assert_eq!(circuit.origin.seal_message(hop(3), &[], &mut body), Err(OnionError::NoSuchHop));
+    assert_eq!(circuit.origin.seal_message(hop(2), &long, &mut body), Err(OnionError::TooLong));
+    assert_eq!(circuit.relays[1].seal_message(&long, &mut body), Err(OnionError::TooLong));
+    let mut body = circuit.seal(2, b"m");
+    assert_eq!(circuit.forward_from(1, &mut body), Ok(2));
+    let mut body = circuit.speak(2, b"m", 1);
+    assert!(circuit.origin.open_backward(&mut body).is_ok());
+}
+
+#[test]
+fn forward_any_changed_byte_fails_at_the_next_hop_and_ends_it() {
+    // `link` is the hop that the changed cell reaches.
+    for link in 1..=3 {
+        for at in 0..BODY_LEN {
+            let mut circuit = Circuit::new(3);
+            let mut body = circuit.seal(3, b"message");
+            for relay in &mut circuit.relays[..usize::from(link) - 1] {
+                assert_eq!(relay.open_forward(&mut body), Ok(Forward::Pass));
+            }
+            body[at] ^= 1;
+            let filler = at >= sealed_len(hop(link));
+            let error = if filler { OnionError::Filler(hop(link)) } else { OnionError::Forged(hop(link)) };
+            assert_eq!(circuit.forward_from(link, &mut body), Err((link, error)));
+            body[at] ^= 1;
+            assert_eq!(circuit.forward_from(link, &mut body), Err((link, OnionError::Ended)));
+        }
+    }
+}
+
+#[test]
+fn backward_any_changed_byte_fails_at_the_origin_or_as_filler_at_the_next_hop() {
+    for link in 1..=3_u8 {
+        for at in 0..BODY_LEN {
+            let mut circuit = Circuit::new(3);
+            // The cell as hop `link` sends it to the hop before.
+            let mut body = circuit.speak(3, b"message", link);
+            body[at] ^= 1;
+            if at >= sealed_len(hop(link)) {
+                let relay = &mut circuit.relays[usize::from(link) - 2];
+                assert_eq!(relay.seal_backward(&mut body), Err(OnionError::Filler(hop(link))));
+                body[at] ^= 1;
+                assert_eq!(relay.seal_backward(&mut body), Err(OnionError::Ended));
+                continue;
+            }
+            circuit.backward_from(link - 1, 1, &mut body);
+            assert_eq!(circuit.origin.open_backward(&mut body), Err(OnionError::Forged(hop(link))));
+            let mut next = circuit.speak(3, b"message", 1);
+            assert_eq!(circuit.origin.open_backward(&mut next), Err(OnionError::Ended));
+        }
+    }
+}
+
+/// What a hostile link does to three cells in a row: the order in which it delivers them.
+const DELIVERIES: [(&str, &[usize]); 3] = [("replay", &[0, 0]), ("reorder", &[1, 0]), ("drop", &[0, 2])];
+
+#[test]
+fn forward_replayed_reordered_and_dropped_cells_fail_at_the_next_hop() {
+    for (attack, order) in DELIVERIES {
+        for link in 1..=3 {
+            let mut circuit = Circuit::new(3);
+            let mut cells: Vec<_> = (0..3).map(|value| circuit.seal(3, &[value])).collect();
+            for body in &mut cells {
+                for relay in &mut circuit.relays[..usize::from(link) - 1] {
+                    relay.open_forward(body).unwrap();
+                }
+            }
+            let outcomes: Vec<_> =
+                order.iter().map(|index| circuit.forward_from(link, &mut cells[*index].clone())).collect();
+            let failed = outcomes.iter().find_map(|outcome| outcome.err());
+            assert_eq!(failed, Some((link, OnionError::Forged(hop(link)))), "{attack} before hop {link}");
+        }
+    }
+}
+
+#[test]
+fn backward_replayed_reordered_and_dropped_cells_fail_at_the_origin() {
+    for (attack, order) in DELIVERIES {
+        for link in 1..=3 {
+            let mut circuit = Circuit::new(3);
+            let cells: Vec<_> = (0..3).map(|value| circuit.speak(3, &[value], link)).collect();
+            let mut outcomes = Vec::new();
+            for index in order {
+                let mut body = cells[*index];
+                circuit.backward_from(link - 1, 1, &mut body);
+                outcomes.push(circuit.origin.open_backward(&mut body));
+            }
+            let failed = outcomes.iter().find_map(|outcome| outcome.err());
+            assert_eq!(failed, Some(OnionError::Forged(hop(link))), "{attack} after hop {link}");
+        }
+    }
+}
+
+#[test]
+fn cells_of_one_direction_do_not_open_in_the_other() {
+    let mut circuit = Circuit::new(1);
+    let mut body = circuit.seal(1, b"message");
+    assert_eq!(circuit.origin.open_backward(&mut body), Err(OnionError::Forged(hop(1))));
+}
+
+#[test]
+fn a_cell_passed_on_beyond_the_last_hop_ends_the_circuit() {
+    // The relay at hop 2 passes on what an accomplice behind it made up; the origin knows of no hop 3.
+    let mut circuit = Circuit::new(2);
+    let mut body = [0; BODY_LEN];
+    circuit.backward_from(2, 1, &mut body);
+    assert_eq!(circuit.origin.open_backward(&mut body), Err(OnionError::Kind(hop(2))));
+    // Hop 8 has no next hop in either direction.
+    let mut last = RelayLayer::new(hop(8), keys(8));
+    let mut cipher = cipher::LayerCipher::new(keys(8).forward);
+    let mut body = [0; BODY_LEN];
+    cipher.seal(&mut body[..sealed_len(hop(8))]).unwrap();
+    assert_eq!(last.open_forward(&mut body), Err(OnionError::Kind(hop(8))));
+    assert_eq!(last.seal_backward(&mut [0; BODY_LEN]), Err(OnionError::NoSuchHop));
+}
+
+#[test]
+fn an_unknown_kind_ends_the_circuit() {
+    for kind in 2..=255 {
+        let mut body = [0; BODY_LEN];
+        body[0] = kind;
+        cipher::LayerCipher::new(keys(1).forward).seal(&mut body).unwrap();
+        assert_eq!(RelayLayer::new(hop(1), keys(1)).open_forward(&mut body), Err(OnionError::Kind(hop(1))));
+        let mut body = [0; BODY_LEN];
+        body[0] = kind;
+        cipher::LayerCipher::new(keys(1).backward).seal(&mut body).unwrap();
+        assert_eq!(Circuit::new(1).origin.open_backward(&mut body), Err(OnionError::Kind(hop(1))));
+    }
+}
+
+#[test]
+fn keys_change_after_their_last_cell_and_the_counter_goes_on() {
+    let mut origin = OriginLayers::new();
+    origin.push(keys(1)).unwrap();
+    let mut relay = RelayLayer::new(hop(1), keys(1));
+    let mut body = [0; BODY_LEN];
+    for count in 0..CELLS_PER_KEY * 2 + 3 {
+        origin.seal_message(hop(1), &count.to_be_bytes(), &mut body).unwrap();
+        assert_eq!(relay.open_forward(&mut body), Ok(Forward::Message), "cell {count}");
+        assert_eq!(body[..8], count.to_be_bytes());
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_bodies_never_open(bytes in proptest::collection::vec(proptest::num::u8::ANY, BODY_LEN), at in 1..=8_u8) {
+        let body: Body = bytes.try_into().unwrap();
+        let mut circuit = Circuit::new(8);
+        proptest::prop_assert!(circuit.relays[usize::from(at) - 1].open_forward(&mut body.clone()).is_err());
+        proptest::prop_assert!(circuit.origin.open_backward(&mut body.clone()).is_err());
+    }
+}

@@ -1,0 +1,141 @@
+//! Fragments: handshake bodies spread over cells (`proto/03-cells.md` §5).
+//!
+//! CREATE, CREATED, EXTEND and EXTENDED carry bodies that may be larger than a cell. The first fragment starts with the
+//! body's length; a body takes at most [`MAX_FRAGMENTS`].
+
+use crate::base::{CircuitId, HopIndex, RelayId};
+
+use super::{BODY_LEN, Cell, Command, WireError};
+
+/// Fragments of one body at the most.
+pub const MAX_FRAGMENTS: usize = 4;
+/// Bytes of a body at the most: what four CREATE cells take.
+pub const MAX_BODY_LEN: usize = MAX_FRAGMENTS * CREATE_CAPACITY - LENGTH_LEN;
+
+const LENGTH_LEN: usize = 2;
+const CREATE_CAPACITY: usize = BODY_LEN - 1;
+
+/// One body being put together from its fragments. Starts over when a body is complete.
+///
+/// Holds at most [`MAX_BODY_LEN`] bytes. There is one of these for each circuit and direction; fragments carry no
+/// identifier, so two bodies can't be interleaved.
+#[derive(Default)]
+pub struct Fragments {
+    body: Vec<u8>,
+    /// The body's whole length, once the first fragment has told it.
+    length: Option<usize>,
+    taken: usize,
+}
+
+impl Fragments {
+    /// Nothing put together yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { body: Vec::new(), length: None, taken: 0 }
+    }
+
+    /// Whether a body has begun and lacks fragments.
+    #[must_use]
+    pub const fn is_partial(&self) -> bool {
+        self.length.is_some()
+    }
+
+    /// Takes the next fragment; gives the body if that completes it.
+    ///
+    /// # Errors
+    /// When the length is zero or beyond [`MAX_BODY_LEN`], a fragment adds nothing, more than [`MAX_FRAGMENTS`] would be
+    /// needed, or what follows the body's end isn't zero. The circuit must end.
+    pub fn push(&mut self, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
+        let (length, part) = match self.length {
+            Some(length) => (length, fragment),
+            None => {
+                let (length, part) = fragment.split_first_chunk().ok_or(WireError::Truncated("fragment"))?;
+                (usize::from(u16::from_be_bytes(*length)), part)
+            }
+        };
+        if length == 0 || part.is_empty() {
+            return Err(WireError::Truncated("fragment"));
+        }
+        if length > MAX_BODY_LEN || self.taken >= MAX_FRAGMENTS {
+            return Err(WireError::TooLong("fragmented body"));
+        }
+        let missing = length.saturating_sub(self.body.len());
+        let (part, padding) = part.split_at_checked(missing).unwrap_or((part, &[]));
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(WireError::TrailingBytes("fragment"));
+        }
+        self.length = Some(length);
+        self.taken = self.taken.saturating_add(1);
+        self.body.extend_from_slice(part);
+        if self.body.len() < length {
+            return if self.taken < MAX_FRAGMENTS { Ok(None) } else { Err(WireError::TooLong("fragmented body")) };
+        }
+        Ok(Some(core::mem::take(self).body))
+    }
+}
+
+/// Splits `body` into fragments of at most `capacity` bytes.
+///
+/// # Errors
+/// When the body is empty, longer than [`MAX_BODY_LEN`], or takes more than [`MAX_FRAGMENTS`].
+pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
+    let length = u16::try_from(body.len()).map_err(|_| WireError::TooLong("fragmented body"))?;
+    let most = capacity.saturating_mul(MAX_FRAGMENTS).saturating_sub(LENGTH_LEN);
+    if body.len() > MAX_BODY_LEN || body.len() > most {
+        return Err(WireError::TooLong("fragmented body"));
+    }
+    if body.is_empty() || capacity <= LENGTH_LEN {
+        return Err(WireError::Truncated("fragmented body"));
+    }
+    let whole = [&length.to_be_bytes(), body].concat();
+    Ok(whole.chunks(capacity).map(<[u8]>::to_vec).collect())
+}
+
+/// The CREATE cells that carry a handshake request to the hop `hop` of `circuit`.
+///
+/// # Errors
+/// When the request doesn't fit.
+pub fn create_cells(circuit: CircuitId, hop: HopIndex, request: &[u8]) -> Result<Vec<Cell>, WireError> {
+    let cell = |fragment: Vec<u8>| padded_cell(circuit, Command::Create, [&[hop.value()], &*fragment].concat());
+    Ok(split(request, CREATE_CAPACITY)?.into_iter().map(cell).collect())
+}
+
+/// The hop number and the fragment in the body of a CREATE cell. All cells of one request must name the same hop.
+///
+/// # Errors
+/// When the hop number is zero or too large.
+pub fn decode_create(body: &[u8; BODY_LEN]) -> Result<(HopIndex, &[u8]), WireError> {
+    let (hop, fragment) = body.split_first().ok_or(WireError::Truncated("create"))?;
+    Ok((HopIndex::new(*hop).ok_or(WireError::Invalid("hop number"))?, fragment))
+}
+
+/// The CREATED cells that carry a handshake reply. Their whole bodies are fragments.
+///
+/// # Errors
+/// When the reply doesn't fit.
+pub fn created_cells(circuit: CircuitId, reply: &[u8]) -> Result<Vec<Cell>, WireError> {
+    let cell = |fragment: Vec<u8>| padded_cell(circuit, Command::Created, fragment);
+    Ok(split(reply, BODY_LEN)?.into_iter().map(cell).collect())
+}
+
+fn padded_cell(circuit: CircuitId, command: Command, mut body: Vec<u8>) -> Cell {
+    body.resize(BODY_LEN, 0);
+    let mut padded = Box::new([0; BODY_LEN]);
+    padded.copy_from_slice(&body);
+    Cell::new(circuit, command, padded)
+}
+
+/// The body of an EXTEND, before it is split: whom to extend to, and the handshake request for it.
+#[must_use]
+pub fn encode_extend(relay: &RelayId, request: &[u8]) -> Vec<u8> {
+    [relay.as_bytes(), request].concat()
+}
+
+/// What [`encode_extend`] wrote.
+///
+/// # Errors
+/// When there is no whole identity.
+pub fn decode_extend(body: &[u8]) -> Result<(RelayId, &[u8]), WireError> {
+    let (relay, request) = body.split_first_chunk().ok_or(WireError::Truncated("extend"))?;
+    Ok((RelayId::from_bytes(*relay), request))
+}
