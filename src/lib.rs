@@ -2,11 +2,12 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod base;
+pub mod channel;
+pub mod crypto;
 pub mod flow;
+pub mod handshake;
 #[cfg(feature = "native")]
 pub mod io;
-pub mod crypto;
-pub mod handshake;
 pub mod onion;
 pub mod sim;
 pub mod stream;

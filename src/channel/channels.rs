@@ -1,0 +1,366 @@
+//! All channels of a node.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+
+use rand::CryptoRng;
+
+use crate::{
+    base::{CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, RelayId, Transmit},
+    wire::{Cell, Command},
+};
+
+use super::{
+    ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, QueueFull,
+    link::{Channel, Due},
+};
+
+/// How often time-outs are looked at: they are of many seconds, and every channel is visited.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Two channels between the same relays that opened within this time were dialled at once.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// Every channel of a node: by link, and for relays by identity.
+///
+/// Call [`poll_event`](Self::poll_event) until it gives `None` after each `handle_…` and after each
+/// [`poll_transmit`](Self::poll_transmit), which may free queues.
+pub struct Channels {
+    role: LocalRole,
+    parameters: ChannelParameters,
+    channels: BTreeMap<ChannelId, Channel>,
+    /// The channel that new circuits to a relay take.
+    by_relay: BTreeMap<RelayId, ChannelId>,
+    /// Dials under way, and when they are given up.
+    dials: BTreeMap<RelayId, Instant>,
+    /// Links whose handshake is not done.
+    handshakes: usize,
+    /// Channels that may have something to send, in turn.
+    sendable: VecDeque<ChannelId>,
+    outbox: VecDeque<Transmit>,
+    events: VecDeque<ChannelEvent>,
+    queued: usize,
+    next_serial: u64,
+    next_sweep: Option<Instant>,
+}
+
+impl Channels {
+    /// No channel yet.
+    #[must_use]
+    pub const fn new(role: LocalRole, parameters: ChannelParameters) -> Self {
+        Self {
+            role,
+            parameters,
+            channels: BTreeMap::new(),
+            by_relay: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            handshakes: 0,
+            sendable: VecDeque::new(),
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            queued: 0,
+            next_serial: 0,
+            next_sweep: None,
+        }
+    }
+
+    /// Takes in what happened to a link or a dial.
+    pub fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        match event {
+            LinkEvent::Opened { link, opened } => self.link_opened(now, link, opened, rng),
+            LinkEvent::DialFailed { relay, error } => self.dial_failed(relay, error.into()),
+            LinkEvent::Message { link, lane, message } => {
+                let id = ChannelId(link);
+                let Some(channel) = self.channels.get_mut(&id) else { return };
+                let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
+                let outcome = channel.handle_message(now, lane, message, &mut self.events);
+                let freed = was_queued.saturating_sub(channel.queue().len());
+                self.queued = self.queued.saturating_sub(freed);
+                if !was_open && channel.established().is_some() {
+                    self.channel_opened(id);
+                }
+                match outcome {
+                    Ok(()) => self.note_sendable(id),
+                    Err(error) => self.break_off(id, error),
+                }
+            }
+            LinkEvent::Room { link, bytes } => {
+                if let Some(channel) = self.channels.get_mut(&ChannelId(link)) {
+                    channel.set_room(bytes);
+                    self.note_sendable(ChannelId(link));
+                }
+            }
+            LinkEvent::Closed { link, .. } => self.remove(ChannelId(link), ConnectError::Closed),
+        }
+    }
+
+    /// Looks for channels and dials whose time is up.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.next_sweep.is_none_or(|due| now < due) {
+            return;
+        }
+        let late: Vec<_> = self.dials.iter().filter(|(_, limit)| now >= **limit).map(|(relay, _)| *relay).collect();
+        for relay in late {
+            self.dial_failed(relay, DialError::TimedOut.into());
+        }
+        let ids: Vec<_> = self.channels.keys().copied().collect();
+        for id in ids {
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            match channel.handle_timeout(now, &self.parameters) {
+                Ok(Due::Nothing) => self.note_sendable(id),
+                Ok(Due::CloseIdle) => self.close(id),
+                Err(error) => self.break_off(id, error),
+            }
+        }
+        let idle = self.channels.is_empty() && self.dials.is_empty();
+        self.next_sweep = (!idle).then(|| now.after(SWEEP));
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    #[must_use]
+    pub const fn poll_timeout(&self) -> Option<Instant> {
+        self.next_sweep
+    }
+
+    /// What happened next.
+    pub fn poll_event(&mut self) -> Option<ChannelEvent> {
+        self.events.pop_front()
+    }
+
+    /// The next thing the transport must do.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        if let Some(transmit) = self.outbox.pop_front() {
+            return Some(transmit);
+        }
+        while let Some(id) = self.sendable.pop_front() {
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            channel.listed = false;
+            let was_queued = channel.queue().len();
+            let message = channel.poll_message(now, &mut self.events);
+            let sent = was_queued.saturating_sub(channel.queue().len());
+            self.queued = self.queued.saturating_sub(sent);
+            self.note_sendable(id);
+            if let Some((lane, message)) = message {
+                return Some(Transmit::Message { link: id.0, lane, message });
+            }
+        }
+        None
+    }
+
+    /// The open channel to `target`'s relay, or `None` while one is on its way: then [`ChannelEvent::Open`] or
+    /// [`ChannelEvent::DialFailed`] follows. Asking again changes nothing.
+    pub fn connect(&mut self, now: Instant, target: &DialTarget) -> Option<ChannelId> {
+        let relay = target.relay;
+        if let Some(channel) = self.lookup(&relay) {
+            return Some(channel);
+        }
+        let under_way =
+            self.dials.contains_key(&relay) || self.channels.values().any(|channel| channel.dialled() == Some(relay));
+        if under_way {
+            return None;
+        }
+        if self.dials.len() >= self.parameters.dials || self.role.identity() == Some(relay) {
+            let error = DialError::Unable.into();
+            self.events.push_back(ChannelEvent::DialFailed { relay, error });
+            return None;
+        }
+        self.dials.insert(relay, now.after(self.parameters.dial_limit));
+        self.outbox.push_back(Transmit::Dial(target.clone()));
+        self.want_sweep(now);
+        None
+    }
+
+    /// The open channel that new circuits to `relay` take.
+    #[must_use]
+    pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
+        self.by_relay.get(relay).copied()
+    }
+
+    /// The relay at the other end of a channel; `None` is a client, or a channel that is gone.
+    #[must_use]
+    pub fn peer(&self, channel: ChannelId) -> Option<RelayId> {
+        self.channels.get(&channel)?.peer()
+    }
+
+    /// Channels that are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.channels.len().saturating_sub(self.handshakes)
+    }
+
+    /// Whether no channel is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// An unused identifier for a circuit that this end opens on `channel`; `None` if the channel is gone or carries
+    /// as many as it may. The circuit lives until [`Self::forget_circuit`] or a DESTROY from the other end.
+    pub fn allocate_circuit(&mut self, channel: ChannelId, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
+        self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
+    }
+
+    /// Notes that a circuit which the other end opens lives on `channel`; `false` if the identifier is in use or the
+    /// channel carries as many as it may. It lives until [`Self::forget_circuit`] or a DESTROY from the other end.
+    pub fn admit_circuit(&mut self, channel: ChannelId, circuit: CircuitId) -> bool {
+        self.channels.get_mut(&channel).is_some_and(|channel| channel.admit(&self.parameters, circuit))
+    }
+
+    /// Queues a cell. A DESTROY takes the place of all that its circuit has waiting. A cell for a channel that is gone
+    /// is dropped: [`ChannelEvent::Closed`] tells of it.
+    ///
+    /// # Errors
+    /// When the circuit's queue is at its cap: the caller ends the circuit.
+    pub fn send(&mut self, channel: ChannelId, cell: Cell) -> Result<(), QueueFull> {
+        let id = channel;
+        let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.established().is_some()) else {
+            return Ok(());
+        };
+        let was_queued = channel.queue().len();
+        let ends = cell.command() == Command::Destroy;
+        let outcome = channel.send(&self.parameters, self.next_serial, cell);
+        self.next_serial = self.next_serial.wrapping_add(1);
+        self.queued = self.queued.saturating_sub(was_queued).saturating_add(channel.queue().len());
+        match outcome {
+            Ok(()) => self.note_sendable(id),
+            // The other end opens circuits and does not read that they are refused.
+            Err(QueueFull) if ends => self.close(id),
+            Err(QueueFull) => return Err(QueueFull),
+        }
+        Ok(())
+    }
+
+    /// Cells of a circuit that wait on a channel.
+    #[must_use]
+    pub fn queued(&self, channel: ChannelId, circuit: CircuitId) -> usize {
+        self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
+    }
+
+    /// Ends a living circuit's claim on its identifier, once what it has queued is sent.
+    pub fn forget_circuit(&mut self, now: Instant, channel: ChannelId, circuit: CircuitId) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.forget(now, circuit);
+        }
+    }
+
+    /// When more cells wait than this node may hold: the circuit whose first cell has waited longest, for the owner to
+    /// end.
+    #[must_use]
+    pub fn overdue_circuit(&self) -> Option<(ChannelId, CircuitId)> {
+        if self.queued <= self.parameters.queued {
+            return None;
+        }
+        let heads = self.channels.iter().filter_map(|(id, channel)| {
+            let (serial, circuit) = channel.queue().longest_waiting()?;
+            Some((serial, *id, circuit))
+        });
+        heads.min_by_key(|head| head.0).map(|(_, id, circuit)| (id, circuit))
+    }
+
+    /// Closes a channel; [`ChannelEvent::Closed`] follows if it was open.
+    pub fn close(&mut self, channel: ChannelId) {
+        if self.channels.contains_key(&channel) {
+            self.outbox.push_back(Transmit::Close(channel.0));
+            self.remove(channel, ConnectError::Closed);
+        }
+    }
+
+    fn link_opened(&mut self, now: Instant, link: LinkId, opened: LinkOpened, rng: &mut dyn CryptoRng) {
+        if let Some(relay) = opened.dialled {
+            self.dials.remove(&relay);
+        }
+        let refused = match &self.role {
+            LocalRole::Anonymous => opened.dialled.is_none(),
+            LocalRole::Relay(_) => false,
+        };
+        if self.channels.len() >= self.parameters.channels {
+            self.close_longest_idle();
+        }
+        let full = self.channels.len() >= self.parameters.channels || self.handshakes >= self.parameters.handshakes;
+        if refused || (full && opened.dialled.is_none()) {
+            self.outbox.push_back(Transmit::Close(link));
+            return;
+        }
+        let channel = Channel::new(now, link, opened, self.role.clone(), rng);
+        self.channels.insert(ChannelId(link), channel);
+        self.handshakes = self.handshakes.saturating_add(1);
+        self.want_sweep(now);
+    }
+
+    /// Settles which of several channels to the same relay new circuits take (`proto/02-channel.md` §6). The others
+    /// close when their circuits have ended.
+    fn channel_opened(&mut self, id: ChannelId) {
+        self.handshakes = self.handshakes.saturating_sub(1);
+        let Some(new) = self.channels.get(&id) else { return };
+        let (Some(peer), Some(ours)) = (new.peer(), new.established().map(|established| established.dialler)) else {
+            return;
+        };
+        let rival = self.by_relay.get(&peer).and_then(|rival| self.channels.get(rival));
+        let keeps_rival = rival.is_some_and(|rival| {
+            let rival_ours = rival.established().is_some_and(|established| established.dialler);
+            let at_once = new.since().since(rival.since()) < AT_ONCE;
+            let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
+            at_once && rival_ours != ours && rival_ours == ours_stays
+        });
+        if !keeps_rival {
+            self.by_relay.insert(peer, id);
+        }
+    }
+
+    /// The other end broke a rule or fell silent.
+    fn break_off(&mut self, id: ChannelId, error: ChannelError) {
+        tracing::debug!(%error, "closing a channel");
+        self.outbox.push_back(Transmit::Close(id.0));
+        self.remove(id, error.into());
+    }
+
+    fn remove(&mut self, id: ChannelId, error: ConnectError) {
+        let Some(channel) = self.channels.remove(&id) else { return };
+        self.queued = self.queued.saturating_sub(channel.queue().len());
+        let Some(established) = channel.established() else {
+            self.handshakes = self.handshakes.saturating_sub(1);
+            if let Some(relay) = channel.dialled() {
+                self.dial_failed(relay, error);
+            }
+            return;
+        };
+        if let Some(peer) = established.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
+            self.by_relay.remove(&peer);
+            let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer)).map(|(id, _)| *id);
+            if let Some(left) = left.max() {
+                self.by_relay.insert(peer, left);
+            }
+        }
+        self.events.push_back(ChannelEvent::Closed { channel: id });
+    }
+
+    fn dial_failed(&mut self, relay: RelayId, error: ConnectError) {
+        self.dials.remove(&relay);
+        if self.lookup(&relay).is_none() {
+            self.events.push_back(ChannelEvent::DialFailed { relay, error });
+        }
+    }
+
+    fn close_longest_idle(&mut self) {
+        let idle = self.channels.iter().filter(|(_, channel)| channel.established().is_some());
+        let idle = idle.filter_map(|(id, channel)| Some((channel.idle_since()?, *id))).min();
+        if let Some((_, id)) = idle {
+            self.close(id);
+        }
+    }
+
+    fn note_sendable(&mut self, id: ChannelId) {
+        if let Some(channel) = self.channels.get_mut(&id)
+            && !channel.listed
+            && channel.has_message()
+        {
+            channel.listed = true;
+            self.sendable.push_back(id);
+        }
+    }
+
+    fn want_sweep(&mut self, now: Instant) {
+        if self.next_sweep.is_none() {
+            self.next_sweep = Some(now.after(SWEEP));
+        }
+    }
+}

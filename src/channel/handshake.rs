@@ -1,0 +1,123 @@
+//! The channel handshake: each step is a type that consumes itself (`proto/02-channel.md` §2 and §3).
+//!
+//! Both ends send HELLO at once. A relay answers the other end's HELLO with its PROOF; a client never sends one. The
+//! channel is open when the other end's HELLO, and its PROOF if it is a relay, have come and hold. Certificates and
+//! nonces of this very link are signed, so that nothing seen on another link is of use here.
+
+use std::sync::Arc;
+
+use rand::CryptoRng;
+
+use crate::{
+    base::{LinkOpened, Redacted, RelayId},
+    crypto::{IdentityKey, verify},
+};
+
+use super::{
+    ChannelError, Established,
+    hello::{End, Hello, PROOF_CONTEXT, VERSIONS, decode_proof, encode_proof, proof_message},
+};
+
+/// Who this end of every channel is.
+#[derive(Clone)]
+pub enum LocalRole {
+    /// A client: proves nothing, and takes no channel that another end dialled.
+    Anonymous,
+    /// A relay: always proves its identity, dialling or dialled.
+    Relay(Arc<IdentityKey>),
+}
+
+impl LocalRole {
+    /// The identity this end proves, if it does.
+    #[must_use]
+    pub fn identity(&self) -> Option<RelayId> {
+        match self {
+            Self::Anonymous => None,
+            Self::Relay(key) => Some(key.id()),
+        }
+    }
+}
+
+/// Our HELLO is on its way; the other end's is awaited.
+pub(super) struct Greeting {
+    role: LocalRole,
+    opened: LinkOpened,
+    hello: Hello,
+}
+
+/// The other end's HELLO has come, and ours and our proof are on their way; its PROOF is awaited.
+pub(super) struct Proving {
+    relay: RelayId,
+    message: Vec<u8>,
+    established: Established,
+}
+
+/// What follows a HELLO.
+pub(super) enum Greeted {
+    /// The other end said that it is a relay and must prove it.
+    Proving(Proving),
+    /// The other end is a client.
+    Open(Established),
+}
+
+impl Greeting {
+    /// Begins on a link that has just opened; gives our HELLO beside.
+    pub(super) fn start(role: LocalRole, opened: LinkOpened, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
+        let mut nonce = [0; 32];
+        rng.fill_bytes(&mut nonce);
+        let hello = Hello {
+            versions: VERSIONS.to_vec(),
+            capabilities: 0,
+            identity: role.identity(),
+            nonce,
+            observed: Some(opened.peer_address.0),
+        };
+        let message = hello.encode();
+        (Self { role, opened, hello }, message)
+    }
+
+    /// Takes the other end's HELLO; gives our PROOF beside, if this end sends one.
+    pub(super) fn handle_hello(self, message: &[u8]) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
+        let theirs = Hello::decode(message)?;
+        let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
+        // An impostor is told nothing more: our proof goes only to whom we meant to reach.
+        if self.opened.dialled.is_some() && self.opened.dialled != theirs.identity {
+            return Err(ChannelError::WrongIdentity);
+        }
+        if theirs.identity.is_some() && theirs.identity == self.hello.identity {
+            return Err(ChannelError::OwnIdentity);
+        }
+        let end = if self.opened.dialled.is_some() { End::Dialler } else { End::Dialled };
+        let signed_by = |signer: End| {
+            let ours = (&self.hello, &self.opened.local_certificate);
+            let theirs = (&theirs, &self.opened.peer_certificate);
+            match end {
+                End::Dialler => proof_message(signer, version, ours, theirs),
+                End::Dialled => proof_message(signer, version, theirs, ours),
+            }
+        };
+        let proof = match &self.role {
+            LocalRole::Anonymous => None,
+            LocalRole::Relay(key) => Some(encode_proof(&key.sign(PROOF_CONTEXT, &signed_by(end)))),
+        };
+        let established = Established {
+            dialler: end == End::Dialler,
+            peer: theirs.identity,
+            observed: theirs.observed.map(Redacted),
+        };
+        let greeted = match theirs.identity {
+            Some(relay) => Greeted::Proving(Proving { relay, message: signed_by(end.other()), established }),
+            None => Greeted::Open(established),
+        };
+        Ok((greeted, proof))
+    }
+}
+
+impl Proving {
+    /// Takes the other end's PROOF.
+    pub(super) fn handle_proof(self, message: &[u8]) -> Result<Established, ChannelError> {
+        let signature = decode_proof(message)?;
+        verify(&self.relay, PROOF_CONTEXT, &self.message, &signature).map_err(|_| ChannelError::BadProof)?;
+        Ok(self.established)
+    }
+}

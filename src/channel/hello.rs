@@ -1,0 +1,237 @@
+//! The two handshake messages of a channel, as bytes, and what a proof signs (`proto/02-channel.md` §2 and §3).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::base::RelayId;
+
+use super::ChannelError;
+
+/// The versions this implementation speaks.
+pub(super) const VERSIONS: [u16; 1] = [1];
+/// Versions that a HELLO may list.
+const MAX_VERSIONS: usize = 16;
+const HELLO: u8 = 1;
+const PROOF: u8 = 2;
+const FAMILY_NONE: u8 = 0;
+const FAMILY_IPV4: u8 = 4;
+const FAMILY_IPV6: u8 = 6;
+/// Separates a channel proof from whatever else an identity key signs.
+pub(super) const PROOF_CONTEXT: &str = "umbel channel proof";
+
+/// Which end of a channel: circuit identifiers and proofs tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum End {
+    /// Asked for the link.
+    Dialler = 1,
+    /// Was dialled.
+    Dialled = 2,
+}
+
+impl End {
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::Dialler => Self::Dialled,
+            Self::Dialled => Self::Dialler,
+        }
+    }
+}
+
+/// The first message of each end.
+#[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))]
+pub(super) struct Hello {
+    /// Versions the sender speaks, in order of preference.
+    pub(super) versions: Vec<u16>,
+    /// Bits for what the sender can do beyond the version; unknown ones are ignored.
+    pub(super) capabilities: u64,
+    /// The relay that the sender will prove to be; `None` is a client, which proves nothing.
+    pub(super) identity: Option<RelayId>,
+    /// Fresh for each channel.
+    pub(super) nonce: [u8; 32],
+    /// Where the sender sees the receiver.
+    pub(super) observed: Option<SocketAddr>,
+}
+
+impl Hello {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128);
+        out.push(HELLO);
+        self.encode_versions(&mut out);
+        out.extend_from_slice(&self.capabilities.to_be_bytes());
+        out.extend_from_slice(&identity_bytes(self.identity));
+        out.extend_from_slice(&self.nonce);
+        let (family, address) = match self.observed.map(|observed| observed.ip()) {
+            None => (FAMILY_NONE, [0; 16]),
+            Some(IpAddr::V4(ip)) => (FAMILY_IPV4, ip.to_ipv6_compatible().octets()),
+            Some(IpAddr::V6(ip)) => (FAMILY_IPV6, ip.octets()),
+        };
+        out.push(family);
+        out.extend_from_slice(&address);
+        out.extend_from_slice(&self.observed.map_or(0, |observed| observed.port()).to_be_bytes());
+        out
+    }
+
+    fn encode_versions(&self, out: &mut Vec<u8>) {
+        let count = self.versions.len().min(MAX_VERSIONS);
+        out.push(u8::try_from(count).unwrap_or(0));
+        for version in self.versions.iter().take(count) {
+            out.extend_from_slice(&version.to_be_bytes());
+        }
+    }
+
+    pub(super) fn decode(message: &[u8]) -> Result<Self, ChannelError> {
+        Self::read(message).ok_or(ChannelError::Malformed)
+    }
+
+    fn read(message: &[u8]) -> Option<Self> {
+        let ([HELLO, count], mut rest) = message.split_first_chunk()? else { return None };
+        if *count == 0 || usize::from(*count) > MAX_VERSIONS {
+            return None;
+        }
+        let mut versions = Vec::with_capacity(usize::from(*count));
+        for _ in 0..*count {
+            versions.push(u16::from_be_bytes(take(&mut rest)?));
+        }
+        let capabilities = u64::from_be_bytes(take(&mut rest)?);
+        let identity: [u8; 32] = take(&mut rest)?;
+        let nonce = take(&mut rest)?;
+        let [family] = take(&mut rest)?;
+        let address: [u8; 16] = take(&mut rest)?;
+        let port = u16::from_be_bytes(take(&mut rest)?);
+        let observed = match (family, address) {
+            (FAMILY_NONE, address) if address == [0; 16] && port == 0 => None,
+            (FAMILY_IPV4, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d]) => {
+                Some(SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), port))
+            }
+            (FAMILY_IPV6, address) => Some(SocketAddr::new(Ipv6Addr::from(address).into(), port)),
+            _ => return None,
+        };
+        let identity = (identity != [0; 32]).then(|| RelayId::from_bytes(identity));
+        rest.is_empty().then_some(Self { versions, capabilities, identity, nonce, observed })
+    }
+
+    /// The highest version that both ends speak.
+    pub(super) fn common_version(&self, other: &Self) -> Option<u16> {
+        self.versions.iter().filter(|version| other.versions.contains(version)).max().copied()
+    }
+}
+
+/// What a proof signs: the signer's end, the version, and for the dialler and then the dialled all that its HELLO said
+/// but the observed address, and its certificate.
+pub(super) fn proof_message(
+    signer: End,
+    version: u16,
+    dialler: (&Hello, &[u8; 32]),
+    dialled: (&Hello, &[u8; 32]),
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(320);
+    out.push(signer as u8);
+    out.extend_from_slice(&version.to_be_bytes());
+    for (hello, certificate) in [dialler, dialled] {
+        hello.encode_versions(&mut out);
+        out.extend_from_slice(&hello.capabilities.to_be_bytes());
+        out.extend_from_slice(&identity_bytes(hello.identity));
+        out.extend_from_slice(&hello.nonce);
+        out.extend_from_slice(certificate);
+    }
+    out
+}
+
+pub(super) fn encode_proof(signature: &[u8; 64]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(65);
+    out.push(PROOF);
+    out.extend_from_slice(signature);
+    out
+}
+
+pub(super) fn decode_proof(message: &[u8]) -> Result<[u8; 64], ChannelError> {
+    match message.split_first() {
+        Some((&PROOF, signature)) => signature.try_into().map_err(|_| ChannelError::Malformed),
+        _ => Err(ChannelError::Malformed),
+    }
+}
+
+fn identity_bytes(identity: Option<RelayId>) -> [u8; 32] {
+    identity.map_or([0; 32], |identity| *identity.as_bytes())
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, left) = rest.split_first_chunk()?;
+    *rest = left;
+    Some(*taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello(observed: Option<SocketAddr>) -> Hello {
+        Hello {
+            versions: vec![1, 2],
+            capabilities: 5,
+            identity: Some(RelayId::from_bytes([3; 32])),
+            nonce: [4; 32],
+            observed,
+        }
+    }
+
+    #[test]
+    fn a_hello_survives_the_wire() {
+        for observed in [None, Some("192.0.2.1:4443".parse().unwrap()), Some("[2001:db8::1]:1".parse().unwrap())] {
+            for identity in [None, Some(RelayId::from_bytes([3; 32]))] {
+                let hello = Hello { identity, ..hello(observed) };
+                assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_says_hello_at_the_length_of_a_relay() {
+        let client = Hello { identity: None, ..hello(None) };
+        assert_eq!(client.encode().len(), hello(Some("192.0.2.1:4443".parse().unwrap())).encode().len());
+    }
+
+    #[test]
+    fn a_hello_cut_short_or_with_bytes_left_over_is_refused() {
+        let bytes = hello(None).encode();
+        for length in 0..bytes.len() {
+            assert!(Hello::decode(&bytes[..length]).is_err());
+        }
+        assert!(Hello::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn every_signed_field_changes_what_is_signed() {
+        let (a, b) = (hello(None), Hello { nonce: [9; 32], ..hello(None) });
+        let reference = proof_message(End::Dialler, 1, (&a, &[1; 32]), (&b, &[2; 32]));
+        let others = [
+            proof_message(End::Dialled, 1, (&a, &[1; 32]), (&b, &[2; 32])),
+            proof_message(End::Dialler, 2, (&a, &[1; 32]), (&b, &[2; 32])),
+            proof_message(End::Dialler, 1, (&a, &[3; 32]), (&b, &[2; 32])),
+            proof_message(End::Dialler, 1, (&a, &[1; 32]), (&b, &[3; 32])),
+            proof_message(End::Dialler, 1, (&b, &[1; 32]), (&a, &[2; 32])),
+            proof_message(End::Dialler, 1, (&Hello { identity: None, ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
+            proof_message(End::Dialler, 1, (&Hello { capabilities: 0, ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
+            proof_message(End::Dialler, 1, (&Hello { versions: vec![1], ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
+        ];
+        assert!(others.iter().all(|other| *other != reference));
+    }
+
+    proptest! {
+        #[test]
+        fn what_decodes_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), shaped in any::<bool>()) {
+            let mut bytes = bytes;
+            if shaped && bytes.len() > 2 {
+                bytes[0] = HELLO;
+                bytes[1] = 1;
+                bytes.resize(97, 0);
+            }
+            if let Ok(hello) = Hello::decode(&bytes) {
+                prop_assert_eq!(hello.encode(), bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! One channel: its handshake, the cells that came in, the messages that go out.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use rand::CryptoRng;
+
+use crate::{
+    base::{CircuitId, Instant, LANES, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId},
+    wire::{CELL_LEN, Cell, Command},
+};
+
+use super::{
+    ChannelError, ChannelEvent, ChannelId, ChannelParameters, Established, LocalRole, QueueFull,
+    handshake::{Greeted, Greeting, Proving},
+    queue::FairQueue,
+};
+
+/// Bytes of messages that may wait in other lanes for the handshake to be done.
+const EARLY_LEN: usize = 128 << 10;
+/// Cells taken from the queue at a time, to be spread over lanes and packed.
+const PACK_CELLS: usize = MESSAGE_CELLS * LANES as usize;
+const MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
+
+/// What a channel wants after some time has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Nothing,
+    /// Without circuits for so long that it closes.
+    CloseIdle,
+}
+
+enum State {
+    Greeting(Box<Greeting>, Early),
+    Proving(Box<Proving>, Early),
+    Open(Established),
+    /// Broken; the owner drops the channel.
+    Ended,
+}
+
+/// What overtook the handshake in other lanes.
+#[derive(Default)]
+struct Early {
+    messages: Vec<(Lane, Bytes)>,
+    length: usize,
+}
+
+/// A link to one neighbour.
+pub(super) struct Channel {
+    id: ChannelId,
+    dialled: Option<RelayId>,
+    state: State,
+    room: usize,
+    /// Messages that are packed.
+    ready: VecDeque<(Lane, Bytes)>,
+    queue: FairQueue,
+    since: Instant,
+    last_sent: Instant,
+    last_received: Instant,
+    /// Since when no circuit has lived on it.
+    idle_since: Option<Instant>,
+    /// Stands in the list of channels that have something to send.
+    pub(super) listed: bool,
+}
+
+impl Channel {
+    pub(super) fn new(
+        now: Instant,
+        link: LinkId,
+        opened: LinkOpened,
+        role: LocalRole,
+        rng: &mut dyn CryptoRng,
+    ) -> Self {
+        let dialled = opened.dialled;
+        let (greeting, hello) = Greeting::start(role, opened, rng);
+        Self {
+            id: ChannelId(link),
+            dialled,
+            state: State::Greeting(Box::new(greeting), Early::default()),
+            room: 0,
+            ready: VecDeque::from([(Lane::FIRST, Bytes::from(hello))]),
+            queue: FairQueue::default(),
+            since: now,
+            last_sent: now,
+            last_received: now,
+            idle_since: Some(now),
+            listed: false,
+        }
+    }
+
+    /// The relay it was dialled for.
+    pub(super) const fn dialled(&self) -> Option<RelayId> {
+        self.dialled
+    }
+
+    /// Since when it is open, or under way if it is not.
+    pub(super) const fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Since when no circuit has lived on it.
+    pub(super) const fn idle_since(&self) -> Option<Instant> {
+        self.idle_since
+    }
+
+    pub(super) const fn established(&self) -> Option<&Established> {
+        match &self.state {
+            State::Open(established) => Some(established),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn queue(&self) -> &FairQueue {
+        &self.queue
+    }
+
+    pub(super) const fn set_room(&mut self, bytes: usize) {
+        self.room = bytes;
+    }
+
+    /// Takes one message of the link.
+    pub(super) fn handle_message(
+        &mut self,
+        now: Instant,
+        lane: Lane,
+        message: Bytes,
+        events: &mut VecDeque<ChannelEvent>,
+    ) -> Result<(), ChannelError> {
+        self.last_received = now;
+        match core::mem::replace(&mut self.state, State::Ended) {
+            State::Open(established) => {
+                let outcome = self.read_cells(now, &established, lane, &message, events);
+                self.state = State::Open(established);
+                outcome
+            }
+            State::Greeting(greeting, mut early) => {
+                if lane != Lane::FIRST {
+                    early.keep(lane, message)?;
+                    self.state = State::Greeting(greeting, early);
+                    return Ok(());
+                }
+                let (greeted, proof) = greeting.handle_hello(&message)?;
+                self.ready.extend(proof.map(|proof| (Lane::FIRST, Bytes::from(proof))));
+                match greeted {
+                    Greeted::Proving(proving) => self.state = State::Proving(Box::new(proving), early),
+                    Greeted::Open(established) => return self.open(now, established, early, events),
+                }
+                Ok(())
+            }
+            State::Proving(proving, mut early) => {
+                if lane != Lane::FIRST {
+                    early.keep(lane, message)?;
+                    self.state = State::Proving(proving, early);
+                    return Ok(());
+                }
+                let established = proving.handle_proof(&message)?;
+                self.open(now, established, early, events)
+            }
+            State::Ended => Err(ChannelError::Malformed),
+        }
+    }
+
+    fn open(
+        &mut self,
+        now: Instant,
+        established: Established,
+        early: Early,
+        events: &mut VecDeque<ChannelEvent>,
+    ) -> Result<(), ChannelError> {
+        let Established { peer, observed, .. } = established;
+        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed });
+        self.since = now;
+        self.idle_since = Some(now);
+        let mut outcome = Ok(());
+        for (lane, message) in early.messages {
+            outcome = outcome.and_then(|()| self.read_cells(now, &established, lane, &message, events));
+        }
+        self.state = State::Open(established);
+        outcome
+    }
+
+    /// Reads a message of an open channel: whole cells, each in its circuit's lane (`proto/02-channel.md` §4).
+    fn read_cells(
+        &mut self,
+        now: Instant,
+        established: &Established,
+        lane: Lane,
+        message: &Bytes,
+        events: &mut VecDeque<ChannelEvent>,
+    ) -> Result<(), ChannelError> {
+        let cells = message.chunks_exact(CELL_LEN);
+        if message.is_empty() || message.len() > MESSAGE_LEN || !cells.remainder().is_empty() {
+            return Err(ChannelError::Malformed);
+        }
+        for bytes in cells {
+            let cell = Cell::decode(bytes).map_err(|_| ChannelError::Malformed)?;
+            let Some(circuit) = cell.circuit() else { continue };
+            if lane_of(circuit) != lane {
+                return Err(ChannelError::WrongLane);
+            }
+            let of_peer = circuit.of_dialler() != established.dialler;
+            match cell.command() {
+                Command::Create if !of_peer => return Err(ChannelError::WrongHalf),
+                Command::Created if of_peer => return Err(ChannelError::WrongHalf),
+                // Whatever is queued for it would be dropped at the other end.
+                Command::Destroy => {
+                    self.queue.clear(circuit);
+                    self.forget(now, circuit);
+                }
+                _ => {}
+            }
+            events.push_back(ChannelEvent::Cell { channel: self.id, cell });
+        }
+        Ok(())
+    }
+
+    /// An unused identifier from this end's half, held.
+    pub(super) fn allocate(&mut self, parameters: &ChannelParameters, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
+        const TRIES: usize = 8;
+        let half = if self.established()?.dialler { 1 << 31 } else { 0 };
+        for _ in 0..TRIES {
+            let value = (rng.next_u32() & (u32::MAX >> 1)) | half;
+            match CircuitId::new(value) {
+                Some(circuit) if !self.queue.knows(circuit) => {
+                    return self.admit(parameters, circuit).then_some(circuit);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Holds a circuit; `false` if it is held already or the channel carries as many as it may.
+    pub(super) fn admit(&mut self, parameters: &ChannelParameters, circuit: CircuitId) -> bool {
+        let admitted = self.queue.circuits() < parameters.circuits_per_channel && self.queue.hold(circuit);
+        if admitted {
+            self.idle_since = None;
+        }
+        admitted
+    }
+
+    pub(super) fn forget(&mut self, now: Instant, circuit: CircuitId) {
+        self.queue.forget(circuit);
+        if self.queue.circuits() == 0 && self.idle_since.is_none() {
+            self.idle_since = Some(now);
+        }
+    }
+
+    pub(super) fn send(&mut self, parameters: &ChannelParameters, serial: u64, cell: Cell) -> Result<(), QueueFull> {
+        let Some(circuit) = cell.circuit() else { return Ok(()) };
+        let entries = parameters.circuits_per_channel.saturating_mul(2);
+        if self.queue.entries() >= entries && !self.queue.knows(circuit) {
+            return Err(QueueFull);
+        }
+        self.queue.push(circuit, serial, cell, parameters.circuit_queue)
+    }
+
+    /// Whether [`Self::poll_message`] would give something.
+    pub(super) fn has_message(&self) -> bool {
+        self.room > 0 && (!self.ready.is_empty() || self.queue.len() > 0)
+    }
+
+    /// The next message to send, as long as the link has room.
+    pub(super) fn poll_message(&mut self, now: Instant, events: &mut VecDeque<ChannelEvent>) -> Option<(Lane, Bytes)> {
+        if self.room == 0 {
+            return None;
+        }
+        if self.ready.is_empty() {
+            self.pack(events);
+        }
+        let (lane, message) = self.ready.pop_front()?;
+        self.room = self.room.saturating_sub(message.len());
+        self.last_sent = now;
+        Some((lane, message))
+    }
+
+    /// Takes cells by turns and packs those of one lane together, as many as there is room for.
+    fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
+        let mut lanes: [Vec<u8>; LANES as usize] = Default::default();
+        let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
+        for _ in 0..cells {
+            let Some(next) = self.queue.pop() else { break };
+            if next.drained {
+                events.push_back(ChannelEvent::Drained { channel: self.id, circuit: next.circuit });
+            }
+            let lane = lane_of(next.circuit);
+            let Some(message) = lanes.get_mut(usize::from(lane.value())) else { continue };
+            if message.capacity() == 0 {
+                message.reserve_exact(cells.min(MESSAGE_CELLS).saturating_mul(CELL_LEN));
+            }
+            next.cell.encode(message);
+            if message.len() >= MESSAGE_LEN {
+                self.ready.push_back((lane, core::mem::take(message).into()));
+            }
+        }
+        for (lane, message) in (0..LANES).filter_map(Lane::new).zip(lanes) {
+            if !message.is_empty() {
+                self.ready.push_back((lane, message.into()));
+            }
+        }
+    }
+
+    /// Does what is due: keep-alive, time-outs.
+    pub(super) fn handle_timeout(&mut self, now: Instant, parameters: &ChannelParameters) -> Result<Due, ChannelError> {
+        let State::Open(established) = &self.state else {
+            let late = now.since(self.since) >= parameters.handshake_limit;
+            return if late { Err(ChannelError::TimedOut) } else { Ok(Due::Nothing) };
+        };
+        if now.since(self.last_received) >= parameters.silence_limit {
+            return Err(ChannelError::TimedOut);
+        }
+        // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
+        let patience = if established.dialler { 1 } else { 2 };
+        let idle_limit = parameters.idle_limit.saturating_mul(patience);
+        if self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0 {
+            return Ok(Due::CloseIdle);
+        }
+        if now.since(self.last_sent) >= parameters.keep_alive && self.ready.is_empty() {
+            let mut message = Vec::with_capacity(CELL_LEN);
+            Cell::padding().encode(&mut message);
+            self.ready.push_back((Lane::FIRST, message.into()));
+        }
+        Ok(Due::Nothing)
+    }
+
+    /// The relay at the other end, proved.
+    pub(super) const fn peer(&self) -> Option<RelayId> {
+        match self.established() {
+            Some(established) => established.peer,
+            None => None,
+        }
+    }
+}
+
+impl Early {
+    fn keep(&mut self, lane: Lane, message: Bytes) -> Result<(), ChannelError> {
+        // Whole cells only, so that the length also bounds the count.
+        if message.is_empty() || !message.len().is_multiple_of(CELL_LEN) {
+            return Err(ChannelError::Malformed);
+        }
+        if self.length.saturating_add(message.len()) > EARLY_LEN {
+            return Err(ChannelError::TooEarly);
+        }
+        self.length = self.length.saturating_add(message.len());
+        // A copy, so that a few bytes don't keep a large datagram alive.
+        self.messages.push((lane, Bytes::copy_from_slice(&message)));
+        Ok(())
+    }
+}
+
+/// The lane of a circuit's cells.
+pub(super) fn lane_of(circuit: CircuitId) -> Lane {
+    let lane = circuit.value().checked_rem(u32::from(LANES)).and_then(|lane| u8::try_from(lane).ok());
+    lane.and_then(Lane::new).unwrap_or(Lane::FIRST)
+}

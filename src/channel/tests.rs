@@ -1,0 +1,707 @@
+//! What channels must hold, shown with two or three nodes joined in memory.
+
+use core::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::ChaCha20Rng};
+
+use super::{link::lane_of, queue::FairQueue, *};
+use crate::{
+    base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, Transmit},
+    crypto::IdentityKey,
+    wire::{BODY_LEN, CELL_LEN, Command},
+};
+
+const ROOM: usize = 256 << 10;
+
+fn key(seed: u8) -> Arc<IdentityKey> {
+    Arc::new(IdentityKey::from_bytes(&[seed; 32]))
+}
+
+fn target(key: &IdentityKey) -> DialTarget {
+    DialTarget {
+        relay: key.id(),
+        addresses: vec!["192.0.2.1:4443".parse().unwrap()],
+        ice_ufrag: "ufrag".into(),
+        ice_password: "password-password-password".into(),
+        fingerprint: [0; 32],
+    }
+}
+
+fn opened(dialled: Option<RelayId>, local: u8, peer: u8) -> LinkOpened {
+    LinkOpened {
+        dialled,
+        local_certificate: [local; 32],
+        peer_certificate: [peer; 32],
+        peer_address: Redacted("192.0.2.9:999".parse().unwrap()),
+    }
+}
+
+struct Node {
+    channels: Channels,
+    events: Vec<ChannelEvent>,
+    sent: VecDeque<Transmit>,
+}
+
+impl Node {
+    fn new(role: LocalRole) -> Self {
+        Self::with(role, ChannelParameters::default())
+    }
+
+    fn relay(seed: u8) -> Self {
+        Self::new(LocalRole::Relay(key(seed)))
+    }
+
+    fn with(role: LocalRole, parameters: ChannelParameters) -> Self {
+        Self { channels: Channels::new(role, parameters), events: Vec::new(), sent: VecDeque::new() }
+    }
+
+    fn collect(&mut self, now: Instant) {
+        loop {
+            let before = self.events.len() + self.sent.len();
+            self.events.extend(core::iter::from_fn(|| self.channels.poll_event()));
+            while let Some(transmit) = self.channels.poll_transmit(now) {
+                self.sent.push_back(transmit);
+            }
+            if self.events.len() + self.sent.len() == before {
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, now: Instant, event: LinkEvent, rng: &mut ChaCha20Rng) {
+        self.channels.handle_link(now, event, rng);
+        self.collect(now);
+    }
+
+    fn cells(&mut self) -> Vec<Cell> {
+        let events = core::mem::take(&mut self.events);
+        let cells = events.into_iter().filter_map(|event| match event {
+            ChannelEvent::Cell { cell, .. } => Some(cell),
+            _ => None,
+        });
+        cells.collect()
+    }
+
+    fn failure(&self) -> Option<ConnectError> {
+        self.events.iter().find_map(|event| match event {
+            ChannelEvent::DialFailed { error, .. } => Some(*error),
+            _ => None,
+        })
+    }
+
+    fn open(&self) -> Option<(ChannelId, Option<RelayId>)> {
+        self.events.iter().find_map(|event| match event {
+            ChannelEvent::Open { channel, peer, .. } => Some((*channel, *peer)),
+            _ => None,
+        })
+    }
+}
+
+/// Two nodes, and links between them: link `n` of one is link `n` of the other.
+struct Pair {
+    now: Instant,
+    rng: ChaCha20Rng,
+    a: Node,
+    b: Node,
+    closed: BTreeSet<LinkId>,
+}
+
+impl Pair {
+    fn new(a: Node, b: Node) -> Self {
+        Self { now: Instant::START, rng: ChaCha20Rng::seed_from_u64(1), a, b, closed: BTreeSet::new() }
+    }
+
+    /// Opens a link that `a` dialled for `relay`.
+    fn link(&mut self, number: u64, relay: RelayId) {
+        let link = LinkId(number);
+        self.a.handle(self.now, LinkEvent::Opened { link, opened: opened(Some(relay), 1, 2) }, &mut self.rng);
+        self.b.handle(self.now, LinkEvent::Opened { link, opened: opened(None, 2, 1) }, &mut self.rng);
+        self.room(number, ROOM);
+    }
+
+    fn room(&mut self, number: u64, bytes: usize) {
+        for node in [&mut self.a, &mut self.b] {
+            node.handle(self.now, LinkEvent::Room { link: LinkId(number), bytes }, &mut self.rng);
+        }
+    }
+
+    /// Carries one transmit from `a` (or `b`); `false` when there is none.
+    fn carry(&mut self, from_a: bool) -> bool {
+        let (from, to) = if from_a { (&mut self.a, &mut self.b) } else { (&mut self.b, &mut self.a) };
+        from.collect(self.now);
+        let Some(transmit) = from.sent.pop_front() else { return false };
+        match transmit {
+            Transmit::Dial(_) => {}
+            Transmit::Message { link, lane, message } => {
+                to.handle(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
+                from.handle(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
+            }
+            Transmit::Close(link) => {
+                self.closed.insert(link);
+                to.handle(self.now, LinkEvent::Closed { link, reason: LinkClose::ByPeer }, &mut self.rng);
+            }
+        }
+        true
+    }
+
+    fn settle(&mut self) {
+        while self.carry(true) || self.carry(false) {}
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        let until = self.now.after(duration);
+        while self.now < until {
+            self.now = self.now.after(Duration::from_secs(1)).min(until);
+            self.a.channels.handle_timeout(self.now);
+            self.b.channels.handle_timeout(self.now);
+            self.settle();
+        }
+    }
+}
+
+/// A client and a relay with an open channel.
+fn client_and_relay() -> (Pair, ChannelId) {
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = ChannelId(LinkId(1));
+    assert_eq!(pair.a.open(), Some((channel, Some(key(2).id()))));
+    assert_eq!(pair.b.open(), Some((channel, None)));
+    pair.a.events.clear();
+    pair.b.events.clear();
+    (pair, channel)
+}
+
+fn cell(circuit: CircuitId, tag: u8) -> Cell {
+    Cell::new(circuit, Command::Relay, Box::new([tag; BODY_LEN]))
+}
+
+fn circuit(value: u32) -> CircuitId {
+    CircuitId::new(value).unwrap()
+}
+
+#[test]
+fn relays_prove_themselves_to_each_other_and_a_client_to_no_one() {
+    let mut pair = Pair::new(Node::relay(1), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    assert_eq!(pair.a.open().unwrap().1, Some(key(2).id()));
+    assert_eq!(pair.b.open().unwrap().1, Some(key(1).id()));
+    assert_eq!(pair.b.channels.lookup(&key(1).id()), Some(ChannelId(LinkId(1))));
+    client_and_relay();
+}
+
+#[test]
+fn each_end_learns_where_the_other_sees_it() {
+    let mut pair = Pair::new(Node::relay(1), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let observed = pair.a.events.iter().find_map(|event| match event {
+        ChannelEvent::Open { observed, .. } => *observed,
+        _ => None,
+    });
+    assert_eq!(observed.unwrap().0, "192.0.2.9:999".parse().unwrap());
+}
+
+#[test]
+fn another_relay_than_the_one_dialled_is_refused_before_it_gets_a_proof() {
+    let mut pair = Pair::new(Node::relay(1), Node::relay(3));
+    pair.link(1, key(2).id());
+    while pair.carry(false) {}
+    assert_eq!(pair.a.failure(), Some(ChannelError::WrongIdentity.into()));
+    let messages = pair.a.sent.iter().filter(|transmit| matches!(transmit, Transmit::Message { .. })).count();
+    assert_eq!(messages, 1, "the HELLO alone");
+    assert!(pair.a.sent.contains_close());
+}
+
+trait ContainsClose {
+    fn contains_close(&self) -> bool;
+}
+
+impl ContainsClose for VecDeque<Transmit> {
+    fn contains_close(&self) -> bool {
+        self.iter().any(|transmit| matches!(transmit, Transmit::Close(_)))
+    }
+}
+
+#[test]
+fn a_client_behind_the_dialled_address_is_refused() {
+    let mut pair = Pair::new(Node::relay(1), Node::new(LocalRole::Anonymous));
+    let link = LinkId(1);
+    pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
+    pair.a.handle(pair.now, LinkEvent::Room { link, bytes: ROOM }, &mut pair.rng);
+    let hello = hello::Hello { versions: vec![1], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
+    let message = Bytes::from(hello.encode());
+    pair.a.handle(pair.now, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut pair.rng);
+    assert_eq!(pair.a.failure(), Some(ChannelError::WrongIdentity.into()));
+}
+
+#[test]
+fn a_client_takes_no_channel_that_another_end_dialled() {
+    let mut client = Node::new(LocalRole::Anonymous);
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    client.handle(Instant::START, LinkEvent::Opened { link: LinkId(1), opened: opened(None, 1, 2) }, &mut rng);
+    assert!(client.sent.contains_close());
+}
+
+#[test]
+fn a_proof_for_a_link_with_other_certificates_is_refused() {
+    // A man in the middle ends both links and passes the handshake on: the certificates differ.
+    let mut pair = Pair::new(Node::relay(1), Node::relay(2));
+    let (link, relay) = (LinkId(1), key(2).id());
+    pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(relay), 1, 66) }, &mut pair.rng);
+    pair.b.handle(pair.now, LinkEvent::Opened { link, opened: opened(None, 2, 66) }, &mut pair.rng);
+    pair.room(1, ROOM);
+    pair.settle();
+    assert!(pair.a.open().is_none() && pair.b.open().is_none());
+    assert!(!pair.closed.is_empty());
+}
+
+#[test]
+fn a_handshake_replayed_on_another_link_is_refused() {
+    let mut pair = Pair::new(Node::relay(1), Node::relay(2));
+    pair.link(1, key(2).id());
+    let mut recorded = Vec::new();
+    loop {
+        pair.b.collect(pair.now);
+        recorded.extend(pair.b.sent.iter().filter_map(|transmit| match transmit {
+            Transmit::Message { message, .. } => Some(message.clone()),
+            _ => None,
+        }));
+        if !pair.carry(false) && !pair.carry(true) {
+            break;
+        }
+    }
+    recorded.dedup();
+    let mut victim = Node::new(LocalRole::Anonymous);
+    let link = LinkId(9);
+    victim.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
+    for message in recorded {
+        victim.handle(pair.now, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut pair.rng);
+    }
+    assert!(victim.open().is_none());
+    assert_eq!(victim.failure(), Some(ChannelError::BadProof.into()));
+}
+
+#[test]
+fn a_relay_is_not_fooled_by_its_own_messages_sent_back() {
+    let mut relay = Node::relay(2);
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    let link = LinkId(1);
+    relay.handle(Instant::START, LinkEvent::Opened { link, opened: opened(None, 2, 2) }, &mut rng);
+    relay.handle(Instant::START, LinkEvent::Room { link, bytes: ROOM }, &mut rng);
+    let Some(Transmit::Message { message, .. }) = relay.sent.pop_front() else { panic!("no HELLO") };
+    relay.handle(Instant::START, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut rng);
+    assert!(relay.sent.contains_close() && relay.open().is_none());
+}
+
+#[test]
+fn ends_without_a_common_version_part() {
+    let mut relay = Node::relay(2);
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    let link = LinkId(1);
+    relay.handle(Instant::START, LinkEvent::Opened { link, opened: opened(None, 2, 1) }, &mut rng);
+    let hello = hello::Hello { versions: vec![7], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
+    let message = hello.encode().into();
+    relay.handle(Instant::START, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut rng);
+    assert!(relay.sent.contains_close());
+}
+
+#[test]
+fn cells_that_overtake_the_handshake_are_kept_up_to_a_cap() {
+    let (relay, mut rng) = (Node::relay(2), ChaCha20Rng::seed_from_u64(1));
+    let mut pair = Pair::new(Node::relay(1), relay);
+    pair.link(1, key(2).id());
+    let early = circuit(0x8000_0001);
+    let mut message = Vec::new();
+    Cell::new(early, Command::Create, Box::new([1; BODY_LEN])).encode(&mut message);
+    let event = LinkEvent::Message { link: LinkId(1), lane: lane_of(early), message: message.into() };
+    pair.b.handle(pair.now, event.clone(), &mut rng);
+    assert!(pair.b.events.is_empty());
+    pair.settle();
+    assert_eq!(pair.b.cells().len(), 1);
+
+    let mut relay = Node::relay(3);
+    relay.handle(pair.now, LinkEvent::Opened { link: LinkId(1), opened: opened(None, 2, 1) }, &mut rng);
+    for _ in 0..128 {
+        relay.handle(pair.now, event.clone(), &mut rng);
+    }
+    assert!(relay.sent.is_empty());
+    relay.handle(pair.now, event, &mut rng);
+    assert!(relay.sent.contains_close());
+}
+
+#[test]
+fn the_dialler_picks_from_the_upper_half_and_the_other_end_from_the_lower() {
+    let (mut pair, channel) = client_and_relay();
+    for _ in 0..50 {
+        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());
+        assert!(!pair.b.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());
+    }
+}
+
+fn one_message(lane: u8, cells: &[Cell]) -> LinkEvent {
+    let mut message = Vec::new();
+    cells.iter().for_each(|cell| cell.encode(&mut message));
+    LinkEvent::Message { link: LinkId(1), lane: Lane::new(lane).unwrap(), message: message.into() }
+}
+
+#[test]
+fn whoever_breaks_a_rule_loses_the_channel() {
+    let body = || Box::new([0; BODY_LEN]);
+    let upper = circuit(0x8000_0004);
+    let lower = circuit(4);
+    let short = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Bytes::from(vec![0; 1025]) };
+    let empty = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Bytes::new() };
+    let unknown_command = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: vec![9; CELL_LEN].into() };
+    let too_many = one_message(0, &vec![Cell::padding(); 17]);
+    for broken in [
+        one_message(0, &[Cell::new(lower, Command::Create, body())]),
+        one_message(0, &[Cell::new(upper, Command::Created, body())]),
+        one_message(1, &[Cell::new(upper, Command::Relay, body())]),
+        short,
+        empty,
+        unknown_command,
+        too_many,
+    ] {
+        let (mut pair, _) = client_and_relay();
+        pair.b.handle(pair.now, broken, &mut pair.rng);
+        assert!(pair.b.sent.contains_close());
+        assert!(pair.b.events.iter().any(|event| matches!(event, ChannelEvent::Closed { .. })));
+        assert!(pair.b.channels.is_empty());
+    }
+}
+
+#[test]
+fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
+    let (mut pair, channel) = client_and_relay();
+    let circuits: Vec<_> = (0..8).map(|_| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap()).collect();
+    for tag in 0..40 {
+        for circuit in &circuits {
+            pair.a.channels.send(channel, cell(*circuit, tag)).unwrap();
+        }
+    }
+    pair.settle();
+    let mut seen: BTreeMap<CircuitId, Vec<u8>> = BTreeMap::new();
+    for cell in pair.b.cells() {
+        seen.entry(cell.circuit().unwrap()).or_default().push(cell.body()[0]);
+    }
+    for circuit in circuits {
+        assert_eq!(seen[&circuit], (0..40).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn waiting_cells_are_packed_sixteen_to_a_message() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    (0..32).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    pair.a.collect(pair.now);
+    let lengths = pair.a.sent.iter().map(|transmit| match transmit {
+        Transmit::Message { message, .. } => message.len(),
+        _ => 0,
+    });
+    assert_eq!(lengths.collect::<Vec<_>>(), [16 * CELL_LEN, 16 * CELL_LEN]);
+}
+
+#[test]
+fn nothing_is_sent_without_room_and_hardly_more_than_there_is_room_for() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    pair.room(1, 0);
+    (0..200).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    pair.a.collect(pair.now);
+    assert!(pair.a.sent.is_empty());
+    pair.room(1, 20_000);
+    let sent: usize = pair
+        .a
+        .sent
+        .iter()
+        .map(|transmit| match transmit {
+            Transmit::Message { message, .. } => message.len(),
+            _ => 0,
+        })
+        .sum();
+    assert!((20_000..20_000 + CELL_LEN).contains(&sent), "{sent}");
+    assert_eq!(pair.a.channels.queued(channel, circuit), 180);
+}
+
+#[test]
+fn a_quiet_circuit_passes_a_busy_one_and_busy_ones_share_alike() {
+    let mut queue = FairQueue::default();
+    let (bulk, other, quiet) = (circuit(1), circuit(2), circuit(3));
+    for bulky in [bulk, other] {
+        queue.hold(bulky);
+        (0..100).for_each(|tag| queue.push(bulky, 0, cell(bulky, tag), 1000).unwrap());
+    }
+    let first: Vec<_> = (0..40).map(|_| queue.pop().unwrap().circuit).collect();
+    assert_eq!(first.iter().filter(|circuit| **circuit == bulk).count(), 20);
+    queue.hold(quiet);
+    queue.push(quiet, 0, cell(quiet, 0), 1000).unwrap();
+    assert_eq!(queue.pop().unwrap().circuit, quiet);
+}
+
+#[test]
+fn a_circuit_that_trickles_cannot_starve_a_busy_one() {
+    let mut queue = FairQueue::default();
+    let (bulk, trickle) = (circuit(1), circuit(2));
+    queue.hold(bulk);
+    queue.hold(trickle);
+    (0..200).for_each(|_| queue.push(bulk, 0, cell(bulk, 0), 1000).unwrap());
+    let mut of_bulk = 0;
+    for _ in 0..100 {
+        if queue.queued(trickle) == 0 {
+            queue.push(trickle, 0, cell(trickle, 0), 1000).unwrap();
+        }
+        of_bulk += usize::from(queue.pop().unwrap().circuit == bulk);
+    }
+    assert!(of_bulk >= 40, "{of_bulk}");
+}
+
+#[test]
+fn a_full_circuit_queue_refuses_more_and_destroy_empties_it() {
+    let parameters = ChannelParameters { circuit_queue: 5, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.a.open().unwrap().0;
+    pair.room(1, 0);
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    for tag in 0..5 {
+        assert!(pair.a.channels.send(channel, cell(circuit, tag)).is_ok());
+    }
+    assert_eq!(pair.a.channels.send(channel, cell(circuit, 5)), Err(QueueFull));
+    pair.a.channels.send(channel, Cell::destroy(circuit)).unwrap();
+    pair.a.channels.forget_circuit(pair.now, channel, circuit);
+    assert_eq!(pair.a.channels.queued(channel, circuit), 1);
+    pair.room(1, ROOM);
+    pair.settle();
+    let cells = pair.b.cells();
+    assert_eq!(cells.len(), 1);
+    assert_eq!(cells[0], Cell::destroy(circuit));
+}
+
+#[test]
+fn a_destroy_from_the_other_end_drops_what_waits_for_the_circuit() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(channel, circuit));
+    pair.room(1, 0);
+    (0..9).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    let lane = lane_of(circuit).value();
+    pair.a.handle(pair.now, one_message(lane, &[Cell::destroy(circuit)]), &mut pair.rng);
+    assert_eq!(pair.a.channels.queued(channel, circuit), 0);
+    pair.room(1, ROOM);
+    assert!(pair.a.sent.is_empty());
+}
+
+#[test]
+fn too_many_circuits_on_a_channel_are_refused() {
+    let parameters = ChannelParameters { circuits_per_channel: 3, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.a.open().unwrap().0;
+    for _ in 0..3 {
+        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_some());
+    }
+    assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_none());
+}
+
+#[test]
+fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
+    let parameters = ChannelParameters { circuits_per_channel: 4, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.b.open().unwrap().0;
+    pair.room(1, 0);
+    for number in 0..9 {
+        pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
+    }
+    pair.b.collect(pair.now);
+    assert!(pair.b.sent.contains_close());
+}
+
+#[test]
+fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
+    let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.a.open().unwrap().0;
+    pair.room(1, 0);
+    let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    pair.a.channels.send(channel, cell(first, 0)).unwrap();
+    (0..9).for_each(|tag| pair.a.channels.send(channel, cell(second, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue_circuit(), None);
+    pair.a.channels.send(channel, cell(second, 9)).unwrap();
+    assert_eq!(pair.a.channels.overdue_circuit(), Some((channel, first)));
+    pair.a.channels.send(channel, Cell::destroy(second)).unwrap();
+    assert_eq!(pair.a.channels.overdue_circuit(), None);
+}
+
+#[test]
+fn the_low_mark_is_told_once_on_the_way_down() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    (0..u8::try_from(QUEUE_HIGH).unwrap()).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    pair.a.collect(pair.now);
+    let drained = pair.a.events.iter().filter(|event| matches!(event, ChannelEvent::Drained { .. })).count();
+    assert_eq!(drained, 1);
+}
+
+#[test]
+fn when_both_dial_at_once_the_channel_dialled_by_the_lower_identity_takes_new_circuits() {
+    for (first, second) in [(1, 2), (2, 1)] {
+        let (one, two) = (key(first), key(second));
+        let mut a = Node::relay(first);
+        let mut b = Node::relay(second);
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let now = Instant::START;
+        for (link, a_dials) in [(LinkId(1), true), (LinkId(2), false)] {
+            let (for_a, for_b) = if a_dials { (Some(two.id()), None) } else { (None, Some(one.id())) };
+            a.handle(now, LinkEvent::Opened { link, opened: opened(for_a, 1, 2) }, &mut rng);
+            b.handle(now, LinkEvent::Opened { link, opened: opened(for_b, 2, 1) }, &mut rng);
+            a.handle(now, LinkEvent::Room { link, bytes: ROOM }, &mut rng);
+            b.handle(now, LinkEvent::Room { link, bytes: ROOM }, &mut rng);
+        }
+        let mut pair = Pair { now, rng, a, b, closed: BTreeSet::new() };
+        pair.settle();
+        let stays = if one.id() < two.id() { LinkId(1) } else { LinkId(2) };
+        assert_eq!(pair.a.channels.lookup(&two.id()), Some(ChannelId(stays)));
+        assert_eq!(pair.b.channels.lookup(&one.id()), Some(ChannelId(stays)));
+        assert_eq!(pair.a.channels.len(), 2);
+        let circuit = pair.a.channels.allocate_circuit(ChannelId(stays), &mut pair.rng).unwrap();
+        assert!(pair.b.channels.admit_circuit(ChannelId(stays), circuit));
+        pair.pass(Duration::from_secs(400));
+        assert_eq!(pair.a.channels.len(), 1, "the other one, without circuits, is gone");
+        assert_eq!(pair.a.channels.lookup(&two.id()), Some(ChannelId(stays)));
+    }
+}
+
+#[test]
+fn connect_is_idempotent_and_its_outcome_is_told() {
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    for _ in 0..3 {
+        assert_eq!(pair.a.channels.connect(pair.now, &target(&key(2))), None);
+    }
+    pair.a.collect(pair.now);
+    assert_eq!(pair.a.sent.len(), 1, "one dial");
+    pair.a.sent.clear();
+    pair.link(1, key(2).id());
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&key(2))), None, "the handshake is under way");
+    pair.settle();
+    let open = pair.a.channels.connect(pair.now, &target(&key(2)));
+    assert_eq!(open, pair.a.open().map(|open| open.0));
+}
+
+#[test]
+fn a_dial_and_a_handshake_without_an_answer_fail_in_time() {
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    pair.a.channels.connect(pair.now, &target(&key(2)));
+    pair.pass(Duration::from_secs(12));
+    assert_eq!(pair.a.failure(), Some(DialError::TimedOut.into()));
+
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    let opened = opened(Some(key(2).id()), 1, 2);
+    pair.a.handle(pair.now, LinkEvent::Opened { link: LinkId(1), opened }, &mut pair.rng);
+    pair.pass(Duration::from_secs(12));
+    assert_eq!(pair.a.failure(), Some(ChannelError::TimedOut.into()));
+}
+
+#[test]
+fn an_idle_channel_closes_and_one_with_a_circuit_is_kept_alive() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    pair.b.channels.admit_circuit(channel, circuit);
+    pair.pass(Duration::from_secs(3600));
+    assert_eq!(pair.a.channels.len(), 1);
+    pair.a.channels.forget_circuit(pair.now, channel, circuit);
+    pair.b.channels.forget_circuit(pair.now, channel, circuit);
+    pair.pass(Duration::from_secs(200));
+    assert!(pair.a.channels.is_empty() && pair.b.channels.is_empty());
+    assert_eq!(pair.a.channels.poll_timeout(), None);
+}
+
+#[test]
+fn a_silent_neighbour_is_given_up() {
+    let (mut pair, channel) = client_and_relay();
+    pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    for _ in 0..100 {
+        pair.now = pair.now.after(Duration::from_secs(1));
+        pair.a.channels.handle_timeout(pair.now);
+        pair.a.collect(pair.now);
+    }
+    assert!(pair.a.events.iter().any(|event| matches!(event, ChannelEvent::Closed { .. })));
+}
+
+#[test]
+fn at_the_cap_the_channel_idle_for_longest_gives_way_and_busy_ones_do_not() {
+    let parameters = ChannelParameters { channels: 1, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    pair.link(1, key(2).id());
+    pair.settle();
+    pair.link(2, key(2).id());
+    pair.settle();
+    assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
+    assert!(pair.b.channels.admit_circuit(ChannelId(LinkId(2)), circuit(0x8000_0001)));
+    pair.link(3, key(2).id());
+    pair.settle();
+    assert!(pair.closed.contains(&LinkId(3)) && !pair.closed.contains(&LinkId(2)));
+}
+
+proptest! {
+    #[test]
+    fn no_message_of_a_stranger_panics_or_opens_a_relays_channel(
+        messages in proptest::collection::vec((0..LANES, proptest::collection::vec(any::<u8>(), 0..2100)), 0..8),
+    ) {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut node = Node::new(LocalRole::Anonymous);
+        let link = LinkId(1);
+        node.handle(Instant::START, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut rng);
+        for (lane, message) in messages {
+            let lane = Lane::new(lane).unwrap();
+            node.handle(Instant::START, LinkEvent::Message { link, lane, message: message.into() }, &mut rng);
+        }
+        prop_assert!(node.open().is_none());
+    }
+
+    #[test]
+    fn the_queue_keeps_count_and_order_whatever_is_done(steps in proptest::collection::vec((0..5_u8, 1..5_u32), 0..300)) {
+        let mut queue = FairQueue::default();
+        let mut model: BTreeMap<u32, VecDeque<u64>> = BTreeMap::new();
+        for (serial, (step, number)) in steps.into_iter().enumerate() {
+            let serial = serial as u64;
+            let of = circuit(number);
+            let waiting = model.entry(number).or_default();
+            match step {
+                0 => { queue.hold(of); }
+                1 => queue.forget(of),
+                2 => { prop_assert_eq!(queue.clear(of), waiting.len()); waiting.clear(); }
+                3 => {
+                    let mut body = Box::new([0; BODY_LEN]);
+                    body[..8].copy_from_slice(&serial.to_be_bytes());
+                    let full = queue.push(of, serial, Cell::new(of, Command::Relay, body), 20).is_err();
+                    prop_assert_eq!(full, waiting.len() == 20);
+                    if !full { waiting.push_back(serial); }
+                }
+                _ => match queue.pop() {
+                    Some(next) => {
+                        let first = model.get_mut(&next.circuit.value()).unwrap().pop_front().unwrap();
+                        prop_assert_eq!(&next.cell.body()[..8], &first.to_be_bytes()[..]);
+                    }
+                    None => prop_assert!(model.values().all(VecDeque::is_empty)),
+                },
+            }
+            prop_assert_eq!(queue.len(), model.values().map(VecDeque::len).sum::<usize>());
+        }
+    }
+}
