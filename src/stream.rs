@@ -29,7 +29,10 @@ mod receive;
 mod send;
 mod state;
 
-use core::{net::IpAddr, time::Duration};
+use core::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
@@ -54,6 +57,8 @@ const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a mark may stay unanswered before the circuit counts as dead.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_CONTROL: usize = 1024;
+/// A RESOLVE of this asks for nothing but an answer (`proto/05-relay-messages.md`).
+const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 /// Which end of the circuit this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,6 +217,17 @@ impl Streams {
         Ok(stream)
     }
 
+    /// Origin: asks the hop for an echo, to learn whether the circuit still reaches it. No event follows: any message
+    /// that comes will tell.
+    ///
+    /// # Errors
+    /// [`StreamError::Full`] when no more streams fit.
+    pub fn echo(&mut self, now: Instant) -> Result<(), StreamError> {
+        let stream = self.open(now, Phase::Echoing)?;
+        self.control.push_back(RelayMessage::Resolve { stream, host: ECHO });
+        Ok(())
+    }
+
     /// Exit: the stream is connected. Bytes that came before are given now.
     pub fn connected(&mut self, _now: Instant, id: StreamId, address: Option<IpAddr>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
@@ -296,8 +312,10 @@ impl Streams {
 
     /// The circuit is gone: every stream ends with `reason`.
     pub fn abort(&mut self, reason: EndReason) {
-        for (stream, _) in core::mem::take(&mut self.streams) {
-            self.events.push_back(StreamEvent::Closed { stream, reason });
+        for (stream, state) in core::mem::take(&mut self.streams) {
+            if state.phase != Phase::Echoing {
+                self.events.push_back(StreamEvent::Closed { stream, reason });
+            }
         }
         self.acknowledger = Acknowledger::default();
         self.control.clear();
@@ -388,7 +406,9 @@ impl Streams {
     fn insert(&mut self, now: Instant, id: StreamId, phase: Phase) {
         let wait = if self.role == Role::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
         let deadline = now.after(wait);
-        self.deadlines.insert((deadline, id));
+        if phase != Phase::Echoing {
+            self.deadlines.insert((deadline, id));
+        }
         self.streams.insert(id, Stream::new(phase, deadline));
     }
 

@@ -1,6 +1,6 @@
 //! What the peer says.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
 
@@ -10,6 +10,8 @@ use crate::{
     flow::Mark,
     wire::{Answer, EndReason, MessageKind, RelayMessage},
 };
+
+const ECHO_ANSWER: Answer = Answer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 impl Streams {
     /// Takes one message of the peer.
@@ -38,6 +40,12 @@ impl Streams {
                     self.events.push_back(StreamEvent::Begin { stream, target });
                 }
                 Ok(())
+            }
+            RelayMessage::Resolve { stream, host: super::ECHO } => {
+                if self.streams.contains_key(&stream) {
+                    return Err(StreamError::Illegal(kind));
+                }
+                self.answer(RelayMessage::Resolved { stream, ttl: 0, answers: vec![ECHO_ANSWER] })
             }
             RelayMessage::Resolve { stream, host } => {
                 if self.accept(now, stream, Phase::Answering, kind)? {
@@ -134,6 +142,10 @@ impl Streams {
             Some(stream) if stream.phase == Phase::Resolving => {
                 self.take(id);
                 self.events.push_back(StreamEvent::Resolved { stream: id, ttl, answers });
+                Ok(())
+            }
+            Some(stream) if stream.phase == Phase::Echoing => {
+                self.take(id);
                 Ok(())
             }
             Some(_) => Err(StreamError::Illegal(MessageKind::Resolved)),

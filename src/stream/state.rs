@@ -12,6 +12,8 @@ pub(super) enum Phase {
     Beginning,
     /// Origin: RESOLVE awaits its answer.
     Resolving,
+    /// Origin: a RESOLVE that is an echo request awaits its answer.
+    Echoing,
     /// Exit: BEGIN is to be answered.
     Serving,
     /// Exit: RESOLVE is to be answered.

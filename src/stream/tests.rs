@@ -163,6 +163,18 @@ fn a_question_is_answered_once() {
 }
 
 #[test]
+fn an_echo_is_answered_without_the_application() {
+    let mut pair = Pair::new();
+    pair.origin.echo(pair.now).unwrap();
+    let Some(message) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else { panic!("no request") };
+    pair.exit.handle_message(pair.now, message).unwrap();
+    assert!(pair.exit.has_message() && pair.exit.is_empty());
+    pair.settle();
+    assert_eq!((events(&mut pair.origin), events(&mut pair.exit)), (vec![], vec![]));
+    assert!(pair.origin.is_empty());
+}
+
+#[test]
 fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
     let mut pair = Pair::new();
     let id = pair.stream();
