@@ -3,6 +3,7 @@
 
 pub mod base;
 pub mod channel;
+pub mod circuit;
 pub mod crypto;
 pub mod flow;
 pub mod handshake;

@@ -9,9 +9,7 @@ use crate::{
     base::{HopIndex, Instant},
     handshake::{ClientHandshake, RelayKeys},
     onion::message_capacity,
-    wire::{
-        BODY_LEN, Command, Fragments, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, encode_extend, split,
-    },
+    wire::{BODY_LEN, Command, Fragments, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, encode_extend, split},
 };
 
 /// The handshake with one hop.

@@ -1,0 +1,351 @@
+//! An origin and three relays in one memory.
+
+use rand::{SeedableRng, rngs::ChaCha8Rng};
+
+use super::*;
+use crate::{
+    base::RelayId,
+    crypto::OnionSecret,
+    handshake::{OnionKeyring, respond},
+    onion::{Forward, RelayLayer},
+    wire::{Fragments, created_cells, decode_create, decode_extend, split},
+};
+
+const HOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn rng() -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(11)
+}
+
+/// One relay of the chain: what it holds of the circuit.
+struct Hop {
+    identity: RelayId,
+    keyring: OnionKeyring,
+    layer: Option<RelayLayer>,
+    request: Fragments,
+    streams: Streams,
+}
+
+/// The relays of one circuit; each passes cells to the next by itself.
+struct Chain {
+    circuit: CircuitId,
+    hops: Vec<Hop>,
+    rng: ChaCha8Rng,
+    now: Instant,
+}
+
+impl Chain {
+    fn new(length: u8) -> Self {
+        let mut rng = rng();
+        let hop = |number| Hop {
+            identity: RelayId::from_bytes([number; 32]),
+            keyring: OnionKeyring::new(OnionSecret::generate(&mut rng), None),
+            layer: None,
+            request: Fragments::new(),
+            streams: Streams::new(Role::Exit, FlowParameters::default()),
+        };
+        let hops = (1..=length).map(hop).collect();
+        Self { circuit: CircuitId::new(0x8000_0001).unwrap(), hops, rng, now: Instant::START }
+    }
+
+    fn keys(&self) -> Vec<RelayKeys> {
+        let keys = |hop: &Hop| RelayKeys { identity: hop.identity, onion_key: hop.keyring.public() };
+        self.hops.iter().map(keys).collect()
+    }
+
+    fn origin(&mut self) -> Origin {
+        let keys = self.keys();
+        Origin::start(self.now, keys, self.circuit, FlowParameters::default(), HOP_TIMEOUT, &mut self.rng).unwrap()
+    }
+
+    /// Answers a cell that came to the first hop.
+    fn handle(&mut self, cell: Cell) -> Vec<Cell> {
+        match cell.command() {
+            Command::Create => {
+                let (hop, fragment) = decode_create(cell.body()).unwrap();
+                let Some(request) = self.hops[0].request.push(fragment).unwrap() else { return vec![] };
+                created_cells(self.circuit, &self.shake(hop, &request)).unwrap()
+            }
+            Command::Relay => self.handle_relay(cell),
+            Command::Destroy => vec![],
+            command => panic!("the origin sent {command:?}"),
+        }
+    }
+
+    fn shake(&mut self, hop: HopIndex, request: &[u8]) -> Vec<u8> {
+        let at = &mut self.hops[usize::from(hop.value()) - 1];
+        let answer = respond(&at.identity, &at.keyring, hop, request, &mut self.rng).unwrap();
+        at.layer = Some(RelayLayer::new(hop, answer.keys));
+        answer.reply
+    }
+
+    fn handle_relay(&mut self, cell: Cell) -> Vec<Cell> {
+        let mut body = cell.into_body();
+        for at in 0..self.hops.len() {
+            let opened = self.hops[at].layer.as_mut().unwrap().open_forward(&mut body).unwrap();
+            if matches!(opened, Forward::Message) {
+                let hop = HopIndex::new(u8::try_from(at + 1).unwrap()).unwrap();
+                let plaintext = Bytes::copy_from_slice(&body[..message_capacity(hop)]);
+                return self.handle_message(hop, RelayMessage::decode(&plaintext).unwrap());
+            }
+        }
+        panic!("no hop was spoken to");
+    }
+
+    fn handle_message(&mut self, hop: HopIndex, message: RelayMessage) -> Vec<Cell> {
+        let at = usize::from(hop.value()) - 1;
+        let RelayMessage::Extend { fragment } = message else {
+            self.hops[at].streams.handle_message(self.now, message).unwrap();
+            return vec![];
+        };
+        let Some(body) = self.hops[at].request.push(&fragment).unwrap() else { return vec![] };
+        let (identity, request) = decode_extend(&body).unwrap();
+        assert_eq!(identity, self.hops[at + 1].identity);
+        let reply = self.shake(hop.next().unwrap(), request);
+        split(&reply, message_capacity(hop) - 5)
+            .unwrap()
+            .into_iter()
+            .map(|fragment| self.say(hop, &RelayMessage::Extended { fragment: fragment.into() }))
+            .collect()
+    }
+
+    /// A cell to the origin with a message of `hop`.
+    fn say(&mut self, hop: HopIndex, message: &RelayMessage) -> Cell {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes).unwrap();
+        let mut body = Box::new([0; BODY_LEN]);
+        let (before, last) = self.hops.split_at_mut(usize::from(hop.value()) - 1);
+        last[0].layer.as_mut().unwrap().seal_message(&bytes, &mut body).unwrap();
+        for hop in before.iter_mut().rev() {
+            hop.layer.as_mut().unwrap().seal_backward(&mut body).unwrap();
+        }
+        Cell::new(self.circuit, Command::Relay, body)
+    }
+
+    /// Carries cells both ways until there are none.
+    fn settle(&mut self, origin: &mut Origin) {
+        loop {
+            let mut moved = false;
+            self.now = self.now.after(Duration::from_millis(1));
+            while let Some(cell) = origin.poll_cell(self.now, &mut self.rng) {
+                moved = true;
+                for answer in self.handle(cell) {
+                    origin.handle_cell(self.now, answer, &mut self.rng);
+                }
+            }
+            for at in 0..self.hops.len() {
+                let hop = HopIndex::new(u8::try_from(at + 1).unwrap()).unwrap();
+                while let Some(message) =
+                    self.hops[at].streams.poll_message(self.now, message_capacity(hop), &mut self.rng)
+                {
+                    moved = true;
+                    let cell = self.say(hop, &message);
+                    origin.handle_cell(self.now, cell, &mut self.rng);
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// A circuit over the whole chain.
+    fn build(length: u8) -> (Self, Origin) {
+        let mut chain = Self::new(length);
+        let mut origin = chain.origin();
+        chain.settle(&mut origin);
+        assert!(origin.is_open());
+        events(&mut origin);
+        (chain, origin)
+    }
+
+    /// A circuit with a connected stream.
+    fn stream() -> (Self, Origin, StreamId) {
+        let (mut chain, mut origin) = Self::build(3);
+        let id = origin.begin(chain.now, target()).unwrap();
+        chain.settle(&mut origin);
+        chain.hops[2].streams.connected(chain.now, id, None);
+        chain.settle(&mut origin);
+        events(&mut origin);
+        (chain, origin, id)
+    }
+}
+
+fn hop(number: u8) -> HopIndex {
+    HopIndex::new(number).unwrap()
+}
+
+fn target() -> Target {
+    Target { host: Host::parse("umbel.test").unwrap(), port: 443 }
+}
+
+fn events(origin: &mut Origin) -> Vec<CircuitEvent> {
+    core::iter::from_fn(|| origin.poll_event()).collect()
+}
+
+#[test]
+fn a_circuit_is_built_hop_by_hop_up_to_the_greatest_length() {
+    for length in 1..=HopIndex::MAX {
+        let mut chain = Chain::new(length);
+        let mut origin = chain.origin();
+        assert!(origin.begin(chain.now, target()).is_err());
+        chain.settle(&mut origin);
+        let came = events(&mut origin);
+        assert_eq!(came.len(), usize::from(length) + 1);
+        assert!(matches!(came[0], CircuitEvent::HopBuilt { hop: HopIndex::FIRST, .. }));
+        assert_eq!(came.last(), Some(&CircuitEvent::Built));
+        assert_eq!(origin.poll_timeout(), None);
+    }
+    let keys = Chain::new(9).keys();
+    let circuit = CircuitId::new(1).unwrap();
+    let refused = Origin::start(Instant::START, keys, circuit, FlowParameters::default(), HOP_TIMEOUT, &mut rng());
+    assert_eq!(refused.err(), Some(CircuitError::PathLength));
+}
+
+#[test]
+fn bytes_pass_both_ways_over_three_hops() {
+    let (mut chain, mut origin, id) = Chain::stream();
+    let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    assert_eq!(origin.exit_streams().unwrap().write(chain.now, id, &sent), sent.len());
+    chain.hops[2].streams.write(chain.now, id, &sent);
+    chain.settle(&mut origin);
+    let at_origin = events(&mut origin).into_iter().filter_map(|event| match event {
+        CircuitEvent::Stream(_, StreamEvent::Data { bytes, .. }) => Some(bytes),
+        _ => None,
+    });
+    assert_eq!(at_origin.collect::<Vec<_>>().concat(), sent);
+    let at_exit = core::iter::from_fn(|| chain.hops[2].streams.poll_event()).filter_map(|event| match event {
+        StreamEvent::Data { bytes, .. } => Some(bytes),
+        _ => None,
+    });
+    assert_eq!(at_exit.collect::<Vec<_>>().concat(), sent);
+}
+
+#[test]
+fn any_hop_serves_streams() {
+    let (mut chain, mut origin) = Chain::build(3);
+    let id = origin.streams_at(hop(2)).unwrap().begin(chain.now, target()).unwrap();
+    assert!(origin.streams_at(hop(4)).is_none());
+    chain.settle(&mut origin);
+    chain.hops[1].streams.connected(chain.now, id, None);
+    chain.settle(&mut origin);
+    let connected = StreamEvent::Connected { stream: id, address: None };
+    assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(2), connected)]);
+}
+
+#[test]
+fn a_message_from_a_hop_not_spoken_to_ends_the_circuit() {
+    let (mut chain, mut origin, id) = Chain::stream();
+    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
+    let cell = chain.say(hop(2), &data);
+    origin.handle_cell(chain.now, cell, &mut chain.rng);
+    let came = events(&mut origin);
+    let closed = StreamEvent::Closed { stream: id, reason: EndReason::Reset };
+    let error = CircuitError::Illegal { hop: hop(2), kind: MessageKind::Data };
+    assert_eq!(came, [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(error)]);
+    assert_eq!(origin.poll_cell(chain.now, &mut chain.rng).unwrap().command(), Command::Destroy);
+    assert!(!origin.has_cell());
+}
+
+#[test]
+fn drop_is_legal_from_any_hop() {
+    let (mut chain, mut origin) = Chain::build(3);
+    for number in 1..=3 {
+        let cell = chain.say(hop(number), &RelayMessage::Drop);
+        origin.handle_cell(chain.now, cell, &mut chain.rng);
+    }
+    assert!(origin.is_open());
+}
+
+#[test]
+fn an_extended_that_was_not_asked_for_ends_the_circuit() {
+    let (mut chain, mut origin) = Chain::build(2);
+    let cell = chain.say(hop(2), &RelayMessage::Extended { fragment: Bytes::from_static(b"abc") });
+    origin.handle_cell(chain.now, cell, &mut chain.rng);
+    let error = CircuitError::Illegal { hop: hop(2), kind: MessageKind::Extended };
+    assert_eq!(events(&mut origin), [CircuitEvent::Closed(error)]);
+}
+
+#[test]
+fn cells_out_of_state_end_the_circuit() {
+    for command in [Command::Create, Command::Created] {
+        let (mut chain, mut origin) = Chain::build(2);
+        let cell = Cell::new(chain.circuit, command, Box::new([0; BODY_LEN]));
+        origin.handle_cell(chain.now, cell, &mut chain.rng);
+        assert_eq!(events(&mut origin), [CircuitEvent::Closed(CircuitError::IllegalCell(command))]);
+    }
+    let mut chain = Chain::new(2);
+    let mut origin = chain.origin();
+    let cell = Cell::new(chain.circuit, Command::Relay, Box::new([0; BODY_LEN]));
+    origin.handle_cell(chain.now, cell, &mut chain.rng);
+    assert!(matches!(events(&mut origin)[..], [CircuitEvent::Closed(CircuitError::Onion(_))]));
+}
+
+#[test]
+fn an_altered_cell_ends_the_circuit_and_nothing_of_it_is_delivered() {
+    let (mut chain, mut origin, id) = Chain::stream();
+    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"secret") };
+    let mut body = chain.say(hop(3), &data).into_body();
+    body[500] ^= 1;
+    origin.handle_cell(chain.now, Cell::new(chain.circuit, Command::Relay, body), &mut chain.rng);
+    let came = events(&mut origin);
+    assert!(!came.iter().any(|event| matches!(event, CircuitEvent::Stream(_, StreamEvent::Data { .. }))));
+    assert!(matches!(came.last(), Some(CircuitEvent::Closed(CircuitError::Onion(_)))));
+}
+
+#[test]
+fn a_forged_reply_ends_the_circuit() {
+    let mut chain = Chain::new(3);
+    let mut origin = chain.origin();
+    let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
+    let mut body = chain.handle(create).remove(0).into_body();
+    body[20] ^= 1;
+    origin.handle_cell(chain.now, Cell::new(chain.circuit, Command::Created, body), &mut chain.rng);
+    assert!(matches!(events(&mut origin)[..], [CircuitEvent::Closed(CircuitError::Handshake(_))]));
+}
+
+#[test]
+fn a_hop_that_does_not_answer_times_out() {
+    let mut chain = Chain::new(3);
+    let mut origin = chain.origin();
+    let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
+    for created in chain.handle(create) {
+        origin.handle_cell(chain.now, created, &mut chain.rng);
+    }
+    assert_eq!(origin.building(), Some(hop(2)));
+    events(&mut origin);
+    let at = origin.poll_timeout().unwrap();
+    assert_eq!(at, chain.now.after(HOP_TIMEOUT));
+    origin.handle_timeout(at);
+    assert_eq!(events(&mut origin), [CircuitEvent::Closed(CircuitError::BuildTimedOut(hop(2)))]);
+}
+
+#[test]
+fn a_circuit_that_answers_no_echo_ends() {
+    let (mut chain, mut origin, id) = Chain::stream();
+    // An answering circuit goes on.
+    let at = origin.poll_timeout().unwrap();
+    origin.handle_timeout(at);
+    chain.now = at;
+    chain.settle(&mut origin);
+    assert!(origin.is_open());
+    // A dead one doesn't.
+    for _ in 0..2 {
+        let at = origin.poll_timeout().unwrap();
+        origin.handle_timeout(at);
+        while origin.poll_cell(at, &mut chain.rng).is_some() {}
+    }
+    let closed = StreamEvent::Closed { stream: id, reason: EndReason::Reset };
+    assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(CircuitError::Silent)]);
+}
+
+#[test]
+fn a_destroy_fails_the_streams_and_is_not_answered() {
+    let (mut chain, mut origin, id) = Chain::stream();
+    origin.handle_cell(chain.now, Cell::destroy(chain.circuit), &mut chain.rng);
+    let closed = StreamEvent::Closed { stream: id, reason: EndReason::Reset };
+    let came = events(&mut origin);
+    assert_eq!(came, [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(CircuitError::Destroyed)]);
+    assert!(!origin.has_cell());
+    assert_eq!(origin.poll_timeout(), None);
+}
