@@ -5,11 +5,14 @@ pub mod base;
 pub mod channel;
 pub mod circuit;
 pub mod crypto;
+pub mod directory;
+pub mod exit;
 pub mod flow;
 pub mod handshake;
 #[cfg(feature = "native")]
 pub mod io;
 pub mod onion;
+pub mod path;
 pub mod sim;
 pub mod stream;
 pub mod wire;

@@ -1,0 +1,281 @@
+//! An authority: takes descriptors, has each relay dialled and proved, and signs the consensus.
+//!
+//! Owns what it knows of every relay, the last consensus and its key. Driven by descriptors, the outcomes of proofs and
+//! wall time; the outside dials ([`AuthorityEvent::Prove`]), stores ([`AuthorityEvent::Remember`]) and serves
+//! ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md`, "Authorities". It keeps relays out that claim an
+//! address which isn't theirs, and never lists a weight that a relay claimed.
+//!
+//! With several authorities, each will put its own list to the vote where this one now signs its own: `list` stays, and the
+//! vote comes between it and [`Consensus::sign`].
+
+mod relays;
+
+use std::collections::VecDeque;
+
+use core::time::Duration;
+
+use super::{
+    AuthorityId, Consensus, DescriptorError, MAX_RELAYS, Parameters, SignedConsensus, UnverifiedConsensus,
+    UnverifiedDescriptor,
+};
+use crate::{
+    base::{DialError, DialTarget, RelayId, WallTime},
+    crypto::IdentityKey,
+    exit::is_global,
+};
+use relays::{Entry, Relays};
+
+/// Proofs asked for at the same time at the most.
+const MAX_PROOFS: usize = 32;
+/// A proof whose outcome nobody told counts as failed after this long.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How an authority goes about it.
+#[derive(Clone, Debug)]
+pub struct AuthorityConfig {
+    /// The first consensus waits for so many relays; 0 and 1: for the first.
+    pub publish_when: usize,
+    /// From one consensus to the next.
+    pub interval: Duration,
+    /// For how long a consensus is valid, at most a week.
+    pub lifetime: Duration,
+    /// From one proof of a relay to the next.
+    pub prove_every: Duration,
+    /// A relay known for so long is stable, and so is one known for longer than half of the relays.
+    pub stable_after: Duration,
+    /// Whether relays at private and loopback addresses are listed.
+    pub private_addresses: bool,
+    /// The numbers that go into the consensus.
+    pub parameters: Parameters,
+}
+
+impl Default for AuthorityConfig {
+    /// A network on the Internet: a consensus each half hour, valid for a day.
+    fn default() -> Self {
+        Self {
+            publish_when: 3,
+            interval: Duration::from_secs(30 * 60),
+            lifetime: Duration::from_secs(24 * 60 * 60),
+            prove_every: Duration::from_secs(60 * 60),
+            stable_after: Duration::from_secs(7 * 24 * 60 * 60),
+            private_addresses: false,
+            parameters: Parameters::default(),
+        }
+    }
+}
+
+impl AuthorityConfig {
+    /// A network of `relays` relays on one machine: published as soon as all have registered, then each 20 s.
+    #[must_use]
+    pub fn testnet(relays: usize) -> Self {
+        Self {
+            publish_when: relays,
+            interval: Duration::from_secs(20),
+            prove_every: Duration::from_secs(20),
+            stable_after: Duration::ZERO,
+            private_addresses: true,
+            parameters: Parameters::default().allowing_similar_addresses(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Why a relay did not prove itself at the address it gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProofError {
+    /// No channel came about.
+    #[error("dialling it: {0}")]
+    Dial(#[from] DialError),
+    /// Who answered there is someone else, or did not say who.
+    #[error("who answers there did not prove to be that relay")]
+    Identity,
+}
+
+/// What an authority asks of the outside, in this order.
+#[derive(Debug)]
+pub enum AuthorityEvent {
+    /// Dial this relay, see whether it proves its identity, and tell [`Authority::handle_proof`].
+    Prove(DialTarget),
+    /// Serve this consensus in place of the last, and keep it for [`Authority::restore`].
+    Publish(SignedConsensus),
+    /// Keep this record for [`Authority::restore`], in place of the relay's last.
+    Remember {
+        /// The relay.
+        relay: RelayId,
+        /// An encoded `RelayRecord`.
+        record: Vec<u8>,
+    },
+    /// Forget the relay's record.
+    Forget(RelayId),
+}
+
+/// The authority's machine. Drain [`Self::poll_event`] after each call.
+pub struct Authority {
+    key: IdentityKey,
+    config: AuthorityConfig,
+    relays: Relays,
+    last: Option<Consensus>,
+    next_consensus: Option<WallTime>,
+    events: VecDeque<AuthorityEvent>,
+}
+
+impl Authority {
+    /// An authority that signs with `key` and knows no relay yet.
+    #[must_use]
+    pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
+        let (relays, events) = (Relays::default(), VecDeque::new());
+        Self { key, config, relays, last: None, next_consensus: None, events }
+    }
+
+    /// The key its consensus is signed with.
+    #[must_use]
+    pub fn id(&self) -> AuthorityId {
+        self.key.id().into()
+    }
+
+    /// Relays that would stand in a consensus made at `now`.
+    #[must_use]
+    pub fn listed(&self, now: WallTime) -> usize {
+        self.relays.listed(now).count()
+    }
+
+    /// Takes up what was kept: the records of relays and the last consensus, which is published again if it is still
+    /// valid. What can't be read, is stale or another authority's is passed over.
+    pub fn restore<'a>(
+        &mut self,
+        now: WallTime,
+        records: impl IntoIterator<Item = &'a [u8]>,
+        consensus: Option<&[u8]>,
+    ) {
+        for entry in records.into_iter().filter_map(|record| Entry::decode(record, now)) {
+            if self.relays.len() < MAX_RELAYS {
+                self.relays.insert(entry);
+            }
+        }
+        let own = [self.id()];
+        let verified = consensus.and_then(|bytes| {
+            let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&own).ok()?;
+            Some((consensus, bytes))
+        });
+        if let Some((consensus, bytes)) = verified {
+            self.next_consensus = Some(consensus.valid_after().after(self.config.interval));
+            if !consensus.is_expired(now) {
+                self.events.push_back(AuthorityEvent::Publish(SignedConsensus::from_verified(bytes)));
+            }
+            self.last = Some(consensus);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// Takes a published descriptor (an encoded `SignedDescriptor`). The relay is listed once it has proved itself. The one
+    /// known already changes nothing and is no error.
+    ///
+    /// # Errors
+    /// When the descriptor is refused; the text may be shown to the sender.
+    pub fn handle_descriptor(&mut self, now: WallTime, bytes: &[u8]) -> Result<RelayId, DescriptorError> {
+        let descriptor = UnverifiedDescriptor::decode(bytes)?.verify(now)?;
+        let identity = descriptor.profile.identity;
+        let public = descriptor.profile.addresses.iter().all(|address| is_global(address.ip()));
+        if !public && !self.config.private_addresses {
+            return Err(DescriptorError::PrivateAddress);
+        }
+        match self.relays.entry(&identity) {
+            Some(known) if known.descriptor == descriptor => return Ok(identity),
+            Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
+            Some(known) => known.replace(descriptor, bytes, now),
+            None => {
+                if self.relays.len() >= MAX_RELAYS {
+                    // Identities cost nothing, so those that never proved themselves make room.
+                    let forgotten = self.relays.evict_unproved().ok_or(DescriptorError::Full)?;
+                    self.events.push_back(AuthorityEvent::Forget(forgotten));
+                }
+                self.relays.insert(Entry::new(descriptor, bytes, now));
+            }
+        }
+        self.remember(&identity);
+        self.handle_timeout(now);
+        Ok(identity)
+    }
+
+    /// Takes the outcome of a proof that was asked for. One for other addresses than the relay's descriptor names by now
+    /// doesn't count, and the relay is dialled again.
+    pub fn handle_proof(&mut self, now: WallTime, target: &DialTarget, outcome: Result<(), ProofError>) {
+        let Some(entry) = self.relays.entry(&target.relay) else { return };
+        match outcome {
+            _ if !entry.is_reached_by(target) => entry.outdated(now),
+            Ok(()) => entry.proved(now, self.config.prove_every),
+            Err(error) => {
+                tracing::info!(relay = %target.relay, %error, "a relay did not prove itself");
+                entry.failed(now, self.config.prove_every);
+            }
+        }
+        self.remember(&target.relay);
+        self.handle_timeout(now);
+    }
+
+    /// Does what is due: drops stale relays, asks for proofs, makes a consensus.
+    pub fn handle_timeout(&mut self, now: WallTime) {
+        for relay in self.relays.remove_stale(now) {
+            tracing::info!(%relay, "a relay's descriptor is too old; it is dropped");
+            self.events.push_back(AuthorityEvent::Forget(relay));
+        }
+        self.relays.time_out_proofs(now, PROOF_TIMEOUT, self.config.prove_every);
+        for target in self.relays.wanted_proofs(now, MAX_PROOFS) {
+            self.events.push_back(AuthorityEvent::Prove(target));
+        }
+        if self.is_consensus_due(now) {
+            self.publish(now);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<WallTime> {
+        [self.next_consensus, self.relays.next_deadline(PROOF_TIMEOUT, MAX_PROOFS)].into_iter().flatten().min()
+    }
+
+    /// What the outside is to do next.
+    pub fn poll_event(&mut self) -> Option<AuthorityEvent> {
+        self.events.pop_front()
+    }
+
+    fn is_consensus_due(&self, now: WallTime) -> bool {
+        match self.next_consensus {
+            Some(next) => now >= next,
+            None => self.listed(now) >= self.config.publish_when.max(1),
+        }
+    }
+
+    /// Signs a new consensus. One that would list nobody isn't made: the last serves better until it expires.
+    fn publish(&mut self, now: WallTime) {
+        self.next_consensus = Some(now.after(self.config.interval));
+        let list = self.relays.list(now, self.config.stable_after);
+        if list.is_empty() {
+            tracing::warn!("no relay has proved itself; no consensus is made");
+            return;
+        }
+        // Strictly later than the last, also when two fall in one second or the clock was set back.
+        let after_last = self.last.as_ref().map(|last| last.valid_after().after(Duration::from_secs(1)));
+        let valid_after = after_last.map_or(now, |least| least.max(now));
+        let fresh_until = valid_after.after(self.config.interval);
+        let valid_until = valid_after.after(self.config.lifetime).max(fresh_until);
+        let relays = list.len();
+        match Consensus::new((valid_after, fresh_until, valid_until), &self.config.parameters, list) {
+            Ok((consensus, encoded)) => {
+                tracing::info!(relays, "a new consensus");
+                self.last = Some(consensus);
+                self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
+            }
+            Err(error) => tracing::error!(%error, "no consensus can be made"),
+        }
+    }
+
+    fn remember(&mut self, relay: &RelayId) {
+        if let Some(entry) = self.relays.entry(relay) {
+            self.events.push_back(AuthorityEvent::Remember { relay: *relay, record: entry.encode() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

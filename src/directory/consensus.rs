@@ -1,0 +1,394 @@
+//! The consensus: the one list of relays that every node uses, and when it counts.
+
+use std::sync::Arc;
+
+use core::{fmt, time::Duration};
+
+use prost::Message;
+
+use super::{
+    AuthorityId, CLOCK_SKEW, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, ParameterError, Parameters,
+    bounded::{self, BoundError, Bounds},
+    profile::{Impossible, Profile, exactly},
+    schema,
+};
+use crate::{
+    base::{DialTarget, RelayId, WallTime},
+    crypto::{self, IdentityKey},
+    handshake::RelayKeys,
+};
+
+const CONTEXT: &str = "directory consensus";
+const MAX_SIGNATURES: usize = 64;
+const LONGEST_VALIDITY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const SIGNED_BOUNDS: Bounds =
+    Bounds { len: MAX_CONSENSUS_LEN, fields: &[(1, 1, MAX_CONSENSUS_LEN), (2, MAX_SIGNATURES, 128)] };
+const BOUNDS: Bounds = Bounds { len: MAX_CONSENSUS_LEN, fields: &[(4, 256, 96), (5, MAX_RELAYS, MAX_DESCRIPTOR_LEN)] };
+
+/// Why a consensus is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConsensusError {
+    /// The bytes are no consensus.
+    #[error("consensus: {0}")]
+    Malformed(#[from] BoundError),
+    /// No authority is configured, so nothing can count.
+    #[error("consensus: no authority key is configured to judge it by")]
+    NoAuthorities,
+    /// No more than half of the configured authorities have signed it.
+    #[error("consensus: signed by {signed} of {configured} configured authorities, more than half are needed")]
+    TooFewSignatures {
+        /// Configured authorities whose signatures hold.
+        signed: usize,
+        /// Configured authorities.
+        configured: usize,
+    },
+    /// It is no longer valid.
+    #[error("consensus: expired; is the clock right, and the directory up?")]
+    Expired,
+    /// It is not valid yet.
+    #[error("consensus: not valid yet; is the clock right?")]
+    NotYetValid,
+    /// One at least as new is in use.
+    #[error("consensus: older than the one in use")]
+    Older,
+    /// Another with the same date is in use: the authorities have signed two.
+    #[error("consensus: not the same as the one in use, with the same date; the authorities contradict themselves")]
+    Conflicting,
+    /// It contradicts itself or the specification.
+    #[error("consensus: {0}")]
+    Impossible(#[from] Impossible),
+    /// A parameter is not as it must be.
+    #[error("consensus: {0}")]
+    Parameter(#[from] ParameterError),
+}
+
+/// A consensus as it is published: an encoded `SignedConsensus`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SignedConsensus(Vec<u8>);
+
+impl SignedConsensus {
+    /// The bytes that a consensus was verified from.
+    pub(super) fn from_verified(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Its bytes, given away.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+impl fmt::Debug for SignedConsensus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SignedConsensus({} bytes)", self.0.len())
+    }
+}
+
+/// A signed consensus whose signatures nobody has looked at.
+#[derive(Clone)]
+pub struct UnverifiedConsensus {
+    signed: schema::SignedConsensus,
+}
+
+impl UnverifiedConsensus {
+    /// Takes an encoded `SignedConsensus` apart.
+    ///
+    /// # Errors
+    /// [`ConsensusError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, ConsensusError> {
+        Ok(Self { signed: bounded::decode(bytes, &SIGNED_BOUNDS)? })
+    }
+
+    /// The consensus, if more than half of `authorities` have signed it, it is valid at `now` and no older than
+    /// `previous`, the one in use.
+    ///
+    /// # Errors
+    /// Each reason has its own (`proto/07-directory.md`, "When a consensus counts").
+    pub fn verify(
+        self,
+        authorities: &[AuthorityId],
+        now: WallTime,
+        previous: Option<&Consensus>,
+    ) -> Result<Consensus, ConsensusError> {
+        let consensus = self.verify_signatures(authorities)?;
+        if consensus.valid_after > now.after(CLOCK_SKEW) {
+            return Err(ConsensusError::NotYetValid);
+        }
+        if consensus.is_expired(now) {
+            return Err(ConsensusError::Expired);
+        }
+        match previous {
+            Some(previous) if consensus.valid_after < previous.valid_after => Err(ConsensusError::Older),
+            Some(previous) if consensus.valid_after == previous.valid_after && consensus.digest != previous.digest => {
+                Err(ConsensusError::Conflicting)
+            }
+            _ => Ok(consensus),
+        }
+    }
+
+    /// The consensus, if more than half of `authorities` have signed it, whatever its date.
+    pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Consensus, ConsensusError> {
+        let mut configured = authorities.to_vec();
+        configured.sort_unstable();
+        configured.dedup();
+        if configured.is_empty() {
+            return Err(ConsensusError::NoAuthorities);
+        }
+        let signed = configured.iter().filter(|authority| self.is_signed_by(authority)).count();
+        if signed <= configured.len() / 2 {
+            return Err(ConsensusError::TooFewSignatures { signed, configured: configured.len() });
+        }
+        Consensus::decode(&self.signed.consensus)
+    }
+
+    fn is_signed_by(&self, authority: &AuthorityId) -> bool {
+        let of_authority = |signature: &&schema::AuthoritySignature| signature.authority == authority.as_bytes();
+        let signature = self.signed.signatures.iter().find(of_authority);
+        let signature = signature.and_then(|signature| exactly(&signature.signature));
+        signature.is_some_and(|signature| {
+            crypto::verify(authority.key(), CONTEXT, &self.signed.consensus, &signature).is_ok()
+        })
+    }
+}
+
+/// What the authorities found of a relay. Bits as in `ListedRelay.flags`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// May be a guard.
+    pub const GUARD: Self = Self(1);
+    /// Forwards to some ports.
+    pub const EXIT: Self = Self(2);
+    /// Has been there long enough, compared with others, to be relied on.
+    pub const STABLE: Self = Self(4);
+
+    /// Whether all of `flags` are set.
+    #[must_use]
+    pub const fn contains(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// The flags, and `flags` too if `condition` holds.
+    #[must_use]
+    pub const fn with_if(self, flags: Self, condition: bool) -> Self {
+        if condition { Self(self.0 | flags.0) } else { self }
+    }
+}
+
+impl core::ops::BitOr for Flags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// A relay as the authorities list it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsensusRelay {
+    /// What it said of itself.
+    pub profile: Profile,
+    /// What the authorities found of it.
+    pub flags: Flags,
+    /// How often to choose it, relative to others.
+    pub weight: u32,
+}
+
+impl ConsensusRelay {
+    /// Its long-term key.
+    #[must_use]
+    pub const fn identity(&self) -> RelayId {
+        self.profile.identity
+    }
+
+    /// All a dialler must know.
+    #[must_use]
+    pub fn dial_target(&self) -> DialTarget {
+        self.profile.dial_target()
+    }
+
+    /// All that a handshake with it must know.
+    #[must_use]
+    pub fn keys(&self) -> RelayKeys {
+        self.profile.keys()
+    }
+}
+
+/// The list of relays that every node uses: verified, or an authority's own.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Consensus {
+    valid_after: WallTime,
+    fresh_until: WallTime,
+    valid_until: WallTime,
+    parameters: Parameters,
+    relays: Vec<ConsensusRelay>,
+    /// SHA-256 of the bytes that were signed.
+    digest: [u8; 32],
+}
+
+impl Consensus {
+    /// A consensus of `relays`, in any order, at most [`MAX_RELAYS`], with its encoding.
+    ///
+    /// # Errors
+    /// When the dates are out of order or too far apart, or a relay stands twice.
+    pub(super) fn new(
+        (valid_after, fresh_until, valid_until): (WallTime, WallTime, WallTime),
+        parameters: &Parameters,
+        relays: impl IntoIterator<Item = ConsensusRelay>,
+    ) -> Result<(Self, Vec<u8>), ConsensusError> {
+        let mut relays: Vec<_> = relays.into_iter().collect();
+        relays.sort_unstable_by_key(ConsensusRelay::identity);
+        let encode = |relay: &ConsensusRelay| schema::ListedRelay {
+            profile: Some(relay.profile.encode()),
+            flags: relay.flags.0,
+            weight: relay.weight,
+        };
+        let encoded = schema::Consensus {
+            valid_after: valid_after.as_unix(),
+            fresh_until: fresh_until.as_unix(),
+            valid_until: valid_until.as_unix(),
+            parameters: parameters.encode(),
+            relays: relays.iter().map(encode).collect(),
+        }
+        .encode_to_vec();
+        // What others will refuse must not be signed.
+        Ok((Self::decode(&encoded)?, encoded))
+    }
+
+    /// Signs the encoding of a consensus with the keys of authorities.
+    pub(super) fn sign<'a>(encoded: Vec<u8>, keys: impl IntoIterator<Item = &'a IdentityKey>) -> SignedConsensus {
+        let sign = |key: &IdentityKey| schema::AuthoritySignature {
+            authority: key.id().as_bytes().to_vec(),
+            signature: key.sign(CONTEXT, &encoded).to_vec(),
+        };
+        let signatures = keys.into_iter().map(sign).collect();
+        SignedConsensus(schema::SignedConsensus { consensus: encoded, signatures }.encode_to_vec())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, ConsensusError> {
+        let document: schema::Consensus = bounded::decode(bytes, &BOUNDS)?;
+        let decode = |relay: schema::ListedRelay| {
+            let profile = Profile::decode(relay.profile.ok_or(Impossible("a relay has no profile"))?)?;
+            Ok(ConsensusRelay { profile, flags: Flags(relay.flags), weight: relay.weight })
+        };
+        let consensus = Self {
+            valid_after: WallTime::from_unix(document.valid_after),
+            fresh_until: WallTime::from_unix(document.fresh_until),
+            valid_until: WallTime::from_unix(document.valid_until),
+            parameters: Parameters::decode(document.parameters)?,
+            relays: document.relays.into_iter().map(decode).collect::<Result<_, Impossible>>()?,
+            digest: crypto::sha256(bytes),
+        };
+        let Self { valid_after, fresh_until, valid_until, relays, .. } = &consensus;
+        if valid_after > fresh_until || fresh_until > valid_until || valid_after >= valid_until {
+            return Err(Impossible("its dates are out of order").into());
+        }
+        if valid_until.since(*valid_after) > LONGEST_VALIDITY {
+            return Err(Impossible("valid for more than a week").into());
+        }
+        if !relays.is_sorted_by(|one, next| one.identity() < next.identity()) {
+            return Err(Impossible("relays are out of order, or one stands twice").into());
+        }
+        Ok(consensus)
+    }
+
+    /// From when on it counts.
+    #[must_use]
+    pub const fn valid_after(&self) -> WallTime {
+        self.valid_after
+    }
+
+    /// From when on a newer one should be fetched.
+    #[must_use]
+    pub const fn fresh_until(&self) -> WallTime {
+        self.fresh_until
+    }
+
+    /// From when on it must not be used.
+    #[must_use]
+    pub const fn valid_until(&self) -> WallTime {
+        self.valid_until
+    }
+
+    /// Whether it must not be used at `now` any more.
+    #[must_use]
+    pub fn is_expired(&self, now: WallTime) -> bool {
+        now >= self.valid_until
+    }
+
+    /// The numbers in it.
+    #[must_use]
+    pub const fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Every relay, ascending by identity.
+    #[must_use]
+    pub fn relays(&self) -> &[ConsensusRelay] {
+        &self.relays
+    }
+
+    /// The relay with this identity.
+    #[must_use]
+    pub fn relay(&self, identity: &RelayId) -> Option<&ConsensusRelay> {
+        let position = self.relays.binary_search_by(|relay| relay.identity().cmp(identity)).ok()?;
+        self.relays.get(position)
+    }
+
+    /// SHA-256 of the signed bytes: the same for the same consensus.
+    #[must_use]
+    pub const fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+}
+
+impl fmt::Debug for Consensus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consensus")
+            .field("valid_after", &self.valid_after)
+            .field("valid_until", &self.valid_until)
+            .field("relays", &self.relays.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a relay goes by when it extends circuits: its current consensus and the one before, for clients may still use
+/// that.
+#[derive(Clone, Debug, Default)]
+pub struct KnownRelays {
+    current: Option<Arc<Consensus>>,
+    previous: Option<Arc<Consensus>>,
+}
+
+impl KnownRelays {
+    /// Takes up a new consensus; the one in use becomes the previous. The same one again changes nothing.
+    pub fn update(&mut self, consensus: Arc<Consensus>) {
+        if self.current.as_ref().is_some_and(|current| current.digest == consensus.digest) {
+            return;
+        }
+        self.previous = self.current.replace(consensus);
+    }
+
+    /// The consensus in use.
+    #[must_use]
+    pub fn current(&self) -> Option<&Arc<Consensus>> {
+        self.current.as_ref()
+    }
+
+    /// The relay with this identity, as the current consensus or else the previous one lists it.
+    #[must_use]
+    pub fn relay(&self, identity: &RelayId) -> Option<&ConsensusRelay> {
+        [&self.current, &self.previous].into_iter().flatten().find_map(|consensus| consensus.relay(identity))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! Descriptors: what a relay states of itself, signed by its identity.
+
+use core::time::Duration;
+
+use prost::Message;
+
+use super::{
+    CLOCK_SKEW, MAX_DESCRIPTOR_LEN,
+    bounded::{self, BoundError, Bounds},
+    profile::{Impossible, Profile, exactly},
+    schema,
+};
+use crate::{
+    base::WallTime,
+    crypto::{self, IdentityKey},
+};
+
+/// How long a descriptor counts. Relays publish a new one well before.
+pub const DESCRIPTOR_LIFETIME: Duration = Duration::from_secs(18 * 60 * 60);
+
+const CONTEXT: &str = "directory descriptor";
+// So short that nothing in it takes much when decoded; counts are checked afterwards.
+const BOUNDS: Bounds = Bounds { len: MAX_DESCRIPTOR_LEN, fields: &[] };
+
+/// Why a descriptor is refused. Every text may be shown to whoever sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DescriptorError {
+    /// The bytes are no descriptor.
+    #[error("descriptor: {0}")]
+    Malformed(#[from] BoundError),
+    /// The identity in it has not signed it.
+    #[error("descriptor: not signed by the identity in it")]
+    BadSignature,
+    /// It was made too long ago.
+    #[error("descriptor: made too long ago; is the relay's clock right?")]
+    Stale,
+    /// It was made in the future.
+    #[error("descriptor: made in the future; is the relay's clock right?")]
+    FromTheFuture,
+    /// It contradicts itself or the specification.
+    #[error("descriptor: {0}")]
+    Impossible(#[from] Impossible),
+    /// A newer one of the same relay is known.
+    #[error("descriptor: older than the one known already")]
+    Older,
+    /// Its addresses can't be reached over the Internet.
+    #[error("descriptor: address is private or reserved; this network lists public addresses only")]
+    PrivateAddress,
+    /// The directory holds all the relays it can.
+    #[error("descriptor: the directory is full")]
+    Full,
+}
+
+/// A signed descriptor whose signature nobody has looked at.
+#[derive(Clone)]
+pub struct UnverifiedDescriptor {
+    signed: schema::SignedDescriptor,
+}
+
+impl UnverifiedDescriptor {
+    /// Takes an encoded `SignedDescriptor` apart.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DescriptorError> {
+        Ok(Self { signed: bounded::decode(bytes, &BOUNDS)? })
+    }
+
+    /// The descriptor, if the relay it is about has signed it and it counts at `now`.
+    ///
+    /// # Errors
+    /// When it is malformed, impossible, badly signed, stale or from the future.
+    pub fn verify(self, now: WallTime) -> Result<Descriptor, DescriptorError> {
+        let document: schema::Descriptor = bounded::decode(&self.signed.descriptor, &BOUNDS)?;
+        let profile = Profile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
+        let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
+        crypto::verify(&profile.identity, CONTEXT, &self.signed.descriptor, &signature)
+            .map_err(|_| DescriptorError::BadSignature)?;
+        let descriptor = Descriptor { profile, published: WallTime::from_unix(document.published) };
+        if descriptor.published > now.after(CLOCK_SKEW) {
+            return Err(DescriptorError::FromTheFuture);
+        }
+        if descriptor.is_stale(now) {
+            return Err(DescriptorError::Stale);
+        }
+        Ok(descriptor)
+    }
+}
+
+/// A relay's statement about itself: verified, or its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// What it states.
+    pub profile: Profile,
+    /// When it was made.
+    pub published: WallTime,
+}
+
+impl Descriptor {
+    /// The encoded, signed descriptor, as it is published.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Impossible`] when the profile can't be, or is another identity's than `key`'s.
+    pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
+        self.profile.check()?;
+        if key.id() != self.profile.identity {
+            return Err(Impossible("is not of the identity that signs").into());
+        }
+        let document = schema::Descriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() };
+        let descriptor = document.encode_to_vec();
+        let signature = key.sign(CONTEXT, &descriptor).to_vec();
+        Ok(schema::SignedDescriptor { descriptor, signature }.encode_to_vec())
+    }
+
+    /// Whether it was made too long ago to count at `now`.
+    #[must_use]
+    pub fn is_stale(&self, now: WallTime) -> bool {
+        now.since(self.published) > DESCRIPTOR_LIFETIME
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Relays and consensuses for tests.
+
+use super::{Consensus, ConsensusRelay, Descriptor, Flags, Parameters, Profile, SignedConsensus};
+use crate::{
+    base::WallTime,
+    crypto::{IdentityKey, OnionPublic},
+    exit::Policy,
+};
+
+/// The time at which the documents of tests are made.
+pub(crate) const NOW: WallTime = WallTime::from_unix(1_800_000_000);
+/// Seconds for which they are fresh, and valid.
+pub(crate) const FRESH: u64 = 1_800;
+pub(crate) const VALID: u64 = 86_400;
+
+/// The identity key of relay (or authority) `number`.
+pub(crate) fn key(number: u16) -> IdentityKey {
+    let mut seed = [7; 32];
+    seed[..2].copy_from_slice(&number.to_be_bytes());
+    IdentityKey::from_bytes(&seed)
+}
+
+/// Relay `number`, no exit, in a /16 of its own.
+pub(crate) fn profile(number: u16) -> Profile {
+    let [high, low] = number.to_be_bytes();
+    Profile {
+        identity: key(number).id(),
+        addresses: vec![std::net::SocketAddr::from(([20 + high, low, 0, 1], 4443))],
+        ice_ufrag: "ufrag".into(),
+        ice_password: "password-is-public+22/".replace('-', "0"),
+        fingerprint: [low; 32],
+        onion_key: OnionPublic([low.max(1); 32]),
+        family: Vec::new(),
+        operator: String::new(),
+        exit: crate::exit::Summary::default(),
+        version: "umbel 0.1.0".into(),
+    }
+}
+
+/// Relay `number`, an exit by `rules`.
+pub(crate) fn exit_profile(number: u16, rules: &[&str]) -> Profile {
+    Profile { exit: Policy::parse(rules, true).unwrap().summary(), ..profile(number) }
+}
+
+/// The signed descriptor of relay `number` with this profile.
+pub(crate) fn descriptor(number: u16, profile: Profile, published: WallTime) -> Vec<u8> {
+    Descriptor { profile, published }.sign(&key(number)).unwrap()
+}
+
+/// As the authorities would list it: stable, a guard, an exit if it says so.
+pub(crate) fn listed(profile: Profile) -> ConsensusRelay {
+    let flags = (Flags::STABLE | Flags::GUARD).with_if(Flags::EXIT, !profile.exit.is_empty());
+    ConsensusRelay { profile, flags, weight: 1000 }
+}
+
+/// A consensus made at `valid_after` of `relays`.
+pub(crate) fn consensus_at(
+    valid_after: WallTime,
+    relays: impl IntoIterator<Item = ConsensusRelay>,
+    parameters: &Parameters,
+) -> (Consensus, Vec<u8>) {
+    let at = |seconds| WallTime::from_unix(valid_after.as_unix() + seconds);
+    Consensus::new((valid_after, at(FRESH), at(VALID)), parameters, relays).unwrap()
+}
+
+/// A consensus made at [`NOW`] of `relays`.
+pub(crate) fn consensus(relays: impl IntoIterator<Item = ConsensusRelay>) -> Consensus {
+    consensus_at(NOW, relays, &Parameters::default()).0
+}
+
+/// A consensus made at `valid_after` of relays 1 to 3, signed by these authorities.
+pub(crate) fn signed_by(authorities: &[u16], valid_after: WallTime) -> SignedConsensus {
+    let relays = (1..=3).map(|number| listed(profile(number)));
+    let (_, encoded) = consensus_at(valid_after, relays, &Parameters::default());
+    let keys: Vec<IdentityKey> = authorities.iter().map(|number| key(*number)).collect();
+    Consensus::sign(encoded, &keys)
+}

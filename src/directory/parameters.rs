@@ -1,0 +1,141 @@
+//! Numbers that all nodes take from the consensus, so that none stands out by its own.
+
+use std::collections::BTreeMap;
+
+use super::schema;
+
+const MAX_PARAMETERS: usize = 256;
+const MAX_NAME_LEN: usize = 64;
+
+/// Why a parameter can't stand in a consensus.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterError {
+    /// The name is no name.
+    #[error("parameter \"{0}\": a name is 1 to 64 lower-case letters, digits, \"-\" and \".\"")]
+    Name(String),
+    /// There are more than a consensus holds, or one stands twice or out of order.
+    #[error("parameters out of order, or more than {MAX_PARAMETERS}")]
+    Order,
+}
+
+/// The parameters of one consensus, by name.
+///
+/// Each has a default for when the consensus is silent, and bounds that hold whatever it says; the table is that of
+/// `proto/07-directory.md`, "Parameters". Unknown names are kept and never used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameters {
+    values: BTreeMap<String, u64>,
+}
+
+/// Defines the accessors: name on the wire, default, least, most.
+macro_rules! parameters {
+    ($($(#[$doc:meta])* $accessor:ident = $name:literal, $default:expr, $least:expr, $most:expr;)*) => {
+        impl Parameters {
+            $($(#[$doc])*
+            #[must_use]
+            pub fn $accessor(&self) -> u64 {
+                self.values.get($name).copied().unwrap_or($default).clamp($least, $most)
+            })*
+        }
+
+        /// Name, default, least and most of every parameter.
+        #[cfg(test)]
+        const TABLE: &[(&str, u64, u64, u64)] = &[$(($name, $default, $least, $most)),*];
+    };
+}
+
+parameters! {
+    /// Marked DATA cells come this many DATA cells apart.
+    cells_per_mark = "flow.cells-per-mark", 32, 4, 1024;
+    /// Congestion window of a new circuit, in DATA cells.
+    initial_window = "flow.initial-window", 64, 16, 65_536;
+    /// The largest congestion window, in DATA cells.
+    largest_window = "flow.largest-window", 4096, 128, 65_536;
+    /// Bytes that a stream's sender may send before its receiver gives more credit.
+    stream_credit = "flow.stream-credit", 1 << 20, 64 << 10, 16 << 20;
+    /// Seconds after its first use for which a circuit takes new streams.
+    circuit_age = "circuit.age-seconds", 600, 10, 86_400;
+    /// Guards in a client's sample.
+    guard_sample = "path.guard-sample", 20, 3, 60;
+    /// Guards at the head of the sample that a client uses side by side.
+    guards_in_use = "path.guards-in-use", 1, 1, 2;
+    /// Days for which a guard is kept.
+    guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
+    /// 1: relays with similar addresses may be on one path. For testnets.
+    similar_addresses = "path.similar-addresses", 0, 0, 1;
+}
+
+impl Parameters {
+    /// The same parameters with `name` set to `value`.
+    ///
+    /// # Errors
+    /// When `name` is no parameter name or there are too many.
+    pub fn with(mut self, name: &str, value: u64) -> Result<Self, ParameterError> {
+        if !is_name(name) {
+            return Err(ParameterError::Name(name.to_owned()));
+        }
+        self.values.insert(name.to_owned(), value);
+        if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
+    }
+
+    /// Whether relays with similar addresses may be on one path.
+    #[must_use]
+    pub fn allows_similar_addresses(&self) -> bool {
+        self.similar_addresses() == 1
+    }
+
+    /// The same parameters with similar addresses allowed.
+    pub(super) fn allowing_similar_addresses(mut self) -> Self {
+        self.values.insert("path.similar-addresses".to_owned(), 1);
+        self
+    }
+
+    pub(super) fn encode(&self) -> Vec<schema::Parameter> {
+        let encode = |(name, value): (&String, &u64)| schema::Parameter { name: name.clone(), value: *value };
+        self.values.iter().map(encode).collect()
+    }
+
+    pub(super) fn decode(parameters: Vec<schema::Parameter>) -> Result<Self, ParameterError> {
+        if parameters.len() > MAX_PARAMETERS || !parameters.is_sorted_by(|one, next| one.name < next.name) {
+            return Err(ParameterError::Order);
+        }
+        if let Some(bad) = parameters.iter().find(|parameter| !is_name(&parameter.name)) {
+            return Err(ParameterError::Name(bad.name.chars().take(MAX_NAME_LEN).collect()));
+        }
+        Ok(Self { values: parameters.into_iter().map(|parameter| (parameter.name, parameter.value)).collect() })
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    (1..=MAX_NAME_LEN).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_consensus_says_a_parameter_keeps_within_its_bounds() {
+        for (name, default, least, most) in TABLE {
+            assert!(least <= default && default <= most, "{name}");
+        }
+        let of = |value| Parameters::default().with("flow.largest-window", value).unwrap().largest_window();
+        assert_eq!(Parameters::default().largest_window(), 4096);
+        assert_eq!(of(0), 128);
+        assert_eq!(of(1000), 1000);
+        assert_eq!(of(u64::MAX), 65_536);
+    }
+
+    #[test]
+    fn parameters_out_of_order_twice_or_badly_named_are_refused() {
+        let decode = |names: &[&str]| {
+            Parameters::decode(names.iter().map(|name| schema::Parameter { name: (*name).into(), value: 1 }).collect())
+        };
+        assert!(decode(&["a.b", "a.c"]).is_ok());
+        assert_eq!(decode(&["a.c", "a.b"]), Err(ParameterError::Order));
+        assert_eq!(decode(&["a.b", "a.b"]), Err(ParameterError::Order));
+        assert_eq!(decode(&["A"]), Err(ParameterError::Name("A".into())));
+        assert!(Parameters::default().with("a b", 1).is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! What a relay says of itself; the same in its descriptor and in the consensus.
+
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use super::schema;
+use crate::{
+    base::{DialTarget, RelayId},
+    crypto::OnionPublic,
+    exit::{MAX_RANGES, PortRange, Summary},
+    handshake::RelayKeys,
+};
+
+const MAX_ADDRESSES: usize = 8;
+const MAX_FAMILY: usize = 64;
+const MAX_OPERATOR_LEN: usize = 64;
+const MAX_VERSION_LEN: usize = 32;
+
+/// What is wrong with a document that is well formed and well signed, but can't be true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Impossible(pub(super) &'static str);
+
+/// A relay as it describes itself. Printed, it gives its identity only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// Its long-term key.
+    pub identity: RelayId,
+    /// Where it listens (UDP), the preferred first: 1 to 8, no IPv4-mapped ones.
+    pub addresses: Vec<SocketAddr>,
+    /// ICE user-name fragment (RFC 8839 §5.4): 4 to 256 letters, digits, `+` or `/`.
+    pub ice_ufrag: String,
+    /// ICE password (RFC 8839 §5.4): 22 to 256 letters, digits, `+` or `/`. Public.
+    pub ice_password: String,
+    /// SHA-256 of its DTLS certificate (DER).
+    pub fingerprint: [u8; 32],
+    /// Its current onion key.
+    pub onion_key: OnionPublic,
+    /// Relays it says are under the same control, at most 64.
+    pub family: Vec<RelayId>,
+    /// Who runs it, empty if not said: at most 64 bytes of printable ASCII.
+    pub operator: String,
+    /// What it forwards, in short; empty for no exit.
+    pub exit: Summary,
+    /// Its software: at most 32 bytes of printable ASCII.
+    pub version: String,
+}
+
+impl Profile {
+    /// All a dialler must know.
+    #[must_use]
+    pub fn dial_target(&self) -> DialTarget {
+        DialTarget {
+            relay: self.identity,
+            addresses: self.addresses.clone(),
+            ice_ufrag: self.ice_ufrag.clone(),
+            ice_password: self.ice_password.clone(),
+            fingerprint: self.fingerprint,
+        }
+    }
+
+    /// All that a handshake with it must know.
+    #[must_use]
+    pub fn keys(&self) -> RelayKeys {
+        RelayKeys { identity: self.identity, onion_key: self.onion_key }
+    }
+
+    /// # Errors
+    /// When a relay can't be like that (`proto/07-directory.md`, "Profiles").
+    pub(super) fn check(&self) -> Result<(), Impossible> {
+        let require = |holds: bool, otherwise| if holds { Ok(()) } else { Err(Impossible(otherwise)) };
+        require((1..=MAX_ADDRESSES).contains(&self.addresses.len()), "needs 1 to 8 addresses")?;
+        require(self.addresses.iter().all(|address| address.port() != 0), "an address has port 0")?;
+        require(self.addresses.iter().all(|address| is_unicast(address.ip())), "an address is not a single host's")?;
+        require(is_ice_text(&self.ice_ufrag, 4), "the ICE ufrag is not 4 to 256 ICE characters")?;
+        require(is_ice_text(&self.ice_password, 22), "the ICE password is not 22 to 256 ICE characters")?;
+        require(self.onion_key.0 != [0; 32], "the onion key is zero")?;
+        require(self.family.len() <= MAX_FAMILY, "names more than 64 relays as its family")?;
+        require(!self.family.contains(&self.identity), "names itself as its family")?;
+        require(is_printable(&self.operator, MAX_OPERATOR_LEN), "the operator is not at most 64 printable characters")?;
+        require(is_printable(&self.version, MAX_VERSION_LEN), "the version is not at most 32 printable characters")?;
+        Ok(())
+    }
+
+    pub(super) fn encode(&self) -> schema::Profile {
+        schema::Profile {
+            identity: self.identity.as_bytes().to_vec(),
+            addresses: self.addresses.iter().map(encode_address).collect(),
+            ice_ufrag: self.ice_ufrag.clone(),
+            ice_password: self.ice_password.clone(),
+            fingerprint: self.fingerprint.to_vec(),
+            onion_key: self.onion_key.0.to_vec(),
+            family: self.family.iter().map(|relay| relay.as_bytes().to_vec()).collect(),
+            operator: self.operator.clone(),
+            exit: (!self.exit.is_empty()).then(|| encode_summary(&self.exit)),
+            version: self.version.clone(),
+        }
+    }
+
+    pub(super) fn decode(profile: schema::Profile) -> Result<Self, Impossible> {
+        let addresses: Option<Vec<_>> = profile.addresses.iter().map(decode_address).collect();
+        let family: Option<Vec<_>> = profile.family.iter().map(|relay| decode_identity(relay)).collect();
+        let decoded = Self {
+            identity: decode_identity(&profile.identity).ok_or(Impossible("the identity is not 32 bytes"))?,
+            addresses: addresses.ok_or(Impossible("an address is not one of IPv4 or IPv6 with a port"))?,
+            ice_ufrag: profile.ice_ufrag,
+            ice_password: profile.ice_password,
+            fingerprint: exactly(&profile.fingerprint).ok_or(Impossible("the fingerprint is not 32 bytes"))?,
+            onion_key: OnionPublic(exactly(&profile.onion_key).ok_or(Impossible("the onion key is not 32 bytes"))?),
+            family: family.ok_or(Impossible("a family member is not 32 bytes"))?,
+            operator: profile.operator,
+            exit: match &profile.exit {
+                Some(exit) => decode_summary(exit).ok_or(Impossible("the exit's port ranges are not in order"))?,
+                None => Summary::default(),
+            },
+            version: profile.version,
+        };
+        decoded.check()?;
+        Ok(decoded)
+    }
+}
+
+impl fmt::Debug for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Profile").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// The bytes as an array, if they are as many.
+pub(super) fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+    bytes.try_into().ok()
+}
+
+pub(crate) fn decode_identity(bytes: &[u8]) -> Option<RelayId> {
+    exactly(bytes).map(RelayId::from_bytes)
+}
+
+fn is_unicast(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()),
+        IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.to_ipv4_mapped().is_some()),
+    }
+}
+
+fn is_ice_text(text: &str, least: usize) -> bool {
+    let is_ice = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    (least..=256).contains(&text.len()) && text.bytes().all(is_ice)
+}
+
+fn is_printable(text: &str, most: usize) -> bool {
+    text.len() <= most && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+fn encode_address(address: &SocketAddr) -> schema::Address {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    schema::Address { ip, port: address.port().into() }
+}
+
+fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
+    let ip = match address.ip.len() {
+        4 => Ipv4Addr::from(exactly::<4>(&address.ip)?).into(),
+        _ => Ipv6Addr::from(exactly::<16>(&address.ip)?).into(),
+    };
+    Some(SocketAddr::new(ip, address.port.try_into().ok()?))
+}
+
+fn encode_summary(summary: &Summary) -> schema::ExitSummary {
+    let encode = |ranges: &[PortRange]| {
+        let encode = |range: &PortRange| schema::PortRange { first: range.first().into(), last: range.last().into() };
+        ranges.iter().map(encode).collect()
+    };
+    schema::ExitSummary {
+        ipv4: encode(summary.ipv4()),
+        ipv6: encode(summary.ipv6()),
+        private_addresses: summary.private_addresses(),
+    }
+}
+
+fn decode_summary(summary: &schema::ExitSummary) -> Option<Summary> {
+    let decode = |ranges: &[schema::PortRange]| {
+        let decode =
+            |range: &schema::PortRange| PortRange::new(range.first.try_into().ok()?, range.last.try_into().ok()?);
+        let ranges: Vec<PortRange> = ranges.iter().map(decode).collect::<Option<_>>()?;
+        let ascending = ranges.is_sorted_by(|one, next| one.last() < next.first());
+        (ascending && ranges.len() <= MAX_RANGES).then_some(ranges)
+    };
+    Some(Summary::new(decode(&summary.ipv4)?, decode(&summary.ipv6)?, summary.private_addresses))
+}

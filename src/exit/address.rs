@@ -1,0 +1,125 @@
+//! Which addresses are anyone's on the Internet.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Whether `ip` is reachable over the Internet as itself: not private, loopback, link-local (cloud metadata services
+/// included), shared, reserved, documentation, multicast, and not an IPv6 form that leads to such an IPv4 address.
+#[must_use]
+pub fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_global_v4(ip),
+        IpAddr::V6(ip) => is_global_v6(ip),
+    }
+}
+
+/// Whether an IP packet may be addressed to `ip` as one host at all: neither unspecified (which on Linux leads to the
+/// machine itself), multicast nor broadcast.
+pub(super) fn is_host(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !(ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast()),
+        IpAddr::V6(ip) => {
+            !(ip.is_unspecified() || ip.is_multicast()) && embedded_v4(ip).is_none_or(|ip| is_host(IpAddr::V4(ip)))
+        }
+    }
+}
+
+fn is_global_v4(ip: Ipv4Addr) -> bool {
+    let [a, b, c, _] = ip.octets();
+    let reserved = a == 0 || a == 127 || a >= 224;
+    let private = a == 10 || matches!((a, b), (100, 64..=127) | (169, 254) | (172, 16..=31) | (192, 168));
+    let testing = matches!((a, b), (198, 18 | 19));
+    let special = matches!((a, b, c), (192, 0, 0 | 2) | (192, 88, 99) | (198, 51, 100) | (203, 0, 113));
+    !(reserved || private || testing || special)
+}
+
+fn is_global_v6(ip: Ipv6Addr) -> bool {
+    if let Some(ip) = embedded_v4(ip) {
+        return is_global_v4(ip);
+    }
+    let [a, b, ..] = ip.segments();
+    // Global unicast is 2000::/3; of it Teredo and other protocol assignments (2001::/23), documentation
+    // (2001:db8::/32, 3fff::/20) are left out.
+    let protocol_assignment = a == 0x2001 && b < 0x0200;
+    let documentation = (a == 0x2001 && b == 0x0db8) || (a == 0x3fff && b < 0x1000);
+    a & 0xe000 == 0x2000 && !protocol_assignment && !documentation
+}
+
+/// The IPv4 address that a packet to `ip` may end up at: mapped (::ffff:0:0/96), NAT64 (64:ff9b::/96) or 6to4 (2002::/16).
+fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let from = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match ip.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            Some(from(high, low))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_and_special_addresses_are_not_global() {
+        for text in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.100.100.200",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.51.100.1",
+            "203.0.113.9",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fec0::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "2001:db8::1",
+            "2001::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "64:ff9b:1::1",
+            "100::1",
+            "::127.0.0.1",
+            "3fff::1",
+        ] {
+            assert!(!is_global(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_global() {
+        for text in
+            ["1.1.1.1", "100.128.0.1", "172.32.0.1", "192.0.1.1", "198.20.0.1", "2606:4700::1111", "64:ff9b::101:101"]
+        {
+            assert!(is_global(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_host_has_an_unspecified_multicast_or_broadcast_address() {
+        for text in ["0.0.0.0", "0.1.2.3", "224.0.0.1", "255.255.255.255", "::", "ff02::1", "::ffff:0.0.0.0"] {
+            assert!(!is_host(text.parse().unwrap()), "{text}");
+        }
+        for text in ["127.0.0.1", "::1", "10.0.0.1", "1.1.1.1"] {
+            assert!(is_host(text.parse().unwrap()), "{text}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Exit policies: rules in the operator's words, and the decision on one address and port.
+
+use core::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use super::{
+    Summary,
+    address::{is_global, is_host},
+};
+
+const MAX_RULES: usize = 256;
+
+/// Why a text is no exit-policy rule. Each names the rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The first word is neither `accept` nor `reject`.
+    #[error("exit rule \"{0}\": begins neither with \"accept\" nor with \"reject\"")]
+    Verb(String),
+    /// The address is none.
+    #[error("exit rule \"{0}\": neither \"*\" nor an address, with or without a prefix length as in \"192.0.2.0/24\"")]
+    Address(String),
+    /// The ports are none.
+    #[error("exit rule \"{0}\": neither \"*\" nor a port from 1 to 65535 nor a range as in \"80-443\"")]
+    Ports(String),
+    /// There are words left over, or too few.
+    #[error("exit rule \"{0}\": write \"accept 443\", \"reject 192.0.2.0/24\" or \"accept [2001:db8::]/32:80-443\"")]
+    Form(String),
+    /// There are more rules than a policy may have.
+    #[error("more than {MAX_RULES} exit rules")]
+    TooMany,
+}
+
+/// What an exit forwards to: rules, of which the first that fits decides; what none fits is refused.
+///
+/// | rule | fits |
+/// |---|---|
+/// | `accept *` | everything |
+/// | `accept 443`, `accept 80-443` | those ports at any address |
+/// | `reject 192.0.2.0/24`, `reject 2001:db8::/32` | those addresses at any port |
+/// | `accept 192.0.2.1:80`, `accept [2001:db8::]/32:443`, `accept *:443` | address and port |
+///
+/// Beneath the rules lies what they can't lift: addresses that aren't global ([`super::is_global`]) are refused unless the
+/// policy was made with `private_addresses`, and those of no single host (unspecified, multicast, broadcast) always.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    rules: Vec<Rule>,
+    private_addresses: bool,
+}
+
+impl Policy {
+    /// The policy that refuses everything.
+    #[must_use]
+    pub const fn refuse_all() -> Self {
+        Self { rules: Vec::new(), private_addresses: false }
+    }
+
+    /// The policy of `rules`, in order, at most 256. With `private_addresses` they also decide on private, loopback and
+    /// link-local addresses, which are refused otherwise.
+    ///
+    /// # Errors
+    /// When a rule can't be read.
+    pub fn parse<S: AsRef<str>>(
+        rules: impl IntoIterator<Item = S>,
+        private_addresses: bool,
+    ) -> Result<Self, PolicyError> {
+        let mut parsed = Vec::new();
+        for text in rules {
+            if parsed.len() == MAX_RULES {
+                return Err(PolicyError::TooMany);
+            }
+            parsed.push(Rule::parse(text.as_ref())?);
+        }
+        Ok(Self { rules: parsed, private_addresses })
+    }
+
+    /// Whether the exit may connect to `port` at `ip`, an address its own resolver has found. Port 0 never.
+    #[must_use]
+    pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
+        // An IPv4 address in IPv6 clothes is judged as what it is.
+        let ip = ip.to_canonical();
+        if port == 0 || !is_host(ip) || !(self.private_addresses || is_global(ip)) {
+            return false;
+        }
+        self.rules.iter().find(|rule| rule.fits(ip, port)).is_some_and(|rule| rule.accept)
+    }
+
+    /// The ports it accepts at most addresses, for path selection: rules on part of an address family are left out, for a
+    /// client whose target such a rule refuses tries another exit.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let ports = |covers: fn(&Network) -> bool| {
+            let rules: Vec<&Rule> = self.rules.iter().filter(|rule| covers(&rule.network)).collect();
+            Summary::ranges(
+                (1..=u16::MAX)
+                    .filter(|port| rules.iter().find(|rule| rule.ports.contains(port)).is_some_and(|rule| rule.accept)),
+            )
+        };
+        Summary::new(ports(Network::covers_v4), ports(Network::covers_v6), self.private_addresses)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    accept: bool,
+    network: Network,
+    ports: RangeInclusive<u16>,
+}
+
+impl Rule {
+    fn parse(text: &str) -> Result<Self, PolicyError> {
+        let mut words = text.split_whitespace();
+        let (Some(verb), Some(what), None) = (words.next(), words.next(), words.next()) else {
+            return Err(PolicyError::Form(text.to_owned()));
+        };
+        let accept = match verb {
+            "accept" => true,
+            "reject" => false,
+            _ => return Err(PolicyError::Verb(text.to_owned())),
+        };
+        let (network, ports) = split(what);
+        Ok(Self {
+            accept,
+            network: Network::parse(network).ok_or_else(|| PolicyError::Address(text.to_owned()))?,
+            ports: parse_ports(ports).ok_or_else(|| PolicyError::Ports(text.to_owned()))?,
+        })
+    }
+
+    fn fits(&self, ip: IpAddr, port: u16) -> bool {
+        self.ports.contains(&port) && self.network.contains(ip)
+    }
+}
+
+/// Address part and port part of a rule, `*` for what isn't said.
+fn split(what: &str) -> (&str, &str) {
+    let only_ports = !what.is_empty() && what.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    if only_ports {
+        return ("*", what);
+    }
+    // The colon that parts a port from an IPv6 address stands after its bracket.
+    let ipv6_without_port = !what.contains(']') && what.bytes().filter(|byte| *byte == b':').count() > 1;
+    match what.rsplit_once(':') {
+        Some((network, ports)) if !ipv6_without_port && !ports.contains(']') => (network, ports),
+        _ => (what, "*"),
+    }
+}
+
+fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
+    if text == "*" {
+        return Some(1..=u16::MAX);
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+    (first >= 1 && first <= last).then_some(first..=last)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    Any,
+    V4(Ipv4Addr, u8),
+    V6(Ipv6Addr, u8),
+}
+
+impl Network {
+    fn parse(text: &str) -> Option<Self> {
+        if text == "*" {
+            return Some(Self::Any);
+        }
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length.parse::<u8>().ok()?)),
+            None => (text, None),
+        };
+        let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+        match bare.parse().ok()? {
+            IpAddr::V4(ip) => Some(Self::V4(ip, length.unwrap_or(32))).filter(|_| length.unwrap_or(0) <= 32),
+            IpAddr::V6(ip) => Some(Self::V6(ip, length.unwrap_or(128))).filter(|_| length.unwrap_or(0) <= 128),
+        }
+    }
+
+    fn contains(&self, ip: IpAddr) -> bool {
+        match (self, ip) {
+            (Self::Any, _) => true,
+            (Self::V4(network, length), IpAddr::V4(ip)) => {
+                let differs = network.to_bits() ^ ip.to_bits();
+                differs.leading_zeros() >= u32::from(*length)
+            }
+            (Self::V6(network, length), IpAddr::V6(ip)) => {
+                let differs = network.to_bits() ^ ip.to_bits();
+                differs.leading_zeros() >= u32::from(*length)
+            }
+            _ => false,
+        }
+    }
+
+    fn covers_v4(&self) -> bool {
+        matches!(self, Self::Any | Self::V4(_, 0))
+    }
+
+    fn covers_v6(&self) -> bool {
+        // 2000::/3 is all that is global.
+        matches!(self, Self::Any | Self::V6(_, 0)) || matches!(self, Self::V6(ip, 1..=3) if ip.segments()[0] == 0x2000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn policy(rules: &[&str]) -> Policy {
+        Policy::parse(rules, false).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides_and_nothing_fits_nothing() {
+        let policy = policy(&["reject 1.2.3.0/24", "reject *:25", "accept 1-1024"]);
+        assert!(policy.allows(ip("1.1.1.1"), 443));
+        assert!(policy.allows(ip("2606:4700::1"), 443));
+        assert!(!policy.allows(ip("1.2.3.4"), 443));
+        assert!(!policy.allows(ip("1.1.1.1"), 25));
+        assert!(!policy.allows(ip("1.1.1.1"), 8080));
+        assert!(!policy.allows(ip("1.1.1.1"), 0));
+        assert!(!Policy::refuse_all().allows(ip("1.1.1.1"), 443));
+    }
+
+    #[test]
+    fn addresses_with_ports_are_read_in_both_families() {
+        let policy = policy(&[
+            "accept 1.2.3.4:80",
+            "accept [2606:4700::]/32:443",
+            "accept 2606:4701::/32",
+            "accept [2606:4702::1]:8443",
+        ]);
+        assert!(policy.allows(ip("1.2.3.4"), 80));
+        assert!(!policy.allows(ip("1.2.3.4"), 81));
+        assert!(policy.allows(ip("2606:4700:1::1"), 443));
+        assert!(!policy.allows(ip("2606:4700:1::1"), 80));
+        assert!(policy.allows(ip("2606:4701::9"), 80));
+        assert!(policy.allows(ip("2606:4702::1"), 8443));
+        assert!(!policy.allows(ip("2606:4702::2"), 8443));
+    }
+
+    #[test]
+    fn private_addresses_are_refused_whatever_the_rules_unless_allowed() {
+        let rules = ["accept *", "accept 10.0.0.0/8"];
+        let (strict, lenient) = (Policy::parse(rules, false).unwrap(), Policy::parse(rules, true).unwrap());
+        for text in ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fe80::1", "::ffff:127.0.0.1", "fd00::1"] {
+            assert!(!strict.allows(ip(text), 80), "{text}");
+            assert!(lenient.allows(ip(text), 80), "{text}");
+        }
+        for text in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1"] {
+            assert!(!lenient.allows(ip(text), 80), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_ipv4_rule_also_fits_the_address_mapped_into_ipv6() {
+        let policy = policy(&["reject 1.2.3.4", "accept *"]);
+        assert!(!policy.allows(ip("::ffff:1.2.3.4"), 80));
+    }
+
+    #[test]
+    fn a_bad_rule_is_named_with_what_is_wrong() {
+        let error = |rule: &str| Policy::parse([rule], false).unwrap_err();
+        assert_eq!(error("allow 80"), PolicyError::Verb("allow 80".into()));
+        assert_eq!(error("accept"), PolicyError::Form("accept".into()));
+        assert_eq!(error("accept 80 443"), PolicyError::Form("accept 80 443".into()));
+        assert_eq!(error("accept 0"), PolicyError::Ports("accept 0".into()));
+        assert_eq!(error("accept 443-80"), PolicyError::Ports("accept 443-80".into()));
+        assert_eq!(error("accept 70000"), PolicyError::Ports("accept 70000".into()));
+        assert_eq!(error("reject 10.0.0.0/33"), PolicyError::Address("reject 10.0.0.0/33".into()));
+        assert_eq!(error("reject example.org"), PolicyError::Address("reject example.org".into()));
+        assert_eq!(Policy::parse(["accept *"; 257], false).unwrap_err(), PolicyError::TooMany);
+    }
+
+    #[test]
+    fn the_summary_gives_the_ports_open_at_most_addresses() {
+        let summary = policy(&[
+            "reject 1.2.3.0/24",
+            "accept 80",
+            "accept 443",
+            "accept 8000-8002",
+            "reject 8003",
+            "accept [::]/0:9000",
+        ])
+        .summary();
+        let open = |range: &PortRangePair| (range.0, range.1);
+        let v4: Vec<_> = summary.ipv4().iter().map(|range| (range.first(), range.last())).collect();
+        assert_eq!(v4, [(80, 80), (443, 443), (8000, 8002)].iter().map(open).collect::<Vec<_>>());
+        assert!(summary.ipv6().iter().any(|range| range.first() == 9000));
+        assert!(policy(&["accept *"]).summary().ipv4().iter().all(|range| (range.first(), range.last()) == (1, 65535)));
+        assert!(policy(&["accept 1.2.3.4:80"]).summary().is_empty());
+        assert!(Policy::refuse_all().summary().is_empty());
+    }
+
+    type PortRangePair = (u16, u16);
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,40}") {
+            let _ = Policy::parse([text], false);
+        }
+
+        #[test]
+        fn what_the_summary_accepts_the_policy_allows_at_an_ordinary_address(
+            rules in proptest::collection::vec((any::<bool>(), 1u16..2000, 0u16..500), 0..8),
+            port in 1u16..2500,
+        ) {
+            let rules = rules.into_iter().map(|(accept, first, more)| {
+                format!("{} {first}-{}", if accept { "accept" } else { "reject" }, first + more)
+            });
+            let policy = Policy::parse(rules, false).unwrap();
+            let summary = policy.summary();
+            let accepted = summary.ipv4().iter().any(|range| range.contains(port));
+            prop_assert_eq!(accepted, policy.allows(ip("1.1.1.1"), port));
+        }
+    }
+}

@@ -1,0 +1,234 @@
+use std::collections::BTreeMap;
+
+use rand::{SeedableRng, rngs::ChaCha20Rng};
+
+use super::*;
+use crate::{
+    directory::{
+        Parameters,
+        fixture::{NOW, consensus, consensus_at, exit_profile, key, listed, profile},
+    },
+    wire::Host,
+};
+
+const SEED: u64 = 11;
+
+fn rng() -> ChaCha20Rng {
+    ChaCha20Rng::seed_from_u64(SEED)
+}
+
+fn id(number: u16) -> RelayId {
+    key(number).id()
+}
+
+fn target(host: &str, port: u16) -> Option<Target> {
+    Some(Target { host: Host::parse(host).unwrap(), port })
+}
+
+fn sample(consensus: &Consensus, rng: &mut ChaCha20Rng) -> GuardSample {
+    let mut guards = GuardSample::default();
+    guards.update(consensus, rng);
+    guards
+}
+
+fn web_exits(numbers: core::ops::RangeInclusive<u16>) -> impl Iterator<Item = ConsensusRelay> {
+    numbers.map(|number| listed(exit_profile(number, &["accept 80", "accept 443"])))
+}
+
+/// Seven relays, of which 1 and 2 are exits.
+fn seven() -> Consensus {
+    consensus(web_exits(1..=2).chain((3..=7).map(|number| listed(profile(number)))))
+}
+
+#[test]
+fn a_path_is_guard_middle_exit_all_different_and_always_through_the_same_guard() {
+    let (consensus, mut rng) = (seven(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let mut firsts = BTreeMap::new();
+    for _ in 0..200 {
+        let requirement = Requirement::three_hops(target("example.org", 443));
+        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let hops = path.hops();
+        assert_eq!(hops.len(), 3);
+        assert!(hops[0] != hops[1] && hops[1] != hops[2] && hops[0] != hops[2], "seed {SEED}");
+        assert!([id(1), id(2)].contains(&hops[2]), "seed {SEED}");
+        *firsts.entry(hops[0]).or_insert(0) += 1;
+    }
+    assert_eq!(firsts.len(), 1, "seed {SEED}");
+}
+
+#[test]
+fn paths_are_as_long_as_asked() {
+    let (consensus, mut rng) = (seven(), rng());
+    let guards = sample(&consensus, &mut rng);
+    for (hops, length) in [(2, 2), (5, 5), (0, 2), (6, 6)] {
+        let requirement = Requirement { hops, target: None };
+        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        assert_eq!(path.hops().len(), length);
+    }
+    let requirement = Requirement { hops: 8, target: None };
+    let error = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap_err();
+    assert_eq!(error, PathError::TooFewRelays);
+}
+
+#[test]
+fn the_exit_is_one_whose_policy_fits_the_target() {
+    let mut rng = rng();
+    let mail = || listed(exit_profile(1, &["accept 25"]));
+    let web6 = || listed(exit_profile(2, &["accept [::]/0:443"]));
+    let consensus = consensus([mail(), web6()].into_iter().chain((3..=7).map(|number| listed(profile(number)))));
+    let guards = sample(&consensus, &mut rng);
+    let mut exit = |target: Option<Target>| {
+        choose(&consensus, &guards, &Requirement::three_hops(target), &[], Instant::START, &mut rng)
+            .map(|path| path.hops()[2])
+    };
+    assert_eq!(exit(target("example.org", 25)), Ok(id(1)));
+    assert_eq!(exit(target("example.org", 443)), Ok(id(2)));
+    assert_eq!(exit(target("2606:4700::1", 443)), Ok(id(2)));
+    assert_eq!(exit(target("1.1.1.1", 443)), Err(PathError::NoExit));
+    assert_eq!(exit(target("example.org", 22)), Err(PathError::NoExit));
+    assert_eq!(exit(None), Ok(id(2)), "a circuit ahead of need ends where the usual port is open");
+}
+
+#[test]
+fn no_two_hops_share_family_operator_or_network() {
+    let related_pairs = |other: &dyn Fn(&mut crate::directory::Profile)| {
+        // Were it not for what they share, guard 3 and exit 1 would be on one path.
+        let mut relay = profile(3);
+        other(&mut relay);
+        let mut exit = exit_profile(1, &["accept *"]);
+        exit.family = vec![id(3)];
+        exit.operator = "one".into();
+        exit.addresses.push("[2606:4700::1]:1".parse().unwrap());
+        let others = (4..=5).map(|number| listed(profile(number)));
+        (listed(exit), listed(relay), others.collect::<Vec<_>>())
+    };
+    let on_one_path = |other: &dyn Fn(&mut crate::directory::Profile), parameters: &Parameters| {
+        let (exit, relay, others) = related_pairs(other);
+        let relays = [exit, relay].into_iter().chain(others);
+        let consensus = consensus_at(NOW, relays, parameters).0;
+        let mut rng = rng();
+        (0..100).any(|_| {
+            let guards = sample(&consensus, &mut rng);
+            let requirement = Requirement::three_hops(None);
+            let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+            path.hops().contains(&id(3))
+        })
+    };
+    let strict = Parameters::default();
+    let relaxed = Parameters::default().with("path.similar-addresses", 1).unwrap();
+    let same_16 = |it: &mut crate::directory::Profile| it.addresses = vec!["20.1.200.200:9".parse().unwrap()];
+    let same_32 = |it: &mut crate::directory::Profile| it.addresses.push("[2606:4700:ffff::]:9".parse().unwrap());
+    let mutual = |it: &mut crate::directory::Profile| it.family = vec![id(1)];
+    let operator = |it: &mut crate::directory::Profile| it.operator = "one".into();
+    assert!(on_one_path(&|_| (), &strict), "naming that isn't mutual doesn't count");
+    assert!(!on_one_path(&same_16, &strict));
+    assert!(!on_one_path(&same_32, &strict));
+    assert!(!on_one_path(&mutual, &strict));
+    assert!(!on_one_path(&operator, &strict));
+    assert!(on_one_path(&same_16, &relaxed));
+    assert!(on_one_path(&same_32, &relaxed));
+    assert!(!on_one_path(&mutual, &relaxed));
+}
+
+#[test]
+fn when_no_exit_goes_with_the_guard_the_next_guard_is_taken() {
+    let mut rng = rng();
+    let mut exit = exit_profile(1, &["accept *"]);
+    exit.operator = "one".into();
+    let relay = |number| {
+        let mut profile = profile(number);
+        profile.operator = if number == 2 { String::new() } else { "one".into() };
+        listed(profile)
+    };
+    let consensus = consensus([listed(exit), relay(2), relay(3), listed(profile(4))]);
+    for _ in 0..20 {
+        let guards = sample(&consensus, &mut rng);
+        let requirement = Requirement::three_hops(None);
+        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        assert!([id(2), id(4)].contains(&path.hops()[0]), "seed {SEED}");
+    }
+}
+
+#[test]
+fn relays_to_avoid_are_used_only_when_nothing_else_is_left() {
+    let (consensus, mut rng) = (seven(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let mut exits = |avoid: &[RelayId]| -> Vec<RelayId> {
+        let requirement = Requirement::three_hops(None);
+        let mut choose = || choose(&consensus, &guards, &requirement, avoid, Instant::START, &mut rng).unwrap();
+        (0..50).map(|_| choose().hops()[2]).collect()
+    };
+    assert!(exits(&[id(1)]).iter().all(|exit| *exit == id(2)));
+    assert!(exits(&[id(1), id(2)]).contains(&id(1)));
+}
+
+#[test]
+fn relays_are_chosen_as_often_as_they_weigh() {
+    let mut rng = rng();
+    let heavy = |mut relay: ConsensusRelay, weight| {
+        relay.weight = weight;
+        relay
+    };
+    let exits = web_exits(1..=3).zip([1000, 2000, 3000]).map(|(relay, weight)| heavy(relay, weight));
+    let middles = (4..=6).map(|number| heavy(listed(profile(number)), u32::from(number - 3) * 5000));
+    let consensus = consensus(exits.chain(middles));
+    let mut counts: BTreeMap<RelayId, u32> = BTreeMap::new();
+    const ROUNDS: u32 = 6000;
+    for _ in 0..ROUNDS {
+        let guards = sample(&consensus, &mut rng);
+        let requirement = Requirement { hops: 2, target: None };
+        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        for hop in path.hops() {
+            *counts.entry(*hop).or_default() += 1;
+        }
+    }
+    // Exits weigh less than a third, so none is a guard; guards and exits each fall as 1 : 2 : 3.
+    for (number, share) in [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2), (6, 3)] {
+        let (found, expected) = (counts[&id(number)], ROUNDS / 6 * share);
+        assert!(found.abs_diff(expected) < 150, "relay {number}: {found}, expected {expected}; seed {SEED}");
+    }
+}
+
+#[test]
+fn exits_are_spared_in_other_positions_unless_they_abound() {
+    let share = |exits: u16, others: u16| {
+        let others = (exits + 1..=exits + others).map(|number| listed(profile(number)));
+        let consensus = consensus(web_exits(1..=exits).chain(others));
+        let exit = consensus.relay(&id(1)).unwrap();
+        ExitShare::of(&consensus).weight(exit)
+    };
+    assert_eq!(share(2, 5), 0);
+    assert_eq!(share(1, 2), 0);
+    assert_eq!(share(2, 1), 500);
+    assert_eq!(share(3, 0), 666);
+}
+
+#[test]
+fn a_network_of_exits_only_or_with_one_exit_still_has_paths() {
+    let mut rng = rng();
+    for consensus in
+        [consensus(web_exits(1..=3)), consensus(web_exits(1..=1).chain((2..=3).map(|number| listed(profile(number)))))]
+    {
+        for _ in 0..50 {
+            let guards = sample(&consensus, &mut rng);
+            let requirement = Requirement::three_hops(target("example.org", 80));
+            choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        }
+    }
+}
+
+#[test]
+fn without_guards_or_enough_relays_the_error_says_so() {
+    let mut rng = rng();
+    let mut no_guard = listed(exit_profile(1, &["accept *"]));
+    no_guard.flags = Flags::EXIT;
+    let mut error = |relays: Vec<ConsensusRelay>| {
+        let consensus = consensus(relays);
+        let guards = sample(&consensus, &mut rng);
+        choose(&consensus, &guards, &Requirement::three_hops(None), &[], Instant::START, &mut rng).unwrap_err()
+    };
+    assert_eq!(error(vec![no_guard]), PathError::NoGuard);
+    assert_eq!(error((1..=3).map(|number| listed(profile(number))).collect()), PathError::NoExit);
+    assert_eq!(error(web_exits(1..=2).collect()), PathError::TooFewRelays);
+}

@@ -1,0 +1,220 @@
+//! The guard sample: the few relays through which a client enters, kept for months.
+//!
+//! Dates are those of the consensus, not of the client's clock: they need no finer grain, and tell nothing of when the
+//! client ran.
+
+use core::{fmt, time::Duration};
+
+use prost::Message;
+use rand::{CryptoRng, RngExt};
+
+use super::weigh::{ExitShare, pick};
+use crate::{
+    base::{Instant, RelayId, WallTime},
+    directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
+};
+
+/// The sample holds at most so many guards, listed or not.
+const MAX_GUARDS: usize = 120;
+/// Below so many, relays are sampled too that would rather be spared.
+const MIN_GUARDS: usize = 3;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A guard that has not been listed for so many days is given up.
+const UNLISTED_DAYS: u32 = 20;
+const FIRST_RETRY: Duration = Duration::from_secs(10);
+const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
+
+/// Why a kept guard sample can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guard sample is corrupted")]
+pub struct GuardSampleError;
+
+/// A client's guards, in order of preference. Prints nothing of them.
+#[derive(Clone, Default)]
+pub struct GuardSample {
+    guards: Vec<Guard>,
+}
+
+#[derive(Clone)]
+struct Guard {
+    identity: RelayId,
+    added: WallTime,
+    listed: WallTime,
+    circuits_begun: u64,
+    circuits_built: u64,
+    unreachable: Option<Unreachable>,
+}
+
+/// Since a dial failed. Not kept on disk.
+#[derive(Clone, Copy)]
+struct Unreachable {
+    failures: u32,
+    retry: Instant,
+}
+
+impl GuardSample {
+    /// The sample that [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it is not as that writes it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, GuardSampleError> {
+        let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
+        let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
+        let guards = guards.filter(|guards| guards.len() <= MAX_GUARDS).ok_or(GuardSampleError)?;
+        Ok(Self { guards })
+    }
+
+    /// The sample as it is kept on disk.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        schema::GuardSample { guards: self.guards.iter().map(Guard::encode).collect() }.encode_to_vec()
+    }
+
+    /// Brings the sample in line with a new consensus: gives up guards past their lifetime or long unlisted, and fills up.
+    /// Gives whether guards came or went, so that it should be kept.
+    pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
+        let today = consensus.valid_after();
+        for guard in &mut self.guards {
+            if is_guard(consensus, &guard.identity).is_some() {
+                guard.listed = today;
+            }
+        }
+        let lifetime = lifetime(consensus);
+        let before = self.guards.len();
+        self.guards.retain(|guard| {
+            today.since(guard.added) <= lifetime && today.since(guard.listed) <= DAY.saturating_mul(UNLISTED_DAYS)
+        });
+        let removed = self.guards.len() != before;
+        let added = self.fill(consensus, rng);
+        removed || added
+    }
+
+    /// A channel to the guard is open.
+    pub fn handle_reached(&mut self, relay: &RelayId) {
+        if let Some(guard) = self.guard(relay) {
+            guard.unreachable = None;
+        }
+    }
+
+    /// No channel to the guard came about; others go first until it is due again: 10 s, doubled each time, at most half an
+    /// hour.
+    pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
+        if let Some(guard) = self.guard(relay) {
+            let failures = guard.unreachable.map_or(0, |unreachable| unreachable.failures);
+            let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LAST_RETRY);
+            guard.unreachable = Some(Unreachable { failures: failures.saturating_add(1), retry: now.after(wait) });
+        }
+    }
+
+    /// A circuit through the guard has got past it; whether it was `built` to its end is counted. Failures beyond a guard
+    /// count against it but never change it: else whoever fails circuits could drive a client to a guard of their own.
+    pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
+        if let Some(guard) = self.guard(relay) {
+            guard.circuits_begun = guard.circuits_begun.saturating_add(1);
+            guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
+            let suspicious = guard.circuits_built < guard.circuits_begun / 2;
+            if suspicious && guard.circuits_begun % 100 == 0 {
+                tracing::warn!("most circuits through one guard fail beyond it");
+            }
+        }
+    }
+
+    /// Listed guards in the order to try: those in use (shuffled), the others that are not known unreachable, then those
+    /// unreachable by when they are due.
+    pub(super) fn candidates<'a, R: CryptoRng + ?Sized>(
+        &self,
+        consensus: &'a Consensus,
+        now: Instant,
+        rng: &mut R,
+    ) -> Vec<&'a ConsensusRelay> {
+        let retry = |guard: &Guard| guard.unreachable.map(|unreachable| unreachable.retry).filter(|retry| *retry > now);
+        let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = self
+            .guards
+            .iter()
+            .filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
+            .collect();
+        guards.sort_by_key(|(retry, _)| *retry);
+        let usable = guards.iter().filter(|(retry, _)| retry.is_none()).count();
+        let in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
+        if in_use.min(usable) == 2 && rng.random() {
+            guards.swap(0, 1);
+        }
+        guards.into_iter().map(|(_, relay)| relay).collect()
+    }
+
+    fn guard(&mut self, relay: &RelayId) -> Option<&mut Guard> {
+        self.guards.iter_mut().find(|guard| guard.identity == *relay)
+    }
+
+    /// Adds guards, by weight, until the sample holds as many listed ones as it should.
+    fn fill<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
+        let most = usize::try_from(consensus.parameters().guard_sample()).unwrap_or(MAX_GUARDS);
+        let share = ExitShare::of(consensus);
+        let sampled =
+            |guards: &[Guard], relay: &ConsensusRelay| guards.iter().any(|guard| guard.identity == relay.identity());
+        let before = self.guards.len();
+        let listed = self.guards.iter().filter(|guard| guard.listed == consensus.valid_after()).count();
+        for held in listed..most {
+            if self.guards.len() >= MAX_GUARDS {
+                break;
+            }
+            let eligible: Vec<&ConsensusRelay> = consensus
+                .relays()
+                .iter()
+                .filter(|relay| relay.flags.contains(Flags::GUARD) && !sampled(&self.guards, relay))
+                .filter(|relay| held < MIN_GUARDS || share.weight(relay) > 0)
+                .collect();
+            let Some(relay) = pick(&eligible, |relay| share.weight(relay), rng) else { break };
+            self.guards.push(Guard::new(relay.identity(), consensus, rng));
+        }
+        self.guards.len() != before
+    }
+}
+
+impl fmt::Debug for GuardSample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GuardSample({} guards)", self.guards.len())
+    }
+}
+
+impl Guard {
+    /// Dated back by up to a tenth of the lifetime, so that guards neither end together nor tell when they were taken.
+    fn new<R: CryptoRng + ?Sized>(identity: RelayId, consensus: &Consensus, rng: &mut R) -> Self {
+        let tenth = lifetime(consensus).as_secs() / 10;
+        let added = consensus.valid_after().before(Duration::from_secs(rng.random_range(0..=tenth)));
+        let listed = consensus.valid_after();
+        Self { identity, added, listed, circuits_begun: 0, circuits_built: 0, unreachable: None }
+    }
+
+    fn encode(&self) -> schema::SampledGuard {
+        schema::SampledGuard {
+            identity: self.identity.as_bytes().to_vec(),
+            added: self.added.as_unix(),
+            listed: self.listed.as_unix(),
+            circuits_begun: self.circuits_begun,
+            circuits_built: self.circuits_built,
+        }
+    }
+
+    fn decode(guard: &schema::SampledGuard) -> Option<Self> {
+        Some(Self {
+            identity: decode_identity(&guard.identity)?,
+            added: WallTime::from_unix(guard.added),
+            listed: WallTime::from_unix(guard.listed),
+            circuits_begun: guard.circuits_begun,
+            circuits_built: guard.circuits_built,
+            unreachable: None,
+        })
+    }
+}
+
+fn is_guard<'a>(consensus: &'a Consensus, relay: &RelayId) -> Option<&'a ConsensusRelay> {
+    consensus.relay(relay).filter(|relay| relay.flags.contains(Flags::GUARD))
+}
+
+fn lifetime(consensus: &Consensus) -> Duration {
+    DAY.saturating_mul(u32::try_from(consensus.parameters().guard_lifetime_days()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests;

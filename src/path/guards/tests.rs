@@ -1,0 +1,178 @@
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::ChaCha20Rng};
+
+use super::*;
+use crate::directory::{
+    Parameters,
+    fixture::{NOW, consensus, consensus_at, exit_profile, key, listed, profile},
+};
+
+fn rng() -> ChaCha20Rng {
+    ChaCha20Rng::seed_from_u64(5)
+}
+
+fn relays(numbers: core::ops::RangeInclusive<u16>) -> impl Iterator<Item = ConsensusRelay> {
+    numbers.map(|number| listed(profile(number)))
+}
+
+fn days(days: u32) -> Duration {
+    DAY * days
+}
+
+fn order(guards: &GuardSample, consensus: &Consensus, now: Instant) -> Vec<RelayId> {
+    guards.candidates(consensus, now, &mut rng()).into_iter().map(ConsensusRelay::identity).collect()
+}
+
+fn sampled(consensus: &Consensus) -> GuardSample {
+    let mut guards = GuardSample::default();
+    assert!(guards.update(consensus, &mut rng()));
+    guards
+}
+
+#[test]
+fn the_sample_is_as_large_as_the_parameter_says_and_stays_as_it_is() {
+    let first = consensus(relays(1..=50));
+    let mut guards = sampled(&first);
+    let before = order(&guards, &first, Instant::START);
+    assert_eq!(before.len(), 20);
+    let next = consensus_at(NOW.after(days(1)), relays(1..=100), &Parameters::default()).0;
+    assert!(!guards.update(&next, &mut rng()), "new relays change nothing");
+    assert_eq!(order(&guards, &next, Instant::START), before);
+}
+
+#[test]
+fn the_sample_survives_being_kept() {
+    let consensus = consensus(relays(1..=30));
+    let guards = sampled(&consensus);
+    let kept = GuardSample::decode(&guards.encode()).unwrap();
+    assert_eq!(order(&kept, &consensus, Instant::START), order(&guards, &consensus, Instant::START));
+    assert_eq!(kept.encode(), guards.encode());
+    assert!(GuardSample::decode(&[1, 2, 3]).is_err());
+    let bad = schema::GuardSample { guards: vec![schema::SampledGuard::default()] };
+    assert!(GuardSample::decode(&bad.encode_to_vec()).is_err());
+}
+
+#[test]
+fn a_guard_that_can_t_be_reached_goes_behind_the_others_until_it_is_due_again() {
+    let consensus = consensus(relays(1..=5));
+    let mut guards = sampled(&consensus);
+    let before = order(&guards, &consensus, Instant::START);
+    guards.handle_unreachable(Instant::START, &before[0]);
+    let after = |seconds| Instant::START.after(Duration::from_secs(seconds));
+    let rotated = [&before[1..], &before[..1]].concat();
+    assert_eq!(order(&guards, &consensus, after(9)), rotated);
+    assert_eq!(order(&guards, &consensus, after(10)), before, "due again");
+    guards.handle_unreachable(after(10), &before[0]);
+    assert_eq!(order(&guards, &consensus, after(29)), rotated, "waits twice as long");
+    guards.handle_reached(&before[0]);
+    assert_eq!(order(&guards, &consensus, after(29)), before);
+    for guard in &before {
+        guards.handle_unreachable(after(30), guard);
+    }
+    assert_eq!(order(&guards, &consensus, after(31)).len(), 5, "with none reachable all are tried");
+}
+
+#[test]
+fn failures_beyond_a_guard_never_change_it() {
+    let consensus = consensus(relays(1..=5));
+    let mut guards = sampled(&consensus);
+    let before = order(&guards, &consensus, Instant::START);
+    for _ in 0..1000 {
+        guards.handle_circuit(&before[0], false);
+    }
+    assert_eq!(order(&guards, &consensus, Instant::START), before);
+}
+
+#[test]
+fn guards_end_with_their_lifetime_and_not_all_at_once() {
+    let mut guards = sampled(&consensus(relays(1..=40)));
+    let first: Vec<RelayId> = guards.guards.iter().map(|guard| guard.identity).collect();
+    let mut kept_at = |day| {
+        let later = consensus_at(NOW.after(days(day)), relays(1..=40), &Parameters::default()).0;
+        guards.update(&later, &mut rng());
+        guards.guards.iter().filter(|guard| first.contains(&guard.identity) && guard.added <= NOW).count()
+    };
+    assert_eq!(kept_at(107), 20);
+    assert!((1..20).contains(&kept_at(114)));
+    assert_eq!(kept_at(121), 0);
+}
+
+#[test]
+fn a_guard_no_longer_listed_is_skipped_and_after_three_weeks_given_up() {
+    let first = consensus(relays(1..=3));
+    let mut guards = sampled(&first);
+    let gone = order(&guards, &first, Instant::START)[0];
+    let mut without = |day| {
+        let others = relays(1..=3).filter(|relay| relay.identity() != gone);
+        let later = consensus_at(NOW.after(days(day)), others, &Parameters::default()).0;
+        guards.update(&later, &mut rng());
+        (order(&guards, &later, Instant::START).len(), guards.guards.len())
+    };
+    assert_eq!(without(1), (2, 3));
+    assert_eq!(without(20), (2, 3));
+    assert_eq!(without(21), (2, 2));
+    let back = consensus_at(NOW.after(days(22)), relays(1..=3), &Parameters::default()).0;
+    guards.update(&back, &mut rng());
+    assert_eq!(*order(&guards, &back, Instant::START).last().unwrap(), gone, "it comes back as a new one, last");
+}
+
+#[test]
+fn exits_that_are_needed_as_exits_come_into_the_sample_only_when_it_would_be_tiny() {
+    let exit = |number| listed(exit_profile(number, &["accept *"]));
+    let large = consensus([exit(1), exit(2)].into_iter().chain(relays(3..=7)));
+    assert_eq!(sampled(&large).guards.len(), 5);
+    let small = consensus([exit(1)].into_iter().chain(relays(2..=3)));
+    let guards = sampled(&small);
+    assert_eq!(guards.guards.len(), 3);
+    assert_eq!(guards.guards[2].identity, key(1).id());
+}
+
+#[test]
+fn relays_without_the_guard_flag_are_never_sampled() {
+    let mut relay = listed(profile(1));
+    relay.flags = Flags::STABLE;
+    let mut guards = GuardSample::default();
+    assert!(!guards.update(&consensus([relay]), &mut rng()));
+}
+
+#[test]
+fn with_two_guards_in_use_both_come_first_about_as_often() {
+    let parameters = Parameters::default().with("path.guards-in-use", 2).unwrap();
+    let consensus = consensus_at(NOW, relays(1..=9), &parameters).0;
+    let guards = sampled(&consensus);
+    let mut rng = rng();
+    let mut firsts = std::collections::BTreeMap::new();
+    for _ in 0..1000 {
+        let first = guards.candidates(&consensus, Instant::START, &mut rng)[0].identity();
+        *firsts.entry(first).or_insert(0) += 1;
+    }
+    assert_eq!(firsts.len(), 2);
+    assert!(firsts.values().all(|count| (400..600).contains(count)), "{:?}; seed 5", firsts.values());
+}
+
+#[test]
+fn guards_are_sampled_as_often_as_they_weigh() {
+    let weighted = relays(1..=4).enumerate().map(|(index, mut relay)| {
+        relay.weight = [100, 200, 300, 400][index];
+        relay
+    });
+    let consensus = consensus(weighted);
+    let mut rng = rng();
+    let mut firsts = std::collections::BTreeMap::new();
+    for _ in 0..5000 {
+        let mut guards = GuardSample::default();
+        guards.update(&consensus, &mut rng);
+        *firsts.entry(guards.guards[0].identity).or_insert(0_i32) += 1;
+    }
+    for (number, expected) in [(1, 500), (2, 1000), (3, 1500), (4, 2000)] {
+        let found = firsts[&key(number).id()];
+        assert!((found - expected).abs() < 150, "relay {number}: {found}, expected {expected}; seed 5");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = GuardSample::decode(&bytes);
+    }
+}
