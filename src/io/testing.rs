@@ -1,12 +1,25 @@
-//! For tests: a core without an overlay, which joins the streams of two hubs with room and credit as the real one has.
+//! For tests: a core without an overlay, which joins the streams of two hubs with room and credit as the real one
+//! has; a connector on top of it; origins.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+};
 
 use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
 
-use crate::wire::EndReason;
+use crate::wire::{Answer, EndReason, Host, Target};
 
-use super::stream::{Hub, Stream, StreamCommand, StreamKey};
+use super::{
+    connector::{ConnectError, Connector, Isolation},
+    listener::accept_each,
+    stream::{Hub, Stream, StreamCommand, StreamKey, splice},
+};
 
 /// Bytes of one DATA message.
 const MESSAGE: usize = 963;
@@ -123,4 +136,78 @@ pub(crate) fn stream_pair() -> (Stream, Stream) {
 /// The reason inside an error of a stream.
 pub(crate) fn reason_of(error: &std::io::Error) -> Option<EndReason> {
     error.get_ref()?.downcast_ref::<super::stream::StreamFailed>().map(|failed| failed.0)
+}
+
+/// Connects straight to loopback, without an overlay, and keeps what it was asked for.
+///
+/// The names `origin.test` and `localhost` lead to 127.0.0.1; `REASON.test` fails for that reason, `notready.test`
+/// because there is no circuit, `never.test` not at all.
+#[derive(Clone, Default)]
+pub(crate) struct Direct {
+    pub(crate) asked: Arc<Mutex<Vec<(Target, Isolation)>>>,
+}
+
+impl Direct {
+    pub(crate) fn isolations(&self) -> Vec<Isolation> {
+        self.asked.lock().unwrap().iter().map(|(_, isolation)| *isolation).collect()
+    }
+
+    async fn address(host: &Host) -> Result<IpAddr, ConnectError> {
+        const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        match host {
+            Host::Ip(ip) => Ok(*ip),
+            Host::Name(name) => match name.as_str() {
+                "origin.test" | "localhost" => Ok(LOOPBACK),
+                "refused.test" => Err(EndReason::Refused.into()),
+                "unreachable.test" => Err(EndReason::Unreachable.into()),
+                "policy.test" => Err(EndReason::Policy.into()),
+                "timedout.test" => Err(EndReason::TimedOut.into()),
+                "notfound.test" => Err(EndReason::NotFound.into()),
+                "limit.test" => Err(EndReason::ResourceLimit.into()),
+                "notready.test" => Err(ConnectError::NotReady),
+                "never.test" => core::future::pending().await,
+                _ => Err(EndReason::Failed.into()),
+            },
+        }
+    }
+}
+
+impl Connector for Direct {
+    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.asked.lock().unwrap().push((target.clone(), isolation));
+        let ip = Self::address(&target.host).await?;
+        let socket = TcpStream::connect((ip, target.port)).await.map_err(|_| EndReason::Refused)?;
+        let (near, far) = stream_pair();
+        tokio::spawn(splice(socket, far, &[]));
+        Ok(near)
+    }
+
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        self.asked.lock().unwrap().push((Target { host: host.clone(), port: 1 }, isolation));
+        match host {
+            Host::Ip(_) => Ok(vec![Answer::Name("origin.test".to_owned())]),
+            Host::Name(_) => Ok(vec![Answer::Ip(Self::address(&host).await?)]),
+        }
+    }
+}
+
+/// Serves one accepted socket after another with `serve`; gives where.
+pub(crate) async fn origin<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(accept_each(listener, 64, serve));
+    address
+}
+
+/// An origin that sends back what it gets, and ends after the other end has.
+pub(crate) async fn echo_origin() -> SocketAddr {
+    origin(|mut socket| async move {
+        let (mut reader, mut writer) = socket.split();
+        tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+        writer.shutdown().await.unwrap();
+    })
+    .await
 }

@@ -1,0 +1,217 @@
+//! The HTTP proxy port (RFC 9110 §7.6, RFC 9112 §3.2).
+//!
+//! | request | answered |
+//! |---|---|
+//! | `CONNECT host:port` | 200, then a stream |
+//! | `GET http://host/…` and other methods | forwarded over a stream of its own |
+//! | `GET /…` (origin form) | 400: a web page reached for the port, or someone took it for a web server |
+//! | `GET https://…` | 400: that goes by CONNECT |
+//!
+//! Hop-by-hop fields end here; `Proxy-Authorization`, whatever it holds, is the isolation and is never forwarded. A
+//! failure is answered in words: 403 policy, 502 the target, 503 the client or a limit, 504 time. Nothing of a request
+//! is logged, and no answer of this port's own repeats the host.
+
+mod forward;
+#[cfg(test)]
+mod tests;
+
+use core::{convert::Infallible, pin::Pin, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{CONNECTION, CONTENT_TYPE, HeaderValue, PROXY_AUTHORIZATION},
+    server::conn::http1,
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use crate::wire::{EndReason, Host, Target};
+
+use super::{
+    connector::{ConnectError, Connector, Isolation, reason_text},
+    listener::accept_each,
+    stream::{Stream, reset_on_close, splice},
+};
+use forward::Forwarded;
+
+const HTTP: u16 = 80;
+
+/// Limits of the HTTP proxy port.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// For a request's head to arrive, also between two requests; 30 s.
+    pub head: Duration,
+    /// For opening a stream; a minute.
+    pub connect: Duration,
+    /// For the origin's head to arrive after the last of the request went; two minutes.
+    pub response: Duration,
+    /// Bytes of a request's head; 64 KiB.
+    pub head_bytes: usize,
+    /// Fields of a request's head; 128.
+    pub fields: usize,
+    /// Applications at a time; 1,024. More wait in the system's queue.
+    pub applications: usize,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(30),
+            connect: Duration::from_secs(60),
+            response: Duration::from_secs(120),
+            head_bytes: 64 * 1024,
+            fields: 128,
+            applications: 1024,
+        }
+    }
+}
+
+/// Serves the HTTP proxy on `listener` for ever. Dropping the future ends all that it serves.
+pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
+    accept_each(listener, limits.applications, |socket| {
+        let connector = connector.clone();
+        async move {
+            if let Err(error) = serve_one(socket, connector, limits).await {
+                tracing::debug!(kind = ?error.kind(), "an application's HTTP proxy stream ended early");
+            }
+        }
+    })
+    .await;
+}
+
+/// What a CONNECT leaves for after its answer has been sent.
+type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
+
+async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLimits) -> io::Result<()> {
+    let tunnel = Tunnel::default();
+    let service = service_fn(|request| {
+        let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
+        async move { Ok::<_, Infallible>(respond(request, &connector, &tunnel, limits).await) }
+    });
+    let mut serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(limits.fields)
+        .max_buf_size(limits.head_bytes)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    if let Err(error) = Pin::new(&mut serving).await {
+        // A body that broke off must not look whole to an application that reads until the end.
+        if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
+            reset_on_close(parts.io.inner());
+        }
+        return Err(io::Error::other(error));
+    }
+    let Some((upgrade, stream)) = tunnel.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+    let upgraded = upgrade.await.map_err(io::Error::other)?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    splice(parts.io.into_inner(), stream, &parts.read_buf).await
+}
+
+/// An answer: words of our own, or the origin's body.
+type Answer = Response<Either<Full<Bytes>, Forwarded>>;
+
+async fn respond<C: Connector>(
+    mut request: Request<Incoming>,
+    connector: &C,
+    tunnel: &Tunnel,
+    limits: HttpLimits,
+) -> Answer {
+    let connecting = *request.method() == Method::CONNECT;
+    let target = match if connecting { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
+        Ok(target) => target,
+        Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
+    };
+    let isolation = isolation(request.headers());
+    let opening = connector.connect(target, isolation);
+    let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+        Ok(stream) => stream,
+        Err(error) => return failure(error),
+    };
+    if connecting {
+        let upgrade = hyper::upgrade::on(&mut request);
+        *tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
+        return Response::new(Either::Left(Full::default()));
+    }
+    match forward::forward(request, stream, limits.response).await {
+        Ok(Some(response)) => response.map(Either::Right),
+        Err(error) => {
+            tracing::debug!(parse = error.is_parse(), "an origin gave no HTTP response");
+            text(StatusCode::BAD_GATEWAY, "The target closed the stream or did not answer in HTTP.")
+        }
+        Ok(None) => text(StatusCode::GATEWAY_TIMEOUT, "The target took the request but did not answer in time."),
+    }
+}
+
+fn connect_target(uri: &Uri) -> Result<Target, &'static str> {
+    const EXPLANATION: &str = "CONNECT needs a host and a port, such as example.org:443.";
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or(EXPLANATION)?;
+    let port = authority.port_u16().filter(|port| *port != 0).ok_or(EXPLANATION)?;
+    Ok(Target { host: Host::parse(authority.host()).map_err(|_| EXPLANATION)?, port })
+}
+
+fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err("This is Umbel's HTTP proxy, not a web server. Set it as the proxy of an application; \
+                    requests must name a whole address (http://…) or use CONNECT.");
+    };
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err("Only http:// addresses are forwarded; use CONNECT for anything else.");
+    }
+    if authority.as_str().contains('@') {
+        return Err("An address with a user name in it is not forwarded.");
+    }
+    let host = Host::parse(authority.host()).map_err(|_| "The host is neither a name nor an address.")?;
+    let port = match authority.port() {
+        None => HTTP,
+        Some(port) if port.as_u16() != 0 => port.as_u16(),
+        Some(_) => return Err("Port 0 can't be reached."),
+    };
+    Ok(Target { host, port })
+}
+
+fn isolation(headers: &HeaderMap) -> Isolation {
+    const LISTENER: &str = "http";
+    headers
+        .get(PROXY_AUTHORIZATION)
+        .map_or_else(|| Isolation::of_listener(LISTENER), |value| Isolation::new(LISTENER, value.as_bytes(), &[]))
+}
+
+fn failure(error: ConnectError) -> Answer {
+    let status = match error {
+        ConnectError::NotReady | ConnectError::Stopped | ConnectError::Ended(EndReason::ResourceLimit) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        ConnectError::Ended(EndReason::Policy) => StatusCode::FORBIDDEN,
+        ConnectError::Ended(EndReason::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
+        ConnectError::Ended(_) => StatusCode::BAD_GATEWAY,
+    };
+    let words = match error {
+        ConnectError::Ended(reason) => reason_text(reason),
+        ConnectError::NotReady => "the client has no circuit through the overlay yet; try again in a moment",
+        ConnectError::Stopped => "the client has stopped",
+    };
+    text(status, words)
+}
+
+fn text(status: StatusCode, words: &str) -> Answer {
+    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {words}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // What is left of the request's body is not worth reading.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}

@@ -1,0 +1,250 @@
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::io::testing::{Direct, echo_origin, origin};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn port(connector: &Direct, limits: HttpLimits) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, connector.clone(), limits));
+    address
+}
+
+/// Sends `request` as it stands and gives all that comes back until the end.
+async fn converse(address: SocketAddr, request: &[u8]) -> String {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+async fn answer_to(request: &str) -> String {
+    converse(port(&Direct::default(), HttpLimits::default()).await, request.as_bytes()).await
+}
+
+/// An origin that answers each request with its own head, as the body.
+async fn mirror() -> SocketAddr {
+    origin(|mut socket| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(socket.read_u8().await.unwrap());
+        }
+        let start = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close, X-Private\r\nX-Private: 1\r\nX-Public: 1\r\n\r\n",
+            head.len()
+        );
+        socket.write_all(start.as_bytes()).await.unwrap();
+        socket.write_all(&head).await.unwrap();
+    })
+    .await
+}
+
+#[tokio::test]
+async fn connect_opens_a_stream_and_carries_what_was_sent_early() {
+    let origin = echo_origin().await;
+    let address = port(&Direct::default(), HttpLimits::default()).await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let request = format!("CONNECT origin.test:{} HTTP/1.1\r\nHost: x\r\n\r\nearly ", origin.port());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(DEADLINE, socket.read_u8()).await.unwrap().unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200 "));
+    socket.write_all(b"and late").await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut back = String::new();
+    timeout(DEADLINE, socket.read_to_string(&mut back)).await.unwrap().unwrap();
+    assert_eq!(back, "early and late");
+}
+
+#[tokio::test]
+async fn a_plain_request_reaches_the_origin_without_what_was_for_the_proxy() {
+    let origin = mirror().await;
+    let connector = Direct::default();
+    let address = port(&connector, HttpLimits::default()).await;
+    let request = format!(
+        "GET http://origin.test:{}/path?query=1 HTTP/1.1\r\nHost: elsewhere.test\r\nProxy-Authorization: Basic c2VjcmV0\r\n\
+         Proxy-Connection: keep-alive\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\nX-End: 2\r\n\r\n",
+        origin.port()
+    );
+    let answer = converse(address, request.as_bytes()).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK"));
+    assert!(head.contains("x-public: 1") && !head.contains("x-private"), "{head}");
+    let body = body.to_ascii_lowercase();
+    assert!(body.starts_with("get /path?query=1 http/1.1\r\n"), "{body}");
+    assert!(body.contains(&format!("host: origin.test:{}\r\n", origin.port())), "{body}");
+    assert!(body.contains("x-end: 2"), "{body}");
+    for gone in ["proxy-", "x-hop", "secret", "elsewhere", "te:", "connection"] {
+        assert!(!body.contains(gone), "{gone} in {body}");
+    }
+    converse(address, format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port()).as_bytes()).await;
+    let isolations = connector.isolations();
+    assert_ne!(isolations[0], isolations[1], "credentials did not isolate");
+}
+
+#[tokio::test]
+async fn an_ordinary_client_gets_bodies_both_ways() {
+    let origin = origin(|mut socket| async move {
+        let mut got = Vec::new();
+        while !got.ends_with(b"0\r\n\r\n") && !got.ends_with(&[b'x'; 300_000]) {
+            assert_ne!(socket.read_buf(&mut got).await.unwrap(), 0);
+        }
+        let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        socket.write_all(head).await.unwrap();
+        for _ in 0..100 {
+            socket.write_all(b"3e8\r\n").await.unwrap();
+            socket.write_all(&[b'y'; 1000]).await.unwrap();
+            socket.write_all(b"\r\n").await.unwrap();
+        }
+        socket.write_all(b"0\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let address = port(&Direct::default(), HttpLimits::default()).await;
+    let client = reqwest::Client::builder()
+        .proxy(reqwest::Proxy::http(format!("http://user:word@{address}")).unwrap())
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        let sending = client.post(format!("http://origin.test:{}/", origin.port())).body(vec![b'x'; 300_000]).send();
+        let response = timeout(DEADLINE, sending).await.unwrap().unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.bytes().await.unwrap(), vec![b'y'; 100_000]);
+    }
+}
+
+#[tokio::test]
+async fn origin_form_is_refused_with_an_explanation() {
+    for request in ["GET / HTTP/1.1\r\nHost: 127.0.0.1:9351\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let answer = answer_to(request).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.contains("not a web server") && !answer.contains("9351"), "{answer}");
+        assert!(!answer.to_ascii_lowercase().contains("access-control"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn each_failure_has_its_status_and_words_but_not_the_host() {
+    for (name, status) in [
+        ("refused.test", 502),
+        ("unreachable.test", 502),
+        ("notfound.test", 502),
+        ("failed.test", 502),
+        ("policy.test", 403),
+        ("timedout.test", 504),
+        ("limit.test", 503),
+        ("notready.test", 503),
+    ] {
+        for request in [format!("CONNECT {name}:443 HTTP/1.1\r\n\r\n"), format!("GET http://{name}/ HTTP/1.1\r\n\r\n")]
+        {
+            let answer = answer_to(&request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+            assert!(answer.contains("\r\n\r\nUmbel: ") && !answer.contains(".test"), "{request}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_forwarded_is_refused() {
+    for request in [
+        "CONNECT origin.test HTTP/1.1\r\n\r\n",
+        "CONNECT origin.test:0 HTTP/1.1\r\n\r\n",
+        "CONNECT me@origin.test:80 HTTP/1.1\r\n\r\n",
+        "GET https://origin.test/ HTTP/1.1\r\n\r\n",
+        "GET ftp://origin.test/ HTTP/1.1\r\n\r\n",
+        "GET http://me:you@origin.test/ HTTP/1.1\r\n\r\n",
+        "GET http://origin.test:0/ HTTP/1.1\r\n\r\n",
+        "GET http://or%69gin.test/ HTTP/1.1\r\n\r\n",
+    ] {
+        assert!(answer_to(request).await.starts_with("HTTP/1.1 400 "), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_does_not_speak_http_or_not_at_all_is_told() {
+    let nonsense = origin(|mut socket| async move {
+        let _ = socket.read(&mut [0; 1024]).await;
+        let _ = socket.write_all(b"what?\r\n\r\n").await;
+    })
+    .await;
+    let answer = answer_to(&format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", nonsense.port())).await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+
+    let silent = origin(|socket| async move {
+        core::future::pending::<()>().await;
+        drop(socket);
+    })
+    .await;
+    let limits = HttpLimits { response: Duration::from_millis(50), ..HttpLimits::default() };
+    let request = format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", silent.port());
+    let answer = converse(port(&Direct::default(), limits).await, request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_an_error_at_the_application() {
+    for head in ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\n"] {
+        let origin = origin(move |mut socket| async move {
+            let _ = socket.read(&mut [0; 1024]).await;
+            socket.write_all(head.as_bytes()).await.unwrap();
+            socket.write_all(b"half").await.unwrap();
+            // The application has the half; only then the rest is lost.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            crate::io::stream::reset_on_close(&socket);
+        })
+        .await;
+        let address = port(&Direct::default(), HttpLimits::default()).await;
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        // An old client, which takes the end of the connection for the end of the body.
+        let request = format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port());
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let ended = timeout(DEADLINE, socket.read_to_end(&mut Vec::new())).await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "{head}");
+    }
+}
+
+#[tokio::test]
+async fn slow_and_oversized_heads_end_the_connection() {
+    let limits = HttpLimits { head: Duration::from_millis(100), ..HttpLimits::default() };
+    let address = port(&Direct::default(), limits).await;
+    converse(address, b"GET http://origin.te").await;
+    let many = format!("GET http://origin.test/ HTTP/1.1\r\n{}\r\n", "X-Field: 1\r\n".repeat(200));
+    assert!(converse(address, many.as_bytes()).await.starts_with("HTTP/1.1 431 "));
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let _ = socket.write_all(format!("GET http://origin.test/{} ", "a".repeat(200_000)).as_bytes()).await;
+    let ended = timeout(DEADLINE, socket.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok());
+}
+
+#[tokio::test]
+async fn garbage_closes_the_connection_and_nothing_else() {
+    let seed = 0xfeed_u64;
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    let valid = b"CONNECT refused.test:443 HTTP/1.1\r\nHost: a\r\n\r\n";
+    let address = port(&Direct::default(), HttpLimits::default()).await;
+    for round in 0..300 {
+        let input: Vec<u8> = if round % 2 == 0 {
+            (0..usize::from(next()) * 8).map(|_| next()).collect()
+        } else {
+            let mut changed = valid.to_vec();
+            let at = usize::from(next()) % changed.len();
+            changed[at] = next();
+            changed
+        };
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let _ = socket.write_all(&input).await;
+        let _ = socket.shutdown().await;
+        let ended = timeout(DEADLINE, socket.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "seed {seed:#x}, round {round}: still open");
+    }
+}

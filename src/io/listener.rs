@@ -1,0 +1,131 @@
+//! The local ports that applications use: where they may listen, and how many may come.
+//!
+//! Whoever reaches such a port uses the overlay as this person, so it listens on loopback unless told otherwise.
+
+#[cfg(test)]
+mod tests;
+
+use core::{future::Future, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+
+/// How long to wait after a failed `accept`, which mostly means that this process has too many files open.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A port for applications, and how it is called where it is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalPort {
+    /// SOCKS5.
+    Socks,
+    /// HTTP proxy.
+    Http,
+}
+
+impl LocalPort {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Socks => "SOCKS",
+            Self::Http => "HTTP proxy",
+        }
+    }
+
+    const fn flag(self) -> &'static str {
+        match self {
+            Self::Socks => "--socks",
+            Self::Http => "--http",
+        }
+    }
+}
+
+/// Why a local port can't be opened; says what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is reachable from other machines.
+    #[error(
+        "the {} port would listen on {address}, which other machines can reach: choose a loopback address with {} \
+         127.0.0.1:{}, or add --allow-remote if that is what you want",
+        port.name(), port.flag(), address.port()
+    )]
+    NotLoopback {
+        /// Which port.
+        port: LocalPort,
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// Another program listens there.
+    #[error("the {} port {address} is taken by another program: choose another with {} ADDRESS:PORT", port.name(), port.flag())]
+    Taken {
+        /// Which port.
+        port: LocalPort,
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// Something else is in the way.
+    #[error("the {} port can't listen on {address} ({source}): choose another with {} ADDRESS:PORT", port.name(), port.flag())]
+    Io {
+        /// Which port.
+        port: LocalPort,
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Whether `port` may listen on `address`.
+///
+/// # Errors
+/// When it isn't a loopback address, unless `allow_remote`.
+pub const fn check_address(port: LocalPort, address: SocketAddr, allow_remote: bool) -> Result<(), ListenError> {
+    if allow_remote || address.ip().to_canonical().is_loopback() {
+        Ok(())
+    } else {
+        Err(ListenError::NotLoopback { port, address })
+    }
+}
+
+/// Opens `port` on `address`.
+///
+/// # Errors
+/// When [`check_address`] forbids it, another program listens there, or the system refuses.
+pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) -> Result<TcpListener, ListenError> {
+    check_address(port, address, allow_remote)?;
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::Taken { port, address },
+        _ => ListenError::Io { port, address, source },
+    })
+}
+
+/// Accepts for ever and runs `serve` for each; at most `cap` at a time, the rest wait in the system's queue. Dropping
+/// the future ends them all.
+pub(crate) async fn accept_each<F>(listener: TcpListener, cap: usize, serve: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(cap));
+    let mut tasks = JoinSet::new();
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        while tasks.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                // Without it the last piece of each answer waits for an acknowledgement.
+                let _ = socket.set_nodelay(true);
+                let serving = serve(socket);
+                tasks.spawn(async move {
+                    serving.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(kind = ?error.kind(), "can't accept now");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+use std::net::SocketAddr;
+
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::io::testing::{Direct, echo_origin, origin};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs the SOCKS port in front of `connector`.
+async fn port(connector: &Direct, limits: SocksLimits) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener, connector.clone(), limits));
+    address
+}
+
+async fn dial() -> (TcpStream, Direct) {
+    let connector = Direct::default();
+    let address = port(&connector, SocksLimits::default()).await;
+    (TcpStream::connect(address).await.unwrap(), connector)
+}
+
+/// Sends `request` and gives all that comes back until the end.
+async fn converse(request: &[u8]) -> Vec<u8> {
+    let (mut socket, _) = dial().await;
+    socket.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+const NO_AUTH: &[u8] = &[5, 1, 0];
+
+fn to_name(command: u8, name: &str, port: u16) -> Vec<u8> {
+    let mut bytes = vec![5, command, 0, 3, name.len() as u8];
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(&port.to_be_bytes());
+    bytes
+}
+
+async fn reply_to(request: &[u8]) -> Vec<u8> {
+    let answer = converse(&[NO_AUTH, request].concat()).await;
+    assert_eq!(answer.get(..2), Some(&[5, 0][..]));
+    answer[2..].to_vec()
+}
+
+async fn read(socket: &mut TcpStream, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    timeout(DEADLINE, socket.read_exact(&mut bytes)).await.unwrap().unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn connect_by_name_ipv4_and_ipv6_carries_bytes_and_a_half_close() {
+    let origin = echo_origin().await;
+    let mut by_ipv4 = vec![5, 1, 0, 1, 127, 0, 0, 1];
+    by_ipv4.extend_from_slice(&origin.port().to_be_bytes());
+    let mut by_ipv6 = vec![5, 1, 0, 4];
+    by_ipv6.extend_from_slice(&std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
+    by_ipv6.extend_from_slice(&origin.port().to_be_bytes());
+    for request in [to_name(1, "origin.test", origin.port()), by_ipv4, by_ipv6] {
+        let (mut socket, _) = dial().await;
+        // Byte by byte, as a slow application would.
+        for byte in [NO_AUTH, &request].concat() {
+            socket.write_all(&[byte]).await.unwrap();
+        }
+        assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 0]);
+        let rest = if request[3] == 4 { 18 } else { 6 };
+        read(&mut socket, 2 + rest).await;
+        socket.write_all(b"there and back").await.unwrap();
+        socket.shutdown().await.unwrap();
+        let mut back = Vec::new();
+        timeout(DEADLINE, socket.read_to_end(&mut back)).await.unwrap().unwrap();
+        assert_eq!(back, b"there and back");
+    }
+}
+
+#[tokio::test]
+async fn bytes_sent_before_the_reply_reach_the_target() {
+    let origin = echo_origin().await;
+    let (mut socket, _) = dial().await;
+    let request = to_name(1, "origin.test", origin.port());
+    socket.write_all(&[NO_AUTH, &request, b"eager"].concat()).await.unwrap();
+    read(&mut socket, 12).await;
+    assert_eq!(read(&mut socket, 5).await, b"eager");
+}
+
+#[tokio::test]
+async fn each_failure_has_its_reply() {
+    for (name, code) in [
+        ("refused.test", 5),
+        ("unreachable.test", 4),
+        ("policy.test", 2),
+        ("timedout.test", 6),
+        ("notfound.test", 4),
+        ("limit.test", 1),
+        ("failed.test", 1),
+        ("notready.test", 3),
+        ("not a name", 1),
+    ] {
+        assert_eq!(reply_to(&to_name(1, name, 80)).await, [5, code, 0, 1, 0, 0, 0, 0, 0, 0], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_open_that_takes_too_long_is_a_time_out() {
+    let connector = Direct::default();
+    let limits = SocksLimits { connect: Duration::from_millis(50), ..SocksLimits::default() };
+    let mut socket = TcpStream::connect(port(&connector, limits).await).await.unwrap();
+    socket.write_all(&[NO_AUTH, &to_name(1, "never.test", 80)].concat()).await.unwrap();
+    assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 6]);
+}
+
+#[tokio::test]
+async fn names_and_addresses_are_resolved() {
+    assert_eq!(reply_to(&to_name(0xF0, "origin.test", 0)).await, [5, 0, 0, 1, 127, 0, 0, 1, 0, 0]);
+    assert_eq!(reply_to(&[5, 0xF0, 0, 1, 10, 1, 2, 3, 0, 0]).await, [5, 0, 0, 1, 10, 1, 2, 3, 0, 0]);
+    assert_eq!(reply_to(&to_name(0xF0, "notfound.test", 0)).await[1], 4);
+    let pointer = reply_to(&[5, 0xF1, 0, 1, 127, 0, 0, 1, 0, 0]).await;
+    assert_eq!(pointer, [&[5, 0, 0, 3, 11], &b"origin.test"[..], &[0, 0]].concat());
+    assert_eq!(reply_to(&to_name(0xF1, "origin.test", 0)).await[1], 8);
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_said_so() {
+    assert_eq!(reply_to(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).await[..2], [5, 7], "UDP ASSOCIATE");
+    assert_eq!(reply_to(&[5, 2, 0, 1, 127, 0, 0, 1, 0, 80]).await[..2], [5, 7], "BIND");
+    assert_eq!(reply_to(&[5, 1, 0, 9, 127, 0, 0, 1, 0, 80]).await[..2], [5, 8], "an unknown kind of address");
+    assert_eq!(reply_to(&to_name(1, "origin.test", 0)).await[..2], [5, 1], "port zero");
+    assert_eq!(converse(&[5, 1, 0x80]).await, [5, 0xFF], "an unknown method");
+    assert!(converse(b"GET / HTTP/1.1\r\n\r\n").await.starts_with(b"HTTP/1.0 501 "));
+}
+
+#[tokio::test]
+async fn socks_4_and_4a_work_with_their_own_replies() {
+    let origin = echo_origin().await;
+    let [high, low] = origin.port().to_be_bytes();
+    let plain = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
+    let named = [&[4, 1, high, low, 0, 0, 0, 1, 0], &b"origin.test\0"[..]].concat();
+    for request in [&plain[..], &named] {
+        let (mut socket, _) = dial().await;
+        socket.write_all(request).await.unwrap();
+        assert_eq!(read(&mut socket, 8).await[..2], [0, 0x5A]);
+        socket.write_all(b"old").await.unwrap();
+        assert_eq!(read(&mut socket, 3).await, b"old");
+    }
+    assert_eq!(converse(&[4, 2, 0, 80, 127, 0, 0, 1, 0]).await[..2], [0, 0x5B]);
+}
+
+#[tokio::test]
+async fn credentials_are_the_isolation_and_any_are_taken() {
+    let origin = echo_origin().await;
+    let connector = Direct::default();
+    let address = port(&connector, SocksLimits::default()).await;
+    let request = to_name(1, "origin.test", origin.port());
+    for (user, password) in [("a", "b"), ("a", "b"), ("ab", ""), ("", "ab")] {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(&[5, 2, 0, 2]).await.unwrap();
+        assert_eq!(read(&mut socket, 2).await, [5, 2]);
+        let mut sent = vec![1, user.len() as u8];
+        sent.extend_from_slice(user.as_bytes());
+        sent.push(password.len() as u8);
+        sent.extend_from_slice(password.as_bytes());
+        socket.write_all(&sent).await.unwrap();
+        assert_eq!(read(&mut socket, 2).await, [1, 0]);
+        socket.write_all(&request).await.unwrap();
+        assert_eq!(read(&mut socket, 10).await[1], 0);
+    }
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(&[NO_AUTH, &request].concat()).await.unwrap();
+    read(&mut socket, 12).await;
+    let isolations = connector.isolations();
+    assert_eq!(isolations[0], isolations[1]);
+    for (first, second) in [(1, 2), (2, 3), (3, 4), (0, 4)] {
+        assert_ne!(isolations[first], isolations[second]);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_a_reset_at_the_application_and_no_end() {
+    let origin = origin(|mut socket| async move {
+        socket.write_all(b"half of ").await.unwrap();
+        // The application has got that; whatever comes now is about the end.
+        socket.read_exact(&mut [0; 1]).await.unwrap();
+        crate::io::stream::reset_on_close(&socket);
+    })
+    .await;
+    let (mut socket, _) = dial().await;
+    socket.write_all(&[NO_AUTH, &to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
+    read(&mut socket, 12).await;
+    assert_eq!(read(&mut socket, 8).await, b"half of ");
+    socket.write_all(b"!").await.unwrap();
+    let error = timeout(DEADLINE, socket.read(&mut [0; 1])).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_slow_handshake_ends_and_makes_way_for_the_next() {
+    let origin = echo_origin().await;
+    let connector = Direct::default();
+    let limits = SocksLimits { handshake: Duration::from_millis(100), applications: 1, ..SocksLimits::default() };
+    let address = port(&connector, limits).await;
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(&[5]).await.unwrap();
+    let mut next = TcpStream::connect(address).await.unwrap();
+    next.write_all(&[NO_AUTH, &to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
+    assert_eq!(read(&mut next, 4).await, [5, 0, 5, 0]);
+    let ended = timeout(DEADLINE, slow.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)), "the slow one is still served");
+}
+
+#[tokio::test]
+async fn garbage_and_pieces_of_handshakes_close_the_socket_and_nothing_else() {
+    let seed = 0x5eed_u64;
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    let connector = Direct::default();
+    let address = port(&connector, SocksLimits::default()).await;
+    let valid = [NO_AUTH, &to_name(1, "refused.test", 80)].concat();
+    let mut inputs: Vec<Vec<u8>> = (0..valid.len()).map(|cut| valid[..cut].to_vec()).collect();
+    inputs.extend((0..200).map(|_| (0..usize::from(next()) * 16).map(|_| next()).collect()));
+    inputs.extend((0..200).map(|_| {
+        let mut changed = valid.clone();
+        let at = usize::from(next()) % changed.len();
+        changed[at] = next();
+        changed
+    }));
+    // Longer than any handshake: a SOCKS 4 user name without an end.
+    inputs.push([&[4, 1, 0, 80, 1, 2, 3, 4][..], &[b'a'; 100_000]].concat());
+    for input in inputs {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let _ = socket.write_all(&input).await;
+        let _ = socket.shutdown().await;
+        let mut answer = Vec::new();
+        let ended = timeout(DEADLINE, socket.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok(), "seed {seed:#x}: still open after {input:?}");
+    }
+}
+
+#[tokio::test]
+async fn curl_downloads_byte_for_byte() {
+    let Ok(version) = tokio::process::Command::new("curl").arg("--version").output().await else { return };
+    assert!(version.status.success());
+    let body: Vec<u8> = (0..5_000_000_u32).map(|at| (at ^ (at >> 7)) as u8).collect();
+    let served = body.clone();
+    let origin = origin(move |mut socket| {
+        let served = served.clone();
+        async move {
+            let _ = socket.read(&mut [0; 4096]).await.unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", served.len());
+            socket.write_all(head.as_bytes()).await.unwrap();
+            socket.write_all(&served).await.unwrap();
+        }
+    })
+    .await;
+    let address = port(&Direct::default(), SocksLimits::default()).await;
+    let output = tokio::process::Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "20", "--proxy"])
+        .arg(format!("socks5h://user:secret@{address}"))
+        .arg(format!("http://origin.test:{}/", origin.port()))
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == body);
+}
