@@ -8,6 +8,11 @@
 mod derive;
 mod keys;
 
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod vectors;
+
 pub use derive::{LayerKey, sha256};
 pub use keys::{IdentityKey, OnionPublic, OnionSecret, verify};
 

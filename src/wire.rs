@@ -6,14 +6,20 @@
 
 mod cell;
 mod fragment;
+mod host;
 mod message;
+mod reader;
+
+#[cfg(test)]
+mod tests;
 
 pub use cell::{BODY_LEN, CELL_LEN, Cell, Command};
 pub use fragment::{
     Fragments, MAX_BODY_LEN, MAX_FRAGMENTS, create_cells, created_cells, decode_create, decode_extend, encode_extend,
     split,
 };
-pub use message::{Answer, EndReason, Host, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, Target};
+pub use host::{Answer, Host, Target};
+pub use message::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage};
 
 /// Why bytes are no valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,4 +36,9 @@ pub enum WireError {
     /// A length is beyond what the specification allows.
     #[error("{0}: too long")]
     TooLong(&'static str),
+}
+
+/// Whether all of `bytes` are zero. Looks at every one, which compiles to a few wide instructions.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }

@@ -2,7 +2,10 @@ use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
 use crate::{
     base::{HopIndex, RelayId},
-    crypto::{CryptoError, OnionPublic, OnionSecret},
+    crypto::{
+        CryptoError, OnionPublic, OnionSecret,
+        vectors::{array, bytes, number, read},
+    },
 };
 
 use super::*;
@@ -193,6 +196,46 @@ fn a_payload_beyond_the_limit_is_refused_at_both_ends() {
     assert_eq!(relay.open(1, &request).unwrap().answer(&long, rng).err(), Some(HandshakeError::PayloadTooLong));
     let answer = relay.open(1, &request).unwrap().answer(&long[1..], rng).unwrap();
     assert_eq!(state.finish(&answer.reply).unwrap().payload.len(), MAX_PAYLOAD_LEN);
+}
+
+#[test]
+fn handshakes_are_those_of_the_vectors() {
+    let vectors = read(include_str!("../../proto/vectors/handshake.json"));
+    for case in vectors["handshakes"].as_array().unwrap() {
+        let secret = |name: &str| OnionSecret::from_bytes(array(&case[name]));
+        let (at, identity) = (hop(number(&case["hop"])), RelayId::from_bytes(array(&case["identity"])));
+        let ring = OnionKeyring::new(secret("onion_secret"), None);
+        let keys = RelayKeys { identity, onion_key: OnionPublic(array(&case["onion_public"])) };
+        assert_eq!(ring.public(), keys.onion_key);
+        assert_eq!(secret("origin_ephemeral_secret").public().0, array(&case["origin_ephemeral_public"]));
+
+        let (state, request) =
+            ClientHandshake::start_with(secret("origin_ephemeral_secret"), &keys, at, &bytes(&case["request_payload"]))
+                .unwrap();
+        assert_eq!(request, bytes(&case["request"]));
+
+        let opened = Request::open(&identity, &ring, at, &request).unwrap();
+        assert_eq!(opened.payload(), bytes(&case["request_payload"]));
+        let answer = opened.answer_with(secret("relay_ephemeral_secret"), &bytes(&case["reply_payload"])).unwrap();
+        assert_eq!(answer.reply, bytes(&case["reply"]));
+        let established = state.finish(&answer.reply).unwrap();
+        assert_eq!(established.payload, bytes(&case["reply_payload"]));
+        for keys in [answer.keys, established.keys] {
+            assert_eq!(keys.forward.as_bytes(), &array(&case["forward"]));
+            assert_eq!(keys.backward.as_bytes(), &array(&case["backward"]));
+        }
+    }
+}
+
+#[test]
+fn requests_that_the_vectors_call_bad_are_refused() {
+    let vectors = read(include_str!("../../proto/vectors/handshake.json"));
+    for case in vectors["refused_requests"].as_array().unwrap() {
+        let ring = OnionKeyring::new(OnionSecret::from_bytes(array(&case["onion_secret"])), None);
+        let identity = RelayId::from_bytes(array(&case["identity"]));
+        let opened = Request::open(&identity, &ring, hop(number(&case["hop"])), &bytes(&case["request"]));
+        assert!(opened.is_err(), "{}", case["why"]);
+    }
 }
 
 proptest::proptest! {

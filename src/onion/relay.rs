@@ -1,6 +1,10 @@
 //! The one layer that a relay holds of each circuit.
 
-use crate::{base::HopIndex, handshake::HopKeys, wire::BODY_LEN};
+use crate::{
+    base::HopIndex,
+    handshake::HopKeys,
+    wire::{BODY_LEN, is_zero},
+};
 
 use super::{
     KIND_MESSAGE, KIND_PASS, OnionError,
@@ -116,5 +120,5 @@ pub(super) const fn cipher_error(hop: HopIndex, error: &CipherError) -> OnionErr
 /// The sealed part of a body for `hop`, after checking that the rest is zero (`proto/03-cells.md` §3).
 fn split_filler(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let (sealed, filler) = body.split_at_mut_checked(sealed_len(hop)).ok_or(OnionError::NoSuchHop)?;
-    if filler.iter().all(|byte| *byte == 0) { Ok(sealed) } else { Err(OnionError::Filler(hop)) }
+    if is_zero(filler) { Ok(sealed) } else { Err(OnionError::Filler(hop)) }
 }

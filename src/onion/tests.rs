@@ -1,4 +1,12 @@
-use crate::{base::HopIndex, crypto::LayerKey, handshake::HopKeys, wire::BODY_LEN};
+use crate::{
+    base::HopIndex,
+    crypto::{
+        LayerKey,
+        vectors::{array, bytes, number, read},
+    },
+    handshake::HopKeys,
+    wire::BODY_LEN,
+};
 
 use super::{cipher::CELLS_PER_KEY, *};
 
@@ -254,6 +262,71 @@ fn keys_change_after_their_last_cell_and_the_counter_goes_on() {
         origin.seal_message(hop(1), &count.to_be_bytes(), &mut body).unwrap();
         assert_eq!(relay.open_forward(&mut body), Ok(Forward::Message), "cell {count}");
         assert_eq!(body[..8], count.to_be_bytes());
+    }
+}
+
+#[test]
+fn the_ratchet_is_that_of_the_vectors() {
+    let vectors = read(include_str!("../../proto/vectors/ratchet.json"));
+    let mut layer = LayerKey::from_bytes(array(&vectors["layer_key"]));
+    for key in vectors["keys"].as_array().unwrap() {
+        layer.ratchet();
+        assert_eq!(layer.as_bytes(), &array(&key["next_layer_key"]));
+    }
+    let mut sealing = cipher::LayerCipher::new(LayerKey::from_bytes(array(&vectors["layer_key"])));
+    let mut opening = cipher::LayerCipher::new(LayerKey::from_bytes(array(&vectors["layer_key"])));
+    let cells = vectors["cells"].as_array().unwrap();
+    let last = cells.last().unwrap()["counter"].as_u64().unwrap();
+    assert_eq!(last, 2 * CELLS_PER_KEY);
+    for counter in 0..=last {
+        let case = cells.iter().find(|cell| cell["counter"] == counter);
+        let text = case.map_or_else(Vec::new, |case| bytes(&case["plaintext"]));
+        let mut sealed = [&*text, &[0; TAG_LEN]].concat();
+        sealing.seal(&mut sealed).unwrap();
+        if let Some(case) = case {
+            assert_eq!(sealed, bytes(&case["sealed"]), "cell {counter}");
+        }
+        opening.open(&mut sealed).unwrap();
+        assert_eq!(sealed[..text.len()], text);
+    }
+}
+
+/// The keys of one hop of a circuit of the vectors.
+fn vector_keys(hop: &serde_json::Value) -> HopKeys {
+    let key = |way| LayerKey::from_bytes(array(&hop[way]));
+    HopKeys { forward: key("forward"), backward: key("backward") }
+}
+
+#[test]
+fn cells_are_those_of_the_vectors_on_every_link() {
+    for case in read(include_str!("../../proto/vectors/onion.json"))["circuits"].as_array().unwrap() {
+        let mut circuit = Circuit { origin: OriginLayers::new(), relays: Vec::new() };
+        for hop in case["hops"].as_array().unwrap() {
+            let index = circuit.origin.push(vector_keys(hop)).unwrap();
+            circuit.relays.push(RelayLayer::new(index, vector_keys(hop)));
+        }
+        for cell in case["cells"].as_array().unwrap() {
+            let (at, message) = (number(&cell["hop"]), bytes(&cell["message"]));
+            let bodies: Vec<Body> = cell["bodies"].as_array().unwrap().iter().map(array).collect();
+            assert_eq!(bodies.len(), usize::from(at));
+            if cell["direction"] == "forward" {
+                let mut body = circuit.seal(at, &message);
+                for (relay, expected) in circuit.relays.iter_mut().zip(&bodies) {
+                    assert_eq!(&body, expected);
+                    relay.open_forward(&mut body).unwrap();
+                }
+                assert_eq!(body[..message.len()], message);
+            } else {
+                let mut body = circuit.speak(at, &message, at);
+                for (before, expected) in (0..at).rev().zip(&bodies) {
+                    assert_eq!(&body, expected);
+                    circuit.backward_from(before, before.max(1), &mut body);
+                }
+                let (speaker, length) = circuit.origin.open_backward(&mut body).unwrap();
+                assert_eq!((speaker, length), (hop(at), message_capacity(hop(at))));
+                assert_eq!(body[..message.len()], message);
+            }
+        }
     }
 }
 

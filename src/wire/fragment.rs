@@ -5,7 +5,7 @@
 
 use crate::base::{CircuitId, HopIndex, RelayId};
 
-use super::{BODY_LEN, Cell, Command, WireError};
+use super::{BODY_LEN, Cell, Command, WireError, is_zero};
 
 /// Fragments of one body at the most.
 pub const MAX_FRAGMENTS: usize = 4;
@@ -61,7 +61,7 @@ impl Fragments {
         }
         let missing = length.saturating_sub(self.body.len());
         let (part, padding) = part.split_at_checked(missing).unwrap_or((part, &[]));
-        if padding.iter().any(|byte| *byte != 0) {
+        if !is_zero(padding) {
             return Err(WireError::TrailingBytes("fragment"));
         }
         self.length = Some(length);

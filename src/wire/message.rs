@@ -16,22 +16,23 @@
 //! | EXTENDED | 11 | hop | no |
 //! | DROP | 12 | either | no |
 
-use core::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use core::net::IpAddr;
 
 use bytes::Bytes;
 
 use crate::base::StreamId;
 
-use super::WireError;
+use super::{
+    Answer, Host, Target, WireError,
+    host::{decode_host, encode_host, encode_name},
+    is_zero,
+    reader::Reader,
+};
 
 /// Bytes of a relay message before its payload: kind 1, stream 2, payload length 2.
 pub const MESSAGE_HEADER_LEN: usize = 5;
 /// Bytes of the mark that a SENDME echoes.
 pub const MARK_LEN: usize = 16;
-const MAX_HOST_LEN: usize = 255;
 const MAX_ANSWERS: usize = 16;
 
 /// The kind of a relay message, as its first byte.
@@ -97,78 +98,6 @@ impl MessageKind {
 
     const fn has_stream(self) -> bool {
         !matches!(self, Self::SendMe | Self::Extend | Self::Extended | Self::Drop)
-    }
-}
-
-/// A host that a stream leads to or a question is about. Prints redacted.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Host {
-    /// A DNS name: 1 to 255 bytes of printable ASCII, as the application gave it.
-    Name(String),
-    /// An address.
-    Ip(IpAddr),
-}
-
-impl Host {
-    /// The host `text` names: an address if it reads as one (IPv6 with or without brackets), otherwise a DNS name.
-    ///
-    /// # Errors
-    /// When it is empty, longer than 255 bytes, or holds anything but letters, digits, `-`, `.` and `_`.
-    pub fn parse(text: &str) -> Result<Self, WireError> {
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        if let Ok(ip) = bare.parse() {
-            return Ok(Self::Ip(ip));
-        }
-        if text.is_empty() {
-            return Err(WireError::Truncated("host"));
-        }
-        if text.len() > MAX_HOST_LEN {
-            return Err(WireError::TooLong("host"));
-        }
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-        if !text.bytes().all(allowed) {
-            return Err(WireError::Invalid("host"));
-        }
-        Ok(Self::Name(text.to_owned()))
-    }
-
-    /// The host as text: the name, or the address without brackets.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        match self {
-            Self::Name(name) => name.clone(),
-            Self::Ip(ip) => ip.to_string(),
-        }
-    }
-}
-
-impl fmt::Debug for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Host([redacted])")
-    }
-}
-
-/// Where a stream leads. Prints redacted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target {
-    /// The host.
-    pub host: Host,
-    /// The TCP port, never zero.
-    pub port: u16,
-}
-
-/// One answer of a RESOLVED message.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// An address.
-    Ip(IpAddr),
-    /// A name, in answer to a question about an address.
-    Name(String),
-}
-
-impl fmt::Debug for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Answer([redacted])")
     }
 }
 
@@ -326,8 +255,8 @@ impl RelayMessage {
     /// Appends the message to `out`, without padding.
     ///
     /// # Errors
-    /// When a part is longer than its length field can tell. Whether the message fits the hop's layer is checked by
-    /// the onion layer.
+    /// When a part is longer than its length field can tell, or has a value that [`Self::decode`] would refuse. Whether
+    /// the message fits the hop's layer is checked by the onion layer.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         out.push(self.kind() as u8);
         out.extend_from_slice(&self.stream().map_or(0, StreamId::value).to_be_bytes());
@@ -345,6 +274,9 @@ impl RelayMessage {
     fn encode_payload(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         match self {
             Self::Begin { target, .. } => {
+                if target.port == 0 {
+                    return Err(WireError::Invalid("port"));
+                }
                 out.extend_from_slice(&target.port.to_be_bytes());
                 encode_host(&target.host, out)
             }
@@ -355,6 +287,9 @@ impl RelayMessage {
                 Ok(())
             }
             Self::Data { mark, bytes, .. } => {
+                if bytes.is_empty() {
+                    return Err(WireError::Truncated("data"));
+                }
                 if let Some(mark) = mark {
                     out.extend_from_slice(mark);
                 }
@@ -367,6 +302,9 @@ impl RelayMessage {
             }
             Self::Resolve { host, .. } => encode_host(host, out),
             Self::Resolved { ttl, answers, .. } => {
+                if !(1..=MAX_ANSWERS).contains(&answers.len()) {
+                    return Err(WireError::Invalid("answers"));
+                }
                 out.extend_from_slice(&ttl.to_be_bytes());
                 for answer in answers {
                     match answer {
@@ -377,6 +315,9 @@ impl RelayMessage {
                 Ok(())
             }
             Self::Credit { bytes, .. } => {
+                if *bytes == 0 {
+                    return Err(WireError::Invalid("credit"));
+                }
                 out.extend_from_slice(&bytes.to_be_bytes());
                 Ok(())
             }
@@ -405,7 +346,7 @@ impl RelayMessage {
         if payload_end > plaintext.len() {
             return Err(WireError::Truncated("message payload"));
         }
-        if plaintext.iter().skip(payload_end).any(|byte| *byte != 0) {
+        if !plaintext.get(payload_end..).is_some_and(is_zero) {
             return Err(WireError::TrailingBytes("message"));
         }
         let payload = plaintext.slice(MESSAGE_HEADER_LEN..payload_end);
@@ -488,99 +429,5 @@ impl RelayMessage {
                 Ok(Self::Drop)
             }
         }
-    }
-}
-
-const HOST_IPV4: u8 = 4;
-const HOST_IPV6: u8 = 6;
-const HOST_NAME: u8 = 1;
-
-fn encode_host(host: &Host, out: &mut Vec<u8>) -> Result<(), WireError> {
-    match host {
-        Host::Ip(IpAddr::V4(ip)) => {
-            out.push(HOST_IPV4);
-            out.extend_from_slice(&ip.octets());
-        }
-        Host::Ip(IpAddr::V6(ip)) => {
-            out.push(HOST_IPV6);
-            out.extend_from_slice(&ip.octets());
-        }
-        Host::Name(name) => encode_name(name, out)?,
-    }
-    Ok(())
-}
-
-fn encode_name(name: &str, out: &mut Vec<u8>) -> Result<(), WireError> {
-    out.push(HOST_NAME);
-    out.push(u8::try_from(name.len()).map_err(|_| WireError::TooLong("host"))?);
-    out.extend_from_slice(name.as_bytes());
-    Ok(())
-}
-
-fn decode_host(reader: &mut Reader<'_>) -> Result<Host, WireError> {
-    match reader.u8()? {
-        HOST_IPV4 => Ok(Host::Ip(IpAddr::V4(Ipv4Addr::from(reader.array::<4>()?)))),
-        HOST_IPV6 => Ok(Host::Ip(IpAddr::V6(Ipv6Addr::from(reader.array::<16>()?)))),
-        HOST_NAME => {
-            let length = usize::from(reader.u8()?);
-            let name = core::str::from_utf8(reader.take(length)?).map_err(|_| WireError::Invalid("host"))?;
-            match Host::parse(name)? {
-                Host::Name(name) => Ok(Host::Name(name)),
-                Host::Ip(_) => Err(WireError::Invalid("host")),
-            }
-        }
-        _ => Err(WireError::Invalid("host type")),
-    }
-}
-
-/// Reads fields from the front of a slice.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    what: &'static str,
-}
-
-impl<'a> Reader<'a> {
-    const fn new(bytes: &'a [u8], what: &'static str) -> Self {
-        Self { bytes, what }
-    }
-
-    const fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.what))?;
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (taken, rest) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.what))?;
-        self.bytes = rest;
-        Ok(*taken)
-    }
-
-    fn u8(&mut self) -> Result<u8, WireError> {
-        Ok(u8::from_be_bytes(self.array()?))
-    }
-
-    fn u16(&mut self) -> Result<u16, WireError> {
-        Ok(u16::from_be_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, WireError> {
-        Ok(u32::from_be_bytes(self.array()?))
-    }
-
-    /// All that is left, at least one byte, sharing `whole`'s buffer.
-    fn rest(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
-        if self.bytes.is_empty() {
-            return Err(WireError::Truncated(self.what));
-        }
-        Ok(whole.slice_ref(core::mem::take(&mut self.bytes)))
-    }
-
-    const fn finish(&self) -> Result<(), WireError> {
-        if self.bytes.is_empty() { Ok(()) } else { Err(WireError::TrailingBytes(self.what)) }
     }
 }

@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""A second implementation of proto/03-cells.md and proto/04-handshake.md, which writes the vectors beside it.
+
+Shares no code with the Rust one: HKDF by hmac and hashlib, the rest by OpenSSL through the package `cryptography`.
+Usage: python3 reference.py            writes *.json into its own folder
+       python3 reference.py --check    fails if what it would write differs from what is there
+"""
+
+import hashlib
+import hmac
+import json
+import pathlib
+import sys
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+BODY = 1019
+CELLS_PER_KEY = 1 << 16
+
+
+def seed(text):
+    """32 bytes to stand for a random value; every one used is written out in the vectors."""
+    return hashlib.sha256(b"umbel vectors: " + text.encode()).digest()
+
+
+def sha256(*parts):
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def extract(salt, secret):
+    return hmac.digest(salt, secret, "sha256")
+
+
+def expand(key, info, length):
+    out, block, count = b"", b"", 1
+    while len(out) < length:
+        block = hmac.digest(key, block + info + bytes([count]), "sha256")
+        out, count = out + block, count + 1
+    return out[:length]
+
+
+def public(secret):
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def x25519(secret, point):
+    return X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(point))
+
+
+def seal(key, nonce, text):
+    return ChaCha20Poly1305(key).encrypt(nonce, text, b"")
+
+
+# 04-handshake.md
+
+
+def handshake(name, hop, request_payload, reply_payload):
+    identity = Ed25519PrivateKey.from_private_bytes(seed(name + " identity")).public_key().public_bytes_raw()
+    b, x, y = seed(name + " onion key"), seed(name + " origin ephemeral"), seed(name + " relay ephemeral")
+    kind = b"\x00\x01"
+    big_b, big_x, big_y = public(b), public(x), public(y)
+    es, ee = x25519(x, big_b), x25519(y, big_x)
+    h1 = sha256(b"umbel 1 handshake request", kind, bytes([hop]), identity, big_b, big_x)
+    request_key = expand(extract(h1, es), b"umbel 1 request payload", 32)
+    c1 = seal(request_key, bytes(12), request_payload)
+    h2 = sha256(b"umbel 1 handshake reply", h1, big_y, c1)
+    secret = extract(h2, es + ee)
+    reply_key = expand(secret, b"umbel 1 reply payload", 32)
+    c2 = seal(reply_key, bytes(12), reply_payload)
+    h3 = sha256(b"umbel 1 handshake done", h2, c2)
+    auth = expand(secret, b"umbel 1 authenticator" + h3, 32)
+    keys = expand(secret, b"umbel 1 hop keys" + h3, 64)
+    values = {
+        "identity": identity, "onion_secret": b, "onion_public": big_b,
+        "origin_ephemeral_secret": x, "origin_ephemeral_public": big_x,
+        "relay_ephemeral_secret": y, "relay_ephemeral_public": big_y,
+        "request_payload": request_payload, "reply_payload": reply_payload,
+        "es": es, "h1": h1, "request_key": request_key, "c1": c1, "request": kind + big_b + big_x + c1,
+        "ee": ee, "h2": h2, "secret": secret, "reply_key": reply_key, "c2": c2, "h3": h3, "auth": auth,
+        "reply": kind + big_y + auth + c2, "forward": keys[:32], "backward": keys[32:],
+    }
+    return {"name": name, "hop": hop} | {key: value.hex() for key, value in values.items()}
+
+
+def handshakes():
+    good = [
+        handshake("first hop, empty payloads", 1, b"", b""),
+        handshake("third hop, short payloads", 3, b"asks", b"tells"),
+        handshake("eighth hop, longest payloads", 8, bytes(i % 251 for i in range(1024)), bytes(i % 241 for i in range(1024))),
+    ]
+    base = good[1]
+
+    def refused(why, **changes):
+        return {"why": why} | {key: base[key] for key in ("hop", "identity", "onion_secret", "request")} | changes
+
+    request = base["request"]
+    low = [bytes(32), b"\x01" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"]
+    bad = [
+        refused("wrong hop number", hop=4),
+        refused("wrong identity", identity=seed("another identity").hex()),
+        refused("unknown onion key", onion_secret=seed("another onion key").hex()),
+        refused("unknown type", request="0002" + request[4:]),
+        refused("cut short", request=request[:-2]),
+        refused("a byte too many", request=request + "00"),
+        refused("top bit of the ephemeral key set", request=request[:130] + "%02x" % (int(request[130:132], 16) | 0x80) + request[132:]),
+    ] + [refused("ephemeral key of small order", request=request[:68] + point.hex() + request[132:]) for point in low]
+    return {"specification": "proto/04-handshake.md", "handshakes": good, "refused_requests": bad}
+
+
+# 03-cells.md §4
+
+
+class Layer:
+    """The cipher of one hop and direction."""
+
+    def __init__(self, key):
+        self.counter, self.layer = 0, key
+        self.ratchet()
+
+    def ratchet(self):
+        out = expand(self.layer, b"umbel 1 ratchet", 64)
+        self.key, self.layer = out[:32], out[32:]
+
+    def nonce(self):
+        return bytes(4) + self.counter.to_bytes(8, "big")
+
+    def seal(self, text):
+        sealed = seal(self.key, self.nonce(), text)
+        self.skip()
+        return sealed
+
+    def skip(self):
+        self.counter += 1
+        if self.counter % CELLS_PER_KEY == 0:
+            self.ratchet()
+
+
+def ratchet():
+    start = seed("ratchet")
+    layer, keys, cells, text = Layer(start), [], [], b"thirty-two bytes of a plaintext."
+    for counter in range(2 * CELLS_PER_KEY + 1):
+        if counter % CELLS_PER_KEY == 0:
+            keys.append({"first_counter": counter, "cell_key": layer.key.hex(), "next_layer_key": layer.layer.hex()})
+        if counter in (0, 1, CELLS_PER_KEY - 1, CELLS_PER_KEY, 2 * CELLS_PER_KEY - 1, 2 * CELLS_PER_KEY):
+            nonce = layer.nonce().hex()
+            cells.append({"counter": counter, "nonce": nonce, "plaintext": text.hex(), "sealed": layer.seal(text).hex()})
+        else:
+            layer.skip()
+    return {"specification": "proto/03-cells.md section 4", "layer_key": start.hex(), "keys": keys, "cells": cells}
+
+
+# 03-cells.md §3
+
+
+def sealed_length(hop):
+    return BODY - 17 * (hop - 1)
+
+
+def fill(body):
+    return body + bytes(BODY - len(body))
+
+
+def forward(layers, hop, message):
+    """The body on each link, from the origin's to the one that reaches `hop`."""
+    body, bodies = b"\x01" + message + bytes(sealed_length(hop) - 17 - len(message)), []
+    for at in range(hop, 0, -1):
+        sealed = layers[at - 1].seal(body)
+        assert len(sealed) == sealed_length(at)
+        bodies.insert(0, fill(sealed))
+        body = b"\x00" + sealed
+    return bodies
+
+
+def backward(layers, hop, message):
+    """The body on each link, from the one that `hop` sends to the one that reaches the origin."""
+    body, bodies = b"\x01" + message + bytes(sealed_length(hop) - 17 - len(message)), []
+    for at in range(hop, 0, -1):
+        sealed = layers[at - 1].seal(body)
+        bodies.append(fill(sealed))
+        body = b"\x00" + sealed
+    return bodies
+
+
+def circuit(length, spoken):
+    hops = [{"forward": seed(f"{length}-hop circuit, hop {at}, forward").hex(),
+             "backward": seed(f"{length}-hop circuit, hop {at}, backward").hex()} for at in range(1, length + 1)]
+    layers = {way: [Layer(bytes.fromhex(hop[way])) for hop in hops] for way in ("forward", "backward")}
+    cells = []
+    for way, hop, message in spoken:
+        bodies = (forward if way == "forward" else backward)(layers[way], hop, message)
+        cells.append({"direction": way, "hop": hop, "message": message.hex(), "bodies": [body.hex() for body in bodies]})
+    return {"hops": hops, "cells": cells}
+
+
+def onion():
+    longest = lambda hop: bytes((7 * i + hop) % 256 for i in range(sealed_length(hop) - 17))
+    three = [("forward", 3, b"to the third"), ("backward", 3, b"from the third"), ("forward", 1, b"to the first"),
+             ("forward", 3, longest(3)), ("backward", 2, longest(2)), ("backward", 3, b""), ("forward", 2, b"to the second")]
+    return {"specification": "proto/03-cells.md section 3",
+            "circuits": [circuit(3, three), circuit(8, [("forward", 8, longest(8)), ("backward", 8, longest(8))])]}
+
+
+# 03-cells.md §5
+
+
+def fragments():
+    def case(body, capacity):
+        whole = len(body).to_bytes(2, "big") + body
+        pieces = [whole[at:at + capacity].hex() for at in range(0, len(whole), capacity)]
+        return {"body": body.hex(), "capacity": capacity, "fragments": pieces}
+
+    body = bytes(range(100))
+    refused = [
+        {"why": "length zero", "fragments": ["000000"]},
+        {"why": "no byte of the body", "fragments": ["0001"]},
+        {"why": "longer than may be", "fragments": ["0fe701"]},
+        {"why": "padding not zero", "fragments": ["00010101"]},
+        {"why": "a fragment that adds nothing", "fragments": ["000301", ""]},
+        {"why": "more than four", "fragments": ["000501", "02", "03", "04"]},
+    ]
+    return {"specification": "proto/03-cells.md section 5",
+            "bodies": [case(body[:1], 3), case(body, 102), case(body, 101), case(body, 26)],
+            "padded": [{"body": "01", "fragments": ["0001010000"]}, {"body": "010203", "fragments": ["000301", "020300"]}],
+            "refused": refused}
+
+
+# 04-handshake.md §6
+
+
+def signatures():
+    def case(name, context, message):
+        secret = seed(name)
+        key = Ed25519PrivateKey.from_private_bytes(secret)
+        signed = b"umbel 1 signature " + context.encode() + b"\x00" + message
+        return {"seed": secret.hex(), "identity": key.public_key().public_bytes_raw().hex(), "context": context,
+                "message": message.hex(), "signed_bytes": signed.hex(), "signature": key.sign(signed).hex()}
+
+    return {"specification": "proto/04-handshake.md section 6",
+            "signatures": [case("signer one", "channel", b""), case("signer two", "descriptor", b"some document")]}
+
+
+def main():
+    folder, differing = pathlib.Path(__file__).parent, []
+    for make in (handshakes, ratchet, onion, fragments, signatures):
+        path = folder / {"handshakes": "handshake", "signatures": "signature"}.get(make.__name__, make.__name__)
+        path, text = path.with_suffix(".json"), json.dumps(make(), indent=1) + "\n"
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif path.read_text() != text:
+            differing.append(path.name)
+    if differing:
+        sys.exit("differ from the reference: " + ", ".join(differing))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+//! Reading `proto/vectors/*.json` in tests.
+
+use data_encoding::HEXLOWER;
+use serde_json::Value;
+
+pub(crate) fn read(json: &str) -> Value {
+    serde_json::from_str(json).unwrap()
+}
+
+pub(crate) fn hex(text: &str) -> Vec<u8> {
+    HEXLOWER.decode(text.as_bytes()).unwrap()
+}
+
+pub(crate) fn bytes(value: &Value) -> Vec<u8> {
+    hex(value.as_str().unwrap())
+}
+
+pub(crate) fn array<const N: usize>(value: &Value) -> [u8; N] {
+    bytes(value).try_into().unwrap()
+}
+
+pub(crate) fn number(value: &Value) -> u8 {
+    u8::try_from(value.as_u64().unwrap()).unwrap()
+}

@@ -1,0 +1,57 @@
+//! Reading fields off the front of bytes that someone else wrote.
+
+use bytes::Bytes;
+
+use super::WireError;
+
+/// Reads fields from the front of a slice.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    what: &'static str,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) const fn new(bytes: &'a [u8], what: &'static str) -> Self {
+        Self { bytes, what }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
+        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.what))?;
+        self.bytes = rest;
+        Ok(taken)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (taken, rest) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.what))?;
+        self.bytes = rest;
+        Ok(*taken)
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8, WireError> {
+        Ok(u8::from_be_bytes(self.array()?))
+    }
+
+    pub(super) fn u16(&mut self) -> Result<u16, WireError> {
+        Ok(u16::from_be_bytes(self.array()?))
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, WireError> {
+        Ok(u32::from_be_bytes(self.array()?))
+    }
+
+    /// All that is left, at least one byte, sharing `whole`'s buffer.
+    pub(super) fn rest(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
+        if self.bytes.is_empty() {
+            return Err(WireError::Truncated(self.what));
+        }
+        Ok(whole.slice_ref(core::mem::take(&mut self.bytes)))
+    }
+
+    pub(super) const fn finish(&self) -> Result<(), WireError> {
+        if self.bytes.is_empty() { Ok(()) } else { Err(WireError::TrailingBytes(self.what)) }
+    }
+}
