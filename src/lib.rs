@@ -7,7 +7,6 @@ pub mod circuit;
 pub mod crypto;
 pub mod directory;
 pub mod exit;
-pub mod crypto;
 pub mod flow;
 pub mod handshake;
 #[cfg(feature = "native")]

@@ -25,7 +25,10 @@ impl fmt::Debug for OnionPublic {
 }
 
 /// An X25519 secret: a relay's onion key, or one end's ephemeral of a handshake.
-pub struct OnionSecret(StaticSecret);
+pub struct OnionSecret {
+    secret: StaticSecret,
+    public: OnionPublic,
+}
 
 impl OnionSecret {
     /// A fresh secret.
@@ -39,21 +42,22 @@ impl OnionSecret {
     /// The secret with these bytes, as RFC 7748 §5 takes them (clamped on use).
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
-        let secret = Self(StaticSecret::from(bytes));
+        let secret = StaticSecret::from(bytes);
         bytes.zeroize();
-        secret
+        let public = OnionPublic(PublicKey::from(&secret).to_bytes());
+        Self { secret, public }
     }
 
     /// The secret's bytes, to be written to a key file.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.0.to_bytes())
+        Zeroizing::new(self.secret.to_bytes())
     }
 
     /// The public key.
     #[must_use]
-    pub fn public(&self) -> OnionPublic {
-        OnionPublic(PublicKey::from(&self.0).to_bytes())
+    pub const fn public(&self) -> OnionPublic {
+        self.public
     }
 
     /// X25519 with the other end's public key.
@@ -61,7 +65,7 @@ impl OnionSecret {
     /// # Errors
     /// When the result is all zero, which only a key of small order gives.
     pub(crate) fn agree(&self, peer: &OnionPublic) -> Result<SharedSecret, CryptoError> {
-        let shared = self.0.diffie_hellman(&PublicKey::from(peer.0));
+        let shared = self.secret.diffie_hellman(&PublicKey::from(peer.0));
         if shared.was_contributory() { Ok(SharedSecret(shared)) } else { Err(CryptoError::SmallOrder) }
     }
 }

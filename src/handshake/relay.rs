@@ -27,7 +27,7 @@ impl OnionKeyring {
 
     /// The key to publish.
     #[must_use]
-    pub fn public(&self) -> OnionPublic {
+    pub const fn public(&self) -> OnionPublic {
         self.current.public()
     }
 
