@@ -15,4 +15,5 @@ pub mod onion;
 pub mod path;
 pub mod sim;
 pub mod stream;
+pub mod transport;
 pub mod wire;

@@ -1,0 +1,110 @@
+//! The DTLS certificate of an endpoint: self-signed, ECDSA P-256, known to others by its SHA-256.
+
+use core::fmt;
+
+use dimpl::{DtlsCertificate, crypto::aws_lc_rs};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+/// A certificate with its private key, as an endpoint shows it to its peers.
+pub struct Certificate {
+    certificate: Vec<u8>,
+    private_key: Zeroizing<Vec<u8>>,
+}
+
+/// Why there is no usable certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// No key or certificate could be made.
+    #[error("could not make a certificate")]
+    Generate,
+    /// The bytes are not what [`Certificate::to_bytes`] wrote.
+    #[error("not a certificate with its private key")]
+    Malformed,
+}
+
+impl Certificate {
+    /// Makes a key and a certificate for it, from the system's randomness. Takes about 0.1 ms.
+    ///
+    /// # Errors
+    /// [`CertificateError::Generate`] if the system's cryptography fails.
+    pub fn generate() -> Result<Self, CertificateError> {
+        let made = dimpl::certificate::generate_self_signed_certificate().map_err(|_| CertificateError::Generate)?;
+        Ok(Self { certificate: made.certificate, private_key: Zeroizing::new(made.private_key) })
+    }
+
+    /// The certificate and its key as one secret string of bytes: the certificate's length (2), certificate, key.
+    ///
+    /// # Errors
+    /// [`CertificateError::Malformed`] if the certificate is longer than 64 KiB, which no generated one is.
+    pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, CertificateError> {
+        let length = u16::try_from(self.certificate.len()).map_err(|_| CertificateError::Malformed)?;
+        let mut bytes = Zeroizing::new(Vec::new());
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(&self.certificate);
+        bytes.extend_from_slice(&self.private_key);
+        Ok(bytes)
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// [`CertificateError::Malformed`] if it is anything else, or the key or certificate is not one DTLS can use.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CertificateError> {
+        let (length, rest) = bytes.split_first_chunk::<2>().ok_or(CertificateError::Malformed)?;
+        let length = usize::from(u16::from_be_bytes(*length));
+        let (certificate, private_key) = rest.split_at_checked(length).ok_or(CertificateError::Malformed)?;
+        // A key that does not parse would make DTLS panic later.
+        aws_lc_rs::default_provider()
+            .key_provider
+            .load_private_key(private_key)
+            .map_err(|_| CertificateError::Malformed)?;
+        dimpl::crypto::cert_named_group(certificate).map_err(|_| CertificateError::Malformed)?;
+        Ok(Self { certificate: certificate.to_vec(), private_key: Zeroizing::new(private_key.to_vec()) })
+    }
+
+    /// SHA-256 of the certificate in DER, as it stands in the descriptor.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        fingerprint(&self.certificate)
+    }
+
+    /// The pair as the DTLS machine wants it. It keeps the key for as long as the link lives, unerased.
+    pub(super) fn to_dtls(&self) -> DtlsCertificate {
+        DtlsCertificate { certificate: self.certificate.clone(), private_key: self.private_key.to_vec() }
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").finish_non_exhaustive()
+    }
+}
+
+/// SHA-256 of a certificate in DER.
+pub(super) fn fingerprint(certificate: &[u8]) -> [u8; 32] {
+    Sha256::digest(certificate).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_survives_being_written_and_read() {
+        let certificate = Certificate::generate().unwrap();
+        let again = Certificate::from_bytes(&certificate.to_bytes().unwrap()).unwrap();
+        assert_eq!(certificate.fingerprint(), again.fingerprint());
+    }
+
+    #[test]
+    fn damaged_certificate_bytes_are_refused() {
+        let bytes = Certificate::generate().unwrap().to_bytes().unwrap();
+        for cut in [0, 1, 2, 40, bytes.len() - 1] {
+            assert!(Certificate::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        let mut other = bytes.to_vec();
+        other[1] ^= 1;
+        assert!(Certificate::from_bytes(&other).is_err());
+    }
+}

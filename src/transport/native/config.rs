@@ -1,0 +1,147 @@
+//! What an endpoint is told when it is made.
+
+use core::{fmt, time::Duration};
+
+use super::{Certificate, CertificateError};
+
+/// Settings of an [`Endpoint`](super::Endpoint).
+#[derive(Debug)]
+pub struct EndpointConfig {
+    /// The long-lived certificate: shown to diallers, and when dialling unless `fresh_certificate_per_dial`.
+    pub certificate: Certificate,
+    /// What diallers must know to pass for ICE peers; `None` accepts nobody.
+    pub accept: Option<Ice>,
+    /// Show a certificate made for the occasion on each dial, so that two links can't be told to be one node's.
+    pub fresh_certificate_per_dial: bool,
+    /// Limits.
+    pub caps: Caps,
+    /// Largest UDP payload sent, in bytes. Default 1,232: what IPv6's smallest MTU (1,280) carries. SCTP gets 41 bytes
+    /// less. At least 600; at most what every path between the nodes carries, for it is never split or probed.
+    pub datagram_size: u16,
+    /// Bytes that a peer may have under way to us before it must wait (SCTP's advertised window). Default 2 MiB. A
+    /// peer that never completes its messages makes us hold this much for its link.
+    pub receive_window: u32,
+    /// Bytes in a link's send buffer, acknowledged or not, at which [`LinkEvent::Room`](crate::base::LinkEvent::Room)
+    /// is zero on a short path. Default 256 KiB. On a long path it grows with what the path carries in a round trip.
+    pub send_mark: usize,
+}
+
+impl EndpointConfig {
+    /// The defaults, with this certificate, accepting nobody.
+    #[must_use]
+    pub fn new(certificate: Certificate) -> Self {
+        Self {
+            certificate,
+            accept: None,
+            fresh_certificate_per_dial: false,
+            caps: Caps::default(),
+            datagram_size: 1_232,
+            receive_window: 2 << 20,
+            send_mark: 256 << 10,
+        }
+    }
+}
+
+/// Limits of an endpoint. A dialler over a limit gets no answer; its DTLS tries again by itself.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Accepted links in all. Default 4,096.
+    pub links: usize,
+    /// Accepted links from one source: an IPv4 address or an IPv6 /64. Default 256.
+    pub links_per_source: usize,
+    /// Accepted links that are not open yet, in all. Default 512.
+    pub half_open: usize,
+    /// Accepted links of one source that are not open yet. Default 32.
+    pub half_open_per_source: usize,
+    /// Dials under way. Default 512.
+    pub dials: usize,
+    /// How long a link may take from its first state to open, dialled or accepted. Default 10 s.
+    pub opening: Duration,
+    /// How long the other end may be silent before the link is closed. It is asked for a sign of life at half of this
+    /// and then every sixth. Default 30 s.
+    pub silence: Duration,
+}
+
+impl Default for Caps {
+    fn default() -> Self {
+        Self {
+            links: 4_096,
+            links_per_source: 256,
+            half_open: 512,
+            half_open_per_source: 32,
+            dials: 512,
+            opening: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The ICE user-name fragment and password of a listening endpoint (RFC 8839 §5.4). Both stand in its descriptor.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ice {
+    ufrag: String,
+    password: String,
+}
+
+/// Why a pair is no [`Ice`].
+#[derive(Debug, thiserror::Error)]
+pub enum IceError {
+    /// The fragment is not 4 to 256 ICE characters.
+    #[error("an ICE user-name fragment has 4 to 256 letters, digits, + or /")]
+    Ufrag,
+    /// The password is not 22 to 256 ICE characters.
+    #[error("an ICE password has 22 to 256 letters, digits, + or /")]
+    Password,
+}
+
+impl Ice {
+    /// A pair from a descriptor or a configuration.
+    ///
+    /// # Errors
+    /// [`IceError`] if either has a wrong length or a character that ICE doesn't know.
+    pub fn new(ufrag: &str, password: &str) -> Result<Self, IceError> {
+        let ice_characters = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/');
+        if !(4..=256).contains(&ufrag.len()) || !ice_characters(ufrag) {
+            return Err(IceError::Ufrag);
+        }
+        if !(22..=256).contains(&password.len()) || !ice_characters(password) {
+            return Err(IceError::Password);
+        }
+        Ok(Self { ufrag: ufrag.to_owned(), password: password.to_owned() })
+    }
+
+    /// The user-name fragment.
+    #[must_use]
+    pub fn ufrag(&self) -> &str {
+        &self.ufrag
+    }
+
+    /// The password.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+}
+
+impl fmt::Debug for Ice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ice").finish_non_exhaustive()
+    }
+}
+
+/// Why there is no endpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// DTLS refused its settings.
+    #[error("DTLS can't be set up: {0}")]
+    Dtls(String),
+    /// No certificate.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The datagram size is too small to carry the handshake.
+    #[error("datagrams of {0} bytes are too small; at least 600")]
+    DatagramSize(u16),
+    /// The system gave no randomness.
+    #[error("the system gives no randomness")]
+    Randomness,
+}

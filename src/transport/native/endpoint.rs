@@ -1,0 +1,451 @@
+//! The endpoint: all links of a node, as one machine without I/O.
+//!
+//! Routes datagrams to links, answers strangers without keeping anything of them, dials, and keeps the deadlines. Each
+//! datagram costs one look-up; nothing ever walks over all links. Governed by `proto/01-transport.md`; who may make it
+//! keep or send what is argued in `docs/transport.md`.
+
+use core::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::Instant as StdInstant,
+};
+
+use super::{
+    Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, Route,
+    datagrams::Datagrams,
+    dtls::{self, Dtls},
+    front::{Front, Hello, is_hello_fragment},
+    link::{Clock, Context, Dial, Ending, Happening, Link, Role},
+    sctp::SctpConfig,
+    sources::Sources,
+    stun,
+};
+use crate::{
+    base::{DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit},
+    transport::Transport,
+};
+
+/// Attempts per address of a dial.
+const ATTEMPTS: usize = 6;
+/// How long an attempt has in the first round over a dial's addresses; twice as long in the next, and so on.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Rest after an attempt that came to grief, for what the other end sent in it would spoil the next.
+const REST: Duration = Duration::from_millis(150);
+/// Datagrams are handed out once this many bytes wait, so that a burst of one link doesn't pile up the others'.
+const ROUND: usize = 64 << 10;
+
+/// How an endpoint stands and what it has turned away, for the operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Links, dialled and accepted, open or not.
+    pub links: usize,
+    /// Accepted links that are not open yet.
+    pub half_open: usize,
+    /// Datagrams of no link that were neither a check nor a hello for us.
+    pub strangers: u64,
+    /// STUN checks answered.
+    pub checks_answered: u64,
+    /// Hellos answered with a cookie, nothing kept.
+    pub hellos_answered: u64,
+    /// Hellos with a cookie that was not ours, or too old.
+    pub cookies_refused: u64,
+    /// Hellos with a good cookie turned away by a cap.
+    pub over_caps: u64,
+}
+
+/// The native transport, without I/O. See [`native`](super) for the loop that drives it.
+pub struct Endpoint {
+    config: EndpointConfig,
+    fingerprint: [u8; 32],
+    dtls: Arc<dimpl::Config>,
+    sctp: SctpConfig,
+    clock: Clock,
+    front: Front,
+    ports: Vec<Port>,
+    links: HashMap<Route, Link>,
+    routes: HashMap<LinkId, Route>,
+    sources: Sources,
+    dials: usize,
+    /// Dials between two attempts, by when the next is due.
+    resting: BTreeMap<(Instant, u64), Dial>,
+    next_link: u64,
+    events: VecDeque<LinkEvent>,
+    rooms: VecDeque<LinkId>,
+    dirty: VecDeque<Route>,
+    deadlines: BTreeSet<(Instant, Route)>,
+    out: Datagrams,
+    segments: usize,
+    happenings: Vec<Happening>,
+    counts: Counts,
+}
+
+impl Endpoint {
+    /// An endpoint without ports, whose [`Instant::START`] was at `start`.
+    ///
+    /// # Errors
+    /// [`EndpointError`] if the settings can't work or the system gives no randomness.
+    pub fn new(config: EndpointConfig, start: StdInstant) -> Result<Self, EndpointError> {
+        let mtu = config.datagram_size.saturating_sub(dtls::OVERHEAD);
+        let sctp = SctpConfig::new(mtu, config.receive_window)
+            .map_err(|_| EndpointError::DatagramSize(config.datagram_size))?;
+        Ok(Self {
+            fingerprint: config.certificate.fingerprint(),
+            dtls: dtls::config(config.datagram_size, config.caps.opening)?,
+            sctp,
+            clock: Clock(start),
+            front: Front::new()?,
+            ports: Vec::new(),
+            links: HashMap::new(),
+            routes: HashMap::new(),
+            sources: Sources::default(),
+            dials: 0,
+            resting: BTreeMap::new(),
+            next_link: 0,
+            events: VecDeque::new(),
+            rooms: VecDeque::new(),
+            dirty: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            out: Datagrams::default(),
+            segments: 1,
+            happenings: Vec::new(),
+            counts: Counts::default(),
+            config,
+        })
+    }
+
+    /// Lets the endpoint use these ports; [`Sockets::ports`](super::Sockets::ports) gives them. `segments` is how many
+    /// datagrams one batch may have.
+    pub fn set_ports(&mut self, ports: &[Port], segments: usize) {
+        self.ports = ports.to_vec();
+        self.segments = segments.max(1);
+    }
+
+    /// SHA-256 of the long-lived certificate, for the descriptor.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    /// How the endpoint stands.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let (_, half_open) = self.sources.all();
+        Counts { links: self.links.len(), half_open, ..self.counts }
+    }
+
+    /// Takes a datagram that arrived.
+    pub fn handle_datagram(&mut self, now: Instant, route: Route, datagram: &[u8]) {
+        match datagram.first() {
+            // RFC 7983 §7.
+            Some(0..=3) => self.handle_check(route, datagram),
+            Some(20..=63) => self.handle_dtls(now, route, datagram),
+            _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
+        }
+    }
+
+    /// The next datagrams to send: all for one destination, at most as many as [`Self::set_ports`] said.
+    pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
+        while self.out.waiting() < ROUND
+            && let Some(route) = self.dirty.pop_front()
+        {
+            self.service(now, route);
+        }
+        self.out.pop()
+    }
+
+    fn listens(&self, route: Route) -> bool {
+        self.ports.iter().any(|port| port.id == route.port && port.purpose == PortUse::Listen)
+    }
+
+    fn handle_check(&mut self, route: Route, datagram: &[u8]) {
+        let answer = self
+            .config
+            .accept
+            .as_ref()
+            .filter(|_| self.listens(route))
+            .and_then(|ice| stun::answer(ice, route.remote, datagram));
+        match answer {
+            Some(answer) => {
+                self.counts.checks_answered = self.counts.checks_answered.saturating_add(1);
+                self.out.push(route, &answer, self.segments);
+            }
+            None => self.counts.strangers = self.counts.strangers.saturating_add(1),
+        }
+    }
+
+    fn handle_dtls(&mut self, now: Instant, route: Route, datagram: &[u8]) {
+        let hello = if is_hello_fragment(datagram) { Hello::parse(datagram) } else { None };
+        let known = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
+            // Whoever was there has started anew: a question for the front.
+            (Role::Listener(random), Some(hello)) => *random == hello.random,
+            _ => true,
+        });
+        if known {
+            return self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
+        }
+        match hello {
+            Some(hello) if self.config.accept.is_some() && self.listens(route) => {
+                self.handle_hello(now, route, &hello, datagram);
+            }
+            _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
+        }
+    }
+
+    /// A hello of no link: answered without keeping anything, or, with our cookie, the beginning of a link.
+    fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>, datagram: &[u8]) {
+        if hello.cookie.is_empty() {
+            if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
+                self.counts.hellos_answered = self.counts.hellos_answered.saturating_add(1);
+                self.out.push(route, &hello.verify_request(&cookie), self.segments);
+            }
+            return;
+        }
+        let Some(cookie) = self.front.verified(now, route.remote, hello) else {
+            self.counts.cookies_refused = self.counts.cookies_refused.saturating_add(1);
+            return;
+        };
+        self.remove(route, Ending::Closed(LinkClose::ByPeer));
+        if !self.sources.admit(&self.config.caps, route.remote.ip()) {
+            self.counts.over_caps = self.counts.over_caps.saturating_add(1);
+            return;
+        }
+        let std_now = self.clock.to_std(now);
+        match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, cookie) {
+            Ok(dtls) => {
+                let until = now.after(self.config.caps.opening);
+                self.insert(now, route, Role::Listener(hello.random), dtls, self.fingerprint, until);
+                self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "hello with a good cookie not taken");
+                self.sources.gone(route.remote.ip(), true);
+            }
+        }
+    }
+
+    fn insert(&mut self, now: Instant, route: Route, role: Role, dtls: Dtls, certificate: [u8; 32], until: Instant) {
+        self.next_link = self.next_link.saturating_add(1);
+        let id = LinkId(self.next_link);
+        let link = Link::new(id, role, dtls, certificate, until, now, self.config.send_mark);
+        self.routes.insert(id, route);
+        self.links.insert(route, link);
+    }
+
+    /// Begins a dial, or goes on with it at the next address.
+    fn dial(&mut self, now: Instant, mut dial: Dial) {
+        while dial.attempts > 0 && now < dial.until {
+            dial.attempts = dial.attempts.saturating_sub(1);
+            let Some((remote, round)) = dial.next_address() else { break };
+            let port = self.ports.iter().find(|port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6());
+            let Some(port) = port else { continue };
+            let route = Route { port: port.id, remote };
+            if self.links.contains_key(&route) {
+                continue;
+            }
+            let fresh = if self.config.fresh_certificate_per_dial { Certificate::generate().ok() } else { None };
+            let certificate = fresh.as_ref().unwrap_or(&self.config.certificate);
+            let Ok(dtls) = Dtls::dial(&self.dtls, certificate, self.clock.to_std(now)) else { continue };
+            let fingerprint = certificate.fingerprint();
+            let until = dial.until.min(now.after(PATIENCE.saturating_mul(1 << round.min(8))));
+            self.dials = self.dials.saturating_add(1);
+            self.insert(now, route, Role::Dialler(Box::new(dial)), dtls, fingerprint, until);
+            // The machine has its first hello ready.
+            return self.with_link(now, route, Link::handle_timeout);
+        }
+        let error = match dial {
+            Dial { until, .. } if until <= now => DialError::TimedOut,
+            Dial { refused: true, .. } => DialError::Refused,
+            _ => DialError::Unable,
+        };
+        self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
+    }
+
+    /// Lets a link do something, then deals with what came of it.
+    fn with_link(&mut self, now: Instant, route: Route, act: impl FnOnce(&mut Link, &mut Context<'_>)) {
+        let Some(link) = self.links.get_mut(&route) else { return };
+        let mut happenings = core::mem::take(&mut self.happenings);
+        let mut context = Context {
+            now,
+            clock: self.clock,
+            route,
+            caps: &self.config.caps,
+            sctp: &self.sctp,
+            out: &mut self.out,
+            segments: self.segments,
+            happenings: &mut happenings,
+        };
+        act(link, &mut context);
+        if !link.dirty {
+            link.dirty = true;
+            self.dirty.push_back(route);
+        }
+        for happening in happenings.drain(..) {
+            self.take(now, route, happening);
+        }
+        self.happenings = happenings;
+    }
+
+    fn take(&mut self, now: Instant, route: Route, happening: Happening) {
+        let Some(link) = self.links.get_mut(&route) else { return };
+        let id = link.id;
+        match happening {
+            Happening::Opened => {
+                let dialled = match &link.role {
+                    Role::Dialler(dial) => Some(dial.target.relay),
+                    Role::Listener(_) => None,
+                };
+                let opened = LinkOpened {
+                    dialled,
+                    local_certificate: link.local_certificate,
+                    peer_certificate: link.peer_certificate,
+                    peer_address: Redacted(route.remote),
+                };
+                match dialled {
+                    Some(_) => self.dials = self.dials.saturating_sub(1),
+                    None => self.sources.opened(route.remote.ip()),
+                }
+                self.events.push_back(LinkEvent::Opened { link: id, opened });
+            }
+            Happening::Message(lane, message) => {
+                self.events.push_back(LinkEvent::Message { link: id, lane, message });
+            }
+            Happening::Room => {
+                if !core::mem::replace(&mut link.room_due, true) {
+                    self.rooms.push_back(id);
+                }
+            }
+            Happening::Ended(ending) => {
+                if let Some(dial) = self.remove(route, ending) {
+                    if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
+                        self.dial(now, dial);
+                    } else {
+                        self.next_link = self.next_link.saturating_add(1);
+                        self.resting.insert((now.after(REST), self.next_link), dial);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets a link and tells the core, if it knows of it. Gives back a dial that may go on elsewhere.
+    fn remove(&mut self, route: Route, ending: Ending) -> Option<Dial> {
+        let link = self.links.remove(&route)?;
+        self.routes.remove(&link.id);
+        if let Some(armed) = link.armed {
+            self.deadlines.remove(&(armed, route));
+        }
+        match (link.role, link.opened, ending) {
+            (role, true, ending) => {
+                if matches!(role, Role::Listener(_)) {
+                    self.sources.gone(route.remote.ip(), false);
+                }
+                if let Ending::Closed(reason) = ending {
+                    self.events.push_back(LinkEvent::Closed { link: link.id, reason });
+                }
+                None
+            }
+            (Role::Listener(_), false, _) => {
+                self.sources.gone(route.remote.ip(), true);
+                None
+            }
+            (Role::Dialler(mut dial), false, ending) => {
+                self.dials = self.dials.saturating_sub(1);
+                // A certificate comes in the clear, so one wrong one may be forged by a third party; two are theirs.
+                if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.mistaken, true) {
+                    let error = DialError::WrongFingerprint;
+                    self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
+                    return None;
+                }
+                dial.refused |= ending != Ending::Closed(LinkClose::TimedOut);
+                Some(*dial)
+            }
+        }
+    }
+
+    /// Sends what a link has to send and sets its deadline.
+    fn service(&mut self, now: Instant, route: Route) {
+        if let Some(link) = self.links.get_mut(&route) {
+            link.dirty = true;
+            self.with_link(now, route, Link::service);
+        }
+        let Some(link) = self.links.get_mut(&route) else { return };
+        link.dirty = false;
+        let Some(deadline) = link.deadline(self.clock, &self.config.caps) else { return };
+        // A deadline that has moved away is left where it is: it will come early, once, and be set anew.
+        if link.armed.is_none_or(|armed| deadline < armed) {
+            if let Some(armed) = link.armed.replace(deadline) {
+                self.deadlines.remove(&(armed, route));
+            }
+            self.deadlines.insert((deadline, route));
+        }
+    }
+}
+
+impl Transport for Endpoint {
+    fn handle_transmit(&mut self, now: Instant, transmit: Transmit) {
+        match transmit {
+            Transmit::Dial(target) => {
+                if self.dials.saturating_add(self.resting.len()) >= self.config.caps.dials {
+                    let (relay, error) = (target.relay, DialError::Unable);
+                    self.events.push_back(LinkEvent::DialFailed { relay, error });
+                    return;
+                }
+                let attempts = target.addresses.len().saturating_mul(ATTEMPTS);
+                let until = now.after(self.config.caps.opening);
+                self.dial(now, Dial { target, next: 0, attempts, until, refused: false, mistaken: false });
+            }
+            Transmit::Message { link, lane, message } => {
+                if let Some(route) = self.routes.get(&link).copied() {
+                    self.with_link(now, route, |link, context| link.send(context, lane, &message));
+                }
+            }
+            Transmit::Close(link) => {
+                if let Some(route) = self.routes.get(&link).copied() {
+                    self.with_link(now, route, |link, context| link.close(context.now));
+                }
+            }
+        }
+    }
+
+    fn poll_link_event(&mut self) -> Option<LinkEvent> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        while let Some(id) = self.rooms.pop_front() {
+            let link = self.routes.get(&id).and_then(|route| self.links.get_mut(route));
+            if let Some(link) = link {
+                link.room_due = false;
+                if link.is_open() {
+                    return Some(LinkEvent::Room { link: id, bytes: link.room() });
+                }
+            }
+        }
+        None
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        while let Some((deadline, route)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            if let Some(link) = self.links.get_mut(&route) {
+                link.armed = None;
+            }
+            self.with_link(now, route, Link::handle_timeout);
+        }
+        while let Some(rested) = self.resting.first_entry()
+            && rested.key().0 <= now
+        {
+            let dial = rested.remove();
+            self.dial(now, dial);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let rested = self.resting.first_key_value().map(|((rested, _), _)| *rested);
+        [deadline, rested].into_iter().flatten().min()
+    }
+}

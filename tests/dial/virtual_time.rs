@@ -1,0 +1,232 @@
+//! Dials and transfers over a network that misbehaves, in virtual time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use umbel::base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Transmit};
+
+use super::world::{Mischief, World, client_config, relay_config, target};
+
+/// The link that opened at a node, if one has.
+pub(crate) fn opened(events: &[LinkEvent]) -> Option<LinkId> {
+    events.iter().find_map(|event| match event {
+        LinkEvent::Opened { link, .. } => Some(*link),
+        _ => None,
+    })
+}
+
+fn lane(value: u8) -> Lane {
+    Lane::new(value).unwrap()
+}
+
+/// A client, a relay, and a link between them.
+fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
+    let mut world = World::new(seed);
+    let (relay, client) = (world.add(relay_config()), world.add(client_config()));
+    world.mischief = mischief;
+    world.dial(client, relay);
+    world.run_until(Duration::from_secs(12), &format!("both ends open (seed {seed})"), |world| {
+        world.nodes.iter().all(|node| opened(&node.events).is_some())
+            || world.nodes[client].events.iter().any(|event| matches!(event, LinkEvent::DialFailed { .. }))
+    });
+    let ends = [client, relay].map(|node| opened(&world.nodes[node].events));
+    let [Some(at_client), Some(at_relay)] = ends else {
+        panic!("the dial failed: {:?} (seed {seed})", world.nodes[client].events)
+    };
+    (world, at_client, at_relay)
+}
+
+const RELAY: usize = 0;
+const CLIENT: usize = 1;
+
+#[test]
+fn a_dial_opens_in_five_round_trips_with_both_certificates_known() {
+    let (world, ..) = linked(1, Mischief::default());
+    assert!(world.now.as_nanos() <= 50_000_000, "{:?} at 10 ms a round trip", world.now);
+    let opened = |node: usize| {
+        world.nodes[node].events.iter().find_map(|event| match event {
+            LinkEvent::Opened { opened, .. } => Some(opened.clone()),
+            _ => None,
+        })
+    };
+    let (client, relay) = (opened(CLIENT).unwrap(), opened(RELAY).unwrap());
+    assert_eq!(client.peer_certificate, world.nodes[RELAY].endpoint.fingerprint());
+    assert_eq!(client.peer_certificate, relay.local_certificate);
+    assert_eq!(client.local_certificate, relay.peer_certificate);
+    assert_ne!(client.local_certificate, world.nodes[CLIENT].endpoint.fingerprint(), "a fresh certificate");
+    assert!(client.dialled.is_some() && relay.dialled.is_none());
+    let counts = world.nodes[RELAY].endpoint.counts();
+    assert_eq!((counts.links, counts.half_open), (1, 0));
+}
+
+#[test]
+fn a_wrong_fingerprint_is_refused_at_once() {
+    let mut world = World::new(2);
+    let (relay, client) = (world.add(relay_config()), world.add(client_config()));
+    let mut target = target(&world.nodes[relay].endpoint, world.nodes[relay].address());
+    target.fingerprint[0] ^= 1;
+    world.transmit(client, Transmit::Dial(target));
+    world.run_until(Duration::from_millis(100), "the dial has failed", |world| !world.nodes[client].events.is_empty());
+    let event = &world.nodes[client].events[0];
+    assert!(matches!(event, LinkEvent::DialFailed { error: DialError::WrongFingerprint, .. }), "{event:?}");
+    assert!(opened(&world.nodes[relay].events).is_none());
+}
+
+#[test]
+fn a_dial_that_nobody_answers_times_out() {
+    let mut world = World::new(3);
+    let (relay, client) = (world.add(relay_config()), world.add(client_config()));
+    let mut target = target(&world.nodes[relay].endpoint, world.nodes[relay].address());
+    target.addresses = vec!["10.9.9.9:1".parse().unwrap()];
+    world.transmit(client, Transmit::Dial(target));
+    world.run_until(Duration::from_secs(11), "the dial has failed", |world| !world.nodes[client].events.is_empty());
+    let event = &world.nodes[client].events[0];
+    assert!(matches!(event, LinkEvent::DialFailed { error: DialError::TimedOut, .. }), "{event:?}");
+    assert_eq!(world.nodes[client].endpoint.counts().links, 0);
+}
+
+#[test]
+fn a_dial_goes_on_at_the_second_address_when_the_first_is_dead() {
+    let mut world = World::new(4);
+    let (relay, client) = (world.add(relay_config()), world.add(client_config()));
+    let mut target = target(&world.nodes[relay].endpoint, world.nodes[relay].address());
+    target.addresses.insert(0, "10.9.9.9:1".parse().unwrap());
+    world.transmit(client, Transmit::Dial(target));
+    world.run_until(Duration::from_secs(3), "open", |world| opened(&world.nodes[client].events).is_some());
+}
+
+#[test]
+fn two_relays_that_dial_each_other_at_once_get_two_links() {
+    let mut world = World::new(5);
+    let (one, two) = (world.add(relay_config()), world.add(relay_config()));
+    world.dial(one, two);
+    world.dial(two, one);
+    world.run_until(Duration::from_secs(1), "two links", |world| {
+        world
+            .nodes
+            .iter()
+            .all(|node| node.events.iter().filter(|event| matches!(event, LinkEvent::Opened { .. })).count() == 2)
+    });
+}
+
+#[test]
+fn a_link_that_falls_silent_is_closed_at_both_ends() {
+    let (mut world, ..) = linked(6, Mischief::default());
+    // An idle link that answers probes stays.
+    world.run_for(Duration::from_secs(120));
+    assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1);
+    world.mischief.lost = 1.0;
+    world.run_for(Duration::from_secs(31));
+    for node in &world.nodes {
+        assert!(node.events.iter().any(|event| matches!(event, LinkEvent::Closed { reason: LinkClose::TimedOut, .. })));
+        assert_eq!(node.endpoint.counts().links, 0);
+    }
+}
+
+#[test]
+fn closing_delivers_what_was_handed_over_and_tells_the_other_end() {
+    let (mut world, at_client, _) = linked(7, Mischief { lost: 0.01, ..Mischief::default() });
+    for _ in 0..16 {
+        let message = Bytes::from(vec![1; 16 << 10]);
+        world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(1), message });
+    }
+    world.transmit(CLIENT, Transmit::Close(at_client));
+    world.run_for(Duration::from_secs(6));
+    let events = &world.nodes[RELAY].events;
+    let messages = events.iter().filter(|event| matches!(event, LinkEvent::Message { .. })).count();
+    assert_eq!(messages, 16);
+    assert!(matches!(events.last(), Some(LinkEvent::Closed { reason: LinkClose::ByPeer, .. })), "{:?}", events.last());
+    assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 0);
+    assert_eq!(world.nodes[RELAY].endpoint.counts(), {
+        let mut counts = world.nodes[RELAY].endpoint.counts();
+        (counts.links, counts.half_open) = (0, 0);
+        counts
+    });
+}
+
+#[test]
+fn a_dialler_that_starts_anew_from_its_old_address_replaces_its_link() {
+    let (mut world, ..) = linked(8, Mischief::default());
+    // The client loses its memory, but keeps its address.
+    world.nodes[CLIENT].endpoint = {
+        let mut fresh = World::new(0);
+        fresh.start = world.start;
+        fresh.add(client_config());
+        fresh.nodes.remove(0).endpoint
+    };
+    world.nodes[CLIENT].events.clear();
+    world.dial(CLIENT, RELAY);
+    world.run_until(Duration::from_secs(1), "open again", |world| opened(&world.nodes[CLIENT].events).is_some());
+    assert_eq!(world.nodes[RELAY].endpoint.counts().links, 1);
+    assert!(world.nodes[RELAY].events.iter().any(|event| matches!(event, LinkEvent::Closed { .. })));
+}
+
+/// Sends numbered messages both ways over all lanes, as room allows; all must arrive, whole and in order.
+fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, seed: u64) {
+    let ends = [CLIENT, RELAY];
+    let mut sent = [0u32; 2];
+    let mut room = [0usize; 2];
+    let mut received = [[0u32; 4]; 2];
+    let message = |number: u32| {
+        let mut bytes = vec![number as u8; 1 + (number as usize * 37) % (16 << 10)];
+        bytes.splice(0..0, number.to_be_bytes());
+        Bytes::from(bytes)
+    };
+    world.run_until(limit, &format!("all messages there (seed {seed})"), |world| {
+        for (side, node) in ends.into_iter().enumerate() {
+            for event in core::mem::take(&mut world.nodes[node].events) {
+                match event {
+                    LinkEvent::Room { bytes, .. } => room[side] = bytes,
+                    LinkEvent::Message { lane, message: got, .. } => {
+                        let next = &mut received[side][usize::from(lane.value())];
+                        let number = *next * 4 + u32::from(lane.value());
+                        assert_eq!(got, message(number), "altered or out of order (seed {seed})");
+                        *next += 1;
+                    }
+                    LinkEvent::Opened { .. } => {}
+                    other => panic!("{other:?} (seed {seed})"),
+                }
+            }
+            while sent[side] < count && room[side] > 0 {
+                let bytes = message(sent[side]);
+                room[side] = room[side].saturating_sub(bytes.len());
+                let lane = lane((sent[side] % 4) as u8);
+                world.transmit(node, Transmit::Message { link: links[side], lane, message: bytes });
+                sent[side] += 1;
+            }
+        }
+        received.iter().all(|lanes| lanes.iter().sum::<u32>() == count)
+    });
+    eprintln!("took {:?} of virtual time", world.now);
+}
+
+#[test]
+fn messages_of_all_sizes_arrive_in_order_on_a_good_network() {
+    let (world, client, relay) = linked(9, Mischief::default());
+    transfer(world, [client, relay], 1_000, Duration::from_secs(60), 9);
+}
+
+#[test]
+fn messages_arrive_in_order_with_one_percent_lost_doubled_reordered_and_forged() {
+    for seed in 100..104 {
+        let mischief = Mischief { lost: 0.01, doubled: 0.01, reordered: 0.01, forged: 0.01 };
+        let (world, client, relay) = linked(seed, mischief);
+        transfer(world, [client, relay], 400, Duration::from_secs(300), seed);
+    }
+}
+
+#[test]
+fn messages_arrive_in_order_with_five_percent_lost_doubled_reordered_and_forged() {
+    for seed in 200..204 {
+        let mischief = Mischief { lost: 0.05, doubled: 0.05, reordered: 0.05, forged: 0.05 };
+        let (world, client, relay) = linked(seed, mischief);
+        transfer(world, [client, relay], 200, Duration::from_secs(900), seed);
+    }
+}
+
+#[test]
+fn dials_open_within_their_time_with_five_percent_of_everything() {
+    for seed in 300..340 {
+        linked(seed, Mischief { lost: 0.05, doubled: 0.05, reordered: 0.05, forged: 0.05 });
+    }
+}

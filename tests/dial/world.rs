@@ -1,0 +1,251 @@
+//! A world of endpoints without sockets: datagrams travel through a seeded network in virtual time.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    net::SocketAddr,
+    time::{Duration, Instant as StdInstant},
+};
+
+use umbel::{
+    base::{DialTarget, Instant, LinkEvent, RelayId, Transmit},
+    transport::{
+        Transport,
+        native::{Certificate, Endpoint, EndpointConfig, Ice, Port, PortUse, Route},
+    },
+};
+
+pub(crate) const UFRAG: &str = "umbelTest";
+pub(crate) const PASSWORD: &str = "umbelumbelumbelumbelumbel";
+
+/// Settings of a relay that is dialled.
+pub(crate) fn relay_config() -> EndpointConfig {
+    let mut config = EndpointConfig::new(Certificate::generate().unwrap());
+    config.accept = Some(Ice::new(UFRAG, PASSWORD).unwrap());
+    config
+}
+
+/// Settings of a client.
+pub(crate) fn client_config() -> EndpointConfig {
+    let mut config = EndpointConfig::new(Certificate::generate().unwrap());
+    config.fresh_certificate_per_dial = true;
+    config
+}
+
+/// What one must know to dial `endpoint` at `address`.
+pub(crate) fn target(endpoint: &Endpoint, address: SocketAddr) -> DialTarget {
+    DialTarget {
+        relay: RelayId::from_bytes([7; 32]),
+        addresses: vec![address],
+        ice_ufrag: UFRAG.into(),
+        ice_password: PASSWORD.into(),
+        fingerprint: endpoint.fingerprint(),
+    }
+}
+
+/// SplitMix64: enough chance for a network.
+pub(crate) struct Chance(pub u64);
+
+impl Chance {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn happens(&mut self, share: f64) -> bool {
+        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < share
+    }
+}
+
+/// What the network does to datagrams, as shares of them.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Mischief {
+    pub(crate) lost: f64,
+    pub(crate) doubled: f64,
+    /// Held back long enough for others to overtake.
+    pub(crate) reordered: f64,
+    /// An altered copy comes first, from the same address; the datagram itself follows.
+    pub(crate) forged: f64,
+}
+
+/// A datagram on its way: to node, from address, bytes.
+type Flight = (Instant, u64, usize, SocketAddr, Vec<u8>);
+
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) start: StdInstant,
+    pub(crate) delay: Duration,
+    pub(crate) mischief: Mischief,
+    pub(crate) chance: Chance,
+    pub(crate) nodes: Vec<Node>,
+    flights: BinaryHeap<Reverse<Flight>>,
+    by_address: HashMap<SocketAddr, (usize, u8)>,
+    sent: u64,
+}
+
+pub(crate) struct Node {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) events: Vec<LinkEvent>,
+    addresses: [SocketAddr; 2],
+    /// Bytes it has sent.
+    pub(crate) bytes_sent: usize,
+}
+
+impl Node {
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            now: Instant::START,
+            start: StdInstant::now(),
+            delay: Duration::from_millis(5),
+            mischief: Mischief::default(),
+            chance: Chance(seed),
+            nodes: Vec::new(),
+            flights: BinaryHeap::new(),
+            by_address: HashMap::new(),
+            sent: 0,
+        }
+    }
+
+    /// Adds a node that listens on one address and dials from another.
+    pub(crate) fn add(&mut self, config: EndpointConfig) -> usize {
+        let node = self.nodes.len();
+        let addresses = [0u16, 1].map(|port| SocketAddr::from(([10, 0, 0, node as u8 + 1], 4443 + port)));
+        let mut endpoint = Endpoint::new(config, self.start).unwrap();
+        endpoint.set_ports(
+            &[
+                Port { id: 0, purpose: PortUse::Listen, ipv6: false },
+                Port { id: 1, purpose: PortUse::Dial, ipv6: false },
+            ],
+            64,
+        );
+        for (port, address) in (0..).zip(addresses) {
+            self.by_address.insert(address, (node, port));
+        }
+        self.nodes.push(Node { endpoint, events: Vec::new(), addresses, bytes_sent: 0 });
+        node
+    }
+
+    pub(crate) fn transmit(&mut self, node: usize, transmit: Transmit) {
+        self.nodes[node].endpoint.handle_transmit(self.now, transmit);
+        self.collect(node);
+    }
+
+    pub(crate) fn dial(&mut self, from: usize, to: usize) {
+        let target = target(&self.nodes[to].endpoint, self.nodes[to].address());
+        self.transmit(from, Transmit::Dial(target));
+    }
+
+    /// A datagram from nobody's endpoint, with whatever sender it claims.
+    pub(crate) fn inject(&mut self, to: usize, from: SocketAddr, datagram: &[u8]) {
+        let now = self.now;
+        self.nodes[to].endpoint.handle_datagram(now, Route { port: 0, remote: from }, datagram);
+        self.collect(to);
+    }
+
+    /// Takes what a node has to tell and to send.
+    fn collect(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        while let Some(event) = node.endpoint.poll_link_event() {
+            node.events.push(event);
+        }
+        let mut sent = Vec::new();
+        while let Some(batch) = node.endpoint.poll_datagrams(self.now) {
+            node.bytes_sent += batch.bytes.len();
+            for datagram in batch.bytes.chunks(batch.segment) {
+                let from = node.addresses[usize::from(batch.route.port)];
+                sent.push((from, batch.route.remote, datagram.to_vec()));
+            }
+        }
+        for (from, to, datagram) in sent {
+            self.carry(from, to, datagram);
+        }
+    }
+
+    fn carry(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+        let Some((node, _)) = self.by_address.get(&to).copied() else { return };
+        let mischief = self.mischief;
+        if self.chance.happens(mischief.lost) {
+            return;
+        }
+        let mut arrives = self.now.after(self.delay);
+        if self.chance.happens(mischief.forged) {
+            let mut forged = datagram.clone();
+            let at = (self.chance.next() as usize) % forged.len();
+            forged[at] ^= 1 << (self.chance.next() % 8);
+            self.fly(arrives, node, from, to, forged);
+        }
+        if self.chance.happens(mischief.doubled) {
+            self.fly(arrives.after(self.delay / 2), node, from, to, datagram.clone());
+        }
+        if self.chance.happens(mischief.reordered) {
+            arrives = arrives.after(self.delay * 2);
+        }
+        self.fly(arrives, node, from, to, datagram);
+    }
+
+    fn fly(&mut self, arrives: Instant, node: usize, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+        self.sent += 1;
+        let (_, port) = self.by_address[&to];
+        // The receiving port travels in front of the bytes.
+        let mut bytes = vec![port];
+        bytes.extend(datagram);
+        self.flights.push(Reverse((arrives, self.sent, node, from, bytes)));
+    }
+
+    /// The next moment at which something happens, if any does.
+    fn next(&self) -> Option<Instant> {
+        let timeouts = self.nodes.iter().filter_map(|node| node.endpoint.poll_timeout());
+        timeouts.chain(self.flights.peek().map(|Reverse(flight)| flight.0)).min()
+    }
+
+    /// Lets time pass until `done` holds; panics with `what` when the world has lived for `limit` without.
+    pub(crate) fn run_until(&mut self, limit: Duration, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let end = self.now.after(limit);
+        while !done(self) {
+            let next = self.next().filter(|next| *next <= end);
+            let Some(next) = next else { panic!("within {limit:?}: {what}") };
+            self.step(next);
+        }
+    }
+
+    /// Lets `span` pass.
+    pub(crate) fn run_for(&mut self, span: Duration) {
+        let end = self.now.after(span);
+        while let Some(next) = self.next().filter(|next| *next <= end) {
+            self.step(next);
+        }
+        self.now = end;
+    }
+
+    fn step(&mut self, next: Instant) {
+        self.now = self.now.max(next);
+        let mut touched = vec![false; self.nodes.len()];
+        while let Some(Reverse(flight)) = self.flights.peek()
+            && flight.0 <= self.now
+        {
+            let Some(Reverse((_, _, node, from, bytes))) = self.flights.pop() else { break };
+            let route = Route { port: bytes[0], remote: from };
+            self.nodes[node].endpoint.handle_datagram(self.now, route, &bytes[1..]);
+            touched[node] = true;
+        }
+        for index in 0..self.nodes.len() {
+            let endpoint = &mut self.nodes[index].endpoint;
+            if endpoint.poll_timeout().is_some_and(|at| at <= self.now) {
+                endpoint.handle_timeout(self.now);
+                touched[index] = true;
+            }
+            if touched[index] {
+                self.collect(index);
+            }
+        }
+    }
+}
