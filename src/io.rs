@@ -1,9 +1,12 @@
 //! Sockets, files, DNS: what the core doesn't do itself. Native only.
 
+pub mod clock;
 pub mod connector;
+pub mod files;
 pub mod http_proxy;
 pub mod listener;
 pub mod socks;
+pub mod store;
 pub mod stream;
 #[cfg(test)]
 mod testing;

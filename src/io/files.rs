@@ -1,0 +1,329 @@
+//! A node's folder: keys, certificate, guards, the last consensus.
+//!
+//! Owns reading and writing them: folders and secret files are for their owner alone, a file is whole or not there at
+//! all (written aside, then renamed), and what is corrupted is refused rather than silently made anew. Driven by the node
+//! at its start, and when keys rotate or guards change. Against other users of the machine (`threat-model.md`).
+
+mod atomic;
+mod keyfile;
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use core::time::Duration;
+
+use rand::CryptoRng;
+use zeroize::Zeroizing;
+
+use crate::{
+    base::WallTime,
+    crypto::{IdentityKey, OnionSecret},
+    handshake::OnionKeyring,
+    path::GuardSample,
+};
+
+pub use atomic::write_atomically;
+use keyfile::KeyFile;
+
+/// For how long an onion key is the current one; it stays usable as the previous one for as long again.
+pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+const MAX_SECRET_LEN: u64 = 64 << 10;
+const MAX_GUARDS_LEN: u64 = 64 << 10;
+const IDENTITY: &str = "identity.key";
+const AUTHORITY: &str = "authority.key";
+const ONION: &str = "onion.key";
+const CERTIFICATE: &str = "certificate.key";
+const GUARDS: &str = "guards";
+const CONSENSUS: &str = "consensus";
+const LOCK: &str = "lock";
+
+/// Why a file of the node's folder can't be used. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refused.
+    #[error("{path}: {action}: {source}", path = path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A secret file that others than its owner may read or write.
+    #[error("{path}: holds a secret, but other users may open it; run: chmod 600 {path}", path = path.display())]
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder that others than its owner may write to.
+    #[error("{path}: other users may write to this folder; run: chmod 700 {path}", path = path.display())]
+    FolderOpenToOthers {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Not a regular file, or larger than such a file can be.
+    #[error("{path}: not a file that umbel wrote", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The contents are not as they were written.
+    #[error("{path}: corrupted ({reason}); restore it from a backup, or remove it to have a new one made", path = path.display())]
+    Corrupted {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// Another process works in this folder.
+    #[error("{path}: another umbel is running in this folder", path = path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl FileError {
+    fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// Holds a folder for this process until dropped.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: fs::File,
+}
+
+/// A node's folder.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder at `path`, made with all above it (mode 0700) if it isn't there.
+    ///
+    /// # Errors
+    /// When it can't be made, or others may write to it.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("making it", path))?;
+        let metadata = fs::metadata(path).map_err(FileError::io("looking at it", path))?;
+        if metadata.mode() & 0o022 != 0 {
+            return Err(FileError::FolderOpenToOthers { path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the folder for this process: two nodes with one identity would fight over it.
+    ///
+    /// # Errors
+    /// [`FileError::InUse`], or when the system refuses.
+    pub fn lock(&self) -> Result<FolderLock, FileError> {
+        let path = self.path.join(LOCK);
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(FileError::io("opening it", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(FolderLock { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => Err(FileError::InUse { path: self.path.clone() }),
+            Err(fs::TryLockError::Error(error)) => Err(FileError::io("locking it", &path)(error)),
+        }
+    }
+
+    /// The relay's identity, made if there is none.
+    ///
+    /// # Errors
+    /// When the file can't be read or written, is open to others or corrupted.
+    pub fn identity<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> Result<IdentityKey, FileError> {
+        self.signing_key(IDENTITY, rng)
+    }
+
+    /// The directory authority's key, made if there is none.
+    ///
+    /// # Errors
+    /// As for [`Self::identity`].
+    pub fn authority<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> Result<IdentityKey, FileError> {
+        self.signing_key(AUTHORITY, rng)
+    }
+
+    /// The relay's onion keys, made if there are none, rotated if they are due at `now`.
+    ///
+    /// # Errors
+    /// As for [`Self::identity`].
+    pub fn onion_keys<R: CryptoRng + ?Sized>(&self, now: WallTime, rng: &mut R) -> Result<OnionKeyring, FileError> {
+        let kept = match self.kept_onion_keys()? {
+            Some(kept) if now.since(kept.made) < ONION_KEY_LIFETIME => kept,
+            kept => self.make_onion_key(now, kept.map(|kept| kept.current), rng)?,
+        };
+        Ok(OnionKeyring::new(kept.current, kept.previous))
+    }
+
+    /// The onion key to rotate to, if the current one has reached its age at `now`. It is on disk when this returns.
+    ///
+    /// # Errors
+    /// As for [`Self::identity`].
+    pub fn rotate_onion_key<R: CryptoRng + ?Sized>(
+        &self,
+        now: WallTime,
+        rng: &mut R,
+    ) -> Result<Option<OnionSecret>, FileError> {
+        match self.kept_onion_keys()? {
+            Some(kept) if now.since(kept.made) < ONION_KEY_LIFETIME => Ok(None),
+            kept => Ok(Some(self.make_onion_key(now, kept.map(|kept| kept.current), rng)?.current)),
+        }
+    }
+
+    /// The DTLS certificate with its key, in the transport's own encoding; what `make` gives if there is none.
+    ///
+    /// # Errors
+    /// As for [`Self::identity`].
+    pub fn certificate(&self, make: impl FnOnce() -> Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, FileError> {
+        self.load_or_make(
+            CERTIFICATE,
+            |file| file.bytes("certificate"),
+            || KeyFile::new(CERTIFICATE).with_bytes("certificate", &make()),
+        )
+    }
+
+    /// The client's guards; none yet if there is no file.
+    ///
+    /// # Errors
+    /// As for [`Self::identity`].
+    pub fn guards(&self) -> Result<GuardSample, FileError> {
+        let path = self.path.join(GUARDS);
+        match read_secret(&path, MAX_GUARDS_LEN)? {
+            Some(bytes) => {
+                GuardSample::decode(&bytes).map_err(|_| FileError::Corrupted { path, reason: "not a list of guards" })
+            }
+            None => Ok(GuardSample::default()),
+        }
+    }
+
+    /// Keeps the client's guards.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn keep_guards(&self, guards: &GuardSample) -> Result<(), FileError> {
+        write_atomically(&self.path.join(GUARDS), &guards.encode())
+    }
+
+    /// Where the last consensus is kept.
+    #[must_use]
+    pub fn consensus_cache(&self) -> PathBuf {
+        self.path.join(CONSENSUS)
+    }
+
+    fn signing_key<R: CryptoRng + ?Sized>(&self, name: &'static str, rng: &mut R) -> Result<IdentityKey, FileError> {
+        self.load_or_make(
+            name,
+            |file| file.key("secret").map(|seed| IdentityKey::from_bytes(&seed)),
+            || KeyFile::new(name).with_bytes("secret", IdentityKey::generate(rng).to_bytes().as_slice()),
+        )
+    }
+
+    fn kept_onion_keys(&self) -> Result<Option<KeptOnionKeys>, FileError> {
+        self.load(ONION, KeptOnionKeys::read)
+    }
+
+    fn make_onion_key<R: CryptoRng + ?Sized>(
+        &self,
+        now: WallTime,
+        previous: Option<OnionSecret>,
+        rng: &mut R,
+    ) -> Result<KeptOnionKeys, FileError> {
+        let kept = KeptOnionKeys { made: now, current: OnionSecret::generate(rng), previous };
+        write_atomically(&self.path.join(ONION), kept.write().text().as_bytes())?;
+        Ok(kept)
+    }
+
+    fn load<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&KeyFile) -> Result<T, &'static str>,
+    ) -> Result<Option<T>, FileError> {
+        let path = self.path.join(name);
+        let Some(bytes) = read_secret(&path, MAX_SECRET_LEN)? else { return Ok(None) };
+        let value = KeyFile::parse(name, &bytes).and_then(|file| read(&file));
+        value.map(Some).map_err(|reason| FileError::Corrupted { path, reason })
+    }
+
+    /// What `read` finds in the file, or in the one that `make` gives if there is none. Should another process make one at
+    /// the same time, the first to be there counts.
+    fn load_or_make<T>(
+        &self,
+        name: &'static str,
+        read: impl Fn(&KeyFile) -> Result<T, &'static str>,
+        make: impl FnOnce() -> KeyFile,
+    ) -> Result<T, FileError> {
+        if let Some(value) = self.load(name, &read)? {
+            return Ok(value);
+        }
+        let path = self.path.join(name);
+        atomic::create_atomically(&path, make().text().as_bytes())?;
+        self.load(name, &read)?.ok_or(FileError::Corrupted { path, reason: "vanished" })
+    }
+}
+
+struct KeptOnionKeys {
+    made: WallTime,
+    current: OnionSecret,
+    previous: Option<OnionSecret>,
+}
+
+impl KeptOnionKeys {
+    fn read(file: &KeyFile) -> Result<Self, &'static str> {
+        let previous = if file.has("previous") { Some(file.key("previous")?) } else { None };
+        Ok(Self {
+            made: WallTime::from_unix(file.number("made")?),
+            current: OnionSecret::from_bytes(*file.key("current")?),
+            previous: previous.map(|secret| OnionSecret::from_bytes(*secret)),
+        })
+    }
+
+    fn write(&self) -> KeyFile {
+        let file = KeyFile::new(ONION)
+            .with_number("made", self.made.as_unix())
+            .with_bytes("current", self.current.to_bytes().as_slice());
+        match &self.previous {
+            Some(previous) => file.with_bytes("previous", previous.to_bytes().as_slice()),
+            None => file,
+        }
+    }
+}
+
+/// The bytes of a file that only its owner may open, `None` if there is none.
+fn read_secret(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FileError::io("opening it", path)(error)),
+    };
+    let metadata = file.metadata().map_err(FileError::io("looking at it", path))?;
+    if !metadata.is_file() || metadata.len() > most {
+        return Err(FileError::Foreign { path: path.to_owned() });
+    }
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(FileError::OpenToOthers { path: path.to_owned() });
+    }
+    let capacity = usize::try_from(most).unwrap_or(usize::MAX);
+    // Never grows, which would leave copies of a secret behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+    file.take(most).read_to_end(&mut bytes).map_err(FileError::io("reading it", path))?;
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! The text form of secret files: a title, named values, a check over all before it.
+//!
+//! ```text
+//! umbel identity.key 1
+//! secret MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43UOV3HO6DZPIYTEMZUGU3A
+//! check K5QXG5DF…
+//! ```
+
+use data_encoding::{BASE32_NOPAD, BASE64};
+use zeroize::Zeroizing;
+
+use crate::crypto::sha256;
+
+/// A secret file in memory; erased when dropped.
+pub(super) struct KeyFile {
+    text: Zeroizing<String>,
+}
+
+impl KeyFile {
+    /// A file without values.
+    pub(super) fn new(name: &str) -> Self {
+        Self { text: Zeroizing::new(title(name)) }
+    }
+
+    pub(super) fn with_bytes(self, name: &str, bytes: &[u8]) -> Self {
+        let value = Zeroizing::new(BASE64.encode(bytes));
+        self.with(name, &value)
+    }
+
+    pub(super) fn with_number(self, name: &str, number: u64) -> Self {
+        self.with(name, &number.to_string())
+    }
+
+    fn with(self, name: &str, value: &str) -> Self {
+        Self { text: Zeroizing::new([&self.text, name, " ", value, "\n"].concat()) }
+    }
+
+    /// The file's text, with the check.
+    pub(super) fn text(&self) -> Zeroizing<String> {
+        Zeroizing::new([self.text.as_str(), "check ", &check(&self.text), "\n"].concat())
+    }
+
+    /// The file that [`Self::text`] wrote under this name. The error says what is wrong.
+    pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Self, &'static str> {
+        let text = core::str::from_utf8(bytes).map_err(|_| "not text")?;
+        if !text.starts_with(&title(name)) {
+            return Err("another kind of file, or empty");
+        }
+        let (values, found) = text.rsplit_once("check ").ok_or("cut short")?;
+        if found.strip_suffix('\n') != Some(&check(values)) {
+            return Err("cut short or changed");
+        }
+        Ok(Self { text: Zeroizing::new(values.to_owned()) })
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.value(name).is_ok()
+    }
+
+    pub(super) fn bytes(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, &'static str> {
+        let bytes = BASE64.decode(self.value(name)?.as_bytes());
+        bytes.map(Zeroizing::new).map_err(|_| "a value is not base 64")
+    }
+
+    pub(super) fn key(&self, name: &str) -> Result<Zeroizing<[u8; 32]>, &'static str> {
+        let bytes = self.bytes(name)?;
+        <[u8; 32]>::try_from(bytes.as_slice()).map(Zeroizing::new).map_err(|_| "a key is not 32 bytes")
+    }
+
+    pub(super) fn number(&self, name: &str) -> Result<u64, &'static str> {
+        self.value(name)?.parse().map_err(|_| "a value is no number")
+    }
+
+    fn value(&self, name: &str) -> Result<&str, &'static str> {
+        let values = self.text.lines().skip(1).filter_map(|line| line.split_once(' '));
+        values.into_iter().find(|(found, _)| *found == name).map(|(_, value)| value).ok_or("a value is missing")
+    }
+}
+
+fn title(name: &str) -> String {
+    format!("umbel {name} 1\n")
+}
+
+fn check(text: &str) -> String {
+    BASE32_NOPAD.encode(&sha256(text.as_bytes())).split_at(26).0.to_owned()
+}

@@ -1,0 +1,183 @@
+//! Where an authority keeps what must survive its restart.
+//!
+//! A trait, so that a directory of several machines can keep it elsewhere, and its implementation in one embedded file
+//! (`redb`). Owns no policy: the authority's core says what to keep ([`crate::directory::AuthorityEvent`]).
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
+
+use crate::base::RelayId;
+
+const RELAYS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("relays");
+const DOCUMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("documents");
+const CONSENSUS: &str = "consensus";
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {action}: {source}", path = path.display())]
+pub struct StoreError {
+    action: &'static str,
+    path: PathBuf,
+    source: Box<redb::Error>,
+}
+
+/// One change to what is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Keep this record of a relay in place of its last.
+    Remember {
+        /// The relay.
+        relay: RelayId,
+        /// The record.
+        record: Vec<u8>,
+    },
+    /// Forget a relay.
+    Forget(RelayId),
+    /// Keep this consensus in place of the last.
+    Publish(Vec<u8>),
+}
+
+/// What an authority kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The records of relays.
+    pub relays: Vec<Vec<u8>>,
+    /// The last consensus.
+    pub consensus: Option<Vec<u8>>,
+}
+
+/// Keeps an authority's records. Blocks while it writes.
+pub trait Store: Send + Sync + 'static {
+    /// All that was kept.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    fn load(&self) -> Result<Kept, StoreError>;
+
+    /// Makes the changes, in order, all or none; they last when this returns.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
+}
+
+/// A store in one file.
+pub struct FileStore {
+    path: PathBuf,
+    database: Database,
+}
+
+impl FileStore {
+    /// The store in the file at `path`, made if there is none.
+    ///
+    /// # Errors
+    /// When the file can't be made, is no store, or is open in another process.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        match Database::create(path) {
+            Ok(database) => Ok(Self { path: path.to_owned(), database }),
+            Err(error) => {
+                Err(StoreError { action: "opening it", path: path.to_owned(), source: Box::new(error.into()) })
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Kept, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let mut kept = Kept::default();
+        match transaction.open_table(RELAYS) {
+            Ok(relays) => {
+                for entry in relays.iter()? {
+                    kept.relays.push(entry?.1.value().to_vec());
+                }
+            }
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match transaction.open_table(DOCUMENTS) {
+            Ok(documents) => kept.consensus = documents.get(CONSENSUS)?.map(|value| value.value().to_vec()),
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(kept)
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut relays = transaction.open_table(RELAYS)?;
+            let mut documents = transaction.open_table(DOCUMENTS)?;
+            for change in changes {
+                match change {
+                    Change::Remember { relay, record } => {
+                        relays.insert(relay.as_bytes(), record.as_slice())?;
+                    }
+                    Change::Forget(relay) => {
+                        relays.remove(relay.as_bytes())?;
+                    }
+                    Change::Publish(consensus) => {
+                        documents.insert(CONSENSUS, consensus.as_slice())?;
+                    }
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(redb::Error) -> StoreError + '_ {
+        move |source| StoreError { action, path: self.path.clone(), source: Box::new(source) }
+    }
+}
+
+impl Store for FileStore {
+    fn load(&self) -> Result<Kept, StoreError> {
+        self.read().map_err(self.failed("reading it"))
+    }
+
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(changes).map_err(self.failed("writing it"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("directory.redb");
+        let relay = |number| RelayId::from_bytes([number; 32]);
+        let remember = |number, record: &[u8]| Change::Remember { relay: relay(number), record: record.to_vec() };
+        {
+            let store = FileStore::open(&path).unwrap();
+            assert_eq!(store.load().unwrap(), Kept::default());
+            store.apply(&[remember(1, b"one"), remember(2, b"two"), Change::Publish(b"first".to_vec())]).unwrap();
+            store.apply(&[remember(1, b"uno"), Change::Forget(relay(2)), Change::Publish(b"second".to_vec())]).unwrap();
+            store.apply(&[]).unwrap();
+        }
+        let kept = FileStore::open(&path).unwrap().load().unwrap();
+        assert_eq!(kept, Kept { relays: vec![b"uno".to_vec()], consensus: Some(b"second".to_vec()) });
+    }
+
+    #[test]
+    fn a_file_that_is_no_store_is_refused_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("directory.redb");
+        std::fs::write(&path, b"something else entirely").unwrap();
+        let error = FileStore::open(&path).err().unwrap();
+        assert!(error.to_string().contains("directory.redb"), "{error}");
+    }
+
+    #[test]
+    fn a_store_is_open_in_one_place_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("directory.redb");
+        let _open = FileStore::open(&path).unwrap();
+        assert!(FileStore::open(&path).is_err());
+    }
+}
