@@ -13,6 +13,7 @@ pub mod handshake;
 pub mod io;
 pub mod onion;
 pub mod path;
+pub mod relay;
 pub mod sim;
 pub mod stream;
 pub mod transport;

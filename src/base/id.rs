@@ -15,6 +15,11 @@ use data_encoding::BASE32_NOPAD;
 pub struct CircuitId(NonZeroU32);
 
 impl CircuitId {
+    /// The lowest there can be.
+    pub const LOWEST: Self = Self(NonZeroU32::MIN);
+    /// The highest there can be.
+    pub const HIGHEST: Self = Self(NonZeroU32::MAX);
+
     /// The identifier `value`, unless it is zero.
     #[must_use]
     pub const fn new(value: u32) -> Option<Self> {

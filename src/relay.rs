@@ -1,0 +1,315 @@
+//! The relay's core: it opens circuits for neighbours, switches their cells, extends them, and speaks at their end.
+//!
+//! Owns the node's [`Channels`] as a relay, the table of circuits with this relay's layer of each, and the streams of
+//! circuits that end here. Driven after [`LinkMachine`]; what an exit does with its targets happens outside: requests
+//! come from [`Relay::poll_event`], answers go in by the `exit_…` calls, after each of which [`Relay::poll_transmit`] is
+//! due. Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
+//!
+//! Threats addressed: neighbours and origins that send what they may not, or too much. Whatever breaks a rule inside a
+//! circuit ends that circuit, to both sides and with the same cell whatever the rule was. A circuit whose reader is
+//! slow fills its own queue only.
+//!
+//! | cell | from the origin's side | from the next hop's side |
+//! |---|---|---|
+//! | CREATE | a new circuit; on one that exists: ends it | breaks the channel |
+//! | CREATED | breaks the channel | answer to CREATE, once; else ends the circuit |
+//! | RELAY | opened; passed on or read | layer added, if the next hop has answered; else ends the circuit |
+//! | DESTROY | ends the circuit | ends the circuit |
+//!
+//! Cells of unknown circuits are dropped: they are late, which is normal after a DESTROY.
+//!
+//! | relay message | at a relay |
+//! |---|---|
+//! | EXTEND | once, unless there is a next hop already; else ends the circuit |
+//! | EXTENDED | ends the circuit |
+//! | all others | as in [`stream`](crate::stream) |
+
+mod build;
+mod exit;
+mod switch;
+mod table;
+
+use core::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use rand::CryptoRng;
+
+use crate::{
+    base::{Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
+    channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
+    crypto::{IdentityKey, OnionPublic, OnionSecret},
+    directory::{Consensus, KnownRelays},
+    flow::FlowParameters,
+    handshake::OnionKeyring,
+    wire::{Host, Target},
+};
+
+use build::HalfBuilt;
+use table::{Circuit, CircuitKey, Leg, Table};
+
+/// Fragments of one body may take so long.
+const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
+/// From EXTEND to the open channel; a little more than a dial and its handshake may take.
+const DIAL_LIMIT: Duration = Duration::from_secs(22);
+/// From CREATE to the last fragment of CREATED.
+const CREATE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Limits and settings of a relay.
+#[derive(Clone, Debug)]
+pub struct RelayParameters {
+    /// Of its channels.
+    pub channel: ChannelParameters,
+    /// Of the circuits that end here.
+    pub flow: FlowParameters,
+    /// Circuits at once; more are refused. Default 65,536 (about 1 KiB each without streams or waiting cells).
+    pub circuits: usize,
+    /// Circuits at once whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 a channel.
+    pub half_built: usize,
+    /// Circuits at once that wait for a channel to their next hop, 4 KiB each; more end. Default 1,024.
+    pub dialling: usize,
+    /// Whether it serves BEGIN and RESOLVE at all. Default no.
+    pub exit: bool,
+}
+
+impl Default for RelayParameters {
+    fn default() -> Self {
+        Self {
+            channel: ChannelParameters::default(),
+            flow: FlowParameters::default(),
+            circuits: 65_536,
+            half_built: 1024,
+            dialling: 1024,
+            exit: false,
+        }
+    }
+}
+
+/// A stream or a question at this relay as an exit; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExitStream(pub u64);
+
+/// What an origin wants of this relay as an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExitRequest {
+    /// Connect to a target; answered by [`Relay::exit_connected`] or [`Relay::exit_failed`].
+    Connect(Target),
+    /// Ask the resolver; answered by [`Relay::exit_resolved`] or [`Relay::exit_failed`].
+    Resolve(Host),
+    /// Send bytes to the target; tell [`Relay::exit_consumed`] when they have gone.
+    Data(Bytes),
+    /// Nothing more will be sent to the target.
+    Finish,
+    /// [`Relay::exit_room`], having been low, is not any more.
+    Writable,
+    /// The stream or question is void: drop whatever it is about. Nothing follows.
+    Close,
+}
+
+/// What a relay tells its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayEvent {
+    /// Work for the exit.
+    Exit(ExitStream, ExitRequest),
+}
+
+/// What a relay is carrying, to be shown to its operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelayFigures {
+    /// Channels that are open.
+    pub channels: usize,
+    /// Circuits.
+    pub circuits: usize,
+    /// Streams and questions as an exit.
+    pub exit_streams: usize,
+    /// RELAY cells passed on since the start, both directions.
+    pub cells_switched: u64,
+}
+
+/// A relay's core.
+pub struct Relay {
+    identity: RelayId,
+    onion_keys: OnionKeyring,
+    parameters: RelayParameters,
+    known: KnownRelays,
+    channels: Channels,
+    table: Table,
+    /// CREATEs that lack fragments.
+    half_built: BTreeMap<Leg, HalfBuilt>,
+    half_built_deadlines: BTreeSet<(Instant, Leg)>,
+    /// Circuits that wait for a channel.
+    dialling: BTreeMap<RelayId, BTreeSet<CircuitKey>>,
+    /// No later than when each circuit has something due; an entry may come too early.
+    timers: BTreeSet<(Instant, CircuitKey)>,
+    /// Circuits whose streams may have something to say.
+    talkative: VecDeque<CircuitKey>,
+    exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
+    next_exit: u64,
+    events: VecDeque<RelayEvent>,
+    cells_switched: u64,
+    scratch: Vec<u8>,
+}
+
+impl Relay {
+    /// A relay without neighbours.
+    #[must_use]
+    pub fn new(identity: Arc<IdentityKey>, onion_keys: OnionKeyring, parameters: RelayParameters) -> Self {
+        Self {
+            identity: identity.id(),
+            onion_keys,
+            channels: Channels::new(LocalRole::Relay(identity), parameters.channel.clone()),
+            parameters,
+            known: KnownRelays::default(),
+            table: Table::default(),
+            half_built: BTreeMap::new(),
+            half_built_deadlines: BTreeSet::new(),
+            dialling: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            talkative: VecDeque::new(),
+            exits: BTreeMap::new(),
+            next_exit: 1,
+            events: VecDeque::new(),
+            cells_switched: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// This relay's identity.
+    #[must_use]
+    pub const fn identity(&self) -> RelayId {
+        self.identity
+    }
+
+    /// The onion key to publish.
+    #[must_use]
+    pub fn onion_key(&self) -> OnionPublic {
+        self.onion_keys.public()
+    }
+
+    /// Makes `next` the onion key; the one before is still answered.
+    pub fn rotate_onion_key(&mut self, next: OnionSecret) {
+        self.onion_keys.rotate(next);
+    }
+
+    /// Takes up a consensus: circuits are extended only to relays in it or in the one before.
+    pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
+        self.known.update(consensus);
+    }
+
+    /// What the node must do next.
+    pub fn poll_event(&mut self) -> Option<RelayEvent> {
+        self.events.pop_front()
+    }
+
+    /// What it is carrying.
+    #[must_use]
+    pub fn figures(&self) -> RelayFigures {
+        RelayFigures {
+            channels: self.channels.len(),
+            circuits: self.table.len(),
+            exit_streams: self.exits.len(),
+            cells_switched: self.cells_switched,
+        }
+    }
+
+    fn handle_channel_events(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while let Some(event) = self.channels.poll_event() {
+            match event {
+                ChannelEvent::Open { channel, peer: Some(relay), .. } => self.create_waiting(now, relay, channel, rng),
+                ChannelEvent::Open { peer: None, .. } => {}
+                ChannelEvent::DialFailed { relay, error } => {
+                    tracing::debug!(%error, "no channel to a next hop");
+                    for key in self.dialling.remove(&relay).unwrap_or_default() {
+                        self.end(now, key);
+                    }
+                }
+                ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
+                ChannelEvent::Drained { channel, circuit } => self.handle_drained(Leg { channel, circuit }),
+                ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
+            }
+        }
+        while let Some((channel, circuit)) = self.channels.overdue_circuit() {
+            match self.table.find(Leg { channel, circuit }) {
+                Some((key, _)) => self.end(now, key),
+                None => self.refuse(now, Leg { channel, circuit }),
+            }
+        }
+    }
+
+    fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
+        for key in self.table.on_channel(channel) {
+            self.end(now, key);
+        }
+        let half_built: Vec<_> = self.half_built.range(Leg::range(channel)).map(|(leg, _)| *leg).collect();
+        for leg in half_built {
+            self.forget_half_built(leg);
+        }
+    }
+
+    /// Looks again when `key` has something due.
+    fn schedule(&mut self, key: CircuitKey) {
+        let Some(circuit) = self.table.circuit_mut(key) else { return };
+        let Some(due) = circuit.poll_timeout() else { return };
+        if circuit.scheduled.is_none_or(|scheduled| due < scheduled) {
+            if let Some(earlier) = circuit.scheduled.replace(due) {
+                self.timers.remove(&(earlier, key));
+            }
+            self.timers.insert((due, key));
+        }
+    }
+
+    fn handle_circuit_timeout(&mut self, now: Instant, key: CircuitKey) {
+        let Some(circuit) = self.table.circuit_mut(key) else { return };
+        circuit.scheduled = None;
+        if circuit.handle_timeout(now).is_err() {
+            return self.end(now, key);
+        }
+        self.after_streams(key);
+    }
+}
+
+impl LinkMachine for Relay {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.channels.handle_link(now, event, rng);
+        self.handle_channel_events(now, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.channels.handle_timeout(now);
+        self.handle_channel_events(now, rng);
+        while let Some((due, leg)) = self.half_built_deadlines.first().copied() {
+            if due > now {
+                break;
+            }
+            self.forget_half_built(leg);
+            self.refuse(now, leg);
+        }
+        while let Some((due, key)) = self.timers.first().copied() {
+            if due > now {
+                break;
+            }
+            self.timers.pop_first();
+            self.handle_circuit_timeout(now, key);
+        }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        loop {
+            self.let_talk(now, rng);
+            let transmit = self.channels.poll_transmit(now);
+            self.handle_channel_events(now, rng);
+            if transmit.is_some() || self.talkative.is_empty() {
+                return transmit;
+            }
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let half_built = self.half_built_deadlines.first().map(|(due, _)| *due);
+        let circuits = self.timers.first().map(|(due, _)| *due);
+        [self.channels.poll_timeout(), half_built, circuits].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,192 @@
+//! Circuits in the making: CREATE from a neighbour, EXTEND from an origin, CREATED from the next hop.
+
+use rand::CryptoRng;
+
+use crate::{
+    base::{HopIndex, Instant, RelayId},
+    channel::ChannelId,
+    handshake::respond,
+    onion::{RelayLayer, message_capacity},
+    wire::{
+        BODY_LEN, Fragments, MESSAGE_HEADER_LEN, RelayMessage, create_cells, created_cells, decode_create,
+        decode_extend, split,
+    },
+};
+
+use super::{CREATE_LIMIT, Circuit, CircuitKey, DIAL_LIMIT, FRAGMENTS_LIMIT, Leg, Relay, table::NextHop};
+
+/// Half-built circuits of one channel.
+const HALF_BUILT_PER_CHANNEL: usize = 64;
+
+/// A CREATE that lacks fragments.
+pub(super) struct HalfBuilt {
+    hop: HopIndex,
+    request: Fragments,
+    deadline: Instant,
+}
+
+impl Relay {
+    /// Takes (a fragment of) a CREATE on an identifier that is not in use.
+    pub(super) fn handle_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN], rng: &mut dyn CryptoRng) {
+        match self.collect_create(now, leg, body) {
+            Some(Some((hop, request))) if self.open_circuit(leg, hop, &request, rng).is_some() => {}
+            Some(None) => {}
+            Some(Some(_)) | None => self.refuse(now, leg),
+        }
+    }
+
+    /// Puts a CREATE together: `None` to refuse it, `Some(None)` while fragments are missing.
+    fn collect_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN]) -> Option<Option<(HopIndex, Vec<u8>)>> {
+        let begun = self.forget_half_built(leg);
+        let (hop, fragment) = decode_create(body).ok()?;
+        // Relays extend, so theirs are later hops; clients open first hops (`proto/02-channel.md` §5).
+        if (hop == HopIndex::FIRST) != self.channels.peer(leg.channel).is_none() {
+            return None;
+        }
+        let mut half = match begun {
+            Some(half) if half.hop == hop => half,
+            Some(_) => return None,
+            None => HalfBuilt { hop, request: Fragments::new(), deadline: now.after(FRAGMENTS_LIMIT) },
+        };
+        if let Some(request) = half.request.push(fragment).ok()? {
+            return Some(Some((hop, request)));
+        }
+        let of_channel = self.half_built.range(Leg::range(leg.channel)).take(HALF_BUILT_PER_CHANNEL).count();
+        if self.half_built.len() >= self.parameters.half_built || of_channel >= HALF_BUILT_PER_CHANNEL {
+            return None;
+        }
+        self.half_built_deadlines.insert((half.deadline, leg));
+        self.half_built.insert(leg, half);
+        Some(None)
+    }
+
+    pub(super) fn forget_half_built(&mut self, leg: Leg) -> Option<HalfBuilt> {
+        let half = self.half_built.remove(&leg)?;
+        self.half_built_deadlines.remove(&(half.deadline, leg));
+        Some(half)
+    }
+
+    fn open_circuit(&mut self, leg: Leg, hop: HopIndex, request: &[u8], rng: &mut dyn CryptoRng) -> Option<()> {
+        if self.table.len() >= self.parameters.circuits {
+            return None;
+        }
+        let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
+            .inspect_err(|error| tracing::debug!(%error, "refusing a circuit"))
+            .ok()?;
+        let cells = created_cells(leg.circuit, &answer.reply).ok()?;
+        if !self.channels.admit_circuit(leg.channel, leg.circuit) {
+            return None;
+        }
+        for cell in cells {
+            self.channels.send(leg.channel, cell).ok()?;
+        }
+        self.table.insert(Circuit::new(hop, leg, RelayLayer::new(hop, answer.keys)));
+        Some(())
+    }
+
+    /// Takes (a fragment of) an EXTEND.
+    pub(super) fn handle_extend(&mut self, now: Instant, key: CircuitKey, fragment: &[u8], rng: &mut dyn CryptoRng) {
+        if self.collect_extend(now, key, fragment, rng).is_none() {
+            self.end(now, key);
+        }
+    }
+
+    /// `None` if the circuit must end.
+    fn collect_extend(
+        &mut self,
+        now: Instant,
+        key: CircuitKey,
+        fragment: &[u8],
+        rng: &mut dyn CryptoRng,
+    ) -> Option<()> {
+        let circuit = self.table.circuit_mut(key)?;
+        if !matches!(circuit.next, NextHop::None) || circuit.hop.next().is_none() {
+            return None;
+        }
+        let Some(body) = circuit.extend.push(fragment).ok()? else {
+            circuit.deadline.get_or_insert(now.after(FRAGMENTS_LIMIT));
+            self.schedule(key);
+            return Some(());
+        };
+        let previous = circuit.previous.channel;
+        let (relay, request) = decode_extend(&body).ok()?;
+        // Back to where the cell came from, or to itself, a circuit would only hide how short it is.
+        if relay == self.identity || Some(relay) == self.channels.peer(previous) {
+            return None;
+        }
+        let target = self.known.relay(&relay)?.dial_target();
+        match self.channels.connect(now, &target) {
+            Some(channel) => self.create(now, key, channel, request, rng),
+            None => self.wait_for_channel(now, key, relay, request.to_vec()),
+        }
+    }
+
+    fn wait_for_channel(&mut self, now: Instant, key: CircuitKey, relay: RelayId, request: Vec<u8>) -> Option<()> {
+        let waiting: usize = self.dialling.values().map(std::collections::BTreeSet::len).sum();
+        if waiting >= self.parameters.dialling {
+            return None;
+        }
+        self.dialling.entry(relay).or_default().insert(key);
+        let circuit = self.table.circuit_mut(key)?;
+        circuit.next = NextHop::Dialling { relay, request };
+        circuit.deadline = Some(now.after(DIAL_LIMIT));
+        self.schedule(key);
+        Some(())
+    }
+
+    /// A channel to a relay is open: sends the CREATEs that waited for it.
+    pub(super) fn create_waiting(&mut self, now: Instant, relay: RelayId, channel: ChannelId, rng: &mut dyn CryptoRng) {
+        for key in self.dialling.remove(&relay).unwrap_or_default() {
+            let Some(circuit) = self.table.circuit_mut(key) else { continue };
+            let NextHop::Dialling { request, .. } = core::mem::replace(&mut circuit.next, NextHop::None) else {
+                continue;
+            };
+            if self.create(now, key, channel, &request, rng).is_none() {
+                self.end(now, key);
+            }
+        }
+    }
+
+    /// Sends CREATE to the next hop. `None` if the circuit must end.
+    fn create(
+        &mut self,
+        now: Instant,
+        key: CircuitKey,
+        channel: ChannelId,
+        request: &[u8],
+        rng: &mut dyn CryptoRng,
+    ) -> Option<()> {
+        let circuit = self.table.circuit_mut(key)?;
+        let hop = circuit.hop.next()?;
+        let leg = Leg { channel, circuit: self.channels.allocate_circuit(channel, rng)? };
+        circuit.next = NextHop::Creating { leg, reply: Fragments::new() };
+        circuit.deadline = Some(now.after(CREATE_LIMIT));
+        self.table.insert_next(leg, key);
+        for cell in create_cells(leg.circuit, hop, request).ok()? {
+            self.channels.send(channel, cell).ok()?;
+        }
+        self.schedule(key);
+        Some(())
+    }
+
+    /// Takes (a fragment of) the next hop's CREATED, and passes the whole on as EXTENDED.
+    pub(super) fn handle_created(&mut self, now: Instant, key: CircuitKey, body: &[u8; BODY_LEN]) {
+        if self.collect_created(key, body).is_none() {
+            self.end(now, key);
+        }
+    }
+
+    /// `None` if the circuit must end.
+    fn collect_created(&mut self, key: CircuitKey, body: &[u8; BODY_LEN]) -> Option<()> {
+        let circuit = self.table.circuit_mut(key)?;
+        let NextHop::Creating { leg, reply } = &mut circuit.next else { return None };
+        let Some(body) = reply.push(body).ok()? else { return Some(()) };
+        circuit.next = NextHop::Open(*leg);
+        circuit.deadline = None;
+        let capacity = message_capacity(circuit.hop).saturating_sub(MESSAGE_HEADER_LEN);
+        for fragment in split(&body, capacity).ok()? {
+            self.say(key, &RelayMessage::Extended { fragment: fragment.into() }).then_some(())?;
+        }
+        Some(())
+    }
+}

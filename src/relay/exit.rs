@@ -1,0 +1,203 @@
+//! This relay's end of circuits whose origin speaks to it, and what the node's exit does for them.
+
+use core::net::IpAddr;
+use std::collections::BTreeMap;
+
+use rand::CryptoRng;
+
+use crate::{
+    base::{Instant, StreamId},
+    channel::QUEUE_HIGH,
+    flow::FlowParameters,
+    onion::message_capacity,
+    stream::{Role, StreamEvent, Streams},
+    wire::{Answer, EndReason, RelayMessage},
+};
+
+use super::{CircuitKey, ExitRequest, ExitStream, Leg, Relay, RelayEvent, table::Side};
+
+/// The end of a conversation with an origin.
+pub(super) struct Speaker {
+    pub(super) streams: Streams,
+    open: BTreeMap<StreamId, Open>,
+}
+
+/// A stream or question that the node knows of.
+struct Open {
+    exit: ExitStream,
+    /// The origin has sent all it had.
+    origin_finished: bool,
+    /// The target has.
+    target_finished: bool,
+}
+
+impl Speaker {
+    fn new(parameters: FlowParameters) -> Self {
+        Self { streams: Streams::new(Role::Exit, parameters), open: BTreeMap::new() }
+    }
+}
+
+impl Relay {
+    /// Takes a message that an origin has for this relay's streams.
+    pub(super) fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
+        let Some(circuit) = self.table.circuit_mut(key) else { return };
+        let speaker = circuit.speaker.get_or_insert_with(|| Box::new(Speaker::new(self.parameters.flow.clone())));
+        if let Err(error) = speaker.streams.handle_message(now, message) {
+            tracing::debug!(%error, "an origin broke a rule");
+            return self.end(now, key);
+        }
+        self.after_streams(key);
+    }
+
+    /// Whatever was done to a circuit's streams may have come to something.
+    pub(super) fn after_streams(&mut self, key: CircuitKey) {
+        self.collect_exit_events(key);
+        self.note_talkative(key);
+        self.schedule(key);
+    }
+
+    /// Makes requests of what happened on a circuit's streams.
+    fn collect_exit_events(&mut self, key: CircuitKey) {
+        let Some(speaker) = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut()) else { return };
+        while let Some(event) = speaker.streams.poll_event() {
+            let (stream, request) = match event {
+                StreamEvent::Begin { stream, target } => (stream, ExitRequest::Connect(target)),
+                StreamEvent::Resolve { stream, host } => (stream, ExitRequest::Resolve(host)),
+                StreamEvent::Data { stream, bytes } => (stream, ExitRequest::Data(bytes)),
+                StreamEvent::Finished { stream } => (stream, ExitRequest::Finish),
+                StreamEvent::Writable { stream } => (stream, ExitRequest::Writable),
+                StreamEvent::Closed { stream, .. } => (stream, ExitRequest::Close),
+                // An exit is never told these.
+                StreamEvent::Connected { .. } | StreamEvent::Resolved { .. } => continue,
+            };
+            if matches!(request, ExitRequest::Connect(_) | ExitRequest::Resolve(_)) {
+                if !self.parameters.exit {
+                    speaker.streams.reset(stream, EndReason::Policy);
+                    continue;
+                }
+                let exit = ExitStream(self.next_exit);
+                self.next_exit = self.next_exit.saturating_add(1);
+                speaker.open.insert(stream, Open { exit, origin_finished: false, target_finished: false });
+                self.exits.insert(exit, (key, stream));
+            }
+            let Some(open) = speaker.open.get_mut(&stream) else { continue };
+            let exit = open.exit;
+            open.origin_finished |= request == ExitRequest::Finish;
+            let over = request == ExitRequest::Close || (open.origin_finished && open.target_finished);
+            self.events.push_back(RelayEvent::Exit(exit, request));
+            if over {
+                speaker.open.remove(&stream);
+                self.exits.remove(&exit);
+            }
+        }
+    }
+
+    /// The target is connected, at `address` if the exit tells.
+    pub fn exit_connected(&mut self, now: Instant, exit: ExitStream, address: Option<IpAddr>) {
+        self.with_stream(exit, |streams, stream| streams.connected(now, stream, address));
+    }
+
+    /// The resolver has answered.
+    pub fn exit_resolved(&mut self, exit: ExitStream, ttl: u32, answers: Vec<Answer>) {
+        self.with_stream(exit, |streams, stream| streams.resolved(stream, ttl, answers));
+        self.forget_exit(exit);
+    }
+
+    /// The stream or question has failed, or the stream was reset by its target. Nothing follows.
+    pub fn exit_failed(&mut self, exit: ExitStream, reason: EndReason) {
+        self.with_stream(exit, |streams, stream| streams.reset(stream, reason));
+        self.forget_exit(exit);
+    }
+
+    /// Takes as much of what the target sent as there is [`Self::exit_room`] for, and says how much.
+    pub fn exit_write(&mut self, now: Instant, exit: ExitStream, bytes: &[u8]) -> usize {
+        self.with_stream(exit, |streams, stream| streams.write(now, stream, bytes)).unwrap_or(0)
+    }
+
+    /// Bytes that [`Self::exit_write`] takes now; [`ExitRequest::Writable`] tells when it has grown.
+    #[must_use]
+    pub fn exit_room(&self, exit: ExitStream) -> usize {
+        let Some((key, stream)) = self.exits.get(&exit) else { return 0 };
+        let speaker = self.table.circuit(*key).and_then(|circuit| circuit.speaker.as_ref());
+        speaker.map_or(0, |speaker| speaker.streams.room(*stream))
+    }
+
+    /// The target has sent all it had; the other direction goes on.
+    pub fn exit_finish(&mut self, exit: ExitStream) {
+        self.with_stream(exit, Streams::finish);
+        let Some((key, stream)) = self.exits.get(&exit).copied() else { return };
+        let speaker = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut());
+        let Some(open) = speaker.and_then(|speaker| speaker.open.get_mut(&stream)) else { return };
+        open.target_finished = true;
+        if open.origin_finished {
+            self.forget_exit(exit);
+        }
+    }
+
+    /// `bytes` of what the origin sent have gone to the target, so that it may send more.
+    pub fn exit_consumed(&mut self, exit: ExitStream, bytes: usize) {
+        self.with_stream(exit, |streams, stream| streams.consumed(stream, bytes));
+    }
+
+    fn with_stream<T>(&mut self, exit: ExitStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
+        let (key, stream) = *self.exits.get(&exit)?;
+        let speaker = self.table.circuit_mut(key)?.speaker.as_mut()?;
+        let outcome = act(&mut speaker.streams, stream);
+        self.after_streams(key);
+        Some(outcome)
+    }
+
+    fn forget_exit(&mut self, exit: ExitStream) {
+        let Some((key, stream)) = self.exits.remove(&exit) else { return };
+        if let Some(speaker) = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut()) {
+            speaker.open.remove(&stream);
+        }
+    }
+
+    /// The circuit is gone: whatever the node does for it is void.
+    pub(super) fn close_exits(&mut self, speaker: Option<Box<Speaker>>) {
+        for open in speaker.into_iter().flat_map(|speaker| speaker.open.into_values()) {
+            self.exits.remove(&open.exit);
+            self.events.push_back(RelayEvent::Exit(open.exit, ExitRequest::Close));
+        }
+    }
+
+    /// A circuit's queue has run short: its streams may speak again.
+    pub(super) fn handle_drained(&mut self, leg: Leg) {
+        if let Some((key, Side::Previous)) = self.table.find(leg) {
+            self.note_talkative(key);
+        }
+    }
+
+    fn note_talkative(&mut self, key: CircuitKey) {
+        if let Some(circuit) = self.table.circuit_mut(key)
+            && !circuit.listed
+            && circuit.speaker.as_ref().is_some_and(|speaker| speaker.streams.has_message())
+        {
+            circuit.listed = true;
+            self.talkative.push_back(key);
+        }
+    }
+
+    /// Lets the streams speak that have something to say, while their circuit's queue is short.
+    pub(super) fn let_talk(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while let Some(key) = self.talkative.pop_front() {
+            let Some(circuit) = self.table.circuit_mut(key) else { continue };
+            circuit.listed = false;
+            let (previous, capacity) = (circuit.previous, message_capacity(circuit.hop));
+            while self.channels.queued(previous.channel, previous.circuit) < QUEUE_HIGH {
+                let speaker = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut());
+                let Some(message) = speaker.and_then(|speaker| speaker.streams.poll_message(now, capacity, rng)) else {
+                    break;
+                };
+                if !self.say(key, &message) {
+                    self.end(now, key);
+                    break;
+                }
+            }
+            // Speaking makes room in send buffers.
+            self.collect_exit_events(key);
+            self.schedule(key);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Cells of circuits: switched, read, ended.
+
+use bytes::Bytes;
+use rand::CryptoRng;
+
+use crate::{
+    base::Instant,
+    channel::ChannelId,
+    onion::{Forward, message_capacity},
+    wire::{BODY_LEN, Cell, Command, RelayMessage},
+};
+
+use super::{
+    CircuitKey, Leg, Relay,
+    table::{NextHop, Side},
+};
+
+type Body = Box<[u8; BODY_LEN]>;
+
+impl Relay {
+    pub(super) fn handle_cell(&mut self, now: Instant, channel: ChannelId, cell: Cell, rng: &mut dyn CryptoRng) {
+        let Some(circuit) = cell.circuit() else { return };
+        let leg = Leg { channel, circuit };
+        let found = self.table.find(leg);
+        match (cell.command(), found) {
+            (Command::Relay, Some((key, Side::Previous))) => self.handle_forward(now, key, cell.into_body(), rng),
+            (Command::Relay, Some((key, Side::Next))) => self.handle_backward(now, key, cell.into_body()),
+            (Command::Create, None) => self.handle_create(now, leg, cell.body(), rng),
+            (Command::Created, Some((key, Side::Next))) => self.handle_created(now, key, cell.body()),
+            (Command::Create | Command::Created, Some((key, _))) => self.end(now, key),
+            (Command::Destroy, Some((key, _))) => self.end_told_by(now, key, Some(leg)),
+            (Command::Destroy, None) => drop(self.forget_half_built(leg)),
+            // Late for a circuit that has ended.
+            (Command::Relay | Command::Created, None) | (Command::Padding, _) => {}
+        }
+    }
+
+    fn handle_forward(&mut self, now: Instant, key: CircuitKey, mut body: Body, rng: &mut dyn CryptoRng) {
+        let Some(circuit) = self.table.circuit_mut(key) else { return };
+        match (circuit.layer.open_forward(&mut body), &circuit.next) {
+            (Ok(Forward::Pass), NextHop::Open(next)) => {
+                let next = *next;
+                self.switch(now, key, next, body);
+            }
+            (Ok(Forward::Message), _) => {
+                let capacity = message_capacity(circuit.hop);
+                let plaintext = Bytes::from(body as Box<[u8]>).slice(..capacity);
+                match RelayMessage::decode(&plaintext) {
+                    Ok(RelayMessage::Extend { fragment }) => self.handle_extend(now, key, &fragment, rng),
+                    Ok(message) => self.handle_message(now, key, message),
+                    Err(error) => {
+                        tracing::debug!(%error, "an origin sent a malformed message");
+                        self.end(now, key);
+                    }
+                }
+            }
+            (Ok(Forward::Pass) | Err(_), _) => self.end(now, key),
+        }
+    }
+
+    fn handle_backward(&mut self, now: Instant, key: CircuitKey, mut body: Body) {
+        let Some(circuit) = self.table.circuit_mut(key) else { return };
+        let answered = matches!(circuit.next, NextHop::Open(_));
+        if !answered || circuit.layer.seal_backward(&mut body).is_err() {
+            return self.end(now, key);
+        }
+        let previous = circuit.previous;
+        self.switch(now, key, previous, body);
+    }
+
+    /// Queues a RELAY cell for the next neighbour; a queue at its cap ends the circuit.
+    fn switch(&mut self, now: Instant, key: CircuitKey, to: Leg, body: Body) {
+        self.cells_switched = self.cells_switched.wrapping_add(1);
+        if self.channels.send(to.channel, Cell::new(to.circuit, Command::Relay, body)).is_err() {
+            tracing::debug!("ending a circuit whose queue is full");
+            self.end(now, key);
+        }
+    }
+
+    /// Says something of this relay's own to the origin. `false` if the circuit must end.
+    pub(super) fn say(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
+        let Some(circuit) = self.table.circuit_mut(key) else { return true };
+        self.scratch.clear();
+        let mut body = Box::new([0; BODY_LEN]);
+        if message.encode(&mut self.scratch).is_err() || circuit.layer.seal_message(&self.scratch, &mut body).is_err() {
+            return false;
+        }
+        let previous = circuit.previous;
+        self.channels.send(previous.channel, Cell::new(previous.circuit, Command::Relay, body)).is_ok()
+    }
+
+    /// Ends a circuit, to both sides.
+    pub(super) fn end(&mut self, now: Instant, key: CircuitKey) {
+        self.end_told_by(now, key, None);
+    }
+
+    /// Ends a circuit, to both sides but the one that has said so itself.
+    fn end_told_by(&mut self, now: Instant, key: CircuitKey, teller: Option<Leg>) {
+        let Some(circuit) = self.table.remove(key) else { return };
+        if let Some(scheduled) = circuit.scheduled {
+            self.timers.remove(&(scheduled, key));
+        }
+        if let NextHop::Dialling { relay, .. } = &circuit.next
+            && let Some(waiting) = self.dialling.get_mut(relay)
+        {
+            waiting.remove(&key);
+            if waiting.is_empty() {
+                self.dialling.remove(relay);
+            }
+        }
+        for leg in [Some(circuit.previous), circuit.next.leg()].into_iter().flatten() {
+            if Some(leg) != teller {
+                self.refuse(now, leg);
+            }
+        }
+        self.close_exits(circuit.speaker);
+    }
+
+    /// Tells a neighbour that there is no such circuit (any more).
+    pub(super) fn refuse(&mut self, now: Instant, leg: Leg) {
+        // A DESTROY always finds room, or costs the neighbour its channel.
+        let _ = self.channels.send(leg.channel, Cell::destroy(leg.circuit));
+        self.channels.forget_circuit(now, leg.channel, leg.circuit);
+    }
+}

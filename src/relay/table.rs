@@ -1,0 +1,194 @@
+//! The circuits of a relay, found by the channel and identifier of either side.
+
+use core::ops::RangeInclusive;
+use std::collections::HashMap;
+
+use crate::{
+    base::{CircuitId, HopIndex, Instant, RelayId},
+    channel::ChannelId,
+    onion::RelayLayer,
+    wire::Fragments,
+};
+
+use super::exit::Speaker;
+
+/// A circuit on one channel: its leg towards the origin, or towards the next hop.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Leg {
+    pub(super) channel: ChannelId,
+    pub(super) circuit: CircuitId,
+}
+
+impl Leg {
+    /// All legs there can be on a channel.
+    pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
+        Self { channel, circuit: CircuitId::LOWEST }..=Self { channel, circuit: CircuitId::HIGHEST }
+    }
+}
+
+/// Which of its two legs a circuit was found by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Towards the origin.
+    Previous,
+    /// Towards the next hop.
+    Next,
+}
+
+/// Names a circuit for as long as it lives, and nothing afterwards.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CircuitKey {
+    slot: usize,
+    generation: u64,
+}
+
+/// What is behind this relay on a circuit.
+pub(super) enum NextHop {
+    /// The circuit ends here.
+    None,
+    /// A channel to the next hop is on its way; then the request goes over it.
+    Dialling { relay: RelayId, request: Vec<u8> },
+    /// CREATE is sent; CREATED is being put together.
+    Creating { leg: Leg, reply: Fragments },
+    /// The next hop has answered.
+    Open(Leg),
+}
+
+impl NextHop {
+    /// The leg towards the next hop, if there is one.
+    pub(super) const fn leg(&self) -> Option<Leg> {
+        match self {
+            Self::Creating { leg, .. } | Self::Open(leg) => Some(*leg),
+            Self::None | Self::Dialling { .. } => None,
+        }
+    }
+}
+
+/// One circuit.
+pub(super) struct Circuit {
+    pub(super) hop: HopIndex,
+    pub(super) previous: Leg,
+    pub(super) next: NextHop,
+    pub(super) layer: RelayLayer,
+    /// The EXTEND being put together.
+    pub(super) extend: Fragments,
+    /// When what extending waits for must have come.
+    pub(super) deadline: Option<Instant>,
+    /// This relay's end of the conversation with the origin, once there is one.
+    pub(super) speaker: Option<Box<Speaker>>,
+    /// The timer that is set.
+    pub(super) scheduled: Option<Instant>,
+    /// Stands in the list of those that may have something to say.
+    pub(super) listed: bool,
+}
+
+/// A wait has been too long, and the circuit must end.
+pub(super) struct Late;
+
+impl Circuit {
+    pub(super) const fn new(hop: HopIndex, previous: Leg, layer: RelayLayer) -> Self {
+        Self {
+            hop,
+            previous,
+            next: NextHop::None,
+            layer,
+            extend: Fragments::new(),
+            deadline: None,
+            speaker: None,
+            scheduled: None,
+            listed: false,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let speaker = self.speaker.as_ref().and_then(|speaker| speaker.streams.poll_timeout());
+        [self.deadline, speaker].into_iter().flatten().min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Late> {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Late);
+        }
+        match self.speaker.as_mut().map(|speaker| speaker.streams.handle_timeout(now)) {
+            Some(Err(_)) => Err(Late),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+}
+
+/// All circuits. Finding one takes constant time.
+#[derive(Default)]
+pub(super) struct Table {
+    slots: Vec<Option<(u64, Circuit)>>,
+    vacant: Vec<usize>,
+    legs: HashMap<Leg, (CircuitKey, Side)>,
+    next_generation: u64,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len().saturating_sub(self.vacant.len())
+    }
+
+    pub(super) fn insert(&mut self, circuit: Circuit) -> CircuitKey {
+        let generation = self.next_generation;
+        self.next_generation = generation.wrapping_add(1);
+        let previous = circuit.previous;
+        let entry = Some((generation, circuit));
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                if let Some(place) = self.slots.get_mut(slot) {
+                    *place = entry;
+                }
+                slot
+            }
+            None => {
+                self.slots.push(entry);
+                self.slots.len().saturating_sub(1)
+            }
+        };
+        let key = CircuitKey { slot, generation };
+        self.legs.insert(previous, (key, Side::Previous));
+        key
+    }
+
+    /// Lets a circuit be found by its leg towards the next hop.
+    pub(super) fn insert_next(&mut self, leg: Leg, key: CircuitKey) {
+        self.legs.insert(leg, (key, Side::Next));
+    }
+
+    pub(super) fn find(&self, leg: Leg) -> Option<(CircuitKey, Side)> {
+        self.legs.get(&leg).copied()
+    }
+
+    pub(super) fn circuit(&self, key: CircuitKey) -> Option<&Circuit> {
+        let (generation, circuit) = self.slots.get(key.slot)?.as_ref()?;
+        (*generation == key.generation).then_some(circuit)
+    }
+
+    pub(super) fn circuit_mut(&mut self, key: CircuitKey) -> Option<&mut Circuit> {
+        let (generation, circuit) = self.slots.get_mut(key.slot)?.as_mut()?;
+        (*generation == key.generation).then_some(circuit)
+    }
+
+    pub(super) fn remove(&mut self, key: CircuitKey) -> Option<Circuit> {
+        self.circuit_mut(key)?;
+        let (_, circuit) = self.slots.get_mut(key.slot)?.take()?;
+        self.vacant.push(key.slot);
+        self.legs.remove(&circuit.previous);
+        if let Some(leg) = circuit.next.leg() {
+            self.legs.remove(&leg);
+        }
+        Some(circuit)
+    }
+
+    /// The circuits with a leg on a channel. Looks at every circuit.
+    pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<CircuitKey> {
+        let circuits = self.slots.iter().enumerate();
+        let circuits = circuits.filter_map(|(slot, entry)| entry.as_ref().map(|entry| (slot, entry)));
+        let on_channel = circuits.filter(|(_, (_, circuit))| {
+            circuit.previous.channel == channel || circuit.next.leg().is_some_and(|leg| leg.channel == channel)
+        });
+        on_channel.map(|(slot, (generation, _))| CircuitKey { slot, generation: *generation }).collect()
+    }
+}
