@@ -13,9 +13,14 @@ use crate::run::{Failure, Run, Tally, cache};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
+/// Nobody runs what is built here, so it isn't optimised.
+const QUICKLY: &[&str] =
+    &["--config", "profile.dev.opt-level=0", "--config", "profile.dev.package.\"*\".opt-level=0", "--quiet"];
+
 /// Builds the core alone; a warning is an error.
 pub(crate) fn build() -> Result<Tally, Failure> {
-    let run = Run::cargo().args(["rustc", "--lib", "--locked", "--no-default-features", "--target", TARGET]);
+    let run =
+        Run::cargo().args(["rustc", "--lib", "--locked", "--no-default-features", "--target", TARGET]).args(QUICKLY);
     let run = match compiler()? {
         Some(compiler) => run.env("RUSTC", compiler),
         None => run,
