@@ -8,6 +8,8 @@ pub mod crypto;
 pub mod directory;
 pub mod exit;
 pub mod flow;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod handshake;
 #[cfg(feature = "native")]
 pub mod io;

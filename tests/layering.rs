@@ -31,8 +31,8 @@ const LAYERS: &[&[&str]] = &[
     &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "client"],
     &["transport", "io", "sim"],
     &["node"],
-    // The library's root and the program.
-    &["lib", "main"],
+    // The library's root, the program, and what the fuzzers do.
+    &["lib", "main", "fuzz"],
 ];
 
 /// The layers of the protocol core: no socket, thread, lock, file, clock or ambient randomness, no `async`.

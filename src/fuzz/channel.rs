@@ -1,0 +1,105 @@
+//! The channels of a relay and of a client, by what comes over a link whose other end is hostile.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+
+use super::{Choices, Clock, Target};
+use crate::{
+    base::{CircuitId, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId, Transmit},
+    channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
+    crypto::IdentityKey,
+    wire::Cell,
+};
+
+pub(super) const TARGETS: &[Target] = &[Target { name: "channel", run: channel, seeds }];
+
+const LINK: LinkId = LinkId(1);
+
+fn role(relay: bool) -> LocalRole {
+    if relay { LocalRole::Relay(Arc::new(IdentityKey::from_bytes(&[7; 32]))) } else { LocalRole::Anonymous }
+}
+
+fn opened(dialled: bool) -> LinkOpened {
+    LinkOpened {
+        dialled: dialled.then_some(RelayId::from_bytes([8; 32])),
+        local_certificate: [1; 32],
+        peer_certificate: [2; 32],
+        peer_address: Redacted("192.0.2.7:4443".parse().unwrap()),
+    }
+}
+
+/// The other end's messages are taken or end the channel; what is sent back stays within bounds.
+fn channel(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
+    let start = choices.u8();
+    let (relay, dialled) = (start % 2 == 0, start / 2 % 2 == 0);
+    let mut channels = Channels::new(role(relay), ChannelParameters::default());
+    channels.handle_link(clock.0, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
+    while !choices.is_empty() {
+        let now = clock.pass(choices.u8());
+        match choices.u8() % 8 {
+            0 => channels.handle_timeout(now),
+            1 => {
+                let bytes = usize::from(choices.u16());
+                channels.handle_link(now, LinkEvent::Room { link: LINK, bytes }, &mut rng);
+            }
+            2 => channels.handle_link(now, LinkEvent::Closed { link: LINK, reason: LinkClose::Broken }, &mut rng),
+            _ => {
+                let lane = Lane::new(choices.u8() % 4).unwrap();
+                let message = Bytes::copy_from_slice(choices.bytes());
+                channels.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut rng);
+            }
+        }
+        while let Some(event) = channels.poll_event() {
+            if let ChannelEvent::Cell { channel, cell } = event {
+                let circuit = cell.circuit().expect("padding is never handed on");
+                // Every cell is answered, as a relay would, by taking the circuit or ending it.
+                if channels.admit_circuit(channel, circuit) {
+                    let _ = channels.send(channel, Cell::destroy(circuit));
+                }
+            }
+        }
+        while let Some(transmit) = channels.poll_transmit(now) {
+            if let Transmit::Message { message, .. } = transmit {
+                assert!(message.len() <= 16 * 1024);
+            }
+        }
+    }
+}
+
+/// A client's greeting as an honest client sends it, and cells after it.
+fn seeds() -> Vec<Vec<u8>> {
+    let greeting = |relay: bool, dialled: bool| {
+        let (now, mut rng) = (Clock::new().0, ChaCha8Rng::seed_from_u64(2));
+        let mut channels = Channels::new(role(relay), ChannelParameters::default());
+        channels.handle_link(now, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
+        channels.handle_link(now, LinkEvent::Room { link: LINK, bytes: 65_535 }, &mut rng);
+        let sent = core::iter::from_fn(|| channels.poll_transmit(now));
+        let messages = sent.filter_map(|transmit| match transmit {
+            Transmit::Message { message, .. } => Some(message),
+            _ => None,
+        });
+        messages.collect::<Vec<_>>()
+    };
+    let say = |input: &mut Vec<u8>, message: &[u8]| {
+        input.extend([0, 3, 1]);
+        input.extend(u16::try_from(message.len()).unwrap().to_be_bytes());
+        input.extend(message);
+    };
+    let mut cell = Vec::new();
+    Cell::destroy(CircuitId::new(0x8000_0001).unwrap()).encode(&mut cell);
+    let mut inputs = Vec::new();
+    for start in 0..4 {
+        for (relay, dialled) in [(false, true), (true, false), (true, true)] {
+            let mut input = vec![start, 0, 1, 0xff, 0xff];
+            greeting(relay, dialled).iter().for_each(|message| say(&mut input, message));
+            say(&mut input, &cell);
+            say(&mut input, &[&*cell, &cell].concat());
+            inputs.push(input);
+        }
+    }
+    inputs
+}

@@ -1,0 +1,170 @@
+//! The streams of one circuit and hop, by sequences of what either side may do.
+
+use bytes::Bytes;
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+
+use super::{Choices, Clock, Target, wire::messages};
+use crate::{
+    base::StreamId,
+    flow::FlowParameters,
+    stream::{Role, StreamEvent, Streams},
+    wire::{EndReason, Host, RelayMessage, Target as Destination},
+};
+
+pub(super) const TARGETS: &[Target] = &[
+    Target { name: "streams_of_hostile_peer", run: hostile, seeds: hostile_seeds },
+    Target { name: "streams_end_to_end", run: end_to_end, seeds: end_to_end_seeds },
+];
+
+/// Bytes of a relay message at the third hop.
+const CAPACITY: usize = 968;
+
+fn parameters() -> FlowParameters {
+    FlowParameters { max_streams: 8, ..FlowParameters::default() }
+}
+
+fn destination() -> Destination {
+    Destination { host: Host::parse("example.org").unwrap(), port: 443 }
+}
+
+/// What a peer says in whatever order is taken or ends the circuit.
+fn hostile(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let role = if choices.u8() % 2 == 0 { Role::Origin } else { Role::Exit };
+    let mut streams = Streams::new(role, parameters());
+    let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
+    while !choices.is_empty() {
+        let now = clock.pass(choices.u8());
+        let taken = match choices.u8() % 4 {
+            0 => {
+                act(&mut streams, role, now, &mut choices);
+                Ok(())
+            }
+            1 => streams.handle_timeout(now),
+            _ => match RelayMessage::decode(&Bytes::copy_from_slice(choices.bytes())) {
+                Ok(message) => streams.handle_message(now, message),
+                Err(_) => return,
+            },
+        };
+        if taken.is_err() {
+            return streams.abort(EndReason::Failed);
+        }
+        while streams.poll_event().is_some() {}
+        while let Some(message) = streams.poll_message(now, CAPACITY, &mut rng) {
+            let mut encoded = Vec::new();
+            message.encode(&mut encoded).expect("what is to be sent encodes");
+            assert!(encoded.len() <= CAPACITY);
+        }
+        assert!(streams.len() <= 8);
+    }
+}
+
+/// Something that the application may do.
+fn act(streams: &mut Streams, role: Role, now: crate::base::Instant, choices: &mut Choices<'_>) {
+    let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
+    match choices.u8() % 8 {
+        0 if role == Role::Origin => drop(streams.begin(now, destination())),
+        1 if role == Role::Origin => drop(streams.resolve(now, destination().host)),
+        0 => streams.connected(now, id, None),
+        1 => streams.resolved(id, 60, Vec::new()),
+        2 => streams.finish(id),
+        3 => streams.reset(id, EndReason::Reset),
+        4 => streams.consumed(id, usize::from(choices.u16())),
+        _ => {
+            let bytes = choices.bytes();
+            let room = streams.room(id);
+            assert_eq!(streams.write(now, id, bytes), bytes.len().min(room));
+        }
+    }
+}
+
+fn hostile_seeds() -> Vec<Vec<u8>> {
+    let said = |role: u8| {
+        let mut input = vec![role];
+        for message in messages() {
+            let mut encoded = Vec::new();
+            message.encode(&mut encoded).unwrap();
+            // The application begins a stream or answers one, then the peer speaks.
+            input.extend([3, 0, 1, 0, 3, 2]);
+            input.extend(u16::try_from(encoded.len()).unwrap().to_be_bytes());
+            input.extend(encoded);
+        }
+        input
+    };
+    vec![said(0), said(1)]
+}
+
+/// Between two honest ends, whatever the applications do and however the messages are held up: no breach, and each
+/// end reads a beginning of what the other wrote.
+fn end_to_end(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let mut ends = [Role::Origin, Role::Exit].map(|role| Streams::new(role, parameters()));
+    // By end and stream: bytes written and read. The n-th byte that an end writes to a stream is n, so a missing or
+    // doubled piece shows.
+    let mut written = [[0_usize; 16]; 2];
+    let mut read = [[0_usize; 16]; 2];
+    let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(2));
+    while !choices.is_empty() {
+        let now = clock.pass(choices.u8() % 8);
+        let which = usize::from(choices.u8() % 2);
+        let id = StreamId::new(u16::from(choices.u8() % 15) + 1).unwrap();
+        let slot = usize::from(id.value());
+        match choices.u8() % 8 {
+            0 if which == 0 => drop(ends[0].begin(now, destination())),
+            0 => ends[1].connected(now, id, None),
+            1 => ends[which].finish(id),
+            2 => ends[which].reset(id, EndReason::Reset),
+            3 => ends[which].consumed(id, usize::from(choices.u16())),
+            4 => {
+                let length = usize::from(choices.u16());
+                let piece: Vec<u8> = (0..length).map(|index| counted(written[which][slot] + index)).collect();
+                written[which][slot] += ends[which].write(now, id, &piece);
+            }
+            _ => {
+                for _ in 0..choices.u8() {
+                    let Some(message) = ends[which].poll_message(now, CAPACITY, &mut rng) else { break };
+                    ends[1 - which].handle_message(now, message).expect("an honest end breaks no rule");
+                }
+            }
+        }
+        for end in [0, 1] {
+            while let Some(event) = ends[end].poll_event() {
+                let StreamEvent::Data { stream, bytes } = event else { continue };
+                // An identifier is used again once its stream is forgotten; what is checked is each piece's inside.
+                let slot = usize::from(stream.value()).min(15);
+                let first = usize::from(bytes[0]);
+                assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == counted(first + index)));
+                read[end][slot] += bytes.len();
+                assert!(read[end][slot] <= written[1 - end][slot], "more came out than went in");
+            }
+        }
+    }
+}
+
+fn counted(index: usize) -> u8 {
+    u8::try_from(index % 256).unwrap()
+}
+
+fn end_to_end_seeds() -> Vec<Vec<u8>> {
+    // Time, end, stream less one, operation, and what that takes.
+    let begin = [0, 0, 0, 0];
+    let deliver = |end: u8| [0, end, 0, 5, 255];
+    let write = |end: u8| [0, end, 0, 4, 0x20, 0];
+    let consumed = |end: u8| [0, end, 0, 3, 0x20, 0];
+    let mut input = begin.to_vec();
+    input.extend(deliver(0));
+    input.extend([0, 1, 0, 0]);
+    input.extend(deliver(1));
+    for _ in 0..8 {
+        for end in [0, 1] {
+            input.extend(write(end));
+            input.extend(deliver(end));
+            input.extend(consumed(1 - end));
+        }
+    }
+    input.extend([0, 0, 0, 1]);
+    input.extend(deliver(0));
+    input.extend([0, 1, 0, 2]);
+    input.extend(deliver(1));
+    vec![input]
+}

@@ -1,0 +1,135 @@
+//! The codecs of what crosses a channel.
+
+use bytes::Bytes;
+
+use super::{Choices, Target};
+use crate::{
+    base::{CircuitId, HopIndex, RelayId, StreamId},
+    wire::{
+        Answer, BODY_LEN, CELL_LEN, Cell, EndReason, Fragments, Host, RelayMessage, create_cells, decode_create,
+        decode_extend, encode_extend, split,
+    },
+};
+
+pub(super) const TARGETS: &[Target] = &[
+    Target { name: "cell", run: cell, seeds: cell_seeds },
+    Target { name: "relay_message", run: relay_message, seeds: message_seeds },
+    Target { name: "fragments", run: fragments, seeds: fragment_seeds },
+    Target {
+        name: "host",
+        run: host,
+        seeds: || ["example.org", "192.0.2.7", "[2001:db8::1]"].map(Into::into).to_vec(),
+    },
+];
+
+/// A cell that decodes encodes to the same bytes.
+fn cell(bytes: &[u8]) {
+    let Ok(cell) = Cell::decode(bytes) else { return };
+    let mut again = Vec::with_capacity(CELL_LEN);
+    cell.encode(&mut again);
+    assert_eq!(again, bytes);
+    let _ = decode_create(cell.body());
+}
+
+fn cell_seeds() -> Vec<Vec<u8>> {
+    let circuit = CircuitId::new(0x8000_0001).unwrap();
+    let cells = create_cells(circuit, HopIndex::FIRST, &[7; 1500]).unwrap();
+    let cells = cells.into_iter().chain([Cell::padding(), Cell::destroy(circuit)]);
+    cells
+        .map(|cell| {
+            let mut bytes = Vec::new();
+            cell.encode(&mut bytes);
+            bytes
+        })
+        .collect()
+}
+
+/// A message that decodes encodes to the same bytes, without its padding.
+fn relay_message(bytes: &[u8]) {
+    let Ok(message) = RelayMessage::decode(&Bytes::copy_from_slice(bytes)) else { return };
+    let mut again = Vec::new();
+    message.encode(&mut again).expect("what was decoded fits");
+    assert!(bytes.starts_with(&again), "{message:?}");
+    if let RelayMessage::Extend { fragment } | RelayMessage::Extended { fragment } = message {
+        fragments(&fragment);
+    }
+}
+
+fn message_seeds() -> Vec<Vec<u8>> {
+    messages()
+        .iter()
+        .map(|message| {
+            let mut bytes = Vec::new();
+            message.encode(&mut bytes).unwrap();
+            bytes.extend([0; 9]);
+            bytes
+        })
+        .collect()
+}
+
+/// One message of each kind.
+pub(super) fn messages() -> Vec<RelayMessage> {
+    let stream = StreamId::new(1).unwrap();
+    let name = Host::parse("example.org").unwrap();
+    let [v4, v6] = ["192.0.2.7", "2001:db8::1"].map(|address| address.parse().unwrap());
+    let bytes = Bytes::from_static(b"bytes");
+    vec![
+        RelayMessage::Begin { stream, target: crate::wire::Target { host: name.clone(), port: 443 } },
+        RelayMessage::Begin { stream, target: crate::wire::Target { host: Host::Ip(v6), port: 80 } },
+        RelayMessage::Connected { stream, address: Some(v4) },
+        RelayMessage::Connected { stream, address: None },
+        RelayMessage::Data { stream, mark: None, bytes: bytes.clone() },
+        RelayMessage::Data { stream, mark: Some([9; 16]), bytes: bytes.clone() },
+        RelayMessage::End { stream, reason: EndReason::Done },
+        RelayMessage::End { stream, reason: EndReason::Reset },
+        RelayMessage::Resolve { stream, host: name },
+        RelayMessage::Resolved {
+            stream,
+            ttl: 60,
+            answers: vec![Answer::Ip(v4), Answer::Ip(v6), Answer::Name("example.org".to_owned())],
+        },
+        RelayMessage::Credit { stream, bytes: 4096 },
+        RelayMessage::SendMe { mark: [9; 16] },
+        RelayMessage::Extend { fragment: bytes.clone() },
+        RelayMessage::Extended { fragment: bytes },
+        RelayMessage::Drop,
+    ]
+}
+
+/// Whatever comes together is no longer than it may be, and splits into what comes together again.
+fn fragments(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let mut fragments = Fragments::new();
+    while !choices.is_empty() {
+        let Ok(whole) = fragments.push(choices.bytes()) else { return };
+        let Some(body) = whole else { continue };
+        assert!(body.len() <= 4 * BODY_LEN);
+        if let Ok((relay, request)) = decode_extend(&body) {
+            assert_eq!(encode_extend(&relay, request), body);
+        }
+        let mut again = Fragments::new();
+        let parts = split(&body, BODY_LEN).expect("it came in as few");
+        let mut whole = None;
+        for part in parts {
+            whole = again.push(&part).expect("our own");
+        }
+        assert_eq!(whole, Some(body));
+    }
+}
+
+fn fragment_seeds() -> Vec<Vec<u8>> {
+    let body = encode_extend(&RelayId::from_bytes([7; 32]), &[5; 1200]);
+    [900, 1000, 1300]
+        .map(|capacity| {
+            let prefixed = |part: Vec<u8>| [&u16::try_from(part.len()).unwrap().to_be_bytes(), &*part].concat();
+            split(&body, capacity).unwrap().into_iter().flat_map(prefixed).collect()
+        })
+        .to_vec()
+}
+
+/// A host that reads as one prints as one that reads the same.
+fn host(bytes: &[u8]) {
+    let Ok(text) = core::str::from_utf8(bytes) else { return };
+    let Ok(host) = Host::parse(text) else { return };
+    assert_eq!(Host::parse(&host.to_text()), Ok(host));
+}
