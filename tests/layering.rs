@@ -18,7 +18,7 @@ use std::{
 };
 
 use syn::{
-    Attribute, Expr, ExprAsync, ExprAwait, File, Item, ItemMacro, ItemMod, ItemStatic, ItemUse, Macro, Meta, Signature,
+    Attribute, Expr, ExprAsync, ExprAwait, Item, ItemMacro, ItemMod, ItemStatic, ItemUse, Macro, Meta, Signature,
     UseTree,
     visit::{self, Visit},
 };
@@ -31,8 +31,8 @@ const LAYERS: &[&[&str]] = &[
     &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "client"],
     &["transport", "io", "sim"],
     &["node"],
-    // The library's root, the program, and what the fuzzers do.
-    &["lib", "main", "fuzz"],
+    // The library's root and the program.
+    &["lib", "main"],
 ];
 
 /// The layers of the protocol core: no socket, thread, lock, file, clock or ambient randomness, no `async`.
@@ -153,7 +153,7 @@ fn only_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
             let condition = list.tokens.to_string();
-            condition == "test" || condition.starts_with("all (test") || condition.starts_with("any (test , fuzzing")
+            condition == "test" || condition.starts_with("all (test") || condition.starts_with("any (test ,")
         }
         meta => meta.path().is_ident("test"),
     })
@@ -241,34 +241,24 @@ struct Source {
     forbidden: BTreeSet<&'static str>,
 }
 
-fn read(root: &Path, file: &Path, crates: &BTreeSet<String>) -> Source {
-    let relative = file.strip_prefix(root).unwrap().with_extension("");
-    let mut module: Vec<String> = relative.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-    let part = module[0].clone();
-    if part == "lib" || part == "main" {
-        module.clear();
-    }
-    let syntax: File = syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap();
-    let mut paths = Paths { module, crates, found: BTreeSet::new(), forbidden: BTreeSet::new() };
+/// Reads `file`, which is the module `module`, and the files of the modules it declares, without those of tests.
+fn read(file: &Path, module: &[String], crates: &BTreeSet<String>, found: &mut Vec<Source>) {
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let syntax = syn::parse_file(&text).unwrap();
+    let mut paths = Paths { module: module.to_vec(), crates, found: BTreeSet::new(), forbidden: BTreeSet::new() };
     paths.visit_file(&syntax);
-    Source { file: file.to_owned(), part, paths: paths.found, forbidden: paths.forbidden }
-}
-
-/// The files of `folder`, without those that are tests.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-        if entry.file_stem().is_some_and(|name| name == "tests") {
-            continue;
-        }
-        if entry.is_dir() {
-            found.extend(files(&entry));
-        } else if entry.extension().is_some_and(|kind| kind == "rs") {
-            found.push(entry);
+    let root = file.file_stem().unwrap().to_string_lossy().into_owned();
+    let part = module.first().cloned().unwrap_or(root);
+    found.push(Source { file: file.to_owned(), part, paths: paths.found, forbidden: paths.forbidden });
+    let folder = if module.is_empty() { file.parent().unwrap().to_owned() } else { file.with_extension("") };
+    for item in &syntax.items {
+        if let Item::Mod(ItemMod { attrs, ident, content: None, .. }) = item
+            && !only_for_tests(attrs)
+        {
+            let child: Vec<String> = module.iter().cloned().chain([ident.to_string()]).collect();
+            read(&folder.join(format!("{ident}.rs")), &child, crates, found);
         }
     }
-    found.sort();
-    found
 }
 
 /// The crates that `Cargo.toml` names, and the standard library's.
@@ -280,9 +270,12 @@ fn crates() -> BTreeSet<String> {
 }
 
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let crates = crates();
-    files(&root).iter().map(|file| read(&root, file, &crates)).collect()
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (crates, mut found) = (crates(), Vec::new());
+    for root in ["lib.rs", "main.rs"] {
+        read(&folder.join(root), &[], &crates, &mut found);
+    }
+    found
 }
 
 /// Our own parts that `source` names. What the library's root offers under a shorter name counts as the part it is of.

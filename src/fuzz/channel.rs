@@ -35,7 +35,7 @@ fn channel(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
     let start = choices.u8();
-    let (relay, dialled) = (start % 2 == 0, start / 2 % 2 == 0);
+    let (relay, dialled) = (start & 1 == 0, start & 2 == 0);
     let mut channels = Channels::new(role(relay), ChannelParameters::default());
     channels.handle_link(clock.0, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
     while !choices.is_empty() {

@@ -30,7 +30,7 @@ fn destination() -> Destination {
 /// What a peer says in whatever order is taken or ends the circuit.
 fn hostile(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let role = if choices.u8() % 2 == 0 { Role::Origin } else { Role::Exit };
+    let role = if choices.u8() & 1 == 0 { Role::Origin } else { Role::Exit };
     let mut streams = Streams::new(role, parameters());
     let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
     while !choices.is_empty() {
