@@ -1,0 +1,299 @@
+//! An origin and a chain of relays, joined in memory and in virtual time.
+//!
+//! Shows what circuits must hold from end to end, and above all that whatever a hostile relay or link does to cells is
+//! noticed: forward by the next honest hop, backward by the origin, and nothing of an altered cell is delivered.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "chain/party.rs"]
+mod party;
+#[path = "chain/setup.rs"]
+mod setup;
+
+use core::time::Duration;
+
+use party::{Direction, Tamper, is_pattern};
+use setup::Chain;
+use umbel::{
+    base::HopIndex,
+    circuit::CircuitError,
+    onion::sealed_len,
+    relay::RelayParameters,
+    sim::NodeId,
+    wire::{BODY_LEN, EndReason},
+};
+
+const CREATE: u8 = 1;
+const CREATED: u8 = 2;
+const RELAY: u8 = 3;
+const LENGTH: usize = 600_000;
+const SEED: u64 = 1;
+
+/// A circuit of three hops with an open stream.
+fn three_hops() -> Chain {
+    let mut chain = Chain::new(SEED, 3);
+    chain.build(chain.origin, 3);
+    chain.connect(chain.origin);
+    chain
+}
+
+/// Sends [`LENGTH`] bytes both ways.
+fn transfer(chain: &mut Chain, origin: NodeId, exit: usize) {
+    chain.at_relay(exit, |relay| relay.serves = LENGTH);
+    chain.at_origin(origin, |origin| origin.to_send = LENGTH);
+}
+
+#[test]
+fn bytes_cross_three_hops_both_ways_unchanged_and_end_cleanly() {
+    let mut chain = three_hops();
+    let origin = chain.origin;
+    transfer(&mut chain, origin, 3);
+    let both_done = chain
+        .until(|chain| chain.origin_is(origin, |party| party.finished) && chain.at_relay(3, |relay| relay.finished));
+    assert!(both_done);
+    chain.at_origin(origin, |party| {
+        assert!(party.received.len() == LENGTH && is_pattern(&party.received));
+        assert_eq!((party.ended, party.closed), (None, None));
+    });
+    chain.at_relay(3, |relay| {
+        assert!(relay.received.len() == LENGTH && is_pattern(&relay.received));
+        assert_eq!(relay.relay.figures().exit_streams, 0);
+    });
+}
+
+#[test]
+fn circuits_of_one_and_of_eight_hops_carry_streams() {
+    for hops in [1, 8] {
+        let mut chain = Chain::new(SEED, 8);
+        let origin = chain.origin;
+        chain.build(origin, hops);
+        chain.connect(origin);
+        transfer(&mut chain, origin, hops);
+        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.finished)), "{hops} hops");
+        assert!(chain.origin_is(origin, |party| is_pattern(&party.received)));
+    }
+}
+
+#[test]
+fn a_circuit_that_its_origin_ends_leaves_nothing_behind() {
+    let mut chain = three_hops();
+    let origin = chain.origin;
+    chain.at_origin(origin, |party| party.origin.as_mut().unwrap().1.close());
+    chain.pass(Duration::from_secs(5));
+    for number in 1..=3 {
+        let figures = chain.at_relay(number, |relay| relay.relay.figures());
+        assert_eq!((figures.circuits, figures.exit_streams), (0, 0));
+    }
+    assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit is told to drop its connection");
+}
+
+/// The node that sends over link `link` (1 is the origin's) in a direction, and the one that receives.
+fn ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
+    let near = if link == 1 { chain.origin } else { chain.relays[link - 2] };
+    let far = chain.relays[link - 1];
+    match direction {
+        Direction::Forward => (near, far),
+        Direction::Backward => (far, near),
+    }
+}
+
+/// Who sent a DESTROY first.
+fn first_to_destroy(chain: &mut Chain) -> Option<NodeId> {
+    let nodes: Vec<_> = [chain.origin].into_iter().chain(chain.relays.clone()).collect();
+    let ended = nodes.into_iter().filter_map(|node| {
+        let at = chain.world.with(node, |tapped, _, _| tapped.destroyed_at).flatten()?;
+        Some((at, node))
+    });
+    ended.min_by_key(|(at, _)| *at).map(|(_, node)| node)
+}
+
+/// Does `tamper` on a link in the middle of a transfer; gives who noticed.
+fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamper) -> (Chain, Option<NodeId>) {
+    let mut chain = three_hops();
+    let (sender, _) = ends(&chain, link, direction);
+    chain.world.with(sender, |tapped, _, _| tapped.tamper = Some((direction, RELAY, skip, tamper)));
+    let origin = chain.origin;
+    transfer(&mut chain, origin, 3);
+    chain.pass(Duration::from_secs(30));
+    assert!(chain.world.with(sender, |tapped, _, _| tapped.has_tampered()).unwrap(), "the cell came by");
+    let noticed = first_to_destroy(&mut chain);
+    (chain, noticed)
+}
+
+/// The circuit has ended everywhere, and what was delivered is the undamaged beginning.
+fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &str) {
+    let origin = chain.origin;
+    chain.at_origin(origin, |party| {
+        assert!(party.closed.is_some(), "{what}: the origin knows");
+        assert_eq!(party.ended.is_some(), true, "{what}: the stream failed");
+        assert!(is_pattern(&party.received), "{what}: delivered backward");
+        if direction == Direction::Backward {
+            assert!(!party.finished && party.received.len() < LENGTH, "{what}: no clean end backward");
+        }
+    });
+    chain.at_relay(3, |relay| {
+        assert!(is_pattern(&relay.received), "{what}: delivered forward");
+        if direction == Direction::Forward {
+            assert!(!relay.finished && relay.received.len() < LENGTH, "{what}: no clean end forward");
+        }
+        assert_eq!(relay.closed, 1, "{what}: the exit drops its connection");
+    });
+    for number in 1..=3 {
+        assert_eq!(chain.at_relay(number, |relay| relay.relay.figures().circuits), 0, "{what}: gone at {number}");
+    }
+}
+
+/// All there is to do to a cell, altering it at places that `length` bounds.
+fn tampers(length: usize) -> Vec<Tamper> {
+    let places = [0, 1, 7, length / 2, length - 17, length - 1];
+    let mut tampers: Vec<_> = places.into_iter().map(Tamper::Alter).collect();
+    tampers.extend([Tamper::Drop, Tamper::Replay, Tamper::Reorder]);
+    tampers
+}
+
+#[test]
+fn forward_the_next_hop_notices_every_cell_altered_replayed_dropped_or_reordered() {
+    for link in 1..=3 {
+        // Forward, the filler is as much a part of the cell as the sealed bytes.
+        for (number, tamper) in tampers(BODY_LEN).into_iter().enumerate() {
+            let (mut chain, noticed) = tamper_with_link(link, Direction::Forward, 3 + 7 * number, tamper);
+            let what = format!("{tamper:?} forward on link {link}");
+            let (_, receiver) = ends(&chain, link, Direction::Forward);
+            assert_eq!(noticed, Some(receiver), "{what}");
+            assert_ended_without_damage(&mut chain, Direction::Forward, &what);
+            let origin = chain.origin;
+            assert!(chain.origin_is(origin, |party| party.closed == Some(CircuitError::Destroyed)), "{what}");
+        }
+    }
+}
+
+#[test]
+fn backward_the_origin_notices_every_cell_altered_replayed_dropped_or_reordered() {
+    for link in 1..=3 {
+        let hop = HopIndex::new(u8::try_from(link).unwrap()).unwrap();
+        for (number, tamper) in tampers(sealed_len(hop)).into_iter().enumerate() {
+            let (mut chain, noticed) = tamper_with_link(link, Direction::Backward, 3 + 7 * number, tamper);
+            let what = format!("{tamper:?} backward on link {link}");
+            assert_eq!(noticed, Some(chain.origin), "{what}");
+            assert_ended_without_damage(&mut chain, Direction::Backward, &what);
+            let origin = chain.origin;
+            assert!(chain.origin_is(origin, |party| matches!(party.closed, Some(CircuitError::Onion(_)))), "{what}");
+        }
+    }
+}
+
+#[test]
+fn backward_the_next_hop_notices_filler_that_is_not_zero() {
+    for link in 2..=3 {
+        let hop = HopIndex::new(u8::try_from(link).unwrap()).unwrap();
+        for at in [sealed_len(hop), BODY_LEN - 1] {
+            let (mut chain, noticed) = tamper_with_link(link, Direction::Backward, 5, Tamper::Alter(at));
+            let (_, receiver) = ends(&chain, link, Direction::Backward);
+            assert_eq!(noticed, Some(receiver));
+            assert_ended_without_damage(&mut chain, Direction::Backward, &format!("byte {at} on link {link}"));
+        }
+    }
+}
+
+#[test]
+fn a_circuit_whose_handshake_is_altered_is_never_built() {
+    for (link, direction, command) in [
+        (1, Direction::Forward, CREATE),
+        (2, Direction::Forward, CREATE),
+        (3, Direction::Forward, CREATE),
+        (1, Direction::Backward, CREATED),
+        (2, Direction::Backward, CREATED),
+        (3, Direction::Backward, CREATED),
+    ] {
+        // Places in the length, the type, the keys, the sealed payload or tag, the padding.
+        for at in [1, 3, 4, 20, 60, 75, 90, 1000] {
+            let mut chain = Chain::new(SEED, 3);
+            let (sender, _) = ends(&chain, link, direction);
+            let tamper = Some((direction, command, 0, Tamper::Alter(at)));
+            chain.world.with(sender, |tapped, _, _| tapped.tamper = tamper);
+            chain.start(chain.origin, chain.keys.clone());
+            let origin = chain.origin;
+            let ended = chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some()));
+            assert!(ended, "byte {at} of command {command} on link {link}");
+            assert!(chain.origin_is(origin, |party| !party.built && party.hops_built.len() < link));
+            chain.pass(Duration::from_secs(20));
+            for number in 1..=3 {
+                assert_eq!(chain.at_relay(number, |relay| relay.relay.figures().circuits), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_relay_refuses_to_extend_to_itself_back_or_to_whom_no_consensus_lists() {
+    let chain = Chain::new(SEED, 3);
+    let [one, two, ..] = chain.keys[..] else { panic!("three relays") };
+    let unlisted = chain.unlisted();
+    for path in [vec![one, one], vec![one, two, one], vec![one, two, two], vec![one, unlisted]] {
+        let mut chain = Chain::new(SEED, 3);
+        let hops = path.len();
+        chain.start(chain.origin, path);
+        let origin = chain.origin;
+        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
+        chain.at_origin(origin, |party| {
+            assert_eq!(party.hops_built.len(), hops - 1, "refused at the last hop, not before");
+            assert_eq!(party.closed, Some(CircuitError::Destroyed));
+        });
+    }
+}
+
+#[test]
+fn a_next_hop_that_is_gone_ends_the_circuit() {
+    let mut chain = Chain::new(SEED, 3);
+    chain.world.vanish(chain.relays[1]);
+    chain.start(chain.origin, chain.keys.clone());
+    let origin = chain.origin;
+    assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
+    assert_eq!(chain.at_relay(1, |relay| relay.relay.figures().circuits), 0);
+}
+
+#[test]
+fn a_relay_that_does_not_exit_answers_with_policy() {
+    let mut chain = Chain::with(SEED, 3, &RelayParameters::default());
+    let origin = chain.origin;
+    chain.build(origin, 3);
+    chain.begin(origin);
+    assert!(chain.until(|chain| chain.origin_is(origin, |party| party.ended == Some(EndReason::Policy))));
+    assert!(chain.origin_is(origin, |party| party.closed.is_none()), "the circuit itself stands");
+}
+
+#[test]
+fn a_relay_that_vanishes_in_mid_stream_is_an_error_and_never_a_clean_end() {
+    for number in 1..=3 {
+        let mut chain = three_hops();
+        let origin = chain.origin;
+        transfer(&mut chain, origin, 3);
+        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.received.len() > 50_000)));
+        let node = chain.relays[number - 1];
+        chain.world.vanish(node);
+        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.ended.is_some())), "relay {number}");
+        assert!(chain.origin_is(origin, |party| !party.finished && is_pattern(&party.received)));
+    }
+}
+
+#[test]
+fn a_reader_that_stalls_holds_up_no_other_circuit() {
+    let mut chain = three_hops();
+    let stalled = chain.origin;
+    let other = chain.add_origin("10.1.0.2:5000");
+    chain.build(other, 3);
+    chain.connect(other);
+    chain.at_origin(stalled, |party| party.stalled = true);
+    chain.at_relay(3, |relay| relay.serves = LENGTH);
+    assert!(chain.until(|chain| chain.origin_is(other, |party| party.finished)), "the other circuit goes on");
+    chain.at_origin(stalled, |party| {
+        assert!(party.received.len() < LENGTH && party.closed.is_none());
+        assert!(!party.received.is_empty(), "up to its credit");
+    });
+}

@@ -1,0 +1,357 @@
+//! Who takes part in a chain: an origin, relays with an exit behind them, and a tap on what each sends.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use rand::CryptoRng;
+use umbel::{
+    base::{HopIndex, Instant, LinkEvent, LinkId, LinkMachine, StreamId, Transmit},
+    channel::{ChannelEvent, ChannelId, Channels, QUEUE_HIGH},
+    circuit::{CircuitError, CircuitEvent, Origin},
+    relay::{ExitRequest, ExitStream, Relay, RelayEvent},
+    stream::StreamEvent,
+    wire::{CELL_LEN, Cell, EndReason},
+};
+
+/// Byte `at` of what every sender sends.
+pub(crate) fn pattern(at: usize) -> u8 {
+    (at.wrapping_mul(31) ^ (at >> 8).wrapping_mul(7)) as u8
+}
+
+pub(crate) fn is_pattern(bytes: &[u8]) -> bool {
+    bytes.iter().enumerate().all(|(at, byte)| *byte == pattern(at))
+}
+
+fn patterned(from: usize, length: usize) -> Vec<u8> {
+    (from..from + length).map(pattern).collect()
+}
+
+/// A client with one circuit and one stream.
+pub(crate) struct OriginParty {
+    pub(crate) channels: Channels,
+    pub(crate) origin: Option<(ChannelId, Origin)>,
+    pub(crate) hops_built: Vec<HopIndex>,
+    pub(crate) built: bool,
+    pub(crate) closed: Option<CircuitError>,
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) connected: bool,
+    /// Bytes to send, and sent.
+    pub(crate) to_send: usize,
+    pub(crate) sent: usize,
+    pub(crate) received: Vec<u8>,
+    /// Takes bytes, but says that it has not used them.
+    pub(crate) stalled: bool,
+    pub(crate) finished: bool,
+    pub(crate) ended: Option<EndReason>,
+    pub(crate) channel_events: Vec<ChannelEvent>,
+}
+
+impl OriginParty {
+    pub(crate) fn new(channels: Channels) -> Self {
+        Self {
+            channels,
+            origin: None,
+            hops_built: Vec::new(),
+            built: false,
+            closed: None,
+            stream: None,
+            connected: false,
+            to_send: 0,
+            sent: 0,
+            received: Vec::new(),
+            stalled: false,
+            finished: false,
+            ended: None,
+            channel_events: Vec::new(),
+        }
+    }
+
+    fn work(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while let Some(event) = self.channels.poll_event() {
+            match (event, &mut self.origin) {
+                (ChannelEvent::Cell { channel, cell }, Some((own, origin))) => {
+                    if channel == *own && cell.circuit() == Some(origin.circuit()) {
+                        origin.handle_cell(now, cell, rng);
+                    }
+                }
+                (ChannelEvent::Closed { channel }, Some((own, origin))) if channel == *own => {
+                    origin.handle_channel_closed();
+                }
+                (event, _) => self.channel_events.push(event),
+            }
+        }
+        let Some((channel, origin)) = &mut self.origin else { return };
+        if let Some(stream) = self.stream.filter(|_| self.sent < self.to_send)
+            && let Some(streams) = origin.exit_streams()
+        {
+            let part = streams.room(stream).min(self.to_send - self.sent);
+            self.sent += streams.write(now, stream, &patterned(self.sent, part));
+            if self.sent == self.to_send {
+                streams.finish(stream);
+            }
+        }
+        while let Some(event) = origin.poll_event() {
+            match event {
+                CircuitEvent::HopBuilt { hop, .. } => self.hops_built.push(hop),
+                CircuitEvent::Built => self.built = true,
+                CircuitEvent::Closed(error) => self.closed = Some(error),
+                CircuitEvent::Stream(_, StreamEvent::Connected { .. }) => self.connected = true,
+                CircuitEvent::Stream(_, StreamEvent::Data { stream, bytes }) => {
+                    self.received.extend_from_slice(&bytes);
+                    if !self.stalled
+                        && let Some(streams) = origin.exit_streams()
+                    {
+                        streams.consumed(stream, bytes.len());
+                    }
+                }
+                CircuitEvent::Stream(_, StreamEvent::Finished { .. }) => self.finished = true,
+                CircuitEvent::Stream(_, StreamEvent::Closed { reason, .. }) => self.ended = Some(reason),
+                CircuitEvent::Stream(..) => {}
+            }
+        }
+        while self.channels.queued(*channel, origin.circuit()) < QUEUE_HIGH {
+            let Some(cell) = origin.poll_cell(now, rng) else { break };
+            self.channels.send(*channel, cell).unwrap();
+        }
+    }
+}
+
+/// A relay, and what its exit has seen.
+pub(crate) struct RelayParty {
+    pub(crate) relay: Relay,
+    /// Bytes that the target sends on each stream, then it has finished.
+    pub(crate) serves: usize,
+    pub(crate) sent: BTreeMap<ExitStream, usize>,
+    pub(crate) received: Vec<u8>,
+    pub(crate) finished: bool,
+    pub(crate) closed: usize,
+}
+
+impl RelayParty {
+    pub(crate) fn new(relay: Relay) -> Self {
+        Self { relay, serves: 0, sent: BTreeMap::new(), received: Vec::new(), finished: false, closed: 0 }
+    }
+
+    fn work(&mut self, now: Instant) {
+        while let Some(RelayEvent::Exit(exit, request)) = self.relay.poll_event() {
+            match request {
+                ExitRequest::Connect(_) => {
+                    self.relay.exit_connected(now, exit, None);
+                    self.sent.insert(exit, 0);
+                }
+                ExitRequest::Resolve(_) => self.relay.exit_failed(exit, EndReason::NotFound),
+                ExitRequest::Data(bytes) => {
+                    self.received.extend_from_slice(&bytes);
+                    self.relay.exit_consumed(exit, bytes.len());
+                }
+                ExitRequest::Finish => self.finished = true,
+                ExitRequest::Writable => {}
+                ExitRequest::Close => {
+                    self.closed += 1;
+                    self.sent.remove(&exit);
+                }
+            }
+        }
+        for (exit, sent) in &mut self.sent {
+            if *sent < self.serves {
+                let part = self.relay.exit_room(*exit).min(self.serves - *sent);
+                *sent += self.relay.exit_write(now, *exit, &patterned(*sent, part));
+                if *sent == self.serves {
+                    self.relay.exit_finish(*exit);
+                }
+            }
+        }
+    }
+}
+
+pub(crate) enum Party {
+    Origin(Box<OriginParty>),
+    Relay(Box<RelayParty>),
+}
+
+/// Where a cell goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forward,
+    Backward,
+}
+
+/// What a hostile node does to one of the cells it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tamper {
+    /// Flips a bit of this byte of the body.
+    Alter(usize),
+    Drop,
+    Replay,
+    /// Lets the next cell overtake it.
+    Reorder,
+}
+
+/// Stands between a party and the network: sees, and on request changes, what the party sends.
+pub(crate) struct Tapped {
+    pub(crate) party: Party,
+    links: BTreeMap<LinkId, Direction>,
+    /// To do: to the cell with this command (code) in this direction, after letting so many pass.
+    pub(crate) tamper: Option<(Direction, u8, usize, Tamper)>,
+    held: Option<[u8; CELL_LEN]>,
+    outbox: VecDeque<Transmit>,
+    /// When it first sent a DESTROY.
+    pub(crate) destroyed_at: Option<Instant>,
+    /// RELAY cells sent.
+    pub(crate) relayed: BTreeMap<u8, usize>,
+}
+
+const RELAY: u8 = 3;
+const DESTROY: u8 = 4;
+
+impl Tapped {
+    pub(crate) fn new(party: Party) -> Self {
+        Self {
+            party,
+            links: BTreeMap::new(),
+            tamper: None,
+            held: None,
+            outbox: VecDeque::new(),
+            destroyed_at: None,
+            relayed: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn origin(&mut self) -> &mut OriginParty {
+        match &mut self.party {
+            Party::Origin(origin) => origin,
+            Party::Relay(_) => panic!("a relay, not the origin"),
+        }
+    }
+
+    pub(crate) fn relay(&mut self) -> &mut RelayParty {
+        match &mut self.party {
+            Party::Relay(relay) => relay,
+            Party::Origin(_) => panic!("the origin, not a relay"),
+        }
+    }
+
+    /// Whether what was to be done has been done.
+    pub(crate) fn has_tampered(&self) -> bool {
+        self.tamper.is_none() && self.held.is_none()
+    }
+
+    fn core(&mut self) -> &mut dyn LinkMachine {
+        match &mut self.party {
+            Party::Origin(origin) => &mut **origin,
+            Party::Relay(relay) => &mut relay.relay,
+        }
+    }
+
+    fn work(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        match &mut self.party {
+            Party::Origin(origin) => origin.work(now, rng),
+            Party::Relay(relay) => relay.work(now),
+        }
+    }
+
+    fn tap(&mut self, now: Instant, transmit: Transmit) {
+        let Transmit::Message { link, lane, message } = transmit else { return self.outbox.push_back(transmit) };
+        if message.len() % CELL_LEN != 0 {
+            return self.outbox.push_back(Transmit::Message { link, lane, message });
+        }
+        let direction = self.links[&link];
+        let mut cells: Vec<[u8; CELL_LEN]> = Vec::new();
+        for bytes in message.chunks(CELL_LEN) {
+            let cell: [u8; CELL_LEN] = bytes.try_into().unwrap();
+            if cell[4] == DESTROY {
+                assert!(Cell::decode(&cell).unwrap().body().iter().all(|byte| *byte == 0), "DESTROY gives no reason");
+                self.destroyed_at.get_or_insert(now);
+            }
+            *self.relayed.entry(cell[4]).or_default() += 1;
+            self.tamper_with(direction, cell, &mut cells);
+        }
+        for part in cells.chunks(16) {
+            let message = Bytes::from(part.concat());
+            self.outbox.push_back(Transmit::Message { link, lane, message });
+        }
+    }
+
+    fn tamper_with(&mut self, direction: Direction, mut cell: [u8; CELL_LEN], cells: &mut Vec<[u8; CELL_LEN]>) {
+        if cell[4] == RELAY && self.held.is_some() {
+            cells.push(cell);
+            cells.extend(self.held.take());
+            return;
+        }
+        match &mut self.tamper {
+            Some((which, command, skip, what)) if *which == direction && *command == cell[4] => {
+                if *skip > 0 {
+                    *skip -= 1;
+                    return cells.push(cell);
+                }
+                match what {
+                    Tamper::Alter(at) => {
+                        cell[5 + *at] ^= 0x10;
+                        cells.push(cell);
+                    }
+                    Tamper::Drop => {}
+                    Tamper::Replay => cells.extend([cell, cell]),
+                    Tamper::Reorder => self.held = Some(cell),
+                }
+                self.tamper = None;
+            }
+            _ => cells.push(cell),
+        }
+    }
+}
+
+impl LinkMachine for OriginParty {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.channels.handle_link(now, event, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, _: &mut dyn CryptoRng) {
+        self.channels.handle_timeout(now);
+        if let Some((_, origin)) = &mut self.origin {
+            origin.handle_timeout(now);
+        }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
+        self.channels.poll_transmit(now)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let origin = self.origin.as_ref().and_then(|(_, origin)| origin.poll_timeout());
+        [self.channels.poll_timeout(), origin].into_iter().flatten().min()
+    }
+}
+
+impl LinkMachine for Tapped {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        if let LinkEvent::Opened { link, opened } = &event {
+            let direction = if opened.dialled.is_some() { Direction::Forward } else { Direction::Backward };
+            self.links.insert(*link, direction);
+        }
+        self.core().handle_link(now, event, rng);
+        self.work(now, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.core().handle_timeout(now, rng);
+        self.work(now, rng);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        loop {
+            if let Some(transmit) = self.outbox.pop_front() {
+                return Some(transmit);
+            }
+            self.work(now, rng);
+            let transmit = self.core().poll_transmit(now, rng)?;
+            self.tap(now, transmit);
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match &self.party {
+            Party::Origin(origin) => origin.poll_timeout(),
+            Party::Relay(relay) => relay.relay.poll_timeout(),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A consensus of relays in a simulated network, and an origin before them.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use umbel::{
+    base::{RelayId, WallTime},
+    channel::{ChannelParameters, Channels, LocalRole},
+    circuit::Origin,
+    crypto::{IdentityKey, OnionSecret},
+    directory::{Authority, AuthorityConfig, AuthorityEvent, Consensus, Descriptor, Profile, UnverifiedConsensus},
+    flow::FlowParameters,
+    handshake::{OnionKeyring, RelayKeys},
+    relay::{Relay, RelayParameters},
+    sim::{NodeId, PathProfile, World},
+    wire::{Host, Target},
+};
+
+use super::party::{OriginParty, Party, RelayParty, Tapped};
+
+const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// An origin and relays; the relays know of each other, the origin of the first.
+pub(crate) struct Chain {
+    pub(crate) world: World<Tapped>,
+    pub(crate) origin: NodeId,
+    pub(crate) relays: Vec<NodeId>,
+    pub(crate) keys: Vec<RelayKeys>,
+    consensus: Arc<Consensus>,
+}
+
+impl Chain {
+    /// `relays` relays that are exits, nothing joined yet.
+    pub(crate) fn new(seed: u64, relays: usize) -> Self {
+        let parameters = RelayParameters { exit: true, ..RelayParameters::default() };
+        Self::with(seed, relays, &parameters)
+    }
+
+    pub(crate) fn with(seed: u64, relays: usize, parameters: &RelayParameters) -> Self {
+        let mut world = World::new(seed, PathProfile::default());
+        let mut authority = Authority::new(IdentityKey::from_bytes(&[99; 32]), AuthorityConfig::testnet(relays));
+        let (mut nodes, mut cores, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 1..=u8::try_from(relays).unwrap() {
+            let node = world.add_node(format!("10.0.{number}.1:4443").parse().unwrap(), true);
+            let identity = IdentityKey::from_bytes(&[number; 32]);
+            let onion_secret = OnionSecret::from_bytes([number + 100; 32]);
+            let profile = profile(&world, node, &identity, &onion_secret);
+            keys.push(profile.keys());
+            let descriptor = Descriptor { profile, published: TODAY }.sign(&identity).unwrap();
+            authority.handle_descriptor(TODAY, &descriptor).unwrap();
+            let relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion_secret, None), parameters.clone());
+            nodes.push(node);
+            cores.push(relay);
+        }
+        let consensus = Arc::new(publish(&mut authority));
+        for (node, mut relay) in nodes.iter().zip(cores) {
+            relay.set_consensus(Arc::clone(&consensus));
+            world.place(*node, Tapped::new(Party::Relay(Box::new(RelayParty::new(relay)))));
+        }
+        let mut chain = Self { world, origin: NodeId(0), relays: nodes, keys, consensus };
+        chain.origin = chain.add_origin("10.1.0.1:5000");
+        chain
+    }
+
+    /// One more origin.
+    pub(crate) fn add_origin(&mut self, address: &str) -> NodeId {
+        let node = self.world.add_node(address.parse().unwrap(), false);
+        let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
+        self.world.place(node, Tapped::new(Party::Origin(Box::new(OriginParty::new(channels)))));
+        node
+    }
+
+    /// Joins `origin` to the first relay and begins a circuit over `path`.
+    pub(crate) fn start(&mut self, origin: NodeId, path: Vec<RelayKeys>) {
+        let target = self.consensus.relay(&path[0].identity).unwrap().dial_target();
+        self.world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target));
+        let channel = self.world.run_until(LIMIT, |world| {
+            world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target)).flatten()
+        });
+        let channel = channel.expect("a channel to the first hop");
+        self.world.with(origin, |tapped, now, rng| {
+            let party = tapped.origin();
+            let circuit = party.channels.allocate_circuit(channel, rng).unwrap();
+            let parameters = FlowParameters::default();
+            let origin = Origin::start(now, path, circuit, parameters, Duration::from_secs(30), rng).unwrap();
+            party.origin = Some((channel, origin));
+        });
+    }
+
+    /// Builds a circuit for `origin` over the first `hops` relays.
+    pub(crate) fn build(&mut self, origin: NodeId, hops: usize) {
+        self.start(origin, self.keys[..hops].to_vec());
+        let built = self.until(|chain| chain.origin_is(origin, |party| party.built || party.closed.is_some()));
+        assert!(built && self.origin_is(origin, |party| party.built), "the circuit is built");
+    }
+
+    /// Begins the stream.
+    pub(crate) fn begin(&mut self, origin: NodeId) {
+        self.world.with(origin, |tapped, now, _| {
+            let party = tapped.origin();
+            let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
+            party.stream = Some(party.origin.as_mut().unwrap().1.begin(now, target).unwrap());
+        });
+    }
+
+    pub(crate) fn connect(&mut self, origin: NodeId) {
+        self.begin(origin);
+        assert!(self.until(|chain| chain.origin_is(origin, |party| party.connected)), "the stream is connected");
+    }
+
+    /// Lets the world go on until `done`; `false` if that takes too long.
+    pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let end = self.world.now().after(LIMIT);
+        while !done(self) {
+            if !self.world.step(end) {
+                return done(self);
+            }
+        }
+        true
+    }
+
+    /// Lets so much time pass.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let end = self.world.now().after(time);
+        while self.world.step(end) {}
+    }
+
+    pub(crate) fn at_origin<T>(&mut self, origin: NodeId, act: impl FnOnce(&mut OriginParty) -> T) -> T {
+        self.world.with(origin, |tapped, _, _| act(tapped.origin())).unwrap()
+    }
+
+    pub(crate) fn origin_is(&mut self, origin: NodeId, test: impl FnOnce(&OriginParty) -> bool) -> bool {
+        self.at_origin(origin, |party| test(party))
+    }
+
+    pub(crate) fn at_relay<T>(&mut self, number: usize, act: impl FnOnce(&mut RelayParty) -> T) -> T {
+        self.world.with(self.relays[number - 1], |tapped, _, _| act(tapped.relay())).unwrap()
+    }
+
+    pub(crate) fn unlisted(&self) -> RelayKeys {
+        RelayKeys { identity: RelayId::from_bytes([222; 32]), ..self.keys[0] }
+    }
+}
+
+fn profile(world: &World<Tapped>, node: NodeId, identity: &IdentityKey, onion_secret: &OnionSecret) -> Profile {
+    let target = world.network().dial_target(node, identity.id()).unwrap();
+    Profile {
+        identity: identity.id(),
+        addresses: target.addresses,
+        ice_ufrag: target.ice_ufrag,
+        ice_password: target.ice_password,
+        fingerprint: target.fingerprint,
+        onion_key: onion_secret.public(),
+        family: Vec::new(),
+        operator: String::new(),
+        exit: Default::default(),
+        version: "umbel".into(),
+    }
+}
+
+/// Lets an authority find every relay proved, and publish.
+fn publish(authority: &mut Authority) -> Consensus {
+    let id = authority.id();
+    while let Some(event) = authority.poll_event() {
+        match event {
+            AuthorityEvent::Prove(target) => authority.handle_proof(TODAY, &target, Ok(())),
+            AuthorityEvent::Publish(signed) => {
+                let unverified = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
+                return unverified.verify(&[id], TODAY, None).unwrap();
+            }
+            AuthorityEvent::Remember { .. } | AuthorityEvent::Forget(_) => {}
+        }
+    }
+    panic!("the authority did not publish");
+}
