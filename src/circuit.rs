@@ -180,6 +180,12 @@ impl Origin {
         &self.path
     }
 
+    /// When the last hop that stands was last heard from; the start, if none stands.
+    #[must_use]
+    pub const fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
     /// Whether all hops stand and the circuit has not ended.
     #[must_use]
     pub const fn is_open(&self) -> bool {

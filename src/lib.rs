@@ -4,6 +4,7 @@
 pub mod base;
 pub mod channel;
 pub mod circuit;
+pub mod client;
 pub mod crypto;
 pub mod directory;
 pub mod exit;

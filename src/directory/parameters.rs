@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::schema;
+use crate::flow::FlowParameters;
 
 const MAX_PARAMETERS: usize = 256;
 const MAX_NAME_LEN: usize = 64;
@@ -48,11 +49,15 @@ parameters! {
     /// Marked DATA cells come this many DATA cells apart.
     cells_per_mark = "flow.cells-per-mark", 32, 4, 1024;
     /// Congestion window of a new circuit, in DATA cells.
-    initial_window = "flow.initial-window", 64, 16, 65_536;
+    initial_window = "flow.initial-window", 128, 16, 65_536;
     /// The largest congestion window, in DATA cells.
     largest_window = "flow.largest-window", 4096, 128, 65_536;
-    /// Bytes that a stream's sender may send before its receiver gives more credit.
-    stream_credit = "flow.stream-credit", 1 << 20, 64 << 10, 16 << 20;
+    /// Cells in a path's queues below which a congestion window grows.
+    queue_low = "flow.queue-low", 256, 8, 4096;
+    /// Cells in a path's queues above which a congestion window shrinks.
+    queue_high = "flow.queue-high", 512, 16, 8192;
+    /// The largest credit of one stream, in bytes.
+    stream_credit = "flow.stream-credit", 4 << 20, 128 << 10, 16 << 20;
     /// Seconds after its first use for which a circuit takes new streams.
     circuit_age = "circuit.age-seconds", 600, 10, 86_400;
     /// Guards in a client's sample.
@@ -76,6 +81,23 @@ impl Parameters {
         }
         self.values.insert(name.to_owned(), value);
         if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
+    }
+
+    /// How circuits are paced.
+    #[must_use]
+    pub fn flow(&self) -> FlowParameters {
+        let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
+        let (low, high) = (cells(self.queue_low()), cells(self.queue_high()));
+        FlowParameters {
+            mark_every: cells(self.cells_per_mark()),
+            window_initial: cells(self.initial_window()),
+            window_max: cells(self.largest_window()),
+            queue_low: low,
+            queue_high: high,
+            queue_gamma: low.midpoint(high),
+            stream_credit_max: cells(self.stream_credit()),
+            ..FlowParameters::default()
+        }
     }
 
     /// Whether relays with similar addresses may be on one path.

@@ -1,0 +1,172 @@
+//! How often circuits are tried: pauses after failures, how long a hop may take, relays to go round for a while.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use crate::base::{Instant, RelayId};
+
+/// Builds tried again after one failed, and the pause before each.
+const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
+/// The pause once those are used up, doubled each time, to [`LONGEST_PAUSE`].
+const LONG_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Guards tried one after the other without a pause.
+const GUARDS_AT_ONCE: u32 = 3;
+
+const HOP_TIMEOUT_UNKNOWN: Duration = Duration::from_secs(5);
+const HOP_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
+const HOP_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+const HOP_TIMES: usize = 32;
+
+/// How long a relay that failed to answer is gone round, and how many are.
+const AVOID: Duration = Duration::from_secs(60);
+const AVOIDED: usize = 16;
+
+/// What is known of builds that went before.
+#[derive(Default)]
+pub(super) struct Attempts {
+    failures: u32,
+    guard_failures: u32,
+    last_failure: Option<Instant>,
+    next_at: Option<Instant>,
+    hop_times: VecDeque<Duration>,
+    avoided: VecDeque<(RelayId, Instant)>,
+}
+
+impl Attempts {
+    /// Whether a circuit may be begun now.
+    pub(super) fn may_build(&mut self, now: Instant) -> bool {
+        if self.next_at.is_some_and(|at| at <= now) {
+            self.next_at = None;
+        }
+        self.next_at.is_none()
+    }
+
+    /// When a circuit may be begun again, if not now.
+    pub(super) const fn poll_timeout(&self) -> Option<Instant> {
+        self.next_at
+    }
+
+    /// A circuit stands.
+    pub(super) fn handle_built(&mut self, hop_times: &[Duration]) {
+        self.failures = 0;
+        self.next_at = None;
+        self.hop_times.extend(hop_times);
+        let surplus = self.hop_times.len().saturating_sub(HOP_TIMES);
+        self.hop_times.drain(..surplus);
+    }
+
+    /// A build that began at `began` failed beyond its guard, at `relay` if that is known. Gives whether those who wait
+    /// should be told: the build and three more failed. What was begun before the last failure counts as one with it.
+    pub(super) fn handle_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) -> bool {
+        if let Some(relay) = relay {
+            self.avoided.retain(|(avoided, until)| *avoided != relay && *until > now);
+            if self.avoided.len() >= AVOIDED {
+                self.avoided.pop_front();
+            }
+            self.avoided.push_back((relay, now.after(AVOID)));
+        }
+        if self.last_failure.is_some_and(|last| began < last) {
+            return false;
+        }
+        self.last_failure = Some(now);
+        self.failures = self.failures.saturating_add(1);
+        let index = usize::try_from(self.failures.saturating_sub(1)).unwrap_or(usize::MAX);
+        match PAUSES.get(index) {
+            Some(pause) => {
+                self.next_at = Some(now.after(*pause));
+                false
+            }
+            None => {
+                let doublings = u32::try_from(index.saturating_sub(PAUSES.len())).unwrap_or(u32::MAX);
+                self.next_at = Some(now.after(doubled(LONG_PAUSE, doublings)));
+                true
+            }
+        }
+    }
+
+    /// A guard could not be reached: the next is tried, after some with pauses.
+    pub(super) fn handle_guard_failed(&mut self, now: Instant) {
+        self.guard_failures = self.guard_failures.saturating_add(1);
+        if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
+            self.next_at = Some(now.after(doubled(Duration::from_secs(1), doublings)));
+        }
+    }
+
+    /// A channel to a guard is open.
+    pub(super) const fn handle_guard_reached(&mut self) {
+        self.guard_failures = 0;
+    }
+
+    /// How long one hop may take: five times the slowest of late.
+    pub(super) fn hop_timeout(&self) -> Duration {
+        match self.hop_times.iter().max() {
+            None => HOP_TIMEOUT_UNKNOWN,
+            Some(slowest) => slowest.saturating_mul(5).clamp(HOP_TIMEOUT_MIN, HOP_TIMEOUT_MAX),
+        }
+    }
+
+    /// Relays that did not answer of late.
+    pub(super) fn avoided(&self, now: Instant) -> Vec<RelayId> {
+        self.avoided.iter().filter(|(_, until)| *until > now).map(|(relay, _)| *relay).collect()
+    }
+}
+
+fn doubled(pause: Duration, doublings: u32) -> Duration {
+    pause.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_tried_again_three_times_with_growing_pauses_and_then_given_up() {
+        let mut attempts = Attempts::default();
+        let mut now = Instant::START;
+        let mut pauses = Vec::new();
+        let mut given_up = Vec::new();
+        for _ in 0..5 {
+            assert!(attempts.may_build(now));
+            given_up.push(attempts.handle_failed(now, now, None));
+            assert!(!attempts.may_build(now));
+            let next = attempts.poll_timeout().unwrap();
+            pauses.push(next.since(now).as_millis());
+            now = next;
+        }
+        assert_eq!(pauses, [50, 500, 2000, 5000, 10_000]);
+        assert_eq!(given_up, [false, false, false, true, true]);
+        attempts.handle_built(&[Duration::from_millis(5)]);
+        assert!(!attempts.handle_failed(now, now, None));
+    }
+
+    #[test]
+    fn builds_under_way_together_fail_as_one() {
+        let mut attempts = Attempts::default();
+        let (began, now) = (Instant::START, Instant::START.after(Duration::from_secs(1)));
+        for _ in 0..10 {
+            assert!(!attempts.handle_failed(now, began, None));
+        }
+        assert_eq!(attempts.failures, 1);
+    }
+
+    #[test]
+    fn a_relay_that_failed_is_avoided_for_a_minute() {
+        let mut attempts = Attempts::default();
+        for number in 0..40 {
+            attempts.handle_failed(Instant::START, Instant::START, Some(RelayId::from_bytes([number; 32])));
+        }
+        assert_eq!(attempts.avoided(Instant::START).len(), AVOIDED);
+        assert_eq!(attempts.avoided(Instant::START.after(AVOID)), []);
+    }
+
+    #[test]
+    fn the_next_guards_are_tried_at_once_but_not_without_end() {
+        let mut attempts = Attempts::default();
+        attempts.handle_guard_failed(Instant::START);
+        attempts.handle_guard_failed(Instant::START);
+        assert!(attempts.may_build(Instant::START));
+        attempts.handle_guard_failed(Instant::START);
+        assert!(!attempts.may_build(Instant::START));
+    }
+}

@@ -1,0 +1,265 @@
+//! Which circuits there should be: placing requests, building what lacks, retiring what is old.
+
+use rand::CryptoRng;
+
+use super::{
+    Client, ClientEvent, ClientStream, IsolationKey, PooledId, StreamFailure,
+    pooled::{Pooled, Stage},
+    requests::Wanted,
+};
+use crate::{
+    base::{Instant, RelayId},
+    channel::ChannelId,
+    circuit::{CircuitError, Origin},
+    path::{Path, PathError, Requirement, choose},
+    wire::Target,
+};
+
+impl Client {
+    /// Places what waits and begins what lacks.
+    pub(super) fn plan(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if self.in_use.is_none() || self.expired {
+            return;
+        }
+        for stream in self.requests.waiting() {
+            if !self.place(now, stream)
+                && let Err(reason) = self.provide(now, stream, rng)
+            {
+                self.requests.remove(stream);
+                self.events.push_back(ClientEvent::Closed { stream, reason });
+            }
+        }
+        while self.circuits.values().filter(|pooled| pooled.is_spare()).count() < self.parameters.spare_circuits {
+            if !matches!(self.build(now, None, None, &[], rng), Ok(true)) {
+                break;
+            }
+        }
+    }
+
+    /// Puts a waiting request on a circuit that stands, if there is one for it: one of its isolation first, then a spare.
+    fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
+        let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return true };
+        let suiting = self
+            .circuits
+            .iter()
+            .filter(|(_, pooled)| pooled.is_open() && pooled.suits(request, &in_use.consensus))
+            .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
+        let Some(id) = suiting.map(|(id, _)| *id) else { return false };
+        let Some(pooled) = self.circuits.get_mut(&id) else { return false };
+        let Stage::Circuit { origin, .. } = &mut pooled.stage else { return false };
+        let begun = match &request.wanted {
+            Wanted::Stream(target) => origin.begin(now, target.clone()),
+            Wanted::Answer(host) => origin.resolve(now, host.clone()),
+        };
+        let Ok(begun) = begun else { return false };
+        pooled.isolation = Some(request.isolation);
+        pooled.first_used.get_or_insert(now);
+        pooled.streams.insert(begun, stream);
+        self.requests.place(stream, id, begun);
+        self.touch(id);
+        true
+    }
+
+    /// Sees to it that a circuit for a waiting request is on its way.
+    fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
+        let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return Ok(()) };
+        let isolation = request.isolation;
+        let coming = self
+            .circuits
+            .iter()
+            .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &in_use.consensus))
+            .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
+            .map(|(id, _)| *id);
+        if let Some(pooled) = coming.and_then(|id| self.circuits.get_mut(&id)) {
+            pooled.isolation = Some(isolation);
+            return Ok(());
+        }
+        let (target, refused_by) = (request.wanted.target().cloned(), request.refused_by.clone());
+        match self.build(now, target, Some(isolation), &refused_by, rng) {
+            Ok(_) => Ok(()),
+            // Every exit that might have taken it has refused.
+            Err(PathError::NoExit) => Err(StreamFailure::Ended(crate::wire::EndReason::Policy)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins a circuit, if one may be begun now; gives whether it was.
+    fn build(
+        &mut self,
+        now: Instant,
+        target: Option<Target>,
+        isolation: Option<IsolationKey>,
+        refused_by: &[RelayId],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<bool, PathError> {
+        let Some(in_use) = &self.in_use else { return Ok(false) };
+        let building = self.circuits.values().filter(|pooled| pooled.is_building()).count();
+        if building >= self.parameters.building || !self.attempts.may_build(now) {
+            return Ok(false);
+        }
+        let mut avoid = self.attempts.avoided(now);
+        avoid.extend(refused_by);
+        let requirement = Requirement::three_hops(target);
+        let mut path = choose(&in_use.consensus, &self.guards, &requirement, &avoid, now, rng)?;
+        // What is avoided is taken when nothing else is left; an exit that has refused is of no use even then.
+        let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
+        if refused(&path) {
+            path = choose(&in_use.consensus, &self.guards, &requirement, refused_by, now, rng)?;
+        }
+        if refused(&path) {
+            return Err(PathError::NoExit);
+        }
+        let relays: Option<Vec<_>> = path.hops().iter().map(|relay| in_use.consensus.relay(relay)).collect();
+        let Some((guard, relays)) = relays.and_then(|relays| Some((relays.first()?.dial_target(), relays))) else {
+            return Err(PathError::TooFewRelays);
+        };
+        let keys = relays.iter().map(|relay| relay.keys()).collect();
+        if self.circuits.len() >= self.parameters.circuits && !self.make_room() {
+            return Ok(false);
+        }
+        self.next_circuit = self.next_circuit.saturating_add(1);
+        let id = PooledId(self.next_circuit);
+        self.circuits.insert(id, Pooled::new(now, keys, isolation));
+        if let Some(channel) = self.channels.connect(now, &guard) {
+            self.start_circuit(now, id, channel, rng);
+        }
+        Ok(true)
+    }
+
+    /// Begins the circuits that waited for this channel.
+    pub(super) fn start_circuits(
+        &mut self,
+        now: Instant,
+        channel: ChannelId,
+        relay: &RelayId,
+        rng: &mut dyn CryptoRng,
+    ) {
+        for id in self.connecting(relay) {
+            self.start_circuit(now, id, channel, rng);
+        }
+    }
+
+    fn start_circuit(&mut self, now: Instant, id: PooledId, channel: ChannelId, rng: &mut dyn CryptoRng) {
+        let hop_timeout = self.attempts.hop_timeout();
+        let flow = self.in_use.as_ref().map(|in_use| in_use.consensus.parameters().flow()).unwrap_or_default();
+        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let origin = self.channels.allocate_circuit(channel, rng).and_then(|circuit| {
+            let origin = Origin::start(now, pooled.path.clone(), circuit, flow, hop_timeout, rng);
+            origin.map_err(|_| self.channels.forget_circuit(now, channel, circuit)).ok()
+        });
+        let Some(origin) = origin else {
+            // The guard takes no more circuits, or its onion key is of no use.
+            let (began, guard) = (pooled.began, pooled.guard());
+            self.remove(id);
+            self.build_failed(now, began, guard);
+            return;
+        };
+        pooled.channel_time = now.since(pooled.began);
+        self.by_channel.insert((channel, origin.circuit()), id);
+        pooled.stage = Stage::Circuit { channel, origin: Box::new(origin) };
+        self.touch(id);
+    }
+
+    /// The guard can't be reached, or no longer answers.
+    pub(super) fn fail_guard(&mut self, now: Instant, relay: &RelayId) {
+        self.guards.handle_unreachable(now, relay);
+        self.attempts.handle_guard_failed(now);
+        for id in self.connecting(relay) {
+            self.remove(id);
+        }
+        self.replan = true;
+    }
+
+    /// A circuit that never stood has ended with `error`.
+    pub(super) fn handle_build_failed(&mut self, now: Instant, pooled: &Pooled, error: CircuitError) {
+        let Some(guard) = pooled.guard() else { return };
+        let reached = pooled.hop_times.len();
+        if reached == 0 {
+            match (error, &pooled.stage) {
+                // Slow to answer, but not dead.
+                (CircuitError::BuildTimedOut(_), _) if self.was_heard(&guard, pooled.began) => {
+                    return self.build_failed(now, pooled.began, None);
+                }
+                (CircuitError::BuildTimedOut(_), Stage::Circuit { channel, .. }) => self.channels.close(*channel),
+                _ => {}
+            }
+            return self.fail_guard(now, &guard);
+        }
+        self.guards.handle_circuit(&guard, false);
+        self.build_failed(now, pooled.began, pooled.path.get(reached).map(|relay| relay.identity));
+    }
+
+    /// Whether any circuit through this guard has had a cell since.
+    fn was_heard(&self, guard: &RelayId, since: Instant) -> bool {
+        let through = self.circuits.values().filter(|pooled| pooled.guard() == Some(*guard));
+        through.filter_map(Pooled::heard_at).any(|heard| heard > since)
+    }
+
+    fn build_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) {
+        if self.attempts.handle_failed(now, began, relay) {
+            for stream in self.requests.waiting() {
+                self.requests.remove(stream);
+                self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::NoCircuit });
+            }
+        }
+        self.replan = true;
+    }
+
+    /// Looks at ages: of the consensus and of every circuit.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        let Some(in_use) = &self.in_use else { return };
+        if in_use.expires <= now && !self.expired {
+            self.expired = true;
+            self.events.push_back(ClientEvent::ConsensusExpired);
+            for stream in self.requests.waiting() {
+                self.requests.remove(stream);
+                self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::ConsensusExpired });
+            }
+        }
+        let age = core::time::Duration::from_secs(in_use.consensus.parameters().circuit_age());
+        let mut ended = Vec::new();
+        for (id, pooled) in &mut self.circuits {
+            let worn = pooled.first_used.is_some_and(|first| now.since(first) >= age);
+            let stale = pooled.isolation.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
+            pooled.retired |= worn || stale || self.expired;
+            if pooled.retired && pooled.is_open() && pooled.is_idle() {
+                ended.push(*id);
+            }
+        }
+        for id in ended {
+            self.close_circuit(id);
+        }
+        self.replan = true;
+    }
+
+    /// Closes the circuit that has been longest without a stream; false if all carry some.
+    fn make_room(&mut self) -> bool {
+        let idle = self.circuits.iter().filter(|(_, pooled)| pooled.is_open() && pooled.is_idle());
+        let longest = idle.min_by_key(|(_, pooled)| pooled.idle_since).map(|(id, _)| *id);
+        if let Some(id) = longest {
+            self.close_circuit(id);
+        }
+        longest.is_some()
+    }
+
+    fn close_circuit(&mut self, id: PooledId) {
+        if let Some(pooled) = self.circuits.get_mut(&id) {
+            pooled.retired = true;
+            pooled.close();
+        }
+        self.touch(id);
+    }
+
+    fn connecting(&self, relay: &RelayId) -> Vec<PooledId> {
+        let waits = |pooled: &Pooled| matches!(pooled.stage, Stage::Connecting) && pooled.guard() == Some(*relay);
+        self.circuits.iter().filter(|(_, pooled)| waits(pooled)).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn remove(&mut self, id: PooledId) -> Option<Pooled> {
+        let pooled = self.circuits.remove(&id)?;
+        if let Some(timeout) = pooled.timeout {
+            self.timeouts.remove(&(timeout, id));
+        }
+        Some(pooled)
+    }
+}

@@ -1,0 +1,220 @@
+//! What a circuit's machine has to tell, and the cells it has to send.
+
+use rand::CryptoRng;
+
+use super::{
+    Client, ClientEvent, ClientStream, PooledId, StreamFailure,
+    pooled::{Pooled, Stage},
+};
+use crate::{
+    base::{Instant, StreamId},
+    channel::QUEUE_HIGH,
+    circuit::{CircuitError, CircuitEvent},
+    stream::StreamEvent,
+    wire::EndReason,
+};
+
+impl Client {
+    /// Takes in a circuit's events and fills its channel's queue, until there is nothing of either.
+    pub(super) fn settle(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) {
+        if let Some(pooled) = self.circuits.get_mut(&id) {
+            pooled.touched = false;
+        }
+        let mut closed = None;
+        loop {
+            while let Some(event) = self.poll_circuit(id) {
+                match event {
+                    CircuitEvent::Stream(_, event) => self.handle_stream(now, id, event),
+                    CircuitEvent::HopBuilt { elapsed, .. } => {
+                        if let Some(pooled) = self.circuits.get_mut(&id) {
+                            pooled.hop_times.push(elapsed);
+                        }
+                    }
+                    CircuitEvent::Built => self.handle_built(id),
+                    CircuitEvent::Closed(error) => closed = Some(error),
+                }
+            }
+            if !self.fill(now, id, rng) {
+                break;
+            }
+        }
+        match closed {
+            Some(error) => self.handle_closed(now, id, error, rng),
+            None => self.note_timeout(id),
+        }
+    }
+
+    fn poll_circuit(&mut self, id: PooledId) -> Option<CircuitEvent> {
+        match &mut self.circuits.get_mut(&id)?.stage {
+            Stage::Connecting => None,
+            Stage::Circuit { origin, .. } => origin.poll_event(),
+        }
+    }
+
+    /// Moves cells to the channel while its queue for the circuit is short; gives whether any were moved.
+    fn fill(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) -> bool {
+        let Some(Pooled { stage: Stage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&id) else {
+            return false;
+        };
+        let room = QUEUE_HIGH.saturating_sub(self.channels.queued(*channel, origin.circuit()));
+        for sent in 0..room {
+            let Some(cell) = origin.poll_cell(now, rng) else { return sent > 0 };
+            if self.channels.send(*channel, cell).is_err() {
+                // The queue's cap is far beyond what is ever put in it.
+                origin.close();
+                return true;
+            }
+        }
+        room > 0
+    }
+
+    fn note_timeout(&mut self, id: PooledId) {
+        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let Stage::Circuit { origin, .. } = &pooled.stage else { return };
+        let due = origin.poll_timeout();
+        if pooled.timeout == due {
+            return;
+        }
+        if let Some(old) = core::mem::replace(&mut pooled.timeout, due) {
+            self.timeouts.remove(&(old, id));
+        }
+        self.timeouts.extend(due.map(|due| (due, id)));
+    }
+
+    fn handle_built(&mut self, id: PooledId) {
+        let Some(pooled) = self.circuits.get(&id) else { return };
+        self.attempts.handle_built(&pooled.hop_times);
+        if let Some(guard) = pooled.guard() {
+            self.guards.handle_circuit(&guard, true);
+        }
+        self.events.push_back(ClientEvent::CircuitBuilt {
+            path: pooled.path.iter().map(|relay| relay.identity).collect(),
+            channel: pooled.channel_time,
+            hops: pooled.hop_times.clone(),
+        });
+        if !core::mem::replace(&mut self.ready, true) {
+            self.events.push_back(ClientEvent::Ready);
+        }
+        self.replan = true;
+    }
+
+    fn handle_closed(&mut self, now: Instant, id: PooledId, error: CircuitError, rng: &mut dyn CryptoRng) {
+        let Some(mut pooled) = self.remove(id) else { return };
+        if let Stage::Circuit { channel, origin } = &mut pooled.stage {
+            // DESTROY goes out however full the queue is.
+            if let Some(destroy) = origin.poll_cell(now, rng) {
+                let _ = self.channels.send(*channel, destroy);
+            }
+            self.by_channel.remove(&(*channel, origin.circuit()));
+            self.channels.forget_circuit(now, *channel, origin.circuit());
+        }
+        tracing::debug!(%error, hops = pooled.hop_times.len(), "a circuit has ended");
+        if pooled.hop_times.len() < pooled.path.len() {
+            self.handle_build_failed(now, &pooled, error);
+        } else if error != CircuitError::Closed {
+            self.doubt_others(now, &pooled);
+        }
+        self.replan = true;
+    }
+
+    /// A circuit that stood was lost, so some relay on it may be gone: asks all others over any of its relays whether
+    /// they stand, before a request finds out.
+    fn doubt_others(&mut self, now: Instant, lost: &Pooled) {
+        let mut doubted = Vec::new();
+        for (id, pooled) in &mut self.circuits {
+            if pooled.is_open() && pooled.path.iter().any(|relay| lost.path.contains(relay)) {
+                pooled.ask(now);
+                doubted.push(*id);
+            }
+        }
+        for id in doubted {
+            self.touch(id);
+        }
+    }
+
+    fn handle_stream(&mut self, now: Instant, circuit: PooledId, event: StreamEvent) {
+        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+        let id = stream_of(&event);
+        let Some(stream) = pooled.streams.get(&id).copied() else { return };
+        match event {
+            StreamEvent::Data { bytes, .. } => self.events.push_back(ClientEvent::Data { stream, bytes }),
+            StreamEvent::Writable { .. } => self.events.push_back(ClientEvent::Writable { stream }),
+            StreamEvent::Finished { .. } => {
+                self.events.push_back(ClientEvent::Finished { stream });
+                let over = self.requests.get_mut(stream).is_some_and(|request| {
+                    request.peer_finished = true;
+                    request.over()
+                });
+                if over {
+                    self.forget(stream);
+                }
+            }
+            StreamEvent::Connected { address, .. } => {
+                if let Some(request) = self.requests.get_mut(stream) {
+                    request.connected = true;
+                }
+                self.events.push_back(ClientEvent::Connected { stream, address });
+            }
+            StreamEvent::Resolved { ttl, answers, .. } => {
+                self.end(now, circuit, id, stream);
+                self.events.push_back(ClientEvent::Resolved { stream, ttl, answers });
+            }
+            StreamEvent::Closed { reason, .. } => self.handle_stream_closed(now, circuit, id, stream, reason),
+            // An origin's streams give none of these.
+            StreamEvent::Begin { .. } | StreamEvent::Resolve { .. } => {}
+        }
+    }
+
+    fn handle_stream_closed(
+        &mut self,
+        now: Instant,
+        circuit: PooledId,
+        id: StreamId,
+        stream: ClientStream,
+        reason: EndReason,
+    ) {
+        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+        let (lost, exit) = (!pooled.is_open(), pooled.exit());
+        let elsewhere = lost || matches!(reason, EndReason::Policy | EndReason::ResourceLimit);
+        if let Some(request) = self.requests.get_mut(stream)
+            && !request.connected
+            && elsewhere
+        {
+            if reason == EndReason::Policy && !lost {
+                request.refused_by.extend(exit);
+            }
+            if self.requests.put_back(stream, now.after(self.parameters.circuit_wait)) {
+                self.detach(now, circuit, id);
+                self.replan = true;
+                return;
+            }
+        }
+        self.end(now, circuit, id, stream);
+        self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::Ended(reason) });
+    }
+
+    fn end(&mut self, now: Instant, circuit: PooledId, id: StreamId, stream: ClientStream) {
+        self.requests.remove(stream);
+        self.detach(now, circuit, id);
+    }
+
+    fn detach(&mut self, now: Instant, circuit: PooledId, id: StreamId) {
+        if let Some(pooled) = self.circuits.get_mut(&circuit) {
+            pooled.streams.remove(&id);
+            pooled.idle_since = now;
+        }
+    }
+}
+
+const fn stream_of(event: &StreamEvent) -> StreamId {
+    match event {
+        StreamEvent::Begin { stream, .. }
+        | StreamEvent::Resolve { stream, .. }
+        | StreamEvent::Connected { stream, .. }
+        | StreamEvent::Resolved { stream, .. }
+        | StreamEvent::Data { stream, .. }
+        | StreamEvent::Finished { stream }
+        | StreamEvent::Writable { stream }
+        | StreamEvent::Closed { stream, .. } => *stream,
+    }
+}
