@@ -2,15 +2,18 @@
 //! real sockets.
 #![allow(
     clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "a test fails by panicking"
+    reason = "a test fails by panicking and runs in real time"
 )]
 
 #[path = "dial/attacks.rs"]
 mod attacks;
+#[path = "dial/drive.rs"]
+mod drive;
 #[path = "dial/sockets.rs"]
 mod sockets;
 #[path = "dial/virtual_time.rs"]

@@ -1,1 +1,202 @@
+//! Floods and forgeries: what strangers can make an endpoint keep or send, and what they can break.
 
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant as StdInstant},
+};
+
+use bytes::Bytes;
+use umbel::{
+    base::{Instant, Lane, LinkEvent, Transmit},
+    transport::{
+        Transport,
+        native::{Endpoint, EndpointConfig, Port, PortUse, Route},
+    },
+};
+
+use super::{
+    virtual_time::{CLIENT, RELAY, linked},
+    world::{Chance, Mischief, client_config, relay_config, target},
+};
+
+/// A listening or dialling endpoint by itself.
+fn endpoint(config: EndpointConfig, purpose: PortUse) -> Endpoint {
+    let mut endpoint = Endpoint::new(config, StdInstant::now()).unwrap();
+    endpoint.set_ports(&[Port { id: 0, purpose, ipv6: false }], 64);
+    endpoint
+}
+
+pub(crate) fn relay() -> Endpoint {
+    endpoint(relay_config(), PortUse::Listen)
+}
+
+/// Everything an endpoint has to send.
+fn sent(endpoint: &mut Endpoint, now: Instant) -> Vec<Vec<u8>> {
+    let mut sent = Vec::new();
+    while let Some(batch) = endpoint.poll_datagrams(now) {
+        sent.extend(batch.bytes.chunks(batch.segment).map(<[u8]>::to_vec));
+    }
+    sent
+}
+
+/// The address of an attacker's number.
+fn source(number: u64) -> SocketAddr {
+    let [_, a, b, c, port @ ..] = (number << 16 | 9).to_be_bytes();
+    SocketAddr::from(([203, a, b, c], u16::from_be_bytes([port[2], port[3]]).max(1)))
+}
+
+/// A client that has begun to dial `relay`, and its hello.
+pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
+    let mut client = endpoint(client_config(), PortUse::Dial);
+    client.handle_transmit(Instant::START, Transmit::Dial(target(relay, ([192, 0, 2, 1], 4443).into())));
+    let hello = sent(&mut client, Instant::START).remove(0);
+    (client, hello)
+}
+
+/// Hands the relay a datagram and gives its answer, asserting that it is no larger.
+fn strike(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
+    relay.handle_datagram(now, Route { port: 0, remote }, datagram);
+    let answers = sent(relay, now);
+    let bytes: usize = answers.iter().map(Vec::len).sum();
+    assert!(bytes <= datagram.len(), "{bytes} bytes for {} of a stranger", datagram.len());
+    answers
+}
+
+#[test]
+fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
+    let (mut relay, mut chance) = (relay(), Chance(1));
+    for number in 0..50_000 {
+        let mut datagram: Vec<u8> = (0..chance.next() % 1_400).map(|_| chance.next() as u8).collect();
+        // Every kind of first byte, and half of them dressed as records or checks.
+        if let Some(first) = datagram.first_mut() {
+            *first = number as u8;
+        }
+        if datagram.len() > 60 && number % 2 == 0 {
+            let record = (datagram.len() as u16 - 13).to_be_bytes();
+            datagram[..13].copy_from_slice(&[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, record[0], record[1]]);
+            datagram[13] = 1;
+        }
+        assert!(strike(&mut relay, Instant::START, source(number % 100), &datagram).is_empty());
+    }
+    assert_eq!((relay.counts().links, relay.counts().half_open), (0, 0));
+    assert!(relay.poll_link_event().is_none() && relay.poll_timeout().is_none());
+}
+
+#[test]
+fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
+    let mut relay = relay();
+    let (_, hello) = dialling(&relay);
+    for number in 0..50_000u64 {
+        let mut hello = hello.clone();
+        hello[27..35].copy_from_slice(&number.to_be_bytes()); // the client random
+        let answers = strike(&mut relay, Instant::START, source(number), &hello);
+        assert_eq!(answers.len(), 1);
+        // A cookie that is not theirs.
+        let mut second = hello.clone();
+        let at = 60;
+        second.splice(at..=at, [32].into_iter().chain([number as u8; 32]));
+        for length in [11, 15, 23] {
+            let old = u16::from_be_bytes([second[length], second[length + 1]]);
+            second[length..length + 2].copy_from_slice(&(old + 32).to_be_bytes());
+        }
+        assert!(strike(&mut relay, Instant::START, source(number), &second).is_empty());
+    }
+    let counts = relay.counts();
+    assert_eq!((counts.links, counts.half_open), (0, 0));
+    assert_eq!((counts.hellos_answered, counts.cookies_refused), (50_000, 50_000));
+    assert!(relay.poll_timeout().is_none());
+}
+
+/// Brings a cookie back from `remote`, and no more.
+fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
+    let (mut client, hello) = dialling(relay);
+    let answers = strike(relay, now, remote, &hello);
+    let back = Route { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
+    client.handle_datagram(Instant::START, back, &answers[0]);
+    for datagram in sent(&mut client, Instant::START) {
+        relay.handle_datagram(now, Route { port: 0, remote }, &datagram);
+    }
+    sent(relay, now);
+}
+
+#[test]
+fn one_source_cannot_take_all_half_open_links_and_they_do_not_last() {
+    let mut relay = relay();
+    let now = Instant::START;
+    for port in 1..=100 {
+        half_open(&mut relay, now, SocketAddr::from(([203, 0, 113, 1], port)));
+    }
+    assert_eq!(relay.counts().half_open, 32);
+    assert_eq!(relay.counts().over_caps, 68);
+    half_open(&mut relay, now, SocketAddr::from(([203, 0, 113, 2], 1)));
+    assert_eq!(relay.counts().half_open, 33);
+
+    let mut later = now;
+    while let Some(next) = relay.poll_timeout() {
+        later = later.max(next);
+        assert!(later.since(now) < Duration::from_secs(11));
+        relay.handle_timeout(later);
+        sent(&mut relay, later);
+    }
+    assert_eq!((relay.counts().links, relay.counts().half_open), (0, 0));
+    assert!(relay.poll_link_event().is_none(), "the core never heard of them");
+}
+
+#[test]
+fn a_hello_with_a_cookie_again_and_again_makes_one_link() {
+    let mut relay = relay();
+    let remote = source(1);
+    let (mut client, hello) = dialling(&relay);
+    let answers = strike(&mut relay, Instant::START, remote, &hello);
+    client.handle_datagram(Instant::START, Route { port: 0, remote: ([192, 0, 2, 1], 4443).into() }, &answers[0]);
+    let second = sent(&mut client, Instant::START);
+    for _ in 0..100 {
+        for datagram in &second {
+            relay.handle_datagram(Instant::START, Route { port: 0, remote }, datagram);
+        }
+    }
+    // What they can have sent to themselves is one flight and its few repetitions.
+    let bytes: usize = sent(&mut relay, Instant::START).iter().map(Vec::len).sum();
+    assert!(bytes < 20_000, "{bytes}");
+    assert_eq!(relay.counts().links, 1);
+    // The same from another address has no cookie.
+    for datagram in &second {
+        assert!(strike(&mut relay, Instant::START, source(2), datagram).is_empty());
+    }
+    assert_eq!(relay.counts().links, 1);
+}
+
+#[test]
+fn nothing_forged_from_the_peers_address_breaks_an_open_link() {
+    let (mut world, at_client, _) = linked(20, Mischief::default());
+    let (to_relay, to_client) = (world.nodes[CLIENT].dials_from(), world.nodes[RELAY].address());
+    let (_, hello) = dialling(&world.nodes[RELAY].endpoint);
+    let mut chance = Chance(21);
+    for number in 0..20_000u64 {
+        let mut forged = match number % 5 {
+            // Application data, an alert or a handshake message that no key made.
+            0 => vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 1, 0, 0, 64],
+            1 => vec![21, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 1, 0, 0, 26],
+            // A fatal alert in the clear.
+            2 => vec![21, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 2, 40],
+            // A hello, as after a restart, but without a cookie.
+            3 => hello.clone(),
+            _ => vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 64],
+        };
+        if number % 5 != 2 && number % 5 != 3 {
+            forged.extend((0..64).map(|_| chance.next() as u8));
+        }
+        world.inject(RELAY, 0, to_relay, &forged);
+        world.inject(CLIENT, 1, to_client, &forged);
+    }
+    let message = Bytes::from_static(b"still there");
+    world.transmit(CLIENT, Transmit::Message { link: at_client, lane: Lane::FIRST, message });
+    world.run_until(Duration::from_secs(5), "the message is there", |world| {
+        let events = &world.nodes[RELAY].events;
+        events.iter().any(|event| matches!(event, LinkEvent::Message { message, .. } if message == "still there"))
+    });
+    for node in &world.nodes {
+        assert!(!node.events.iter().any(|event| matches!(event, LinkEvent::Closed { .. })));
+        assert_eq!(node.endpoint.counts().links, 1);
+    }
+}

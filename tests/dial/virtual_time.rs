@@ -20,7 +20,7 @@ fn lane(value: u8) -> Lane {
 }
 
 /// A client, a relay, and a link between them.
-fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
+pub(crate) fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
     let mut world = World::new(seed);
     let (relay, client) = (world.add(relay_config()), world.add(client_config()));
     world.mischief = mischief;
@@ -36,8 +36,8 @@ fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
     (world, at_client, at_relay)
 }
 
-const RELAY: usize = 0;
-const CLIENT: usize = 1;
+pub(crate) const RELAY: usize = 0;
+pub(crate) const CLIENT: usize = 1;
 
 #[test]
 fn a_dial_opens_in_five_round_trips_with_both_certificates_known() {

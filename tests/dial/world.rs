@@ -98,6 +98,11 @@ impl Node {
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
+
+    /// Where its dials come from.
+    pub(crate) fn dials_from(&self) -> SocketAddr {
+        self.addresses[1]
+    }
 }
 
 impl World {
@@ -145,9 +150,9 @@ impl World {
     }
 
     /// A datagram from nobody's endpoint, with whatever sender it claims.
-    pub(crate) fn inject(&mut self, to: usize, from: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn inject(&mut self, to: usize, port: u8, from: SocketAddr, datagram: &[u8]) {
         let now = self.now;
-        self.nodes[to].endpoint.handle_datagram(now, Route { port: 0, remote: from }, datagram);
+        self.nodes[to].endpoint.handle_datagram(now, Route { port, remote: from }, datagram);
         self.collect(to);
     }
 
@@ -237,13 +242,13 @@ impl World {
             self.nodes[node].endpoint.handle_datagram(self.now, route, &bytes[1..]);
             touched[node] = true;
         }
-        for index in 0..self.nodes.len() {
+        for (index, touched) in touched.into_iter().enumerate() {
             let endpoint = &mut self.nodes[index].endpoint;
-            if endpoint.poll_timeout().is_some_and(|at| at <= self.now) {
+            let due = endpoint.poll_timeout().is_some_and(|at| at <= self.now);
+            if due {
                 endpoint.handle_timeout(self.now);
-                touched[index] = true;
             }
-            if touched[index] {
+            if due || touched {
                 self.collect(index);
             }
         }

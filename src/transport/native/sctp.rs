@@ -291,6 +291,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a moment to start from")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,81 @@
+//! An endpoint over real sockets: the loop that a node has, for tests, the listener of the browsers' tests and benches.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant as StdInstant},
+};
+
+use umbel::{
+    base::{Instant, LinkEvent, Transmit},
+    transport::{
+        Transport,
+        native::{Endpoint, EndpointConfig, Sockets},
+    },
+};
+
+/// An endpoint with its sockets.
+pub(crate) struct Driven {
+    pub(crate) endpoint: Endpoint,
+    sockets: Sockets,
+    start: StdInstant,
+}
+
+impl Driven {
+    /// Listens on `listen` and dials.
+    pub(crate) fn new(config: EndpointConfig, listen: &[SocketAddr]) -> Self {
+        let start = StdInstant::now();
+        let sockets = Sockets::bind(listen, true).expect("sockets");
+        let mut endpoint = Endpoint::new(config, start).expect("endpoint");
+        endpoint.set_ports(&sockets.ports(), sockets.segments());
+        Self { endpoint, sockets, start }
+    }
+
+    pub(crate) fn listening(&self) -> Vec<SocketAddr> {
+        self.sockets.listening()
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        Instant::START.after(self.start.elapsed())
+    }
+
+    /// Asks for something; it goes out with the next [`Self::turn`].
+    pub(crate) fn transmit(&mut self, transmit: Transmit) {
+        let now = self.now();
+        self.endpoint.handle_transmit(now, transmit);
+    }
+
+    /// Sends, waits at most `patience` for datagrams or a deadline, and gives what has happened. `react` may answer
+    /// each event at once.
+    pub(crate) async fn turn(&mut self, patience: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
+        let mut asked = Vec::new();
+        loop {
+            while let Some(event) = self.endpoint.poll_link_event() {
+                react(event, &mut asked);
+            }
+            if asked.is_empty() {
+                break;
+            }
+            for transmit in asked.drain(..) {
+                self.transmit(transmit);
+            }
+        }
+        let now = self.now();
+        self.sockets.flush(now, &mut self.endpoint).await;
+        let due = self.endpoint.poll_timeout().map_or(patience, |at| at.since(now)).min(patience);
+        let _ = tokio::time::timeout(due, self.sockets.readable()).await;
+        let now = self.now();
+        let endpoint = &mut self.endpoint;
+        self.sockets.receive(|route, datagram| endpoint.handle_datagram(now, route, datagram));
+        endpoint.handle_timeout(now);
+    }
+}
+
+/// Sends every message back over the lane it came in.
+pub(crate) fn echo(event: LinkEvent, asked: &mut Vec<Transmit>) {
+    if let LinkEvent::Message { link, lane, message } = event {
+        // A browser may send more in one message than a node does.
+        for piece in message.chunks(16 << 10) {
+            asked.push(Transmit::Message { link, lane, message: message.slice_ref(piece) });
+        }
+    }
+}
