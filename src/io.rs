@@ -2,9 +2,11 @@
 
 pub mod clock;
 pub mod connector;
+pub mod exit;
 pub mod files;
 pub mod http_proxy;
 pub mod listener;
+pub mod resolver;
 pub mod socks;
 pub mod store;
 pub mod stream;

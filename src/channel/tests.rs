@@ -206,7 +206,7 @@ fn each_end_learns_where_the_other_sees_it() {
         ChannelEvent::Open { observed, .. } => *observed,
         _ => None,
     });
-    assert_eq!(observed.unwrap().0, "192.0.2.9:999".parse().unwrap());
+    assert_eq!(observed.unwrap().0, "192.0.2.9:999".parse::<core::net::SocketAddr>().unwrap());
 }
 
 #[test]

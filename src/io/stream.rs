@@ -93,6 +93,21 @@ impl Stream {
         (&mut self.reader, &mut self.writer)
     }
 
+    /// Waits until the stream has failed, whatever else goes on.
+    pub(crate) fn failure(&self) -> impl Future<Output = EndReason> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        core::future::poll_fn(move |cx| {
+            let mut state = shared.lock();
+            match state.failed {
+                Some(reason) => Poll::Ready(reason),
+                None => {
+                    store_waker(&mut state.watcher, cx);
+                    Poll::Pending
+                }
+            }
+        })
+    }
+
     /// Gives the stream up and tells the other end why.
     pub fn reset(self, reason: EndReason) {
         self.shared.lock().abandoned = Some(reason);
@@ -352,6 +367,8 @@ struct State {
     rung: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// Who waits for a failure alone.
+    watcher: Option<Waker>,
 }
 
 impl Shared {

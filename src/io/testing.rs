@@ -45,13 +45,15 @@ impl Flows {
     }
 
     pub(crate) fn write(&mut self, key: StreamKey, bytes: &Bytes) {
-        let flow = self.0.get_mut(&key).unwrap();
+        let Some(flow) = self.0.get_mut(&key) else { return };
         flow.buffered.extend_from_slice(bytes);
         assert!(flow.buffered.len() <= ROOM, "more was written than there was room for");
     }
 
     pub(crate) fn finish(&mut self, key: StreamKey) {
-        self.0.get_mut(&key).unwrap().finishing = true;
+        if let Some(flow) = self.0.get_mut(&key) {
+            flow.finishing = true;
+        }
     }
 
     pub(crate) fn credit(&mut self, key: StreamKey, bytes: usize) {
@@ -59,6 +61,10 @@ impl Flows {
             flow.credit += bytes;
             assert!(flow.credit <= CREDIT, "more was consumed than had come");
         }
+    }
+
+    pub(crate) fn room(&self, key: StreamKey) -> usize {
+        self.0.get(&key).map_or(0, |flow| ROOM - flow.buffered.len())
     }
 
     pub(crate) fn forget(&mut self, key: StreamKey) {

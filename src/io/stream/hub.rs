@@ -216,7 +216,7 @@ fn fail(shared: &Shared, reason: EndReason) {
     let mut state = shared.lock();
     state.failed.get_or_insert(reason);
     state.outbound.clear();
-    let wakers = [state.reader.take(), state.writer.take()];
+    let wakers = [state.reader.take(), state.writer.take(), state.watcher.take()];
     drop(state);
     wakers.into_iter().flatten().for_each(Waker::wake);
 }

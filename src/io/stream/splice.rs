@@ -15,17 +15,21 @@ use tokio::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
+    time::timeout,
 };
 
 use crate::wire::EndReason;
 
-use super::{Reader, Stream, StreamFailed, Writer};
+use super::{Reader, Stream, StreamFailed, Writer, io_error};
 
 /// Bytes read from a socket at once.
 const CHUNK: usize = 64 * 1024;
 /// How long a stream may be silent once one direction has ended: by then the other end has most likely gone for
 /// good, which TCP does not tell.
 const HALF_CLOSED_SILENCE: Duration = Duration::from_secs(10 * 60);
+
+/// How long a socket may take for the last bytes of a stream that has failed.
+const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// Joins `socket` and `stream` until both directions have ended.
 ///
@@ -53,6 +57,8 @@ pub(crate) fn reset_on_close(socket: &TcpStream) {
 }
 
 async fn join(socket: &mut TcpStream, stream: &mut Stream, early: &[u8]) -> io::Result<()> {
+    // Watched by itself: both directions may be waiting for the socket when the stream fails.
+    let failure = stream.failure();
     let (socket_reader, socket_writer) = socket.split();
     let (reader, writer) = stream.split();
     let moved = AtomicU64::new(0);
@@ -61,15 +67,23 @@ async fn join(socket: &mut TcpStream, stream: &mut Stream, early: &[u8]) -> io::
         from_socket(&socket_reader, writer, &moved).await
     });
     let mut inward = pin!(to_socket(reader, socket_writer, &moved));
+    let mut both = pin!(async {
+        tokio::select! {
+            result = &mut outward => {
+                result?;
+                while_moving(&moved, inward).await
+            }
+            result = &mut inward => {
+                result?;
+                while_moving(&moved, outward).await
+            }
+        }
+    });
     tokio::select! {
-        result = &mut outward => {
-            result?;
-            while_moving(&moved, inward).await
-        }
-        result = &mut inward => {
-            result?;
-            while_moving(&moved, outward).await
-        }
+        // What came before the failure goes on to the socket, if it goes quickly.
+        biased;
+        result = &mut both => result,
+        reason = failure => timeout(LAST_BYTES, both).await.unwrap_or_else(|_| Err(io_error(reason))),
     }
 }
 
@@ -77,7 +91,7 @@ async fn join(socket: &mut TcpStream, stream: &mut Stream, early: &[u8]) -> io::
 async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
     loop {
         let before = moved.load(Ordering::Relaxed);
-        match tokio::time::timeout(HALF_CLOSED_SILENCE, &mut rest).await {
+        match timeout(HALF_CLOSED_SILENCE, &mut rest).await {
             Ok(result) => return result,
             Err(_) if moved.load(Ordering::Relaxed) == before => return Err(io::ErrorKind::TimedOut.into()),
             Err(_) => {}

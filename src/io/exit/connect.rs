@@ -1,0 +1,116 @@
+//! A TCP connection to a target: resolution, policy, and several addresses in a staggered race (after RFC 8305).
+
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use std::io;
+
+use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+
+use crate::{
+    exit::Policy,
+    io::resolver::Resolver,
+    wire::{EndReason, Host, Target},
+};
+
+/// Addresses tried at the most.
+const MOST_ATTEMPTS: usize = 4;
+/// How long an attempt has before the next one joins it.
+const STAGGER: Duration = Duration::from_millis(250);
+/// For one attempt.
+const ATTEMPT: Duration = Duration::from_secs(10);
+
+/// Connects to `target` at the first address that `policy` allows and that answers; gives that address.
+pub(super) async fn connect(
+    policy: &Policy,
+    resolver: &Resolver,
+    target: &Target,
+) -> Result<(TcpStream, IpAddr), EndReason> {
+    let found = match &target.host {
+        Host::Ip(ip) => vec![*ip],
+        Host::Name(name) => resolver.addresses(name).await?.answers,
+    };
+    // From here on the address that was judged is the one that is used.
+    let allowed: Vec<IpAddr> =
+        found.into_iter().map(|ip| ip.to_canonical()).filter(|ip| policy.allows(*ip, target.port)).collect();
+    if allowed.is_empty() {
+        return Err(EndReason::Policy);
+    }
+    race(&alternating(&allowed), target.port).await
+}
+
+/// The addresses with the families taking turns, IPv4 first: it is what most exits have.
+pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let (mut fours, mut sixes) =
+        (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
+    let mut ordered = Vec::new();
+    loop {
+        let pair = [fours.next(), sixes.next()];
+        if pair == [None, None] {
+            return ordered;
+        }
+        ordered.extend(pair.into_iter().flatten().take(MOST_ATTEMPTS.saturating_sub(ordered.len())));
+    }
+}
+
+async fn race(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), EndReason> {
+    let mut waiting = addresses.iter();
+    let mut running = JoinSet::new();
+    let mut worst = None;
+    loop {
+        if let Some(ip) = waiting.next() {
+            running.spawn(attempt(*ip, port));
+        }
+        let more = waiting.len() > 0;
+        tokio::select! {
+            joined = running.join_next() => match joined {
+                Some(Ok(Ok(connected))) => return Ok(connected),
+                Some(Ok(Err(reason))) => worst = telling(worst, reason),
+                Some(Err(_)) => worst = telling(worst, EndReason::Failed),
+                // Nothing runs and nothing waits.
+                None => return Err(worst.unwrap_or(EndReason::Failed)),
+            },
+            () = tokio::time::sleep(STAGGER), if more => {}
+        }
+    }
+}
+
+async fn attempt(ip: IpAddr, port: u16) -> Result<(TcpStream, IpAddr), EndReason> {
+    match timeout(ATTEMPT, TcpStream::connect(SocketAddr::new(ip, port))).await {
+        Ok(Ok(socket)) => {
+            // Without it the last piece of each answer waits for an acknowledgement.
+            let _ = socket.set_nodelay(true);
+            Ok((socket, ip))
+        }
+        Ok(Err(error)) => Err(reason(&error)),
+        Err(_) => Err(EndReason::TimedOut),
+    }
+}
+
+/// Of two failures the one that tells more: someone who refuses was there.
+const fn telling(known: Option<EndReason>, new: EndReason) -> Option<EndReason> {
+    match (known, new) {
+        (Some(EndReason::Refused), _) | (Some(EndReason::TimedOut), EndReason::Unreachable | EndReason::Failed) => {
+            known
+        }
+        _ => Some(new),
+    }
+}
+
+fn reason(error: &io::Error) -> EndReason {
+    /// This process, or the machine, has too many files open.
+    const TOO_MANY_FILES: [Option<i32>; 2] = [Some(libc::EMFILE), Some(libc::ENFILE)];
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => EndReason::Refused,
+        io::ErrorKind::TimedOut => EndReason::TimedOut,
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::PermissionDenied => EndReason::Unreachable,
+        io::ErrorKind::ConnectionReset => EndReason::Reset,
+        _ if TOO_MANY_FILES.contains(&error.raw_os_error()) => EndReason::ResourceLimit,
+        _ => EndReason::Failed,
+    }
+}

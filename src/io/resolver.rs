@@ -1,0 +1,241 @@
+//! The exit's own resolver.
+//!
+//! Names come from origins, so the machine's own ideas about names (its hosts file, its search list) play no part, and
+//! names that mean something only on the exit's network are refused unless the policy allows private addresses.
+//! Bounded in questions at a time, time, answers and memory. Nothing of a question is logged; the library beneath logs
+//! names at debug level, so a node keeps its targets (`hickory_*`) silent.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use core::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use std::time::Instant;
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    net::{NetError, runtime::TokioRuntimeProvider},
+    proto::rr::{Name, RData},
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+use crate::{
+    exit::is_global,
+    wire::{Answer, EndReason, Host},
+};
+
+/// Answers given to one question, and the bytes they may take in a relay message.
+const MOST_ANSWERS: usize = 16;
+const MOST_ANSWER_BYTES: usize = 512;
+/// The two lifetimes that answers are told with: exact ones would tell what others asked for before.
+const SHORT_TTL: u32 = 300;
+const LONG_TTL: u32 = 3600;
+/// Responses kept.
+const CACHE: u64 = 1024;
+
+/// Names that are never asked for: no public name server has them (RFC 6761, RFC 7686), and asking tells.
+const NOWHERE: [&str; 2] = ["onion", "invalid"];
+/// Names of a private network (RFC 6762, RFC 8375 and the names ICANN reserved).
+const PRIVATE: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
+
+/// How an exit resolves.
+#[derive(Clone, Debug)]
+pub struct ResolverOptions {
+    /// Name servers to ask, in order; the system's if there are none.
+    pub servers: Vec<SocketAddr>,
+    /// Whether answers may be private addresses, and questions about private names.
+    pub private_addresses: bool,
+    /// Questions at a time; 256. What comes beyond waits as long as a question may take, then fails.
+    pub concurrency: usize,
+    /// For one question in all; ten seconds.
+    pub patience: Duration,
+}
+
+impl Default for ResolverOptions {
+    fn default() -> Self {
+        Self { servers: Vec::new(), private_addresses: false, concurrency: 256, patience: Duration::from_secs(10) }
+    }
+}
+
+/// What a resolver found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found<T> {
+    /// Seconds for which it may be kept.
+    pub(crate) ttl: u32,
+    /// At least one.
+    pub(crate) answers: Vec<T>,
+}
+
+/// A resolver with limits.
+pub struct Resolver {
+    inner: Option<TokioResolver>,
+    permits: Semaphore,
+    patience: Duration,
+    private_addresses: bool,
+}
+
+impl Resolver {
+    /// A resolver with `options`. If it knows no name server, which it says in a warning, it finds nothing but
+    /// `localhost`.
+    #[must_use]
+    pub fn new(options: &ResolverOptions) -> Self {
+        let inner = build(options)
+            .inspect_err(|_| {
+                tracing::warn!(
+                    "no name server is known, so this exit reaches addresses only: name one in its configuration, or \
+                     mend /etc/resolv.conf"
+                );
+            })
+            .ok();
+        Self {
+            inner,
+            permits: Semaphore::new(options.concurrency),
+            patience: options.patience,
+            private_addresses: options.private_addresses,
+        }
+    }
+
+    fn inner(&self) -> Result<&TokioResolver, EndReason> {
+        self.inner.as_ref().ok_or(EndReason::Failed)
+    }
+
+    /// The answers to an origin's question: a name's addresses, or an address's names.
+    pub(crate) async fn resolve(&self, host: &Host) -> Result<Found<Answer>, EndReason> {
+        match host {
+            Host::Name(name) => {
+                let Found { ttl, answers } = self.addresses(name).await?;
+                Ok(Found { ttl, answers: answers.into_iter().map(Answer::Ip).collect() })
+            }
+            Host::Ip(ip) => {
+                let Found { ttl, answers } = self.names(*ip).await?;
+                Ok(Found { ttl, answers: answers.into_iter().map(Answer::Name).collect() })
+            }
+        }
+    }
+
+    /// The addresses of `name`. Private ones are left out unless they are allowed; if no others remain, that is policy.
+    pub(crate) async fn addresses(&self, name: &str) -> Result<Found<IpAddr>, EndReason> {
+        if self.is_loopback(name)? {
+            let loopback = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+            return Ok(Found { ttl: LONG_TTL, answers: loopback });
+        }
+        let name = absolute(name)?;
+        let lookup = self.within_limits(self.inner()?.lookup_ip(name)).await?;
+        let allowed = |ip: &IpAddr| self.private_addresses || is_global(ip.to_canonical());
+        let answers: Vec<IpAddr> = lookup.iter().filter(allowed).take(MOST_ANSWERS).collect();
+        match (answers.is_empty(), lookup.iter().next()) {
+            (true, None) => Err(EndReason::NotFound),
+            (true, Some(_)) => Err(EndReason::Policy),
+            (false, _) => Ok(Found { ttl: coarse(lookup.valid_until()), answers }),
+        }
+    }
+
+    async fn names(&self, ip: IpAddr) -> Result<Found<String>, EndReason> {
+        let ip = ip.to_canonical();
+        if !self.private_addresses && !is_global(ip) {
+            return Err(EndReason::Policy);
+        }
+        let lookup = self.within_limits(self.inner()?.reverse_lookup(ip)).await?;
+        let mut bytes = 0_usize;
+        let names = lookup.answers().iter().filter_map(|record| match &record.data {
+            RData::PTR(name) => Some(name.0.to_ascii().trim_end_matches('.').to_owned()),
+            _ => None,
+        });
+        let answers: Vec<String> = names
+            .filter(|name| Host::parse(name).is_ok_and(|host| matches!(host, Host::Name(_))))
+            .take_while(|name| {
+                bytes = bytes.saturating_add(name.len()).saturating_add(2);
+                bytes <= MOST_ANSWER_BYTES
+            })
+            .take(MOST_ANSWERS)
+            .collect();
+        if answers.is_empty() {
+            return Err(EndReason::NotFound);
+        }
+        Ok(Found { ttl: coarse(lookup.valid_until()), answers })
+    }
+
+    async fn within_limits<T>(&self, asking: impl Future<Output = Result<T, NetError>>) -> Result<T, EndReason> {
+        let limited = async {
+            let _permit = self.permits.acquire().await.map_err(|_| EndReason::Failed)?;
+            asking.await.map_err(|error| reason(&error))
+        };
+        timeout(self.patience, limited).await.unwrap_or(Err(EndReason::TimedOut))
+    }
+
+    /// Whether `name` means this machine itself, and may.
+    fn is_loopback(&self, name: &str) -> Result<bool, EndReason> {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let is_under =
+            |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        if NOWHERE.into_iter().any(is_under) {
+            return Err(EndReason::NotFound);
+        }
+        let loopback = is_under("localhost");
+        let private = loopback || !name.contains('.') || PRIVATE.into_iter().any(is_under);
+        if private && !self.private_addresses { Err(EndReason::Policy) } else { Ok(loopback) }
+    }
+}
+
+impl core::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
+}
+
+fn build(options: &ResolverOptions) -> Result<TokioResolver, NetError> {
+    let mut builder = if options.servers.is_empty() {
+        TokioResolver::builder_tokio()?
+    } else {
+        let servers = options.servers.iter().map(|server| name_server(*server)).collect();
+        let config = ResolverConfig::from_name_servers(servers);
+        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+    };
+    limit(builder.options_mut(), options);
+    builder.build()
+}
+
+fn name_server(address: SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = address.port();
+        connection
+    });
+    NameServerConfig::new(address.ip(), true, connections.into())
+}
+
+fn limit(options: &mut ResolverOpts, ours: &ResolverOptions) {
+    const ATTEMPTS: usize = 2;
+    options.timeout = ours.patience.checked_div(3).unwrap_or(ours.patience);
+    options.attempts = ATTEMPTS;
+    options.cache_size = CACHE;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.max_active_requests = ours.concurrency;
+    options.positive_max_ttl = Some(Duration::from_secs(LONG_TTL.into()));
+    options.negative_max_ttl = Some(Duration::from_secs(SHORT_TTL.into()));
+    options.case_randomization = true;
+}
+
+/// The name as one that no search list applies to.
+fn absolute(name: &str) -> Result<Name, EndReason> {
+    let mut name = Name::from_ascii(name).map_err(|_| EndReason::NotFound)?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+fn coarse(valid_until: Instant) -> u32 {
+    let left = valid_until.saturating_duration_since(Instant::now());
+    if left <= Duration::from_secs(SHORT_TTL.into()) { SHORT_TTL } else { LONG_TTL }
+}
+
+fn reason(error: &NetError) -> EndReason {
+    match error {
+        error if error.is_no_records_found() => EndReason::NotFound,
+        NetError::Timeout => EndReason::TimedOut,
+        NetError::Busy => EndReason::ResourceLimit,
+        _ => EndReason::Failed,
+    }
+}

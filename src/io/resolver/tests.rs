@@ -1,0 +1,138 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{net::Ipv4Addr, sync::Arc};
+
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::{Name, RData, Record, RecordType, rdata::PTR},
+};
+use tokio::net::UdpSocket;
+
+use super::*;
+
+const GLOBAL: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
+const PRIVATE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+
+/// A name server on loopback that knows a few names under `example.net`; counts what it is asked.
+pub(crate) async fn name_server() -> (SocketAddr, Arc<AtomicUsize>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            counter.fetch_add(1, Ordering::Relaxed);
+            if let Some(answer) = answer(&Message::from_vec(&buffer[..length]).unwrap()) {
+                socket.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+            }
+        }
+    });
+    (address, asked)
+}
+
+fn answer(question: &Message) -> Option<Message> {
+    let query = question.queries.first().unwrap();
+    let name = query.name().to_ascii().to_ascii_lowercase();
+    let records: Vec<RData> = match (name.as_str(), query.query_type()) {
+        ("silent.example.net.", _) => return None,
+        ("both.example.net.", RecordType::A) => vec![RData::A(Ipv4Addr::LOCALHOST.into())],
+        ("both.example.net.", RecordType::AAAA) => vec![RData::AAAA(Ipv6Addr::LOCALHOST.into())],
+        ("mixed.example.net.", RecordType::A) => vec![PRIVATE_ADDRESS.into(), GLOBAL.into()],
+        ("private.example.net.", RecordType::A) => vec![PRIVATE_ADDRESS.into()],
+        ("many.example.net.", RecordType::A) => (0..60).map(|last| IpAddr::from([93, 184, 215, last]).into()).collect(),
+        ("14.215.184.93.in-addr.arpa.", RecordType::PTR) => {
+            vec![RData::PTR(PTR(Name::from_ascii("host.example.net.").unwrap()))]
+        }
+        ("both.example.net." | "mixed.example.net." | "private.example.net." | "many.example.net.", _) => Vec::new(),
+        _ => {
+            let mut message = Message::error_msg(question.id, question.op_code, ResponseCode::NXDomain);
+            message.add_query(query.clone());
+            return Some(message);
+        }
+    };
+    let mut message = Message::response(question.id, question.op_code);
+    message.add_query(query.clone());
+    message.add_answers(records.into_iter().map(|data| Record::from_rdata(query.name().clone(), 60, data)));
+    Some(message)
+}
+
+async fn resolver(private_addresses: bool) -> (Resolver, Arc<AtomicUsize>) {
+    let (server, asked) = name_server().await;
+    let patience = Duration::from_secs(3);
+    let options = ResolverOptions { servers: vec![server], private_addresses, patience, ..ResolverOptions::default() };
+    (Resolver::new(&options), asked)
+}
+
+fn name(text: &str) -> Host {
+    Host::Name(text.to_owned())
+}
+
+#[tokio::test]
+async fn names_have_addresses_and_addresses_names() {
+    let (resolver, _) = resolver(true).await;
+    let found = resolver.addresses("both.example.net").await.unwrap();
+    assert_eq!(found.ttl, SHORT_TTL);
+    assert_eq!(found.answers.len(), 2);
+    let found = resolver.resolve(&Host::Ip(GLOBAL)).await.unwrap();
+    assert_eq!(found.answers, [Answer::Name("host.example.net".to_owned())]);
+    for unknown in [name("none.example.net"), Host::Ip(IpAddr::from([93, 184, 215, 99]))] {
+        assert_eq!(resolver.resolve(&unknown).await, Err(EndReason::NotFound));
+    }
+}
+
+#[tokio::test]
+async fn private_answers_and_questions_are_policy_unless_allowed() {
+    let (strict, asked) = resolver(false).await;
+    assert_eq!(strict.addresses("mixed.example.net").await.unwrap().answers, [GLOBAL]);
+    assert_eq!(strict.addresses("private.example.net").await, Err(EndReason::Policy));
+    let before = asked.load(Ordering::Relaxed);
+    for private in
+        ["localhost", "LOCALHOST.", "a.localhost", "printer.local", "box.lan", "x.home.arpa", "intranet", "127"]
+    {
+        assert_eq!(strict.addresses(private).await, Err(EndReason::Policy), "{private}");
+    }
+    assert_eq!(strict.resolve(&Host::Ip(PRIVATE_ADDRESS)).await, Err(EndReason::Policy));
+    assert_eq!(asked.load(Ordering::Relaxed), before, "a private name was asked for");
+
+    let (lenient, asked) = resolver(true).await;
+    assert_eq!(lenient.addresses("private.example.net").await.unwrap().answers, [PRIVATE_ADDRESS]);
+    let before = asked.load(Ordering::Relaxed);
+    let loopback = lenient.addresses("localhost").await.unwrap().answers;
+    assert_eq!(loopback, [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
+    assert_eq!(asked.load(Ordering::Relaxed), before, "localhost was asked for");
+}
+
+#[tokio::test]
+async fn names_that_no_server_has_are_never_asked_for() {
+    let (resolver, asked) = resolver(true).await;
+    for nowhere in ["abc.onion", "onion", "x.invalid", "a..b", &"a".repeat(200)] {
+        assert!(matches!(resolver.addresses(nowhere).await, Err(EndReason::NotFound)), "{nowhere}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn answers_are_capped() {
+    let (resolver, _) = resolver(false).await;
+    assert_eq!(resolver.addresses("many.example.net").await.unwrap().answers.len(), MOST_ANSWERS);
+}
+
+#[tokio::test]
+async fn a_silent_server_is_a_time_out_and_questions_wait_their_turn() {
+    let (server, _) = name_server().await;
+    let options = ResolverOptions {
+        servers: vec![server],
+        concurrency: 1,
+        patience: Duration::from_millis(300),
+        ..ResolverOptions::default()
+    };
+    let resolver = Resolver::new(&options);
+    let start = Instant::now();
+    let (first, second) =
+        tokio::join!(resolver.addresses("silent.example.net"), resolver.addresses("mixed.example.net"));
+    assert_eq!(first, Err(EndReason::TimedOut));
+    assert!(matches!(second, Err(EndReason::TimedOut) | Ok(_)));
+    assert!(start.elapsed() < Duration::from_secs(3));
+    assert_eq!(resolver.addresses("mixed.example.net").await.unwrap().answers, [GLOBAL]);
+}
