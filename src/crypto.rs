@@ -5,6 +5,7 @@
 //! neither printed nor copied. Pure functions of their inputs; randomness is handed in. Governed by
 //! `proto/03-cells.md` (layer keys) and `proto/04-handshake.md` (the rest).
 
+mod aead;
 mod derive;
 mod keys;
 
@@ -16,6 +17,7 @@ pub(crate) mod vectors;
 pub use derive::{LayerKey, sha256};
 pub use keys::{IdentityKey, OnionPublic, OnionSecret, verify};
 
+pub(crate) use aead::{AeadKey, NONCE_LEN, TAG_LEN};
 pub(crate) use derive::{KeySource, sha256_parts};
 pub(crate) use keys::SharedSecret;
 

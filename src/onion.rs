@@ -15,11 +15,10 @@ mod tests;
 pub use origin::OriginLayers;
 pub use relay::{Forward, RelayLayer};
 
-use crate::{base::HopIndex, wire::BODY_LEN};
+use crate::{base::HopIndex, crypto::TAG_LEN, wire::BODY_LEN};
 
 /// What a layer adds: one kind byte and a Poly1305 tag.
 const OVERHEAD: usize = 1 + TAG_LEN;
-const TAG_LEN: usize = 16;
 /// Kind byte: what follows is the next hop's sealed body.
 const KIND_PASS: u8 = 0;
 /// Kind byte: what follows is a relay message for (or from) this hop.

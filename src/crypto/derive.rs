@@ -1,9 +1,10 @@
 //! Hashing and key derivation: SHA-256, HKDF-SHA256 (RFC 5869) with labels, and the ratchet of layer keys.
 
-use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
 use hkdf::{Hkdf, HkdfExtract};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::AeadKey;
 
 const RATCHET_LABEL: &[u8] = b"umbel 1 ratchet";
 
@@ -43,6 +44,16 @@ impl KeySource {
         self.0.expand_multi_info(&[label, context], key.as_mut_slice()).expect("length checked at compile time");
         key
     }
+
+    /// HKDF-Expand to 64 bytes: two keys.
+    pub(crate) fn expand_pair(&self, label: &[u8], context: &[u8]) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>) {
+        let both = self.expand::<64>(label, context);
+        let (mut first, mut second) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
+        let (one, other) = both.split_at(32);
+        first.copy_from_slice(one);
+        second.copy_from_slice(other);
+        (first, second)
+    }
 }
 
 /// The secret that all cell keys of one hop and direction come from, in order; steps forward only.
@@ -57,14 +68,12 @@ impl LayerKey {
     }
 
     /// Gives the next cell key and forgets how to come to it (`proto/03-cells.md` §4).
-    pub(crate) fn ratchet(&mut self) -> ChaCha20Poly1305 {
+    pub(crate) fn ratchet(&mut self) -> AeadKey {
         #[expect(clippy::expect_used, reason = "32 bytes are a pseudo-random key of SHA-256")]
         let source = KeySource(Hkdf::from_prk(&self.0).expect("as long as a digest"));
-        let cell_key = source.expand::<64>(RATCHET_LABEL, &[]);
-        let (cell_key, next) = cell_key.split_at(32);
-        self.0.copy_from_slice(next);
-        #[expect(clippy::expect_used, reason = "the first half of 64 bytes is a key")]
-        ChaCha20Poly1305::new_from_slice(cell_key).expect("32 bytes")
+        let (cell_key, next) = source.expand_pair(RATCHET_LABEL, &[]);
+        self.0.copy_from_slice(next.as_slice());
+        AeadKey::new(&cell_key)
     }
 
     #[cfg(test)]

@@ -75,6 +75,34 @@ fn rfc_8439_section_2_8_2() {
     assert_eq!(tag.to_vec(), hex("1ae10b594f09e26a7e902ecbd0600691"));
 }
 
+#[cfg(feature = "native")]
+proptest::proptest! {
+    #[test]
+    fn native_and_portable_sealing_give_the_same_bytes(
+        key: [u8; 32],
+        nonce: [u8; 12],
+        text in proptest::collection::vec(proptest::num::u8::ANY, 0..1100),
+        flip: proptest::sample::Index,
+    ) {
+        let (native, portable) = (aead::native::AeadKey::new(&key), aead::portable::AeadKey::new(&key));
+        let plain = [&*text, &[0; TAG_LEN]].concat();
+        let (mut one, mut other) = (plain.clone(), plain);
+        native.seal(nonce, &mut one).unwrap();
+        portable.seal(nonce, &mut other).unwrap();
+        proptest::prop_assert_eq!(&one, &other);
+        let mut changed = one.clone();
+        changed[flip.index(one.len())] ^= 1;
+        let mut again = changed.clone();
+        proptest::prop_assert_eq!(native.open(nonce, &mut changed), Err(aead::Forged));
+        proptest::prop_assert_eq!(portable.open(nonce, &mut again), Err(aead::Forged));
+        proptest::prop_assert!(changed.iter().chain(&again).all(|byte| *byte == 0), "output of a failed opening");
+        native.open(nonce, &mut other).unwrap();
+        portable.open(nonce, &mut one).unwrap();
+        proptest::prop_assert_eq!((&one[..text.len()], &other[..text.len()]), (&*text, &*text));
+        proptest::prop_assert!(native.open(nonce, &mut one[..8]).is_err() && portable.open(nonce, &mut other[..8]).is_err());
+    }
+}
+
 #[test]
 fn rfc_5869_appendix_a_1() {
     let source = KeySource::extract(&hex("000102030405060708090a0b0c"), &[&[0x0b; 22]]);

@@ -1,19 +1,17 @@
 //! The key schedule, the same at both ends (`proto/04-handshake.md` §3).
 
-use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, KeyInit as _, Nonce, Tag};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::{
     base::HopIndex,
-    crypto::{KeySource, LayerKey, OnionPublic, SharedSecret, sha256_parts},
+    crypto::{AeadKey, KeySource, LayerKey, NONCE_LEN, OnionPublic, SharedSecret, TAG_LEN, sha256_parts},
 };
 
 use super::{HandshakeError, HopKeys, MAX_PAYLOAD_LEN, RelayKeys};
 
 /// Handshake type 0x0001: X25519 alone. (0x0002 is kept for X25519 with ML-KEM-768.)
 pub(super) const TYPE_X25519: u16 = 0x0001;
-pub(super) const TAG_LEN: usize = 16;
 
 const REQUEST_LABEL: &[u8] = b"umbel 1 handshake request";
 const REPLY_LABEL: &[u8] = b"umbel 1 handshake reply";
@@ -69,11 +67,7 @@ impl ReplyStage {
     pub(super) fn done(self, sealed: &[u8]) -> Done {
         let hash = sha256_parts(&[DONE_LABEL, &self.hash, sealed]);
         let auth = self.source.expand(AUTH_LABEL, &hash);
-        let keys: Zeroizing<[u8; 64]> = self.source.expand(HOP_KEYS_LABEL, &hash);
-        let (mut forward, mut backward) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
-        let (first, second) = keys.split_at(32);
-        forward.copy_from_slice(first);
-        backward.copy_from_slice(second);
+        let (forward, backward) = self.source.expand_pair(HOP_KEYS_LABEL, &hash);
         let keys = HopKeys { forward: LayerKey::from_bytes(*forward), backward: LayerKey::from_bytes(*backward) };
         Done { auth: *auth, keys }
     }
@@ -101,30 +95,21 @@ impl PayloadKey {
         if payload.len() > MAX_PAYLOAD_LEN {
             return Err(HandshakeError::PayloadTooLong);
         }
-        let mut sealed = payload.to_vec();
-        let tag = self
-            .cipher()
-            .encrypt_inout_detached(&Nonce::default(), &[], sealed.as_mut_slice().into())
-            .map_err(|_| HandshakeError::PayloadTooLong)?;
-        sealed.extend_from_slice(&tag);
+        let mut sealed = [payload, &[0; TAG_LEN]].concat();
+        AeadKey::new(&self.0).seal([0; NONCE_LEN], &mut sealed).map_err(|_| HandshakeError::PayloadTooLong)?;
         Ok(sealed)
     }
 
     /// The payload that [`Self::seal`] sealed.
     pub(super) fn open(self, sealed: &[u8]) -> Result<Vec<u8>, HandshakeError> {
-        let (text, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(HandshakeError::Malformed)?;
-        if text.len() > MAX_PAYLOAD_LEN {
+        let length = sealed.len().checked_sub(TAG_LEN).ok_or(HandshakeError::Malformed)?;
+        if length > MAX_PAYLOAD_LEN {
             return Err(HandshakeError::Malformed);
         }
-        let mut payload = text.to_vec();
-        self.cipher()
-            .decrypt_inout_detached(&Nonce::default(), &[], payload.as_mut_slice().into(), &Tag::from(*tag))
-            .map_err(|_| HandshakeError::Forged)?;
+        let mut payload = sealed.to_vec();
+        AeadKey::new(&self.0).open([0; NONCE_LEN], &mut payload).map_err(|_| HandshakeError::Forged)?;
+        payload.truncate(length);
         Ok(payload)
-    }
-
-    fn cipher(&self) -> ChaCha20Poly1305 {
-        ChaCha20Poly1305::new(&(*self.0).into())
     }
 }
 

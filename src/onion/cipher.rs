@@ -1,10 +1,6 @@
 //! The cipher of one hop and direction: cell key, counter, ratchet.
 
-use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, Nonce, Tag};
-
-use crate::crypto::LayerKey;
-
-use super::TAG_LEN;
+use crate::crypto::{AeadKey, LayerKey, NONCE_LEN};
 
 /// Cells sealed under one key (`proto/03-cells.md` §4).
 pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
@@ -14,14 +10,14 @@ pub(super) struct LayerCipher(Option<State>);
 
 struct State {
     layer: LayerKey,
-    key: ChaCha20Poly1305,
+    key: AeadKey,
     /// Cells done under all keys so far: the next nonce, so that none repeats even if keys did.
     counter: u64,
 }
 
 impl State {
-    fn nonce(&self) -> Nonce {
-        let mut nonce = Nonce::default();
+    fn nonce(&self) -> [u8; NONCE_LEN] {
+        let mut nonce = [0; NONCE_LEN];
         if let Some(low) = nonce.last_chunk_mut() {
             *low = self.counter.to_be_bytes();
         }
@@ -54,21 +50,16 @@ impl LayerCipher {
     /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
     pub(super) fn seal(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
         let state = self.0.take().ok_or(CipherError::Ended)?;
-        let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(CipherError::Ended)?;
-        *tag =
-            state.key.encrypt_inout_detached(&state.nonce(), &[], text.into()).map_err(|_| CipherError::Ended)?.into();
+        state.key.seal(state.nonce(), sealed).map_err(|_| CipherError::Ended)?;
         self.0 = state.step();
         Ok(())
     }
 
-    /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Decrypts nothing if the tag is wrong.
+    /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Leaves only zeros if the tag is
+    /// wrong.
     pub(super) fn open(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
         let state = self.0.take().ok_or(CipherError::Ended)?;
-        let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(CipherError::Forged)?;
-        state
-            .key
-            .decrypt_inout_detached(&state.nonce(), &[], text.into(), &Tag::from(*tag))
-            .map_err(|_| CipherError::Forged)?;
+        state.key.open(state.nonce(), sealed).map_err(|_| CipherError::Forged)?;
         self.0 = state.step();
         Ok(())
     }
