@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod connector;
+pub mod directory_client;
+pub mod directory_server;
 pub mod exit;
 pub mod files;
 pub mod http_proxy;

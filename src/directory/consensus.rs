@@ -5,6 +5,7 @@ use std::sync::Arc;
 use core::{fmt, time::Duration};
 
 use prost::Message;
+use rand::{CryptoRng, RngExt};
 
 use super::{
     AuthorityId, CLOCK_SKEW, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, ParameterError, Parameters,
@@ -322,6 +323,13 @@ impl Consensus {
     #[must_use]
     pub fn is_expired(&self, now: WallTime) -> bool {
         now >= self.valid_until
+    }
+
+    /// When to fetch the next one: at random within half an interval of when this is no longer fresh, so that nodes don't
+    /// all ask at once.
+    pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
+        let spread = self.fresh_until.since(self.valid_after).as_secs() / 2;
+        self.fresh_until.after(Duration::from_secs(rng.random_range(0..=spread)))
     }
 
     /// The numbers in it.

@@ -1,0 +1,314 @@
+//! What a node does with directories: publishes its descriptor, fetches the consensus, keeps it on disk.
+//!
+//! Owns the HTTP client, the entity tags and the cache file. Driven by the node, or on its own by [`DirectoryClient::follow`].
+//! Governed by `proto/07-directory.md`, "HTTP". Whoever answers as a directory is not trusted: lengths and times are
+//! capped, a consensus counts only by the authorities' signatures and never gives way to an older one.
+
+use std::{error::Error, fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
+
+use rand::CryptoRng;
+use reqwest::{Client, Response, StatusCode, Url, header, redirect};
+use tokio::{sync::watch, time::sleep};
+
+use super::files::write_atomically;
+use crate::{
+    base::WallTime,
+    directory::{AuthorityId, Consensus, ConsensusError, MAX_CONSENSUS_LEN, UnverifiedConsensus},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bytes that are read of a refusal's text.
+const MAX_REASON_LEN: usize = 200;
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// A network that is starting is asked more often.
+const LAST_RETRY_BEFORE_FIRST: Duration = Duration::from_secs(1);
+/// The wall clock may be set, so it is looked at again at least so often.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Which directories and whom to believe.
+#[derive(Clone, Debug)]
+pub struct DirectoryConfig {
+    /// Base URLs of directories, `http` or `https`; asked in turn.
+    pub directories: Vec<String>,
+    /// The authorities' keys; more than half must have signed a consensus.
+    pub authorities: Vec<AuthorityId>,
+    /// Where the last consensus is kept, if it is.
+    pub cache: Option<PathBuf>,
+}
+
+/// Why a directory's answer is not used. The text names no host.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The configuration names no directory, or one that is no `http` or `https` URL.
+    #[error("\"{0}\" is no directory: name at least one, as in http://192.0.2.1:9360")]
+    Url(String),
+    /// The HTTP client can't be made.
+    #[error("no HTTP client: {0}")]
+    Client(String),
+    /// The directory can't be reached, or the transfer broke off.
+    #[error("the directory can't be reached: {0}")]
+    Unreachable(String),
+    /// It has no consensus yet.
+    #[error("the directory has no consensus yet")]
+    NoneYet,
+    /// It refused; its reason.
+    #[error("the directory refused ({status}): {reason}")]
+    Refused {
+        /// HTTP status code.
+        status: u16,
+        /// What it said, shortened, printable.
+        reason: String,
+    },
+    /// The answer is longer than a consensus can be.
+    #[error("the directory's answer is longer than a consensus can be")]
+    TooLong,
+    /// The consensus does not count.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+}
+
+impl From<reqwest::Error> for DirectoryError {
+    /// With the innermost cause, which says most, and without the URL.
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let mut innermost: &dyn Error = &error;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        Self::Unreachable(innermost.to_string())
+    }
+}
+
+/// A node's view of the directories.
+pub struct DirectoryClient {
+    http: Client,
+    directories: Vec<Directory>,
+    /// The directory that is asked first.
+    preferred: usize,
+    authorities: Vec<AuthorityId>,
+    cache: Option<PathBuf>,
+}
+
+struct Directory {
+    consensus: Url,
+    descriptor: Url,
+    /// The entity tag of the consensus in use.
+    etag: Option<header::HeaderValue>,
+}
+
+impl DirectoryClient {
+    /// A client of the configured directories.
+    ///
+    /// # Errors
+    /// When a URL is none, or there is none.
+    pub fn new(config: DirectoryConfig) -> Result<Self, DirectoryError> {
+        let directories: Vec<Directory> =
+            config.directories.iter().map(|url| Directory::new(url)).collect::<Result<_, _>>()?;
+        if directories.is_empty() {
+            return Err(DirectoryError::Url(String::new()));
+        }
+        // No proxy from the environment, no redirect: a directory is where the configuration says.
+        let http = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(|error| DirectoryError::Client(error.to_string()))?;
+        let (authorities, cache) = (config.authorities, config.cache);
+        Ok(Self { http, directories, preferred: 0, authorities, cache })
+    }
+
+    /// The consensus on disk, if it still counts at `now`.
+    #[must_use]
+    pub fn cached(&self, now: WallTime) -> Option<Consensus> {
+        let file = fs::File::open(self.cache.as_ref()?).ok()?;
+        let most = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
+        let mut bytes = Vec::new();
+        file.take(most.saturating_add(1)).read_to_end(&mut bytes).ok()?;
+        match self.verify(&bytes, now, None) {
+            Ok(consensus) => Some(consensus),
+            Err(error) => {
+                tracing::info!(%error, "the consensus on disk is not used");
+                None
+            }
+        }
+    }
+
+    /// A newer consensus than the one `in_use`, from the first directory that gives one; `None` if there is none newer. It
+    /// is on disk when this returns.
+    ///
+    /// # Errors
+    /// When no directory's answer counts: the last one's failure.
+    pub async fn fetch(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&Consensus>,
+    ) -> Result<Option<Consensus>, DirectoryError> {
+        let mut failure = DirectoryError::NoneYet;
+        for _ in 0..self.directories.len() {
+            match self.fetch_preferred(now, in_use).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => failure = error,
+            }
+            self.preferred = self.preferred.saturating_add(1);
+        }
+        Err(failure)
+    }
+
+    /// Sends a signed descriptor to every directory.
+    ///
+    /// # Errors
+    /// When none takes it: the last one's failure.
+    pub async fn publish(&self, descriptor: &[u8]) -> Result<(), DirectoryError> {
+        let mut outcome = Err(DirectoryError::NoneYet);
+        for directory in &self.directories {
+            let request = self.http.post(directory.descriptor.clone()).body(descriptor.to_vec());
+            let sent = match request.send().await {
+                Ok(response) if response.status().is_success() => Ok(()),
+                Ok(response) => Err(refusal(response).await),
+                Err(error) => Err(error.into()),
+            };
+            if sent.is_ok() || outcome.is_err() {
+                outcome = sent;
+            }
+        }
+        outcome
+    }
+
+    /// Keeps `consensus` up to date until its receivers are gone: what is on disk at once, then each one as the one before
+    /// is no longer fresh. While no directory answers, the one in use stays; whether it has expired its users ask.
+    pub async fn follow<R: CryptoRng + Send>(
+        mut self,
+        consensus: watch::Sender<Option<Arc<Consensus>>>,
+        clock: impl Fn() -> WallTime + Send,
+        mut rng: R,
+    ) {
+        let mut in_use = self.cached(clock()).map(Arc::new);
+        if in_use.is_some() {
+            consensus.send_replace(in_use.clone());
+        }
+        let mut retry = FIRST_RETRY;
+        while !consensus.is_closed() {
+            match self.fetch(clock(), in_use.as_deref()).await {
+                Ok(Some(fetched)) => {
+                    in_use = Some(Arc::new(fetched));
+                    consensus.send_replace(in_use.clone());
+                    retry = FIRST_RETRY;
+                }
+                Ok(None) => {}
+                Err(DirectoryError::NoneYet) => tracing::debug!("the directory has no consensus yet"),
+                Err(error) => tracing::warn!(%error, "no new consensus"),
+            }
+            let due = in_use.as_ref().map(|in_use| in_use.next_fetch(&mut rng));
+            if let Some(due) = due.filter(|due| *due > clock()) {
+                wait_until(due, &clock, &consensus).await;
+            } else {
+                let longest = if in_use.is_some() { LAST_RETRY } else { LAST_RETRY_BEFORE_FIRST };
+                tokio::select! {
+                    () = consensus.closed() => return,
+                    () = sleep(retry) => retry = retry.saturating_mul(2).min(longest),
+                }
+            }
+        }
+    }
+
+    async fn fetch_preferred(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&Consensus>,
+    ) -> Result<Option<Consensus>, DirectoryError> {
+        let index = self.preferred.checked_rem(self.directories.len()).unwrap_or_default();
+        let Some(directory) = self.directories.get(index) else { return Err(DirectoryError::NoneYet) };
+        let mut request = self.http.get(directory.consensus.clone());
+        if let (Some(etag), Some(_)) = (&directory.etag, in_use) {
+            request = request.header(header::IF_NONE_MATCH, etag.clone());
+        }
+        let response = request.send().await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_MODIFIED => return Ok(None),
+            StatusCode::NOT_FOUND => return Err(DirectoryError::NoneYet),
+            _ => return Err(refusal(response).await),
+        }
+        let etag = response.headers().get(header::ETAG).cloned();
+        let bytes = read_at_most(response, MAX_CONSENSUS_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        let consensus = self.verify(&bytes, now, in_use)?;
+        if let Some(directory) = self.directories.get_mut(index) {
+            directory.etag = etag;
+        }
+        if in_use.is_some_and(|in_use| in_use.digest() == consensus.digest()) {
+            return Ok(None);
+        }
+        self.keep(bytes).await;
+        Ok(Some(consensus))
+    }
+
+    fn verify(&self, bytes: &[u8], now: WallTime, in_use: Option<&Consensus>) -> Result<Consensus, ConsensusError> {
+        UnverifiedConsensus::decode(bytes)?.verify(&self.authorities, now, in_use)
+    }
+
+    /// A consensus that can't be kept is used all the same.
+    async fn keep(&self, bytes: Vec<u8>) {
+        let Some(path) = self.cache.clone() else { return };
+        match tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the consensus is not kept on disk"),
+            Err(error) => tracing::warn!(%error, "the consensus is not kept on disk"),
+        }
+    }
+}
+
+impl Directory {
+    fn new(text: &str) -> Result<Self, DirectoryError> {
+        let bad = || DirectoryError::Url(text.to_owned());
+        let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
+        let join = |path: &str| -> Result<Url, DirectoryError> {
+            let mut url = base.clone();
+            url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
+            Ok(url)
+        };
+        Ok(Self { consensus: join("consensus")?, descriptor: join("descriptor")?, etag: None })
+    }
+}
+
+/// Waits until the wall clock says `due`, or nobody wants to know any more.
+async fn wait_until(due: WallTime, clock: &impl Fn() -> WallTime, consensus: &watch::Sender<Option<Arc<Consensus>>>) {
+    loop {
+        let left = due.since(clock());
+        if left.is_zero() {
+            return;
+        }
+        tokio::select! {
+            () = consensus.closed() => return,
+            () = sleep(left.min(LONGEST_WAIT)) => {}
+        }
+    }
+}
+
+/// The body, decompressed as it comes, or `None` when it is longer than `most` bytes.
+async fn read_at_most(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, DirectoryError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len().saturating_add(chunk.len()) > most {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Some(bytes))
+}
+
+async fn refusal(mut response: Response) -> DirectoryError {
+    let status = response.status().as_u16();
+    let chunk = response.chunk().await.ok().flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(chunk.get(..MAX_REASON_LEN).unwrap_or(&chunk)).into_owned();
+    let reason = text.chars().filter(|letter| !letter.is_control()).collect();
+    DirectoryError::Refused { status, reason }
+}
+
+#[cfg(test)]
+mod tests;
