@@ -131,7 +131,7 @@ fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &s
     let origin = chain.origin;
     chain.at_origin(origin, |party| {
         assert!(party.closed.is_some(), "{what}: the origin knows");
-        assert_eq!(party.ended.is_some(), true, "{what}: the stream failed");
+        assert!(party.ended.is_some(), "{what}: the stream failed");
         assert!(is_pattern(&party.received), "{what}: delivered backward");
         if direction == Direction::Backward {
             assert!(!party.finished && party.received.len() < LENGTH, "{what}: no clean end backward");

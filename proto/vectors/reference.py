@@ -8,6 +8,7 @@ Usage: python3 reference.py            writes *.json into its own folder
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import pathlib
 import sys
@@ -241,9 +242,45 @@ def signatures():
             "signatures": [case("signer one", "channel", b""), case("signer two", "descriptor", b"some document")]}
 
 
+# 02-channel.md §2 and §3
+
+
+def channel():
+    def end(name, identity, versions, capabilities, observed):
+        key = Ed25519PrivateKey.from_private_bytes(seed(name + " identity"))
+        identity = key.public_key().public_bytes_raw() if identity else bytes(32)
+        certificate, nonce = seed(name + " certificate"), seed(name + " nonce")
+        said = bytes([len(versions)]) + b"".join(version.to_bytes(2, "big") for version in versions)
+        said += capabilities.to_bytes(8, "big") + identity + nonce
+        host = ipaddress.ip_address(observed[0])
+        address = bytes([host.version]) + host.packed.rjust(16, b"\x00")
+        hello = b"\x01" + said + address + observed[1].to_bytes(2, "big")
+        return {"key": key, "signed": said + certificate,
+                "json": {"seed": seed(name + " identity").hex(), "identity": identity.hex(), "versions": versions,
+                         "capabilities": capabilities, "nonce": nonce.hex(), "certificate": certificate.hex(),
+                         "observed": list(observed), "hello": hello.hex()}}
+
+    def case(dialler, dialled):
+        ends = {"dialler": dialler, "dialled": dialled}
+        for number, one in enumerate(ends.values()):
+            message = bytes([number + 1]) + (1).to_bytes(2, "big") + dialler["signed"] + dialled["signed"]
+            signature = one["key"].sign(b"umbel 1 signature channel\x00" + message)
+            proves = one["json"]["identity"] != bytes(32).hex()
+            one["json"] |= {"proof_message": message.hex(), "proof": (b"\x02" + signature).hex() if proves else None}
+        return {name: one["json"] for name, one in ends.items()}
+
+    relay = lambda name, observed: end(name, True, [1], 0, observed)
+    client = end("client", False, [1], 0, ("2001:db8::5", 4443))
+    return {"specification": "proto/02-channel.md sections 2 and 3",
+            "channels": [case(relay("relay one", ("192.0.2.9", 4443)), relay("relay two", ("198.51.100.7", 50000))),
+                         case(client, relay("relay two", ("2001:db8::77", 50000))),
+                         case(end("relay three", True, [7, 1], 5, ("192.0.2.9", 4443)),
+                              relay("relay two", ("198.51.100.7", 50000)))]}
+
+
 def main():
     folder, differing = pathlib.Path(__file__).parent, []
-    for make in (handshakes, ratchet, onion, fragments, signatures):
+    for make in (handshakes, ratchet, onion, fragments, signatures, channel):
         path = folder / {"handshakes": "handshake", "signatures": "signature"}.get(make.__name__, make.__name__)
         path, text = path.with_suffix(".json"), json.dumps(make(), indent=1) + "\n"
         if "--check" not in sys.argv:

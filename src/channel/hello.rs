@@ -16,7 +16,7 @@ const FAMILY_NONE: u8 = 0;
 const FAMILY_IPV4: u8 = 4;
 const FAMILY_IPV6: u8 = 6;
 /// Separates a channel proof from whatever else an identity key signs.
-pub(super) const PROOF_CONTEXT: &str = "umbel channel proof";
+pub(super) const PROOF_CONTEXT: &str = "channel";
 
 /// Which end of a channel: circuit identifiers and proofs tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +167,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::crypto::{IdentityKey, vectors};
 
     fn hello(observed: Option<SocketAddr>) -> Hello {
         Hello {
@@ -218,6 +219,42 @@ mod tests {
             proof_message(End::Dialler, 1, (&Hello { versions: vec![1], ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
         ];
         assert!(others.iter().all(|other| *other != reference));
+    }
+
+    #[test]
+    fn hellos_and_proofs_are_those_of_the_vectors() {
+        let vectors = vectors::read(include_str!("../../proto/vectors/channel.json"));
+        for channel in vectors["channels"].as_array().unwrap() {
+            let [dialler, dialled] = ["dialler", "dialled"].map(|end| {
+                let end = &channel[end];
+                let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+                let observed = SocketAddr::new(
+                    text(&end["observed"][0]).parse().unwrap(),
+                    u16::try_from(end["observed"][1].as_u64().unwrap()).unwrap(),
+                );
+                let identity: [u8; 32] = vectors::array(&end["identity"]);
+                let versions = end["versions"].as_array().unwrap();
+                let hello = Hello {
+                    versions: versions.iter().map(|version| version.as_u64().unwrap().try_into().unwrap()).collect(),
+                    capabilities: end["capabilities"].as_u64().unwrap(),
+                    identity: (identity != [0; 32]).then(|| RelayId::from_bytes(identity)),
+                    nonce: vectors::array(&end["nonce"]),
+                    observed: Some(observed),
+                };
+                assert_eq!(hello.encode(), vectors::bytes(&end["hello"]));
+                assert_eq!(Hello::decode(&vectors::bytes(&end["hello"])).as_ref(), Ok(&hello));
+                (hello, vectors::array(&end["certificate"]))
+            });
+            assert_eq!(dialler.0.common_version(&dialled.0), Some(1));
+            for (end, json) in [(End::Dialler, &channel["dialler"]), (End::Dialled, &channel["dialled"])] {
+                let message = proof_message(end, 1, (&dialler.0, &dialler.1), (&dialled.0, &dialled.1));
+                assert_eq!(message, vectors::bytes(&json["proof_message"]));
+                if !json["proof"].is_null() {
+                    let key = IdentityKey::from_bytes(&vectors::array(&json["seed"]));
+                    assert_eq!(encode_proof(&key.sign(PROOF_CONTEXT, &message)), vectors::bytes(&json["proof"]));
+                }
+            }
+        }
     }
 
     proptest! {
