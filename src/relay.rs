@@ -28,6 +28,8 @@ mod build;
 mod exit;
 mod switch;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use core::time::Duration;
 use std::{

@@ -1,0 +1,553 @@
+//! What a relay must hold against neighbours that send what they like, shown cell by cell.
+
+use core::net::SocketAddr;
+
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::ChaCha20Rng};
+
+use super::*;
+use crate::{
+    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Redacted},
+    channel::LocalRole,
+    crypto::LayerKey,
+    directory::fixture,
+    handshake::{ClientHandshake, HopKeys, RelayKeys},
+    onion::OriginLayers,
+    wire::{BODY_LEN, Cell, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
+};
+
+const ROOM: usize = 1 << 30;
+const NEXT: u16 = 2;
+const PREVIOUS: u16 = 3;
+
+/// A relay (number 1 of the consensus) and what a neighbour at the other end of one of its links can do.
+struct Bench {
+    now: Instant,
+    rng: ChaCha20Rng,
+    relay: Relay,
+    keys: RelayKeys,
+    links: u64,
+    /// The neighbours, by link.
+    neighbours: BTreeMap<LinkId, Channels>,
+    /// Cells that the relay sent them.
+    cells: BTreeMap<LinkId, Vec<Cell>>,
+    dialled: Vec<RelayId>,
+    closed: BTreeSet<LinkId>,
+}
+
+impl Bench {
+    fn new(parameters: RelayParameters) -> Self {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let onion = OnionSecret::generate(&mut rng);
+        let identity = Arc::new(fixture::key(1));
+        let keys = RelayKeys { identity: identity.id(), onion_key: onion.public() };
+        let mut relay = Relay::new(identity, OnionKeyring::new(onion, None), parameters);
+        let listed = (1..=9).map(|number| fixture::listed(fixture::profile(number)));
+        relay.set_consensus(Arc::new(fixture::consensus(listed)));
+        Self {
+            now: Instant::START,
+            rng,
+            relay,
+            keys,
+            links: 0,
+            neighbours: BTreeMap::new(),
+            cells: BTreeMap::new(),
+            dialled: Vec::new(),
+            closed: BTreeSet::new(),
+        }
+    }
+
+    /// A neighbour dials the relay, or is dialled by it.
+    fn join(&mut self, role: LocalRole, relay_dials: Option<RelayId>) -> LinkId {
+        self.links += 1;
+        let link = LinkId(self.links);
+        let mut channels = Channels::new(role, ChannelParameters::default());
+        let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let opened = |dialled, local, peer| LinkEvent::Opened {
+            link,
+            opened: LinkOpened {
+                dialled,
+                local_certificate: [local; 32],
+                peer_certificate: [peer; 32],
+                peer_address: Redacted(address),
+            },
+        };
+        let neighbour_dials = relay_dials.is_none().then_some(self.keys.identity);
+        channels.handle_link(self.now, opened(neighbour_dials, 1, 2), &mut self.rng);
+        channels.handle_link(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
+        self.neighbours.insert(link, channels);
+        self.relay.handle_link(self.now, opened(relay_dials, 2, 1), &mut self.rng);
+        self.relay.handle_link(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
+        self.settle();
+        assert_eq!(self.neighbours[&link].len(), 1, "the channel is open");
+        link
+    }
+
+    fn client(&mut self) -> LinkId {
+        self.join(LocalRole::Anonymous, None)
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let mut still = true;
+            while let Some(transmit) = self.relay.poll_transmit(self.now, &mut self.rng) {
+                still = false;
+                match transmit {
+                    Transmit::Dial(target) => self.dialled.push(target.relay),
+                    Transmit::Message { link, lane, message } => {
+                        if let Some(neighbour) = self.neighbours.get_mut(&link) {
+                            neighbour.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
+                        }
+                    }
+                    Transmit::Close(link) => {
+                        self.closed.insert(link);
+                    }
+                }
+            }
+            for neighbour in self.neighbours.values_mut() {
+                while let Some(Transmit::Message { link, lane, message }) = neighbour.poll_transmit(self.now) {
+                    still = false;
+                    self.relay.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
+                }
+            }
+            for (link, neighbour) in &mut self.neighbours {
+                while let Some(event) = neighbour.poll_event() {
+                    if let ChannelEvent::Cell { cell, .. } = event {
+                        self.cells.entry(*link).or_default().push(cell);
+                    }
+                }
+            }
+            if still {
+                return;
+            }
+        }
+    }
+
+    /// Cells that the relay sent over `link` since the last call.
+    fn cells(&mut self, link: LinkId) -> Vec<Cell> {
+        self.cells.remove(&link).unwrap_or_default()
+    }
+
+    fn commands(&mut self, link: LinkId) -> Vec<Command> {
+        self.cells(link).iter().map(Cell::command).collect()
+    }
+
+    /// A neighbour sends a cell, as it stands.
+    fn send(&mut self, link: LinkId, cell: &Cell) {
+        let mut message = Vec::new();
+        cell.encode(&mut message);
+        let lane = cell.circuit().map_or(0, |circuit| (circuit.value() % u32::from(LANES)) as u8);
+        let event = LinkEvent::Message { link, lane: Lane::new(lane).unwrap(), message: message.into() };
+        self.relay.handle_link(self.now, event, &mut self.rng);
+        self.settle();
+    }
+
+    /// A neighbour opens a circuit at the relay.
+    fn create(&mut self, link: LinkId, circuit: CircuitId, hop: HopIndex) -> OriginLayers {
+        let (handshake, request) = ClientHandshake::start(&self.keys, hop, &[], &mut self.rng).unwrap();
+        for cell in create_cells(circuit, hop, &request).unwrap() {
+            self.send(link, &cell);
+        }
+        let reply = self.cells(link);
+        assert_eq!(reply[0].command(), Command::Created);
+        let reply = Fragments::new().push(reply[0].body()).unwrap().unwrap();
+        let mut layers = OriginLayers::new();
+        layers.push(handshake.finish(&reply).unwrap().keys).unwrap();
+        layers
+    }
+
+    fn say(&mut self, link: LinkId, circuit: CircuitId, layers: &mut OriginLayers, message: &RelayMessage) {
+        let (mut plain, mut body) = (Vec::new(), Box::new([0; BODY_LEN]));
+        message.encode(&mut plain).unwrap();
+        layers.seal_message(HopIndex::FIRST, &plain, &mut body).unwrap();
+        self.send(link, &Cell::new(circuit, Command::Relay, body));
+    }
+
+    fn extend(&mut self, link: LinkId, circuit: CircuitId, layers: &mut OriginLayers, to: RelayId) {
+        let second = HopIndex::new(2).unwrap();
+        let keys = RelayKeys { identity: to, ..self.keys };
+        let (_, request) = ClientHandshake::start(&keys, second, &[], &mut self.rng).unwrap();
+        for fragment in split(&encode_extend(&to, &request), 900).unwrap() {
+            self.say(link, circuit, layers, &RelayMessage::Extend { fragment: fragment.into() });
+        }
+    }
+
+    /// The next relay, dialled.
+    fn next(&mut self) -> LinkId {
+        self.join(LocalRole::Relay(Arc::new(fixture::key(NEXT))), Some(relay_id(NEXT)))
+    }
+
+    fn circuits(&self) -> usize {
+        self.relay.figures().circuits
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.relay.handle_timeout(self.now, &mut self.rng);
+        self.settle();
+    }
+}
+
+fn upper(number: u32) -> CircuitId {
+    CircuitId::new(0x8000_0000 + number).unwrap()
+}
+
+fn relay_id(number: u16) -> RelayId {
+    fixture::key(number).id()
+}
+
+#[test]
+fn cells_of_unknown_circuits_are_dropped_quietly() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    for circuit in [upper(1), CircuitId::LOWEST] {
+        for command in [Command::Relay, Command::Destroy] {
+            bench.send(link, &Cell::new(circuit, command, Box::new([7; BODY_LEN])));
+        }
+    }
+    bench.send(link, &Cell::new(CircuitId::LOWEST, Command::Created, Box::new([7; BODY_LEN])));
+    assert_eq!(bench.commands(link), []);
+    assert!(bench.closed.is_empty());
+}
+
+#[test]
+fn a_create_on_an_identifier_in_use_ends_the_circuit() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    bench.create(link, upper(1), HopIndex::FIRST);
+    let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
+    for cell in create_cells(upper(1), HopIndex::FIRST, &request).unwrap() {
+        bench.send(link, &cell);
+    }
+    assert_eq!(bench.commands(link), [Command::Destroy]);
+    assert_eq!(bench.circuits(), 0);
+}
+
+#[test]
+fn an_identifier_can_be_used_again_after_destroy() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    for _ in 0..3 {
+        bench.create(link, upper(1), HopIndex::FIRST);
+        bench.send(link, &Cell::destroy(upper(1)));
+        assert_eq!((bench.circuits(), bench.commands(link)), (0, vec![]), "DESTROY is not echoed");
+    }
+}
+
+#[test]
+fn a_create_that_makes_no_sense_is_refused() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let client = bench.client();
+    let previous = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    let third = HopIndex::new(3).unwrap();
+    for (link, hop, says) in
+        [(client, third, 3), (previous, HopIndex::FIRST, 1), (client, HopIndex::FIRST, 9), (client, HopIndex::FIRST, 0)]
+    {
+        let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
+        let mut body = create_cells(upper(1), hop, &request).unwrap().remove(0).into_body();
+        body[0] = says;
+        bench.send(link, &Cell::new(upper(1), Command::Create, body));
+        assert_eq!(bench.commands(link), [Command::Destroy], "hop {says}");
+    }
+    bench.send(client, &Cell::new(upper(2), Command::Create, Box::new([1; BODY_LEN])));
+    assert_eq!(bench.commands(client), [Command::Destroy], "fragments that never become whole");
+    bench.create(previous, upper(1), third);
+}
+
+/// The first of two cells of a CREATE.
+fn half_a_create(circuit: CircuitId) -> Cell {
+    let body = [7; BODY_LEN + 100];
+    create_cells(circuit, HopIndex::FIRST, &body).unwrap().remove(0)
+}
+
+#[test]
+fn half_a_create_is_refused_in_time_and_forgotten_at_destroy() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    bench.send(link, &half_a_create(upper(1)));
+    bench.send(link, &half_a_create(upper(2)));
+    bench.send(link, &Cell::destroy(upper(2)));
+    assert_eq!(bench.relay.half_built.len(), 1);
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.commands(link), [Command::Destroy]);
+    assert!(bench.relay.half_built.is_empty() && bench.relay.half_built_deadlines.is_empty());
+}
+
+#[test]
+fn half_built_circuits_are_capped_for_a_channel_and_in_all() {
+    let mut bench = Bench::new(RelayParameters { half_built: 100, ..RelayParameters::default() });
+    let links = [bench.client(), bench.client()];
+    for link in links {
+        (1..=70).for_each(|number| bench.send(link, &half_a_create(upper(number))));
+    }
+    assert_eq!(bench.relay.half_built.len(), 100);
+    assert_eq!((bench.commands(links[0]).len(), bench.commands(links[1]).len()), (6, 34));
+}
+
+#[test]
+fn circuits_are_capped() {
+    let mut bench = Bench::new(RelayParameters { circuits: 2, ..RelayParameters::default() });
+    let link = bench.client();
+    bench.create(link, upper(1), HopIndex::FIRST);
+    bench.create(link, upper(2), HopIndex::FIRST);
+    let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
+    bench.send(link, &create_cells(upper(3), HopIndex::FIRST, &request).unwrap()[0]);
+    assert_eq!(bench.commands(link), [Command::Destroy]);
+}
+
+#[test]
+fn an_extend_dials_once_and_creates_when_the_channel_opens() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    for number in 1..=2 {
+        let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
+        bench.extend(link, upper(number), &mut layers, relay_id(NEXT));
+    }
+    assert_eq!(bench.dialled, [relay_id(NEXT)]);
+    let next = bench.next();
+    let creates = bench.cells(next);
+    assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create; 2]);
+    assert!(creates.iter().all(|cell| cell.body()[0] == 2 && cell.circuit().unwrap().of_dialler()));
+    // With the channel open, no dial is needed.
+    let mut layers = bench.create(link, upper(3), HopIndex::FIRST);
+    bench.extend(link, upper(3), &mut layers, relay_id(NEXT));
+    assert_eq!(bench.commands(next), [Command::Create]);
+    assert_eq!(bench.dialled.len(), 1);
+}
+
+/// A circuit whose CREATE has gone to the next hop: both links, and the CREATE.
+fn extended(bench: &mut Bench) -> (LinkId, LinkId, CircuitId, OriginLayers) {
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.extend(link, upper(1), &mut layers, relay_id(NEXT));
+    let next = bench.next();
+    let create = bench.cells(next).remove(0);
+    (link, next, create.circuit().unwrap(), layers)
+}
+
+#[test]
+fn extending_to_itself_the_predecessor_the_unlisted_or_twice_ends_the_circuit() {
+    for (hop, to) in [(1, 1), (1, 77), (2, PREVIOUS)] {
+        let mut bench = Bench::new(RelayParameters::default());
+        let link = if hop == 1 {
+            bench.client()
+        } else {
+            bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None)
+        };
+        let mut layers = bench.create(link, upper(1), HopIndex::new(hop).unwrap());
+        if hop == 2 {
+            // The origin's first layer is missing here, so the message is handed over as if opened.
+            let key = bench.relay.table.find(Leg { channel: ChannelId(link), circuit: upper(1) }).unwrap().0;
+            let body = encode_extend(&relay_id(to), &[1; 100]);
+            let fragment = split(&body, 900).unwrap().remove(0);
+            bench.relay.handle_extend(bench.now, key, &fragment, &mut bench.rng);
+            bench.settle();
+        } else {
+            bench.extend(link, upper(1), &mut layers, relay_id(to));
+        }
+        assert_eq!(bench.commands(link), [Command::Destroy], "to {to}");
+        assert!(bench.dialled.is_empty());
+    }
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, next, _, mut layers) = extended(&mut bench);
+    bench.extend(link, upper(1), &mut layers, relay_id(4));
+    assert_eq!((bench.commands(link), bench.commands(next)), (vec![Command::Destroy], vec![Command::Destroy]));
+}
+
+#[test]
+fn an_extend_that_lacks_fragments_or_an_answer_ends_in_time() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    let fragment = [&[8, 0][..], &[1; 500]].concat();
+    bench.say(link, upper(1), &mut layers, &RelayMessage::Extend { fragment: fragment.into() });
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.commands(link), [Command::Destroy], "fragments");
+
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.extend(link, upper(1), &mut layers, relay_id(NEXT));
+    bench.pass(Duration::from_secs(10));
+    assert_eq!(bench.commands(link), [Command::Destroy], "the dial");
+    assert!(bench.relay.dialling.is_empty());
+
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, next, ..) = extended(&mut bench);
+    bench.pass(Duration::from_secs(10));
+    assert_eq!(
+        (bench.commands(link), bench.commands(next)),
+        (vec![Command::Destroy], vec![Command::Destroy]),
+        "CREATED"
+    );
+    assert_eq!(bench.circuits(), 0);
+}
+
+#[test]
+fn a_next_hop_that_answers_out_of_turn_ends_the_circuit() {
+    for command in [Command::Relay, Command::Created] {
+        let mut bench = Bench::new(RelayParameters::default());
+        let (link, next, circuit, _) = extended(&mut bench);
+        // A RELAY before CREATED, or a CREATED that is nothing.
+        bench.send(next, &Cell::new(circuit, command, Box::new([0; BODY_LEN])));
+        assert_eq!((bench.commands(link), bench.commands(next)), (vec![Command::Destroy], vec![Command::Destroy]));
+    }
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, next, circuit, _) = extended(&mut bench);
+    let mut body = Box::new([0; BODY_LEN]);
+    body[..3].copy_from_slice(&[0, 1, 9]);
+    let created = Cell::new(circuit, Command::Created, body);
+    bench.send(next, &created);
+    assert_eq!(bench.commands(link), [Command::Relay], "EXTENDED");
+    bench.send(next, &created);
+    assert_eq!((bench.commands(link), bench.commands(next)), (vec![Command::Destroy], vec![Command::Destroy]), "twice");
+}
+
+#[test]
+fn a_forward_cell_for_a_next_hop_that_is_not_there_ends_the_circuit() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    let second = HopKeys { forward: LayerKey::from_bytes([1; 32]), backward: LayerKey::from_bytes([2; 32]) };
+    layers.push(second).unwrap();
+    let mut body = Box::new([0; BODY_LEN]);
+    layers.seal_message(HopIndex::new(2).unwrap(), &[], &mut body).unwrap();
+    bench.send(link, &Cell::new(upper(1), Command::Relay, body));
+    assert_eq!(bench.commands(link), [Command::Destroy]);
+}
+
+#[test]
+fn a_channel_that_closes_takes_its_circuits_along() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, next, ..) = extended(&mut bench);
+    bench.send(link, &half_a_create(upper(2)));
+    let reason = crate::base::LinkClose::ByPeer;
+    bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
+    bench.settle();
+    assert_eq!(bench.commands(next), [Command::Destroy]);
+    assert!(bench.circuits() == 0 && bench.relay.half_built.is_empty());
+}
+
+#[test]
+fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
+    let channel = ChannelParameters { circuit_queue: 50, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
+    let (link, next, circuit, _) = extended(&mut bench);
+    let mut body = Box::new([0; BODY_LEN]);
+    body[..3].copy_from_slice(&[0, 1, 9]);
+    bench.send(next, &Cell::new(circuit, Command::Created, body));
+    bench.cells(link);
+    // The client's link takes nothing more; the next hop floods.
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
+    for _ in 0..60 {
+        bench.send(next, &Cell::new(circuit, Command::Relay, Box::new([0; BODY_LEN])));
+    }
+    assert_eq!(bench.circuits(), 0);
+    assert_eq!(bench.commands(next), [Command::Destroy]);
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
+    bench.settle();
+    assert_eq!(bench.commands(link), [Command::Destroy], "what waited is dropped");
+}
+
+#[test]
+fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
+    let channel = ChannelParameters { queued: 20, ..ChannelParameters::default() };
+    let parameters = RelayParameters { channel, exit: true, ..RelayParameters::default() };
+    let mut bench = Bench::new(parameters);
+    let links = [bench.client(), bench.client()];
+    for link in links {
+        let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+        bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
+        // Fourteen answers each wait.
+        for number in 1..=14 {
+            let message =
+                RelayMessage::Resolve { stream: StreamId::new(number).unwrap(), host: Host::parse("a.b").unwrap() };
+            bench.say(link, upper(1), &mut layers, &message);
+        }
+        while let Some(RelayEvent::Exit(exit, _)) = bench.relay.poll_event() {
+            bench.relay.exit_failed(exit, crate::wire::EndReason::NotFound);
+        }
+        bench.settle();
+    }
+    bench.pass(Duration::from_secs(1));
+    for link in links {
+        bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
+    }
+    bench.settle();
+    assert_eq!(bench.commands(links[0]), [Command::Destroy], "the first has waited longest");
+    assert_eq!(bench.commands(links[1]).len(), 14);
+}
+
+#[test]
+fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
+    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
+    let stream = StreamId::new(5).unwrap();
+    bench.say(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
+    let Some(RelayEvent::Exit(exit, request)) = bench.relay.poll_event() else { panic!("no request") };
+    assert_eq!(request, ExitRequest::Connect(target));
+    bench.send(link, &Cell::destroy(upper(1)));
+    assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Exit(exit, ExitRequest::Close)));
+    // What the exit still says of it is of no consequence.
+    bench.relay.exit_connected(bench.now, exit, None);
+    assert_eq!((bench.relay.exit_write(bench.now, exit, b"late"), bench.relay.exit_room(exit)), (0, 0));
+    assert_eq!(bench.relay.figures().exit_streams, 0);
+}
+
+#[test]
+fn a_relay_message_that_is_not_an_origins_ends_the_circuit() {
+    let stream = StreamId::new(1).unwrap();
+    for message in [
+        RelayMessage::Extended { fragment: Bytes::from_static(b"x") },
+        RelayMessage::Connected { stream, address: None },
+        RelayMessage::SendMe { mark: [1; 16] },
+        RelayMessage::Data { stream, mark: None, bytes: Bytes::from_static(b"x") },
+    ] {
+        let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+        let link = bench.client();
+        let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+        bench.say(link, upper(1), &mut layers, &message);
+        assert_eq!(bench.commands(link), [Command::Destroy], "{:?}", message.kind());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever two neighbours send in whatever order: no panic, no circuit beyond what was created, and nothing is
+    /// left once they are gone.
+    #[test]
+    fn no_sequence_of_cells_leaves_anything_behind(
+        steps in proptest::collection::vec((any::<bool>(), 1..5_u32, any::<bool>(), 0..7_u8, any::<u8>()), 0..120),
+    ) {
+        let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+        let links = [bench.client(), bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None)];
+        for (which, number, half, step, byte) in steps {
+            let link = links[usize::from(which)];
+            let hop = HopIndex::new(1 + u8::from(which)).unwrap();
+            let of = if half { upper(number) } else { CircuitId::new(number).unwrap() };
+            let cell = match step {
+                0 | 1 => {
+                    let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
+                    create_cells(upper(number), hop, &request).unwrap().remove(0)
+                }
+                2 => half_a_create(upper(number)),
+                3 => Cell::new(of, Command::Relay, Box::new([byte; BODY_LEN])),
+                4 => Cell::new(CircuitId::new(number).unwrap(), Command::Created, Box::new([byte; BODY_LEN])),
+                5 => { bench.pass(Duration::from_secs(1)); continue }
+                _ => Cell::destroy(of),
+            };
+            bench.send(link, &cell);
+            prop_assert!(bench.circuits() <= 8 && bench.closed.is_empty());
+            prop_assert_eq!(bench.relay.half_built.len(), bench.relay.half_built_deadlines.len());
+        }
+        for link in links {
+            let reason = crate::base::LinkClose::ByPeer;
+            bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
+        }
+        prop_assert_eq!(bench.circuits(), 0);
+        prop_assert!(bench.relay.half_built.is_empty() && bench.relay.timers.is_empty());
+    }
+}
