@@ -10,7 +10,7 @@ pub mod authority;
 mod bounded;
 mod consensus;
 mod descriptor;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
 mod parameters;
 mod profile;

@@ -16,9 +16,15 @@
 
 mod channel;
 mod circuit;
+mod directory;
+#[cfg(feature = "native")]
+mod io;
+mod relay;
 mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "native")]
+mod transport;
 mod wire;
 
 use crate::base::Instant;
@@ -34,7 +40,18 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: &[&[Target]] = &[wire::TARGETS, circuit::TARGETS, stream::TARGETS, channel::TARGETS];
+pub const TARGETS: &[&[Target]] = &[
+    wire::TARGETS,
+    circuit::TARGETS,
+    stream::TARGETS,
+    channel::TARGETS,
+    relay::TARGETS,
+    directory::TARGETS,
+    #[cfg(feature = "native")]
+    transport::TARGETS,
+    #[cfg(feature = "native")]
+    io::TARGETS,
+];
 
 /// Runs the target `name` on one input.
 ///

@@ -18,7 +18,7 @@ use crate::{
 /// How long a descriptor counts. Relays publish a new one well before.
 pub const DESCRIPTOR_LIFETIME: Duration = Duration::from_secs(18 * 60 * 60);
 
-const CONTEXT: &str = "directory descriptor";
+pub(super) const CONTEXT: &str = "directory descriptor";
 // So short that nothing in it takes much when decoded; counts are checked afterwards.
 const BOUNDS: Bounds = Bounds { len: MAX_DESCRIPTOR_LEN, fields: &[] };
 

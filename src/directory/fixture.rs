@@ -1,6 +1,11 @@
-//! Relays and consensuses for tests.
+//! Relays and consensuses for tests and fuzzers.
+#![allow(clippy::unwrap_used, reason = "whoever makes them for a test makes them right")]
 
-use super::{Consensus, ConsensusRelay, Descriptor, Flags, Parameters, Profile, SignedConsensus};
+use prost::Message as _;
+
+use super::{
+    Consensus, ConsensusRelay, Descriptor, Flags, Parameters, Profile, SignedConsensus, descriptor::CONTEXT, schema,
+};
 use crate::{
     base::WallTime,
     crypto::{IdentityKey, OnionPublic},
@@ -74,4 +79,25 @@ pub(crate) fn signed_by(authorities: &[u16], valid_after: WallTime) -> SignedCon
     let (_, encoded) = consensus_at(valid_after, relays, &Parameters::default());
     let keys: Vec<IdentityKey> = authorities.iter().map(|number| key(*number)).collect();
     Consensus::sign(encoded, &keys)
+}
+
+/// `descriptor`, whatever it is, signed by relay `number`.
+pub(crate) fn sign_descriptor(number: u16, descriptor: &[u8]) -> Vec<u8> {
+    let signature = key(number).sign(CONTEXT, descriptor).to_vec();
+    schema::SignedDescriptor { descriptor: descriptor.to_vec(), signature }.encode_to_vec()
+}
+
+/// What stands in a signed descriptor.
+pub(crate) fn unsigned_descriptor(signed: &[u8]) -> Vec<u8> {
+    schema::SignedDescriptor::decode(signed).unwrap().descriptor
+}
+
+/// `consensus`, whatever it is, signed by authority `number`.
+pub(crate) fn sign_consensus(number: u16, consensus: &[u8]) -> Vec<u8> {
+    Consensus::sign(consensus.to_vec(), [&key(number)]).into_bytes()
+}
+
+/// What stands in a signed consensus.
+pub(crate) fn unsigned_consensus(signed: &[u8]) -> Vec<u8> {
+    schema::SignedConsensus::decode(signed).unwrap().consensus
 }

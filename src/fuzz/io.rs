@@ -1,0 +1,121 @@
+//! The ports for applications, and the files of secrets.
+
+use core::time::Duration;
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::Target;
+use crate::{
+    base::WallTime,
+    io::{
+        connector::{ConnectError, Connector, Isolation},
+        files::Folder,
+        http_proxy::{self, HttpLimits},
+        socks::{self, SocksLimits},
+        stream::Stream,
+    },
+    wire::{Answer, EndReason, Host, Target as Destination},
+};
+
+pub(super) const TARGETS: &[Target] = &[
+    Target { name: "socks_port", run: socks_port, seeds: socks_seeds },
+    Target { name: "http_port", run: http_port, seeds: http_seeds },
+    Target { name: "key_files", run: key_files, seeds: key_seeds },
+];
+
+/// An overlay in which no target can be reached.
+#[derive(Clone)]
+struct Nowhere;
+
+impl Connector for Nowhere {
+    async fn connect(&self, _: Destination, _: Isolation) -> Result<Stream, ConnectError> {
+        Err(EndReason::Refused.into())
+    }
+
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        Ok(vec![Answer::Ip("192.0.2.7".parse().unwrap()), Answer::Name("example.org".to_owned())])
+    }
+}
+
+/// Whatever an application sends, it gets an answer or a closed port, and soon.
+fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpListener) -> F, bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener));
+        let mut application = TcpStream::connect(address).await.unwrap();
+        // The port may have closed before all was written.
+        let _ = application.write_all(bytes).await;
+        let _ = application.shutdown().await;
+        let mut answer = Vec::new();
+        let read = timeout(Duration::from_secs(20), application.read_to_end(&mut answer)).await;
+        assert!(read.is_ok(), "the port hangs");
+        assert!(!serving.is_finished(), "the port is gone");
+    });
+}
+
+fn socks_port(bytes: &[u8]) {
+    with_port(|listener| socks::serve(listener, Nowhere, SocksLimits::default()), bytes);
+}
+
+fn socks_seeds() -> Vec<Vec<u8>> {
+    let hello: &[u8] = &[5, 1, 0];
+    let with_user: &[u8] = &[5, 1, 2, 1, 4, b'u', b's', b'e', b'r', 2, b'p', b'w'];
+    let name = |command: u8| [&[5, command, 0, 3, 11], b"example.org".as_slice(), &[1, 0xbb]].concat();
+    let v4: &[u8] = &[5, 1, 0, 1, 192, 0, 2, 7, 1, 0xbb];
+    let v6 = [&[5, 0xf1, 0, 4], [0x20; 16].as_slice(), &[1, 0xbb]].concat();
+    let socks4a = [&[4, 1, 1, 0xbb, 0, 0, 0, 1], b"user\0example.org\0".as_slice()].concat();
+    let requests = [name(1), name(2), name(3), name(0xf0), name(0xf1), v4.to_vec(), v6];
+    let fives = requests.iter().flat_map(|request| [hello, with_user].map(|greeting| [greeting, request].concat()));
+    fives.chain([socks4a, b"GET / HTTP/1.1\r\n\r\n".to_vec()]).collect()
+}
+
+fn http_port(bytes: &[u8]) {
+    with_port(|listener| http_proxy::serve(listener, Nowhere, HttpLimits::default()), bytes);
+}
+
+fn http_seeds() -> Vec<Vec<u8>> {
+    let requests = [
+        "CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n",
+        "CONNECT [2001:db8::1]:443 HTTP/1.1\r\nProxy-Authorization: Basic dXNlcjpwdw==\r\n\r\n",
+        "GET http://example.org/path?query HTTP/1.1\r\nHost: example.org\r\nConnection: keep-alive\r\n\r\n",
+        "POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: 127.0.0.1:9351\r\n\r\n",
+        "OPTIONS * HTTP/1.1\r\nHost: example.org\r\n\r\n",
+    ];
+    requests.map(|request| request.as_bytes().to_vec()).to_vec()
+}
+
+const KEY_FILES: [&str; 2] = ["identity.key", "onion.key"];
+
+/// A file that isn't as it was written is refused, and left as it is.
+fn key_files(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for name in KEY_FILES {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let folder = Folder::open(folder.path()).unwrap();
+    let refused = [folder.identity(&mut rng).is_err(), folder.onion_keys(WallTime::from_unix(0), &mut rng).is_err()];
+    for (name, refused) in KEY_FILES.into_iter().zip(refused) {
+        assert!(!refused || fs::read(folder.path().join(name)).unwrap() == bytes, "{name} was overwritten");
+    }
+}
+
+fn key_seeds() -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let made = Folder::open(folder.path()).unwrap();
+    made.identity(&mut rng).unwrap();
+    made.onion_keys(WallTime::from_unix(0), &mut rng).unwrap();
+    KEY_FILES.map(|name| fs::read(folder.path().join(name)).unwrap()).to_vec()
+}

@@ -1,0 +1,184 @@
+//! A relay's core, by an origin that keeps the rules of its channel and breaks all others.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::{SeedableRng as _, rngs::ChaCha8Rng};
+
+use super::{Choices, Clock, Target, wire::messages};
+use crate::{
+    base::{CircuitId, HopIndex, Instant, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Redacted, Transmit},
+    channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
+    crypto::{IdentityKey, OnionSecret},
+    handshake::{ClientHandshake, OnionKeyring, RelayKeys},
+    onion::{OriginLayers, message_capacity},
+    relay::{ExitRequest, Relay, RelayEvent, RelayParameters},
+    wire::{BODY_LEN, Cell, Command, EndReason, create_cells},
+};
+
+pub(super) const TARGETS: &[Target] =
+    &[Target { name: "relay_of_hostile_origin", run: hostile_origin, seeds: origin_seeds }];
+
+const LINK: LinkId = LinkId(1);
+const ROOM: usize = 1 << 20;
+
+/// A relay and a client's channel to it, without a network between.
+struct World {
+    relay: Relay,
+    client: Channels,
+    layers: OriginLayers,
+    rng: ChaCha8Rng,
+}
+
+impl World {
+    fn new() -> Self {
+        let identity = Arc::new(IdentityKey::from_bytes(&[1; 32]));
+        let keyring = OnionKeyring::new(OnionSecret::from_bytes([2; 32]), None);
+        let parameters = RelayParameters { exit: true, circuits: 16, half_built: 8, ..RelayParameters::default() };
+        let mut world = Self {
+            relay: Relay::new(identity, keyring, parameters),
+            client: Channels::new(LocalRole::Anonymous, ChannelParameters::default()),
+            layers: OriginLayers::new(),
+            rng: ChaCha8Rng::seed_from_u64(3),
+        };
+        let (client, relay) = ([3; 32], [4; 32]);
+        let dialled = Some(world.relay.identity());
+        let peer_address = Redacted("192.0.2.7:4443".parse().unwrap());
+        let to_relay = LinkOpened { dialled, local_certificate: client, peer_certificate: relay, peer_address };
+        let from_client =
+            LinkOpened { dialled: None, local_certificate: relay, peer_certificate: client, peer_address };
+        let now = Instant::START;
+        world.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_client }, &mut world.rng);
+        world.client.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut world.rng);
+        world.settle(now);
+        world
+    }
+
+    /// Carries messages both ways until none is left. What came back to the client is passed over.
+    fn settle(&mut self, now: Instant) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        let room = LinkEvent::Room { link: LINK, bytes: ROOM };
+        loop {
+            self.relay.handle_link(now, room.clone(), &mut self.rng);
+            self.client.handle_link(now, room.clone(), &mut self.rng);
+            let mut moved = false;
+            while let Some(transmit) = self.client.poll_transmit(now) {
+                moved = true;
+                if let Transmit::Message { lane, message, .. } = transmit {
+                    self.relay.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
+                }
+            }
+            while let Some(transmit) = self.relay.poll_transmit(now, &mut self.rng) {
+                moved = true;
+                if let Transmit::Message { lane, message, .. } = transmit {
+                    self.client.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
+                }
+            }
+            while let Some(event) = self.client.poll_event() {
+                if let ChannelEvent::Cell { cell, .. } = event {
+                    cells.push(cell);
+                }
+            }
+            if !moved {
+                return cells;
+            }
+        }
+    }
+
+    /// Builds a circuit to the relay as an honest origin does.
+    fn create(&mut self, now: Instant, circuit: CircuitId) {
+        let keys = RelayKeys { identity: self.relay.identity(), onion_key: self.relay.onion_key() };
+        let (handshake, request) = ClientHandshake::start(&keys, HopIndex::FIRST, b"", &mut self.rng).unwrap();
+        for cell in create_cells(circuit, HopIndex::FIRST, &request).unwrap() {
+            self.send(cell);
+        }
+        let created = self.settle(now).into_iter().find(|cell| cell.command() == Command::Created);
+        let Some(created) = created else { return };
+        let mut fragments = crate::wire::Fragments::new();
+        let reply = fragments.push(created.body()).unwrap().expect("a reply fits a cell");
+        self.layers = OriginLayers::new();
+        self.layers.push(handshake.finish(&reply).expect("an honest relay").keys).unwrap();
+    }
+
+    fn send(&mut self, cell: Cell) {
+        let Some(channel) = self.client.lookup(&self.relay.identity()) else { return };
+        if let Some(circuit) = cell.circuit() {
+            self.client.admit_circuit(channel, circuit);
+        }
+        let _ = self.client.send(channel, cell);
+    }
+
+    /// Serves what the relay asks of its exit, as the choices say.
+    fn serve(&mut self, now: Instant, choices: &mut Choices<'_>) {
+        while let Some(RelayEvent::Exit(stream, request)) = self.relay.poll_event() {
+            match (request, choices.u8() % 4) {
+                (ExitRequest::Connect(_), 0) => self.relay.exit_failed(stream, EndReason::Refused),
+                (ExitRequest::Connect(_), 1..) => self.relay.exit_connected(now, stream, None),
+                (ExitRequest::Resolve(_), 1) => self.relay.exit_resolved(stream, 60, Vec::new()),
+                (ExitRequest::Data(bytes), 1..) => {
+                    self.relay.exit_consumed(stream, bytes.len());
+                    let room = self.relay.exit_room(stream);
+                    assert_eq!(self.relay.exit_write(now, stream, &bytes), bytes.len().min(room));
+                }
+                (ExitRequest::Finish, 1..) => self.relay.exit_finish(stream),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Whatever an origin sends, the relay's circuits stay within their cap, and it says nothing but whole cells.
+fn hostile_origin(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let (mut clock, mut world) = (Clock::new(), World::new());
+    let circuit = |choice: u8| CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap();
+    while !choices.is_empty() {
+        let now = clock.pass(choices.u8() % 12);
+        match choices.u8() % 8 {
+            0 => world.relay.handle_timeout(now, &mut world.rng),
+            1 => world.create(now, circuit(choices.u8())),
+            2 | 3 => {
+                let commands = [Command::Create, Command::Created, Command::Relay, Command::Destroy];
+                let command = commands[usize::from(choices.u8() % 4)];
+                let circuit = circuit(choices.u8());
+                world.send(Cell::new(circuit, command, body(choices.bytes())));
+            }
+            _ => {
+                let circuit = circuit(choices.u8());
+                let message = choices.bytes();
+                let message = &message[..message.len().min(message_capacity(HopIndex::FIRST))];
+                let mut sealed = body(&[]);
+                if world.layers.seal_message(HopIndex::FIRST, message, &mut sealed).is_ok() {
+                    world.send(Cell::new(circuit, Command::Relay, sealed));
+                }
+            }
+        }
+        world.settle(now);
+        world.serve(now, &mut choices);
+        world.settle(now);
+        assert!(world.relay.figures().circuits <= 16);
+    }
+}
+
+fn body(bytes: &[u8]) -> Box<[u8; BODY_LEN]> {
+    let mut body = Box::new([0; BODY_LEN]);
+    let length = bytes.len().min(BODY_LEN);
+    body[..length].copy_from_slice(&bytes[..length]);
+    body
+}
+
+/// A circuit, then every message that there is, each on a fresh circuit and all on one.
+fn origin_seeds() -> Vec<Vec<u8>> {
+    let said = |message: &crate::wire::RelayMessage| {
+        let mut encoded = Vec::new();
+        message.encode(&mut encoded).unwrap();
+        let length = u16::try_from(encoded.len()).unwrap().to_be_bytes();
+        [&[0, 4, 0], &length[..], &*Bytes::from(encoded), &[1]].concat()
+    };
+    let create = [0, 1, 0].to_vec();
+    let each = messages().into_iter().map(|message| [create.clone(), said(&message)].concat());
+    let begin = messages().into_iter().next().unwrap();
+    let of_stream = messages().into_iter().filter(|message| message.kind().from_origin() && message.stream().is_some());
+    let all = of_stream.flat_map(|message| said(&message));
+    each.chain([create.iter().copied().chain(said(&begin)).chain(all).collect()]).collect()
+}
