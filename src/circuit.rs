@@ -37,8 +37,8 @@ use build::Building;
 
 /// A circuit with open streams that says nothing for so long is asked whether it still stands.
 const SILENCE: Duration = Duration::from_secs(15);
-/// A circuit not heard from for so long is asked whenever a stream begins on it.
-const FRESH: Duration = Duration::from_secs(1);
+/// One on which a stream waits for its answer, after so long.
+const SILENCE_BEFORE_ANSWER: Duration = Duration::from_millis(500);
 const ECHO_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const ECHO_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
@@ -207,7 +207,7 @@ impl Origin {
     /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
     pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.begin(now, target)?;
-        self.ask_if_silent(now, FRESH);
+        self.ask_if_silent(now);
         Ok(id)
     }
 
@@ -217,7 +217,7 @@ impl Origin {
     /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.resolve(now, host)?;
-        self.ask_if_silent(now, FRESH);
+        self.ask_if_silent(now);
         Ok(id)
     }
 
@@ -250,7 +250,7 @@ impl Origin {
 
     /// Asks whether the circuit still reaches its last hop; [`CircuitError::Silent`] ends it if nothing comes.
     pub fn ask(&mut self, now: Instant) {
-        self.ask_if_silent(now, Duration::ZERO);
+        self.send_echo(now);
     }
 
     /// Takes one cell of this circuit.
@@ -312,9 +312,7 @@ impl Origin {
         if self.echo.is_some_and(|deadline| deadline <= now) {
             return self.fail(CircuitError::Silent);
         }
-        if self.open_streams() > 0 {
-            self.ask_if_silent(now, SILENCE);
-        }
+        self.ask_if_silent(now);
         let stalled = self.streams.iter_mut().find_map(|(_, streams)| streams.handle_timeout(now).err());
         if let Some(error) = stalled {
             self.fail(error.into());
@@ -326,7 +324,7 @@ impl Origin {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match &self.state {
             State::Building(building) => Some(building.deadline),
-            State::Open => self.echo.or_else(|| (self.open_streams() > 0).then(|| self.heard_at.after(SILENCE))),
+            State::Open => self.echo.or_else(|| Some(self.heard_at.after(self.patience()?))),
             State::Closed => return None,
         };
         self.streams.iter().filter_map(|(_, streams)| streams.poll_timeout()).chain(own).min()
@@ -395,14 +393,28 @@ impl Origin {
         Ok(Cell::new(self.circuit, Command::Relay, body))
     }
 
-    fn ask_if_silent(&mut self, now: Instant, silence: Duration) {
-        if self.echo.is_some() || now.since(self.heard_at) < silence {
-            return;
+    /// How long the circuit may be silent before it is asked; for ever, if no stream is open.
+    fn patience(&self) -> Option<Duration> {
+        if self.streams.iter().any(|(_, streams)| streams.awaits_answer()) {
+            Some(SILENCE_BEFORE_ANSWER)
+        } else {
+            (self.open_streams() > 0).then_some(SILENCE)
         }
-        if let Some(streams) = self.exit_streams()
+    }
+
+    fn ask_if_silent(&mut self, now: Instant) {
+        if self.patience().is_some_and(|patience| now.since(self.heard_at) >= patience) {
+            self.send_echo(now);
+        }
+    }
+
+    fn send_echo(&mut self, now: Instant) {
+        let timeout = self.echo_timeout;
+        if self.echo.is_none()
+            && let Some(streams) = self.exit_streams()
             && streams.echo(now).is_ok()
         {
-            self.echo = Some(now.after(self.echo_timeout));
+            self.echo = Some(now.after(timeout));
         }
     }
 

@@ -33,7 +33,7 @@ use crate::{
     wire::{Answer, EndReason, Host, Target},
 };
 use attempts::Attempts;
-use pooled::{Pooled, PooledId};
+use pooled::{Pooled, PooledId, Stage};
 use requests::{Request, Requests};
 
 /// One stream or question of the client; never used again after its end.
@@ -394,6 +394,18 @@ impl Client {
         }
     }
 
+    fn handle_circuit_timeout(&mut self, now: Instant, circuit: PooledId) {
+        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+        pooled.timeout = None;
+        match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
+            // Its dial goes on for a while, but nobody waits for it.
+            (Stage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
+            (Stage::Connecting, None) => {}
+            (Stage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
+        }
+        self.touch(circuit);
+    }
+
     fn handle_channel_closed(&mut self, channel: ChannelId) {
         let lost = self.by_channel.iter().filter(|((other, _), _)| *other == channel);
         let lost: Vec<_> = lost.map(|(_, circuit)| *circuit).collect();
@@ -420,11 +432,7 @@ impl LinkMachine for Client {
                 break;
             }
             self.timeouts.remove(&(due, circuit));
-            if let Some(pooled) = self.circuits.get_mut(&circuit) {
-                pooled.timeout = None;
-                pooled.handle_timeout(now);
-                self.touch(circuit);
-            }
+            self.handle_circuit_timeout(now, circuit);
         }
         for stream in self.requests.overdue(now) {
             let reason = if self.in_use.is_none() { StreamFailure::NoConsensus } else { StreamFailure::NoCircuit };

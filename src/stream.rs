@@ -364,6 +364,12 @@ impl Streams {
         self.streams.is_empty()
     }
 
+    /// Whether any stream or question waits for its answer.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        !self.deadlines.is_empty()
+    }
+
     /// Streams open now.
     #[must_use]
     pub fn len(&self) -> usize {

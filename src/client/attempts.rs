@@ -60,11 +60,7 @@ impl Attempts {
     /// should be told: the build and three more failed. What was begun before the last failure counts as one with it.
     pub(super) fn handle_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) -> bool {
         if let Some(relay) = relay {
-            self.avoided.retain(|(avoided, until)| *avoided != relay && *until > now);
-            if self.avoided.len() >= AVOIDED {
-                self.avoided.pop_front();
-            }
-            self.avoided.push_back((relay, now.after(AVOID)));
+            self.avoid(now, relay);
         }
         if self.last_failure.is_some_and(|last| began < last) {
             return false;
@@ -86,7 +82,8 @@ impl Attempts {
     }
 
     /// A guard could not be reached: the next is tried, after some with pauses.
-    pub(super) fn handle_guard_failed(&mut self, now: Instant) {
+    pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
+        self.avoid(now, relay);
         self.guard_failures = self.guard_failures.saturating_add(1);
         if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
             self.next_at = Some(now.after(doubled(Duration::from_secs(1), doublings)));
@@ -104,6 +101,14 @@ impl Attempts {
             None => HOP_TIMEOUT_UNKNOWN,
             Some(slowest) => slowest.saturating_mul(5).clamp(HOP_TIMEOUT_MIN, HOP_TIMEOUT_MAX),
         }
+    }
+
+    fn avoid(&mut self, now: Instant, relay: RelayId) {
+        self.avoided.retain(|(avoided, until)| *avoided != relay && *until > now);
+        if self.avoided.len() >= AVOIDED {
+            self.avoided.pop_front();
+        }
+        self.avoided.push_back((relay, now.after(AVOID)));
     }
 
     /// Relays that did not answer of late.
@@ -163,10 +168,10 @@ mod tests {
     #[test]
     fn the_next_guards_are_tried_at_once_but_not_without_end() {
         let mut attempts = Attempts::default();
-        attempts.handle_guard_failed(Instant::START);
-        attempts.handle_guard_failed(Instant::START);
+        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([1; 32]));
+        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([1; 32]));
         assert!(attempts.may_build(Instant::START));
-        attempts.handle_guard_failed(Instant::START);
+        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([1; 32]));
         assert!(!attempts.may_build(Instant::START));
     }
 }

@@ -119,7 +119,9 @@ impl Client {
         }
         self.next_circuit = self.next_circuit.saturating_add(1);
         let id = PooledId(self.next_circuit);
-        self.circuits.insert(id, Pooled::new(now, keys, isolation));
+        let due = now.after(self.attempts.hop_timeout());
+        self.circuits.insert(id, Pooled::new(now, keys, isolation, due));
+        self.timeouts.insert((due, id));
         if let Some(channel) = self.channels.connect(now, &guard) {
             self.start_circuit(now, id, channel, rng);
         }
@@ -163,7 +165,7 @@ impl Client {
     /// The guard can't be reached, or no longer answers.
     pub(super) fn fail_guard(&mut self, now: Instant, relay: &RelayId) {
         self.guards.handle_unreachable(now, relay);
-        self.attempts.handle_guard_failed(now);
+        self.attempts.handle_guard_failed(now, *relay);
         for id in self.connecting(relay) {
             self.remove(id);
         }

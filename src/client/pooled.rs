@@ -51,7 +51,8 @@ pub(super) struct Pooled {
 }
 
 impl Pooled {
-    pub(super) const fn new(now: Instant, path: Vec<RelayKeys>, isolation: Option<IsolationKey>) -> Self {
+    /// A circuit whose channel is to be there by `due`.
+    pub(super) const fn new(now: Instant, path: Vec<RelayKeys>, isolation: Option<IsolationKey>, due: Instant) -> Self {
         Self {
             stage: Stage::Connecting,
             path,
@@ -64,7 +65,7 @@ impl Pooled {
             retired: false,
             streams: BTreeMap::new(),
             touched: false,
-            timeout: None,
+            timeout: Some(due),
         }
     }
 
@@ -144,12 +145,6 @@ impl Pooled {
     pub(super) fn handle_channel_closed(&mut self) {
         if let Stage::Circuit { origin, .. } = &mut self.stage {
             origin.handle_channel_closed();
-        }
-    }
-
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
-        if let Stage::Circuit { origin, .. } = &mut self.stage {
-            origin.handle_timeout(now);
         }
     }
 
