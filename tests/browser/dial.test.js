@@ -1,0 +1,102 @@
+// Dials a relay's transport from stock browsers, from its descriptor alone.
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { after, before, describe, test } from 'node:test';
+
+import puppeteer from 'puppeteer-core';
+
+import { listen } from './listener.js';
+import { install } from './page.js';
+
+const BROWSERS = {
+  chrome: { variable: 'UMBEL_CHROMIUM', paths: ['/usr/bin/chromium'], args: ['--no-sandbox'] },
+  firefox: { variable: 'UMBEL_FIREFOX', paths: ['/usr/bin/firefox-esr', '/usr/bin/firefox'], args: [] },
+};
+
+const deadline = { timeout: 60000 };
+
+for (const [browser, { variable, paths, args }] of Object.entries(BROWSERS)) {
+  describe(browser, () => {
+    let relay, driver, page;
+
+    before(async () => {
+      const executablePath = process.env[variable] ?? paths.find((path) => existsSync(path));
+      assert(executablePath, `no ${browser}: install it, or name its program in ${variable}`);
+      relay = await listen();
+      driver = await puppeteer.launch({ browser, executablePath, headless: true, args });
+      page = await driver.newPage();
+      await page.evaluate(install);
+    }, { timeout: 300000 });
+
+    after(async () => {
+      await driver?.close();
+      await relay?.stop();
+    });
+
+    test('opens twenty links at once and gets every byte back over every lane', deadline, async () => {
+      const dials = await page.evaluate(async (descriptor) => {
+        const dials = await Promise.all(Array.from({ length: 20 }, () => umbel.dial(descriptor)));
+        const sizes = [1, 1024, 16384, 65536];
+        const echoes = dials.flatMap(({ channels }) => (channels ?? []).map((channel) => umbel.echo(channel, sizes)));
+        await Promise.all(echoes);
+        globalThis.peers = dials.map(({ peer }) => peer);
+        return dials.map(({ error, milliseconds }) => ({ error, milliseconds }));
+      }, relay.descriptor);
+      assert.deepEqual(dials.filter(({ error }) => error), []);
+      const times = dials.map(({ milliseconds }) => milliseconds).sort((a, b) => a - b);
+      console.log(`${browser}: 20 dials at once, ${times[0].toFixed(0)} to ${times[19].toFixed(0)} ms`);
+      assert.deepEqual(await relay.counts(), { links: 20, halfOpen: 0 });
+    });
+
+    test('leaves nothing at the relay when it closes its links', deadline, async () => {
+      await page.evaluate(() => globalThis.peers.forEach((peer) => peer.close()));
+      const started = Date.now();
+      while ((await relay.counts()).links > 0) {
+        assert(Date.now() - started < 20000, 'links left');
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    });
+
+    test('opens lanes in band too', deadline, async () => {
+      const result = await page.evaluate(async (descriptor) => {
+        const { peer, channels, error } = await umbel.dial(descriptor, { negotiated: false, lanes: 2 });
+        if (error) return error;
+        await Promise.all(channels.map((channel) => umbel.echo(channel, [5000])));
+        const ids = channels.map(({ id }) => id).sort();
+        peer.close();
+        return ids;
+      }, relay.descriptor);
+      assert.deepEqual(result, [0, 2]);
+    });
+
+    test('opens one link quickly', deadline, async () => {
+      const times = await page.evaluate(async (descriptor) => {
+        const times = [];
+        for (let n = 0; n < 10; n++) {
+          const { peer, error, milliseconds } = await umbel.dial(descriptor);
+          if (error) throw new Error(error);
+          peer.close();
+          times.push(milliseconds);
+        }
+        return times.sort((a, b) => a - b);
+      }, relay.descriptor);
+      console.log(`${browser}: one dial, p50 ${times[5].toFixed(1)} ms, ${times[0].toFixed(1)} to ${times[9].toFixed(1)}`);
+      assert(times[5] < 2000);
+    });
+
+    test('never opens with a wrong fingerprint, and says so before any time-out', deadline, async () => {
+      const fingerprint = relay.descriptor.fingerprint.replace(/^../, (byte) => (byte === '00' ? '01' : '00'));
+      const wrong = { ...relay.descriptor, fingerprint };
+      const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { patience: 15000 }), wrong);
+      assert.equal(result.error, 'failed');
+      assert(result.milliseconds < 5000, `after ${result.milliseconds} ms`);
+    });
+
+    test('never opens with a wrong password', deadline, async () => {
+      const wrong = { ...relay.descriptor, password: 'x'.repeat(24) };
+      const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { patience: 3000 }), wrong);
+      assert.equal(typeof result.error, 'string');
+      assert.equal((await relay.counts()).halfOpen, 0);
+    });
+  });
+}

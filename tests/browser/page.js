@@ -1,0 +1,65 @@
+// What runs in the page: everything a browser needs to dial a relay. Stringified into the page, so it stands alone.
+export function install() {
+  const LANES = 4;
+
+  // The answer that the dialler writes itself, from the descriptor alone (proto/01-transport.md §6).
+  const answer = (relay, mid) =>
+    [
+      'v=0', 'o=- 1 2 IN IP4 127.0.0.1', 's=-', 't=0 0', 'a=ice-lite', `a=group:BUNDLE ${mid}`,
+      'm=application 9 UDP/DTLS/SCTP webrtc-datachannel', 'c=IN IP4 0.0.0.0',
+      `a=ice-ufrag:${relay.ufrag}`, `a=ice-pwd:${relay.password}`, `a=fingerprint:sha-256 ${relay.fingerprint}`,
+      'a=setup:passive', `a=mid:${mid}`, 'a=sctp-port:5000', 'a=max-message-size:65536',
+      // One candidate: a link stays at its address, and with several ICE may move (proto/01-transport.md §6).
+      `a=candidate:1 1 udp 2130706431 ${relay.addresses[0].ip} ${relay.addresses[0].port} typ host`,
+      'a=end-of-candidates', '',
+    ].join('\r\n');
+
+  // Dials; gives the lanes once all are open, or an error.
+  async function dial(relay, { negotiated = true, lanes = LANES, patience = 15000 } = {}) {
+    const started = performance.now();
+    const peer = new RTCPeerConnection({ iceServers: [] });
+    const channels = Array.from({ length: lanes }, (_, id) =>
+      peer.createDataChannel(`lane ${id}`, negotiated ? { negotiated, id } : {}));
+    const opened = channels.map((channel) => {
+      channel.binaryType = 'arraybuffer';
+      return new Promise((resolve, reject) => {
+        channel.onopen = resolve;
+        channel.onclose = () => reject(new Error('closed'));
+      });
+    });
+    const failed = new Promise((_, reject) => {
+      peer.onconnectionstatechange = () => {
+        if (peer.connectionState === 'failed') reject(new Error('failed'));
+      };
+      setTimeout(() => reject(new Error('no answer')), patience);
+    });
+    await peer.setLocalDescription(await peer.createOffer());
+    const [, mid] = /a=mid:(\S+)/.exec(peer.localDescription.sdp);
+    await peer.setRemoteDescription({ type: 'answer', sdp: answer(relay, mid) });
+    try {
+      await Promise.race([Promise.all(opened), failed]);
+      return { peer, channels, milliseconds: performance.now() - started };
+    } catch (error) {
+      peer.close();
+      return { error: error.message, milliseconds: performance.now() - started };
+    }
+  }
+
+  // Sends messages of these sizes over a lane and checks that the same bytes come back, in order.
+  const echo = (channel, sizes) =>
+    new Promise((resolve, reject) => {
+      const sent = sizes.map((size, n) => new Uint8Array(size).fill(n + 1));
+      const expected = sent.flatMap((message) => [...message]);
+      let received = 0;
+      channel.onmessage = ({ data }) => {
+        for (const byte of new Uint8Array(data)) {
+          if (byte !== expected[received++]) return reject(new Error(`byte ${received} is wrong`));
+        }
+        if (received === expected.length) resolve(received);
+      };
+      setTimeout(() => reject(new Error(`${received} of ${expected.length} bytes came back`)), 20000);
+      for (const message of sent) channel.send(message);
+    });
+
+  globalThis.umbel = { dial, echo };
+}
