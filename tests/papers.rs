@@ -1,0 +1,60 @@
+//! Holds the papers to the code: what they name must be there.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const PAPERS: &[&str] = &["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "threat-model.md", "docs", "proto", "deploy"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files with the ending `kind` in `path`, or `path` itself if it is one.
+fn files(path: &Path, kind: &str) -> Vec<PathBuf> {
+    if path.is_dir() {
+        return fs::read_dir(path).unwrap().flat_map(|entry| files(&entry.unwrap().path(), kind)).collect();
+    }
+    if path.extension().is_some_and(|ending| ending == kind) { vec![path.to_owned()] } else { Vec::new() }
+}
+
+fn papers() -> Vec<(PathBuf, String)> {
+    let files = PAPERS.iter().flat_map(|paper| files(&root().join(paper), "md"));
+    files.map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect()
+}
+
+/// The text between pairs of back-quotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let sources: Vec<PathBuf> = ["src", "tests"].iter().flat_map(|folder| files(&root().join(folder), "rs")).collect();
+    let text: String = sources.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let tests: BTreeSet<&str> =
+        text.split("fn ").filter_map(|rest| rest.split_once('(').map(|(name, _)| name)).collect();
+    let model = fs::read_to_string(root().join("threat-model.md")).unwrap();
+    let named: Vec<&str> = quoted(&model).filter(|name| name.matches('_').count() >= 2).collect();
+    assert!(named.len() > 50, "the threat model names its tests");
+    let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
+    assert!(missing.is_empty(), "no such test: {missing:#?}");
+}
+
+#[test]
+fn every_link_within_the_papers_leads_somewhere() {
+    let mut broken = Vec::new();
+    for (file, text) in papers() {
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
+        for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
+            let path = target.split('#').next().unwrap();
+            if !file.parent().unwrap().join(path).exists() {
+                broken.push(format!("{}: {target}", file.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
