@@ -14,6 +14,8 @@ pub mod fuzz;
 pub mod handshake;
 #[cfg(feature = "native")]
 pub mod io;
+#[cfg(feature = "native")]
+pub mod node;
 pub mod onion;
 pub mod path;
 pub mod relay;
@@ -21,3 +23,10 @@ pub mod sim;
 pub mod stream;
 pub mod transport;
 pub mod wire;
+
+#[cfg(feature = "native")]
+pub use crate::{
+    directory::AuthorityId,
+    io::{connector::ConnectError, stream::Stream},
+    node::client::{BootstrapError, Client, ClientConfig},
+};

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `umbel` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    umbel::node::cli::run()
+}

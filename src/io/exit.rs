@@ -160,6 +160,11 @@ impl Exit {
         permit
     }
 
+    /// Wakes who reads what was pushed.
+    pub(crate) fn flush(&mut self) {
+        self.hub.flush();
+    }
+
     /// Tells the core what `command` says.
     pub(crate) fn apply(&mut self, now: Instant, core: &mut impl ExitCore, command: ExitCommand) {
         match command {

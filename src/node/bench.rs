@@ -1,0 +1,126 @@
+//! `umbel bench`: what a network carries, measured through a SOCKS5 port.
+//!
+//! It loads any SOCKS5 port, Umbel's or another's, with requests to an origin of its own on loopback, and compares
+//! every byte that arrives. So the network's exit must be on this machine and allow private targets, as a testnet's
+//! does. Bounded in streams, bytes, requests and time.
+
+mod measure;
+mod origin;
+mod process;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use core::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::io::{self, IsTerminal, Write};
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use tokio::time::{interval, timeout};
+
+use super::Failure;
+
+pub(crate) use self::{origin::Origin, stream::fetch};
+use measure::{Load, Mode, Report};
+use process::Watched;
+use stream::BenchError;
+
+/// What `umbel bench` does.
+#[derive(Args, Clone, Debug)]
+pub struct BenchOptions {
+    /// SOCKS5 port to load
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9350")]
+    socks: SocketAddr,
+    /// What to measure
+    #[arg(long, value_enum, default_value_t = Mode::Bulk)]
+    mode: Mode,
+    /// Streams at the same time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
+    streams: u16,
+    /// Circuits that the streams are spread over, by user names of their own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    circuits: u16,
+    /// Bytes a stream (bulk) or a request carries [default: 64MiB, or 2KiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    bytes: Option<ByteSize>,
+    /// Requests of each kind in all (ttfb, requests) [default: 100, or 2000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    requests: Option<u32>,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    limit: u64,
+    /// Process to count the processor time of, with all that it started, such as a testnet; may be repeated
+    #[arg(long, value_name = "PID")]
+    pid: Vec<u32>,
+    /// Print one JSON object instead of words
+    #[arg(long)]
+    json: bool,
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse()?;
+    let allowed = 1..=ByteSize::gib(16).as_u64();
+    if allowed.contains(&size.as_u64()) { Ok(size) } else { Err("must be from 1 byte to 16 GiB".to_owned()) }
+}
+
+impl BenchOptions {
+    fn load(&self) -> Load {
+        let streams = u32::from(self.streams);
+        let (bytes, requests) = match self.mode {
+            Mode::Bulk => (ByteSize::mib(64), streams),
+            Mode::Ttfb => (ByteSize::kib(2), self.requests.unwrap_or(100)),
+            Mode::Requests => (ByteSize::kib(2), self.requests.unwrap_or(2000)),
+        };
+        Load {
+            mode: self.mode,
+            socks: self.socks,
+            streams: if self.mode == Mode::Ttfb { 1 } else { streams },
+            circuits: u32::from(self.circuits),
+            bytes: self.bytes.unwrap_or(bytes).as_u64(),
+            requests,
+        }
+    }
+}
+
+/// Measures and prints what came of it.
+///
+/// # Errors
+/// When the port does not answer, a stream fails, bytes differ, or the time is up.
+pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
+    let origin = Origin::start().await.map_err(Failure::failed)?;
+    let measured = tokio::select! {
+        measured = timeout(Duration::from_secs(options.limit), measure(&options, &origin)) => {
+            measured.unwrap_or(Err(BenchError::TimedOut(options.limit)))
+        }
+        never = show_progress(&origin) => match never {},
+    };
+    let report = measured.map_err(|error| error.into_failure(options.socks))?;
+    let text =
+        if options.json { serde_json::to_string_pretty(&report).map_err(Failure::failed)? } else { report.to_words() };
+    writeln!(io::stdout(), "{text}").map_err(Failure::failed)
+}
+
+async fn measure(options: &BenchOptions, origin: &Origin) -> Result<Report, BenchError> {
+    let load = options.load();
+    let warm_up = load.warm_up(origin).await?;
+    let before = Watched::now(&options.pid);
+    let phases = load.measure(origin).await?;
+    let processes = Watched::now(&options.pid).since(&before);
+    Ok(Report::new(load, warm_up, phases, processes))
+}
+
+/// Tells a person at a terminal how it goes, on standard error.
+async fn show_progress(origin: &Origin) -> Infallible {
+    let mut stderr = io::stderr();
+    if !stderr.is_terminal() {
+        return core::future::pending().await;
+    }
+    let mut ticks = interval(Duration::from_millis(500));
+    loop {
+        ticks.tick().await;
+        let (bytes, requests) = origin.checked();
+        // Nobody is worse off if the terminal is gone.
+        let _ = write!(stderr, "\r{} checked, {requests} requests done \r", ByteSize(bytes).display().iec());
+        let _ = stderr.flush();
+    }
+}

@@ -1,0 +1,121 @@
+//! Processor time and memory of processes and all that they started, from /proc.
+
+use std::{collections::BTreeMap, fs};
+
+use serde::Serialize;
+
+/// Clock ticks a second in /proc; the same on all Linux that Rust runs on.
+const TICKS: f64 = 100.0;
+const KIB: u64 = 1024;
+
+/// What watched processes have used so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Watched(BTreeMap<u32, Used>);
+
+#[derive(Clone, Copy, Debug)]
+struct Used {
+    seconds: f64,
+    resident: u64,
+}
+
+/// What watched processes used over a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Processes {
+    /// How many there are.
+    pub(super) count: usize,
+    /// Processor seconds of all together.
+    pub(super) cpu_seconds: f64,
+    /// Resident memory of the largest at the end, in bytes.
+    pub(super) largest_resident: u64,
+    /// Resident memory of all at the end, in bytes; what they share counts for each.
+    pub(super) resident: u64,
+}
+
+impl Watched {
+    /// What `roots` and their descendants have used; those that are gone are left out.
+    pub(super) fn now(roots: &[u32]) -> Self {
+        let all = all_processes();
+        let mut watched = BTreeMap::new();
+        let mut waiting = roots.to_vec();
+        while let Some(pid) = waiting.pop() {
+            let Some(stat) = all.get(&pid) else { continue };
+            if watched.insert(pid, Used { seconds: stat.seconds, resident: resident(pid) }).is_none() {
+                waiting.extend(all.iter().filter(|(_, other)| other.parent == pid).map(|(child, _)| *child));
+            }
+        }
+        Self(watched)
+    }
+
+    /// What was used since `before`; nothing if no process was watched.
+    pub(super) fn since(&self, before: &Self) -> Option<Processes> {
+        let used = |(pid, now): (&u32, &Used)| now.seconds - before.0.get(pid).map_or(0.0, |before| before.seconds);
+        (!self.0.is_empty()).then(|| Processes {
+            count: self.0.len(),
+            cpu_seconds: self.0.iter().map(used).sum(),
+            largest_resident: self.0.values().map(|used| used.resident).max().unwrap_or(0),
+            resident: self.0.values().map(|used| used.resident).sum(),
+        })
+    }
+}
+
+struct Stat {
+    parent: u32,
+    seconds: f64,
+}
+
+fn all_processes() -> BTreeMap<u32, Stat> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
+}
+
+/// Parent and processor time from `/proc/PID/stat` (proc_pid_stat(5)); the name before them may hold anything.
+fn parse_stat(text: &str) -> Option<Stat> {
+    const PARENT: usize = 1;
+    const USER_TICKS: usize = 11;
+    const SYSTEM_TICKS: usize = 12;
+    let (_, fields) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
+    Some(Stat {
+        parent: fields.get(PARENT)?.parse().ok()?,
+        seconds: (ticks(USER_TICKS)? + ticks(SYSTEM_TICKS)?) / TICKS,
+    })
+}
+
+/// Resident memory in bytes.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: Option<u64> = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0).saturating_mul(KIB)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_anything_in_it_hides_nothing() {
+        let text = "42 (a) b (c) S 7 42 42 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 1 0 100 1 1";
+        let stat = parse_stat(text).unwrap();
+        assert_eq!((stat.parent, stat.seconds), (7, 2.0));
+        assert!(parse_stat("42 (x) S").is_none() && parse_stat("").is_none());
+    }
+
+    #[test]
+    fn descendants_are_watched_and_count_from_the_start_of_the_measurement() {
+        let watched = Watched::now(&[std::process::id()]);
+        assert!(watched.0.contains_key(&std::process::id()));
+        let init = Watched::now(&[1]);
+        assert!(init.0.len() >= watched.0.len());
+        let before = Watched(BTreeMap::from([(5, Used { seconds: 2.0, resident: 1 })]));
+        let after = Watched(BTreeMap::from([
+            (5, Used { seconds: 3.5, resident: 10 }),
+            (6, Used { seconds: 1.0, resident: 30 }),
+        ]));
+        let used = after.since(&before).unwrap();
+        assert_eq!(used, Processes { count: 2, cpu_seconds: 2.5, largest_resident: 30, resident: 40 });
+        assert_eq!(Watched::default().since(&Watched::default()), None);
+    }
+}

@@ -1,0 +1,196 @@
+//! One stream of a measurement: SOCKS5, then HTTP requests one after the other, every byte compared.
+
+use core::{net::SocketAddr, time::Duration};
+use std::{io, sync::Arc, time::Instant};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::node::Failure;
+
+use super::origin::{Origin, Shared, read_head};
+
+const BUFFER: usize = 64 * 1024;
+
+/// Why a measurement came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    #[error("no SOCKS5 port answers ({0})")]
+    NoPort(io::Error),
+    #[error("what answers is no SOCKS5 port that takes a user name or nothing")]
+    NotSocks,
+    #[error("the SOCKS5 port could not open a stream: {}", reply_text(*.0))]
+    Refused(u8),
+    #[error("a stream broke off ({0})")]
+    Broken(io::Error),
+    #[error("a stream ended {missing} bytes early")]
+    Short {
+        /// Bytes that did not come.
+        missing: u64,
+    },
+    #[error("the origin's answer is not the one it gives")]
+    Head,
+    #[error("a body differs from what the origin sent, after {at} bytes")]
+    Differs {
+        /// Bytes that were right.
+        at: u64,
+    },
+    #[error("not done after {0} s: choose a smaller load, or more time with --limit")]
+    TimedOut(u64),
+}
+
+impl From<io::Error> for BenchError {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl BenchError {
+    /// The failure of the command, with what to do about it.
+    pub(super) fn into_failure(self, socks: SocketAddr) -> Failure {
+        const NETWORK_UNREACHABLE: u8 = 3;
+        match self {
+            Self::NoPort(_) | Self::NotSocks => Failure::Failed(format!(
+                "{self}: is a client running at {socks}? Start `umbel testnet`, or name another port with --socks"
+            )),
+            Self::Refused(NETWORK_UNREACHABLE) => Failure::Unreachable(self.to_string()),
+            _ => Failure::failed(self),
+        }
+    }
+}
+
+const fn reply_text(code: u8) -> &'static str {
+    match code {
+        2 => "not allowed; the network's exits must allow targets on this machine, as a testnet's do",
+        3 => "the client has no circuit through the network yet",
+        4 => "the target can't be reached from the exit; is the exit on this machine?",
+        5 => "refused by the target; is the exit on this machine?",
+        6 => "it took too long",
+        _ => "it failed",
+    }
+}
+
+/// What one request took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fetched {
+    /// Until the SOCKS5 port said that the stream is open; nothing for a request on a stream that was open.
+    pub(crate) connect: Duration,
+    /// From sending the request to the first byte of the answer.
+    pub(crate) first_byte: Duration,
+    /// From sending the request to the last byte of the answer.
+    pub(crate) whole: Duration,
+    /// Length of the body.
+    pub(crate) bytes: u64,
+}
+
+impl Fetched {
+    /// MiB/s of the body.
+    pub(crate) fn rate_mib(&self) -> f64 {
+        super::measure::rate_mib(self.bytes, self.whole)
+    }
+}
+
+/// Fetches `length` bytes from `origin` through `socks` and compares them.
+///
+/// # Errors
+/// When the stream can't be opened or breaks, or a byte differs.
+pub(crate) async fn fetch(socks: SocketAddr, origin: &Origin, length: u64) -> Result<Fetched, BenchError> {
+    BenchStream::open(socks, origin.address(), Arc::clone(origin.shared()), 0).await?.request(length, 0).await
+}
+
+/// A stream to an origin.
+pub(super) struct BenchStream {
+    socket: TcpStream,
+    origin: Arc<Shared>,
+    /// Not told in a sample yet.
+    connect: Duration,
+    input: Vec<u8>,
+}
+
+impl BenchStream {
+    /// Opens a stream through `socks`, on the circuit of the `isolation`th user name.
+    pub(super) async fn open(
+        socks: SocketAddr,
+        target: SocketAddr,
+        origin: Arc<Shared>,
+        isolation: u32,
+    ) -> Result<Self, BenchError> {
+        let start = Instant::now();
+        let mut socket = TcpStream::connect(socks).await.map_err(BenchError::NoPort)?;
+        socket.set_nodelay(true)?;
+        shake_hands(&mut socket, target, &format!("umbel-bench-{isolation}")).await?;
+        Ok(Self { socket, origin, connect: start.elapsed(), input: Vec::with_capacity(BUFFER) })
+    }
+
+    /// Fetches `length` bytes of the origin's body from `position` on, and compares them.
+    pub(super) async fn request(&mut self, length: u64, position: u64) -> Result<Fetched, BenchError> {
+        let start = Instant::now();
+        let request = format!("GET /{length}/{position} HTTP/1.1\r\nHost: bench\r\n\r\n");
+        self.socket.write_all(request.as_bytes()).await?;
+        self.input.clear();
+        let head = read_head(&mut self.socket, &mut self.input).await?;
+        let first_byte = start.elapsed();
+        let head = head.ok_or(BenchError::Short { missing: length })?;
+        if head != format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n") {
+            return Err(BenchError::Head);
+        }
+        let mut received = 0_u64;
+        loop {
+            let more = self.input.len() as u64;
+            if more > length.saturating_sub(received)
+                || !self.origin.body.is_at(position.saturating_add(received), &self.input)
+            {
+                return Err(BenchError::Differs { at: received });
+            }
+            received = received.saturating_add(more);
+            self.origin.note_bytes(more);
+            if received == length {
+                break;
+            }
+            self.input.clear();
+            if self.socket.read_buf(&mut self.input).await? == 0 {
+                return Err(BenchError::Short { missing: length.saturating_sub(received) });
+            }
+        }
+        self.origin.note_request();
+        Ok(Fetched { connect: core::mem::take(&mut self.connect), first_byte, whole: start.elapsed(), bytes: length })
+    }
+}
+
+/// SOCKS5 CONNECT (RFC 1928) with a user name (RFC 1929) if the port takes one.
+async fn shake_hands(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
+    const NONE: u8 = 0;
+    const USER_NAME: u8 = 2;
+    socket.write_all(&[5, 2, NONE, USER_NAME]).await?;
+    match read::<2>(socket).await? {
+        [5, USER_NAME] => {
+            let length = u8::try_from(user.len()).map_err(|_| BenchError::NotSocks)?;
+            socket.write_all(&[&[1, length], user.as_bytes(), &[1, b'-']].concat()).await?;
+            if read::<2>(socket).await? != [1, 0] {
+                return Err(BenchError::NotSocks);
+            }
+        }
+        [5, NONE] => {}
+        _ => return Err(BenchError::NotSocks),
+    }
+    let SocketAddr::V4(target) = target else { return Err(BenchError::NotSocks) };
+    let request = [&[5, 1, 0, 1], &target.ip().octets()[..], &target.port().to_be_bytes()].concat();
+    socket.write_all(&request).await?;
+    let [5, code, _, kind] = read::<4>(socket).await? else { return Err(BenchError::NotSocks) };
+    if code != 0 {
+        return Err(BenchError::Refused(code));
+    }
+    match kind {
+        1 => read::<6>(socket).await.map(drop),
+        4 => read::<18>(socket).await.map(drop),
+        _ => Err(BenchError::NotSocks),
+    }
+}
+
+async fn read<const N: usize>(socket: &mut TcpStream) -> Result<[u8; N], BenchError> {
+    let mut bytes = [0; N];
+    socket.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}

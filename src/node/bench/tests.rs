@@ -1,0 +1,119 @@
+use core::time::Duration;
+
+use clap::Parser;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{measure::Spread, *};
+
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    options: BenchOptions,
+}
+
+fn options(arguments: &str) -> BenchOptions {
+    let words = std::iter::once("bench").chain(arguments.split_ascii_whitespace());
+    Command::try_parse_from(words).unwrap_or_else(|error| panic!("{error}")).options
+}
+
+/// A SOCKS5 port that connects straight to the target; `corrupt` flips the byte at that place of what comes back.
+async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(crate::io::listener::accept_each(listener, 64, move |mut socket| async move {
+        let mut head = [0; 10];
+        socket.read_exact(&mut head[..4]).await.unwrap();
+        socket.write_all(&[5, 2]).await.unwrap();
+        socket.read_exact(&mut head[..2]).await.unwrap();
+        let mut rest = vec![0; usize::from(head[1]) + 2];
+        socket.read_exact(&mut rest).await.unwrap();
+        socket.write_all(&[1, 0]).await.unwrap();
+        socket.read_exact(&mut head).await.unwrap();
+        let port = u16::from_be_bytes([head[8], head[9]]);
+        let mut target = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        socket.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+        let Some(place) = corrupt else {
+            let _ = tokio::io::copy_bidirectional(&mut socket, &mut target).await;
+            return;
+        };
+        let (mut from, mut to) = target.split();
+        let (mut request, mut response) = socket.split();
+        let changing = async {
+            let mut seen = 0;
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = from.read(&mut buffer).await {
+                if (seen..seen + length).contains(&place) {
+                    buffer[place - seen] ^= 1;
+                }
+                seen += length;
+                if response.write_all(&buffer[..length]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::join!(tokio::io::copy(&mut request, &mut to), changing);
+    }));
+    address
+}
+
+#[tokio::test]
+async fn each_mode_gives_figures_in_words_and_json() {
+    let socks = socks_port(None).await;
+    for (arguments, words) in [
+        ("--streams 3 --circuits 2 --bytes 3MiB", "MiB/s"),
+        ("--mode ttfb --requests 7", "first byte"),
+        ("--mode requests --streams 4 --requests 30", "streams that are kept"),
+    ] {
+        let options = options(&format!("--socks {socks} --pid {} {arguments}", std::process::id()));
+        let origin = Origin::start().await.unwrap();
+        let report = measure(&options, &origin).await.unwrap();
+        assert!(report.to_words().contains(words), "{}", report.to_words());
+        let json: serde_json::Value = serde_json::to_value(&report).unwrap();
+        assert!(json["phases"][0]["connect"]["p50_ms"].as_f64().unwrap() > 0.0, "{json}");
+        assert!(json["cpu_seconds_per_gib"].is_number(), "{json}");
+        let requests = json["phases"][0]["requests"].as_u64().unwrap();
+        assert_eq!(requests, u64::from(options.load().requests));
+        run(options).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_single_changed_bit_is_found() {
+    let origin = Origin::start().await.unwrap();
+    for place in [60, 5_000, 70_000] {
+        let error = fetch(socks_port(Some(place)).await, &origin, 100_000).await.unwrap_err();
+        assert!(matches!(error, BenchError::Differs { .. } | BenchError::Head), "{error}");
+    }
+    assert!(fetch(socks_port(None).await, &origin, 100_000).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_missing_port_is_told_with_what_to_do() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let failure = run(options(&format!("--socks {nobody}"))).await.unwrap_err();
+    assert!(failure.to_string().contains("--socks"), "{failure}");
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let options = options(&format!("--socks {} --limit 1", silent.local_addr().unwrap()));
+    assert!(run(options).await.unwrap_err().to_string().contains("--limit"));
+}
+
+#[test]
+fn limits_hold() {
+    for wrong in ["--streams 0", "--streams 10000", "--bytes 0", "--bytes 17GiB", "--limit 0", "--circuits 65"] {
+        let words = std::iter::once("bench").chain(wrong.split_ascii_whitespace());
+        assert!(Command::try_parse_from(words).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn percentiles_are_those_of_the_nearest_rank() {
+    let samples = (1..=100).map(Duration::from_millis);
+    let spread = Spread::of(samples);
+    assert_eq!((spread.p50_ms, spread.p99_ms), (50.0, 99.0));
+    let one = Spread::of([Duration::from_millis(3)].into_iter());
+    assert_eq!((one.p50_ms, one.p99_ms), (3.0, 3.0));
+    assert_eq!(Spread::of(std::iter::empty()).p50_ms, 0.0);
+}

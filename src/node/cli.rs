@@ -1,0 +1,134 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{
+    Failure, bench, client, directory, keys, logging,
+    options::{self, ClientOptions, DirectoryOptions, RelayOptions},
+    relay,
+    report::Reporter,
+    supervised, testnet,
+};
+
+const EXIT_STATUS: &str = "\
+Exit status: 0 done, 1 failed, 2 bad usage or configuration, 3 the network can't be reached.";
+
+/// An anonymising relay overlay: circuits of several hops over WebRTC data channels, one onion layer each.
+#[derive(Parser)]
+#[command(name = "umbel", version, after_help = EXIT_STATUS, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a whole network on this machine: directory, relays, client
+    #[command(
+        after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --relays 12 --exits 3 \
+        --socks 127.0.0.1:9450 --http 127.0.0.1:9451"
+    )]
+    Testnet(testnet::TestnetOptions),
+    /// Run a relay
+    #[command(after_help = "Example, a relay that is no exit:\n  umbel relay --address 203.0.113.5:4443 \
+        --directory http://203.0.113.1:9360 --authority KEY\n\nExample, an exit to the web:\n  umbel relay --config \
+        /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"")]
+    Relay(Node<RelayOptions>),
+    /// Run a client: a SOCKS5 port and an HTTP proxy port whose traffic leaves through three hops
+    #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
+        curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nA user name and password given to a port keep what \
+        is asked under them on circuits of their own.")]
+    Client(Node<ClientOptions>),
+    /// Run a directory: it proves relays and signs the list that all clients see
+    #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3")]
+    Directory(Node<DirectoryOptions>),
+    /// Make or show a node's keys
+    #[command(
+        after_help = "Example, the key that relays and clients name with --authority:\n  umbel keys directory\n\n\
+        Keys are made at a node's first start too; making them beforehand lets you write the configurations first."
+    )]
+    Keys(keys::KeysOptions),
+    /// Measure a network through a SOCKS5 port
+    #[command(after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2")]
+    Bench(bench::BenchOptions),
+    /// Remove a testnet's folder when the testnet has ended
+    #[command(hide = true)]
+    TestnetRemove {
+        /// The folder
+        folder: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Node<O: Args> {
+    /// TOML file with any of the keys below, `-` written as `_`; flags go before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// End when standard input ends, and report to standard output
+    #[arg(long, hide = true)]
+    supervised: bool,
+    #[command(flatten)]
+    options: O,
+}
+
+/// Runs the command that the process's arguments name; gives its exit status.
+#[must_use]
+pub fn run() -> ExitCode {
+    // clap itself ends the process with status 2 on bad usage, 0 on --help.
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("umbel: {failure}");
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Testnet(options) => block_on(testnet::run(options)),
+        Command::Relay(node) => {
+            let (options, reporter) = prepare(&node, |options| options.log.as_deref())?;
+            block_on(relay::run(options, reporter))
+        }
+        Command::Client(node) => {
+            let (options, reporter) = prepare(&node, |options| options.log.as_deref())?;
+            block_on(client::run(options, reporter))
+        }
+        Command::Directory(node) => {
+            let (options, reporter) = prepare(&node, |options| options.log.as_deref())?;
+            block_on(directory::run(options, reporter))
+        }
+        Command::Keys(options) => keys::run(&options),
+        Command::Bench(options) => block_on(bench::run(options)),
+        Command::TestnetRemove { folder } => {
+            supervised::remove_after_supervisor(&folder);
+            Ok(())
+        }
+    }
+}
+
+/// What every long-running node does first.
+fn prepare<O>(node: &Node<O>, log: impl Fn(&O) -> Option<&str>) -> Result<(O, Reporter), Failure>
+where
+    O: Args + serde::Serialize + serde::de::DeserializeOwned,
+{
+    let options = options::load(&node.options, node.config.as_deref())?;
+    logging::start(log(&options))?;
+    if node.supervised {
+        supervised::end_with_supervisor();
+    }
+    Ok((options, Reporter::new(node.supervised)))
+}
+
+/// Runs `task` on one thread: a node's core is one task, and what surrounds it is mostly waiting.
+fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("can't start: {error}")))?
+        .block_on(task)
+}

@@ -1,0 +1,264 @@
+//! The client as a program uses it, and `umbel client`, which puts two local ports before it.
+
+mod task;
+
+use core::{
+    net::IpAddr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+    time::timeout,
+};
+
+use crate::{
+    directory::AuthorityId,
+    io::{
+        connector::{ConnectError, Connector, Isolation},
+        directory_client::{DirectoryClient, DirectoryConfig},
+        files::Folder,
+        http_proxy::{self, HttpLimits},
+        listener::{ListenError, LocalPort, listen},
+        socks::{self, SocksLimits},
+        stream::Stream,
+    },
+    wire::{Answer, EndReason, Host, Target},
+};
+
+use super::{
+    Failure,
+    drive::randomness,
+    network,
+    options::{ClientOptions, data_dir},
+    report::{Report, Reporter},
+};
+use task::Request;
+
+/// Requests that may wait for the client's task; more wait to be handed over.
+const WAITING_REQUESTS: usize = 256;
+/// How long [`Client::bootstrap`] waits for the first circuit.
+const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Which network a [`Client`] belongs to.
+#[derive(Clone, Debug, Default)]
+pub struct ClientConfig {
+    /// Base URLs of directories, such as `http://192.0.2.1:9360`.
+    pub directories: Vec<String>,
+    /// The directory authorities to believe; more than half must have signed a consensus.
+    pub authorities: Vec<AuthorityId>,
+    /// Folder in which guards and consensus outlive the program. Without one each start draws new guards, which tells a
+    /// patient observer more over time.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A client of the overlay: streams and answers through three hops.
+///
+/// Cheap to clone; clones share circuits. When the last one is dropped the client ends, and its streams fail.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use umbel::{AuthorityId, Client, ClientConfig};
+///
+/// let authority = AuthorityId::from_base32("the key that `umbel keys directory` shows").ok_or("not a key")?;
+/// let client = Client::bootstrap(ClientConfig {
+///     directories: vec!["http://192.0.2.1:9360".to_owned()],
+///     authorities: vec![authority],
+///     data_dir: None,
+/// })
+/// .await?;
+///
+/// let mut stream = client.connect("example.org", 80).await?;
+/// stream.write_all(b"GET / HTTP/1.0\r\nHost: example.org\r\n\r\n").await?;
+/// let mut page = Vec::new();
+/// stream.read_to_end(&mut page).await?;
+///
+/// // What must not be linked goes under a handle of its own.
+/// let addresses = client.isolated().resolve("example.net").await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    requests: mpsc::Sender<Request>,
+    isolation: Isolation,
+    shared: Arc<Shared>,
+}
+
+/// What all handles of a client share.
+#[derive(Debug)]
+struct Shared {
+    task: AbortHandle,
+    /// Isolations given out.
+    isolations: AtomicU64,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why a client did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The configuration or a file in the client's folder can't be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// The system refused a socket or randomness.
+    #[error("{0}")]
+    System(String),
+    /// There was no circuit in time.
+    #[error("no circuit within a minute: is a directory reachable, and UDP allowed?")]
+    Unreachable,
+}
+
+impl From<Failure> for BootstrapError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Usage(text) => Self::Configuration(text),
+            Failure::Failed(text) | Failure::Unreachable(text) => Self::System(text),
+        }
+    }
+}
+
+impl Client {
+    /// Starts a client on the current tokio runtime and waits for its first circuit.
+    ///
+    /// # Errors
+    /// When the configuration can't be used or no circuit stands within a minute.
+    pub async fn bootstrap(config: ClientConfig) -> Result<Self, BootstrapError> {
+        let folder = config.data_dir.as_deref().map(Folder::open).transpose().map_err(Failure::usage)?;
+        let directories = DirectoryConfig {
+            directories: config.directories,
+            authorities: config.authorities,
+            cache: folder.as_ref().map(Folder::consensus_cache),
+        };
+        let (client, mut ready) = Self::start(directories, folder, Reporter::new(false))?;
+        let first_circuit = async { ready.wait_for(|ready| *ready).await.is_ok() };
+        match timeout(BOOTSTRAP_LIMIT, first_circuit).await {
+            Ok(true) => Ok(client),
+            _ => Err(BootstrapError::Unreachable),
+        }
+    }
+
+    /// Starts a client; the receiver says when the first circuit stands.
+    fn start(
+        directories: DirectoryConfig,
+        folder: Option<Folder>,
+        reporter: Reporter,
+    ) -> Result<(Self, watch::Receiver<bool>), Failure> {
+        let follower = DirectoryClient::new(directories).map_err(Failure::usage)?;
+        let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
+        let (ready_sender, ready) = watch::channel(false);
+        let drive = task::drive(folder, receiver, ready_sender, reporter)?;
+        let rng = randomness()?;
+        // Weak, so that the client's task ends with the last handle and not with its own upkeep.
+        let weak = requests.downgrade();
+        let task = tokio::spawn(async move {
+            let take = |consensus| {
+                let requests = weak.upgrade();
+                async move {
+                    match requests {
+                        Some(requests) => requests.send(Request::Consensus(consensus)).await.is_ok(),
+                        None => false,
+                    }
+                }
+            };
+            tokio::join!(drive.run(), network::follow(follower, rng, take));
+        });
+        let isolation = Isolation::of_listener("crate");
+        let shared = Arc::new(Shared { task: task.abort_handle(), isolations: AtomicU64::new(0) });
+        let client = Self { requests, isolation, shared };
+        Ok((client, ready))
+    }
+
+    /// The same client under an isolation of its own: what goes through this handle and its clones shares no circuit
+    /// with anything else.
+    #[must_use]
+    pub fn isolated(&self) -> Self {
+        let number = self.shared.isolations.fetch_add(1, Ordering::Relaxed);
+        Self { isolation: Isolation::new("crate", &number.to_be_bytes(), b"isolated"), ..self.clone() }
+    }
+
+    /// Opens a stream to `port` at `host`: a name, which the exit resolves, or an address.
+    ///
+    /// # Errors
+    /// When `host` is neither, no circuit can be had, or the exit could not connect.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
+        let host = Host::parse(host).map_err(|_| ConnectError::Ended(EndReason::NotFound))?;
+        Connector::connect(self, Target { host, port }, self.isolation).await
+    }
+
+    /// Asks an exit for the addresses of `name`.
+    ///
+    /// # Errors
+    /// When `name` is none, no circuit can be had, or the name has no address.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ConnectError> {
+        let host = Host::parse(name).map_err(|_| ConnectError::Ended(EndReason::NotFound))?;
+        let answers = Connector::resolve(self, host, self.isolation).await?;
+        let address = |answer| if let Answer::Ip(ip) = answer { Some(ip) } else { None };
+        Ok(answers.into_iter().filter_map(address).collect())
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> Request,
+    ) -> Result<T, ConnectError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| ConnectError::Stopped)?;
+        answer.await.unwrap_or(Err(ConnectError::Stopped))
+    }
+}
+
+impl Connector for Client {
+    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.ask(|reply| Request::Connect { target, isolation, reply }).await
+    }
+
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        self.ask(|reply| Request::Resolve { host, isolation, reply }).await
+    }
+}
+
+/// Runs a client with its two ports until the process ends.
+///
+/// # Errors
+/// When the configuration, a file or a port can't be used.
+pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<(), Failure> {
+    let allow_remote = options.allow_remote.unwrap_or(false);
+    let socks_at = options.socks.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9350)));
+    let http_at = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9351)));
+    let socks = listen(LocalPort::Socks, socks_at, allow_remote).await.map_err(listen_failure)?;
+    let http = listen(LocalPort::Http, http_at, allow_remote).await.map_err(listen_failure)?;
+    let ports = (socks.local_addr().map_err(Failure::failed)?, http.local_addr().map_err(Failure::failed)?);
+
+    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?).map_err(Failure::usage)?;
+    let _lock = folder.lock().map_err(Failure::usage)?;
+    let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
+    let (client, mut ready) = Client::start(directories, Some(folder), reporter)?;
+    tracing::info!("client started; waiting for a circuit");
+    let announce = async {
+        if ready.wait_for(|ready| *ready).await.is_ok() {
+            tracing::info!("ready: the ports take requests");
+            reporter.tell(&Report::Ready { socks: ports.0, http: ports.1 });
+        }
+        core::future::pending::<()>().await;
+    };
+    tokio::join!(
+        announce,
+        socks::serve(socks, client.clone(), SocksLimits::default()),
+        http_proxy::serve(http, client, HttpLimits::default()),
+    );
+    Ok(())
+}
+
+fn listen_failure(error: ListenError) -> Failure {
+    match error {
+        ListenError::NotLoopback { .. } => Failure::usage(error),
+        ListenError::Taken { .. } | ListenError::Io { .. } => Failure::failed(error),
+    }
+}

@@ -1,0 +1,256 @@
+//! The task that owns a client's core and its streams.
+
+use core::{
+    task::{Context, Poll},
+    time::Duration,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+use rand::{CryptoRng, rngs::StdRng};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
+    directory::Consensus,
+    io::{
+        clock::wall_time,
+        connector::{ConnectError, Isolation},
+        files::Folder,
+        stream::{Hub, Stream, StreamCommand},
+    },
+    node::{
+        Failure,
+        drive::{Clock, Core, Drive, randomness},
+        network,
+        report::{HopReport, Report, Reporter},
+    },
+    path::GuardSample,
+    transport::native::{Certificate, Sockets},
+    wire::{Answer, EndReason, Host, Target},
+};
+
+/// Requests and commands taken in before the core gets to answer.
+const COMMANDS_A_TURN: usize = 256;
+
+type Reply<T> = oneshot::Sender<Result<T, ConnectError>>;
+
+/// What the handles ask of the task.
+pub(super) enum Request {
+    /// A stream to `target`.
+    Connect {
+        /// Where to.
+        target: Target,
+        /// What it must not share a circuit with.
+        isolation: Isolation,
+        /// Takes the outcome.
+        reply: Reply<Stream>,
+    },
+    /// The answers for `host`.
+    Resolve {
+        /// A name or an address.
+        host: Host,
+        /// What it must not share a circuit with.
+        isolation: Isolation,
+        /// Takes the outcome.
+        reply: Reply<Vec<Answer>>,
+    },
+    /// A newer consensus.
+    Consensus(Arc<Consensus>),
+}
+
+/// A client's core joined with a transport; what is asked comes from `requests`.
+pub(super) fn drive(
+    folder: Option<Folder>,
+    requests: mpsc::Receiver<Request>,
+    ready: watch::Sender<bool>,
+    reporter: Reporter,
+) -> Result<Drive<ClientCore>, Failure> {
+    let guards = match &folder {
+        Some(folder) => folder.guards().map_err(Failure::usage)?,
+        None => GuardSample::default(),
+    };
+    let core = ClientCore {
+        client: Client::new(ClientParameters::default(), guards),
+        hub: Hub::new(),
+        requests,
+        waiting: BTreeMap::new(),
+        folder,
+        ready,
+        reporter,
+        reported: Reported::default(),
+    };
+    // Never shown: each dial makes its own.
+    let certificate = Certificate::generate().map_err(Failure::failed)?;
+    let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
+    Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, randomness()?)
+}
+
+/// The client's core with its edges.
+pub(super) struct ClientCore {
+    client: Client,
+    hub: Hub,
+    requests: mpsc::Receiver<Request>,
+    waiting: BTreeMap<ClientStream, Waiting>,
+    folder: Option<Folder>,
+    ready: watch::Sender<bool>,
+    reporter: Reporter,
+    reported: Reported,
+}
+
+/// Who waits for a stream or an answer.
+enum Waiting {
+    Stream(Reply<Stream>),
+    Answer(Reply<Vec<Answer>>),
+}
+
+/// First occasions that were told already.
+#[derive(Default)]
+struct Reported {
+    consensus: bool,
+    circuit: bool,
+}
+
+impl ClientCore {
+    fn handle_request(&mut self, now: Instant, request: Request, rng: &mut StdRng) {
+        match request {
+            Request::Connect { target, isolation, reply } => {
+                let stream = self.client.open(now, target, IsolationKey(*isolation.as_bytes()));
+                self.waiting.insert(stream, Waiting::Stream(reply));
+            }
+            Request::Resolve { host, isolation, reply } => {
+                let stream = self.client.resolve(now, host, IsolationKey(*isolation.as_bytes()));
+                self.waiting.insert(stream, Waiting::Answer(reply));
+            }
+            Request::Consensus(consensus) => {
+                if !self.reported.consensus {
+                    self.reported.consensus = true;
+                    self.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
+                }
+                self.client.set_consensus(now, wall_time(), consensus, rng);
+            }
+        }
+    }
+
+    fn handle_command(&mut self, now: Instant, command: StreamCommand) {
+        match command {
+            StreamCommand::Write { key, bytes } => {
+                self.client.write(now, ClientStream(key), &bytes);
+                self.hub.set_room(key, self.client.room(ClientStream(key)));
+            }
+            StreamCommand::Consumed { key, bytes } => self.client.consumed(ClientStream(key), bytes),
+            StreamCommand::Finish { key } => self.client.finish(ClientStream(key)),
+            StreamCommand::Reset { key, reason } => self.client.reset(ClientStream(key), reason),
+        }
+    }
+
+    fn tell(&mut self, event: ClientEvent) {
+        match event {
+            ClientEvent::Ready => _ = self.ready.send_replace(true),
+            ClientEvent::CircuitBuilt { path, channel, hops } => self.report_circuit(&path, channel, &hops),
+            ClientEvent::GuardsChanged => self.keep_guards(),
+            ClientEvent::ConsensusExpired => {
+                tracing::error!(
+                    "the consensus has expired and no directory gives a newer one; requests fail until then"
+                );
+            }
+            ClientEvent::Connected { stream, .. } => {
+                if let Some(Waiting::Stream(reply)) = self.waiting.remove(&stream) {
+                    // Who no longer waits drops the stream, which resets it.
+                    let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
+                }
+            }
+            ClientEvent::Resolved { stream, answers, .. } => {
+                if let Some(Waiting::Answer(reply)) = self.waiting.remove(&stream) {
+                    let _ = reply.send(Ok(answers));
+                }
+            }
+            ClientEvent::Data { stream, bytes } => self.hub.push(stream.0, &bytes),
+            ClientEvent::Finished { stream } => self.hub.finish(stream.0),
+            ClientEvent::Writable { stream } => self.hub.set_room(stream.0, self.client.room(stream)),
+            ClientEvent::Closed { stream, reason } => match self.waiting.remove(&stream) {
+                Some(Waiting::Stream(reply)) => _ = reply.send(Err(connect_error(reason))),
+                Some(Waiting::Answer(reply)) => _ = reply.send(Err(connect_error(reason))),
+                None => self.hub.fail(stream.0, end_reason(reason)),
+            },
+        }
+    }
+
+    fn report_circuit(&mut self, path: &[RelayId], channel: Duration, hops: &[Duration]) {
+        if !self.reported.circuit {
+            self.reported.circuit = true;
+            let hops = path.iter().zip(hops).map(|(relay, took)| HopReport { relay: relay.to_string(), took: *took });
+            self.reporter.tell(&Report::Circuit { channel, hops: hops.collect() });
+        }
+    }
+
+    fn keep_guards(&self) {
+        if let Some(folder) = &self.folder
+            && let Err(error) = folder.keep_guards(self.client.guards())
+        {
+            tracing::error!(%error, "the guards are not kept; the next start will draw others");
+        }
+    }
+}
+
+const fn connect_error(failure: StreamFailure) -> ConnectError {
+    match failure {
+        StreamFailure::Ended(reason) => ConnectError::Ended(reason),
+        StreamFailure::NoPath(_) => ConnectError::Ended(EndReason::Policy),
+        StreamFailure::NoConsensus | StreamFailure::ConsensusExpired | StreamFailure::NoCircuit => {
+            ConnectError::NotReady
+        }
+    }
+}
+
+const fn end_reason(failure: StreamFailure) -> EndReason {
+    match failure {
+        StreamFailure::Ended(reason) => reason,
+        _ => EndReason::Failed,
+    }
+}
+
+impl LinkMachine for ClientCore {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.client.handle_link(now, event, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.client.handle_timeout(now, rng);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        self.client.poll_transmit(now, rng)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.client.poll_timeout()
+    }
+}
+
+impl Core for ClientCore {
+    fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
+        let mut taken = Poll::Pending;
+        for _ in 0..COMMANDS_A_TURN {
+            let Poll::Ready(Some(request)) = self.requests.poll_recv(cx) else { break };
+            self.handle_request(now, request, rng);
+            taken = Poll::Ready(());
+        }
+        for _ in 0..COMMANDS_A_TURN {
+            let Poll::Ready(command) = self.hub.poll_command(cx) else { break };
+            self.handle_command(now, command);
+            taken = Poll::Ready(());
+        }
+        taken
+    }
+
+    fn deliver(&mut self) -> bool {
+        let mut told = false;
+        while let Some(event) = self.client.poll_event() {
+            self.tell(event);
+            told = true;
+        }
+        self.hub.flush();
+        told
+    }
+}

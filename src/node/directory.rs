@@ -1,0 +1,211 @@
+//! `umbel directory`: an authority, its HTTP API, and the dials by which relays prove themselves.
+
+use core::{
+    task::{Context, Poll},
+    time::Duration,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
+
+use rand::{CryptoRng, rngs::StdRng};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    base::{DialError, DialTarget, Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    channel::{ChannelEvent, ChannelParameters, Channels, ConnectError, LocalRole},
+    directory::{Authority, AuthorityConfig, Parameters, ProofError},
+    io::{
+        clock::wall_time,
+        directory_server::{DirectoryServer, Prover, run_authority},
+        files::Folder,
+        store::FileStore,
+    },
+    transport::native::{Certificate, Sockets},
+};
+
+use super::{
+    Failure,
+    drive::{Clock, Core, Drive, randomness},
+    network,
+    options::{DirectoryOptions, data_dir},
+    report::{Report, Reporter},
+};
+
+/// Runs a directory until the process ends.
+///
+/// # Errors
+/// When the configuration, a key file, the store or the port can't be used.
+pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result<(), Failure> {
+    let mut rng = randomness()?;
+    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "directory")?).map_err(Failure::usage)?;
+    let _lock = folder.lock().map_err(Failure::usage)?;
+    let key = folder.authority(&mut rng).map_err(Failure::usage)?;
+    let authority = Authority::new(key, config(&options)?);
+    let store = FileStore::open(&folder.path().join("directory.redb")).map_err(Failure::usage)?;
+    let listen = options.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9360)));
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        Failure::Failed(format!("can't listen on {listen} ({error}): choose another with --listen ADDR"))
+    })?;
+    let api = listener.local_addr().map_err(Failure::failed)?;
+
+    let certificate = Certificate::generate().map_err(Failure::failed)?;
+    let (proofs, receiver) = mpsc::channel(64);
+    let core = ProverCore::new(receiver);
+    let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
+    let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
+
+    let (server, submissions) = DirectoryServer::new();
+    let key = authority.id().to_string();
+    tracing::info!(authority = key, "directory started");
+    reporter.tell(&Report::Directory { api, authority: key });
+    let prover = ByDialling { proofs };
+    tokio::select! {
+        () = drive.run() => {}
+        served = server.clone().serve(listener) => { served.map_err(Failure::failed)?; }
+        ended = run_authority(authority, server, submissions, store, prover, wall_time) => {
+            ended.map_err(Failure::failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
+    let defaults = AuthorityConfig::default();
+    let private = options.private_network.unwrap_or(false);
+    let interval = options.interval.map_or(defaults.interval, Duration::from_secs);
+    if interval < Duration::from_secs(1) {
+        return Err(Failure::Usage("interval: at least one second".to_owned()));
+    }
+    let similar = u64::from(private);
+    let parameters = Parameters::default().with("path.similar-addresses", similar).map_err(Failure::failed)?;
+    Ok(AuthorityConfig {
+        publish_when: options.await_relays.unwrap_or(defaults.publish_when),
+        interval,
+        private_addresses: private,
+        // Where all begin together, none has been known for long.
+        stable_after: if private { Duration::ZERO } else { defaults.stable_after },
+        parameters,
+        ..defaults
+    })
+}
+
+/// A relay to be dialled, and who waits for the outcome.
+struct Proof {
+    target: DialTarget,
+    outcome: oneshot::Sender<Result<(), ProofError>>,
+}
+
+/// Has relays dialled by the task that owns the links.
+struct ByDialling {
+    proofs: mpsc::Sender<Proof>,
+}
+
+impl Prover for ByDialling {
+    async fn prove(&self, target: DialTarget) -> Result<(), ProofError> {
+        let unable = ProofError::Dial(DialError::Unable);
+        let (outcome, told) = oneshot::channel();
+        self.proofs.send(Proof { target, outcome }).await.map_err(|_| unable)?;
+        told.await.unwrap_or(Err(unable))
+    }
+}
+
+/// Dials relays, one link at a time to each, and hangs up when they have proved themselves.
+struct ProverCore {
+    channels: Channels,
+    proofs: mpsc::Receiver<Proof>,
+    /// By relay; the first of each is under way.
+    under_way: BTreeMap<RelayId, VecDeque<Proof>>,
+}
+
+impl ProverCore {
+    fn new(proofs: mpsc::Receiver<Proof>) -> Self {
+        let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
+        Self { channels, proofs, under_way: BTreeMap::new() }
+    }
+
+    fn begin(&mut self, now: Instant, proof: Proof) {
+        let waiting = self.under_way.entry(proof.target.relay).or_default();
+        if waiting.is_empty() {
+            self.channels.connect(now, &proof.target);
+        }
+        waiting.push_back(proof);
+    }
+
+    fn end(&mut self, now: Instant, relay: RelayId, outcome: Result<(), ProofError>) {
+        let Some(waiting) = self.under_way.get_mut(&relay) else { return };
+        if let Some(proof) = waiting.pop_front() {
+            // Who no longer waits is not told.
+            let _ = proof.outcome.send(outcome);
+        }
+        if let Some(next) = waiting.front() {
+            self.channels.connect(now, &next.target);
+        } else {
+            self.under_way.remove(&relay);
+        }
+    }
+
+    fn handle_channel_events(&mut self, now: Instant) {
+        while let Some(event) = self.channels.poll_event() {
+            match event {
+                ChannelEvent::Open { channel, peer, .. } => {
+                    self.channels.close(channel);
+                    if let Some(relay) = peer {
+                        self.end(now, relay, Ok(()));
+                    }
+                }
+                ChannelEvent::DialFailed { relay, error } => {
+                    let error = match error {
+                        ConnectError::Dial(error) => ProofError::Dial(error),
+                        ConnectError::Handshake(_) => ProofError::Identity,
+                        ConnectError::Closed => ProofError::Dial(DialError::Refused),
+                    };
+                    self.end(now, relay, Err(error));
+                }
+                // No circuits here.
+                ChannelEvent::Cell { .. } | ChannelEvent::Drained { .. } | ChannelEvent::Closed { .. } => {}
+            }
+        }
+    }
+}
+
+impl LinkMachine for ProverCore {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.channels.handle_link(now, event, rng);
+        self.handle_channel_events(now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, _: &mut dyn CryptoRng) {
+        self.channels.handle_timeout(now);
+        self.handle_channel_events(now);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
+        let transmit = self.channels.poll_transmit(now);
+        self.handle_channel_events(now);
+        transmit
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.channels.poll_timeout()
+    }
+}
+
+impl Core for ProverCore {
+    fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
+        let mut taken = Poll::Pending;
+        while let Poll::Ready(Some(proof)) = self.proofs.poll_recv(cx) {
+            self.begin(now, proof);
+            taken = Poll::Ready(());
+        }
+        taken
+    }
+
+    fn deliver(&mut self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,24 @@
+//! Logs to standard error: this crate's own, at the level asked for.
+//!
+//! Records of libraries are never shown: they print addresses and names as they please. Ours hold none
+//! (`threat-model.md`, "Logs").
+
+use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use super::Failure;
+
+/// Starts logging for the whole process.
+///
+/// # Errors
+/// [`Failure::Usage`] when `level` is none.
+pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
+    let level: tracing::Level = level
+        .unwrap_or("info")
+        .parse()
+        .map_err(|_| Failure::Usage("log: not a level; choose error, warn, info, debug or trace".to_owned()))?;
+    let ours = Targets::new().with_target("umbel", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(ours);
+    // A second start in one process (tests of the crate) keeps the first one's settings.
+    let _ = tracing_subscriber::registry().with(lines).try_init();
+    Ok(())
+}

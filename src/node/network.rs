@@ -1,0 +1,101 @@
+//! What relays and clients share: directories, transport settings, certificates.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use data_encoding::BASE32_NOPAD;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::{
+    base::RelayId,
+    crypto::sha256,
+    directory::{AuthorityId, Consensus},
+    io::{
+        clock::wall_time,
+        directory_client::{DirectoryClient, DirectoryConfig},
+        files::Folder,
+    },
+    transport::native::{Caps, Certificate, EndpointConfig, Ice},
+};
+
+use super::Failure;
+
+/// Silence after which a neighbour counts as gone. Short, so that circuits through it are soon built anew; it has been
+/// asked for a sign of life three times by then.
+const SILENCE: Duration = Duration::from_secs(4);
+
+/// The directories and authorities that the options name.
+///
+/// # Errors
+/// [`Failure::Usage`] when there are none, or a key is none.
+pub(crate) fn directory_config(
+    directories: &Option<Vec<String>>,
+    authorities: &Option<Vec<String>>,
+    folder: Option<&Folder>,
+) -> Result<DirectoryConfig, Failure> {
+    let missing =
+        |key: &str| Failure::Usage(format!("name at least one {key}: --{key}, or {key} = [\"…\"] in the file"));
+    let directories = directories.clone().filter(|list| !list.is_empty()).ok_or_else(|| missing("directory"))?;
+    let authorities = authorities.as_ref().filter(|list| !list.is_empty()).ok_or_else(|| missing("authority"))?;
+    let read = |text: &String| {
+        AuthorityId::from_base32(text).ok_or_else(|| Failure::Usage(format!("authority: \"{text}\" is no key")))
+    };
+    let authorities = authorities.iter().map(read).collect::<Result<_, _>>()?;
+    Ok(DirectoryConfig { directories, authorities, cache: folder.map(Folder::consensus_cache) })
+}
+
+/// Hands each new consensus to `take` until that says that nobody wants more.
+pub(crate) async fn follow<F: Future<Output = bool>>(
+    client: DirectoryClient,
+    rng: StdRng,
+    take: impl Fn(Arc<Consensus>) -> F,
+) {
+    let (sender, mut receiver) = watch::channel(None);
+    let hand_over = async {
+        while receiver.changed().await.is_ok() {
+            let found = receiver.borrow_and_update().clone();
+            if let Some(found) = found
+                && !take(found).await
+            {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = client.follow(sender, wall_time, rng) => {}
+        () = hand_over => {}
+    }
+}
+
+/// The certificate kept in `folder`, made if there is none.
+///
+/// # Errors
+/// When it can't be read or made.
+pub(crate) fn certificate(folder: &Folder) -> Result<Certificate, Failure> {
+    let fresh = Certificate::generate().and_then(|fresh| fresh.to_bytes()).map_err(Failure::failed)?;
+    let bytes: Zeroizing<Vec<u8>> = folder.certificate(move || fresh).map_err(Failure::usage)?;
+    Certificate::from_bytes(&bytes).map_err(Failure::usage)
+}
+
+/// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they follow from its identity:
+/// nothing to keep, and the same after a restart.
+///
+/// # Errors
+/// Never in fact: base 32 has ICE characters only.
+pub(crate) fn ice_of(relay: &RelayId) -> Result<Ice, Failure> {
+    let text = BASE32_NOPAD.encode(&sha256(relay.as_bytes()));
+    let (ufrag, password) = text.split_at(8);
+    Ice::new(ufrag, password.get(..32).unwrap_or(password)).map_err(Failure::failed)
+}
+
+/// Transport settings of a node; one without `ice` accepts nobody and shows a fresh certificate on each dial.
+pub(crate) fn endpoint(certificate: Certificate, ice: Option<Ice>) -> EndpointConfig {
+    EndpointConfig {
+        fresh_certificate_per_dial: ice.is_none(),
+        accept: ice,
+        caps: Caps { silence: SILENCE, ..Caps::default() },
+        ..EndpointConfig::new(certificate)
+    }
+}

@@ -1,0 +1,189 @@
+//! Options of a node: one TOML file, every key of it also a flag, flags before file before defaults.
+//!
+//! Each `…Options` struct is the one list of a node's keys: `clap` makes the flags of it, `serde` the file format.
+//! Unknown keys are errors that name the key.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::Failure;
+
+/// Keys of `umbel relay`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RelayOptions {
+    /// Folder of this relay's keys and state [default: relay/ in umbel's state folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// UDP address to listen on [default: 0.0.0.0:4443]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Address under which others reach this relay, if it isn't the one it listens on; may be repeated
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) address: Option<Vec<SocketAddr>>,
+    /// Base URL of a directory; may be repeated
+    #[arg(long, value_name = "URL")]
+    pub(crate) directory: Option<Vec<String>>,
+    /// Key of a directory authority to believe, as `umbel keys` shows it; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub(crate) authority: Option<Vec<String>>,
+    /// Be an exit: a policy rule such as "accept *:443"; may be repeated, the first match counts, what no rule
+    /// matches is rejected [default: no exiting]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) exit: Option<Vec<String>>,
+    /// Let streams leave to private, loopback and link-local addresses too (never on a public relay)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) allow_private_targets: Option<bool>,
+    /// DNS server that an exit asks; may be repeated [default: the system's]
+    #[arg(long, value_name = "IP")]
+    pub(crate) resolver: Option<Vec<IpAddr>>,
+    /// Identity of another relay of the same operator; may be repeated
+    #[arg(long, value_name = "RELAY")]
+    pub(crate) family: Option<Vec<String>>,
+    /// Log level: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+}
+
+/// Keys of `umbel client`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClientOptions {
+    /// Folder of this client's guards and consensus [default: client/ in umbel's state folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Address of the SOCKS5 port [default: 127.0.0.1:9350]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) socks: Option<SocketAddr>,
+    /// Address of the HTTP proxy port [default: 127.0.0.1:9351]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Base URL of a directory; may be repeated
+    #[arg(long, value_name = "URL")]
+    pub(crate) directory: Option<Vec<String>>,
+    /// Key of a directory authority to believe, as `umbel keys` shows it; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub(crate) authority: Option<Vec<String>>,
+    /// Let the two ports listen on an address other machines reach (whoever reaches them uses your circuits)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) allow_remote: Option<bool>,
+    /// Log level: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+}
+
+/// Keys of `umbel directory`.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DirectoryOptions {
+    /// Folder of the authority's key and documents [default: directory/ in umbel's state folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// TCP address of the HTTP API [default: 127.0.0.1:9360]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Wait for this many proven relays before the first consensus [default: 3]
+    #[arg(long, value_name = "N")]
+    pub(crate) await_relays: Option<usize>,
+    /// Seconds from one consensus to the next [default: 1800]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) interval: Option<u64>,
+    /// List relays at private and loopback addresses, and let a path hold several of one network (/16, /32): for a
+    /// network on one machine or one site
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) private_network: Option<bool>,
+    /// Log level: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+}
+
+/// Options as given: the flags laid over the file, if one is named.
+///
+/// # Errors
+/// [`Failure::Usage`] when the file can't be read or isn't TOML, or a key is unknown or has a wrong value.
+pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Path>) -> Result<T, Failure> {
+    let mut table = match file {
+        None => toml::Table::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Failure::Usage(format!("can't read {}: {error}", path.display())))?;
+            parse::<T>(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?
+        }
+    };
+    let flags = toml::Table::try_from(flags).map_err(|error| Failure::Usage(error.to_string()))?;
+    table.extend(flags);
+    table.try_into().map_err(|error: toml::de::Error| Failure::Usage(error.to_string()))
+}
+
+/// Checks `text` against the keys of `T`, so that an error names its line, and gives it as a table.
+fn parse<T: DeserializeOwned>(text: &str) -> Result<toml::Table, toml::de::Error> {
+    toml::from_str::<T>(text)?;
+    toml::from_str(text)
+}
+
+/// The folder for a node's state where none is named: systemd's, or the user's.
+///
+/// # Errors
+/// [`Failure::Usage`] when neither is known.
+pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
+    if let Some(given) = given {
+        return Ok(given.to_owned());
+    }
+    if let Some(state) = std::env::var_os("STATE_DIRECTORY") {
+        return Ok(PathBuf::from(state));
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    let state = state.or(home).ok_or_else(|| Failure::Usage("no home folder: name one with --data-dir".into()))?;
+    Ok(state.join("umbel").join(role))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_file() {
+        let file = file("listen = \"127.0.0.1:1\"\nexit = [\"accept *:80\"]\n");
+        let flags = RelayOptions { listen: Some("127.0.0.1:2".parse().unwrap()), ..RelayOptions::default() };
+        let options = load(&flags, Some(file.path())).unwrap();
+        assert_eq!(options.listen, flags.listen);
+        assert_eq!(options.exit.unwrap(), ["accept *:80"]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let file = file("listen = \"127.0.0.1:1\"\n");
+        let Err(Failure::Usage(message)) = load(&ClientOptions::default(), Some(file.path())) else { panic!() };
+        assert!(message.contains("listen"), "{message}");
+        assert!(message.contains("line 1"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_an_error_that_names_its_line() {
+        let file = file("\nlisten = 5\n");
+        let Err(Failure::Usage(message)) = load(&RelayOptions::default(), Some(file.path())) else { panic!() };
+        assert!(message.contains("line 2"), "{message}");
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_that_names_it() {
+        let Err(Failure::Usage(message)) = load(&ClientOptions::default(), Some(Path::new("/nonexistent.toml"))) else {
+            panic!()
+        };
+        assert!(message.contains("/nonexistent.toml"), "{message}");
+    }
+}

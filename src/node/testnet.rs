@@ -1,0 +1,248 @@
+//! `umbel testnet`: a whole overlay on loopback, each node its own process.
+//!
+//! Owns the processes, their folder, and what the person sees of the start. The nodes are ordinary ones, started with
+//! the same command line that anyone could use; they tell their progress through [`super::report`].
+
+mod process;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, timeout_at},
+};
+
+use self::process::{Nodes, Spawn};
+use super::{
+    Failure, bench,
+    report::{HopReport, Report},
+};
+
+/// A start that takes longer than this has failed.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Options of `umbel testnet`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TestnetOptions {
+    /// Relays to start, exits included
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=100))]
+    relays: u16,
+    /// How many of the relays are exits
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    exits: u16,
+    /// Address of the client's SOCKS5 port
+    #[arg(long, default_value = "127.0.0.1:9350", value_name = "ADDR")]
+    socks: SocketAddr,
+    /// Address of the client's HTTP proxy port
+    #[arg(long, default_value = "127.0.0.1:9351", value_name = "ADDR")]
+    http: SocketAddr,
+    /// Folder for keys, documents and logs; kept afterwards [default: a temporary one, removed afterwards]
+    #[arg(long, value_name = "PATH")]
+    dir: Option<PathBuf>,
+    /// Keep the temporary folder
+    #[arg(long)]
+    keep: bool,
+    /// Make one request through three hops, compare the bytes, print the figures, and end
+    #[arg(long)]
+    check: bool,
+    /// Log level of the nodes; their logs are in the folder
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log: String,
+}
+
+/// Runs the testnet until Ctrl-C, or until the check is done.
+///
+/// # Errors
+/// When it can't start within a minute, a node ends by itself, or the check fails.
+pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
+    if options.exits > options.relays {
+        return Err(Failure::Usage(format!("--exits {} is more than --relays {}", options.exits, options.relays)));
+    }
+    port_is_free(options.socks, "--socks")?;
+    port_is_free(options.http, "--http")?;
+    let folder = Folder::make(&options)?;
+    let mut nodes = Nodes::new(folder.path())?;
+    if folder.is_temporary() {
+        nodes.remove_folder_afterwards()?;
+    }
+    let ended = tokio::select! {
+        ended = start_and_serve(&options, folder.path(), &mut nodes) => ended,
+        stop = stop_signal() => stop,
+    };
+    nodes.stop().await;
+    folder.finish();
+    ended
+}
+
+async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
+    let origin = bench::Origin::start().await.map_err(|error| Failure::Failed(format!("origin: {error}")))?;
+    let ports = timeout_at(Instant::now() + START_LIMIT, start(options, folder, nodes))
+        .await
+        .map_err(|_| Failure::Failed(nodes.tell_logs("the testnet did not start within a minute")))??;
+    if options.check {
+        return check(ports, &origin).await;
+    }
+    println!("\nTry:   curl --proxy socks5h://{} {}", ports, origin.greeting_url());
+    println!("       curl --proxy socks5h://{ports} https://www.rust-lang.org/");
+    println!("Stop:  Ctrl-C");
+    nodes.first_to_end().await
+}
+
+/// Starts all nodes and tells of each step; gives the client's SOCKS5 port.
+async fn start(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<SocketAddr, Failure> {
+    let began = Instant::now();
+    let step = |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", began.elapsed().as_secs_f64());
+    println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
+    let directory = nodes.spawn(directory(options, folder))?;
+    let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
+        return Err(Failure::Failed(nodes.tell_logs("the directory did not tell its address")));
+    };
+    step("directory", format!("http://{api}"));
+    let network = [format!("--directory=http://{api}"), format!("--authority={authority}")];
+    for number in 1..=options.relays {
+        nodes.spawn(relay(options, folder, number, &network))?;
+    }
+    nodes.spawn(client(options, folder, &network))?;
+    let mut registered = 0_u16;
+    loop {
+        let (_, report) = nodes.any_report().await?;
+        match report {
+            Report::Registered => {
+                registered = registered.saturating_add(1);
+                if registered == options.relays {
+                    step("relays", format!("{registered} have keys and are registered"));
+                }
+            }
+            Report::Consensus { relays } => step("consensus", format!("{relays} relays, each dialled and proved")),
+            Report::Circuit { channel, hops } => {
+                step("channel", format!("to the guard in {:.1} ms", channel.as_secs_f64() * 1e3));
+                step("circuit", path(&hops));
+            }
+            Report::Ready { socks, http } => {
+                step("ready", format!("SOCKS5 {socks} · HTTP proxy {http} · directory http://{api}"));
+                return Ok(socks);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn path(hops: &[HopReport]) -> String {
+    let hops: Vec<_> =
+        hops.iter().map(|hop| format!("{} ({:.1} ms)", hop.relay, hop.took.as_secs_f64() * 1e3)).collect();
+    hops.join(" → ")
+}
+
+fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
+    Spawn::new("directory", "directory", folder)
+        .arg("--listen=127.0.0.1:0")
+        .arg(format!("--await-relays={}", options.relays))
+        .arg("--interval=60")
+        .arg("--private-network")
+        .arg(format!("--log={}", options.log))
+}
+
+fn relay(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> Spawn {
+    let spawn = Spawn::new("relay", &format!("relay{number}"), folder)
+        .arg("--listen=127.0.0.1:0")
+        .arg(format!("--log={}", options.log))
+        .args(network);
+    if number > options.relays.saturating_sub(options.exits) {
+        spawn.arg("--exit=accept *:*").arg("--allow-private-targets")
+    } else {
+        spawn
+    }
+}
+
+fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn {
+    let ports = [options.socks, options.http];
+    let spawn = Spawn::new("client", "client", folder)
+        .arg(format!("--socks={}", options.socks))
+        .arg(format!("--http={}", options.http))
+        .arg(format!("--log={}", options.log))
+        .args(network);
+    if ports.iter().all(|port| port.ip().is_loopback()) { spawn } else { spawn.arg("--allow-remote") }
+}
+
+async fn check(socks: SocketAddr, origin: &bench::Origin) -> Result<(), Failure> {
+    const LENGTH: u64 = 4 << 20;
+    let fetched =
+        bench::fetch(socks, origin, LENGTH).await.map_err(|error| Failure::Failed(format!("check: {error}")))?;
+    println!(
+        "\nCheck passed: {} MiB through three hops, byte for byte; first byte after {:.1} ms, {:.1} MiB/s",
+        LENGTH >> 20,
+        fetched.first_byte.as_secs_f64() * 1e3,
+        fetched.rate_mib(),
+    );
+    Ok(())
+}
+
+fn port_is_free(port: SocketAddr, flag: &str) -> Result<(), Failure> {
+    match TcpListener::bind(port) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::Failed(format!(
+            "can't listen on {port} ({error}): another program may have it; choose another with {flag} {}:{}",
+            port.ip(),
+            port.port().checked_add(100).unwrap_or(19_350),
+        ))),
+    }
+}
+
+/// Waits for Ctrl-C or a request to end.
+async fn stop_signal() -> Result<(), Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::Failed(format!("signals: {error}")));
+    let (mut interrupt, mut terminate, mut hangup) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    println!("\nStopping.");
+    Ok(())
+}
+
+/// Where the nodes keep their files.
+enum Folder {
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Folder {
+    fn make(options: &TestnetOptions) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::Failed(format!("can't make the testnet's folder: {error}"));
+        match (&options.dir, options.keep) {
+            (Some(path), _) => {
+                std::fs::create_dir_all(path).map_err(failed)?;
+                Ok(Self::Kept(path.canonicalize().map_err(failed)?))
+            }
+            (None, keep) => {
+                let folder = tempfile::Builder::new().prefix("umbel-testnet-").tempdir().map_err(failed)?;
+                Ok(if keep { Self::Kept(folder.keep()) } else { Self::Temporary(folder) })
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Kept(path) => path,
+        }
+    }
+
+    const fn is_temporary(&self) -> bool {
+        matches!(self, Self::Temporary(_))
+    }
+
+    fn finish(self) {
+        match self {
+            Self::Temporary(folder) => drop(folder),
+            Self::Kept(path) => println!("Keys, documents and logs are in {}", path.display()),
+        }
+    }
+}

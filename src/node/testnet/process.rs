@@ -1,0 +1,190 @@
+//! The testnet's processes: start, listen to their reports, end.
+//!
+//! None outlives the testnet: each has the reading end of a pipe as standard input and ends when that does
+//! ([`crate::node::supervised`]).
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::mpsc,
+    time::timeout,
+};
+
+use crate::node::{Failure, report::Report};
+
+/// How long a node may take to end by itself.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// A node to start.
+pub(super) struct Spawn {
+    name: String,
+    arguments: Vec<String>,
+}
+
+impl Spawn {
+    /// A node that runs `umbel <role>` with its own folder `name` inside `folder`.
+    pub(super) fn new(role: &str, name: &str, folder: &Path) -> Self {
+        let data_dir = format!("--data-dir={}", folder.join(name).display());
+        Self { name: name.to_owned(), arguments: vec![role.to_owned(), "--supervised".to_owned(), data_dir] }
+    }
+
+    pub(super) fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    pub(super) fn args(mut self, arguments: &[String]) -> Self {
+        self.arguments.extend_from_slice(arguments);
+        self
+    }
+}
+
+/// Which node, in the order of their start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeIndex(usize);
+
+/// The running nodes.
+pub(super) struct Nodes {
+    program: PathBuf,
+    folder: PathBuf,
+    nodes: Vec<Node>,
+    remover: Option<Child>,
+    reports: mpsc::Receiver<(NodeIndex, Option<Report>)>,
+    reporter: mpsc::Sender<(NodeIndex, Option<Report>)>,
+}
+
+struct Node {
+    name: String,
+    process: Child,
+}
+
+impl Nodes {
+    /// No nodes yet; their logs will be in `folder`.
+    pub(super) fn new(folder: &Path) -> Result<Self, Failure> {
+        let program = std::env::current_exe().map_err(|error| Failure::Failed(format!("own program: {error}")))?;
+        let (reporter, reports) = mpsc::channel(64);
+        Ok(Self { program, folder: folder.to_owned(), nodes: Vec::new(), remover: None, reports, reporter })
+    }
+
+    /// Sees to it that the folder goes when this process does, however it ends.
+    pub(super) fn remove_folder_afterwards(&mut self) -> Result<(), Failure> {
+        let child = Command::new(&self.program)
+            .arg("testnet-remove")
+            .arg(&self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| Failure::Failed(format!("can't start a process: {error}")))?;
+        self.remover = Some(child);
+        Ok(())
+    }
+
+    /// Starts a node.
+    pub(super) fn spawn(&mut self, spawn: Spawn) -> Result<NodeIndex, Failure> {
+        let failed = |error: io::Error| Failure::Failed(format!("can't start {}: {error}", spawn.name));
+        let log = File::create(self.log_path(&spawn.name)).map_err(failed)?;
+        // A group of its own: Ctrl-C reaches the testnet alone, which then ends the nodes in order.
+        let mut process = Command::new(&self.program)
+            .args(&spawn.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let index = NodeIndex(self.nodes.len());
+        if let Some(output) = process.stdout.take() {
+            let reporter = self.reporter.clone();
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(output).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    if let Ok(report) = serde_json::from_str(&line) {
+                        let _ = reporter.send((index, Some(report))).await;
+                    }
+                }
+                let _ = reporter.send((index, None)).await;
+            });
+        }
+        self.nodes.push(Node { name: spawn.name, process });
+        Ok(index)
+    }
+
+    /// The next report of any node.
+    ///
+    /// # Errors
+    /// When a node has ended.
+    pub(super) async fn any_report(&mut self) -> Result<(NodeIndex, Report), Failure> {
+        match self.reports.recv().await {
+            Some((node, Some(report))) => Ok((node, report)),
+            Some((node, None)) => Err(self.ended(node)),
+            None => Err(Failure::Failed("no node is running".to_owned())),
+        }
+    }
+
+    /// The next report of `node`; what others tell meanwhile is passed over.
+    pub(super) async fn next_report(&mut self, node: NodeIndex) -> Result<Report, Failure> {
+        loop {
+            let (from, report) = self.any_report().await?;
+            if from == node {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// Waits until a node ends, which none should.
+    pub(super) async fn first_to_end(&mut self) -> Result<(), Failure> {
+        loop {
+            self.any_report().await?;
+        }
+    }
+
+    /// Ends all nodes and waits for each.
+    pub(super) async fn stop(mut self) {
+        for node in &mut self.nodes {
+            drop(node.process.stdin.take());
+        }
+        for node in &mut self.nodes {
+            if timeout(STOP_LIMIT, node.process.wait()).await.is_err() {
+                let _ = node.process.kill().await;
+            }
+        }
+        if let Some(mut remover) = self.remover {
+            drop(remover.stdin.take());
+            let _ = timeout(STOP_LIMIT, remover.wait()).await;
+        }
+    }
+
+    /// `what`, with the last lines of each log that has any.
+    pub(super) fn tell_logs(&self, what: &str) -> String {
+        let mut text = what.to_owned();
+        for node in &self.nodes {
+            text.push_str(&self.log_tail(&node.name));
+        }
+        text
+    }
+
+    fn ended(&self, node: NodeIndex) -> Failure {
+        let name = self.nodes.get(node.0).map_or("a node", |node| node.name.as_str());
+        Failure::Failed(format!("{name} ended by itself{}", self.log_tail(name)))
+    }
+
+    fn log_tail(&self, name: &str) -> String {
+        let log = std::fs::read_to_string(self.log_path(name)).unwrap_or_default();
+        let lines: Vec<_> = log.lines().rev().take(5).collect();
+        lines.iter().rev().map(|line| format!("\n  {name}: {line}")).collect()
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+}
