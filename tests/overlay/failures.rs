@@ -1,0 +1,70 @@
+//! What happens when parts of the network go.
+
+use std::{
+    io::Read as _,
+    time::{Duration, Instant},
+};
+
+use super::harness::*;
+
+/// Within this the next request must succeed after a relay was killed.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_download_whose_relay_is_killed_fails_and_the_next_request_succeeds() {
+    let testnet = Testnet::start(&["--relays=8", "--exits=3"]);
+    let origin = Origin::start();
+    let mut stream = connect(testnet.socks, origin.address);
+    let length = 1 << 30;
+    request(&mut stream, length);
+    let mut some = vec![0; 1 << 20];
+    stream.read_exact(&mut some).unwrap();
+    // All circuits share the guard, so this one carries the download.
+    testnet.kill(&testnet.relay_named(&testnet.first_path[0]));
+    let killed = Instant::now();
+    let outcome = std::io::copy(&mut stream, &mut std::io::sink());
+    assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
+    let mut stream = connect(testnet.socks, origin.address);
+    request(&mut stream, 100_000);
+    assert!(is_body(&mut stream, 100_000).unwrap());
+    assert!(killed.elapsed() < RECOVERY, "took {:?}", killed.elapsed());
+}
+
+#[test]
+fn clients_go_on_without_the_directory() {
+    let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
+    testnet.kill("directory");
+    let origin = Origin::start();
+    for _ in 0..3 {
+        let mut stream = connect(testnet.socks, origin.address);
+        request(&mut stream, 100_000);
+        assert!(is_body(&mut stream, 100_000).unwrap());
+    }
+}
+
+#[test]
+fn a_restart_keeps_identities_and_guards() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = format!("--dir={}", folder.path().display());
+    let guards = |paths: &mut Vec<String>| {
+        let output = umbel()
+            .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", &directory])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let circuit = text.lines().find(|line| line.contains(" circuit ")).expect("a circuit").to_owned();
+        paths.push(circuit.split("circuit").nth(1).unwrap().split_whitespace().next().unwrap().to_owned());
+        (1..=7).map(|number| show_keys(&folder.path().join(format!("relay{number}")))).collect::<Vec<_>>()
+    };
+    let mut first_hops = Vec::new();
+    let before = guards(&mut first_hops);
+    let after = guards(&mut first_hops);
+    assert_eq!(before, after, "identities are kept");
+    assert_eq!(first_hops[0], first_hops[1], "the guard is kept");
+}
+
+fn show_keys(folder: &std::path::Path) -> String {
+    let output = umbel().args(["keys", "relay", "--data-dir"]).arg(folder).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -1,0 +1,322 @@
+//! A running testnet, an origin to fetch from, and a SOCKS5 client by hand.
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// What any one wait may take before the test fails.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A testnet of processes, ended when dropped.
+pub struct Testnet {
+    process: Child,
+    lines: mpsc::Receiver<String>,
+    /// The client's SOCKS5 port.
+    pub socks: SocketAddr,
+    /// The client's HTTP proxy port.
+    pub http: SocketAddr,
+    /// The folder of all nodes.
+    pub folder: tempfile::TempDir,
+    /// The first circuit's relays, shortened.
+    pub first_path: Vec<String>,
+}
+
+impl Testnet {
+    /// Starts a testnet on ports of its own choosing and waits until it takes requests.
+    pub fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = umbel()
+            .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--dir"])
+            .arg(folder.path())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(process.stdout.take().unwrap());
+        let (mut socks, mut http, mut first_path) = (None, None, Vec::new());
+        let end = Instant::now() + LIMIT;
+        while socks.is_none() || http.is_none() {
+            let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect("the testnet starts");
+            let mut words = line.split_whitespace();
+            if line.contains(" circuit ") {
+                first_path = line.split("circuit").nth(1).unwrap().split('→').map(first_word).collect();
+            }
+            if line.contains(" ready ") {
+                socks = words.by_ref().skip_while(|word| *word != "SOCKS5").nth(1).map(|word| word.parse().unwrap());
+                http = words.skip_while(|word| *word != "proxy").nth(1).map(|word| word.parse().unwrap());
+            }
+        }
+        Self { process, lines, socks: socks.unwrap(), http: http.unwrap(), folder, first_path }
+    }
+
+    /// The process of the node whose folder is `name`.
+    pub fn pid_of(&self, name: &str) -> Pid {
+        let wanted = format!("--data-dir={}", self.folder.path().join(name).display());
+        processes().into_iter().find(|(_, arguments)| arguments.contains(&wanted)).expect("the node runs").0
+    }
+
+    /// The folder of the relay that prints as `short`.
+    pub fn relay_named(&self, short: &str) -> String {
+        let relays = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let relay = relays.filter(|path| path.is_dir()).find(|path| {
+            path.file_name().unwrap().to_string_lossy().starts_with("relay") && identity_in(path).starts_with(short)
+        });
+        relay.expect("a relay of that name").file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    /// Kills the node whose folder is `name` with no chance to say anything.
+    pub fn kill(&self, name: &str) {
+        kill(self.pid_of(name), Signal::SIGKILL).unwrap();
+    }
+
+    /// The next line the testnet prints.
+    pub fn next_line(&self) -> String {
+        self.lines.recv_timeout(LIMIT).expect("a line of the testnet")
+    }
+
+    /// Presses Ctrl-C and waits for the end.
+    pub fn stop(mut self) -> bool {
+        kill(pid(&self.process), Signal::SIGINT).unwrap();
+        wait_for_end(&mut self.process).success()
+    }
+}
+
+impl Drop for Testnet {
+    fn drop(&mut self) {
+        let _ = kill(pid(&self.process), Signal::SIGTERM);
+        let _ = self.process.wait();
+    }
+}
+
+/// The binary under test.
+pub fn umbel() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_umbel"))
+}
+
+pub fn pid(process: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(process.id()).unwrap())
+}
+
+/// The lines that `output` gives, as they come.
+pub fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines() {
+            let Ok(line) = line else { return };
+            eprintln!("| {line}");
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// Waits for a process to end, and fails the test if it does not.
+pub fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
+    let end = Instant::now() + LIMIT;
+    await_true("the process ends", end, || process.try_wait().unwrap().is_some());
+    process.wait().unwrap()
+}
+
+/// Looks again and again until `holds`, and fails the test after `end`.
+pub fn await_true(what: &str, end: Instant, mut holds: impl FnMut() -> bool) {
+    while !holds() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// All processes with their arguments.
+pub fn processes() -> Vec<(Pid, Vec<String>)> {
+    let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let pid = path.file_name()?.to_str()?.parse().ok()?;
+        let arguments = fs::read(path.join("cmdline")).ok()?;
+        let arguments = arguments.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        Some((Pid::from_raw(pid), arguments.collect()))
+    });
+    entries.collect()
+}
+
+fn identity_in(folder: &Path) -> String {
+    let output = umbel().args(["keys", "relay", "--data-dir"]).arg(folder).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with("identity")).expect("keys shows the identity");
+    line.split_whitespace().last().unwrap().to_owned()
+}
+
+fn first_word(text: &str) -> String {
+    text.split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+/// An HTTP origin on loopback whose bodies follow from their length.
+pub struct Origin {
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Origin {
+    /// Starts the origin; it ends with the test's process.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || serve(stream));
+            }
+        });
+        Self { address }
+    }
+
+    /// The URL of `length` bytes.
+    pub fn url(&self, length: u64) -> String {
+        format!("http://{}/{length}", self.address)
+    }
+}
+
+/// Answers each request for `/N` with N bytes, until the other end closes.
+fn serve(stream: TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut stream = stream;
+    loop {
+        let mut request = String::new();
+        reader.read_line(&mut request).ok().filter(|read| *read > 0)?;
+        let mut header = String::new();
+        while reader.read_line(&mut header).ok()? > 2 {
+            header.clear();
+        }
+        let path = request.split_whitespace().nth(1)?;
+        let length: u64 = path.trim_start_matches('/').parse().ok()?;
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").ok()?;
+        let mut body = Body::new();
+        let mut left = length;
+        while left > 0 {
+            let chunk = body.chunk();
+            let take = usize::try_from(left.min(chunk.len() as u64)).unwrap();
+            stream.write_all(&chunk[..take]).ok()?;
+            left -= take as u64;
+        }
+    }
+}
+
+/// The bytes of every body: a xorshift sequence, so that none repeats soon.
+pub struct Body(u64);
+
+impl Body {
+    pub const fn new() -> Self {
+        Self(0x9E37_79B9_7F4A_7C15)
+    }
+
+    /// The next 64 KiB.
+    pub fn chunk(&mut self) -> Vec<u8> {
+        let mut chunk = Vec::with_capacity(1 << 16);
+        while chunk.len() < 1 << 16 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            chunk.extend_from_slice(&self.0.to_le_bytes());
+        }
+        chunk
+    }
+}
+
+/// Whether `input` gives exactly the first `length` bytes of a body.
+pub fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
+    let mut body = Body::new();
+    let mut left = length;
+    let mut got = vec![0; 1 << 16];
+    while left > 0 {
+        let chunk = body.chunk();
+        let take = usize::try_from(left.min(chunk.len() as u64)).unwrap();
+        input.read_exact(&mut got[..take])?;
+        if got[..take] != chunk[..take] {
+            return Ok(false);
+        }
+        left -= take as u64;
+    }
+    Ok(true)
+}
+
+/// The SOCKS5 reply to `command` for `host`: its code and the open stream.
+pub fn socks(port: SocketAddr, login: Option<(&str, &str)>, command: u8, host: &str, to: u16) -> (u8, TcpStream) {
+    let mut stream = TcpStream::connect(port).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let method = if login.is_some() { 2 } else { 0 };
+    stream.write_all(&[5, 1, method]).unwrap();
+    assert_eq!(read::<2>(&mut stream), [5, method]);
+    if let Some((user, password)) = login {
+        let mut request = vec![1, u8::try_from(user.len()).unwrap()];
+        request.extend_from_slice(user.as_bytes());
+        request.push(u8::try_from(password.len()).unwrap());
+        request.extend_from_slice(password.as_bytes());
+        stream.write_all(&request).unwrap();
+        assert_eq!(read::<2>(&mut stream), [1, 0]);
+    }
+    let mut request = vec![5, command, 0];
+    match host.parse() {
+        Ok(std::net::IpAddr::V4(ip)) => {
+            request.push(1);
+            request.extend_from_slice(&ip.octets());
+        }
+        Ok(std::net::IpAddr::V6(ip)) => {
+            request.push(4);
+            request.extend_from_slice(&ip.octets());
+        }
+        Err(_) => {
+            request.extend_from_slice(&[3, u8::try_from(host.len()).unwrap()]);
+            request.extend_from_slice(host.as_bytes());
+        }
+    }
+    request.extend_from_slice(&to.to_be_bytes());
+    stream.write_all(&request).unwrap();
+    let [_, code, _, family] = read::<4>(&mut stream);
+    // The rest of the reply is the caller's if it asked a question; for CONNECT it is passed over.
+    if command == 1 {
+        let length = if family == 4 { 18 } else { 6 };
+        let mut rest = vec![0; length];
+        stream.read_exact(&mut rest).unwrap();
+    }
+    (code, stream)
+}
+
+/// A stream to `to` through the overlay.
+pub fn connect(port: SocketAddr, to: SocketAddr) -> TcpStream {
+    let (code, stream) = socks(port, None, 1, &to.ip().to_string(), to.port());
+    assert_eq!(code, 0, "CONNECT succeeds");
+    stream
+}
+
+/// Sends a request for `length` bytes and reads the answer's head.
+pub fn request(stream: &mut TcpStream, length: u64) {
+    write!(stream, "GET /{length} HTTP/1.1\r\nHost: origin\r\n\r\n").unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.extend_from_slice(&read::<1>(stream));
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"));
+}
+
+pub fn read<const N: usize>(stream: &mut TcpStream) -> [u8; N] {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Testnet folders in the temporary folder.
+pub fn temporary_folders() -> Vec<PathBuf> {
+    let entries = fs::read_dir(std::env::temp_dir()).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("umbel-testnet-")).collect()
+}

@@ -1,0 +1,152 @@
+//! What a client of the two ports gets.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+};
+
+use super::harness::*;
+
+const CONNECT: u8 = 1;
+const UDP_ASSOCIATE: u8 = 3;
+const RESOLVE: u8 = 0xF0;
+
+#[test]
+fn everything_the_ports_promise_holds() {
+    // One testnet serves all; each part is its own function, told apart by its name in a failure's backtrace.
+    let testnet = &Testnet::start(&[]);
+    a_body_comes_through_byte_for_byte(testnet);
+    both_directions_close_on_their_own(testnet);
+    names_and_ipv6_are_reached(testnet);
+    failures_have_their_reply_codes(testnet);
+    commands_not_supported_are_refused(testnet);
+    names_are_resolved_by_the_exit(testnet);
+    logins_are_accepted(testnet);
+    the_http_port_forwards_and_refuses(testnet);
+    many_streams_at_once_come_through(testnet);
+    a_stalled_reader_holds_up_nobody(testnet);
+}
+
+fn a_body_comes_through_byte_for_byte(testnet: &Testnet) {
+    let origin = Origin::start();
+    for length in [0, 1, 963, 964, 5 << 20] {
+        let mut stream = connect(testnet.socks, origin.address);
+        request(&mut stream, length);
+        assert!(is_body(&mut stream, length).unwrap());
+    }
+}
+
+fn both_directions_close_on_their_own(testnet: &Testnet) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        stream.write_all(&got).unwrap();
+    });
+    let mut stream = connect(testnet.socks, address);
+    let sent = vec![42; 300_000];
+    stream.write_all(&sent).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    assert_eq!(got, sent);
+    server.join().unwrap();
+}
+
+fn names_and_ipv6_are_reached(testnet: &Testnet) {
+    let origin = Origin::start();
+    let (code, mut stream) = socks(testnet.socks, None, CONNECT, "localhost", origin.address.port());
+    assert_eq!(code, 0);
+    request(&mut stream, 1000);
+    assert!(is_body(&mut stream, 1000).unwrap());
+    if let Ok(listener) = TcpListener::bind("[::1]:0") {
+        let port = listener.local_addr().unwrap().port();
+        assert_eq!(socks(testnet.socks, None, CONNECT, "::1", port).0, 0);
+        listener.accept().unwrap();
+    }
+}
+
+fn failures_have_their_reply_codes(testnet: &Testnet) {
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(socks(testnet.socks, None, CONNECT, "127.0.0.1", unused.port()).0, 5, "refused");
+    assert_eq!(socks(testnet.socks, None, CONNECT, "no-such-name.invalid", 80).0, 4, "no such host");
+}
+
+fn commands_not_supported_are_refused(testnet: &Testnet) {
+    assert_eq!(socks(testnet.socks, None, UDP_ASSOCIATE, "127.0.0.1", 53).0, 7);
+}
+
+fn names_are_resolved_by_the_exit(testnet: &Testnet) {
+    let (code, mut stream) = socks(testnet.socks, None, RESOLVE, "localhost", 0);
+    assert_eq!(code, 0);
+    assert_eq!(read::<4>(&mut stream), [127, 0, 0, 1]);
+}
+
+fn logins_are_accepted(testnet: &Testnet) {
+    let origin = Origin::start();
+    let (host, port) = (origin.address.ip().to_string(), origin.address.port());
+    let (code, mut stream) = socks(testnet.socks, Some(("alice", "one")), CONNECT, &host, port);
+    assert_eq!(code, 0);
+    request(&mut stream, 10);
+    assert!(is_body(&mut stream, 10).unwrap());
+}
+
+fn the_http_port_forwards_and_refuses(testnet: &Testnet) {
+    let origin = Origin::start();
+    let mut stream = TcpStream::connect(testnet.http).unwrap();
+    write!(stream, "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", origin.url(5), origin.address).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    assert!(answer.ends_with(&Body::new().chunk()[..5]));
+
+    let mut stream = TcpStream::connect(testnet.http).unwrap();
+    write!(stream, "CONNECT {} HTTP/1.1\r\nHost: {0}\r\n\r\n", origin.address).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.extend_from_slice(&read::<1>(&mut stream));
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"));
+    request(&mut stream, 100_000);
+    assert!(is_body(&mut stream, 100_000).unwrap());
+
+    let mut stream = TcpStream::connect(testnet.http).unwrap();
+    write!(stream, "GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", testnet.http).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
+}
+
+fn many_streams_at_once_come_through(testnet: &Testnet) {
+    let origin = Origin::start();
+    let fetchers: Vec<_> = (0..32_u64)
+        .map(|number| {
+            let (socks, address) = (testnet.socks, origin.address);
+            thread::spawn(move || {
+                let mut stream = connect(socks, address);
+                let length = 10_000 * (number + 1);
+                request(&mut stream, length);
+                is_body(&mut stream, length).unwrap()
+            })
+        })
+        .collect();
+    assert!(fetchers.into_iter().all(|fetcher| fetcher.join().unwrap()));
+}
+
+fn a_stalled_reader_holds_up_nobody(testnet: &Testnet) {
+    let origin = Origin::start();
+    let mut stalled: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = connect(testnet.socks, origin.address);
+            request(&mut stream, 20 << 20);
+            stream
+        })
+        .collect();
+    let mut stream = connect(testnet.socks, origin.address);
+    request(&mut stream, 1 << 20);
+    assert!(is_body(&mut stream, 1 << 20).unwrap());
+    assert!(is_body(&mut stalled[0], 20 << 20).unwrap(), "the stalled one loses nothing");
+}
