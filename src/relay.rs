@@ -71,7 +71,8 @@ pub struct RelayParameters {
     pub circuits: usize,
     /// Circuits at once whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 a channel.
     pub half_built: usize,
-    /// Circuits at once that wait for a channel to their next hop, 4 KiB each; more end. Default 1,024.
+    /// Circuits at once that wait for a channel to their next hop, 4 KiB each; more end. Default 1,024, and 256 of
+    /// a channel.
     pub dialling: usize,
     /// Whether it serves BEGIN and RESOLVE at all. Default no.
     pub exit: bool,

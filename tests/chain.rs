@@ -25,7 +25,7 @@ use umbel::{
     circuit::CircuitError,
     onion::sealed_len,
     relay::RelayParameters,
-    sim::NodeId,
+    sim::{NodeId, PathProfile},
     wire::{BODY_LEN, EndReason},
 };
 
@@ -65,6 +65,26 @@ fn bytes_cross_three_hops_both_ways_unchanged_and_end_cleanly() {
         assert!(relay.received.len() == LENGTH && is_pattern(&relay.received));
         assert_eq!(relay.relay.figures().exit_streams, 0);
     });
+}
+
+#[test]
+fn bytes_cross_slow_and_lossy_paths_unchanged() {
+    for seed in 1..=8 {
+        let (delay, jitter) = (Duration::from_millis(5 * seed), Duration::from_millis(3 * seed));
+        let paths = PathProfile { delay, jitter, loss: 0.02, rate: 2_000_000 * seed };
+        let parameters = RelayParameters { exit: true, ..RelayParameters::default() };
+        let mut chain = Chain::over(seed, paths, 3, &parameters);
+        let origin = chain.origin;
+        chain.build(origin, 3);
+        chain.connect(origin);
+        transfer(&mut chain, origin, 3);
+        let both_done = chain.until(|chain| {
+            chain.origin_is(origin, |party| party.finished) && chain.at_relay(3, |relay| relay.finished)
+        });
+        assert!(both_done, "seed {seed}");
+        assert!(chain.origin_is(origin, |party| is_pattern(&party.received)), "seed {seed}");
+        assert!(chain.at_relay(3, |relay| is_pattern(&relay.received)), "seed {seed}");
+    }
 }
 
 #[test]

@@ -18,6 +18,10 @@ use super::{CREATE_LIMIT, Circuit, CircuitKey, DIAL_LIMIT, FRAGMENTS_LIMIT, Leg,
 /// Half-built circuits of one channel.
 const HALF_BUILT_PER_CHANNEL: usize = 64;
 
+/// Circuits of one channel that wait for a channel to their next hop: a neighbour that extends to relays which don't
+/// answer must leave room for others.
+const DIALLING_PER_CHANNEL: usize = 256;
+
 /// A CREATE that lacks fragments.
 pub(super) struct HalfBuilt {
     hop: HopIndex,
@@ -122,8 +126,11 @@ impl Relay {
     }
 
     fn wait_for_channel(&mut self, now: Instant, key: CircuitKey, relay: RelayId, request: Vec<u8>) -> Option<()> {
-        let waiting: usize = self.dialling.values().map(std::collections::BTreeSet::len).sum();
-        if waiting >= self.parameters.dialling {
+        let channel = self.table.circuit(key)?.previous.channel;
+        let waiting = || self.dialling.values().flatten();
+        let of_channel =
+            waiting().filter(|key| self.table.circuit(**key).is_some_and(|it| it.previous.channel == channel));
+        if waiting().count() >= self.parameters.dialling || of_channel.count() >= DIALLING_PER_CHANNEL {
             return None;
         }
         self.dialling.entry(relay).or_default().insert(key);

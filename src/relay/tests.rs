@@ -315,6 +315,22 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
     assert_eq!(bench.dialled.len(), 1);
 }
 
+#[test]
+fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
+    for (dialling, clients, expected) in [(3, 1, 3), (300, 2, 300), (1024, 1, 256)] {
+        let mut bench = Bench::new(RelayParameters { dialling, ..RelayParameters::default() });
+        for _ in 0..clients {
+            let link = bench.client();
+            for number in 1..=260 {
+                let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
+                bench.extend(link, upper(number), &mut layers, relay_id(NEXT));
+                bench.cells(link);
+            }
+        }
+        assert_eq!((bench.circuits(), bench.relay.dialling[&relay_id(NEXT)].len()), (expected, expected));
+    }
+}
+
 /// A circuit whose CREATE has gone to the next hop: both links, and the CREATE.
 fn extended(bench: &mut Bench) -> (LinkId, LinkId, CircuitId, OriginLayers) {
     let link = bench.client();

@@ -38,7 +38,11 @@ impl Chain {
     }
 
     pub(crate) fn with(seed: u64, relays: usize, parameters: &RelayParameters) -> Self {
-        let mut world = World::new(seed, PathProfile::default());
+        Self::over(seed, PathProfile::default(), relays, parameters)
+    }
+
+    pub(crate) fn over(seed: u64, paths: PathProfile, relays: usize, parameters: &RelayParameters) -> Self {
+        let mut world = World::new(seed, paths);
         let mut authority = Authority::new(IdentityKey::from_bytes(&[99; 32]), AuthorityConfig::testnet(relays));
         let (mut nodes, mut cores, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=u8::try_from(relays).unwrap() {
