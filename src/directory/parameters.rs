@@ -47,11 +47,11 @@ macro_rules! parameters {
 
 parameters! {
     /// Marked DATA cells come this many DATA cells apart.
-    cells_per_mark = "flow.cells-per-mark", 32, 4, 1024;
+    cells_per_mark = "flow.cells-per-mark", 32, 32, 256;
     /// Congestion window of a new circuit, in DATA cells.
-    initial_window = "flow.initial-window", 128, 16, 65_536;
+    initial_window = "flow.initial-window", 128, 64, 8192;
     /// The largest congestion window, in DATA cells.
-    largest_window = "flow.largest-window", 4096, 128, 65_536;
+    largest_window = "flow.largest-window", 4096, 512, 8192;
     /// Cells in a path's queues below which a congestion window grows.
     queue_low = "flow.queue-low", 256, 8, 4096;
     /// Cells in a path's queues above which a congestion window shrinks.
@@ -83,15 +83,21 @@ impl Parameters {
         if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
     }
 
-    /// How circuits are paced.
+    /// How circuits are paced. The figures fit each other whatever the consensus says: the smallest window holds two marks,
+    /// the first lies between the smallest and the largest.
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
-        let (low, high) = (cells(self.queue_low()), cells(self.queue_high()));
+        let low = cells(self.queue_low());
+        let high = cells(self.queue_high()).max(low);
+        let mark_every = cells(self.cells_per_mark());
+        let window_min = mark_every.saturating_mul(2);
+        let window_max = cells(self.largest_window());
         FlowParameters {
-            mark_every: cells(self.cells_per_mark()),
-            window_initial: cells(self.initial_window()),
-            window_max: cells(self.largest_window()),
+            mark_every,
+            window_initial: cells(self.initial_window()).max(window_min).min(window_max),
+            window_min,
+            window_max,
             queue_low: low,
             queue_high: high,
             queue_gamma: low.midpoint(high),
@@ -144,9 +150,33 @@ mod tests {
         }
         let of = |value| Parameters::default().with("flow.largest-window", value).unwrap().largest_window();
         assert_eq!(Parameters::default().largest_window(), 4096);
-        assert_eq!(of(0), 128);
+        assert_eq!(of(0), 512);
         assert_eq!(of(1000), 1000);
-        assert_eq!(of(u64::MAX), 65_536);
+        assert_eq!(of(u64::MAX), 8192);
+    }
+
+    #[test]
+    fn a_silent_consensus_paces_circuits_by_the_defaults() {
+        assert_eq!(Parameters::default().flow(), FlowParameters::default());
+    }
+
+    #[test]
+    fn the_figures_of_flow_fit_each_other_whatever_the_consensus_says() {
+        let names = TABLE.iter().map(|(name, ..)| *name).filter(|name| name.starts_with("flow."));
+        let names: Vec<&str> = names.collect();
+        for extremes in 0_u32..1 << names.len() {
+            let value = |index: usize| if extremes >> index & 1 == 1 { u64::MAX } else { 0 };
+            let parameters = names
+                .iter()
+                .enumerate()
+                .fold(Parameters::default(), |parameters, (index, name)| parameters.with(name, value(index)).unwrap());
+            let flow = parameters.flow();
+            assert!(flow.mark_every * 2 <= flow.window_min, "{flow:?}");
+            assert!(flow.window_min <= flow.window_initial && flow.window_initial <= flow.window_max, "{flow:?}");
+            assert!(flow.queue_low <= flow.queue_gamma && flow.queue_gamma <= flow.queue_high, "{flow:?}");
+            // A receiver owes at most 512 SENDMEs.
+            assert!(flow.window_max / flow.mark_every <= 256, "{flow:?}");
+        }
     }
 
     #[test]

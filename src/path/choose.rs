@@ -102,11 +102,11 @@ pub fn choose<R: CryptoRng + ?Sized>(
         return Err(PathError::NoExit);
     }
     let choice = Choice { consensus, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
-    let mut with = |avoid: &[RelayId]| guards.iter().find_map(|guard| choice.through(guard, avoid, rng));
-    let path = match with(avoid) {
-        None if !avoid.is_empty() => with(&[]),
+    // Whoever fails circuits fills `avoid`, so a guard gives way to it as little as to a target.
+    let path = guards.iter().find_map(|guard| match choice.through(guard, avoid, rng) {
+        None if !avoid.is_empty() => choice.through(guard, &[], rng),
         path => path,
-    };
+    });
     path.ok_or(PathError::TooFewRelays)
 }
 

@@ -1,1 +1,309 @@
+use super::*;
+use crate::directory::{
+    DESCRIPTOR_LIFETIME, Flags, Profile,
+    fixture::{NOW, descriptor, exit_profile, key, profile},
+};
 
+fn later(seconds: u64) -> WallTime {
+    NOW.after(Duration::from_secs(seconds))
+}
+
+fn config(relays: usize) -> AuthorityConfig {
+    AuthorityConfig::testnet(relays)
+}
+
+fn authority(config: AuthorityConfig) -> Authority {
+    Authority::new(key(100), config)
+}
+
+/// What the authority asked for.
+#[derive(Default)]
+struct Asked {
+    proofs: Vec<DialTarget>,
+    published: Vec<Vec<u8>>,
+    records: Vec<Vec<u8>>,
+    forgotten: Vec<RelayId>,
+}
+
+fn drain(authority: &mut Authority) -> Asked {
+    let mut asked = Asked::default();
+    while let Some(event) = authority.poll_event() {
+        match event {
+            AuthorityEvent::Prove(target) => asked.proofs.push(target),
+            AuthorityEvent::Publish(consensus) => asked.published.push(consensus.into_bytes()),
+            AuthorityEvent::Remember { record, .. } => asked.records.push(record),
+            AuthorityEvent::Forget(relay) => asked.forgotten.push(relay),
+        }
+    }
+    asked
+}
+
+fn verified(bytes: &[u8], now: WallTime) -> Consensus {
+    UnverifiedConsensus::decode(bytes).unwrap().verify(&[key(100).id().into()], now, None).unwrap()
+}
+
+/// The consensus of the only publication there was.
+fn published(authority: &mut Authority, now: WallTime) -> Option<Consensus> {
+    let asked = drain(authority);
+    assert!(asked.published.len() <= 1);
+    asked.published.first().map(|bytes| verified(bytes, now))
+}
+
+fn submit(authority: &mut Authority, number: u16, profile: Profile, now: WallTime) {
+    authority.handle_descriptor(now, &descriptor(number, profile, now)).unwrap();
+}
+
+/// Registers the relay and has it prove itself.
+fn register(authority: &mut Authority, number: u16, profile: Profile, now: WallTime) {
+    let target = profile.dial_target();
+    submit(authority, number, profile, now);
+    authority.handle_proof(now, &target, Ok(()));
+}
+
+const FAILED: Result<(), ProofError> = Err(ProofError::Dial(DialError::TimedOut));
+
+#[test]
+fn the_first_consensus_waits_for_all_relays_and_the_next_for_the_interval() {
+    let mut authority = authority(config(2));
+    register(&mut authority, 1, profile(1), NOW);
+    assert!(published(&mut authority, NOW).is_none());
+    register(&mut authority, 2, profile(2), NOW);
+    let first = published(&mut authority, NOW).unwrap();
+    assert_eq!(first.relays().len(), 2);
+    assert!(first.parameters().allows_similar_addresses());
+    assert_eq!(first.fresh_until(), later(20));
+    register(&mut authority, 3, profile(3), later(1));
+    authority.handle_timeout(later(19));
+    assert!(published(&mut authority, later(19)).is_none());
+    authority.handle_timeout(later(20));
+    let second = published(&mut authority, later(20)).unwrap();
+    assert_eq!(second.relays().len(), 3);
+    assert!(second.valid_after() > first.valid_after());
+}
+
+#[test]
+fn a_consensus_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
+    let mut authority = authority(AuthorityConfig { interval: Duration::ZERO, ..config(1) });
+    register(&mut authority, 1, profile(1), NOW);
+    let mut last = None;
+    for now in [NOW, NOW, later(5), NOW.before(Duration::from_secs(60)), later(5)] {
+        authority.handle_timeout(now);
+        for bytes in drain(&mut authority).published {
+            let consensus = verified(&bytes, later(10));
+            assert!(last.is_none_or(|last| last < consensus.valid_after()));
+            last = Some(consensus.valid_after());
+        }
+    }
+}
+
+#[test]
+fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() {
+    let mut authority = authority(config(1));
+    submit(&mut authority, 1, profile(1), NOW);
+    assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()]);
+    assert_eq!(authority.listed(NOW), 0);
+    authority.handle_proof(NOW, &profile(1).dial_target(), Err(ProofError::Identity));
+    assert_eq!(authority.listed(NOW), 0);
+    authority.handle_timeout(later(4));
+    assert!(drain(&mut authority).proofs.is_empty(), "it waits before it dials again");
+    authority.handle_timeout(later(5));
+    assert_eq!(drain(&mut authority).proofs.len(), 1);
+    authority.handle_proof(later(5), &profile(1).dial_target(), Ok(()));
+    assert_eq!(authority.listed(later(5)), 1);
+}
+
+#[test]
+fn a_proof_at_one_address_does_not_count_for_another() {
+    let mut authority = authority(config(1));
+    submit(&mut authority, 1, profile(1), NOW);
+    let moved = Profile { addresses: profile(9).addresses, ..profile(1) };
+    submit(&mut authority, 1, moved.clone(), later(1));
+    assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()], "one dial at a time");
+    authority.handle_proof(later(1), &profile(1).dial_target(), Ok(()));
+    assert_eq!(authority.listed(later(1)), 0);
+    assert_eq!(drain(&mut authority).proofs, [moved.dial_target()]);
+    authority.handle_proof(later(1), &moved.dial_target(), Ok(()));
+    assert_eq!(authority.listed(later(1)), 1);
+    submit(&mut authority, 1, profile(1), later(2));
+    assert_eq!(authority.listed(later(2)), 0, "moving again asks for proof again");
+}
+
+#[test]
+fn a_new_onion_key_needs_no_new_proof() {
+    let mut authority = authority(config(1));
+    register(&mut authority, 1, profile(1), NOW);
+    drain(&mut authority);
+    let rotated = Profile { onion_key: profile(7).onion_key, ..profile(1) };
+    submit(&mut authority, 1, rotated, later(1));
+    assert!(drain(&mut authority).proofs.is_empty());
+    authority.handle_timeout(later(20));
+    let consensus = published(&mut authority, later(20)).unwrap();
+    assert_eq!(consensus.relay(&key(1).id()).unwrap().keys().onion_key, profile(7).onion_key);
+}
+
+#[test]
+fn a_relay_that_fails_its_proofs_again_and_again_is_listed_no_more_until_it_passes_one() {
+    let mut authority = authority(config(1));
+    register(&mut authority, 1, profile(1), NOW);
+    let target = profile(1).dial_target();
+    drain(&mut authority);
+    authority.handle_timeout(later(20));
+    assert_eq!(drain(&mut authority).proofs.len(), 1);
+    authority.handle_proof(later(20), &target, FAILED);
+    assert_eq!(authority.listed(later(20)), 1, "once can be chance");
+    authority.handle_timeout(later(25));
+    assert_eq!(drain(&mut authority).proofs.len(), 1);
+    authority.handle_proof(later(25), &target, FAILED);
+    assert_eq!(authority.listed(later(25)), 0);
+    authority.handle_timeout(later(35));
+    assert_eq!(drain(&mut authority).proofs.len(), 1);
+    authority.handle_proof(later(35), &target, Ok(()));
+    assert_eq!(authority.listed(later(35)), 1);
+}
+
+#[test]
+fn a_proof_of_which_nothing_is_heard_counts_as_failed() {
+    let mut authority = authority(config(1));
+    submit(&mut authority, 1, profile(1), NOW);
+    drain(&mut authority);
+    assert_eq!(authority.poll_timeout(), Some(later(30)));
+    authority.handle_timeout(later(30));
+    assert_eq!(authority.poll_timeout(), Some(later(35)));
+    authority.handle_timeout(later(35));
+    assert_eq!(drain(&mut authority).proofs.len(), 1);
+}
+
+#[test]
+fn only_so_many_relays_are_dialled_at_once() {
+    let mut authority = authority(config(100));
+    for number in 1..=MAX_PROOFS as u16 + 5 {
+        submit(&mut authority, number, profile(number), NOW);
+    }
+    let proofs = drain(&mut authority).proofs;
+    assert_eq!(proofs.len(), MAX_PROOFS);
+    assert!(authority.poll_timeout().unwrap() > NOW, "what can't be dialled yet is no reason to wake up");
+    authority.handle_proof(NOW, &proofs[0], Ok(()));
+    assert_eq!(drain(&mut authority).proofs.len(), 1);
+}
+
+#[test]
+fn a_relay_that_no_longer_publishes_is_dropped() {
+    let mut authority = authority(config(1));
+    register(&mut authority, 1, profile(1), NOW);
+    drain(&mut authority);
+    let stale = NOW.after(DESCRIPTOR_LIFETIME + Duration::from_secs(1));
+    authority.handle_timeout(stale);
+    let asked = drain(&mut authority);
+    assert_eq!(asked.forgotten, [key(1).id()]);
+    assert!(asked.published.is_empty(), "an empty consensus is not made");
+}
+
+#[test]
+fn descriptors_are_refused_with_the_reason() {
+    let mut strict = authority(AuthorityConfig { private_addresses: false, ..config(1) });
+    let error = |authority: &mut Authority, profile: Profile, made: WallTime| {
+        authority.handle_descriptor(NOW, &descriptor(1, profile, made)).err()
+    };
+    let at = |address: &str| Profile { addresses: vec![address.parse().unwrap()], ..profile(1) };
+    for private in ["127.0.0.1:1", "10.0.0.1:1", "[::1]:1", "169.254.169.254:80"] {
+        assert_eq!(error(&mut strict, at(private), NOW), Some(DescriptorError::PrivateAddress), "{private}");
+    }
+    assert_eq!(error(&mut strict, at("20.0.0.1:1"), NOW), None);
+    assert_eq!(error(&mut strict, at("20.0.0.1:1"), NOW), None, "the same again is fine");
+    assert_eq!(error(&mut strict, at("20.0.0.2:1"), NOW), Some(DescriptorError::Older));
+    let before = NOW.before(Duration::from_secs(1));
+    assert_eq!(error(&mut strict, at("20.0.0.2:1"), before), Some(DescriptorError::Older));
+    assert!(matches!(strict.handle_descriptor(NOW, b"garbage"), Err(DescriptorError::Malformed(_))));
+    assert_eq!(error(&mut authority(config(1)), at("127.0.0.1:1"), NOW), None, "a testnet lists them");
+}
+
+#[test]
+fn relays_that_never_proved_themselves_make_room_for_new_ones() {
+    let mut authority = authority(config(1));
+    register(&mut authority, 1, profile(1), NOW);
+    for number in 2..=MAX_RELAYS as u16 {
+        let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
+        authority.relays.insert(Entry::new(descriptor, &[], later(u64::from(number))));
+    }
+    drain(&mut authority);
+    submit(&mut authority, 20_000, profile(20_000), NOW);
+    assert_eq!(drain(&mut authority).forgotten, [key(2).id()]);
+    for number in 3..=MAX_RELAYS as u16 {
+        authority.relays.entry(&key(number).id()).unwrap().proved(NOW, Duration::from_secs(60));
+    }
+    authority.handle_proof(NOW, &profile(20_000).dial_target(), Ok(()));
+    let full = authority.handle_descriptor(NOW, &descriptor(20_001, profile(20_001), NOW));
+    assert_eq!(full, Err(DescriptorError::Full));
+}
+
+#[test]
+fn what_was_remembered_is_listed_again_after_a_restart_and_proved_again() {
+    let mut before = authority(config(2));
+    register(&mut before, 1, profile(1), NOW);
+    register(&mut before, 2, exit_profile(2, &["accept *"]), NOW);
+    let asked = drain(&mut before);
+    let (records, consensus) = (&asked.records, &asked.published[0]);
+
+    let restart = |now: WallTime, key_number: u16, damaged: bool| {
+        let mut after = Authority::new(key(key_number), config(2));
+        let garbage = [vec![0xff; 40], Vec::new()];
+        let garbage = if damaged { &garbage[..] } else { &[] };
+        let records = records.iter().chain(garbage).map(Vec::as_slice);
+        after.restore(now, records, Some(consensus));
+        after
+    };
+    let mut after = restart(later(5), 100, true);
+    assert_eq!(after.listed(later(5)), 2);
+    let asked = drain(&mut after);
+    assert_eq!(
+        asked.published,
+        core::slice::from_ref(consensus),
+        "the last consensus at once, and no other before its time"
+    );
+    assert_eq!(asked.proofs.len(), 2);
+    after.handle_timeout(later(20));
+    let next = published(&mut after, later(20)).unwrap();
+    assert_eq!(next.relays().len(), 2);
+    assert!(next.relay(&key(2).id()).unwrap().flags.contains(Flags::EXIT));
+
+    let mut much_later = restart(NOW.after(DESCRIPTOR_LIFETIME * 2), 100, false);
+    assert_eq!(much_later.listed(NOW.after(DESCRIPTOR_LIFETIME * 2)), 0);
+    assert!(drain(&mut much_later).published.is_empty(), "an expired consensus is not served");
+
+    let mut other = restart(later(5), 101, false);
+    let asked = drain(&mut other).published;
+    assert!(!asked.contains(consensus), "another authority's consensus is not served as its own");
+}
+
+#[test]
+fn only_families_that_name_each_other_and_are_listed_stand_in_the_consensus() {
+    let mut authority = authority(config(3));
+    let family = |numbers: &[u16]| numbers.iter().map(|number| key(*number).id()).collect::<Vec<_>>();
+    register(&mut authority, 1, Profile { family: family(&[2, 3, 9]), ..profile(1) }, NOW);
+    register(&mut authority, 2, Profile { family: family(&[1]), ..profile(2) }, NOW);
+    register(&mut authority, 3, profile(3), NOW);
+    let consensus = published(&mut authority, NOW).unwrap();
+    let listed = |number| consensus.relay(&key(number).id()).unwrap().profile.family.clone();
+    assert_eq!(listed(1), family(&[2]));
+    assert_eq!(listed(2), family(&[1]));
+    assert!(listed(3).is_empty());
+}
+
+#[test]
+fn stable_are_those_known_long_enough_and_in_a_young_network_the_older_half() {
+    let hour = 60 * 60;
+    let day = Duration::from_secs(24 * hour);
+    let young = AuthorityConfig { stable_after: Duration::from_secs(10 * hour), prove_every: day, ..config(4) };
+    let mut authority = authority(young);
+    for number in 1..=4_u16 {
+        register(&mut authority, number, profile(number), later(u64::from(number) * hour));
+    }
+    let consensus = published(&mut authority, later(4 * hour)).unwrap();
+    let guard = |consensus: &Consensus, number| {
+        consensus.relay(&key(number).id()).unwrap().flags.contains(Flags::GUARD | Flags::STABLE)
+    };
+    assert_eq!([1, 2, 3, 4].map(|number| guard(&consensus, number)), [true, true, false, false]);
+    authority.handle_timeout(later(13 * hour));
+    let consensus = published(&mut authority, later(13 * hour)).unwrap();
+    assert_eq!([1, 2, 3, 4].map(|number| guard(&consensus, number)), [true, true, true, false]);
+}

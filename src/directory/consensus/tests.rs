@@ -17,11 +17,11 @@ fn seconds(seconds: u64) -> Duration {
 
 #[test]
 fn a_consensus_signed_by_the_only_authority_comes_back_as_it_was() {
-    let parameters = Parameters::default().with("flow.largest-window", 500).unwrap();
+    let parameters = Parameters::default().with("flow.largest-window", 600).unwrap();
     let (wanted, encoded) = consensus_at(NOW, (1..=3).map(|number| listed(profile(number))), &parameters);
     let found = verify(&Consensus::sign(encoded, [&key(100)]), &[100], NOW).unwrap();
     assert_eq!(found, wanted);
-    assert_eq!(found.parameters().largest_window(), 500);
+    assert_eq!(found.parameters().largest_window(), 600);
     let relay = found.relay(&key(2).id()).unwrap();
     assert_eq!(relay.dial_target().fingerprint, [2; 32]);
     assert_eq!(relay.keys().onion_key.0, [2; 32]);

@@ -164,6 +164,28 @@ fn relays_to_avoid_are_used_only_when_nothing_else_is_left() {
 }
 
 #[test]
+fn relays_to_avoid_never_move_the_guard() {
+    let mut rng = rng();
+    let operated = |mut relay: ConsensusRelay| {
+        relay.profile.operator = "one".into();
+        relay
+    };
+    // With exit 1 avoided, only exit 2 is left, which doesn't go with relays 3 to 5.
+    let exits = web_exits(1..=2).map(|relay| if relay.identity() == id(2) { operated(relay) } else { relay });
+    let relays = (3..=7).map(|number| listed(profile(number)));
+    let relays = relays.map(|relay| if relay.identity() <= id(5) { operated(relay) } else { relay });
+    let consensus = consensus(exits.chain(relays));
+    for _ in 0..50 {
+        let guards = sample(&consensus, &mut rng);
+        let mut guard = |avoid: &[RelayId]| {
+            let requirement = Requirement::three_hops(None);
+            choose(&consensus, &guards, &requirement, avoid, Instant::START, &mut rng).unwrap().hops()[0]
+        };
+        assert_eq!(guard(&[id(1)]), guard(&[]), "seed {SEED}");
+    }
+}
+
+#[test]
 fn relays_are_chosen_as_often_as_they_weigh() {
     let mut rng = rng();
     let heavy = |mut relay: ConsensusRelay, weight| {
