@@ -15,7 +15,7 @@ use core::{convert::Infallible, net::SocketAddr, time::Duration};
 use std::io::{self, IsTerminal, Write};
 
 use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tokio::time::{interval, timeout};
 
 use super::Failure;
