@@ -13,8 +13,10 @@ pub mod flow;
 pub mod fuzz;
 pub mod handshake;
 #[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
 pub mod io;
 #[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
 pub mod node;
 pub mod onion;
 pub mod path;

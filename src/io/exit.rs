@@ -187,11 +187,6 @@ impl Exit {
         }
     }
 
-    /// The next command, if there is one.
-    pub(crate) fn try_command(&mut self) -> Option<ExitCommand> {
-        self.outcomes.try_recv().ok().or_else(|| self.hub.try_command().map(ExitCommand::Stream))
-    }
-
     /// The next command, when there is one. Nothing is lost when the future is dropped.
     pub(crate) async fn command(&mut self) -> ExitCommand {
         tokio::select! {
@@ -200,12 +195,6 @@ impl Exit {
             Some(outcome) = self.outcomes.recv() => outcome,
             command = self.hub.command() => ExitCommand::Stream(command),
         }
-    }
-
-    /// Streams that are open or opening.
-    #[must_use]
-    pub(crate) fn streams(&self) -> usize {
-        self.hub.len()
     }
 }
 

@@ -27,7 +27,7 @@ use stream::BenchError;
 
 /// What `umbel bench` does.
 #[derive(Args, Clone, Debug)]
-pub struct BenchOptions {
+pub(crate) struct BenchOptions {
     /// SOCKS5 port to load
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9350")]
     socks: SocketAddr,

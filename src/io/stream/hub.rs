@@ -49,9 +49,9 @@ pub(crate) enum StreamCommand {
 
 /// All open streams of one core; owned by the core's task.
 ///
-/// The loop of that task: take commands until there are none ([`Hub::try_command`]) and do what they say, tell the
-/// streams what the core's events say, then wait ([`Hub::command`], which first wakes the readers of what was pushed;
-/// so a batch of cells wakes a reader once). A stream that the hub doesn't know any more is ignored everywhere.
+/// The loop of that task: take commands until there are none and do what they say, tell the streams what the core's
+/// events say, then wait for commands ([`Hub::poll_command`], which first wakes the readers of what was pushed; so a
+/// batch of cells wakes a reader once). A stream that the hub doesn't know any more is ignored everywhere.
 pub(crate) struct Hub {
     streams: HashMap<StreamKey, Arc<Shared>>,
     bell: mpsc::UnboundedSender<Arc<Shared>>,
@@ -85,7 +85,7 @@ impl Hub {
     }
 
     /// How many streams are open.
-    #[must_use]
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.streams.len()
     }
@@ -132,17 +132,6 @@ impl Hub {
     /// Wakes the readers of what was pushed.
     pub(crate) fn flush(&mut self) {
         self.readers.drain(..).for_each(Waker::wake);
-    }
-
-    /// The next command, if there is one.
-    pub(crate) fn try_command(&mut self) -> Option<StreamCommand> {
-        loop {
-            if let Some(command) = self.commands.pop_front() {
-                return Some(command);
-            }
-            let shared = self.rung.try_recv().ok()?;
-            self.answer(&shared);
-        }
     }
 
     /// The next command, when there is one. Wakes the readers of what was pushed. Nothing is lost when the future is

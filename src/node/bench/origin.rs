@@ -41,7 +41,7 @@ impl Body {
 
     /// The bytes at `position`, at most `limit`, at least one if `limit` allows.
     fn at(&self, position: u64, limit: u64) -> &[u8] {
-        let start = usize::try_from(position % PERIOD as u64).unwrap_or(0);
+        let start = usize::try_from(position.checked_rem(PERIOD as u64).unwrap_or(0)).unwrap_or(0);
         let rest = self.0.get(start..).unwrap_or_default();
         rest.get(..usize::try_from(limit).unwrap_or(usize::MAX)).unwrap_or(rest)
     }
