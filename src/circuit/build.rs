@@ -9,8 +9,13 @@ use crate::{
     base::{HopIndex, Instant},
     handshake::{ClientHandshake, RelayKeys},
     onion::message_capacity,
-    wire::{BODY_LEN, Command, Fragments, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, encode_extend, split},
+    wire::{
+        BODY_LEN, Command, Fragments, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, WireError, encode_extend, split,
+    },
 };
+
+/// From the first fragment of a reply to its last.
+const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The handshake with one hop.
 pub(super) struct Building {
@@ -34,6 +39,12 @@ impl Building {
         let deadline = now.after(hop_timeout);
         Ok((Self { hop, deadline, began: now, hop_timeout, handshake, reply: Fragments::new() }, request))
     }
+
+    /// Takes a fragment of the reply; the others must follow soon (`proto/03-cells.md` §5).
+    fn handle_fragment(&mut self, now: Instant, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
+        self.deadline = self.deadline.min(now.after(FRAGMENTS_TIMEOUT));
+        self.reply.push(fragment)
+    }
 }
 
 impl Origin {
@@ -44,10 +55,12 @@ impl Origin {
         rng: &mut R,
     ) -> Result<(), CircuitError> {
         match &mut self.state {
-            State::Building(building) if building.hop == HopIndex::FIRST => match building.reply.push(body)? {
-                Some(reply) => self.finish_hop(now, &reply, rng),
-                None => Ok(()),
-            },
+            State::Building(building) if building.hop == HopIndex::FIRST => {
+                match building.handle_fragment(now, body)? {
+                    Some(reply) => self.finish_hop(now, &reply, rng),
+                    None => Ok(()),
+                }
+            }
             _ => Err(CircuitError::IllegalCell(Command::Created)),
         }
     }
@@ -60,10 +73,12 @@ impl Origin {
         rng: &mut R,
     ) -> Result<(), CircuitError> {
         match &mut self.state {
-            State::Building(building) if from.next() == Some(building.hop) => match building.reply.push(fragment)? {
-                Some(reply) => self.finish_hop(now, &reply, rng),
-                None => Ok(()),
-            },
+            State::Building(building) if from.next() == Some(building.hop) => {
+                match building.handle_fragment(now, fragment)? {
+                    Some(reply) => self.finish_hop(now, &reply, rng),
+                    None => Ok(()),
+                }
+            }
             _ => Err(CircuitError::Illegal { hop: from, kind: MessageKind::Extended }),
         }
     }
