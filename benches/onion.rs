@@ -21,7 +21,9 @@ fn keys(hop: u8) -> HopKeys {
 
 fn origin(hops: u8) -> OriginLayers {
     let mut origin = OriginLayers::new();
-    (1..=hops).for_each(|hop| drop(origin.push(keys(hop)).unwrap()));
+    for hop in 1..=hops {
+        origin.push(keys(hop)).unwrap();
+    }
     origin
 }
 

@@ -5,6 +5,7 @@
 //! `proto/01-transport.md`. Drivers: [`native`] (WebRTC data channels over UDP) and the simulator's.
 
 #[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "its sockets' loop keeps the machine's time, and so do its libraries")]
 pub mod native;
 
 use crate::base::{Instant, LinkEvent, Transmit};

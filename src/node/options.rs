@@ -186,4 +186,25 @@ mod tests {
         };
         assert!(message.contains("/nonexistent.toml"), "{message}");
     }
+
+    /// The sample must name every key, and what it says must be read.
+    fn sample<O: Args + Serialize + DeserializeOwned + Default>(name: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
+        load(&O::default(), Some(&path)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for key in O::augment_args(clap::Command::new("node")).get_arguments() {
+            let key = key.get_id().as_str();
+            let stands = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(text.lines().any(stands), "deploy/{name} lacks {key}");
+        }
+    }
+
+    #[test]
+    fn the_sample_configurations_are_read_and_lack_no_key() {
+        sample::<DirectoryOptions>("directory.toml");
+        sample::<ClientOptions>("client.toml");
+        sample::<RelayOptions>("exit.toml");
+        let relay = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/relay.toml");
+        load(&RelayOptions::default(), Some(&relay)).unwrap();
+    }
 }

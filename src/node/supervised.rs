@@ -18,7 +18,7 @@ pub(crate) fn end_with_supervisor() {
 /// The others end at the same moment but may still write, so it looks again until the folder stays away.
 pub(crate) fn remove_after_supervisor(folder: &Path) {
     await_end_of_input();
-    let mut absent = 0;
+    let mut absent = 0_u32;
     for _ in 0..100 {
         if folder.exists() {
             absent = 0;
@@ -26,7 +26,7 @@ pub(crate) fn remove_after_supervisor(folder: &Path) {
         } else if absent == 5 {
             return;
         } else {
-            absent += 1;
+            absent = absent.saturating_add(1);
         }
         thread::sleep(Duration::from_millis(50));
     }

@@ -14,7 +14,7 @@ use std::{
 use clap::Args;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout},
 };
 
 use self::process::{Nodes, Spawn};
@@ -81,7 +81,7 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
 
 async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
     let origin = bench::Origin::start().await.map_err(|error| Failure::Failed(format!("origin: {error}")))?;
-    let ports = timeout_at(Instant::now() + START_LIMIT, start(options, folder, nodes))
+    let ports = timeout(START_LIMIT, start(options, folder, nodes))
         .await
         .map_err(|_| Failure::Failed(nodes.tell_logs("the testnet did not start within a minute")))??;
     if options.check {

@@ -1,4 +1,9 @@
 //! An endpoint over real sockets: the loop that a node has, for tests, the listener of the browsers' tests and benches.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "goes by the machine's clock, and fails by panicking"
+)]
 
 use std::{
     net::SocketAddr,

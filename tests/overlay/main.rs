@@ -1,10 +1,13 @@
 //! Real runs: the real binary, a process a node, real data channels over loopback, real clients.
 #![allow(
-    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::panic
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test of processes, which fails by panicking and goes by the machine's clock"
 )]
 
 mod applications;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::run::{Failure, Run, Tally};
+use crate::run::{Failure, Run, Tally, cache};
 
 /// A Debian package, and how to tell that what it gives is already there.
 struct Package {
@@ -55,9 +55,21 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// A Python that has Requests and PySocks; the tests are told of it as `UMBEL_TEST_PYTHON`.
-pub(crate) fn python() -> Option<&'static str> {
-    // The first on the path may be one that Debian's packages don't reach.
-    let able = |python: &&str| Run::new(*python).args(["-c", "import requests, socks"]).succeeds();
-    ["python3", "/usr/bin/python3"].into_iter().find(able)
+/// A Python that has Requests and PySocks. The first on the path may be one that Debian's packages don't reach.
+fn python() -> Option<PathBuf> {
+    let able = |python: &PathBuf| Run::new(python).args(["-c", "import requests, socks"]).succeeds();
+    [PathBuf::from("/usr/bin/python3")].into_iter().chain(on_path("python3")).find(able)
+}
+
+/// A folder with nothing but that Python, under the name `python3`.
+pub(crate) fn python_folder() -> Result<PathBuf, Failure> {
+    let python = python().ok_or_else(|| Failure::new("no Python with Requests and PySocks: --only packages"))?;
+    let folder = cache("python")?;
+    let link = folder.join("python3");
+    if std::fs::read_link(&link).ok().as_ref() != Some(&python) {
+        // Another, or none.
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(python, link).map_err(|error| Failure::new(error.to_string()))?;
+    }
+    Ok(folder)
 }

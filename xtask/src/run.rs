@@ -115,6 +115,16 @@ impl Run {
         self
     }
 
+    /// Lets it find the programs in `folder` before all others.
+    pub(crate) fn first_on_path(self, folder: &Path) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path));
+        match std::env::join_paths(folders) {
+            Ok(path) => self.env("PATH", path),
+            Err(_) => self,
+        }
+    }
+
     pub(crate) fn directory(mut self, directory: &Path) -> Self {
         self.command.current_dir(directory);
         self

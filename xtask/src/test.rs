@@ -22,6 +22,7 @@ const STEPS: &[Step] = &[
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
     Step { name: "wasm", what: "the protocol core builds for browsers", run: wasm::build },
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
+    Step { name: "applications", what: "curl, wget, git and Python through a testnet", run: applications },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
     Step { name: "browser", what: "Chromium and Firefox dial a relay", run: browser::test },
 ];
@@ -92,20 +93,39 @@ fn clippy() -> Result<Tally, Failure> {
 
 fn docs() -> Result<Tally, Failure> {
     let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items", "--locked"];
-    Run::cargo().args(options).env("RUSTDOCFLAGS", "-D warnings").run()
+    Run::cargo().args(options).env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links").run()
 }
 
 fn test() -> Result<Tally, Failure> {
-    let run = if Run::cargo().args(["nextest", "--version"]).succeeds() {
-        Run::cargo().args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
-    } else {
-        println!("no cargo-nextest: `cargo test` instead");
-        Run::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])
-    };
-    match packages::python() {
-        Some(python) => run.env("UMBEL_TEST_PYTHON", python).run(),
-        None => run.run(),
+    if has_nextest() {
+        return Run::cargo().args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]).run();
     }
+    println!("no cargo-nextest: `cargo test` instead");
+    Run::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]).run()
+}
+
+fn has_nextest() -> bool {
+    Run::cargo().args(["nextest", "--version"]).succeeds()
+}
+
+/// The tests of processes that need programs other than our own, and are passed over by a plain `cargo test`.
+fn applications() -> Result<Tally, Failure> {
+    let run = if has_nextest() {
+        Run::cargo().args([
+            "nextest",
+            "run",
+            "--locked",
+            "--no-fail-fast",
+            "--test",
+            "overlay",
+            "--run-ignored",
+            "only",
+        ])
+    } else {
+        let options = ["--locked", "--no-fail-fast", "--test", "overlay", "--", "--ignored", "--test-threads", "1"];
+        Run::cargo().args(["test"]).args(options)
+    };
+    run.first_on_path(&packages::python_folder()?).run()
 }
 
 fn doctest() -> Result<Tally, Failure> {
