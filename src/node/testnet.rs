@@ -6,7 +6,7 @@
 mod process;
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,6 +22,7 @@ use super::{
     Failure, bench,
     report::{HopReport, Report},
 };
+use crate::io::files::write_atomically;
 
 /// A start that takes longer than this has failed.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -90,7 +91,7 @@ async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut No
     println!("\nTry:   curl --proxy socks5h://{} {}", ports, origin.greeting_url());
     println!("       curl --proxy socks5h://{ports} https://www.rust-lang.org/");
     println!("Stop:  Ctrl-C");
-    nodes.first_to_end().await
+    nodes.run("client").await
 }
 
 /// Starts all nodes and tells of each step; gives the client's SOCKS5 port.
@@ -105,7 +106,7 @@ async fn start(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Re
     step("directory", format!("http://{api}"));
     let network = [format!("--directory=http://{api}"), format!("--authority={authority}")];
     for number in 1..=options.relays {
-        nodes.spawn(relay(options, folder, number, &network))?;
+        nodes.spawn(relay(options, folder, number, &network)?)?;
     }
     nodes.spawn(client(options, folder, &network))?;
     let mut registered = 0_u16;
@@ -147,16 +148,29 @@ fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
         .arg(format!("--log={}", options.log))
 }
 
-fn relay(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> Spawn {
-    let spawn = Spawn::new("relay", &format!("relay{number}"), folder)
-        .arg("--listen=127.0.0.1:0")
+fn relay(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> Result<Spawn, Failure> {
+    let name = format!("relay{number}");
+    let spawn = Spawn::new("relay", &name, folder)
+        .arg(format!("--listen={}", relay_address(&folder.join(format!("{name}.address")))?))
         .arg(format!("--log={}", options.log))
         .args(network);
-    if number > options.relays.saturating_sub(options.exits) {
+    Ok(if number > options.relays.saturating_sub(options.exits) {
         spawn.arg("--exit=accept *:*").arg("--allow-private-targets")
     } else {
         spawn
+    })
+}
+
+/// The address in `file`, or a free one, which is kept there: a testnet started anew in the same folder has its relays
+/// where the clients' consensus says.
+fn relay_address(file: &Path) -> Result<SocketAddr, Failure> {
+    if let Ok(text) = std::fs::read_to_string(file) {
+        return text.trim().parse().map_err(|_| Failure::Usage(format!("{}: no address; remove it", file.display())));
     }
+    let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let address = free.map_err(|error| Failure::Failed(format!("no free UDP port: {error}")))?;
+    write_atomically(file, format!("{address}\n").as_bytes()).map_err(Failure::failed)?;
+    Ok(address)
 }
 
 fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn {

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
@@ -17,25 +17,25 @@ use nix::{
 };
 
 /// What any one wait may take before the test fails.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A testnet of processes, ended when dropped.
-pub struct Testnet {
+pub(crate) struct Testnet {
     process: Child,
     lines: mpsc::Receiver<String>,
     /// The client's SOCKS5 port.
-    pub socks: SocketAddr,
+    pub(crate) socks: SocketAddr,
     /// The client's HTTP proxy port.
-    pub http: SocketAddr,
+    pub(crate) http: SocketAddr,
     /// The folder of all nodes.
-    pub folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
     /// The first circuit's relays, shortened.
-    pub first_path: Vec<String>,
+    pub(crate) first_path: Vec<String>,
 }
 
 impl Testnet {
     /// Starts a testnet on ports of its own choosing and waits until it takes requests.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = umbel()
             .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--dir"])
@@ -62,13 +62,13 @@ impl Testnet {
     }
 
     /// The process of the node whose folder is `name`.
-    pub fn pid_of(&self, name: &str) -> Pid {
+    pub(crate) fn pid_of(&self, name: &str) -> Pid {
         let wanted = format!("--data-dir={}", self.folder.path().join(name).display());
         processes().into_iter().find(|(_, arguments)| arguments.contains(&wanted)).expect("the node runs").0
     }
 
     /// The folder of the relay that prints as `short`.
-    pub fn relay_named(&self, short: &str) -> String {
+    pub(crate) fn relay_named(&self, short: &str) -> String {
         let relays = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
         let relay = relays.filter(|path| path.is_dir()).find(|path| {
             path.file_name().unwrap().to_string_lossy().starts_with("relay") && identity_in(path).starts_with(short)
@@ -77,17 +77,17 @@ impl Testnet {
     }
 
     /// Kills the node whose folder is `name` with no chance to say anything.
-    pub fn kill(&self, name: &str) {
+    pub(crate) fn kill(&self, name: &str) {
         kill(self.pid_of(name), Signal::SIGKILL).unwrap();
     }
 
     /// The next line the testnet prints.
-    pub fn next_line(&self) -> String {
+    pub(crate) fn next_line(&self) -> String {
         self.lines.recv_timeout(LIMIT).expect("a line of the testnet")
     }
 
     /// Presses Ctrl-C and waits for the end.
-    pub fn stop(mut self) -> bool {
+    pub(crate) fn stop(mut self) -> bool {
         kill(pid(&self.process), Signal::SIGINT).unwrap();
         wait_for_end(&mut self.process).success()
     }
@@ -101,16 +101,16 @@ impl Drop for Testnet {
 }
 
 /// The binary under test.
-pub fn umbel() -> Command {
+pub(crate) fn umbel() -> Command {
     Command::new(env!("CARGO_BIN_EXE_umbel"))
 }
 
-pub fn pid(process: &Child) -> Pid {
+pub(crate) fn pid(process: &Child) -> Pid {
     Pid::from_raw(i32::try_from(process.id()).unwrap())
 }
 
 /// The lines that `output` gives, as they come.
-pub fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
+pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(output).lines() {
@@ -125,14 +125,14 @@ pub fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver<String
 }
 
 /// Waits for a process to end, and fails the test if it does not.
-pub fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
+pub(crate) fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
     let end = Instant::now() + LIMIT;
     await_true("the process ends", end, || process.try_wait().unwrap().is_some());
     process.wait().unwrap()
 }
 
 /// Looks again and again until `holds`, and fails the test after `end`.
-pub fn await_true(what: &str, end: Instant, mut holds: impl FnMut() -> bool) {
+pub(crate) fn await_true(what: &str, end: Instant, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < end, "not in time: {what}");
         thread::sleep(Duration::from_millis(20));
@@ -140,7 +140,7 @@ pub fn await_true(what: &str, end: Instant, mut holds: impl FnMut() -> bool) {
 }
 
 /// All processes with their arguments.
-pub fn processes() -> Vec<(Pid, Vec<String>)> {
+pub(crate) fn processes() -> Vec<(Pid, Vec<String>)> {
     let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
         let pid = path.file_name()?.to_str()?.parse().ok()?;
@@ -163,14 +163,14 @@ fn first_word(text: &str) -> String {
 }
 
 /// An HTTP origin on loopback whose bodies follow from their length.
-pub struct Origin {
+pub(crate) struct Origin {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Origin {
     /// Starts the origin; it ends with the test's process.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
@@ -182,7 +182,7 @@ impl Origin {
     }
 
     /// The URL of `length` bytes.
-    pub fn url(&self, length: u64) -> String {
+    pub(crate) fn url(&self, length: u64) -> String {
         format!("http://{}/{length}", self.address)
     }
 }
@@ -213,15 +213,15 @@ fn serve(stream: TcpStream) -> Option<()> {
 }
 
 /// The bytes of every body: a xorshift sequence, so that none repeats soon.
-pub struct Body(u64);
+pub(crate) struct Body(u64);
 
 impl Body {
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(0x9E37_79B9_7F4A_7C15)
     }
 
     /// The next 64 KiB.
-    pub fn chunk(&mut self) -> Vec<u8> {
+    pub(crate) fn chunk(&mut self) -> Vec<u8> {
         let mut chunk = Vec::with_capacity(1 << 16);
         while chunk.len() < 1 << 16 {
             self.0 ^= self.0 << 13;
@@ -234,7 +234,7 @@ impl Body {
 }
 
 /// Whether `input` gives exactly the first `length` bytes of a body.
-pub fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
+pub(crate) fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
     let mut body = Body::new();
     let mut left = length;
     let mut got = vec![0; 1 << 16];
@@ -251,7 +251,13 @@ pub fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
 }
 
 /// The SOCKS5 reply to `command` for `host`: its code and the open stream.
-pub fn socks(port: SocketAddr, login: Option<(&str, &str)>, command: u8, host: &str, to: u16) -> (u8, TcpStream) {
+pub(crate) fn socks(
+    port: SocketAddr,
+    login: Option<(&str, &str)>,
+    command: u8,
+    host: &str,
+    to: u16,
+) -> (u8, TcpStream) {
     let mut stream = TcpStream::connect(port).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     let method = if login.is_some() { 2 } else { 0 };
@@ -293,14 +299,14 @@ pub fn socks(port: SocketAddr, login: Option<(&str, &str)>, command: u8, host: &
 }
 
 /// A stream to `to` through the overlay.
-pub fn connect(port: SocketAddr, to: SocketAddr) -> TcpStream {
+pub(crate) fn connect(port: SocketAddr, to: SocketAddr) -> TcpStream {
     let (code, stream) = socks(port, None, 1, &to.ip().to_string(), to.port());
     assert_eq!(code, 0, "CONNECT succeeds");
     stream
 }
 
 /// Sends a request for `length` bytes and reads the answer's head.
-pub fn request(stream: &mut TcpStream, length: u64) {
+pub(crate) fn request(stream: &mut TcpStream, length: u64) {
     write!(stream, "GET /{length} HTTP/1.1\r\nHost: origin\r\n\r\n").unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -309,14 +315,8 @@ pub fn request(stream: &mut TcpStream, length: u64) {
     assert!(head.starts_with(b"HTTP/1.1 200"));
 }
 
-pub fn read<const N: usize>(stream: &mut TcpStream) -> [u8; N] {
+pub(crate) fn read<const N: usize>(stream: &mut TcpStream) -> [u8; N] {
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes).unwrap();
     bytes
-}
-
-/// Testnet folders in the temporary folder.
-pub fn temporary_folders() -> Vec<PathBuf> {
-    let entries = fs::read_dir(std::env::temp_dir()).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("umbel-testnet-")).collect()
 }

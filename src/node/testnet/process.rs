@@ -141,10 +141,17 @@ impl Nodes {
         }
     }
 
-    /// Waits until a node ends, which none should.
-    pub(super) async fn first_to_end(&mut self) -> Result<(), Failure> {
+    /// Goes on until the node `needed` ends; tells of others that do.
+    pub(super) async fn run(&mut self, needed: &str) -> Result<(), Failure> {
         loop {
-            self.any_report().await?;
+            match self.reports.recv().await {
+                Some((node, None)) if self.name(node) != needed => {
+                    println!("{} has ended; the others go on", self.name(node));
+                }
+                Some((node, None)) => return Err(self.ended(node)),
+                Some((_, Some(_))) => {}
+                None => return Err(Failure::Failed("no node is running".to_owned())),
+            }
         }
     }
 
@@ -174,8 +181,12 @@ impl Nodes {
     }
 
     fn ended(&self, node: NodeIndex) -> Failure {
-        let name = self.nodes.get(node.0).map_or("a node", |node| node.name.as_str());
+        let name = self.name(node);
         Failure::Failed(format!("{name} ended by itself{}", self.log_tail(name)))
+    }
+
+    fn name(&self, node: NodeIndex) -> &str {
+        self.nodes.get(node.0).map_or("a node", |node| node.name.as_str())
     }
 
     fn log_tail(&self, name: &str) -> String {
