@@ -3,7 +3,7 @@
 //! [`Client`] owns the channels to guards, the pool of circuits and the requests for streams. It is driven as a
 //! [`LinkMachine`] from below and by [`Client::open`] and its like from above. It builds circuits ahead of need, puts
 //! each stream on a circuit of its isolation, tries a stream elsewhere that was not connected through no fault of its
-//! target, and builds anew what fails. Governed by `proto/08-paths.md`, "Circuits". Threats addressed: linking what a
+//! target, and builds anew what fails. Governed by `proto/08-paths.md` §5. Threats addressed: linking what a
 //! person does under different isolations (they never share a circuit), or over time (a circuit takes no new streams
 //! ten minutes after its first), and relays that fail circuits until one goes where they want it (few tries, with
 //! pauses; failures beyond the guard never change the guard).
