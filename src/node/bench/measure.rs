@@ -207,9 +207,16 @@ impl Report {
         }
         if let (Some(processes), Some(per_gib)) = (&self.processes, self.cpu_seconds_per_gib) {
             let resident = |bytes| ByteSize(bytes).display().iec();
+            let requests: usize = self.phases.iter().map(|phase| phase.requests).sum();
+            let each = match mode {
+                Mode::Bulk => format!("{per_gib:.1} s per GiB"),
+                Mode::Ttfb | Mode::Requests => {
+                    format!("{:.2} ms per request", processes.cpu_seconds * 1e3 / requests as f64)
+                }
+            };
             let _ = write!(
                 words,
-                "\n  processor     {:.2} s in {} processes, {per_gib:.1} s per GiB\
+                "\n  processor     {:.2} s in {} processes, {each}\
                  \n  memory        {} in all, {} the largest",
                 processes.cpu_seconds,
                 processes.count,
