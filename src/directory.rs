@@ -15,6 +15,8 @@ pub(crate) mod fixture;
 mod parameters;
 mod profile;
 pub(crate) mod schema;
+#[cfg(test)]
+mod vectors;
 
 use core::{fmt, time::Duration};
 

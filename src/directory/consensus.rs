@@ -385,12 +385,6 @@ impl KnownRelays {
         self.previous = self.current.replace(consensus);
     }
 
-    /// The consensus in use.
-    #[must_use]
-    pub fn current(&self) -> Option<&Arc<Consensus>> {
-        self.current.as_ref()
-    }
-
     /// The relay with this identity, as the current consensus or else the previous one lists it.
     #[must_use]
     pub fn relay(&self, identity: &RelayId) -> Option<&ConsensusRelay> {

@@ -8,10 +8,6 @@ fn later(seconds: u64) -> WallTime {
     NOW.after(Duration::from_secs(seconds))
 }
 
-fn config(relays: usize) -> AuthorityConfig {
-    AuthorityConfig::testnet(relays)
-}
-
 fn authority(config: AuthorityConfig) -> Authority {
     Authority::new(key(100), config)
 }
@@ -64,7 +60,7 @@ const FAILED: Result<(), ProofError> = Err(ProofError::Dial(DialError::TimedOut)
 
 #[test]
 fn the_first_consensus_waits_for_all_relays_and_the_next_for_the_interval() {
-    let mut authority = authority(config(2));
+    let mut authority = authority(AuthorityConfig::testnet(2));
     register(&mut authority, 1, profile(1), NOW);
     assert!(published(&mut authority, NOW).is_none());
     register(&mut authority, 2, profile(2), NOW);
@@ -83,7 +79,7 @@ fn the_first_consensus_waits_for_all_relays_and_the_next_for_the_interval() {
 
 #[test]
 fn a_consensus_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
-    let mut authority = authority(AuthorityConfig { interval: Duration::ZERO, ..config(1) });
+    let mut authority = authority(AuthorityConfig { interval: Duration::ZERO, ..AuthorityConfig::testnet(1) });
     register(&mut authority, 1, profile(1), NOW);
     let mut last = None;
     for now in [NOW, NOW, later(5), NOW.before(Duration::from_secs(60)), later(5)] {
@@ -98,7 +94,7 @@ fn a_consensus_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
 
 #[test]
 fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()]);
     assert_eq!(authority.listed(NOW), 0);
@@ -114,7 +110,7 @@ fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() 
 
 #[test]
 fn a_proof_at_one_address_does_not_count_for_another() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     let moved = Profile { addresses: profile(9).addresses, ..profile(1) };
     submit(&mut authority, 1, moved.clone(), later(1));
@@ -130,7 +126,7 @@ fn a_proof_at_one_address_does_not_count_for_another() {
 
 #[test]
 fn a_new_onion_key_needs_no_new_proof() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     drain(&mut authority);
     let rotated = Profile { onion_key: profile(7).onion_key, ..profile(1) };
@@ -143,7 +139,7 @@ fn a_new_onion_key_needs_no_new_proof() {
 
 #[test]
 fn a_relay_that_fails_its_proofs_again_and_again_is_listed_no_more_until_it_passes_one() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     let target = profile(1).dial_target();
     drain(&mut authority);
@@ -163,7 +159,7 @@ fn a_relay_that_fails_its_proofs_again_and_again_is_listed_no_more_until_it_pass
 
 #[test]
 fn a_proof_of_which_nothing_is_heard_counts_as_failed() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     drain(&mut authority);
     assert_eq!(authority.poll_timeout(), Some(later(30)));
@@ -175,7 +171,7 @@ fn a_proof_of_which_nothing_is_heard_counts_as_failed() {
 
 #[test]
 fn only_so_many_relays_are_dialled_at_once() {
-    let mut authority = authority(config(100));
+    let mut authority = authority(AuthorityConfig::testnet(100));
     for number in 1..=MAX_PROOFS as u16 + 5 {
         submit(&mut authority, number, profile(number), NOW);
     }
@@ -188,7 +184,7 @@ fn only_so_many_relays_are_dialled_at_once() {
 
 #[test]
 fn a_relay_that_no_longer_publishes_is_dropped() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     drain(&mut authority);
     let stale = NOW.after(DESCRIPTOR_LIFETIME + Duration::from_secs(1));
@@ -200,7 +196,7 @@ fn a_relay_that_no_longer_publishes_is_dropped() {
 
 #[test]
 fn descriptors_are_refused_with_the_reason() {
-    let mut strict = authority(AuthorityConfig { private_addresses: false, ..config(1) });
+    let mut strict = authority(AuthorityConfig { private_addresses: false, ..AuthorityConfig::testnet(1) });
     let error = |authority: &mut Authority, profile: Profile, made: WallTime| {
         authority.handle_descriptor(NOW, &descriptor(1, profile, made)).err()
     };
@@ -214,12 +210,16 @@ fn descriptors_are_refused_with_the_reason() {
     let before = NOW.before(Duration::from_secs(1));
     assert_eq!(error(&mut strict, at("20.0.0.2:1"), before), Some(DescriptorError::Older));
     assert!(matches!(strict.handle_descriptor(NOW, b"garbage"), Err(DescriptorError::Malformed(_))));
-    assert_eq!(error(&mut authority(config(1)), at("127.0.0.1:1"), NOW), None, "a testnet lists them");
+    assert_eq!(
+        error(&mut authority(AuthorityConfig::testnet(1)), at("127.0.0.1:1"), NOW),
+        None,
+        "a testnet lists them"
+    );
 }
 
 #[test]
 fn relays_that_never_proved_themselves_make_room_for_new_ones() {
-    let mut authority = authority(config(1));
+    let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     for number in 2..=MAX_RELAYS as u16 {
         let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
@@ -238,14 +238,14 @@ fn relays_that_never_proved_themselves_make_room_for_new_ones() {
 
 #[test]
 fn what_was_remembered_is_listed_again_after_a_restart_and_proved_again() {
-    let mut before = authority(config(2));
+    let mut before = authority(AuthorityConfig::testnet(2));
     register(&mut before, 1, profile(1), NOW);
     register(&mut before, 2, exit_profile(2, &["accept *"]), NOW);
     let asked = drain(&mut before);
     let (records, consensus) = (&asked.records, &asked.published[0]);
 
     let restart = |now: WallTime, key_number: u16, damaged: bool| {
-        let mut after = Authority::new(key(key_number), config(2));
+        let mut after = Authority::new(key(key_number), AuthorityConfig::testnet(2));
         let garbage = [vec![0xff; 40], Vec::new()];
         let garbage = if damaged { &garbage[..] } else { &[] };
         let records = records.iter().chain(garbage).map(Vec::as_slice);
@@ -277,7 +277,7 @@ fn what_was_remembered_is_listed_again_after_a_restart_and_proved_again() {
 
 #[test]
 fn only_families_that_name_each_other_and_are_listed_stand_in_the_consensus() {
-    let mut authority = authority(config(3));
+    let mut authority = authority(AuthorityConfig::testnet(3));
     let family = |numbers: &[u16]| numbers.iter().map(|number| key(*number).id()).collect::<Vec<_>>();
     register(&mut authority, 1, Profile { family: family(&[2, 3, 9]), ..profile(1) }, NOW);
     register(&mut authority, 2, Profile { family: family(&[1]), ..profile(2) }, NOW);
@@ -293,7 +293,11 @@ fn only_families_that_name_each_other_and_are_listed_stand_in_the_consensus() {
 fn stable_are_those_known_long_enough_and_in_a_young_network_the_older_half() {
     let hour = 60 * 60;
     let day = Duration::from_secs(24 * hour);
-    let young = AuthorityConfig { stable_after: Duration::from_secs(10 * hour), prove_every: day, ..config(4) };
+    let young = AuthorityConfig {
+        stable_after: Duration::from_secs(10 * hour),
+        prove_every: day,
+        ..AuthorityConfig::testnet(4)
+    };
     let mut authority = authority(young);
     for number in 1..=4_u16 {
         register(&mut authority, number, profile(number), later(u64::from(number) * hour));
