@@ -1,5 +1,12 @@
 //! The native transport over loopback: a dial until it is open, and bulk in one direction.
-#![allow(clippy::expect_used, clippy::disallowed_methods, reason = "a bench runs in real time and fails by panicking")]
+#![allow(missing_docs, reason = "criterion's macros document nothing")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a bench runs in real time and fails by panicking"
+)]
 
 #[path = "../tests/dial/drive.rs"]
 mod drive;

@@ -101,3 +101,35 @@ const MAX_BATCH: usize = 65_000;
 
 /// Buffer kept between rounds.
 const KEPT: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pushes datagrams of these (last digit of the address, size) and gives the batches' sizes.
+    fn batches(datagrams: &[(u8, usize)], segments: usize) -> Vec<(usize, usize)> {
+        let mut queue = Datagrams::default();
+        for (number, (host, size)) in (0..).zip(datagrams) {
+            let route = Route { port: 0, remote: ([192, 0, 2, *host], 9).into() };
+            queue.push(route, &vec![number; *size], segments);
+        }
+        let (mut batches, mut seen) = (Vec::new(), Vec::new());
+        while let Some(batch) = queue.pop() {
+            batches.push((batch.bytes.len(), batch.segment));
+            seen.extend(batch.bytes.chunks(batch.segment).map(|datagram| (datagram[0], datagram.len())));
+        }
+        let sent: Vec<_> = (0..).zip(datagrams).map(|(number, (_, size))| (number, *size)).collect();
+        assert_eq!(seen, sent, "every datagram, in order");
+        assert_eq!(queue.waiting(), 0);
+        batches
+    }
+
+    #[test]
+    fn a_run_ends_with_a_shorter_datagram_another_route_or_its_limit() {
+        assert_eq!(batches(&[(1, 100), (1, 100), (1, 40), (1, 40)], 64), [(240, 100), (40, 40)]);
+        assert_eq!(batches(&[(1, 100), (2, 100), (1, 100)], 64), [(100, 100), (100, 100), (100, 100)]);
+        assert_eq!(batches(&[(1, 40), (1, 100)], 64), [(40, 40), (100, 100)]);
+        assert_eq!(batches(&[(1, 10); 5], 2), [(20, 10), (20, 10), (10, 10)]);
+        assert_eq!(batches(&[(1, 1_200); 60], 64), [(64_800, 1_200), (7_200, 1_200)]);
+    }
+}

@@ -206,26 +206,37 @@ impl Socket {
         }
     }
 
+    /// Sends a batch, in as few calls as the kernel and the network card allow.
     async fn send(&self, batch: &Batch<'_>) {
-        let transmit = quinn_udp::Transmit {
-            destination: batch.route.remote,
-            ecn: None,
-            contents: batch.bytes,
-            segment_size: (batch.bytes.len() > batch.segment).then_some(batch.segment),
-            src_ip: None,
-        };
+        let segment = batch.segment.max(1);
+        let most = segment.saturating_mul(self.state.max_gso_segments().max(1));
+        for run in batch.bytes.chunks(most) {
+            // Not every card can segment; that shows in the first attempt, whose datagrams then go one by one.
+            if !self.send_run(batch.route.remote, run, segment).await && run.len() > segment {
+                for datagram in run.chunks(segment) {
+                    self.send_run(batch.route.remote, datagram, segment).await;
+                }
+            }
+        }
+    }
+
+    /// Sends datagrams in one call, waiting for room. Tells whether the kernel took them.
+    async fn send_run(&self, destination: SocketAddr, contents: &[u8], segment: usize) -> bool {
+        let segment_size = (contents.len() > segment).then_some(segment);
+        let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
         loop {
             let sent = self
                 .socket
                 .try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.socket), &transmit));
             match sent {
+                Ok(()) => return true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.socket.writable().await.is_err() {
-                        return;
+                        return false;
                     }
                 }
                 // Unreachable, too big: lost like any datagram may be; the machines above notice.
-                _ => return,
+                Err(_) => return false,
             }
         }
     }
