@@ -1,7 +1,7 @@
 //! Paths: which relays a circuit goes over.
 //!
 //! Owns the client's guard sample; all else comes from the consensus handed in. Driven by the client: it asks for a path
-//! ([`choose`]), tells what became of guards, and keeps the sample on disk. Governed by `proto/08-paths.md`. It stands against
+//! ([`choose()`]), tells what became of guards, and keeps the sample on disk. Governed by `proto/08-paths.md`. It stands against
 //! relays that would place themselves at both ends of a circuit: a few guards kept for months, no two relays of one
 //! family, operator or network on a path, and no weight a relay claimed itself (`threat-model.md`).
 
