@@ -177,6 +177,8 @@ impl ClientCore {
     }
 
     fn report_circuit(&mut self, path: &[RelayId], channel: Duration, hops: &[Duration]) {
+        let took: Duration = hops.iter().sum();
+        tracing::debug!(hops = hops.len(), microseconds = took.as_micros(), "a circuit stands");
         if !self.reported.circuit {
             self.reported.circuit = true;
             let hops = path.iter().zip(hops).map(|(relay, took)| HopReport { relay: relay.to_string(), took: *took });
