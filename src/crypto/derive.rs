@@ -33,7 +33,9 @@ impl KeySource {
         for secret in secrets {
             extract.input_ikm(secret);
         }
-        Self(extract.finalize().1)
+        let (mut key, source) = extract.finalize();
+        key.as_mut_slice().zeroize();
+        Self(source)
     }
 
     /// HKDF-Expand with the info `label ‖ context`.

@@ -1,6 +1,6 @@
 //! The cipher of one hop and direction: cell key, counter, ratchet.
 
-use crate::crypto::{AeadKey, LayerKey, NONCE_LEN};
+use crate::crypto::{AeadKey, Forged, LayerKey, NONCE_LEN};
 
 /// Cells sealed under one key (`proto/03-cells.md` §4).
 pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
@@ -24,13 +24,13 @@ impl State {
         nonce
     }
 
-    /// Counts a cell; none if the counter is used up. Erases a key as soon as its last cell is done.
-    fn step(mut self) -> Option<Self> {
-        self.counter = self.counter.checked_add(1)?;
+    /// Counts a cell; an error if the counter is used up. Erases a key as soon as its last cell is done.
+    fn step(&mut self) -> Result<(), CipherError> {
+        self.counter = self.counter.checked_add(1).ok_or(CipherError::Ended)?;
         if self.counter.is_multiple_of(CELLS_PER_KEY) {
             self.key = self.layer.ratchet();
         }
-        Some(self)
+        Ok(())
     }
 }
 
@@ -49,18 +49,29 @@ impl LayerCipher {
 
     /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
     pub(super) fn seal(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
-        let state = self.0.take().ok_or(CipherError::Ended)?;
-        state.key.seal(state.nonce(), sealed).map_err(|_| CipherError::Ended)?;
-        self.0 = state.step();
-        Ok(())
+        self.go_on(CipherError::Ended, |key, nonce| key.seal(nonce, sealed))
     }
 
     /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Leaves only zeros if the tag is
     /// wrong.
     pub(super) fn open(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
-        let state = self.0.take().ok_or(CipherError::Ended)?;
-        state.key.open(state.nonce(), sealed).map_err(|_| CipherError::Forged)?;
-        self.0 = state.step();
+        self.go_on(CipherError::Forged, |key, nonce| key.open(nonce, sealed))
+    }
+
+    /// Does one cell. The state stays where it is, for a move leaves a copy behind that nobody erases.
+    fn go_on(
+        &mut self,
+        failure: CipherError,
+        act: impl FnOnce(&AeadKey, [u8; NONCE_LEN]) -> Result<(), Forged>,
+    ) -> Result<(), CipherError> {
+        let state = self.0.as_mut().ok_or(CipherError::Ended)?;
+        if act(&state.key, state.nonce()).is_err() {
+            self.end();
+            return Err(failure);
+        }
+        if state.step().is_err() {
+            self.end();
+        }
         Ok(())
     }
 
