@@ -126,6 +126,7 @@ pub struct Origin {
     /// Streams at the hops spoken to.
     streams: Vec<(HopIndex, Streams)>,
     heard_at: Instant,
+    /// When the last hop must have been heard, once the circuit is in doubt.
     echo: Option<Instant>,
     echo_timeout: Duration,
     scratch: Vec<u8>,
@@ -408,12 +409,14 @@ impl Origin {
         }
     }
 
+    /// Gives the last hop a time to be heard in, and a reason to speak: an echo request, or the last if it is unanswered.
+    /// The time runs even if none can be sent.
     fn send_echo(&mut self, now: Instant) {
         let timeout = self.echo_timeout;
         if self.echo.is_none()
             && let Some(streams) = self.exit_streams()
-            && streams.echo(now).is_ok()
         {
+            streams.echo();
             self.echo = Some(now.after(timeout));
         }
     }

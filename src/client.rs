@@ -109,7 +109,7 @@ pub enum ClientEvent {
     Data {
         /// The stream.
         stream: ClientStream,
-        /// One cell's bytes.
+        /// One cell's.
         bytes: Bytes,
     },
     /// The peer has sent all it had: a clean end of its direction.
@@ -442,7 +442,7 @@ impl LinkMachine for Client {
             self.sweep(now);
             self.sweep_at = Some(now.after(SWEEP));
         }
-        self.replan |= self.attempts.poll_timeout().is_some_and(|at| at <= now);
+        self.replan |= self.attempts.handle_timeout(now);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {

@@ -129,7 +129,7 @@ pub enum StreamEvent {
     Data {
         /// The stream.
         stream: StreamId,
-        /// One cell's bytes.
+        /// One cell's, or all that came before the exit was connected.
         bytes: Bytes,
     },
     /// The peer has sent all it had: a clean end of its direction.
@@ -158,6 +158,8 @@ pub struct Streams {
     role: Role,
     parameters: FlowParameters,
     streams: BTreeMap<StreamId, Stream>,
+    /// Origin: the echo request that is unanswered, of which there is at most one.
+    echo: Option<StreamId>,
     late: LateStreams,
     next_id: u16,
     window: CongestionWindow,
@@ -184,6 +186,7 @@ impl Streams {
             window: CongestionWindow::new(&parameters),
             parameters,
             streams: BTreeMap::new(),
+            echo: None,
             late: LateStreams::default(),
             next_id: 0,
             acknowledger: Acknowledger::default(),
@@ -217,15 +220,15 @@ impl Streams {
         Ok(stream)
     }
 
-    /// Origin: asks the hop for an echo, to learn whether the circuit still reaches it. No event follows: any message
-    /// that comes will tell.
-    ///
-    /// # Errors
-    /// [`StreamError::Full`] when no more streams fit.
-    pub fn echo(&mut self, now: Instant) -> Result<(), StreamError> {
-        let stream = self.open(now, Phase::Echoing)?;
-        self.control.push_back(RelayMessage::Resolve { stream, host: ECHO });
-        Ok(())
+    /// Origin: asks the hop for an echo, to learn whether the circuit still reaches it, unless one is unanswered or no
+    /// identifier is free. No event follows: any message that comes will tell. It counts as no stream.
+    pub fn echo(&mut self) {
+        if self.echo.is_none()
+            && let Some(stream) = self.free_id()
+        {
+            self.echo = Some(stream);
+            self.control.push_back(RelayMessage::Resolve { stream, host: ECHO });
+        }
     }
 
     /// Exit: the stream is connected. Bytes that came before are given now.
@@ -238,7 +241,9 @@ impl Streams {
         self.deadlines.remove(&(stream.deadline, id));
         self.control.push_back(RelayMessage::Connected { stream: id, address });
         let early = core::mem::take(&mut stream.early);
-        self.events.extend(early.into_iter().map(|bytes| StreamEvent::Data { stream: id, bytes }));
+        if !early.is_empty() {
+            self.events.push_back(StreamEvent::Data { stream: id, bytes: early.freeze() });
+        }
         if stream.receiving == Receiving::Finished {
             self.events.push_back(StreamEvent::Finished { stream: id });
         }
@@ -312,11 +317,9 @@ impl Streams {
 
     /// The circuit is gone: every stream ends with `reason`.
     pub fn abort(&mut self, reason: EndReason) {
-        for (stream, state) in core::mem::take(&mut self.streams) {
-            if state.phase != Phase::Echoing {
-                self.events.push_back(StreamEvent::Closed { stream, reason });
-            }
-        }
+        let ended = core::mem::take(&mut self.streams).into_keys();
+        self.events.extend(ended.map(|stream| StreamEvent::Closed { stream, reason }));
+        self.echo = None;
         self.acknowledger = Acknowledger::default();
         self.control.clear();
         self.owing.clear();
@@ -370,7 +373,7 @@ impl Streams {
         !self.deadlines.is_empty()
     }
 
-    /// Streams open now.
+    /// Streams and questions open now; an echo request is neither.
     #[must_use]
     pub fn len(&self) -> usize {
         self.streams.len()
@@ -401,6 +404,7 @@ impl Streams {
             self.next_id = self.next_id.wrapping_add(1);
             if let Some(id) = StreamId::new(self.next_id)
                 && !self.streams.contains_key(&id)
+                && self.echo != Some(id)
                 && !self.late.contains(id)
             {
                 return Some(id);
@@ -412,9 +416,7 @@ impl Streams {
     fn insert(&mut self, now: Instant, id: StreamId, phase: Phase) {
         let wait = if self.role == Role::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
         let deadline = now.after(wait);
-        if phase != Phase::Echoing {
-            self.deadlines.insert((deadline, id));
-        }
+        self.deadlines.insert((deadline, id));
         self.streams.insert(id, Stream::new(phase, deadline));
     }
 

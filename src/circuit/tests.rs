@@ -339,6 +339,44 @@ fn a_circuit_that_answers_no_echo_ends() {
     assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(CircuitError::Silent)]);
 }
 
+/// Lets the next due time come, which must lie ahead; gives how many cells went out, all of which are lost.
+fn lose(chain: &mut Chain, origin: &mut Origin) -> usize {
+    let at = origin.poll_timeout().unwrap();
+    assert!(at > chain.now, "due in the past");
+    chain.now = at;
+    origin.handle_timeout(at);
+    core::iter::from_fn(|| origin.poll_cell(at, &mut chain.rng)).count()
+}
+
+#[test]
+fn one_echo_at_the_most_is_unanswered_and_any_message_proves_life() {
+    let (mut chain, mut origin, _) = Chain::stream();
+    let mut sent = 0;
+    for _ in 0..600 {
+        sent += lose(&mut chain, &mut origin);
+        chain.now = chain.now.after(Duration::from_millis(1));
+        let cell = chain.say(hop(3), &RelayMessage::Drop);
+        origin.handle_cell(chain.now, cell, &mut chain.rng);
+        assert_eq!(origin.open_streams(), 1);
+    }
+    assert!(origin.is_open());
+    assert_eq!(sent, 1);
+    lose(&mut chain, &mut origin);
+    lose(&mut chain, &mut origin);
+    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
+}
+
+#[test]
+fn a_dead_circuit_is_noticed_however_many_streams_it_carries() {
+    let (mut chain, mut origin, _) = Chain::stream();
+    while origin.begin(chain.now, target()).is_ok() {}
+    while origin.poll_cell(chain.now, &mut chain.rng).is_some() {}
+    assert_eq!(origin.open_streams(), usize::try_from(FlowParameters::default().max_streams).unwrap());
+    lose(&mut chain, &mut origin);
+    lose(&mut chain, &mut origin);
+    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
+}
+
 #[test]
 fn a_destroy_fails_the_streams_and_is_not_answered() {
     let (mut chain, mut origin, id) = Chain::stream();

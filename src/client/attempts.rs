@@ -35,11 +35,13 @@ pub(super) struct Attempts {
 
 impl Attempts {
     /// Whether a circuit may be begun now.
-    pub(super) fn may_build(&mut self, now: Instant) -> bool {
-        if self.next_at.is_some_and(|at| at <= now) {
-            self.next_at = None;
-        }
-        self.next_at.is_none()
+    pub(super) fn may_build(&self, now: Instant) -> bool {
+        self.next_at.is_none_or(|at| at <= now)
+    }
+
+    /// Gives whether a pause is over; each is over once.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        self.next_at.take_if(|at| *at <= now).is_some()
     }
 
     /// When a circuit may be begun again, if not now.
@@ -143,6 +145,19 @@ mod tests {
         assert_eq!(given_up, [false, false, false, true, true]);
         attempts.handle_built(&[Duration::from_millis(5)]);
         assert!(!attempts.handle_failed(now, now, None));
+    }
+
+    #[test]
+    fn a_pause_that_is_over_is_due_no_more() {
+        let mut attempts = Attempts::default();
+        attempts.handle_failed(Instant::START, Instant::START, None);
+        let due = attempts.poll_timeout().unwrap();
+        assert!(!attempts.handle_timeout(Instant::START));
+        assert_eq!(attempts.poll_timeout(), Some(due));
+        assert!(attempts.handle_timeout(due));
+        assert_eq!(attempts.poll_timeout(), None);
+        assert!(!attempts.handle_timeout(due));
+        assert!(attempts.may_build(due));
     }
 
     #[test]

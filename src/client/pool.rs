@@ -42,7 +42,8 @@ impl Client {
         let suiting = self
             .circuits
             .iter()
-            .filter(|(_, pooled)| pooled.is_open() && pooled.suits(request, &in_use.consensus))
+            .filter(|(id, pooled)| !request.refused_on.contains(id) && pooled.is_open())
+            .filter(|(_, pooled)| pooled.suits(request, &in_use.consensus))
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
         let Some(id) = suiting.map(|(id, _)| *id) else { return false };
         let Some(pooled) = self.circuits.get_mut(&id) else { return false };
@@ -177,13 +178,15 @@ impl Client {
         let Some(guard) = pooled.guard() else { return };
         let reached = pooled.hop_times.len();
         if reached == 0 {
-            match (error, &pooled.stage) {
-                // Slow to answer, but not dead.
-                (CircuitError::BuildTimedOut(_), _) if self.was_heard(&guard, pooled.began) => {
-                    return self.build_failed(now, pooled.began, None);
-                }
-                (CircuitError::BuildTimedOut(_), Stage::Circuit { channel, .. }) => self.channels.close(*channel),
-                _ => {}
+            let Stage::Circuit { channel, .. } = &pooled.stage else { return self.fail_guard(now, &guard) };
+            let stands = self.channels.lookup(&guard) == Some(*channel);
+            let silent = matches!(error, CircuitError::BuildTimedOut(_)) && !self.was_heard(&guard, pooled.began);
+            // What refuses a circuit, or is slow, is there: it stays the guard.
+            if stands && !silent {
+                return self.build_failed(now, pooled.began, None);
+            }
+            if stands {
+                self.channels.close(*channel);
             }
             return self.fail_guard(now, &guard);
         }
@@ -222,8 +225,9 @@ impl Client {
         let mut ended = Vec::new();
         for (id, pooled) in &mut self.circuits {
             let worn = pooled.first_used.is_some_and(|first| now.since(first) >= age);
-            let stale = pooled.isolation.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
-            pooled.retired |= worn || stale || self.expired;
+            let stale = pooled.first_used.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
+            let listed = pooled.path.iter().all(|relay| in_use.consensus.relay(&relay.identity).is_some());
+            pooled.retired |= worn || stale || !listed || self.expired;
             if pooled.retired && pooled.is_open() && pooled.is_idle() {
                 ended.push(*id);
             }

@@ -33,6 +33,8 @@ pub(super) struct Request {
     pub(super) tries: u8,
     /// Exits that refused it by policy.
     pub(super) refused_by: Vec<RelayId>,
+    /// Circuits that had no room for it; at most as many as it was tried on.
+    pub(super) refused_on: Vec<PooledId>,
     /// The circuit and stream that carry it.
     pub(super) placed: Option<(PooledId, StreamId)>,
     pub(super) connected: bool,
@@ -51,6 +53,7 @@ impl Request {
             isolation,
             tries: 0,
             refused_by: Vec::new(),
+            refused_on: Vec::new(),
             placed: None,
             connected: false,
             finished: false,

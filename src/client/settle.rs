@@ -1,5 +1,7 @@
 //! What a circuit's machine has to tell, and the cells it has to send.
 
+use core::time::Duration;
+
 use rand::CryptoRng;
 
 use super::{
@@ -25,11 +27,7 @@ impl Client {
             while let Some(event) = self.poll_circuit(id) {
                 match event {
                     CircuitEvent::Stream(_, event) => self.handle_stream(now, id, event),
-                    CircuitEvent::HopBuilt { elapsed, .. } => {
-                        if let Some(pooled) = self.circuits.get_mut(&id) {
-                            pooled.hop_times.push(elapsed);
-                        }
-                    }
+                    CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(id, elapsed),
                     CircuitEvent::Built => self.handle_built(id),
                     CircuitEvent::Closed(error) => closed = Some(error),
                 }
@@ -79,6 +77,17 @@ impl Client {
             self.timeouts.remove(&(old, id));
         }
         self.timeouts.extend(due.map(|due| (due, id)));
+    }
+
+    fn handle_hop_built(&mut self, id: PooledId, elapsed: Duration) {
+        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        pooled.hop_times.push(elapsed);
+        if pooled.hop_times.len() == 1
+            && let Some(guard) = pooled.guard()
+        {
+            self.guards.handle_reached(&guard);
+            self.attempts.handle_guard_reached();
+        }
     }
 
     fn handle_built(&mut self, id: PooledId) {
@@ -180,8 +189,10 @@ impl Client {
             && !request.connected
             && elsewhere
         {
-            if reason == EndReason::Policy && !lost {
-                request.refused_by.extend(exit);
+            match reason {
+                EndReason::Policy if !lost => request.refused_by.extend(exit),
+                EndReason::ResourceLimit => request.refused_on.push(circuit),
+                _ => {}
             }
             if self.requests.put_back(stream, now.after(self.parameters.circuit_wait)) {
                 self.detach(now, circuit, id);

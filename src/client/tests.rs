@@ -549,3 +549,98 @@ fn a_hundred_streams_at_once_are_all_served() {
             .then_some(())
     });
 }
+
+#[test]
+fn a_pause_between_builds_is_over_though_nothing_can_be_built() {
+    let mut net = Net::new(17, 2);
+    net.client(|party, _, _| party.client.parameters.building = 0);
+    net.give_consensus(NOW);
+    net.open(1);
+    net.client(|party, now, _| {
+        party.client.attempts.handle_failed(now, now, None);
+        assert!(party.client.poll_timeout().unwrap() <= now.after(Duration::from_millis(50)));
+    });
+    net.pass(1);
+    net.client(|party, now, _| assert!(party.client.poll_timeout().unwrap() > now));
+}
+
+#[test]
+fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
+    let mut net = Net::ready(18, 2);
+    let guard = net.client(|party, _, _| party.built[0][0]);
+    for isolation in 0..3 {
+        net.open(isolation);
+        let destroyed = net.client(|party, now, rng| {
+            let building: Vec<_> =
+                party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(id, _)| *id).collect();
+            for id in &building {
+                let pooled = party.client.circuits.get_mut(id).unwrap();
+                let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel stands") };
+                assert_eq!(pooled.hop_times.len(), 0);
+                let destroy = crate::wire::Cell::destroy(origin.circuit());
+                pooled.handle_cell(now, destroy, rng);
+                party.client.touch(*id);
+            }
+            building.len()
+        });
+        assert!(destroyed > 0, "seed {}", net.seed);
+        net.pass(5);
+    }
+    net.client(|party, _, _| {
+        assert!(party.built.len() > 2);
+        assert!(party.built.iter().all(|path| path[0] == guard));
+    });
+}
+
+#[test]
+fn a_first_hop_that_is_built_shows_the_guard_to_be_reachable() {
+    let mut net = Net::ready(19, 2);
+    let guard = net.client(|party, _, _| party.built[0][0]);
+    net.open(1);
+    net.client(|party, now, _| {
+        assert!(party.client.circuits.values().any(Pooled::is_building));
+        party.client.guards.handle_unreachable(now, &guard);
+    });
+    net.wait(5, |party| (party.built.len() == 3).then_some(()));
+    net.open(2);
+    let next = net.wait(5, |party| party.built.get(3).cloned());
+    assert_eq!(next[0], guard);
+}
+
+#[test]
+fn a_circuit_never_used_ends_when_it_is_old_whatever_it_was_made_for() {
+    let mut net = Net::ready(20, 2);
+    let made = net.client(|party, _, _| {
+        party.client.parameters.spare_age = Duration::from_secs(10);
+        let (id, pooled) = party.client.circuits.iter_mut().next().unwrap();
+        pooled.isolation = Some(IsolationKey([1; 32]));
+        *id
+    });
+    net.pass(12);
+    net.client(|party, _, _| assert!(!party.client.circuits.contains_key(&made)));
+}
+
+#[test]
+fn a_circuit_over_a_relay_no_longer_listed_takes_no_new_stream() {
+    let mut net = Net::ready(21, 3);
+    let before = net.connected(1);
+    let (circuit, middle) = (net.circuit_of(before), net.path_of(before)[1]);
+    net.listed.retain(|relay| relay.identity() != middle);
+    net.give_consensus(NOW);
+    net.pass(2);
+    let after = net.connected(1);
+    assert_ne!(net.circuit_of(after), circuit);
+    assert!(!net.path_of(after).contains(&middle));
+    net.client(|party, _, _| assert_eq!(party.seen(before).closed, None));
+}
+
+#[test]
+fn a_circuit_that_had_no_room_for_a_request_is_not_asked_again() {
+    let mut net = Net::ready(22, 2);
+    net.serve(Serves::Refuses(EndReason::ResourceLimit));
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::ResourceLimit));
+    let used =
+        net.client(|party, _, _| party.client.circuits.values().filter(|pooled| pooled.first_used.is_some()).count());
+    assert_eq!(used, usize::from(requests::MAX_TRIES));
+}

@@ -78,7 +78,7 @@ impl Streams {
             return Err(StreamError::BeyondCredit);
         }
         if stream.phase == Phase::Serving {
-            stream.early.push(bytes);
+            stream.early.extend_from_slice(&bytes);
         } else {
             self.events.push_back(StreamEvent::Data { stream: id, bytes });
         }
@@ -115,6 +115,10 @@ impl Streams {
     }
 
     fn handle_reset(&mut self, id: StreamId, reason: EndReason) -> Result<(), StreamError> {
+        if self.echo == Some(id) {
+            self.echo = None;
+            return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
+        }
         if self.take(id).is_some() {
             self.events.push_back(StreamEvent::Closed { stream: id, reason });
             return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
@@ -138,14 +142,14 @@ impl Streams {
     }
 
     fn handle_resolved(&mut self, id: StreamId, ttl: u32, answers: Vec<Answer>) -> Result<(), StreamError> {
+        if self.echo == Some(id) {
+            self.echo = None;
+            return Ok(());
+        }
         match self.streams.get(&id) {
             Some(stream) if stream.phase == Phase::Resolving => {
                 self.take(id);
                 self.events.push_back(StreamEvent::Resolved { stream: id, ttl, answers });
-                Ok(())
-            }
-            Some(stream) if stream.phase == Phase::Echoing => {
-                self.take(id);
                 Ok(())
             }
             Some(_) => Err(StreamError::Illegal(MessageKind::Resolved)),

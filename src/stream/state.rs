@@ -1,6 +1,6 @@
 //! One stream's state at one end.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER};
 use crate::base::Instant;
@@ -12,8 +12,6 @@ pub(super) enum Phase {
     Beginning,
     /// Origin: RESOLVE awaits its answer.
     Resolving,
-    /// Origin: a RESOLVE that is an echo request awaits its answer.
-    Echoing,
     /// Exit: BEGIN is to be answered.
     Serving,
     /// Exit: RESOLVE is to be answered.
@@ -55,8 +53,9 @@ pub(super) struct Stream {
     pub(super) above_mark: bool,
 
     pub(super) receiving: Receiving,
-    /// Bytes that came before the exit's side was connected.
-    pub(super) early: Vec<Bytes>,
+    /// Bytes that came before the exit's side was connected: copied, for the cells they came in hold more memory than the
+    /// credit counts.
+    pub(super) early: BytesMut,
     received: u64,
     consumed: u64,
     granted: u64,
@@ -78,7 +77,7 @@ impl Stream {
             ready: false,
             above_mark: false,
             receiving: Receiving::Open,
-            early: Vec::new(),
+            early: BytesMut::new(),
             received: 0,
             consumed: 0,
             granted: initial,

@@ -165,13 +165,52 @@ fn a_question_is_answered_once() {
 #[test]
 fn an_echo_is_answered_without_the_application() {
     let mut pair = Pair::new();
-    pair.origin.echo(pair.now).unwrap();
+    pair.origin.echo();
     let Some(message) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else { panic!("no request") };
     pair.exit.handle_message(pair.now, message).unwrap();
     assert!(pair.exit.has_message() && pair.exit.is_empty());
     pair.settle();
     assert_eq!((events(&mut pair.origin), events(&mut pair.exit)), (vec![], vec![]));
     assert!(pair.origin.is_empty());
+}
+
+#[test]
+fn an_echo_is_asked_once_until_it_is_answered_and_counts_as_no_stream() {
+    let mut pair = Pair::with(FlowParameters { max_streams: 1, ..FlowParameters::default() });
+    for _ in 0..3 {
+        pair.origin.echo();
+        pair.origin.echo();
+        assert_eq!((pair.origin.len(), pair.origin.is_empty()), (0, true));
+        let question = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).unwrap();
+        assert!(!pair.origin.has_message());
+        pair.exit.handle_message(pair.now, question).unwrap();
+        pair.settle();
+    }
+    pair.origin.echo();
+    pair.origin.begin(pair.now, target()).unwrap();
+    // Refused, it is over as well.
+    let Some(RelayMessage::Resolve { stream, .. }) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else {
+        panic!("no request")
+    };
+    let refusal = RelayMessage::End { stream, reason: EndReason::Policy };
+    pair.origin.handle_message(pair.now, refusal.clone()).unwrap();
+    assert_eq!(events(&mut pair.origin), []);
+    assert!(pair.origin.handle_message(pair.now, refusal).is_err());
+}
+
+#[test]
+fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
+    let mut pair = Pair::new();
+    let id = StreamId::new(9).unwrap();
+    pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
+    for byte in 0..100 {
+        let cell = Bytes::from(vec![byte; 1019]);
+        let bytes = cell.slice(..1);
+        pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, mark: None, bytes }).unwrap();
+        assert!(cell.is_unique());
+    }
+    pair.exit.connected(pair.now, id, None);
+    assert_eq!(read(&mut pair.exit), (0..100).collect::<Vec<u8>>());
 }
 
 #[test]
