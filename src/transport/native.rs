@@ -17,6 +17,7 @@ mod datagrams;
 mod dtls;
 mod endpoint;
 mod front;
+mod inbound;
 mod link;
 mod sctp;
 mod socket;

@@ -161,6 +161,42 @@ fn a_dialler_that_starts_anew_from_its_old_address_replaces_its_link() {
     assert!(world.nodes[RELAY].events.iter().any(|event| matches!(event, LinkEvent::Closed { .. })));
 }
 
+fn opened_times(events: &[LinkEvent]) -> usize {
+    events.iter().filter(|event| matches!(event, LinkEvent::Opened { .. })).count()
+}
+
+#[test]
+fn a_relay_is_dialled_anew_while_the_old_link_still_closes() {
+    let (mut world, at_client, _) = linked(9, Mischief::default());
+    for _ in 0..16 {
+        let message = Bytes::from(vec![1; 16 << 10]);
+        world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
+    }
+    world.transmit(CLIENT, Transmit::Close(at_client));
+    assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1, "it still delivers");
+    world.dial(CLIENT, RELAY);
+    world.run_until(Duration::from_secs(1), "open again", |world| {
+        world.nodes.iter().all(|node| opened_times(&node.events) == 2)
+    });
+    assert!(world.nodes.iter().all(|node| node.endpoint.counts().links == 1));
+}
+
+#[test]
+fn a_dial_waits_for_its_route_until_its_own_time_out() {
+    let (mut world, at_client, _) = linked(10, Mischief::default());
+    world.dial(CLIENT, RELAY);
+    world.run_for(Duration::from_secs(9));
+    assert_eq!(world.nodes[CLIENT].events.len(), 2, "open and room, no failure: {:?}", world.nodes[CLIENT].events);
+    world.transmit(CLIENT, Transmit::Close(at_client));
+    world.run_until(Duration::from_secs(1), "open again", |world| opened_times(&world.nodes[CLIENT].events) == 2);
+
+    world.nodes[CLIENT].events.clear();
+    world.dial(CLIENT, RELAY);
+    world.run_for(Duration::from_millis(10_100));
+    let failed = |event: &LinkEvent| matches!(event, LinkEvent::DialFailed { error: DialError::TimedOut, .. });
+    assert!(world.nodes[CLIENT].events.iter().any(failed), "{:?}", world.nodes[CLIENT].events);
+}
+
 /// Sends numbered messages both ways over all lanes, as room allows; all must arrive, whole and in order.
 fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, seed: u64) {
     let ends = [CLIENT, RELAY];

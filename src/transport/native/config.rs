@@ -19,7 +19,8 @@ pub struct EndpointConfig {
     /// less. At least 600; at most what every path between the nodes carries, for it is never split or probed.
     pub datagram_size: u16,
     /// Bytes that a peer may have under way to us before it must wait (SCTP's advertised window). Default 2 MiB. A
-    /// peer that never completes its messages makes us hold this much for its link.
+    /// peer that never completes its messages makes us hold this much for its link, and up to three times as much if it
+    /// sends them in the smallest pieces.
     pub receive_window: u32,
     /// Bytes in a link's send buffer, acknowledged or not, at which [`LinkEvent::Room`](crate::base::LinkEvent::Room)
     /// is zero on a short path. Default 256 KiB. On a long path it grows with what the path carries in a round trip.
@@ -47,18 +48,19 @@ impl EndpointConfig {
 pub struct Caps {
     /// Accepted links in all. Default 4,096.
     pub links: usize,
-    /// Accepted links from one source: an IPv4 address or an IPv6 /64. Default 256.
+    /// Accepted links from one source: an IPv4 address or an IPv6 /64. An IPv4 /24 or IPv6 /48 has four times as many.
+    /// Default 256.
     pub links_per_source: usize,
     /// Accepted links that are not open yet, in all. Default 512.
     pub half_open: usize,
-    /// Accepted links of one source that are not open yet. Default 32.
+    /// Accepted links of one source that are not open yet; four times as many of a /24 or /48. Default 32.
     pub half_open_per_source: usize,
     /// Dials under way. Default 512.
     pub dials: usize,
     /// How long a link may take from its first state to open, dialled or accepted. Default 10 s.
     pub opening: Duration,
     /// How long the other end may be silent before the link is closed. It is asked for a sign of life at half of this
-    /// and then every sixth. Default 30 s.
+    /// and then every sixth. Default 30 s, for whoever builds on the transport alone; nodes set 4 s.
     pub silence: Duration,
 }
 

@@ -206,11 +206,12 @@ impl Endpoint {
             self.counts.cookies_refused = self.counts.cookies_refused.saturating_add(1);
             return;
         };
-        self.remove(route, Ending::Closed(LinkClose::ByPeer));
-        if !self.sources.admit(&self.config.caps, route.remote.ip()) {
+        let replaced = self.links.get(&route).map(|link| !link.opened);
+        if !self.sources.admit(&self.config.caps, route.remote.ip(), replaced) {
             self.counts.over_caps = self.counts.over_caps.saturating_add(1);
             return;
         }
+        self.remove(route, Ending::Closed(LinkClose::ByPeer));
         let std_now = self.clock.to_std(now);
         match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, cookie) {
             Ok(dtls) => {
@@ -235,14 +236,26 @@ impl Endpoint {
 
     /// Begins a dial, or goes on with it at the next address.
     fn dial(&mut self, now: Instant, mut dial: Dial) {
+        let mut taken: usize = 0;
         while dial.attempts > 0 && now < dial.until {
             dial.attempts = dial.attempts.saturating_sub(1);
             let Some((remote, round)) = dial.next_address() else { break };
             let port = self.ports.iter().find(|port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6());
             let Some(port) = port else { continue };
             let route = Route { port: port.id, remote };
+            if self.links.get(&route).is_some_and(Link::is_closing) {
+                self.with_link(now, route, Link::give_up);
+            }
             if self.links.contains_key(&route) {
-                continue;
+                dial.attempts = dial.attempts.saturating_add(1);
+                taken = taken.saturating_add(1);
+                let addresses = dial.target.addresses.len();
+                if taken < addresses {
+                    continue;
+                }
+                // Another link has each of the addresses; it may be gone in a moment.
+                dial.next = dial.next.saturating_sub(addresses);
+                return self.rest(now, dial);
             }
             let fresh = if self.config.fresh_certificate_per_dial { Certificate::generate().ok() } else { None };
             let certificate = fresh.as_ref().unwrap_or(&self.config.certificate);
@@ -260,6 +273,12 @@ impl Endpoint {
             _ => DialError::Unable,
         };
         self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
+    }
+
+    /// Goes on with a dial after a rest.
+    fn rest(&mut self, now: Instant, dial: Dial) {
+        self.next_link = self.next_link.saturating_add(1);
+        self.resting.insert((now.after(REST).min(dial.until), self.next_link), dial);
     }
 
     /// Lets a link do something, then deals with what came of it.
@@ -321,8 +340,7 @@ impl Endpoint {
                     if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
                         self.dial(now, dial);
                     } else {
-                        self.next_link = self.next_link.saturating_add(1);
-                        self.resting.insert((now.after(REST), self.next_link), dial);
+                        self.rest(now, dial);
                     }
                 }
             }

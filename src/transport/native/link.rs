@@ -171,6 +171,16 @@ impl Link {
         self.stage == Stage::Open
     }
 
+    /// Whether the core closed it and it still delivers.
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing { .. })
+    }
+
+    /// Ends it now, delivered or not.
+    pub(super) fn give_up(&mut self, context: &mut Context<'_>) {
+        self.finish(context, Ending::Done);
+    }
+
     /// Bytes that the core may hand over.
     pub(super) fn room(&self) -> usize {
         self.mark.bytes.saturating_sub(self.buffered)

@@ -2,7 +2,7 @@
 //! implementations may come; today's is `rtc-sctp`.
 //!
 //! The lanes are data channels negotiated beforehand, streams 0 to 3 in both directions. A peer that opens them by DCEP
-//! (RFC 8832) is acknowledged. Any other stream ends the link: it would cost memory per stream.
+//! (RFC 8832) is acknowledged, once a lane. Any other stream ends the link: it would cost memory per stream.
 
 use core::time::Duration;
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
@@ -14,7 +14,10 @@ use rtc_sctp::{
 };
 use rtc_shared::TransportProtocol;
 
-use super::EndpointError;
+use super::{
+    EndpointError,
+    inbound::{Inbound, Verdict},
+};
 use crate::base::{LANES, Lane, LinkClose};
 
 /// Largest message taken from a peer, in bytes.
@@ -22,7 +25,7 @@ pub(super) const MAX_MESSAGE: usize = 64 << 10;
 
 /// An SCTP association of one link, without I/O. After each call that takes a time, drain [`Self::poll_event`].
 pub(super) trait Sctp: Send {
-    /// Takes an authenticated packet.
+    /// Takes an authenticated packet; one that no honest peer sends ends the association.
     fn handle_packet(&mut self, now: Instant, packet: &[u8]);
     /// Does what has become due.
     fn handle_timeout(&mut self, now: Instant);
@@ -60,6 +63,8 @@ pub(super) enum SctpEvent {
 pub(super) struct SctpConfig {
     endpoint: Arc<rtc_sctp::EndpointConfig>,
     transport: TransportConfig,
+    mtu: u16,
+    receive_window: u32,
 }
 
 impl SctpConfig {
@@ -79,7 +84,7 @@ impl SctpConfig {
             .with_max_receive_buffer_size(receive_window)
             .with_max_message_size(u32::try_from(MAX_MESSAGE).unwrap_or(u32::MAX))
             .with_timer_config(timers);
-        Ok(Self { endpoint: Arc::new(endpoint), transport })
+        Ok(Self { endpoint: Arc::new(endpoint), transport, mtu, receive_window })
     }
 }
 
@@ -89,6 +94,9 @@ pub(super) struct RtcSctp {
     association: Option<(AssociationHandle, Association)>,
     events: VecDeque<SctpEvent>,
     ended: bool,
+    inbound: Inbound,
+    /// Lanes that the peer has opened in band.
+    in_band: [bool; LANES as usize],
     /// Ports and verification tag of the packets to the peer, for the packets we make ourselves.
     header: Option<[u8; 8]>,
     probe: bool,
@@ -100,7 +108,16 @@ impl RtcSctp {
         let server = ServerConfig::new(config.transport.clone());
         let endpoint =
             Endpoint::new(peer, TransportProtocol::UDP, Arc::clone(&config.endpoint), Some(Arc::new(server)));
-        Self { endpoint, association: None, events: VecDeque::new(), ended: false, header: None, probe: false }
+        Self {
+            endpoint,
+            association: None,
+            events: VecDeque::new(),
+            ended: false,
+            inbound: Inbound::new(config.mtu, config.receive_window),
+            in_band: [false; LANES as usize],
+            header: None,
+            probe: false,
+        }
     }
 
     /// The side that sends the INIT.
@@ -160,16 +177,25 @@ impl RtcSctp {
         let Some(lane) = u8::try_from(id).ok().and_then(Lane::new) else { return self.end(LinkClose::Broken) };
         let Ok(mut stream) = association.stream(id) else { return };
         while let Ok(Some(chunks)) = stream.read_sctp() {
+            self.inbound.read(chunks.chunks.len());
             let Ok(message) = chunks.to_payload(MAX_MESSAGE) else { return self.end(LinkClose::Broken) };
             match chunks.ppi {
                 PayloadProtocolIdentifier::Binary => {
                     self.events.push_back(SctpEvent::Message(lane, message.freeze()));
                 }
                 PayloadProtocolIdentifier::Dcep => {
-                    const OPEN: u8 = 3;
+                    // DATA_CHANNEL_OPEN of a reliable, ordered channel (RFC 8832 §5.1), and DATA_CHANNEL_ACK.
+                    const OPEN: [u8; 2] = [3, 0];
                     const ACK: u8 = 2;
-                    if message.first() == Some(&OPEN) {
+                    let anew = match self.in_band.get_mut(usize::from(id)) {
+                        Some(in_band) if message.starts_with(&OPEN) => !core::mem::replace(in_band, true),
+                        _ => false,
+                    };
+                    if anew {
                         let _ = stream.write_sctp(now, &Bytes::from_static(&[ACK]), PayloadProtocolIdentifier::Dcep);
+                    } else if *message != [ACK] {
+                        // Answers to more would pile up while the peer takes none.
+                        return self.end(LinkClose::Broken);
                     }
                 }
                 // Text and empty messages carry no cells.
@@ -184,6 +210,11 @@ impl Sctp for RtcSctp {
         // `rtc-sctp` knows no HEARTBEAT ACK; it answers our probe, and having come is all it has to say.
         if self.ended || packet.get(12) == Some(&HEARTBEAT_ACK) {
             return;
+        }
+        match self.inbound.judge(packet) {
+            Verdict::Pass => {}
+            Verdict::Drop => return,
+            Verdict::End(reason) => return self.end(reason),
         }
         // The address only says that packets are of the same peer, which DTLS has shown.
         let peer = SocketAddr::from(([0, 0, 0, 0], 1));
@@ -232,6 +263,7 @@ impl Sctp for RtcSctp {
                 {
                     self.header = Some(*header);
                 }
+                self.inbound.sent(&packet);
                 send(&packet);
             }
         }
@@ -312,6 +344,133 @@ mod tests {
             }
             from_a.iter().for_each(|packet| b.handle_packet(now, packet));
             from_b.iter().for_each(|packet| a.handle_packet(now, packet));
+        }
+    }
+
+    fn pair() -> (Instant, RtcSctp, RtcSctp) {
+        let config = SctpConfig::new(1_191, 1 << 20).unwrap();
+        let (now, peer) = (Instant::now(), "192.0.2.1:1".parse().unwrap());
+        let (mut a, mut b) = (RtcSctp::connect(&config, peer, now), RtcSctp::accept(&config, peer));
+        settle(now, &mut a, &mut b);
+        assert!(matches!((a.poll_event(), b.poll_event()), (Some(SctpEvent::Open), Some(SctpEvent::Open))));
+        (now, a, b)
+    }
+
+    /// A packet of `a`'s with these chunks, sealed with its checksum.
+    fn packet(a: &RtcSctp, chunks: &[u8]) -> Vec<u8> {
+        let mut packet = [&a.header.unwrap()[..], &[0; 4], chunks].concat();
+        let sum = crc32c(&packet).to_le_bytes();
+        packet[8..12].copy_from_slice(&sum);
+        packet
+    }
+
+    /// A DATA chunk on stream 0.
+    fn data(flags: u8, tsn: u32, sequence: u16, ppi: u32, bytes: &[u8]) -> Vec<u8> {
+        let length = (16 + bytes.len() as u16).to_be_bytes();
+        let mut chunk = [&[0, flags][..], &length, &tsn.to_be_bytes(), &[0; 2], &sequence.to_be_bytes()].concat();
+        chunk.extend(ppi.to_be_bytes().iter().chain(bytes));
+        chunk.resize(chunk.len().next_multiple_of(4), 0);
+        chunk
+    }
+
+    /// The first TSN that `b` waits for.
+    fn first_tsn(b: &RtcSctp) -> u32 {
+        b.inbound.next_tsn()
+    }
+
+    fn strike(now: Instant, a: &RtcSctp, b: &mut RtcSctp, chunks: &[u8]) -> Option<LinkClose> {
+        b.handle_packet(now, &packet(a, chunks));
+        b.poll_packets(now, &mut |_| {});
+        core::iter::from_fn(|| b.poll_event()).find_map(|event| match event {
+            SctpEvent::Closed(reason) => Some(reason),
+            _ => None,
+        })
+    }
+
+    const WHOLE: u8 = 3;
+    const BEGINNING: u8 = 2;
+    const MIDDLE: u8 = 0;
+    const UNORDERED: u8 = 4;
+
+    #[test]
+    fn unordered_empty_skipping_and_reconfiguring_chunks_end_the_association() {
+        let tsn = first_tsn(&pair().2).to_be_bytes();
+        let breaches = [
+            data(UNORDERED | BEGINNING, 0, 0, 53, b"x"),
+            data(WHOLE, 0, 0, 53, b""),
+            [&[64, 3, 0, 24][..], &tsn, &[0; 16]].concat(),
+            [&[192, 0, 0, 8][..], &[0x7f; 4]].concat(),
+            [&[130, 0, 0, 20, 0, 13, 0, 16][..], &[0; 12]].concat(),
+        ];
+        for chunks in breaches {
+            let (now, a, mut b) = pair();
+            assert!(strike(now, &a, &mut b, &chunks).is_some(), "{chunks:?}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_hidden_in_another_or_reaching_beyond_it_goes_unread() {
+        let hidden = data(WHOLE, 0, 0, 53, b"hidden");
+        let shutdown = [&[7, 0, 0, 8 + hidden.len() as u8, 0, 0, 0, 0][..], &hidden].concat();
+        let beat = [&[4, 0, 0, 8 + hidden.len() as u8, 0, 1, 0, 4][..], &hidden].concat();
+        // Their lengths point behind the packet's end: `rtc-sctp` would panic.
+        let cause = vec![9, 0, 0, 8, 0, 1, 0xff, 0];
+        for chunks in [shutdown, beat, cause] {
+            let (now, a, mut b) = pair();
+            assert_eq!(b.inbound.judge(&packet(&a, &chunks)), Verdict::Drop, "{chunks:?}");
+            assert!(strike(now, &a, &mut b, &chunks).is_none());
+        }
+        let (now, a, mut b) = pair();
+        assert_eq!(strike(now, &a, &mut b, &[6, 0, 0, 8, 0, 1, 0xff, 0]), Some(LinkClose::ByPeer));
+    }
+
+    #[test]
+    fn a_tsn_far_ahead_is_dropped_and_the_next_one_still_arrives() {
+        let (now, a, mut b) = pair();
+        let tsn = first_tsn(&b);
+        let far = data(WHOLE, tsn.wrapping_add(1 << 20), 9, 53, b"far");
+        assert_eq!(b.inbound.judge(&packet(&a, &far)), Verdict::Drop);
+        b.handle_packet(now, &packet(&a, &data(WHOLE, tsn, 0, 53, b"near")));
+        let event = b.poll_event();
+        assert!(matches!(&event, Some(SctpEvent::Message(_, message)) if message == "near"), "{event:?}");
+    }
+
+    #[test]
+    fn fragments_that_are_never_completed_end_the_association() {
+        let (now, a, mut b) = pair();
+        let first = first_tsn(&b);
+        let bound = (1 << 20) / 512 + 256;
+        let ended = (0..=bound).find(|number| {
+            let flags = if *number == 0 { BEGINNING } else { MIDDLE };
+            strike(now, &a, &mut b, &data(flags, first.wrapping_add(*number), 0, 53, b"x")).is_some()
+        });
+        assert_eq!(ended, Some(bound));
+    }
+
+    #[test]
+    fn messages_held_back_by_one_that_never_comes_end_the_association() {
+        let (now, a, mut b) = pair();
+        let first = first_tsn(&b);
+        let ended = (0..4_000).any(|number: u32| {
+            let chunk = data(WHOLE, first.wrapping_add(number), 1 + number as u16, 53, b"x");
+            strike(now, &a, &mut b, &chunk).is_some()
+        });
+        assert!(ended);
+    }
+
+    #[test]
+    fn a_lane_is_opened_in_band_once_and_anything_but_an_acknowledgement_ends_the_association() {
+        let open = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let (now, a, mut b) = pair();
+        let tsn = first_tsn(&b);
+        assert!(strike(now, &a, &mut b, &data(WHOLE, tsn, 0, 50, &open)).is_none());
+        assert!(strike(now, &a, &mut b, &data(WHOLE, tsn.wrapping_add(1), 1, 50, &[2])).is_none());
+        let again = data(WHOLE, tsn.wrapping_add(2), 2, 50, &open);
+        assert_eq!(strike(now, &a, &mut b, &again), Some(LinkClose::Broken));
+        for other in [&[7][..], &[3, 0x80, 0, 0], &[2, 2]] {
+            let (now, a, mut b) = pair();
+            let chunk = data(WHOLE, first_tsn(&b), 0, 50, other);
+            assert_eq!(strike(now, &a, &mut b, &chunk), Some(LinkClose::Broken), "{other:?}");
         }
     }
 

@@ -7,18 +7,33 @@ use std::{
 
 use super::Caps;
 
-/// A source: an IPv4 address, or the /64 of an IPv6 address, which is what one machine is given.
+/// A source, or the network it is in: an address with the rest of its bits cleared, and how many bits were kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Source(Ipv6Addr);
+struct Source(Ipv6Addr, u8);
 
 impl Source {
+    /// An IPv4 address, or the /64 of an IPv6 address, which is what one machine is given.
     fn of(address: IpAddr) -> Self {
-        Self(match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped(),
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)),
-        })
+        Self::prefix(address, 128, 64)
+    }
+
+    /// The IPv4 /24 or the IPv6 /48 around it, which is what one customer easily has.
+    fn network(address: IpAddr) -> Self {
+        Self::prefix(address, 120, 48)
+    }
+
+    fn prefix(address: IpAddr, ipv4: u8, ipv6: u8) -> Self {
+        let (bits, kept) = match address {
+            IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), ipv4),
+            IpAddr::V6(address) => (address.to_bits(), ipv6),
+        };
+        let mask = u128::MAX.checked_shl(u32::from(128_u8.saturating_sub(kept))).unwrap_or(0);
+        Self(Ipv6Addr::from_bits(bits & mask), kept)
     }
 }
+
+/// How many times what one source may have, all sources of a network together may have.
+const NETWORK: usize = 4;
 
 #[derive(Clone, Copy, Default)]
 struct Count {
@@ -26,7 +41,19 @@ struct Count {
     half_open: usize,
 }
 
-/// The counts. Holds no entry for a source without links, so it never outgrows the cap on links.
+impl Count {
+    fn more(&mut self) {
+        self.links = self.links.saturating_add(1);
+        self.half_open = self.half_open.saturating_add(1);
+    }
+
+    fn less(&mut self, half_open: bool) {
+        self.links = self.links.saturating_sub(1);
+        self.half_open = self.half_open.saturating_sub(usize::from(half_open));
+    }
+}
+
+/// The counts. Holds no entry for a source or network without links, so it never outgrows twice the cap on links.
 #[derive(Default)]
 pub(super) struct Sources {
     by_source: HashMap<Source, Count>,
@@ -34,42 +61,51 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Counts one more half-open link from `address`, unless a cap forbids it.
-    pub(super) fn admit(&mut self, caps: &Caps, address: IpAddr) -> bool {
-        let source = Source::of(address);
-        let count = self.by_source.get(&source).copied().unwrap_or_default();
-        if self.all.links >= caps.links
-            || self.all.half_open >= caps.half_open
-            || count.links >= caps.links_per_source
-            || count.half_open >= caps.half_open_per_source
+    /// Counts one more half-open link from `address`, unless a cap forbids it. `replaced` tells of the link from the
+    /// very same address that would make way, and whether that is half-open: it doesn't count against the new one.
+    pub(super) fn admit(&mut self, caps: &Caps, address: IpAddr, replaced: Option<bool>) -> bool {
+        let less = |count: Count| Count {
+            links: count.links.saturating_sub(usize::from(replaced.is_some())),
+            half_open: count.half_open.saturating_sub(usize::from(replaced == Some(true))),
+        };
+        let full = |count: Count, links: usize, half_open: usize| {
+            let count = less(count);
+            count.links >= links || count.half_open >= half_open
+        };
+        let count = |source| self.by_source.get(&source).copied().unwrap_or_default();
+        let (links, half_open) = (caps.links_per_source, caps.half_open_per_source);
+        if full(self.all, caps.links, caps.half_open)
+            || full(count(Source::of(address)), links, half_open)
+            || full(count(Source::network(address)), links.saturating_mul(NETWORK), half_open.saturating_mul(NETWORK))
         {
             return false;
         }
-        for count in [&mut self.all, self.by_source.entry(source).or_default()] {
-            count.links = count.links.saturating_add(1);
-            count.half_open = count.half_open.saturating_add(1);
+        self.all.more();
+        for source in [Source::of(address), Source::network(address)] {
+            self.by_source.entry(source).or_default().more();
         }
         true
     }
 
     /// A half-open link from `address` has opened.
     pub(super) fn opened(&mut self, address: IpAddr) {
-        for count in [Some(&mut self.all), self.by_source.get_mut(&Source::of(address))].into_iter().flatten() {
-            count.half_open = count.half_open.saturating_sub(1);
+        self.all.half_open = self.all.half_open.saturating_sub(1);
+        for source in [Source::of(address), Source::network(address)] {
+            if let Some(count) = self.by_source.get_mut(&source) {
+                count.half_open = count.half_open.saturating_sub(1);
+            }
         }
     }
 
     /// A link from `address` is gone.
     pub(super) fn gone(&mut self, address: IpAddr, half_open: bool) {
-        let less = |count: &mut Count| {
-            count.links = count.links.saturating_sub(1);
-            count.half_open = count.half_open.saturating_sub(usize::from(half_open));
-        };
-        less(&mut self.all);
-        if let Entry::Occupied(mut entry) = self.by_source.entry(Source::of(address)) {
-            less(entry.get_mut());
-            if entry.get().links == 0 {
-                entry.remove();
+        self.all.less(half_open);
+        for source in [Source::of(address), Source::network(address)] {
+            if let Entry::Occupied(mut entry) = self.by_source.entry(source) {
+                entry.get_mut().less(half_open);
+                if entry.get().links == 0 {
+                    entry.remove();
+                }
             }
         }
     }
@@ -89,13 +125,14 @@ mod tests {
         let caps = Caps { half_open: 5, half_open_per_source: 3, ..Caps::default() };
         let mut sources = Sources::default();
         // One /64 is one source.
-        let admitted = (0..10).filter(|n| sources.admit(&caps, format!("2001:db8::{n}").parse().unwrap())).count();
+        let admitted =
+            (0..10).filter(|n| sources.admit(&caps, format!("2001:db8::{n}").parse().unwrap(), None)).count();
         assert_eq!(admitted, 3);
         let other = "192.0.2.1".parse().unwrap();
-        assert!(sources.admit(&caps, other) && sources.admit(&caps, other));
-        assert!(!sources.admit(&caps, "192.0.2.2".parse().unwrap()), "the cap in all");
+        assert!(sources.admit(&caps, other, None) && sources.admit(&caps, other, None));
+        assert!(!sources.admit(&caps, "192.0.2.2".parse().unwrap(), None), "the cap in all");
         sources.opened(other);
-        assert!(sources.admit(&caps, "192.0.2.2".parse().unwrap()));
+        assert!(sources.admit(&caps, "192.0.2.2".parse().unwrap(), None));
     }
 
     #[test]
@@ -103,11 +140,34 @@ mod tests {
         let caps = Caps::default();
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
-        assert!(sources.admit(&caps, address) && sources.admit(&caps, address));
+        assert!(sources.admit(&caps, address, None) && sources.admit(&caps, address, None));
         sources.opened(address);
         sources.gone(address, false);
         sources.gone(address, true);
         assert_eq!(sources.all(), (0, 0));
         assert!(sources.by_source.is_empty());
+    }
+
+    #[test]
+    fn many_sources_of_one_network_cannot_use_up_the_half_open_links() {
+        let caps = Caps { half_open: 1_000, half_open_per_source: 3, ..Caps::default() };
+        let mut sources = Sources::default();
+        let admitted = (0..100).filter(|n| sources.admit(&caps, format!("2001:db8:0:{n:x}::1").parse().unwrap(), None));
+        assert_eq!(admitted.count(), 12);
+        assert!(sources.admit(&caps, "2001:db8:1::1".parse().unwrap(), None));
+        let admitted = (0..100).filter(|n| sources.admit(&caps, format!("192.0.2.{n}").parse().unwrap(), None));
+        assert_eq!(admitted.count(), 12);
+        assert!(sources.admit(&caps, "192.0.3.1".parse().unwrap(), None));
+    }
+
+    #[test]
+    fn a_link_that_makes_way_does_not_count_against_the_one_that_replaces_it() {
+        let caps = Caps { links: 1, ..Caps::default() };
+        let mut sources = Sources::default();
+        let address = "192.0.2.1".parse().unwrap();
+        assert!(sources.admit(&caps, address, None) && !sources.admit(&caps, address, None));
+        assert!(sources.admit(&caps, address, Some(true)));
+        sources.gone(address, true);
+        assert_eq!(sources.all(), (1, 1));
     }
 }
