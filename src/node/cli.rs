@@ -132,3 +132,23 @@ fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
         .map_err(|error| Failure::Failed(format!("can't start: {error}")))?
         .block_on(task)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_teaches_with_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        for command in
+            cli.get_subcommands_mut().filter(|command| !command.is_hide_set() && command.get_name() != "help")
+        {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{}: {help}", command.get_name());
+        }
+    }
+}

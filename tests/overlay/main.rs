@@ -14,5 +14,6 @@ mod applications;
 mod failures;
 mod harness;
 mod logs;
+mod machines;
 mod requests;
 mod start;

@@ -1,0 +1,155 @@
+//! The README's network of three machines, each a network namespace with an address of its own network.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::Instant,
+};
+
+use nix::sys::signal::{Signal, kill};
+
+use super::harness::*;
+
+/// Where the origin is, and what it serves.
+const ORIGIN: &str = "10.5.0.1";
+const LENGTH: usize = 2_000_000;
+
+#[test]
+#[ignore = "needs root, iproute2, curl and python3: cargo xtask test runs it"]
+fn three_machines_a_client_and_an_origin_meet_over_a_real_network() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN]);
+    let authority = authority_key(&folder.join("directory"));
+    let mut nodes = vec![directory(&network, folder)];
+    for machine in 0..3 {
+        nodes.push(relay(&network, folder, machine, &authority));
+    }
+    nodes.push(network.umbel(3, |command| {
+        command.args(["client", "--directory=http://10.1.0.1:9360", "--authority", &authority]);
+        command.arg("--data-dir").arg(folder.join("client"));
+    }));
+    fs::write(folder.join("body"), Body::new().chunk().repeat(40).get(..LENGTH).unwrap()).unwrap();
+    let serve = ["-m", "http.server", "80", "--bind", ORIGIN, "--directory"];
+    nodes.push(network.spawn(4, "python3", |command| _ = command.args(serve).arg(folder)));
+
+    let end = Instant::now() + LIMIT;
+    let url = format!("http://{ORIGIN}/body");
+    await_true("the origin is fetched through three machines", end, || fetch(&network, &url).status.success());
+    assert_eq!(fetch(&network, &url).stdout, fs::read(folder.join("body")).unwrap());
+
+    // The exit's policy has 80 and 443 only; 97 is curl's word for a refusal by the proxy.
+    let refused = fetch(&network, &format!("http://{ORIGIN}:25/"));
+    assert_eq!(refused.status.code(), Some(97));
+}
+
+fn authority_key(folder: &Path) -> String {
+    let output = umbel().args(["keys", "directory", "--data-dir"]).arg(folder).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with("authority")).expect("keys shows the authority");
+    line.split_whitespace().last().unwrap().to_owned()
+}
+
+fn directory(network: &Network, folder: &Path) -> Running {
+    let file = folder.join("directory.toml");
+    fs::write(&file, "listen = \"10.1.0.1:9360\"\nawait_relays = 3\nprivate_network = true\n").unwrap();
+    network.umbel(0, |command| {
+        command.arg("directory").arg("--config").arg(&file).arg("--data-dir").arg(folder.join("directory"));
+    })
+}
+
+fn relay(network: &Network, folder: &Path, machine: usize, authority: &str) -> Running {
+    let file = folder.join(format!("relay{machine}.toml"));
+    let mut text = format!(
+        "listen = \"0.0.0.0:4443\"\naddress = [\"{}:4443\"]\ndirectory = [\"http://10.1.0.1:9360\"]\n\
+         authority = [\"{authority}\"]\n",
+        network.addresses[machine],
+    );
+    if machine == 2 {
+        text += "exit = [\"reject *:25\", \"accept *:80\", \"accept *:443\"]\nallow_private_targets = true\n";
+    }
+    fs::write(&file, text).unwrap();
+    network.umbel(machine, |command| {
+        command.arg("relay").arg("--config").arg(&file).arg("--data-dir").arg(folder.join(format!("relay{machine}")));
+    })
+}
+
+fn fetch(network: &Network, url: &str) -> Output {
+    let arguments = ["-sS", "--max-time", "20", "--proxy", "socks5h://127.0.0.1:9350", url];
+    network.command(3, "curl").args(arguments).output().unwrap()
+}
+
+/// Machines on one wire, each a network namespace; removed when dropped.
+struct Network {
+    addresses: Vec<String>,
+    prefix: String,
+}
+
+impl Network {
+    fn new(addresses: &[&str]) -> Self {
+        let prefix = format!("um{}", std::process::id());
+        let network = Self { addresses: addresses.iter().map(ToString::to_string).collect(), prefix };
+        let wire = network.wire();
+        ip(&["netns", "add", &wire]);
+        ip(&["-n", &wire, "link", "add", "wire", "type", "bridge"]);
+        ip(&["-n", &wire, "link", "set", "wire", "up"]);
+        for (machine, address) in addresses.iter().enumerate() {
+            let (name, cable) = (network.name(machine), format!("c{machine}"));
+            ip(&["netns", "add", &name]);
+            ip(&["-n", &wire, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &name]);
+            ip(&["-n", &wire, "link", "set", &cable, "master", "wire", "up"]);
+            ip(&["-n", &name, "address", "add", &format!("{address}/8"), "dev", "eth0"]);
+            ip(&["-n", &name, "link", "set", "eth0", "up"]);
+            ip(&["-n", &name, "link", "set", "lo", "up"]);
+        }
+        network
+    }
+
+    fn name(&self, machine: usize) -> String {
+        format!("{}m{machine}", self.prefix)
+    }
+
+    fn wire(&self) -> String {
+        format!("{}wire", self.prefix)
+    }
+
+    fn command(&self, machine: usize, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(machine), program]);
+        command
+    }
+
+    fn spawn(&self, machine: usize, program: &str, set: impl FnOnce(&mut Command)) -> Running {
+        let mut command = self.command(machine, program);
+        set(&mut command);
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn umbel(&self, machine: usize, set: impl FnOnce(&mut Command)) -> Running {
+        self.spawn(machine, env!("CARGO_BIN_EXE_umbel"), set)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in (0..self.addresses.len()).map(|machine| self.name(machine)).chain([self.wire()]) {
+            let _ = Command::new("ip").args(["netns", "delete", &name]).status();
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {arguments:?} (needs root): {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A process ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = kill(pid(&self.0), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
