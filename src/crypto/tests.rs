@@ -189,3 +189,10 @@ fn keys_survive_their_files() {
     assert_eq!(IdentityKey::from_bytes(&identity.to_bytes()).id(), identity.id());
     assert_eq!(OnionSecret::from_bytes(*onion.to_bytes()).public(), onion.public());
 }
+
+#[test]
+fn the_state_of_a_digest_is_erased_when_it_is_dropped() {
+    const fn erased<T: zeroize::ZeroizeOnDrop>() {}
+    // Does not compile without the crate's feature.
+    erased::<sha2::Sha256>();
+}
