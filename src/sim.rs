@@ -9,5 +9,5 @@ mod network;
 mod tests;
 mod world;
 
-pub use network::{Network, NodeId, PathProfile};
+pub use network::{Network, NodeId, NodeTransport, PathProfile};
 pub use world::World;

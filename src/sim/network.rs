@@ -12,8 +12,12 @@ use std::{
 use bytes::Bytes;
 use rand::{Rng, RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 
-use crate::base::{
-    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId, Transmit,
+use crate::{
+    base::{
+        DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId,
+        Transmit,
+    },
+    transport::Transport,
 };
 
 /// Bytes that may wait in a link's send buffer before it says that it has no room.
@@ -142,28 +146,19 @@ impl Network {
         }
     }
 
-    /// Does what `node` asks of its transport.
-    pub fn handle_transmit(&mut self, now: Instant, node: NodeId, transmit: Transmit) {
-        match transmit {
-            Transmit::Dial(target) => self.dial(now, node, &target),
-            Transmit::Message { link, lane, message } => self.send(now, link, lane, message),
-            Transmit::Close(link) => self.close(now, link),
-        }
-    }
-
-    /// What happened last to `node`'s links.
-    pub fn poll_link_event(&mut self, node: NodeId) -> Option<LinkEvent> {
-        self.ports.get_mut(node.0)?.events.pop_front()
+    /// The network as `node`'s transport.
+    pub const fn transport(&mut self, node: NodeId) -> NodeTransport<'_> {
+        NodeTransport { network: self, node }
     }
 
     /// When something arrives next.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub fn next_arrival(&self) -> Option<Instant> {
         self.on_the_way.peek().map(|Reverse(happening)| happening.at)
     }
 
     /// Lets everything arrive that is due; gives the nodes it concerns.
-    pub fn handle_timeout(&mut self, now: Instant) -> Vec<NodeId> {
+    pub fn arrive(&mut self, now: Instant) -> Vec<NodeId> {
         let mut concerned = Vec::new();
         while let Some(Reverse(happening)) = self.on_the_way.peek() {
             if happening.at > now {
@@ -299,6 +294,35 @@ impl Network {
             port.events.push_back(event);
             concerned.push(node);
         }
+    }
+}
+
+/// The simulated network as one node sees it.
+pub struct NodeTransport<'a> {
+    network: &'a mut Network,
+    node: NodeId,
+}
+
+impl Transport for NodeTransport<'_> {
+    fn handle_transmit(&mut self, now: Instant, transmit: Transmit) {
+        match transmit {
+            Transmit::Dial(target) => self.network.dial(now, self.node, &target),
+            Transmit::Message { link, lane, message } => self.network.send(now, link, lane, message),
+            Transmit::Close(link) => self.network.close(now, link),
+        }
+    }
+
+    fn poll_link_event(&mut self) -> Option<LinkEvent> {
+        self.network.ports.get_mut(self.node.0)?.events.pop_front()
+    }
+
+    /// Time moves for all nodes together: what arrives for others meanwhile waits for them.
+    fn handle_timeout(&mut self, now: Instant) {
+        self.network.arrive(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.network.next_arrival()
     }
 }
 

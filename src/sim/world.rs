@@ -4,7 +4,10 @@ use core::{net::SocketAddr, time::Duration};
 
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
-use crate::base::{Instant, LinkMachine};
+use crate::{
+    base::{Instant, LinkMachine},
+    transport::Transport as _,
+};
 
 use super::{Network, NodeId, PathProfile};
 
@@ -78,13 +81,13 @@ impl<M: LinkMachine> World<M> {
     /// reached.
     pub fn step(&mut self, limit: Instant) -> bool {
         let deadlines = self.machines.iter().flatten().filter_map(LinkMachine::poll_timeout);
-        let next = deadlines.chain(self.network.poll_timeout()).min();
+        let next = deadlines.chain(self.network.next_arrival()).min();
         let Some(next) = next.filter(|next| *next <= limit) else {
             self.now = self.now.max(limit);
             return false;
         };
         self.now = self.now.max(next);
-        for node in self.network.handle_timeout(self.now) {
+        for node in self.network.arrive(self.now) {
             self.settle(node);
         }
         for index in 0..self.machines.len() {
@@ -114,11 +117,12 @@ impl<M: LinkMachine> World<M> {
     /// Hands a node its events and the network what the node sends, until both have nothing more.
     fn settle(&mut self, node: NodeId) {
         let Some(Some(machine)) = self.machines.get_mut(node.0) else { return };
+        let mut transport = self.network.transport(node);
         loop {
             while let Some(transmit) = machine.poll_transmit(self.now, &mut self.rng) {
-                self.network.handle_transmit(self.now, node, transmit);
+                transport.handle_transmit(self.now, transmit);
             }
-            match self.network.poll_link_event(node) {
+            match transport.poll_link_event() {
                 Some(event) => machine.handle_link(self.now, event, &mut self.rng),
                 None => return,
             }
