@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 use core::time::Duration;
 
 use super::{
-    AuthorityId, Consensus, DescriptorError, MAX_RELAYS, Parameters, SignedConsensus, UnverifiedConsensus,
-    UnverifiedDescriptor,
+    AuthorityId, Consensus, ConsensusError, DescriptorError, MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters,
+    SignedConsensus, UnverifiedConsensus, UnverifiedDescriptor,
 };
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
@@ -29,6 +29,9 @@ use relays::{Entry, Relays};
 const MAX_PROOFS: usize = 32;
 /// A proof whose outcome nobody told counts as failed after this long.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of a signed consensus that are kept free for what signing adds.
+const SIGNATURE_ROOM: usize = 1024;
 
 /// How an authority goes about it.
 #[derive(Clone, Debug)]
@@ -43,7 +46,7 @@ pub struct AuthorityConfig {
     pub prove_every: Duration,
     /// A relay known for so long is stable, and so is one known for longer than half of the relays.
     pub stable_after: Duration,
-    /// Whether relays at private and loopback addresses are listed.
+    /// Whether relays at private and loopback addresses are listed, and any number in one network.
     pub private_addresses: bool,
     /// The numbers that go into the consensus.
     pub parameters: Parameters,
@@ -94,7 +97,8 @@ pub enum ProofError {
 /// What an authority asks of the outside, in this order.
 #[derive(Debug)]
 pub enum AuthorityEvent {
-    /// Dial this relay, see whether it proves its identity, and tell [`Authority::handle_proof`].
+    /// Dial this relay at this one of its addresses, see whether it proves its identity, and tell
+    /// [`Authority::handle_proof`].
     Prove(DialTarget),
     /// Serve this consensus in place of the last, and keep it for [`Authority::restore`].
     Publish(SignedConsensus),
@@ -123,7 +127,7 @@ impl Authority {
     /// An authority that signs with `key` and knows no relay yet.
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
-        let (relays, events) = (Relays::default(), VecDeque::new());
+        let (relays, events) = (Relays::new(config.private_addresses), VecDeque::new());
         Self { key, config, relays, last: None, next_consensus: None, events }
     }
 
@@ -183,32 +187,21 @@ impl Authority {
             Some(known) if known.descriptor == descriptor => return Ok(identity),
             Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
             Some(known) => known.replace(descriptor, bytes, now),
-            None => {
-                if self.relays.len() >= MAX_RELAYS {
-                    // Identities cost nothing, so those that never proved themselves make room.
-                    let forgotten = self.relays.evict_unproved().ok_or(DescriptorError::Full)?;
-                    self.events.push_back(AuthorityEvent::Forget(forgotten));
-                }
-                self.relays.insert(Entry::new(descriptor, bytes, now));
-            }
+            None => self.add(Entry::new(descriptor, bytes, now))?,
         }
         self.remember(&identity);
         self.handle_timeout(now);
         Ok(identity)
     }
 
-    /// Takes the outcome of a proof that was asked for. One for other addresses than the relay's descriptor names by now
-    /// doesn't count, and the relay is dialled again.
+    /// Takes the outcome of one dial that was asked for. The relay has proved itself when it did so at each of its addresses;
+    /// for other addresses than its descriptor names by now it doesn't count.
     pub fn handle_proof(&mut self, now: WallTime, target: &DialTarget, outcome: Result<(), ProofError>) {
         let Some(entry) = self.relays.entry(&target.relay) else { return };
-        match outcome {
-            _ if !entry.is_reached_by(target) => entry.outdated(now),
-            Ok(()) => entry.proved(now, self.config.prove_every),
-            Err(error) => {
-                tracing::info!(relay = %target.relay, %error, "a relay did not prove itself");
-                entry.failed(now, self.config.prove_every);
-            }
+        if let Err(error) = &outcome {
+            tracing::info!(relay = %target.relay, %error, "a relay did not prove itself");
         }
+        entry.dialled(now, target, outcome, self.config.prove_every);
         self.remember(&target.relay);
         self.handle_timeout(now);
     }
@@ -249,7 +242,7 @@ impl Authority {
     /// Signs a new consensus. One that would list nobody isn't made: the last serves better until it expires.
     fn publish(&mut self, now: WallTime) {
         self.next_consensus = Some(now.after(self.config.interval));
-        let list = self.relays.list(now, self.config.stable_after);
+        let mut list = self.relays.list(now, self.config.stable_after, MAX_RELAYS);
         if list.is_empty() {
             tracing::warn!("no relay has proved itself; no consensus is made");
             return;
@@ -259,19 +252,40 @@ impl Authority {
         let valid_after = after_last.map_or(now, |least| least.max(now));
         let fresh_until = valid_after.after(self.config.interval);
         let valid_until = valid_after.after(self.config.lifetime).max(fresh_until);
-        let relays = list.len();
-        match Consensus::new((valid_after, fresh_until, valid_until), &self.config.parameters, list) {
-            Ok((consensus, encoded)) => {
-                tracing::info!(relays, "a new consensus");
-                self.last = Some(consensus);
-                self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
+        loop {
+            let relays = list.len();
+            match Consensus::new((valid_after, fresh_until, valid_until), &self.config.parameters, list) {
+                Ok((consensus, encoded)) if encoded.len() <= MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_ROOM) => {
+                    tracing::info!(relays, "a new consensus");
+                    self.last = Some(consensus);
+                    self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
+                    return;
+                }
+                // Too long: better without the youngest than none.
+                Ok(_) | Err(ConsensusError::Malformed(_)) if relays > 1 => {
+                    let most = relays.saturating_sub(relays.div_ceil(16));
+                    tracing::warn!(relays, most, "the consensus is too long; the youngest relays are left out");
+                    list = self.relays.list(now, self.config.stable_after, most);
+                }
+                Ok(_) => return tracing::error!("no consensus can be made: one relay is too long"),
+                Err(error) => return tracing::error!(%error, "no consensus can be made"),
             }
-            Err(error) => tracing::error!(%error, "no consensus can be made"),
         }
     }
 
+    /// Takes in a relay that is new. Identities cost nothing, so those that have not proved themselves make room.
+    fn add(&mut self, entry: Entry) -> Result<(), DescriptorError> {
+        let mut forgotten = self.relays.make_room(&entry);
+        if self.relays.len() >= MAX_RELAYS {
+            forgotten.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
+        }
+        self.events.extend(forgotten.into_iter().map(AuthorityEvent::Forget));
+        self.relays.insert(entry);
+        Ok(())
+    }
+
     fn remember(&mut self, relay: &RelayId) {
-        if let Some(entry) = self.relays.entry(relay) {
+        if let Some(entry) = self.relays.entry(relay).filter(|entry| entry.is_kept()) {
             self.events.push_back(AuthorityEvent::Remember { relay: *relay, record: entry.encode() });
         }
     }

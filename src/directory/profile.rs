@@ -13,7 +13,6 @@ use crate::{
     handshake::RelayKeys,
 };
 
-const MAX_ADDRESSES: usize = 8;
 const MAX_FAMILY: usize = 64;
 const MAX_OPERATOR_LEN: usize = 64;
 const MAX_VERSION_LEN: usize = 32;
@@ -28,7 +27,7 @@ pub struct Impossible(pub(super) &'static str);
 pub struct Profile {
     /// Its long-term key.
     pub identity: RelayId,
-    /// Where it listens (UDP), the preferred first: 1 to 8, no IPv4-mapped ones.
+    /// Where it listens (UDP), the preferred first: one IPv4 or IPv6 address, or one of each; no IPv4-mapped one.
     pub addresses: Vec<SocketAddr>,
     /// ICE user-name fragment (RFC 8839 §5.4): 4 to 256 letters, digits, `+` or `/`.
     pub ice_ufrag: String,
@@ -71,7 +70,10 @@ impl Profile {
     /// When a relay can't be like that (`proto/07-directory.md`, "Profiles").
     pub(super) fn check(&self) -> Result<(), Impossible> {
         let require = |holds: bool, otherwise| if holds { Ok(()) } else { Err(Impossible(otherwise)) };
-        require((1..=MAX_ADDRESSES).contains(&self.addresses.len()), "needs 1 to 8 addresses")?;
+        let fours = self.addresses.iter().filter(|address| address.is_ipv4()).count();
+        let sixes = self.addresses.len().saturating_sub(fours);
+        let one_each = fours <= 1 && sixes <= 1 && !self.addresses.is_empty();
+        require(one_each, "needs one IPv4 or IPv6 address, or one of each")?;
         require(self.addresses.iter().all(|address| address.port() != 0), "an address has port 0")?;
         require(self.addresses.iter().all(|address| is_unicast(address.ip())), "an address is not a single host's")?;
         require(is_ice_text(&self.ice_ufrag, 4), "the ICE ufrag is not 4 to 256 ICE characters")?;

@@ -41,19 +41,21 @@ pub enum PolicyError {
 /// | `reject 192.0.2.0/24`, `reject 2001:db8::/32` | those addresses at any port |
 /// | `accept 192.0.2.1:80`, `accept [2001:db8::]/32:443`, `accept *:443` | address and port |
 ///
-/// Beneath the rules lies what they can't lift: addresses that aren't global ([`super::is_global`]) are refused unless the
-/// policy was made with `private_addresses`, and those of no single host (unspecified, multicast, broadcast) always.
+/// Beneath the rules lies what they can't lift: addresses that aren't global ([`super::is_global`]) and the exit's own
+/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`, and those of no single host (unspecified, multicast, broadcast) always.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
     private_addresses: bool,
+    /// The exit's own.
+    own: Vec<IpAddr>,
 }
 
 impl Policy {
     /// The policy that refuses everything.
     #[must_use]
     pub const fn refuse_all() -> Self {
-        Self { rules: Vec::new(), private_addresses: false }
+        Self { rules: Vec::new(), private_addresses: false, own: Vec::new() }
     }
 
     /// The policy of `rules`, in order, at most 256. With `private_addresses` they also decide on private, loopback and
@@ -72,7 +74,15 @@ impl Policy {
             }
             parsed.push(Rule::parse(text.as_ref())?);
         }
-        Ok(Self { rules: parsed, private_addresses })
+        Ok(Self { rules: parsed, private_addresses, own: Vec::new() })
+    }
+
+    /// The policy with the exit's own addresses refused like private ones: from there a target would see the exit's machine
+    /// itself connect, and let it in where it lets nobody else in.
+    #[must_use]
+    pub fn refusing_own(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.own.extend(addresses.into_iter().map(|ip| ip.to_canonical()));
+        self
     }
 
     /// Whether the exit may connect to `port` at `ip`, an address its own resolver has found. Port 0 never.
@@ -80,7 +90,8 @@ impl Policy {
     pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
         // An IPv4 address in IPv6 clothes is judged as what it is.
         let ip = ip.to_canonical();
-        if port == 0 || !is_host(ip) || !(self.private_addresses || is_global(ip)) {
+        let public = is_global(ip) && !self.own.contains(&ip);
+        if port == 0 || !is_host(ip) || !(self.private_addresses || public) {
             return false;
         }
         self.rules.iter().find(|rule| rule.fits(ip, port)).is_some_and(|rule| rule.accept)
@@ -257,6 +268,17 @@ mod tests {
         for text in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1"] {
             assert!(!lenient.allows(ip(text), 80), "{text}");
         }
+    }
+
+    #[test]
+    fn the_exits_own_addresses_are_refused_on_every_port_unless_private_ones_are_allowed() {
+        let own = ["1.2.3.4", "2606:4700::1"].map(ip);
+        let policy = |private| Policy::parse(["accept *"], private).unwrap().refusing_own(own);
+        for text in ["1.2.3.4", "2606:4700::1", "::ffff:1.2.3.4"] {
+            assert!([1, 22, 9051].iter().all(|port| !policy(false).allows(ip(text), *port)), "{text}");
+            assert!(policy(true).allows(ip(text), 22), "{text}");
+        }
+        assert!(policy(false).allows(ip("1.2.3.5"), 22));
     }
 
     #[test]

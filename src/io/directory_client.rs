@@ -54,6 +54,12 @@ pub enum DirectoryError {
     /// It has no consensus yet.
     #[error("the directory has no consensus yet")]
     NoneYet,
+    /// It has nothing newer than the consensus in use, which is no longer fresh.
+    #[error("the directory has nothing newer, though the consensus in use is no longer fresh")]
+    NothingNewer,
+    /// It said that nothing changed, without having been told what is in use.
+    #[error("the directory says that nothing changed, but wasn't asked that")]
+    NotAsked,
     /// It refused; its reason.
     #[error("the directory refused ({status}): {reason}")]
     Refused {
@@ -139,8 +145,9 @@ impl DirectoryClient {
         }
     }
 
-    /// A newer consensus than the one `in_use`, from the first directory that gives one; `None` if there is none newer. It
-    /// is on disk when this returns.
+    /// A newer consensus than the one `in_use`, from the first directory that gives one; `None` if that is still fresh and a
+    /// directory has none newer. It is on disk when this returns. Once the one in use is no longer fresh, a directory that
+    /// has none newer is passed over like one that doesn't answer, or it could hold its clients to an old list.
     ///
     /// # Errors
     /// When no directory's answer counts: the last one's failure.
@@ -149,9 +156,11 @@ impl DirectoryClient {
         now: WallTime,
         in_use: Option<&Consensus>,
     ) -> Result<Option<Consensus>, DirectoryError> {
+        let stale = in_use.is_some_and(|in_use| now >= in_use.fresh_until());
         let mut failure = DirectoryError::NoneYet;
         for _ in 0..self.directories.len() {
             match self.fetch_preferred(now, in_use).await {
+                Ok(None) if stale => failure = DirectoryError::NothingNewer,
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => failure = error,
             }
@@ -225,13 +234,16 @@ impl DirectoryClient {
         let index = self.preferred.checked_rem(self.directories.len()).unwrap_or_default();
         let Some(directory) = self.directories.get(index) else { return Err(DirectoryError::NoneYet) };
         let mut request = self.http.get(directory.consensus.clone());
-        if let (Some(etag), Some(_)) = (&directory.etag, in_use) {
+        let known = directory.etag.as_ref().filter(|_| in_use.is_some());
+        let asked = known.is_some();
+        if let Some(etag) = known {
             request = request.header(header::IF_NONE_MATCH, etag.clone());
         }
         let response = request.send().await?;
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_MODIFIED => return Ok(None),
+            StatusCode::NOT_MODIFIED if asked => return Ok(None),
+            StatusCode::NOT_MODIFIED => return Err(DirectoryError::NotAsked),
             StatusCode::NOT_FOUND => return Err(DirectoryError::NoneYet),
             _ => return Err(refusal(response).await),
         }

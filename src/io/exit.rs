@@ -14,11 +14,11 @@ mod relay;
 mod tests;
 
 use core::{net::IpAddr, time::Duration};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::timeout,
 };
 
@@ -88,6 +88,8 @@ pub(crate) struct Exit {
     hub: Hub,
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
+    /// What asks the resolver, so as many as there are tasks at the most.
+    questions: BTreeMap<StreamKey, AbortHandle>,
     /// One command a task, so as many as there are tasks.
     outcomes: mpsc::UnboundedReceiver<ExitCommand>,
 }
@@ -106,7 +108,7 @@ impl Exit {
         let (outcome, outcomes) = mpsc::unbounded_channel();
         let permits = Arc::new(Semaphore::new(options.streams));
         let shared = Arc::new(Shared { options, resolver, permits, outcome });
-        Self { hub: Hub::new(), shared, tasks: JoinSet::new(), outcomes }
+        Self { hub: Hub::new(), shared, tasks: JoinSet::new(), questions: BTreeMap::new(), outcomes }
     }
 
     /// Connects to `target`. The stream is open at once, since an origin may send before it knows of the connection.
@@ -123,13 +125,14 @@ impl Exit {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(key) else { return };
         let shared = Arc::clone(&self.shared);
-        self.tasks.spawn(async move {
+        let asking = self.tasks.spawn(async move {
             shared.tell(match shared.resolver.resolve(&host).await {
                 Ok(Found { ttl, answers }) => ExitCommand::Resolved { key, ttl, answers },
                 Err(reason) => ExitCommand::Failed { key, reason },
             });
             drop(permit);
         });
+        self.questions.insert(key, asking);
     }
 
     /// Bytes for the target.
@@ -149,6 +152,9 @@ impl Exit {
 
     /// The stream or question is void.
     pub(crate) fn close(&mut self, key: StreamKey) {
+        if let Some(asking) = self.questions.remove(&key) {
+            asking.abort();
+        }
         self.hub.fail(key, EndReason::Reset);
     }
 
@@ -172,8 +178,12 @@ impl Exit {
                 core.connected(now, key, address);
                 self.hub.set_room(key, core.room(key));
             }
-            ExitCommand::Resolved { key, ttl, answers } => core.resolved(key, ttl, answers),
+            ExitCommand::Resolved { key, ttl, answers } => {
+                self.questions.remove(&key);
+                core.resolved(key, ttl, answers);
+            }
             ExitCommand::Failed { key, reason } => {
+                self.questions.remove(&key);
                 self.hub.fail(key, reason);
                 core.failed(key, reason);
             }

@@ -143,6 +143,43 @@ impl Folder {
         }
     }
 
+    /// Whether it belongs to the user this process acts as. What another user's process writes into a node's folder, the
+    /// node can't read.
+    ///
+    /// # Errors
+    /// When the system refuses to tell.
+    pub fn is_ours(&self) -> Result<bool, FileError> {
+        let metadata = fs::metadata(&self.path).map_err(FileError::io("looking at it", &self.path))?;
+        // Linux gives a process's folder there to its effective user.
+        let process = Path::new("/proc/self");
+        let ours = fs::metadata(process).map_err(FileError::io("looking at it", process))?;
+        Ok(metadata.uid() == ours.uid())
+    }
+
+    /// The relay's identity, if there is one.
+    ///
+    /// # Errors
+    /// When the file can't be read, is open to others or corrupted.
+    pub fn kept_identity(&self) -> Result<Option<IdentityKey>, FileError> {
+        self.load(IDENTITY, signing_key)
+    }
+
+    /// The directory authority's key, if there is one.
+    ///
+    /// # Errors
+    /// As for [`Self::kept_identity`].
+    pub fn kept_authority(&self) -> Result<Option<IdentityKey>, FileError> {
+        self.load(AUTHORITY, signing_key)
+    }
+
+    /// The DTLS certificate with its key, if there is one.
+    ///
+    /// # Errors
+    /// As for [`Self::kept_identity`].
+    pub fn kept_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+        self.load(CERTIFICATE, |file| file.bytes("certificate"))
+    }
+
     /// The relay's identity, made if there is none.
     ///
     /// # Errors
@@ -227,11 +264,9 @@ impl Folder {
     }
 
     fn signing_key<R: CryptoRng + ?Sized>(&self, name: &'static str, rng: &mut R) -> Result<IdentityKey, FileError> {
-        self.load_or_make(
-            name,
-            |file| file.key("secret").map(|seed| IdentityKey::from_bytes(&seed)),
-            || KeyFile::new(name).with_bytes("secret", IdentityKey::generate(rng).to_bytes().as_slice()),
-        )
+        self.load_or_make(name, signing_key, || {
+            KeyFile::new(name).with_bytes("secret", IdentityKey::generate(rng).to_bytes().as_slice())
+        })
     }
 
     fn kept_onion_keys(&self) -> Result<Option<KeptOnionKeys>, FileError> {
@@ -302,6 +337,10 @@ impl KeptOnionKeys {
             None => file,
         }
     }
+}
+
+fn signing_key(file: &KeyFile) -> Result<IdentityKey, &'static str> {
+    file.key("secret").map(|seed| IdentityKey::from_bytes(&seed))
 }
 
 /// The bytes of a file that only its owner may open, `None` if there is none.

@@ -175,10 +175,10 @@ fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
         return Err("An address with a user name in it is not forwarded.");
     }
     let host = Host::parse(authority.host()).map_err(|_| "The host is neither a name nor an address.")?;
-    let port = match authority.port() {
-        None => HTTP,
-        Some(port) if port.as_u16() != 0 => port.as_u16(),
-        Some(_) => return Err("Port 0 can't be reached."),
+    // One that is no port must not count as none.
+    let port = match authority.as_str().strip_prefix(authority.host()) {
+        Some("" | ":") => HTTP,
+        _ => authority.port_u16().filter(|port| *port != 0).ok_or("The port is not one from 1 to 65535.")?,
     };
     Ok(Target { host, port })
 }

@@ -1,11 +1,17 @@
-//! `umbel keys`: makes and shows a node's keys.
+//! `umbel keys`: shows a node's keys, and makes them where no node has started yet.
+//!
+//! It writes only to a folder that is its user's own and that no node holds, and never touches onion keys: a running relay
+//! would not know of new ones, and a service could not read what another user made.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use data_encoding::HEXUPPER;
 
-use crate::io::{clock::wall_time, files::Folder};
+use crate::{
+    io::files::{FileError, Folder, FolderLock},
+    transport::native::Certificate,
+};
 
 use super::{Failure, drive::randomness, network, options::data_dir};
 
@@ -28,29 +34,110 @@ enum KeysRole {
     Directory,
 }
 
-/// Makes the keys that are not there yet and prints their public halves.
+/// Prints the public halves of a node's keys; makes them first if they aren't there and the folder is free.
 ///
 /// # Errors
-/// When the folder or a file in it can't be used.
+/// When the folder or a file in it can't be used, or there is no key and none may be made.
 pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
-    let mut rng = randomness()?;
     let role = match options.role {
         KeysRole::Relay => "relay",
         KeysRole::Directory => "directory",
     };
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), role)?).map_err(Failure::usage)?;
+    let lock = free(&folder)?;
+    if lock.is_some() {
+        make(&folder, options.role)?;
+    }
     println!("folder       {}", folder.path().display());
     match options.role {
         KeysRole::Relay => {
-            let identity = folder.identity(&mut rng).map_err(Failure::usage)?.id();
-            folder.onion_keys(wall_time(), &mut rng).map_err(Failure::usage)?;
-            println!("identity     {}", identity.to_base32());
-            println!("fingerprint  {}", HEXUPPER.encode(&network::certificate(&folder)?.fingerprint()));
+            let identity = folder.kept_identity().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
+            let certificate = folder.kept_certificate().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
+            let certificate = Certificate::from_bytes(&certificate).map_err(Failure::usage)?;
+            println!("identity     {}", identity.id().to_base32());
+            println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
         }
         KeysRole::Directory => {
-            let authority = folder.authority(&mut rng).map_err(Failure::usage)?.id();
-            println!("authority    {}", authority.to_base32());
+            let authority = folder.kept_authority().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
+            println!("authority    {}", authority.id().to_base32());
         }
     }
     Ok(())
+}
+
+/// The hold on a folder that may be written to.
+fn free(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
+    if !folder.is_ours().map_err(Failure::usage)? {
+        return Ok(None);
+    }
+    match folder.lock() {
+        Ok(lock) => Ok(Some(lock)),
+        Err(FileError::InUse { .. }) => Ok(None),
+        Err(error) => Err(Failure::usage(error)),
+    }
+}
+
+fn make(folder: &Folder, role: KeysRole) -> Result<(), Failure> {
+    let mut rng = randomness()?;
+    match role {
+        KeysRole::Relay => {
+            folder.identity(&mut rng).map_err(Failure::usage)?;
+            network::certificate(folder)?;
+        }
+        KeysRole::Directory => _ = folder.authority(&mut rng).map_err(Failure::usage)?,
+    }
+    Ok(())
+}
+
+fn missing(folder: &Folder) -> Failure {
+    Failure::Usage(format!(
+        "{}: no keys there yet, and this folder belongs to another user or to a node that is just starting: start the node, \
+         then try again",
+        folder.path().display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        fs,
+        path::Path,
+        time::{Duration, SystemTime},
+    };
+
+    use super::*;
+    use crate::{base::WallTime, io::clock::wall_time};
+
+    fn keys(folder: &Path) -> Result<(), Failure> {
+        run(&KeysOptions { role: KeysRole::Relay, data_dir: Some(folder.to_owned()) })
+    }
+
+    /// Each file with its contents and when it was written.
+    fn files(folder: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let written = entry.metadata().unwrap().modified().unwrap();
+            (entry.file_name().into_string().unwrap(), (fs::read(entry.path()).unwrap(), written))
+        });
+        entries.collect()
+    }
+
+    #[test]
+    fn a_folder_in_use_is_shown_and_left_as_it_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("relay");
+        let folder = Folder::open(&path).unwrap();
+        let lock = folder.lock().unwrap();
+        assert!(keys(&path).is_err(), "there is nothing to show, and nothing may be made");
+        drop(lock);
+        keys(&path).unwrap();
+        let long_ago: WallTime = wall_time().before(Duration::from_secs(30 * 24 * 60 * 60));
+        folder.onion_keys(long_ago, &mut randomness().unwrap()).unwrap();
+        let before = files(&path);
+        keys(&path).unwrap();
+        let _lock = folder.lock().unwrap();
+        keys(&path).unwrap();
+        assert_eq!(files(&path), before);
+    }
 }

@@ -56,9 +56,12 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let listen = options.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4443)));
     let sockets = Sockets::bind(&[listen], true).map_err(Failure::failed)?;
     let ice = network::ice_of(&identity.id())?;
+    let addresses = addresses(&options, &sockets)?;
+    let own: Vec<_> = addresses.iter().chain(&sockets.listening()).map(SocketAddr::ip).collect();
+    let policy = policy.map(|policy| policy.refusing_own(own));
     let profile = Profile {
         identity: identity.id(),
-        addresses: addresses(&options, &sockets)?,
+        addresses,
         ice_ufrag: ice.ufrag().to_owned(),
         ice_password: ice.password().to_owned(),
         fingerprint: certificate.fingerprint(),

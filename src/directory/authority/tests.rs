@@ -117,11 +117,15 @@ fn a_proof_at_one_address_does_not_count_for_another() {
     assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()], "one dial at a time");
     authority.handle_proof(later(1), &profile(1).dial_target(), Ok(()));
     assert_eq!(authority.listed(later(1)), 0);
+    authority.handle_timeout(later(6));
     assert_eq!(drain(&mut authority).proofs, [moved.dial_target()]);
-    authority.handle_proof(later(1), &moved.dial_target(), Ok(()));
-    assert_eq!(authority.listed(later(1)), 1);
-    submit(&mut authority, 1, profile(1), later(2));
-    assert_eq!(authority.listed(later(2)), 0, "moving again asks for proof again");
+    authority.handle_proof(later(6), &moved.dial_target(), Ok(()));
+    assert_eq!(authority.listed(later(6)), 1);
+    submit(&mut authority, 1, profile(1), later(7));
+    assert_eq!(authority.listed(later(7)), 0, "moving again asks for proof again");
+    assert!(drain(&mut authority).proofs.is_empty(), "but not at once again");
+    authority.handle_timeout(later(11));
+    assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()]);
 }
 
 #[test]
@@ -310,4 +314,135 @@ fn stable_are_those_known_long_enough_and_in_a_young_network_the_older_half() {
     authority.handle_timeout(later(13 * hour));
     let consensus = published(&mut authority, later(13 * hour)).unwrap();
     assert_eq!([1, 2, 3, 4].map(|number| guard(&consensus, number)), [true, true, true, false]);
+}
+
+/// An authority of a network on the Internet.
+fn public() -> Authority {
+    authority(AuthorityConfig { private_addresses: false, ..AuthorityConfig::testnet(1) })
+}
+
+fn at(number: u16, addresses: &[&str]) -> Profile {
+    Profile { addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..profile(number) }
+}
+
+#[test]
+fn a_relay_is_listed_only_once_it_has_proved_itself_at_each_of_its_addresses() {
+    let mut authority = authority(AuthorityConfig::testnet(1));
+    submit(&mut authority, 1, at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), NOW);
+    let proofs = drain(&mut authority).proofs;
+    let dialled: Vec<_> = proofs.iter().map(|target| target.addresses.clone()).collect();
+    assert_eq!(dialled, [["20.0.0.1:1".parse().unwrap()], ["[2606:4700::1]:1".parse().unwrap()]]);
+    authority.handle_proof(NOW, &proofs[0], Ok(()));
+    authority.handle_proof(NOW, &proofs[0], Ok(()));
+    assert_eq!(authority.listed(NOW), 0);
+    authority.handle_proof(NOW, &proofs[1], FAILED);
+    assert_eq!(authority.listed(NOW), 0);
+    authority.handle_timeout(later(5));
+    for proof in drain(&mut authority).proofs {
+        authority.handle_proof(later(5), &proof, Ok(()));
+    }
+    assert_eq!(authority.listed(later(5)), 1);
+}
+
+#[test]
+fn an_address_added_while_the_others_are_dialled_is_not_listed_unproved() {
+    let mut authority = authority(AuthorityConfig::testnet(1));
+    submit(&mut authority, 1, at(1, &["20.0.0.1:1"]), NOW);
+    submit(&mut authority, 1, at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), later(1));
+    let proofs = drain(&mut authority).proofs;
+    authority.handle_proof(later(1), &proofs[0], Ok(()));
+    assert_eq!((proofs.len(), authority.listed(later(1))), (1, 0));
+}
+
+#[test]
+fn new_descriptors_bring_a_relay_that_never_proved_itself_no_earlier_dial() {
+    let mut authority = authority(AuthorityConfig::testnet(1));
+    submit(&mut authority, 1, profile(1), NOW);
+    let mut dials = 0;
+    for second in 1..600 {
+        for target in drain(&mut authority).proofs {
+            dials += 1;
+            authority.handle_proof(later(second), &target, FAILED);
+        }
+        // In turn the same address and another.
+        submit(&mut authority, 1, at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]), later(second));
+    }
+    assert!((25..=35).contains(&dials), "{dials}: one in 20 s, as to a relay that does not change");
+}
+
+#[test]
+fn what_the_authority_cannot_dial_is_not_the_relays_failure() {
+    let mut authority = authority(AuthorityConfig::testnet(1));
+    register(&mut authority, 1, profile(1), NOW);
+    for second in (20..100).step_by(5) {
+        authority.handle_timeout(later(second));
+        for target in drain(&mut authority).proofs {
+            authority.handle_proof(later(second), &target, Err(ProofError::Dial(DialError::Unable)));
+        }
+    }
+    assert_eq!(authority.listed(later(100)), 1);
+}
+
+#[test]
+fn only_a_few_relays_of_one_network_are_dialled_at_once_and_only_so_many_kept_unproved() {
+    let mut authority = public();
+    let mut asked = Asked::default();
+    for number in 0..40 {
+        submit(&mut authority, number, at(number, &[&format!("20.0.0.{number}:1")]), NOW);
+        let more = drain(&mut authority);
+        asked.proofs.extend(more.proofs);
+        asked.forgotten.extend(more.forgotten);
+    }
+    assert_eq!((asked.proofs.len(), asked.forgotten.len()), (4, 8));
+    assert!(authority.poll_timeout().unwrap() > NOW, "what can't be dialled yet is no reason to wake up");
+    submit(&mut authority, 50, at(50, &["20.0.1.1:1"]), NOW);
+    assert_eq!(drain(&mut authority).proofs.len(), 1, "another network isn't held up");
+}
+
+#[test]
+fn a_relay_is_kept_on_disk_only_once_it_has_proved_itself() {
+    let mut authority = public();
+    submit(&mut authority, 1, profile(1), NOW);
+    authority.handle_proof(NOW, &profile(1).dial_target(), FAILED);
+    assert!(drain(&mut authority).records.is_empty());
+    authority.handle_timeout(later(5));
+    authority.handle_proof(later(5), &profile(1).dial_target(), Ok(()));
+    assert_eq!(drain(&mut authority).records.len(), 1);
+}
+
+#[test]
+fn at_one_address_only_the_eight_longest_known_relays_are_listed() {
+    let mut authority = public();
+    for number in 1..=9 {
+        register(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), later(u64::from(number)));
+    }
+    register(&mut authority, 10, at(10, &["20.0.0.2:1"]), later(10));
+    drain(&mut authority);
+    authority.handle_timeout(later(22));
+    let consensus = published(&mut authority, later(22)).unwrap();
+    let listed = |number| consensus.relay(&key(number).id()).is_some();
+    assert_eq!(consensus.relays().len(), 9);
+    assert!(listed(8) && listed(10) && !listed(9));
+}
+
+#[test]
+fn a_consensus_that_would_be_too_long_leaves_out_the_youngest() {
+    let mut authority = public();
+    let most = MAX_RELAYS as u16;
+    let ports: Vec<String> = (0..60).map(|port| format!("accept {}", 1000 + 2 * port)).collect();
+    let exit = exit_profile(1, &ports.iter().map(String::as_str).collect::<Vec<_>>()).exit;
+    for number in 1..=most {
+        let long = |text: &str| text.repeat(256);
+        let (ice_ufrag, ice_password) = (long("u"), long("p"));
+        let profile = Profile { ice_ufrag, ice_password, exit: exit.clone(), ..profile(number) };
+        let descriptor = crate::directory::Descriptor { profile, published: NOW };
+        let mut entry = Entry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(most - number))));
+        entry.proved(NOW, Duration::from_secs(3600));
+        authority.relays.insert(entry);
+    }
+    authority.handle_timeout(NOW);
+    let consensus = published(&mut authority, NOW).unwrap();
+    let listed = consensus.relays().len() as u16;
+    assert!((1000..most).contains(&listed), "{listed}");
+    assert!((1..=listed).all(|number| consensus.relay(&key(number).id()).is_some()), "the longest known stay");
 }

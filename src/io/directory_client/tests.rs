@@ -108,6 +108,30 @@ async fn when_one_directory_is_down_or_lies_the_next_is_asked() {
 }
 
 #[tokio::test]
+async fn a_directory_that_stands_still_does_not_hold_its_clients_to_an_old_consensus() {
+    let frozen = Fake::with(signed_by(&[100], NOW).into_bytes()).start().await;
+    let alive = Fake::with(signed_by(&[100], later(FRESH)).into_bytes()).start().await;
+    let mut client = client(&[frozen, alive]);
+    let in_use = client.fetch(NOW, None).await.unwrap().unwrap();
+    assert!(matches!(client.fetch(later(FRESH - 1), Some(&in_use)).await, Ok(None)), "still fresh");
+    let next = client.fetch(later(FRESH), Some(&in_use)).await.unwrap().unwrap();
+    assert_eq!(next.valid_after(), later(FRESH));
+    let mut pinned = super::DirectoryClient::new(config(&[frozen], None)).unwrap();
+    assert!(matches!(pinned.fetch(later(FRESH), Some(&in_use)).await, Err(DirectoryError::NothingNewer)));
+}
+
+#[tokio::test]
+async fn a_directory_that_says_not_modified_unasked_is_passed_over() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let lazy = listener.local_addr().unwrap();
+    let router = Router::new().route("/v1/consensus", get(async || StatusCode::NOT_MODIFIED));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    assert!(matches!(client(&[lazy]).fetch(NOW, None).await, Err(DirectoryError::NotAsked)));
+    let good = Fake::with(signed_by(&[100], NOW).into_bytes()).start().await;
+    assert!(matches!(client(&[lazy, good]).fetch(NOW, None).await, Ok(Some(_))));
+}
+
+#[tokio::test]
 async fn a_client_uses_what_is_on_disk_while_the_directory_is_down_until_it_expires() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("consensus");

@@ -139,6 +139,10 @@ fn for_origin<B>(mut request: Request<B>) -> Request<B> {
 
 /// Removes what concerns two neighbours only, also what `Connection` names.
 fn strip(headers: &mut HeaderMap) {
+    // Transfer-Encoding overrides it (RFC 9112 §6.3), and must not leave it behind to be believed by the next one.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()

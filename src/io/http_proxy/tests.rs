@@ -248,3 +248,26 @@ async fn garbage_closes_the_connection_and_nothing_else() {
         assert!(ended.is_ok(), "seed {seed:#x}, round {round}: still open");
     }
 }
+
+#[tokio::test]
+async fn a_length_beside_a_transfer_encoding_is_not_forwarded() {
+    let origin = mirror().await;
+    let address = port(&Direct::default(), HttpLimits::default()).await;
+    let request = format!(
+        "POST http://origin.test:{}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\
+         Connection: close\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        origin.port()
+    );
+    let answer = converse(address, request.as_bytes()).await;
+    // Refusing it is as good.
+    let seen = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_ascii_lowercase();
+    assert!(!seen.contains("content-length"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_no_port_is_refused_and_not_taken_for_the_usual_one() {
+    for port in ["99999", "65536", "0"] {
+        let answer = answer_to(&format!("GET http://origin.test:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{port}: {answer}");
+    }
+}
