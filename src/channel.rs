@@ -12,6 +12,7 @@
 mod channels;
 mod handshake;
 mod hello;
+mod limits;
 mod link;
 mod queue;
 #[cfg(test)]
@@ -36,22 +37,49 @@ pub const QUEUE_LOW: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub(crate) LinkId);
 
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run, a second.
+    pub a_second: u32,
+    /// At once, after a pause.
+    pub burst: u32,
+}
+
+/// What makes room when more cells wait than a node may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// To end this circuit.
+    Circuit(ChannelId, CircuitId),
+    /// To close this channel.
+    Channel(ChannelId),
+}
+
 /// Limits of a node's channels.
 #[derive(Clone, Debug)]
 pub struct ChannelParameters {
     /// Channels at once. Beyond it the one idle for longest gives way, or the new link is closed. Default 4,096.
     pub channels: usize,
-    /// Links at once whose handshake is not done; each may hold 128 KiB. Beyond it new links are closed. Default 256.
+    /// Links at once whose handshake is not done; each may hold 128 KiB. Beyond it the oldest gives way of the address (or
+    /// IPv6 /64) that has most. Default 256.
     pub handshakes: usize,
     /// Dials at once; more fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
-    /// Circuits at once on one channel. Default 8,192.
+    /// Circuits at once on one channel to a relay. Default 8,192.
     pub circuits_per_channel: usize,
+    /// Circuits at once on one channel to a client. Default 1,024.
+    pub circuits_per_client: usize,
+    /// Circuits that a relay at the other end may open. Default 500 a second, 1,000 at once.
+    pub creates_of_relay: Rate,
+    /// Circuits that a client at the other end may open. Default 50 a second, 200 at once.
+    pub creates_of_client: Rate,
+    /// Refusals of circuits that may wait on one channel; beyond it the channel closes. Default 256.
+    pub refusals: usize,
     /// Cells that may wait for one circuit on one channel; the sender ends the circuit at the cap. It must exceed the
     /// largest congestion window. Default 4,608 (4.5 MiB).
     pub circuit_queue: usize,
-    /// Cells that may wait on all channels together; at the cap the circuit ends whose first cell has waited longest.
-    /// Default 65,536 (64 MiB).
+    /// Cells that may wait on all channels together; at the cap a circuit ends of the channel that has most of them, or
+    /// that channel. Default 65,536 (64 MiB).
     pub queued: usize,
     /// A dial, to the open link. Default 10 s.
     pub dial_limit: Duration,
@@ -61,6 +89,8 @@ pub struct ChannelParameters {
     pub keep_alive: Duration,
     /// Nothing received for so long: the channel closes. Default 90 s.
     pub silence_limit: Duration,
+    /// Cells wait and the link has taken nothing for so long: the channel closes. Default 30 s.
+    pub stall_limit: Duration,
     /// No circuit for so long: the dialler closes the channel, the other end after twice the time. Default 180 s.
     pub idle_limit: Duration,
 }
@@ -72,12 +102,17 @@ impl Default for ChannelParameters {
             handshakes: 256,
             dials: 256,
             circuits_per_channel: 8192,
+            circuits_per_client: 1024,
+            creates_of_relay: Rate { a_second: 500, burst: 1000 },
+            creates_of_client: Rate { a_second: 50, burst: 200 },
+            refusals: 256,
             circuit_queue: 4608,
             queued: 65_536,
             dial_limit: Duration::from_secs(10),
             handshake_limit: Duration::from_secs(10),
             keep_alive: Duration::from_secs(20),
             silence_limit: Duration::from_secs(90),
+            stall_limit: Duration::from_secs(30),
             idle_limit: Duration::from_secs(180),
         }
     }
@@ -167,6 +202,9 @@ pub enum ChannelError {
     /// The handshake took too long, or nothing came for too long.
     #[error("silent for too long")]
     TimedOut,
+    /// Cells wait for it, and it has read nothing for too long.
+    #[error("read nothing for too long")]
+    Stalled,
 }
 
 /// A circuit's queue has reached its cap: the caller ends the circuit.

@@ -42,7 +42,7 @@ use rand::CryptoRng;
 
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
-    channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
+    channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     directory::{Consensus, KnownRelays},
     flow::FlowParameters,
@@ -55,6 +55,10 @@ use table::{Circuit, CircuitKey, Leg, Table};
 
 /// Fragments of one body may take so long.
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
+/// A client's circuit that has no next hop, never had a stream and has carried no cell ends after so long.
+const UNUSED_LIMIT: Duration = Duration::from_secs(600);
+/// The same of a later hop, which may be the last of a circuit that a client keeps ready.
+const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
 /// From EXTEND to the open channel; a little more than a dial and its handshake may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(22);
 /// From CREATE to the last fragment of CREATED.
@@ -71,8 +75,8 @@ pub struct RelayParameters {
     pub circuits: usize,
     /// Circuits at once whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 a channel.
     pub half_built: usize,
-    /// Circuits at once that wait for a channel to their next hop, 4 KiB each; more end. Default 1,024, and 256 of
-    /// a channel.
+    /// Circuits at once that wait for a channel to their next hop, 4 KiB each; more end. Default 1,024, and of a
+    /// channel 256, which may wait for 16 relays.
     pub dialling: usize,
     /// Whether it serves BEGIN and RESOLVE at all. Default no.
     pub exit: bool,
@@ -219,26 +223,34 @@ impl Relay {
     }
 
     fn handle_channel_events(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        while let Some(event) = self.channels.poll_event() {
-            match event {
-                ChannelEvent::Open { channel, peer: Some(relay), .. } => self.create_waiting(now, relay, channel, rng),
-                ChannelEvent::Open { peer: None, .. } => {}
-                ChannelEvent::DialFailed { relay, error } => {
-                    tracing::debug!(%error, "no channel to a next hop");
-                    for key in self.dialling.remove(&relay).unwrap_or_default() {
-                        self.end(now, key);
-                    }
-                }
-                ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
-                ChannelEvent::Drained { channel, circuit } => self.handle_drained(Leg { channel, circuit }),
-                ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
+        loop {
+            while let Some(event) = self.channels.poll_event() {
+                self.handle_channel_event(now, event, rng);
+            }
+            match self.channels.overdue() {
+                Some(Overdue::Circuit(channel, circuit)) => match self.table.find(Leg { channel, circuit }) {
+                    Some((key, _)) => self.end(now, key),
+                    None => self.refuse(now, Leg { channel, circuit }),
+                },
+                Some(Overdue::Channel(channel)) => self.channels.close(channel),
+                None => return,
             }
         }
-        while let Some((channel, circuit)) = self.channels.overdue_circuit() {
-            match self.table.find(Leg { channel, circuit }) {
-                Some((key, _)) => self.end(now, key),
-                None => self.refuse(now, Leg { channel, circuit }),
+    }
+
+    fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
+        match event {
+            ChannelEvent::Open { channel, peer: Some(relay), .. } => self.create_waiting(now, relay, channel, rng),
+            ChannelEvent::Open { peer: None, .. } => {}
+            ChannelEvent::DialFailed { relay, error } => {
+                tracing::debug!(%error, "no channel to a next hop");
+                for key in self.dialling.remove(&relay).unwrap_or_default() {
+                    self.end(now, key);
+                }
             }
+            ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
+            ChannelEvent::Drained { channel, circuit } => self.handle_drained(Leg { channel, circuit }),
+            ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
         }
     }
 

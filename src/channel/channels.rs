@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, QueueFull,
+    ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, Overdue, QueueFull,
     link::{Channel, Due},
 };
 
@@ -85,7 +85,7 @@ impl Channels {
             }
             LinkEvent::Room { link, bytes } => {
                 if let Some(channel) = self.channels.get_mut(&ChannelId(link)) {
-                    channel.set_room(bytes);
+                    channel.set_room(now, bytes);
                     self.note_sendable(ChannelId(link));
                 }
             }
@@ -199,6 +199,12 @@ impl Channels {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
 
+    /// Whether the other end of `channel` may open one more circuit now: the channel carries fewer than it may, and they
+    /// don't come too fast. Each call counts as an attempt.
+    pub fn may_create(&mut self, now: Instant, channel: ChannelId) -> bool {
+        self.channels.get_mut(&channel).is_some_and(|channel| channel.may_create(now, &self.parameters))
+    }
+
     /// Notes that a circuit which the other end opens lives on `channel`; `false` if the identifier is in use or the
     /// channel carries as many as it may. It lives until [`Self::forget_circuit`] or a DESTROY from the other end.
     pub fn admit_circuit(&mut self, channel: ChannelId, circuit: CircuitId) -> bool {
@@ -242,18 +248,16 @@ impl Channels {
         }
     }
 
-    /// When more cells wait than this node may hold: the circuit whose first cell has waited longest, for the owner to
-    /// end.
+    /// When more cells wait than this node may hold, what the owner must end: of the channel with most of them the
+    /// circuit whose first cell has waited longest, or the channel itself if no circuit's end makes room.
     #[must_use]
-    pub fn overdue_circuit(&self) -> Option<(ChannelId, CircuitId)> {
+    pub fn overdue(&self) -> Option<Overdue> {
         if self.queued <= self.parameters.queued {
             return None;
         }
-        let heads = self.channels.iter().filter_map(|(id, channel)| {
-            let (serial, circuit) = channel.queue().longest_waiting()?;
-            Some((serial, *id, circuit))
-        });
-        heads.min_by_key(|head| head.0).map(|(_, id, circuit)| (id, circuit))
+        let (id, channel) = self.channels.iter().rev().max_by_key(|(_, channel)| channel.queue().len())?;
+        let circuit = channel.queue().longest_waiting();
+        Some(circuit.map_or(Overdue::Channel(*id), |circuit| Overdue::Circuit(*id, circuit)))
     }
 
     /// Closes a channel; [`ChannelEvent::Closed`] follows if it was open.
@@ -272,11 +276,8 @@ impl Channels {
             LocalRole::Anonymous => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
-        if self.channels.len() >= self.parameters.channels {
-            self.close_longest_idle();
-        }
-        let full = self.channels.len() >= self.parameters.channels || self.handshakes >= self.parameters.handshakes;
-        if refused || (full && opened.dialled.is_none()) {
+        // Others give way only once nothing else speaks against the new link.
+        if refused || (!self.makes_room(&opened) && opened.dialled.is_none()) {
             self.outbox.push_back(Transmit::Close(link));
             return;
         }
@@ -338,6 +339,34 @@ impl Channels {
         if self.lookup(&relay).is_none() {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });
         }
+    }
+
+    /// Whether there is a place for a new link, or one could be made.
+    fn makes_room(&mut self, opened: &LinkOpened) -> bool {
+        if opened.dialled.is_none() && self.handshakes >= self.parameters.handshakes && !self.close_oldest_greeting() {
+            return false;
+        }
+        if self.channels.len() >= self.parameters.channels {
+            self.close_longest_idle();
+        }
+        self.channels.len() < self.parameters.channels
+    }
+
+    /// Closes the oldest link with an unfinished handshake of the source that has most of them; `false` if each has one.
+    fn close_oldest_greeting(&mut self) -> bool {
+        let greeting = |channel: &&Channel| channel.established().is_none() && channel.dialled().is_none();
+        let mut sources = BTreeMap::<_, usize>::new();
+        for channel in self.channels.values().filter(greeting) {
+            let count = sources.entry(channel.source()).or_default();
+            *count = count.saturating_add(1);
+        }
+        let most = sources.into_iter().filter(|(_, count)| *count > 1).max_by_key(|(_, count)| *count);
+        let Some((source, _)) = most else { return false };
+        let of_source = self.channels.iter().filter(|(_, channel)| greeting(channel) && channel.source() == source);
+        if let Some((_, id)) = of_source.map(|(id, channel)| (channel.since(), *id)).min() {
+            self.close(id);
+        }
+        true
     }
 
     fn close_longest_idle(&mut self) {

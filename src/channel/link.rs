@@ -13,6 +13,7 @@ use crate::{
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, Established, LocalRole, QueueFull,
     handshake::{Greeted, Greeting, Proving},
+    limits::{Bucket, Source},
     queue::FairQueue,
 };
 
@@ -51,9 +52,13 @@ pub(super) struct Channel {
     dialled: Option<RelayId>,
     state: State,
     room: usize,
+    /// Since when the link has had no room.
+    full_since: Option<Instant>,
     /// Messages that are packed.
     ready: VecDeque<(Lane, Bytes)>,
     queue: FairQueue,
+    creates: Bucket,
+    source: Source,
     since: Instant,
     last_sent: Instant,
     last_received: Instant,
@@ -71,15 +76,18 @@ impl Channel {
         role: LocalRole,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let dialled = opened.dialled;
+        let (dialled, source) = (opened.dialled, Source::of(opened.peer_address.0));
         let (greeting, hello) = Greeting::start(role, opened, rng);
         Self {
             id: ChannelId(link),
             dialled,
             state: State::Greeting(Box::new(greeting), Early::default()),
             room: 0,
+            full_since: Some(now),
             ready: VecDeque::from([(Lane::FIRST, Bytes::from(hello))]),
             queue: FairQueue::default(),
+            creates: Bucket::new(),
+            source,
             since: now,
             last_sent: now,
             last_received: now,
@@ -114,8 +122,18 @@ impl Channel {
         &self.queue
     }
 
-    pub(super) const fn set_room(&mut self, bytes: usize) {
+    /// Who the link comes from.
+    pub(super) const fn source(&self) -> Source {
+        self.source
+    }
+
+    pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
         self.room = bytes;
+        self.note_room(now);
+    }
+
+    fn note_room(&mut self, now: Instant) {
+        self.full_since = if self.room == 0 { self.full_since.or(Some(now)) } else { None };
     }
 
     /// Takes one message of the link.
@@ -230,9 +248,22 @@ impl Channel {
         None
     }
 
+    /// Whether the other end may open a circuit now; takes one of its tokens.
+    pub(super) fn may_create(&mut self, now: Instant, parameters: &ChannelParameters) -> bool {
+        let rate = if self.peer().is_some() { parameters.creates_of_relay } else { parameters.creates_of_client };
+        self.has_place(parameters) && self.creates.take(now, rate)
+    }
+
+    /// Whether it carries fewer circuits than it may, those counted that have ended and still wait to be told.
+    fn has_place(&self, parameters: &ChannelParameters) -> bool {
+        let limit =
+            if self.peer().is_some() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
+        self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
+    }
+
     /// Holds a circuit; `false` if it is held already or the channel carries as many as it may.
     pub(super) fn admit(&mut self, parameters: &ChannelParameters, circuit: CircuitId) -> bool {
-        let admitted = self.queue.circuits() < parameters.circuits_per_channel && self.queue.hold(circuit);
+        let admitted = self.has_place(parameters) && self.queue.hold(circuit);
         if admitted {
             self.idle_since = None;
         }
@@ -248,8 +279,7 @@ impl Channel {
 
     pub(super) fn send(&mut self, parameters: &ChannelParameters, serial: u64, cell: Cell) -> Result<(), QueueFull> {
         let Some(circuit) = cell.circuit() else { return Ok(()) };
-        let entries = parameters.circuits_per_channel.saturating_mul(2);
-        if self.queue.entries() >= entries && !self.queue.knows(circuit) {
+        if self.queue.refusals() >= parameters.refusals && !self.queue.knows(circuit) {
             return Err(QueueFull);
         }
         self.queue.push(circuit, serial, cell, parameters.circuit_queue)
@@ -270,6 +300,7 @@ impl Channel {
         }
         let (lane, message) = self.ready.pop_front()?;
         self.room = self.room.saturating_sub(message.len());
+        self.note_room(now);
         self.last_sent = now;
         Some((lane, message))
     }
@@ -308,6 +339,10 @@ impl Channel {
         };
         if now.since(self.last_received) >= parameters.silence_limit {
             return Err(ChannelError::TimedOut);
+        }
+        let unsent = self.queue.len() > 0 || !self.ready.is_empty();
+        if unsent && self.full_since.is_some_and(|since| now.since(since) >= parameters.stall_limit) {
+            return Err(ChannelError::Stalled);
         }
         // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
         let patience = if established.dialler { 1 } else { 2 };

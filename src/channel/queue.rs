@@ -5,8 +5,8 @@
 //! the busy list. So one cell of an interactive circuit passes a bulk circuit's thousands, and bulk circuits share
 //! alike. All steps take constant time.
 //!
-//! Caps: cells per circuit ([`QueueFull`], upon which the caller ends the circuit) and circuits; cells in all are capped
-//! across channels by [`Channels`](super::Channels).
+//! Caps: cells per circuit ([`QueueFull`], upon which the caller ends the circuit); circuits and refusals are capped by
+//! the channel, cells in all across channels by [`Channels`](super::Channels).
 
 use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
@@ -39,6 +39,8 @@ struct Waiting {
     listed: Listed,
     /// The circuit lives: the entry stays when its queue is empty.
     held: bool,
+    /// It never lived: what waits is a refusal.
+    refused: bool,
 }
 
 /// A cell whose turn it is.
@@ -58,6 +60,7 @@ pub(super) struct FairQueue {
     busy: VecDeque<usize>,
     cells: usize,
     held: usize,
+    refused: usize,
 }
 
 impl FairQueue {
@@ -76,6 +79,11 @@ impl FairQueue {
         self.index.len()
     }
 
+    /// Circuits that never lived, with a refusal to be sent.
+    pub(super) const fn refusals(&self) -> usize {
+        self.refused
+    }
+
     /// Whether the identifier is taken, by a living circuit or by what is still to be sent of a past one.
     pub(super) fn knows(&self, circuit: CircuitId) -> bool {
         self.index.contains_key(&circuit)
@@ -88,9 +96,13 @@ impl FairQueue {
 
     /// Notes that `circuit` lives; `false` if it did already.
     pub(super) fn hold(&mut self, circuit: CircuitId) -> bool {
-        let waiting = self.entry_or_new(circuit);
-        if waiting.is_none_or(|waiting| core::mem::replace(&mut waiting.held, true)) {
+        let Some(slot) = self.slot_or_new(circuit) else { return false };
+        let Some(Some(waiting)) = self.entries.get_mut(slot) else { return false };
+        if core::mem::replace(&mut waiting.held, true) {
             return false;
+        }
+        if core::mem::take(&mut waiting.refused) {
+            self.refused = self.refused.saturating_sub(1);
         }
         self.held = self.held.saturating_add(1);
         true
@@ -129,6 +141,10 @@ impl FairQueue {
         }
         waiting.cells.push_back((serial, cell));
         if waiting.listed == Listed::No {
+            if !waiting.held {
+                waiting.refused = true;
+                self.refused = self.refused.saturating_add(1);
+            }
             waiting.listed = Listed::Quiet;
             waiting.turn = QUANTUM;
             self.quiet.push_back(slot);
@@ -173,10 +189,12 @@ impl FairQueue {
         }
     }
 
-    /// The circuit whose first cell has waited longest, and that cell's serial number. Looks at every circuit.
-    pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
-        let heads = self.entries.iter().flatten().filter(|waiting| waiting.held);
-        heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit))).min_by_key(|head| head.0)
+    /// The living circuit whose first cell has waited longest, of those whose end makes room: a DESTROY takes the place
+    /// of one cell. Looks at every circuit.
+    pub(super) fn longest_waiting(&self) -> Option<CircuitId> {
+        let heads = self.entries.iter().flatten().filter(|waiting| waiting.held && waiting.cells.len() > 1);
+        let heads = heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit)));
+        heads.min_by_key(|head| head.0).map(|(_, circuit)| circuit)
     }
 
     fn entry(&self, circuit: CircuitId) -> Option<&Waiting> {
@@ -187,17 +205,13 @@ impl FairQueue {
         self.entries.get_mut(*self.index.get(&circuit)?)?.as_mut()
     }
 
-    fn entry_or_new(&mut self, circuit: CircuitId) -> Option<&mut Waiting> {
-        let slot = self.slot_or_new(circuit)?;
-        self.entries.get_mut(slot)?.as_mut()
-    }
-
     fn slot_or_new(&mut self, circuit: CircuitId) -> Option<usize> {
         let entry = match self.index.entry(circuit) {
             Entry::Occupied(entry) => return Some(*entry.get()),
             Entry::Vacant(entry) => entry,
         };
-        let waiting = Waiting { circuit, cells: VecDeque::new(), turn: 0, listed: Listed::No, held: false };
+        let waiting =
+            Waiting { circuit, cells: VecDeque::new(), turn: 0, listed: Listed::No, held: false, refused: false };
         let slot = match self.vacant.pop() {
             Some(slot) => {
                 *self.entries.get_mut(slot)? = Some(waiting);
@@ -215,6 +229,9 @@ impl FairQueue {
         if let Some(waiting) = self.entries.get_mut(slot).and_then(Option::take) {
             self.index.remove(&waiting.circuit);
             self.vacant.push(slot);
+            if waiting.refused {
+                self.refused = self.refused.saturating_sub(1);
+            }
         }
     }
 }

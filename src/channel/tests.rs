@@ -516,7 +516,7 @@ fn too_many_circuits_on_a_channel_are_refused() {
 
 #[test]
 fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
-    let parameters = ChannelParameters { circuits_per_channel: 4, ..ChannelParameters::default() };
+    let parameters = ChannelParameters { refusals: 8, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
     pair.link(1, key(2).id());
     pair.settle();
@@ -539,13 +539,135 @@ fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
     pair.room(1, 0);
     let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
-    pair.a.channels.send(channel, cell(first, 0)).unwrap();
-    (0..9).for_each(|tag| pair.a.channels.send(channel, cell(second, tag)).unwrap());
-    assert_eq!(pair.a.channels.overdue_circuit(), None);
+    (0..2).for_each(|tag| pair.a.channels.send(channel, cell(first, tag)).unwrap());
+    (0..8).for_each(|tag| pair.a.channels.send(channel, cell(second, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue(), None);
     pair.a.channels.send(channel, cell(second, 9)).unwrap();
-    assert_eq!(pair.a.channels.overdue_circuit(), Some((channel, first)));
+    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(channel, first)));
     pair.a.channels.send(channel, Cell::destroy(second)).unwrap();
-    assert_eq!(pair.a.channels.overdue_circuit(), None);
+    assert_eq!(pair.a.channels.overdue(), None);
+}
+
+#[test]
+fn a_channel_that_makes_room_by_no_circuits_end_is_itself_what_must_end() {
+    let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    for link in 1..=2 {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+    }
+    let [honest, hostile] = [1, 2].map(|link| ChannelId(LinkId(link)));
+    let held = circuit(0x8000_0001);
+    assert!(pair.b.channels.admit_circuit(honest, held));
+    (0..3).for_each(|tag| pair.b.channels.send(honest, cell(held, tag)).unwrap());
+    (1..=8).for_each(|number| {
+        pair.b.channels.send(hostile, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
+    });
+    assert_eq!(pair.b.channels.overdue(), Some(Overdue::Channel(hostile)));
+    pair.b.channels.close(hostile);
+    assert_eq!((pair.b.channels.overdue(), pair.b.channels.queued(honest, held)), (None, 3));
+}
+
+#[test]
+fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
+    let (mut pair, channel) = client_and_relay();
+    pair.room(1, 0);
+    pair.pass(Duration::from_secs(15));
+    pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
+    pair.room(1, 1);
+    assert_eq!(pair.b.sent.len(), 1, "what there is room for goes");
+    pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
+    for (seconds, open) in [(29, 1), (1, 0)] {
+        pair.now = pair.now.after(Duration::from_secs(seconds));
+        pair.b.channels.handle_timeout(pair.now);
+        assert_eq!(pair.b.channels.len(), open);
+    }
+}
+
+#[test]
+fn refusals_of_ended_circuits_are_no_strangers_and_cost_no_channel() {
+    let parameters = ChannelParameters { refusals: 2, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = ChannelId(LinkId(1));
+    pair.room(1, 0);
+    for number in 1..=9 {
+        let circuit = circuit(0x8000_0000 + number);
+        assert!(pair.b.channels.admit_circuit(channel, circuit));
+        pair.b.channels.send(channel, Cell::destroy(circuit)).unwrap();
+        pair.b.channels.forget_circuit(pair.now, channel, circuit);
+    }
+    pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0010))).unwrap();
+    assert_eq!(pair.b.channels.len(), 1);
+}
+
+#[test]
+fn a_client_opens_fewer_circuits_than_a_relay_and_less_often() {
+    let parameters = || ChannelParameters {
+        circuits_per_client: 2,
+        creates_of_client: Rate { a_second: 2, burst: 3 },
+        ..ChannelParameters::default()
+    };
+    for (role, attempts, circuits) in [(LocalRole::Anonymous, 3, 2), (LocalRole::Relay(key(1)), 9, 9)] {
+        let mut pair = Pair::new(Node::new(role), Node::with(LocalRole::Relay(key(2)), parameters()));
+        pair.link(1, key(2).id());
+        pair.settle();
+        let (channel, now) = (ChannelId(LinkId(1)), pair.now);
+        let channels = &mut pair.b.channels;
+        assert_eq!((0..9).filter(|_| channels.may_create(now, channel)).count(), attempts);
+        if attempts == 3 {
+            let later = now.after(Duration::from_secs(1));
+            assert_eq!((0..9).filter(|_| channels.may_create(later, channel)).count(), 2);
+        }
+        let admitted = (1..=9).filter(|number| channels.admit_circuit(channel, circuit(0x8000_0000 + number)));
+        assert_eq!(admitted.count(), circuits);
+    }
+}
+
+fn closed(node: &Node) -> Vec<LinkId> {
+    let closed = node.sent.iter().filter_map(|sent| match sent {
+        Transmit::Close(link) => Some(*link),
+        _ => None,
+    });
+    closed.collect()
+}
+
+/// A link comes in from `address`.
+fn comes_in(node: &mut Node, now: Instant, number: u64, address: &str) {
+    let opened = LinkOpened { peer_address: Redacted(address.parse().unwrap()), ..opened(None, 2, 1) };
+    let mut rng = ChaCha20Rng::seed_from_u64(number);
+    node.handle(now, LinkEvent::Opened { link: LinkId(number), opened }, &mut rng);
+}
+
+#[test]
+fn whoever_crowds_the_handshakes_makes_room_for_others() {
+    let parameters = ChannelParameters { handshakes: 4, ..ChannelParameters::default() };
+    let mut node = Node::with(LocalRole::Relay(key(2)), parameters);
+    let now = Instant::START;
+    let addresses = ["192.0.2.1:1", "[2001:db8::1]:1", "[2001:db8::2]:2", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1"];
+    for (number, address) in (1..).zip(addresses) {
+        comes_in(&mut node, now, number, address);
+    }
+    let closed = closed(&node);
+    assert_eq!(
+        closed,
+        [LinkId(2), LinkId(6)],
+        "the oldest of the crowded /64; then, when each source has one, the new link"
+    );
+}
+
+#[test]
+fn a_link_that_is_refused_anyway_closes_no_idle_channel() {
+    let parameters = ChannelParameters { channels: 2, handshakes: 1, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    pair.link(1, key(2).id());
+    pair.settle();
+    comes_in(&mut pair.b, pair.now, 2, "192.0.2.2:1");
+    comes_in(&mut pair.b, pair.now, 3, "192.0.2.3:1");
+    assert_eq!(pair.b.channels.len(), 1);
+    assert_eq!(closed(&pair.b), [LinkId(3)]);
 }
 
 #[test]

@@ -50,8 +50,8 @@ parameters! {
     cells_per_mark = "flow.cells-per-mark", 32, 32, 256;
     /// Congestion window of a new circuit, in DATA cells.
     initial_window = "flow.initial-window", 128, 64, 8192;
-    /// The largest congestion window, in DATA cells.
-    largest_window = "flow.largest-window", 4096, 512, 8192;
+    /// The largest congestion window, in DATA cells. No more than relays let wait (`proto/02-channel.md` §7).
+    largest_window = "flow.largest-window", 4096, 512, 4096;
     /// Cells in a path's queues below which a congestion window grows.
     queue_low = "flow.queue-low", 256, 8, 4096;
     /// Cells in a path's queues above which a congestion window shrinks.
@@ -152,7 +152,14 @@ mod tests {
         assert_eq!(Parameters::default().largest_window(), 4096);
         assert_eq!(of(0), 512);
         assert_eq!(of(1000), 1000);
-        assert_eq!(of(u64::MAX), 8192);
+        assert_eq!(of(u64::MAX), 4096);
+    }
+
+    #[test]
+    fn no_consensus_lets_a_window_outgrow_the_queue_of_a_relay() {
+        let most = Parameters::default().with("flow.largest-window", u64::MAX).unwrap().flow().window_max;
+        let queue = crate::channel::ChannelParameters::default().circuit_queue;
+        assert!(usize::try_from(most).unwrap() + 256 < queue, "signalling needs a place too");
     }
 
     #[test]

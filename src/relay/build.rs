@@ -22,6 +22,9 @@ const HALF_BUILT_PER_CHANNEL: usize = 64;
 /// answer must leave room for others.
 const DIALLING_PER_CHANNEL: usize = 256;
 
+/// Relays that circuits of one channel wait for: dials are few.
+const DIALS_PER_CHANNEL: usize = 16;
+
 /// A CREATE that lacks fragments.
 pub(super) struct HalfBuilt {
     hop: HopIndex,
@@ -33,7 +36,7 @@ impl Relay {
     /// Takes (a fragment of) a CREATE on an identifier that is not in use.
     pub(super) fn handle_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN], rng: &mut dyn CryptoRng) {
         match self.collect_create(now, leg, body) {
-            Some(Some((hop, request))) if self.open_circuit(leg, hop, &request, rng).is_some() => {}
+            Some(Some((hop, request))) if self.open_circuit(now, leg, hop, &request, rng).is_some() => {}
             Some(None) => {}
             Some(Some(_)) | None => self.refuse(now, leg),
         }
@@ -50,6 +53,9 @@ impl Relay {
         let mut half = match begun {
             Some(half) if half.hop == hop => half,
             Some(_) => return None,
+            // Before any work is done for it.
+            None if self.table.len() >= self.parameters.circuits => return None,
+            None if !self.channels.may_create(now, leg.channel) => return None,
             None => HalfBuilt { hop, request: Fragments::new(), deadline: now.after(FRAGMENTS_LIMIT) },
         };
         if let Some(request) = half.request.push(fragment).ok()? {
@@ -70,7 +76,14 @@ impl Relay {
         Some(half)
     }
 
-    fn open_circuit(&mut self, leg: Leg, hop: HopIndex, request: &[u8], rng: &mut dyn CryptoRng) -> Option<()> {
+    fn open_circuit(
+        &mut self,
+        now: Instant,
+        leg: Leg,
+        hop: HopIndex,
+        request: &[u8],
+        rng: &mut dyn CryptoRng,
+    ) -> Option<()> {
         if self.table.len() >= self.parameters.circuits {
             return None;
         }
@@ -84,7 +97,8 @@ impl Relay {
         for cell in cells {
             self.channels.send(leg.channel, cell).ok()?;
         }
-        self.table.insert(Circuit::new(hop, leg, RelayLayer::new(hop, answer.keys)));
+        let key = self.table.insert(Circuit::new(now, hop, leg, RelayLayer::new(hop, answer.keys)));
+        self.schedule(key);
         Some(())
     }
 
@@ -119,20 +133,29 @@ impl Relay {
             return None;
         }
         let target = self.known.relay(&relay)?.dial_target();
+        if self.channels.lookup(&relay).is_none() && !self.may_wait(previous, relay) {
+            return None;
+        }
         match self.channels.connect(now, &target) {
             Some(channel) => self.create(now, key, channel, request, rng),
             None => self.wait_for_channel(now, key, relay, request.to_vec()),
         }
     }
 
-    fn wait_for_channel(&mut self, now: Instant, key: CircuitKey, relay: RelayId, request: Vec<u8>) -> Option<()> {
-        let channel = self.table.circuit(key)?.previous.channel;
-        let waiting = || self.dialling.values().flatten();
-        let of_channel =
-            waiting().filter(|key| self.table.circuit(**key).is_some_and(|it| it.previous.channel == channel));
-        if waiting().count() >= self.parameters.dialling || of_channel.count() >= DIALLING_PER_CHANNEL {
-            return None;
+    /// Whether a circuit from `channel` may wait for a channel to `relay`.
+    fn may_wait(&self, channel: ChannelId, relay: RelayId) -> bool {
+        let (mut all, mut of_channel, mut dials) = (0_usize, 0_usize, 0_usize);
+        for (dialled, keys) in &self.dialling {
+            let circuits = keys.iter().filter_map(|key| self.table.circuit(*key));
+            let ours = circuits.filter(|circuit| circuit.previous.channel == channel).count();
+            all = all.saturating_add(keys.len());
+            of_channel = of_channel.saturating_add(ours);
+            dials = dials.saturating_add(usize::from(ours > 0 && *dialled != relay));
         }
+        all < self.parameters.dialling && of_channel < DIALLING_PER_CHANNEL && dials < DIALS_PER_CHANNEL
+    }
+
+    fn wait_for_channel(&mut self, now: Instant, key: CircuitKey, relay: RelayId, request: Vec<u8>) -> Option<()> {
         self.dialling.entry(relay).or_default().insert(key);
         let circuit = self.table.circuit_mut(key)?;
         circuit.next = NextHop::Dialling { relay, request };

@@ -37,6 +37,7 @@ impl Relay {
 
     fn handle_forward(&mut self, now: Instant, key: CircuitKey, mut body: Body, rng: &mut dyn CryptoRng) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
+        circuit.last_cell = now;
         match (circuit.layer.open_forward(&mut body), &circuit.next) {
             (Ok(Forward::Pass), NextHop::Open(next)) => {
                 let next = *next;

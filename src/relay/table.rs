@@ -10,7 +10,7 @@ use crate::{
     wire::Fragments,
 };
 
-use super::exit::Speaker;
+use super::{UNUSED_LATER_LIMIT, UNUSED_LIMIT, exit::Speaker};
 
 /// A circuit on one channel: its leg towards the origin, or towards the next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +74,8 @@ pub(super) struct Circuit {
     pub(super) extend: Fragments,
     /// When what extending waits for must have come.
     pub(super) deadline: Option<Instant>,
+    /// When it last carried a cell of the origin's.
+    pub(super) last_cell: Instant,
     /// This relay's end of the conversation with the origin, once there is one.
     pub(super) speaker: Option<Box<Speaker>>,
     /// The timer that is set.
@@ -86,7 +88,7 @@ pub(super) struct Circuit {
 pub(super) struct Late;
 
 impl Circuit {
-    pub(super) const fn new(hop: HopIndex, previous: Leg, layer: RelayLayer) -> Self {
+    pub(super) const fn new(now: Instant, hop: HopIndex, previous: Leg, layer: RelayLayer) -> Self {
         Self {
             hop,
             previous,
@@ -94,6 +96,7 @@ impl Circuit {
             layer,
             extend: Fragments::new(),
             deadline: None,
+            last_cell: now,
             speaker: None,
             scheduled: None,
             listed: false,
@@ -102,11 +105,18 @@ impl Circuit {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let speaker = self.speaker.as_ref().and_then(|speaker| speaker.streams.poll_timeout());
-        [self.deadline, speaker].into_iter().flatten().min()
+        [self.deadline, speaker, self.unused_until()].into_iter().flatten().min()
+    }
+
+    /// When it has been of no use for too long; `None` once it is extended or has had a stream.
+    fn unused_until(&self) -> Option<Instant> {
+        let unused = matches!(self.next, NextHop::None) && self.speaker.is_none();
+        let limit = if self.hop == HopIndex::FIRST { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
+        unused.then(|| self.last_cell.after(limit))
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Late> {
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
+        if [self.deadline, self.unused_until()].into_iter().flatten().any(|due| due <= now) {
             return Err(Late);
         }
         match self.speaker.as_mut().map(|speaker| speaker.streams.handle_timeout(now)) {
@@ -121,7 +131,7 @@ impl Circuit {
 pub(super) struct Table {
     slots: Vec<Option<(u64, Circuit)>>,
     vacant: Vec<usize>,
-    legs: HashMap<Leg, (CircuitKey, Side)>,
+    legs: HashMap<ChannelId, HashMap<CircuitId, (CircuitKey, Side)>>,
     next_generation: u64,
 }
 
@@ -148,17 +158,29 @@ impl Table {
             }
         };
         let key = CircuitKey { slot, generation };
-        self.legs.insert(previous, (key, Side::Previous));
+        self.insert_leg(previous, key, Side::Previous);
         key
     }
 
     /// Lets a circuit be found by its leg towards the next hop.
     pub(super) fn insert_next(&mut self, leg: Leg, key: CircuitKey) {
-        self.legs.insert(leg, (key, Side::Next));
+        self.insert_leg(leg, key, Side::Next);
+    }
+
+    fn insert_leg(&mut self, leg: Leg, key: CircuitKey, side: Side) {
+        self.legs.entry(leg.channel).or_default().insert(leg.circuit, (key, side));
+    }
+
+    fn remove_leg(&mut self, leg: Leg) {
+        let Some(legs) = self.legs.get_mut(&leg.channel) else { return };
+        legs.remove(&leg.circuit);
+        if legs.is_empty() {
+            self.legs.remove(&leg.channel);
+        }
     }
 
     pub(super) fn find(&self, leg: Leg) -> Option<(CircuitKey, Side)> {
-        self.legs.get(&leg).copied()
+        self.legs.get(&leg.channel)?.get(&leg.circuit).copied()
     }
 
     pub(super) fn circuit(&self, key: CircuitKey) -> Option<&Circuit> {
@@ -175,20 +197,15 @@ impl Table {
         self.circuit_mut(key)?;
         let (_, circuit) = self.slots.get_mut(key.slot)?.take()?;
         self.vacant.push(key.slot);
-        self.legs.remove(&circuit.previous);
+        self.remove_leg(circuit.previous);
         if let Some(leg) = circuit.next.leg() {
-            self.legs.remove(&leg);
+            self.remove_leg(leg);
         }
         Some(circuit)
     }
 
-    /// The circuits with a leg on a channel. Looks at every circuit.
+    /// The circuits with a leg on a channel.
     pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<CircuitKey> {
-        let circuits = self.slots.iter().enumerate();
-        let circuits = circuits.filter_map(|(slot, entry)| entry.as_ref().map(|entry| (slot, entry)));
-        let on_channel = circuits.filter(|(_, (_, circuit))| {
-            circuit.previous.channel == channel || circuit.next.leg().is_some_and(|leg| leg.channel == channel)
-        });
-        on_channel.map(|(slot, (generation, _))| CircuitKey { slot, generation: *generation }).collect()
+        self.legs.get(&channel).into_iter().flat_map(HashMap::values).map(|(key, _)| *key).collect()
     }
 }

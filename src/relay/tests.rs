@@ -8,7 +8,7 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 use super::*;
 use crate::{
     base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Redacted},
-    channel::LocalRole,
+    channel::{LocalRole, Rate},
     crypto::LayerKey,
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
@@ -318,7 +318,9 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
 #[test]
 fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
     for (dialling, clients, expected) in [(3, 1, 3), (300, 2, 300), (1024, 1, 256)] {
-        let mut bench = Bench::new(RelayParameters { dialling, ..RelayParameters::default() });
+        let creates_of_client = Rate { a_second: 50, burst: 260 };
+        let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
+        let mut bench = Bench::new(RelayParameters { dialling, channel, ..RelayParameters::default() });
         for _ in 0..clients {
             let link = bench.client();
             for number in 1..=260 {
@@ -329,6 +331,100 @@ fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
         }
         assert_eq!((bench.circuits(), bench.relay.dialling[&relay_id(NEXT)].len()), (expected, expected));
     }
+}
+
+#[test]
+fn circuits_of_one_channel_wait_for_sixteen_relays_and_dial_no_more() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
+    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
+    let links = [bench.client(), bench.client()];
+    for (link, dials) in links.into_iter().zip([16, 17]) {
+        for number in 2..=20 {
+            let mut layers = bench.create(link, upper(number.into()), HopIndex::FIRST);
+            bench.extend(link, upper(number.into()), &mut layers, relay_id(if link == links[0] { number } else { 25 }));
+            bench.cells(link);
+        }
+        assert_eq!(bench.dialled.len(), dials);
+    }
+    assert_eq!(bench.circuits(), 16 + 19);
+}
+
+#[test]
+fn a_flood_of_creates_is_refused_unanswered_and_others_are_served() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let links = [bench.client(), bench.client()];
+    let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
+    for number in 1..=300 {
+        bench.send(links[0], &create_cells(upper(number), HopIndex::FIRST, &request).unwrap()[0]);
+    }
+    let answers = bench.commands(links[0]);
+    assert_eq!(answers.iter().filter(|command| **command == Command::Destroy).count(), 100);
+    assert_eq!(bench.circuits(), 200);
+    bench.create(links[1], upper(1), HopIndex::FIRST);
+    bench.pass(Duration::from_secs(1));
+    bench.create(links[0], upper(1000), HopIndex::FIRST);
+}
+
+#[test]
+fn a_circuit_that_is_never_used_ends_and_one_that_is_extended_does_not() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, next, circuit, _) = extended(&mut bench);
+    let mut body = Box::new([0; BODY_LEN]);
+    body[..3].copy_from_slice(&[0, 1, 9]);
+    bench.send(next, &Cell::new(circuit, Command::Created, body));
+    let previous = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    bench.create(previous, upper(1), HopIndex::new(3).unwrap());
+    bench.cells(link);
+    bench.create(link, upper(7), HopIndex::FIRST);
+    let minutes = |bench: &mut Bench, minutes: u64| {
+        for _ in 0..minutes {
+            // Nobody falls silent.
+            for link in [link, next, previous] {
+                bench.send(link, &Cell::padding());
+            }
+            bench.pass(Duration::from_secs(60));
+        }
+    };
+    minutes(&mut bench, 9);
+    assert_eq!(bench.circuits(), 3);
+    minutes(&mut bench, 1);
+    assert_eq!((bench.circuits(), bench.commands(link)), (2, vec![Command::Destroy]));
+    minutes(&mut bench, 50);
+    assert_eq!((bench.circuits(), bench.commands(previous)), (1, vec![Command::Destroy]), "kept ready for an hour");
+}
+
+#[test]
+fn stalled_links_full_of_refusals_end_no_honest_circuit() {
+    let channel = ChannelParameters { queued: 300, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, exit: true, ..RelayParameters::default() });
+    let honest = bench.client();
+    let mut layers = bench.create(honest, upper(1), HopIndex::FIRST);
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link: honest, bytes: 0 }, &mut bench.rng);
+    for number in 1..=9 {
+        let stream = StreamId::new(number).unwrap();
+        let host = Host::parse("a.b").unwrap();
+        bench.say(honest, upper(1), &mut layers, &RelayMessage::Resolve { stream, host });
+    }
+    while let Some(RelayEvent::Exit(exit, _)) = bench.relay.poll_event() {
+        bench.relay.exit_failed(exit, crate::wire::EndReason::NotFound);
+    }
+    bench.settle();
+    let hostile: Vec<_> = (0..5).map(|_| bench.client()).collect();
+    for link in &hostile {
+        bench.relay.handle_link(bench.now, LinkEvent::Room { link: *link, bytes: 0 }, &mut bench.rng);
+    }
+    for number in 1..=300 {
+        for link in &hostile {
+            let nonsense = Cell::new(upper(number), Command::Create, Box::new([9; BODY_LEN]));
+            bench.send(*link, &nonsense);
+        }
+    }
+    assert_eq!(bench.circuits(), 1);
+    assert!(hostile.iter().all(|link| bench.closed.contains(link)) && !bench.closed.contains(&honest));
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link: honest, bytes: ROOM }, &mut bench.rng);
+    bench.settle();
+    assert_eq!(bench.commands(honest), [Command::Relay; 9]);
 }
 
 /// A circuit whose CREATE has gone to the next hop: both links, and the CREATE.
