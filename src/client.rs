@@ -26,7 +26,7 @@ use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
+    base::{CircuitId, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     directory::Consensus,
     path::{GuardSample, PathError},
@@ -420,8 +420,16 @@ impl Client {
 
 impl LinkMachine for Client {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        // A guard that fell silent has just failed to answer for seconds: dialling it again would only wait once more.
+        let silent = match event {
+            LinkEvent::Closed { link, reason: LinkClose::TimedOut } => self.channels.peer(ChannelId(link)),
+            _ => None,
+        };
         self.channels.handle_link(now, event, rng);
         self.handle_channel_events(now, rng);
+        if let Some(guard) = silent {
+            self.fail_guard(now, &guard);
+        }
     }
 
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {

@@ -21,6 +21,8 @@ const HOP_TIMES: usize = 32;
 /// How long a relay that failed to answer is gone round, and how many are.
 const AVOID: Duration = Duration::from_secs(60);
 const AVOIDED: usize = 16;
+/// What is told of one guard within this time is one failure.
+const ONE_FAILURE: Duration = Duration::from_secs(1);
 
 /// What is known of builds that went before.
 #[derive(Default)]
@@ -85,6 +87,14 @@ impl Attempts {
 
     /// A guard could not be reached: the next is tried, after some with pauses.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
+        // Each circuit that was being built through it tells; it is one failure.
+        let told = self
+            .avoided
+            .iter()
+            .any(|(other, until)| *other == relay && until.since(now) > AVOID.saturating_sub(ONE_FAILURE));
+        if told {
+            return;
+        }
         self.avoid(now, relay);
         self.guard_failures = self.guard_failures.saturating_add(1);
         if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
@@ -183,10 +193,11 @@ mod tests {
     #[test]
     fn the_next_guards_are_tried_at_once_but_not_without_end() {
         let mut attempts = Attempts::default();
-        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([1; 32]));
-        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([1; 32]));
-        assert!(attempts.may_build(Instant::START));
-        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([1; 32]));
+        for guard in [1, 1, 2] {
+            attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));
+        }
+        assert!(attempts.may_build(Instant::START), "two guards failed, one of them told twice");
+        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([3; 32]));
         assert!(!attempts.may_build(Instant::START));
     }
 }

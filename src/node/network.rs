@@ -24,7 +24,7 @@ use super::Failure;
 
 /// Silence after which a neighbour counts as gone. Short, so that circuits through it are soon built anew; it has been
 /// asked for a sign of life three times by then.
-const SILENCE: Duration = Duration::from_secs(4);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// The directories and authorities that the options name.
 ///

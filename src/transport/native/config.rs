@@ -60,7 +60,7 @@ pub struct Caps {
     /// How long a link may take from its first state to open, dialled or accepted. Default 10 s.
     pub opening: Duration,
     /// How long the other end may be silent before the link is closed. It is asked for a sign of life at half of this
-    /// and then every sixth. Default 30 s, for whoever builds on the transport alone; nodes set 4 s.
+    /// and then every sixth. Default 30 s, for whoever builds on the transport alone; nodes set 3 s.
     pub silence: Duration,
 }
 
