@@ -22,7 +22,11 @@ const STEPS: &[Step] = &[
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
     Step { name: "wasm", what: "the protocol core builds for browsers", run: wasm::build },
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
-    Step { name: "applications", what: "curl, wget, git and Python through a testnet", run: applications },
+    Step {
+        name: "applications",
+        what: "curl, wget, git and Python through a testnet; a network of three machines",
+        run: applications,
+    },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
     Step { name: "browser", what: "Chromium and Firefox dial a relay", run: browser::test },
 ];
