@@ -4,6 +4,7 @@
 //! it is there a second after a fresh clone.
 #![allow(clippy::disallowed_methods, reason = "no part of the core: it reads the clock and the environment")]
 
+mod book;
 mod browser;
 mod deny;
 mod packages;
@@ -23,6 +24,7 @@ usage: cargo xtask COMMAND
   deny                           check licences, bans and sources of the dependencies
   packages                       install what the tests need from Debian
   browser                        dial a relay from Chromium and from Firefox
+  book                           make the Rust book a ZIM file for kiwix-serve, and print where it is
 
 example: cargo xtask test --only clippy --only wasm
 ";
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ["wasm"] => wasm::build().map(drop),
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
+        ["book"] => book::command(),
         ["browser"] => browser::test().map(drop),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -1,4 +1,4 @@
-//! The programs that the tests use and that are no part of Rust: real clients, browsers, Node.
+//! The programs that the tests use and that are no part of Rust: real clients, browsers, Node, search engines.
 
 use std::path::PathBuf;
 
@@ -22,6 +22,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "git", present: || on_path("git").is_some() },
     Package { name: "python3-requests", present: || python().is_some() },
     Package { name: "python3-socks", present: || python().is_some() },
+    Package { name: "kiwix-tools", present: || on_path("kiwix-serve").is_some() },
+    Package { name: "zim-tools", present: || on_path("zimwriterfs").is_some() },
+    Package { name: "searx", present: || on_path("searx-run").is_some() },
 ];
 
 /// Installs the packages that are missing.
@@ -34,15 +37,20 @@ pub(crate) fn install() -> Result<Tally, Failure> {
     if on_path("apt-get").is_none() {
         return Err(Failure::new(format!("the tests need these Debian packages or their like: {}", missing.join(" "))));
     }
-    println!("installing {}", missing.join(" "));
-    // A list that can't be refreshed may still hold what is needed.
-    let _ = apt(&["update", "-qq"]);
-    let options = ["install", "-y", "-qq", "--no-install-recommends"];
-    apt(&options.into_iter().chain(missing).collect::<Vec<_>>())?;
+    apt_install(&missing)?;
     match PACKAGES.iter().find(|package| !(package.present)()) {
         None => Ok(Tally::ONE),
         Some(package) => Err(Failure::new(format!("{} is installed but can't be found", package.name))),
     }
+}
+
+/// Installs the Debian packages `names`.
+pub(crate) fn apt_install(names: &[&str]) -> Result<Tally, Failure> {
+    println!("installing {}", names.join(" "));
+    // A list that can't be refreshed may still hold what is needed.
+    let _ = apt(&["update", "-qq"]);
+    let options = ["install", "-y", "-qq", "--no-install-recommends"];
+    apt(&options.iter().chain(names).copied().collect::<Vec<_>>())
 }
 
 fn apt(arguments: &[&str]) -> Result<Tally, Failure> {

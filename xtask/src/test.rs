@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    browser, deny, packages,
+    book, browser, deny, packages,
     run::{Failure, Run, Tally},
     wasm,
 };
@@ -17,6 +17,7 @@ struct Step {
 const STEPS: &[Step] = &[
     Step { name: "format", what: "rustfmt has nothing to change", run: format },
     Step { name: "packages", what: "real clients and browsers are there, or get installed", run: packages::install },
+    Step { name: "book", what: "the Rust book as a ZIM file, for the search engine of the tests", run: book::prepare },
     Step { name: "deny", what: "licences, bans and sources of the dependencies", run: deny::check },
     Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
@@ -24,7 +25,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
         name: "applications",
-        what: "curl, wget, git and Python through a testnet; a network of three machines",
+        what: "curl, wget, git, Python and searches through a testnet; a network of three machines",
         run: applications,
     },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
@@ -129,7 +130,7 @@ fn applications() -> Result<Tally, Failure> {
         let options = ["--locked", "--no-fail-fast", "--test", "overlay", "--", "--ignored", "--test-threads", "1"];
         Run::cargo().args(["test"]).args(options)
     };
-    run.first_on_path(&packages::python_folder()?).run()
+    run.first_on_path(&packages::python_folder()?).env("UMBEL_TEST_ZIM", book::zim()?).run()
 }
 
 fn doctest() -> Result<Tally, Failure> {

@@ -1,0 +1,94 @@
+//! The corpus of the search tests: the Rust book as a ZIM file, which `kiwix-serve` answers from.
+//!
+//! Made once for each version of the book and kept with the other tools, where `umbel testnet` finds it too.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    packages,
+    run::{Failure, Run, Tally, cache},
+};
+
+/// Where Debian's package `rust-doc` has the book.
+const DEBIAN: &str = "/usr/share/doc/rust-doc/html/book";
+
+/// Makes the file and tells where it is.
+pub(crate) fn command() -> Result<(), Failure> {
+    println!("{}", zim()?.display());
+    Ok(())
+}
+
+/// The book as a ZIM file, made if it isn't there.
+pub(crate) fn zim() -> Result<PathBuf, Failure> {
+    let failed = |error: io::Error| Failure::new(format!("the book as a ZIM file: {error}"));
+    let book = book()?;
+    let folder = cache("rust-book")?;
+    let (zim, made_from) = (folder.join("rust-book.zim"), folder.join("made-from"));
+    // The folder's name has the toolchain in it, and a page the day it was installed.
+    let source = format!("{} {:?}", book.display(), fs::metadata(book.join("index.html")).and_then(|of| of.modified()));
+    if zim.is_file() && fs::read_to_string(&made_from).is_ok_and(|text| text == source) {
+        return Ok(zim);
+    }
+    let (pages, fresh) = (folder.join("pages"), folder.join("fresh.zim"));
+    let _ = (fs::remove_dir_all(&pages), fs::remove_file(&fresh));
+    let mut icon = None;
+    copy(&book, &pages, &mut icon).map_err(failed)?;
+    let icon = icon.ok_or_else(|| Failure::new(format!("{} has no favicon.png", book.display())))?;
+    Run::new("zimwriterfs")
+        .args(["--welcome=index.html", "--language=eng", "--title=The Rust Programming Language"])
+        .args(["--description=The book", "--creator=The Rust Project", "--publisher=Umbel's tests"])
+        .args([format!("--illustration={icon}")])
+        .args([&pages, &fresh])
+        .run()?;
+    fs::rename(&fresh, &zim).and_then(|()| fs::write(&made_from, source)).map_err(failed)?;
+    let _ = fs::remove_dir_all(&pages);
+    Ok(zim)
+}
+
+/// The book as pages: the toolchain's own, where rustup has it or can fetch it, or Debian's.
+fn book() -> Result<PathBuf, Failure> {
+    let toolchain = || {
+        let sysroot = Run::new("rustc").args(["--print", "sysroot"]).output()?;
+        Some(Path::new(&sysroot).join("share/doc/rust/html/book")).filter(|book| book.is_dir())
+    };
+    let debian = || Some(PathBuf::from(DEBIAN)).filter(|book| book.is_dir());
+    if let Some(book) = toolchain().or_else(debian) {
+        return Ok(book);
+    }
+    if Run::new("rustup").args(["component", "add", "rust-docs"]).succeeds()
+        && let Some(book) = toolchain()
+    {
+        return Ok(book);
+    }
+    packages::apt_install(&["rust-doc"])?;
+    debian().ok_or_else(|| Failure::new("the Rust book is neither with the toolchain nor in Debian's rust-doc"))
+}
+
+/// Copies the book without its older editions and without what holds the whole of it once more: the page to print and
+/// the index of its own search. Notes the icon's name.
+fn copy(from: &Path, to: &Path, icon: &mut Option<String>) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))?;
+        if name.ends_with("-edition") || name == "print.html" || name.starts_with("searchindex") {
+            continue;
+        }
+        if path.is_dir() {
+            copy(&path, &to.join(name), icon)?;
+        } else {
+            fs::copy(&path, to.join(&name))?;
+            if name.starts_with("favicon") && name.ends_with(".png") {
+                *icon = Some(name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the file as a step of the tests.
+pub(crate) fn prepare() -> Result<Tally, Failure> {
+    zim().map(|_| Tally::ONE)
+}
