@@ -4,13 +4,16 @@ pub mod clock;
 pub mod connector;
 pub mod directory_client;
 pub mod directory_server;
+pub(crate) mod exchange;
 pub mod exit;
 pub mod files;
 pub mod http_proxy;
 pub mod listener;
+pub(crate) mod outbound;
 pub mod resolver;
 pub mod socks;
 pub mod store;
 pub mod stream;
 #[cfg(test)]
 mod testing;
+pub(crate) mod tls;

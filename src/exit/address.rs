@@ -12,6 +12,17 @@ pub fn is_global(ip: IpAddr) -> bool {
     }
 }
 
+/// Whether `ip` is where a cloud's machines ask for their own secrets, also where it looks like anyone's: AWS, Google, Azure
+/// and others, Alibaba, Oracle, Azure's own agent, AWS over IPv6.
+pub(super) fn is_metadata(ip: IpAddr) -> bool {
+    const V4: [[u8; 4]; 4] = [[169, 254, 169, 254], [100, 100, 100, 200], [192, 0, 0, 192], [168, 63, 129, 16]];
+    const V6: [Ipv6Addr; 1] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)];
+    match ip {
+        IpAddr::V4(ip) => V4.contains(&ip.octets()),
+        IpAddr::V6(ip) => V6.contains(&ip) || embedded_v4(ip).is_some_and(|ip| is_metadata(IpAddr::V4(ip))),
+    }
+}
+
 /// Whether an IP packet may be addressed to `ip` as one host at all: neither unspecified (which on Linux leads to the
 /// machine itself), multicast nor broadcast.
 pub(super) fn is_host(ip: IpAddr) -> bool {
@@ -111,6 +122,21 @@ mod tests {
         {
             assert!(is_global(text.parse().unwrap()), "{text}");
         }
+    }
+
+    #[test]
+    fn metadata_services_are_known_in_every_form() {
+        for text in [
+            "169.254.169.254",
+            "100.100.100.200",
+            "168.63.129.16",
+            "fd00:ec2::254",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+        ] {
+            assert!(is_metadata(text.parse().unwrap()), "{text}");
+        }
+        assert!(!is_metadata("169.254.169.253".parse().unwrap()));
     }
 
     #[test]

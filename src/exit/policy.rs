@@ -7,7 +7,7 @@ use core::{
 
 use super::{
     Summary,
-    address::{is_global, is_host},
+    address::{is_global, is_host, is_metadata},
 };
 
 const MAX_RULES: usize = 256;
@@ -42,7 +42,8 @@ pub enum PolicyError {
 /// | `accept 192.0.2.1:80`, `accept [2001:db8::]/32:443`, `accept *:443` | address and port |
 ///
 /// Beneath the rules lies what they can't lift: addresses that aren't global ([`super::is_global`]) and the exit's own
-/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`, and those of no single host (unspecified, multicast, broadcast) always.
+/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`, and always
+/// those of no single host (unspecified, multicast, broadcast) and of clouds' metadata services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
@@ -91,7 +92,7 @@ impl Policy {
         // An IPv4 address in IPv6 clothes is judged as what it is.
         let ip = ip.to_canonical();
         let public = is_global(ip) && !self.own.contains(&ip);
-        if port == 0 || !is_host(ip) || !(self.private_addresses || public) {
+        if port == 0 || !is_host(ip) || is_metadata(ip) || !(self.private_addresses || public) {
             return false;
         }
         self.rules.iter().find(|rule| rule.fits(ip, port)).is_some_and(|rule| rule.accept)
@@ -261,11 +262,11 @@ mod tests {
     fn private_addresses_are_refused_whatever_the_rules_unless_allowed() {
         let rules = ["accept *", "accept 10.0.0.0/8"];
         let (strict, lenient) = (Policy::parse(rules, false).unwrap(), Policy::parse(rules, true).unwrap());
-        for text in ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fe80::1", "::ffff:127.0.0.1", "fd00::1"] {
+        for text in ["10.0.0.1", "127.0.0.1", "169.254.1.1", "::1", "fe80::1", "::ffff:127.0.0.1", "fd00::1"] {
             assert!(!strict.allows(ip(text), 80), "{text}");
             assert!(lenient.allows(ip(text), 80), "{text}");
         }
-        for text in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1"] {
+        for text in ["0.0.0.0", "::", "224.0.0.1", "255.255.255.255", "ff02::1", "169.254.169.254", "fd00:ec2::254"] {
             assert!(!lenient.allows(ip(text), 80), "{text}");
         }
     }

@@ -8,7 +8,7 @@
 //! Bounded: streams and questions in all, time to connect, questions at a time, and bytes of each stream by its credit
 //! and room.
 
-mod connect;
+pub(super) mod connect;
 mod relay;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,6 @@
 //! failure is answered in words: 403 policy, 502 the target, 503 the client or a limit, 504 time. Nothing of a request
 //! is logged, and no answer of this port's own repeats the host.
 
-mod forward;
 #[cfg(test)]
 mod tests;
 
@@ -41,10 +40,10 @@ use crate::wire::{EndReason, Host, Target};
 
 use super::{
     connector::{ConnectError, Connector, Isolation, reason_text},
+    exchange::{Answer as Body, ExchangeError, ExchangeLimits, exchange},
     listener::accept_each,
     stream::{Stream, reset_on_close, splice},
 };
-use forward::Forwarded;
 
 const HTTP: u16 = 80;
 
@@ -122,7 +121,7 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
 }
 
 /// An answer: words of our own, or the origin's body.
-type Answer = Response<Either<Full<Bytes>, Forwarded>>;
+type Answer = Response<Either<Full<Bytes>, Body>>;
 
 async fn respond<C: Connector>(
     mut request: Request<Incoming>,
@@ -146,13 +145,22 @@ async fn respond<C: Connector>(
         *tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
         return Response::new(Either::Left(Full::default()));
     }
-    match forward::forward(request, stream, limits.response).await {
-        Ok(Some(response)) => response.map(Either::Right),
+    let limits = ExchangeLimits {
+        head: limits.response,
+        // How long a body may pause is between the application and its target.
+        idle: None,
+        head_bytes: limits.head_bytes,
+        fields: limits.fields,
+    };
+    match exchange(stream, request, limits).await {
+        Ok(response) => response.map(Either::Right),
+        Err(ExchangeError::Silent) => {
+            text(StatusCode::GATEWAY_TIMEOUT, "The target took the request but did not answer in time.")
+        }
         Err(error) => {
-            tracing::debug!(parse = error.is_parse(), "an origin gave no HTTP response");
+            tracing::debug!(%error, "an origin gave no HTTP response");
             text(StatusCode::BAD_GATEWAY, "The target closed the stream or did not answer in HTTP.")
         }
-        Ok(None) => text(StatusCode::GATEWAY_TIMEOUT, "The target took the request but did not answer in time."),
     }
 }
 

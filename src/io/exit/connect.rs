@@ -22,7 +22,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// Connects to `target` at the first address that `policy` allows and that answers; gives that address.
-pub(super) async fn connect(
+pub(in crate::io) async fn connect(
     policy: &Policy,
     resolver: &Resolver,
     target: &Target,

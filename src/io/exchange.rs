@@ -1,0 +1,277 @@
+//! One HTTP request and its response over a stream of their own (RFC 9112).
+//!
+//! Whatever asks in HTTP over one stream does it here: the HTTP proxy port, an exit's delegated requests, a client over the
+//! overlay. Owns the task that moves the bytes; dropping the response ends both. The other end is not trusted: the size
+//! of its head, its silence before the head and, where asked, its silence within the body are capped, and a body that breaks
+//! off is an error and never an end. Nothing is kept for another request: no cookies, no open connection.
+
+use core::{
+    pin::{Pin, pin},
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use std::{error::Error, sync::Arc};
+
+use bytes::{Buf, Bytes};
+use http_body_util::BodyExt as _;
+use hyper::{
+    HeaderMap, Request, Response, Uri, Version,
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+    http::uri::PathAndQuery,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Fields between two neighbours (RFC 9110 §7.6.1), and those for a proxy alone.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+];
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// How long and how much the other end may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExchangeLimits {
+    /// For the response's head to arrive after the last piece of the request went.
+    pub(crate) head: Duration,
+    /// Between two pieces of the body; without one the application decides.
+    pub(crate) idle: Option<Duration>,
+    /// Bytes of the response's head; at least 8 KiB.
+    pub(crate) head_bytes: usize,
+    /// Fields of the response's head.
+    pub(crate) fields: usize,
+}
+
+/// Why there is no response, or no more of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ExchangeError {
+    /// Nothing came for as long as it may take.
+    #[error("the target took the request but did not answer in time")]
+    Silent,
+    /// What came is no HTTP response.
+    #[error("the target did not answer in HTTP")]
+    NotHttp,
+    /// Its head or body is longer than it may be.
+    #[error("the target's response is larger than allowed")]
+    TooLarge,
+    /// The stream ended before the response did.
+    #[error("the target closed the stream before the response was whole")]
+    Broken,
+    /// The request's own body failed.
+    #[error("the request's body broke off")]
+    Cancelled,
+}
+
+impl From<hyper::Error> for ExchangeError {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_user() {
+            Self::Cancelled
+        } else if error.is_parse_too_large() {
+            Self::TooLarge
+        } else if error.is_parse() {
+            Self::NotHttp
+        } else {
+            Self::Broken
+        }
+    }
+}
+
+/// A response's body, with the task that moves it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    body: Incoming,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    _moving: AbortOnDropHandle<()>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = ExchangeError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            let Some((_, sleep)) = &mut this.idle else { return Poll::Pending };
+            ready!(sleep.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(ExchangeError::Silent)));
+        };
+        if let Some((idle, sleep)) = &mut this.idle {
+            sleep.as_mut().reset(until(*idle));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(ExchangeError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn until(idle: Duration) -> Instant {
+    sleep(idle).deadline()
+}
+
+/// A request's body, which counts its pieces as they go.
+struct Counted<B> {
+    body: Pin<Box<B>>,
+    pieces: Arc<AtomicU64>,
+}
+
+impl<B: Body> Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = self.body.as_mut().poll_frame(cx);
+        if polled.is_ready() {
+            self.pieces.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Sends `request`, whose address is absolute, over `stream` in origin form and gives the response's head, without
+/// hop-by-hop fields, and its body to come.
+///
+/// # Errors
+/// When the head doesn't come in time, is too large or is none, or the stream ends before it.
+pub(crate) async fn exchange<S, B>(
+    stream: S,
+    request: Request<B>,
+    limits: ExchangeLimits,
+) -> Result<Response<Answer>, ExchangeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let pieces = Arc::new(AtomicU64::new(0));
+    let counted = request.map(|body| Counted { body: Box::pin(body), pieces: Arc::clone(&pieces) });
+    let mut sending = pin!(send(stream, for_origin(counted), limits));
+    loop {
+        let before = pieces.load(Ordering::Relaxed);
+        match timeout(limits.head, &mut sending).await {
+            Ok(response) => return response,
+            Err(_) if pieces.load(Ordering::Relaxed) == before => return Err(ExchangeError::Silent),
+            Err(_) => {}
+        }
+    }
+}
+
+async fn send<S, B>(
+    stream: S,
+    request: Request<Counted<B>>,
+    limits: ExchangeLimits,
+) -> Result<Response<Answer>, ExchangeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(limits.fields)
+        .max_buf_size(limits.head_bytes)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let moving = AbortOnDropHandle::new(tokio::spawn(async move {
+        // What goes wrong shows at the sender or in the body.
+        let _ = connection.await;
+    }));
+    let (mut head, body) = sender.send_request(request).await?.into_parts();
+    strip(&mut head.headers);
+    head.version = Version::HTTP_11;
+    let idle = limits.idle.map(|idle| (idle, Box::pin(sleep(idle))));
+    Ok(Response::from_parts(head, Answer { body, idle, _moving: moving }))
+}
+
+/// The whole of `body`.
+///
+/// # Errors
+/// When it breaks off or is longer than `cap` bytes.
+pub(crate) async fn read_whole<B>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError>
+where
+    B: Body<Error = ExchangeError>,
+{
+    let mut body = pin!(body);
+    let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if told > cap {
+        return Err(ExchangeError::TooLarge);
+    }
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(mut data) = frame?.into_data() else { continue };
+        while data.has_remaining() {
+            let chunk = data.chunk();
+            if chunk.len() > cap.saturating_sub(whole.len()) {
+                return Err(ExchangeError::TooLarge);
+            }
+            whole.extend_from_slice(chunk);
+            let taken = chunk.len();
+            data.advance(taken);
+        }
+    }
+    Ok(whole)
+}
+
+/// The request as an origin gets it: origin form, `Host` from the address (RFC 9112 §3.2.2), no field meant for us.
+fn for_origin<B>(mut request: Request<B>) -> Request<B> {
+    let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    *request.version_mut() = Version::HTTP_11;
+    strip(request.headers_mut());
+    if let Some(host) = host {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    request
+}
+
+/// Removes what concerns two neighbours only, also what `Connection` names.
+pub(crate) fn strip(headers: &mut HeaderMap) {
+    // Transfer-Encoding overrides it (RFC 9112 §6.3), and must not leave it behind to be believed by the next one.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP).chain([&PROXY_CONNECTION]) {
+        headers.remove(name);
+    }
+}

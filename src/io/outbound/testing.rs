@@ -1,0 +1,98 @@
+//! For tests: web servers, with TLS or without.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hyper::{
+    Request, Response,
+    body::{Body, Incoming},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::io::testing::origin;
+
+/// Who signs the certificates of [`tls_origin`]; a file in PEM.
+pub(crate) struct TestRoot {
+    pub(crate) file: tempfile::NamedTempFile,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl TestRoot {
+    pub(crate) fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let certificate = params.self_signed(&key).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, certificate.pem().as_bytes()).unwrap();
+        Self { file, issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    /// What a server needs that is called `names`.
+    pub(crate) fn server(&self, names: &[&str]) -> TlsAcceptor {
+        use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .unwrap();
+        Arc::new(config).into()
+    }
+}
+
+/// Serves HTTP with `answer`; gives where.
+pub(crate) async fn http_origin<F, B>(
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) -> SocketAddr
+where
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    origin(move |socket| serve_http(socket, answer.clone())).await
+}
+
+/// Serves HTTPS with `answer` under the certificate of `acceptor`; gives where.
+pub(crate) async fn https_origin<F, B>(
+    acceptor: TlsAcceptor,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) -> SocketAddr
+where
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    origin(move |socket| {
+        let (acceptor, answer) = (acceptor.clone(), answer.clone());
+        async move {
+            if let Ok(stream) = acceptor.accept(socket).await {
+                serve_http(stream, answer).await;
+            }
+        }
+    })
+    .await
+}
+
+async fn serve_http<S, F, B>(stream: S, answer: impl Fn(Request<Incoming>) -> F)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    F: Future<Output = Response<B>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let service = hyper::service::service_fn(|request| {
+        let answered = answer(request);
+        async move { Ok::<_, core::convert::Infallible>(answered.await) }
+    });
+    // The other end may go at any time.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+        .await;
+}
