@@ -1,8 +1,11 @@
 //! Compiles the document schemas of `proto/` (no `protoc` needed).
 
+const SCHEMAS: [&str; 2] = ["proto/directory.proto", "proto/delegated.proto"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=proto/directory.proto");
-    let schemas = protox::compile(["proto/directory.proto"], ["proto"])?;
-    prost_build::Config::new().compile_fds(schemas)?;
+    for schema in SCHEMAS {
+        println!("cargo:rerun-if-changed={schema}");
+    }
+    prost_build::Config::new().compile_fds(protox::compile(SCHEMAS, ["proto"])?)?;
     Ok(())
 }

@@ -57,6 +57,7 @@ fn profile(key: &IdentityKey, onion: &OnionSecret) -> Profile {
         family: Vec::new(),
         operator: String::new(),
         exit: Default::default(),
+        offer: Default::default(),
         version: "umbel".into(),
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     handshake::{HandshakeError, RelayKeys},
     onion::{OnionError, OriginLayers, message_capacity},
     stream::{Role, StreamError, StreamEvent, Streams},
-    wire::{BODY_LEN, Cell, Command, EndReason, Host, MessageKind, RelayMessage, Target, WireError},
+    wire::{BODY_LEN, Cell, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
 };
 use build::Building;
 
@@ -208,6 +208,16 @@ impl Origin {
     /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
     pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.begin(now, target)?;
+        self.ask_if_silent(now);
+        Ok(id)
+    }
+
+    /// Opens a stream to a service of the last hop's own.
+    ///
+    /// # Errors
+    /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
+    pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
+        let id = self.exit_streams().ok_or(StreamError::Full)?.request(now, service)?;
         self.ask_if_silent(now);
         Ok(id)
     }

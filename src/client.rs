@@ -28,6 +28,7 @@ use rand::CryptoRng;
 use crate::{
     base::{CircuitId, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
+    delegated::Delegation,
     directory::Consensus,
     path::{GuardSample, PathError},
     wire::{Answer, EndReason, Host, Target},
@@ -95,6 +96,17 @@ pub enum ClientEvent {
         stream: ClientStream,
         /// The address connected to, if the exit told.
         address: Option<IpAddr>,
+    },
+    /// The request is on its way to an exit that offers it; the stream to that exit is open.
+    Delegated {
+        /// The stream.
+        stream: ClientStream,
+        /// The relays of its circuit, the guard first.
+        path: Vec<RelayId>,
+        /// What each hop took when the circuit was built.
+        hops: Vec<Duration>,
+        /// The exit carries streams of this client too, for no other offers the same.
+        shared_exit: bool,
     },
     /// The answer to a question; nothing follows.
     Resolved {
@@ -197,6 +209,8 @@ pub struct Client {
     /// Requests or circuits have changed so that builds may be due.
     replan: bool,
     sweep_at: Option<Instant>,
+    /// Circuits to be kept ready for requests of one kind.
+    spare_delegated: Option<(Delegation, usize)>,
 
     requests: Requests,
     events: VecDeque<ClientEvent>,
@@ -221,6 +235,7 @@ impl Client {
             attempts: Attempts::default(),
             replan: false,
             sweep_at: None,
+            spare_delegated: None,
             requests: Requests::default(),
             events: VecDeque::new(),
         }
@@ -259,13 +274,32 @@ impl Client {
     /// Wants a stream to `target`. [`ClientEvent::Connected`] or [`ClientEvent::Closed`] follows; until then nothing can
     /// be written.
     pub fn open(&mut self, now: Instant, target: Target, isolation: IsolationKey) -> ClientStream {
-        self.request(now, requests::Wanted::Stream(target), isolation)
+        self.request(now, requests::Wanted::Stream(target), Vec::new(), isolation)
     }
 
     /// Asks about a name (for addresses) or an address (for names). [`ClientEvent::Resolved`] or
     /// [`ClientEvent::Closed`] follows.
     pub fn resolve(&mut self, now: Instant, host: Host, isolation: IsolationKey) -> ClientStream {
-        self.request(now, requests::Wanted::Answer(host), isolation)
+        self.request(now, requests::Wanted::Answer(host), Vec::new(), isolation)
+    }
+
+    /// Wants a request performed by an exit that offers it, over a circuit that carries nothing else, by none of
+    /// `not_by`, and by one that carries no stream of this client as long as there is such. [`ClientEvent::Delegated`] or
+    /// [`ClientEvent::Closed`] follows.
+    pub fn delegate(
+        &mut self,
+        now: Instant,
+        delegation: Delegation,
+        not_by: Vec<RelayId>,
+        isolation: IsolationKey,
+    ) -> ClientStream {
+        self.request(now, requests::Wanted::Delegated(delegation), not_by, isolation)
+    }
+
+    /// Keeps `count` circuits ready for requests of this kind from now on, and for no other kind.
+    pub fn keep_ready(&mut self, delegation: Delegation, count: usize) {
+        self.spare_delegated = Some((delegation, count));
+        self.replan = true;
     }
 
     /// Takes as much of `bytes` to send as there is [`Self::room`] for, and says how much.
@@ -322,7 +356,13 @@ impl Client {
         }
     }
 
-    fn request(&mut self, now: Instant, wanted: requests::Wanted, isolation: IsolationKey) -> ClientStream {
+    fn request(
+        &mut self,
+        now: Instant,
+        wanted: requests::Wanted,
+        not_by: Vec<RelayId>,
+        isolation: IsolationKey,
+    ) -> ClientStream {
         let stream = self.requests.next();
         let refused = if self.expired {
             Some(StreamFailure::ConsensusExpired)
@@ -334,7 +374,8 @@ impl Client {
         if let Some(reason) = refused {
             self.events.push_back(ClientEvent::Closed { stream, reason });
         } else {
-            self.requests.insert(stream, Request::new(wanted, isolation, now.after(self.parameters.circuit_wait)));
+            let deadline = now.after(self.parameters.circuit_wait);
+            self.requests.insert(stream, Request::new(wanted, isolation, not_by, deadline));
             self.replan = true;
         }
         stream

@@ -6,6 +6,7 @@ pub mod channel;
 pub mod circuit;
 pub mod client;
 pub mod crypto;
+pub mod delegated;
 pub mod directory;
 pub mod exit;
 pub mod flow;

@@ -10,5 +10,5 @@ mod guards;
 mod restrict;
 mod weigh;
 
-pub use choose::{Path, PathError, Requirement, choose, suits};
+pub use choose::{Path, PathError, Purpose, Requirement, choose, suits};
 pub use guards::{GuardSample, GuardSampleError};

@@ -47,7 +47,7 @@ use crate::{
     directory::{Consensus, KnownRelays},
     flow::FlowParameters,
     handshake::OnionKeyring,
-    wire::{Host, Target},
+    wire::{Host, Service, Target},
 };
 
 use build::HalfBuilt;
@@ -80,6 +80,8 @@ pub struct RelayParameters {
     pub dialling: usize,
     /// Whether it serves BEGIN and RESOLVE at all. Default no.
     pub exit: bool,
+    /// Whether it serves REQUEST at all. Default no.
+    pub delegate: bool,
 }
 
 impl Default for RelayParameters {
@@ -91,6 +93,7 @@ impl Default for RelayParameters {
             half_built: 1024,
             dialling: 1024,
             exit: false,
+            delegate: false,
         }
     }
 }
@@ -106,6 +109,14 @@ pub enum ExitRequest {
     Connect(Target),
     /// Ask the resolver; answered by [`Relay::exit_resolved`] or [`Relay::exit_failed`].
     Resolve(Host),
+    /// Do what `service` does, with what comes as [`Self::Data`]; the answer is written like a target's. Refused by
+    /// [`Relay::exit_failed`].
+    Delegate {
+        /// What is to be done.
+        service: Service,
+        /// Names the circuit it comes over for as long as that lives: what comes over one circuit has one number.
+        circuit: u64,
+    },
     /// Send bytes to the target; tell [`Relay::exit_consumed`] when they have gone.
     Data(Bytes),
     /// Nothing more will be sent to the target.

@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | BEGIN, RESOLVE | breach | new stream, refused beyond the cap |
 //! | CONNECTED, RESOLVED | answer to what was asked, once | breach |
+//! | REQUEST | breach | new stream, open at once; refused beyond the cap |
 //! | DATA | open stream, within credit | the same, also before CONNECTED |
 //! | END, CREDIT | any stream, or one of late | the same |
 //! | SENDME | echo of the oldest outstanding mark | the same |
@@ -40,7 +41,7 @@ use bytes::Bytes;
 use crate::{
     base::{Instant, StreamId},
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
-    wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Target},
+    wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
 };
 use late::LateStreams;
 use state::{Phase, Receiving, Sending, Stream};
@@ -108,6 +109,13 @@ pub enum StreamEvent {
         stream: StreamId,
         /// A name (asks for addresses) or an address (asks for names).
         host: Host,
+    },
+    /// Exit: the origin has opened a stream to `service`. [`Streams::reset`] refuses it.
+    Request {
+        /// The new stream.
+        stream: StreamId,
+        /// What is to be done.
+        service: Service,
     },
     /// Origin: the stream is open.
     Connected {
@@ -220,6 +228,17 @@ impl Streams {
         Ok(stream)
     }
 
+    /// Origin: opens a stream to a service of the hop's own. It is open at once; a hop that doesn't have the service
+    /// resets it.
+    ///
+    /// # Errors
+    /// [`StreamError::Full`] when no more streams fit.
+    pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
+        let stream = self.open(now, Phase::Open)?;
+        self.control.push_back(RelayMessage::Request { stream, service });
+        Ok(stream)
+    }
+
     /// Origin: asks the hop for an echo, to learn whether the circuit still reaches it, unless one is unanswered or no
     /// identifier is free. No event follows: any message that comes will tell. It counts as no stream.
     pub fn echo(&mut self) {
@@ -294,7 +313,14 @@ impl Streams {
         let Some(stream) = self.streams.get(&id) else { return };
         let reason = if reason == EndReason::Done { EndReason::Reset } else { reason };
         // A stream of which nothing has gone out needs no END either.
-        let unsent = matches!(self.control.back(), Some(RelayMessage::Begin { stream, .. } | RelayMessage::Resolve { stream, .. }) if *stream == id);
+        let unsent = match self.control.back() {
+            Some(
+                RelayMessage::Begin { stream, .. }
+                | RelayMessage::Resolve { stream, .. }
+                | RelayMessage::Request { stream, .. },
+            ) => *stream == id,
+            _ => false,
+        };
         if unsent {
             self.control.pop_back();
             self.take(id);
@@ -416,7 +442,9 @@ impl Streams {
     fn insert(&mut self, now: Instant, id: StreamId, phase: Phase) {
         let wait = if self.role == Role::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
         let deadline = now.after(wait);
-        self.deadlines.insert((deadline, id));
+        if phase != Phase::Open {
+            self.deadlines.insert((deadline, id));
+        }
         self.streams.insert(id, Stream::new(phase, deadline));
     }
 

@@ -19,7 +19,7 @@ pub use fragment::{
     split,
 };
 pub use host::{Answer, Host, Target};
-pub use message::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage};
+pub use message::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, Service};
 
 /// Why bytes are no valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -28,8 +28,8 @@ const LAYERS: &[&[&str]] = &[
     &["base"],
     &["wire", "crypto"],
     &["handshake", "onion", "stream", "flow"],
-    &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "client"],
-    &["transport", "io", "sim"],
+    &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "delegated", "client"],
+    &["transport", "engine", "io", "sim"],
     &["node"],
     // The library's root and the program.
     &["lib", "main"],
@@ -82,6 +82,7 @@ const CORE_CRATES: &[&str] = &[
     "subtle",
     "thiserror",
     "tracing",
+    "url",
     "x25519_dalek",
     "zeroize",
 ];

@@ -5,15 +5,22 @@ use rand::CryptoRng;
 use super::{
     Client, ClientEvent, ClientStream, IsolationKey, PooledId, StreamFailure,
     pooled::{Pooled, Stage},
-    requests::Wanted,
+    requests::{Request, Wanted},
 };
 use crate::{
     base::{Instant, RelayId},
     channel::ChannelId,
     circuit::{CircuitError, Origin},
-    path::{Path, PathError, Requirement, choose},
-    wire::Target,
+    delegated::Delegation,
+    path::{Path, PathError, Purpose, Requirement, choose},
 };
+
+const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
+    match purpose {
+        Purpose::Delegated(delegation) => Some(delegation),
+        Purpose::Streams | Purpose::Target(_) => None,
+    }
+}
 
 impl Client {
     /// Places what waits and begins what lacks.
@@ -29,20 +36,54 @@ impl Client {
                 self.events.push_back(ClientEvent::Closed { stream, reason });
             }
         }
-        while self.circuits.values().filter(|pooled| pooled.is_spare()).count() < self.parameters.spare_circuits {
-            if !matches!(self.build(now, None, None, &[], rng), Ok(true)) {
+        self.keep_spare(now, &Purpose::Streams, self.parameters.spare_circuits, rng);
+        if let Some((delegation, count)) = self.spare_delegated.clone() {
+            self.keep_spare(now, &Purpose::Delegated(delegation), count, rng);
+        }
+    }
+
+    /// Begins as many circuits for the purpose as lack of `count` spare ones.
+    fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
+        let delegation = delegation_of(purpose);
+        let crossed = delegation.map(|delegation| self.crossed_exits(delegation, &[])).unwrap_or_default();
+        let spare =
+            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !crossed.contains(&exit));
+        let lacking = count.saturating_sub(self.circuits.values().filter(spare).count());
+        for _ in 0..lacking {
+            if !matches!(self.build(now, purpose.clone(), None, &[], rng), Ok(true)) {
                 break;
             }
         }
     }
 
+    fn crossed(&self, request: &Request) -> Vec<RelayId> {
+        match &request.wanted {
+            Wanted::Delegated(delegation) => self.crossed_exits(delegation, &request.refused_by),
+            Wanted::Stream(_) | Wanted::Answer(_) => Vec::new(),
+        }
+    }
+
+    /// Exits that carry streams of this client, so that they should not see its requests: those that offer the
+    /// delegation, unless there is no other.
+    fn crossed_exits(&self, delegation: &Delegation, refused_by: &[RelayId]) -> Vec<RelayId> {
+        let Some(in_use) = &self.in_use else { return Vec::new() };
+        let carrying = self.circuits.values().filter(|pooled| pooled.has_carried_streams());
+        let carrying: Vec<RelayId> = carrying.filter_map(Pooled::exit).collect();
+        let mut offering = in_use.consensus.relays().iter().filter(|relay| delegation.is_offered(&relay.profile.offer));
+        let free =
+            offering.any(|relay| !carrying.contains(&relay.identity()) && !refused_by.contains(&relay.identity()));
+        if free { carrying } else { Vec::new() }
+    }
+
     /// Puts a waiting request on a circuit that stands, if there is one for it: one of its isolation first, then a spare.
     fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
         let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return true };
+        let crossed = self.crossed(request);
         let suiting = self
             .circuits
             .iter()
             .filter(|(id, pooled)| !request.refused_on.contains(id) && pooled.is_open())
+            .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !crossed.contains(&exit)))
             .filter(|(_, pooled)| pooled.suits(request, &in_use.consensus))
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
         let Some(id) = suiting.map(|(id, _)| *id) else { return false };
@@ -51,32 +92,49 @@ impl Client {
         let begun = match &request.wanted {
             Wanted::Stream(target) => origin.begin(now, target.clone()),
             Wanted::Answer(host) => origin.resolve(now, host.clone()),
+            Wanted::Delegated(delegation) => origin.request(now, delegation.service()),
         };
         let Ok(begun) = begun else { return false };
         pooled.isolation = Some(request.isolation);
         pooled.first_used.get_or_insert(now);
         pooled.streams.insert(begun, stream);
+        pooled.retired |= pooled.delegation.is_some();
         self.requests.place(stream, id, begun);
+        self.tell_if_delegated(stream, id);
         self.touch(id);
         true
+    }
+
+    /// A request is on its circuit: unlike a stream it is open at once.
+    fn tell_if_delegated(&mut self, stream: ClientStream, id: PooledId) {
+        let Some(pooled) = self.circuits.get(&id).filter(|pooled| pooled.delegation.is_some()) else { return };
+        let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
+        let carries_streams = |other: &Pooled| other.has_carried_streams() && other.exit() == pooled.exit();
+        let shared_exit = self.circuits.values().any(carries_streams);
+        if let Some(request) = self.requests.get_mut(stream) {
+            request.connected = true;
+        }
+        self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
     }
 
     /// Sees to it that a circuit for a waiting request is on its way.
     fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
         let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return Ok(()) };
         let isolation = request.isolation;
+        let crossed = self.crossed(request);
         let coming = self
             .circuits
             .iter()
             .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &in_use.consensus))
+            .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !crossed.contains(&exit)))
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
             .map(|(id, _)| *id);
         if let Some(pooled) = coming.and_then(|id| self.circuits.get_mut(&id)) {
             pooled.isolation = Some(isolation);
             return Ok(());
         }
-        let (target, refused_by) = (request.wanted.target().cloned(), request.refused_by.clone());
-        match self.build(now, target, Some(isolation), &refused_by, rng) {
+        let (purpose, refused_by) = (request.wanted.purpose(), request.refused_by.clone());
+        match self.build(now, purpose, Some(isolation), &refused_by, rng) {
             Ok(_) => Ok(()),
             // Every exit that might have taken it has refused.
             Err(PathError::NoExit) => Err(StreamFailure::Ended(crate::wire::EndReason::Policy)),
@@ -88,7 +146,7 @@ impl Client {
     fn build(
         &mut self,
         now: Instant,
-        target: Option<Target>,
+        purpose: Purpose,
         isolation: Option<IsolationKey>,
         refused_by: &[RelayId],
         rng: &mut dyn CryptoRng,
@@ -100,7 +158,11 @@ impl Client {
         }
         let mut avoid = self.attempts.avoided(now);
         avoid.extend(refused_by);
-        let requirement = Requirement::three_hops(target);
+        let delegation = delegation_of(&purpose).cloned();
+        if let Some(delegation) = &delegation {
+            avoid.extend(self.crossed_exits(delegation, refused_by));
+        }
+        let requirement = Requirement::three_hops(purpose);
         let mut path = choose(&in_use.consensus, &self.guards, &requirement, &avoid, now, rng)?;
         // What is avoided is taken when nothing else is left; an exit that has refused is of no use even then.
         let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
@@ -121,7 +183,7 @@ impl Client {
         self.next_circuit = self.next_circuit.saturating_add(1);
         let id = PooledId(self.next_circuit);
         let due = now.after(self.attempts.hop_timeout());
-        self.circuits.insert(id, Pooled::new(now, keys, isolation, due));
+        self.circuits.insert(id, Pooled::new(now, keys, delegation, isolation, due));
         self.timeouts.insert((due, id));
         if let Some(channel) = self.channels.connect(now, &guard) {
             self.start_circuit(now, id, channel, rng);
@@ -248,7 +310,7 @@ impl Client {
         longest.is_some()
     }
 
-    fn close_circuit(&mut self, id: PooledId) {
+    pub(super) fn close_circuit(&mut self, id: PooledId) {
         if let Some(pooled) = self.circuits.get_mut(&id) {
             pooled.retired = true;
             pooled.close();

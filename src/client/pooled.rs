@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 
 use rand::CryptoRng;
 
-use super::{ClientStream, IsolationKey, requests::Request};
+use super::{
+    ClientStream, IsolationKey,
+    requests::{Request, Wanted},
+};
 use crate::{
     base::{Instant, RelayId, StreamId},
     channel::ChannelId,
     circuit::Origin,
+    delegated::Delegation,
     directory::Consensus,
     handshake::RelayKeys,
     path::suits,
@@ -36,6 +40,8 @@ pub(super) struct Pooled {
     /// How long the channel took.
     pub(super) channel_time: Duration,
     pub(super) hop_times: Vec<Duration>,
+    /// What it was built for, if that is to perform requests: it carries one, and no streams.
+    pub(super) delegation: Option<Delegation>,
     /// Whose streams it carries; `None` for a spare circuit.
     pub(super) isolation: Option<IsolationKey>,
     pub(super) first_used: Option<Instant>,
@@ -52,8 +58,15 @@ pub(super) struct Pooled {
 
 impl Pooled {
     /// A circuit whose channel is to be there by `due`.
-    pub(super) const fn new(now: Instant, path: Vec<RelayKeys>, isolation: Option<IsolationKey>, due: Instant) -> Self {
+    pub(super) const fn new(
+        now: Instant,
+        path: Vec<RelayKeys>,
+        delegation: Option<Delegation>,
+        isolation: Option<IsolationKey>,
+        due: Instant,
+    ) -> Self {
         Self {
+            delegation,
             stage: Stage::Connecting,
             path,
             began: now,
@@ -109,8 +122,19 @@ impl Pooled {
         }
     }
 
-    pub(super) const fn is_spare(&self) -> bool {
-        self.isolation.is_none() && !self.retired
+    /// Whether it is kept for whatever comes of this kind: streams, or such requests.
+    pub(super) fn is_spare(&self, delegation: Option<&Delegation>) -> bool {
+        self.isolation.is_none() && !self.retired && self.delegation.as_ref() == delegation
+    }
+
+    /// Whether streams go over it, or have.
+    pub(super) const fn has_carried_streams(&self) -> bool {
+        self.delegation.is_none() && self.first_used.is_some()
+    }
+
+    /// Whether it has performed the one request it was for.
+    pub(super) fn is_spent(&self) -> bool {
+        self.delegation.is_some() && self.retired && self.is_open() && self.is_idle()
     }
 
     /// Whether the request may go over it, once it stands.
@@ -122,10 +146,12 @@ impl Pooled {
         if request.refused_by.contains(&exit) {
             return false;
         }
-        match (consensus.relay(&exit), request.wanted.target()) {
-            (Some(relay), Some(target)) => suits(relay, target),
-            (Some(_), None) => true,
-            (None, _) => false,
+        let Some(relay) = consensus.relay(&exit) else { return false };
+        match (&request.wanted, &self.delegation) {
+            (Wanted::Stream(target), None) => suits(relay, target),
+            (Wanted::Answer(_), None) => true,
+            (Wanted::Delegated(delegation), Some(_)) => delegation.is_offered(&relay.profile.offer),
+            _ => false,
         }
     }
 

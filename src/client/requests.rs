@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{ClientStream, IsolationKey, PooledId};
 use crate::{
     base::{Instant, RelayId, StreamId},
+    delegated::Delegation,
+    path::Purpose,
     wire::{Host, Target},
 };
 
@@ -15,14 +17,16 @@ pub(super) const MAX_TRIES: u8 = 4;
 pub(super) enum Wanted {
     Stream(Target),
     Answer(Host),
+    Delegated(Delegation),
 }
 
 impl Wanted {
-    /// What the exit must forward to.
-    pub(super) const fn target(&self) -> Option<&Target> {
+    /// What the exit must do.
+    pub(super) fn purpose(&self) -> Purpose {
         match self {
-            Self::Stream(target) => Some(target),
-            Self::Answer(_) => None,
+            Self::Stream(target) => Purpose::Target(target.clone()),
+            Self::Answer(_) => Purpose::Streams,
+            Self::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
         }
     }
 }
@@ -31,7 +35,7 @@ pub(super) struct Request {
     pub(super) wanted: Wanted,
     pub(super) isolation: IsolationKey,
     pub(super) tries: u8,
-    /// Exits that refused it by policy.
+    /// Exits that refused it by policy, or that it is not to go to.
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits that had no room for it; at most as many as it was tried on.
     pub(super) refused_on: Vec<PooledId>,
@@ -47,12 +51,17 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) const fn new(wanted: Wanted, isolation: IsolationKey, deadline: Instant) -> Self {
+    pub(super) const fn new(
+        wanted: Wanted,
+        isolation: IsolationKey,
+        refused_by: Vec<RelayId>,
+        deadline: Instant,
+    ) -> Self {
         Self {
             wanted,
             isolation,
             tries: 0,
-            refused_by: Vec::new(),
+            refused_by,
             refused_on: Vec::new(),
             placed: None,
             connected: false,

@@ -38,6 +38,7 @@ impl Client {
         }
         match closed {
             Some(error) => self.handle_closed(now, id, error, rng),
+            None if self.circuits.get(&id).is_some_and(Pooled::is_spent) => self.close_circuit(id),
             None => self.note_timeout(id),
         }
     }
@@ -170,7 +171,7 @@ impl Client {
             }
             StreamEvent::Closed { reason, .. } => self.handle_stream_closed(now, circuit, id, stream, reason),
             // An origin's streams give none of these.
-            StreamEvent::Begin { .. } | StreamEvent::Resolve { .. } => {}
+            StreamEvent::Begin { .. } | StreamEvent::Resolve { .. } | StreamEvent::Request { .. } => {}
         }
     }
 
@@ -221,6 +222,7 @@ const fn stream_of(event: &StreamEvent) -> StreamId {
     match event {
         StreamEvent::Begin { stream, .. }
         | StreamEvent::Resolve { stream, .. }
+        | StreamEvent::Request { stream, .. }
         | StreamEvent::Connected { stream, .. }
         | StreamEvent::Resolved { stream, .. }
         | StreamEvent::Data { stream, .. }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     crypto::OnionSecret,
+    delegated::EngineName,
     directory::{
         ConsensusRelay, Parameters, Profile,
         fixture::{NOW, VALID, consensus_at, exit_profile, key, listed},
@@ -47,6 +48,8 @@ impl RelayParty {
                         self.open.insert(exit, Vec::new());
                     }
                 },
+                // Open at once; whatever comes is sent back.
+                ExitRequest::Delegate { .. } => drop(self.open.insert(exit, Vec::new())),
                 ExitRequest::Resolve(_) => {
                     self.relay.exit_resolved(exit, 60, vec![Answer::Ip([192, 0, 2, 7].into())]);
                 }
@@ -85,6 +88,7 @@ impl RelayParty {
 #[derive(Default)]
 struct Seen {
     connected: Option<Instant>,
+    delegated: Option<(Vec<RelayId>, bool)>,
     bytes: Vec<u8>,
     finished: bool,
     answers: Vec<Answer>,
@@ -112,6 +116,12 @@ impl ClientParty {
                 ClientEvent::GuardsChanged => self.guards_changed = true,
                 ClientEvent::ConsensusExpired => self.expired = true,
                 ClientEvent::Connected { stream, .. } => self.seen(stream).connected = Some(now),
+                ClientEvent::Delegated { stream, path, hops, shared_exit } => {
+                    assert_eq!(path.len(), hops.len());
+                    let seen = self.seen(stream);
+                    seen.connected = Some(now);
+                    seen.delegated = Some((path, shared_exit));
+                }
                 ClientEvent::Resolved { stream, answers, .. } => self.seen(stream).answers = answers,
                 ClientEvent::Data { stream, bytes } => {
                     self.seen(stream).bytes.extend_from_slice(&bytes);
@@ -198,7 +208,11 @@ impl Net {
             let node = world.add_node(profile.addresses[0], true);
             profile.fingerprint = world.network().dial_target(node, profile.identity).unwrap().fingerprint;
             let keyring = OnionKeyring::new(OnionSecret::generate(world.rng()), None);
-            let parameters = RelayParameters { exit: number <= exits, ..RelayParameters::default() };
+            if number <= exits {
+                profile.offer.engines = vec![engine()];
+            }
+            let exit = number <= exits;
+            let parameters = RelayParameters { exit, delegate: exit, ..RelayParameters::default() };
             let relay = Relay::new(Arc::new(key(number)), keyring, parameters);
             profile.onion_key = relay.onion_key();
             relays.insert(profile.identity, node);
@@ -305,6 +319,10 @@ impl Net {
     fn circuit_of(&mut self, stream: ClientStream) -> PooledId {
         self.client(|party, _, _| party.client.requests.get(stream).unwrap().placed.unwrap().0)
     }
+}
+
+fn engine() -> EngineName {
+    EngineName::parse("test").unwrap()
 }
 
 fn target(port: u16) -> Target {
@@ -643,4 +661,93 @@ fn a_circuit_that_had_no_room_for_a_request_is_not_asked_again() {
     let used =
         net.client(|party, _, _| party.client.circuits.values().filter(|pooled| pooled.first_used.is_some()).count());
     assert_eq!(used, usize::from(requests::MAX_TRIES));
+}
+
+impl Net {
+    fn delegate(&mut self, not_by: &[RelayId], isolation: u8) -> ClientStream {
+        let not_by = not_by.to_vec();
+        self.client(|party, now, _| {
+            let delegation = Delegation::Search(engine());
+            party.client.delegate(now, delegation, not_by, IsolationKey([isolation; 32]))
+        })
+    }
+
+    fn offering(&self) -> Vec<RelayId> {
+        self.listed.iter().filter(|relay| !relay.profile.offer.is_empty()).map(ConsensusRelay::identity).collect()
+    }
+
+    /// The exit that a request went to, and whether it carries streams too.
+    fn delegated(&mut self, stream: ClientStream) -> (RelayId, bool) {
+        let (path, shared_exit) = self.wait(5, |party| party.seen(stream).delegated.clone());
+        (path[2], shared_exit)
+    }
+
+    /// Asks and gets the answer that the exit sends back.
+    fn ask(&mut self, stream: ClientStream) {
+        self.client(|party, now, _| {
+            assert_eq!(party.client.write(now, stream, b"query"), 5);
+            party.client.finish(stream);
+        });
+        self.wait(5, |party| {
+            let seen = party.seen(stream);
+            (seen.finished && seen.bytes == b"query").then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_request_goes_over_a_circuit_of_its_own_that_ends_with_it() {
+    let mut net = Net::ready(31, 2);
+    let first = net.delegate(&[], 1);
+    net.delegated(first);
+    let circuit = net.circuit_of(first);
+    let second = net.delegate(&[], 1);
+    net.delegated(second);
+    assert_ne!(net.circuit_of(second), circuit, "the same isolation, another circuit");
+    let stream = net.connected(1);
+    assert_ne!(net.circuit_of(stream), circuit);
+    net.ask(first);
+    net.ask(second);
+    net.wait(5, |party| (!party.client.circuits.contains_key(&circuit)).then_some(()));
+}
+
+#[test]
+fn a_request_shuns_exits_that_carry_streams_as_long_as_there_is_another() {
+    let mut net = Net::ready(32, 2);
+    let stream = net.connected(1);
+    let busy = net.path_of(stream)[2];
+    for isolation in 2..8 {
+        let request = net.delegate(&[], isolation);
+        let (exit, shared_exit) = net.delegated(request);
+        assert_ne!(exit, busy);
+        assert!(!shared_exit);
+        net.ask(request);
+    }
+    // The other one is not to be asked, so it is this one or none.
+    let other = net.offering().into_iter().find(|relay| *relay != busy).unwrap();
+    let request = net.delegate(&[other], 9);
+    assert_eq!(net.delegated(request), (busy, true));
+}
+
+#[test]
+fn a_request_that_no_other_exit_offers_fails_at_once() {
+    let mut net = Net::ready(33, 2);
+    let both = net.offering();
+    assert_eq!(both.len(), 2);
+    let request = net.delegate(&both, 1);
+    assert_eq!(net.closed(request, 1), StreamFailure::Ended(EndReason::Policy));
+}
+
+#[test]
+fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
+    let mut net = Net::ready(34, 2);
+    net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
+    net.wait(5, |party| (party.built.len() == 5).then_some(()));
+    for isolation in 1..4 {
+        net.connected(isolation);
+    }
+    let request = net.delegate(&[], 9);
+    let asked = net.client(|_, now, _| now);
+    net.delegated(request);
+    assert_eq!(net.client(|_, now, _| now), asked, "a circuit was ready");
 }

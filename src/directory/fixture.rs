@@ -38,6 +38,7 @@ pub(crate) fn profile(number: u16) -> Profile {
         family: Vec::new(),
         operator: String::new(),
         exit: crate::exit::Summary::default(),
+        offer: crate::delegated::Offer::default(),
         version: "umbel 0.1.0".into(),
     }
 }
@@ -45,6 +46,13 @@ pub(crate) fn profile(number: u16) -> Profile {
 /// Relay `number`, an exit by `rules`.
 pub(crate) fn exit_profile(number: u16, rules: &[&str]) -> Profile {
     Profile { exit: Policy::parse(rules, true).unwrap().summary(), ..profile(number) }
+}
+
+/// Relay `number`, which searches these engines.
+pub(crate) fn search_profile(number: u16, engines: &[&str]) -> Profile {
+    let engines = engines.iter().map(|engine| crate::delegated::EngineName::parse(engine).unwrap()).collect();
+    let offer = crate::delegated::Offer { engines, ..crate::delegated::Offer::default() };
+    Profile { offer, ..profile(number) }
 }
 
 /// The signed descriptor of relay `number` with this profile.

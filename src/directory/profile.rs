@@ -9,6 +9,7 @@ use super::schema;
 use crate::{
     base::{DialTarget, RelayId},
     crypto::OnionPublic,
+    delegated::{EngineName, Offer, Requests},
     exit::{MAX_RANGES, PortRange, Summary},
     handshake::RelayKeys,
 };
@@ -43,6 +44,8 @@ pub struct Profile {
     pub operator: String,
     /// What it forwards, in short; empty for no exit.
     pub exit: Summary,
+    /// What it does on clients' behalf; empty for nothing.
+    pub offer: Offer,
     /// Its software: at most 32 bytes of printable ASCII.
     pub version: String,
 }
@@ -82,6 +85,7 @@ impl Profile {
         require(self.family.len() <= MAX_FAMILY, "names more than 64 relays as its family")?;
         require(!self.family.contains(&self.identity), "names itself as its family")?;
         require(is_printable(&self.operator, MAX_OPERATOR_LEN), "the operator is not at most 64 printable characters")?;
+        require(self.offer.is_possible(), "the offer is out of order, or of more than there may be")?;
         require(is_printable(&self.version, MAX_VERSION_LEN), "the version is not at most 32 printable characters")?;
         Ok(())
     }
@@ -97,6 +101,7 @@ impl Profile {
             family: self.family.iter().map(|relay| relay.as_bytes().to_vec()).collect(),
             operator: self.operator.clone(),
             exit: (!self.exit.is_empty()).then(|| encode_summary(&self.exit)),
+            offer: (!self.offer.is_empty()).then(|| encode_offer(&self.offer)),
             version: self.version.clone(),
         }
     }
@@ -116,6 +121,10 @@ impl Profile {
             exit: match &profile.exit {
                 Some(exit) => decode_summary(exit).ok_or(Impossible("the exit's port ranges are not in order"))?,
                 None => Summary::default(),
+            },
+            offer: match profile.offer {
+                Some(offer) => decode_offer(offer).ok_or(Impossible("the offer names an engine in no plain name"))?,
+                None => Offer::default(),
             },
             version: profile.version,
         };
@@ -169,6 +178,26 @@ fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
         _ => Ipv6Addr::from(exactly::<16>(&address.ip)?).into(),
     };
     Some(SocketAddr::new(ip, address.port.try_into().ok()?))
+}
+
+fn encode_offer(offer: &Offer) -> schema::Offer {
+    let (hosts, any_host) = match &offer.requests {
+        Requests::None => (Vec::new(), false),
+        Requests::Hosts(hosts) => (hosts.clone(), false),
+        Requests::Open => (Vec::new(), true),
+    };
+    let engines = offer.engines.iter().map(|engine| engine.as_str().to_owned()).collect();
+    schema::Offer { engines, hosts, any_host }
+}
+
+fn decode_offer(offer: schema::Offer) -> Option<Offer> {
+    let requests = match (offer.any_host, offer.hosts) {
+        (true, _) => Requests::Open,
+        (false, hosts) if hosts.is_empty() => Requests::None,
+        (false, hosts) => Requests::Hosts(hosts),
+    };
+    let engines = offer.engines.iter().map(|engine| EngineName::parse(engine)).collect::<Option<_>>()?;
+    Some(Offer { engines, requests })
 }
 
 fn encode_summary(summary: &Summary) -> schema::ExitSummary {

@@ -12,9 +12,10 @@ use tokio::{
 
 use super::Target;
 use crate::{
-    base::WallTime,
+    base::{RelayId, WallTime},
+    delegated::Delegation,
     io::{
-        connector::{ConnectError, Connector, Isolation},
+        connector::{ConnectError, Connector, Delegated, Isolation},
         files::Folder,
         http_proxy::{self, HttpLimits},
         socks::{self, SocksLimits},
@@ -40,6 +41,10 @@ impl Connector for Nowhere {
 
     async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
         Ok(vec![Answer::Ip("192.0.2.7".parse().unwrap()), Answer::Name("example.org".to_owned())])
+    }
+
+    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+        Err(EndReason::Policy.into())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     base::StreamId,
     flow::FlowParameters,
     stream::{Role, StreamEvent, Streams},
-    wire::{EndReason, Host, RelayMessage, Target as Destination},
+    wire::{EndReason, Host, RelayMessage, Service, Target as Destination},
 };
 
 pub(super) const TARGETS: &[Target] = &[
@@ -62,7 +62,8 @@ fn hostile(bytes: &[u8]) {
 /// Something that the application may do.
 fn act(streams: &mut Streams, role: Role, now: crate::base::Instant, choices: &mut Choices<'_>) {
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
-    match choices.u8() % 8 {
+    match choices.u8() % 9 {
+        8 if role == Role::Origin => drop(streams.request(now, Service::Search)),
         0 if role == Role::Origin => drop(streams.begin(now, destination())),
         1 if role == Role::Origin => drop(streams.resolve(now, destination().host)),
         0 => streams.connected(now, id, None),
@@ -109,7 +110,8 @@ fn end_to_end(bytes: &[u8]) {
         let which = usize::from(choices.u8() % 2);
         let id = StreamId::new(u16::from(choices.u8() % 15) + 1).unwrap();
         let slot = usize::from(id.value());
-        match choices.u8() % 8 {
+        match choices.u8() % 9 {
+            8 => drop(ends[0].request(now, Service::Http)),
             0 if which == 0 => drop(ends[0].begin(now, destination())),
             0 => ends[1].connected(now, id, None),
             1 => ends[which].finish(id),

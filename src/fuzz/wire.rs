@@ -6,8 +6,8 @@ use super::{Choices, Target};
 use crate::{
     base::{CircuitId, HopIndex, RelayId, StreamId},
     wire::{
-        Answer, BODY_LEN, CELL_LEN, Cell, EndReason, Fragments, Host, RelayMessage, create_cells, decode_create,
-        decode_extend, encode_extend, split,
+        Answer, BODY_LEN, CELL_LEN, Cell, EndReason, Fragments, Host, RelayMessage, Service, create_cells,
+        decode_create, decode_extend, encode_extend, split,
     },
 };
 
@@ -93,6 +93,7 @@ pub(super) fn messages() -> Vec<RelayMessage> {
         RelayMessage::Extend { fragment: bytes.clone() },
         RelayMessage::Extended { fragment: bytes },
         RelayMessage::Drop,
+        RelayMessage::Request { stream, service: Service::Search },
     ]
 }
 

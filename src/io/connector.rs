@@ -2,11 +2,15 @@
 //!
 //! The client's assembly implements [`Connector`]; SOCKS and the HTTP proxy are generic over it, and so are their tests.
 
-use core::{fmt, future::Future};
+use core::{fmt, future::Future, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use crate::wire::{Answer, EndReason, Host, Target};
+use crate::{
+    base::RelayId,
+    delegated::Delegation,
+    wire::{Answer, EndReason, Host, Target},
+};
 
 use super::stream::Stream;
 
@@ -84,6 +88,26 @@ pub const fn reason_text(reason: EndReason) -> &'static str {
     }
 }
 
+/// A request on its way: the stream to the exit that performs it, open at once.
+#[derive(Debug)]
+pub struct Delegated {
+    /// To the exit's service.
+    pub stream: Stream,
+    /// The way it takes, the guard first, the exit last.
+    pub path: Vec<Hop>,
+    /// The exit carries streams of this client too, for no other offers the same.
+    pub shared_exit: bool,
+}
+
+/// One hop of a circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The relay.
+    pub relay: RelayId,
+    /// What building the circuit to it took, from its first cell to its answer.
+    pub took: Duration,
+}
+
 /// Opens streams and resolves names through the overlay. Cheap to clone.
 pub trait Connector: Clone + Send + Sync + 'static {
     /// Opens a stream to `target`, on a circuit that carries no other isolation.
@@ -107,4 +131,15 @@ pub trait Connector: Clone + Send + Sync + 'static {
         host: Host,
         isolation: Isolation,
     ) -> impl Future<Output = Result<Vec<Answer>, ConnectError>> + Send;
+
+    /// Has a request performed by an exit that offers it and is none of `not_by`, over a circuit of its own.
+    ///
+    /// # Errors
+    /// When no circuit can be had; `Ended(Policy)` when no other exit offers it.
+    fn delegate(
+        &self,
+        delegation: Delegation,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> impl Future<Output = Result<Delegated, ConnectError>> + Send;
 }

@@ -13,10 +13,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::wire::{Answer, EndReason, Host, Target};
+use crate::{
+    base::RelayId,
+    delegated::Delegation,
+    wire::{Answer, EndReason, Host, Target},
+};
 
 use super::{
-    connector::{ConnectError, Connector, Isolation},
+    connector::{ConnectError, Connector, Delegated, Isolation},
     listener::accept_each,
     stream::{Hub, Stream, StreamCommand, StreamKey, splice},
 };
@@ -194,6 +198,10 @@ impl Connector for Direct {
             Host::Ip(_) => Ok(vec![Answer::Name("origin.test".to_owned())]),
             Host::Name(_) => Ok(vec![Answer::Ip(Self::address(&host).await?)]),
         }
+    }
+
+    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+        Err(EndReason::Policy.into())
     }
 }
 

@@ -16,9 +16,11 @@ use tokio::{
 };
 
 use crate::{
+    base::RelayId,
+    delegated::Delegation,
     directory::AuthorityId,
     io::{
-        connector::{ConnectError, Connector, Isolation},
+        connector::{ConnectError, Connector, Delegated, Isolation},
         directory_client::{DirectoryClient, DirectoryConfig},
         files::Folder,
         http_proxy::{self, HttpLimits},
@@ -221,6 +223,15 @@ impl Connector for Client {
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
         self.ask(|reply| Request::Resolve { host, isolation, reply }).await
+    }
+
+    async fn delegate(
+        &self,
+        delegation: Delegation,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Delegated, ConnectError> {
+        self.ask(|reply| Request::Delegate { delegation, not_by, isolation, reply }).await
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::{sync::mpsc, time::sleep};
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     crypto::IdentityKey,
+    delegated::Offer,
     directory::{Consensus, Descriptor, Profile},
     exit::Policy,
     io::{
@@ -69,6 +70,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
         family: family(&options)?,
         operator: String::new(),
         exit: policy.as_ref().map(Policy::summary).unwrap_or_default(),
+        offer: Offer::default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let exit = policy.map(|policy| exit(&options, policy));

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     base::{HopIndex, Instant, RelayId},
+    delegated::Delegation,
     directory::{Consensus, ConsensusRelay, Flags},
     wire::{Host, Target},
 };
@@ -23,15 +24,26 @@ const USUAL_PORT: u16 = 443;
 pub struct Requirement {
     /// Hops, 2 to 8; what is outside is taken as the nearest.
     pub hops: u8,
-    /// What its exit must forward to; `None` for a circuit ahead of need.
-    pub target: Option<Target>,
+    /// What its exit must do.
+    pub purpose: Purpose,
+}
+
+/// What the exit of a path must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward streams, not yet known where to: a circuit ahead of need.
+    Streams,
+    /// Forward a stream to this target.
+    Target(Target),
+    /// Perform requests.
+    Delegated(Delegation),
 }
 
 impl Requirement {
-    /// Three hops to an exit for `target`.
+    /// Three hops to an exit that does this.
     #[must_use]
-    pub const fn three_hops(target: Option<Target>) -> Self {
-        Self { hops: 3, target }
+    pub const fn three_hops(purpose: Purpose) -> Self {
+        Self { hops: 3, purpose }
     }
 }
 
@@ -97,7 +109,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
     if guards.is_empty() {
         return Err(PathError::NoGuard);
     }
-    let exits = exits(consensus, requirement.target.as_ref());
+    let exits = exits(consensus, &requirement.purpose);
     if exits.is_empty() {
         return Err(PathError::NoExit);
     }
@@ -110,14 +122,18 @@ pub fn choose<R: CryptoRng + ?Sized>(
     path.ok_or(PathError::TooFewRelays)
 }
 
-/// Exits for the target, or for a circuit ahead of need.
-fn exits<'a>(consensus: &'a Consensus, target: Option<&Target>) -> Vec<&'a ConsensusRelay> {
+/// Exits for the purpose.
+fn exits<'a>(consensus: &'a Consensus, purpose: &Purpose) -> Vec<&'a ConsensusRelay> {
     let suiting = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
         consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay)).collect()
     };
-    match target {
-        Some(target) => suiting(&|relay| suits(relay, target)),
-        None => {
+    match purpose {
+        Purpose::Delegated(delegation) => {
+            let offers = |relay: &&ConsensusRelay| delegation.is_offered(&relay.profile.offer);
+            consensus.relays().iter().filter(offers).collect()
+        }
+        Purpose::Target(target) => suiting(&|relay| suits(relay, target)),
+        Purpose::Streams => {
             let usual = suiting(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
             if usual.is_empty() { suiting(&|_| true) } else { usual }
         }

@@ -63,6 +63,9 @@ impl Relay {
             let (stream, request) = match event {
                 StreamEvent::Begin { stream, target } => (stream, ExitRequest::Connect(target)),
                 StreamEvent::Resolve { stream, host } => (stream, ExitRequest::Resolve(host)),
+                StreamEvent::Request { stream, service } => {
+                    (stream, ExitRequest::Delegate { service, circuit: key.number() })
+                }
                 StreamEvent::Data { stream, bytes } => (stream, ExitRequest::Data(bytes)),
                 StreamEvent::Finished { stream } => (stream, ExitRequest::Finish),
                 StreamEvent::Writable { stream } => (stream, ExitRequest::Writable),
@@ -70,8 +73,10 @@ impl Relay {
                 // An exit is never told these.
                 StreamEvent::Connected { .. } | StreamEvent::Resolved { .. } => continue,
             };
-            if matches!(request, ExitRequest::Connect(_) | ExitRequest::Resolve(_)) {
-                if !self.parameters.exit {
+            let forwarded = matches!(request, ExitRequest::Connect(_) | ExitRequest::Resolve(_));
+            let delegated = matches!(request, ExitRequest::Delegate { .. });
+            if forwarded || delegated {
+                if (forwarded && !self.parameters.exit) || (delegated && !self.parameters.delegate) {
                     speaker.streams.reset(stream, EndReason::Policy);
                     continue;
                 }

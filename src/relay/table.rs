@@ -42,6 +42,13 @@ pub(super) struct CircuitKey {
     generation: u64,
 }
 
+impl CircuitKey {
+    /// A number that no other circuit of this relay has had.
+    pub(super) const fn number(self) -> u64 {
+        self.generation
+    }
+}
+
 /// What is behind this relay on a circuit.
 pub(super) enum NextHop {
     /// The circuit ends here.

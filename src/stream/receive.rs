@@ -53,6 +53,12 @@ impl Streams {
                 }
                 Ok(())
             }
+            RelayMessage::Request { stream, service } => {
+                if self.accept(now, stream, Phase::Open, kind)? {
+                    self.events.push_back(StreamEvent::Request { stream, service });
+                }
+                Ok(())
+            }
             RelayMessage::Drop => Ok(()),
             RelayMessage::Extend { .. } | RelayMessage::Extended { .. } => Err(StreamError::Illegal(kind)),
         }

@@ -547,3 +547,44 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_stream_to_a_service_is_open_at_both_ends_at_once() {
+    let mut pair = Pair::new();
+    let stream = pair.origin.request(pair.now, Service::Search).unwrap();
+    assert_eq!(pair.origin.write(pair.now, stream, b"query"), 5);
+    pair.origin.finish(stream);
+    pair.settle();
+    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Request { stream, service: Service::Search }));
+    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Data { stream, bytes: Bytes::from_static(b"query") }));
+    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Finished { stream }));
+    assert_eq!(pair.exit.write(pair.now, stream, b"answer"), 6);
+    pair.exit.finish(stream);
+    pair.settle();
+    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Data { stream, bytes: Bytes::from_static(b"answer") }));
+    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Finished { stream }));
+    assert!(pair.origin.is_empty() && pair.exit.is_empty());
+    assert_eq!((pair.origin.poll_timeout(), pair.exit.poll_timeout()), (None, None));
+}
+
+#[test]
+fn a_service_that_is_not_offered_ends_its_stream_alone() {
+    let mut pair = Pair::new();
+    let other = pair.stream();
+    let stream = pair.origin.request(pair.now, Service::Http).unwrap();
+    pair.origin.write(pair.now, stream, b"under way");
+    pair.settle();
+    pair.exit.reset(stream, EndReason::Policy);
+    pair.settle();
+    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Closed { stream, reason: EndReason::Policy }));
+    assert_eq!(pair.origin.write(pair.now, other, b"still here"), 10);
+    pair.settle();
+}
+
+#[test]
+fn a_hop_may_not_ask_the_origin_for_a_service() {
+    let mut pair = Pair::new();
+    let stream = StreamId::new(1).unwrap();
+    let asked = RelayMessage::Request { stream, service: Service::Search };
+    assert_eq!(pair.origin.handle_message(pair.now, asked), Err(StreamError::Illegal(MessageKind::Request)));
+}

@@ -15,6 +15,7 @@
 //! | EXTEND | 10 | origin | no |
 //! | EXTENDED | 11 | hop | no |
 //! | DROP | 12 | either | no |
+//! | REQUEST | 13 | origin | yes |
 
 use core::net::IpAddr;
 
@@ -63,6 +64,8 @@ pub enum MessageKind {
     Extended = 11,
     /// Nothing; padding that only the receiving hop can tell.
     Drop = 12,
+    /// Opens a stream to a service of the hop's own.
+    Request = 13,
 }
 
 impl MessageKind {
@@ -80,6 +83,7 @@ impl MessageKind {
             10 => Self::Extend,
             11 => Self::Extended,
             12 => Self::Drop,
+            13 => Self::Request,
             _ => return None,
         })
     }
@@ -93,7 +97,7 @@ impl MessageKind {
     /// Whether a hop may send it to the origin.
     #[must_use]
     pub const fn from_hop(self) -> bool {
-        !matches!(self, Self::Begin | Self::Resolve | Self::Extend)
+        !matches!(self, Self::Begin | Self::Resolve | Self::Extend | Self::Request)
     }
 
     const fn has_stream(self) -> bool {
@@ -139,6 +143,26 @@ impl EndReason {
             9 => Self::Failed,
             _ => return None,
         })
+    }
+}
+
+/// What a hop does itself on an origin's behalf (`proto/09-delegated.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Service {
+    /// A query to a search engine.
+    Search = 1,
+    /// An HTTP request.
+    Http = 2,
+}
+
+impl Service {
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Search),
+            2 => Some(Self::Http),
+            _ => None,
+        }
     }
 }
 
@@ -215,6 +239,13 @@ pub enum RelayMessage {
     },
     /// Nothing.
     Drop,
+    /// Open a stream to a service of the hop's own; it is open at once.
+    Request {
+        /// The new stream.
+        stream: StreamId,
+        /// What is to be done.
+        service: Service,
+    },
 }
 
 impl RelayMessage {
@@ -234,6 +265,7 @@ impl RelayMessage {
             Self::Extend { .. } => MessageKind::Extend,
             Self::Extended { .. } => MessageKind::Extended,
             Self::Drop => MessageKind::Drop,
+            Self::Request { .. } => MessageKind::Request,
         }
     }
 
@@ -247,7 +279,8 @@ impl RelayMessage {
             | Self::End { stream, .. }
             | Self::Resolve { stream, .. }
             | Self::Resolved { stream, .. }
-            | Self::Credit { stream, .. } => Some(*stream),
+            | Self::Credit { stream, .. }
+            | Self::Request { stream, .. } => Some(*stream),
             Self::SendMe { .. } | Self::Extend { .. } | Self::Extended { .. } | Self::Drop => None,
         }
     }
@@ -330,6 +363,10 @@ impl RelayMessage {
                 Ok(())
             }
             Self::Drop => Ok(()),
+            Self::Request { service, .. } => {
+                out.push(*service as u8);
+                Ok(())
+            }
         }
     }
 
@@ -401,6 +438,10 @@ impl RelayMessage {
                     return Err(WireError::Truncated("answers"));
                 }
                 Self::Resolved { stream, ttl, answers }
+            }
+            MessageKind::Request => {
+                let service = Service::from_code(reader.u8()?).ok_or(WireError::Invalid("service"))?;
+                Self::Request { stream, service }
             }
             _ => {
                 let bytes = reader.u32()?;

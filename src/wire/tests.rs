@@ -54,6 +54,8 @@ fn message() -> impl Strategy<Value = RelayMessage> {
         bytes(0).prop_map(|fragment| RelayMessage::Extend { fragment }),
         bytes(0).prop_map(|fragment| RelayMessage::Extended { fragment }),
         Just(RelayMessage::Drop),
+        (id(), prop::sample::select(vec![Service::Search, Service::Http]))
+            .prop_map(|(stream, service)| RelayMessage::Request { stream, service }),
     ]
 }
 

@@ -139,6 +139,7 @@ impl RelayParty {
                     self.relay.exit_connected(now, exit, None);
                     self.sent.insert(exit, 0);
                 }
+                ExitRequest::Delegate { .. } => self.relay.exit_failed(exit, EndReason::Policy),
                 ExitRequest::Resolve(_) => self.relay.exit_failed(exit, EndReason::NotFound),
                 ExitRequest::Data(bytes) => {
                     self.received.extend_from_slice(&bytes);

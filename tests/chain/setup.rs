@@ -159,6 +159,7 @@ fn profile(world: &World<Tapped>, node: NodeId, identity: &IdentityKey, onion_se
         family: Vec::new(),
         operator: String::new(),
         exit: Default::default(),
+        offer: Default::default(),
         version: "umbel".into(),
     }
 }

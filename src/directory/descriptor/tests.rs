@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    delegated::{EngineName, Offer, Requests},
     directory::fixture::{NOW, descriptor, exit_profile, key, profile},
     exit::Policy,
 };
@@ -70,6 +71,10 @@ fn an_impossible_descriptor_is_refused_with_the_reason() {
         Err(DescriptorError::Impossible(reason)) => reason.to_string(),
         other => panic!("{other:?}"),
     };
+    let offer = |engines: &[&str], hosts: &[&str]| {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Some(schema::Offer { engines: owned(engines), hosts: owned(hosts), any_host: false })
+    };
     type Change<'a> = &'a dyn Fn(&mut schema::Profile);
     let cases: &[(Change<'_>, &str)] = &[
         (&|it| it.addresses.clear(), "one of each"),
@@ -96,6 +101,9 @@ fn an_impossible_descriptor_is_refused_with_the_reason() {
         (&|it| it.exit.as_mut().unwrap().ipv4 = vec![schema::PortRange { first: 0, last: 9 }], "in order"),
         (&|it| it.exit.as_mut().unwrap().ipv4 = vec![schema::PortRange { first: 9, last: 8 }], "in order"),
         (&|it| it.exit.as_mut().unwrap().ipv6 = vec![schema::PortRange { first: 9, last: 70_000 }], "in order"),
+        (&|it| it.offer = offer(&["b", "a"], &[]), "offer"),
+        (&|it| it.offer = offer(&["<script>"], &[]), "plain name"),
+        (&|it| it.offer = offer(&[], &["UPPER.example"]), "offer"),
         (&|it| it.identity = vec![], "identity"),
     ];
     for (change, expected) in cases {
@@ -111,6 +119,15 @@ fn a_summary_of_any_policy_passes_as_part_of_a_descriptor() {
     let rules: Vec<String> = (1..=200).map(|port| format!("accept {}", port * 2)).collect();
     let exit = Policy::parse(&rules, false).unwrap().summary();
     let wanted = Profile { exit, ..profile(1) };
+    assert_eq!(verify(&descriptor(1, wanted.clone(), NOW), NOW).unwrap().profile, wanted);
+}
+
+#[test]
+fn the_largest_offer_passes_as_part_of_a_descriptor() {
+    let engines = (0..32).map(|number| EngineName::parse(&format!("{number:032}")).unwrap()).collect();
+    let hosts = (0..64).map(|number| format!("{number:0100}")).collect();
+    let offer = Offer { engines, requests: Requests::Hosts(hosts) };
+    let wanted = Profile { offer, ..profile(1) };
     assert_eq!(verify(&descriptor(1, wanted.clone(), NOW), NOW).unwrap().profile, wanted);
 }
 

@@ -18,6 +18,7 @@ impl Exit {
         match request {
             ExitRequest::Connect(target) => self.connect(key, target),
             ExitRequest::Resolve(host) => self.resolve(key, host),
+            ExitRequest::Delegate { .. } => relay.exit_failed(stream, EndReason::Policy),
             ExitRequest::Data(bytes) => self.push(key, &bytes),
             ExitRequest::Finish => self.finish(key),
             ExitRequest::Writable => self.set_room(key, relay.exit_room(stream)),

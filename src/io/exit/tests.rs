@@ -8,11 +8,12 @@ use tokio::{
 
 use super::*;
 use crate::io::{
-    connector::{ConnectError, Connector, Isolation},
+    connector::{ConnectError, Connector, Delegated, Isolation},
     resolver::ResolverOptions,
     socks::{self, SocksLimits},
     testing::{Flows, ROOM, echo_origin, origin, reason_of},
 };
+use crate::{base::RelayId, delegated::Delegation};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -55,6 +56,10 @@ impl Connector for ViaExit {
         let (sender, answer) = oneshot::channel();
         self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core is gone"));
         answer.await.unwrap()
+    }
+
+    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+        Err(EndReason::Policy.into())
     }
 }
 

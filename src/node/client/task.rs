@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
+    delegated::Delegation,
     directory::Consensus,
     io::{
         clock::wall_time,
-        connector::{ConnectError, Isolation},
+        connector::{ConnectError, Delegated, Hop, Isolation},
         files::Folder,
         stream::{Hub, Stream, StreamCommand},
     },
@@ -54,6 +55,17 @@ pub(super) enum Request {
         isolation: Isolation,
         /// Takes the outcome.
         reply: Reply<Vec<Answer>>,
+    },
+    /// A request performed by an exit that offers it.
+    Delegate {
+        /// What is to be done.
+        delegation: Delegation,
+        /// Exits that are not to do it.
+        not_by: Vec<RelayId>,
+        /// What it must not share a circuit with.
+        isolation: Isolation,
+        /// Takes the outcome.
+        reply: Reply<Delegated>,
     },
     /// A newer consensus.
     Consensus(Arc<Consensus>),
@@ -102,6 +114,7 @@ pub(super) struct ClientCore {
 enum Waiting {
     Stream(Reply<Stream>),
     Answer(Reply<Vec<Answer>>),
+    Delegated(Reply<Delegated>),
 }
 
 /// First occasions that were told already.
@@ -121,6 +134,10 @@ impl ClientCore {
             Request::Resolve { host, isolation, reply } => {
                 let stream = self.client.resolve(now, host, IsolationKey(*isolation.as_bytes()));
                 self.waiting.insert(stream, Waiting::Answer(reply));
+            }
+            Request::Delegate { delegation, not_by, isolation, reply } => {
+                let stream = self.client.delegate(now, delegation, not_by, IsolationKey(*isolation.as_bytes()));
+                self.waiting.insert(stream, Waiting::Delegated(reply));
             }
             Request::Consensus(consensus) => {
                 if !self.reported.consensus {
@@ -160,6 +177,13 @@ impl ClientCore {
                     let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
                 }
             }
+            ClientEvent::Delegated { stream, path, hops, shared_exit } => {
+                if let Some(Waiting::Delegated(reply)) = self.waiting.remove(&stream) {
+                    let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
+                    let opened = self.hub.open(stream.0, self.client.room(stream));
+                    let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
+                }
+            }
             ClientEvent::Resolved { stream, answers, .. } => {
                 if let Some(Waiting::Answer(reply)) = self.waiting.remove(&stream) {
                     let _ = reply.send(Ok(answers));
@@ -171,6 +195,7 @@ impl ClientCore {
             ClientEvent::Closed { stream, reason } => match self.waiting.remove(&stream) {
                 Some(Waiting::Stream(reply)) => _ = reply.send(Err(connect_error(reason))),
                 Some(Waiting::Answer(reply)) => _ = reply.send(Err(connect_error(reason))),
+                Some(Waiting::Delegated(reply)) => _ = reply.send(Err(connect_error(reason))),
                 None => self.hub.fail(stream.0, end_reason(reason)),
             },
         }

@@ -21,8 +21,8 @@ fn id(number: u16) -> RelayId {
     key(number).id()
 }
 
-fn target(host: &str, port: u16) -> Option<Target> {
-    Some(Target { host: Host::parse(host).unwrap(), port })
+fn target(host: &str, port: u16) -> Purpose {
+    Purpose::Target(Target { host: Host::parse(host).unwrap(), port })
 }
 
 fn sample(consensus: &Consensus, rng: &mut ChaCha20Rng) -> GuardSample {
@@ -62,11 +62,11 @@ fn paths_are_as_long_as_asked() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
     for (hops, length) in [(2, 2), (5, 5), (0, 2), (6, 6)] {
-        let requirement = Requirement { hops, target: None };
+        let requirement = Requirement { hops, purpose: Purpose::Streams };
         let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         assert_eq!(path.hops().len(), length);
     }
-    let requirement = Requirement { hops: 8, target: None };
+    let requirement = Requirement { hops: 8, purpose: Purpose::Streams };
     let error = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
@@ -78,8 +78,8 @@ fn the_exit_is_one_whose_policy_fits_the_target() {
     let web6 = || listed(exit_profile(2, &["accept [::]/0:443"]));
     let consensus = consensus([mail(), web6()].into_iter().chain((3..=7).map(|number| listed(profile(number)))));
     let guards = sample(&consensus, &mut rng);
-    let mut exit = |target: Option<Target>| {
-        choose(&consensus, &guards, &Requirement::three_hops(target), &[], Instant::START, &mut rng)
+    let mut exit = |purpose: Purpose| {
+        choose(&consensus, &guards, &Requirement::three_hops(purpose), &[], Instant::START, &mut rng)
             .map(|path| path.hops()[2])
     };
     assert_eq!(exit(target("example.org", 25)), Ok(id(1)));
@@ -87,7 +87,7 @@ fn the_exit_is_one_whose_policy_fits_the_target() {
     assert_eq!(exit(target("2606:4700::1", 443)), Ok(id(2)));
     assert_eq!(exit(target("1.1.1.1", 443)), Err(PathError::NoExit));
     assert_eq!(exit(target("example.org", 22)), Err(PathError::NoExit));
-    assert_eq!(exit(None), Ok(id(2)), "a circuit ahead of need ends where the usual port is open");
+    assert_eq!(exit(Purpose::Streams), Ok(id(2)), "a circuit ahead of need ends where the usual port is open");
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn no_two_hops_share_family_operator_or_network() {
         let mut rng = rng();
         (0..100).any(|_| {
             let guards = sample(&consensus, &mut rng);
-            let requirement = Requirement::three_hops(None);
+            let requirement = Requirement::three_hops(Purpose::Streams);
             let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
             path.hops().contains(&id(3))
         })
@@ -144,7 +144,7 @@ fn when_no_exit_goes_with_the_guard_the_next_guard_is_taken() {
     let consensus = consensus([listed(exit), relay(2), relay(3), listed(profile(4))]);
     for _ in 0..20 {
         let guards = sample(&consensus, &mut rng);
-        let requirement = Requirement::three_hops(None);
+        let requirement = Requirement::three_hops(Purpose::Streams);
         let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         assert!([id(2), id(4)].contains(&path.hops()[0]), "seed {SEED}");
     }
@@ -155,7 +155,7 @@ fn relays_to_avoid_are_used_only_when_nothing_else_is_left() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
     let mut exits = |avoid: &[RelayId]| -> Vec<RelayId> {
-        let requirement = Requirement::three_hops(None);
+        let requirement = Requirement::three_hops(Purpose::Streams);
         let mut choose = || choose(&consensus, &guards, &requirement, avoid, Instant::START, &mut rng).unwrap();
         (0..50).map(|_| choose().hops()[2]).collect()
     };
@@ -178,7 +178,7 @@ fn relays_to_avoid_never_move_the_guard() {
     for _ in 0..50 {
         let guards = sample(&consensus, &mut rng);
         let mut guard = |avoid: &[RelayId]| {
-            let requirement = Requirement::three_hops(None);
+            let requirement = Requirement::three_hops(Purpose::Streams);
             choose(&consensus, &guards, &requirement, avoid, Instant::START, &mut rng).unwrap().hops()[0]
         };
         assert_eq!(guard(&[id(1)]), guard(&[]), "seed {SEED}");
@@ -199,7 +199,7 @@ fn relays_are_chosen_as_often_as_they_weigh() {
     const ROUNDS: u32 = 6000;
     for _ in 0..ROUNDS {
         let guards = sample(&consensus, &mut rng);
-        let requirement = Requirement { hops: 2, target: None };
+        let requirement = Requirement { hops: 2, purpose: Purpose::Streams };
         let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         for hop in path.hops() {
             *counts.entry(*hop).or_default() += 1;
@@ -248,7 +248,8 @@ fn without_guards_or_enough_relays_the_error_says_so() {
     let mut error = |relays: Vec<ConsensusRelay>| {
         let consensus = consensus(relays);
         let guards = sample(&consensus, &mut rng);
-        choose(&consensus, &guards, &Requirement::three_hops(None), &[], Instant::START, &mut rng).unwrap_err()
+        choose(&consensus, &guards, &Requirement::three_hops(Purpose::Streams), &[], Instant::START, &mut rng)
+            .unwrap_err()
     };
     assert_eq!(error(vec![no_guard]), PathError::NoGuard);
     assert_eq!(error((1..=3).map(|number| listed(profile(number))).collect()), PathError::NoExit);

@@ -1,0 +1,25 @@
+//! Delegated requests: what an exit does on a client's behalf, and what the two say to each other about it.
+//!
+//! Pure vocabulary for both sides: what an exit offers ([`Offer`]), what a circuit's exit must offer ([`Delegation`]),
+//! queries and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), and how each exit has
+//! fared with each engine ([`Fares`]). The exit's deeds are in `io::delegated`, the engines in `engine`. Governed by
+//! `proto/09-delegated.md`. Threats addressed: the engine never learns who asks, the exit never does either; and the
+//! exit is not trusted with what it answers, so all of it is checked and cleaned here, on both sides.
+
+mod fares;
+pub mod frame;
+pub mod link;
+mod offer;
+mod schema;
+mod search;
+pub mod text;
+
+pub use self::{
+    fares::{BLOCKED_FOR, Fare, Fares},
+    offer::{Delegation, EngineName, MAX_ENGINES, MAX_HOSTS, Offer, Requests},
+    search::{
+        Block, MAX_PAGE, MAX_RESULTS, MAX_TERMS_LEN, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
+        SearchResult,
+    },
+};
+pub use crate::wire::Service;

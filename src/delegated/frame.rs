@@ -1,0 +1,107 @@
+//! Frames that tell of a message little more than that it was one: its length is hidden in a bucket's.
+//!
+//! A frame is the message's length (4 bytes, big-endian), the message, and zeros up to the smallest bucket that holds
+//! both (`proto/09-delegated.md`, "Frames").
+
+/// Bytes of the length before a message.
+pub const HEADER_LEN: usize = 4;
+/// Sizes of a framed query.
+pub const REQUEST_BUCKETS: &[usize] = &[1 << 10, 4 << 10];
+/// Sizes of a framed answer.
+pub const RESPONSE_BUCKETS: &[usize] = &[8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10];
+
+/// Why bytes are no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The message fits no bucket.
+    #[error("a message longer than any frame")]
+    TooLong,
+    /// The frame ended early, or is longer than its bucket.
+    #[error("a frame of no bucket's length")]
+    Length,
+    /// There is something where zeros must be.
+    #[error("a frame padded with something")]
+    Padding,
+}
+
+/// `message` in the smallest of `buckets` that holds it.
+///
+/// # Errors
+/// [`FrameError::TooLong`] when none does.
+pub fn encode(message: &[u8], buckets: &[usize]) -> Result<Vec<u8>, FrameError> {
+    let length = u32::try_from(message.len()).map_err(|_| FrameError::TooLong)?;
+    let size = bucket(message.len(), buckets).ok_or(FrameError::TooLong)?;
+    let mut frame = Vec::with_capacity(size);
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(message);
+    frame.resize(size, 0);
+    Ok(frame)
+}
+
+/// The message in a whole `frame`.
+///
+/// # Errors
+/// When the frame hasn't the length of its message's bucket, or its padding isn't zeros.
+pub fn decode<'a>(frame: &'a [u8], buckets: &[usize]) -> Result<&'a [u8], FrameError> {
+    let (header, rest) = frame.split_first_chunk::<HEADER_LEN>().ok_or(FrameError::Length)?;
+    let length = usize::try_from(u32::from_be_bytes(*header)).map_err(|_| FrameError::TooLong)?;
+    if bucket(length, buckets).ok_or(FrameError::TooLong)? != frame.len() {
+        return Err(FrameError::Length);
+    }
+    let (message, padding) = rest.split_at_checked(length).ok_or(FrameError::Length)?;
+    if padding.iter().any(|byte| *byte != 0) {
+        return Err(FrameError::Padding);
+    }
+    Ok(message)
+}
+
+/// The bytes that a frame may have at the most.
+#[must_use]
+pub fn longest(buckets: &[usize]) -> usize {
+    buckets.last().copied().unwrap_or(0)
+}
+
+fn bucket(length: usize, buckets: &[usize]) -> Option<usize> {
+    let needed = length.checked_add(HEADER_LEN)?;
+    buckets.iter().copied().find(|size| *size >= needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn messages_of_one_bucket_have_frames_of_one_length() {
+        let lengths: Vec<_> =
+            [0, 1, 1020].map(|length| encode(&vec![1; length], REQUEST_BUCKETS).unwrap().len()).to_vec();
+        assert_eq!(lengths, [1024; 3]);
+        assert_eq!(encode(&[1; 1021], REQUEST_BUCKETS).unwrap().len(), 4096);
+        assert_eq!(encode(&[1; 4093], REQUEST_BUCKETS), Err(FrameError::TooLong));
+    }
+
+    #[test]
+    fn padding_must_be_zeros_and_the_bucket_the_smallest() {
+        let mut frame = encode(b"query", REQUEST_BUCKETS).unwrap();
+        assert_eq!(decode(&frame, REQUEST_BUCKETS), Ok(&b"query"[..]));
+        *frame.last_mut().unwrap() = 1;
+        assert_eq!(decode(&frame, REQUEST_BUCKETS), Err(FrameError::Padding));
+        *frame.last_mut().unwrap() = 0;
+        frame.resize(4096, 0);
+        assert_eq!(decode(&frame, REQUEST_BUCKETS), Err(FrameError::Length));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_framed_is_found_again(message in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let frame = encode(&message, RESPONSE_BUCKETS).unwrap();
+            prop_assert_eq!(decode(&frame, RESPONSE_BUCKETS), Ok(&message[..]));
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_fall(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = decode(&bytes, REQUEST_BUCKETS);
+        }
+    }
+}

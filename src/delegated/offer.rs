@@ -1,0 +1,188 @@
+//! What an exit offers to do, and what a client wants done.
+
+use core::fmt;
+
+use crate::wire::Service;
+
+/// Engines that one exit offers at the most.
+pub const MAX_ENGINES: usize = 32;
+/// Hosts on one exit's allow-list at the most.
+pub const MAX_HOSTS: usize = 64;
+
+const MAX_NAME_LEN: usize = 32;
+const MAX_HOST_LEN: usize = 253;
+
+/// The short name of a search engine, the same at all exits that offer it: 1 to 32 of `a`–`z`, `0`–`9` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EngineName(String);
+
+impl EngineName {
+    /// The name, if it is one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        ((1..=MAX_NAME_LEN).contains(&text.len()) && text.bytes().all(fits)).then(|| Self(text.to_owned()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which HTTP requests an exit performs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Requests {
+    /// None.
+    #[default]
+    None,
+    /// To these hosts: 1 to 64 names or addresses in lower case, ascending, each once.
+    Hosts(Vec<String>),
+    /// To any host.
+    Open,
+}
+
+/// What an exit offers to do on a client's behalf; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Engines it searches: at most 32, ascending, each once.
+    pub engines: Vec<EngineName>,
+    /// Requests it performs.
+    pub requests: Requests,
+}
+
+impl Offer {
+    /// Whether it offers nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.engines.is_empty() && self.requests == Requests::None
+    }
+
+    /// Whether a relay may offer this: counts, lengths and order as the fields say.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        let ascending = self.engines.is_sorted_by(|one, next| one < next);
+        let hosts = match &self.requests {
+            Requests::None | Requests::Open => true,
+            Requests::Hosts(hosts) => {
+                (1..=MAX_HOSTS).contains(&hosts.len())
+                    && hosts.is_sorted_by(|one, next| one < next)
+                    && hosts.iter().all(|host| is_host(host))
+            }
+        };
+        ascending && self.engines.len() <= MAX_ENGINES && hosts
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.' | b':' | b'_');
+    (1..=MAX_HOST_LEN).contains(&host.len()) && host.bytes().all(fits)
+}
+
+/// What the exit of a circuit is to do. Prints redacted.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Delegation {
+    /// Search this engine.
+    Search(EngineName),
+    /// Perform a request to this host, a name or address in lower case.
+    Http {
+        /// The host.
+        host: String,
+    },
+}
+
+impl Delegation {
+    /// The service that does it.
+    #[must_use]
+    pub const fn service(&self) -> Service {
+        match self {
+            Self::Search(_) => Service::Search,
+            Self::Http { .. } => Service::Http,
+        }
+    }
+
+    /// Whether an exit with this offer does it.
+    #[must_use]
+    pub fn is_offered(&self, offer: &Offer) -> bool {
+        match (self, &offer.requests) {
+            (Self::Search(engine), _) => offer.engines.contains(engine),
+            (Self::Http { .. }, Requests::None) => false,
+            (Self::Http { host }, Requests::Hosts(hosts)) => hosts.contains(host),
+            (Self::Http { .. }, Requests::Open) => true,
+        }
+    }
+}
+
+impl fmt::Debug for Delegation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Search(engine) => write!(f, "Search({engine})"),
+            Self::Http { .. } => f.write_str("Http([redacted])"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(name: &str) -> EngineName {
+        EngineName::parse(name).unwrap()
+    }
+
+    fn hosts(hosts: &[&str]) -> Requests {
+        Requests::Hosts(hosts.iter().map(|host| (*host).to_owned()).collect())
+    }
+
+    #[test]
+    fn an_engine_has_a_short_plain_name() {
+        for bad in ["", "Wiki", "wiki pedia", "wikipédia", "a/b", "a\n", &"a".repeat(33)] {
+            assert_eq!(EngineName::parse(bad), None, "{bad:?}");
+        }
+        assert_eq!(engine("kiwix-2").as_str(), "kiwix-2");
+    }
+
+    #[test]
+    fn an_offer_in_no_order_or_with_too_much_is_impossible() {
+        let good = Offer { engines: vec![engine("a"), engine("b")], requests: hosts(&["a.example", "b.example"]) };
+        assert!(good.is_possible());
+        let many = (0..33).map(|number| engine(&format!("e{number:02}"))).collect();
+        for bad in [
+            Offer { engines: vec![engine("b"), engine("a")], ..good.clone() },
+            Offer { engines: vec![engine("a"), engine("a")], ..good.clone() },
+            Offer { engines: many, ..good.clone() },
+            Offer { requests: hosts(&[]), ..good.clone() },
+            Offer { requests: hosts(&["b.example", "a.example"]), ..good.clone() },
+            Offer { requests: hosts(&["A.example"]), ..good.clone() },
+            Offer { requests: hosts(&["a b"]), ..good },
+        ] {
+            assert!(!bad.is_possible(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_offered_by_exits_that_list_its_host_or_take_any() {
+        let wanted = Delegation::Http { host: "a.example".into() };
+        let offer = |requests| Offer { engines: vec![engine("a")], requests };
+        assert!(!wanted.is_offered(&offer(Requests::None)));
+        assert!(!wanted.is_offered(&offer(hosts(&["b.example"]))));
+        assert!(wanted.is_offered(&offer(hosts(&["a.example", "b.example"]))));
+        assert!(wanted.is_offered(&offer(Requests::Open)));
+        assert!(Delegation::Search(engine("a")).is_offered(&offer(Requests::None)));
+        assert!(!Delegation::Search(engine("b")).is_offered(&offer(Requests::Open)));
+    }
+
+    #[test]
+    fn what_is_wanted_of_a_host_prints_redacted() {
+        let printed = format!("{:?}", Delegation::Http { host: "a.example".into() });
+        assert!(!printed.contains("example"), "{printed}");
+    }
+}
