@@ -29,7 +29,12 @@ pub mod wire;
 
 #[cfg(feature = "native")]
 pub use crate::{
+    delegated::{EngineName, SearchResult},
     directory::AuthorityId,
-    io::{connector::ConnectError, stream::Stream},
+    io::{
+        connector::ConnectError,
+        searcher::{Comparison, Found, SearchFailure, SearchQuery},
+        stream::Stream,
+    },
     node::client::{BootstrapError, Client, ClientConfig},
 };

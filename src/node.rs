@@ -6,6 +6,7 @@
 mod bench;
 pub mod cli;
 pub mod client;
+mod control;
 mod directory;
 mod drive;
 mod keys;
@@ -14,6 +15,7 @@ mod network;
 mod options;
 mod relay;
 mod report;
+mod search;
 mod supervised;
 mod testnet;
 

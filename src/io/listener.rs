@@ -24,6 +24,8 @@ pub enum LocalPort {
     Socks,
     /// HTTP proxy.
     Http,
+    /// The search page.
+    Page,
 }
 
 impl LocalPort {
@@ -31,6 +33,7 @@ impl LocalPort {
         match self {
             Self::Socks => "SOCKS",
             Self::Http => "HTTP proxy",
+            Self::Page => "search page's",
         }
     }
 
@@ -38,6 +41,7 @@ impl LocalPort {
         match self {
             Self::Socks => "--socks",
             Self::Http => "--http",
+            Self::Page => "--page",
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     options::{self, ClientOptions, DirectoryOptions, RelayOptions},
     relay,
     report::Reporter,
-    supervised, testnet,
+    search, supervised, testnet,
 };
 
 const EXIT_STATUS: &str = "\
@@ -36,7 +36,7 @@ enum Command {
         --directory http://203.0.113.1:9360 --authority KEY\n\nExample, an exit to the web:\n  umbel relay --config \
         /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"")]
     Relay(Node<RelayOptions>),
-    /// Run a client: a SOCKS5 port and an HTTP proxy port whose traffic leaves through three hops
+    /// Run a client: a SOCKS5 port and an HTTP proxy port whose traffic leaves through three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
         curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nA user name and password given to a port keep what \
         is asked under them on circuits of their own.")]
@@ -50,6 +50,12 @@ enum Command {
         Keys are made at a node's first start too; making them beforehand lets you write the configurations first."
     )]
     Keys(keys::KeysOptions),
+    /// Search through the overlay: the engine doesn't learn who asks, nor does the exit that asks it
+    #[command(
+        after_help = "Example, beside a running client:\n  umbel search rust ownership\n  umbel search --engine \
+        wikipedia --language de Zwiebel\n  umbel search --exits 3 rust ownership\n  umbel search --open 1 rust ownership"
+    )]
+    Search(search::SearchOptions),
     /// Measure a network through a SOCKS5 port
     #[command(after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2")]
     Bench(bench::BenchOptions),
@@ -103,6 +109,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             block_on(directory::run(options, reporter))
         }
         Command::Keys(options) => keys::run(&options),
+        Command::Search(options) => block_on(search::run(options)),
         Command::Bench(options) => block_on(bench::run(options)),
         Command::TestnetRemove { folder } => {
             supervised::remove_after_supervisor(&folder);

@@ -1,5 +1,6 @@
-//! The client as a program uses it, and `umbel client`, which puts two local ports before it.
+//! The client as a program uses it, and `umbel client`, which puts two local ports and the search page before it.
 
+mod search;
 mod task;
 
 use core::{
@@ -10,6 +11,7 @@ use core::{
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::{
+    net::TcpListener,
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
     time::timeout,
@@ -18,6 +20,7 @@ use tokio::{
 use crate::{
     base::RelayId,
     delegated::Delegation,
+    delegated::EngineName,
     directory::AuthorityId,
     io::{
         connector::{ConnectError, Connector, Delegated, Isolation},
@@ -25,8 +28,14 @@ use crate::{
         files::Folder,
         http_proxy::{self, HttpLimits},
         listener::{ListenError, LocalPort, listen},
+        page::{
+            self, Page, Reader,
+            check::{Check, Checked},
+        },
+        searcher::Exits,
         socks::{self, SocksLimits},
         stream::Stream,
+        tls::Tls,
     },
     wire::{Answer, EndReason, Host, Target},
 };
@@ -38,7 +47,7 @@ use super::{
     options::{ClientOptions, data_dir},
     report::{Report, Reporter},
 };
-use task::Request;
+use task::{Request, Told};
 
 /// Requests that may wait for the client's task; more wait to be handed over.
 const WAITING_REQUESTS: usize = 256;
@@ -96,12 +105,22 @@ struct Shared {
     task: AbortHandle,
     /// Isolations given out.
     isolations: AtomicU64,
+    exits: Exits,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// How a client is to search.
+#[derive(Clone, Debug, Default)]
+struct Searches {
+    /// Where no engine is chosen.
+    engine: Option<EngineName>,
+    /// Circuits for searching are built before the first search.
+    ahead: bool,
 }
 
 /// Why a client did not come up.
@@ -139,7 +158,7 @@ impl Client {
             authorities: config.authorities,
             cache: folder.as_ref().map(Folder::consensus_cache),
         };
-        let (client, mut ready) = Self::start(directories, folder, Reporter::new(false))?;
+        let (client, mut ready) = Self::start(directories, folder, Searches::default(), Reporter::new(false))?;
         let first_circuit = async { ready.wait_for(|ready| *ready).await.is_ok() };
         match timeout(BOOTSTRAP_LIMIT, first_circuit).await {
             Ok(true) => Ok(client),
@@ -151,12 +170,16 @@ impl Client {
     fn start(
         directories: DirectoryConfig,
         folder: Option<Folder>,
+        searches: Searches,
         reporter: Reporter,
     ) -> Result<(Self, watch::Receiver<bool>), Failure> {
         let follower = DirectoryClient::new(directories).map_err(Failure::usage)?;
         let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
         let (ready_sender, ready) = watch::channel(false);
-        let drive = task::drive(folder, receiver, ready_sender, reporter)?;
+        let (offers_sender, offers) = watch::channel(None);
+        let exits = Exits::new(offers, searches.engine.clone());
+        let told = Told { ready: ready_sender, offers: offers_sender, reporter };
+        let drive = task::drive(folder, receiver, searches, told)?;
         let rng = randomness()?;
         // Weak, so that the client's task ends with the last handle and not with its own upkeep.
         let weak = requests.downgrade();
@@ -173,7 +196,7 @@ impl Client {
             tokio::join!(drive.run(), network::follow(follower, rng, take));
         });
         let isolation = Isolation::of_listener("crate");
-        let shared = Arc::new(Shared { task: task.abort_handle(), isolations: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { task: task.abort_handle(), isolations: AtomicU64::new(0), exits });
         let client = Self { requests, isolation, shared };
         Ok((client, ready))
     }
@@ -245,26 +268,46 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let http_at = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9351)));
     let socks = listen(LocalPort::Socks, socks_at, allow_remote).await.map_err(listen_failure)?;
     let http = listen(LocalPort::Http, http_at, allow_remote).await.map_err(listen_failure)?;
-    let ports = (socks.local_addr().map_err(Failure::failed)?, http.local_addr().map_err(Failure::failed)?);
+    let page_at = options.page.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9352)));
+    let page = listen(LocalPort::Page, page_at, allow_remote).await.map_err(listen_failure)?;
+    let port = |listener: &TcpListener| listener.local_addr().map_err(Failure::failed);
+    let ports = Report::Ready { socks: port(&socks)?, http: port(&http)?, page: port(&page)? };
+    let engine = options.engine.as_deref().map(engine_named).transpose()?;
 
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?).map_err(Failure::usage)?;
     let _lock = folder.lock().map_err(Failure::usage)?;
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-    let (client, mut ready) = Client::start(directories, Some(folder), reporter)?;
+    let searches = Searches { engine, ahead: true };
+    let (client, mut ready) = Client::start(directories, Some(folder), searches, reporter)?;
+    let check = Check::new(&mut randomness()?);
+    let serving = Page {
+        searcher: client.searcher(),
+        reader: Reader::new(client.clone(), Tls::default()),
+        check,
+        socks: port(&socks)?,
+    };
+    // What the browser sends through the two ports may be the search page's own question.
+    let client = Checked::new(client, check);
     tracing::info!("client started; waiting for a circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {
             tracing::info!("ready: the ports take requests");
-            reporter.tell(&Report::Ready { socks: ports.0, http: ports.1 });
+            reporter.tell(&ports);
         }
         core::future::pending::<()>().await;
     };
-    tokio::join!(
+    let (.., paged) = tokio::join!(
         announce,
         socks::serve(socks, client.clone(), SocksLimits::default()),
         http_proxy::serve(http, client, HttpLimits::default()),
+        page::serve(page, serving),
     );
-    Ok(())
+    paged.map_err(Failure::failed)
+}
+
+fn engine_named(name: &str) -> Result<EngineName, Failure> {
+    EngineName::parse(name)
+        .ok_or_else(|| Failure::usage(format!("engine: {name:?} is none; a name has letters a-z, digits and - only")))
 }
 
 fn listen_failure(error: ListenError) -> Failure {

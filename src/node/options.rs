@@ -63,13 +63,19 @@ pub(crate) struct ClientOptions {
     /// Address of the HTTP proxy port [default: 127.0.0.1:9351]
     #[arg(long, value_name = "ADDR")]
     pub(crate) http: Option<SocketAddr>,
+    /// Address of the search page, which the command line uses too [default: 127.0.0.1:9352]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) page: Option<SocketAddr>,
+    /// Search engine to ask where none is chosen [default: the one that most exits offer]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) engine: Option<String>,
     /// Base URL of a directory; may be repeated
     #[arg(long, value_name = "URL")]
     pub(crate) directory: Option<Vec<String>>,
     /// Key of a directory authority to believe, as `umbel keys` shows it; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) authority: Option<Vec<String>>,
-    /// Let the two ports listen on an address other machines reach (whoever reaches them uses your circuits)
+    /// Let the ports listen on an address other machines reach (whoever reaches them uses your circuits)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]

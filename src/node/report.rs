@@ -38,6 +38,8 @@ pub(crate) enum Report {
         socks: SocketAddr,
         /// Its HTTP proxy port.
         http: SocketAddr,
+        /// Its search page.
+        page: SocketAddr,
     },
 }
 

@@ -42,6 +42,9 @@ pub(crate) struct TestnetOptions {
     /// Address of the client's HTTP proxy port
     #[arg(long, default_value = "127.0.0.1:9351", value_name = "ADDR")]
     http: SocketAddr,
+    /// Address of the client's search page
+    #[arg(long, default_value = "127.0.0.1:9352", value_name = "ADDR")]
+    page: SocketAddr,
     /// Folder for keys, documents and logs; kept afterwards [default: a temporary one, removed afterwards]
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
@@ -66,6 +69,7 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
     }
     port_is_free(options.socks, "--socks")?;
     port_is_free(options.http, "--http")?;
+    port_is_free(options.page, "--page")?;
     let folder = Folder::make(&options)?;
     let mut nodes = Nodes::new(folder.path())?;
     if folder.is_temporary() {
@@ -124,8 +128,9 @@ async fn start(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Re
                 step("channel", format!("to the guard in {:.1} ms", channel.as_secs_f64() * 1e3));
                 step("circuit", path(&hops));
             }
-            Report::Ready { socks, http } => {
-                step("ready", format!("SOCKS5 {socks} · HTTP proxy {http} · directory http://{api}"));
+            Report::Ready { socks, http, page } => {
+                let ports = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
+                step("ready", format!("{ports} · directory http://{api}"));
                 return Ok(socks);
             }
             _ => {}
@@ -174,10 +179,11 @@ fn relay_address(file: &Path) -> Result<SocketAddr, Failure> {
 }
 
 fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn {
-    let ports = [options.socks, options.http];
+    let ports = [options.socks, options.http, options.page];
     let spawn = Spawn::new("client", "client", folder)
         .arg(format!("--socks={}", options.socks))
         .arg(format!("--http={}", options.http))
+        .arg(format!("--page={}", options.page))
         .arg(format!("--log={}", options.log))
         .args(network);
     if ports.iter().all(|port| port.ip().is_loopback()) { spawn } else { spawn.arg("--allow-remote") }

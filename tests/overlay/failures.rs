@@ -48,7 +48,7 @@ fn a_restart_keeps_identities_and_guards() {
     let directory = format!("--dir={}", folder.path().display());
     let guards = |paths: &mut Vec<String>| {
         let output = umbel()
-            .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", &directory])
+            .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0", &directory])
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

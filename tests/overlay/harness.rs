@@ -39,7 +39,7 @@ impl Testnet {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = umbel()
-            .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--dir"])
+            .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0", "--dir"])
             .arg(folder.path())
             .args(arguments)
             .stdout(Stdio::piped())

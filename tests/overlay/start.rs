@@ -12,7 +12,10 @@ use super::harness::*;
 
 #[test]
 fn the_check_passes_and_says_so() {
-    let output = umbel().args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0"]).output().unwrap();
+    let output = umbel()
+        .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0"])
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("Check passed"), "{text}");
@@ -24,7 +27,7 @@ fn the_check_passes_and_says_so() {
 fn a_taken_port_is_an_error_that_says_which_and_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = format!("--socks={}", taken.local_addr().unwrap());
-    let output = umbel().args(["testnet", &port, "--http=127.0.0.1:0"]).output().unwrap();
+    let output = umbel().args(["testnet", &port, "--http=127.0.0.1:0", "--page=127.0.0.1:0"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains(&taken.local_addr().unwrap().to_string()) && text.contains("--socks"), "{text}");
@@ -43,7 +46,7 @@ fn a_testnet_killed_at_any_moment_of_its_start_leaves_no_process_and_no_folder()
     for milliseconds in [20, 200, 500, 900, 1500] {
         let temporary = tempfile::tempdir().unwrap();
         let mut process = umbel()
-            .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--relays=4"])
+            .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0", "--relays=4"])
             .env("TMPDIR", temporary.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -18,6 +18,7 @@ use crate::{
         clock::wall_time,
         connector::{ConnectError, Delegated, Hop, Isolation},
         files::Folder,
+        searcher::{Offers, engines},
         stream::{Hub, Stream, StreamCommand},
     },
     node::{
@@ -33,6 +34,10 @@ use crate::{
 
 /// Requests and commands taken in before the core gets to answer.
 const COMMANDS_A_TURN: usize = 256;
+/// Circuits kept ready for searching: a query, its second try elsewhere, and the next query.
+const SPARE_SEARCHES: usize = 3;
+
+use super::Searches;
 
 type Reply<T> = oneshot::Sender<Result<T, ConnectError>>;
 
@@ -75,8 +80,8 @@ pub(super) enum Request {
 pub(super) fn drive(
     folder: Option<Folder>,
     requests: mpsc::Receiver<Request>,
-    ready: watch::Sender<bool>,
-    reporter: Reporter,
+    searches: Searches,
+    told: Told,
 ) -> Result<Drive<ClientCore>, Failure> {
     let guards = match &folder {
         Some(folder) => folder.guards().map_err(Failure::usage)?,
@@ -88,8 +93,8 @@ pub(super) fn drive(
         requests,
         waiting: BTreeMap::new(),
         folder,
-        ready,
-        reporter,
+        searches,
+        told,
         reported: Reported::default(),
     };
     // Never shown: each dial makes its own.
@@ -105,9 +110,19 @@ pub(super) struct ClientCore {
     requests: mpsc::Receiver<Request>,
     waiting: BTreeMap<ClientStream, Waiting>,
     folder: Option<Folder>,
-    ready: watch::Sender<bool>,
-    reporter: Reporter,
+    searches: Searches,
+    told: Told,
     reported: Reported,
+}
+
+/// Who is told what comes to pass.
+pub(super) struct Told {
+    /// That the first circuit stands.
+    pub(super) ready: watch::Sender<bool>,
+    /// What the exits of each new consensus offer.
+    pub(super) offers: watch::Sender<Offers>,
+    /// The supervisor, of the steps of the start.
+    pub(super) reporter: Reporter,
 }
 
 /// Who waits for a stream or an answer.
@@ -136,17 +151,36 @@ impl ClientCore {
                 self.waiting.insert(stream, Waiting::Answer(reply));
             }
             Request::Delegate { delegation, not_by, isolation, reply } => {
+                if let Delegation::Search(_) = delegation {
+                    // Whoever searches once will search again.
+                    self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
+                }
                 let stream = self.client.delegate(now, delegation, not_by, IsolationKey(*isolation.as_bytes()));
                 self.waiting.insert(stream, Waiting::Delegated(reply));
             }
             Request::Consensus(consensus) => {
                 if !self.reported.consensus {
                     self.reported.consensus = true;
-                    self.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
+                    self.told.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
                 }
+                self.take_offers(&consensus);
                 self.client.set_consensus(now, wall_time(), consensus, rng);
             }
         }
+    }
+
+    /// Notes what the exits offer, and has circuits built to those that will most likely be asked.
+    fn take_offers(&mut self, consensus: &Consensus) {
+        let offering = consensus.relays().iter().filter(|relay| !relay.profile.offer.is_empty());
+        let offers: Offers = Some(offering.map(|relay| (relay.identity(), relay.profile.offer.clone())).collect());
+        if core::mem::take(&mut self.searches.ahead) {
+            let engine = engines(&offers, self.searches.engine.as_ref()).into_iter().next();
+            match engine {
+                Some(engine) => self.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES),
+                None => self.searches.ahead = true,
+            }
+        }
+        self.told.offers.send_replace(offers);
     }
 
     fn handle_command(&mut self, now: Instant, command: StreamCommand) {
@@ -163,7 +197,7 @@ impl ClientCore {
 
     fn tell(&mut self, event: ClientEvent) {
         match event {
-            ClientEvent::Ready => _ = self.ready.send_replace(true),
+            ClientEvent::Ready => _ = self.told.ready.send_replace(true),
             ClientEvent::CircuitBuilt { path, channel, hops } => self.report_circuit(&path, channel, &hops),
             ClientEvent::GuardsChanged => self.keep_guards(),
             ClientEvent::ConsensusExpired => {
@@ -207,7 +241,7 @@ impl ClientCore {
         if !self.reported.circuit {
             self.reported.circuit = true;
             let hops = path.iter().zip(hops).map(|(relay, took)| HopReport { relay: relay.to_string(), took: *took });
-            self.reporter.tell(&Report::Circuit { channel, hops: hops.collect() });
+            self.told.reporter.tell(&Report::Circuit { channel, hops: hops.collect() });
         }
     }
 

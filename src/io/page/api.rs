@@ -1,0 +1,268 @@
+//! What the command line asks of a running client, as JSON.
+//!
+//! | request | answered |
+//! |---|---|
+//! | `POST /api/search`, a [`Search`] | [`Searched`], or [`Compared`] when several exits were asked |
+//! | `GET /api/engines` | a list of [`Engine`] |
+//!
+//! A failure is a [`Failed`] with a status: 400 the query, 503 the network, 502 the exit or the engine. Guarded like the page,
+//! and by a field of its own ([`super::guard`]).
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    delegated::{EngineName, SearchResult},
+    io::{
+        connector::{Connector, Hop},
+        searcher::{Comparison, ExitFare, Found, MAX_COMPARED, Miss, SearchFailure, SearchQuery},
+    },
+};
+
+use super::{Page, layout::address};
+
+pub(crate) use super::guard::API_FIELD;
+
+/// Bytes of a request's body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// A search.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Search {
+    pub(crate) terms: String,
+    #[serde(default)]
+    pub(crate) engine: Option<String>,
+    #[serde(default)]
+    pub(crate) page: Option<u16>,
+    #[serde(default)]
+    pub(crate) language: Option<String>,
+    /// How many exits to ask; more than one are compared.
+    #[serde(default)]
+    pub(crate) exits: Option<usize>,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Searched {
+    pub(crate) engine: String,
+    pub(crate) page: u16,
+    pub(crate) total: Option<u64>,
+    pub(crate) more: bool,
+    pub(crate) took_ms: f64,
+    pub(crate) results: Vec<SearchedResult>,
+    /// The guard first, the exit last.
+    pub(crate) path: Vec<PathHop>,
+    pub(crate) shared_exit: bool,
+    /// The exit asked before, which gave no answer.
+    pub(crate) missed: Option<Missed>,
+}
+
+/// One result.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct SearchedResult {
+    pub(crate) title: String,
+    pub(crate) link: String,
+    pub(crate) snippet: String,
+}
+
+/// One relay of a path.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct PathHop {
+    pub(crate) relay: String,
+    /// What building the circuit to it took.
+    pub(crate) took_ms: f64,
+}
+
+/// An exit that gave no answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Missed {
+    pub(crate) exit: String,
+    pub(crate) why: String,
+}
+
+/// Several exits asked the same.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Compared {
+    /// All that answered gave the same.
+    pub(crate) agree: bool,
+    pub(crate) exits: Vec<ComparedExit>,
+    pub(crate) rows: Vec<ComparedRow>,
+}
+
+/// One exit of several.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct ComparedExit {
+    pub(crate) exit: String,
+    pub(crate) error: Option<String>,
+    pub(crate) answer: Option<Searched>,
+}
+
+/// One result that any of several exits gave.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct ComparedRow {
+    #[serde(flatten)]
+    pub(crate) result: SearchedResult,
+    /// Its place at each exit, from 1.
+    pub(crate) places: Vec<Option<usize>>,
+    /// All that have it word it the same.
+    pub(crate) same_words: bool,
+}
+
+/// An engine, and the exits that offer it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Engine {
+    pub(crate) engine: String,
+    /// Asked where none is chosen.
+    pub(crate) default: bool,
+    pub(crate) exits: Vec<EngineExit>,
+}
+
+/// How one exit has fared with one engine since the client's start.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct EngineExit {
+    pub(crate) exit: String,
+    pub(crate) answered: u32,
+    pub(crate) failed: u32,
+    /// Seconds for which it is still left alone.
+    pub(crate) blocked_for: Option<u64>,
+}
+
+/// Why something failed.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Failed {
+    pub(crate) error: String,
+}
+
+/// Where the page shows the reader view of `link`.
+pub(crate) fn read_address(link: &str) -> String {
+    address("/read", &[("url", link)])
+}
+
+pub(super) fn router<C: Connector>() -> Router<Page<C>> {
+    Router::new()
+        .route("/api/search", post(search))
+        .route("/api/engines", get(engines))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+}
+
+async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Response {
+    let search: Search = match serde_json::from_slice(&body) {
+        Ok(search) => search,
+        Err(error) => return failed(StatusCode::BAD_REQUEST, format!("not a search: {error}")),
+    };
+    let engine = match search.engine.as_deref().map(EngineName::parse) {
+        None => None,
+        Some(Some(engine)) => Some(engine),
+        Some(None) => {
+            return failed(StatusCode::BAD_REQUEST, "an engine's name has letters a-z, digits and - only".into());
+        }
+    };
+    let number = search.page.unwrap_or(1);
+    let query = SearchQuery { terms: search.terms, engine, page: number, language: search.language };
+    match search.exits.unwrap_or(1) {
+        1 => match page.searcher.search(&query).await {
+            Ok(found) => json(StatusCode::OK, &searched(&found, number)),
+            Err(failure) => refused(failure),
+        },
+        exits if (2..=MAX_COMPARED).contains(&exits) => match page.searcher.compare(&query, exits).await {
+            Ok(comparison) => json(StatusCode::OK, &compared(&comparison, number)),
+            Err(failure) => refused(failure),
+        },
+        _ => failed(StatusCode::BAD_REQUEST, format!("1 to {MAX_COMPARED} exits can be asked")),
+    }
+}
+
+async fn engines<C: Connector>(State(page): State<Page<C>>) -> Response {
+    let exit = |fare: ExitFare| EngineExit {
+        exit: fare.exit.to_string(),
+        answered: fare.fare.answered,
+        failed: fare.fare.failed,
+        blocked_for: fare.blocked_for.map(|left| left.as_secs().max(1)),
+    };
+    let engines = page.searcher.engines().into_iter().enumerate().map(|(place, engine)| Engine {
+        exits: page.searcher.fares(&engine).into_iter().map(exit).collect(),
+        default: place == 0,
+        engine: engine.to_string(),
+    });
+    json(StatusCode::OK, &engines.collect::<Vec<_>>())
+}
+
+fn searched(found: &Found, page: u16) -> Searched {
+    Searched {
+        engine: found.engine.to_string(),
+        page,
+        total: found.total,
+        more: found.more,
+        took_ms: milliseconds(found.route.took),
+        results: found.results.iter().map(result).collect(),
+        path: found.route.hops.iter().map(hop).collect(),
+        shared_exit: found.route.shared_exit,
+        missed: found.missed.as_ref().map(missed),
+    }
+}
+
+fn compared(comparison: &Comparison, page: u16) -> Compared {
+    let exits = comparison.asked.iter().map(|asked| ComparedExit {
+        exit: asked.exit.to_string(),
+        error: asked.outcome.as_ref().err().map(ToString::to_string),
+        answer: asked.outcome.as_ref().ok().map(|found| searched(found, page)),
+    });
+    let rows = comparison.rows.iter().map(|row| ComparedRow {
+        result: result(&row.result),
+        places: row.places.clone(),
+        same_words: row.same_words,
+    });
+    Compared { agree: comparison.agrees(), exits: exits.collect(), rows: rows.collect() }
+}
+
+fn result(result: &SearchResult) -> SearchedResult {
+    SearchedResult {
+        title: result.title.clone(),
+        link: result.link.as_str().to_owned(),
+        snippet: result.snippet.clone(),
+    }
+}
+
+fn hop(hop: &Hop) -> PathHop {
+    PathHop { relay: hop.relay.to_string(), took_ms: milliseconds(hop.took) }
+}
+
+fn missed(miss: &Miss) -> Missed {
+    Missed { exit: miss.exit.to_string(), why: miss.why.to_string() }
+}
+
+fn milliseconds(took: core::time::Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}
+
+fn refused(failure: SearchFailure) -> Response {
+    let status = match failure {
+        SearchFailure::Query(_) | SearchFailure::NoSuchEngine | SearchFailure::TooFewExits(_) => {
+            StatusCode::BAD_REQUEST
+        }
+        SearchFailure::NoEngines | SearchFailure::Connect(_) => StatusCode::SERVICE_UNAVAILABLE,
+        SearchFailure::AllBlocked | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
+    };
+    failed(status, failure.to_string())
+}
+
+fn failed(status: StatusCode, error: String) -> Response {
+    json(status, &Failed { error })
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(text) => {
+            (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

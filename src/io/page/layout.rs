@@ -1,0 +1,167 @@
+//! What all pages share: head, search form, foot, and the content policy that each kind of page goes by.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use maud::{DOCTYPE, Markup, html};
+
+use crate::delegated::{EngineName, MAX_TERMS_LEN};
+
+/// Languages offered by name; any other tag may stand in the address.
+const LANGUAGES: [(&str, &str); 16] = [
+    ("ar", "العربية"),
+    ("cs", "Čeština"),
+    ("de", "Deutsch"),
+    ("en", "English"),
+    ("es", "Español"),
+    ("fr", "Français"),
+    ("hi", "हिन्दी"),
+    ("it", "Italiano"),
+    ("ja", "日本語"),
+    ("ko", "한국어"),
+    ("nl", "Nederlands"),
+    ("pl", "Polski"),
+    ("pt", "Português"),
+    ("ru", "Русский"),
+    ("tr", "Türkçe"),
+    ("zh", "中文"),
+];
+
+/// What a page may do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Our own words and a search box.
+    Own,
+    /// A page of someone else's, cleaned: no script at all, whatever slipped through.
+    Foreign,
+    /// Our own words, and the one image of the check.
+    Leave,
+}
+
+impl Kind {
+    const fn policy(self) -> &'static str {
+        match self {
+            Self::Own => {
+                "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; form-action 'self'; \
+                 base-uri 'none'; frame-ancestors 'none'"
+            }
+            Self::Foreign => {
+                "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
+                 frame-ancestors 'none'; sandbox allow-same-origin allow-forms"
+            }
+            // A policy can't name an IPv6 address. Nothing foreign but text stands in that page.
+            Self::Leave => {
+                "default-src 'none'; style-src 'self'; img-src 'self' http:; form-action 'self'; base-uri 'none'; \
+                 frame-ancestors 'none'"
+            }
+        }
+    }
+}
+
+/// What stands in the search box and beside it.
+#[derive(Clone, Copy)]
+pub(super) struct Form<'a> {
+    pub(super) terms: &'a str,
+    pub(super) engine: Option<&'a EngineName>,
+    pub(super) language: Option<&'a str>,
+    /// What the network's exits offer.
+    pub(super) engines: &'a [EngineName],
+    /// Whether the box takes the keyboard at once.
+    pub(super) focus: bool,
+}
+
+impl Form<'_> {
+    pub(super) fn markup(self) -> Markup {
+        let known = |language: &str| LANGUAGES.iter().any(|(tag, _)| *tag == language);
+        html! {
+            form.ask action="/search" method="get" role="search" {
+                div.box {
+                    input #q type="search" name="q" value=(self.terms) placeholder="What would you like to know?"
+                        aria-label="Search" maxlength=(MAX_TERMS_LEN) required autofocus[self.focus] autocomplete="off"
+                        autocapitalize="none" spellcheck="false" enterkeyhint="search";
+                    button type="submit" { "Search" }
+                }
+                div.options {
+                    @if self.engines.len() > 1 {
+                        label { "Engine "
+                            select name="engine" {
+                                @for engine in self.engines {
+                                    option value=(engine) selected[self.engine == Some(engine)] { (engine) }
+                                }
+                            }
+                        }
+                    } @else if let Some(engine) = self.engine {
+                        input type="hidden" name="engine" value=(engine);
+                    }
+                    label { "Language "
+                        select name="language" {
+                            option value="" { "any" }
+                            @for (tag, name) in LANGUAGES {
+                                option value=(tag) lang=(tag) selected[self.language == Some(tag)] { (name) }
+                            }
+                            @if let Some(other) = self.language.filter(|language| !known(language)) {
+                                option value=(other) selected { (other) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The name and flower, which lead to the search box.
+pub(super) fn brand() -> Markup {
+    html! { a.brand href="/" { img src="/icon.svg" alt="" width="28" height="28"; span { "Umbel" } } }
+}
+
+/// A whole page.
+pub(super) fn page(kind: Kind, status: StatusCode, title: &str, body: &Markup) -> Response {
+    let markup = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta name="referrer" content="no-referrer";
+                title { (title) }
+                link rel="icon" href="/icon.svg" type="image/svg+xml";
+                link rel="stylesheet" href="/style.css";
+                link rel="search" href="/opensearch.xml" type="application/opensearchdescription+xml" title="Umbel";
+                @if kind == Kind::Own { script src="/keys.js" defer {} }
+            }
+            body { (body) }
+        }
+    };
+    let fields = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(kind.policy())),
+    ];
+    (status, fields, markup.into_string()).into_response()
+}
+
+/// A page that says what went wrong and what to do.
+pub(super) fn trouble(status: StatusCode, title: &str, words: &str, form: Option<Form<'_>>) -> Response {
+    let body = html! {
+        header.top { (brand()) @if let Some(form) = form { (form.markup()) } }
+        main.words { h1 { (title) } p { (words) } }
+        (foot())
+    };
+    page(Kind::Own, status, title, &body)
+}
+
+pub(super) fn foot() -> Markup {
+    html! {
+        footer {
+            p { "This page comes from Umbel on your own computer and loads nothing from elsewhere." }
+        }
+    }
+}
+
+/// `/path?key=value…`, escaped for an address.
+pub(super) fn address(path: &str, pairs: &[(&str, &str)]) -> String {
+    let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+    format!("{path}?{query}")
+}

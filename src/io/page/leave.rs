@@ -1,0 +1,62 @@
+//! Leaving the overlay: what it would mean, whether this browser goes through the overlay anyway, and the way out.
+//!
+//! The way out is a redirect from here and no link: browsers look up the names in links before anyone follows them, and a
+//! planted name looked up by this machine tells on it.
+
+use std::net::SocketAddr;
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use maud::html;
+use url::Url;
+
+use super::{
+    check::Check,
+    layout::{Kind, address, brand, foot, page},
+};
+
+/// The page that asks whether `url` is to be opened outside; `socks` is where the client's SOCKS port is.
+pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
+    let host = url.host_str().unwrap_or_default();
+    let body = html! {
+        header.top { (brand()) }
+        main.words {
+            h1 { "Open this page in your browser itself?" }
+            p.target { (url) }
+            p.check {
+                "Does this browser go through the overlay? "
+                img src=(check.url()) alt="No: this browser does not go through the overlay.";
+            }
+            p {
+                "If it doesn't, " b { (host) } " sees your own address, and your network's provider sees that you go there. And the "
+                "link came from an exit that nobody vouches for: it may have been made up for this one search, so that "
+                "whoever waits at its end learns who asked."
+            }
+            p { "If it does, " b { (host) } " sees an exit of the overlay instead of you, and whatever your browser tells of itself." }
+            div.choices {
+                a.button href=(address("/read", &[("url", url.as_str())])) { "Read it through the overlay" }
+                a.button.quiet href=(address("/go", &[("url", url.as_str())])) rel="noreferrer" { "Open it in this browser" }
+            }
+            details {
+                summary { "How to send this browser through the overlay" }
+                p {
+                    "In its network settings, choose a SOCKS5 proxy at address " code { (socks.ip()) } " and port "
+                    code { (socks.port()) } ", and let the proxy look up names (in Firefox: “Proxy DNS when using SOCKS v5”). Then "
+                    "reload this page. A browser made for that, such as one with a profile of its own, tells less about you."
+                }
+            }
+        }
+        (foot())
+    };
+    page(Kind::Leave, StatusCode::OK, "Leaving the overlay · Umbel", &body)
+}
+
+/// The way out.
+pub(super) fn go(url: &Url) -> Response {
+    match HeaderValue::from_str(url.as_str()) {
+        Ok(location) => (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response(),
+        Err(_) => StatusCode::BAD_REQUEST.into_response(),
+    }
+}

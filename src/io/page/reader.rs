@@ -1,0 +1,215 @@
+//! The reader view: a page fetched through the overlay, with TLS ending here, and shown as cleaned text.
+//!
+//! The page is hostile: its length, its redirects and its time are capped, it is cleaned on a thread of its own, few at a
+//! time, and what is left loads nothing and runs nothing ([`clean`]). Each page goes under an isolation of its own.
+
+mod clean;
+mod view;
+
+use core::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{HeaderMap, Request, Response, StatusCode, header};
+use tokio::{sync::Semaphore, time::timeout};
+use url::Url;
+
+use crate::{
+    io::{
+        connector::{ConnectError, Connector, Isolation},
+        exchange::{Answer, ExchangeError, ExchangeLimits, exchange, read_whole},
+        tls::{Tls, TlsError},
+    },
+    wire::{Host, Target},
+};
+
+pub(super) use view::{reading, unread};
+
+/// Bytes of a page at the most.
+const MAX_PAGE_LEN: usize = 3 << 20;
+const MAX_REDIRECTS: usize = 5;
+/// For fetching a page, redirects and all.
+const FETCH_LIMIT: Duration = Duration::from_secs(45);
+/// Pages cleaned at a time; more wait.
+const MAX_CLEANING: usize = 2;
+
+const LIMITS: ExchangeLimits = ExchangeLimits {
+    head: Duration::from_secs(30),
+    idle: Some(Duration::from_secs(15)),
+    head_bytes: 64 * 1024,
+    fields: 128,
+};
+
+/// Every reader view asks with the same fields.
+const FIELDS: [(header::HeaderName, &str); 4] = [
+    (header::USER_AGENT, "Mozilla/5.0 (compatible; Umbel)"),
+    (header::ACCEPT, "text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.5"),
+    (header::ACCEPT_LANGUAGE, "en,*;q=0.5"),
+    (header::ACCEPT_ENCODING, "identity"),
+];
+
+/// A page to read.
+pub(super) struct Reading {
+    /// Where it came from in the end.
+    url: Url,
+    title: String,
+    content: Content,
+    /// All of it came over TLS that ended here.
+    verified: bool,
+}
+
+enum Content {
+    /// Cleaned HTML.
+    Html(String),
+    Plain(String),
+}
+
+/// Why there is nothing to read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error("{0}")]
+    Exchange(#[from] ExchangeError),
+    #[error("the page took too long to come")]
+    TooSlow,
+    #[error("the site sends visitors round in a circle, or somewhere that can't be read")]
+    Redirects,
+    #[error("the site answered {0}")]
+    Status(StatusCode),
+    #[error("the page is packed in a way that the reader doesn't take")]
+    Encoded,
+    #[error("it is no page of text but a file of type {0}")]
+    Kind(String),
+    #[error("the page could not be taken apart")]
+    Unreadable,
+}
+
+/// Fetches and cleans pages. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reader<C> {
+    connector: C,
+    tls: Tls,
+    cleaning: Arc<Semaphore>,
+    pages: Arc<AtomicU64>,
+}
+
+impl<C: Connector> Reader<C> {
+    pub(crate) fn new(connector: C, tls: Tls) -> Self {
+        Self { connector, tls, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)), pages: Arc::default() }
+    }
+
+    /// The page at `url`, cleaned.
+    pub(super) async fn read(&self, url: Url) -> Result<Reading, ReadError> {
+        let number = self.pages.fetch_add(1, Ordering::Relaxed);
+        let isolation = Isolation::new("reader", &number.to_be_bytes(), &[]);
+        let fetched = timeout(FETCH_LIMIT, self.fetch(url, isolation)).await.map_err(|_| ReadError::TooSlow)??;
+        let _permit = self.cleaning.acquire().await.map_err(|_| ReadError::Unreadable)?;
+        let cleaned = tokio::task::spawn_blocking(move || fetched.clean());
+        cleaned.await.map_err(|_| ReadError::Unreadable)
+    }
+
+    async fn fetch(&self, mut url: Url, isolation: Isolation) -> Result<Fetched, ReadError> {
+        let mut verified = true;
+        for _ in 0..=MAX_REDIRECTS {
+            verified &= url.scheme() == "https";
+            let response = self.get(&url, isolation).await?;
+            match redirect(&url, &response) {
+                Some(next) => url = next?,
+                None => return take(url, response, verified).await,
+            }
+        }
+        Err(ReadError::Redirects)
+    }
+
+    async fn get(&self, url: &Url, isolation: Isolation) -> Result<Response<Answer>, ReadError> {
+        let target = target(url).ok_or(ReadError::Redirects)?;
+        let host = target.host.to_text();
+        let mut request = Request::get(url.as_str()).body(Empty::<Bytes>::new()).map_err(|_| ReadError::Redirects)?;
+        for (name, value) in FIELDS {
+            request.headers_mut().insert(name, header::HeaderValue::from_static(value));
+        }
+        let stream = self.connector.connect(target, isolation).await?;
+        Ok(if url.scheme() == "https" {
+            exchange(self.tls.connect(&host, stream).await?, request, LIMITS).await?
+        } else {
+            exchange(stream, request, LIMITS).await?
+        })
+    }
+}
+
+fn target(url: &Url) -> Option<Target> {
+    let host = Host::parse(url.host_str()?).ok()?;
+    Some(Target { host, port: url.port_or_known_default().filter(|port| *port != 0)? })
+}
+
+/// Where a response leads on to, if it does.
+fn redirect(url: &Url, response: &Response<Answer>) -> Option<Result<Url, ReadError>> {
+    const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
+    if !REDIRECTS.contains(&response.status().as_u16()) {
+        return None;
+    }
+    let next = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let mut next = next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
+    if let Some(next) = &mut next {
+        // Neither is sent, and a name in front of the host is there to be taken for it.
+        next.set_fragment(None);
+        let _ = (next.set_username(""), next.set_password(None));
+    }
+    Some(next.ok_or(ReadError::Redirects))
+}
+
+/// Takes a page's body, if it is one that can be read.
+async fn take(url: Url, response: Response<Answer>, verified: bool) -> Result<Fetched, ReadError> {
+    let (head, body) = response.into_parts();
+    if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(ReadError::Encoded);
+    }
+    let kind = kind(&head.headers);
+    let html = match kind.split(';').next().unwrap_or_default().trim() {
+        "text/html" | "application/xhtml+xml" | "" => true,
+        kind if kind.starts_with("text/") || kind == "application/json" => false,
+        // An error's status says more than the kind of picture it comes with.
+        _ if !head.status.is_success() => return Err(ReadError::Status(head.status)),
+        kind => return Err(ReadError::Kind(crate::delegated::text::plain(kind, 60))),
+    };
+    let body = read_whole(body, MAX_PAGE_LEN).await?;
+    if body.is_empty() && !head.status.is_success() {
+        return Err(ReadError::Status(head.status));
+    }
+    Ok(Fetched { url, kind, html, body, verified })
+}
+
+/// The content type, in lower case.
+fn kind(fields: &HeaderMap) -> String {
+    let kind = fields.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.unwrap_or_default().to_ascii_lowercase()
+}
+
+/// A page as it came.
+struct Fetched {
+    url: Url,
+    kind: String,
+    html: bool,
+    body: Vec<u8>,
+    verified: bool,
+}
+
+impl Fetched {
+    fn clean(self) -> Reading {
+        let text = clean::decode(&self.kind, &self.body, self.html);
+        let (title, content) = if self.html {
+            let (title, html) = clean::clean(&text, &self.url);
+            (title, Content::Html(html))
+        } else {
+            (String::new(), Content::Plain(text))
+        };
+        Reading { url: self.url, title, content, verified: self.verified }
+    }
+}

@@ -1,0 +1,166 @@
+//! What of a foreign page may be shown: text, its structure, and links that lead back to the reader view.
+//!
+//! `ammonia` parses the page as a browser does and writes it anew from a short list of elements and attributes. Nothing of
+//! it loads, runs, looks or asks: no pictures, scripts, styles, classes, forms or frames.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
+
+use ammonia::{Builder, UrlRelative};
+use encoding_rs::{Encoding, UTF_8};
+use scraper::{Html, Selector};
+use url::Url;
+
+use crate::{
+    delegated::{link, text},
+    io::page::layout::address,
+};
+
+/// Before each `id`, so that none is taken for one of ours.
+const PREFIX: &str = "page-";
+const MAX_TITLE: usize = 200;
+/// A part of a page that calls itself the main one, but has less text, is not believed.
+const LEAST_MAIN: usize = 250;
+/// How far into a page its encoding may be told.
+const META_WITHIN: usize = 1024;
+
+const TAGS: &[&str] = &[
+    "a",
+    "abbr",
+    "article",
+    "b",
+    "bdi",
+    "bdo",
+    "blockquote",
+    "br",
+    "caption",
+    "cite",
+    "code",
+    "col",
+    "colgroup",
+    "dd",
+    "del",
+    "details",
+    "dfn",
+    "div",
+    "dl",
+    "dt",
+    "em",
+    "figcaption",
+    "figure",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "i",
+    "ins",
+    "kbd",
+    "li",
+    "mark",
+    "ol",
+    "p",
+    "pre",
+    "q",
+    "rp",
+    "rt",
+    "ruby",
+    "s",
+    "samp",
+    "section",
+    "small",
+    "span",
+    "strong",
+    "sub",
+    "summary",
+    "sup",
+    "table",
+    "tbody",
+    "td",
+    "tfoot",
+    "th",
+    "thead",
+    "time",
+    "tr",
+    "u",
+    "ul",
+    "var",
+    "wbr",
+];
+
+/// Elements that go with all that is in them.
+const EMPTIED: &[&str] = &[
+    "audio", "button", "canvas", "dialog", "embed", "head", "iframe", "math", "noscript", "object", "option", "script",
+    "select", "style", "svg", "template", "textarea", "title", "video",
+];
+
+/// The title and the cleaned content of the page `html` that stands at `url`.
+pub(super) fn clean(html: &str, url: &Url) -> (String, String) {
+    let (title, base, main) = dissect(html, url);
+    let attributes = [
+        ("a", vec!["href"]),
+        ("ol", vec!["start"]),
+        ("col", vec!["span"]),
+        ("colgroup", vec!["span"]),
+        ("td", vec!["colspan", "rowspan"]),
+        ("th", vec!["colspan", "rowspan"]),
+    ];
+    let attributes: HashMap<_, HashSet<_>> =
+        attributes.into_iter().map(|(tag, names)| (tag, names.into_iter().collect())).collect();
+    let cleaned = Builder::empty()
+        .tags(TAGS.iter().copied().collect())
+        .clean_content_tags(EMPTIED.iter().copied().collect())
+        .tag_attributes(attributes)
+        .generic_attributes(["id", "lang", "dir"].into_iter().collect())
+        .url_schemes(["http", "https"].into_iter().collect())
+        .url_relative(UrlRelative::PassThrough)
+        .id_prefix(Some(PREFIX))
+        .attribute_filter(move |element, attribute, value| match (element, attribute) {
+            ("a", "href") => lead(value, &base).map(Cow::Owned),
+            _ => Some(Cow::Borrowed(value)),
+        })
+        .clean(main.as_deref().unwrap_or(html))
+        .to_string();
+    (title, cleaned)
+}
+
+/// Where a link of a page leads from here: to a place in the page, or to the reader view of another.
+fn lead(value: &str, base: &Url) -> Option<String> {
+    if let Some(place) = value.trim().strip_prefix('#') {
+        return (!place.is_empty()).then(|| format!("#{PREFIX}{place}"));
+    }
+    let target = link::clean(value, Some(base))?;
+    Some(address("/read", &[("url", target.as_str())]))
+}
+
+/// The title, the address that links are relative to, and the main part if there is one.
+fn dissect(html: &str, url: &Url) -> (String, Url, Option<String>) {
+    let page = Html::parse_document(html);
+    let first = |selector: &str| Selector::parse(selector).ok().and_then(|selector| page.select(&selector).next());
+    let title = first("title").map(|title| title.text().collect::<String>()).unwrap_or_default();
+    let base = first("base[href]").and_then(|base| url.join(base.attr("href")?).ok());
+    let base = base.filter(|base| matches!(base.scheme(), "http" | "https")).unwrap_or_else(|| url.clone());
+    let main = ["main", "[role=main]", "article"].into_iter().filter_map(first);
+    let mut main = main.filter(|main| main.text().map(str::len).sum::<usize>() >= LEAST_MAIN);
+    (text::plain(&title, MAX_TITLE), base, main.next().map(|main| main.inner_html()))
+}
+
+/// The text of `body`, by the encoding that its first bytes, its content type or the page itself tell.
+pub(super) fn decode(kind: &str, body: &[u8], html: bool) -> String {
+    let told = label(kind).and_then(|label| Encoding::for_label(label.as_bytes()));
+    let head = String::from_utf8_lossy(body.get(..META_WITHIN).unwrap_or(body)).to_ascii_lowercase();
+    let within = || if html { label(&head).and_then(|label| Encoding::for_label(label.as_bytes())) } else { None };
+    let encoding = told.or_else(within).unwrap_or(UTF_8);
+    // A byte-order mark goes before all of it.
+    encoding.decode(body).0.into_owned()
+}
+
+/// What stands behind the first `charset=`.
+fn label(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("charset=")?;
+    rest.trim_start_matches(['"', '\'', ' ']).split(['"', '\'', ' ', ';', '/', '>']).next()
+}

@@ -1,0 +1,73 @@
+//! How the reader view looks, with and without a page to show.
+
+use axum::{http::StatusCode, response::Response};
+use maud::{PreEscaped, html};
+use url::Url;
+
+use crate::io::page::{
+    layout::{Kind, address, brand, foot, page},
+    results::{capital, unconnected},
+};
+
+use super::{Content, ReadError, Reading};
+
+/// The page, under a bar that says what it is.
+pub(in crate::io::page) fn reading(reading: &Reading) -> Response {
+    let url = reading.url.as_str();
+    let host = reading.url.host_str().unwrap_or_default();
+    let title = if reading.title.is_empty() { host } else { &reading.title };
+    let body = html! {
+        header.bar {
+            div.row {
+                (brand())
+                a href=(address("/leave", &[("url", url)])) { "open in this browser instead…" }
+            }
+            p { "Reader view of " b { (host) } ", fetched through the overlay: text only, and " b { (host) } " sees an exit instead of you." }
+        }
+        main.foreign {
+            @if !reading.verified {
+                p.warn {
+                    "This page did not come encrypted from " b { (host) } ". The exit could read it, and change it."
+                }
+            }
+            h1.title dir="auto" { (title) }
+            p.where { (url) }
+            @match &reading.content {
+                Content::Html(html) => article dir="auto" { (PreEscaped(html)) },
+                Content::Plain(text) => pre.plain dir="auto" { (text) },
+            }
+        }
+        (foot())
+    };
+    page(Kind::Foreign, StatusCode::OK, &format!("{title} · Umbel reader"), &body)
+}
+
+/// The page that says why there is nothing to read, and what else can be done.
+pub(in crate::io::page) fn unread(url: &Url, error: &ReadError) -> Response {
+    let (status, title, words) = match error {
+        ReadError::Connect(error) => unconnected(*error),
+        ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page didn't come", said(error)),
+        error => (StatusCode::BAD_GATEWAY, "This page can't be shown", said(error)),
+    };
+    let body = html! {
+        header.top { (brand()) }
+        main.words {
+            h1 { (title) }
+            p.target { (url) }
+            p { (words) }
+            div.choices {
+                a.button href=(address("/read", &[("url", url.as_str())])) { "Try again" }
+                a.button.quiet href=(address("/leave", &[("url", url.as_str())])) { "Open it in this browser…" }
+            }
+            @if let ReadError::Kind(_) | ReadError::Exchange(crate::io::exchange::ExchangeError::TooLarge) = error {
+                p { "To save it as a file through the overlay: " code { "umbel fetch --output FILE URL" } }
+            }
+        }
+        (foot())
+    };
+    page(Kind::Foreign, status, title, &body)
+}
+
+fn said(error: &ReadError) -> String {
+    format!("{}.", capital(&error.to_string()))
+}

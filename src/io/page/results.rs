@@ -1,0 +1,264 @@
+//! The search page itself: box, results, and the way the query took, in words.
+//!
+//! Results are what an exit says. They stand here as text alone, and their links lead to the reader view: following one
+//! straight from a browser that doesn't go through the overlay would tell whoever planted it who asked.
+
+use core::time::Duration;
+
+use axum::{http::StatusCode, response::Response};
+use maud::{Markup, html};
+
+use crate::{
+    delegated::{Block, EngineName, MAX_PAGE, SearchRefusal, SearchResult},
+    io::{
+        connector::ConnectError,
+        searcher::{Found, Miss, MissReason, Route, SearchFailure, SearchQuery},
+    },
+};
+
+use super::layout::{Form, Kind, address, brand, foot, page, trouble};
+
+/// The page with nothing asked yet.
+pub(super) fn home(engines: &[EngineName]) -> Response {
+    let form = Form { terms: "", engine: None, language: None, engines, focus: true };
+    let body = html! {
+        main.home {
+            (brand())
+            p.promise { "Search without being known: the search engine sees what you ask, but not who is asking." }
+            (form.markup())
+            @if engines.is_empty() {
+                p.warn {
+                    "No search engine is known yet. Either Umbel is still finding its way into the network, and a moment's "
+                    "patience will do, or nobody in this network offers to search."
+                }
+            }
+            section.how {
+                h2 { "What happens to your question" }
+                ol {
+                    li { "Your computer locks it in three layers and hands it to a first relay, which knows your address but "
+                        "can't read the question." }
+                    li { "A second relay passes it on. It knows neither you nor the question." }
+                    li { "A third one, the exit, opens the last layer and asks the search engine. It reads the question, but "
+                        "doesn't know your address; the engine sees the exit and not you." }
+                }
+                p { "So don't put into a question what says who you are." }
+            }
+        }
+        (foot())
+    };
+    page(Kind::Own, StatusCode::OK, "Umbel search", &body)
+}
+
+/// The results of `query`.
+pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]) -> Response {
+    let form = form(query, Some(&found.engine), engines);
+    let body = html! {
+        header.top {
+            a.skip href="#results" { "Skip to the results" }
+            (brand())
+            (form.markup())
+        }
+        main {
+            p.count { (count(query, found)) }
+            @if found.results.is_empty() {
+                p { "Nothing was found. Other words, or fewer of them, may help." }
+            }
+            ol.results #results {
+                @for result in &found.results { (result_markup(result)) }
+            }
+            (pages(query, found))
+            (route(&found.engine, &found.route, found.missed.as_ref()))
+        }
+        (foot())
+    };
+    page(Kind::Own, StatusCode::OK, &format!("{} · Umbel search", query.terms), &body)
+}
+
+/// The page for a query that came to nothing.
+pub(super) fn failure(query: &SearchQuery, failure: SearchFailure, engines: &[EngineName]) -> Response {
+    let (status, title, words) = explain(failure);
+    trouble(status, title, &words, Some(form(query, query.engine.as_ref(), engines)))
+}
+
+fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a [EngineName]) -> Form<'a> {
+    Form { terms: &query.terms, engine, language: query.language.as_deref(), engines, focus: false }
+}
+
+/// How a failure is told: its status, what it is, and what to do.
+fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
+    let said = failure.to_string();
+    match failure {
+        SearchFailure::Query(_) => {
+            (StatusCode::BAD_REQUEST, "That can't be searched for", format!("{}. Nothing was sent.", capital(&said)))
+        }
+        SearchFailure::NoEngines => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Nobody offers to search",
+            "No exit of this network offers a search engine. Nothing was sent. Whoever runs an exit can turn one on."
+                .to_owned(),
+        ),
+        SearchFailure::NoSuchEngine => (
+            StatusCode::NOT_FOUND,
+            "No exit offers this engine",
+            "Choose another engine below the search box. Nothing was sent.".to_owned(),
+        ),
+        SearchFailure::AllBlocked => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The engine turns all exits away for now",
+            "It takes them for robots, or has had too many questions. Try again in ten minutes, or choose another engine. \
+             Nothing was sent."
+                .to_owned(),
+        ),
+        SearchFailure::TooFewExits(_) => (StatusCode::BAD_REQUEST, "Too few exits", format!("{}.", capital(&said))),
+        SearchFailure::Connect(error) => unconnected(error),
+        SearchFailure::Missed(miss) => (
+            StatusCode::BAD_GATEWAY,
+            "The search got no answer",
+            format!("{} (exit {}). Try again: another exit may do better.", capital(&said), miss.exit),
+        ),
+    }
+}
+
+/// How it is told that there was no way through the overlay.
+pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, String) {
+    let (status, title) = match error {
+        ConnectError::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Umbel is still finding its way"),
+        ConnectError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "Umbel has stopped"),
+        ConnectError::Ended(_) => (StatusCode::BAD_GATEWAY, "There was no way through"),
+    };
+    (status, title, format!("{}. Reload this page in a moment.", capital(&error.to_string())))
+}
+
+/// `text` with its first letter a capital.
+pub(super) fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn count(query: &SearchQuery, found: &Found) -> String {
+    let page = if query.page > 1 { format!("page {} of ", query.page) } else { String::new() };
+    let many = match (found.total, found.results.len()) {
+        (Some(1), _) | (None, 1) => "one result".to_owned(),
+        (Some(total), _) => format!("{} results", grouped(total)),
+        (None, shown) => format!("{shown} results"),
+    };
+    capital(&format!("{page}{many} from {}, in {}", found.engine, time(found.route.took)))
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && digits.len().saturating_sub(place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn time(took: Duration) -> String {
+    let milliseconds = took.as_millis();
+    if milliseconds < 1000 { format!("{} ms", milliseconds.max(1)) } else { format!("{:.1} s", took.as_secs_f64()) }
+}
+
+fn result_markup(result: &SearchResult) -> Markup {
+    let link = result.link.as_str();
+    html! {
+        li {
+            h2 { a href=(address("/read", &[("url", link)])) dir="auto" { (result.title) } }
+            p.where { (place(result)) }
+            @if !result.snippet.is_empty() { p.snippet dir="auto" { (result.snippet) } }
+            p.aside { a href=(address("/leave", &[("url", link)])) { "open in this browser instead…" } }
+        }
+    }
+}
+
+/// Where a result is, short: its host and path. A name that isn't ASCII stands as it is on the wire, so that none can
+/// pass for another.
+fn place(result: &SearchResult) -> String {
+    const MOST: usize = 80;
+    let host = result.link.host_str().unwrap_or_default();
+    let host = result.link.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let parts = result.link.path_segments().into_iter().flatten().filter(|part| !part.is_empty());
+    let whole = core::iter::once(host.as_str()).chain(parts).collect::<Vec<_>>().join(" › ");
+    if whole.chars().count() <= MOST { whole } else { whole.chars().take(MOST).chain(['…']).collect() }
+}
+
+fn pages(query: &SearchQuery, found: &Found) -> Markup {
+    let to = |page: u16| {
+        let page = page.to_string();
+        let mut pairs = vec![("q", query.terms.as_str()), ("engine", found.engine.as_str()), ("page", &page)];
+        pairs.extend(query.language.as_deref().map(|language| ("language", language)));
+        address("/search", &pairs)
+    };
+    let next = query.page.saturating_add(1);
+    html! {
+        @if query.page > 1 || found.more {
+            nav.pages aria-label="Pages of results" {
+                @if query.page > 1 {
+                    a.button.quiet rel="prev" href=(to(query.page.saturating_sub(1))) { "← Previous" }
+                } @else { span {} }
+                span { "Page " (query.page) }
+                @if found.more && next <= MAX_PAGE { a.button rel="next" href=(to(next)) { "Next →" } } @else { span {} }
+            }
+        }
+    }
+}
+
+/// The way a query took, hop by hop.
+fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
+    let last = route.hops.len().saturating_sub(1);
+    html! {
+        details.route open {
+            summary { "The way your question took " small { "there and back in " (time(route.took)) } }
+            ol {
+                li.end { b { "This computer" } " locked the question in a layer for each relay below." }
+                @for (number, hop) in route.hops.iter().enumerate() {
+                    li {
+                        b { (ROLES.get(if number == last { 2 } else { number.min(1) }).copied().unwrap_or_default()) }
+                        " " code { (hop.relay) } " " span.ms { "(" (time(hop.took)) ")" } ": "
+                        @if number == last {
+                            "opened the last layer, read the question and asked the engine. It doesn't know your address."
+                        } @else if number == 0 {
+                            "knows your address, but could not read the question."
+                        } @else {
+                            "passed it on, and knows neither you nor the question."
+                        }
+                    }
+                }
+                li.end { b { (engine) } " (the search engine) saw the question come from the exit." }
+            }
+            p.note {
+                "The circuit was built before you asked and carries nothing but this one question. The times in brackets are what it "
+                "took to reach each relay when it was built."
+            }
+            @if let Some(miss) = missed {
+                p.note { "Another exit, " code { (miss.exit) } ", was asked first and could not help: " (blocked_words(*miss)) }
+            }
+            @if route.shared_exit {
+                p.warn {
+                    "Some of your other traffic leaves by the same exit, since no other offers this engine. That exit could guess "
+                    "that both are one person's."
+                }
+            }
+        }
+    }
+}
+
+const ROLES: [&str; 3] = ["First relay", "Middle relay", "Exit"];
+
+fn blocked_words(miss: Miss) -> String {
+    match miss.why {
+        MissReason::Refused(SearchRefusal::EngineBlocked(block)) => {
+            let how = match block {
+                Block::Captcha => "asked it to prove that it is human",
+                Block::Forbidden => "turned it away",
+                Block::TooManyRequests => "had had too many questions from it",
+            };
+            format!("the engine {how}. It is left alone for ten minutes.")
+        }
+        why => format!("{why}."),
+    }
+}

@@ -1,0 +1,366 @@
+//! Searches through the overlay: which engine, by which exit, and what becomes of a refusal.
+//!
+//! Owns how each exit has fared with each engine ([`Fares`]). Each query goes under an isolation of its own, so over a
+//! circuit of its own. An exit that an engine keeps out is left alone for a while, and the query is asked once more
+//! elsewhere. Governed by `proto/09-delegated.md`, "Search". An exit is not trusted: its answer is bounded in length and time,
+//! decoded strictly and cleaned ([`SearchAnswer::decode`]), and several exits can be compared.
+
+mod comparison;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use core::{
+    cmp::Reverse,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+    time::timeout,
+};
+
+use crate::{
+    base::{Instant, RelayId},
+    delegated::{
+        Delegation, EngineName, Fare, Fares, Offer, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
+        SearchResult,
+        frame::{RESPONSE_BUCKETS, longest},
+    },
+    wire::EndReason,
+};
+
+use super::connector::{ConnectError, Connector, Delegated, Hop, Isolation};
+
+pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
+
+/// For a circuit to be had.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// For the exit to answer: the engine has eight seconds there.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// What the exits of the network offer; none while there is no list of relays yet.
+pub type Offers = Option<Vec<(RelayId, Offer)>>;
+
+/// A query as a person asks it. Prints redacted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SearchQuery {
+    /// What to search for.
+    pub terms: String,
+    /// The engine, if one is chosen.
+    pub engine: Option<EngineName>,
+    /// The page of results, from 1.
+    pub page: u16,
+    /// The language wanted, if one is, such as `en` or `pt-BR`.
+    pub language: Option<String>,
+}
+
+impl SearchQuery {
+    /// The first page of what the default engine finds for `terms`, in any language.
+    #[must_use]
+    pub fn new(terms: impl Into<String>) -> Self {
+        Self { terms: terms.into(), engine: None, page: 1, language: None }
+    }
+}
+
+impl fmt::Debug for SearchQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SearchQuery([redacted])")
+    }
+}
+
+/// What a query found, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The engine that was asked.
+    pub engine: EngineName,
+    /// In the engine's order.
+    pub results: Vec<SearchResult>,
+    /// How many there are in all, if the engine said so.
+    pub total: Option<u64>,
+    /// Whether there is a further page.
+    pub more: bool,
+    /// The way query and answer took.
+    pub route: Route,
+    /// The exit that was asked before this one, and did not answer.
+    pub missed: Option<Miss>,
+}
+
+/// The way a query took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The guard first, the exit last.
+    pub hops: Vec<Hop>,
+    /// The exit carries streams of this client too, for no other offers the engine.
+    pub shared_exit: bool,
+    /// From the query's leaving to its answer.
+    pub took: Duration,
+}
+
+/// An exit that gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// The exit.
+    pub exit: RelayId,
+    /// Why.
+    pub why: MissReason,
+}
+
+/// Why an exit gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MissReason {
+    /// It said so.
+    #[error("{0}")]
+    Refused(SearchRefusal),
+    /// It or its circuit broke off, or its answer was none.
+    #[error("the exit broke off, or its answer made no sense")]
+    Broken,
+    /// It took too long.
+    #[error("the exit did not answer in time")]
+    Silent,
+}
+
+impl MissReason {
+    /// Whether another exit may well do better.
+    const fn is_the_exits(self) -> bool {
+        match self {
+            Self::Broken => true,
+            Self::Silent => false,
+            Self::Refused(refusal) => matches!(
+                refusal,
+                SearchRefusal::EngineBlocked(_)
+                    | SearchRefusal::RateLimited
+                    | SearchRefusal::UnknownEngine
+                    | SearchRefusal::EngineUnreachable
+            ),
+        }
+    }
+}
+
+/// Why a search found nothing out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SearchFailure {
+    /// The query is none.
+    #[error("{0}")]
+    Query(#[from] SearchError),
+    /// No exit offers to search.
+    #[error("no exit of this network offers to search")]
+    NoEngines,
+    /// No exit offers this engine.
+    #[error("no exit of this network offers this engine")]
+    NoSuchEngine,
+    /// There are fewer exits than are to be compared.
+    #[error("only {0} of this network's exits can be asked that")]
+    TooFewExits(usize),
+    /// The engine keeps out every exit that offers it.
+    #[error("the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine")]
+    AllBlocked,
+    /// There was no circuit.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// An exit was asked, and another if that made sense; the last one's reason.
+    #[error("{}", .0.why)]
+    Missed(Miss),
+}
+
+/// How one exit has fared with one engine.
+#[derive(Clone, Copy, Debug)]
+pub struct ExitFare {
+    /// The exit.
+    pub exit: RelayId,
+    /// What it has answered and not.
+    pub fare: Fare,
+    /// How long it is still left alone.
+    pub blocked_for: Option<Duration>,
+}
+
+/// What is known of the exits, and how each has fared; outlives each [`Searcher`]. Cheap to clone; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Exits(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    offers: watch::Receiver<Offers>,
+    default: Option<EngineName>,
+    fares: Mutex<Fares>,
+    queries: AtomicU64,
+    start: std::time::Instant,
+}
+
+impl Exits {
+    /// The exits of `offers`. Where no engine is chosen `default` is asked, or the one that most exits offer.
+    #[must_use]
+    pub fn new(offers: watch::Receiver<Offers>, default: Option<EngineName>) -> Self {
+        let start = std::time::Instant::now();
+        Self(Arc::new(Known { offers, default, fares: Mutex::default(), queries: AtomicU64::new(0), start }))
+    }
+}
+
+/// The engines in `offers`, the one asked by default first: `default` if it is offered, else the one that most exits offer.
+pub(crate) fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName> {
+    let mut engines: Vec<_> = offers.iter().flatten().flat_map(|(_, offer)| &offer.engines).collect();
+    engines.sort_unstable();
+    let same = engines.chunk_by(|one, next| one == next);
+    let mut counted: Vec<_> = same.filter_map(|same| Some((*same.first()?, same.len()))).collect();
+    // Stable, so that equals stay in the order of their names.
+    counted.sort_by_key(|(engine, exits)| (Some(*engine) != default, Reverse(*exits)));
+    counted.into_iter().map(|(engine, _)| engine.clone()).collect()
+}
+
+/// Searches over a [`Connector`]. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Searcher<C> {
+    connector: C,
+    exits: Exits,
+}
+
+impl<C: Connector> Searcher<C> {
+    /// Searches over `connector` by `exits`, which are of the same network.
+    #[must_use]
+    pub const fn new(connector: C, exits: Exits) -> Self {
+        Self { connector, exits }
+    }
+
+    /// The engines offered, the one asked by default first.
+    #[must_use]
+    pub fn engines(&self) -> Vec<EngineName> {
+        engines(&self.known().offers.borrow(), self.known().default.as_ref())
+    }
+
+    /// How the exits that offer `engine` have fared with it.
+    #[must_use]
+    pub fn fares(&self, engine: &EngineName) -> Vec<ExitFare> {
+        let (now, fares) = (self.now(), self.lock());
+        let fare = |exit: RelayId| {
+            let fare = fares.fare(engine, &exit);
+            let left = |until: Instant| Some(until.since(now)).filter(|left| !left.is_zero());
+            ExitFare { exit, fare, blocked_for: fare.blocked.and_then(|(_, until)| left(until)) }
+        };
+        self.exits_with(engine).into_iter().map(fare).collect()
+    }
+
+    /// Asks an exit, and another one if the first can't for a reason of its own.
+    ///
+    /// # Errors
+    /// See [`SearchFailure`].
+    pub async fn search(&self, query: &SearchQuery) -> Result<Found, SearchFailure> {
+        let request = self.request(query)?;
+        let mut not_by = self.blocked(request.engine())?;
+        match self.ask(&request, not_by.clone()).await {
+            Err(SearchFailure::Missed(miss)) if miss.why.is_the_exits() => {
+                not_by.push(miss.exit);
+                match self.ask(&request, not_by).await {
+                    Ok(found) => Ok(Found { missed: Some(miss), ..found }),
+                    // There was no other.
+                    Err(SearchFailure::Connect(_)) => Err(SearchFailure::Missed(miss)),
+                    failed => failed,
+                }
+            }
+            asked => asked,
+        }
+    }
+
+    async fn ask(&self, request: &SearchRequest, not_by: Vec<RelayId>) -> Result<Found, SearchFailure> {
+        let delegated = self.open(request.engine(), not_by).await?;
+        self.converse(request, delegated).await
+    }
+
+    /// A way to some exit that offers `engine`, on a circuit that nothing else uses.
+    async fn open(&self, engine: &EngineName, not_by: Vec<RelayId>) -> Result<Delegated, SearchFailure> {
+        let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
+        let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
+        let opening = self.connector.delegate(Delegation::Search(engine.clone()), not_by, isolation);
+        Ok(timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(EndReason::TimedOut.into()))?)
+    }
+
+    /// Asks the exit at the end of `delegated`, and remembers how it fared.
+    async fn converse(&self, request: &SearchRequest, delegated: Delegated) -> Result<Found, SearchFailure> {
+        let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { return Err(ConnectError::NotReady.into()) };
+        let framed = request.encode()?;
+        let began = std::time::Instant::now();
+        let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, &framed)).await;
+        let took = began.elapsed();
+        let answer = match exchanged {
+            Ok(Some(SearchAnswer::Results { results, total, more })) => Ok((results, total, more)),
+            Ok(Some(SearchAnswer::Refused(refusal))) => Err(MissReason::Refused(refusal)),
+            Ok(None) => Err(MissReason::Broken),
+            Err(_) => Err(MissReason::Silent),
+        };
+        let engine = request.engine();
+        self.remember(engine, exit, answer.as_ref().err().copied());
+        match answer {
+            Ok((results, total, more)) => {
+                let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, took };
+                Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
+            }
+            Err(why) => Err(SearchFailure::Missed(Miss { exit, why })),
+        }
+    }
+
+    fn remember(&self, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
+        let (now, mut fares) = (self.now(), self.lock());
+        match miss {
+            None => fares.handle_answered(now, engine, exit),
+            Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
+                fares.handle_blocked(now, engine, exit, block);
+            }
+            Some(_) => fares.handle_failed(now, engine, exit),
+        }
+    }
+
+    fn request(&self, query: &SearchQuery) -> Result<SearchRequest, SearchFailure> {
+        let engines = self.engines();
+        let engine = match query.engine.as_ref().or(self.known().default.as_ref()) {
+            Some(engine) if engines.contains(engine) => engine,
+            Some(_) if !engines.is_empty() => return Err(SearchFailure::NoSuchEngine),
+            _ => engines.first().ok_or_else(|| self.without_engines())?,
+        };
+        Ok(SearchRequest::new(engine.clone(), &query.terms, query.page, query.language.as_deref())?)
+    }
+
+    fn without_engines(&self) -> SearchFailure {
+        if self.known().offers.borrow().is_none() { ConnectError::NotReady.into() } else { SearchFailure::NoEngines }
+    }
+
+    fn exits_with(&self, engine: &EngineName) -> Vec<RelayId> {
+        let offers = self.known().offers.borrow();
+        offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit).collect()
+    }
+
+    /// The exits that `engine` keeps out now.
+    ///
+    /// # Errors
+    /// When that is all.
+    fn blocked(&self, engine: &EngineName) -> Result<Vec<RelayId>, SearchFailure> {
+        let blocked = self.lock().blocked(self.now(), engine);
+        let all = self.exits_with(engine).iter().all(|exit| blocked.contains(exit));
+        if all { Err(SearchFailure::AllBlocked) } else { Ok(blocked) }
+    }
+
+    fn known(&self) -> &Known {
+        &self.exits.0
+    }
+
+    fn now(&self) -> Instant {
+        Instant::START.after(self.known().start.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Fares> {
+        self.known().fares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends the query and takes the answer; none if it isn't one.
+async fn exchange(mut stream: super::stream::Stream, framed: &[u8]) -> Option<SearchAnswer> {
+    stream.write_all(framed).await.ok()?;
+    stream.shutdown().await.ok()?;
+    let cap = longest(RESPONSE_BUCKETS).saturating_add(1);
+    let mut answer = Vec::new();
+    (&mut stream).take(u64::try_from(cap).ok()?).read_to_end(&mut answer).await.ok()?;
+    SearchAnswer::decode(&answer).ok()
+}

@@ -1,0 +1,187 @@
+use std::collections::BTreeSet;
+
+use super::{
+    testing::{Overlay, Reply, engine, exit, honest, refusing, result},
+    *,
+};
+use crate::delegated::{Block, Requests};
+
+fn captcha(_: &SearchRequest) -> Reply {
+    refusing(SearchRefusal::EngineBlocked(Block::Captcha))
+}
+
+fn malformed(_: &SearchRequest) -> Reply {
+    refusing(SearchRefusal::EngineMalformed)
+}
+
+fn broken(_: &SearchRequest) -> Reply {
+    Reply::Reset
+}
+
+/// As the honest one, with one link of its own in the first one's place.
+fn lying(request: &SearchRequest) -> Reply {
+    let Reply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
+    results[0].link = "https://planted.example/".parse().unwrap();
+    Reply::Answer(SearchAnswer::Results { results, total, more })
+}
+
+fn query() -> SearchQuery {
+    SearchQuery::new("rust ownership")
+}
+
+#[tokio::test]
+async fn a_query_comes_back_with_results_and_the_way_it_took() {
+    let overlay = Overlay::new(&[honest]);
+    let found = overlay.searcher().search(&query()).await.unwrap();
+    assert_eq!(found.results[0].title, "About rust ownership");
+    assert_eq!((found.total, found.more), (Some(12_345), true));
+    assert_eq!(found.route.hops.last().unwrap().relay, exit(0));
+    assert_eq!(found.missed, None);
+}
+
+#[tokio::test]
+async fn queries_in_any_script_come_back_right_and_impossible_ones_go_nowhere() {
+    let overlay = Overlay::new(&[honest]);
+    let searcher = overlay.searcher();
+    for terms in ["所有権とは何か", "ما هي الملكية", "c++ \"move\" & <b>"] {
+        let found = searcher.search(&SearchQuery::new(terms)).await.unwrap();
+        assert_eq!(found.results[0].title, format!("About {terms}"));
+    }
+    let sent = overlay.asked().len();
+    for terms in ["", "  ", &"q".repeat(10_000), "a\u{7}b"] {
+        let failure = searcher.search(&SearchQuery::new(terms)).await.unwrap_err();
+        assert!(matches!(failure, SearchFailure::Query(_)), "{failure}");
+    }
+    assert_eq!(overlay.asked().len(), sent);
+}
+
+#[tokio::test]
+async fn each_query_goes_under_an_isolation_of_its_own() {
+    let overlay = Overlay::new(&[honest]);
+    let searcher = overlay.searcher();
+    for _ in 0..3 {
+        searcher.search(&query()).await.unwrap();
+    }
+    let isolations: BTreeSet<_> = overlay.asked.lock().unwrap().iter().map(|(_, isolation)| *isolation).collect();
+    assert_eq!(isolations.len(), 3);
+}
+
+#[tokio::test]
+async fn an_exit_that_the_engine_keeps_out_is_replaced_once_and_then_left_alone() {
+    let overlay = Overlay::new(&[captcha, honest]);
+    let searcher = overlay.searcher();
+    let found = searcher.search(&query()).await.unwrap();
+    let blocked = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
+    assert_eq!(found.missed, Some(Miss { exit: exit(0), why: blocked }));
+    searcher.search(&query()).await.unwrap();
+    assert_eq!(overlay.asked(), [exit(0), exit(1), exit(1)]);
+    let fares = searcher.fares(&engine("kiwix"));
+    assert!(fares[0].blocked_for.is_some_and(|left| left > Duration::from_secs(590)));
+    assert_eq!((fares[0].fare.failed, fares[1].fare.answered), (1, 2));
+}
+
+#[tokio::test]
+async fn when_all_exits_are_kept_out_no_more_of_them_see_the_query() {
+    let overlay = Overlay::new(&[captcha, captcha, captcha]);
+    let searcher = overlay.searcher();
+    assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
+    assert_eq!(overlay.asked().len(), 2, "once, and once elsewhere");
+    assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
+    assert_eq!(searcher.search(&query()).await, Err(SearchFailure::AllBlocked));
+    assert_eq!(overlay.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn what_another_exit_would_not_mend_is_not_asked_elsewhere() {
+    let overlay = Overlay::new(&[malformed, honest]);
+    let failure = overlay.searcher().search(&query()).await.unwrap_err();
+    assert!(matches!(failure, SearchFailure::Missed(Miss { why: MissReason::Refused(_), .. })), "{failure}");
+    assert_eq!(overlay.asked(), [exit(0)]);
+}
+
+#[tokio::test]
+async fn an_exit_that_breaks_off_or_talks_nonsense_is_replaced() {
+    let hostile: [super::testing::Deed; 6] = [
+        broken,
+        |_| Reply::Bytes(Vec::new()),
+        |_| Reply::Bytes(vec![0xFF; 8192]),
+        |_| Reply::Bytes(vec![0; 8191]),
+        |_| Reply::Bytes(vec![0; 4 << 20]),
+        |request| match honest(request) {
+            Reply::Answer(answer) => Reply::Bytes(answer.encode().unwrap()[..4096].to_vec()),
+            _ => panic!(),
+        },
+    ];
+    for deed in hostile {
+        let overlay = Overlay::new(&[deed, honest]);
+        let found = overlay.searcher().search(&query()).await.unwrap();
+        assert_eq!(found.missed, Some(Miss { exit: exit(0), why: MissReason::Broken }));
+    }
+}
+
+#[tokio::test]
+async fn results_are_cleaned_again_whatever_the_exit_did() {
+    let overlay = Overlay::new(&[|_| {
+        let results = vec![
+            result("<b>bold</b>\u{202e}", "https://a.example/?utm_source=x&id=1", "a\u{7}\nb"),
+            result("script", "javascript:alert(1)", ""),
+            result("file", "file:///etc/passwd", ""),
+            result("login", "https://user:word@a.example/", ""),
+        ];
+        Reply::Answer(SearchAnswer::Results { results, total: None, more: false })
+    }]);
+    let found = overlay.searcher().search(&query()).await.unwrap();
+    assert_eq!(found.results.len(), 1);
+    assert_eq!(found.results[0].link.as_str(), "https://a.example/?id=1");
+    assert!(!found.results[0].title.contains('\u{202e}') && !found.results[0].snippet.contains('\u{7}'));
+}
+
+#[tokio::test]
+async fn comparing_exits_shows_the_one_that_lies() {
+    let overlay = Overlay::new(&[honest, lying, honest, captcha]);
+    let searcher = overlay.searcher();
+    let comparison = searcher.compare(&query(), 4).await.unwrap();
+    let exits: BTreeSet<_> = overlay.asked().into_iter().collect();
+    assert_eq!(exits.len(), 4, "each is another exit");
+    assert!(!comparison.agrees());
+    let planted = comparison.rows.iter().find(|row| row.result.link.host_str() == Some("planted.example")).unwrap();
+    assert_eq!(planted.places, [None, Some(1), None, None]);
+    assert!(comparison.asked[3].outcome.is_err());
+
+    let honest_ones = Overlay::new(&[honest, honest]);
+    assert!(honest_ones.searcher().compare(&query(), 2).await.unwrap().agrees());
+    let failure = honest_ones.searcher().compare(&query(), 3).await.unwrap_err();
+    assert_eq!(failure, SearchFailure::TooFewExits(2));
+}
+
+#[tokio::test]
+async fn words_that_one_exit_changed_show_too() {
+    let overlay = Overlay::new(&[honest, |request| {
+        let Reply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
+        results[1].snippet = "Buy this instead.".to_owned();
+        Reply::Answer(SearchAnswer::Results { results, total, more })
+    }]);
+    let comparison = overlay.searcher().compare(&query(), 2).await.unwrap();
+    assert!(!comparison.agrees() && comparison.rows[0].same_words && !comparison.rows[1].same_words);
+}
+
+#[test]
+fn the_default_engine_stands_first_and_otherwise_the_one_that_most_offer() {
+    let offer =
+        |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: Requests::None };
+    let offers: Offers = Some(vec![(exit(1), offer(&["a", "b"])), (exit(2), offer(&["b", "c"]))]);
+    assert_eq!(engines(&offers, None), [engine("b"), engine("a"), engine("c")]);
+    assert_eq!(engines(&offers, Some(&engine("c"))), [engine("c"), engine("b"), engine("a")]);
+    assert_eq!(engines(&offers, Some(&engine("x"))).len(), 3);
+    assert_eq!(engines(&None, None), []);
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said() {
+    let overlay = Overlay::new(&[]);
+    assert_eq!(overlay.searcher().search(&query()).await, Err(SearchFailure::NoEngines));
+    let unready = Searcher::new(overlay, Exits::new(watch::channel(None).1, None));
+    assert_eq!(unready.search(&query()).await, Err(SearchFailure::Connect(ConnectError::NotReady)));
+    let other = SearchQuery { engine: Some(engine("other")), ..query() };
+    assert_eq!(Overlay::new(&[honest]).searcher().search(&other).await, Err(SearchFailure::NoSuchEngine));
+}

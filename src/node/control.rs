@@ -1,0 +1,72 @@
+//! A command's side of the running client's API (`io::page::api`): one request, one answer.
+
+use core::time::Duration;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::io::page::api::{API_FIELD, Failed};
+
+use super::Failure;
+
+/// Where a client answers unless told otherwise.
+pub(crate) const DEFAULT: &str = "127.0.0.1:9352";
+
+/// For an answer: an exit, another one, and its engine may be waited for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+const MAX_ANSWER: usize = 8 << 20;
+
+/// Asks the client at `control` for `path`, with `body` as JSON if there is one.
+///
+/// # Errors
+/// In the client's own words, or that there is none.
+pub(crate) async fn ask<T: DeserializeOwned>(
+    control: SocketAddr,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<T, Failure> {
+    let (status, answer) = timeout(ANSWER_LIMIT, exchange(control, path, body))
+        .await
+        .map_err(|_| Failure::failed("the client did not answer in time"))??;
+    if status.is_success() {
+        return serde_json::from_slice(&answer).map_err(|_| stranger(control));
+    }
+    let Failed { error } = serde_json::from_slice(&answer).map_err(|_| stranger(control))?;
+    Err(match status {
+        StatusCode::BAD_REQUEST => Failure::Usage(error),
+        StatusCode::SERVICE_UNAVAILABLE => Failure::Unreachable(error),
+        _ => Failure::Failed(error),
+    })
+}
+
+async fn exchange(
+    control: SocketAddr,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<(StatusCode, Bytes), Failure> {
+    let socket = TcpStream::connect(control).await.map_err(|error| {
+        let advice = "is `umbel client` running, or does it answer elsewhere (--control ADDRESS:PORT)?";
+        Failure::Failed(format!("no client at {control} ({error}): {advice}"))
+    })?;
+    let broken = |_| stranger(control);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
+    let moving = tokio::spawn(connection);
+    let method = if body.is_some() { "POST" } else { "GET" };
+    let body = body.map(serde_json::to_vec).transpose().map_err(Failure::failed)?;
+    let request =
+        Request::builder().method(method).uri(path).header(header::HOST, control.to_string()).header(API_FIELD, "1");
+    let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(Failure::failed)?;
+    let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| stranger(control))?.to_bytes();
+    moving.abort();
+    Ok((head.status, body))
+}
+
+fn stranger(control: SocketAddr) -> Failure {
+    Failure::Failed(format!("what answers at {control} is no client of this version of Umbel"))
+}

@@ -1,0 +1,221 @@
+//! `umbel search`: asks the running client to search, and prints what it found.
+//!
+//! The words printed are an exit's: no control character of theirs reaches the terminal.
+
+use std::{
+    io::{IsTerminal as _, Read as _, Write as _},
+    net::SocketAddr,
+    process::Stdio,
+};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    delegated::text,
+    io::page::api::{Compared, ComparedRow, Engine, Search, Searched, SearchedResult, read_address},
+};
+
+use super::{Failure, control};
+
+/// Characters of a line that comes from an exit.
+const MAX_LINE: usize = 2048;
+/// Bytes of a query read from standard input: more than any may have.
+const MAX_INPUT: u64 = 64 * 1024;
+
+/// Options of `umbel search`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SearchOptions {
+    /// What to search for; `-` reads it from standard input, which other users of this machine can't see
+    #[arg(required_unless_present = "engines", value_name = "TERMS")]
+    terms: Vec<String>,
+    /// Search engine [default: the client's]
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
+    /// Page of results, from 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    page: Option<u16>,
+    /// Language wanted, such as en or pt-BR
+    #[arg(long, value_name = "TAG")]
+    language: Option<String>,
+    /// Ask this many exits at once, each over a circuit of its own, and show where they differ, so that one that lies
+    /// about the engine is seen. All of them then see the query, though none sees who asks
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=8))]
+    exits: Option<u16>,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+    /// Show result N in the reader view: fetched through the overlay, text only
+    #[arg(long, value_name = "N", conflicts_with_all = ["json", "exits"])]
+    open: Option<usize>,
+    /// List the engines that the network's exits offer, and how each exit has fared
+    #[arg(long, conflicts_with_all = ["terms", "open", "exits"])]
+    engines: bool,
+    /// Where the running client answers: its --page address
+    #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
+    control: SocketAddr,
+}
+
+/// Runs the search.
+///
+/// # Errors
+/// When there is no client, or it has no answer.
+pub(crate) async fn run(options: SearchOptions) -> Result<(), Failure> {
+    if options.engines {
+        let engines: Vec<Engine> = control::ask(options.control, "/api/engines", None::<&()>).await?;
+        return if options.json { print_json(&engines) } else { print(&engine_lines(&engines)) };
+    }
+    let search = Search {
+        terms: terms(&options.terms)?,
+        engine: options.engine,
+        page: options.page,
+        language: options.language,
+        exits: options.exits.map(usize::from),
+    };
+    if options.exits.is_some_and(|exits| exits > 1) {
+        let compared: Compared = control::ask(options.control, "/api/search", Some(&search)).await?;
+        return if options.json { print_json(&compared) } else { print(&compared_lines(&compared)) };
+    }
+    let searched: Searched = control::ask(options.control, "/api/search", Some(&search)).await?;
+    match options.open {
+        Some(number) => open(options.control, &searched, number),
+        None if options.json => print_json(&searched),
+        None => print(&result_lines(&searched)),
+    }
+}
+
+fn terms(words: &[String]) -> Result<String, Failure> {
+    if words != ["-"] {
+        return Ok(words.join(" "));
+    }
+    let mut text = String::new();
+    let read = std::io::stdin().lock().take(MAX_INPUT).read_to_string(&mut text);
+    read.map_err(|error| Failure::Failed(format!("can't read standard input: {error}")))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Shows a result in the browser, by the client's own page.
+fn open(control: SocketAddr, searched: &Searched, number: usize) -> Result<(), Failure> {
+    let Some(result) = number.checked_sub(1).and_then(|place| searched.results.get(place)) else {
+        return Err(Failure::Failed(format!("there is no result {number}; this page has {}", searched.results.len())));
+    };
+    let address = format!("http://{control}{}", read_address(&result.link));
+    print(std::slice::from_ref(&address))?;
+    // Where there is no desktop, the address has been printed.
+    let _ = std::process::Command::new("xdg-open")
+        .arg(address)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    Ok(())
+}
+
+fn result_lines(searched: &Searched) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (place, result) in searched.results.iter().enumerate() {
+        lines.extend(one_result(place.saturating_add(1), result));
+        lines.push(String::new());
+    }
+    if searched.results.is_empty() {
+        lines.push("Nothing was found.".to_owned());
+    }
+    if let Some(missed) = &searched.missed {
+        lines.push(format!("Exit {} was asked first: {}.", missed.exit, line(&missed.why)));
+    }
+    lines.push(summary(searched));
+    if searched.shared_exit {
+        lines.push("Some of your other traffic leaves by the same exit: no other offers this engine.".to_owned());
+    }
+    lines
+}
+
+fn one_result(number: usize, result: &SearchedResult) -> Vec<String> {
+    let mut lines = vec![format!("{number:>2}. {}", bold(&line(&result.title))), format!("    {}", line(&result.link))];
+    if !result.snippet.is_empty() {
+        lines.push(format!("    {}", line(&result.snippet)));
+    }
+    lines
+}
+
+fn summary(searched: &Searched) -> String {
+    let total = searched.total.map(|total| format!(" · {total} results")).unwrap_or_default();
+    let more =
+        if searched.more { format!(" · more with --page {}", searched.page.saturating_add(1)) } else { String::new() };
+    let path: Vec<&str> = searched.path.iter().map(|hop| hop.relay.as_str()).collect();
+    format!("{}{total} · {:.0} ms by {}{more}", line(&searched.engine), searched.took_ms, path.join(" → "))
+}
+
+fn compared_lines(compared: &Compared) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (place, row) in compared.rows.iter().enumerate() {
+        lines.extend(one_result(place.saturating_add(1), &row.result));
+        lines.extend(difference(compared, row).map(|difference| format!("    ! {difference}")));
+        lines.push(String::new());
+    }
+    for exit in &compared.exits {
+        let told = exit.answer.as_ref().map(summary).or_else(|| exit.error.as_deref().map(line));
+        lines.push(format!("exit {}: {}", exit.exit, told.unwrap_or_default()));
+    }
+    let answered = compared.exits.iter().filter(|exit| exit.answer.is_some()).count();
+    lines.push(match (compared.agree, answered) {
+        (_, 0 | 1) => "Too few exits answered for a comparison.".to_owned(),
+        (true, answered) => format!("All {answered} exits that answered gave the same results."),
+        (false, _) => "The exits differ where a ! stands: the engine changed its mind, or an exit lies.".to_owned(),
+    });
+    lines
+}
+
+/// How the exits that answered differ about one result, if they do.
+fn difference(compared: &Compared, row: &ComparedRow) -> Option<String> {
+    let answered = compared.exits.iter().zip(&row.places).filter(|(exit, _)| exit.answer.is_some());
+    let places: Vec<_> = answered.collect();
+    let same_place = places.windows(2).all(|pair| matches!(pair, [(_, one), (_, next)] if one == next));
+    if same_place && row.same_words {
+        return None;
+    }
+    let told = places.iter().map(|(exit, place)| match place {
+        Some(place) => format!("{} has it at {place}", exit.exit),
+        None => format!("{} does not have it", exit.exit),
+    });
+    let words = if row.same_words { "" } else { "; they word it differently" };
+    Some(format!("{}{words}", told.collect::<Vec<_>>().join(", ")))
+}
+
+fn engine_lines(engines: &[Engine]) -> Vec<String> {
+    if engines.is_empty() {
+        return vec!["No exit of this network offers to search, or the client has no list of relays yet.".to_owned()];
+    }
+    let mut lines = Vec::new();
+    for engine in engines {
+        let default = if engine.default { "  (default)" } else { "" };
+        lines.push(format!("{}{default}", bold(&line(&engine.engine))));
+        for exit in &engine.exits {
+            let blocked = exit.blocked_for.map(|left| format!(", left alone for {left} s: the engine keeps it out"));
+            let fared = format!("{} answered, {} failed", exit.answered, exit.failed);
+            lines.push(format!("  exit {}  {fared}{}", exit.exit, blocked.unwrap_or_default()));
+        }
+    }
+    lines
+}
+
+/// One line of an exit's words, as a terminal may have it.
+fn line(words: &str) -> String {
+    text::plain(words, MAX_LINE)
+}
+
+fn bold(words: &str) -> String {
+    if std::io::stdout().is_terminal() { format!("\u{1b}[1m{words}\u{1b}[0m") } else { words.to_owned() }
+}
+
+fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    print(&[serde_json::to_string_pretty(value).map_err(Failure::failed)?])
+}
+
+fn print(lines: &[String]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        writeln!(out, "{line}").map_err(|error| Failure::Failed(format!("can't print: {error}")))?;
+    }
+    Ok(())
+}
