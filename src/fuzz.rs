@@ -16,7 +16,10 @@
 
 mod channel;
 mod circuit;
+mod delegated;
 mod directory;
+#[cfg(feature = "native")]
+mod engine;
 #[cfg(feature = "native")]
 mod io;
 mod relay;
@@ -47,6 +50,9 @@ pub const TARGETS: &[&[Target]] = &[
     channel::TARGETS,
     relay::TARGETS,
     directory::TARGETS,
+    delegated::TARGETS,
+    #[cfg(feature = "native")]
+    engine::TARGETS,
     #[cfg(feature = "native")]
     transport::TARGETS,
     #[cfg(feature = "native")]

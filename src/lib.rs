@@ -8,6 +8,8 @@ pub mod client;
 pub mod crypto;
 pub mod delegated;
 pub mod directory;
+#[cfg(feature = "native")]
+pub mod engine;
 pub mod exit;
 pub mod flow;
 #[cfg(any(test, fuzzing))]

@@ -1,11 +1,99 @@
-//! Text of strangers as it may be shown.
+//! Text from strangers, made fit to be shown.
+//!
+//! Titles and snippets come from an engine by way of an exit; neither is trusted. [`plain`] leaves nothing in them that
+//! moves the cursor, turns what is written around, hides a mark, or takes more room than it was given. It doesn't know
+//! markup: who reads HTML strips that first, and who writes HTML escapes. Pure; called by both ends
+//! (`proto/09-delegated.md` §5).
 
-/// One line of at most `most` characters: without controls and marks of direction, white space collapsed.
+/// `text` as one line of at most `max_chars` characters: characters that don't show are left out, white space is
+/// collapsed to single spaces, and none stands at either end.
 #[must_use]
-pub fn plain(text: &str, most: usize) -> String {
-    let hidden =
-        |char: char| matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let words: Vec<&str> =
-        text.split(|char: char| char.is_whitespace() || char.is_control()).filter(|word| !word.is_empty()).collect();
-    words.join(" ").chars().filter(|char| !hidden(*char)).take(most).collect()
+pub fn plain(text: &str, max_chars: usize) -> String {
+    let mut plain = String::with_capacity(text.len().min(max_chars.saturating_mul(2)));
+    let (mut chars, mut gap) = (0_usize, false);
+    for character in text.chars() {
+        if character.is_whitespace() {
+            gap = chars > 0;
+            continue;
+        }
+        if is_hidden(character) {
+            continue;
+        }
+        let wanted = if gap { 2 } else { 1 };
+        chars = chars.saturating_add(wanted);
+        if chars > max_chars {
+            break;
+        }
+        if core::mem::take(&mut gap) {
+            plain.push(' ');
+        }
+        plain.push(character);
+    }
+    plain
+}
+
+/// Whether `character` shows nothing by itself and serves no script: controls, what overrides or isolates the direction of
+/// others, invisible signs and tags (which could mark a text), and what is no character at all. The joiners and the plain
+/// direction marks stay, since Persian, Hebrew, Arabic and several Indic scripts are written with them.
+const fn is_hidden(character: char) -> bool {
+    matches!(
+        character,
+        '\0'..='\u{1f}'
+            | '\u{7f}'..='\u{9f}'
+            | '\u{ad}'
+            | '\u{200b}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{e000}'..='\u{f8ff}'
+            | '\u{feff}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{fffe}'..='\u{ffff}'
+            | '\u{e0000}'..='\u{10ffff}'
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_is_collapsed_and_trimmed() {
+        assert_eq!(plain("  a\t\r\n b\u{a0}\u{3000}c \n", 100), "a b c");
+        assert_eq!(plain(" \n\t", 100), "");
+    }
+
+    #[test]
+    fn nothing_turns_text_around_or_moves_the_cursor() {
+        assert_eq!(plain("\u{1b}[31mred\u{7}\u{9b}", 100), "[31mred");
+        assert_eq!(plain("exe\u{202e}gpj.\u{2066}x\u{2069}", 100), "exegpj.x");
+        assert_eq!(plain("a\u{0}b\u{ad}c\u{200b}d\u{feff}e\u{e0041}f", 100), "abcdef");
+    }
+
+    #[test]
+    fn scripts_keep_what_they_are_written_with() {
+        for text in [
+            "所有権とは何か",
+            "ما هي الملكية؟",
+            "می\u{200c}خواهم",
+            "क\u{94d}\u{200d}ष",
+            "Ça va ? Größe",
+            "👩\u{200d}🚀",
+        ] {
+            assert_eq!(plain(text, 100), text);
+        }
+    }
+
+    #[test]
+    fn text_is_cut_at_a_character() {
+        assert_eq!(plain("所有権とは", 3), "所有権");
+        assert_eq!(plain("ab cd", 3), "ab");
+        assert_eq!(plain("ab cd", 4), "ab c");
+        assert_eq!(plain("ab", 0), "");
+    }
+
+    #[test]
+    fn what_is_plain_stays_as_it_is() {
+        let once = plain("  a\u{202e} b\u{85}c  d", 5);
+        assert_eq!(plain(&once, 5), once);
+    }
 }

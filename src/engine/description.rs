@@ -1,0 +1,287 @@
+//! OpenSearch 1.1 description documents, with what we add to them.
+//!
+//! A description comes from a file of the operator's or a URL that the operator names. It is read with caps all the same,
+//! since a URL may come to serve something else. What an engine answers other than RSS, Atom or SearXNG's JSON is described
+//! by elements of our own (`urn:umbel:engine`), which any other reader passes over:
+//!
+//! ```xml
+//! <umbel:engine name="wikipedia"/>
+//! <umbel:results type="application/json" select="/query/search" total="/query/searchinfo/totalhits"
+//!                title="/title" link="/wiki/{/title}" snippet="/snippet"/>
+//! <umbel:results type="text/html" select="div.result" title="h2" link="h2 a" snippet="p"/>
+//! ```
+
+use std::mem;
+
+use url::Url;
+
+use super::{
+    Engine, Form,
+    html::{Selectors, selector},
+    json::{Mapping, Pattern, pointer},
+    template::{Languages, Template, TemplateError},
+    xml::{self, Attributes, Piece, XmlError},
+};
+use crate::delegated::{EngineName, text};
+
+/// The namespace of OpenSearch 1.1.
+pub(super) const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
+/// The namespace of what we add.
+const OURS: &str = "urn:umbel:engine";
+
+/// Bytes of a description.
+pub const MAX_DESCRIPTION_LEN: usize = 64 * 1024;
+/// `Url`, `Language` and `results` elements that are looked at, of each.
+const MOST_ELEMENTS: usize = 64;
+/// Characters of a title.
+const MOST_TITLE: usize = 60;
+
+/// Why a description can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DescriptionError {
+    /// It is longer than a description may be.
+    #[error("it is longer than {MAX_DESCRIPTION_LEN} bytes")]
+    TooLong,
+    /// It isn't read.
+    #[error(transparent)]
+    Xml(#[from] XmlError),
+    /// Its root is another element.
+    #[error("it is no OpenSearch 1.1 description: its root is not OpenSearchDescription of {OPENSEARCH}")]
+    Root,
+    /// It has nothing to call the engine by.
+    #[error(
+        "its ShortName makes no name of letters, digits and hyphens: add <umbel:engine name=\"…\"/> (xmlns:umbel=\"{OURS}\") or \
+         write NAME= before it"
+    )]
+    Name,
+    /// It says nowhere how to get results that are understood.
+    #[error(
+        "it has no Url for results as RSS, Atom or JSON, nor one as HTML with an <umbel:results type=\"text/html\" …/> \
+         (xmlns:umbel=\"{OURS}\")"
+    )]
+    NoUrl,
+    /// The template of its only such `Url` can't be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// An `umbel:results` element lacks an attribute.
+    #[error("its umbel:results element lacks the attribute \"{0}\"")]
+    Attribute(&'static str),
+    /// A CSS selector is none.
+    #[error("\"{0}\" is no CSS selector")]
+    Selector(String),
+    /// A place in JSON is none.
+    #[error("\"{0}\" is neither a JSON pointer such as /title nor a text with some in braces such as /page/{{/key}}")]
+    Pattern(String),
+}
+
+impl Engine {
+    /// Reads a description. `origin` is the URL that it came from, if it did, and `name` what the operator calls the engine;
+    /// otherwise it has the name it says, or its short name's letters and digits.
+    ///
+    /// # Errors
+    /// When it is no description, or none of an engine whose answers can be understood.
+    pub fn describe(document: &[u8], origin: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
+        if document.len() > MAX_DESCRIPTION_LEN {
+            return Err(DescriptionError::TooLong);
+        }
+        let document = str::from_utf8(document).map_err(|_| XmlError::Encoding)?;
+        let mut read = Reading::default();
+        xml::walk(document.trim_start_matches('\u{feff}').trim_start(), |piece| read.piece(piece))?;
+        read.engine(origin, name)
+    }
+}
+
+/// What has been read of a description.
+#[derive(Default)]
+struct Reading {
+    depth: usize,
+    is_description: bool,
+    /// The element whose text is being read.
+    text: Option<TextOf>,
+    short_name: String,
+    language: String,
+    languages: Vec<String>,
+    name: Option<String>,
+    urls: Vec<UrlElement>,
+    results: Vec<ResultsElement>,
+}
+
+#[derive(Clone, Copy)]
+enum TextOf {
+    ShortName,
+    Language,
+}
+
+struct UrlElement {
+    template: String,
+    media: String,
+    /// The numbers of the first result and page.
+    index_offset: u32,
+    page_offset: u32,
+}
+
+struct ResultsElement {
+    media: String,
+    select: Option<String>,
+    title: Option<String>,
+    link: Option<String>,
+    snippet: Option<String>,
+    total: Option<String>,
+}
+
+impl Reading {
+    fn piece(&mut self, piece: Piece<'_>) {
+        match piece {
+            Piece::Open { namespace, name, attributes } => {
+                self.depth = self.depth.saturating_add(1);
+                self.text = None;
+                match (self.depth, namespace, name) {
+                    (1, OPENSEARCH, "OpenSearchDescription") => self.is_description = true,
+                    (2, OPENSEARCH, "ShortName") => self.text = Some(TextOf::ShortName),
+                    (2, OPENSEARCH, "Language") => self.text = Some(TextOf::Language),
+                    (2, OPENSEARCH, "Url") if self.urls.len() < MOST_ELEMENTS => {
+                        self.urls.extend(UrlElement::read(attributes));
+                    }
+                    (2, OURS, "engine") => self.name = attributes.value("name"),
+                    (2, OURS, "results") if self.results.len() < MOST_ELEMENTS => {
+                        self.results.push(ResultsElement::read(attributes));
+                    }
+                    _ => {}
+                }
+            }
+            Piece::Text(text) => match self.text {
+                Some(TextOf::ShortName) => self.short_name.push_str(text),
+                Some(TextOf::Language) => self.language.push_str(text),
+                None => {}
+            },
+            Piece::Close => {
+                self.depth = self.depth.saturating_sub(1);
+                let language = mem::take(&mut self.language).trim().to_owned();
+                if is_language(&language) && self.languages.len() < MOST_ELEMENTS {
+                    self.languages.push(language);
+                }
+                self.text = None;
+            }
+        }
+    }
+
+    fn engine(self, origin: Option<&Url>, name: Option<EngineName>) -> Result<Engine, DescriptionError> {
+        if !self.is_description {
+            return Err(DescriptionError::Root);
+        }
+        let title = text::plain(&self.short_name, MOST_TITLE);
+        let name = match (name, self.name) {
+            (Some(name), _) => Some(name),
+            (None, Some(given)) => EngineName::parse(&given),
+            (None, None) => EngineName::parse(&name_of(&title)),
+        };
+        let name = name.ok_or(DescriptionError::Name)?;
+        let languages = Languages(self.languages);
+        let mut found: Option<(u8, Engine)> = None;
+        let mut failed = None;
+        for url in self.urls {
+            let results = self.results.iter().find(|results| results.media == url.media);
+            let Some((rank, form)) = form(&url.media, results)? else { continue };
+            if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
+                continue;
+            }
+            match Template::parse(&url.template, origin, languages.clone()) {
+                Ok(template) => {
+                    let (index_offset, page_offset) = (url.index_offset, url.page_offset);
+                    let (name, title) = (name.clone(), title.clone());
+                    found = Some((rank, Engine { name, title, template, form, index_offset, page_offset }));
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match (found, failed) {
+            (Some((_, engine)), _) => Ok(engine),
+            (None, Some(error)) => Err(error.into()),
+            (None, None) => Err(DescriptionError::NoUrl),
+        }
+    }
+}
+
+/// How answers of the type `media` are read, and how much that is liked: the smaller, the more.
+fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, Form)>, DescriptionError> {
+    let form = match (media, results) {
+        ("application/json", Some(results)) => (0, Form::Json(Some(results.mapping()?))),
+        ("text/html" | "application/xhtml+xml", Some(results)) => (1, Form::Html(results.selectors()?)),
+        ("application/rss+xml" | "application/atom+xml" | "application/rdf+xml", _) => (2, Form::Feed),
+        ("application/json", None) => (3, Form::Json(None)),
+        ("application/x-suggestions+json", _) => (4, Form::Suggestions),
+        _ => return Ok(None),
+    };
+    Ok(Some(form))
+}
+
+impl UrlElement {
+    /// `None` if it is not for results, or not to be asked by GET.
+    fn read(attributes: Attributes<'_>) -> Option<Self> {
+        let rel = attributes.value("rel");
+        let wanted = |rel: &str| matches!(rel, "results" | "suggestions");
+        let for_results = rel.is_none_or(|rel| rel.split_ascii_whitespace().any(wanted));
+        let by_get = attributes.value("method").is_none_or(|method| method.eq_ignore_ascii_case("get"));
+        let number = |name| attributes.value(name).and_then(|value| value.trim().parse().ok()).unwrap_or(1);
+        (for_results && by_get).then_some(Self {
+            template: attributes.value("template")?.trim().to_owned(),
+            media: media(&attributes.value("type")?),
+            index_offset: number("indexOffset"),
+            page_offset: number("pageOffset"),
+        })
+    }
+}
+
+impl ResultsElement {
+    fn read(attributes: Attributes<'_>) -> Self {
+        let value = |name| attributes.value(name).map(|value| value.trim().to_owned());
+        Self {
+            media: media(&value("type").unwrap_or_default()),
+            select: value("select"),
+            title: value("title"),
+            link: value("link"),
+            snippet: value("snippet"),
+            total: value("total"),
+        }
+    }
+
+    fn needs<'a>(value: Option<&'a String>, name: &'static str) -> Result<&'a str, DescriptionError> {
+        value.map(String::as_str).ok_or(DescriptionError::Attribute(name))
+    }
+
+    fn mapping(&self) -> Result<Mapping, DescriptionError> {
+        Ok(Mapping {
+            results: pointer(Self::needs(self.select.as_ref(), "select")?)?,
+            total: self.total.as_deref().map(pointer).transpose()?,
+            title: Pattern::parse(Self::needs(self.title.as_ref(), "title")?)?,
+            link: Pattern::parse(Self::needs(self.link.as_ref(), "link")?)?,
+            snippet: self.snippet.as_deref().map(Pattern::parse).transpose()?,
+        })
+    }
+
+    fn selectors(&self) -> Result<Selectors, DescriptionError> {
+        Ok(Selectors {
+            result: selector(Self::needs(self.select.as_ref(), "select")?)?,
+            title: selector(Self::needs(self.title.as_ref(), "title")?)?,
+            link: selector(Self::needs(self.link.as_ref(), "link")?)?,
+            snippet: self.snippet.as_deref().map(selector).transpose()?,
+        })
+    }
+}
+
+/// A media type without its parameters.
+fn media(text: &str) -> String {
+    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn is_language(text: &str) -> bool {
+    text == "*"
+        || (1..=35).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// The letters and digits of a title, with hyphens between its words.
+fn name_of(title: &str) -> String {
+    let lower = title.to_ascii_lowercase();
+    let words = lower.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
+}

@@ -1,0 +1,150 @@
+//! Results as RSS (0.9 to 2.0) or Atom, with OpenSearch's number of all results.
+//!
+//! Read here rather than by a library for feeds: engines write the words they found in elements of their own within a
+//! description (`<b>`), which those take for its end, and a walk that refuses entities and depth has to read it all anyway.
+
+use core::mem;
+
+use url::Url;
+
+use super::{
+    Found, Listed, Unread,
+    description::OPENSEARCH,
+    xml::{self, Attributes, Piece},
+};
+use crate::delegated::{MAX_RESULTS, SearchResult};
+
+/// OpenSearch 1.0's namespace for the same element.
+const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";
+
+/// The results in `body`.
+pub(super) fn read(body: &str, base: &Url) -> Result<Listed, Unread> {
+    let mut reading = Reading::new(base);
+    let walked = xml::walk(body.trim_start_matches('\u{feff}').trim_start(), |piece| reading.piece(piece));
+    if walked.is_err() || !reading.is_feed {
+        return Err(Unread::Malformed);
+    }
+    Ok(Listed { results: reading.results, total: reading.total.trim().parse().ok() })
+}
+
+/// What has been read of a feed.
+struct Reading<'a> {
+    base: &'a Url,
+    is_feed: bool,
+    depth: usize,
+    /// The item or entry that is being read, with its depth and namespace.
+    item: Option<(usize, String, Item)>,
+    /// What the text belongs to that comes now, and from which depth on.
+    field: Option<(usize, Field)>,
+    results: Vec<SearchResult>,
+    total: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Title,
+    Link,
+    Snippet,
+    /// Snippets where there is nothing better.
+    Content,
+    Total,
+}
+
+#[derive(Default)]
+struct Item {
+    title: String,
+    link: String,
+    snippet: String,
+    content: String,
+}
+
+impl<'a> Reading<'a> {
+    const fn new(base: &'a Url) -> Self {
+        Self { base, is_feed: false, depth: 0, item: None, field: None, results: Vec::new(), total: String::new() }
+    }
+
+    fn piece(&mut self, piece: Piece<'_>) {
+        match piece {
+            Piece::Open { namespace, name, attributes } => {
+                self.depth = self.depth.saturating_add(1);
+                self.open(namespace, name, attributes);
+            }
+            Piece::Text(text) => {
+                if let Some(field) = self.text() {
+                    field.push_str(text);
+                }
+            }
+            Piece::Close => {
+                if self.field.is_some_and(|(depth, _)| depth == self.depth) {
+                    self.field = None;
+                }
+                if self.item.as_ref().is_some_and(|(depth, ..)| *depth == self.depth)
+                    && let Some((_, _, item)) = self.item.take()
+                    && self.results.len() < MAX_RESULTS
+                {
+                    self.results.extend(item.found().cleaned(self.base));
+                }
+                self.depth = self.depth.saturating_sub(1);
+            }
+        }
+    }
+
+    fn open(&mut self, namespace: &str, name: &str, attributes: Attributes<'_>) {
+        if self.depth == 1 {
+            self.is_feed = matches!(name, "rss" | "RDF" | "feed");
+        } else if let Some(text) = self.text() {
+            // An element within a text is markup in it, to be stripped with what is written as such.
+            text.extend(["<", name, ">"]);
+        } else if let Some((depth, item_namespace, item)) = &mut self.item {
+            if depth.saturating_add(1) == self.depth && namespace == item_namespace {
+                self.field = item.field(name, attributes).map(|field| (self.depth, field));
+            }
+        } else if matches!(name, "item" | "entry") {
+            self.item = Some((self.depth, namespace.to_owned(), Item::default()));
+        } else if name == "totalResults" && [OPENSEARCH, OPENSEARCH_RSS].contains(&namespace) && self.total.is_empty() {
+            self.field = Some((self.depth, Field::Total));
+        }
+    }
+
+    fn text(&mut self) -> Option<&mut String> {
+        let (_, field) = self.field?;
+        if field == Field::Total {
+            return Some(&mut self.total);
+        }
+        let (_, _, item) = self.item.as_mut()?;
+        Some(match field {
+            Field::Title => &mut item.title,
+            Field::Link => &mut item.link,
+            Field::Snippet => &mut item.snippet,
+            Field::Content => &mut item.content,
+            Field::Total => return None,
+        })
+    }
+}
+
+impl Item {
+    /// The field whose text the element `name` holds. An Atom link stands in an attribute.
+    fn field(&mut self, name: &str, attributes: Attributes<'_>) -> Option<Field> {
+        match name {
+            "title" => Some(Field::Title),
+            "description" | "summary" => Some(Field::Snippet),
+            "content" => Some(Field::Content),
+            "link" => match attributes.value("href") {
+                Some(link) => {
+                    let alternate = attributes.value("rel").is_none_or(|rel| rel == "alternate");
+                    if alternate && self.link.is_empty() {
+                        self.link = link;
+                    }
+                    None
+                }
+                None => self.link.is_empty().then_some(Field::Link),
+            },
+            _ => None,
+        }
+    }
+
+    fn found(mut self) -> Found {
+        let snippet = if self.snippet.is_empty() { mem::take(&mut self.content) } else { self.snippet };
+        Found { title: self.title, link: self.link, snippet }
+    }
+}

@@ -1,0 +1,258 @@
+//! URL templates of OpenSearch 1.1, such as `https://engine.example/search?q={searchTerms}&start={startIndex?}`.
+//!
+//! A template is the operator's word, what fills it the client's. So every value is percent-encoded whole, none stands where
+//! it could name another host, and what is filled is parsed once more. The one exception, `https://{language}.engine.example/`,
+//! takes nothing but the languages that the description lists.
+
+use url::{Url, form_urlencoded};
+
+/// Why a template can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// It isn't a web address.
+    #[error("the template \"{0}\" is no http or https URL with a host")]
+    Url(String),
+    /// It depends on where the description was found, and that is a file.
+    #[error("the template \"{0}\" is relative, but the description is a file: write the whole URL")]
+    Relative(String),
+    /// A brace has no partner.
+    #[error("the template \"{0}\" has a brace without its partner")]
+    Brace(String),
+    /// A parameter that must be filled can't be.
+    #[error("the template needs the parameter \"{0}\", which is not known")]
+    Parameter(String),
+    /// It has no place for the terms.
+    #[error("the template \"{0}\" has no {{searchTerms}}")]
+    NoTerms(String),
+    /// A parameter would choose the host.
+    #[error(
+        "the template \"{0}\" has a parameter in its host: only {{language}}. may begin it, and <Language> elements must list \
+         the languages"
+    )]
+    Host(String),
+}
+
+/// The languages that an engine knows, as its description lists them; none listed, or `*`, is any.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Languages(pub(super) Vec<String>);
+
+impl Languages {
+    fn is_any(&self) -> bool {
+        self.0.is_empty() || self.0.iter().any(|language| language == "*")
+    }
+
+    /// What stands for `wanted` with this engine, if anything does: the same, or the same but for the region.
+    fn matching<'a>(&'a self, wanted: Option<&'a str>) -> Option<&'a str> {
+        let wanted = wanted?;
+        if self.is_any() {
+            return Some(wanted);
+        }
+        let primary = |language: &'a str| language.split('-').next().unwrap_or(language);
+        let same = self.0.iter().find(|language| language.eq_ignore_ascii_case(wanted));
+        let near = || self.0.iter().find(|language| primary(language).eq_ignore_ascii_case(primary(wanted)));
+        same.or_else(near).map(String::as_str)
+    }
+
+    /// What stands for a language where one must be.
+    fn any(&self) -> &str {
+        self.0.first().map_or("*", String::as_str)
+    }
+}
+
+/// What fills a template.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Values<'a> {
+    /// The terms.
+    pub(super) terms: &'a str,
+    /// Results on a page.
+    pub(super) count: u32,
+    /// The number of the first of them.
+    pub(super) start_index: u32,
+    /// The page's number.
+    pub(super) start_page: u32,
+    /// The language, if one is wanted.
+    pub(super) language: Option<&'a str>,
+}
+
+/// A template, taken apart.
+#[derive(Clone, Debug)]
+pub(super) struct Template {
+    /// All before the question mark.
+    base: Vec<Part>,
+    /// What stands between the ampersands after it.
+    pairs: Vec<Vec<Part>>,
+    languages: Languages,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Parameter { parameter: Parameter, optional: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parameter {
+    Terms,
+    Count,
+    StartIndex,
+    StartPage,
+    Language,
+    Encoding,
+    /// One that is never filled.
+    Unknown,
+}
+
+impl Template {
+    /// Takes `text` apart. It may leave out scheme and host where the description came from a URL, `origin`.
+    pub(super) fn parse(text: &str, origin: Option<&Url>, languages: Languages) -> Result<Self, TemplateError> {
+        let quoted = || text.to_owned();
+        let whole = match (text.strip_prefix('/'), origin) {
+            (Some(rest), Some(origin)) if !rest.starts_with('/') => {
+                format!("{}{text}", origin.origin().ascii_serialization())
+            }
+            _ if text.starts_with("http://") || text.starts_with("https://") => text.to_owned(),
+            _ if text.contains("://") => return Err(TemplateError::Url(quoted())),
+            _ => return Err(TemplateError::Relative(quoted())),
+        };
+        check_host(&whole, &languages)?;
+        let without_fragment = whole.split('#').next().unwrap_or_default();
+        let (base, query) = without_fragment.split_once('?').map_or_else(
+            // A question mark within braces says that a parameter is optional.
+            || (without_fragment, None),
+            |_| question_mark(without_fragment),
+        );
+        let base = parts(base)?;
+        let pairs = query.map(|query| query.split('&').map(parts).collect()).transpose()?.unwrap_or_default();
+        let template = Self { base, pairs, languages };
+        if !template.has(&[Parameter::Terms]) {
+            return Err(TemplateError::NoTerms(quoted()));
+        }
+        let probe = Values { terms: "x", count: 1, start_index: 1, start_page: 1, language: None };
+        let url = template.fill(&probe).ok_or_else(|| TemplateError::Url(quoted()))?;
+        let plain = url.host_str().is_some_and(|host| !host.is_empty())
+            && url.username().is_empty()
+            && url.password().is_none();
+        if plain { Ok(template) } else { Err(TemplateError::Url(quoted())) }
+    }
+
+    /// Whether it can lead to another page than the first.
+    pub(super) fn has_pages(&self) -> bool {
+        self.has(&[Parameter::StartIndex, Parameter::StartPage])
+    }
+
+    fn has(&self, wanted: &[Parameter]) -> bool {
+        let parts = self.base.iter().chain(self.pairs.iter().flatten());
+        parts.into_iter().any(|part| matches!(part, Part::Parameter { parameter, .. } if wanted.contains(parameter)))
+    }
+
+    /// The URL that `values` make of it. `None` if they make none, as when the terms are `..` and stand in the path.
+    pub(super) fn fill(&self, values: &Values<'_>) -> Option<Url> {
+        let terms_in_path =
+            self.base.iter().any(|part| matches!(part, Part::Parameter { parameter: Parameter::Terms, .. }));
+        if terms_in_path && values.terms.bytes().all(|byte| byte == b'.') {
+            return None;
+        }
+        let mut text: String = self.base.iter().map(|part| self.value(part, values).unwrap_or_default()).collect();
+        let mut separator = '?';
+        for pair in self.pairs.iter().filter(|pair| !self.is_left_out(pair, values)) {
+            text.push(separator);
+            separator = '&';
+            text.extend(pair.iter().map(|part| self.value(part, values).unwrap_or_default()));
+        }
+        Url::parse(&text).ok()
+    }
+
+    /// Whether a `key={parameter?}` has nothing to say: engines take an empty value for a wrong one more often than for
+    /// none.
+    fn is_left_out(&self, pair: &[Part], values: &Values<'_>) -> bool {
+        pair.iter()
+            .any(|part| matches!(part, Part::Parameter { optional: true, .. }) && self.value(part, values).is_none())
+    }
+
+    fn value(&self, part: &Part, values: &Values<'_>) -> Option<String> {
+        let (parameter, optional) = match part {
+            Part::Literal(text) => return Some(text.clone()),
+            Part::Parameter { parameter, optional } => (parameter, *optional),
+        };
+        let language = || match self.languages.matching(values.language) {
+            None if !optional => Some(self.languages.any()),
+            matching => matching,
+        };
+        match parameter {
+            Parameter::Terms => Some(encoded(values.terms)),
+            Parameter::Count => Some(values.count.to_string()),
+            Parameter::StartIndex => Some(values.start_index.to_string()),
+            Parameter::StartPage => Some(values.start_page.to_string()),
+            Parameter::Language => language().map(encoded),
+            Parameter::Encoding => Some("UTF-8".to_owned()),
+            Parameter::Unknown => None,
+        }
+    }
+}
+
+/// `text` with everything percent-encoded that could mean something in a URL.
+pub(super) fn encoded(text: &str) -> String {
+    // A form writes a space as a plus, which only a form's reader understands.
+    form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
+}
+
+fn check_host(whole: &str, languages: &Languages) -> Result<(), TemplateError> {
+    let (_, rest) = whole.split_once("://").unwrap_or_default();
+    let language = rest.strip_prefix("{language}.").or_else(|| rest.strip_prefix("{language?}."));
+    if language.is_some() && languages.is_any() {
+        return Err(TemplateError::Host(whole.to_owned()));
+    }
+    let fixed = language.unwrap_or(rest);
+    let authority = fixed.split(['/', '?', '#', '\\']).next().unwrap_or_default();
+    if authority.contains(['{', '}']) { Err(TemplateError::Host(whole.to_owned())) } else { Ok(()) }
+}
+
+/// Parts at the first question mark that stands in no braces.
+fn question_mark(text: &str) -> (&str, Option<&str>) {
+    let mut within = false;
+    for (at, character) in text.char_indices() {
+        match character {
+            '{' => within = true,
+            '}' => within = false,
+            '?' if !within => {
+                let (base, query) = text.split_at_checked(at).unwrap_or((text, ""));
+                return (base, query.strip_prefix('?'));
+            }
+            _ => {}
+        }
+    }
+    (text, None)
+}
+
+fn parts(text: &str) -> Result<Vec<Part>, TemplateError> {
+    let (mut parts, mut rest) = (Vec::new(), text);
+    while let Some((literal, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}').ok_or_else(|| TemplateError::Brace(text.to_owned()))?;
+        if literal.contains('}') || name.contains('{') {
+            return Err(TemplateError::Brace(text.to_owned()));
+        }
+        parts.push(Part::Literal(literal.to_owned()));
+        parts.push(parameter(name)?);
+        rest = after;
+    }
+    if rest.contains('}') {
+        return Err(TemplateError::Brace(text.to_owned()));
+    }
+    parts.push(Part::Literal(rest.to_owned()));
+    Ok(parts)
+}
+
+fn parameter(text: &str) -> Result<Part, TemplateError> {
+    let (name, optional) = text.strip_suffix('?').map_or((text, false), |name| (name, true));
+    let parameter = match name {
+        "searchTerms" => Parameter::Terms,
+        "count" => Parameter::Count,
+        "startIndex" => Parameter::StartIndex,
+        "startPage" => Parameter::StartPage,
+        "language" => Parameter::Language,
+        "inputEncoding" | "outputEncoding" => Parameter::Encoding,
+        _ if optional => Parameter::Unknown,
+        _ => return Err(TemplateError::Parameter(name.to_owned())),
+    };
+    Ok(Part::Parameter { parameter, optional })
+}

@@ -1,0 +1,394 @@
+use std::fs;
+
+use super::*;
+
+fn name(text: &str) -> EngineName {
+    EngineName::parse(text).unwrap()
+}
+
+fn asked(terms: &str, page: u16, language: Option<&str>) -> SearchRequest {
+    SearchRequest::new(name("engine"), terms, page, language).unwrap()
+}
+
+fn document(body: &str) -> String {
+    format!(
+        r#"<?xml version="1.0" encoding="UTF-8"?>
+        <OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/" xmlns:umbel="urn:umbel:engine">
+          <ShortName>An Engine</ShortName>{body}
+        </OpenSearchDescription>"#
+    )
+}
+
+fn described(body: &str) -> Result<Engine, DescriptionError> {
+    Engine::describe(document(body).as_bytes(), None, None)
+}
+
+fn url(media: &str, template: &str) -> String {
+    format!(r#"<Url type="{media}" template="{}"/>"#, template.replace('&', "&amp;"))
+}
+
+fn engine(media: &str, rest: &str) -> Engine {
+    described(&(url(media, "http://engine.example/search?q={searchTerms}&page={startPage?}") + rest)).unwrap()
+}
+
+fn question(template: &str, request: &SearchRequest) -> String {
+    described(&url("application/rss+xml", template)).unwrap().question(request).unwrap().url.into()
+}
+
+fn answer(engine: &Engine, status: u16, body: &str) -> SearchAnswer {
+    let url = Url::parse("http://engine.example/search?q=x").unwrap();
+    engine.read(&asked("x", 1, None), &Response { url: &url, status, body: body.as_bytes() })
+}
+
+fn results(engine: &Engine, body: &str) -> (Vec<(String, String, String)>, Option<u64>, bool) {
+    match answer(engine, 200, body) {
+        SearchAnswer::Results { results, total, more } => {
+            let results = results.into_iter().map(|result| (result.title, result.link.into(), result.snippet));
+            (results.collect(), total, more)
+        }
+        SearchAnswer::Refused(refusal) => panic!("{refusal}"),
+    }
+}
+
+fn refusal(engine: &Engine, status: u16, body: &str) -> SearchRefusal {
+    match answer(engine, status, body) {
+        SearchAnswer::Refused(refusal) => refusal,
+        SearchAnswer::Results { results, .. } => panic!("{} results", results.len()),
+    }
+}
+
+fn row(title: &str, link: &str, snippet: &str) -> (String, String, String) {
+    (title.to_owned(), link.to_owned(), snippet.to_owned())
+}
+
+#[test]
+fn a_request_holds_what_the_client_said_and_nothing_else() {
+    let request = asked("a&b=c #d/é", 3, Some("de-AT"));
+    assert_eq!(
+        question(
+            "https://engine.example/s?q={searchTerms}&n={count}&i={startIndex}&p={startPage}&l={language?}",
+            &request
+        ),
+        "https://engine.example/s?q=a%26b%3Dc%20%23d%2F%C3%A9&n=10&i=21&p=3&l=de-AT"
+    );
+    assert_eq!(
+        question("https://engine.example/{searchTerms}/x?e={inputEncoding}&v=1", &request),
+        "https://engine.example/a%26b%3Dc%20%23d%2F%C3%A9/x?e=UTF-8&v=1"
+    );
+}
+
+#[test]
+fn what_is_optional_and_not_known_is_left_out() {
+    let template = "https://engine.example/?q={searchTerms}&l={language?}&a={some:thing?}&b=1&c={other?}x";
+    assert_eq!(question(template, &asked("x", 1, None)), "https://engine.example/?q=x&b=1");
+    assert_eq!(
+        question("https://engine.example/{language?}/?q={searchTerms}", &asked("x", 1, None)),
+        "https://engine.example//?q=x"
+    );
+}
+
+#[test]
+fn terms_in_any_script_arrive_as_they_are() {
+    for terms in ["所有権", "ما هي الملكية", "🦀 + %41 & \"quoted\""] {
+        let url = Url::parse(&question("https://engine.example/?q={searchTerms}", &asked(terms, 1, None))).unwrap();
+        assert_eq!(url.query_pairs().next().unwrap().1, terms);
+    }
+}
+
+#[test]
+fn terms_never_leave_their_place() {
+    let body = url("application/rss+xml", "https://engine.example/a/{searchTerms}?b=1");
+    let engine = described(&body).unwrap();
+    for terms in [".", "..", "..."] {
+        assert!(engine.question(&asked(terms, 1, None)).is_none(), "{terms}");
+    }
+    for terms in ["../../admin", "%2e%2e", "@evil.example", "?c=2", "\\..\\x", "//evil.example/"] {
+        let url = engine.question(&asked(terms, 1, None)).unwrap().url;
+        assert_eq!(url.host_str(), Some("engine.example"), "{terms}");
+        assert_eq!(url.path_segments().unwrap().count(), 2, "{terms}: {url}");
+        assert_eq!(url.query(), Some("b=1"), "{terms}");
+    }
+}
+
+#[test]
+fn a_language_chooses_a_host_only_among_those_listed() {
+    let template = url("application/rss+xml", "https://{language}.engine.example/?q={searchTerms}");
+    let engine = described(&(template.clone() + "<Language>en</Language><Language>pt-BR</Language>")).unwrap();
+    let host = |language| engine.question(&asked("x", 1, language)).unwrap().url.host_str().unwrap().to_owned();
+    assert_eq!(host(None), "en.engine.example");
+    assert_eq!(host(Some("PT-br")), "pt-br.engine.example");
+    assert_eq!(host(Some("pt")), "pt-br.engine.example");
+    assert_eq!(host(Some("en-GB")), "en.engine.example");
+    assert_eq!(host(Some("evil")), "en.engine.example");
+    assert!(matches!(described(&template), Err(DescriptionError::Template(TemplateError::Host(_)))));
+    let any = template + "<Language>*</Language>";
+    assert!(matches!(described(&any), Err(DescriptionError::Template(TemplateError::Host(_)))));
+}
+
+#[test]
+fn a_template_that_cannot_work_says_why() {
+    let failed = |template: &str| match described(&url("application/rss+xml", template)) {
+        Err(DescriptionError::Template(error)) => error,
+        other => panic!("{template}: {other:?}"),
+    };
+    assert!(matches!(failed("https://{searchTerms}/"), TemplateError::Host(_)));
+    assert!(matches!(failed("https://engine.example{searchTerms}/?q"), TemplateError::Host(_)));
+    assert!(matches!(failed("https://user@engine.example/?q={searchTerms}"), TemplateError::Url(_)));
+    assert!(matches!(failed("ftp://engine.example/?q={searchTerms}"), TemplateError::Url(_)));
+    assert!(matches!(failed("/search?q={searchTerms}"), TemplateError::Relative(_)));
+    assert!(matches!(failed("search?q={searchTerms}"), TemplateError::Relative(_)));
+    assert!(matches!(failed("https://engine.example/?q={searchTerms"), TemplateError::Brace(_)));
+    assert!(matches!(failed("https://engine.example/?q={searchTerms}}"), TemplateError::Brace(_)));
+    assert!(matches!(failed("https://engine.example/?q=x"), TemplateError::NoTerms(_)));
+    assert_eq!(
+        failed("https://engine.example/?q={searchTerms}&k={apiKey}").to_string(),
+        "the template needs the parameter \"apiKey\", which is not known"
+    );
+}
+
+#[test]
+fn a_description_that_cannot_work_says_why() {
+    let failed = |document: &str| Engine::describe(document.as_bytes(), None, None).unwrap_err();
+    assert_eq!(failed(""), DescriptionError::Xml(XmlError::Malformed));
+    assert_eq!(failed("<a>"), DescriptionError::Xml(XmlError::Malformed));
+    assert_eq!(failed("<a/><b/>"), DescriptionError::Xml(XmlError::Malformed));
+    assert_eq!(failed("<html/>"), DescriptionError::Root);
+    assert_eq!(failed(&document("")), DescriptionError::NoUrl);
+    assert_eq!(
+        failed(&document(&url("text/html", "https://engine.example/?q={searchTerms}"))),
+        DescriptionError::NoUrl
+    );
+    assert_eq!(failed(&" ".repeat(MAX_DESCRIPTION_LEN + 1)), DescriptionError::TooLong);
+    let html = url("text/html", "https://engine.example/?q={searchTerms}");
+    let with = |results: &str| failed(&document(&(html.clone() + results)));
+    assert_eq!(with(r#"<umbel:results type="text/html" select="p" title="b"/>"#), DescriptionError::Attribute("link"));
+    assert_eq!(
+        with(r#"<umbel:results type="text/html" select="p[" title="b" link="a"/>"#),
+        DescriptionError::Selector("p[".to_owned())
+    );
+    let nameless =
+        document(&url("application/rss+xml", "https://engine.example/?q={searchTerms}")).replace("An Engine", "検索");
+    assert_eq!(failed(&nameless), DescriptionError::Name);
+    assert_eq!(Engine::describe(nameless.as_bytes(), None, Some(name("mine"))).unwrap().name(), &name("mine"));
+}
+
+#[test]
+fn no_entity_is_expanded_and_no_depth_followed() {
+    let failed = |document: &str| Engine::describe(document.as_bytes(), None, None).unwrap_err();
+    let laughs = r#"<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><a>&c;</a>"#;
+    assert_eq!(failed(laughs), DescriptionError::Xml(XmlError::Entities));
+    let external = r#"<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>"#;
+    assert_eq!(failed(external), DescriptionError::Xml(XmlError::Entities));
+    assert_eq!(failed(&document("<a>&other;</a>")), DescriptionError::Xml(XmlError::Entities));
+    let deep = |depth| document(&format!("{}{}", "<a>".repeat(depth), "</a>".repeat(depth)));
+    assert_eq!(failed(&deep(31)), DescriptionError::NoUrl);
+    assert_eq!(failed(&deep(32)), DescriptionError::Xml(XmlError::TooDeep));
+    let wide: String = (0..33).map(|number| format!(" a{number}='x'")).collect();
+    assert_eq!(failed(&document(&format!("<a{wide}/>"))), DescriptionError::Xml(XmlError::TooDeep));
+    assert_eq!(failed(r#"<?xml version="1.0" encoding="UTF-16"?><a/>"#), DescriptionError::Xml(XmlError::Encoding));
+    assert_eq!(Engine::describe(b"<a>\xff</a>", None, None).unwrap_err(), DescriptionError::Xml(XmlError::Encoding));
+}
+
+#[test]
+fn the_form_that_says_most_is_chosen() {
+    let body = [
+        url("text/html", "https://engine.example/html?q={searchTerms}"),
+        r#"<Url type="application/rss+xml" method="post" template="https://engine.example/post?q={searchTerms}"/>"#
+            .into(),
+        r#"<Url type="application/rss+xml" rel="self" template="https://engine.example/self?q={searchTerms}"/>"#.into(),
+        url("application/x-suggestions+json", "https://engine.example/suggest?q={searchTerms}"),
+        url("application/atom+xml;profile=x", "https://engine.example/atom?q={searchTerms}"),
+        url("application/json", "https://engine.example/json?q={searchTerms}"),
+    ]
+    .concat();
+    let path = |engine: &Engine| engine.question(&asked("x", 1, None)).unwrap().url.path().to_owned();
+    assert_eq!(path(&described(&body).unwrap()), "/atom");
+    let mapped = body + r#"<umbel:results type="application/json" select="/a" title="/b" link="/c"/>"#;
+    assert_eq!(path(&described(&mapped).unwrap()), "/json");
+}
+
+#[test]
+fn an_engine_that_describes_itself_may_leave_out_where_it_is() {
+    let origin = Url::parse("http://127.0.0.1:8080/search/searchdescription.xml").unwrap();
+    let kiwix = include_bytes!("tests/kiwix-description.xml");
+    let engine = Engine::describe(kiwix, Some(&origin), None).unwrap();
+    assert_eq!(engine.name(), &name("fulltext-articles-search"));
+    let url = engine.question(&asked("own", 2, None)).unwrap().url;
+    assert_eq!(url.as_str(), "http://127.0.0.1:8080/search?format=xml&pattern=own&pageLength=10&start=10");
+    let other_host = document(&self::url("application/rss+xml", "//evil.example/?q={searchTerms}"));
+    assert!(Engine::describe(other_host.as_bytes(), Some(&origin), None).is_err());
+}
+
+#[test]
+fn the_descriptions_that_ship_are_good() {
+    let request = asked("rust ownership", 2, Some("ja"));
+    for (file, expected) in [
+        (
+            "wikipedia",
+            "https://ja.wikipedia.org/w/api.php?action=query&list=search&format=json&formatversion=2\
+             &srsearch=rust%20ownership&srlimit=10&sroffset=10",
+        ),
+        ("searxng", "https://searx.example.org/search?q=rust%20ownership&format=json&pageno=2&language=ja"),
+        ("kiwix", "http://127.0.0.1:8080/search?format=xml&pattern=rust%20ownership&pageLength=10&start=11"),
+    ] {
+        let path = format!("{}/deploy/engines/{file}.xml", env!("CARGO_MANIFEST_DIR"));
+        let engine = Engine::describe(&fs::read(path).unwrap(), None, None).unwrap();
+        assert_eq!(engine.name(), &name(file));
+        assert_eq!(engine.question(&request).unwrap().url.as_str(), expected);
+    }
+}
+
+#[test]
+fn rss_of_kiwix_is_read() {
+    let (results, total, more) = results(&engine("application/rss+xml", ""), include_str!("tests/kiwix.xml"));
+    assert_eq!(total, Some(11));
+    assert!(more);
+    assert_eq!(
+        results[0],
+        row(
+            "Rc<T>, the Reference Counted Smart Pointer - The Rust Programming Language",
+            "http://engine.example/rustbook/ch15-04-rc.html",
+            "...to count the “smart pointer” & its clones: Rc<T> is the reference counted smart pointer...",
+        )
+    );
+    assert_eq!(results.len(), 2, "one has no link");
+    assert_eq!(results[1].0, "Smart Pointers");
+}
+
+#[test]
+fn atom_is_read() {
+    let body = r#"<feed xmlns="http://www.w3.org/2005/Atom" xmlns:os="http://a9.com/-/spec/opensearch/1.1/">
+        <title>Search</title><os:totalResults>7</os:totalResults>
+        <entry><title type="html">&lt;b&gt;One&lt;/b&gt; &amp;amp; two</title>
+          <link rel="self" href="http://engine.example/self"/><link href="/a?utm_source=feed"/>
+          <summary>A summary</summary></entry>
+        <entry><title>Three</title><link rel="alternate" href="https://example.org/"/>
+          <content type="xhtml"><div xmlns="http://www.w3.org/1999/xhtml">Some <i>content</i></div></content></entry>
+      </feed>"#;
+    let (results, total, more) = results(&engine("application/atom+xml", ""), body);
+    let expected = [
+        row("One & two", "http://engine.example/a", "A summary"),
+        row("Three", "https://example.org/", "Some content"),
+    ];
+    assert_eq!((results, total, more), (expected.to_vec(), Some(7), false));
+}
+
+#[test]
+fn json_of_searxng_is_read() {
+    let body = r#"{"query": "x", "number_of_results": 0, "results": [
+        {"url": "https://example.org/a?fbclid=1", "title": "A & <b>b</b>", "content": null, "score": 1.0},
+        {"url": "javascript:alert(1)", "title": "bad", "content": ""},
+        {"title": "no link"}, 7,
+        {"url": "https://example.org/c", "title": "", "content": "text\nmore"}]}"#;
+    let (found, total, more) = results(&engine("application/json", ""), body);
+    let expected =
+        [row("A & b", "https://example.org/a", ""), row("example.org", "https://example.org/c", "text more")];
+    assert_eq!((found, total, more), (expected.to_vec(), None, true));
+    let (_, total, more) = results(
+        &engine("application/json", ""),
+        r#"{"number_of_results": 8.0, "results": [{"url": "http://a/", "title": "a"}]}"#,
+    );
+    assert_eq!((total, more), (Some(8), false));
+}
+
+#[test]
+fn json_is_read_where_the_description_says() {
+    let mapping = r#"<umbel:results type="application/json" select="/query/search" total="/query/searchinfo/totalhits"
+        title="/title" link="/wiki/{/title}?id={/pageid}" snippet="/snippet"/>"#;
+    let body = r#"{"query": {"searchinfo": {"totalhits": 31}, "search": [
+        {"title": "Größe/Æ", "pageid": 5, "snippet": "a <span class=\"searchmatch\">match</span> &quot;x&quot;"},
+        {"title": "no id", "snippet": "x"}, {"title": ["x"], "pageid": 1}]}}"#;
+    let (results, total, more) = results(&engine("application/json", mapping), body);
+    let expected = [row("Größe/Æ", "http://engine.example/wiki/Gr%C3%B6%C3%9Fe%2F%C3%86?id=5", "a match \"x\"")];
+    assert_eq!((results, total, more), (expected.to_vec(), Some(31), true));
+}
+
+#[test]
+fn suggestions_with_links_are_results() {
+    let body = r#"["x", ["A", "B", "C"], ["first"], ["https://example.org/a", 7, "https://example.org/c"]]"#;
+    let (results, ..) = results(&engine("application/x-suggestions+json", ""), body);
+    assert_eq!(results, [row("A", "https://example.org/a", "first"), row("C", "https://example.org/c", "")]);
+}
+
+#[test]
+fn html_is_read_by_selectors() {
+    let mapping = r#"<umbel:results type="text/html" select="div.result" title="h2" link="h2 a" snippet=".text"/>"#;
+    let body = r#"<!DOCTYPE html><title>x</title><div class="ad"><h2><a href="http://ad.example/">Ad</a></h2></div>
+        <div class=result><h2><a href="//duckduckgo.com/l/?uddg=https%3A%2F%2Fexample.org%2F&rut=1">O<b>n</b>e</a></h2>
+          <p class=text>Some <em>text</em> &lt;here&gt;<script>evil()</script></p></div>
+        <div class=result><h2>No link</h2></div>
+        <div class=result><h2><a href=/two>Two"#;
+    let (results, total, more) = results(&engine("text/html", mapping), body);
+    let expected =
+        [row("One", "https://example.org/", "Some text <here>"), row("Two", "http://engine.example/two", "")];
+    assert_eq!((results, total, more), (expected.to_vec(), None, true));
+}
+
+#[test]
+fn answers_that_are_none_are_refused() {
+    for media in ["application/rss+xml", "application/json", "application/x-suggestions+json"] {
+        let engine = engine(media, "");
+        for body in ["", "<", "{", "[]", "{}", "<html><p>hello", "null", "\u{0}", "<a/>", "<rss version='2.0'>"] {
+            assert_eq!(refusal(&engine, 200, body), SearchRefusal::EngineMalformed, "{media} {body}");
+        }
+    }
+    let rss = engine("application/rss+xml", "");
+    let laughs = r#"<!DOCTYPE rss [<!ENTITY a "a">]><rss version="2.0"><channel><title>&a;</title></channel></rss>"#;
+    assert_eq!(refusal(&rss, 200, laughs), SearchRefusal::EngineMalformed);
+    let deep = format!("<rss version='2.0'>{}{}</rss>", "<channel>".repeat(100), "</channel>".repeat(100));
+    assert_eq!(refusal(&rss, 200, &deep), SearchRefusal::EngineMalformed);
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    assert_eq!(refusal(&engine("application/json", ""), 200, &deep), SearchRefusal::EngineMalformed);
+}
+
+#[test]
+fn html_that_would_grow_without_bound_is_given_up() {
+    let mapping = r#"<umbel:results type="text/html" select="p" title="b" link="a"/>"#;
+    let engine = engine("text/html", mapping);
+    // Each paragraph would repeat all the formatting that is open.
+    let formatting: String = (0..5000).map(|number| format!("<b id={number}>")).collect();
+    for body in ["<div>".repeat(100_000), formatting + &"<p>x".repeat(50_000), "<br>".repeat(200_000)] {
+        assert_eq!(refusal(&engine, 200, &body), SearchRefusal::EngineMalformed);
+    }
+}
+
+#[test]
+fn an_engine_without_results_has_none() {
+    let rss = r#"<rss version="2.0" xmlns:o="http://a9.com/-/spec/opensearch/1.1/"><channel><title>x</title>
+        <o:totalResults>0</o:totalResults></channel></rss>"#;
+    assert_eq!(results(&engine("application/rss+xml", ""), rss), (vec![], Some(0), false));
+    assert_eq!(results(&engine("application/json", ""), r#"{"results": []}"#), (vec![], None, false));
+}
+
+#[test]
+fn no_more_results_are_taken_than_an_answer_may_have() {
+    let many = format!(r#"{{"results": [{}0]}}"#, r#"{"url": "http://a/", "title": "a"},"#.repeat(100));
+    assert_eq!(results(&engine("application/json", ""), &many).0.len(), 50);
+}
+
+#[test]
+fn an_engine_that_keeps_the_exit_out_is_reported_as_such() {
+    let (rss, json) = (engine("application/rss+xml", ""), engine("application/json", ""));
+    let captcha = "<html><form><div class=\"g-recaptcha\"></div></form>";
+    let blocked = SearchRefusal::EngineBlocked;
+    assert_eq!(refusal(&rss, 403, "no"), blocked(Block::Forbidden));
+    assert_eq!(refusal(&rss, 403, captcha), blocked(Block::Captcha));
+    assert_eq!(refusal(&rss, 429, captcha), blocked(Block::TooManyRequests));
+    assert_eq!(refusal(&rss, 503, captcha), blocked(Block::Captcha));
+    assert_eq!(refusal(&json, 200, captcha), blocked(Block::Captcha));
+    let mapping = r#"<umbel:results type="text/html" select="p" title="a" link="a"/>"#;
+    assert_eq!(refusal(&engine("text/html", mapping), 200, captcha), blocked(Block::Captcha));
+    for status in [400, 404, 500, 502, 503, 302] {
+        assert_eq!(refusal(&rss, status, "<p>broken"), SearchRefusal::EngineFailed, "{status}");
+    }
+    // Results about the thing are no sign of it.
+    let about = r#"{"results": [{"url": "http://a/", "title": "What is a <b>captcha</b>?"}]}"#;
+    assert_eq!(results(&json, about).0.len(), 1);
+}
+
+#[test]
+fn an_engine_without_pages_has_one() {
+    let single = described(&url("application/rss+xml", "https://engine.example/?q={searchTerms}")).unwrap();
+    assert!(single.lacks_page(2) && !single.lacks_page(1));
+    assert!(!engine("application/rss+xml", "").lacks_page(2));
+}

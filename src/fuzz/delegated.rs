@@ -1,0 +1,98 @@
+//! What exits and clients say to each other about a search, and what makes links and texts of strangers fit to be shown.
+
+use url::Url;
+
+use super::Target;
+use crate::delegated::{
+    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, frame::REQUEST_BUCKETS,
+    frame::RESPONSE_BUCKETS, frame::longest, link, text,
+};
+
+pub(super) const TARGETS: &[Target] = &[
+    Target { name: "search_request", run: search_request, seeds: request_seeds },
+    Target { name: "search_answer", run: search_answer, seeds: answer_seeds },
+    Target { name: "link", run: link, seeds: link_seeds },
+    Target { name: "text", run: text, seeds: text_seeds },
+];
+
+/// A query that decodes keeps its bounds, and is the same when it is sent on.
+fn search_request(bytes: &[u8]) {
+    let Ok(request) = SearchRequest::decode(bytes) else { return };
+    let again = request.encode().expect("what was decoded fits");
+    assert!(again.len() <= longest(REQUEST_BUCKETS));
+    assert_eq!(SearchRequest::decode(&again), Ok(request));
+}
+
+fn request_seeds() -> Vec<Vec<u8>> {
+    let engine = EngineName::parse("kiwix").unwrap();
+    [("rust ownership", 1, None), ("所有権", 2, Some("ja")), (&"q".repeat(1500), 50, Some("pt-BR"))]
+        .map(|(terms, page, language)| {
+            SearchRequest::new(engine.clone(), terms, page, language).unwrap().encode().unwrap()
+        })
+        .to_vec()
+}
+
+/// An answer that decodes is clean, and stays the same when it is cleaned again.
+fn search_answer(bytes: &[u8]) {
+    let Ok(answer) = SearchAnswer::decode(bytes) else { return };
+    let again = answer.encode().expect("what was decoded fits");
+    assert!(again.len() <= longest(RESPONSE_BUCKETS));
+    assert_eq!(SearchAnswer::decode(&again), Ok(answer));
+}
+
+fn answer_seeds() -> Vec<Vec<u8>> {
+    let result = |number: u64| {
+        let link = format!("https://example.org/{number}?a=b#c");
+        SearchResult::new("A title", &link, None, "And a snippet").unwrap()
+    };
+    [
+        SearchAnswer::Results { results: (0..3).map(result).collect(), total: Some(46), more: true },
+        SearchAnswer::Results { results: Vec::new(), total: None, more: false },
+        SearchAnswer::Refused(SearchRefusal::EngineBlocked(Block::Captcha)),
+    ]
+    .map(|answer| answer.encode().unwrap())
+    .to_vec()
+}
+
+/// A link that is cleaned leads to the web, carries no password, and cleaning it again changes nothing.
+fn link(bytes: &[u8]) {
+    let given = String::from_utf8_lossy(bytes);
+    let base = Url::parse("https://engine.example/search?q=x").unwrap();
+    for base in [None, Some(&base)] {
+        let Some(cleaned) = link::clean(&given, base) else { continue };
+        assert!(matches!(cleaned.scheme(), "http" | "https") && cleaned.has_host());
+        assert!(cleaned.username().is_empty() && cleaned.password().is_none());
+        assert!(cleaned.as_str().len() <= link::MAX_LINK_LEN);
+        assert_eq!(link::clean(cleaned.as_str(), None), Some(cleaned));
+    }
+}
+
+fn link_seeds() -> Vec<Vec<u8>> {
+    [
+        "https://example.org/a?utm_source=x&b=%C3%A4#c",
+        "https://www.google.com/url?q=https%3A%2F%2Fexample.org%2F&usg=x",
+        "//duckduckgo.com/l/?uddg=https%3A%2F%2Fexample.org%2F",
+        "https://www.bing.com/ck/a?u=a1aHR0cHM6Ly9leGFtcGxlLm9yZy8_YQ",
+        "https://r.search.yahoo.com/_ylt=x/RU=https%3a%2f%2fexample.org%2f/RK=2/RS=y-",
+        "http://user:secret@[2001:db8::1]:8080/../a",
+        "javascript:alert(1)",
+        "/relative",
+    ]
+    .map(|link| link.as_bytes().to_vec())
+    .to_vec()
+}
+
+/// A plain text is no longer than it may be, has nothing to hide, and stays as it is.
+fn text(bytes: &[u8]) {
+    const MOST: usize = 40;
+    let plain = text::plain(&String::from_utf8_lossy(bytes), MOST);
+    assert!(plain.chars().count() <= MOST);
+    assert!(!plain.chars().any(|character| character.is_control() || ('\u{202a}'..='\u{202e}').contains(&character)));
+    assert_eq!(text::plain(&plain, MOST), plain);
+}
+
+fn text_seeds() -> Vec<Vec<u8>> {
+    ["a title", " a\t\u{202e}b\u{0}\n c ", "所有権とは何か", "ما هي الملكية؟"]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}
