@@ -1,7 +1,9 @@
 //! Sockets, files, DNS: what the core doesn't do itself. Native only.
 
+pub(crate) mod binary_http;
 pub mod clock;
 pub mod connector;
+pub(crate) mod delegated;
 pub mod directory_client;
 pub mod directory_server;
 pub(crate) mod exchange;
@@ -11,6 +13,7 @@ pub mod http_proxy;
 pub mod listener;
 pub(crate) mod outbound;
 pub(crate) mod page;
+pub mod request;
 pub mod resolver;
 pub mod searcher;
 pub mod socks;

@@ -25,10 +25,11 @@ use tokio::{
 use crate::{
     base::Instant,
     exit::Policy,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{Answer, EndReason, Host, Service, Target},
 };
 
 use super::{
+    delegated::Delegate,
     resolver::{Found, Resolver},
     stream::{Hub, Stream, StreamCommand, StreamKey, splice},
 };
@@ -96,18 +97,19 @@ pub(crate) struct Exit {
 
 struct Shared {
     options: ExitOptions,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
+    delegate: Option<Arc<Delegate>>,
     permits: Arc<Semaphore>,
     outcome: mpsc::UnboundedSender<ExitCommand>,
 }
 
 impl Exit {
-    /// An exit that does nothing yet.
+    /// An exit that does nothing yet; `delegate` performs requests, if it does.
     #[must_use]
-    pub(crate) fn new(options: ExitOptions, resolver: Resolver) -> Self {
+    pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
         let (outcome, outcomes) = mpsc::unbounded_channel();
         let permits = Arc::new(Semaphore::new(options.streams));
-        let shared = Arc::new(Shared { options, resolver, permits, outcome });
+        let shared = Arc::new(Shared { options, resolver, delegate, permits, outcome });
         Self { hub: Hub::new(), shared, tasks: JoinSet::new(), questions: BTreeMap::new(), outcomes }
     }
 
@@ -133,6 +135,25 @@ impl Exit {
             drop(permit);
         });
         self.questions.insert(key, asking);
+    }
+
+    /// Performs what comes as the stream's bytes, and writes the answer there; the core takes `room` bytes of it at once.
+    pub(crate) fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+        while self.tasks.try_join_next().is_some() {}
+        let Some(delegate) = self.shared.delegate.clone() else {
+            self.shared.tell(ExitCommand::Failed { key, reason: EndReason::Policy });
+            return;
+        };
+        let Some(permit) = self.permit(key) else { return };
+        let stream = self.hub.open(key, room);
+        let given_up = stream.failure();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = delegate.serve(service, circuit, stream) => {}
+                _ = given_up => {}
+            }
+            drop(permit);
+        });
     }
 
     /// Bytes for the target.

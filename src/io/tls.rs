@@ -36,7 +36,7 @@ pub(crate) struct RootsError {
 
 /// Why there is no TLS. Names no host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TlsError {
+pub enum TlsError {
     /// There is nothing to check certificates by.
     #[error("this machine knows no root certificates (on Debian: install ca-certificates)")]
     NoRoots,

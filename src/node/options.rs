@@ -8,7 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::Args;
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Failure;
@@ -42,12 +43,46 @@ pub(crate) struct RelayOptions {
     /// DNS server that an exit asks; may be repeated [default: the system's]
     #[arg(long, value_name = "IP")]
     pub(crate) resolver: Option<Vec<IpAddr>>,
+    /// Perform requests for clients: those of the engines below (search), also those of the list below (allow-list), or
+    /// any, where the exit policy allows (open) [default: none]
+    #[arg(long, value_name = "TIER")]
+    pub(crate) delegate: Option<DelegateTier>,
+    /// With --delegate allow-list, what may be asked of whom, such as "GET,HEAD example.org"; may be repeated
+    #[arg(long, value_name = "METHODS HOST")]
+    pub(crate) allow_request: Option<Vec<String>>,
+    /// PEM file of root certificates to believe beside the system's when performing requests; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) delegate_root: Option<Vec<PathBuf>>,
+    /// Requests per second to perform in all, on average [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) delegated_rate: Option<u32>,
+    /// Requests per second to perform of one circuit, on average [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) delegated_circuit_rate: Option<u32>,
+    /// Largest body of a performed request or its answer [default: 256 MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) delegated_size: Option<ByteSize>,
+    /// Longest time for one performed request, in seconds [default: 900]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) delegated_time: Option<u64>,
     /// Identity of another relay of the same operator; may be repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log: Option<String>,
+}
+
+/// Which requests a relay performs for clients; each tier holds those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DelegateTier {
+    /// Searches with the engines it names.
+    Search,
+    /// Requests to hosts it lists.
+    AllowList,
+    /// Any.
+    Open,
 }
 
 /// Keys of `umbel client`.

@@ -1,5 +1,7 @@
 //! `umbel relay`: a relay's core, its exit if it is one, and what keeps both up to date.
 
+mod delegate;
+
 use core::{
     pin::pin,
     task::{Context, Poll},
@@ -13,11 +15,11 @@ use tokio::{sync::mpsc, time::sleep};
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     crypto::IdentityKey,
-    delegated::Offer,
     directory::{Consensus, Descriptor, Profile},
     exit::Policy,
     io::{
         clock::wall_time,
+        delegated::Delegate,
         directory_client::DirectoryClient,
         exit::{Exit, ExitOptions},
         files::Folder,
@@ -59,7 +61,9 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let ice = network::ice_of(&identity.id())?;
     let addresses = addresses(&options, &sockets)?;
     let own: Vec<_> = addresses.iter().chain(&sockets.listening()).map(SocketAddr::ip).collect();
-    let policy = policy.map(|policy| policy.refusing_own(own));
+    let policy = policy.map(|policy| policy.refusing_own(own.iter().copied()));
+    let resolver = Arc::new(resolver(&options));
+    let delegate = delegate::delegate(&options, policy.as_ref(), &own, &resolver)?.map(Arc::new);
     let profile = Profile {
         identity: identity.id(),
         addresses,
@@ -70,11 +74,15 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
         family: family(&options)?,
         operator: String::new(),
         exit: policy.as_ref().map(Policy::summary).unwrap_or_default(),
-        offer: Offer::default(),
+        offer: delegate.as_ref().map(|delegate| delegate.offer()).unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let exit = policy.map(|policy| exit(&options, policy));
-    let parameters = RelayParameters { exit: exit.is_some(), ..RelayParameters::default() };
+    let parameters =
+        RelayParameters { exit: policy.is_some(), delegate: delegate.is_some(), ..RelayParameters::default() };
+    let exit = (parameters.exit || parameters.delegate).then(|| {
+        let policy = policy.unwrap_or_else(Policy::refuse_all);
+        Exit::new(ExitOptions::new(policy), resolver, delegate.clone())
+    });
     let (updates, receiver) = mpsc::channel(8);
     let core = RelayCore { relay: Relay::new(Arc::clone(&identity), onion_keys, parameters), exit, updates: receiver };
     let config = network::endpoint(certificate, Some(ice));
@@ -93,6 +101,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
             async move { consensus.send(Update::Consensus(found)).await.is_ok() }
         }) => {}
         outcome = upkeep.run() => outcome?,
+        () = report(delegate.as_deref()) => {}
     }
     Ok(())
 }
@@ -103,11 +112,18 @@ fn policy(options: &RelayOptions) -> Result<Option<Policy>, Failure> {
     Policy::parse(rules, private_targets).map(Some).map_err(|error| Failure::Usage(format!("exit: {error}")))
 }
 
-fn exit(options: &RelayOptions, policy: Policy) -> Exit {
+fn resolver(options: &RelayOptions) -> Resolver {
     let servers = options.resolver.iter().flatten().map(|server| SocketAddr::new(*server, 53)).collect();
     let private_addresses = options.allow_private_targets.unwrap_or(false);
-    let resolver = Resolver::new(&ResolverOptions { servers, private_addresses, ..ResolverOptions::default() });
-    Exit::new(ExitOptions::new(policy), resolver)
+    Resolver::new(&ResolverOptions { servers, private_addresses, ..ResolverOptions::default() })
+}
+
+/// Reports what was not done, if anything is, for ever.
+async fn report(delegate: Option<&Delegate>) {
+    match delegate {
+        Some(delegate) => delegate.report().await,
+        None => core::future::pending().await,
+    }
 }
 
 fn addresses(options: &RelayOptions, sockets: &Sockets) -> Result<Vec<SocketAddr>, Failure> {

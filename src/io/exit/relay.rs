@@ -18,7 +18,9 @@ impl Exit {
         match request {
             ExitRequest::Connect(target) => self.connect(key, target),
             ExitRequest::Resolve(host) => self.resolve(key, host),
-            ExitRequest::Delegate { .. } => relay.exit_failed(stream, EndReason::Policy),
+            ExitRequest::Delegate { service, circuit } => {
+                self.delegate(key, service, circuit, relay.exit_room(stream));
+            }
             ExitRequest::Data(bytes) => self.push(key, &bytes),
             ExitRequest::Finish => self.finish(key),
             ExitRequest::Writable => self.set_room(key, relay.exit_room(stream)),

@@ -29,7 +29,7 @@ struct ViaExit(mpsc::UnboundedSender<Ask>);
 impl ViaExit {
     fn new(options: ExitOptions, resolver: Resolver) -> Self {
         let (sender, asks) = mpsc::unbounded_channel();
-        tokio::spawn(run(Exit::new(options, resolver), asks));
+        tokio::spawn(run(Exit::new(options, Arc::new(resolver), None), asks));
         Self(sender)
     }
 

@@ -1,0 +1,450 @@
+//! HTTP messages as bytes on a stream: Binary HTTP (RFC 9292), indeterminate length.
+//!
+//! Delegated requests and their responses cross the overlay so. The head is read into a buffer of its own, of limited size,
+//! and decoded by the `bhttp` crate; the content is passed on piece by piece, so that a large body takes no more memory than a
+//! small one and pressure reaches its source. Trailers are read and dropped. Governed by `proto/09-delegated.md`, "HTTP".
+//! What is read comes from an attacker: every length is checked before there is room made for it, and a message that
+//! breaks off is an error and never an end.
+
+#[cfg(test)]
+mod tests;
+
+use core::{
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+use std::{
+    error::Error,
+    io::{self, Cursor},
+};
+
+use bhttp::{ControlData, FieldSection, Mode, StatusCode};
+use bytes::{Buf, Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::{
+    HeaderMap, Method, Request, Response, Uri,
+    body::{Body, Frame, SizeHint},
+    header::{HeaderName, HeaderValue},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Bytes of a head, informational responses before it included; also of the trailers.
+pub(crate) const MAX_HEAD_LEN: usize = 64 * 1024;
+/// Fields of a head.
+pub(crate) const MAX_FIELDS: usize = 128;
+/// Bytes that one piece of a body has at the most.
+const PIECE: usize = 16 * 1024;
+/// Pieces that wait between who reads a body and who takes it.
+const WAITING_PIECES: usize = 4;
+
+const REQUEST: u64 = 2;
+const RESPONSE: u64 = 3;
+
+/// Why a message can't be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MessageError {
+    /// It ended before its end, or the stream failed.
+    #[error("the message broke off")]
+    Broken,
+    /// It is none.
+    #[error("not a binary HTTP message: {0}")]
+    Malformed(&'static str),
+    /// It is longer than it may be.
+    #[error("the message is too large")]
+    TooLarge,
+    /// Who was to send its body failed.
+    #[error("the message's body broke off at its source")]
+    Source,
+}
+
+impl From<io::Error> for MessageError {
+    fn from(_: io::Error) -> Self {
+        Self::Broken
+    }
+}
+
+impl From<bhttp::Error> for MessageError {
+    fn from(_: bhttp::Error) -> Self {
+        Self::Malformed("a head that can't be decoded")
+    }
+}
+
+/// Reads a request's head, all before its content.
+///
+/// # Errors
+/// When it breaks off, is too large, or is none.
+pub(crate) async fn read_request(reader: &mut (impl AsyncRead + Unpin)) -> Result<Request<()>, MessageError> {
+    let mut head = HeadReader::new(reader);
+    head.kind(REQUEST).await?;
+    for _ in ["method", "scheme", "authority", "path"] {
+        head.vector().await?;
+    }
+    head.fields().await?;
+    let mut bytes = Cursor::new(head.bytes);
+    let control = ControlData::read_bhttp(true, &mut bytes)?;
+    let ControlData::Request { method, scheme, authority, path } = control else {
+        return Err(MessageError::Malformed("not a request"));
+    };
+    let uri = Uri::builder()
+        .scheme(scheme.as_slice())
+        .authority(authority.as_slice())
+        .path_and_query(path.as_slice())
+        .build()
+        .map_err(|_| MessageError::Malformed("no absolute address"))?;
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(&method).map_err(|_| MessageError::Malformed("no method"))?;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = read_fields(&mut bytes)?;
+    Ok(request)
+}
+
+/// Reads a response's head, all before its content. Informational responses before it are dropped.
+///
+/// # Errors
+/// When it breaks off, is too large, or is none.
+pub(crate) async fn read_response(reader: &mut (impl AsyncRead + Unpin)) -> Result<Response<()>, MessageError> {
+    let mut head = HeadReader::new(reader);
+    head.kind(RESPONSE).await?;
+    let mut start = 0;
+    loop {
+        let status = head.varint().await?.ok_or(MessageError::Broken)?;
+        head.fields().await?;
+        if !(100..200).contains(&status) {
+            break;
+        }
+        start = head.bytes.len();
+    }
+    let mut bytes = Cursor::new(head.bytes);
+    bytes.advance(start);
+    let status = ControlData::read_bhttp(false, &mut bytes)?.status().map(u16::from);
+    let mut response = Response::new(());
+    *response.status_mut() = status
+        .and_then(|status| hyper::StatusCode::from_u16(status).ok())
+        .ok_or(MessageError::Malformed("no status"))?;
+    *response.headers_mut() = read_fields(&mut bytes)?;
+    Ok(response)
+}
+
+fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
+    let section = FieldSection::read_bhttp(Mode::IndeterminateLength, bytes)?;
+    if section.len() > MAX_FIELDS {
+        return Err(MessageError::TooLarge);
+    }
+    let mut headers = HeaderMap::with_capacity(section.len());
+    for field in section.iter() {
+        // Upper case is not allowed (RFC 9292 §3.6), nor is anything that a name or a value in HTTP/1.1 must not hold.
+        let name = HeaderName::from_lowercase(field.name()).map_err(|_| MessageError::Malformed("a field's name"))?;
+        let value = HeaderValue::from_bytes(field.value()).map_err(|_| MessageError::Malformed("a field's value"))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+/// The head of `request`, whose address is absolute.
+///
+/// # Errors
+/// When the address isn't, or the head is too large.
+pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageError> {
+    let uri = request.uri();
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(MessageError::Malformed("no absolute address"));
+    };
+    let control = ControlData::Request {
+        method: request.method().as_str().into(),
+        scheme: scheme.into(),
+        authority: authority.as_str().into(),
+        path: uri.path_and_query().map_or("/", |path| path.as_str()).into(),
+    };
+    head(REQUEST, &control, request.headers())
+}
+
+/// The head of `response`.
+///
+/// # Errors
+/// When it is too large, or its status none that is final.
+pub(crate) fn response_head<B>(response: &Response<B>) -> Result<Vec<u8>, MessageError> {
+    let status = StatusCode::try_from(response.status().as_u16())?;
+    if status.informational() {
+        return Err(MessageError::Malformed("not a final status"));
+    }
+    head(RESPONSE, &ControlData::Response(status), response.headers())
+}
+
+fn head(kind: u64, control: &ControlData, headers: &HeaderMap) -> Result<Vec<u8>, MessageError> {
+    let mut section = FieldSection::default();
+    for (name, value) in headers {
+        section.put(name.as_str(), value.as_bytes());
+    }
+    let mut bytes = Vec::new();
+    put_varint(kind, &mut bytes);
+    control.write_bhttp(&mut bytes)?;
+    section.write_bhttp(Mode::IndeterminateLength, &mut bytes)?;
+    if bytes.len() > MAX_HEAD_LEN || headers.len() > MAX_FIELDS {
+        return Err(MessageError::TooLarge);
+    }
+    Ok(bytes)
+}
+
+/// Sends all of `body` and the end of the message.
+///
+/// # Errors
+/// When the body fails, is longer than `cap`, or the stream fails or takes no piece for as long as `stall`.
+pub(crate) async fn write_content<B>(
+    writer: &mut (impl AsyncWrite + Unpin),
+    body: B,
+    cap: u64,
+    stall: Duration,
+) -> Result<(), MessageError>
+where
+    B: Body,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let mut body = pin!(body);
+    let mut length = 0_u64;
+    while let Some(frame) = body.frame().await.map(|frame| frame.map_err(|_| MessageError::Source)) {
+        let Ok(mut data) = frame?.into_data() else { continue };
+        length = length.saturating_add(data.remaining().try_into().unwrap_or(u64::MAX));
+        if length > cap {
+            return Err(MessageError::TooLarge);
+        }
+        while data.has_remaining() {
+            let chunk = data.chunk();
+            let mut size = Vec::new();
+            put_varint(chunk.len().try_into().unwrap_or(u64::MAX), &mut size);
+            let writing = async {
+                writer.write_all(&size).await?;
+                writer.write_all(chunk).await
+            };
+            timeout(stall, writing).await.map_err(|_| MessageError::Broken)??;
+            let sent = chunk.len();
+            data.advance(sent);
+        }
+    }
+    // The end of the content, and of no trailers.
+    timeout(stall, writer.write_all(&[0, 0])).await.map_err(|_| MessageError::Broken)??;
+    Ok(())
+}
+
+/// The content of a message whose head has been read.
+#[derive(Debug)]
+pub(crate) struct Content<R> {
+    reader: R,
+    /// Of the chunk under way.
+    left: u64,
+    /// What may still come.
+    cap: u64,
+    begun: bool,
+    ended: bool,
+}
+
+impl<R: AsyncRead + Unpin> Content<R> {
+    /// Of at most `cap` bytes.
+    pub(crate) const fn new(reader: R, cap: u64) -> Self {
+        Self { reader, left: 0, cap, begun: false, ended: false }
+    }
+
+    /// The next piece; none at the end of the message, trailers included.
+    ///
+    /// # Errors
+    /// When the message breaks off or is too large. Then there is no more.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, MessageError> {
+        if self.left == 0 && !self.ended {
+            match HeadReader::new(&mut self.reader).varint().await? {
+                // The message may end after its head when there is nothing else (RFC 9292 §3.8).
+                None if self.begun => return Err(MessageError::Broken),
+                None => self.ended = true,
+                Some(0) => {
+                    self.ended = true;
+                    HeadReader::new(&mut self.reader).trailers().await?;
+                }
+                Some(length) => {
+                    self.cap = self.cap.checked_sub(length).ok_or(MessageError::TooLarge)?;
+                    self.left = length;
+                    self.begun = true;
+                }
+            }
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(PIECE);
+        let mut piece = BytesMut::with_capacity(most);
+        let read = (&mut self.reader).take(most.try_into().unwrap_or(u64::MAX)).read_buf(&mut piece).await?;
+        if read == 0 {
+            return Err(MessageError::Broken);
+        }
+        self.left = self.left.saturating_sub(read.try_into().unwrap_or(u64::MAX));
+        Ok(Some(piece.freeze()))
+    }
+}
+
+/// A body that comes from elsewhere, piece by piece.
+#[derive(Debug)]
+pub(crate) struct Piped {
+    pieces: mpsc::Receiver<Result<Bytes, MessageError>>,
+    /// Read ahead.
+    first: Option<Bytes>,
+    empty: bool,
+}
+
+/// Where the pieces of a [`Piped`] go.
+pub(crate) type Pipe = mpsc::Sender<Result<Bytes, MessageError>>;
+
+impl Piped {
+    /// A body and its other end; `first` is its first piece, none if it has no content at all.
+    pub(crate) fn new(first: Option<Bytes>) -> (Pipe, Self) {
+        let (sender, pieces) = mpsc::channel(WAITING_PIECES);
+        let empty = first.is_none();
+        (sender, Self { pieces, first, empty })
+    }
+
+    /// A body of which nothing has been read yet, and its other end.
+    pub(crate) fn unread() -> (Pipe, Self) {
+        let (sender, pieces) = mpsc::channel(WAITING_PIECES);
+        (sender, Self { pieces, first: None, empty: false })
+    }
+}
+
+/// Moves what is left of `content` into `pipe`, up to its end or failure, which is told there, or until nobody takes it. A
+/// piece that doesn't come for as long as `patience` is a failure.
+pub(crate) async fn fill<R>(content: &mut Content<R>, pipe: Pipe, patience: Duration) -> Result<(), MessageError>
+where
+    R: AsyncRead + Unpin,
+{
+    loop {
+        match timeout(patience, content.piece()).await.unwrap_or(Err(MessageError::Broken)) {
+            Ok(Some(piece)) => pipe.send(Ok(piece)).await.map_err(|_| MessageError::Source)?,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let _ = pipe.send(Err(error)).await;
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl Body for Piped {
+    type Data = Bytes;
+    type Error = PipedError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, PipedError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        if self.empty {
+            return Poll::Ready(None);
+        }
+        let piece = self.pieces.poll_recv(cx);
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(PipedError)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.empty
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.empty { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+/// The message that a body belongs to broke off.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct PipedError(pub(crate) MessageError);
+
+/// Reads parts of a message and keeps their bytes for the decoder, up to a cap.
+struct HeadReader<'a, R> {
+    reader: &'a mut R,
+    bytes: Vec<u8>,
+}
+
+impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
+    const fn new(reader: &'a mut R) -> Self {
+        Self { reader, bytes: Vec::new() }
+    }
+
+    /// What kind of message begins here, which isn't kept.
+    async fn kind(&mut self, wanted: u64) -> Result<(), MessageError> {
+        let kind = self.varint().await?.ok_or(MessageError::Broken)?;
+        self.bytes.clear();
+        if kind == wanted { Ok(()) } else { Err(MessageError::Malformed("not the kind of message that is due")) }
+    }
+
+    /// A variable-length integer (RFC 9000 §16); none if nothing more comes.
+    async fn varint(&mut self) -> Result<Option<u64>, MessageError> {
+        let mut first = [0];
+        if self.reader.read(&mut first).await? == 0 {
+            return Ok(None);
+        }
+        let [first] = first;
+        self.keep(&[first])?;
+        let more = (1_usize << (first >> 6)).saturating_sub(1);
+        let mut value = u64::from(first & 0x3f);
+        for _ in 0..more {
+            let next = self.reader.read_u8().await?;
+            self.keep(&[next])?;
+            value = (value << 8) | u64::from(next);
+        }
+        Ok(Some(value))
+    }
+
+    /// A length and as many bytes; gives the length.
+    async fn vector(&mut self) -> Result<usize, MessageError> {
+        let length = self.varint().await?.ok_or(MessageError::Broken)?;
+        let length = usize::try_from(length).map_err(|_| MessageError::TooLarge)?;
+        let start = self.bytes.len();
+        let end = start.checked_add(length).filter(|end| *end <= MAX_HEAD_LEN).ok_or(MessageError::TooLarge)?;
+        self.bytes.resize(end, 0);
+        if let Some(room) = self.bytes.get_mut(start..) {
+            self.reader.read_exact(room).await?;
+        }
+        Ok(length)
+    }
+
+    /// A field section.
+    async fn fields(&mut self) -> Result<(), MessageError> {
+        while self.vector().await? > 0 {
+            self.vector().await?;
+        }
+        Ok(())
+    }
+
+    /// A field section, or the end of the message in its place.
+    async fn trailers(&mut self) -> Result<(), MessageError> {
+        let Some(length) = self.varint().await? else { return Ok(()) };
+        if length == 0 {
+            return Ok(());
+        }
+        // The first name, whose length has just been read.
+        let length = usize::try_from(length).ok().filter(|length| *length <= MAX_HEAD_LEN);
+        self.bytes.resize(length.ok_or(MessageError::TooLarge)?, 0);
+        self.reader.read_exact(&mut self.bytes).await?;
+        self.vector().await?;
+        self.fields().await
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), MessageError> {
+        if bytes.len() > MAX_HEAD_LEN.saturating_sub(self.bytes.len()) {
+            return Err(MessageError::TooLarge);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Appends a variable-length integer (RFC 9000 §16). Lengths are below 2^62.
+fn put_varint(value: u64, bytes: &mut Vec<u8>) {
+    let (marked, length) = match value {
+        0..0x40 => (value, 1),
+        0x40..0x4000 => (value | 0x4000, 2),
+        0x4000..0x4000_0000 => (value | 0x8000_0000, 4),
+        _ => (value | 0xc000_0000_0000_0000, 8),
+    };
+    let marked: [u8; 8] = marked.to_be_bytes();
+    bytes.extend_from_slice(marked.get(8_usize.saturating_sub(length)..).unwrap_or_default());
+}

@@ -1,0 +1,174 @@
+use http_body_util::Full;
+
+use super::*;
+
+const STALL: Duration = Duration::from_secs(20);
+
+fn request() -> Request<()> {
+    Request::post("https://example.org:8443/path?query=1")
+        .header("accept", "*/*")
+        .header("x-twice", "1")
+        .header("x-twice", "2")
+        .body(())
+        .unwrap()
+}
+
+async fn message(head: Vec<u8>, body: &'static [u8]) -> Vec<u8> {
+    let mut bytes = head;
+    write_content(&mut bytes, Full::new(body), u64::MAX, STALL).await.unwrap();
+    bytes
+}
+
+async fn content(content: &mut Content<impl AsyncRead + Unpin>) -> Result<Vec<u8>, MessageError> {
+    let mut whole = Vec::new();
+    while let Some(piece) = content.piece().await? {
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole)
+}
+
+/// The whole of a response, and what follows it.
+async fn read(mut bytes: &[u8], cap: u64) -> Result<(Response<()>, Vec<u8>), MessageError> {
+    let response = read_response(&mut bytes).await?;
+    Ok((response, content(&mut Content::new(bytes, cap)).await?))
+}
+
+#[tokio::test]
+async fn a_request_comes_out_as_it_went_in() {
+    let bytes = message(request_head(&request()).unwrap(), b"body").await;
+    let mut reader = bytes.as_slice();
+    let read = read_request(&mut reader).await.unwrap();
+    assert_eq!((read.method(), read.uri()), (request().method(), request().uri()));
+    assert_eq!(read.headers(), request().headers());
+    assert_eq!(content(&mut Content::new(reader, 4)).await.unwrap(), b"body");
+}
+
+#[tokio::test]
+async fn the_library_reads_what_is_written_and_what_it_writes_is_read() {
+    let bytes = message(request_head(&request()).unwrap(), b"body").await;
+    let known = bhttp::Message::read_bhttp(&mut Cursor::new(&bytes)).unwrap();
+    assert_eq!(known.control().authority(), Some(b"example.org:8443".as_slice()));
+    assert_eq!(known.header().get(b"x-twice"), Some(b"1".as_slice()));
+    assert_eq!(known.content(), b"body");
+
+    let mut response = bhttp::Message::response(StatusCode::try_from(404_u16).unwrap());
+    response.put_header("etag", "1");
+    response.write_content(vec![7; 100_000]);
+    response.put_trailer("x-last", "1");
+    let mut bytes = Vec::new();
+    response.write_bhttp(Mode::IndeterminateLength, &mut bytes).unwrap();
+    let (head, body) = read(&bytes, u64::MAX).await.unwrap();
+    assert_eq!((head.status().as_u16(), head.headers().get("etag").unwrap().as_bytes()), (404, b"1".as_slice()));
+    assert_eq!(body, vec![7; 100_000]);
+}
+
+#[tokio::test]
+async fn a_message_that_breaks_off_anywhere_is_an_error_but_for_the_two_places_where_it_may_end() {
+    let response = Response::builder().header("etag", "1").body(()).unwrap();
+    let head = response_head(&response).unwrap();
+    let whole = message(head.clone(), b"body").await;
+    for length in 0..whole.len() {
+        let outcome = read(&whole[..length], u64::MAX).await;
+        if length == head.len() {
+            assert_eq!(outcome.unwrap().1, b"");
+        } else if length == whole.len() - 1 {
+            // No trailers.
+            assert_eq!(outcome.unwrap().1, b"body");
+        } else {
+            assert_eq!(outcome.unwrap_err(), MessageError::Broken, "{length}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn informational_responses_are_passed_over() {
+    let mut bytes = vec![3];
+    for status in [103_u64, 102, 200] {
+        put_varint(status, &mut bytes);
+        bytes.extend([1, b'a', 1, b'b', 0]);
+    }
+    let (response, _) = read(&bytes, 0).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers().len()), (200, 1));
+    let endless: Vec<u8> = [vec![3], [0x40, 103, 0].repeat(MAX_HEAD_LEN)].concat();
+    assert_eq!(read(&endless, 0).await.unwrap_err(), MessageError::TooLarge);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_before_there_is_room_made_for_it() {
+    let huge = [vec![3, 0x40, 200, 1, b'a'], vec![0xff; 8]].concat();
+    assert_eq!(read(&huge, 0).await.unwrap_err(), MessageError::TooLarge);
+    let many: Vec<u8> = [vec![3, 0x40, 200], [1, b'a', 1, b'b'].repeat(MAX_FIELDS + 1), vec![0]].concat();
+    assert_eq!(read(&many, 0).await.unwrap_err(), MessageError::TooLarge);
+    let head = response_head(&Response::new(())).unwrap();
+    let long = message(head.clone(), b"more than five").await;
+    assert_eq!(read(&long, 5).await.unwrap_err(), MessageError::TooLarge);
+    let trailer = [head, vec![0, 1, b'a', 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]].concat();
+    assert_eq!(read(&trailer, 5).await.unwrap_err(), MessageError::TooLarge);
+    let written = write_content(&mut Vec::new(), Full::new(b"12".as_slice()), 1, STALL).await;
+    assert_eq!(written.unwrap_err(), MessageError::TooLarge);
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_refused() {
+    let head = |method: &str, scheme: &str, authority: &str, path: &str, field: &[u8]| {
+        let mut bytes = vec![2];
+        for part in [method, scheme, authority, path] {
+            put_varint(part.len() as u64, &mut bytes);
+            bytes.extend(part.as_bytes());
+        }
+        [bytes, field.to_vec(), vec![0]].concat()
+    };
+    assert!(read_request(&mut head("GET", "http", "a.example", "/", b"\x01a\x01b").as_slice()).await.is_ok());
+    for bad in [
+        head("G T", "http", "a.example", "/", b""),
+        head("GET", "http", "", "/", b""),
+        head("GET", "http", "a b", "/", b""),
+        head("GET", "http", "a.example", "/a b", b""),
+        head("GET", "http", "a.example", "/\r\nX: 1", b""),
+        head("GET", "http", "a.example", "/", b"\x01A\x01b"),
+        head("GET", "http", "a.example", "/", b"\x02:a\x01b"),
+        head("GET", "http", "a.example", "/", b"\x01a\x03b\r\n"),
+        vec![0, 0],
+        vec![3, 0x40, 200, 0],
+    ] {
+        let read = read_request(&mut bad.as_slice()).await;
+        assert!(matches!(read, Err(MessageError::Malformed(_))), "{bad:?}: {read:?}");
+    }
+    for status in [0_u64, 99, 600, 1 << 40] {
+        let mut bytes = vec![3];
+        put_varint(status, &mut bytes);
+        bytes.push(0);
+        assert!(matches!(read(&bytes, 0).await, Err(MessageError::Malformed(_))), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn integers_have_every_length() {
+    for value in [0, 63, 64, 16_383, 16_384, (1 << 30) - 1, 1 << 30, (1 << 62) - 1] {
+        let mut bytes = Vec::new();
+        put_varint(value, &mut bytes);
+        assert_eq!(HeadReader::new(&mut bytes.as_slice()).varint().await.unwrap(), Some(value));
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_takes_stays_where_it_is() {
+    let bytes = vec![1; 8 * PIECE];
+    let head: Vec<u8> = [0x80, 0x02, 0x00, 0x00].to_vec();
+    let (mut near, far) = tokio::io::duplex(PIECE);
+    let feeding = tokio::spawn(async move {
+        near.write_all(&head).await.unwrap();
+        near.write_all(&bytes).await.unwrap();
+        near.write_all(&[0, 0]).await.unwrap();
+    });
+    let mut content = Content::new(far, u64::MAX);
+    let (pipe, body) = Piped::unread();
+    let filling = tokio::spawn(async move { fill(&mut content, pipe, STALL).await });
+    // So much fits between them, and no more: neither end finishes until it is taken.
+    tokio::task::yield_now().await;
+    assert!(!feeding.is_finished() && !filling.is_finished());
+    let taken = body.collect().await.unwrap().to_bytes();
+    assert_eq!(taken.len(), 8 * PIECE);
+    feeding.await.unwrap();
+    filling.await.unwrap().unwrap();
+}

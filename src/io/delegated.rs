@@ -1,0 +1,57 @@
+//! What an exit does on clients' behalf: it performs their requests, within limits, and tells what it offers.
+//!
+//! [`Delegate`] owns the limits and what the operator offers; the exit hands it each delegated stream, and the task that
+//! does so is all that a request has. Governed by `proto/09-delegated.md`. Clients are not trusted: what they may ask for is what the operator offers, sizes, times and rates are
+//! capped, and a request that leaves carries nothing about who sent it. Nothing of a request is ever logged.
+
+pub(crate) mod fields;
+pub(crate) mod http;
+pub(crate) mod limits;
+pub(crate) mod refusal;
+
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::delegated::{Offer, Service};
+
+use self::{http::Http, limits::Limits, refusal::Refusal};
+
+/// An exit's services.
+#[derive(Debug)]
+pub(crate) struct Delegate {
+    http: Http,
+    limits: Limits,
+}
+
+impl Delegate {
+    pub(crate) const fn new(http: Http, limits: Limits) -> Self {
+        Self { http, limits }
+    }
+
+    /// What it offers, for the descriptor.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer { engines: Vec::new(), requests: self.http.offer() }
+    }
+
+    /// Does what comes over `stream`, one of those of the circuit numbered `circuit`, and answers there.
+    pub(crate) async fn serve<S>(&self, service: Service, circuit: u64, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let admitted = self.limits.admit(Instant::now(), circuit);
+        let refused = admitted.as_ref().err().copied();
+        let done = match service {
+            Service::Http => self.http.serve(stream, refused).await,
+            Service::Search => Err(Refusal::NotOffered),
+        };
+        if let Err(refusal) = done {
+            self.limits.count(refusal);
+        }
+    }
+
+    /// Says in the log once an hour what was refused and how often, for ever.
+    pub(crate) async fn report(&self) {
+        self.limits.report().await;
+    }
+}

@@ -1,0 +1,243 @@
+//! The exit's HTTP service: one request in Binary HTTP, one response (`proto/09-delegated.md`, "HTTP").
+//!
+//! Bodies go through piece by piece in both directions at the same time, each held up where it isn't taken. What an operator
+//! doesn't offer is refused before anything is resolved; what the exit can't do is told by an answer of its own
+//! ([`Refusal`]). A response that breaks off resets the stream, so that it never looks whole.
+
+mod allow;
+#[cfg(test)]
+mod tests;
+
+use core::time::Duration;
+use std::error::Error;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Method, Request, Response, body::Body, header};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use crate::{
+    delegated::Requests,
+    io::{
+        binary_http::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
+        exchange::Answer,
+        outbound::{Outbound, OutboundError, target_of},
+    },
+};
+
+pub(crate) use self::allow::{Allow, AllowError};
+use super::{
+    fields::{fix_request, fix_response},
+    refusal::Refusal,
+};
+
+/// What may be asked at all. CONNECT and TRACE are not HTTP requests that someone else can perform.
+const METHODS: [Method; 7] =
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+
+/// Bytes of a request that are still taken once it is answered; more than can be underway.
+const LEFT_OVER: u64 = 4 * 1024 * 1024;
+
+/// How large and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HttpCaps {
+    /// Bytes of a body, either way; 256 MiB.
+    pub(crate) body: u64,
+    /// For a request's head to arrive, and the first of its body; 15 s.
+    pub(crate) head: Duration,
+    /// For the client to take a piece of the response; 60 s.
+    pub(crate) stall: Duration,
+    /// For one request in all; 15 minutes.
+    pub(crate) time: Duration,
+}
+
+impl Default for HttpCaps {
+    fn default() -> Self {
+        Self {
+            body: 256 * 1024 * 1024,
+            head: Duration::from_secs(15),
+            stall: Duration::from_secs(60),
+            time: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// Which requests are performed.
+#[derive(Debug)]
+pub(crate) enum Tier {
+    /// None.
+    None,
+    /// Those that the operator has listed, wherever the listed hosts are.
+    Listed(Vec<Allow>, Outbound),
+    /// Any, where the policy allows.
+    Open(Outbound),
+}
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Http {
+    tier: Tier,
+    caps: HttpCaps,
+}
+
+impl Http {
+    pub(crate) const fn new(tier: Tier, caps: HttpCaps) -> Self {
+        Self { tier, caps }
+    }
+
+    /// What it offers.
+    pub(crate) fn offer(&self) -> Requests {
+        match &self.tier {
+            Tier::None => Requests::None,
+            Tier::Listed(list, _) => Requests::Hosts(allow::hosts(list)),
+            Tier::Open(_) => Requests::Open,
+        }
+    }
+
+    /// Performs the request that comes over `stream`, unless it is `refused` before it is read.
+    ///
+    /// # Errors
+    /// Why it was not performed, or not to the end. The client has been told.
+    pub(crate) async fn serve<S>(&self, stream: S, refused: Option<Refusal>) -> Result<(), Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let performing = async {
+            match refused {
+                Some(refusal) => self.refuse(&mut writer, refusal).await,
+                None => self.perform(&mut reader, &mut writer).await,
+            }
+        };
+        let told = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
+        let _ = writer.shutdown().await;
+        // To drop the stream before the client has finished would reset it, and what is underway to the client with it.
+        let _ = timeout(self.caps.stall, tokio::io::copy(&mut reader.take(LEFT_OVER), &mut tokio::io::sink())).await;
+        told.map_or(Ok(()), Err)
+    }
+
+    /// Performs a request. The answer is whole, be it a refusal, unless this is an error.
+    async fn perform<R, W>(&self, reader: &mut R, writer: &mut W) -> Result<Option<Refusal>, Refusal>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let reading = timeout(self.caps.head, read_head(reader, self.caps.body));
+        let read = reading.await.unwrap_or(Err(Refusal::Malformed));
+        let (request, first, mut content) = match read {
+            Ok(read) => read,
+            Err(refusal) => return self.refuse(writer, refusal).await,
+        };
+        let (request, outbound) = match self.judge(request, first.is_some()) {
+            Ok(judged) => judged,
+            Err(refusal) => return self.refuse(writer, refusal).await,
+        };
+        let (pipe, body) = Piped::new(first);
+        let mut uploaded = Ok(());
+        let answered = tokio::select! {
+            biased;
+            answered = async {
+                let response = outbound.send(request.map(|()| body)).await?;
+                Ok::<_, OutboundError>(self.answer(writer, response).await)
+            } => answered,
+            never = async {
+                uploaded = fill(&mut content, pipe, self.caps.stall).await;
+                core::future::pending().await
+            } => never,
+        };
+        match answered {
+            Ok(answered) => answered,
+            Err(_) if uploaded == Err(MessageError::TooLarge) => self.refuse(writer, Refusal::RequestTooLarge).await,
+            Err(error) => self.refuse(writer, error.into()).await,
+        }
+    }
+
+    /// What goes out of `request`, and by what, if it is offered.
+    fn judge(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
+        let (secure, target) = target_of(request.uri()).ok_or(Refusal::Malformed)?;
+        let method = request.method();
+        if !METHODS.contains(method) {
+            return Err(Refusal::NotOffered);
+        }
+        let outbound = match &self.tier {
+            Tier::Listed(list, outbound) if list.iter().any(|allow| allow.fits(method, secure, &target)) => outbound,
+            Tier::None | Tier::Listed(..) => return Err(Refusal::NotOffered),
+            Tier::Open(outbound) => outbound,
+        };
+        if has_body && [Method::GET, Method::HEAD].contains(method) {
+            return Err(Refusal::Malformed);
+        }
+        let length = request.headers_mut().remove(header::CONTENT_LENGTH);
+        fix_request(request.headers_mut());
+        if let Some(length) = length.filter(|_| has_body) {
+            request.headers_mut().insert(header::CONTENT_LENGTH, length);
+        }
+        Ok((request, outbound))
+    }
+
+    async fn refuse(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        refusal: Refusal,
+    ) -> Result<Option<Refusal>, Refusal> {
+        let head = response_head(&refusal.response()).map_err(|_| Refusal::Misconfigured)?;
+        self.write(writer, &head, Empty::<Bytes>::new()).await?;
+        Ok(Some(refusal))
+    }
+
+    async fn answer(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        mut response: Response<Answer>,
+    ) -> Result<Option<Refusal>, Refusal> {
+        if response.body().size_hint().lower() > self.caps.body {
+            return self.refuse(writer, Refusal::AnswerTooLarge).await;
+        }
+        fix_response(response.headers_mut());
+        let head = match response_head(&response) {
+            Ok(head) => head,
+            Err(MessageError::TooLarge) => return self.refuse(writer, Refusal::HeadTooLarge).await,
+            Err(_) => return self.refuse(writer, Refusal::NotHttp).await,
+        };
+        self.write(writer, &head, response.into_body()).await?;
+        Ok(None)
+    }
+
+    async fn write<B>(&self, writer: &mut (impl AsyncWrite + Unpin), head: &[u8], body: B) -> Result<(), Refusal>
+    where
+        B: Body,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let written = async {
+            timeout(self.caps.stall, writer.write_all(head)).await.map_err(|_| MessageError::Broken)??;
+            write_content(writer, body, self.caps.body, self.caps.stall).await
+        };
+        match written.await {
+            Ok(_) => Ok(()),
+            Err(MessageError::Source) => Err(Refusal::Broken),
+            Err(MessageError::TooLarge) => Err(Refusal::AnswerTooLarge),
+            Err(MessageError::Broken | MessageError::Malformed(_)) => Err(Refusal::ClientGone),
+        }
+    }
+}
+
+/// A request's head, and the first of its body.
+async fn read_head<R: AsyncRead + Unpin>(
+    mut reader: R,
+    cap: u64,
+) -> Result<(Request<()>, Option<Bytes>, Content<R>), Refusal> {
+    let request = read_request(&mut reader).await.map_err(|error| unread(&error))?;
+    let mut content = Content::new(reader, cap);
+    let first = content.piece().await.map_err(|error| unread(&error))?;
+    Ok((request, first, content))
+}
+
+const fn unread(error: &MessageError) -> Refusal {
+    match error {
+        MessageError::TooLarge => Refusal::RequestTooLarge,
+        MessageError::Broken | MessageError::Malformed(_) | MessageError::Source => Refusal::Malformed,
+    }
+}

@@ -1,0 +1,270 @@
+//! A client's HTTP requests: performed by an exit, or sent over a stream, with TLS that ends here.
+//!
+//! Either way a request has a stream of its own, bodies go piece by piece, and the other end is not trusted: heads are
+//! limited, silence is, and what breaks off is an error. Governed by `proto/09-delegated.md`, "HTTP". What is sent to an exit carries no
+//! field that tells about the sender ([`super::delegated::fields`]), for the exit reads it.
+
+#[cfg(test)]
+mod tests;
+
+use core::{
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+use std::error::Error;
+
+use bytes::Bytes;
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, SizeHint},
+    header::{self, HeaderValue},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{base::RelayId, delegated::Delegation};
+
+use super::{
+    binary_http::{Content, MessageError, Piped, fill, read_response, request_head, write_content},
+    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    delegated::{
+        fields::{USER_AGENT, fix_request, fix_response},
+        refusal::Refusal,
+    },
+    exchange::{Answer, ExchangeError, ExchangeLimits, exchange},
+    outbound::target_of,
+    stream::Stream,
+    tls::{Tls, TlsError},
+};
+
+/// For the answer to begin once the request has gone, between two pieces of it, and for a piece of the request to go.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For the end of the stream after the end of the answer.
+const LAST: Duration = Duration::from_secs(5);
+const LIMITS: ExchangeLimits =
+    ExchangeLimits { head: PATIENCE, idle: Some(PATIENCE), head_bytes: 64 * 1024, fields: 128 };
+
+/// Why a request has no response, or no more of it. Names nothing of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The address is no absolute `http` or `https` one, or has a user name in it.
+    #[error("the address is not one of a web server")]
+    Address,
+    /// There is no stream.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The exit says that it did not perform the request.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// There is no TLS with the target; the exit may have interfered.
+    #[error("{0}")]
+    Tls(TlsError),
+    /// Nothing came for a minute.
+    #[error("no answer came in time")]
+    Silent,
+    /// What came is no response, or too large.
+    #[error("what came is not an answer in HTTP")]
+    NotHttp,
+    /// The answer broke off.
+    #[error("the answer broke off before it was whole")]
+    Broken,
+    /// The request's own body failed.
+    #[error("the request's body broke off")]
+    Body,
+}
+
+impl From<ExchangeError> for RequestError {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Silent => Self::Silent,
+            ExchangeError::NotHttp | ExchangeError::TooLarge => Self::NotHttp,
+            ExchangeError::Broken => Self::Broken,
+            ExchangeError::Cancelled => Self::Body,
+        }
+    }
+}
+
+impl From<MessageError> for RequestError {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Broken => Self::Broken,
+            MessageError::Malformed(_) | MessageError::TooLarge => Self::NotHttp,
+            MessageError::Source => Self::Body,
+        }
+    }
+}
+
+/// What an exit has performed.
+#[derive(Debug)]
+pub(crate) struct Performed {
+    /// The target's answer.
+    pub(crate) response: Response<ResponseBody>,
+    /// The way it took, the guard first, the exit last.
+    pub(crate) path: Vec<Hop>,
+}
+
+/// The body of a response, as it comes. An error ends one that broke off; only `None` ends a whole one.
+#[derive(Debug)]
+pub struct ResponseBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    Exit { body: Piped, _tasks: [AbortOnDropHandle<()>; 2] },
+    Target(Box<Answer>),
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = RequestError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
+        match &mut self.0 {
+            Source::Exit { body, .. } => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|error| RequestError::from(error.0)))),
+            Source::Target(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(RequestError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Exit { body, .. } => body.is_end_stream(),
+            Source::Target(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Exit { body, .. } => body.size_hint(),
+            Source::Target(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Has `request` performed by an exit that offers it and is none of `not_by`.
+///
+/// # Errors
+/// See [`RequestError`].
+pub(crate) async fn perform<C, B>(
+    connector: &C,
+    mut request: Request<B>,
+    not_by: Vec<RelayId>,
+    isolation: Isolation,
+) -> Result<Performed, RequestError>
+where
+    C: Connector,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+    request.headers_mut().remove(header::CONTENT_LENGTH);
+    fix_request(request.headers_mut());
+    if let Some(length) = request.body().size_hint().exact().filter(|length| *length > 0) {
+        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let head = request_head(&request)?;
+    let host = target.host.to_text().to_ascii_lowercase();
+    let Delegated { stream, path, .. } = connector.delegate(Delegation::Http { host }, not_by, isolation).await?;
+    let (reader, writer) = tokio::io::split(stream);
+    let sending = AbortOnDropHandle::new(tokio::spawn(send(writer, head, request.into_body())));
+    receive(reader, sending).await.map(|response| Performed { response, path })
+}
+
+/// Sends a whole request and gives its outcome once, as long as anyone waits for it.
+async fn send<B>(mut writer: WriteHalf<Stream>, head: Vec<u8>, body: B) -> Result<(), MessageError>
+where
+    B: Body,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    timeout(PATIENCE, writer.write_all(&head)).await.map_err(|_| MessageError::Broken)??;
+    write_content(&mut writer, body, u64::MAX, PATIENCE).await?;
+    writer.shutdown().await?;
+    Ok(())
+}
+
+async fn receive(
+    mut reader: ReadHalf<Stream>,
+    mut sending: AbortOnDropHandle<Result<(), MessageError>>,
+) -> Result<Response<ResponseBody>, RequestError> {
+    let patience = async {
+        match (&mut sending).await {
+            // The stream has failed; the reader learns why, or reads what was answered before.
+            Ok(Ok(()) | Err(MessageError::Broken)) => sleep(PATIENCE).await,
+            Ok(Err(error)) => return RequestError::from(error),
+            Err(_) => return RequestError::Body,
+        }
+        RequestError::Silent
+    };
+    let mut response = tokio::select! {
+        biased;
+        response = read_response(&mut reader) => response?,
+        error = patience => return Err(error),
+    };
+    if let Some(refusal) = Refusal::told(response.status(), response.headers()) {
+        return Err(RequestError::Refused(refusal));
+    }
+    fix_response(response.headers_mut());
+    let (pipe, body) = Piped::unread();
+    let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut content = Content::new(&mut reader, u64::MAX);
+        if fill(&mut content, pipe, PATIENCE).await.is_ok() {
+            // A stream that was read to its end is not reset.
+            let _ = timeout(LAST, reader.read(&mut [0])).await;
+        }
+    }));
+    let finishing = AbortOnDropHandle::new(tokio::spawn(async move {
+        // A target may answer before it has all of the request.
+        let _ = sending.await;
+    }));
+    Ok(response.map(|()| ResponseBody(Source::Exit { body, _tasks: [receiving, finishing] })))
+}
+
+/// Sends `request` over a stream to its target; with `https` the exit carries what it can't read.
+///
+/// # Errors
+/// See [`RequestError`].
+pub(crate) async fn over_stream<C, B>(
+    connector: &C,
+    tls: &Tls,
+    mut request: Request<B>,
+    isolation: Isolation,
+) -> Result<Response<ResponseBody>, RequestError>
+where
+    C: Connector,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (secure, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+    let headers = request.headers_mut();
+    headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
+    headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let host = target.host.to_text();
+    let opened = timeout(PATIENCE, async {
+        let stream = connector.connect(target, isolation).await?;
+        Ok::<_, RequestError>(if secure {
+            Opened::Tls(tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
+        } else {
+            Opened::Plain(stream)
+        })
+    });
+    let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
+        Opened::Plain(stream) => exchange(stream, request, LIMITS).await?,
+        Opened::Tls(stream) => exchange(stream, request, LIMITS).await?,
+    };
+    Ok(response.map(|body| ResponseBody(Source::Target(Box::new(body)))))
+}
+
+#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
+enum Opened {
+    Plain(Stream),
+    Tls(super::tls::TlsStream<Stream>),
+}

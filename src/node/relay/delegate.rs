@@ -1,0 +1,86 @@
+//! What an operator's keys say about delegated requests, made into a [`Delegate`].
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use crate::{
+    exit::Policy,
+    io::{
+        delegated::{
+            Delegate,
+            http::{Allow, Http, HttpCaps, Tier},
+            limits::{Limits, Rates},
+        },
+        outbound::{Outbound, OutboundLimits, Reach},
+        resolver::Resolver,
+        tls::Tls,
+    },
+    node::{
+        Failure,
+        options::{DelegateTier, RelayOptions},
+    },
+};
+
+/// Where requests of the open tier go when the relay has no exit policy.
+const OPEN: [&str; 2] = ["accept *:80", "accept *:443"];
+
+/// The services that `options` name, none if they name none.
+///
+/// # Errors
+/// [`Failure::Usage`] when a key can't be used.
+pub(super) fn delegate(
+    options: &RelayOptions,
+    exit: Option<&Policy>,
+    own: &[IpAddr],
+    resolver: &Arc<Resolver>,
+) -> Result<Option<Delegate>, Failure> {
+    let Some(tier) = options.delegate else {
+        return if options.allow_request.is_some() {
+            Err(Failure::Usage(
+                "allow-request says what is performed, but delegate doesn't say that anything is".into(),
+            ))
+        } else {
+            Ok(None)
+        };
+    };
+    let private = options.allow_private_targets.unwrap_or(false);
+    let policy = |rules: &[&str], private: bool| {
+        let parsed = Policy::parse(rules, private).map_err(|error| Failure::Usage(error.to_string()))?;
+        Ok::<_, Failure>(parsed.refusing_own(own.iter().copied()))
+    };
+    let tls = Tls::new(options.delegate_root.iter().flatten())
+        .map_err(|error| Failure::Usage(format!("delegate-root: {error}")))?;
+    let outbound = |reach| Outbound::new(reach, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
+    let http = match tier {
+        DelegateTier::Search => Tier::None,
+        DelegateTier::AllowList => {
+            let entries = options.allow_request.iter().flatten();
+            let list = Allow::parse_all(entries).map_err(|error| Failure::Usage(error.to_string()))?;
+            if list.is_empty() {
+                return Err(Failure::Usage(
+                    "delegate is \"allow-list\", but there is nothing on the list: add --allow-request".to_owned(),
+                ));
+            }
+            // What the operator has written down is meant, also if it is an address of this network.
+            Tier::Listed(
+                list,
+                outbound(Reach { resolved: policy(&["accept *"], private)?, written: policy(&["accept *"], true)? }),
+            )
+        }
+        DelegateTier::Open => {
+            let open = exit.cloned().map_or_else(|| policy(&OPEN, private), Ok)?;
+            Tier::Open(outbound(Reach { resolved: open.clone(), written: open }))
+        }
+    };
+    let (rates, caps) = (Rates::default(), HttpCaps::default());
+    let rates = Rates {
+        in_all: options.delegated_rate.unwrap_or(rates.in_all),
+        per_circuit: options.delegated_circuit_rate.unwrap_or(rates.per_circuit),
+        ..rates
+    };
+    let caps = HttpCaps {
+        body: options.delegated_size.map_or(caps.body, |size| size.as_u64()),
+        time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),
+        ..caps
+    };
+    Ok(Some(Delegate::new(Http::new(http, caps), Limits::new(rates, Instant::now()))))
+}
