@@ -19,6 +19,7 @@ mod xml;
 
 use url::Url;
 
+pub(crate) use self::html::bounded as bounded_html;
 use self::template::{Template, Values};
 pub use self::{
     description::{DescriptionError, MAX_DESCRIPTION_LEN},

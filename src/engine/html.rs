@@ -4,7 +4,7 @@
 //! So the page goes in in small pieces, and the tree is looked at after each: too deep or too large, and it is given up.
 
 use html5ever::{driver, tendril::TendrilSink as _};
-use scraper::{ElementRef, Html, HtmlTreeSink, Selector};
+use scraper::{ElementRef, Html, HtmlTreeSink, Node, Selector};
 use url::Url;
 
 use super::{Found, Listed, Unread, description::DescriptionError};
@@ -18,6 +18,8 @@ const PIECE: usize = 64;
 const MOST_NODES: usize = 50_000;
 /// Elements within each other.
 const MOST_DEPTH: usize = 256;
+/// How many times the page's length its texts and attributes may have in the tree.
+const MOST_REPEATED: usize = 4;
 /// Bytes of a selector.
 const MOST_SELECTOR: usize = 256;
 
@@ -46,7 +48,7 @@ pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
 /// The results in `page`.
 pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Listed, Unread> {
     let page = page.get(..page.floor_char_boundary(MOST_BYTES)).unwrap_or_default();
-    let html = parsed(page)?;
+    let html = bounded(page, MOST_NODES).ok_or(Unread::Malformed)?;
     let results = html.select(&selectors.result).filter_map(|result| {
         let link = result.select(&selectors.link).next()?.value().attr("href")?;
         let title = result.select(&selectors.title).next()?.inner_html();
@@ -57,7 +59,8 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<List
     Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: None })
 }
 
-fn parsed(page: &str) -> Result<Html, Unread> {
+/// The tree of `page`; none if it has more than `most_nodes`, is nested too deep, or repeats more than it says.
+pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
     let mut parser = driver::parse_document(HtmlTreeSink::new(Html::new_document()), driver::ParseOpts::default());
     let mut rest = page;
     while !rest.is_empty() {
@@ -67,9 +70,19 @@ fn parsed(page: &str) -> Result<Html, Unread> {
         let html = parser.tokenizer.sink.sink.0.borrow();
         let mut nodes = html.tree.nodes();
         let (count, newest) = (nodes.len(), nodes.next_back());
-        if count > MOST_NODES || newest.is_some_and(|newest| newest.ancestors().nth(MOST_DEPTH).is_some()) {
-            return Err(Unread::Malformed);
+        if count > most_nodes || newest.is_some_and(|newest| newest.ancestors().nth(MOST_DEPTH).is_some()) {
+            return None;
         }
     }
-    Ok(parser.finish())
+    let html = parser.finish();
+    let bytes = html.tree.values().map(bytes).fold(0_usize, usize::saturating_add);
+    (bytes <= page.len().saturating_mul(MOST_REPEATED)).then_some(html)
+}
+
+fn bytes(node: &Node) -> usize {
+    match node {
+        Node::Element(element) => element.attrs().map(|(name, value)| name.len().saturating_add(value.len())).sum(),
+        Node::Text(text) => text.len(),
+        _ => 0,
+    }
 }

@@ -29,6 +29,12 @@ use crate::{
 
 pub(super) use view::{reading, unread};
 
+/// The text of an HTML page of this content type.
+#[cfg(test)]
+pub(super) fn decode(kind: &str, body: &[u8]) -> String {
+    clean::decode(kind, body, true)
+}
+
 /// Bytes of a page at the most.
 const MAX_PAGE_LEN: usize = 3 << 20;
 const MAX_REDIRECTS: usize = 5;
@@ -87,7 +93,7 @@ pub(super) enum ReadError {
     Encoded,
     #[error("it is no page of text but a file of type {0}")]
     Kind(String),
-    #[error("the page could not be taken apart")]
+    #[error("it is larger, or more deeply nested, than any page made for people")]
     Unreadable,
 }
 
@@ -112,7 +118,7 @@ impl<C: Connector> Reader<C> {
         let fetched = timeout(FETCH_LIMIT, self.fetch(url, isolation)).await.map_err(|_| ReadError::TooSlow)??;
         let _permit = self.cleaning.acquire().await.map_err(|_| ReadError::Unreadable)?;
         let cleaned = tokio::task::spawn_blocking(move || fetched.clean());
-        cleaned.await.map_err(|_| ReadError::Unreadable)
+        cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
     }
 
     async fn fetch(&self, mut url: Url, isolation: Isolation) -> Result<Fetched, ReadError> {
@@ -202,14 +208,14 @@ struct Fetched {
 }
 
 impl Fetched {
-    fn clean(self) -> Reading {
+    fn clean(self) -> Option<Reading> {
         let text = clean::decode(&self.kind, &self.body, self.html);
         let (title, content) = if self.html {
-            let (title, html) = clean::clean(&text, &self.url);
+            let (title, html) = clean::clean(&text, &self.url)?;
             (title, Content::Html(html))
         } else {
             (String::new(), Content::Plain(text))
         };
-        Reading { url: self.url, title, content, verified: self.verified }
+        Some(Reading { url: self.url, title, content, verified: self.verified })
     }
 }

@@ -15,6 +15,7 @@ use url::Url;
 
 use crate::{
     delegated::{link, text},
+    engine::bounded_html,
     io::page::layout::address,
 };
 
@@ -23,6 +24,8 @@ const PREFIX: &str = "page-";
 const MAX_TITLE: usize = 200;
 /// A part of a page that calls itself the main one, but has less text, is not believed.
 const LEAST_MAIN: usize = 250;
+/// Elements and texts of a page.
+const MAX_NODES: usize = 100_000;
 /// How far into a page its encoding may be told.
 const META_WITHIN: usize = 1024;
 
@@ -98,9 +101,9 @@ const EMPTIED: &[&str] = &[
     "select", "style", "svg", "template", "textarea", "title", "video",
 ];
 
-/// The title and the cleaned content of the page `html` that stands at `url`.
-pub(super) fn clean(html: &str, url: &Url) -> (String, String) {
-    let (title, base, main) = dissect(html, url);
+/// The title and the cleaned content of the page `html` that stands at `url`; none if it is beyond the bounds.
+pub(super) fn clean(html: &str, url: &Url) -> Option<(String, String)> {
+    let Dissected { title, base, main } = dissect(&bounded_html(html, MAX_NODES)?, url);
     let attributes = [
         ("a", vec!["href"]),
         ("ol", vec!["start"]),
@@ -123,9 +126,10 @@ pub(super) fn clean(html: &str, url: &Url) -> (String, String) {
             ("a", "href") => lead(value, &base).map(Cow::Owned),
             _ => Some(Cow::Borrowed(value)),
         })
-        .clean(main.as_deref().unwrap_or(html))
+        // Written anew from a tree that is within bounds, so that parsing it again is too.
+        .clean(&main)
         .to_string();
-    (title, cleaned)
+    Some((title, cleaned))
 }
 
 /// Where a link of a page leads from here: to a place in the page, or to the reader view of another.
@@ -137,16 +141,24 @@ fn lead(value: &str, base: &Url) -> Option<String> {
     Some(address("/read", &[("url", target.as_str())]))
 }
 
-/// The title, the address that links are relative to, and the main part if there is one.
-fn dissect(html: &str, url: &Url) -> (String, Url, Option<String>) {
-    let page = Html::parse_document(html);
+/// What matters of a page.
+struct Dissected {
+    title: String,
+    /// What links are relative to.
+    base: Url,
+    /// The main part if the page has one, otherwise all of it.
+    main: String,
+}
+
+fn dissect(page: &Html, url: &Url) -> Dissected {
     let first = |selector: &str| Selector::parse(selector).ok().and_then(|selector| page.select(&selector).next());
     let title = first("title").map(|title| title.text().collect::<String>()).unwrap_or_default();
     let base = first("base[href]").and_then(|base| url.join(base.attr("href")?).ok());
     let base = base.filter(|base| matches!(base.scheme(), "http" | "https")).unwrap_or_else(|| url.clone());
     let main = ["main", "[role=main]", "article"].into_iter().filter_map(first);
     let mut main = main.filter(|main| main.text().map(str::len).sum::<usize>() >= LEAST_MAIN);
-    (text::plain(&title, MAX_TITLE), base, main.next().map(|main| main.inner_html()))
+    let main = main.next().or_else(|| first("body")).map(|main| main.inner_html()).unwrap_or_default();
+    Dissected { title: text::plain(&title, MAX_TITLE), base, main }
 }
 
 /// The text of `body`, by the encoding that its first bytes, its content type or the page itself tell.
