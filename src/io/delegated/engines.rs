@@ -1,0 +1,252 @@
+//! The engines that an exit's operator has chosen: their descriptions, read at the start and, where they come from a URL,
+//! again each day.
+//!
+//! Governed by `proto/09-delegated.md` §4. A description is the operator's choice and never a client's. Where it names
+//! an address of this machine or network the operator is taken at his word; a description from elsewhere is not, or
+//! whoever serves it could turn the exit against its own network.
+
+use core::time::Duration;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, header};
+use tokio::{
+    io::AsyncReadExt as _,
+    time::{sleep, timeout},
+};
+use url::Url;
+
+use crate::{
+    delegated::{EngineName, MAX_ENGINES, SearchRequest},
+    engine::{DescriptionError, Engine, MAX_DESCRIPTION_LEN},
+    io::{
+        exchange::{ExchangeError, read_whole},
+        outbound::{Outbound, OutboundError},
+    },
+};
+
+use super::fields::USER_AGENT;
+
+/// From one reading of a URL to the next.
+const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// For one description to arrive.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why an engine can't be offered. Names what the operator wrote.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// What stands before the `=` is no name.
+    #[error("engine \"{0}\": before the \"=\" stands the engine's name, of a-z, 0-9 and -")]
+    Name(String),
+    /// The file can't be read.
+    #[error("engine \"{0}\": {1}")]
+    File(String, std::io::Error),
+    /// The URL is none.
+    #[error("engine \"{0}\" is neither a file nor an http or https URL of an OpenSearch description")]
+    Url(String),
+    /// The URL can't be read.
+    #[error("engine \"{0}\": {1}")]
+    Unreachable(String, FetchError),
+    /// It is no description that can be used.
+    #[error("engine \"{0}\": {1}")]
+    Description(String, DescriptionError),
+    /// Two have the same name.
+    #[error("two engines are called \"{0}\": write another name before one, as in other=FILE")]
+    Twice(EngineName),
+    /// There are too many.
+    #[error("more than {MAX_ENGINES} engines")]
+    TooMany,
+}
+
+/// Why a description didn't come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    /// No response.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
+    /// Not all of it.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// Another status than 200.
+    #[error("the server answered with status {0}")]
+    Status(u16),
+    /// Too late.
+    #[error("the server did not answer in time")]
+    TimedOut,
+}
+
+/// Ways out of the exit.
+#[derive(Clone, Debug)]
+pub(crate) struct Ways {
+    /// To what the operator has written, this network included.
+    pub(crate) named: Outbound,
+    /// To what others have written.
+    pub(crate) public: Outbound,
+}
+
+/// An engine, and how it is reached.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub(crate) engine: Engine,
+    pub(crate) outbound: Outbound,
+}
+
+/// Where a description comes from.
+#[derive(Debug)]
+struct Source {
+    /// As the operator wrote it.
+    written: String,
+    name: Option<EngineName>,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    File(PathBuf),
+    Url(Url),
+}
+
+/// All engines of an exit.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    ways: Ways,
+    /// Those that come from a URL, by the name they are offered under.
+    remote: Vec<(EngineName, Source)>,
+    engines: RwLock<BTreeMap<EngineName, Arc<Reached>>>,
+}
+
+impl Engines {
+    /// Reads the descriptions that the operator has written down: files or URLs, with a name of their own before a `=` where
+    /// the one they give themselves won't do.
+    ///
+    /// # Errors
+    /// When one can't be used; an exit that has promised an engine must not start without it.
+    pub(crate) async fn load<S: AsRef<str>>(written: &[S], ways: Ways) -> Result<Self, EngineError> {
+        let (mut engines, mut remote) = (BTreeMap::new(), Vec::new());
+        for written in written {
+            let source = Source::parse(written.as_ref())?;
+            let reached = source.read(&ways).await?;
+            let name = reached.engine.name().clone();
+            if engines.insert(name.clone(), Arc::new(reached)).is_some() {
+                return Err(EngineError::Twice(name));
+            }
+            if engines.len() > MAX_ENGINES {
+                return Err(EngineError::TooMany);
+            }
+            if matches!(source.place, Place::Url(_)) {
+                remote.push((name, source));
+            }
+        }
+        Ok(Self { ways, remote, engines: RwLock::new(engines) })
+    }
+
+    /// Their names, ascending.
+    pub(crate) fn names(&self) -> Vec<EngineName> {
+        self.engines.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    pub(crate) fn find(&self, name: &EngineName) -> Option<Arc<Reached>> {
+        self.engines.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Reads those from URLs again each day, for ever. One that fails stays as it was.
+    pub(crate) async fn keep_fresh(&self) {
+        loop {
+            sleep(REFRESH_EVERY).await;
+            self.refresh().await;
+        }
+    }
+
+    async fn refresh(&self) {
+        for (name, source) in &self.remote {
+            match source.read_as(name.clone(), &self.ways).await {
+                Ok(reached) => {
+                    let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
+                    engines.insert(name.clone(), Arc::new(reached));
+                }
+                Err(error) => tracing::warn!(%error, "an engine's description is not renewed"),
+            }
+        }
+    }
+}
+
+impl Source {
+    fn parse(written: &str) -> Result<Self, EngineError> {
+        // A URL may have an equals sign of its own, but not before its scheme.
+        let named = written.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
+        let (name, place) = match named {
+            Some((name, place)) => {
+                let name = EngineName::parse(name).ok_or_else(|| EngineError::Name(written.to_owned()))?;
+                (Some(name), place)
+            }
+            None => (None, written),
+        };
+        let place = if place.contains("://") {
+            let url = Url::parse(place).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            Place::Url(url.ok_or_else(|| EngineError::Url(written.to_owned()))?)
+        } else {
+            Place::File(PathBuf::from(place))
+        };
+        Ok(Self { written: written.to_owned(), name, place })
+    }
+
+    async fn read(&self, ways: &Ways) -> Result<Reached, EngineError> {
+        self.describe(self.name.clone(), ways).await
+    }
+
+    async fn read_as(&self, name: EngineName, ways: &Ways) -> Result<Reached, EngineError> {
+        self.describe(Some(name), ways).await
+    }
+
+    async fn describe(&self, name: Option<EngineName>, ways: &Ways) -> Result<Reached, EngineError> {
+        let written = || self.written.clone();
+        let (document, origin) = match &self.place {
+            Place::File(path) => {
+                let read = read_file(path).await;
+                (read.map_err(|error| EngineError::File(written(), error))?, None)
+            }
+            Place::Url(url) => {
+                let fetched = timeout(PATIENCE, fetch(url, &ways.named)).await.unwrap_or(Err(FetchError::TimedOut));
+                (fetched.map_err(|error| EngineError::Unreachable(written(), error))?, Some(url))
+            }
+        };
+        let engine = Engine::describe(&document, origin, name)
+            .map_err(|error| EngineError::Description(written(), error))?;
+        let named = origin.is_none_or(|origin| is_at(&engine, origin));
+        let outbound = if named { ways.named.clone() } else { ways.public.clone() };
+        Ok(Reached { engine, outbound })
+    }
+}
+
+/// Whether `engine` is asked where its description came from.
+fn is_at(engine: &Engine, origin: &Url) -> bool {
+    let probe = SearchRequest::new(engine.name().clone(), "x", 1, None).ok();
+    let asked = probe.and_then(|probe| engine.question(&probe));
+    asked.is_some_and(|question| question.url.host() == origin.host())
+}
+
+async fn read_file(path: &PathBuf) -> std::io::Result<Vec<u8>> {
+    let most = u64::try_from(MAX_DESCRIPTION_LEN).unwrap_or(u64::MAX);
+    let mut document = Vec::new();
+    // One byte more, so that what is too long is found to be.
+    tokio::fs::File::open(path).await?.take(most.saturating_add(1)).read_to_end(&mut document).await?;
+    Ok(document)
+}
+
+async fn fetch(url: &Url, outbound: &Outbound) -> Result<Vec<u8>, FetchError> {
+    let request = Request::get(url.as_str())
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::ACCEPT, "application/opensearchdescription+xml,application/xml;q=0.9")
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| OutboundError::Address)?;
+    let response = outbound.send(request).await?;
+    if response.status() != hyper::StatusCode::OK {
+        return Err(FetchError::Status(response.status().as_u16()));
+    }
+    Ok(read_whole(response.into_body(), MAX_DESCRIPTION_LEN).await?)
+}

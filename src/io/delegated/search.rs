@@ -1,0 +1,231 @@
+//! The exit's search service: one query, one answer, each in a padded frame (`proto/09-delegated.md` §3).
+//!
+//! The exit makes the engine's request itself, with the same header fields for everyone, over a fresh connection and without
+//! cookies; redirects are followed within the engine's host alone. Engines are not trusted either: time, length
+//! and encoding of what they answer are capped, and reading it happens where it holds nothing else up. Nothing of a query is
+//! logged.
+
+#[cfg(test)]
+mod tests;
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, Response, StatusCode, header};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+use url::Url;
+
+use crate::{
+    delegated::{
+        EngineName, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
+        frame::{REQUEST_BUCKETS, longest},
+    },
+    engine,
+    io::{
+        exchange::{Answer, ExchangeError, read_whole},
+        outbound::OutboundError,
+    },
+    wire::EndReason,
+};
+
+use super::{
+    engines::{Engines, Reached},
+    fields::USER_AGENT,
+    refusal::Refusal,
+};
+
+/// Redirects within the engine's host.
+const MOST_REDIRECTS: usize = 3;
+
+/// How large and how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SearchCaps {
+    /// For the query to arrive; 15 s.
+    pub(crate) query: Duration,
+    /// For the engine, redirects included; 8 s.
+    pub(crate) engine: Duration,
+    /// For the client to take the answer; 60 s.
+    pub(crate) stall: Duration,
+    /// Bytes of an engine's answer; 2 MiB.
+    pub(crate) answer: usize,
+}
+
+impl Default for SearchCaps {
+    fn default() -> Self {
+        Self {
+            query: Duration::from_secs(15),
+            engine: Duration::from_secs(8),
+            stall: Duration::from_secs(60),
+            answer: 2 * 1024 * 1024,
+        }
+    }
+}
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Search {
+    engines: Engines,
+    caps: SearchCaps,
+}
+
+/// Why there are no results: what the client is told, and what the operator's count says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    told: SearchRefusal,
+    counted: Refusal,
+}
+
+impl Search {
+    pub(crate) const fn new(engines: Engines, caps: SearchCaps) -> Self {
+        Self { engines, caps }
+    }
+
+    /// The engines it searches.
+    pub(crate) fn engines(&self) -> Vec<EngineName> {
+        self.engines.names()
+    }
+
+    /// Keeps the engines' descriptions fresh, for ever.
+    pub(crate) async fn keep_fresh(&self) {
+        self.engines.keep_fresh().await;
+    }
+
+    /// Answers the query that comes over `stream`, unless it is `refused` before it is read.
+    ///
+    /// # Errors
+    /// Why there were no results. The client has been told.
+    pub(crate) async fn serve<S>(&self, mut stream: S, refused: Option<Refusal>) -> Result<(), Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let query = timeout(self.caps.query, read_query(&mut stream)).await;
+        let answered = match (refused, query) {
+            (_, Ok(Err(Gone)) | Err(_)) => return Err(Refusal::ClientGone),
+            (Some(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: refusal }),
+            (None, Ok(Ok(Ok(request)))) => self.answer(request).await,
+            (None, Ok(Ok(Err(_)))) => {
+                Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed })
+            }
+        };
+        let (answer, counted) = match answered {
+            Ok(answer) => (answer, Ok(())),
+            Err(Failure { told, counted }) => (SearchAnswer::Refused(told), Err(counted)),
+        };
+        let framed = answer.encode().map_err(|_| Refusal::AnswerTooLarge)?;
+        let writing = async {
+            stream.write_all(&framed).await?;
+            stream.shutdown().await
+        };
+        match timeout(self.caps.stall, writing).await {
+            Ok(Ok(())) => counted,
+            Ok(Err(_)) | Err(_) => Err(Refusal::ClientGone),
+        }
+    }
+
+    async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Failure> {
+        let unknown = Failure { told: SearchRefusal::UnknownEngine, counted: Refusal::NotOffered };
+        let reached = self.engines.find(request.engine()).ok_or(unknown)?;
+        if reached.engine.lacks_page(request.page()) {
+            return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
+        }
+        let asking = timeout(self.caps.engine, ask(&reached, &request, self.caps.answer)).await;
+        let late = Failure { told: SearchRefusal::EngineTimedOut, counted: Refusal::Silent };
+        let (url, status, body) = asking.unwrap_or(Err(late))?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
+            reached.engine.read(&request, &response)
+        });
+        let broken = Failure { told: SearchRefusal::EngineMalformed, counted: Refusal::Misconfigured };
+        match reading.await.map_err(|_| broken)? {
+            SearchAnswer::Refused(told) => Err(Failure { told, counted: Refusal::NoResults }),
+            results => Ok(results),
+        }
+    }
+}
+
+/// The client went away, or its stream ended before it had asked anything.
+struct Gone;
+
+/// The query, or why it is none; the client sends nothing behind it.
+async fn read_query<R>(reader: &mut R) -> Result<Result<SearchRequest, SearchError>, Gone>
+where
+    R: AsyncRead + Unpin,
+{
+    let most = u64::try_from(longest(REQUEST_BUCKETS)).unwrap_or(u64::MAX);
+    let mut framed = Vec::with_capacity(longest(REQUEST_BUCKETS));
+    reader.take(most.saturating_add(1)).read_to_end(&mut framed).await.map_err(|_| Gone)?;
+    if framed.is_empty() { Err(Gone) } else { Ok(SearchRequest::decode(&framed)) }
+}
+
+/// What the engine answers, with the address that it came from in the end.
+async fn ask(
+    reached: &Arc<Reached>,
+    request: &SearchRequest,
+    most: usize,
+) -> Result<(Url, StatusCode, Vec<u8>), Failure> {
+    let bad = Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+    let engine::Question { url, accept, accept_language } = reached.engine.question(request).ok_or(bad)?;
+    let mut at = url;
+    for _ in 0..=MOST_REDIRECTS {
+        let request = Request::get(at.as_str())
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, accept)
+            .header(header::ACCEPT_LANGUAGE, accept_language.as_str())
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| bad)?;
+        let response = reached.outbound.send(request).await?;
+        if response.status().is_redirection() {
+            at = redirect(&at, &response).ok_or(REDIRECTED)?;
+            continue;
+        }
+        let encoded = response.headers().get(header::CONTENT_ENCODING);
+        if encoded.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            // It was told not to. What it says could be any length once it is unpacked, so it isn't.
+            return Err(Failure { told: SearchRefusal::EngineMalformed, counted: Refusal::NotHttp });
+        }
+        let status = response.status();
+        return Ok((at, status, read_whole(response.into_body(), most).await?));
+    }
+    Err(REDIRECTED)
+}
+
+const REDIRECTED: Failure = Failure { told: SearchRefusal::EngineRedirected, counted: Refusal::NoResults };
+
+/// Where `response` leads, if that is at the same host, at the same port or from `http` to `https`.
+fn redirect(at: &Url, response: &Response<Answer>) -> Option<Url> {
+    let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
+    let next = at.join(location).ok()?;
+    let same = next.scheme() == at.scheme() && next.port_or_known_default() == at.port_or_known_default();
+    let upgraded = at.scheme() == "http" && next.scheme() == "https" && at.port().is_none() && next.port().is_none();
+    (next.host() == at.host() && (same || upgraded)).then_some(next)
+}
+
+impl From<OutboundError> for Failure {
+    fn from(error: OutboundError) -> Self {
+        let told = match error {
+            OutboundError::Connect(EndReason::TimedOut) | OutboundError::Exchange(ExchangeError::Silent) => {
+                SearchRefusal::EngineTimedOut
+            }
+            OutboundError::Exchange(ExchangeError::TooLarge) => SearchRefusal::EngineTooLarge,
+            OutboundError::Exchange(ExchangeError::NotHttp) => SearchRefusal::EngineMalformed,
+            OutboundError::Address
+            | OutboundError::Connect(_)
+            | OutboundError::Tls(_)
+            | OutboundError::Exchange(ExchangeError::Broken | ExchangeError::Cancelled) => {
+                SearchRefusal::EngineUnreachable
+            }
+        };
+        Self { told, counted: error.into() }
+    }
+}
+
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
+        OutboundError::from(error).into()
+    }
+}
