@@ -47,6 +47,10 @@ pub(crate) struct RelayOptions {
     /// any, where the exit policy allows (open) [default: none]
     #[arg(long, value_name = "TIER")]
     pub(crate) delegate: Option<DelegateTier>,
+    /// Search engine to search with for clients: a file or URL of its OpenSearch description, with a name before it if its
+    /// own won't do, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
+    #[arg(long, value_name = "FILE or URL")]
+    pub(crate) engine: Option<Vec<String>>,
     /// With --delegate allow-list, what may be asked of whom, such as "GET,HEAD example.org"; may be repeated
     #[arg(long, value_name = "METHODS HOST")]
     pub(crate) allow_request: Option<Vec<String>>,

@@ -63,7 +63,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let own: Vec<_> = addresses.iter().chain(&sockets.listening()).map(SocketAddr::ip).collect();
     let policy = policy.map(|policy| policy.refusing_own(own.iter().copied()));
     let resolver = Arc::new(resolver(&options));
-    let delegate = delegate::delegate(&options, policy.as_ref(), &own, &resolver)?.map(Arc::new);
+    let delegate = delegate::delegate(&options, policy.as_ref(), &own, &resolver).await?.map(Arc::new);
     let profile = Profile {
         identity: identity.id(),
         addresses,
@@ -101,7 +101,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
             async move { consensus.send(Update::Consensus(found)).await.is_ok() }
         }) => {}
         outcome = upkeep.run() => outcome?,
-        () = report(delegate.as_deref()) => {}
+        () = keep(delegate.as_deref()) => {}
     }
     Ok(())
 }
@@ -118,10 +118,10 @@ fn resolver(options: &RelayOptions) -> Resolver {
     Resolver::new(&ResolverOptions { servers, private_addresses, ..ResolverOptions::default() })
 }
 
-/// Reports what was not done, if anything is, for ever.
-async fn report(delegate: Option<&Delegate>) {
+/// Looks after what is done for clients, if anything is, for ever.
+async fn keep(delegate: Option<&Delegate>) {
     match delegate {
-        Some(delegate) => delegate.report().await,
+        Some(delegate) => delegate.keep().await,
         None => core::future::pending().await,
     }
 }

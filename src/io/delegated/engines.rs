@@ -162,7 +162,7 @@ impl Engines {
         }
     }
 
-    async fn refresh(&self) {
+    pub(super) async fn refresh(&self) {
         for (name, source) in &self.remote {
             match source.read_as(name.clone(), &self.ways).await {
                 Ok(reached) => {
@@ -215,8 +215,8 @@ impl Source {
                 (fetched.map_err(|error| EngineError::Unreachable(written(), error))?, Some(url))
             }
         };
-        let engine = Engine::describe(&document, origin, name)
-            .map_err(|error| EngineError::Description(written(), error))?;
+        let engine =
+            Engine::describe(&document, origin, name).map_err(|error| EngineError::Description(written(), error))?;
         let named = origin.is_none_or(|origin| is_at(&engine, origin));
         let outbound = if named { ways.named.clone() } else { ways.public.clone() };
         Ok(Reached { engine, outbound })

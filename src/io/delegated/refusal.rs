@@ -75,13 +75,16 @@ pub enum Refusal {
     /// The client went away or stopped reading.
     #[error("the client is gone")]
     ClientGone,
+    /// The engine kept the exit out, failed, or answered what can't be read; the client is told which.
+    #[error("the engine gave no results")]
+    NoResults,
     /// The exit itself lacks something.
     #[error("the exit is not set up for this")]
     Misconfigured,
 }
 
 /// Each with its status and its error type (RFC 9209 §2.3); a pair stands once.
-const TOLD: [(Refusal, u16, &str); 19] = [
+const TOLD: [(Refusal, u16, &str); 20] = [
     (Refusal::Malformed, 400, "http_request_error"),
     (Refusal::RequestTooLarge, 413, "http_request_error"),
     (Refusal::NotOffered, 403, "http_request_denied"),
@@ -100,6 +103,7 @@ const TOLD: [(Refusal, u16, &str); 19] = [
     (Refusal::AnswerTooLarge, 502, "http_response_body_size"),
     (Refusal::Broken, 502, "http_response_incomplete"),
     (Refusal::ClientGone, 400, "connection_terminated"),
+    (Refusal::NoResults, 502, "proxy_internal_response"),
     (Refusal::Misconfigured, 500, "proxy_configuration_error"),
 ];
 
@@ -130,6 +134,7 @@ impl Refusal {
             Self::AnswerTooLarge => "answer-too-large",
             Self::Broken => "broken",
             Self::ClientGone => "client-gone",
+            Self::NoResults => "no-results",
             Self::Misconfigured => "misconfigured",
         }
     }

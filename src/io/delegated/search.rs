@@ -108,9 +108,7 @@ impl Search {
             (_, Ok(Err(Gone)) | Err(_)) => return Err(Refusal::ClientGone),
             (Some(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: refusal }),
             (None, Ok(Ok(Ok(request)))) => self.answer(request).await,
-            (None, Ok(Ok(Err(_)))) => {
-                Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed })
-            }
+            (None, Ok(Ok(Err(_)))) => Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed }),
         };
         let (answer, counted) = match answered {
             Ok(answer) => (answer, Ok(())),

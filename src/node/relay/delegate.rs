@@ -7,8 +7,10 @@ use crate::{
     io::{
         delegated::{
             Delegate,
+            engines::{EngineError, Engines, Ways},
             http::{Allow, Http, HttpCaps, Tier},
             limits::{Limits, Rates},
+            search::{Search, SearchCaps},
         },
         outbound::{Outbound, OutboundLimits, Reach},
         resolver::Resolver,
@@ -26,17 +28,17 @@ const OPEN: [&str; 2] = ["accept *:80", "accept *:443"];
 /// The services that `options` name, none if they name none.
 ///
 /// # Errors
-/// [`Failure::Usage`] when a key can't be used.
-pub(super) fn delegate(
+/// [`Failure::Usage`] when a key can't be used, [`Failure::Failed`] when a description can't be fetched.
+pub(super) async fn delegate(
     options: &RelayOptions,
     exit: Option<&Policy>,
     own: &[IpAddr],
     resolver: &Arc<Resolver>,
 ) -> Result<Option<Delegate>, Failure> {
     let Some(tier) = options.delegate else {
-        return if options.allow_request.is_some() {
+        return if options.allow_request.is_some() || options.engine.is_some() {
             Err(Failure::Usage(
-                "allow-request says what is performed, but delegate doesn't say that anything is".into(),
+                "allow-request or engine says what is performed, but delegate doesn't say that anything is".into(),
             ))
         } else {
             Ok(None)
@@ -50,7 +52,13 @@ pub(super) fn delegate(
     let tls = Tls::new(options.delegate_root.iter().flatten())
         .map_err(|error| Failure::Usage(format!("delegate-root: {error}")))?;
     let outbound = |reach| Outbound::new(reach, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
+    let all = |private| policy(&["accept *"], private);
+    // What the operator has written down is meant, also if it is an address of this network.
+    let named = outbound(Reach { resolved: all(private)?, written: all(true)? });
     let http = match tier {
+        DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
+            return Err(Failure::Usage("delegate is \"search\", but there is no engine: add --engine".to_owned()));
+        }
         DelegateTier::Search => Tier::None,
         DelegateTier::AllowList => {
             let entries = options.allow_request.iter().flatten();
@@ -60,11 +68,7 @@ pub(super) fn delegate(
                     "delegate is \"allow-list\", but there is nothing on the list: add --allow-request".to_owned(),
                 ));
             }
-            // What the operator has written down is meant, also if it is an address of this network.
-            Tier::Listed(
-                list,
-                outbound(Reach { resolved: policy(&["accept *"], private)?, written: policy(&["accept *"], true)? }),
-            )
+            Tier::Listed(list, named.clone())
         }
         DelegateTier::Open => {
             let open = exit.cloned().map_or_else(|| policy(&OPEN, private), Ok)?;
@@ -82,5 +86,17 @@ pub(super) fn delegate(
         time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),
         ..caps
     };
-    Ok(Some(Delegate::new(Http::new(http, caps), Limits::new(rates, Instant::now()))))
+    let public = outbound(Reach { resolved: all(private)?, written: all(private)? });
+    let search = search(options, Ways { named, public }).await?;
+    Ok(Some(Delegate::new(search, Http::new(http, caps), Limits::new(rates, Instant::now()))))
+}
+
+/// The search service with the engines that `options` name, reached by `ways`.
+async fn search(options: &RelayOptions, ways: Ways) -> Result<Search, Failure> {
+    let written: Vec<&String> = options.engine.iter().flatten().collect();
+    let engines = Engines::load(&written, ways).await.map_err(|error| match error {
+        EngineError::Unreachable(..) => Failure::failed(error),
+        _ => Failure::usage(error),
+    })?;
+    Ok(Search::new(engines, SearchCaps::default()))
 }
