@@ -20,5 +20,5 @@ pub mod socks;
 pub mod store;
 pub mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub(crate) mod tls;

@@ -35,8 +35,11 @@ pub use crate::{
     directory::AuthorityId,
     io::{
         connector::ConnectError,
+        delegated::refusal::Refusal,
+        request::{RequestError, ResponseBody},
         searcher::{Comparison, Found, SearchFailure, SearchQuery},
         stream::Stream,
+        tls::TlsError,
     },
     node::client::{BootstrapError, Client, ClientConfig},
 };

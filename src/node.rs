@@ -9,6 +9,7 @@ pub mod client;
 mod control;
 mod directory;
 mod drive;
+mod fetch;
 mod keys;
 mod logging;
 mod network;

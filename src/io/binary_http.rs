@@ -11,7 +11,7 @@ mod tests;
 
 use core::{
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use std::{
@@ -230,6 +230,55 @@ where
     Ok(())
 }
 
+/// A whole message as the body of another: what a stream takes by [`write_content`], for who is asked piece by piece.
+#[derive(Debug)]
+pub(crate) struct Encoded<B> {
+    /// Head, then the end.
+    due: Option<Bytes>,
+    body: Option<Pin<Box<B>>>,
+}
+
+impl<B> Encoded<B> {
+    /// The message of `head` and `body`.
+    pub(crate) fn new(head: Vec<u8>, body: B) -> Self {
+        Self { due: Some(head.into()), body: Some(Box::pin(body)) }
+    }
+}
+
+impl<B> Body for Encoded<B>
+where
+    B: Body,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        loop {
+            if let Some(due) = self.due.take() {
+                return Poll::Ready(Some(Ok(Frame::data(due))));
+            }
+            let Some(body) = &mut self.body else { return Poll::Ready(None) };
+            match ready!(body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    let Ok(mut data) = frame.into_data() else { continue };
+                    if data.has_remaining() {
+                        let mut chunk = Vec::new();
+                        put_varint(data.remaining().try_into().unwrap_or(u64::MAX), &mut chunk);
+                        chunk.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+                        self.due = Some(chunk.into());
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => {
+                    self.body = None;
+                    self.due = Some(Bytes::from_static(&[0, 0]));
+                }
+            }
+        }
+    }
+}
+
 /// The content of a message whose head has been read.
 #[derive(Debug)]
 pub(crate) struct Content<R> {
@@ -289,7 +338,8 @@ pub(crate) struct Piped {
     pieces: mpsc::Receiver<Result<Bytes, MessageError>>,
     /// Read ahead.
     first: Option<Bytes>,
-    empty: bool,
+    /// What is left of it, if that is known.
+    left: Option<u64>,
 }
 
 /// Where the pieces of a [`Piped`] go.
@@ -299,14 +349,22 @@ impl Piped {
     /// A body and its other end; `first` is its first piece, none if it has no content at all.
     pub(crate) fn new(first: Option<Bytes>) -> (Pipe, Self) {
         let (sender, pieces) = mpsc::channel(WAITING_PIECES);
-        let empty = first.is_none();
-        (sender, Self { pieces, first, empty })
+        let left = first.is_none().then_some(0);
+        (sender, Self { pieces, first, left })
+    }
+
+    /// A body of one piece.
+    pub(crate) fn whole(piece: Bytes) -> Self {
+        let left = piece.len().try_into().ok();
+        // Nothing follows, for the other end is gone.
+        let (_, body) = Self::new(Some(piece).filter(|piece| !piece.is_empty()));
+        Self { left, ..body }
     }
 
     /// A body of which nothing has been read yet, and its other end.
     pub(crate) fn unread() -> (Pipe, Self) {
         let (sender, pieces) = mpsc::channel(WAITING_PIECES);
-        (sender, Self { pieces, first: None, empty: false })
+        (sender, Self { pieces, first: None, left: None })
     }
 }
 
@@ -334,9 +392,11 @@ impl Body for Piped {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, PipedError>>> {
         if let Some(first) = self.first.take() {
+            let taken = first.len().try_into().unwrap_or(u64::MAX);
+            self.left = self.left.map(|left| left.saturating_sub(taken));
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        if self.empty {
+        if self.left == Some(0) {
             return Poll::Ready(None);
         }
         let piece = self.pieces.poll_recv(cx);
@@ -344,11 +404,11 @@ impl Body for Piped {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.empty
+        self.left == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.empty { SizeHint::with_exact(0) } else { SizeHint::default() }
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -48,6 +48,7 @@ use crate::delegated::EngineName;
 use super::{
     connector::Connector,
     listener::accept_each,
+    request::Requester,
     searcher::{SearchQuery, Searcher},
 };
 use check::Check;
@@ -72,6 +73,7 @@ const ICON: &str = include_str!("page/icon.svg");
 pub(crate) struct Page<C> {
     pub(crate) searcher: Searcher<C>,
     pub(crate) reader: Reader<C>,
+    pub(crate) requester: Requester<C>,
     pub(crate) check: Check,
     /// The client's SOCKS port, for those who want to send their browser through it.
     pub(crate) socks: SocketAddr,

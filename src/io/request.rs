@@ -5,14 +5,17 @@
 //! field that tells about the sender ([`super::delegated::fields`]), for the exit reads it.
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use core::{
-    pin::{Pin, pin},
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
     time::Duration,
 };
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use bytes::Bytes;
 use hyper::{
@@ -26,7 +29,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{base::RelayId, delegated::Delegation};
+use crate::{base::RelayId, delegated::Delegation, wire::EndReason};
 
 use super::{
     binary_http::{Content, MessageError, Piped, fill, read_response, request_head, write_content},
@@ -54,6 +57,9 @@ pub enum RequestError {
     /// The address is no absolute `http` or `https` one, or has a user name in it.
     #[error("the address is not one of a web server")]
     Address,
+    /// No exit performs requests to this host.
+    #[error("no exit of the network performs requests to this host")]
+    NoExit,
     /// There is no stream.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -147,34 +153,95 @@ impl Body for ResponseBody {
     }
 }
 
-/// Has `request` performed by an exit that offers it and is none of `not_by`.
-///
-/// # Errors
-/// See [`RequestError`].
-pub(crate) async fn perform<C, B>(
-    connector: &C,
-    mut request: Request<B>,
-    not_by: Vec<RelayId>,
-    isolation: Isolation,
-) -> Result<Performed, RequestError>
-where
-    C: Connector,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
-    request.headers_mut().remove(header::CONTENT_LENGTH);
-    fix_request(request.headers_mut());
-    if let Some(length) = request.body().size_hint().exact().filter(|length| *length > 0) {
-        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+/// Sends requests for a client. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Requester<C> {
+    connector: C,
+    tls: Tls,
+    /// Isolations given out.
+    isolations: Arc<AtomicU64>,
+}
+
+impl<C: Connector> Requester<C> {
+    pub(crate) fn new(connector: C, tls: Tls) -> Self {
+        Self { connector, tls, isolations: Arc::default() }
     }
-    let head = request_head(&request)?;
-    let host = target.host.to_text().to_ascii_lowercase();
-    let Delegated { stream, path, .. } = connector.delegate(Delegation::Http { host }, not_by, isolation).await?;
-    let (reader, writer) = tokio::io::split(stream);
-    let sending = AbortOnDropHandle::new(tokio::spawn(send(writer, head, request.into_body())));
-    receive(reader, sending).await.map(|response| Performed { response, path })
+
+    /// An isolation that nothing else has.
+    pub(crate) fn isolation(&self) -> Isolation {
+        let number = self.isolations.fetch_add(1, Ordering::Relaxed);
+        Isolation::new("request", &number.to_be_bytes(), &[])
+    }
+
+    /// Has `request` performed by an exit that offers it and is none of `not_by`.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub(crate) async fn perform<B>(
+        &self,
+        mut request: Request<B>,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Performed, RequestError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+        fix_request(request.headers_mut());
+        match request.body().size_hint().exact() {
+            Some(0) => drop(request.headers_mut().remove(header::CONTENT_LENGTH)),
+            Some(length) => drop(request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
+            // As the caller says.
+            None => {}
+        }
+        let head = request_head(&request)?;
+        let host = target.host.to_text().to_ascii_lowercase();
+        let delegated = self.connector.delegate(Delegation::Http { host }, not_by, isolation).await;
+        let Delegated { stream, path, .. } = delegated.map_err(|error| match error {
+            ConnectError::Ended(EndReason::Policy) => RequestError::NoExit,
+            error => RequestError::Connect(error),
+        })?;
+        let (reader, writer) = tokio::io::split(stream);
+        let sending = AbortOnDropHandle::new(tokio::spawn(send(writer, head, request.into_body())));
+        receive(reader, sending).await.map(|response| Performed { response, path })
+    }
+
+    /// Sends `request` over a stream to its target; with `https` the exit carries what it can't read.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub(crate) async fn over_stream<B>(
+        &self,
+        mut request: Request<B>,
+        isolation: Isolation,
+    ) -> Result<Response<ResponseBody>, RequestError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (secure, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+        let headers = request.headers_mut();
+        headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
+        headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let host = target.host.to_text();
+        let opened = timeout(PATIENCE, async {
+            let stream = self.connector.connect(target, isolation).await?;
+            Ok::<_, RequestError>(if secure {
+                Opened::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
+            } else {
+                Opened::Plain(stream)
+            })
+        });
+        let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
+            Opened::Plain(stream) => exchange(stream, request, LIMITS).await?,
+            Opened::Tls(stream) => exchange(stream, request, LIMITS).await?,
+        };
+        Ok(response.map(|body| ResponseBody(Source::Target(Box::new(body)))))
+    }
 }
 
 /// Sends a whole request and gives its outcome once, as long as anyone waits for it.
@@ -224,43 +291,6 @@ async fn receive(
         let _ = sending.await;
     }));
     Ok(response.map(|()| ResponseBody(Source::Exit { body, _tasks: [receiving, finishing] })))
-}
-
-/// Sends `request` over a stream to its target; with `https` the exit carries what it can't read.
-///
-/// # Errors
-/// See [`RequestError`].
-pub(crate) async fn over_stream<C, B>(
-    connector: &C,
-    tls: &Tls,
-    mut request: Request<B>,
-    isolation: Isolation,
-) -> Result<Response<ResponseBody>, RequestError>
-where
-    C: Connector,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    let (secure, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
-    let headers = request.headers_mut();
-    headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
-    headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    let host = target.host.to_text();
-    let opened = timeout(PATIENCE, async {
-        let stream = connector.connect(target, isolation).await?;
-        Ok::<_, RequestError>(if secure {
-            Opened::Tls(tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
-        } else {
-            Opened::Plain(stream)
-        })
-    });
-    let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
-        Opened::Plain(stream) => exchange(stream, request, LIMITS).await?,
-        Opened::Tls(stream) => exchange(stream, request, LIMITS).await?,
-    };
-    Ok(response.map(|body| ResponseBody(Source::Target(Box::new(body)))))
 }
 
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment")]

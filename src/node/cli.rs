@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    Failure, bench, client, directory, keys, logging,
+    Failure, bench, client, directory, fetch, keys, logging,
     options::{self, ClientOptions, DirectoryOptions, RelayOptions},
     relay,
     report::Reporter,
@@ -14,6 +14,20 @@ use super::{
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 done, 1 failed, 2 bad usage or configuration, 3 the network can't be reached.";
+
+const FETCH_HELP: &str = "\
+Who sees what:
+  --via request  An exit performs the request. The target sees the exit and nothing of you. The exit reads the whole request
+                 and the whole answer, also with https, but does not see who asks. So send nothing that names you.
+  --via stream   The request goes over a stream to the target. With https TLS ends here: the exit sees the host, the port and
+                 how much is said; with http it reads all. The target sees the exit's address, and how this program speaks.
+
+Example, beside a running client:
+  umbel fetch https://example.org/
+  umbel fetch --output page.html http://example.org/
+  umbel fetch --via request --header \"Accept: application/json\" --data @query.json https://example.org/api
+
+Redirects are not followed. Exit status 1 also when the target answers that it failed; then nothing is written.";
 
 /// An anonymising relay overlay: circuits of several hops over WebRTC data channels, one onion layer each.
 #[derive(Parser)]
@@ -56,6 +70,9 @@ enum Command {
         wikipedia --language de Zwiebel\n  umbel search --exits 3 rust ownership\n  umbel search --open 1 rust ownership"
     )]
     Search(search::SearchOptions),
+    /// Fetch a web address through the overlay, or send any other HTTP request
+    #[command(after_help = FETCH_HELP)]
+    Fetch(fetch::FetchOptions),
     /// Measure a network through a SOCKS5 port
     #[command(after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2")]
     Bench(bench::BenchOptions),
@@ -110,6 +127,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Keys(options) => keys::run(&options),
         Command::Search(options) => block_on(search::run(options)),
+        Command::Fetch(options) => block_on(fetch::run(options)),
         Command::Bench(options) => block_on(bench::run(options)),
         Command::TestnetRemove { folder } => {
             supervised::remove_after_supervisor(&folder);

@@ -1,5 +1,6 @@
 //! The client as a program uses it, and `umbel client`, which puts two local ports and the search page before it.
 
+mod request;
 mod search;
 mod task;
 
@@ -106,6 +107,7 @@ struct Shared {
     /// Isolations given out.
     isolations: AtomicU64,
     exits: Exits,
+    tls: Tls,
 }
 
 impl Drop for Shared {
@@ -196,7 +198,8 @@ impl Client {
             tokio::join!(drive.run(), network::follow(follower, rng, take));
         });
         let isolation = Isolation::of_listener("crate");
-        let shared = Arc::new(Shared { task: task.abort_handle(), isolations: AtomicU64::new(0), exits });
+        let shared =
+            Arc::new(Shared { task: task.abort_handle(), isolations: AtomicU64::new(0), exits, tls: Tls::default() });
         let client = Self { requests, isolation, shared };
         Ok((client, ready))
     }
@@ -282,7 +285,8 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let check = Check::new(&mut randomness()?);
     let serving = Page {
         searcher: client.searcher(),
-        reader: Reader::new(client.clone(), Tls::default()),
+        reader: Reader::new(client.clone(), client.shared.tls.clone()),
+        requester: client.requester(),
         check,
         socks: port(&socks)?,
     };

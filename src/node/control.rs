@@ -36,12 +36,23 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     if status.is_success() {
         return serde_json::from_slice(&answer).map_err(|_| stranger(control));
     }
-    let Failed { error } = serde_json::from_slice(&answer).map_err(|_| stranger(control))?;
-    Err(match status {
+    Err(failure(control, status, &answer))
+}
+
+/// What the client at `control` says by `status` and `answer` of why it did not do what it was asked.
+pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) -> Failure {
+    let Ok(Failed { error }) = serde_json::from_slice(answer) else { return stranger(control) };
+    match status {
         StatusCode::BAD_REQUEST => Failure::Usage(error),
         StatusCode::SERVICE_UNAVAILABLE => Failure::Unreachable(error),
         _ => Failure::Failed(error),
-    })
+    }
+}
+
+/// There is no client at `control`.
+pub(crate) fn absent(control: SocketAddr, error: &std::io::Error) -> Failure {
+    let advice = "is `umbel client` running, or does it answer elsewhere (--control ADDRESS:PORT)?";
+    Failure::Failed(format!("no client at {control} ({error}): {advice}"))
 }
 
 async fn exchange(
@@ -49,10 +60,7 @@ async fn exchange(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<(StatusCode, Bytes), Failure> {
-    let socket = TcpStream::connect(control).await.map_err(|error| {
-        let advice = "is `umbel client` running, or does it answer elsewhere (--control ADDRESS:PORT)?";
-        Failure::Failed(format!("no client at {control} ({error}): {advice}"))
-    })?;
+    let socket = TcpStream::connect(control).await.map_err(|error| absent(control, &error))?;
     let broken = |_| stranger(control);
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
     let moving = tokio::spawn(connection);
@@ -67,6 +75,7 @@ async fn exchange(
     Ok((head.status, body))
 }
 
-fn stranger(control: SocketAddr) -> Failure {
+/// What is at `control` is no client.
+pub(crate) fn stranger(control: SocketAddr) -> Failure {
     Failure::Failed(format!("what answers at {control} is no client of this version of Umbel"))
 }

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-pub(crate) use self::allow::{Allow, AllowError};
+pub(crate) use self::allow::Allow;
 use super::{
     fields::{fix_request, fix_response},
     refusal::Refusal,

@@ -4,9 +4,12 @@
 //! |---|---|
 //! | `POST /api/search`, a [`Search`] | [`Searched`], or [`Compared`] when several exits were asked |
 //! | `GET /api/engines` | a list of [`Engine`] |
+//! | `POST /api/request`, a request in Binary HTTP | its response in Binary HTTP ([`request`]) |
 //!
 //! A failure is a [`Failed`] with a status: 400 the query, 503 the network, 502 the exit or the engine. Guarded like the page,
 //! and by a field of its own ([`super::guard`]).
+
+pub(crate) mod request;
 
 use axum::{
     Router,
@@ -151,6 +154,7 @@ pub(super) fn router<C: Connector>() -> Router<Page<C>> {
         .route("/api/search", post(search))
         .route("/api/engines", get(engines))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(request::router())
 }
 
 async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Response {

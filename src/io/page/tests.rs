@@ -23,6 +23,7 @@ async fn start(overlay: &Overlay) -> SocketAddr {
     let page = Page {
         searcher: overlay.searcher(),
         reader: Reader::new(overlay.clone(), Tls::default()),
+        requester: Requester::new(overlay.clone(), Tls::default()),
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };

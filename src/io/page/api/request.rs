@@ -1,0 +1,92 @@
+//! A request that the command line has the client send: Binary HTTP in, Binary HTTP out, both as they come.
+//!
+//! How it is sent stands in a field ([`VIA`]). A response that breaks off breaks off here too.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use http_body_util::{BodyDataStream, BodyExt as _};
+use tokio::io::AsyncRead;
+use tokio_util::io::StreamReader;
+
+use crate::io::{
+    binary_http::{Content, Encoded, MessageError, Piped, fill, read_request, response_head},
+    connector::{ConnectError, Connector},
+    page::Page,
+    request::{RequestError, ResponseBody},
+};
+
+use super::failed;
+
+/// The field that says how: [`BY_EXIT`] or [`BY_STREAM`].
+pub(crate) const VIA: &str = "umbel-via";
+/// An exit performs the request.
+pub(crate) const BY_EXIT: &str = "request";
+/// Over a stream to the target.
+pub(crate) const BY_STREAM: &str = "stream";
+/// The media type of both bodies (RFC 9292 §7).
+pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
+
+/// A body that the command line waits with may take as long as it likes.
+const PATIENCE: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
+
+pub(super) fn router<C: Connector>() -> Router<Page<C>> {
+    Router::new().route("/api/request", post(request))
+}
+
+async fn request<C: Connector>(State(page): State<Page<C>>, asked: Request) -> Response {
+    let by_exit = asked.headers().get(VIA).map(HeaderValue::as_bytes) == Some(BY_EXIT.as_bytes());
+    let bytes = BodyDataStream::new(asked.into_body().map_err(std::io::Error::other));
+    let request = match read(StreamReader::new(bytes)).await {
+        Ok(request) => request,
+        Err(error) => return failed(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let isolation = page.requester.isolation();
+    let sent = if by_exit {
+        page.requester.perform(request, Vec::new(), isolation).await.map(|performed| performed.response)
+    } else {
+        page.requester.over_stream(request, isolation).await
+    };
+    match sent {
+        Ok(response) => answer(response),
+        Err(error) => refused(error),
+    }
+}
+
+async fn read<R>(mut reader: R) -> Result<hyper::Request<Piped>, MessageError>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+{
+    let request = read_request(&mut reader).await?;
+    let mut content = Content::new(reader, u64::MAX);
+    let (pipe, body) = Piped::new(content.piece().await?);
+    // Ends when the body is through, or nobody takes it any more.
+    tokio::spawn(async move { fill(&mut content, pipe, PATIENCE).await });
+    Ok(request.map(|()| body))
+}
+
+fn answer(response: hyper::Response<ResponseBody>) -> Response {
+    match response_head(&response) {
+        Ok(head) => {
+            let message = Encoded::new(head, response.into_body());
+            ([(header::CONTENT_TYPE, KIND)], Body::new(message)).into_response()
+        }
+        Err(_) => refused(RequestError::NotHttp),
+    }
+}
+
+fn refused(error: RequestError) -> Response {
+    let status = match error {
+        RequestError::Address => StatusCode::BAD_REQUEST,
+        RequestError::NoExit | RequestError::Connect(ConnectError::NotReady | ConnectError::Stopped) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    failed(status, error.to_string())
+}

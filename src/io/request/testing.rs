@@ -1,0 +1,87 @@
+//! For tests: an overlay that performs requests.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use super::Requester;
+use crate::{
+    base::RelayId,
+    delegated::{Delegation, Service},
+    exit::Policy,
+    io::{
+        connector::{ConnectError, Connector, Delegated, Isolation},
+        delegated::{
+            Delegate,
+            engines::{Engines, Ways},
+            http::{Http, HttpCaps, Tier},
+            limits::{Limits, Rates},
+            search::{Search, SearchCaps},
+        },
+        outbound::{Outbound, OutboundLimits, Reach},
+        resolver::{Resolver, ResolverOptions},
+        stream::Stream,
+        testing::{Direct, stream_pair},
+        tls::Tls,
+    },
+    wire::{Answer, EndReason, Host, Target},
+};
+
+/// An overlay of one exit, which performs requests at this machine and opens streams to it.
+#[derive(Clone)]
+pub(crate) struct OneExit {
+    exit: Arc<Delegate>,
+    asked: Arc<Mutex<Vec<Isolation>>>,
+}
+
+impl OneExit {
+    pub(crate) async fn new() -> Self {
+        let policy = Policy::parse(["accept *"], true).unwrap();
+        let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
+        let reach = Reach { resolved: policy.clone(), written: policy };
+        let resolver = Arc::new(Resolver::new(&options));
+        let outbound = Outbound::new(reach, resolver, Tls::default(), OutboundLimits::default());
+        let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
+        let limits = Limits::new(Rates::default(), Instant::now());
+        let ways = Ways { named: outbound.clone(), public: outbound };
+        let none = Engines::load::<&str>(&[], ways).await.unwrap();
+        let search = Search::new(none, SearchCaps::default());
+        Self { exit: Arc::new(Delegate::new(search, http, limits)), asked: Arc::default() }
+    }
+
+    pub(crate) fn requester(self) -> Requester<Self> {
+        Requester::new(self, Tls::default())
+    }
+
+    /// What was asked of it.
+    pub(crate) fn asked(&self) -> Vec<Isolation> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Connector for OneExit {
+    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        Direct::default().connect(target, isolation).await
+    }
+
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        Err(EndReason::Policy.into())
+    }
+
+    async fn delegate(
+        &self,
+        delegation: Delegation,
+        _: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Delegated, ConnectError> {
+        self.asked.lock().unwrap().push(isolation);
+        if !delegation.is_offered(&self.exit.offer()) {
+            return Err(EndReason::Policy.into());
+        }
+        let (near, far) = stream_pair();
+        let exit = Arc::clone(&self.exit);
+        tokio::spawn(async move { exit.serve(Service::Http, 1, far).await });
+        Ok(Delegated { stream: near, path: Vec::new(), shared_exit: false })
+    }
+}

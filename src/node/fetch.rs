@@ -1,0 +1,224 @@
+//! `umbel fetch`: has the running client send one HTTP request, and writes the answer's body.
+//!
+//! What is written is written whole or not at all where that can be had: a file appears when all of it is there. The exit
+//! status tells it everywhere.
+
+mod output;
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use clap::{Args, ValueEnum};
+use http_body_util::{BodyDataStream, BodyExt as _, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    fs::File,
+    io::{AsyncRead, AsyncReadExt as _},
+    net::TcpStream,
+};
+use tokio_util::io::StreamReader;
+use url::Url;
+
+use crate::io::{
+    binary_http::{Content, Encoded, Pipe, Piped, read_response, request_head},
+    page::api::{
+        API_FIELD,
+        request::{BY_EXIT, BY_STREAM, KIND, VIA},
+    },
+};
+
+use super::{Failure, control};
+use output::Output;
+
+/// Bytes of a piece of the request's body.
+const PIECE: usize = 16 * 1024;
+/// Bytes of the client's own words.
+const MAX_WORDS: usize = 64 * 1024;
+
+/// How a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Via {
+    /// An exit performs it: it reads request and answer, the target sees only the exit
+    Request,
+    /// Over a stream to the target: with https the exit reads nothing but host and port
+    Stream,
+}
+
+/// Options of `umbel fetch`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FetchOptions {
+    /// What to fetch, http or https
+    #[arg(value_name = "URL")]
+    url: Url,
+    /// Method [default: GET, or POST with --data]
+    #[arg(short = 'X', long, value_name = "METHOD")]
+    method: Option<Method>,
+    /// Header field, such as "Accept: text/html"; may be repeated. With --via request, those that tell of the sender
+    /// (Cookie, Referer, User-Agent and others) are not sent
+    #[arg(short = 'H', long, value_name = "NAME: VALUE")]
+    header: Vec<String>,
+    /// Body to send: text, @FILE, or @- for standard input
+    #[arg(short, long, value_name = "DATA")]
+    data: Option<String>,
+    /// Who sends it [default: stream for https, request for http]
+    #[arg(long, value_name = "HOW")]
+    via: Option<Via>,
+    /// Write to this file, which appears when all of it is there, instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Where the running client answers: its --page address
+    #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
+    control: SocketAddr,
+}
+
+/// Fetches.
+///
+/// # Errors
+/// When there is no client, no whole answer, or one that isn't a success.
+pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
+    let mut request = request(&options)?;
+    let via = options.via.unwrap_or(if options.url.scheme() == "https" { Via::Stream } else { Via::Request });
+    let (length, body) = match options.data {
+        Some(data) => body(data).await?,
+        None => (None, Piped::whole(Bytes::new())),
+    };
+    if let Some(length) = length.filter(|length| *length > 0) {
+        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let (response, mut content) = ask(options.control, via, request, body).await?;
+    judge(&response, &options.url)?;
+    let length = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let mut output = Output::open(options.output.as_deref(), length)?;
+    loop {
+        match content.piece().await {
+            Ok(Some(piece)) => output.write(&piece)?,
+            Ok(None) => return output.finish(),
+            Err(_) => return Err(Failure::failed("the answer broke off before it was whole")),
+        }
+    }
+}
+
+fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
+    let url = &options.url;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(Failure::usage("only http and https addresses can be fetched"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Failure::usage("no user name can stand in the address; see --header for Authorization"));
+    }
+    let mut whole = url.clone();
+    whole.set_fragment(None);
+    let uri: Uri = whole.as_str().parse().map_err(|_| Failure::usage("the address is none, or too long"))?;
+    let implied = if options.data.is_some() { Method::POST } else { Method::GET };
+    let mut request = Request::new(());
+    *request.method_mut() = options.method.clone().unwrap_or(implied);
+    *request.uri_mut() = uri;
+    for field in &options.header {
+        let wrong = || Failure::Usage(format!("--header {field:?} is none; write \"Name: value\""));
+        let (name, value) = field.split_once(':').ok_or_else(wrong)?;
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
+        request.headers_mut().append(name, value);
+    }
+    Ok(request)
+}
+
+/// The body that `data` names, read as it is sent, and its length if that is known.
+async fn body(data: String) -> Result<(Option<u64>, Piped), Failure> {
+    let Some(source) = data.strip_prefix('@') else {
+        return Ok((data.len().try_into().ok(), Piped::whole(data.into())));
+    };
+    let (pipe, body) = Piped::unread();
+    if source == "-" {
+        tokio::spawn(feed(tokio::io::stdin(), pipe));
+        return Ok((None, body));
+    }
+    let unread = |error| Failure::usage(format!("can't read {source}: {error}"));
+    let file = File::open(source).await.map_err(unread)?;
+    let about = file.metadata().await.map_err(unread)?;
+    let length = about.is_file().then_some(about.len());
+    if length == Some(0) {
+        return Ok((length, Piped::whole(Bytes::new())));
+    }
+    tokio::spawn(feed(file, pipe));
+    Ok((length, body))
+}
+
+async fn feed(mut source: impl AsyncRead + Unpin, pipe: Pipe) {
+    loop {
+        let mut piece = BytesMut::with_capacity(PIECE);
+        let read = source.read_buf(&mut piece).await;
+        let next = match read {
+            Ok(0) => return,
+            Ok(_) => Ok(piece.freeze()),
+            Err(error) => Err(error.into()),
+        };
+        let last = next.is_err();
+        if pipe.send(next).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Has the client at `control` send `request`; gives the response's head and what follows.
+async fn ask(
+    control: SocketAddr,
+    via: Via,
+    request: Request<()>,
+    body: Piped,
+) -> Result<(Response<()>, Content<impl AsyncRead + Unpin>), Failure> {
+    let socket = TcpStream::connect(control).await.map_err(|error| control::absent(control, &error))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(socket)).await.map_err(|_| control::stranger(control))?;
+    tokio::spawn(connection);
+    let head = request_head(&request).map_err(Failure::usage)?;
+    let asked = Request::post("/api/request")
+        .header(header::HOST, control.to_string())
+        .header(header::CONTENT_TYPE, KIND)
+        .header(API_FIELD, "1")
+        .header(VIA, if via == Via::Request { BY_EXIT } else { BY_STREAM })
+        .body(Encoded::new(head, body))
+        .map_err(Failure::failed)?;
+    let answer = sender.send_request(asked).await.map_err(|_| control::stranger(control))?;
+    if answer.status() != StatusCode::OK || answer.headers().get(header::CONTENT_TYPE) != Some(&KIND) {
+        return Err(refused(control, answer).await);
+    }
+    let bytes = BodyDataStream::new(answer.into_body().map_err(std::io::Error::other));
+    let mut reader = StreamReader::new(bytes);
+    let response = read_response(&mut reader).await.map_err(|_| control::stranger(control))?;
+    Ok((response, Content::new(reader, u64::MAX)))
+}
+
+/// Why the client sent nothing, in its own words.
+async fn refused(control: SocketAddr, answer: Response<Incoming>) -> Failure {
+    let status = answer.status();
+    match Limited::new(answer.into_body(), MAX_WORDS).collect().await {
+        Ok(words) => control::failure(control, status, &words.to_bytes()),
+        Err(_) => control::stranger(control),
+    }
+}
+
+/// Only an answer that is a success is what was asked for.
+fn judge(response: &Response<()>, asked: &Url) -> Result<(), Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let elsewhere = response
+        .headers()
+        .get(header::LOCATION)
+        .filter(|_| status.is_redirection())
+        .and_then(|value| asked.join(value.to_str().ok()?).ok());
+    Err(Failure::Failed(match elsewhere {
+        Some(elsewhere) => format!("the target sends elsewhere ({status}): umbel fetch '{elsewhere}'"),
+        None => format!("the target answered {status}"),
+    }))
+}

@@ -1,0 +1,136 @@
+//! Where a fetched body goes.
+
+use std::{
+    io::{IsTerminal as _, Stdout, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tempfile::NamedTempFile;
+
+use crate::node::Failure;
+
+/// What takes less needs no bar.
+const BAR_AFTER: Duration = Duration::from_secs(1);
+
+/// A file to come, or standard output, and a bar on standard error when it takes long.
+pub(super) struct Output {
+    sink: Sink,
+    bar: ProgressBar,
+    began: Instant,
+}
+
+enum Sink {
+    /// Beside the file it will be, until it is whole.
+    File(NamedTempFile, PathBuf),
+    Stdout(Stdout),
+    /// Standard output that someone looks at, where control characters could do things.
+    Terminal(Stdout),
+}
+
+impl Output {
+    /// Begins a body, of `length` bytes if that is known.
+    ///
+    /// # Errors
+    /// When there can't be such a file.
+    pub(super) fn open(path: Option<&Path>, length: Option<u64>) -> Result<Self, Failure> {
+        let sink = match path {
+            Some(path) => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let file = NamedTempFile::new_in(folder).map_err(|error| unwritable(path, &error))?;
+                Sink::File(file, path.to_owned())
+            }
+            None if std::io::stdout().is_terminal() => Sink::Terminal(std::io::stdout()),
+            None => Sink::Stdout(std::io::stdout()),
+        };
+        let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
+        let words = if length.is_some() {
+            "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"
+        } else {
+            "{spinner} {bytes} {bytes_per_sec}"
+        };
+        if let Ok(style) = ProgressStyle::with_template(words) {
+            bar.set_style(style);
+        }
+        Ok(Self { sink, bar, began: Instant::now() })
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), Failure> {
+        let written = match &mut self.sink {
+            Sink::File(file, path) => file.write_all(piece).map_err(|error| unwritable(path, &error)),
+            Sink::Stdout(stdout) => stdout.write_all(piece).map_err(|error| gone(&error)),
+            Sink::Terminal(stdout) => stdout.write_all(&harmless(piece)).map_err(|error| gone(&error)),
+        };
+        written?;
+        self.bar.inc(piece.len().try_into().unwrap_or(u64::MAX));
+        let bar_helps = !matches!(self.sink, Sink::Terminal(_)) && std::io::stderr().is_terminal();
+        if self.bar.is_hidden() && bar_helps && self.began.elapsed() > BAR_AFTER {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        Ok(())
+    }
+
+    /// The body is whole.
+    ///
+    /// # Errors
+    /// When its last bytes can't be written or the file not be put in its place.
+    pub(super) fn finish(self) -> Result<(), Failure> {
+        self.bar.finish_and_clear();
+        match self.sink {
+            Sink::File(file, path) => file.persist(&path).map(drop).map_err(|error| unwritable(&path, &error.error)),
+            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout) => stdout.flush().map_err(|error| gone(&error)),
+        }
+    }
+}
+
+/// `piece` without bytes that a terminal would act on: controls but for line ends and tabs, also the eight-bit ones
+/// (U+0080 to U+009F) in UTF-8.
+fn harmless(piece: &[u8]) -> Vec<u8> {
+    let mut before = 0;
+    let mut shown = Vec::with_capacity(piece.len());
+    for byte in piece {
+        let control = (*byte < 0x20 && !matches!(byte, b'\n' | b'\t')) || *byte == 0x7f;
+        let eight_bit = before == 0xc2 && (0x80..0xa0).contains(byte);
+        shown.push(if control || eight_bit { b'?' } else { *byte });
+        before = *byte;
+    }
+    shown
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Failed(format!("can't write {}: {error}", path.display()))
+}
+
+fn gone(error: &std::io::Error) -> Failure {
+    Failure::Failed(format!("can't write to standard output: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_appears_when_it_is_whole_and_not_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut output = Output::open(Some(&path), Some(4)).unwrap();
+        output.write(b"half").unwrap();
+        assert!(!path.exists());
+        drop(output);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let mut output = Output::open(Some(&path), None).unwrap();
+        output.write(b"whole").unwrap();
+        output.finish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_terminal_gets_no_control_characters() {
+        assert_eq!(harmless(b"a\x1b[31m\r\n\tb\x07\xc2\x9b\xc3\x9f"), b"a?[31m?\n\tb?\xc2?\xc3\x9f");
+    }
+}

@@ -1,0 +1,146 @@
+use core::time::Duration;
+
+use clap::Parser;
+use http_body_util::Full;
+use rand::{SeedableRng as _, rngs::StdRng};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::watch, time::timeout};
+
+use super::*;
+use crate::io::{
+    outbound::testing::http_origin,
+    page::{self, Page, Reader, check::Check},
+    request::testing::OneExit,
+    searcher::{Exits, Searcher},
+    testing::origin,
+    tls::Tls,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+#[derive(Parser)]
+struct Command {
+    #[command(flatten)]
+    options: FetchOptions,
+}
+
+/// A client's local port.
+async fn client() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let overlay = OneExit::new().await;
+    let (_, offers) = watch::channel(None);
+    let page = Page {
+        searcher: Searcher::new(overlay.clone(), Exits::new(offers, None)),
+        reader: Reader::new(overlay.clone(), Tls::default()),
+        requester: overlay.requester(),
+        check: Check::new(&mut StdRng::seed_from_u64(1)),
+        socks: "127.0.0.1:9350".parse().unwrap(),
+    };
+    tokio::spawn(page::serve(listener, page));
+    address
+}
+
+/// Runs the command; gives its outcome and what it wrote.
+async fn fetch(control: SocketAddr, arguments: &[&str]) -> (Result<(), String>, Option<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("body");
+    let (control, output) = (control.to_string(), file.to_str().unwrap().to_owned());
+    let always = ["fetch", "--control", &control, "--output", &output];
+    let options = Command::try_parse_from(always.iter().chain(arguments)).unwrap().options;
+    let outcome = timeout(DEADLINE, run(options)).await.unwrap();
+    let written = std::fs::read_to_string(&file).ok();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), usize::from(written.is_some()));
+    (outcome.map_err(|failure| failure.to_string()), written)
+}
+
+async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let head = format!("{} {} {:?}", request.method(), request.uri(), request.headers());
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    Response::new(Full::from(format!("{head} {}", String::from_utf8_lossy(&body))))
+}
+
+#[tokio::test]
+async fn a_body_is_fetched_by_an_exit_or_over_a_stream() {
+    let (control, target) = (client().await, http_origin(mirror).await);
+    let address = format!("http://{target}/a%20path?query#part");
+    for via in ["request", "stream"] {
+        let (outcome, written) = fetch(control, &["--via", via, "--header", "X-Mine: 1", &address]).await;
+        outcome.unwrap();
+        let said = written.unwrap();
+        assert!(said.starts_with("GET /a%20path?query {") && said.contains("\"x-mine\": \"1\""), "{via}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn method_fields_and_data_go_as_told() {
+    let (control, target) = (client().await, http_origin(mirror).await);
+    let address = format!("http://{target}/");
+    let said = fetch(control, &["--data", "text=1", &address]).await.1.unwrap();
+    assert!(said.starts_with("POST / ") && said.contains("\"content-length\": \"6\""), "{said}");
+    assert!(said.ends_with(" text=1"), "{said}");
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, b"from a file").unwrap();
+    let named = format!("@{}", file.path().display());
+    let said = fetch(control, &["-X", "PUT", "-H", "cookie: id=1", "--data", &named, &address]).await.1.unwrap();
+    assert!(said.starts_with("PUT / ") && said.ends_with(" from a file"), "{said}");
+    assert!(said.contains("\"content-length\": \"11\"") && !said.contains("cookie"), "{said}");
+}
+
+#[tokio::test]
+async fn what_breaks_off_is_an_error_and_no_file() {
+    let target = origin(|mut socket| async move {
+        let _ = socket.read(&mut [0; 1024]).await;
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+    })
+    .await;
+    let control = client().await;
+    for via in ["request", "stream"] {
+        let (outcome, written) = fetch(control, &["--via", via, &format!("http://{target}/")]).await;
+        // By an exit, the stream's end may overtake the answer's beginning.
+        assert!(outcome.unwrap_err().contains("broke off"), "{via}");
+        assert_eq!(written, None, "{via}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_success_is_an_error_that_says_which() {
+    let control = client().await;
+    let target = http_origin(|request| async move {
+        let mut response = Response::new(Full::<Bytes>::from("not this"));
+        if request.uri().path() == "/moved" {
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("/to"));
+        } else {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        response
+    })
+    .await;
+    let (outcome, written) = fetch(control, &[&format!("http://{target}/none")]).await;
+    assert!(outcome.unwrap_err().contains("404") && written.is_none());
+    let (outcome, _) = fetch(control, &[&format!("http://{target}/moved")]).await;
+    let failure = outcome.unwrap_err();
+    assert!(failure.contains(&format!("http://{target}/to")), "{failure}");
+}
+
+#[tokio::test]
+async fn what_can_not_be_asked_is_an_error_that_says_why() {
+    let control = client().await;
+    for (arguments, words) in [
+        (["--header", "nonsense", "http://a.example/"].as_slice(), "--header"),
+        (&["ftp://a.example/"], "http and https"),
+        (&["http://me:you@a.example/"], "user name"),
+        (&["--data", "@/nonexistent", "http://a.example/"], "/nonexistent"),
+        (&["http://127.0.0.1:1/"], "refused the connection"),
+        (&["--method", "TRACE", "http://127.0.0.1/"], "does not offer"),
+        (&["--via", "stream", "http://refused.test/"], "refused the connection"),
+    ] {
+        let failure = fetch(control, arguments).await.0.unwrap_err();
+        assert!(failure.contains(words), "{arguments:?}: {failure}");
+    }
+    let nobody = fetch("127.0.0.1:1".parse().unwrap(), &["http://a.example/"]).await.0.unwrap_err();
+    assert!(nobody.contains("umbel client"), "{nobody}");
+    let stranger = http_origin(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
+    let stranger = fetch(stranger, &["http://a.example/"]).await.0.unwrap_err();
+    assert!(stranger.contains("no client"), "{stranger}");
+}
