@@ -13,6 +13,8 @@ mod offer;
 mod schema;
 mod search;
 pub mod text;
+#[cfg(test)]
+mod vectors;
 
 pub use self::{
     fares::{BLOCKED_FOR, Fare, Fares},
