@@ -3,6 +3,7 @@
 //! Owns the processes, their folder, and what the person sees of the start. The nodes are ordinary ones, started with
 //! the same command line that anyone could use; they tell their progress through [`super::report`].
 
+mod engine;
 mod process;
 
 use std::{
@@ -17,9 +18,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::process::{Nodes, Spawn};
+use self::{
+    engine::Engine,
+    process::{Nodes, Spawn},
+};
 use super::{
-    Failure, bench,
+    Failure, bench, control,
     report::{HopReport, Report},
 };
 use crate::io::files::write_atomically;
@@ -45,6 +49,13 @@ pub(crate) struct TestnetOptions {
     /// Address of the client's search page
     #[arg(long, default_value = "127.0.0.1:9352", value_name = "ADDR")]
     page: SocketAddr,
+    /// ZIM file that the exits' search engine, kiwix-serve, answers from [default: the Rust book if `cargo xtask book`
+    /// made it, otherwise Umbel's own papers]
+    #[arg(long, value_name = "FILE")]
+    zim: Option<PathBuf>,
+    /// Another search engine that the exits offer: a file or URL of its OpenSearch description; may be repeated
+    #[arg(long, value_name = "FILE or URL")]
+    engine: Vec<String>,
     /// Folder for keys, documents and logs; kept afterwards [default: a temporary one, removed afterwards]
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
@@ -86,23 +97,25 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
 
 async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
     let origin = bench::Origin::start().await.map_err(|error| Failure::Failed(format!("origin: {error}")))?;
-    let ports = timeout(START_LIMIT, start(options, folder, nodes))
+    let engine = Engine::start(options.zim.as_deref()).await?;
+    let ports = timeout(START_LIMIT, start(options, folder, &engine, nodes))
         .await
         .map_err(|_| Failure::Failed(nodes.tell_logs("the testnet did not start within a minute")))??;
     if options.check {
-        return check(ports, &origin).await;
+        return check(ports.socks, &origin).await;
     }
-    println!("\nTry:   curl --proxy socks5h://{} {}", ports, origin.greeting_url());
-    println!("       curl --proxy socks5h://{ports} https://www.rust-lang.org/");
-    println!("Stop:  Ctrl-C");
+    ports.show(&engine, &origin);
     nodes.run("client").await
 }
 
-/// Starts all nodes and tells of each step; gives the client's SOCKS5 port.
-async fn start(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<SocketAddr, Failure> {
+/// Starts all nodes and tells of each step; gives the client's ports.
+async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: &mut Nodes) -> Result<Ports, Failure> {
     let began = Instant::now();
     let step = |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", began.elapsed().as_secs_f64());
     println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
+    step("search engine", engine.to_words());
+    let own = engine.describe(folder)?.display().to_string();
+    let engines: Vec<String> = [own].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
     let directory = nodes.spawn(directory(options, folder))?;
     let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
         return Err(Failure::Failed(nodes.tell_logs("the directory did not tell its address")));
@@ -110,7 +123,7 @@ async fn start(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Re
     step("directory", format!("http://{api}"));
     let network = [format!("--directory=http://{api}"), format!("--authority={authority}")];
     for number in 1..=options.relays {
-        nodes.spawn(relay(options, folder, number, &network)?)?;
+        nodes.spawn(relay(options, folder, number, &network, &engines)?)?;
     }
     nodes.spawn(client(options, folder, &network))?;
     let mut registered = 0_u16;
@@ -131,10 +144,31 @@ async fn start(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Re
             Report::Ready { socks, http, page } => {
                 let ports = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
                 step("ready", format!("{ports} · directory http://{api}"));
-                return Ok(socks);
+                return Ok(Ports { socks, page });
             }
             _ => {}
         }
+    }
+}
+
+/// The client's ports that what the person may try goes to.
+#[derive(Clone, Copy)]
+struct Ports {
+    socks: SocketAddr,
+    page: SocketAddr,
+}
+
+impl Ports {
+    /// Says what to try, ready to be copied.
+    fn show(self, engine: &Engine, origin: &bench::Origin) {
+        let Self { socks, page } = self;
+        let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
+        let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
+        println!("\nTry:   {umbel} search{control} {}", engine.example());
+        println!("       http://{page}/ in a browser");
+        println!("       curl --proxy socks5h://{socks} {}", origin.greeting_url());
+        println!("       curl --proxy socks5h://{socks} https://www.rust-lang.org/");
+        println!("Stop:  Ctrl-C");
     }
 }
 
@@ -153,14 +187,22 @@ fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
         .arg(format!("--log={}", options.log))
 }
 
-fn relay(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> Result<Spawn, Failure> {
+fn relay(
+    options: &TestnetOptions,
+    folder: &Path,
+    number: u16,
+    network: &[String],
+    engines: &[String],
+) -> Result<Spawn, Failure> {
     let name = format!("relay{number}");
     let spawn = Spawn::new("relay", &name, folder)
         .arg(format!("--listen={}", relay_address(&folder.join(format!("{name}.address")))?))
         .arg(format!("--log={}", options.log))
         .args(network);
     Ok(if number > options.relays.saturating_sub(options.exits) {
-        spawn.arg("--exit=accept *:*").arg("--allow-private-targets")
+        // Measurements are to find the machine's limits.
+        let delegated = ["--delegate=open".to_owned(), "--delegated-rate=100000".to_owned()];
+        spawn.arg("--exit=accept *:*").arg("--allow-private-targets").args(&delegated).args(engines)
     } else {
         spawn
     })

@@ -28,6 +28,8 @@ pub(crate) struct Testnet {
     pub(crate) socks: SocketAddr,
     /// The client's HTTP proxy port.
     pub(crate) http: SocketAddr,
+    /// The client's search page.
+    pub(crate) page: SocketAddr,
     /// The folder of all nodes.
     pub(crate) folder: tempfile::TempDir,
     /// The first circuit's relays, shortened.
@@ -42,24 +44,29 @@ impl Testnet {
             .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0", "--dir"])
             .arg(folder.path())
             .args(arguments)
+            // Without a Rust book in it, whatever the machine has.
+            .env("XDG_CACHE_HOME", folder.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = lines_of(process.stdout.take().unwrap());
-        let (mut socks, mut http, mut first_path) = (None, None, Vec::new());
+        let (mut socks, mut http, mut page, mut first_path) = (None, None, None, Vec::new());
         let end = Instant::now() + LIMIT;
-        while socks.is_none() || http.is_none() {
+        while page.is_none() {
             let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect("the testnet starts");
             let mut words = line.split_whitespace();
             if line.contains(" circuit ") {
                 first_path = line.split("circuit").nth(1).unwrap().split('→').map(first_word).collect();
             }
             if line.contains(" ready ") {
-                socks = words.by_ref().skip_while(|word| *word != "SOCKS5").nth(1).map(|word| word.parse().unwrap());
-                http = words.skip_while(|word| *word != "proxy").nth(1).map(|word| word.parse().unwrap());
+                let mut after = |word: &str| words.by_ref().skip_while(|other| *other != word).nth(1).unwrap();
+                socks = Some(after("SOCKS5").parse().unwrap());
+                http = Some(after("proxy").parse().unwrap());
+                page = Some(after("page").trim_start_matches("http://").trim_end_matches('/').parse().unwrap());
             }
         }
-        Self { process, _lines: lines, socks: socks.unwrap(), http: http.unwrap(), folder, first_path }
+        let (socks, http, page) = (socks.unwrap(), http.unwrap(), page.unwrap());
+        Self { process, _lines: lines, socks, http, page, folder, first_path }
     }
 
     /// The process of the node whose folder is `name`.

@@ -11,9 +11,11 @@
 )]
 
 mod applications;
+mod engines;
 mod failures;
 mod harness;
 mod logs;
 mod machines;
 mod requests;
+mod search;
 mod start;

@@ -1,0 +1,71 @@
+//! The search engine that a testnet's exits ask: Kiwix over a ZIM file where that can be had, otherwise Umbel's own
+//! papers, so that the first command needs nothing.
+
+mod kiwix;
+mod papers;
+
+use std::path::{Path, PathBuf};
+
+use self::{kiwix::Kiwix, papers::Papers};
+use crate::{io::files::write_atomically, node::Failure};
+
+/// Where `cargo xtask book` puts the Rust book, in the user's cache.
+const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
+
+/// The running engine. Dropping it ends it.
+pub(super) enum Engine {
+    Kiwix(Box<Kiwix>),
+    Papers(Papers),
+}
+
+impl Engine {
+    /// Starts the engine over `zim`; without one, over the Rust book if it and Kiwix are there.
+    ///
+    /// # Errors
+    /// When a file was named that can't be served, or no port is free.
+    pub(super) async fn start(zim: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(zim) = zim {
+            return Kiwix::start(zim).await.map(|kiwix| Self::Kiwix(Box::new(kiwix)));
+        }
+        if let Some(book) = book()
+            && let Ok(kiwix) = Kiwix::start(&book).await
+        {
+            return Ok(Self::Kiwix(Box::new(kiwix)));
+        }
+        Papers::start().await.map(Self::Papers).map_err(|error| Failure::Failed(format!("search engine: {error}")))
+    }
+
+    /// Writes its OpenSearch description into `folder`, for the exits to read.
+    pub(super) fn describe(&self, folder: &Path) -> Result<PathBuf, Failure> {
+        let (name, text) = match self {
+            Self::Kiwix(kiwix) => ("kiwix.xml", kiwix.description()),
+            Self::Papers(papers) => ("umbel.xml", papers.description()),
+        };
+        let file = folder.join(name);
+        write_atomically(&file, text.as_bytes()).map_err(Failure::failed)?;
+        Ok(file)
+    }
+
+    /// What it is, in words.
+    pub(super) fn to_words(&self) -> String {
+        match self {
+            Self::Kiwix(kiwix) => kiwix.to_words(),
+            Self::Papers(papers) => papers.to_words(),
+        }
+    }
+
+    /// Terms that it finds something for.
+    pub(super) const fn example(&self) -> &'static str {
+        match self {
+            Self::Kiwix(_) => "ownership and borrowing",
+            Self::Papers(_) => "guard sample",
+        }
+    }
+}
+
+/// The Rust book, if it was made.
+fn book() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    Some(cache.or_else(home)?.join(BOOK)).filter(|book| book.is_file())
+}

@@ -1,0 +1,104 @@
+//! `kiwix-serve` over a ZIM file, as the testnet's search engine: a real one, with a corpus of one's choice.
+
+use core::{net::SocketAddr, time::Duration};
+use std::{io, net::TcpListener, path::Path, process::Stdio};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+use crate::node::Failure;
+
+const PROGRAM: &str = "kiwix-serve";
+/// The description for operators, and where it says that Kiwix is.
+const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
+const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// Starts in all; another program may take the port in between.
+const ATTEMPTS: usize = 3;
+
+/// A running `kiwix-serve`. Dropping it ends it; it also ends by itself when the testnet is killed.
+pub(in super::super) struct Kiwix {
+    address: SocketAddr,
+    zim: String,
+    _process: Child,
+}
+
+impl Kiwix {
+    /// Starts it over `zim` on a free port of 127.0.0.1 and waits until it answers.
+    ///
+    /// # Errors
+    /// When it isn't installed, or can't serve the file.
+    pub(super) async fn start(zim: &Path) -> Result<Self, Failure> {
+        if !zim.is_file() {
+            return Err(Failure::Usage(format!("no file {}: name a ZIM file with --zim", zim.display())));
+        }
+        for _ in 0..ATTEMPTS {
+            if let Some(kiwix) = Self::attempt(zim).await.map_err(start_failure)? {
+                return Ok(kiwix);
+            }
+        }
+        Err(Failure::Failed(format!("{PROGRAM} does not serve {}: is it a ZIM file?", zim.display())))
+    }
+
+    /// `None` when it ended by itself or said nothing in time.
+    async fn attempt(zim: &Path) -> io::Result<Option<Self>> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut process = Command::new(PROGRAM)
+            .args([format!("--address={}", address.ip()), format!("--port={}", address.port())])
+            .arg(format!("--attachToProcess={}", std::process::id()))
+            .arg(zim)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            // Ctrl-C reaches the testnet alone, which then ends all in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let Some(output) = process.stdout.take() else { return Ok(None) };
+        let mut lines = BufReader::new(output).lines();
+        let running = async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if line.contains(&address.to_string()) {
+                    return true;
+                }
+            }
+            false
+        };
+        Ok(timeout(START_LIMIT, running).await.unwrap_or(false).then(|| {
+            let zim = zim.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Self { address, zim, _process: process }
+        }))
+    }
+
+    /// What it is, in words.
+    pub(super) fn to_words(&self) -> String {
+        format!("Kiwix over {}, http://{}", self.zim, self.address)
+    }
+
+    /// Its OpenSearch description: the one that is shipped, with its address.
+    pub(super) fn description(&self) -> String {
+        SHIPPED.replace(SHIPPED_ADDRESS, &self.address.to_string())
+    }
+}
+
+fn start_failure(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::NotFound => Failure::Failed(format!(
+            "{PROGRAM} is not installed: install kiwix-tools, or leave --zim out to search Umbel's own papers"
+        )),
+        _ => Failure::Failed(format!("can't start {PROGRAM}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_description_says_where_kiwix_is() {
+        assert!(SHIPPED.contains(&format!("template=\"http://{SHIPPED_ADDRESS}/search?")));
+    }
+}

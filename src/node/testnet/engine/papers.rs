@@ -1,0 +1,244 @@
+//! A search engine that needs nothing: Umbel's own papers, served from the testnet's process.
+//!
+//! It serves what a real engine serves: an OpenSearch 1.1 description, results as RSS, and the pages that they lead
+//! to. Listens on loopback; the query is never written anywhere, the answer included.
+
+mod index;
+
+use core::net::SocketAddr;
+use std::{io, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{Path, Query, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+    serve::ListenerExt as _,
+};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::index::{Index, Section};
+
+const RESULTS_A_PAGE: usize = 10;
+const XML: PreEscaped<&str> = PreEscaped("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
+const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
+
+macro_rules! papers {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $name)))),*]
+    };
+}
+
+/// What is searched: name and Markdown.
+const PAPERS: &[(&str, &str)] = papers![
+    "README.md",
+    "threat-model.md",
+    "docs/architecture.md",
+    "docs/engines.md",
+    "docs/performance.md",
+    "docs/transport.md",
+    "proto/01-transport.md",
+    "proto/02-channel.md",
+    "proto/03-cells.md",
+    "proto/04-handshake.md",
+    "proto/05-relay-messages.md",
+    "proto/06-flow.md",
+    "proto/07-directory.md",
+    "proto/08-paths.md",
+    "proto/09-delegated.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+];
+
+/// The running engine. Dropping it ends it.
+pub(in super::super) struct Papers {
+    address: SocketAddr,
+    _serving: AbortOnDropHandle<()>,
+}
+
+impl Papers {
+    /// Starts it on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) async fn start() -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let router = Router::new()
+            .route(
+                "/description.xml",
+                get(async move || xml("application/opensearchdescription+xml", description(address))),
+            )
+            .route("/search", get(search))
+            .route("/", get(contents))
+            .route("/{*path}", get(page))
+            .with_state(Arc::new(Index::new(PAPERS)));
+        // Whoever asks notices when an answer can't be sent.
+        let listener = listener.tap_io(|socket| _ = socket.set_nodelay(true));
+        let serving = tokio::spawn(async move { _ = axum::serve(listener, router).await });
+        Ok(Self { address, _serving: AbortOnDropHandle::new(serving) })
+    }
+
+    /// Its OpenSearch description.
+    pub(super) fn description(&self) -> String {
+        description(self.address)
+    }
+
+    /// What it is, in words.
+    pub(super) fn to_words(&self) -> String {
+        format!("Umbel's own papers, http://{}", self.address)
+    }
+}
+
+fn xml(kind: &'static str, document: String) -> Response {
+    ([(CONTENT_TYPE, kind)], document).into_response()
+}
+
+fn description(address: SocketAddr) -> String {
+    let template = format!("http://{address}/search?terms={{searchTerms}}&page={{startPage?}}");
+    let document = html! {
+        (XML)
+        OpenSearchDescription xmlns=(OPENSEARCH) {
+            ShortName { "Umbel" }
+            Description { "Umbel's own papers" }
+            Url type="application/rss+xml" template=(template) {}
+        }
+    };
+    document.into_string()
+}
+
+/// What a search asks for; a page that is missing or no number is the first.
+#[derive(Deserialize)]
+struct Asked {
+    #[serde(default)]
+    terms: String,
+    #[serde(default)]
+    page: String,
+}
+
+async fn search(State(index): State<Arc<Index>>, Query(asked): Query<Asked>) -> Response {
+    let found = index.search(&asked.terms);
+    let before = asked.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_A_PAGE);
+    let document = html! {
+        (XML)
+        rss version="2.0" xmlns:opensearch=(OPENSEARCH) {
+            channel {
+                title { "Umbel's own papers" }
+                opensearch:totalResults { (found.len()) }
+                opensearch:startIndex { (before.saturating_add(1)) }
+                opensearch:itemsPerPage { (RESULTS_A_PAGE) }
+                @for section in found.iter().skip(before).take(RESULTS_A_PAGE) {
+                    item {
+                        title { (section.title) }
+                        link { (section.path) }
+                        description { (section.snippet(&asked.terms)) }
+                    }
+                }
+            }
+        }
+    };
+    xml("application/rss+xml; charset=utf-8", document.into_string())
+}
+
+async fn contents(State(index): State<Arc<Index>>) -> Html<String> {
+    document(
+        "Umbel's own papers",
+        &html! {
+            ul { @for section in index.all() { li { a href=(section.path) { (section.title) } } } }
+        },
+    )
+}
+
+async fn page(State(index): State<Arc<Index>>, Path(path): Path<String>) -> Response {
+    match index.at(&format!("/{path}")) {
+        Some(section) => document(&section.title, &rendered(section)).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+fn document(title: &str, body: &Markup) -> Html<String> {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head { meta charset="utf-8"; title { (title) } }
+            body { h1 { (title) } (body) p { a href="/" { "All papers" } } }
+        }
+    };
+    Html(page.into_string())
+}
+
+/// A section's Markdown as HTML, as far as a demonstration needs it: code and tables as they stand, paragraphs, lists.
+fn rendered(section: &Section) -> Markup {
+    let mut blocks = Vec::new();
+    // Every second piece is code.
+    for (number, piece) in section.text.split("```").enumerate() {
+        if number.is_multiple_of(2) {
+            blocks.extend(piece.split("\n\n").map(str::trim).filter(|block| !block.is_empty()).map(block));
+        } else {
+            blocks.push(html! { pre { (piece.split_once('\n').map_or("", |(_, code)| code)) } });
+        }
+    }
+    html! { @for block in blocks { (block) } }
+}
+
+fn block(text: &str) -> Markup {
+    if text.starts_with('|') {
+        return html! { pre { (text) } };
+    }
+    if let Some(items) = text.strip_prefix("- ") {
+        return html! { ul { @for item in items.split("\n- ") { li { (index::plain(item)) } } } };
+    }
+    html! { p { (index::plain(text)) } }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs};
+
+    use super::*;
+
+    async fn fetch(url: &str) -> (u16, String, String) {
+        let answer = reqwest::get(url).await.unwrap();
+        let kind = answer.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+        (answer.status().as_u16(), kind.unwrap_or_default(), answer.text().await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_the_description_promises_is_served() {
+        let engine = Papers::start().await.unwrap();
+        let (_, kind, description) = fetch(&format!("http://{}/description.xml", engine.address)).await;
+        assert_eq!(kind, "application/opensearchdescription+xml");
+        assert_eq!(description, engine.description());
+        let template = description.split("template=\"").nth(1).unwrap().split('"').next().unwrap();
+        let template = template.replace("&amp;", "&");
+        let ask = |terms: &str, page: &str| template.replace("{searchTerms}", terms).replace("{startPage?}", page);
+        let (_, kind, first) = fetch(&ask("guard%20sample", "")).await;
+        assert!(kind.starts_with("application/rss+xml"), "{kind}");
+        assert_eq!(first.matches("<item>").count(), RESULTS_A_PAGE, "{first}");
+        assert!(first.split("<item>").nth(1).unwrap().to_lowercase().contains("guard"), "{first}");
+        let (_, _, second) = fetch(&ask("guard%20sample", "2")).await;
+        assert_ne!(first.split("<item>").nth(1), second.split("<item>").nth(1));
+        let (_, _, none) = fetch(&ask("%00%3Cscript%3E%22", "99999999999999999999")).await;
+        assert!(!none.contains("<item>") && !none.contains("script>"), "{none}");
+        let link = first.split("<link>").nth(1).unwrap().split('<').next().unwrap();
+        let (status, kind, page) = fetch(&format!("http://{}{link}", engine.address)).await;
+        assert!(status == 200 && kind.starts_with("text/html") && page.contains("<h1>"), "{page}");
+        assert_eq!(fetch(&format!("http://{}/no/such/page", engine.address)).await.0, 404);
+    }
+
+    #[test]
+    fn every_paper_of_the_project_is_searched() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let named: BTreeSet<&str> = PAPERS.iter().map(|(name, _)| *name).collect();
+        for folder in ["docs", "proto"] {
+            for file in fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
+                let name = format!("{folder}/{}", file.file_name().unwrap().to_string_lossy());
+                assert!(!name.ends_with(".md") || named.contains(name.as_str()), "{name} is not searched");
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! A small full-text index over Umbel's own papers, a section each, ranked by BM25.
+//!
+//! Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A word in a title counts so many times.
+const TITLE_WEIGHT: usize = 3;
+/// BM25's constants, as its authors suggest them.
+const K1: f64 = 1.2;
+const B: f64 = 0.75;
+/// Characters of a snippet at the most, and how many of them may stand before the word that was found.
+const SNIPPET: usize = 240;
+const SNIPPET_BEFORE: usize = 60;
+
+/// A section of a paper: a page, and a result.
+pub(super) struct Section {
+    /// Where it stands, such as `/proto/03-cells/fragments`.
+    pub(super) path: String,
+    /// Its heading and its paper's.
+    pub(super) title: String,
+    /// Its Markdown without the heading.
+    pub(super) text: String,
+}
+
+/// The index.
+pub(super) struct Index {
+    sections: Vec<Section>,
+    /// Section and occurrences, for each word.
+    postings: BTreeMap<String, Vec<(usize, f64)>>,
+    /// Words of each section.
+    lengths: Vec<f64>,
+    mean_length: f64,
+}
+
+impl Index {
+    /// Reads `papers`, each with its name and its Markdown.
+    pub(super) fn new(papers: &[(&str, &str)]) -> Self {
+        let sections: Vec<Section> = papers.iter().flat_map(|(name, text)| sections(name, text)).collect();
+        let mut postings: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
+        let mut lengths = Vec::new();
+        for (number, section) in sections.iter().enumerate() {
+            let mut counts: BTreeMap<String, f64> = BTreeMap::new();
+            let text = plain(&section.text);
+            let titles = core::iter::repeat_n(section.title.as_str(), TITLE_WEIGHT);
+            for (_, word) in titles.chain([text.as_str()]).flat_map(words) {
+                *counts.entry(word).or_default() += 1.0;
+            }
+            lengths.push(counts.values().sum());
+            for (word, count) in counts {
+                postings.entry(word).or_default().push((number, count));
+            }
+        }
+        let mean_length = lengths.iter().sum::<f64>() / (sections.len().max(1) as f64);
+        Self { sections, postings, lengths, mean_length }
+    }
+
+    /// The sections that hold a word of `terms`, the best first; equals in the papers' order.
+    pub(super) fn search(&self, terms: &str) -> Vec<&Section> {
+        let terms: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
+        let mut scores: BTreeMap<usize, f64> = BTreeMap::new();
+        for postings in terms.iter().filter_map(|term| self.postings.get(term)) {
+            let (all, found) = (self.sections.len() as f64, postings.len() as f64);
+            let rarity = ((all - found + 0.5) / (found + 0.5)).ln_1p();
+            for (number, count) in postings {
+                let length = self.lengths.get(*number).copied().unwrap_or_default() / self.mean_length;
+                let weight = count * (K1 + 1.0) / (count + K1 * (1.0 - B + B * length));
+                *scores.entry(*number).or_default() += rarity * weight;
+            }
+        }
+        let mut ranked: Vec<(usize, f64)> = scores.into_iter().collect();
+        ranked.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+        ranked.into_iter().filter_map(|(number, _)| self.sections.get(number)).collect()
+    }
+
+    /// The section at `path`.
+    pub(super) fn at(&self, path: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.path == path)
+    }
+
+    /// Where all sections stand, in the papers' order.
+    pub(super) fn all(&self) -> &[Section] {
+        &self.sections
+    }
+}
+
+impl Section {
+    /// What stands around the first of `terms` in it, without markup.
+    pub(super) fn snippet(&self, terms: &str) -> String {
+        let wanted: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
+        let text = plain(&self.text);
+        let found = words(&text).find(|(_, word)| wanted.contains(word)).map_or(0, |(at, _)| at);
+        let start = words(&text).map(|(at, _)| at).find(|at| at.saturating_add(SNIPPET_BEFORE) >= found).unwrap_or(0);
+        let rest = text.get(start..).unwrap_or_default();
+        let end = rest.char_indices().map(|(at, _)| at).nth(SNIPPET);
+        let piece = end.and_then(|end| rest.get(..end)?.rsplit_once(' ')).map(|(piece, _)| piece);
+        let (before, after) = (if start > 0 { "… " } else { "" }, if piece.is_some() { " …" } else { "" });
+        format!("{before}{}{after}", piece.unwrap_or(rest))
+    }
+}
+
+/// The sections of the paper `name`, split at its headings.
+fn sections(name: &str, text: &str) -> Vec<Section> {
+    let paper = format!("/{}", name.strip_suffix(".md").unwrap_or(name));
+    let mut sections: Vec<Section> = Vec::new();
+    let mut paper_title = name.to_owned();
+    let mut in_code = false;
+    for line in text.lines() {
+        if line.starts_with("```") {
+            in_code = !in_code;
+        }
+        let heading = line.strip_prefix('#').filter(|_| !in_code).map(|rest| plain(rest.trim_start_matches('#')));
+        let Some(heading) = heading else {
+            if let Some(section) = sections.last_mut() {
+                section.text.push_str(line);
+                section.text.push('\n');
+            }
+            continue;
+        };
+        let slug: Vec<String> = words(&heading).map(|(at, _)| word_at(&heading, at).to_lowercase()).collect();
+        let (mut path, title) = if sections.is_empty() {
+            paper_title = heading;
+            (paper.clone(), paper_title.clone())
+        } else {
+            (format!("{paper}/{}", slug.join("-")), format!("{heading} · {paper_title}"))
+        };
+        while sections.iter().any(|section| section.path == path) {
+            path.push_str("-again");
+        }
+        sections.push(Section { path, title, text: String::new() });
+    }
+    sections
+}
+
+/// Markdown as plain text: without marks, links without their targets, white space collapsed.
+pub(super) fn plain(markdown: &str) -> String {
+    let mut text = String::with_capacity(markdown.len());
+    let mut rest = markdown;
+    while let Some((before, after)) = rest.split_once("](") {
+        text.push_str(before);
+        rest = after.split_once(')').map_or(after, |(_, rest)| rest);
+    }
+    text.push_str(rest);
+    text.retain(|character| !matches!(character, '`' | '*' | '|' | '[' | ']'));
+    text.split_whitespace().filter(|word| !word.chars().all(|mark| mark == '-')).collect::<Vec<_>>().join(" ")
+}
+
+/// The words of `text`: where each begins, and what it is looked up as, in lower case and without a plural's s.
+fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
+    let mut after_word = false;
+    let starts = text.char_indices().filter_map(move |(at, character)| {
+        let begins = character.is_alphanumeric() && !after_word;
+        after_word = character.is_alphanumeric();
+        begins.then_some(at)
+    });
+    starts.map(|at| {
+        let word = word_at(text, at).to_lowercase();
+        let singular = word.strip_suffix('s').filter(|stem| stem.len() > 2 && !stem.ends_with('s'));
+        (at, singular.map(str::to_owned).unwrap_or(word))
+    })
+}
+
+/// The word that begins at `at`.
+fn word_at(text: &str, at: usize) -> &str {
+    let rest = text.get(at..).unwrap_or_default();
+    rest.split(|character: char| !character.is_alphanumeric()).next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAPERS: &[(&str, &str)] = &[
+        ("one.md", "# Cells\n\nA cell is 1,024 bytes.\n\n## Layers\n\nA [layer](x.md) of `ChaCha20` for each *hop*.\n"),
+        (
+            "two.md",
+            "# Relays\n\nRelays pass cells on.\n```\n# no heading\n```\n## Layers\n\n日本語 here.\n## Layers\nMore.\n",
+        ),
+    ];
+
+    fn found(terms: &str) -> Vec<String> {
+        Index::new(PAPERS).search(terms).iter().map(|section| section.path.clone()).collect()
+    }
+
+    #[test]
+    fn the_section_that_says_most_comes_first() {
+        assert_eq!(found("cell")[0], "/one");
+        assert_eq!(found("Relay CELLS")[0], "/two");
+        assert_eq!(found("layers hop")[0], "/one/layers");
+        assert_eq!(found("bytes"), ["/one"]);
+        assert_eq!(found("日本語"), ["/two/layers"]);
+        assert!(found("nothing like it").is_empty() && found("").is_empty() && found("-- !").is_empty());
+    }
+
+    #[test]
+    fn every_section_has_a_place_of_its_own() {
+        let index = Index::new(PAPERS);
+        let paths: BTreeSet<&str> = index.all().iter().map(|section| section.path.as_str()).collect();
+        assert_eq!(paths.len(), index.all().len());
+        assert_eq!(index.at("/two/layers-again").unwrap().title, "Layers · Relays");
+        assert!(index.at("/two").unwrap().text.contains("# no heading"));
+    }
+
+    #[test]
+    fn a_snippet_is_plain_and_stands_around_what_was_found() {
+        let text = format!("{}needle {}", "before ".repeat(50), "after ".repeat(100));
+        let section = Section { path: String::new(), title: String::new(), text };
+        let snippet = section.snippet("needles");
+        assert!(snippet.contains("needle after") && snippet.len() < 300, "{snippet}");
+        assert!(snippet.starts_with("… before") && snippet.ends_with("after …"), "{snippet}");
+        assert_eq!(Index::new(PAPERS).at("/one/layers").unwrap().snippet("hop"), "A layer of ChaCha20 for each hop.");
+        let section = Section { text: "日本語".repeat(200), ..section };
+        assert!(section.snippet("日本語").starts_with("日本語"));
+    }
+}
