@@ -2,20 +2,25 @@
 //!
 //! It loads any SOCKS5 port, Umbel's or another's, with requests to an origin of its own on loopback, and compares
 //! every byte that arrives. So the network's exit must be on this machine and allow private targets, as a testnet's
-//! does. Bounded in streams, bytes, requests and time.
+//! does. Searches go through a client's page ([`search`]). Bounded in streams, bytes, requests and time.
 
 mod measure;
 mod origin;
 mod process;
+mod search;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 use core::{convert::Infallible, net::SocketAddr, time::Duration};
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+};
 
 use bytesize::ByteSize;
 use clap::Args;
+use serde::Serialize;
 use tokio::time::{interval, timeout};
 
 use super::Failure;
@@ -43,9 +48,15 @@ pub(crate) struct BenchOptions {
     /// Bytes a stream (bulk) or a request carries [default: 64MiB, or 2KiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bytes: Option<ByteSize>,
-    /// Requests of each kind in all (ttfb, requests) [default: 100, or 2000]
+    /// Requests of each kind in all (ttfb, search, requests) [default: 100, 100, or 2000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests: Option<u32>,
+    /// Page and API of the client to search through (search)
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9352")]
+    control: SocketAddr,
+    /// OpenSearch description that the exits were given of the engine (search); a testnet's is in its folder
+    #[arg(long, value_name = "FILE")]
+    description: Option<PathBuf>,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     limit: u64,
@@ -69,6 +80,7 @@ impl BenchOptions {
         let (bytes, requests) = match self.mode {
             Mode::Bulk => (ByteSize::mib(64), streams),
             Mode::Ttfb => (ByteSize::kib(2), self.requests.unwrap_or(100)),
+            Mode::Search => (ByteSize::b(0), self.requests.unwrap_or(100)),
             Mode::Requests => (ByteSize::kib(2), self.requests.unwrap_or(2000)),
         };
         Load {
@@ -87,6 +99,12 @@ impl BenchOptions {
 /// # Errors
 /// When the port does not answer, a stream fails, bytes differ, or the time is up.
 pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
+    if options.mode == Mode::Search {
+        let limit = Duration::from_secs(options.limit);
+        let late = |_| Failure::failed(BenchError::TimedOut(options.limit));
+        let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
+        return tell(&options, &report, report.to_words());
+    }
     let origin = Origin::start().await.map_err(Failure::failed)?;
     let measured = tokio::select! {
         measured = timeout(Duration::from_secs(options.limit), measure(&options, &origin)) => {
@@ -95,8 +113,11 @@ pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
         never = show_progress(&origin) => match never {},
     };
     let report = measured.map_err(|error| error.into_failure(options.socks))?;
-    let text =
-        if options.json { serde_json::to_string_pretty(&report).map_err(Failure::failed)? } else { report.to_words() };
+    tell(&options, &report, report.to_words())
+}
+
+fn tell(options: &BenchOptions, report: &impl Serialize, words: String) -> Result<(), Failure> {
+    let text = if options.json { serde_json::to_string_pretty(report).map_err(Failure::failed)? } else { words };
     writeln!(io::stdout(), "{text}").map_err(Failure::failed)
 }
 

@@ -27,6 +27,8 @@ pub(super) enum Mode {
     Ttfb,
     /// Requests per second: first with a stream for each, then over streams that are kept
     Requests,
+    /// Searches: one at a time, then --streams at a time, beside the same asked of the engine directly
+    Search,
 }
 
 /// What is asked of the network.
@@ -210,7 +212,7 @@ impl Report {
             let requests: usize = self.phases.iter().map(|phase| phase.requests).sum();
             let each = match mode {
                 Mode::Bulk => format!("{per_gib:.1} s per GiB"),
-                Mode::Ttfb | Mode::Requests => {
+                Mode::Ttfb | Mode::Requests | Mode::Search => {
                     format!("{:.2} ms per request", processes.cpu_seconds * 1e3 / requests as f64)
                 }
             };

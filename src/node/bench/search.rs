@@ -1,0 +1,309 @@
+//! `umbel bench --mode search`: searches through a running client, beside the same asked of the engine directly.
+//!
+//! The engine is named by the OpenSearch description that the exits were given, so that both ask it for the same, each
+//! over a connection of its own. All queries differ as long as there are words for it, and the two ways ask them in
+//! different order: an engine that keeps answers is of no help to either.
+
+use core::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Instant};
+
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::{
+    BenchOptions,
+    measure::Spread,
+    process::{Processes, Watched},
+};
+use crate::{
+    delegated::{SearchAnswer, SearchRequest},
+    engine::{Engine, Response},
+    io::page::api,
+    node::{Failure, control},
+};
+
+/// Results that are compared.
+const COMPARED: usize = 10;
+
+const WORDS: &[&str] = &[
+    "array",
+    "borrow",
+    "cargo",
+    "channel",
+    "closure",
+    "compiler",
+    "crate",
+    "enum",
+    "error",
+    "function",
+    "generic",
+    "iterator",
+    "lifetime",
+    "macro",
+    "memory",
+    "module",
+    "mutex",
+    "ownership",
+    "pattern",
+    "pointer",
+    "reference",
+    "release",
+    "slice",
+    "stream",
+    "string",
+    "struct",
+    "test",
+    "thread",
+    "trait",
+    "type",
+    "value",
+    "vector",
+];
+
+/// The `number`th query: two words, of which each pair comes once.
+fn terms(number: usize) -> String {
+    let word = |at: usize| at.checked_rem(WORDS.len()).and_then(|at| WORDS.get(at)).copied().unwrap_or_default();
+    let step = number.checked_div(WORDS.len()).unwrap_or(0).saturating_add(1);
+    format!("{} {}", word(number), word(number.saturating_add(step)))
+}
+
+/// Where searches are sent.
+struct Sides {
+    http: reqwest::Client,
+    engine: Engine,
+    control: SocketAddr,
+}
+
+/// Which way a search goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Direct,
+    Through,
+}
+
+/// What one search came to.
+struct Asked {
+    took: Duration,
+    links: Vec<String>,
+}
+
+/// Searches at a time, on one way.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Rate {
+    searches: usize,
+    per_second: f64,
+    spread: Spread,
+}
+
+/// What came of the measurement.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct SearchReport {
+    engine: String,
+    /// One at a time.
+    direct: Spread,
+    through: Spread,
+    overhead_p50_ms: f64,
+    /// Queries whose first results were the engine's own in its order, of those compared.
+    same: usize,
+    compared: usize,
+    /// So many at a time.
+    at_once: Option<AtOnce>,
+    processes: Option<Processes>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct AtOnce {
+    streams: usize,
+    direct: Rate,
+    through: Rate,
+    share: f64,
+    circuits: u64,
+}
+
+/// Measures both ways.
+pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Failure> {
+    let sides = Arc::new(Sides::new(options)?);
+    let count = usize::try_from(options.requests.unwrap_or(100)).unwrap_or(usize::MAX);
+    let streams = usize::from(options.streams);
+    for number in 0..3 {
+        sides.ask(Way::Direct, number).await?;
+        sides.ask(Way::Through, number).await?;
+    }
+    let before = Watched::now(&options.pid);
+    let (mut direct, mut through) = (BTreeMap::new(), BTreeMap::new());
+    for number in 0..count {
+        let other = number.saturating_add(count / 2).checked_rem(count).unwrap_or(0);
+        direct.insert(number, sides.ask(Way::Direct, number).await?);
+        through.insert(other, sides.ask(Way::Through, other).await?);
+    }
+    let is_same =
+        |(number, asked): &(&usize, &Asked)| through.get(number).is_some_and(|other| other.links == asked.links);
+    let same = direct.iter().filter(is_same).count();
+    let spread = |asked: &BTreeMap<usize, Asked>| Spread::of(asked.values().map(|asked| asked.took));
+    let (direct, through) = (spread(&direct), spread(&through));
+    let at_once = match streams {
+        0 | 1 => None,
+        streams => Some(AtOnce::measure(&sides, streams, count).await?),
+    };
+    Ok(SearchReport {
+        engine: sides.engine.title().to_owned(),
+        direct,
+        through,
+        overhead_p50_ms: through.p50_ms - direct.p50_ms,
+        same,
+        compared: count,
+        at_once,
+        processes: Watched::now(&options.pid).since(&before),
+    })
+}
+
+impl AtOnce {
+    /// Ten searches for each stream, first directly, then through the client.
+    async fn measure(sides: &Arc<Sides>, streams: usize, from: usize) -> Result<Self, Failure> {
+        let direct = sides.rate(Way::Direct, streams, from).await?;
+        let before = sides.circuits().await?;
+        let through = sides.rate(Way::Through, streams, from).await?;
+        let circuits = sides.circuits().await?.saturating_sub(before);
+        let share = through.per_second / direct.per_second.max(f64::MIN_POSITIVE);
+        Ok(Self { streams, direct, through, share, circuits })
+    }
+}
+
+impl Sides {
+    fn new(options: &BenchOptions) -> Result<Self, Failure> {
+        let path = options.description.as_deref().ok_or_else(|| {
+            Failure::Usage(
+                "name the OpenSearch description that the exits were given with --description FILE".to_owned(),
+            )
+        })?;
+        let unusable = |error: &dyn core::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
+        let document = std::fs::read(path).map_err(|error| unusable(&error))?;
+        let engine = Engine::describe(&document, None, None).map_err(|error| unusable(&error))?;
+        // A connection for each request, as an exit has it.
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().map_err(Failure::failed)?;
+        Ok(Self { http, engine, control: options.control })
+    }
+
+    /// Makes the `number`th search on one way.
+    async fn ask(&self, way: Way, number: usize) -> Result<Asked, Failure> {
+        match way {
+            Way::Direct => self.ask_engine(&terms(number)).await,
+            Way::Through => self.ask_client(&terms(number)).await,
+        }
+    }
+
+    async fn ask_engine(&self, terms: &str) -> Result<Asked, Failure> {
+        let request = SearchRequest::new(self.engine.name().clone(), terms, 1, None).map_err(Failure::failed)?;
+        let question = self.engine.question(&request).ok_or_else(|| self.no_answer())?;
+        let began = Instant::now();
+        let answer = self.http.get(question.url.clone()).header("accept", question.accept);
+        let answer = answer.send().await.map_err(|_| self.no_answer())?;
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await.map_err(|_| self.no_answer())?;
+        let took = began.elapsed();
+        match self.engine.read(&request, &Response { url: &question.url, status, body: &body }) {
+            SearchAnswer::Results { results, .. } => {
+                let links = results.iter().take(COMPARED).map(|result| result.link.to_string()).collect();
+                Ok(Asked { took, links })
+            }
+            SearchAnswer::Refused(refusal) => Err(Failure::Failed(format!("asked directly: {refusal}"))),
+        }
+    }
+
+    async fn ask_client(&self, terms: &str) -> Result<Asked, Failure> {
+        let engine = Some(self.engine.name().to_string());
+        let search = api::Search { terms: terms.to_owned(), engine, ..api::Search::default() };
+        let began = Instant::now();
+        let found: api::Searched = control::ask(self.control, "/api/search", Some(&search)).await?;
+        let took = began.elapsed();
+        Ok(Asked { took, links: found.results.into_iter().take(COMPARED).map(|result| result.link).collect() })
+    }
+
+    fn no_answer(&self) -> Failure {
+        Failure::Failed(format!("{} does not answer: is it running?", self.engine.title()))
+    }
+
+    /// How many circuits the client has used up on this engine: one for each time that it asked an exit.
+    async fn circuits(&self) -> Result<u64, Failure> {
+        let engines: Vec<api::Engine> = control::ask(self.control, "/api/engines", None::<&()>).await?;
+        let own = engines.iter().filter(|engine| engine.engine == self.engine.name().as_str());
+        let exits = own.flat_map(|engine| &engine.exits);
+        Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
+    }
+
+    /// Ten searches on each of `streams`, with queries from the `from`th on.
+    async fn rate(self: &Arc<Self>, way: Way, streams: usize, from: usize) -> Result<Rate, Failure> {
+        const EACH: usize = 10;
+        let began = Instant::now();
+        let mut workers = JoinSet::new();
+        for worker in 0..streams {
+            let sides = Arc::clone(self);
+            workers.spawn(async move {
+                let mut asked = Vec::new();
+                for step in 0..EACH {
+                    let number = from.saturating_add(step.saturating_mul(streams)).saturating_add(worker);
+                    asked.push(sides.ask(way, number).await?);
+                }
+                Ok::<_, Failure>(asked)
+            });
+        }
+        let mut asked = Vec::new();
+        while let Some(worked) = workers.join_next().await {
+            asked.extend(worked.map_err(Failure::failed)??);
+        }
+        let seconds = began.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        let spread = Spread::of(asked.iter().map(|asked| asked.took));
+        Ok(Rate { searches: asked.len(), per_second: asked.len() as f64 / seconds, spread })
+    }
+}
+
+impl SearchReport {
+    pub(super) fn to_words(&self) -> String {
+        let spread = |spread: Spread| format!("p50 {:.1} ms   p99 {:.1} ms", spread.p50_ms, spread.p99_ms);
+        let mut words = format!(
+            "Searches of {}, one at a time, each query another\
+             \n  directly      {}\
+             \n  through       {}\
+             \n  more          {:.1} ms (p50)\
+             \n  results       {} of {} the engine's own in its order (the first {COMPARED} of each)",
+            self.engine,
+            spread(self.direct),
+            spread(self.through),
+            self.overhead_p50_ms,
+            self.same,
+            self.compared,
+        );
+        if let Some(AtOnce { streams, direct, through, share, circuits }) = self.at_once {
+            let rate = |rate: Rate| format!("{:.0} per second   {}", rate.per_second, spread(rate.spread));
+            // Writing to a string can't fail.
+            let _ = write!(
+                words,
+                "\n {streams} at a time, {} on each way:\
+                 \n  directly      {}\
+                 \n  through       {}\
+                 \n  share         {:.0} %, over {circuits} circuits",
+                direct.searches,
+                rate(direct),
+                rate(through),
+                share * 100.0,
+            );
+        }
+        if let Some(processes) = self.processes {
+            let _ = write!(words, "\n  processor     {:.2} s in {} processes", processes.cpu_seconds, processes.count);
+        }
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_thousand_queries_are_all_different() {
+        let queries: BTreeSet<String> = (0..1000).map(terms).collect();
+        assert_eq!(queries.len(), 1000);
+    }
+}
