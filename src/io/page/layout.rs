@@ -77,7 +77,7 @@ impl Form<'_> {
         html! {
             form.ask action="/search" method="get" role="search" {
                 div.box {
-                    input #q type="search" name="q" value=(self.terms) placeholder="What would you like to know?"
+                    input #q type="search" name="q" value=(self.terms) placeholder="Your question"
                         aria-label="Search" maxlength=(MAX_TERMS_LEN) required autofocus[self.focus] autocomplete="off"
                         autocapitalize="none" spellcheck="false" enterkeyhint="search";
                     button type="submit" { "Search" }

@@ -26,8 +26,8 @@ pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
             h1 { "Open this page in your browser itself?" }
             p.target { (url) }
             p.check {
-                "Does this browser go through the overlay? "
-                img src=(check.url()) alt="No: this browser does not go through the overlay.";
+                "Does this browser go through the overlay? " br;
+                img src=(check.url()) alt="No, it does not.";
             }
             p {
                 "If it doesn't, " b { (host) } " sees your own address, and your network's provider sees that you go there. And the "

@@ -167,7 +167,7 @@ fn result_markup(result: &SearchResult) -> Markup {
     let link = result.link.as_str();
     html! {
         li {
-            h2 { a href=(address("/read", &[("url", link)])) dir="auto" { (result.title) } }
+            h2 dir="auto" { a href=(address("/read", &[("url", link)])) { (result.title) } }
             p.where { (place(result)) }
             @if !result.snippet.is_empty() { p.snippet dir="auto" { (result.snippet) } }
             p.aside { a href=(address("/leave", &[("url", link)])) { "open in this browser instead…" } }
