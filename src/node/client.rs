@@ -283,10 +283,11 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let searches = Searches { engine, ahead: true };
     let (client, mut ready) = Client::start(directories, Some(folder), searches, reporter)?;
     let check = Check::new(&mut randomness()?);
+    let requester = client.requester();
     let serving = Page {
         searcher: client.searcher(),
-        reader: Reader::new(client.clone(), client.shared.tls.clone()),
-        requester: client.requester(),
+        reader: Reader::new(requester.clone()),
+        requester,
         check,
         socks: port(&socks)?,
     };

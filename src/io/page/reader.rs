@@ -6,25 +6,21 @@
 mod clean;
 mod view;
 
-use core::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use core::time::Duration;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{HeaderMap, Request, Response, StatusCode, header};
 use tokio::{sync::Semaphore, time::timeout};
 use url::Url;
 
 use crate::{
+    delegated::text,
     io::{
-        connector::{ConnectError, Connector, Isolation},
-        exchange::{Answer, ExchangeError, ExchangeLimits, exchange, read_whole},
-        tls::{Tls, TlsError},
+        connector::{Connector, Isolation},
+        request::{RequestError, Requester, ResponseBody},
     },
-    wire::{Host, Target},
 };
 
 pub(super) use view::{reading, unread};
@@ -42,21 +38,6 @@ const MAX_REDIRECTS: usize = 5;
 const FETCH_LIMIT: Duration = Duration::from_secs(45);
 /// Pages cleaned at a time; more wait.
 const MAX_CLEANING: usize = 2;
-
-const LIMITS: ExchangeLimits = ExchangeLimits {
-    head: Duration::from_secs(30),
-    idle: Some(Duration::from_secs(15)),
-    head_bytes: 64 * 1024,
-    fields: 128,
-};
-
-/// Every reader view asks with the same fields.
-const FIELDS: [(header::HeaderName, &str); 4] = [
-    (header::USER_AGENT, "Mozilla/5.0 (compatible; Umbel)"),
-    (header::ACCEPT, "text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.5"),
-    (header::ACCEPT_LANGUAGE, "en,*;q=0.5"),
-    (header::ACCEPT_ENCODING, "identity"),
-];
 
 /// A page to read.
 pub(super) struct Reading {
@@ -78,11 +59,9 @@ enum Content {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReadError {
     #[error("{0}")]
-    Connect(#[from] ConnectError),
-    #[error("{0}")]
-    Tls(#[from] TlsError),
-    #[error("{0}")]
-    Exchange(#[from] ExchangeError),
+    Request(#[from] RequestError),
+    #[error("the page is larger than {} MiB", MAX_PAGE_LEN >> 20)]
+    TooLarge,
     #[error("the page took too long to come")]
     TooSlow,
     #[error("the site sends visitors round in a circle, or somewhere that can't be read")]
@@ -100,22 +79,20 @@ pub(super) enum ReadError {
 /// Fetches and cleans pages. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Reader<C> {
-    connector: C,
-    tls: Tls,
+    requester: Requester<C>,
     cleaning: Arc<Semaphore>,
-    pages: Arc<AtomicU64>,
 }
 
 impl<C: Connector> Reader<C> {
-    pub(crate) fn new(connector: C, tls: Tls) -> Self {
-        Self { connector, tls, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)), pages: Arc::default() }
+    pub(crate) fn new(requester: Requester<C>) -> Self {
+        Self { requester, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)) }
     }
 
     /// The page at `url`, cleaned.
     pub(super) async fn read(&self, url: Url) -> Result<Reading, ReadError> {
-        let number = self.pages.fetch_add(1, Ordering::Relaxed);
-        let isolation = Isolation::new("reader", &number.to_be_bytes(), &[]);
-        let fetched = timeout(FETCH_LIMIT, self.fetch(url, isolation)).await.map_err(|_| ReadError::TooSlow)??;
+        let fetched = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
+            .await
+            .map_err(|_| ReadError::TooSlow)??;
         let _permit = self.cleaning.acquire().await.map_err(|_| ReadError::Unreadable)?;
         let cleaned = tokio::task::spawn_blocking(move || fetched.clean());
         cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
@@ -134,29 +111,18 @@ impl<C: Connector> Reader<C> {
         Err(ReadError::Redirects)
     }
 
-    async fn get(&self, url: &Url, isolation: Isolation) -> Result<Response<Answer>, ReadError> {
-        let target = target(url).ok_or(ReadError::Redirects)?;
-        let host = target.host.to_text();
-        let mut request = Request::get(url.as_str()).body(Empty::<Bytes>::new()).map_err(|_| ReadError::Redirects)?;
-        for (name, value) in FIELDS {
-            request.headers_mut().insert(name, header::HeaderValue::from_static(value));
-        }
-        let stream = self.connector.connect(target, isolation).await?;
-        Ok(if url.scheme() == "https" {
-            exchange(self.tls.connect(&host, stream).await?, request, LIMITS).await?
-        } else {
-            exchange(stream, request, LIMITS).await?
-        })
+    async fn get(&self, url: &Url, isolation: Isolation) -> Result<Response<ResponseBody>, RequestError> {
+        let request = Request::get(url.as_str())
+            .header(header::ACCEPT, "text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.5")
+            .header(header::ACCEPT_LANGUAGE, "en,*;q=0.5")
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| RequestError::Address)?;
+        self.requester.over_stream(request, isolation).await
     }
 }
 
-fn target(url: &Url) -> Option<Target> {
-    let host = Host::parse(url.host_str()?).ok()?;
-    Some(Target { host, port: url.port_or_known_default().filter(|port| *port != 0)? })
-}
-
 /// Where a response leads on to, if it does.
-fn redirect(url: &Url, response: &Response<Answer>) -> Option<Result<Url, ReadError>> {
+fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, ReadError>> {
     const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
     if !REDIRECTS.contains(&response.status().as_u16()) {
         return None;
@@ -172,7 +138,7 @@ fn redirect(url: &Url, response: &Response<Answer>) -> Option<Result<Url, ReadEr
 }
 
 /// Takes a page's body, if it is one that can be read.
-async fn take(url: Url, response: Response<Answer>, verified: bool) -> Result<Fetched, ReadError> {
+async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<Fetched, ReadError> {
     let (head, body) = response.into_parts();
     if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ReadError::Encoded);
@@ -183,9 +149,14 @@ async fn take(url: Url, response: Response<Answer>, verified: bool) -> Result<Fe
         kind if kind.starts_with("text/") || kind == "application/json" => false,
         // An error's status says more than the kind of picture it comes with.
         _ if !head.status.is_success() => return Err(ReadError::Status(head.status)),
-        kind => return Err(ReadError::Kind(crate::delegated::text::plain(kind, 60))),
+        kind => return Err(ReadError::Kind(text::plain(kind, 60))),
     };
-    let body = read_whole(body, MAX_PAGE_LEN).await?;
+    let body =
+        Limited::new(body, MAX_PAGE_LEN).collect().await.map_err(|error| match error.downcast::<RequestError>() {
+            Ok(error) => ReadError::Request(*error),
+            Err(_) => ReadError::TooLarge,
+        })?;
+    let body = body.to_bytes();
     if body.is_empty() && !head.status.is_success() {
         return Err(ReadError::Status(head.status));
     }
@@ -203,7 +174,7 @@ struct Fetched {
     url: Url,
     kind: String,
     html: bool,
-    body: Vec<u8>,
+    body: Bytes,
     verified: bool,
 }
 

@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     delegated::{Block, SearchAnswer, SearchRefusal, SearchRequest},
     io::{
+        outbound::testing::{TestRoot, https_origin},
         searcher::testing::{Deed, Overlay, Reply, honest, refusing, result},
         testing::origin,
         tls::Tls,
@@ -16,14 +17,19 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A page whose overlay has these exits; gives where it is.
+/// A page over this overlay; gives where it is.
 async fn start(overlay: &Overlay) -> SocketAddr {
+    start_believing(overlay, Tls::default()).await
+}
+
+async fn start_believing(overlay: &Overlay, tls: Tls) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    let requester = Requester::new(overlay.clone(), tls);
     let page = Page {
         searcher: overlay.searcher(),
-        reader: Reader::new(overlay.clone(), Tls::default()),
-        requester: Requester::new(overlay.clone(), Tls::default()),
+        reader: Reader::new(requester.clone()),
+        requester,
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };
@@ -275,7 +281,7 @@ async fn a_hostile_page_is_read_without_anything_that_loads_runs_or_leads_away()
         <svg><a href="javascript:evil()"><text>x</text></a></svg><math><mtext><style><img src=x onerror=evil()></style></mtext></math>
         <video src="http://evil.example/v" poster="http://evil.example/p"></video><p id="one" class="brand" onclick="evil()">Kept text.</p>
         <a href="javascript:evil()">bad</a> <a href="page?utm_source=x&a=1" ping="http://evil.example/" target="_blank">good</a>
-        <a href="#one">place</a> <a href="//evil.example/x">slashes</a> <a href="data:text/html,x">data</a>
+        <a href="#one">place</a> <a href="/other#two">place elsewhere</a> <a href="//evil.example/x">slashes</a> <a href="data:text/html,x">data</a>
         <noscript><img src="http://evil.example/n"></noscript><template><script>evil()</script></template></body></html>"##;
     let site = site(html_page(body)).await;
     let address = started(&[]).await;
@@ -286,8 +292,26 @@ async fn a_hostile_page_is_read_without_anything_that_loads_runs_or_leads_away()
     assert!(html.contains("Kept text.") && html.contains("Evil &lt;b&gt; title"), "{html}");
     assert!(html.contains("href=\"/read?url=http%3A%2F%2Fother.example%2Fdir%2Fpage%3Fa%3D1\""), "{html}");
     assert!(html.contains("href=\"#page-one\"") && html.contains("id=\"page-one\""), "{html}");
+    assert!(html.contains("href=\"/read?url=http%3A%2F%2Fother.example%2Fother#page-two\""), "{html}");
     assert!(html.contains("did not come encrypted"), "{html}");
     assert!(!html.contains("<script"), "no script at all beside a foreign page: {html}");
+}
+
+#[tokio::test]
+async fn over_https_the_certificate_must_prove_the_site() {
+    let root = TestRoot::new();
+    let tls = Tls::new([root.file.path()]).unwrap();
+    let address = start_believing(&Overlay::new(&[]), tls).await;
+    for (name, status) in [("origin.test", 200), ("other.test", 502)] {
+        let site = https_origin(root.server(&[name]), |_| async {
+            let page = http_body_util::Full::new(axum::body::Bytes::from_static(b"<p>Sealed words.</p>"));
+            hyper::Response::builder().header("content-type", "text/html").body(page).unwrap()
+        })
+        .await;
+        let (got, html) = get(address, &format!("/read?url=https://origin.test:{}/", site.port())).await;
+        assert_eq!((got, html.contains("Sealed words.")), (status, status == 200), "{html}");
+        assert!(!html.contains("did not come encrypted"), "{html}");
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use crate::io::{
     request::testing::OneExit,
     searcher::{Exits, Searcher},
     testing::origin,
-    tls::Tls,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -31,7 +30,7 @@ async fn client() -> SocketAddr {
     let (_, offers) = watch::channel(None);
     let page = Page {
         searcher: Searcher::new(overlay.clone(), Exits::new(offers, None)),
-        reader: Reader::new(overlay.clone(), Tls::default()),
+        reader: Reader::new(overlay.clone().requester()),
         requester: overlay.requester(),
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),

@@ -137,8 +137,10 @@ fn lead(value: &str, base: &Url) -> Option<String> {
     if let Some(place) = value.trim().strip_prefix('#') {
         return (!place.is_empty()).then(|| format!("#{PREFIX}{place}"));
     }
-    let target = link::clean(value, Some(base))?;
-    Some(address("/read", &[("url", target.as_str())]))
+    let mut target = link::clean(value, Some(base))?;
+    let place = target.fragment().map(|place| format!("#{PREFIX}{place}")).unwrap_or_default();
+    target.set_fragment(None);
+    Some(address("/read", &[("url", target.as_str())]) + &place)
 }
 
 /// What matters of a page.

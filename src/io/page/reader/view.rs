@@ -4,9 +4,12 @@ use axum::{http::StatusCode, response::Response};
 use maud::{PreEscaped, html};
 use url::Url;
 
-use crate::io::page::{
-    layout::{Kind, address, brand, foot, page},
-    results::{capital, unconnected},
+use crate::io::{
+    page::{
+        layout::{Kind, address, brand, foot, page},
+        results::{capital, unconnected},
+    },
+    request::RequestError,
 };
 
 use super::{Content, ReadError, Reading};
@@ -45,7 +48,7 @@ pub(in crate::io::page) fn reading(reading: &Reading) -> Response {
 /// The page that says why there is nothing to read, and what else can be done.
 pub(in crate::io::page) fn unread(url: &Url, error: &ReadError) -> Response {
     let (status, title, words) = match error {
-        ReadError::Connect(error) => unconnected(*error),
+        ReadError::Request(RequestError::Connect(error)) => unconnected(*error),
         ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page didn't come", said(error)),
         error => (StatusCode::BAD_GATEWAY, "This page can't be shown", said(error)),
     };
@@ -59,7 +62,7 @@ pub(in crate::io::page) fn unread(url: &Url, error: &ReadError) -> Response {
                 a.button href=(address("/read", &[("url", url.as_str())])) { "Try again" }
                 a.button.quiet href=(address("/leave", &[("url", url.as_str())])) { "Open it in this browser…" }
             }
-            @if let ReadError::Kind(_) | ReadError::Exchange(crate::io::exchange::ExchangeError::TooLarge) = error {
+            @if let ReadError::Kind(_) | ReadError::TooLarge = error {
                 p { "To save it as a file through the overlay: " code { "umbel fetch --output FILE URL" } }
             }
         }
