@@ -11,6 +11,7 @@ pub mod exit;
 pub mod files;
 pub mod http_proxy;
 pub mod listener;
+pub mod oblivious;
 pub(crate) mod outbound;
 pub(crate) mod page;
 pub mod request;

@@ -36,6 +36,7 @@ pub use crate::{
     io::{
         connector::ConnectError,
         delegated::refusal::Refusal,
+        oblivious::ObliviousError,
         request::{RequestError, ResponseBody},
         searcher::{Comparison, Found, SearchFailure, SearchQuery},
         stream::Stream,

@@ -297,7 +297,7 @@ impl<R: AsyncRead + Unpin> Content<R> {
         Self { reader, left: 0, cap, begun: false, ended: false }
     }
 
-    /// The next piece; none at the end of the message, trailers included.
+    /// The next piece; none at the end of the message, trailers included, which must be the stream's end too.
     ///
     /// # Errors
     /// When the message breaks off or is too large. Then there is no more.
@@ -310,6 +310,9 @@ impl<R: AsyncRead + Unpin> Content<R> {
                 Some(0) => {
                     self.ended = true;
                     HeadReader::new(&mut self.reader).trailers().await?;
+                    if self.reader.read(&mut [0]).await? > 0 {
+                        return Err(MessageError::Malformed("there are bytes behind its end"));
+                    }
                 }
                 Some(length) => {
                     self.cap = self.cap.checked_sub(length).ok_or(MessageError::TooLarge)?;

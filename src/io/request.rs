@@ -24,7 +24,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
+    io::{AsyncWriteExt as _, ReadHalf, WriteHalf},
     time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -46,8 +46,6 @@ use super::{
 
 /// For the answer to begin once the request has gone, between two pieces of it, and for a piece of the request to go.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// For the end of the stream after the end of the answer.
-const LAST: Duration = Duration::from_secs(5);
 const LIMITS: ExchangeLimits =
     ExchangeLimits { head: PATIENCE, idle: Some(PATIENCE), head_bytes: 64 * 1024, fields: 128 };
 
@@ -280,11 +278,9 @@ async fn receive(
     fix_response(response.headers_mut());
     let (pipe, body) = Piped::unread();
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut content = Content::new(&mut reader, u64::MAX);
-        if fill(&mut content, pipe, PATIENCE).await.is_ok() {
-            // A stream that was read to its end is not reset.
-            let _ = timeout(LAST, reader.read(&mut [0])).await;
-        }
+        let mut content = Content::new(reader, u64::MAX);
+        // What goes wrong shows in the body.
+        let _ = fill(&mut content, pipe, PATIENCE).await;
     }));
     let finishing = AbortOnDropHandle::new(tokio::spawn(async move {
         // A target may answer before it has all of the request.

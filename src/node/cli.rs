@@ -21,6 +21,8 @@ Who sees what:
                  and the whole answer, also with https, but does not see who asks. So send nothing that names you.
   --via stream   The request goes over a stream to the target. With https TLS ends here: the exit sees the host, the port and
                  how much is said; with http it reads all. The target sees the exit's address, and how this program speaks.
+  --gateway URL  An exit carries the request sealed to an Oblivious HTTP gateway. The exit sees the gateway and how much is
+                 said; the gateway sees the exit, the whole request and the whole answer; the target sees the gateway.
 
 Example, beside a running client:
   umbel fetch https://example.org/

@@ -31,7 +31,7 @@ use crate::io::{
     binary_http::{Content, Encoded, Pipe, Piped, read_response, request_head},
     page::api::{
         API_FIELD,
-        request::{BY_EXIT, BY_STREAM, KIND, VIA},
+        request::{BY_EXIT, BY_STREAM, GATEWAY, KIND, VIA},
     },
 };
 
@@ -71,6 +71,9 @@ pub(crate) struct FetchOptions {
     /// Who sends it [default: stream for https, request for http]
     #[arg(long, value_name = "HOW")]
     via: Option<Via>,
+    /// Seal the request to this Oblivious HTTP gateway, which sends it on: the exit that carries it can't read it
+    #[arg(long, value_name = "URL", conflicts_with = "via")]
+    gateway: Option<Url>,
     /// Write to this file, which appears when all of it is there, instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -93,7 +96,7 @@ pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
     if let Some(length) = length.filter(|length| *length > 0) {
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let (response, mut content) = ask(options.control, via, request, body).await?;
+    let (response, mut content) = ask(options.control, via, options.gateway, request, body).await?;
     judge(&response, &options.url)?;
     let length = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut output = Output::open(options.output.as_deref(), length)?;
@@ -172,6 +175,7 @@ async fn feed(mut source: impl AsyncRead + Unpin, pipe: Pipe) {
 async fn ask(
     control: SocketAddr,
     via: Via,
+    gateway: Option<Url>,
     request: Request<()>,
     body: Piped,
 ) -> Result<(Response<()>, Content<impl AsyncRead + Unpin>), Failure> {
@@ -180,13 +184,17 @@ async fn ask(
         http1::handshake(TokioIo::new(socket)).await.map_err(|_| control::stranger(control))?;
     tokio::spawn(connection);
     let head = request_head(&request).map_err(Failure::usage)?;
-    let asked = Request::post("/api/request")
+    let mut asked = Request::post("/api/request")
         .header(header::HOST, control.to_string())
         .header(header::CONTENT_TYPE, KIND)
         .header(API_FIELD, "1")
         .header(VIA, if via == Via::Request { BY_EXIT } else { BY_STREAM })
         .body(Encoded::new(head, body))
         .map_err(Failure::failed)?;
+    if let Some(gateway) = gateway {
+        let gateway = HeaderValue::from_str(gateway.as_str()).map_err(Failure::usage)?;
+        asked.headers_mut().insert(GATEWAY, gateway);
+    }
     let answer = sender.send_request(asked).await.map_err(|_| control::stranger(control))?;
     if answer.status() != StatusCode::OK || answer.headers().get(header::CONTENT_TYPE) != Some(&KIND) {
         return Err(refused(control, answer).await);

@@ -1,5 +1,6 @@
 //! For tests: an overlay that performs requests.
 
+use core::time::Duration;
 use std::{
     sync::{Arc, Mutex},
     time::Instant,
@@ -11,7 +12,7 @@ use crate::{
     delegated::{Delegation, Service},
     exit::Policy,
     io::{
-        connector::{ConnectError, Connector, Delegated, Isolation},
+        connector::{ConnectError, Connector, Delegated, Hop, Isolation},
         delegated::{
             Delegate,
             engines::{Engines, Ways},
@@ -28,15 +29,20 @@ use crate::{
     wire::{Answer, EndReason, Host, Target},
 };
 
-/// An overlay of one exit, which performs requests at this machine and opens streams to it.
+/// An overlay of one exit, which performs requests at this machine and opens streams to it; or of several with one mind.
 #[derive(Clone)]
 pub(crate) struct OneExit {
     exit: Arc<Delegate>,
+    exits: u8,
     asked: Arc<Mutex<Vec<Isolation>>>,
 }
 
 impl OneExit {
     pub(crate) async fn new() -> Self {
+        Self::several(1).await
+    }
+
+    pub(crate) async fn several(exits: u8) -> Self {
         let policy = Policy::parse(["accept *"], true).unwrap();
         let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
         let reach = Reach { resolved: policy.clone(), written: policy };
@@ -47,7 +53,7 @@ impl OneExit {
         let ways = Ways { named: outbound.clone(), public: outbound };
         let none = Engines::load::<&str>(&[], ways).await.unwrap();
         let search = Search::new(none, SearchCaps::default());
-        Self { exit: Arc::new(Delegate::new(search, http, limits)), asked: Arc::default() }
+        Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
     }
 
     pub(crate) fn requester(self) -> Requester<Self> {
@@ -72,16 +78,16 @@ impl Connector for OneExit {
     async fn delegate(
         &self,
         delegation: Delegation,
-        _: Vec<RelayId>,
+        not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
         self.asked.lock().unwrap().push(isolation);
-        if !delegation.is_offered(&self.exit.offer()) {
-            return Err(EndReason::Policy.into());
-        }
+        let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
+        let chosen = exits.find(|exit| !not_by.contains(exit) && delegation.is_offered(&self.exit.offer()));
+        let relay = chosen.ok_or(EndReason::Policy)?;
         let (near, far) = stream_pair();
         let exit = Arc::clone(&self.exit);
         tokio::spawn(async move { exit.serve(Service::Http, 1, far).await });
-        Ok(Delegated { stream: near, path: Vec::new(), shared_exit: false })
+        Ok(Delegated { stream: near, path: vec![Hop { relay, took: Duration::ZERO }], shared_exit: false })
     }
 }

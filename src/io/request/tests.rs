@@ -1,7 +1,7 @@
 use core::net::SocketAddr;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncReadExt as _, AsyncWrite};
 
 use super::{testing::OneExit, *};
 use crate::{
@@ -118,10 +118,15 @@ async fn an_exit_that_breaks_off_or_talks_nonsense_is_found_out() {
         let requester = Requester::new(Liar(says), Tls::default());
         assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), error, "{says:?}");
     }
-    // 200, four bytes of ten.
-    let requester = Requester::new(Liar(b"\x03\x40\xc8\x00\x0ahalf"), Tls::default());
-    let response = perform(&requester, get("http://a.example/")).await.unwrap();
-    assert_eq!(response.into_body().collect().await.unwrap_err(), RequestError::Broken);
+    // 200; four bytes of ten; then a whole body with something behind it.
+    for (says, error) in [
+        (b"\x03\x40\xc8\x00\x0ahalf".as_slice(), RequestError::Broken),
+        (b"\x03\x40\xc8\x00\x04body\x00\x00\x00", RequestError::NotHttp),
+    ] {
+        let requester = Requester::new(Liar(says), Tls::default());
+        let response = perform(&requester, get("http://a.example/")).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap_err(), error, "{says:?}");
+    }
 }
 
 #[tokio::test]

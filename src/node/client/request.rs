@@ -2,9 +2,15 @@
 
 use std::error::Error;
 
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::{Request, Response, body::Body};
+use url::Url;
 
-use crate::io::request::{RequestError, Requester, ResponseBody};
+use crate::io::{
+    oblivious::ObliviousError,
+    request::{RequestError, Requester, ResponseBody},
+};
 
 use super::Client;
 
@@ -50,6 +56,27 @@ impl Client {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         self.requester().over_stream(request, self.isolation).await
+    }
+
+    /// Has an exit carry `request` sealed to the Oblivious HTTP `gateway` (RFC 9458), which sends it on.
+    ///
+    /// The exit sees the gateway and how much is said, the gateway the request and the exit. Two different exits fetch
+    /// the gateway's keys, which count when both bring the same. A gateway named by its host alone is asked for at its
+    /// well-known place.
+    ///
+    /// # Errors
+    /// See [`ObliviousError`].
+    pub async fn request_obliviously<B>(
+        &self,
+        gateway: &Url,
+        request: Request<B>,
+    ) -> Result<Response<Full<Bytes>>, ObliviousError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.requester().oblivious(gateway, request).await
     }
 
     pub(super) fn requester(&self) -> Requester<Self> {

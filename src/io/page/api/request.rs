@@ -3,7 +3,7 @@
 //! How it is sent stands in a field ([`VIA`]). A response that breaks off breaks off here too.
 
 use axum::{
-    Router,
+    BoxError, Router,
     body::Body,
     extract::{Request, State},
     http::{HeaderValue, StatusCode, header},
@@ -13,12 +13,14 @@ use axum::{
 use http_body_util::{BodyDataStream, BodyExt as _};
 use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
+use url::Url;
 
 use crate::io::{
     binary_http::{Content, Encoded, MessageError, Piped, fill, read_request, response_head},
     connector::{ConnectError, Connector},
+    oblivious::ObliviousError,
     page::Page,
-    request::{RequestError, ResponseBody},
+    request::RequestError,
 };
 
 use super::failed;
@@ -29,6 +31,8 @@ pub(crate) const VIA: &str = "umbel-via";
 pub(crate) const BY_EXIT: &str = "request";
 /// Over a stream to the target.
 pub(crate) const BY_STREAM: &str = "stream";
+/// The field that names the gateway of an oblivious request, which an exit carries sealed.
+pub(crate) const GATEWAY: &str = "umbel-gateway";
 /// The media type of both bodies (RFC 9292 §7).
 pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
 
@@ -40,22 +44,24 @@ pub(super) fn router<C: Connector>() -> Router<Page<C>> {
 }
 
 async fn request<C: Connector>(State(page): State<Page<C>>, asked: Request) -> Response {
+    let gateway = asked.headers().get(GATEWAY).map(|value| value.to_str().ok()?.parse::<Url>().ok());
     let by_exit = asked.headers().get(VIA).map(HeaderValue::as_bytes) == Some(BY_EXIT.as_bytes());
     let bytes = BodyDataStream::new(asked.into_body().map_err(std::io::Error::other));
     let request = match read(StreamReader::new(bytes)).await {
         Ok(request) => request,
         Err(error) => return failed(StatusCode::BAD_REQUEST, error.to_string()),
     };
+    if let Some(gateway) = gateway {
+        let Some(gateway) = gateway else { return refused(RequestError::Address.into()) };
+        return page.requester.oblivious(&gateway, request).await.map_or_else(refused, answer);
+    }
     let isolation = page.requester.isolation();
     let sent = if by_exit {
         page.requester.perform(request, Vec::new(), isolation).await.map(|performed| performed.response)
     } else {
         page.requester.over_stream(request, isolation).await
     };
-    match sent {
-        Ok(response) => answer(response),
-        Err(error) => refused(error),
-    }
+    sent.map_or_else(|error| refused(error.into()), answer)
 }
 
 async fn read<R>(mut reader: R) -> Result<hyper::Request<Piped>, MessageError>
@@ -70,22 +76,27 @@ where
     Ok(request.map(|()| body))
 }
 
-fn answer(response: hyper::Response<ResponseBody>) -> Response {
+fn answer<B>(response: hyper::Response<B>) -> Response
+where
+    B: hyper::body::Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     match response_head(&response) {
         Ok(head) => {
             let message = Encoded::new(head, response.into_body());
             ([(header::CONTENT_TYPE, KIND)], Body::new(message)).into_response()
         }
-        Err(_) => refused(RequestError::NotHttp),
+        Err(_) => refused(RequestError::NotHttp.into()),
     }
 }
 
-fn refused(error: RequestError) -> Response {
+fn refused(error: ObliviousError) -> Response {
     let status = match error {
-        RequestError::Address => StatusCode::BAD_REQUEST,
-        RequestError::NoExit | RequestError::Connect(ConnectError::NotReady | ConnectError::Stopped) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        ObliviousError::Request(RequestError::Address) | ObliviousError::TooLarge => StatusCode::BAD_REQUEST,
+        ObliviousError::NoSecondExit
+        | ObliviousError::Request(
+            RequestError::NoExit | RequestError::Connect(ConnectError::NotReady | ConnectError::Stopped),
+        ) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     };
     failed(status, error.to_string())

@@ -1,0 +1,212 @@
+//! Oblivious HTTP (RFC 9458): a request sealed to a gateway, so that the exit that carries it can't read it either.
+//!
+//! The exit sees the gateway and a sealed message; the gateway sees the request and the exit. Whose key it is sealed to
+//! is the weak point, for the exit that fetches the gateway's key configuration could give its own. So two different exits
+//! fetch it, and it counts only if both bring the same: a gateway that gives each client a key of its own to know it again is
+//! found out by the same test. Gateway and exits are not trusted: what they send is capped and never panics the
+//! decoders. Governed by `proto/09-delegated.md`, "Oblivious HTTP".
+
+#[cfg(test)]
+mod tests;
+
+use std::{error::Error, io::Cursor};
+
+use bhttp::{Message, Mode};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Full, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Body,
+    header::{self, HeaderName, HeaderValue},
+};
+use ohttp::{
+    ClientRequest, ClientResponse, KeyConfig, SymmetricSuite,
+    hpke::{Aead, Kdf},
+};
+use url::Url;
+
+use crate::base::RelayId;
+
+use super::{
+    binary_http::MAX_FIELDS,
+    connector::Connector,
+    delegated::fields::{fix_request, fix_response},
+    request::{Performed, RequestError, Requester, ResponseBody},
+};
+
+/// Where a gateway is found that is named by its host alone (RFC 9540 §3).
+const WELL_KNOWN: &str = "/.well-known/ohttp-gateway";
+const KEYS: HeaderValue = HeaderValue::from_static("application/ohttp-keys");
+const REQUEST: HeaderValue = HeaderValue::from_static("message/ohttp-req");
+const RESPONSE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
+
+/// Bytes of a key configuration, of a request's body and of a sealed response.
+const MAX_KEYS: usize = 16 * 1024;
+const MAX_REQUEST: usize = 1024 * 1024;
+const MAX_RESPONSE: usize = 16 * 1024 * 1024;
+/// A request is filled up to a multiple of this, so that its length tells the exit little.
+const BUCKET: usize = 1024;
+
+/// What a configuration must offer one of; the library takes no other.
+const SUITES: [SymmetricSuite; 2] = [
+    SymmetricSuite::new(Kdf::HkdfSha256, Aead::ChaCha20Poly1305),
+    SymmetricSuite::new(Kdf::HkdfSha256, Aead::Aes128Gcm),
+];
+
+/// Why an oblivious request has no response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObliviousError {
+    /// The exit did not carry it.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// There is no second exit to compare the gateway's keys by.
+    #[error("only one exit reaches the gateway, so its keys can't be compared")]
+    NoSecondExit,
+    /// Two exits brought different keys.
+    #[error(
+        "two exits brought different keys of the gateway: one of them lies, or the gateway gives each client its own"
+    )]
+    KeysDiffer,
+    /// What came are no keys that can be used.
+    #[error("the gateway has no keys that can be used")]
+    Keys,
+    /// The gateway did not answer as one.
+    #[error("the gateway answered {0}, which is no oblivious answer")]
+    Gateway(StatusCode),
+    /// The sealed answer can't be opened or read.
+    #[error("the gateway's answer can't be opened")]
+    Sealed,
+    /// The request's or the response's body is too large for one sealed message.
+    #[error("too large for an oblivious request")]
+    TooLarge,
+}
+
+impl<C: Connector> Requester<C> {
+    /// Sends `request`, whose address is absolute, sealed to `gateway`, and gives the response that comes back sealed.
+    ///
+    /// # Errors
+    /// See [`ObliviousError`].
+    pub(crate) async fn oblivious<B>(
+        &self,
+        gateway: &Url,
+        request: Request<B>,
+    ) -> Result<Response<Full<Bytes>>, ObliviousError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let gateway = address(gateway).ok_or(RequestError::Address)?;
+        let (head, body) = request.into_parts();
+        let body = Limited::new(body, MAX_REQUEST).collect().await.map_err(too_large_or(RequestError::Body))?;
+        let message = encode(&Request::from_parts(head, body.to_bytes()))?;
+        let (keys, first) = self.keys(&gateway, Vec::new()).await?;
+        let (again, _) = self.keys(&gateway, vec![first]).await.map_err(|error| match error {
+            ObliviousError::Request(RequestError::NoExit) => ObliviousError::NoSecondExit,
+            error => error,
+        })?;
+        if keys != again {
+            return Err(ObliviousError::KeysDiffer);
+        }
+        let (sealed, opener) = seal(&keys, &message)?;
+        self.carry(gateway, sealed, opener).await
+    }
+
+    /// The gateway's key configurations, and the exit that brought them, none of `not_by`.
+    async fn keys(&self, gateway: &Uri, not_by: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = gateway.clone();
+        request.headers_mut().insert(header::ACCEPT, KEYS);
+        let Performed { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
+        let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
+        // It was asked of the connector, but all hangs on it.
+        if not_by.contains(&exit) {
+            return Err(ObliviousError::NoSecondExit);
+        }
+        Ok((whole(response, &KEYS, MAX_KEYS).await?, exit))
+    }
+
+    async fn carry(
+        &self,
+        gateway: Uri,
+        sealed: Vec<u8>,
+        opener: ClientResponse,
+    ) -> Result<Response<Full<Bytes>>, ObliviousError> {
+        let mut request = Request::new(Full::<Bytes>::from(sealed));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = gateway;
+        request.headers_mut().insert(header::CONTENT_TYPE, REQUEST);
+        let Performed { response, .. } = self.perform(request, Vec::new(), self.isolation()).await?;
+        let sealed = whole(response, &RESPONSE, MAX_RESPONSE).await?;
+        let opened = opener.decapsulate(&sealed).map_err(|_| ObliviousError::Sealed)?;
+        decode(opened).ok_or(ObliviousError::Sealed)
+    }
+}
+
+fn address(gateway: &Url) -> Option<Uri> {
+    let whole = if gateway.path() == "/" { gateway.join(WELL_KNOWN).ok()? } else { gateway.clone() };
+    whole.as_str().parse().ok()
+}
+
+/// The body of a response that is of this kind.
+async fn whole(response: Response<ResponseBody>, kind: &HeaderValue, cap: usize) -> Result<Bytes, ObliviousError> {
+    if response.status() != StatusCode::OK || response.headers().get(header::CONTENT_TYPE) != Some(kind) {
+        return Err(ObliviousError::Gateway(response.status()));
+    }
+    let body = Limited::new(response.into_body(), cap).collect().await.map_err(too_large_or(RequestError::Broken))?;
+    Ok(body.to_bytes())
+}
+
+fn too_large_or(otherwise: RequestError) -> impl Fn(Box<dyn Error + Send + Sync>) -> ObliviousError {
+    move |error| if error.is::<LengthLimitError>() { ObliviousError::TooLarge } else { otherwise.into() }
+}
+
+/// `message` sealed to the first of the gateway's `keys` that we can use, and what opens the answer.
+fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientResponse), ObliviousError> {
+    let configurations = KeyConfig::decode_list(keys).map_err(|_| ObliviousError::Keys)?;
+    // The library counts on a configuration that has a suite it knows, and a list may hold others.
+    let usable = |keys: &KeyConfig| SUITES.into_iter().any(|suite| keys.select(suite).is_ok());
+    let mut chosen = configurations.into_iter().find(usable).ok_or(ObliviousError::Keys)?;
+    let sealing = ClientRequest::from_config(&mut chosen).map_err(|_| ObliviousError::Keys)?;
+    sealing.encapsulate(message).map_err(|_| ObliviousError::Keys)
+}
+
+/// The request in Binary HTTP, filled up with zeros (RFC 9292 §3.8).
+fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
+    let uri = request.uri();
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(RequestError::Address.into());
+    };
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut message =
+        Message::request(request.method().as_str().into(), scheme.into(), authority.as_str().into(), path.into());
+    let mut headers = request.headers().clone();
+    headers.remove(header::CONTENT_LENGTH);
+    fix_request(&mut headers);
+    for (name, value) in &headers {
+        message.put_header(name.as_str(), value.as_bytes());
+    }
+    message.write_content(request.body());
+    let mut bytes = Vec::new();
+    message.write_bhttp(Mode::KnownLength, &mut bytes).map_err(|_| ObliviousError::TooLarge)?;
+    bytes.resize(bytes.len().next_multiple_of(BUCKET), 0);
+    Ok(bytes)
+}
+
+/// The response in Binary HTTP, of either mode.
+fn decode(bytes: Vec<u8>) -> Option<Response<Full<Bytes>>> {
+    let message = Message::read_bhttp(&mut Cursor::new(bytes)).ok()?;
+    let mut response = Response::new(Full::from(Bytes::copy_from_slice(message.content())));
+    *response.status_mut() = StatusCode::from_u16(message.control().status()?.code()).ok()?;
+    let fields = message.header().fields();
+    if fields.len() > MAX_FIELDS {
+        return None;
+    }
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        headers.append(HeaderName::from_lowercase(field.name()).ok()?, HeaderValue::from_bytes(field.value()).ok()?);
+    }
+    fix_response(&mut headers);
+    *response.headers_mut() = headers;
+    Some(response)
+}
