@@ -1,4 +1,4 @@
-//! The ports for applications, and the files of secrets.
+//! The ports for applications, HTTP requests for exits and gateways, and the files of secrets.
 
 use core::time::Duration;
 use std::{fs, os::unix::fs::PermissionsExt as _};
@@ -15,9 +15,11 @@ use crate::{
     base::{RelayId, WallTime},
     delegated::Delegation,
     io::{
+        binary_http::{Content, read_request, read_response, request_head, response_head},
         connector::{ConnectError, Connector, Delegated, Isolation},
         files::Folder,
         http_proxy::{self, HttpLimits},
+        oblivious,
         socks::{self, SocksLimits},
         stream::Stream,
     },
@@ -27,6 +29,8 @@ use crate::{
 pub(super) const TARGETS: &[Target] = &[
     Target { name: "socks_port", run: socks_port, seeds: socks_seeds },
     Target { name: "http_port", run: http_port, seeds: http_seeds },
+    Target { name: "binary_http", run: binary_http, seeds: binary_http_seeds },
+    Target { name: "oblivious", run: oblivious_http, seeds: oblivious_seeds },
     Target { name: "key_files", run: key_files, seeds: key_seeds },
 ];
 
@@ -96,6 +100,73 @@ fn http_seeds() -> Vec<Vec<u8>> {
         "OPTIONS * HTTP/1.1\r\nHost: example.org\r\n\r\n",
     ];
     requests.map(|request| request.as_bytes().to_vec()).to_vec()
+}
+
+/// What is read can be written, and is then read as the same.
+fn binary_http(bytes: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut reader = bytes;
+        if let Ok(request) = read_request(&mut reader).await {
+            drain(Content::new(reader, MAX_CONTENT)).await;
+            if let Ok(head) = request_head(&request) {
+                let again = read_request(&mut head.as_slice()).await.unwrap();
+                assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
+                assert_eq!(again.headers(), request.headers());
+            }
+        }
+        let mut reader = bytes;
+        if let Ok(response) = read_response(&mut reader).await {
+            drain(Content::new(reader, MAX_CONTENT)).await;
+            if let Ok(head) = response_head(&response) {
+                let again = read_response(&mut head.as_slice()).await.unwrap();
+                assert_eq!((again.status(), again.headers()), (response.status(), response.headers()));
+            }
+        }
+    });
+}
+
+const MAX_CONTENT: u64 = 1000;
+
+async fn drain(mut content: Content<&[u8]>) {
+    let mut length = 0;
+    while let Ok(Some(piece)) = content.piece().await {
+        assert!(!piece.is_empty());
+        length += piece.len() as u64;
+    }
+    assert!(length <= MAX_CONTENT);
+}
+
+fn binary_http_seeds() -> Vec<Vec<u8>> {
+    let request = hyper::Request::post("https://example.org:8443/path?query").header("accept", "*/*").body(()).unwrap();
+    let response = hyper::Response::builder().status(404).header("etag", "1").body(()).unwrap();
+    let (request, response) = (request_head(&request).unwrap(), response_head(&response).unwrap());
+    let content: &[u8] = b"\x04body\x00";
+    let trailers: &[u8] = b"\x01a\x01b\x00";
+    let early: &[u8] = b"\x03\x40\x67\x04link\x01a\x00\x40\xc8\x00";
+    vec![
+        request.clone(),
+        [request.as_slice(), content, b"\0"].concat(),
+        [request.as_slice(), content, trailers].concat(),
+        response.clone(),
+        [response.as_slice(), content, b"\0"].concat(),
+        [early, content, trailers].concat(),
+    ]
+}
+
+/// Neither a gateway's keys nor what it says break anything.
+fn oblivious_http(bytes: &[u8]) {
+    let _ = oblivious::seal(bytes, b"message");
+    let _ = oblivious::decode(bytes.to_vec());
+}
+
+fn oblivious_seeds() -> Vec<Vec<u8>> {
+    // An identifier, X25519, a key, and the two suites.
+    let keys = [&[1, 0, 0x20], [9; 32].as_slice(), &[0, 8, 0, 1, 0, 1, 0, 1, 0, 3]].concat();
+    let listed = [&[0, 45], keys.as_slice()].concat();
+    let known: &[u8] = b"\x01\x40\xc8\x08\x04etag\x021!\x04body\x00";
+    let indeterminate: &[u8] = b"\x03\x40\xc8\x04etag\x011\x00\x04body\x00\x00";
+    vec![listed.clone(), [listed.clone(), listed].concat(), known.to_vec(), indeterminate.to_vec()]
 }
 
 const KEY_FILES: [&str; 2] = ["identity.key", "onion.key"];

@@ -162,7 +162,7 @@ fn too_large_or(otherwise: RequestError) -> impl Fn(Box<dyn Error + Send + Sync>
 }
 
 /// `message` sealed to the first of the gateway's `keys` that we can use, and what opens the answer.
-fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientResponse), ObliviousError> {
+pub(crate) fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientResponse), ObliviousError> {
     let configurations = KeyConfig::decode_list(keys).map_err(|_| ObliviousError::Keys)?;
     // The library counts on a configuration that has a suite it knows, and a list may hold others.
     let usable = |keys: &KeyConfig| SUITES.into_iter().any(|suite| keys.select(suite).is_ok());
@@ -194,7 +194,7 @@ fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
 }
 
 /// The response in Binary HTTP, of either mode.
-fn decode(bytes: Vec<u8>) -> Option<Response<Full<Bytes>>> {
+pub(crate) fn decode(bytes: Vec<u8>) -> Option<Response<Full<Bytes>>> {
     let message = Message::read_bhttp(&mut Cursor::new(bytes)).ok()?;
     let mut response = Response::new(Full::from(Bytes::copy_from_slice(message.content())));
     *response.status_mut() = StatusCode::from_u16(message.control().status()?.code()).ok()?;

@@ -242,6 +242,7 @@ async fn a_client_that_takes_nothing_is_given_up() {
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&request_head(&get(format_args!("http://{address}/"))).unwrap()).await.unwrap();
     stream.write_all(&[0, 0]).await.unwrap();
+    stream.shutdown().await.unwrap();
     assert_eq!(timeout(DEADLINE, serving).await.unwrap().unwrap(), Err(Refusal::ClientGone));
 }
 
