@@ -84,6 +84,19 @@ impl Testnet {
         relay.expect("a relay of that name").file_name().unwrap().to_string_lossy().into_owned()
     }
 
+    /// Each node's largest resident memory so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> Vec<(String, u64)> {
+        let folders = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap());
+        let folders = folders.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
+        let peak = |name: &str| {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid_of(name))).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+        };
+        let names = folders.map(|name| name.into_string().unwrap());
+        names.map(|name| (name.clone(), peak(&name))).collect()
+    }
+
     /// Kills the node whose folder is `name` with no chance to say anything.
     pub(crate) fn kill(&self, name: &str) {
         kill(self.pid_of(name), Signal::SIGKILL).unwrap();

@@ -13,6 +13,7 @@
 mod applications;
 mod engines;
 mod failures;
+mod fetch;
 mod harness;
 mod logs;
 mod machines;

@@ -238,6 +238,11 @@ fn no_query_is_in_any_log_or_file_at_any_level() {
     found(&testnet, &["--engine=scripted", "secretquery"]);
     refusal(&search(&testnet, &["--engine=scripted", "secretquery malformed"]));
     search(&testnet, &["--engine=scripted", "--exits=2", "secretquery"]);
+    for way in ["--via=request", "--via=stream"] {
+        let url = format!("http://{}/secretquery?secretquery", engine.address);
+        let fetched = umbel().args(["fetch", &format!("--control={}", testnet.page), way, &url]).output().unwrap();
+        assert!(fetched.status.success(), "{fetched:?}");
+    }
     let files = files_in(testnet.folder.path());
     assert!(files.iter().filter(|file| file.extension().is_some_and(|kind| kind == "log")).count() >= 9);
     for file in files {

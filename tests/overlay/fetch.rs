@@ -1,0 +1,50 @@
+//! `umbel fetch` through a testnet: whole bodies, in little memory, by an exit and over a stream.
+
+use std::fs;
+
+use super::harness::*;
+
+#[test]
+#[ignore = "takes a minute: cargo xtask test runs it"]
+fn a_body_larger_than_any_node_s_memory_is_fetched_by_an_exit() {
+    const LENGTH: u64 = 250_000_000;
+    let testnet = Testnet::start(&[]);
+    let origin = Origin::start();
+    let file = testnet.folder.path().join("body");
+    let fetched = fetch(&testnet, &["--via=request", "--output", file.to_str().unwrap(), &origin.url(LENGTH)]);
+    assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+    assert_eq!(fs::metadata(&file).unwrap().len(), LENGTH);
+    assert!(is_body(&mut fs::File::open(&file).unwrap(), LENGTH).unwrap());
+    for (node, peak) in testnet.peak_memory() {
+        assert!(peak < LENGTH * 3 / 5, "{node} took {} MiB", peak >> 20);
+    }
+}
+
+#[test]
+fn a_body_comes_whole_by_an_exit_and_over_a_stream() {
+    let testnet = Testnet::start(&[]);
+    let origin = Origin::start();
+    for way in ["--via=request", "--via=stream"] {
+        let fetched = fetch(&testnet, &[way, &origin.url(5_000_000)]);
+        assert!(fetched.status.success(), "{way}: {}", String::from_utf8_lossy(&fetched.stderr));
+        assert_eq!(fetched.stdout.len(), 5_000_000);
+        assert!(is_body(&mut fetched.stdout.as_slice(), 5_000_000).unwrap());
+    }
+}
+
+#[test]
+fn what_ends_early_leaves_no_file_and_says_so() {
+    let testnet = Testnet::start(&[]);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = testnet.folder.path().join("body");
+    for way in ["--via=request", "--via=stream"] {
+        let failed = fetch(&testnet, &[way, "--output", file.to_str().unwrap(), &format!("http://{nobody}/x")]);
+        assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+        assert!(String::from_utf8_lossy(&failed.stderr).starts_with("umbel: "), "{failed:?}");
+        assert!(!file.exists());
+    }
+}
+
+fn fetch(testnet: &Testnet, arguments: &[&str]) -> std::process::Output {
+    umbel().args(["fetch", &format!("--control={}", testnet.page)]).args(arguments).output().unwrap()
+}
