@@ -26,7 +26,7 @@ pub use self::{
     template::TemplateError,
     xml::XmlError,
 };
-use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult};
+use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, link};
 
 /// Results asked for, where an engine lets one say.
 const RESULTS_PER_PAGE: u32 = 10;
@@ -102,6 +102,8 @@ struct Listed {
 impl Found {
     /// As a result: plain text, a cleaned link. `None` if the link is none.
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
+        // Before the texts, which cost more.
+        link::clean(&self.link, Some(base))?;
         let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MOST_CHARS));
         SearchResult::new(&title, &self.link, Some(base), &snippet)
     }

@@ -353,6 +353,46 @@ fn html_that_would_grow_without_bound_is_given_up() {
 }
 
 #[test]
+fn html_is_not_nested_out_of_sight() {
+    // What a comment behind the body leaves open is as deep as before.
+    let hidden = "<dl><dl><dl><dl><dl><dl><dl><dl><dl><dl><i></i></body><!--abc-->".repeat(4000);
+    assert_eq!(hidden.len() % 64, 0, "the comment is not the last that is seen of each piece");
+    assert!(bounded_html(&hidden, 50_000).is_none());
+    // Such comments alone are no harm.
+    assert!(bounded_html(&"<p>a</p></body><!-- b -->".repeat(1000), 50_000).is_some());
+}
+
+#[test]
+fn html_with_attributes_without_number_is_soon_given_up() {
+    let attributes = |count: usize| (0..count).map(|number| format!(" a{number:x}")).collect::<String>();
+    let began = std::time::Instant::now();
+    // Each is compared with all before it.
+    assert!(bounded_html(&format!("<b{}>", attributes(80_000)), 50_000).is_none());
+    // Each paragraph would have them again.
+    let repeating = format!("<p><b{}>x</p>", attributes(3000)) + &"<p>x</p>".repeat(15_000);
+    assert!(bounded_html(&repeating, 50_000).is_none());
+    // Each further tag would have its own sorted in among those that are there.
+    let html: String =
+        (0..60).map(|tag| format!("<html{}>", attributes(2000).replace('a', &format!("a{tag}x")))).collect();
+    assert!(bounded_html(&html, 50_000).is_some());
+    assert!(began.elapsed() < core::time::Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
+fn html_keeps_what_pages_have() {
+    let html = bounded_html(
+        r#"<html lang="en"><body class="x"><!-- c --><p id="1">a&amp;b<img src="data:image/png;base64,//+//"><svg><a/></svg></html>"#,
+        100,
+    );
+    let html = html.unwrap();
+    assert_eq!(html.root_element().attr("lang"), Some("en"));
+    assert_eq!(
+        html.select(&scraper::Selector::parse("body.x p").unwrap()).next().unwrap().text().collect::<String>(),
+        "a&b"
+    );
+}
+
+#[test]
 fn an_engine_without_results_has_none() {
     let rss = r#"<rss version="2.0" xmlns:o="http://a9.com/-/spec/opensearch/1.1/"><channel><title>x</title>
         <o:totalResults>0</o:totalResults></channel></rss>"#;
