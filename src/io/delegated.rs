@@ -44,10 +44,9 @@ impl Delegate {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let admitted = self.limits.admit(Instant::now(), circuit);
-        let refused = admitted.as_ref().err().copied();
         let done = match service {
-            Service::Http => self.http.serve(stream, refused).await,
-            Service::Search => self.search.serve(stream, refused).await,
+            Service::Http => self.http.serve(stream, admitted).await,
+            Service::Search => self.search.serve(stream, admitted).await,
         };
         if let Err(refusal) = done {
             self.limits.count(refusal);

@@ -14,7 +14,7 @@ use crate::io::exchange::strip;
 pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static("Mozilla/5.0 (compatible; Umbel)");
 
 /// Fields that tell about who asks, from where, or through whom.
-const IDENTIFYING: [HeaderName; 27] = [
+const IDENTIFYING: [HeaderName; 49] = [
     header::COOKIE,
     header::REFERER,
     header::ORIGIN,
@@ -28,22 +28,55 @@ const IDENTIFYING: [HeaderName; 27] = [
     header::MAX_FORWARDS,
     header::UPGRADE_INSECURE_REQUESTS,
     HeaderName::from_static("alt-used"),
+    HeaderName::from_static("b3"),
+    HeaderName::from_static("baggage"),
     HeaderName::from_static("client-ip"),
     HeaderName::from_static("cookie2"),
+    HeaderName::from_static("correlation-context"),
     HeaderName::from_static("device-memory"),
     HeaderName::from_static("downlink"),
     HeaderName::from_static("dpr"),
+    HeaderName::from_static("early-data"),
     HeaderName::from_static("ect"),
+    HeaderName::from_static("fastly-client-ip"),
+    HeaderName::from_static("forwarded-for"),
     HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("last-event-id"),
     HeaderName::from_static("priority"),
+    HeaderName::from_static("purpose"),
+    HeaderName::from_static("request-id"),
     HeaderName::from_static("rtt"),
     HeaderName::from_static("save-data"),
+    HeaderName::from_static("service-worker"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
     HeaderName::from_static("true-client-ip"),
     HeaderName::from_static("viewport-width"),
+    HeaderName::from_static("wl-proxy-client-ip"),
+    HeaderName::from_static("x-amzn-trace-id"),
+    HeaderName::from_static("x-cloud-trace-context"),
+    HeaderName::from_static("x-cluster-client-ip"),
+    HeaderName::from_static("x-correlation-id"),
+    HeaderName::from_static("x-original-forwarded-for"),
+    HeaderName::from_static("x-originating-ip"),
+    HeaderName::from_static("x-remote-addr"),
+    HeaderName::from_static("x-remote-ip"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-requested-with"),
+    HeaderName::from_static("x-wap-profile"),
 ];
-const IDENTIFYING_PREFIXES: [&str; 6] = ["sec-", "proxy-", "x-forwarded", "x-real-", "x-client-", "cf-"];
+const IDENTIFYING_PREFIXES: [&str; 8] =
+    ["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
+
+/// Fields by which some servers take a request for one of another method or address than it is: than the exit judged.
+const OVERRIDING: [HeaderName; 6] = [
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
 
 /// Fields of a response that would have a client remember something, or do something by itself.
 const REMEMBERED: [HeaderName; 7] = [
@@ -60,7 +93,7 @@ const REMEMBERED: [HeaderName; 7] = [
 /// others that most clients send are fixed.
 pub(crate) fn fix_request(headers: &mut HeaderMap) {
     strip(headers);
-    for name in &IDENTIFYING {
+    for name in IDENTIFYING.iter().chain(&OVERRIDING) {
         headers.remove(name);
     }
     let prefixed: Vec<HeaderName> = headers
@@ -106,6 +139,11 @@ mod tests {
             ("referer", "http://a.example/"),
             ("te", "trailers"),
             ("proxy-authorization", "Basic x"),
+            ("x-request-id", "1"),
+            ("x-b3-traceid", "1"),
+            ("x-device-id", "1"),
+            ("x-http-method-override", "DELETE"),
+            ("x-original-url", "/admin"),
         ]);
         let mut nothing = HeaderMap::new();
         fix_request(&mut headers);

@@ -97,23 +97,25 @@ impl Http {
         }
     }
 
-    /// Performs the request that comes over `stream`, unless it is `refused` before it is read.
+    /// Performs the request that comes over `stream`, if it is `admitted`; lets go of that when the client has its answer.
     ///
     /// # Errors
     /// Why it was not performed, or not to the end. The client has been told.
-    pub(crate) async fn serve<S>(&self, stream: S, refused: Option<Refusal>) -> Result<(), Refusal>
+    pub(crate) async fn serve<S, A>(&self, stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
     where
+        A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let performing = async {
-            match refused {
-                Some(refusal) => self.refuse(&mut writer, refusal).await,
-                None => self.perform(&mut reader, &mut writer).await,
+            match &admitted {
+                Err(refusal) => self.refuse(&mut writer, *refusal).await,
+                Ok(_) => self.perform(&mut reader, &mut writer).await,
             }
         };
         let told = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
         let _ = writer.shutdown().await;
+        drop(admitted);
         // To drop the stream before the client has finished would reset it, and what is underway to the client with it.
         let _ = timeout(self.caps.stall, tokio::io::copy(&mut reader.take(LEFT_OVER), &mut tokio::io::sink())).await;
         told.map_or(Ok(()), Err)

@@ -31,11 +31,13 @@ pub(crate) struct Rates {
     pub(crate) per_circuit: u32,
     /// Requests at a time.
     pub(crate) at_once: usize,
+    /// Requests of one circuit at a time; a client has a circuit for each.
+    pub(crate) at_once_of_circuit: usize,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { in_all: 100, per_circuit: 2, at_once: 256 }
+        Self { in_all: 100, per_circuit: 2, at_once: 256, at_once_of_circuit: 4 }
     }
 }
 
@@ -72,14 +74,38 @@ impl Bucket {
 #[derive(Debug)]
 struct Buckets {
     in_all: Bucket,
-    circuits: HashMap<u64, Bucket>,
+    circuits: HashMap<u64, Circuit>,
+}
+
+#[derive(Debug)]
+struct Circuit {
+    bucket: Bucket,
+    /// Requests under way.
+    running: usize,
+}
+
+/// A request that may be under way; it counts as such until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    circuit: u64,
+    buckets: Arc<Mutex<Buckets>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(circuit) = buckets.circuits.get_mut(&self.circuit) {
+            circuit.running = circuit.running.saturating_sub(1);
+        }
+    }
 }
 
 /// An exit's limits and counts.
 #[derive(Debug)]
 pub(crate) struct Limits {
     rates: Rates,
-    buckets: Mutex<Buckets>,
+    buckets: Arc<Mutex<Buckets>>,
     permits: Arc<Semaphore>,
     counts: HashMap<Refusal, AtomicU64>,
 }
@@ -89,33 +115,40 @@ impl Limits {
         let buckets = Buckets { in_all: Bucket::full(rates.in_all, now), circuits: HashMap::new() };
         Self {
             rates,
-            buckets: Mutex::new(buckets),
+            buckets: Arc::new(Mutex::new(buckets)),
             permits: Arc::new(Semaphore::new(rates.at_once)),
             counts: Refusal::all().map(|refusal| (refusal, AtomicU64::new(0))).collect(),
         }
     }
 
-    /// Lets one request of `circuit` begin, which lasts as long as the permit.
+    /// Lets one request of the circuit `number` begin, which lasts as long as what this gives.
     ///
     /// # Errors
     /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
-    pub(crate) fn admit(&self, now: Instant, circuit: u64) -> Result<OwnedSemaphorePermit, Refusal> {
+    pub(crate) fn admit(&self, now: Instant, number: u64) -> Result<Admitted, Refusal> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| Refusal::Busy)?;
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let Buckets { in_all, circuits } = &mut *buckets;
         let rate = self.rates.per_circuit;
         if circuits.len() >= MAX_CIRCUITS {
             // One that is full again is as one never seen.
-            circuits.retain(|_, bucket| now.saturating_duration_since(bucket.at).as_secs_f64() < BURST);
+            circuits.retain(|_, circuit| {
+                circuit.running > 0 || now.saturating_duration_since(circuit.bucket.at).as_secs_f64() < BURST
+            });
             if circuits.len() >= MAX_CIRCUITS {
                 return Err(Refusal::RateLimited);
             }
         }
-        let own = circuits.entry(circuit).or_insert_with(|| Bucket::full(rate, now));
-        own.fill(rate, now);
+        let own = circuits.entry(number).or_insert_with(|| Circuit { bucket: Bucket::full(rate, now), running: 0 });
+        own.bucket.fill(rate, now);
         in_all.fill(self.rates.in_all, now);
         // The circuit's own first, so that one that asks too much takes nothing from others.
-        if own.take() && in_all.take() { Ok(permit) } else { Err(Refusal::RateLimited) }
+        let within = own.running < self.rates.at_once_of_circuit && own.bucket.take() && in_all.take();
+        if !within {
+            return Err(Refusal::RateLimited);
+        }
+        own.running = own.running.saturating_add(1);
+        Ok(Admitted { circuit: number, buckets: Arc::clone(&self.buckets), _permit: permit })
     }
 
     /// Counts what was not done.
@@ -182,6 +215,17 @@ mod tests {
         assert_eq!(limits.admit(now, 2).unwrap_err(), Refusal::Busy);
         drop(first);
         assert!(limits.admit(now, 2).is_ok());
+    }
+
+    #[test]
+    fn one_circuit_does_not_take_all_there_is() {
+        let (limits, now) = limits(Rates::default());
+        let mut running: Vec<Admitted> = (0..4).map(|_| limits.admit(now, 1).unwrap()).collect();
+        let later = now + Duration::from_secs(5);
+        assert_eq!(limits.admit(later, 1).unwrap_err(), Refusal::RateLimited);
+        assert!(limits.admit(later, 2).is_ok());
+        running.pop();
+        assert!(limits.admit(later, 1).is_ok());
     }
 
     #[test]

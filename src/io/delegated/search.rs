@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
+use core::{num::NonZero, time::Duration};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use http_body_util::Empty;
 use hyper::{Request, Response, StatusCode, header};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::Semaphore,
     time::timeout,
 };
 use url::Url;
@@ -53,6 +54,9 @@ pub(crate) struct SearchCaps {
     pub(crate) stall: Duration,
     /// Bytes of an engine's answer; 2 MiB.
     pub(crate) answer: usize,
+    /// Answers that are read at a time; others wait for as long as an engine may take. As many as there are
+    /// processors, and two at least.
+    pub(crate) readers: usize,
 }
 
 impl Default for SearchCaps {
@@ -62,6 +66,7 @@ impl Default for SearchCaps {
             engine: Duration::from_secs(8),
             stall: Duration::from_secs(60),
             answer: 2 * 1024 * 1024,
+            readers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
         }
     }
 }
@@ -71,6 +76,9 @@ impl Default for SearchCaps {
 pub(crate) struct Search {
     engines: Engines,
     caps: SearchCaps,
+    /// Answers that are read at a time: one may be made to take many times its length, and a processor meanwhile, which
+    /// the relay has other use for.
+    readers: Arc<Semaphore>,
 }
 
 /// Why there are no results: what the client is told, and what the operator's count says.
@@ -81,8 +89,8 @@ struct Failure {
 }
 
 impl Search {
-    pub(crate) const fn new(engines: Engines, caps: SearchCaps) -> Self {
-        Self { engines, caps }
+    pub(crate) fn new(engines: Engines, caps: SearchCaps) -> Self {
+        Self { engines, caps, readers: Arc::new(Semaphore::new(caps.readers)) }
     }
 
     /// The engines it searches.
@@ -95,20 +103,21 @@ impl Search {
         self.engines.keep_fresh().await;
     }
 
-    /// Answers the query that comes over `stream`, unless it is `refused` before it is read.
+    /// Answers the query that comes over `stream`, if it is `admitted`.
     ///
     /// # Errors
     /// Why there were no results. The client has been told.
-    pub(crate) async fn serve<S>(&self, mut stream: S, refused: Option<Refusal>) -> Result<(), Refusal>
+    pub(crate) async fn serve<S, A>(&self, mut stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
     where
+        A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let query = timeout(self.caps.query, read_query(&mut stream)).await;
-        let answered = match (refused, query) {
+        let answered = match (&admitted, query) {
             (_, Ok(Err(Gone)) | Err(_)) => return Err(Refusal::ClientGone),
-            (Some(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: refusal }),
-            (None, Ok(Ok(Ok(request)))) => self.answer(request).await,
-            (None, Ok(Ok(Err(_)))) => Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed }),
+            (Err(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: *refusal }),
+            (Ok(_), Ok(Ok(Ok(request)))) => self.answer(request).await,
+            (Ok(_), Ok(Ok(Err(_)))) => Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed }),
         };
         let (answer, counted) = match answered {
             Ok(answer) => (answer, Ok(())),
@@ -134,7 +143,12 @@ impl Search {
         let asking = timeout(self.caps.engine, ask(&reached, &request, self.caps.answer)).await;
         let late = Failure { told: SearchRefusal::EngineTimedOut, counted: Refusal::Silent };
         let (url, status, body) = asking.unwrap_or(Err(late))?;
+        let busy = Failure { told: SearchRefusal::RateLimited, counted: Refusal::Busy };
+        let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
+        let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
         let reading = tokio::task::spawn_blocking(move || {
+            // Held to the end of the reading, also when the client has gone.
+            let _reader = reader;
             let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
             reached.engine.read(&request, &response)
         });

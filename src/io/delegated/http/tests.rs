@@ -74,7 +74,7 @@ async fn performed(
 
 fn serve(http: Http) -> (Stream, tokio::task::JoinHandle<Result<(), Refusal>>) {
     let (near, far) = stream_pair();
-    (near, tokio::spawn(async move { http.serve(far, None).await }))
+    (near, tokio::spawn(async move { http.serve(far, Ok(())).await }))
 }
 
 async fn refused(http: Http, request: Request<Full<Bytes>>) -> Refusal {
@@ -244,6 +244,19 @@ async fn a_client_that_takes_nothing_is_given_up() {
     stream.write_all(&[0, 0]).await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(timeout(DEADLINE, serving).await.unwrap().unwrap(), Err(Refusal::ClientGone));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_end_takes_up_nothing_once_it_is_answered() {
+    let address = http_origin(mirror).await;
+    let (mut near, far) = stream_pair();
+    let (admitted, let_go) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move { open().serve(far, Ok(admitted)).await });
+    near.write_all(&request_head(&get(format_args!("http://{address}/"))).unwrap()).await.unwrap();
+    write_content(&mut near, Empty::<Bytes>::new(), 0, DEADLINE).await.unwrap();
+    assert_eq!(timeout(DEADLINE, read_response(&mut near)).await.unwrap().unwrap().status(), 200);
+    // Nothing comes over it any more: it was dropped.
+    assert!(timeout(DEADLINE, let_go).await.unwrap().is_err());
 }
 
 #[tokio::test]

@@ -79,7 +79,7 @@ async fn service_at(address: SocketAddr) -> Search {
 /// What comes back for the bytes `framed`, and how it ended at the exit.
 async fn exchanged(search: Search, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, None).await });
+    let serving = tokio::spawn(async move { search.serve(far, Ok(())).await });
     near.write_all(framed).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -168,7 +168,7 @@ async fn each_query_has_a_connection_of_its_own_and_no_cookie() {
     for expected in 1..=3 {
         let (mut near, far) = stream_pair();
         let search = Arc::clone(&search);
-        tokio::spawn(async move { search.serve(far, None).await });
+        tokio::spawn(async move { search.serve(far, Ok(())).await });
         near.write_all(&query("x").encode().unwrap()).await.unwrap();
         near.shutdown().await.unwrap();
         let mut answer = Vec::new();
@@ -256,7 +256,7 @@ async fn what_is_no_query_is_refused_and_never_asked() {
 async fn what_is_beyond_the_limits_is_told() {
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, Some(Refusal::RateLimited)).await });
+    let serving = tokio::spawn(async move { search.serve(far, Err::<(), _>(Refusal::RateLimited)).await });
     near.write_all(&query("x").encode().unwrap()).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -299,6 +299,15 @@ async fn an_engine_that_is_slow_is_given_up() {
     })
     .await;
     assert_eq!(refused(service_at(dripping).await, &query("x")).await, SearchRefusal::EngineTimedOut);
+}
+
+#[tokio::test]
+async fn only_so_many_answers_are_read_at_a_time() {
+    let search = service_at(http_origin(mirror).await).await;
+    let reader = Arc::clone(&search.readers);
+    let all = u32::try_from(reader.available_permits()).unwrap();
+    let _reading = reader.acquire_many_owned(all).await.unwrap();
+    assert_eq!(refused(search, &query("x")).await, SearchRefusal::RateLimited);
 }
 
 #[tokio::test]
