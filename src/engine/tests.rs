@@ -365,7 +365,6 @@ fn html_is_not_nested_out_of_sight() {
 #[test]
 fn html_with_attributes_without_number_is_soon_given_up() {
     let attributes = |count: usize| (0..count).map(|number| format!(" a{number:x}")).collect::<String>();
-    let began = std::time::Instant::now();
     // Each is compared with all before it.
     assert!(bounded_html(&format!("<b{}>", attributes(80_000)), 50_000).is_none());
     // Each paragraph would have them again.
@@ -374,8 +373,8 @@ fn html_with_attributes_without_number_is_soon_given_up() {
     // Each further tag would have its own sorted in among those that are there.
     let html: String =
         (0..60).map(|tag| format!("<html{}>", attributes(2000).replace('a', &format!("a{tag}x")))).collect();
-    assert!(bounded_html(&html, 50_000).is_some());
-    assert!(began.elapsed() < core::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    let html = bounded_html(&html, 50_000).unwrap();
+    assert!(html.root_element().value().attrs().count() <= 64);
 }
 
 #[test]
