@@ -117,7 +117,12 @@ pub struct ResponseBody(Source);
 
 #[derive(Debug)]
 enum Source {
-    Exit { body: Piped, _tasks: [AbortOnDropHandle<()>; 2] },
+    /// A target may answer before it has all of the request, so that goes on.
+    Exit {
+        body: Piped,
+        _sending: AbortOnDropHandle<Result<(), MessageError>>,
+        _receiving: AbortOnDropHandle<()>,
+    },
     Target(Box<Answer>),
 }
 
@@ -282,11 +287,7 @@ async fn receive(
         // What goes wrong shows in the body.
         let _ = fill(&mut content, pipe, PATIENCE).await;
     }));
-    let finishing = AbortOnDropHandle::new(tokio::spawn(async move {
-        // A target may answer before it has all of the request.
-        let _ = sending.await;
-    }));
-    Ok(response.map(|()| ResponseBody(Source::Exit { body, _tasks: [receiving, finishing] })))
+    Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))
 }
 
 #[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
