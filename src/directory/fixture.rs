@@ -48,13 +48,6 @@ pub(crate) fn exit_profile(number: u16, rules: &[&str]) -> Profile {
     Profile { exit: Policy::parse(rules, true).unwrap().summary(), ..profile(number) }
 }
 
-/// Relay `number`, which searches these engines.
-pub(crate) fn search_profile(number: u16, engines: &[&str]) -> Profile {
-    let engines = engines.iter().map(|engine| crate::delegated::EngineName::parse(engine).unwrap()).collect();
-    let offer = crate::delegated::Offer { engines, ..crate::delegated::Offer::default() };
-    Profile { offer, ..profile(number) }
-}
-
 /// The signed descriptor of relay `number` with this profile.
 pub(crate) fn descriptor(number: u16, profile: Profile, published: WallTime) -> Vec<u8> {
     Descriptor { profile, published }.sign(&key(number)).unwrap()
