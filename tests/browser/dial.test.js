@@ -1,29 +1,20 @@
 // Dials a relay's transport from stock browsers, from its descriptor alone.
 import assert from 'node:assert/strict';
-import { existsSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
-import puppeteer from 'puppeteer-core';
-
+import { BROWSERS, launch } from './browsers.js';
 import { listen } from './listener.js';
 import { install } from './page.js';
 
-const BROWSERS = {
-  chrome: { variable: 'UMBEL_CHROMIUM', paths: ['/usr/bin/chromium'], args: ['--no-sandbox'] },
-  firefox: { variable: 'UMBEL_FIREFOX', paths: ['/usr/bin/firefox-esr', '/usr/bin/firefox'], args: [] },
-};
-
 const deadline = { timeout: 60000 };
 
-for (const [browser, { variable, paths, args }] of Object.entries(BROWSERS)) {
+for (const browser of Object.keys(BROWSERS)) {
   describe(browser, () => {
     let relay, driver, page;
 
     before(async () => {
-      const executablePath = process.env[variable] ?? paths.find((path) => existsSync(path));
-      assert(executablePath, `no ${browser}: install it, or name its program in ${variable}`);
       relay = await listen();
-      driver = await puppeteer.launch({ browser, executablePath, headless: true, args });
+      driver = await launch(browser);
       page = await driver.newPage();
       await page.evaluate(install);
     }, { timeout: 300000 });

@@ -1,4 +1,4 @@
-//! The dials from real browsers: `tests/browser`, driven by Node.
+//! What real browsers do, a relay's transport and the search page: `tests/browser`, driven by Node.
 
 use std::fs;
 

@@ -23,7 +23,7 @@ usage: cargo xtask COMMAND
   wasm                           build the protocol core for wasm32-unknown-unknown
   deny                           check licences, bans and sources of the dependencies
   packages                       install what the tests need from Debian
-  browser                        dial a relay from Chromium and from Firefox
+  browser                        dial a relay and use the search page, from Chromium and from Firefox
   book                           make the Rust book a ZIM file for kiwix-serve, and print where it is
 
 example: cargo xtask test --only clippy --only wasm

@@ -29,7 +29,11 @@ const STEPS: &[Step] = &[
         run: applications,
     },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
-    Step { name: "browser", what: "Chromium and Firefox dial a relay", run: browser::test },
+    Step {
+        name: "browser",
+        what: "Chromium and Firefox dial a relay, and use the search page over a testnet",
+        run: browser::test,
+    },
 ];
 
 /// Runs the steps asked for, all of them if none is; a failed one doesn't keep the next from running.

@@ -1,0 +1,29 @@
+// The browsers that are tested: where they are, and how each is started.
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+
+import puppeteer from 'puppeteer-core';
+
+export const BROWSERS = {
+  chrome: { variable: 'UMBEL_CHROMIUM', paths: ['/usr/bin/chromium'], args: ['--no-sandbox'] },
+  firefox: { variable: 'UMBEL_FIREFOX', paths: ['/usr/bin/firefox-esr', '/usr/bin/firefox'], args: [] },
+};
+
+// Starts a browser; with `socks`, a host and a port, all that it asks goes through that proxy, names included.
+export function launch(browser, { socks } = {}) {
+  const { variable, paths, args } = BROWSERS[browser];
+  const executablePath = process.env[variable] ?? paths.find((path) => existsSync(path));
+  assert(executablePath, `no ${browser}: install it, or name its program in ${variable}`);
+  const options = { browser, executablePath, headless: true, args: [...args] };
+  if (socks && browser === 'chrome') options.args.push(`--proxy-server=socks5://${socks}`);
+  if (socks && browser === 'firefox') {
+    const [host, port] = socks.split(':');
+    options.extraPrefsFirefox = {
+      'network.proxy.type': 1,
+      'network.proxy.socks': host,
+      'network.proxy.socks_port': Number(port),
+      'network.proxy.socks_remote_dns': true,
+    };
+  }
+  return puppeteer.launch(options);
+}

@@ -1,0 +1,236 @@
+// The search page of a real client, over a real overlay, in stock browsers.
+import assert from 'node:assert/strict';
+import { mkdirSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { after, before, describe, test } from 'node:test';
+
+import { BROWSERS, launch } from './browsers.js';
+import { testnet } from './testnet.js';
+
+const deadline = { timeout: 60000 };
+// More than one page of either engine that a testnet may have.
+const TERMS = 'message';
+// Where to keep pictures of every page, if anyone wants to look at them.
+const pictures = process.env.UMBEL_PICTURES;
+
+let overlay, stranger, strange;
+
+before(async () => {
+  overlay = await testnet();
+  // A page of someone else's in the same browser.
+  stranger = createServer((_, response) => {
+    response.setHeader('content-type', 'text/html');
+    response.end(`<!doctype html><title>Stranger</title>
+      <iframe src="${overlay.page}/search?q=framed"></iframe>
+      <form action="${overlay.page}/search"><input name="q" value="forged"><button>Go</button></form>`);
+  });
+  await new Promise((resolve) => stranger.listen(0, '127.0.0.1', resolve));
+  strange = `http://localhost:${stranger.address().port}/`;
+}, { timeout: 600000 });
+
+after(async () => {
+  stranger?.close();
+  await overlay?.stop();
+});
+
+for (const browser of Object.keys(BROWSERS)) {
+  describe(browser, () => {
+    let driver;
+
+    before(async () => {
+      driver = await launch(browser);
+    }, { timeout: 120000 });
+
+    after(() => driver?.close());
+
+    // A new page, and every address that it asks for.
+    async function open(path, { script = true } = {}) {
+      const page = await driver.newPage();
+      if (!script) await page.setJavaScriptEnabled(false);
+      const asked = [];
+      // A browser's own pictures and fonts come as data.
+      page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
+      if (path) await page.goto(overlay.page + path, { waitUntil: 'load' });
+      return { page, asked };
+    }
+
+    async function search(page, terms) {
+      await page.type('#q', terms);
+      await Promise.all([page.waitForNavigation({ waitUntil: 'load' }), page.keyboard.press('Enter')]);
+      await page.waitForSelector('.results li');
+    }
+
+    async function follow(page, selector) {
+      await Promise.all([page.waitForNavigation({ waitUntil: 'load' }), page.click(selector)]);
+    }
+
+    const texts = (page, selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent.trim()));
+
+    function assertStayed(asked) {
+      assert(asked.length > 0);
+      assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.page}/`)), []);
+    }
+
+    async function picture(page, name) {
+      if (!pictures) return;
+      mkdirSync(pictures, { recursive: true });
+      for (const [width, height] of [[1200, 900], [390, 844]]) {
+        for (const scheme of browser === 'chrome' ? ['light', 'dark'] : ['light']) {
+          await page.setViewport({ width, height });
+          if (browser === 'chrome') {
+            await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+          }
+          await page.screenshot({ path: `${pictures}/${browser}-${name}-${scheme}-${width}.png` });
+        }
+      }
+    }
+
+    test('searches, shows the way, turns the page and reads a result, and asks nobody but the client', deadline, async () => {
+      const { page, asked } = await open('/');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
+      await picture(page, 'home');
+      await search(page, TERMS);
+      await picture(page, 'results');
+      const first = await texts(page, '.results h2');
+      assert(first.length > 0);
+      const way = await texts(page, '.route li');
+      assert.equal(way.length, 5, way.join('\n'));
+      for (const words of ['This computer', 'First relay', 'Middle relay', 'Exit']) {
+        assert(way.some((line) => line.startsWith(words)), words);
+      }
+      assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
+      assert(await page.$('a[rel=next]'), 'there is more');
+      await follow(page, 'a[rel=next]');
+      const second = await texts(page, '.results h2');
+      assert(second.length > 0);
+      assert.notDeepEqual(second, first);
+      await follow(page, 'a[rel=prev]');
+      assert.deepEqual(await texts(page, '.results h2'), first);
+      await follow(page, '.results h2 a');
+      assert(page.url().startsWith(`${overlay.page}/read?url=`), page.url());
+      await picture(page, 'reader');
+      const [bar] = await texts(page, '.bar');
+      assert(bar.includes('Reader view'), bar);
+      assert((await texts(page, '.foreign'))[0].length > 100);
+      await follow(page, '.brand');
+      assert.equal(await page.$$eval('.home', (all) => all.length), 1, 'and back from it');
+      assertStayed(asked);
+      await page.close();
+    });
+
+    test('goes by keys from the box to results and pages', deadline, async () => {
+      const { page } = await open('/');
+      await search(page, TERMS);
+      const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
+      const titles = await texts(page, '.results h2 a');
+      await page.evaluate(() => document.activeElement.blur());
+      await page.keyboard.press('j');
+      assert.equal(await focused(), titles[0]);
+      await page.keyboard.press('j');
+      await page.keyboard.press('k');
+      assert.equal(await focused(), titles[0]);
+      await page.keyboard.press('/');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'q');
+      await page.keyboard.type('now');
+      assert.equal(await page.$eval('#q', (box) => box.value), 'now', 'letters in the box are letters');
+      await page.evaluate(() => document.activeElement.blur());
+      await Promise.all([page.waitForNavigation({ waitUntil: 'load' }), page.keyboard.press('n')]);
+      assert(page.url().includes('page=2'), page.url());
+      await page.close();
+    });
+
+    // Firefox's driver can't turn scripts off.
+    if (browser === 'chrome') {
+      test('needs no script', deadline, async () => {
+        const { page, asked } = await open('/', { script: false });
+        await search(page, TERMS);
+        assert((await texts(page, '.results h2')).length > 0);
+        assertStayed(asked);
+        await page.close();
+      });
+    }
+
+    test('finds what is asked in Japanese and Arabic, or nothing, and says so', deadline, async () => {
+      for (const terms of ['所有権', 'الملكية']) {
+        const { page } = await open(`/search?q=${encodeURIComponent(terms)}`);
+        assert.equal(await page.$eval('#q', (box) => box.value), terms);
+        assert.equal((await texts(page, '.count')).length, 1);
+        await page.close();
+      }
+      const { page } = await open('/search?q=a%07b');
+      assert((await texts(page, 'main'))[0].includes('control characters'));
+      await picture(page, 'error');
+      await page.close();
+    });
+
+    test('answers no other page of the browser', deadline, async () => {
+      const { page } = await open();
+      await page.goto(strange, { waitUntil: 'load' });
+      const outcome = await page.evaluate(async (own) => {
+        const tries = [
+          fetch(`${own}/search?q=stolen`),
+          fetch(`${own}/search?q=stolen`, { mode: 'no-cors' }).then((answer) => answer.text()).then((text) => {
+            if (text) throw new Error(text);
+            return 'opaque';
+          }),
+          fetch(`${own}/api/search`, { method: 'POST', headers: { 'umbel-api': '1' }, body: '{"terms":"stolen"}' }),
+        ];
+        return (await Promise.allSettled(tries)).map(({ status, value }) => (value === 'opaque' ? value : status));
+      }, overlay.page);
+      assert.equal(outcome[0], 'rejected');
+      assert(['opaque', 'rejected'].includes(outcome[1]), outcome[1]);
+      assert.equal(outcome[2], 'rejected');
+      const framed = page.frames().filter((frame) => frame !== page.mainFrame());
+      for (const frame of framed) {
+        const shown = await frame.$$eval('.results li', (all) => all.length).catch(() => 0);
+        assert.equal(shown, 0, 'nothing is framed');
+      }
+      await follow(page, 'form button');
+      assert.equal(await page.$('.results'), null);
+      assert((await texts(page, 'body'))[0].includes('refused'));
+      await page.close();
+    });
+
+    test('finds out that this browser does not go through the overlay, and asks nobody for it', deadline, async () => {
+      const { page, asked } = await open(`/leave?url=${encodeURIComponent('http://planted.example/only-for-you')}`);
+      const check = await page.$eval('.check img', ({ naturalWidth, alt, src }) => ({ naturalWidth, alt, src }));
+      assert.equal(check.naturalWidth, 0);
+      assert(check.alt.startsWith('No'));
+      assert.match(check.src, /^http:\/\/\[ff11:/);
+      assertStayed(asked.filter((url) => url !== check.src));
+      await picture(page, 'leave');
+      const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
+      assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.page}/`)), []);
+      await page.close();
+    });
+
+    test('leaves only when told so, and takes no referrer along', deadline, async () => {
+      const seen = [];
+      const site = createServer((request, response) => {
+        seen.push(request.headers);
+        response.end('seen');
+      });
+      await new Promise((resolve) => site.listen(0, '127.0.0.1', resolve));
+      const target = `http://127.0.0.1:${site.address().port}/`;
+      const { page } = await open(`/leave?url=${encodeURIComponent(target)}`);
+      assert.equal(seen.length, 0);
+      await follow(page, '.choices a[rel=noreferrer]');
+      assert.equal(page.url(), target);
+      assert.equal(seen[0].referer, undefined);
+      await page.close();
+      site.close();
+    });
+
+    test('finds out that this browser goes through the overlay', deadline, async () => {
+      const through = await launch(browser, { socks: overlay.socks });
+      try {
+        const page = await through.newPage();
+        await page.goto(`${overlay.page}/leave?url=${encodeURIComponent('http://planted.example/')}`, { waitUntil: 'load' });
+        assert(await page.$eval('.check img', ({ naturalWidth }) => naturalWidth) > 0);
+        await picture(page, 'leave-through');
+      } finally {
+        await through.close();
+      }
+    });
+  });
+}
