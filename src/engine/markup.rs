@@ -15,7 +15,7 @@ use html5ever::{
 use crate::delegated::text;
 
 /// Bytes of a text that are looked at for each character that is wanted: tags take room, too.
-const BYTES_PER_CHAR: usize = 32;
+const BYTES_PER_CHAR: usize = 16;
 
 /// At most `max_chars` characters of the text in `html`, fit to be shown.
 pub(super) fn stripped(html: &str, max_chars: usize) -> String {
