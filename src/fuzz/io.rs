@@ -20,6 +20,7 @@ use crate::{
         files::Folder,
         http_proxy::{self, HttpLimits},
         oblivious,
+        page::cleaned_page,
         socks::{self, SocksLimits},
         stream::Stream,
     },
@@ -31,6 +32,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "http_port", run: http_port, seeds: http_seeds },
     Target { name: "binary_http", run: binary_http, seeds: binary_http_seeds },
     Target { name: "oblivious", run: oblivious_http, seeds: oblivious_seeds },
+    Target { name: "reader_page", run: reader_page, seeds: reader_seeds },
     Target { name: "key_files", run: key_files, seeds: key_seeds },
 ];
 
@@ -50,6 +52,41 @@ impl Connector for Nowhere {
     async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
         Err(EndReason::Policy.into())
     }
+}
+
+/// Whatever a page is, what is shown of it neither loads nor runs, and its links lead to the reader view.
+fn reader_page(bytes: &[u8]) {
+    const KINDS: [&str; 4] = ["text/html", "text/html; charset=utf-16le", "text/html; charset=iso-2022-jp", ""];
+    let Some((kind, body)) = bytes.split_first() else { return };
+    let url = "https://site.example/folder/page".parse().unwrap();
+    let Some((_, shown)) = cleaned_page(KINDS[usize::from(*kind) % KINDS.len()], body, &url) else { return };
+    // As a browser reads it.
+    let page = scraper::Html::parse_fragment(&shown);
+    for element in page.tree.values().filter_map(scraper::Node::as_element) {
+        let name = element.name();
+        let bad = [
+            "script", "style", "img", "iframe", "object", "embed", "form", "input", "link", "meta", "base", "svg",
+            "math",
+        ];
+        assert!(!bad.contains(&name), "<{name}>");
+        for (attribute, value) in element.attrs() {
+            let known =
+                ["href", "rel", "id", "lang", "dir", "start", "span", "colspan", "rowspan"].contains(&attribute);
+            let leads_here = attribute != "href" || value.starts_with("/read?url=") || value.starts_with("#page-");
+            assert!(known && leads_here, "<{name} {attribute}={value}>");
+        }
+    }
+}
+
+fn reader_seeds() -> Vec<Vec<u8>> {
+    let pages = [
+        "<title>T</title><base href=//other.example/><main><p id=a>x<a href=#a>a</a><a href='y?utm_source=z#b'>b</a></main>",
+        "<svg><a href=javascript:x><style><img src=x onerror=y></style></a></svg><math><mtext><table><mglyph><style><!--</style>",
+        "<table><a href=x><tr><td><form><input></table><select><option><b><p><b><p></b></select><noscript><p title=\"</noscript>",
+        "<p><b><i><font color=1><p><p></b></i><plaintext><script>",
+    ];
+    let page = |(kind, page): (usize, &str)| [&[u8::try_from(kind).unwrap()], page.as_bytes()].concat();
+    pages.into_iter().enumerate().map(page).chain([b"\x00<meta charset=shift_jis>\x83\x65".to_vec()]).collect()
 }
 
 /// Whatever an application sends, it gets an answer or a closed port, and soon.

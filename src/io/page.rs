@@ -55,6 +55,8 @@ use check::Check;
 use layout::trouble;
 
 pub(crate) use reader::Reader;
+#[cfg(any(test, fuzzing))]
+pub(crate) use reader::cleaned_page;
 
 /// Connections at a time; more wait in the system's queue.
 const MAX_CONNECTIONS: usize = 256;

@@ -25,10 +25,10 @@ use crate::{
 
 pub(super) use view::{reading, unread};
 
-/// The text of an HTML page of this content type.
-#[cfg(test)]
-pub(super) fn decode(kind: &str, body: &[u8]) -> String {
-    clean::decode(kind, body, true)
+/// The title and what is shown of an HTML page of this content type.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn cleaned_page(kind: &str, body: &[u8], url: &Url) -> Option<(String, String)> {
+    clean::clean(&clean::decode(kind, body, true), url)
 }
 
 /// Bytes of a page at the most.

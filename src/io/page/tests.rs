@@ -372,7 +372,7 @@ async fn a_page_in_an_older_encoding_is_read_right() {
     let shift_jis = [0x83, 0x65, 0x83, 0x58, 0x83, 0x67];
     let decoded = |kind: &str, head: &str| {
         let bytes: Vec<u8> = head.bytes().chain(shift_jis).collect();
-        reader::decode(kind, &bytes)
+        cleaned_page(kind, &bytes, &"http://origin.test/".parse().unwrap()).unwrap().1
     };
     assert!(decoded("text/html; charset=Shift_JIS", "").contains("テスト"));
     assert!(decoded("text/html", "<meta charset='shift_jis'>").contains("テスト"));
