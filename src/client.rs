@@ -10,6 +10,7 @@
 //!
 //! Caps: [`ClientParameters`]; beyond them a request fails at once with `ResourceLimit`.
 
+mod apart;
 mod attempts;
 mod pool;
 mod pooled;
@@ -33,6 +34,7 @@ use crate::{
     path::{GuardSample, PathError},
     wire::{Answer, EndReason, Host, Target},
 };
+use apart::Apart;
 use attempts::Attempts;
 use pooled::{Pooled, PooledId, Stage};
 use requests::{Request, Requests};
@@ -209,6 +211,7 @@ pub struct Client {
     /// Requests or circuits have changed so that builds may be due.
     replan: bool,
     sweep_at: Option<Instant>,
+    apart: Apart,
     /// Circuits to be kept ready for requests of one kind.
     spare_delegated: Option<(Delegation, usize)>,
 
@@ -235,6 +238,7 @@ impl Client {
             attempts: Attempts::default(),
             replan: false,
             sweep_at: None,
+            apart: Apart::default(),
             spare_delegated: None,
             requests: Requests::default(),
             events: VecDeque::new(),

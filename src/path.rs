@@ -10,5 +10,6 @@ mod guards;
 mod restrict;
 mod weigh;
 
+pub(crate) use choose::exits;
 pub use choose::{Path, PathError, Purpose, Requirement, choose, suits};
 pub use guards::{GuardSample, GuardSampleError};

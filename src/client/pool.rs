@@ -5,14 +5,14 @@ use rand::CryptoRng;
 use super::{
     Client, ClientEvent, ClientStream, IsolationKey, PooledId, StreamFailure,
     pooled::{Pooled, Stage},
-    requests::{Request, Wanted},
+    requests::Wanted,
 };
 use crate::{
     base::{Instant, RelayId},
     channel::ChannelId,
     circuit::{CircuitError, Origin},
     delegated::Delegation,
-    path::{Path, PathError, Purpose, Requirement, choose},
+    path::{Path, PathError, Purpose, Requirement, choose, exits},
 };
 
 const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
@@ -45,9 +45,9 @@ impl Client {
     /// Begins as many circuits for the purpose as lack of `count` spare ones.
     fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
         let delegation = delegation_of(purpose);
-        let crossed = delegation.map(|delegation| self.crossed_exits(delegation, &[])).unwrap_or_default();
+        let shunned = self.shunned(now, purpose, &[]);
         let spare =
-            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !crossed.contains(&exit));
+            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !shunned.contains(&exit));
         let lacking = count.saturating_sub(self.circuits.values().filter(spare).count());
         for _ in 0..lacking {
             if !matches!(self.build(now, purpose.clone(), None, &[], rng), Ok(true)) {
@@ -56,35 +56,34 @@ impl Client {
         }
     }
 
-    fn crossed(&self, request: &Request) -> Vec<RelayId> {
-        match &request.wanted {
-            Wanted::Delegated(delegation) => self.crossed_exits(delegation, &request.refused_by),
-            Wanted::Stream(_) | Wanted::Answer(_) => Vec::new(),
-        }
-    }
-
-    /// Exits that carry streams of this client, so that they should not see its requests: those that offer the
-    /// delegation, unless there is no other.
-    fn crossed_exits(&self, delegation: &Delegation, refused_by: &[RelayId]) -> Vec<RelayId> {
+    /// Exits that `purpose` shuns: those that saw requests, for a stream, and those that carry streams, for a request, as long
+    /// as there is an exit for it that did not. `refused_by` are none.
+    fn shunned(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
         let Some(in_use) = &self.in_use else { return Vec::new() };
-        let carrying = self.circuits.values().filter(|pooled| pooled.has_carried_streams());
-        let carrying: Vec<RelayId> = carrying.filter_map(Pooled::exit).collect();
-        let mut offering = in_use.consensus.relays().iter().filter(|relay| delegation.is_offered(&relay.profile.offer));
-        let free =
-            offering.any(|relay| !carrying.contains(&relay.identity()) && !refused_by.contains(&relay.identity()));
-        if free { carrying } else { Vec::new() }
+        let delegated = delegation_of(purpose).is_some();
+        let mut shunned: Vec<RelayId> = self.apart.shunned(now, delegated).collect();
+        if delegated {
+            let carrying = self.circuits.values().filter(|pooled| pooled.has_carried_streams());
+            shunned.extend(carrying.filter_map(Pooled::exit));
+        }
+        let free = |exit: RelayId| !shunned.contains(&exit) && !refused_by.contains(&exit);
+        let another = exits(&in_use.consensus, purpose).into_iter().any(|relay| free(relay.identity()));
+        if another { shunned } else { Vec::new() }
     }
 
     /// Puts a waiting request on a circuit that stands, if there is one for it: one of its isolation first, then a spare.
     fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
         let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return true };
-        let crossed = self.crossed(request);
+        let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
         let suiting = self
             .circuits
             .iter()
             .filter(|(id, pooled)| !request.refused_on.contains(id) && pooled.is_open())
-            .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !crossed.contains(&exit)))
             .filter(|(_, pooled)| pooled.suits(request, &in_use.consensus))
+            // What goes to an exit already may go on.
+            .filter(|(_, pooled)| {
+                pooled.has_carried_streams() || pooled.exit().is_some_and(|exit| !shunned.contains(&exit))
+            })
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
         let Some(id) = suiting.map(|(id, _)| *id) else { return false };
         let Some(pooled) = self.circuits.get_mut(&id) else { return false };
@@ -99,18 +98,23 @@ impl Client {
         pooled.first_used.get_or_insert(now);
         pooled.streams.insert(begun, stream);
         pooled.retired |= pooled.delegation.is_some();
+        let used = pooled.exit().map(|exit| (exit, pooled.delegation.is_some()));
         self.requests.place(stream, id, begun);
-        self.tell_if_delegated(stream, id);
+        self.tell_if_delegated(now, stream, id);
+        if let Some((exit, delegated)) = used {
+            self.apart.handle_used(now, exit, delegated);
+        }
         self.touch(id);
         true
     }
 
     /// A request is on its circuit: unlike a stream it is open at once.
-    fn tell_if_delegated(&mut self, stream: ClientStream, id: PooledId) {
+    fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, id: PooledId) {
         let Some(pooled) = self.circuits.get(&id).filter(|pooled| pooled.delegation.is_some()) else { return };
         let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
         let carries_streams = |other: &Pooled| other.has_carried_streams() && other.exit() == pooled.exit();
-        let shared_exit = self.circuits.values().any(carries_streams);
+        let carried = self.apart.shunned(now, true).any(|exit| Some(exit) == pooled.exit());
+        let shared_exit = carried || self.circuits.values().any(carries_streams);
         if let Some(request) = self.requests.get_mut(stream) {
             request.connected = true;
         }
@@ -121,12 +125,12 @@ impl Client {
     fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
         let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return Ok(()) };
         let isolation = request.isolation;
-        let crossed = self.crossed(request);
+        let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
         let coming = self
             .circuits
             .iter()
             .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &in_use.consensus))
-            .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !crossed.contains(&exit)))
+            .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !shunned.contains(&exit)))
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
             .map(|(id, _)| *id);
         if let Some(pooled) = coming.and_then(|id| self.circuits.get_mut(&id)) {
@@ -159,9 +163,7 @@ impl Client {
         let mut avoid = self.attempts.avoided(now);
         avoid.extend(refused_by);
         let delegation = delegation_of(&purpose).cloned();
-        if let Some(delegation) = &delegation {
-            avoid.extend(self.crossed_exits(delegation, refused_by));
-        }
+        avoid.extend(self.shunned(now, &purpose, refused_by));
         let requirement = Requirement::three_hops(purpose);
         let mut path = choose(&in_use.consensus, &self.guards, &requirement, &avoid, now, rng)?;
         // What is avoided is taken when nothing else is left; an exit that has refused is of no use even then.
@@ -283,6 +285,7 @@ impl Client {
                 self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::ConsensusExpired });
             }
         }
+        self.apart.sweep(now);
         let age = core::time::Duration::from_secs(in_use.consensus.parameters().circuit_age());
         let mut ended = Vec::new();
         for (id, pooled) in &mut self.circuits {

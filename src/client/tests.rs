@@ -751,3 +751,19 @@ fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
     net.delegated(request);
     assert_eq!(net.client(|_, now, _| now), asked, "a circuit was ready");
 }
+
+#[test]
+fn a_stream_shuns_exits_that_have_performed_requests_as_long_as_there_is_another() {
+    let mut net = Net::ready(35, 2);
+    let request = net.delegate(&[], 1);
+    let (asked, shared_exit) = net.delegated(request);
+    assert!(!shared_exit);
+    net.ask(request);
+    for isolation in 2..8 {
+        let stream = net.connected(isolation);
+        assert_ne!(net.path_of(stream)[2], asked);
+    }
+    // Now each has its part, and keeps it.
+    let request = net.delegate(&[], 9);
+    assert_eq!(net.delegated(request), (asked, false));
+}

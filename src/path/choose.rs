@@ -123,7 +123,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
 }
 
 /// Exits for the purpose.
-fn exits<'a>(consensus: &'a Consensus, purpose: &Purpose) -> Vec<&'a ConsensusRelay> {
+pub(crate) fn exits<'a>(consensus: &'a Consensus, purpose: &Purpose) -> Vec<&'a ConsensusRelay> {
     let suiting = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
         consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay)).collect()
     };
