@@ -43,14 +43,16 @@ struct Cli {
 enum Command {
     /// Start a whole network on this machine: directory, relays, client
     #[command(
-        after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --relays 12 --exits 3 \
-        --socks 127.0.0.1:9450 --http 127.0.0.1:9451"
+        after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --zim wikipedia.zim\n  \
+        umbel testnet --relays 12 --exits 3 --socks 127.0.0.1:9450 --http 127.0.0.1:9451 --page 127.0.0.1:9452"
     )]
     Testnet(testnet::TestnetOptions),
     /// Run a relay
     #[command(after_help = "Example, a relay that is no exit:\n  umbel relay --address 203.0.113.5:4443 \
         --directory http://203.0.113.1:9360 --authority KEY\n\nExample, an exit to the web:\n  umbel relay --config \
-        /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"")]
+        /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"\n\nExample, one that searches for clients and \
+        no more:\n  umbel relay --config /etc/umbel/relay.toml --delegate search --engine \
+        /etc/umbel/engines/wikipedia.xml")]
     Relay(Node<RelayOptions>),
     /// Run a client: a SOCKS5 port and an HTTP proxy port whose traffic leaves through three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
@@ -75,8 +77,11 @@ enum Command {
     /// Fetch a web address through the overlay, or send any other HTTP request
     #[command(after_help = FETCH_HELP)]
     Fetch(fetch::FetchOptions),
-    /// Measure a network through a SOCKS5 port
-    #[command(after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2")]
+    /// Measure a network through a client's SOCKS5 port or search page
+    #[command(
+        after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2\n\nAnd beside one \
+        that was started with --dir FOLDER:\n  umbel bench --mode search --streams 64 --description FOLDER/umbel.xml"
+    )]
     Bench(bench::BenchOptions),
     /// Remove a testnet's folder when the testnet has ended
     #[command(hide = true)]
