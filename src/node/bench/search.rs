@@ -24,6 +24,8 @@ use crate::{
 
 /// Results that are compared.
 const COMPARED: usize = 10;
+/// Searches of each stream in a round of many at a time.
+const EACH: usize = 2;
 
 const WORDS: &[&str] = &[
     "array",
@@ -158,14 +160,42 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
 }
 
 impl AtOnce {
-    /// Ten searches for each stream, first directly, then through the client.
+    /// The two ways by turns, with other queries in each round, so that neither has the better moments of the machine. A
+    /// search takes a circuit, and a guard lets a client open some hundreds at once and fifty a second from then on: more
+    /// rounds would measure that.
     async fn measure(sides: &Arc<Sides>, streams: usize, from: usize) -> Result<Self, Failure> {
-        let direct = sides.rate(Way::Direct, streams, from).await?;
+        const ROUNDS: usize = 3;
+        let (mut direct, mut through) = (Rounds::default(), Rounds::default());
         let before = sides.circuits().await?;
-        let through = sides.rate(Way::Through, streams, from).await?;
+        for round in 0..ROUNDS {
+            let first = |round: usize| from.saturating_add(round.saturating_mul(streams).saturating_mul(EACH));
+            let other = round.saturating_add(1).checked_rem(ROUNDS).unwrap_or(0);
+            direct.add(sides.round(Way::Direct, streams, first(round)).await?);
+            through.add(sides.round(Way::Through, streams, first(other)).await?);
+        }
         let circuits = sides.circuits().await?.saturating_sub(before);
+        let (direct, through) = (direct.rate(), through.rate());
         let share = through.per_second / direct.per_second.max(f64::MIN_POSITIVE);
         Ok(Self { streams, direct, through, share, circuits })
+    }
+}
+
+/// What rounds of searches took.
+#[derive(Default)]
+struct Rounds {
+    took: Vec<Duration>,
+    elapsed: Duration,
+}
+
+impl Rounds {
+    fn add(&mut self, (took, elapsed): (Vec<Duration>, Duration)) {
+        self.took.extend(took);
+        self.elapsed = self.elapsed.saturating_add(elapsed);
+    }
+
+    fn rate(&self) -> Rate {
+        let per_second = self.took.len() as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+        Rate { searches: self.took.len(), per_second, spread: Spread::of(self.took.iter().copied()) }
     }
 }
 
@@ -231,29 +261,31 @@ impl Sides {
         Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
     }
 
-    /// Ten searches on each of `streams`, with queries from the `from`th on.
-    async fn rate(self: &Arc<Self>, way: Way, streams: usize, from: usize) -> Result<Rate, Failure> {
-        const EACH: usize = 10;
+    /// [`EACH`] searches on each of `streams`, with queries from the `from`th on.
+    async fn round(
+        self: &Arc<Self>,
+        way: Way,
+        streams: usize,
+        from: usize,
+    ) -> Result<(Vec<Duration>, Duration), Failure> {
         let began = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..streams {
             let sides = Arc::clone(self);
             workers.spawn(async move {
-                let mut asked = Vec::new();
+                let mut took = Vec::new();
                 for step in 0..EACH {
                     let number = from.saturating_add(step.saturating_mul(streams)).saturating_add(worker);
-                    asked.push(sides.ask(way, number).await?);
+                    took.push(sides.ask(way, number).await?.took);
                 }
-                Ok::<_, Failure>(asked)
+                Ok::<_, Failure>(took)
             });
         }
-        let mut asked = Vec::new();
+        let mut took = Vec::new();
         while let Some(worked) = workers.join_next().await {
-            asked.extend(worked.map_err(Failure::failed)??);
+            took.extend(worked.map_err(Failure::failed)??);
         }
-        let seconds = began.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
-        let spread = Spread::of(asked.iter().map(|asked| asked.took));
-        Ok(Rate { searches: asked.len(), per_second: asked.len() as f64 / seconds, spread })
+        Ok((took, began.elapsed()))
     }
 }
 
