@@ -6,9 +6,11 @@
 //! found out by the same test. Gateway and exits are not trusted: what they send is capped and never panics the
 //! decoders. Governed by `proto/09-delegated.md`, "Oblivious HTTP".
 
+mod parts;
 #[cfg(test)]
 mod tests;
 
+use core::time::Duration;
 use std::{error::Error, io::Cursor};
 
 use bhttp::{Message, Mode};
@@ -23,6 +25,7 @@ use ohttp::{
     ClientRequest, ClientResponse, KeyConfig, SymmetricSuite,
     hpke::{Aead, Kdf},
 };
+use tokio::time::timeout;
 use url::Url;
 
 use crate::base::RelayId;
@@ -44,8 +47,26 @@ const RESPONSE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
 const MAX_KEYS: usize = 16 * 1024;
 const MAX_REQUEST: usize = 1024 * 1024;
 const MAX_RESPONSE: usize = 16 * 1024 * 1024;
+/// Fields, trailers included, and informational responses of an answer. Each takes the decoder many times the bytes that it takes
+/// the gateway.
+const MAX_PARTS: usize = 1024;
 /// A request is filled up to a multiple of this, so that its length tells the exit little.
 const BUCKET: usize = 1024;
+
+/// How long what comes may take. Neither is of use before it is whole, so one that drips is not waited for.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// For the keys to come by one exit; a minute.
+    keys: Duration,
+    /// For the sealed answer; ten minutes.
+    answer: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { keys: Duration::from_secs(60), answer: Duration::from_secs(10 * 60) }
+    }
+}
 
 /// What a configuration must offer one of; the library takes no other.
 const SUITES: [SymmetricSuite; 2] = [
@@ -96,12 +117,28 @@ impl<C: Connector> Requester<C> {
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
+        self.oblivious_within(gateway, request, Limits::default()).await
+    }
+
+    async fn oblivious_within<B>(
+        &self,
+        gateway: &Url,
+        request: Request<B>,
+        limits: Limits,
+    ) -> Result<Response<Full<Bytes>>, ObliviousError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let late = |_| ObliviousError::from(RequestError::Silent);
         let gateway = address(gateway).ok_or(RequestError::Address)?;
         let (head, body) = request.into_parts();
         let body = Limited::new(body, MAX_REQUEST).collect().await.map_err(too_large_or(RequestError::Body))?;
         let message = encode(&Request::from_parts(head, body.to_bytes()))?;
-        let (keys, first) = self.keys(&gateway, Vec::new()).await?;
-        let (again, _) = self.keys(&gateway, vec![first]).await.map_err(|error| match error {
+        let (keys, first) = timeout(limits.keys, self.keys(&gateway, Vec::new())).await.map_err(late)??;
+        let again = timeout(limits.keys, self.keys(&gateway, vec![first])).await.map_err(late)?;
+        let (again, _) = again.map_err(|error| match error {
             ObliviousError::Request(RequestError::NoExit) => ObliviousError::NoSecondExit,
             error => error,
         })?;
@@ -109,7 +146,7 @@ impl<C: Connector> Requester<C> {
             return Err(ObliviousError::KeysDiffer);
         }
         let (sealed, opener) = seal(&keys, &message)?;
-        self.carry(gateway, sealed, opener).await
+        timeout(limits.answer, self.carry(gateway, sealed, opener)).await.map_err(late)?
     }
 
     /// The gateway's key configurations, and the exit that brought them, none of `not_by`.
@@ -195,6 +232,9 @@ fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
 
 /// The response in Binary HTTP, of either mode.
 pub(crate) fn decode(bytes: Vec<u8>) -> Option<Response<Full<Bytes>>> {
+    if parts::count(&bytes) > MAX_PARTS {
+        return None;
+    }
     let message = Message::read_bhttp(&mut Cursor::new(bytes)).ok()?;
     let mut response = Response::new(Full::from(Bytes::copy_from_slice(message.content())));
     *response.status_mut() = StatusCode::from_u16(message.control().status()?.code()).ok()?;

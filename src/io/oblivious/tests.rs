@@ -5,9 +5,21 @@ use std::sync::{
 
 use hyper::body::Incoming;
 use ohttp::{Server, hpke::Kem};
+use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::io::{outbound::testing::http_origin, request::testing::OneExit};
+use crate::{
+    delegated::Delegation,
+    io::{
+        connector::{ConnectError, Delegated, Hop, Isolation},
+        outbound::testing::http_origin,
+        request::testing::OneExit,
+        stream::Stream,
+        testing::stream_pair,
+        tls::Tls,
+    },
+    wire::{Answer as Found, EndReason, Host, Target},
+};
 
 fn keys(id: u8) -> KeyConfig {
     KeyConfig::new(id, Kem::X25519Sha256, SUITES.to_vec()).unwrap()
@@ -126,4 +138,66 @@ fn an_answer_that_is_none_is_refused() {
         assert!(decode(bad.to_vec()).is_none(), "{bad:?}");
     }
     assert!(decode(b"\x01\x40\xc8".to_vec()).is_some());
+}
+
+#[test]
+fn an_answer_of_more_parts_than_any_has_is_not_decoded() {
+    // Fields without a value, named by a letter; and responses that say nothing but that there will be another.
+    let (fields, hints) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
+    assert_eq!(fields.len(), 0x0c03, "which is the length below");
+    let section = [&[0x4c, 0x03], fields.as_slice()].concat();
+    let known = |parts: &[&[u8]]| [b"\x01".as_slice(), &parts.concat()].concat();
+    let unknown = |parts: &[&[u8]]| [b"\x03".as_slice(), &parts.concat()].concat();
+    for bad in [
+        known(&[b"\x40\xc8\x00\x00", &section]),
+        known(&[&hints, b"\x40\xc8"]),
+        unknown(&[b"\x40\xc8\x00\x00", &fields, b"\x00"]),
+        unknown(&[&hints, b"\x40\xc8\x00\x00\x00"]),
+    ] {
+        assert!(parts::count(&bad) > MAX_PARTS);
+        assert!(decode(bad).is_none());
+    }
+    for good in [
+        known(&[b"\x40\x67\x03\x01a\x00\x40\xc8\x03\x01a\x00\x02me\x03\x01b\x00"]),
+        unknown(&[b"\x40\x67\x01a\x00\x00\x40\xc8\x01a\x00\x00\x01m\x01e\x00\x01b\x00\x00"]),
+    ] {
+        assert_eq!(parts::count(&good), 4);
+        assert!(decode(good).is_some());
+    }
+}
+
+/// An overlay whose exits begin to answer with keys, and leave it at that.
+#[derive(Clone)]
+struct Stalling;
+
+impl Connector for Stalling {
+    async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
+        Err(EndReason::Policy.into())
+    }
+
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Found>, ConnectError> {
+        Err(EndReason::Policy.into())
+    }
+
+    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+        let (near, mut far) = stream_pair();
+        tokio::spawn(async move {
+            far.write_all(b"\x03\x40\xc8\x0ccontent-type\x16application/ohttp-keys\x00\x60\x00begun").await.unwrap();
+            // To its end, which is when the client gives up.
+            let _ = tokio::io::copy(&mut far, &mut tokio::io::sink()).await;
+            let _ = far.failure().await;
+        });
+        let hop = Hop { relay: RelayId::from_bytes([1; 32]), took: Duration::ZERO };
+        Ok(Delegated { stream: near, path: vec![hop], shared_exit: false })
+    }
+}
+
+#[tokio::test]
+async fn keys_that_never_come_whole_are_not_waited_for() {
+    let requester = Requester::new(Stalling, Tls::default());
+    let gateway = "http://gateway.example/".parse().unwrap();
+    // Less than an exit may pause between two pieces.
+    let limits = Limits { keys: Duration::from_millis(200), ..Limits::default() };
+    let asked = timeout(Duration::from_secs(20), requester.oblivious_within(&gateway, request(), limits));
+    assert_eq!(asked.await.unwrap().unwrap_err(), ObliviousError::Request(RequestError::Silent));
 }
