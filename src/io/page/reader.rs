@@ -93,8 +93,12 @@ impl<C: Connector> Reader<C> {
         let fetched = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
             .await
             .map_err(|_| ReadError::TooSlow)??;
-        let _permit = self.cleaning.acquire().await.map_err(|_| ReadError::Unreadable)?;
-        let cleaned = tokio::task::spawn_blocking(move || fetched.clean());
+        let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;
+        let cleaned = tokio::task::spawn_blocking(move || {
+            // Held to the end, also when the browser has gone.
+            let _permit = permit;
+            fetched.clean()
+        });
         cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
     }
 
@@ -190,3 +194,6 @@ impl Fetched {
         Some(Reading { url: self.url, title, content, verified: self.verified })
     }
 }
+
+#[cfg(test)]
+mod tests;

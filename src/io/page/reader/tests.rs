@@ -1,0 +1,50 @@
+use std::{sync::mpsc, time::Instant};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    runtime::Builder,
+};
+
+use super::*;
+use crate::io::{
+    testing::{Direct, origin},
+    tls::Tls,
+};
+
+/// What any one wait may take before the test fails.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Goes round the runtime until `holds`.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < DEADLINE, "not in time: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn pages_that_nobody_waits_for_any_more_count_while_they_are_cleaned() {
+    // One thread for what blocks, which is kept busy, so that cleaning waits behind it for as long as the test likes.
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let (release, busy) = mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || busy.recv());
+        let site = origin(|mut socket| async move {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let _ =
+                socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
+        })
+        .await;
+        let reader = Reader::new(Requester::new(Direct::default(), Tls::default()));
+        let (reading, url) = (reader.clone(), format!("http://{site}/").parse().unwrap());
+        let browser = tokio::spawn(async move { reading.read(url).await.is_ok() });
+        until("the page is there", || reader.cleaning.available_permits() < MAX_CLEANING).await;
+        browser.abort();
+        assert!(browser.await.unwrap_err().is_cancelled());
+        assert_eq!(reader.cleaning.available_permits(), MAX_CLEANING - 1);
+        drop(release);
+        let _ = busy.await.unwrap();
+        until("the page is cleaned", || reader.cleaning.available_permits() == MAX_CLEANING).await;
+    });
+}
