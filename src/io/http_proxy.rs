@@ -25,7 +25,7 @@ use http_body_util::{Either, Full};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{CONNECTION, CONTENT_TYPE, HeaderValue, PROXY_AUTHORIZATION},
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, X_FRAME_OPTIONS},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -46,6 +46,7 @@ use super::{
 };
 
 const HTTP: u16 = 80;
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// Limits of the HTTP proxy port.
 #[derive(Clone, Copy, Debug)]
@@ -218,8 +219,12 @@ fn failure(error: ConnectError) -> Answer {
 fn text(status: StatusCode, words: &str) -> Answer {
     let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {words}\n"))));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // A web page that tries this port is not told that there is an answer at all.
+    headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     // What is left of the request's body is not worth reading.
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -144,8 +144,10 @@ fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
     }
 }
 
-/// To a web browser or the like that takes this port for an HTTP proxy.
-const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+/// To a web browser or the like that takes this port for an HTTP proxy. A web page that tries it is not told that there is
+/// an answer at all.
+const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\
+    Cross-Origin-Resource-Policy: same-origin\r\nX-Frame-Options: DENY\r\n\r\n\
     This is Umbel's SOCKS port. Set it as a SOCKS5 proxy, or use Umbel's HTTP proxy port.\n";
 
 fn bare_reply(status: SocksStatus) -> Vec<u8> {

@@ -125,7 +125,11 @@ async fn origin_form_is_refused_with_an_explanation() {
         let answer = answer_to(request).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         assert!(answer.contains("not a web server") && !answer.contains("9351"), "{answer}");
-        assert!(!answer.to_ascii_lowercase().contains("access-control"), "{answer}");
+        let head = answer.to_ascii_lowercase();
+        assert!(!head.contains("access-control"), "{answer}");
+        // Without it a page of elsewhere would see by this answer that there is a client here.
+        assert!(head.contains("cross-origin-resource-policy: same-origin"), "{answer}");
+        assert!(head.contains("x-frame-options: deny"), "{answer}");
     }
 }
 

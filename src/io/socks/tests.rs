@@ -129,7 +129,13 @@ async fn what_is_not_supported_is_said_so() {
     assert_eq!(reply_to(&[5, 1, 0, 9, 127, 0, 0, 1, 0, 80]).await[..2], [5, 8], "an unknown kind of address");
     assert_eq!(reply_to(&to_name(1, "origin.test", 0)).await[..2], [5, 1], "port zero");
     assert_eq!(converse(&[5, 1, 0x80]).await, [5, 0xFF], "an unknown method");
-    assert!(converse(b"GET / HTTP/1.1\r\n\r\n").await.starts_with(b"HTTP/1.0 501 "));
+    let page = String::from_utf8(converse(b"GET / HTTP/1.1\r\n\r\n").await).unwrap();
+    assert!(page.starts_with("HTTP/1.0 501 "), "{page}");
+    // A page of elsewhere doesn't see by it that there is a client here.
+    assert!(
+        page.contains("Cross-Origin-Resource-Policy: same-origin") && page.contains("X-Frame-Options: DENY"),
+        "{page}"
+    );
 }
 
 #[tokio::test]
