@@ -23,6 +23,10 @@ use tokio::{
     fs::File,
     io::{AsyncRead, AsyncReadExt as _},
     net::TcpStream,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
 };
 use tokio_util::io::StreamReader;
 use url::Url;
@@ -87,6 +91,32 @@ pub(crate) struct FetchOptions {
 /// # Errors
 /// When there is no client, no whole answer, or one that isn't a success.
 pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
+    let Some(path) = &options.output else { return fetch(options).await };
+    // Before anything is sent.
+    output::check(path)?;
+    // A signal ends the process where it stands, and would leave a part of the file there.
+    tokio::select! {
+        fetched = fetch(options) => fetched,
+        failure = interrupted() => Err(failure),
+    }
+}
+
+/// Waits until someone wants it to end.
+async fn interrupted() -> Failure {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => _ = terminate.recv().await,
+            Err(_) => core::future::pending().await,
+        }
+    };
+    tokio::select! {
+        Ok(()) = ctrl_c() => {}
+        () = terminated => {}
+    }
+    Failure::failed("stopped before the answer was whole")
+}
+
+async fn fetch(options: FetchOptions) -> Result<(), Failure> {
     let mut request = request(&options)?;
     let via = options.via.unwrap_or(if options.url.scheme() == "https" { Via::Stream } else { Via::Request });
     let (length, body) = match options.data {
@@ -226,7 +256,11 @@ fn judge(response: &Response<()>, asked: &Url) -> Result<(), Failure> {
         .filter(|_| status.is_redirection())
         .and_then(|value| asked.join(value.to_str().ok()?).ok());
     Err(Failure::Failed(match elsewhere {
-        Some(elsewhere) => format!("the target sends elsewhere ({status}): umbel fetch '{elsewhere}'"),
+        Some(elsewhere) => {
+            // The target's words, made to be copied: what ends the quotation would be a command of its own.
+            let elsewhere = elsewhere.as_str().replace('\'', "%27");
+            format!("the target sends elsewhere ({status}): umbel fetch '{elsewhere}'")
+        }
         None => format!("the target answered {status}"),
     }))
 }

@@ -1,6 +1,14 @@
 //! `umbel fetch` through a testnet: whole bodies, in little memory, by an exit and over a stream.
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+    time::Instant,
+};
+
+use nix::sys::signal::{Signal, kill};
 
 use super::harness::*;
 
@@ -35,7 +43,7 @@ fn a_body_comes_whole_by_an_exit_and_over_a_stream() {
 #[test]
 fn what_ends_early_leaves_no_file_and_says_so() {
     let testnet = Testnet::start(&[]);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = testnet.folder.path().join("body");
     for way in ["--via=request", "--via=stream"] {
         let failed = fetch(&testnet, &[way, "--output", file.to_str().unwrap(), &format!("http://{nobody}/x")]);
@@ -43,6 +51,34 @@ fn what_ends_early_leaves_no_file_and_says_so() {
         assert!(String::from_utf8_lossy(&failed.stderr).starts_with("umbel: "), "{failed:?}");
         assert!(!file.exists());
     }
+}
+
+#[test]
+fn what_is_interrupted_leaves_no_file() {
+    let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
+    // Sends half of what it promises, and then nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let files = || {
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect::<Vec<_>>()
+    };
+    let mut process = umbel()
+        .args(["fetch", &format!("--control={}", testnet.page), "--via=stream", "--output"])
+        .arg(folder.path().join("body"))
+        .arg(format!("http://{address}/"))
+        .spawn()
+        .unwrap();
+    await_true("half of it is there", Instant::now() + LIMIT, || files() == [4]);
+    kill(pid(&process), Signal::SIGINT).unwrap();
+    assert_eq!(wait_for_end(&mut process).code(), Some(1));
+    assert!(files().is_empty());
 }
 
 fn fetch(testnet: &Testnet, arguments: &[&str]) -> std::process::Output {

@@ -25,8 +25,22 @@ enum Sink {
     /// Beside the file it will be, until it is whole.
     File(NamedTempFile, PathBuf),
     Stdout(Stdout),
-    /// Standard output that someone looks at, where control characters could do things.
-    Terminal(Stdout),
+    /// Standard output that someone looks at, where control characters could do things; with the last byte that went there.
+    Terminal(Stdout, u8),
+}
+
+/// Whether there can be a file at `path`: there is none yet, or one that may be replaced.
+///
+/// # Errors
+/// When what is there is a folder, a device or a pipe. A file put in the place of `/dev/null` would be there for everybody.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
+    match std::fs::metadata(path) {
+        Ok(about) if !about.is_file() => Err(Failure::Usage(format!(
+            "{} is no file: leave --output out, and send standard output there",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 impl Output {
@@ -41,7 +55,7 @@ impl Output {
                 let file = NamedTempFile::new_in(folder).map_err(|error| unwritable(path, &error))?;
                 Sink::File(file, path.to_owned())
             }
-            None if std::io::stdout().is_terminal() => Sink::Terminal(std::io::stdout()),
+            None if std::io::stdout().is_terminal() => Sink::Terminal(std::io::stdout(), 0),
             None => Sink::Stdout(std::io::stdout()),
         };
         let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
@@ -64,11 +78,11 @@ impl Output {
         let written = match &mut self.sink {
             Sink::File(file, path) => file.write_all(piece).map_err(|error| unwritable(path, &error)),
             Sink::Stdout(stdout) => stdout.write_all(piece).map_err(|error| gone(&error)),
-            Sink::Terminal(stdout) => stdout.write_all(&harmless(piece)).map_err(|error| gone(&error)),
+            Sink::Terminal(stdout, last) => stdout.write_all(&harmless(piece, last)).map_err(|error| gone(&error)),
         };
         written?;
         self.bar.inc(piece.len().try_into().unwrap_or(u64::MAX));
-        let bar_helps = !matches!(self.sink, Sink::Terminal(_)) && std::io::stderr().is_terminal();
+        let bar_helps = !matches!(self.sink, Sink::Terminal(..)) && std::io::stderr().is_terminal();
         if self.bar.is_hidden() && bar_helps && self.began.elapsed() > BAR_AFTER {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
@@ -83,21 +97,20 @@ impl Output {
         self.bar.finish_and_clear();
         match self.sink {
             Sink::File(file, path) => file.persist(&path).map(drop).map_err(|error| unwritable(&path, &error.error)),
-            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout) => stdout.flush().map_err(|error| gone(&error)),
+            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout, _) => stdout.flush().map_err(|error| gone(&error)),
         }
     }
 }
 
 /// `piece` without bytes that a terminal would act on: controls but for line ends and tabs, also the eight-bit ones
-/// (U+0080 to U+009F) in UTF-8.
-fn harmless(piece: &[u8]) -> Vec<u8> {
-    let mut before = 0;
+/// (U+0080 to U+009F) in UTF-8. `last` is the byte before it, since whoever sends cuts the pieces.
+fn harmless(piece: &[u8], last: &mut u8) -> Vec<u8> {
     let mut shown = Vec::with_capacity(piece.len());
     for byte in piece {
         let control = (*byte < 0x20 && !matches!(byte, b'\n' | b'\t')) || *byte == 0x7f;
-        let eight_bit = before == 0xc2 && (0x80..0xa0).contains(byte);
+        let eight_bit = *last == 0xc2 && (0x80..0xa0).contains(byte);
         shown.push(if control || eight_bit { b'?' } else { *byte });
-        before = *byte;
+        *last = *byte;
     }
     shown
 }
@@ -130,7 +143,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_is_never_replaced_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        for taken in [folder.path(), Path::new("/dev/null"), Path::new("/dev/stdout")] {
+            assert!(check(taken).is_err(), "{}", taken.display());
+        }
+        check(&folder.path().join("new")).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_what_it_leads_to_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, elsewhere) = (folder.path().join("link"), folder.path().join("elsewhere"));
+        std::fs::write(&elsewhere, "mine").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        check(&link).unwrap();
+        let mut output = Output::open(Some(&link), None).unwrap();
+        output.write(b"theirs").unwrap();
+        output.finish().unwrap();
+        assert_eq!(std::fs::read(&elsewhere).unwrap(), b"mine");
+        assert_eq!(std::fs::read(&link).unwrap(), b"theirs");
+    }
+
+    #[test]
     fn a_terminal_gets_no_control_characters() {
-        assert_eq!(harmless(b"a\x1b[31m\r\n\tb\x07\xc2\x9b\xc3\x9f"), b"a?[31m?\n\tb?\xc2?\xc3\x9f");
+        let shown = |pieces: &[&[u8]]| {
+            let mut last = 0;
+            pieces.iter().flat_map(|piece| harmless(piece, &mut last)).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&[b"a\x1b[31m\r\n\tb\x07\xc2\x9b\xc3\x9f"]), b"a?[31m?\n\tb?\xc2?\xc3\x9f");
+        assert_eq!(shown(&[b"a\xc2", b"\x9b31m"]), b"a\xc2?31m", "cut within a character");
     }
 }

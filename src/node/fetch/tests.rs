@@ -108,7 +108,7 @@ async fn an_answer_that_is_no_success_is_an_error_that_says_which() {
         let mut response = Response::new(Full::<Bytes>::from("not this"));
         if request.uri().path() == "/moved" {
             *response.status_mut() = StatusCode::FOUND;
-            response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("/to"));
+            response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("/to';reboot;'"));
         } else {
             *response.status_mut() = StatusCode::NOT_FOUND;
         }
@@ -119,7 +119,7 @@ async fn an_answer_that_is_no_success_is_an_error_that_says_which() {
     assert!(outcome.unwrap_err().contains("404") && written.is_none());
     let (outcome, _) = fetch(control, &[&format!("http://{target}/moved")]).await;
     let failure = outcome.unwrap_err();
-    assert!(failure.contains(&format!("http://{target}/to")), "{failure}");
+    assert!(failure.ends_with(&format!("umbel fetch 'http://{target}/to%27;reboot;%27'")), "{failure}");
 }
 
 #[tokio::test]
