@@ -38,6 +38,11 @@ impl Delegate {
         Offer { engines: self.search.engines(), requests: self.http.offer() }
     }
 
+    /// Waits until it offers more than before. For one that waits.
+    pub(crate) async fn offer_grown(&self) {
+        self.search.grown().await;
+    }
+
     /// Does what comes over `stream`, one of those of the circuit numbered `circuit`, and answers there.
     pub(crate) async fn serve<S>(&self, service: Service, circuit: u64, stream: S)
     where

@@ -15,6 +15,7 @@ use tokio::{sync::mpsc, time::sleep};
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     crypto::IdentityKey,
+    delegated::Offer,
     directory::{Consensus, Descriptor, Profile},
     exit::Policy,
     io::{
@@ -74,7 +75,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
         family: family(&options)?,
         operator: String::new(),
         exit: policy.as_ref().map(Policy::summary).unwrap_or_default(),
-        offer: delegate.as_ref().map(|delegate| delegate.offer()).unwrap_or_default(),
+        offer: Offer::default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let parameters =
@@ -92,7 +93,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let publisher = DirectoryClient::new(directories.clone()).map_err(Failure::usage)?;
     let follower = DirectoryClient::new(directories).map_err(Failure::usage)?;
     let consensus = updates.clone();
-    let upkeep = Upkeep { folder, identity, profile, publisher, updates, reporter };
+    let upkeep = Upkeep { folder, identity, profile, delegate: delegate.clone(), publisher, updates, reporter };
     tracing::info!(relay = %upkeep.identity.id(), exit = !upkeep.profile.exit.is_empty(), "relay started");
     tokio::select! {
         () = drive.run() => {}
@@ -149,11 +150,21 @@ enum Update {
     OnionKey(crate::crypto::OnionSecret),
 }
 
+/// Waits until more is done for clients than before.
+async fn offer_grown(delegate: Option<&Delegate>) {
+    match delegate {
+        Some(delegate) => delegate.offer_grown().await,
+        None => core::future::pending().await,
+    }
+}
+
 /// Keeps the descriptor published and the onion key young.
 struct Upkeep {
     folder: Folder,
     identity: Arc<IdentityKey>,
+    /// Of the descriptor; its offer is filled in each time.
     profile: Profile,
+    delegate: Option<Arc<Delegate>>,
     publisher: DirectoryClient,
     updates: mpsc::Sender<Update>,
     reporter: Reporter,
@@ -173,6 +184,7 @@ impl Upkeep {
                 Ok(None) => {}
                 Err(error) => tracing::error!(%error, "the onion key is not rotated"),
             }
+            self.profile.offer = self.delegate.as_deref().map(Delegate::offer).unwrap_or_default();
             let descriptor = Descriptor { profile: self.profile.clone(), published: wall_time() };
             let signed = descriptor.sign(&self.identity).map_err(Failure::usage)?;
             let wait = match self.publisher.publish(&signed).await {
@@ -192,7 +204,10 @@ impl Upkeep {
                     wait
                 }
             };
-            sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = offer_grown(self.delegate.as_deref()) => {}
+            }
         }
     }
 }

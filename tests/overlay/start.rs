@@ -1,14 +1,24 @@
 //! Starting, checking and ending a testnet.
 
 use std::{
-    net::TcpListener,
-    process::Stdio,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use nix::sys::signal::{Signal, kill};
 
-use super::harness::*;
+use super::{
+    engines::{Scripted, describe, ok, status},
+    harness::*,
+};
 
 #[test]
 fn the_check_passes_and_says_so() {
@@ -85,4 +95,72 @@ fn a_port_open_to_other_machines_needs_leave() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("--allow-remote"), "{text}");
+}
+
+/// A node by itself, ended when dropped.
+struct Node(Child);
+
+impl Node {
+    fn start(arguments: &[&str], folder: &Path, log: &Path) -> Self {
+        let log = File::create(log).unwrap();
+        let data = format!("--data-dir={}", folder.display());
+        Self(umbel().args(arguments).arg(data).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_relay_whose_engine_can_not_be_fetched_starts_and_offers_it_once_it_can() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (folder, log) = (scratch.path(), scratch.path().join("relay.log"));
+    let there = Arc::new(AtomicBool::new(false));
+    let (asked, text) =
+        (Arc::clone(&there), fs::read(describe("latecomer", "https://engine.example/?q={searchTerms}", folder)));
+    let text = String::from_utf8(text.unwrap()).unwrap();
+    let site = Scripted::start(move |_| match asked.load(Ordering::Relaxed) {
+        true => ok("application/opensearchdescription+xml", &text),
+        false => status("503 Service Unavailable"),
+    });
+    let authority = authority_in(&folder.join("directory"));
+    let directory = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (listen, api) = (format!("--listen={directory}"), format!("--directory=http://{directory}"));
+    let network = ["directory", &listen, "--await-relays=1", "--interval=1", "--private-network"];
+    let _directory = Node::start(&network, &folder.join("directory"), &folder.join("directory.log"));
+    let (authority, engine) =
+        (format!("--authority={authority}"), format!("--engine=http://{}/description.xml", site.address));
+    let relay = ["relay", "--listen=127.0.0.1:0", &api, &authority, "--delegate=search", &engine, "--log=trace"];
+    let _relay = Node::start(&relay, &folder.join("relay"), &log);
+
+    let offered = || consensus(directory).map(|list| list.windows(9).any(|part| part == b"latecomer"));
+    await_true("the relay is listed", Instant::now() + LIMIT, || offered().is_some());
+    assert_eq!(offered(), Some(false));
+    there.store(true, Ordering::Relaxed);
+    await_true("the engine is offered", Instant::now() + LIMIT, || offered() == Some(true));
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains("an engine is not offered yet") && text.contains("status 503"), "{text}");
+    for secret in ["127.0.0.1", "description.xml", "engine.example"] {
+        assert!(!text.contains(secret), "the log holds {secret}: {text}");
+    }
+}
+
+/// The list that the directory at `address` serves, if there is one yet.
+fn consensus(address: SocketAddr) -> Option<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    write!(stream, "GET /v1/consensus HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    answer.windows(5).take(12).any(|part| part == b" 200 ").then_some(answer)
+}
+
+fn authority_in(folder: &Path) -> String {
+    let output = umbel().args(["keys", "directory", "--data-dir"]).arg(folder).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with("authority")).expect("keys shows the authority");
+    line.split_whitespace().last().unwrap().to_owned()
 }

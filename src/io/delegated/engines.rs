@@ -1,5 +1,5 @@
 //! The engines that an exit's operator has chosen: their descriptions, read at the start and, where they come from a URL,
-//! again each day.
+//! again each day. A URL that gives nothing at the start is asked again until it does, and its engine offered from then on.
 //!
 //! Governed by `proto/09-delegated.md` §4. A description is the operator's choice and never a client's. Where it names
 //! an address of this machine or network the operator is taken at his word; a description from elsewhere is not, or
@@ -7,9 +7,9 @@
 
 use core::time::Duration;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -17,7 +17,8 @@ use http_body_util::Empty;
 use hyper::{Request, header};
 use tokio::{
     io::AsyncReadExt as _,
-    time::{sleep, timeout},
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use url::Url;
 
@@ -34,7 +35,9 @@ use super::fields::USER_AGENT;
 
 /// From one reading of a URL to the next.
 const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
-/// For one description to arrive.
+/// The same as long as it has given no engine, at first and at most; doubled each time.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
+/// For one description to arrive, and at the start for all of them.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why an engine can't be offered. Names what the operator wrote.
@@ -61,6 +64,17 @@ pub(crate) enum EngineError {
     /// There are too many.
     #[error("more than {MAX_ENGINES} engines")]
     TooMany,
+}
+
+impl EngineError {
+    /// The same for the log, without the address that the operator wrote or anything that came from there.
+    fn reason(&self) -> String {
+        match self {
+            Self::Unreachable(_, error) => error.to_string(),
+            Self::Twice(_) => "another engine has its name".to_owned(),
+            _ => "what its URL gives is no description that can be used".to_owned(),
+        }
+    }
 }
 
 /// Why a description didn't come.
@@ -111,38 +125,69 @@ enum Place {
     Url(Url),
 }
 
+/// An engine that comes from a URL.
+#[derive(Debug)]
+struct Remote {
+    source: Source,
+    /// Its place among those that the operator has written, from 1: what the log calls it.
+    number: usize,
+    /// The name it is offered under, once it is.
+    offered: OnceLock<EngineName>,
+}
+
 /// All engines of an exit.
 #[derive(Debug)]
 pub(crate) struct Engines {
     ways: Ways,
-    /// Those that come from a URL, by the name they are offered under.
-    remote: Vec<(EngineName, Source)>,
+    remote: Vec<Remote>,
     engines: RwLock<BTreeMap<EngineName, Arc<Reached>>>,
+    /// One more is offered than before.
+    grown: Notify,
 }
 
 impl Engines {
     /// Reads the descriptions that the operator has written down: files or URLs, with a name of their own before a `=` where
-    /// the one they give themselves won't do.
+    /// the one they give themselves won't do. Those of URLs that can't be fetched now are left to [`Self::keep_fresh`].
     ///
     /// # Errors
-    /// When one can't be used; an exit that has promised an engine must not start without it.
+    /// When one can't be used; an exit whose operator has made a mistake must not start as if there were none.
     pub(crate) async fn load<S: AsRef<str>>(written: &[S], ways: Ways) -> Result<Self, EngineError> {
-        let (mut engines, mut remote) = (BTreeMap::new(), Vec::new());
-        for written in written {
-            let source = Source::parse(written.as_ref())?;
-            let reached = source.read(&ways).await?;
-            let name = reached.engine.name().clone();
-            if engines.insert(name.clone(), Arc::new(reached)).is_some() {
+        if written.len() > MAX_ENGINES {
+            return Err(EngineError::TooMany);
+        }
+        let sources = written.iter().map(|written| Source::parse(written.as_ref()));
+        let mut sources: Vec<_> = (1..).zip(sources.collect::<Result<Vec<_>, _>>()?).collect();
+        // Files first, so that a mistake in one is told at once.
+        sources.sort_by_key(|(_, source)| source.is_remote());
+        let (mut engines, mut remote, mut taken) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        let by = after(PATIENCE);
+        for (number, source) in sources {
+            let late = |_| Err(EngineError::Unreachable(source.written.clone(), FetchError::TimedOut));
+            let reached = match timeout_at(by, source.describe(source.name.clone(), &ways)).await.unwrap_or_else(late) {
+                Err(error @ EngineError::Unreachable(..)) => {
+                    tracing::warn!(
+                        number,
+                        reason = error.reason(),
+                        "an engine is not offered yet; its URL is tried again"
+                    );
+                    None
+                }
+                read => Some(read?),
+            };
+            let name = reached.as_ref().map(|reached| reached.engine.name()).or(source.name.as_ref()).cloned();
+            if let Some(name) = name.clone().filter(|name| !taken.insert(name.clone())) {
                 return Err(EngineError::Twice(name));
             }
-            if engines.len() > MAX_ENGINES {
-                return Err(EngineError::TooMany);
-            }
-            if matches!(source.place, Place::Url(_)) {
-                remote.push((name, source));
+            let offered = name.zip(reached).map(|(name, reached)| {
+                engines.insert(name.clone(), Arc::new(reached));
+                name
+            });
+            if source.is_remote() {
+                let offered = offered.map_or_else(OnceLock::new, OnceLock::from);
+                remote.push(Remote { source, number, offered });
             }
         }
-        Ok(Self { ways, remote, engines: RwLock::new(engines) })
+        Ok(Self { ways, remote, engines: RwLock::new(engines), grown: Notify::new() })
     }
 
     /// Their names, ascending.
@@ -154,25 +199,65 @@ impl Engines {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Reads those from URLs again each day, for ever. One that fails stays as it was.
+    /// Waits until there are more than when this was last waited for. For one that waits.
+    pub(crate) async fn grown(&self) {
+        self.grown.notified().await;
+    }
+
+    /// Reads those from URLs again each day, and those that have given nothing yet sooner, for ever. One that fails stays as
+    /// it was.
     pub(crate) async fn keep_fresh(&self) {
+        let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_EVERY } else { RETRY.0 };
+        let mut due: Vec<_> = self.remote.iter().map(|remote| (after(wait(remote)), RETRY.0, remote)).collect();
         loop {
-            sleep(REFRESH_EVERY).await;
-            self.refresh().await;
+            let Some((at, pause, remote)) = due.iter_mut().min_by_key(|(at, ..)| *at) else {
+                return core::future::pending().await;
+            };
+            sleep_until(*at).await;
+            self.renew(remote).await;
+            *pause = pause.saturating_mul(2).min(RETRY.1);
+            *at = after(if remote.offered.get().is_some() { REFRESH_EVERY } else { *pause });
         }
     }
 
+    #[cfg(test)]
     pub(super) async fn refresh(&self) {
-        for (name, source) in &self.remote {
-            match source.read_as(name.clone(), &self.ways).await {
-                Ok(reached) => {
-                    let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
-                    engines.insert(name.clone(), Arc::new(reached));
-                }
-                Err(error) => tracing::warn!(%error, "an engine's description is not renewed"),
-            }
+        for remote in &self.remote {
+            self.renew(remote).await;
         }
     }
+
+    async fn renew(&self, remote: &Remote) {
+        let number = remote.number;
+        let name = remote.offered.get().or(remote.source.name.as_ref()).cloned();
+        let read = remote.source.describe(name, &self.ways).await;
+        let Err(error) = read.and_then(|reached| self.take(remote, reached)) else { return };
+        if remote.offered.get().is_some() {
+            tracing::warn!(number, reason = error.reason(), "an engine's description is not renewed");
+        } else {
+            tracing::warn!(number, reason = error.reason(), "an engine is not offered yet; its URL is tried again");
+        }
+    }
+
+    /// Offers what was read of `remote` from now on.
+    fn take(&self, remote: &Remote, reached: Reached) -> Result<(), EngineError> {
+        let name = reached.engine.name().clone();
+        let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
+        if remote.offered.get().is_none() && engines.contains_key(&name) {
+            return Err(EngineError::Twice(name));
+        }
+        engines.insert(name.clone(), Arc::new(reached));
+        drop(engines);
+        if remote.offered.set(name).is_ok() {
+            tracing::info!(number = remote.number, "an engine's description has come; it is offered now");
+            self.grown.notify_one();
+        }
+        Ok(())
+    }
+}
+
+fn after(wait: Duration) -> Instant {
+    sleep(wait).deadline()
 }
 
 impl Source {
@@ -195,12 +280,8 @@ impl Source {
         Ok(Self { written: written.to_owned(), name, place })
     }
 
-    async fn read(&self, ways: &Ways) -> Result<Reached, EngineError> {
-        self.describe(self.name.clone(), ways).await
-    }
-
-    async fn read_as(&self, name: EngineName, ways: &Ways) -> Result<Reached, EngineError> {
-        self.describe(Some(name), ways).await
+    const fn is_remote(&self) -> bool {
+        matches!(self.place, Place::Url(_))
     }
 
     async fn describe(&self, name: Option<EngineName>, ways: &Ways) -> Result<Reached, EngineError> {

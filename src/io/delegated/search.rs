@@ -98,6 +98,11 @@ impl Search {
         self.engines.names()
     }
 
+    /// Waits until it searches more engines than before. For one that waits.
+    pub(crate) async fn grown(&self) {
+        self.engines.grown().await;
+    }
+
     /// Keeps the engines' descriptions fresh, for ever.
     pub(crate) async fn keep_fresh(&self) {
         self.engines.keep_fresh().await;

@@ -7,7 +7,7 @@ use crate::{
     io::{
         delegated::{
             Delegate,
-            engines::{EngineError, Engines, Ways},
+            engines::{Engines, Ways},
             http::{Allow, Http, HttpCaps, Tier},
             limits::{Limits, Rates},
             search::{Search, SearchCaps},
@@ -28,7 +28,7 @@ const OPEN: [&str; 2] = ["accept *:80", "accept *:443"];
 /// The services that `options` name, none if they name none.
 ///
 /// # Errors
-/// [`Failure::Usage`] when a key can't be used, [`Failure::Failed`] when a description can't be fetched.
+/// [`Failure::Usage`] when a key, or a description that it names, can't be used.
 pub(super) async fn delegate(
     options: &RelayOptions,
     exit: Option<&Policy>,
@@ -94,9 +94,6 @@ pub(super) async fn delegate(
 /// The search service with the engines that `options` name, reached by `ways`.
 async fn search(options: &RelayOptions, ways: Ways) -> Result<Search, Failure> {
     let written: Vec<&String> = options.engine.iter().flatten().collect();
-    let engines = Engines::load(&written, ways).await.map_err(|error| match error {
-        EngineError::Unreachable(..) => Failure::failed(error),
-        _ => Failure::usage(error),
-    })?;
+    let engines = Engines::load(&written, ways).await.map_err(Failure::usage)?;
     Ok(Search::new(engines, SearchCaps::default()))
 }

@@ -470,11 +470,12 @@ async fn an_engine_without_pages_has_no_second() {
     assert_eq!(asked.load(Ordering::Relaxed), 0);
 }
 
-/// Serves `document`, whatever it holds at the time.
+/// Serves `document`, whatever it holds at the time; 503 as long as that is nothing.
 async fn describing(document: Arc<Mutex<String>>) -> SocketAddr {
     http_origin(move |_| {
         let document = document.lock().unwrap().clone();
-        async move { Response::new(Full::<Bytes>::from(document)) }
+        let status = if document.is_empty() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        async move { Response::builder().status(status).body(Full::<Bytes>::from(document)).unwrap() }
     })
     .await
 }
@@ -496,6 +497,39 @@ async fn a_description_from_a_url_is_read_again_and_kept_when_it_fails() {
     *document.lock().unwrap() = "broken".to_owned();
     engines.refresh().await;
     assert_eq!(path(), "/new");
+}
+
+#[tokio::test]
+async fn an_engine_whose_url_fails_at_the_start_is_offered_once_it_comes() {
+    let long = answering(200, &[], vec![b' '; 70_000]).await;
+    let document = Arc::new(Mutex::new(String::new()));
+    let late = describing(Arc::clone(&document)).await;
+    let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{late}/")];
+    let engines = Engines::load(&urls, ways(nowhere(), Tls::default())).await.unwrap();
+    assert_eq!(engines.names(), []);
+    *document.lock().unwrap() = described(JSON, "https://engine.example/?q={searchTerms}");
+    let grown = async {
+        tokio::select! {
+            () = engines.keep_fresh() => {}
+            () = engines.grown() => {}
+        }
+    };
+    timeout(DEADLINE, grown).await.unwrap();
+    assert_eq!(engines.names(), [name("engine")]);
+}
+
+#[tokio::test]
+async fn an_engine_that_comes_late_takes_no_other_s_name() {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(described(JSON, "https://first.example/?q={searchTerms}").as_bytes()).unwrap();
+    let first = file.path().to_str().unwrap().to_owned();
+    let document = Arc::new(Mutex::new(String::new()));
+    let late = format!("http://{}/", describing(Arc::clone(&document)).await);
+    let engines = Engines::load(&[late, first], ways(nowhere(), Tls::default())).await.unwrap();
+    *document.lock().unwrap() = described(JSON, "https://second.example/?q={searchTerms}");
+    engines.refresh().await;
+    let asked = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
+    assert_eq!((engines.names(), asked.host_str()), (vec![name("engine")], Some("first.example")));
 }
 
 #[tokio::test]
@@ -534,9 +568,8 @@ async fn an_engine_that_cannot_be_offered_says_why() {
     let page = answering(200, &[], b"<html></html>".to_vec()).await;
     assert!(load(&[format!("http://{page}/")]).await.contains("it is no OpenSearch 1.1 description"));
     let missing = answering(404, &[], Vec::new()).await;
-    assert!(load(&[format!("http://{missing}/")]).await.contains("status 404"));
-    let long = answering(200, &[], vec![b' '; 70_000]).await;
-    assert!(load(&[format!("http://{long}/")]).await.contains("larger than allowed"));
+    let twice = [format!("engine=http://{missing}/"), good.clone()];
+    assert!(load(&twice).await.contains("two engines are called \"engine\""), "also when one is still to come");
     let many: Vec<String> = (0..33).map(|number| format!("e{number}={good}")).collect();
     assert_eq!(load(&many).await, "more than 32 engines");
     let both = Engines::load(&[good.clone(), format!("other={good}")], ways(nowhere(), Tls::default())).await.unwrap();
