@@ -158,11 +158,14 @@ where
 
 /// Runs `task` on one thread: a node's core is one task, and what surrounds it is mostly waiting.
 fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Failed(format!("can't start: {error}")))?
-        .block_on(task)
+        .map_err(|error| Failure::Failed(format!("can't start: {error}")))?;
+    let outcome = runtime.block_on(task);
+    // Not waiting for a thread that still reads standard input, which may never end.
+    runtime.shutdown_background();
+    outcome
 }
 
 #[cfg(test)]

@@ -164,3 +164,19 @@ fn authority_in(folder: &Path) -> String {
     let line = text.lines().find(|line| line.starts_with("authority")).expect("keys shows the authority");
     line.split_whitespace().last().unwrap().to_owned()
 }
+
+#[test]
+fn a_command_that_has_failed_does_not_wait_for_the_rest_of_its_input() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let control = format!("--control={nobody}");
+    let mut fetch = umbel()
+        .args(["fetch", &control, "--data=@-", "http://target.example/"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Its input stays open meanwhile.
+    let input = fetch.stdin.take();
+    assert_eq!(wait_for_end(&mut fetch).code(), Some(1));
+    drop(input);
+}
