@@ -17,6 +17,7 @@ mod fetch;
 mod harness;
 mod logs;
 mod machines;
+mod oblivious;
 mod requests;
 mod search;
 mod start;

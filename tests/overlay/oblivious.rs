@@ -1,0 +1,174 @@
+//! `umbel fetch --gateway` through a testnet: a gateway opens what the exits carry, and two of them bring its keys.
+
+use std::{
+    fs,
+    io::{self, BufReader, Cursor, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Output,
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use bhttp::{Message, Mode};
+use nix::unistd::Pid;
+use ohttp::{
+    KeyConfig, Server, SymmetricSuite,
+    hpke::{Aead, Kdf, Kem},
+};
+
+use super::harness::*;
+
+#[test]
+fn a_sealed_request_reaches_its_target_by_a_gateway_whose_keys_two_exits_bring() {
+    let testnet = Testnet::start(&[]);
+    let origin = Origin::start();
+    let gateway = Gateway::start(|_| keys(1));
+    let fetched = fetch(&testnet, &gateway, &origin.url(50_000));
+    assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+    assert_eq!(fetched.stdout.len(), 50_000);
+    assert!(is_body(&mut fetched.stdout.as_slice(), 50_000).unwrap());
+
+    let seen = gateway.seen.lock().unwrap();
+    let exits: Vec<_> =
+        processes().into_iter().filter(|(_, words)| words.iter().any(|word| word == "--delegate=open")).collect();
+    let is_exit = |pid: &Pid| exits.iter().any(|(exit, _)| exit == pid);
+    assert!(matches!(seen.keys_by.as_slice(), [one, other] if one != other && is_exit(one) && is_exit(other)));
+    let [sealed] = seen.sealed.as_slice() else { panic!("one sealed request") };
+    let target = origin.address.to_string();
+    assert!(sealed.windows(target.len()).all(|part| part != target.as_bytes()), "the exit reads no target in it");
+    drop(seen);
+
+    let lying = Gateway::start(|asked| keys(u8::try_from(asked).unwrap()));
+    let refused = fetch(&testnet, &lying, &origin.url(1));
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("different keys"), "{refused:?}");
+    assert!(lying.seen.lock().unwrap().sealed.is_empty(), "nothing is sealed to keys that differ");
+}
+
+#[test]
+fn with_one_exit_alone_nothing_is_sealed() {
+    let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
+    let gateway = Gateway::start(|_| keys(1));
+    let refused = fetch(&testnet, &gateway, "http://target.example/");
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("only one exit"), "{refused:?}");
+    assert!(gateway.seen.lock().unwrap().sealed.is_empty());
+}
+
+fn fetch(testnet: &Testnet, gateway: &Gateway, url: &str) -> Output {
+    let arguments = [format!("--control={}", testnet.page), format!("--gateway=http://{}", gateway.address)];
+    umbel().arg("fetch").args(arguments).arg(url).output().unwrap()
+}
+
+/// A key configuration; the same each time for one `number`.
+fn keys(number: u8) -> KeyConfig {
+    let suite = SymmetricSuite::new(Kdf::HkdfSha256, Aead::ChaCha20Poly1305);
+    KeyConfig::derive(number, Kem::X25519Sha256, vec![suite], &[number; 32]).unwrap()
+}
+
+/// An Oblivious HTTP gateway on loopback, which opens requests by the keys of number 1 and sends them on.
+struct Gateway {
+    address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// What a gateway was asked.
+#[derive(Default)]
+struct Seen {
+    /// The processes that asked for its keys.
+    keys_by: Vec<Pid>,
+    sealed: Vec<Vec<u8>>,
+}
+
+impl Gateway {
+    /// Starts it; it ends with the test's process. Whoever asks for its keys gets those that `given` says, by how many asked before.
+    fn start(given: fn(usize) -> KeyConfig) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let noted = Arc::clone(&seen);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let noted = Arc::clone(&noted);
+                thread::spawn(move || serve(stream, given, &noted));
+            }
+        });
+        Self { address, seen }
+    }
+}
+
+fn serve(stream: TcpStream, given: fn(usize) -> KeyConfig, seen: &Mutex<Seen>) {
+    let peer = stream.peer_addr().unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let (request, length) = head(&mut reader);
+    assert!(request.contains(" /.well-known/ohttp-gateway "), "{request}");
+    if request.starts_with("GET ") {
+        let mut seen = seen.lock().unwrap();
+        let given = given(seen.keys_by.len());
+        seen.keys_by.push(owner_of(peer));
+        return answer(stream, "application/ohttp-keys", &KeyConfig::encode_list(&[given]).unwrap());
+    }
+    let mut sealed = vec![0; length];
+    reader.read_exact(&mut sealed).unwrap();
+    let (message, sealer) = Server::new(keys(1)).unwrap().decapsulate(&sealed).unwrap();
+    seen.lock().unwrap().sealed.push(sealed);
+    let mut response = Vec::new();
+    send_on(&message).write_bhttp(Mode::KnownLength, &mut response).unwrap();
+    answer(stream, "message/ohttp-res", &sealer.encapsulate(&response).unwrap());
+}
+
+/// What the target of an opened request says.
+fn send_on(message: &[u8]) -> Message {
+    let asked = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
+    let text = |part: Option<&[u8]>| String::from_utf8(part.unwrap().to_vec()).unwrap();
+    let (host, path) = (text(asked.control().authority()), text(asked.control().path()));
+    let mut target = TcpStream::connect(&host).unwrap();
+    write!(target, "GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+    let mut reader = BufReader::new(target);
+    let (status, length) = head(&mut reader);
+    assert!(status.starts_with("HTTP/1.1 200"), "{status}");
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let mut response = Message::response(bhttp::StatusCode::OK);
+    response.write_content(body);
+    response
+}
+
+/// The first line of a message, and how long its body is.
+fn head(reader: &mut impl io::BufRead) -> (String, usize) {
+    let (mut first, mut length) = (String::new(), 0);
+    reader.read_line(&mut first).unwrap();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        match line.trim_end().split_once(':') {
+            None => return (first, length),
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = value.trim().parse().unwrap()
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn answer(mut stream: TcpStream, kind: &str, body: &[u8]) {
+    let length = body.len();
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    stream.write_all(body).unwrap();
+}
+
+/// The process at the other end of a connection over loopback.
+fn owner_of(peer: SocketAddr) -> Pid {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let local = format!("0100007F:{:04X}", peer.port());
+    let inode = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|columns| {
+        (columns.get(1) == Some(&local.as_str()) && columns.get(9) != Some(&"0")).then(|| columns[9].to_owned())
+    });
+    let socket = format!("socket:[{}]", inode.expect("a connection of this machine"));
+    let has = |pid: Pid| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == socket.as_str())
+    };
+    processes().into_iter().map(|(pid, _)| pid).find(|pid| has(*pid)).expect("whose connection it is")
+}
