@@ -9,6 +9,7 @@
 pub mod authority;
 mod bounded;
 mod consensus;
+mod counting;
 mod descriptor;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
@@ -17,6 +18,7 @@ mod profile;
 pub(crate) mod schema;
 #[cfg(test)]
 mod vectors;
+mod volunteer;
 
 use core::{fmt, time::Duration};
 
@@ -24,10 +26,16 @@ pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError};
 pub use consensus::{
     Consensus, ConsensusError, ConsensusRelay, Flags, KnownRelays, SignedConsensus, UnverifiedConsensus,
 };
+pub use counting::NotCounted;
 pub use descriptor::{DESCRIPTOR_LIFETIME, Descriptor, DescriptorError, UnverifiedDescriptor};
 pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};
+pub use volunteer::{
+    MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration, RegistrationError,
+    SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList, Volunteer,
+    VolunteerDescriptor, VolunteerList, VolunteerListError, VolunteerProfile, gateway_ranking,
+};
 
 use crate::base::RelayId;
 
@@ -37,6 +45,12 @@ pub const MAX_CONSENSUS_LEN: usize = 8 << 20;
 pub const MAX_DESCRIPTOR_LEN: usize = 16 << 10;
 /// Relays in a consensus at the most.
 pub const MAX_RELAYS: usize = 10_000;
+/// Bytes of a signed volunteer list at the most.
+pub const MAX_VOLUNTEER_LIST_LEN: usize = 2 << 20;
+/// Bytes of a signed volunteer at the most.
+pub const MAX_VOLUNTEER_LEN: usize = 4 << 10;
+/// Volunteers in a list at the most.
+pub const MAX_VOLUNTEERS: usize = 4_096;
 /// How far apart the clocks of two nodes may be: a document may be valid from as far in the future.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 

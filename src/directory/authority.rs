@@ -77,7 +77,7 @@ impl AuthorityConfig {
             prove_every: Duration::from_secs(20),
             stable_after: Duration::ZERO,
             private_addresses: true,
-            parameters: Parameters::default().allowing_similar_addresses(),
+            parameters: Parameters::default().of_testnet(),
             ..Self::default()
         }
     }

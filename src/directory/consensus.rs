@@ -5,12 +5,13 @@ use std::sync::Arc;
 use core::{fmt, time::Duration};
 
 use prost::Message;
-use rand::{CryptoRng, RngExt};
+use rand::CryptoRng;
 
 use super::{
-    AuthorityId, CLOCK_SKEW, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, ParameterError, Parameters,
+    AuthorityId, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, ParameterError, Parameters,
     bounded::{self, BoundError, Bounds},
-    profile::{Impossible, Profile, exactly},
+    counting::{Dates, MAX_SIGNATURE_LEN, MAX_SIGNATURES, NotCounted, check_signatures, sign},
+    profile::{Impossible, Profile},
     schema,
 };
 use crate::{
@@ -20,10 +21,9 @@ use crate::{
 };
 
 const CONTEXT: &str = "directory consensus";
-const MAX_SIGNATURES: usize = 64;
 const LONGEST_VALIDITY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const SIGNED_BOUNDS: Bounds =
-    Bounds { len: MAX_CONSENSUS_LEN, fields: &[(1, 1, MAX_CONSENSUS_LEN), (2, MAX_SIGNATURES, 128)] };
+    Bounds { len: MAX_CONSENSUS_LEN, fields: &[(1, 1, MAX_CONSENSUS_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)] };
 const BOUNDS: Bounds = Bounds { len: MAX_CONSENSUS_LEN, fields: &[(4, 256, 96), (5, MAX_RELAYS, MAX_DESCRIPTOR_LEN)] };
 
 /// Why a consensus is not used.
@@ -32,29 +32,9 @@ pub enum ConsensusError {
     /// The bytes are no consensus.
     #[error("consensus: {0}")]
     Malformed(#[from] BoundError),
-    /// No authority is configured, so nothing can count.
-    #[error("consensus: no authority key is configured to judge it by")]
-    NoAuthorities,
-    /// No more than half of the configured authorities have signed it.
-    #[error("consensus: signed by {signed} of {configured} configured authorities, more than half are needed")]
-    TooFewSignatures {
-        /// Configured authorities whose signatures hold.
-        signed: usize,
-        /// Configured authorities.
-        configured: usize,
-    },
-    /// It is no longer valid.
-    #[error("consensus: expired; is the clock right, and the directory up?")]
-    Expired,
-    /// It is not valid yet.
-    #[error("consensus: not valid yet; is the clock right?")]
-    NotYetValid,
-    /// One at least as new is in use.
-    #[error("consensus: older than the one in use")]
-    Older,
-    /// Another with the same date is in use: the authorities have signed two.
-    #[error("consensus: not the same as the one in use, with the same date; the authorities contradict themselves")]
-    Conflicting,
+    /// Too few authorities have signed it, or it isn't its time.
+    #[error("consensus: {0}")]
+    NotCounted(#[from] NotCounted),
     /// It contradicts itself or the specification.
     #[error("consensus: {0}")]
     Impossible(#[from] Impossible),
@@ -119,43 +99,16 @@ impl UnverifiedConsensus {
         previous: Option<&Consensus>,
     ) -> Result<Consensus, ConsensusError> {
         let consensus = self.verify_signatures(authorities)?;
-        if consensus.valid_after > now.after(CLOCK_SKEW) {
-            return Err(ConsensusError::NotYetValid);
-        }
-        if consensus.is_expired(now) {
-            return Err(ConsensusError::Expired);
-        }
-        match previous {
-            Some(previous) if consensus.valid_after < previous.valid_after => Err(ConsensusError::Older),
-            Some(previous) if consensus.valid_after == previous.valid_after && consensus.digest != previous.digest => {
-                Err(ConsensusError::Conflicting)
-            }
-            _ => Ok(consensus),
-        }
+        let previous = previous.map(|previous| (&previous.dates, &previous.digest));
+        consensus.dates.check(&consensus.digest, now, previous)?;
+        Ok(consensus)
     }
 
     /// The consensus, if more than half of `authorities` have signed it, whatever its date.
     pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Consensus, ConsensusError> {
-        let mut configured = authorities.to_vec();
-        configured.sort_unstable();
-        configured.dedup();
-        if configured.is_empty() {
-            return Err(ConsensusError::NoAuthorities);
-        }
-        let signed = configured.iter().filter(|authority| self.is_signed_by(authority)).count();
-        if signed <= configured.len() / 2 {
-            return Err(ConsensusError::TooFewSignatures { signed, configured: configured.len() });
-        }
-        Consensus::decode(&self.signed.consensus)
-    }
-
-    fn is_signed_by(&self, authority: &AuthorityId) -> bool {
-        let of_authority = |signature: &&schema::AuthoritySignature| signature.authority == authority.as_bytes();
-        let signature = self.signed.signatures.iter().find(of_authority);
-        let signature = signature.and_then(|signature| exactly(&signature.signature));
-        signature.is_some_and(|signature| {
-            crypto::verify(authority.key(), CONTEXT, &self.signed.consensus, &signature).is_ok()
-        })
+        let Self { signed } = self;
+        check_signatures(authorities, CONTEXT, &signed.consensus, &signed.signatures)?;
+        Consensus::decode(&signed.consensus)
     }
 }
 
@@ -226,9 +179,7 @@ impl ConsensusRelay {
 /// The list of relays that every node uses: verified, or an authority's own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Consensus {
-    valid_after: WallTime,
-    fresh_until: WallTime,
-    valid_until: WallTime,
+    dates: Dates,
     parameters: Parameters,
     relays: Vec<ConsensusRelay>,
     /// SHA-256 of the bytes that were signed.
@@ -266,11 +217,7 @@ impl Consensus {
 
     /// Signs the encoding of a consensus with the keys of authorities.
     pub(super) fn sign<'a>(encoded: Vec<u8>, keys: impl IntoIterator<Item = &'a IdentityKey>) -> SignedConsensus {
-        let sign = |key: &IdentityKey| schema::AuthoritySignature {
-            authority: key.id().as_bytes().to_vec(),
-            signature: key.sign(CONTEXT, &encoded).to_vec(),
-        };
-        let signatures = keys.into_iter().map(sign).collect();
+        let signatures = sign(CONTEXT, &encoded, keys);
         SignedConsensus(schema::SignedConsensus { consensus: encoded, signatures }.encode_to_vec())
     }
 
@@ -280,22 +227,14 @@ impl Consensus {
             let profile = Profile::decode(relay.profile.ok_or(Impossible("a relay has no profile"))?)?;
             Ok(ConsensusRelay { profile, flags: Flags(relay.flags), weight: relay.weight })
         };
+        let dates = (document.valid_after, document.fresh_until, document.valid_until);
         let consensus = Self {
-            valid_after: WallTime::from_unix(document.valid_after),
-            fresh_until: WallTime::from_unix(document.fresh_until),
-            valid_until: WallTime::from_unix(document.valid_until),
+            dates: Dates::decode(dates, LONGEST_VALIDITY)?,
             parameters: Parameters::decode(document.parameters)?,
             relays: document.relays.into_iter().map(decode).collect::<Result<_, Impossible>>()?,
             digest: crypto::sha256(bytes),
         };
-        let Self { valid_after, fresh_until, valid_until, relays, .. } = &consensus;
-        if valid_after > fresh_until || fresh_until > valid_until || valid_after >= valid_until {
-            return Err(Impossible("its dates are out of order").into());
-        }
-        if valid_until.since(*valid_after) > LONGEST_VALIDITY {
-            return Err(Impossible("valid for more than a week").into());
-        }
-        if !relays.is_sorted_by(|one, next| one.identity() < next.identity()) {
+        if !consensus.relays.is_sorted_by(|one, next| one.identity() < next.identity()) {
             return Err(Impossible("relays are out of order, or one stands twice").into());
         }
         Ok(consensus)
@@ -304,32 +243,31 @@ impl Consensus {
     /// From when on it counts.
     #[must_use]
     pub const fn valid_after(&self) -> WallTime {
-        self.valid_after
+        self.dates.valid_after
     }
 
     /// From when on a newer one should be fetched.
     #[must_use]
     pub const fn fresh_until(&self) -> WallTime {
-        self.fresh_until
+        self.dates.fresh_until
     }
 
     /// From when on it must not be used.
     #[must_use]
     pub const fn valid_until(&self) -> WallTime {
-        self.valid_until
+        self.dates.valid_until
     }
 
     /// Whether it must not be used at `now` any more.
     #[must_use]
     pub fn is_expired(&self, now: WallTime) -> bool {
-        now >= self.valid_until
+        self.dates.is_expired(now)
     }
 
     /// When to fetch the next one: at random within half an interval of when this is no longer fresh, so that nodes don't
     /// all ask at once.
     pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
-        let spread = self.fresh_until.since(self.valid_after).as_secs() / 2;
-        self.fresh_until.after(Duration::from_secs(rng.random_range(0..=spread)))
+        self.dates.next_fetch(rng)
     }
 
     /// The numbers in it.
@@ -361,8 +299,8 @@ impl Consensus {
 impl fmt::Debug for Consensus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consensus")
-            .field("valid_after", &self.valid_after)
-            .field("valid_until", &self.valid_until)
+            .field("valid_after", &self.dates.valid_after)
+            .field("valid_until", &self.dates.valid_until)
             .field("relays", &self.relays.len())
             .finish_non_exhaustive()
     }

@@ -46,6 +46,9 @@ pub enum DescriptorError {
     /// Its addresses can't be reached over the Internet.
     #[error("descriptor: address is private or reserved; this network lists public addresses only")]
     PrivateAddress,
+    /// The relay of this identity can be reached by itself: it is no volunteer.
+    #[error("descriptor: a relay with an address of its own is no volunteer")]
+    Public,
     /// The directory holds all the relays it can.
     #[error("descriptor: the directory is full")]
     Full,
@@ -76,14 +79,9 @@ impl UnverifiedDescriptor {
         let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
         crypto::verify(&profile.identity, CONTEXT, &self.signed.descriptor, &signature)
             .map_err(|_| DescriptorError::BadSignature)?;
-        let descriptor = Descriptor { profile, published: WallTime::from_unix(document.published) };
-        if descriptor.published > now.after(CLOCK_SKEW) {
-            return Err(DescriptorError::FromTheFuture);
-        }
-        if descriptor.is_stale(now) {
-            return Err(DescriptorError::Stale);
-        }
-        Ok(descriptor)
+        let published = WallTime::from_unix(document.published);
+        check_published(published, now)?;
+        Ok(Descriptor { profile, published })
     }
 }
 
@@ -115,8 +113,20 @@ impl Descriptor {
     /// Whether it was made too long ago to count at `now`.
     #[must_use]
     pub fn is_stale(&self, now: WallTime) -> bool {
-        now.since(self.published) > DESCRIPTOR_LIFETIME
+        is_stale(self.published, now)
     }
+}
+
+/// Whether a statement made at `published` counts at `now`.
+pub(super) fn check_published(published: WallTime, now: WallTime) -> Result<(), DescriptorError> {
+    if published > now.after(CLOCK_SKEW) {
+        return Err(DescriptorError::FromTheFuture);
+    }
+    if is_stale(published, now) { Err(DescriptorError::Stale) } else { Ok(()) }
+}
+
+pub(super) fn is_stale(published: WallTime, now: WallTime) -> bool {
+    now.since(published) > DESCRIPTOR_LIFETIME
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use prost::Message as _;
 
 use super::{
-    Consensus, ConsensusRelay, Descriptor, Flags, Parameters, Profile, SignedConsensus, descriptor::CONTEXT, schema,
+    Consensus, ConsensusRelay, Descriptor, Flags, Parameters, Profile, SignedConsensus, SignedVolunteerList, Volunteer,
+    VolunteerDescriptor, VolunteerList, VolunteerProfile, descriptor::CONTEXT, schema,
 };
 use crate::{
     base::WallTime,
@@ -101,4 +102,46 @@ pub(crate) fn sign_consensus(number: u16, consensus: &[u8]) -> Vec<u8> {
 /// What stands in a signed consensus.
 pub(crate) fn unsigned_consensus(signed: &[u8]) -> Vec<u8> {
     schema::SignedConsensus::decode(signed).unwrap().consensus
+}
+
+/// Volunteer `number`. Numbers of relays and volunteers are of one range: choose different ones.
+pub(crate) fn volunteer_profile(number: u16) -> VolunteerProfile {
+    let Profile { identity, onion_key, family, operator, offer, version, .. } = profile(number);
+    VolunteerProfile { identity, onion_key, family, operator, offer, version }
+}
+
+/// The signed descriptor of volunteer `number` with this profile.
+pub(crate) fn volunteer(number: u16, profile: VolunteerProfile, published: WallTime) -> Vec<u8> {
+    VolunteerDescriptor { profile, published }.sign(&key(number)).unwrap()
+}
+
+/// Volunteer `number` as the authorities would list it with these gateways.
+pub(crate) fn listed_volunteer(number: u16, gateways: &[u16]) -> Volunteer {
+    let gateways = gateways.iter().map(|gateway| key(*gateway).id()).collect();
+    Volunteer { profile: volunteer_profile(number), gateways }
+}
+
+/// Seconds for which volunteer lists are fresh, and valid.
+pub(crate) const LIST_FRESH: u64 = 60;
+pub(crate) const LIST_VALID: u64 = 300;
+
+/// A list made at `valid_after` of `volunteers`.
+pub(crate) fn volunteers_at(
+    valid_after: WallTime,
+    volunteers: impl IntoIterator<Item = Volunteer>,
+) -> (VolunteerList, Vec<u8>) {
+    let at = |seconds| WallTime::from_unix(valid_after.as_unix() + seconds);
+    VolunteerList::new((valid_after, at(LIST_FRESH), at(LIST_VALID)), volunteers).unwrap()
+}
+
+/// A list made at [`NOW`] of `volunteers`.
+pub(crate) fn volunteers(volunteers: impl IntoIterator<Item = Volunteer>) -> VolunteerList {
+    volunteers_at(NOW, volunteers).0
+}
+
+/// A list made at `valid_after` of volunteers 21 and 22 with relays 1 to 3 as gateways, signed by these authorities.
+pub(crate) fn volunteers_signed_by(authorities: &[u16], valid_after: WallTime) -> SignedVolunteerList {
+    let listed = [listed_volunteer(21, &[3, 1, 2]), listed_volunteer(22, &[2])];
+    let keys: Vec<IdentityKey> = authorities.iter().map(|number| key(*number)).collect();
+    VolunteerList::sign(volunteers_at(valid_after, listed).1, &keys)
 }

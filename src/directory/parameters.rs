@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use core::time::Duration;
+
 use super::schema;
 use crate::flow::FlowParameters;
 
@@ -66,6 +68,10 @@ parameters! {
     guards_in_use = "path.guards-in-use", 1, 1, 2;
     /// Days for which a guard is kept.
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
+    /// Chance in percent that a circuit's middle is a volunteer, when one is reached over its guard.
+    volunteer_share = "path.volunteer-share", 50, 0, 100;
+    /// Seconds from one volunteer list to the next.
+    volunteer_interval_seconds = "volunteer.interval-seconds", 60, 1, 600;
     /// 1: relays with similar addresses may be on one path. For testnets.
     similar_addresses = "path.similar-addresses", 0, 0, 1;
 }
@@ -112,9 +118,16 @@ impl Parameters {
         self.similar_addresses() == 1
     }
 
-    /// The same parameters with similar addresses allowed.
-    pub(super) fn allowing_similar_addresses(mut self) -> Self {
+    /// From one volunteer list to the next; volunteers and gateways report as often.
+    #[must_use]
+    pub fn volunteer_interval(&self) -> Duration {
+        Duration::from_secs(self.volunteer_interval_seconds())
+    }
+
+    /// The same parameters as a testnet has them: similar addresses are allowed, volunteers are listed within a second.
+    pub(super) fn of_testnet(mut self) -> Self {
         self.values.insert("path.similar-addresses".to_owned(), 1);
+        self.values.insert("volunteer.interval-seconds".to_owned(), 1);
         self
     }
 

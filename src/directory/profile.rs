@@ -72,7 +72,6 @@ impl Profile {
     /// # Errors
     /// When a relay can't be like that (`proto/07-directory.md`, "Profiles").
     pub(super) fn check(&self) -> Result<(), Impossible> {
-        let require = |holds: bool, otherwise| if holds { Ok(()) } else { Err(Impossible(otherwise)) };
         let fours = self.addresses.iter().filter(|address| address.is_ipv4()).count();
         let sixes = self.addresses.len().saturating_sub(fours);
         let one_each = fours <= 1 && sixes <= 1 && !self.addresses.is_empty();
@@ -81,13 +80,8 @@ impl Profile {
         require(self.addresses.iter().all(|address| is_unicast(address.ip())), "an address is not a single host's")?;
         require(is_ice_text(&self.ice_ufrag, 4), "the ICE ufrag is not 4 to 256 ICE characters")?;
         require(is_ice_text(&self.ice_password, 22), "the ICE password is not 22 to 256 ICE characters")?;
-        require(self.onion_key.0 != [0; 32], "the onion key is zero")?;
-        require(self.family.len() <= MAX_FAMILY, "names more than 64 relays as its family")?;
-        require(!self.family.contains(&self.identity), "names itself as its family")?;
-        require(is_printable(&self.operator, MAX_OPERATOR_LEN), "the operator is not at most 64 printable characters")?;
-        require(self.offer.is_possible(), "the offer is out of order, or of more than there may be")?;
-        require(is_printable(&self.version, MAX_VERSION_LEN), "the version is not at most 32 printable characters")?;
-        Ok(())
+        let Self { identity, onion_key, family, operator, offer, version, .. } = self;
+        Statement { identity, onion_key, family, operator, offer, version }.check()
     }
 
     pub(super) fn encode(&self) -> schema::Profile {
@@ -98,34 +92,30 @@ impl Profile {
             ice_password: self.ice_password.clone(),
             fingerprint: self.fingerprint.to_vec(),
             onion_key: self.onion_key.0.to_vec(),
-            family: self.family.iter().map(|relay| relay.as_bytes().to_vec()).collect(),
+            family: encode_identities(&self.family),
             operator: self.operator.clone(),
             exit: (!self.exit.is_empty()).then(|| encode_summary(&self.exit)),
-            offer: (!self.offer.is_empty()).then(|| encode_offer(&self.offer)),
+            offer: encode_offer(&self.offer),
             version: self.version.clone(),
         }
     }
 
     pub(super) fn decode(profile: schema::Profile) -> Result<Self, Impossible> {
         let addresses: Option<Vec<_>> = profile.addresses.iter().map(decode_address).collect();
-        let family: Option<Vec<_>> = profile.family.iter().map(|relay| decode_identity(relay)).collect();
         let decoded = Self {
             identity: decode_identity(&profile.identity).ok_or(Impossible("the identity is not 32 bytes"))?,
             addresses: addresses.ok_or(Impossible("an address is not one of IPv4 or IPv6 with a port"))?,
             ice_ufrag: profile.ice_ufrag,
             ice_password: profile.ice_password,
             fingerprint: exactly(&profile.fingerprint).ok_or(Impossible("the fingerprint is not 32 bytes"))?,
-            onion_key: OnionPublic(exactly(&profile.onion_key).ok_or(Impossible("the onion key is not 32 bytes"))?),
-            family: family.ok_or(Impossible("a family member is not 32 bytes"))?,
+            onion_key: decode_onion_key(&profile.onion_key)?,
+            family: decode_family(&profile.family)?,
             operator: profile.operator,
             exit: match &profile.exit {
                 Some(exit) => decode_summary(exit).ok_or(Impossible("the exit's port ranges are not in order"))?,
                 None => Summary::default(),
             },
-            offer: match profile.offer {
-                Some(offer) => decode_offer(offer).ok_or(Impossible("the offer names an engine in no plain name"))?,
-                None => Offer::default(),
-            },
+            offer: decode_offer(profile.offer)?,
             version: profile.version,
         };
         decoded.check()?;
@@ -139,6 +129,33 @@ impl fmt::Debug for Profile {
     }
 }
 
+/// What relays and volunteers alike say of themselves.
+pub(super) struct Statement<'a> {
+    pub(super) identity: &'a RelayId,
+    pub(super) onion_key: &'a OnionPublic,
+    pub(super) family: &'a [RelayId],
+    pub(super) operator: &'a str,
+    pub(super) offer: &'a Offer,
+    pub(super) version: &'a str,
+}
+
+impl Statement<'_> {
+    /// # Errors
+    /// When nobody can be like that (`proto/07-directory.md`, "Profiles").
+    pub(super) fn check(&self) -> Result<(), Impossible> {
+        require(self.onion_key.0 != [0; 32], "the onion key is zero")?;
+        require(self.family.len() <= MAX_FAMILY, "names more than 64 relays as its family")?;
+        require(!self.family.contains(self.identity), "names itself as its family")?;
+        require(is_printable(self.operator, MAX_OPERATOR_LEN), "the operator is not at most 64 printable characters")?;
+        require(self.offer.is_possible(), "the offer is out of order, or of more than there may be")?;
+        require(is_printable(self.version, MAX_VERSION_LEN), "the version is not at most 32 printable characters")
+    }
+}
+
+pub(super) fn require(holds: bool, otherwise: &'static str) -> Result<(), Impossible> {
+    if holds { Ok(()) } else { Err(Impossible(otherwise)) }
+}
+
 /// The bytes as an array, if they are as many.
 pub(super) fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
@@ -146,6 +163,22 @@ pub(super) fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
 
 pub(crate) fn decode_identity(bytes: &[u8]) -> Option<RelayId> {
     exactly(bytes).map(RelayId::from_bytes)
+}
+
+pub(super) fn decode_onion_key(bytes: &[u8]) -> Result<OnionPublic, Impossible> {
+    exactly(bytes).map(OnionPublic).ok_or(Impossible("the onion key is not 32 bytes"))
+}
+
+pub(super) fn decode_family(family: &[Vec<u8>]) -> Result<Vec<RelayId>, Impossible> {
+    decode_identities(family).ok_or(Impossible("a family member is not 32 bytes"))
+}
+
+pub(super) fn encode_identities(identities: &[RelayId]) -> Vec<Vec<u8>> {
+    identities.iter().map(|identity| identity.as_bytes().to_vec()).collect()
+}
+
+pub(super) fn decode_identities(identities: &[Vec<u8>]) -> Option<Vec<RelayId>> {
+    identities.iter().map(|identity| decode_identity(identity)).collect()
 }
 
 fn is_unicast(ip: IpAddr) -> bool {
@@ -180,24 +213,29 @@ fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, address.port.try_into().ok()?))
 }
 
-fn encode_offer(offer: &Offer) -> schema::Offer {
+pub(super) fn encode_offer(offer: &Offer) -> Option<schema::Offer> {
+    if offer.is_empty() {
+        return None;
+    }
     let (hosts, any_host) = match &offer.requests {
         Requests::None => (Vec::new(), false),
         Requests::Hosts(hosts) => (hosts.clone(), false),
         Requests::Open => (Vec::new(), true),
     };
     let engines = offer.engines.iter().map(|engine| engine.as_str().to_owned()).collect();
-    schema::Offer { engines, hosts, any_host }
+    Some(schema::Offer { engines, hosts, any_host })
 }
 
-fn decode_offer(offer: schema::Offer) -> Option<Offer> {
+pub(super) fn decode_offer(offer: Option<schema::Offer>) -> Result<Offer, Impossible> {
+    let Some(offer) = offer else { return Ok(Offer::default()) };
     let requests = match (offer.any_host, offer.hosts) {
         (true, _) => Requests::Open,
         (false, hosts) if hosts.is_empty() => Requests::None,
         (false, hosts) => Requests::Hosts(hosts),
     };
-    let engines = offer.engines.iter().map(|engine| EngineName::parse(engine)).collect::<Option<_>>()?;
-    Some(Offer { engines, requests })
+    let engines = offer.engines.iter().map(|engine| EngineName::parse(engine)).collect::<Option<_>>();
+    let engines = engines.ok_or(Impossible("the offer names an engine in no plain name"))?;
+    Ok(Offer { engines, requests })
 }
 
 fn encode_summary(summary: &Summary) -> schema::ExitSummary {

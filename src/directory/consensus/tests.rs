@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::directory::fixture::{FRESH, NOW, VALID, consensus_at, key, listed, profile, signed_by};
+use crate::directory::{
+    CLOCK_SKEW,
+    fixture::{FRESH, NOW, VALID, consensus_at, key, listed, profile, signed_by},
+};
 
 fn authorities(numbers: &[u16]) -> Vec<AuthorityId> {
     numbers.iter().map(|number| key(*number).id().into()).collect()
@@ -44,10 +47,13 @@ fn more_than_half_of_the_configured_authorities_must_have_signed() {
         let outcome = verify(&signed_by(signed, NOW), configured, NOW);
         assert_eq!(outcome.is_ok(), counts, "{signed:?} of {configured:?}");
         if !counts {
-            assert!(matches!(outcome, Err(ConsensusError::TooFewSignatures { .. })), "{outcome:?}");
+            assert!(
+                matches!(outcome, Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { .. }))),
+                "{outcome:?}"
+            );
         }
     }
-    assert_eq!(verify(&signed_by(&[100], NOW), &[], NOW), Err(ConsensusError::NoAuthorities));
+    assert_eq!(verify(&signed_by(&[100], NOW), &[], NOW), Err(ConsensusError::NotCounted(NotCounted::NoAuthorities)));
 }
 
 #[test]
@@ -55,11 +61,11 @@ fn an_authority_counts_once_however_often_it_signs_or_is_configured() {
     let thrice = signed_by(&[100, 100, 100], NOW);
     assert_eq!(
         verify(&thrice, &[100, 101, 102], NOW),
-        Err(ConsensusError::TooFewSignatures { signed: 1, configured: 3 })
+        Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 3 }))
     );
     assert_eq!(
         verify(&thrice, &[100, 100, 101], NOW),
-        Err(ConsensusError::TooFewSignatures { signed: 1, configured: 2 })
+        Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 2 }))
     );
 }
 
@@ -68,7 +74,10 @@ fn signatures_over_other_bytes_don_t_count() {
     let signed = |at| schema::SignedConsensus::decode(signed_by(&[100], at).as_bytes()).unwrap();
     let mixed = schema::SignedConsensus { consensus: signed(NOW.after(seconds(1))).consensus, ..signed(NOW) };
     let mixed = SignedConsensus(mixed.encode_to_vec());
-    assert_eq!(verify(&mixed, &[100], NOW), Err(ConsensusError::TooFewSignatures { signed: 0, configured: 1 }));
+    assert_eq!(
+        verify(&mixed, &[100], NOW),
+        Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 0, configured: 1 }))
+    );
 }
 
 #[test]
@@ -76,9 +85,12 @@ fn expired_and_not_yet_valid_are_told_apart() {
     let signed = signed_by(&[100], NOW);
     assert!(verify(&signed, &[100], NOW.before(CLOCK_SKEW)).is_ok());
     let early = NOW.before(CLOCK_SKEW + seconds(1));
-    assert_eq!(verify(&signed, &[100], early), Err(ConsensusError::NotYetValid));
+    assert_eq!(verify(&signed, &[100], early), Err(ConsensusError::NotCounted(NotCounted::NotYetValid)));
     assert!(verify(&signed, &[100], NOW.after(seconds(VALID - 1))).is_ok());
-    assert_eq!(verify(&signed, &[100], NOW.after(seconds(VALID))), Err(ConsensusError::Expired));
+    assert_eq!(
+        verify(&signed, &[100], NOW.after(seconds(VALID))),
+        Err(ConsensusError::NotCounted(NotCounted::Expired))
+    );
 }
 
 #[test]
@@ -87,12 +99,15 @@ fn an_older_consensus_never_replaces_a_newer_one() {
     let against_previous = |signed: &SignedConsensus| {
         UnverifiedConsensus::decode(signed.as_bytes()).unwrap().verify(&authorities(&[100]), NOW, Some(&previous))
     };
-    assert_eq!(against_previous(&signed_by(&[100], NOW.before(seconds(1)))), Err(ConsensusError::Older));
+    assert_eq!(
+        against_previous(&signed_by(&[100], NOW.before(seconds(1)))),
+        Err(ConsensusError::NotCounted(NotCounted::Older))
+    );
     assert_eq!(against_previous(&signed_by(&[100], NOW)), Ok(previous.clone()));
     assert!(against_previous(&signed_by(&[100], NOW.after(seconds(1)))).is_ok());
     let (_, other) = consensus_at(NOW, [listed(profile(9))], &Parameters::default());
     let other = Consensus::sign(other, [&key(100)]);
-    assert_eq!(against_previous(&other), Err(ConsensusError::Conflicting));
+    assert_eq!(against_previous(&other), Err(ConsensusError::NotCounted(NotCounted::Conflicting)));
 }
 
 #[test]

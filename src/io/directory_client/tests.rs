@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, time::timeout};
 
 use super::*;
 use crate::directory::{
-    MAX_RELAYS,
+    MAX_RELAYS, NotCounted,
     fixture::{FRESH, NOW, VALID, key, signed_by},
 };
 
@@ -79,15 +79,18 @@ async fn a_consensus_that_does_not_count_is_refused_with_its_own_error() {
         Err(DirectoryError::Consensus(error)) => error,
         other => panic!("{other:?}"),
     };
-    assert_eq!(error(older.into_bytes(), NOW).await, ConsensusError::Older);
-    assert_eq!(error(signed(later(1)), later(VALID + 1)).await, ConsensusError::Expired);
-    assert_eq!(error(signed(later(9_000)), NOW).await, ConsensusError::NotYetValid);
+    assert_eq!(error(older.into_bytes(), NOW).await, ConsensusError::NotCounted(NotCounted::Older));
+    assert_eq!(error(signed(later(1)), later(VALID + 1)).await, ConsensusError::NotCounted(NotCounted::Expired));
+    assert_eq!(error(signed(later(9_000)), NOW).await, ConsensusError::NotCounted(NotCounted::NotYetValid));
     assert!(matches!(
         error(signed_by(&[101], later(1)).into_bytes(), NOW).await,
-        ConsensusError::TooFewSignatures { signed: 0, configured: 1 }
+        ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 0, configured: 1 })
     ));
     assert!(matches!(error(b"nonsense".to_vec(), NOW).await, ConsensusError::Malformed(_)));
-    assert!(matches!(error([0x2a, 0].repeat(MAX_RELAYS + 1), NOW).await, ConsensusError::TooFewSignatures { .. }));
+    assert!(matches!(
+        error([0x2a, 0].repeat(MAX_RELAYS + 1), NOW).await,
+        ConsensusError::NotCounted(NotCounted::TooFewSignatures { .. })
+    ));
 }
 
 #[tokio::test]

@@ -1,0 +1,152 @@
+//! When a document of the authorities counts: enough of them have signed it, and it is its time.
+//!
+//! The same for each document that they sign (`proto/07-directory.md`, "When a consensus counts").
+
+use core::time::Duration;
+
+use rand::{CryptoRng, RngExt};
+
+use super::{
+    AuthorityId, CLOCK_SKEW,
+    profile::{Impossible, exactly},
+    schema,
+};
+use crate::{
+    base::WallTime,
+    crypto::{self, IdentityKey},
+};
+
+/// Signatures beside a document at the most.
+pub(super) const MAX_SIGNATURES: usize = 64;
+/// Bytes of one of them, encoded, at the most.
+pub(super) const MAX_SIGNATURE_LEN: usize = 128;
+
+/// Why a well-formed document of the authorities does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotCounted {
+    /// No authority is configured, so nothing can count.
+    #[error("no authority key is configured to judge it by")]
+    NoAuthorities,
+    /// No more than half of the configured authorities have signed it.
+    #[error("signed by {signed} of {configured} configured authorities, more than half are needed")]
+    TooFewSignatures {
+        /// Configured authorities whose signatures hold.
+        signed: usize,
+        /// Configured authorities.
+        configured: usize,
+    },
+    /// It is no longer valid.
+    #[error("expired; is the clock right, and the directory up?")]
+    Expired,
+    /// It is not valid yet.
+    #[error("not valid yet; is the clock right?")]
+    NotYetValid,
+    /// One at least as new is in use.
+    #[error("older than the one in use")]
+    Older,
+    /// Another with the same date is in use: the authorities have signed two.
+    #[error("not the same as the one in use, with the same date; the authorities contradict themselves")]
+    Conflicting,
+}
+
+/// Signs an encoded document for the purpose `context` with the keys of authorities.
+pub(super) fn sign<'a>(
+    context: &str,
+    document: &[u8],
+    keys: impl IntoIterator<Item = &'a IdentityKey>,
+) -> Vec<schema::AuthoritySignature> {
+    let sign = |key: &IdentityKey| schema::AuthoritySignature {
+        authority: key.id().as_bytes().to_vec(),
+        signature: key.sign(context, document).to_vec(),
+    };
+    keys.into_iter().map(sign).collect()
+}
+
+/// Whether more than half of `authorities` have signed `document` for the purpose `context`. Each counts once; only its
+/// first signature is looked at.
+///
+/// # Errors
+/// [`NotCounted::NoAuthorities`] and [`NotCounted::TooFewSignatures`].
+pub(super) fn check_signatures(
+    authorities: &[AuthorityId],
+    context: &str,
+    document: &[u8],
+    signatures: &[schema::AuthoritySignature],
+) -> Result<(), NotCounted> {
+    let mut configured = authorities.to_vec();
+    configured.sort_unstable();
+    configured.dedup();
+    if configured.is_empty() {
+        return Err(NotCounted::NoAuthorities);
+    }
+    let has_signed = |authority: &&AuthorityId| {
+        let found = signatures.iter().find(|signature| signature.authority == authority.as_bytes());
+        let signature = found.and_then(|signature| exactly(&signature.signature));
+        signature.is_some_and(|signature| crypto::verify(authority.key(), context, document, &signature).is_ok())
+    };
+    let signed = configured.iter().filter(has_signed).count();
+    if signed <= configured.len() / 2 {
+        return Err(NotCounted::TooFewSignatures { signed, configured: configured.len() });
+    }
+    Ok(())
+}
+
+/// When a document counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dates {
+    pub(super) valid_after: WallTime,
+    pub(super) fresh_until: WallTime,
+    pub(super) valid_until: WallTime,
+}
+
+impl Dates {
+    /// The dates as they stand in a document that may be valid for `longest`.
+    pub(super) fn decode(
+        (valid_after, fresh_until, valid_until): (u64, u64, u64),
+        longest: Duration,
+    ) -> Result<Self, Impossible> {
+        let valid_after = WallTime::from_unix(valid_after);
+        let fresh_until = WallTime::from_unix(fresh_until);
+        let valid_until = WallTime::from_unix(valid_until);
+        if valid_after > fresh_until || fresh_until > valid_until || valid_after >= valid_until {
+            return Err(Impossible("its dates are out of order"));
+        }
+        if valid_until.since(valid_after) > longest {
+            return Err(Impossible("valid for longer than documents of its kind may be"));
+        }
+        Ok(Self { valid_after, fresh_until, valid_until })
+    }
+
+    pub(super) fn is_expired(&self, now: WallTime) -> bool {
+        now >= self.valid_until
+    }
+
+    /// Whether a document with these dates and this digest counts at `now`, with that of `previous` in use.
+    pub(super) fn check(
+        &self,
+        digest: &[u8; 32],
+        now: WallTime,
+        previous: Option<(&Self, &[u8; 32])>,
+    ) -> Result<(), NotCounted> {
+        if self.valid_after > now.after(CLOCK_SKEW) {
+            return Err(NotCounted::NotYetValid);
+        }
+        if self.is_expired(now) {
+            return Err(NotCounted::Expired);
+        }
+        match previous {
+            Some((previous, _)) if self.valid_after < previous.valid_after => Err(NotCounted::Older),
+            Some((previous, in_use)) if self.valid_after == previous.valid_after && digest != in_use => {
+                Err(NotCounted::Conflicting)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When to fetch the next one: at random within half an interval of when this is no longer fresh, so that nodes don't
+    /// all ask at once.
+    pub(super) fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
+        let spread = self.fresh_until.since(self.valid_after).as_secs() / 2;
+        self.fresh_until.after(Duration::from_secs(rng.random_range(0..=spread)))
+    }
+}

@@ -1,0 +1,169 @@
+//! Volunteers: relays without an address of their own, reached over channels that they keep to public ones.
+//!
+//! What a volunteer states of itself ([`VolunteerDescriptor`]), what a directory answers ([`Registration`]), which
+//! gateways fall to it ([`gateway_ranking`]), what those report ([`Presence`]), and the list made of it ([`VolunteerList`]).
+//! Governed by `proto/07-directory.md`, "Volunteers". No volunteer chooses its gateways, and no gateway its volunteers.
+
+mod list;
+mod presence;
+mod ranking;
+mod registration;
+
+use core::fmt;
+
+use prost::Message;
+
+use super::{
+    DescriptorError, MAX_VOLUNTEER_LEN,
+    bounded::{self, BoundError, Bounds},
+    descriptor::{check_published, is_stale},
+    profile::{
+        Impossible, Statement, decode_family, decode_identity, decode_offer, decode_onion_key, encode_identities,
+        encode_offer, exactly,
+    },
+    schema,
+};
+use crate::{
+    base::{RelayId, WallTime},
+    crypto::{self, IdentityKey, OnionPublic},
+    delegated::Offer,
+    handshake::RelayKeys,
+};
+
+pub use list::{
+    MAX_GATEWAYS, SignedVolunteerList, UnverifiedVolunteerList, Volunteer, VolunteerList, VolunteerListError,
+};
+pub use presence::{MAX_PRESENT, Presence, PresenceError, UnverifiedPresence};
+pub use ranking::{RANKED_GATEWAYS, gateway_ranking};
+pub use registration::{Registration, RegistrationError};
+
+pub(super) const CONTEXT: &str = "directory volunteer";
+const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LEN, fields: &[] };
+
+/// A volunteer as it describes itself. Printed, it gives its identity only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VolunteerProfile {
+    /// Its long-term key.
+    pub identity: RelayId,
+    /// Its current onion key.
+    pub onion_key: OnionPublic,
+    /// Relays and volunteers it says are under the same control, at most 64.
+    pub family: Vec<RelayId>,
+    /// Who runs it, empty if not said: at most 64 bytes of printable ASCII.
+    pub operator: String,
+    /// What it does on clients' behalf; empty for nothing.
+    pub offer: Offer,
+    /// Its software: at most 32 bytes of printable ASCII.
+    pub version: String,
+}
+
+impl VolunteerProfile {
+    /// All that a handshake with it must know.
+    #[must_use]
+    pub fn keys(&self) -> RelayKeys {
+        RelayKeys { identity: self.identity, onion_key: self.onion_key }
+    }
+
+    fn check(&self) -> Result<(), Impossible> {
+        let Self { identity, onion_key, family, operator, offer, version } = self;
+        Statement { identity, onion_key, family, operator, offer, version }.check()
+    }
+
+    fn encode(&self) -> schema::VolunteerProfile {
+        schema::VolunteerProfile {
+            identity: self.identity.as_bytes().to_vec(),
+            onion_key: self.onion_key.0.to_vec(),
+            family: encode_identities(&self.family),
+            operator: self.operator.clone(),
+            offer: encode_offer(&self.offer),
+            version: self.version.clone(),
+        }
+    }
+
+    fn decode(profile: schema::VolunteerProfile) -> Result<Self, Impossible> {
+        let decoded = Self {
+            identity: decode_identity(&profile.identity).ok_or(Impossible("the identity is not 32 bytes"))?,
+            onion_key: decode_onion_key(&profile.onion_key)?,
+            family: decode_family(&profile.family)?,
+            operator: profile.operator,
+            offer: decode_offer(profile.offer)?,
+            version: profile.version,
+        };
+        decoded.check()?;
+        Ok(decoded)
+    }
+}
+
+impl fmt::Debug for VolunteerProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VolunteerProfile").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// A signed volunteer whose signature nobody has looked at.
+#[derive(Clone)]
+pub struct UnverifiedVolunteer {
+    signed: schema::SignedVolunteer,
+}
+
+impl UnverifiedVolunteer {
+    /// Takes an encoded `SignedVolunteer` apart.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DescriptorError> {
+        Ok(Self { signed: bounded::decode(bytes, &BOUNDS)? })
+    }
+
+    /// The descriptor, if the volunteer it is about has signed it and it counts at `now`.
+    ///
+    /// # Errors
+    /// When it is malformed, impossible, badly signed, stale or from the future.
+    pub fn verify(self, now: WallTime) -> Result<VolunteerDescriptor, DescriptorError> {
+        let document: schema::VolunteerDescriptor = bounded::decode(&self.signed.volunteer, &BOUNDS)?;
+        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
+        let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
+        crypto::verify(&profile.identity, CONTEXT, &self.signed.volunteer, &signature)
+            .map_err(|_| DescriptorError::BadSignature)?;
+        let published = WallTime::from_unix(document.published);
+        check_published(published, now)?;
+        Ok(VolunteerDescriptor { profile, published })
+    }
+}
+
+/// A volunteer's statement about itself: verified, or its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolunteerDescriptor {
+    /// What it states.
+    pub profile: VolunteerProfile,
+    /// When it was made.
+    pub published: WallTime,
+}
+
+impl VolunteerDescriptor {
+    /// The encoded, signed descriptor, as it is registered.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Impossible`] when the profile can't be, or is another identity's than `key`'s;
+    /// [`DescriptorError::Malformed`] when it is too long.
+    pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
+        self.profile.check()?;
+        if key.id() != self.profile.identity {
+            return Err(Impossible("is not of the identity that signs").into());
+        }
+        let profile = Some(self.profile.encode());
+        let volunteer = schema::VolunteerDescriptor { profile, published: self.published.as_unix() }.encode_to_vec();
+        let signature = key.sign(CONTEXT, &volunteer).to_vec();
+        let signed = schema::SignedVolunteer { volunteer, signature }.encode_to_vec();
+        if signed.len() > MAX_VOLUNTEER_LEN { Err(BoundError::TooLong(MAX_VOLUNTEER_LEN).into()) } else { Ok(signed) }
+    }
+
+    /// Whether it was made too long ago to count at `now`.
+    #[must_use]
+    pub fn is_stale(&self, now: WallTime) -> bool {
+        is_stale(self.published, now)
+    }
+}
+
+#[cfg(test)]
+mod tests;
