@@ -4,10 +4,11 @@
 //! the same command line that anyone could use; they tell their progress through [`super::report`].
 
 mod engine;
+mod port;
 mod process;
 
 use std::{
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,6 +25,7 @@ use self::{
 };
 use super::{
     Failure, bench, control,
+    drive::randomness,
     report::{HopReport, Report},
 };
 use crate::io::files::write_atomically;
@@ -214,8 +216,7 @@ fn relay_address(file: &Path) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
         return text.trim().parse().map_err(|_| Failure::Usage(format!("{}: no address; remove it", file.display())));
     }
-    let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-    let address = free.map_err(|error| Failure::Failed(format!("no free UDP port: {error}")))?;
+    let address = port::free(&mut randomness()?)?;
     write_atomically(file, format!("{address}\n").as_bytes()).map_err(Failure::failed)?;
     Ok(address)
 }
