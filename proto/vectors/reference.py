@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A second implementation of proto/03-cells.md and proto/04-handshake.md, which writes the vectors beside it.
+"""A second implementation of proto/03-cells.md, proto/04-handshake.md and what proto/07-directory.md says of volunteers,
+which writes the vectors beside it.
 
 Shares no code with the Rust one: HKDF by hmac and hashlib, the rest by OpenSSL through the package `cryptography`.
 Usage: python3 reference.py            writes *.json into its own folder
@@ -278,9 +279,149 @@ def channel():
                               relay("relay two", ("198.51.100.7", 50000)))]}
 
 
+# 07-directory.md §9
+
+
+NOW, SKEW, LIFETIME = 1_800_000_000, 3_600, 64_800
+
+
+def field(number, value):
+    """One field of a Protocol Buffers message; nothing for what is zero or empty, as proto3 has it."""
+    def varint(value):
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value) if value else b""
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value if value else b""
+
+
+def repeated(number, values):
+    """Elements are written even if they are empty."""
+    return b"".join(field(number, value) or bytes([number << 3 | 2, 0]) for value in values)
+
+
+def keypair(name):
+    key = Ed25519PrivateKey.from_private_bytes(seed(name))
+    return key, key.public_key().public_bytes_raw()
+
+
+def sign(key, purpose, message):
+    return key.sign(b"umbel 1 signature " + purpose.encode() + b"\x00" + message)
+
+
+def volunteers():
+    key, identity = keypair("volunteer")
+    stranger, stranger_id = keypair("stranger")
+    gateways = sorted((keypair(f"gateway {number}") for number in range(1, 13)), key=lambda pair: pair[1])
+    onion_key = seed("volunteer onion key")
+    offer = repeated(1, ["kiwix", "wikipedia"])
+    minimal = field(1, identity) + field(2, onion_key)
+    full = minimal + repeated(3, [stranger_id]) + field(4, "someone") + field(5, offer) + field(6, "umbel 0.1.0")
+
+    # Ranking.
+    def ranking(name, relays):
+        drawn = seed(name)
+        rank = lambda relay: sha256(b"umbel gateway ranking\x00", drawn, identity, relay)
+        return {"seed": drawn.hex(), "volunteer": identity.hex(), "guards": [relay.hex() for relay in relays],
+                "ranking": [relay.hex() for relay in sorted(relays, key=rank)[:8]]}
+
+    identities = [pair[1] for pair in gateways]
+    rankings = [ranking("ranking of twelve", identities), ranking("ranking of three", identities[:3])]
+
+    # Descriptors.
+    def descriptor(name, outcome, profile=minimal, signer=key, purpose="directory volunteer", now=NOW):
+        document = field(1, profile) + field(2, NOW)
+        signed = field(1, document) + field(2, sign(signer, purpose, document))
+        return {"name": name, "signed": signed.hex(), "now": now, "outcome": outcome}
+
+    unsigned = "not signed by the identity"
+    descriptors = [
+        descriptor("minimal", "counts"),
+        descriptor("every field", "counts", profile=full),
+        descriptor("last second", "counts", now=NOW + LIFETIME),
+        descriptor("stale", "made too long ago", now=NOW + LIFETIME + 1),
+        descriptor("from the future", "made in the future", now=NOW - SKEW - 1),
+        descriptor("another signer", unsigned, signer=stranger),
+        descriptor("another purpose", unsigned, purpose="directory descriptor"),
+        descriptor("no onion key", "the onion key is zero", profile=field(1, identity) + field(2, bytes(32))),
+        descriptor("its own family", "names itself as its family", profile=minimal + repeated(3, [identity])),
+    ]
+
+    # Registrations.
+    def registration(names):
+        drawn, reached = seed("ranking of twelve"), [identities[number] for number in names]
+        return {"seed": drawn.hex(), "gateways": [relay.hex() for relay in reached],
+                "encoded": (field(1, drawn) + repeated(2, reached)).hex()}
+
+    registrations = [registration([]), registration([5, 0, 2])]
+
+    # Presence.
+    gateway, gateway_id = gateways[0]
+    present = sorted([identity, stranger_id])
+
+    def presence(name, outcome, said=present, signer=gateway, at=NOW * 1000 + 5, now=NOW):
+        document = field(1, gateway_id) + field(2, at) + repeated(3, said)
+        signed = field(1, document) + field(2, sign(signer, "directory presence", document))
+        return {"name": name, "gateway": gateway_id.hex(), "at_ms": at, "volunteers": [one.hex() for one in said],
+                "signed": signed.hex(), "now": now, "outcome": outcome}
+
+    presences = [
+        presence("two volunteers", "counts"),
+        presence("none", "counts", said=[]),
+        presence("out of order", "out of order", said=present[::-1]),
+        presence("one twice", "out of order", said=[identity, identity]),
+        presence("another signer", "not signed by the gateway", signer=stranger),
+        presence("too long ago", "made too long ago or in the future", now=NOW + SKEW + 1),
+        presence("from the future", "made too long ago or in the future", now=NOW - SKEW - 1),
+    ]
+
+    # Lists.
+    authorities = [keypair(f"authority {number}") for number in range(3)]
+
+    def listed(profile, numbers):
+        return field(1, profile) + repeated(2, [identities[number] for number in numbers])
+
+    other = field(1, stranger_id) + field(2, onion_key)
+    both = [listed(profile, numbers) for _, profile, numbers in
+            sorted([(identity, full, [5, 0, 2]), (stranger_id, other, [1])])]
+
+    def signed_list(at, signers, members, purpose="directory volunteers"):
+        document = field(1, at) + field(2, at + 60) + field(3, at + 300) + repeated(4, members)
+        signatures = [field(1, authorities[one][1]) + field(2, sign(authorities[one][0], purpose, document))
+                      for one in signers]
+        return field(1, document) + repeated(2, signatures)
+
+    def volunteer_list(name, outcome, signers=(0,), configured=(0,), members=both, now=NOW, in_use=None, **more):
+        return {"name": name, "signed": signed_list(NOW, signers, members, **more).hex(),
+                "authorities": [authorities[one][1].hex() for one in configured], "now": now,
+                "in_use": in_use and in_use.hex(), "outcome": outcome}
+
+    lists = [
+        volunteer_list("one authority", "counts"),
+        volunteer_list("nobody", "counts", members=[]),
+        volunteer_list("two of three", "counts", signers=(0, 2), configured=(0, 1, 2)),
+        volunteer_list("one of three, thrice", "signed by 1 of 3", signers=(0, 0, 0), configured=(0, 1, 2)),
+        volunteer_list("another purpose", "signed by 0 of 1", purpose="directory consensus"),
+        volunteer_list("last second", "counts", now=NOW + 299),
+        volunteer_list("expired", "expired", now=NOW + 300),
+        volunteer_list("not yet valid", "not valid yet", now=NOW - SKEW - 1),
+        volunteer_list("newer", "counts", in_use=signed_list(NOW - 1, (0,), both)),
+        volunteer_list("the one in use", "counts", in_use=signed_list(NOW, (0,), both)),
+        volunteer_list("older", "older than the one in use", in_use=signed_list(NOW + 1, (0,), both)),
+        volunteer_list("another of the same date", "contradict themselves", in_use=signed_list(NOW, (0,), [])),
+        volunteer_list("out of order", "out of order", members=both[::-1]),
+        volunteer_list("without gateway", "one to three", members=[listed(minimal, [])]),
+        volunteer_list("four gateways", "one to three", members=[listed(minimal, [0, 1, 2, 3])]),
+        volunteer_list("a gateway twice", "twice", members=[listed(minimal, [4, 4])]),
+    ]
+    return {"specification": "proto/07-directory.md section 9", "rankings": rankings, "descriptors": descriptors,
+            "registrations": registrations, "presences": presences, "lists": lists}
+
+
 def main():
     folder, differing = pathlib.Path(__file__).parent, []
-    for make in (handshakes, ratchet, onion, fragments, signatures, channel):
+    for make in (handshakes, ratchet, onion, fragments, signatures, channel, volunteers):
         path = folder / {"handshakes": "handshake", "signatures": "signature"}.get(make.__name__, make.__name__)
         path, text = path.with_suffix(".json"), json.dumps(make(), indent=1) + "\n"
         if "--check" not in sys.argv:

@@ -9,14 +9,17 @@
 //! vote comes between it and [`Consensus::sign`].
 
 mod relays;
+mod volunteers;
 
 use std::collections::VecDeque;
 
 use core::time::Duration;
 
+use rand::CryptoRng;
+
 use super::{
-    AuthorityId, Consensus, ConsensusError, DescriptorError, MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters,
-    SignedConsensus, UnverifiedConsensus, UnverifiedDescriptor,
+    AuthorityId, Consensus, ConsensusError, DescriptorError, MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters, PresenceError,
+    Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus, UnverifiedDescriptor, VolunteerList,
 };
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
@@ -24,13 +27,14 @@ use crate::{
     exit::is_global,
 };
 use relays::{Entry, Relays};
+use volunteers::Volunteers;
 
 /// Proofs asked for at the same time at the most.
 const MAX_PROOFS: usize = 32;
 /// A proof whose outcome nobody told counts as failed after this long.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of a signed consensus that are kept free for what signing adds.
+/// Bytes of a signed document that are kept free for what signing adds.
 const SIGNATURE_ROOM: usize = 1024;
 
 /// How an authority goes about it.
@@ -102,6 +106,8 @@ pub enum AuthorityEvent {
     Prove(DialTarget),
     /// Serve this consensus in place of the last, and keep it for [`Authority::restore`].
     Publish(SignedConsensus),
+    /// Serve this volunteer list in place of the last. It is not kept.
+    PublishVolunteers(SignedVolunteerList),
     /// Keep this record for [`Authority::restore`], in place of the relay's last.
     Remember {
         /// The relay.
@@ -118,6 +124,7 @@ pub struct Authority {
     key: IdentityKey,
     config: AuthorityConfig,
     relays: Relays,
+    volunteers: Volunteers,
     last: Option<Consensus>,
     next_consensus: Option<WallTime>,
     events: VecDeque<AuthorityEvent>,
@@ -128,7 +135,7 @@ impl Authority {
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
         let (relays, events) = (Relays::new(config.private_addresses), VecDeque::new());
-        Self { key, config, relays, last: None, next_consensus: None, events }
+        Self { key, config, relays, volunteers: Volunteers::default(), last: None, next_consensus: None, events }
     }
 
     /// The key its consensus is signed with.
@@ -206,7 +213,29 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Does what is due: drops stale relays, asks for proofs, makes a consensus.
+    /// Takes a volunteer's registration (an encoded `SignedVolunteer`). It is listed once gateways that fall to it have
+    /// reported it; the same bytes again tell it whether that is so.
+    ///
+    /// # Errors
+    /// When the registration is refused; the text may be shown to the sender.
+    pub fn handle_volunteer(
+        &mut self,
+        now: WallTime,
+        bytes: &[u8],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Registration, DescriptorError> {
+        self.volunteers.register(now, bytes, self.last.as_ref(), rng)
+    }
+
+    /// Takes a gateway's report of the volunteers that have a channel to it (an encoded `SignedPresence`).
+    ///
+    /// # Errors
+    /// When the report is refused; the text may be shown to the sender.
+    pub fn handle_presence(&mut self, now: WallTime, bytes: &[u8]) -> Result<RelayId, PresenceError> {
+        self.volunteers.report(now, bytes, self.last.as_ref())
+    }
+
+    /// Does what is due: drops stale relays, asks for proofs, makes a consensus and a volunteer list.
     pub fn handle_timeout(&mut self, now: WallTime) {
         for relay in self.relays.remove_stale(now) {
             tracing::info!(%relay, "a relay's descriptor is too old; it is dropped");
@@ -219,12 +248,14 @@ impl Authority {
         if self.is_consensus_due(now) {
             self.publish(now);
         }
+        self.publish_volunteers(now);
     }
 
     /// When [`Self::handle_timeout`] has something to do next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<WallTime> {
-        [self.next_consensus, self.relays.next_deadline(PROOF_TIMEOUT, MAX_PROOFS)].into_iter().flatten().min()
+        let proof = self.relays.next_deadline(PROOF_TIMEOUT, MAX_PROOFS);
+        [self.next_consensus, proof, self.volunteers.next_list()].into_iter().flatten().min()
     }
 
     /// What the outside is to do next.
@@ -270,6 +301,16 @@ impl Authority {
                 Ok(_) => return tracing::error!("no consensus can be made: one relay is too long"),
                 Err(error) => return tracing::error!(%error, "no consensus can be made"),
             }
+        }
+    }
+
+    /// Signs a new volunteer list, if it is time for one. It may be empty; without a consensus there is none.
+    fn publish_volunteers(&mut self, now: WallTime) {
+        let Some(consensus) = &self.last else { return };
+        let names = |relay: &RelayId, volunteer: &RelayId| self.relays.names(relay, volunteer);
+        if let Some(encoded) = self.volunteers.list(now, consensus, names) {
+            let signed = VolunteerList::sign(encoded, [&self.key]);
+            self.events.push_back(AuthorityEvent::PublishVolunteers(signed));
         }
     }
 

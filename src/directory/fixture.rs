@@ -145,3 +145,13 @@ pub(crate) fn volunteers_signed_by(authorities: &[u16], valid_after: WallTime) -
     let keys: Vec<IdentityKey> = authorities.iter().map(|number| key(*number)).collect();
     VolunteerList::sign(volunteers_at(valid_after, listed).1, &keys)
 }
+
+/// `list`, whatever it is, signed by authority `number`.
+pub(crate) fn sign_volunteers(number: u16, list: &[u8]) -> Vec<u8> {
+    VolunteerList::sign(list.to_vec(), [&key(number)]).into_bytes()
+}
+
+/// What stands in a signed volunteer list.
+pub(crate) fn unsigned_volunteers(signed: &[u8]) -> Vec<u8> {
+    schema::SignedVolunteerList::decode(signed).unwrap().list
+}

@@ -104,30 +104,38 @@ impl fmt::Debug for VolunteerProfile {
 #[derive(Clone)]
 pub struct UnverifiedVolunteer {
     signed: schema::SignedVolunteer,
+    claimed: VolunteerDescriptor,
 }
 
 impl UnverifiedVolunteer {
     /// Takes an encoded `SignedVolunteer` apart.
     ///
     /// # Errors
-    /// [`DescriptorError::Malformed`].
+    /// [`DescriptorError::Malformed`] and [`DescriptorError::Impossible`].
     pub fn decode(bytes: &[u8]) -> Result<Self, DescriptorError> {
-        Ok(Self { signed: bounded::decode(bytes, &BOUNDS)? })
+        let signed: schema::SignedVolunteer = bounded::decode(bytes, &BOUNDS)?;
+        let document: schema::VolunteerDescriptor = bounded::decode(&signed.volunteer, &BOUNDS)?;
+        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
+        let claimed = VolunteerDescriptor { profile, published: WallTime::from_unix(document.published) };
+        Ok(Self { signed, claimed })
+    }
+
+    /// What it says, whoever made it: for knowing it again, or refusing it, before its signature is looked at.
+    #[must_use]
+    pub const fn claimed(&self) -> &VolunteerDescriptor {
+        &self.claimed
     }
 
     /// The descriptor, if the volunteer it is about has signed it and it counts at `now`.
     ///
     /// # Errors
-    /// When it is malformed, impossible, badly signed, stale or from the future.
+    /// When it is badly signed, stale or from the future.
     pub fn verify(self, now: WallTime) -> Result<VolunteerDescriptor, DescriptorError> {
-        let document: schema::VolunteerDescriptor = bounded::decode(&self.signed.volunteer, &BOUNDS)?;
-        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
         let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
-        crypto::verify(&profile.identity, CONTEXT, &self.signed.volunteer, &signature)
+        crypto::verify(&self.claimed.profile.identity, CONTEXT, &self.signed.volunteer, &signature)
             .map_err(|_| DescriptorError::BadSignature)?;
-        let published = WallTime::from_unix(document.published);
-        check_published(published, now)?;
-        Ok(VolunteerDescriptor { profile, published })
+        check_published(self.claimed.published, now)?;
+        Ok(self.claimed)
     }
 }
 
@@ -167,3 +175,5 @@ impl VolunteerDescriptor {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;

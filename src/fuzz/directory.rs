@@ -3,7 +3,10 @@
 use super::Target;
 use crate::{
     base::WallTime,
-    directory::{Authority, AuthorityConfig, AuthorityId, UnverifiedConsensus, UnverifiedDescriptor, fixture},
+    directory::{
+        Authority, AuthorityConfig, AuthorityId, MAX_PRESENT, Presence, Registration, UnverifiedConsensus,
+        UnverifiedDescriptor, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList, fixture,
+    },
     exit::Policy,
     path::GuardSample,
 };
@@ -14,6 +17,11 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "consensus", run: consensus, seeds: || vec![own_consensus()] },
     Target { name: "signed_consensus", run: signed_consensus, seeds: || vec![whole_consensus()] },
     Target { name: "authority_records", run: authority_records, seeds: || vec![whole_descriptor(), whole_consensus()] },
+    Target { name: "signed_volunteer", run: signed_volunteer, seeds: || vec![whole_volunteer()] },
+    Target { name: "volunteer_list", run: volunteer_list, seeds: || vec![own_volunteer_list()] },
+    Target { name: "signed_volunteer_list", run: signed_volunteer_list, seeds: || vec![whole_volunteer_list()] },
+    Target { name: "registration", run: registration, seeds: registration_seeds },
+    Target { name: "signed_presence", run: signed_presence, seeds: presence_seeds },
     Target { name: "guard_sample", run: guard_sample, seeds: guard_seeds },
     Target { name: "exit_policy", run: exit_policy, seeds: policy_seeds },
 ];
@@ -67,6 +75,81 @@ fn signed_consensus(bytes: &[u8]) {
     let mut rng = <rand::rngs::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(1);
     let mut guards = GuardSample::default();
     guards.update(&consensus, &mut rng);
+}
+
+fn whole_volunteer() -> Vec<u8> {
+    fixture::volunteer(21, fixture::volunteer_profile(21), NOW)
+}
+
+fn signed_volunteer(bytes: &[u8]) {
+    let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
+    let mut rng = <rand::rngs::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(1);
+    let taken = authority.handle_volunteer(NOW, bytes, &mut rng);
+    let verified = UnverifiedVolunteer::decode(bytes).and_then(|volunteer| volunteer.verify(NOW));
+    assert_eq!(taken.is_ok(), verified.is_ok());
+    if let Ok(volunteer) = verified
+        && volunteer.profile.identity == fixture::key(21).id()
+        && let Ok(again) = volunteer.sign(&fixture::key(21))
+    {
+        assert_eq!(UnverifiedVolunteer::decode(&again).unwrap().verify(NOW).unwrap(), volunteer);
+    }
+}
+
+fn whole_volunteer_list() -> Vec<u8> {
+    fixture::volunteers_signed_by(&[1], NOW).into_bytes()
+}
+
+fn own_volunteer_list() -> Vec<u8> {
+    fixture::unsigned_volunteers(&whole_volunteer_list())
+}
+
+/// What the authority signed, whatever that is.
+fn volunteer_list(bytes: &[u8]) {
+    signed_volunteer_list(&fixture::sign_volunteers(1, bytes));
+}
+
+fn signed_volunteer_list(bytes: &[u8]) {
+    let authorities = [AuthorityId::from(fixture::key(1).id())];
+    let Ok(unverified) = UnverifiedVolunteerList::decode(bytes) else { return };
+    let Ok(list) = unverified.clone().verify(&authorities, NOW, None) else { return };
+    assert!(list.volunteers().is_sorted_by(|one, next| one.identity() < next.identity()));
+    for volunteer in list.volunteers() {
+        assert!((1..=3).contains(&volunteer.gateways.len()));
+        assert!(list.reached_by(&volunteer.gateways[0]).any(|it| it == volunteer));
+    }
+    assert!(unverified.verify(&[AuthorityId::from(fixture::key(2).id())], NOW, None).is_err());
+}
+
+/// What a directory answered.
+fn registration(bytes: &[u8]) {
+    let Ok(registration) = Registration::decode(bytes) else { return };
+    assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
+}
+
+fn registration_seeds() -> Vec<Vec<u8>> {
+    let gateways = [1, 2].map(|number| fixture::key(number).id()).to_vec();
+    vec![Registration { seed: [7; 32], gateways }.encode()]
+}
+
+/// What a gateway reported, to an authority that lists it.
+fn signed_presence(bytes: &[u8]) {
+    if let Ok(presence) = UnverifiedPresence::decode(bytes).and_then(|presence| presence.verify(NOW)) {
+        assert!(presence.volunteers.len() <= MAX_PRESENT);
+    }
+    let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
+    let relay = fixture::profile(1);
+    let target = relay.dial_target();
+    authority.handle_descriptor(NOW, &fixture::descriptor(1, relay, NOW)).unwrap();
+    authority.handle_proof(NOW, &target, Ok(()));
+    let taken = authority.handle_presence(NOW, bytes);
+    assert!(taken.is_err() || authority.handle_presence(NOW, bytes).is_err(), "no report counts twice");
+}
+
+fn presence_seeds() -> Vec<Vec<u8>> {
+    let mut volunteers = [21, 22].map(|number| fixture::key(number).id()).to_vec();
+    volunteers.sort_unstable();
+    let presence = Presence { gateway: fixture::key(1).id(), at_ms: NOW.as_unix() * 1000, volunteers };
+    vec![presence.sign(&fixture::key(1)).unwrap()]
 }
 
 /// What an authority kept, from a disk that may have changed it.

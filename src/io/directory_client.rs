@@ -1,8 +1,11 @@
-//! What a node does with directories: publishes its descriptor, fetches the consensus, keeps it on disk.
+//! What a node does with directories: hands in what it has to say, fetches the consensus and the volunteer list, and keeps
+//! the former on disk.
 //!
 //! Owns the HTTP client, the entity tags and the cache file. Driven by the node, or on its own by [`DirectoryClient::follow`].
 //! Governed by `proto/07-directory.md`, "HTTP". Whoever answers as a directory is not trusted: lengths and times are
 //! capped, a consensus counts only by the authorities' signatures and never gives way to an older one.
+
+mod document;
 
 use std::{error::Error, fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,18 +16,22 @@ use tokio::{sync::watch, time::sleep};
 use super::files::write_atomically;
 use crate::{
     base::WallTime,
-    directory::{AuthorityId, Consensus, ConsensusError, MAX_CONSENSUS_LEN, UnverifiedConsensus},
+    directory::{
+        AuthorityId, Consensus, ConsensusError, MAX_CONSENSUS_LEN, Registration, RegistrationError, VolunteerList,
+        VolunteerListError,
+    },
 };
+use document::Document;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+const POST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes that are read of a refusal's text.
 const MAX_REASON_LEN: usize = 200;
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(60);
-/// A network that is starting is asked more often.
-const LAST_RETRY_BEFORE_FIRST: Duration = Duration::from_secs(1);
+/// Bytes of an answer to a registration that are read.
+const MAX_REGISTRATION_LEN: usize = 1 << 10;
 /// The wall clock may be set, so it is looked at again at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -51,11 +58,11 @@ pub enum DirectoryError {
     /// The directory can't be reached, or the transfer broke off.
     #[error("the directory can't be reached: {0}")]
     Unreachable(String),
-    /// It has no consensus yet.
-    #[error("the directory has no consensus yet")]
+    /// It has no such document yet.
+    #[error("the directory has none yet")]
     NoneYet,
-    /// It has nothing newer than the consensus in use, which is no longer fresh.
-    #[error("the directory has nothing newer, though the consensus in use is no longer fresh")]
+    /// It has nothing newer than the document in use, which is no longer fresh.
+    #[error("the directory has nothing newer, though the one in use is no longer fresh")]
     NothingNewer,
     /// It said that nothing changed, without having been told what is in use.
     #[error("the directory says that nothing changed, but wasn't asked that")]
@@ -68,12 +75,18 @@ pub enum DirectoryError {
         /// What it said, shortened, printable.
         reason: String,
     },
-    /// The answer is longer than a consensus can be.
-    #[error("the directory's answer is longer than a consensus can be")]
+    /// The answer is longer than what was asked for can be.
+    #[error("the directory's answer is longer than it can be")]
     TooLong,
     /// The consensus does not count.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),
+    /// The volunteer list does not count.
+    #[error(transparent)]
+    Volunteers(#[from] VolunteerListError),
+    /// The answer to a registration is none.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
 }
 
 impl From<reqwest::Error> for DirectoryError {
@@ -99,9 +112,17 @@ pub struct DirectoryClient {
 }
 
 struct Directory {
-    consensus: Url,
+    consensus: Page,
+    volunteers: Page,
     descriptor: Url,
-    /// The entity tag of the consensus in use.
+    volunteer: Url,
+    presence: Url,
+}
+
+/// Where a document is.
+struct Page {
+    url: Url,
+    /// The entity tag of the one in use.
     etag: Option<header::HeaderValue>,
 }
 
@@ -136,7 +157,7 @@ impl DirectoryClient {
         let most = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
         let mut bytes = Vec::new();
         file.take(most.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-        match self.verify(&bytes, now, None) {
+        match Consensus::verify(&bytes, &self.authorities, now, None) {
             Ok(consensus) => Some(consensus),
             Err(error) => {
                 tracing::info!(%error, "the consensus on disk is not used");
@@ -156,6 +177,26 @@ impl DirectoryClient {
         now: WallTime,
         in_use: Option<&Consensus>,
     ) -> Result<Option<Consensus>, DirectoryError> {
+        self.fetch_document(now, in_use).await
+    }
+
+    /// A newer volunteer list than the one `in_use`, by the same rules. It is not kept.
+    ///
+    /// # Errors
+    /// When no directory's answer counts: the last one's failure.
+    pub async fn fetch_volunteers(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&VolunteerList>,
+    ) -> Result<Option<VolunteerList>, DirectoryError> {
+        self.fetch_document(now, in_use).await
+    }
+
+    async fn fetch_document<D: Document>(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&D>,
+    ) -> Result<Option<D>, DirectoryError> {
         let stale = in_use.is_some_and(|in_use| now >= in_use.fresh_until());
         let mut failure = DirectoryError::NoneYet;
         for _ in 0..self.directories.len() {
@@ -174,15 +215,39 @@ impl DirectoryClient {
     /// # Errors
     /// When none takes it: the last one's failure.
     pub async fn publish(&self, descriptor: &[u8]) -> Result<(), DirectoryError> {
+        self.post_to_all(|directory| &directory.descriptor, descriptor).await.map(drop)
+    }
+
+    /// Registers a signed volunteer with every directory, or asks how things stand with the same bytes again; gives the
+    /// first answer.
+    ///
+    /// # Errors
+    /// When none takes it: the last one's failure.
+    pub async fn register(&self, volunteer: &[u8]) -> Result<Registration, DirectoryError> {
+        let response = self.post_to_all(|directory| &directory.volunteer, volunteer).await?;
+        let bytes = read_at_most(response, MAX_REGISTRATION_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        Ok(Registration::decode(&bytes)?)
+    }
+
+    /// Sends a gateway's signed report to every directory.
+    ///
+    /// # Errors
+    /// When none takes it: the last one's failure.
+    pub async fn report(&self, presence: &[u8]) -> Result<(), DirectoryError> {
+        self.post_to_all(|directory| &directory.presence, presence).await.map(drop)
+    }
+
+    /// The first success, or the last failure.
+    async fn post_to_all(&self, url: impl Fn(&Directory) -> &Url, body: &[u8]) -> Result<Response, DirectoryError> {
         let mut outcome = Err(DirectoryError::NoneYet);
         for directory in &self.directories {
-            let request = self.http.post(directory.descriptor.clone()).body(descriptor.to_vec());
+            let request = self.http.post(url(directory).clone()).timeout(POST_TIMEOUT).body(body.to_vec());
             let sent = match request.send().await {
-                Ok(response) if response.status().is_success() => Ok(()),
+                Ok(response) if response.status().is_success() => Ok(response),
                 Ok(response) => Err(refusal(response).await),
                 Err(error) => Err(error.into()),
             };
-            if sent.is_ok() || outcome.is_err() {
+            if outcome.is_err() {
                 outcome = sent;
             }
         }
@@ -192,49 +257,73 @@ impl DirectoryClient {
     /// Keeps `consensus` up to date until its receivers are gone: what is on disk at once, then each one as the one before
     /// is no longer fresh. While no directory answers, the one in use stays; whether it has expired its users ask.
     pub async fn follow<R: CryptoRng + Send>(
-        mut self,
+        self,
         consensus: watch::Sender<Option<Arc<Consensus>>>,
+        clock: impl Fn() -> WallTime + Send,
+        rng: R,
+    ) {
+        let in_use = self.cached(clock());
+        self.follow_document(in_use, consensus, clock, rng).await;
+    }
+
+    /// Keeps `list` up to date in the same way, with nothing on disk to begin with.
+    pub async fn follow_volunteers<R: CryptoRng + Send>(
+        self,
+        list: watch::Sender<Option<Arc<VolunteerList>>>,
+        clock: impl Fn() -> WallTime + Send,
+        rng: R,
+    ) {
+        self.follow_document(None, list, clock, rng).await;
+    }
+
+    async fn follow_document<D: Document, R: CryptoRng + Send>(
+        mut self,
+        in_use: Option<D>,
+        sender: watch::Sender<Option<Arc<D>>>,
         clock: impl Fn() -> WallTime + Send,
         mut rng: R,
     ) {
-        let mut in_use = self.cached(clock()).map(Arc::new);
+        let mut in_use = in_use.map(Arc::new);
         if in_use.is_some() {
-            consensus.send_replace(in_use.clone());
+            sender.send_replace(in_use.clone());
         }
         let mut retry = FIRST_RETRY;
-        while !consensus.is_closed() {
-            match self.fetch(clock(), in_use.as_deref()).await {
+        while !sender.is_closed() {
+            match self.fetch_document(clock(), in_use.as_deref()).await {
                 Ok(Some(fetched)) => {
                     in_use = Some(Arc::new(fetched));
-                    consensus.send_replace(in_use.clone());
+                    sender.send_replace(in_use.clone());
                     retry = FIRST_RETRY;
                 }
                 Ok(None) => {}
-                Err(DirectoryError::NoneYet) => tracing::debug!("the directory has no consensus yet"),
-                Err(error) => tracing::warn!(%error, "no new consensus"),
+                Err(error) if D::is_alarming(&error, in_use.as_deref(), clock()) => {
+                    tracing::warn!(%error, "no new {}", D::NAME);
+                }
+                Err(error) => tracing::debug!(%error, "no new {}", D::NAME),
             }
             let due = in_use.as_ref().map(|in_use| in_use.next_fetch(&mut rng));
             if let Some(due) = due.filter(|due| *due > clock()) {
-                wait_until(due, &clock, &consensus).await;
+                wait_until(due, &clock, &sender).await;
             } else {
-                let longest = if in_use.is_some() { LAST_RETRY } else { LAST_RETRY_BEFORE_FIRST };
+                let longest = D::longest_retry(in_use.as_deref());
                 tokio::select! {
-                    () = consensus.closed() => return,
+                    () = sender.closed() => return,
                     () = sleep(retry) => retry = retry.saturating_mul(2).min(longest),
                 }
             }
         }
     }
 
-    async fn fetch_preferred(
+    async fn fetch_preferred<D: Document>(
         &mut self,
         now: WallTime,
-        in_use: Option<&Consensus>,
-    ) -> Result<Option<Consensus>, DirectoryError> {
+        in_use: Option<&D>,
+    ) -> Result<Option<D>, DirectoryError> {
         let index = self.preferred.checked_rem(self.directories.len()).unwrap_or_default();
-        let Some(directory) = self.directories.get(index) else { return Err(DirectoryError::NoneYet) };
-        let mut request = self.http.get(directory.consensus.clone());
-        let known = directory.etag.as_ref().filter(|_| in_use.is_some());
+        let Some(directory) = self.directories.get_mut(index) else { return Err(DirectoryError::NoneYet) };
+        let page = D::page(directory);
+        let mut request = self.http.get(page.url.clone());
+        let known = page.etag.as_ref().filter(|_| in_use.is_some());
         let asked = known.is_some();
         if let Some(etag) = known {
             request = request.header(header::IF_NONE_MATCH, etag.clone());
@@ -248,20 +337,16 @@ impl DirectoryClient {
             _ => return Err(refusal(response).await),
         }
         let etag = response.headers().get(header::ETAG).cloned();
-        let bytes = read_at_most(response, MAX_CONSENSUS_LEN).await?.ok_or(DirectoryError::TooLong)?;
-        let consensus = self.verify(&bytes, now, in_use)?;
-        if let Some(directory) = self.directories.get_mut(index) {
-            directory.etag = etag;
-        }
-        if in_use.is_some_and(|in_use| in_use.digest() == consensus.digest()) {
+        let bytes = read_at_most(response, D::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        let document = D::verify(&bytes, &self.authorities, now, in_use)?;
+        page.etag = etag;
+        if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
-        self.keep(bytes).await;
-        Ok(Some(consensus))
-    }
-
-    fn verify(&self, bytes: &[u8], now: WallTime, in_use: Option<&Consensus>) -> Result<Consensus, ConsensusError> {
-        UnverifiedConsensus::decode(bytes)?.verify(&self.authorities, now, in_use)
+        if D::IS_KEPT {
+            self.keep(bytes).await;
+        }
+        Ok(Some(document))
     }
 
     /// A consensus that can't be kept is used all the same.
@@ -284,19 +369,26 @@ impl Directory {
             url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
-        Ok(Self { consensus: join("consensus")?, descriptor: join("descriptor")?, etag: None })
+        let page = |path| Ok::<_, DirectoryError>(Page { url: join(path)?, etag: None });
+        Ok(Self {
+            consensus: page("consensus")?,
+            volunteers: page("volunteers")?,
+            descriptor: join("descriptor")?,
+            volunteer: join("volunteer")?,
+            presence: join("presence")?,
+        })
     }
 }
 
 /// Waits until the wall clock says `due`, or nobody wants to know any more.
-async fn wait_until(due: WallTime, clock: &impl Fn() -> WallTime, consensus: &watch::Sender<Option<Arc<Consensus>>>) {
+async fn wait_until<T>(due: WallTime, clock: &impl Fn() -> WallTime, sender: &watch::Sender<T>) {
     loop {
         let left = due.since(clock());
         if left.is_zero() {
             return;
         }
         tokio::select! {
-            () = consensus.closed() => return,
+            () = sender.closed() => return,
             () = sleep(left.min(LONGEST_WAIT)) => {}
         }
     }

@@ -60,14 +60,15 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
 
     let (server, submissions) = DirectoryServer::new();
+    let serving = server.clone().serve(listener);
     let key = authority.id().to_string();
     tracing::info!(authority = key, "directory started");
     reporter.tell(&Report::Directory { api, authority: key });
     let prover = ByDialling { proofs };
     tokio::select! {
         () = drive.run() => {}
-        served = server.clone().serve(listener) => { served.map_err(Failure::failed)?; }
-        ended = run_authority(authority, server, submissions, store, prover, wall_time) => {
+        served = serving => { served.map_err(Failure::failed)?; }
+        ended = run_authority(authority, (server, submissions), store, prover, wall_time, randomness()?) => {
             ended.map_err(Failure::failed)?;
         }
     }
@@ -82,7 +83,10 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
         return Err(Failure::Usage("interval: at least one second".to_owned()));
     }
     let similar = u64::from(private);
-    let parameters = Parameters::default().with("path.similar-addresses", similar).map_err(Failure::failed)?;
+    let mut parameters = Parameters::default().with("path.similar-addresses", similar).map_err(Failure::failed)?;
+    if let Some(interval) = options.volunteer_interval {
+        parameters = parameters.with("volunteer.interval-seconds", interval).map_err(Failure::failed)?;
+    }
     Ok(AuthorityConfig {
         publish_when: options.await_relays.unwrap_or(defaults.publish_when),
         interval,

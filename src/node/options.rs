@@ -138,6 +138,10 @@ pub(crate) struct DirectoryOptions {
     /// Seconds from one consensus to the next [default: 1800]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) interval: Option<u64>,
+    /// Seconds from one list of volunteers to the next, 1 to 600; volunteers and their gateways report as often
+    /// [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) volunteer_interval: Option<u64>,
     /// List relays at private and loopback addresses, and let a path hold several of one network (/16, /32): for a
     /// network on one machine or one site
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]

@@ -185,6 +185,7 @@ fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
         .arg("--listen=127.0.0.1:0")
         .arg(format!("--await-relays={}", options.relays))
         .arg("--interval=60")
+        .arg("--volunteer-interval=1")
         .arg("--private-network")
         .arg(format!("--log={}", options.log))
 }

@@ -224,6 +224,11 @@ impl Relays {
         self.entries.get_mut(relay)
     }
 
+    /// Whether this relay names `other` as its family.
+    pub(super) fn names(&self, relay: &RelayId, other: &RelayId) -> bool {
+        self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
+    }
+
     /// Removes, of those that have not proved themselves, one from the network that holds most of them: which failed most
     /// often, and of these the longest known. Those being dialled stay, or the dials under way could not be counted.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {

@@ -17,6 +17,7 @@ fn authority(config: AuthorityConfig) -> Authority {
 struct Asked {
     proofs: Vec<DialTarget>,
     published: Vec<Vec<u8>>,
+    volunteers: Vec<Vec<u8>>,
     records: Vec<Vec<u8>>,
     forgotten: Vec<RelayId>,
 }
@@ -27,6 +28,7 @@ fn drain(authority: &mut Authority) -> Asked {
         match event {
             AuthorityEvent::Prove(target) => asked.proofs.push(target),
             AuthorityEvent::Publish(consensus) => asked.published.push(consensus.into_bytes()),
+            AuthorityEvent::PublishVolunteers(list) => asked.volunteers.push(list.into_bytes()),
             AuthorityEvent::Remember { record, .. } => asked.records.push(record),
             AuthorityEvent::Forget(relay) => asked.forgotten.push(relay),
         }

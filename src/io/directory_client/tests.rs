@@ -4,14 +4,20 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use axum::{Router, body::Body, extract::State, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::IntoResponse,
+    routing::{get, post},
+};
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 use tokio::{net::TcpListener, time::timeout};
 
 use super::*;
 use crate::directory::{
-    MAX_RELAYS, NotCounted,
-    fixture::{FRESH, NOW, VALID, key, signed_by},
+    MAX_RELAYS, MAX_VOLUNTEER_LIST_LEN, NotCounted, UnverifiedConsensus,
+    fixture::{FRESH, LIST_FRESH, LIST_VALID, NOW, VALID, key, signed_by, volunteers_signed_by},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +44,8 @@ impl Fake {
                 None => StatusCode::NOT_FOUND.into_response(),
             }
         };
-        let router = Router::new().route("/v1/consensus", get(answer)).with_state(self.clone());
+        let router = Router::new().route("/v1/consensus", get(answer)).route("/v1/volunteers", get(answer));
+        let router = router.route("/v1/volunteer", post(answer)).with_state(self.clone());
         let router = router.layer(tower_http::compression::CompressionLayer::new());
         tokio::spawn(async move { axum::serve(listener, router).await });
         address
@@ -178,6 +185,58 @@ async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one()
     }
     drop(receiver);
     timeout(PATIENCE, task).await.expect("it goes on though nobody listens").unwrap();
+}
+
+#[tokio::test]
+async fn a_volunteer_list_is_fetched_by_the_same_rules_as_a_consensus() {
+    let signed = |by: u16, at| volunteers_signed_by(&[by], at).into_bytes();
+    let fetch = async |body: Vec<u8>, now, in_use: Option<&VolunteerList>| {
+        let address = Fake::with(body).start().await;
+        client(&[address]).fetch_volunteers(now, in_use).await
+    };
+    let first = fetch(signed(100, NOW), NOW, None).await.unwrap().unwrap();
+    assert_eq!(first.volunteers().len(), 2);
+    assert!(matches!(fetch(signed(100, later(1)), NOW, Some(&first)).await, Ok(Some(_))));
+    assert!(matches!(fetch(signed(100, NOW), NOW, Some(&first)).await, Ok(None)));
+    let stale = fetch(signed(100, NOW), later(LIST_FRESH), Some(&first)).await;
+    assert!(matches!(stale, Err(DirectoryError::NothingNewer)));
+    let not = async |body, now| match fetch(body, now, Some(&first)).await {
+        Err(DirectoryError::Volunteers(VolunteerListError::NotCounted(reason))) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(not(signed(100, NOW.before(Duration::from_secs(1))), NOW).await, NotCounted::Older);
+    assert_eq!(not(signed(100, later(1)), later(1 + LIST_VALID)).await, NotCounted::Expired);
+    let too_few = NotCounted::TooFewSignatures { signed: 0, configured: 1 };
+    assert_eq!(not(signed(101, later(1)), NOW).await, too_few);
+    assert_eq!(not(signed_by(&[100], NOW).into_bytes(), NOW).await, too_few, "a consensus is no list");
+    let swollen = fetch(vec![0; MAX_VOLUNTEER_LIST_LEN + 1], NOW, None).await;
+    assert!(matches!(swollen, Err(DirectoryError::TooLong)));
+}
+
+#[tokio::test]
+async fn a_client_that_follows_the_volunteer_list_never_writes_it_where_the_consensus_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("consensus");
+    let fake = Fake::with(volunteers_signed_by(&[100], NOW).into_bytes());
+    let follower = DirectoryClient::new(config(&[fake.start().await], Some(cache.clone()))).unwrap();
+    let (sender, mut receiver) = watch::channel(None);
+    let task = tokio::spawn(follower.follow_volunteers(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
+    timeout(PATIENCE, receiver.changed()).await.expect("no list in time").unwrap();
+    assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), NOW);
+    assert!(!cache.exists());
+    drop(receiver);
+    timeout(PATIENCE, task).await.expect("it goes on though nobody listens").unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_to_a_registration_that_is_none_is_refused() {
+    let register = async |body: Vec<u8>| client(&[Fake::with(body).start().await]).register(b"a volunteer").await;
+    let good = Registration { seed: [7; 32], gateways: vec![key(1).id()] };
+    assert_eq!(register(good.encode()).await.unwrap(), good);
+    assert!(matches!(register(b"nonsense".to_vec()).await, Err(DirectoryError::Registration(_))));
+    assert!(matches!(register(vec![0; 1 << 20]).await, Err(DirectoryError::TooLong)));
+    let second = Fake::with(good.encode()).start().await;
+    assert_eq!(client(&[nobody().await, second]).register(b"a volunteer").await.unwrap(), good);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use core::{future::Future, time::Duration};
 use std::sync::Arc;
 
+use rand::CryptoRng;
 use tokio::{
     sync::mpsc,
     task::{JoinSet, spawn_blocking},
@@ -30,21 +31,21 @@ pub trait Prover: Send + Sync + 'static {
     fn prove(&self, target: DialTarget) -> impl Future<Output = Result<(), ProofError>> + Send;
 }
 
-/// Drives `authority`, whose descriptors come from `submissions` and whose consensus `server` serves, with what `store`
-/// kept to begin with. Ends when the server and all its clones are gone.
+/// Drives `authority`, whose submissions come from `submissions` and whose documents `server` serves, with what `store`
+/// kept to begin with and `rng` for its randomness. Ends when the server and all its clones are gone.
 ///
 /// # Errors
 /// When the store can't be read. A failure to write is logged and waited out: what is served counts for more.
-pub async fn run_authority<S: Store, P: Prover>(
+pub async fn run_authority<S: Store, P: Prover, R: CryptoRng>(
     authority: Authority,
-    server: DirectoryServer,
-    submissions: mpsc::Receiver<Submission>,
+    (server, submissions): (DirectoryServer, mpsc::Receiver<Submission>),
     store: S,
     prover: P,
     clock: impl Fn() -> WallTime,
+    rng: R,
 ) -> Result<(), StoreError> {
     let (store, prover) = (Arc::new(store), Arc::new(prover));
-    let mut service = Service { authority, server, store, prover, proofs: JoinSet::new() };
+    let mut service = Service { authority, server, store, prover, rng, proofs: JoinSet::new() };
     let kept = service.store.load()?;
     let records = kept.relays.iter().map(Vec::as_slice);
     service.authority.restore(clock(), records, kept.consensus.as_deref());
@@ -52,17 +53,22 @@ pub async fn run_authority<S: Store, P: Prover>(
     Ok(())
 }
 
-struct Service<S, P> {
+struct Service<S, P, R> {
     authority: Authority,
     server: DirectoryServer,
     store: Arc<S>,
     prover: Arc<P>,
+    rng: R,
     proofs: JoinSet<(DialTarget, Result<(), ProofError>)>,
 }
 
-impl<S: Store, P: Prover> Service<S, P> {
+impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
     async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, clock: impl Fn() -> WallTime) {
         loop {
+            // Here and not below alone: what comes all the time must not keep it from what is due.
+            if self.authority.poll_timeout().is_some_and(|deadline| deadline <= clock()) {
+                self.authority.handle_timeout(clock());
+            }
             self.drain().await;
             let wait = self.authority.poll_timeout().map_or(LONGEST_WAIT, |deadline| deadline.since(clock()));
             tokio::select! {
@@ -79,14 +85,32 @@ impl<S: Store, P: Prover> Service<S, P> {
         }
     }
 
+    /// Has the authority judge what came. Who has gone away needs no answer.
     fn take(&mut self, now: WallTime, submission: Submission) {
-        let verdict = self.authority.handle_descriptor(now, &submission.descriptor);
-        match &verdict {
-            Ok(relay) => tracing::debug!(%relay, "a descriptor is accepted"),
-            Err(error) => tracing::info!(%error, "a descriptor is refused"),
+        match submission {
+            Submission::Descriptor(bytes, answer) => {
+                let verdict = self.authority.handle_descriptor(now, &bytes);
+                match &verdict {
+                    Ok(relay) => tracing::debug!(%relay, "a descriptor is accepted"),
+                    Err(error) => tracing::info!(%error, "a descriptor is refused"),
+                }
+                _ = answer.send(verdict.map(|_| ()));
+            }
+            Submission::Volunteer(bytes, answer) => {
+                let verdict = self.authority.handle_volunteer(now, &bytes, &mut self.rng);
+                if let Err(error) = &verdict {
+                    tracing::info!(%error, "a volunteer is refused");
+                }
+                _ = answer.send(verdict);
+            }
+            Submission::Presence(bytes, answer) => {
+                let verdict = self.authority.handle_presence(now, &bytes);
+                if let Err(error) = &verdict {
+                    tracing::info!(%error, "a gateway's report is refused");
+                }
+                _ = answer.send(verdict.map(|_| ()));
+            }
         }
-        // Who has gone away needs no answer.
-        _ = submission.answer.send(verdict.map(|_| ()));
     }
 
     /// Does what the authority asks. A consensus is kept before it is served, so that none can come back older.
@@ -97,6 +121,7 @@ impl<S: Store, P: Prover> Service<S, P> {
                 AuthorityEvent::Prove(target) => self.prove(target),
                 AuthorityEvent::Remember { relay, record } => changes.push(Change::Remember { relay, record }),
                 AuthorityEvent::Forget(relay) => changes.push(Change::Forget(relay)),
+                AuthorityEvent::PublishVolunteers(list) => self.server.publish_volunteers(&list),
                 AuthorityEvent::Publish(consensus) => {
                     changes.push(Change::Publish(consensus.as_bytes().to_vec()));
                     published = Some(consensus);

@@ -7,6 +7,7 @@ use std::{
     },
 };
 
+use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     task::{JoinHandle, JoinSet},
@@ -16,8 +17,10 @@ use super::*;
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
     directory::{
-        Authority, AuthorityConfig, Consensus, ProofError,
-        fixture::{NOW, descriptor, exit_profile, key, profile, signed_by},
+        Authority, AuthorityConfig, Consensus, Presence, ProofError, VolunteerList,
+        fixture::{
+            NOW, descriptor, exit_profile, key, profile, signed_by, volunteer, volunteer_profile, volunteers_signed_by,
+        },
     },
     io::{
         directory_client::{DirectoryClient, DirectoryConfig, DirectoryError},
@@ -98,7 +101,11 @@ async fn bad_requests_are_answered_not_endured() {
     tokio::spawn(server.serve(listener));
     tokio::spawn(async move {
         while let Some(submission) = submissions.recv().await {
-            _ = submission.answer.send(Err(DescriptorError::Stale));
+            match submission {
+                Submission::Descriptor(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
+                Submission::Volunteer(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
+                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
+            }
         }
     });
     let post = |len: usize, body: &[u8]| {
@@ -205,7 +212,8 @@ impl Whole {
         let tasks = vec![
             tokio::spawn(async move { _ = served.serve(listener).await }),
             tokio::spawn(async move {
-                run_authority(authority, server, submissions, store, hosts, time).await.unwrap();
+                let rng = ChaCha20Rng::seed_from_u64(1);
+                run_authority(authority, (server, submissions), store, hosts, time, rng).await.unwrap();
             }),
         ];
         Self { address, clock, tasks }
@@ -224,6 +232,22 @@ impl Whole {
             }
         };
         timeout(PATIENCE, fetch).await.expect("no such consensus in time")
+    }
+
+    /// Moves the clock on by a second, and fetches until `wanted` holds of the volunteer list.
+    async fn volunteers_until(&self, wanted: impl Fn(&VolunteerList) -> bool) -> VolunteerList {
+        let now = WallTime::from_unix(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
+        let fetch = async {
+            loop {
+                match client(self.address).fetch_volunteers(now, None).await {
+                    Ok(Some(list)) if wanted(&list) => return list,
+                    // Has the service look at the clock.
+                    Ok(_) | Err(DirectoryError::NoneYet) => _ = client(self.address).report(b"nothing").await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        timeout(PATIENCE, fetch).await.expect("no such list in time")
     }
 
     fn stop(self) {
@@ -254,6 +278,69 @@ async fn relays_that_prove_themselves_are_listed_once_all_have_registered_and_ag
     assert!(next.valid_after() > first.valid_after());
     assert_eq!(next.relays().len(), 3);
     directory.stop();
+}
+
+#[tokio::test]
+async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = Whole::start(1, &store, &hosts).await;
+    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    let client = client(directory.address);
+    client.publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    directory.fetch_until(|_| true).await;
+    let signed = volunteer(21, volunteer_profile(21), NOW);
+    let registration = client.register(&signed).await.unwrap();
+    assert!(registration.gateways.is_empty());
+    let volunteers = vec![key(21).id()];
+    let at_ms = directory.clock.load(Ordering::Relaxed) * 1000;
+    let presence = Presence { gateway: key(1).id(), at_ms, volunteers }.sign(&key(1)).unwrap();
+    client.report(&presence).await.unwrap();
+    let again = client.report(&presence).await.unwrap_err().to_string();
+    assert!(again.contains("not newer"), "{again}");
+    let told = client.register(&signed).await.unwrap();
+    assert_eq!((told.seed, told.gateways), (registration.seed, vec![key(1).id()]));
+    let list = directory.volunteers_until(|list| !list.volunteers().is_empty()).await;
+    assert_eq!(list.volunteer(&key(21).id()).unwrap().gateways, [key(1).id()]);
+    directory.stop();
+}
+
+#[tokio::test]
+async fn a_page_of_any_origin_may_ask_for_everything() {
+    let (server, mut submissions) = served();
+    server.publish_volunteers(&volunteers_signed_by(&[100], NOW));
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            if let Submission::Volunteer(_, answer) = submission {
+                _ = answer.send(Ok(Registration { seed: [7; 32], gateways: Vec::new() }));
+            }
+        }
+    });
+    let ask = async |line: &str, more: &str| {
+        let request = format!("{line} HTTP/1.1\r\nhost: a\r\norigin: https://example.org\r\n{more}\r\n");
+        exchange(address, request.as_bytes()).await
+    };
+    for path in ["consensus", "volunteers"] {
+        let answer = ask(&format!("GET /v1/{path}"), "").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for expected in ["access-control-allow-origin: *", "access-control-expose-headers: etag", "connection: close"] {
+            assert!(answer.contains(expected), "{path}: {expected}: {answer}");
+        }
+        let preflight = "access-control-request-method: GET\r\naccess-control-request-headers: if-none-match\r\n";
+        let answer = ask(&format!("OPTIONS /v1/{path}"), preflight).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-headers: *"), "{answer}");
+    }
+    for path in ["descriptor", "volunteer", "presence"] {
+        let preflight = "access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n";
+        let answer = ask(&format!("OPTIONS /v1/{path}"), preflight).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for expected in ["access-control-allow-origin: *", "access-control-allow-methods: GET,POST"] {
+            assert!(answer.contains(expected), "{path}: {expected}: {answer}");
+        }
+    }
+    let answer = ask("POST /v1/volunteer", "content-length: 0\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-origin: *"), "{answer}");
 }
 
 #[tokio::test]

@@ -1,0 +1,313 @@
+//! What an authority knows of volunteers: who registered, which gateways report whom, and the list made of it.
+//!
+//! Governed by `proto/07-directory.md`, "Volunteers". All of it is in memory only: after a restart volunteers and gateways
+//! say within an interval what it must know. Identities cost nothing, so a volunteer that no gateway confirms gives way,
+//! and nobody is confirmed but by gateways that fall to it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use core::time::Duration;
+
+use rand::CryptoRng;
+
+use super::SIGNATURE_ROOM;
+use crate::{
+    base::{RelayId, WallTime},
+    crypto::sha256,
+    directory::{
+        CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, PresenceError,
+        Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList,
+        gateway_ranking,
+    },
+};
+
+/// A volunteer without a gateway is forgotten after so long, or after two intervals if those are longer.
+const UNCONFIRMED_FOR: Duration = Duration::from_secs(60);
+/// For how long a volunteer keeps its seed, and so its gateways.
+const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// Seeds that are remembered; the longest drawn makes room.
+const MAX_SEEDS: usize = 65_536;
+/// Intervals for which a report counts, and a list is valid.
+const REPORT_INTERVALS: u32 = 3;
+const LIST_INTERVALS: u32 = 5;
+
+/// One volunteer.
+struct Entry {
+    descriptor: VolunteerDescriptor,
+    /// SHA-256 of the signed descriptor.
+    digest: [u8; 32],
+    seed: [u8; 32],
+    first_seen: WallTime,
+    /// When a gateway that falls to it last reported it.
+    confirmed: Option<WallTime>,
+    ranking: Ranking,
+}
+
+/// The gateways that fall to a volunteer, by which consensus.
+#[derive(Default)]
+struct Ranking {
+    consensus: Option<[u8; 32]>,
+    gateways: Vec<RelayId>,
+}
+
+impl Entry {
+    /// Its ranking by `consensus`. Kept, for it takes a digest of each relay.
+    fn ranking(&mut self, consensus: &Consensus) -> &[RelayId] {
+        if self.ranking.consensus.as_ref() != Some(consensus.digest()) {
+            let gateways = gateway_ranking(&self.seed, &self.descriptor.profile.identity, consensus);
+            self.ranking = Ranking { consensus: Some(*consensus.digest()), gateways };
+        }
+        &self.ranking.gateways
+    }
+
+    /// From when on nobody has confirmed it.
+    fn unconfirmed_since(&self) -> WallTime {
+        self.confirmed.unwrap_or(self.first_seen)
+    }
+
+    fn reseed(&mut self, seed: [u8; 32]) {
+        if self.seed != seed {
+            self.seed = seed;
+            self.ranking = Ranking::default();
+        }
+    }
+}
+
+/// What a gateway reported last.
+struct Report {
+    at_ms: u64,
+    came: WallTime,
+    /// The registered volunteers in it to whom the gateway falls, ascending.
+    volunteers: Vec<RelayId>,
+}
+
+/// All volunteers, by identity, and what gateways say of them.
+#[derive(Default)]
+pub(super) struct Volunteers {
+    entries: BTreeMap<RelayId, Entry>,
+    seeds: Seeds,
+    reports: BTreeMap<RelayId, Report>,
+    /// When the last list was made, as it says.
+    listed: Option<WallTime>,
+    next_list: Option<WallTime>,
+}
+
+impl Volunteers {
+    /// Takes a registration. The same bytes again cost no signature and tell how things stand.
+    pub(super) fn register(
+        &mut self,
+        now: WallTime,
+        bytes: &[u8],
+        consensus: Option<&Consensus>,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Registration, DescriptorError> {
+        let unverified = UnverifiedVolunteer::decode(bytes)?;
+        let identity = unverified.claimed().profile.identity;
+        if consensus.is_some_and(|consensus| consensus.relay(&identity).is_some()) {
+            return Err(DescriptorError::Public);
+        }
+        let digest = sha256(bytes);
+        match self.entries.get_mut(&identity) {
+            Some(known) if known.digest == digest && !known.descriptor.is_stale(now) => {}
+            Some(known) if known.descriptor.published >= unverified.claimed().published => {
+                return Err(DescriptorError::Older);
+            }
+            Some(known) => (known.descriptor, known.digest) = (unverified.verify(now)?, digest),
+            None => {
+                let descriptor = unverified.verify(now)?;
+                self.make_room(now, consensus)?;
+                // Drawn below; never before the volunteer has registered.
+                let (seed, ranking) = ([0; 32], Ranking::default());
+                let entry = Entry { descriptor, digest, seed, first_seen: now, confirmed: None, ranking };
+                self.entries.insert(identity, entry);
+            }
+        }
+        let seed = self.seeds.of(&identity, now, rng);
+        let Some(entry) = self.entries.get_mut(&identity) else { return Err(DescriptorError::Full) };
+        entry.reseed(seed);
+        let gateways = consensus.map(|consensus| reached_by(entry, &self.reports, consensus, now)).unwrap_or_default();
+        Ok(Registration { seed, gateways })
+    }
+
+    /// Takes a gateway's report, which stands for all it knows: who isn't in it any more has left.
+    pub(super) fn report(
+        &mut self,
+        now: WallTime,
+        bytes: &[u8],
+        consensus: Option<&Consensus>,
+    ) -> Result<RelayId, PresenceError> {
+        let unverified = UnverifiedPresence::decode(bytes)?;
+        let gateway = unverified.claimed().gateway;
+        let consensus = consensus.filter(|consensus| consensus.relay(&gateway).is_some());
+        let consensus = consensus.ok_or(PresenceError::NotListed)?;
+        if self.reports.get(&gateway).is_some_and(|last| last.at_ms >= unverified.claimed().at_ms) {
+            return Err(PresenceError::Older);
+        }
+        let mut presence = unverified.verify(now)?;
+        presence.volunteers.retain(|volunteer| {
+            let Some(entry) = self.entries.get_mut(volunteer) else { return false };
+            let falls_to_it = entry.ranking(consensus).contains(&gateway);
+            if falls_to_it {
+                entry.confirmed = Some(now);
+            }
+            falls_to_it
+        });
+        let report = Report { at_ms: presence.at_ms, came: now, volunteers: presence.volunteers };
+        self.reports.insert(gateway, report);
+        Ok(gateway)
+    }
+
+    /// When the next list is to be made, once there is a consensus.
+    pub(super) const fn next_list(&self) -> Option<WallTime> {
+        self.next_list
+    }
+
+    /// The list, encoded, if it is time for one. `names` tells whether that relay names the volunteer as its family.
+    pub(super) fn list(
+        &mut self,
+        now: WallTime,
+        consensus: &Consensus,
+        names: impl Fn(&RelayId, &RelayId) -> bool,
+    ) -> Option<Vec<u8>> {
+        if self.next_list.is_some_and(|next| now < next) {
+            return None;
+        }
+        let interval = consensus.parameters().volunteer_interval();
+        self.next_list = Some(now.after(interval));
+        self.forget(now, interval);
+        let mut listed = self.reached(now, consensus, names);
+        // Strictly later than the last, also when two fall in one second or the clock was set back.
+        let valid_after = self.listed.map_or(now, |last| last.after(Duration::from_secs(1)).max(now));
+        let valid_until = valid_after.after(interval.saturating_mul(LIST_INTERVALS));
+        loop {
+            let count = listed.len();
+            let dates = (valid_after, valid_after.after(interval), valid_until);
+            match VolunteerList::new(dates, listed.iter().cloned()) {
+                Ok((_, encoded)) if encoded.len() <= MAX_VOLUNTEER_LIST_LEN.saturating_sub(SIGNATURE_ROOM) => {
+                    tracing::debug!(volunteers = count, "a new volunteer list");
+                    self.listed = Some(valid_after);
+                    return Some(encoded);
+                }
+                // Too long: better without those that came last than none.
+                _ if count > 0 => {
+                    listed.truncate(count.saturating_sub(count.div_ceil(16)));
+                    tracing::warn!(volunteers = count, most = listed.len(), "the volunteer list is too long");
+                }
+                Ok(_) => return None,
+                Err(error) => {
+                    tracing::error!(%error, "no volunteer list can be made");
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The volunteers that can be reached, the longest known first.
+    fn reached(
+        &mut self,
+        now: WallTime,
+        consensus: &Consensus,
+        names: impl Fn(&RelayId, &RelayId) -> bool,
+    ) -> Vec<Volunteer> {
+        let mut reached: Vec<(WallTime, Volunteer)> = Vec::new();
+        for (identity, entry) in &mut self.entries {
+            let gateways = reached_by(entry, &self.reports, consensus, now);
+            if !gateways.is_empty() && consensus.relay(identity).is_none() {
+                reached.push((entry.first_seen, Volunteer { profile: entry.descriptor.profile.clone(), gateways }));
+            }
+        }
+        let naming = |one: &RelayId, other: &RelayId| match self.entries.get(one) {
+            Some(entry) => entry.descriptor.profile.family.contains(other),
+            None => names(one, other),
+        };
+        for (_, volunteer) in &mut reached {
+            // Naming counts when it is mutual (proto/08-paths.md, "Families").
+            let identity = volunteer.profile.identity;
+            volunteer.profile.family.retain(|member| naming(member, &identity));
+            volunteer.profile.family.sort_unstable();
+            volunteer.profile.family.dedup();
+        }
+        reached.sort_by_key(|(first_seen, _)| *first_seen);
+        reached.into_iter().map(|(_, volunteer)| volunteer).collect()
+    }
+
+    /// Forgets who registered too long ago, whom nobody has confirmed, and reports that could not come again.
+    fn forget(&mut self, now: WallTime, interval: Duration) {
+        let patience = UNCONFIRMED_FOR.max(interval.saturating_mul(2));
+        self.entries
+            .retain(|_, entry| now.since(entry.unconfirmed_since()) < patience && !entry.descriptor.is_stale(now));
+        self.reports.retain(|_, report| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) >= now);
+    }
+
+    /// Makes room for one more: whom no gateway confirms leaves, the longest unconfirmed first.
+    fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
+        if self.entries.len() < MAX_VOLUNTEERS {
+            return Ok(());
+        }
+        let counts_for = consensus.map(report_lifetime).unwrap_or_default();
+        let is_confirmed = |entry: &Entry| entry.confirmed.is_some_and(|at| now.since(at) < counts_for);
+        let unconfirmed = self.entries.iter().filter(|(_, entry)| !is_confirmed(entry));
+        let (longest, _) =
+            unconfirmed.min_by_key(|(_, entry)| entry.unconfirmed_since()).ok_or(DescriptorError::Full)?;
+        let longest = *longest;
+        self.entries.remove(&longest);
+        Ok(())
+    }
+}
+
+fn report_lifetime(consensus: &Consensus) -> Duration {
+    consensus.parameters().volunteer_interval().saturating_mul(REPORT_INTERVALS)
+}
+
+/// The gateways over which the volunteer can be reached, the best ranked first.
+fn reached_by(
+    entry: &mut Entry,
+    reports: &BTreeMap<RelayId, Report>,
+    consensus: &Consensus,
+    now: WallTime,
+) -> Vec<RelayId> {
+    let identity = entry.descriptor.profile.identity;
+    let counts_for = report_lifetime(consensus);
+    let reported = |gateway: &&RelayId| {
+        let report = reports.get(*gateway).filter(|report| now.since(report.came) < counts_for);
+        report.is_some_and(|report| report.volunteers.binary_search(&identity).is_ok())
+    };
+    entry.ranking(consensus).iter().filter(reported).take(MAX_GATEWAYS).copied().collect()
+}
+
+/// What was drawn for whom in the last day, registered still or not: else an identity could register until it likes the
+/// gateways that fall to it.
+#[derive(Default)]
+struct Seeds {
+    drawn: BTreeMap<RelayId, [u8; 32]>,
+    /// When, in this order.
+    order: VecDeque<(WallTime, RelayId)>,
+}
+
+impl Seeds {
+    fn of(&mut self, volunteer: &RelayId, now: WallTime, rng: &mut dyn CryptoRng) -> [u8; 32] {
+        while self.order.front().is_some_and(|(at, _)| now.since(*at) >= SEED_LIFETIME) {
+            self.forget_oldest();
+        }
+        if let Some(seed) = self.drawn.get(volunteer) {
+            return *seed;
+        }
+        if self.order.len() >= MAX_SEEDS {
+            self.forget_oldest();
+        }
+        let mut seed = [0; 32];
+        rng.fill_bytes(&mut seed);
+        self.order.push_back((now, *volunteer));
+        self.drawn.insert(*volunteer, seed);
+        seed
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.order.pop_front() {
+            self.drawn.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,405 @@
+use rand::{SeedableRng as _, rngs::ChaCha20Rng};
+
+use super::*;
+use crate::{
+    delegated::{EngineName, Offer},
+    directory::{
+        Authority, AuthorityConfig, AuthorityEvent, DESCRIPTOR_LIFETIME, MAX_PRESENT, Presence, Profile,
+        RANKED_GATEWAYS, UnverifiedConsensus, UnverifiedVolunteerList, VolunteerProfile,
+        fixture::{NOW, descriptor, key, profile, volunteer, volunteer_profile},
+    },
+};
+
+const V: u16 = 900;
+/// A testnet's interval.
+const INTERVAL: u64 = 1;
+
+fn later(seconds: u64) -> WallTime {
+    NOW.after(Duration::from_secs(seconds))
+}
+
+/// An authority with what it published last, as others see it.
+struct World {
+    authority: Authority,
+    rng: ChaCha20Rng,
+    consensus: Option<Consensus>,
+    list: Option<VolunteerList>,
+    /// Lists that came since the last [`Self::settle`].
+    came: usize,
+}
+
+impl World {
+    /// A network of relays 1 to `relays`, all of them listed.
+    fn of(relays: u16, config: AuthorityConfig) -> Self {
+        let authority = Authority::new(key(100), config);
+        let mut world = Self { authority, rng: ChaCha20Rng::seed_from_u64(7), consensus: None, list: None, came: 0 };
+        (1..=relays).for_each(|number| world.add(number, profile(number), NOW));
+        world.settle(NOW);
+        assert_eq!(world.consensus.as_ref().map_or(0, |it| it.relays().len()), usize::from(relays));
+        world
+    }
+
+    fn testnet(relays: u16) -> Self {
+        Self::of(relays, AuthorityConfig::testnet(relays.into()))
+    }
+
+    fn add(&mut self, number: u16, profile: Profile, now: WallTime) {
+        let target = profile.dial_target();
+        self.authority.handle_descriptor(now, &descriptor(number, profile, now)).unwrap();
+        self.authority.handle_proof(now, &target, Ok(()));
+    }
+
+    /// Does what is due, and takes what was published.
+    fn settle(&mut self, now: WallTime) {
+        self.authority.handle_timeout(now);
+        self.came = 0;
+        let by = [key(100).id().into()];
+        while let Some(event) = self.authority.poll_event() {
+            match event {
+                AuthorityEvent::Publish(signed) => {
+                    let consensus = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
+                    self.consensus = Some(consensus.verify(&by, now, self.consensus.as_ref()).unwrap());
+                }
+                AuthorityEvent::PublishVolunteers(signed) => {
+                    let list = UnverifiedVolunteerList::decode(signed.as_bytes()).unwrap();
+                    self.list = Some(list.verify(&by, now, self.list.as_ref()).unwrap());
+                    self.came += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn register_as(&mut self, now: WallTime, bytes: &[u8]) -> Result<Registration, DescriptorError> {
+        self.authority.handle_volunteer(now, bytes, &mut self.rng)
+    }
+
+    fn register(&mut self, number: u16, now: WallTime) -> Registration {
+        self.register_as(now, &volunteer(number, volunteer_profile(number), NOW)).unwrap()
+    }
+
+    /// The gateways that fall to a volunteer, the best first, as numbers of relays.
+    fn ranking(&self, seed: &[u8; 32], number: u16) -> Vec<u16> {
+        let ranking = gateway_ranking(seed, &key(number).id(), self.consensus.as_ref().unwrap());
+        ranking.iter().map(|relay| (1..=100).find(|number| key(*number).id() == *relay).unwrap()).collect()
+    }
+
+    fn report(&mut self, gateway: u16, volunteers: &[u16], now: WallTime) -> Result<RelayId, PresenceError> {
+        self.authority.handle_presence(now, &presence(gateway, volunteers, now.as_unix() * 1000))
+    }
+
+    /// The gateways that the last list names for a volunteer.
+    fn listed(&self, number: u16) -> Option<Vec<RelayId>> {
+        self.list.as_ref()?.volunteer(&key(number).id()).map(|volunteer| volunteer.gateways.clone())
+    }
+}
+
+fn ids(numbers: &[u16]) -> Vec<RelayId> {
+    numbers.iter().map(|number| key(*number).id()).collect()
+}
+
+fn presence(gateway: u16, volunteers: &[u16], at_ms: u64) -> Vec<u8> {
+    let mut volunteers = ids(volunteers);
+    volunteers.sort_unstable();
+    Presence { gateway: key(gateway).id(), at_ms, volunteers }.sign(&key(gateway)).unwrap()
+}
+
+#[test]
+fn a_volunteer_is_listed_with_the_gateways_that_report_it_the_best_ranked_first() {
+    let mut world = World::testnet(10);
+    let registration = world.register(V, NOW);
+    assert!(registration.gateways.is_empty(), "nobody has confirmed it yet");
+    let ranking = world.ranking(&registration.seed, V);
+    for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
+        world.report(gateway, &[V], later(1)).unwrap();
+    }
+    let best = ids(&[ranking[0], ranking[2], ranking[4]]);
+    assert_eq!(world.register(V, later(1)).gateways, best);
+    world.settle(later(1));
+    assert_eq!(world.listed(V), Some(best));
+    let found = world.list.as_ref().unwrap().volunteer(&key(V).id()).unwrap();
+    assert_eq!(found.profile, volunteer_profile(V));
+}
+
+#[test]
+fn a_gateway_can_t_claim_a_volunteer_to_whom_it_doesn_t_fall() {
+    let mut world = World::testnet(12);
+    let seed = world.register(V, NOW).seed;
+    let ranking = world.ranking(&seed, V);
+    assert_eq!(ranking.len(), RANKED_GATEWAYS);
+    let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
+    for gateway in strangers {
+        world.report(gateway, &[V], later(1)).unwrap();
+    }
+    assert!(world.register(V, later(1)).gateways.is_empty());
+    world.settle(later(1));
+    assert_eq!(world.listed(V), None);
+}
+
+#[test]
+fn a_gateway_can_t_make_up_volunteers_that_have_not_registered() {
+    let mut world = World::testnet(3);
+    for gateway in 1..=3 {
+        world.report(gateway, &[V], later(1)).unwrap();
+    }
+    world.settle(later(1));
+    assert_eq!(world.listed(V), None);
+    // Nor does what it said before they registered count.
+    assert!(world.register(V, later(1)).gateways.is_empty());
+}
+
+#[test]
+fn only_listed_relays_report_and_only_about_themselves() {
+    let mut world = World::testnet(3);
+    world.register(V, NOW);
+    assert_eq!(world.report(50, &[V], later(1)), Err(PresenceError::NotListed));
+    let good = presence(1, &[V], later(1).as_unix() * 1000);
+    let forged = [&good[..good.len() - 1], &[good[good.len() - 1] ^ 1]].concat();
+    assert_eq!(world.authority.handle_presence(later(1), &forged), Err(PresenceError::BadSignature));
+    let mut none = Authority::new(key(100), AuthorityConfig::testnet(3));
+    assert_eq!(none.handle_presence(NOW, &good), Err(PresenceError::NotListed), "before the first consensus");
+}
+
+#[test]
+fn a_report_played_again_or_older_than_the_last_changes_nothing() {
+    let mut world = World::testnet(3);
+    world.register(V, NOW);
+    let at = later(1).as_unix() * 1000;
+    let there = presence(1, &[V], at);
+    world.authority.handle_presence(later(1), &there).unwrap();
+    world.authority.handle_presence(later(1), &presence(1, &[], at + 1)).unwrap();
+    for (again, at) in [(there.clone(), 1), (there, 2), (presence(1, &[V], at + 1), 2), (presence(1, &[V], 5), 2)] {
+        assert_eq!(world.authority.handle_presence(later(at), &again), Err(PresenceError::Older));
+    }
+    assert!(world.register(V, later(2)).gateways.is_empty());
+    // Not even long after, when nothing else is left of it.
+    world.settle(later(3600));
+    let old = presence(1, &[V], at + 1);
+    assert_eq!(world.authority.handle_presence(later(3600), &old), Err(PresenceError::Older));
+    world.settle(later(3700));
+    assert_eq!(world.authority.handle_presence(later(3700), &old), Err(PresenceError::WrongTime));
+}
+
+#[test]
+fn a_report_counts_for_three_intervals_and_stands_for_all_that_the_gateway_knows() {
+    let mut world = World::testnet(3);
+    for number in [V, V + 1] {
+        world.register(number, NOW);
+    }
+    world.report(1, &[V, V + 1], NOW).unwrap();
+    world.settle(later(INTERVAL));
+    assert_eq!((world.listed(V), world.listed(V + 1)), (Some(ids(&[1])), Some(ids(&[1]))));
+    world.report(1, &[V + 1], later(INTERVAL)).unwrap();
+    world.settle(later(2 * INTERVAL));
+    assert_eq!((world.listed(V), world.listed(V + 1)), (None, Some(ids(&[1]))), "who isn't in it has left");
+    world.settle(later(3 * INTERVAL));
+    assert_eq!(world.listed(V + 1), Some(ids(&[1])));
+    world.settle(later(4 * INTERVAL));
+    assert_eq!(world.listed(V + 1), None, "the gateway has fallen silent");
+}
+
+#[test]
+fn the_seed_stays_the_same_for_a_day_whatever_is_registered_again() {
+    let mut world = World::testnet(3);
+    let seed = world.register(V, NOW).seed;
+    assert_ne!(seed, world.register(V + 1, NOW).seed);
+    assert_eq!(world.register(V, later(5)).seed, seed);
+    let newer = volunteer(V, VolunteerProfile { operator: "me".into(), ..volunteer_profile(V) }, later(6));
+    assert_eq!(world.register_as(later(6), &newer).unwrap().seed, seed);
+    // Forgotten, for nobody confirms it, but not its seed.
+    world.settle(later(100));
+    let again = volunteer(V, volunteer_profile(V), later(1));
+    assert_eq!(world.register_as(later(101), &again).unwrap().seed, seed, "older than what was forgotten, so it was");
+    let day = SEED_LIFETIME.as_secs();
+    let daily = volunteer(V, volunteer_profile(V), later(day - 1));
+    assert_eq!(world.register_as(later(day - 1), &daily).unwrap().seed, seed);
+    assert_ne!(world.register_as(later(day), &daily).unwrap().seed, seed);
+}
+
+#[test]
+fn seeds_can_t_be_foreseen_by_who_registers() {
+    let first = |seed| {
+        let mut world = World::testnet(3);
+        world.rng = ChaCha20Rng::seed_from_u64(seed);
+        world.register(V, NOW).seed
+    };
+    assert_ne!(first(1), first(2), "they follow from the authority's randomness, not from the identity");
+}
+
+#[test]
+fn the_same_bytes_are_known_again_and_older_ones_refused() {
+    let mut world = World::testnet(3);
+    let old = volunteer(V, volunteer_profile(V), NOW);
+    let new = volunteer(V, VolunteerProfile { onion_key: profile(7).onion_key, ..volunteer_profile(V) }, later(1));
+    world.register_as(NOW, &old).unwrap();
+    world.register_as(later(1), &new).unwrap();
+    assert_eq!(world.register_as(later(2), &old), Err(DescriptorError::Older));
+    assert!(world.register_as(later(2), &new).is_ok());
+    world.report(1, &[V], later(2)).unwrap();
+    world.settle(later(2));
+    let found = world.list.as_ref().unwrap().volunteer(&key(V).id()).unwrap();
+    assert_eq!(found.keys().onion_key, profile(7).onion_key);
+    let mut forged = volunteer(V, volunteer_profile(V), later(3));
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    assert_eq!(world.register_as(later(3), &forged), Err(DescriptorError::BadSignature));
+    assert!(world.register_as(later(4), &new).is_ok(), "what is refused changes nothing");
+}
+
+#[test]
+fn a_listed_relay_is_no_volunteer() {
+    let mut world = World::testnet(3);
+    let own = volunteer(1, volunteer_profile(1), NOW);
+    assert_eq!(world.register_as(NOW, &own), Err(DescriptorError::Public));
+    // Nor is a volunteer that has become a relay.
+    world.register(V, NOW);
+    world.report(1, &[V], NOW).unwrap();
+    world.add(V, profile(V), NOW);
+    world.settle(later(20));
+    assert!(world.consensus.as_ref().unwrap().relay(&key(V).id()).is_some());
+    world.report(1, &[V], later(20)).unwrap();
+    world.settle(later(21));
+    assert_eq!(world.listed(V), None);
+}
+
+#[test]
+fn whom_nobody_confirms_is_forgotten_and_whom_somebody_does_stays_until_it_is_stale() {
+    let mut world = World::testnet(3);
+    for number in [V, V + 1] {
+        world.register(number, NOW);
+    }
+    let lifetime = DESCRIPTOR_LIFETIME.as_secs();
+    for at in (1..lifetime + 10).step_by(30) {
+        world.report(1, &[V + 1], later(at)).unwrap();
+        world.settle(later(at + 1));
+        let forgotten = world.authority.volunteers.entries.len() == 1;
+        assert_eq!(forgotten, at >= 59, "{at}");
+        assert_eq!(world.listed(V + 1).is_some(), at < lifetime, "{at}");
+        if at + 31 > lifetime {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_full_directory_makes_room_by_the_longest_unconfirmed_and_refuses_when_there_is_none() {
+    let mut world = World::testnet(3);
+    let numbers: Vec<u16> = (1000..).take(MAX_VOLUNTEERS).collect();
+    for (at, number) in numbers.iter().enumerate() {
+        world.register(*number, later(at as u64 / 1000));
+    }
+    world.report(1, &numbers[..1], later(5)).unwrap();
+    world.register(V, later(5));
+    let known = |world: &World, number: u16| world.authority.volunteers.entries.contains_key(&key(number).id());
+    assert!(known(&world, V) && known(&world, numbers[0]));
+    assert_eq!(numbers[1..1000].iter().filter(|number| !known(&world, **number)).count(), 1);
+    assert!(numbers[1000..].iter().all(|number| known(&world, *number)));
+    // All of them confirmed: nobody gives way.
+    let all: Vec<u16> = numbers.iter().copied().chain([V]).filter(|number| known(&world, *number)).collect();
+    let now = later(6);
+    for (at, some) in all.chunks(MAX_PRESENT).enumerate() {
+        world.authority.handle_presence(now, &presence(1, some, now.as_unix() * 1000 + at as u64)).unwrap();
+    }
+    let one_more = volunteer(V + 1, volunteer_profile(V + 1), NOW);
+    assert_eq!(world.register_as(now, &one_more), Err(DescriptorError::Full));
+    assert!(world.register_as(later(9), &one_more).is_ok(), "once nobody has confirmed them for three intervals");
+}
+
+#[test]
+fn a_list_is_made_each_interval_once_there_is_a_consensus_and_may_be_empty() {
+    let mut world = World { came: 0, ..World::testnet(3) };
+    assert!(world.list.as_ref().is_some_and(|list| list.volunteers().is_empty()));
+    assert_eq!(world.list.as_ref().unwrap().valid_until(), later(5 * INTERVAL));
+    assert_eq!(world.list.as_ref().unwrap().fresh_until(), later(INTERVAL));
+    assert_eq!(world.authority.poll_timeout(), Some(later(INTERVAL)));
+    world.settle(NOW);
+    assert_eq!(world.came, 0);
+    world.settle(later(INTERVAL));
+    assert_eq!(world.came, 1);
+    let parameters = AuthorityConfig::testnet(1).parameters.with("volunteer.interval-seconds", 30).unwrap();
+    let mut slower = World::of(1, AuthorityConfig { parameters, ..AuthorityConfig::testnet(1) });
+    slower.settle(later(29));
+    assert_eq!(slower.came, 0);
+    slower.settle(later(30));
+    assert_eq!(slower.came, 1);
+    assert_eq!(slower.list.unwrap().valid_until(), later(30 + 150));
+    let mut alone = World::of(0, AuthorityConfig::testnet(3));
+    alone.settle(later(60));
+    assert!(alone.list.is_none(), "without a consensus there is none");
+}
+
+#[test]
+fn a_list_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
+    let mut world = World::testnet(1);
+    let mut last = world.list.as_ref().unwrap().valid_after();
+    for now in [later(1), later(2), later(2), NOW.before(Duration::from_secs(60)), later(3), later(9)] {
+        // That each is newer than the one before is checked where it is verified.
+        world.settle(now);
+        let found = world.list.as_ref().unwrap().valid_after();
+        assert!(found > last || world.came == 0);
+        last = found;
+    }
+}
+
+#[test]
+fn family_is_listed_where_both_say_so() {
+    let mut world = World::testnet(0);
+    let naming = |number, family: &[u16]| Profile { family: ids(family), ..profile(number) };
+    world.authority = Authority::new(key(100), AuthorityConfig::testnet(3));
+    for (number, family) in [(1, &[V][..]), (2, &[]), (3, &[])] {
+        world.add(number, naming(number, family), NOW);
+    }
+    world.settle(NOW);
+    for (number, family) in [(V, &[V + 1, 1, 2, V + 2][..]), (V + 1, &[V]), (V + 2, &[])] {
+        let profile = VolunteerProfile { family: ids(family), ..volunteer_profile(number) };
+        world.register_as(NOW, &volunteer(number, profile, NOW)).unwrap();
+    }
+    world.report(2, &[V, V + 1, V + 2], NOW).unwrap();
+    world.settle(later(1));
+    let family =
+        |number: u16| world.list.as_ref().unwrap().volunteer(&key(number).id()).unwrap().profile.family.clone();
+    let mut mutual = ids(&[1, V + 1]);
+    mutual.sort_unstable();
+    assert_eq!(family(V), mutual);
+    assert_eq!(family(V + 1), ids(&[V]));
+    assert!(family(V + 2).is_empty());
+}
+
+#[test]
+fn a_list_that_would_be_too_long_goes_without_those_that_came_last() {
+    let mut world = World::testnet(8);
+    let engines: Vec<_> = (0..32).map(|number| EngineName::parse(&format!("{number:032}")).unwrap()).collect();
+    let offer = Offer { engines, ..Offer::default() };
+    let numbers: Vec<u16> = (1000..3400).collect();
+    for (at, number) in numbers.iter().enumerate() {
+        let profile = VolunteerProfile { offer: offer.clone(), ..volunteer_profile(*number) };
+        world.register_as(later(at as u64 / 100), &volunteer(*number, profile, NOW)).unwrap();
+    }
+    for (gateway, some) in (1..).zip(numbers.chunks(MAX_PRESENT)) {
+        world.report(gateway, some, later(24)).unwrap();
+    }
+    world.settle(later(24));
+    let count = world.list.as_ref().unwrap().volunteers().len();
+    assert!((1500..2400).contains(&count), "{count}");
+    let (first, last) = numbers.split_at(1500);
+    assert!(first.iter().all(|number| world.listed(*number).is_some()));
+    assert!(last.iter().rev().take(100).all(|number| world.listed(*number).is_none()));
+}
+
+#[test]
+fn seeds_of_many_identities_push_out_the_longest_drawn() {
+    let (mut seeds, mut rng) = (Seeds::default(), ChaCha20Rng::seed_from_u64(1));
+    let id = |number: usize| {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&(number as u64).to_be_bytes());
+        RelayId::from_bytes(bytes)
+    };
+    let first = seeds.of(&id(0), NOW, &mut rng);
+    let second = seeds.of(&id(1), NOW, &mut rng);
+    for number in 2..=MAX_SEEDS {
+        seeds.of(&id(number), NOW, &mut rng);
+    }
+    assert_eq!((seeds.drawn.len(), seeds.order.len()), (MAX_SEEDS, MAX_SEEDS));
+    assert_eq!(seeds.of(&id(1), NOW, &mut rng), second, "asking for one that is known moves none out");
+    assert_ne!(seeds.of(&id(0), NOW, &mut rng), first);
+}

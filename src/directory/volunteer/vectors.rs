@@ -1,0 +1,101 @@
+//! `proto/vectors/volunteers.json`, which the second implementation wrote.
+
+use core::fmt::Display;
+
+use data_encoding::HEXLOWER;
+use serde_json::Value;
+
+use super::*;
+use crate::directory::{
+    AuthorityId, ConsensusRelay,
+    fixture::{consensus, listed, profile},
+};
+
+fn cases(section: &str) -> Vec<Value> {
+    let file: Value = serde_json::from_str(include_str!("../../../proto/vectors/volunteers.json")).unwrap();
+    let cases = file[section].as_array().unwrap().clone();
+    assert!(!cases.is_empty());
+    cases
+}
+
+fn hex(value: &Value) -> Vec<u8> {
+    HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap()
+}
+
+fn identity(value: &Value) -> RelayId {
+    decode_identity(&hex(value)).unwrap()
+}
+
+fn identities(value: &Value) -> Vec<RelayId> {
+    value.as_array().unwrap().iter().map(identity).collect()
+}
+
+fn now(case: &Value) -> WallTime {
+    WallTime::from_unix(case["now"].as_u64().unwrap())
+}
+
+fn assert_outcome<T, E: Display>(case: &Value, outcome: Result<T, E>) {
+    let found = outcome.map_or_else(|error| error.to_string(), |_| "counts".to_owned());
+    assert!(found.contains(case["outcome"].as_str().unwrap()), "{}: {found}", case["name"]);
+}
+
+#[test]
+fn rankings_are_those_of_the_reference() {
+    for case in cases("rankings") {
+        let guard = |identity| {
+            let relay = listed(profile(1));
+            ConsensusRelay { profile: crate::directory::Profile { identity, ..relay.profile }, ..relay }
+        };
+        let guards = consensus(identities(&case["guards"]).into_iter().map(guard));
+        let seed = hex(&case["seed"]).try_into().unwrap();
+        let found = gateway_ranking(&seed, &identity(&case["volunteer"]), &guards);
+        assert_eq!(found, identities(&case["ranking"]));
+    }
+}
+
+#[test]
+fn descriptors_fare_as_the_reference_says() {
+    for case in cases("descriptors") {
+        let verify = |bytes: &[u8]| UnverifiedVolunteer::decode(bytes)?.verify(now(&case));
+        assert_outcome(&case, verify(&hex(&case["signed"])));
+    }
+}
+
+#[test]
+fn registrations_are_those_of_the_reference() {
+    for case in cases("registrations") {
+        let wanted =
+            Registration { seed: hex(&case["seed"]).try_into().unwrap(), gateways: identities(&case["gateways"]) };
+        assert_eq!(wanted.encode(), hex(&case["encoded"]));
+        assert_eq!(Registration::decode(&hex(&case["encoded"])), Ok(wanted));
+    }
+}
+
+#[test]
+fn presences_fare_as_the_reference_says() {
+    for case in cases("presences") {
+        let wanted = Presence {
+            gateway: identity(&case["gateway"]),
+            at_ms: case["at_ms"].as_u64().unwrap(),
+            volunteers: identities(&case["volunteers"]),
+        };
+        let verify = |bytes: &[u8]| UnverifiedPresence::decode(bytes)?.verify(now(&case));
+        let outcome = verify(&hex(&case["signed"]));
+        assert!(outcome.as_ref().is_err() || outcome == Ok(wanted));
+        assert_outcome(&case, outcome);
+    }
+}
+
+#[test]
+fn lists_fare_as_the_reference_says() {
+    for case in cases("lists") {
+        let authorities: Vec<AuthorityId> = identities(&case["authorities"]).into_iter().map(Into::into).collect();
+        let in_use = case["in_use"].as_str().map(|_| {
+            let in_use = UnverifiedVolunteerList::decode(&hex(&case["in_use"])).unwrap();
+            in_use.verify(&authorities, now(&case), None).unwrap()
+        });
+        let verify =
+            |bytes: &[u8]| UnverifiedVolunteerList::decode(bytes)?.verify(&authorities, now(&case), in_use.as_ref());
+        assert_outcome(&case, verify(&hex(&case["signed"])));
+    }
+}
