@@ -93,6 +93,10 @@ pub struct ChannelParameters {
     pub stall_limit: Duration,
     /// No circuit for so long: the dialler closes the channel, the other end after twice the time. Default 180 s.
     pub idle_limit: Duration,
+    /// Volunteers that this node is a gateway of, all told; others' channels are as any. Default 512, 0 for no gateway.
+    pub volunteers: usize,
+    /// Volunteers of one address (or IPv6 /64) that it is a gateway of. Default 64.
+    pub volunteers_per_source: usize,
 }
 
 impl Default for ChannelParameters {
@@ -114,6 +118,8 @@ impl Default for ChannelParameters {
             silence_limit: Duration::from_secs(90),
             stall_limit: Duration::from_secs(30),
             idle_limit: Duration::from_secs(180),
+            volunteers: 512,
+            volunteers_per_source: 64,
         }
     }
 }
@@ -129,6 +135,8 @@ pub enum ChannelEvent {
         peer: Option<RelayId>,
         /// Where the other end says that it sees this one.
         observed: Option<Redacted<SocketAddr>>,
+        /// The peer is a volunteer, and this node a gateway of it: it is reached over this channel.
+        reach: bool,
     },
     /// A [`Channels::connect`] came to nothing, and no other channel to the relay is there.
     DialFailed {
@@ -219,4 +227,6 @@ struct Established {
     dialler: bool,
     peer: Option<RelayId>,
     observed: Option<Redacted<SocketAddr>>,
+    /// The other end asked to be reached over this channel, and may.
+    reach: bool,
 }

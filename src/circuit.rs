@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | CREATED | while the first hop is built | |
 //! | EXTENDED | while a later hop is built | the last hop that stands |
+//! | GONE | while a later hop is built, before its EXTENDED | the last hop that stands |
 //! | DROP | always | any hop |
 //! | others (`stream`'s table) | once streams were begun there | any hop |
 //! | DESTROY | always | |
@@ -33,7 +34,7 @@ use crate::{
     stream::{Role, StreamError, StreamEvent, Streams},
     wire::{BODY_LEN, Cell, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
 };
-use build::Building;
+use build::{Building, Short};
 
 /// A circuit with open streams that says nothing for so long is asked whether it still stands.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -95,6 +96,12 @@ pub enum CircuitEvent {
         /// From its first cell to its answer.
         elapsed: Duration,
     },
+    /// The relay that was to be `hop` can't be had from the one before it. The circuit stands as it is:
+    /// [`Origin::extend_to`] another, or close it.
+    Gone {
+        /// Which.
+        hop: HopIndex,
+    },
     /// All hops stand; streams may begin.
     Built,
     /// Something happened on a stream at a hop.
@@ -105,6 +112,8 @@ pub enum CircuitEvent {
 
 enum State {
     Building(Box<Building>),
+    /// The relay that was to be the next hop is gone, and no other has been named yet.
+    Short(Short),
     Open,
     Closed,
 }
@@ -198,6 +207,7 @@ impl Origin {
     pub const fn building(&self) -> Option<HopIndex> {
         match &self.state {
             State::Building(building) => Some(building.hop),
+            State::Short(short) => Some(short.hop),
             State::Open | State::Closed => None,
         }
     }
@@ -318,7 +328,7 @@ impl Origin {
                 return self.fail(CircuitError::BuildTimedOut(building.hop));
             }
             State::Closed => return,
-            State::Building(_) | State::Open => {}
+            State::Building(_) | State::Short(_) | State::Open => {}
         }
         if self.echo.is_some_and(|deadline| deadline <= now) {
             return self.fail(CircuitError::Silent);
@@ -335,6 +345,7 @@ impl Origin {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match &self.state {
             State::Building(building) => Some(building.deadline),
+            State::Short(_) => None,
             State::Open => self.echo.or_else(|| Some(self.heard_at.after(self.patience()?))),
             State::Closed => return None,
         };
@@ -370,6 +381,7 @@ impl Origin {
         match message {
             RelayMessage::Drop => Ok(()),
             RelayMessage::Extended { fragment } => self.handle_extended(now, hop, &fragment, rng),
+            RelayMessage::Gone => self.handle_gone(hop),
             message => match self.streams.iter_mut().find(|(other, _)| *other == hop) {
                 Some((_, streams)) => Ok(streams.handle_message(now, message)?),
                 None => Err(CircuitError::Illegal { hop, kind }),

@@ -12,6 +12,7 @@
 
 mod apart;
 mod attempts;
+mod gone;
 mod pool;
 mod pooled;
 mod requests;
@@ -30,12 +31,13 @@ use crate::{
     base::{CircuitId, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
-    directory::Consensus,
-    path::{GuardSample, PathError},
+    directory::{Consensus, VolunteerList},
+    path::{GuardSample, PathError, Relays},
     wire::{Answer, EndReason, Host, Target},
 };
 use apart::Apart;
 use attempts::Attempts;
+use gone::Gone;
 use pooled::{Pooled, PooledId, Stage};
 use requests::{Request, Requests};
 
@@ -162,6 +164,9 @@ pub struct ClientParameters {
     pub circuit_wait: Duration,
     /// How long a spare circuit is kept unused. Default 30 min.
     pub spare_age: Duration,
+    /// What stands right behind the guard on every circuit. For tests and measurements: it makes a client stand out.
+    /// Default none.
+    pub middle: Option<RelayId>,
 }
 
 impl Default for ClientParameters {
@@ -174,6 +179,7 @@ impl Default for ClientParameters {
             streams: 8192,
             circuit_wait: Duration::from_secs(30),
             spare_age: Duration::from_secs(30 * 60),
+            middle: None,
         }
     }
 }
@@ -197,6 +203,9 @@ pub struct Client {
     channels: Channels,
     guards: GuardSample,
     in_use: Option<InUse>,
+    /// The volunteers, and until when the list counts.
+    volunteers: Option<(Arc<VolunteerList>, Instant)>,
+    gone: Gone,
     expired: bool,
     ready: bool,
 
@@ -228,6 +237,8 @@ impl Client {
             parameters,
             guards,
             in_use: None,
+            volunteers: None,
+            gone: Gone::default(),
             expired: false,
             ready: false,
             circuits: BTreeMap::new(),
@@ -261,6 +272,12 @@ impl Client {
         self.expired = false;
         self.replan = true;
         self.sweep_at.get_or_insert_with(|| now.after(SWEEP));
+    }
+
+    /// Takes up a list of volunteers, verified; `wall` is the time of day at `now`. Circuits that stand go on.
+    pub fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
+        let expires = now.after(list.valid_until().since(wall));
+        self.volunteers = Some((list, expires));
     }
 
     /// The guard sample, to be kept.
@@ -349,6 +366,13 @@ impl Client {
     /// What happened next.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
+    }
+
+    /// What paths are chosen from now.
+    fn relays<'a>(&'a self, now: Instant, doubted: &'a [RelayId]) -> Option<Relays<'a>> {
+        let consensus = &self.in_use.as_ref()?.consensus;
+        let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);
+        Some(Relays { consensus, volunteers, middle: self.parameters.middle, doubted })
     }
 
     /// Both directions of a stream have ended; what is left to send goes out all the same.

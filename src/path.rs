@@ -7,9 +7,11 @@
 
 mod choose;
 mod guards;
+mod hop;
 mod restrict;
 mod weigh;
 
 pub(crate) use choose::exits;
-pub use choose::{Path, PathError, Purpose, Requirement, choose, suits};
+pub use choose::{Path, PathError, Purpose, Requirement, choose, replace, suits};
 pub use guards::{GuardSample, GuardSampleError};
+pub use hop::Relays;

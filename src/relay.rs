@@ -20,12 +20,13 @@
 //!
 //! | relay message | at a relay |
 //! |---|---|
-//! | EXTEND | once, unless there is a next hop already; else ends the circuit |
-//! | EXTENDED | ends the circuit |
+//! | EXTEND | once, and again after GONE, unless there is a next hop already; else ends the circuit |
+//! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
 
 mod build;
 mod exit;
+mod gateways;
 mod switch;
 mod table;
 #[cfg(test)]
@@ -51,7 +52,8 @@ use crate::{
 };
 
 use build::HalfBuilt;
-use table::{Circuit, CircuitKey, Leg, Table};
+use gateways::Gateways;
+use table::{Circuit, CircuitKey, Leg, Side, Table};
 
 /// Fragments of one body may take so long.
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
@@ -82,6 +84,18 @@ pub struct RelayParameters {
     pub exit: bool,
     /// Whether it serves REQUEST at all. Default no.
     pub delegate: bool,
+    /// How others get to it. Default directly.
+    pub reach: Reach,
+}
+
+/// How others get to a relay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// It has a public address, is dialled, and is a gateway of volunteers.
+    #[default]
+    Direct,
+    /// It is a volunteer: nobody can dial it, and circuits reach it over the channels that it keeps to its gateways.
+    Gateways,
 }
 
 impl Default for RelayParameters {
@@ -94,6 +108,7 @@ impl Default for RelayParameters {
             dialling: 1024,
             exit: false,
             delegate: false,
+            reach: Reach::Direct,
         }
     }
 }
@@ -132,6 +147,10 @@ pub enum ExitRequest {
 pub enum RelayEvent {
     /// Work for the exit.
     Exit(ExitStream, ExitRequest),
+    /// The volunteers that this relay is a gateway of have changed ([`Relay::volunteers`]).
+    VolunteersChanged,
+    /// The gateways of this volunteer have changed ([`Relay::gateways`]).
+    GatewaysChanged,
 }
 
 /// What a relay is carrying, to be shown to its operator.
@@ -154,6 +173,9 @@ pub struct Relay {
     parameters: RelayParameters,
     known: KnownRelays,
     channels: Channels,
+    gateways: Gateways,
+    /// Channels over which volunteers are reached.
+    reached: BTreeSet<ChannelId>,
     table: Table,
     /// CREATEs that lack fragments.
     half_built: BTreeMap<Leg, HalfBuilt>,
@@ -175,10 +197,17 @@ impl Relay {
     /// A relay without neighbours.
     #[must_use]
     pub fn new(identity: Arc<IdentityKey>, onion_keys: OnionKeyring, parameters: RelayParameters) -> Self {
+        let own = identity.id();
+        let role = match parameters.reach {
+            Reach::Direct => LocalRole::Relay(identity),
+            Reach::Gateways => LocalRole::Volunteer(identity),
+        };
         Self {
-            identity: identity.id(),
+            identity: own,
             onion_keys,
-            channels: Channels::new(LocalRole::Relay(identity), parameters.channel.clone()),
+            channels: Channels::new(role, parameters.channel.clone()),
+            gateways: Gateways::default(),
+            reached: BTreeSet::new(),
             parameters,
             known: KnownRelays::default(),
             table: Table::default(),
@@ -215,6 +244,24 @@ impl Relay {
     /// Takes up a consensus: circuits are extended only to relays in it or in the one before.
     pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
+        self.gateways.rank(&self.identity, self.known.current());
+    }
+
+    /// Of a volunteer: takes up what its registration drew, from which it follows which relays are to be its gateways.
+    pub fn set_seed(&mut self, seed: [u8; 32]) {
+        self.gateways.set_seed(&self.identity, seed, self.known.current());
+    }
+
+    /// Of a volunteer: its gateways that can reach it now.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<RelayId> {
+        self.gateways.open()
+    }
+
+    /// Of a gateway: the volunteers that it can reach now.
+    #[must_use]
+    pub fn volunteers(&self) -> Vec<RelayId> {
+        self.channels.volunteers()
     }
 
     /// What the node must do next.
@@ -251,10 +298,18 @@ impl Relay {
 
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
         match event {
-            ChannelEvent::Open { channel, peer: Some(relay), .. } => self.create_waiting(now, relay, channel, rng),
+            ChannelEvent::Open { channel, peer: Some(relay), reach, .. } => {
+                self.gateways.handle_open(&relay);
+                if reach {
+                    self.reached.insert(channel);
+                    self.events.push_back(RelayEvent::VolunteersChanged);
+                }
+                self.create_waiting(now, relay, channel, rng);
+            }
             ChannelEvent::Open { peer: None, .. } => {}
             ChannelEvent::DialFailed { relay, error } => {
                 tracing::debug!(%error, "no channel to a next hop");
+                self.gateways.handle_failed(now, &relay);
                 for key in self.dialling.remove(&relay).unwrap_or_default() {
                     self.end(now, key);
                 }
@@ -266,8 +321,15 @@ impl Relay {
     }
 
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
-        for key in self.table.on_channel(channel) {
-            self.end(now, key);
+        self.gateways.handle_closed(now, channel);
+        if self.reached.remove(&channel) {
+            self.events.push_back(RelayEvent::VolunteersChanged);
+        }
+        for (key, side) in self.table.on_channel(channel) {
+            match side {
+                Side::Previous => self.end(now, key),
+                Side::Next => self.handle_next_closed(now, key),
+            }
         }
         let half_built: Vec<_> = self.half_built.range(Leg::range(channel)).map(|(leg, _)| *leg).collect();
         for leg in half_built {
@@ -325,6 +387,10 @@ impl LinkMachine for Relay {
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
             self.let_talk(now, rng);
+            self.gateways.plan(now, &self.known, &mut self.channels);
+            if self.gateways.take_changed() {
+                self.events.push_back(RelayEvent::GatewaysChanged);
+            }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
             if transmit.is_some() || self.talkative.is_empty() {
@@ -336,6 +402,7 @@ impl LinkMachine for Relay {
     fn poll_timeout(&self) -> Option<Instant> {
         let half_built = self.half_built_deadlines.first().map(|(due, _)| *due);
         let circuits = self.timers.first().map(|(due, _)| *due);
-        [self.channels.poll_timeout(), half_built, circuits].into_iter().flatten().min()
+        let gateways = self.gateways.poll_timeout();
+        [self.channels.poll_timeout(), half_built, circuits, gateways].into_iter().flatten().min()
     }
 }

@@ -16,7 +16,7 @@
 //! | END, CREDIT | any stream, or one of late | the same |
 //! | SENDME | echo of the oldest outstanding mark | the same |
 //! | DROP | nothing | nothing |
-//! | EXTEND, EXTENDED | breach (the circuit takes them before) | breach |
+//! | EXTEND, EXTENDED, GONE | breach (the circuit takes them before) | breach |
 //!
 //! Every end of a stream sends one last END: Done once it has sent all, when the other direction goes on; or another
 //! reason, which ends both directions and is answered by such an END, unless one was sent already.

@@ -251,19 +251,20 @@ fn a_circuit_whose_handshake_is_altered_is_never_built() {
 }
 
 #[test]
-fn a_relay_refuses_to_extend_to_itself_back_or_to_whom_no_consensus_lists() {
+fn a_relay_refuses_to_extend_to_itself_or_back_and_has_nobody_whom_no_consensus_lists() {
     let chain = Chain::new(SEED, 3);
     let [one, two, ..] = chain.keys[..] else { panic!("three relays") };
     let unlisted = chain.unlisted();
     for path in [vec![one, one], vec![one, two, one], vec![one, two, two], vec![one, unlisted]] {
+        let listed = path.last() != Some(&unlisted);
         let mut chain = Chain::new(SEED, 3);
         let hops = path.len();
         chain.start(chain.origin, path);
         let origin = chain.origin;
-        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
+        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some() || party.gone)));
         chain.at_origin(origin, |party| {
             assert_eq!(party.hops_built.len(), hops - 1, "refused at the last hop, not before");
-            assert_eq!(party.closed, Some(CircuitError::Destroyed));
+            assert_eq!((party.closed, party.gone), (listed.then_some(CircuitError::Destroyed), !listed));
         });
     }
 }

@@ -12,6 +12,7 @@ use crate::{
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, Overdue, QueueFull,
+    limits::Source,
     link::{Channel, Due},
 };
 
@@ -72,7 +73,11 @@ impl Channels {
                 let id = ChannelId(link);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
-                let outcome = channel.handle_message(now, lane, message, &mut self.events);
+                let source = channel.source();
+                // Only a handshake asks.
+                let gateway = !was_open && self.takes_volunteer(source);
+                let Some(channel) = self.channels.get_mut(&id) else { return };
+                let outcome = channel.handle_message(now, lane, message, gateway, &mut self.events);
                 let freed = was_queued.saturating_sub(channel.queue().len());
                 self.queued = self.queued.saturating_sub(freed);
                 if !was_open && channel.established().is_some() {
@@ -175,6 +180,32 @@ impl Channels {
         self.by_relay.get(relay).copied()
     }
 
+    /// The open channel over which this node, as its gateway, reaches a volunteer.
+    #[must_use]
+    pub fn reach(&self, volunteer: &RelayId) -> Option<ChannelId> {
+        self.lookup(volunteer).filter(|channel| self.reaches(*channel))
+    }
+
+    /// Whether a volunteer is at the other end of an open channel, and this node its gateway.
+    #[must_use]
+    pub fn reaches(&self, channel: ChannelId) -> bool {
+        let established = self.channels.get(&channel).and_then(Channel::established);
+        established.is_some_and(|established| established.reach)
+    }
+
+    /// The volunteers that this node reaches, ascending.
+    #[must_use]
+    pub fn volunteers(&self) -> Vec<RelayId> {
+        self.by_relay.iter().filter(|(_, channel)| self.reaches(**channel)).map(|(volunteer, _)| *volunteer).collect()
+    }
+
+    /// Keeps an open channel when it carries no circuit, or no longer.
+    pub fn keep(&mut self, channel: ChannelId, kept: bool) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.kept = kept;
+        }
+    }
+
     /// The relay at the other end of a channel; `None` is a client, or a channel that is gone.
     #[must_use]
     pub fn peer(&self, channel: ChannelId) -> Option<RelayId> {
@@ -268,12 +299,23 @@ impl Channels {
         }
     }
 
+    /// Whether this node may be the gateway of one more volunteer at `source`.
+    fn takes_volunteer(&self, source: Source) -> bool {
+        let reached = self.channels.values().filter(|channel| channel.established().is_some_and(|open| open.reach));
+        let (mut all, mut of_source) = (0_usize, 0_usize);
+        for channel in reached {
+            all = all.saturating_add(1);
+            of_source = of_source.saturating_add(usize::from(channel.source() == source));
+        }
+        all < self.parameters.volunteers && of_source < self.parameters.volunteers_per_source
+    }
+
     fn link_opened(&mut self, now: Instant, link: LinkId, opened: LinkOpened, rng: &mut dyn CryptoRng) {
         if let Some(relay) = opened.dialled {
             self.dials.remove(&relay);
         }
         let refused = match &self.role {
-            LocalRole::Anonymous => opened.dialled.is_none(),
+            LocalRole::Anonymous | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
         // Others give way only once nothing else speaks against the new link.
@@ -370,7 +412,7 @@ impl Channels {
     }
 
     fn close_longest_idle(&mut self) {
-        let idle = self.channels.iter().filter(|(_, channel)| channel.established().is_some());
+        let idle = self.channels.iter().filter(|(_, channel)| channel.established().is_some() && !channel.kept);
         let idle = idle.filter_map(|(id, channel)| Some((channel.idle_since()?, *id))).min();
         if let Some((_, id)) = idle {
             self.close(id);

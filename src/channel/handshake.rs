@@ -15,7 +15,7 @@ use crate::{
 
 use super::{
     ChannelError, Established,
-    hello::{End, Hello, PROOF_CONTEXT, VERSIONS, decode_proof, encode_proof, proof_message},
+    hello::{End, Hello, PROOF_CONTEXT, REACH, VERSIONS, decode_proof, encode_proof, proof_message},
 };
 
 /// Who this end of every channel is.
@@ -23,17 +23,27 @@ use super::{
 pub enum LocalRole {
     /// A client: proves nothing, and takes no channel that another end dialled.
     Anonymous,
-    /// A relay: always proves its identity, dialling or dialled.
+    /// A relay that others can dial: always proves its identity, dialling or dialled.
     Relay(Arc<IdentityKey>),
+    /// A relay that nobody can dial: always proves its identity, and asks to be reached over the channels that it dials.
+    Volunteer(Arc<IdentityKey>),
 }
 
 impl LocalRole {
+    /// What its HELLO says of it.
+    const fn capabilities(&self) -> u64 {
+        match self {
+            Self::Anonymous | Self::Relay(_) => 0,
+            Self::Volunteer(_) => REACH,
+        }
+    }
+
     /// The identity this end proves, if it does.
     #[must_use]
     pub fn identity(&self) -> Option<RelayId> {
         match self {
             Self::Anonymous => None,
-            Self::Relay(key) => Some(key.id()),
+            Self::Relay(key) | Self::Volunteer(key) => Some(key.id()),
         }
     }
 }
@@ -67,7 +77,7 @@ impl Greeting {
         rng.fill_bytes(&mut nonce);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: 0,
+            capabilities: role.capabilities(),
             identity: role.identity(),
             nonce,
             observed: Some(opened.peer_address.0),
@@ -76,8 +86,12 @@ impl Greeting {
         (Self { role, opened, hello }, message)
     }
 
-    /// Takes the other end's HELLO; gives our PROOF beside, if this end sends one.
-    pub(super) fn handle_hello(self, message: &[u8]) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
+    /// Takes the other end's HELLO; gives our PROOF beside, if this end sends one. `gateway`: this end may be a volunteer's.
+    pub(super) fn handle_hello(
+        self,
+        message: &[u8],
+        gateway: bool,
+    ) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
         let theirs = Hello::decode(message)?;
         let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
         // An impostor is told nothing more: our proof goes only to whom we meant to reach.
@@ -98,12 +112,15 @@ impl Greeting {
         };
         let proof = match &self.role {
             LocalRole::Anonymous => None,
-            LocalRole::Relay(key) => Some(encode_proof(&key.sign(PROOF_CONTEXT, &signed_by(end)))),
+            LocalRole::Relay(key) | LocalRole::Volunteer(key) => {
+                Some(encode_proof(&key.sign(PROOF_CONTEXT, &signed_by(end))))
+            }
         };
         let established = Established {
             dialler: end == End::Dialler,
             peer: theirs.identity,
             observed: theirs.observed.map(Redacted),
+            reach: gateway && end == End::Dialled && theirs.identity.is_some() && theirs.capabilities & REACH != 0,
         };
         let greeted = match theirs.identity {
             Some(relay) => Greeted::Proving(Proving { relay, message: signed_by(end.other()), established }),

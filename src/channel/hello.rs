@@ -15,6 +15,8 @@ const PROOF: u8 = 2;
 const FAMILY_NONE: u8 = 0;
 const FAMILY_IPV4: u8 = 4;
 const FAMILY_IPV6: u8 = 6;
+/// The capability of a relay that can't be dialled: circuits may be extended to it over this channel.
+pub(super) const REACH: u64 = 1;
 /// Separates a channel proof from whatever else an identity key signs.
 pub(super) const PROOF_CONTEXT: &str = "channel";
 

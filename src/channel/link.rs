@@ -66,6 +66,8 @@ pub(super) struct Channel {
     idle_since: Option<Instant>,
     /// Stands in the list of channels that have something to send.
     pub(super) listed: bool,
+    /// Stays open without circuits.
+    pub(super) kept: bool,
 }
 
 impl Channel {
@@ -93,6 +95,7 @@ impl Channel {
             last_received: now,
             idle_since: Some(now),
             listed: false,
+            kept: false,
         }
     }
 
@@ -136,12 +139,13 @@ impl Channel {
         self.full_since = if self.room == 0 { self.full_since.or(Some(now)) } else { None };
     }
 
-    /// Takes one message of the link.
+    /// Takes one message of the link. `gateway`: this node takes one more volunteer from where the link comes from.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
         lane: Lane,
         message: Bytes,
+        gateway: bool,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
         self.last_received = now;
@@ -157,7 +161,7 @@ impl Channel {
                     self.state = State::Greeting(greeting, early);
                     return Ok(());
                 }
-                let (greeted, proof) = greeting.handle_hello(&message)?;
+                let (greeted, proof) = greeting.handle_hello(&message, gateway)?;
                 self.ready.extend(proof.map(|proof| (Lane::FIRST, Bytes::from(proof))));
                 match greeted {
                     Greeted::Proving(proving) => self.state = State::Proving(Box::new(proving), early),
@@ -185,8 +189,9 @@ impl Channel {
         early: Early,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
-        let Established { peer, observed, .. } = established;
-        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed });
+        let Established { peer, observed, reach, .. } = established;
+        self.kept |= reach;
+        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reach });
         self.since = now;
         self.idle_since = Some(now);
         let mut outcome = Ok(());
@@ -347,7 +352,8 @@ impl Channel {
         // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
         let patience = if established.dialler { 1 } else { 2 };
         let idle_limit = parameters.idle_limit.saturating_mul(patience);
-        if self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0 {
+        let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
+        if idle && !self.kept {
             return Ok(Due::CloseIdle);
         }
         if now.since(self.last_sent) >= parameters.keep_alive && self.ready.is_empty() {

@@ -17,6 +17,8 @@ use crate::{
     wire::{BODY_LEN, CELL_LEN, Command},
 };
 
+mod reach;
+
 const ROOM: usize = 256 << 10;
 
 fn key(seed: u8) -> Arc<IdentityKey> {

@@ -27,6 +27,13 @@ pub(super) struct Building {
     reply: Fragments,
 }
 
+/// A circuit whose next hop was gone.
+#[derive(Clone, Copy)]
+pub(super) struct Short {
+    pub(super) hop: HopIndex,
+    hop_timeout: Duration,
+}
+
 impl Building {
     pub(super) fn start<R: CryptoRng + ?Sized>(
         now: Instant,
@@ -104,9 +111,47 @@ impl Origin {
             return Ok(());
         };
         let next = hop.next().ok_or(CircuitError::PathLength)?;
-        let (building, request) = Building::start(now, &relay, next, hop_timeout, rng)?;
+        self.begin_hop(now, &relay, next, hop_timeout, rng)
+    }
+
+    /// The hop before answers that it has no such relay (`proto/05-relay-messages.md` §7).
+    pub(super) fn handle_gone(&mut self, from: HopIndex) -> Result<(), CircuitError> {
+        match &self.state {
+            State::Building(building) if from.next() == Some(building.hop) && !building.reply.is_partial() => {
+                let short = Short { hop: building.hop, hop_timeout: building.hop_timeout };
+                self.events.push_back(CircuitEvent::Gone { hop: short.hop });
+                self.state = State::Short(short);
+                Ok(())
+            }
+            _ => Err(CircuitError::Illegal { hop: from, kind: MessageKind::Gone }),
+        }
+    }
+
+    /// After [`CircuitEvent::Gone`]: makes `relay` the next hop in place of the one that is gone. Does nothing at any other
+    /// time.
+    pub fn extend_to<R: CryptoRng + ?Sized>(&mut self, now: Instant, relay: RelayKeys, rng: &mut R) {
+        let State::Short(Short { hop, hop_timeout }) = self.state else { return };
+        if let Some(place) = self.path.get_mut(usize::from(hop.value()).saturating_sub(1)) {
+            *place = relay;
+        }
+        if let Err(error) = self.begin_hop(now, &relay, hop, hop_timeout, rng) {
+            self.fail(error);
+        }
+    }
+
+    /// Begins the handshake with a hop after the first, over the hop before it.
+    fn begin_hop<R: CryptoRng + ?Sized>(
+        &mut self,
+        now: Instant,
+        relay: &RelayKeys,
+        hop: HopIndex,
+        hop_timeout: Duration,
+        rng: &mut R,
+    ) -> Result<(), CircuitError> {
+        let (building, request) = Building::start(now, relay, hop, hop_timeout, rng)?;
         self.state = State::Building(Box::new(building));
-        let capacity = message_capacity(hop).saturating_sub(MESSAGE_HEADER_LEN);
+        let before = HopIndex::new(hop.value().saturating_sub(1)).ok_or(CircuitError::PathLength)?;
+        let capacity = message_capacity(before).saturating_sub(MESSAGE_HEADER_LEN);
         for fragment in split(&encode_extend(&relay.identity, &request), capacity)? {
             self.extends.push_back(RelayMessage::Extend { fragment: fragment.into() });
         }

@@ -387,3 +387,59 @@ fn a_destroy_fails_the_streams_and_is_not_answered() {
     assert!(!origin.has_cell());
     assert_eq!(origin.poll_timeout(), None);
 }
+
+/// A circuit of three hops whose second hop has been asked for and has not answered.
+fn awaiting_second() -> (Chain, Origin) {
+    let mut chain = Chain::new(3);
+    let mut origin = chain.origin();
+    let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
+    for created in chain.handle(create) {
+        origin.handle_cell(chain.now, created, &mut chain.rng);
+    }
+    while origin
+        .poll_cell(chain.now, &mut chain.rng)
+        .is_some_and(|cell| chain.hops[0].layer.as_mut().unwrap().open_forward(&mut cell.into_body()).is_ok())
+    {}
+    events(&mut origin);
+    (chain, origin)
+}
+
+#[test]
+fn another_relay_takes_the_place_of_one_that_is_gone() {
+    let (mut chain, mut origin) = awaiting_second();
+    let gone = chain.say(hop(1), &RelayMessage::Gone);
+    origin.handle_cell(chain.now, gone, &mut chain.rng);
+    assert_eq!(events(&mut origin), [CircuitEvent::Gone { hop: hop(2) }]);
+    assert!(origin.building().is_some() && origin.poll_cell(chain.now, &mut chain.rng).is_none());
+    chain.hops[1].identity = RelayId::from_bytes([9; 32]);
+    let other = chain.keys()[1];
+    origin.extend_to(chain.now, other, &mut chain.rng);
+    assert_eq!(origin.path()[1], other);
+    chain.settle(&mut origin);
+    assert!(origin.is_open());
+    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Built));
+}
+
+#[test]
+fn gone_is_legal_only_while_the_hop_that_says_it_is_asked_to_extend() {
+    let (mut chain, mut origin) = awaiting_second();
+    for _ in 0..2 {
+        let gone = chain.say(hop(1), &RelayMessage::Gone);
+        origin.handle_cell(chain.now, gone, &mut chain.rng);
+    }
+    let illegal = |number| CircuitEvent::Closed(CircuitError::Illegal { hop: hop(number), kind: MessageKind::Gone });
+    assert_eq!(events(&mut origin).last(), Some(&illegal(1)));
+
+    let (mut chain, mut origin) = awaiting_second();
+    let half = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 200, 1]) };
+    for message in [half, RelayMessage::Gone] {
+        let cell = chain.say(hop(1), &message);
+        origin.handle_cell(chain.now, cell, &mut chain.rng);
+    }
+    assert_eq!(events(&mut origin), [illegal(1)]);
+
+    let (mut chain, mut origin) = Chain::build(3);
+    let gone = chain.say(hop(3), &RelayMessage::Gone);
+    origin.handle_cell(chain.now, gone, &mut chain.rng);
+    assert_eq!(events(&mut origin), [illegal(3)]);
+}

@@ -8,12 +8,15 @@ use super::{
     requests::Wanted,
 };
 use crate::{
-    base::{Instant, RelayId},
+    base::{HopIndex, Instant, RelayId},
     channel::ChannelId,
     circuit::{CircuitError, Origin},
     delegated::Delegation,
-    path::{Path, PathError, Purpose, Requirement, choose, exits},
+    path::{Path, PathError, Purpose, Relays, Requirement, choose, exits, replace},
 };
+
+/// Volunteers that a guard may call gone while one circuit is built, before a relay takes the place that can be dialled.
+const MOST_GONE: u8 = 2;
 
 const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
     match purpose {
@@ -59,7 +62,7 @@ impl Client {
     /// Exits that `purpose` shuns: those that saw requests, for a stream, and those that carry streams, for a request, as long
     /// as there is an exit for it that did not. `refused_by` are none.
     fn shunned(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
-        let Some(in_use) = &self.in_use else { return Vec::new() };
+        let Some(relays) = self.relays(now, &[]) else { return Vec::new() };
         let delegated = delegation_of(purpose).is_some();
         let mut shunned: Vec<RelayId> = self.apart.shunned(now, delegated).collect();
         if delegated {
@@ -67,19 +70,19 @@ impl Client {
             shunned.extend(carrying.filter_map(Pooled::exit));
         }
         let free = |exit: RelayId| !shunned.contains(&exit) && !refused_by.contains(&exit);
-        let another = exits(&in_use.consensus, purpose).into_iter().any(|relay| free(relay.identity()));
+        let another = exits(&relays, purpose).into_iter().any(|exit| free(exit.identity()));
         if another { shunned } else { Vec::new() }
     }
 
     /// Puts a waiting request on a circuit that stands, if there is one for it: one of its isolation first, then a spare.
     fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
-        let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return true };
+        let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return true };
         let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
         let suiting = self
             .circuits
             .iter()
             .filter(|(id, pooled)| !request.refused_on.contains(id) && pooled.is_open())
-            .filter(|(_, pooled)| pooled.suits(request, &in_use.consensus))
+            .filter(|(_, pooled)| pooled.suits(request, &relays))
             // What goes to an exit already may go on.
             .filter(|(_, pooled)| {
                 pooled.has_carried_streams() || pooled.exit().is_some_and(|exit| !shunned.contains(&exit))
@@ -123,13 +126,13 @@ impl Client {
 
     /// Sees to it that a circuit for a waiting request is on its way.
     fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
-        let (Some(request), Some(in_use)) = (self.requests.get(stream), &self.in_use) else { return Ok(()) };
+        let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return Ok(()) };
         let isolation = request.isolation;
         let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
         let coming = self
             .circuits
             .iter()
-            .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &in_use.consensus))
+            .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &relays))
             .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !shunned.contains(&exit)))
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
             .map(|(id, _)| *id);
@@ -155,7 +158,8 @@ impl Client {
         refused_by: &[RelayId],
         rng: &mut dyn CryptoRng,
     ) -> Result<bool, PathError> {
-        let Some(in_use) = &self.in_use else { return Ok(false) };
+        let doubted = self.gone.doubted(now);
+        let Some(relays) = self.relays(now, &doubted) else { return Ok(false) };
         let building = self.circuits.values().filter(|pooled| pooled.is_building()).count();
         if building >= self.parameters.building || !self.attempts.may_build(now) {
             return Ok(false);
@@ -165,27 +169,25 @@ impl Client {
         let delegation = delegation_of(&purpose).cloned();
         avoid.extend(self.shunned(now, &purpose, refused_by));
         let requirement = Requirement::three_hops(purpose);
-        let mut path = choose(&in_use.consensus, &self.guards, &requirement, &avoid, now, rng)?;
+        let mut path = choose(&relays, &self.guards, &requirement, &avoid, now, rng)?;
         // What is avoided is taken when nothing else is left; an exit that has refused is of no use even then.
         let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
         if refused(&path) {
-            path = choose(&in_use.consensus, &self.guards, &requirement, refused_by, now, rng)?;
+            path = choose(&relays, &self.guards, &requirement, refused_by, now, rng)?;
         }
         if refused(&path) {
             return Err(PathError::NoExit);
         }
-        let relays: Option<Vec<_>> = path.hops().iter().map(|relay| in_use.consensus.relay(relay)).collect();
-        let Some((guard, relays)) = relays.and_then(|relays| Some((relays.first()?.dial_target(), relays))) else {
-            return Err(PathError::TooFewRelays);
-        };
-        let keys = relays.iter().map(|relay| relay.keys()).collect();
+        let (keys, volunteers) = path.into_keys();
+        let guard = keys.first().and_then(|guard| relays.consensus.relay(&guard.identity));
+        let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
         if self.circuits.len() >= self.parameters.circuits && !self.make_room() {
             return Ok(false);
         }
         self.next_circuit = self.next_circuit.saturating_add(1);
         let id = PooledId(self.next_circuit);
         let due = now.after(self.attempts.hop_timeout());
-        self.circuits.insert(id, Pooled::new(now, keys, delegation, isolation, due));
+        self.circuits.insert(id, Pooled::new(now, keys, volunteers, delegation, isolation, due));
         self.timeouts.insert((due, id));
         if let Some(channel) = self.channels.connect(now, &guard) {
             self.start_circuit(now, id, channel, rng);
@@ -274,6 +276,37 @@ impl Client {
         self.replan = true;
     }
 
+    /// A hop of a circuit in building is gone, as the hop before it says: another takes its place, a volunteer again only once.
+    pub(super) fn handle_gone(&mut self, now: Instant, id: PooledId, hop: HopIndex, rng: &mut dyn CryptoRng) {
+        let position = usize::from(hop.value()).saturating_sub(1);
+        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        pooled.gone = pooled.gone.saturating_add(1);
+        let volunteers = pooled.gone < MOST_GONE;
+        let (path, guard) = (pooled.path.clone(), pooled.guard());
+        let lost = path.get(position).map(|relay| relay.identity);
+        if let (Some(guard), true) = (guard, position == 1) {
+            self.gone.handle_answer(now, guard, true);
+        }
+        let mut avoid = self.attempts.avoided(now);
+        avoid.extend(lost);
+        let doubted = self.gone.doubted(now);
+        let relays = self.relays(now, &doubted).map(|relays| Relays { middle: None, ..relays });
+        let other = relays.and_then(|relays| replace(&relays, &path, position, volunteers, &avoid, rng));
+        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let Stage::Circuit { origin, .. } = &mut pooled.stage else { return };
+        // What must stand there by the client's settings has no substitute.
+        match other.filter(|_| self.parameters.middle.is_none()).map(Path::into_keys) {
+            Some((keys, volunteers)) => {
+                if let Some(relay) = keys.get(position) {
+                    origin.extend_to(now, *relay, rng);
+                }
+                (pooled.path, pooled.volunteers) = (keys, volunteers);
+            }
+            None => origin.close(),
+        }
+        self.touch(id);
+    }
+
     /// Looks at ages: of the consensus and of every circuit.
     pub(super) fn sweep(&mut self, now: Instant) {
         let Some(in_use) = &self.in_use else { return };
@@ -291,7 +324,10 @@ impl Client {
         for (id, pooled) in &mut self.circuits {
             let worn = pooled.first_used.is_some_and(|first| now.since(first) >= age);
             let stale = pooled.first_used.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
-            let listed = pooled.path.iter().all(|relay| in_use.consensus.relay(&relay.identity).is_some());
+            // Of a volunteer its gateway knows, and ends the circuit when it goes.
+            let listed = pooled.path.iter().all(|relay| {
+                pooled.volunteers.contains(&relay.identity) || in_use.consensus.relay(&relay.identity).is_some()
+            });
             pooled.retired |= worn || stale || !listed || self.expired;
             if pooled.retired && pooled.is_open() && pooled.is_idle() {
                 ended.push(*id);

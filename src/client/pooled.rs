@@ -14,9 +14,8 @@ use crate::{
     channel::ChannelId,
     circuit::Origin,
     delegated::Delegation,
-    directory::Consensus,
     handshake::RelayKeys,
-    path::suits,
+    path::{Relays, suits},
     stream::Streams,
     wire::Cell,
 };
@@ -36,6 +35,10 @@ pub(super) struct Pooled {
     pub(super) stage: Stage,
     /// The guard first; never empty.
     pub(super) path: Vec<RelayKeys>,
+    /// Those of them that are volunteers.
+    pub(super) volunteers: Vec<RelayId>,
+    /// How many of those it was to go over were gone.
+    pub(super) gone: u8,
     pub(super) began: Instant,
     /// How long the channel took.
     pub(super) channel_time: Duration,
@@ -61,6 +64,7 @@ impl Pooled {
     pub(super) const fn new(
         now: Instant,
         path: Vec<RelayKeys>,
+        volunteers: Vec<RelayId>,
         delegation: Option<Delegation>,
         isolation: Option<IsolationKey>,
         due: Instant,
@@ -69,6 +73,8 @@ impl Pooled {
             delegation,
             stage: Stage::Connecting,
             path,
+            volunteers,
+            gone: 0,
             began: now,
             channel_time: Duration::ZERO,
             hop_times: Vec::new(),
@@ -138,7 +144,7 @@ impl Pooled {
     }
 
     /// Whether the request may go over it, once it stands.
-    pub(super) fn suits(&self, request: &Request, consensus: &Consensus) -> bool {
+    pub(super) fn suits(&self, request: &Request, relays: &Relays<'_>) -> bool {
         let Some(exit) = self.exit() else { return false };
         if self.retired || self.isolation.is_some_and(|isolation| isolation != request.isolation) {
             return false;
@@ -146,11 +152,12 @@ impl Pooled {
         if request.refused_by.contains(&exit) {
             return false;
         }
-        let Some(relay) = consensus.relay(&exit) else { return false };
         match (&request.wanted, &self.delegation) {
-            (Wanted::Stream(target), None) => suits(relay, target),
-            (Wanted::Answer(_), None) => true,
-            (Wanted::Delegated(delegation), Some(_)) => delegation.is_offered(&relay.profile.offer),
+            (Wanted::Stream(target), None) => relays.consensus.relay(&exit).is_some_and(|exit| suits(exit, target)),
+            (Wanted::Answer(_), None) => relays.consensus.relay(&exit).is_some(),
+            (Wanted::Delegated(delegation), Some(_)) => {
+                relays.hop(&exit).is_some_and(|exit| delegation.is_offered(exit.offer()))
+            }
             _ => false,
         }
     }

@@ -27,7 +27,8 @@ impl Client {
             while let Some(event) = self.poll_circuit(id) {
                 match event {
                     CircuitEvent::Stream(_, event) => self.handle_stream(now, id, event),
-                    CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(id, elapsed),
+                    CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, id, elapsed),
+                    CircuitEvent::Gone { hop } => self.handle_gone(now, id, hop, rng),
                     CircuitEvent::Built => self.handle_built(id),
                     CircuitEvent::Closed(error) => closed = Some(error),
                 }
@@ -80,9 +81,14 @@ impl Client {
         self.timeouts.extend(due.map(|due| (due, id)));
     }
 
-    fn handle_hop_built(&mut self, id: PooledId, elapsed: Duration) {
+    fn handle_hop_built(&mut self, now: Instant, id: PooledId, elapsed: Duration) {
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
         pooled.hop_times.push(elapsed);
+        if let (Some(guard), [_, hop, ..], 2) = (pooled.guard(), &*pooled.path, pooled.hop_times.len())
+            && pooled.volunteers.contains(&hop.identity)
+        {
+            self.gone.handle_answer(now, guard, false);
+        }
         if pooled.hop_times.len() == 1
             && let Some(guard) = pooled.guard()
         {

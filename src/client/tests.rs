@@ -16,6 +16,8 @@ use crate::{
     wire::Host,
 };
 
+mod volunteers;
+
 const RELAYS: u16 = 7;
 
 /// How an exit answers.
@@ -38,7 +40,8 @@ struct RelayParty {
 
 impl RelayParty {
     fn work(&mut self, now: Instant) {
-        while let Some(RelayEvent::Exit(exit, request)) = self.relay.poll_event() {
+        while let Some(event) = self.relay.poll_event() {
+            let RelayEvent::Exit(exit, request) = event else { continue };
             match request {
                 ExitRequest::Connect(_) | ExitRequest::Resolve(_) if self.serves == Serves::Nothing => {}
                 ExitRequest::Connect(_) => match self.serves {

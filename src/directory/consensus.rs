@@ -323,6 +323,12 @@ impl KnownRelays {
         self.previous = self.current.replace(consensus);
     }
 
+    /// The current consensus.
+    #[must_use]
+    pub fn current(&self) -> Option<&Consensus> {
+        self.current.as_deref()
+    }
+
     /// The relay with this identity, as the current consensus or else the previous one lists it.
     #[must_use]
     pub fn relay(&self, identity: &RelayId) -> Option<&ConsensusRelay> {

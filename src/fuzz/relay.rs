@@ -110,7 +110,8 @@ impl World {
 
     /// Serves what the relay asks of its exit, as the choices say.
     fn serve(&mut self, now: Instant, choices: &mut Choices<'_>) {
-        while let Some(RelayEvent::Exit(stream, request)) = self.relay.poll_event() {
+        while let Some(event) = self.relay.poll_event() {
+            let RelayEvent::Exit(stream, request) = event else { continue };
             match (request, choices.u8() % 4) {
                 (ExitRequest::Connect(_), 0) => self.relay.exit_failed(stream, EndReason::Refused),
                 (ExitRequest::Connect(_), 1..) => self.relay.exit_connected(now, stream, None),

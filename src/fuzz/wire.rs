@@ -93,6 +93,7 @@ pub(super) fn messages() -> Vec<RelayMessage> {
         RelayMessage::Extend { fragment: bytes.clone() },
         RelayMessage::Extended { fragment: bytes },
         RelayMessage::Drop,
+        RelayMessage::Gone,
         RelayMessage::Request { stream, service: Service::Search },
     ]
 }

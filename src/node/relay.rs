@@ -265,8 +265,9 @@ impl Core for RelayCore {
 
     fn deliver(&mut self) -> bool {
         let mut told = false;
-        while let Some(RelayEvent::Exit(stream, request)) = self.relay.poll_event() {
+        while let Some(event) = self.relay.poll_event() {
             told = true;
+            let RelayEvent::Exit(stream, request) = event else { continue };
             if let Some(exit) = &mut self.exit {
                 exit.handle(&mut self.relay, stream, request);
             }

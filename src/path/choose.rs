@@ -1,18 +1,22 @@
 //! One path: guard, middles, exit.
+//!
+//! A volunteer can be a hop only behind a gateway of its own; so it stands right behind the guard, or last.
 
 use core::fmt;
 
-use rand::CryptoRng;
+use rand::{CryptoRng, RngExt as _};
 
 use super::{
     GuardSample,
+    hop::{Hop, Relays},
     restrict::related,
-    weigh::{ExitShare, pick},
+    weigh::{ExitShare, one_in, pick},
 };
 use crate::{
     base::{HopIndex, Instant, RelayId},
     delegated::Delegation,
-    directory::{Consensus, ConsensusRelay, Flags},
+    directory::{ConsensusRelay, Flags},
+    handshake::RelayKeys,
     wire::{Host, Target},
 };
 
@@ -63,19 +67,34 @@ pub enum PathError {
 
 /// Relays of one circuit, the guard first, the exit last. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Path(Vec<RelayId>);
+pub struct Path {
+    hops: Vec<RelayKeys>,
+    /// Those of them that are volunteers.
+    volunteers: Vec<RelayId>,
+}
 
 impl Path {
+    fn of(hops: &[Hop<'_>]) -> Self {
+        let volunteers = hops.iter().filter(|hop| matches!(hop, Hop::Volunteer(_))).map(Hop::identity).collect();
+        Self { hops: hops.iter().map(Hop::keys).collect(), volunteers }
+    }
+
     /// The relays, the guard first; never fewer than two.
     #[must_use]
-    pub fn hops(&self) -> &[RelayId] {
-        &self.0
+    pub fn hops(&self) -> Vec<RelayId> {
+        self.hops.iter().map(|hop| hop.identity).collect()
+    }
+
+    /// All that handshakes with the relays must know, and which of them are volunteers.
+    #[must_use]
+    pub fn into_keys(self) -> (Vec<RelayKeys>, Vec<RelayId>) {
+        (self.hops, self.volunteers)
     }
 }
 
 impl fmt::Debug for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Path({} hops)", self.0.len())
+        write!(f, "Path({} hops)", self.hops.len())
     }
 }
 
@@ -98,22 +117,22 @@ pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
 /// # Errors
 /// When there is no guard, no exit for the target, or no path of relays that may be together.
 pub fn choose<R: CryptoRng + ?Sized>(
-    consensus: &Consensus,
+    relays: &Relays<'_>,
     guards: &GuardSample,
     requirement: &Requirement,
     avoid: &[RelayId],
     now: Instant,
     rng: &mut R,
 ) -> Result<Path, PathError> {
-    let guards = guards.candidates(consensus, now, rng);
+    let guards = guards.candidates(relays.consensus, now, rng);
     if guards.is_empty() {
         return Err(PathError::NoGuard);
     }
-    let exits = exits(consensus, &requirement.purpose);
+    let exits = exits(relays, &requirement.purpose);
     if exits.is_empty() {
         return Err(PathError::NoExit);
     }
-    let choice = Choice { consensus, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
+    let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
     // Whoever fails circuits fills `avoid`, so a guard gives way to it as little as to a target.
     let path = guards.iter().find_map(|guard| match choice.through(guard, avoid, rng) {
         None if !avoid.is_empty() => choice.through(guard, &[], rng),
@@ -122,52 +141,121 @@ pub fn choose<R: CryptoRng + ?Sized>(
     path.ok_or(PathError::TooFewRelays)
 }
 
+/// Another relay in place of the one at `position` (from 0), which is gone; the others of the path stay. A volunteer only
+/// if `volunteers` says so.
+pub fn replace<R: CryptoRng + ?Sized>(
+    relays: &Relays<'_>,
+    path: &[RelayKeys],
+    position: usize,
+    volunteers: bool,
+    avoid: &[RelayId],
+    rng: &mut R,
+) -> Option<Path> {
+    let mut hops: Vec<Hop<'_>> = path.iter().map(|keys| relays.hop(&keys.identity)).collect::<Option<_>>()?;
+    let last = position.saturating_add(1) == hops.len();
+    if position == 0 || last || position >= hops.len() {
+        return None;
+    }
+    hops.remove(position);
+    let choice = Choice { relays, exits: Vec::new(), hops: path.len() };
+    let middle = choice
+        .middle(&hops, position, volunteers, avoid, rng)
+        .or_else(|| choice.middle(&hops, position, false, &[], rng))?;
+    hops.insert(position, middle);
+    Some(Path::of(&hops))
+}
+
 /// Exits for the purpose.
-pub(crate) fn exits<'a>(consensus: &'a Consensus, purpose: &Purpose) -> Vec<&'a ConsensusRelay> {
-    let suiting = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
-        consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay)).collect()
+pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<Hop<'a>> {
+    let listed = || relays.consensus.relays().iter();
+    let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
+        let suiting = listed().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay));
+        suiting.map(Hop::Listed).collect()
     };
     match purpose {
         Purpose::Delegated(delegation) => {
-            let offers = |relay: &&ConsensusRelay| delegation.is_offered(&relay.profile.offer);
-            consensus.relays().iter().filter(offers).collect()
+            let volunteers = relays.volunteers().map(Hop::Volunteer);
+            let offering = listed().map(Hop::Listed).chain(volunteers);
+            offering.filter(|hop| delegation.is_offered(hop.offer())).collect()
         }
-        Purpose::Target(target) => suiting(&|relay| suits(relay, target)),
+        Purpose::Target(target) => exits(&|relay| suits(relay, target)),
         Purpose::Streams => {
-            let usual = suiting(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
-            if usual.is_empty() { suiting(&|_| true) } else { usual }
+            let usual = exits(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
+            if usual.is_empty() { exits(&|_| true) } else { usual }
         }
     }
 }
 
-struct Choice<'a> {
-    consensus: &'a Consensus,
-    exits: Vec<&'a ConsensusRelay>,
+struct Choice<'a, 'b> {
+    relays: &'b Relays<'a>,
+    exits: Vec<Hop<'a>>,
     hops: usize,
 }
 
-impl<'a> Choice<'a> {
+impl<'a> Choice<'a, '_> {
+    fn fits(&self, hop: &Hop<'a>, path: &[Hop<'a>], avoid: &[RelayId]) -> bool {
+        let parameters = self.relays.consensus.parameters();
+        !avoid.contains(&hop.identity()) && !path.iter().any(|other| related(hop, other, parameters))
+    }
+
     fn through<R: CryptoRng + ?Sized>(
         &self,
         guard: &'a ConsensusRelay,
         avoid: &[RelayId],
         rng: &mut R,
     ) -> Option<Path> {
-        let parameters = self.consensus.parameters();
-        let fits = |relay: &ConsensusRelay, path: &[&ConsensusRelay]| {
-            !avoid.contains(&relay.identity()) && !path.iter().any(|hop| related(relay, hop, parameters))
-        };
-        let mut path = vec![guard];
-        let exits: Vec<_> = self.exits.iter().copied().filter(|relay| fits(relay, &path)).collect();
-        path.push(pick(&exits, |relay| relay.weight.into(), rng)?);
-        let share = ExitShare::of(self.consensus);
+        let mut path = vec![Hop::Listed(guard)];
+        let exits: Vec<_> = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid)).collect();
+        path.push(self.exit(&exits, rng)?);
         while path.len() < self.hops {
-            let middles: Vec<_> = self.consensus.relays().iter().filter(|relay| fits(relay, &path)).collect();
-            let middle = pick(&middles, |relay| share.weight(relay), rng)?;
-            let exit_position = path.len().saturating_sub(1);
-            path.insert(exit_position, middle);
+            let position = path.len().saturating_sub(1);
+            path.insert(position, self.middle(&path, position, true, avoid, rng)?);
         }
-        Some(Path(path.into_iter().map(ConsensusRelay::identity).collect()))
+        let linked = path.iter().zip(path.iter().skip(1)).all(|(before, hop)| hop.follows(before));
+        linked.then(|| Path::of(&path))
+    }
+
+    /// One of `exits`: by weight among those that are listed, by chance among volunteers.
+    fn exit<R: CryptoRng + ?Sized>(&self, exits: &[Hop<'a>], rng: &mut R) -> Option<Hop<'a>> {
+        let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, Hop::Listed(_)));
+        if !volunteers.is_empty() && (listed.is_empty() || self.volunteers_turn(rng)) {
+            return one_in(&volunteers, rng);
+        }
+        pick(&listed, Hop::weight, rng)
+    }
+
+    /// A middle for `position` of a path that so far has the relays before it and the exit.
+    fn middle<R: CryptoRng + ?Sized>(
+        &self,
+        path: &[Hop<'a>],
+        position: usize,
+        volunteers: bool,
+        avoid: &[RelayId],
+        rng: &mut R,
+    ) -> Option<Hop<'a>> {
+        let (before, exit) = (path.get(position.checked_sub(1)?)?, path.last()?);
+        // What comes before a volunteer at the end must be a gateway of its.
+        let before_exit = path.len().saturating_add(1) == self.hops;
+        let leads_on = |hop: &Hop<'a>| !before_exit || exit.follows(hop);
+        let fits = |hop: &Hop<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_on(hop);
+        if let Some(wanted) = self.relays.middle.filter(|_| position == 1) {
+            return self.relays.hop(&wanted).filter(fits);
+        }
+        let doubted = self.relays.doubted.contains(&before.identity());
+        if volunteers && position == 1 && !doubted && self.volunteers_turn(rng) {
+            let reached: Vec<_> = self.relays.volunteers().map(Hop::Volunteer).filter(fits).collect();
+            if let Some(volunteer) = one_in(&reached, rng) {
+                return Some(volunteer);
+            }
+        }
+        let share = ExitShare::of(self.relays.consensus);
+        let listed: Vec<_> = self.relays.consensus.relays().iter().map(Hop::Listed).filter(fits).collect();
+        pick(&listed, |hop| share.weight(hop), rng)
+    }
+
+    /// Whether a volunteer is to have a place that one could have.
+    fn volunteers_turn<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> bool {
+        rng.random_range(0..100) < self.relays.consensus.parameters().volunteer_share()
     }
 }
 

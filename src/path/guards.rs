@@ -8,7 +8,10 @@ use core::{fmt, time::Duration};
 use prost::Message;
 use rand::{CryptoRng, RngExt};
 
-use super::weigh::{ExitShare, pick};
+use super::{
+    hop::Hop,
+    weigh::{ExitShare, pick},
+};
 use crate::{
     base::{Instant, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
@@ -158,13 +161,14 @@ impl GuardSample {
             if self.guards.len() >= MAX_GUARDS {
                 break;
             }
-            let eligible: Vec<&ConsensusRelay> = consensus
+            let eligible: Vec<Hop<'_>> = consensus
                 .relays()
                 .iter()
                 .filter(|relay| relay.flags.contains(Flags::GUARD) && !sampled(&self.guards, relay))
-                .filter(|relay| held < MIN_GUARDS || share.weight(relay) > 0)
+                .map(Hop::Listed)
+                .filter(|hop| held < MIN_GUARDS || share.weight(hop) > 0)
                 .collect();
-            let Some(relay) = pick(&eligible, |relay| share.weight(relay), rng) else { break };
+            let Some(relay) = pick(&eligible, |hop| share.weight(hop), rng) else { break };
             self.guards.push(Guard::new(relay.identity(), consensus, rng));
         }
         self.guards.len() != before

@@ -2,6 +2,7 @@
 
 use rand::{CryptoRng, RngExt};
 
+use super::hop::Hop;
 use crate::directory::{Consensus, ConsensusRelay, Flags};
 
 /// What part of an exit's weight is left for positions other than the exit's.
@@ -24,34 +25,39 @@ impl ExitShare {
         Self { numerator: thrice.saturating_sub(total), denominator: thrice.max(1) }
     }
 
-    /// The weight of `relay` in a position that needs no exit.
-    pub(super) fn weight(self, relay: &ConsensusRelay) -> u64 {
-        let weight = u64::from(relay.weight);
-        if relay.flags.contains(Flags::EXIT) {
-            weight.saturating_mul(self.numerator).checked_div(self.denominator).unwrap_or_default()
-        } else {
-            weight
+    /// The weight of `hop` in a position that needs no exit.
+    pub(super) fn weight(self, hop: &Hop<'_>) -> u64 {
+        match hop {
+            Hop::Listed(relay) if relay.flags.contains(Flags::EXIT) => {
+                hop.weight().saturating_mul(self.numerator).checked_div(self.denominator).unwrap_or_default()
+            }
+            Hop::Listed(_) | Hop::Volunteer(_) => hop.weight(),
         }
     }
 }
 
-/// One of `relays`, each as likely as its `weight` says; if all weights are zero, each as likely as another.
+/// One of `hops`, each as likely as its `weight` says; if all weights are zero, each as likely as another.
 pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
-    relays: &[&'a ConsensusRelay],
-    weight: impl Fn(&ConsensusRelay) -> u64,
+    hops: &[Hop<'a>],
+    weight: impl Fn(&Hop<'a>) -> u64,
     rng: &mut R,
-) -> Option<&'a ConsensusRelay> {
-    let total = relays.iter().map(|relay| weight(relay)).fold(0, u64::saturating_add);
+) -> Option<Hop<'a>> {
+    let total = hops.iter().map(&weight).fold(0, u64::saturating_add);
     if total == 0 {
-        let last = relays.len().checked_sub(1)?;
-        return relays.get(rng.random_range(0..=last)).copied();
+        return one_in(hops, rng);
     }
     let mut left = rng.random_range(0..total);
-    for relay in relays {
-        match left.checked_sub(weight(relay)) {
+    for hop in hops {
+        match left.checked_sub(weight(hop)) {
             Some(rest) => left = rest,
-            None => return Some(relay),
+            None => return Some(*hop),
         }
     }
-    relays.last().copied()
+    hops.last().copied()
+}
+
+/// One of `hops`, each as likely as another.
+pub(super) fn one_in<'a, R: CryptoRng + ?Sized>(hops: &[Hop<'a>], rng: &mut R) -> Option<Hop<'a>> {
+    let last = hops.len().checked_sub(1)?;
+    hops.get(rng.random_range(0..=last)).copied()
 }

@@ -5,6 +5,7 @@ use rand::CryptoRng;
 use crate::{
     base::{HopIndex, Instant, RelayId},
     channel::ChannelId,
+    directory::ConsensusRelay,
     handshake::respond,
     onion::{RelayLayer, message_capacity},
     wire::{
@@ -24,6 +25,9 @@ const DIALLING_PER_CHANNEL: usize = 256;
 
 /// Relays that circuits of one channel wait for: dials are few.
 const DIALS_PER_CHANNEL: usize = 16;
+
+/// A circuit is told that the next relay is gone so many times (`proto/05-relay-messages.md` §7).
+const MAX_GONE: u8 = 4;
 
 /// A CREATE that lacks fragments.
 pub(super) struct HalfBuilt {
@@ -132,7 +136,12 @@ impl Relay {
         if relay == self.identity || Some(relay) == self.channels.peer(previous) {
             return None;
         }
-        let target = self.known.relay(&relay)?.dial_target();
+        let Some(target) = self.known.relay(&relay).map(ConsensusRelay::dial_target) else {
+            return match self.channels.reach(&relay) {
+                Some(channel) => self.create(now, key, channel, request, rng),
+                None => self.say_gone(key),
+            };
+        };
         if self.channels.lookup(&relay).is_none() && !self.may_wait(previous, relay) {
             return None;
         }
@@ -140,6 +149,37 @@ impl Relay {
             Some(channel) => self.create(now, key, channel, request, rng),
             None => self.wait_for_channel(now, key, relay, request.to_vec()),
         }
+    }
+
+    /// Answers that the relay which was to be next can't be had, and leaves the circuit as it was. `None` if the circuit must
+    /// end.
+    fn say_gone(&mut self, key: CircuitKey) -> Option<()> {
+        let circuit = self.table.circuit_mut(key)?;
+        circuit.gone = circuit.gone.saturating_add(1);
+        circuit.next = NextHop::None;
+        circuit.deadline = None;
+        if circuit.gone > MAX_GONE {
+            return None;
+        }
+        self.schedule(key);
+        self.say(key, &RelayMessage::Gone).then_some(())
+    }
+
+    /// The channel to the next hop is gone. That of a volunteer goes at any moment; a circuit that was not yet answered can do
+    /// with another.
+    pub(super) fn handle_next_closed(&mut self, now: Instant, key: CircuitKey) {
+        let Some(circuit) = self.table.circuit(key) else { return };
+        let leg = match &circuit.next {
+            NextHop::Creating { leg, volunteer: true, .. } => Some(*leg),
+            _ => None,
+        };
+        if let Some(leg) = leg {
+            self.table.remove_leg(leg);
+            if self.say_gone(key).is_some() {
+                return;
+            }
+        }
+        self.end(now, key);
     }
 
     /// Whether a circuit from `channel` may wait for a channel to `relay`.
@@ -186,10 +226,11 @@ impl Relay {
         request: &[u8],
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
+        let volunteer = self.channels.reaches(channel);
         let circuit = self.table.circuit_mut(key)?;
         let hop = circuit.hop.next()?;
         let leg = Leg { channel, circuit: self.channels.allocate_circuit(channel, rng)? };
-        circuit.next = NextHop::Creating { leg, reply: Fragments::new() };
+        circuit.next = NextHop::Creating { leg, volunteer, reply: Fragments::new() };
         circuit.deadline = Some(now.after(CREATE_LIMIT));
         self.table.insert_next(leg, key);
         for cell in create_cells(leg.circuit, hop, request).ok()? {
@@ -209,7 +250,7 @@ impl Relay {
     /// `None` if the circuit must end.
     fn collect_created(&mut self, key: CircuitKey, body: &[u8; BODY_LEN]) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
-        let NextHop::Creating { leg, reply } = &mut circuit.next else { return None };
+        let NextHop::Creating { leg, reply, .. } = &mut circuit.next else { return None };
         let Some(body) = reply.push(body).ok()? else { return Some(()) };
         circuit.next = NextHop::Open(*leg);
         circuit.deadline = None;

@@ -56,7 +56,7 @@ pub(super) enum NextHop {
     /// A channel to the next hop is on its way; then the request goes over it.
     Dialling { relay: RelayId, request: Vec<u8> },
     /// CREATE is sent; CREATED is being put together.
-    Creating { leg: Leg, reply: Fragments },
+    Creating { leg: Leg, volunteer: bool, reply: Fragments },
     /// The next hop has answered.
     Open(Leg),
 }
@@ -79,6 +79,8 @@ pub(super) struct Circuit {
     pub(super) layer: RelayLayer,
     /// The EXTEND being put together.
     pub(super) extend: Fragments,
+    /// How many times it was told that the relay to extend it to is gone.
+    pub(super) gone: u8,
     /// When what extending waits for must have come.
     pub(super) deadline: Option<Instant>,
     /// When it last carried a cell of the origin's.
@@ -102,6 +104,7 @@ impl Circuit {
             next: NextHop::None,
             layer,
             extend: Fragments::new(),
+            gone: 0,
             deadline: None,
             last_cell: now,
             speaker: None,
@@ -178,7 +181,8 @@ impl Table {
         self.legs.entry(leg.channel).or_default().insert(leg.circuit, (key, side));
     }
 
-    fn remove_leg(&mut self, leg: Leg) {
+    /// Lets no circuit be found by this leg any more.
+    pub(super) fn remove_leg(&mut self, leg: Leg) {
         let Some(legs) = self.legs.get_mut(&leg.channel) else { return };
         legs.remove(&leg.circuit);
         if legs.is_empty() {
@@ -211,8 +215,8 @@ impl Table {
         Some(circuit)
     }
 
-    /// The circuits with a leg on a channel.
-    pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<CircuitKey> {
-        self.legs.get(&channel).into_iter().flat_map(HashMap::values).map(|(key, _)| *key).collect()
+    /// The circuits with a leg on a channel, and which of theirs it is.
+    pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<(CircuitKey, Side)> {
+        self.legs.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
     }
 }

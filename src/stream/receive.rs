@@ -60,7 +60,9 @@ impl Streams {
                 Ok(())
             }
             RelayMessage::Drop => Ok(()),
-            RelayMessage::Extend { .. } | RelayMessage::Extended { .. } => Err(StreamError::Illegal(kind)),
+            RelayMessage::Extend { .. } | RelayMessage::Extended { .. } | RelayMessage::Gone => {
+                Err(StreamError::Illegal(kind))
+            }
         }
     }
 

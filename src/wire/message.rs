@@ -16,6 +16,7 @@
 //! | EXTENDED | 11 | hop | no |
 //! | DROP | 12 | either | no |
 //! | REQUEST | 13 | origin | yes |
+//! | GONE | 14 | hop | no |
 
 use core::net::IpAddr;
 
@@ -66,6 +67,8 @@ pub enum MessageKind {
     Drop = 12,
     /// Opens a stream to a service of the hop's own.
     Request = 13,
+    /// Answers EXTEND: the hop has no such relay, and the circuit stands as before.
+    Gone = 14,
 }
 
 impl MessageKind {
@@ -84,6 +87,7 @@ impl MessageKind {
             11 => Self::Extended,
             12 => Self::Drop,
             13 => Self::Request,
+            14 => Self::Gone,
             _ => return None,
         })
     }
@@ -91,7 +95,7 @@ impl MessageKind {
     /// Whether an origin may send it to a hop.
     #[must_use]
     pub const fn from_origin(self) -> bool {
-        !matches!(self, Self::Connected | Self::Resolved | Self::Extended)
+        !matches!(self, Self::Connected | Self::Resolved | Self::Extended | Self::Gone)
     }
 
     /// Whether a hop may send it to the origin.
@@ -101,7 +105,7 @@ impl MessageKind {
     }
 
     const fn has_stream(self) -> bool {
-        !matches!(self, Self::SendMe | Self::Extend | Self::Extended | Self::Drop)
+        !matches!(self, Self::SendMe | Self::Extend | Self::Extended | Self::Drop | Self::Gone)
     }
 }
 
@@ -246,6 +250,8 @@ pub enum RelayMessage {
         /// What is to be done.
         service: Service,
     },
+    /// The relay that EXTEND named is neither listed nor connected.
+    Gone,
 }
 
 impl RelayMessage {
@@ -266,6 +272,7 @@ impl RelayMessage {
             Self::Extended { .. } => MessageKind::Extended,
             Self::Drop => MessageKind::Drop,
             Self::Request { .. } => MessageKind::Request,
+            Self::Gone => MessageKind::Gone,
         }
     }
 
@@ -281,7 +288,7 @@ impl RelayMessage {
             | Self::Resolved { stream, .. }
             | Self::Credit { stream, .. }
             | Self::Request { stream, .. } => Some(*stream),
-            Self::SendMe { .. } | Self::Extend { .. } | Self::Extended { .. } | Self::Drop => None,
+            Self::SendMe { .. } | Self::Extend { .. } | Self::Extended { .. } | Self::Drop | Self::Gone => None,
         }
     }
 
@@ -362,7 +369,7 @@ impl RelayMessage {
                 out.extend_from_slice(fragment);
                 Ok(())
             }
-            Self::Drop => Ok(()),
+            Self::Drop | Self::Gone => Ok(()),
             Self::Request { service, .. } => {
                 out.push(*service as u8);
                 Ok(())
@@ -465,6 +472,10 @@ impl RelayMessage {
             }
             MessageKind::Extend => Ok(Self::Extend { fragment: payload }),
             MessageKind::Extended => Ok(Self::Extended { fragment: payload }),
+            MessageKind::Gone => {
+                reader.finish()?;
+                Ok(Self::Gone)
+            }
             _ => {
                 reader.finish()?;
                 Ok(Self::Drop)

@@ -54,6 +54,7 @@ fn message() -> impl Strategy<Value = RelayMessage> {
         bytes(0).prop_map(|fragment| RelayMessage::Extend { fragment }),
         bytes(0).prop_map(|fragment| RelayMessage::Extended { fragment }),
         Just(RelayMessage::Drop),
+        Just(RelayMessage::Gone),
         (id(), prop::sample::select(vec![Service::Search, Service::Http]))
             .prop_map(|(stream, service)| RelayMessage::Request { stream, service }),
     ]
@@ -170,9 +171,11 @@ fn messages_that_could_not_be_decoded_are_not_encoded() {
 
 #[test]
 fn a_stream_identifier_stands_where_it_must_and_nowhere_else() {
-    let mut drop = encoded(&RelayMessage::Drop);
-    drop[2] = 1;
-    assert!(RelayMessage::decode(&drop.into()).is_err());
+    for message in [RelayMessage::Drop, RelayMessage::Gone] {
+        let mut bytes = encoded(&message);
+        bytes[2] = 1;
+        assert!(RelayMessage::decode(&bytes.into()).is_err());
+    }
     let mut end = encoded(&RelayMessage::End { stream: StreamId::new(1).unwrap(), reason: EndReason::Done });
     end[2] = 0;
     assert!(RelayMessage::decode(&end.into()).is_err());

@@ -33,6 +33,8 @@ pub(crate) struct OriginParty {
     pub(crate) hops_built: Vec<HopIndex>,
     pub(crate) built: bool,
     pub(crate) closed: Option<CircuitError>,
+    /// The next hop was answered to be gone.
+    pub(crate) gone: bool,
     pub(crate) stream: Option<StreamId>,
     pub(crate) connected: bool,
     /// Bytes to send, and sent.
@@ -54,6 +56,7 @@ impl OriginParty {
             hops_built: Vec::new(),
             built: false,
             closed: None,
+            gone: false,
             stream: None,
             connected: false,
             to_send: 0,
@@ -94,6 +97,7 @@ impl OriginParty {
             match event {
                 CircuitEvent::HopBuilt { hop, .. } => self.hops_built.push(hop),
                 CircuitEvent::Built => self.built = true,
+                CircuitEvent::Gone { .. } => self.gone = true,
                 CircuitEvent::Closed(error) => self.closed = Some(error),
                 CircuitEvent::Stream(_, StreamEvent::Connected { .. }) => self.connected = true,
                 CircuitEvent::Stream(_, StreamEvent::Data { stream, bytes }) => {
@@ -133,7 +137,8 @@ impl RelayParty {
     }
 
     fn work(&mut self, now: Instant) {
-        while let Some(RelayEvent::Exit(exit, request)) = self.relay.poll_event() {
+        while let Some(event) = self.relay.poll_event() {
+            let RelayEvent::Exit(exit, request) = event else { continue };
             match request {
                 ExitRequest::Connect(_) => {
                     self.relay.exit_connected(now, exit, None);

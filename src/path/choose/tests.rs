@@ -5,11 +5,13 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 use super::*;
 use crate::{
     directory::{
-        Parameters,
+        Consensus, Parameters,
         fixture::{NOW, consensus, consensus_at, exit_profile, key, listed, profile},
     },
     wire::Host,
 };
+
+mod volunteers;
 
 const SEED: u64 = 11;
 
@@ -47,7 +49,7 @@ fn a_path_is_guard_middle_exit_all_different_and_always_through_the_same_guard()
     let mut firsts = BTreeMap::new();
     for _ in 0..200 {
         let requirement = Requirement::three_hops(target("example.org", 443));
-        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         let hops = path.hops();
         assert_eq!(hops.len(), 3);
         assert!(hops[0] != hops[1] && hops[1] != hops[2] && hops[0] != hops[2], "seed {SEED}");
@@ -63,11 +65,11 @@ fn paths_are_as_long_as_asked() {
     let guards = sample(&consensus, &mut rng);
     for (hops, length) in [(2, 2), (5, 5), (0, 2), (6, 6)] {
         let requirement = Requirement { hops, purpose: Purpose::Streams };
-        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         assert_eq!(path.hops().len(), length);
     }
     let requirement = Requirement { hops: 8, purpose: Purpose::Streams };
-    let error = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap_err();
+    let error = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
 
@@ -79,7 +81,7 @@ fn the_exit_is_one_whose_policy_fits_the_target() {
     let consensus = consensus([mail(), web6()].into_iter().chain((3..=7).map(|number| listed(profile(number)))));
     let guards = sample(&consensus, &mut rng);
     let mut exit = |purpose: Purpose| {
-        choose(&consensus, &guards, &Requirement::three_hops(purpose), &[], Instant::START, &mut rng)
+        choose(&(&consensus).into(), &guards, &Requirement::three_hops(purpose), &[], Instant::START, &mut rng)
             .map(|path| path.hops()[2])
     };
     assert_eq!(exit(target("example.org", 25)), Ok(id(1)));
@@ -111,7 +113,7 @@ fn no_two_hops_share_family_operator_or_network() {
         (0..100).any(|_| {
             let guards = sample(&consensus, &mut rng);
             let requirement = Requirement::three_hops(Purpose::Streams);
-            let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+            let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
             path.hops().contains(&id(3))
         })
     };
@@ -145,7 +147,7 @@ fn when_no_exit_goes_with_the_guard_the_next_guard_is_taken() {
     for _ in 0..20 {
         let guards = sample(&consensus, &mut rng);
         let requirement = Requirement::three_hops(Purpose::Streams);
-        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         assert!([id(2), id(4)].contains(&path.hops()[0]), "seed {SEED}");
     }
 }
@@ -156,7 +158,8 @@ fn relays_to_avoid_are_used_only_when_nothing_else_is_left() {
     let guards = sample(&consensus, &mut rng);
     let mut exits = |avoid: &[RelayId]| -> Vec<RelayId> {
         let requirement = Requirement::three_hops(Purpose::Streams);
-        let mut choose = || choose(&consensus, &guards, &requirement, avoid, Instant::START, &mut rng).unwrap();
+        let mut choose =
+            || choose(&(&consensus).into(), &guards, &requirement, avoid, Instant::START, &mut rng).unwrap();
         (0..50).map(|_| choose().hops()[2]).collect()
     };
     assert!(exits(&[id(1)]).iter().all(|exit| *exit == id(2)));
@@ -179,7 +182,7 @@ fn relays_to_avoid_never_move_the_guard() {
         let guards = sample(&consensus, &mut rng);
         let mut guard = |avoid: &[RelayId]| {
             let requirement = Requirement::three_hops(Purpose::Streams);
-            choose(&consensus, &guards, &requirement, avoid, Instant::START, &mut rng).unwrap().hops()[0]
+            choose(&(&consensus).into(), &guards, &requirement, avoid, Instant::START, &mut rng).unwrap().hops()[0]
         };
         assert_eq!(guard(&[id(1)]), guard(&[]), "seed {SEED}");
     }
@@ -200,9 +203,9 @@ fn relays_are_chosen_as_often_as_they_weigh() {
     for _ in 0..ROUNDS {
         let guards = sample(&consensus, &mut rng);
         let requirement = Requirement { hops: 2, purpose: Purpose::Streams };
-        let path = choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         for hop in path.hops() {
-            *counts.entry(*hop).or_default() += 1;
+            *counts.entry(hop).or_default() += 1;
         }
     }
     // Exits weigh less than a third, so none is a guard; guards and exits each fall as 1 : 2 : 3.
@@ -218,7 +221,7 @@ fn exits_are_spared_in_other_positions_unless_they_abound() {
         let others = (exits + 1..=exits + others).map(|number| listed(profile(number)));
         let consensus = consensus(web_exits(1..=exits).chain(others));
         let exit = consensus.relay(&id(1)).unwrap();
-        ExitShare::of(&consensus).weight(exit)
+        ExitShare::of(&consensus).weight(&Hop::Listed(exit))
     };
     assert_eq!(share(2, 5), 0);
     assert_eq!(share(1, 2), 0);
@@ -235,7 +238,7 @@ fn a_network_of_exits_only_or_with_one_exit_still_has_paths() {
         for _ in 0..50 {
             let guards = sample(&consensus, &mut rng);
             let requirement = Requirement::three_hops(target("example.org", 80));
-            choose(&consensus, &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+            choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
         }
     }
 }
@@ -248,7 +251,7 @@ fn without_guards_or_enough_relays_the_error_says_so() {
     let mut error = |relays: Vec<ConsensusRelay>| {
         let consensus = consensus(relays);
         let guards = sample(&consensus, &mut rng);
-        choose(&consensus, &guards, &Requirement::three_hops(Purpose::Streams), &[], Instant::START, &mut rng)
+        choose(&(&consensus).into(), &guards, &Requirement::three_hops(Purpose::Streams), &[], Instant::START, &mut rng)
             .unwrap_err()
     };
     assert_eq!(error(vec![no_guard]), PathError::NoGuard);

@@ -1,0 +1,97 @@
+//! Channels by which volunteers are reached.
+
+use super::*;
+
+const VOLUNTEER: u8 = 1;
+const GATEWAY: u8 = 2;
+
+fn volunteer() -> Node {
+    Node::new(LocalRole::Volunteer(key(VOLUNTEER)))
+}
+
+/// A volunteer that has dialled a gateway.
+fn reached(parameters: ChannelParameters) -> Pair {
+    let gateway = Node::with(LocalRole::Relay(key(GATEWAY)), parameters);
+    let mut pair = Pair::new(volunteer(), gateway);
+    pair.link(1, key(GATEWAY).id());
+    pair.settle();
+    assert!(pair.a.open().is_some() && pair.b.open().is_some());
+    pair
+}
+
+fn says_reach(node: &Node) -> Option<bool> {
+    node.events.iter().find_map(|event| match event {
+        ChannelEvent::Open { reach, .. } => Some(*reach),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_volunteer_is_reached_over_the_channel_that_it_dialled_until_that_closes() {
+    let mut pair = reached(ChannelParameters::default());
+    let channel = ChannelId(LinkId(1));
+    assert_eq!((says_reach(&pair.a), says_reach(&pair.b)), (Some(false), Some(true)));
+    assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
+    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
+    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled never asks to be reached");
+    pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
+    assert_eq!(pair.b.channels.volunteers(), []);
+    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
+}
+
+#[test]
+fn a_relay_that_can_be_dialled_and_a_client_are_no_volunteers() {
+    for role in [LocalRole::Relay(key(VOLUNTEER)), LocalRole::Anonymous] {
+        let mut pair = Pair::new(Node::new(role), Node::relay(GATEWAY));
+        pair.link(1, key(GATEWAY).id());
+        pair.settle();
+        assert_eq!(says_reach(&pair.b), Some(false));
+        assert_eq!(pair.b.channels.volunteers(), []);
+        assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
+    }
+}
+
+#[test]
+fn a_volunteer_takes_no_link_that_another_dialled() {
+    let mut pair = Pair::new(Node::relay(GATEWAY), volunteer());
+    pair.link(1, key(VOLUNTEER).id());
+    pair.settle();
+    assert_eq!(pair.b.open(), None);
+    assert!(pair.closed.contains(&LinkId(1)));
+}
+
+#[test]
+fn beyond_its_caps_a_gateway_takes_a_volunteer_for_a_relay_like_any() {
+    for parameters in [
+        ChannelParameters { volunteers: 0, ..ChannelParameters::default() },
+        ChannelParameters { volunteers_per_source: 0, ..ChannelParameters::default() },
+    ] {
+        let pair = reached(parameters);
+        assert_eq!(says_reach(&pair.b), Some(false));
+        assert_eq!(pair.b.channels.volunteers(), []);
+    }
+}
+
+#[test]
+fn an_idle_channel_stays_while_both_ends_keep_it() {
+    let mut pair = reached(ChannelParameters::default());
+    let channel = ChannelId(LinkId(1));
+    pair.a.channels.keep(channel, true);
+    pair.pass(Duration::from_secs(3600));
+    assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (1, 1));
+    pair.a.channels.keep(channel, false);
+    pair.pass(Duration::from_secs(200));
+    assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (0, 0), "what its volunteer no longer keeps closes");
+}
+
+#[test]
+fn at_the_cap_of_channels_no_volunteer_s_gives_way() {
+    let mut pair = reached(ChannelParameters { channels: 2, ..ChannelParameters::default() });
+    for number in 2..5 {
+        pair.now = pair.now.after(Duration::from_secs(1));
+        let link = LinkId(number);
+        pair.b.handle(pair.now, LinkEvent::Opened { link, opened: opened(None, 2, 1) }, &mut pair.rng);
+        pair.b.collect(pair.now);
+    }
+    assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
+}

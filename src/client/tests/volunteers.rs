@@ -1,0 +1,197 @@
+//! Circuits over volunteers, who come and go.
+
+use super::*;
+use crate::{
+    directory::{Volunteer, fixture, gateway_ranking},
+    relay::Reach,
+};
+
+/// Volunteers are numbered from here on.
+const FIRST: u16 = 100;
+
+impl Net {
+    /// A volunteer that joins the network, as the list will name it.
+    fn volunteer(&mut self, number: u16, engines: Vec<EngineName>) -> (NodeId, Volunteer) {
+        let address = format!("10.9.8.{}:1", number - FIRST + 1).parse().unwrap();
+        let node = self.world.add_node(address, false);
+        let keyring = OnionKeyring::new(OnionSecret::generate(self.world.rng()), None);
+        let delegate = !engines.is_empty();
+        let parameters = RelayParameters { reach: Reach::Gateways, delegate, ..RelayParameters::default() };
+        let mut relay = Relay::new(Arc::new(key(number)), keyring, parameters);
+        let consensus = self.consensus();
+        let seed = [u8::try_from(number - FIRST).unwrap(); 32];
+        relay.set_consensus(Arc::clone(&consensus));
+        relay.set_seed(seed);
+        let mut profile = fixture::volunteer_profile(number);
+        profile.onion_key = relay.onion_key();
+        profile.offer.engines = engines;
+        let gateways = gateway_ranking(&seed, &profile.identity, &consensus)[..3].to_vec();
+        let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new() };
+        self.world.place(node, Party::Relay(Box::new(party)));
+        self.world.with(node, |_, _, _| ());
+        (node, Volunteer { profile, gateways })
+    }
+
+    /// `count` volunteers, with channels to their gateways.
+    fn volunteers(&mut self, count: u16) -> Vec<(NodeId, Volunteer)> {
+        let joined = (FIRST..FIRST + count).map(|number| self.volunteer(number, Vec::new())).collect();
+        self.pass(2);
+        joined
+    }
+
+    fn list(&mut self, volunteers: impl IntoIterator<Item = Volunteer>) {
+        let list = Arc::new(fixture::volunteers(volunteers));
+        self.client(|party, now, _| party.client.set_volunteers(now, NOW, list));
+    }
+
+    /// The middle of a circuit under each of `isolations`.
+    fn middles(&mut self, isolations: core::ops::Range<u8>) -> Vec<RelayId> {
+        let middle = |isolation| {
+            let stream = self.connected(isolation);
+            self.path_of(stream)[1]
+        };
+        isolations.map(middle).collect()
+    }
+}
+
+fn with_share(mut net: Net, percent: u64) -> Net {
+    let parameters = Parameters::default().with("path.volunteer-share", percent).unwrap();
+    let consensus = Arc::new(consensus_at(NOW, net.listed.clone(), &parameters).0);
+    net.client(|party, now, rng| party.client.set_consensus(now, NOW, consensus, rng));
+    net
+}
+
+/// Every public relay is a gateway of some volunteer, with so many.
+const MANY: u16 = 16;
+
+#[test]
+fn volunteers_are_middles_as_often_as_the_consensus_says() {
+    for (percent, expected) in [(0, 0..=0), (50, 8..=32), (100, 38..=40)] {
+        let mut net = with_share(Net::new(40, 2), percent);
+        let joined = net.volunteers(MANY);
+        net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
+        let middles = net.middles(0..40);
+        let over = middles.iter().filter(|middle| joined.iter().any(|(_, it)| it.identity() == **middle)).count();
+        assert!(expected.contains(&over), "{over} of 40 at {percent} %");
+    }
+}
+
+#[test]
+fn a_volunteer_stands_behind_a_gateway_of_its_own_and_carries_bytes() {
+    let mut net = with_share(Net::new(41, 2), 100);
+    let joined = net.volunteers(MANY);
+    net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
+    for isolation in 0..10 {
+        let stream = net.connected(isolation);
+        let path = net.path_of(stream);
+        if let Some((_, volunteer)) = joined.iter().find(|(_, it)| it.identity() == path[1]) {
+            assert!(volunteer.gateways.contains(&path[0]));
+        }
+        net.client(|party, now, _| assert_eq!(party.client.write(now, stream, &[7; 5000]), 5000));
+        net.wait(5, |party| (party.seen(stream).bytes.len() == 5000).then_some(()));
+    }
+}
+
+#[test]
+fn volunteers_that_went_unnoticed_cost_no_request() {
+    for seed in 300..320 {
+        let mut net = with_share(Net::new(seed, 2), 100);
+        let joined = net.volunteers(MANY);
+        net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
+        // Two thirds of them go; nobody tells the client.
+        for (node, _) in joined.iter().skip(5) {
+            net.world.vanish(*node);
+        }
+        net.pass(5);
+        for isolation in 0..10 {
+            let (began, stream) = (net.world.now(), net.open(isolation));
+            let connected = net.wait(5, |party| party.seen(stream).connected);
+            let took = connected.since(began);
+            assert!(took < Duration::from_millis(500), "{took:?}: no time-out was waited for; seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_request_succeeds_also_while_nobody_has_noticed_that_the_volunteer_is_gone() {
+    for seed in 320..330 {
+        let mut net = with_share(Net::new(seed, 2), 100);
+        let joined = net.volunteers(MANY);
+        net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
+        for (node, _) in &joined {
+            net.world.vanish(*node);
+        }
+        let (began, stream) = (net.world.now(), net.open(1));
+        let connected = net.wait(30, |party| party.seen(stream).connected);
+        assert!(connected.since(began) < Duration::from_secs(10), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_list_that_has_expired_is_not_used() {
+    let mut net = with_share(Net::new(42, 2), 100);
+    let joined = net.volunteers(MANY);
+    net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
+    net.pass(fixture::LIST_VALID);
+    let circuits: Vec<_> = net.client(|party, _, _| party.client.circuits.keys().copied().collect());
+    net.client(|party, _, _| circuits.iter().for_each(|circuit| party.client.close_circuit(*circuit)));
+    net.pass(1);
+    let middles = net.middles(0..10);
+    assert!(!middles.iter().any(|middle| joined.iter().any(|(_, it)| it.identity() == *middle)));
+}
+
+#[test]
+fn a_guard_that_calls_every_volunteer_gone_ends_up_with_public_middles() {
+    let mut net = with_share(Net::new(43, 2), 100);
+    // Listed, but nobody is there.
+    let listed = (FIRST..FIRST + MANY).map(|number| {
+        let gateways: Vec<u16> = (1..=RELAYS).collect();
+        fixture::listed_volunteer(number, &gateways[usize::from(number) % 5..][..3])
+    });
+    let listed: Vec<_> = listed.collect();
+    net.list(listed);
+    for isolation in 0..20 {
+        let stream = net.connected(isolation);
+        let middle = net.path_of(stream)[1];
+        assert!(net.relays.contains_key(&middle));
+    }
+    let now = net.world.now();
+    let guards = net.client(|party, _, _| party.client.gone.doubted(now));
+    assert_eq!(guards.len(), 1, "and is no longer asked");
+}
+
+#[test]
+fn a_client_can_hold_to_one_middle_and_has_no_circuit_without_it() {
+    let mut net = Net::new(44, 2);
+    let joined = net.volunteers(2);
+    let (node, volunteer) = joined[0].clone();
+    net.client(|party, _, _| party.client.parameters.middle = Some(volunteer.identity()));
+    net.list(joined.into_iter().map(|(_, volunteer)| volunteer));
+    net.give_consensus(NOW);
+    assert!(net.middles(0..5).iter().all(|middle| *middle == volunteer.identity()));
+    net.world.vanish(node);
+    net.pass(10);
+    let stream = net.open(9);
+    net.closed(stream, 60);
+}
+
+#[test]
+fn a_volunteer_performs_searches_behind_one_of_its_gateways() {
+    let other = EngineName::parse("other").unwrap();
+    let mut net = Net::new(45, 2);
+    let joined: Vec<_> = (FIRST..FIRST + 3).map(|number| net.volunteer(number, vec![other.clone()]).1).collect();
+    net.pass(2);
+    net.list(joined.clone());
+    net.give_consensus(NOW);
+    for isolation in 0..6 {
+        let stream = net.client(|party, now, _| {
+            let delegation = Delegation::Search(other.clone());
+            party.client.delegate(now, delegation, Vec::new(), IsolationKey([isolation; 32]))
+        });
+        let (path, _) = net.wait(5, |party| party.seen(stream).delegated.clone());
+        let exit = joined.iter().find(|volunteer| volunteer.identity() == path[2]).expect("a volunteer");
+        assert!(exit.gateways.contains(&path[1]));
+        net.client(|party, now, _| assert_eq!(party.client.write(now, stream, b"query"), 5));
+        net.wait(5, |party| (party.seen(stream).bytes == b"query").then_some(()));
+    }
+}

@@ -1,0 +1,136 @@
+//! Paths over volunteers.
+
+use super::*;
+use crate::directory::{
+    Volunteer, VolunteerList,
+    fixture::{listed_volunteer, volunteers},
+};
+
+fn always() -> Consensus {
+    let relays = web_exits(1..=2).chain((3..=7).map(|number| listed(profile(number))));
+    let parameters = Parameters::default().with("path.volunteer-share", 100).unwrap();
+    consensus_at(NOW, relays, &parameters).0
+}
+
+/// Volunteers 21 to 27, each with one gateway, relays 1 to 7 by turns.
+fn one_each() -> VolunteerList {
+    volunteers((1..=7).map(|gateway| listed_volunteer(20 + gateway, &[gateway])))
+}
+
+fn relays<'a>(consensus: &'a Consensus, list: &'a VolunteerList) -> Relays<'a> {
+    Relays { volunteers: Some(list), ..consensus.into() }
+}
+
+fn streams(hops: u8) -> Requirement {
+    Requirement { hops, purpose: Purpose::Streams }
+}
+
+#[test]
+fn a_volunteer_stands_right_behind_its_gateway_and_nowhere_else() {
+    let (consensus, list, mut rng) = (always(), one_each(), rng());
+    let guards = sample(&consensus, &mut rng);
+    for hops in [2, 3, 4, 5] {
+        let path = choose(&relays(&consensus, &list), &guards, &streams(hops), &[], Instant::START, &mut rng).unwrap();
+        let is_volunteer = |hop: &RelayId| list.volunteer(hop).is_some();
+        let at: Vec<usize> = (0..path.hops().len()).filter(|at| is_volunteer(&path.hops()[*at])).collect();
+        assert_eq!(at, if hops == 2 { vec![] } else { vec![1] }, "seed {SEED}");
+        if hops > 2 {
+            assert_eq!(list.volunteer(&path.hops()[1]).unwrap().gateways, [path.hops()[0]]);
+        }
+        let (keys, volunteers) = path.clone().into_keys();
+        assert_eq!(volunteers.len(), at.len());
+        assert_eq!(keys.iter().map(|keys| keys.identity).collect::<Vec<_>>(), path.hops());
+    }
+}
+
+#[test]
+fn no_volunteer_stands_behind_a_guard_that_is_doubted_nor_one_to_avoid() {
+    let (consensus, list, mut rng) = (always(), one_each(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let doubted: Vec<RelayId> = (1..=7).map(id).collect();
+    let avoided: Vec<RelayId> = (21..=27).map(id).collect();
+    let doubting = Relays { doubted: &doubted, ..relays(&consensus, &list) };
+    for (relays, avoid) in [(doubting, &[][..]), (relays(&consensus, &list), &avoided)] {
+        let path = choose(&relays, &guards, &streams(3), avoid, Instant::START, &mut rng).unwrap();
+        assert!(list.volunteer(&path.hops()[1]).is_none());
+    }
+}
+
+#[test]
+fn a_volunteer_is_of_its_family_and_its_operator() {
+    let (consensus, mut rng) = (always(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let mut exit = consensus.relay(&id(1)).unwrap().profile.clone();
+    exit.operator = "one".into();
+    let others = (3..=7).map(|number| listed(profile(number)));
+    let parameters = Parameters::default().with("path.volunteer-share", 100).unwrap();
+    let consensus = consensus_at(NOW, [listed(exit)].into_iter().chain(others), &parameters).0;
+    let operated = |number: u16| {
+        let mut volunteer = listed_volunteer(number, &[number - 20]);
+        volunteer.profile.operator = "one".into();
+        volunteer
+    };
+    let list = volunteers((21..=27).map(operated));
+    let path = choose(&relays(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+    assert!(list.volunteer(&path.hops()[1]).is_none(), "the exit is of the same operator");
+}
+
+#[test]
+fn what_must_be_the_middle_is_it_or_there_is_no_path() {
+    let (consensus, list, mut rng) = (always(), one_each(), rng());
+    let guards = sample(&consensus, &mut rng);
+    for (number, guard) in [(23, Some(3)), (25, Some(5)), (6, None)] {
+        let relays = Relays { middle: Some(id(number)), ..relays(&consensus, &list) };
+        for _ in 0..20 {
+            let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+            assert_eq!(path.hops()[1], id(number));
+            assert!(guard.is_none_or(|guard| path.hops()[0] == id(guard)));
+        }
+    }
+    let nobody = Relays { middle: Some(id(99)), ..relays(&consensus, &list) };
+    let error = choose(&nobody, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap_err();
+    assert_eq!(error, PathError::TooFewRelays);
+}
+
+#[test]
+fn a_middle_that_is_gone_is_replaced_and_the_others_stay() {
+    let (consensus, mut rng) = (always(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let guard = choose(&(&consensus).into(), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap().hops()[0];
+    let guard = (1..=7).find(|number| id(*number) == guard).unwrap();
+    let list = volunteers((21..=40).map(|number| listed_volunteer(number, &[guard])));
+    let relays = relays(&consensus, &list);
+    for volunteers in [true, false] {
+        let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+        let (keys, _) = path.clone().into_keys();
+        let gone = path.hops()[1];
+        let other = replace(&relays, &keys, 1, volunteers, &[gone], &mut rng).unwrap().hops();
+        assert_eq!([other[0], other[2]], [path.hops()[0], path.hops()[2]]);
+        assert!(!path.hops().contains(&other[1]));
+        assert_eq!(list.volunteer(&other[1]).is_some(), volunteers);
+        for position in [0, 2, 3] {
+            assert_eq!(replace(&relays, &keys, position, true, &[], &mut rng), None);
+        }
+    }
+}
+
+#[test]
+fn a_volunteer_that_performs_requests_stands_last_behind_its_gateway() {
+    let (consensus, mut rng) = (always(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let engine = crate::delegated::EngineName::parse("engine").unwrap();
+    let searching = |number: u16, gateways: &[u16]| {
+        let mut volunteer: Volunteer = listed_volunteer(number, gateways);
+        volunteer.profile.offer.engines = vec![engine.clone()];
+        volunteer
+    };
+    let list = volunteers([searching(21, &[5, 6]), searching(22, &[7])]);
+    let purpose = Purpose::Delegated(Delegation::Search(engine.clone()));
+    for _ in 0..50 {
+        let requirement = Requirement::three_hops(purpose.clone());
+        let relays = relays(&consensus, &list);
+        let path = choose(&relays, &guards, &requirement, &[], Instant::START, &mut rng).unwrap().hops();
+        assert!(list.volunteer(&path[2]).unwrap().gateways.contains(&path[1]), "seed {SEED}");
+        assert!(path[0] != path[1]);
+    }
+}

@@ -1,0 +1,96 @@
+//! What a hop of a path may be: a relay of the consensus, or a volunteer.
+
+use crate::{
+    base::RelayId,
+    delegated::Offer,
+    directory::{Consensus, ConsensusRelay, Volunteer, VolunteerList},
+    handshake::RelayKeys,
+};
+
+/// What paths are chosen from.
+#[derive(Clone, Copy)]
+pub struct Relays<'a> {
+    /// The relays that can be dialled.
+    pub consensus: &'a Consensus,
+    /// The volunteers, while there is a list that counts.
+    pub volunteers: Option<&'a VolunteerList>,
+    /// What must stand right behind the guard, be it a volunteer or not: for tests and measurements, since it shows.
+    pub middle: Option<RelayId>,
+    /// Guards behind which no volunteer is to stand.
+    pub doubted: &'a [RelayId],
+}
+
+impl<'a> From<&'a Consensus> for Relays<'a> {
+    /// No volunteers.
+    fn from(consensus: &'a Consensus) -> Self {
+        Self { consensus, volunteers: None, middle: None, doubted: &[] }
+    }
+}
+
+impl<'a> Relays<'a> {
+    /// The relay or volunteer with this identity.
+    pub(crate) fn hop(&self, identity: &RelayId) -> Option<Hop<'a>> {
+        let volunteer = || self.volunteers.and_then(|list| list.volunteer(identity)).map(Hop::Volunteer);
+        self.consensus.relay(identity).map(Hop::Listed).or_else(volunteer)
+    }
+
+    pub(super) fn volunteers(&self) -> impl Iterator<Item = &'a Volunteer> {
+        self.volunteers.into_iter().flat_map(VolunteerList::volunteers)
+    }
+}
+
+/// A relay that may stand on a path.
+#[derive(Clone, Copy)]
+pub(crate) enum Hop<'a> {
+    /// One that can be dialled.
+    Listed(&'a ConsensusRelay),
+    /// One that its gateways reach.
+    Volunteer(&'a Volunteer),
+}
+
+impl<'a> Hop<'a> {
+    pub(crate) const fn identity(&self) -> RelayId {
+        match self {
+            Self::Listed(relay) => relay.identity(),
+            Self::Volunteer(volunteer) => volunteer.identity(),
+        }
+    }
+
+    pub(crate) fn keys(&self) -> RelayKeys {
+        match self {
+            Self::Listed(relay) => relay.keys(),
+            Self::Volunteer(volunteer) => volunteer.keys(),
+        }
+    }
+
+    pub(crate) const fn offer(&self) -> &'a Offer {
+        match self {
+            Self::Listed(relay) => &relay.profile.offer,
+            Self::Volunteer(volunteer) => &volunteer.profile.offer,
+        }
+    }
+
+    /// Relays that it says are under the same control, and who runs it.
+    pub(super) fn kin(&self) -> (&'a [RelayId], &'a str) {
+        match self {
+            Self::Listed(relay) => (&relay.profile.family, &relay.profile.operator),
+            Self::Volunteer(volunteer) => (&volunteer.profile.family, &volunteer.profile.operator),
+        }
+    }
+
+    /// How often to choose it, relative to others of its sort.
+    pub(super) fn weight(&self) -> u64 {
+        match self {
+            Self::Listed(relay) => relay.weight.into(),
+            Self::Volunteer(_) => 1,
+        }
+    }
+
+    /// Whether `before` can extend a circuit to it.
+    pub(super) fn follows(&self, before: &Hop<'_>) -> bool {
+        match self {
+            Self::Listed(_) => true,
+            Self::Volunteer(volunteer) => volunteer.gateways.contains(&before.identity()),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! A volunteer's gateways: the relays over whose channels circuits reach it (`proto/07-directory.md` §9).
+//!
+//! Which they are follows from a ranking that the volunteer has no say in. It keeps channels to the first three that it
+//! can reach, and tries no further than the eighth, for no authority takes the word of those behind.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use crate::{
+    base::{Instant, RelayId},
+    channel::{ChannelId, Channels},
+    directory::{Consensus, KnownRelays, gateway_ranking},
+};
+
+/// Gateways that a volunteer keeps.
+const KEPT: usize = 3;
+/// How far down the ranking it looks.
+const RANKED: usize = 8;
+/// After a failed dial, or a channel that was lost, until the relay is tried again, doubled each time.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// How it stands with a relay of the ranking.
+#[derive(Clone, Copy)]
+enum Standing {
+    Dialled,
+    Open(ChannelId),
+    /// Not to be tried again before then.
+    Failed(Instant),
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    standing: Standing,
+    /// Dials that came to nothing, and channels that were lost, since a channel last stood for a while.
+    failures: u32,
+}
+
+/// What a volunteer knows of its gateways.
+#[derive(Default)]
+pub(super) struct Gateways {
+    seed: Option<[u8; 32]>,
+    /// The relays that may be gateways, the first first.
+    ranking: Vec<RelayId>,
+    /// Those of them that were tried.
+    tried: BTreeMap<RelayId, Candidate>,
+    /// Dials may be due.
+    replan: bool,
+    /// The set of open ones has changed since it was last asked.
+    changed: bool,
+}
+
+impl Gateways {
+    /// Takes up what the ranking follows from.
+    pub(super) fn set_seed(&mut self, own: &RelayId, seed: [u8; 32], consensus: Option<&Consensus>) {
+        if self.seed != Some(seed) {
+            self.seed = Some(seed);
+            self.rank(own, consensus);
+        }
+    }
+
+    /// Ranks anew, by a new seed or a new consensus.
+    pub(super) fn rank(&mut self, own: &RelayId, consensus: Option<&Consensus>) {
+        let (Some(seed), Some(consensus)) = (&self.seed, consensus) else { return };
+        self.ranking = gateway_ranking(seed, own, consensus);
+        self.ranking.truncate(RANKED);
+        self.replan = true;
+    }
+
+    /// The gateways whose channels are open, ascending.
+    pub(super) fn open(&self) -> Vec<RelayId> {
+        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.standing, Standing::Open(_)));
+        open.map(|(relay, _)| *relay).collect()
+    }
+
+    /// Whether the open ones have changed; once.
+    pub(super) fn take_changed(&mut self) -> bool {
+        core::mem::take(&mut self.changed)
+    }
+
+    /// A channel to a relay is open, be it for this or for a circuit.
+    pub(super) fn handle_open(&mut self, relay: &RelayId) {
+        self.replan |= self.tried.contains_key(relay);
+    }
+
+    /// A dial came to nothing.
+    pub(super) fn handle_failed(&mut self, now: Instant, relay: &RelayId) {
+        if let Some(candidate) = self.tried.get_mut(relay) {
+            let wait = FIRST_RETRY.saturating_mul(1 << candidate.failures.min(16)).min(LAST_RETRY);
+            candidate.failures = candidate.failures.saturating_add(1);
+            candidate.standing = Standing::Failed(now.after(wait));
+            self.replan = true;
+        }
+    }
+
+    /// A channel has closed.
+    pub(super) fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
+        let is_lost = |candidate: &Candidate| matches!(candidate.standing, Standing::Open(open) if open == channel);
+        let lost = self.tried.iter().find(|(_, candidate)| is_lost(candidate)).map(|(relay, _)| *relay);
+        if let Some(relay) = lost {
+            self.changed = true;
+            self.handle_failed(now, &relay);
+        }
+    }
+
+    /// Dials, keeps and lets go what is due.
+    pub(super) fn plan(&mut self, now: Instant, known: &KnownRelays, channels: &mut Channels) {
+        if !core::mem::take(&mut self.replan) && self.poll_timeout().is_none_or(|due| due > now) {
+            return;
+        }
+        self.let_go(channels);
+        let is_under_way = |candidate: &Candidate| !matches!(candidate.standing, Standing::Failed(_));
+        let mut lacking = KEPT.saturating_sub(self.tried.values().filter(|candidate| is_under_way(candidate)).count());
+        for relay in &self.ranking {
+            let tried = self.tried.get(relay).copied();
+            let due = match tried.map(|candidate| candidate.standing) {
+                None => lacking > 0,
+                Some(Standing::Failed(until)) => lacking > 0 && until <= now,
+                // It may have opened meanwhile; asking again changes nothing else.
+                Some(Standing::Dialled) => true,
+                Some(Standing::Open(_)) => false,
+            };
+            let Some(listed) = known.relay(relay).filter(|_| due) else { continue };
+            if !tried.as_ref().is_some_and(is_under_way) {
+                lacking = lacking.saturating_sub(1);
+            }
+            let standing = match channels.connect(now, &listed.dial_target()) {
+                Some(channel) => {
+                    channels.keep(channel, true);
+                    self.changed = true;
+                    Standing::Open(channel)
+                }
+                None => Standing::Dialled,
+            };
+            let failures = tried.map_or(0, |candidate| candidate.failures);
+            self.tried.insert(*relay, Candidate { standing, failures });
+        }
+    }
+
+    /// Lets go the relays that are no longer ranked.
+    fn let_go(&mut self, channels: &mut Channels) {
+        let Self { ranking, tried, changed, .. } = self;
+        tried.retain(|relay, candidate| {
+            let ranked = ranking.contains(relay);
+            if let (false, Standing::Open(channel)) = (ranked, candidate.standing) {
+                channels.keep(channel, false);
+                *changed = true;
+            }
+            ranked
+        });
+    }
+
+    /// When [`Self::plan`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let retry = |candidate: &Candidate| match candidate.standing {
+            Standing::Failed(until) => Some(until),
+            Standing::Dialled | Standing::Open(_) => None,
+        };
+        let under_way = self.tried.values().filter(|candidate| retry(candidate).is_none()).count();
+        if under_way >= KEPT { None } else { self.tried.values().filter_map(retry).min() }
+    }
+}

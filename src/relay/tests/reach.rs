@@ -1,0 +1,187 @@
+//! Volunteers: at the gateway that reaches them, and at the volunteer itself.
+
+use super::*;
+
+/// Stands in no consensus.
+const VOLUNTEER: u16 = 77;
+
+fn volunteer(bench: &mut Bench) -> LinkId {
+    bench.join(LocalRole::Volunteer(Arc::new(fixture::key(VOLUNTEER))), None)
+}
+
+/// What the relay says to the origin in the cells it sent over `link`.
+fn heard(bench: &mut Bench, link: LinkId, layers: &mut OriginLayers) -> Vec<RelayMessage> {
+    let cells = bench.cells(link).into_iter();
+    let messages = cells.map(|cell| {
+        assert_eq!(cell.command(), Command::Relay);
+        let mut body = cell.into_body();
+        let (_, length) = layers.open_backward(&mut body).unwrap();
+        RelayMessage::decode(&Bytes::copy_from_slice(&body[..length])).unwrap()
+    });
+    messages.collect()
+}
+
+fn changes(bench: &mut Bench) -> Vec<RelayEvent> {
+    core::iter::from_fn(|| bench.relay.poll_event()).collect()
+}
+
+#[test]
+fn a_circuit_is_extended_to_a_volunteer_over_the_channel_that_it_dialled() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, reached) = (bench.client(), volunteer(&mut bench));
+    assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
+    assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+    let creates = bench.cells(reached);
+    assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create]);
+    assert!(!creates[0].circuit().unwrap().of_dialler());
+    assert!(bench.dialled.is_empty());
+}
+
+#[test]
+fn a_volunteer_that_is_not_there_is_gone_and_the_circuit_goes_on_to_another() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    bench.extend(link, upper(1), &mut layers, relay_id(NEXT));
+    assert_eq!(bench.dialled, [relay_id(NEXT)]);
+    let next = bench.next();
+    assert_eq!(bench.commands(next), [Command::Create]);
+    assert_eq!(bench.circuits(), 1);
+}
+
+#[test]
+fn a_relay_that_dials_like_any_other_is_not_extended_to_unless_it_is_listed() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    let other = bench.join(LocalRole::Relay(Arc::new(fixture::key(VOLUNTEER))), None);
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    assert_eq!(bench.cells(other), []);
+}
+
+#[test]
+fn the_fifth_relay_that_is_gone_ends_the_circuit() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    for _ in 0..4 {
+        bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+        assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    }
+    bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+    assert_eq!((bench.circuits(), bench.commands(link)), (0, vec![Command::Destroy]));
+}
+
+#[test]
+fn a_volunteer_that_goes_before_it_answers_is_gone_and_one_that_goes_later_ends_the_circuit() {
+    for answers in [false, true] {
+        let mut bench = Bench::new(RelayParameters::default());
+        let (link, reached) = (bench.client(), volunteer(&mut bench));
+        let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+        bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+        let create = bench.cells(reached).remove(0);
+        if answers {
+            let mut body = Box::new([0; BODY_LEN]);
+            body[..3].copy_from_slice(&[0, 1, 9]);
+            bench.send(reached, &Cell::new(create.circuit().unwrap(), Command::Created, body));
+            let fragment = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 1, 9]) };
+            assert_eq!(heard(&mut bench, link, &mut layers), [fragment]);
+        }
+        changes(&mut bench);
+        let event = LinkEvent::Closed { link: reached, reason: crate::base::LinkClose::TimedOut };
+        bench.relay.handle_link(bench.now, event, &mut bench.rng);
+        bench.settle();
+        assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
+        if answers {
+            assert_eq!((bench.circuits(), bench.commands(link)), (0, vec![Command::Destroy]));
+        } else {
+            assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+            assert_eq!(bench.circuits(), 1);
+        }
+    }
+}
+
+/// A volunteer that knows the bench's consensus, and its ranking.
+fn gateways_of_own(bench: &mut Bench) -> Vec<RelayId> {
+    let parameters = RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() };
+    *bench = Bench::new(parameters);
+    bench.relay.set_seed([9; 32]);
+    let consensus = fixture::consensus((1..=9).map(|number| fixture::listed(fixture::profile(number))));
+    crate::directory::gateway_ranking(&[9; 32], &bench.relay.identity(), &consensus)
+}
+
+fn answer_dial(bench: &mut Bench, relay: RelayId) {
+    let number = (1..=9).find(|number| relay_id(*number) == relay).unwrap();
+    bench.join(LocalRole::Relay(Arc::new(fixture::key(number))), Some(relay));
+}
+
+#[test]
+fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let ranking = gateways_of_own(&mut bench);
+    bench.settle();
+    assert_eq!(bench.dialled, ranking[..3]);
+    assert!(!ranking.contains(&bench.relay.identity()));
+    for relay in &ranking[..3] {
+        answer_dial(&mut bench, *relay);
+    }
+    let mut expected = ranking[..3].to_vec();
+    expected.sort_unstable();
+    assert_eq!(bench.relay.gateways(), expected);
+    assert!(changes(&mut bench).contains(&RelayEvent::GatewaysChanged));
+    for _ in 0..60 {
+        for link in 1..=3 {
+            bench.send(LinkId(link), &Cell::padding());
+        }
+        bench.pass(Duration::from_secs(60));
+    }
+    assert_eq!((bench.relay.gateways(), bench.dialled.len()), (expected, 3), "idle, and kept");
+}
+
+#[test]
+fn a_gateway_that_fails_is_replaced_by_the_next_ranked_and_none_behind_the_eighth_is_tried() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let ranking = gateways_of_own(&mut bench);
+    bench.settle();
+    answer_dial(&mut bench, ranking[0]);
+    for relay in &ranking[1..3] {
+        let event = LinkEvent::DialFailed { relay: *relay, error: crate::base::DialError::TimedOut };
+        bench.relay.handle_link(bench.now, event, &mut bench.rng);
+    }
+    bench.settle();
+    assert_eq!(bench.dialled, ranking[..5]);
+    // Whatever fails, however often.
+    for _ in 0..100 {
+        for relay in bench.dialled.split_off(0) {
+            assert!(ranking[..8].contains(&relay));
+            let event = LinkEvent::DialFailed { relay, error: crate::base::DialError::TimedOut };
+            bench.relay.handle_link(bench.now, event, &mut bench.rng);
+        }
+        bench.send(LinkId(1), &Cell::padding());
+        bench.pass(Duration::from_secs(2));
+    }
+    assert_eq!(bench.relay.gateways(), [ranking[0]]);
+}
+
+#[test]
+fn a_gateway_that_is_lost_is_dialled_again_or_replaced() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let ranking = gateways_of_own(&mut bench);
+    bench.settle();
+    for relay in &ranking[..3] {
+        answer_dial(&mut bench, *relay);
+    }
+    bench.dialled.clear();
+    let event = LinkEvent::Closed { link: LinkId(1), reason: crate::base::LinkClose::TimedOut };
+    bench.relay.handle_link(bench.now, event, &mut bench.rng);
+    bench.settle();
+    assert_eq!(bench.relay.gateways().len(), 2);
+    assert_eq!(bench.dialled, [ranking[3]]);
+    answer_dial(&mut bench, ranking[3]);
+    assert_eq!(bench.relay.gateways().len(), 3);
+}
