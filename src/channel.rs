@@ -229,4 +229,6 @@ struct Established {
     observed: Option<Redacted<SocketAddr>>,
     /// The other end asked to be reached over this channel, and may.
     reach: bool,
+    /// This end asked to be.
+    said_reach: bool,
 }

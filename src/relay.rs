@@ -45,7 +45,7 @@ use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
-    directory::{Consensus, KnownRelays},
+    directory::{Consensus, KnownRelays, Registration},
     flow::FlowParameters,
     handshake::OnionKeyring,
     wire::{Host, Service, Target},
@@ -245,11 +245,18 @@ impl Relay {
     pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
         self.gateways.rank(&self.identity, self.known.current());
+        self.channels.set_gateways(self.gateways.ranked());
     }
 
-    /// Of a volunteer: takes up what its registration drew, from which it follows which relays are to be its gateways.
-    pub fn set_seed(&mut self, seed: [u8; 32]) {
-        self.gateways.set_seed(&self.identity, seed, self.known.current());
+    /// Of a volunteer: takes up what the directory answers to its registration: from the seed it follows which relays are to
+    /// be its gateways, and those that the directory has not heard of give way to others.
+    pub fn handle_registration(&mut self, now: Instant, registration: &Registration) {
+        self.gateways.set_seed(&self.identity, registration.seed, self.known.current());
+        self.channels.set_gateways(self.gateways.ranked());
+        let interval = self.known.current().map(|consensus| consensus.parameters().volunteer_interval());
+        if let Some(interval) = interval {
+            self.gateways.confirm(now, &registration.gateways, interval, &mut self.channels);
+        }
     }
 
     /// Of a volunteer: its gateways that can reach it now.

@@ -1,7 +1,7 @@
 //! All channels of a node.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::CryptoRng;
 
@@ -33,6 +33,8 @@ pub struct Channels {
     by_relay: BTreeMap<RelayId, ChannelId>,
     /// Dials under way, and when they are given up.
     dials: BTreeMap<RelayId, Instant>,
+    /// The relays that a volunteer asks to reach it.
+    gateways: BTreeSet<RelayId>,
     /// Links whose handshake is not done.
     handshakes: usize,
     /// Channels that may have something to send, in turn.
@@ -54,6 +56,7 @@ impl Channels {
             channels: BTreeMap::new(),
             by_relay: BTreeMap::new(),
             dials: BTreeMap::new(),
+            gateways: BTreeSet::new(),
             handshakes: 0,
             sendable: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -74,8 +77,8 @@ impl Channels {
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
                 let source = channel.source();
-                // Only a handshake asks.
-                let gateway = !was_open && self.takes_volunteer(source);
+                // Only a HELLO asks.
+                let gateway = channel.is_greeting() && self.takes_volunteer(source);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let outcome = channel.handle_message(now, lane, message, gateway, &mut self.events);
                 let freed = was_queued.saturating_sub(channel.queue().len());
@@ -189,14 +192,25 @@ impl Channels {
     /// Whether a volunteer is at the other end of an open channel, and this node its gateway.
     #[must_use]
     pub fn reaches(&self, channel: ChannelId) -> bool {
-        let established = self.channels.get(&channel).and_then(Channel::established);
-        established.is_some_and(|established| established.reach)
+        self.channels.get(&channel).is_some_and(|channel| channel.established().is_some() && channel.reaches())
     }
 
     /// The volunteers that this node reaches, ascending.
     #[must_use]
     pub fn volunteers(&self) -> Vec<RelayId> {
         self.by_relay.iter().filter(|(_, channel)| self.reaches(**channel)).map(|(volunteer, _)| *volunteer).collect()
+    }
+
+    /// Of a volunteer: names the relays that are to reach it over the channels that it dials from now on.
+    pub fn set_gateways(&mut self, gateways: BTreeSet<RelayId>) {
+        self.gateways = gateways;
+    }
+
+    /// Whether the other end of an open channel was asked to reach this one over it.
+    #[must_use]
+    pub fn is_to_reach(&self, channel: ChannelId) -> bool {
+        let established = self.channels.get(&channel).and_then(Channel::established);
+        established.is_some_and(|established| established.said_reach)
     }
 
     /// Keeps an open channel when it carries no circuit, or no longer.
@@ -301,9 +315,8 @@ impl Channels {
 
     /// Whether this node may be the gateway of one more volunteer at `source`.
     fn takes_volunteer(&self, source: Source) -> bool {
-        let reached = self.channels.values().filter(|channel| channel.established().is_some_and(|open| open.reach));
         let (mut all, mut of_source) = (0_usize, 0_usize);
-        for channel in reached {
+        for channel in self.channels.values().filter(|channel| channel.reaches()) {
             all = all.saturating_add(1);
             of_source = of_source.saturating_add(usize::from(channel.source() == source));
         }
@@ -323,7 +336,9 @@ impl Channels {
             self.outbox.push_back(Transmit::Close(link));
             return;
         }
-        let channel = Channel::new(now, link, opened, self.role.clone(), rng);
+        let volunteer = matches!(self.role, LocalRole::Volunteer(_));
+        let reach = volunteer && opened.dialled.is_some_and(|relay| self.gateways.contains(&relay));
+        let channel = Channel::new(now, link, opened, self.role.clone(), reach, rng);
         self.channels.insert(ChannelId(link), channel);
         self.handshakes = self.handshakes.saturating_add(1);
         self.want_sweep(now);
@@ -338,14 +353,20 @@ impl Channels {
             return;
         };
         let rival = self.by_relay.get(&peer).and_then(|rival| self.channels.get(rival));
+        let reaches = new.reaches();
         let keeps_rival = rival.is_some_and(|rival| {
             let rival_ours = rival.established().is_some_and(|established| established.dialler);
             let at_once = new.since().since(rival.since()) < AT_ONCE;
             let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
-            at_once && rival_ours != ours && rival_ours == ours_stays
+            let rival_reaches = rival.reaches() && !reaches;
+            rival_reaches || (at_once && rival_ours != ours && rival_ours == ours_stays)
         });
-        if !keeps_rival {
-            self.by_relay.insert(peer, id);
+        if keeps_rival {
+            return;
+        }
+        // Of two channels to a volunteer one is enough.
+        if let Some(rival) = self.by_relay.insert(peer, id).and_then(|rival| self.channels.get_mut(&rival)) {
+            rival.kept = false;
         }
     }
 

@@ -25,19 +25,12 @@ pub enum LocalRole {
     Anonymous,
     /// A relay that others can dial: always proves its identity, dialling or dialled.
     Relay(Arc<IdentityKey>),
-    /// A relay that nobody can dial: always proves its identity, and asks to be reached over the channels that it dials.
+    /// A relay that nobody can dial: always proves its identity, and asks those who are to be its gateways to reach it over
+    /// the channels that it dials ([`Channels::set_gateways`](super::Channels::set_gateways)).
     Volunteer(Arc<IdentityKey>),
 }
 
 impl LocalRole {
-    /// What its HELLO says of it.
-    const fn capabilities(&self) -> u64 {
-        match self {
-            Self::Anonymous | Self::Relay(_) => 0,
-            Self::Volunteer(_) => REACH,
-        }
-    }
-
     /// The identity this end proves, if it does.
     #[must_use]
     pub fn identity(&self) -> Option<RelayId> {
@@ -71,13 +64,13 @@ pub(super) enum Greeted {
 }
 
 impl Greeting {
-    /// Begins on a link that has just opened; gives our HELLO beside.
-    pub(super) fn start(role: LocalRole, opened: LinkOpened, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
+    /// Begins on a link that has just opened; gives our HELLO beside. `reach`: the other end is to reach us over it.
+    pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
         rng.fill_bytes(&mut nonce);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: role.capabilities(),
+            capabilities: if reach { REACH } else { 0 },
             identity: role.identity(),
             nonce,
             observed: Some(opened.peer_address.0),
@@ -119,6 +112,7 @@ impl Greeting {
         let established = Established {
             dialler: end == End::Dialler,
             peer: theirs.identity,
+            said_reach: self.hello.capabilities & REACH != 0,
             observed: theirs.observed.map(Redacted),
             reach: gateway && end == End::Dialled && theirs.identity.is_some() && theirs.capabilities & REACH != 0,
         };
@@ -131,6 +125,11 @@ impl Greeting {
 }
 
 impl Proving {
+    /// Whether the other end asked to be reached, and will be.
+    pub(super) const fn reach(&self) -> bool {
+        self.established.reach
+    }
+
     /// Takes the other end's PROOF.
     pub(super) fn handle_proof(self, message: &[u8]) -> Result<Established, ChannelError> {
         let signature = decode_proof(message)?;

@@ -76,10 +76,11 @@ impl Channel {
         link: LinkId,
         opened: LinkOpened,
         role: LocalRole,
+        reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
         let (dialled, source) = (opened.dialled, Source::of(opened.peer_address.0));
-        let (greeting, hello) = Greeting::start(role, opened, rng);
+        let (greeting, hello) = Greeting::start(role, opened, reach, rng);
         Self {
             id: ChannelId(link),
             dialled,
@@ -118,6 +119,20 @@ impl Channel {
         match &self.state {
             State::Open(established) => Some(established),
             _ => None,
+        }
+    }
+
+    /// Whether the other end's HELLO has not come yet.
+    pub(super) const fn is_greeting(&self) -> bool {
+        matches!(self.state, State::Greeting(..))
+    }
+
+    /// Whether the other end is, or is about to be, reached over it.
+    pub(super) const fn reaches(&self) -> bool {
+        match &self.state {
+            State::Proving(proving, _) => proving.reach(),
+            State::Open(established) => established.reach,
+            State::Greeting(..) | State::Ended => false,
         }
     }
 

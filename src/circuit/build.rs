@@ -116,8 +116,9 @@ impl Origin {
 
     /// The hop before answers that it has no such relay (`proto/05-relay-messages.md` §7).
     pub(super) fn handle_gone(&mut self, from: HopIndex) -> Result<(), CircuitError> {
+        let asked = self.extends.is_empty();
         match &self.state {
-            State::Building(building) if from.next() == Some(building.hop) && !building.reply.is_partial() => {
+            State::Building(building) if from.next() == Some(building.hop) && !building.reply.is_partial() && asked => {
                 let short = Short { hop: building.hop, hop_timeout: building.hop_timeout };
                 self.events.push_back(CircuitEvent::Gone { hop: short.hop });
                 self.state = State::Short(short);

@@ -277,6 +277,8 @@ impl Client {
     }
 
     /// A hop of a circuit in building is gone, as the hop before it says: another takes its place, a volunteer again only once.
+    /// Of a relay that can be dialled it may not be said, and a third time not at all: else a guard could go on until it likes
+    /// the middle. Then the build has failed.
     pub(super) fn handle_gone(&mut self, now: Instant, id: PooledId, hop: HopIndex, rng: &mut dyn CryptoRng) {
         let position = usize::from(hop.value()).saturating_sub(1);
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
@@ -284,6 +286,7 @@ impl Client {
         let volunteers = pooled.gone < MOST_GONE;
         let (path, guard) = (pooled.path.clone(), pooled.guard());
         let lost = path.get(position).map(|relay| relay.identity);
+        let credible = pooled.gone <= MOST_GONE && lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
         if let (Some(guard), true) = (guard, position == 1) {
             self.gone.handle_answer(now, guard, true);
         }
@@ -295,7 +298,7 @@ impl Client {
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
         let Stage::Circuit { origin, .. } = &mut pooled.stage else { return };
         // What must stand there by the client's settings has no substitute.
-        match other.filter(|_| self.parameters.middle.is_none()).map(Path::into_keys) {
+        match other.filter(|_| credible && self.parameters.middle.is_none()).map(Path::into_keys) {
             Some((keys, volunteers)) => {
                 if let Some(relay) = keys.get(position) {
                     origin.extend_to(now, *relay, rng);

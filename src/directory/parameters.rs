@@ -70,6 +70,8 @@ parameters! {
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
     /// Chance in percent that a circuit's middle is a volunteer, when one is reached over its guard.
     volunteer_share = "path.volunteer-share", 50, 0, 100;
+    /// Greatest chance in percent that a volunteer performs a delegated request which listed relays offer too.
+    volunteer_exit_share = "path.volunteer-exit-share", 10, 0, 100;
     /// Seconds from one volunteer list to the next.
     volunteer_interval_seconds = "volunteer.interval-seconds", 60, 1, 600;
     /// 1: relays with similar addresses may be on one path. For testnets.

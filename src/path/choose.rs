@@ -205,20 +205,33 @@ impl<'a> Choice<'a, '_> {
         rng: &mut R,
     ) -> Option<Path> {
         let mut path = vec![Hop::Listed(guard)];
-        let exits: Vec<_> = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid)).collect();
+        let exits = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid));
+        let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
         path.push(self.exit(&exits, rng)?);
         while path.len() < self.hops {
             let position = path.len().saturating_sub(1);
             path.insert(position, self.middle(&path, position, true, avoid, rng)?);
         }
-        let linked = path.iter().zip(path.iter().skip(1)).all(|(before, hop)| hop.follows(before));
-        linked.then(|| Path::of(&path))
+        Some(Path::of(&path))
+    }
+
+    /// Whether a path that begins like this can end at `exit`: a volunteer must not be able to name gateways that fit no guard,
+    /// and so move clients from one guard to the next.
+    fn leads_to(&self, path: &[Hop<'a>], exit: &Hop<'a>, avoid: &[RelayId]) -> bool {
+        let Hop::Volunteer(volunteer) = exit else { return true };
+        if self.hops == 2 {
+            return path.last().is_some_and(|guard| exit.follows(guard));
+        }
+        let gateways = volunteer.gateways.iter().filter_map(|gateway| self.relays.consensus.relay(gateway));
+        let with_exit: Vec<_> = path.iter().chain([exit]).copied().collect();
+        gateways.map(Hop::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
     }
 
     /// One of `exits`: by weight among those that are listed, by chance among volunteers.
     fn exit<R: CryptoRng + ?Sized>(&self, exits: &[Hop<'a>], rng: &mut R) -> Option<Hop<'a>> {
         let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, Hop::Listed(_)));
-        if !volunteers.is_empty() && (listed.is_empty() || self.volunteers_turn(rng)) {
+        let share = self.relays.consensus.parameters().volunteer_exit_share();
+        if listed.is_empty() || volunteers_turn(share, volunteers.len(), listed.len(), rng) {
             return one_in(&volunteers, rng);
         }
         pick(&listed, Hop::weight, rng)
@@ -235,28 +248,32 @@ impl<'a> Choice<'a, '_> {
     ) -> Option<Hop<'a>> {
         let (before, exit) = (path.get(position.checked_sub(1)?)?, path.last()?);
         // What comes before a volunteer at the end must be a gateway of its.
-        let before_exit = path.len().saturating_add(1) == self.hops;
+        let before_exit = position.saturating_add(2) == self.hops;
         let leads_on = |hop: &Hop<'a>| !before_exit || exit.follows(hop);
         let fits = |hop: &Hop<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_on(hop);
         if let Some(wanted) = self.relays.middle.filter(|_| position == 1) {
             return self.relays.hop(&wanted).filter(fits);
         }
+        let listed: Vec<_> = self.relays.consensus.relays().iter().map(Hop::Listed).filter(fits).collect();
         let doubted = self.relays.doubted.contains(&before.identity());
-        if volunteers && position == 1 && !doubted && self.volunteers_turn(rng) {
+        if volunteers && position == 1 && !doubted {
             let reached: Vec<_> = self.relays.volunteers().map(Hop::Volunteer).filter(fits).collect();
-            if let Some(volunteer) = one_in(&reached, rng) {
-                return Some(volunteer);
+            let share = self.relays.consensus.parameters().volunteer_share();
+            if volunteers_turn(share, reached.len(), listed.len(), rng) {
+                return one_in(&reached, rng);
             }
         }
         let share = ExitShare::of(self.relays.consensus);
-        let listed: Vec<_> = self.relays.consensus.relays().iter().map(Hop::Listed).filter(fits).collect();
         pick(&listed, |hop| share.weight(hop), rng)
     }
+}
 
-    /// Whether a volunteer is to have a place that one could have.
-    fn volunteers_turn<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> bool {
-        rng.random_range(0..100) < self.relays.consensus.parameters().volunteer_share()
-    }
+/// Whether one of so many volunteers is to have a place that one of so many listed relays could have: with `share` percent
+/// at most, and no more often than if all were as likely, so that few volunteers don't get much.
+fn volunteers_turn<R: CryptoRng + ?Sized>(share: u64, volunteers: usize, listed: usize, rng: &mut R) -> bool {
+    let all = volunteers.saturating_add(listed);
+    let part = volunteers.saturating_mul(10_000).checked_div(all).unwrap_or_default();
+    rng.random_range(0..10_000) < share.saturating_mul(100).min(u64::try_from(part).unwrap_or_default())
 }
 
 #[cfg(test)]

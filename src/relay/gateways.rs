@@ -4,7 +4,7 @@
 //! can reach, and tries no further than the eighth, for no authority takes the word of those behind.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     base::{Instant, RelayId},
@@ -19,12 +19,15 @@ const RANKED: usize = 8;
 /// After a failed dial, or a channel that was lost, until the relay is tried again, doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+/// An open gateway that the directory doesn't confirm for so many of its intervals is as good as none.
+const UNCONFIRMED_INTERVALS: u32 = 4;
 
 /// How it stands with a relay of the ranking.
 #[derive(Clone, Copy)]
 enum Standing {
     Dialled,
-    Open(ChannelId),
+    /// The channel, and since when the directory has not confirmed it.
+    Open(ChannelId, Option<Instant>),
     /// Not to be tried again before then.
     Failed(Instant),
 }
@@ -32,7 +35,7 @@ enum Standing {
 #[derive(Clone, Copy)]
 struct Candidate {
     standing: Standing,
-    /// Dials that came to nothing, and channels that were lost, since a channel last stood for a while.
+    /// Dials that came to nothing, and channels that were lost or of no use, since the directory last confirmed it.
     failures: u32,
 }
 
@@ -67,9 +70,34 @@ impl Gateways {
         self.replan = true;
     }
 
+    /// Takes up which gateways the directory has heard of, and gives up those that have long been open without.
+    pub(super) fn confirm(&mut self, now: Instant, confirmed: &[RelayId], interval: Duration, channels: &mut Channels) {
+        let patience = interval.saturating_mul(UNCONFIRMED_INTERVALS);
+        let mut useless = Vec::new();
+        for (relay, candidate) in &mut self.tried {
+            let Standing::Open(channel, unconfirmed) = &mut candidate.standing else { continue };
+            if confirmed.contains(relay) {
+                *unconfirmed = None;
+                candidate.failures = 0;
+            } else if now.since(*unconfirmed.get_or_insert(now)) >= patience {
+                useless.push((*relay, *channel));
+            }
+        }
+        for (relay, channel) in useless {
+            channels.keep(channel, false);
+            self.changed = true;
+            self.handle_failed(now, &relay);
+        }
+    }
+
+    /// The relays that are to be asked to reach this volunteer.
+    pub(super) fn ranked(&self) -> BTreeSet<RelayId> {
+        self.ranking.iter().copied().collect()
+    }
+
     /// The gateways whose channels are open, ascending.
     pub(super) fn open(&self) -> Vec<RelayId> {
-        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.standing, Standing::Open(_)));
+        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.standing, Standing::Open(..)));
         open.map(|(relay, _)| *relay).collect()
     }
 
@@ -95,7 +123,7 @@ impl Gateways {
 
     /// A channel has closed.
     pub(super) fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
-        let is_lost = |candidate: &Candidate| matches!(candidate.standing, Standing::Open(open) if open == channel);
+        let is_lost = |candidate: &Candidate| matches!(candidate.standing, Standing::Open(open, _) if open == channel);
         let lost = self.tried.iter().find(|(_, candidate)| is_lost(candidate)).map(|(relay, _)| *relay);
         if let Some(relay) = lost {
             self.changed = true;
@@ -118,17 +146,19 @@ impl Gateways {
                 Some(Standing::Failed(until)) => lacking > 0 && until <= now,
                 // It may have opened meanwhile; asking again changes nothing else.
                 Some(Standing::Dialled) => true,
-                Some(Standing::Open(_)) => false,
+                Some(Standing::Open(..)) => false,
             };
             let Some(listed) = known.relay(relay).filter(|_| due) else { continue };
             if !tried.as_ref().is_some_and(is_under_way) {
                 lacking = lacking.saturating_sub(1);
             }
             let standing = match channels.connect(now, &listed.dial_target()) {
+                // It was opened before the relay was one of the gateways, and closes when it is idle.
+                Some(channel) if !channels.is_to_reach(channel) => Standing::Failed(now.after(LAST_RETRY)),
                 Some(channel) => {
                     channels.keep(channel, true);
                     self.changed = true;
-                    Standing::Open(channel)
+                    Standing::Open(channel, Some(now))
                 }
                 None => Standing::Dialled,
             };
@@ -142,7 +172,7 @@ impl Gateways {
         let Self { ranking, tried, changed, .. } = self;
         tried.retain(|relay, candidate| {
             let ranked = ranking.contains(relay);
-            if let (false, Standing::Open(channel)) = (ranked, candidate.standing) {
+            if let (false, Standing::Open(channel, _)) = (ranked, candidate.standing) {
                 channels.keep(channel, false);
                 *changed = true;
             }
@@ -154,7 +184,7 @@ impl Gateways {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let retry = |candidate: &Candidate| match candidate.standing {
             Standing::Failed(until) => Some(until),
-            Standing::Dialled | Standing::Open(_) => None,
+            Standing::Dialled | Standing::Open(..) => None,
         };
         let under_way = self.tried.values().filter(|candidate| retry(candidate).is_none()).count();
         if under_way >= KEPT { None } else { self.tried.values().filter_map(retry).min() }

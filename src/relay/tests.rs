@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Redacted},
     channel::{LocalRole, Rate},
-    crypto::LayerKey,
+    crypto::{IdentityKey, LayerKey},
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
     onion::OriginLayers,
@@ -59,11 +59,21 @@ impl Bench {
         }
     }
 
+    /// A volunteer dials the relay, which is to be its gateway.
+    fn join_volunteer(&mut self, key: Arc<IdentityKey>) -> LinkId {
+        let mut channels = Channels::new(LocalRole::Volunteer(key), ChannelParameters::default());
+        channels.set_gateways(BTreeSet::from([self.keys.identity]));
+        self.join_channels(channels, None)
+    }
+
     /// A neighbour dials the relay, or is dialled by it.
     fn join(&mut self, role: LocalRole, relay_dials: Option<RelayId>) -> LinkId {
+        self.join_channels(Channels::new(role, ChannelParameters::default()), relay_dials)
+    }
+
+    fn join_channels(&mut self, mut channels: Channels, relay_dials: Option<RelayId>) -> LinkId {
         self.links += 1;
         let link = LinkId(self.links);
-        let mut channels = Channels::new(role, ChannelParameters::default());
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
         let opened = |dialled, local, peer| LinkEvent::Opened {
             link,

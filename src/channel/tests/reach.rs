@@ -6,7 +6,9 @@ const VOLUNTEER: u8 = 1;
 const GATEWAY: u8 = 2;
 
 fn volunteer() -> Node {
-    Node::new(LocalRole::Volunteer(key(VOLUNTEER)))
+    let mut node = Node::new(LocalRole::Volunteer(key(VOLUNTEER)));
+    node.channels.set_gateways(BTreeSet::from([key(GATEWAY).id()]));
+    node
 }
 
 /// A volunteer that has dialled a gateway.
@@ -34,6 +36,7 @@ fn a_volunteer_is_reached_over_the_channel_that_it_dialled_until_that_closes() {
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
     assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled never asks to be reached");
+    assert!(pair.a.channels.is_to_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
@@ -49,6 +52,46 @@ fn a_relay_that_can_be_dialled_and_a_client_are_no_volunteers() {
         assert_eq!(pair.b.channels.volunteers(), []);
         assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
     }
+}
+
+#[test]
+fn a_volunteer_asks_none_but_its_gateways_to_reach_it() {
+    let mut pair = Pair::new(volunteer(), Node::relay(3));
+    pair.link(1, key(3).id());
+    pair.settle();
+    assert_eq!(says_reach(&pair.b), Some(false));
+    assert!(!pair.a.channels.is_to_reach(ChannelId(LinkId(1))));
+}
+
+#[test]
+fn a_volunteer_that_dials_anew_is_reached_over_the_new_channel_and_the_old_one_closes_when_idle() {
+    let mut pair = reached(ChannelParameters { volunteers: 2, ..ChannelParameters::default() });
+    pair.pass(Duration::from_secs(30));
+    pair.link(2, key(GATEWAY).id());
+    pair.settle();
+    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    // A third goes beyond the cap: the one that reaches stays the one.
+    pair.pass(Duration::from_secs(30));
+    pair.link(3, key(GATEWAY).id());
+    pair.settle();
+    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    pair.a.channels.keep(ChannelId(LinkId(2)), true);
+    pair.pass(Duration::from_secs(1000));
+    assert_eq!(pair.b.channels.len(), 1);
+    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+}
+
+#[test]
+fn handshakes_under_way_count_for_the_cap_of_volunteers() {
+    let parameters = ChannelParameters { volunteers: 1, ..ChannelParameters::default() };
+    let mut pair = Pair::new(volunteer(), Node::with(LocalRole::Relay(key(GATEWAY)), parameters));
+    for number in 1..=3 {
+        pair.link(number, key(GATEWAY).id());
+    }
+    pair.settle();
+    assert_eq!(pair.b.channels.len(), 3);
+    let reaching = (1..=3).filter(|number| pair.b.channels.reaches(ChannelId(LinkId(*number)))).count();
+    assert_eq!(reaching, 1);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 const VOLUNTEER: u16 = 77;
 
 fn volunteer(bench: &mut Bench) -> LinkId {
-    bench.join(LocalRole::Volunteer(Arc::new(fixture::key(VOLUNTEER))), None)
+    bench.join_volunteer(Arc::new(fixture::key(VOLUNTEER)))
 }
 
 /// What the relay says to the origin in the cells it sent over `link`.
@@ -106,11 +106,15 @@ fn a_volunteer_that_goes_before_it_answers_is_gone_and_one_that_goes_later_ends_
     }
 }
 
+fn registration(gateways: &[RelayId]) -> Registration {
+    Registration { seed: [9; 32], gateways: gateways.to_vec() }
+}
+
 /// A volunteer that knows the bench's consensus, and its ranking.
 fn gateways_of_own(bench: &mut Bench) -> Vec<RelayId> {
     let parameters = RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() };
     *bench = Bench::new(parameters);
-    bench.relay.set_seed([9; 32]);
+    bench.relay.handle_registration(bench.now, &registration(&[]));
     let consensus = fixture::consensus((1..=9).map(|number| fixture::listed(fixture::profile(number))));
     crate::directory::gateway_ranking(&[9; 32], &bench.relay.identity(), &consensus)
 }
@@ -135,6 +139,7 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
     assert_eq!(bench.relay.gateways(), expected);
     assert!(changes(&mut bench).contains(&RelayEvent::GatewaysChanged));
     for _ in 0..60 {
+        bench.relay.handle_registration(bench.now, &registration(&expected));
         for link in 1..=3 {
             bench.send(LinkId(link), &Cell::padding());
         }
@@ -184,4 +189,24 @@ fn a_gateway_that_is_lost_is_dialled_again_or_replaced() {
     assert_eq!(bench.dialled, [ranking[3]]);
     answer_dial(&mut bench, ranking[3]);
     assert_eq!(bench.relay.gateways().len(), 3);
+}
+
+#[test]
+fn a_gateway_that_the_directory_never_hears_of_gives_way_to_the_next() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let ranking = gateways_of_own(&mut bench);
+    bench.settle();
+    for relay in &ranking[..3] {
+        answer_dial(&mut bench, *relay);
+    }
+    bench.dialled.clear();
+    for _ in 0..6 {
+        bench.relay.handle_registration(bench.now, &registration(&ranking[1..3]));
+        for link in 1..=3 {
+            bench.send(LinkId(link), &Cell::padding());
+        }
+        bench.pass(Duration::from_secs(60));
+    }
+    assert_eq!(bench.dialled.first(), Some(&ranking[3]));
+    assert!(!bench.relay.gateways().contains(&ranking[0]));
 }

@@ -17,7 +17,18 @@ fn one_each() -> VolunteerList {
     volunteers((1..=7).map(|gateway| listed_volunteer(20 + gateway, &[gateway])))
 }
 
-fn relays<'a>(consensus: &'a Consensus, list: &'a VolunteerList) -> Relays<'a> {
+/// The guard of whoever has this sample.
+fn guard_of(consensus: &Consensus, guards: &GuardSample, rng: &mut ChaCha20Rng) -> u16 {
+    let guard = choose(&consensus.into(), guards, &streams(2), &[], Instant::START, rng).unwrap().hops()[0];
+    (1..=7).find(|number| id(*number) == guard).unwrap()
+}
+
+/// So many volunteers behind `gateway` that listed relays have next to no turn.
+fn crowd(gateway: u16) -> VolunteerList {
+    volunteers((1000..4000).map(|number| listed_volunteer(number, &[gateway])))
+}
+
+fn relays_of<'a>(consensus: &'a Consensus, list: &'a VolunteerList) -> Relays<'a> {
     Relays { volunteers: Some(list), ..consensus.into() }
 }
 
@@ -27,10 +38,12 @@ fn streams(hops: u8) -> Requirement {
 
 #[test]
 fn a_volunteer_stands_right_behind_its_gateway_and_nowhere_else() {
-    let (consensus, list, mut rng) = (always(), one_each(), rng());
+    let (consensus, mut rng) = (always(), rng());
     let guards = sample(&consensus, &mut rng);
+    let list = crowd(guard_of(&consensus, &guards, &mut rng));
     for hops in [2, 3, 4, 5] {
-        let path = choose(&relays(&consensus, &list), &guards, &streams(hops), &[], Instant::START, &mut rng).unwrap();
+        let path =
+            choose(&relays_of(&consensus, &list), &guards, &streams(hops), &[], Instant::START, &mut rng).unwrap();
         let is_volunteer = |hop: &RelayId| list.volunteer(hop).is_some();
         let at: Vec<usize> = (0..path.hops().len()).filter(|at| is_volunteer(&path.hops()[*at])).collect();
         assert_eq!(at, if hops == 2 { vec![] } else { vec![1] }, "seed {SEED}");
@@ -49,8 +62,8 @@ fn no_volunteer_stands_behind_a_guard_that_is_doubted_nor_one_to_avoid() {
     let guards = sample(&consensus, &mut rng);
     let doubted: Vec<RelayId> = (1..=7).map(id).collect();
     let avoided: Vec<RelayId> = (21..=27).map(id).collect();
-    let doubting = Relays { doubted: &doubted, ..relays(&consensus, &list) };
-    for (relays, avoid) in [(doubting, &[][..]), (relays(&consensus, &list), &avoided)] {
+    let doubting = Relays { doubted: &doubted, ..relays_of(&consensus, &list) };
+    for (relays, avoid) in [(doubting, &[][..]), (relays_of(&consensus, &list), &avoided)] {
         let path = choose(&relays, &guards, &streams(3), avoid, Instant::START, &mut rng).unwrap();
         assert!(list.volunteer(&path.hops()[1]).is_none());
     }
@@ -71,7 +84,7 @@ fn a_volunteer_is_of_its_family_and_its_operator() {
         volunteer
     };
     let list = volunteers((21..=27).map(operated));
-    let path = choose(&relays(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+    let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
     assert!(list.volunteer(&path.hops()[1]).is_none(), "the exit is of the same operator");
 }
 
@@ -80,14 +93,14 @@ fn what_must_be_the_middle_is_it_or_there_is_no_path() {
     let (consensus, list, mut rng) = (always(), one_each(), rng());
     let guards = sample(&consensus, &mut rng);
     for (number, guard) in [(23, Some(3)), (25, Some(5)), (6, None)] {
-        let relays = Relays { middle: Some(id(number)), ..relays(&consensus, &list) };
+        let relays = Relays { middle: Some(id(number)), ..relays_of(&consensus, &list) };
         for _ in 0..20 {
             let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
             assert_eq!(path.hops()[1], id(number));
             assert!(guard.is_none_or(|guard| path.hops()[0] == id(guard)));
         }
     }
-    let nobody = Relays { middle: Some(id(99)), ..relays(&consensus, &list) };
+    let nobody = Relays { middle: Some(id(99)), ..relays_of(&consensus, &list) };
     let error = choose(&nobody, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
@@ -96,10 +109,8 @@ fn what_must_be_the_middle_is_it_or_there_is_no_path() {
 fn a_middle_that_is_gone_is_replaced_and_the_others_stay() {
     let (consensus, mut rng) = (always(), rng());
     let guards = sample(&consensus, &mut rng);
-    let guard = choose(&(&consensus).into(), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap().hops()[0];
-    let guard = (1..=7).find(|number| id(*number) == guard).unwrap();
-    let list = volunteers((21..=40).map(|number| listed_volunteer(number, &[guard])));
-    let relays = relays(&consensus, &list);
+    let list = crowd(guard_of(&consensus, &guards, &mut rng));
+    let relays = relays_of(&consensus, &list);
     for volunteers in [true, false] {
         let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
         let (keys, _) = path.clone().into_keys();
@@ -128,9 +139,59 @@ fn a_volunteer_that_performs_requests_stands_last_behind_its_gateway() {
     let purpose = Purpose::Delegated(Delegation::Search(engine.clone()));
     for _ in 0..50 {
         let requirement = Requirement::three_hops(purpose.clone());
-        let relays = relays(&consensus, &list);
+        let relays = relays_of(&consensus, &list);
         let path = choose(&relays, &guards, &requirement, &[], Instant::START, &mut rng).unwrap().hops();
         assert!(list.volunteer(&path[2]).unwrap().gateways.contains(&path[1]), "seed {SEED}");
         assert!(path[0] != path[1]);
     }
+}
+
+#[test]
+fn volunteers_that_fit_no_guard_move_no_client_from_its_own() {
+    let mut rng = rng();
+    let engine = crate::delegated::EngineName::parse("engine").unwrap();
+    let offering = |mut relay: ConsensusRelay| {
+        relay.profile.offer.engines = vec![engine.clone()];
+        relay
+    };
+    let gateway = |mut relay: ConsensusRelay| {
+        relay.profile.operator = "one".into();
+        relay
+    };
+    let relays = web_exits(1..=2).map(offering).chain((3..=7).map(|number| listed(profile(number))));
+    let relays = relays.map(|relay| if relay.identity() == id(5) { gateway(relay) } else { relay });
+    let parameters = Parameters::default().with("path.volunteer-exit-share", 100).unwrap();
+    let consensus = consensus_at(NOW, relays, &parameters).0;
+    let guards = sample(&consensus, &mut rng);
+    let guard = guard_of(&consensus, &guards, &mut rng);
+    // Some name the guard as their one gateway, others take the name of who runs theirs.
+    let list = volunteers((1000..2000).map(|number| {
+        let mut volunteer = listed_volunteer(number, &[if number % 2 == 0 { 5 } else { guard }]);
+        volunteer.profile.operator = if number % 2 == 0 { "one".into() } else { String::new() };
+        volunteer.profile.offer.engines = vec![engine.clone()];
+        volunteer
+    }));
+    let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine.clone())));
+    for _ in 0..50 {
+        let relays = relays_of(&consensus, &list);
+        let path = choose(&relays, &guards, &requirement, &[], Instant::START, &mut rng).unwrap().hops();
+        assert_eq!(path[0], id(guard), "seed {SEED}");
+        assert!(list.volunteer(&path[2]).is_none());
+    }
+}
+
+#[test]
+fn few_volunteers_get_no_more_than_their_part() {
+    let (consensus, mut rng) = (always(), rng());
+    let guards = sample(&consensus, &mut rng);
+    let guard = guard_of(&consensus, &guards, &mut rng);
+    let list = volunteers([listed_volunteer(21, &[guard])]);
+    let relays = relays_of(&consensus, &list);
+    let mut over = 0;
+    for _ in 0..400 {
+        let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+        over += u32::from(path.hops()[1] == id(21));
+    }
+    // One of six that fit.
+    assert!((30..110).contains(&over), "{over} of 400");
 }
