@@ -18,10 +18,15 @@ pub(super) fn related(one: &Hop<'_>, other: &Hop<'_>, parameters: &Parameters) -
 }
 
 /// Naming counts only when it is mutual: else a relay could name all but its fellows, and whoever passes through it would
-/// have to choose those.
+/// have to choose those. The authorities see to it that what the volunteer list says is: no consensus names volunteers.
 fn same_family(one: &Hop<'_>, other: &Hop<'_>) -> bool {
     let ((family, operator), (other_family, other_operator)) = (one.kin(), other.kin());
-    let mutual = family.contains(&other.identity()) && other_family.contains(&one.identity());
+    let (one_names, other_names) = (family.contains(&other.identity()), other_family.contains(&one.identity()));
+    let mutual = match (one, other) {
+        (Hop::Volunteer(_), Hop::Listed(_)) => one_names,
+        (Hop::Listed(_), Hop::Volunteer(_)) => other_names,
+        _ => one_names && other_names,
+    };
     mutual || (!operator.is_empty() && operator == other_operator)
 }
 
