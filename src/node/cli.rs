@@ -44,6 +44,7 @@ enum Command {
     /// Start a whole network on this machine: directory, relays, client
     #[command(
         after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --zim wikipedia.zim\n  \
+        umbel testnet --volunteers 3\n  \
         umbel testnet --relays 12 --exits 3 --socks 127.0.0.1:9450 --http 127.0.0.1:9451 --page 127.0.0.1:9452"
     )]
     Testnet(testnet::TestnetOptions),
@@ -52,7 +53,8 @@ enum Command {
         --directory http://203.0.113.1:9360 --authority KEY\n\nExample, an exit to the web:\n  umbel relay --config \
         /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"\n\nExample, one that searches for clients and \
         no more:\n  umbel relay --config /etc/umbel/relay.toml --delegate search --engine \
-        /etc/umbel/engines/wikipedia.xml")]
+        /etc/umbel/engines/wikipedia.xml\n\nExample, one at home behind NAT, with no port to forward:\n  umbel relay --no-listen \
+        --directory http://203.0.113.1:9360 --authority KEY")]
     Relay(Node<RelayOptions>),
     /// Run a client: a SOCKS5 port and an HTTP proxy port whose traffic leaves through three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \

@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     base::RelayId,
+    client::ClientParameters,
     delegated::Delegation,
     delegated::EngineName,
     directory::AuthorityId,
@@ -160,7 +161,8 @@ impl Client {
             authorities: config.authorities,
             cache: folder.as_ref().map(Folder::consensus_cache),
         };
-        let (client, mut ready) = Self::start(directories, folder, Searches::default(), Reporter::new(false))?;
+        let started = Self::start(directories, folder, None, Searches::default(), Reporter::new(false))?;
+        let (client, mut ready) = started;
         let first_circuit = async { ready.wait_for(|ready| *ready).await.is_ok() };
         match timeout(BOOTSTRAP_LIMIT, first_circuit).await {
             Ok(true) => Ok(client),
@@ -172,30 +174,37 @@ impl Client {
     fn start(
         directories: DirectoryConfig,
         folder: Option<Folder>,
+        middle: Option<RelayId>,
         searches: Searches,
         reporter: Reporter,
     ) -> Result<(Self, watch::Receiver<bool>), Failure> {
+        let volunteers = DirectoryClient::new(directories.clone()).map_err(Failure::usage)?;
         let follower = DirectoryClient::new(directories).map_err(Failure::usage)?;
         let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
         let (ready_sender, ready) = watch::channel(false);
         let (offers_sender, offers) = watch::channel(None);
         let exits = Exits::new(offers, searches.engine.clone());
         let told = Told { ready: ready_sender, offers: offers_sender, reporter };
-        let drive = task::drive(folder, receiver, searches, told)?;
-        let rng = randomness()?;
+        let parameters = ClientParameters { middle, ..ClientParameters::default() };
+        let drive = task::drive(folder, receiver, parameters, searches, told)?;
+        let (rng, volunteers_rng) = (randomness()?, randomness()?);
         // Weak, so that the client's task ends with the last handle and not with its own upkeep.
         let weak = requests.downgrade();
         let task = tokio::spawn(async move {
-            let take = |consensus| {
+            let hand_over = |request| {
                 let requests = weak.upgrade();
                 async move {
                     match requests {
-                        Some(requests) => requests.send(Request::Consensus(consensus)).await.is_ok(),
+                        Some(requests) => requests.send(request).await.is_ok(),
                         None => false,
                     }
                 }
             };
-            tokio::join!(drive.run(), network::follow(follower, rng, take));
+            tokio::join!(
+                drive.run(),
+                network::follow(follower, rng, |found| hand_over(Request::Consensus(found))),
+                network::follow_volunteers(volunteers, volunteers_rng, |found| hand_over(Request::Volunteers(found))),
+            );
         });
         let isolation = Isolation::of_listener("crate");
         let shared =
@@ -276,12 +285,13 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let port = |listener: &TcpListener| listener.local_addr().map_err(Failure::failed);
     let ports = Report::Ready { socks: port(&socks)?, http: port(&http)?, page: port(&page)? };
     let engine = options.engine.as_deref().map(engine_named).transpose()?;
+    let middle = options.middle.as_deref().map(relay_named).transpose()?;
 
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?).map_err(Failure::usage)?;
     let _lock = folder.lock().map_err(Failure::usage)?;
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
     let searches = Searches { engine, ahead: true };
-    let (client, mut ready) = Client::start(directories, Some(folder), searches, reporter)?;
+    let (client, mut ready) = Client::start(directories, Some(folder), middle, searches, reporter)?;
     let check = Check::new(&mut randomness()?);
     let requester = client.requester();
     let serving = Page {
@@ -308,6 +318,10 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         page::serve(page, serving),
     );
     paged.map_err(Failure::failed)
+}
+
+fn relay_named(text: &str) -> Result<RelayId, Failure> {
+    RelayId::from_base32(text).ok_or_else(|| Failure::Usage(format!("middle: \"{text}\" is no relay's identity")))
 }
 
 fn engine_named(name: &str) -> Result<EngineName, Failure> {

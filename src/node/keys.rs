@@ -52,10 +52,12 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     match options.role {
         KeysRole::Relay => {
             let identity = folder.kept_identity().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
-            let certificate = folder.kept_certificate().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
-            let certificate = Certificate::from_bytes(&certificate).map_err(Failure::usage)?;
             println!("identity     {}", identity.id().to_base32());
-            println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
+            // A relay that listens nowhere has none.
+            if let Some(certificate) = folder.kept_certificate().map_err(Failure::usage)? {
+                let certificate = Certificate::from_bytes(&certificate).map_err(Failure::usage)?;
+                println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
+            }
         }
         KeysRole::Directory => {
             let authority = folder.kept_authority().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::{
     base::RelayId,
     crypto::sha256,
-    directory::{AuthorityId, Consensus},
+    directory::{AuthorityId, Consensus, VolunteerList},
     io::{
         clock::wall_time,
         directory_client::{DirectoryClient, DirectoryConfig},
@@ -52,20 +52,37 @@ pub(crate) async fn follow<F: Future<Output = bool>>(
     rng: StdRng,
     take: impl Fn(Arc<Consensus>) -> F,
 ) {
-    let (sender, mut receiver) = watch::channel(None);
-    let hand_over = async {
-        while receiver.changed().await.is_ok() {
-            let found = receiver.borrow_and_update().clone();
-            if let Some(found) = found
-                && !take(found).await
-            {
-                return;
-            }
-        }
-    };
+    let (sender, receiver) = watch::channel(None);
     tokio::select! {
         () = client.follow(sender, wall_time, rng) => {}
-        () = hand_over => {}
+        () = hand_over(receiver, take) => {}
+    }
+}
+
+/// Hands each new volunteer list to `take` until that says that nobody wants more.
+pub(crate) async fn follow_volunteers<F: Future<Output = bool>>(
+    client: DirectoryClient,
+    rng: StdRng,
+    take: impl Fn(Arc<VolunteerList>) -> F,
+) {
+    let (sender, receiver) = watch::channel(None);
+    tokio::select! {
+        () = client.follow_volunteers(sender, wall_time, rng) => {}
+        () = hand_over(receiver, take) => {}
+    }
+}
+
+async fn hand_over<D, F: Future<Output = bool>>(
+    mut receiver: watch::Receiver<Option<Arc<D>>>,
+    take: impl Fn(Arc<D>) -> F,
+) {
+    while receiver.changed().await.is_ok() {
+        let found = receiver.borrow_and_update().clone();
+        if let Some(found) = found
+            && !take(found).await
+        {
+            return;
+        }
     }
 }
 

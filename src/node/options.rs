@@ -27,6 +27,12 @@ pub(crate) struct RelayOptions {
     /// Address under which others reach this relay, if it isn't the one it listens on; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub(crate) address: Option<Vec<SocketAddr>>,
+    /// Listen nowhere, as behind NAT: keep channels to public relays, over which circuits get here (a volunteer)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) no_listen: Option<bool>,
+    /// Let volunteers be reached over this relay [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) gateway: Option<bool>,
     /// Base URL of a directory; may be repeated
     #[arg(long, value_name = "URL")]
     pub(crate) directory: Option<Vec<String>>,
@@ -114,6 +120,10 @@ pub(crate) struct ClientOptions {
     /// Key of a directory authority to believe, as `umbel keys` shows it; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) authority: Option<Vec<String>>,
+    /// Identity of a relay or volunteer that all circuits go through after the guard: for tests and measurements, since it
+    /// makes this client stand out
+    #[arg(long, value_name = "RELAY")]
+    pub(crate) middle: Option<String>,
     /// Let the ports listen on an address other machines reach (whoever reaches them uses your circuits)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,

@@ -1,22 +1,23 @@
 //! `umbel relay`: a relay's core, its exit if it is one, and what keeps both up to date.
+//!
+//! One that listens publishes its descriptor and, as a gateway, reports its volunteers; one that doesn't is a volunteer
+//! itself, and registers.
 
 mod delegate;
+mod presence;
+mod task;
+mod upkeep;
+mod volunteer;
 
-use core::{
-    pin::pin,
-    task::{Context, Poll},
-    time::Duration,
-};
 use std::{net::SocketAddr, sync::Arc};
 
-use rand::{CryptoRng, rngs::StdRng};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    base::RelayId,
     crypto::IdentityKey,
     delegated::Offer,
-    directory::{Consensus, Descriptor, Profile},
+    directory::Profile,
     exit::Policy,
     io::{
         clock::wall_time,
@@ -26,51 +27,47 @@ use crate::{
         files::Folder,
         resolver::{Resolver, ResolverOptions},
     },
-    relay::{Relay, RelayEvent, RelayParameters},
-    transport::native::Sockets,
+    relay::{Reach, Relay, RelayParameters},
+    transport::native::{Certificate, Ice, Sockets},
 };
 
+use self::{
+    presence::Presences,
+    task::{Changes, RelayCore, Update},
+    upkeep::{Fresh, Upkeep},
+    volunteer::Registrations,
+};
 use super::{
     Failure,
-    drive::{Clock, Core, Drive, randomness},
+    drive::{Clock, Drive, randomness},
     network,
     options::{RelayOptions, data_dir},
-    report::{Report, Reporter},
+    report::Reporter,
 };
-
-/// From one publication of the descriptor to the next; authorities forget a relay after 18 h.
-const PUBLISH_EVERY: Duration = Duration::from_secs(60 * 60);
-/// After a failed publication, at first and at most.
-const PUBLISH_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
-/// Commands taken in before the core gets to answer.
-const COMMANDS_A_TURN: usize = 256;
 
 /// Runs a relay until the process ends.
 ///
 /// # Errors
 /// When the configuration, a key file or the port can't be used.
 pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(), Failure> {
+    check(&options)?;
     let mut rng = randomness()?;
     let policy = policy(&options)?;
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "relay")?).map_err(Failure::usage)?;
     let _lock = folder.lock().map_err(Failure::usage)?;
     let identity = Arc::new(folder.identity(&mut rng).map_err(Failure::usage)?);
     let onion_keys = folder.onion_keys(wall_time(), &mut rng).map_err(Failure::usage)?;
-    let certificate = network::certificate(&folder)?;
-    let listen = options.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4443)));
-    let sockets = Sockets::bind(&[listen], true).map_err(Failure::failed)?;
-    let ice = network::ice_of(&identity.id())?;
-    let addresses = addresses(&options, &sockets)?;
-    let own: Vec<_> = addresses.iter().chain(&sockets.listening()).map(SocketAddr::ip).collect();
+    let place = Place::find(&options, &folder, &identity)?;
+    let own: Vec<_> = place.addresses.iter().chain(&place.sockets.listening()).map(SocketAddr::ip).collect();
     let policy = policy.map(|policy| policy.refusing_own(own.iter().copied()));
     let resolver = Arc::new(resolver(&options));
     let delegate = delegate::delegate(&options, policy.as_ref(), &own, &resolver).await?.map(Arc::new);
     let profile = Profile {
         identity: identity.id(),
-        addresses,
-        ice_ufrag: ice.ufrag().to_owned(),
-        ice_password: ice.password().to_owned(),
-        fingerprint: certificate.fingerprint(),
+        addresses: place.addresses,
+        ice_ufrag: place.ice.ufrag().to_owned(),
+        ice_password: place.ice.password().to_owned(),
+        fingerprint: place.certificate.fingerprint(),
         onion_key: onion_keys.public(),
         family: family(&options)?,
         operator: String::new(),
@@ -78,33 +75,111 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
         offer: Offer::default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let parameters =
-        RelayParameters { exit: policy.is_some(), delegate: delegate.is_some(), ..RelayParameters::default() };
+    let parameters = parameters(&options, policy.is_some(), delegate.is_some());
     let exit = (parameters.exit || parameters.delegate).then(|| {
         let policy = policy.unwrap_or_else(Policy::refuse_all);
         Exit::new(ExitOptions::new(policy), resolver, delegate.clone())
     });
+    let is_volunteer = parameters.reach == Reach::Gateways;
     let (updates, receiver) = mpsc::channel(8);
-    let core = RelayCore { relay: Relay::new(Arc::clone(&identity), onion_keys, parameters), exit, updates: receiver };
-    let config = network::endpoint(certificate, Some(ice));
-    let drive = Drive::new(Clock::start(), sockets, config, core, rng)?;
+    let (told, changes) = Changes::new();
+    let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
+    let config = network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice));
+    let drive = Drive::new(Clock::start(), place.sockets, config, RelayCore::new(relay, exit, receiver, told), rng)?;
 
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-    let publisher = DirectoryClient::new(directories.clone()).map_err(Failure::usage)?;
-    let follower = DirectoryClient::new(directories).map_err(Failure::usage)?;
+    let directory = || DirectoryClient::new(directories.clone()).map_err(Failure::usage);
+    let (follower, publisher) = (directory()?, directory()?);
+    let (interval_sender, interval) = watch::channel(None);
+    let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
+        identity: Arc::clone(&identity),
+        directory: directory()?,
+        volunteers: changes.volunteers,
+        interval: interval.clone(),
+    });
+    tracing::info!(relay = %identity.id(), exit = !profile.exit.is_empty(), volunteer = is_volunteer, "relay started");
+    let fresh = Fresh { folder, updates: updates.clone(), delegate: delegate.clone(), profile };
+    let registrations = Registrations {
+        identity: Arc::clone(&identity),
+        updates: updates.clone(),
+        gateways: changes.gateways,
+        interval,
+        reporter,
+    };
+    let upkeep = Upkeep { identity, reporter };
+    let stated = async {
+        if is_volunteer { registrations.run(fresh, publisher).await } else { upkeep.run(fresh, publisher).await }
+    };
     let consensus = updates.clone();
-    let upkeep = Upkeep { folder, identity, profile, delegate: delegate.clone(), publisher, updates, reporter };
-    tracing::info!(relay = %upkeep.identity.id(), exit = !upkeep.profile.exit.is_empty(), "relay started");
     tokio::select! {
         () = drive.run() => {}
         () = network::follow(follower, randomness()?, |found| {
             let consensus = consensus.clone();
+            interval_sender.send_replace(Some(found.parameters().volunteer_interval()));
             async move { consensus.send(Update::Consensus(found)).await.is_ok() }
         }) => {}
-        outcome = upkeep.run() => outcome?,
+        outcome = stated => outcome?,
         () = keep(delegate.as_deref()) => {}
+        () = report(presences) => {}
     }
     Ok(())
+}
+
+/// What can't be said of one relay at once.
+fn check(options: &RelayOptions) -> Result<(), Failure> {
+    if !options.no_listen.unwrap_or(false) {
+        return Ok(());
+    }
+    let refused = |key: &str, why: &str| Err(Failure::Usage(format!("{key}: not with no_listen, since {why}")));
+    if options.listen.is_some() || options.address.is_some() {
+        return refused("listen and address", "such a relay has no address of its own");
+    }
+    if options.exit.as_ref().is_some_and(|rules| !rules.is_empty()) {
+        return refused("exit", "such a relay may perform requests (delegate), but opens no streams to targets");
+    }
+    Ok(())
+}
+
+fn parameters(options: &RelayOptions, exit: bool, delegate: bool) -> RelayParameters {
+    let reach = if options.no_listen.unwrap_or(false) { Reach::Gateways } else { Reach::Direct };
+    let mut parameters = RelayParameters { exit, delegate, reach, ..RelayParameters::default() };
+    if !options.gateway.unwrap_or(true) {
+        parameters.channel.volunteers = 0;
+    }
+    parameters
+}
+
+/// Where a relay is, and what it shows there.
+struct Place {
+    sockets: Sockets,
+    /// Under which others reach it; none of a volunteer.
+    addresses: Vec<SocketAddr>,
+    ice: Ice,
+    certificate: Certificate,
+}
+
+impl Place {
+    fn find(options: &RelayOptions, folder: &Folder, identity: &IdentityKey) -> Result<Self, Failure> {
+        let ice = network::ice_of(&identity.id())?;
+        if options.no_listen.unwrap_or(false) {
+            // Never shown: each dial makes its own.
+            let certificate = Certificate::generate().map_err(Failure::failed)?;
+            let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
+            return Ok(Self { sockets, addresses: Vec::new(), ice, certificate });
+        }
+        let listen = options.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4443)));
+        let sockets = Sockets::bind(&[listen], true).map_err(Failure::failed)?;
+        let (addresses, certificate) = (addresses(options, &sockets)?, network::certificate(folder)?);
+        Ok(Self { sockets, addresses, ice, certificate })
+    }
+}
+
+/// Reports volunteers, if it is a gateway, for ever.
+async fn report(presences: Option<Presences>) {
+    match presences {
+        Some(presences) => presences.run().await,
+        None => core::future::pending().await,
+    }
 }
 
 fn policy(options: &RelayOptions) -> Result<Option<Policy>, Failure> {
@@ -142,139 +217,4 @@ fn family(options: &RelayOptions) -> Result<Vec<RelayId>, Failure> {
         RelayId::from_base32(text).ok_or_else(|| Failure::Usage(format!("family: \"{text}\" is no relay's identity")))
     };
     options.family.iter().flatten().map(read).collect()
-}
-
-/// What changes in a relay's course.
-enum Update {
-    Consensus(Arc<Consensus>),
-    OnionKey(crate::crypto::OnionSecret),
-}
-
-/// Waits until more is done for clients than before.
-async fn offer_grown(delegate: Option<&Delegate>) {
-    match delegate {
-        Some(delegate) => delegate.offer_grown().await,
-        None => core::future::pending().await,
-    }
-}
-
-/// Keeps the descriptor published and the onion key young.
-struct Upkeep {
-    folder: Folder,
-    identity: Arc<IdentityKey>,
-    /// Of the descriptor; its offer is filled in each time.
-    profile: Profile,
-    delegate: Option<Arc<Delegate>>,
-    publisher: DirectoryClient,
-    updates: mpsc::Sender<Update>,
-    reporter: Reporter,
-}
-
-impl Upkeep {
-    async fn run(mut self) -> Result<(), Failure> {
-        let mut rng = randomness()?;
-        let mut registered = false;
-        let mut retry = PUBLISH_RETRY.0;
-        loop {
-            match self.folder.rotate_onion_key(wall_time(), &mut rng) {
-                Ok(Some(next)) => {
-                    self.profile.onion_key = next.public();
-                    let _ = self.updates.send(Update::OnionKey(next)).await;
-                }
-                Ok(None) => {}
-                Err(error) => tracing::error!(%error, "the onion key is not rotated"),
-            }
-            self.profile.offer = self.delegate.as_deref().map(Delegate::offer).unwrap_or_default();
-            let descriptor = Descriptor { profile: self.profile.clone(), published: wall_time() };
-            let signed = descriptor.sign(&self.identity).map_err(Failure::usage)?;
-            let wait = match self.publisher.publish(&signed).await {
-                Ok(()) => {
-                    if !registered {
-                        registered = true;
-                        tracing::info!("registered with the directory");
-                        self.reporter.tell(&Report::Registered);
-                    }
-                    retry = PUBLISH_RETRY.0;
-                    PUBLISH_EVERY
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the descriptor was not taken; will try again");
-                    let wait = retry;
-                    retry = retry.saturating_mul(2).min(PUBLISH_RETRY.1);
-                    wait
-                }
-            };
-            tokio::select! {
-                () = sleep(wait) => {}
-                () = offer_grown(self.delegate.as_deref()) => {}
-            }
-        }
-    }
-}
-
-/// The relay's core with its exit.
-struct RelayCore {
-    relay: Relay,
-    exit: Option<Exit>,
-    updates: mpsc::Receiver<Update>,
-}
-
-impl RelayCore {
-    fn update(&mut self, update: Update) {
-        match update {
-            Update::Consensus(consensus) => self.relay.set_consensus(consensus),
-            Update::OnionKey(next) => self.relay.rotate_onion_key(next),
-        }
-    }
-}
-
-impl LinkMachine for RelayCore {
-    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        self.relay.handle_link(now, event, rng);
-    }
-
-    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.relay.handle_timeout(now, rng);
-    }
-
-    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
-        self.relay.poll_transmit(now, rng)
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.relay.poll_timeout()
-    }
-}
-
-impl Core for RelayCore {
-    fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
-        let mut taken = Poll::Pending;
-        while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {
-            self.update(update);
-            taken = Poll::Ready(());
-        }
-        if let Some(exit) = &mut self.exit {
-            for _ in 0..COMMANDS_A_TURN {
-                let Poll::Ready(command) = pin!(exit.command()).poll(cx) else { break };
-                exit.apply(now, &mut self.relay, command);
-                taken = Poll::Ready(());
-            }
-        }
-        taken
-    }
-
-    fn deliver(&mut self) -> bool {
-        let mut told = false;
-        while let Some(event) = self.relay.poll_event() {
-            told = true;
-            let RelayEvent::Exit(stream, request) = event else { continue };
-            if let Some(exit) = &mut self.exit {
-                exit.handle(&mut self.relay, stream, request);
-            }
-        }
-        if let Some(exit) = &mut self.exit {
-            exit.flush();
-        }
-        told
-    }
 }

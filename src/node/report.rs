@@ -20,6 +20,11 @@ pub(crate) enum Report {
     },
     /// A relay listens and has handed in its descriptor.
     Registered,
+    /// A volunteer can be reached.
+    Reachable {
+        /// The relays over which it can.
+        gateways: usize,
+    },
     /// A client has its first consensus.
     Consensus {
         /// Relays listed.

@@ -42,6 +42,9 @@ pub(crate) struct TestnetOptions {
     /// How many of the relays are exits
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     exits: u16,
+    /// Volunteers to start beside them: relays that listen nowhere and are reached over others
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=100))]
+    volunteers: u16,
     /// Address of the client's SOCKS5 port
     #[arg(long, default_value = "127.0.0.1:9350", value_name = "ADDR")]
     socks: SocketAddr,
@@ -127,11 +130,20 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
     for number in 1..=options.relays {
         nodes.spawn(relay(options, folder, number, &network, &engines)?)?;
     }
+    for number in 1..=options.volunteers {
+        nodes.spawn(volunteer(options, folder, number, &network))?;
+    }
     nodes.spawn(client(options, folder, &network))?;
-    let mut registered = 0_u16;
+    let (mut registered, mut reachable, mut ports) = (0_u16, 0_u16, None);
     loop {
         let (_, report) = nodes.any_report().await?;
         match report {
+            Report::Reachable { .. } => {
+                reachable = reachable.saturating_add(1);
+                if reachable == options.volunteers {
+                    step("volunteers", format!("{reachable} can be reached over relays and are listed"));
+                }
+            }
             Report::Registered => {
                 registered = registered.saturating_add(1);
                 if registered == options.relays {
@@ -144,11 +156,14 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
                 step("circuit", path(&hops));
             }
             Report::Ready { socks, http, page } => {
-                let ports = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
-                step("ready", format!("{ports} · directory http://{api}"));
-                return Ok(Ports { socks, page });
+                let told = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
+                ports = Some((Ports { socks, page }, format!("{told} · directory http://{api}")));
             }
-            _ => {}
+            Report::Directory { .. } => {}
+        }
+        if let Some((ports, told)) = ports.take_if(|_| reachable >= options.volunteers) {
+            step("ready", told);
+            return Ok(ports);
         }
     }
 }
@@ -220,6 +235,13 @@ fn relay_address(file: &Path) -> Result<SocketAddr, Failure> {
     let address = port::free(&mut randomness()?)?;
     write_atomically(file, format!("{address}\n").as_bytes()).map_err(Failure::failed)?;
     Ok(address)
+}
+
+fn volunteer(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> Spawn {
+    Spawn::new("relay", &format!("volunteer{number}"), folder)
+        .arg("--no-listen")
+        .arg(format!("--log={}", options.log))
+        .args(network)
 }
 
 fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn {

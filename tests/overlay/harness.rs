@@ -30,6 +30,8 @@ pub(crate) struct Testnet {
     pub(crate) http: SocketAddr,
     /// The client's search page.
     pub(crate) page: SocketAddr,
+    /// The directory's URL.
+    pub(crate) directory: String,
     /// The folder of all nodes.
     pub(crate) folder: tempfile::TempDir,
     /// The first circuit's relays, shortened.
@@ -50,7 +52,7 @@ impl Testnet {
             .spawn()
             .unwrap();
         let lines = lines_of(process.stdout.take().unwrap());
-        let (mut socks, mut http, mut page, mut first_path) = (None, None, None, Vec::new());
+        let (mut socks, mut http, mut page, mut directory, mut first_path) = (None, None, None, None, Vec::new());
         let end = Instant::now() + LIMIT;
         while page.is_none() {
             let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect("the testnet starts");
@@ -63,10 +65,42 @@ impl Testnet {
                 socks = Some(after("SOCKS5").parse().unwrap());
                 http = Some(after("proxy").parse().unwrap());
                 page = Some(after("page").trim_start_matches("http://").trim_end_matches('/').parse().unwrap());
+                directory = Some(after("directory").to_owned());
             }
         }
-        let (socks, http, page) = (socks.unwrap(), http.unwrap(), page.unwrap());
-        Self { process, _lines: lines, socks, http, page, folder, first_path }
+        let (socks, http, page, directory) = (socks.unwrap(), http.unwrap(), page.unwrap(), directory.unwrap());
+        Self { process, _lines: lines, socks, http, page, directory, folder, first_path }
+    }
+
+    /// Starts another client of the testnet, with these options of its own, and waits until it takes requests.
+    pub(crate) fn client(&self, arguments: &[&str]) -> OwnClient {
+        let authority = shown_key(&self.folder.path().join("directory"), "directory", "authority");
+        let mut process = umbel()
+            .args(["client", "--supervised", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0"])
+            .args(["--directory", &self.directory, "--authority", &authority, "--data-dir"])
+            .arg(self.folder.path().join("own-client"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = lines_of(process.stdout.take().unwrap());
+        let mut client = OwnClient { process, lines, socks: self.socks };
+        let end = Instant::now() + LIMIT;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = client.lines.recv_timeout(left).expect("the client is ready");
+            let report: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if let Some(socks) = report["socks"].as_str() {
+                client.socks = socks.parse().unwrap();
+                return client;
+            }
+        }
+    }
+
+    /// The identity of the relay or volunteer whose folder is `name`.
+    pub(crate) fn identity_of(&self, name: &str) -> String {
+        identity_in(&self.folder.path().join(name))
     }
 
     /// The process of the node whose folder is `name`.
@@ -110,6 +144,22 @@ impl Testnet {
 }
 
 impl Drop for Testnet {
+    fn drop(&mut self) {
+        let _ = kill(pid(&self.process), Signal::SIGTERM);
+        let _ = self.process.wait();
+    }
+}
+
+/// A client beside the testnet's own, ended when dropped.
+pub(crate) struct OwnClient {
+    process: Child,
+    /// Kept, for a client whose output nobody takes would fail.
+    lines: mpsc::Receiver<String>,
+    /// Its SOCKS5 port.
+    pub(crate) socks: SocketAddr,
+}
+
+impl Drop for OwnClient {
     fn drop(&mut self) {
         let _ = kill(pid(&self.process), Signal::SIGTERM);
         let _ = self.process.wait();
@@ -167,10 +217,15 @@ pub(crate) fn processes() -> Vec<(Pid, Vec<String>)> {
     entries.collect()
 }
 
-fn identity_in(folder: &Path) -> String {
-    let output = umbel().args(["keys", "relay", "--data-dir"]).arg(folder).output().unwrap();
+pub(crate) fn identity_in(folder: &Path) -> String {
+    shown_key(folder, "relay", "identity")
+}
+
+/// What `umbel keys` shows of a node on the line that begins with `what`.
+pub(crate) fn shown_key(folder: &Path, role: &str, what: &str) -> String {
+    let output = umbel().args(["keys", role, "--data-dir"]).arg(folder).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let line = text.lines().find(|line| line.starts_with("identity")).expect("keys shows the identity");
+    let line = text.lines().find(|line| line.starts_with(what)).expect("keys shows it");
     line.split_whitespace().last().unwrap().to_owned()
 }
 

@@ -6,7 +6,7 @@ use super::harness::*;
 
 #[test]
 fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
-    let testnet = Testnet::start(&["--log=debug"]);
+    let testnet = Testnet::start(&["--log=debug", "--volunteers=1"]);
     let origin = Origin::start();
     let (code, mut stream) = socks(testnet.socks, Some(("somebody", "secret")), 1, "localhost", origin.address.port());
     assert_eq!(code, 0);
@@ -17,7 +17,7 @@ fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
     let middle_hops: Vec<_> = testnet.first_path[1..].to_vec();
     let logs = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
-    assert_eq!(logs.len(), 9, "a log of each node");
+    assert_eq!(logs.len(), 10, "a log of each node");
     let port = origin.address.port().to_string();
     for path in logs {
         let text = fs::read_to_string(&path).unwrap();

@@ -44,6 +44,42 @@ fn three_machines_a_client_and_an_origin_meet_over_a_real_network() {
     assert_eq!(refused.status.code(), Some(97));
 }
 
+#[test]
+#[ignore = "needs root, iproute2, nftables, curl and python3: cargo xtask test runs it"]
+fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let mut network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN, "10.6.0.1"]);
+    let inside = network.add_behind_nat(5);
+    let authority = authority_key(&folder.join("directory"));
+    let mut nodes = vec![directory(&network, folder)];
+    for machine in 0..3 {
+        nodes.push(relay(&network, folder, machine, &authority));
+    }
+    let volunteer = identity_in(&folder.join("volunteer"));
+    let known = ["--directory=http://10.1.0.1:9360", "--authority", &authority];
+    nodes.push(network.umbel(inside, |command| {
+        command.args(["relay", "--no-listen"]).args(known).arg("--data-dir").arg(folder.join("volunteer"));
+    }));
+    nodes.push(network.umbel(3, |command| {
+        command.arg("client").args(known).args(["--middle", &volunteer]);
+        command.arg("--data-dir").arg(folder.join("client"));
+    }));
+    fs::write(folder.join("body"), Body::new().chunk().repeat(40).get(..LENGTH).unwrap()).unwrap();
+    let serve = ["-m", "http.server", "80", "--bind", ORIGIN, "--directory"];
+    nodes.push(network.spawn(4, "python3", |command| _ = command.args(serve).arg(folder)));
+
+    let end = Instant::now() + LIMIT;
+    let url = format!("http://{ORIGIN}/body");
+    await_true("the origin is fetched through the volunteer", end, || fetch(&network, &url).status.success());
+    assert_eq!(fetch(&network, &url).stdout, fs::read(folder.join("body")).unwrap());
+    // All of it went in and out of the house.
+    let counters = network.command(5, "nft").args(["list", "counter", "ip", "house", "out"]).output().unwrap();
+    let counters = String::from_utf8(counters.stdout).unwrap();
+    let bytes = counters.split_whitespace().skip_while(|word| *word != "bytes").nth(1).unwrap();
+    assert!(bytes.parse::<usize>().unwrap() > LENGTH, "{counters}");
+}
+
 fn authority_key(folder: &Path) -> String {
     let output = umbel().args(["keys", "directory", "--data-dir"]).arg(folder).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -53,7 +89,8 @@ fn authority_key(folder: &Path) -> String {
 
 fn directory(network: &Network, folder: &Path) -> Running {
     let file = folder.join("directory.toml");
-    fs::write(&file, "listen = \"10.1.0.1:9360\"\nawait_relays = 3\nprivate_network = true\n").unwrap();
+    fs::write(&file, "listen = \"10.1.0.1:9360\"\nawait_relays = 3\nvolunteer_interval = 1\nprivate_network = true\n")
+        .unwrap();
     network.umbel(0, |command| {
         command.arg("directory").arg("--config").arg(&file).arg("--data-dir").arg(folder.join("directory"));
     })
@@ -104,6 +141,35 @@ impl Network {
             ip(&["-n", &name, "link", "set", "lo", "up"]);
         }
         network
+    }
+
+    /// Adds a machine behind the machine `router`, which forwards what comes from within under its own address, and lets in
+    /// only what answers that. Gives its number.
+    fn add_behind_nat(&mut self, router: usize) -> usize {
+        let inside = self.addresses.len();
+        self.addresses.push("192.168.7.2".to_owned());
+        let (router, name) = (self.name(router), self.name(inside));
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &router, "link", "add", "home", "type", "veth", "peer", "name", "eth0", "netns", &name]);
+        ip(&["-n", &router, "address", "add", "192.168.7.1/24", "dev", "home"]);
+        ip(&["-n", &router, "link", "set", "home", "up"]);
+        ip(&["-n", &name, "address", "add", "192.168.7.2/24", "dev", "eth0"]);
+        ip(&["-n", &name, "link", "set", "eth0", "up"]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        ip(&["-n", &name, "route", "add", "default", "via", "192.168.7.1"]);
+        ip(&["netns", "exec", &router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+        let rules = "
+            table ip house {
+                counter out { }
+                chain leaving { type nat hook postrouting priority srcnat; oifname \"eth0\" masquerade; }
+                chain passing {
+                    type filter hook forward priority filter; policy drop;
+                    iifname \"home\" counter name \"out\" accept
+                    ct state established,related accept
+                }
+            }";
+        ip(&["netns", "exec", &router, "nft", rules]);
+        inside
     }
 
     fn name(&self, machine: usize) -> String {

@@ -21,3 +21,4 @@ mod oblivious;
 mod requests;
 mod search;
 mod start;
+mod volunteers;

@@ -18,6 +18,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "curl", present: || on_path("curl").is_some() },
     Package { name: "wget", present: || on_path("wget").is_some() },
     Package { name: "iproute2", present: || on_path("ip").is_some() },
+    Package { name: "nftables", present: || on_path("nft").is_some() || PathBuf::from("/usr/sbin/nft").exists() },
     Package { name: "openssl", present: || on_path("openssl").is_some() },
     Package { name: "git", present: || on_path("git").is_some() },
     Package { name: "python3-requests", present: || python().is_some() },

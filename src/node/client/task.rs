@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
-    delegated::Delegation,
-    directory::Consensus,
+    delegated::{Delegation, Offer},
+    directory::{Consensus, VolunteerList},
     io::{
         clock::wall_time,
         connector::{ConnectError, Delegated, Hop, Isolation},
@@ -74,12 +74,15 @@ pub(super) enum Request {
     },
     /// A newer consensus.
     Consensus(Arc<Consensus>),
+    /// A newer list of volunteers.
+    Volunteers(Arc<VolunteerList>),
 }
 
 /// A client's core joined with a transport; what is asked comes from `requests`.
 pub(super) fn drive(
     folder: Option<Folder>,
     requests: mpsc::Receiver<Request>,
+    parameters: ClientParameters,
     searches: Searches,
     told: Told,
 ) -> Result<Drive<ClientCore>, Failure> {
@@ -88,12 +91,13 @@ pub(super) fn drive(
         None => GuardSample::default(),
     };
     let core = ClientCore {
-        client: Client::new(ClientParameters::default(), guards),
+        client: Client::new(parameters, guards),
         hub: Hub::new(),
         requests,
         waiting: BTreeMap::new(),
         folder,
         searches,
+        offering: Offering::default(),
         told,
         reported: Reported::default(),
     };
@@ -111,8 +115,22 @@ pub(super) struct ClientCore {
     waiting: BTreeMap<ClientStream, Waiting>,
     folder: Option<Folder>,
     searches: Searches,
+    offering: Offering,
     told: Told,
     reported: Reported,
+}
+
+/// Who offers to do what on clients' behalf.
+#[derive(Default)]
+struct Offering {
+    /// By the consensus, once there is one.
+    listed: Option<Vec<(RelayId, Offer)>>,
+    /// By the volunteer list.
+    volunteers: Vec<(RelayId, Offer)>,
+}
+
+fn offering<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(RelayId, Offer)> {
+    relays.filter(|(_, offer)| !offer.is_empty()).map(|(relay, offer)| (relay, offer.clone())).collect()
 }
 
 /// Who is told what comes to pass.
@@ -163,16 +181,27 @@ impl ClientCore {
                     self.reported.consensus = true;
                     self.told.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
                 }
-                self.take_offers(&consensus);
+                let listed = consensus.relays().iter().map(|relay| (relay.identity(), &relay.profile.offer));
+                self.offering.listed = Some(offering(listed));
+                self.take_offers();
                 self.client.set_consensus(now, wall_time(), consensus, rng);
+            }
+            Request::Volunteers(list) => {
+                let listed = list.volunteers().iter().map(|it| (it.identity(), &it.profile.offer));
+                self.offering.volunteers = offering(listed);
+                self.take_offers();
+                self.client.set_volunteers(now, wall_time(), list);
             }
         }
     }
 
-    /// Notes what the exits offer, and has circuits built to those that will most likely be asked.
-    fn take_offers(&mut self, consensus: &Consensus) {
-        let offering = consensus.relays().iter().filter(|relay| !relay.profile.offer.is_empty());
-        let offers: Offers = Some(offering.map(|relay| (relay.identity(), relay.profile.offer.clone())).collect());
+    /// Notes what exits and volunteers offer, and has circuits built to those that will most likely be asked.
+    fn take_offers(&mut self) {
+        let Offering { listed: Some(listed), volunteers } = &self.offering else { return };
+        let offers: Offers = Some(listed.iter().chain(volunteers).cloned().collect());
+        if *self.told.offers.borrow() == offers {
+            return;
+        }
         if core::mem::take(&mut self.searches.ahead) {
             let engine = engines(&offers, self.searches.engine.as_ref()).into_iter().next();
             match engine {

@@ -1,0 +1,134 @@
+//! The task that owns a relay's core and its exit.
+
+use core::{
+    pin::pin,
+    task::{Context, Poll},
+};
+use std::sync::Arc;
+
+use rand::{CryptoRng, rngs::StdRng};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    crypto::OnionSecret,
+    directory::{Consensus, Registration},
+    io::exit::Exit,
+    node::drive::Core,
+    relay::{Relay, RelayEvent, RelayFigures},
+};
+
+/// Commands taken in before the core gets to answer.
+const COMMANDS_A_TURN: usize = 256;
+
+/// What changes in a relay's course.
+pub(super) enum Update {
+    Consensus(Arc<Consensus>),
+    OnionKey(OnionSecret),
+    /// Of a volunteer: what the directory answers to its registration.
+    Registered(Registration),
+    /// What it carries is asked for.
+    Figures(oneshot::Sender<RelayFigures>),
+}
+
+/// Who of the neighbours counts for the directory, as the core tells it.
+pub(super) struct Told {
+    volunteers: watch::Sender<Vec<RelayId>>,
+    gateways: watch::Sender<Vec<RelayId>>,
+}
+
+/// The same, to be looked at.
+pub(super) struct Changes {
+    /// Of a gateway: the volunteers that it can reach.
+    pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
+    /// Of a volunteer: its gateways whose channels are open.
+    pub(super) gateways: watch::Receiver<Vec<RelayId>>,
+}
+
+impl Changes {
+    pub(super) fn new() -> (Told, Self) {
+        let (volunteers_sender, volunteers) = watch::channel(Vec::new());
+        let (gateways_sender, gateways) = watch::channel(Vec::new());
+        (Told { volunteers: volunteers_sender, gateways: gateways_sender }, Self { volunteers, gateways })
+    }
+}
+
+/// The relay's core with its exit.
+pub(super) struct RelayCore {
+    relay: Relay,
+    exit: Option<Exit>,
+    updates: mpsc::Receiver<Update>,
+    told: Told,
+}
+
+impl RelayCore {
+    pub(super) const fn new(relay: Relay, exit: Option<Exit>, updates: mpsc::Receiver<Update>, told: Told) -> Self {
+        Self { relay, exit, updates, told }
+    }
+
+    fn update(&mut self, now: Instant, update: Update) {
+        match update {
+            Update::Consensus(consensus) => self.relay.set_consensus(consensus),
+            Update::OnionKey(next) => self.relay.rotate_onion_key(next),
+            Update::Registered(registration) => self.relay.handle_registration(now, &registration),
+            // Who no longer waits is not told.
+            Update::Figures(reply) => _ = reply.send(self.relay.figures()),
+        }
+    }
+}
+
+impl LinkMachine for RelayCore {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.relay.handle_link(now, event, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.relay.handle_timeout(now, rng);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        self.relay.poll_transmit(now, rng)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.relay.poll_timeout()
+    }
+}
+
+impl Core for RelayCore {
+    fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
+        let mut taken = Poll::Pending;
+        while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {
+            self.update(now, update);
+            taken = Poll::Ready(());
+        }
+        if let Some(exit) = &mut self.exit {
+            for _ in 0..COMMANDS_A_TURN {
+                let Poll::Ready(command) = pin!(exit.command()).poll(cx) else { break };
+                exit.apply(now, &mut self.relay, command);
+                taken = Poll::Ready(());
+            }
+        }
+        taken
+    }
+
+    fn deliver(&mut self) -> bool {
+        let mut told = false;
+        while let Some(event) = self.relay.poll_event() {
+            told = true;
+            match event {
+                RelayEvent::Exit(stream, request) => {
+                    if let Some(exit) = &mut self.exit {
+                        exit.handle(&mut self.relay, stream, request);
+                    }
+                }
+                RelayEvent::VolunteersChanged => _ = self.told.volunteers.send_replace(self.relay.volunteers()),
+                RelayEvent::GatewaysChanged => _ = self.told.gateways.send_replace(self.relay.gateways()),
+            }
+        }
+        if let Some(exit) = &mut self.exit {
+            exit.flush();
+        }
+        told
+    }
+}

@@ -1,0 +1,161 @@
+//! Keeps a volunteer registered, and tells whether it can be reached (`proto/07-directory.md` §9, "Registration").
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    base::RelayId,
+    crypto::IdentityKey,
+    directory::{Profile, Registration, VolunteerDescriptor, VolunteerProfile},
+    io::{clock::wall_time, directory_client::DirectoryClient},
+    node::{
+        Failure,
+        drive::randomness,
+        report::{Report, Reporter},
+    },
+};
+
+use super::{
+    task::Update,
+    upkeep::{Fresh, RETRY},
+};
+
+/// Something new is signed so often, though nothing has changed.
+const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+/// From a change of its gateways until it asks whether they have confirmed it.
+const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
+/// Answers in a row without a gateway from which on it counts as unreachable.
+const UNREACHABLE_AFTER: u32 = 4;
+
+/// Registers a volunteer and asks each interval how things stand.
+pub(super) struct Registrations {
+    pub(super) identity: Arc<IdentityKey>,
+    pub(super) updates: mpsc::Sender<Update>,
+    /// The gateways whose channels are open.
+    pub(super) gateways: watch::Receiver<Vec<RelayId>>,
+    /// From one volunteer list to the next, once there is a consensus that says so.
+    pub(super) interval: watch::Receiver<Option<Duration>>,
+    pub(super) reporter: Reporter,
+}
+
+/// What was signed last, and when.
+struct Signed {
+    profile: VolunteerProfile,
+    bytes: Vec<u8>,
+    at: Instant,
+}
+
+/// What the last answers said.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// So many answers named no gateway.
+    Waiting(u32),
+    Reachable(usize),
+    Unreachable,
+}
+
+impl Registrations {
+    /// Goes on for ever.
+    ///
+    /// # Errors
+    /// When the profile can't be signed.
+    pub(super) async fn run(mut self, mut fresh: Fresh, publisher: DirectoryClient) -> Result<(), Failure> {
+        let mut rng = randomness()?;
+        let (mut signed, mut standing, mut retry) = (None, Standing::Waiting(0), RETRY.0);
+        loop {
+            // Without a consensus there is no ranking to make anything of a seed.
+            let interval = self.interval.wait_for(Option::is_some).await.ok().and_then(|interval| *interval);
+            let Some(interval) = interval else { return Ok(()) };
+            let profile = volunteer_profile(fresh.profile(&mut rng).await);
+            let still_good = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEW_EVERY;
+            let current = match signed.take().filter(still_good) {
+                Some(current) => current,
+                None => self.sign(profile)?,
+            };
+            self.gateways.borrow_and_update();
+            match publisher.register(&current.bytes).await {
+                Ok(registration) => {
+                    standing = self.take(registration, standing).await;
+                    signed = Some(current);
+                    retry = RETRY.0;
+                    self.log_figures().await;
+                    tokio::select! {
+                        () = self.wait(interval) => {}
+                        () = fresh.offer_grown() => {}
+                    }
+                }
+                Err(error) => {
+                    // Signed anew next time: what was refused as older, say, must not come again.
+                    tracing::warn!(%error, "the directory did not take the registration; will try again");
+                    sleep(retry).await;
+                    retry = retry.saturating_mul(2).min(RETRY.1).min(interval.max(RETRY.0));
+                }
+            }
+        }
+    }
+
+    fn sign(&self, profile: VolunteerProfile) -> Result<Signed, Failure> {
+        let descriptor = VolunteerDescriptor { profile: profile.clone(), published: wall_time() };
+        Ok(Signed { profile, bytes: descriptor.sign(&self.identity).map_err(Failure::usage)?, at: Instant::now() })
+    }
+
+    /// Takes up an answer, and tells what has changed by it.
+    async fn take(&self, registration: Registration, before: Standing) -> Standing {
+        let confirmed = registration.gateways.len();
+        let _ = self.updates.send(Update::Registered(registration)).await;
+        let now = match (confirmed, before) {
+            (0, Standing::Waiting(answers)) if answers < UNREACHABLE_AFTER => {
+                Standing::Waiting(answers.saturating_add(1))
+            }
+            (0, Standing::Reachable(_)) => Standing::Waiting(1),
+            (0, _) => Standing::Unreachable,
+            (gateways, _) => Standing::Reachable(gateways),
+        };
+        match now {
+            Standing::Reachable(gateways) if now != before => {
+                tracing::info!(gateways, "this volunteer can be reached");
+                if !matches!(before, Standing::Reachable(_)) {
+                    self.reporter.tell(&Report::Reachable { gateways });
+                }
+            }
+            Standing::Unreachable if now != before => {
+                let channels = self.gateways.borrow().len();
+                tracing::warn!(channels, "this volunteer can't be reached: {}", why(channels));
+            }
+            _ => {}
+        }
+        now
+    }
+
+    async fn log_figures(&self) {
+        let (reply, figures) = oneshot::channel();
+        let asked = self.updates.send(Update::Figures(reply)).await.is_ok();
+        if let Some(figures) = if asked { figures.await.ok() } else { None } {
+            tracing::debug!(circuits = figures.circuits, cells = figures.cells_switched, "carrying for others");
+        }
+    }
+
+    /// Until the next interval, or until the gateways have had time to report a change.
+    async fn wait(&mut self, interval: Duration) {
+        if let Ok(Ok(())) = timeout(interval, self.gateways.changed()).await {
+            sleep(ASK_AFTER_CHANGE.min(interval)).await;
+        }
+    }
+}
+
+/// What a relay says of itself, without what a volunteer has not.
+fn volunteer_profile(profile: &Profile) -> VolunteerProfile {
+    let Profile { identity, onion_key, family, operator, offer, version, .. } = profile.clone();
+    VolunteerProfile { identity, onion_key, family, operator, offer, version }
+}
+
+const fn why(channels: usize) -> &'static str {
+    match channels {
+        0 => "it has no channel to any gateway; is UDP to the relays let through?",
+        _ => "no gateway's report of it has come to the directory",
+    }
+}

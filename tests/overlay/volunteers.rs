@@ -1,0 +1,120 @@
+//! Volunteers, relays that listen nowhere, carry circuits, and leave without harm.
+
+use std::{
+    io::Read as _,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::{Signal, kill};
+
+use super::harness::*;
+
+#[test]
+fn a_circuit_pinned_through_a_volunteer_carries_20_mb_byte_for_byte() {
+    const LENGTH: u64 = 20_000_000;
+    let testnet = Testnet::start(&["--volunteers=2", "--relays=5"]);
+    let volunteer = testnet.identity_of("volunteer2");
+    let client = testnet.client(&["--middle", &volunteer]);
+    let origin = Origin::start();
+    let mut stream = connect(client.socks, origin.address);
+    request(&mut stream, LENGTH);
+    assert!(is_body(&mut stream, LENGTH).unwrap());
+    // And it was that volunteer: without it nothing comes.
+    let mut stream = connect(client.socks, origin.address);
+    request(&mut stream, 1 << 40);
+    stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
+    testnet.kill("volunteer2");
+    let outcome = std::io::copy(&mut stream, &mut std::io::sink());
+    assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
+}
+
+/// Requests in all, and after how many of them a volunteer is killed each time.
+const REQUESTS: usize = 400;
+const KILL_EVERY: usize = 80;
+const VOLUNTEERS: usize = 10;
+/// Longest time for one request, one that a volunteer's death falls into included.
+const LONGEST: Duration = Duration::from_secs(15);
+
+#[test]
+fn while_volunteers_are_killed_requests_succeed_at_the_first_try() {
+    let testnet = Testnet::start(&[&format!("--volunteers={VOLUNTEERS}"), "--relays=5", "--log=debug"]);
+    let doomed: Vec<_> =
+        (1..=REQUESTS / KILL_EVERY).map(|number| testnet.pid_of(&format!("volunteer{number}"))).collect();
+    let (doomed, port) = (Arc::new(doomed), testnet.socks);
+    let origin = Origin::start().address;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let workers = (0..4).map(|_| {
+        let (doomed, begun, outcomes) = (Arc::clone(&doomed), Arc::clone(&begun), Arc::clone(&outcomes));
+        thread::spawn(move || {
+            loop {
+                let number = begun.fetch_add(1, Ordering::Relaxed);
+                if number >= REQUESTS {
+                    return;
+                }
+                if number > 0 && number.is_multiple_of(KILL_EVERY) {
+                    kill(doomed[number / KILL_EVERY - 1], Signal::SIGKILL).unwrap();
+                }
+                let at = Instant::now();
+                // Under a name of its own, so over circuits of its own. What fails panics.
+                let one = thread::spawn(move || fetch_as(port, &number.to_string(), origin));
+                outcomes.lock().unwrap().push((one.join().is_ok(), at.elapsed()));
+            }
+        })
+    });
+    workers.collect::<Vec<_>>().into_iter().for_each(|worker| worker.join().unwrap());
+    let outcomes = outcomes.lock().unwrap();
+    let succeeded = outcomes.iter().filter(|(succeeded, _)| *succeeded).count();
+    let longest = outcomes.iter().map(|(_, took)| *took).max().unwrap();
+    let mut times: Vec<_> = outcomes.iter().map(|(_, took)| *took).collect();
+    times.sort_unstable();
+    println!(
+        "{succeeded} of {} requests succeeded; median {:?}, 95th percentile {:?}, longest {longest:?}",
+        outcomes.len(),
+        times[times.len() / 2],
+        times[times.len() * 95 / 100],
+    );
+    assert_eq!(outcomes.len(), REQUESTS);
+    let carried: u64 = (1..=VOLUNTEERS).map(|number| cells_of(&testnet, &format!("volunteer{number}"))).sum();
+    println!("{carried} cells went over volunteers");
+    assert!(carried > REQUESTS as u64, "volunteers had their share: {carried} cells");
+    assert!(succeeded * 100 >= REQUESTS * 99, "{succeeded} of {REQUESTS} requests succeeded");
+    assert!(longest < LONGEST, "one took {longest:?}");
+}
+
+/// Cells that a volunteer has carried, as its log said last.
+fn cells_of(testnet: &Testnet, name: &str) -> u64 {
+    let log = std::fs::read_to_string(testnet.folder.path().join(format!("{name}.log"))).unwrap();
+    let line = log.lines().rev().find(|line| line.contains("carrying for others")).unwrap();
+    // Colours may stand between name and figure.
+    let figure = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
+    figure.trim().parse().unwrap()
+}
+
+fn fetch_as(port: std::net::SocketAddr, user: &str, origin: std::net::SocketAddr) {
+    let (code, mut stream) = socks(port, Some((user, "x")), 1, &origin.ip().to_string(), origin.port());
+    assert_eq!(code, 0, "CONNECT succeeds");
+    request(&mut stream, 1_000);
+    assert!(is_body(&mut stream, 1_000).unwrap());
+}
+
+#[test]
+fn a_volunteer_takes_no_options_of_one_that_listens() {
+    for (options, expected) in [
+        (["--listen", "127.0.0.1:1"], "listen"),
+        (["--address", "192.0.2.1:1"], "address"),
+        (["--exit", "accept *"], "exit"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output =
+            umbel().args(["relay", "--no-listen", "--data-dir"]).arg(folder.path()).args(options).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(expected) && said.contains("no_listen"), "{said}");
+    }
+}
