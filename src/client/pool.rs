@@ -286,8 +286,11 @@ impl Client {
         let volunteers = pooled.gone < MOST_GONE;
         let (path, guard) = (pooled.path.clone(), pooled.guard());
         let lost = path.get(position).map(|relay| relay.identity);
-        let credible = pooled.gone <= MOST_GONE && lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
-        if let (Some(guard), true) = (guard, position == 1) {
+        let is_volunteer = lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
+        let credible = pooled.gone <= MOST_GONE && is_volunteer;
+        tracing::debug!(position, is_volunteer, "a relay is gone, says the one before it");
+        // A guard that just has no consensus yet knows nobody.
+        if let (Some(guard), true, true) = (guard, position == 1, is_volunteer) {
             self.gone.handle_answer(now, guard, true);
         }
         let mut avoid = self.attempts.avoided(now);

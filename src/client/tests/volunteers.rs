@@ -178,6 +178,19 @@ fn a_middle_that_can_be_dialled_is_never_gone_and_a_third_volunteer_neither() {
 }
 
 #[test]
+fn a_guard_is_not_doubted_for_relays_that_it_does_not_know_yet() {
+    let mut net = with_share(Net::new(47, 2), 0);
+    net.pass(1);
+    net.client(|party, now, rng| {
+        let id = *party.client.circuits.keys().next().unwrap();
+        for _ in 0..20 {
+            party.client.handle_gone(now, id, crate::base::HopIndex::new(2).unwrap(), rng);
+        }
+        assert_eq!(party.client.gone.doubted(now), []);
+    });
+}
+
+#[test]
 fn a_client_can_hold_to_one_middle_and_has_no_circuit_without_it() {
     let mut net = Net::new(44, 2);
     let joined = net.volunteers(2);

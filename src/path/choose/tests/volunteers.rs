@@ -92,13 +92,14 @@ fn a_volunteer_is_of_its_family_and_its_operator() {
 fn what_the_list_says_of_family_holds_though_no_consensus_names_volunteers() {
     let (consensus, mut rng) = (always(), rng());
     let guards = sample(&consensus, &mut rng);
-    let kin_of_exits = |number: u16| {
-        let mut volunteer = listed_volunteer(number, &[number - 20]);
+    let guard = guard_of(&consensus, &guards, &mut rng);
+    let kin_of_exits = |number| {
+        let mut volunteer = listed_volunteer(number, &[guard]);
         volunteer.profile.family = vec![id(1), id(2)];
         volunteer
     };
-    let list = volunteers((21..=27).map(kin_of_exits));
-    let path = choose(&relays(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+    let list = volunteers((1000..2000).map(kin_of_exits));
+    let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
     assert!(list.volunteer(&path.hops()[1]).is_none(), "both exits are of its family");
 }
 
