@@ -6,10 +6,14 @@
 //! `proto/09-delegated.md`. Threats addressed: the engine never learns who asks, the exit never does either; and the
 //! exit is not trusted with what it answers, so all of it is checked and cleaned here, on both sides.
 
+mod exits;
 mod fares;
+pub mod fields;
 pub mod frame;
 pub mod link;
+pub mod message;
 mod offer;
+mod refusal;
 mod schema;
 mod search;
 pub mod text;
@@ -17,8 +21,10 @@ pub mod text;
 mod vectors;
 
 pub use self::{
+    exits::{Miss, MissReason, Offers, engines},
     fares::{BLOCKED_FOR, Fare, Fares},
     offer::{Delegation, EngineName, MAX_ENGINES, MAX_HOSTS, Offer, Requests},
+    refusal::Refusal,
     search::{
         Block, MAX_PAGE, MAX_RESULTS, MAX_TERMS_LEN, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
         SearchResult,

@@ -4,8 +4,9 @@ use url::Url;
 
 use super::Target;
 use crate::delegated::{
-    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, frame::REQUEST_BUCKETS,
-    frame::RESPONSE_BUCKETS, frame::longest, link, text,
+    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, fields,
+    frame::REQUEST_BUCKETS,
+    frame::RESPONSE_BUCKETS, frame::longest, link, message::HttpResponse, text,
 };
 
 pub(super) const TARGETS: &[Target] = &[
@@ -13,6 +14,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "search_answer", run: search_answer, seeds: answer_seeds },
     Target { name: "link", run: link, seeds: link_seeds },
     Target { name: "text", run: text, seeds: text_seeds },
+    Target { name: "http_response", run: http_response, seeds: response_seeds },
 ];
 
 /// A query that decodes keeps its bounds, and is the same when it is sent on.
@@ -95,4 +97,24 @@ fn text_seeds() -> Vec<Vec<u8>> {
     ["a title", " a\t\u{202e}b\u{0}\n c ", "所有権とは何か", "ما هي الملكية؟"]
         .map(|text| text.as_bytes().to_vec())
         .to_vec()
+}
+
+/// A response that decodes has a final status, and no field that must not pass.
+fn http_response(bytes: &[u8]) {
+    let Ok(response) = HttpResponse::decode(bytes) else { return };
+    assert!((200..600).contains(&response.status));
+    assert!(response.body.len() < bytes.len());
+    let passes = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_remembered(name);
+    assert!(response.fields.iter().all(|(name, _)| passes(name)));
+}
+
+fn response_seeds() -> Vec<Vec<u8>> {
+    [
+        &b"\x03\x40\xc8\x04etag\x011\x00\x05hello\x06 world\x00\x00"[..],
+        b"\x03\x40\x67\x04link\x01x\x00\x40\xcc\x00",
+        b"\x03\x41\xad\x0cproxy-status\x20umbel; error=http_request_denied\x00\x00\x00",
+        b"\x03\x40\xc8\x0aconnection\x01x\x01x\x011\x00\x01a\x00\x07trailer\x011\x00",
+    ]
+    .map(<[u8]>::to_vec)
+    .to_vec()
 }

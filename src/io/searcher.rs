@@ -12,7 +12,6 @@ pub(crate) mod testing;
 mod tests;
 
 use core::{
-    cmp::Reverse,
     fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -28,8 +27,7 @@ use tokio::{
 use crate::{
     base::{Instant, RelayId},
     delegated::{
-        Delegation, EngineName, Fare, Fares, Offer, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
-        SearchResult,
+        Delegation, EngineName, Fare, Fares, SearchAnswer, SearchError, SearchRefusal, SearchRequest, SearchResult,
         frame::{RESPONSE_BUCKETS, longest},
     },
     wire::EndReason,
@@ -37,15 +35,14 @@ use crate::{
 
 use super::connector::{ConnectError, Connector, Delegated, Hop, Isolation};
 
+pub use crate::delegated::{Miss, MissReason, Offers};
+pub(crate) use crate::delegated::engines;
 pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
 
 /// For a circuit to be had.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// For the exit to answer: the engine has eight seconds there.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-
-/// What the exits of the network offer; none while there is no list of relays yet.
-pub type Offers = Option<Vec<(RelayId, Offer)>>;
 
 /// A query as a person asks it. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
@@ -100,46 +97,6 @@ pub struct Route {
     pub shared_exit: bool,
     /// From the query's leaving to its answer.
     pub took: Duration,
-}
-
-/// An exit that gave no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Miss {
-    /// The exit.
-    pub exit: RelayId,
-    /// Why.
-    pub why: MissReason,
-}
-
-/// Why an exit gave no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MissReason {
-    /// It said so.
-    #[error("{0}")]
-    Refused(SearchRefusal),
-    /// It or its circuit broke off, or its answer was none.
-    #[error("the exit broke off, or its answer made no sense")]
-    Broken,
-    /// It took too long.
-    #[error("the exit did not answer in time")]
-    Silent,
-}
-
-impl MissReason {
-    /// Whether another exit may well do better.
-    const fn is_the_exits(self) -> bool {
-        match self {
-            Self::Broken => true,
-            Self::Silent => false,
-            Self::Refused(refusal) => matches!(
-                refusal,
-                SearchRefusal::EngineBlocked(_)
-                    | SearchRefusal::RateLimited
-                    | SearchRefusal::UnknownEngine
-                    | SearchRefusal::EngineUnreachable
-            ),
-        }
-    }
 }
 
 /// Why a search found nothing out.
@@ -199,17 +156,6 @@ impl Exits {
         let start = std::time::Instant::now();
         Self(Arc::new(Known { offers, default, fares: Mutex::default(), queries: AtomicU64::new(0), start }))
     }
-}
-
-/// The engines in `offers`, the one asked by default first: `default` if it is offered, else the one that most exits offer.
-pub(crate) fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName> {
-    let mut engines: Vec<_> = offers.iter().flatten().flat_map(|(_, offer)| &offer.engines).collect();
-    engines.sort_unstable();
-    let same = engines.chunk_by(|one, next| one == next);
-    let mut counted: Vec<_> = same.filter_map(|same| Some((*same.first()?, same.len()))).collect();
-    // Stable, so that equals stay in the order of their names.
-    counted.sort_by_key(|(engine, exits)| (Some(*engine) != default, Reverse(*exits)));
-    counted.into_iter().map(|(engine, _)| engine.clone()).collect()
 }
 
 /// Searches over a [`Connector`]. Cheap to clone.

@@ -4,7 +4,7 @@ use super::{
     testing::{Overlay, Reply, engine, exit, honest, refusing, result},
     *,
 };
-use crate::delegated::{Block, Requests};
+use crate::delegated::{Block, Offer, Requests};
 
 fn captcha(_: &SearchRequest) -> Reply {
     refusing(SearchRefusal::EngineBlocked(Block::Captcha))

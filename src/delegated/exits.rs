@@ -1,0 +1,62 @@
+//! What the exits of a network offer, and what it means when one gives no answer: the same for every client.
+
+use core::cmp::Reverse;
+
+use super::{EngineName, Offer, SearchRefusal};
+use crate::base::RelayId;
+
+/// What the exits of the network offer; none while there is no list of relays yet.
+pub type Offers = Option<Vec<(RelayId, Offer)>>;
+
+/// The engines in `offers`, the one asked by default first: `default` if it is offered, else the one that most exits offer.
+#[must_use]
+pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName> {
+    let mut engines: Vec<_> = offers.iter().flatten().flat_map(|(_, offer)| &offer.engines).collect();
+    engines.sort_unstable();
+    let same = engines.chunk_by(|one, next| one == next);
+    let mut counted: Vec<_> = same.filter_map(|same| Some((*same.first()?, same.len()))).collect();
+    // Stable, so that equals stay in the order of their names.
+    counted.sort_by_key(|(engine, exits)| (Some(*engine) != default, Reverse(*exits)));
+    counted.into_iter().map(|(engine, _)| engine.clone()).collect()
+}
+
+/// An exit that gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// The exit.
+    pub exit: RelayId,
+    /// Why.
+    pub why: MissReason,
+}
+
+/// Why an exit gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MissReason {
+    /// It said so.
+    #[error("{0}")]
+    Refused(SearchRefusal),
+    /// It or its circuit broke off, or its answer was none.
+    #[error("the exit broke off, or its answer made no sense")]
+    Broken,
+    /// It took too long.
+    #[error("the exit did not answer in time")]
+    Silent,
+}
+
+impl MissReason {
+    /// Whether another exit may well do better.
+    #[must_use]
+    pub const fn is_the_exits(self) -> bool {
+        match self {
+            Self::Broken => true,
+            Self::Silent => false,
+            Self::Refused(refusal) => matches!(
+                refusal,
+                SearchRefusal::EngineBlocked(_)
+                    | SearchRefusal::RateLimited
+                    | SearchRefusal::UnknownEngine
+                    | SearchRefusal::EngineUnreachable
+            ),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Whole HTTP requests and responses as Binary HTTP (RFC 9292), indeterminate length, as they cross the overlay.
+//!
+//! For who has a message whole, or wants it so; bodies that go piece by piece are `io::binary_http`'s. Fields that must not
+//! pass are left out on the way out and on the way in ([`super::fields`]). Governed by `proto/09-delegated.md` §6. What is
+//! decoded comes from an exit that is not trusted: nothing is reserved by a length it states, heads are bounded, and what
+//! breaks off is no message.
+
+use super::{Refusal, fields};
+
+/// Bytes of a head, informational responses before it included.
+pub const MAX_HEAD_LEN: usize = 64 * 1024;
+/// Fields of a head.
+pub const MAX_FIELDS: usize = 128;
+
+const REQUEST: u64 = 2;
+const RESPONSE: u64 = 3;
+const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
+
+/// Why there is no such message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// The address is no absolute `http` or `https` one, or has a user name in it.
+    #[error("the address is not one of a web server")]
+    Address,
+    /// No exit performs this method.
+    #[error("no exit performs requests of this method")]
+    Method,
+    /// A field has a name or value that HTTP doesn't know.
+    #[error("a header field that can't be")]
+    Field,
+    /// The head is larger than it may be.
+    #[error("the head is too large")]
+    TooLarge,
+    /// What came is no message, or broke off.
+    #[error("what came is not an answer in HTTP, or it broke off")]
+    Malformed,
+}
+
+/// A request that is to be performed. Prints redacted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HttpRequest {
+    method: &'static str,
+    scheme: &'static str,
+    authority: String,
+    host: String,
+    path: String,
+    fields: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl HttpRequest {
+    /// A request for `url`, which has no fragment any more, with those of `fields` that may pass, and with those that all
+    /// requests have.
+    ///
+    /// # Errors
+    /// When the address, the method or a field is none.
+    pub fn new(
+        method: &str,
+        url: &str,
+        fields: impl IntoIterator<Item = (String, String)>,
+        body: Vec<u8>,
+    ) -> Result<Self, MessageError> {
+        let method = METHODS.iter().find(|known| known.eq_ignore_ascii_case(method)).ok_or(MessageError::Method)?;
+        let (scheme, rest) = ["https", "http"]
+            .iter()
+            .find_map(|scheme| Some((*scheme, url.strip_prefix(scheme)?.strip_prefix("://")?)))
+            .ok_or(MessageError::Address)?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at_checked(end).ok_or(MessageError::Address)?;
+        let path = path.split('#').next().unwrap_or_default();
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let host = host_of(authority).ok_or(MessageError::Address)?;
+        if !path.bytes().all(|byte| byte.is_ascii_graphic()) || url.len() > MAX_HEAD_LEN {
+            return Err(MessageError::Address);
+        }
+        let fields = outgoing(fields, body.len())?;
+        Ok(Self { method, scheme, authority: authority.to_owned(), host, path, fields, body })
+    }
+
+    /// The host it goes to, in lower case, an IPv6 address without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// As it goes to the exit.
+    ///
+    /// # Errors
+    /// [`MessageError::TooLarge`].
+    pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
+        let mut bytes = Vec::new();
+        put_number(REQUEST, &mut bytes);
+        for text in [self.method, self.scheme, &self.authority, &self.path] {
+            put_text(text.as_bytes(), &mut bytes);
+        }
+        for (name, value) in &self.fields {
+            put_text(name.as_bytes(), &mut bytes);
+            put_text(value.as_bytes(), &mut bytes);
+        }
+        bytes.push(0);
+        if bytes.len() > MAX_HEAD_LEN || self.fields.len() > MAX_FIELDS {
+            return Err(MessageError::TooLarge);
+        }
+        if !self.body.is_empty() {
+            put_text(&self.body, &mut bytes);
+        }
+        // The end of the content, and of no trailers.
+        bytes.extend_from_slice(&[0, 0]);
+        Ok(bytes)
+    }
+}
+
+impl core::fmt::Debug for HttpRequest {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("HttpRequest([redacted])")
+    }
+}
+
+/// The name or address in `authority`; `None` if it has a user name or is none.
+fn host_of(authority: &str) -> Option<String> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => authority.find(':').map_or((authority, ""), |colon| authority.split_at(colon)),
+    };
+    let is_port = match port.strip_prefix(':') {
+        Some(digits) => digits.parse::<u16>().is_ok_and(|port| port > 0),
+        None => port.is_empty(),
+    };
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    let is_host = (1..=253).contains(&host.len()) && host.bytes().all(fits);
+    (is_port && is_host).then(|| host.to_ascii_lowercase())
+}
+
+/// The fields that go out: those that may, and those that all requests have.
+fn outgoing(
+    given: impl IntoIterator<Item = (String, String)>,
+    body_len: usize,
+) -> Result<Vec<(String, String)>, MessageError> {
+    let mut kept = Vec::new();
+    for (name, value) in given {
+        let name = name.to_ascii_lowercase();
+        if !is_name(&name) || !is_value(value.as_bytes()) {
+            return Err(MessageError::Field);
+        }
+        let fixed = ["user-agent", "accept-encoding", "content-length"].contains(&name.as_str());
+        if !fixed && !fields::is_hop_by_hop(&name) && !fields::is_identifying(&name) {
+            kept.push((name, value));
+        }
+    }
+    let has = |wanted: &str| kept.iter().any(|(name, _)| name == wanted);
+    let defaults = [("accept", "*/*"), ("accept-language", "en")];
+    let missing: Vec<_> = defaults.into_iter().filter(|(name, _)| !has(name)).collect();
+    let fixed = [("user-agent", fields::USER_AGENT), ("accept-encoding", "identity")];
+    kept.extend(fixed.into_iter().chain(missing).map(|(name, value)| (name.to_owned(), value.to_owned())));
+    if body_len > 0 {
+        kept.push(("content-length".to_owned(), body_len.to_string()));
+    }
+    Ok(kept)
+}
+
+/// An answer. Prints redacted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HttpResponse {
+    /// A final status.
+    pub status: u16,
+    /// Names in lower case.
+    pub fields: Vec<(String, Vec<u8>)>,
+    /// Its content.
+    pub body: Vec<u8>,
+    /// Why the exit did not perform the request, if this is its own answer.
+    pub refusal: Option<Refusal>,
+}
+
+impl HttpResponse {
+    /// Reads all that came over a stream which ended cleanly. Informational responses and trailers are dropped, and fields
+    /// that must not pass.
+    ///
+    /// # Errors
+    /// [`MessageError::Malformed`] and [`MessageError::TooLarge`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let mut reader = Reader { rest: bytes };
+        if reader.number()? != RESPONSE {
+            return Err(MessageError::Malformed);
+        }
+        let (status, found) = loop {
+            let status = u16::try_from(reader.number()?).map_err(|_| MessageError::Malformed)?;
+            let found = reader.fields()?;
+            if bytes.len().saturating_sub(reader.rest.len()) > MAX_HEAD_LEN {
+                return Err(MessageError::TooLarge);
+            }
+            match status {
+                100..200 => {}
+                200..600 => break (status, found),
+                _ => return Err(MessageError::Malformed),
+            }
+        };
+        let body = reader.content()?;
+        let value = |wanted: &str| found.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_slice());
+        let refusal = value(fields::PROXY_STATUS)
+            .and_then(|value| core::str::from_utf8(value).ok())
+            .and_then(|value| Refusal::of_answer(status, value));
+        let named = value("connection").map(|value| String::from_utf8_lossy(value).to_ascii_lowercase());
+        let is_named = |name: &str| named.iter().flat_map(|named| named.split(',')).any(|one| one.trim() == name);
+        let passes = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_remembered(name) && !is_named(name);
+        let fields = found.iter().filter(|(name, _)| passes(name)).cloned().collect();
+        Ok(Self { status, fields, body, refusal })
+    }
+}
+
+impl core::fmt::Debug for HttpResponse {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("HttpResponse([redacted])")
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], MessageError> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(MessageError::Malformed)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// A number as QUIC writes it (RFC 9000 §16).
+    fn number(&mut self) -> Result<u64, MessageError> {
+        let (first, rest) = self.take(1)?.split_first().ok_or(MessageError::Malformed)?;
+        debug_assert!(rest.is_empty());
+        let more = (1_usize << (first >> 6)).saturating_sub(1);
+        let number = self.take(more)?.iter().fold(u64::from(first & 0x3f), |number, byte| number << 8 | u64::from(*byte));
+        Ok(number)
+    }
+
+    fn text(&mut self) -> Result<&'a [u8], MessageError> {
+        let length = usize::try_from(self.number()?).map_err(|_| MessageError::Malformed)?;
+        self.take(length)
+    }
+
+    /// Fields up to their end; a message may end after its head when there is nothing else (RFC 9292 §3.8).
+    fn fields(&mut self) -> Result<Vec<(String, Vec<u8>)>, MessageError> {
+        let mut fields = Vec::new();
+        loop {
+            let name = self.text()?;
+            if name.is_empty() {
+                return Ok(fields);
+            }
+            let value = self.text()?;
+            let name = core::str::from_utf8(name).ok().filter(|name| is_name(name)).ok_or(MessageError::Malformed)?;
+            if !is_value(value) {
+                return Err(MessageError::Malformed);
+            }
+            if fields.len() >= MAX_FIELDS {
+                return Err(MessageError::TooLarge);
+            }
+            fields.push((name.to_owned(), value.to_vec()));
+        }
+    }
+
+    /// The content, and what ends the message.
+    fn content(&mut self) -> Result<Vec<u8>, MessageError> {
+        let mut content = Vec::new();
+        if self.rest.is_empty() {
+            return Ok(content);
+        }
+        loop {
+            let chunk = self.text()?;
+            if chunk.is_empty() {
+                break;
+            }
+            content.extend_from_slice(chunk);
+        }
+        if !self.rest.is_empty() {
+            self.fields()?;
+        }
+        if self.rest.is_empty() { Ok(content) } else { Err(MessageError::Malformed) }
+    }
+}
+
+/// A name as RFC 9292 §3.6 wants it: a token in lower case.
+fn is_name(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token)
+}
+
+fn is_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f))
+}
+
+fn put_number(number: u64, bytes: &mut Vec<u8>) {
+    let encoded = number.to_be_bytes();
+    let (prefix, skipped) = match number {
+        0..0x40 => (0x00, 7),
+        0x40..0x4000 => (0x40, 6),
+        0x4000..0x4000_0000 => (0x80, 4),
+        _ => (0xc0, 0),
+    };
+    let start = bytes.len();
+    bytes.extend(encoded.iter().skip(skipped));
+    if let Some(first) = bytes.get_mut(start) {
+        *first |= prefix;
+    }
+}
+
+fn put_text(text: &[u8], bytes: &mut Vec<u8>) {
+    put_number(u64::try_from(text.len()).unwrap_or(u64::MAX), bytes);
+    bytes.extend_from_slice(text);
+}
+
+#[cfg(test)]
+mod tests;

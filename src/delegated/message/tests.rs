@@ -1,0 +1,156 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn fields(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+    fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn get(url: &str) -> Result<HttpRequest, MessageError> {
+    HttpRequest::new("GET", url, fields(&[]), Vec::new())
+}
+
+/// A response as an exit writes it.
+fn response(status: u64, fields: &[(&str, &str)], chunks: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put_number(RESPONSE, &mut bytes);
+    put_number(status, &mut bytes);
+    for text in fields.iter().flat_map(|(name, value)| [name, value]) {
+        put_text(text.as_bytes(), &mut bytes);
+    }
+    bytes.push(0);
+    for chunk in chunks {
+        put_text(chunk, &mut bytes);
+    }
+    bytes.extend_from_slice(&[0, 0]);
+    bytes
+}
+
+#[test]
+fn an_address_is_taken_apart_and_one_that_is_none_refused() {
+    let request = get("https://Example.org:8443/path?query=1#part").unwrap();
+    assert_eq!((request.host(), request.path.as_str()), ("example.org", "/path?query=1"));
+    assert_eq!(get("http://[2001:db8::1]?a").unwrap().host(), "2001:db8::1");
+    assert_eq!(get("http://[2001:db8::1]?a").unwrap().path, "/?a");
+    for bad in [
+        "ftp://example.org/",
+        "https:example.org",
+        "https://user@example.org/",
+        "https://example.org:0/",
+        "https://example.org:99999/",
+        "https://example.org:+1/",
+        "https:///path",
+        "https://example.org/a b",
+        "https://exa mple.org/",
+    ] {
+        assert_eq!(get(bad), Err(MessageError::Address), "{bad}");
+    }
+}
+
+#[test]
+fn fields_that_tell_who_asks_stay_and_common_ones_are_the_same_for_all() {
+    let given = [("Cookie", "a=1"), ("X-Forwarded-For", "192.0.2.1"), ("User-Agent", "mine"), ("TE", "trailers")];
+    let request = HttpRequest::new("get", "http://a.example/", fields(&given), Vec::new()).unwrap();
+    assert_eq!(request, get("http://a.example/").unwrap());
+    assert_eq!(request.fields.len(), 4);
+    let kept = HttpRequest::new("GET", "http://a.example/", fields(&[("Authorization", "x")]), Vec::new()).unwrap();
+    assert!(kept.fields.contains(&("authorization".to_owned(), "x".to_owned())));
+    for bad in [("a b", "x"), ("", "x"), ("a", "x\r\ny"), ("a\n", "x")] {
+        assert_eq!(HttpRequest::new("GET", "http://a.example/", fields(&[bad]), Vec::new()), Err(MessageError::Field));
+    }
+    assert_eq!(HttpRequest::new("TRACE", "http://a.example/", fields(&[]), Vec::new()), Err(MessageError::Method));
+}
+
+#[cfg(feature = "native")]
+#[tokio::test]
+async fn exits_read_a_request_as_it_was_meant() {
+    use crate::io::binary_http::{Content, read_request};
+
+    let body = vec![7; 70_000];
+    let url = "https://example.org:8443/path?query=1";
+    let request = HttpRequest::new("POST", url, fields(&[("X-Twice", "1"), ("X-Twice", "2")]), body.clone()).unwrap();
+    let bytes = request.encode().unwrap();
+    let mut reader = bytes.as_slice();
+    let read = read_request(&mut reader).await.unwrap();
+    assert_eq!(read.method(), "POST");
+    assert_eq!(read.uri(), url);
+    assert_eq!(read.headers().get_all("x-twice").iter().count(), 2);
+    assert_eq!(read.headers()["content-length"], "70000");
+    let (mut content, mut whole) = (Content::new(reader, u64::MAX), Vec::new());
+    while let Some(piece) = content.piece().await.unwrap() {
+        whole.extend_from_slice(&piece);
+    }
+    assert_eq!(whole, body);
+}
+
+#[test]
+fn a_response_comes_whole_without_what_must_not_pass() {
+    let given = [("etag", "1"), ("set-cookie", "id=1"), ("connection", "x-mine"), ("x-mine", "1")];
+    let mut bytes = response(200, &given, &[b"one ", &[b'x'; 5000], b" two"]);
+    let read = HttpResponse::decode(&bytes).unwrap();
+    assert_eq!((read.status, read.body.len(), read.refusal), (200, 5008, None));
+    assert_eq!(read.fields, [("etag".to_owned(), b"1".to_vec())]);
+    bytes.push(0);
+    assert_eq!(HttpResponse::decode(&bytes), Err(MessageError::Malformed), "bytes behind its end");
+}
+
+#[test]
+fn informational_responses_are_dropped_and_a_head_may_be_all() {
+    let mut bytes = vec![3];
+    put_number(103, &mut bytes);
+    bytes.push(0);
+    put_number(204, &mut bytes);
+    bytes.push(0);
+    assert_eq!(HttpResponse::decode(&bytes).unwrap().status, 204);
+    assert!(HttpResponse::decode(&bytes[..bytes.len() - 1]).is_err());
+}
+
+#[test]
+fn a_refusal_of_the_exit_is_told_from_an_answer_of_the_target() {
+    let (status, told) = Refusal::RateLimited.to_answer();
+    let read = HttpResponse::decode(&response(status.into(), &[("proxy-status", &told)], &[])).unwrap();
+    assert_eq!(read.refusal, Some(Refusal::RateLimited));
+    assert!(read.fields.is_empty());
+    assert_eq!(HttpResponse::decode(&response(429, &[], &[])).unwrap().refusal, None);
+}
+
+#[test]
+fn what_breaks_off_anywhere_is_no_response() {
+    let bytes = response(200, &[("etag", "1")], &[b"content"]);
+    // It may end after its head, and trailers may be left out.
+    let head = bytes.len() - b"content".len() - 3;
+    let whole = [head, bytes.len() - 1, bytes.len()];
+    for end in 0..=bytes.len() {
+        assert_eq!(HttpResponse::decode(&bytes[..end]).is_ok(), whole.contains(&end), "after {end} bytes");
+    }
+}
+
+#[test]
+fn a_head_out_of_bounds_is_refused() {
+    let many: Vec<_> = (0..=MAX_FIELDS).map(|_| ("a", "1")).collect();
+    assert_eq!(HttpResponse::decode(&response(200, &many, &[])), Err(MessageError::TooLarge));
+    let long = "x".repeat(MAX_HEAD_LEN);
+    assert_eq!(HttpResponse::decode(&response(200, &[("a", &long)], &[])), Err(MessageError::TooLarge));
+    for (name, value) in [("A", "1"), ("a b", "1"), ("a", "1\n")] {
+        assert_eq!(HttpResponse::decode(&response(200, &[(name, value)], &[])), Err(MessageError::Malformed));
+    }
+    for status in [0, 99, 600, 70_000] {
+        assert_eq!(HttpResponse::decode(&response(status, &[], &[])), Err(MessageError::Malformed));
+    }
+    assert_eq!(HttpResponse::decode(&[3, 0xff, 0xff, 0xff, 0xff]), Err(MessageError::Malformed));
+}
+
+#[test]
+fn requests_and_responses_print_redacted() {
+    let request = HttpRequest::new("POST", "https://secret.example/", fields(&[]), b"secret".to_vec()).unwrap();
+    let read = HttpResponse::decode(&response(200, &[("secret", "secret")], &[b"secret"])).unwrap();
+    assert!(!format!("{request:?} {read:?}").contains("secret"));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_decoder_fall(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+        let _ = HttpResponse::decode(&bytes);
+        let _ = HttpResponse::decode(&[&[3, 0x40, 200][..], &bytes].concat());
+    }
+}
