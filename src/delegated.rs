@@ -17,6 +17,7 @@ mod refusal;
 mod schema;
 mod search;
 pub mod text;
+pub mod url;
 #[cfg(test)]
 mod vectors;
 

@@ -2,6 +2,9 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod base;
+#[cfg(feature = "browser")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+pub mod browser;
 pub mod channel;
 pub mod circuit;
 pub mod client;

@@ -2,11 +2,16 @@
 //!
 //! A transport opens links, carries messages over their lanes and says when a link is gone. The protocol core asks
 //! through [`Transmit`] and is told through [`LinkEvent`]; it knows nothing else of what is beneath. Governed by
-//! `proto/01-transport.md`. Drivers: [`native`] (WebRTC data channels over UDP) and the simulator's.
+//! `proto/01-transport.md`. Drivers: `native` (WebRTC data channels over UDP), `browser` (the same by
+//! a browser's own stack) and the simulator's.
 
+#[cfg(feature = "browser")]
+pub mod browser;
 #[cfg(feature = "native")]
 #[allow(clippy::disallowed_methods, reason = "its sockets' loop keeps the machine's time, and so do its libraries")]
 pub mod native;
+#[cfg(any(feature = "browser", test))]
+mod sdp;
 
 use crate::base::{Instant, LinkEvent, Transmit};
 

@@ -30,7 +30,7 @@ const LAYERS: &[&[&str]] = &[
     &["handshake", "onion", "stream", "flow"],
     &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "delegated", "client"],
     &["transport", "engine", "io", "sim"],
-    &["node"],
+    &["node", "browser"],
     // The library's root and the program.
     &["lib", "main"],
 ];
@@ -63,8 +63,9 @@ const AMBIENT: &[&str] = &[
     "std::time::SystemTime",
 ];
 
-/// Primitives that native nodes take from a faster library, and where: the same bytes, by the module's own tests.
-const NATIVE_PRIMITIVES: &[(&str, &str)] = &[("crypto", "aws_lc_rs::aead::")];
+/// Primitives that a platform has better than the portable crate, and where: the same answers, by the module's own tests or
+/// the browser's.
+const PLATFORM_PRIMITIVES: &[(&str, &str)] = &[("crypto", "aws_lc_rs::aead::"), ("delegated", "web_sys::Url")];
 
 /// The crates the core may use. Everything else in `Cargo.toml` belongs to the layers above.
 const CORE_CRATES: &[&str] = &[
@@ -376,7 +377,7 @@ fn the_core_is_handed_everything() {
                 breaches.push(format!("{file}: `{path}`, but the core keeps away from {banned}"));
             }
             let primitive = |(part, prefix): &(&str, &str)| source.part == *part && path.starts_with(prefix);
-            if crates.contains(first) && !CORE_CRATES.contains(&first) && !NATIVE_PRIMITIVES.iter().any(primitive) {
+            if crates.contains(first) && !CORE_CRATES.contains(&first) && !PLATFORM_PRIMITIVES.iter().any(primitive) {
                 breaches.push(format!("{file}: `{path}`, a crate that is not for the core"));
             }
         }

@@ -7,11 +7,11 @@
 //! open through the overlay.
 
 use data_encoding::BASE64URL_NOPAD;
-use url::Url;
+
+use super::url::Url;
 
 /// Bytes of a link, before and after cleaning. Longer ones are no links.
 pub const MAX_LINK_LEN: usize = 2048;
-
 /// Redirecters within redirecters that are followed.
 const MOST_WRAPPERS: usize = 8;
 
@@ -159,7 +159,7 @@ fn parameter(link: &Url, key: &str) -> Option<String> {
 fn decoded(text: &str) -> String {
     // A form's decoding takes a plus for a space, so it is encoded first.
     let text = text.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
-    url::form_urlencoded::parse(text.as_bytes()).next().map(|(key, _)| key.into_owned()).unwrap_or_default()
+    ::url::form_urlencoded::parse(text.as_bytes()).next().map(|(key, _)| key.into_owned()).unwrap_or_default()
 }
 
 /// The name of a parameter, decoded.

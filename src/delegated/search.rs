@@ -6,12 +6,11 @@
 use core::fmt;
 
 use prost::Message as _;
-use url::Url;
-
 use super::{
     EngineName,
     frame::{self, FrameError, REQUEST_BUCKETS, RESPONSE_BUCKETS},
     link, schema, text,
+    url::Url,
 };
 
 /// Bytes of what is searched for at the most.

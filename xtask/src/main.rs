@@ -11,6 +11,7 @@ mod packages;
 mod run;
 mod test;
 mod wasm;
+mod web;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ usage: cargo xtask COMMAND
 
   test [--list] [--only STEP]…   run every check, or the steps named
   wasm                           build the protocol core for wasm32-unknown-unknown
+  web                            build the wasm library and the pages for browsers into web/dist
   deny                           check licences, bans and sources of the dependencies
   packages                       install what the tests need from Debian
   browser                        dial a relay and use the search page, from Chromium and from Firefox
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
         ["book"] => book::command(),
+        ["web"] => web::build().map(drop),
+        // What `web` starts this tool anew for.
+        ["bind", module, folder] => web::bind(module, folder),
         ["browser"] => browser::test().map(drop),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -11,7 +11,7 @@ use std::{
 
 use crate::run::{Failure, Run, Tally, cache};
 
-const TARGET: &str = "wasm32-unknown-unknown";
+pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Nobody runs what is built here, so it isn't optimised.
 const QUICKLY: &[&str] =
@@ -29,7 +29,7 @@ pub(crate) fn build() -> Result<Tally, Failure> {
 }
 
 /// The compiler to use instead of the usual one, if the usual one has no standard library for the target.
-fn compiler() -> Result<Option<PathBuf>, Failure> {
+pub(crate) fn compiler() -> Result<Option<PathBuf>, Failure> {
     // For trying the second way where the first is open.
     let debian_only = std::env::var_os("UMBEL_WASM_DEBIAN").is_some();
     let usual = || {

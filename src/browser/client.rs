@@ -1,0 +1,235 @@
+//! The client's core in a page, with its exchanges: each one request over a stream of its own, and one answer.
+//!
+//! A page has no use for streams by the piece: what goes out is there when it begins, and what comes back is taken whole, up
+//! to a bound that the asker names.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use rand::CryptoRng;
+
+use super::{
+    clock,
+    drive::{Core, Driver},
+    slot::{Bell, Reply, slot},
+    store::{Entry, Store},
+};
+use crate::{
+    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    client::{Client, ClientEvent, ClientStream, IsolationKey, StreamFailure},
+    delegated::Delegation,
+    wire::EndReason,
+};
+
+/// One hop of the way an exchange took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) relay: RelayId,
+    /// What building the circuit to it took.
+    pub(super) took: Duration,
+}
+
+/// The way an exchange takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Way {
+    /// The guard first, the exit last.
+    pub(super) hops: Vec<Hop>,
+    /// The exit carries streams of this client too, for no other offers the same.
+    pub(super) shared_exit: bool,
+}
+
+/// What came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Exchanged {
+    pub(super) answer: Vec<u8>,
+    pub(super) way: Way,
+    /// From the request's leaving to the answer's end.
+    pub(super) took: Duration,
+}
+
+/// Why nothing did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ExchangeFailure {
+    /// There was no circuit.
+    NoWay(StreamFailure),
+    /// The exit or its circuit broke off, or its answer is longer than it may be.
+    Broken(Way),
+    /// The exit took too long.
+    Silent(Way),
+    /// The client has been closed.
+    Closed,
+}
+
+/// An exchange as it is wanted.
+pub(super) struct Wanted {
+    pub(super) delegation: Delegation,
+    /// Exits that are not to do it.
+    pub(super) not_by: Vec<RelayId>,
+    pub(super) isolation: IsolationKey,
+    pub(super) request: Vec<u8>,
+    /// Bytes that the answer may have.
+    pub(super) most: usize,
+    /// For the answer, once there is a circuit.
+    pub(super) patience: Duration,
+}
+
+struct Exchange {
+    request: Vec<u8>,
+    sent: usize,
+    answer: Vec<u8>,
+    most: usize,
+    /// Since when the request is on its way, and the way.
+    under_way: Option<(Instant, Way)>,
+    reply: Reply<Result<Exchanged, ExchangeFailure>>,
+    /// Rings when the request is on its way.
+    began: Reply<()>,
+}
+
+/// The client's core with what a page wants of it.
+pub(super) struct PageCore {
+    pub(super) client: Client,
+    exchanges: BTreeMap<ClientStream, Exchange>,
+    store: Store,
+    /// Steps of the start, as they come.
+    steps: Steps,
+}
+
+/// What has been reached since the start.
+#[derive(Clone, Default)]
+pub(super) struct Steps {
+    /// Rings at each.
+    pub(super) bell: Bell,
+    /// Whether a circuit stands.
+    pub(super) ready: std::rc::Rc<core::cell::Cell<bool>>,
+}
+
+impl PageCore {
+    pub(super) fn new(client: Client, store: Store, steps: Steps) -> Self {
+        Self { client, exchanges: BTreeMap::new(), store, steps }
+    }
+
+    fn tell(&mut self, now: Instant, event: ClientEvent) {
+        match event {
+            ClientEvent::Ready => {
+                self.steps.ready.set(true);
+                self.steps.bell.ring();
+            }
+            ClientEvent::GuardsChanged => self.store.keep(Entry::Guards, &self.client.guards().encode()),
+            ClientEvent::Delegated { stream, path, hops, shared_exit } => {
+                if let Some(exchange) = self.exchanges.get_mut(&stream) {
+                    let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
+                    exchange.under_way = Some((now, Way { hops, shared_exit }));
+                    exchange.began.give(());
+                }
+                self.pump(now, stream);
+            }
+            ClientEvent::Writable { stream } => self.pump(now, stream),
+            ClientEvent::Data { stream, bytes } => {
+                let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
+                if exchange.answer.len().saturating_add(bytes.len()) > exchange.most {
+                    self.end(stream, |_, way, _| Err(ExchangeFailure::Broken(way)), now);
+                    return self.client.reset(stream, EndReason::ResourceLimit);
+                }
+                exchange.answer.extend_from_slice(&bytes);
+                self.client.consumed(stream, bytes.len());
+            }
+            ClientEvent::Finished { stream } => {
+                self.end(stream, |answer, way, took| Ok(Exchanged { answer, way, took }), now);
+            }
+            ClientEvent::Closed { stream, reason } => {
+                let under_way = self.exchanges.get(&stream).is_some_and(|exchange| exchange.under_way.is_some());
+                self.end(
+                    stream,
+                    |_, way, _| {
+                        Err(if under_way { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(reason) })
+                    },
+                    now,
+                );
+            }
+            ClientEvent::CircuitBuilt { .. }
+            | ClientEvent::ConsensusExpired
+            | ClientEvent::Connected { .. }
+            | ClientEvent::Resolved { .. } => {}
+        }
+    }
+
+    /// Sends as much of a request as there is room for.
+    fn pump(&mut self, now: Instant, stream: ClientStream) {
+        let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
+        while let Some(rest) = exchange.request.get(exchange.sent..).filter(|rest| !rest.is_empty()) {
+            match self.client.write(now, stream, rest) {
+                0 => return,
+                sent => exchange.sent = exchange.sent.saturating_add(sent),
+            }
+        }
+        if !core::mem::take(&mut exchange.request).is_empty() || exchange.sent == 0 {
+            self.client.finish(stream);
+        }
+    }
+
+    fn end(
+        &mut self,
+        stream: ClientStream,
+        outcome: impl FnOnce(Vec<u8>, Way, Duration) -> Result<Exchanged, ExchangeFailure>,
+        now: Instant,
+    ) {
+        let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
+        let (since, way) = exchange.under_way.take().unwrap_or((now, Way::default()));
+        exchange.reply.give(outcome(core::mem::take(&mut exchange.answer), way, now.since(since)));
+    }
+}
+
+/// Has `wanted` done over a circuit of its own.
+pub(super) async fn exchange(driver: &Driver<PageCore>, wanted: Wanted) -> Result<Exchanged, ExchangeFailure> {
+    let Wanted { delegation, not_by, isolation, request, most, patience } = wanted;
+    let (reply, answer) = slot();
+    let (began, beginning) = slot();
+    let stream = driver.with(|core, now, _| {
+        let stream = core.client.delegate(now, delegation, not_by, isolation);
+        let exchange = Exchange { request, sent: 0, answer: Vec::new(), most, under_way: None, reply, began };
+        core.exchanges.insert(stream, exchange);
+        stream
+    });
+    let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
+    // The client itself limits how long a circuit is waited for; then, or when that fails, this is over.
+    beginning.await;
+    match clock::within(patience, answer).await {
+        Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
+        None => {
+            let way = driver.with(|core, _, _| {
+                core.client.reset(stream, EndReason::TimedOut);
+                core.exchanges.remove(&stream).and_then(|exchange| exchange.under_way)
+            });
+            Err(ExchangeFailure::Silent(way.flatten().map(|(_, way)| way).unwrap_or_default()))
+        }
+    }
+}
+
+impl LinkMachine for PageCore {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.client.handle_link(now, event, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.client.handle_timeout(now, rng);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        self.client.poll_transmit(now, rng)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.client.poll_timeout()
+    }
+}
+
+impl Core for PageCore {
+    fn deliver(&mut self, now: Instant) -> bool {
+        let mut told = false;
+        while let Some(event) = self.client.poll_event() {
+            self.tell(now, event);
+            told = true;
+        }
+        told
+    }
+}

@@ -1,0 +1,242 @@
+//! What a page does with directories: fetches the consensus and the volunteer list, judges them, keeps the first, and
+//! registers a volunteer.
+//!
+//! The counterpart of `io::directory_client`, over `fetch`. Whoever answers as a directory is not trusted: no redirect is
+//! followed, no cookie sent, lengths and times are capped, and a consensus counts only by the authorities' signatures and
+//! never gives way to an older one. Governed by `proto/07-directory.md`, "HTTP".
+
+use core::{cell::Cell, fmt, time::Duration};
+use std::sync::Arc;
+
+use js_sys::{Reflect, Uint8Array};
+use wasm_bindgen::{JsCast as _, JsValue};
+use wasm_bindgen_futures::JsFuture;
+use web_sys::{
+    AbortSignal, ReadableStreamDefaultReader, ReferrerPolicy, Request, RequestCache, RequestCredentials, RequestInit,
+    RequestMode, RequestRedirect, Response,
+};
+
+use super::{
+    clock, js,
+    failure::{Failure, Kind},
+    store::{Entry, Store},
+};
+use crate::{
+    delegated::text,
+    directory::{
+        AuthorityId, Consensus, ConsensusError, MAX_CONSENSUS_LEN, MAX_VOLUNTEER_LIST_LEN, NotCounted, Registration,
+        UnverifiedConsensus, UnverifiedVolunteerList, VolunteerList, VolunteerListError,
+    },
+};
+
+/// Bytes of what a volunteer is answered.
+const MAX_REGISTRATION_LEN: usize = 1 << 10;
+/// Bytes that are read of a refusal's text, and characters that are shown.
+const MAX_REASON_LEN: usize = 4 << 10;
+const MAX_REASON_CHARS: usize = 200;
+/// For one request, its body included.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a directory's answer is not used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DirectoryError {
+    /// It can't be reached, or broke off.
+    Unreachable,
+    /// It has none yet.
+    NoneYet,
+    /// It has nothing newer than one that is no longer fresh.
+    NothingNewer,
+    /// It refused, with this status and its reason.
+    Refused(u16, String),
+    /// Its answer is longer than any.
+    TooLong,
+    /// The consensus doesn't count.
+    Consensus(ConsensusError),
+    /// The volunteer list doesn't count.
+    Volunteers(VolunteerListError),
+    /// What it answered a volunteer is no registration.
+    NoRegistration,
+}
+
+impl fmt::Display for DirectoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable => f.write_str("the network's directory can't be reached"),
+            Self::NoneYet => f.write_str("the network is only starting: its directory has no list of relays yet"),
+            Self::NothingNewer => f.write_str("the network's directory has nothing newer than a list that has aged"),
+            Self::Refused(status, reason) => write!(f, "the network's directory refused ({status}): {reason}"),
+            Self::TooLong => f.write_str("the directory's answer is longer than a list of relays can be"),
+            Self::Consensus(error) => write!(f, "the directory's list of relays is not used: {error}"),
+            Self::Volunteers(error) => write!(f, "the directory's list of volunteers is not used: {error}"),
+            Self::NoRegistration => f.write_str("the directory's answer to a volunteer made no sense"),
+        }
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(error: DirectoryError) -> Self {
+        let clock = "by this device's clock the network's list of relays is of another time: is the clock right, \
+                     its date and its time zone too? If it is, the directory gives an old list";
+        match &error {
+            DirectoryError::Consensus(ConsensusError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
+                Self::new(Kind::Clock, clock)
+            }
+            DirectoryError::Consensus(_) | DirectoryError::TooLong | DirectoryError::NothingNewer => {
+                Self::new(Kind::Consensus, error.to_string())
+            }
+            _ => Self::new(Kind::Network, error.to_string()),
+        }
+    }
+}
+
+/// A page's view of the directories.
+pub(super) struct Directories {
+    /// Base URLs, without a slash at the end.
+    bases: Vec<String>,
+    /// The one that is asked first.
+    preferred: Cell<usize>,
+    authorities: Vec<AuthorityId>,
+    store: Store,
+}
+
+impl Directories {
+    /// Those that the network's description names.
+    pub(super) fn new(directories: &[String], authorities: &[String], store: Store) -> Result<Self, Failure> {
+        let bad = |text: String| Failure::new(Kind::BadInput, text);
+        let is_web = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
+        let bases: Vec<_> = directories.iter().filter(is_web).map(|url| url.trim_end_matches('/').to_owned()).collect();
+        if bases.is_empty() || bases.len() != directories.len() {
+            return Err(bad("the network's description names no directory, or one that is no http or https URL".into()));
+        }
+        let read = |text: &String| {
+            AuthorityId::from_base32(text)
+                .ok_or_else(|| bad("the network's description names an authority that is no key".into()))
+        };
+        let authorities: Vec<_> = authorities.iter().map(read).collect::<Result<_, _>>()?;
+        if authorities.is_empty() {
+            return Err(bad("the network's description names no authority to believe".into()));
+        }
+        Ok(Self { bases, preferred: Cell::new(0), authorities, store })
+    }
+
+    /// The consensus that was kept, if it still counts.
+    pub(super) async fn kept(&self) -> Option<Consensus> {
+        let bytes = self.store.read(Entry::Consensus).await?;
+        self.verify(&bytes, None).ok()
+    }
+
+    /// A newer consensus than the one `in_use`, from the first directory that gives one; `None` if that is still fresh and
+    /// a directory has none newer.
+    pub(super) async fn fetch(&self, in_use: Option<&Arc<Consensus>>) -> Result<Option<Consensus>, DirectoryError> {
+        let stale = in_use.is_some_and(|in_use| clock::wall_time() >= in_use.fresh_until());
+        let mut failure = DirectoryError::NoneYet;
+        for _ in 0..self.bases.len() {
+            match self.fetch_preferred(in_use).await {
+                Ok(None) if stale => failure = DirectoryError::NothingNewer,
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => failure = error,
+            }
+            self.preferred.set(self.preferred.get().wrapping_add(1));
+        }
+        Err(failure)
+    }
+
+    async fn fetch_preferred(&self, in_use: Option<&Arc<Consensus>>) -> Result<Option<Consensus>, DirectoryError> {
+        let bytes = request("GET", &self.url("consensus"), None, MAX_CONSENSUS_LEN).await?;
+        let consensus = self.verify(&bytes, in_use.map(Arc::as_ref)).map_err(DirectoryError::Consensus)?;
+        if in_use.is_some_and(|in_use| in_use.digest() == consensus.digest()) {
+            return Ok(None);
+        }
+        self.store.keep(Entry::Consensus, &bytes);
+        Ok(Some(consensus))
+    }
+
+    /// The volunteer list, if there is a newer one than the one `in_use`.
+    pub(super) async fn fetch_volunteers(
+        &self,
+        in_use: Option<&Arc<VolunteerList>>,
+    ) -> Result<Option<VolunteerList>, DirectoryError> {
+        let bytes = request("GET", &self.url("volunteers"), None, MAX_VOLUNTEER_LIST_LEN).await?;
+        let in_use = in_use.map(Arc::as_ref);
+        let verify = |list: UnverifiedVolunteerList| list.verify(&self.authorities, clock::wall_time(), in_use);
+        let list = UnverifiedVolunteerList::decode(&bytes).and_then(verify).map_err(DirectoryError::Volunteers)?;
+        Ok(Some(list).filter(|list| in_use.is_none_or(|in_use| in_use.digest() != list.digest())))
+    }
+
+    /// Registers a volunteer by its signed descriptor, with the first directory that takes it.
+    pub(super) async fn register(&self, descriptor: &[u8]) -> Result<Registration, DirectoryError> {
+        let mut failure = DirectoryError::Unreachable;
+        for _ in 0..self.bases.len() {
+            match request("POST", &self.url("volunteer"), Some(descriptor), MAX_REGISTRATION_LEN).await {
+                Ok(answer) => return Registration::decode(&answer).map_err(|_| DirectoryError::NoRegistration),
+                Err(error) => failure = error,
+            }
+            self.preferred.set(self.preferred.get().wrapping_add(1));
+        }
+        Err(failure)
+    }
+
+    /// Of `path` at the directory that is asked first.
+    fn url(&self, path: &str) -> String {
+        let index = self.preferred.get().checked_rem(self.bases.len()).unwrap_or_default();
+        let base = self.bases.get(index).map(String::as_str).unwrap_or_default();
+        format!("{base}/v1/{path}")
+    }
+
+    fn verify(&self, bytes: &[u8], in_use: Option<&Consensus>) -> Result<Consensus, ConsensusError> {
+        UnverifiedConsensus::decode(bytes)?.verify(&self.authorities, clock::wall_time(), in_use)
+    }
+}
+
+/// Asks a directory, and reads at most `most` bytes of its answer.
+async fn request(method: &str, url: &str, body: Option<&[u8]>, most: usize) -> Result<Vec<u8>, DirectoryError> {
+    let asked = async {
+        let response: Response = JsFuture::from(js::fetch(&prepare(method, url, body)?)).await?.dyn_into()?;
+        Ok::<_, JsValue>(match response.status() {
+            200 => read_at_most(&response, most).await?.ok_or(DirectoryError::TooLong),
+            404 => Err(DirectoryError::NoneYet),
+            status => {
+                let reason = read_at_most(&response, MAX_REASON_LEN).await?.unwrap_or_default();
+                Err(DirectoryError::Refused(status, text::plain(&String::from_utf8_lossy(&reason), MAX_REASON_CHARS)))
+            }
+        })
+    };
+    asked.await.unwrap_or(Err(DirectoryError::Unreachable))
+}
+
+fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsValue> {
+    let options = RequestInit::new();
+    options.set_method(method);
+    options.set_mode(RequestMode::Cors);
+    options.set_credentials(RequestCredentials::Omit);
+    options.set_redirect(RequestRedirect::Error);
+    options.set_referrer_policy(ReferrerPolicy::NoReferrer);
+    // The browser asks whether what it has is still the newest.
+    options.set_cache(RequestCache::NoCache);
+    let limit = u32::try_from(REQUEST_LIMIT.as_millis()).unwrap_or(u32::MAX);
+    options.set_signal(Some(&AbortSignal::timeout_with_u32(limit)));
+    if let Some(body) = body {
+        options.set_body(&Uint8Array::from(body));
+    }
+    Request::new_with_str_and_init(url, &options)
+}
+
+/// The body, or `None` when it is longer than `most` bytes.
+async fn read_at_most(response: &Response, most: usize) -> Result<Option<Vec<u8>>, JsValue> {
+    let Some(stream) = response.body() else { return Ok(Some(Vec::new())) };
+    let reader: ReadableStreamDefaultReader = stream.get_reader().dyn_into()?;
+    let mut bytes = Vec::new();
+    loop {
+        let read = JsFuture::from(reader.read()).await?;
+        if Reflect::get(&read, &"done".into())?.is_truthy() {
+            return Ok(Some(bytes));
+        }
+        let piece: Uint8Array = Reflect::get(&read, &"value".into())?.dyn_into()?;
+        if bytes.len().saturating_add(usize::try_from(piece.length()).unwrap_or(usize::MAX)) > most {
+            // Its outcome changes nothing.
+            let _ = reader.cancel();
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&piece.to_vec());
+    }
+}

@@ -1,0 +1,164 @@
+//! What `web/src/umbel.ts` calls. Thin: values in, values out; failures are objects with a kind and a sentence.
+
+use core::time::Duration;
+use std::rc::Rc;
+
+use js_sys::{Array, Function, Promise, Uint8Array};
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+use wasm_bindgen_futures::future_to_promise;
+use web_sys::RtcCertificate;
+
+use super::{
+    client::Way,
+    failure::object,
+    page::Page,
+    request,
+    search::{self, Found},
+    store::Store,
+    volunteer::Volunteer,
+};
+use crate::delegated::{SearchResult, message::HttpResponse};
+
+/// A client in a page.
+#[wasm_bindgen]
+pub struct PageClient {
+    page: Rc<Page>,
+}
+
+#[wasm_bindgen]
+impl PageClient {
+    /// Starts one; gives a promise of it. `progress` is called with the name of each step.
+    pub fn connect(directories: Vec<String>, authorities: Vec<String>, store: Store, progress: Function) -> Promise {
+        future_to_promise(async move {
+            let page = Page::start(&directories, &authorities, store, &progress).await?;
+            Ok(Self { page }.into())
+        })
+    }
+
+    /// Asks an engine; gives a promise of what it finds.
+    pub fn search(&self, terms: String, engine: Option<String>, page: u16, language: Option<String>) -> Promise {
+        let client = Rc::clone(&self.page);
+        future_to_promise(async move {
+            let found = search::search(&client, engine.as_deref(), &terms, page, language.as_deref()).await?;
+            Ok(found_object(&client, &found))
+        })
+    }
+
+    /// Has an exit perform a request to `url`, which a browser's `URL` has written; `fields` are names and values in turn.
+    pub fn request(&self, method: String, url: String, fields: Vec<String>, body: Vec<u8>) -> Promise {
+        let client = Rc::clone(&self.page);
+        future_to_promise(async move {
+            let (response, way) = request::request(&client, &method, &url, &fields, body).await?;
+            Ok(response_object(&client, &response, &way))
+        })
+    }
+
+    /// The engines that exits offer.
+    pub fn engines(&self) -> Array {
+        let offered = search::offered(&self.page).into_iter();
+        offered
+            .map(|(engine, exits)| {
+                object(&[("name", engine.as_str().into()), ("exits", u32::try_from(exits).unwrap_or(u32::MAX).into())])
+            })
+            .collect()
+    }
+
+    /// Closes everything at once.
+    pub fn close(&self) {
+        self.page.driver.stop();
+    }
+}
+
+/// A volunteer in a page.
+#[wasm_bindgen]
+pub struct PageVolunteer {
+    volunteer: Rc<Volunteer>,
+}
+
+#[wasm_bindgen]
+impl PageVolunteer {
+    /// Makes one, paused; gives a promise of it. `on_state` is called with each change.
+    pub fn make(
+        directories: Vec<String>,
+        authorities: Vec<String>,
+        store: Store,
+        certificate: Option<RtcCertificate>,
+        on_state: Function,
+    ) -> Promise {
+        future_to_promise(async move {
+            let volunteer = Volunteer::new(&directories, &authorities, store, certificate, on_state).await?;
+            Ok(Self { volunteer }.into())
+        })
+    }
+
+    /// Begins, or begins anew with fresh links.
+    pub fn start(&self) {
+        self.volunteer.start();
+    }
+
+    /// Closes all links and waits to be started again.
+    pub fn pause(&self, why: &str) {
+        self.volunteer.pause(why);
+    }
+
+    /// Passes on no more than so many bytes a second in the long run; without a number as many as come.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    pub fn limit(&self, bytes_a_second: Option<f64>) {
+        self.volunteer.set_rate(bytes_a_second.map(|bytes| bytes as u64));
+    }
+}
+
+fn found_object(page: &Page, found: &Found) -> JsValue {
+    let result = |result: &SearchResult| {
+        object(&[
+            ("title", result.title.as_str().into()),
+            ("link", result.link.as_str().into()),
+            ("snippet", result.snippet.as_str().into()),
+        ])
+    };
+    let results: Array = found.results.iter().map(result).collect();
+    object(&[
+        ("engine", found.engine.as_str().into()),
+        ("results", results.into()),
+        ("more", found.more.into()),
+        ("path", way_array(page, &found.way).into()),
+        ("elapsedMs", milliseconds(found.took)),
+        ("sharedExit", found.way.shared_exit.into()),
+    ])
+}
+
+fn response_object(page: &Page, response: &HttpResponse, way: &Way) -> JsValue {
+    let field = |(name, value): &(String, Vec<u8>)| {
+        // Each byte a character, as browsers have it.
+        let value: String = value.iter().copied().map(char::from).collect();
+        Array::of2(&name.as_str().into(), &value.into())
+    };
+    object(&[
+        ("status", response.status.into()),
+        ("headers", response.fields.iter().map(field).collect::<Array>().into()),
+        ("body", Uint8Array::from(response.body.as_slice()).into()),
+        ("path", way_array(page, way).into()),
+    ])
+}
+
+fn way_array(page: &Page, way: &Way) -> Array {
+    let consensus = page.consensus();
+    // A relay that the consensus doesn't list stands in the volunteers' list.
+    let is_listed = |hop: &super::client::Hop| {
+        consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some())
+    };
+    way.hops
+        .iter()
+        .map(|hop| {
+            object(&[
+                ("relay", hop.relay.to_base32().into()),
+                ("ms", milliseconds(hop.took)),
+                ("volunteer", (!is_listed(hop)).into()),
+            ])
+        })
+        .collect()
+}
+
+fn milliseconds(duration: Duration) -> JsValue {
+    (duration.as_secs_f64() * 1e3).into()
+}

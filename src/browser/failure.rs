@@ -1,0 +1,84 @@
+//! Why something failed, as a page is told: a kind for programs and a sentence for persons.
+
+use js_sys::{Object, Reflect};
+use wasm_bindgen::JsValue;
+
+/// What kind of failure; the names are `UmbelError.kind` of `web/src/umbel.ts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The browser has no WebRTC, or forbids it.
+    NoWebrtc,
+    /// The machine's clock and the network's don't agree.
+    Clock,
+    /// The network's list doesn't count.
+    Consensus,
+    /// Directories or relays can't be reached.
+    Network,
+    /// An exit broke off or took too long.
+    Exit,
+    /// The search engine did.
+    Engine,
+    /// Somebody on the way refused.
+    Refused,
+    /// The client has been closed.
+    Closed,
+    /// What was asked can't be.
+    BadInput,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::NoWebrtc => "no-webrtc",
+            Self::Clock => "clock",
+            Self::Consensus => "consensus",
+            Self::Network => "network",
+            Self::Exit => "exit",
+            Self::Engine => "engine",
+            Self::Refused => "refused",
+            Self::Closed => "closed",
+            Self::BadInput => "bad-input",
+        }
+    }
+}
+
+/// A failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) kind: Kind,
+    pub(super) sentence: String,
+}
+
+impl Failure {
+    /// Of `kind`, in words; a sentence begins with a capital and ends with a full stop.
+    pub(super) fn new(kind: Kind, words: impl AsRef<str>) -> Self {
+        let mut letters = words.as_ref().chars();
+        let mut sentence: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+        sentence.extend(letters);
+        if !sentence.ends_with(['.', '?', '!']) {
+            sentence.push('.');
+        }
+        Self { kind, sentence }
+    }
+
+    /// The client has been closed.
+    pub(super) fn closed() -> Self {
+        Self::new(Kind::Closed, "this client has been closed")
+    }
+}
+
+impl From<Failure> for JsValue {
+    fn from(failure: Failure) -> Self {
+        object(&[("kind", failure.kind.name().into()), ("message", failure.sentence.into())])
+    }
+}
+
+/// A plain object.
+pub(super) fn object(entries: &[(&str, JsValue)]) -> JsValue {
+    let object = Object::new();
+    for (key, value) in entries {
+        // It can't fail for a plain object.
+        let _ = Reflect::set(&object, &JsValue::from_str(key), value);
+    }
+    object.into()
+}

@@ -1,0 +1,25 @@
+//! The few of the browser's functions that are called by themselves.
+
+use js_sys::{Function, Promise};
+use wasm_bindgen::prelude::wasm_bindgen;
+use web_sys::Request;
+
+#[wasm_bindgen]
+extern "C" {
+    /// Milliseconds since the page began, with a fraction; never runs backwards.
+    #[wasm_bindgen(js_namespace = performance, js_name = now)]
+    pub(super) fn performance_now() -> f64;
+
+    /// Milliseconds since the Unix epoch by the machine's clock.
+    #[wasm_bindgen(js_namespace = Date, js_name = now)]
+    pub(super) fn date_now() -> f64;
+
+    #[wasm_bindgen(js_name = setTimeout)]
+    pub(super) fn set_timeout(callback: &Function, milliseconds: f64) -> f64;
+
+    #[wasm_bindgen(js_name = clearTimeout)]
+    pub(super) fn clear_timeout(timer: f64);
+
+    #[wasm_bindgen(js_name = fetch)]
+    pub(super) fn fetch(request: &Request) -> Promise;
+}

@@ -1,0 +1,137 @@
+//! A client in a page: how it starts, and what keeps it up to date.
+
+use core::{
+    cell::{Cell, RefCell},
+    time::Duration,
+};
+use std::{rc::Rc, sync::Arc};
+
+use js_sys::Function;
+use wasm_bindgen::JsValue;
+use wasm_bindgen_futures::spawn_local;
+
+use super::{
+    client::{PageCore, Steps},
+    clock,
+    directory::Directories,
+    drive::{Driver, randomness},
+    failure::{Failure, Kind},
+    follow,
+    store::{Entry, Store},
+};
+use crate::{
+    client::{Client, ClientParameters, IsolationKey},
+    crypto::sha256,
+    delegated::{Delegation, Fares, Offers, engines},
+    directory::Consensus,
+    path::GuardSample,
+    transport::browser::Caps,
+};
+
+/// For the first circuit.
+const CIRCUIT_LIMIT: Duration = Duration::from_secs(30);
+/// Circuits kept ready for searching: a query, its second try elsewhere, and the next query.
+const SPARE_SEARCHES: usize = 3;
+
+/// What all handles of a page's client share.
+pub(super) struct Page {
+    pub(super) driver: Driver<PageCore>,
+    pub(super) fares: RefCell<Fares>,
+    consensus: RefCell<Option<Arc<Consensus>>>,
+    isolations: Cell<u64>,
+}
+
+impl Page {
+    /// Starts a client and waits for its first circuit.
+    pub(super) async fn start(
+        directories: &[String],
+        authorities: &[String],
+        store: Store,
+        progress: &Function,
+    ) -> Result<Rc<Self>, Failure> {
+        let tell = |step: &str| drop(progress.call1(&JsValue::NULL, &JsValue::from_str(step)));
+        let directories = Rc::new(Directories::new(directories, authorities, store.clone())?);
+        let guards = store.read(Entry::Guards).await.and_then(|bytes| GuardSample::decode(&bytes).ok());
+        let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
+        let client = Client::new(parameters, guards.unwrap_or_default());
+        let steps = Steps::default();
+        let core = PageCore::new(client, store, steps.clone());
+        let unable = |_| Failure::new(Kind::NoWebrtc, "this browser refuses what the client needs to run");
+        let rng = randomness().map_err(unable)?;
+        let driver = Driver::start(core, Caps::default(), None, rng).map_err(unable)?;
+        let page = Rc::new(Self {
+            driver,
+            fares: RefCell::default(),
+            consensus: RefCell::default(),
+            isolations: Cell::new(0),
+        });
+        let first = follow::first_consensus(&directories).await?;
+        page.set_consensus(Arc::clone(&first));
+        tell("consensus");
+        page.follow(directories, first);
+        let circuit = async {
+            while !steps.ready.get() && !page.driver.is_stopped() {
+                let heard = steps.bell.times();
+                steps.bell.after(heard).await;
+            }
+        };
+        clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {
+            let words = "none of the network's first relays answered: this network may block WebRTC or UDP";
+            page.driver.stop();
+            Failure::new(Kind::Network, words)
+        })?;
+        ["channel", "circuit", "ready"].into_iter().for_each(tell);
+        Ok(page)
+    }
+
+    /// The consensus in use, if it hasn't been closed.
+    pub(super) fn consensus(&self) -> Option<Arc<Consensus>> {
+        self.consensus.try_borrow().ok()?.clone()
+    }
+
+    /// What the exits offer.
+    pub(super) fn offers(&self) -> Offers {
+        let consensus = self.consensus()?;
+        let offering = consensus.relays().iter().filter(|relay| !relay.profile.offer.is_empty());
+        Some(offering.map(|relay| (relay.identity(), relay.profile.offer.clone())).collect())
+    }
+
+    /// An isolation that nothing else has.
+    pub(super) fn isolation(&self) -> IsolationKey {
+        let number = self.isolations.get();
+        self.isolations.set(number.wrapping_add(1));
+        IsolationKey(sha256(&number.to_be_bytes()))
+    }
+
+    /// Keeps documents up to date for as long as the client runs.
+    fn follow(self: &Rc<Self>, directories: Rc<Directories>, first: Arc<Consensus>) {
+        let wanted = || {
+            let page = Rc::downgrade(self);
+            move || page.upgrade().is_some_and(|page| !page.driver.is_stopped())
+        };
+        let page = Rc::downgrade(self);
+        spawn_local(follow::consensus(Rc::clone(&directories), first, wanted(), move |found| {
+            page.upgrade().into_iter().for_each(|page| page.set_consensus(Arc::clone(&found)));
+        }));
+        let page = Rc::downgrade(self);
+        spawn_local(follow::volunteers(directories, wanted(), move |found| {
+            if let Some(page) = page.upgrade() {
+                page.driver.with(|core, now, _| core.client.set_volunteers(now, clock::wall_time(), found));
+            }
+        }));
+    }
+
+    fn set_consensus(&self, consensus: Arc<Consensus>) {
+        if let Ok(mut in_use) = self.consensus.try_borrow_mut() {
+            *in_use = Some(Arc::clone(&consensus));
+        }
+        let likely = engines(&self.offers(), None).into_iter().next();
+        self.driver.with(|core, now, rng| {
+            core.client.set_consensus(now, clock::wall_time(), consensus, rng);
+            // Whoever opens a page that searches will search.
+            if let Some(engine) = likely {
+                core.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
+            }
+        });
+    }
+}

@@ -1,0 +1,71 @@
+//! HTTP requests of a page, performed by an exit; the counterpart of `io::request`.
+//!
+//! Each has a circuit of its own. The exit sees the request and its response whole, so what tells about who asks is left
+//! out. Governed by `proto/09-delegated.md` §6.
+
+use core::time::Duration;
+
+use super::{
+    client::{ExchangeFailure, Wanted, Way, exchange},
+    failure::{Failure, Kind},
+    page::Page,
+    search::no_way,
+};
+use crate::{
+    client::StreamFailure,
+    delegated::{
+        Delegation,
+        message::{HttpRequest, HttpResponse, MessageError},
+    },
+    wire::EndReason,
+};
+
+/// For the answer, once there is a circuit.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of an answer that a page takes.
+const MOST: usize = 32 << 20;
+
+/// Has an exit perform a request. `fields` are names and values in turn.
+pub(super) async fn request(
+    page: &Page,
+    method: &str,
+    url: &str,
+    fields: &[String],
+    body: Vec<u8>,
+) -> Result<(HttpResponse, Way), Failure> {
+    let bad = |error: MessageError| Failure::new(Kind::BadInput, error.to_string());
+    let pairs = fields.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
+    let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
+    let wanted = Wanted {
+        delegation: Delegation::Http { host: request.host().to_owned() },
+        not_by: Vec::new(),
+        isolation: page.isolation(),
+        request: request.encode().map_err(bad)?,
+        most: MOST,
+        patience: ANSWER_LIMIT,
+    };
+    let exchanged = match exchange(&page.driver, wanted).await {
+        Ok(exchanged) => exchanged,
+        Err(failure) => return Err(failed(failure)),
+    };
+    let response = HttpResponse::decode(&exchanged.answer)
+        .map_err(|error| Failure::new(Kind::Exit, error.to_string()))?;
+    match response.refusal {
+        Some(refusal) => Err(Failure::new(Kind::Refused, refusal.to_string())),
+        None => Ok((response, exchanged.way)),
+    }
+}
+
+fn failed(failure: ExchangeFailure) -> Failure {
+    match failure {
+        ExchangeFailure::NoWay(StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy)) => {
+            Failure::new(Kind::Refused, "no exit of the network performs requests to this host")
+        }
+        ExchangeFailure::NoWay(failure) => no_way(failure),
+        ExchangeFailure::Broken(_) => {
+            Failure::new(Kind::Exit, "the answer broke off before it was whole, or is larger than a page takes")
+        }
+        ExchangeFailure::Silent(_) => Failure::new(Kind::Exit, "no answer came in time"),
+        ExchangeFailure::Closed => Failure::closed(),
+    }
+}

@@ -1,0 +1,180 @@
+//! Searches of a page: which engine, by which exit, and what becomes of a refusal; the counterpart of `io::searcher`.
+//!
+//! Each query has a circuit of its own. An exit that an engine keeps out is left alone for a while, and the query is asked once
+//! more elsewhere. Governed by `proto/09-delegated.md`, "Search". An exit is not trusted: its answer is bounded in length and
+//! time, decoded strictly and cleaned.
+
+use core::time::Duration;
+
+use super::{
+    client::{ExchangeFailure, Way, Wanted, exchange},
+    clock,
+    failure::{Failure, Kind},
+    page::Page,
+};
+use crate::{
+    base::RelayId,
+    client::StreamFailure,
+    delegated::{
+        Delegation, EngineName, Miss, MissReason, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, engines,
+        frame::{RESPONSE_BUCKETS, longest},
+    },
+    wire::EndReason,
+};
+
+/// For the exit to answer: the engine has eight seconds there.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a query found, and how.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) engine: EngineName,
+    pub(super) results: Vec<SearchResult>,
+    pub(super) more: bool,
+    pub(super) way: Way,
+    pub(super) took: Duration,
+}
+
+/// The engines that exits offer, the one asked by default first, each with how many offer it.
+pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
+    let offers = page.offers();
+    let exits = |engine: &EngineName| {
+        offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).count()
+    };
+    engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
+}
+
+/// Asks an exit, and another one if the first can't for a reason of its own.
+pub(super) async fn search(
+    page: &Page,
+    engine: Option<&str>,
+    terms: &str,
+    number: u16,
+    language: Option<&str>,
+) -> Result<Found, Failure> {
+    let engine = chosen(page, engine)?;
+    let request = SearchRequest::new(engine.clone(), terms, number, language)
+        .map_err(|error| Failure::new(Kind::BadInput, error.to_string()))?;
+    let mut not_by = blocked(page, &engine)?;
+    match ask(page, &request, not_by.clone()).await {
+        Err(Missed::Exit(miss)) if miss.why.is_the_exits() => {
+            not_by.push(miss.exit);
+            match ask(page, &request, not_by).await {
+                // There was no other.
+                Err(Missed::NoWay(_)) => Err(Missed::Exit(miss)),
+                asked => asked,
+            }
+        }
+        asked => asked,
+    }
+    .map_err(Failure::from)
+}
+
+enum Missed {
+    NoWay(StreamFailure),
+    Exit(Miss),
+    Closed,
+}
+
+impl From<Missed> for Failure {
+    fn from(missed: Missed) -> Self {
+        match missed {
+            Missed::Closed => Self::closed(),
+            Missed::NoWay(failure) => no_way(failure),
+            Missed::Exit(Miss { why, .. }) => {
+                let kind = match why {
+                    MissReason::Broken | MissReason::Silent => Kind::Exit,
+                    MissReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => Kind::Refused,
+                    MissReason::Refused(_) => Kind::Engine,
+                };
+                Self::new(kind, why.to_string())
+            }
+        }
+    }
+}
+
+/// Why there was no circuit, for a page.
+pub(super) fn no_way(failure: StreamFailure) -> Failure {
+    match failure {
+        StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy) => {
+            Failure::new(Kind::Refused, "no other exit of this network offers that")
+        }
+        StreamFailure::ConsensusExpired => {
+            Failure::new(Kind::Consensus, "the list of relays has expired and no directory gives a newer one")
+        }
+        StreamFailure::NoConsensus => Failure::new(Kind::Network, "there is no list of relays yet"),
+        StreamFailure::NoCircuit | StreamFailure::Ended(_) => {
+            Failure::new(Kind::Network, "no circuit could be built through the network")
+        }
+    }
+}
+
+fn chosen(page: &Page, engine: Option<&str>) -> Result<EngineName, Failure> {
+    let offered = engines(&page.offers(), None);
+    let none = || Failure::new(Kind::Engine, "no exit of this network offers to search");
+    match engine {
+        None => offered.into_iter().next().ok_or_else(none),
+        Some(name) => {
+            let wanted = EngineName::parse(name)
+                .ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is none"))?;
+            let other = || Failure::new(Kind::Engine, "no exit of this network offers this engine");
+            offered.into_iter().find(|engine| *engine == wanted).ok_or_else(other)
+        }
+    }
+}
+
+/// The exits that `engine` keeps out now.
+fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
+    let blocked = page.fares.try_borrow().map(|fares| fares.blocked(clock::now(), engine)).unwrap_or_default();
+    let offers = page.offers();
+    let mut exits = offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine));
+    if exits.all(|(exit, _)| blocked.contains(exit)) {
+        let words = "the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine";
+        return Err(Failure::new(Kind::Engine, words));
+    }
+    Ok(blocked)
+}
+
+async fn ask(page: &Page, request: &SearchRequest, not_by: Vec<RelayId>) -> Result<Found, Missed> {
+    let engine = request.engine();
+    // Its own bounds keep it from being too long.
+    let framed = request.encode().map_err(|_| Missed::NoWay(StreamFailure::Ended(EndReason::Failed)))?;
+    let wanted = Wanted {
+        delegation: Delegation::Search(engine.clone()),
+        not_by,
+        isolation: page.isolation(),
+        request: framed,
+        most: longest(RESPONSE_BUCKETS),
+        patience: ANSWER_LIMIT,
+    };
+    let (way, answer) = match exchange(&page.driver, wanted).await {
+        Ok(exchanged) => {
+            let answer = match SearchAnswer::decode(&exchanged.answer) {
+                Ok(SearchAnswer::Results { results, more, .. }) => Ok((results, more, exchanged.took)),
+                Ok(SearchAnswer::Refused(refusal)) => Err(MissReason::Refused(refusal)),
+                Err(_) => Err(MissReason::Broken),
+            };
+            (exchanged.way, answer)
+        }
+        Err(ExchangeFailure::Broken(way)) => (way, Err(MissReason::Broken)),
+        Err(ExchangeFailure::Silent(way)) => (way, Err(MissReason::Silent)),
+        Err(ExchangeFailure::NoWay(failure)) => return Err(Missed::NoWay(failure)),
+        Err(ExchangeFailure::Closed) => return Err(Missed::Closed),
+    };
+    let Some(exit) = way.hops.last().map(|hop| hop.relay) else { return Err(Missed::NoWay(StreamFailure::NoCircuit)) };
+    remember(page, engine, exit, answer.as_ref().err().copied());
+    let (results, more, took) = answer.map_err(|why| Missed::Exit(Miss { exit, why }))?;
+    Ok(Found { engine: engine.clone(), results, more, way, took })
+}
+
+fn remember(page: &Page, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
+    let Ok(mut fares) = page.fares.try_borrow_mut() else { return };
+    let now = clock::now();
+    match miss {
+        None => fares.handle_answered(now, engine, exit),
+        Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
+            fares.handle_blocked(now, engine, exit, block);
+        }
+        Some(_) => fares.handle_failed(now, engine, exit),
+    }
+}

@@ -1,0 +1,97 @@
+//! One value from the loop to whoever waits for it; and a bell that may ring often.
+
+use core::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+use std::rc::Rc;
+
+struct Shared<T> {
+    value: Cell<Option<T>>,
+    gone: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+/// Gives the value, once.
+pub(super) struct Reply<T>(Rc<Shared<T>>);
+
+/// Waits for the value; `None` if the other end is gone without it.
+pub(super) struct Answer<T>(Rc<Shared<T>>);
+
+/// Both ends.
+pub(super) fn slot<T>() -> (Reply<T>, Answer<T>) {
+    let shared = Rc::new(Shared { value: Cell::new(None), gone: Cell::new(false), waker: Cell::new(None) });
+    (Reply(Rc::clone(&shared)), Answer(shared))
+}
+
+impl<T> Reply<T> {
+    /// Gives `value`; a later one replaces one that nobody has taken.
+    pub(super) fn give(&mut self, value: T) {
+        self.0.value.set(Some(value));
+        self.0.waker.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        self.0.gone.set(true);
+        self.0.waker.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Future for Answer<T> {
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        match self.0.value.take() {
+            Some(value) => Poll::Ready(Some(value)),
+            None if self.0.gone.get() => Poll::Ready(None),
+            None => {
+                self.0.waker.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Tells those who wait that something has changed. Rings that nobody waited for are remembered as one.
+#[derive(Clone, Default)]
+pub(super) struct Bell(Rc<Rung>);
+
+#[derive(Default)]
+struct Rung {
+    times: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Bell {
+    /// Rings.
+    pub(super) fn ring(&self) {
+        self.0.times.set(self.0.times.get().wrapping_add(1));
+        let waiting = self.0.waiting.try_borrow_mut().map(|mut waiting| core::mem::take(&mut *waiting));
+        waiting.unwrap_or_default().into_iter().for_each(Waker::wake);
+    }
+
+    /// How often it has rung.
+    pub(super) fn times(&self) -> u64 {
+        self.0.times.get()
+    }
+
+    /// Waits until it has rung more often than `heard`.
+    pub(super) async fn after(&self, heard: u64) {
+        poll_fn(|cx| {
+            if self.times() != heard {
+                return Poll::Ready(());
+            }
+            if let Ok(mut waiting) = self.0.waiting.try_borrow_mut()
+                && !waiting.iter().any(|waker| waker.will_wake(cx.waker()))
+            {
+                waiting.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}

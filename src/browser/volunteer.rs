@@ -1,0 +1,261 @@
+//! A volunteer in a page: a relay that circuits reach over its gateways; the counterpart of `node::relay`.
+//!
+//! Owns the relay's core, its keys (kept by the wrapper's storage), and what keeps it registered. When to pause is the
+//! wrapper's affair (`web/src/umbel/volunteer.ts`), which knows of tabs, power and sleep. It carries circuits on and is no exit.
+//! Governed by `proto/08-paths.md` and `proto/07-directory.md`, on volunteers.
+
+mod keys;
+mod task;
+
+use core::cell::{Cell, RefCell};
+use std::{rc::Rc, sync::Arc};
+
+use js_sys::Function;
+use rand::CryptoRng;
+use wasm_bindgen::JsValue;
+use wasm_bindgen_futures::spawn_local;
+use web_sys::RtcCertificate;
+
+use super::{
+    directory::Directories,
+    drive::{Core, Driver, randomness},
+    failure::{Failure, Kind, object},
+    slot::Bell,
+    store::Store,
+};
+use crate::{
+    base::{Instant, LinkEvent, LinkMachine, Transmit},
+    channel::ChannelParameters,
+    directory::Consensus,
+    relay::{Reach, Relay, RelayEvent, RelayParameters},
+    transport::browser::Caps,
+    wire::CELL_LEN,
+};
+use keys::Keys;
+
+/// Links at once; browsers stop at 500.
+const MOST_LINKS: usize = 256;
+
+/// How a volunteer stands; the names are those of `VolunteerState.phase`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Starting,
+    Registering,
+    Connecting,
+    Reachable,
+    Unreachable,
+    Paused,
+    Error,
+}
+
+impl Phase {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Registering => "registering",
+            Self::Connecting => "connecting",
+            Self::Reachable => "reachable",
+            Self::Unreachable => "unreachable",
+            Self::Paused => "paused",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// The relay's core in a page.
+pub(super) struct VolunteerCore {
+    relay: Relay,
+    changed: Bell,
+}
+
+impl LinkMachine for VolunteerCore {
+    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        self.relay.handle_link(now, event, rng);
+    }
+
+    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.relay.handle_timeout(now, rng);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        self.relay.poll_transmit(now, rng)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.relay.poll_timeout()
+    }
+}
+
+impl Core for VolunteerCore {
+    fn deliver(&mut self, _: Instant) -> bool {
+        let mut told = false;
+        while let Some(event) = self.relay.poll_event() {
+            told = true;
+            match event {
+                RelayEvent::GatewaysChanged => self.changed.ring(),
+                // It is no exit and no gateway, so it is asked for nothing.
+                RelayEvent::Exit(..) | RelayEvent::VolunteersChanged => {}
+            }
+        }
+        told
+    }
+}
+
+/// A volunteer, running or paused.
+pub(super) struct Volunteer {
+    directories: Rc<Directories>,
+    keys: RefCell<Keys>,
+    certificate: Option<RtcCertificate>,
+    on_state: Function,
+    /// While it runs.
+    driver: RefCell<Option<Driver<VolunteerCore>>>,
+    consensus: RefCell<Option<Arc<Consensus>>>,
+    rate: Cell<Option<u64>>,
+    /// Rings when something has changed that the state tells of.
+    changed: Bell,
+    /// Rings when it is to register at once.
+    hurry: Bell,
+    /// Counts starts: what belongs to an earlier one ends.
+    course: Cell<u64>,
+    phase: Cell<Phase>,
+    why: RefCell<String>,
+    /// Cells passed on in earlier courses.
+    earlier: Cell<u64>,
+}
+
+/// What a volunteer has to show.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Figures {
+    gateways: usize,
+    circuits: usize,
+    /// Cells passed on since the page began.
+    cells: u64,
+}
+
+impl Volunteer {
+    /// A volunteer with the keys that are kept, paused.
+    pub(super) async fn new(
+        directories: &[String],
+        authorities: &[String],
+        store: Store,
+        certificate: Option<RtcCertificate>,
+        on_state: Function,
+    ) -> Result<Rc<Self>, Failure> {
+        let keys = Keys::load(store.clone(), &mut randomness().map_err(refused)?).await;
+        Ok(Rc::new(Self {
+            directories: Rc::new(Directories::new(directories, authorities, store)?),
+            keys: RefCell::new(keys),
+            certificate,
+            on_state,
+            driver: RefCell::default(),
+            consensus: RefCell::default(),
+            rate: Cell::new(None),
+            changed: Bell::default(),
+            hurry: Bell::default(),
+            course: Cell::new(0),
+            phase: Cell::new(Phase::Paused),
+            why: RefCell::default(),
+            earlier: Cell::new(0),
+        }))
+    }
+
+    /// Begins, or begins anew with fresh links, as after sleep.
+    pub(super) fn start(self: &Rc<Self>) {
+        self.halt();
+        self.set_phase(Phase::Starting, "");
+        match self.make_driver() {
+            Ok(driver) => {
+                driver.set_rate(self.rate.get());
+                self.driver.replace(Some(driver));
+                spawn_local(task::run(Rc::clone(self), self.course.get()));
+            }
+            Err(failure) => self.set_phase(Phase::Error, &failure.sentence),
+        }
+    }
+
+    /// Closes all links and does nothing until it is started again.
+    pub(super) fn pause(&self, why: &str) {
+        self.halt();
+        self.set_phase(Phase::Paused, why);
+    }
+
+    /// Passes on no more than so many bytes a second in the long run.
+    pub(super) fn set_rate(&self, a_second: Option<u64>) {
+        self.rate.set(a_second);
+        if let Some(driver) = self.driver() {
+            driver.set_rate(a_second);
+        }
+    }
+
+    fn halt(&self) {
+        self.earlier.set(self.figures().cells);
+        self.course.set(self.course.get().wrapping_add(1));
+        if let Some(driver) = self.driver.take() {
+            driver.stop();
+        }
+        self.hurry.ring();
+    }
+
+    fn make_driver(&self) -> Result<Driver<VolunteerCore>, Failure> {
+        let (identity, onion_keys) =
+            self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
+        let channel = ChannelParameters { channels: MOST_LINKS, queued: 16_384, ..ChannelParameters::default() };
+        let parameters =
+            RelayParameters { channel, circuits: 4096, reach: Reach::Gateways, ..RelayParameters::default() };
+        let core = VolunteerCore {
+            relay: Relay::new(identity, onion_keys, parameters),
+            changed: self.changed.clone(),
+        };
+        let caps = Caps { links: MOST_LINKS, ..Caps::default() };
+        let rng = randomness().map_err(refused)?;
+        Driver::start(core, caps, self.certificate.clone(), rng).map_err(refused)
+    }
+
+    fn driver(&self) -> Option<Driver<VolunteerCore>> {
+        self.driver.try_borrow().ok()?.clone()
+    }
+
+    fn figures(&self) -> Figures {
+        let figures = self.driver().and_then(|driver| {
+            driver.with(|core, _, _| (core.relay.gateways().len(), core.relay.figures()))
+        });
+        let (gateways, circuits, cells) =
+            figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
+        Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells) }
+    }
+
+    fn set_phase(&self, phase: Phase, why: &str) {
+        let known = self.phase.replace(phase) == phase;
+        if let Ok(mut kept) = self.why.try_borrow_mut()
+            && !(known && *kept == why)
+        {
+            why.clone_into(&mut kept);
+            drop(kept);
+            self.tell();
+        }
+    }
+
+    /// Shows the wrapper how it stands.
+    fn tell(&self) {
+        let Figures { gateways, circuits, cells } = self.figures();
+        let number = |number: usize| JsValue::from(u32::try_from(number).unwrap_or(u32::MAX));
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)) as f64;
+        let why = self.why.try_borrow().map(|why| why.clone()).unwrap_or_default();
+        let identity = self.keys.try_borrow().map(|keys| keys.id().to_base32()).unwrap_or_default();
+        let state = object(&[
+            ("phase", self.phase.get().name().into()),
+            ("why", if why.is_empty() { JsValue::UNDEFINED } else { why.into() }),
+            ("gateways", number(gateways)),
+            ("circuits", number(circuits)),
+            ("bytes", bytes.into()),
+            ("identity", identity.into()),
+        ]);
+        // What the wrapper makes of it is its own affair.
+        let _ = self.on_state.call1(&JsValue::NULL, &state);
+    }
+}
+
+fn refused(_: JsValue) -> Failure {
+    Failure::new(Kind::NoWebrtc, "this browser refuses what a volunteer needs to run")
+}

@@ -1,0 +1,227 @@
+//! One `RTCPeerConnection` with its lanes.
+
+use core::net::SocketAddr;
+use std::{cell::Cell, rc::Rc};
+
+use bytes::Bytes;
+use js_sys::{Array, ArrayBuffer, Uint8Array};
+use wasm_bindgen::{JsCast as _, JsValue, closure::Closure};
+use wasm_bindgen_futures::{JsFuture, spawn_local};
+use web_sys::{
+    Event, MessageEvent, RtcCertificate, RtcConfiguration, RtcDataChannel, RtcDataChannelInit, RtcDataChannelState,
+    RtcDataChannelType, RtcIceConnectionState, RtcPeerConnection, RtcPeerConnectionState, RtcSdpType,
+    RtcSessionDescriptionInit,
+};
+
+use super::{Caps, Inbox, Note};
+use crate::{
+    base::{DialTarget, LANES, Lane, LinkClose, LinkId},
+    transport::sdp,
+};
+
+/// What a message may have at the most (`proto/01-transport.md` §5).
+const MAX_MESSAGE_LEN: usize = 65_536;
+
+/// How a peer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// Not open yet.
+    Opening,
+    /// All lanes are open.
+    Open,
+    /// It has ended.
+    Gone(LinkClose),
+}
+
+/// What the callbacks of a peer share with it.
+struct Shared {
+    inbox: Rc<Inbox>,
+    link: LinkId,
+    /// [`Note::Changed`] waits to be taken.
+    changed: Cell<bool>,
+    /// Bytes that wait to be taken.
+    waiting: Cell<usize>,
+    most_waiting: usize,
+}
+
+/// A connection that this end dialled. Dropping it closes it at once.
+pub(super) struct Peer {
+    connection: RtcPeerConnection,
+    lanes: Vec<RtcDataChannel>,
+    shared: Rc<Shared>,
+    /// Callbacks, which the browser may call for as long as they are here.
+    _changed: Closure<dyn FnMut(Event)>,
+    _messages: Vec<Closure<dyn FnMut(MessageEvent)>>,
+}
+
+impl Peer {
+    /// Begins to dial `target` at `address`; `None` if the browser refuses.
+    pub(super) fn dial(
+        link: LinkId,
+        target: &DialTarget,
+        address: SocketAddr,
+        certificate: Option<&RtcCertificate>,
+        caps: &Caps,
+        inbox: &Rc<Inbox>,
+    ) -> Option<Self> {
+        let configuration = RtcConfiguration::new();
+        configuration.set_ice_servers(&Array::new());
+        if let Some(certificate) = certificate {
+            configuration.set_certificates(&Array::of1(certificate));
+        }
+        let connection = RtcPeerConnection::new_with_configuration(&configuration).ok()?;
+        let shared = Rc::new(Shared {
+            inbox: Rc::clone(inbox),
+            link,
+            changed: Cell::new(false),
+            waiting: Cell::new(0),
+            most_waiting: caps.waiting,
+        });
+        let changed = Closure::new({
+            let shared = Rc::clone(&shared);
+            move |_: Event| shared.note_change()
+        });
+        let on_change = Some(changed.as_ref().unchecked_ref());
+        connection.set_onconnectionstatechange(on_change);
+        connection.set_oniceconnectionstatechange(on_change);
+        // Low enough that some lane is above it whenever there is no room in all, so that room is told of.
+        let low = u32::try_from(caps.send_mark.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
+        let (mut lanes, mut messages) = (Vec::new(), Vec::new());
+        for lane in (0..LANES).filter_map(Lane::new) {
+            let options = RtcDataChannelInit::new();
+            options.set_negotiated(true);
+            options.set_id(u16::from(lane.value()));
+            let channel = connection.create_data_channel_with_data_channel_dict("", &options);
+            channel.set_binary_type(RtcDataChannelType::Arraybuffer);
+            channel.set_buffered_amount_low_threshold(low);
+            let on_message = Closure::new({
+                let shared = Rc::clone(&shared);
+                move |event: MessageEvent| shared.note_message(lane, &event)
+            });
+            channel.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
+            channel.set_onopen(on_change);
+            channel.set_onclose(on_change);
+            channel.set_onbufferedamountlow(on_change);
+            lanes.push(channel);
+            messages.push(on_message);
+        }
+        spawn_local({
+            let (connection, target, shared) = (connection.clone(), target.clone(), Rc::clone(&shared));
+            async move {
+                let note = match negotiate(&connection, &target, address).await {
+                    Ok(Some(fingerprint)) => Note::Offered(fingerprint),
+                    Ok(None) | Err(_) => Note::Refused,
+                };
+                shared.inbox.push(shared.link, note);
+            }
+        });
+        Some(Self { connection, lanes, shared, _changed: changed, _messages: messages })
+    }
+
+    /// How it stands now.
+    pub(super) fn outlook(&self) -> Outlook {
+        match self.connection.ice_connection_state() {
+            RtcIceConnectionState::Disconnected | RtcIceConnectionState::Failed => {
+                return Outlook::Gone(LinkClose::TimedOut);
+            }
+            RtcIceConnectionState::Closed => return Outlook::Gone(LinkClose::ByPeer),
+            _ => {}
+        }
+        match self.connection.connection_state() {
+            RtcPeerConnectionState::Failed => return Outlook::Gone(LinkClose::Broken),
+            RtcPeerConnectionState::Closed => return Outlook::Gone(LinkClose::ByPeer),
+            _ => {}
+        }
+        let mut outlook = Outlook::Open;
+        for lane in &self.lanes {
+            match lane.ready_state() {
+                RtcDataChannelState::Open => {}
+                RtcDataChannelState::Connecting => outlook = Outlook::Opening,
+                _ => return Outlook::Gone(LinkClose::ByPeer),
+            }
+        }
+        outlook
+    }
+
+    /// Bytes that were handed over and have not been sent.
+    pub(super) fn buffered(&self) -> usize {
+        let buffered = self.lanes.iter().map(|lane| usize::try_from(lane.buffered_amount()).unwrap_or(usize::MAX));
+        buffered.fold(0, usize::saturating_add)
+    }
+
+    /// Sends a message; false if the browser doesn't take it.
+    pub(super) fn send(&self, lane: Lane, message: &Bytes) -> bool {
+        let lane = self.lanes.get(usize::from(lane.value()));
+        lane.is_some_and(|lane| lane.send_with_u8_array(message).is_ok())
+    }
+
+    /// Has the browser tell when everything has been sent.
+    pub(super) fn drain(&self) {
+        self.lanes.iter().for_each(|lane| lane.set_buffered_amount_low_threshold(0));
+    }
+
+    /// What was noted as a change is being looked at.
+    pub(super) fn looked(&self) {
+        self.shared.changed.set(false);
+    }
+
+    /// So many bytes have been taken.
+    pub(super) fn taken(&self, bytes: usize) {
+        self.shared.waiting.set(self.shared.waiting.get().saturating_sub(bytes));
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for lane in &self.lanes {
+            lane.set_onmessage(None);
+            lane.set_onopen(None);
+            lane.set_onclose(None);
+            lane.set_onbufferedamountlow(None);
+        }
+        self.connection.set_onconnectionstatechange(None);
+        self.connection.set_oniceconnectionstatechange(None);
+        self.connection.close();
+    }
+}
+
+impl Shared {
+    fn note_change(&self) {
+        if !self.changed.replace(true) {
+            self.inbox.push(self.link, Note::Changed);
+        }
+    }
+
+    fn note_message(&self, lane: Lane, event: &MessageEvent) {
+        let note = match event.data().dyn_into::<ArrayBuffer>() {
+            Ok(data) => {
+                let length = usize::try_from(data.byte_length()).unwrap_or(usize::MAX);
+                let waiting = self.waiting.get().saturating_add(length);
+                if length > MAX_MESSAGE_LEN || waiting > self.most_waiting {
+                    Note::Foreign
+                } else {
+                    self.waiting.set(waiting);
+                    Note::Message(lane, Uint8Array::new(&data).to_vec().into())
+                }
+            }
+            Err(_) => Note::Foreign,
+        };
+        self.inbox.push(self.link, note);
+    }
+}
+
+/// Makes the offer and gives the answer in the relay's place; SHA-256 of the certificate that this end shows.
+async fn negotiate(
+    connection: &RtcPeerConnection,
+    target: &DialTarget,
+    address: SocketAddr,
+) -> Result<Option<[u8; 32]>, JsValue> {
+    let offer: RtcSessionDescriptionInit = JsFuture::from(connection.create_offer()).await?.unchecked_into();
+    let Some(parsed) = offer.get_sdp().as_deref().and_then(sdp::Offer::parse) else { return Ok(None) };
+    JsFuture::from(connection.set_local_description(&offer)).await?;
+    let Some(text) = sdp::answer(target, address, &parsed.mid) else { return Ok(None) };
+    let answer = RtcSessionDescriptionInit::new(RtcSdpType::Answer);
+    answer.set_sdp(&text);
+    JsFuture::from(connection.set_remote_description(&answer)).await?;
+    Ok(Some(parsed.fingerprint))
+}

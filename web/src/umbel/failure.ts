@@ -1,0 +1,31 @@
+// What goes wrong, with a kind for programs and a sentence for persons.
+
+export type UmbelErrorKind =
+  | 'no-webrtc' | 'clock' | 'consensus' | 'network' | 'storage' | 'exit' | 'engine' | 'refused' | 'closed' | 'bad-input';
+
+export class UmbelError extends Error {
+  override readonly name = 'UmbelError';
+  readonly kind: UmbelErrorKind;
+
+  constructor(kind: UmbelErrorKind, message: string) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+/** What the core promised; what it rejects with is made an {@link UmbelError}. */
+export async function failed(promise: Promise<unknown>): Promise<unknown> {
+  try {
+    return await promise;
+  } catch (error) {
+    throw asError(error);
+  }
+}
+
+export function asError(error: unknown): UmbelError {
+  if (error instanceof UmbelError) return error;
+  if (typeof error === 'object' && error !== null && 'kind' in error && 'message' in error) {
+    return new UmbelError(error.kind as UmbelErrorKind, String(error.message));
+  }
+  return new UmbelError('closed', 'Something in this page broke; load it anew.');
+}

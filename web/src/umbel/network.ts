@@ -1,0 +1,45 @@
+// Which network: its directories, and the authorities whose signatures count.
+import { UmbelError } from './failure';
+
+export interface Network {
+  /** Base addresses, such as `https://directory.example`. */
+  directories: string[];
+  /** Keys of the authorities, in base 32; more than half must have signed what a directory says. */
+  authorities: string[];
+}
+
+const PATIENCE = 15_000;
+const MOST_BYTES = 64 * 1024;
+
+export async function findNetwork(network: Network | string = './umbel.json'): Promise<Network> {
+  if (typeof network !== 'string') return check(network);
+  let text;
+  try {
+    const url = new URL(network, globalThis.document?.baseURI ?? globalThis.location.href);
+    const answer = await fetch(url, {
+      credentials: 'omit',
+      referrerPolicy: 'no-referrer',
+      signal: AbortSignal.timeout(PATIENCE),
+    });
+    if (!answer.ok) throw new Error(String(answer.status));
+    text = await answer.text();
+  } catch {
+    throw new UmbelError('network', "The network's description (umbel.json) could not be loaded.");
+  }
+  if (text.length > MOST_BYTES) throw none();
+  try {
+    return check(JSON.parse(text));
+  } catch {
+    throw none();
+  }
+}
+
+const none = () => new UmbelError('bad-input', "The network's description is none.");
+
+function check(network: unknown): Network {
+  const { directories, authorities } = (network ?? {}) as Partial<Network>;
+  const isList = (list: unknown): list is string[] =>
+    Array.isArray(list) && list.length > 0 && list.length <= 64 && list.every((text) => typeof text === 'string');
+  if (!isList(directories) || !isList(authorities)) throw none();
+  return { directories, authorities };
+}

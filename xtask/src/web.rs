@@ -1,0 +1,138 @@
+//! `cargo xtask web`: the pages for browsers, from the wasm library on.
+//!
+//! The library is built for speed, its bindings written by the crate that `wasm-bindgen` has for that, then `wasm-opt` (npm's
+//! `binaryen`) goes over it, and Vite makes the pages with it. The same sources and lock files give the same bytes, wherever
+//! the checkout lies.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::{
+    run::{Failure, Run, Tally, cargo, root},
+    wasm,
+};
+
+/// What a visitor loads at the most, in bytes, compressed by gzip.
+const MOST: usize = 400 * 1024;
+
+/// Builds all of it.
+pub(crate) fn build() -> Result<Tally, Failure> {
+    let web = root().join("web");
+    install(&web)?;
+    library(&web)?;
+    Run::new("npm").args(["run", "--silent", "build"]).directory(&web).run()
+}
+
+/// The packages of the lock file, if they aren't there.
+pub(crate) fn install(web: &Path) -> Result<(), Failure> {
+    // npm notes what it installed; the note is as old as the lock file it came from.
+    let written = |path: &str| fs::metadata(web.join(path)).and_then(|file| file.modified()).ok();
+    let installed = written("node_modules/.package-lock.json");
+    if installed.is_none() || installed < written("package-lock.json") {
+        Run::new("npm").args(["ci", "--no-audit", "--no-fund"]).directory(web).run()?;
+    }
+    Ok(())
+}
+
+/// The wasm library with its bindings, in `web/wasm`.
+fn library(web: &Path) -> Result<(), Failure> {
+    let (built, place) = (compile()?, web.join("wasm"));
+    let _ = fs::remove_dir_all(&place);
+    // Everything that is slow to build is in a feature of this tool's that only this needs.
+    Run::cargo()
+        .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "web", "--", "bind"])
+        .args([&built, &place])
+        .run()?;
+    let module = place.join("umbel_bg.wasm");
+    Run::new(web.join("node_modules/.bin/wasm-opt"))
+        .args(["-O3", "--enable-simd", "--enable-bulk-memory", "--enable-sign-ext", "--enable-mutable-globals"])
+        .args(["--enable-nontrapping-float-to-int", "--enable-reference-types", "--enable-multivalue"])
+        .args(["--strip-debug", "--strip-producers", "--strip-target-features", "-o"])
+        .args([&module, &module])
+        .run()?;
+    weigh(&module)
+}
+
+/// The library as rustc makes it.
+fn compile() -> Result<PathBuf, Failure> {
+    let run = Run::cargo().args(["rustc", "--locked", "--quiet", "--lib", "--crate-type", "cdylib", "--profile", "web"]).args([
+        "--no-default-features",
+        "--features",
+        "browser",
+        "--target",
+        wasm::TARGET,
+    ]);
+    let run = match wasm::compiler()? {
+        Some(compiler) => run.env("RUSTC", compiler),
+        None => run,
+    };
+    let target = target_folder()?;
+    let mut flags = vec!["-Ctarget-feature=+simd128".to_owned()];
+    // Where things lie on this machine is nobody's business, and would make each machine's bytes its own.
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let places = [(Some(root()), "/umbel"), (Some(target.clone()), "/target"), (home, "/cargo")];
+    for (from, to) in places {
+        if let Some(from) = from {
+            flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+        }
+    }
+    run.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).run()?;
+    Ok(target.join(wasm::TARGET).join("web/umbel.wasm"))
+}
+
+/// Cargo's folder for what it builds.
+fn target_folder() -> Result<PathBuf, Failure> {
+    let metadata = Run::new(cargo()).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output();
+    let metadata = metadata.ok_or_else(|| Failure::new("cargo metadata says nothing"))?;
+    let after = metadata.split_once("\"target_directory\":\"").map(|(_, after)| after);
+    let folder = after.and_then(|after| after.split_once('"')).map(|(folder, _)| PathBuf::from(folder));
+    folder.ok_or_else(|| Failure::new("cargo metadata names no target folder"))
+}
+
+/// Fails if the module is more than a visitor should load.
+fn weigh(module: &Path) -> Result<(), Failure> {
+    let bytes = fs::read(module).map_err(|error| Failure::new(format!("{}: {error}", module.display())))?;
+    let compressed = gzip(&bytes)?;
+    println!("the module: {} bytes, {compressed} compressed", bytes.len());
+    if compressed > MOST {
+        return Err(Failure::new(format!("the module is {compressed} bytes compressed; at most {MOST} are wanted")));
+    }
+    Ok(())
+}
+
+/// How long `bytes` are once gzip is done with them.
+fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
+    let failed = |error: std::io::Error| Failure::new(format!("gzip: {error}"));
+    let mut child = Command::new("gzip")
+        .args(["-9", "--no-name", "--stdout"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (input, bytes) = (child.stdin.take(), bytes.to_vec());
+    let writer = std::thread::spawn(move || input.map(|mut input| input.write_all(&bytes)));
+    let output = child.wait_with_output().map_err(failed)?;
+    let _ = writer.join();
+    Ok(output.stdout.len())
+}
+
+/// `xtask bind MODULE FOLDER`: the bindings of a wasm library.
+#[cfg(feature = "web")]
+pub(crate) fn bind(module: &str, folder: &str) -> Result<(), Failure> {
+    let mut bindings = wasm_bindgen_cli_support::Bindgen::new();
+    let outcome = bindings.input_path(module).web(true).and_then(|bindings| {
+        bindings.typescript(true).omit_default_module_path(false).remove_name_section(true).remove_producers_section(true).generate(folder)
+    });
+    outcome.map_err(|error| Failure::new(format!("bindings: {error:#}")))
+}
+
+/// Without the feature `web` there is none.
+#[cfg(not(feature = "web"))]
+pub(crate) fn bind(_: &str, _: &str) -> Result<(), Failure> {
+    Err(Failure::new("built without the feature web"))
+}
