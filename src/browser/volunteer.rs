@@ -111,10 +111,8 @@ pub(super) struct Volunteer {
     driver: RefCell<Option<Driver<VolunteerCore>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     rate: Cell<Option<u64>>,
-    /// Rings when something has changed that the state tells of.
+    /// Rings when its gateways have changed.
     changed: Bell,
-    /// Rings when it is to register at once.
-    hurry: Bell,
     /// Counts starts: what belongs to an earlier one ends.
     course: Cell<u64>,
     phase: Cell<Phase>,
@@ -151,7 +149,6 @@ impl Volunteer {
             consensus: RefCell::default(),
             rate: Cell::new(None),
             changed: Bell::default(),
-            hurry: Bell::default(),
             course: Cell::new(0),
             phase: Cell::new(Phase::Paused),
             why: RefCell::default(),
@@ -193,7 +190,7 @@ impl Volunteer {
         if let Some(driver) = self.driver.take() {
             driver.stop();
         }
-        self.hurry.ring();
+        self.changed.ring();
     }
 
     fn make_driver(&self) -> Result<Driver<VolunteerCore>, Failure> {

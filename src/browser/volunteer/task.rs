@@ -24,6 +24,8 @@ use crate::{
 const DESCRIPTOR_AGE: Duration = Duration::from_secs(6 * 60 * 60);
 /// Between tries of a directory, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// From a change of its gateways until it asks whether they have confirmed it.
+const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// For the first gateway to answer; after it the volunteer says that none does.
 const PATIENCE: Duration = Duration::from_secs(25);
 const NO_GATEWAY: &str = "None of the relays that this volunteer may use as gateways answers: this network may block WebRTC or \
@@ -113,22 +115,24 @@ impl Course {
             if self.is_over() {
                 return;
             }
-            let heard = self.volunteer.hurry.times();
-            let wait = match outcome {
+            match outcome {
                 Ok(registration) => {
+                    let heard = self.volunteer.changed.times();
                     self.take_registration(&registration);
-                    retry = RETRY.0;
-                    self.interval()
+                    (signed, retry) = (Some(descriptor), RETRY.0);
+                    // A gateway reports its volunteers soon after a change; then there is something to ask.
+                    let changed = clock::within(self.interval(), self.volunteer.changed.after(heard)).await;
+                    if changed.is_some() {
+                        clock::sleep(ASK_AFTER_CHANGE.min(self.interval())).await;
+                    }
                 }
                 Err(error) => {
+                    // Signed anew next time: what was refused as older, say, must not come again.
                     self.take_failure(error);
-                    let wait = retry;
+                    clock::sleep(retry).await;
                     retry = retry.saturating_mul(2).min(RETRY.1);
-                    wait
                 }
-            };
-            signed = Some(descriptor);
-            clock::within(wait, self.volunteer.hurry.after(heard)).await;
+            }
         }
     }
 
@@ -140,7 +144,7 @@ impl Course {
 
     fn take_registration(&self, registration: &Registration) {
         if let Some(driver) = self.volunteer.driver() {
-            driver.with(|core, _, _| core.relay.set_seed(registration.seed));
+            driver.with(|core, now, _| core.relay.handle_registration(now, registration));
         }
         self.registered.set(true);
         self.confirmed.set(!registration.gateways.is_empty());
