@@ -1,0 +1,2 @@
+// The native client's page, which this shares parts with.
+declare module '@page/keys.js';

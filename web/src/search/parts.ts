@@ -1,0 +1,86 @@
+// Parts that every view of the search page is made of; the same, in the same words, as src/io/page/layout.rs has them.
+import icon from '@page/icon.svg';
+
+import { h } from '../page/dom';
+import { MAX_TERMS, address, query, type Place, type Query } from './place';
+
+export type Go = (place: Place) => void;
+
+const LANGUAGES: readonly [string, string][] = [
+  ['ar', 'العربية'],
+  ['cs', 'Čeština'],
+  ['de', 'Deutsch'],
+  ['en', 'English'],
+  ['es', 'Español'],
+  ['fr', 'Français'],
+  ['hi', 'हिन्दी'],
+  ['it', 'Italiano'],
+  ['ja', '日本語'],
+  ['ko', '한국어'],
+  ['nl', 'Nederlands'],
+  ['pl', 'Polski'],
+  ['pt', 'Português'],
+  ['ru', 'Русский'],
+  ['tr', 'Türkçe'],
+  ['zh', '中文'],
+];
+
+// A link to a place within the page. Opened in another tab it leads to the same place there.
+export function lead(go: Go, place: Place, attributes: Record<string, string>, ...words: (string | Node)[]): HTMLAnchorElement {
+  const follow = (event: Event) => {
+    if (event instanceof MouseEvent && (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)) return;
+    event.preventDefault();
+    go(place);
+  };
+  return h('a', { ...attributes, href: address(place), onclick: follow }, ...words);
+}
+
+export const brand = (go: Go): HTMLAnchorElement =>
+  lead(go, { at: 'home' }, { class: 'brand' }, h('img', { src: icon, alt: '', width: 28, height: 28 }), h('span', {}, 'Umbel'));
+
+// Puts the engines to choose from into a choice; the first is what most exits offer.
+function fill(choice: HTMLSelectElement, engines: readonly string[], chosen: string | undefined): void {
+  choice.replaceChildren(...engines.map((name) => h('option', { value: name, selected: name === chosen }, name)));
+  // Nothing to choose, nothing to show.
+  if (choice.parentElement) choice.parentElement.hidden = engines.length < 2;
+}
+
+// Offers engines in the search box that is shown, once the network is known.
+export function offer(engines: readonly string[]): void {
+  const choice = document.querySelector<HTMLSelectElement>('select[name=engine]');
+  if (choice) fill(choice, engines, choice.value);
+}
+
+// The search box. `asked` is what stands in it; the engines come once the network is known.
+export function form(go: Go, engines: readonly string[], asked: Query | undefined, focus: boolean): HTMLFormElement {
+  const box = h('input', {
+    id: 'q', type: 'search', name: 'q', value: asked?.terms ?? '', placeholder: 'Your question', 'aria-label': 'Search',
+    maxlength: MAX_TERMS, required: true, autofocus: focus, autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false',
+    enterkeyhint: 'search',
+  });
+  const engine = h('select', { name: 'engine' });
+  const choice = h('label', {}, 'Engine ', engine);
+  fill(engine, engines, asked?.engine);
+  const language = h(
+    'select',
+    { name: 'language' },
+    h('option', { value: '' }, 'any'),
+    ...LANGUAGES.map(([tag, name]) => h('option', { value: tag, lang: tag, selected: tag === asked?.language }, name)),
+  );
+  const ask = (event: Event) => {
+    event.preventDefault();
+    const next = query(box.value, engine.value || asked?.engine, language.value);
+    if (next.terms) go({ at: 'results', query: next });
+  };
+  return h(
+    'form',
+    { class: 'ask', role: 'search', onsubmit: ask },
+    h('div', { class: 'box' }, box, h('button', { type: 'submit' }, 'Search')),
+    h(
+      'div',
+      { class: 'options' },
+      choice,
+      h('label', {}, 'Language ', language),
+    ),
+  );
+}

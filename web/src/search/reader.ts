@@ -1,0 +1,150 @@
+// The reader view: a page fetched by an exit, cleaned, and shown as text. Unlike the native client's, the exit performs the request, so it
+// sees all of it; the view says so.
+import { h } from '../page/dom';
+import { time } from '../page/words';
+import type { PageResponse, Umbel } from '../umbel';
+import { clean, type Cleaned } from './clean';
+import { frame } from './frame';
+import { brand, type Go } from './parts';
+import { address, fromFragment, link } from './place';
+
+const MAX_PAGE = 3 * 1024 * 1024;
+const MAX_REDIRECTS = 5;
+const FETCH_LIMIT = 45_000;
+// How far into a page its encoding may be told.
+const META_WITHIN = 1024;
+const REDIRECTS = [301, 302, 303, 307, 308];
+
+export interface Reading {
+  // Where it came from in the end.
+  url: URL;
+  content: Cleaned | { plain: string };
+  exit: string | undefined;
+  took: number;
+  // Every step of the way from exit to site was https.
+  sealed: boolean;
+}
+
+// Why there is nothing to read, in words for the person.
+export class ReadError extends Error {}
+
+const field = (response: PageResponse, name: string): string | undefined =>
+  response.headers.find(([own]) => own.toLowerCase() === name)?.[1];
+
+// The page at `start`.
+export async function read(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
+  let late: ReturnType<typeof setTimeout> | undefined;
+  const tooSlow = new Promise<never>((_, reject) => {
+    late = setTimeout(() => reject(new ReadError('the page took too long to come')), FETCH_LIMIT);
+  });
+  try {
+    return await Promise.race([fetchPage(umbel, start), tooSlow]);
+  } finally {
+    clearTimeout(late);
+  }
+}
+
+async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
+  const began = performance.now();
+  let url = start;
+  let sealed = true;
+  for (let step = 0; step <= MAX_REDIRECTS; step++) {
+    sealed &&= url.protocol === 'https:';
+    const asked = new URL(url);
+    // What is behind the # is for the reader alone.
+    asked.hash = '';
+    const response = await umbel.request({
+      url: asked.href,
+      headers: [['accept', 'text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.5']],
+    });
+    const location = field(response, 'location');
+    if (REDIRECTS.includes(response.status) && location !== undefined) {
+      const next = link(location, url);
+      if (!next) throw new ReadError('the site sends visitors somewhere that can’t be read');
+      url = next;
+      continue;
+    }
+    return { url, content: take(response, url), exit: response.path.at(-1)?.relay, took: performance.now() - began, sealed };
+  }
+  throw new ReadError('the site sends visitors round in a circle');
+}
+
+// What of a response is shown.
+export function take(response: PageResponse, url: URL): Reading['content'] {
+  const encoding = field(response, 'content-encoding');
+  if (encoding !== undefined && encoding !== 'identity') throw new ReadError('the page is packed in a way that the reader doesn’t take');
+  const kind = (field(response, 'content-type') ?? '').toLowerCase();
+  const type = kind.split(';')[0]?.trim() ?? '';
+  const html = ['text/html', 'application/xhtml+xml', ''].includes(type);
+  const failed = response.status < 200 || response.status >= 300;
+  if (!html && !type.startsWith('text/') && type !== 'application/json') {
+    throw new ReadError(failed ? `the site answered ${response.status}` : `it is no page of text but a file of type ${type}`);
+  }
+  if (response.body.length > MAX_PAGE) throw new ReadError('the page is larger than 3 MB');
+  if (failed && response.body.length === 0) throw new ReadError(`the site answered ${response.status}`);
+  const text = decode(kind, response.body, html);
+  if (!html) return { plain: text };
+  const cleaned = clean(text, url, (target) => address({ at: 'reader', url: target.href }));
+  if (!cleaned) throw new ReadError('it is larger than any page made for people');
+  return cleaned;
+}
+
+// The text of `body`, by the encoding that its content type or the page itself tells.
+export function decode(kind: string, body: Uint8Array, html: boolean): string {
+  const label = (text: string) => /charset=\s*["']?\s*([a-z0-9_:.-]+)/i.exec(text)?.[1];
+  const told = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, META_WITHIN))) : undefined);
+  // A byte-order mark goes before all of it.
+  const marked = body[0] === 0xfe && body[1] === 0xff ? 'utf-16be' : body[0] === 0xff && body[1] === 0xfe ? 'utf-16le' : undefined;
+  const utf8 = body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? 'utf-8' : undefined;
+  try {
+    return new TextDecoder(marked ?? utf8 ?? told ?? 'utf-8').decode(body);
+  } catch {
+    return new TextDecoder().decode(body);
+  }
+}
+
+// The page, under a bar that says what it is.
+export function view(go: Go, reading: Reading): Node[] {
+  const { url, content } = reading;
+  const host = url.host;
+  const title = ('title' in content && content.title) || host;
+  const follow = (address: string) => {
+    let fragment: string;
+    try {
+      fragment = new URL(address).hash;
+    } catch {
+      return;
+    }
+    const place = fromFragment(fragment);
+    if (place.at === 'reader') go(place);
+  };
+  return [
+    h(
+      'header',
+      { class: 'bar' },
+      h(
+        'div',
+        { class: 'row' },
+        brand(go),
+        h('button', { type: 'button', class: 'plain', onclick: () => history.back() }, '← back'),
+        h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: url.href }) }, 'open in this browser instead…'),
+      ),
+      h(
+        'p',
+        {},
+        'Reader view of ', h('b', {}, host), `: text only, fetched by an exit in ${time(reading.took)}. `, h('b', {}, host),
+        ' sees the exit instead of you. ',
+        h('b', {}, 'The exit'), reading.exit !== undefined && ' ', reading.exit !== undefined && h('code', {}, reading.exit),
+        ' sees this page and could change it, but not who reads it.',
+      ),
+    ),
+    h(
+      'main',
+      { class: 'foreign' },
+      !reading.sealed && h('p', { class: 'warn' }, 'This page did not come encrypted from ', h('b', {}, host), '. Anyone between it and the exit could change it.'),
+      h('h1', { class: 'title', dir: 'auto' }, title),
+      h('p', { class: 'where' }, url.href),
+      'plain' in content ? h('pre', { class: 'plain', dir: 'auto' }, content.plain) : frame(content.html, follow),
+    ),
+  ];
+}

@@ -1,0 +1,46 @@
+// The way a question took, hop by hop, in words.
+import { h } from '../page/dom';
+import { time } from '../page/words';
+import type { Hop, SearchAnswer } from '../umbel';
+
+// What a relay of the path is and knows.
+export function hopWords(hop: Hop, place: number, count: number): { role: string; knows: string } {
+  if (place === count - 1) {
+    return { role: 'Exit', knows: 'opened the last layer, read the question and asked the engine. It doesn’t know your address.' };
+  }
+  if (place === 0) return { role: 'First relay', knows: 'knows your address, but could not read the question.' };
+  const who = hop.volunteer ? 'a volunteer’s browser or home computer, ' : '';
+  return { role: 'Middle relay', knows: `${who}passed it on, and knows neither you nor the question.` };
+}
+
+const hop = (one: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
+  const { role, knows } = hopWords(one, place, all.length);
+  return h('li', {}, h('b', {}, role), ' ', h('code', {}, one.relay), ' ', h('span', { class: 'ms' }, `(${time(one.ms)})`), ': ', knows);
+};
+
+export function route(answer: SearchAnswer): HTMLDetailsElement {
+  return h(
+    'details',
+    { class: 'route', open: true },
+    h('summary', {}, 'The way your question took ', h('small', {}, `there and back in ${time(answer.elapsedMs)}`)),
+    h(
+      'ol',
+      {},
+      h('li', { class: 'end' }, h('b', {}, 'This browser'), ' locked the question in a layer for each relay below.'),
+      ...answer.path.map(hop),
+      h('li', { class: 'end' }, h('b', {}, answer.engine), ' (the search engine) saw the question come from the exit.'),
+    ),
+    h(
+      'p',
+      { class: 'note' },
+      'The circuit carries nothing but this one question. The times in brackets are what it took to reach each relay when it was built.',
+    ),
+    answer.sharedExit &&
+      h(
+        'p',
+        { class: 'warn' },
+        'Something else that you asked leaves by the same exit, since no other offers this engine. That exit could guess that ' +
+          'both are one person’s.',
+      ),
+  );
+}

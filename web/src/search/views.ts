@@ -1,0 +1,155 @@
+// What the search page shows: the box alone, results, trouble, and the question before leaving the overlay. The words are those of
+// the native client's page (src/io/page), where they fit.
+import { h } from '../page/dom';
+import { explain, time, type Told } from '../page/words';
+import type { SearchAnswer, SearchResult } from '../umbel';
+import { brand, form, lead, type Go } from './parts';
+import type { Query } from './place';
+import { route } from './route';
+
+export interface Scene {
+  go: Go;
+  engines: readonly string[];
+}
+
+// Where it is told how far the way into the network is.
+export const progress = (): HTMLParagraphElement => h('p', { class: 'progress', id: 'progress', role: 'status' });
+
+export function home(scene: Scene): Node[] {
+  return [
+    h(
+      'main',
+      { class: 'home' },
+      brand(scene.go),
+      h('p', { class: 'promise' }, 'Search without being known: the search engine sees what you ask, but not who is asking.'),
+      form(scene.go, scene.engines, undefined, true),
+      progress(),
+      h(
+        'section',
+        { class: 'how' },
+        h('h2', {}, 'What happens to your question'),
+        h(
+          'ol',
+          {},
+          h('li', {}, 'This browser locks it in three layers and hands it to a first relay, which knows your address but can’t read the question.'),
+          h('li', {}, 'A second relay passes it on. It knows neither you nor the question.'),
+          h(
+            'li',
+            {},
+            'A third one, the exit, opens the last layer and asks the search engine. It reads the question, but doesn’t know your ' +
+              'address; the engine sees the exit and not you.',
+          ),
+        ),
+        h('p', {}, 'So don’t put into a question what says who you are.'),
+      ),
+    ),
+  ];
+}
+
+export const top = (scene: Scene, asked?: Query): HTMLElement =>
+  h('header', { class: 'top' }, asked && h('a', { class: 'skip', href: '#results' }, 'Skip to the results'), brand(scene.go), form(scene.go, scene.engines, asked, false));
+
+export function searching(scene: Scene, asked: Query): Node[] {
+  return [top(scene, asked), h('main', {}, progress())];
+}
+
+export function results(scene: Scene, asked: Query, answer: SearchAnswer): Node[] {
+  const shown = answer.results.length;
+  const page = asked.page > 1 ? `Page ${asked.page} of results` : shown === 1 ? 'One result' : `${shown} results`;
+  return [
+    top(scene, { ...asked, engine: answer.engine }),
+    h(
+      'main',
+      {},
+      h('p', { class: 'count', role: 'status' }, `${page} from ${answer.engine}, in ${time(answer.elapsedMs)}`),
+      shown === 0 && h('p', {}, 'Nothing was found. Other words, or fewer of them, may help.'),
+      h('ol', { class: 'results', id: 'results', tabindex: -1 }, ...answer.results.map((one) => result(scene.go, one))),
+      pages(scene.go, { ...asked, engine: answer.engine }, answer.more),
+      route(answer),
+    ),
+  ];
+}
+
+function result(go: Go, { title, link, snippet }: SearchResult): HTMLLIElement {
+  return h(
+    'li',
+    {},
+    h('h2', { dir: 'auto' }, lead(go, { at: 'reader', url: link }, {}, title || link)),
+    h('p', { class: 'where' }, where(link)),
+    snippet !== '' && h('p', { class: 'snippet', dir: 'auto' }, snippet),
+    h('p', { class: 'aside' }, h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: link }) }, 'open in this browser instead…')),
+  );
+}
+
+// Where a result is, short: its host and path.
+export function where(link: string): string {
+  const MOST = 80;
+  let url: URL;
+  try {
+    url = new URL(link);
+  } catch {
+    return '';
+  }
+  const whole = [url.host, ...url.pathname.split('/').filter(Boolean)].join(' › ');
+  const letters = [...whole];
+  return letters.length <= MOST ? whole : `${letters.slice(0, MOST).join('')}…`;
+}
+
+function pages(go: Go, asked: Query, more: boolean): Node {
+  if (asked.page === 1 && !more) return document.createTextNode('');
+  const to = (page: number, rel: string, kind: string, words: string) =>
+    lead(go, { at: 'results', query: { ...asked, page } }, { class: kind, rel }, words);
+  return h(
+    'nav',
+    { class: 'pages', 'aria-label': 'Pages of results' },
+    asked.page > 1 ? to(asked.page - 1, 'prev', 'button quiet', '← Previous') : h('span'),
+    h('span', {}, `Page ${asked.page}`),
+    more ? to(asked.page + 1, 'next', 'button', 'Next →') : h('span'),
+  );
+}
+
+// What went wrong, what to do, and what the machine itself said.
+export function trouble(scene: Scene, error: unknown, again: () => void, asked?: Query): Node[] {
+  const { title, words, said } = explain(error);
+  return [top(scene, asked), words_(title, [h('p', {}, words), said !== '' && h('p', { class: 'said' }, said), choices(button('Try again', again))])];
+}
+
+export const words_ = (title: string, children: (Node | false)[]): HTMLElement =>
+  h('main', { class: 'words', role: 'alert' }, h('h1', {}, title), ...children);
+
+export const choices = (...buttons: Node[]): HTMLElement => h('div', { class: 'choices' }, ...buttons);
+
+export const button = (words: string, act: () => void, kind = 'button'): HTMLButtonElement =>
+  h('button', { type: 'button', class: kind, onclick: act }, words);
+
+// What went wrong before anything was asked.
+export function warning(error: unknown): HTMLElement {
+  const { title, words, said } = explain(error);
+  return h('div', { class: 'warn', role: 'alert' }, h('b', {}, title), h('br'), words, said !== '' && ' ', said !== '' && h('span', { class: 'said' }, said));
+}
+
+// Asked before anything opens outside. The way out is no link: browsers look up the names in links before anyone follows them.
+export function leave(scene: Scene, url: URL): Node[] {
+  const host = h('b', {}, url.host);
+  return [
+    h('header', { class: 'top' }, brand(scene.go)),
+    h(
+      'main',
+      { class: 'words' },
+      h('h1', {}, 'Open this page in your browser itself?'),
+      h('p', { class: 'target' }, url.href),
+      h(
+        'p',
+        {},
+        'Then ', host, ' sees your own address, and your network’s provider sees that you go there. And the link came from an exit that ' +
+          'nobody vouches for: it may have been made up for this one search, so that whoever waits at its end learns who asked.',
+      ),
+      choices(
+        button('Read it through the overlay', () => scene.go({ at: 'reader', url: url.href })),
+        button('Open it in this browser', () => window.open(url, '_blank', 'noopener,noreferrer'), 'button quiet'),
+      ),
+    ),
+  ];
+}
+
+export const told = ({ title, words }: Told, ...more: (Node | false)[]): HTMLElement => words_(title, [h('p', {}, words), ...more]);

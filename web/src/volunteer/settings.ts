@@ -1,0 +1,55 @@
+// What the volunteer has chosen, kept in this browser: on or off, and the limits. Nothing else is kept here.
+import type { VolunteerLimits } from '../umbel';
+
+export interface Settings {
+  on: boolean;
+  limits: VolunteerLimits;
+}
+
+const KEY = 'umbel-volunteer';
+
+// Modest on purpose: who wants more says so.
+export const DEFAULTS: Settings = { on: false, limits: { bytesPerSecond: 1_250_000, bytesTotal: 10_000_000_000, onlyUnmetered: true } };
+
+// What stands in `text`, as far as it can be read as settings; anything else is as if it had never been chosen.
+export function read(text: string | null): Settings {
+  let kept: unknown;
+  try {
+    kept = JSON.parse(text ?? '');
+  } catch {
+    return DEFAULTS;
+  }
+  if (typeof kept !== 'object' || kept === null) return DEFAULTS;
+  const { on, limits } = kept as { on?: unknown; limits?: unknown };
+  if (typeof limits !== 'object' || limits === null) return DEFAULTS;
+  const said = limits as Record<string, unknown>;
+  const count = (value: unknown) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0;
+  const read: VolunteerLimits = {};
+  if (count(said['bytesPerSecond'])) read.bytesPerSecond = said['bytesPerSecond'] as number;
+  if (count(said['bytesTotal'])) read.bytesTotal = said['bytesTotal'] as number;
+  if (said['onlyOnPower'] === true) read.onlyOnPower = true;
+  if (said['onlyUnmetered'] === true) read.onlyUnmetered = true;
+  const engines = said['searchEngines'];
+  if (Array.isArray(engines)) {
+    const names = engines.filter((name): name is string => typeof name === 'string' && /^[a-z0-9][a-z0-9.-]{0,31}$/.test(name));
+    if (names.length > 0) read.searchEngines = names.slice(0, 8);
+  }
+  return { on: on === true, limits: read };
+}
+
+// A browser that keeps nothing still volunteers, with what is chosen each time.
+export function load(): Settings {
+  try {
+    return read(localStorage.getItem(KEY));
+  } catch {
+    return DEFAULTS;
+  }
+}
+
+export function keep(settings: Settings): void {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(settings));
+  } catch {
+    // Said on the page where it matters: the key isn't kept either.
+  }
+}

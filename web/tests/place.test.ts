@@ -1,0 +1,43 @@
+import { beforeAll, describe, expect, test, vi } from 'vitest';
+
+import { MAX_TERMS, address, fromFragment, fromState, link, query } from '../src/search/place';
+
+beforeAll(() => vi.stubGlobal('location', { href: 'https://dir.example/search?x=1#old' }));
+
+describe('links', () => {
+  test('only web links with a host are followed, and nobody’s name before it', () => {
+    expect(link('https://user:secret@example.org/a?b#c')?.href).toBe('https://example.org/a?b#c');
+    expect(link('../d', new URL('http://example.org/a/b/c'))?.href).toBe('http://example.org/a/d');
+    for (const bad of ['', '/a', 'javascript:alert(1)', 'JavaScript:alert(1)', 'data:text/html,x', 'file:///etc/passwd', 'blob:https://a/b', 'https://', 'about:blank', ` ${'x'.repeat(9000)}`]) {
+      expect(link(bad), bad).toBeUndefined();
+    }
+  });
+});
+
+describe('places', () => {
+  test('an address leads to its place and back', () => {
+    const results = { at: 'results', query: query('two words & more', 'kiwix', 'de', 3) } as const;
+    expect(fromFragment(new URL(address(results)).hash)).toEqual(results);
+    const reader = { at: 'reader', url: 'https://example.org/?q=a&b=c#d' } as const;
+    expect(fromFragment(new URL(address(reader)).hash)).toEqual(reader);
+    expect(address({ at: 'home' })).toBe('https://dir.example/search');
+  });
+
+  test('a fragment that is none leads home', () => {
+    for (const odd of ['', '#', '#q=', '#q=%20', '#read=javascript:alert(1)', '#%', '#results']) expect(fromFragment(odd)).toEqual({ at: 'home' });
+  });
+
+  test('odd parts of a query are left out', () => {
+    expect(query(' a ', '<b>', 'x y', Number.NaN)).toEqual({ terms: 'a', page: 1 });
+    expect(query('a', null, null, 1e9).page).toBe(100);
+    expect(query('x'.repeat(5000)).terms).toHaveLength(MAX_TERMS);
+  });
+
+  test('a state that another version left is none', () => {
+    for (const odd of [null, undefined, 5, {}, { at: 'reader' }, { at: 'reader', url: 'javascript:alert(1)' }, { at: 'results', query: {} }]) {
+      expect(fromState(odd)).toBeUndefined();
+    }
+    expect(fromState({ at: 'home' })).toEqual({ at: 'home' });
+    expect(fromState({ at: 'leave', url: 'https://example.org' })).toEqual({ at: 'leave', url: 'https://example.org/' });
+  });
+});
