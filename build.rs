@@ -1,11 +1,72 @@
-//! Compiles the document schemas of `proto/` (no `protoc` needed).
+//! Compiles the document schemas of `proto/` (no `protoc` needed), and lists the built pages of `web/dist` for the program to
+//! hold, if they are there.
+
+use std::{
+    env,
+    error::Error,
+    ffi::OsString,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 const SCHEMAS: [&str; 2] = ["proto/directory.proto", "proto/delegated.proto"];
+/// The folder is there without pages too, so that cargo sees when they come.
+const PAGES: &str = "web/dist";
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     for schema in SCHEMAS {
         println!("cargo:rerun-if-changed={schema}");
     }
     prost_build::Config::new().compile_fds(protox::compile(SCHEMAS, ["proto"])?)?;
+    println!("cargo:rerun-if-changed={PAGES}");
+    let root = Path::new(&given("CARGO_MANIFEST_DIR")?).join(PAGES);
+    fs::write(Path::new(&given("OUT_DIR")?).join("pages.rs"), table(&root)?)?;
+    Ok(())
+}
+
+/// What cargo tells a build script.
+fn given(name: &str) -> Result<OsString, String> {
+    env::var_os(name).ok_or_else(|| format!("cargo gives no {name}"))
+}
+
+/// The pages' files as a Rust expression; those packed by gzip and brotli stand with what they hold.
+fn table(root: &Path) -> Result<String, Box<dyn Error>> {
+    let mut files = Vec::new();
+    if root.is_dir() {
+        list(root, &mut files)?;
+    }
+    files.sort();
+    let mut text = String::from("&[\n");
+    for file in files.iter().filter(|file| !packed(file)) {
+        let name = file.strip_prefix(root)?.to_str().ok_or("a page's name is no text")?.replace('\\', "/");
+        let beside = |ending: &str| {
+            let mut path = file.clone().into_os_string();
+            path.push(ending);
+            let path = PathBuf::from(path);
+            let included = format!("Some(include_bytes!({:?}))", path.display());
+            if files.contains(&path) { included } else { "None".to_owned() }
+        };
+        let (brotli, gzip) = (beside(".br"), beside(".gz"));
+        let whole = file.display();
+        writeln!(text, "File {{ name: {name:?}, whole: include_bytes!({whole:?}), brotli: {brotli}, gzip: {gzip} }},")?;
+    }
+    text.push(']');
+    Ok(text)
+}
+
+fn packed(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "br" || ending == "gz")
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+            files.push(path);
+        }
+    }
     Ok(())
 }

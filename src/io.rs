@@ -23,3 +23,4 @@ pub mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod tls;
+pub(crate) mod web;

@@ -19,6 +19,7 @@ mod report;
 mod search;
 mod supervised;
 mod testnet;
+mod web;
 
 /// Why a command ended without success; decides the exit status.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,7 @@
 //! | `POST /v1/presence`, a gateway's signed report | 202, or 400 |
 //! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
 //! | `GET /v1/volunteers` | the same of the signed volunteer list |
+//! | others | those of [`super::web`], if the pages are to be served |
 //!
 //! Pages of any origin may ask, for there is nothing here that isn't everybody's.
 //!
@@ -86,6 +87,7 @@ pub struct DirectoryServer {
     submissions: mpsc::Sender<Submission>,
     consensus: Arc<Shelf>,
     volunteers: Arc<Shelf>,
+    web: Option<Router>,
 }
 
 /// Where the last document of a kind stands.
@@ -103,7 +105,14 @@ impl DirectoryServer {
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
         let shelf = || Arc::new(watch::Sender::new(None));
-        (Self { submissions, consensus: shelf(), volunteers: shelf() }, receiver)
+        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None }, receiver)
+    }
+
+    /// The same directory, which answers by `web` what isn't asked of it.
+    #[must_use]
+    pub(crate) fn with_web(mut self, web: Router) -> Self {
+        self.web = Some(web);
+        self
     }
 
     /// Serves this consensus from now on.
@@ -142,7 +151,8 @@ impl DirectoryServer {
         }
     }
 
-    fn router(self) -> Router {
+    fn router(mut self) -> Router {
+        let web = self.web.take().unwrap_or_default();
         let cors = CorsLayer::new()
             .allow_origin(Any)
             .allow_methods([Method::GET, Method::POST])
@@ -162,6 +172,8 @@ impl DirectoryServer {
             .layer(CompressionLayer::new())
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
             .with_state(self)
+            // What the pages' router takes is small and what it gives is packed already.
+            .merge(web)
     }
 
     /// Puts what came to the authority, and gives its verdict; `None` when that is busy.

@@ -9,7 +9,7 @@ use super::{
     options::{self, ClientOptions, DirectoryOptions, RelayOptions},
     relay,
     report::Reporter,
-    search, supervised, testnet,
+    search, supervised, testnet, web,
 };
 
 const EXIT_STATUS: &str = "\
@@ -62,7 +62,9 @@ enum Command {
         is asked under them on circuits of their own.")]
     Client(Node<ClientOptions>),
     /// Run a directory: it proves relays and signs the list that all clients see
-    #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3")]
+    #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3\n\nExample, one \
+        that serves the volunteer's and the search page too, at http://203.0.113.1:9360/volunteer and /search:\n  umbel directory \
+        --listen 203.0.113.1:9360 --web")]
     Directory(Node<DirectoryOptions>),
     /// Make or show a node's keys
     #[command(
@@ -85,6 +87,9 @@ enum Command {
         that was started with --dir FOLDER:\n  umbel bench --mode search --streams 64 --description FOLDER/umbel.xml"
     )]
     Bench(bench::BenchOptions),
+    /// Compare the pages for browsers that a server serves with those it should serve, or print their hashes
+    #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web manifest")]
+    Web(web::WebOptions),
     /// Remove a testnet's folder when the testnet has ended
     #[command(hide = true)]
     TestnetRemove {
@@ -138,6 +143,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Search(options) => block_on(search::run(options)),
         Command::Fetch(options) => block_on(fetch::run(options)),
         Command::Bench(options) => block_on(bench::run(options)),
+        Command::Web(options) => block_on(web::run(options)),
         Command::TestnetRemove { folder } => {
             supervised::remove_after_supervisor(&folder);
             Ok(())

@@ -24,6 +24,7 @@ use crate::{
         directory_server::{DirectoryServer, Prover, run_authority},
         files::Folder,
         store::FileStore,
+        web::Directories,
     },
     transport::native::{Certificate, Sockets},
 };
@@ -34,6 +35,7 @@ use super::{
     network,
     options::{DirectoryOptions, data_dir},
     report::{Report, Reporter},
+    web,
 };
 
 /// Runs a directory until the process ends.
@@ -59,7 +61,10 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
     let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
 
-    let (server, submissions) = DirectoryServer::new();
+    let (mut server, submissions) = DirectoryServer::new();
+    if options.web.unwrap_or(false) {
+        server = server.with_web(web::pages(Directories::Here, &[authority.id()])?);
+    }
     let serving = server.clone().serve(listener);
     let key = authority.id().to_string();
     tracing::info!(authority = key, "directory started");

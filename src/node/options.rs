@@ -75,6 +75,9 @@ pub(crate) struct RelayOptions {
     /// Longest time for one performed request, in seconds [default: 900]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) delegated_time: Option<u64>,
+    /// TCP address on which to serve the pages for browsers, a volunteer's and a search page, to anyone [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) web: Option<SocketAddr>,
     /// Identity of another relay of the same operator; may be repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
@@ -156,6 +159,9 @@ pub(crate) struct DirectoryOptions {
     /// network on one machine or one site
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) private_network: Option<bool>,
+    /// Serve the pages for browsers too: /volunteer and /search
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) web: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log: Option<String>,

@@ -26,6 +26,7 @@ use crate::{
         exit::{Exit, ExitOptions},
         files::Folder,
         resolver::{Resolver, ResolverOptions},
+        web::Directories,
     },
     relay::{Reach, Relay, RelayParameters},
     transport::native::{Certificate, Ice, Sockets},
@@ -43,6 +44,7 @@ use super::{
     network,
     options::{RelayOptions, data_dir},
     report::Reporter,
+    web::PagesPort,
 };
 
 /// Runs a relay until the process ends.
@@ -88,6 +90,8 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let drive = Drive::new(Clock::start(), place.sockets, config, RelayCore::new(relay, exit, receiver, told), rng)?;
 
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
+    let at = Directories::At(directories.directories.clone());
+    let pages = PagesPort::open(options.web, at, &directories.authorities).await?;
     let directory = || DirectoryClient::new(directories.clone()).map_err(Failure::usage);
     let (follower, publisher) = (directory()?, directory()?);
     let (interval_sender, interval) = watch::channel(None);
@@ -121,6 +125,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
         outcome = stated => outcome?,
         () = keep(delegate.as_deref()) => {}
         () = report(presences) => {}
+        () = pages.serve() => {}
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ use super::{
     Failure, bench, control,
     drive::randomness,
     report::{HopReport, Report},
+    web,
 };
 use crate::io::files::write_atomically;
 
@@ -157,7 +158,7 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
             }
             Report::Ready { socks, http, page } => {
                 let told = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
-                ports = Some((Ports { socks, page }, format!("{told} · directory http://{api}")));
+                ports = Some((Ports { socks, page, api }, format!("{told} · directory http://{api}")));
             }
             Report::Directory { .. } => {}
         }
@@ -173,16 +174,24 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
 struct Ports {
     socks: SocketAddr,
     page: SocketAddr,
+    /// The directory's, which has the pages for browsers.
+    api: SocketAddr,
 }
 
 impl Ports {
     /// Says what to try, ready to be copied.
     fn show(self, engine: &Engine, origin: &bench::Origin) {
-        let Self { socks, page } = self;
+        let Self { socks, page, api } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
         let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
         println!("\nTry:   {umbel} search{control} {}", engine.example());
         println!("       http://{page}/ in a browser");
+        if web::has_pages() {
+            println!("       http://{api}/volunteer in a browser, which becomes a relay");
+            println!("       http://{api}/search in a browser, which finds its own way");
+        } else {
+            println!("       cargo xtask web, then this again, for relays and searches in a browser");
+        }
         println!("       curl --proxy socks5h://{socks} {}", origin.greeting_url());
         println!("       curl --proxy socks5h://{socks} https://www.rust-lang.org/");
         println!("Stop:  Ctrl-C");
@@ -196,13 +205,14 @@ fn path(hops: &[HopReport]) -> String {
 }
 
 fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
-    Spawn::new("directory", "directory", folder)
+    let spawn = Spawn::new("directory", "directory", folder)
         .arg("--listen=127.0.0.1:0")
         .arg(format!("--await-relays={}", options.relays))
         .arg("--interval=60")
         .arg("--volunteer-interval=1")
         .arg("--private-network")
-        .arg(format!("--log={}", options.log))
+        .arg(format!("--log={}", options.log));
+    if web::has_pages() { spawn.arg("--web") } else { spawn }
 }
 
 fn relay(

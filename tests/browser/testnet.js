@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
-// Starts one on ports of its own choosing; gives where its client's search page and SOCKS port are.
+// Starts one on ports of its own choosing; gives where its client's search page and SOCKS port, and its directory, are.
 export async function testnet() {
   const ports = ['--socks=127.0.0.1:0', '--http=127.0.0.1:0', '--page=127.0.0.1:0'];
   const child = spawn('cargo', ['run', '--quiet', '--', 'testnet', '--relays=5', ...ports], {
@@ -23,6 +23,8 @@ export async function testnet() {
   return {
     page: /search page (http:\S+?)\/(\s|$)/.exec(ready)[1],
     socks: /SOCKS5 (\S+)/.exec(ready)[1],
+    // It serves the pages for browsers too.
+    directory: /directory (http:\S+)/.exec(ready)[1],
     stop: () => {
       child.kill('SIGTERM');
       return ended;

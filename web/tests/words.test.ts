@@ -22,7 +22,9 @@ describe('words', () => {
     const kinds = ['no-webrtc', 'clock', 'consensus', 'network', 'storage', 'exit', 'engine', 'refused', 'closed', 'bad-input'];
     const titles = kinds.map((kind) => explain(Object.assign(new Error('it broke'), { kind })));
     expect(new Set(titles.map(({ title }) => title)).size).toBe(kinds.length);
-    expect(titles.every(({ said }) => said === 'It broke.')).toBe(true);
+    // What would only be said twice is said once.
+    expect(titles.filter(({ said }) => said === '')).toHaveLength(3);
+    expect(titles.filter(({ said }) => said === 'It broke.')).toHaveLength(kinds.length - 3);
     for (const odd of [undefined, null, 5, new Error('x'), { kind: 'constructor' }, { kind: '__proto__' }]) {
       expect(explain(odd).title).toBe('Something in this page went wrong');
     }

@@ -95,6 +95,20 @@ async fn before_the_first_consensus_the_answer_says_so() {
 }
 
 #[tokio::test]
+async fn pages_beside_a_directory_change_none_of_its_own_answers() {
+    let (server, _submissions) = served();
+    let (listener, address) = listen().await;
+    let pages = Router::new().route("/volunteer", get(|| async { "a page" }));
+    tokio::spawn(server.with_web(pages).serve(listener));
+    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
+    let answer = exchange(address, &ask("/volunteer")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("a page"), "{answer}");
+    let answer = exchange(address, &get_consensus("origin: https://elsewhere.example\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-origin: *"), "{answer}");
+    assert!(exchange(address, &ask("/other")).await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
 async fn bad_requests_are_answered_not_endured() {
     let (server, mut submissions) = served();
     let (listener, address) = listen().await;

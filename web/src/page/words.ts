@@ -90,10 +90,13 @@ const FAILURES: Record<Kind, Told> = {
   },
 };
 
-// A failure in words; what the machine itself said comes after them.
+// Of these the machine itself says no more than stands above.
+const SAID: readonly Kind[] = ['no-webrtc', 'clock', 'storage'];
+
+// A failure in words; what the machine itself said, if it says more, comes after them.
 export function explain(error: unknown): Told & { said: string } {
   const kind = (error as Partial<UmbelError> | undefined)?.kind;
-  const said = error instanceof Error ? sentence(error.message) : '';
+  const said = error instanceof Error && !(SAID as readonly unknown[]).includes(kind) ? sentence(error.message) : '';
   const told = kind !== undefined && Object.hasOwn(FAILURES, kind) ? FAILURES[kind] : undefined;
   return { ...(told ?? { title: 'Something in this page went wrong', words: 'Reload it to begin anew. Nothing was sent in the clear.' }), said };
 }

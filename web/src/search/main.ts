@@ -43,8 +43,8 @@ function tellStep(words: string): void {
 function client(): Promise<Umbel> {
   umbel ??= connect({ onprogress: (now) => tellStep(STEPS[now]) }).then(
     (ready) => {
-      const offered = ready.engines();
-      engines = offered.sort((one, other) => other.exits - one.exits).map(({ name }) => name);
+      // The one that is asked by default comes first.
+      engines = ready.engines().map(({ name }) => name);
       offer(engines);
       return ready;
     },
@@ -157,6 +157,10 @@ window.addEventListener('popstate', (event) => {
   // A fragment that was typed into the address has no state.
   if (location.hash && fromFragment(location.hash).at !== 'home') begin();
   else void show(fromState(event.state) ?? HOME);
+});
+// A page that was put aside and comes back has let its client go.
+window.addEventListener('pageshow', ({ persisted }) => {
+  if (persisted) umbel = undefined;
 });
 for (const place of document.querySelectorAll('.here')) write(place, here());
 // A browser that only guesses what will be wanted must not open channels for it.

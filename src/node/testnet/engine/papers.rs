@@ -42,6 +42,7 @@ const PAPERS: &[(&str, &str)] = papers![
     "docs/performance.md",
     "docs/search.md",
     "docs/transport.md",
+    "docs/web.md",
     "proto/01-transport.md",
     "proto/02-channel.md",
     "proto/03-cells.md",

@@ -1,0 +1,86 @@
+//! The names and SHA-256 hashes of the pages' files, as `sha256sum` writes and reads them.
+
+use core::fmt;
+use std::collections::BTreeMap;
+
+use data_encoding::HEXLOWER;
+
+use super::File;
+use crate::crypto::sha256;
+
+/// Files of one manifest at the most.
+const MAX_FILES: usize = 256;
+const MAX_NAME: usize = 128;
+
+/// What a release's pages are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Manifest {
+    files: BTreeMap<String, [u8; 32]>,
+}
+
+/// Why a text is no manifest.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum ManifestError {
+    #[error("line {0} is no hash and name of a file, as `umbel web manifest` prints them")]
+    Line(usize),
+    #[error("it names more than {MAX_FILES} files")]
+    TooMany,
+    #[error("it names no file")]
+    Empty,
+}
+
+impl Manifest {
+    /// That of `files`.
+    pub(crate) fn of(files: &[File]) -> Self {
+        Self { files: files.iter().map(|file| (file.name.to_owned(), sha256(file.whole))).collect() }
+    }
+
+    /// Reads lines of 64 hexadecimal digits, two spaces and a name. Empty lines and those that begin with `#` are passed over.
+    ///
+    /// # Errors
+    /// When a line is something else, a name could lead out of the folder, or there are too many or none.
+    pub(crate) fn parse(text: &str) -> Result<Self, ManifestError> {
+        let mut files = BTreeMap::new();
+        for (place, line) in text.lines().enumerate() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (name, hash) = entry(line).ok_or(ManifestError::Line(place.saturating_add(1)))?;
+            if files.insert(name.to_owned(), hash).is_some() {
+                return Err(ManifestError::Line(place.saturating_add(1)));
+            }
+            if files.len() > MAX_FILES {
+                return Err(ManifestError::TooMany);
+            }
+        }
+        if files.is_empty() { Err(ManifestError::Empty) } else { Ok(Self { files }) }
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &[u8; 32])> {
+        self.files.iter().map(|(name, hash)| (name.as_str(), hash))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.files.len()
+    }
+}
+
+fn entry(line: &str) -> Option<(&str, [u8; 32])> {
+    let (hash, name) = line.split_once("  ")?;
+    let hash = HEXLOWER.decode(hash.as_bytes()).ok()?.try_into().ok()?;
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    (name.len() <= MAX_NAME && name.split('/').all(plain)).then_some((name, hash))
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, hash) in self.files() {
+            writeln!(f, "{}  {name}", HEXLOWER.encode(hash))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+use core::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
+
+use super::{
+    manifest::{Manifest, ManifestError},
+    verify::{Difference, VerifyError, What, folder, verify},
+    *,
+};
+use crate::directory::fixture::key;
+
+/// A test that waits longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const PAGE: &[u8] = b"<!doctype html><title>Volunteer</title>";
+const SCRIPT: &[u8] = b"export const a = 1;";
+
+const fn file(name: &'static str, whole: &'static [u8]) -> File {
+    File { name, whole, brotli: None, gzip: None }
+}
+
+static FILES: &[File] = &[
+    File { brotli: Some(b"packed by brotli"), gzip: Some(b"packed by gzip"), ..file("assets/a-1234.js", SCRIPT) },
+    file("badge.js", b"badge"),
+    file("volunteer.html", PAGE),
+];
+
+/// A server of `files` on loopback, which ends when dropped.
+struct Server {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn start(router: Router) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    Server { address, task: tokio::spawn(serve(listener, router)) }
+}
+
+async fn serving(files: &'static [File]) -> Server {
+    start(router(files, Directories::Here, &[key(100).id().into()])).await
+}
+
+impl Server {
+    async fn raw(&self, request: &str) -> String {
+        let mut socket = TcpStream::connect(self.address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
+        String::from_utf8_lossy(&answer).to_ascii_lowercase()
+    }
+
+    async fn get(&self, path: &str, fields: &str) -> String {
+        self.raw(&format!("GET {path} HTTP/1.1\r\nhost: here:1\r\nconnection: close\r\n{fields}\r\n")).await
+    }
+
+    async fn differences(&self, manifest: &Manifest) -> Vec<Difference> {
+        let folder = folder(&format!("http://{}/", self.address), manifest).unwrap();
+        verify(&folder, manifest, &[]).await.unwrap().differences
+    }
+}
+
+#[tokio::test]
+async fn a_page_is_served_under_both_its_names_and_may_load_only_its_own() {
+    let server = serving(FILES).await;
+    for path in ["/volunteer", "/volunteer.html"] {
+        let answer = server.get(path, "").await;
+        assert!(answer.starts_with("http/1.1 200"), "{answer}");
+        assert!(answer.ends_with("<title>volunteer</title>"), "{answer}");
+        for field in [
+            "content-type: text/html; charset=utf-8",
+            "content-security-policy: default-src 'none'; script-src 'self' 'wasm-unsafe-eval';",
+            "frame-ancestors 'none'",
+            "x-frame-options: deny",
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+            "cache-control: no-cache",
+        ] {
+            assert!(answer.contains(field), "{field} of {answer}");
+        }
+    }
+    assert!(server.get("/", "").await.contains("location: /volunteer"));
+}
+
+#[tokio::test]
+async fn nothing_but_the_files_is_served() {
+    let server = serving(FILES).await;
+    for path in
+        ["/volunteer/", "/assets", "/assets/", "/assets/../badge.js", "/%2e%2e/etc/passwd", "//badge.js", "/search"]
+    {
+        let answer = server.get(path, "").await;
+        assert!(answer.starts_with("http/1.1 404"), "{path}: {answer}");
+    }
+    let answer =
+        server.raw("POST /badge.js HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(answer.starts_with("http/1.1 405"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_file_comes_packed_only_to_those_who_take_it_so() {
+    let server = serving(FILES).await;
+    let cases = [
+        ("", "export const a = 1;", None),
+        ("accept-encoding: gzip, deflate, br\r\n", "packed by brotli", Some("br")),
+        ("accept-encoding: GZIP\r\n", "packed by gzip", Some("gzip")),
+        ("accept-encoding: br;q=0, gzip;q=0.5\r\n", "packed by gzip", Some("gzip")),
+        ("accept-encoding: br; q=0.000, gzip;q=0\r\n", "export const a = 1;", None),
+        ("accept-encoding: brotli\r\n", "export const a = 1;", None),
+    ];
+    for (asked, body, coding) in cases {
+        let answer = server.get("/assets/a-1234.js", asked).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{asked}: {answer}");
+        let said = answer.lines().find_map(|line| line.strip_prefix("content-encoding: "));
+        assert_eq!(said, coding, "{asked}");
+        assert!(answer.contains("vary: accept-encoding"), "{answer}");
+        assert!(answer.contains("cache-control: public, max-age=31536000, immutable"), "{answer}");
+        assert!(answer.contains("access-control-allow-origin: *"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_browser_has_already_is_not_sent_again() {
+    let server = serving(FILES).await;
+    let answer = server.get("/badge.js", "").await;
+    let tag = answer.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
+    let tag = tag.replace("w/", "W/");
+    let again = server.get("/badge.js", &format!("if-none-match: {tag}\r\n")).await;
+    assert!(again.starts_with("http/1.1 304"), "{again}");
+    assert!(again.contains("content-security-policy"), "{again}");
+    let other = server.get("/badge.js", "if-none-match: W/\"other\"\r\n").await;
+    assert!(other.starts_with("http/1.1 200"), "{other}");
+}
+
+#[tokio::test]
+async fn the_network_names_the_directory_as_it_was_asked_for() {
+    let server = serving(FILES).await;
+    let authority = AuthorityId::from(key(100).id()).to_string();
+    let body = |answer: String| serde_json::from_str::<Network>(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let plain = body(server.get("/umbel.json", "").await);
+    assert_eq!(plain.directories, ["http://here:1"]);
+    assert_eq!(plain.authorities, [authority.to_ascii_lowercase()]);
+    let sealed = server.get("/umbel.json", "x-forwarded-proto: https\r\n").await;
+    assert!(sealed.contains("cache-control: no-store"), "{sealed}");
+    assert_eq!(body(sealed).directories, ["https://here:1"]);
+    for odd in ["user@host", "a b", "", "a/b"] {
+        let answer = server.raw(&format!("GET /umbel.json HTTP/1.1\r\nhost: {odd}\r\nconnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("http/1.1 400"), "{odd}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_relay_names_the_directories_that_it_was_given() {
+    let at = Directories::At(vec!["https://directory.example".to_owned()]);
+    let server = start(router(FILES, at, &[])).await;
+    let answer = server.get("/umbel.json", "").await;
+    assert!(answer.ends_with("{\"directories\":[\"https://directory.example\"],\"authorities\":[]}"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_as_the_manifest_says_has_no_difference() {
+    let server = serving(const { &[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)] }).await;
+    let manifest = Manifest::of(&[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)]);
+    for under in ["", "/", "/volunteer", "/volunteer.html?x#y"] {
+        let folder = folder(&format!("http://{}{under}", server.address), &manifest).unwrap();
+        let authority = AuthorityId::from(key(100).id()).to_string();
+        let outcome = verify(&folder, &manifest, &[authority]).await.unwrap();
+        assert_eq!(outcome.differences, [], "{under}");
+        assert_eq!(outcome.network.unwrap().directories, [format!("http://{}", server.address)]);
+        let other = AuthorityId::from(key(101).id()).to_string();
+        let outcome = verify(&folder, &manifest, &[other]).await.unwrap();
+        assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), what: What::Network }]);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_another_or_missing_is_told() {
+    let server =
+        serving(const { &[file("volunteer.html", b"another page"), file("extra.js", b"not asked for")] }).await;
+    let manifest = Manifest::of(FILES);
+    let differences = server.differences(&manifest).await;
+    let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    let other = HEXLOWER.encode(&sha256(b"another page"));
+    assert_eq!(
+        told,
+        [
+            "assets/a-1234.js: no file but HTTP status 404".to_owned(),
+            "badge.js: no file but HTTP status 404".to_owned(),
+            format!("volunteer: another file, with SHA-256 {other}"),
+            format!("volunteer.html: another file, with SHA-256 {other}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_page_under_one_of_its_names_is_enough_but_the_other_may_not_be_another() {
+    let page = || async { String::from_utf8_lossy(PAGE).into_owned() };
+    let manifest = Manifest::of(&[file("volunteer.html", PAGE)]);
+    let server = start(Router::new().route("/volunteer", get(page))).await;
+    assert_eq!(server.differences(&manifest).await, []);
+    let server =
+        start(Router::new().route("/volunteer", get(page)).route("/volunteer.html", get(|| async { "x" }))).await;
+    assert_eq!(server.differences(&manifest).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_redirect_or_a_field_that_leads_elsewhere_is_a_difference() {
+    let manifest = Manifest::of(&[file("volunteer.html", PAGE), file("badge.js", b"badge")]);
+    let leading =
+        || async { ([(header::LINK, "<https://elsewhere.example/x.css>; rel=stylesheet")], PAGE).into_response() };
+    let away = || async { Redirect::temporary("https://elsewhere.example/").into_response() };
+    let server = start(Router::new().route("/volunteer", get(leading)).route("/badge.js", get(away))).await;
+    let what: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.what).collect();
+    assert_eq!(what, [What::Status(307), What::Leads("link")]);
+}
+
+#[tokio::test]
+async fn endless_answers_are_cut_off() {
+    let manifest = Manifest::of(&[file("badge.js", b"badge")]);
+    let server = start(Router::new().route("/badge.js", get(|| async { vec![b'x'; 9 << 20] }))).await;
+    let what: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.what).collect();
+    assert_eq!(what, [What::TooLong]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_told_apart() {
+    let manifest = Manifest::of(FILES);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let folder = folder(&format!("http://{address}"), &manifest).unwrap();
+    assert!(matches!(verify(&folder, &manifest, &[]).await, Err(VerifyError::Unreachable(_))));
+}
+
+#[test]
+fn only_web_addresses_are_compared() {
+    let manifest = Manifest::of(FILES);
+    for bad in ["", "umbel.example", "file:///x", "javascript:x"] {
+        assert!(matches!(folder(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
+    }
+    let under = |url| folder(url, &manifest).unwrap().to_string();
+    assert_eq!(under("https://h/pages/badge.js"), "https://h/pages/");
+    assert_eq!(under("https://h/pages"), "https://h/pages/");
+}
+
+#[test]
+fn a_manifest_is_read_as_it_is_written() {
+    let manifest = Manifest::of(FILES);
+    let text = manifest.to_string();
+    assert_eq!(text.lines().count(), 3);
+    assert!(text.contains("  assets/a-1234.js\n"), "{text}");
+    assert_eq!(Manifest::parse(&format!("# umbel 1\n\n{text}")).unwrap(), manifest);
+}
+
+#[test]
+fn a_manifest_that_names_odd_files_is_none() {
+    let hash = "0".repeat(64);
+    for name in
+        ["", "/etc/passwd", "../x", "a/../b", "a//b", ".hidden", "a\\b", "a b", "http://x", "a?b", &"x".repeat(200)]
+    {
+        assert_eq!(Manifest::parse(&format!("{hash}  {name}")), Err(ManifestError::Line(1)), "{name}");
+    }
+    for line in ["x", &hash, &format!("{hash} a"), &format!("{}  a", &hash[1..]), &format!("{hash}  a\n{hash}  a")] {
+        assert!(Manifest::parse(line).is_err(), "{line}");
+    }
+    assert_eq!(Manifest::parse(""), Err(ManifestError::Empty));
+    let many: String = (0..300).map(|n| format!("{hash}  {n}\n")).collect();
+    assert_eq!(Manifest::parse(&many), Err(ManifestError::TooMany));
+}
+
+/// What the program holds, if it was built with pages: they carry the policy themselves, and ask nothing of other hosts.
+#[test]
+fn embedded_pages_carry_their_policy_and_name_no_other_host() {
+    for page in embedded().iter().filter(|file| file.name.ends_with(".html")) {
+        let text = core::str::from_utf8(page.whole).unwrap();
+        let own = PAGE_POLICY.split("; frame-ancestors").next().unwrap();
+        assert!(text.contains(own), "{}: {text}", page.name);
+        for attribute in ["src=\"", "href=\""] {
+            for link in text.split(attribute).skip(1) {
+                assert!(link.starts_with("./"), "{}: {attribute}{}", page.name, link.get(..40).unwrap_or(link));
+            }
+        }
+        assert!(!text.contains(" style=") && !text.contains("<style") && !text.contains(" onclick"), "{}", page.name);
+    }
+}

@@ -1,0 +1,206 @@
+//! Compares what a server serves with a release's manifest.
+//!
+//! It tells of one server, one moment and one asker: a server could serve others something else. Answers are taken with caps on
+//! length and time, and no redirect is followed: what is at another address is not what was asked for.
+
+use core::{fmt, time::Duration};
+use std::error::Error;
+
+use data_encoding::HEXLOWER;
+use reqwest::{Client, Response, StatusCode, Url, header, redirect};
+
+use super::{Network, manifest::Manifest, paths};
+use crate::crypto::sha256;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const READ_LIMIT: Duration = Duration::from_secs(15);
+/// For one file.
+const FILE_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of a file, unpacked.
+const MAX_FILE: usize = 8 << 20;
+const MAX_NETWORK: usize = 64 << 10;
+/// Fields by which a server can make a browser show or load something beside the page.
+const LEADING: [&str; 2] = ["link", "refresh"];
+
+/// What is not as the manifest says.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Difference {
+    /// The path that was asked for.
+    pub(crate) path: String,
+    pub(crate) what: What,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum What {
+    /// Another file; its hash.
+    Other([u8; 32]),
+    /// No file but this status; a redirect is one.
+    Status(u16),
+    /// More bytes than any file of a release has.
+    TooLong,
+    /// The right file, with a field by which a browser shows or loads something beside it.
+    Leads(&'static str),
+    /// The network is described in another way than it should be, or with another authority than was expected.
+    Network,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = &self.path;
+        match &self.what {
+            What::Other(hash) => write!(f, "{path}: another file, with SHA-256 {}", HEXLOWER.encode(hash)),
+            What::Status(status) => write!(f, "{path}: no file but HTTP status {status}"),
+            What::TooLong => write!(f, "{path}: longer than any file of a release"),
+            What::Leads(field) => write!(
+                f,
+                "{path}: the right file, but with a field \"{field}\", by which a browser shows or loads more"
+            ),
+            What::Network => write!(f, "{path}: not the authorities that you named"),
+        }
+    }
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) differences: Vec<Difference>,
+    /// The network that the pages would join, if the server says so.
+    pub(crate) network: Option<Network>,
+}
+
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VerifyError {
+    #[error("\"{0}\" is no address of pages: give it as in https://umbel.example/")]
+    Url(String),
+    #[error("no HTTP client: {0}")]
+    Client(String),
+    #[error("the server can't be reached: {0}")]
+    Unreachable(String),
+}
+
+impl From<reqwest::Error> for VerifyError {
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let mut innermost: &dyn Error = &error;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        Self::Unreachable(innermost.to_string())
+    }
+}
+
+/// The folder of the pages at `text`, which may be that of one of them.
+///
+/// # Errors
+/// When it is no `http` or `https` address.
+pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError> {
+    let bad = || VerifyError::Url(text.to_owned());
+    let mut url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
+    url.set_query(None);
+    url.set_fragment(None);
+    let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default().to_owned();
+    let page = manifest.files().any(|(name, _)| paths(name).any(|path| path == last));
+    let mut parts = url.path_segments_mut().map_err(|()| bad())?;
+    if page {
+        parts.pop();
+    }
+    parts.pop_if_empty().push("");
+    drop(parts);
+    Ok(url)
+}
+
+/// Fetches every file of `manifest` from `folder` and compares. `authorities`, if any, are those that the network must have.
+///
+/// # Errors
+/// When the server can't be reached or breaks off.
+pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[String]) -> Result<Outcome, VerifyError> {
+    let client = Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT_LIMIT)
+        .read_timeout(READ_LIMIT)
+        .timeout(FILE_LIMIT)
+        .build()
+        .map_err(|error| VerifyError::Client(error.to_string()))?;
+    let mut differences = Vec::new();
+    for (name, hash) in manifest.files() {
+        let mut found = false;
+        let mut missing = None;
+        for path in paths(name) {
+            match compare(&client, folder, path, hash).await? {
+                None => found = true,
+                // A host may serve a page with or without the ending; what it serves must be right.
+                Some(difference) if difference.what == What::Status(404) => missing = missing.or(Some(difference)),
+                Some(difference) => {
+                    found = true;
+                    differences.push(difference);
+                }
+            }
+        }
+        differences.extend(missing.filter(|_| !found));
+    }
+    let network = network(&client, folder).await?;
+    let told = |network: &Network| {
+        let sorted = |names: &[String]| {
+            let mut names: Vec<_> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
+            names.sort();
+            names
+        };
+        sorted(&network.authorities) == sorted(authorities)
+    };
+    if !authorities.is_empty() && !network.as_ref().is_some_and(told) {
+        differences.push(Difference { path: "umbel.json".to_owned(), what: What::Network });
+    }
+    Ok(Outcome { differences, network })
+}
+
+async fn compare(
+    client: &Client,
+    folder: &Url,
+    path: &str,
+    hash: &[u8; 32],
+) -> Result<Option<Difference>, VerifyError> {
+    let differs = |what| Ok(Some(Difference { path: path.to_owned(), what }));
+    let response = ask(client, folder, path).await?;
+    if response.status() != StatusCode::OK {
+        return differs(What::Status(response.status().as_u16()));
+    }
+    let leading = LEADING.into_iter().find(|field| response.headers().contains_key(*field));
+    let Some(bytes) = read(response, MAX_FILE).await? else { return differs(What::TooLong) };
+    let found = sha256(&bytes);
+    if found != *hash {
+        return differs(What::Other(found));
+    }
+    match leading {
+        Some(field) => differs(What::Leads(field)),
+        None => Ok(None),
+    }
+}
+
+async fn network(client: &Client, folder: &Url) -> Result<Option<Network>, VerifyError> {
+    let response = ask(client, folder, "umbel.json").await?;
+    if response.status() != StatusCode::OK {
+        return Ok(None);
+    }
+    let bytes = read(response, MAX_NETWORK).await?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+async fn ask(client: &Client, folder: &Url, path: &str) -> Result<Response, VerifyError> {
+    let url = folder.join(path).map_err(|_| VerifyError::Url(folder.to_string()))?;
+    // What lies in a cache between is not what the server serves now.
+    Ok(client.get(url).header(header::CACHE_CONTROL, "no-cache").send().await?)
+}
+
+/// The body, unpacked as it comes; none when it is longer than `most` bytes.
+async fn read(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, VerifyError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len().saturating_add(chunk.len()) > most {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Some(bytes))
+}

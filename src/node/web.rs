@@ -1,0 +1,226 @@
+//! `umbel web`, and the pages that directories and relays serve.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use axum::Router;
+use clap::{Args, Subcommand};
+use tokio::net::TcpListener;
+
+use crate::{
+    directory::AuthorityId,
+    io::web::{
+        Directories, Network, embedded,
+        manifest::Manifest,
+        router, serve,
+        verify::{Outcome, VerifyError, folder, verify},
+    },
+};
+
+use super::Failure;
+
+/// Bytes of a manifest.
+const MAX_MANIFEST: u64 = 64 << 10;
+
+const NOT_EMBEDDED: &str = "this program was built without the pages for browsers: in the folder of its source, run \
+     `cargo xtask web`, then build it again";
+
+/// Options of `umbel web`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct WebOptions {
+    #[command(subcommand)]
+    command: WebCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum WebCommand {
+    /// Compare the pages that a server serves with those of this program, or with a manifest
+    #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web verify --manifest \
+        umbel-web.sha256 --authority KEY https://umbel.example/\n\nExit status: 0 all the same, 1 something differs (each \
+        difference is printed), 3 the server can't be reached. A server could still serve others something else.")]
+    Verify {
+        /// Where the pages are
+        #[arg(value_name = "URL")]
+        url: String,
+        /// Manifest of a release, as `umbel web manifest` prints it [default: that of the pages in this program]
+        #[arg(long, value_name = "FILE")]
+        manifest: Option<PathBuf>,
+        /// Key of an authority that the pages' network must have, and no other; may be repeated
+        #[arg(long, value_name = "KEY")]
+        authority: Vec<String>,
+    },
+    /// Print the SHA-256 hashes of the pages in this program
+    #[command(after_help = "Example, for a release, and to check a folder of pages:\n  umbel web manifest > \
+        umbel-web.sha256\n  cd web/dist && sha256sum --check umbel-web.sha256")]
+    Manifest,
+}
+
+/// Runs `umbel web`.
+///
+/// # Errors
+/// When there are no pages to compare with, the server can't be reached, or something differs.
+pub(crate) async fn run(options: WebOptions) -> Result<(), Failure> {
+    match options.command {
+        WebCommand::Manifest => {
+            print!("{}", own_manifest()?);
+            Ok(())
+        }
+        WebCommand::Verify { url, manifest, authority } => {
+            let manifest = match manifest {
+                Some(path) => read_manifest(&path)?,
+                None => own_manifest()?,
+            };
+            check(&url, &manifest, &authority).await
+        }
+    }
+}
+
+async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result<(), Failure> {
+    for key in authorities {
+        if AuthorityId::from_base32(key).is_none() {
+            return Err(Failure::Usage(format!("authority: \"{key}\" is no key")));
+        }
+    }
+    let folder = folder(url, manifest).map_err(Failure::usage)?;
+    let Outcome { differences, network } =
+        verify(&folder, manifest, authorities).await.map_err(|error| match error {
+            VerifyError::Unreachable(_) => Failure::Unreachable(error.to_string()),
+            error => Failure::usage(error),
+        })?;
+    for difference in &differences {
+        println!("{difference}");
+    }
+    show(network.as_ref());
+    if differences.is_empty() {
+        println!(
+            "All {} files are as they should be. A server could still serve others something else.",
+            manifest.len()
+        );
+        return Ok(());
+    }
+    Err(Failure::Failed(match differences.len() {
+        1 => "what this server serves differs in one place".to_owned(),
+        count => format!("what this server serves differs in {count} places"),
+    }))
+}
+
+/// Says which network the pages join, which no manifest can.
+fn show(network: Option<&Network>) {
+    let Some(network) = network else {
+        println!("It names no network (umbel.json).");
+        return;
+    };
+    // It comes from a stranger and goes to a terminal.
+    let clean = |text: &String| text.chars().filter(|letter| !letter.is_control()).take(200).collect::<String>();
+    for directory in network.directories.iter().take(8) {
+        println!("directory  {}", clean(directory));
+    }
+    for authority in network.authorities.iter().take(8) {
+        println!("authority  {}", clean(authority));
+    }
+}
+
+fn own_manifest() -> Result<Manifest, Failure> {
+    if embedded().is_empty() { Err(Failure::Usage(NOT_EMBEDDED.to_owned())) } else { Ok(Manifest::of(embedded())) }
+}
+
+fn read_manifest(path: &std::path::Path) -> Result<Manifest, Failure> {
+    use std::io::Read as _;
+
+    let said = |error: &dyn core::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
+    let file = std::fs::File::open(path).map_err(|error| said(&error))?;
+    let mut text = String::new();
+    file.take(MAX_MANIFEST).read_to_string(&mut text).map_err(|error| said(&error))?;
+    Manifest::parse(&text).map_err(|error| said(&error))
+}
+
+/// The pages in this program, for the network of `directories` and `authorities`.
+///
+/// # Errors
+/// When there are none.
+pub(crate) fn pages(directories: Directories, authorities: &[AuthorityId]) -> Result<Router, Failure> {
+    if embedded().is_empty() {
+        return Err(Failure::Usage(format!("web: {NOT_EMBEDDED}")));
+    }
+    Ok(router(embedded(), directories, authorities))
+}
+
+/// Whether there are pages in this program.
+pub(crate) fn has_pages() -> bool {
+    !embedded().is_empty()
+}
+
+/// A port of their own for the pages, opened; or none.
+pub(crate) struct PagesPort(Option<(TcpListener, Router)>);
+
+impl PagesPort {
+    /// Opens the port at `address`, if one is wanted.
+    ///
+    /// # Errors
+    /// When there are no pages, or the port can't be had.
+    pub(crate) async fn open(
+        address: Option<SocketAddr>,
+        directories: Directories,
+        authorities: &[AuthorityId],
+    ) -> Result<Self, Failure> {
+        let Some(address) = address else { return Ok(Self(None)) };
+        let router = pages(directories, authorities)?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Failure::Failed(format!(
+                "can't listen on {address} for the pages ({error}): choose another with --web ADDR"
+            ))
+        })?;
+        tracing::info!("pages for browsers are served");
+        Ok(Self(Some((listener, router))))
+    }
+
+    /// Serves for ever; without a port, waits for ever.
+    pub(crate) async fn serve(self) {
+        match self.0 {
+            Some((listener, router)) => serve(listener, router).await,
+            None => core::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_manifest_that_can_not_be_read_is_an_error_that_names_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.sha256");
+        for text in [None, Some("no manifest\n")] {
+            if let Some(text) = text {
+                std::fs::write(&path, text).unwrap();
+            }
+            let command = WebCommand::Verify {
+                url: "https://umbel.example/".to_owned(),
+                manifest: Some(path.clone()),
+                authority: Vec::new(),
+            };
+            let Err(Failure::Usage(message)) = run(WebOptions { command }).await else { panic!() };
+            assert!(message.contains("web.sha256"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_or_a_key_that_is_none_is_bad_usage_and_nobody_is_asked() {
+        let manifest = Manifest::parse(&format!("{}  badge.js\n", "0".repeat(64))).unwrap();
+        assert!(matches!(check("umbel.example", &manifest, &[]).await, Err(Failure::Usage(_))));
+        let key = ["no key".to_owned()];
+        assert!(matches!(check("https://umbel.example/", &manifest, &key).await, Err(Failure::Usage(_))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_can_not_be_reached_and_one_that_differs_have_statuses_of_their_own() {
+        let manifest = Manifest::parse(&format!("{}  badge.js\n", "0".repeat(64))).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let serving = tokio::spawn(serve(listener, router(&[], Directories::Here, &[])));
+        assert_eq!(check(&url, &manifest, &[]).await.unwrap_err().status(), 1);
+        serving.abort();
+        let _ = serving.await;
+        assert_eq!(check(&url, &manifest, &[]).await.unwrap_err().status(), 3);
+    }
+}
