@@ -2,8 +2,9 @@
 import type { VolunteerLimits } from '../umbel';
 import { h, the } from '../page/dom';
 
-// Engines that let any page ask them, under the names by which exits offer them.
-export const ENGINES: readonly { name: string; words: string }[] = [{ name: 'wikipedia', words: 'Wikipedia, by https' }];
+// Engines that a page can ask for others, under the names by which exits offer them. None yet, for the library offers none: until
+// then the choice isn't shown.
+export const ENGINES: readonly { name: string; words: string }[] = [];
 
 // A choice of `select`; one that isn't offered, kept from elsewhere, is offered too.
 function choose(select: HTMLSelectElement, value: number | undefined): void {
@@ -34,6 +35,7 @@ export function bindLimits(limits: VolunteerLimits, changed: (limits: VolunteerL
   unmetered.checked = can.unmetered && limits.onlyUnmetered === true;
 
   const engines = the('exit-form');
+  the('exit').hidden = ENGINES.length === 0;
   const boxes = ENGINES.map(({ name, words }) => {
     const box = h('input', { type: 'checkbox', name, checked: limits.searchEngines?.includes(name) ?? false });
     engines.append(h('label', { class: 'check' }, box, words));

@@ -25,7 +25,7 @@ export function tell(state: VolunteerState): Lines {
     case 'reachable':
       return {
         state: 'On',
-        why: `Others reach this relay through ${number(state.gateways)} ${state.gateways === 1 ? 'gateway' : 'gateways'}. Thank you!`,
+        why: `Others reach this relay through ${number(state.gateways)} ${state.gateways === 1 ? 'gateway' : 'gateways'}. ${why || 'Thank you!'}`,
       };
     case 'unreachable':
       return {
