@@ -162,13 +162,13 @@ describe('chrome', () => {
     assert.equal(left, 0);
     assert.equal(await frame.$('#page-bad'), null, 'a link that runs is none');
     assert.equal(await page.title(), 'Umbel search');
-    await picture(page, 'reader');
     await frame.click('#page-next');
     await says(page, '.title', 'Next');
     assert(seen.some(({ url }) => url === '/next'));
     assert(seen.every(({ referer, agent }) => referer === undefined && !/chrom/i.test(agent ?? '')), 'the exit asked');
     await page.goBack();
     await says(page, '.title', 'Hostile');
+    await picture(page, 'reader');
     assertStayed(asked);
     await close();
   });
@@ -184,19 +184,20 @@ describe('chrome', () => {
     assertStayed(asked);
     const popup = new Promise((resolve) => page.browserContext().once('targetcreated', resolve));
     await page.click('.choices .quiet');
-    assert.equal(await (await popup).opener(), undefined);
+    const opened = await (await popup).page();
+    assert.deepEqual(await opened.evaluate(() => [window.opener, document.referrer]), [null, '']);
     await close();
   });
 
   const failures = [
-    ['no-webrtc', 'can’t reach the relays', (page) => page.evaluateOnNewDocument(() => delete globalThis.RTCPeerConnection)],
-    ['clock', 'clock is wrong', (page) => page.evaluateOnNewDocument(() => {
+    ['no-webrtc', 'can’t reach the relays', 'can’t reach the relays', (page) => page.evaluateOnNewDocument(() => delete globalThis.RTCPeerConnection)],
+    ['clock', 'clock is wrong', 'clock', (page) => page.evaluateOnNewDocument(() => {
       const now = Date.now.bind(Date);
       // Further off than a consensus is valid.
       Date.now = () => now() - 3 * 24 * 3600 * 1000;
     })],
-    ['network', 'can’t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
-    ['consensus', 'can’t be believed', (page) => answering(page, (request) =>
+    ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
+    ['consensus', 'can’t be believed', 'list of relays is not used', (page) => answering(page, (request) =>
       request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
   ];
 
@@ -206,9 +207,9 @@ describe('chrome', () => {
     page.on('request', (request) => (request.url().includes('/v1/') ? answer(request) : request.continue()));
   }
 
-  for (const [name, words, prepare] of failures) {
+  for (const [name, found, relayed, prepare] of failures) {
     test(`${name}: said in plain words on both pages, and nothing is sent`, deadline, async () => {
-      for (const [path, place] of [['/search', '.warn'], ['/volunteer', '#power']]) {
+      for (const [path, place, words] of [['/search', '.warn', found], ['/volunteer', '#power', relayed]]) {
         const { page, asked, close } = await open(path, prepare);
         if (path === '/volunteer') await page.click('#switch');
         await says(page, place, words);
@@ -263,7 +264,7 @@ describe('chrome', () => {
     assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is as it was');
     const ours = asked.filter(({ url }) => url.startsWith(overlay.directory));
     assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the second by the frame');
-    assert.equal(ours.find(({ url }) => url.endsWith('badge.js')).referer, undefined);
+    assert.equal(ours.find(({ url }) => url.endsWith('badge.js')).referer ?? '', '');
     const [framed] = page.frames().filter((frame) => frame !== page.mainFrame());
     assert.equal(await framed.$$eval('#switch', (all) => all.length).catch(() => 0), 0, 'nothing is framed');
     const popup = new Promise((resolve) => context.once('targetcreated', resolve));

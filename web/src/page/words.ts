@@ -24,6 +24,9 @@ export function time(milliseconds: number): string {
   return whole < 1000 ? `${whole} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
+// A relay's identity, short enough to be read; the whole of it is for machines.
+export const relayName = (identity: string): string => identity.slice(0, 8);
+
 export const capital = (text: string): string => text.replace(/^./u, (first) => first.toUpperCase());
 
 // A sentence that ends as one.

@@ -100,7 +100,7 @@ async function showHome(still: () => boolean): Promise<void> {
     await client();
     if (still() && engines.length === 0) tellStep('Nobody in this network offers to search, for now.');
   } catch (error) {
-    if (still()) the('progress').replaceWith(warning(error));
+    if (still()) the('progress').replaceWith(warning(error, () => void show(HOME)));
   }
 }
 

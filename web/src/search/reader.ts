@@ -1,7 +1,7 @@
 // The reader view: a page fetched by an exit, cleaned, and shown as text. Unlike the native client's, the exit performs the request, so it
 // sees all of it; the view says so.
 import { h } from '../page/dom';
-import { time } from '../page/words';
+import { relayName, time } from '../page/words';
 import type { PageResponse, Umbel } from '../umbel';
 import { clean, type Cleaned } from './clean';
 import { frame } from './frame';
@@ -134,7 +134,7 @@ export function view(go: Go, reading: Reading): Node[] {
         {},
         'Reader view of ', h('b', {}, host), `: text only, fetched by an exit in ${time(reading.took)}. `, h('b', {}, host),
         ' sees the exit instead of you. ',
-        h('b', {}, 'The exit'), reading.exit !== undefined && ' ', reading.exit !== undefined && h('code', {}, reading.exit),
+        h('b', {}, 'The exit'), reading.exit !== undefined && ' ', reading.exit !== undefined && h('code', { title: reading.exit }, relayName(reading.exit)),
         ' sees this page and could change it, but not who reads it.',
       ),
     ),

@@ -1,6 +1,6 @@
 // The way a question took, hop by hop, in words.
 import { h } from '../page/dom';
-import { time } from '../page/words';
+import { relayName, time } from '../page/words';
 import type { Hop, SearchAnswer } from '../umbel';
 
 // What a relay of the path is and knows.
@@ -15,7 +15,7 @@ export function hopWords(hop: Hop, place: number, count: number): { role: string
 
 const hop = (one: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
   const { role, knows } = hopWords(one, place, all.length);
-  return h('li', {}, h('b', {}, role), ' ', h('code', {}, one.relay), ' ', h('span', { class: 'ms' }, `(${time(one.ms)})`), ': ', knows);
+  return h('li', {}, h('b', {}, role), ' ', h('code', { title: one.relay }, relayName(one.relay)), ' ', h('span', { class: 'ms' }, `(${time(one.ms)})`), ': ', knows);
 };
 
 export function route(answer: SearchAnswer): HTMLDetailsElement {

@@ -123,9 +123,18 @@ export const button = (words: string, act: () => void, kind = 'button'): HTMLBut
   h('button', { type: 'button', class: kind, onclick: act }, words);
 
 // What went wrong before anything was asked.
-export function warning(error: unknown): HTMLElement {
+export function warning(error: unknown, again: () => void): HTMLElement {
   const { title, words, said } = explain(error);
-  return h('div', { class: 'warn', role: 'alert' }, h('b', {}, title), h('br'), words, said !== '' && ' ', said !== '' && h('span', { class: 'said' }, said));
+  return h(
+    'div',
+    { class: 'warn', role: 'alert' },
+    h('b', {}, title),
+    h('br'),
+    words,
+    said !== '' && h('span', { class: 'said' }, ` ${said}`),
+    ' ',
+    button('Try again', again, 'plain'),
+  );
 }
 
 // Asked before anything opens outside. The way out is no link: browsers look up the names in links before anyone follows them.
