@@ -35,6 +35,19 @@ export default defineConfig({
       apply: 'build',
       transformIndexHtml: (html) => html.replace('<!--policy-->', `<meta http-equiv="content-security-policy" content="${POLICY}">`),
     },
+    {
+      // The search page needs the core at once, and otherwise learns of it only from a script; a volunteer's page needs it when asked.
+      name: 'early core',
+      apply: 'build',
+      transformIndexHtml: {
+        order: 'post',
+        handler: (_, { filename, bundle }) => {
+          const core = Object.keys(bundle ?? {}).find((name) => name.endsWith('.wasm'));
+          if (core === undefined || !filename.endsWith('search.html')) return [];
+          return [{ tag: 'link', injectTo: 'head', attrs: { rel: 'preload', href: `./${core}`, as: 'fetch', type: 'application/wasm', crossorigin: true } }];
+        },
+      },
+    },
   ],
   resolve: {
     // Where the search page of the native client keeps what both pages share.

@@ -4,7 +4,7 @@ import { mkdirSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { after, before, describe, test } from 'node:test';
 
-import { launch } from './browsers.js';
+import { BROWSERS, launch } from './browsers.js';
 import { testnet } from './testnet.js';
 
 const deadline = { timeout: 60000 };
@@ -26,6 +26,8 @@ const seen = [];
 
 before(async () => {
   overlay = await testnet();
+  const { status } = await fetch(`${overlay.directory}/search`);
+  assert.equal(status, 200, 'the program holds no pages: `cargo xtask web` builds them');
   site = createServer((request, response) => {
     seen.push({ url: request.url, referer: request.headers.referer, agent: request.headers['user-agent'] });
     response.setHeader('content-type', 'text/html; charset=utf-8');
@@ -46,233 +48,236 @@ after(async () => {
   await overlay?.stop();
 });
 
-// Chromium: relays of a testnet have loopback addresses, which Firefox dials from no page.
-describe('chrome', () => {
-  let driver;
+for (const browser of Object.keys(BROWSERS)) {
+  describe(browser, () => {
+    // Relays of a testnet have loopback addresses, which Firefox dials from no page.
+    const dialling = { ...deadline, skip: browser === 'firefox' };
+    let driver;
 
-  before(async () => {
-    driver = await launch('chrome');
-  }, { timeout: 120000 });
+    before(async () => {
+      driver = await launch(browser);
+    }, { timeout: 120000 });
 
-  after(() => driver?.close());
+    after(() => driver?.close());
 
-  // A page with a storage of its own, and every address that it and its frames ask for.
-  async function open(path, prepare) {
-    const context = await driver.createBrowserContext();
-    const page = await context.newPage();
-    const asked = [];
-    page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
-    page.on('pageerror', (error) => assert.fail(`the page threw ${error.message}`));
-    await prepare?.(page);
-    await page.goto(overlay.directory + path, { waitUntil: 'load' });
-    return { page, asked, close: () => context.close() };
-  }
-
-  const texts = (page, selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent.trim()));
-  const says = (page, selector, words) =>
-    page.waitForFunction((selector, words) => document.querySelector(selector)?.textContent.includes(words), { timeout: 30000 }, selector, words);
-
-  function assertStayed(asked) {
-    assert(asked.length > 0);
-    assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`) && url !== 'about:srcdoc'), []);
-  }
-
-  async function picture(page, name) {
-    if (!pictures) return;
-    mkdirSync(pictures, { recursive: true });
-    for (const [width, height] of [[1200, 900], [390, 844]]) {
-      for (const scheme of ['light', 'dark']) {
-        await page.setViewport({ width, height });
-        await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-        await page.screenshot({ path: `${pictures}/web-${name}-${scheme}-${width}.png`, fullPage: true });
-      }
+    // A page with a storage of its own, and every address that it and its frames ask for.
+    async function open(path, prepare) {
+      const context = await driver.createBrowserContext();
+      const page = await context.newPage();
+      const asked = [];
+      page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
+      page.on('pageerror', (error) => assert.fail(`the page threw ${error.message}`));
+      await prepare?.(page);
+      await page.goto(overlay.directory + path, { waitUntil: 'load' });
+      return { page, asked, close: () => context.close() };
     }
-    await page.setViewport({ width: 1200, height: 900 });
-  }
 
-  async function search(page, terms) {
-    await page.waitForSelector('#q');
-    await page.type('#q', terms);
-    await page.keyboard.press('Enter');
-    await page.waitForSelector('.results li', { timeout: 30000 });
-  }
+    const texts = (page, selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent.trim()));
+    const says = (page, selector, words) =>
+      page.waitForFunction((selector, words) => document.querySelector(selector)?.textContent.includes(words), { timeout: 30000 }, selector, words);
 
-  test('searches from the page itself, shows the way, turns the page and goes back without asking again', deadline, async () => {
-    const { page, asked, close } = await open('/search');
-    assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
-    await picture(page, 'home');
-    await search(page, TERMS);
-    await picture(page, 'results');
-    const first = await texts(page, '.results h2');
-    const way = await texts(page, '.route li');
-    assert.equal(way.length, 5, way.join('\n'));
-    for (const words of ['This browser', 'First relay', 'Middle relay', 'Exit']) {
-      assert(way.some((line) => line.startsWith(words)), words);
+    function assertStayed(asked) {
+      assert(asked.length > 0);
+      assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`) && url !== 'about:srcdoc'), []);
     }
-    assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
-    const route = await page.$eval('.route summary small', (one) => one.textContent);
-    await page.click('a[rel=next]');
-    await says(page, '.pages span', '');
-    await page.waitForFunction((first) => document.querySelector('.results h2')?.textContent !== first, {}, first[0]);
-    assert.notDeepEqual(await texts(page, '.results h2'), first);
-    await page.goBack();
-    await page.waitForFunction((first) => document.querySelector('.results h2')?.textContent === first, {}, first[0]);
-    assert.equal(await page.$eval('.route summary small', (one) => one.textContent), route, 'the answer that was there');
-    assert.equal(page.url(), `${overlay.directory}/search`, 'no question stands in the address');
-    assert.equal(await page.title(), 'Umbel search');
-    assertStayed(asked);
-    await close();
-  });
 
-  test('takes a question from behind the # and out of the address', deadline, async () => {
-    const { page, asked, close } = await open(`/search#q=${TERMS}`);
-    await page.waitForSelector('.results li', { timeout: 30000 });
-    assert.equal(page.url(), `${overlay.directory}/search`);
-    await page.reload();
-    await page.waitForSelector('.results li', { timeout: 30000 });
-    assertStayed(asked);
-    await close();
-  });
-
-  test('goes by keys from the box to results and pages', deadline, async () => {
-    const { page, close } = await open(`/search#q=${TERMS}`);
-    await page.waitForSelector('.results li', { timeout: 30000 });
-    const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
-    const titles = await texts(page, '.results h2 a');
-    await page.evaluate(() => document.activeElement.blur());
-    await page.keyboard.press('j');
-    assert.equal(await focused(), titles[0]);
-    await page.keyboard.press('/');
-    assert.equal(await page.evaluate(() => document.activeElement.id), 'q');
-    await page.evaluate(() => document.activeElement.blur());
-    await page.keyboard.press('n');
-    await says(page, '.pages', 'Page 2');
-    await close();
-  });
-
-  test('a hostile page in the reader view loads, runs and opens nothing, and its links stay there', deadline, async () => {
-    const { page, asked, close } = await open(`/search#read=${encodeURIComponent(`${siteUrl}/#x`)}`);
-    await page.waitForSelector('iframe.reader', { timeout: 30000 });
-    await says(page, '.bar', 'fetched by an exit');
-    await says(page, '.warn', 'did not come encrypted');
-    const frame = await (await page.$('iframe.reader')).contentFrame();
-    await frame.waitForSelector('#page-next');
-    assert.equal(await frame.$eval('h1', (one) => one.textContent), 'Hostile page');
-    const left = await frame.$$eval('script, img, body link, iframe, body meta, form, [onload], [onerror]', (all) => all.length);
-    assert.equal(left, 0);
-    assert.equal(await frame.$('#page-bad'), null, 'a link that runs is none');
-    assert.equal(await page.title(), 'Umbel search');
-    await frame.click('#page-next');
-    await says(page, '.title', 'Next');
-    assert(seen.some(({ url }) => url === '/next'));
-    assert(seen.every(({ referer, agent }) => referer === undefined && !/chrom/i.test(agent ?? '')), 'the exit asked');
-    await page.goBack();
-    await says(page, '.title', 'Hostile');
-    await picture(page, 'reader');
-    assertStayed(asked);
-    await close();
-  });
-
-  test('opens outside only after a step of its own, without a referrer', deadline, async () => {
-    const { page, asked, close } = await open(`/search#q=${TERMS}`);
-    await page.waitForSelector('.results li', { timeout: 30000 });
-    await page.click('.aside button');
-    await says(page, 'h1', 'in your browser itself?');
-    await picture(page, 'leave');
-    const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
-    assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.directory}/`)), []);
-    assertStayed(asked);
-    const popup = new Promise((resolve) => page.browserContext().once('targetcreated', resolve));
-    await page.click('.choices .quiet');
-    const opened = await (await popup).page();
-    assert.deepEqual(await opened.evaluate(() => [window.opener, document.referrer]), [null, '']);
-    await close();
-  });
-
-  const failures = [
-    ['no-webrtc', 'can’t reach the relays', 'can’t reach the relays', (page) => page.evaluateOnNewDocument(() => delete globalThis.RTCPeerConnection)],
-    ['clock', 'clock is wrong', 'clock', (page) => page.evaluateOnNewDocument(() => {
-      const now = Date.now.bind(Date);
-      // Further off than a consensus is valid.
-      Date.now = () => now() - 3 * 24 * 3600 * 1000;
-    })],
-    ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
-    ['consensus', 'can’t be believed', 'list of relays is not used', (page) => answering(page, (request) =>
-      request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
-  ];
-
-  // Has all that is asked of the directory answered by `answer`.
-  async function answering(page, answer) {
-    await page.setRequestInterception(true);
-    page.on('request', (request) => (request.url().includes('/v1/') ? answer(request) : request.continue()));
-  }
-
-  for (const [name, found, relayed, prepare] of failures) {
-    test(`${name}: said in plain words on both pages, and nothing is sent`, deadline, async () => {
-      for (const [path, place, words] of [['/search', '.warn', found], ['/volunteer', '#power', relayed]]) {
-        const { page, asked, close } = await open(path, prepare);
-        if (path === '/volunteer') await page.click('#switch');
-        await says(page, place, words);
-        await picture(page, `${name}${path.replace('/', '-')}`);
-        assertStayed(asked);
-        await close();
+    async function picture(page, name) {
+      if (!pictures) return;
+      mkdirSync(pictures, { recursive: true });
+      for (const [width, height] of [[1200, 900], [390, 844]]) {
+        for (const scheme of browser === 'chrome' ? ['light', 'dark'] : ['light']) {
+          await page.setViewport({ width, height });
+          if (browser === 'chrome') await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+          await page.screenshot({ path: `${pictures}/${browser}-web-${name}-${scheme}-${width}.png`, fullPage: true });
+        }
       }
+      await page.setViewport({ width: 1200, height: 900 });
+    }
+
+    async function search(page, terms) {
+      await page.waitForSelector('#q');
+      await page.type('#q', terms);
+      await page.keyboard.press('Enter');
+      await page.waitForSelector('.results li', { timeout: 30000 });
+    }
+
+    test('searches from the page itself, shows the way, turns the page and goes back without asking again', dialling, async () => {
+      const { page, asked, close } = await open('/search');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
+      await picture(page, 'home');
+      await search(page, TERMS);
+      await picture(page, 'results');
+      const first = await texts(page, '.results h2');
+      const way = await texts(page, '.route li');
+      assert.equal(way.length, 5, way.join('\n'));
+      for (const words of ['This browser', 'First relay', 'Middle relay', 'Exit']) {
+        assert(way.some((line) => line.startsWith(words)), words);
+      }
+      assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
+      const route = await page.$eval('.route summary small', (one) => one.textContent);
+      await page.click('a[rel=next]');
+      await says(page, '.pages span', '');
+      await page.waitForFunction((first) => document.querySelector('.results h2')?.textContent !== first, {}, first[0]);
+      assert.notDeepEqual(await texts(page, '.results h2'), first);
+      await page.goBack();
+      await page.waitForFunction((first) => document.querySelector('.results h2')?.textContent === first, {}, first[0]);
+      assert.equal(await page.$eval('.route summary small', (one) => one.textContent), route, 'the answer that was there');
+      assert.equal(page.url(), `${overlay.directory}/search`, 'no question stands in the address');
+      assert.equal(await page.title(), 'Umbel search');
+      assertStayed(asked);
+      await close();
     });
-  }
 
-  test('one switch makes the tab a relay, which it is again after a reload, until it is turned off', deadline, async () => {
-    const { page, asked, close } = await open('/volunteer');
-    assert.deepEqual(await texts(page, '#state'), ['Off']);
-    await picture(page, 'off');
-    await page.focus('#switch');
-    await page.keyboard.press('Space');
-    await says(page, '#why', 'gateway');
-    await says(page, '#state', 'On');
-    assert.equal(await page.$eval('#switch', (one) => one.getAttribute('aria-checked')), 'true');
-    await picture(page, 'on');
-    await page.reload();
-    await says(page, '#why', 'gateway');
-    await page.click('#switch');
-    await says(page, '#state', 'Off');
-    await page.reload();
-    await says(page, '#state', 'Off');
-    await page.$$eval('details', (all) => all.forEach((one) => (one.open = true)));
-    await picture(page, 'open');
-    assertStayed(asked);
-    await close();
-  });
+    test('takes a question from behind the # and out of the address', dialling, async () => {
+      const { page, asked, close } = await open(`/search#q=${TERMS}`);
+      await page.waitForSelector('.results li', { timeout: 30000 });
+      assert.equal(page.url(), `${overlay.directory}/search`);
+      await page.reload();
+      await page.waitForSelector('.results li', { timeout: 30000 });
+      assertStayed(asked);
+      await close();
+    });
 
-  test('what is chosen as a limit is kept', deadline, async () => {
-    const { page, close } = await open('/volunteer');
-    await page.click('#limits summary');
-    await page.select('select[name=rate]', '500000');
-    await page.select('select[name=total]', '');
-    await page.reload();
-    assert.equal(await page.$eval('select[name=rate]', (one) => one.value), '500000');
-    assert.match((await texts(page, '#limits-now'))[0], /^at most 500 kB\/s/);
-    assert.deepEqual(await texts(page, '#exit-now'), ['off']);
-    await close();
-  });
+    test('goes by keys from the box to results and pages', dialling, async () => {
+      const { page, close } = await open(`/search#q=${TERMS}`);
+      await page.waitForSelector('.results li', { timeout: 30000 });
+      const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
+      const titles = await texts(page, '.results h2 a');
+      await page.evaluate(() => document.activeElement.blur());
+      await page.keyboard.press('j');
+      assert.equal(await focused(), titles[0]);
+      await page.keyboard.press('/');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'q');
+      await page.evaluate(() => document.activeElement.blur());
+      await page.keyboard.press('n');
+      await says(page, '.pages', 'Page 2');
+      await close();
+    });
 
-  test('the badge asks for nothing before it is clicked, and the page it opens can’t be framed', deadline, async () => {
-    const context = await driver.createBrowserContext();
-    const page = await context.newPage();
-    const asked = [];
-    page.on('request', (request) => asked.push({ url: request.url(), referer: request.headers().referer }));
-    await page.goto(`${siteUrl}/badge`, { waitUntil: 'load' });
-    await page.waitForSelector('umbel-badge');
-    assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is as it was');
-    const ours = asked.filter(({ url }) => url.startsWith(overlay.directory));
-    assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the second by the frame');
-    assert.equal(ours.find(({ url }) => url.endsWith('badge.js')).referer ?? '', '');
-    const [framed] = page.frames().filter((frame) => frame !== page.mainFrame());
-    assert.equal(await framed.$$eval('#switch', (all) => all.length).catch(() => 0), 0, 'nothing is framed');
-    const popup = new Promise((resolve) => context.once('targetcreated', resolve));
-    await page.click('umbel-badge');
-    const opened = await (await popup).page();
-    await opened.waitForSelector('#switch');
-    assert.equal(opened.url(), `${overlay.directory}/volunteer`);
-    assert.deepEqual(await opened.evaluate(() => [window.opener, document.referrer]), [null, '']);
-    await context.close();
+    test('a hostile page in the reader view loads, runs and opens nothing, and its links stay there', dialling, async () => {
+      const { page, asked, close } = await open(`/search#read=${encodeURIComponent(`${siteUrl}/#x`)}`);
+      await page.waitForSelector('iframe.reader', { timeout: 30000 });
+      await says(page, '.bar', 'fetched by an exit');
+      await says(page, '.warn', 'did not come encrypted');
+      const frame = await (await page.$('iframe.reader')).contentFrame();
+      await frame.waitForSelector('#page-next');
+      assert.equal(await frame.$eval('h1', (one) => one.textContent), 'Hostile page');
+      const left = await frame.$$eval('script, img, body link, iframe, body meta, form, [onload], [onerror]', (all) => all.length);
+      assert.equal(left, 0);
+      assert.equal(await frame.$('#page-bad'), null, 'a link that runs is none');
+      assert.equal(await page.title(), 'Umbel search');
+      await frame.click('#page-next');
+      await says(page, '.title', 'Next');
+      assert(seen.some(({ url }) => url === '/next'));
+      assert(seen.every(({ referer, agent }) => referer === undefined && !/chrom/i.test(agent ?? '')), 'the exit asked');
+      await page.goBack();
+      await says(page, '.title', 'Hostile');
+      await picture(page, 'reader');
+      assertStayed(asked);
+      await close();
+    });
+
+    test('opens outside only after a step of its own, without a referrer', dialling, async () => {
+      const { page, asked, close } = await open(`/search#q=${TERMS}`);
+      await page.waitForSelector('.results li', { timeout: 30000 });
+      await page.click('.aside button');
+      await says(page, 'h1', 'in your browser itself?');
+      await picture(page, 'leave');
+      const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
+      assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.directory}/`)), []);
+      assertStayed(asked);
+      const popup = new Promise((resolve) => page.browserContext().once('targetcreated', resolve));
+      await page.click('.choices .quiet');
+      const opened = await (await popup).page();
+      assert.deepEqual(await opened.evaluate(() => [window.opener, document.referrer]), [null, '']);
+      await close();
+    });
+
+    const failures = [
+      ['no-webrtc', 'can’t reach the relays', 'can’t reach the relays', (page) => page.evaluateOnNewDocument(() => delete globalThis.RTCPeerConnection)],
+      ['clock', 'clock is wrong', 'clock', (page) => page.evaluateOnNewDocument(() => {
+        const now = Date.now.bind(Date);
+        // Further off than a consensus is valid.
+        Date.now = () => now() - 3 * 24 * 3600 * 1000;
+      })],
+      ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
+      ['consensus', 'can’t be believed', 'list of relays is not used', (page) => answering(page, (request) =>
+        request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
+    ];
+
+    // Has all that is asked of the directory answered by `answer`.
+    async function answering(page, answer) {
+      await page.setRequestInterception(true);
+      page.on('request', (request) => (request.url().includes('/v1/') ? answer(request) : request.continue()));
+    }
+
+    for (const [name, found, relayed, prepare] of failures) {
+      test(`${name}: said in plain words on both pages, and nothing is sent`, deadline, async () => {
+        for (const [path, place, words] of [['/search', '.warn', found], ['/volunteer', '#power', relayed]]) {
+          const { page, asked, close } = await open(path, prepare);
+          if (path === '/volunteer') await page.click('#switch');
+          await says(page, place, words);
+          await picture(page, `${name}${path.replace('/', '-')}`);
+          assertStayed(asked);
+          await close();
+        }
+      });
+    }
+
+    test('one switch makes the tab a relay, which it is again after a reload, until it is turned off', dialling, async () => {
+      const { page, asked, close } = await open('/volunteer');
+      assert.deepEqual(await texts(page, '#state'), ['Off']);
+      await picture(page, 'off');
+      await page.focus('#switch');
+      await page.keyboard.press('Space');
+      await says(page, '#why', 'gateway');
+      await says(page, '#state', 'On');
+      assert.equal(await page.$eval('#switch', (one) => one.getAttribute('aria-checked')), 'true');
+      await picture(page, 'on');
+      await page.reload();
+      await says(page, '#why', 'gateway');
+      await page.click('#switch');
+      await says(page, '#state', 'Off');
+      await page.reload();
+      await says(page, '#state', 'Off');
+      await page.$$eval('details', (all) => all.forEach((one) => (one.open = true)));
+      await picture(page, 'open');
+      assertStayed(asked);
+      await close();
+    });
+
+    test('what is chosen as a limit is kept', deadline, async () => {
+      const { page, close } = await open('/volunteer');
+      await page.click('#limits summary');
+      await page.select('select[name=rate]', '500000');
+      await page.select('select[name=total]', '');
+      await page.reload();
+      assert.equal(await page.$eval('select[name=rate]', (one) => one.value), '500000');
+      assert.match((await texts(page, '#limits-now'))[0], /^at most 500 kB\/s/);
+      assert.deepEqual(await texts(page, '#exit-now'), ['off']);
+      await close();
+    });
+
+    test('the badge asks for nothing before it is clicked, and the page it opens can’t be framed', deadline, async () => {
+      const context = await driver.createBrowserContext();
+      const page = await context.newPage();
+      const asked = [];
+      page.on('request', (request) => asked.push({ url: request.url(), referer: request.headers().referer }));
+      await page.goto(`${siteUrl}/badge`, { waitUntil: 'load' });
+      await page.waitForSelector('umbel-badge');
+      assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is as it was');
+      const ours = asked.filter(({ url }) => url.startsWith(overlay.directory));
+      assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the second by the frame');
+      assert.equal(ours.find(({ url }) => url.endsWith('badge.js')).referer ?? '', '');
+      const [framed] = page.frames().filter((frame) => frame !== page.mainFrame());
+      assert.equal(await framed.$$eval('#switch', (all) => all.length).catch(() => 0), 0, 'nothing is framed');
+      const popup = new Promise((resolve) => context.once('targetcreated', resolve));
+      await page.click('umbel-badge');
+      const opened = await (await popup).page();
+      await opened.waitForSelector('#switch');
+      assert.equal(opened.url(), `${overlay.directory}/volunteer`);
+      assert.deepEqual(await opened.evaluate(() => [window.opener, document.referrer]), [null, '']);
+      await context.close();
+    });
   });
-});
+}
