@@ -88,6 +88,8 @@ for (const browser of Object.keys(BROWSERS)) {
         for (const scheme of browser === 'chrome' ? ['light', 'dark'] : ['light']) {
           await page.setViewport({ width, height });
           if (browser === 'chrome') await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+          // A switch that still moves looks like neither.
+          await page.evaluate(() => Promise.all(document.getAnimations().map((one) => one.finished)));
           await page.screenshot({ path: `${pictures}/${browser}-web-${name}-${scheme}-${width}.png`, fullPage: true });
         }
       }
@@ -98,7 +100,8 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.waitForSelector('#q');
       await page.type('#q', terms);
       await page.keyboard.press('Enter');
-      await page.waitForSelector('.results li', { timeout: 30000 });
+      await page.waitForSelector('.results li, main.words', { timeout: 30000 });
+      assert.equal(await page.$('main.words'), null, (await texts(page, 'main')).join());
     }
 
     test('searches from the page itself, shows the way, turns the page and goes back without asking again', dialling, async () => {
@@ -244,6 +247,31 @@ for (const browser of Object.keys(BROWSERS)) {
       await picture(page, 'open');
       assertStayed(asked);
       await close();
+    });
+
+    test('one tab searches by way of another, which shows that it helps', { ...dialling, timeout: 120000 }, async () => {
+      const helper = await open('/volunteer');
+      await helper.page.click('#switch');
+      await says(helper.page, '#why', 'gateway');
+      const seeker = await open('/search');
+      // Each search has a circuit of its own, and about every second one that can goes by a volunteer.
+      await search(seeker.page, TERMS);
+      for (let asked = 1; !(await texts(seeker.page, '.route li'))[2].includes('volunteer'); asked++) {
+        assert(asked <= 40, 'no search went by the volunteer');
+        // What was asked before would be shown again without asking.
+        await seeker.page.$eval('.route', (one) => (one.id = 'before'));
+        await seeker.page.type('#q', ` ${asked}`);
+        await seeker.page.keyboard.press('Enter');
+        await seeker.page.waitForSelector('.route:not(#before)', { timeout: 30000 });
+      }
+      await picture(seeker.page, 'by-volunteer');
+      await helper.page.bringToFront();
+      await helper.page.waitForFunction(() => document.querySelector('#total').textContent !== '0 bytes', { timeout: 10000 });
+      await picture(helper.page, 'helping');
+      assertStayed(helper.asked);
+      assertStayed(seeker.asked);
+      await seeker.close();
+      await helper.close();
     });
 
     test('what is chosen as a limit is kept', deadline, async () => {

@@ -9,8 +9,8 @@ export function hopWords(hop: Hop, place: number, count: number): { role: string
     return { role: 'Exit', knows: 'opened the last layer, read the question and asked the engine. It doesn’t know your address.' };
   }
   if (place === 0) return { role: 'First relay', knows: 'knows your address, but could not read the question.' };
-  const who = hop.volunteer ? 'a volunteer’s browser or home computer, ' : '';
-  return { role: 'Middle relay', knows: `${who}passed it on, and knows neither you nor the question.` };
+  const knows = 'passed it on, and knows neither you nor the question.';
+  return { role: 'Middle relay', knows: hop.volunteer ? `a volunteer’s browser or home computer. It ${knows}` : knows };
 }
 
 const hop = (one: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
