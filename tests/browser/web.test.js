@@ -249,6 +249,52 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
+    test('a second tab waits and says so, and takes over when the first is closed', dialling, async () => {
+      const { page, close } = await open('/volunteer');
+      await page.click('#switch');
+      await says(page, '#why', 'gateway');
+      const second = await page.browserContext().newPage();
+      await second.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
+      await says(second, '#state', 'Paused');
+      await says(second, '#why', 'Another tab');
+      await picture(second, 'paused');
+      await page.close();
+      await says(second, '#state', 'On');
+      await close();
+    });
+
+    test('that no relay can be reached is said as such', dialling, async () => {
+      const { page, asked, close } = await open('/volunteer', (page) => page.evaluateOnNewDocument(() => {
+        // As behind a firewall that lets no UDP through: dials come to nothing.
+        RTCPeerConnection.prototype.setRemoteDescription = () => new Promise(() => undefined);
+      }));
+      await page.click('#switch');
+      await says(page, '#state', 'not reachable');
+      await picture(page, 'unreachable');
+      assertStayed(asked);
+      await close();
+    });
+
+    test('a browser that keeps nothing volunteers and searches all the same, and says what that means', dialling, async () => {
+      const deny = (page) => page.evaluateOnNewDocument(() => {
+        IDBFactory.prototype.open = () => {
+          throw new DOMException('denied', 'SecurityError');
+        };
+        Object.defineProperty(globalThis, 'localStorage', {
+          get: () => {
+            throw new DOMException('denied', 'SecurityError');
+          },
+        });
+      });
+      const volunteer = await open('/volunteer', deny);
+      await volunteer.page.click('#switch');
+      await says(volunteer.page, '#why', 'keeps nothing');
+      await volunteer.close();
+      const { page, close } = await open(`/search#q=${TERMS}`, deny);
+      await page.waitForSelector('.results li', { timeout: 30000 });
+      await close();
+    });
+
     test('one tab searches by way of another, which shows that it helps', { ...dialling, timeout: 120000 }, async () => {
       const helper = await open('/volunteer');
       await helper.page.click('#switch');
