@@ -65,7 +65,7 @@ describe('state', () => {
     expect(tell(state('off')).state).toBe('Off');
     expect(tell(state('reachable', { gateways: 1 })).why).toContain('one gateway.');
     expect(tell(state('reachable', { gateways: 3 })).why).toContain('three gateways.');
-    expect(tell(state('unreachable', { why: 'no relay answers' })).why).toBe('No relay answers. It goes on trying by itself.');
+    expect(tell(state('unreachable', { why: 'no relay answers' })).why).toBe('No relay answers.');
     expect(tell(state('paused', { why: 'runs on battery' })).why).toBe('Runs on battery.');
     for (const phase of ['starting', 'registering', 'connecting', 'unreachable', 'paused'] as const) {
       expect(tell(state(phase)).why.length).toBeGreaterThan(10);

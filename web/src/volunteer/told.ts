@@ -30,7 +30,7 @@ export function tell(state: VolunteerState): Lines {
     case 'unreachable':
       return {
         state: 'On, but not reachable',
-        why: `${why || 'None of the relays through which others could reach this one answers.'} It goes on trying by itself.`,
+        why: why || 'None of the relays through which others could reach this one answers. It keeps trying.',
       };
     case 'paused':
       return { state: 'Paused', why: why || 'One of your limits is reached.' };
