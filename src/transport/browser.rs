@@ -115,6 +115,8 @@ enum Stage {
 struct Link {
     stage: Stage,
     peer: Peer,
+    /// What is left of the room that the core was told of.
+    told: usize,
 }
 
 /// The links of a page.
@@ -198,12 +200,13 @@ impl Endpoint {
     }
 
     fn tell_room(&mut self, now: Instant, id: LinkId) {
-        let Some(link) = self.links.get(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else { return };
         let mut bytes = self.caps.send_mark.saturating_sub(link.peer.buffered());
         if let Some(allowance) = &mut self.allowance {
             allowance.refill(now);
             bytes = allowance.room(bytes);
         }
+        link.told = bytes;
         self.events.push_back(LinkEvent::Room { link: id, bytes });
     }
 
@@ -315,7 +318,7 @@ impl Endpoint {
             if let Some(peer) = peer {
                 dial.local_certificate = None;
                 dial.early.clear();
-                self.links.insert(id, Link { stage: Stage::Opening(dial), peer });
+                self.links.insert(id, Link { stage: Stage::Opening(dial), peer, told: 0 });
                 return;
             }
         }
@@ -351,15 +354,22 @@ impl Transport for Endpoint {
                 self.dial(now, Box::new(dial));
             }
             Transmit::Message { link: id, lane, message } => {
-                let Some(link) = self.links.get(&id).filter(|link| matches!(link.stage, Stage::Open)) else { return };
+                let Some(link) = self.links.get_mut(&id).filter(|link| matches!(link.stage, Stage::Open)) else {
+                    return;
+                };
                 if !link.peer.send(lane, &message) {
                     return self.lose(now, id, LinkClose::Broken);
                 }
+                link.told = link.told.saturating_sub(message.len());
                 if let Some(allowance) = &mut self.allowance {
                     #[expect(clippy::cast_precision_loss, reason = "messages are short")]
                     let sent = message.len() as f64;
                     allowance.bytes -= sent;
                     allowance.short = true;
+                } else if link.told < self.caps.send_mark / 2 {
+                    // The browser tells when a lane falls below its threshold. One that never rose above it has taken all
+                    // of this without a word; if one is above it, that tells in time.
+                    self.tell_room(now, id);
                 }
             }
             Transmit::Close(id) => {
