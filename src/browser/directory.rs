@@ -17,8 +17,9 @@ use web_sys::{
 };
 
 use super::{
-    clock, js,
+    clock,
     failure::{Failure, Kind},
+    js,
     store::{Entry, Store},
 };
 use crate::{
@@ -106,7 +107,9 @@ impl Directories {
         let is_web = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
         let bases: Vec<_> = directories.iter().filter(is_web).map(|url| url.trim_end_matches('/').to_owned()).collect();
         if bases.is_empty() || bases.len() != directories.len() {
-            return Err(bad("the network's description names no directory, or one that is no http or https URL".into()));
+            return Err(
+                bad("the network's description names no directory, or one that is no http or https URL".into()),
+            );
         }
         let read = |text: &String| {
             AuthorityId::from_base32(text)

@@ -144,9 +144,8 @@ fn response_object(page: &Page, response: &HttpResponse, way: &Way) -> JsValue {
 fn way_array(page: &Page, way: &Way) -> Array {
     let consensus = page.consensus();
     // A relay that the consensus doesn't list stands in the volunteers' list.
-    let is_listed = |hop: &super::client::Hop| {
-        consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some())
-    };
+    let is_listed =
+        |hop: &super::client::Hop| consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some());
     way.hops
         .iter()
         .map(|hop| {

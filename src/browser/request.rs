@@ -48,8 +48,8 @@ pub(super) async fn request(
         Ok(exchanged) => exchanged,
         Err(failure) => return Err(failed(failure)),
     };
-    let response = HttpResponse::decode(&exchanged.answer)
-        .map_err(|error| Failure::new(Kind::Exit, error.to_string()))?;
+    let response =
+        HttpResponse::decode(&exchanged.answer).map_err(|error| Failure::new(Kind::Exit, error.to_string()))?;
     match response.refusal {
         Some(refusal) => Err(Failure::new(Kind::Refused, refusal.to_string())),
         None => Ok((response, exchanged.way)),

@@ -7,7 +7,7 @@
 use core::time::Duration;
 
 use super::{
-    client::{ExchangeFailure, Way, Wanted, exchange},
+    client::{ExchangeFailure, Wanted, Way, exchange},
     clock,
     failure::{Failure, Kind},
     page::Page,
@@ -38,9 +38,8 @@ pub(super) struct Found {
 /// The engines that exits offer, the one asked by default first, each with how many offer it.
 pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     let offers = page.offers();
-    let exits = |engine: &EngineName| {
-        offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).count()
-    };
+    let exits =
+        |engine: &EngineName| offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).count();
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
@@ -115,8 +114,8 @@ fn chosen(page: &Page, engine: Option<&str>) -> Result<EngineName, Failure> {
     match engine {
         None => offered.into_iter().next().ok_or_else(none),
         Some(name) => {
-            let wanted = EngineName::parse(name)
-                .ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is none"))?;
+            let wanted =
+                EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is none"))?;
             let other = || Failure::new(Kind::Engine, "no exit of this network offers this engine");
             offered.into_iter().find(|engine| *engine == wanted).ok_or_else(other)
         }
@@ -129,7 +128,8 @@ fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
     let offers = page.offers();
     let mut exits = offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine));
     if exits.all(|(exit, _)| blocked.contains(exit)) {
-        let words = "the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine";
+        let words =
+            "the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine";
         return Err(Failure::new(Kind::Engine, words));
     }
     Ok(blocked)

@@ -194,15 +194,11 @@ impl Volunteer {
     }
 
     fn make_driver(&self) -> Result<Driver<VolunteerCore>, Failure> {
-        let (identity, onion_keys) =
-            self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
+        let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
         let channel = ChannelParameters { channels: MOST_LINKS, queued: 16_384, ..ChannelParameters::default() };
         let parameters =
             RelayParameters { channel, circuits: 4096, reach: Reach::Gateways, ..RelayParameters::default() };
-        let core = VolunteerCore {
-            relay: Relay::new(identity, onion_keys, parameters),
-            changed: self.changed.clone(),
-        };
+        let core = VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), changed: self.changed.clone() };
         let caps = Caps { links: MOST_LINKS, ..Caps::default() };
         let rng = randomness().map_err(refused)?;
         Driver::start(core, caps, self.certificate.clone(), rng).map_err(refused)
@@ -213,9 +209,9 @@ impl Volunteer {
     }
 
     fn figures(&self) -> Figures {
-        let figures = self.driver().and_then(|driver| {
-            driver.with(|core, _, _| (core.relay.gateways().len(), core.relay.figures()))
-        });
+        let figures = self
+            .driver()
+            .and_then(|driver| driver.with(|core, _, _| (core.relay.gateways().len(), core.relay.figures())));
         let (gateways, circuits, cells) =
             figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
         Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells) }

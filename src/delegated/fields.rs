@@ -60,31 +60,19 @@ const IDENTIFYING: &[&str] = &[
     "x-requested-with",
     "x-wap-profile",
 ];
-const IDENTIFYING_PREFIXES: &[&str] = &["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
+const IDENTIFYING_PREFIXES: &[&str] =
+    &["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
 
 /// Fields by which some servers take a request for one of another method or address than it is: than the exit judged.
-const OVERRIDING: &[&str] = &[
-    "x-host",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-];
+const OVERRIDING: &[&str] =
+    &["x-host", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 
 /// Fields that concern two neighbours only (RFC 9110 §7.6.1), with those of older drafts.
 const HOP_BY_HOP: &[&str] =
     &["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// Fields of a response that would have a client remember something, or do something by itself.
-const REMEMBERED: &[&str] = &[
-    "alt-svc",
-    "nel",
-    "report-to",
-    "reporting-endpoints",
-    "set-cookie",
-    "set-cookie2",
-];
+const REMEMBERED: &[&str] = &["alt-svc", "nel", "report-to", "reporting-endpoints", "set-cookie", "set-cookie2"];
 
 /// Whether a field concerns two neighbours only. What a `Connection` field names does too.
 #[must_use]

@@ -229,7 +229,8 @@ impl<'a> Reader<'a> {
         let (first, rest) = self.take(1)?.split_first().ok_or(MessageError::Malformed)?;
         debug_assert!(rest.is_empty());
         let more = (1_usize << (first >> 6)).saturating_sub(1);
-        let number = self.take(more)?.iter().fold(u64::from(first & 0x3f), |number, byte| number << 8 | u64::from(*byte));
+        let number =
+            self.take(more)?.iter().fold(u64::from(first & 0x3f), |number, byte| number << 8 | u64::from(*byte));
         Ok(number)
     }
 

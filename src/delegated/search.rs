@@ -5,13 +5,13 @@
 
 use core::fmt;
 
-use prost::Message as _;
 use super::{
     EngineName,
     frame::{self, FrameError, REQUEST_BUCKETS, RESPONSE_BUCKETS},
     link, schema, text,
     url::Url,
 };
+use prost::Message as _;
 
 /// Bytes of what is searched for at the most.
 pub const MAX_TERMS_LEN: usize = 2048;

@@ -4,8 +4,7 @@ use url::Url;
 
 use super::Target;
 use crate::delegated::{
-    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, fields,
-    frame::REQUEST_BUCKETS,
+    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, fields, frame::REQUEST_BUCKETS,
     frame::RESPONSE_BUCKETS, frame::longest, link, message::HttpResponse, text,
 };
 

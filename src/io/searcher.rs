@@ -35,8 +35,8 @@ use crate::{
 
 use super::connector::{ConnectError, Connector, Delegated, Hop, Isolation};
 
-pub use crate::delegated::{Miss, MissReason, Offers};
 pub(crate) use crate::delegated::engines;
+pub use crate::delegated::{Miss, MissReason, Offers};
 pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
 
 /// For a circuit to be had.

@@ -21,9 +21,7 @@ use bytes::Bytes;
 use web_sys::RtcCertificate;
 
 use super::Transport;
-use crate::base::{
-    DialError, DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit,
-};
+use crate::base::{DialError, DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit};
 use peer::{Outlook, Peer};
 
 /// How long a link that the core closed may take to deliver what was handed over.
@@ -167,7 +165,15 @@ impl Endpoint {
     #[must_use]
     pub fn new(caps: Caps, certificate: Option<RtcCertificate>, wake: Wake) -> Self {
         let inbox = Rc::new(Inbox { wake, notes: RefCell::default() });
-        Self { caps, certificate, inbox, links: BTreeMap::new(), next_link: 0, events: VecDeque::new(), allowance: None }
+        Self {
+            caps,
+            certificate,
+            inbox,
+            links: BTreeMap::new(),
+            next_link: 0,
+            events: VecDeque::new(),
+            allowance: None,
+        }
     }
 
     /// Takes what the browser has called back since the last time.

@@ -97,12 +97,18 @@ fn format() -> Result<Tally, Failure> {
 }
 
 fn clippy() -> Result<Tally, Failure> {
-    Run::cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+    let options = ["clippy", "--quiet", "--workspace", "--all-targets", "--features", "umbel/browser", "--locked"];
+    Run::cargo().args(options).args(["--", "-D", "warnings"]).run()
 }
 
 fn docs() -> Result<Tally, Failure> {
     let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items", "--locked"];
-    Run::cargo().args(options).env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links").run()
+    let features = ["--features", "umbel/browser"];
+    Run::cargo()
+        .args(options)
+        .args(features)
+        .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")
+        .run()
 }
 
 fn test() -> Result<Tally, Failure> {

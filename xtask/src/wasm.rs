@@ -1,4 +1,4 @@
-//! The protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`.
+//! The protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`, and with `browser`.
 //!
 //! The target's standard library comes from rustup, or, where rustup can't download it, from Debian's packages: those
 //! are unpacked, not installed, beside the tools that are kept between builds, and give a compiler of their own that
@@ -17,15 +17,20 @@ pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 const QUICKLY: &[&str] =
     &["--config", "profile.dev.opt-level=0", "--config", "profile.dev.package.\"*\".opt-level=0", "--quiet"];
 
-/// Builds the core alone; a warning is an error.
+/// Builds the core alone, and then with what a page drives it with; a warning is an error.
 pub(crate) fn build() -> Result<Tally, Failure> {
-    let run =
-        Run::cargo().args(["rustc", "--lib", "--locked", "--no-default-features", "--target", TARGET]).args(QUICKLY);
-    let run = match compiler()? {
-        Some(compiler) => run.env("RUSTC", compiler),
-        None => run,
-    };
-    run.args(["--", "-D", "warnings"]).run()
+    let compiler = compiler()?;
+    for features in ["", "browser"] {
+        let run = Run::cargo()
+            .args(["rustc", "--lib", "--locked", "--no-default-features", "--features", features, "--target", TARGET])
+            .args(QUICKLY);
+        let run = match &compiler {
+            Some(compiler) => run.env("RUSTC", compiler),
+            None => run,
+        };
+        run.args(["--", "-D", "warnings"]).run()?;
+    }
+    Ok(Tally::ONE)
 }
 
 /// The compiler to use instead of the usual one, if the usual one has no standard library for the target.

@@ -59,13 +59,15 @@ fn library(web: &Path) -> Result<(), Failure> {
 
 /// The library as rustc makes it.
 fn compile() -> Result<PathBuf, Failure> {
-    let run = Run::cargo().args(["rustc", "--locked", "--quiet", "--lib", "--crate-type", "cdylib", "--profile", "web"]).args([
-        "--no-default-features",
-        "--features",
-        "browser",
-        "--target",
-        wasm::TARGET,
-    ]);
+    let run = Run::cargo()
+        .args(["rustc", "--locked", "--quiet", "--lib", "--crate-type", "cdylib", "--profile", "web"])
+        .args([
+            "--no-default-features",
+            "--features",
+            "browser,tracing/release_max_level_off",
+            "--target",
+            wasm::TARGET,
+        ]);
     let run = match wasm::compiler()? {
         Some(compiler) => run.env("RUSTC", compiler),
         None => run,
@@ -126,7 +128,12 @@ fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
 pub(crate) fn bind(module: &str, folder: &str) -> Result<(), Failure> {
     let mut bindings = wasm_bindgen_cli_support::Bindgen::new();
     let outcome = bindings.input_path(module).web(true).and_then(|bindings| {
-        bindings.typescript(true).omit_default_module_path(false).remove_name_section(true).remove_producers_section(true).generate(folder)
+        bindings
+            .typescript(true)
+            .omit_default_module_path(false)
+            .remove_name_section(true)
+            .remove_producers_section(true)
+            .generate(folder)
     });
     outcome.map_err(|error| Failure::new(format!("bindings: {error:#}")))
 }
