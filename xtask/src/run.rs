@@ -47,10 +47,12 @@ impl Tally {
         Self { passed: self.passed.saturating_add(other.passed), failed: self.failed.saturating_add(other.failed) }
     }
 
-    /// Adds what `line` reports, if it is a summary of nextest, of `cargo test` or of Node's test runner.
+    /// Adds what `line` reports, if it is a summary of nextest, of `cargo test`, of Node's test runner or of vitest.
     fn read(&mut self, line: &str) {
         let nextest = line.trim_start().starts_with("Summary [");
-        if nextest || line.starts_with("test result: ") {
+        // Not "Test Files", which it counts too.
+        let vitest = line.trim_start().starts_with("Tests  ");
+        if nextest || vitest || line.starts_with("test result: ") {
             let words: Vec<&str> = line.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
             for pair in words.windows(2) {
                 let [count, word] = pair else { continue };
@@ -214,6 +216,7 @@ mod tests {
         assert_eq!(tally(&["     Summary [   3.2s] 12 tests run: 12 passed (1 slow), 3 skipped"]), (12, 0));
         assert_eq!(tally(&["     Summary [   3.2s] 9 tests run: 5 passed, 2 failed, 2 timed out, 0 skipped"]), (5, 4));
         assert_eq!(tally(&["test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured"]), (7, 0));
+        assert_eq!(tally(&[" Test Files  4 passed (4)", "      Tests  1 failed | 25 passed (26)"]), (25, 1));
         assert_eq!(tally(&["# tests 3", "# pass 2", "# fail 1"]), (2, 1));
         assert_eq!(tally(&["5 passed by on the other side"]), (0, 0));
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::{
     book, browser, deny, packages,
     run::{Failure, Run, Tally},
-    wasm,
+    wasm, web,
 };
 
 struct Step {
@@ -19,6 +19,8 @@ const STEPS: &[Step] = &[
     Step { name: "packages", what: "real clients and browsers are there, or get installed", run: packages::install },
     Step { name: "book", what: "the Rust book as a ZIM file, for the search engine of the tests", run: book::prepare },
     Step { name: "deny", what: "licences, bans and sources of the dependencies", run: deny::check },
+    // Before all that builds the program, which holds the pages.
+    Step { name: "web", what: "the pages for browsers build, and do what their tests say", run: web::check },
     Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
     Step { name: "wasm", what: "the protocol core builds for browsers", run: wasm::build },
@@ -31,7 +33,7 @@ const STEPS: &[Step] = &[
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
     Step {
         name: "browser",
-        what: "Chromium and Firefox dial a relay, and use the search page over a testnet",
+        what: "Chromium and Firefox dial a relay, and use search page, volunteer's page and badge over a testnet",
         run: browser::test,
     },
 ];

@@ -27,6 +27,13 @@ pub(crate) fn build() -> Result<Tally, Failure> {
     Run::new("npm").args(["run", "--silent", "build"]).directory(&web).run()
 }
 
+/// Builds all of it, and checks types and what the pages' parts must do.
+pub(crate) fn check() -> Result<Tally, Failure> {
+    build()?;
+    // The tests' summary is counted, and colours would be in the way.
+    Run::new("npm").args(["run", "--silent", "check"]).env("NO_COLOR", "1").directory(&root().join("web")).run()
+}
+
 /// The packages of the lock file, if they aren't there.
 pub(crate) fn install(web: &Path) -> Result<(), Failure> {
     // npm notes what it installed; the note is as old as the lock file it came from.
