@@ -126,6 +126,14 @@ impl UnverifiedVolunteer {
         &self.claimed
     }
 
+    /// SHA-256 of what is signed and of the signature: the same for the same registration, however that is wrapped.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        // One of fixed length first, so that nothing can pass from one part to the other. With the signature, for who can
+        // guess what a volunteer says must not pass for it.
+        crypto::sha256_parts(&[&crypto::sha256(&self.signed.volunteer), &self.signed.signature])
+    }
+
     /// The descriptor, if the volunteer it is about has signed it and it counts at `now`.
     ///
     /// # Errors

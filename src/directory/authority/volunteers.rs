@@ -13,7 +13,6 @@ use rand::CryptoRng;
 use super::SIGNATURE_ROOM;
 use crate::{
     base::{RelayId, WallTime},
-    crypto::sha256,
     directory::{
         CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, PresenceError,
         Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList,
@@ -34,7 +33,7 @@ const LIST_INTERVALS: u32 = 5;
 /// One volunteer.
 struct Entry {
     descriptor: VolunteerDescriptor,
-    /// SHA-256 of the signed descriptor.
+    /// Of what was registered ([`UnverifiedVolunteer::digest`]).
     digest: [u8; 32],
     seed: [u8; 32],
     first_seen: WallTime,
@@ -106,7 +105,7 @@ impl Volunteers {
         if consensus.is_some_and(|consensus| consensus.relay(&identity).is_some()) {
             return Err(DescriptorError::Public);
         }
-        let digest = sha256(bytes);
+        let digest = unverified.digest();
         match self.entries.get_mut(&identity) {
             Some(known) if known.digest == digest && !known.descriptor.is_stale(now) => {}
             Some(known) if known.descriptor.published >= unverified.claimed().published => {

@@ -247,6 +247,19 @@ fn the_same_bytes_are_known_again_and_older_ones_refused() {
 }
 
 #[test]
+fn the_same_registration_wrapped_in_other_bytes_is_known_again_and_a_guess_at_it_is_not() {
+    let mut world = World::testnet(3);
+    let registered = volunteer(V, volunteer_profile(V), NOW);
+    let first = world.register_as(NOW, &registered).unwrap();
+    // A field that nobody knows, number 15, before the others.
+    let wrapped = [&[0x7a, 1, 0], registered.as_slice()].concat();
+    assert_eq!(world.register_as(later(1), &wrapped), Ok(first));
+    let mut guessed = registered;
+    *guessed.last_mut().unwrap() ^= 1;
+    assert_eq!(world.register_as(later(1), &guessed), Err(DescriptorError::Older));
+}
+
+#[test]
 fn a_listed_relay_is_no_volunteer() {
     let mut world = World::testnet(3);
     let own = volunteer(1, volunteer_profile(1), NOW);
