@@ -3,7 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
-//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, or 400 |
+//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when there is no place, or 400 |
 //! | `POST /v1/presence`, a gateway's signed report | 202, or 400 |
 //! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
 //! | `GET /v1/volunteers` | the same of the signed volunteer list |
@@ -234,8 +234,9 @@ async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) ->
     };
     match directory.submit(body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
+        // Places come free from one interval to the next.
+        Some(Err(DescriptorError::Full)) | None => busy(),
         Some(Err(error)) => refused(&error),
-        None => busy(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! say within an interval what it must know. Identities cost nothing, so a volunteer that no gateway confirms gives way,
 //! and nobody is confirmed but by gateways that fall to it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use core::time::Duration;
 
@@ -14,9 +14,9 @@ use super::SIGNATURE_ROOM;
 use crate::{
     base::{RelayId, WallTime},
     directory::{
-        CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, PresenceError,
-        Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList,
-        gateway_ranking,
+        CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, Parameters,
+        PresenceError, Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor,
+        VolunteerList, gateway_ranking,
     },
 };
 
@@ -24,8 +24,11 @@ use crate::{
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(60);
 /// For how long a volunteer keeps its seed, and so its gateways.
 const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Seeds that are remembered; the longest drawn makes room.
-const MAX_SEEDS: usize = 65_536;
+/// Seeds that are remembered of volunteers that left; who left first makes room. No flood costs those that stay theirs.
+const MAX_LEFT_SEEDS: usize = 65_536;
+/// Nobody makes room for another before it has been known for an interval, or so long: time to dial gateways, and for them
+/// to report it.
+const SHORTEST_CHANCE: Duration = Duration::from_secs(15);
 /// Intervals for which a report counts, and a list is valid.
 const REPORT_INTERVALS: u32 = 3;
 const LIST_INTERVALS: u32 = 5;
@@ -35,14 +38,17 @@ struct Entry {
     descriptor: VolunteerDescriptor,
     /// Of what was registered ([`UnverifiedVolunteer::digest`]).
     digest: [u8; 32],
-    seed: [u8; 32],
+    seed: Seed,
     first_seen: WallTime,
     /// When a gateway that falls to it last reported it.
     confirmed: Option<WallTime>,
+    /// The gateways whose last report counted for it.
+    reported_by: BTreeSet<RelayId>,
     ranking: Ranking,
 }
 
-/// The gateways that fall to a volunteer, by which consensus.
+/// The gateways that fall to a volunteer, by which consensus. Made only for a volunteer that a gateway reports: it takes a
+/// digest of each relay, and anyone can register.
 #[derive(Default)]
 struct Ranking {
     consensus: Option<[u8; 32]>,
@@ -50,10 +56,10 @@ struct Ranking {
 }
 
 impl Entry {
-    /// Its ranking by `consensus`. Kept, for it takes a digest of each relay.
+    /// Its ranking by `consensus`, made once.
     fn ranking(&mut self, consensus: &Consensus) -> &[RelayId] {
         if self.ranking.consensus.as_ref() != Some(consensus.digest()) {
-            let gateways = gateway_ranking(&self.seed, &self.descriptor.profile.identity, consensus);
+            let gateways = gateway_ranking(&self.seed.drawn, &self.descriptor.profile.identity, consensus);
             self.ranking = Ranking { consensus: Some(*consensus.digest()), gateways };
         }
         &self.ranking.gateways
@@ -63,20 +69,13 @@ impl Entry {
     fn unconfirmed_since(&self) -> WallTime {
         self.confirmed.unwrap_or(self.first_seen)
     }
-
-    fn reseed(&mut self, seed: [u8; 32]) {
-        if self.seed != seed {
-            self.seed = seed;
-            self.ranking = Ranking::default();
-        }
-    }
 }
 
 /// What a gateway reported last.
 struct Report {
     at_ms: u64,
     came: WallTime,
-    /// The registered volunteers in it to whom the gateway falls, ascending.
+    /// The volunteers that it counted for.
     volunteers: Vec<RelayId>,
 }
 
@@ -84,7 +83,7 @@ struct Report {
 #[derive(Default)]
 pub(super) struct Volunteers {
     entries: BTreeMap<RelayId, Entry>,
-    seeds: Seeds,
+    left: LeftSeeds,
     reports: BTreeMap<RelayId, Report>,
     /// When the last list was made, as it says.
     listed: Option<WallTime>,
@@ -115,15 +114,17 @@ impl Volunteers {
             None => {
                 let descriptor = unverified.verify(now)?;
                 self.make_room(now, consensus)?;
-                // Drawn below; never before the volunteer has registered.
-                let (seed, ranking) = ([0; 32], Ranking::default());
-                let entry = Entry { descriptor, digest, seed, first_seen: now, confirmed: None, ranking };
+                let seed = self.left.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
+                let (reported_by, ranking) = (BTreeSet::new(), Ranking::default());
+                let entry = Entry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
                 self.entries.insert(identity, entry);
             }
         }
-        let seed = self.seeds.of(&identity, now, rng);
         let Some(entry) = self.entries.get_mut(&identity) else { return Err(DescriptorError::Full) };
-        entry.reseed(seed);
+        if now.since(entry.seed.at) >= SEED_LIFETIME {
+            (entry.seed, entry.ranking) = (Seed::draw(now, rng), Ranking::default());
+        }
+        let seed = entry.seed.drawn;
         let gateways = consensus.map(|consensus| reached_by(entry, &self.reports, consensus, now)).unwrap_or_default();
         Ok(Registration { seed, gateways })
     }
@@ -145,15 +146,27 @@ impl Volunteers {
         let mut presence = unverified.verify(now)?;
         presence.volunteers.retain(|volunteer| {
             let Some(entry) = self.entries.get_mut(volunteer) else { return false };
-            let falls_to_it = entry.ranking(consensus).contains(&gateway);
-            if falls_to_it {
-                entry.confirmed = Some(now);
-            }
-            falls_to_it
+            entry.ranking(consensus).contains(&gateway)
         });
+        self.withdraw(&gateway);
+        for volunteer in &presence.volunteers {
+            let Some(entry) = self.entries.get_mut(volunteer) else { continue };
+            entry.confirmed = Some(now);
+            entry.reported_by.insert(gateway);
+        }
         let report = Report { at_ms: presence.at_ms, came: now, volunteers: presence.volunteers };
         self.reports.insert(gateway, report);
         Ok(gateway)
+    }
+
+    /// What a gateway reported last doesn't count any more.
+    fn withdraw(&mut self, gateway: &RelayId) {
+        let Some(report) = self.reports.remove(gateway) else { return };
+        for volunteer in &report.volunteers {
+            if let Some(entry) = self.entries.get_mut(volunteer) {
+                entry.reported_by.remove(gateway);
+            }
+        }
     }
 
     /// When the next list is to be made, once there is a consensus.
@@ -233,23 +246,39 @@ impl Volunteers {
     /// Forgets who registered too long ago, whom nobody has confirmed, and reports that could not come again.
     fn forget(&mut self, now: WallTime, interval: Duration) {
         let patience = UNCONFIRMED_FOR.max(interval.saturating_mul(2));
-        self.entries
-            .retain(|_, entry| now.since(entry.unconfirmed_since()) < patience && !entry.descriptor.is_stale(now));
-        self.reports.retain(|_, report| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) >= now);
+        self.entries.retain(|identity, entry| {
+            let stays = now.since(entry.unconfirmed_since()) < patience && !entry.descriptor.is_stale(now);
+            if !stays {
+                self.left.keep(*identity, entry.seed);
+            }
+            stays
+        });
+        let is_old = |report: &Report| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) < now;
+        let old: Vec<_> =
+            self.reports.iter().filter(|(_, report)| is_old(report)).map(|(gateway, _)| *gateway).collect();
+        for gateway in old {
+            self.withdraw(&gateway);
+        }
     }
 
-    /// Makes room for one more: whom no gateway confirms leaves, the longest unconfirmed first.
+    /// Makes room for one more. Who was never confirmed leaves first, the longest known first, then whom no gateway
+    /// confirms any more; but each has had its chance to be confirmed, or a flood would leave nobody the time.
     fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {
             return Ok(());
         }
-        let counts_for = consensus.map(report_lifetime).unwrap_or_default();
-        let is_confirmed = |entry: &Entry| entry.confirmed.is_some_and(|at| now.since(at) < counts_for);
-        let unconfirmed = self.entries.iter().filter(|(_, entry)| !is_confirmed(entry));
-        let (longest, _) =
-            unconfirmed.min_by_key(|(_, entry)| entry.unconfirmed_since()).ok_or(DescriptorError::Full)?;
-        let longest = *longest;
-        self.entries.remove(&longest);
+        let interval = consensus.map_or_else(Parameters::default, |it| it.parameters().clone()).volunteer_interval();
+        let (chance, counts_for) = (interval.max(SHORTEST_CHANCE), interval.saturating_mul(REPORT_INTERVALS));
+        let gives_way = |entry: &Entry| match entry.confirmed {
+            None => now.since(entry.first_seen) >= chance,
+            Some(at) => now.since(at) >= counts_for,
+        };
+        let candidates = self.entries.iter().filter(|(_, entry)| gives_way(entry));
+        let first = candidates.min_by_key(|(_, entry)| (entry.confirmed, entry.first_seen));
+        let first = *first.ok_or(DescriptorError::Full)?.0;
+        if let Some(entry) = self.entries.remove(&first) {
+            self.left.keep(first, entry.seed);
+        }
         Ok(())
     }
 }
@@ -265,46 +294,56 @@ fn reached_by(
     consensus: &Consensus,
     now: WallTime,
 ) -> Vec<RelayId> {
-    let identity = entry.descriptor.profile.identity;
     let counts_for = report_lifetime(consensus);
-    let reported = |gateway: &&RelayId| {
-        let report = reports.get(*gateway).filter(|report| now.since(report.came) < counts_for);
-        report.is_some_and(|report| report.volunteers.binary_search(&identity).is_ok())
-    };
-    entry.ranking(consensus).iter().filter(reported).take(MAX_GATEWAYS).copied().collect()
+    let counts = |gateway: &&RelayId| reports.get(*gateway).is_some_and(|report| now.since(report.came) < counts_for);
+    let reporting: BTreeSet<RelayId> = entry.reported_by.iter().filter(counts).copied().collect();
+    if reporting.is_empty() {
+        return Vec::new();
+    }
+    let ranked = entry.ranking(consensus).iter();
+    ranked.filter(|gateway| reporting.contains(*gateway)).take(MAX_GATEWAYS).copied().collect()
 }
 
-/// What was drawn for whom in the last day, registered still or not: else an identity could register until it likes the
-/// gateways that fall to it.
+/// What a volunteer's ranking follows from.
+#[derive(Clone, Copy)]
+struct Seed {
+    drawn: [u8; 32],
+    at: WallTime,
+}
+
+impl Seed {
+    fn draw(now: WallTime, rng: &mut dyn CryptoRng) -> Self {
+        let mut drawn = [0; 32];
+        rng.fill_bytes(&mut drawn);
+        Self { drawn, at: now }
+    }
+}
+
+/// The seeds of those that left: else an identity could register until it likes the gateways that fall to it.
 #[derive(Default)]
-struct Seeds {
-    drawn: BTreeMap<RelayId, [u8; 32]>,
-    /// When, in this order.
-    order: VecDeque<(WallTime, RelayId)>,
+struct LeftSeeds {
+    seeds: BTreeMap<RelayId, (u64, Seed)>,
+    /// By when they left.
+    order: BTreeMap<u64, RelayId>,
+    next: u64,
 }
 
-impl Seeds {
-    fn of(&mut self, volunteer: &RelayId, now: WallTime, rng: &mut dyn CryptoRng) -> [u8; 32] {
-        while self.order.front().is_some_and(|(at, _)| now.since(*at) >= SEED_LIFETIME) {
-            self.forget_oldest();
+impl LeftSeeds {
+    fn keep(&mut self, volunteer: RelayId, seed: Seed) {
+        if self.seeds.len() >= MAX_LEFT_SEEDS
+            && let Some((_, longest)) = self.order.pop_first()
+        {
+            self.seeds.remove(&longest);
         }
-        if let Some(seed) = self.drawn.get(volunteer) {
-            return *seed;
-        }
-        if self.order.len() >= MAX_SEEDS {
-            self.forget_oldest();
-        }
-        let mut seed = [0; 32];
-        rng.fill_bytes(&mut seed);
-        self.order.push_back((now, *volunteer));
-        self.drawn.insert(*volunteer, seed);
-        seed
+        self.seeds.insert(volunteer, (self.next, seed));
+        self.order.insert(self.next, volunteer);
+        self.next = self.next.saturating_add(1);
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((_, oldest)) = self.order.pop_front() {
-            self.drawn.remove(&oldest);
-        }
+    fn take(&mut self, volunteer: &RelayId) -> Option<Seed> {
+        let (position, seed) = self.seeds.remove(volunteer)?;
+        self.order.remove(&position);
+        Some(seed)
     }
 }
 

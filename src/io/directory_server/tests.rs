@@ -319,6 +319,22 @@ async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
 }
 
 #[tokio::test]
+async fn a_volunteer_for_whom_there_is_no_place_is_told_to_try_again() {
+    let (server, mut submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            if let Submission::Volunteer(_, answer) = submission {
+                _ = answer.send(Err(DescriptorError::Full));
+            }
+        }
+    });
+    let refusal = client(address).register(b"anything").await.unwrap_err();
+    assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
+}
+
+#[tokio::test]
 async fn a_page_of_any_origin_may_ask_for_everything() {
     let (server, mut submissions) = served();
     server.publish_volunteers(&volunteers_signed_by(&[100], NOW));

@@ -295,27 +295,58 @@ fn whom_nobody_confirms_is_forgotten_and_whom_somebody_does_stays_until_it_is_st
 }
 
 #[test]
-fn a_full_directory_makes_room_by_the_longest_unconfirmed_and_refuses_when_there_is_none() {
+fn a_full_directory_makes_room_by_who_had_a_chance_to_be_confirmed_and_else_refuses() {
     let mut world = World::testnet(3);
     let numbers: Vec<u16> = (1000..).take(MAX_VOLUNTEERS).collect();
     for (at, number) in numbers.iter().enumerate() {
         world.register(*number, later(at as u64 / 1000));
     }
-    world.report(1, &numbers[..1], later(5)).unwrap();
-    world.register(V, later(5));
+    let chance = SHORTEST_CHANCE.as_secs();
+    world.report(1, &numbers[..1], later(chance - 3)).unwrap();
+    world.report(2, &numbers[1..3], later(chance)).unwrap();
+    let newcomer = |number: u16| volunteer(number, volunteer_profile(number), NOW);
+    // However many come, nobody leaves before its time.
+    let too_early = world.register_as(later(chance - 1), &newcomer(V));
+    assert_eq!(too_early, Err(DescriptorError::Full));
     let known = |world: &World, number: u16| world.authority.volunteers.entries.contains_key(&key(number).id());
-    assert!(known(&world, V) && known(&world, numbers[0]));
-    assert_eq!(numbers[1..1000].iter().filter(|number| !known(&world, **number)).count(), 1);
-    assert!(numbers[1000..].iter().all(|number| known(&world, *number)));
-    // All of them confirmed: nobody gives way.
-    let all: Vec<u16> = numbers.iter().copied().chain([V]).filter(|number| known(&world, *number)).collect();
-    let now = later(6);
-    for (at, some) in all.chunks(MAX_PRESENT).enumerate() {
+    assert!(numbers.iter().all(|number| known(&world, *number)));
+    // Then who came first and was never confirmed does, before who was once.
+    for number in (0..997).map(|number| 10_000 + number) {
+        world.register_as(later(chance), &newcomer(number)).unwrap();
+    }
+    assert!(numbers[3..1000].iter().all(|number| !known(&world, *number)));
+    assert!(numbers[..3].iter().chain(&numbers[1000..]).all(|number| known(&world, *number)));
+    let now = later(chance + 1);
+    let left: Vec<u16> = numbers[1..3].iter().chain(&numbers[1000..]).copied().chain(10_000..10_997).collect();
+    for (at, some) in left.chunks(MAX_PRESENT).enumerate() {
         world.authority.handle_presence(now, &presence(1, some, now.as_unix() * 1000 + at as u64)).unwrap();
     }
-    let one_more = volunteer(V + 1, volunteer_profile(V + 1), NOW);
-    assert_eq!(world.register_as(now, &one_more), Err(DescriptorError::Full));
-    assert!(world.register_as(later(9), &one_more).is_ok(), "once nobody has confirmed them for three intervals");
+    world.register_as(now, &newcomer(V)).unwrap();
+    assert!(!known(&world, numbers[0]) && known(&world, V));
+    // All of them confirmed, or new: nobody gives way.
+    assert_eq!(world.register_as(now, &newcomer(V + 1)), Err(DescriptorError::Full));
+    assert!(world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(), "once nobody has confirmed them lately");
+}
+
+#[test]
+fn nobody_is_ranked_but_whom_a_gateway_reports() {
+    let mut world = World::testnet(3);
+    let ranked = |world: &World, number: u16| {
+        let entry = &world.authority.volunteers.entries[&key(number).id()];
+        entry.ranking.consensus == world.consensus.as_ref().map(|consensus| *consensus.digest())
+    };
+    for number in [V, V + 1] {
+        world.register(number, NOW);
+    }
+    world.report(1, &[V], later(1)).unwrap();
+    for now in [1, 20, 21].map(later) {
+        world.settle(now);
+        world.register(V + 1, now);
+        assert!(!ranked(&world, V + 1));
+    }
+    assert!(!ranked(&world, V), "nobody reports it any more, and there is another consensus");
+    world.report(1, &[V], later(21)).unwrap();
+    assert!(ranked(&world, V));
 }
 
 #[test]
@@ -399,20 +430,37 @@ fn a_list_that_would_be_too_long_goes_without_those_that_came_last() {
     assert!(last.iter().rev().take(100).all(|number| world.listed(*number).is_none()));
 }
 
+fn id(number: usize) -> RelayId {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    RelayId::from_bytes(bytes)
+}
+
 #[test]
-fn seeds_of_many_identities_push_out_the_longest_drawn() {
-    let (mut seeds, mut rng) = (Seeds::default(), ChaCha20Rng::seed_from_u64(1));
-    let id = |number: usize| {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&(number as u64).to_be_bytes());
-        RelayId::from_bytes(bytes)
-    };
-    let first = seeds.of(&id(0), NOW, &mut rng);
-    let second = seeds.of(&id(1), NOW, &mut rng);
-    for number in 2..=MAX_SEEDS {
-        seeds.of(&id(number), NOW, &mut rng);
+fn no_flood_of_registrations_costs_a_registered_volunteer_its_seed() {
+    let mut world = World::testnet(3);
+    let (seed, leaver) = (world.register(V, NOW).seed, world.register(V + 1, NOW).seed);
+    for at in (0..100).step_by(10) {
+        world.report(1, &[V], later(at)).unwrap();
+        world.settle(later(at));
     }
-    assert_eq!((seeds.drawn.len(), seeds.order.len()), (MAX_SEEDS, MAX_SEEDS));
-    assert_eq!(seeds.of(&id(1), NOW, &mut rng), second, "asking for one that is known moves none out");
-    assert_ne!(seeds.of(&id(0), NOW, &mut rng), first);
+    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other has left");
+    for number in 0..MAX_LEFT_SEEDS {
+        let seed = Seed::draw(NOW, &mut world.rng);
+        world.authority.volunteers.left.keep(id(number), seed);
+    }
+    assert_eq!(world.register(V, later(100)).seed, seed);
+    assert_ne!(world.register(V + 1, later(100)).seed, leaver, "of those that left, the first to go are forgotten");
+}
+
+#[test]
+fn seeds_of_those_that_left_are_kept_once_each_and_so_many() {
+    let (mut left, mut rng) = (LeftSeeds::default(), ChaCha20Rng::seed_from_u64(1));
+    for number in (0..=MAX_LEFT_SEEDS).chain([7; 3]) {
+        let seed = left.take(&id(number)).unwrap_or_else(|| Seed::draw(NOW, &mut rng));
+        left.keep(id(number), seed);
+    }
+    assert_eq!((left.seeds.len(), left.order.len()), (MAX_LEFT_SEEDS, MAX_LEFT_SEEDS));
+    assert!(left.take(&id(0)).is_none() && left.take(&id(1)).is_some());
+    assert_eq!((left.seeds.len(), left.order.len()), (MAX_LEFT_SEEDS - 1, MAX_LEFT_SEEDS - 1));
 }
