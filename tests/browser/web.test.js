@@ -332,6 +332,27 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
+    test('another site’s program searches and fetches by the library', dialling, async () => {
+      const context = await driver.createBrowserContext();
+      const page = await context.newPage();
+      await page.goto(`${siteUrl}/next`, { waitUntil: 'load' });
+      const found = await page.evaluate(async (directory, terms, url) => {
+        const { connect, UmbelError } = await import(`${directory}/umbel.js`);
+        const umbel = await connect({ network: `${directory}/umbel.json` });
+        const { results, path } = await umbel.search({ terms });
+        const answer = await umbel.fetch(url);
+        const refused = await umbel.search({ terms: '' }).catch((error) => error);
+        const outcome = { results: results.length, hops: path.length, text: await answer.text(), typed: refused instanceof UmbelError };
+        umbel.close();
+        return outcome;
+      }, overlay.directory, TERMS, `${siteUrl}/next`);
+      assert(found.results > 0);
+      assert.equal(found.hops, 3);
+      assert(found.text.includes('The next page'));
+      assert(found.typed);
+      await context.close();
+    });
+
     test('the badge asks for nothing before it is clicked, and the page it opens can’t be framed', deadline, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
