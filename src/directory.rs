@@ -48,7 +48,9 @@ pub const MAX_RELAYS: usize = 10_000;
 /// Bytes of a signed volunteer list at the most.
 pub const MAX_VOLUNTEER_LIST_LEN: usize = 2 << 20;
 /// Bytes of a signed volunteer at the most.
-pub const MAX_VOLUNTEER_LEN: usize = 4 << 10;
+pub const MAX_VOLUNTEER_LEN: usize = 1 << 10;
+/// Bytes of a volunteer's profile at the most: as many as there may be, with their gateways, fit into one list.
+pub const MAX_VOLUNTEER_PROFILE_LEN: usize = 400;
 /// Volunteers in a list at the most.
 pub const MAX_VOLUNTEERS: usize = 4_096;
 /// How far apart the clocks of two nodes may be: a document may be valid from as far in the future.

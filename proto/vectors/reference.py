@@ -318,6 +318,9 @@ def volunteers():
     offer = repeated(1, ["kiwix", "wikipedia"])
     minimal = field(1, identity) + field(2, onion_key)
     full = minimal + repeated(3, [stranger_id]) + field(4, "someone") + field(5, offer) + field(6, "umbel 0.1.0")
+    long = lambda host: minimal + field(4, "o" * 64) + field(5, repeated(2, ["h" * host])) + field(6, "umbel 0.1.0")
+    longest, too_long = long(247), long(248)
+    assert len(longest) == 400
 
     # Ranking.
     def ranking(name, relays):
@@ -345,6 +348,9 @@ def volunteers():
         descriptor("another signer", unsigned, signer=stranger),
         descriptor("another purpose", unsigned, purpose="directory descriptor"),
         descriptor("no onion key", "the onion key is zero", profile=field(1, identity) + field(2, bytes(32))),
+        descriptor("the longest", "counts", profile=longest),
+        descriptor("one byte longer", "more than 400 bytes", profile=too_long),
+        descriptor("nine of family", "more than 8 relays", profile=minimal + repeated(3, identities[:9])),
         descriptor("its own family", "names itself as its family", profile=minimal + repeated(3, [identity])),
     ]
 
@@ -411,6 +417,8 @@ def volunteers():
         volunteer_list("older", "older than the one in use", in_use=signed_list(NOW + 1, (0,), both)),
         volunteer_list("another of the same date", "contradict themselves", in_use=signed_list(NOW, (0,), [])),
         volunteer_list("out of order", "out of order", members=both[::-1]),
+        volunteer_list("the longest", "counts", members=[listed(longest, [5, 0, 2])]),
+        volunteer_list("one byte longer", "more than 400 bytes", members=[listed(too_long, [0])]),
         volunteer_list("without gateway", "one to three", members=[listed(minimal, [])]),
         volunteer_list("four gateways", "one to three", members=[listed(minimal, [0, 1, 2, 3])]),
         volunteer_list("a gateway twice", "twice", members=[listed(minimal, [4, 4])]),

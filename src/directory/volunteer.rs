@@ -14,12 +14,12 @@ use core::fmt;
 use prost::Message;
 
 use super::{
-    DescriptorError, MAX_VOLUNTEER_LEN,
-    bounded::{self, BoundError, Bounds},
+    DescriptorError, MAX_VOLUNTEER_LEN, MAX_VOLUNTEER_PROFILE_LEN,
+    bounded::{self, Bounds},
     descriptor::{check_published, is_stale},
     profile::{
         Impossible, Statement, decode_family, decode_identity, decode_offer, decode_onion_key, encode_identities,
-        encode_offer, exactly,
+        encode_offer, exactly, require,
     },
     schema,
 };
@@ -39,15 +39,16 @@ pub use registration::{Registration, RegistrationError};
 
 pub(super) const CONTEXT: &str = "directory volunteer";
 const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LEN, fields: &[] };
+const MAX_FAMILY: usize = 8;
 
-/// A volunteer as it describes itself. Printed, it gives its identity only.
+/// A volunteer as it describes itself, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes long when encoded. Printed, it gives its identity only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VolunteerProfile {
     /// Its long-term key.
     pub identity: RelayId,
     /// Its current onion key.
     pub onion_key: OnionPublic,
-    /// Relays and volunteers it says are under the same control, at most 64.
+    /// Relays and volunteers it says are under the same control, at most 8.
     pub family: Vec<RelayId>,
     /// Who runs it, empty if not said: at most 64 bytes of printable ASCII.
     pub operator: String,
@@ -64,9 +65,17 @@ impl VolunteerProfile {
         RelayKeys { identity: self.identity, onion_key: self.onion_key }
     }
 
+    /// Whether it is no longer than it may be.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.encode().encoded_len() <= MAX_VOLUNTEER_PROFILE_LEN
+    }
+
     fn check(&self) -> Result<(), Impossible> {
         let Self { identity, onion_key, family, operator, offer, version } = self;
-        Statement { identity, onion_key, family, operator, offer, version }.check()
+        Statement { identity, onion_key, family, operator, offer, version }.check()?;
+        require(family.len() <= MAX_FAMILY, "a volunteer names more than 8 relays as its family")?;
+        require(self.fits(), "a volunteer takes more than 400 bytes to describe; can it offer or name less?")
     }
 
     fn encode(&self) -> schema::VolunteerProfile {
@@ -160,8 +169,7 @@ impl VolunteerDescriptor {
     /// The encoded, signed descriptor, as it is registered.
     ///
     /// # Errors
-    /// [`DescriptorError::Impossible`] when the profile can't be, or is another identity's than `key`'s;
-    /// [`DescriptorError::Malformed`] when it is too long.
+    /// [`DescriptorError::Impossible`] when the profile can't be, or is another identity's than `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
         self.profile.check()?;
         if key.id() != self.profile.identity {
@@ -170,8 +178,7 @@ impl VolunteerDescriptor {
         let profile = Some(self.profile.encode());
         let volunteer = schema::VolunteerDescriptor { profile, published: self.published.as_unix() }.encode_to_vec();
         let signature = key.sign(CONTEXT, &volunteer).to_vec();
-        let signed = schema::SignedVolunteer { volunteer, signature }.encode_to_vec();
-        if signed.len() > MAX_VOLUNTEER_LEN { Err(BoundError::TooLong(MAX_VOLUNTEER_LEN).into()) } else { Ok(signed) }
+        Ok(schema::SignedVolunteer { volunteer, signature }.encode_to_vec())
     }
 
     /// Whether it was made too long ago to count at `now`.

@@ -10,13 +10,11 @@ use core::time::Duration;
 
 use rand::CryptoRng;
 
-use super::SIGNATURE_ROOM;
 use crate::{
     base::{RelayId, WallTime},
     directory::{
-        CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, Parameters,
-        PresenceError, Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor,
-        VolunteerList, gateway_ranking,
+        CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEERS, Parameters, PresenceError, Registration,
+        UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList, gateway_ranking,
     },
 };
 
@@ -187,60 +185,50 @@ impl Volunteers {
         let interval = consensus.parameters().volunteer_interval();
         self.next_list = Some(now.after(interval));
         self.forget(now, interval);
-        let mut listed = self.reached(now, consensus, names);
+        let listed = self.reached(now, consensus, names);
         // Strictly later than the last, also when two fall in one second or the clock was set back.
         let valid_after = self.listed.map_or(now, |last| last.after(Duration::from_secs(1)).max(now));
         let valid_until = valid_after.after(interval.saturating_mul(LIST_INTERVALS));
-        loop {
-            let count = listed.len();
-            let dates = (valid_after, valid_after.after(interval), valid_until);
-            match VolunteerList::new(dates, listed.iter().cloned()) {
-                Ok((_, encoded)) if encoded.len() <= MAX_VOLUNTEER_LIST_LEN.saturating_sub(SIGNATURE_ROOM) => {
-                    tracing::debug!(volunteers = count, "a new volunteer list");
-                    self.listed = Some(valid_after);
-                    return Some(encoded);
-                }
-                // Too long: better without those that came last than none.
-                _ if count > 0 => {
-                    listed.truncate(count.saturating_sub(count.div_ceil(16)));
-                    tracing::warn!(volunteers = count, most = listed.len(), "the volunteer list is too long");
-                }
-                Ok(_) => return None,
-                Err(error) => {
-                    tracing::error!(%error, "no volunteer list can be made");
-                    return None;
-                }
+        let dates = (valid_after, valid_after.after(interval), valid_until);
+        match VolunteerList::new(dates, listed) {
+            Ok((list, encoded)) => {
+                tracing::debug!(volunteers = list.volunteers().len(), "a new volunteer list");
+                self.listed = Some(valid_after);
+                Some(encoded)
+            }
+            Err(error) => {
+                tracing::error!(%error, "no volunteer list can be made");
+                None
             }
         }
     }
 
-    /// The volunteers that can be reached, the longest known first.
+    /// The volunteers that can be reached.
     fn reached(
         &mut self,
         now: WallTime,
         consensus: &Consensus,
         names: impl Fn(&RelayId, &RelayId) -> bool,
     ) -> Vec<Volunteer> {
-        let mut reached: Vec<(WallTime, Volunteer)> = Vec::new();
+        let mut reached = Vec::new();
         for (identity, entry) in &mut self.entries {
             let gateways = reached_by(entry, &self.reports, consensus, now);
             if !gateways.is_empty() && consensus.relay(identity).is_none() {
-                reached.push((entry.first_seen, Volunteer { profile: entry.descriptor.profile.clone(), gateways }));
+                reached.push(Volunteer { profile: entry.descriptor.profile.clone(), gateways });
             }
         }
         let naming = |one: &RelayId, other: &RelayId| match self.entries.get(one) {
             Some(entry) => entry.descriptor.profile.family.contains(other),
             None => names(one, other),
         };
-        for (_, volunteer) in &mut reached {
+        for volunteer in &mut reached {
             // Naming counts when it is mutual (proto/08-paths.md, "Families").
             let identity = volunteer.profile.identity;
             volunteer.profile.family.retain(|member| naming(member, &identity));
             volunteer.profile.family.sort_unstable();
             volunteer.profile.family.dedup();
         }
-        reached.sort_by_key(|(first_seen, _)| *first_seen);
-        reached.into_iter().map(|(_, volunteer)| volunteer).collect()
+        reached
     }
 
     /// Forgets who registered too long ago, whom nobody has confirmed, and reports that could not come again.

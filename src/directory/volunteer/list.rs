@@ -10,7 +10,7 @@ use crate::{
     base::{RelayId, WallTime},
     crypto::{self, IdentityKey},
     directory::{
-        AuthorityId, MAX_VOLUNTEER_LEN, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS,
+        AuthorityId, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS,
         bounded::{self, BoundError, Bounds},
         counting::{Dates, MAX_SIGNATURE_LEN, MAX_SIGNATURES, NotCounted, check_signatures, sign},
         profile::{Impossible, decode_identities, encode_identities, require},
@@ -28,8 +28,9 @@ const SIGNED_BOUNDS: Bounds = Bounds {
     len: MAX_VOLUNTEER_LIST_LEN,
     fields: &[(1, 1, MAX_VOLUNTEER_LIST_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)],
 };
-/// A volunteer with its gateways may take a little more than the volunteer alone.
-const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LIST_LEN, fields: &[(4, MAX_VOLUNTEERS, MAX_VOLUNTEER_LEN + 128)] };
+/// Of a volunteer with its gateways, which take a little more than a hundred bytes.
+const MAX_LISTED_LEN: usize = 512;
+const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LIST_LEN, fields: &[(4, MAX_VOLUNTEERS, MAX_LISTED_LEN)] };
 
 /// Why a volunteer list is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

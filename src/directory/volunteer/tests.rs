@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::directory::{
     AuthorityId, CLOCK_SKEW, Consensus, ConsensusRelay, DESCRIPTOR_LIFETIME, Flags, MAX_VOLUNTEERS, NotCounted,
+    bounded::BoundError,
     fixture::{
         LIST_VALID, NOW, consensus, key, listed, listed_volunteer, profile, volunteer, volunteer_profile, volunteers,
         volunteers_at, volunteers_signed_by,
@@ -81,7 +82,8 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
         (&|it| it.onion_key = vec![0; 32], "onion key"),
         (&|it| it.onion_key = vec![1; 31], "onion key"),
         (&|it| it.family = vec![vec![1; 33]], "family member"),
-        (&|it| it.family = vec![vec![1; 32]; 65], "64 relays"),
+        (&|it| it.family = vec![vec![1; 32]; 9], "8 relays"),
+        (&|it| *it = longest_profile(401).encode(), "400 bytes"),
         (&|it| it.family = vec![it.identity.clone()], "itself"),
         (&|it| it.operator = "o\u{202e}".into(), "operator"),
         (&|it| it.version = "v".repeat(33), "version"),
@@ -93,31 +95,36 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
     }
 }
 
+/// Volunteer 21, whose description takes so many bytes.
+fn longest_profile(length: usize) -> VolunteerProfile {
+    let with = |host: usize| {
+        let requests = crate::delegated::Requests::Hosts(vec!["h".repeat(host)]);
+        let offer = Offer { requests, ..Offer::default() };
+        VolunteerProfile { operator: "o".repeat(64), offer, ..volunteer_profile(21) }
+    };
+    (200..250).map(with).find(|profile| profile.encode().encoded_len() == length).unwrap()
+}
+
 #[test]
 fn a_volunteer_that_is_too_long_is_neither_signed_nor_decoded() {
-    let hosts = (0..64).map(|number| format!("{number:0100}")).collect();
-    let offer = Offer { requests: crate::delegated::Requests::Hosts(hosts), ..Offer::default() };
-    let long = VolunteerDescriptor { profile: VolunteerProfile { offer, ..volunteer_profile(21) }, published: NOW };
+    let sign = |profile| VolunteerDescriptor { profile, published: NOW }.sign(&key(21));
+    assert!(verify(&sign(longest_profile(MAX_VOLUNTEER_PROFILE_LEN)).unwrap(), NOW).is_ok());
+    let long = sign(longest_profile(MAX_VOLUNTEER_PROFILE_LEN + 1)).unwrap_err().to_string();
+    assert!(long.contains("400 bytes"), "{long}");
     let too_long = DescriptorError::Malformed(BoundError::TooLong(MAX_VOLUNTEER_LEN));
-    assert_eq!(long.sign(&key(21)), Err(too_long));
     assert_eq!(verify(&vec![0; MAX_VOLUNTEER_LEN + 1], NOW), Err(too_long));
 }
 
 #[test]
-fn the_longest_volunteer_passes_as_part_of_a_list() {
-    let family: Vec<_> = (100..164).map(|number| key(number).id()).collect();
-    let hosts: Vec<String> = (0..50).map(|number| format!("{number:030}")).collect();
-    let mut longest = VolunteerProfile { family, operator: "o".repeat(64), ..volunteer_profile(21) };
-    for hosts in (1..=50).map(|count| hosts[..count].to_vec()) {
-        let offer = Offer { requests: crate::delegated::Requests::Hosts(hosts), ..Offer::default() };
-        let longer = VolunteerProfile { offer, ..longest.clone() };
-        if (VolunteerDescriptor { profile: longer.clone(), published: NOW }).sign(&key(21)).is_err() {
-            break;
-        }
-        longest = longer;
-    }
-    let listed = Volunteer { profile: longest, gateways: (1..=3).map(|number| key(number).id()).collect() };
-    assert!(volunteers([listed]).volunteer(&key(21).id()).is_some());
+fn as_many_volunteers_as_there_may_be_fit_into_one_list_however_long_they_are() {
+    let longest = |number| {
+        let profile = VolunteerProfile { identity: key(number).id(), ..longest_profile(MAX_VOLUNTEER_PROFILE_LEN) };
+        Volunteer { profile, gateways: (1..=3).map(|number| key(number).id()).collect() }
+    };
+    let (_, encoded) = volunteers_at(NOW, (1000..).take(MAX_VOLUNTEERS).map(longest));
+    let signed = VolunteerList::sign(encoded, &(100..105).map(key).collect::<Vec<_>>());
+    let list = verify_list(signed.as_bytes(), &[100, 101, 102, 103, 104], NOW).unwrap();
+    assert_eq!(list.volunteers().len(), MAX_VOLUNTEERS);
 }
 
 #[test]

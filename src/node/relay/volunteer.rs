@@ -70,11 +70,21 @@ impl Registrations {
             // Without a consensus there is no ranking to make anything of a seed.
             let interval = self.interval.wait_for(Option::is_some).await.ok().and_then(|interval| *interval);
             let Some(interval) = interval else { return Ok(()) };
-            let profile = volunteer_profile(fresh.profile(&mut rng).await);
+            let offered = fresh.profile(&mut rng).await;
+            let profile = volunteer_profile(offered);
+            let left_out = offered.offer.engines.len().saturating_sub(profile.offer.engines.len());
             let still_good = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEW_EVERY;
             let current = match signed.take().filter(still_good) {
                 Some(current) => current,
-                None => self.sign(profile)?,
+                None => {
+                    if left_out > 0 {
+                        tracing::warn!(
+                            left_out,
+                            "clients don't learn of all engines: a volunteer's description is short"
+                        );
+                    }
+                    self.sign(profile)?
+                }
             };
             self.gateways.borrow_and_update();
             match publisher.register(&current.bytes).await {
@@ -147,15 +157,40 @@ impl Registrations {
     }
 }
 
-/// What a relay says of itself, without what a volunteer has not.
+/// What a relay says of itself, without what a volunteer has not, and without the engines that there is no room to name.
 fn volunteer_profile(profile: &Profile) -> VolunteerProfile {
     let Profile { identity, onion_key, family, operator, offer, version, .. } = profile.clone();
-    VolunteerProfile { identity, onion_key, family, operator, offer, version }
+    let mut volunteer = VolunteerProfile { identity, onion_key, family, operator, offer, version };
+    while !volunteer.fits() && volunteer.offer.engines.pop().is_some() {}
+    volunteer
 }
 
 const fn why(channels: usize) -> &'static str {
     match channels {
         0 => "it has no channel to any gateway; is UDP to the relays let through?",
         _ => "no gateway's report of it has come to the directory",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        delegated::{EngineName, Offer},
+        directory::fixture,
+    };
+
+    #[test]
+    fn a_volunteer_of_more_engines_than_it_can_name_names_some() {
+        let engines: Vec<_> =
+            (0..32).map(|number| EngineName::parse(&format!("engine-{number:02}")).unwrap()).collect();
+        let offering = |count: usize| Profile {
+            offer: Offer { engines: engines[..count].to_vec(), ..Offer::default() },
+            ..fixture::profile(1)
+        };
+        assert_eq!(volunteer_profile(&offering(20)).offer, offering(20).offer);
+        let named = volunteer_profile(&offering(32));
+        assert!(named.fits() && named.offer.engines.len() > 20, "{}", named.offer.engines.len());
+        assert_eq!(named.offer.engines, engines[..named.offer.engines.len()]);
     }
 }

@@ -1,13 +1,10 @@
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
 use super::*;
-use crate::{
-    delegated::{EngineName, Offer},
-    directory::{
-        Authority, AuthorityConfig, AuthorityEvent, DESCRIPTOR_LIFETIME, MAX_PRESENT, Presence, Profile,
-        RANKED_GATEWAYS, UnverifiedConsensus, UnverifiedVolunteerList, VolunteerProfile,
-        fixture::{NOW, descriptor, key, profile, volunteer, volunteer_profile},
-    },
+use crate::directory::{
+    Authority, AuthorityConfig, AuthorityEvent, DESCRIPTOR_LIFETIME, MAX_PRESENT, Presence, Profile, RANKED_GATEWAYS,
+    UnverifiedConsensus, UnverifiedVolunteerList, VolunteerProfile,
+    fixture::{NOW, descriptor, key, profile, volunteer, volunteer_profile},
 };
 
 const V: u16 = 900;
@@ -407,27 +404,6 @@ fn family_is_listed_where_both_say_so() {
     assert_eq!(family(V), mutual);
     assert_eq!(family(V + 1), ids(&[V]));
     assert!(family(V + 2).is_empty());
-}
-
-#[test]
-fn a_list_that_would_be_too_long_goes_without_those_that_came_last() {
-    let mut world = World::testnet(8);
-    let engines: Vec<_> = (0..32).map(|number| EngineName::parse(&format!("{number:032}")).unwrap()).collect();
-    let offer = Offer { engines, ..Offer::default() };
-    let numbers: Vec<u16> = (1000..3400).collect();
-    for (at, number) in numbers.iter().enumerate() {
-        let profile = VolunteerProfile { offer: offer.clone(), ..volunteer_profile(*number) };
-        world.register_as(later(at as u64 / 100), &volunteer(*number, profile, NOW)).unwrap();
-    }
-    for (gateway, some) in (1..).zip(numbers.chunks(MAX_PRESENT)) {
-        world.report(gateway, some, later(24)).unwrap();
-    }
-    world.settle(later(24));
-    let count = world.list.as_ref().unwrap().volunteers().len();
-    assert!((1500..2400).contains(&count), "{count}");
-    let (first, last) = numbers.split_at(1500);
-    assert!(first.iter().all(|number| world.listed(*number).is_some()));
-    assert!(last.iter().rev().take(100).all(|number| world.listed(*number).is_none()));
 }
 
 fn id(number: usize) -> RelayId {
