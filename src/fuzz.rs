@@ -24,7 +24,8 @@ mod engine;
 mod io;
 mod relay;
 mod stream;
-#[cfg(test)]
+// A browser has no corpora.
+#[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests;
 #[cfg(feature = "native")]
 mod transport;

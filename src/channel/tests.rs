@@ -6,6 +6,9 @@ use std::{
     sync::Arc,
 };
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};

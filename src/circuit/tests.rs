@@ -2,6 +2,9 @@
 
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::{
     base::RelayId,

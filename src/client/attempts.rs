@@ -135,6 +135,9 @@ fn doubled(pause: Duration, doublings: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use super::*;
 
     #[test]

@@ -44,6 +44,9 @@ impl Gone {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use super::*;
 
     const GUARD: RelayId = RelayId::from_bytes([1; 32]);

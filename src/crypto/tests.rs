@@ -1,6 +1,9 @@
 use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, KeyInit as _};
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::{
     vectors::{array, bytes, hex, read},
     *,

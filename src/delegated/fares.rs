@@ -82,6 +82,9 @@ impl Fares {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use super::*;
 
     const EXIT: RelayId = RelayId::from_bytes([1; 32]);

@@ -123,7 +123,8 @@ fn host_of(authority: &str) -> Option<String> {
         None => authority.find(':').map_or((authority, ""), |colon| authority.split_at(colon)),
     };
     let is_port = match port.strip_prefix(':') {
-        Some(digits) => digits.parse::<u16>().is_ok_and(|port| port > 0),
+        // Parsing would take a sign before the figures.
+        Some(digits) => !digits.starts_with('+') && digits.parse::<u16>().is_ok_and(|port| port > 0),
         None => port.is_empty(),
     };
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);

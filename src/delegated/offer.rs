@@ -132,6 +132,9 @@ impl fmt::Debug for Delegation {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use super::*;
 
     fn engine(name: &str) -> EngineName {

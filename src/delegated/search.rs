@@ -334,6 +334,9 @@ fn encode_result(result: &SearchResult) -> schema::SearchResult {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -4,6 +4,9 @@
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::{
     Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult,
     frame::{HEADER_LEN, REQUEST_BUCKETS, RESPONSE_BUCKETS, encode},

@@ -3,6 +3,9 @@
 
 use core::time::Duration;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use data_encoding::HEXLOWER;
 use prost::Message;
 use serde_json::{Value, json};

@@ -3,6 +3,9 @@
 use super::*;
 use crate::base::Instant;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 /// A path: a queue served at a fixed rate, then a fixed delay to the receiver and back.
 struct Path {
     window: CongestionWindow,

@@ -1,5 +1,8 @@
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use crate::{
     base::{HopIndex, RelayId},
     crypto::{

@@ -8,6 +8,9 @@ use crate::{
     wire::BODY_LEN,
 };
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::{cipher::CELLS_PER_KEY, *};
 
 type Body = [u8; BODY_LEN];

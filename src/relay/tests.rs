@@ -2,6 +2,9 @@
 
 use core::net::SocketAddr;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 

@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use rand::CryptoRng;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Transmit};
 use core::time::Duration;

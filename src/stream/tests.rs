@@ -3,6 +3,9 @@
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 
 const CAPACITY: usize = 968;

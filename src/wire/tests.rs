@@ -1,5 +1,8 @@
 use core::net::IpAddr;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 

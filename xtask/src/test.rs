@@ -24,6 +24,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
     Step { name: "wasm", what: "the protocol core builds for browsers", run: wasm::build },
+    Step { name: "wasm-test", what: "the protocol core's own tests, as WebAssembly", run: wasm::test },
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
         name: "applications",

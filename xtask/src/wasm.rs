@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::run::{Failure, Run, Tally, cache};
+use crate::run::{Failure, Run, Tally, cache, root};
 
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -31,6 +31,41 @@ pub(crate) fn build() -> Result<Tally, Failure> {
         run.args(["--", "-D", "warnings"]).run()?;
     }
     Ok(Tally::ONE)
+}
+
+/// Runs the core's own tests as WebAssembly, in Node.
+pub(crate) fn test() -> Result<Tally, Failure> {
+    let run = Run::cargo()
+        .args(["test", "--lib", "--locked", "--no-default-features", "--target", TARGET])
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", runner()?);
+    let run = match compiler()? {
+        Some(compiler) => run.env("RUSTC", compiler),
+        None => run,
+    };
+    run.run()
+}
+
+/// What runs a wasm test program: the one that belongs to the lock file's `wasm-bindgen`, built once and kept.
+fn runner() -> Result<PathBuf, Failure> {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).map_err(|error| Failure::new(error.to_string()))?;
+    let version = lock.split("name = \"wasm-bindgen\"\nversion = \"").nth(1).and_then(|rest| rest.split('"').next());
+    let version = version.ok_or_else(|| Failure::new("Cargo.lock names no wasm-bindgen"))?;
+    let folder = cache(&format!("wasm-bindgen-{version}"))?;
+    let program = folder.join("bin/wasm-bindgen-test-runner");
+    if !program.is_file() {
+        println!("building wasm-bindgen-test-runner {version}, once");
+        let build = folder.join("build");
+        Run::cargo()
+            .args(["install", "--quiet", "wasm-bindgen-cli", "--version", version, "--no-default-features"])
+            .args(["--bin", "wasm-bindgen-test-runner", "--root"])
+            .args([&folder])
+            .args(["--target-dir"])
+            .args([&build])
+            .run()?;
+        // The program is what is kept; what it was made from is large.
+        let _ = fs::remove_dir_all(build);
+    }
+    Ok(program)
 }
 
 /// The compiler to use instead of the usual one, if the usual one has no standard library for the target.

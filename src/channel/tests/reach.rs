@@ -1,5 +1,8 @@
 //! Channels by which volunteers are reached.
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 
 const VOLUNTEER: u8 = 1;

@@ -1,5 +1,8 @@
 //! Circuits over volunteers, who come and go.
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::{
     directory::{Registration, Volunteer, fixture, gateway_ranking},

@@ -1,5 +1,8 @@
 use super::*;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 fn cleaned(text: &str) -> Option<String> {
     clean(text, None).map(String::from)
 }

@@ -4,6 +4,9 @@ use crate::directory::{
     fixture::{NOW, descriptor, exit_profile, key, profile},
 };
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 fn later(seconds: u64) -> WallTime {
     NOW.after(Duration::from_secs(seconds))
 }

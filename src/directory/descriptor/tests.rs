@@ -1,5 +1,8 @@
 use proptest::prelude::*;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::{
     delegated::{EngineName, Offer, Requests},

@@ -2,6 +2,9 @@
 
 use core::fmt::Display;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use data_encoding::HEXLOWER;
 use serde_json::Value;
 

@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::*;

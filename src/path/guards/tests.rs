@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::directory::{
     Parameters,

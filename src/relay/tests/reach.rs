@@ -1,5 +1,8 @@
 //! Volunteers: at the gateway that reaches them, and at the volunteer itself.
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 
 /// Stands in no consensus.

@@ -1,5 +1,8 @@
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::directory::{
     Authority, AuthorityConfig, AuthorityEvent, DESCRIPTOR_LIFETIME, MAX_PRESENT, Presence, Profile, RANKED_GATEWAYS,
