@@ -32,9 +32,9 @@ pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};
 pub use volunteer::{
-    MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration, RegistrationError,
-    SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList, Volunteer,
-    VolunteerDescriptor, VolunteerList, VolunteerListError, VolunteerProfile, gateway_ranking,
+    Counted, MAX_COUNTED_LEN, MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration,
+    RegistrationError, SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,
+    Volunteer, VolunteerDescriptor, VolunteerList, VolunteerListError, VolunteerProfile, gateway_ranking,
 };
 
 use crate::base::RelayId;

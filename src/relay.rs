@@ -45,7 +45,7 @@ use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
-    directory::{Consensus, KnownRelays, Registration},
+    directory::{Consensus, Counted, KnownRelays, Registration},
     flow::FlowParameters,
     handshake::OnionKeyring,
     wire::{Host, Service, Target},
@@ -65,6 +65,9 @@ const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
 const DIAL_LIMIT: Duration = Duration::from_secs(22);
 /// From CREATE to the last fragment of CREATED.
 const CREATE_LIMIT: Duration = Duration::from_secs(10);
+/// A volunteer that the directory doesn't count for so many of its intervals is not reached any more. It has looked for
+/// another gateway long before.
+const UNCOUNTED_INTERVALS: u32 = 10;
 
 /// Limits and settings of a relay.
 #[derive(Clone, Debug)]
@@ -174,8 +177,8 @@ pub struct Relay {
     known: KnownRelays,
     channels: Channels,
     gateways: Gateways,
-    /// Channels over which volunteers are reached.
-    reached: BTreeSet<ChannelId>,
+    /// Channels over which volunteers are reached, and since when the directory's answers haven't counted them.
+    reached: BTreeMap<ChannelId, Option<Instant>>,
     table: Table,
     /// CREATEs that lack fragments.
     half_built: BTreeMap<Leg, HalfBuilt>,
@@ -207,7 +210,7 @@ impl Relay {
             onion_keys,
             channels: Channels::new(role, parameters.channel.clone()),
             gateways: Gateways::default(),
-            reached: BTreeSet::new(),
+            reached: BTreeMap::new(),
             parameters,
             known: KnownRelays::default(),
             table: Table::default(),
@@ -271,6 +274,28 @@ impl Relay {
         self.channels.volunteers()
     }
 
+    /// Of a gateway: takes up whom the directory counts of the volunteers that were reported. Those that it has not counted
+    /// for long leave their places to others.
+    pub fn handle_presence(&mut self, now: Instant, counted: &Counted) {
+        let Some(consensus) = self.known.current() else { return };
+        let patience = consensus.parameters().volunteer_interval().saturating_mul(UNCOUNTED_INTERVALS);
+        let before = self.reached.len();
+        let Self { reached, channels, .. } = self;
+        reached.retain(|channel, since| {
+            let counts = channels.peer(*channel).is_some_and(|it| counted.volunteers.binary_search(&it).is_ok());
+            // From the first such answer on, for a directory that was away must hear of them first.
+            *since = if counts { None } else { since.or(Some(now)) };
+            let stays = since.is_none_or(|since| now.since(since) < patience);
+            if !stays {
+                channels.stop_reaching(*channel);
+            }
+            stays
+        });
+        if self.reached.len() < before {
+            self.events.push_back(RelayEvent::VolunteersChanged);
+        }
+    }
+
     /// What the node must do next.
     pub fn poll_event(&mut self) -> Option<RelayEvent> {
         self.events.pop_front()
@@ -308,7 +333,7 @@ impl Relay {
             ChannelEvent::Open { channel, peer: Some(relay), reach, .. } => {
                 self.gateways.handle_open(&relay);
                 if reach {
-                    self.reached.insert(channel);
+                    self.reached.insert(channel, None);
                     self.events.push_back(RelayEvent::VolunteersChanged);
                 }
                 self.create_waiting(now, relay, channel, rng);
@@ -329,7 +354,7 @@ impl Relay {
 
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
         self.gateways.handle_closed(now, channel);
-        if self.reached.remove(&channel) {
+        if self.reached.remove(&channel).is_some() {
             self.events.push_back(RelayEvent::VolunteersChanged);
         }
         for (key, side) in self.table.on_channel(channel) {

@@ -220,6 +220,13 @@ impl Channels {
         }
     }
 
+    /// From now on the volunteer at the other end is a relay like any.
+    pub fn stop_reaching(&mut self, channel: ChannelId) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.stop_reaching();
+        }
+    }
+
     /// The relay at the other end of a channel; `None` is a client, or a channel that is gone.
     #[must_use]
     pub fn peer(&self, channel: ChannelId) -> Option<RelayId> {

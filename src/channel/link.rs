@@ -136,6 +136,13 @@ impl Channel {
         }
     }
 
+    pub(super) const fn stop_reaching(&mut self) {
+        if let State::Open(established) = &mut self.state {
+            established.reach = false;
+            self.kept = false;
+        }
+    }
+
     pub(super) const fn queue(&self) -> &FairQueue {
         &self.queue
     }

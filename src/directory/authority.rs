@@ -18,8 +18,9 @@ use core::time::Duration;
 use rand::CryptoRng;
 
 use super::{
-    AuthorityId, Consensus, ConsensusError, DescriptorError, MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters, PresenceError,
-    Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus, UnverifiedDescriptor, VolunteerList,
+    AuthorityId, Consensus, ConsensusError, Counted, DescriptorError, MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters,
+    PresenceError, Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus, UnverifiedDescriptor,
+    VolunteerList,
 };
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
@@ -227,11 +228,12 @@ impl Authority {
         self.volunteers.register(now, bytes, self.last.as_ref(), rng)
     }
 
-    /// Takes a gateway's report of the volunteers that have a channel to it (an encoded `SignedPresence`).
+    /// Takes a gateway's report of the volunteers that have a channel to it (an encoded `SignedPresence`), and tells for
+    /// whom of them it counts.
     ///
     /// # Errors
     /// When the report is refused; the text may be shown to the sender.
-    pub fn handle_presence(&mut self, now: WallTime, bytes: &[u8]) -> Result<RelayId, PresenceError> {
+    pub fn handle_presence(&mut self, now: WallTime, bytes: &[u8]) -> Result<Counted, PresenceError> {
         self.volunteers.report(now, bytes, self.last.as_ref())
     }
 

@@ -33,7 +33,7 @@ use crate::{
 pub use list::{
     MAX_GATEWAYS, SignedVolunteerList, UnverifiedVolunteerList, Volunteer, VolunteerList, VolunteerListError,
 };
-pub use presence::{MAX_PRESENT, Presence, PresenceError, UnverifiedPresence};
+pub use presence::{Counted, MAX_COUNTED_LEN, MAX_PRESENT, Presence, PresenceError, UnverifiedPresence};
 pub use ranking::{RANKED_GATEWAYS, gateway_ranking};
 pub use registration::{Registration, RegistrationError};
 

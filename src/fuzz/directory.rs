@@ -4,7 +4,7 @@ use super::Target;
 use crate::{
     base::WallTime,
     directory::{
-        Authority, AuthorityConfig, AuthorityId, MAX_PRESENT, Presence, Registration, UnverifiedConsensus,
+        Authority, AuthorityConfig, AuthorityId, Counted, MAX_PRESENT, Presence, Registration, UnverifiedConsensus,
         UnverifiedDescriptor, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList, fixture,
     },
     exit::Policy,
@@ -22,6 +22,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "signed_volunteer_list", run: signed_volunteer_list, seeds: || vec![whole_volunteer_list()] },
     Target { name: "registration", run: registration, seeds: registration_seeds },
     Target { name: "signed_presence", run: signed_presence, seeds: presence_seeds },
+    Target { name: "counted", run: counted, seeds: counted_seeds },
     Target { name: "guard_sample", run: guard_sample, seeds: guard_seeds },
     Target { name: "exit_policy", run: exit_policy, seeds: policy_seeds },
 ];
@@ -150,6 +151,19 @@ fn presence_seeds() -> Vec<Vec<u8>> {
     volunteers.sort_unstable();
     let presence = Presence { gateway: fixture::key(1).id(), at_ms: NOW.as_unix() * 1000, volunteers };
     vec![presence.sign(&fixture::key(1)).unwrap()]
+}
+
+/// What a directory answered to a report.
+fn counted(bytes: &[u8]) {
+    let Ok(counted) = Counted::decode(bytes) else { return };
+    assert!(counted.volunteers.len() <= MAX_PRESENT);
+    assert_eq!(Counted::decode(&counted.encode()), Ok(counted));
+}
+
+fn counted_seeds() -> Vec<Vec<u8>> {
+    let mut volunteers = [21, 22].map(|number| fixture::key(number).id()).to_vec();
+    volunteers.sort_unstable();
+    vec![Counted { volunteers }.encode()]
 }
 
 /// What an authority kept, from a disk that may have changed it.

@@ -17,8 +17,8 @@ use super::files::write_atomically;
 use crate::{
     base::WallTime,
     directory::{
-        AuthorityId, Consensus, ConsensusError, MAX_CONSENSUS_LEN, Registration, RegistrationError, VolunteerList,
-        VolunteerListError,
+        AuthorityId, Consensus, ConsensusError, Counted, MAX_CONSENSUS_LEN, MAX_COUNTED_LEN, PresenceError,
+        Registration, RegistrationError, VolunteerList, VolunteerListError,
     },
 };
 use document::Document;
@@ -87,6 +87,9 @@ pub enum DirectoryError {
     /// The answer to a registration is none.
     #[error(transparent)]
     Registration(#[from] RegistrationError),
+    /// The answer to a report is none.
+    #[error(transparent)]
+    Presence(#[from] PresenceError),
 }
 
 impl From<reqwest::Error> for DirectoryError {
@@ -229,12 +232,14 @@ impl DirectoryClient {
         Ok(Registration::decode(&bytes)?)
     }
 
-    /// Sends a gateway's signed report to every directory.
+    /// Sends a gateway's signed report to every directory; gives the first answer.
     ///
     /// # Errors
     /// When none takes it: the last one's failure.
-    pub async fn report(&self, presence: &[u8]) -> Result<(), DirectoryError> {
-        self.post_to_all(|directory| &directory.presence, presence).await.map(drop)
+    pub async fn report(&self, presence: &[u8]) -> Result<Counted, DirectoryError> {
+        let response = self.post_to_all(|directory| &directory.presence, presence).await?;
+        let bytes = read_at_most(response, MAX_COUNTED_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        Ok(Counted::decode(&bytes)?)
     }
 
     /// The first success, or the last failure.

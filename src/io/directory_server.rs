@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
 //! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when there is no place, or 400 |
-//! | `POST /v1/presence`, a gateway's signed report | 202, or 400 |
+//! | `POST /v1/presence`, a gateway's signed report | 200 with whom it counts for, or 400 |
 //! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
 //! | `GET /v1/volunteers` | the same of the signed volunteer list |
 //! | others | those of [`super::web`], if the pages are to be served |
@@ -50,7 +50,7 @@ use tower_http::{
 
 use crate::{
     crypto::sha256,
-    directory::{DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList},
+    directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList},
 };
 
 pub use service::{Prover, run_authority};
@@ -78,7 +78,7 @@ pub enum Submission {
     /// A signed volunteer.
     Volunteer(Bytes, oneshot::Sender<Result<Registration, DescriptorError>>),
     /// A gateway's signed report.
-    Presence(Bytes, oneshot::Sender<Result<(), PresenceError>>),
+    Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
 }
 
 /// The HTTP side of a directory. Clones are the same directory.
@@ -246,7 +246,7 @@ async fn take_presence(State(directory): State<DirectoryServer>, body: Body) -> 
         Err(rejection) => return rejection.into_response(),
     };
     match directory.submit(body, Submission::Presence).await {
-        Some(Ok(())) => (StatusCode::ACCEPTED, "accepted").into_response(),
+        Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),
         None => busy(),
     }

@@ -98,6 +98,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
         identity: Arc::clone(&identity),
         directory: directory()?,
+        updates: updates.clone(),
         volunteers: changes.volunteers,
         interval: interval.clone(),
     });

@@ -13,8 +13,9 @@ use rand::CryptoRng;
 use crate::{
     base::{RelayId, WallTime},
     directory::{
-        CLOCK_SKEW, Consensus, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEERS, Parameters, PresenceError, Registration,
-        UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList, gateway_ranking,
+        CLOCK_SKEW, Consensus, Counted, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEERS, Parameters, PresenceError,
+        Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList,
+        gateway_ranking,
     },
 };
 
@@ -127,13 +128,13 @@ impl Volunteers {
         Ok(Registration { seed, gateways })
     }
 
-    /// Takes a gateway's report, which stands for all it knows: who isn't in it any more has left.
+    /// Takes a gateway's report, which stands for all it knows: who isn't in it any more has left. Tells for whom it counts.
     pub(super) fn report(
         &mut self,
         now: WallTime,
         bytes: &[u8],
         consensus: Option<&Consensus>,
-    ) -> Result<RelayId, PresenceError> {
+    ) -> Result<Counted, PresenceError> {
         let unverified = UnverifiedPresence::decode(bytes)?;
         let gateway = unverified.claimed().gateway;
         let consensus = consensus.filter(|consensus| consensus.relay(&gateway).is_some());
@@ -152,9 +153,10 @@ impl Volunteers {
             entry.confirmed = Some(now);
             entry.reported_by.insert(gateway);
         }
+        let counted = Counted { volunteers: presence.volunteers.clone() };
         let report = Report { at_ms: presence.at_ms, came: now, volunteers: presence.volunteers };
         self.reports.insert(gateway, report);
-        Ok(gateway)
+        Ok(counted)
     }
 
     /// What a gateway reported last doesn't count any more.

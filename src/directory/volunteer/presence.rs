@@ -1,4 +1,4 @@
-//! What gateways report: which volunteers have a channel to them.
+//! What gateways report: which volunteers have a channel to them; and for whom of those it counts.
 
 use prost::Message;
 
@@ -20,6 +20,9 @@ pub(crate) const CONTEXT: &str = "directory presence";
 const MAX_LEN: usize = 20 << 10;
 const SIGNED_BOUNDS: Bounds = Bounds { len: MAX_LEN, fields: &[(1, 1, MAX_LEN), (2, 1, 64)] };
 const BOUNDS: Bounds = Bounds { len: MAX_LEN, fields: &[(3, MAX_PRESENT, 32)] };
+const COUNTED_BOUNDS: Bounds = Bounds { len: MAX_COUNTED_LEN, fields: &[(1, MAX_PRESENT, 32)] };
+/// Bytes of an answer to a report at the most.
+pub const MAX_COUNTED_LEN: usize = MAX_LEN;
 
 /// Why a report is refused. Every text may be shown to whoever sent it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,9 +122,38 @@ impl Presence {
 
     fn check(&self) -> Result<(), Impossible> {
         require(self.volunteers.len() <= MAX_PRESENT, "more than 512 volunteers")?;
-        require(
-            self.volunteers.is_sorted_by(|one, next| one < next),
-            "volunteers are out of order, or one stands twice",
-        )
+        require_ascending(&self.volunteers)
     }
+}
+
+/// What a directory answers to a report.
+///
+/// Believed as it comes, for a directory that lies in it could as well leave the volunteers out of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The volunteers that the report counted for, ascending.
+    pub volunteers: Vec<RelayId>,
+}
+
+impl Counted {
+    /// The encoding.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        schema::Counted { volunteers: encode_identities(&self.volunteers) }.encode_to_vec()
+    }
+
+    /// The answer that `bytes` are.
+    ///
+    /// # Errors
+    /// [`PresenceError::Malformed`] and [`PresenceError::Impossible`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, PresenceError> {
+        let document: schema::Counted = bounded::decode(bytes, &COUNTED_BOUNDS)?;
+        let volunteers = decode_identities(&document.volunteers).ok_or(Impossible("a volunteer is not 32 bytes"))?;
+        require_ascending(&volunteers)?;
+        Ok(Self { volunteers })
+    }
+}
+
+fn require_ascending(volunteers: &[RelayId]) -> Result<(), Impossible> {
+    require(volunteers.is_sorted_by(|one, next| one < next), "volunteers are out of order, or one stands twice")
 }

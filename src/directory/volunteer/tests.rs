@@ -186,6 +186,18 @@ fn a_presence_out_of_order_or_of_too_many_is_refused() {
 }
 
 #[test]
+fn an_answer_to_a_report_comes_back_as_it_was_and_nothing_else_is_one() {
+    for volunteers in [&[][..], &[21, 22, 23]] {
+        let wanted = Counted { volunteers: presence(volunteers).volunteers };
+        assert_eq!(Counted::decode(&wanted.encode()), Ok(wanted));
+    }
+    let twice = Counted { volunteers: vec![key(21).id(); 2] };
+    assert!(matches!(Counted::decode(&twice.encode()), Err(PresenceError::Impossible(_))));
+    let flood = Counted::decode(&[0x0a, 0].repeat(MAX_PRESENT + 1));
+    assert_eq!(flood, Err(PresenceError::Malformed(BoundError::TooMany(MAX_PRESENT))));
+}
+
+#[test]
 fn a_signed_list_comes_back_as_it_was() {
     let bytes = volunteers_signed_by(&[100], NOW).into_bytes();
     let found = verify_list(&bytes, &[100], NOW).unwrap();
@@ -316,6 +328,7 @@ proptest! {
         let _ = verify(&bytes, NOW);
         let _ = Registration::decode(&bytes);
         let _ = UnverifiedPresence::decode(&bytes);
+        let _ = Counted::decode(&bytes);
         let _ = verify_list(VolunteerList::sign(bytes, [&key(100)]).as_bytes(), &[100], NOW);
     }
 

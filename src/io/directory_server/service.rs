@@ -108,7 +108,7 @@ impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
                 if let Err(error) = &verdict {
                     tracing::info!(%error, "a gateway's report is refused");
                 }
-                _ = answer.send(verdict.map(|_| ()));
+                _ = answer.send(verdict);
             }
         }
     }

@@ -308,7 +308,7 @@ async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
     let volunteers = vec![key(21).id()];
     let at_ms = directory.clock.load(Ordering::Relaxed) * 1000;
     let presence = Presence { gateway: key(1).id(), at_ms, volunteers }.sign(&key(1)).unwrap();
-    client.report(&presence).await.unwrap();
+    assert_eq!(client.report(&presence).await.unwrap().volunteers, [key(21).id()]);
     let again = client.report(&presence).await.unwrap_err().to_string();
     assert!(again.contains("not newer"), "{again}");
     let told = client.register(&signed).await.unwrap();

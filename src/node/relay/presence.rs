@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 
@@ -14,6 +14,8 @@ use crate::{
     io::{clock::wall_milliseconds, directory_client::DirectoryClient},
 };
 
+use super::task::Update;
+
 /// Of an interval, what passes from one report to the next at the least.
 const SHORTEST_SHARE: u32 = 4;
 
@@ -21,6 +23,7 @@ const SHORTEST_SHARE: u32 = 4;
 pub(super) struct Presences {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) directory: DirectoryClient,
+    pub(super) updates: mpsc::Sender<Update>,
     pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
     /// From one volunteer list to the next, once there is a consensus that says so.
     pub(super) interval: watch::Receiver<Option<Duration>>,
@@ -69,9 +72,10 @@ impl Presences {
             Err(error) => Err(error.to_string()),
         };
         match outcome {
-            Ok(()) => {
-                tracing::debug!(volunteers = count, "volunteers are reported");
+            Ok(counted) => {
+                tracing::debug!(volunteers = count, counted = counted.volunteers.len(), "volunteers are reported");
                 *failing = false;
+                let _ = self.updates.send(Update::Counted(counted)).await;
             }
             Err(error) if *failing => tracing::debug!(%error, "the directory still takes no report of volunteers"),
             Err(error) => {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     crypto::OnionSecret,
-    directory::{Consensus, Registration},
+    directory::{Consensus, Counted, Registration},
     io::exit::Exit,
     node::drive::Core,
     relay::{Relay, RelayEvent, RelayFigures},
@@ -27,6 +27,8 @@ pub(super) enum Update {
     OnionKey(OnionSecret),
     /// Of a volunteer: what the directory answers to its registration.
     Registered(Registration),
+    /// Of a gateway: for which volunteers its report counts.
+    Counted(Counted),
     /// What it carries is asked for.
     Figures(oneshot::Sender<RelayFigures>),
 }
@@ -71,6 +73,7 @@ impl RelayCore {
             Update::Consensus(consensus) => self.relay.set_consensus(consensus),
             Update::OnionKey(next) => self.relay.rotate_onion_key(next),
             Update::Registered(registration) => self.relay.handle_registration(now, &registration),
+            Update::Counted(counted) => self.relay.handle_presence(now, &counted),
             // Who no longer waits is not told.
             Update::Figures(reply) => _ = reply.send(self.relay.figures()),
         }

@@ -128,6 +128,34 @@ fn answer_dial(bench: &mut Bench, relay: RelayId) {
 }
 
 #[test]
+fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_intervals() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, counted) = (bench.client(), volunteer(&mut bench));
+    let other = bench.join_volunteer(Arc::new(fixture::key(78)));
+    let answer = Counted { volunteers: vec![relay_id(VOLUNTEER)] };
+    // After a time without any answer too.
+    for interval in 0..30 {
+        assert_eq!(bench.relay.volunteers().len(), 2, "{interval}");
+        if interval >= 20 {
+            bench.relay.handle_presence(bench.now, &answer);
+        }
+        for link in [link, counted, other] {
+            bench.send(link, &Cell::padding());
+        }
+        bench.pass(Duration::from_secs(60));
+    }
+    changes(&mut bench);
+    bench.relay.handle_presence(bench.now, &answer);
+    assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
+    assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
+    // To those that build circuits it is gone.
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.extend(link, upper(1), &mut layers, relay_id(78));
+    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+}
+
+#[test]
 fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
     let mut bench = Bench::new(RelayParameters::default());
     let ranking = gateways_of_own(&mut bench);

@@ -84,7 +84,7 @@ impl World {
         ranking.iter().map(|relay| (1..=100).find(|number| key(*number).id() == *relay).unwrap()).collect()
     }
 
-    fn report(&mut self, gateway: u16, volunteers: &[u16], now: WallTime) -> Result<RelayId, PresenceError> {
+    fn report(&mut self, gateway: u16, volunteers: &[u16], now: WallTime) -> Result<Counted, PresenceError> {
         self.authority.handle_presence(now, &presence(gateway, volunteers, now.as_unix() * 1000))
     }
 
@@ -111,7 +111,7 @@ fn a_volunteer_is_listed_with_the_gateways_that_report_it_the_best_ranked_first(
     assert!(registration.gateways.is_empty(), "nobody has confirmed it yet");
     let ranking = world.ranking(&registration.seed, V);
     for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
-        world.report(gateway, &[V], later(1)).unwrap();
+        assert_eq!(world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers, ids(&[V]), "for whom it counts");
     }
     let best = ids(&[ranking[0], ranking[2], ranking[4]]);
     assert_eq!(world.register(V, later(1)).gateways, best);
@@ -129,7 +129,7 @@ fn a_gateway_can_t_claim_a_volunteer_to_whom_it_doesn_t_fall() {
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
     let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
     for gateway in strangers {
-        world.report(gateway, &[V], later(1)).unwrap();
+        assert!(world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(), "and it is told so");
     }
     assert!(world.register(V, later(1)).gateways.is_empty());
     world.settle(later(1));
