@@ -296,6 +296,11 @@ impl Relay {
         }
     }
 
+    /// Closes all channels, and opens none from now on.
+    pub fn shut_down(&mut self) {
+        self.channels.shut_down();
+    }
+
     /// What the node must do next.
     pub fn poll_event(&mut self) -> Option<RelayEvent> {
         self.events.pop_front()

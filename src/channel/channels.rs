@@ -320,6 +320,16 @@ impl Channels {
         }
     }
 
+    /// Closes all channels, and has places for none from now on.
+    pub fn shut_down(&mut self) {
+        self.parameters.dials = 0;
+        self.parameters.channels = 0;
+        let ids: Vec<_> = self.channels.keys().copied().collect();
+        for id in ids {
+            self.close(id);
+        }
+    }
+
     /// Whether this node may be the gateway of one more volunteer at `source`.
     fn takes_volunteer(&self, source: Source) -> bool {
         let (mut all, mut of_source) = (0_usize, 0_usize);

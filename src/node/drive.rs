@@ -4,15 +4,16 @@
 //! outside wants, the time), lets core and transport talk until both are drained, sends, and waits.
 
 use core::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use rand::{
     SeedableRng as _,
     rngs::{StdRng, SysRng},
 };
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use crate::{
     base::{Instant, LinkMachine},
@@ -32,7 +33,13 @@ pub(crate) trait Core: LinkMachine {
 
     /// Hands what the core has to tell to whoever waits for it outside; says whether there was anything.
     fn deliver(&mut self) -> bool;
+
+    /// Closes its links, for the node ends.
+    fn shut_down(&mut self) {}
 }
+
+/// What closing links may take when a node ends.
+const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(1);
 
 /// Monotonic time since the loop began, as the core counts it.
 #[derive(Clone, Copy, Debug)]
@@ -82,12 +89,31 @@ impl<C: Core> Drive<C> {
     }
 
     /// Runs for ever; dropping the future stops the node.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
+        self.run_until(core::future::pending()).await;
+    }
+
+    /// Runs until `stop` comes, and then for a moment longer in which links are closed, so that neighbours need not wait for
+    /// silence to see that the node is gone. Dropping the future stops it at once.
+    pub(crate) async fn run_until(mut self, stop: impl Future<Output = ()>) {
+        tokio::select! {
+            () = self.turn_while(|_| true) => {}
+            () = stop => {}
+        }
+        self.core.shut_down();
+        // Whoever doesn't take the last of it in time finds out by itself.
+        let _ = timeout(SHUT_DOWN_LIMIT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
+    }
+
+    async fn turn_while(&mut self, goes_on: impl Fn(&Endpoint) -> bool) {
         loop {
             let now = self.clock.now();
             self.do_what_is_due(now);
             self.settle(now);
             self.sockets.flush(now, &mut self.endpoint).await;
+            if !goes_on(&self.endpoint) {
+                return;
+            }
             self.wait().await;
         }
     }

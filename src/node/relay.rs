@@ -11,7 +11,10 @@ mod volunteer;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
 
 use crate::{
     base::RelayId,
@@ -47,7 +50,7 @@ use super::{
     web::PagesPort,
 };
 
-/// Runs a relay until the process ends.
+/// Runs a relay until it is asked to end, or its supervisor ends.
 ///
 /// # Errors
 /// When the configuration, a key file or the port can't be used.
@@ -117,7 +120,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     };
     let consensus = updates.clone();
     tokio::select! {
-        () = drive.run() => {}
+        () = drive.run_until(stopped()) => {}
         () = network::follow(follower, randomness()?, |found| {
             let consensus = consensus.clone();
             interval_sender.send_replace(Some(found.parameters().volunteer_interval()));
@@ -178,6 +181,22 @@ impl Place {
         let (addresses, certificate) = (addresses(options, &sockets)?, network::certificate(folder)?);
         Ok(Self { sockets, addresses, ice, certificate })
     }
+}
+
+/// Waits until the process is asked to end. (A hang-up ends it at once, or not at all if whoever started it said so.)
+async fn stopped() {
+    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "can't listen for signals: neighbours will not be told when this relay ends");
+            return core::future::pending().await;
+        }
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("asked to end; closing all channels");
 }
 
 /// Reports volunteers, if it is a gateway, for ever.

@@ -33,6 +33,33 @@ fn a_circuit_pinned_through_a_volunteer_carries_20_mb_byte_for_byte() {
     assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
 }
 
+/// A link that falls silent is given up after three seconds.
+const AT_ONCE: Duration = Duration::from_millis(1_500);
+
+#[test]
+fn a_volunteer_or_relay_that_is_asked_to_end_takes_its_circuits_along_at_once() {
+    let testnet = Testnet::start(&["--volunteers=1", "--relays=5"]);
+    let volunteer = testnet.identity_of("volunteer1");
+    let origin = Origin::start();
+    for (name, signal) in [("volunteer1", Signal::SIGTERM), ("relay1", Signal::SIGINT)] {
+        let middle = if name == "volunteer1" { volunteer.clone() } else { testnet.identity_of(name) };
+        let client = testnet.client(&["--middle", &middle]);
+        let mut stream = connect(client.socks, origin.address);
+        request(&mut stream, 1 << 40);
+        stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        let (pid, at) = (testnet.pid_of(name), Instant::now());
+        kill(pid, signal).unwrap();
+        let outcome = std::io::copy(&mut stream, &mut std::io::sink());
+        let took = at.elapsed();
+        println!("{name}: {took:?}");
+        assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
+        assert!(took < AT_ONCE, "{name}: {took:?}");
+        // What is left of it until its parent looks has no arguments.
+        let runs = |(other, arguments): &(_, Vec<String>)| *other == pid && arguments.len() > 1;
+        await_true("the process ends", at + LIMIT, || !processes().iter().any(runs));
+    }
+}
+
 /// Requests in all, and after how many of them a volunteer is killed each time.
 const REQUESTS: usize = 400;
 const KILL_EVERY: usize = 80;

@@ -99,6 +99,10 @@ impl LinkMachine for RelayCore {
 }
 
 impl Core for RelayCore {
+    fn shut_down(&mut self) {
+        self.relay.shut_down();
+    }
+
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {

@@ -156,6 +156,31 @@ fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_inte
 }
 
 #[test]
+fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let ranking = gateways_of_own(&mut bench);
+    bench.settle();
+    for relay in &ranking[..3] {
+        answer_dial(&mut bench, *relay);
+    }
+    bench.dialled.clear();
+    bench.relay.shut_down();
+    let mut closed = Vec::new();
+    for _ in 0..100 {
+        while let Some(transmit) = bench.relay.poll_transmit(bench.now, &mut bench.rng) {
+            match transmit {
+                Transmit::Close(link) => closed.push(link),
+                other => panic!("{other:?}"),
+            }
+        }
+        bench.now = bench.now.after(Duration::from_secs(1));
+        bench.relay.handle_timeout(bench.now, &mut bench.rng);
+    }
+    assert_eq!(closed, [LinkId(1), LinkId(2), LinkId(3)]);
+    assert_eq!(bench.relay.figures().channels, 0);
+}
+
+#[test]
 fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
     let mut bench = Bench::new(RelayParameters::default());
     let ranking = gateways_of_own(&mut bench);
