@@ -1,7 +1,7 @@
 //! Addresses of the web, after the WHATWG URL Standard: the crate `url`, or in a page the browser's own parser.
 //!
 //! A browser has the same standard built in, with the tables of international names, which are a large part of what a page
-//! would otherwise load. The same calls, as far as they are needed here, with the same answers: `tests/browser` compares them.
+//! would otherwise load. The same calls, as far as they are needed here; both follow the standard, so the answers are the same.
 
 #[cfg(not(all(feature = "browser", target_arch = "wasm32")))]
 pub use url::Url;
