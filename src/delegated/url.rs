@@ -125,13 +125,15 @@ mod browser {
 
         /// Gives it another query, or none.
         pub fn set_query(&mut self, query: Option<&str>) {
-            // It was an address, so it can be changed.
-            let _ = self.change(|url| url.set_search(query.unwrap_or_default()));
+            // The browser takes one mark off what it is given. It was an address, so it can be changed.
+            let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+            let _ = self.change(|url| url.set_search(&query));
         }
 
         /// Gives it another fragment, or none.
         pub fn set_fragment(&mut self, fragment: Option<&str>) {
-            let _ = self.change(|url| url.set_hash(fragment.unwrap_or_default()));
+            let fragment = fragment.map(|fragment| format!("#{fragment}")).unwrap_or_default();
+            let _ = self.change(|url| url.set_hash(&fragment));
         }
     }
 }
