@@ -25,7 +25,8 @@ mod io;
 mod relay;
 mod stream;
 // A browser has no corpora.
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(not(target_arch = "wasm32"))]
+#[cfg(test)]
 mod tests;
 #[cfg(feature = "native")]
 mod transport;
