@@ -295,20 +295,30 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
+    // Whether one of a dozen searches does: each has a circuit of its own, and one volunteer has no more than its part of them.
+    async function goesByVolunteer(page) {
+      await search(page, TERMS);
+      for (let asked = 1; asked <= 12; asked++) {
+        if ((await texts(page, '.route li'))[2].includes('volunteer')) return true;
+        // What was asked before would be shown again without asking.
+        await page.$eval('.route', (one) => (one.id = 'before'));
+        await page.type('#q', ` ${asked}`);
+        await page.keyboard.press('Enter');
+        await page.waitForSelector('.route:not(#before)', { timeout: 30000 });
+      }
+      return false;
+    }
+
     test('one tab searches by way of another, which shows that it helps', { ...dialling, timeout: 120000 }, async () => {
       const helper = await open('/volunteer');
       await helper.page.click('#switch');
       await says(helper.page, '#why', 'gateway');
-      const seeker = await open('/search');
-      // Each search has a circuit of its own, and about every second one that can goes by a volunteer.
-      await search(seeker.page, TERMS);
-      for (let asked = 1; !(await texts(seeker.page, '.route li'))[2].includes('volunteer'); asked++) {
-        assert(asked <= 40, 'no search went by the volunteer');
-        // What was asked before would be shown again without asking.
-        await seeker.page.$eval('.route', (one) => (one.id = 'before'));
-        await seeker.page.type('#q', ` ${asked}`);
-        await seeker.page.keyboard.press('Enter');
-        await seeker.page.waitForSelector('.route:not(#before)', { timeout: 30000 });
+      let seeker = await open('/search');
+      // Each page has a guard of its own, which may be none of the volunteer's gateways.
+      for (let opened = 1; !(await goesByVolunteer(seeker.page)); opened++) {
+        assert(opened < 10, 'no search went by the volunteer');
+        await seeker.close();
+        seeker = await open('/search');
       }
       await picture(seeker.page, 'by-volunteer');
       await helper.page.bringToFront();

@@ -1,0 +1,110 @@
+// Ten tabs as volunteers at once, which come and go while native clients and a tab go over them.
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { createServer } from 'node:http';
+import { after, before, describe, test } from 'node:test';
+
+import { launch } from './browsers.js';
+import { testnet } from './testnet.js';
+
+const TABS = 10;
+const REQUESTS = 150;
+const AT_ONCE = 3;
+const BODY = Buffer.alloc(50_000, 'umbel');
+
+let overlay, driver, origin, at;
+const tabs = [];
+
+before(async () => {
+  overlay = await testnet();
+  origin = createServer((request, response) => response.end(BODY));
+  await new Promise((resolve) => origin.listen(0, '127.0.0.1', resolve));
+  at = `http://127.0.0.1:${origin.address().port}/`;
+  driver = await launch('chrome');
+  for (let number = 0; number < TABS; number += 1) tabs.push(await volunteer());
+}, { timeout: 600000 });
+
+after(async () => {
+  await driver?.close();
+  origin?.closeAllConnections();
+  origin?.close();
+  await overlay?.stop();
+});
+
+// A tab that volunteers, in a browser profile of its own, once it can be reached.
+async function volunteer() {
+  const context = await driver.createBrowserContext();
+  const page = await context.newPage();
+  await page.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
+  await page.waitForSelector('#switch:not([disabled])');
+  await page.click('#switch');
+  const tab = { context, page };
+  await reached(tab);
+  return tab;
+}
+
+const reached = ({ page }) => page.waitForSelector('#power[data-phase="reachable"]', { timeout: 30000 });
+
+// What a tab says that it has passed on in all.
+const passed = ({ page }) => page.$eval('#total', (total) => total.innerText);
+
+// Whether one request over a circuit of its own brings the whole body.
+const fetched = (number) =>
+  new Promise((resolve) => {
+    const proxy = `socks5h://tab${number}:x@${overlay.socks}`;
+    execFile('curl', ['--silent', '--show-error', '--max-time', '30', '--proxy', proxy, at], { encoding: 'buffer' },
+      (error, bytes) => resolve(!error && bytes.equals(BODY)));
+  });
+
+describe('ten tabs as volunteers', () => {
+  test('requests succeed at the first try while tabs are closed, reloaded, hidden and cut off', { timeout: 300000 }, async () => {
+    const happen = [
+      () => tabs[0].context.close(),
+      () => tabs[1].page.reload(),
+      // Another page of its window comes to the front.
+      async () => (await tabs[2].context.newPage()).bringToFront(),
+      () => tabs[3].page.setOfflineMode(true),
+      () => tabs[4].context.close(),
+      () => tabs[3].page.setOfflineMode(false),
+    ];
+    let begun = 0;
+    let succeeded = 0;
+    const worker = async () => {
+      while (begun < REQUESTS) {
+        const number = begun++;
+        const event = number % 25 === 24 ? happen[(number - 24) / 25] : undefined;
+        const [whole] = await Promise.all([fetched(number), event?.()]);
+        succeeded += whole ? 1 : 0;
+      }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, worker));
+    console.log(`${succeeded} of ${REQUESTS} requests succeeded at the first try`);
+    assert(succeeded >= REQUESTS * 0.99, `${succeeded} of ${REQUESTS}`);
+  });
+
+  test('those that are left are relays still, and were of use', { timeout: 120000 }, async () => {
+    const left = [1, 2, 3, 5, 6, 7, 8, 9].map((number) => tabs[number]);
+    await Promise.all(left.map(reached));
+    const amounts = await Promise.all(left.map(passed));
+    assert(amounts.filter((amount) => !/^0 /.test(amount)).length >= 4, amounts.join(', '));
+  });
+
+  test('a tab searches over them', { timeout: 120000 }, async () => {
+    const context = await driver.createBrowserContext();
+    const page = await context.newPage();
+    await page.goto(`${overlay.directory}/search`, { waitUntil: 'load' });
+    const over = await page.evaluate(async () => {
+      const { connect } = await import('/umbel.js');
+      const umbel = await connect({ network: '/umbel.json' });
+      const found = [];
+      for (let number = 0; number < 12; number += 1) found.push(await umbel.search({ terms: 'message' }));
+      umbel.close();
+      return found.map(({ results, path }) => ({ results: results.length, volunteers: path.map((hop) => hop.volunteer) }));
+    });
+    assert(over.every(({ results, volunteers }) => results > 0 && volunteers.length === 3), JSON.stringify(over));
+    // Half of the middles or so; none in twelve would be a wonder.
+    assert(over.some(({ volunteers }) => volunteers[1]), JSON.stringify(over));
+    assert(over.every(({ volunteers }) => !volunteers[0] && !volunteers[2]));
+    await context.close();
+  });
+});
