@@ -8,7 +8,7 @@ import { launch } from './browsers.js';
 import { testnet } from './testnet.js';
 
 const TABS = 10;
-const REQUESTS = 150;
+const REQUESTS = 400;
 const AT_ONCE = 3;
 const BODY = Buffer.alloc(50_000, 'umbel');
 
@@ -72,7 +72,7 @@ describe('ten tabs as volunteers', () => {
     const worker = async () => {
       while (begun < REQUESTS) {
         const number = begun++;
-        const event = number % 25 === 24 ? happen[(number - 24) / 25] : undefined;
+        const event = number % 60 === 59 ? happen[(number - 59) / 60] : undefined;
         const [whole] = await Promise.all([fetched(number), event?.()]);
         succeeded += whole ? 1 : 0;
       }
@@ -97,13 +97,16 @@ describe('ten tabs as volunteers', () => {
       const { connect } = await import('/umbel.js');
       const umbel = await connect({ network: '/umbel.json' });
       const found = [];
-      for (let number = 0; number < 12; number += 1) found.push(await umbel.search({ terms: 'message' }));
+      const end = performance.now() + 60000;
+      // The first circuits may stand before the list of volunteers is there.
+      while (!found.some(({ path }) => path[1].volunteer) && performance.now() < end) {
+        found.push(await umbel.search({ terms: 'message' }));
+      }
       umbel.close();
       return found.map(({ results, path }) => ({ results: results.length, volunteers: path.map((hop) => hop.volunteer) }));
     });
     assert(over.every(({ results, volunteers }) => results > 0 && volunteers.length === 3), JSON.stringify(over));
-    // Half of the middles or so; none in twelve would be a wonder.
-    assert(over.some(({ volunteers }) => volunteers[1]), JSON.stringify(over));
+    assert(over.at(-1).volunteers[1], `none of ${over.length} searches went over a tab`);
     assert(over.every(({ volunteers }) => !volunteers[0] && !volunteers[2]));
     await context.close();
   });
