@@ -1,7 +1,7 @@
 // A volunteer in this page: the core relays, this looks after what is of pages alone. One tab at a time, pauses, limits of
 // the total, sleep and changes of network, what was relayed in all.
 import { PageVolunteer } from '../../wasm/umbel.js';
-import { failed } from './failure';
+import { failed, UmbelError } from './failure';
 import { load, requireWebRtc } from './module';
 import { findNetwork, type Network } from './network';
 import { Power } from './power';
@@ -30,7 +30,7 @@ export interface VolunteerLimits {
   /** Where the browser tells. */
   onlyOnPower?: boolean;
   onlyUnmetered?: boolean;
-  /** Not offered yet. */
+  /** Engines to search for others. No tab does that yet: naming any is refused as `bad-input`. */
   searchEngines?: string[];
 }
 
@@ -136,6 +136,8 @@ class Page implements Volunteer {
   }
 
   setLimits(limits: VolunteerLimits): void {
+    // Better refused than taken and not done.
+    if (limits.searchEngines?.length) throw new UmbelError('bad-input', 'A tab searches for nobody yet: leave searchEngines out.');
     if (limits.bytesTotal !== this.#limits.bytesTotal) this.#limitedFrom = this.#before + this.#relayed;
     this.#limits = { ...limits };
     const { bytesPerSecond } = limits;
