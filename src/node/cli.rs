@@ -44,7 +44,7 @@ enum Command {
     /// Start a whole network on this machine: directory, relays, client
     #[command(
         after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --zim wikipedia.zim\n  \
-        umbel testnet --volunteers 3\n  \
+        umbel testnet --volunteers 3\n  umbel testnet --address 192.168.1.20\n  \
         umbel testnet --relays 12 --exits 3 --socks 127.0.0.1:9450 --http 127.0.0.1:9451 --page 127.0.0.1:9452"
     )]
     Testnet(testnet::TestnetOptions),

@@ -1,4 +1,4 @@
-//! `umbel testnet`: a whole overlay on loopback, each node its own process.
+//! `umbel testnet`: a whole overlay on one machine, on loopback unless told otherwise, each node its own process.
 //!
 //! Owns the processes, their folder, and what the person sees of the start. The nodes are ordinary ones, started with
 //! the same command line that anyone could use; they tell their progress through [`super::report`].
@@ -8,7 +8,7 @@ mod port;
 mod process;
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -46,6 +46,10 @@ pub(crate) struct TestnetOptions {
     /// Volunteers to start beside them: relays that listen nowhere and are reached over others
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=100))]
     volunteers: u16,
+    /// Address of this machine at which its relays are; other machines may reach their ports if it isn't loopback, but not
+    /// the directory, which alone says how to use them. For Firefox, whose pages dial no loopback address
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    address: IpAddr,
     /// Address of the client's SOCKS5 port
     #[arg(long, default_value = "127.0.0.1:9350", value_name = "ADDR")]
     socks: SocketAddr,
@@ -84,6 +88,7 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
     if options.exits > options.relays {
         return Err(Failure::Usage(format!("--exits {} is more than --relays {}", options.exits, options.relays)));
     }
+    port::check(options.address)?;
     port_is_free(options.socks, "--socks")?;
     port_is_free(options.http, "--http")?;
     port_is_free(options.page, "--page")?;
@@ -110,7 +115,7 @@ async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut No
     if options.check {
         return check(ports.socks, &origin).await;
     }
-    ports.show(&engine, &origin);
+    ports.show(options.address, &engine, &origin);
     nodes.run("client").await
 }
 
@@ -180,7 +185,7 @@ struct Ports {
 
 impl Ports {
     /// Says what to try, ready to be copied.
-    fn show(self, engine: &Engine, origin: &bench::Origin) {
+    fn show(self, relays: IpAddr, engine: &Engine, origin: &bench::Origin) {
         let Self { socks, page, api } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
         let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
@@ -189,8 +194,13 @@ impl Ports {
         if web::has_pages() {
             println!("       http://{api}/volunteer in a browser, which becomes a relay");
             println!("       http://{api}/search in a browser, which finds its own way");
+            if relays.is_loopback() {
+                println!("       (in Firefox too if started with --address and another address of this machine)");
+            }
         } else {
-            println!("       cargo xtask web, then this again, for relays and searches in a browser");
+            println!(
+                "       (this program was built without the pages for browsers: cargo xtask web, then build it again)"
+            );
         }
         println!("       curl --proxy socks5h://{socks} {}", origin.greeting_url());
         println!("       curl --proxy socks5h://{socks} https://www.rust-lang.org/");
@@ -224,7 +234,7 @@ fn relay(
 ) -> Result<Spawn, Failure> {
     let name = format!("relay{number}");
     let spawn = Spawn::new("relay", &name, folder)
-        .arg(format!("--listen={}", relay_address(&folder.join(format!("{name}.address")))?))
+        .arg(format!("--listen={}", relay_address(&folder.join(format!("{name}.address")), options.address)?))
         .arg(format!("--log={}", options.log))
         .args(network);
     Ok(if number > options.relays.saturating_sub(options.exits) {
@@ -236,13 +246,17 @@ fn relay(
     })
 }
 
-/// The address in `file`, or a free one, which is kept there: a testnet started anew in the same folder has its relays
-/// where the clients' consensus says.
-fn relay_address(file: &Path) -> Result<SocketAddr, Failure> {
+/// The address in `file`, or a free one at `ip`, which is kept there: a testnet started anew in the same folder has its relays
+/// where the clients' consensus says. One that was elsewhere before moves.
+fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
-        return text.trim().parse().map_err(|_| Failure::Usage(format!("{}: no address; remove it", file.display())));
+        let no_address = |_| Failure::Usage(format!("{}: no address; remove it", file.display()));
+        let kept: SocketAddr = text.trim().parse().map_err(no_address)?;
+        if kept.ip() == ip {
+            return Ok(kept);
+        }
     }
-    let address = port::free(&mut randomness()?)?;
+    let address = port::free(ip, &mut randomness()?)?;
     write_atomically(file, format!("{address}\n").as_bytes()).map_err(Failure::failed)?;
     Ok(address)
 }

@@ -1,15 +1,15 @@
 // Runs `examples/listen.rs`: a relay's transport that echoes.
 import { spawn } from 'node:child_process';
-import { networkInterfaces } from 'node:os';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+
+import { elsewhere } from './addresses.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
 // Starts it on an IPv4 address of this machine; Firefox dials no loopback address.
 export async function listen() {
-  const others = Object.values(networkInterfaces()).flat().filter((a) => a.family === 'IPv4' && !a.internal);
-  const address = others[0]?.address ?? '127.0.0.1';
+  const address = elsewhere() ?? '127.0.0.1';
   const child = spawn('cargo', ['run', '--quiet', '--example', 'listen', '--', `${address}:0`], {
     cwd: root,
     stdio: ['pipe', 'pipe', 'inherit'],

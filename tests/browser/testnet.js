@@ -1,17 +1,14 @@
-// Runs `umbel testnet`: a whole overlay on loopback, its exits' search engine and a client with a search page.
-import { spawn } from 'node:child_process';
+// Runs `umbel testnet`: a whole overlay on this machine, its exits' search engine and a client with a search page.
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 
-const root = fileURLToPath(new URL('../..', import.meta.url));
+import { umbel } from './program.js';
 
-// Starts one on ports of its own choosing; gives where its client's search page and SOCKS port, and its directory, are.
-export async function testnet() {
+// Starts one on ports of its own choosing, its relays at `address`; gives where its client's search page and SOCKS port, and its
+// directory, are.
+export async function testnet({ address = '127.0.0.1', relays = 5, options = [] } = {}) {
   const ports = ['--socks=127.0.0.1:0', '--http=127.0.0.1:0', '--page=127.0.0.1:0'];
-  const child = spawn('cargo', ['run', '--quiet', '--', 'testnet', '--relays=5', ...ports], {
-    cwd: root,
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
+  const network = [`--relays=${relays}`, `--address=${address}`, ...options];
+  const child = umbel(['testnet', ...network, ...ports], ['pipe', 'inherit']);
   const ended = new Promise((resolve) => child.once('exit', resolve));
   const lines = createInterface({ input: child.stdout });
   const ready = await new Promise((resolve, reject) => {

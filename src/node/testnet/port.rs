@@ -4,7 +4,7 @@
 //! opens, and every dial opens some. So these are chosen below the range it gives out from.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     ops::Range,
 };
 
@@ -17,15 +17,27 @@ const RANGE: Range<u16> = 18_000..32_000;
 /// Ports tried before the search is given up.
 const TRIES: usize = 200;
 
-/// A free UDP port on loopback.
+/// Whether relays can be at `ip`.
+///
+/// # Errors
+/// When it isn't one address of this machine.
+pub(super) fn check(ip: IpAddr) -> Result<(), Failure> {
+    // All addresses at once is no place to dial.
+    if !ip.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok() {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!("--address {ip} is no address of this machine; `ip address` shows them")))
+}
+
+/// A free UDP port at `ip`.
 ///
 /// # Errors
 /// When none is found.
-pub(super) fn free(rng: &mut impl CryptoRng) -> Result<SocketAddr, Failure> {
-    let mut addresses = (0..TRIES).map(|_| SocketAddr::from(([127, 0, 0, 1], rng.random_range(RANGE))));
+pub(super) fn free(ip: IpAddr, rng: &mut impl CryptoRng) -> Result<SocketAddr, Failure> {
+    let mut addresses = (0..TRIES).map(|_| SocketAddr::from((ip, rng.random_range(RANGE))));
     addresses
         .find(|address| UdpSocket::bind(address).is_ok())
-        .ok_or_else(|| Failure::Failed("no free UDP port on 127.0.0.1".to_owned()))
+        .ok_or_else(|| Failure::Failed(format!("no free UDP port on {ip}")))
 }
 
 #[cfg(test)]
@@ -35,8 +47,17 @@ mod tests {
 
     #[test]
     fn a_relay_gets_a_port_that_the_system_gives_to_nobody_by_itself() {
-        let address = free(&mut randomness().unwrap()).unwrap();
+        let address = free([127, 0, 0, 1].into(), &mut randomness().unwrap()).unwrap();
         assert!(RANGE.contains(&address.port()));
         UdpSocket::bind(address).unwrap();
+    }
+
+    #[test]
+    fn relays_can_be_at_one_address_of_this_machine_alone() {
+        check([127, 0, 0, 1].into()).unwrap();
+        // All of them is none, and the other belongs to documentation.
+        for ip in [[0, 0, 0, 0], [198, 51, 100, 7]] {
+            assert!(check(ip.into()).unwrap_err().to_string().contains("--address"));
+        }
     }
 }

@@ -1,0 +1,117 @@
+// A tab that volunteers, native clients whose circuits go through it, and what they fetch.
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+
+import { umbel } from './program.js';
+
+export const LENGTH = 20_000_000;
+// No byte tells where it stands, so that a piece in another place is noticed.
+const body = Buffer.alloc(LENGTH, createHash('sha512').update('umbel').digest());
+for (let at = 0; at < LENGTH; at += 4096) body.writeUInt32BE(at, at);
+
+export const sha256 = (bytes) => createHash('sha256').update(bytes).digest('hex');
+export const digest = sha256(body);
+
+// Something to fetch: the body, or a few words.
+export async function serve() {
+  const server = createServer((request, response) => response.end(request.url === '/body' ? body : 'one byte or so'));
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return {
+    at: `http://127.0.0.1:${server.address().port}`,
+    stop: () => {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
+// A tab of `driver` that volunteers in `overlay`, in a profile of its own, once it can be reached.
+export async function volunteer(driver, overlay, limits = {}) {
+  const context = await driver.createBrowserContext();
+  const page = await context.newPage();
+  await page.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
+  await page.evaluate(async (limits) => {
+    const { volunteer } = await import('/umbel.js');
+    globalThis.tab = await volunteer({ network: '/umbel.json', limits, onstate: () => undefined });
+  }, limits);
+  const tab = {
+    page,
+    state: () => page.evaluate(() => globalThis.tab.state),
+    // Waits until `holds` of its state and `value`.
+    until: (holds, value, timeout = 30000) =>
+      page.waitForFunction(`(${holds})(globalThis.tab.state, ${JSON.stringify(value)})`, { timeout, polling: 50 }),
+    close: () => context.close(),
+  };
+  await tab.until((state) => state.phase === 'reachable');
+  return { ...tab, identity: (await tab.state()).identity };
+}
+
+async function freePort() {
+  const server = createServer();
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+// A native client of `overlay`, ready or not, with `options` of its own.
+export async function startClient(overlay, options = []) {
+  const network = await (await fetch(`${overlay.directory}/umbel.json`)).json();
+  const folder = mkdtempSync(join(tmpdir(), 'umbel-client-'));
+  const port = await freePort();
+  const all = [
+    ...network.directories.map((directory) => `--directory=${directory}`),
+    ...network.authorities.map((authority) => `--authority=${authority}`),
+    `--socks=127.0.0.1:${port}`, '--http=127.0.0.1:0', '--page=127.0.0.1:0',
+    `--data-dir=${folder}`, '--log=info', ...options,
+  ];
+  const child = umbel(['client', ...all], ['pipe', 'pipe']);
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  const lines = [];
+  const ready = new Promise((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      createInterface({ input: stream }).on('line', (line) => {
+        lines.push(line);
+        if (line.includes('ready: the ports take requests')) resolve();
+      });
+    }
+    ended.then(() => reject(new Error(`the client ended:\n${lines.join('\n')}`)));
+  });
+  // Whoever doesn't wait for it is not told.
+  ready.catch(() => undefined);
+  return {
+    socks: `socks5h://127.0.0.1:${port}`,
+    ready,
+    stop: async () => {
+      child.kill('SIGTERM');
+      await ended;
+      rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}
+
+// The same once it is ready, its circuits by way of `middle`.
+export async function client(overlay, middle) {
+  const made = await startClient(overlay, [`--middle=${middle}`]);
+  try {
+    await made.ready;
+  } catch (error) {
+    await made.stop();
+    throw error;
+  }
+  return made;
+}
+
+// What curl has of `url` through `proxy`, and whether it says that it had all of it.
+export const fetched = (proxy, url, ...options) =>
+  new Promise((resolve) => {
+    const began = performance.now();
+    const all = ['--silent', '--show-error', '--proxy', proxy, ...options, url];
+    execFile('curl', all, { encoding: 'buffer', maxBuffer: 2 * LENGTH }, (error, bytes) =>
+      resolve({ whole: !error, bytes, seconds: (performance.now() - began) / 1000 }));
+  });
