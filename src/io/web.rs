@@ -125,6 +125,16 @@ pub(crate) fn router(files: &'static [File], directories: Directories, authoriti
     router
 }
 
+/// Answers for the pages where there are none: says `words`, as plain text with status 404.
+pub(crate) fn absent(words: &'static str) -> Router {
+    let say = move || async move {
+        let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        with_fields((StatusCode::NOT_FOUND, [kind], words).into_response(), FILE_POLICY)
+    };
+    let names = ["/", "/volunteer", "/search", "/volunteer.html", "/search.html"];
+    names.into_iter().fold(Router::new(), |router, name| router.route(name, get(say)))
+}
+
 /// Serves `router` on `listener` for ever. Dropping the future ends all that it serves.
 pub(crate) async fn serve(listener: TcpListener, router: Router) {
     accept_each(listener, MAX_CONNECTIONS, |socket| {

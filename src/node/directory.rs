@@ -24,7 +24,6 @@ use crate::{
         directory_server::{DirectoryServer, Prover, run_authority},
         files::Folder,
         store::FileStore,
-        web::Directories,
     },
     transport::native::{Certificate, Sockets},
 };
@@ -61,10 +60,8 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
     let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
 
-    let (mut server, submissions) = DirectoryServer::new();
-    if options.web.unwrap_or(false) {
-        server = server.with_web(web::pages(Directories::Here, &[authority.id()])?);
-    }
+    let (server, submissions) = DirectoryServer::new();
+    let server = server.with_web(web::of_directory(options.web.unwrap_or(false), authority.id())?);
     let serving = server.clone().serve(listener);
     let key = authority.id().to_string();
     tracing::info!(authority = key, "directory started");

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::{
     directory::AuthorityId,
     io::web::{
-        Directories, Network, embedded,
+        Directories, Network, absent, embedded,
         manifest::Manifest,
         router, serve,
         verify::{Outcome, VerifyError, folder, verify},
@@ -23,6 +23,13 @@ const MAX_MANIFEST: u64 = 64 << 10;
 
 const NOT_EMBEDDED: &str = "this program was built without the pages for browsers: in the folder of its source, run \
      `cargo xtask web`, then build it again";
+
+/// What a visitor is told then.
+const NOT_BUILT: &str = "This program was built without the pages for browsers. Whoever runs it gets them so: in the folder of \
+     its source, run `cargo xtask web`, then build it and start it again.\n";
+/// What a visitor is told of a directory that has them and keeps them to itself.
+const NOT_SERVED: &str =
+    "This directory does not serve the pages for browsers. Whoever runs it turns them on with --web.\n";
 
 /// Options of `umbel web`.
 #[derive(Args, Clone, Debug)]
@@ -142,6 +149,18 @@ pub(crate) fn pages(directories: Directories, authorities: &[AuthorityId]) -> Re
         return Err(Failure::Usage(format!("web: {NOT_EMBEDDED}")));
     }
     Ok(router(embedded(), directories, authorities))
+}
+
+/// What a directory of `authority` answers to those who ask for pages: these if it is to `serve` them, or how to get them.
+///
+/// # Errors
+/// When it is to serve them and there are none.
+pub(crate) fn of_directory(serve: bool, authority: AuthorityId) -> Result<Router, Failure> {
+    match (serve, has_pages()) {
+        (true, _) => pages(Directories::Here, &[authority]),
+        (false, true) => Ok(absent(NOT_SERVED)),
+        (false, false) => Ok(absent(NOT_BUILT)),
+    }
 }
 
 /// Whether there are pages in this program.

@@ -1,7 +1,9 @@
 //! What happens when parts of the network go.
 
 use std::{
-    io::Read as _,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -67,4 +69,31 @@ fn show_keys(folder: &std::path::Path) -> String {
     let output = umbel().args(["keys", "relay", "--data-dir"]).arg(folder).output().unwrap();
     assert!(output.status.success());
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_directory_without_pages_tells_whoever_asks_for_one_how_to_get_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut directory = umbel()
+        .args(["directory", "--supervised", "--listen=127.0.0.1:0", "--data-dir"])
+        .arg(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(directory.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let api: SocketAddr = told["api"].as_str().unwrap().parse().unwrap();
+    for path in ["/volunteer", "/search"] {
+        let mut stream = TcpStream::connect(api).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        // What is missing depends on how this program was built.
+        let missing = if answer.contains("cargo xtask web") { "was built without" } else { "--web" };
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains(missing), "{answer}");
+    }
+    drop(directory.stdin.take());
+    directory.wait().unwrap();
 }

@@ -252,6 +252,17 @@ fn only_web_addresses_are_compared() {
     assert_eq!(under("https://h/pages"), "https://h/pages/");
 }
 
+#[tokio::test]
+async fn where_there_are_no_pages_whoever_asks_for_one_is_told_why() {
+    let server = start(absent("Run `cargo xtask web`.\n")).await;
+    for path in ["/", "/volunteer", "/search", "/search.html"] {
+        let answer = server.get(path, "").await;
+        assert!(answer.starts_with("http/1.1 404"), "{answer}");
+        assert!(answer.contains("\r\ncontent-type: text/plain; charset=utf-8\r\n"), "{answer}");
+        assert!(answer.ends_with("run `cargo xtask web`.\n"), "{answer}");
+    }
+}
+
 #[test]
 fn a_manifest_is_read_as_it_is_written() {
     let manifest = Manifest::of(FILES);
