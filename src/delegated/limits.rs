@@ -1,0 +1,191 @@
+//! How many requests an exit performs: per second and at a time, of one circuit and in all.
+
+use std::collections::BTreeMap;
+
+use super::Refusal;
+use crate::base::Instant;
+
+/// Circuits remembered for their rate; more are refused until some have been quiet.
+const MAX_CIRCUITS: usize = 16 * 1024;
+/// Seconds' worth of requests that may come at once.
+const BURST: f64 = 4.0;
+
+/// How often, and how many at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Requests per second in all, on average.
+    pub in_all: u32,
+    /// Requests per second of one circuit, on average.
+    pub per_circuit: u32,
+    /// Requests at a time.
+    pub at_once: usize,
+    /// Requests of one circuit at a time; a client has a circuit for each.
+    pub at_once_of_circuit: usize,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { in_all: 100, per_circuit: 2, at_once: 256, at_once_of_circuit: 4 }
+    }
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(rate: u32, at: Instant) -> Self {
+        Self { tokens: f64::from(rate) * BURST, at }
+    }
+
+    fn fill(&mut self, rate: u32, now: Instant) {
+        let passed = now.since(self.at).as_secs_f64();
+        self.tokens = passed.mul_add(f64::from(rate), self.tokens).min(f64::from(rate) * BURST);
+        self.at = now;
+    }
+
+    fn take(&mut self) -> bool {
+        let taken = self.tokens >= 1.0;
+        if taken {
+            self.tokens -= 1.0;
+        }
+        taken
+    }
+}
+
+#[derive(Debug)]
+struct Circuit {
+    bucket: Bucket,
+    /// Requests under way.
+    running: usize,
+}
+
+/// An exit's limits, with what counts against them.
+#[derive(Debug)]
+pub struct Limits {
+    rates: Rates,
+    in_all: Bucket,
+    circuits: BTreeMap<u64, Circuit>,
+    /// Requests under way.
+    running: usize,
+}
+
+impl Limits {
+    /// With nothing under way.
+    #[must_use]
+    pub fn new(rates: Rates, now: Instant) -> Self {
+        Self { rates, in_all: Bucket::full(rates.in_all, now), circuits: BTreeMap::new(), running: 0 }
+    }
+
+    /// Lets one request of the circuit `number` begin, which is under way until it is [released](Self::release).
+    ///
+    /// # Errors
+    /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
+    pub fn admit(&mut self, now: Instant, number: u64) -> Result<(), Refusal> {
+        if self.running >= self.rates.at_once {
+            return Err(Refusal::Busy);
+        }
+        let rate = self.rates.per_circuit;
+        if self.circuits.len() >= MAX_CIRCUITS {
+            // One that is full again is as one never seen.
+            self.circuits
+                .retain(|_, circuit| circuit.running > 0 || now.since(circuit.bucket.at).as_secs_f64() < BURST);
+            if self.circuits.len() >= MAX_CIRCUITS {
+                return Err(Refusal::RateLimited);
+            }
+        }
+        let full = Circuit { bucket: Bucket::full(rate, now), running: 0 };
+        let own = self.circuits.entry(number).or_insert(full);
+        own.bucket.fill(rate, now);
+        self.in_all.fill(self.rates.in_all, now);
+        // The circuit's own first, so that one that asks too much takes nothing from others.
+        let within = own.running < self.rates.at_once_of_circuit && own.bucket.take() && self.in_all.take();
+        if !within {
+            return Err(Refusal::RateLimited);
+        }
+        own.running = own.running.saturating_add(1);
+        self.running = self.running.saturating_add(1);
+        Ok(())
+    }
+
+    /// A request that was admitted of the circuit `number` is over.
+    pub fn release(&mut self, number: u64) {
+        self.running = self.running.saturating_sub(1);
+        if let Some(circuit) = self.circuits.get_mut(&number) {
+            circuit.running = circuit.running.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    fn limits(rates: Rates) -> (Limits, Instant) {
+        (Limits::new(rates, Instant::START), Instant::START)
+    }
+
+    fn later(now: Instant, seconds: u64) -> Instant {
+        now.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn one_circuit_is_limited_and_others_are_not() {
+        let (mut limits, now) = limits(Rates::default());
+        for _ in 0..8 {
+            limits.admit(now, 1).unwrap();
+            limits.release(1);
+        }
+        assert_eq!(limits.admit(now, 1), Err(Refusal::RateLimited));
+        assert_eq!(limits.admit(now, 2), Ok(()));
+        assert_eq!(limits.admit(later(now, 1), 1), Ok(()));
+    }
+
+    #[test]
+    fn all_together_are_limited() {
+        let (mut limits, now) = limits(Rates { in_all: 10, ..Rates::default() });
+        let admitted = (0..100).filter(|circuit| limits.admit(now, *circuit).is_ok()).count();
+        assert_eq!(admitted, 40);
+        assert_eq!(limits.admit(later(now, 1), 200), Ok(()));
+    }
+
+    #[test]
+    fn so_many_at_a_time_and_no_more() {
+        let (mut limits, now) = limits(Rates { at_once: 1, ..Rates::default() });
+        limits.admit(now, 1).unwrap();
+        assert_eq!(limits.admit(now, 2), Err(Refusal::Busy));
+        limits.release(1);
+        assert_eq!(limits.admit(now, 2), Ok(()));
+    }
+
+    #[test]
+    fn one_circuit_does_not_take_all_there_is() {
+        let (mut limits, now) = limits(Rates::default());
+        (0..4).for_each(|_| limits.admit(now, 1).unwrap());
+        let later = later(now, 5);
+        assert_eq!(limits.admit(later, 1), Err(Refusal::RateLimited));
+        assert_eq!(limits.admit(later, 2), Ok(()));
+        limits.release(1);
+        assert_eq!(limits.admit(later, 1), Ok(()));
+    }
+
+    #[test]
+    fn circuits_without_number_take_no_memory_without_end() {
+        let (mut limits, now) = limits(Rates { in_all: u32::MAX, ..Rates::default() });
+        for circuit in 0..MAX_CIRCUITS as u64 {
+            limits.admit(now, circuit).unwrap();
+            limits.release(circuit);
+        }
+        assert_eq!(limits.admit(now, u64::MAX), Err(Refusal::RateLimited));
+        assert_eq!(limits.admit(later(now, 5), u64::MAX), Ok(()));
+        assert_eq!(limits.circuits.len(), 1);
+    }
+}

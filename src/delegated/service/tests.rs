@@ -1,0 +1,138 @@
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+use crate::delegated::{EngineName, SearchResult};
+
+const NOW: Instant = Instant::START;
+
+fn service() -> SearchService {
+    SearchService::new(ServiceParameters::default(), NOW)
+}
+
+fn query() -> SearchRequest {
+    SearchRequest::new(EngineName::parse("engine").unwrap(), "ownership", 1, None).unwrap()
+}
+
+fn events(service: &mut SearchService) -> Vec<ServiceEvent> {
+    core::iter::from_fn(|| service.poll_event()).collect()
+}
+
+/// Brings a query over `stream`.
+fn ask(service: &mut SearchService, stream: u64, circuit: u64) {
+    service.handle_begin(NOW, stream, circuit);
+    service.handle_data(NOW, stream, &query().encode().unwrap());
+    service.handle_finish(NOW, stream);
+}
+
+/// Takes all that is to be written over `stream`.
+fn told(service: &mut SearchService, stream: u64) -> SearchAnswer {
+    let answer = SearchAnswer::decode(service.unsent(stream)).unwrap();
+    let all = service.unsent(stream).len();
+    assert!(!service.handle_sent(stream, all - 1));
+    assert!(service.handle_sent(stream, 1));
+    answer
+}
+
+fn refused(service: &mut SearchService, stream: u64) -> SearchRefusal {
+    match told(service, stream) {
+        SearchAnswer::Refused(refusal) => refusal,
+        SearchAnswer::Results { .. } => panic!("answered"),
+    }
+}
+
+#[test]
+fn a_query_that_comes_in_pieces_is_asked_once_and_its_answer_written() {
+    let mut service = service();
+    service.handle_begin(NOW, 7, 1);
+    for piece in query().encode().unwrap().chunks(100) {
+        service.handle_data(NOW, 7, piece);
+        assert_eq!(events(&mut service), []);
+    }
+    service.handle_finish(NOW, 7);
+    assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 7, request: query() }]);
+    let result = SearchResult::new("Ownership", "https://book.example/", None, "").unwrap();
+    let answer = SearchAnswer::Results { results: vec![result], total: Some(1), more: false };
+    service.handle_answer(NOW, 7, &answer);
+    assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream: 7 }]);
+    assert_eq!(told(&mut service, 7), answer);
+    // A second answer has nowhere to go.
+    service.handle_answer(NOW, 7, &answer);
+    assert_eq!(events(&mut service), []);
+    assert_eq!(service.unsent(7), b"");
+    assert_eq!(service.poll_timeout(), None);
+}
+
+#[test]
+fn what_is_no_query_is_refused_and_not_asked() {
+    let mut service = service();
+    let mut wrong = query().encode().unwrap();
+    *wrong.last_mut().unwrap() = 1;
+    let endless = vec![0; longest(REQUEST_BUCKETS) + 1];
+    for (stream, bytes) in [(1, wrong), (2, endless), (3, b"GET /".to_vec())] {
+        service.handle_begin(NOW, stream, stream);
+        service.handle_data(NOW, stream, &bytes);
+        service.handle_finish(NOW, stream);
+        assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream }]);
+        assert_eq!(refused(&mut service, stream), SearchRefusal::BadRequest);
+    }
+    service.handle_begin(NOW, 4, 4);
+    service.handle_finish(NOW, 4);
+    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 4, reason: EndReason::Failed }]);
+}
+
+#[test]
+fn a_circuit_that_asks_too_often_is_told_so_and_others_are_served() {
+    let mut service = service();
+    // Four at a time.
+    (0..5).for_each(|stream| ask(&mut service, stream, 1));
+    let asked = events(&mut service);
+    assert_eq!(asked.iter().filter(|event| matches!(event, ServiceEvent::Query { .. })).count(), 4);
+    assert_eq!(asked.last(), Some(&ServiceEvent::Unsent { stream: 4 }));
+    assert_eq!(refused(&mut service, 4), SearchRefusal::RateLimited);
+    ask(&mut service, 5, 2);
+    assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 5, request: query() }]);
+}
+
+#[test]
+fn streams_in_all_are_bounded_and_one_that_ends_makes_room() {
+    let mut service = service();
+    (0..64).for_each(|stream| service.handle_begin(NOW, stream, stream));
+    assert_eq!(events(&mut service), []);
+    service.handle_begin(NOW, 64, 64);
+    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 64, reason: EndReason::ResourceLimit }]);
+    service.handle_closed(0);
+    service.handle_begin(NOW, 65, 65);
+    assert_eq!(events(&mut service), []);
+}
+
+#[test]
+fn a_client_that_goes_frees_what_it_held() {
+    let mut service = service();
+    (0..4).for_each(|stream| ask(&mut service, stream, 1));
+    events(&mut service);
+    service.handle_closed(2);
+    assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }]);
+    ask(&mut service, 4, 1);
+    assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 4, request: query() }]);
+}
+
+#[test]
+fn who_asks_slowly_is_ended_and_an_engine_that_is_slow_is_told() {
+    let mut service = service();
+    let limits = ServiceParameters::default();
+    service.handle_begin(NOW, 1, 1);
+    service.handle_data(NOW, 1, b"x");
+    ask(&mut service, 2, 2);
+    events(&mut service);
+    assert_eq!(service.poll_timeout(), Some(NOW.after(limits.query)));
+    service.handle_timeout(NOW.after(limits.query));
+    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 1, reason: EndReason::TimedOut }]);
+    let late = NOW.after(limits.engine);
+    service.handle_timeout(late);
+    assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }, ServiceEvent::Unsent { stream: 2 }]);
+    // And one who doesn't take the answer.
+    service.handle_timeout(late.after(limits.stall));
+    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 2, reason: EndReason::TimedOut }]);
+    assert_eq!(service.poll_timeout(), None);
+}
