@@ -4,21 +4,32 @@
 //! An [`Engine`] is made from an OpenSearch 1.1 description of the operator's. The client gives terms, page and language and
 //! nothing else; address and headers of the request follow from the description, so nothing of a person is in it. What the
 //! engine answers is hostile until read: every form has caps on length, depth and count, results are plain text with cleaned links.
-//! No I/O here; `io::delegated` drives it. Governed by `proto/09-delegated.md` §4.
+//! What takes XML and JSON apart is `native` in a process, and in a page `page`, which has the browser do it and leaves HTML out.
+//! No I/O here; `io::delegated` drives it, and in a page `browser::volunteer`. Governed by `proto/09-delegated.md` §4.
 
 mod blocked;
 mod description;
 mod feed;
+#[cfg(feature = "native")]
 mod html;
 mod json;
 mod markup;
+#[cfg(feature = "native")]
+mod native;
+#[cfg(feature = "browser")]
+#[cfg_attr(feature = "native", allow(dead_code, reason = "here for lints alone"))]
+mod page;
 mod template;
-#[cfg(test)]
+#[cfg(all(test, feature = "native"))]
 mod tests;
 mod xml;
 
-use url::Url;
+#[cfg(feature = "native")]
+use self::native as parser;
+#[cfg(not(feature = "native"))]
+use self::page as parser;
 
+#[cfg(feature = "native")]
 pub(crate) use self::html::bounded as bounded_html;
 use self::template::{Template, Values};
 pub use self::{
@@ -26,7 +37,7 @@ pub use self::{
     template::TemplateError,
     xml::XmlError,
 };
-use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, link};
+use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, link, url::Url};
 
 /// Results asked for, where an engine lets one say.
 const RESULTS_PER_PAGE: u32 = 10;
@@ -54,6 +65,7 @@ enum Form {
     /// OpenSearch suggestions.
     Suggestions,
     /// HTML.
+    #[cfg(feature = "native")]
     Html(html::Selectors),
 }
 
@@ -122,6 +134,12 @@ impl Engine {
         &self.title
     }
 
+    /// The origins that it may be asked at, such as `https://engine.example`; more than one where the language chooses the host.
+    #[must_use]
+    pub fn origins(&self) -> Vec<String> {
+        self.template.origins()
+    }
+
     /// What to ask for `request`. `None` if it can't be asked: terms that no address of this engine can hold.
     #[must_use]
     pub fn question(&self, request: &SearchRequest) -> Option<Question> {
@@ -171,7 +189,7 @@ impl Engine {
     /// Whether an answer may be a page that asks for a proof of being human: one of HTML where something else was expected,
     /// or without results.
     const fn may_ask(&self, unread: bool) -> bool {
-        unread || matches!(self.form, Form::Html(_))
+        unread || self.form.is_html()
     }
 
     fn has_more(&self, page: u16, results: usize, total: Option<u64>) -> bool {
@@ -181,11 +199,20 @@ impl Engine {
 }
 
 impl Form {
+    const fn is_html(&self) -> bool {
+        match self {
+            #[cfg(feature = "native")]
+            Self::Html(_) => true,
+            Self::Feed | Self::Json(_) | Self::Suggestions => false,
+        }
+    }
+
     const fn accept(&self) -> &'static str {
         match self {
             Self::Feed => "application/rss+xml,application/atom+xml,application/xml;q=0.9,text/xml;q=0.8",
             Self::Json(_) => "application/json",
             Self::Suggestions => "application/x-suggestions+json,application/json;q=0.9",
+            #[cfg(feature = "native")]
             Self::Html(_) => "text/html,application/xhtml+xml;q=0.9",
         }
     }
@@ -195,6 +222,7 @@ impl Form {
             Self::Feed => feed::read(str::from_utf8(body).map_err(|_| Unread::Malformed)?, base),
             Self::Json(mapping) => json::read(body, mapping.as_ref(), base),
             Self::Suggestions => json::suggestions(body, base),
+            #[cfg(feature = "native")]
             Self::Html(selectors) => html::read(&String::from_utf8_lossy(body), selectors, base),
         }
     }

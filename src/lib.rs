@@ -11,7 +11,7 @@ pub mod client;
 pub mod crypto;
 pub mod delegated;
 pub mod directory;
-#[cfg(feature = "native")]
+#[cfg(any(feature = "native", feature = "browser"))]
 pub mod engine;
 pub mod exit;
 pub mod flow;

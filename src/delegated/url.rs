@@ -17,11 +17,26 @@ mod browser {
     #[derive(Clone, PartialEq, Eq)]
     pub struct Url {
         href: String,
+        origin: String,
         scheme: String,
+        username: String,
+        password: String,
         host: String,
         path: String,
         query: Option<String>,
         fragment: Option<String>,
+    }
+
+    /// Scheme, host and port of an address.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Origin<'a>(&'a str);
+
+    impl Origin<'_> {
+        /// As a browser writes it.
+        #[must_use]
+        pub fn ascii_serialization(&self) -> String {
+            self.0.to_owned()
+        }
     }
 
     /// There is no such address.
@@ -51,7 +66,10 @@ mod browser {
             scheme.truncate(scheme.trim_end_matches(':').len());
             Self {
                 href: url.href(),
+                origin: url.origin(),
                 scheme,
+                username: url.username(),
+                password: url.password(),
                 host: url.hostname(),
                 path: url.pathname(),
                 query: part(url.search(), '?'),
@@ -76,6 +94,24 @@ mod browser {
         #[must_use]
         pub fn scheme(&self) -> &str {
             &self.scheme
+        }
+
+        /// The user name, empty if there is none.
+        #[must_use]
+        pub fn username(&self) -> &str {
+            &self.username
+        }
+
+        /// The password, if there is one.
+        #[must_use]
+        pub fn password(&self) -> Option<&str> {
+            Some(self.password.as_str()).filter(|password| !password.is_empty())
+        }
+
+        /// Scheme, host and port.
+        #[must_use]
+        pub fn origin(&self) -> Origin<'_> {
+            Origin(&self.origin)
         }
 
         /// The host, if it has one.

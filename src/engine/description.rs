@@ -13,16 +13,15 @@
 
 use std::mem;
 
-use url::Url;
-
+#[cfg(feature = "native")]
+use super::html::{Selectors, selector};
 use super::{
     Engine, Form,
-    html::{Selectors, selector},
     json::{Mapping, Pattern, pointer},
     template::{Languages, Template, TemplateError},
     xml::{self, Attributes, Piece, XmlError},
 };
-use crate::delegated::{EngineName, text};
+use crate::delegated::{EngineName, text, url::Url};
 
 /// The namespace of OpenSearch 1.1.
 pub(super) const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
@@ -60,6 +59,11 @@ pub enum DescriptionError {
          (xmlns:umbel=\"{OURS}\")"
     )]
     NoUrl,
+    /// It says only how to get results as HTML, and a page is to ask it.
+    #[error(
+        "it gives results only as HTML, which a browser's tab doesn't read: it needs a Url for them as RSS, Atom or JSON"
+    )]
+    OnlyHtml,
     /// The template of its only such `Url` can't be used.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -75,19 +79,22 @@ pub enum DescriptionError {
 }
 
 impl Engine {
+    /// Reads a description for a page: what is answered in HTML is passed over, since a tree of it can't be bounded there.
+    ///
+    /// # Errors
+    /// As [`Self::describe`], and when nothing else is left.
+    pub fn describe_for_page(document: &[u8], name: Option<EngineName>) -> Result<Self, DescriptionError> {
+        Reading::of(document)?.engine(None, name, false)
+    }
+
     /// Reads a description. `origin` is the URL that it came from, if it did, and `name` what the operator calls the engine;
     /// otherwise it has the name it says, or its short name's letters and digits.
     ///
     /// # Errors
     /// When it is no description, or none of an engine whose answers can be understood.
+    #[cfg(feature = "native")]
     pub fn describe(document: &[u8], origin: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
-        if document.len() > MAX_DESCRIPTION_LEN {
-            return Err(DescriptionError::TooLong);
-        }
-        let document = str::from_utf8(document).map_err(|_| XmlError::Encoding)?;
-        let mut read = Reading::default();
-        xml::walk(document.trim_start_matches('\u{feff}').trim_start(), |piece| read.piece(piece))?;
-        read.engine(origin, name)
+        Reading::of(document)?.engine(origin, name, true)
     }
 }
 
@@ -130,6 +137,16 @@ struct ResultsElement {
 }
 
 impl Reading {
+    fn of(document: &[u8]) -> Result<Self, DescriptionError> {
+        if document.len() > MAX_DESCRIPTION_LEN {
+            return Err(DescriptionError::TooLong);
+        }
+        let document = str::from_utf8(document).map_err(|_| XmlError::Encoding)?;
+        let mut read = Self::default();
+        xml::walk(document.trim_start_matches('\u{feff}').trim_start(), |piece| read.piece(piece))?;
+        Ok(read)
+    }
+
     fn piece(&mut self, piece: Piece<'_>) {
         match piece {
             Piece::Open { namespace, name, attributes } => {
@@ -165,7 +182,7 @@ impl Reading {
         }
     }
 
-    fn engine(self, origin: Option<&Url>, name: Option<EngineName>) -> Result<Engine, DescriptionError> {
+    fn engine(self, origin: Option<&Url>, name: Option<EngineName>, html: bool) -> Result<Engine, DescriptionError> {
         if !self.is_description {
             return Err(DescriptionError::Root);
         }
@@ -178,9 +195,13 @@ impl Reading {
         let name = name.ok_or(DescriptionError::Name)?;
         let languages = Languages(self.languages);
         let mut found: Option<(u8, Engine)> = None;
-        let mut failed = None;
+        let (mut failed, mut passed) = (None, false);
         for url in self.urls {
             let results = self.results.iter().find(|results| results.media == url.media);
+            if !html && is_html(&url.media) {
+                passed |= results.is_some();
+                continue;
+            }
             let Some((rank, form)) = form(&url.media, results)? else { continue };
             if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
                 continue;
@@ -197,6 +218,7 @@ impl Reading {
         match (found, failed) {
             (Some((_, engine)), _) => Ok(engine),
             (None, Some(error)) => Err(error.into()),
+            (None, None) if passed => Err(DescriptionError::OnlyHtml),
             (None, None) => Err(DescriptionError::NoUrl),
         }
     }
@@ -206,13 +228,18 @@ impl Reading {
 fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, Form)>, DescriptionError> {
     let form = match (media, results) {
         ("application/json", Some(results)) => (0, Form::Json(Some(results.mapping()?))),
-        ("text/html" | "application/xhtml+xml", Some(results)) => (1, Form::Html(results.selectors()?)),
+        #[cfg(feature = "native")]
+        (media, Some(results)) if is_html(media) => (1, Form::Html(results.selectors()?)),
         ("application/rss+xml" | "application/atom+xml" | "application/rdf+xml", _) => (2, Form::Feed),
         ("application/json", None) => (3, Form::Json(None)),
         ("application/x-suggestions+json", _) => (4, Form::Suggestions),
         _ => return Ok(None),
     };
     Ok(Some(form))
+}
+
+fn is_html(media: &str) -> bool {
+    matches!(media, "text/html" | "application/xhtml+xml")
 }
 
 impl UrlElement {
@@ -259,6 +286,7 @@ impl ResultsElement {
         })
     }
 
+    #[cfg(feature = "native")]
     fn selectors(&self) -> Result<Selectors, DescriptionError> {
         Ok(Selectors {
             result: selector(Self::needs(self.select.as_ref(), "select")?)?,

@@ -5,14 +5,12 @@
 
 use core::mem;
 
-use url::Url;
-
 use super::{
     Found, Listed, Unread,
     description::OPENSEARCH,
     xml::{self, Attributes, Piece},
 };
-use crate::delegated::{MAX_RESULTS, SearchResult};
+use crate::delegated::{MAX_RESULTS, SearchResult, url::Url};
 
 /// OpenSearch 1.0's namespace for the same element.
 const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";

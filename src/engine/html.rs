@@ -6,16 +6,14 @@
 
 use core::cell::Cell;
 
+use super::{Found, Listed, Unread, description::DescriptionError};
+use crate::delegated::{MAX_RESULTS, url::Url};
 use html5ever::{
     TokenizerResult,
     tokenizer::{BufferQueue, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts},
     tree_builder::{TreeBuilder, TreeBuilderOpts, TreeSink as _},
 };
 use scraper::{ElementRef, Html, HtmlTreeSink, Node, Selector};
-use url::Url;
-
-use super::{Found, Listed, Unread, description::DescriptionError};
-use crate::delegated::MAX_RESULTS;
 
 /// Bytes of a page; the rest is not looked at.
 const MOST_BYTES: usize = 512 * 1024;

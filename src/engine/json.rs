@@ -1,10 +1,21 @@
 //! Results in JSON: what SearXNG answers, OpenSearch suggestions, and anything whose description says where things stand in it.
 
-use serde_json::Value;
-use url::Url;
+use super::{Found, Listed, Unread, description::DescriptionError, parser::json::Tree, template::encoded};
+use crate::delegated::{MAX_RESULTS, url::Url};
 
-use super::{Found, Listed, Unread, description::DescriptionError, template::encoded};
-use crate::delegated::MAX_RESULTS;
+/// A value in an answer, whoever has parsed it.
+pub(super) trait Json: Sized {
+    /// What stands at a pointer (RFC 6901).
+    fn at(&self, pointer: &str) -> Option<Self>;
+    /// The elements, if it is an array.
+    fn items(&self) -> Option<Vec<Self>>;
+    /// The text, if it is one.
+    fn text(&self) -> Option<String>;
+    /// The number, if it is one.
+    fn number(&self) -> Option<f64>;
+    /// A text or number as text.
+    fn words(&self) -> Option<String>;
+}
 
 /// Where in an answer the results stand, in JSON pointers (RFC 6901).
 #[derive(Debug)]
@@ -55,12 +66,12 @@ impl Pattern {
         Ok(Self(parts))
     }
 
-    fn text(&self, result: &Value) -> Option<String> {
+    fn text(&self, result: &impl Json) -> Option<String> {
         let alone = self.0.len() == 1;
         let part = |part: &Part| match part {
             Part::Literal(text) => Some(text.clone()),
-            Part::Pointer(pointer) if alone => text_of(result.pointer(pointer)?),
-            Part::Pointer(pointer) => text_of(result.pointer(pointer)?).map(|text| encoded(&text)),
+            Part::Pointer(pointer) if alone => result.at(pointer)?.words(),
+            Part::Pointer(pointer) => result.at(pointer)?.words().map(|text| encoded(&text)),
         };
         self.0.iter().map(part).collect()
     }
@@ -71,62 +82,60 @@ pub(super) fn pointer(text: &str) -> Result<String, DescriptionError> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err(DescriptionError::Pattern(text.to_owned())) }
 }
 
-fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
 /// The results in `body`, where `mapping` says or in the form of SearXNG.
 pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<Listed, Unread> {
-    // Its recursion is bounded by the library.
-    let body: Value = serde_json::from_slice(body).map_err(|_| Unread::Malformed)?;
+    let body = Tree::parse(body).ok_or(Unread::Malformed)?;
     match mapping {
-        Some(mapping) => mapped(&body, mapping, base),
-        None => searxng(&body, base),
+        Some(mapping) => mapped(&body.root(), mapping, base),
+        None => searxng(&body.root(), base),
     }
 }
 
-fn mapped(body: &Value, mapping: &Mapping, base: &Url) -> Result<Listed, Unread> {
-    let results = body.pointer(&mapping.results).and_then(Value::as_array).ok_or(Unread::Malformed)?;
+fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<Listed, Unread> {
+    let results = body.at(&mapping.results).and_then(|results| results.items()).ok_or(Unread::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = mapping.snippet.as_ref().and_then(|snippet| snippet.text(result)).unwrap_or_default();
         Found { title: mapping.title.text(result)?, link: mapping.link.text(result)?, snippet }.cleaned(base)
     });
-    let total = mapping.total.as_ref().and_then(|total| body.pointer(total)).and_then(Value::as_u64);
-    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total })
+    let total = mapping.total.as_ref().and_then(|total| body.at(total)).and_then(|total| total.number());
+    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: total.and_then(count) })
 }
 
-fn searxng(body: &Value, base: &Url) -> Result<Listed, Unread> {
-    let results = body.get("results").and_then(Value::as_array).ok_or(Unread::Malformed)?;
-    let of = |result: &Value, key: &str| result.get(key).and_then(text_of);
+fn searxng(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
+    let results = body.at("/results").and_then(|results| results.items()).ok_or(Unread::Malformed)?;
     let results = results.iter().filter_map(|result| {
-        let snippet = of(result, "content").unwrap_or_default();
-        Found { title: of(result, "title")?, link: result.get("url")?.as_str()?.to_owned(), snippet }.cleaned(base)
+        let snippet = result.at("/content").and_then(|text| text.words()).unwrap_or_default();
+        Found { title: result.at("/title")?.words()?, link: result.at("/url")?.text()?, snippet }.cleaned(base)
     });
     // It says 0 when its own engines don't say.
-    let total = body.get("number_of_results").and_then(Value::as_f64).filter(|total| *total >= 1.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "it is at least one, and a float saturates"
-    )]
-    let total = total.map(|total| total as u64);
-    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total })
+    let total = body.at("/number_of_results").and_then(|total| total.number()).and_then(count);
+    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
+}
+
+/// A number of results.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "it is not below zero, and a float saturates"
+)]
+fn count(number: f64) -> Option<u64> {
+    (number >= 0.0).then_some(number as u64)
 }
 
 /// The results in OpenSearch suggestions: arrays of the query, completions, descriptions and links, of which those with a
 /// link are results.
 pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<Listed, Unread> {
-    let body: Value = serde_json::from_slice(body).map_err(|_| Unread::Malformed)?;
-    let column = |index: usize| body.get(index).and_then(Value::as_array).map(Vec::as_slice);
-    let titles = column(1).ok_or(Unread::Malformed)?;
-    let (snippets, links) = (column(2).unwrap_or_default(), column(3).unwrap_or_default());
-    let results = titles.iter().zip(links).enumerate().filter_map(|(index, (title, link))| {
-        let snippet = snippets.get(index).and_then(text_of).unwrap_or_default();
-        Found { title: text_of(title)?, link: link.as_str()?.to_owned(), snippet }.cleaned(base)
+    let body = Tree::parse(body).ok_or(Unread::Malformed)?;
+    columns(&body.root(), base)
+}
+
+fn columns(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
+    let column = |pointer: &str| body.at(pointer).and_then(|column| column.items());
+    let titles = column("/1").ok_or(Unread::Malformed)?;
+    let (snippets, links) = (column("/2").unwrap_or_default(), column("/3").unwrap_or_default());
+    let results = titles.iter().zip(&links).enumerate().filter_map(|(index, (title, link))| {
+        let snippet = snippets.get(index).and_then(Json::words).unwrap_or_default();
+        Found { title: title.words()?, link: link.text()?, snippet }.cleaned(base)
     });
     Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: None })
 }

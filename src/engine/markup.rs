@@ -1,17 +1,9 @@
 //! HTML from strangers as plain text.
 //!
-//! The tokenizer alone runs over it, in one pass and without a tree, so nothing a text holds makes it slow or large. Its
-//! entities are decoded once; tags, comments, scripts and styles are gone.
+//! One pass and no tree, so nothing a text holds makes it slow or large. Its entities are decoded once; tags, comments, scripts
+//! and styles are gone.
 
-use core::cell::{Cell, RefCell};
-
-use html5ever::{
-    tendril::StrTendril,
-    tokenizer::{
-        BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts, states::RawKind,
-    },
-};
-
+use super::parser::entities::decoded;
 use crate::delegated::text;
 
 /// Bytes of a text that are looked at for each character that is wanted: tags take room, too.
@@ -20,21 +12,8 @@ const BYTES_PER_CHAR: usize = 16;
 /// At most `max_chars` characters of the text in `html`, fit to be shown.
 pub(super) fn stripped(html: &str, max_chars: usize) -> String {
     let html = beginning(html, max_chars.saturating_mul(BYTES_PER_CHAR));
-    if !html.contains(['<', '&']) {
-        return text::plain(html, max_chars);
-    }
-    let tokenizer = Tokenizer::new(Words::default(), TokenizerOpts::default());
-    let input = BufferQueue::default();
-    for (index, piece) in html.split('<').enumerate() {
-        if index > 0 {
-            input.push_back(StrTendril::from_slice(if begins_tag(piece) { "<" } else { "&lt;" }));
-        }
-        input.push_back(StrTendril::from_slice(piece));
-    }
-    // It pauses for scripts that are to be run, which this sink never asks for.
-    let _ = tokenizer.feed(&input);
-    tokenizer.end();
-    text::plain(&tokenizer.sink.text.borrow(), max_chars)
+    let words = if html.contains('<') { untagged(html) } else { html.to_owned() };
+    if words.contains('&') { text::plain(&decoded(&words), max_chars) } else { text::plain(&words, max_chars) }
 }
 
 /// At most `max_bytes` of `html`, without the piece of a tag that may be left at its end.
@@ -49,58 +28,88 @@ fn beginning(html: &str, max_bytes: usize) -> &str {
     }
 }
 
-/// The words among the tokens.
-#[derive(Default)]
-struct Words {
-    text: RefCell<String>,
-    /// Within an element whose text is none.
-    silent: Cell<bool>,
-}
-
-impl TokenSink for Words {
-    type Handle = ();
-
-    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
-        match token {
-            Token::CharacterTokens(characters) if !self.silent.get() => self.text.borrow_mut().push_str(&characters),
-            Token::TagToken(tag) => return self.tag(&tag),
-            _ => {}
-        }
-        TokenSinkResult::Continue
-    }
-}
-
-impl Words {
-    fn tag(&self, tag: &Tag) -> TokenSinkResult<()> {
-        let raw = match &*tag.name {
-            "script" => Some(RawKind::ScriptData),
-            "style" | "noscript" | "iframe" | "noembed" | "noframes" | "xmp" => Some(RawKind::Rawtext),
-            _ => None,
+/// The text in `html`, in which an entity stands for each `<` that is left.
+fn untagged(html: &str) -> String {
+    let (mut words, mut rest) = (String::with_capacity(html.len()), html);
+    while let Some((before, after)) = rest.split_once('<') {
+        words.push_str(before);
+        rest = match behind_tag(after, &mut words) {
+            Some(behind) => behind,
+            None => {
+                words.push_str("&lt;");
+                after
+            }
         };
-        if parts_words(&tag.name) {
-            self.text.borrow_mut().push(' ');
-        }
-        match (raw, tag.kind) {
-            (Some(kind), TagKind::StartTag) => {
-                self.silent.set(true);
-                TokenSinkResult::RawData(kind)
-            }
-            (Some(_), TagKind::EndTag) => {
-                self.silent.set(false);
-                TokenSinkResult::Continue
-            }
-            (None, _) => TokenSinkResult::Continue,
-        }
     }
+    words.push_str(rest);
+    words
 }
 
-/// Whether a `<` with `rest` behind it begins a tag, comment or the like. One of no element's name is text that nobody
+/// What stands behind the tag, comment or the like that `rest` begins with, its `<` taken off; nothing if it doesn't end. `None` if
+/// it is none.
+fn behind_tag<'a>(rest: &'a str, words: &mut String) -> Option<&'a str> {
+    let behind = |end: &str| rest.split_once(end).map_or("", |(_, behind)| behind);
+    if rest.starts_with("!--") {
+        // That the shortest, <!-->, ends here as well is all the same: what follows it is a comment to most.
+        return Some(behind("-->"));
+    }
+    let (ends, named) = rest.strip_prefix('/').map_or((false, rest), |named| (true, named));
+    let begins_name = named.starts_with(|letter: char| letter.is_ascii_alphabetic());
+    if !begins_name {
+        return (ends || rest.starts_with(['!', '?'])).then(|| behind(">"));
+    }
+    if !begins_tag(named) {
+        return None;
+    }
+    let end = named.find(|letter: char| letter.is_whitespace() || matches!(letter, '/' | '>')).unwrap_or(named.len());
+    let (name, attributes) = named.split_at_checked(end)?;
+    let name = name.to_ascii_lowercase();
+    if parts_words(&name) {
+        words.push(' ');
+    }
+    let behind = behind_attributes(attributes);
+    Some(if !ends && is_silent(&name) { behind_element(behind, &name) } else { behind })
+}
+
+/// What stands behind the `>` that ends a tag, a quoted value being no end of it.
+fn behind_attributes(text: &str) -> &str {
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once(['=', '>']) {
+        if rest.get(before.len()..).is_some_and(|from| from.starts_with('>')) {
+            return behind;
+        }
+        rest = behind.trim_start();
+        for quote in ['"', '\''] {
+            if let Some(value) = rest.strip_prefix(quote) {
+                rest = value.split_once(quote).map_or("", |(_, behind)| behind);
+                break;
+            }
+        }
+    }
+    ""
+}
+
+/// What stands behind the end of the element `name`, whose text is none.
+fn behind_element<'a>(text: &'a str, name: &str) -> &'a str {
+    let ends = text.match_indices("</").find_map(|(at, mark)| {
+        let named = text.get(at.saturating_add(mark.len())..)?;
+        let attributes = named.get(name.len()..)?;
+        named.get(..name.len()).is_some_and(|found| found.eq_ignore_ascii_case(name)).then_some(attributes)
+    });
+    ends.map_or("", behind_attributes)
+}
+
+/// Whether the element's text is none of the page's.
+fn is_silent(name: &str) -> bool {
+    matches!(name, "script" | "style" | "noscript" | "iframe" | "noembed" | "noframes" | "xmp")
+}
+
+/// Whether a `<` with `rest` behind it, which begins with a letter, begins a tag. One of no element's name is text that nobody
 /// escaped: `Rc<T>`.
 fn begins_tag(rest: &str) -> bool {
-    let rest = rest.strip_prefix('/').unwrap_or(rest);
     let end = rest.find(|character: char| !character.is_ascii_alphanumeric() && character != '-' && character != ':');
     let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default().to_ascii_lowercase();
-    name.is_empty() || name.contains(['-', ':']) || ELEMENTS.binary_search(&name.as_str()).is_ok()
+    name.contains(['-', ':']) || ELEMENTS.binary_search(&name.as_str()).is_ok()
 }
 
 /// The elements of HTML, with those it has given up, and those of SVG and MathML that begin one; ascending.

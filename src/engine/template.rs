@@ -4,7 +4,9 @@
 //! it could name another host, and what is filled is parsed once more. The one exception, `https://{language}.engine.example/`,
 //! takes nothing but the languages that the description lists.
 
-use url::{Url, form_urlencoded};
+use url::form_urlencoded;
+
+use crate::delegated::url::Url;
 
 /// Why a template can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,6 +140,21 @@ impl Template {
     /// Whether it can lead to another page than the first.
     pub(super) fn has_pages(&self) -> bool {
         self.has(&[Parameter::StartIndex, Parameter::StartPage])
+    }
+
+    /// The origins that it can lead to: more than one where the language chooses the host.
+    pub(super) fn origins(&self) -> Vec<String> {
+        let languages = self.languages.0.iter().map(|language| Some(language.as_str()));
+        let mut origins: Vec<String> = core::iter::once(None)
+            .chain(languages)
+            .filter_map(|language| {
+                let probe = Values { terms: "x", count: 1, start_index: 1, start_page: 1, language };
+                Some(self.fill(&probe)?.origin().ascii_serialization())
+            })
+            .collect();
+        origins.sort_unstable();
+        origins.dedup();
+        origins
     }
 
     fn has(&self, wanted: &[Parameter]) -> bool {

@@ -1,0 +1,33 @@
+//! HTML's entities by html5ever's tokenizer.
+
+use core::cell::RefCell;
+
+use html5ever::{
+    tendril::StrTendril,
+    tokenizer::{BufferQueue, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts},
+};
+
+/// `text`, which has no tags, with its entities decoded.
+pub(in crate::engine) fn decoded(text: &str) -> String {
+    let tokenizer = Tokenizer::new(Characters::default(), TokenizerOpts::default());
+    let input = BufferQueue::default();
+    input.push_back(StrTendril::from_slice(text));
+    // It pauses for scripts that are to be run, which this sink never asks for.
+    let _ = tokenizer.feed(&input);
+    tokenizer.end();
+    tokenizer.sink.0.take()
+}
+
+#[derive(Default)]
+struct Characters(RefCell<String>);
+
+impl TokenSink for Characters {
+    type Handle = ();
+
+    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
+        if let Token::CharacterTokens(characters) = token {
+            self.0.borrow_mut().push_str(&characters);
+        }
+        TokenSinkResult::Continue
+    }
+}

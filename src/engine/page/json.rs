@@ -1,0 +1,50 @@
+//! JSON by the browser's parser.
+
+use js_sys::{Array, JSON, Reflect};
+use wasm_bindgen::{JsCast as _, JsValue};
+
+use crate::engine::json::Json;
+
+/// A whole answer.
+pub(in crate::engine) struct Tree(JsValue);
+
+impl Tree {
+    /// What `body` says, if it is JSON.
+    pub(in crate::engine) fn parse(body: &[u8]) -> Option<Self> {
+        JSON::parse(str::from_utf8(body).ok()?).ok().map(Self)
+    }
+
+    /// All of it.
+    pub(in crate::engine) fn root(&self) -> JsValue {
+        self.0.clone()
+    }
+}
+
+impl Json for JsValue {
+    fn at(&self, pointer: &str) -> Option<Self> {
+        let mut value = self.clone();
+        for key in pointer.split('/').skip(1) {
+            // What is no object would answer for its prototype.
+            value.is_object().then_some(())?;
+            let key = key.replace("~1", "/").replace("~0", "~");
+            value = Reflect::get(&value, &key.into()).ok().filter(|value| !value.is_undefined())?;
+        }
+        Some(value)
+    }
+
+    fn items(&self) -> Option<Vec<Self>> {
+        Some(self.dyn_ref::<Array>()?.iter().collect())
+    }
+
+    fn text(&self) -> Option<String> {
+        self.as_string()
+    }
+
+    fn number(&self) -> Option<f64> {
+        self.as_f64()
+    }
+
+    fn words(&self) -> Option<String> {
+        self.as_string().or_else(|| self.as_f64().map(|number| number.to_string()))
+    }
+}

@@ -1,0 +1,70 @@
+//! A walk over XML by the browser's parser, which makes a tree: no larger than the document, which has no entities of its own.
+
+use wasm_bindgen::JsCast as _;
+use web_sys::{DomParser, Element, Node, SupportedType};
+
+use crate::engine::xml::{Attributes, MOST_ATTRIBUTES, MOST_DEPTH, Piece, XmlError};
+
+/// Walks over all of `document`.
+pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
+    // Also where it would mean nothing, as in a comment: what the parser makes of it can't be known before.
+    if document.contains("<!DOCTYPE") || document.contains("<!ENTITY") {
+        return Err(XmlError::Entities);
+    }
+    check_encoding(document)?;
+    let parsed = DomParser::new().and_then(|parser| parser.parse_from_string(document, SupportedType::ApplicationXml));
+    let parsed = parsed.map_err(|_| XmlError::Malformed)?;
+    let root = parsed.document_element().ok_or(XmlError::Malformed)?;
+    // Browsers put one of these where they stopped.
+    if parsed.get_elements_by_tag_name("parsererror").length() > 0 {
+        return Err(XmlError::Malformed);
+    }
+    let (mut at, mut depth) = (Node::from(root), 0_usize);
+    loop {
+        let mut next = None;
+        if let Some(element) = at.dyn_ref::<Element>() {
+            depth = depth.saturating_add(1);
+            open(element, depth, &mut visit)?;
+            next = at.first_child();
+            if next.is_none() {
+                visit(Piece::Close);
+                depth = depth.saturating_sub(1);
+            }
+        } else if matches!(at.node_type(), Node::TEXT_NODE | Node::CDATA_SECTION_NODE) {
+            visit(Piece::Text(&at.node_value().unwrap_or_default()));
+        }
+        while next.is_none() {
+            if depth == 0 {
+                return Ok(());
+            }
+            next = at.next_sibling();
+            if next.is_none() {
+                at = at.parent_node().ok_or(XmlError::Malformed)?;
+                visit(Piece::Close);
+                depth = depth.saturating_sub(1);
+            }
+        }
+        at = next.ok_or(XmlError::Malformed)?;
+    }
+}
+
+fn open(element: &Element, depth: usize, visit: &mut impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
+    let count = usize::try_from(element.attributes().length()).unwrap_or(usize::MAX);
+    if depth > MOST_DEPTH || count > MOST_ATTRIBUTES {
+        return Err(XmlError::TooDeep);
+    }
+    let (namespace, name) = (element.namespace_uri().unwrap_or_default(), element.local_name());
+    let value = |name: &str| element.get_attribute_ns(None, name);
+    visit(Piece::Open { namespace: &namespace, name: &name, attributes: Attributes(&value) });
+    Ok(())
+}
+
+/// The parser is given characters, and doesn't care what its declaration says of bytes.
+fn check_encoding(document: &str) -> Result<(), XmlError> {
+    let declaration = document.strip_prefix("<?xml").and_then(|rest| rest.split_once("?>")).map(|(inner, _)| inner);
+    let named = declaration.and_then(|inner| inner.split_once("encoding")).map(|(_, value)| value.trim_start());
+    let named = named.and_then(|value| value.strip_prefix('=')).map(|value| value.trim_start());
+    let Some(named) = named else { return Ok(()) };
+    let named = named.trim_start_matches(['"', '\'']).split(['"', '\'']).next().unwrap_or_default();
+    if named.eq_ignore_ascii_case("utf-8") { Ok(()) } else { Err(XmlError::Encoding) }
+}
