@@ -225,7 +225,7 @@ fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsVa
 }
 
 /// The body, or `None` when it is longer than `most` bytes.
-async fn read_at_most(response: &Response, most: usize) -> Result<Option<Vec<u8>>, JsValue> {
+pub(super) async fn read_at_most(response: &Response, most: usize) -> Result<Option<Vec<u8>>, JsValue> {
     let Some(stream) = response.body() else { return Ok(Some(Vec::new())) };
     let reader: ReadableStreamDefaultReader = stream.get_reader().dyn_into()?;
     let mut bytes = Vec::new();

@@ -15,7 +15,7 @@ use super::{
     request,
     search::{self, Found},
     store::Store,
-    volunteer::Volunteer,
+    volunteer::{self, Volunteer},
 };
 use crate::delegated::{SearchResult, message::HttpResponse};
 
@@ -99,6 +99,16 @@ impl PageVolunteer {
     /// Closes all links and waits to be started again.
     pub fn pause(&self, why: &str) {
         self.volunteer.pause(why);
+    }
+
+    /// Searches these engines for others from now on and no more: each has a name and an OpenSearch description.
+    pub fn search_engines(&self, names: Vec<String>, descriptions: Vec<String>) -> Result<(), JsValue> {
+        Ok(self.volunteer.set_engines(&names, &descriptions)?)
+    }
+
+    /// The origins at which a page asks the engine of an OpenSearch description, if it can.
+    pub fn engine_origins(name: &str, description: &str) -> Result<Vec<String>, JsValue> {
+        Ok(volunteer::describe(name, description)?.origins())
     }
 
     /// Passes on no more than so many bytes a second in the long run; without a number as many as come.

@@ -1,7 +1,7 @@
 //! The few of the browser's functions that are called by themselves.
 
-use js_sys::{Function, Promise};
-use wasm_bindgen::prelude::wasm_bindgen;
+use js_sys::{Function, Promise, Reflect};
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 use web_sys::Request;
 
 #[wasm_bindgen]
@@ -22,4 +22,11 @@ extern "C" {
 
     #[wasm_bindgen(js_name = fetch)]
     pub(super) fn fetch(request: &Request) -> Promise;
+}
+
+/// The host that this page is from; empty for a file.
+pub(super) fn own_host() -> String {
+    let get = |of: &JsValue, key: &str| Reflect::get(of, &key.into()).ok();
+    let host = get(&js_sys::global(), "location").and_then(|location| get(&location, "hostname"));
+    host.and_then(|host| host.as_string()).unwrap_or_default()
 }

@@ -23,7 +23,7 @@ use crate::{
     client::{Client, ClientParameters, IsolationKey},
     crypto::sha256,
     delegated::{Delegation, Fares, Offers, engines},
-    directory::Consensus,
+    directory::{Consensus, VolunteerList},
     path::GuardSample,
     transport::browser::Caps,
 };
@@ -38,6 +38,8 @@ pub(super) struct Page {
     pub(super) driver: Driver<PageCore>,
     pub(super) fares: RefCell<Fares>,
     consensus: RefCell<Option<Arc<Consensus>>>,
+    /// The volunteer list in use.
+    volunteers: RefCell<Option<Arc<VolunteerList>>>,
     isolations: Cell<u64>,
 }
 
@@ -63,6 +65,7 @@ impl Page {
             driver,
             fares: RefCell::default(),
             consensus: RefCell::default(),
+            volunteers: RefCell::default(),
             isolations: Cell::new(0),
         });
         let first = follow::first_consensus(&directories).await?;
@@ -92,8 +95,13 @@ impl Page {
     /// What the exits offer.
     pub(super) fn offers(&self) -> Offers {
         let consensus = self.consensus()?;
-        let offering = consensus.relays().iter().filter(|relay| !relay.profile.offer.is_empty());
-        Some(offering.map(|relay| (relay.identity(), relay.profile.offer.clone())).collect())
+        let volunteers = self.volunteers.try_borrow().ok().and_then(|list| list.clone());
+        let volunteers = volunteers.filter(|list| clock::wall_time() < list.valid_until());
+        let listed = consensus.relays().iter().map(|relay| (relay.identity(), &relay.profile.offer));
+        let volunteers =
+            volunteers.iter().flat_map(|list| list.volunteers()).map(|it| (it.identity(), &it.profile.offer));
+        let offering = listed.chain(volunteers).filter(|(_, offer)| !offer.is_empty());
+        Some(offering.map(|(relay, offer)| (relay, offer.clone())).collect())
     }
 
     /// An isolation that nothing else has.
@@ -116,6 +124,7 @@ impl Page {
         let page = Rc::downgrade(self);
         spawn_local(follow::volunteers(directories, wanted(), move |found| {
             if let Some(page) = page.upgrade() {
+                page.volunteers.replace(Some(Arc::clone(&found)));
                 page.driver.with(|core, now, _| core.client.set_volunteers(now, clock::wall_time(), found));
             }
         }));

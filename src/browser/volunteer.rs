@@ -1,9 +1,12 @@
 //! A volunteer in a page: a relay that circuits reach over its gateways; the counterpart of `node::relay`.
 //!
 //! Owns the relay's core, its keys (kept by the wrapper's storage), and what keeps it registered. When to pause is the
-//! wrapper's affair (`web/src/umbel/volunteer.ts`), which knows of tabs, power and sleep. It carries circuits on and is no exit.
+//! wrapper's affair (`web/src/umbel/volunteer.ts`), which knows of tabs, power and sleep. It carries circuits on, and is an
+//! exit for nothing but searches of the engines that were chosen ([`engines`]), none at first.
 //! Governed by `proto/08-paths.md` and `proto/07-directory.md`, on volunteers.
 
+mod engines;
+mod exit;
 mod keys;
 mod task;
 
@@ -17,6 +20,7 @@ use wasm_bindgen_futures::spawn_local;
 use web_sys::RtcCertificate;
 
 use super::{
+    clock,
     directory::Directories,
     drive::{Core, Driver, randomness},
     failure::{Failure, Kind, object},
@@ -26,11 +30,15 @@ use super::{
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, Transmit},
     channel::ChannelParameters,
+    delegated::SearchAnswer,
     directory::Consensus,
     relay::{Reach, Relay, RelayEvent, RelayParameters},
     transport::browser::Caps,
     wire::CELL_LEN,
 };
+use engines::Engines;
+pub(in crate::browser) use engines::describe;
+use exit::Exit;
 use keys::Keys;
 
 /// Links at once; browsers stop at 500.
@@ -65,7 +73,15 @@ impl Phase {
 /// The relay's core in a page.
 pub(super) struct VolunteerCore {
     relay: Relay,
+    exit: Exit,
     changed: Bell,
+}
+
+impl VolunteerCore {
+    /// What the query of `stream` came to.
+    fn answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+        self.exit.answer(now, &mut self.relay, stream, answer);
+    }
 }
 
 impl LinkMachine for VolunteerCore {
@@ -75,6 +91,7 @@ impl LinkMachine for VolunteerCore {
 
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.relay.handle_timeout(now, rng);
+        self.exit.handle_timeout(now, &mut self.relay);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
@@ -82,19 +99,20 @@ impl LinkMachine for VolunteerCore {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.relay.poll_timeout()
+        [self.relay.poll_timeout(), self.exit.poll_timeout()].into_iter().flatten().min()
     }
 }
 
 impl Core for VolunteerCore {
-    fn deliver(&mut self, _: Instant) -> bool {
+    fn deliver(&mut self, now: Instant) -> bool {
         let mut told = false;
         while let Some(event) = self.relay.poll_event() {
             told = true;
             match event {
                 RelayEvent::GatewaysChanged => self.changed.ring(),
-                // It is no exit and no gateway, so it is asked for nothing.
-                RelayEvent::Exit(..) | RelayEvent::VolunteersChanged => {}
+                RelayEvent::Exit(stream, request) => self.exit.handle(now, &mut self.relay, stream, request),
+                // It is no gateway.
+                RelayEvent::VolunteersChanged => {}
             }
         }
         told
@@ -111,7 +129,9 @@ pub(super) struct Volunteer {
     driver: RefCell<Option<Driver<VolunteerCore>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     rate: Cell<Option<u64>>,
-    /// Rings when its gateways have changed.
+    /// What it searches for others.
+    engines: Engines,
+    /// Rings when its gateways have changed, or what it offers.
     changed: Bell,
     /// Counts starts: what belongs to an earlier one ends.
     course: Cell<u64>,
@@ -128,6 +148,8 @@ struct Figures {
     circuits: usize,
     /// Cells passed on since the page began.
     cells: u64,
+    /// Queries answered since the page began.
+    searches: u32,
 }
 
 impl Volunteer {
@@ -148,6 +170,7 @@ impl Volunteer {
             driver: RefCell::default(),
             consensus: RefCell::default(),
             rate: Cell::new(None),
+            engines: Engines::default(),
             changed: Bell::default(),
             course: Cell::new(0),
             phase: Cell::new(Phase::Paused),
@@ -184,6 +207,14 @@ impl Volunteer {
         }
     }
 
+    /// Searches these engines for others from now on and no more: each has a name and an OpenSearch description.
+    pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
+        self.engines.choose(names, descriptions)?;
+        self.changed.ring();
+        self.tell();
+        Ok(())
+    }
+
     fn halt(&self) {
         self.earlier.set(self.figures().cells);
         self.course.set(self.course.get().wrapping_add(1));
@@ -191,14 +222,22 @@ impl Volunteer {
             driver.stop();
         }
         self.changed.ring();
+        self.engines.asked.ring();
     }
 
     fn make_driver(&self) -> Result<Driver<VolunteerCore>, Failure> {
         let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
         let channel = ChannelParameters { channels: MOST_LINKS, queued: 16_384, ..ChannelParameters::default() };
-        let parameters =
-            RelayParameters { channel, circuits: 4096, reach: Reach::Gateways, ..RelayParameters::default() };
-        let core = VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), changed: self.changed.clone() };
+        let parameters = RelayParameters {
+            channel,
+            circuits: 4096,
+            delegate: true,
+            reach: Reach::Gateways,
+            ..RelayParameters::default()
+        };
+        let exit = Exit::new(clock::now(), Rc::clone(&self.engines.offers), self.engines.asked.clone());
+        let core =
+            VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
         let caps = Caps { links: MOST_LINKS, ..Caps::default() };
         let rng = randomness().map_err(refused)?;
         Driver::start(core, caps, self.certificate.clone(), rng).map_err(refused)
@@ -214,7 +253,8 @@ impl Volunteer {
             .and_then(|driver| driver.with(|core, _, _| (core.relay.gateways().len(), core.relay.figures())));
         let (gateways, circuits, cells) =
             figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
-        Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells) }
+        let searches = self.engines.answered.get();
+        Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells), searches }
     }
 
     fn set_phase(&self, phase: Phase, why: &str) {
@@ -230,7 +270,7 @@ impl Volunteer {
 
     /// Shows the wrapper how it stands.
     fn tell(&self) {
-        let Figures { gateways, circuits, cells } = self.figures();
+        let Figures { gateways, circuits, cells, searches } = self.figures();
         let number = |number: usize| JsValue::from(u32::try_from(number).unwrap_or(u32::MAX));
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
         let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)) as f64;
@@ -243,6 +283,8 @@ impl Volunteer {
             ("circuits", number(circuits)),
             ("bytes", bytes.into()),
             ("identity", identity.into()),
+            ("engines", self.engines.shown().into()),
+            ("searches", searches.into()),
         ]);
         // What the wrapper makes of it is its own affair.
         let _ = self.on_state.call1(&JsValue::NULL, &state);

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc};
 
 use wasm_bindgen_futures::spawn_local;
 
-use super::{Phase, Volunteer};
+use super::{Phase, Volunteer, engines};
 use crate::{
     base::Instant,
     browser::{
@@ -73,6 +73,9 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
         move |consensus| take.take_consensus(&consensus),
     ));
     spawn_local(show(Rc::clone(&course)));
+    let (keeps, serves) = (Rc::clone(&course), Rc::clone(&course));
+    spawn_local(engines::keep(Rc::clone(&course.volunteer), move || !keeps.is_over()));
+    spawn_local(engines::serve(Rc::clone(&course.volunteer), move || !serves.is_over()));
     course.volunteer.set_phase(Phase::Registering, "");
     course.keep_registered().await;
 }
@@ -120,7 +123,8 @@ impl Course {
                     let heard = self.volunteer.changed.times();
                     self.take_registration(&registration);
                     (signed, retry) = (Some(descriptor), RETRY.0);
-                    // A gateway reports its volunteers soon after a change; then there is something to ask.
+                    // A gateway reports its volunteers soon after a change; then there is something to ask. What is offered may
+                    // have changed too.
                     let changed = clock::within(self.interval(), self.volunteer.changed.after(heard)).await;
                     if changed.is_some() {
                         clock::sleep(ASK_AFTER_CHANGE.min(self.interval())).await;
@@ -189,24 +193,28 @@ impl Course {
         }
         let onion_key = keys.for_relay().1.public();
         let now = clock::wall_time();
+        let offer = Offer { engines: self.volunteer.engines.offered(), ..Offer::default() };
         if let Some(before) = before
             && before.1 == onion_key
-            && clock::now().since(before.2) < DESCRIPTOR_AGE
+            && before.2 == offer
+            && clock::now().since(before.3) < DESCRIPTOR_AGE
         {
             return Ok(before);
         }
-        let profile = VolunteerProfile {
+        let mut profile = VolunteerProfile {
             identity: keys.id(),
             onion_key,
             family: Vec::new(),
             operator: String::new(),
-            offer: Offer::default(),
+            offer: offer.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        // As natively: a list of volunteers has room for so much of each.
+        while !profile.fits() && profile.offer.engines.pop().is_some() {}
         let signed = VolunteerDescriptor { profile, published: now }.sign(keys.identity()).map_err(|_| broken(()))?;
-        Ok(Signed(signed, onion_key, clock::now()))
+        Ok(Signed(signed, onion_key, offer, clock::now()))
     }
 }
 
-/// A signed descriptor, the onion key in it, and when it was made.
-struct Signed(Vec<u8>, OnionPublic, Instant);
+/// A signed descriptor, the onion key in it, what it was to offer, and when it was made.
+struct Signed(Vec<u8>, OnionPublic, Offer, Instant);

@@ -1,0 +1,331 @@
+//! The engines that a volunteer has chosen to ask for others, and how they are asked.
+//!
+//! The address is built here from the engine's description and a client's words, as natively (`engine`); the request is the browser's
+//! own `fetch` under CORS, without cookies, referrer or cache, and follows no redirect, for where it leads is not told. The
+//! browser adds fields of its own: its name, and the site that the page is from. Engines are not trusted: time and length of what
+//! they answer are capped. One that doesn't let pages read it isn't offered, and the volunteer is told. Nothing of a query is kept.
+
+use core::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+    time::Duration,
+};
+use std::rc::Rc;
+
+use js_sys::Array;
+use wasm_bindgen::{JsCast as _, JsValue};
+use wasm_bindgen_futures::{JsFuture, spawn_local};
+use web_sys::{
+    AbortController, Headers, ReferrerPolicy, Request, RequestCache, RequestCredentials, RequestInit, RequestMode,
+    RequestRedirect, Response, ResponseType,
+};
+
+use super::{Volunteer, exit::Asked};
+use crate::{
+    base::Instant,
+    browser::{
+        clock,
+        directory::read_at_most,
+        failure::{Failure, Kind, object},
+        js,
+        slot::Bell,
+    },
+    delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest, url::Url},
+    engine::{self, Engine},
+    exit::is_global,
+};
+
+/// For the engine, from the question to the end of its answer.
+const LIMIT: Duration = Duration::from_secs(8);
+/// Bytes of its answer. Less than natively: the page does nothing else while it reads one.
+const MOST: usize = 1 << 20;
+/// From one trial of an engine that didn't answer to the next, and of one that has failed a client at least.
+const AGAIN: Duration = Duration::from_secs(10 * 60);
+const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// What an engine is asked to see whether it lets this page read it.
+const TRIAL: &str = "test";
+const UNREADABLE: &str = "its answers can't be read from a web page: it doesn't allow that, or can't be reached";
+
+/// An engine as it is chosen.
+struct Chosen {
+    engine: Engine,
+    /// What it was made from.
+    description: String,
+    standing: RefCell<Standing>,
+    /// When it was tried last.
+    tried: Cell<Option<Instant>>,
+    /// A client's question failed in a way that may be the engine's own.
+    doubted: Cell<bool>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Standing {
+    /// Nobody has tried yet.
+    Untried,
+    /// It answers, so it is offered.
+    Good,
+    /// It doesn't, and why.
+    Bad(String),
+}
+
+/// All of a volunteer's.
+#[derive(Default)]
+pub(super) struct Engines {
+    chosen: RefCell<Vec<Rc<Chosen>>>,
+    /// Rings when others are chosen, or one is to be tried.
+    changed: Bell,
+    /// Whether any is offered.
+    pub(super) offers: Rc<Cell<bool>>,
+    /// Rings when a client has asked something.
+    pub(super) asked: Bell,
+    /// Queries that had results.
+    pub(super) answered: Cell<u32>,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Miss {
+    /// The browser gives nothing of it: no CORS, no connection, no TLS, or the client has gone.
+    Unreadable,
+    Refused(SearchRefusal),
+}
+
+impl From<Miss> for SearchRefusal {
+    fn from(miss: Miss) -> Self {
+        match miss {
+            Miss::Unreadable => Self::EngineUnreachable,
+            Miss::Refused(refusal) => refusal,
+        }
+    }
+}
+
+impl Engines {
+    /// Chooses those of `descriptions`, each under its of `names`, in place of those before; what is known of one that stays is kept.
+    pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
+        let mut chosen: Vec<Rc<Chosen>> = Vec::new();
+        for (name, description) in names.iter().zip(descriptions) {
+            let engine = describe(name, description)?;
+            if chosen.iter().any(|other| other.engine.name() == engine.name()) {
+                return Err(bad(format!("two search engines are called \"{name}\"")));
+            }
+            chosen.push(Rc::new(Chosen {
+                engine,
+                description: description.clone(),
+                standing: RefCell::new(Standing::Untried),
+                tried: Cell::new(None),
+                doubted: Cell::new(false),
+            }));
+        }
+        if chosen.len() > MAX_ENGINES {
+            return Err(bad(format!("more than {MAX_ENGINES} search engines")));
+        }
+        if let Ok(mut before) = self.chosen.try_borrow_mut() {
+            for one in &chosen {
+                // The same name may stand for another engine now; then it is tried anew.
+                let same = |other: &&Rc<Chosen>| {
+                    other.engine.name() == one.engine.name() && other.description == one.description
+                };
+                if let Some(known) = before.iter().find(same) {
+                    one.tried.set(known.tried.get());
+                    *one.standing.borrow_mut() = known.standing.borrow().clone();
+                }
+            }
+            *before = chosen;
+        }
+        self.note();
+        self.changed.ring();
+        Ok(())
+    }
+
+    /// Those that are offered, in order of their names.
+    pub(super) fn offered(&self) -> Vec<EngineName> {
+        let mut names: Vec<_> =
+            self.all().iter().filter(|one| one.is_good()).map(|one| one.engine.name().clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Each with how it stands, for the page.
+    pub(super) fn shown(&self) -> Array {
+        let shown = self.all().into_iter().map(|one| {
+            let (offered, why) = match &*one.standing.borrow() {
+                Standing::Untried => (false, JsValue::UNDEFINED),
+                Standing::Good => (true, JsValue::UNDEFINED),
+                Standing::Bad(why) => (false, Failure::new(Kind::Engine, why).sentence.into()),
+            };
+            object(&[("name", one.engine.name().as_str().into()), ("offered", offered.into()), ("why", why)])
+        });
+        shown.collect()
+    }
+
+    fn all(&self) -> Vec<Rc<Chosen>> {
+        self.chosen.try_borrow().map(|chosen| chosen.clone()).unwrap_or_default()
+    }
+
+    fn find(&self, name: &EngineName) -> Option<Rc<Chosen>> {
+        self.all().into_iter().find(|one| one.engine.name() == name && one.is_good())
+    }
+
+    fn note(&self) {
+        self.offers.set(self.all().iter().any(|one| one.is_good()));
+    }
+}
+
+impl Chosen {
+    fn is_good(&self) -> bool {
+        *self.standing.borrow() == Standing::Good
+    }
+
+    /// Whether it is due to be tried.
+    fn is_due(&self, now: Instant) -> bool {
+        self.doubted.get() || !self.is_good() && self.tried.get().is_none_or(|tried| now.since(tried) >= AGAIN)
+    }
+}
+
+/// The engine of a description, if a page may ask it.
+pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, Failure> {
+    let called = EngineName::parse(name)
+        .ok_or_else(|| bad(format!("\"{name}\" is no name for a search engine: a-z, 0-9 and -, at most 32")))?;
+    let engine = Engine::describe_for_page(description.as_bytes(), Some(called))
+        .map_err(|error| bad(format!("the description of \"{name}\" can't be used: {error}")))?;
+    // Or whoever describes engines to a page could have a visitor's browser ask the visitor's own network.
+    if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
+        return Err(bad(format!("the search engine \"{name}\" is at an address of your own machine or network")));
+    }
+    Ok(engine)
+}
+
+fn host(origin: &str) -> String {
+    Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Whether `host`, as browsers write it, is of this machine or its network as far as its name tells.
+fn is_local(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
+    let by_name = bare == "localhost" || bare.ends_with(".localhost") || bare.ends_with(".local");
+    by_name || bare.parse().is_ok_and(|ip: IpAddr| !is_global(ip))
+}
+
+fn bad(words: String) -> Failure {
+    Failure::new(Kind::BadInput, words)
+}
+
+/// Tries those that are chosen, and again those that failed, while `wanted`.
+pub(super) async fn keep(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
+    while wanted() {
+        let heard = volunteer.engines.changed.times();
+        for one in volunteer.engines.all() {
+            if one.is_due(clock::now()) && wanted() {
+                try_out(&volunteer, &one).await;
+            }
+        }
+        clock::within(AGAIN_AFTER_FAILURE, volunteer.engines.changed.after(heard)).await;
+    }
+}
+
+async fn try_out(volunteer: &Volunteer, one: &Chosen) {
+    one.tried.set(Some(clock::now()));
+    one.doubted.set(false);
+    let request = SearchRequest::new(one.engine.name().clone(), TRIAL, 1, None);
+    let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
+    let standing = match ask(&one.engine, &request, &abort).await {
+        Ok(_) => Standing::Good,
+        Err(Miss::Unreadable) => Standing::Bad(UNREADABLE.to_owned()),
+        Err(Miss::Refused(refusal)) => Standing::Bad(refusal.to_string()),
+    };
+    if one.standing.replace(standing.clone()) != standing {
+        volunteer.engines.note();
+        volunteer.changed.ring();
+        volunteer.tell();
+    }
+}
+
+/// Asks what clients ask, while `wanted`.
+pub(super) async fn serve(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
+    while wanted() {
+        let heard = volunteer.engines.asked.times();
+        let Some(driver) = volunteer.driver() else { return };
+        while let Some(asked) = driver.with(|core, _, _| core.exit.poll_asked()).flatten() {
+            let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
+            spawn_local(async move {
+                let stream = asked.stream;
+                let answer = volunteer.engines.answer(asked).await;
+                driver.with(|core, now, _| core.answer(now, stream, &answer));
+            });
+        }
+        drop(driver);
+        volunteer.engines.asked.after(heard).await;
+    }
+}
+
+impl Engines {
+    async fn answer(&self, asked: Asked) -> SearchAnswer {
+        let Asked { request, abort, .. } = asked;
+        let Some(one) = self.find(request.engine()) else {
+            return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
+        };
+        match ask(&one.engine, &request, &abort).await {
+            Ok(results) => {
+                self.answered.set(self.answered.get().saturating_add(1));
+                results
+            }
+            Err(miss) => {
+                let now = clock::now();
+                // It may not let itself be read any more. A client's odd question proves nothing, so it is tried.
+                let late = one.tried.get().is_none_or(|tried| now.since(tried) >= AGAIN_AFTER_FAILURE);
+                if miss == Miss::Unreadable && !abort.signal().aborted() && late {
+                    one.doubted.set(true);
+                    self.changed.ring();
+                }
+                SearchAnswer::Refused(miss.into())
+            }
+        }
+    }
+}
+
+/// What `engine` says to `request`.
+async fn ask(engine: &Engine, request: &SearchRequest, abort: &AbortController) -> Result<SearchAnswer, Miss> {
+    if engine.lacks_page(request.page()) {
+        return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
+    }
+    let asked = clock::within(LIMIT, fetch(engine, request, abort)).await;
+    let (url, status, body) = asked.unwrap_or_else(|| {
+        abort.abort();
+        Err(Miss::Refused(SearchRefusal::EngineTimedOut))
+    })?;
+    match engine.read(request, &engine::Response { url: &url, status, body: &body }) {
+        SearchAnswer::Refused(refusal) => Err(Miss::Refused(refusal)),
+        results => Ok(results),
+    }
+}
+
+/// What the engine answers, from where.
+async fn fetch(engine: &Engine, request: &SearchRequest, abort: &AbortController) -> Result<(Url, u16, Vec<u8>), Miss> {
+    let unreadable = |_| Miss::Unreadable;
+    let question = engine.question(request).ok_or(Miss::Refused(SearchRefusal::BadRequest))?;
+    let prepared = prepare(&question, abort).map_err(unreadable)?;
+    let response = JsFuture::from(js::fetch(&prepared)).await.map_err(unreadable)?;
+    let response: Response = response.dyn_into().map_err(unreadable)?;
+    if response.type_() == ResponseType::Opaqueredirect {
+        return Err(Miss::Refused(SearchRefusal::EngineRedirected));
+    }
+    let body = read_at_most(&response, MOST).await.map_err(unreadable)?;
+    let body = body.ok_or(Miss::Refused(SearchRefusal::EngineTooLarge))?;
+    Ok((question.url, response.status(), body))
+}
+
+fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Request, JsValue> {
+    let (options, headers) = (RequestInit::new(), Headers::new()?);
+    // The two that any page may set without asking first.
+    headers.set("accept", question.accept)?;
+    headers.set("accept-language", &question.accept_language)?;
+    options.set_headers(&headers);
+    options.set_method("GET");
+    options.set_mode(RequestMode::Cors);
+    options.set_credentials(RequestCredentials::Omit);
+    options.set_redirect(RequestRedirect::Manual);
+    options.set_referrer_policy(ReferrerPolicy::NoReferrer);
+    options.set_cache(RequestCache::NoStore);
+    options.set_signal(Some(&abort.signal()));
+    Request::new_with_str_and_init(question.url.as_str(), &options)
+}

@@ -1,0 +1,140 @@
+//! A volunteer's exit: it answers searches and nothing else. Joins the relay's streams with [`SearchService`], and hands queries to
+//! whoever asks engines ([`super::engines`]).
+
+use core::cell::Cell;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
+
+use web_sys::AbortController;
+
+use crate::{
+    base::Instant,
+    browser::slot::Bell,
+    delegated::{
+        SearchAnswer, SearchRequest, Service,
+        limits::Rates,
+        service::{SearchService, ServiceEvent, ServiceParameters},
+    },
+    relay::{ExitRequest, ExitStream, Relay},
+    wire::EndReason,
+};
+
+/// What a tab does for others at the most. An engine sees one address ask, a person's, and keeps out who asks a lot.
+const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
+
+/// A query to be asked.
+pub(super) struct Asked {
+    pub(super) stream: u64,
+    pub(super) request: SearchRequest,
+    /// Aborted when nobody waits any more.
+    pub(super) abort: AbortController,
+}
+
+/// The exit's side in the loop.
+pub(super) struct Exit {
+    service: SearchService,
+    /// Whether any engine is offered; if not, whoever asks is refused.
+    offers: Rc<Cell<bool>>,
+    /// As many as the service lets be under way.
+    asked: VecDeque<Asked>,
+    asking: BTreeMap<u64, AbortController>,
+    /// Rings when there is something to ask.
+    bell: Bell,
+}
+
+impl Exit {
+    pub(super) fn new(now: Instant, offers: Rc<Cell<bool>>, bell: Bell) -> Self {
+        let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
+        let service = SearchService::new(parameters, now);
+        Self { service, offers, asked: VecDeque::new(), asking: BTreeMap::new(), bell }
+    }
+
+    /// Does what an origin wants of `relay`.
+    pub(super) fn handle(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, request: ExitRequest) {
+        let stream = exit.0;
+        match request {
+            ExitRequest::Delegate { service: Service::Search, circuit } if self.offers.get() => {
+                self.service.handle_begin(now, stream, circuit);
+            }
+            // The relay's core refuses the last two itself.
+            ExitRequest::Delegate { .. } | ExitRequest::Connect(_) | ExitRequest::Resolve(_) => {
+                relay.exit_failed(exit, EndReason::Policy);
+            }
+            ExitRequest::Data(bytes) => {
+                self.service.handle_data(now, stream, &bytes);
+                relay.exit_consumed(exit, bytes.len());
+            }
+            ExitRequest::Finish => self.service.handle_finish(now, stream),
+            ExitRequest::Writable => self.write(now, relay, stream),
+            ExitRequest::Close => self.service.handle_closed(stream),
+        }
+        self.settle(now, relay);
+    }
+
+    /// What the query of `stream` came to.
+    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: u64, answer: &SearchAnswer) {
+        self.asking.remove(&stream);
+        self.service.handle_answer(now, stream, answer);
+        self.settle(now, relay);
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, relay: &mut Relay) {
+        self.service.handle_timeout(now);
+        self.settle(now, relay);
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.service.poll_timeout()
+    }
+
+    /// The next query to be asked.
+    pub(super) fn poll_asked(&mut self) -> Option<Asked> {
+        self.asked.pop_front()
+    }
+
+    fn settle(&mut self, now: Instant, relay: &mut Relay) {
+        while let Some(event) = self.service.poll_event() {
+            match event {
+                ServiceEvent::Query { stream, request } => self.ask(now, stream, request),
+                ServiceEvent::Unsent { stream } => self.write(now, relay, stream),
+                ServiceEvent::Dropped { stream } => {
+                    if let Some(abort) = self.asking.remove(&stream) {
+                        abort.abort();
+                    }
+                    self.asked.retain(|asked| asked.stream != stream);
+                }
+                ServiceEvent::Failed { stream, reason } => relay.exit_failed(ExitStream(stream), reason),
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Instant, stream: u64, request: SearchRequest) {
+        let Ok(abort) = AbortController::new() else {
+            let refused = SearchAnswer::Refused(crate::delegated::SearchRefusal::EngineUnreachable);
+            return self.service.handle_answer(now, stream, &refused);
+        };
+        self.asking.insert(stream, abort.clone());
+        self.asked.push_back(Asked { stream, request, abort });
+        self.bell.ring();
+    }
+
+    /// Writes as much of an answer as there is room for.
+    fn write(&mut self, now: Instant, relay: &mut Relay, stream: u64) {
+        let exit = ExitStream(stream);
+        loop {
+            let unsent = self.service.unsent(stream);
+            if unsent.is_empty() {
+                return;
+            }
+            let written = relay.exit_write(now, exit, unsent);
+            if written == 0 {
+                return;
+            }
+            if self.service.handle_sent(stream, written) {
+                return relay.exit_finish(exit);
+            }
+        }
+    }
+}
