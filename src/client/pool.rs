@@ -49,9 +49,11 @@ impl Client {
     fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
         let delegation = delegation_of(purpose);
         let shunned = self.shunned(now, purpose, &[]);
-        let spare =
-            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !shunned.contains(&exit));
-        let lacking = count.saturating_sub(self.circuits.values().filter(spare).count());
+        let spare = self.circuits.values().filter(|pooled| pooled.is_spare(delegation));
+        let (liked, disliked): (Vec<_>, Vec<_>) =
+            spare.partition(|pooled| pooled.exit().is_none_or(|exit| !shunned.contains(&exit)));
+        // Where guard or middle leaves no exit but shunned ones, circuits to those are all there can be.
+        let lacking = count.saturating_sub(liked.len()).min(count.saturating_mul(2).saturating_sub(disliked.len()));
         for _ in 0..lacking {
             if !matches!(self.build(now, purpose.clone(), None, &[], rng), Ok(true)) {
                 break;

@@ -759,6 +759,32 @@ fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
 }
 
 #[test]
+fn spare_circuits_are_bounded_though_the_only_exit_not_shunned_is_the_guard() {
+    let mut net = Net::ready(36, RELAYS);
+    let carrying = |net: &mut Net| {
+        net.client(|party, _, _| {
+            let circuits = party.client.circuits.values();
+            circuits.filter(|pooled| pooled.has_carried_streams()).filter_map(Pooled::exit).collect::<Vec<_>>()
+        })
+    };
+    let guard = net.client(|party, _, _| party.built[0][0]);
+    let others: Vec<_> = net.offering().into_iter().filter(|relay| *relay != guard).collect();
+    let mut isolation = 0;
+    while !others.iter().all(|exit| carrying(&mut net).contains(exit)) {
+        isolation += 1;
+        net.connected(isolation);
+    }
+    assert!(!carrying(&mut net).contains(&guard));
+    net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
+    net.pass(20);
+    let delegation = Delegation::Search(engine());
+    let spare = net.client(|party, _, _| {
+        party.client.circuits.values().filter(|pooled| pooled.is_spare(Some(&delegation))).count()
+    });
+    assert!((3..=6).contains(&spare), "{spare} spare circuits");
+}
+
+#[test]
 fn a_stream_shuns_exits_that_have_performed_requests_as_long_as_there_is_another() {
     let mut net = Net::ready(35, 2);
     let request = net.delegate(&[], 1);
