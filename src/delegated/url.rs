@@ -3,6 +3,9 @@
 //! A browser has the same standard built in, with the tables of international names, which are a large part of what a page
 //! would otherwise load. The same calls, as far as they are needed here; both follow the standard, so the answers are the same.
 
+#[cfg(test)]
+mod tests;
+
 #[cfg(not(all(feature = "browser", target_arch = "wasm32")))]
 pub use url::Url;
 

@@ -33,10 +33,10 @@ pub(crate) fn build() -> Result<Tally, Failure> {
     Ok(Tally::ONE)
 }
 
-/// Runs the core's own tests as WebAssembly, in Node.
+/// Runs the core's own tests as WebAssembly, in Node: the core as a page has it, with a browser's own addresses.
 pub(crate) fn test() -> Result<Tally, Failure> {
     let run = Run::cargo()
-        .args(["test", "--lib", "--locked", "--no-default-features", "--target", TARGET])
+        .args(["test", "--lib", "--locked", "--no-default-features", "--features", "browser", "--target", TARGET])
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", runner()?);
     let run = match compiler()? {
         Some(compiler) => run.env("RUSTC", compiler),

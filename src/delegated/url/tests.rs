@@ -1,0 +1,115 @@
+//! The same answers by the crate `url` and by a browser's own parser: this runs natively and, with the feature `browser`, as
+//! WebAssembly.
+
+use super::super::link::clean;
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+/// What is written, and the link that is left of it.
+#[rustfmt::skip]
+const NASTY: &[(&str, Option<&str>)] = &[
+    ("http://EXAMPLE.org:80/", Some("http://example.org/")),
+    ("https://example.org:443", Some("https://example.org/")),
+    ("https://example.org:8443/", Some("https://example.org:8443/")),
+    ("http://example.org:080/", Some("http://example.org/")),
+    ("http://example.org:65536/", None),
+    ("http://example.org:-1/", None),
+    ("http://example.org:/a", Some("http://example.org/a")),
+    ("http:example.org/a", Some("http://example.org/a")),
+    ("http:/example.org/a", Some("http://example.org/a")),
+    ("http:\\\\example.org\\a\\b", Some("http://example.org/a/b")),
+    ("https:////example.org//a", Some("https://example.org//a")),
+    ("http://example.org/a/../b/./c", Some("http://example.org/b/c")),
+    ("http://example.org/%2e%2e/%2E/a", Some("http://example.org/a")),
+    ("http://example.org/..%2fa", Some("http://example.org/..%2fa")),
+    ("http://example.org/a%2", Some("http://example.org/a%2")),
+    ("http://example.org/%zz%00", Some("http://example.org/%zz%00")),
+    ("http://exa\tmple\n.org/\r\na", Some("http://example.org/a")),
+    ("\u{0001}http://example.org/", Some("http://example.org/")),
+    ("http://example.org/a b", Some("http://example.org/a%20b")),
+    ("http://example.org/?a b\"<>'", Some("http://example.org/?a%20b%22%3C%3E%27")),
+    ("http://example.org/#a b\"<>`", Some("http://example.org/#a%20b%22%3C%3E%60")),
+    ("http://example.org/{a}|^`", Some("http://example.org/%7Ba%7D|^%60")),
+    ("http://example.org/?{a}|^`", Some("http://example.org/?{a}|^`")),
+    ("http://127.1/", Some("http://127.0.0.1/")),
+    ("http://0x7f.0.0.1/", Some("http://127.0.0.1/")),
+    ("http://2130706433/", Some("http://127.0.0.1/")),
+    ("http://017700000001/", Some("http://127.0.0.1/")),
+    ("http://256.256.256.256/", None),
+    ("http://1.2.3.4.5/", None),
+    ("http://1.2.3/", Some("http://1.2.0.3/")),
+    ("http://0x/", Some("http://0.0.0.0/")),
+    ("http://1.2.3.4./", Some("http://1.2.3.4/")),
+    ("http://09/", None),
+    ("http://[::1]/", Some("http://[::1]/")),
+    ("http://[::ffff:127.0.0.1]/", Some("http://[::ffff:7f00:1]/")),
+    ("http://[2001:DB8:0:0:1:0:0:1]:8080/", Some("http://[2001:db8::1:0:0:1]:8080/")),
+    ("http://[::1%25eth0]/", None),
+    ("http://[1::2::3]/", None),
+    ("http://[::1/", None),
+    ("http://[v1.a]/", None),
+    ("http://user:pass@example.org/", Some("http://example.org/")),
+    ("http://a@b@c/", Some("http://c/")),
+    ("http://:@example.org/", Some("http://example.org/")),
+    ("http://user@/", None),
+    ("http://@/", None),
+    ("http://example.org\\@evil.example/", Some("http://example.org/@evil.example/")),
+    ("http://example.org#@evil.example/", Some("http://example.org/#@evil.example/")),
+    ("http://example.org?@evil.example/", Some("http://example.org/?@evil.example/")),
+    ("http://example.org;@evil.example/", Some("http://evil.example/")),
+    ("http://ex%61mple.org/", Some("http://example.org/")),
+    ("http://example.org%2fevil/", None),
+    ("http://example.org%00/", None),
+    ("http://a..b/", Some("http://a..b/")),
+    ("http://.a/", Some("http://.a/")),
+    ("http://a./", Some("http://a./")),
+    ("http://-a-.example/", Some("http://-a-.example/")),
+    ("http://a_b.example/", Some("http://a_b.example/")),
+    ("http://xn--a/", None),
+    ("http://xn--zca.example/", Some("http://xn--zca.example/")),
+    ("http://xn--mgbh0fb.example/", Some("http://xn--mgbh0fb.example/")),
+    ("http://b\u{fc}cher.example/", Some("http://xn--bcher-kva.example/")),
+    ("http://\u{ff45}\u{ff58}ample.org/", Some("http://example.org/")),
+    ("http://fa\u{df}.example/", Some("http://xn--fa-hia.example/")),
+    ("http://\u{200b}example.org/", Some("http://example.org/")),
+    ("http://ex\u{ad}ample.org/", Some("http://example.org/")),
+    ("http://\u{2100}.example/", None),
+    ("http://\u{301}a.example/", None),
+    ("http://%e4%bd%a0.example/", Some("http://xn--6qq.example/")),
+    ("http://%ff.example/", None),
+    ("http://\u{3002}/", Some("http://./")),
+    ("http://example\u{3002}org/", Some("http://example.org/")),
+    ("http://aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example/", Some("http://aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.example/")),
+    ("http://example.org/\u{e4}?\u{e4}#\u{e4}", Some("http://example.org/%C3%A4?%C3%A4#%C3%A4")),
+    ("http://example.org/\u{1f600}", Some("http://example.org/%F0%9F%98%80")),
+    ("http://example.org/?", Some("http://example.org/")),
+    ("http://example.org/#", Some("http://example.org/")),
+    ("http://example.org/?#", Some("http://example.org/")),
+    ("http://example.org?a#b?c", Some("http://example.org/?a#b?c")),
+    ("http://example.org/?%", Some("http://example.org/?%")),
+    ("http://example.org/?a=%C3%28", Some("http://example.org/?a=%C3%28")),
+    ("http://exam|ple.org/", None),
+    ("http://exam<ple.org/", None),
+    ("http://exam^ple.org/", None),
+    ("http://", None),
+    ("http:///", None),
+    ("http://?", None),
+    ("http://#", None),
+    ("https:?a", None),
+    ("ht tp://example.org/", None),
+    ("1http://example.org/", None),
+    ("http//example.org/", None),
+    ("ws://example.org/", None),
+    ("filesystem:http://example.org/a", None),
+];
+
+#[test]
+fn both_parsers_make_the_same_of_nasty_links() {
+    let differing = NASTY.iter().filter_map(|(text, expected)| {
+        let left = clean(text, None).map(|link| link.as_str().to_owned());
+        (left.as_deref() != *expected).then(|| format!("{text:?}: {left:?}, not {expected:?}"))
+    });
+    let differing: Vec<_> = differing.collect();
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
