@@ -296,6 +296,22 @@ impl Relay {
         }
     }
 
+    /// Takes no more circuits; those that are there go on. Channels without any close, so that a gateway says at once that
+    /// this volunteer is gone, and none is opened from now on.
+    pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.parameters.circuits = 0;
+        let Self { channels, table, .. } = self;
+        channels.wind_down(|channel| table.is_on(channel));
+        self.handle_channel_events(now, rng);
+    }
+
+    /// Ends all circuits, to both sides of each.
+    pub fn end_circuits(&mut self, now: Instant) {
+        for key in self.table.keys() {
+            self.end(now, key);
+        }
+    }
+
     /// Closes all channels, and opens none from now on.
     pub fn shut_down(&mut self) {
         self.channels.shut_down();

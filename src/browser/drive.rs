@@ -27,6 +27,9 @@ use crate::{
 pub(super) trait Core: LinkMachine + 'static {
     /// Hands on what the core has to tell; says whether there was anything. Must not call into the page.
     fn deliver(&mut self, now: Instant) -> bool;
+
+    /// Says what its neighbours should know before its links close.
+    fn hang_up(&mut self, _now: Instant) {}
 }
 
 /// A core and its transport. Cheap to clone; when the last clone goes, its links close.
@@ -124,8 +127,25 @@ impl<C: Core> Driver<C> {
         }
     }
 
-    /// Closes all links at once and does nothing more.
+    /// Has the core say what its neighbours should know, and hands that to the browser before it returns.
+    pub(super) fn hang_up(&self) {
+        if let Ok(mut state) = self.0.state.try_borrow_mut()
+            && !state.stopped
+        {
+            let now = clock::now();
+            state.core.hang_up(now);
+            state.settle(now);
+        }
+    }
+
+    /// How many links there are, dials included.
+    pub(super) fn links(&self) -> usize {
+        self.0.state.try_borrow().map_or(0, |state| state.endpoint.len())
+    }
+
+    /// Hangs up, closes all links at once and does nothing more.
     pub(super) fn stop(&self) {
+        self.hang_up();
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.stopped = true;
             state.timer = None;

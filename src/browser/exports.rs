@@ -111,6 +111,15 @@ impl PageVolunteer {
         Ok(volunteer::describe(name, description)?.origins())
     }
 
+    /// Ends for good, circuits that carry something a moment later than the others; gives a promise of having ended.
+    pub fn finish(&self) -> Promise {
+        let volunteer = Rc::clone(&self.volunteer);
+        future_to_promise(async move {
+            volunteer.finish().await;
+            Ok(JsValue::UNDEFINED)
+        })
+    }
+
     /// Passes on no more than so many bytes a second in the long run; without a number as many as come.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     pub fn limit(&self, bytes_a_second: Option<f64>) {

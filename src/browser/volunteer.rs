@@ -10,7 +10,10 @@ mod exit;
 mod keys;
 mod task;
 
-use core::cell::{Cell, RefCell};
+use core::{
+    cell::{Cell, RefCell},
+    time::Duration,
+};
 use std::{rc::Rc, sync::Arc};
 
 use js_sys::Function;
@@ -41,6 +44,12 @@ pub(in crate::browser) use engines::describe;
 use exit::Exit;
 use keys::Keys;
 
+/// How long circuits may go on once the volunteer is to end, and without a cell for how long they end at once.
+const DRAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(250));
+/// For the browser to deliver the last of it.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Links at once; browsers stop at 500.
 const MOST_LINKS: usize = 256;
 
@@ -116,6 +125,10 @@ impl Core for VolunteerCore {
             }
         }
         told
+    }
+
+    fn hang_up(&mut self, now: Instant) {
+        self.relay.end_circuits(now);
     }
 }
 
@@ -199,6 +212,33 @@ impl Volunteer {
         self.set_phase(Phase::Paused, why);
     }
 
+    /// Ends for good: takes no more circuits, lets those that carry something go on for a moment, then closes all links by the
+    /// protocol. Whoever uses a circuit would rather have its request answered; whoever has turned this off would rather have it
+    /// off, so it is a short moment.
+    pub(super) async fn finish(&self) {
+        let Some(driver) = self.driver() else { return };
+        self.begin_course();
+        let course = self.course.get();
+        driver.with(|core, now, rng| core.relay.drain(now, rng));
+        let until = clock::now().after(DRAIN.0);
+        while clock::now() < until && self.course.get() == course {
+            let before = self.figures();
+            clock::sleep(DRAIN.1).await;
+            if before.circuits == 0 || self.figures().cells == before.cells {
+                break;
+            }
+        }
+        driver.hang_up();
+        driver.with(|core, _, _| core.relay.shut_down());
+        let until = clock::now().after(GOODBYE);
+        while driver.links() > 0 && clock::now() < until {
+            clock::sleep(LOOK_EVERY).await;
+        }
+        if self.course.get() == course {
+            self.pause("");
+        }
+    }
+
     /// Passes on no more than so many bytes a second in the long run.
     pub(super) fn set_rate(&self, a_second: Option<u64>) {
         self.rate.set(a_second);
@@ -217,10 +257,15 @@ impl Volunteer {
 
     fn halt(&self) {
         self.earlier.set(self.figures().cells);
-        self.course.set(self.course.get().wrapping_add(1));
         if let Some(driver) = self.driver.take() {
             driver.stop();
         }
+        self.begin_course();
+    }
+
+    /// Ends what belongs to the course before.
+    fn begin_course(&self) {
+        self.course.set(self.course.get().wrapping_add(1));
         self.changed.ring();
         self.engines.asked.ring();
     }

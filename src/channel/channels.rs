@@ -322,9 +322,14 @@ impl Channels {
 
     /// Closes all channels, and has places for none from now on.
     pub fn shut_down(&mut self) {
+        self.wind_down(|_| false);
+    }
+
+    /// Closes the channels that `stays` doesn't hold for, and has places for no more from now on.
+    pub fn wind_down(&mut self, stays: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.parameters.channels = 0;
-        let ids: Vec<_> = self.channels.keys().copied().collect();
+        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !stays(*id)).collect();
         for id in ids {
             self.close(id);
         }

@@ -215,6 +215,17 @@ impl Table {
         Some(circuit)
     }
 
+    /// All circuits.
+    pub(super) fn keys(&self) -> Vec<CircuitKey> {
+        let slots = self.slots.iter().enumerate();
+        slots.filter_map(|(slot, entry)| Some(CircuitKey { slot, generation: entry.as_ref()?.0 })).collect()
+    }
+
+    /// Whether a circuit has a leg on a channel.
+    pub(super) fn is_on(&self, channel: ChannelId) -> bool {
+        self.legs.contains_key(&channel)
+    }
+
     /// The circuits with a leg on a channel, and which of theirs it is.
     pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<(CircuitKey, Side)> {
         self.legs.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()

@@ -108,7 +108,7 @@ export async function client(overlay, middle) {
 }
 
 // What curl has of `url` through `proxy`, and whether it says that it had all of it.
-export const fetched = (proxy, url, ...options) =>
+export const fetched = (proxy, url, options = []) =>
   new Promise((resolve) => {
     const began = performance.now();
     const all = ['--silent', '--show-error', '--proxy', proxy, ...options, url];

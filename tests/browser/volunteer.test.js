@@ -37,7 +37,7 @@ for (const browser of Object.keys(BROWSERS)) {
       return made;
     }
 
-    const get = (through, path, ...options) => fetched(through.socks, origin.at + path, ...options);
+    const get = (through, path, ...options) => fetched(through.socks, origin.at + path, options);
 
     test('carries 20 MB byte for byte, counts them, and it was that tab', deadline, async () => {
       const tab = await tabThat();

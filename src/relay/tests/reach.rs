@@ -181,6 +181,51 @@ fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
 }
 
 #[test]
+fn a_relay_that_drains_closes_what_carries_nothing_and_takes_no_more_while_its_circuits_go_on() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, idle) = (bench.client(), bench.client());
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    bench.cells(link);
+    bench.relay.drain(bench.now, &mut bench.rng);
+    bench.settle();
+    assert!(bench.closed.contains(&idle) && !bench.closed.contains(&link));
+    // Another circuit is refused, the one that stands is served.
+    let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
+    for cell in create_cells(upper(2), HopIndex::FIRST, &request).unwrap() {
+        bench.send(link, &cell);
+    }
+    assert_eq!(bench.commands(link), [Command::Destroy]);
+    bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
+    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+}
+
+#[test]
+fn a_volunteer_that_drains_leaves_the_gateways_that_bring_it_nothing_and_dials_no_more() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let ranking = gateways_of_own(&mut bench);
+    bench.settle();
+    for relay in &ranking[..3] {
+        answer_dial(&mut bench, *relay);
+    }
+    bench.dialled.clear();
+    bench.relay.drain(bench.now, &mut bench.rng);
+    bench.settle();
+    assert_eq!((bench.relay.gateways(), bench.closed.len()), (Vec::new(), 3));
+    bench.pass(Duration::from_secs(600));
+    assert!(bench.dialled.is_empty());
+}
+
+#[test]
+fn a_relay_that_hangs_up_tells_both_sides_of_each_circuit() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let (link, next, ..) = extended(&mut bench);
+    bench.relay.end_circuits(bench.now);
+    bench.settle();
+    assert_eq!((bench.commands(link), bench.commands(next)), (vec![Command::Destroy], vec![Command::Destroy]));
+    assert_eq!(bench.circuits(), 0);
+}
+
+#[test]
 fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
     let mut bench = Bench::new(RelayParameters::default());
     let ranking = gateways_of_own(&mut bench);

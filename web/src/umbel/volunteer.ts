@@ -37,7 +37,10 @@ export interface VolunteerLimits {
 export interface Volunteer {
   readonly state: VolunteerState;
   setLimits(limits: VolunteerLimits): void;
-  /** Closes everything. */
+  /**
+   * Takes no more circuits at once; those that carry something go on for up to three seconds. The promise is kept when all
+   * channels are closed.
+   */
   stop(): Promise<void>;
 }
 
@@ -98,6 +101,8 @@ class Page implements Volunteer {
   #power: Power | undefined;
   #running = false;
   #stopped = false;
+  /** The browser may keep the page for later; meanwhile it is no relay. */
+  #away = false;
   /** This tab is the one. */
   #chosen = false;
   #release: (() => void) | undefined;
@@ -148,13 +153,17 @@ class Page implements Volunteer {
   async stop(): Promise<void> {
     if (this.#stopped) return;
     this.#stopped = true;
-    this.#listening.abort();
     clearInterval(this.#looking);
     this.#power?.close();
-    this.#core?.pause('');
+    this.#listening.abort();
+    // Off as the person sees it, though what others were in the middle of may still end.
+    this.show({ on: false, phase: 'off', why: undefined, gateways: 0, circuits: 0, bytesNow: 0 });
+    addEventListener('pagehide', () => this.#core?.pause(''), { once: true });
+    await this.#core?.finish();
+    this.show({ bytesTotal: this.#before + this.#relayed });
+    // Another tab is the same relay.
     this.#release?.();
     await this.#keepTotal();
-    this.show({ on: false, phase: 'off', why: undefined, gateways: 0, circuits: 0, bytesNow: 0 });
   }
 
   show(change: { [Key in keyof VolunteerState]?: VolunteerState[Key] | undefined }): void {
@@ -166,8 +175,8 @@ class Page implements Volunteer {
 
   /** What the core tells, with what only the page knows. */
   #told(told: CoreState): void {
-    if (this.#stopped) return;
     this.#relayed = told.bytes;
+    if (this.#stopped) return;
     const { phase, gateways, circuits, identity } = told;
     const memoryOnly = phase === 'reachable' && this.#storage?.lasting === false ? MEMORY_ONLY : undefined;
     const bytesTotal = this.#before + this.#relayed;
@@ -188,7 +197,7 @@ class Page implements Volunteer {
 
   /** Runs or pauses, as everything stands. */
   #decide(): void {
-    if (this.#stopped || !this.#core) return;
+    if (this.#stopped || this.#away || !this.#core) return;
     const why = this.#reasonToPause();
     if (why === undefined) {
       if (!this.#running) {
@@ -223,10 +232,14 @@ class Page implements Volunteer {
     // Relays learn at once, instead of by our silence. The page may come back from the browser's cache.
     addEventListener('pagehide', () => {
       void this.#keepTotal();
+      this.#away = true;
       this.#running = false;
       this.#core?.pause('');
     }, { signal });
-    addEventListener('pageshow', (event) => event.persisted && this.#startAnew(), { signal });
+    addEventListener('pageshow', () => {
+      this.#away = false;
+      this.#decide();
+    }, { signal });
     this.#looking = setInterval(() => this.#look(), LOOK_EVERY);
   }
 
