@@ -38,6 +38,9 @@ const MAX_REASON_CHARS: usize = 200;
 /// For one request, its body included.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
+/// What follows from it, in words.
+const UNUSED: &str = "so it is not used and nothing was sent to any relay";
+
 /// Why a directory's answer is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DirectoryError {
@@ -66,21 +69,42 @@ impl fmt::Display for DirectoryError {
             Self::NoneYet => f.write_str("the network is only starting: its directory has no list of relays yet"),
             Self::NothingNewer => f.write_str("the network's directory has nothing newer than a list that has aged"),
             Self::Refused(status, reason) => write!(f, "the network's directory refused ({status}): {reason}"),
-            Self::TooLong => f.write_str("the directory's answer is longer than a list of relays can be"),
-            Self::Consensus(error) => write!(f, "the directory's list of relays is not used: {error}"),
-            Self::Volunteers(error) => write!(f, "the directory's list of volunteers is not used: {error}"),
-            Self::NoRegistration => f.write_str("the directory's answer to a volunteer made no sense"),
+            Self::TooLong => write!(f, "the directory's answer is longer than any list of relays, {UNUSED}"),
+            Self::Consensus(error) => write!(f, "{}, {UNUSED}", fault(error)),
+            Self::Volunteers(_) => write!(f, "the directory's list of volunteers is not as it must be, {UNUSED}"),
+            Self::NoRegistration => f.write_str("the directory's answer to this volunteer made no sense"),
         }
     }
 }
 
+/// What is the matter with a directory's list of relays, for persons.
+const fn fault(error: &ConsensusError) -> &'static str {
+    match error {
+        ConsensusError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
+            "the directory's list of relays isn't signed by those whom this network believes"
+        }
+        ConsensusError::NotCounted(NotCounted::Conflicting) => {
+            "the network has signed two lists of relays for one time"
+        }
+        ConsensusError::NotCounted(_) => "the directory gave an old list of relays",
+        ConsensusError::Malformed(_) | ConsensusError::Impossible(_) | ConsensusError::Parameter(_) => {
+            "what the directory gave is no list of relays"
+        }
+    }
+}
+
+/// The list and this device's clock don't fit.
+pub(super) fn of_another_time() -> Failure {
+    let words = "by this device's clock the network's list of relays is of another time: is the clock right, \
+                 its date and its time zone too? If it is, the directory gives an old list";
+    Failure::new(Kind::Clock, words)
+}
+
 impl From<DirectoryError> for Failure {
     fn from(error: DirectoryError) -> Self {
-        let clock = "by this device's clock the network's list of relays is of another time: is the clock right, \
-                     its date and its time zone too? If it is, the directory gives an old list";
         match &error {
             DirectoryError::Consensus(ConsensusError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
-                Self::new(Kind::Clock, clock)
+                of_another_time()
             }
             DirectoryError::Consensus(_) | DirectoryError::TooLong | DirectoryError::NothingNewer => {
                 Self::new(Kind::Consensus, error.to_string())

@@ -70,15 +70,21 @@ pub(super) async fn consensus(
     }
 }
 
-/// Hands each volunteer list to `take`, while `wanted`.
+/// Hands each newer volunteer list than `in_use` to `take`, while `wanted`.
 pub(super) async fn volunteers(
     directories: Rc<Directories>,
+    mut in_use: Option<Arc<VolunteerList>>,
     wanted: impl Fn() -> bool,
     take: impl Fn(Arc<VolunteerList>),
 ) {
     let Ok(mut rng) = randomness() else { return };
-    let (mut in_use, mut retry): (Option<Arc<VolunteerList>>, _) = (None, RETRY.0);
+    let mut retry = RETRY.0;
     while wanted() {
+        if let Some(list) = &in_use
+            && !wait_until(list.next_fetch(&mut rng), &wanted).await
+        {
+            return;
+        }
         match directories.fetch_volunteers(in_use.as_ref()).await {
             Ok(Some(fetched)) => {
                 let fetched = Arc::new(fetched);
@@ -93,11 +99,6 @@ pub(super) async fn volunteers(
                 clock::sleep(retry).await;
                 retry = retry.saturating_mul(2).min(RETRY.1);
             }
-        }
-        if let Some(list) = &in_use
-            && !wait_until(list.next_fetch(&mut rng), &wanted).await
-        {
-            return;
         }
     }
 }

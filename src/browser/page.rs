@@ -17,6 +17,7 @@ use super::{
     drive::{Driver, randomness},
     failure::{Failure, Kind},
     follow,
+    slot::slot,
     store::{Entry, Store},
 };
 use crate::{
@@ -30,6 +31,8 @@ use crate::{
 
 /// For the first circuit.
 const CIRCUIT_LIMIT: Duration = Duration::from_secs(30);
+/// For the volunteer list, once there is a consensus.
+const VOLUNTEERS_LIMIT: Duration = Duration::from_millis(250);
 /// Circuits kept ready for searching: a query, its second try elsewhere, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
@@ -68,10 +71,18 @@ impl Page {
             volunteers: RefCell::default(),
             isolations: Cell::new(0),
         });
+        // Both at once, so that the first circuits may go over volunteers too; without their list it goes as well.
+        let (mut found, list) = slot();
+        let asked = Rc::clone(&directories);
+        spawn_local(async move { found.give(asked.fetch_volunteers(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;
+        let list = clock::within(VOLUNTEERS_LIMIT, list).await.flatten().flatten();
+        if let Some(list) = &list {
+            page.set_volunteers(Arc::clone(list));
+        }
         page.set_consensus(Arc::clone(&first));
         tell("consensus");
-        page.follow(directories, first);
+        page.follow(directories, first, list);
         let circuit = async {
             while !steps.ready.get() && !page.driver.is_stopped() {
                 let heard = steps.bell.times();
@@ -112,7 +123,12 @@ impl Page {
     }
 
     /// Keeps documents up to date for as long as the client runs.
-    fn follow(self: &Rc<Self>, directories: Rc<Directories>, first: Arc<Consensus>) {
+    fn follow(
+        self: &Rc<Self>,
+        directories: Rc<Directories>,
+        first: Arc<Consensus>,
+        volunteers: Option<Arc<VolunteerList>>,
+    ) {
         let wanted = || {
             let page = Rc::downgrade(self);
             move || page.upgrade().is_some_and(|page| !page.driver.is_stopped())
@@ -122,12 +138,14 @@ impl Page {
             page.upgrade().into_iter().for_each(|page| page.set_consensus(Arc::clone(&found)));
         }));
         let page = Rc::downgrade(self);
-        spawn_local(follow::volunteers(directories, wanted(), move |found| {
-            if let Some(page) = page.upgrade() {
-                page.volunteers.replace(Some(Arc::clone(&found)));
-                page.driver.with(|core, now, _| core.client.set_volunteers(now, clock::wall_time(), found));
-            }
+        spawn_local(follow::volunteers(directories, volunteers, wanted(), move |found| {
+            page.upgrade().into_iter().for_each(|page| page.set_volunteers(Arc::clone(&found)));
         }));
+    }
+
+    fn set_volunteers(&self, volunteers: Arc<VolunteerList>) {
+        self.volunteers.replace(Some(Arc::clone(&volunteers)));
+        self.driver.with(|core, now, _| core.client.set_volunteers(now, clock::wall_time(), volunteers));
     }
 
     fn set_consensus(&self, consensus: Arc<Consensus>) {

@@ -207,7 +207,7 @@ for (const browser of Object.keys(BROWSERS)) {
         Date.now = () => now() - 3 * 24 * 3600 * 1000;
       })],
       ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
-      ['consensus', 'can’t be believed', 'list of relays is not used', (page) => answering(page, (request) =>
+      ['consensus', 'can’t be believed', 'gave is no list of relays, so it is not used', (page) => answering(page, (request) =>
         request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
     ];
 
@@ -279,8 +279,8 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
-    test('a browser that keeps nothing volunteers and searches all the same, and says what that means', dialling, async () => {
-      const deny = (page) => page.evaluateOnNewDocument(() => {
+    const keepingNothing = {
+      denies: (page) => page.evaluateOnNewDocument(() => {
         IDBFactory.prototype.open = () => {
           throw new DOMException('denied', 'SecurityError');
         };
@@ -289,15 +289,29 @@ for (const browser of Object.keys(BROWSERS)) {
             throw new DOMException('denied', 'SecurityError');
           },
         });
+      }),
+      'has no room for': (page) => page.evaluateOnNewDocument(() => {
+        const full = () => {
+          throw new DOMException('full', 'QuotaExceededError');
+        };
+        IDBObjectStore.prototype.put = full;
+        Storage.prototype.setItem = full;
+      }),
+    };
+
+    for (const [how, prepare] of Object.entries(keepingNothing)) {
+      test(`a browser that ${how} storage volunteers and searches all the same, and says what that means`, dialling, async () => {
+        const volunteer = await open('/volunteer', prepare);
+        await volunteer.page.click('#switch');
+        await says(volunteer.page, '#why', 'keeps nothing');
+        assertStayed(volunteer.asked);
+        await volunteer.close();
+        const { page, asked, close } = await open(`/search#q=${TERMS}`, prepare);
+        await page.waitForSelector('.results li', { timeout: 30000 });
+        assertStayed(asked);
+        await close();
       });
-      const volunteer = await open('/volunteer', deny);
-      await volunteer.page.click('#switch');
-      await says(volunteer.page, '#why', 'keeps nothing');
-      await volunteer.close();
-      const { page, close } = await open(`/search#q=${TERMS}`, deny);
-      await page.waitForSelector('.results li', { timeout: 30000 });
-      await close();
-    });
+    }
 
     // Whether one of a dozen searches does: each has a circuit of its own, and one volunteer has no more than its part of them.
     async function goesByVolunteer(page) {

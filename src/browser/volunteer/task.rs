@@ -10,7 +10,7 @@ use crate::{
     base::Instant,
     browser::{
         clock,
-        directory::DirectoryError,
+        directory::{DirectoryError, of_another_time},
         drive::randomness,
         failure::{Failure, Kind},
         follow,
@@ -28,8 +28,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// For the first gateway to answer; after it the volunteer says that none does.
 const PATIENCE: Duration = Duration::from_secs(25);
-const NO_GATEWAY: &str = "None of the relays that this volunteer may use as gateways answers: this network may block WebRTC or \
-                          UDP. It keeps trying.";
+const NO_GATEWAY: &str = "None of the relays that this volunteer may use as gateways answers as it should: this network may \
+                          block WebRTC or UDP. It keeps trying.";
 /// How often figures are shown that change by themselves.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -157,11 +157,19 @@ impl Course {
 
     /// A directory that can't be asked doesn't make a volunteer unreachable at once: its list counts for a while.
     fn take_failure(&self, error: DirectoryError) {
-        let failure = Failure::from(error);
+        let refused = matches!(error, DirectoryError::Refused(..));
+        let failure = if refused && self.is_of_another_time() { of_another_time() } else { error.into() };
         if !self.confirmed.get() || self.volunteer.figures().gateways == 0 {
             self.registered.set(false);
             self.volunteer.set_phase(Phase::Error, &failure.sentence);
         }
+    }
+
+    /// Whether the list of relays has aged by this device's clock, though the directory has just been heard of: what is signed
+    /// by that clock is refused as coming from the future.
+    fn is_of_another_time(&self) -> bool {
+        let consensus = self.volunteer.consensus.try_borrow();
+        consensus.is_ok_and(|kept| kept.as_ref().is_some_and(|it| clock::wall_time() >= it.fresh_until()))
     }
 
     /// Says how it stands, once it is registered.
