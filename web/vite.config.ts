@@ -6,8 +6,9 @@ import { defineConfig } from 'vitest/config';
 
 // The content policy that each page carries in itself, so that it holds on any host.
 //
-// connect-src is open: the directories that a network names may be on any host, and a volunteer who asks search engines for
-// others asks them wherever they are. Scripts are this page's own files alone, so nothing foreign can make use of that.
+// connect-src is open: the directories that a network names may be on any host, as may the search engines that a volunteer asks for
+// others. Scripts are this page's own files alone, so nothing foreign can make use of that; and the volunteer's page takes
+// all other hosts away from itself as soon as it knows the network (src/volunteer/policy.ts).
 const COMMON = [
   "default-src 'none'",
   // WebAssembly is compiled, strings are not.

@@ -43,7 +43,7 @@ impl Bucket {
 
     fn fill(&mut self, rate: u32, now: Instant) {
         let passed = now.since(self.at).as_secs_f64();
-        self.tokens = passed.mul_add(f64::from(rate), self.tokens).min(f64::from(rate) * BURST);
+        self.tokens = (self.tokens + passed * f64::from(rate)).min(f64::from(rate) * BURST);
         self.at = now;
     }
 

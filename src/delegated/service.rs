@@ -9,7 +9,7 @@
 mod tests;
 
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::{
     SearchAnswer, SearchRefusal, SearchRequest,
@@ -80,13 +80,15 @@ pub enum ServiceEvent {
 pub struct SearchService {
     parameters: ServiceParameters,
     limits: Limits,
-    streams: BTreeMap<u64, Serving>,
+    /// In no order; so few that a look at each is soon done.
+    streams: Vec<Serving>,
     /// One for each stream at the most, and one for each that is over.
     events: VecDeque<ServiceEvent>,
 }
 
 #[derive(Debug)]
 struct Serving {
+    stream: u64,
     circuit: u64,
     admitted: bool,
     /// When its state has lasted too long.
@@ -109,7 +111,7 @@ impl SearchService {
     #[must_use]
     pub fn new(parameters: ServiceParameters, now: Instant) -> Self {
         let limits = Limits::new(parameters.rates, now);
-        Self { parameters, limits, streams: BTreeMap::new(), events: VecDeque::new() }
+        Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
     /// The stream numbered `stream` begins, one of those of the circuit numbered `circuit`.
@@ -120,12 +122,12 @@ impl SearchService {
         // One that isn't admitted is told so once it has asked, as the protocol has it.
         let admitted = self.limits.admit(now, circuit).is_ok();
         let due = now.after(self.parameters.query);
-        self.streams.insert(stream, Serving { circuit, admitted, due, state: State::Reading(Vec::new()) });
+        self.streams.push(Serving { stream, circuit, admitted, due, state: State::Reading(Vec::new()) });
     }
 
     /// The client sent `bytes`.
     pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
-        let Some(Serving { state: State::Reading(query), .. }) = self.streams.get_mut(&stream) else { return };
+        let Some(Serving { state: State::Reading(query), .. }) = self.serving_mut(stream) else { return };
         if query.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
             return self.refuse(now, stream, SearchRefusal::BadRequest);
         }
@@ -134,7 +136,8 @@ impl SearchService {
 
     /// The client has sent all it had.
     pub fn handle_finish(&mut self, now: Instant, stream: u64) {
-        let Some(serving) = self.streams.get_mut(&stream) else { return };
+        let until = now.after(self.parameters.engine);
+        let Some(serving) = self.serving_mut(stream) else { return };
         let State::Reading(query) = &serving.state else { return };
         if query.is_empty() {
             return self.fail(stream, EndReason::Failed);
@@ -143,7 +146,7 @@ impl SearchService {
             _ if !serving.admitted => self.refuse(now, stream, SearchRefusal::RateLimited),
             Err(_) => self.refuse(now, stream, SearchRefusal::BadRequest),
             Ok(request) => {
-                (serving.state, serving.due) = (State::Asking, now.after(self.parameters.engine));
+                (serving.state, serving.due) = (State::Asking, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
@@ -151,7 +154,7 @@ impl SearchService {
 
     /// What the query of `stream` came to; ignored when nobody waits for it any more.
     pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
-        let asked = self.streams.get(&stream).is_some_and(|serving| matches!(serving.state, State::Asking));
+        let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, State::Asking));
         if asked {
             self.write(now, stream, answer);
         }
@@ -160,7 +163,7 @@ impl SearchService {
     /// What of the answer has not been written yet.
     #[must_use]
     pub fn unsent(&self, stream: u64) -> &[u8] {
-        match self.streams.get(&stream).map(|serving| &serving.state) {
+        match self.serving(stream).map(|serving| &serving.state) {
             Some(State::Writing(answer, sent)) => answer.get(*sent..).unwrap_or_default(),
             _ => &[],
         }
@@ -169,7 +172,7 @@ impl SearchService {
     /// So many bytes more of the answer were written. True when that was all of it: then the stream is to be finished, and is
     /// forgotten here.
     pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
-        let Some(Serving { state: State::Writing(answer, sent), .. }) = self.streams.get_mut(&stream) else {
+        let Some(Serving { state: State::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
             return false;
         };
         *sent = sent.saturating_add(bytes);
@@ -190,9 +193,9 @@ impl SearchService {
     /// Ends what lasts too long.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late: Vec<u64> =
-            self.streams.iter().filter(|(_, serving)| serving.due <= now).map(|(stream, _)| *stream).collect();
+            self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
         for stream in late {
-            match self.streams.get(&stream).map(|serving| &serving.state) {
+            match self.serving(stream).map(|serving| &serving.state) {
                 Some(State::Asking) => {
                     self.events.push_back(ServiceEvent::Dropped { stream });
                     self.refuse(now, stream, SearchRefusal::EngineTimedOut);
@@ -205,12 +208,20 @@ impl SearchService {
     /// When [`Self::handle_timeout`] has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.streams.values().map(|serving| serving.due).min()
+        self.streams.iter().map(|serving| serving.due).min()
     }
 
     /// What is to be done next.
     pub fn poll_event(&mut self) -> Option<ServiceEvent> {
         self.events.pop_front()
+    }
+
+    fn serving(&self, stream: u64) -> Option<&Serving> {
+        self.streams.iter().find(|serving| serving.stream == stream)
+    }
+
+    fn serving_mut(&mut self, stream: u64) -> Option<&mut Serving> {
+        self.streams.iter_mut().find(|serving| serving.stream == stream)
     }
 
     fn refuse(&mut self, now: Instant, stream: u64, refusal: SearchRefusal) {
@@ -219,8 +230,9 @@ impl SearchService {
 
     fn write(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
-        if let Some(serving) = self.streams.get_mut(&stream) {
-            (serving.state, serving.due) = (State::Writing(framed, 0), now.after(self.parameters.stall));
+        let until = now.after(self.parameters.stall);
+        if let Some(serving) = self.serving_mut(stream) {
+            (serving.state, serving.due) = (State::Writing(framed, 0), until);
             self.events.push_back(ServiceEvent::Unsent { stream });
         }
     }
@@ -231,7 +243,8 @@ impl SearchService {
     }
 
     fn remove(&mut self, stream: u64) -> Option<Serving> {
-        let serving = self.streams.remove(&stream)?;
+        let place = self.streams.iter().position(|serving| serving.stream == stream)?;
+        let serving = self.streams.swap_remove(place);
         if serving.admitted {
             self.limits.release(serving.circuit);
         }

@@ -14,6 +14,7 @@ pub use browser::Url;
 
 #[cfg(all(feature = "browser", target_arch = "wasm32"))]
 mod browser {
+    use core::fmt;
     use std::borrow::Cow;
 
     /// An absolute address.
@@ -28,6 +29,12 @@ mod browser {
         path: String,
         query: Option<String>,
         fragment: Option<String>,
+    }
+
+    impl fmt::Debug for Url {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Url([redacted])")
+        }
     }
 
     /// Scheme, host and port of an address.

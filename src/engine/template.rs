@@ -145,15 +145,12 @@ impl Template {
     /// The origins that it can lead to: more than one where the language chooses the host.
     pub(super) fn origins(&self) -> Vec<String> {
         let languages = self.languages.0.iter().map(|language| Some(language.as_str()));
-        let mut origins: Vec<String> = core::iter::once(None)
-            .chain(languages)
-            .filter_map(|language| {
-                let probe = Values { terms: "x", count: 1, start_index: 1, start_page: 1, language };
-                Some(self.fill(&probe)?.origin().ascii_serialization())
-            })
-            .collect();
-        origins.sort_unstable();
-        origins.dedup();
+        let mut origins: Vec<String> = Vec::new();
+        for language in core::iter::once(None).chain(languages) {
+            let probe = Values { terms: "x", count: 1, start_index: 1, start_page: 1, language };
+            let origin = self.fill(&probe).map(|url| url.origin().ascii_serialization());
+            origins.extend(origin.filter(|origin| !origins.contains(origin)));
+        }
         origins
     }
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /volunteer`, `/search` | the page; `/` leads to the first |
 //! | `GET /badge.js`, `/umbel.js`, `/umbel.d.ts`, `/assets/…` | the file |
-//! | `GET /umbel.json` | which network it is: directories and authorities |
+//! | `GET /umbel.json` | which network it is: directories and authorities, and search engines for volunteers |
 //!
 //! The files are built from `web/` and held by the program ([`embedded`]), if they were there when it was built. Each answer
 //! says what a page may load and run, and may be read from any site, for the library is there for others' programs. What a page does
@@ -92,6 +92,19 @@ pub(crate) fn paths(name: &str) -> impl Iterator<Item = &str> {
 pub(crate) struct Network {
     pub(crate) directories: Vec<String>,
     pub(crate) authorities: Vec<String>,
+    /// Search engines that volunteers' pages may ask for others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) engines: Vec<PageEngine>,
+}
+
+/// A search engine that lets pages read its answers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PageEngine {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) title: String,
+    /// Its OpenSearch description, whole: so that a page need ask nobody else for it.
+    pub(crate) description: String,
 }
 
 /// Where the pages that are served here find a directory.
@@ -103,12 +116,18 @@ pub(crate) enum Directories {
     At(Vec<String>),
 }
 
-/// Answers requests for `files`, whose network is `directories` and `authorities`.
-pub(crate) fn router(files: &'static [File], directories: Directories, authorities: &[AuthorityId]) -> Router {
-    let authorities: Vec<String> = authorities.iter().map(ToString::to_string).collect();
+/// Answers requests for `files`, whose network is `directories`, `authorities` and `engines`.
+pub(crate) fn router(
+    files: &'static [File],
+    directories: Directories,
+    authorities: &[AuthorityId],
+    engines: Vec<PageEngine>,
+) -> Router {
+    let authorities = authorities.iter().map(ToString::to_string).collect();
+    let known = Network { directories: Vec::new(), authorities, engines };
     let network = move |fields: HeaderMap| {
-        let (directories, authorities) = (directories.clone(), authorities.clone());
-        async move { tell_network(&fields, directories, authorities) }
+        let (directories, known) = (directories.clone(), known.clone());
+        async move { tell_network(&fields, directories, known) }
     };
     let mut router = Router::new()
         .route("/", get(|| async { with_fields(Redirect::temporary("/volunteer").into_response(), FILE_POLICY) }))
@@ -174,7 +193,7 @@ fn give(file: &'static File, tag: &HeaderValue, asked: &HeaderMap) -> Response {
     with_fields(response, if file.name.ends_with(".html") { PAGE_POLICY } else { FILE_POLICY })
 }
 
-fn tell_network(asked: &HeaderMap, directories: Directories, authorities: Vec<String>) -> Response {
+fn tell_network(asked: &HeaderMap, directories: Directories, known: Network) -> Response {
     let directories = match directories {
         Directories::At(directories) => directories,
         Directories::Here => match own_address(asked) {
@@ -182,7 +201,7 @@ fn tell_network(asked: &HeaderMap, directories: Directories, authorities: Vec<St
             None => return with_fields((StatusCode::BAD_REQUEST, "no host is named").into_response(), FILE_POLICY),
         },
     };
-    let Ok(text) = serde_json::to_string(&Network { directories, authorities }) else {
+    let Ok(text) = serde_json::to_string(&Network { directories, ..known }) else {
         return with_fields(StatusCode::INTERNAL_SERVER_ERROR.into_response(), FILE_POLICY);
     };
     let kind = HeaderValue::from_static("application/json");

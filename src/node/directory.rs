@@ -61,7 +61,9 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
 
     let (server, submissions) = DirectoryServer::new();
-    let server = server.with_web(web::of_directory(options.web.unwrap_or(false), authority.id())?);
+    let engines = options.web_engine.as_deref().unwrap_or_default();
+    let pages = web::of_directory(options.web.unwrap_or(false), authority.id(), engines).await?;
+    let server = server.with_web(pages);
     let serving = server.clone().serve(listener);
     let key = authority.id().to_string();
     tracing::info!(authority = key, "directory started");

@@ -78,6 +78,11 @@ pub(crate) struct RelayOptions {
     /// TCP address on which to serve the pages for browsers, a volunteer's and a search page, to anyone [default: none]
     #[arg(long, value_name = "ADDR")]
     pub(crate) web: Option<SocketAddr>,
+    /// With --web, search engine that volunteers may choose to ask from their browsers: a file of the OpenSearch description of
+    /// one that lets any page read its answers, with a name before it if its own won't do, as in wikipedia=FILE; may be
+    /// repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) web_engine: Option<Vec<String>>,
     /// Identity of another relay of the same operator; may be repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
@@ -162,6 +167,11 @@ pub(crate) struct DirectoryOptions {
     /// Serve the pages for browsers too: /volunteer and /search
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) web: Option<bool>,
+    /// With --web, search engine that volunteers may choose to ask from their browsers: a file of the OpenSearch description of
+    /// one that lets any page read its answers, with a name before it if its own won't do, as in wikipedia=FILE; may be
+    /// repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) web_engine: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log: Option<String>,

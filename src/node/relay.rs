@@ -94,7 +94,10 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
 
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
     let at = Directories::At(directories.directories.clone());
-    let pages = PagesPort::open(options.web, at, &directories.authorities).await?;
+    let pages = {
+        let engines = options.web_engine.as_deref().unwrap_or_default();
+        PagesPort::open(options.web, at, &directories.authorities, engines).await?
+    };
     let directory = || DirectoryClient::new(directories.clone()).map_err(Failure::usage);
     let (follower, publisher) = (directory()?, directory()?);
     let (interval_sender, interval) = watch::channel(None);

@@ -66,6 +66,10 @@ pub(crate) struct TestnetOptions {
     /// Another search engine that the exits offer: a file or URL of its OpenSearch description; may be repeated
     #[arg(long, value_name = "FILE or URL")]
     engine: Vec<String>,
+    /// Another search engine that volunteers may choose to ask from their browsers: a file of its OpenSearch description; may be
+    /// repeated
+    #[arg(long, value_name = "FILE")]
+    web_engine: Vec<String>,
     /// Folder for keys, documents and logs; kept afterwards [default: a temporary one, removed afterwards]
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
@@ -126,8 +130,10 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
     println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
     step("search engine", engine.to_words());
     let own = engine.describe(folder)?.display().to_string();
+    let for_pages: Vec<String> =
+        [&own].into_iter().chain(&options.web_engine).map(|engine| format!("--web-engine={engine}")).collect();
     let engines: Vec<String> = [own].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
-    let directory = nodes.spawn(directory(options, folder))?;
+    let directory = nodes.spawn(directory(options, folder, &for_pages))?;
     let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
         return Err(Failure::Failed(nodes.tell_logs("the directory did not tell its address")));
     };
@@ -214,7 +220,7 @@ fn path(hops: &[HopReport]) -> String {
     hops.join(" → ")
 }
 
-fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
+fn directory(options: &TestnetOptions, folder: &Path, engines: &[String]) -> Spawn {
     let spawn = Spawn::new("directory", "directory", folder)
         .arg("--listen=127.0.0.1:0")
         .arg(format!("--await-relays={}", options.relays))
@@ -222,7 +228,7 @@ fn directory(options: &TestnetOptions, folder: &Path) -> Spawn {
         .arg("--volunteer-interval=1")
         .arg("--private-network")
         .arg(format!("--log={}", options.log));
-    if web::has_pages() { spawn.arg("--web") } else { spawn }
+    if web::has_pages() { spawn.arg("--web").args(engines) } else { spawn }
 }
 
 fn relay(

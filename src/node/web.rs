@@ -8,11 +8,15 @@ use tokio::net::TcpListener;
 
 use crate::{
     directory::AuthorityId,
-    io::web::{
-        Directories, Network, absent, embedded,
-        manifest::Manifest,
-        router, serve,
-        verify::{Outcome, VerifyError, folder, verify},
+    engine::Engine,
+    io::{
+        delegated::engines::for_pages,
+        web::{
+            Directories, Network, PageEngine, absent, embedded,
+            manifest::Manifest,
+            router, serve,
+            verify::{Outcome, VerifyError, folder, verify},
+        },
     },
 };
 
@@ -124,6 +128,9 @@ fn show(network: Option<&Network>) {
     for authority in network.authorities.iter().take(8) {
         println!("authority  {}", clean(authority));
     }
+    for engine in network.engines.iter().take(32) {
+        println!("engine     {}, which volunteers may choose to ask", clean(&engine.name));
+    }
 }
 
 fn own_manifest() -> Result<Manifest, Failure> {
@@ -140,24 +147,45 @@ fn read_manifest(path: &std::path::Path) -> Result<Manifest, Failure> {
     Manifest::parse(&text).map_err(|error| said(&error))
 }
 
-/// The pages in this program, for the network of `directories` and `authorities`.
+/// The pages in this program, for the network of `directories` and `authorities`, whose volunteers may ask the `engines` that
+/// the operator has written.
 ///
 /// # Errors
-/// When there are none.
-pub(crate) fn pages(directories: Directories, authorities: &[AuthorityId]) -> Result<Router, Failure> {
+/// When there are none, or an engine can't be asked from a page.
+pub(crate) async fn pages(
+    directories: Directories,
+    authorities: &[AuthorityId],
+    engines: &[String],
+) -> Result<Router, Failure> {
     if embedded().is_empty() {
         return Err(Failure::Usage(format!("web: {NOT_EMBEDDED}")));
     }
-    Ok(router(embedded(), directories, authorities))
+    let described = for_pages(engines).await.map_err(|error| Failure::Usage(format!("web-{error}")))?;
+    let engine = |(engine, description): (Engine, String)| PageEngine {
+        name: engine.name().to_string(),
+        title: engine.title().to_owned(),
+        description,
+    };
+    Ok(router(embedded(), directories, authorities, described.into_iter().map(engine).collect()))
+}
+
+/// Engines are named for pages that aren't served.
+fn without_pages() -> Failure {
+    Failure::Usage("web-engine: it is for the pages, but they are not served: add --web".to_owned())
 }
 
 /// What a directory of `authority` answers to those who ask for pages: these if it is to `serve` them, or how to get them.
 ///
 /// # Errors
-/// When it is to serve them and there are none.
-pub(crate) fn of_directory(serve: bool, authority: AuthorityId) -> Result<Router, Failure> {
+/// When it is to serve them and there are none, or when an engine is named that pages can't ask, or without pages.
+pub(crate) async fn of_directory(
+    serve: bool,
+    authority: AuthorityId,
+    engines: &[String],
+) -> Result<Router, Failure> {
     match (serve, has_pages()) {
-        (true, _) => pages(Directories::Here, &[authority]),
+        (true, _) => pages(Directories::Here, &[authority], engines).await,
+        (false, _) if !engines.is_empty() => Err(without_pages()),
         (false, true) => Ok(absent(NOT_SERVED)),
         (false, false) => Ok(absent(NOT_BUILT)),
     }
@@ -180,9 +208,12 @@ impl PagesPort {
         address: Option<SocketAddr>,
         directories: Directories,
         authorities: &[AuthorityId],
+        engines: &[String],
     ) -> Result<Self, Failure> {
-        let Some(address) = address else { return Ok(Self(None)) };
-        let router = pages(directories, authorities)?;
+        let Some(address) = address else {
+            return if engines.is_empty() { Ok(Self(None)) } else { Err(without_pages()) };
+        };
+        let router = pages(directories, authorities, engines).await?;
         let listener = TcpListener::bind(address).await.map_err(|error| {
             Failure::Failed(format!(
                 "can't listen on {address} for the pages ({error}): choose another with --web ADDR"
@@ -236,7 +267,7 @@ mod tests {
         let manifest = Manifest::parse(&format!("{}  badge.js\n", "0".repeat(64))).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
-        let serving = tokio::spawn(serve(listener, router(&[], Directories::Here, &[])));
+        let serving = tokio::spawn(serve(listener, router(&[], Directories::Here, &[], Vec::new())));
         assert_eq!(check(&url, &manifest, &[]).await.unwrap_err().status(), 1);
         serving.abort();
         let _ = serving.await;

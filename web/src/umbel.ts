@@ -8,6 +8,7 @@ import { load, requireWebRtc } from './umbel/module';
 import { findNetwork } from './umbel/network';
 import { openStorage } from './umbel/storage';
 
+export type { SearchEngine, SearchEngineState } from './umbel/engines';
 export { UmbelError, type UmbelErrorKind } from './umbel/failure';
 export type { Network } from './umbel/network';
 export { volunteer, type Volunteer, type VolunteerLimits, type VolunteerState } from './umbel/volunteer';

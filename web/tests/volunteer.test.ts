@@ -58,7 +58,7 @@ describe('graph', () => {
 
 describe('state', () => {
   const state = (phase: VolunteerState['phase'], more: Partial<VolunteerState> = {}): VolunteerState => ({
-    on: phase !== 'off', phase, gateways: 0, circuits: 0, bytesNow: 0, bytesTotal: 0, ...more,
+    on: phase !== 'off', phase, gateways: 0, circuits: 0, bytesNow: 0, bytesTotal: 0, searchEngines: [], searches: 0, ...more,
   });
 
   test('each phase is told in a line and the reason', () => {

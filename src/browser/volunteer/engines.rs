@@ -71,6 +71,7 @@ enum Standing {
 /// All of a volunteer's.
 #[derive(Default)]
 pub(super) struct Engines {
+    /// In order of their names.
     chosen: RefCell<Vec<Rc<Chosen>>>,
     /// Rings when others are chosen, or one is to be tried.
     changed: Bell,
@@ -105,16 +106,18 @@ impl Engines {
         let mut chosen: Vec<Rc<Chosen>> = Vec::new();
         for (name, description) in names.iter().zip(descriptions) {
             let engine = describe(name, description)?;
-            if chosen.iter().any(|other| other.engine.name() == engine.name()) {
-                return Err(bad(format!("two search engines are called \"{name}\"")));
-            }
-            chosen.push(Rc::new(Chosen {
+            let place = match chosen.binary_search_by(|other| other.engine.name().cmp(engine.name())) {
+                Ok(_) => return Err(bad(format!("two search engines are called \"{name}\""))),
+                Err(place) => place,
+            };
+            let one = Rc::new(Chosen {
                 engine,
                 description: description.clone(),
                 standing: RefCell::new(Standing::Untried),
                 tried: Cell::new(None),
                 doubted: Cell::new(false),
-            }));
+            });
+            chosen.insert(place, one);
         }
         if chosen.len() > MAX_ENGINES {
             return Err(bad(format!("more than {MAX_ENGINES} search engines")));
@@ -127,7 +130,7 @@ impl Engines {
                 };
                 if let Some(known) = before.iter().find(same) {
                     one.tried.set(known.tried.get());
-                    *one.standing.borrow_mut() = known.standing.borrow().clone();
+                    one.standing.replace(known.standing());
                 }
             }
             *before = chosen;
@@ -139,16 +142,14 @@ impl Engines {
 
     /// Those that are offered, in order of their names.
     pub(super) fn offered(&self) -> Vec<EngineName> {
-        let mut names: Vec<_> =
-            self.all().iter().filter(|one| one.is_good()).map(|one| one.engine.name().clone()).collect();
-        names.sort_unstable();
-        names
+        // They are kept in that order.
+        self.all().iter().filter(|one| one.is_good()).map(|one| one.engine.name().clone()).collect()
     }
 
     /// Each with how it stands, for the page.
     pub(super) fn shown(&self) -> Array {
         let shown = self.all().into_iter().map(|one| {
-            let (offered, why) = match &*one.standing.borrow() {
+            let (offered, why) = match one.standing() {
                 Standing::Untried => (false, JsValue::UNDEFINED),
                 Standing::Good => (true, JsValue::UNDEFINED),
                 Standing::Bad(why) => (false, Failure::new(Kind::Engine, why).sentence.into()),
@@ -173,7 +174,11 @@ impl Engines {
 
 impl Chosen {
     fn is_good(&self) -> bool {
-        *self.standing.borrow() == Standing::Good
+        self.standing() == Standing::Good
+    }
+
+    fn standing(&self) -> Standing {
+        self.standing.try_borrow().map(|standing| standing.clone()).unwrap_or(Standing::Untried)
     }
 
     /// Whether it is due to be tried.

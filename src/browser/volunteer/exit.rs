@@ -2,10 +2,7 @@
 //! whoever asks engines ([`super::engines`]).
 
 use core::cell::Cell;
-use std::{
-    collections::{BTreeMap, VecDeque},
-    rc::Rc,
-};
+use std::{collections::VecDeque, rc::Rc};
 
 use web_sys::AbortController;
 
@@ -39,7 +36,8 @@ pub(super) struct Exit {
     offers: Rc<Cell<bool>>,
     /// As many as the service lets be under way.
     asked: VecDeque<Asked>,
-    asking: BTreeMap<u64, AbortController>,
+    /// The streams whose queries are under way.
+    asking: Vec<(u64, AbortController)>,
     /// Rings when there is something to ask.
     bell: Bell,
 }
@@ -48,7 +46,7 @@ impl Exit {
     pub(super) fn new(now: Instant, offers: Rc<Cell<bool>>, bell: Bell) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters, now);
-        Self { service, offers, asked: VecDeque::new(), asking: BTreeMap::new(), bell }
+        Self { service, offers, asked: VecDeque::new(), asking: Vec::new(), bell }
     }
 
     /// Does what an origin wants of `relay`.
@@ -75,7 +73,7 @@ impl Exit {
 
     /// What the query of `stream` came to.
     pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: u64, answer: &SearchAnswer) {
-        self.asking.remove(&stream);
+        self.forget(stream);
         self.service.handle_answer(now, stream, answer);
         self.settle(now, relay);
     }
@@ -100,7 +98,7 @@ impl Exit {
                 ServiceEvent::Query { stream, request } => self.ask(now, stream, request),
                 ServiceEvent::Unsent { stream } => self.write(now, relay, stream),
                 ServiceEvent::Dropped { stream } => {
-                    if let Some(abort) = self.asking.remove(&stream) {
+                    if let Some((_, abort)) = self.forget(stream) {
                         abort.abort();
                     }
                     self.asked.retain(|asked| asked.stream != stream);
@@ -115,9 +113,14 @@ impl Exit {
             let refused = SearchAnswer::Refused(crate::delegated::SearchRefusal::EngineUnreachable);
             return self.service.handle_answer(now, stream, &refused);
         };
-        self.asking.insert(stream, abort.clone());
+        self.asking.push((stream, abort.clone()));
         self.asked.push_back(Asked { stream, request, abort });
         self.bell.ring();
+    }
+
+    fn forget(&mut self, stream: u64) -> Option<(u64, AbortController)> {
+        let place = self.asking.iter().position(|(asked, _)| *asked == stream)?;
+        Some(self.asking.swap_remove(place))
     }
 
     /// Writes as much of an answer as there is room for.

@@ -1,6 +1,6 @@
 //! JSON by the browser's parser.
 
-use js_sys::{Array, JSON, Reflect};
+use js_sys::{Array, JSON, Number, Reflect};
 use wasm_bindgen::{JsCast as _, JsValue};
 
 use crate::engine::json::Json;
@@ -45,6 +45,6 @@ impl Json for JsValue {
     }
 
     fn words(&self) -> Option<String> {
-        self.as_string().or_else(|| self.as_f64().map(|number| number.to_string()))
+        self.as_string().or_else(|| self.dyn_ref::<Number>()?.to_string_with_radix(10).ok()?.as_string())
     }
 }

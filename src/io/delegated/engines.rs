@@ -61,6 +61,9 @@ pub(crate) enum EngineError {
     /// Two have the same name.
     #[error("two engines are called \"{0}\": write another name before one, as in other=FILE")]
     Twice(EngineName),
+    /// One for pages comes from a URL.
+    #[error("engine \"{0}\" is a URL: pages are given the description itself, so write a file")]
+    NoFile(String),
     /// There are too many.
     #[error("more than {MAX_ENGINES} engines")]
     TooMany,
@@ -254,6 +257,30 @@ impl Engines {
         }
         Ok(())
     }
+}
+
+/// Engines that pages are to ask, each with its description: files alone, as [`Engines::load`] has them.
+///
+/// # Errors
+/// When one can't be asked from a page.
+pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engine, String)>, EngineError> {
+    if written.len() > MAX_ENGINES {
+        return Err(EngineError::TooMany);
+    }
+    let mut engines: Vec<(Engine, String)> = Vec::new();
+    for source in written {
+        let Source { written, name, place } = Source::parse(source.as_ref())?;
+        let Place::File(path) = place else { return Err(EngineError::NoFile(written)) };
+        let document = read_file(&path).await.map_err(|error| EngineError::File(written.clone(), error))?;
+        let engine =
+            Engine::describe_for_page(&document, name).map_err(|error| EngineError::Description(written, error))?;
+        if engines.iter().any(|(other, _)| other.name() == engine.name()) {
+            return Err(EngineError::Twice(engine.name().clone()));
+        }
+        // What was described is UTF-8.
+        engines.push((engine, String::from_utf8_lossy(&document).into_owned()));
+    }
+    Ok(engines)
 }
 
 fn after(wait: Duration) -> Instant {

@@ -48,7 +48,7 @@ async fn start(router: Router) -> Server {
 }
 
 async fn serving(files: &'static [File]) -> Server {
-    start(router(files, Directories::Here, &[key(100).id().into()])).await
+    start(router(files, Directories::Here, &[key(100).id().into()], Vec::new())).await
 }
 
 impl Server {
@@ -161,9 +161,15 @@ async fn the_network_names_the_directory_as_it_was_asked_for() {
 #[tokio::test]
 async fn a_relay_names_the_directories_that_it_was_given() {
     let at = Directories::At(vec!["https://directory.example".to_owned()]);
-    let server = start(router(FILES, at, &[])).await;
+    let server = start(router(FILES, at.clone(), &[], Vec::new())).await;
     let answer = server.get("/umbel.json", "").await;
     assert!(answer.ends_with("{\"directories\":[\"https://directory.example\"],\"authorities\":[]}"), "{answer}");
+    let engine = PageEngine { name: "e".into(), title: "E".into(), description: "<a b=\"c\"/>".into() };
+    let server = start(router(FILES, at, &[], vec![engine.clone()])).await;
+    let answer = server.get("/umbel.json", "").await;
+    let network: Network = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(network.engines.len(), 1);
+    assert_eq!(network.engines[0].description, "<a b=\"c\"/>");
 }
 
 #[tokio::test]

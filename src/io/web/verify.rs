@@ -18,7 +18,7 @@ const READ_LIMIT: Duration = Duration::from_secs(15);
 const FILE_LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of a file, unpacked.
 const MAX_FILE: usize = 8 << 20;
-const MAX_NETWORK: usize = 64 << 10;
+const MAX_NETWORK: usize = 256 << 10;
 /// Fields by which a server can make a browser show or load something beside the page.
 const LEADING: [&str; 2] = ["link", "refresh"];
 

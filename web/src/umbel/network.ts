@@ -1,4 +1,5 @@
 // Which network: its directories, and the authorities whose signatures count.
+import { readEngines, type SearchEngine } from './engines';
 import { UmbelError } from './failure';
 
 export interface Network {
@@ -6,10 +7,12 @@ export interface Network {
   directories: string[];
   /** Keys of the authorities, in base 32; more than half must have signed what a directory says. */
   authorities: string[];
+  /** Search engines that volunteers' pages may ask for others. */
+  engines?: SearchEngine[];
 }
 
 const PATIENCE = 15_000;
-const MOST_BYTES = 64 * 1024;
+const MOST_BYTES = 256 * 1024;
 
 export async function findNetwork(network: Network | string = './umbel.json'): Promise<Network> {
   if (typeof network !== 'string') return check(network);
@@ -37,9 +40,9 @@ export async function findNetwork(network: Network | string = './umbel.json'): P
 const none = () => new UmbelError('bad-input', "The network's description is none.");
 
 function check(network: unknown): Network {
-  const { directories, authorities } = (network ?? {}) as Partial<Network>;
+  const { directories, authorities, engines } = (network ?? {}) as Partial<Network>;
   const isList = (list: unknown): list is string[] =>
     Array.isArray(list) && list.length > 0 && list.length <= 64 && list.every((text) => typeof text === 'string');
   if (!isList(directories) || !isList(authorities)) throw none();
-  return { directories, authorities };
+  return { directories, authorities, engines: readEngines(engines) };
 }

@@ -1,7 +1,8 @@
 // A volunteer in this page: the core relays, this looks after what is of pages alone. One tab at a time, pauses, limits of
 // the total, sleep and changes of network, what was relayed in all.
 import { PageVolunteer } from '../../wasm/umbel.js';
-import { failed, UmbelError } from './failure';
+import { chooseEngines, type SearchEngine, type SearchEngineState } from './engines';
+import { asError, failed } from './failure';
 import { load, requireWebRtc } from './module';
 import { findNetwork, type Network } from './network';
 import { Power } from './power';
@@ -20,6 +21,10 @@ export interface VolunteerState {
   /** Bytes passed on in all, visits before included. */
   bytesTotal: number;
   identity?: string;
+  /** Those of `searchEngines` that were chosen, and how each stands. */
+  searchEngines: SearchEngineState[];
+  /** Searches answered for others since the page began. */
+  searches: number;
 }
 
 export interface VolunteerLimits {
@@ -30,8 +35,11 @@ export interface VolunteerLimits {
   /** Where the browser tells. */
   onlyOnPower?: boolean;
   onlyUnmetered?: boolean;
-  /** Engines to search for others. No tab does that yet: naming any is refused as `bad-input`. */
-  searchEngines?: string[];
+  /**
+   * Engines to search for others: names of those that the network's description has, or described here. None if left out. Each sees
+   * this browser's address ask what others want to know, and this browser sees what they ask, though not who.
+   */
+  searchEngines?: (string | SearchEngine)[];
 }
 
 export interface Volunteer {
@@ -60,6 +68,8 @@ interface CoreState {
   /** Since the page began. */
   bytes: number;
   identity: string;
+  engines: SearchEngineState[];
+  searches: number;
 }
 
 const LOCK = 'umbel-volunteer';
@@ -93,10 +103,14 @@ export async function volunteer(options: VolunteerOptions): Promise<Volunteer> {
 }
 
 class Page implements Volunteer {
-  state: VolunteerState = { on: true, phase: 'starting', gateways: 0, circuits: 0, bytesNow: 0, bytesTotal: 0 };
+  state: VolunteerState = {
+    on: true, phase: 'starting', gateways: 0, circuits: 0, bytesNow: 0, bytesTotal: 0, searchEngines: [], searches: 0,
+  };
   #limits: VolunteerLimits;
   readonly #onstate: (state: VolunteerState) => void;
   #core: PageVolunteer | undefined;
+  /** Engines that the network names. */
+  #engines: SearchEngine[] = [];
   #storage: Storage | undefined;
   #power: Power | undefined;
   #running = false;
@@ -125,6 +139,7 @@ class Page implements Volunteer {
   async begin(network: Network, storage: Storage, power: Power): Promise<void> {
     this.#storage = storage;
     this.#power = power;
+    this.#engines = network.engines ?? [];
     const before = await storage.get(TOTAL);
     this.#before = typeof before === 'number' && before >= 0 ? before : 0;
     this.#limitedFrom = this.#before;
@@ -141,8 +156,13 @@ class Page implements Volunteer {
   }
 
   setLimits(limits: VolunteerLimits): void {
-    // Better refused than taken and not done.
-    if (limits.searchEngines?.length) throw new UmbelError('bad-input', 'A tab searches for nobody yet: leave searchEngines out.');
+    // First, since only this can fail.
+    const engines = chooseEngines(limits.searchEngines ?? [], this.#engines);
+    try {
+      this.#core?.search_engines(engines.map(({ name }) => name), engines.map(({ description }) => description));
+    } catch (error) {
+      throw asError(error);
+    }
     if (limits.bytesTotal !== this.#limits.bytesTotal) this.#limitedFrom = this.#before + this.#relayed;
     this.#limits = { ...limits };
     const { bytesPerSecond } = limits;
@@ -177,10 +197,11 @@ class Page implements Volunteer {
   #told(told: CoreState): void {
     this.#relayed = told.bytes;
     if (this.#stopped) return;
-    const { phase, gateways, circuits, identity } = told;
+    const { phase, gateways, circuits, identity, engines: searchEngines, searches } = told;
     const memoryOnly = phase === 'reachable' && this.#storage?.lasting === false ? MEMORY_ONLY : undefined;
     const bytesTotal = this.#before + this.#relayed;
-    this.show({ phase, why: told.why ?? memoryOnly, gateways, circuits, identity, bytesTotal, bytesNow: this.#now() });
+    const why = told.why ?? memoryOnly;
+    this.show({ phase, why, gateways, circuits, identity, bytesTotal, bytesNow: this.#now(), searchEngines, searches });
     // Whatever follows from it comes after the core has had its say.
     queueMicrotask(() => this.#decide());
   }

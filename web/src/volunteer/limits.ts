@@ -1,10 +1,7 @@
 // The two forms by which a volunteer chooses limits and, if wanted, engines to ask for others.
-import type { VolunteerLimits } from '../umbel';
-import { h, the } from '../page/dom';
-
-// Engines that a page can ask for others, under the names by which exits offer them. None yet, for the library offers none: until
-// then the choice isn't shown.
-export const ENGINES: readonly { name: string; words: string }[] = [];
+import type { SearchEngine, SearchEngineState } from '../umbel';
+import { h, the, write } from '../page/dom';
+import type { Limits } from './settings';
 
 // A choice of `select`; one that isn't offered, kept from elsewhere, is offered too.
 function choose(select: HTMLSelectElement, value: number | undefined): void {
@@ -18,8 +15,21 @@ export function told(navigator: Navigator): { power: boolean; unmetered: boolean
   return { power: 'getBattery' in navigator, unmetered: 'connection' in navigator };
 }
 
+// The choice of engines, which is shown once the network is known and names any.
+export interface EngineChoice {
+  offer(engines: readonly SearchEngine[]): void;
+  // Says how those that are chosen stand.
+  tell(states: readonly SearchEngineState[]): void;
+}
+
+export function standing(state: SearchEngineState | undefined): string {
+  if (!state) return '';
+  if (state.offered) return 'It answers. You are asking it for others.';
+  return state.why ? `Not asked for others: ${state.why}` : 'Trying whether it answers this page…';
+}
+
 // Shows `limits` and calls `changed` with what is chosen from then on.
-export function bindLimits(limits: VolunteerLimits, changed: (limits: VolunteerLimits) => void): void {
+export function bindLimits(limits: Limits, changed: (limits: Limits) => void): EngineChoice {
   const form = the<HTMLFormElement>('limits-form');
   const field = <E extends HTMLElement>(name: string) => form.elements.namedItem(name) as unknown as E;
   const [speed, total] = [field<HTMLSelectElement>('rate'), field<HTMLSelectElement>('total')];
@@ -35,25 +45,36 @@ export function bindLimits(limits: VolunteerLimits, changed: (limits: VolunteerL
   unmetered.checked = can.unmetered && limits.onlyUnmetered === true;
 
   const engines = the('exit-form');
-  the('exit').hidden = ENGINES.length === 0;
-  const boxes = ENGINES.map(({ name, words }) => {
-    const box = h('input', { type: 'checkbox', name, checked: limits.searchEngines?.includes(name) ?? false });
-    engines.append(h('label', { class: 'check' }, box, words));
-    return box;
-  });
+  const boxes: { box: HTMLInputElement; note: HTMLElement }[] = [];
 
   const read = () => {
-    const chosen: VolunteerLimits = {};
+    const chosen: Limits = {};
     if (speed.value) chosen.bytesPerSecond = Number(speed.value);
     if (total.value) chosen.bytesTotal = Number(total.value);
     if (power.checked) chosen.onlyOnPower = true;
     if (unmetered.checked) chosen.onlyUnmetered = true;
-    const asked = boxes.filter((box) => box.checked).map((box) => box.name);
-    if (asked.length > 0) chosen.searchEngines = asked;
+    // As long as the network isn't known, what was chosen before stays.
+    const asked = boxes.length > 0 ? boxes.filter(({ box }) => box.checked).map(({ box }) => box.name) : limits.searchEngines;
+    if (asked?.length) chosen.searchEngines = asked;
     changed(chosen);
   };
   for (const one of [form, engines]) {
     one.addEventListener('change', read);
     one.addEventListener('submit', (event) => event.preventDefault());
   }
+
+  return {
+    offer: (named) => {
+      the('exit').hidden = named.length === 0;
+      for (const { name, title } of named) {
+        const box = h('input', { type: 'checkbox', name, checked: limits.searchEngines?.includes(name) ?? false });
+        const note = h('p', { class: 'untold', role: 'status' });
+        engines.append(h('label', { class: 'check' }, box, title ?? name), note);
+        boxes.push({ box, note });
+      }
+    },
+    tell: (states) => {
+      for (const { box, note } of boxes) write(note, box.checked ? standing(states.find(({ name }) => name === box.name)) : '');
+    },
+  };
 }

@@ -1,9 +1,12 @@
 // What the volunteer has chosen, kept in this browser: on or off, and the limits. Nothing else is kept here.
 import type { VolunteerLimits } from '../umbel';
 
+// Engines by their names: what they are is the network's to say, each time.
+export type Limits = Omit<VolunteerLimits, 'searchEngines'> & { searchEngines?: string[] };
+
 export interface Settings {
   on: boolean;
-  limits: VolunteerLimits;
+  limits: Limits;
 }
 
 const KEY = 'umbel-volunteer';
@@ -24,14 +27,14 @@ export function read(text: string | null): Settings {
   if (typeof limits !== 'object' || limits === null) return DEFAULTS;
   const said = limits as Record<string, unknown>;
   const count = (value: unknown) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0;
-  const read: VolunteerLimits = {};
+  const read: Limits = {};
   if (count(said['bytesPerSecond'])) read.bytesPerSecond = said['bytesPerSecond'] as number;
   if (count(said['bytesTotal'])) read.bytesTotal = said['bytesTotal'] as number;
   if (said['onlyOnPower'] === true) read.onlyOnPower = true;
   if (said['onlyUnmetered'] === true) read.onlyUnmetered = true;
   const engines = said['searchEngines'];
   if (Array.isArray(engines)) {
-    const names = engines.filter((name): name is string => typeof name === 'string' && /^[a-z0-9][a-z0-9.-]{0,31}$/.test(name));
+    const names = engines.filter((name): name is string => typeof name === 'string' && /^[a-z0-9-]{1,32}$/.test(name));
     if (names.length > 0) read.searchEngines = names.slice(0, 8);
   }
   return { on: on === true, limits: read };

@@ -11,7 +11,10 @@ use std::{io, sync::Arc};
 use axum::{
     Router,
     extract::{Path, Query, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        StatusCode,
+        header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE},
+    },
     response::{Html, IntoResponse, Response},
     routing::get,
     serve::ListenerExt as _,
@@ -96,8 +99,9 @@ impl Papers {
     }
 }
 
+/// As Kiwix does, it lets any page read this.
 fn xml(kind: &'static str, document: String) -> Response {
-    ([(CONTENT_TYPE, kind)], document).into_response()
+    ([(CONTENT_TYPE, kind), (ACCESS_CONTROL_ALLOW_ORIGIN, "*")], document).into_response()
 }
 
 fn description(address: SocketAddr) -> String {
