@@ -1,6 +1,7 @@
 //! What the exits of a network offer, and what it means when one gives no answer: the same for every client.
 
 use core::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{EngineName, Offer, SearchRefusal};
 use crate::base::RelayId;
@@ -11,13 +12,14 @@ pub type Offers = Option<Vec<(RelayId, Offer)>>;
 /// The engines in `offers`, the one asked by default first: `default` if it is offered, else the one that most exits offer.
 #[must_use]
 pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName> {
-    let mut engines: Vec<_> = offers.iter().flatten().flat_map(|(_, offer)| &offer.engines).collect();
-    engines.sort_unstable();
-    let same = engines.chunk_by(|one, next| one == next);
-    let mut counted: Vec<_> = same.filter_map(|same| Some((*same.first()?, same.len()))).collect();
-    // Stable, so that equals stay in the order of their names.
-    counted.sort_by_key(|(engine, exits)| (Some(*engine) != default, Reverse(*exits)));
-    counted.into_iter().map(|(engine, _)| engine.clone()).collect()
+    let mut counted: BTreeMap<&EngineName, usize> = BTreeMap::new();
+    for engine in offers.iter().flatten().flat_map(|(_, offer)| &offer.engines) {
+        let exits = counted.entry(engine).or_default();
+        *exits = exits.saturating_add(1);
+    }
+    let mut ordered = BTreeSet::new();
+    ordered.extend(counted.iter().map(|(engine, exits)| (Some(*engine) != default, Reverse(*exits), *engine)));
+    ordered.into_iter().map(|(.., engine)| engine.clone()).collect()
 }
 
 /// An exit that gave no answer.

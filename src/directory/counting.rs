@@ -73,13 +73,17 @@ pub(super) fn check_signatures(
     document: &[u8],
     signatures: &[schema::AuthoritySignature],
 ) -> Result<(), NotCounted> {
-    let mut configured = authorities.to_vec();
-    configured.sort_unstable();
-    configured.dedup();
+    let mut configured: Vec<&AuthorityId> = Vec::new();
+    // A few at the most.
+    authorities.iter().for_each(|authority| {
+        if !configured.contains(&authority) {
+            configured.push(authority);
+        }
+    });
     if configured.is_empty() {
         return Err(NotCounted::NoAuthorities);
     }
-    let has_signed = |authority: &&AuthorityId| {
+    let has_signed = |authority: &&&AuthorityId| {
         let found = signatures.iter().find(|signature| signature.authority == authority.as_bytes());
         let signature = found.and_then(|signature| exactly(&signature.signature));
         signature.is_some_and(|signature| crypto::verify(authority.key(), context, document, &signature).is_ok())

@@ -145,7 +145,10 @@ impl Parameters {
         if let Some(bad) = parameters.iter().find(|parameter| !is_name(&parameter.name)) {
             return Err(ParameterError::Name(bad.name.chars().take(MAX_NAME_LEN).collect()));
         }
-        Ok(Self { values: parameters.into_iter().map(|parameter| (parameter.name, parameter.value)).collect() })
+        let mut values = BTreeMap::new();
+        // One by one: to collect them would sort them first, and a page does without that.
+        values.extend(parameters.into_iter().map(|parameter| (parameter.name, parameter.value)));
+        Ok(Self { values })
     }
 }
 

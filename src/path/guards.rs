@@ -131,12 +131,13 @@ impl GuardSample {
         rng: &mut R,
     ) -> Vec<&'a ConsensusRelay> {
         let retry = |guard: &Guard| guard.unreachable.map(|unreachable| unreachable.retry).filter(|retry| *retry > now);
-        let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = self
-            .guards
-            .iter()
-            .filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
-            .collect();
-        guards.sort_by_key(|(retry, _)| *retry);
+        let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = Vec::new();
+        // Each behind those that are due as early; there are few.
+        for (due, relay) in
+            self.guards.iter().filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
+        {
+            guards.insert(guards.partition_point(|(before, _)| *before <= due), (due, relay));
+        }
         let usable = guards.iter().filter(|(retry, _)| retry.is_none()).count();
         let in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
         if in_use.min(usable) == 2 && rng.random() {

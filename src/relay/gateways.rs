@@ -92,7 +92,10 @@ impl Gateways {
 
     /// The relays that are to be asked to reach this volunteer.
     pub(super) fn ranked(&self) -> BTreeSet<RelayId> {
-        self.ranking.iter().copied().collect()
+        let mut ranked = BTreeSet::new();
+        // One by one: to collect them would sort them first (`gateway_ranking` says why not).
+        ranked.extend(self.ranking.iter().copied());
+        ranked
     }
 
     /// The gateways whose channels are open, ascending.
