@@ -249,8 +249,11 @@ impl Volunteer {
 
     /// Searches these engines for others from now on and no more: each has a name and an OpenSearch description.
     pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
+        let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
-        self.changed.ring();
+        if self.engines.offered() != before {
+            self.changed.ring();
+        }
         self.tell();
         Ok(())
     }

@@ -173,6 +173,31 @@ fn a_description_that_cannot_work_says_why() {
 }
 
 #[test]
+fn a_page_is_given_no_html_to_take_apart() {
+    let for_page = |body: &str| Engine::describe_for_page(document(body).as_bytes(), None);
+    let html = url("text/html", "https://engine.example/html?q={searchTerms}")
+        + r#"<umbel:results type="text/html" select="p" title="b" link="a"/>"#;
+    assert_eq!(for_page(&html).unwrap_err(), DescriptionError::OnlyHtml);
+    let both = html + &url("application/rss+xml", "https://engine.example/rss?q={searchTerms}");
+    let asked = for_page(&both).unwrap().question(&asked("x", 1, None)).unwrap();
+    assert_eq!(asked.url.path(), "/rss");
+    // What has no answers at all is as for any.
+    assert_eq!(for_page("").unwrap_err(), DescriptionError::NoUrl);
+    let relative = url("application/rss+xml", "/rss?q={searchTerms}");
+    assert!(matches!(for_page(&relative), Err(DescriptionError::Template(TemplateError::Relative(_)))));
+}
+
+#[test]
+fn where_an_engine_may_be_asked_is_known_before() {
+    let origins = |body: &str| described(body).unwrap().origins();
+    let one = url("application/rss+xml", "http://engine.example:8080/?q={searchTerms}&l={language?}");
+    assert_eq!(origins(&(one + "<Language>en</Language><Language>de</Language>")), ["http://engine.example:8080"]);
+    let many = url("application/rss+xml", "https://{language}.engine.example/?q={searchTerms}");
+    let many = many + "<Language>en</Language><Language>de</Language>";
+    assert_eq!(origins(&many), ["https://en.engine.example", "https://de.engine.example"]);
+}
+
+#[test]
 fn no_entity_is_expanded_and_no_depth_followed() {
     let failed = |document: &str| Engine::describe(document.as_bytes(), None, None).unwrap_err();
     let laughs = r#"<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><a>&c;</a>"#;
@@ -226,7 +251,7 @@ fn the_descriptions_that_ship_are_good() {
         (
             "wikipedia",
             "https://ja.wikipedia.org/w/api.php?action=query&list=search&format=json&formatversion=2\
-             &srsearch=rust%20ownership&srlimit=10&sroffset=10",
+             &origin=*&srsearch=rust%20ownership&srlimit=10&sroffset=10",
         ),
         ("searxng", "https://searx.example.org/search?q=rust%20ownership&format=json&pageno=2&language=ja"),
         ("kiwix", "http://127.0.0.1:8080/search?format=xml&pattern=rust%20ownership&pageLength=10&start=11"),

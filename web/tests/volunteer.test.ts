@@ -2,7 +2,10 @@ import { describe, expect, test } from 'vitest';
 
 import { HEIGHT, SPAN, Samples, WIDTH, draw, roundTop } from '../src/volunteer/graph';
 import { DEFAULTS, read } from '../src/volunteer/settings';
+import { standing } from '../src/volunteer/limits';
+import { sources } from '../src/volunteer/policy';
 import { limitsInShort, tell } from '../src/volunteer/told';
+import { chooseEngines, readEngines } from '../src/umbel/engines';
 import type { VolunteerState } from '../src/umbel';
 
 describe('settings', () => {
@@ -77,5 +80,37 @@ describe('state', () => {
     expect(limitsInShort({ bytesPerSecond: 500_000, bytesTotal: 1e9, onlyOnPower: true, onlyUnmetered: true })).toBe(
       'at most 500 kB/s · 1 GB in all · plugged in · not mobile',
     );
+  });
+});
+
+describe('search engines', () => {
+  const good = { name: 'good', title: 'Good', description: '<a/>' };
+
+  test('of what stands in a network’s description only engines are taken', () => {
+    const odd = [null, 5, {}, { name: 'No name', description: '' }, { name: 'x' }, { name: 'x', description: 'x'.repeat(64 * 1024 + 1) }];
+    expect(readEngines([...odd, good, { ...good, title: 'Twice' }])).toEqual([good]);
+    expect(readEngines([{ ...good, title: 5, more: 1 }])).toEqual([{ name: 'good', description: '<a/>' }]);
+    for (const none of [undefined, null, 'x', {}, 5]) expect(readEngines(none)).toEqual([]);
+    expect(readEngines(Array.from({ length: 100 }, (_, number) => ({ ...good, name: `e${number}` })))).toHaveLength(32);
+  });
+
+  test('are chosen by the names that the network gives them, or described', () => {
+    const own = { name: 'own', description: '<b/>' };
+    expect(chooseEngines(['good', own], [good])).toEqual([good, own]);
+    for (const unknown of ['other', {}, null]) {
+      expect(() => chooseEngines([unknown as never], [good])).toThrow(expect.objectContaining({ kind: 'bad-input' }));
+    }
+  });
+
+  test('and directories are all that the page may speak to', () => {
+    expect(sources(['https://d.example/umbel/', 'https://d.example'], ['https://e.example', 'https://e.example']))
+      .toBe("'self' https://d.example https://e.example");
+  });
+
+  test('are told how they stand', () => {
+    expect(standing(undefined)).toBe('');
+    expect(standing({ name: 'e', offered: false })).toContain('Trying');
+    expect(standing({ name: 'e', offered: false, why: 'It is shut.' })).toContain('It is shut.');
+    expect(standing({ name: 'e', offered: true })).toContain('asking it for others');
   });
 });

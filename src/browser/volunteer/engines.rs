@@ -101,7 +101,8 @@ impl From<Miss> for SearchRefusal {
 }
 
 impl Engines {
-    /// Chooses those of `descriptions`, each under its of `names`, in place of those before; what is known of one that stays is kept.
+    /// Chooses those of `descriptions`, called as `names` has it at the same place, instead of those before. One that stays is the same
+    /// as before, also if it is being tried right now.
     pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
         let mut chosen: Vec<Rc<Chosen>> = Vec::new();
         for (name, description) in names.iter().zip(descriptions) {
@@ -123,14 +124,13 @@ impl Engines {
             return Err(bad(format!("more than {MAX_ENGINES} search engines")));
         }
         if let Ok(mut before) = self.chosen.try_borrow_mut() {
-            for one in &chosen {
-                // The same name may stand for another engine now; then it is tried anew.
+            for one in &mut chosen {
+                // The same name may stand for another engine now.
                 let same = |other: &&Rc<Chosen>| {
                     other.engine.name() == one.engine.name() && other.description == one.description
                 };
                 if let Some(known) = before.iter().find(same) {
-                    one.tried.set(known.tried.get());
-                    one.standing.replace(known.standing());
+                    *one = Rc::clone(known);
                 }
             }
             *before = chosen;
@@ -333,4 +333,31 @@ fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Reque
     options.set_cache(RequestCache::NoStore);
     options.set_signal(Some(&abort.signal()));
     Request::new_with_str_and_init(question.url.as_str(), &options)
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_asks_no_engine_of_the_visitors_own_network() {
+        for host in [
+            "localhost",
+            "a.localhost",
+            "printer.local",
+            "127.0.0.1",
+            "192.168.1.1",
+            "10.0.0.1",
+            "169.254.169.254",
+            "[::1]",
+            "[fe80::1]",
+        ] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in ["engine.example", "localhost.example", "local", "1.1.1.1", "[2606:4700::1111]", ""] {
+            assert!(!is_local(host), "{host}");
+        }
+        assert_eq!(host("http://127.0.0.1:8080"), "127.0.0.1");
+        assert_eq!(host("https://[::1]"), "[::1]");
+    }
 }

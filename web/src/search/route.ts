@@ -5,12 +5,14 @@ import type { Hop, SearchAnswer } from '../umbel';
 
 // What a relay of the path is and knows.
 export function hopWords(hop: Hop, place: number, count: number): { role: string; knows: string } {
+  const volunteer = 'a volunteer’s browser or home computer. It ';
   if (place === count - 1) {
-    return { role: 'Exit', knows: 'opened the last layer, read the question and asked the engine. It doesn’t know your address.' };
+    const knows = 'opened the last layer, read the question and asked the engine. It doesn’t know your address.';
+    return { role: 'Exit', knows: hop.volunteer ? volunteer + knows : knows };
   }
   if (place === 0) return { role: 'First relay', knows: 'knows your address, but could not read the question.' };
   const knows = 'passed it on, and knows neither you nor the question.';
-  return { role: 'Middle relay', knows: hop.volunteer ? `a volunteer’s browser or home computer. It ${knows}` : knows };
+  return { role: 'Middle relay', knows: hop.volunteer ? volunteer + knows : knows };
 }
 
 const hop = (one: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
