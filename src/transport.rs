@@ -13,7 +13,9 @@ pub mod native;
 #[cfg(any(feature = "browser", test))]
 mod sdp;
 
-use crate::base::{Instant, LinkEvent, Transmit};
+use rand::CryptoRng;
+
+use crate::base::{Instant, LinkEvent, LinkMachine, Transmit};
 
 /// A transport without I/O: a machine that a driver hands time, requests and datagrams.
 ///
@@ -31,4 +33,21 @@ pub trait Transport {
 
     /// When [`Self::handle_timeout`] wants to be called, if ever.
     fn poll_timeout(&self) -> Option<Instant>;
+}
+
+/// Lets `core` and `transport` talk until neither has anything more to say to the other: half of the drain contract of both.
+pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
+    loop {
+        while let Some(event) = transport.poll_link_event() {
+            core.handle_link(now, event, rng);
+        }
+        let mut said = false;
+        while let Some(transmit) = core.poll_transmit(now, rng) {
+            transport.handle_transmit(now, transmit);
+            said = true;
+        }
+        if !said {
+            return;
+        }
+    }
 }

@@ -20,6 +20,7 @@ use crate::{
     transport::{
         Transport as _,
         browser::{Caps, Endpoint},
+        settle,
     },
 };
 
@@ -195,15 +196,8 @@ impl<C: Core> State<C> {
     /// Lets core and transport talk until neither has anything more to say.
     fn settle(&mut self, now: Instant) {
         loop {
-            let mut said = false;
-            while let Some(event) = self.endpoint.poll_link_event() {
-                self.core.handle_link(now, event, &mut self.rng);
-            }
-            while let Some(transmit) = self.core.poll_transmit(now, &mut self.rng) {
-                self.endpoint.handle_transmit(now, transmit);
-                said = true;
-            }
-            if !self.core.deliver(now) && !said {
+            settle(now, &mut self.core, &mut self.endpoint, &mut self.rng);
+            if !self.core.deliver(now) {
                 return;
             }
         }

@@ -20,6 +20,7 @@ use crate::{
     transport::{
         Transport as _,
         native::{Endpoint, EndpointConfig, Sockets},
+        settle,
     },
 };
 
@@ -130,15 +131,8 @@ impl<C: Core> Drive<C> {
     /// Lets core, transport and outside talk until none has anything more to say.
     fn settle(&mut self, now: Instant) {
         loop {
-            let mut said = false;
-            while let Some(event) = self.endpoint.poll_link_event() {
-                self.core.handle_link(now, event, &mut self.rng);
-            }
-            while let Some(transmit) = self.core.poll_transmit(now, &mut self.rng) {
-                self.endpoint.handle_transmit(now, transmit);
-                said = true;
-            }
-            if !self.core.deliver() && !said {
+            settle(now, &mut self.core, &mut self.endpoint, &mut self.rng);
+            if !self.core.deliver() {
                 return;
             }
         }

@@ -6,7 +6,7 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use crate::{
     base::{Instant, LinkMachine},
-    transport::Transport as _,
+    transport::settle,
 };
 
 use super::{Network, NodeId, PathProfile};
@@ -118,14 +118,6 @@ impl<M: LinkMachine> World<M> {
     fn settle(&mut self, node: NodeId) {
         let Some(Some(machine)) = self.machines.get_mut(node.0) else { return };
         let mut transport = self.network.transport(node);
-        loop {
-            while let Some(transmit) = machine.poll_transmit(self.now, &mut self.rng) {
-                transport.handle_transmit(self.now, transmit);
-            }
-            match transport.poll_link_event() {
-                Some(event) => machine.handle_link(self.now, event, &mut self.rng),
-                None => return,
-            }
-        }
+        settle(self.now, machine, &mut transport, &mut self.rng);
     }
 }
