@@ -178,11 +178,7 @@ fn without_pages() -> Failure {
 ///
 /// # Errors
 /// When it is to serve them and there are none, or when an engine is named that pages can't ask, or without pages.
-pub(crate) async fn of_directory(
-    serve: bool,
-    authority: AuthorityId,
-    engines: &[String],
-) -> Result<Router, Failure> {
+pub(crate) async fn of_directory(serve: bool, authority: AuthorityId, engines: &[String]) -> Result<Router, Failure> {
     match (serve, has_pages()) {
         (true, _) => pages(Directories::Here, &[authority], engines).await,
         (false, _) if !engines.is_empty() => Err(without_pages()),
@@ -235,6 +231,7 @@ impl PagesPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::delegated::engines::EngineError;
 
     #[tokio::test]
     async fn a_manifest_that_can_not_be_read_is_an_error_that_names_its_file() {
@@ -252,6 +249,22 @@ mod tests {
             let Err(Failure::Usage(message)) = run(WebOptions { command }).await else { panic!() };
             assert!(message.contains("web.sha256"), "{message}");
         }
+    }
+
+    #[tokio::test]
+    async fn engines_for_pages_are_files_of_engines_that_pages_can_ask() {
+        let shipped = format!("{}/deploy/engines/wikipedia.xml", env!("CARGO_MANIFEST_DIR"));
+        let described = for_pages(&[shipped.clone(), format!("other={shipped}")]).await.unwrap();
+        let names: Vec<_> = described.iter().map(|(engine, _)| engine.name().as_str()).collect();
+        assert_eq!(names, ["wikipedia", "other"]);
+        assert!(described.iter().all(|(_, description)| description.contains("OpenSearchDescription")));
+        assert!(matches!(for_pages(&[&shipped, &shipped]).await, Err(EngineError::Twice(_))));
+        let url = "https://engine.example/description.xml";
+        assert!(matches!(for_pages(&[url]).await, Err(EngineError::NoFile(_))));
+        assert!(matches!(for_pages(&["/no/such/file"]).await, Err(EngineError::File(..))));
+        let authority = crate::crypto::IdentityKey::from_bytes(&[7; 32]).id().into();
+        let Err(Failure::Usage(words)) = of_directory(false, authority, &[shipped]).await else { panic!() };
+        assert!(words.contains("--web"), "{words}");
     }
 
     #[tokio::test]
