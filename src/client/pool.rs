@@ -12,7 +12,7 @@ use crate::{
     channel::ChannelId,
     circuit::{CircuitError, Origin},
     delegated::Delegation,
-    path::{Path, PathError, Purpose, Relays, Requirement, choose, exits, replace},
+    path::{Hop, Path, PathError, Purpose, Relays, Requirement, choose, exits, replace},
 };
 
 /// Volunteers that a guard may call gone while one circuit is built, before a relay takes the place that can be dialled.
@@ -49,11 +49,9 @@ impl Client {
     fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
         let delegation = delegation_of(purpose);
         let shunned = self.shunned(now, purpose, &[]);
-        let spare = self.circuits.values().filter(|pooled| pooled.is_spare(delegation));
-        let (liked, disliked): (Vec<_>, Vec<_>) =
-            spare.partition(|pooled| pooled.exit().is_none_or(|exit| !shunned.contains(&exit)));
-        // Where guard or middle leaves no exit but shunned ones, circuits to those are all there can be.
-        let lacking = count.saturating_sub(liked.len()).min(count.saturating_mul(2).saturating_sub(disliked.len()));
+        let spare =
+            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !shunned.contains(&exit));
+        let lacking = count.saturating_sub(self.circuits.values().filter(spare).count());
         for _ in 0..lacking {
             if !matches!(self.build(now, purpose.clone(), None, &[], rng), Ok(true)) {
                 break;
@@ -62,7 +60,8 @@ impl Client {
     }
 
     /// Exits that `purpose` shuns: those that saw requests, for a stream, and those that carry streams, for a request, as long
-    /// as there is an exit for it that did not. `refused_by` are none.
+    /// as there is an exit for it that did not. `refused_by` are none, nor are volunteers where a listed relay offers the same:
+    /// whoever offers it in a tab would else have all that those ask who use the other exits for streams.
     fn shunned(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
         let Some(relays) = self.relays(now, &[]) else { return Vec::new() };
         let delegated = delegation_of(purpose).is_some();
@@ -72,8 +71,10 @@ impl Client {
             shunned.extend(carrying.filter_map(Pooled::exit));
         }
         let free = |exit: RelayId| !shunned.contains(&exit) && !refused_by.contains(&exit);
-        let another = exits(&relays, purpose).into_iter().any(|exit| free(exit.identity()));
-        if another { shunned } else { Vec::new() }
+        let (listed, volunteers): (Vec<_>, Vec<_>) =
+            exits(&relays, purpose).into_iter().partition(|exit| matches!(exit, Hop::Listed(_)));
+        let others = if listed.is_empty() { volunteers } else { listed };
+        if others.into_iter().any(|exit| free(exit.identity())) { shunned } else { Vec::new() }
     }
 
     /// Puts a waiting request on a circuit that stands, if there is one for it: one of its isolation first, then a spare.
@@ -87,7 +88,9 @@ impl Client {
             .filter(|(_, pooled)| pooled.suits(request, &relays))
             // What goes to an exit already may go on.
             .filter(|(_, pooled)| {
-                pooled.has_carried_streams() || pooled.exit().is_some_and(|exit| !shunned.contains(&exit))
+                pooled.has_carried_streams()
+                    || pooled.is_compelled
+                    || pooled.exit().is_some_and(|exit| !shunned.contains(&exit))
             })
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
         let Some(id) = suiting.map(|(id, _)| *id) else { return false };
@@ -135,7 +138,7 @@ impl Client {
             .circuits
             .iter()
             .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &relays))
-            .filter(|(_, pooled)| pooled.exit().is_some_and(|exit| !shunned.contains(&exit)))
+            .filter(|(_, pooled)| pooled.is_compelled || pooled.exit().is_some_and(|exit| !shunned.contains(&exit)))
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
             .map(|(id, _)| *id);
         if let Some(pooled) = coming.and_then(|id| self.circuits.get_mut(&id)) {
@@ -169,7 +172,8 @@ impl Client {
         let mut avoid = self.attempts.avoided(now);
         avoid.extend(refused_by);
         let delegation = delegation_of(&purpose).cloned();
-        avoid.extend(self.shunned(now, &purpose, refused_by));
+        let shunned = self.shunned(now, &purpose, refused_by);
+        avoid.extend(&shunned);
         let requirement = Requirement::three_hops(purpose);
         let mut path = choose(&relays, &self.guards, &requirement, &avoid, now, rng)?;
         // What is avoided is taken when nothing else is left; an exit that has refused is of no use even then.
@@ -180,6 +184,11 @@ impl Client {
         if refused(&path) {
             return Err(PathError::NoExit);
         }
+        let is_compelled = path.hops().last().is_some_and(|exit| shunned.contains(exit));
+        if is_compelled && isolation.is_none() {
+            // Nothing would be placed on it.
+            return Ok(false);
+        }
         let (keys, volunteers) = path.into_keys();
         let guard = keys.first().and_then(|guard| relays.consensus.relay(&guard.identity));
         let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
@@ -189,7 +198,8 @@ impl Client {
         self.next_circuit = self.next_circuit.saturating_add(1);
         let id = PooledId(self.next_circuit);
         let due = now.after(self.attempts.hop_timeout());
-        self.circuits.insert(id, Pooled::new(now, keys, volunteers, delegation, isolation, due));
+        let pooled = Pooled { is_compelled, ..Pooled::new(now, keys, volunteers, delegation, isolation, due) };
+        self.circuits.insert(id, pooled);
         self.timeouts.insert((due, id));
         if let Some(channel) = self.channels.connect(now, &guard) {
             self.start_circuit(now, id, channel, rng);

@@ -47,6 +47,8 @@ pub(super) struct Pooled {
     pub(super) delegation: Option<Delegation>,
     /// Whose streams it carries; `None` for a spare circuit.
     pub(super) isolation: Option<IsolationKey>,
+    /// Its exit is one that its purpose shuns, for no other could be had when it was built. It is for what it was built for alone.
+    pub(super) is_compelled: bool,
     pub(super) first_used: Option<Instant>,
     /// Since when it carries no stream.
     pub(super) idle_since: Instant,
@@ -79,6 +81,7 @@ impl Pooled {
             channel_time: Duration::ZERO,
             hop_times: Vec::new(),
             isolation,
+            is_compelled: false,
             first_used: None,
             idle_since: now,
             retired: false,

@@ -759,7 +759,7 @@ fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
 }
 
 #[test]
-fn spare_circuits_are_bounded_though_the_only_exit_not_shunned_is_the_guard() {
+fn where_only_the_guard_is_not_shunned_nothing_is_kept_ready_and_a_request_has_its_circuit() {
     let mut net = Net::ready(36, RELAYS);
     let carrying = |net: &mut Net| {
         net.client(|party, _, _| {
@@ -775,13 +775,15 @@ fn spare_circuits_are_bounded_though_the_only_exit_not_shunned_is_the_guard() {
         net.connected(isolation);
     }
     assert!(!carrying(&mut net).contains(&guard));
+    let before = net.client(|party, _, _| party.built.len());
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.pass(20);
-    let delegation = Delegation::Search(engine());
-    let spare = net.client(|party, _, _| {
-        party.client.circuits.values().filter(|pooled| pooled.is_spare(Some(&delegation))).count()
-    });
-    assert!((3..=6).contains(&spare), "{spare} spare circuits");
+    let built = net.client(|party, _, _| party.built.len());
+    assert!(built <= before + 2, "{} circuits that nothing would be placed on", built - before);
+    let request = net.delegate(&[], 200);
+    let (exit, shared_exit) = net.delegated(request);
+    assert!(exit != guard && shared_exit);
+    net.ask(request);
 }
 
 #[test]

@@ -207,7 +207,10 @@ impl<'a> Choice<'a, '_> {
         let mut path = vec![Hop::Listed(guard)];
         let exits = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid));
         let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
-        path.push(self.exit(&exits, rng)?);
+        // A listed one counts also when it is avoided: who can have all of them avoided must not so get what they did.
+        let fits = |hop: &Hop<'a>| matches!(hop, Hop::Listed(_)) && self.fits(hop, &path, &[]);
+        let volunteers_alone = !self.exits.iter().any(fits);
+        path.push(self.exit(&exits, volunteers_alone, rng)?);
         while path.len() < self.hops {
             let position = path.len().saturating_sub(1);
             path.insert(position, self.middle(&path, position, true, avoid, rng)?);
@@ -227,11 +230,12 @@ impl<'a> Choice<'a, '_> {
         gateways.map(Hop::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
     }
 
-    /// One of `exits`: by weight among those that are listed, by chance among volunteers.
-    fn exit<R: CryptoRng + ?Sized>(&self, exits: &[Hop<'a>], rng: &mut R) -> Option<Hop<'a>> {
+    /// One of `exits`: by weight among those that are listed, by chance among volunteers, which get no more than their share
+    /// unless they are alone in what they do.
+    fn exit<R: CryptoRng + ?Sized>(&self, exits: &[Hop<'a>], volunteers_alone: bool, rng: &mut R) -> Option<Hop<'a>> {
         let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, Hop::Listed(_)));
         let share = self.relays.consensus.parameters().volunteer_exit_share();
-        if listed.is_empty() || volunteers_turn(share, volunteers.len(), listed.len(), rng) {
+        if volunteers_alone || volunteers_turn(share, volunteers.len(), listed.len(), rng) {
             return one_in(&volunteers, rng);
         }
         pick(&listed, Hop::weight, rng)

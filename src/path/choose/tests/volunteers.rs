@@ -199,6 +199,33 @@ fn volunteers_that_fit_no_guard_move_no_client_from_its_own() {
 }
 
 #[test]
+fn volunteers_get_no_more_requests_when_all_listed_exits_for_them_are_avoided() {
+    let mut rng = rng();
+    let engine = crate::delegated::EngineName::parse("engine").unwrap();
+    let offering = |mut relay: ConsensusRelay| {
+        relay.profile.offer.engines = vec![engine.clone()];
+        relay
+    };
+    let relays = web_exits(1..=2).map(offering).chain((3..=7).map(|number| listed(profile(number))));
+    let consensus = consensus_at(NOW, relays, &Parameters::default()).0;
+    let guards = sample(&consensus, &mut rng);
+    let list = volunteers((1000..1100).map(|number| {
+        let mut volunteer = listed_volunteer(number, &[3, 4, 5]);
+        volunteer.profile.offer.engines = vec![engine.clone()];
+        volunteer
+    }));
+    let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine.clone())));
+    let relays = relays_of(&consensus, &list);
+    let mut by_volunteers = 0;
+    for _ in 0..400 {
+        let path = choose(&relays, &guards, &requirement, &[id(1), id(2)], Instant::START, &mut rng).unwrap();
+        by_volunteers += u32::from(list.volunteer(&path.hops()[2]).is_some());
+    }
+    // Twice a tenth at the most: once with, once without what is to be avoided.
+    assert!((20..110).contains(&by_volunteers), "{by_volunteers} of 400");
+}
+
+#[test]
 fn few_volunteers_get_no_more_than_their_part() {
     let (consensus, mut rng) = (always(), rng());
     let guards = sample(&consensus, &mut rng);
