@@ -20,7 +20,8 @@ mod native;
 #[cfg_attr(feature = "native", allow(dead_code, reason = "here for lints alone"))]
 mod page;
 mod template;
-#[cfg(all(test, feature = "native"))]
+#[cfg(feature = "native")]
+#[cfg(test)]
 mod tests;
 mod xml;
 

@@ -335,7 +335,7 @@ fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Reque
     Request::new_with_str_and_init(question.url.as_str(), &options)
 }
 
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
