@@ -18,6 +18,8 @@ pub mod flow;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod handshake;
+#[cfg(any(feature = "browser-tls", all(test, feature = "native")))]
+pub mod https;
 #[cfg(feature = "native")]
 #[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
 pub mod io;

@@ -30,7 +30,7 @@ const LAYERS: &[&[&str]] = &[
     &["handshake", "onion", "stream", "flow"],
     &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "delegated", "client"],
     &["transport", "engine", "io", "sim"],
-    &["node", "browser"],
+    &["node", "browser", "https"],
     // The library's root and the program.
     &["lib", "main"],
 ];

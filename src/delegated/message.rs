@@ -83,6 +83,49 @@ impl HttpRequest {
         &self.host
     }
 
+    /// Whether it goes by TLS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.scheme == "https"
+    }
+
+    /// The port it goes to.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        let named = self.authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        named.unwrap_or(if self.is_https() { 443 } else { 80 })
+    }
+
+    /// Its method.
+    #[must_use]
+    pub const fn method(&self) -> &'static str {
+        self.method
+    }
+
+    /// Host and, if it was named, port, as in the address.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Path and query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Names in lower case with their values, in the order in which they go out.
+    #[must_use]
+    pub fn fields(&self) -> &[(String, String)] {
+        &self.fields
+    }
+
+    /// Its content, when nothing else of it is needed any more.
+    #[must_use]
+    pub fn into_body(self) -> Vec<u8> {
+        self.body
+    }
+
     /// As it goes to the exit.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ struct Package {
 const PACKAGES: &[Package] = &[
     Package { name: "chromium", present: || on_path("chromium").is_some() },
     Package { name: "firefox-esr", present: || on_path("firefox-esr").is_some() },
+    Package { name: "clang", present: || crate::wasm::c_compiler().is_ok() },
     Package { name: "nodejs", present: || on_path("node").is_some() },
     Package { name: "npm", present: || on_path("npm").is_some() },
     Package { name: "curl", present: || on_path("curl").is_some() },

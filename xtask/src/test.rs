@@ -23,7 +23,7 @@ const STEPS: &[Step] = &[
     Step { name: "web", what: "the pages for browsers build, and do what their tests say", run: web::check },
     Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
-    Step { name: "wasm", what: "the protocol core builds for browsers", run: wasm::build },
+    Step { name: "wasm", what: "the protocol core builds for browsers, and a page's TLS", run: wasm::build },
     Step { name: "wasm-test", what: "the protocol core's own tests, as WebAssembly", run: wasm::test },
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
@@ -100,13 +100,21 @@ fn format() -> Result<Tally, Failure> {
 }
 
 fn clippy() -> Result<Tally, Failure> {
-    let options = ["clippy", "--quiet", "--workspace", "--all-targets", "--features", "umbel/browser", "--locked"];
+    let options = [
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "umbel/browser,umbel/browser-tls",
+        "--locked",
+    ];
     Run::cargo().args(options).args(["--", "-D", "warnings"]).run()
 }
 
 fn docs() -> Result<Tally, Failure> {
     let options = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items", "--locked"];
-    let features = ["--features", "umbel/browser"];
+    let features = ["--features", "umbel/browser,umbel/browser-tls"];
     Run::cargo()
         .args(options)
         .args(features)

@@ -2,7 +2,7 @@
 //!
 //! The target's standard library comes from rustup, or, where rustup can't download it, from Debian's packages: those
 //! are unpacked, not installed, beside the tools that are kept between builds, and give a compiler of their own that
-//! builds the library from its source once.
+//! builds the library from its source once. `browser-tls` has C in it (ring), which clang compiles.
 
 use std::{
     fs,
@@ -12,18 +12,21 @@ use std::{
 use crate::run::{Failure, Run, Tally, cache, root};
 
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
+/// The variable that names the C compiler for it.
+pub(crate) const C_COMPILER: &str = "CC_wasm32_unknown_unknown";
 
 /// Nobody runs what is built here, so it isn't optimised.
 const QUICKLY: &[&str] =
     &["--config", "profile.dev.opt-level=0", "--config", "profile.dev.package.\"*\".opt-level=0", "--quiet"];
 
-/// Builds the core alone, and then with what a page drives it with; a warning is an error.
+/// Builds the core alone, with what a page drives it with, and with the page's TLS; a warning is an error.
 pub(crate) fn build() -> Result<Tally, Failure> {
-    let compiler = compiler()?;
-    for features in ["", "browser"] {
+    let (compiler, c_compiler) = (compiler()?, c_compiler()?);
+    for features in ["", "browser", "browser-tls"] {
         let run = Run::cargo()
             .args(["rustc", "--lib", "--locked", "--no-default-features", "--features", features, "--target", TARGET])
-            .args(QUICKLY);
+            .args(QUICKLY)
+            .env(C_COMPILER, &c_compiler);
         let run = match &compiler {
             Some(compiler) => run.env("RUSTC", compiler),
             None => run,
@@ -66,6 +69,17 @@ fn runner() -> Result<PathBuf, Failure> {
         let _ = fs::remove_dir_all(build);
     }
     Ok(program)
+}
+
+/// The C compiler for the target: the one that is named in the environment, or a clang that knows the target (Apple's doesn't).
+pub(crate) fn c_compiler() -> Result<PathBuf, Failure> {
+    if let Some(named) = std::env::var_os(C_COMPILER) {
+        return Ok(named.into());
+    }
+    let knows = Run::new("clang").args(["--print-targets"]).output().is_some_and(|list| list.contains("wasm32"));
+    let none = "the pages' TLS has C in it, and there is no clang that compiles it for wasm32: install clang (Debian: \
+                apt install clang; macOS: brew install llvm), or name one in CC_wasm32_unknown_unknown";
+    if knows { Ok("clang".into()) } else { Err(Failure::new(none)) }
 }
 
 /// The compiler to use instead of the usual one, if the usual one has no standard library for the target.

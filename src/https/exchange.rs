@@ -1,0 +1,238 @@
+//! One request and its response.
+
+use core::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+};
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Wake,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{HeaderMap, Request, Response, body::Incoming, client::conn::http1, header};
+
+use super::{
+    HttpsError, Trust,
+    tls::{Ends, Tls},
+};
+use crate::delegated::{
+    fields,
+    message::{HttpRequest, MAX_FIELDS, MAX_HEAD_LEN, MessageError},
+};
+
+/// Bytes of a body that wait to be asked for; beyond it nothing more is read.
+const MOST_WAITING: usize = 64 << 10;
+
+/// What came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The head of the response, once.
+    Head {
+        /// A final status, 200 to 599.
+        status: u16,
+        /// Names in lower case, without those that concern neighbours or are there to be remembered.
+        fields: Vec<(String, Vec<u8>)>,
+    },
+    /// The next piece of its body.
+    Body(Vec<u8>),
+    /// It is whole; nothing follows.
+    End,
+}
+
+/// One request and its response, with the TLS beneath.
+///
+/// **Drain contract.** After [`Self::new`], and after whatever is handed in, call [`Self::poll_event`] until it gives `None`, and
+/// [`Self::poll_transmit`] until it does; and again, since room in the one may have made something for the other.
+pub struct Exchange {
+    tls: Rc<RefCell<Tls>>,
+    told: Rc<RefCell<VecDeque<Event>>>,
+    work: Option<Work>,
+    outcome: Result<(), HttpsError>,
+    awake: Arc<Awake>,
+    host: String,
+    port: u16,
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<(), HttpsError>>>>;
+
+impl Exchange {
+    /// A request to `url`, as a browser's `URL` writes it, with those of `fields` that may pass and those that all requests have.
+    ///
+    /// # Errors
+    /// When the address, the method or a field can't be.
+    pub fn new(
+        trust: &Trust,
+        method: &str,
+        url: &str,
+        fields: impl IntoIterator<Item = (String, String)>,
+        body: Vec<u8>,
+    ) -> Result<Self, HttpsError> {
+        let request = HttpRequest::new(method, url, fields, body).map_err(|error| match error {
+            MessageError::Address => HttpsError::Address,
+            _ => HttpsError::Request,
+        })?;
+        if !request.is_https() {
+            return Err(HttpsError::Address);
+        }
+        let (host, port) = (request.host().to_owned(), request.port());
+        let tls = Rc::new(RefCell::new(Tls::new(trust, &host)?));
+        let told = Rc::default();
+        let work: Work = Box::pin(perform(Ends(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&told)));
+        let (work, awake) = (Some(work), Arc::default());
+        Ok(Self { tls, told, work, outcome: Ok(()), awake, host, port })
+    }
+
+    /// The host that the stream must lead to, an IPv6 address without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// And the port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The stream has brought `bytes`.
+    pub fn handle_received(&mut self, bytes: &[u8]) {
+        if let Ok(mut tls) = self.tls.try_borrow_mut() {
+            tls.handle_received(bytes);
+        }
+    }
+
+    /// The stream brings no more.
+    pub fn handle_end(&mut self) {
+        if let Ok(mut tls) = self.tls.try_borrow_mut() {
+            tls.handle_end();
+        }
+    }
+
+    /// The next bytes to go over the stream.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.run();
+        let bytes = self.tls.try_borrow_mut().map(|mut tls| tls.take_outgoing()).unwrap_or_default();
+        (!bytes.is_empty()).then_some(bytes)
+    }
+
+    /// What came next; `None` until the stream brings more.
+    ///
+    /// # Errors
+    /// When there is no response, or no more of it, once all that came before has been given.
+    pub fn poll_event(&mut self) -> Result<Option<Event>, HttpsError> {
+        self.run();
+        let told = self.told.try_borrow_mut().ok().and_then(|mut told| told.pop_front());
+        if told.is_some() { Ok(told) } else { self.outcome.map(|()| None) }
+    }
+
+    /// Lets hyper go as far as it can.
+    fn run(&mut self) {
+        let waker = Waker::from(Arc::clone(&self.awake));
+        let mut context = Context::from_waker(&waker);
+        while let Some(work) = &mut self.work {
+            self.awake.0.store(false, Ordering::Relaxed);
+            match work.as_mut().poll(&mut context) {
+                Poll::Ready(outcome) => {
+                    self.work = None;
+                    // What went wrong beneath is why the rest did.
+                    let beneath = self.tls.try_borrow().ok().and_then(|tls| tls.failure());
+                    self.outcome = outcome.map_err(|error| beneath.unwrap_or(error));
+                }
+                Poll::Pending if !self.awake.0.load(Ordering::Relaxed) => return,
+                Poll::Pending => {}
+            }
+        }
+    }
+}
+
+/// Whether the work has woken itself.
+#[derive(Default)]
+struct Awake(AtomicBool);
+
+impl Wake for Awake {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The request as an origin gets it: origin form, `Host` from the address (RFC 9112 §3.2.2).
+fn for_origin(request: HttpRequest) -> Result<Request<Full<Bytes>>, HttpsError> {
+    let mut made = Request::builder().method(request.method()).uri(request.path());
+    made = made.header(header::HOST, request.authority());
+    for (name, value) in request.fields() {
+        made = made.header(name, value);
+    }
+    made.body(Full::new(request.into_body().into())).map_err(|_| HttpsError::Request)
+}
+
+async fn perform(
+    ends: Ends,
+    request: Request<Full<Bytes>>,
+    told: Rc<RefCell<VecDeque<Event>>>,
+) -> Result<(), HttpsError> {
+    let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(ends);
+    let (mut sender, connection) = builder.await?;
+    let mut answered = pin!(async move { tell(sender.send_request(request).await?, &told).await });
+    let (mut connection, mut going) = (pin!(connection), true);
+    // What goes wrong with the connection shows in the answer.
+    poll_fn(|context| {
+        going = going && connection.as_mut().poll(context).is_pending();
+        answered.as_mut().poll(context)
+    })
+    .await
+}
+
+async fn tell(response: Response<Incoming>, told: &RefCell<VecDeque<Event>>) -> Result<(), HttpsError> {
+    let (head, mut body) = response.into_parts();
+    let status = head.status.as_u16();
+    if !(200..600).contains(&status) {
+        return Err(HttpsError::NotHttp);
+    }
+    put(told, Event::Head { status, fields: passing(&head.headers) });
+    while let Some(frame) = body.frame().await {
+        // Trailers are passed over.
+        let Ok(piece) = frame?.into_data() else { continue };
+        put(told, Event::Body(piece.into()));
+        poll_fn(|_| if waiting(told) < MOST_WAITING { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+    put(told, Event::End);
+    Ok(())
+}
+
+fn put(told: &RefCell<VecDeque<Event>>, event: Event) {
+    if let Ok(mut told) = told.try_borrow_mut() {
+        match (told.back_mut(), event) {
+            (Some(Event::Body(waiting)), Event::Body(piece)) => waiting.extend_from_slice(&piece),
+            (_, event) => told.push_back(event),
+        }
+    }
+}
+
+fn waiting(told: &RefCell<VecDeque<Event>>) -> usize {
+    let length = |event: &Event| if let Event::Body(piece) = event { piece.len() } else { 0 };
+    told.try_borrow().map(|told| told.iter().map(length).sum()).unwrap_or_default()
+}
+
+/// The fields that pass, as they do from an exit.
+fn passing(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
+        .collect();
+    let passes = |name: &str| {
+        !fields::is_hop_by_hop(name) && !fields::is_remembered(name) && !named.iter().any(|one| one == name)
+    };
+    let fields = headers.iter().filter(|(name, _)| passes(name.as_str()));
+    fields.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+}

@@ -1,0 +1,103 @@
+//! What `web/src/umbel/https.ts` calls. Thin: values in, values out.
+
+use js_sys::Uint8Array;
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+
+use super::{Event, Exchange, HttpsError, Trust};
+
+/// Whose certificates count.
+#[wasm_bindgen]
+pub struct HttpsTrust(Trust);
+
+#[wasm_bindgen]
+impl HttpsTrust {
+    /// Mozilla's roots and `anchors`, in PEM or DER.
+    #[wasm_bindgen(constructor)]
+    pub fn new(anchors: Vec<Uint8Array>) -> Result<Self, HttpsFailure> {
+        let anchors: Vec<Vec<u8>> = anchors.iter().map(Uint8Array::to_vec).collect();
+        Ok(Self(Trust::new(anchors.iter().map(Vec::as_slice))?))
+    }
+
+    /// A request to `url`, which a browser's `URL` has written; `fields` are names and values in turn.
+    pub fn exchange(
+        &self,
+        method: &str,
+        url: &str,
+        fields: Vec<String>,
+        body: Vec<u8>,
+    ) -> Result<HttpsExchange, HttpsFailure> {
+        let pairs = fields.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
+        Ok(HttpsExchange(Exchange::new(&self.0, method, url, pairs, body)?))
+    }
+}
+
+/// One request and its response.
+#[wasm_bindgen]
+pub struct HttpsExchange(Exchange);
+
+#[wasm_bindgen]
+impl HttpsExchange {
+    /// Where the stream must lead.
+    #[wasm_bindgen(getter)]
+    pub fn host(&self) -> String {
+        self.0.host().to_owned()
+    }
+
+    /// And the port.
+    #[wasm_bindgen(getter)]
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    /// What the stream has brought; without bytes it brings no more.
+    pub fn received(&mut self, bytes: Option<Vec<u8>>) {
+        match bytes {
+            Some(bytes) => self.0.handle_received(&bytes),
+            None => self.0.handle_end(),
+        }
+    }
+
+    /// What is to go over the stream next, if anything is.
+    pub fn outgoing(&mut self) -> Option<Vec<u8>> {
+        self.0.poll_transmit()
+    }
+
+    /// What came: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until the stream brings more.
+    pub fn event(&mut self) -> Result<JsValue, HttpsFailure> {
+        Ok(match self.0.poll_event()? {
+            Some(Event::Head { status, fields }) => {
+                // Each byte a character, as browsers have it.
+                let text = |value: Vec<u8>| value.into_iter().map(char::from).collect();
+                let fields = fields.into_iter().flat_map(|(name, value)| [name, text(value)]).collect();
+                HttpsHead { status, fields }.into()
+            }
+            Some(Event::Body(piece)) => Uint8Array::from(piece.as_slice()).into(),
+            Some(Event::End) => JsValue::NULL,
+            None => JsValue::UNDEFINED,
+        })
+    }
+}
+
+/// The head of a response.
+#[wasm_bindgen(getter_with_clone)]
+pub struct HttpsHead {
+    /// 200 to 599.
+    pub status: u16,
+    /// Names and values in turn.
+    pub fields: Vec<String>,
+}
+
+/// Why there is no response, or no more of it.
+#[wasm_bindgen(getter_with_clone)]
+pub struct HttpsFailure {
+    /// For programs.
+    pub kind: String,
+    /// For persons.
+    pub message: String,
+}
+
+impl From<HttpsError> for HttpsFailure {
+    fn from(error: HttpsError) -> Self {
+        Self { kind: error.kind().to_owned(), message: error.to_string() }
+    }
+}
