@@ -21,4 +21,5 @@ mod request;
 mod search;
 mod slot;
 mod store;
+mod stream;
 mod volunteer;

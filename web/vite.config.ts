@@ -43,7 +43,7 @@ export default defineConfig({
       transformIndexHtml: {
         order: 'post',
         handler: (_, { filename, bundle }) => {
-          const core = Object.keys(bundle ?? {}).find((name) => name.endsWith('.wasm'));
+          const core = Object.keys(bundle ?? {}).find((name) => /umbel_bg-.*\.wasm$/u.test(name));
           if (core === undefined || !filename.endsWith('search.html')) return [];
           return [{ tag: 'link', injectTo: 'head', attrs: { rel: 'preload', href: `./${core}`, as: 'fetch', type: 'application/wasm', crossorigin: true } }];
         },

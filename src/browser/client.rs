@@ -1,7 +1,7 @@
 //! The client's core in a page, with its exchanges: each one request over a stream of its own, and one answer.
 //!
-//! A page has no use for streams by the piece: what goes out is there when it begins, and what comes back is taken whole, up
-//! to a bound that the asker names.
+//! Of an exchange what goes out is there when it begins, and what comes back is taken whole, up to a bound that the asker
+//! names. Streams by the piece are [`super::stream`]'s.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use super::{
     drive::{Core, Driver},
     slot::{Bell, Reply, slot},
     store::{Entry, Store},
+    stream::Streams,
 };
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
@@ -88,6 +89,7 @@ struct Exchange {
 /// The client's core with what a page wants of it.
 pub(super) struct PageCore {
     pub(super) client: Client,
+    pub(super) streams: Streams,
     exchanges: BTreeMap<ClientStream, Exchange>,
     store: Store,
     /// Steps of the start, as they come.
@@ -105,10 +107,13 @@ pub(super) struct Steps {
 
 impl PageCore {
     pub(super) fn new(client: Client, store: Store, steps: Steps) -> Self {
-        Self { client, exchanges: BTreeMap::new(), store, steps }
+        Self { client, streams: Streams::default(), exchanges: BTreeMap::new(), store, steps }
     }
 
     fn tell(&mut self, now: Instant, event: ClientEvent) {
+        if self.streams.take(&event) {
+            return;
+        }
         match event {
             ClientEvent::Ready => {
                 self.steps.ready.set(true);

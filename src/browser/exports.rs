@@ -15,6 +15,7 @@ use super::{
     request,
     search::{self, Found},
     store::Store,
+    stream::Stream,
     volunteer::{self, Volunteer},
 };
 use crate::delegated::{SearchResult, message::HttpResponse};
@@ -53,6 +54,11 @@ impl PageClient {
         })
     }
 
+    /// Begins a stream to `host`, a name or an address; `wake` is called whenever it is worth a look.
+    pub fn open(&self, host: &str, port: u16, wake: Function) -> Result<PageStream, JsValue> {
+        Ok(PageStream(Stream::open(&self.page, host, port, wake)?))
+    }
+
     /// The engines that exits offer.
     pub fn engines(&self) -> Array {
         let offered = search::offered(&self.page).into_iter();
@@ -65,7 +71,25 @@ impl PageClient {
 
     /// Closes everything at once.
     pub fn close(&self) {
+        self.page.driver.with(|core, _, _| core.streams.clear());
         self.page.driver.stop();
+    }
+}
+
+/// A stream through the overlay.
+#[wasm_bindgen]
+pub struct PageStream(Stream);
+
+#[wasm_bindgen]
+impl PageStream {
+    /// All that has come since the last; `undefined` if nothing has, and no byte at the end.
+    pub fn read(&self) -> Result<Option<Vec<u8>>, JsValue> {
+        Ok(self.0.read()?)
+    }
+
+    /// Takes as much of `bytes` to send as there is room for, and says how much.
+    pub fn write(&self, bytes: &[u8]) -> usize {
+        self.0.write(bytes)
     }
 }
 

@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Network,
     /// An exit broke off or took too long.
     Exit,
+    /// A site can't be reached, broke off, or gave no answer.
+    Target,
     /// The search engine did.
     Engine,
     /// Somebody on the way refused.
@@ -34,6 +36,7 @@ impl Kind {
             Self::Consensus => "consensus",
             Self::Network => "network",
             Self::Exit => "exit",
+            Self::Target => "target",
             Self::Engine => "engine",
             Self::Refused => "refused",
             Self::Closed => "closed",

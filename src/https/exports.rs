@@ -50,10 +50,10 @@ impl HttpsExchange {
     }
 
     /// What the stream has brought; without bytes it brings no more.
-    pub fn received(&mut self, bytes: Option<Vec<u8>>) {
+    pub fn received(&mut self, bytes: &[u8]) {
         match bytes {
-            Some(bytes) => self.0.handle_received(&bytes),
-            None => self.0.handle_end(),
+            [] => self.0.handle_end(),
+            bytes => self.0.handle_received(bytes),
         }
     }
 

@@ -360,7 +360,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
-    test('another site’s program searches and fetches by the library', dialling, async () => {
+    test('another site’s program searches by the library and has an exit fetch', dialling, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
       await page.goto(`${siteUrl}/next`, { waitUntil: 'load' });
@@ -368,9 +368,11 @@ for (const browser of Object.keys(BROWSERS)) {
         const { connect, UmbelError } = await import(`${directory}/umbel.js`);
         const umbel = await connect({ network: `${directory}/umbel.json` });
         const { results, path } = await umbel.search({ terms });
-        const answer = await umbel.fetch(url);
+        const { body } = await umbel.request({ url });
         const refused = await umbel.search({ terms: '' }).catch((error) => error);
-        const outcome = { results: results.length, hops: path.length, text: await answer.text(), typed: refused instanceof UmbelError };
+        // The second module is had from there too; nobody listens at this port.
+        const unanswered = await umbel.fetch('https://127.0.0.1:1/').catch((error) => error.message);
+        const outcome = { results: results.length, hops: path.length, text: new TextDecoder().decode(body), typed: refused instanceof UmbelError, unanswered };
         umbel.close();
         return outcome;
       }, overlay.directory, TERMS, `${siteUrl}/next`);
@@ -378,6 +380,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(found.hops, 3);
       assert(found.text.includes('The next page'));
       assert(found.typed);
+      assert.match(found.unanswered, /refused the connection/);
       await context.close();
     });
 

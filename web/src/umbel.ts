@@ -4,6 +4,8 @@
 // must look after (tabs, power, sleep).
 import { PageClient } from '../wasm/umbel.js';
 import { failed } from './umbel/failure';
+import { fetchBy } from './umbel/fetch';
+import { Https, Trusted } from './umbel/https';
 import { load, requireWebRtc } from './umbel/module';
 import { findNetwork } from './umbel/network';
 import { openStorage } from './umbel/storage';
@@ -50,6 +52,12 @@ export interface PageResponse {
   path: Hop[];
 }
 
+/** What {@link Umbel.fetch} takes: of what the browser's does, method, headers, body, redirect and signal; the rest is passed over. */
+export interface FetchInit extends RequestInit {
+  /** Bytes that the answer's body may have; 64 MiB if left out. */
+  maxBytes?: number;
+}
+
 /** The steps of the start, in order. */
 export type Progress = 'module' | 'consensus' | 'channel' | 'circuit' | 'ready';
 
@@ -65,8 +73,12 @@ export interface Umbel {
     headers?: [string, string][];
     body?: Uint8Array;
   }): Promise<PageResponse>;
-  /** As `fetch` of the browser, over {@link Umbel.request}: no cookies, no cache, redirects followed. */
-  fetch(input: string, init?: RequestInit): Promise<Response>;
+  /**
+   * As `fetch` of the browser, through a circuit of three relays, with TLS that ends in this page: the exit resolves the host's name
+   * and sees that, how much passes and when, and nothing else. `https:` alone; redirects are followed to such alone. No cookies, no
+   * cache, no `Referer`, and fields that are the same for everyone; what one host is asked never shares a circuit with another.
+   */
+  fetch(input: string | URL, init?: FetchInit): Promise<Response>;
   /** Closes everything at once. */
   close(): void;
 }
@@ -75,18 +87,18 @@ export interface ConnectOptions {
   /** The network, or the address of its description; `./umbel.json` beside the page if left out. */
   network?: Network | string;
   onprogress?: (step: Progress) => void;
+  /** Certificates that {@link Umbel.fetch} trusts beside those that browsers do, in PEM or DER: for services of your own. */
+  trust?: (string | Uint8Array)[];
 }
-
-/** Redirects that {@link Umbel.fetch} follows, as many as browsers do. */
-const MOST_REDIRECTS = 20;
-/** Statuses whose responses have no body. */
-const WITHOUT_BODY = [101, 204, 205, 304];
 
 /** Starts a client in this page; it is there when the first circuit stands. */
 export async function connect(options: ConnectOptions = {}): Promise<Umbel> {
   requireWebRtc();
   const tell = (step: string) => options.onprogress?.(step as Progress);
-  const [network, storage] = await Promise.all([findNetwork(options.network), openStorage(), load()]);
+  const trusted = new Trusted(options.trust ?? []);
+  const [network, storage] = await Promise.all([
+    findNetwork(options.network), openStorage(), load(), options.trust && trusted.load(),
+  ]);
   tell('module');
   const client = (await failed(
     PageClient.connect(network.directories, network.authorities, storage, tell),
@@ -94,15 +106,17 @@ export async function connect(options: ConnectOptions = {}): Promise<Umbel> {
   // The relays learn at once, instead of by our silence.
   const leave = () => client.close();
   globalThis.addEventListener?.('pagehide', leave);
-  return new Client(client, () => globalThis.removeEventListener?.('pagehide', leave));
+  return new Client(client, trusted, () => globalThis.removeEventListener?.('pagehide', leave));
 }
 
 class Client implements Umbel {
   readonly #client: PageClient;
+  readonly #https: Https;
   readonly #closed: () => void;
 
-  constructor(client: PageClient, closed: () => void) {
+  constructor(client: PageClient, trusted: Trusted, closed: () => void) {
     this.#client = client;
+    this.#https = new Https(trusted, (host, port, wake) => client.open(host, port, wake));
     this.#closed = closed;
   }
 
@@ -127,48 +141,12 @@ class Client implements Umbel {
     return (await failed(this.#client.request(method, href, headers.flat(), body))) as PageResponse;
   }
 
-  async fetch(input: string, init: RequestInit = {}): Promise<Response> {
-    let { url, method, headers, body } = await taken(input, init);
-    for (let redirects = 0; ; redirects++) {
-      init.signal?.throwIfAborted();
-      const answer = await this.request({ url, method, headers, body });
-      const location = answer.headers.find(([name]) => name === 'location')?.[1];
-      const redirected = [301, 302, 303, 307, 308].includes(answer.status) && location !== undefined;
-      if (!redirected || init.redirect === 'manual') return response(answer, url, redirects > 0);
-      if (init.redirect === 'error') throw new TypeError('redirected');
-      if (redirects === MOST_REDIRECTS) throw new TypeError('too many redirects');
-      const next = new URL(location, url);
-      // As browsers do: what was posted is not posted again, and a secret stays with whom it was meant for.
-      if (answer.status === 303 || (answer.status < 303 && method === 'POST')) {
-        if (method !== 'HEAD') method = 'GET';
-        body = new Uint8Array();
-        headers = headers.filter(([name]) => !name.startsWith('content-'));
-      }
-      if (next.origin !== new URL(url).origin) headers = headers.filter(([name]) => name !== 'authorization');
-      url = next.href;
-    }
+  fetch(input: string | URL, init: FetchInit = {}): Promise<Response> {
+    return fetchBy(this.#https, input, init);
   }
 
   close(): void {
     this.#closed();
     this.#client.close();
   }
-}
-
-async function taken(input: string, init: RequestInit) {
-  const { signal: _, ...rest } = init;
-  const request = new Request(input, rest);
-  return {
-    url: request.url,
-    method: request.method,
-    headers: [...request.headers] as [string, string][],
-    body: new Uint8Array(await request.arrayBuffer()),
-  };
-}
-
-function response(answer: PageResponse, url: string, redirected: boolean): Response {
-  const body = WITHOUT_BODY.includes(answer.status) ? null : (answer.body as Uint8Array<ArrayBuffer>);
-  const made = new Response(body, { status: answer.status, headers: answer.headers });
-  Object.defineProperties(made, { url: { value: url }, redirected: { value: redirected } });
-  return made;
 }

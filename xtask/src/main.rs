@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
         // What `web` starts this tool anew for.
-        ["bind", module, folder] => web::bind(module, folder),
+        ["bind", name, module, folder] => web::bind(name, module, folder),
         ["browser"] => browser::test().map(drop),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

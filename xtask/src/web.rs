@@ -1,8 +1,8 @@
 //! `cargo xtask web`: the pages for browsers, from the wasm library on.
 //!
-//! The library is built for speed, its bindings written by the crate that `wasm-bindgen` has for that, then `wasm-opt` (npm's
-//! `binaryen`) goes over it, and Vite makes the pages with it. The same sources and lock files give the same bytes, wherever
-//! the checkout lies.
+//! The library is built for speed, as two modules, its bindings written by the crate that `wasm-bindgen` has for that, then
+//! `wasm-opt` (npm's `binaryen`) goes over it, and Vite makes the pages with it. The same sources, lock files and compilers give
+//! the same bytes, wherever the checkout lies.
 
 use std::{
     fs,
@@ -16,8 +16,20 @@ use crate::{
     wasm,
 };
 
-/// What a visitor loads at the most, in bytes, compressed by gzip.
-const MOST: usize = 400 * 1024;
+/// One WebAssembly module of the library.
+struct Module {
+    /// Its files' name.
+    name: &'static str,
+    feature: &'static str,
+    /// What a visitor loads of it at the most, in bytes, compressed by gzip.
+    most: usize,
+}
+
+/// What every page loads, and what one loads that fetches by https.
+const MODULES: [Module; 2] = [
+    Module { name: "umbel", feature: "browser", most: 400 * 1024 },
+    Module { name: "umbel_https", feature: "browser-tls", most: 440 * 1024 },
+];
 
 /// Builds all of it.
 pub(crate) fn build() -> Result<Tally, Failure> {
@@ -47,40 +59,46 @@ pub(crate) fn install(web: &Path) -> Result<(), Failure> {
 
 /// The wasm library with its bindings, in `web/wasm`.
 fn library(web: &Path) -> Result<(), Failure> {
-    let (built, place) = (compile()?, web.join("wasm"));
+    let place = web.join("wasm");
     let _ = fs::remove_dir_all(&place);
-    // Everything that is slow to build is in a feature of this tool's that only this needs.
-    Run::cargo()
-        .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "web", "--", "bind"])
-        .args([&built, &place])
-        .run()?;
-    let module = place.join("umbel_bg.wasm");
-    Run::new(web.join("node_modules/.bin/wasm-opt"))
-        .args(["-O3", "--enable-simd", "--enable-bulk-memory", "--enable-sign-ext", "--enable-mutable-globals"])
-        .args(["--enable-nontrapping-float-to-int", "--enable-reference-types", "--enable-multivalue"])
-        .args(["--strip-debug", "--strip-producers", "--strip-target-features", "-o"])
-        .args([&module, &module])
-        .run()?;
-    weigh(&module)
+    MODULES.iter().try_for_each(|module| {
+        let built = compile(module)?;
+        // Everything that is slow to build is in a feature of this tool's that only this needs.
+        Run::cargo()
+            .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "web", "--", "bind", module.name])
+            .args([&built, &place])
+            .run()?;
+        let file = place.join(format!("{}_bg.wasm", module.name));
+        Run::new(web.join("node_modules/.bin/wasm-opt"))
+            .args([
+                "-O3",
+                "--converge",
+                "--enable-simd",
+                "--enable-bulk-memory",
+                "--enable-sign-ext",
+                "--enable-mutable-globals",
+            ])
+            .args(["--enable-nontrapping-float-to-int", "--enable-reference-types", "--enable-multivalue"])
+            .args(["--strip-debug", "--strip-producers", "--strip-target-features", "-o"])
+            .args([&file, &file])
+            .run()?;
+        weigh(module, &file)
+    })
 }
 
-/// The library as rustc makes it.
-fn compile() -> Result<PathBuf, Failure> {
+/// A module as rustc makes it.
+fn compile(module: &Module) -> Result<PathBuf, Failure> {
+    let features = format!("{},tracing/release_max_level_off", module.feature);
     let run = Run::cargo()
         .args(["rustc", "--locked", "--quiet", "--lib", "--crate-type", "cdylib", "--profile", "web"])
-        .args([
-            "--no-default-features",
-            "--features",
-            "browser,tracing/release_max_level_off",
-            "--target",
-            wasm::TARGET,
-        ]);
+        .args(["--no-default-features", "--features", &features, "--target", wasm::TARGET]);
     let run = match wasm::compiler()? {
         Some(compiler) => run.env("RUSTC", compiler),
         None => run,
     };
     let target = target_folder()?;
     let mut flags = vec!["-Ctarget-feature=+simd128".to_owned()];
+    let mut c_flags = Vec::new();
     // Where things lie on this machine is nobody's business, and would make each machine's bytes its own.
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
@@ -88,9 +106,15 @@ fn compile() -> Result<PathBuf, Failure> {
     for (from, to) in places {
         if let Some(from) = from {
             flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+            c_flags.push(format!("'-ffile-prefix-map={}={to}'", from.display()));
         }
     }
-    run.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).run()?;
+    run.env(wasm::C_COMPILER, wasm::c_compiler()?)
+        .env("CFLAGS_wasm32_unknown_unknown", c_flags.join(" "))
+        // What stands in quotes is one flag.
+        .env("CC_SHELL_ESCAPED_FLAGS", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .run()?;
     Ok(target.join(wasm::TARGET).join("web/umbel.wasm"))
 }
 
@@ -104,12 +128,12 @@ fn target_folder() -> Result<PathBuf, Failure> {
 }
 
 /// Fails if the module is more than a visitor should load.
-fn weigh(module: &Path) -> Result<(), Failure> {
-    let bytes = fs::read(module).map_err(|error| Failure::new(format!("{}: {error}", module.display())))?;
+fn weigh(Module { name, most, .. }: &Module, file: &Path) -> Result<(), Failure> {
+    let bytes = fs::read(file).map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
     let compressed = gzip(&bytes)?;
-    println!("the module: {} bytes, {compressed} compressed", bytes.len());
-    if compressed > MOST {
-        return Err(Failure::new(format!("the module is {compressed} bytes compressed; at most {MOST} are wanted")));
+    println!("{name}: {} bytes, {compressed} compressed", bytes.len());
+    if compressed > *most {
+        return Err(Failure::new(format!("{name} is {compressed} bytes compressed; at most {most} are wanted")));
     }
     Ok(())
 }
@@ -130,12 +154,13 @@ fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
     Ok(output.stdout.len())
 }
 
-/// `xtask bind MODULE FOLDER`: the bindings of a wasm library.
+/// `xtask bind NAME MODULE FOLDER`: the bindings of a wasm library, in files of that name.
 #[cfg(feature = "web")]
-pub(crate) fn bind(module: &str, folder: &str) -> Result<(), Failure> {
+pub(crate) fn bind(name: &str, module: &str, folder: &str) -> Result<(), Failure> {
     let mut bindings = wasm_bindgen_cli_support::Bindgen::new();
     let outcome = bindings.input_path(module).web(true).and_then(|bindings| {
         bindings
+            .out_name(name)
             .typescript(true)
             .omit_default_module_path(false)
             .remove_name_section(true)
@@ -147,6 +172,6 @@ pub(crate) fn bind(module: &str, folder: &str) -> Result<(), Failure> {
 
 /// Without the feature `web` there is none.
 #[cfg(not(feature = "web"))]
-pub(crate) fn bind(_: &str, _: &str) -> Result<(), Failure> {
+pub(crate) fn bind(_: &str, _: &str, _: &str) -> Result<(), Failure> {
     Err(Failure::new("built without the feature web"))
 }

@@ -79,6 +79,14 @@ const FAILURES: Record<Kind, Told> = {
     title: 'The search engine gave no answer',
     words: 'It turned the exit away or didn’t answer as it should. Try again in a while, or choose another engine.',
   },
+  target: {
+    title: 'The site gave no answer',
+    words: 'It can’t be reached, broke off, or doesn’t speak as it should. Try again in a while.',
+  },
+  certificate: {
+    title: 'The site can’t prove who it is',
+    words: 'Its certificate doesn’t count, so someone may stand between. It was not asked.',
+  },
   refused: {
     title: 'That was refused',
     words: 'The exit doesn’t do this. Another exit may, so trying again can help.',

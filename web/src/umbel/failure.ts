@@ -1,7 +1,8 @@
 // What goes wrong, with a kind for programs and a sentence for persons.
 
 export type UmbelErrorKind =
-  | 'no-webrtc' | 'clock' | 'consensus' | 'network' | 'storage' | 'exit' | 'engine' | 'refused' | 'closed' | 'bad-input';
+  | 'no-webrtc' | 'clock' | 'consensus' | 'network' | 'storage' | 'exit' | 'engine' | 'target' | 'certificate' | 'refused' | 'closed'
+  | 'bad-input';
 
 export class UmbelError extends Error {
   override readonly name = 'UmbelError';

@@ -1,0 +1,350 @@
+// `fetch` of the library: TLS that ends in the page, over a real overlay, to real HTTPS servers.
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { createServer as createPlainServer } from 'node:http';
+import { createServer } from 'node:https';
+import { connect, createServer as createTcpServer } from 'node:net';
+import { after, before, describe, test } from 'node:test';
+import { createServer as createTlsServer } from 'node:tls';
+
+import { elsewhere, unreachable } from './addresses.js';
+import { authority } from './authority.js';
+import { BROWSERS, launch } from './browsers.js';
+import { testnet } from './testnet.js';
+
+const deadline = { timeout: 60000 };
+const NAMES = 'DNS:localhost,IP:127.0.0.1';
+const BODY = Buffer.from(Array.from({ length: 5_000_000 }, (_, at) => (at * 7 + (at >> 8)) % 256));
+const SECRET = 'what-is-asked-of-the-site';
+
+let overlay, ours, theirs, good, page;
+const closers = [];
+// What sites heard.
+const heard = [];
+
+// Starts a server on loopback; gives its port.
+async function listening(server) {
+  const sockets = new Set();
+  server.on('connection', (socket) => {
+    socket.on('error', () => {});
+    sockets.add(socket);
+    socket.on('close', () => sockets.delete(socket));
+  });
+  server.on('tlsClientError', () => {});
+  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  closers.push(() => {
+    server.close();
+    sockets.forEach((socket) => socket.destroy());
+  });
+  return server.address().port;
+}
+
+// Passes bytes on to `port` and keeps them: what an exit sees.
+async function recorder(port) {
+  const seen = { forward: [], backward: [] };
+  const at = await listening(createTcpServer((socket) => {
+    const site = connect(port, '127.0.0.1');
+    site.on('error', () => {});
+    socket.on('data', (bytes) => seen.forward.push(bytes)).pipe(site);
+    site.on('data', (bytes) => seen.backward.push(bytes)).pipe(socket);
+  }));
+  return { port: at, seen };
+}
+
+// A site that hears requests and does what `answer` does.
+const site = (certificate, answer) =>
+  listening(createServer(certificate, (request, response) => {
+    heard.push(request.url);
+    answer(request, response);
+  }));
+
+// A server that says `bytes` over TLS to whoever asks something, and then closes, with TLS's farewell or without.
+const saying = (bytes, farewell = true) =>
+  listening(createTlsServer(good, (socket) => {
+    socket.on('error', () => {});
+    socket.once('data', () => socket.write(bytes, () => (farewell ? socket.end() : socket._parent?.destroy() ?? socket.destroy())));
+  }));
+
+// What comes of a fetch in the page: its answer, or the failure.
+const fetched = (url, init = {}) =>
+  page.evaluate(async (url, { cancelled, ...init }) => {
+    const digest = async (bytes) =>
+      [...new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+    try {
+      const signal = cancelled ? AbortSignal.timeout(cancelled) : undefined;
+      const answer = await umbel.fetch(url, { ...init, ...(signal && { signal }) });
+      const { status, url: at, redirected } = answer;
+      const headers = [...answer.headers];
+      const bytes = await answer.arrayBuffer();
+      return { status, at, redirected, headers, length: bytes.byteLength, digest: await digest(bytes), text: new TextDecoder().decode(bytes.slice(0, 200)) };
+    } catch (error) {
+      return { failed: true, name: error.name, kind: error.kind, message: error.message };
+    }
+  }, url, init);
+
+async function fails(url, kind, words, init) {
+  const outcome = await fetched(url, init);
+  assert.equal(outcome.kind, kind, JSON.stringify(outcome));
+  assert.equal(outcome.name, 'UmbelError');
+  assert.match(outcome.message, words);
+}
+
+before(async () => {
+  overlay = await testnet({ address: elsewhere() });
+  [ours, theirs] = [authority('ours'), authority('theirs')];
+  good = ours.certificate(NAMES);
+}, { timeout: 600000 });
+
+after(async () => {
+  closers.forEach((close) => close());
+  [ours, theirs].forEach((authority) => authority?.remove());
+  await overlay?.stop();
+});
+
+for (const browser of Object.keys(BROWSERS)) {
+  describe(`fetch in ${browser}`, { skip: unreachable(browser, elsewhere()) }, () => {
+    let driver;
+    // Everything that the page asked of the browser.
+    const asked = [];
+
+    before(async () => {
+      heard.length = 0;
+      driver = await launch(browser);
+      const context = await driver.createBrowserContext();
+      page = await context.newPage();
+      page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
+      // A page with the strict content policy of ours; it starts no client before it is told to.
+      await page.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
+      await page.evaluate(async () => {
+        const { connect } = await import('/umbel.js');
+        globalThis.connect = connect;
+        globalThis.umbel = await connect();
+      });
+    }, { timeout: 120000 });
+
+    after(() => driver?.close());
+
+    const isModule = (url) => /umbel_https.*\.wasm$/.test(url);
+
+    test('what needs TLS is loaded when it is first needed, and a test’s authority counts only when it is named', deadline, async () => {
+      assert.deepEqual(asked.filter(isModule), []);
+      const port = await site(good, (_, response) => response.end('hello'));
+      await fails(`https://127.0.0.1:${port}/`, 'certificate', /vouched for by nobody/);
+      assert.equal(asked.filter(isModule).length, 1);
+      assert.deepEqual(heard, []);
+      const failed = await page.evaluate(() => connect({ trust: ['no certificate'] }).catch((error) => error.kind));
+      assert.equal(failed, 'bad-input');
+      await page.evaluate(async (pem) => {
+        umbel.close();
+        globalThis.umbel = await connect({ trust: [pem] });
+      }, ours.pem);
+      assert.equal((await fetched(`https://127.0.0.1:${port}/`)).text, 'hello');
+      assert.equal((await fetched(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
+    });
+
+    test('megabytes come byte for byte, and the exit sees TLS alone', deadline, async (t) => {
+      const { port, seen } = await recorder(await site(good, (_, response) => response.end(BODY)));
+      const url = `https://localhost:${port}/${SECRET}`;
+      const timed = async () => {
+        const started = performance.now();
+        const outcome = await fetched(url);
+        return { outcome, took: performance.now() - started };
+      };
+      const { outcome, took: first } = await timed();
+      assert.equal(outcome.status, 200, JSON.stringify(outcome));
+      assert.equal(outcome.length, BODY.length);
+      assert.equal(outcome.digest, createHash('sha256').update(BODY).digest('hex'));
+      assert.deepEqual([outcome.at, outcome.redirected], [url, false]);
+      const [forward, backward] = [Buffer.concat(seen.forward), Buffer.concat(seen.backward)];
+      for (const bytes of [forward, backward]) {
+        // Whole TLS records from the first byte to the last.
+        let at = 0;
+        while (at + 5 <= bytes.length) {
+          assert(bytes[at] >= 20 && bytes[at] <= 23 && bytes[at + 1] === 3, `no record at ${at}`);
+          at += 5 + bytes.readUInt16BE(at + 3);
+        }
+        assert.equal(bytes.includes(SECRET), false);
+        assert.equal(bytes.includes(BODY.subarray(1000, 1064)), false);
+      }
+      assert(forward.includes('localhost'), 'the host’s name is in the clear in TLS’s first message');
+      const { took } = await timed();
+      t.diagnostic(`5 MB: ${Math.round(first)} ms, once more: ${Math.round(took)} ms, ${(BODY.length / 1048.576 / took).toFixed(1)} MiB/s`);
+    });
+
+    test('a request says the same of every browser, and its body arrives', deadline, async () => {
+      let came;
+      const port = await site(good, async (request, response) => {
+        const hash = createHash('sha256');
+        for await (const piece of request) hash.update(piece);
+        came = { method: request.method, headers: request.rawHeaders, digest: hash.digest('hex') };
+        response.setHeader('set-cookie', 'id=1');
+        response.end('taken');
+      });
+      const text = 'posted '.repeat(200_000);
+      const outcome = await fetched(`https://127.0.0.1:${port}/form`, {
+        method: 'POST', body: text, headers: { 'x-key': '1', 'content-type': 'text/plain', authorization: 'Bearer x' }, credentials: 'include',
+      });
+      assert.equal(outcome.text, 'taken');
+      assert.deepEqual(came, {
+        method: 'POST',
+        digest: createHash('sha256').update(text).digest('hex'),
+        headers: [
+          'host', `127.0.0.1:${port}`, 'authorization', 'Bearer x', 'content-type', 'text/plain', 'x-key', '1', 'user-agent', 'Mozilla/5.0 (compatible; Umbel)',
+          'accept-encoding', 'identity', 'accept', '*/*', 'accept-language', 'en', 'content-length', String(text.length),
+        ],
+      });
+      const form = await page.evaluate(async (url) => {
+        const body = new FormData();
+        body.set('a', 'b');
+        return umbel.fetch(url, { method: 'POST', body }).catch((error) => error.kind);
+      }, `https://127.0.0.1:${port}/form`);
+      assert.equal(form, 'bad-input', 'its boundary would name the browser');
+    });
+
+    test('a site that can’t prove who it is hears nothing of the request', deadline, async () => {
+      const before = heard.length;
+      const cases = [
+        [ours.certificate('DNS:other.example'), /for another site/],
+        [theirs.certificate(NAMES), /vouched for by nobody/],
+        [ours.certificate(NAMES, { from: '20200101000000Z', to: '20200201000000Z' }), /expired/],
+        [ours.certificate(NAMES, { from: '20980101000000Z' }), /isn’t valid yet/],
+      ];
+      for (const [certificate, words] of cases) {
+        const { port, seen } = await recorder(await site(certificate, (_, response) => response.end('hello')));
+        await fails(`https://127.0.0.1:${port}/${SECRET}`, 'certificate', words, { method: 'POST', body: SECRET });
+        assert.equal(Buffer.concat(seen.forward).includes(SECRET), false);
+      }
+      assert.equal(heard.length, before);
+    });
+
+    test('redirects are followed, to https alone and not without end', deadline, async () => {
+      let plain = 0;
+      const clear = await listening(createPlainServer((_, response) => {
+        plain += 1;
+        response.end('in the clear');
+      }));
+      const seen = [];
+      const port = await site(good, (request, response) => {
+        seen.push([request.method, request.url, request.headers.host, request.headers.authorization]);
+        const to = { '/first': `https://localhost:${port}/second`, '/second': '/end', '/clear': `http://127.0.0.1:${clear}/`, '/loop': '/loop', '/none': 'https://%' };
+        const location = to[request.url];
+        if (!location) return response.end(request.url);
+        response.writeHead(302, { location });
+        response.end('moved');
+      });
+      const base = `https://127.0.0.1:${port}`;
+      const outcome = await fetched(`${base}/first`, { method: 'POST', body: 'x', headers: { authorization: 'Bearer x' } });
+      assert.deepEqual([outcome.at, outcome.redirected, outcome.text], [`https://localhost:${port}/end`, true, '/end']);
+      assert.deepEqual(seen, [
+        ['POST', '/first', `127.0.0.1:${port}`, 'Bearer x'],
+        ['GET', '/second', `localhost:${port}`, undefined],
+        ['GET', '/end', `localhost:${port}`, undefined],
+      ]);
+      await fails(`${base}/clear`, 'refused', /without https/);
+      assert.equal(plain, 0);
+      await fails(`${base}/loop`, 'target', /without end/);
+      await fails(`${base}/none`, 'target', /no address/);
+      await fails(`${base}/first`, 'target', /not to be followed/, { redirect: 'error' });
+      assert.equal((await fetched(`${base}/first`, { redirect: 'manual' })).status, 302);
+    });
+
+    test('what is no https address is not asked', deadline, async () => {
+      let asked = 0;
+      const port = await listening(createPlainServer((_, response) => {
+        asked += 1;
+        response.end('in the clear');
+      }));
+      await fails(`http://127.0.0.1:${port}/`, 'bad-input', /https addresses alone/);
+      await fails(`https://user:word@127.0.0.1:${port}/`, 'bad-input', /can’t be asked/);
+      await fails('file:///etc/hostname', 'bad-input', /https/);
+      await fails(`https://127.0.0.1:${port}/`, 'target', /not TLS|broke off/);
+      assert.equal(asked, 0);
+    });
+
+    test('sites that break off, speak nonsense or go on without end are an error, in words', deadline, async () => {
+      const hello = 'HTTP/1.1 200 OK\r\n';
+      const cases = [
+        [await saying(`${hello}content-length: 9\r\n\r\nhello`), /broke off/],
+        [await saying(`${hello}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n`), /broke off/],
+        [await saying(`${hello}transfer-encoding: chunked\r\n\r\nno length\r\n`), /broke off/],
+        [await saying(`${hello}\r\nhello`, false), /broke off/],
+        [await saying('SSH-2.0-OpenSSH_9.2\r\n'), /not an answer in HTTP/],
+        [await saying(`${hello}${'x: y\r\n'.repeat(500_000)}`), /head is too large/],
+        [await saying(''), /broke off/],
+        [await listening(createTcpServer((socket) => socket.on('error', () => {}).end('HTTP/1.1 400 Bad Request\r\n\r\n'))), /not TLS/],
+        [await listening(createTcpServer((socket) => socket.on('error', () => {}).once('data', () => socket.destroy()))), /broke off/],
+        [await listening(createTcpServer((socket) => socket.on('error', () => {}).end(Buffer.from([21, 3, 3, 0, 2, 2, 40])))), /refused or broke off TLS/],
+      ];
+      for (const [port, words] of cases) await fails(`https://127.0.0.1:${port}/`, 'target', words);
+      assert.equal((await fetched(`https://127.0.0.1:${await saying(`${hello}\r\nhello`)}/`)).text, 'hello', 'an end that TLS vouches for');
+      const endless = await site(good, (_, response) => {
+        const more = () => {
+          while (!response.destroyed && response.write(BODY));
+        };
+        response.on('drain', more);
+        more();
+      });
+      await fails(`https://127.0.0.1:${endless}/`, 'target', /larger than it may be/, { maxBytes: 3_000_000 });
+      await fails(`https://127.0.0.1:${endless}/`, 'target', /larger than it may be/, { maxBytes: 0 });
+      const closed = await listening(createTcpServer());
+      closers.pop()();
+      await fails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
+      await fails('https://nowhere.invalid/', 'target', /no such host/);
+    });
+
+    test('an abort ends it, before the answer and within it, also for the site', deadline, async () => {
+      let gone;
+      const silent = await site(good, (request) => (gone = new Promise((resolve) => request.on('close', resolve))));
+      const outcome = await fetched(`https://127.0.0.1:${silent}/`, { cancelled: 1500 });
+      assert.equal(outcome.name, 'TimeoutError');
+      await gone;
+      const begins = await site(good, (request, response) => {
+        gone = new Promise((resolve) => request.socket.on('close', resolve));
+        response.write('begins');
+      });
+      const within = await page.evaluate(async (url) => {
+        const controller = new AbortController();
+        const answer = await umbel.fetch(url, { signal: controller.signal });
+        const reader = answer.body.getReader();
+        const { value } = await reader.read();
+        const rest = reader.read().catch((error) => error.name);
+        controller.abort();
+        const late = await umbel.fetch(url, { signal: controller.signal }).catch((error) => error.name);
+        return [new TextDecoder().decode(value), await rest, late];
+      }, `https://127.0.0.1:${begins}/`);
+      assert.deepEqual(within, ['begins', 'AbortError', 'AbortError']);
+      await gone;
+    });
+
+    test('several at once do not mix', deadline, async () => {
+      const port = await site(good, (request, response) => response.end(`${request.headers.host}${request.url} `.repeat(20_000)));
+      const urls = Array.from({ length: 8 }, (_, number) => `https://${number % 2 ? 'localhost' : '127.0.0.1'}:${port}/${number}`);
+      const texts = await page.evaluate(
+        (urls) => Promise.all(urls.map(async (url) => (await umbel.fetch(url)).text())), urls);
+      assert.deepEqual(texts, urls.map((url) => `${url.slice('https://'.length)} `.repeat(20_000)));
+    });
+
+    test('closing the client ends what goes on, and the page itself asked no site', deadline, async (t) => {
+      const hello = await site(good, (_, response) => response.end('hello'));
+      const silent = await site(good, () => {});
+      const took = await page.evaluate(async (pem, url, silent) => {
+        const timed = async (act) => {
+          const started = performance.now();
+          await act();
+          return Math.round(performance.now() - started);
+        };
+        const ask = async () => (await umbel.fetch(url)).text();
+        umbel.close();
+        globalThis.umbel = await connect({ trust: [pem] });
+        const [first, warm] = [await timed(ask), await timed(ask)];
+        const pending = umbel.fetch(silent).catch((error) => error.kind);
+        await ask();
+        umbel.close();
+        return { first, warm, closed: [await pending, await umbel.fetch(url).catch((error) => error.kind)] };
+      }, ours.pem, `https://127.0.0.1:${hello}/`, `https://127.0.0.1:${silent}/`);
+      assert.deepEqual(took.closed, ['closed', 'closed']);
+      t.diagnostic(`the first fetch of a host ${took.first} ms, the next ${took.warm} ms`);
+      assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`)), []);
+    });
+  });
+}

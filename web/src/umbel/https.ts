@@ -1,0 +1,157 @@
+// HTTPS that ends in the page: a stream through the overlay, and the second WebAssembly module, which has TLS and HTTP in it.
+//
+// The module is loaded when it is first needed. It does no I/O: what the stream brings is handed to it, and what it has to say to
+// the stream. So the exit, at the stream's end, carries what it can't read.
+import type { PageStream } from '../../wasm/umbel.js';
+import type { HttpsExchange, HttpsHead, HttpsTrust } from '../../wasm/umbel_https.js';
+import { asError, UmbelError } from './failure';
+
+/** For a site to answer, and between two pieces of what it sends or takes. */
+const PATIENCE = 60_000;
+
+/** A request, its address as `URL` writes it. */
+export interface Asked {
+  url: string;
+  method: string;
+  headers: [string, string][];
+  body: Uint8Array;
+}
+
+type Module = typeof import('../../wasm/umbel_https.js');
+
+let loading: Promise<Module> | undefined;
+
+async function load(): Promise<Module> {
+  loading ??= import('../../wasm/umbel_https.js').then(async (module) => {
+    await module.default();
+    return module;
+  });
+  try {
+    return await loading;
+  } catch {
+    loading = undefined;
+    throw new UmbelError('network', 'The part of this page’s program that speaks https could not be loaded; nothing was sent.');
+  }
+}
+
+/** Exchanges by https over streams that `open` opens. */
+export class Https {
+  readonly #open: (host: string, port: number, wake: () => void) => PageStream;
+  readonly #trusted: Trusted;
+
+  constructor(trusted: Trusted, open: (host: string, port: number, wake: () => void) => PageStream) {
+    this.#trusted = trusted;
+    this.#open = open;
+  }
+
+  /** Sends a request; gives the head of its response, and whoever gives the rest. */
+  async send(asked: Asked, signal: AbortSignal | undefined): Promise<{ head: HttpsHead; talk: Talk }> {
+    const { trust } = await this.#trusted.load();
+    signal?.throwIfAborted();
+    const exchange = made(() => trust.exchange(asked.method, asked.url, asked.headers.flat(), asked.body));
+    // Whether it opens shows when it is used.
+    const talk = new Talk(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), signal);
+    // The head comes first.
+    return { head: (await talk.next()) as HttpsHead, talk };
+  }
+}
+
+/** Whose certificates count: those that browsers trust, and further anchors. */
+export class Trusted {
+  readonly #anchors: (string | Uint8Array)[];
+  #trust: HttpsTrust | undefined;
+
+  constructor(anchors: (string | Uint8Array)[]) {
+    this.#anchors = anchors;
+  }
+
+  async load(): Promise<{ trust: HttpsTrust }> {
+    const module = await load();
+    const bytes = () => this.#anchors.map((anchor) => (typeof anchor === 'string' ? new TextEncoder().encode(anchor) : anchor));
+    this.#trust ??= made(() => new module.HttpsTrust(bytes()));
+    return { trust: this.#trust };
+  }
+}
+
+/** One exchange over its stream, until its response is whole, something fails, or nobody wants it any more. */
+export class Talk {
+  readonly #exchange: HttpsExchange;
+  readonly #stream: PageStream;
+  readonly #signal: AbortSignal | undefined;
+  /** What there was no room for yet. */
+  #unsent: Uint8Array | undefined;
+  /** The stream brings no more. */
+  #ended = false;
+  #closed = false;
+  /** Goes on with what waits. */
+  #wake = () => {};
+
+  constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, signal: AbortSignal | undefined) {
+    this.#exchange = exchange;
+    this.#stream = made(() => open(() => this.#wake()));
+    this.#signal = signal;
+    signal?.addEventListener('abort', this.close);
+  }
+
+  /** What comes next: the head, then pieces of the body, then `null`. Ends itself with the last, or an error. */
+  async next(): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
+    try {
+      for (;;) {
+        this.#signal?.throwIfAborted();
+        if (this.#closed) throw new UmbelError('closed', 'This answer has been given up.');
+        const event = made(() => this.#exchange.event()) as HttpsHead | Uint8Array<ArrayBuffer> | null | undefined;
+        if (event === null) this.close();
+        if (event !== undefined) return event;
+        if (!this.#pass()) await patiently(new Promise<void>((resolve) => (this.#wake = resolve)), this.#signal);
+      }
+    } catch (error) {
+      this.close();
+      // The stream may have been closed for it before it showed here.
+      this.#signal?.throwIfAborted();
+      throw error;
+    }
+  }
+
+  readonly close = (): void => {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#signal?.removeEventListener('abort', this.close);
+    this.#exchange.free();
+    this.#stream.free();
+    this.#wake();
+  };
+
+  /** Passes on what there is, both ways; whether there was anything. */
+  #pass(): boolean {
+    this.#unsent ??= this.#exchange.outgoing();
+    const sent = this.#unsent ? this.#stream.write(this.#unsent) : 0;
+    if (this.#unsent?.length === sent) this.#unsent = undefined;
+    else this.#unsent = this.#unsent?.subarray(sent);
+    const came = this.#ended ? undefined : made(() => this.#stream.read());
+    if (came) this.#exchange.received(came);
+    this.#ended ||= came?.length === 0;
+    return sent > 0 || came !== undefined;
+  }
+}
+
+/** What `make` makes; what the module throws is made an {@link UmbelError}. */
+function made<T>(make: () => T): T {
+  try {
+    return make();
+  } catch (error) {
+    throw asError(error);
+  }
+}
+
+/** What `promise` gives, unless that takes too long or the caller gives up. */
+function patiently<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const late = setTimeout(() => reject(new UmbelError('target', 'The site didn’t go on in time.')), PATIENCE);
+    const aborted = () => reject(signal?.reason);
+    signal?.addEventListener('abort', aborted);
+    promise.then(resolve, reject).finally(() => {
+      clearTimeout(late);
+      signal?.removeEventListener('abort', aborted);
+    });
+  });
+}
