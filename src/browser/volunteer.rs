@@ -212,19 +212,24 @@ impl Volunteer {
         self.set_phase(Phase::Paused, why);
     }
 
-    /// Ends for good: takes no more circuits, lets those that carry something go on for a moment, then closes all links by the
-    /// protocol. Whoever uses a circuit would rather have its request answered; whoever has turned this off would rather have it
+    /// Ends for good: takes no more circuits and searches, lets those that carry something go on for a moment, then closes all links by
+    /// the protocol. Whoever uses a circuit would rather have its request answered; whoever has turned this off would rather have it
     /// off, so it is a short moment.
     pub(super) async fn finish(&self) {
         let Some(driver) = self.driver() else { return };
         self.begin_course();
         let course = self.course.get();
-        driver.with(|core, now, rng| core.relay.drain(now, rng));
+        driver.with(|core, now, rng| {
+            core.exit.drain();
+            core.relay.drain(now, rng);
+        });
+        // Only cells that are switched are counted, and those of a search come from here.
+        let searches = || driver.with(|core, _, _| core.exit.is_busy()).unwrap_or_default();
         let until = clock::now().after(DRAIN.0);
         while clock::now() < until && self.course.get() == course {
-            let before = self.figures();
+            let (before, busy) = (self.figures(), searches());
             clock::sleep(DRAIN.1).await;
-            if before.circuits == 0 || self.figures().cells == before.cells {
+            if before.circuits == 0 || !busy && self.figures().cells == before.cells {
                 break;
             }
         }
@@ -269,6 +274,7 @@ impl Volunteer {
     /// Ends what belongs to the course before.
     fn begin_course(&self) {
         self.course.set(self.course.get().wrapping_add(1));
+        self.engines.give_up_trial();
         self.changed.ring();
         self.engines.asked.ring();
     }

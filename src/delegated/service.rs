@@ -211,6 +211,12 @@ impl SearchService {
         self.streams.iter().map(|serving| serving.due).min()
     }
 
+    /// Whether there are no streams.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     /// What is to be done next.
     pub fn poll_event(&mut self) -> Option<ServiceEvent> {
         self.events.pop_front()

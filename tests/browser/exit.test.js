@@ -30,6 +30,23 @@ const JSON_ANSWER = { results: [{ url: '/json?fbclid=1', title: 'Caf&eacute; Vec
 let overlay, driver, folder, kiwix, kiwixAt, odd, oddAt, elsewhere, elsewhereAt;
 const asked = [];
 const strayed = [];
+// Answers that are held back, by the path and terms of the question: when it has come, and how to end it.
+const held = new Map();
+
+function hold(path, terms) {
+  const one = {};
+  one.come = new Promise((resolve) => (one.came = resolve));
+  one.left = new Promise((resolve) => (one.leave = resolve));
+  held.set(`${path} ${terms}`, one);
+  return one;
+}
+
+// What `promise` gives, or a failure that says what didn't happen in time.
+async function soon(promise, what) {
+  let timer;
+  const late = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error(`${what}: not in time`)), 30000)));
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
 
 async function serve(handler) {
   const server = createServer(handler);
@@ -59,6 +76,12 @@ function misbehave(request, response) {
   if (how !== 'closed') response.setHeader('access-control-allow-origin', '*');
   response.setHeader('content-type', 'application/rss+xml');
   response.setHeader('set-cookie', 'who=you; Path=/');
+  const one = held.get(`${url.pathname} ${url.searchParams.get('q')}`);
+  if (one) {
+    one.answer = () => response.end(RSS);
+    response.once('close', () => one.leave(response.writableFinished));
+    return one.came();
+  }
   const endless = () => {
     if (!response.destroyed) response.write(' '.repeat(65536), () => setImmediate(endless));
   };
@@ -285,6 +308,45 @@ describe('a tab as an exit for searches', () => {
       const { message } = await client.search({ terms, engine: 'terms' });
       assert.match(message, /keeps (this|out every) exit/, terms);
     }
+    await client.close();
+    await tab.close();
+  });
+
+  test('asks no more for an engine that is chosen no more, and gives up what it was asking', deadline, async () => {
+    const engine = (name) => ({ name, description: described(name, `${oddAt}/${name}?q={searchTerms}`) });
+    const trial = hold('/a-slow', 'test');
+    const tab = await volunteer({ searchEngines: ['a-slow', 'b-next'].map(engine) });
+    await soon(trial.come, 'a trial');
+    const choose = (...names) => tab.page.evaluate((searchEngines) => globalThis.tab.setLimits({ searchEngines }), names.map(engine));
+    await choose('c-good');
+    assert.equal(await soon(trial.left, 'the end of the trial'), false);
+    await tab.until(() => globalThis.tab.state.searchEngines[0]?.offered);
+    assert(!asked.some(({ path }) => path === '/b-next'), 'one that is chosen no more is not tried');
+
+    const client = await seeker('c-good');
+    const query = hold('/c-good', 'held');
+    const answer = client.search({ terms: 'held', engine: 'c-good' });
+    await soon(query.come, 'the question');
+    await choose();
+    assert.equal(await soon(query.left, 'the end of the question'), false);
+    assert.match((await answer).message, /doesn't offer this engine any more/);
+    await client.close();
+    await tab.close();
+  });
+
+  test('answers what it was asked before it is turned off, and takes nothing more', deadline, async () => {
+    const tab = await volunteer({ searchEngines: [{ name: 'drains', description: described('drains', `${oddAt}/drains?q={searchTerms}`) }] });
+    const client = await seeker('drains');
+    const query = hold('/drains', 'held');
+    const answer = client.search({ terms: 'held', engine: 'drains' });
+    await soon(query.come, 'the question');
+    await tab.page.evaluate(() => void (globalThis.stopped = globalThis.tab.stop()));
+    const { message } = await client.search({ terms: 'late', engine: 'drains' });
+    assert(message);
+    assert(!asked.some(({ terms }) => terms === 'late'));
+    query.answer();
+    assert.equal((await answer).results?.length, 1);
+    await tab.page.evaluate(() => globalThis.stopped);
     await client.close();
     await tab.close();
   });

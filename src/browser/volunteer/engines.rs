@@ -20,12 +20,13 @@ use web_sys::{
     RequestRedirect, Response, ResponseType,
 };
 
-use super::{Volunteer, exit::Asked};
+use super::{Volunteer, VolunteerCore, exit::Asked};
 use crate::{
     base::Instant,
     browser::{
         clock,
         directory::read_at_most,
+        drive::Driver,
         failure::{Failure, Kind, object},
         js,
         slot::Bell,
@@ -56,6 +57,8 @@ struct Chosen {
     tried: Cell<Option<Instant>>,
     /// A client's question failed in a way that may be the engine's own.
     doubted: Cell<bool>,
+    /// What it is being asked: no more than are let be at a time (`exit`), and a trial.
+    under_way: RefCell<Vec<AbortController>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub(super) struct Engines {
     chosen: RefCell<Vec<Rc<Chosen>>>,
     /// Rings when others are chosen, or one is to be tried.
     changed: Bell,
+    /// The trial that is under way.
+    trial: RefCell<Option<AbortController>>,
     /// Whether any is offered.
     pub(super) offers: Rc<Cell<bool>>,
     /// Rings when a client has asked something.
@@ -102,7 +107,7 @@ impl From<Miss> for SearchRefusal {
 
 impl Engines {
     /// Chooses those of `descriptions`, called as `names` has it at the same place, instead of those before. One that stays is the same
-    /// as before, also if it is being tried right now.
+    /// as before, also if it is being tried right now; what the others are being asked is given up.
     pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
         let mut chosen: Vec<Rc<Chosen>> = Vec::new();
         for (name, description) in names.iter().zip(descriptions) {
@@ -117,13 +122,15 @@ impl Engines {
                 standing: RefCell::new(Standing::Untried),
                 tried: Cell::new(None),
                 doubted: Cell::new(false),
+                under_way: RefCell::default(),
             });
             chosen.insert(place, one);
         }
         if chosen.len() > MAX_ENGINES {
             return Err(bad(format!("more than {MAX_ENGINES} search engines")));
         }
-        if let Ok(mut before) = self.chosen.try_borrow_mut() {
+        if let Ok(mut now) = self.chosen.try_borrow_mut() {
+            let before = core::mem::take(&mut *now);
             for one in &mut chosen {
                 // The same name may stand for another engine now.
                 let same = |other: &&Rc<Chosen>| {
@@ -133,7 +140,9 @@ impl Engines {
                     *one = Rc::clone(known);
                 }
             }
-            *before = chosen;
+            let gone = before.into_iter().filter(|one| !chosen.iter().any(|kept| Rc::ptr_eq(kept, one)));
+            gone.for_each(|one| one.give_up());
+            *now = chosen;
         }
         self.note();
         self.changed.ring();
@@ -163,6 +172,18 @@ impl Engines {
         self.chosen.try_borrow().map(|chosen| chosen.clone()).unwrap_or_default()
     }
 
+    /// Whether it is chosen still.
+    fn has(&self, one: &Rc<Chosen>) -> bool {
+        self.all().iter().any(|other| Rc::ptr_eq(other, one))
+    }
+
+    /// Gives the trial up that is under way.
+    pub(super) fn give_up_trial(&self) {
+        if let Some(abort) = self.trial.take() {
+            abort.abort();
+        }
+    }
+
     fn find(&self, name: &EngineName) -> Option<Rc<Chosen>> {
         self.all().into_iter().find(|one| one.engine.name() == name && one.is_good())
     }
@@ -175,6 +196,23 @@ impl Engines {
 impl Chosen {
     fn is_good(&self) -> bool {
         self.standing() == Standing::Good
+    }
+
+    /// Gives up what it is being asked.
+    fn give_up(&self) {
+        self.under_way.take().iter().for_each(AbortController::abort);
+    }
+
+    /// What it says to `request`, unless that is given up before.
+    async fn ask(&self, request: &SearchRequest, abort: &AbortController) -> Result<SearchAnswer, Miss> {
+        if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
+            under_way.push(abort.clone());
+        }
+        let answer = ask(&self.engine, request, abort).await;
+        if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
+            under_way.retain(|other| other != abort);
+        }
+        answer
     }
 
     fn standing(&self) -> Standing {
@@ -220,7 +258,8 @@ pub(super) async fn keep(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
     while wanted() {
         let heard = volunteer.engines.changed.times();
         for one in volunteer.engines.all() {
-            if one.is_due(clock::now()) && wanted() {
+            // Others may have been chosen while the one before was tried.
+            if wanted() && volunteer.engines.has(&one) && one.is_due(clock::now()) {
                 try_out(&volunteer, &one).await;
             }
         }
@@ -229,12 +268,17 @@ pub(super) async fn keep(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
 }
 
 async fn try_out(volunteer: &Volunteer, one: &Chosen) {
-    one.tried.set(Some(clock::now()));
-    one.doubted.set(false);
+    let before = (one.tried.replace(Some(clock::now())), one.doubted.replace(false));
     let request = SearchRequest::new(one.engine.name().clone(), TRIAL, 1, None);
     let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
-    let standing = match ask(&one.engine, &request, &abort).await {
+    volunteer.engines.trial.replace(Some(abort.clone()));
+    let standing = match one.ask(&request, &abort).await {
         Ok(_) => Standing::Good,
+        // Given up: it says nothing of the engine.
+        Err(Miss::Unreadable) if abort.signal().aborted() => {
+            one.tried.set(before.0);
+            return one.doubted.set(before.1);
+        }
         Err(Miss::Unreadable) => Standing::Bad(UNREADABLE.to_owned()),
         Err(Miss::Refused(refusal)) => Standing::Bad(refusal.to_string()),
     };
@@ -245,11 +289,10 @@ async fn try_out(volunteer: &Volunteer, one: &Chosen) {
     }
 }
 
-/// Asks what clients ask, while `wanted`.
-pub(super) async fn serve(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
-    while wanted() {
+/// Asks what clients ask, until `driver` stops.
+pub(super) async fn serve(volunteer: Rc<Volunteer>, driver: Driver<VolunteerCore>) {
+    while !driver.is_stopped() {
         let heard = volunteer.engines.asked.times();
-        let Some(driver) = volunteer.driver() else { return };
         while let Some(asked) = driver.with(|core, _, _| core.exit.poll_asked()).flatten() {
             let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
             spawn_local(async move {
@@ -258,7 +301,6 @@ pub(super) async fn serve(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
                 driver.with(|core, now, _| core.answer(now, stream, &answer));
             });
         }
-        drop(driver);
         volunteer.engines.asked.after(heard).await;
     }
 }
@@ -269,7 +311,8 @@ impl Engines {
         let Some(one) = self.find(request.engine()) else {
             return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
         };
-        match ask(&one.engine, &request, &abort).await {
+        match one.ask(&request, &abort).await {
+            _ if !self.has(&one) => SearchAnswer::Refused(SearchRefusal::UnknownEngine),
             Ok(results) => {
                 self.answered.set(self.answered.get().saturating_add(1));
                 results

@@ -34,6 +34,8 @@ pub(super) struct Exit {
     service: SearchService,
     /// Whether any engine is offered; if not, whoever asks is refused.
     offers: Rc<Cell<bool>>,
+    /// What has begun may end; nothing begins any more.
+    drains: bool,
     /// As many as the service lets be under way.
     asked: VecDeque<Asked>,
     /// The streams whose queries are under way.
@@ -46,14 +48,14 @@ impl Exit {
     pub(super) fn new(now: Instant, offers: Rc<Cell<bool>>, bell: Bell) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters, now);
-        Self { service, offers, asked: VecDeque::new(), asking: Vec::new(), bell }
+        Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell }
     }
 
     /// Does what an origin wants of `relay`.
     pub(super) fn handle(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, request: ExitRequest) {
         let stream = exit.0;
         match request {
-            ExitRequest::Delegate { service: Service::Search, circuit } if self.offers.get() => {
+            ExitRequest::Delegate { service: Service::Search, circuit } if self.offers.get() && !self.drains => {
                 self.service.handle_begin(now, stream, circuit);
             }
             // The relay's core refuses the last two itself.
@@ -85,6 +87,16 @@ impl Exit {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.service.poll_timeout()
+    }
+
+    /// Takes no more searches.
+    pub(super) fn drain(&mut self) {
+        self.drains = true;
+    }
+
+    /// Whether there are searches that have not been answered.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.service.is_empty()
     }
 
     /// The next query to be asked.

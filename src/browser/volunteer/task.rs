@@ -73,9 +73,12 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
         move |consensus| take.take_consensus(&consensus),
     ));
     spawn_local(show(Rc::clone(&course)));
-    let (keeps, serves) = (Rc::clone(&course), Rc::clone(&course));
+    let keeps = Rc::clone(&course);
     spawn_local(engines::keep(Rc::clone(&course.volunteer), move || !keeps.is_over()));
-    spawn_local(engines::serve(Rc::clone(&course.volunteer), move || !serves.is_over()));
+    // Not only for this course: what was asked before the end is answered still.
+    if let Some(driver) = course.volunteer.driver() {
+        spawn_local(engines::serve(Rc::clone(&course.volunteer), driver));
+    }
     course.volunteer.set_phase(Phase::Registering, "");
     course.keep_registered().await;
 }
