@@ -92,6 +92,8 @@ function misbehave(request, response) {
     case 'wrong': return response.end('<!doctype html><p>Hello');
     case 'laughs': return response.end('<!DOCTYPE rss [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><rss><channel><title>&b;</title></channel></rss>');
     case 'deep': return response.end(`<rss>${'<a>'.repeat(2000)}${'</a>'.repeat(2000)}</rss>`);
+    case 'wide': return response.end(`<rss><a${Array.from({ length: 20000 }, (_, n) => ` a${n}=""`).join('')}/></rss>`);
+    case 'many': return response.end(`<rss>${'<a/>'.repeat(60000)}</rss>`);
     case 'forbidden': return response.writeHead(403).end('no');
     case 'busy': return response.writeHead(429).end('no');
     case 'broken': return response.writeHead(500).end('no');
@@ -288,6 +290,7 @@ describe('a tab as an exit for searches', () => {
     const client = await seeker('terms');
     const answers = {
       endless: /too long/, elsewhere: /another host/, wrong: /could not be read/, laughs: /could not be read/, deep: /could not be read/,
+      wide: /could not be read/, many: /could not be read/,
       broken: /reported a failure/, slow: /did not answer in time/, closed: /could not reach/,
     };
     for (const [terms, words] of Object.entries(answers)) {

@@ -38,8 +38,8 @@ use crate::{
 
 /// For the engine, from the question to the end of its answer.
 const LIMIT: Duration = Duration::from_secs(8);
-/// Bytes of its answer. Less than natively: the page does nothing else while it reads one.
-const MOST: usize = 1 << 20;
+/// Bytes of its answer. Less than natively: the page does nothing else while it reads one, and is to relay all the time.
+const MOST: usize = 256 * 1024;
 /// From one trial of an engine that didn't answer to the next, and of one that has failed a client at least.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use wasm_bindgen::JsCast as _;
 use web_sys::{DomParser, Element, Node, SupportedType};
 
-use crate::engine::xml::{Attributes, MOST_ATTRIBUTES, MOST_DEPTH, Piece, XmlError};
+use crate::engine::xml::{Attributes, MOST_ATTRIBUTES, MOST_DEPTH, Piece, XmlError, check_extent};
 
 /// Walks over all of `document`.
 pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
@@ -12,6 +12,8 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
         return Err(XmlError::Entities);
     }
     check_encoding(document)?;
+    // Or a page could be kept busy for seconds by parsing alone.
+    check_extent(document)?;
     let parsed = DomParser::new().and_then(|parser| parser.parse_from_string(document, SupportedType::ApplicationXml));
     let parsed = parsed.map_err(|_| XmlError::Malformed)?;
     let root = parsed.document_element().ok_or(XmlError::Malformed)?;
