@@ -26,6 +26,8 @@ pub struct ServiceParameters {
     /// Streams at a time, those included whose query will be refused. Default 64, of 4 KiB until the query is there and 256 KiB
     /// from then on at the most.
     pub streams: usize,
+    /// The same of one circuit, so that none takes all there are. Default 8.
+    pub streams_of_circuit: usize,
     /// For a query to come. Default 15 s.
     pub query: Duration,
     /// For the engine to be asked and its answer to be read. Default 20 s; whoever asks it has a shorter limit.
@@ -39,6 +41,7 @@ impl Default for ServiceParameters {
         Self {
             rates: Rates::default(),
             streams: 64,
+            streams_of_circuit: 8,
             query: Duration::from_secs(15),
             engine: Duration::from_secs(20),
             stall: Duration::from_secs(60),
@@ -90,6 +93,7 @@ pub struct SearchService {
 struct Serving {
     stream: u64,
     circuit: u64,
+    /// Its query counts as under way: from when it has come until its answer is there. Who sends or takes slowly holds up nobody.
     admitted: bool,
     /// When its state has lasted too long.
     due: Instant,
@@ -116,13 +120,12 @@ impl SearchService {
 
     /// The stream numbered `stream` begins, one of those of the circuit numbered `circuit`.
     pub fn handle_begin(&mut self, now: Instant, stream: u64, circuit: u64) {
-        if self.streams.len() >= self.parameters.streams {
+        let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
+        if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
             return self.events.push_back(ServiceEvent::Failed { stream, reason: EndReason::ResourceLimit });
         }
-        // One that isn't admitted is told so once it has asked, as the protocol has it.
-        let admitted = self.limits.admit(now, circuit).is_ok();
         let due = now.after(self.parameters.query);
-        self.streams.push(Serving { stream, circuit, admitted, due, state: State::Reading(Vec::new()) });
+        self.streams.push(Serving { stream, circuit, admitted: false, due, state: State::Reading(Vec::new()) });
     }
 
     /// The client sent `bytes`.
@@ -137,16 +140,20 @@ impl SearchService {
     /// The client has sent all it had.
     pub fn handle_finish(&mut self, now: Instant, stream: u64) {
         let until = now.after(self.parameters.engine);
-        let Some(serving) = self.serving_mut(stream) else { return };
+        let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let State::Reading(query) = &serving.state else { return };
         if query.is_empty() {
             return self.fail(stream, EndReason::Failed);
         }
-        match SearchRequest::decode(query) {
-            _ if !serving.admitted => self.refuse(now, stream, SearchRefusal::RateLimited),
-            Err(_) => self.refuse(now, stream, SearchRefusal::BadRequest),
-            Ok(request) => {
-                (serving.state, serving.due) = (State::Asking, until);
+        let query = SearchRequest::decode(query);
+        match (self.limits.admit(now, serving.circuit), query) {
+            (Err(_), _) => self.refuse(now, stream, SearchRefusal::RateLimited),
+            (Ok(()), Err(_)) => {
+                self.limits.release(serving.circuit);
+                self.refuse(now, stream, SearchRefusal::BadRequest);
+            }
+            (Ok(()), Ok(request)) => {
+                (serving.state, serving.due, serving.admitted) = (State::Asking, until, true);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
@@ -237,7 +244,10 @@ impl SearchService {
     fn write(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
         let until = now.after(self.parameters.stall);
-        if let Some(serving) = self.serving_mut(stream) {
+        if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
+            if core::mem::take(&mut serving.admitted) {
+                self.limits.release(serving.circuit);
+            }
             (serving.state, serving.due) = (State::Writing(framed, 0), until);
             self.events.push_back(ServiceEvent::Unsent { stream });
         }

@@ -48,10 +48,10 @@ impl Delegate {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let admitted = self.limits.admit(Instant::now(), circuit);
+        let admit = || self.limits.admit(Instant::now(), circuit);
         let done = match service {
-            Service::Http => self.http.serve(stream, admitted).await,
-            Service::Search => self.search.serve(stream, admitted).await,
+            Service::Http => self.http.serve(stream, admit()).await,
+            Service::Search => self.search.serve(stream, admit).await,
         };
         if let Err(refusal) = done {
             self.limits.count(refusal);

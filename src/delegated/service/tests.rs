@@ -107,6 +107,26 @@ fn streams_in_all_are_bounded_and_one_that_ends_makes_room() {
 }
 
 #[test]
+fn streams_that_ask_nothing_take_no_others_turn() {
+    let mut service = service();
+    // One circuit has no more than its part of the streams, and those that have begun keep nobody from asking.
+    (0..9).for_each(|stream| service.handle_begin(NOW, stream, 1));
+    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 8, reason: EndReason::ResourceLimit }]);
+    (0..8).for_each(|stream| service.handle_begin(NOW, 10 + stream, 2));
+    let rates = Rates { at_once: 1, ..Rates::default() };
+    let mut narrow = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() }, NOW);
+    (0..8).for_each(|stream| narrow.handle_begin(NOW, stream, 1));
+    ask(&mut narrow, 10, 2);
+    assert_eq!(events(&mut narrow), [ServiceEvent::Query { stream: 10, request: query() }]);
+    // Nor does one who doesn't take the answer.
+    ask(&mut narrow, 11, 3);
+    assert_eq!(refused(&mut narrow, 11), SearchRefusal::RateLimited);
+    narrow.handle_answer(NOW, 10, &SearchAnswer::Refused(SearchRefusal::EngineFailed));
+    ask(&mut narrow, 12, 3);
+    events(&mut narrow).iter().find(|event| matches!(event, ServiceEvent::Query { stream: 12, .. })).unwrap();
+}
+
+#[test]
 fn a_client_that_goes_frees_what_it_held() {
     let mut service = service();
     (0..4).for_each(|stream| ask(&mut service, stream, 1));

@@ -108,21 +108,32 @@ impl Search {
         self.engines.keep_fresh().await;
     }
 
-    /// Answers the query that comes over `stream`, if it is `admitted`.
+    /// Answers the query that comes over `stream`, if it is admitted: that is asked once it has come, and let go of once its answer is
+    /// there, so that who sends or takes slowly holds up nobody.
     ///
     /// # Errors
     /// Why there were no results. The client has been told.
-    pub(crate) async fn serve<S, A>(&self, mut stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
+    pub(crate) async fn serve<S, A>(
+        &self,
+        mut stream: S,
+        admit: impl FnOnce() -> Result<A, Refusal> + Send,
+    ) -> Result<(), Refusal>
     where
         A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let query = timeout(self.caps.query, read_query(&mut stream)).await;
-        let answered = match (&admitted, query) {
-            (_, Ok(Err(Gone)) | Err(_)) => return Err(Refusal::ClientGone),
-            (Err(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: *refusal }),
-            (Ok(_), Ok(Ok(Ok(request)))) => self.answer(request).await,
-            (Ok(_), Ok(Ok(Err(_)))) => Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed }),
+        let query = match timeout(self.caps.query, read_query(&mut stream)).await {
+            Ok(Ok(query)) => query,
+            Ok(Err(Gone)) | Err(_) => return Err(Refusal::ClientGone),
+        };
+        let answered = match (admit(), query) {
+            (Err(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: refusal }),
+            (Ok(_), Err(_)) => Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed }),
+            (Ok(admitted), Ok(request)) => {
+                let answered = self.answer(request).await;
+                drop(admitted);
+                answered
+            }
         };
         let (answer, counted) = match answered {
             Ok(answer) => (answer, Ok(())),

@@ -79,7 +79,7 @@ async fn service_at(address: SocketAddr) -> Search {
 /// What comes back for the bytes `framed`, and how it ended at the exit.
 async fn exchanged(search: Search, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, Ok(())).await });
+    let serving = tokio::spawn(async move { search.serve(far, || Ok(())).await });
     near.write_all(framed).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -168,7 +168,7 @@ async fn each_query_has_a_connection_of_its_own_and_no_cookie() {
     for expected in 1..=3 {
         let (mut near, far) = stream_pair();
         let search = Arc::clone(&search);
-        tokio::spawn(async move { search.serve(far, Ok(())).await });
+        tokio::spawn(async move { search.serve(far, || Ok(())).await });
         near.write_all(&query("x").encode().unwrap()).await.unwrap();
         near.shutdown().await.unwrap();
         let mut answer = Vec::new();
@@ -256,13 +256,40 @@ async fn what_is_no_query_is_refused_and_never_asked() {
 async fn what_is_beyond_the_limits_is_told() {
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, Err::<(), _>(Refusal::RateLimited)).await });
+    let serving = tokio::spawn(async move { search.serve(far, || Err::<(), _>(Refusal::RateLimited)).await });
     near.write_all(&query("x").encode().unwrap()).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
     near.read_to_end(&mut answer).await.unwrap();
     assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::RateLimited)));
     assert_eq!(serving.await.unwrap(), Err(Refusal::RateLimited));
+}
+
+#[tokio::test]
+async fn who_sends_slowly_or_takes_slowly_takes_no_others_turn() {
+    struct Turn(tokio::sync::mpsc::UnboundedSender<&'static str>);
+    impl Drop for Turn {
+        fn drop(&mut self) {
+            self.0.send("let go").unwrap();
+        }
+    }
+
+    let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
+    let (mut near, far) = stream_pair();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let admit = move || {
+        tell.send("admitted").unwrap();
+        Ok(Turn(tell))
+    };
+    tokio::spawn(async move { search.serve(far, admit).await });
+    let query = query("x").encode().unwrap();
+    near.write_all(&query).await.unwrap();
+    assert!(told.try_recv().is_err(), "it has not all come");
+    near.shutdown().await.unwrap();
+    // Nothing of the answer is read here.
+    for expected in ["admitted", "let go"] {
+        assert_eq!(timeout(DEADLINE, told.recv()).await.unwrap(), Some(expected));
+    }
 }
 
 #[tokio::test]
