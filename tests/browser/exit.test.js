@@ -247,6 +247,9 @@ describe('a tab as an exit for searches', () => {
     await client.close();
     await says(page, '#searches', '3');
 
+    // Nothing that was asked can be read in the page any more.
+    assert.deepEqual(await page.evaluate(() => performance.getEntriesByType('resource').map(({ name }) => name)), []);
+
     // The page speaks to its engines and nobody else, whatever runs in it.
     const [stranger, at] = await serve((request, response) => {
       strayed.push(request.url);

@@ -85,6 +85,12 @@ const DAY = 24 * 60 * 60 * 1000;
 const OTHER_TAB = 'Another tab of this browser is the volunteer already; this one takes over when that is closed.';
 const MEMORY_ONLY = 'This browser keeps nothing for this page, so the next visit will start as another volunteer.';
 
+/** Has the browser keep no list of what this page fetches: in it would stand what others ask. */
+function forgetAddresses(): void {
+  performance.setResourceTimingBufferSize(0);
+  performance.clearResourceTimings();
+}
+
 /** Makes this page a volunteer until it is stopped. */
 export async function volunteer(options: VolunteerOptions): Promise<Volunteer> {
   requireWebRtc();
@@ -158,6 +164,7 @@ class Page implements Volunteer {
   setLimits(limits: VolunteerLimits): void {
     // First, since only this can fail.
     const engines = chooseEngines(limits.searchEngines ?? [], this.#engines);
+    if (engines.length > 0) forgetAddresses();
     try {
       this.#core?.search_engines(engines.map(({ name }) => name), engines.map(({ description }) => description));
     } catch (error) {
