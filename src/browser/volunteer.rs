@@ -195,6 +195,7 @@ impl Volunteer {
     /// Begins, or begins anew with fresh links, as after sleep.
     pub(super) fn start(self: &Rc<Self>) {
         self.halt();
+        self.engines.forgive();
         self.set_phase(Phase::Starting, "");
         match self.make_driver() {
             Ok(driver) => {

@@ -96,6 +96,15 @@ enum Miss {
     Refused(SearchRefusal),
 }
 
+impl Miss {
+    /// Whether it may be the engine's own, whatever it is asked.
+    const fn casts_doubt(self) -> bool {
+        use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
+
+        matches!(self, Self::Unreadable | Self::Refused(EngineBlocked(_) | EngineTimedOut | EngineFailed))
+    }
+}
+
 impl From<Miss> for SearchRefusal {
     fn from(miss: Miss) -> Self {
         match miss {
@@ -177,6 +186,11 @@ impl Engines {
         self.all().iter().any(|other| Rc::ptr_eq(other, one))
     }
 
+    /// Has those that failed be tried anew, as on another network they may not.
+    pub(super) fn forgive(&self) {
+        self.all().iter().filter(|one| !one.is_good()).for_each(|one| one.tried.set(None));
+    }
+
     /// Gives the trial up that is under way.
     pub(super) fn give_up_trial(&self) {
         if let Some(abort) = self.trial.take() {
@@ -221,7 +235,12 @@ impl Chosen {
 
     /// Whether it is due to be tried.
     fn is_due(&self, now: Instant) -> bool {
-        self.doubted.get() || !self.is_good() && self.tried.get().is_none_or(|tried| now.since(tried) >= AGAIN)
+        let waits = match (self.is_good(), self.doubted.get()) {
+            (true, false) => return false,
+            (_, true) => AGAIN_AFTER_FAILURE,
+            (false, false) => AGAIN,
+        };
+        self.tried.get().is_none_or(|tried| now.since(tried) >= waits)
     }
 }
 
@@ -318,10 +337,9 @@ impl Engines {
                 results
             }
             Err(miss) => {
-                let now = clock::now();
-                // It may not let itself be read any more. A client's odd question proves nothing, so it is tried.
-                let late = one.tried.get().is_none_or(|tried| now.since(tried) >= AGAIN_AFTER_FAILURE);
-                if miss == Miss::Unreadable && !abort.signal().aborted() && late {
+                // It may not let itself be read any more, or keep this exit out. A client's odd question proves nothing, so it is tried.
+                let given_up = miss == Miss::Unreadable && abort.signal().aborted();
+                if miss.casts_doubt() && !given_up {
                     one.doubted.set(true);
                     self.changed.ring();
                 }
