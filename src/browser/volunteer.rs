@@ -163,6 +163,8 @@ struct Figures {
     cells: u64,
     /// Queries answered since the page began.
     searches: u32,
+    /// Bytes of queries and of what they brought, since the page began.
+    searched: u64,
 }
 
 impl Volunteer {
@@ -290,7 +292,7 @@ impl Volunteer {
             reach: Reach::Gateways,
             ..RelayParameters::default()
         };
-        let exit = Exit::new(clock::now(), Rc::clone(&self.engines.offers), self.engines.asked.clone());
+        let exit = Exit::new(clock::now(), &self.engines);
         let core =
             VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
         let caps = Caps { links: MOST_LINKS, ..Caps::default() };
@@ -308,8 +310,8 @@ impl Volunteer {
             .and_then(|driver| driver.with(|core, _, _| (core.relay.gateways().len(), core.relay.figures())));
         let (gateways, circuits, cells) =
             figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
-        let searches = self.engines.answered.get();
-        Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells), searches }
+        let (searches, searched) = (self.engines.answered.get(), self.engines.carried.get());
+        Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells), searches, searched }
     }
 
     fn set_phase(&self, phase: Phase, why: &str) {
@@ -325,10 +327,11 @@ impl Volunteer {
 
     /// Shows the wrapper how it stands.
     fn tell(&self) {
-        let Figures { gateways, circuits, cells, searches } = self.figures();
+        let Figures { gateways, circuits, cells, searches, searched } = self.figures();
         let number = |number: usize| JsValue::from(u32::try_from(number).unwrap_or(u32::MAX));
+        let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)).saturating_add(searched);
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
-        let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)) as f64;
+        let bytes = bytes as f64;
         let why = self.why.try_borrow().map(|why| why.clone()).unwrap_or_default();
         let identity = self.keys.try_borrow().map(|keys| keys.id().to_base32()).unwrap_or_default();
         let state = object(&[

@@ -86,6 +86,8 @@ pub(super) struct Engines {
     pub(super) asked: Bell,
     /// Queries that had results.
     pub(super) answered: Cell<u32>,
+    /// Bytes of queries and answers, and of what engines said, since the page began.
+    pub(super) carried: Rc<Cell<u64>>,
 }
 
 /// Why there is no answer.
@@ -207,6 +209,11 @@ impl Engines {
     }
 }
 
+/// Adds so many bytes.
+pub(super) fn count(carried: &Cell<u64>, bytes: usize) {
+    carried.set(carried.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
+}
+
 impl Chosen {
     fn is_good(&self) -> bool {
         self.standing() == Standing::Good
@@ -218,11 +225,16 @@ impl Chosen {
     }
 
     /// What it says to `request`, unless that is given up before.
-    async fn ask(&self, request: &SearchRequest, abort: &AbortController) -> Result<SearchAnswer, Miss> {
+    async fn ask(
+        &self,
+        request: &SearchRequest,
+        abort: &AbortController,
+        carried: &Cell<u64>,
+    ) -> Result<SearchAnswer, Miss> {
         if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
             under_way.push(abort.clone());
         }
-        let answer = ask(&self.engine, request, abort).await;
+        let answer = ask(&self.engine, request, abort, carried).await;
         if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
             under_way.retain(|other| other != abort);
         }
@@ -291,7 +303,7 @@ async fn try_out(volunteer: &Volunteer, one: &Chosen) {
     let request = SearchRequest::new(one.engine.name().clone(), TRIAL, 1, None);
     let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
     volunteer.engines.trial.replace(Some(abort.clone()));
-    let standing = match one.ask(&request, &abort).await {
+    let standing = match one.ask(&request, &abort, &volunteer.engines.carried).await {
         Ok(_) => Standing::Good,
         // Given up: it says nothing of the engine.
         Err(Miss::Unreadable) if abort.signal().aborted() => {
@@ -330,7 +342,7 @@ impl Engines {
         let Some(one) = self.find(request.engine()) else {
             return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
         };
-        match one.ask(&request, &abort).await {
+        match one.ask(&request, &abort, &self.carried).await {
             _ if !self.has(&one) => SearchAnswer::Refused(SearchRefusal::UnknownEngine),
             Ok(results) => {
                 self.answered.set(self.answered.get().saturating_add(1));
@@ -349,12 +361,17 @@ impl Engines {
     }
 }
 
-/// What `engine` says to `request`.
-async fn ask(engine: &Engine, request: &SearchRequest, abort: &AbortController) -> Result<SearchAnswer, Miss> {
+/// What `engine` says to `request`; its length is added to `carried`.
+async fn ask(
+    engine: &Engine,
+    request: &SearchRequest,
+    abort: &AbortController,
+    carried: &Cell<u64>,
+) -> Result<SearchAnswer, Miss> {
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
-    let asked = clock::within(LIMIT, fetch(engine, request, abort)).await;
+    let asked = clock::within(LIMIT, fetch(engine, request, abort, carried)).await;
     let (url, status, body) = asked.unwrap_or_else(|| {
         abort.abort();
         Err(Miss::Refused(SearchRefusal::EngineTimedOut))
@@ -366,7 +383,12 @@ async fn ask(engine: &Engine, request: &SearchRequest, abort: &AbortController) 
 }
 
 /// What the engine answers, from where.
-async fn fetch(engine: &Engine, request: &SearchRequest, abort: &AbortController) -> Result<(Url, u16, Vec<u8>), Miss> {
+async fn fetch(
+    engine: &Engine,
+    request: &SearchRequest,
+    abort: &AbortController,
+    carried: &Cell<u64>,
+) -> Result<(Url, u16, Vec<u8>), Miss> {
     let unreadable = |_| Miss::Unreadable;
     let question = engine.question(request).ok_or(Miss::Refused(SearchRefusal::BadRequest))?;
     let prepared = prepare(&question, abort).map_err(unreadable)?;
@@ -376,6 +398,7 @@ async fn fetch(engine: &Engine, request: &SearchRequest, abort: &AbortController
         return Err(Miss::Refused(SearchRefusal::EngineRedirected));
     }
     let body = read_at_most(&response, MOST).await.map_err(unreadable)?;
+    count(carried, body.as_ref().map_or(MOST, Vec::len));
     let body = body.ok_or(Miss::Refused(SearchRefusal::EngineTooLarge))?;
     Ok((question.url, response.status(), body))
 }

@@ -6,6 +6,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use web_sys::AbortController;
 
+use super::engines::{Engines, count};
 use crate::{
     base::Instant,
     browser::slot::Bell,
@@ -42,13 +43,16 @@ pub(super) struct Exit {
     asking: Vec<(u64, AbortController)>,
     /// Rings when there is something to ask.
     bell: Bell,
+    /// Counts bytes of queries and answers.
+    carried: Rc<Cell<u64>>,
 }
 
 impl Exit {
-    pub(super) fn new(now: Instant, offers: Rc<Cell<bool>>, bell: Bell) -> Self {
+    pub(super) fn new(now: Instant, engines: &Engines) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters, now);
-        Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell }
+        let (offers, bell, carried) = (Rc::clone(&engines.offers), engines.asked.clone(), Rc::clone(&engines.carried));
+        Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell, carried }
     }
 
     /// Does what an origin wants of `relay`.
@@ -63,6 +67,7 @@ impl Exit {
                 relay.exit_failed(exit, EndReason::Policy);
             }
             ExitRequest::Data(bytes) => {
+                count(&self.carried, bytes.len());
                 self.service.handle_data(now, stream, &bytes);
                 relay.exit_consumed(exit, bytes.len());
             }
@@ -147,6 +152,7 @@ impl Exit {
             if written == 0 {
                 return;
             }
+            count(&self.carried, written);
             if self.service.handle_sent(stream, written) {
                 return relay.exit_finish(exit);
             }

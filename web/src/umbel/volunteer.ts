@@ -28,9 +28,9 @@ export interface VolunteerState {
 }
 
 export interface VolunteerLimits {
-  /** Bytes passed on a second, in the long run. Each is received once and sent once. */
+  /** Bytes sent to relays a second, in the long run. Each that is passed on is received once and sent once. */
   bytesPerSecond?: number;
-  /** Bytes passed on in all, counted from when the limit is set anew. */
+  /** Bytes passed on in all, counted from when the limit is set anew; with those of searches, and of what engines answered. */
   bytesTotal?: number;
   /** Where the browser tells. */
   onlyOnPower?: boolean;
