@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
 use crate::{
+    delegated::EngineName,
     directory::AuthorityId,
     engine::Engine,
     io::{
@@ -129,7 +130,16 @@ fn show(network: Option<&Network>) {
         println!("authority  {}", clean(authority));
     }
     for engine in network.engines.iter().take(32) {
-        println!("engine     {}, which volunteers may choose to ask", clean(&engine.name));
+        println!("engine     {} {}", clean(&engine.name), clean(&place(engine)));
+    }
+}
+
+/// Where volunteers ask `engine`, if they choose it: its name says nothing of that.
+fn place(engine: &PageEngine) -> String {
+    let name = EngineName::parse(&engine.name);
+    match name.map(|name| Engine::describe_for_page(engine.description.as_bytes(), Some(name))) {
+        Some(Ok(described)) => format!("at {}, which volunteers may choose to ask", described.origins().join(", ")),
+        Some(Err(_)) | None => "can't be asked: pages refuse its name or description".to_owned(),
     }
 }
 
@@ -265,6 +275,16 @@ mod tests {
         let authority = crate::crypto::IdentityKey::from_bytes(&[7; 32]).id().into();
         let Err(Failure::Usage(words)) = of_directory(false, authority, &[shipped]).await else { panic!() };
         assert!(words.contains("--web"), "{words}");
+    }
+
+    #[test]
+    fn an_engine_that_volunteers_may_ask_is_shown_with_where_it_is() {
+        let description = include_str!("../../deploy/engines/wikipedia.xml").to_owned();
+        let engine = PageEngine { name: "other".to_owned(), title: String::new(), description };
+        let shown = place(&engine);
+        assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may choose"), "{shown}");
+        let none = PageEngine { description: "<a/>".to_owned(), ..engine };
+        assert!(place(&none).starts_with("can't be asked"));
     }
 
     #[tokio::test]

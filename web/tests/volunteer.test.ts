@@ -1,8 +1,8 @@
 import { describe, expect, test } from 'vitest';
 
 import { HEIGHT, SPAN, Samples, WIDTH, draw, roundTop } from '../src/volunteer/graph';
-import { DEFAULTS, read } from '../src/volunteer/settings';
-import { standing } from '../src/volunteer/limits';
+import { DEFAULTS, isSame, read } from '../src/volunteer/settings';
+import { moved, places, standing } from '../src/volunteer/limits';
 import { sources } from '../src/volunteer/policy';
 import { limitsInShort, tell } from '../src/volunteer/told';
 import { chooseEngines, readEngines } from '../src/umbel/engines';
@@ -10,7 +10,8 @@ import type { VolunteerState } from '../src/umbel';
 
 describe('settings', () => {
   test('what was kept comes back', () => {
-    const settings = { on: true, limits: { bytesPerSecond: 5, bytesTotal: 6, onlyOnPower: true, searchEngines: ['wikipedia'] } };
+    const searchEngines = Array.from({ length: 32 }, (_, number) => ({ name: `e-${number}`, origins: [`https://e${number}.example`] }));
+    const settings = { on: true, limits: { bytesPerSecond: 5, bytesTotal: 6, onlyOnPower: true, searchEngines } };
     expect(read(JSON.stringify(settings))).toEqual(settings);
     expect(read('{"on":false,"limits":{}}')).toEqual({ on: false, limits: {} });
   });
@@ -22,8 +23,11 @@ describe('settings', () => {
   });
 
   test('odd values are left out', () => {
-    const limits = { bytesPerSecond: -1, bytesTotal: 1e400, onlyOnPower: 'yes', onlyUnmetered: 1, searchEngines: ['<b>', 5, ''] };
+    const limits = { bytesPerSecond: -1, bytesTotal: 1e400, onlyOnPower: 'yes', onlyUnmetered: 1, searchEngines: [null, 5, 'name', {}] };
     expect(read(JSON.stringify({ on: 1, limits }))).toEqual({ on: false, limits: {} });
+    for (const odd of [{ name: '<b>', origins: ['https://e.example'] }, { name: 'e' }, { name: 'e', origins: [] }, { name: 'e', origins: [5] }]) {
+      expect(read(JSON.stringify({ on: 1, limits: { searchEngines: [odd] } }))).toEqual({ on: false, limits: {} });
+    }
   });
 });
 
@@ -105,6 +109,16 @@ describe('search engines', () => {
   test('and directories are all that the page may speak to', () => {
     expect(sources(['https://d.example/umbel/', 'https://d.example'], ['https://e.example', 'https://e.example']))
       .toBe("'self' https://d.example https://e.example");
+  });
+
+  test('are chosen for where they are: another of the same name is another', () => {
+    const chosen = { name: 'e', origins: ['https://e.example', 'http://de.example:81'] };
+    expect(isSame(chosen, { name: 'e', origins: [...chosen.origins].reverse() })).toBe(true);
+    const other = { name: 'e', origins: ['https://e.example'] };
+    expect(isSame(chosen, other)).toBe(false);
+    expect(isSame(chosen, { ...chosen, name: 'f' })).toBe(false);
+    expect(places(chosen.origins)).toBe('e.example, http://de.example:81');
+    expect(moved(chosen, other)).toMatch(/at e\.example, http:\/\/de\.example:81\. Now it is at e\.example,/);
   });
 
   test('are told how they stand', () => {

@@ -1,7 +1,7 @@
 // The two forms by which a volunteer chooses limits and, if wanted, engines to ask for others.
-import type { SearchEngine, SearchEngineState } from '../umbel';
+import type { SearchEngineState } from '../umbel';
 import { h, the, write } from '../page/dom';
-import type { Limits } from './settings';
+import { isSame, type ChosenEngine, type Limits } from './settings';
 
 // A choice of `select`; one that isn't offered, kept from elsewhere, is offered too.
 function choose(select: HTMLSelectElement, value: number | undefined): void {
@@ -15,9 +15,15 @@ export function told(navigator: Navigator): { power: boolean; unmetered: boolean
   return { power: 'getBattery' in navigator, unmetered: 'connection' in navigator };
 }
 
+// An engine that can be chosen, or why not.
+export interface OfferedEngine extends ChosenEngine {
+  title?: string;
+  why?: string;
+}
+
 // The choice of engines, which is shown once the network is known and names any.
 export interface EngineChoice {
-  offer(engines: readonly SearchEngine[]): void;
+  offer(engines: readonly OfferedEngine[]): void;
   // Says how those that are chosen stand.
   tell(states: readonly SearchEngineState[]): void;
 }
@@ -26,6 +32,15 @@ export function standing(state: SearchEngineState | undefined): string {
   if (!state) return '';
   if (state.offered) return 'It answers. You are asking it for others.';
   return state.why ? `Not asked for others: ${state.why}` : 'Trying whether it answers this page…';
+}
+
+export function places(origins: readonly string[]): string {
+  return origins.map((origin) => origin.replace(/^https:\/\//, '')).join(', ');
+}
+
+// What is to be said of an engine that isn't ticked though one of its name was.
+export function moved(chosen: ChosenEngine, now: ChosenEngine): string {
+  return `You had chosen an engine of this name at ${places(chosen.origins)}. Now it is at ${places(now.origins)}, so it isn’t asked until you tick it again.`;
 }
 
 // Shows `limits` and calls `changed` with what is chosen from then on.
@@ -45,7 +60,7 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
   unmetered.checked = can.unmetered && limits.onlyUnmetered === true;
 
   const engines = the('exit-form');
-  const boxes: { box: HTMLInputElement; note: HTMLElement }[] = [];
+  const boxes: { box: HTMLInputElement; note: HTMLElement; engine: OfferedEngine; unticked: string }[] = [];
 
   const read = () => {
     const chosen: Limits = {};
@@ -54,7 +69,8 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
     if (power.checked) chosen.onlyOnPower = true;
     if (unmetered.checked) chosen.onlyUnmetered = true;
     // As long as the network isn't known, what was chosen before stays.
-    const asked = boxes.length > 0 ? boxes.filter(({ box }) => box.checked).map(({ box }) => box.name) : limits.searchEngines;
+    const ticked = boxes.filter(({ box }) => box.checked).map(({ engine: { name, origins } }) => ({ name, origins }));
+    const asked = boxes.length > 0 ? ticked : limits.searchEngines;
     if (asked?.length) chosen.searchEngines = asked;
     changed(chosen);
   };
@@ -66,15 +82,21 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
   return {
     offer: (named) => {
       the('exit').hidden = named.length === 0;
-      for (const { name, title } of named) {
-        const box = h('input', { type: 'checkbox', name, checked: limits.searchEngines?.includes(name) ?? false });
-        const note = h('p', { class: 'untold', role: 'status' });
-        engines.append(h('label', { class: 'check' }, box, title ?? name), note);
-        boxes.push({ box, note });
+      for (const engine of named) {
+        const { name, title, origins, why } = engine;
+        const chosen = limits.searchEngines?.find((one) => one.name === name);
+        const same = chosen !== undefined && isSame(chosen, engine);
+        const box = h('input', { type: 'checkbox', name, checked: same && why === undefined, disabled: why !== undefined });
+        const unticked = why ? `It can’t be asked: ${why}` : chosen && !same ? moved(chosen, engine) : '';
+        const note = h('p', { class: 'untold', role: 'status' }, unticked);
+        engines.append(h('label', { class: 'check' }, box, `${title ?? name} `, h('small', {}, places(origins))), note);
+        boxes.push({ box, note, engine, unticked });
       }
     },
     tell: (states) => {
-      for (const { box, note } of boxes) write(note, box.checked ? standing(states.find(({ name }) => name === box.name)) : '');
+      for (const { box, note, unticked } of boxes) {
+        write(note, box.checked ? standing(states.find(({ name }) => name === box.name)) : unticked);
+      }
     },
   };
 }

@@ -2,13 +2,13 @@
 import { the, write } from '../page/dom';
 import { bytes, explain, rate } from '../page/words';
 import { here } from '../page/here';
-import { volunteer, type Network, type SearchEngineState, type Volunteer, type VolunteerState } from '../umbel';
+import { volunteer, type Network, type SearchEngine, type Volunteer, type VolunteerLimits, type VolunteerState } from '../umbel';
 import { engineOrigins } from '../umbel/engines';
 import { load as loadCore } from '../umbel/module';
 import { findNetwork } from '../umbel/network';
 import { draw, Samples } from './graph';
-import { keep, load, type Limits } from './settings';
-import { bindLimits } from './limits';
+import { isSame, keep, load, type Limits } from './settings';
+import { bindLimits, type OfferedEngine } from './limits';
 import { allowOnly } from './policy';
 import { limitsInShort, tell } from './told';
 
@@ -20,10 +20,11 @@ const settings = load();
 const samples = new Samples();
 const toggle = the<HTMLButtonElement>('switch');
 let state = OFF;
-// The network, once it was found; with the engines that this page can ask, once it has narrowed what it may speak to.
+// The network, once it was found, and the engines that it names.
 let network: Network | undefined;
+let engines: OfferedEngine[] = [];
+// The page has narrowed what it may fetch from.
 let narrowed = false;
-const unusable = new Map<string, SearchEngineState>();
 // The relay, once it is asked for; turning it off and on again while it starts is done in order.
 let relay: Promise<Volunteer | undefined> = Promise.resolve(undefined);
 
@@ -36,16 +37,18 @@ function show(next: VolunteerState): void {
   write(the('circuits'), String(state.circuits));
   write(the('now'), rate(state.bytesNow));
   write(the('total'), bytes(state.bytesTotal));
-  choice.tell(state.on ? [...unusable.values(), ...state.searchEngines] : []);
+  choice.tell(state.on ? state.searchEngines : []);
   write(the('searches'), state.searches === 0 ? '' : `Asked and answered for others: ${state.searches}.`);
   document.title = state.phase === 'off' ? 'Umbel volunteer' : `${title} · Umbel volunteer`;
 }
 
 function showChoice(): void {
   toggle.setAttribute('aria-checked', String(settings.on));
-  write(the('limits-now'), limitsInShort(settings.limits));
-  write(the('exit-now'), settings.limits.searchEngines?.join(', ') ?? 'off');
-  the('exit-but').hidden = settings.limits.searchEngines === undefined;
+  const limits = usable(settings.limits);
+  const { searchEngines } = limits;
+  write(the('limits-now'), limitsInShort(limits));
+  write(the('exit-now'), searchEngines?.join(', ') || 'off');
+  the('exit-but').hidden = !searchEngines?.length;
 }
 
 // Draws once a second while somebody looks.
@@ -59,38 +62,44 @@ function drawGraph(): void {
   write(the('graph-top'), line === '' ? '' : rate(top));
 }
 
+// Where an engine is asked: the core says so, which asks.
+function located({ name, title, description }: SearchEngine): OfferedEngine {
+  const called = title === undefined ? { name } : { name, title };
+  try {
+    return { ...called, origins: engineOrigins({ name, description }) };
+  } catch (error) {
+    return { ...called, origins: [], why: error instanceof Error ? error.message : 'its description can’t be used' };
+  }
+}
+
 // Finds out which network this is, and offers the choice of its engines.
 async function find(): Promise<Network> {
+  const found = network ?? await findNetwork();
+  if (found.engines?.length) await loadCore();
   if (network) return network;
-  const found = await findNetwork();
-  network ??= found;
-  if (network === found) choice.offer(found.engines ?? []);
+  network = found;
+  engines = (found.engines ?? []).map(located);
+  choice.offer(engines);
+  showChoice();
   return network;
 }
 
-// From here on the page speaks to directories and these engines, and to nobody else.
+// From here on the page fetches from directories and these engines, and from nobody else.
 async function prepare(): Promise<Network> {
   const found = await find();
   await loadCore();
   if (narrowed) return found;
-  const origins = (found.engines ?? []).flatMap((engine) => {
-    try {
-      return engineOrigins(engine);
-    } catch (error) {
-      unusable.set(engine.name, { name: engine.name, offered: false, why: error instanceof Error ? error.message : '' });
-      return [];
-    }
-  });
-  allowOnly(found.directories, origins);
+  allowOnly(found.directories, engines.flatMap(({ origins }) => origins));
   narrowed = true;
   return found;
 }
 
-// Those of the limits that can be kept: what was chosen once may be named no more.
-function usable(limits: Limits): Limits {
+// The limits as they can be kept: what was chosen once may be named no more, or be another engine now.
+function usable(limits: Limits): VolunteerLimits & { searchEngines?: string[] } {
   const { searchEngines, ...others } = limits;
-  const can = (name: string) => !unusable.has(name) && network?.engines?.some((engine) => engine.name === name) === true;
-  return searchEngines ? { ...others, searchEngines: searchEngines.filter(can) } : others;
+  if (!searchEngines) return others;
+  const same = network ? searchEngines.filter((chosen) => engines.some((engine) => isSame(chosen, engine))) : searchEngines;
+  return { ...others, searchEngines: same.map(({ name }) => name) };
 }
 
 async function start(): Promise<Volunteer | undefined> {

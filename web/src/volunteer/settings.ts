@@ -1,8 +1,14 @@
 // What the volunteer has chosen, kept in this browser: on or off, and the limits. Nothing else is kept here.
 import type { VolunteerLimits } from '../umbel';
 
-// Engines by their names: what they are is the network's to say, each time.
-export type Limits = Omit<VolunteerLimits, 'searchEngines'> & { searchEngines?: string[] };
+// An engine as it was chosen: by its name, and where it was to be asked. What the name means is said by whoever serves the network's
+// description, each time; who has chosen one engine has not chosen another that is called the same.
+export interface ChosenEngine {
+  name: string;
+  origins: string[];
+}
+
+export type Limits = Omit<VolunteerLimits, 'searchEngines'> & { searchEngines?: ChosenEngine[] };
 
 export interface Settings {
   on: boolean;
@@ -10,6 +16,8 @@ export interface Settings {
 }
 
 const KEY = 'umbel-volunteer';
+// As many as a network names.
+const MOST_ENGINES = 32;
 
 // Modest on purpose: who wants more says so.
 export const DEFAULTS: Settings = { on: false, limits: { bytesPerSecond: 1_250_000, bytesTotal: 10_000_000_000, onlyUnmetered: true } };
@@ -34,10 +42,22 @@ export function read(text: string | null): Settings {
   if (said['onlyUnmetered'] === true) read.onlyUnmetered = true;
   const engines = said['searchEngines'];
   if (Array.isArray(engines)) {
-    const names = engines.filter((name): name is string => typeof name === 'string' && /^[a-z0-9-]{1,32}$/.test(name));
-    if (names.length > 0) read.searchEngines = names.slice(0, 8);
+    const chosen = engines.slice(0, MOST_ENGINES).filter(isChosen);
+    if (chosen.length > 0) read.searchEngines = chosen.map(({ name, origins }) => ({ name, origins }));
   }
   return { on: on === true, limits: read };
+}
+
+function isChosen(engine: unknown): engine is ChosenEngine {
+  const { name, origins } = (engine ?? {}) as Record<string, unknown>;
+  return typeof name === 'string' && /^[a-z0-9-]{1,32}$/.test(name) && Array.isArray(origins) && origins.length > 0 &&
+    origins.every((origin) => typeof origin === 'string');
+}
+
+// Whether an engine that was chosen is still asked where it was then.
+export function isSame(chosen: ChosenEngine, now: ChosenEngine): boolean {
+  const places = ({ origins }: ChosenEngine) => [...origins].sort().join(' ');
+  return chosen.name === now.name && places(chosen) === places(now);
 }
 
 // A browser that keeps nothing still volunteers, with what is chosen each time.
