@@ -273,11 +273,31 @@ fn host(origin: &str) -> String {
     Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Whether `host`, as browsers write it, is of this machine or its network as far as its name tells.
+/// Ends of names that networks give themselves: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
+/// routers have.
+const OWN_NAMES: [&str; 11] = [
+    "localhost",
+    "local",
+    "internal",
+    "home.arpa",
+    "lan",
+    "home",
+    "intranet",
+    "private",
+    "corp",
+    "localdomain",
+    "fritz.box",
+];
+
+/// Whether `host`, as browsers write it, is of this machine or its network as far as its name tells: where a name leads, no page
+/// is told.
 fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
-    let by_name = bare == "localhost" || bare.ends_with(".localhost") || bare.ends_with(".local");
-    by_name || bare.parse().is_ok_and(|ip: IpAddr| !is_global(ip))
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return !is_global(ip);
+    }
+    let within = |end: &&str| bare.strip_suffix(*end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    !bare.is_empty() && !bare.contains('.') || OWN_NAMES.iter().any(within)
 }
 
 fn bad(words: String) -> Failure {
@@ -429,6 +449,13 @@ mod tests {
             "localhost",
             "a.localhost",
             "printer.local",
+            "router",
+            "router.",
+            "nas.lan",
+            "fritz.box",
+            "wiki.home.arpa",
+            "search.internal",
+            "local",
             "127.0.0.1",
             "192.168.1.1",
             "10.0.0.1",
@@ -438,7 +465,7 @@ mod tests {
         ] {
             assert!(is_local(host), "{host}");
         }
-        for host in ["engine.example", "localhost.example", "local", "1.1.1.1", "[2606:4700::1111]", ""] {
+        for host in ["engine.example", "localhost.example", "notfritz.box", "1.1.1.1", "[2606:4700::1111]", ""] {
             assert!(!is_local(host), "{host}");
         }
         assert_eq!(host("http://127.0.0.1:8080"), "127.0.0.1");
