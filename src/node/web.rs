@@ -23,6 +23,8 @@ use crate::{
 
 use super::Failure;
 
+/// Bytes of the engines in `umbel.json`, of which pages take 256 KiB (`web/src/umbel/network.ts`) with directories and keys.
+const MAX_ENGINES_LEN: usize = 224 << 10;
 /// Bytes of a manifest.
 const MAX_MANIFEST: u64 = 64 << 10;
 
@@ -170,13 +172,28 @@ pub(crate) async fn pages(
     if embedded().is_empty() {
         return Err(Failure::Usage(format!("web: {NOT_EMBEDDED}")));
     }
-    let described = for_pages(engines).await.map_err(|error| Failure::Usage(format!("web-{error}")))?;
+    let engines = page_engines(engines).await?;
+    Ok(router(embedded(), directories, authorities, engines))
+}
+
+/// The engines that the operator has written, as pages are told of them.
+async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
+    let described = for_pages(written).await.map_err(|error| Failure::Usage(format!("web-{error}")))?;
     let engine = |(engine, description): (Engine, String)| PageEngine {
         name: engine.name().to_string(),
         title: engine.title().to_owned(),
         description,
     };
-    Ok(router(embedded(), directories, authorities, described.into_iter().map(engine).collect()))
+    let engines: Vec<PageEngine> = described.into_iter().map(engine).collect();
+    let length = serde_json::to_string(&engines).map_err(Failure::usage)?.len();
+    if length > MAX_ENGINES_LEN {
+        let words = format!(
+            "web-engine: the descriptions are {length} bytes together, as pages are given them, and pages take \
+             {MAX_ENGINES_LEN}: name fewer, or shorten them"
+        );
+        return Err(Failure::Usage(words));
+    }
+    Ok(engines)
 }
 
 /// Engines are named for pages that aren't served.
@@ -285,6 +302,22 @@ mod tests {
         assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may choose"), "{shown}");
         let none = PageEngine { description: "<a/>".to_owned(), ..engine };
         assert!(place(&none).starts_with("can't be asked"));
+    }
+
+    #[tokio::test]
+    async fn engines_for_pages_are_together_no_more_than_pages_take() {
+        let shipped = include_str!("../../deploy/engines/wikipedia.xml");
+        let folder = tempfile::tempdir().unwrap();
+        let written: Vec<String> = (0..4)
+            .map(|number| {
+                let path = folder.path().join(format!("{number}.xml"));
+                std::fs::write(&path, format!("{shipped}<!--{}-->", "x".repeat(60 << 10))).unwrap();
+                format!("e-{number}={}", path.display())
+            })
+            .collect();
+        assert_eq!(page_engines(&written[..3]).await.unwrap().len(), 3);
+        let Err(Failure::Usage(words)) = page_engines(&written).await else { panic!() };
+        assert!(words.starts_with("web-engine: "), "{words}");
     }
 
     #[tokio::test]
