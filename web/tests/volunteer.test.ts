@@ -106,9 +106,10 @@ describe('search engines', () => {
     }
   });
 
-  test('and directories are all that the page may speak to', () => {
+  test('and directories are all that the page may fetch from', () => {
     expect(sources(['https://d.example/umbel/', 'https://d.example'], ['https://e.example', 'https://e.example']))
       .toBe("'self' https://d.example https://e.example");
+    expect(sources(['http://[::1]:9360', 'no address', 'https://d.example'], [])).toBe("'self' http: https://d.example");
   });
 
   test('are chosen for where they are: another of the same name is another', () => {
