@@ -196,6 +196,8 @@ impl Directories {
         for _ in 0..self.bases.len() {
             match request("POST", &self.url("volunteer"), Some(descriptor), MAX_REGISTRATION_LEN).await {
                 Ok(answer) => return Registration::decode(&answer).map_err(|_| DirectoryError::NoRegistration),
+                // It is no list that is too long here.
+                Err(DirectoryError::TooLong) => failure = DirectoryError::NoRegistration,
                 Err(error) => failure = error,
             }
             self.preferred.set(self.preferred.get().wrapping_add(1));
