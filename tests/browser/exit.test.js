@@ -352,6 +352,8 @@ describe('a tab as an exit for searches', () => {
     assert(!asked.some(({ terms }) => terms === 'late'));
     query.answer();
     assert.equal((await answer).results?.length, 1);
+    // Whoever turns it off once more waits for the same.
+    assert(await tab.page.evaluate(() => globalThis.tab.stop() === globalThis.stopped));
     await tab.page.evaluate(() => globalThis.stopped);
     await client.close();
     await tab.close();

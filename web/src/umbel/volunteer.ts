@@ -121,6 +121,7 @@ class Page implements Volunteer {
   #power: Power | undefined;
   #running = false;
   #stopped = false;
+  #ending: Promise<void> | undefined;
   /** The browser may keep the page for later; meanwhile it is no relay. */
   #away = false;
   /** This tab is the one. */
@@ -177,16 +178,24 @@ class Page implements Volunteer {
     this.#decide();
   }
 
-  async stop(): Promise<void> {
-    if (this.#stopped) return;
+  stop(): Promise<void> {
+    return (this.#ending ??= this.#end());
+  }
+
+  async #end(): Promise<void> {
     this.#stopped = true;
     clearInterval(this.#looking);
     this.#power?.close();
     this.#listening.abort();
     // Off as the person sees it, though what others were in the middle of may still end.
     this.show({ on: false, phase: 'off', why: undefined, gateways: 0, circuits: 0, bytesNow: 0 });
-    addEventListener('pagehide', () => this.#core?.pause(''), { once: true });
-    await this.#core?.finish();
+    const leaving = new AbortController();
+    addEventListener('pagehide', () => this.#core?.pause(''), { signal: leaving.signal });
+    try {
+      await this.#core?.finish();
+    } finally {
+      leaving.abort();
+    }
     this.show({ bytesTotal: this.#before + this.#relayed });
     // Another tab is the same relay.
     this.#release?.();
