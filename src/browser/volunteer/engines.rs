@@ -5,41 +5,36 @@
 //! browser adds fields of its own: its name, and the site that the page is from. Engines are not trusted: time and length of what
 //! they answer are capped. One that doesn't let pages read it isn't offered, and the volunteer is told. Nothing of a query is kept.
 
+mod ask;
+mod place;
+
 use core::{
     cell::{Cell, RefCell},
-    net::IpAddr,
     time::Duration,
 };
 use std::rc::Rc;
 
 use js_sys::Array;
-use wasm_bindgen::{JsCast as _, JsValue};
-use wasm_bindgen_futures::{JsFuture, spawn_local};
-use web_sys::{
-    AbortController, Headers, ReferrerPolicy, Request, RequestCache, RequestCredentials, RequestInit, RequestMode,
-    RequestRedirect, Response, ResponseType,
-};
+use wasm_bindgen::JsValue;
+use wasm_bindgen_futures::spawn_local;
+use web_sys::AbortController;
 
+pub(super) use self::ask::count;
+use self::ask::{Miss, ask};
+pub(in crate::browser) use self::place::describe;
 use super::{Volunteer, VolunteerCore, exit::Asked};
 use crate::{
     base::Instant,
     browser::{
         clock,
-        directory::read_at_most,
         drive::Driver,
         failure::{Failure, Kind, object},
-        js,
         slot::Bell,
     },
-    delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest, url::Url},
-    engine::{self, Engine},
-    exit::is_global,
+    delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
+    engine::Engine,
 };
 
-/// For the engine, from the question to the end of its answer.
-const LIMIT: Duration = Duration::from_secs(8);
-/// Bytes of its answer. Less than natively: the page does nothing else while it reads one, and is to relay all the time.
-const MOST: usize = 256 * 1024;
 /// From one trial of an engine that didn't answer to the next, and of one that has failed a client at least.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);
@@ -88,32 +83,6 @@ pub(super) struct Engines {
     pub(super) answered: Cell<u32>,
     /// Bytes of queries and answers, and of what engines said, since the page began.
     pub(super) carried: Rc<Cell<u64>>,
-}
-
-/// Why there is no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Miss {
-    /// The browser gives nothing of it: no CORS, no connection, no TLS, or the client has gone.
-    Unreadable,
-    Refused(SearchRefusal),
-}
-
-impl Miss {
-    /// Whether it may be the engine's own, whatever it is asked.
-    const fn casts_doubt(self) -> bool {
-        use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
-
-        matches!(self, Self::Unreadable | Self::Refused(EngineBlocked(_) | EngineTimedOut | EngineFailed))
-    }
-}
-
-impl From<Miss> for SearchRefusal {
-    fn from(miss: Miss) -> Self {
-        match miss {
-            Miss::Unreadable => Self::EngineUnreachable,
-            Miss::Refused(refusal) => refusal,
-        }
-    }
 }
 
 impl Engines {
@@ -209,11 +178,6 @@ impl Engines {
     }
 }
 
-/// Adds so many bytes.
-pub(super) fn count(carried: &Cell<u64>, bytes: usize) {
-    carried.set(carried.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
-}
-
 impl Chosen {
     fn is_good(&self) -> bool {
         self.standing() == Standing::Good
@@ -254,50 +218,6 @@ impl Chosen {
         };
         self.tried.get().is_none_or(|tried| now.since(tried) >= waits)
     }
-}
-
-/// The engine of a description, if a page may ask it.
-pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, Failure> {
-    let called = EngineName::parse(name)
-        .ok_or_else(|| bad(format!("\"{name}\" is no name for a search engine: a-z, 0-9 and -, at most 32")))?;
-    let engine = Engine::describe_for_page(description.as_bytes(), Some(called))
-        .map_err(|error| bad(format!("the description of \"{name}\" can't be used: {error}")))?;
-    // Or whoever describes engines to a page could have a visitor's browser ask the visitor's own network.
-    if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
-        return Err(bad(format!("the search engine \"{name}\" is at an address of your own machine or network")));
-    }
-    Ok(engine)
-}
-
-fn host(origin: &str) -> String {
-    Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
-}
-
-/// Ends of names that networks give themselves: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
-/// routers have.
-const OWN_NAMES: [&str; 11] = [
-    "localhost",
-    "local",
-    "internal",
-    "home.arpa",
-    "lan",
-    "home",
-    "intranet",
-    "private",
-    "corp",
-    "localdomain",
-    "fritz.box",
-];
-
-/// Whether `host`, as browsers write it, is of this machine or its network as far as its name tells: where a name leads, no page
-/// is told.
-fn is_local(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return !is_global(ip);
-    }
-    let within = |end: &&str| bare.strip_suffix(*end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !bare.is_empty() && !bare.contains('.') || OWN_NAMES.iter().any(within)
 }
 
 fn bad(words: String) -> Failure {
@@ -381,94 +301,47 @@ impl Engines {
     }
 }
 
-/// What `engine` says to `request`; its length is added to `carried`.
-async fn ask(
-    engine: &Engine,
-    request: &SearchRequest,
-    abort: &AbortController,
-    carried: &Cell<u64>,
-) -> Result<SearchAnswer, Miss> {
-    if engine.lacks_page(request.page()) {
-        return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
-    }
-    let asked = clock::within(LIMIT, fetch(engine, request, abort, carried)).await;
-    let (url, status, body) = asked.unwrap_or_else(|| {
-        abort.abort();
-        Err(Miss::Refused(SearchRefusal::EngineTimedOut))
-    })?;
-    match engine.read(request, &engine::Response { url: &url, status, body: &body }) {
-        SearchAnswer::Refused(refusal) => Err(Miss::Refused(refusal)),
-        results => Ok(results),
-    }
-}
-
-/// What the engine answers, from where.
-async fn fetch(
-    engine: &Engine,
-    request: &SearchRequest,
-    abort: &AbortController,
-    carried: &Cell<u64>,
-) -> Result<(Url, u16, Vec<u8>), Miss> {
-    let unreadable = |_| Miss::Unreadable;
-    let question = engine.question(request).ok_or(Miss::Refused(SearchRefusal::BadRequest))?;
-    let prepared = prepare(&question, abort).map_err(unreadable)?;
-    let response = JsFuture::from(js::fetch(&prepared)).await.map_err(unreadable)?;
-    let response: Response = response.dyn_into().map_err(unreadable)?;
-    if response.type_() == ResponseType::Opaqueredirect {
-        return Err(Miss::Refused(SearchRefusal::EngineRedirected));
-    }
-    let body = read_at_most(&response, MOST).await.map_err(unreadable)?;
-    count(carried, body.as_ref().map_or(MOST, Vec::len));
-    let body = body.ok_or(Miss::Refused(SearchRefusal::EngineTooLarge))?;
-    Ok((question.url, response.status(), body))
-}
-
-fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Request, JsValue> {
-    let (options, headers) = (RequestInit::new(), Headers::new()?);
-    // The two that any page may set without asking first.
-    headers.set("accept", question.accept)?;
-    headers.set("accept-language", &question.accept_language)?;
-    options.set_headers(&headers);
-    options.set_method("GET");
-    options.set_mode(RequestMode::Cors);
-    options.set_credentials(RequestCredentials::Omit);
-    options.set_redirect(RequestRedirect::Manual);
-    options.set_referrer_policy(ReferrerPolicy::NoReferrer);
-    options.set_cache(RequestCache::NoStore);
-    options.set_signal(Some(&abort.signal()));
-    Request::new_with_str_and_init(question.url.as_str(), &options)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delegated::Block;
 
     #[test]
-    fn a_page_asks_no_engine_of_the_visitors_own_network() {
-        for host in [
-            "localhost",
-            "a.localhost",
-            "printer.local",
-            "router",
-            "router.",
-            "nas.lan",
-            "fritz.box",
-            "wiki.home.arpa",
-            "search.internal",
-            "local",
-            "127.0.0.1",
-            "192.168.1.1",
-            "10.0.0.1",
-            "169.254.169.254",
-            "[::1]",
-            "[fe80::1]",
+    fn an_engine_that_is_doubted_is_tried_each_minute_and_one_that_failed_each_ten() {
+        let description = include_str!("../../../deploy/engines/wikipedia.xml").to_owned();
+        let one = Chosen {
+            engine: Engine::describe_for_page(description.as_bytes(), None).unwrap(),
+            description,
+            standing: RefCell::new(Standing::Untried),
+            tried: Cell::new(None),
+            doubted: Cell::new(false),
+            under_way: RefCell::default(),
+        };
+        let after = |wait: Duration| Instant::START.after(wait);
+        let second = Duration::from_secs(1);
+        assert!(one.is_due(after(second)));
+        one.tried.set(Some(Instant::START));
+        for (standing, doubted, due) in [
+            (Standing::Good, false, None),
+            (Standing::Good, true, Some(AGAIN_AFTER_FAILURE)),
+            (Standing::Bad(String::new()), false, Some(AGAIN)),
         ] {
-            assert!(is_local(host), "{host}");
+            one.standing.replace(standing);
+            one.doubted.set(doubted);
+            let due = due.unwrap_or(AGAIN * 100);
+            assert!(!one.is_due(after(due.saturating_sub(second))));
+            assert_eq!(one.is_due(after(due)), due != AGAIN * 100);
         }
-        for host in ["engine.example", "localhost.example", "notfritz.box", "1.1.1.1", "[2606:4700::1111]", ""] {
-            assert!(!is_local(host), "{host}");
+    }
+
+    #[test]
+    fn what_may_be_the_engines_own_fault_casts_doubt_on_it() {
+        use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
+
+        for miss in [EngineBlocked(Block::Forbidden), EngineTimedOut, EngineFailed].map(Miss::Refused) {
+            assert!(miss.casts_doubt(), "{miss:?}");
         }
-        assert_eq!(host("http://127.0.0.1:8080"), "127.0.0.1");
-        assert_eq!(host("https://[::1]"), "[::1]");
+        assert!(Miss::Unreadable.casts_doubt());
+        assert!(!Miss::Refused(SearchRefusal::BadRequest).casts_doubt());
     }
 }

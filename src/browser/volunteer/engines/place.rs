@@ -1,0 +1,89 @@
+//! Where an engine is, and whether a page may ask it there.
+
+use core::net::IpAddr;
+
+use super::bad;
+use crate::{
+    browser::{failure::Failure, js},
+    delegated::{EngineName, url::Url},
+    engine::Engine,
+    exit::is_global,
+};
+
+/// The engine of a description, if a page may ask it.
+pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, Failure> {
+    let called = EngineName::parse(name)
+        .ok_or_else(|| bad(format!("\"{name}\" is no name for a search engine: a-z, 0-9 and -, at most 32")))?;
+    let engine = Engine::describe_for_page(description.as_bytes(), Some(called))
+        .map_err(|error| bad(format!("the description of \"{name}\" can't be used: {error}")))?;
+    // Or whoever describes engines to a page could have a visitor's browser ask the visitor's own network.
+    if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
+        return Err(bad(format!("the search engine \"{name}\" is at an address of your own machine or network")));
+    }
+    Ok(engine)
+}
+
+fn host(origin: &str) -> String {
+    Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Ends of names that networks give themselves: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
+/// routers have.
+const OWN_NAMES: [&str; 11] = [
+    "localhost",
+    "local",
+    "internal",
+    "home.arpa",
+    "lan",
+    "home",
+    "intranet",
+    "private",
+    "corp",
+    "localdomain",
+    "fritz.box",
+];
+
+/// Whether `host`, as browsers write it, is of this machine or its network as far as its name tells: where a name leads, no page
+/// is told.
+fn is_local(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return !is_global(ip);
+    }
+    let within = |end: &&str| bare.strip_suffix(*end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    !bare.is_empty() && !bare.contains('.') || OWN_NAMES.iter().any(within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_asks_no_engine_of_the_visitors_own_network() {
+        for host in [
+            "localhost",
+            "a.localhost",
+            "printer.local",
+            "router",
+            "router.",
+            "nas.lan",
+            "fritz.box",
+            "wiki.home.arpa",
+            "search.internal",
+            "local",
+            "127.0.0.1",
+            "192.168.1.1",
+            "10.0.0.1",
+            "169.254.169.254",
+            "[::1]",
+            "[fe80::1]",
+        ] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in ["engine.example", "localhost.example", "notfritz.box", "1.1.1.1", "[2606:4700::1111]", ""] {
+            assert!(!is_local(host), "{host}");
+        }
+        assert_eq!(host("http://127.0.0.1:8080"), "127.0.0.1");
+        assert_eq!(host("https://[::1]"), "[::1]");
+    }
+}
