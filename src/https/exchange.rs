@@ -179,9 +179,16 @@ async fn perform(
     request: Request<Full<Bytes>>,
     told: Rc<RefCell<VecDeque<Event>>>,
 ) -> Result<(), HttpsError> {
+    let tls = Rc::clone(&ends.0);
     let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(ends);
     let (mut sender, connection) = builder.await?;
-    let mut answered = pin!(async move { tell(sender.send_request(request).await?, &told).await });
+    let mut answered = pin!(async move {
+        let response = sender.send_request(request).await?;
+        if let Ok(mut tls) = tls.try_borrow_mut() {
+            tls.handle_head();
+        }
+        tell(response, &told).await
+    });
     let (mut connection, mut going) = (pin!(connection), true);
     // What goes wrong with the connection shows in the answer.
     poll_fn(|context| {

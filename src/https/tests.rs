@@ -309,6 +309,15 @@ fn what_is_no_answer_in_http_is_refused() {
 }
 
 #[test]
+fn what_goes_before_a_head_has_an_end() {
+    let hint = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n";
+    let hinted = answered(&[&hint.repeat(20), OK].concat(), true);
+    assert_eq!((hinted.body.as_slice(), hinted.whole), (&b"hello"[..], true));
+    let endless = answered(&[&hint.repeat(10_000), OK].concat(), true);
+    assert_eq!((endless.head, endless.failure), (None, Some(HttpsError::NotHttp)));
+}
+
+#[test]
 fn what_is_no_tls_fails_and_gets_nothing_of_the_request() {
     let root = Root::new("ours");
     for (came, expected) in [
@@ -338,7 +347,7 @@ fn what_is_no_tls_fails_and_gets_nothing_of_the_request() {
 #[test]
 fn a_byte_changed_on_the_way_never_changes_what_is_read() {
     let root = Root::new("ours");
-    // Every byte of the site's two flights in turn.
+    // Every seventh byte of the site's two flights in turn.
     let mut at = 0;
     loop {
         let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));

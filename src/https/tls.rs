@@ -15,11 +15,15 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use rustls::{ClientConnection, pki_types::ServerName};
 
 use super::{HttpsError, Trust};
+use crate::delegated::message::MAX_HEAD_LEN;
 
 /// Sealed bytes that wait to be taken, at the most, beside what one write makes of its own; beyond it nothing is written.
 const MOST_OUTGOING: usize = 64 << 10;
 /// Sealed bytes that wait to be read. Whoever hands on more hasn't asked for events in between.
 const MOST_RECEIVED: usize = 1 << 20;
+/// Sealed bytes that are opened for the head of the response, the handshake among them: hints that go before a head, and TLS's tickets,
+/// are passed over beneath us and without a limit of their own.
+const MOST_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
 /// Plain bytes that are read at a time.
 const PIECE: usize = 16 << 10;
 
@@ -31,6 +35,8 @@ pub(super) struct Tls {
     ended: bool,
     outgoing: Vec<u8>,
     failure: Option<HttpsError>,
+    /// Sealed bytes that may yet be opened before the head has come; `None` since then.
+    before_head: Option<usize>,
 }
 
 impl Tls {
@@ -38,8 +44,8 @@ impl Tls {
     pub(super) fn new(trust: &Trust, host: &str) -> Result<Self, HttpsError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| HttpsError::Address)?;
         let connection = ClientConnection::new(trust.config(), name).map_err(|error| HttpsError::from(&error))?;
-        let received = BytesMut::new();
-        let mut tls = Self { connection, received, ended: false, outgoing: Vec::new(), failure: None };
+        let (received, before_head) = (BytesMut::new(), Some(MOST_BEFORE_HEAD));
+        let mut tls = Self { connection, received, ended: false, outgoing: Vec::new(), failure: None, before_head };
         tls.seal();
         Ok(tls)
     }
@@ -66,6 +72,11 @@ impl Tls {
         self.failure
     }
 
+    /// The head of the response has come.
+    pub(super) const fn handle_head(&mut self) {
+        self.before_head = None;
+    }
+
     /// Moves what rustls has to send.
     fn seal(&mut self) {
         while self.connection.wants_write() && self.connection.write_tls(&mut self.outgoing).is_ok() {}
@@ -80,6 +91,13 @@ impl Tls {
         let mut rest = &self.received[..];
         let read = self.connection.read_tls(&mut rest)?;
         self.received.advance(read);
+        if let Some(left) = &mut self.before_head {
+            *left = left.saturating_sub(read);
+            if *left == 0 {
+                self.failure = Some(HttpsError::NotHttp);
+                return Err(broken());
+            }
+        }
         let outcome = self.connection.process_new_packets();
         // Answers of the handshake, and what a failure tells the other end.
         self.seal();
