@@ -119,7 +119,7 @@ impl Page {
     pub(super) fn isolation(&self) -> IsolationKey {
         let number = self.isolations.get();
         self.isolations.set(number.wrapping_add(1));
-        IsolationKey(sha256(&number.to_be_bytes()))
+        isolation(number)
     }
 
     /// Keeps documents up to date for as long as the client runs.
@@ -161,4 +161,9 @@ impl Page {
             }
         });
     }
+}
+
+/// The isolation with this number.
+pub(super) fn isolation(number: u64) -> IsolationKey {
+    IsolationKey(sha256(&number.to_be_bytes()))
 }

@@ -78,6 +78,11 @@ impl Streams {
     }
 }
 
+/// What streams to `host` have in common, and with nothing else.
+fn isolation(host: &str) -> IsolationKey {
+    IsolationKey(sha256(&[b"fetch ", host.as_bytes()].concat()))
+}
+
 /// One of them; dropping it gives the stream up.
 pub(super) struct Stream {
     driver: Driver<PageCore>,
@@ -90,9 +95,8 @@ impl Stream {
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, Failure> {
         let unfit = |_| Failure::new(Kind::BadInput, "the address names no host that can be reached");
         let target = Target { host: Host::parse(host).map_err(unfit)?, port };
-        let isolation = IsolationKey(sha256(&[b"fetch ", host.as_bytes()].concat()));
         let stream = page.driver.with(|core, now, _| {
-            let stream = core.client.open(now, target, isolation);
+            let stream = core.client.open(now, target, isolation(host));
             let (received, connected, finished, failure, due) = (BytesMut::new(), false, false, None, false);
             core.streams.0.push(Entry { stream, received, connected, finished, failure, wake, due });
             stream
@@ -149,5 +153,25 @@ impl Entry {
             failure => return Some(no_way(failure)),
         };
         Some(Failure::new(Kind::Target, words))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+    use crate::browser::page;
+
+    #[test]
+    fn streams_share_a_circuit_with_those_to_the_same_host_alone() {
+        let hosts = ["site.example", "a.site.example", "site.example.", "127.0.0.1", "::1", "ab"];
+        for (at, host) in hosts.iter().enumerate() {
+            assert_eq!(isolation(host), isolation(host));
+            assert!(hosts.iter().skip(at + 1).all(|other| isolation(other) != isolation(host)));
+            // Nor with what is searched or asked of an exit.
+            assert!((0..1000).all(|number| page::isolation(number) != isolation(host)));
+        }
     }
 }
