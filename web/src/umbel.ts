@@ -56,6 +56,8 @@ export interface PageResponse {
 export interface FetchInit extends RequestInit {
   /** Bytes that the answer's body may have; 64 MiB if left out. */
   maxBytes?: number;
+  /** Milliseconds for a site to begin to answer, and for each piece of its answer's body; 60,000 if left out. */
+  patience?: number;
 }
 
 /** The steps of the start, in order. */
@@ -89,6 +91,11 @@ export interface ConnectOptions {
   onprogress?: (step: Progress) => void;
   /** Certificates that {@link Umbel.fetch} trusts beside those that browsers do, in PEM or DER: for services of your own. */
   trust?: (string | Uint8Array)[];
+  /**
+   * Loads what {@link Umbel.fetch} needs with the rest, as `trust` does. It comes from where this library is from and not through the overlay:
+   * whoever serves that would otherwise see when a visitor's first fetch happens. True for pages that will fetch.
+   */
+  fetch?: boolean;
 }
 
 /** Starts a client in this page; it is there when the first circuit stands. */
@@ -97,7 +104,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Umbel> {
   const tell = (step: string) => options.onprogress?.(step as Progress);
   const trusted = new Trusted(options.trust ?? []);
   const [network, storage] = await Promise.all([
-    findNetwork(options.network), openStorage(), load(), options.trust && trusted.load(),
+    findNetwork(options.network), openStorage(), load(), (options.fetch || options.trust) && trusted.load(),
   ]);
   tell('module');
   const client = (await failed(

@@ -1,26 +1,41 @@
 // The browser's `fetch`, as far as it goes by https through the overlay: redirects, limits, and the browser's own `Response`.
 import type { FetchInit } from '../umbel';
 import { UmbelError } from './failure';
-import type { Asked, Https, Talk } from './https';
+import { type Asked, type Https, type Talk, unless } from './https';
 
 /** Redirects that are followed, as many as browsers do. */
 const MOST_REDIRECTS = 20;
 const MOST_BYTES = 64 * 1024 * 1024;
 const MOST_SENT = 32 * 1024 * 1024;
+const PATIENCE = 60_000;
+/** What all requests of one fetch may take together, as often the patience for one. */
+const ALL = 5;
+/** Bytes of a body that are fetched ahead of whoever reads, so that a small one nobody reads ends too. */
+const AHEAD = 64 * 1024;
 /** Statuses whose responses have no body. */
 const WITHOUT_BODY = [204, 205, 304];
 
 export async function fetchBy(https: Https, input: string | URL, init: FetchInit): Promise<Response> {
+  const { maxBytes = MOST_BYTES, patience = PATIENCE } = init;
+  // What is no number is no limit either.
+  if (!(maxBytes >= 0) || !(patience > 0)) throw new UmbelError('bad-input', 'A limit is a number, and not below zero.');
   const signal = init.signal ?? undefined;
   signal?.throwIfAborted();
-  let asked = await taken(input, init);
+  let asked = await taken(input, init, signal);
+  const limits = { patience, until: Infinity, signal };
   for (let redirects = 0; ; redirects++) {
-    const { head, talk } = await https.send(asked, signal);
+    const { head, talk } = await https.send(asked, limits).catch((error: unknown) => {
+      // The site named it, not the caller.
+      if (redirects > 0 && error instanceof UmbelError && error.kind === 'bad-input') throw nowhere();
+      throw error;
+    });
+    // The first may have had a large body.
+    if (redirects === 0) limits.until = performance.now() + ALL * patience;
     const headers = pairs(head.fields);
     const location = headers.find(([name]) => name === 'location')?.[1];
     const redirected = [301, 302, 303, 307, 308].includes(head.status) && location !== undefined;
     if (!redirected || init.redirect === 'manual') {
-      return response(asked, head.status, headers, talk, redirects > 0, init.maxBytes ?? MOST_BYTES);
+      return response(asked, head.status, headers, talk, redirects > 0, maxBytes);
     }
     talk.close();
     if (init.redirect === 'error') throw new UmbelError('target', 'The site redirects, which was not to be followed.');
@@ -29,16 +44,20 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
   }
 }
 
-async function taken(input: string | URL, init: FetchInit): Promise<Asked> {
+async function taken(input: string | URL, init: FetchInit, signal: AbortSignal | undefined): Promise<Asked> {
   const { method, headers, body } = init;
   if (body instanceof FormData) {
     throw new UmbelError('bad-input', 'Each browser writes a form’s data in a way of its own: send text, bytes or URLSearchParams.');
   }
+  if (body instanceof Blob && body.size > MOST_SENT) throw tooMuch();
   let request;
+  let reader;
   try {
-    // A stream as body is taken whole before anything is sent.
-    const given = { ...(method && { method }), ...(headers && { headers }), ...(body && { body, duplex: 'half' }) };
-    request = new Request(input, given);
+    // Not every browser's Request takes a stream: some make text of it.
+    const stream = typeof body === 'object' && body !== null && 'getReader' in body ? body : undefined;
+    const given = stream ? new Uint8Array() : body;
+    request = new Request(input, { ...(method && { method }), ...(headers && { headers }), ...(given && { body: given }) });
+    reader = stream?.getReader();
   } catch {
     throw new UmbelError('bad-input', 'This address, method, header or body can’t be asked with.');
   }
@@ -46,9 +65,30 @@ async function taken(input: string | URL, init: FetchInit): Promise<Asked> {
   if (!request.url.startsWith('https:')) {
     throw new UmbelError('bad-input', 'fetch() goes to https addresses alone; request() has an exit ask others, which sees all of it.');
   }
-  const bytes = new Uint8Array(await request.arrayBuffer());
-  if (bytes.length > MOST_SENT) throw new UmbelError('bad-input', 'The body is larger than a page sends.');
+  // A stream too is taken whole before anything is sent.
+  const bytes = reader ? await whole(reader, signal) : new Uint8Array(await unless(request.arrayBuffer(), signal));
+  if (bytes.length > MOST_SENT) throw tooMuch();
   return { url: request.url, method: request.method, headers: [...request.headers] as [string, string][], body: bytes };
+}
+
+/** All of a stream of bytes, unless that is too much. */
+async function whole(reader: ReadableStreamDefaultReader<unknown>, signal: AbortSignal | undefined): Promise<Uint8Array> {
+  const pieces: Uint8Array<ArrayBuffer>[] = [];
+  let length = 0;
+  try {
+    for (;;) {
+      const { done, value } = await unless(reader.read(), signal);
+      if (done) return new Uint8Array(await new Blob(pieces).arrayBuffer());
+      if (!(value instanceof Uint8Array)) throw new UmbelError('bad-input', 'A stream as body is one of bytes, in a Uint8Array each.');
+      length += value.length;
+      if (length > MOST_SENT) throw tooMuch();
+      // Its giver may use the memory again.
+      pieces.push(value.slice());
+    }
+  } catch (error) {
+    reader.cancel(error).catch(() => {});
+    throw error;
+  }
 }
 
 /** The request that follows a redirect. */
@@ -57,7 +97,7 @@ function following(asked: Asked, status: number, location: string): Asked {
   try {
     next = new URL(location, asked.url);
   } catch {
-    throw new UmbelError('target', 'The site redirects to what is no address.');
+    throw nowhere();
   }
   if (next.protocol !== 'https:') {
     throw new UmbelError('refused', 'The site redirects to an address without https, which is not followed.');
@@ -84,9 +124,7 @@ function response(
     throw tooLarge();
   }
   const body = new Body(talk, most);
-  const made = new Answer(without ? null : body.stream, { status, headers }, body);
-  Object.defineProperties(made, { url: { value: url.replace(/#.*$/u, '') }, redirected: { value: redirected } });
-  return made;
+  return new Answer(without ? null : body.stream, { status, headers }, body, url.replace(/#.*$/u, ''), redirected);
 }
 
 /** A body as it is asked for; what breaks off, or is too large, is an error and never an end. */
@@ -116,7 +154,7 @@ class Body {
         throw error;
       }
     };
-    this.stream = new ReadableStream({ pull, cancel: talk.close }, { highWaterMark: 0 });
+    this.stream = new ReadableStream({ pull, cancel: talk.close }, new ByteLengthQueuingStrategy({ highWaterMark: AHEAD }));
   }
 }
 
@@ -124,16 +162,24 @@ class Body {
 class Answer extends Response {
   readonly #body: Body;
 
-  constructor(stream: ReadableStream<Uint8Array<ArrayBuffer>> | null, init: ResponseInit, body: Body) {
+  constructor(stream: BodyInit | null, init: ResponseInit, body: Body, url: string, redirected: boolean) {
     super(stream, init);
     this.#body = body;
+    Object.defineProperties(this, { url: { value: url }, redirected: { value: redirected } });
   }
 
   override arrayBuffer = () => this.#whole(super.arrayBuffer());
+  // Not every browser has it.
+  override bytes = async () => new Uint8Array(await this.arrayBuffer());
   override blob = () => this.#whole(super.blob());
   override formData = () => this.#whole(super.formData());
   override json = () => this.#whole(super.json());
   override text = () => this.#whole(super.text());
+
+  override clone(): Response {
+    const { body, status, headers } = super.clone();
+    return new Answer(body, { status, headers }, this.#body, this.url, this.redirected);
+  }
 
   async #whole<T>(promise: Promise<T>): Promise<T> {
     try {
@@ -144,6 +190,8 @@ class Answer extends Response {
   }
 }
 
+const tooMuch = () => new UmbelError('bad-input', 'The body is larger than a page sends.');
+const nowhere = () => new UmbelError('target', 'The site redirects to what is no address, or none that can be asked.');
 const tooLarge = () => new UmbelError('target', 'The answer is larger than it may be.');
 
 function pairs(flat: string[]): [string, string][] {

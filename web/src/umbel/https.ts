@@ -1,13 +1,24 @@
 // HTTPS that ends in the page: a stream through the overlay, and the second WebAssembly module, which has TLS and HTTP in it.
 //
-// The module is loaded when it is first needed. It does no I/O: what the stream brings is handed to it, and what it has to say to
+// The module is loaded when it is first needed, or when the client starts. It does no I/O: what the stream brings is handed to it, and what it has to say to
 // the stream. So the exit, at the stream's end, carries what it can't read.
 import type { PageStream } from '../../wasm/umbel.js';
 import type { HttpsExchange, HttpsHead, HttpsTrust } from '../../wasm/umbel_https.js';
 import { asError, UmbelError } from './failure';
 
-/** For a site to answer, and between two pieces of what it sends or takes. */
-const PATIENCE = 60_000;
+/** Bytes a second that a body goes out with at the least: an answer may take as much longer. */
+const LEAST_RATE = 16 * 1024;
+/** The longest time that timers know, in ms. */
+const LONGEST = 0x7fff_ffff;
+
+/** How long to wait. */
+export interface Limits {
+  /** In ms, for the head of an answer and for each piece of its body. */
+  patience: number;
+  /** When the last of several requests must have its head, by `performance.now()`. */
+  until: number;
+  signal: AbortSignal | undefined;
+}
 
 /** A request, its address as `URL` writes it. */
 export interface Asked {
@@ -45,14 +56,16 @@ export class Https {
   }
 
   /** Sends a request; gives the head of its response, and whoever gives the rest. */
-  async send(asked: Asked, signal: AbortSignal | undefined): Promise<{ head: HttpsHead; talk: Talk }> {
-    const { trust } = await this.#trusted.load();
-    signal?.throwIfAborted();
+  async send(asked: Asked, limits: Limits): Promise<{ head: HttpsHead; talk: Talk }> {
+    const { patience, signal } = limits;
+    // One for all that goes before the head: nothing that comes makes it later.
+    const until = Math.min(limits.until, performance.now() + patience + (asked.body.length / LEAST_RATE) * 1000);
+    const { trust } = await unless(this.#trusted.load(), signal, until);
     const exchange = made(() => trust.exchange(asked.method, asked.url, asked.headers.flat(), asked.body));
     // Whether it opens shows when it is used.
-    const talk = new Talk(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), signal);
+    const talk = new Talk(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), patience, signal);
     // The head comes first.
-    return { head: (await talk.next()) as HttpsHead, talk };
+    return { head: (await talk.next(until)) as HttpsHead, talk };
   }
 }
 
@@ -73,28 +86,36 @@ export class Trusted {
   }
 }
 
-/** One exchange over its stream, until its response is whole, something fails, or nobody wants it any more. */
+/**
+ * One exchange over its stream, until its response is whole, something fails, or nobody wants it any more: what wakes it doesn't hold
+ * it, so that one whose response is forgotten goes with that, and its stream.
+ */
 export class Talk {
   readonly #exchange: HttpsExchange;
   readonly #stream: PageStream;
+  readonly #patience: number;
   readonly #signal: AbortSignal | undefined;
   /** What there was no room for yet. */
   #unsent: Uint8Array | undefined;
   /** The stream brings no more. */
   #ended = false;
   #closed = false;
+  readonly #aborted: () => void;
   /** Goes on with what waits. */
-  #wake = () => {};
+  wake = () => {};
 
-  constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, signal: AbortSignal | undefined) {
+  constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, patience: number, signal: AbortSignal | undefined) {
+    const self = new WeakRef<Talk>(this);
     this.#exchange = exchange;
-    this.#stream = made(() => open(() => this.#wake()));
+    this.#stream = opened(exchange, open, self);
+    this.#patience = patience;
     this.#signal = signal;
-    signal?.addEventListener('abort', this.close);
+    this.#aborted = closing(self);
+    signal?.addEventListener('abort', this.#aborted);
   }
 
   /** What comes next: the head, then pieces of the body, then `null`. Ends itself with the last, or an error. */
-  async next(): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
+  async next(until = performance.now() + this.#patience): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
     try {
       for (;;) {
         this.#signal?.throwIfAborted();
@@ -102,7 +123,8 @@ export class Talk {
         const event = made(() => this.#exchange.event()) as HttpsHead | Uint8Array<ArrayBuffer> | null | undefined;
         if (event === null) this.close();
         if (event !== undefined) return event;
-        if (!this.#pass()) await patiently(new Promise<void>((resolve) => (this.#wake = resolve)), this.#signal);
+        if (performance.now() >= until) throw late();
+        if (!made(() => this.#pass())) await unless(new Promise<void>((resolve) => (this.wake = resolve)), this.#signal, until);
       }
     } catch (error) {
       this.close();
@@ -115,10 +137,14 @@ export class Talk {
   readonly close = (): void => {
     if (this.#closed) return;
     this.#closed = true;
-    this.#signal?.removeEventListener('abort', this.close);
-    this.#exchange.free();
+    this.#signal?.removeEventListener('abort', this.#aborted);
     this.#stream.free();
-    this.#wake();
+    try {
+      this.#exchange.free();
+    } catch {
+      // It broke within, and can't be freed.
+    }
+    this.wake();
   };
 
   /** Passes on what there is, both ways; whether there was anything. */
@@ -127,12 +153,27 @@ export class Talk {
     const sent = this.#unsent ? this.#stream.write(this.#unsent) : 0;
     if (this.#unsent?.length === sent) this.#unsent = undefined;
     else this.#unsent = this.#unsent?.subarray(sent);
-    const came = this.#ended ? undefined : made(() => this.#stream.read());
+    const came = this.#ended ? undefined : this.#stream.read();
     if (came) this.#exchange.received(came);
     this.#ended ||= came?.length === 0;
     return sent > 0 || came !== undefined;
   }
 }
+
+// Outside of Talk, where they share no variables with what holds it.
+const waking = (talk: WeakRef<Talk>) => () => talk.deref()?.wake();
+const closing = (talk: WeakRef<Talk>) => () => talk.deref()?.close();
+
+function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream, talk: WeakRef<Talk>): PageStream {
+  try {
+    return open(waking(talk));
+  } catch (error) {
+    exchange.free();
+    throw asError(error);
+  }
+}
+
+const late = () => new UmbelError('target', 'The site didn’t go on in time.');
 
 /** What `make` makes; what the module throws is made an {@link UmbelError}. */
 function made<T>(make: () => T): T {
@@ -143,14 +184,16 @@ function made<T>(make: () => T): T {
   }
 }
 
-/** What `promise` gives, unless that takes too long or the caller gives up. */
-function patiently<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+/** What `promise` gives, unless that takes longer than `until` or the caller gives up. */
+export function unless<T>(promise: Promise<T>, signal: AbortSignal | undefined, until = Infinity): Promise<T> {
   return new Promise((resolve, reject) => {
-    const late = setTimeout(() => reject(new UmbelError('target', 'The site didn’t go on in time.')), PATIENCE);
+    const left = until - performance.now();
+    const timer = left < LONGEST ? setTimeout(() => reject(late()), left) : undefined;
     const aborted = () => reject(signal?.reason);
+    if (signal?.aborted) aborted();
     signal?.addEventListener('abort', aborted);
     promise.then(resolve, reject).finally(() => {
-      clearTimeout(late);
+      clearTimeout(timer);
       signal?.removeEventListener('abort', aborted);
     });
   });
