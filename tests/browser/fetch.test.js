@@ -154,6 +154,19 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal((await fetched(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
     });
 
+    test('what needs TLS is loaded with the rest where a page says that it will fetch', deadline, async () => {
+      const other = await page.browserContext().newPage();
+      const loaded = [];
+      other.on('request', (request) => loaded.push(request.url()));
+      await other.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
+      const connected = (options) => other.evaluate(async (options) => (await (await import('/umbel.js')).connect(options)).close(), options);
+      await connected({});
+      assert.deepEqual(loaded.filter(isModule), []);
+      await connected({ fetch: true });
+      assert.equal(loaded.filter(isModule).length, 1);
+      await other.close();
+    });
+
     test('megabytes come byte for byte, and the exit sees TLS alone', deadline, async (t) => {
       const { port, seen } = await recorder(await site(good, (_, response) => response.end(BODY)));
       const url = `https://localhost:${port}/${SECRET}`;
