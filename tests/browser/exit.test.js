@@ -2,14 +2,15 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:http';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
 
-import { launch } from './browsers.js';
+import { elsewhere, unreachable } from './addresses.js';
+import { BROWSERS, launch } from './browsers.js';
 import { testnet } from './testnet.js';
+import { serve, volunteer as volunteerIn } from './through.js';
 
 const deadline = { timeout: 120000 };
 const TERMS = 'message';
@@ -24,10 +25,50 @@ const described = (name, template) => `<?xml version="1.0" encoding="UTF-8"?>
 
 const RSS = `<?xml version="1.0"?><rss version="2.0"><channel><item><title>A <![CDATA[<b>bold</b>]]> &amp;amp; &lt;i&gt;short&lt;/i&gt; title</title>
   <link>/found?utm_source=x</link><description>Rc&amp;lt;T&amp;gt; &lt;script&gt;no()&lt;/script&gt;words</description></item></channel></rss>`;
-// For HTML's entities and elements in JSON.
-const JSON_ANSWER = { results: [{ url: '/json?fbclid=1', title: 'Caf&eacute; Vec<String>', content: 'a<br>b' }, { url: 'javascript:x', title: 'bad' }] };
+const LONG = 200_000;
+// Answers in each form, as `src/engine/tests.rs` has them, and what is to be made of them.
+const FORMS = {
+  json: {
+    media: 'application/json',
+    // With HTML's entities and elements.
+    answer: JSON.stringify({ results: [{ url: '/json?fbclid=1', title: 'Caf&eacute; Vec<String>', content: 'a<br>b' }, { url: 'javascript:x', title: 'bad' }] }),
+    results: [['Café Vec<String>', '/json', 'a b']],
+  },
+  searxng: {
+    media: 'application/json',
+    answer: `{"query": "x", "number_of_results": 0, "padding": "${'x'.repeat(LONG)}", "results": [
+      {"url": "https://example.org/a?fbclid=1", "title": "A & <b>b</b>", "content": null, "score": 1.0},
+      {"url": "javascript:alert(1)", "title": "bad", "content": ""}, {"title": "no link"}, 7,
+      {"url": "https://example.org/c", "title": "", "content": "text\\nmore"}]}`,
+    results: [['A & b', 'https://example.org/a', ''], ['example.org', 'https://example.org/c', 'text more']],
+  },
+  mapped: {
+    media: 'application/json',
+    more: `<umbel:results type="application/json" select="/query/search" total="/query/searchinfo/totalhits"
+      title="/title" link="/wiki/{/title}?id={/pageid}" snippet="/snippet"/>`,
+    answer: `{"query": {"searchinfo": {"totalhits": 31}, "search": [
+      {"title": "Größe/Æ", "pageid": 5, "snippet": "a <span class=\\"searchmatch\\">match</span> &quot;x&quot;"},
+      {"title": "no id", "snippet": "x"}, {"title": ["x"], "pageid": 1}]}}`,
+    results: [['Größe/Æ', '/wiki/Gr%C3%B6%C3%9Fe%2F%C3%86?id=5', 'a match "x"']],
+  },
+  suggested: {
+    media: 'application/x-suggestions+json',
+    answer: '["x", ["A", "B", "C"], ["first"], ["https://example.org/a", 7, "https://example.org/c"]]',
+    results: [['A', 'https://example.org/a', 'first'], ['C', 'https://example.org/c', '']],
+  },
+  atom: {
+    media: 'application/atom+xml',
+    answer: `<feed xmlns="http://www.w3.org/2005/Atom" xmlns:os="http://a9.com/-/spec/opensearch/1.1/">
+      <title>Search</title><os:totalResults>7</os:totalResults>
+      <entry><title type="html">&lt;b&gt;One&lt;/b&gt; &amp;amp; two</title>
+        <link rel="self" href="http://engine.example/self"/><link href="/a?utm_source=feed"/><summary>A summary</summary></entry>
+      <entry><title>Three</title><link rel="alternate" href="https://example.org/"/>
+        <content type="xhtml"><div xmlns="http://www.w3.org/1999/xhtml">Some <i>content</i></div></content></entry></feed>`,
+    results: [['One & two', '/a', 'A summary'], ['Three', 'https://example.org/', 'Some content']],
+  },
+};
 
-let overlay, driver, folder, kiwix, kiwixAt, odd, oddAt, elsewhere, elsewhereAt;
+let overlay, driver, folder, kiwix, kiwixAt, odd, other;
 const asked = [];
 const strayed = [];
 // Answers that are held back, by the path and terms of the question: when it has come, and how to end it.
@@ -48,17 +89,16 @@ async function soon(promise, what) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-async function serve(handler) {
-  const server = createServer(handler);
-  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-  return [server, `http://127.0.0.1:${server.address().port}`];
+async function freeAddress() {
+  const { at, stop } = await serve();
+  stop();
+  return at;
 }
 
 // A second Kiwix, of which the exits of the testnet know nothing.
 async function startKiwix() {
   assert(existsSync(BOOK), '`cargo xtask book` makes the book that is searched');
-  const [server, at] = await serve(() => undefined);
-  await new Promise((resolve) => server.close(resolve));
+  const at = await freeAddress();
   const child = spawn('kiwix-serve', ['--address=127.0.0.1', `--port=${new URL(at).port}`, BOOK], { stdio: ['ignore', 'pipe', 'ignore'] });
   await new Promise((resolve, reject) => {
     createInterface({ input: child.stdout }).on('line', (line) => line.includes(new URL(at).host) && resolve());
@@ -70,7 +110,7 @@ async function startKiwix() {
 
 // An engine that does what it is asked to: the terms say how it answers, whoever asks.
 function misbehave(request, response) {
-  const url = new URL(request.url, oddAt);
+  const url = new URL(request.url, odd.at);
   asked.push({ path: url.pathname, terms: url.searchParams.get('q'), fields: request.headers });
   const how = url.pathname === '/terms' ? url.searchParams.get('q') : url.pathname.slice(1);
   if (how !== 'closed') response.setHeader('access-control-allow-origin', '*');
@@ -88,7 +128,7 @@ function misbehave(request, response) {
   switch (how) {
     case 'endless': return endless();
     case 'slow': return response.write('<rss>');
-    case 'elsewhere': return response.writeHead(302, { location: `${elsewhereAt}/stolen${url.search}` }).end();
+    case 'elsewhere': return response.writeHead(302, { location: `${other.at}/stolen${url.search}` }).end();
     case 'wrong': return response.end('<!doctype html><p>Hello');
     case 'laughs': return response.end('<!DOCTYPE rss [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><rss><channel><title>&b;</title></channel></rss>');
     case 'deep': return response.end(`<rss>${'<a>'.repeat(2000)}${'</a>'.repeat(2000)}</rss>`);
@@ -97,39 +137,47 @@ function misbehave(request, response) {
     case 'forbidden': return response.writeHead(403).end('no');
     case 'busy': return response.writeHead(429).end('no');
     case 'broken': return response.writeHead(500).end('no');
-    case 'json': return response.end(JSON.stringify(JSON_ANSWER));
-    default: return response.end(RSS);
+    default: return response.end(FORMS[how]?.answer ?? RSS);
   }
+}
+
+// Counts whoever comes here.
+function stray(request, response) {
+  strayed.push(request.url);
+  response.setHeader('access-control-allow-origin', '*');
+  response.end(RSS);
 }
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'umbel-exit-'));
   [kiwix, kiwixAt] = await startKiwix();
-  [odd, oddAt] = await serve(misbehave);
-  [elsewhere, elsewhereAt] = await serve((request, response) => {
-    strayed.push(request.url);
-    response.setHeader('access-control-allow-origin', '*');
-    response.end(RSS);
-  });
+  odd = await serve(misbehave);
+  other = await serve(stray);
+}, { timeout: 600000 });
+
+// The overlay, its relays at `address`, and the browser.
+async function start(browser, address) {
   const file = (name, template) => {
     writeFileSync(join(folder, `${name}.xml`), described(name, template));
     return `--web-engine=${join(folder, `${name}.xml`)}`;
   };
-  overlay = await testnet({ options: [
+  overlay = await testnet({ address, options: [
     file('only-tabs', `${kiwixAt}/search?format=xml&pattern={searchTerms}&pageLength={count}&start={startIndex}`),
-    file('closed', `${oddAt}/closed?q={searchTerms}`),
+    file('closed', `${odd.at}/closed?q={searchTerms}`),
   ] });
-  driver = await launch('chrome');
-}, { timeout: 600000 });
+  driver = await launch(browser);
+}
 
-after(async () => {
+async function end() {
   await driver?.close();
   await overlay?.stop();
+  [asked, strayed].forEach((noted) => noted.splice(0));
+  held.clear();
+}
+
+after(() => {
   kiwix?.kill('SIGTERM');
-  for (const server of [odd, elsewhere]) {
-    server?.closeAllConnections();
-    server?.close();
-  }
+  [odd, other].forEach((server) => server?.stop());
   if (folder) rmSync(folder, { recursive: true, force: true });
 });
 
@@ -141,16 +189,7 @@ async function open(path) {
 }
 
 // A tab that volunteers by the library.
-async function volunteer(limits) {
-  const { page, close } = await open('/volunteer');
-  await page.evaluate(async (limits) => {
-    const { volunteer } = await import('/umbel.js');
-    globalThis.tab = await volunteer({ network: '/umbel.json', limits, onstate: () => undefined });
-  }, limits);
-  await page.waitForFunction(() => globalThis.tab.state.phase === 'reachable', { timeout: 30000, polling: 50 });
-  const until = (test, ...given) => page.waitForFunction(test, { timeout: 30000, polling: 50 }, ...given);
-  return { page, close, until, state: () => page.evaluate(() => globalThis.tab.state) };
-}
+const volunteer = (limits) => volunteerIn(driver, overlay, limits);
 
 // What the testnet's native client says.
 const native = async (path, body) => {
@@ -184,14 +223,14 @@ async function seeker(engine) {
   return { search, close };
 }
 
-async function picture(page, name) {
+async function picture(page, browser, name) {
   if (!pictures) return;
   mkdirSync(pictures, { recursive: true });
   for (const [width, height] of [[1200, 900], [390, 844]]) {
     for (const value of ['light', 'dark']) {
       await page.setViewport({ width, height });
       await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value }]);
-      await page.screenshot({ path: `${pictures}/chrome-${name}-${value}-${width}.png`, fullPage: true });
+      await page.screenshot({ path: `${pictures}/${browser}-${name}-${value}-${width}.png`, fullPage: true });
     }
   }
 }
@@ -199,198 +238,220 @@ async function picture(page, name) {
 const says = (page, selector, words) => page.waitForFunction((selector, words) =>
   document.querySelector(selector)?.textContent.includes(words), { timeout: 30000, polling: 50 }, selector, words);
 
-describe('a tab as an exit for searches', () => {
-  test('offers nothing and answers nothing until it is chosen', deadline, async () => {
-    const { page, close } = await open('/volunteer');
-    await page.waitForSelector('#exit:not([hidden])');
-    assert.deepEqual(await page.$$eval('#exit-form input', (all) => all.map((box) => [box.name, box.checked])),
-      [[(await native('/api/engines')).list[0].engine, false], ['only-tabs', false], ['closed', false]]);
-    await page.click('#switch');
-    await says(page, '#why', 'gateway');
-    await offered('only-tabs', 0);
-    const { error } = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
-    assert.match(error, /no exit of this network offers this engine/);
-    assert.equal(await page.$eval('#exit-now', (one) => one.textContent), 'off');
-    await close();
-  });
+for (const browser of Object.keys(BROWSERS)) {
+  const address = browser === 'firefox' ? elsewhere() : undefined;
 
-  test('answers a native client and a page by a real engine, once its box is ticked, and it was that tab', deadline, async () => {
-    const { page, close } = await open('/volunteer');
-    await page.waitForSelector('#exit:not([hidden])');
-    await page.click('#exit summary');
-    await page.click('input[name=only-tabs]');
-    await page.click('input[name=closed]');
-    await page.click('#switch');
-    await says(page, 'label:has([name=only-tabs]) + p', 'You are asking it for others');
-    await says(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
-    await picture(page, 'exit');
+  describe(`a tab of ${browser} as an exit for searches`, { skip: unreachable(browser, address) }, () => {
+    before(() => start(browser, address), { timeout: 600000 });
+    after(end);
 
-    const [exit] = await offered('only-tabs', 1);
-    await offered('closed', 0);
-    const found = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
-    assert.equal(found.status, 200, JSON.stringify(found));
-    assert.equal(found.path.length, 3);
-    assert.equal(found.path[2].relay, exit);
-    const direct = await (await fetch(`${kiwixAt}/search?format=xml&pattern=${TERMS}&pageLength=10&start=1`)).text();
-    const titles = [...direct.matchAll(/<item>\s*<title>(.*?)<\/title>/g)].map(([, title]) => title);
-    assert.deepEqual(found.results.map(({ title }) => title), titles.map((title) => title.replaceAll('&lt;', '<').replaceAll('&gt;', '>')));
-    assert(found.results.every(({ link }) => link.startsWith(kiwixAt)));
-    assert(found.more && found.total > 10);
-
-    const client = await seeker('only-tabs');
-    const seen = await client.search({ terms: TERMS, engine: 'only-tabs' });
-    assert.deepEqual(seen.results, found.results.map(({ title, link, snippet }) => ({ title, link, snippet })));
-    assert.deepEqual(seen.path.map(({ volunteer }) => volunteer), [false, false, true]);
-    assert(seen.path[2].relay.startsWith(exit));
-    const second = await client.search({ terms: TERMS, engine: 'only-tabs', page: 2 });
-    assert.notDeepEqual(second.results, seen.results);
-    await client.close();
-    await says(page, '#searches', '3');
-
-    // Nothing that was asked can be read in the page any more.
-    assert.deepEqual(await page.evaluate(() => performance.getEntriesByType('resource').map(({ name }) => name)), []);
-
-    // The page speaks to its engines and nobody else, whatever runs in it.
-    const [stranger, at] = await serve((request, response) => {
-      strayed.push(request.url);
-      response.setHeader('access-control-allow-origin', '*');
-      response.end();
+    test('offers nothing and answers nothing until it is chosen', deadline, async () => {
+      const { page, close } = await open('/volunteer');
+      await page.waitForSelector('#exit:not([hidden])');
+      assert.deepEqual(await page.$$eval('#exit-form input', (all) => all.map((box) => [box.name, box.checked])),
+        [[(await native('/api/engines')).list[0].engine, false], ['only-tabs', false], ['closed', false]]);
+      await page.click('#switch');
+      await page.waitForSelector('#power[data-phase="reachable"]', { timeout: 30000 });
+      // A tab that came later is listed, so this one is.
+      const tab = await volunteer({ searchEngines: [{ name: 'later', description: described('later', `${odd.at}/later?q={searchTerms}`) }] });
+      await offered('later', 1);
+      await offered('only-tabs', 0);
+      await tab.close();
+      const { error } = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
+      assert.match(error, /no exit of this network offers this engine/);
+      assert.equal(await page.$eval('#exit-now', (one) => one.textContent), 'off');
+      await close();
     });
-    const tried = await page.evaluate((...urls) => Promise.all(urls.map((url) =>
-      fetch(url).then(() => 'answered', ({ name }) => name))), `${at}/from-the-page`, `${kiwixAt}/`);
-    assert.deepEqual(tried, ['TypeError', 'answered']);
-    assert.deepEqual(strayed, []);
-    stranger.close();
 
-    // What was chosen stays so, and what is chosen no more is offered no more.
-    await page.reload();
-    await says(page, 'label:has([name=only-tabs]) + p', 'You are asking it for others');
-    await offered('only-tabs', 1);
-    await page.$eval('input[name=only-tabs]', (box) => box.click());
-    await offered('only-tabs', 0);
-    await says(page, '#exit-now', 'closed');
-    await close();
-  });
+    test('answers a native client and a page by a real engine, once its box is ticked, and it was that tab', deadline, async () => {
+      const { page, close } = await open('/volunteer');
+      await page.waitForSelector('#exit:not([hidden])');
+      await page.click('#exit summary');
+      await page.click('input[name=only-tabs]');
+      await page.click('input[name=closed]');
+      await page.click('#switch');
+      await says(page, 'label:has([name=only-tabs]) + p', 'You are asking it for others');
+      await says(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
+      await picture(page, browser, 'exit');
 
-  test('says of each engine that misbehaves what is wrong, and offers none of them', deadline, async () => {
-    const words = {
-      closed: /can't be read from a web page/, endless: /too long/, elsewhere: /another host/, wrong: /could not be read/,
-      forbidden: /keeps this exit out/, slow: /did not answer in time/,
-    };
-    const searchEngines = Object.keys(words).map((name) => ({ name, description: described(name, `${oddAt}/${name}?q={searchTerms}`) }));
-    const tab = await volunteer({ searchEngines });
-    await tab.until(() => globalThis.tab.state.searchEngines.every(({ why }) => why));
-    for (const { name, offered, why } of (await tab.state()).searchEngines) {
-      assert.equal(offered, false);
-      assert.match(why, words[name], name);
-    }
-    assert.deepEqual(strayed, [], 'no redirect is followed');
-    await tab.close();
-  });
+      const [exit] = await offered('only-tabs', 1);
+      await offered('closed', 0);
+      const found = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
+      assert.equal(found.status, 200, JSON.stringify(found));
+      assert.equal(found.path.length, 3);
+      assert.equal(found.path[2].relay, exit);
+      const direct = await (await fetch(`${kiwixAt}/search?format=xml&pattern=${TERMS}&pageLength=10&start=1`)).text();
+      const titles = [...direct.matchAll(/<item>\s*<title>(.*?)<\/title>/g)].map(([, title]) => title);
+      assert.deepEqual(found.results.map(({ title }) => title), titles.map((title) => title.replaceAll('&lt;', '<').replaceAll('&gt;', '>')));
+      assert(found.results.every(({ link }) => link.startsWith(kiwixAt)));
+      assert(found.more && found.total > 10);
 
-  test('tells clients what an engine does that turns on it, and holds its caps', deadline, async () => {
-    const tab = await volunteer({ searchEngines: [{ name: 'terms', description: described('terms', `${oddAt}/terms?q={searchTerms}`) }] });
-    const client = await seeker('terms');
-    const answers = {
-      endless: /too long/, elsewhere: /another host/, wrong: /could not be read/, laughs: /could not be read/, deep: /could not be read/,
-      wide: /could not be read/, many: /could not be read/,
-      broken: /reported a failure/, slow: /did not answer in time/, closed: /could not reach/,
-    };
-    for (const [terms, words] of Object.entries(answers)) {
-      const { message } = await client.search({ terms, engine: 'terms' });
-      assert.match(message, words, terms);
-    }
-    assert.deepEqual(strayed, [], 'no redirect is followed');
-    // It is as good as before: it was tried again, and answered.
-    const { results } = await client.search({ terms: 'plain', engine: 'terms', language: 'de' });
-    assert.deepEqual(results, [{ title: 'A bold & short title', link: `${oddAt}/found`, snippet: 'Rc<T> words' }]);
-    // Nothing of the volunteer goes along, whatever the engine has set.
-    const { fields } = asked.findLast(({ terms }) => terms === 'plain');
-    assert.deepEqual([fields.cookie, fields.referer], [undefined, undefined]);
-    assert.match(fields['accept-language'], /^de,/);
-    assert.equal((await tab.state()).searchEngines[0].offered, true);
-    // Last, for it keeps this exit out for ten minutes.
-    for (const terms of ['forbidden', 'plain']) {
-      const { message } = await client.search({ terms, engine: 'terms' });
-      assert.match(message, /keeps (this|out every) exit/, terms);
-    }
-    await client.close();
-    await tab.close();
-  });
+      const client = await seeker('only-tabs');
+      const seen = await client.search({ terms: TERMS, engine: 'only-tabs' });
+      assert.deepEqual(seen.results, found.results.map(({ title, link, snippet }) => ({ title, link, snippet })));
+      assert.deepEqual(seen.path.map(({ volunteer }) => volunteer), [false, false, true]);
+      assert(seen.path[2].relay.startsWith(exit));
+      const second = await client.search({ terms: TERMS, engine: 'only-tabs', page: 2 });
+      assert.notDeepEqual(second.results, seen.results);
+      await client.close();
+      await says(page, '#searches', '3');
 
-  test('asks no more for an engine that is chosen no more, and gives up what it was asking', deadline, async () => {
-    const engine = (name) => ({ name, description: described(name, `${oddAt}/${name}?q={searchTerms}`) });
-    const trial = hold('/a-slow', 'test');
-    const tab = await volunteer({ searchEngines: ['a-slow', 'b-next'].map(engine) });
-    await soon(trial.come, 'a trial');
-    const choose = (...names) => tab.page.evaluate((searchEngines) => globalThis.tab.setLimits({ searchEngines }), names.map(engine));
-    await choose('c-good');
-    assert.equal(await soon(trial.left, 'the end of the trial'), false);
-    await tab.until(() => globalThis.tab.state.searchEngines[0]?.offered);
-    assert(!asked.some(({ path }) => path === '/b-next'), 'one that is chosen no more is not tried');
+      // Nothing that was asked can be read in the page any more.
+      assert.deepEqual(await page.evaluate(() => performance.getEntriesByType('resource').map(({ name }) => name)), []);
 
-    const client = await seeker('c-good');
-    const query = hold('/c-good', 'held');
-    const answer = client.search({ terms: 'held', engine: 'c-good' });
-    await soon(query.come, 'the question');
-    await choose();
-    assert.equal(await soon(query.left, 'the end of the question'), false);
-    assert.match((await answer).message, /doesn't offer this engine any more/);
-    await client.close();
-    await tab.close();
-  });
+      // The page fetches from its engines and from nobody else.
+      const tried = await page.evaluate((...urls) => Promise.all(urls.map((url) =>
+        fetch(url).then(() => 'answered', ({ name }) => name))), `${other.at}/from-the-page`, `${kiwixAt}/`);
+      assert.deepEqual(tried, ['TypeError', 'answered']);
+      assert.deepEqual(strayed, []);
 
-  test('answers what it was asked before it is turned off, and takes nothing more', deadline, async () => {
-    const tab = await volunteer({ searchEngines: [{ name: 'drains', description: described('drains', `${oddAt}/drains?q={searchTerms}`) }] });
-    const client = await seeker('drains');
-    const query = hold('/drains', 'held');
-    const answer = client.search({ terms: 'held', engine: 'drains' });
-    await soon(query.come, 'the question');
-    await tab.page.evaluate(() => void (globalThis.stopped = globalThis.tab.stop()));
-    const { message } = await client.search({ terms: 'late', engine: 'drains' });
-    assert(message);
-    assert(!asked.some(({ terms }) => terms === 'late'));
-    query.answer();
-    assert.equal((await answer).results?.length, 1);
-    // Whoever turns it off once more waits for the same.
-    assert(await tab.page.evaluate(() => globalThis.tab.stop() === globalThis.stopped));
-    await tab.page.evaluate(() => globalThis.stopped);
-    await client.close();
-    await tab.close();
-  });
+      // What was chosen stays so, and what is chosen no more is offered no more.
+      await page.reload();
+      await says(page, 'label:has([name=only-tabs]) + p', 'You are asking it for others');
+      await offered('only-tabs', 1);
+      await page.$eval('input[name=only-tabs]', (box) => box.click());
+      await offered('only-tabs', 0);
+      await says(page, '#exit-now', 'closed');
 
-  test('reads JSON as exits do', deadline, async () => {
-    const description = described('json', `${oddAt}/json?q={searchTerms}`).replace('application/rss+xml', 'application/json');
-    const tab = await volunteer({ searchEngines: [{ name: 'json', description }] });
-    const client = await seeker('json');
-    const { results } = await client.search({ terms: TERMS, engine: 'json' });
-    assert.deepEqual(results, [{ title: 'Café Vec<String>', link: `${oddAt}/json`, snippet: 'a b' }]);
-    await client.close();
-    await tab.close();
-  });
+      // One that is called the same and is somewhere else has not been chosen.
+      await says(page, 'label:has([name=closed])', new URL(odd.at).host);
+      await page.evaluate(() => {
+        const kept = JSON.parse(localStorage.getItem('umbel-volunteer'));
+        kept.limits.searchEngines[0].origins = ['https://engine.example'];
+        localStorage.setItem('umbel-volunteer', JSON.stringify(kept));
+      });
+      await page.reload();
+      await says(page, 'label:has([name=closed]) + p', 'You had chosen an engine of this name at engine.example');
+      assert.equal(await page.$eval('input[name=closed]', (box) => box.checked), false);
+      await says(page, '#exit-now', 'off');
+      await close();
+    });
 
-  test('refuses what is no engine that a tab can ask', deadline, async () => {
-    const { page, close } = await open('/volunteer');
-    const html = described('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
-      .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');
-    const cases = [
-      ['unknown', /names no search engine/], [{ name: 'No name', description: '' }, /no name for a search engine/],
-      [{ name: 'x', description: '<a>' }, /no well-formed XML/], [{ name: 'x', description: '<a/>' }, /no OpenSearch/],
-      [{ name: 'x', description: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>' }, /entities/], [{ name: 'html', description: html }, /only as HTML/],
-    ];
-    const failures = await page.evaluate(async (chosen) => {
-      const { volunteer } = await import('/umbel.js');
-      const failures = [];
-      for (const engine of chosen) {
-        failures.push(await volunteer({ network: '/umbel.json', limits: { searchEngines: [engine] }, onstate: () => undefined })
-          .then(() => ({}), ({ kind, message }) => ({ kind, message })));
+    test('says of each engine that misbehaves what is wrong, and offers none of them', deadline, async () => {
+      const words = {
+        closed: /can't be read from a web page/, endless: /too long/, elsewhere: /another host/, wrong: /could not be read/,
+        forbidden: /keeps this exit out/, slow: /did not answer in time/,
+      };
+      const searchEngines = Object.keys(words).map((name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) }));
+      const tab = await volunteer({ searchEngines });
+      await tab.until((state) => state.searchEngines.every(({ why }) => why));
+      for (const { name, offered, why } of (await tab.state()).searchEngines) {
+        assert.equal(offered, false);
+        assert.match(why, words[name], name);
       }
-      return failures;
-    }, cases.map(([engine]) => engine));
-    failures.forEach(({ kind, message }, index) => {
-      assert.equal(kind, 'bad-input');
-      assert.match(message, cases[index][1]);
+      assert.deepEqual(strayed, [], 'no redirect is followed');
+      await tab.close();
     });
-    await close();
+
+    test('tells clients what an engine does that turns on it, and holds its caps', deadline, async () => {
+      const tab = await volunteer({ searchEngines: [{ name: 'terms', description: described('terms', `${odd.at}/terms?q={searchTerms}`) }] });
+      const client = await seeker('terms');
+      const answers = {
+        endless: /too long/, elsewhere: /another host/, wrong: /could not be read/, laughs: /could not be read/, deep: /could not be read/,
+        wide: /could not be read/, many: /could not be read/,
+        broken: /reported a failure/, slow: /did not answer in time/, closed: /could not reach/,
+      };
+      for (const [terms, words] of Object.entries(answers)) {
+        const { message } = await client.search({ terms, engine: 'terms' });
+        assert.match(message, words, terms);
+      }
+      assert.deepEqual(strayed, [], 'no redirect is followed');
+      // It is as good as before: it was tried again, and answered.
+      const { results } = await client.search({ terms: 'plain', engine: 'terms', language: 'de' });
+      assert.deepEqual(results, [{ title: 'A bold & short title', link: `${odd.at}/found`, snippet: 'Rc<T> words' }]);
+      // Nothing of the volunteer goes along, whatever the engine has set.
+      const { fields } = asked.findLast(({ terms }) => terms === 'plain');
+      assert.deepEqual([fields.cookie, fields.referer], [undefined, undefined]);
+      assert.match(fields['accept-language'], /^de,/);
+      assert.equal((await tab.state()).searchEngines[0].offered, true);
+      // Last, for it keeps this exit out for ten minutes.
+      for (const terms of ['forbidden', 'plain']) {
+        const { message } = await client.search({ terms, engine: 'terms' });
+        assert.match(message, /keeps (this|out every) exit/, terms);
+      }
+      await client.close();
+      await tab.close();
+    });
+
+    test('asks no more for an engine that is chosen no more, and gives up what it was asking', deadline, async () => {
+      const engine = (name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) });
+      const trial = hold('/a-slow', 'test');
+      const tab = await volunteer({ searchEngines: ['a-slow', 'b-next'].map(engine) });
+      await soon(trial.come, 'a trial');
+      const choose = (...names) => tab.page.evaluate((searchEngines) => globalThis.tab.setLimits({ searchEngines }), names.map(engine));
+      await choose('c-good');
+      assert.equal(await soon(trial.left, 'the end of the trial'), false);
+      await tab.until((state) => state.searchEngines[0]?.offered);
+      assert(!asked.some(({ path }) => path === '/b-next'), 'one that is chosen no more is not tried');
+
+      const client = await seeker('c-good');
+      const query = hold('/c-good', 'held');
+      const answer = client.search({ terms: 'held', engine: 'c-good' });
+      await soon(query.come, 'the question');
+      await choose();
+      assert.equal(await soon(query.left, 'the end of the question'), false);
+      assert.match((await answer).message, /doesn't offer this engine any more/);
+      await client.close();
+      await tab.close();
+    });
+
+    test('answers what it was asked before it is turned off, and takes nothing more', deadline, async () => {
+      const tab = await volunteer({ searchEngines: [{ name: 'drains', description: described('drains', `${odd.at}/drains?q={searchTerms}`) }] });
+      const client = await seeker('drains');
+      const query = hold('/drains', 'held');
+      const answer = client.search({ terms: 'held', engine: 'drains' });
+      await soon(query.come, 'the question');
+      await tab.page.evaluate(() => void (globalThis.stopped = globalThis.tab.stop()));
+      const { message } = await client.search({ terms: 'late', engine: 'drains' });
+      assert(message);
+      assert(!asked.some(({ terms }) => terms === 'late'));
+      query.answer();
+      assert.equal((await answer).results?.length, 1);
+      // Whoever turns it off once more waits for the same.
+      assert(await tab.page.evaluate(() => globalThis.tab.stop() === globalThis.stopped));
+      await tab.page.evaluate(() => globalThis.stopped);
+      await client.close();
+      await tab.close();
+    });
+
+    test('reads feeds and JSON as exits do', deadline, async () => {
+      const engine = ([name, { media, more = '' }]) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`)
+        .replace('application/rss+xml', media).replace('</Open', `${more}</Open`) });
+      const tab = await volunteer({ searchEngines: Object.entries(FORMS).map(engine) });
+      for (const [name, { results }] of Object.entries(FORMS)) {
+        const client = await seeker(name);
+        const expected = results.map(([title, link, snippet]) => ({ title, link: link.replace(/^\//, `${odd.at}/`), snippet }));
+        assert.deepEqual((await client.search({ terms: TERMS, engine: name })).results, expected, name);
+        await client.close();
+      }
+      // What engines say counts, as what is passed on.
+      await tab.until((state, least) => state.bytesTotal > least, LONG);
+      await tab.close();
+    });
+
+    test('refuses what is no engine that a tab can ask', deadline, async () => {
+      const { page, close } = await open('/volunteer');
+      const html = described('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
+        .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');
+      const cases = [
+        ['unknown', /names no search engine/], [{ name: 'No name', description: '' }, /no name for a search engine/],
+        [{ name: 'x', description: '<a>' }, /no well-formed XML/], [{ name: 'x', description: '<a/>' }, /no OpenSearch/],
+        [{ name: 'x', description: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>' }, /entities/], [{ name: 'html', description: html }, /only as HTML/],
+      ];
+      const failures = await page.evaluate(async (chosen) => {
+        const { volunteer } = await import('/umbel.js');
+        const failures = [];
+        for (const engine of chosen) {
+          failures.push(await volunteer({ network: '/umbel.json', limits: { searchEngines: [engine] }, onstate: () => undefined })
+            .then(() => ({}), ({ kind, message }) => ({ kind, message })));
+        }
+        return failures;
+      }, cases.map(([engine]) => engine));
+      failures.forEach(({ kind, message }, index) => {
+        assert.equal(kind, 'bad-input');
+        assert.match(message, cases[index][1]);
+      });
+      await close();
+    });
   });
-});
+}

@@ -17,9 +17,11 @@ for (let at = 0; at < LENGTH; at += 4096) body.writeUInt32BE(at, at);
 export const sha256 = (bytes) => createHash('sha256').update(bytes).digest('hex');
 export const digest = sha256(body);
 
-// Something to fetch: the body, or a few words.
-export async function serve() {
-  const server = createServer((request, response) => response.end(request.url === '/body' ? body : 'one byte or so'));
+const something = (request, response) => response.end(request.url === '/body' ? body : 'one byte or so');
+
+// What answers by `handler`: if not told otherwise, something to fetch, the body or a few words.
+export async function serve(handler = something) {
+  const server = createServer(handler);
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
   return {
     at: `http://127.0.0.1:${server.address().port}`,
