@@ -16,6 +16,7 @@ for (const browser of Object.keys(BROWSERS)) {
   describe(`the switch of ${browser}`, { skip: unreachable(browser, address) }, () => {
     let overlay, driver, origin;
     const clients = [];
+    let over = false;
 
     before(async () => {
       overlay = await testnet({ address });
@@ -24,6 +25,7 @@ for (const browser of Object.keys(BROWSERS)) {
     }, { timeout: 600000 });
 
     after(async () => {
+      over = true;
       await driver?.close();
       await Promise.all(clients.map((client) => client.stop()));
       origin?.stop();
@@ -66,9 +68,14 @@ for (const browser of Object.keys(BROWSERS)) {
         clients.push(client);
         // Wanted from now on, and asked for again whenever that came to nothing.
         const wanting = (async () => {
-          while (!(await fetched(client.socks, `${origin.at}/`, ['--max-time', '20'])).whole);
+          const end = performance.now() + 120000;
+          while (!(await fetched(client.socks, `${origin.at}/`, ['--max-time', '20'])).whole) {
+            assert(!over && performance.now() < end, 'nothing comes through the tab');
+          }
           return Date.now();
         })();
+        // Whoever fails before has not waited for it.
+        wanting.catch(() => undefined);
         await watch(page);
         await page.click('#switch');
         await phase(page, 'reachable');
