@@ -151,7 +151,9 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(open, 0, 'the page has hung up');
     });
 
-    test('an old list that is given again changes nothing for a page that knows a newer one', { timeout: 240000 }, async () => {
+    // It waits for a list and for a page's next look, a minute each, and has nothing in it that browsers do differently.
+    const once = { timeout: 240000, skip: browser === 'firefox' };
+    test('an old list that is given again changes nothing for a page that knows a newer one', once, async () => {
       const latest = async () => Buffer.from(await (await fetch(overlay.directory + CONSENSUS)).arrayBuffer());
       const old = await latest();
       const began = performance.now();
