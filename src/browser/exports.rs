@@ -82,7 +82,7 @@ pub struct PageStream(Stream);
 
 #[wasm_bindgen]
 impl PageStream {
-    /// All that has come since the last; `undefined` if nothing has, and no byte at the end.
+    /// The next of what has come; `undefined` if there is no more yet, and no byte at the end.
     pub fn read(&self) -> Result<Option<Vec<u8>>, JsValue> {
         Ok(self.0.read()?)
     }

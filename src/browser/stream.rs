@@ -20,6 +20,9 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
+/// Bytes that are read at a time: what waits within a stream's window may be megabytes, more than its reader takes in one piece.
+const MOST_READ: usize = 256 << 10;
+
 struct Entry {
     stream: ClientStream,
     received: BytesMut,
@@ -104,12 +107,14 @@ impl Stream {
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(Failure::closed)? })
     }
 
-    /// All that has come; nothing if that is none yet, and no bytes at the end.
+    /// The next of what has come, [`MOST_READ`] bytes at most: read until there is nothing, which is when none is there yet. At the
+    /// end it gives no bytes.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, Failure> {
         let looked = self.driver.with(|core, _, _| {
             let entry = core.streams.entry(self.stream)?;
             entry.due = false;
-            let bytes: Vec<u8> = core::mem::take(&mut entry.received).into();
+            let most = entry.received.len().min(MOST_READ);
+            let bytes: Vec<u8> = entry.received.split_to(most).into();
             core.client.consumed(self.stream, bytes.len());
             Some((bytes, entry.finished, entry.failed()))
         });

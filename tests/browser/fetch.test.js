@@ -192,6 +192,37 @@ for (const browser of Object.keys(BROWSERS)) {
       t.diagnostic(`5 MB: ${Math.round(first)} ms, once more: ${Math.round(took)} ms, ${(BODY.length / 1048.576 / took).toFixed(1)} MiB/s`);
     });
 
+    test('a body that its reader leaves for a while waits, and comes whole', deadline, async () => {
+      const body = Buffer.concat(Array(6).fill(BODY));
+      const { port, seen } = await recorder(await site(good, (_, response) => response.end(body)));
+      await page.evaluate(async (url) => {
+        const reader = (await umbel.fetch(url)).body.getReader();
+        globalThis.rest = { reader, pieces: [] };
+        globalThis.readTo = async (end) => {
+          for (let had = 0; had < end; ) {
+            const { done, value } = await reader.read();
+            if (done) return;
+            rest.pieces.push(value);
+            had += value.length;
+          }
+        };
+        // At full speed, so that much is under way.
+        await readTo(10_000_000);
+      }, `https://localhost:${port}/`);
+      // Nothing more comes by once all that may be under way is.
+      const carried = () => seen.backward.reduce((sum, bytes) => sum + bytes.length, 0);
+      for (let last = -1; carried() !== last; ) {
+        last = carried();
+        await new Promise((resolve) => setTimeout(resolve, 500));
+      }
+      const digest = await page.evaluate(async () => {
+        await readTo(Infinity);
+        const hash = await crypto.subtle.digest('SHA-256', await new Blob(rest.pieces).arrayBuffer());
+        return [...new Uint8Array(hash)].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+      });
+      assert.equal(digest, createHash('sha256').update(body).digest('hex'));
+    });
+
     test('a request says the same of every browser, and its body arrives', deadline, async () => {
       let came;
       const port = await site(good, async (request, response) => {
