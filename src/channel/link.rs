@@ -332,9 +332,13 @@ impl Channel {
         Some((lane, message))
     }
 
-    /// Takes cells by turns and packs those of one lane together, as many as there is room for.
+    /// Takes cells by turns and packs those of one lane together: as many as there is room for, or as fill whole messages.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
         let mut lanes: [Vec<u8>; LANES as usize] = Default::default();
+        if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
+            // The rest would make a message that is hardly worth its packets; the link tells its room again when it has more.
+            self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
+        }
         let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
         for _ in 0..cells {
             let Some(next) = self.queue.pop() else { break };

@@ -15,7 +15,7 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::{link::lane_of, queue::FairQueue, *};
 use crate::{
-    base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, Transmit},
+    base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, MESSAGE_CELLS, Transmit},
     crypto::IdentityKey,
     wire::{BODY_LEN, CELL_LEN, Command},
 };
@@ -365,7 +365,7 @@ fn whoever_breaks_a_rule_loses_the_channel() {
     let short = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Bytes::from(vec![0; 1025]) };
     let empty = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Bytes::new() };
     let unknown_command = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: vec![9; CELL_LEN].into() };
-    let too_many = one_message(0, &vec![Cell::padding(); 17]);
+    let too_many = one_message(0, &vec![Cell::padding(); MESSAGE_CELLS + 1]);
     for broken in [
         one_message(0, &[Cell::new(lower, Command::Create, body())]),
         one_message(0, &[Cell::new(upper, Command::Created, body())]),
@@ -403,38 +403,37 @@ fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
 }
 
 #[test]
-fn waiting_cells_are_packed_sixteen_to_a_message() {
+fn waiting_cells_are_packed_seventeen_to_a_message() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
-    (0..32).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    (0..34).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
     pair.a.collect(pair.now);
     let lengths = pair.a.sent.iter().map(|transmit| match transmit {
         Transmit::Message { message, .. } => message.len(),
         _ => 0,
     });
-    assert_eq!(lengths.collect::<Vec<_>>(), [16 * CELL_LEN, 16 * CELL_LEN]);
+    assert_eq!(lengths.collect::<Vec<_>>(), [17 * CELL_LEN, 17 * CELL_LEN]);
 }
 
 #[test]
-fn nothing_is_sent_without_room_and_hardly_more_than_there_is_room_for() {
+fn nothing_is_sent_without_room_and_what_fills_whole_messages_or_hardly_more_with_it() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     pair.room(1, 0);
     (0..200).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
     pair.a.collect(pair.now);
     assert!(pair.a.sent.is_empty());
-    pair.room(1, 20_000);
-    let sent: usize = pair
-        .a
-        .sent
-        .iter()
-        .map(|transmit| match transmit {
+    for (room, cells) in [(2 * MESSAGE_CELLS * CELL_LEN + 5_000, 2 * MESSAGE_CELLS), (5_000, 5), (1, 1)] {
+        pair.a.sent.clear();
+        let before = pair.a.channels.queued(channel, circuit);
+        pair.room(1, room);
+        assert_eq!(before - pair.a.channels.queued(channel, circuit), cells);
+        let lengths = pair.a.sent.iter().map(|transmit| match transmit {
             Transmit::Message { message, .. } => message.len(),
             _ => 0,
-        })
-        .sum();
-    assert!((20_000..20_000 + CELL_LEN).contains(&sent), "{sent}");
-    assert_eq!(pair.a.channels.queued(channel, circuit), 180);
+        });
+        assert_eq!(lengths.sum::<usize>(), cells * CELL_LEN);
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod endpoint;
 mod front;
 mod inbound;
 mod link;
+mod mark;
 mod sctp;
 mod socket;
 mod sources;

@@ -23,9 +23,9 @@ pub struct EndpointConfig {
     /// sends them in the smallest pieces.
     pub receive_window: u32,
     /// Bytes in a link's send buffer, acknowledged or not, at which [`LinkEvent::Room`](crate::base::LinkEvent::Room)
-    /// is zero on a short path. Default 48 KiB: three messages, and about what a browser's socket holds (64 KiB of the kernel's
-    /// memory) while the browser does something else; what comes beyond that is lost. On a long path it grows with what the
-    /// path carries in a round trip.
+    /// is zero on a short path; room is told again once there is a third of it. Default 51 KiB: three messages, and about what a
+    /// browser's socket holds (64 KiB of the kernel's memory) while the browser does something else; what comes beyond that is
+    /// lost. On a long path it grows with what the path carries in a round trip.
     pub send_mark: usize,
 }
 
@@ -40,7 +40,7 @@ impl EndpointConfig {
             caps: Caps::default(),
             datagram_size: 1_232,
             receive_window: 2 << 20,
-            send_mark: 48 << 10,
+            send_mark: 51 << 10,
         }
     }
 }

@@ -15,8 +15,8 @@ use super::{
     front::{Cookie, Primer, first_hello},
 };
 
-/// What a record adds to an SCTP packet: header, explicit nonce, tag. Four more round SCTP's size to its padding.
-pub(super) const OVERHEAD: u16 = 41;
+/// What a record adds to an SCTP packet: header, explicit nonce, tag.
+pub(super) const OVERHEAD: u16 = 37;
 
 /// First retransmission of a handshake flight; doubled each time.
 const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);

@@ -9,6 +9,7 @@ use super::{
     Caps, Route,
     datagrams::Datagrams,
     dtls::{Dtls, DtlsError, DtlsEvent},
+    mark::Mark,
     sctp::{RtcSctp, Sctp, SctpConfig, SctpEvent},
 };
 use crate::base::{DialTarget, Instant, Lane, LinkClose, LinkId};
@@ -183,7 +184,7 @@ impl Link {
 
     /// Bytes that the core may hand over.
     pub(super) fn room(&self) -> usize {
-        self.mark.bytes.saturating_sub(self.buffered)
+        self.mark.bytes().saturating_sub(self.buffered)
     }
 
     /// Takes a datagram of the other end's, or of someone who pretends to be it.
@@ -360,7 +361,7 @@ impl Link {
                     self.buffered = self.buffered.saturating_sub(bytes);
                     let round_trip = self.sctp.as_ref().map_or(Duration::ZERO, |sctp| sctp.round_trip());
                     self.mark.released(context.now, round_trip, bytes);
-                    if self.stage == Stage::Open {
+                    if self.stage == Stage::Open && self.room() >= self.mark.floor() / 3 {
                         context.happenings.push(Happening::Room);
                     }
                 }
@@ -371,35 +372,5 @@ impl Link {
                 _ => {}
             }
         }
-    }
-}
-
-/// How full a send buffer may be: what the path has lately carried in two round trips, between a floor and a ceiling.
-/// SCTP counts what is under way as buffered, so a fixed mark would cap the rate of long paths.
-struct Mark {
-    floor: usize,
-    bytes: usize,
-    since: Instant,
-    released: usize,
-}
-
-impl Mark {
-    const CEILING: usize = 4 << 20;
-    const SHORTEST: Duration = Duration::from_millis(1);
-
-    fn new(now: Instant, floor: usize) -> Self {
-        Self { floor, bytes: floor, since: now, released: 0 }
-    }
-
-    fn released(&mut self, now: Instant, round_trip: Duration, bytes: usize) {
-        self.released = self.released.saturating_add(bytes);
-        let round_trip = round_trip.max(Self::SHORTEST);
-        let elapsed = now.since(self.since);
-        if elapsed < round_trip {
-            return;
-        }
-        let in_two = (self.released as f64) * 2.0 * round_trip.as_secs_f64() / elapsed.as_secs_f64();
-        self.bytes = (in_two as usize).clamp(self.floor, Self::CEILING.max(self.floor));
-        (self.since, self.released) = (now, 0);
     }
 }
