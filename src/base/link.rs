@@ -12,8 +12,8 @@ use super::{Redacted, RelayId};
 /// Reliable, ordered data channels per link, over which its circuits are spread (`proto/01-transport.md`).
 pub const LANES: u8 = 4;
 
-/// Cells in one data-channel message at the most. So many fill 15 SCTP packets to the last; 16 would leave one nearly empty, and
-/// it is packets that cost time.
+/// Cells in one data-channel message at the most. In datagrams of 1,232 bytes so many fill 15 SCTP packets; 16 would take 15 too,
+/// the last nearly empty, and it is packets that cost time.
 pub const MESSAGE_CELLS: usize = 17;
 
 /// One link of this node's transport; never used again after the link has closed.
@@ -132,7 +132,9 @@ pub enum LinkEvent {
         /// Its bytes, at most 64 KiB.
         message: Bytes,
     },
-    /// The link takes `bytes` more before its send buffer stands at its mark. Replaces the figure told before.
+    /// The link has taken something, and takes `bytes` more before its send buffer stands at its mark; it may be none yet.
+    /// Replaces the figure told before. The core may leave as much unused as makes no whole message, so this is told as long as
+    /// something is in the buffer.
     Room {
         /// The link.
         link: LinkId,

@@ -113,8 +113,10 @@ impl Stream {
         let looked = self.driver.with(|core, _, _| {
             let entry = core.streams.entry(self.stream)?;
             entry.due = false;
-            let most = entry.received.len().min(MOST_READ);
-            let bytes: Vec<u8> = entry.received.split_to(most).into();
+            let bytes: Vec<u8> = match entry.received.len() {
+                ..=MOST_READ => core::mem::take(&mut entry.received).into(),
+                _ => entry.received.split_to(MOST_READ).into(),
+            };
             core.client.consumed(self.stream, bytes.len());
             Some((bytes, entry.finished, entry.failed()))
         });

@@ -154,7 +154,8 @@ impl Channel {
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
         self.room = bytes;
-        self.note_room(now);
+        // It has taken something since the last time.
+        self.full_since = (bytes == 0).then_some(now);
     }
 
     fn note_room(&mut self, now: Instant) {

@@ -7,10 +7,10 @@ use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{Choices, Clock, Target};
 use crate::{
-    base::{CircuitId, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId, Transmit},
+    base::{CircuitId, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Redacted, RelayId, Transmit},
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
     crypto::IdentityKey,
-    wire::Cell,
+    wire::{CELL_LEN, Cell},
 };
 
 pub(super) const TARGETS: &[Target] = &[Target { name: "channel", run: channel, seeds }];
@@ -64,7 +64,7 @@ fn channel(bytes: &[u8]) {
         }
         while let Some(transmit) = channels.poll_transmit(now) {
             if let Transmit::Message { message, .. } = transmit {
-                assert!(message.len() <= 16 * 1024);
+                assert!(message.len() <= MESSAGE_CELLS * CELL_LEN);
             }
         }
     }

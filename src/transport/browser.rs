@@ -27,7 +27,7 @@ use peer::{Outlook, Peer};
 /// How long a link that the core closed may take to deliver what was handed over.
 const LINGER: Duration = Duration::from_secs(5);
 /// Bytes that a limited sender saves up before it goes on: one message.
-const LEAST_ALLOWANCE: f64 = 16_384.0;
+const LEAST_ALLOWANCE: f64 = 17_408.0;
 /// The least time for one attempt of a dial.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -211,6 +211,9 @@ impl Endpoint {
         if let Some(allowance) = &mut self.allowance {
             allowance.refill(now);
             bytes = allowance.room(bytes);
+        }
+        if bytes == 0 && link.told == 0 {
+            return;
         }
         link.told = bytes;
         self.events.push_back(LinkEvent::Room { link: id, bytes });

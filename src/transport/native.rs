@@ -11,6 +11,7 @@
 //!
 //! Governed by `proto/01-transport.md`; the reasoning about floods and forged datagrams stands in `docs/transport.md`.
 
+mod buffer;
 mod certificate;
 mod config;
 mod datagrams;
@@ -19,7 +20,6 @@ mod endpoint;
 mod front;
 mod inbound;
 mod link;
-mod mark;
 mod sctp;
 mod socket;
 mod sources;

@@ -27,7 +27,7 @@ for (const browser of Object.keys(BROWSERS)) {
     test('opens twenty links at once and gets every byte back over every lane', deadline, async () => {
       const dials = await page.evaluate(async (descriptor) => {
         const dials = await Promise.all(Array.from({ length: 20 }, () => umbel.dial(descriptor)));
-        const sizes = [1, 1024, 16384, 65536];
+        const sizes = [1, 1024, 17408, 65536];
         const echoes = dials.flatMap(({ channels }) => (channels ?? []).map((channel) => umbel.echo(channel, sizes)));
         await Promise.all(echoes);
         globalThis.peers = dials.map(({ peer }) => peer);

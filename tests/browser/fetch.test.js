@@ -209,7 +209,7 @@ for (const browser of Object.keys(BROWSERS)) {
         // At full speed, so that much is under way.
         await readTo(10_000_000);
       }, `https://localhost:${port}/`);
-      // Nothing more comes by once all that may be under way is.
+      // Nothing more passes the recorder once all that may be under way is.
       const carried = () => seen.backward.reduce((sum, bytes) => sum + bytes.length, 0);
       for (let last = -1; carried() !== last; ) {
         last = carried();

@@ -79,7 +79,7 @@ impl Driven {
 pub(crate) fn echo(event: LinkEvent, asked: &mut Vec<Transmit>) {
     if let LinkEvent::Message { link, lane, message } = event {
         // A browser may send more in one message than a node does.
-        for piece in message.chunks(16 << 10) {
+        for piece in message.chunks(17 << 10) {
             asked.push(Transmit::Message { link, lane, message: message.slice_ref(piece) });
         }
     }

@@ -106,7 +106,7 @@ async fn twenty_relays_are_dialled_at_once_and_echo_over_ipv4_and_ipv6() {
     }
 }
 
-/// Dials, sends 16 KiB over each lane, waits for all of it to come back, and closes.
+/// Dials, sends 17 KiB over each lane, waits for all of it to come back, and closes.
 async fn dial_and_echo(target: DialTarget, number: u8) {
     let mut client = Driven::new(client_config(), &[]);
     client.transmit(Transmit::Dial(target));
@@ -114,7 +114,7 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
     until(&mut client, "an echo", |event, asked| {
         match event {
             LinkEvent::Opened { link, .. } => {
-                let message = Bytes::from(vec![number; 16 << 10]);
+                let message = Bytes::from(vec![number; 17 << 10]);
                 asked.extend((0..4).map(|lane| Transmit::Message {
                     link,
                     lane: Lane::new(lane).unwrap(),
@@ -122,7 +122,7 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
                 }));
             }
             LinkEvent::Message { link, message, .. } => {
-                assert_eq!(message, vec![number; 16 << 10]);
+                assert_eq!(message, vec![number; 17 << 10]);
                 pieces += 1;
                 if pieces == 4 {
                     asked.push(Transmit::Close(link));

@@ -127,7 +127,7 @@ fn a_link_that_falls_silent_is_closed_at_both_ends() {
 fn closing_delivers_what_was_handed_over_and_tells_the_other_end() {
     let (mut world, at_client, _) = linked(7, Mischief { lost: 0.01, ..Mischief::default() });
     for _ in 0..16 {
-        let message = Bytes::from(vec![1; 16 << 10]);
+        let message = Bytes::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(1), message });
     }
     world.transmit(CLIENT, Transmit::Close(at_client));
@@ -169,7 +169,7 @@ fn opened_times(events: &[LinkEvent]) -> usize {
 fn a_relay_is_dialled_anew_while_the_old_link_still_closes() {
     let (mut world, at_client, _) = linked(9, Mischief::default());
     for _ in 0..16 {
-        let message = Bytes::from(vec![1; 16 << 10]);
+        let message = Bytes::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
     }
     world.transmit(CLIENT, Transmit::Close(at_client));
@@ -204,7 +204,7 @@ fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, s
     let mut room = [0usize; 2];
     let mut received = [[0u32; 4]; 2];
     let message = |number: u32| {
-        let mut bytes = vec![number as u8; 1 + (number as usize * 37) % (16 << 10)];
+        let mut bytes = vec![number as u8; 1 + (number as usize * 37) % (17 << 10)];
         bytes.splice(0..0, number.to_be_bytes());
         Bytes::from(bytes)
     };

@@ -166,6 +166,7 @@ impl World {
         while let Some(batch) = node.endpoint.poll_datagrams(self.now) {
             node.bytes_sent += batch.bytes.len();
             for datagram in batch.bytes.chunks(batch.segment) {
+                assert!(datagram.len() <= 1_232, "{} bytes", datagram.len());
                 let from = node.addresses[usize::from(batch.route.port)];
                 sent.push((from, batch.route.remote, datagram.to_vec()));
             }

@@ -15,17 +15,17 @@ pub struct EndpointConfig {
     pub fresh_certificate_per_dial: bool,
     /// Limits.
     pub caps: Caps,
-    /// Largest UDP payload sent, in bytes. Default 1,232: what IPv6's smallest MTU (1,280) carries. SCTP gets 41 bytes
+    /// Largest UDP payload sent, in bytes. Default 1,232: what IPv6's smallest MTU (1,280) carries. SCTP gets 37 bytes
     /// less. At least 600; at most what every path between the nodes carries, for it is never split or probed.
     pub datagram_size: u16,
     /// Bytes that a peer may have under way to us before it must wait (SCTP's advertised window). Default 2 MiB. A
     /// peer that never completes its messages makes us hold this much for its link, and up to three times as much if it
     /// sends them in the smallest pieces.
     pub receive_window: u32,
-    /// Bytes in a link's send buffer, acknowledged or not, at which [`LinkEvent::Room`](crate::base::LinkEvent::Room)
-    /// is zero on a short path; room is told again once there is a third of it. Default 51 KiB: three messages, and about what a
-    /// browser's socket holds (64 KiB of the kernel's memory) while the browser does something else; what comes beyond that is
-    /// lost. On a long path it grows with what the path carries in a round trip.
+    /// Bytes that a link takes into its send buffer on a short path before its
+    /// [`LinkEvent::Room`](crate::base::LinkEvent::Room) is zero, as it is when less than half of them is left. Default 34 KiB: two
+    /// messages, three under load. That is about what a browser's socket holds (64 KiB of the kernel's memory) while the browser
+    /// does something else; what comes beyond is lost. On a long path it grows with what the path carries in a round trip.
     pub send_mark: usize,
 }
 
@@ -40,7 +40,7 @@ impl EndpointConfig {
             caps: Caps::default(),
             datagram_size: 1_232,
             receive_window: 2 << 20,
-            send_mark: 51 << 10,
+            send_mark: 34 << 10,
         }
     }
 }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use super::{
     Caps, Route,
+    buffer::SendBuffer,
     datagrams::Datagrams,
     dtls::{Dtls, DtlsError, DtlsEvent},
-    mark::Mark,
     sctp::{RtcSctp, Sctp, SctpConfig, SctpEvent},
 };
 use crate::base::{DialTarget, Instant, Lane, LinkClose, LinkId};
@@ -134,8 +134,7 @@ pub(super) struct Link {
     sctp: Option<Box<dyn Sctp>>,
     heard: Instant,
     probed: Option<Instant>,
-    buffered: usize,
-    mark: Mark,
+    buffer: SendBuffer,
 }
 
 impl Link {
@@ -162,8 +161,7 @@ impl Link {
             sctp: None,
             heard: now,
             probed: None,
-            buffered: 0,
-            mark: Mark::new(now, send_mark),
+            buffer: SendBuffer::new(now, send_mark),
         }
     }
 
@@ -184,7 +182,7 @@ impl Link {
 
     /// Bytes that the core may hand over.
     pub(super) fn room(&self) -> usize {
-        self.mark.bytes().saturating_sub(self.buffered)
+        self.buffer.room()
     }
 
     /// Takes a datagram of the other end's, or of someone who pretends to be it.
@@ -229,7 +227,7 @@ impl Link {
             && self.stage == Stage::Open
             && !message.is_empty()
         {
-            self.buffered = self.buffered.saturating_add(message.len());
+            self.buffer.sent(context.now, message.len());
             sctp.send(context.clock.to_std(context.now), lane, message);
         }
     }
@@ -256,7 +254,7 @@ impl Link {
             });
         }
         self.check(context, outcome);
-        if matches!(self.stage, Stage::Closing { .. }) && self.buffered == 0 {
+        if matches!(self.stage, Stage::Closing { .. }) && self.buffer.is_empty() {
             self.finish(context, Ending::Done);
         }
     }
@@ -358,10 +356,8 @@ impl Link {
                     context.happenings.push(Happening::Message(lane, message));
                 }
                 (SctpEvent::Released(bytes), _) => {
-                    self.buffered = self.buffered.saturating_sub(bytes);
-                    let round_trip = self.sctp.as_ref().map_or(Duration::ZERO, |sctp| sctp.round_trip());
-                    self.mark.released(context.now, round_trip, bytes);
-                    if self.stage == Stage::Open && self.room() >= self.mark.floor() / 3 {
+                    self.buffer.released(context.now, bytes);
+                    if self.stage == Stage::Open {
                         context.happenings.push(Happening::Room);
                     }
                 }

@@ -4,7 +4,6 @@
 //! The lanes are data channels negotiated beforehand, streams 0 to 3 in both directions. A peer that opens them by DCEP
 //! (RFC 8832) is acknowledged, once a lane. Any other stream ends the link: it would cost memory per stream.
 
-use core::time::Duration;
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
@@ -37,8 +36,6 @@ pub(super) trait Sctp: Send {
     fn poll_packets(&mut self, now: Instant, send: &mut dyn FnMut(&[u8]));
     /// Queues a message. Nothing happens on an association that isn't open.
     fn send(&mut self, now: Instant, lane: Lane, message: &Bytes);
-    /// The smoothed round trip; zero before one has been measured, and below a millisecond.
-    fn round_trip(&self) -> Duration;
     /// Asks the other end for a sign of life, with the next packets.
     fn probe(&mut self);
     /// Ends the association without waiting, with the next packets.
@@ -282,10 +279,6 @@ impl Sctp for RtcSctp {
         }
     }
 
-    fn round_trip(&self) -> Duration {
-        self.association.as_ref().map_or(Duration::ZERO, |(_, association)| association.rtt())
-    }
-
     fn probe(&mut self) {
         self.probe = true;
     }
@@ -348,12 +341,32 @@ mod tests {
     }
 
     fn pair() -> (Instant, RtcSctp, RtcSctp) {
-        let config = SctpConfig::new(1_191, 1 << 20).unwrap();
+        let config = SctpConfig::new(1_195, 1 << 20).unwrap();
         let (now, peer) = (Instant::now(), "192.0.2.1:1".parse().unwrap());
         let (mut a, mut b) = (RtcSctp::connect(&config, peer, now), RtcSctp::accept(&config, peer));
         settle(now, &mut a, &mut b);
         assert!(matches!((a.poll_event(), b.poll_event()), (Some(SctpEvent::Open), Some(SctpEvent::Open))));
         (now, a, b)
+    }
+
+    #[test]
+    fn a_message_of_seventeen_cells_is_fifteen_packets() {
+        let (now, mut a, mut b) = pair();
+        a.send(now, Lane::FIRST, &Bytes::from(vec![0; 17 << 10]));
+        let mut lengths = Vec::new();
+        loop {
+            let (mut from_a, mut from_b) = (Vec::new(), Vec::new());
+            a.poll_packets(now, &mut |packet| from_a.push(packet.to_vec()));
+            b.poll_packets(now, &mut |packet| from_b.push(packet.to_vec()));
+            if from_a.is_empty() && from_b.is_empty() {
+                break;
+            }
+            lengths.extend(from_a.iter().map(Vec::len));
+            from_a.iter().for_each(|packet| b.handle_packet(now, packet));
+            from_b.iter().for_each(|packet| a.handle_packet(now, packet));
+        }
+        assert_eq!(lengths.len(), 15);
+        assert!(lengths.iter().all(|length| *length <= 1_195), "{lengths:?}");
     }
 
     /// A packet of `a`'s with these chunks, sealed with its checksum.
@@ -476,7 +489,7 @@ mod tests {
 
     #[test]
     fn a_probe_is_answered_and_leaves_the_association_open() {
-        let config = SctpConfig::new(1_191, 1 << 20).unwrap();
+        let config = SctpConfig::new(1_195, 1 << 20).unwrap();
         let (now, peer) = (Instant::now(), "192.0.2.1:1".parse().unwrap());
         let (mut a, mut b) = (RtcSctp::connect(&config, peer, now), RtcSctp::accept(&config, peer));
         settle(now, &mut a, &mut b);
@@ -494,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_stream_beyond_the_lanes_ends_the_association() {
-        let config = SctpConfig::new(1_191, 1 << 20).unwrap();
+        let config = SctpConfig::new(1_195, 1 << 20).unwrap();
         let (now, peer) = (Instant::now(), "192.0.2.1:1".parse().unwrap());
         let (mut a, mut b) = (RtcSctp::connect(&config, peer, now), RtcSctp::accept(&config, peer));
         settle(now, &mut a, &mut b);
