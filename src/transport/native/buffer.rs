@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use crate::base::Instant;
 
 /// Counts what a link has in SCTP's hands and nobody has acknowledged, against a mark: what the path has lately carried in two
-/// of its round trips, between a floor and a ceiling. SCTP counts what is under way as buffered, so a fixed mark would cap the rate
-/// of long paths.
+/// of its round trips (four if they are long, since those vary), between a floor and a ceiling. SCTP counts what is under way as
+/// buffered, so a fixed mark would cap the rate of long paths.
 ///
 /// The mark itself allows a queue, which makes round trips longer and would raise the mark further: hence the shortest round trip
-/// counts, and at rest there is no queue. A path that has become longer is followed by small steps, under load, and only while the
-/// mark allows no message more than its floor does, so that the queue is small. It gets there by itself, since a mark of less than a
+/// counts, and at rest there is no queue. A path that has become longer is followed by small steps, when the buffer is full, and only
+/// while the mark allows no message more than its floor does, so that the queue is small. It gets there by itself, since a mark of less than a
 /// round trip's worth makes the rate smaller, and that the mark. But a path can't be told from a queue there: on a short one that
 /// is always loaded it ends with one message more. A link that is fast after it was slow, without a rest, keeps the queue of its
 /// slow days until it has one.
@@ -20,10 +20,13 @@ pub(super) struct SendBuffer {
     mark: usize,
     sent: u64,
     released: u64,
-    /// Messages of which nothing has been acknowledged: when each was sent, and how many bytes before it.
+    /// Messages of which nothing has been acknowledged: when each was sent, and how many bytes before it. As many as the mark has
+    /// room for.
     waiting: VecDeque<(Instant, u64)>,
     /// The path's own round trip; none before one has been measured.
     shortest: Option<Duration>,
+    /// The last round trip.
+    latest: Duration,
     period: Period,
 }
 
@@ -33,11 +36,13 @@ struct Period {
     released: usize,
     /// The shortest round trip in it.
     shortest: Option<Duration>,
+    /// Whether the mark has held anything up.
+    full: bool,
 }
 
 impl Period {
-    const fn begin(since: Instant) -> Self {
-        Self { since, released: 0, shortest: None }
+    const fn begin(since: Instant, full: bool) -> Self {
+        Self { since, released: 0, shortest: None, full }
     }
 }
 
@@ -47,14 +52,16 @@ impl SendBuffer {
     const LEAST_ROUND_TRIP: Duration = Duration::from_millis(1);
     /// How long a rate is measured at the least: acknowledgements come in bursts, which say nothing of it.
     const LEAST_PERIOD: Duration = Duration::from_millis(20);
+    /// The least round trip of a path across a network, with others' traffic and radio links on it.
+    const LONG: Duration = Duration::from_millis(5);
 
     /// An empty one with its mark at `floor`.
     pub(super) fn new(now: Instant, floor: usize) -> Self {
-        let (waiting, period) = (VecDeque::new(), Period::begin(now));
-        Self { floor, mark: floor, sent: 0, released: 0, waiting, shortest: None, period }
+        let (waiting, period) = (VecDeque::new(), Period::begin(now, false));
+        Self { floor, mark: floor, sent: 0, released: 0, waiting, shortest: None, latest: Duration::ZERO, period }
     }
 
-    /// Bytes that may be sent: none if it is less than a message, half of the floor, for small ones fill no packets.
+    /// Bytes that may be sent: none if it is less than half of the floor, by default a message, for small ones fill no packets.
     pub(super) fn room(&self) -> usize {
         let room = self.mark.saturating_sub(self.held());
         if room < self.floor / 2 { 0 } else { room }
@@ -68,31 +75,33 @@ impl SendBuffer {
     pub(super) fn sent(&mut self, now: Instant, bytes: usize) {
         self.waiting.push_back((now, self.sent));
         self.sent = self.sent.saturating_add(bytes as u64);
+        self.period.full |= self.room() == 0;
     }
 
     /// So many bytes more have been acknowledged.
     pub(super) fn released(&mut self, now: Instant, bytes: usize) {
-        // SCTP releases what it says to the other end by itself, too.
         self.released = self.released.saturating_add(bytes as u64).min(self.sent);
         self.period.released = self.period.released.saturating_add(bytes);
         while let Some((sent, before)) = self.waiting.front()
             && *before < self.released
         {
-            let round_trip = now.since(*sent);
+            let round_trip = now.since(*sent).max(Self::LEAST_ROUND_TRIP);
+            self.latest = round_trip;
             self.period.shortest = Some(self.period.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
             self.waiting.pop_front();
         }
         let elapsed = now.since(self.period.since);
-        if elapsed >= self.shortest.unwrap_or_default().max(Self::LEAST_PERIOD) {
+        // In less than a round trip a burst may come, or nothing.
+        if elapsed >= self.latest.max(Self::LEAST_PERIOD) {
             self.adjust(elapsed);
-            self.period = Period::begin(now);
+            self.period = Period::begin(now, self.room() == 0);
         }
     }
 
     fn adjust(&mut self, elapsed: Duration) {
         let released = self.period.released;
-        // A few packets may have been acknowledged late (RFC 9260 §6.2): they say nothing of a longer path.
-        let may_be_longer = released >= self.floor / 2 && self.mark < self.floor.saturating_add(self.floor / 2);
+        // Lone packets may have been acknowledged late (RFC 9260 §6.2): they say nothing of a longer path.
+        let may_be_longer = self.period.full && self.mark < self.floor.saturating_add(self.floor / 2);
         self.shortest = match (self.shortest, self.period.shortest) {
             (Some(known), Some(seen)) if seen > known => {
                 // By little, and not by much for one that stood still.
@@ -102,8 +111,9 @@ impl SendBuffer {
             (known, seen) => seen.or(known),
         };
         let round_trip = self.shortest.unwrap_or_default().max(Self::LEAST_ROUND_TRIP);
-        let in_two = (released as f64) * 2.0 * round_trip.as_secs_f64() / elapsed.as_secs_f64();
-        self.mark = (in_two as usize).clamp(self.floor, Self::CEILING.max(self.floor));
+        let trips = if round_trip < Self::LONG { 2.0 } else { 4.0 };
+        let bytes = (released as f64) * trips * round_trip.as_secs_f64() / elapsed.as_secs_f64();
+        self.mark = (bytes as usize).clamp(self.floor, Self::CEILING.max(self.floor));
     }
 
     fn held(&self) -> usize {

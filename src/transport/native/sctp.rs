@@ -94,6 +94,8 @@ pub(super) struct RtcSctp {
     inbound: Inbound,
     /// Lanes that the peer has opened in band.
     in_band: [bool; LANES as usize],
+    /// Bytes of our answers to that which have not been acknowledged.
+    answers: [usize; LANES as usize],
     /// Ports and verification tag of the packets to the peer, for the packets we make ourselves.
     header: Option<[u8; 8]>,
     probe: bool,
@@ -112,6 +114,7 @@ impl RtcSctp {
             ended: false,
             inbound: Inbound::new(config.mtu, config.receive_window),
             in_band: [false; LANES as usize],
+            answers: [0; LANES as usize],
             header: None,
             probe: false,
         }
@@ -148,8 +151,9 @@ impl RtcSctp {
                 }
                 Event::Stream(StreamEvent::Opened { id }) if id >= u16::from(LANES) => self.end(LinkClose::Broken),
                 Event::Stream(StreamEvent::Readable { id }) => self.read(now, &mut association, id),
-                Event::Stream(StreamEvent::BufferedAmountReleased { n_bytes, .. }) => {
-                    self.events.push_back(SctpEvent::Released(n_bytes));
+                Event::Stream(StreamEvent::BufferedAmountReleased { id, n_bytes }) => {
+                    let answers = self.answers.get_mut(usize::from(id)).map(core::mem::take).unwrap_or_default();
+                    self.events.push_back(SctpEvent::Released(n_bytes.saturating_sub(answers)));
                 }
                 Event::HandshakeFailed { .. } => self.end(LinkClose::TimedOut),
                 // Also when the peer closes a single lane: a link has all of them or none.
@@ -190,6 +194,9 @@ impl RtcSctp {
                     };
                     if anew {
                         let _ = stream.write_sctp(now, &Bytes::from_static(&[ACK]), PayloadProtocolIdentifier::Dcep);
+                        if let Some(answers) = self.answers.get_mut(usize::from(id)) {
+                            *answers = answers.saturating_add(1);
+                        }
                     } else if *message != [ACK] {
                         // Answers to more would pile up while the peer takes none.
                         return self.end(LinkClose::Broken);
