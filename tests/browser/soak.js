@@ -22,7 +22,7 @@ let [whole, parts, over] = [0, 0, false];
 const carry = async (number) => {
   const proxy = through.socks.replace('//', `//circuit${number}:x@`);
   while (!over) {
-    const { bytes } = await fetched(proxy, `${origin.at}/body`, '--limit-rate', String(RATE), '--max-time', '20');
+    const { bytes } = await fetched(proxy, `${origin.at}/body`, ['--limit-rate', String(RATE), '--max-time', '20']);
     if (bytes.length >= RATE * 10) whole += 1;
     else parts += 1;
   }
