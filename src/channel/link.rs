@@ -154,7 +154,7 @@ impl Channel {
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
         self.room = bytes;
-        // It has taken something since the last time.
+        // It is told when the link has taken something.
         self.full_since = (bytes == 0).then_some(now);
     }
 

@@ -212,6 +212,7 @@ impl Endpoint {
             allowance.refill(now);
             bytes = allowance.room(bytes);
         }
+        // Told again, it would mean that something has been taken.
         if bytes == 0 && link.told == 0 {
             return;
         }

@@ -22,7 +22,13 @@ fn lane(value: u8) -> Lane {
 /// A client, a relay, and a link between them.
 pub(crate) fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
     let mut world = World::new(seed);
-    let (relay, client) = (world.add(relay_config()), world.add(client_config()));
+    let (mut relay, mut client) = (relay_config(), client_config());
+    if mischief.lost > 0.0 {
+        // A sign of life that is asked for three times may be lost three times: that ends a link, and is another test's.
+        relay.caps.silence = Duration::from_secs(300);
+        client.caps.silence = Duration::from_secs(300);
+    }
+    let (relay, client) = (world.add(relay), world.add(client));
     world.mischief = mischief;
     world.dial(client, relay);
     world.run_until(Duration::from_secs(12), &format!("both ends open (seed {seed})"), |world| {

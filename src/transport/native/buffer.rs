@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use crate::base::Instant;
 
 /// Counts what a link has in SCTP's hands and nobody has acknowledged, against a mark: what the path has lately carried in two
-/// of its round trips (four if they are long, since those vary), between a floor and a ceiling. SCTP counts what is under way as
+/// of its round trips (up to four the longer they are, since those vary), between a floor and a ceiling. SCTP counts what is under way as
 /// buffered, so a fixed mark would cap the rate of long paths.
 ///
 /// The mark itself allows a queue, which makes round trips longer and would raise the mark further: hence the shortest round trip
@@ -52,8 +52,8 @@ impl SendBuffer {
     const LEAST_ROUND_TRIP: Duration = Duration::from_millis(1);
     /// How long a rate is measured at the least: acknowledgements come in bursts, which say nothing of it.
     const LEAST_PERIOD: Duration = Duration::from_millis(20);
-    /// The least round trip of a path across a network, with others' traffic and radio links on it.
-    const LONG: Duration = Duration::from_millis(5);
+    /// What a round trip takes on a short path; what it takes beyond counts twice.
+    const SHORT: Duration = Duration::from_millis(3);
 
     /// An empty one with its mark at `floor`.
     pub(super) fn new(now: Instant, floor: usize) -> Self {
@@ -111,8 +111,8 @@ impl SendBuffer {
             (known, seen) => seen.or(known),
         };
         let round_trip = self.shortest.unwrap_or_default().max(Self::LEAST_ROUND_TRIP);
-        let trips = if round_trip < Self::LONG { 2.0 } else { 4.0 };
-        let bytes = (released as f64) * trips * round_trip.as_secs_f64() / elapsed.as_secs_f64();
+        let time = round_trip.saturating_add(round_trip.saturating_sub(Self::SHORT)).saturating_mul(2);
+        let bytes = (released as f64) * time.as_secs_f64() / elapsed.as_secs_f64();
         self.mark = (bytes as usize).clamp(self.floor, Self::CEILING.max(self.floor));
     }
 

@@ -124,7 +124,7 @@ fn a_long_path_is_filled_within_two_seconds_whatever_was_there_before() {
 
 #[test]
 fn a_short_path_stays_near_the_floor_at_any_rate_and_after_late_acknowledgements() {
-    for a_second in [200e3, 1e6, 10e6] {
+    for a_second in [200e3, 1e6, 3e6, 4e6, 10e6] {
         for packets in [0, 1, 60] {
             let mut path = Path::new(1, a_second);
             path.load(1);
@@ -177,12 +177,12 @@ fn a_path_that_becomes_longer_is_filled_again_and_a_shorter_one_followed_after_a
 }
 
 #[test]
-fn a_path_is_filled_whose_round_trips_vary() {
+fn a_path_whose_round_trips_vary_is_filled_to_four_fifths() {
     for (least, more, a_second) in [(20, 60, 3e6), (20, 100, 600e3), (5, 20, 3e6), (50, 100, 5e6), (30, 30, 3e6)] {
         let mut path = Path::new(least, a_second);
         path.jitter = Duration::from_millis(more);
         let rate = path.load(30);
-        assert!(rate > 0.9, "{rate} of {a_second} with {least} and up to {more} ms");
+        assert!(rate > 0.8, "{rate} of {a_second} with {least} and up to {more} ms");
     }
 }
 
