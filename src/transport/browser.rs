@@ -26,7 +26,7 @@ use peer::{Outlook, Peer};
 
 /// How long a link that the core closed may take to deliver what was handed over.
 const LINGER: Duration = Duration::from_secs(5);
-/// Bytes that a limited sender saves up before it goes on: one message.
+/// Bytes that a limited sender saves up before it goes on: one message, `MESSAGE_CELLS` cells.
 const LEAST_ALLOWANCE: f64 = 17_408.0;
 /// The least time for one attempt of a dial.
 const PATIENCE: Duration = Duration::from_secs(3);

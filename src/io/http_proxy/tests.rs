@@ -1,6 +1,9 @@
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+};
 
 use super::*;
 use crate::io::testing::{Direct, echo_origin, origin};
@@ -194,13 +197,17 @@ async fn an_origin_that_does_not_speak_http_or_not_at_all_is_told() {
 #[tokio::test]
 async fn a_body_that_breaks_off_is_an_error_at_the_application() {
     for head in ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\n"] {
-        let origin = origin(move |mut socket| async move {
-            let _ = socket.read(&mut [0; 1024]).await;
-            socket.write_all(head.as_bytes()).await.unwrap();
-            socket.write_all(b"half").await.unwrap();
-            // The application has the half; only then the rest is lost.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            crate::io::stream::reset_on_close(&socket);
+        let arrived = Arc::new(Notify::new());
+        let has_half = Arc::clone(&arrived);
+        let origin = origin(move |mut socket| {
+            let arrived = Arc::clone(&arrived);
+            async move {
+                let _ = socket.read(&mut [0; 1024]).await;
+                socket.write_all(head.as_bytes()).await.unwrap();
+                socket.write_all(b"half").await.unwrap();
+                arrived.notified().await;
+                crate::io::stream::reset_on_close(&socket);
+            }
         })
         .await;
         let address = port(&Direct::default(), HttpLimits::default()).await;
@@ -208,7 +215,12 @@ async fn a_body_that_breaks_off_is_an_error_at_the_application() {
         // An old client, which takes the end of the connection for the end of the body.
         let request = format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port());
         socket.write_all(request.as_bytes()).await.unwrap();
-        let ended = timeout(DEADLINE, socket.read_to_end(&mut Vec::new())).await.unwrap();
+        let mut come = Vec::new();
+        while !come.ends_with(b"half") {
+            assert!(timeout(DEADLINE, socket.read_buf(&mut come)).await.unwrap().unwrap() > 0, "{head}");
+        }
+        has_half.notify_one();
+        let ended = timeout(DEADLINE, socket.read_to_end(&mut come)).await.unwrap();
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "{head}");
     }
 }

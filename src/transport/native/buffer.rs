@@ -5,16 +5,16 @@ use std::collections::VecDeque;
 
 use crate::base::Instant;
 
-/// Counts what a link has in SCTP's hands and nobody has acknowledged, against a mark: what the path has lately carried in two
-/// of its round trips (up to four the longer they are, since those vary), between a floor and a ceiling. SCTP counts what is under way as
-/// buffered, so a fixed mark would cap the rate of long paths.
+/// Counts what a link has in SCTP's hands and nobody has acknowledged, against a mark: what the path has lately carried in
+/// two of its round trips (up to four the longer they are, since those vary), between a floor and a ceiling. SCTP counts
+/// what is under way as buffered, so a fixed mark would cap the rate of long paths.
 ///
-/// The mark itself allows a queue, which makes round trips longer and would raise the mark further: hence the shortest round trip
-/// counts, and at rest there is no queue. A path that has become longer is followed by small steps, when the buffer is full, and only
-/// while the mark allows no message more than its floor does, so that the queue is small. It gets there by itself, since a mark of less than a
-/// round trip's worth makes the rate smaller, and that the mark. But a path can't be told from a queue there: on a short one that
-/// is always loaded it ends with one message more. A link that is fast after it was slow, without a rest, keeps the queue of its
-/// slow days until it has one.
+/// The mark itself allows a queue, which makes round trips longer and would raise the mark further: hence the shortest
+/// round trip counts, and at rest there is no queue. A path that has become longer is followed by small steps, when the
+/// buffer is full, and only while the mark allows no message more than its floor does, so that the queue is small. It gets
+/// there by itself, since a mark of less than a round trip's worth makes the rate smaller, and that the mark. But a path
+/// can't be told from a queue there: on a short one that is always loaded it ends with one message more. A link that is
+/// fast after it was slow, without a rest, keeps the queue of its slow days until it has one.
 pub(super) struct SendBuffer {
     floor: usize,
     mark: usize,
