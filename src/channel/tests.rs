@@ -582,10 +582,14 @@ fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
     pair.room(1, 1);
     assert_eq!(pair.b.sent.len(), 1, "what there is room for goes");
     pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
-    for (seconds, open) in [(29, 1), (1, 0)] {
+    for (seconds, takes_something, open) in [(29, true, 1), (29, false, 1), (1, false, 0)] {
         pair.now = pair.now.after(Duration::from_secs(seconds));
         pair.b.channels.handle_timeout(pair.now);
         assert_eq!(pair.b.channels.len(), open);
+        if takes_something {
+            // And is full again.
+            pair.room(1, 0);
+        }
     }
 }
 
