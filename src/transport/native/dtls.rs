@@ -15,14 +15,17 @@ use super::{
     front::{Cookie, Primer, first_hello},
 };
 
-/// What a record adds to an SCTP packet: header, explicit nonce, tag.
+/// Bytes that a record adds to an SCTP packet at most: header, explicit nonce (of other suites), tag.
 pub(super) const OVERHEAD: u16 = 37;
 
 /// First retransmission of a handshake flight; doubled each time.
 const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// The settings that all machines of an endpoint share: DTLS 1.2 only, AES-128-GCM before ChaCha20, certificates on
+/// The settings that all machines of an endpoint share: DTLS 1.2 only, ChaCha20-Poly1305 only, certificates on
 /// both sides, extended master secret (RFC 7627) always, which `dimpl` insists on.
+///
+/// No AES-GCM: `dimpl` draws its 8-byte explicit nonces at random, so nonces of one key repeat with probability n²/2⁶⁵
+/// (RFC 5288 §3 forbids it). The nonce of ChaCha20-Poly1305 is the sequence number (RFC 7905 §2).
 pub(super) fn config(datagram_size: u16, opening: Duration) -> Result<Arc<Config>, EndpointError> {
     Config::builder()
         .with_crypto_provider(Primer::install(aws_lc_rs::default_provider()))
@@ -30,10 +33,7 @@ pub(super) fn config(datagram_size: u16, opening: Duration) -> Result<Arc<Config
         .flight_start_rto(FLIGHT_TIMEOUT)
         .flight_retries(8)
         .handshake_timeout(opening)
-        .dtls12_cipher_suites(&[
-            Dtls12CipherSuite::ECDHE_ECDSA_AES128_GCM_SHA256,
-            Dtls12CipherSuite::ECDHE_ECDSA_CHACHA20_POLY1305_SHA256,
-        ])
+        .dtls12_cipher_suites(&[Dtls12CipherSuite::ECDHE_ECDSA_CHACHA20_POLY1305_SHA256])
         .build()
         .map(Arc::new)
         .map_err(|error| EndpointError::Dtls(error.to_string()))
