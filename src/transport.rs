@@ -10,6 +10,8 @@ pub mod browser;
 #[cfg(feature = "native")]
 #[allow(clippy::disallowed_methods, reason = "its sockets' loop keeps the machine's time, and so do its libraries")]
 pub mod native;
+#[cfg(feature = "native")]
+pub mod sctp;
 #[cfg(any(feature = "browser", test))]
 mod sdp;
 

@@ -112,6 +112,11 @@ impl<C: Core> Drive<C> {
             self.do_what_is_due(now);
             self.settle(now);
             self.sockets.flush(now, &mut self.endpoint).await;
+            // Links pull what they send next only when the last has left.
+            while self.endpoint.has_link_event() {
+                self.settle(now);
+                self.sockets.flush(now, &mut self.endpoint).await;
+            }
             if !goes_on(&self.endpoint) {
                 return;
             }

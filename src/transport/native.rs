@@ -1,7 +1,7 @@
 //! WebRTC data channels over UDP, composed of parts without I/O.
 //!
 //! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl` and records of our own, SCTP by
-//! `rtc-sctp`, pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
+//! our own SCTP, pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
 //! sockets it speaks through; whoever drives them owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
@@ -11,17 +11,14 @@
 //!
 //! Governed by `proto/01-transport.md`; the reasoning about floods and forged datagrams stands in `docs/transport.md`.
 
-mod buffer;
 mod certificate;
 mod config;
 mod datagrams;
 mod dtls;
 mod endpoint;
 mod front;
-mod inbound;
 mod link;
 mod records;
-mod sctp;
 mod socket;
 mod sources;
 mod stun;

@@ -53,19 +53,19 @@ impl Driven {
     /// each event at once.
     pub(crate) async fn turn(&mut self, patience: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
         let mut asked = Vec::new();
-        loop {
+        let now = loop {
             while let Some(event) = self.endpoint.poll_link_event() {
                 react(event, &mut asked);
-            }
-            if asked.is_empty() {
-                break;
             }
             for transmit in asked.drain(..) {
                 self.transmit(transmit);
             }
-        }
-        let now = self.now();
-        self.sockets.flush(now, &mut self.endpoint).await;
+            let now = self.now();
+            self.sockets.flush(now, &mut self.endpoint).await;
+            if !self.endpoint.has_link_event() {
+                break now;
+            }
+        };
         let due = self.endpoint.poll_timeout().map_or(patience, |at| at.since(now)).min(patience);
         let _ = tokio::time::timeout(due, self.sockets.readable()).await;
         let now = self.now();

@@ -159,9 +159,6 @@ impl World {
     /// Takes what a node has to tell and to send.
     fn collect(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        while let Some(event) = node.endpoint.poll_link_event() {
-            node.events.push(event);
-        }
         let mut sent = Vec::new();
         while let Some(batch) = node.endpoint.poll_datagrams(self.now) {
             node.bytes_sent += batch.bytes.len();
@@ -170,6 +167,9 @@ impl World {
                 let from = node.addresses[usize::from(batch.route.port)];
                 sent.push((from, batch.route.remote, datagram.to_vec()));
             }
+        }
+        while let Some(event) = node.endpoint.poll_link_event() {
+            node.events.push(event);
         }
         for (from, to, datagram) in sent {
             self.carry(from, to, datagram);

@@ -18,15 +18,9 @@ pub struct EndpointConfig {
     /// Largest UDP payload sent, in bytes. Default 1,232: what IPv6's smallest MTU (1,280) carries. SCTP gets 37 bytes
     /// less. At least 600; at most what every path between the nodes carries, for it is never split or probed.
     pub datagram_size: u16,
-    /// Bytes that a peer may have under way to us before it must wait (SCTP's advertised window). Default 2 MiB. A
-    /// peer that never completes its messages makes us hold this much for its link, and up to three times as much if it
-    /// sends them in the smallest pieces.
-    pub receive_window: u32,
-    /// Bytes that a link takes into its send buffer on a short path before its
-    /// [`LinkEvent::Room`](crate::base::LinkEvent::Room) is zero, as it is when less than half of them is left. Default 34 KiB: two
-    /// messages, three under load. That is about what a browser's socket holds (64 KiB of the kernel's memory) while the browser
-    /// does something else; what comes beyond is lost. On a long path it grows with what the path carries in a round trip.
-    pub send_mark: usize,
+    /// Receive window of a link at the most, in bytes: what a peer may have in flight to us. Default 16 MiB. A peer that never
+    /// completes its messages makes us hold an eighth and 64 KiB more.
+    pub receive_window: usize,
     /// Cipher suites offered and accepted. They are offered in the order of [`CipherSuite::ALL`], whatever theirs is here; a
     /// listener takes the dialler's first. Default all.
     pub cipher_suites: Vec<CipherSuite>,
@@ -44,8 +38,7 @@ impl EndpointConfig {
             fresh_certificate_per_dial: false,
             caps: Caps::default(),
             datagram_size: 1_232,
-            receive_window: 2 << 20,
-            send_mark: 34 << 10,
+            receive_window: 16 << 20,
             cipher_suites: CipherSuite::ALL.to_vec(),
             key_limits: KeyLimits::default(),
         }

@@ -10,19 +10,23 @@ use std::{
     time::Instant as StdInstant,
 };
 
+use rand::{
+    SeedableRng as _,
+    rngs::{StdRng, SysRng},
+};
+
 use super::{
     Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, Route,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
     link::{Clock, Context, Dial, Ending, Happening, Link, Role},
-    sctp::SctpConfig,
     sources::Sources,
     stun,
 };
 use crate::{
     base::{DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit},
-    transport::Transport,
+    transport::{Transport, sctp},
 };
 
 /// Attempts per address of a dial.
@@ -33,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_millis(150);
 /// Datagrams are handed out once this many bytes wait, so that a burst of one link doesn't pile up the others'.
 const ROUND: usize = 64 << 10;
+/// Datagrams carry at least so much: the handshake needs it.
+const MIN_DATAGRAM: u16 = 600;
 
 /// How an endpoint stands and what it has turned away, for the operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +65,8 @@ pub struct Endpoint {
     config: EndpointConfig,
     fingerprint: [u8; 32],
     dtls: DtlsConfig,
-    sctp: SctpConfig,
+    sctp: sctp::Config,
+    rng: StdRng,
     clock: Clock,
     front: Front,
     ports: Vec<Port>,
@@ -86,19 +93,16 @@ impl Endpoint {
     /// # Errors
     /// [`EndpointError`] if the settings can't work or the system gives no randomness.
     pub fn new(config: EndpointConfig, start: StdInstant) -> Result<Self, EndpointError> {
-        let mtu = usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD);
-        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        let sctp = SctpConfig::new(mtu, config.receive_window)
-            .map_err(|_| EndpointError::DatagramSize(config.datagram_size))?;
+        if config.datagram_size < MIN_DATAGRAM {
+            return Err(EndpointError::DatagramSize(config.datagram_size));
+        }
+        let mut sctp = sctp::Config::new(usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD));
+        sctp.window_max = config.receive_window;
         Ok(Self {
             fingerprint: config.certificate.fingerprint(),
-            dtls: DtlsConfig::new(
-                config.datagram_size,
-                config.caps.opening,
-                &config.cipher_suites,
-                config.key_limits,
-            )?,
+            dtls: DtlsConfig::new(config.datagram_size, config.caps.opening, &config.cipher_suites, config.key_limits)?,
             sctp,
+            rng: StdRng::try_from_rng(&mut SysRng).map_err(|_| EndpointError::Randomness)?,
             clock: Clock(start),
             front: Front::new()?,
             ports: Vec::new(),
@@ -158,6 +162,12 @@ impl Endpoint {
             self.service(now, route);
         }
         self.out.pop()
+    }
+
+    /// Whether [`Transport::poll_link_event`] may have something: sending makes room, which the core fills in the same turn.
+    #[must_use]
+    pub fn has_link_event(&self) -> bool {
+        !self.events.is_empty() || !self.rooms.is_empty()
     }
 
     fn listens(&self, route: Route) -> bool {
@@ -238,7 +248,7 @@ impl Endpoint {
     fn insert(&mut self, now: Instant, route: Route, role: Role, dtls: Dtls, certificate: [u8; 32], until: Instant) {
         self.next_link = self.next_link.saturating_add(1);
         let id = LinkId(self.next_link);
-        let link = Link::new(id, role, dtls, certificate, until, now, self.config.send_mark);
+        let link = Link::new(id, role, dtls, certificate, until, now);
         self.routes.insert(id, route);
         self.links.insert(route, link);
     }
@@ -291,8 +301,13 @@ impl Endpoint {
     }
 
     /// Lets a link do something, then deals with what came of it.
-    fn with_link(&mut self, now: Instant, route: Route, act: impl FnOnce(&mut Link, &mut Context<'_>)) {
-        let Some(link) = self.links.get_mut(&route) else { return };
+    fn with_link<T: Default>(
+        &mut self,
+        now: Instant,
+        route: Route,
+        act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
+    ) -> T {
+        let Some(link) = self.links.get_mut(&route) else { return T::default() };
         let mut happenings = core::mem::take(&mut self.happenings);
         let mut context = Context {
             now,
@@ -300,11 +315,12 @@ impl Endpoint {
             route,
             caps: &self.config.caps,
             sctp: &self.sctp,
+            rng: &mut self.rng,
             out: &mut self.out,
             segments: self.segments,
             happenings: &mut happenings,
         };
-        act(link, &mut context);
+        let outcome = act(link, &mut context);
         if !link.dirty {
             link.dirty = true;
             self.dirty.push_back(route);
@@ -313,6 +329,7 @@ impl Endpoint {
             self.take(now, route, happening);
         }
         self.happenings = happenings;
+        outcome
     }
 
     fn take(&mut self, now: Instant, route: Route, happening: Happening) {
@@ -394,11 +411,14 @@ impl Endpoint {
 
     /// Sends what a link has to send and sets its deadline.
     fn service(&mut self, now: Instant, route: Route) {
-        if let Some(link) = self.links.get_mut(&route) {
-            link.dirty = true;
-            self.with_link(now, route, Link::service);
-        }
         let Some(link) = self.links.get_mut(&route) else { return };
+        link.dirty = true;
+        let more = self.with_link(now, route, Link::service);
+        let Some(link) = self.links.get_mut(&route) else { return };
+        if more {
+            self.dirty.push_back(route);
+            return;
+        }
         link.dirty = false;
         let Some(deadline) = link.deadline(self.clock, &self.config.caps) else { return };
         // A deadline that has moved away is left where it is: it will come early, once, and be set anew.
@@ -446,7 +466,7 @@ impl Transport for Endpoint {
             if let Some(link) = link {
                 link.room_due = false;
                 if link.is_open() {
-                    return Some(LinkEvent::Room { link: id, bytes: link.room() });
+                    return Some(LinkEvent::Room { link: id, bytes: link.room });
                 }
             }
         }

@@ -4,18 +4,22 @@ use core::time::Duration;
 use std::{net::SocketAddr, time::Instant as StdInstant};
 
 use bytes::Bytes;
+use rand::rngs::StdRng;
 
 use super::{
     Caps, Route,
-    buffer::SendBuffer,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsError, DtlsEvent},
-    sctp::{RtcSctp, Sctp, SctpConfig, SctpEvent},
 };
-use crate::base::{DialTarget, Instant, Lane, LinkClose, LinkId};
+use crate::{
+    base::{DialTarget, Instant, Lane, LinkClose, LinkId},
+    transport::sctp::{self, Association, Close, Event},
+};
 
 /// How long a link that the core closed may take to deliver what was handed over.
 const LINGER: Duration = Duration::from_secs(5);
+/// Packets that one link sends before it is another's turn.
+const TURN: usize = 53;
 
 /// What a link needs of its endpoint in each call.
 pub(super) struct Context<'a> {
@@ -24,7 +28,8 @@ pub(super) struct Context<'a> {
     pub(super) clock: Clock,
     pub(super) route: Route,
     pub(super) caps: &'a Caps,
-    pub(super) sctp: &'a SctpConfig,
+    pub(super) sctp: &'a sctp::Config,
+    pub(super) rng: &'a mut StdRng,
     pub(super) out: &'a mut Datagrams,
     /// Most datagrams that go to the kernel in one call.
     pub(super) segments: usize,
@@ -129,14 +134,15 @@ pub(super) struct Link {
     pub(super) armed: Option<Instant>,
     /// Whether the core is going to be told of its room.
     pub(super) room_due: bool,
+    /// Bytes that the core may hand over, as it knows.
+    pub(super) room: usize,
     /// Whether it has ever been open.
     pub(super) opened: bool,
     stage: Stage,
     dtls: Dtls,
-    sctp: Option<Box<dyn Sctp>>,
+    sctp: Option<Box<Association>>,
     heard: Instant,
     probed: Option<Instant>,
-    buffer: SendBuffer,
 }
 
 impl Link {
@@ -147,7 +153,6 @@ impl Link {
         local_certificate: [u8; 32],
         until: Instant,
         now: Instant,
-        send_mark: usize,
     ) -> Self {
         Self {
             id,
@@ -157,13 +162,13 @@ impl Link {
             dirty: false,
             armed: None,
             room_due: false,
+            room: 0,
             opened: false,
             stage: Stage::Opening { until },
             dtls,
             sctp: None,
             heard: now,
             probed: None,
-            buffer: SendBuffer::new(now, send_mark),
         }
     }
 
@@ -180,11 +185,6 @@ impl Link {
     /// Ends it now, delivered or not.
     pub(super) fn give_up(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Done);
-    }
-
-    /// Bytes that the core may hand over.
-    pub(super) fn room(&self) -> usize {
-        self.buffer.room()
     }
 
     /// Takes a datagram of the other end's, or of someone who pretends to be it.
@@ -205,7 +205,7 @@ impl Link {
             self.check(context, outcome);
         }
         if let Some(sctp) = &mut self.sctp {
-            sctp.handle_timeout(context.clock.to_std(now));
+            sctp.handle_timeout(now);
         }
         self.drain_sctp(context);
         match self.stage {
@@ -230,8 +230,8 @@ impl Link {
             && self.stage == Stage::Open
             && !message.is_empty()
         {
-            self.buffer.sent(context.now, message.len());
-            sctp.send(context.clock.to_std(context.now), lane, message);
+            self.room = self.room.saturating_sub(message.len());
+            sctp.send(context.now, lane.value().into(), message.clone());
         }
     }
 
@@ -242,23 +242,43 @@ impl Link {
         }
     }
 
-    /// Sends what SCTP may send now.
-    pub(super) fn service(&mut self, context: &mut Context<'_>) {
-        let mut outcome = Ok(());
-        if let Some(sctp) = &mut self.sctp {
-            let dtls = &mut self.dtls;
-            let (out, route, segments) = (&mut *context.out, context.route, context.segments);
-            sctp.poll_packets(context.clock.to_std(context.now), &mut |packet| {
-                if outcome.is_ok() {
-                    outcome = send(dtls, packet, out, route, segments);
-                }
-            });
-        }
-        self.check(context, outcome);
+    /// Sends what SCTP may send now, for one turn; gives whether it may send more.
+    pub(super) fn service(&mut self, context: &mut Context<'_>) -> bool {
+        let sent = self.send_packets(context);
         self.note_retired(context);
-        if matches!(self.stage, Stage::Closing { .. }) && self.buffer.is_empty() {
+        let Some(sctp) = &mut self.sctp else { return false };
+        if matches!(self.stage, Stage::Closing { .. }) && sctp.is_flushed() {
             self.finish(context, Ending::Done);
+            return false;
         }
+        let room = sctp.room(context.now);
+        if self.stage == Stage::Open && room != self.room {
+            self.room = room;
+            context.happenings.push(Happening::Room);
+        }
+        sent >= TURN
+    }
+
+    /// Seals packets of SCTP's into the datagrams to be sent, for one turn; gives how many.
+    fn send_packets(&mut self, context: &mut Context<'_>) -> usize {
+        let Some(sctp) = &mut self.sctp else { return 0 };
+        let header = self.dtls.header_len();
+        for sent in 0..TURN {
+            let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
+            let buffer = context.out.tail(size);
+            let length = sctp.poll_packet(context.now, buffer.get_mut(header..size).unwrap_or_default());
+            if length == 0 {
+                return sent;
+            }
+            match self.dtls.seal(buffer, length) {
+                Ok(length) => context.out.commit(context.route, length, context.segments),
+                Err(error) => {
+                    self.check(context, Err(error));
+                    return sent;
+                }
+            }
+        }
+        TURN
     }
 
     /// When [`Self::handle_timeout`] is wanted.
@@ -269,7 +289,8 @@ impl Link {
             Stage::Ended => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
-        [self.dtls.poll_timeout(), sctp].into_iter().flatten().map(|at| clock.ours(at)).fold(own, Ord::min).into()
+        let dtls = self.dtls.poll_timeout().map(|at| clock.ours(at));
+        [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
     fn probe_due(&self, caps: &Caps) -> Instant {
@@ -281,10 +302,9 @@ impl Link {
     fn finish(&mut self, context: &mut Context<'_>, ending: Ending) {
         if let Some(sctp) = &mut self.sctp {
             sctp.abort();
-            let (dtls, out, route, segments) = (&mut self.dtls, &mut *context.out, context.route, context.segments);
-            sctp.poll_packets(context.clock.to_std(context.now), &mut |packet| {
-                let _ = send(dtls, packet, out, route, segments);
-            });
+        }
+        if self.dtls.is_connected() {
+            self.send_packets(context);
         }
         self.dtls.close();
         self.dtls.drain(&[], context.out, context.route, context.segments, |_| {});
@@ -321,24 +341,25 @@ impl Link {
     }
 
     fn drain_dtls(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
-        let now = context.clock.to_std(context.now);
         let (mut ending, mut wrong) = (None, false);
         let Self { dtls, sctp, role, heard, probed, peer_certificate, .. } = self;
-        let (route, settings, at) = (context.route, context.sctp, context.now);
+        let (route, settings, now) = (context.route, context.sctp, context.now);
+        let rng = &mut *context.rng;
         dtls.drain(datagram, context.out, route, context.segments, |event| match event {
             DtlsEvent::PeerCertificate(fingerprint) => {
                 *peer_certificate = fingerprint;
                 wrong = matches!(role, Role::Dialler(dial) if dial.target.fingerprint != fingerprint);
             }
             DtlsEvent::Connected if !wrong => {
-                *heard = at;
+                *heard = now;
                 *sctp = Some(Box::new(match role {
-                    Role::Dialler(_) => RtcSctp::connect(settings, route.remote, now),
-                    Role::Listener(_) => RtcSctp::accept(settings, route.remote),
+                    Role::Dialler(_) => Association::connect(settings, now, rng),
+                    Role::Listener(_) => Association::accept(settings, now, rng),
                 }));
             }
             DtlsEvent::Packet(packet) => {
-                (*heard, *probed) = (at, None);
+                *heard = now;
+                *probed = None;
                 if let Some(sctp) = sctp {
                     sctp.handle_packet(now, packet);
                 }
@@ -350,7 +371,7 @@ impl Link {
             ending = Some(Ending::WrongFingerprint);
         }
         if let Some(ending) = ending {
-            // What came before the good-bye still counts.
+            // Messages that came before the close_notify still count.
             self.drain_sctp(context);
             self.end(context, ending);
         }
@@ -359,44 +380,22 @@ impl Link {
     fn drain_sctp(&mut self, context: &mut Context<'_>) {
         while let Some(event) = self.sctp.as_mut().and_then(|sctp| sctp.poll_event()) {
             match (event, self.stage) {
-                (SctpEvent::Open, Stage::Opening { .. }) => {
+                (Event::Open { .. }, Stage::Opening { .. }) => {
                     self.stage = Stage::Open;
                     self.opened = true;
-                    context.happenings.extend([Happening::Opened, Happening::Room]);
+                    context.happenings.push(Happening::Opened);
                 }
-                (SctpEvent::Message(lane, message), Stage::Open) => {
-                    context.happenings.push(Happening::Message(lane, message));
-                }
-                (SctpEvent::Released(bytes), _) => {
-                    self.buffer.released(context.now, bytes);
-                    if self.stage == Stage::Open {
-                        context.happenings.push(Happening::Room);
+                (Event::Message { stream, bytes }, Stage::Open) => {
+                    match u8::try_from(stream).ok().and_then(Lane::new) {
+                        Some(lane) => context.happenings.push(Happening::Message(lane, bytes)),
+                        None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
-                (SctpEvent::Closed(LinkClose::Broken), _) => {
-                    self.finish(context, Ending::Closed(LinkClose::Broken));
-                }
-                (SctpEvent::Closed(reason), _) => self.end(context, Ending::Closed(reason)),
+                (Event::Closed(Close::ByPeer), _) => self.end(context, Ending::Closed(LinkClose::ByPeer)),
+                (Event::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
+                (Event::Closed(Close::TimedOut), _) => self.finish(context, Ending::Closed(LinkClose::TimedOut)),
                 _ => {}
             }
         }
     }
-}
-
-/// Seals a packet into the datagrams to be sent.
-fn send(
-    dtls: &mut Dtls,
-    packet: &[u8],
-    out: &mut Datagrams,
-    route: Route,
-    segments: usize,
-) -> Result<(), DtlsError> {
-    let buffer = out.tail(packet.len().saturating_add(dtls::OVERHEAD));
-    let header = dtls.header_len();
-    if let Some(space) = buffer.get_mut(header..header.saturating_add(packet.len())) {
-        space.copy_from_slice(packet);
-    }
-    let length = dtls.seal(buffer, packet.len())?;
-    out.commit(route, length, segments);
-    Ok(())
 }

@@ -1,0 +1,661 @@
+//! The association: handshake, timers, and what ties the sending and the receiving half together.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use rand::{CryptoRng, RngExt as _};
+
+use super::{
+    Broken, MAX_MESSAGE, Message, SendStatistics,
+    congestion::Algorithm,
+    packet::{self, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
+    receive::{ACK_DELAY, Receiver},
+    send::{Peer, SendConfig, SendHalf},
+};
+use crate::base::Instant;
+
+/// Payload protocol identifiers (RFC 8831 §8).
+const BINARY: u32 = 53;
+const DCEP: u32 = 50;
+/// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
+const DCEP_OPEN: [u8; 2] = [3, 0];
+const DCEP_ACK: u8 = 2;
+
+/// Longest packet taken: the datagrams of stock peers are no larger.
+const MAX_PACKET: usize = 1_500;
+/// Longest cookie that is echoed.
+const MAX_COOKIE: usize = 1 << 10;
+/// Streams that stock peers get, and that carry messages: the lanes of `proto/01-transport.md` §5.
+const STOCK_STREAMS: u16 = 4;
+/// First time-out of INIT and COOKIE ECHO, doubled each time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Attempts at each of INIT and COOKIE ECHO.
+const HANDSHAKE_ATTEMPTS: u32 = 8;
+/// A first missing TSN that stays missing ends the association after so long.
+const HOLE_LIMIT: Duration = Duration::from_secs(30);
+/// So does a peer that acknowledges nothing new of what is in flight.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// Gap blocks in a SACK of a stock peer at the most.
+const STOCK_GAP_BLOCKS: usize = 20;
+/// Largest burst to a stock peer, and most that is in flight on a path too short for pacing: browsers' sockets hold
+/// 56 to 63 full datagrams.
+const STOCK_BURST: u64 = 34 << 10;
+const STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
+/// A message lasts about this long on a slow path, so that the next one in turn waits no longer.
+const MESSAGE_TIME: Duration = Duration::from_millis(2);
+
+/// Settings that associations share.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Largest packet sent, in bytes; at least 500.
+    pub packet: usize,
+    /// Receive window at first, in bytes. Default 1 MiB.
+    pub window: usize,
+    /// Receive window at the most: it grows to twice what a round trip carries. Default 2 MiB. What a peer that never
+    /// completes its messages makes this end hold is an eighth and 64 KiB more.
+    pub window_max: usize,
+    /// Most bytes in flight. Default 16 MiB.
+    pub send_window_max: u64,
+    /// Streams offered to nodes of ours. Default 64; others get 4.
+    pub streams: u16,
+    /// Longest message that is sent, in bytes. Default 17,408.
+    pub message: usize,
+    /// Congestion control.
+    pub algorithm: Algorithm,
+    /// Take packets without a checksum, as DTLS has one of its own (RFC 9653).
+    pub zero_checksum: bool,
+}
+
+impl Config {
+    /// The defaults for packets of at most `packet` bytes.
+    #[must_use]
+    pub const fn new(packet: usize) -> Self {
+        Self {
+            packet,
+            window: 1 << 20,
+            window_max: 2 << 20,
+            send_window_max: 16 << 20,
+            streams: 64,
+            message: 17 << 10,
+            algorithm: Algorithm::Bbr,
+            zero_checksum: true,
+        }
+    }
+}
+
+/// Why an association ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// The peer closed it, or a stream of it.
+    ByPeer,
+    /// The peer sent what no honest one does.
+    Broken,
+    /// The peer did not answer, or made no progress.
+    TimedOut,
+}
+
+/// What an association tells its owner.
+#[derive(Debug)]
+pub enum Event {
+    /// Messages may be sent, on streams 0 to `streams` − 1.
+    Open {
+        /// How many streams carry messages, in both directions.
+        streams: u16,
+    },
+    /// A whole message arrived.
+    Message {
+        /// Its stream.
+        stream: u16,
+        /// Its bytes: 1 to [`MAX_MESSAGE`].
+        bytes: Bytes,
+    },
+    /// It is over; nothing follows.
+    Closed(Close),
+}
+
+/// How far the handshake has come (RFC 9260 §4).
+enum State {
+    /// Waits for the peer's INIT.
+    Listening,
+    /// INIT has been sent.
+    CookieWait(Attempts),
+    /// COOKIE ECHO has been sent, with this cookie.
+    CookieEchoed(Attempts, Vec<u8>),
+    Established,
+    Ended,
+}
+
+/// Attempts at a step of the handshake.
+struct Attempts {
+    made: u32,
+    /// The packet is to be sent.
+    due: bool,
+    /// When it was sent first, which measures the round trip if it was sent once.
+    first_at: Instant,
+    /// When it is sent again.
+    again_at: Instant,
+}
+
+impl Attempts {
+    const fn new(now: Instant) -> Self {
+        Self { made: 0, due: true, first_at: now, again_at: now }
+    }
+
+    fn sent(&mut self, now: Instant) {
+        if self.made == 0 {
+            self.first_at = now;
+        }
+        let wait =
+            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(HANDSHAKE_TIMEOUT * 6);
+        self.made = self.made.saturating_add(1);
+        self.due = false;
+        self.again_at = now.after(wait);
+    }
+}
+
+/// Single packets of the control kind that wait to be sent; each at most once.
+#[derive(Default)]
+struct Replies {
+    init_ack: bool,
+    cookie_ack: bool,
+    heartbeat: Option<Vec<u8>>,
+    probe: bool,
+    abort: bool,
+}
+
+/// One SCTP association. See the [module](super) for how it is driven.
+pub struct Association {
+    config: Config,
+    state: State,
+    local_tag: u32,
+    local_tsn: u32,
+    cookie: [u8; 16],
+    peer_tag: u32,
+    /// The peer's first TSN, once it has told it.
+    peer_tsn: Option<u32>,
+    /// The peer takes packets without a checksum.
+    zero: bool,
+    own: Option<OwnPeer>,
+    send: SendHalf,
+    receive: Option<Receiver>,
+    /// When INIT ACK was sent, which measures the listener's first round trip.
+    init_ack_at: Option<Instant>,
+    replies: Replies,
+    /// Streams that the peer has opened in band.
+    in_band: [bool; STOCK_STREAMS as usize],
+    events: VecDeque<Event>,
+    whole: VecDeque<Message>,
+    round_trip_of_handshake: Option<Duration>,
+}
+
+impl Association {
+    /// The end that waits for the other's INIT.
+    pub fn accept(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
+        let local_tsn = rng.random();
+        let send_config = SendConfig {
+            packet: config.packet,
+            algorithm: config.algorithm,
+            seed: rng.random(),
+            max_window: config.send_window_max,
+        };
+        Self {
+            config: config.clone(),
+            state: State::Listening,
+            local_tag: rng.random_range(1..=u32::MAX),
+            local_tsn,
+            cookie: rng.random(),
+            peer_tag: 0,
+            peer_tsn: None,
+            zero: false,
+            own: None,
+            send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
+            receive: None,
+            init_ack_at: None,
+            replies: Replies::default(),
+            in_band: [false; STOCK_STREAMS as usize],
+            events: VecDeque::new(),
+            whole: VecDeque::new(),
+            round_trip_of_handshake: None,
+        }
+    }
+
+    /// The end that sends the INIT.
+    pub fn connect(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
+        let mut this = Self::accept(config, now, rng);
+        this.state = State::CookieWait(Attempts::new(now));
+        this
+    }
+
+    /// Takes an authenticated packet of the peer's. One that is malformed counts as lost; one that no honest peer sends
+    /// ends the association.
+    pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
+        if matches!(self.state, State::Ended) || packet.len() > MAX_PACKET.max(self.config.packet) {
+            return;
+        }
+        let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
+        let mut had_data = false;
+        for chunk in packet.chunks() {
+            let Some(chunk) = chunk else { break };
+            if !self.tag_fits(&packet, &chunk) {
+                break;
+            }
+            let outcome = self.handle_chunk(now, &chunk, &mut had_data);
+            if let Err(close) = outcome {
+                self.replies.abort = close == Close::Broken;
+                self.end(close);
+                return;
+            }
+            if matches!(self.state, State::Ended) {
+                return;
+            }
+        }
+        if had_data {
+            let round_trip = self.send.round_trip();
+            if let Some(receive) = &mut self.receive {
+                receive.handle_packet_end(now, round_trip);
+            }
+        }
+    }
+
+    /// Does what has become due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.state {
+            State::CookieWait(attempts) | State::CookieEchoed(attempts, _) => {
+                if !attempts.due && attempts.again_at <= now {
+                    attempts.due = true;
+                    if attempts.made >= HANDSHAKE_ATTEMPTS {
+                        self.end(Close::TimedOut);
+                    }
+                }
+            }
+            State::Established => {
+                self.send.handle_timeout(now);
+                if self.limit().is_some_and(|limit| limit <= now) {
+                    self.end(Close::TimedOut);
+                }
+            }
+            State::Listening | State::Ended => {}
+        }
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called, if ever.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::CookieWait(attempts) | State::CookieEchoed(attempts, _) => Some(attempts.again_at),
+            State::Established => {
+                let ack = self.receive.as_ref().and_then(Receiver::deadline);
+                [self.send.poll_timeout(), ack, self.limit()].into_iter().flatten().min()
+            }
+            State::Listening | State::Ended => None,
+        }
+    }
+
+    /// When the association ends unless a hole is filled or something is acknowledged.
+    fn limit(&self) -> Option<Instant> {
+        let hole = self.receive.as_ref().and_then(Receiver::hole_since).map(|since| since.after(HOLE_LIMIT));
+        let stall = self.send.stuck_since().map(|since| since.after(STALL_LIMIT));
+        [hole, stall].into_iter().flatten().min()
+    }
+
+    /// What the owner must know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Writes the next packet that may leave now into `buffer`, which has room for the largest, and gives its length; 0 if
+    /// there is none.
+    pub fn poll_packet(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
+        let length = buffer.len().min(self.config.packet);
+        let buffer = buffer.get_mut(..length).unwrap_or_default();
+        if self.replies.abort {
+            self.replies.abort = false;
+            let mut writer = Writer::new(buffer, self.peer_tag, self.zero);
+            writer.chunk(packet::ABORT, 0, &[]);
+            return writer.finish();
+        }
+        if core::mem::take(&mut self.replies.init_ack) {
+            self.init_ack_at = Some(now);
+            return self.write_init(buffer, packet::INIT_ACK, self.peer_tag);
+        }
+        match &mut self.state {
+            State::Ended | State::Listening => 0,
+            State::CookieWait(attempts) => {
+                if !attempts.due {
+                    return 0;
+                }
+                attempts.sent(now);
+                self.write_init(buffer, packet::INIT, 0)
+            }
+            State::CookieEchoed(attempts, cookie) => {
+                if !attempts.due {
+                    return 0;
+                }
+                attempts.sent(now);
+                let mut writer = Writer::new(buffer, self.peer_tag, false);
+                writer.chunk(packet::COOKIE_ECHO, 0, cookie);
+                // Data may come along, and saves a round trip (RFC 9260 §5.1).
+                self.send.write(now, &mut writer);
+                writer.finish()
+            }
+            State::Established => self.write_established(now, buffer),
+        }
+    }
+
+    /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams that [`Event::Open`] told. Nothing happens
+    /// on an association that isn't open.
+    pub fn send(&mut self, now: Instant, stream: u16, message: Bytes) {
+        if self.is_open() {
+            self.send.send(now, stream, BINARY, message);
+        }
+    }
+
+    /// Bytes of messages that it wants now: what may leave at once, and one message, less what waits already. The owner
+    /// hands over no more, so that what it sends next is decided as late as can be.
+    pub fn room(&mut self, now: Instant) -> usize {
+        if !self.is_open() {
+            return 0;
+        }
+        let sendable = if matches!(self.state, State::Established) { self.send.sendable(now) } else { 0 };
+        let message = self.send.paced_in(MESSAGE_TIME).unwrap_or(usize::MAX).clamp(1 << 10, self.config.message);
+        let unsent = self.send.unsent();
+        if unsent >= message {
+            return 0;
+        }
+        sendable.saturating_add(message).saturating_sub(unsent)
+    }
+
+    /// Whether messages may be sent.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.state, State::CookieEchoed(..) | State::Established)
+    }
+
+    /// Whether all that was queued has arrived.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.send.is_flushed()
+    }
+
+    /// Lets the receive window grow up to `bytes`.
+    pub fn set_window_max(&mut self, bytes: usize) {
+        self.config.window_max = bytes;
+        if let Some(receive) = &mut self.receive {
+            receive.set_window_max(bytes);
+        }
+    }
+
+    /// Asks the peer for a sign of life, with the next packets.
+    pub fn probe(&mut self) {
+        self.replies.probe = matches!(self.state, State::Established);
+    }
+
+    /// Ends the association without waiting, with the next packet.
+    pub fn abort(&mut self) {
+        if !matches!(self.state, State::Ended) {
+            self.state = State::Ended;
+            self.replies = Replies { abort: self.peer_tag != 0, ..Replies::default() };
+        }
+    }
+
+    /// How sending goes.
+    #[must_use]
+    pub fn statistics(&self) -> SendStatistics {
+        self.send.statistics()
+    }
+
+    fn end(&mut self, close: Close) {
+        if !matches!(self.state, State::Ended) {
+            self.state = State::Ended;
+            self.events.push_back(Event::Closed(close));
+        }
+    }
+
+    /// RFC 9260 §8.5: the tag is ours, but for INIT and for ABORT and SHUTDOWN COMPLETE with the T bit.
+    fn tag_fits(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
+        const REFLECTED: u8 = 1;
+        match chunk.kind {
+            packet::INIT => packet.tag == 0,
+            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => packet.tag == self.peer_tag,
+            _ => packet.tag == self.local_tag,
+        }
+    }
+
+    fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, had_data: &mut bool) -> Result<(), Close> {
+        const BROKEN: Close = Close::Broken;
+        match chunk.kind {
+            packet::DATA => {
+                let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
+                *had_data = true;
+                self.handle_data(now, &data)
+            }
+            packet::SACK => {
+                let Some(sack) = Sack::parse(chunk.body) else { return Ok(()) };
+                match self.state {
+                    State::Established | State::CookieEchoed(..) => {
+                        self.send.handle_sack(now, &sack).map_err(|Broken| BROKEN)
+                    }
+                    _ => Ok(()),
+                }
+            }
+            packet::INIT if chunk.last => self.handle_init(now, chunk.body),
+            packet::INIT_ACK if chunk.last => self.handle_init_ack(now, chunk.body),
+            packet::COOKIE_ECHO => self.handle_cookie_echo(now, chunk.body),
+            packet::COOKIE_ACK => {
+                if let State::CookieEchoed(attempts, _) = &self.state {
+                    let once = (attempts.made == 1).then(|| now.since(attempts.first_at));
+                    self.establish(now, once);
+                }
+                Ok(())
+            }
+            packet::HEARTBEAT => {
+                if packet::is_heartbeat(chunk.body) {
+                    self.replies.heartbeat = Some(chunk.body.to_vec());
+                }
+                Ok(())
+            }
+            // Having come is all that it says.
+            packet::HEARTBEAT_ACK | packet::ERROR => Ok(()),
+            // We reset no streams, and an association has all its streams or none.
+            packet::ABORT | packet::RE_CONFIG | packet::SHUTDOWN_COMPLETE => Err(Close::ByPeer),
+            packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
+            // Never negotiated.
+            packet::I_DATA | packet::FORWARD_TSN | packet::I_FORWARD_TSN => Err(BROKEN),
+            // RFC 9260 §3.2: the highest bit says whether the chunks behind it count.
+            kind if kind & 0x80 != 0 => Ok(()),
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
+        let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
+            // Data overtook the COOKIE ECHO that it follows: it will come again.
+            return Ok(());
+        };
+        let mut whole = core::mem::take(&mut self.whole);
+        let outcome = receive.handle_data(now, data, usize::MAX, &mut whole);
+        for message in whole.drain(..) {
+            self.deliver(now, data.stream, message)?;
+        }
+        self.whole = whole;
+        outcome.map_err(|Broken| Close::Broken)
+    }
+
+    fn deliver(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
+        match message.protocol {
+            BINARY if message.bytes.len() <= MAX_MESSAGE => {
+                self.events.push_back(Event::Message { stream, bytes: message.bytes });
+                Ok(())
+            }
+            DCEP => {
+                let anew = match self.in_band.get_mut(usize::from(stream)) {
+                    Some(in_band) if message.bytes.starts_with(&DCEP_OPEN) => !core::mem::replace(in_band, true),
+                    _ => false,
+                };
+                if anew {
+                    self.send.send(now, stream, DCEP, Bytes::from_static(&[DCEP_ACK]));
+                    Ok(())
+                } else if *message.bytes == [DCEP_ACK] {
+                    Ok(())
+                } else {
+                    // Answers to more would pile up while the peer takes none.
+                    Err(Close::Broken)
+                }
+            }
+            // Text and empty messages carry no cells.
+            _ => Err(Close::Broken),
+        }
+    }
+
+    /// RFC 9260 §5.1 and §5.2.1: an INIT is answered without becoming established by it; two that cross are one
+    /// association.
+    fn handle_init(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
+        let Some(init) = Init::parse(body) else { return Ok(()) };
+        if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
+            // A restart: the link is another's.
+            return Err(Close::Broken);
+        }
+        match self.state {
+            State::Listening | State::CookieWait(_) => {
+                self.take_peer(now, &init);
+                self.replies.init_ack = true;
+            }
+            State::CookieEchoed(..) | State::Established => self.replies.init_ack = true,
+            State::Ended => {}
+        }
+        Ok(())
+    }
+
+    fn handle_init_ack(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
+        let State::CookieWait(attempts) = &self.state else { return Ok(()) };
+        let Some(init) = Init::parse(body) else { return Ok(()) };
+        let Some(cookie) = init.cookie.filter(|cookie| (1..=MAX_COOKIE).contains(&cookie.len())) else {
+            return Err(Close::Broken);
+        };
+        if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
+            return Err(Close::Broken);
+        }
+        if attempts.made == 1 {
+            self.round_trip_of_handshake = Some(now.since(attempts.first_at));
+        }
+        let cookie = cookie.to_vec();
+        self.take_peer(now, &init);
+        if let Some(round_trip) = self.round_trip_of_handshake {
+            self.send.handshake_took(now, round_trip);
+        }
+        self.state = State::CookieEchoed(Attempts::new(now), cookie);
+        self.events.push_back(Event::Open { streams: self.streams() });
+        Ok(())
+    }
+
+    fn handle_cookie_echo(&mut self, now: Instant, cookie: &[u8]) -> Result<(), Close> {
+        if self.receive.is_none() || cookie != self.cookie {
+            return Ok(());
+        }
+        match self.state {
+            State::Listening | State::CookieWait(_) => {
+                self.events.push_back(Event::Open { streams: self.streams() });
+                let round_trip = self.init_ack_at.map(|at| now.since(at));
+                self.establish(now, round_trip);
+            }
+            State::CookieEchoed(..) => self.establish(now, None),
+            State::Established => {}
+            State::Ended => return Ok(()),
+        }
+        self.replies.cookie_ack = true;
+        Ok(())
+    }
+
+    fn establish(&mut self, now: Instant, round_trip: Option<Duration>) {
+        self.state = State::Established;
+        if let Some(round_trip) = round_trip {
+            self.send.handshake_took(now, round_trip);
+        }
+    }
+
+    /// Takes what the peer's INIT or INIT ACK says.
+    fn take_peer(&mut self, now: Instant, init: &Init<'_>) {
+        self.peer_tag = init.tag;
+        self.peer_tsn = Some(init.tsn);
+        self.zero = init.zero_checksum && self.config.zero_checksum;
+        self.own = init.own;
+        let peer = init.own.map_or_else(stock_peer, own_peer);
+        let streams = self.streams();
+        self.send.set_peer(now, peer, init.window, streams.min(init.inbound));
+        self.receive = Some(Receiver::new(now, init.tsn, streams, self.config.window, self.config.window_max));
+    }
+
+    /// Streams that carry messages.
+    fn streams(&self) -> u16 {
+        self.own.map_or(STOCK_STREAMS, |own| own.streams.clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS)))
+    }
+
+    fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32) -> usize {
+        let mut writer = Writer::new(buffer, tag, false);
+        let streams = self.config.streams.max(STOCK_STREAMS);
+        let ack_delay = u16::try_from(ACK_DELAY.as_millis()).unwrap_or(u16::MAX);
+        writer.init(
+            kind,
+            &Init {
+                tag: self.local_tag,
+                window: u32::try_from(self.config.window).unwrap_or(u32::MAX),
+                outbound: streams,
+                inbound: streams,
+                tsn: self.local_tsn,
+                cookie: (kind == packet::INIT_ACK).then_some(&self.cookie[..]),
+                zero_checksum: self.config.zero_checksum,
+                own: Some(OwnPeer { streams, ack_delay }),
+            },
+        );
+        writer.finish()
+    }
+
+    fn write_established(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
+        let mut writer = Writer::new(buffer, self.peer_tag, self.zero);
+        if core::mem::take(&mut self.replies.cookie_ack) {
+            writer.chunk(packet::COOKIE_ACK, 0, &[]);
+        }
+        if let Some(info) = self.replies.heartbeat.take() {
+            writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
+        }
+        if core::mem::take(&mut self.replies.probe) {
+            writer.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
+        }
+        if let Some(receive) = &mut self.receive
+            && receive.sack_due(now)
+        {
+            receive.write_sack(&mut writer);
+        }
+        self.send.write(now, &mut writer);
+        writer.finish()
+    }
+}
+
+impl State {
+    const fn takes_data(&self) -> bool {
+        matches!(self, Self::CookieEchoed(..) | Self::Established)
+    }
+}
+
+/// What is assumed of a peer that is not a node of ours: a browser.
+fn stock_peer() -> Peer {
+    Peer {
+        ack_delay: Duration::from_millis(200),
+        least_timeout: Duration::from_millis(400),
+        gap_blocks: STOCK_GAP_BLOCKS,
+        max_burst: STOCK_BURST,
+        short_path_window: STOCK_SHORT_PATH_WINDOW,
+    }
+}
+
+/// What is known of a node of ours.
+fn own_peer(own: OwnPeer) -> Peer {
+    Peer {
+        ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),
+        least_timeout: Duration::from_millis(200),
+        gap_blocks: 256,
+        max_burst: u64::MAX,
+        short_path_window: u64::MAX,
+    }
+}

@@ -1,0 +1,250 @@
+//! Congestion control of an association: how many bytes may be in flight, and how fast they may leave.
+//!
+//! A [`Controller`] is told of each packet sent and of each acknowledgement, and answers with a congestion window and a
+//! pacing rate. It sees bytes and times only: loss detection, retransmission and delivery-rate samples
+//! (draft-ietf-ccwg-bbr §4.1) are the sender's. All counters are 64-bit byte counts since the association began.
+
+use core::time::Duration;
+
+use crate::base::Instant;
+
+mod bbr;
+mod cubic;
+
+pub use bbr::Bbr;
+pub use cubic::Cubic;
+
+/// Sizes that a controller computes with.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest packet's payload that counts against the window, in bytes: the unit of the window.
+    pub segment: u64,
+    /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
+    pub short_path_window: u64,
+    /// Round trip below which nothing is paced: timers are coarser than the path.
+    pub short_path: Duration,
+    /// Upper bound of the congestion window, in bytes.
+    pub max_window: u64,
+}
+
+/// One packet of data leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// When.
+    pub now: Instant,
+    /// Its payload in bytes.
+    pub bytes: u64,
+    /// Bytes in flight before it.
+    pub prior_in_flight: u64,
+    /// It carries data sent before.
+    pub retransmission: bool,
+}
+
+/// What one acknowledgement says, after loss detection has run on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ack {
+    /// When it arrived.
+    pub now: Instant,
+    /// Bytes that it newly acknowledges.
+    pub acked: u64,
+    /// Bytes that it makes count as lost.
+    pub lost: u64,
+    /// Bytes in flight before it.
+    pub prior_in_flight: u64,
+    /// Bytes in flight after it.
+    pub in_flight: u64,
+    /// All bytes delivered so far, these included.
+    pub delivered: u64,
+    /// All bytes that have counted as lost so far.
+    pub total_lost: u64,
+    /// Round trip of the most recently sent packet that it acknowledges; none if that packet was retransmitted or
+    /// lone without an immediate acknowledgement asked for (its acknowledgement may have been delayed).
+    pub rtt: Option<Duration>,
+    /// Delivery rate of that packet; none if nothing new is acknowledged.
+    pub rate: Option<RateSample>,
+    /// The sender has more to send than the window lets it, or had since that packet left.
+    pub window_limited: bool,
+}
+
+/// Delivery between the sending of a packet and its acknowledgement (draft-ietf-ccwg-bbr §4.1.1).
+#[derive(Clone, Copy, Debug)]
+pub struct RateSample {
+    /// Bytes delivered when the packet left.
+    pub prior_delivered: u64,
+    /// Bytes that had counted as lost when it left.
+    pub prior_lost: u64,
+    /// Bytes in flight when it left, itself included.
+    pub tx_in_flight: u64,
+    /// Bytes delivered from its leaving to now.
+    pub delivered: u64,
+    /// The longer of the intervals over which those were sent and acknowledged.
+    pub interval: Duration,
+    /// The sender lacked data, receive window or memory when it left.
+    pub app_limited: bool,
+}
+
+/// A packet counts as lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Lost {
+    /// When it was found.
+    pub now: Instant,
+    /// Its payload in bytes.
+    pub bytes: u64,
+    /// When it had been sent.
+    pub sent_at: Instant,
+    /// Bytes delivered when it left.
+    pub prior_delivered: u64,
+    /// Bytes in flight when it left, itself included.
+    pub tx_in_flight: u64,
+    /// Bytes that had counted as lost when it left.
+    pub prior_lost: u64,
+    /// All bytes that have counted as lost so far, this packet's included.
+    pub total_lost: u64,
+}
+
+/// A congestion controller. Calls come in this order for an acknowledgement: [`Self::on_lost`] for each packet that it
+/// makes count as lost, then [`Self::on_ack`].
+pub trait Controller {
+    /// A packet leaves.
+    fn on_sent(&mut self, sent: &Sent);
+    /// A packet counts as lost.
+    fn on_lost(&mut self, lost: &Lost);
+    /// An acknowledgement has been taken in whole.
+    fn on_ack(&mut self, ack: &Ack);
+    /// The last loss was none: an original packet, counted as lost, was acknowledged. Undoes the cut it caused.
+    fn on_spurious(&mut self, now: Instant);
+    /// A second retransmission time-out in a row: the path's model is worthless.
+    fn on_time_out(&mut self, now: Instant);
+    /// The sender goes on after it had nothing in flight since `since`.
+    fn on_idle_end(&mut self, now: Instant, since: Instant);
+    /// Bytes that may be in flight.
+    fn window(&self) -> u64;
+    /// Bytes a second at which packets may leave; none to send as the window allows.
+    fn pacing_rate(&self) -> Option<u64>;
+    /// The state's name, for logs.
+    fn state(&self) -> &'static str;
+}
+
+/// Which controller an association uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// BBR, version 3 (draft-ietf-ccwg-bbr).
+    #[default]
+    Bbr,
+    /// CUBIC (RFC 9438) with HyStart++ (RFC 9406).
+    Cubic,
+}
+
+/// The controller of an association, dispatched by enum.
+#[expect(clippy::large_enum_variant, reason = "the default is the larger one, and an association has one")]
+pub(super) enum Control {
+    /// BBR.
+    Bbr(Bbr),
+    /// CUBIC.
+    Cubic(Cubic),
+}
+
+impl Control {
+    /// A controller of kind `algorithm`. `seed` determines its random choices (BBR's probe intervals); two associations
+    /// need different seeds, or they probe at the same time.
+    #[must_use]
+    pub(super) fn new(algorithm: Algorithm, limits: Limits, now: Instant, seed: u64) -> Self {
+        match algorithm {
+            Algorithm::Bbr => Self::Bbr(Bbr::new(limits, now, seed)),
+            Algorithm::Cubic => Self::Cubic(Cubic::new(limits, now)),
+        }
+    }
+}
+
+/// Calls a method of whichever controller is in use.
+macro_rules! dispatch {
+    ($control:expr, $controller:ident => $call:expr) => {
+        match $control {
+            Control::Bbr($controller) => $call,
+            Control::Cubic($controller) => $call,
+        }
+    };
+}
+
+impl Controller for Control {
+    fn on_sent(&mut self, sent: &Sent) {
+        dispatch!(self, controller => controller.on_sent(sent));
+    }
+
+    fn on_lost(&mut self, lost: &Lost) {
+        dispatch!(self, controller => controller.on_lost(lost));
+    }
+
+    fn on_ack(&mut self, ack: &Ack) {
+        dispatch!(self, controller => controller.on_ack(ack));
+    }
+
+    fn on_spurious(&mut self, now: Instant) {
+        dispatch!(self, controller => controller.on_spurious(now));
+    }
+
+    fn on_time_out(&mut self, now: Instant) {
+        dispatch!(self, controller => controller.on_time_out(now));
+    }
+
+    fn on_idle_end(&mut self, now: Instant, since: Instant) {
+        dispatch!(self, controller => controller.on_idle_end(now, since));
+    }
+
+    fn window(&self) -> u64 {
+        dispatch!(self, controller => controller.window())
+    }
+
+    fn pacing_rate(&self) -> Option<u64> {
+        dispatch!(self, controller => controller.pacing_rate())
+    }
+
+    fn state(&self) -> &'static str {
+        dispatch!(self, controller => controller.state())
+    }
+}
+
+/// Segments in the first flight (RFC 6928).
+const INITIAL_SEGMENTS: u64 = 10;
+
+/// Fewest segments that a window holds: enough to keep delayed acknowledgements coming.
+const MIN_SEGMENTS: u64 = 4;
+
+impl Limits {
+    /// Window before anything is known of the path, in bytes.
+    fn initial_window(&self) -> u64 {
+        self.segment.saturating_mul(INITIAL_SEGMENTS).min(self.max_window)
+    }
+
+    /// Smallest window, in bytes.
+    fn min_window(&self) -> u64 {
+        self.segment.saturating_mul(MIN_SEGMENTS)
+    }
+
+    /// [`Self::short_path`] in nanoseconds.
+    fn short_path_nanos(&self) -> u64 {
+        nanos(self.short_path)
+    }
+}
+
+/// `duration` in nanoseconds, saturating.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// `value * numerator / denominator`, saturating; zero if `denominator` is zero.
+fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
+    match value.checked_mul(numerator) {
+        Some(product) => product.checked_div(denominator).unwrap_or(0),
+        None => {
+            let product = u128::from(value).saturating_mul(u128::from(numerator));
+            u64::try_from(product.checked_div(u128::from(denominator)).unwrap_or(0)).unwrap_or(u64::MAX)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,590 @@
+//! BBR, version 3: congestion control from a model of the path's bandwidth and round trip (draft-ietf-ccwg-bbr-06).
+//!
+//! The controller paces at the highest delivery rate of the last two probing cycles and caps the bytes in flight at twice the
+//! bandwidth-delay product. Loss bounds both only where it is too high to be random. Section numbers in comments are the draft's.
+//!
+//! Differences from the draft, with the reasons in `design/links.md`:
+//!
+//! | topic | here |
+//! |---|---|
+//! | loss threshold | 2 % plus two standard deviations, over at least 250 packets ([`model::LossCount`]) |
+//! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
+//! | paths under `Limits::short_path` | no pacing, a window of at least `Limits::short_path_window`, no Reno-coexistence probes |
+//! | standing queue | cruises at 0.9 while the round's lowest round trip shows one |
+//! | ProbeRTT | put off while samples confirm the lowest round trip to within 1/64 |
+//! | full-pipe detection | compares the rounds' highest rates, not the rates of their first samples |
+
+use crate::base::Instant;
+
+use super::{Ack, Controller, Limits, Lost, SECOND, Sent, nanos, scale};
+use model::{Aggregation, FullPipe, JUDGED_PACKETS, LossCount, MaxBandwidth, MinRtt, Random, Sample};
+
+mod model;
+mod state;
+
+/// Absent bound.
+const UNBOUNDED: u64 = u64::MAX;
+
+/// Share of the estimated bandwidth that is paced, in percent (§5.6.2): the rest drains what estimation errors queue.
+const PACED: u64 = 99;
+
+/// Share of a short-term bound that one round with too high a loss rate leaves (`Beta`), in percent.
+const BETA: u64 = 70;
+
+/// Share of the long-term bound that a cruising sender uses (1 - `Headroom`), in percent.
+const WITHOUT_HEADROOM: u64 = 85;
+
+/// Queueing delay that counts as a standing queue, at least, in nanoseconds.
+const STANDING_QUEUE: u64 = 10_000_000;
+
+/// Cruising gain after a round with a standing queue, its fall with each further one, its rise with each round without one or
+/// with an empty queue, and its least value, in percent.
+const QUEUEING_GAIN: u64 = 90;
+const QUEUEING_FALL: u64 = 5;
+const QUEUEING_RISE: u64 = 2;
+const EMPTY_RISE: u64 = 10;
+const LEAST_CRUISE_GAIN: u64 = 70;
+
+/// Rounds after a cut during which [`Controller::on_spurious`] undoes it.
+const UNDO_ROUNDS: u64 = 16;
+
+/// Phase of bandwidth probing within ProbeBW (§5.3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Down,
+    Cruise,
+    Refill,
+    Up,
+}
+
+/// State of the sender (§5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Startup,
+    /// Ends at the latest three rounds after `start_round`.
+    Drain {
+        start_round: u64,
+    },
+    ProbeBw(Phase),
+    /// `done_at` is set once the bytes in flight are low enough, in nanoseconds; `round_done` a round trip later.
+    ProbeRtt {
+        done_at: Option<u64>,
+        round_done: bool,
+    },
+}
+
+impl State {
+    /// Pacing gain and window gain, in percent (§5.6.1).
+    fn gains(self) -> (u64, u64) {
+        match self {
+            Self::Startup => (277, 200),
+            Self::Drain { .. } => (50, 200),
+            Self::ProbeBw(Phase::Down) => (90, 200),
+            Self::ProbeBw(Phase::Cruise | Phase::Refill) => (100, 200),
+            Self::ProbeBw(Phase::Up) => (125, 225),
+            Self::ProbeRtt { .. } => (100, 50),
+        }
+    }
+
+    /// The sender looks for more bandwidth: loss does not lower the short-term bounds.
+    fn is_probing(self) -> bool {
+        matches!(self, Self::Startup | Self::ProbeBw(Phase::Refill | Phase::Up))
+    }
+
+    fn is_probe_bw(self) -> bool {
+        matches!(self, Self::ProbeBw(_))
+    }
+}
+
+/// Packet-timed rounds (§5.5.1). Ends are counts of delivered bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rounds {
+    /// A packet sent at or after this count begins the next round.
+    end: u64,
+    /// The current acknowledgement begins a round.
+    started: bool,
+    count: u64,
+    /// Lowest round trip of the current round, in nanoseconds.
+    min_rtt: u64,
+    /// Successive rounds whose lowest round trip shows a standing queue.
+    queueing: u64,
+    /// Bound of the pacing gain while the sender doesn't probe, in percent.
+    cruise_gain: u64,
+}
+
+/// Delivery since the last loss round began (§5.5.10.3).
+#[derive(Clone, Copy, Debug, Default)]
+struct Latest {
+    end: u64,
+    /// The current acknowledgement begins a loss round.
+    started: bool,
+    bandwidth: u64,
+    in_flight: u64,
+    loss: bool,
+}
+
+/// What acknowledgements currently say about a bandwidth probe (`ack_phase`, §5.3.3.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Feedback {
+    None,
+    Refilling,
+    Starting,
+    Arriving,
+    Stopping,
+}
+
+/// Progress of bandwidth probing.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    feedback: Feedback,
+    /// Losses of packets sent at or after `from` (a count of delivered bytes) may lower the long-term bound.
+    sampling: bool,
+    from: u64,
+    losses: LossCount,
+    /// Start of the cycle, and the wait until the next probe, in nanoseconds.
+    cycle_start: u64,
+    wait: u64,
+    rounds_since: u64,
+    /// Round in which UP started.
+    up_start: u64,
+    /// Growth of the long-term bound during UP.
+    up_rounds: u32,
+    up_acked: u64,
+    up_acked_per_segment: u64,
+    /// The last probe lost too much; the current one stopped early for that reason (§5.3.3.4).
+    was_too_high: bool,
+    precautionary: bool,
+}
+
+/// The model before a cut, for [`Controller::on_spurious`].
+#[derive(Clone, Copy, Debug)]
+struct Undo {
+    round: u64,
+    state: State,
+    window: u64,
+    short_bandwidth: u64,
+    short_in_flight: u64,
+    long_in_flight: u64,
+}
+
+/// The BBR controller of one association.
+#[derive(Debug)]
+pub struct Bbr {
+    limits: Limits,
+    /// [`Limits::short_path`] in nanoseconds.
+    short_path: u64,
+    random: Random,
+    state: State,
+    window: u64,
+    pacing_rate: Option<u64>,
+    max_bandwidth: MaxBandwidth,
+    min_rtt: MinRtt,
+    aggregation: Aggregation,
+    full_pipe: FullPipe,
+    rounds: Rounds,
+    latest: Latest,
+    /// Losses and deliveries since the short-term bounds were last judged.
+    losses: LossCount,
+    probe: Probe,
+    /// Short-term bounds (`bw_shortterm`, `inflight_shortterm`): bytes a second and bytes.
+    short_bandwidth: u64,
+    short_in_flight: u64,
+    /// Long-term bound (`inflight_longterm`), in bytes.
+    long_in_flight: u64,
+    undo: Option<Undo>,
+    /// Bytes delivered so far.
+    delivered: u64,
+    /// The most recent sample was limited by the application.
+    limited: bool,
+    /// Samples of packets sent before this delivery count were limited by ProbeRTT.
+    limited_until: u64,
+    /// The window before ProbeRTT.
+    prior_window: u64,
+    /// No acknowledgement has arrived since the sender was idle.
+    idle_restart: bool,
+}
+
+impl Bbr {
+    /// A controller in Startup. `seed` determines the intervals between bandwidth probes.
+    #[must_use]
+    pub fn new(limits: Limits, now: Instant, seed: u64) -> Self {
+        Self::with_random(limits, now.as_nanos(), Random::new(seed))
+    }
+
+    fn with_random(limits: Limits, now: u64, random: Random) -> Self {
+        Self {
+            limits,
+            short_path: limits.short_path_nanos(),
+            random,
+            state: State::Startup,
+            window: limits.initial_window(),
+            pacing_rate: None,
+            max_bandwidth: MaxBandwidth::default(),
+            min_rtt: MinRtt::new(now),
+            aggregation: Aggregation::new(now),
+            full_pipe: FullPipe::default(),
+            rounds: Rounds { min_rtt: u64::MAX, cruise_gain: 100, ..Rounds::default() },
+            latest: Latest::default(),
+            losses: LossCount::default(),
+            probe: Probe {
+                feedback: Feedback::None,
+                sampling: false,
+                from: 0,
+                losses: LossCount::default(),
+                cycle_start: now,
+                wait: 0,
+                rounds_since: 0,
+                up_start: 0,
+                up_rounds: 0,
+                up_acked: 0,
+                up_acked_per_segment: UNBOUNDED,
+                was_too_high: false,
+                precautionary: false,
+            },
+            short_bandwidth: UNBOUNDED,
+            short_in_flight: UNBOUNDED,
+            long_in_flight: UNBOUNDED,
+            undo: None,
+            delivered: 0,
+            limited: false,
+            limited_until: 0,
+            prior_window: 0,
+            idle_restart: false,
+        }
+    }
+
+    /// Estimated bandwidth in bytes a second, after short-term bounds; zero before the first sample.
+    #[must_use]
+    pub fn bandwidth(&self) -> u64 {
+        self.max_bandwidth.value().min(self.short_bandwidth)
+    }
+
+    /// Lowest recent round trip; none before the first sample.
+    #[must_use]
+    pub fn min_rtt(&self) -> Option<core::time::Duration> {
+        self.min_rtt.value().map(core::time::Duration::from_nanos)
+    }
+
+    /// The round trip is so short that timers can't pace it.
+    fn is_short_path(&self) -> bool {
+        self.min_rtt.value().is_some_and(|min_rtt| min_rtt < self.short_path)
+    }
+
+    /// `gain` percent of the bandwidth-delay product in bytes (`BDPMultiple`, §5.6.4.2).
+    fn bdp(&self, gain: u64) -> u64 {
+        match self.min_rtt.value() {
+            Some(min_rtt) if self.bandwidth() > 0 => percent(scale(self.bandwidth(), min_rtt, SECOND), gain),
+            _ => self.limits.initial_window(),
+        }
+    }
+
+    /// Raises `in_flight` to what pacing in bursts and delayed acknowledgements need (`QuantizationBudget`).
+    fn quantized(&self, in_flight: u64) -> u64 {
+        let burst = (self.pacing_rate.unwrap_or(0) / 1000).min(1 << 16);
+        in_flight.max(burst.saturating_mul(3)).max(self.limits.min_window())
+    }
+
+    /// Starts a round with the next packet sent (`StartRound`).
+    fn start_round(&mut self) {
+        self.rounds.end = self.delivered;
+    }
+
+    fn update_round(&mut self, sample: &Sample, rtt: Option<u64>) {
+        self.rounds.started = sample.prior_delivered >= self.rounds.end;
+        if self.rounds.started {
+            self.start_round();
+            self.rounds.count = self.rounds.count.saturating_add(1);
+            self.note_queue();
+            self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
+            if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
+                self.undo = None;
+            }
+        }
+        if let Some(rtt) = rtt {
+            self.rounds.min_rtt = self.rounds.min_rtt.min(rtt);
+        }
+    }
+
+    /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
+    /// bottleneck has, and a fixed gain then leaves a queue.
+    fn note_queue(&mut self) {
+        let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
+        let Some(min_rtt) = self.min_rtt.value() else { return };
+        // A round without samples says nothing.
+        if lowest == u64::MAX {
+            return;
+        }
+        let queueing = lowest > min_rtt.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
+        self.rounds.queueing = if queueing { self.rounds.queueing.saturating_add(1) } else { 0 };
+        let gain = self.rounds.cruise_gain;
+        self.rounds.cruise_gain = if queueing {
+            gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN)
+        } else {
+            let empty = lowest <= min_rtt.saturating_add(min_rtt >> 4);
+            gain.saturating_add(if empty { EMPTY_RISE } else { QUEUEING_RISE }).min(100)
+        };
+    }
+
+    /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).
+    fn update_congestion(&mut self, sample: &Sample, acked: u64) {
+        self.latest.started = sample.prior_delivered >= self.latest.end;
+        self.latest.bandwidth = self.latest.bandwidth.max(sample.rate);
+        self.latest.in_flight = self.latest.in_flight.max(sample.delivered);
+        self.max_bandwidth.update(sample);
+        self.losses.acked = self.losses.acked.saturating_add(acked);
+        if !self.latest.started {
+            return;
+        }
+        self.latest.end = self.delivered;
+        if core::mem::take(&mut self.latest.loss) && self.losses.too_high(0, self.limits.segment) {
+            if self.state == State::Startup {
+                self.end_startup_after_loss();
+            } else {
+                if !self.state.is_probing() {
+                    self.lower_short_bounds();
+                }
+                if self.losses.heavy(self.limits.segment) {
+                    self.lower_long_bound();
+                }
+            }
+            self.losses = LossCount::default();
+        }
+        self.losses.end_round(self.limits.segment);
+    }
+
+    /// `AdvanceLatestDeliverySignals`.
+    fn advance_latest(&mut self, sample: &Sample) {
+        if self.latest.started {
+            self.latest.bandwidth = sample.rate;
+            self.latest.in_flight = sample.delivered;
+        }
+    }
+
+    /// `InitLowerBounds` and `LossLowerBounds`.
+    fn lower_short_bounds(&mut self) {
+        self.save_undo();
+        let bandwidth = self.short_bandwidth.min(self.max_bandwidth.value());
+        let in_flight = self.short_in_flight.min(self.window);
+        let (mut delivered, mut rate) = (self.latest.in_flight, self.latest.bandwidth);
+        // The highest of few samples is far above the mean: with few packets a round, the mean of the rounds counts.
+        if self.losses.rounds > 0 {
+            let mean = self.losses.acked_in_round();
+            rate = scale(rate, mean, delivered.max(1)).min(rate);
+            delivered = delivered.min(mean);
+        }
+        self.short_bandwidth = percent(bandwidth, BETA).max(rate);
+        self.short_in_flight = percent(in_flight, BETA).max(delivered);
+    }
+
+    /// Lowers the long-term bound after heavy loss outside a probe too. Many senders with a few packets in flight each can fill
+    /// the queue without probing, and the short-term bounds end with the cycle.
+    fn lower_long_bound(&mut self) {
+        self.save_undo();
+        self.probe.was_too_high = true;
+        let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
+        self.long_in_flight = self.long_in_flight.min(bound.max(self.limits.min_window()));
+    }
+
+    fn reset_short_bounds(&mut self) {
+        self.short_bandwidth = UNBOUNDED;
+        self.short_in_flight = UNBOUNDED;
+    }
+
+    /// Remembers the model before a cut. Cuts within [`UNDO_ROUNDS`] are undone together.
+    fn save_undo(&mut self) {
+        if self.undo.is_none() {
+            self.undo = Some(Undo {
+                round: self.rounds.count,
+                state: self.state,
+                window: self.window,
+                short_bandwidth: self.short_bandwidth,
+                short_in_flight: self.short_in_flight,
+                long_in_flight: self.long_in_flight,
+            });
+        }
+    }
+
+    /// Slower sending can shorten the queue: the last ProbeRTT did not meet one that others hold up.
+    fn is_yielding(&self) -> bool {
+        !self.min_rtt.is_held_up(STANDING_QUEUE)
+    }
+
+    /// The pacing gain in percent, lowered by a standing queue while the sender doesn't probe.
+    fn pacing_gain(&self) -> u64 {
+        let (gain, _) = self.state.gains();
+        match self.state {
+            State::ProbeBw(Phase::Down | Phase::Cruise) if self.is_yielding() => gain.min(self.rounds.cruise_gain),
+            _ => gain,
+        }
+    }
+
+    fn set_pacing_rate(&mut self, gain: u64) {
+        let bandwidth = self.bandwidth();
+        let rate = if bandwidth > 0 {
+            percent(percent(bandwidth, gain), PACED)
+        } else if let Some(min_rtt) = self.min_rtt.value() {
+            percent(scale(self.limits.initial_window(), SECOND, min_rtt.max(1)), gain)
+        } else {
+            return;
+        };
+        // During Startup the rate only rises (§5.6.2).
+        if self.full_pipe.reached || self.pacing_rate.is_none_or(|current| rate > current) {
+            self.pacing_rate = Some(rate.max(1));
+        }
+    }
+
+    /// `SetCwnd` (§5.6.4.6).
+    fn set_window(&mut self, acked: u64) {
+        let (_, gain) = self.state.gains();
+        let mut target = self.quantized(self.bdp(gain).saturating_add(self.aggregation.excess()));
+        if self.state == State::ProbeBw(Phase::Up) {
+            target = target.saturating_add(self.limits.segment.saturating_mul(2));
+        }
+        if self.is_short_path() && !self.is_probe_rtt() {
+            target = target.max(scale(self.bandwidth(), self.short_path, SECOND)).max(self.limits.short_path_window);
+        }
+        if self.full_pipe.reached {
+            self.window = self.window.saturating_add(acked).min(target);
+        } else if self.window < target || self.delivered < self.limits.initial_window() {
+            self.window = self.window.saturating_add(acked);
+        }
+        self.bound_window();
+    }
+
+    /// Smallest window in bytes. On a short path, proven loss lowers it: a bottleneck with a queue shorter than
+    /// [`Limits::short_path_window`] would lose most packets for ever.
+    fn least_window(&self) -> u64 {
+        if !self.is_short_path() || self.is_probe_rtt() {
+            return self.limits.min_window();
+        }
+        let floor = self.limits.short_path_window;
+        self.long_in_flight.clamp(floor >> 2, floor).max(self.limits.min_window())
+    }
+
+    /// `BoundCwndForProbeRTT` and `BoundCwndForModel` (§5.6.4.7), and the window's fixed limits.
+    fn bound_window(&mut self) {
+        let mut cap = match self.state {
+            State::Startup | State::Drain { .. } => UNBOUNDED,
+            State::ProbeBw(Phase::Cruise) => self.with_headroom(),
+            State::ProbeBw(_) => self.long_in_flight,
+            State::ProbeRtt { .. } => self.with_headroom().min(self.probe_rtt_window()),
+        };
+        if self.state != State::Startup {
+            cap = cap.min(self.short_in_flight);
+        }
+        let floor = self.least_window();
+        self.window = self.window.min(cap).max(floor).min(self.limits.max_window);
+    }
+}
+
+/// `gain` percent of `value`.
+fn percent(value: u64, gain: u64) -> u64 {
+    scale(value, gain, 100)
+}
+
+impl Controller for Bbr {
+    fn on_sent(&mut self, _: &Sent) {}
+
+    fn on_lost(&mut self, lost: &Lost) {
+        if !self.latest.loss {
+            self.latest.loss = true;
+            self.latest.end = self.delivered;
+        }
+        self.losses.lost = self.losses.lost.saturating_add(lost.bytes);
+        if !self.probe.sampling || lost.prior_delivered < self.probe.from {
+            return;
+        }
+        self.probe.losses.lost = self.probe.losses.lost.saturating_add(lost.bytes);
+        if self.probe.losses.too_high(lost.tx_in_flight, self.limits.segment) {
+            // With few packets in flight the verdict comes late, long after the bound was exceeded.
+            let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(JUDGED_PACKETS) {
+                self.probe.losses.delivered_of(lost.tx_in_flight)
+            } else {
+                lost.tx_in_flight.saturating_sub(lost.bytes)
+            };
+            self.reduce_long_bound(in_flight, lost.now.as_nanos());
+        }
+    }
+
+    fn on_ack(&mut self, ack: &Ack) {
+        self.delivered = ack.delivered;
+        let Some(rate) = &ack.rate else {
+            self.bound_window();
+            return;
+        };
+        let now = ack.now.as_nanos();
+        let rtt = ack.rtt.map(nanos);
+        let sample = Sample::new(rate, self.min_rtt.value(), self.limited_until);
+        self.limited = rate.app_limited;
+        self.update_round(&sample, rtt);
+        self.update_congestion(&sample, ack.acked);
+        let startup = !self.full_pipe.reached;
+        self.aggregation.update(now, ack.acked, self.bandwidth(), self.window, self.rounds.count, startup);
+        self.full_pipe.update(&sample, self.rounds.started);
+        self.update_state(now, ack, &sample);
+        self.min_rtt.update(rtt, now, self.short_path);
+        self.update_probe_rtt(now, ack.in_flight, rtt);
+        self.advance_latest(&sample);
+        self.set_pacing_rate(self.pacing_gain());
+        self.set_window(ack.acked);
+    }
+
+    fn on_spurious(&mut self, now: Instant) {
+        let Some(undo) = self.undo.take() else { return };
+        self.losses = LossCount::default();
+        self.probe.losses = LossCount::default();
+        self.latest.loss = false;
+        self.full_pipe.restart(0);
+        self.short_bandwidth = self.short_bandwidth.max(undo.short_bandwidth);
+        self.short_in_flight = self.short_in_flight.max(undo.short_in_flight);
+        self.long_in_flight = self.long_in_flight.max(undo.long_in_flight);
+        if !self.is_probe_rtt() {
+            self.window = self.window.max(undo.window);
+        }
+        self.prior_window = self.prior_window.max(undo.window);
+        self.return_to(undo.state, now.as_nanos());
+        self.bound_window();
+    }
+
+    fn on_time_out(&mut self, now: Instant) {
+        let delivered = self.delivered;
+        let mut fresh = Self::with_random(self.limits, now.as_nanos(), self.random);
+        fresh.delivered = delivered;
+        fresh.rounds.end = delivered;
+        fresh.latest.end = delivered;
+        *self = fresh;
+    }
+
+    fn on_idle_end(&mut self, now: Instant, _: Instant) {
+        let now = now.as_nanos();
+        self.idle_restart = true;
+        self.aggregation.restart(now);
+        match self.state {
+            State::ProbeBw(_) => self.set_pacing_rate(100),
+            State::ProbeRtt { .. } => self.finish_probe_rtt(now),
+            State::Startup | State::Drain { .. } => {}
+        }
+        self.window = self.window.min(self.bdp(100).max(self.limits.initial_window()));
+        self.bound_window();
+    }
+
+    fn window(&self) -> u64 {
+        self.window
+    }
+
+    fn pacing_rate(&self) -> Option<u64> {
+        if self.is_short_path() { None } else { self.pacing_rate }
+    }
+
+    fn state(&self) -> &'static str {
+        match self.state {
+            State::Startup => "startup",
+            State::Drain { .. } => "drain",
+            State::ProbeBw(Phase::Down) => "probe-bw-down",
+            State::ProbeBw(Phase::Cruise) => "probe-bw-cruise",
+            State::ProbeBw(Phase::Refill) => "probe-bw-refill",
+            State::ProbeBw(Phase::Up) => "probe-bw-up",
+            State::ProbeRtt { .. } => "probe-rtt",
+        }
+    }
+}

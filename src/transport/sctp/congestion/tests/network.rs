@@ -1,0 +1,480 @@
+//! A flow model in virtual time: senders with ideal loss detection and per-packet acknowledgements over one bottleneck.
+//!
+//! A packet reaches the bottleneck at once and its acknowledgement returns after the queue, the transmission and the whole
+//! propagation delay. The sender learns of a drop a quarter of a round trip after the packet's acknowledgement would have arrived.
+
+use core::cmp::Reverse;
+use core::time::Duration;
+use std::collections::BinaryHeap;
+
+use super::super::{Ack, Algorithm, Control, Controller, Limits, Lost, RateSample, Sent};
+use crate::base::Instant;
+
+pub(super) const SEGMENT: u64 = 1200;
+pub(super) const MILLISECOND: u64 = 1_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
+
+/// How far ahead of its schedule a pacer sends, in nanoseconds.
+const QUANTUM: u64 = MILLISECOND;
+
+pub(super) fn limits() -> Limits {
+    Limits {
+        segment: SEGMENT,
+        short_path_window: 256 << 10,
+        short_path: Duration::from_millis(2),
+        max_window: 32 << 20,
+    }
+}
+
+/// SplitMix64.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        if bound == 0 { 0 } else { self.next() % bound }
+    }
+
+    /// A number with up to `bits` bits, small ones as often as large ones.
+    pub(super) fn size(&mut self, bits: u64) -> u64 {
+        let bits = self.below(bits) + 1;
+        self.next() >> (64 - bits)
+    }
+
+    fn chance(&mut self, millionths: u64) -> bool {
+        self.below(1_000_000) < millionths
+    }
+}
+
+/// The bottleneck and the way back. Times in nanoseconds, rates in bytes a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Path {
+    pub(super) rate: u64,
+    /// Round trip without queue.
+    pub(super) delay: u64,
+    /// Largest backlog in bytes.
+    pub(super) queue: u64,
+    /// Random loss in millionths of the packets, and the mean length of a burst of losses.
+    pub(super) loss: u64,
+    pub(super) burst: u64,
+    /// Each acknowledgement is late by a random time up to this.
+    pub(super) jitter: u64,
+    /// Acknowledgements arrive at multiples of this only.
+    pub(super) grid: u64,
+    /// Mean interval between pauses of the bottleneck, as of a process that waits for a processor, and their length.
+    pub(super) pauses: Option<(u64, u64)>,
+    /// Rate and depth in bytes of a token bucket before the queue.
+    pub(super) policer: Option<(u64, u64)>,
+}
+
+impl Path {
+    /// A path of `rate` bytes a second, `delay` milliseconds and a queue of `queue` milliseconds.
+    pub(super) fn new(rate: u64, delay: u64, queue: u64) -> Self {
+        Self {
+            rate,
+            delay: delay * MILLISECOND,
+            queue: (rate * queue / 1000).max(2 * SEGMENT),
+            loss: 0,
+            burst: 1,
+            jitter: 0,
+            grid: 1,
+            pauses: None,
+            policer: None,
+        }
+    }
+
+    /// Bandwidth times delay in bytes.
+    pub(super) fn bdp(&self) -> u64 {
+        self.rate * self.delay / SECOND
+    }
+}
+
+/// How much a sender has to send.
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    Endless,
+    /// Bytes a second, in pieces every millisecond.
+    Rate(u64),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Packet {
+    id: u64,
+    sent_at: u64,
+    prior_delivered: u64,
+    prior_lost: u64,
+    tx_in_flight: u64,
+    first_sent: u64,
+    delivered_at: u64,
+    app_limited: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Delivered(Packet),
+    Dropped(Packet),
+    Wake,
+}
+
+/// A sender.
+pub(super) struct Flow {
+    pub(super) control: Control,
+    pub(super) source: Source,
+    start: u64,
+    available: u64,
+    fed_until: u64,
+    next_id: u64,
+    next_send: u64,
+    wake_at: u64,
+    in_flight: u64,
+    idle_since: u64,
+    pub(super) delivered: u64,
+    delivered_at: u64,
+    first_sent: u64,
+    newest: u64,
+    app_limited: u64,
+    total_lost: u64,
+    /// Bytes lost and sent since [`Network::forget`].
+    pub(super) lost: u64,
+    pub(super) sent: u64,
+    /// State changes with their times.
+    pub(super) states: Vec<(u64, &'static str)>,
+    pub(super) least_window: u64,
+}
+
+impl Flow {
+    pub(super) fn new(algorithm: Algorithm, start: u64, source: Source, seed: u64) -> Self {
+        Self {
+            control: Control::new(algorithm, limits(), Instant::from_nanos(start), seed),
+            source,
+            start,
+            available: 0,
+            fed_until: start,
+            next_id: 1,
+            next_send: start,
+            wake_at: 0,
+            in_flight: 0,
+            idle_since: start,
+            delivered: 0,
+            delivered_at: start,
+            first_sent: start,
+            newest: 0,
+            app_limited: 0,
+            total_lost: 0,
+            lost: 0,
+            sent: 0,
+            states: Vec::new(),
+            least_window: u64::MAX,
+        }
+    }
+
+    /// Adds what the source has produced by `now`; returns when it produces more.
+    fn feed(&mut self, now: u64) -> Option<u64> {
+        let (bytes, period) = match self.source {
+            Source::Endless => {
+                self.available = u64::MAX;
+                return None;
+            }
+            Source::Rate(rate) => (rate / 1000, MILLISECOND),
+        };
+        while self.fed_until <= now {
+            self.available += bytes;
+            self.fed_until += period;
+        }
+        Some(self.fed_until)
+    }
+
+    /// Goes on with another source.
+    pub(super) fn limit(&mut self, source: Source) {
+        self.source = source;
+        self.available = 0;
+        self.fed_until = self.delivered_at;
+    }
+
+    fn note_state(&mut self, now: u64) {
+        let state = self.control.state();
+        if self.states.last().is_none_or(|(_, last)| *last != state) {
+            self.states.push((now, state));
+        }
+        self.least_window = self.least_window.min(self.control.window());
+    }
+}
+
+/// Senders over one path.
+pub(super) struct Network {
+    pub(super) path: Path,
+    pub(super) flows: Vec<Flow>,
+    pub(super) now: u64,
+    events: BinaryHeap<Reverse<(u64, usize, u64, Event)>>,
+    order: u64,
+    random: Random,
+    busy_until: u64,
+    losing: u64,
+    pause_at: u64,
+    paused_until: u64,
+    tokens: (u64, u64),
+    /// Sum and number of backlogs met by packets, in bytes.
+    pub(super) backlogs: (u64, u64),
+}
+
+impl Network {
+    pub(super) fn new(path: Path, flows: Vec<Flow>, seed: u64) -> Self {
+        let mut network = Self {
+            path,
+            flows,
+            now: 0,
+            events: BinaryHeap::new(),
+            order: 0,
+            random: Random(seed),
+            busy_until: 0,
+            losing: 0,
+            pause_at: 0,
+            paused_until: 0,
+            tokens: (path.policer.map_or(0, |(_, depth)| depth), 0),
+            backlogs: (0, 0),
+        };
+        for index in 0..network.flows.len() {
+            let start = network.flows[index].start;
+            network.push(start, index, Event::Wake);
+        }
+        network
+    }
+
+    fn push(&mut self, at: u64, flow: usize, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse((at, flow, self.order, event)));
+    }
+
+    /// Runs until `end` nanoseconds.
+    pub(super) fn run(&mut self, end: u64) {
+        let (mut delivered, mut dropped) = (Vec::new(), Vec::new());
+        while let Some(Reverse((at, flow, _, event))) = self.events.peek().copied() {
+            if at > end {
+                break;
+            }
+            self.now = at;
+            let mut event = Some(event);
+            while let Some(next) = event.take() {
+                self.events.pop();
+                match next {
+                    Event::Delivered(packet) => delivered.push(packet),
+                    Event::Dropped(packet) => dropped.push(packet),
+                    Event::Wake => {}
+                }
+                event = match self.events.peek() {
+                    Some(Reverse((time, index, _, event))) if (*time, *index) == (at, flow) => Some(*event),
+                    _ => None,
+                };
+            }
+            if !delivered.is_empty() || !dropped.is_empty() {
+                self.acknowledge(flow, &delivered, &dropped);
+                delivered.clear();
+                dropped.clear();
+            }
+            self.send(flow);
+        }
+        self.now = end;
+    }
+
+    /// Bytes delivered for `flow` between now and `end`.
+    pub(super) fn delivered_until(&mut self, end: u64) -> Vec<u64> {
+        let before: Vec<u64> = self.flows.iter().map(|flow| flow.delivered).collect();
+        self.run(end);
+        self.flows.iter().zip(before).map(|(flow, before)| flow.delivered - before).collect()
+    }
+
+    /// Starts the statistics of losses and backlogs afresh.
+    pub(super) fn forget(&mut self) {
+        self.backlogs = (0, 0);
+        for flow in &mut self.flows {
+            flow.sent = 0;
+            flow.lost = 0;
+        }
+    }
+
+    /// Mean backlog that packets met, in bandwidth-delay products.
+    pub(super) fn backlog(&self) -> f64 {
+        self.backlogs.0 as f64 / self.backlogs.1 as f64 / self.path.bdp() as f64
+    }
+
+    fn acknowledge(&mut self, index: usize, delivered: &[Packet], dropped: &[Packet]) {
+        let now = self.now;
+        let flow = &mut self.flows[index];
+        let prior_in_flight = flow.in_flight;
+        for packet in dropped {
+            flow.in_flight -= SEGMENT;
+            flow.lost += SEGMENT;
+            flow.total_lost += SEGMENT;
+            flow.control.on_lost(&Lost {
+                now: Instant::from_nanos(now),
+                bytes: SEGMENT,
+                sent_at: Instant::from_nanos(packet.sent_at),
+                prior_delivered: packet.prior_delivered,
+                tx_in_flight: packet.tx_in_flight,
+                prior_lost: packet.prior_lost,
+                total_lost: flow.total_lost,
+            });
+        }
+        let acked = SEGMENT * delivered.len() as u64;
+        flow.in_flight -= acked;
+        flow.delivered += acked;
+        let newest = delivered.iter().max_by_key(|packet| packet.id).copied();
+        let mut rate = None;
+        if let Some(packet) = newest {
+            flow.delivered_at = now;
+            let acked_for = now - packet.delivered_at;
+            let sent_for = packet.sent_at - packet.first_sent;
+            if packet.id > flow.newest {
+                flow.newest = packet.id;
+                flow.first_sent = packet.sent_at;
+            }
+            if flow.app_limited > 0 && flow.delivered > flow.app_limited {
+                flow.app_limited = 0;
+            }
+            rate = Some(RateSample {
+                prior_delivered: packet.prior_delivered,
+                prior_lost: packet.prior_lost,
+                tx_in_flight: packet.tx_in_flight,
+                delivered: flow.delivered - packet.prior_delivered,
+                interval: Duration::from_nanos(acked_for.max(sent_for)),
+                app_limited: packet.app_limited,
+            });
+        }
+        flow.control.on_ack(&Ack {
+            now: Instant::from_nanos(now),
+            acked,
+            lost: SEGMENT * dropped.len() as u64,
+            prior_in_flight,
+            in_flight: flow.in_flight,
+            delivered: flow.delivered,
+            total_lost: flow.total_lost,
+            rtt: newest.map(|packet| Duration::from_nanos(now - packet.sent_at)),
+            rate,
+            window_limited: prior_in_flight + SEGMENT > flow.control.window(),
+        });
+        if flow.in_flight == 0 {
+            flow.idle_since = now;
+        }
+        flow.note_state(now);
+    }
+
+    fn send(&mut self, index: usize) {
+        let now = self.now;
+        let refill = self.flows[index].feed(now);
+        loop {
+            let flow = &mut self.flows[index];
+            if flow.available < SEGMENT {
+                if flow.in_flight < flow.control.window() {
+                    flow.app_limited = (flow.delivered + flow.in_flight).max(1);
+                }
+                if let Some(at) = refill
+                    && flow.wake_at != at
+                {
+                    flow.wake_at = at;
+                    self.push(at, index, Event::Wake);
+                }
+                return;
+            }
+            if flow.in_flight + SEGMENT > flow.control.window() {
+                return;
+            }
+            if flow.next_send > now + QUANTUM {
+                let at = flow.next_send;
+                if flow.wake_at != at {
+                    flow.wake_at = at;
+                    self.push(at, index, Event::Wake);
+                }
+                return;
+            }
+            self.transmit(index);
+        }
+    }
+
+    fn transmit(&mut self, index: usize) {
+        let now = self.now;
+        let flow = &mut self.flows[index];
+        if flow.in_flight == 0 {
+            if flow.idle_since < now {
+                flow.control.on_idle_end(Instant::from_nanos(now), Instant::from_nanos(flow.idle_since));
+            }
+            flow.first_sent = now;
+            flow.delivered_at = now;
+        }
+        if let Some(rate) = flow.control.pacing_rate() {
+            flow.next_send = flow.next_send.max(now) + SEGMENT * SECOND / rate;
+        }
+        let prior_in_flight = flow.in_flight;
+        flow.available = if flow.available == u64::MAX { u64::MAX } else { flow.available - SEGMENT };
+        flow.in_flight += SEGMENT;
+        flow.sent += SEGMENT;
+        let packet = Packet {
+            id: flow.next_id,
+            sent_at: now,
+            prior_delivered: flow.delivered,
+            prior_lost: flow.total_lost,
+            tx_in_flight: flow.in_flight,
+            first_sent: flow.first_sent,
+            delivered_at: flow.delivered_at,
+            app_limited: flow.app_limited > 0,
+        };
+        flow.next_id += 1;
+        flow.control.on_sent(&Sent {
+            now: Instant::from_nanos(now),
+            bytes: SEGMENT,
+            prior_in_flight,
+            retransmission: false,
+        });
+        self.forward(index, packet);
+    }
+
+    /// The bottleneck: schedules the acknowledgement or the detection of the loss.
+    fn forward(&mut self, index: usize, packet: Packet) {
+        let path = self.path;
+        if let Some((interval, length)) = path.pauses
+            && self.now >= self.pause_at
+        {
+            self.busy_until = self.busy_until.max(self.now) + length;
+            self.paused_until = self.now + length;
+            self.pause_at = self.paused_until + self.random.below(2 * interval);
+        }
+        let start = self.busy_until.max(self.now);
+        let backlog = (start - self.now.max(self.paused_until).min(start)) * path.rate / SECOND;
+        self.backlogs = (self.backlogs.0 + backlog, self.backlogs.1 + 1);
+        let mut dropped = backlog + SEGMENT > path.queue || self.is_policed();
+        if self.losing > 0 {
+            self.losing -= 1;
+            dropped = true;
+        } else if self.random.chance(path.loss / path.burst) {
+            self.losing = self.random.below(2 * path.burst - 1);
+            dropped = true;
+        }
+        let jitter = self.random.below(path.jitter + 1);
+        let sent = if dropped { start } else { start + SEGMENT * SECOND / path.rate };
+        let arrival = (sent + path.delay + jitter).next_multiple_of(path.grid);
+        if dropped {
+            self.push(arrival + path.delay / 4, index, Event::Dropped(packet));
+        } else {
+            self.busy_until = sent;
+            self.push(arrival, index, Event::Delivered(packet));
+        }
+    }
+
+    fn is_policed(&mut self) -> bool {
+        let Some((rate, depth)) = self.path.policer else { return false };
+        let (tokens, at) = self.tokens;
+        // Whole bytes only: the remainder of the time is kept.
+        let gained = (self.now - at) * rate / SECOND;
+        let at = at + gained * SECOND / rate;
+        let tokens = (tokens + gained).min(depth);
+        let policed = tokens < SEGMENT;
+        self.tokens = (if policed { tokens } else { tokens - SEGMENT }, at);
+        policed
+    }
+}

@@ -1,0 +1,83 @@
+//! Several senders over one bottleneck.
+
+use super::network::{Flow, MILLISECOND, Network, Path, SECOND, Source};
+use super::{Algorithm, Bbr, Cubic, loss, share};
+
+/// 50 Mbit/s, 25 ms, and a drop-tail queue of 100 ms: a common access line.
+fn line() -> Path {
+    Path::new(6_250_000, 25, 100)
+}
+
+/// `algorithms` start one after the other, 200 ms apart.
+fn shared(path: Path, algorithms: &[Algorithm], seed: u64) -> Network {
+    let flows = algorithms.iter().zip(0..).map(|(algorithm, index)| {
+        Flow::new(*algorithm, index * 200 * MILLISECOND, Source::Endless, seed * 1000 + index)
+    });
+    Network::new(path, flows.collect(), seed)
+}
+
+/// Jain's index: 1 for equal shares, the inverse of their number if one flow has everything.
+fn fairness(shares: &[u64]) -> f64 {
+    let total: f64 = shares.iter().map(|share| *share as f64).sum();
+    let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();
+    total * total / squares / shares.len() as f64
+}
+
+#[test]
+fn two_bbr_flows_share_fairly() {
+    for path in [line(), Path::new(10_000_000, 50, 100)] {
+        for seed in 1..=2 {
+            let mut network = shared(path, &[Bbr, Bbr], seed);
+            network.run(10 * SECOND);
+            let shares = network.delivered_until(30 * SECOND);
+            assert!(fairness(&shares) >= 0.9, "seed {seed}: {:.3} of {shares:?} over {path:?}", fairness(&shares));
+        }
+    }
+}
+
+#[test]
+fn many_bbr_flows_keep_the_queue_at_one_bdp_and_lose_hardly_anything() {
+    for count in [2, 4, 16] {
+        for seed in 1..=2 {
+            let mut network = shared(line(), &vec![Bbr; count], seed);
+            network.run(20 * SECOND);
+            network.forget();
+            let share = share(&mut network, 40);
+            let (backlog, loss) = (network.backlog(), loss(&network));
+            assert!(share >= 0.97, "seed {seed}, {count} flows: {share:.3}");
+            assert!(backlog <= 1.3, "seed {seed}, {count} flows: a mean queue of {backlog:.2} BDP");
+            assert!(loss <= 0.002, "seed {seed}, {count} flows: {loss:.4} lost");
+        }
+    }
+}
+
+#[test]
+fn sixty_four_bbr_flows_with_two_packets_each_lose_little() {
+    let mut network = shared(line(), &[Bbr; 64], 1);
+    network.run(40 * SECOND);
+    network.forget();
+    let share = share(&mut network, 60);
+    assert!(share >= 0.97, "{share:.3}");
+    assert!(loss(&network) <= 0.06, "{:.4} lost", loss(&network));
+}
+
+#[test]
+fn bbr_beside_cubic_gets_and_leaves_a_fifth() {
+    for algorithms in [[Bbr, Cubic], [Cubic, Bbr]] {
+        for seed in 1..=2 {
+            let mut network = shared(line(), &algorithms, seed);
+            network.run(20 * SECOND);
+            let shares = network.delivered_until(60 * SECOND);
+            let least = shares.iter().min().unwrap() * 1000 / shares.iter().sum::<u64>();
+            assert!(least >= 200, "seed {seed}: {algorithms:?} got {shares:?}");
+        }
+    }
+}
+
+#[test]
+fn two_cubic_flows_share_fairly() {
+    let mut network = shared(line(), &[Cubic, Cubic], 1);
+    network.run(10 * SECOND);
+    let shares = network.delivered_until(90 * SECOND);
+    assert!(fairness(&shares) >= 0.9, "{:.3} of {shares:?}", fairness(&shares));
+}

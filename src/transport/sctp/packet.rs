@@ -1,0 +1,481 @@
+//! SCTP packets: bytes to chunks and back (RFC 9260 §3).
+//!
+//! Reading borrows from the packet and allocates nothing. Writing goes into the caller's buffer.
+
+use super::Broken;
+
+/// Bytes of the common header.
+pub(super) const HEADER: usize = 12;
+/// Bytes of a DATA chunk before its payload.
+pub(super) const DATA_HEADER: usize = 16;
+/// Bytes of a SACK chunk before its gap blocks.
+pub(super) const SACK_HEADER: usize = 16;
+/// The port of both ends (RFC 8831 §6.2 lets any be used; WebRTC's stacks use this one).
+const PORT: u16 = 5000;
+const CHUNK_HEADER: usize = 4;
+
+pub(super) const DATA: u8 = 0;
+pub(super) const INIT: u8 = 1;
+pub(super) const INIT_ACK: u8 = 2;
+pub(super) const SACK: u8 = 3;
+pub(super) const HEARTBEAT: u8 = 4;
+pub(super) const HEARTBEAT_ACK: u8 = 5;
+pub(super) const ABORT: u8 = 6;
+pub(super) const SHUTDOWN: u8 = 7;
+pub(super) const SHUTDOWN_ACK: u8 = 8;
+pub(super) const ERROR: u8 = 9;
+pub(super) const COOKIE_ECHO: u8 = 10;
+pub(super) const COOKIE_ACK: u8 = 11;
+pub(super) const SHUTDOWN_COMPLETE: u8 = 14;
+pub(super) const I_DATA: u8 = 64;
+pub(super) const RE_CONFIG: u8 = 130;
+pub(super) const FORWARD_TSN: u8 = 192;
+pub(super) const I_FORWARD_TSN: u8 = 194;
+
+/// Flags of a DATA chunk.
+pub(super) const END: u8 = 1;
+pub(super) const BEGIN: u8 = 2;
+const UNORDERED: u8 = 4;
+/// Asks for an acknowledgement at once (RFC 7053).
+pub(super) const IMMEDIATE: u8 = 8;
+
+/// Parameters of INIT and INIT ACK.
+const STATE_COOKIE: u16 = 7;
+const SUPPORTED_EXTENSIONS: u16 = 0x8008;
+/// RFC 9653 §4.
+const ZERO_CHECKSUM: u16 = 0x8001;
+/// The error detection method of RFC 9653 §4.1: SCTP over DTLS.
+const METHOD_DTLS: u32 = 1;
+/// Between nodes of ours; others skip it in silence, as its highest bits say (RFC 9260 §3.2.1).
+const OWN_PEER: u16 = 0x9f55;
+
+/// CRC32c of a packet whose checksum field counts as zero.
+fn checksum(packet: &[u8]) -> Option<u32> {
+    let (before, rest) = packet.split_at_checked(8)?;
+    let (_, after) = rest.split_at_checked(4)?;
+    Some(crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]), after))
+}
+
+/// A packet whose header has been read and whose checksum holds.
+pub(super) struct Packet<'a> {
+    /// Verification tag.
+    pub(super) tag: u32,
+    chunks: &'a [u8],
+}
+
+impl<'a> Packet<'a> {
+    /// Reads the header. `zero`: the receiver announced that it takes packets without a checksum.
+    pub(super) fn parse(packet: &'a [u8], zero: bool) -> Option<Self> {
+        let [p0, p1, q0, q1, t0, t1, t2, t3, c0, c1, c2, c3, chunks @ ..] = packet else { return None };
+        if u16::from_be_bytes([*p0, *p1]) != PORT || u16::from_be_bytes([*q0, *q1]) != PORT {
+            return None;
+        }
+        let sum = u32::from_le_bytes([*c0, *c1, *c2, *c3]);
+        // RFC 9653 §5.2: a packet with INIT or COOKIE ECHO first has a checksum always.
+        let may_lack = zero && !matches!(chunks.first(), Some(&INIT | &COOKIE_ECHO));
+        if !(sum == 0 && may_lack) && checksum(packet) != Some(sum) {
+            return None;
+        }
+        Some(Self { tag: u32::from_be_bytes([*t0, *t1, *t2, *t3]), chunks })
+    }
+
+    /// Its chunks; `None` where one is malformed, and nothing after it.
+    pub(super) const fn chunks(&self) -> Chunks<'a> {
+        Chunks { rest: self.chunks }
+    }
+}
+
+/// One chunk.
+pub(super) struct Chunk<'a> {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) body: &'a [u8],
+    /// No other chunk follows it.
+    pub(super) last: bool,
+}
+
+/// The chunks of a packet in order.
+pub(super) struct Chunks<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = Option<Chunk<'a>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = core::mem::take(&mut self.rest);
+        if rest.is_empty() {
+            return None;
+        }
+        let [kind, flags, high, low, ..] = rest else { return Some(None) };
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let Some(body) = rest.get(CHUNK_HEADER..length) else { return Some(None) };
+        // The last chunk's padding may be left out (RFC 9260 §3.2).
+        self.rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Some(Chunk { kind: *kind, flags: *flags, body, last: self.rest.is_empty() }))
+    }
+}
+
+/// Reads `N` bytes at `at`.
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+/// Reads a 32-bit number at `at`.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_be_bytes)
+}
+
+/// Reads a 16-bit number at `at`.
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    array(bytes, at).map(u16::from_be_bytes)
+}
+
+/// A DATA chunk (RFC 9260 §3.3.1), ordered.
+#[derive(Clone, Copy)]
+pub(super) struct Data<'a> {
+    pub(super) tsn: u32,
+    pub(super) stream: u16,
+    pub(super) sequence: u16,
+    pub(super) protocol: u32,
+    pub(super) begin: bool,
+    pub(super) end: bool,
+    pub(super) immediate: bool,
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Data<'a> {
+    /// Reads the body of a DATA chunk.
+    ///
+    /// # Errors
+    /// [`Broken`] on unordered data and on data without payload, which no data channel of ours needs.
+    pub(super) fn parse(chunk: &Chunk<'a>) -> Result<Self, Broken> {
+        let [a, b, c, d, s0, s1, q0, q1, p0, p1, p2, p3, payload @ ..] = chunk.body else { return Err(Broken) };
+        if payload.is_empty() || chunk.flags & UNORDERED != 0 {
+            return Err(Broken);
+        }
+        Ok(Self {
+            tsn: u32::from_be_bytes([*a, *b, *c, *d]),
+            stream: u16::from_be_bytes([*s0, *s1]),
+            sequence: u16::from_be_bytes([*q0, *q1]),
+            protocol: u32::from_be_bytes([*p0, *p1, *p2, *p3]),
+            begin: chunk.flags & BEGIN != 0,
+            end: chunk.flags & END != 0,
+            immediate: chunk.flags & IMMEDIATE != 0,
+            payload,
+        })
+    }
+}
+
+/// A SACK chunk (RFC 9260 §3.3.4).
+pub(super) struct Sack<'a> {
+    pub(super) cumulative: u32,
+    pub(super) window: u32,
+    blocks: &'a [u8],
+    pub(super) duplicates: usize,
+}
+
+impl<'a> Sack<'a> {
+    /// Reads the body of a SACK chunk.
+    pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
+        let blocks = usize::from(u16_at(body, 8)?);
+        let duplicates = usize::from(u16_at(body, 10)?);
+        let rest = body.get(12..)?;
+        if rest.len() != blocks.checked_add(duplicates)?.checked_mul(4)? {
+            return None;
+        }
+        let blocks = rest.get(..blocks.checked_mul(4)?)?;
+        Some(Self { cumulative: u32_at(body, 0)?, window: u32_at(body, 4)?, blocks, duplicates })
+    }
+
+    /// The gap blocks: offsets of the first and the last TSN from the cumulative one, as they stand there.
+    pub(super) fn blocks(&self) -> impl ExactSizeIterator<Item = (u16, u16)> + '_ {
+        self.blocks.chunks_exact(4).map(|block| (u16_at(block, 0).unwrap_or(0), u16_at(block, 2).unwrap_or(0)))
+    }
+}
+
+/// INIT or INIT ACK (RFC 9260 §3.3.2, §3.3.3).
+pub(super) struct Init<'a> {
+    pub(super) tag: u32,
+    pub(super) window: u32,
+    pub(super) outbound: u16,
+    pub(super) inbound: u16,
+    pub(super) tsn: u32,
+    pub(super) cookie: Option<&'a [u8]>,
+    /// The sender takes packets without a checksum.
+    pub(super) zero_checksum: bool,
+    pub(super) own: Option<OwnPeer>,
+}
+
+/// What nodes of ours tell each other beyond RFC 9260.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OwnPeer {
+    /// Streams, numbered from 0, that the sender takes messages on.
+    pub(super) streams: u16,
+    /// Longest that the sender withholds an acknowledgement, in milliseconds.
+    pub(super) ack_delay: u16,
+}
+
+impl<'a> Init<'a> {
+    /// Reads the body; `None` if it is malformed, or one of its values is forbidden.
+    pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
+        let mut init = Self {
+            tag: u32_at(body, 0)?,
+            window: u32_at(body, 4)?,
+            outbound: u16_at(body, 8)?,
+            inbound: u16_at(body, 10)?,
+            tsn: u32_at(body, 12)?,
+            cookie: None,
+            zero_checksum: false,
+            own: None,
+        };
+        if init.tag == 0 || init.outbound == 0 || init.inbound == 0 {
+            return None;
+        }
+        let mut rest = body.get(16..)?;
+        while !rest.is_empty() {
+            let (kind, length) = (u16_at(rest, 0)?, usize::from(u16_at(rest, 2)?));
+            let value = rest.get(4..length)?;
+            match kind {
+                STATE_COOKIE => init.cookie = Some(value),
+                ZERO_CHECKSUM => init.zero_checksum = u32_at(value, 0) == Some(METHOD_DTLS),
+                OWN_PEER => {
+                    let (streams, ack_delay) = (u16_at(value, 0)?, u16_at(value, 2)?);
+                    init.own = Some(OwnPeer { streams, ack_delay });
+                }
+                _ => {}
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Some(init)
+    }
+}
+
+/// Whether the body of an ERROR or ABORT chunk is a list of well-formed causes.
+pub(super) fn is_heartbeat(body: &[u8]) -> bool {
+    // One parameter, the Heartbeat Info, that fills the chunk (RFC 9260 §3.3.5).
+    u16_at(body, 0) == Some(1) && u16_at(body, 2).map(usize::from) == Some(body.len())
+}
+
+/// Writes one packet into a buffer. A chunk that doesn't fit is not written, which the caller avoids by [`Self::room`].
+pub(super) struct Writer<'a> {
+    buffer: &'a mut [u8],
+    length: usize,
+    with_checksum: bool,
+}
+
+impl<'a> Writer<'a> {
+    /// A packet with this verification tag and no chunk. `zero`: the peer takes packets without a checksum.
+    pub(super) fn new(buffer: &'a mut [u8], tag: u32, zero: bool) -> Self {
+        let mut this = Self { buffer, length: 0, with_checksum: !zero };
+        this.put(&PORT.to_be_bytes());
+        this.put(&PORT.to_be_bytes());
+        this.put(&tag.to_be_bytes());
+        this.put(&[0; 4]);
+        this
+    }
+
+    /// Bytes that still fit.
+    pub(super) fn room(&self) -> usize {
+        self.buffer.len().saturating_sub(self.length)
+    }
+
+    /// Whether no chunk is in it.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.length <= HEADER
+    }
+
+    /// Writes its checksum and gives its length; zero for a packet without chunks.
+    pub(super) fn finish(self) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
+        let Some(packet) = self.buffer.get_mut(..self.length) else { return 0 };
+        if self.with_checksum
+            && let Some(sum) = checksum(packet)
+            && let Some(field) = packet.get_mut(8..12)
+        {
+            field.copy_from_slice(&sum.to_le_bytes());
+        }
+        self.length
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.length.saturating_add(bytes.len());
+        if let Some(place) = self.buffer.get_mut(self.length..end) {
+            place.copy_from_slice(bytes);
+            self.length = end;
+        }
+    }
+
+    /// The header of a chunk with a body of `length` bytes.
+    fn begin(&mut self, kind: u8, flags: u8, length: usize) {
+        let length = u16::try_from(length.saturating_add(CHUNK_HEADER)).unwrap_or(u16::MAX);
+        self.put(&[kind, flags]);
+        self.put(&length.to_be_bytes());
+    }
+
+    fn pad(&mut self) {
+        let missing = self.length.next_multiple_of(4).saturating_sub(self.length);
+        self.put([0; 3].get(..missing).unwrap_or_default());
+    }
+
+    /// A chunk with this body.
+    pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
+        self.begin(kind, flags, body.len());
+        self.put(body);
+        self.pad();
+    }
+
+    /// A DATA chunk.
+    pub(super) fn data(&mut self, data: &Data<'_>) {
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let flags = flag(data.begin, BEGIN) | flag(data.end, END) | flag(data.immediate, IMMEDIATE);
+        self.begin(DATA, flags, data.payload.len().saturating_add(DATA_HEADER - CHUNK_HEADER));
+        self.put(&data.tsn.to_be_bytes());
+        self.put(&data.stream.to_be_bytes());
+        self.put(&data.sequence.to_be_bytes());
+        self.put(&data.protocol.to_be_bytes());
+        self.put(data.payload);
+        self.pad();
+    }
+
+    /// A SACK chunk with as many of the gap blocks (offsets of first and last TSN) and duplicates as fit.
+    pub(super) fn sack(
+        &mut self,
+        cumulative: u32,
+        window: u32,
+        blocks: impl Iterator<Item = (u16, u16)>,
+        duplicates: &[u32],
+    ) {
+        let start = self.length;
+        self.begin(SACK, 0, 0);
+        self.put(&cumulative.to_be_bytes());
+        self.put(&window.to_be_bytes());
+        self.put(&[0; 4]);
+        let (mut written, mut doubled) = (0_u16, 0_u16);
+        for (first, last) in blocks {
+            if self.room() < 4 {
+                break;
+            }
+            self.put(&first.to_be_bytes());
+            self.put(&last.to_be_bytes());
+            written = written.saturating_add(1);
+        }
+        for tsn in duplicates {
+            if self.room() < 4 {
+                break;
+            }
+            self.put(&tsn.to_be_bytes());
+            doubled = doubled.saturating_add(1);
+        }
+        let length = u16::try_from(self.length.saturating_sub(start)).unwrap_or(u16::MAX);
+        for (at, value) in [(2, length), (12, written), (14, doubled)] {
+            let at = start.saturating_add(at);
+            if let Some(place) = self.buffer.get_mut(at..at.saturating_add(2)) {
+                place.copy_from_slice(&value.to_be_bytes());
+            }
+        }
+    }
+
+    /// INIT or INIT ACK.
+    pub(super) fn init(&mut self, kind: u8, init: &Init<'_>) {
+        let mut body = [0_u8; 160];
+        let mut inner = Writer { buffer: &mut body, length: 0, with_checksum: false };
+        inner.put(&init.tag.to_be_bytes());
+        inner.put(&init.window.to_be_bytes());
+        inner.put(&init.outbound.to_be_bytes());
+        inner.put(&init.inbound.to_be_bytes());
+        inner.put(&init.tsn.to_be_bytes());
+        if let Some(cookie) = init.cookie {
+            inner.parameter(STATE_COOKIE, cookie);
+        }
+        // Resets are understood, and end the association.
+        inner.parameter(SUPPORTED_EXTENSIONS, &[RE_CONFIG]);
+        if init.zero_checksum {
+            inner.parameter(ZERO_CHECKSUM, &METHOD_DTLS.to_be_bytes());
+        }
+        if let Some(own) = init.own {
+            let [s0, s1] = own.streams.to_be_bytes();
+            let [d0, d1] = own.ack_delay.to_be_bytes();
+            inner.parameter(OWN_PEER, &[s0, s1, d0, d1]);
+        }
+        let length = inner.length;
+        self.chunk(kind, 0, body.get(..length).unwrap_or_default());
+    }
+
+    fn parameter(&mut self, kind: u16, value: &[u8]) {
+        self.put(&kind.to_be_bytes());
+        self.put(&u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX).to_be_bytes());
+        self.put(value);
+        self.pad();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_crc32c() {
+        assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
+        let mut buffer = [0; 64];
+        let mut writer = Writer::new(&mut buffer, 7, false);
+        writer.chunk(COOKIE_ACK, 0, &[]);
+        let length = writer.finish();
+        assert_eq!(length, 16);
+        let packet = Packet::parse(&buffer[..length], false).unwrap();
+        assert_eq!(packet.tag, 7);
+        buffer[13] ^= 1;
+        assert!(Packet::parse(&buffer[..length], true).is_none());
+    }
+
+    #[test]
+    fn an_init_keeps_its_parameters() {
+        let init = Init {
+            tag: 1,
+            window: 2,
+            outbound: 3,
+            inbound: 4,
+            tsn: 5,
+            cookie: Some(&[6; 16]),
+            zero_checksum: true,
+            own: Some(OwnPeer { streams: 64, ack_delay: 25 }),
+        };
+        let mut buffer = [0; 256];
+        let mut writer = Writer::new(&mut buffer, 0, false);
+        writer.init(INIT_ACK, &init);
+        let length = writer.finish();
+        let packet = Packet::parse(&buffer[..length], false).unwrap();
+        let chunk = packet.chunks().next().unwrap().unwrap();
+        let read = Init::parse(chunk.body).unwrap();
+        assert_eq!((read.tag, read.window, read.outbound, read.inbound, read.tsn), (1, 2, 3, 4, 5));
+        assert_eq!(read.cookie, Some(&[6; 16][..]));
+        assert!(read.zero_checksum);
+        assert_eq!(read.own, Some(OwnPeer { streams: 64, ack_delay: 25 }));
+    }
+
+    #[test]
+    fn a_sack_holds_as_many_blocks_as_fit() {
+        let mut buffer = [0; 12 + 16 + 9];
+        let mut writer = Writer::new(&mut buffer, 1, true);
+        writer.sack(10, 20, [(2, 3), (5, 5), (7, 9)].into_iter(), &[4]);
+        let length = writer.finish();
+        let packet = Packet::parse(&buffer[..length], true).unwrap();
+        let chunk = packet.chunks().next().unwrap().unwrap();
+        let sack = Sack::parse(chunk.body).unwrap();
+        assert_eq!((sack.cumulative, sack.window, sack.duplicates), (10, 20, 0));
+        assert_eq!(sack.blocks().collect::<Vec<_>>(), [(2, 3), (5, 5)]);
+    }
+
+    #[test]
+    fn a_chunk_longer_than_its_packet_is_malformed() {
+        let mut buffer = [0; 64];
+        let mut writer = Writer::new(&mut buffer, 1, true);
+        writer.chunk(HEARTBEAT, 0, &[0, 1, 0, 8, 1, 2, 3, 4]);
+        let length = writer.finish();
+        buffer[15] = 200;
+        let packet = Packet::parse(&buffer[..length], true).unwrap();
+        assert!(packet.chunks().next().unwrap().is_none());
+    }
+}

@@ -1,0 +1,379 @@
+//! The receiving half: which TSNs have arrived, what is acknowledged when, and the reassembly of messages.
+//!
+//! A TSN that a SACK has reported is never dropped again (no reneging): senders may then forget its payload. Memory is
+//! bounded by the window: an out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, however short it is, and a
+//! message under reassembly as the capacity of its buffer.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    Broken, MAX_MESSAGE, Message,
+    packet::{Data, SACK_HEADER, Writer},
+    serial::{expand, wire},
+};
+use crate::base::Instant;
+
+/// Bytes that one out-of-order fragment is charged, or a multiple for a longer one.
+const BLOCK: usize = 1_280;
+/// Capacity reserved for a message whose first fragment has arrived: 17 cells, the longest that our senders make.
+const MESSAGE_CAPACITY: usize = 17 << 10;
+/// Ranges of TSNs beyond the first hole. A TSN that would need another is dropped, unacknowledged.
+const MAX_GAPS: usize = 1_024;
+/// Duplicate TSNs reported in one SACK.
+const MAX_DUPLICATES: usize = 20;
+/// Packets at the start that are each acknowledged at once: some stacks' slow start counts SACKs.
+const PROMPT_PACKETS: u32 = 64;
+/// Longest that an acknowledgement is withheld.
+pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
+
+/// Consecutive TSNs that have arrived.
+#[derive(Clone, Copy)]
+struct Range {
+    first: u64,
+    last: u64,
+}
+
+/// The receiving half of an association.
+pub(super) struct Receiver {
+    /// The last TSN before the first hole.
+    cumulative: u64,
+    gaps: Vec<Range>,
+    duplicates: Vec<u32>,
+    streams: Vec<Stream>,
+    /// Fragments in all streams that wait for earlier ones.
+    pending: usize,
+    /// Bytes charged for fragments and messages under reassembly.
+    held: usize,
+    window: usize,
+    window_max: usize,
+    /// Data packets since the last SACK.
+    unacknowledged: u32,
+    /// Data packets since the association began, up to [`PROMPT_PACKETS`].
+    packets: u32,
+    /// A SACK is due with the next packet.
+    due: bool,
+    /// When a withheld SACK is due.
+    deadline: Option<Instant>,
+    /// Since when the first hole has been there.
+    hole_since: Option<Instant>,
+    period: Period,
+}
+
+/// Bytes that arrived since a point in time: what the window grows with.
+struct Period {
+    since: Instant,
+    bytes: usize,
+}
+
+impl Receiver {
+    /// For a peer whose first TSN is `first`.
+    pub(super) fn new(now: Instant, first: u32, streams: u16, window: usize, window_max: usize) -> Self {
+        let streams = (0..streams).map(|_| Stream::default()).collect();
+        Self {
+            cumulative: wire_start(first).saturating_sub(1),
+            gaps: Vec::new(),
+            duplicates: Vec::new(),
+            streams,
+            pending: 0,
+            held: 0,
+            window,
+            window_max: window_max.max(window),
+            unacknowledged: 0,
+            packets: 0,
+            due: false,
+            deadline: None,
+            hole_since: None,
+            period: Period { since: now, bytes: 0 },
+        }
+    }
+
+    /// Since when the first missing TSN has been missing.
+    pub(super) const fn hole_since(&self) -> Option<Instant> {
+        self.hole_since
+    }
+
+    /// Lets the window grow up to `bytes`.
+    pub(super) const fn set_window_max(&mut self, bytes: usize) {
+        self.window_max = bytes;
+        if self.window > bytes {
+            self.window = bytes;
+        }
+    }
+
+    /// Takes a DATA chunk; whole messages go to `out` in the order of their stream. `limit` is how many bytes may be
+    /// held, the window aside.
+    ///
+    /// # Errors
+    /// [`Broken`] if no honest peer sends it.
+    pub(super) fn handle_data(
+        &mut self,
+        now: Instant,
+        data: &Data<'_>,
+        limit: usize,
+        out: &mut VecDeque<Message>,
+    ) -> Result<(), Broken> {
+        self.due |= data.immediate;
+        let tsn = expand(self.cumulative, data.tsn);
+        if tsn <= self.cumulative || self.has(tsn) {
+            self.due = true;
+            if self.duplicates.len() < MAX_DUPLICATES {
+                self.duplicates.push(data.tsn);
+            }
+            return Ok(());
+        }
+        let stream = usize::from(data.stream);
+        let cost = self.streams.get(stream).ok_or(Broken)?.cost(tsn, data);
+        // Within the window the sender may count payload where blocks are counted here: an eighth more.
+        let limit = limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
+        let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
+        // The next TSN is taken whatever is held: without it nothing would ever be released.
+        let fits = tsn == self.cumulative.saturating_add(1) || self.held.saturating_add(cost) <= limit;
+        if !in_reach || !fits || !self.note(now, tsn) {
+            return Ok(());
+        }
+        self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
+        let mut account = Account { held: &mut self.held, pending: &mut self.pending };
+        self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
+        self.check_pending()
+    }
+
+    /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
+    pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
+        self.packets = self.packets.saturating_add(1).min(PROMPT_PACKETS);
+        self.unacknowledged = self.unacknowledged.saturating_add(1);
+        if self.packets < PROMPT_PACKETS || self.unacknowledged >= 2 || !self.gaps.is_empty() {
+            self.due = true;
+        } else if self.deadline.is_none() {
+            self.deadline = Some(now.after(ACK_DELAY));
+        }
+        let elapsed = now.since(self.period.since);
+        if elapsed >= round_trip.max(Duration::from_millis(1)) {
+            // Twice the bytes of a round trip, so that a sender that doubles its rate isn't held up.
+            let round_trips = elapsed.as_nanos().checked_div(round_trip.as_nanos().max(1_000_000)).unwrap_or(1).max(1);
+            let carried = self.period.bytes.checked_div(usize::try_from(round_trips).unwrap_or(usize::MAX));
+            let wanted = carried.unwrap_or_default().saturating_mul(2);
+            self.window = self.window.max(wanted.min(self.window_max));
+            self.period = Period { since: now, bytes: 0 };
+        }
+    }
+
+    /// When a withheld SACK becomes due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| !self.due)
+    }
+
+    /// Whether a SACK is to be sent now.
+    pub(super) fn sack_due(&mut self, now: Instant) -> bool {
+        self.due |= self.deadline.is_some_and(|deadline| deadline <= now);
+        self.due
+    }
+
+    /// Writes a SACK, if it fits.
+    pub(super) fn write_sack(&mut self, writer: &mut Writer<'_>) {
+        if writer.room() < SACK_HEADER {
+            return;
+        }
+        let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
+        let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));
+        let window = u32::try_from(self.window.saturating_sub(self.held)).unwrap_or(u32::MAX);
+        writer.sack(wire(self.cumulative), window, blocks, &self.duplicates);
+        self.duplicates.clear();
+        self.unacknowledged = 0;
+        self.due = false;
+        self.deadline = None;
+    }
+
+    fn has(&self, tsn: u64) -> bool {
+        let after = self.gaps.partition_point(|gap| gap.last < tsn);
+        self.gaps.get(after).is_some_and(|gap| gap.first <= tsn)
+    }
+
+    /// Notes that `tsn`, which is missing, has arrived; `false` if it can't be noted.
+    fn note(&mut self, now: Instant, tsn: u64) -> bool {
+        if tsn == self.cumulative.saturating_add(1) {
+            self.cumulative = tsn;
+            if let Some(gap) = self.gaps.first().copied()
+                && gap.first == tsn.saturating_add(1)
+            {
+                self.cumulative = gap.last;
+                self.gaps.remove(0);
+                self.due = true;
+            }
+            self.hole_since = if self.gaps.is_empty() { None } else { Some(now) };
+            return true;
+        }
+        let at = self.gaps.partition_point(|gap| gap.last < tsn);
+        let after_previous =
+            at.checked_sub(1).and_then(|at| self.gaps.get(at)).is_some_and(|gap| gap.last.saturating_add(1) == tsn);
+        let before_next = self.gaps.get(at).is_some_and(|gap| gap.first == tsn.saturating_add(1));
+        match (after_previous, before_next) {
+            (true, true) => {
+                let next = self.gaps.remove(at);
+                if let Some(gap) = at.checked_sub(1).and_then(|at| self.gaps.get_mut(at)) {
+                    gap.last = next.last;
+                }
+            }
+            (true, false) => {
+                if let Some(gap) = at.checked_sub(1).and_then(|at| self.gaps.get_mut(at)) {
+                    gap.last = tsn;
+                }
+            }
+            (false, true) => {
+                if let Some(gap) = self.gaps.get_mut(at) {
+                    gap.first = tsn;
+                }
+            }
+            (false, false) if self.gaps.len() >= MAX_GAPS => return false,
+            (false, false) => self.gaps.insert(at, Range { first: tsn, last: tsn }),
+        }
+        self.hole_since = self.hole_since.or(Some(now));
+        true
+    }
+
+    /// A fragment before the first hole that still waits belongs to no message that can ever be whole.
+    fn check_pending(&self) -> Result<(), Broken> {
+        if self.pending == 0 {
+            return Ok(());
+        }
+        let stuck = |stream: &Stream| stream.pending.first_key_value().is_some_and(|(tsn, _)| *tsn <= self.cumulative);
+        if self.streams.iter().any(stuck) { Err(Broken) } else { Ok(()) }
+    }
+}
+
+/// The 64-bit number for a peer's first TSN: far enough from zero that nothing before it is negative.
+fn wire_start(first: u32) -> u64 {
+    u64::from(first) | 1 << 32
+}
+
+/// Where a stream's memory is counted.
+struct Account<'a> {
+    held: &'a mut usize,
+    pending: &'a mut usize,
+}
+
+/// One stream's reassembly.
+#[derive(Default)]
+struct Stream {
+    /// The sequence number of the message delivered next.
+    next: u16,
+    message: Option<Assembly>,
+    /// Fragments that wait for earlier ones, by TSN.
+    pending: BTreeMap<u64, Fragment>,
+}
+
+/// The message delivered next, of which the first fragments have arrived.
+struct Assembly {
+    buffer: BytesMut,
+    /// The TSN of its next fragment.
+    next: u64,
+    protocol: u32,
+}
+
+struct Fragment {
+    sequence: u16,
+    protocol: u32,
+    begin: bool,
+    end: bool,
+    payload: Bytes,
+}
+
+impl Fragment {
+    fn cost(length: usize) -> usize {
+        length.div_ceil(BLOCK).saturating_mul(BLOCK)
+    }
+}
+
+impl Stream {
+    /// Bytes that taking the fragment would add to what is held, at most.
+    fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
+        match &self.message {
+            Some(message) if message.next == tsn => data.payload.len(),
+            None if data.begin && data.sequence == self.next => {
+                if data.end {
+                    0
+                } else {
+                    MESSAGE_CAPACITY
+                }
+            }
+            _ => Fragment::cost(data.payload.len()),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        tsn: u64,
+        data: &Data<'_>,
+        account: &mut Account<'_>,
+        out: &mut VecDeque<Message>,
+    ) -> Result<(), Broken> {
+        let continues = match &self.message {
+            Some(message) => message.next == tsn,
+            None => data.begin && data.sequence == self.next,
+        };
+        if !continues {
+            let Data { sequence, protocol, begin, end, payload, .. } = *data;
+            *account.held = account.held.saturating_add(Fragment::cost(payload.len()));
+            *account.pending = account.pending.saturating_add(1);
+            let payload = Bytes::copy_from_slice(payload);
+            self.pending.insert(tsn, Fragment { sequence, protocol, begin, end, payload });
+            return Ok(());
+        }
+        self.take(tsn, data, account, out)?;
+        while let Some(first) = self.pending.first_entry() {
+            let (tsn, fragment) = (*first.key(), first.get());
+            let continues = match &self.message {
+                Some(message) => message.next == tsn,
+                None => fragment.begin && fragment.sequence == self.next,
+            };
+            if !continues {
+                break;
+            }
+            let Fragment { sequence, protocol, begin, end, payload } = first.remove();
+            *account.held = account.held.saturating_sub(Fragment::cost(payload.len()));
+            *account.pending = account.pending.saturating_sub(1);
+            let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
+            self.take(tsn, &data, account, out)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the fragment that comes next.
+    fn take(
+        &mut self,
+        tsn: u64,
+        data: &Data<'_>,
+        account: &mut Account<'_>,
+        out: &mut VecDeque<Message>,
+    ) -> Result<(), Broken> {
+        let Some(mut message) = self.message.take() else {
+            if data.end {
+                self.next = self.next.wrapping_add(1);
+                out.push_back(Message { protocol: data.protocol, bytes: Bytes::copy_from_slice(data.payload) });
+                return Ok(());
+            }
+            let mut buffer = BytesMut::with_capacity(MESSAGE_CAPACITY);
+            buffer.extend_from_slice(data.payload);
+            *account.held = account.held.saturating_add(buffer.capacity());
+            self.message = Some(Assembly { buffer, next: tsn.saturating_add(1), protocol: data.protocol });
+            return Ok(());
+        };
+        let length = message.buffer.len().saturating_add(data.payload.len());
+        if data.begin || data.sequence != self.next || data.protocol != message.protocol || length > MAX_MESSAGE {
+            return Err(Broken);
+        }
+        *account.held = account.held.saturating_sub(message.buffer.capacity());
+        message.buffer.extend_from_slice(data.payload);
+        message.next = tsn.saturating_add(1);
+        if data.end {
+            self.next = self.next.wrapping_add(1);
+            out.push_back(Message { protocol: message.protocol, bytes: message.buffer.freeze() });
+        } else {
+            *account.held = account.held.saturating_add(message.buffer.capacity());
+            self.message = Some(message);
+        }
+        Ok(())
+    }
+}

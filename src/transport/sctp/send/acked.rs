@@ -1,0 +1,101 @@
+//! Which TSNs beyond the cumulative one are acknowledged: ranges, and the holes between them.
+
+/// Ranges of TSNs, first and last, in order and apart.
+#[derive(Default)]
+pub(super) struct Acked {
+    ranges: Vec<(u64, u64)>,
+    /// Scratch: ranges that one SACK newly acknowledges.
+    pub(super) fresh: Vec<(u64, u64)>,
+    merged: Vec<(u64, u64)>,
+}
+
+impl Acked {
+    /// The highest TSN acknowledged beyond the cumulative one; zero if there is none.
+    pub(super) fn highest(&self) -> u64 {
+        self.ranges.last().map_or(0, |range| range.1)
+    }
+
+    /// Forgets what lies before `first`.
+    pub(super) fn forget_before(&mut self, first: u64) {
+        let gone = self.ranges.partition_point(|range| range.1 < first);
+        self.ranges.drain(..gone);
+        if let Some(range) = self.ranges.first_mut() {
+            range.0 = range.0.max(first);
+        }
+    }
+
+    /// Appends to `fresh` the parts of `from..=to` that are not acknowledged yet.
+    pub(super) fn add(&self, from: u64, to: u64, fresh: &mut Vec<(u64, u64)>) {
+        let mut from = from;
+        let at = self.ranges.partition_point(|range| range.1 < from);
+        for (first, last) in self.ranges.get(at..).unwrap_or_default() {
+            if *first > to {
+                break;
+            }
+            if from < *first {
+                fresh.push((from, first.saturating_sub(1)));
+            }
+            from = last.saturating_add(1);
+        }
+        if from <= to {
+            fresh.push((from, to));
+        }
+    }
+
+    /// Acknowledges the ranges in `fresh`, which [`Self::add`] gave in order.
+    pub(super) fn merge(&mut self, fresh: &mut [(u64, u64)]) {
+        if fresh.is_empty() {
+            return;
+        }
+        self.merged.clear();
+        let (mut old, mut new) = (self.ranges.iter().copied().peekable(), fresh.iter().copied().peekable());
+        loop {
+            let next = match (old.peek(), new.peek()) {
+                (Some(a), Some(b)) if a.0 < b.0 => old.next(),
+                (_, Some(_)) => new.next(),
+                (_, None) => old.next(),
+            };
+            let Some(next) = next else { break };
+            match self.merged.last_mut() {
+                Some(last) if last.1.saturating_add(1) >= next.0 => last.1 = last.1.max(next.1),
+                _ => self.merged.push(next),
+            }
+        }
+        core::mem::swap(&mut self.ranges, &mut self.merged);
+    }
+
+    /// The ranges of TSNs from `first` on that lie before an acknowledged one and are not acknowledged.
+    pub(super) fn holes(&self, first: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let starts = core::iter::once(first).chain(self.ranges.iter().map(|range| range.1.saturating_add(1)));
+        let ends = self.ranges.iter().map(|range| range.0.saturating_sub(1));
+        starts.zip(ends).filter(|(start, end)| start <= end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(acked: &mut Acked, blocks: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mut fresh = Vec::new();
+        for (from, to) in blocks {
+            acked.add(*from, *to, &mut fresh);
+        }
+        acked.merge(&mut fresh);
+        fresh
+    }
+
+    #[test]
+    fn only_what_is_new_is_given_and_holes_lie_between() {
+        let mut acked = Acked::default();
+        assert_eq!(add(&mut acked, &[(12, 14), (20, 22)]), [(12, 14), (20, 22)]);
+        assert_eq!(add(&mut acked, &[(12, 15), (18, 25)]), [(15, 15), (18, 19), (23, 25)]);
+        assert_eq!(acked.holes(11).collect::<Vec<_>>(), [(11, 11), (16, 17)]);
+        assert_eq!(acked.highest(), 25);
+        // A list cut short takes nothing back.
+        assert_eq!(add(&mut acked, &[(12, 12)]), []);
+        assert_eq!(acked.highest(), 25);
+        acked.forget_before(17);
+        assert_eq!(acked.holes(17).collect::<Vec<_>>(), [(17, 17)]);
+    }
+}
