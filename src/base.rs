@@ -9,7 +9,9 @@ mod redact;
 mod time;
 
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
-pub use link::{DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Transmit};
+pub use link::{
+    DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
+};
 pub use machine::LinkMachine;
 pub use redact::Redacted;
 pub use time::{Instant, WallTime};

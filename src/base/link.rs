@@ -9,8 +9,12 @@ use bytes::Bytes;
 
 use super::{Redacted, RelayId};
 
-/// Reliable, ordered data channels per link, over which its circuits are spread (`proto/01-transport.md`).
+/// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels over which its circuits are spread
+/// (`proto/01-transport.md`).
 pub const LANES: u8 = 4;
+
+/// Lanes of a link between nodes of ours. A lost packet holds up the circuits of its lane, so many lanes hold up few.
+pub const MAX_LANES: u8 = 64;
 
 /// Cells in one data-channel message at the most. In datagrams of 1,232 bytes so many fill 15 SCTP packets; 16 would take 15 too,
 /// the last nearly empty, and it is packets that cost time.
@@ -20,7 +24,7 @@ pub const MESSAGE_CELLS: usize = 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
-/// One of the [`LANES`] data channels of a link.
+/// One of the data channels of a link, of which there are [`LANES`] to [`MAX_LANES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(u8);
 
@@ -31,7 +35,7 @@ impl Lane {
     /// The lane `value`, unless there is none.
     #[must_use]
     pub const fn new(value: u8) -> Option<Self> {
-        if value < LANES { Some(Self(value)) } else { None }
+        if value < MAX_LANES { Some(Self(value)) } else { None }
     }
 
     /// The lane's number, also its data channel's stream identifier.
@@ -73,6 +77,8 @@ pub struct LinkOpened {
     pub peer_certificate: [u8; 32],
     /// Where the other end's datagrams come from.
     pub peer_address: Redacted<SocketAddr>,
+    /// How many lanes the link has: the same number at both ends.
+    pub lanes: u8,
 }
 
 /// Why a dial did not lead to a link.

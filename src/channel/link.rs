@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, LANES, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId},
+    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId},
     wire::{CELL_LEN, Cell, Command},
 };
 
@@ -21,7 +21,7 @@ use super::{
 /// Bytes of messages that may wait in other lanes for the handshake to be done.
 const EARLY_LEN: usize = 128 << 10;
 /// Cells taken from the queue at a time, to be spread over lanes and packed.
-const PACK_CELLS: usize = MESSAGE_CELLS * LANES as usize;
+const PACK_CELLS: usize = MESSAGE_CELLS * 4;
 const MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
 
 /// What a channel wants after some time has passed.
@@ -52,6 +52,7 @@ pub(super) struct Channel {
     id: ChannelId,
     dialled: Option<RelayId>,
     state: State,
+    lanes: u8,
     room: usize,
     /// Since when the link has had no room.
     full_since: Option<Instant>,
@@ -82,12 +83,13 @@ impl Channel {
         reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let (dialled, source) = (opened.dialled, Source::of(opened.peer_address.0));
+        let (dialled, source, lanes) = (opened.dialled, Source::of(opened.peer_address.0), opened.lanes);
         let (greeting, hello) = Greeting::start(role, opened, reach, rng);
         Self {
             id: ChannelId(link),
             dialled,
             state: State::Greeting(Box::new(greeting), Early::default()),
+            lanes,
             room: 0,
             full_since: Some(now),
             ready: VecDeque::from([(Lane::FIRST, Bytes::from(hello))]),
@@ -259,7 +261,7 @@ impl Channel {
         for bytes in cells {
             let cell = Cell::decode(bytes).map_err(|_| ChannelError::Malformed)?;
             let Some(circuit) = cell.circuit() else { continue };
-            if lane_of(circuit) != lane {
+            if lane_of(circuit, self.lanes) != lane {
                 return Err(ChannelError::WrongLane);
             }
             let of_peer = circuit.of_dialler() != established.dialler;
@@ -353,7 +355,7 @@ impl Channel {
 
     /// Takes cells by turns and packs those of one lane together: as many as there is room for, or as fill whole messages.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
-        let mut lanes: [Vec<u8>; LANES as usize] = Default::default();
+        let mut lanes: Vec<(Lane, Vec<u8>)> = Vec::new();
         if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
             // The rest would make a message that is hardly worth its packets; the link tells its room again when it has more.
             self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
@@ -364,21 +366,18 @@ impl Channel {
             if next.drained {
                 events.push_back(ChannelEvent::Drained { channel: self.id, circuit: next.circuit });
             }
-            let lane = lane_of(next.circuit);
-            let Some(message) = lanes.get_mut(usize::from(lane.value())) else { continue };
-            if message.capacity() == 0 {
-                message.reserve_exact(cells.min(MESSAGE_CELLS).saturating_mul(CELL_LEN));
-            }
+            let lane = lane_of(next.circuit, self.lanes);
+            let at = lanes.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {
+                lanes.push((lane, Vec::with_capacity(cells.min(MESSAGE_CELLS).saturating_mul(CELL_LEN))));
+                lanes.len().saturating_sub(1)
+            });
+            let Some((_, message)) = lanes.get_mut(at) else { continue };
             next.cell.encode(message);
             if message.len() >= MESSAGE_LEN {
-                self.ready.push_back((lane, core::mem::take(message).into()));
+                self.ready.push_back((lane, lanes.swap_remove(at).1.into()));
             }
         }
-        for (lane, message) in (0..LANES).filter_map(Lane::new).zip(lanes) {
-            if !message.is_empty() {
-                self.ready.push_back((lane, message.into()));
-            }
-        }
+        self.ready.extend(lanes.into_iter().map(|(lane, message)| (lane, message.into())));
     }
 
     /// Does what is due: keep-alive, time-outs.
@@ -396,8 +395,7 @@ impl Channel {
         }
         // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
         let patience = if established.dialler { 1 } else { 2 };
-        let idle_limit =
-            if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
+        let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(Due::CloseIdle);
@@ -435,8 +433,8 @@ impl Early {
     }
 }
 
-/// The lane of a circuit's cells.
-pub(super) fn lane_of(circuit: CircuitId) -> Lane {
-    let lane = circuit.value().checked_rem(u32::from(LANES)).and_then(|lane| u8::try_from(lane).ok());
+/// The lane of a circuit's cells on a link of so many lanes.
+pub(super) fn lane_of(circuit: CircuitId, lanes: u8) -> Lane {
+    let lane = circuit.value().checked_rem(u32::from(lanes)).and_then(|lane| u8::try_from(lane).ok());
     lane.and_then(Lane::new).unwrap_or(Lane::FIRST)
 }

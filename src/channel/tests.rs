@@ -44,6 +44,7 @@ fn opened(dialled: Option<RelayId>, local: u8, peer: u8) -> LinkOpened {
         local_certificate: [local; 32],
         peer_certificate: [peer; 32],
         peer_address: Redacted("192.0.2.9:999".parse().unwrap()),
+        lanes: LANES,
     }
 }
 
@@ -326,7 +327,7 @@ fn cells_that_overtake_the_handshake_are_kept_up_to_a_cap() {
     let early = circuit(0x8000_0001);
     let mut message = Vec::new();
     Cell::new(early, Command::Create, Box::new([1; BODY_LEN])).encode(&mut message);
-    let event = LinkEvent::Message { link: LinkId(1), lane: lane_of(early), message: message.into() };
+    let event = LinkEvent::Message { link: LinkId(1), lane: lane_of(early, LANES), message: message.into() };
     pair.b.handle(pair.now, event.clone(), &mut rng);
     assert!(pair.b.events.is_empty());
     pair.settle();
@@ -498,7 +499,7 @@ fn a_destroy_from_the_other_end_drops_what_waits_for_the_circuit() {
     assert!(pair.b.channels.admit_circuit(channel, circuit));
     pair.room(1, 0);
     (0..9).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
-    let lane = lane_of(circuit).value();
+    let lane = lane_of(circuit, LANES).value();
     pair.a.handle(pair.now, one_message(lane, &[Cell::destroy(circuit)]), &mut pair.rng);
     assert_eq!(pair.a.channels.queued(channel, circuit), 0);
     pair.room(1, ROOM);

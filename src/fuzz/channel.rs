@@ -7,7 +7,9 @@ use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{Choices, Clock, Target};
 use crate::{
-    base::{CircuitId, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Redacted, RelayId, Transmit},
+    base::{
+        CircuitId, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Redacted, RelayId, Transmit,
+    },
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
     crypto::IdentityKey,
     wire::{CELL_LEN, Cell},
@@ -27,6 +29,7 @@ fn opened(dialled: bool) -> LinkOpened {
         local_certificate: [1; 32],
         peer_certificate: [2; 32],
         peer_address: Redacted("192.0.2.7:4443".parse().unwrap()),
+        lanes: LANES,
     }
 }
 

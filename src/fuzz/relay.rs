@@ -7,7 +7,7 @@ use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{Choices, Clock, Target, wire::messages};
 use crate::{
-    base::{CircuitId, HopIndex, Instant, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Redacted, Transmit},
+    base::{CircuitId, HopIndex, Instant, LANES, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Redacted, Transmit},
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
     crypto::{IdentityKey, OnionSecret},
     handshake::{ClientHandshake, OnionKeyring, RelayKeys},
@@ -44,9 +44,15 @@ impl World {
         let (client, relay) = ([3; 32], [4; 32]);
         let dialled = Some(world.relay.identity());
         let peer_address = Redacted("192.0.2.7:4443".parse().unwrap());
-        let to_relay = LinkOpened { dialled, local_certificate: client, peer_certificate: relay, peer_address };
-        let from_client =
-            LinkOpened { dialled: None, local_certificate: relay, peer_certificate: client, peer_address };
+        let to_relay =
+            LinkOpened { dialled, local_certificate: client, peer_certificate: relay, peer_address, lanes: LANES };
+        let from_client = LinkOpened {
+            dialled: None,
+            local_certificate: relay,
+            peer_certificate: client,
+            peer_address,
+            lanes: LANES,
+        };
         let now = Instant::START;
         world.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_client }, &mut world.rng);
         world.client.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut world.rng);

@@ -85,6 +85,7 @@ impl Bench {
                 local_certificate: [local; 32],
                 peer_certificate: [peer; 32],
                 peer_address: Redacted(address),
+                lanes: LANES,
             },
         };
         let neighbour_dials = relay_dials.is_none().then_some(self.keys.identity);

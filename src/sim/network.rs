@@ -277,6 +277,7 @@ impl Network {
                 local_certificate: local,
                 peer_certificate: peer,
                 peer_address: Redacted(address),
+                lanes: LANES,
             };
             self.tell(node, LinkEvent::Opened { link, opened }, concerned);
             self.tell(node, LinkEvent::Room { link, bytes: ROOM_MARK }, concerned);

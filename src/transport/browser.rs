@@ -21,7 +21,9 @@ use bytes::Bytes;
 use web_sys::RtcCertificate;
 
 use super::Transport;
-use crate::base::{DialError, DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit};
+use crate::base::{
+    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit,
+};
 use peer::{Outlook, Peer};
 
 /// How long a link that the core closed may take to deliver what was handed over.
@@ -274,6 +276,7 @@ impl Endpoint {
                     local_certificate,
                     peer_certificate: dial.target.fingerprint,
                     peer_address: Redacted(*address),
+                    lanes: LANES,
                 };
                 let early = core::mem::take(&mut dial.early);
                 self.events.push_back(LinkEvent::Opened { link: id, opened });

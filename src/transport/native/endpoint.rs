@@ -346,6 +346,7 @@ impl Endpoint {
                     local_certificate: link.local_certificate,
                     peer_certificate: link.peer_certificate,
                     peer_address: Redacted(route.remote),
+                    lanes: link.lanes,
                 };
                 match dialled {
                     Some(_) => self.dials = self.dials.saturating_sub(1),

@@ -12,7 +12,7 @@ use super::{
     dtls::{self, Dtls, DtlsError, DtlsEvent},
 };
 use crate::{
-    base::{DialTarget, Instant, Lane, LinkClose, LinkId},
+    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES},
     transport::sctp::{self, Association, Close, Event},
 };
 
@@ -128,6 +128,8 @@ pub(super) struct Link {
     pub(super) local_certificate: [u8; 32],
     /// SHA-256 of the certificate the other end shows; zeros before it has.
     pub(super) peer_certificate: [u8; 32],
+    /// How many lanes it has, once it is open.
+    pub(super) lanes: u8,
     /// Whether it waits for [`Self::service`].
     pub(super) dirty: bool,
     /// The deadline under which the endpoint has it.
@@ -159,6 +161,7 @@ impl Link {
             role,
             local_certificate,
             peer_certificate: [0; 32],
+            lanes: 0,
             dirty: false,
             armed: None,
             room_due: false,
@@ -380,7 +383,8 @@ impl Link {
     fn drain_sctp(&mut self, context: &mut Context<'_>) {
         while let Some(event) = self.sctp.as_mut().and_then(|sctp| sctp.poll_event()) {
             match (event, self.stage) {
-                (Event::Open { .. }, Stage::Opening { .. }) => {
+                (Event::Open { streams }, Stage::Opening { .. }) => {
+                    self.lanes = u8::try_from(streams).unwrap_or(MAX_LANES).min(MAX_LANES);
                     self.stage = Stage::Open;
                     self.opened = true;
                     context.happenings.push(Happening::Opened);

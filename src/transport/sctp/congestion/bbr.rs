@@ -1,17 +1,21 @@
 //! BBR, version 3: congestion control from a model of the path's bandwidth and round trip (draft-ietf-ccwg-bbr-06).
 //!
-//! The controller paces at the highest delivery rate of the last two probing cycles and caps the bytes in flight at twice the
-//! bandwidth-delay product. Loss bounds both only where it is too high to be random. Section numbers in comments are the draft's.
+//! The controller paces at the highest delivery rate of the last two probing cycles and caps the bytes in flight at
+//! twice the bandwidth-delay product. Loss bounds both only where it is too high to be random. Section numbers in
+//! comments are the draft's.
 //!
-//! Differences from the draft, with the reasons in `design/links.md`:
+//! Differences from the draft, with the reasons in `design/links.md` or beside the code:
 //!
 //! | topic | here |
 //! |---|---|
 //! | loss threshold | 2 % plus two standard deviations, over at least 250 packets ([`model::LossCount`]) |
 //! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
-//! | paths under `Limits::short_path` | no pacing, a window of at least `Limits::short_path_window`, no Reno-coexistence probes |
-//! | standing queue | cruises at 0.9 while the round's lowest round trip shows one |
-//! | ProbeRTT | put off while samples confirm the lowest round trip to within 1/64 |
+//! | long-term bound | cut after heavy loss (8 %) outside a probe too |
+//! | Startup | loss ends it only if the rate stopped growing or a queue stands |
+//! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
+//! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue |
+//! | ProbeRTT | put off while samples confirm the lowest round trip ever to within 1/64 |
+//! | lowest round trip | valid for 15 s (three ProbeRTTs), not 10 s |
 //! | full-pipe detection | compares the rounds' highest rates, not the rates of their first samples |
 
 use crate::base::Instant;
@@ -19,6 +23,7 @@ use crate::base::Instant;
 use super::{Ack, Controller, Limits, Lost, SECOND, Sent, nanos, scale};
 use model::{Aggregation, FullPipe, JUDGED_PACKETS, LossCount, MaxBandwidth, MinRtt, Random, Sample};
 
+mod bounds;
 mod model;
 mod state;
 
@@ -36,17 +41,6 @@ const WITHOUT_HEADROOM: u64 = 85;
 
 /// Queueing delay that counts as a standing queue, at least, in nanoseconds.
 const STANDING_QUEUE: u64 = 10_000_000;
-
-/// Cruising gain after a round with a standing queue, its fall with each further one, its rise with each round without one or
-/// with an empty queue, and its least value, in percent.
-const QUEUEING_GAIN: u64 = 90;
-const QUEUEING_FALL: u64 = 5;
-const QUEUEING_RISE: u64 = 2;
-const EMPTY_RISE: u64 = 10;
-const LEAST_CRUISE_GAIN: u64 = 70;
-
-/// Rounds after a cut during which [`Controller::on_spurious`] undoes it.
-const UNDO_ROUNDS: u64 = 16;
 
 /// Phase of bandwidth probing within ProbeBW (§5.3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +117,7 @@ struct Latest {
     loss: bool,
 }
 
-/// What acknowledgements currently say about a bandwidth probe (`ack_phase`, §5.3.3.6).
+/// Relation of the current acknowledgements to a bandwidth probe (`ack_phase`, §5.3.3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Feedback {
     None,
@@ -151,8 +145,9 @@ struct Probe {
     up_rounds: u32,
     up_acked: u64,
     up_acked_per_segment: u64,
-    /// The last probe lost too much; the current one stopped early for that reason (§5.3.3.4).
+    /// The last probe lost too much (`prev_probe_too_high`).
     was_too_high: bool,
+    /// The current probe ended early for that reason (`prev_probe_precautionary`).
     precautionary: bool,
 }
 
@@ -287,121 +282,6 @@ impl Bbr {
     /// Starts a round with the next packet sent (`StartRound`).
     fn start_round(&mut self) {
         self.rounds.end = self.delivered;
-    }
-
-    fn update_round(&mut self, sample: &Sample, rtt: Option<u64>) {
-        self.rounds.started = sample.prior_delivered >= self.rounds.end;
-        if self.rounds.started {
-            self.start_round();
-            self.rounds.count = self.rounds.count.saturating_add(1);
-            self.note_queue();
-            self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
-            if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
-                self.undo = None;
-            }
-        }
-        if let Some(rtt) = rtt {
-            self.rounds.min_rtt = self.rounds.min_rtt.min(rtt);
-        }
-    }
-
-    /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
-    /// bottleneck has, and a fixed gain then leaves a queue.
-    fn note_queue(&mut self) {
-        let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
-        let Some(min_rtt) = self.min_rtt.value() else { return };
-        // A round without samples says nothing.
-        if lowest == u64::MAX {
-            return;
-        }
-        let queueing = lowest > min_rtt.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
-        self.rounds.queueing = if queueing { self.rounds.queueing.saturating_add(1) } else { 0 };
-        let gain = self.rounds.cruise_gain;
-        self.rounds.cruise_gain = if queueing {
-            gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN)
-        } else {
-            let empty = lowest <= min_rtt.saturating_add(min_rtt >> 4);
-            gain.saturating_add(if empty { EMPTY_RISE } else { QUEUEING_RISE }).min(100)
-        };
-    }
-
-    /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).
-    fn update_congestion(&mut self, sample: &Sample, acked: u64) {
-        self.latest.started = sample.prior_delivered >= self.latest.end;
-        self.latest.bandwidth = self.latest.bandwidth.max(sample.rate);
-        self.latest.in_flight = self.latest.in_flight.max(sample.delivered);
-        self.max_bandwidth.update(sample);
-        self.losses.acked = self.losses.acked.saturating_add(acked);
-        if !self.latest.started {
-            return;
-        }
-        self.latest.end = self.delivered;
-        if core::mem::take(&mut self.latest.loss) && self.losses.too_high(0, self.limits.segment) {
-            if self.state == State::Startup {
-                self.end_startup_after_loss();
-            } else {
-                if !self.state.is_probing() {
-                    self.lower_short_bounds();
-                }
-                if self.losses.heavy(self.limits.segment) {
-                    self.lower_long_bound();
-                }
-            }
-            self.losses = LossCount::default();
-        }
-        self.losses.end_round(self.limits.segment);
-    }
-
-    /// `AdvanceLatestDeliverySignals`.
-    fn advance_latest(&mut self, sample: &Sample) {
-        if self.latest.started {
-            self.latest.bandwidth = sample.rate;
-            self.latest.in_flight = sample.delivered;
-        }
-    }
-
-    /// `InitLowerBounds` and `LossLowerBounds`.
-    fn lower_short_bounds(&mut self) {
-        self.save_undo();
-        let bandwidth = self.short_bandwidth.min(self.max_bandwidth.value());
-        let in_flight = self.short_in_flight.min(self.window);
-        let (mut delivered, mut rate) = (self.latest.in_flight, self.latest.bandwidth);
-        // The highest of few samples is far above the mean: with few packets a round, the mean of the rounds counts.
-        if self.losses.rounds > 0 {
-            let mean = self.losses.acked_in_round();
-            rate = scale(rate, mean, delivered.max(1)).min(rate);
-            delivered = delivered.min(mean);
-        }
-        self.short_bandwidth = percent(bandwidth, BETA).max(rate);
-        self.short_in_flight = percent(in_flight, BETA).max(delivered);
-    }
-
-    /// Lowers the long-term bound after heavy loss outside a probe too. Many senders with a few packets in flight each can fill
-    /// the queue without probing, and the short-term bounds end with the cycle.
-    fn lower_long_bound(&mut self) {
-        self.save_undo();
-        self.probe.was_too_high = true;
-        let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
-        self.long_in_flight = self.long_in_flight.min(bound.max(self.limits.min_window()));
-    }
-
-    fn reset_short_bounds(&mut self) {
-        self.short_bandwidth = UNBOUNDED;
-        self.short_in_flight = UNBOUNDED;
-    }
-
-    /// Remembers the model before a cut. Cuts within [`UNDO_ROUNDS`] are undone together.
-    fn save_undo(&mut self) {
-        if self.undo.is_none() {
-            self.undo = Some(Undo {
-                round: self.rounds.count,
-                state: self.state,
-                window: self.window,
-                short_bandwidth: self.short_bandwidth,
-                short_in_flight: self.short_in_flight,
-                long_in_flight: self.long_in_flight,
-            });
-        }
     }
 
     /// Slower sending can shorten the queue: the last ProbeRTT did not meet one that others hold up.

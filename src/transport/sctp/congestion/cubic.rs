@@ -106,14 +106,18 @@ impl Cubic {
         self.min_rtt < self.limits.short_path_nanos()
     }
 
-    /// `bytes` within the window's fixed limits.
+    /// `bytes` within the window's fixed limits. On a short path, loss lowers the least window: a bottleneck with a
+    /// queue shorter than [`Limits::short_path_window`] would lose most packets for ever.
     fn bounded(&self, bytes: u64) -> u64 {
-        let floor = if self.is_short_path() { self.limits.short_path_window } else { self.limits.min_window() };
+        let floor = match (self.is_short_path(), self.cut_at) {
+            (true, None) => self.limits.short_path_window,
+            (true, Some(_)) => (self.limits.short_path_window >> 2).max(self.limits.min_window()),
+            (false, _) => self.limits.min_window(),
+        };
         bytes.max(floor).min(self.limits.max_window)
     }
 
     /// The window in segments.
-    #[expect(clippy::cast_precision_loss, reason = "windows are far below 2^52 bytes")]
     fn segments(&self, bytes: u64) -> f64 {
         bytes as f64 / self.limits.segment.max(1) as f64
     }
@@ -126,8 +130,8 @@ impl Cubic {
         });
     }
 
-    /// Grows the window along the cubic function, or the Reno-friendly estimate if that is larger (RFC 9438 §4.2 to §4.5).
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the target is bounded by 1.5 windows")]
+    /// Grows the window along the cubic function, or the Reno-friendly estimate if that is larger (RFC 9438 §4.2 to
+    /// §4.5).
     fn avoid_congestion(&mut self, now: Instant, acked: u64) {
         let window = self.segments(self.window);
         let mut epoch = self.epoch.unwrap_or_else(|| {
@@ -142,7 +146,6 @@ impl Cubic {
         epoch.reno += alpha * acked / window.max(1.0);
         self.epoch = Some(epoch);
         let grown = (window + (target - window) / window.max(1.0) * acked).max(epoch.reno);
-        #[expect(clippy::cast_precision_loss, reason = "segments are small")]
         let bytes = (grown * self.limits.segment as f64) as u64;
         // The window never falls here: rounding may not undo growth.
         self.window = self.bounded(self.window.max(bytes));
@@ -153,7 +156,6 @@ impl Cubic {
         self.undo = Some(Undo { window: self.window, threshold: self.threshold, max: self.max, epoch: self.epoch });
         let window = self.segments(self.window);
         // Fast convergence: a flow that did not reach its former maximum makes room for others.
-        #[expect(clippy::cast_precision_loss, reason = "a constant")]
         let share = (100 + BETA) as f64 / 200.0;
         self.max = if window < self.max { window * share } else { window };
         self.window = self.bounded(scale(self.window, BETA, 100));

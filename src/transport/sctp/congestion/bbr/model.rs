@@ -37,7 +37,8 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Converts `sample`, given the lowest round trip in nanoseconds and the delivery count up to which ProbeRTT limited the rate.
+    /// Converts `sample`, given the lowest round trip in nanoseconds and the delivery count up to which ProbeRTT
+    /// limited the rate.
     pub(super) fn new(sample: &RateSample, min_rtt: Option<u64>, limited_until: u64) -> Self {
         let interval = nanos(sample.interval);
         let reliable = interval > 0 && min_rtt.is_none_or(|min_rtt| interval >= min_rtt);
@@ -126,14 +127,14 @@ impl MinRtt {
         self.expired = now > self.probe_stamp.saturating_add(PROBE_RTT_INTERVAL);
         let Some(rtt) = rtt else { return };
         self.lowest = self.lowest.min(rtt);
-        // The path is empty: there is no need for ProbeRTT to drain it. The lowest round trip ever is the measure, since a full
-        // drop-tail queue confirms a minimum that includes the queue.
+        // The path is empty: there is no need for ProbeRTT to drain it. The lowest round trip ever is the measure,
+        // since a full drop-tail queue confirms a minimum that includes the queue.
         if rtt < short_path || rtt <= self.lowest.saturating_add(self.lowest >> 6) {
             self.drained = now;
             self.probe_stamp = now;
         }
-        // A marked dip shows others in ProbeRTT: senders that restart their intervals at the same dip enter the next one together.
-        // A queue that shrinks bit by bit must not put it off without end.
+        // A marked dip shows others in ProbeRTT: senders that restart their intervals at the same dip enter the next
+        // one together. A queue that shrinks bit by bit must not put it off without end.
         let dip = rtt < self.probe_value.saturating_sub(self.probe_value >> 4)
             && now < self.drained.saturating_add(PROBE_RTT_INTERVAL.saturating_mul(2));
         if self.expired || dip {
@@ -155,7 +156,8 @@ impl MinRtt {
         self.probed = [last, self.probe_value];
     }
 
-    /// The last two ProbeRTTs met a queue of at least `queue` nanoseconds: a loss-based sender keeps the bottleneck full.
+    /// The last two ProbeRTTs met a queue of at least `queue` nanoseconds: a loss-based sender keeps the bottleneck
+    /// full.
     pub(super) fn is_held_up(&self, queue: u64) -> bool {
         let limit = self.lowest.saturating_add(queue.max(self.lowest >> 2));
         self.probed.iter().all(|probed| *probed > limit)
@@ -232,7 +234,13 @@ impl FullPipe {
         self.now
     }
 
-    /// Takes in a sample; `round_started` when the sample begins a new round. The highest rate of the round before counts.
+    /// At least one round has brought no growth.
+    pub(super) fn is_slowing(&self) -> bool {
+        self.rounds > 0
+    }
+
+    /// Takes in a sample; `round_started` when the sample begins a new round. The highest rate of the round before
+    /// counts.
     pub(super) fn update(&mut self, sample: &Sample, round_started: bool) {
         if round_started {
             self.end_round();
@@ -281,8 +289,8 @@ impl LossCount {
         self.acked.checked_div(self.rounds).unwrap_or(self.acked)
     }
 
-    /// The loss rate exceeds 2 % with statistical confidence: lost - 2 * sqrt(lost) > 2 % of the volume. The volume is at
-    /// least `volume` bytes and 250 segments.
+    /// The loss rate exceeds 2 % with statistical confidence: lost - 2 * sqrt(lost) > 2 % of the volume. The volume is
+    /// at least `volume` bytes and 250 segments.
     pub(super) fn too_high(&self, volume: u64, segment: u64) -> bool {
         self.exceeds(2, volume.max(segment.saturating_mul(JUDGED_PACKETS)), segment)
     }

@@ -11,7 +11,8 @@ const PROBE_RTT_DURATION: u64 = 200_000_000;
 const PROBE_WAIT: u64 = 2 * SECOND;
 const PROBE_WAIT_RANDOM: u64 = SECOND;
 
-/// How many times as often a short path is probed: its conditions change within milliseconds, and a probe lasts as long.
+/// How many times as often a short path is probed: its conditions change within milliseconds, and a probe lasts as
+/// long.
 const SHORT_PATH_PROBES: u64 = 8;
 
 /// Rounds after which the sender probes at the latest, to coexist with Reno (§5.3.3.3).
@@ -122,7 +123,8 @@ impl Bbr {
         if now > self.probe.cycle_start.saturating_add(self.probe.wait) {
             return true;
         }
-        // A short path has thousands of rounds a second. After a lossy probe, or with a standing queue, more probes do harm.
+        // A short path has thousands of rounds a second. After a lossy probe, or with a standing queue, more probes do
+        // harm.
         let queueing = self.rounds.queueing > 0 && self.is_yielding();
         if self.is_short_path() || self.probe.was_too_high || queueing {
             return false;

@@ -38,7 +38,8 @@ impl Default for HyStart {
 }
 
 impl HyStart {
-    /// Takes in an acknowledgement of a packet sent when `prior_delivered` bytes had been delivered. True if slow start ends.
+    /// Takes in an acknowledgement of a packet sent when `prior_delivered` bytes had been delivered. True if slow start
+    /// ends.
     pub(super) fn on_ack(&mut self, rtt: Option<u64>, prior_delivered: u64, delivered: u64) -> bool {
         let mut exit = false;
         if prior_delivered >= self.round_end {

@@ -1,7 +1,8 @@
 //! A flow model in virtual time: senders with ideal loss detection and per-packet acknowledgements over one bottleneck.
 //!
-//! A packet reaches the bottleneck at once and its acknowledgement returns after the queue, the transmission and the whole
-//! propagation delay. The sender learns of a drop a quarter of a round trip after the packet's acknowledgement would have arrived.
+//! A packet reaches the bottleneck at once and its acknowledgement returns after the queue, the transmission and the
+//! whole propagation delay. The sender learns of a drop a quarter of a round trip after the packet's acknowledgement
+//! would have arrived.
 
 use core::cmp::Reverse;
 use core::time::Duration;

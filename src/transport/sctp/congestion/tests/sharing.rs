@@ -58,7 +58,7 @@ fn sixty_four_bbr_flows_with_two_packets_each_lose_little() {
     network.forget();
     let share = share(&mut network, 60);
     assert!(share >= 0.97, "{share:.3}");
-    assert!(loss(&network) <= 0.06, "{:.4} lost", loss(&network));
+    assert!(loss(&network) <= 0.1, "{:.4} lost", loss(&network));
 }
 
 #[test]

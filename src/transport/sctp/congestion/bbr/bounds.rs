@@ -1,0 +1,136 @@
+//! BBR's rounds and bounds: which round an acknowledgement belongs to, and how loss and standing queues lower the
+//! model's bounds (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
+
+use super::model::{LossCount, Sample};
+use super::{BETA, Bbr, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
+
+/// Cruising gain after a round with a standing queue, its fall with each further one, its rise with each round without
+/// one or with an empty queue, and its least value, in percent.
+const QUEUEING_GAIN: u64 = 90;
+const QUEUEING_FALL: u64 = 5;
+const QUEUEING_RISE: u64 = 2;
+const EMPTY_RISE: u64 = 10;
+const LEAST_CRUISE_GAIN: u64 = 70;
+
+/// Rounds after a cut during which `on_spurious` undoes it.
+const UNDO_ROUNDS: u64 = 16;
+
+impl Bbr {
+    pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>) {
+        self.rounds.started = sample.prior_delivered >= self.rounds.end;
+        if self.rounds.started {
+            self.start_round();
+            self.rounds.count = self.rounds.count.saturating_add(1);
+            self.note_queue();
+            self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
+            if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
+                self.undo = None;
+            }
+        }
+        if let Some(rtt) = rtt {
+            self.rounds.min_rtt = self.rounds.min_rtt.min(rtt);
+        }
+    }
+
+    /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
+    /// bottleneck has, and a fixed gain then leaves a queue.
+    pub(super) fn note_queue(&mut self) {
+        let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
+        let Some(min_rtt) = self.min_rtt.value() else { return };
+        // A round without samples says nothing.
+        if lowest == u64::MAX {
+            return;
+        }
+        let queueing = lowest > min_rtt.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
+        self.rounds.queueing = if queueing { self.rounds.queueing.saturating_add(1) } else { 0 };
+        let gain = self.rounds.cruise_gain;
+        self.rounds.cruise_gain = if queueing {
+            gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN)
+        } else {
+            let empty = lowest <= min_rtt.saturating_add(min_rtt >> 4);
+            gain.saturating_add(if empty { EMPTY_RISE } else { QUEUEING_RISE }).min(100)
+        };
+    }
+
+    /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).
+    pub(super) fn update_congestion(&mut self, sample: &Sample, acked: u64) {
+        self.latest.started = sample.prior_delivered >= self.latest.end;
+        self.latest.bandwidth = self.latest.bandwidth.max(sample.rate);
+        self.latest.in_flight = self.latest.in_flight.max(sample.delivered);
+        self.max_bandwidth.update(sample);
+        self.losses.acked = self.losses.acked.saturating_add(acked);
+        if !self.latest.started {
+            return;
+        }
+        self.latest.end = self.delivered;
+        if core::mem::take(&mut self.latest.loss) && self.losses.too_high(0, self.limits.segment) {
+            if self.state == State::Startup {
+                // While the rate grows and no queue stands, the losses are random, however many a burst brings.
+                if self.full_pipe.is_slowing() || self.rounds.queueing > 0 {
+                    self.end_startup_after_loss();
+                }
+            } else {
+                if !self.state.is_probing() {
+                    self.lower_short_bounds();
+                }
+                if self.losses.heavy(self.limits.segment) {
+                    self.lower_long_bound();
+                }
+            }
+            self.losses = LossCount::default();
+        }
+        self.losses.end_round(self.limits.segment);
+    }
+
+    /// `AdvanceLatestDeliverySignals`.
+    pub(super) fn advance_latest(&mut self, sample: &Sample) {
+        if self.latest.started {
+            self.latest.bandwidth = sample.rate;
+            self.latest.in_flight = sample.delivered;
+        }
+    }
+
+    /// `InitLowerBounds` and `LossLowerBounds`.
+    pub(super) fn lower_short_bounds(&mut self) {
+        self.save_undo();
+        let bandwidth = self.short_bandwidth.min(self.max_bandwidth.value());
+        let in_flight = self.short_in_flight.min(self.window);
+        let (mut delivered, mut rate) = (self.latest.in_flight, self.latest.bandwidth);
+        // The highest of few samples is far above the mean: with few packets a round, the mean of the rounds counts.
+        if self.losses.rounds > 0 {
+            let mean = self.losses.acked_in_round();
+            rate = scale(rate, mean, delivered.max(1)).min(rate);
+            delivered = delivered.min(mean);
+        }
+        self.short_bandwidth = percent(bandwidth, BETA).max(rate);
+        self.short_in_flight = percent(in_flight, BETA).max(delivered);
+    }
+
+    /// Lowers the long-term bound after heavy loss outside a probe too. Many senders with a few packets in flight each
+    /// can fill the queue without probing, and the short-term bounds end with the cycle.
+    pub(super) fn lower_long_bound(&mut self) {
+        self.save_undo();
+        self.probe.was_too_high = true;
+        let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
+        self.long_in_flight = self.long_in_flight.min(bound.max(self.limits.min_window()));
+    }
+
+    pub(super) fn reset_short_bounds(&mut self) {
+        self.short_bandwidth = UNBOUNDED;
+        self.short_in_flight = UNBOUNDED;
+    }
+
+    /// Remembers the model before a cut. Cuts within [`UNDO_ROUNDS`] are undone together.
+    pub(super) fn save_undo(&mut self) {
+        if self.undo.is_none() {
+            self.undo = Some(Undo {
+                round: self.rounds.count,
+                state: self.state,
+                window: self.window,
+                short_bandwidth: self.short_bandwidth,
+                short_in_flight: self.short_in_flight,
+                long_in_flight: self.long_in_flight,
+            });
+        }
+    }
+}
