@@ -110,6 +110,9 @@ pub enum LinkClose {
     /// The other end broke a protocol below the channel.
     #[error("the other end broke the protocol")]
     Broken,
+    /// It held most of the memory that links share, and others needed it.
+    #[error("this node's memory for links is used up")]
+    Overloaded,
     /// Its keys have protected as many records as they may.
     #[error("the link's keys are used up")]
     KeyLimit,

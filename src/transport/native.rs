@@ -18,6 +18,7 @@ mod dtls;
 mod endpoint;
 mod front;
 mod link;
+mod memory;
 mod records;
 mod socket;
 mod sources;

@@ -21,6 +21,11 @@ pub struct EndpointConfig {
     /// Receive window of a link at the most, in bytes: what a peer may have in flight to us. Default 16 MiB. A peer that never
     /// completes its messages makes us hold an eighth and 64 KiB more.
     pub receive_window: usize,
+    /// Bytes that all links together may hold of messages received in part, beyond 64 KiB each. A source (IPv4 address, IPv6 /64)
+    /// has a sixteenth at the most, an IPv4 /24 or IPv6 /48 a quarter. Default 256 MiB.
+    pub receive_memory: usize,
+    /// The same of data sent and not acknowledged. Default 256 MiB.
+    pub send_memory: usize,
     /// Cipher suites offered and accepted. They are offered in the order of [`CipherSuite::ALL`], whatever theirs is here; a
     /// listener takes the dialler's first. Default all.
     pub cipher_suites: Vec<CipherSuite>,
@@ -39,6 +44,8 @@ impl EndpointConfig {
             caps: Caps::default(),
             datagram_size: 1_232,
             receive_window: 16 << 20,
+            receive_memory: 256 << 20,
+            send_memory: 256 << 20,
             cipher_suites: CipherSuite::ALL.to_vec(),
             key_limits: KeyLimits::default(),
         }

@@ -20,7 +20,8 @@ use super::{
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
-    link::{Clock, Context, Dial, Ending, Happening, Link, Role},
+    link::{Clock, Context, Dial, Ending, Happening, Link, LinkMemory, Role},
+    memory::Memory,
     sources::Sources,
     stun,
 };
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_millis(150);
 /// Datagrams are handed out once this many bytes wait, so that a burst of one link doesn't pile up the others'.
 const ROUND: usize = 64 << 10;
+/// Time between two links that make way for others.
+const RELIEF_REST: Duration = Duration::from_millis(100);
 /// Datagrams carry at least so much: the handshake needs it.
 const MIN_DATAGRAM: u16 = 600;
 
@@ -67,6 +70,9 @@ pub struct Endpoint {
     dtls: DtlsConfig,
     sctp: sctp::Config,
     rng: StdRng,
+    memory: LinkMemory<Memory>,
+    /// When a link last made way for others.
+    relieved: Instant,
     clock: Clock,
     front: Front,
     ports: Vec<Port>,
@@ -103,6 +109,8 @@ impl Endpoint {
             dtls: DtlsConfig::new(config.datagram_size, config.caps.opening, &config.cipher_suites, config.key_limits)?,
             sctp,
             rng: StdRng::try_from_rng(&mut SysRng).map_err(|_| EndpointError::Randomness)?,
+            memory: LinkMemory { receive: Memory::new(config.receive_memory), send: Memory::new(config.send_memory) },
+            relieved: Instant::START,
             clock: Clock(start),
             front: Front::new()?,
             ports: Vec::new(),
@@ -248,7 +256,7 @@ impl Endpoint {
     fn insert(&mut self, now: Instant, route: Route, role: Role, dtls: Dtls, certificate: [u8; 32], until: Instant) {
         self.next_link = self.next_link.saturating_add(1);
         let id = LinkId(self.next_link);
-        let link = Link::new(id, role, dtls, certificate, until, now);
+        let link = Link::new(id, role, dtls, certificate, until, now, route.remote.ip());
         self.routes.insert(id, route);
         self.links.insert(route, link);
     }
@@ -316,6 +324,7 @@ impl Endpoint {
             caps: &self.config.caps,
             sctp: &self.sctp,
             rng: &mut self.rng,
+            memory: &mut self.memory,
             out: &mut self.out,
             segments: self.segments,
             happenings: &mut happenings,
@@ -377,7 +386,9 @@ impl Endpoint {
 
     /// Forgets a link and tells the core, if it knows of it. Gives back a dial that may go on elsewhere.
     fn remove(&mut self, route: Route, ending: Ending) -> Option<Dial> {
-        let link = self.links.remove(&route)?;
+        let mut link = self.links.remove(&route)?;
+        self.memory.receive.end(&mut link.leases.receive);
+        self.memory.send.end(&mut link.leases.send);
         self.routes.remove(&link.id);
         if let Some(armed) = link.armed {
             self.deadlines.remove(&(armed, route));
@@ -408,6 +419,24 @@ impl Endpoint {
                 Some(*dial)
             }
         }
+    }
+
+    /// Ends a link of the source that holds most, if memory is used up: at most one in each [`RELIEF_REST`].
+    fn relieve(&mut self, now: Instant) {
+        if now.since(self.relieved) < RELIEF_REST {
+            return;
+        }
+        let received = self.memory.receive.take_fullest();
+        let Some(source) = received.or_else(|| self.memory.send.take_fullest()) else { return };
+        let held = |link: &Link| {
+            let lease = if received.is_some() { &link.leases.receive } else { &link.leases.send };
+            lease.is_of(source).then_some(lease.bytes())
+        };
+        let fullest = self.links.iter().filter_map(|(route, link)| Some((held(link)?, *route))).max();
+        let Some((_, route)) = fullest else { return };
+        self.relieved = now;
+        tracing::warn!("memory for links is used up; one of the fullest source ends");
+        self.with_link(now, route, Link::make_way);
     }
 
     /// Sends what a link has to send and sets its deadline.
@@ -475,6 +504,7 @@ impl Transport for Endpoint {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
+        self.relieve(now);
         while let Some((deadline, route)) = self.deadlines.first().copied()
             && deadline <= now
         {

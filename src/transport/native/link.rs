@@ -1,7 +1,10 @@
 //! One link: a DTLS association with an SCTP association in it.
 
 use core::time::Duration;
-use std::{net::SocketAddr, time::Instant as StdInstant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant as StdInstant,
+};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -10,6 +13,7 @@ use super::{
     Caps, Route,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsError, DtlsEvent},
+    memory::{Lease, Memory},
 };
 use crate::{
     base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES},
@@ -18,6 +22,8 @@ use crate::{
 
 /// How long a link that the core closed may take to deliver what was handed over.
 const LINGER: Duration = Duration::from_secs(5);
+/// Receive window at the most of a link that was accepted: nothing is known of the other end.
+const STRANGERS_WINDOW: usize = 2 << 20;
 /// Packets that one link sends before it is another's turn.
 const TURN: usize = 53;
 
@@ -30,10 +36,18 @@ pub(super) struct Context<'a> {
     pub(super) caps: &'a Caps,
     pub(super) sctp: &'a sctp::Config,
     pub(super) rng: &'a mut StdRng,
+    /// What all links may hold of messages that are received in part, and of data sent and not acknowledged.
+    pub(super) memory: &'a mut LinkMemory<Memory>,
     pub(super) out: &'a mut Datagrams,
     /// Most datagrams that go to the kernel in one call.
     pub(super) segments: usize,
     pub(super) happenings: &'a mut Vec<Happening>,
+}
+
+/// Something for each of the two directions.
+pub(super) struct LinkMemory<T> {
+    pub(super) receive: T,
+    pub(super) send: T,
 }
 
 /// Our clock against the one of the parts beneath: when ours stood at zero.
@@ -140,6 +154,8 @@ pub(super) struct Link {
     pub(super) room: usize,
     /// Whether it has ever been open.
     pub(super) opened: bool,
+    /// What it holds.
+    pub(super) leases: LinkMemory<Lease>,
     stage: Stage,
     dtls: Dtls,
     sctp: Option<Box<Association>>,
@@ -155,6 +171,7 @@ impl Link {
         local_certificate: [u8; 32],
         until: Instant,
         now: Instant,
+        address: IpAddr,
     ) -> Self {
         Self {
             id,
@@ -167,6 +184,7 @@ impl Link {
             room_due: false,
             room: 0,
             opened: false,
+            leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
             stage: Stage::Opening { until },
             dtls,
             sctp: None,
@@ -188,6 +206,11 @@ impl Link {
     /// Ends it now, delivered or not.
     pub(super) fn give_up(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Done);
+    }
+
+    /// Ends it, since it holds memory that others need.
+    pub(super) fn make_way(&mut self, context: &mut Context<'_>) {
+        self.finish(context, Ending::Closed(LinkClose::Overloaded));
     }
 
     /// Takes a datagram of the other end's, or of someone who pretends to be it.
@@ -265,6 +288,7 @@ impl Link {
     /// Seals packets of SCTP's into the datagrams to be sent, for one turn; gives how many.
     fn send_packets(&mut self, context: &mut Context<'_>) -> usize {
         let Some(sctp) = &mut self.sctp else { return 0 };
+        sctp.set_send_limit(context.memory.send.fit(&mut self.leases.send, sctp.held_for_sending()));
         let header = self.dtls.header_len();
         for sent in 0..TURN {
             let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
@@ -345,9 +369,9 @@ impl Link {
 
     fn drain_dtls(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
         let (mut ending, mut wrong) = (None, false);
-        let Self { dtls, sctp, role, heard, probed, peer_certificate, .. } = self;
+        let Self { dtls, sctp, role, heard, probed, peer_certificate, leases, .. } = self;
         let (route, settings, now) = (context.route, context.sctp, context.now);
-        let rng = &mut *context.rng;
+        let (rng, memory, lease) = (&mut *context.rng, &mut context.memory.receive, &mut leases.receive);
         dtls.drain(datagram, context.out, route, context.segments, |event| match event {
             DtlsEvent::PeerCertificate(fingerprint) => {
                 *peer_certificate = fingerprint;
@@ -355,15 +379,21 @@ impl Link {
             }
             DtlsEvent::Connected if !wrong => {
                 *heard = now;
-                *sctp = Some(Box::new(match role {
+                let mut association = match role {
                     Role::Dialler(_) => Association::connect(settings, now, rng),
                     Role::Listener(_) => Association::accept(settings, now, rng),
-                }));
+                };
+                if matches!(role, Role::Listener(_)) {
+                    association.set_window_max(STRANGERS_WINDOW);
+                }
+                *sctp = Some(Box::new(association));
             }
             DtlsEvent::Packet(packet) => {
                 *heard = now;
                 *probed = None;
                 if let Some(sctp) = sctp {
+                    let limit = memory.fit(lease, sctp.held());
+                    sctp.set_receive_limit(limit, memory.is_short());
                     sctp.handle_packet(now, packet);
                 }
             }

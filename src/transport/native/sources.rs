@@ -9,17 +9,22 @@ use super::Caps;
 
 /// A source, or the network it is in: an address with the rest of its bits cleared, and how many bits were kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Source(Ipv6Addr, u8);
+pub(super) struct Source(Ipv6Addr, u8);
 
 impl Source {
     /// An IPv4 address, or the /64 of an IPv6 address, which is what one machine is given.
-    fn of(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         Self::prefix(address, 128, 64)
     }
 
     /// The IPv4 /24 or the IPv6 /48 around it, which is what one customer easily has.
-    fn network(address: IpAddr) -> Self {
+    pub(super) fn network(address: IpAddr) -> Self {
         Self::prefix(address, 120, 48)
+    }
+
+    /// Whether it is a source, and no network around one.
+    pub(super) const fn is_machine(self) -> bool {
+        matches!(self.1, 128 | 64)
     }
 
     fn prefix(address: IpAddr, ipv4: u8, ipv6: u8) -> Self {

@@ -34,6 +34,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
 const HANDSHAKE_ATTEMPTS: u32 = 8;
 /// A first missing TSN that stays missing ends the association after so long.
 const HOLE_LIMIT: Duration = Duration::from_secs(30);
+/// The same when memory is short, or ten round trips if those are longer.
+const SHORT_HOLE_LIMIT: Duration = Duration::from_secs(3);
 /// So does a peer that acknowledges nothing new of what is in flight.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Gap blocks in a SACK of a stock peer at the most.
@@ -177,6 +179,8 @@ pub struct Association {
     /// The peer takes packets without a checksum.
     zero: bool,
     own: Option<OwnPeer>,
+    /// Memory is short.
+    short: bool,
     send: SendHalf,
     receive: Option<Receiver>,
     /// When INIT ACK was sent, which measures the listener's first round trip.
@@ -209,6 +213,7 @@ impl Association {
             peer_tsn: None,
             zero: false,
             own: None,
+            short: false,
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
             receive: None,
             init_ack_at: None,
@@ -294,7 +299,12 @@ impl Association {
 
     /// When the association ends unless a hole is filled or something is acknowledged.
     fn limit(&self) -> Option<Instant> {
-        let hole = self.receive.as_ref().and_then(Receiver::hole_since).map(|since| since.after(HOLE_LIMIT));
+        let patience = if self.short {
+            SHORT_HOLE_LIMIT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_LIMIT)
+        } else {
+            HOLE_LIMIT
+        };
+        let hole = self.receive.as_ref().and_then(Receiver::hole_since).map(|since| since.after(patience));
         let stall = self.send.stuck_since().map(|since| since.after(STALL_LIMIT));
         [hole, stall].into_iter().flatten().min()
     }
@@ -386,6 +396,32 @@ impl Association {
         }
     }
 
+    /// Bytes that it holds of messages received in part.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.receive.as_ref().map_or(0, Receiver::held)
+    }
+
+    /// Bounds what it may hold of messages received in part; data beyond it counts as lost. `short`: memory is short, so
+    /// the window is no larger than that either, and a missing packet ends the association sooner.
+    pub fn set_receive_limit(&mut self, bytes: usize, short: bool) {
+        self.short = short;
+        if let Some(receive) = &mut self.receive {
+            receive.set_limit(bytes, short);
+        }
+    }
+
+    /// Bytes that it holds of messages queued, or sent and not acknowledged.
+    #[must_use]
+    pub fn held_for_sending(&self) -> usize {
+        self.send.held()
+    }
+
+    /// Bounds what may be sent and not acknowledged.
+    pub fn set_send_limit(&mut self, bytes: usize) {
+        self.send.set_limit(bytes);
+    }
+
     /// Asks the peer for a sign of life, with the next packets.
     pub fn probe(&mut self) {
         self.replies.probe = matches!(self.state, State::Established);
@@ -474,7 +510,7 @@ impl Association {
             return Ok(());
         };
         let mut whole = core::mem::take(&mut self.whole);
-        let outcome = receive.handle_data(now, data, usize::MAX, &mut whole);
+        let outcome = receive.handle_data(now, data, &mut whole);
         for message in whole.drain(..) {
             self.deliver(now, data.stream, message)?;
         }

@@ -49,6 +49,10 @@ pub(super) struct Receiver {
     held: usize,
     window: usize,
     window_max: usize,
+    /// Bytes that may be held, the window aside.
+    limit: usize,
+    /// Memory is short: the window is no larger than the limit.
+    short: bool,
     /// Data packets since the last SACK.
     unacknowledged: u32,
     /// Data packets since the association began, up to [`PROMPT_PACKETS`].
@@ -81,6 +85,8 @@ impl Receiver {
             held: 0,
             window,
             window_max: window_max.max(window),
+            limit: usize::MAX,
+            short: false,
             unacknowledged: 0,
             packets: 0,
             due: false,
@@ -88,6 +94,16 @@ impl Receiver {
             hole_since: None,
             period: Period { since: now, bytes: 0 },
         }
+    }
+
+    /// Bytes that it holds for messages that are not whole.
+    pub(super) const fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Bounds what it may hold; if memory is `short`, the window too.
+    pub(super) const fn set_limit(&mut self, bytes: usize, short: bool) {
+        (self.limit, self.short) = (bytes, short);
     }
 
     /// Since when the first missing TSN has been missing.
@@ -103,8 +119,7 @@ impl Receiver {
         }
     }
 
-    /// Takes a DATA chunk; whole messages go to `out` in the order of their stream. `limit` is how many bytes may be
-    /// held, the window aside.
+    /// Takes a DATA chunk; whole messages go to `out` in the order of their stream.
     ///
     /// # Errors
     /// [`Broken`] if no honest peer sends it.
@@ -112,7 +127,6 @@ impl Receiver {
         &mut self,
         now: Instant,
         data: &Data<'_>,
-        limit: usize,
         out: &mut VecDeque<Message>,
     ) -> Result<(), Broken> {
         self.due |= data.immediate;
@@ -127,7 +141,7 @@ impl Receiver {
         let stream = usize::from(data.stream);
         let cost = self.streams.get(stream).ok_or(Broken)?.cost(tsn, data);
         // Within the window the sender may count payload where blocks are counted here: an eighth more.
-        let limit = limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
+        let limit = self.limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
         let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
         // The next TSN is taken whatever is held: without it nothing would ever be released.
         let fits = tsn == self.cumulative.saturating_add(1) || self.held.saturating_add(cost) <= limit;
@@ -178,7 +192,8 @@ impl Receiver {
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
         let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));
-        let window = u32::try_from(self.window.saturating_sub(self.held)).unwrap_or(u32::MAX);
+        let window = if self.short { self.window.min(self.limit) } else { self.window };
+        let window = u32::try_from(window.saturating_sub(self.held)).unwrap_or(u32::MAX);
         writer.sack(wire(self.cumulative), window, blocks, &self.duplicates);
         self.duplicates.clear();
         self.unacknowledged = 0;

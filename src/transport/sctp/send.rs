@@ -180,6 +180,10 @@ pub(super) struct SendHalf {
     acked: Acked,
     lost: BTreeSet<u64>,
     in_flight: u64,
+    /// Bytes of `flights`, acknowledged beyond a gap or not: what the messages they are cut from may keep in memory.
+    span: u64,
+    /// Most bytes of `flights`.
+    limit: u64,
     /// The peer's receive window as last told.
     peer_window: u64,
     control: Control,
@@ -242,6 +246,8 @@ impl SendHalf {
             acked: Acked::default(),
             lost: BTreeSet::new(),
             in_flight: 0,
+            span: 0,
+            limit: u64::MAX,
             peer_window: 0,
             round_trip: RoundTrip::new(),
             delivery: Delivery { delivered: 0, delivered_at: now, first_sent_at: now, lost: 0, app_limited_until: 0 },
@@ -301,6 +307,16 @@ impl SendHalf {
         self.unsent_bytes
     }
 
+    /// Bytes that it keeps in memory.
+    pub(super) fn held(&self) -> usize {
+        usize::try_from(self.span).unwrap_or(usize::MAX).saturating_add(self.unsent_bytes)
+    }
+
+    /// Bounds what it keeps of data that has been sent.
+    pub(super) fn set_limit(&mut self, bytes: usize) {
+        self.limit = bytes as u64;
+    }
+
     /// Whether all that was queued has arrived.
     pub(super) fn is_flushed(&self) -> bool {
         self.unsent.is_empty() && self.flights.is_empty()
@@ -313,6 +329,7 @@ impl SendHalf {
         }
         let window = self.window();
         let mut bytes = window.saturating_sub(self.in_flight).min(self.peer_window.saturating_sub(self.in_flight));
+        bytes = bytes.min(self.limit.saturating_sub(self.span));
         if let Some(rate) = self.control.pacing_rate() {
             let _ = self.pacer.poll(now, rate);
             bytes = bytes.min(self.pacer.tokens());
@@ -373,7 +390,9 @@ impl SendHalf {
         let mut taken = Taken { highest_before: self.acked.highest(), ..Taken::default() };
         while self.first <= cumulative {
             self.acknowledge(now, self.first, &mut taken);
-            self.flights.pop_front();
+            if let Some(flight) = self.flights.pop_front() {
+                self.span = self.span.saturating_sub(flight.length);
+            }
             self.first = self.first.saturating_add(1);
         }
         self.acked.forget_before(self.first);
@@ -794,7 +813,7 @@ impl SendHalf {
         let left = message.bytes.len().saturating_sub(message.cut);
         let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
         // A window of the peer's that is used up lets one packet through when nothing else is in flight.
-        let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window;
+        let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window || self.span >= self.limit;
         if length < LEAST_PIECE.min(left) {
             return false;
         }
@@ -821,6 +840,7 @@ impl SendHalf {
         }
         let tsn = self.next_tsn();
         let bytes = length as u64;
+        self.span = self.span.saturating_add(bytes);
         let prior_in_flight = self.in_flight;
         self.in_flight = self.in_flight.saturating_add(bytes);
         // The last of a burst is acknowledged at once, so that no delay of the peer's is taken for the path's.

@@ -1,0 +1,160 @@
+//! The memory that the links of an endpoint share, and who may hold how much of it.
+//!
+//! Each link has a reserve of its own. Beyond it links lease from one budget, of which a source (an IPv4 address, an IPv6
+//! /64) gets a sixteenth at the most, and a network (/24, /48) a quarter: no source can shut the others out. When the
+//! budget is nearly used up, the link that leases most of the fullest source makes way.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use super::sources::Source;
+
+/// Bytes that a link may hold whatever the others do.
+const RESERVE: usize = 64 << 10;
+/// Bytes leased at once.
+const STEP: usize = 64 << 10;
+
+/// One budget: of what is received, or of what is sent.
+pub(super) struct Memory {
+    budget: usize,
+    leased: usize,
+    by_source: HashMap<Source, usize>,
+    /// A link was refused for want of the whole budget.
+    exhausted: bool,
+}
+
+/// What one link leases.
+pub(super) struct Lease {
+    source: Source,
+    network: Source,
+    bytes: usize,
+}
+
+impl Lease {
+    pub(super) fn new(address: IpAddr) -> Self {
+        Self { source: Source::of(address), network: Source::network(address), bytes: 0 }
+    }
+
+    /// Bytes leased.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it is of this source.
+    pub(super) fn is_of(&self, source: Source) -> bool {
+        self.source == source
+    }
+}
+
+impl Memory {
+    pub(super) fn new(budget: usize) -> Self {
+        Self { budget, leased: 0, by_source: HashMap::new(), exhausted: false }
+    }
+
+    /// Fits a lease to a link that holds `held` bytes, and gives how many it may hold.
+    pub(super) fn fit(&mut self, lease: &mut Lease, held: usize) -> usize {
+        // Half a step ahead, so that a packet seldom waits for the next.
+        let wanted = held.saturating_add(STEP / 2).saturating_sub(RESERVE).next_multiple_of(STEP);
+        while lease.bytes < wanted && self.grant(lease) {}
+        if lease.bytes >= wanted.saturating_add(2 * STEP) {
+            self.give_back(lease, lease.bytes.saturating_sub(wanted));
+        }
+        RESERVE.saturating_add(lease.bytes)
+    }
+
+    /// Ends a lease.
+    pub(super) fn end(&mut self, lease: &mut Lease) {
+        self.give_back(lease, lease.bytes);
+    }
+
+    /// Whether more than three quarters are leased.
+    pub(super) const fn is_short(&self) -> bool {
+        self.leased > self.budget / 4 * 3
+    }
+
+    /// The source that leases most, if a link was refused since the last call because all is leased.
+    pub(super) fn take_fullest(&mut self) -> Option<Source> {
+        if !core::mem::take(&mut self.exhausted) {
+            return None;
+        }
+        let sources = self.by_source.iter().filter(|(source, _)| source.is_machine());
+        sources.max_by_key(|(_, bytes)| **bytes).map(|(source, _)| *source)
+    }
+
+    fn grant(&mut self, lease: &mut Lease) -> bool {
+        let fits = |source: &Source, share: usize| {
+            self.by_source.get(source).copied().unwrap_or_default().saturating_add(STEP) <= self.budget / share
+        };
+        if !fits(&lease.source, 16) || !fits(&lease.network, 4) {
+            return false;
+        }
+        if self.leased.saturating_add(STEP) > self.budget {
+            self.exhausted = true;
+            return false;
+        }
+        self.leased = self.leased.saturating_add(STEP);
+        lease.bytes = lease.bytes.saturating_add(STEP);
+        for source in [lease.source, lease.network] {
+            let bytes = self.by_source.entry(source).or_default();
+            *bytes = bytes.saturating_add(STEP);
+        }
+        true
+    }
+
+    fn give_back(&mut self, lease: &mut Lease, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        lease.bytes = lease.bytes.saturating_sub(bytes);
+        self.leased = self.leased.saturating_sub(bytes);
+        for source in [lease.source, lease.network] {
+            if let Some(of_source) = self.by_source.get_mut(&source) {
+                *of_source = of_source.saturating_sub(bytes);
+                if *of_source == 0 {
+                    self.by_source.remove(&source);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: usize = 64 * STEP;
+
+    fn lease(last: [u8; 2]) -> Lease {
+        Lease::new([10, 0, last[0], last[1]].into())
+    }
+
+    #[test]
+    fn a_link_has_its_reserve_when_all_else_is_leased() {
+        let mut memory = Memory::new(BUDGET);
+        let mut leases: Vec<_> = (0..16).map(|n| lease([n, 1])).collect();
+        for lease in &mut leases {
+            assert_eq!(memory.fit(lease, usize::MAX / 2), RESERVE + 4 * STEP, "a source has a sixteenth");
+        }
+        assert!(memory.is_short());
+        let mut late = lease([99, 1]);
+        assert_eq!(memory.fit(&mut late, 10 * STEP), RESERVE);
+        let fullest = memory.take_fullest().unwrap();
+        assert!(leases.iter().any(|lease| lease.is_of(fullest)));
+        assert!(memory.take_fullest().is_none());
+        memory.end(&mut leases[0]);
+        assert_eq!(memory.fit(&mut late, STEP), RESERVE + STEP);
+    }
+
+    #[test]
+    fn a_network_has_a_quarter_and_what_is_given_back_is_free() {
+        let mut memory = Memory::new(BUDGET);
+        let mut leases: Vec<_> = (0..8).map(|n| lease([0, n])).collect();
+        let held: usize = leases.iter_mut().map(|lease| memory.fit(lease, BUDGET) - RESERVE).sum();
+        assert_eq!(held, BUDGET / 4);
+        leases.iter_mut().for_each(|lease| memory.end(lease));
+        assert!(memory.by_source.is_empty());
+        assert_eq!(memory.leased, 0);
+        let mut one = lease([0, 1]);
+        memory.fit(&mut one, 3 * STEP);
+        assert_eq!(memory.fit(&mut one, 0), RESERVE, "what is not held is given back");
+    }
+}
