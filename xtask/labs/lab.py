@@ -22,6 +22,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 TICKS = os.sysconf('SC_CLK_TCK')
 CONGESTION_CONTROL = '/proc/sys/net/ipv4/tcp_congestion_control'
+# Namespaces can choose only these; an administrator can add others that the kernel has.
+ALLOWED_CONTROLS = '/proc/sys/net/ipv4/tcp_allowed_congestion_control'
 # First three bytes of the addresses that netdelay gives.
 NET = '10.77.0'
 # The longest one loadgen run may take.
@@ -196,7 +198,7 @@ class Lab:
         for node in self.hosts:
             set_control = self.inside(node, ['sh', '-c', f'echo {control} > {CONGESTION_CONTROL}'])
             if subprocess.run(set_control, stderr=subprocess.DEVNULL).returncode:
-                sys.exit(f'lab: this kernel has no TCP congestion control {control}: choose another by --tcp-cc')
+                sys.exit(f'lab: no TCP congestion control {control}: choose one of {ALLOWED_CONTROLS} by --tcp-cc')
         print_row('one_way_delay_per_link', options.delay_ms, 'ms')
         print_row('loss_per_link', options.loss, '%')
         print_row('tcp_cc_in_namespaces', control, 'text')
