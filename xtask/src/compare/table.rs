@@ -279,15 +279,15 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(*lower, upper))
 }
 
-/// Three significant digits, and no fewer than are before the point.
+/// Three significant digits down to a thousandth, and all that are before the point.
 fn significant(value: f64) -> String {
     let digits: usize = match value.abs() {
         above if above >= 99.95 => 0,
         above if above >= 9.995 => 1,
-        _ => 2,
+        above if above >= 0.9995 => 2,
+        _ => 3,
     };
-    let small = value != 0.0 && value.abs() < 0.1;
-    format!("{value:.*}", if small { 3 } else { digits })
+    format!("{value:.digits$}")
 }
 
 #[cfg(test)]
@@ -348,6 +348,9 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
         assert_eq!(median(Vec::new()), None);
-        assert_eq!(["123", "12.3", "1.23", "0.99", "0.052"], [123.4, 12.34, 1.234, 0.99, 0.0521].map(significant)[..]);
+        assert_eq!(
+            ["123", "12.3", "1.23", "0.992", "0.052"],
+            [123.4, 12.34, 1.234, 0.992, 0.0521].map(significant)[..]
+        );
     }
 }
