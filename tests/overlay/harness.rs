@@ -166,6 +166,41 @@ impl Drop for OwnClient {
     }
 }
 
+/// A process ended when dropped.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = kill(pid(&self.0), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+/// Machines that are network namespaces, by their numbers.
+pub(crate) trait Namespaces {
+    /// The namespace of a machine.
+    fn name(&self, machine: usize) -> String;
+
+    /// `program`, to be run on a machine.
+    fn command(&self, machine: usize, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(machine), program]);
+        command
+    }
+
+    /// Starts `program` on a machine, after `set` has added to its command.
+    fn spawn(&self, machine: usize, program: &str, set: impl FnOnce(&mut Command)) -> Running {
+        let mut command = self.command(machine, program);
+        set(&mut command);
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Starts the binary under test on a machine.
+    fn umbel(&self, machine: usize, set: impl FnOnce(&mut Command)) -> Running {
+        self.spawn(machine, env!("CARGO_BIN_EXE_umbel"), set)
+    }
+}
+
 /// The binary under test.
 pub(crate) fn umbel() -> Command {
     Command::new(env!("CARGO_BIN_EXE_umbel"))

@@ -3,11 +3,9 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     time::Instant,
 };
-
-use nix::sys::signal::{Signal, kill};
 
 use super::harness::*;
 
@@ -21,7 +19,7 @@ fn three_machines_a_client_and_an_origin_meet_over_a_real_network() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN]);
-    let authority = authority_key(&folder.join("directory"));
+    let authority = shown_key(&folder.join("directory"), "directory", "authority");
     let mut nodes = vec![directory(&network, folder)];
     for machine in 0..3 {
         nodes.push(relay(&network, folder, machine, &authority));
@@ -51,7 +49,7 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
     let folder = scratch.path();
     let mut network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN, "10.6.0.1"]);
     let inside = network.add_behind_nat(5);
-    let authority = authority_key(&folder.join("directory"));
+    let authority = shown_key(&folder.join("directory"), "directory", "authority");
     let mut nodes = vec![directory(&network, folder)];
     for machine in 0..3 {
         nodes.push(relay(&network, folder, machine, &authority));
@@ -78,13 +76,6 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
     let counters = String::from_utf8(counters.stdout).unwrap();
     let bytes = counters.split_whitespace().skip_while(|word| *word != "bytes").nth(1).unwrap();
     assert!(bytes.parse::<usize>().unwrap() > LENGTH, "{counters}");
-}
-
-fn authority_key(folder: &Path) -> String {
-    let output = umbel().args(["keys", "directory", "--data-dir"]).arg(folder).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let line = text.lines().find(|line| line.starts_with("authority")).expect("keys shows the authority");
-    line.split_whitespace().last().unwrap().to_owned()
 }
 
 fn directory(network: &Network, folder: &Path) -> Running {
@@ -172,28 +163,14 @@ impl Network {
         inside
     }
 
-    fn name(&self, machine: usize) -> String {
-        format!("{}m{machine}", self.prefix)
-    }
-
     fn wire(&self) -> String {
         format!("{}wire", self.prefix)
     }
+}
 
-    fn command(&self, machine: usize, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(machine), program]);
-        command
-    }
-
-    fn spawn(&self, machine: usize, program: &str, set: impl FnOnce(&mut Command)) -> Running {
-        let mut command = self.command(machine, program);
-        set(&mut command);
-        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-
-    fn umbel(&self, machine: usize, set: impl FnOnce(&mut Command)) -> Running {
-        self.spawn(machine, env!("CARGO_BIN_EXE_umbel"), set)
+impl Namespaces for Network {
+    fn name(&self, machine: usize) -> String {
+        format!("{}m{machine}", self.prefix)
     }
 }
 
@@ -208,14 +185,4 @@ impl Drop for Network {
 fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {arguments:?} (needs root): {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// A process ended when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = kill(pid(&self.0), Signal::SIGTERM);
-        let _ = self.0.wait();
-    }
 }

@@ -16,6 +16,7 @@ mod failures;
 mod fetch;
 mod harness;
 mod logs;
+mod lossy;
 mod machines;
 mod oblivious;
 mod requests;

@@ -6,6 +6,7 @@
 
 mod book;
 mod browser;
+mod compare;
 mod deny;
 mod packages;
 mod run;
@@ -26,6 +27,7 @@ usage: cargo xtask COMMAND
   deny                           check licences, bans and sources of the dependencies
   packages                       install what the tests need from Debian
   browser                        dial a relay and use the search page, from Chromium and from Firefox
+  compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
   book                           make the Rust book a ZIM file for kiwix-serve, and print where it is
 
 example: cargo xtask test --only clippy --only wasm
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         ["wasm"] => wasm::build().map(drop),
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
+        ["compare", options @ ..] => compare::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
         // What `web` starts this tool anew for.

@@ -1,6 +1,10 @@
 //! The programs that the tests use and that are no part of Rust: real clients, browsers, Node, search engines.
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use crate::run::{Failure, Run, Tally, cache};
 
@@ -14,6 +18,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "chromium", present: || on_path("chromium").is_some() },
     Package { name: "firefox-esr", present: || on_path("firefox-esr").is_some() },
     Package { name: "clang", present: || crate::wasm::c_compiler().is_ok() },
+    Package { name: "gcc", present: || on_path("cc").is_some() },
+    Package { name: "libc6-dev", present: || PathBuf::from("/usr/include/stdio.h").exists() },
+    Package { name: "python3", present: || on_path("python3").is_some() },
     Package { name: "nodejs", present: || on_path("node").is_some() },
     Package { name: "npm", present: || on_path("npm").is_some() },
     Package { name: "curl", present: || on_path("curl").is_some() },
@@ -29,18 +36,61 @@ const PACKAGES: &[Package] = &[
     Package { name: "searx", present: || on_path("searx-run").is_some() },
 ];
 
+/// What the labs need beyond the program they measure.
+const FOR_LABS: &[&str] = &["gcc", "libc6-dev", "python3", "iproute2"];
+
+/// Tor's package; its programs are in a folder that isn't on every path.
+const TOR: Package =
+    Package { name: "tor", present: || on_path("tor").is_some() || PathBuf::from("/usr/sbin/tor").exists() };
+
+/// What keeps Debian's packages from starting their services, if it is there and says 101.
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
 /// Installs the packages that are missing.
 pub(crate) fn install() -> Result<Tally, Failure> {
+    install_missing(PACKAGES.iter())
+}
+
+/// Installs what is missing of the packages that the labs need.
+pub(crate) fn for_labs() -> Result<Tally, Failure> {
+    install_missing(PACKAGES.iter().filter(|package| FOR_LABS.contains(&package.name)))
+}
+
+/// Installs Tor if it is missing, and keeps its service, which would join the public network, from starting.
+pub(crate) fn tor() -> Result<Tally, Failure> {
+    if (TOR.present)() {
+        return Ok(Tally::ONE);
+    }
+    if !is_root() {
+        return Err(Failure::new(
+            "no Tor: install Debian's package tor, run this as root, or leave Tor out by --no-tor",
+        ));
+    }
+    let policy = Path::new(SERVICE_POLICY);
+    let failed = |error: io::Error| Failure::new(format!("{SERVICE_POLICY}: {error}"));
+    let ours = !policy.exists();
+    if ours {
+        fs::write(policy, "#!/bin/sh\nexit 101\n").map_err(failed)?;
+        fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    }
+    let outcome = install_missing([TOR].iter());
+    if ours {
+        fs::remove_file(policy).map_err(failed)?;
+    }
+    outcome
+}
+
+fn install_missing<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> Result<Tally, Failure> {
     let missing: Vec<&str> =
-        PACKAGES.iter().filter(|package| !(package.present)()).map(|package| package.name).collect();
+        packages.clone().filter(|package| !(package.present)()).map(|package| package.name).collect();
     if missing.is_empty() {
         return Ok(Tally::ONE);
     }
     if on_path("apt-get").is_none() {
-        return Err(Failure::new(format!("the tests need these Debian packages or their like: {}", missing.join(" "))));
+        return Err(Failure::new(format!("these Debian packages or their like are needed: {}", missing.join(" "))));
     }
     apt_install(&missing)?;
-    match PACKAGES.iter().find(|package| !(package.present)()) {
+    match packages.into_iter().find(|package| !(package.present)()) {
         None => Ok(Tally::ONE),
         Some(package) => Err(Failure::new(format!("{} is installed but can't be found", package.name))),
     }
@@ -48,7 +98,7 @@ pub(crate) fn install() -> Result<Tally, Failure> {
 
 /// Installs the Debian packages `names`.
 pub(crate) fn apt_install(names: &[&str]) -> Result<Tally, Failure> {
-    println!("installing {}", names.join(" "));
+    eprintln!("installing {}", names.join(" "));
     // A list that can't be refreshed may still hold what is needed.
     let _ = apt(&["update", "-qq"]);
     let options = ["install", "-y", "-qq", "--no-install-recommends"];
@@ -56,9 +106,13 @@ pub(crate) fn apt_install(names: &[&str]) -> Result<Tally, Failure> {
 }
 
 fn apt(arguments: &[&str]) -> Result<Tally, Failure> {
-    let root = Run::new("id").args(["-u"]).output().as_deref() == Some("0");
-    let run = if root { Run::new("apt-get") } else { Run::new("sudo").args(["-n", "apt-get"]) };
-    run.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").run()
+    let run = if is_root() { Run::new("apt-get") } else { Run::new("sudo").args(["-n", "apt-get"]) };
+    run.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").aside().run()
+}
+
+/// Whether this runs as root.
+pub(crate) fn is_root() -> bool {
+    Run::new("id").args(["-u"]).output().as_deref() == Some("0")
 }
 
 /// Where the shell would find `program`.

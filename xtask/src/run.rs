@@ -83,6 +83,7 @@ impl Tally {
 pub(crate) struct Run {
     command: Command,
     shown: String,
+    aside: bool,
 }
 
 impl Run {
@@ -90,7 +91,7 @@ impl Run {
         let shown = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut command = Command::new(program);
         command.current_dir(root()).stdin(Stdio::null());
-        Self { command, shown }
+        Self { command, shown, aside: false }
     }
 
     /// The cargo that runs this build tool.
@@ -132,13 +133,20 @@ impl Run {
         self
     }
 
+    /// Has all it prints go to standard error, where standard output is for a result.
+    pub(crate) fn aside(mut self) -> Self {
+        self.aside = true;
+        self
+    }
+
     /// Runs it with its output passed on, and counts the tests it reports.
     pub(crate) fn run(mut self) -> Result<Tally, Failure> {
-        println!("+ {}", self.shown);
+        let out = || -> Box<dyn Write> { if self.aside { Box::new(io::stderr()) } else { Box::new(io::stdout()) } };
+        let _ = writeln!(out(), "+ {}", self.shown);
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().map_err(|error| self.failure(&format!("can't start: {error}")))?;
         let errors = child.stderr.take().map(|stream| thread::spawn(move || pass_on(stream, io::stderr())));
-        let mut tally = child.stdout.take().map(|stream| pass_on(stream, io::stdout())).unwrap_or_default();
+        let mut tally = child.stdout.take().map(|stream| pass_on(stream, out())).unwrap_or_default();
         if let Some(Ok(counted)) = errors.map(thread::JoinHandle::join) {
             tally = tally.and(counted);
         }
@@ -189,6 +197,15 @@ pub(crate) fn cargo() -> OsString {
 pub(crate) fn root() -> PathBuf {
     let xtask = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     xtask.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// Cargo's folder for what it builds.
+pub(crate) fn target_folder() -> Result<PathBuf, Failure> {
+    let metadata = Run::new(cargo()).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output();
+    let metadata = metadata.ok_or_else(|| Failure::new("cargo metadata says nothing"))?;
+    let after = metadata.split_once("\"target_directory\":\"").map(|(_, after)| after);
+    let folder = after.and_then(|after| after.split_once('"')).map(|(folder, _)| PathBuf::from(folder));
+    folder.ok_or_else(|| Failure::new("cargo metadata names no target folder"))
 }
 
 /// Where tools are kept between builds: outside the checkout and the target folder, so that a clean build has them.

@@ -28,7 +28,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
         name: "applications",
-        what: "curl, wget, git, Python and searches through a testnet; a network of three machines",
+        what: "curl, wget, git, Python and searches through a testnet; three machines; links with delay and loss",
         run: applications,
     },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },

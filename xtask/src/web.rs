@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    run::{Failure, Run, Tally, cargo, root},
+    run::{Failure, Run, Tally, root, target_folder},
     wasm,
 };
 
@@ -118,15 +118,6 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .run()?;
     Ok(target.join(wasm::TARGET).join("web/umbel.wasm"))
-}
-
-/// Cargo's folder for what it builds.
-fn target_folder() -> Result<PathBuf, Failure> {
-    let metadata = Run::new(cargo()).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output();
-    let metadata = metadata.ok_or_else(|| Failure::new("cargo metadata says nothing"))?;
-    let after = metadata.split_once("\"target_directory\":\"").map(|(_, after)| after);
-    let folder = after.and_then(|after| after.split_once('"')).map(|(folder, _)| PathBuf::from(folder));
-    folder.ok_or_else(|| Failure::new("cargo metadata names no target folder"))
 }
 
 /// Fails if the module is more than a visitor should load.

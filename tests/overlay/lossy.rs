@@ -1,0 +1,153 @@
+//! A download over links with delay and loss: real processes in network namespaces that `xtask/labs/netdelay.c` joins.
+
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::harness::*;
+
+/// Each link's delay one way, in milliseconds, and the share of its packets that it drops.
+const DELAY_MS: &str = "25";
+const LOSS: &str = "0.01";
+/// The longest time without a byte: many round trips, and several timeouts of a link in a row.
+const STALL: Duration = Duration::from_secs(3);
+const LENGTH: usize = 3 << 20;
+
+/// The machines. The origin is on the exit's: TCP between the two is not what is tested.
+const DIRECTORY: usize = 0;
+const RELAYS: [usize; 3] = [1, 2, 3];
+const EXIT: usize = 3;
+const CLIENT: usize = 4;
+const MACHINES: usize = 5;
+
+#[test]
+#[ignore = "needs root, iproute2, curl, python3 and a C compiler: cargo xtask test runs it"]
+fn a_download_over_delay_and_loss_is_whole_and_never_stalls() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let links = Links::new(folder);
+    let _nodes = start(&links, folder);
+    let origin = format!("http://{}", address(EXIT));
+
+    let end = Instant::now() + LIMIT;
+    await_true("a first fetch succeeds", end, || fetch_small(&links, &origin).stdout == b"small");
+    let mut body = Body::new();
+    let expected: Vec<u8> = std::iter::repeat_with(|| body.chunk()).flatten().take(LENGTH).collect();
+    fs::write(folder.join("www/body"), &expected).unwrap();
+    download(&links, &format!("{origin}/body"), &expected);
+}
+
+/// Fetches `url`, and fails if a byte is wrong or missing, or if none comes for [`STALL`].
+fn download(links: &Links, url: &str, expected: &[u8]) {
+    let mut command = links.command(CLIENT, "curl");
+    command.args(["-sS", "--no-buffer", "--proxy", "socks5h://127.0.0.1:9350", url]);
+    let mut curl = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let chunks = chunks_of(curl.0.stdout.take().unwrap());
+    let (started, mut last, mut longest, mut got) = (Instant::now(), Instant::now(), Duration::ZERO, 0);
+    loop {
+        match chunks.recv_timeout(STALL) {
+            Ok(chunk) => {
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                assert!(expected[got..].starts_with(&chunk), "wrong bytes after {got}");
+                got += chunk.len();
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                panic!("no byte for {STALL:?}, {:?} after the request, {got} of {LENGTH} bytes in", started.elapsed())
+            }
+        }
+    }
+    eprintln!("{got} bytes in {:?}, at most {longest:?} without one", started.elapsed());
+    assert!(wait_for_end(&mut curl.0).success(), "curl fails after {got} of {LENGTH} bytes");
+    assert_eq!(got, expected.len());
+}
+
+/// What `input` gives, as it comes.
+fn chunks_of(mut input: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, chunks) = mpsc::channel();
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length) = input.read(&mut buffer) {
+            if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    chunks
+}
+
+/// Starts directory, relays, client and origin.
+fn start(links: &Links, folder: &Path) -> Vec<Running> {
+    let authority = shown_key(&folder.join("directory"), "directory", "authority");
+    let url = format!("http://{}:9360", address(DIRECTORY));
+    let config = folder.join("directory.toml");
+    let listen = format!("listen = \"{}:9360\"\nawait_relays = 3\nprivate_network = true\n", address(DIRECTORY));
+    fs::write(&config, listen).unwrap();
+    let mut nodes = vec![links.umbel(DIRECTORY, |command| {
+        command.args(["directory", "--config"]).arg(&config).arg("--data-dir").arg(folder.join("directory"));
+    })];
+    let known = ["--directory", &url, "--authority", &authority];
+    for relay in RELAYS {
+        nodes.push(links.umbel(relay, |command| {
+            command.args(["relay", "--listen", &format!("{}:4443", address(relay))]).args(known);
+            command.arg("--data-dir").arg(folder.join(format!("relay{relay}")));
+            if relay == EXIT {
+                command.args(["--exit", "accept *:80", "--allow-private-targets"]);
+            }
+        }));
+    }
+    nodes.push(links.umbel(CLIENT, |command| {
+        command.arg("client").args(known).arg("--data-dir").arg(folder.join("client"));
+    }));
+    fs::create_dir(folder.join("www")).unwrap();
+    fs::write(folder.join("www/small"), "small").unwrap();
+    nodes.push(links.spawn(EXIT, "python3", |command| {
+        command.args(["-m", "http.server", "80", "--bind", &address(EXIT), "--directory"]).arg(folder.join("www"));
+    }));
+    nodes
+}
+
+fn fetch_small(links: &Links, origin: &str) -> Output {
+    let arguments = ["-sS", "--max-time", "20", "--proxy", "socks5h://127.0.0.1:9350"];
+    links.command(CLIENT, "curl").args(arguments).arg(format!("{origin}/small")).output().unwrap()
+}
+
+/// The address that netdelay gives a machine.
+fn address(machine: usize) -> String {
+    format!("10.77.0.{}", machine + 1)
+}
+
+/// Machines joined by links with delay and loss, each a network namespace; netdelay removes them when it ends.
+struct Links {
+    prefix: String,
+    _netdelay: Running,
+}
+
+impl Links {
+    fn new(folder: &Path) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("xtask/labs/netdelay.c");
+        let program = folder.join("netdelay");
+        let built = Command::new("cc").arg("-O2").arg("-o").arg(&program).arg(source).status().expect("there is a cc");
+        assert!(built.success());
+        let prefix = format!("um{}d", std::process::id());
+        let mut command = Command::new(program);
+        command.args(["--prefix", &prefix, "--n", &MACHINES.to_string(), "--delay-ms", DELAY_MS, "--loss", LOSS]);
+        let mut netdelay = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = lines_of(netdelay.stdout.take().unwrap());
+        let links = Self { prefix, _netdelay: Running(netdelay) };
+        assert_eq!(lines.recv_timeout(LIMIT).expect("netdelay makes namespaces (needs root)"), "ready");
+        links
+    }
+}
+
+impl Namespaces for Links {
+    fn name(&self, machine: usize) -> String {
+        format!("{}{machine}", self.prefix)
+    }
+}

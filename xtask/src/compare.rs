@@ -1,0 +1,258 @@
+//! `cargo xtask compare`: Umbel and Tor measured under the same conditions, as a table.
+//!
+//! The labs in `xtask/labs` start both networks and measure them; this chooses the conditions, takes turns, and puts
+//! medians and ratios into a table.
+
+mod table;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use self::table::{CONDITIONS, Condition, Contender, Results};
+use crate::{
+    packages,
+    run::{Failure, Run, root, target_folder},
+};
+
+const USAGE: &str = "\
+Measures Umbel and Tor under the same conditions and prints a table.
+
+usage: cargo xtask compare [OPTION]…
+
+  --only ROW        only this condition; repeatable (the list is below)
+  --runs N          runs of each, by turns (default 3); the table has medians
+  --umbel PATH      the program to measure (default: this checkout, built for release)
+  --baseline PATH   a second umbel program, measured by turns with the first: before and after a change
+  --no-tor          Umbel alone
+  --tcp-cc NAME     TCP's congestion control in the namespaces (default bbr); it decides Tor's figures under loss
+  --keep FOLDER     keep what the labs print, a file for each run
+
+";
+
+const NOTES: &str = "
+Every condition but loopback puts each node into a network namespace of its own, which needs root and Linux 6.2:
+
+  cargo build --release
+  sudo -E env PATH=\"$PATH\" cargo xtask compare --umbel target/release/umbel
+
+Tor is Debian's package, which is installed without its service if it is missing. Nothing leaves the machine. All
+conditions, three runs and Tor take about 50 minutes, of which Tor's start is half; Umbel alone takes 15.
+
+Progress goes to standard error, the table to standard output as Markdown, a condition at a time. Nothing else should
+run meanwhile: the last line says how much did. Read differences under about 25 % as none. What the figures mean:
+xtask/labs/README.md.
+
+examples: cargo xtask compare --only loopback --no-tor --runs 1
+          cargo xtask compare --umbel new/umbel --baseline old/umbel --no-tor --only loss-1 --only delay-100
+";
+
+/// The longest one run of a lab may take, in seconds.
+const LAB_LIMIT: &str = "420";
+const DEFAULT_RUNS: usize = 3;
+
+struct Options {
+    conditions: Vec<&'static Condition>,
+    runs: usize,
+    umbel: Option<PathBuf>,
+    baseline: Option<PathBuf>,
+    tor: bool,
+    tcp_cc: Option<String>,
+    keep: Option<PathBuf>,
+}
+
+/// Measures what `arguments` ask for and prints the table.
+pub(crate) fn command(arguments: &[&str]) -> Result<(), Failure> {
+    if arguments.iter().any(|argument| ["--help", "-h", "help"].contains(argument)) {
+        print!("{USAGE}{}{NOTES}", table::list_of_conditions());
+        return Ok(());
+    }
+    let options = Options::parse(arguments)?;
+    if !packages::is_root() && options.conditions.iter().any(|condition| condition.is_namespaced()) {
+        return Err(Failure::new(
+            "network namespaces need root: run it as root (cargo xtask compare --help shows how), or --only loopback",
+        ));
+    }
+    packages::for_labs()?;
+    if options.tor {
+        packages::tor()?;
+    }
+    if let Some(folder) = &options.keep {
+        fs::create_dir_all(folder)
+            .map_err(|error| Failure::new(format!("can't make {}: {error}", folder.display())))?;
+    }
+    let contenders = contenders(&options)?;
+    measure(&options, &contenders)
+}
+
+impl Options {
+    fn parse(arguments: &[&str]) -> Result<Self, Failure> {
+        let mut options = Self {
+            conditions: Vec::new(),
+            runs: DEFAULT_RUNS,
+            umbel: None,
+            baseline: None,
+            tor: true,
+            tcp_cc: None,
+            keep: None,
+        };
+        let mut arguments = arguments.iter();
+        while let Some(name) = arguments.next() {
+            if *name == "--no-tor" {
+                options.tor = false;
+                continue;
+            }
+            let mut value =
+                || arguments.next().copied().ok_or_else(|| Failure::new(format!("{name} wants a value; see --help")));
+            match *name {
+                "--only" => options.conditions.push(condition(value()?)?),
+                "--runs" => options.runs = runs(value()?)?,
+                "--umbel" => options.umbel = Some(program(value()?)?),
+                "--baseline" => options.baseline = Some(program(value()?)?),
+                "--tcp-cc" => options.tcp_cc = Some(value()?.to_owned()),
+                "--keep" => options.keep = Some(value()?.into()),
+                unknown => return Err(Failure::new(format!("no option {unknown:?}; see --help"))),
+            }
+        }
+        if options.conditions.is_empty() {
+            options.conditions = CONDITIONS.iter().collect();
+        }
+        Ok(options)
+    }
+}
+
+fn condition(name: &str) -> Result<&'static Condition, Failure> {
+    let condition = CONDITIONS.iter().find(|condition| condition.name == name);
+    condition.ok_or_else(|| Failure::new(format!("no condition {name:?}; --help lists them")))
+}
+
+fn runs(text: &str) -> Result<usize, Failure> {
+    let runs = text.parse().ok().filter(|runs| *runs > 0);
+    runs.ok_or_else(|| Failure::new(format!("--runs is a number from 1 on, not {text:?}")))
+}
+
+/// The program at `path`, which is relative to the folder that the command was given in.
+fn program(path: &str) -> Result<PathBuf, Failure> {
+    fs::canonicalize(path).map_err(|error| Failure::new(format!("no program {path}: {error}")))
+}
+
+/// Who is measured: Umbel first, which the others are compared with.
+fn contenders(options: &Options) -> Result<Vec<Contender>, Failure> {
+    let umbel = match &options.umbel {
+        Some(program) => program.clone(),
+        None => build()?,
+    };
+    let mut contenders = vec![Contender { name: "Umbel", lab: "umbel-lab", program: Some(umbel) }];
+    if let Some(program) = &options.baseline {
+        contenders.push(Contender { name: "baseline", lab: "umbel-lab", program: Some(program.clone()) });
+    }
+    if options.tor {
+        contenders.push(Contender { name: "Tor", lab: "tor-lab", program: None });
+    }
+    Ok(contenders)
+}
+
+fn build() -> Result<PathBuf, Failure> {
+    Run::cargo().args(["build", "--release", "--locked", "--bin", "umbel"]).aside().run()?;
+    Ok(target_folder()?.join("release/umbel"))
+}
+
+/// Runs all conditions and prints each one's rows of the table when it is done.
+fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
+    let total = options.conditions.len().saturating_mul(options.runs).saturating_mul(contenders.len());
+    let mut done: usize = 0;
+    let mut results = Results::default();
+    println!("{}", table::header(contenders));
+    for condition in &options.conditions {
+        for run in 0..options.runs {
+            // Each goes first in turn, so that what heats up or fills up meets all alike.
+            let order = (0..contenders.len()).cycle().skip(run).take(contenders.len());
+            for (number, contender) in order.filter_map(|number| Some((number, contenders.get(number)?))) {
+                done = done.saturating_add(1);
+                let run_name = format!("{}, run {}, {}", condition.name, run.saturating_add(1), contender.name);
+                eprint!("[{done}/{total}] {run_name} … ");
+                let started = Instant::now();
+                let output = run_lab(options, condition, contender);
+                eprintln!("{} s", started.elapsed().as_secs());
+                match output {
+                    Ok(output) => {
+                        keep(options, condition, run, contender, &output)?;
+                        results.add(condition, number, run, &run_name, &output);
+                    }
+                    Err(error) => {
+                        eprintln!("{error}");
+                        results.add_failure(format!("{run_name}: {error}"));
+                    }
+                }
+            }
+        }
+        print!("{}", results.rows(condition, contenders));
+    }
+    println!("\n{}", results.footer(options.runs, options.tor));
+    match results.failures() {
+        0 => Ok(()),
+        failures => Err(Failure::new(format!("{failures} runs failed or had wrong bytes"))),
+    }
+}
+
+/// What a lab prints about one contender under one condition.
+fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> Result<String, Failure> {
+    let mut command = Command::new("python3");
+    command.arg(root().join("xtask/labs").join(contender.lab)).args(condition.options);
+    command.args(["--only", condition.measurements, "--limit", LAB_LIMIT, "--end-with-parent"]);
+    if let Some(program) = &contender.program {
+        command.arg("--umbel").arg(program);
+    }
+    // Without namespaces it would be the whole machine's.
+    if let Some(name) = options.tcp_cc.as_ref().filter(|_| condition.is_namespaced()) {
+        command.args(["--tcp-cc", name]);
+    }
+    let failed = |what: &str| Failure::new(format!("{}: {what}", contender.lab));
+    let output = command.stdin(Stdio::null()).output().map_err(|error| failed(&format!("can't start: {error}")))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Writes a run's output where `--keep` wants it.
+fn keep(
+    options: &Options,
+    condition: &Condition,
+    run: usize,
+    contender: &Contender,
+    output: &str,
+) -> Result<(), Failure> {
+    let Some(folder) = &options.keep else { return Ok(()) };
+    let name = format!("{}.{}.{}.txt", condition.name, contender.name.to_lowercase(), run.saturating_add(1));
+    let file = folder.join(Path::new(&name));
+    fs::write(&file, output).map_err(|error| Failure::new(format!("can't write {}: {error}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Options;
+
+    #[test]
+    fn without_only_every_condition_is_measured() {
+        let options = Options::parse(&["--runs", "2", "--no-tor"]).unwrap();
+        assert_eq!(options.conditions.len(), super::CONDITIONS.len());
+        assert_eq!((options.runs, options.tor), (2, false));
+    }
+
+    #[test]
+    fn an_unknown_option_or_condition_is_refused_by_name() {
+        for (arguments, named) in [
+            (&["--only", "loss-7"][..], "loss-7"),
+            (&["--fast"], "--fast"),
+            (&["--runs", "0"], "\"0\""),
+            (&["--runs"], "--runs"),
+        ] {
+            let error = Options::parse(arguments).err().unwrap().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+}
