@@ -76,10 +76,10 @@ pub struct ChannelParameters {
     /// Refusals of circuits that may wait on one channel; beyond it the channel closes. Default 256.
     pub refusals: usize,
     /// Cells that may wait for one circuit on one channel; the sender ends the circuit at the cap. It must exceed the
-    /// largest congestion window. Default 4,608 (4.5 MiB).
+    /// largest congestion window. Default 16,896 (16.5 MiB).
     pub circuit_queue: usize,
-    /// Cells that may wait on all channels together; at the cap a circuit ends of the channel that has most of them, or
-    /// that channel. Default 65,536 (64 MiB).
+    /// Cells that may wait on all channels together; at the cap the circuit ends whose first cell has waited longest.
+    /// Default 131,072 (128 MiB).
     pub queued: usize,
     /// A dial, to the open link. Default 10 s.
     pub dial_limit: Duration,
@@ -110,8 +110,8 @@ impl Default for ChannelParameters {
             creates_of_relay: Rate { a_second: 500, burst: 1000 },
             creates_of_client: Rate { a_second: 50, burst: 200 },
             refusals: 256,
-            circuit_queue: 4608,
-            queued: 65_536,
+            circuit_queue: 16_896,
+            queued: 131_072,
             dial_limit: Duration::from_secs(10),
             handshake_limit: Duration::from_secs(10),
             keep_alive: Duration::from_secs(20),

@@ -17,8 +17,8 @@ use crate::wire::MARK_LEN;
 /// Random bytes that stand in a marked DATA cell and that its SENDME echoes.
 pub type Mark = [u8; MARK_LEN];
 
-/// Marks a receiver may owe at once. An honest sender's window holds a quarter of it.
-const MAX_OWED: usize = 512;
+/// Marks a receiver may owe at once. An honest sender's window holds half of it.
+const MAX_OWED: usize = 1024;
 
 /// How a sender paces a circuit, and how much a receiver lets streams send. From the consensus.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,23 +30,24 @@ pub struct FlowParameters {
     /// Smallest window, in DATA cells; at least twice `mark_every`, or the sender could wait for a mark it can't send.
     /// Default 64.
     pub window_min: u32,
-    /// Largest window, in DATA cells; a relay ends a circuit that queues more. Default 4,096 (4 MiB).
+    /// Largest window, in DATA cells; a relay ends a circuit that queues more. Default 16,384 (16 MiB).
     pub window_max: u32,
-    /// Cells in the path's queues below which the window grows. Default 256.
-    pub queue_low: u32,
-    /// Cells in the path's queues above which the window shrinks. Default 512.
-    pub queue_high: u32,
-    /// Cells in the path's queues that end slow start. Default 384.
-    pub queue_gamma: u32,
-    /// How long the smallest round trip measured is believed. Default 10 s.
+    /// How long the cells wait, together, that the window lets stand in the path's queues. Default 40 ms.
+    pub queue_time: Duration,
+    /// Fewest cells that the window lets stand in queues, however slow the path is. Default 16.
+    pub queue_min: u32,
+    /// Most cells that the window lets stand in queues, however fast the path is. Default 1,024.
+    pub queue_max: u32,
+    /// How long the smallest round trip measured is believed, and ten round trips at least. Default 3 s.
     pub min_rtt_age: Duration,
-    /// Largest credit of one stream, in bytes: what one stalled reader costs. Default 4 MiB.
+    /// Largest credit of one stream, in bytes: what one stalled reader costs. Default 16 MiB: 20 MiB/s
+    /// over a round trip of 0.8 s.
     pub stream_credit_max: u32,
-    /// Credit beyond the initial credit that all streams of a circuit and hop may have together, in
-    /// bytes. Default 16 MiB.
+    /// Credit beyond the initial credit that all streams of a circuit and hop may have together, in bytes. One stream
+    /// takes at most four times what it leaves to the others. Default 20 MiB.
     pub circuit_credit_max: u32,
     /// Streams open at once on a circuit and hop. Default 256. Worst-case memory of one circuit's end:
-    /// `max_streams` × initial credit + `circuit_credit_max` = 48 MiB.
+    /// `max_streams` × initial credit + `circuit_credit_max` = 52 MiB.
     pub max_streams: u32,
 }
 
@@ -56,13 +57,13 @@ impl Default for FlowParameters {
             mark_every: 32,
             window_initial: 128,
             window_min: 64,
-            window_max: 4096,
-            queue_low: 256,
-            queue_high: 512,
-            queue_gamma: 384,
-            min_rtt_age: Duration::from_secs(10),
-            stream_credit_max: 4 << 20,
-            circuit_credit_max: 16 << 20,
+            window_max: 16_384,
+            queue_time: Duration::from_millis(40),
+            queue_min: 16,
+            queue_max: 1024,
+            min_rtt_age: Duration::from_secs(3),
+            stream_credit_max: 16 << 20,
+            circuit_credit_max: 20 << 20,
             max_streams: 256,
         }
     }
@@ -81,7 +82,7 @@ pub enum FlowError {
 
 /// The receiver's side: marks that came, in order, each to be echoed by one SENDME.
 ///
-/// Holds at most 512 marks; more is the sender's breach.
+/// Holds at most 1,024 marks; more is the sender's breach.
 #[derive(Default)]
 pub struct Acknowledger {
     owed: VecDeque<Mark>,

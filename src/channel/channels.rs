@@ -302,16 +302,32 @@ impl Channels {
         }
     }
 
-    /// When more cells wait than this node may hold, what the owner must end: of the channel with most of them the
-    /// circuit whose first cell has waited longest, or the channel itself if no circuit's end makes room.
+    /// When more cells wait than this node may hold, what the owner must end: the circuit whose first cell has waited
+    /// longest, whatever its channel; or if most cells are refusals of circuits, the channel with most of those.
+    ///
+    /// To have an honest circuit ended, others must fill this node's memory with cells that wait less long: which takes
+    /// bandwidth, and not addresses. Looks at every circuit; each call that names one ends it.
     #[must_use]
     pub fn overdue(&self) -> Option<Overdue> {
         if self.queued <= self.parameters.queued {
             return None;
         }
-        let (id, channel) = self.channels.iter().rev().max_by_key(|(_, channel)| channel.queue().len())?;
-        let circuit = channel.queue().longest_waiting();
-        Some(circuit.map_or(Overdue::Channel(*id), |circuit| Overdue::Circuit(*id, circuit)))
+        let mut longest: Option<(u64, ChannelId, CircuitId)> = None;
+        let (mut most_dead, mut dead) = ((0, 0, None), 0_usize);
+        for (id, channel) in &self.channels {
+            let of_channel = channel.queue().dead();
+            dead = dead.saturating_add(of_channel);
+            most_dead = most_dead.max((of_channel, channel.queue().len(), Some(*id)));
+            if let Some((serial, circuit)) = channel.queue().longest_waiting()
+                && longest.is_none_or(|(other, ..)| serial < other)
+            {
+                longest = Some((serial, *id, circuit));
+            }
+        }
+        match longest {
+            Some((_, id, circuit)) if dead <= self.queued / 2 => Some(Overdue::Circuit(id, circuit)),
+            _ => most_dead.2.map(Overdue::Channel),
+        }
     }
 
     /// Closes a channel; [`ChannelEvent::Closed`] follows if it was open.

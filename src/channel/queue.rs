@@ -189,12 +189,16 @@ impl FairQueue {
         }
     }
 
-    /// The living circuit whose first cell has waited longest, of those whose end makes room: a DESTROY takes the place
-    /// of one cell. Looks at every circuit.
-    pub(super) fn longest_waiting(&self) -> Option<CircuitId> {
+    /// The living circuit whose first cell has waited longest, of those whose end makes room (a DESTROY takes the place of
+    /// one cell), with that cell's serial number. Looks at every circuit.
+    pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
         let heads = self.entries.iter().flatten().filter(|waiting| waiting.held && waiting.cells.len() > 1);
-        let heads = heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit)));
-        heads.min_by_key(|head| head.0).map(|(_, circuit)| circuit)
+        heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit))).min()
+    }
+
+    /// Cells of circuits that don't live, such as refusals. Looks at every circuit.
+    pub(super) fn dead(&self) -> usize {
+        self.entries.iter().flatten().filter(|waiting| !waiting.held).map(|waiting| waiting.cells.len()).sum()
     }
 
     fn entry(&self, circuit: CircuitId) -> Option<&Waiting> {

@@ -554,6 +554,27 @@ fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
 }
 
 #[test]
+fn under_memory_pressure_a_circuit_that_is_read_outlives_fuller_channels_and_others_that_are_not() {
+    let parameters = ChannelParameters { queued: 100, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    for link in 1..=3 {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+    }
+    let [honest, stalled, other] = [1, 2, 3].map(|link| ChannelId(LinkId(link)));
+    let [read, first, second] =
+        [honest, stalled, other].map(|channel| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap());
+    (0..20).for_each(|tag| pair.a.channels.send(stalled, cell(first, tag)).unwrap());
+    (0..20).for_each(|tag| pair.a.channels.send(other, cell(second, tag)).unwrap());
+    (0..61).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(stalled, first)));
+    pair.a.channels.send(stalled, Cell::destroy(first)).unwrap();
+    (0..20).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(other, second)));
+}
+
+#[test]
 fn a_channel_that_makes_room_by_no_circuits_end_is_itself_what_must_end() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));

@@ -53,13 +53,15 @@ parameters! {
     /// Congestion window of a new circuit, in DATA cells.
     initial_window = "flow.initial-window", 128, 64, 8192;
     /// The largest congestion window, in DATA cells. No more than relays let wait (`proto/02-channel.md` §7).
-    largest_window = "flow.largest-window", 4096, 512, 4096;
-    /// Cells in a path's queues below which a congestion window grows.
-    queue_low = "flow.queue-low", 256, 8, 4096;
-    /// Cells in a path's queues above which a congestion window shrinks.
-    queue_high = "flow.queue-high", 512, 16, 8192;
+    largest_window = "flow.largest-window", 16_384, 512, 16_384;
+    /// How long the queue delays a cell that a congestion window leaves in a path, in milliseconds.
+    queue_milliseconds = "flow.queue-milliseconds", 40, 5, 500;
+    /// The smallest such queue, in cells.
+    smallest_queue = "flow.smallest-queue", 16, 8, 1024;
+    /// The largest such queue, in cells.
+    largest_queue = "flow.largest-queue", 1024, 64, 8192;
     /// The largest credit of one stream, in bytes.
-    stream_credit = "flow.stream-credit", 4 << 20, 128 << 10, 16 << 20;
+    stream_credit = "flow.stream-credit", 16 << 20, 128 << 10, 16 << 20;
     /// Seconds after its first use for which a circuit takes new streams.
     circuit_age = "circuit.age-seconds", 600, 10, 86_400;
     /// Guards in a client's sample.
@@ -96,8 +98,7 @@ impl Parameters {
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
-        let low = cells(self.queue_low());
-        let high = cells(self.queue_high()).max(low);
+        let queue_min = cells(self.smallest_queue());
         let mark_every = cells(self.cells_per_mark());
         let window_min = mark_every.saturating_mul(2);
         let window_max = cells(self.largest_window());
@@ -106,9 +107,9 @@ impl Parameters {
             window_initial: cells(self.initial_window()).max(window_min).min(window_max),
             window_min,
             window_max,
-            queue_low: low,
-            queue_high: high,
-            queue_gamma: low.midpoint(high),
+            queue_time: Duration::from_millis(self.queue_milliseconds()),
+            queue_min,
+            queue_max: cells(self.largest_queue()).max(queue_min),
             stream_credit_max: cells(self.stream_credit()),
             ..FlowParameters::default()
         }
@@ -170,10 +171,10 @@ mod tests {
             assert!(least <= default && default <= most, "{name}");
         }
         let of = |value| Parameters::default().with("flow.largest-window", value).unwrap().largest_window();
-        assert_eq!(Parameters::default().largest_window(), 4096);
+        assert_eq!(Parameters::default().largest_window(), 16_384);
         assert_eq!(of(0), 512);
         assert_eq!(of(1000), 1000);
-        assert_eq!(of(u64::MAX), 4096);
+        assert_eq!(of(u64::MAX), 16_384);
     }
 
     #[test]
@@ -201,9 +202,9 @@ mod tests {
             let flow = parameters.flow();
             assert!(flow.mark_every * 2 <= flow.window_min, "{flow:?}");
             assert!(flow.window_min <= flow.window_initial && flow.window_initial <= flow.window_max, "{flow:?}");
-            assert!(flow.queue_low <= flow.queue_gamma && flow.queue_gamma <= flow.queue_high, "{flow:?}");
-            // A receiver owes at most 512 SENDMEs.
-            assert!(flow.window_max / flow.mark_every <= 256, "{flow:?}");
+            assert!(flow.queue_min <= flow.queue_max, "{flow:?}");
+            // A receiver owes at most 1,024 SENDMEs.
+            assert!(flow.window_max / flow.mark_every <= 512, "{flow:?}");
         }
     }
 

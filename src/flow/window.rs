@@ -1,17 +1,45 @@
-//! The sender's window: delay-based, after TCP Vegas (Brakmo and Peterson 1995), over cells instead of segments.
+//! The sender's window: a model of the path after BBR (Cardwell et al. 2016), with a window in place of a pacer.
 //!
-//! Each mark gives one sample: its round trip, and how many cells were under way when it was sent. With the smallest
-//! round trip of late, the cells that stand in queues are `in flight × (1 − smallest / measured)` (Little's law).
-//! Slow start doubles the window each round trip until that exceeds `queue_gamma`; then, once a round trip, the window
-//! moves half-way to where the queue holds between `queue_low` and `queue_high` cells. It grows only if it was full.
-//! The smallest round trip is forgotten after `min_rtt_age`, and measured anew with the window made small for one
-//! round trip, since one's own queue would otherwise pass for distance.
+//! A round lasts one round trip and gives a delivery rate. The window is
+//!
+//! ```text
+//! greatest delivery rate of the last rounds × (min RTT + 2 × jitter) + queue
+//! ```
+//!
+//! where the queue is `queue_time` at that rate. A circuit loses no cell: links retransmit by themselves and deliver late
+//! and in bursts. A link's retransmission adds up to five quarters of its round trip, several times a second. Two
+//! measurements tell that delay from a queue of the window's own:
+//!
+//! - **Jitter** is a round's mean round trip less its smallest. A standing queue delays all cells of a round alike; a
+//!   retransmission doesn't.
+//! - **Probes.** When no sample has come near the smallest round trip for `min_rtt_age`, the window becomes smaller than what
+//!   the path holds, for one round trip after its queue has left. The smallest round trip and the jitter of that round
+//!   replace those of before: the delay that remains is the path's.
+//!
+//! The window doubles each round trip at first. Delay that a queue may cause halts it until the round ends; if the delivery
+//! rate has not grown either, a probe drains the queue and the model takes over. It doubles again after three successive
+//! steps of growth that met no queue.
+
+mod round;
 
 use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::{FlowError, FlowParameters, Mark};
 use crate::base::Instant;
+use round::{Round, RttSamples, cells_in, time_of};
+
+/// Rounds whose greatest delivery rate counts as the path's.
+const RATE_ROUNDS: usize = 4;
+/// The same while a queue exceeds its bound: greater rates of before can't be had any more.
+const QUEUED_RATE_ROUNDS: usize = 2;
+/// Successive steps of growth without a queue after which the window doubles each round trip again.
+const STEPS: u32 = 3;
+/// Times the jitter for which the window has cells. At one, a path whose delay is mostly retransmissions would keep the
+/// window from growing; a queue that exceeds its bound reduces it to one.
+const JITTERS: u32 = 2;
+/// Round trips for which the smallest is valid, at least.
+const MIN_RTT_ROUNDS: u32 = 10;
 
 /// A mark waiting for its SENDME.
 struct Outstanding {
@@ -19,24 +47,29 @@ struct Outstanding {
     sent_at: Instant,
     /// DATA cells sent up to and including the marked one, since the circuit stands.
     sent: u64,
-    /// DATA cells under way when it was sent, itself included.
-    in_flight: u64,
-}
-
-/// One round trip's course: from an adjustment to the SENDME of the first mark sent after it.
-struct Round {
-    began: Instant,
-    shortest: Option<(Duration, u64)>,
 }
 
 enum Phase {
-    SlowStart,
-    Steady,
-    /// The window is small so that queues drain; marks sent from `measure_from` on measure the bare path.
-    Probe {
-        measure_from: Instant,
-        resume: u64,
+    /// The window doubles each round trip.
+    SlowStart {
+        /// Recent samples show a delay that a queue may cause: no growth meanwhile.
+        halted: bool,
+        /// Since it was last judged.
+        recent: RttSamples,
     },
+    /// The window follows the model.
+    Steady,
+    /// The window is small so that its queue drains.
+    Probe {
+        /// Marks sent from here on meet no queue of the window's own.
+        from: Instant,
+        /// The round that measures the path; begins when the first of them is acknowledged.
+        round: Option<Round>,
+    },
+}
+
+impl Phase {
+    const SLOW_START: Self = Self::SlowStart { halted: false, recent: RttSamples::NONE };
 }
 
 /// The sender's window over the DATA cells of one circuit and hop.
@@ -51,11 +84,20 @@ pub struct CongestionWindow {
     sent: u64,
     acknowledged: u64,
     unmarked: u64,
+    /// DATA cells sent when the window was last full.
+    full_at: u64,
     outstanding: VecDeque<Outstanding>,
-    shortest: Option<(Duration, Instant)>,
-    latest: Duration,
+    latest_rtt: Duration,
+    /// The smallest round trip, and when a sample last came within a sixteenth of it.
+    min_rtt: Option<(Duration, Instant)>,
+    jitter: Duration,
     round: Round,
-    was_full: bool,
+    /// Delivery rates of the last rounds, in cells a second.
+    rates: VecDeque<u64>,
+    /// Successive steps of growth without a queue.
+    steps: u32,
+    /// The last round ended with one.
+    stepped: bool,
 }
 
 impl CongestionWindow {
@@ -67,19 +109,24 @@ impl CongestionWindow {
         parameters.mark_every = parameters.mark_every.clamp(1, 1024);
         parameters.window_min = parameters.window_min.max(parameters.mark_every.saturating_mul(2));
         parameters.window_max = parameters.window_max.max(parameters.window_min);
+        parameters.queue_max = parameters.queue_max.max(parameters.queue_min);
         let window = parameters.window_initial.clamp(parameters.window_min, parameters.window_max).into();
         Self {
             parameters,
-            phase: Phase::SlowStart,
+            phase: Phase::SLOW_START,
             window,
             sent: 0,
             acknowledged: 0,
             unmarked: 0,
+            full_at: 0,
             outstanding: VecDeque::new(),
-            shortest: None,
-            latest: Duration::ZERO,
-            round: Round { began: Instant::START, shortest: None },
-            was_full: false,
+            latest_rtt: Duration::ZERO,
+            min_rtt: None,
+            jitter: Duration::ZERO,
+            round: Round::new(Instant::START, 0),
+            rates: VecDeque::new(),
+            steps: 0,
+            stepped: false,
         }
     }
 
@@ -99,13 +146,16 @@ impl CongestionWindow {
     pub fn handle_sent(&mut self, now: Instant, mark: Option<Mark>) {
         self.sent = self.sent.saturating_add(1);
         self.unmarked = self.unmarked.saturating_add(1);
-        let in_flight = self.in_flight();
+        if !self.has_room() {
+            self.full_at = self.sent;
+        }
         if let Some(mark) = mark {
             self.unmarked = 0;
-            self.outstanding.push_back(Outstanding { mark, sent_at: now, sent: self.sent, in_flight });
-        }
-        if in_flight >= self.window {
-            self.was_full = true;
+            if self.outstanding.is_empty() {
+                // A round that began before the pause would count it.
+                self.begin_round(now);
+            }
+            self.outstanding.push_back(Outstanding { mark, sent_at: now, sent: self.sent });
         }
     }
 
@@ -118,17 +168,16 @@ impl CongestionWindow {
             Some(oldest) if oldest.mark == *mark => oldest,
             _ => return Err(FlowError::WrongMark),
         };
+        let full = self.full_at >= oldest.sent;
         self.acknowledged = oldest.sent;
-        self.latest = now.since(oldest.sent_at).max(Duration::from_nanos(1));
-        self.measure(now, &oldest);
-        match self.phase {
-            Phase::SlowStart => self.slow_start(now, &oldest),
-            Phase::Steady => self.steady(now, &oldest),
-            Phase::Probe { measure_from, resume } if oldest.sent_at >= measure_from => self.end_probe(now, resume),
-            Phase::Probe { .. } => {}
+        self.measure(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), full);
+        if matches!(self.phase, Phase::SlowStart { .. }) {
+            self.grow_by_acknowledged(full);
         }
-        if matches!(self.phase, Phase::Steady) {
-            self.begin_probe_if_stale(now);
+        if matches!(self.phase, Phase::Probe { .. }) {
+            self.handle_probe(now, oldest.sent_at);
+        } else if oldest.sent_at >= self.round.began {
+            self.end_round(now);
         }
         Ok(())
     }
@@ -151,82 +200,155 @@ impl CongestionWindow {
         self.window
     }
 
-    fn measure(&mut self, now: Instant, sample: &Outstanding) {
-        let confirmed = match self.shortest {
-            None => true,
-            Some((shortest, _)) => self.latest <= shortest.saturating_add(shortest.checked_div(16).unwrap_or_default()),
-        };
-        if confirmed {
-            let shortest = self.shortest.map_or(self.latest, |(shortest, _)| shortest.min(self.latest));
-            self.shortest = Some((shortest, now));
-        }
-        if self.round.shortest.is_none_or(|(shortest, _)| self.latest < shortest) {
-            self.round.shortest = Some((self.latest, sample.in_flight));
+    fn measure(&mut self, now: Instant, rtt: Duration, full: bool) {
+        self.latest_rtt = rtt;
+        self.round.rtt.add(rtt);
+        self.round.full = self.round.full.saturating_add(full.into());
+        let min = self.min_rtt();
+        if self.min_rtt.is_none() || rtt <= min.saturating_add(min / 16) {
+            self.min_rtt = Some((min.min(rtt), now));
         }
     }
 
-    /// Cells in queues, by a sample of `rtt` taken with `in_flight` cells under way.
-    fn queued(&self, rtt: Duration, in_flight: u64) -> u64 {
-        let shortest = self.shortest.map_or(rtt, |(shortest, _)| shortest.min(rtt));
-        let beyond = rtt.saturating_sub(shortest).as_nanos();
-        let queued = u128::from(in_flight).saturating_mul(beyond).checked_div(rtt.as_nanos()).unwrap_or(0);
-        u64::try_from(queued).unwrap_or(u64::MAX)
+    fn min_rtt(&self) -> Duration {
+        self.min_rtt.map_or(self.latest_rtt, |(min, _)| min)
     }
 
-    fn slow_start(&mut self, now: Instant, sample: &Outstanding) {
-        let queued = self.queued(self.latest, sample.in_flight);
-        if queued > self.parameters.queue_gamma.into() {
-            // The last doubling went too far: keep what the path held, and the queue we want.
-            let wanted = sample.in_flight.saturating_sub(queued).saturating_add(self.parameters.queue_low.into());
-            self.set_window(self.window.min(wanted));
-            self.phase = Phase::Steady;
-            self.begin_round(now);
-        } else if self.was_full {
+    /// The path's delivery rate, in cells a second.
+    fn rate(&self) -> u64 {
+        self.rates.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Cells that may stand in the path's queues.
+    fn queue(&self) -> u64 {
+        let cells = cells_in(self.rate(), self.parameters.queue_time);
+        cells.clamp(self.parameters.queue_min.into(), self.parameters.queue_max.into())
+    }
+
+    /// How long that queue delays a cell.
+    fn queue_delay(&self) -> Duration {
+        time_of(self.rate(), self.queue())
+    }
+
+    /// What the path holds with `jitters` times its jitter, and a queue.
+    fn target(&self, jitters: u32) -> u64 {
+        let time = self.min_rtt().saturating_add(self.jitter.saturating_mul(jitters));
+        cells_in(self.rate(), time).saturating_add(self.queue())
+    }
+
+    /// Slow start: grows by what was acknowledged, unless recent samples are all late. A quarter of the window is judged at
+    /// once, since a retransmission delays the start of a burst and not its end.
+    fn grow_by_acknowledged(&mut self, full: bool) {
+        let limit = self.min_rtt().saturating_add(self.queue_delay().max(self.min_rtt() / 8));
+        let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
+        let (latest_rtt, measured) = (self.latest_rtt, !self.rates.is_empty());
+        let Phase::SlowStart { halted, recent } = &mut self.phase else { return };
+        let grows = full && !*halted;
+        recent.add(latest_rtt);
+        if recent.count >= enough {
+            *halted = measured && recent.min > limit;
+            *recent = RttSamples::NONE;
+        }
+        if grows {
             self.set_window(self.window.saturating_add(self.parameters.mark_every.into()));
         }
-        if sample.sent_at >= self.round.began {
-            self.begin_round(now);
-        }
     }
 
-    fn steady(&mut self, now: Instant, sample: &Outstanding) {
-        if sample.sent_at < self.round.began {
-            return;
+    fn end_round(&mut self, now: Instant) {
+        let limited = self.round.is_window_limited();
+        let rate = self.round.delivery_rate(now, self.acknowledged);
+        let doubles = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
+        let faster = rate > self.rate().saturating_add(self.rate() / 8);
+        if limited || rate > self.rate() {
+            self.rates.push_back(rate);
+            if self.rates.len() > RATE_ROUNDS {
+                self.rates.pop_front();
+            }
         }
-        let Some((rtt, in_flight)) = self.round.shortest else { return };
-        let queued = self.queued(rtt, in_flight);
-        let (low, high) = (u64::from(self.parameters.queue_low), u64::from(self.parameters.queue_high));
-        if queued > high {
-            let excess = queued.saturating_sub(high);
-            self.set_window(self.window.saturating_sub((excess / 2).max(1)));
-        } else if queued < low && self.was_full {
-            let lack = low.saturating_sub(queued);
-            self.set_window(self.window.saturating_add((lack / 2).max(1)));
+        match &mut self.phase {
+            Phase::SlowStart { halted: true, .. } if !doubles => self.begin_probe(now),
+            Phase::SlowStart { halted, .. } => *halted = false,
+            Phase::Steady => {
+                if limited {
+                    self.follow(faster);
+                }
+                let age = self.parameters.min_rtt_age.max(self.latest_rtt.saturating_mul(MIN_RTT_ROUNDS));
+                if self.min_rtt.is_none_or(|(_, seen_at)| now.since(seen_at) >= age) {
+                    self.begin_probe(now);
+                }
+            }
+            Phase::Probe { .. } => {}
         }
         self.begin_round(now);
     }
 
-    fn begin_round(&mut self, now: Instant) {
-        self.round = Round { began: now, shortest: None };
-        self.was_full = !self.has_room();
+    /// Moves the window to what the model says, or beyond it as long as no queue shows.
+    fn follow(&mut self, faster: bool) {
+        let standing = self.round.rtt.min.saturating_sub(self.min_rtt());
+        let queued = standing > self.queue_delay().saturating_add(self.jitter);
+        if queued {
+            let old = self.rates.len().saturating_sub(QUEUED_RATE_ROUNDS);
+            self.rates.drain(..old);
+        } else {
+            // A growing queue would count as jitter.
+            self.jitter = self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()) / 4;
+        }
+        let delay = self.queue_delay();
+        let jitters = if standing > delay.saturating_add(self.jitter / 2) { 1 } else { JITTERS };
+        let target = self.target(jitters);
+        // What a step came to shows a round later, unless jitter hides it anyway.
+        let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
+        let empty = standing <= delay / 4;
+        let step = match (queued || waits, faster, empty) {
+            (false, true, _) => self.window / 2,
+            (false, false, true) => (self.window / 4).max(self.parameters.mark_every.into()),
+            (true, ..) | (false, false, false) => 0,
+        };
+        if step > 0 {
+            self.stepped = true;
+            self.steps = self.steps.saturating_add(1);
+            self.set_window(target.max(self.window.saturating_add(step)));
+        } else {
+            if !waits || queued {
+                self.steps = 0;
+            }
+            self.set_window(target);
+        }
+        if self.steps >= STEPS {
+            self.steps = 0;
+            self.phase = Phase::SLOW_START;
+        }
     }
 
-    fn begin_probe_if_stale(&mut self, now: Instant) {
-        let Some((shortest, seen_at)) = self.shortest else { return };
-        if now.since(seen_at) < self.parameters.min_rtt_age {
+    fn begin_round(&mut self, now: Instant) {
+        self.round = Round::new(now, self.acknowledged);
+    }
+
+    /// Makes the window an eighth smaller than what the path holds without a queue.
+    fn begin_probe(&mut self, now: Instant) {
+        let held = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
+        self.set_window(held.min(self.window).saturating_mul(7) / 8);
+        let excess = self.in_flight().saturating_sub(self.window);
+        let drains = time_of(self.rate(), excess).min(self.latest_rtt);
+        self.phase = Phase::Probe { from: now.after(drains), round: None };
+        self.steps = 0;
+        self.stepped = false;
+    }
+
+    fn handle_probe(&mut self, now: Instant, sent_at: Instant) {
+        let Phase::Probe { from, round } = &mut self.phase else { return };
+        if sent_at < *from {
             return;
         }
-        // Half of what the path itself holds leaves every queue empty once the cells under way have left.
-        let held = self.window.saturating_sub(self.queued(self.latest, self.window));
-        let resume = self.window;
-        self.set_window(held / 2);
-        self.phase = Phase::Probe { measure_from: now.after(self.latest.max(shortest)), resume };
-    }
-
-    fn end_probe(&mut self, now: Instant, resume: u64) {
-        self.shortest = Some((self.latest, now));
-        self.set_window(resume);
+        let round = round.get_or_insert_with(|| Round::new(now, self.acknowledged));
+        if sent_at <= round.began {
+            round.rtt.add(self.latest_rtt);
+            return;
+        }
+        self.min_rtt = Some((round.rtt.min, now));
+        self.jitter = round.rtt.jitter();
         self.phase = Phase::Steady;
+        self.set_window(self.target(JITTERS));
         self.begin_round(now);
     }
 

@@ -45,7 +45,9 @@ impl Streams {
         let had = stream.extra_credit();
         let of_circuit = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
         let of_stream = u64::from(self.parameters.stream_credit_max).saturating_sub(had);
-        let bytes = stream.grant(of_circuit.min(of_stream));
+        // What a stream has stays within four times what is left, so that a later one finds a share.
+        let share = of_circuit.saturating_mul(4).saturating_sub(had) / 5;
+        let bytes = stream.grant(share.min(of_stream));
         self.extra_credit = self.extra_credit.saturating_add(stream.extra_credit().saturating_sub(had));
         Some(RelayMessage::Credit { stream: id, bytes })
     }

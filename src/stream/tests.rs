@@ -301,7 +301,8 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
     }
     pair.settle();
     let open: u64 = pair.origin.streams.values().map(Stream::credit_left).sum();
-    assert_eq!(pair.origin.extra_credit, 1 << 20);
+    let extra = pair.origin.extra_credit;
+    assert!(extra <= 1 << 20 && extra >= 9 << 16, "{extra}");
     assert!(open <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{open}");
     pair.origin.reset(first, EndReason::Reset);
     pair.origin.reset(second, EndReason::Reset);

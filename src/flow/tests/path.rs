@@ -1,0 +1,340 @@
+//! Circuits over a path of links, in virtual time, from a seed.
+//!
+//! Each link serves circuits fairly, as a channel's queue does, at a rate; a lost datagram holds up its circuit until
+//! it is retransmitted. Nodes handle what has arrived in batches. Cells of a circuit stay in order and none is lost, so
+//! a queue is a range of numbers, and every `mark_every`-th number is a mark.
+
+use core::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
+
+use super::super::*;
+use crate::base::Instant;
+
+/// Cells of one message.
+const MESSAGE: u64 = 16;
+/// Cells of a circuit's turn.
+const QUANTUM: u64 = 4;
+/// A sender makes no cell while so many of its circuit wait at its own link.
+const SENDER_QUEUE: u64 = 32;
+
+/// One link, and how the node at its far end handles what arrives.
+#[derive(Clone, Copy)]
+pub(super) struct Link {
+    /// One way.
+    pub(super) delay: Duration,
+    /// Cells a second.
+    pub(super) rate: u64,
+    /// Chance that a datagram is lost.
+    pub(super) loss: f64,
+    /// The node at the far end sleeps for up to this long before it handles a batch.
+    pub(super) pause: Duration,
+}
+
+impl Link {
+    pub(super) const fn new(delay_ms: u64, rate: u64) -> Self {
+        Self { delay: Duration::from_millis(delay_ms), rate, loss: 0.0, pause: Duration::ZERO }
+    }
+}
+
+/// A link's state.
+struct Hop {
+    link: Link,
+    queues: Vec<Queue>,
+    quiet: VecDeque<usize>,
+    busy: VecDeque<usize>,
+    serving: bool,
+    /// The node at the far end handles its next batch.
+    wakes_at: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Queue {
+    first: u64,
+    end: u64,
+    turn: u64,
+    listed: bool,
+    lane_until: Instant,
+    back_until: Instant,
+}
+
+/// One circuit's sender and receiver.
+pub(super) struct Circuit {
+    pub(super) window: CongestionWindow,
+    /// Cells it has to send, now and in all.
+    pub(super) wanted: u64,
+    sent: u64,
+    /// Cells that have arrived.
+    pub(super) delivered: u64,
+    sent_at: VecDeque<(u64, Instant)>,
+    /// The longest that a cell took which was sent alone.
+    pub(super) slowest: Duration,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Served { hop: usize },
+    Arrives { hop: usize, circuit: usize, end: u64 },
+    Acknowledges { circuit: usize, mark: u64 },
+    Sends { circuit: usize },
+}
+
+pub(super) struct Path {
+    pub(super) now: Instant,
+    parameters: FlowParameters,
+    rng: ChaCha8Rng,
+    hops: Vec<Hop>,
+    pub(super) circuits: Vec<Circuit>,
+    events: BinaryHeap<Reverse<(Instant, u64, What)>>,
+    serial: u64,
+    /// Most cells of one circuit that ever waited at one link.
+    pub(super) deepest: u64,
+}
+
+impl Path {
+    pub(super) fn new(seed: u64, links: &[Link], circuits: usize) -> Self {
+        let parameters = FlowParameters::default();
+        let queue =
+            Queue { first: 0, end: 0, turn: 0, listed: false, lane_until: Instant::START, back_until: Instant::START };
+        let hop = |link: &Link| Hop {
+            link: *link,
+            queues: vec![queue; circuits],
+            quiet: VecDeque::new(),
+            busy: VecDeque::new(),
+            serving: false,
+            wakes_at: Instant::START,
+        };
+        let circuit = || Circuit {
+            window: CongestionWindow::new(&parameters),
+            wanted: u64::MAX,
+            sent: 0,
+            delivered: 0,
+            sent_at: VecDeque::new(),
+            slowest: Duration::ZERO,
+        };
+        let circuits = (0..circuits).map(|_| circuit()).collect();
+        let mut path = Self {
+            now: Instant::START,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            hops: links.iter().map(hop).collect(),
+            circuits,
+            events: BinaryHeap::new(),
+            serial: 0,
+            deepest: 0,
+            parameters,
+        };
+        for circuit in 0..path.circuits.len() {
+            path.schedule(Instant::START, What::Sends { circuit });
+        }
+        path
+    }
+
+    pub(super) fn set(&mut self, hop: usize, change: impl FnOnce(&mut Link)) {
+        change(&mut self.hops[hop].link);
+    }
+
+    /// Gives a circuit so many cells to send from now on.
+    pub(super) fn want(&mut self, circuit: usize, cells: u64) {
+        self.circuits[circuit].wanted = cells;
+        self.schedule(self.now, What::Sends { circuit });
+    }
+
+    pub(super) fn run(&mut self, duration: Duration) {
+        let end = self.now.after(duration);
+        while self.events.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
+            let Some(Reverse((at, _, what))) = self.events.pop() else { break };
+            self.now = at;
+            match what {
+                What::Served { hop } => {
+                    self.hops[hop].serving = false;
+                    self.serve(hop);
+                }
+                What::Arrives { hop, circuit, end } => self.arrive(hop, circuit, end),
+                What::Acknowledges { circuit, mark } => {
+                    let mark = u128::from(mark).to_be_bytes();
+                    self.circuits[circuit].window.handle_sendme(at, &mark).expect("marks are echoed in order");
+                    self.send(circuit);
+                }
+                What::Sends { circuit } => self.send(circuit),
+            }
+        }
+        self.now = end;
+    }
+
+    /// Cells a second that arrive of each circuit while `duration` passes.
+    pub(super) fn rates(&mut self, duration: Duration) -> Vec<f64> {
+        let before: Vec<_> = self.circuits.iter().map(|circuit| circuit.delivered).collect();
+        self.run(duration);
+        let after = self.circuits.iter().map(|circuit| circuit.delivered);
+        after.zip(before).map(|(after, before)| (after - before) as f64 / duration.as_secs_f64()).collect()
+    }
+
+    pub(super) fn rate(&mut self, duration: Duration) -> f64 {
+        self.rates(duration).into_iter().sum()
+    }
+
+    /// Cells of a circuit that wait at links.
+    pub(super) fn queued(&self, circuit: usize) -> u64 {
+        self.hops.iter().map(|hop| hop.queues[circuit].end - hop.queues[circuit].first).sum()
+    }
+
+    fn schedule(&mut self, at: Instant, what: What) {
+        self.serial += 1;
+        self.events.push(Reverse((at, self.serial, what)));
+    }
+
+    fn send(&mut self, circuit: usize) {
+        let every = u64::from(self.parameters.mark_every);
+        let it = &mut self.circuits[circuit];
+        let queue = &self.hops[0].queues[circuit];
+        let room = SENDER_QUEUE.saturating_sub(queue.end - queue.first);
+        let mut end = it.sent;
+        while it.wanted > 0 && end < it.sent + room && it.window.has_room() {
+            end += 1;
+            it.wanted -= 1;
+            assert_eq!(it.window.wants_mark(), end.is_multiple_of(every));
+            let mark = end.is_multiple_of(every).then(|| u128::from(end).to_be_bytes());
+            it.window.handle_sent(self.now, mark);
+        }
+        if end > it.sent {
+            if end == it.sent + 1 {
+                it.sent_at.push_back((end, self.now));
+            }
+            it.sent = end;
+            self.enqueue(0, circuit, end);
+        }
+    }
+
+    fn enqueue(&mut self, hop: usize, circuit: usize, end: u64) {
+        let it = &mut self.hops[hop];
+        let queue = &mut it.queues[circuit];
+        queue.end = end;
+        self.deepest = self.deepest.max(queue.end - queue.first);
+        if !queue.listed {
+            queue.listed = true;
+            queue.turn = QUANTUM;
+            it.quiet.push_back(circuit);
+        }
+        self.serve(hop);
+    }
+
+    /// Sends a message of cells by turns.
+    fn serve(&mut self, hop: usize) {
+        if self.hops[hop].serving {
+            return;
+        }
+        let mut served: Vec<(usize, u64)> = Vec::new();
+        let mut cells = 0;
+        let it = &mut self.hops[hop];
+        while cells < MESSAGE {
+            let from_quiet = !it.quiet.is_empty();
+            let list = if from_quiet { &mut it.quiet } else { &mut it.busy };
+            let Some(&circuit) = list.front() else { break };
+            let queue = &mut it.queues[circuit];
+            let taken = queue.turn.min(queue.end - queue.first).min(MESSAGE - cells);
+            if taken == 0 {
+                list.pop_front();
+                if queue.first < queue.end || from_quiet {
+                    queue.turn = QUANTUM;
+                    it.busy.push_back(circuit);
+                } else {
+                    queue.listed = false;
+                }
+                continue;
+            }
+            queue.turn -= taken;
+            queue.first += taken;
+            cells += taken;
+            match served.iter_mut().find(|(other, _)| *other == circuit) {
+                Some((_, end)) => *end = queue.first,
+                None => served.push((circuit, queue.first)),
+            }
+        }
+        if cells == 0 {
+            return;
+        }
+        it.serving = true;
+        let departs = self.now.after(Duration::from_nanos(1_000_000_000 / it.link.rate * cells));
+        self.schedule(departs, What::Served { hop });
+        for (circuit, end) in served {
+            let held_up = self.held_up(hop);
+            let it = &mut self.hops[hop];
+            let arrives = departs.after(it.link.delay).after(held_up);
+            let queue = &mut it.queues[circuit];
+            queue.lane_until = queue.lane_until.max(arrives);
+            let arrives = queue.lane_until;
+            if !it.link.pause.is_zero() && arrives > it.wakes_at {
+                it.wakes_at = arrives.after(it.link.pause.mul_f64(self.rng.random::<f64>()));
+            }
+            let at = arrives.max(it.wakes_at);
+            self.schedule(at, What::Arrives { hop, circuit, end });
+            if hop == 0 {
+                self.schedule(departs, What::Sends { circuit });
+            }
+        }
+    }
+
+    /// What losses add to a message's time: five quarters of a round trip for each time that a datagram is lost.
+    fn held_up(&mut self, hop: usize) -> Duration {
+        let link = self.hops[hop].link;
+        let mut lost = 0;
+        if link.loss > 0.0 {
+            for _ in 0..14 {
+                let mut times = 0;
+                while self.rng.random::<f64>() < link.loss {
+                    times += 1;
+                }
+                lost = lost.max(times);
+            }
+        }
+        link.delay * 5 / 2 * lost
+    }
+
+    fn arrive(&mut self, hop: usize, circuit: usize, end: u64) {
+        if hop + 1 < self.hops.len() {
+            return self.enqueue(hop + 1, circuit, end);
+        }
+        let every = u64::from(self.parameters.mark_every);
+        let it = &mut self.circuits[circuit];
+        let mut mark = (it.delivered / every + 1) * every;
+        it.delivered = end;
+        while it.sent_at.front().is_some_and(|(number, _)| *number <= end) {
+            if let Some((number, at)) = it.sent_at.pop_front()
+                && number == end
+            {
+                it.slowest = it.slowest.max(self.now.since(at));
+            }
+        }
+        while mark <= end {
+            let at = self.back(circuit);
+            self.schedule(at, What::Acknowledges { circuit, mark });
+            mark += every;
+        }
+    }
+
+    /// When a SENDME made now arrives: over all links, in order on each.
+    fn back(&mut self, circuit: usize) -> Instant {
+        let mut at = self.now;
+        for hop in (0..self.hops.len()).rev() {
+            let Link { delay, loss, pause, .. } = self.hops[hop].link;
+            let mut arrives = at.after(delay).after(pause.mul_f64(self.rng.random::<f64>()));
+            if loss > 0.0 {
+                while self.rng.random::<f64>() < loss {
+                    arrives = arrives.after(delay * 5 / 2);
+                }
+            }
+            let until = &mut self.hops[hop].queues[circuit].back_until;
+            *until = (*until).max(arrives);
+            at = *until;
+        }
+        at
+    }
+}
+
+/// Jain's index of fairness: 1 when all are alike.
+pub(super) fn fairness(rates: &[f64]) -> f64 {
+    let sum: f64 = rates.iter().sum();
+    let squares: f64 = rates.iter().map(|rate| rate * rate).sum();
+    sum * sum / squares / rates.len() as f64
+}

@@ -1,0 +1,70 @@
+//! What is measured over a round trip: round trip times, and cells acknowledged.
+
+use core::time::Duration;
+
+use crate::base::Instant;
+
+const NANOS: u128 = 1_000_000_000;
+
+/// Round trip times of some marks.
+#[derive(Clone, Copy)]
+pub(super) struct RttSamples {
+    pub(super) count: u32,
+    pub(super) min: Duration,
+    sum: Duration,
+}
+
+impl RttSamples {
+    pub(super) const NONE: Self = Self { count: 0, min: Duration::MAX, sum: Duration::ZERO };
+
+    pub(super) fn add(&mut self, rtt: Duration) {
+        self.count = self.count.saturating_add(1);
+        self.min = self.min.min(rtt);
+        self.sum = self.sum.saturating_add(rtt);
+    }
+
+    /// The mean less the smallest.
+    pub(super) fn jitter(&self) -> Duration {
+        self.sum.checked_div(self.count).unwrap_or_default().saturating_sub(self.min)
+    }
+}
+
+/// One round trip's course: to the SENDME of the first mark sent after it began.
+pub(super) struct Round {
+    pub(super) began: Instant,
+    /// DATA cells acknowledged when it began.
+    acknowledged: u64,
+    /// Samples of marks since whose sending the window was full.
+    pub(super) full: u32,
+    pub(super) rtt: RttSamples,
+}
+
+impl Round {
+    pub(super) const fn new(began: Instant, acknowledged: u64) -> Self {
+        Self { began, acknowledged, full: 0, rtt: RttSamples::NONE }
+    }
+
+    /// Whether the window, rather than the sender's application, limited most of what was sent.
+    pub(super) const fn is_window_limited(&self) -> bool {
+        self.full.saturating_mul(2) >= self.rtt.count
+    }
+
+    /// Cells a second that were acknowledged.
+    pub(super) fn delivery_rate(&self, now: Instant, acknowledged: u64) -> u64 {
+        let cells = u128::from(acknowledged.saturating_sub(self.acknowledged));
+        let rate = cells.saturating_mul(NANOS).checked_div(now.since(self.began).as_nanos()).unwrap_or(0);
+        u64::try_from(rate).unwrap_or(u64::MAX)
+    }
+}
+
+/// Cells that pass in `time` at `rate` cells a second.
+pub(super) fn cells_in(rate: u64, time: Duration) -> u64 {
+    let cells = u128::from(rate).saturating_mul(time.as_nanos()) / NANOS;
+    u64::try_from(cells).unwrap_or(u64::MAX)
+}
+
+/// The time in which `cells` pass at `rate` cells a second.
+pub(super) fn time_of(rate: u64, cells: u64) -> Duration {
+    let nanos = u128::from(cells).saturating_mul(NANOS).checked_div(rate.into()).unwrap_or(0);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
