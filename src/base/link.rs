@@ -104,6 +104,9 @@ pub enum LinkClose {
     /// The other end broke a protocol below the channel.
     #[error("the other end broke the protocol")]
     Broken,
+    /// Its keys have protected as many records as they may.
+    #[error("the link's keys are used up")]
+    KeyLimit,
 }
 
 /// What a transport tells the core.
@@ -140,6 +143,12 @@ pub enum LinkEvent {
         link: LinkId,
         /// Bytes.
         bytes: usize,
+    },
+    /// The link's keys are soon used up: it is to take no new circuits, and a second link is to be opened for them. It goes on
+    /// carrying those it has, until they end or [`LinkEvent::Closed`] tells of [`LinkClose::KeyLimit`]. Told once.
+    Retire {
+        /// The link.
+        link: LinkId,
     },
     /// The link is gone; its identifier is never heard of again.
     Closed {

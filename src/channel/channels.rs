@@ -97,6 +97,7 @@ impl Channels {
                     self.note_sendable(ChannelId(link));
                 }
             }
+            LinkEvent::Retire { link } => self.retire(ChannelId(link)),
             LinkEvent::Closed { link, .. } => self.remove(ChannelId(link), ConnectError::Closed),
         }
     }
@@ -161,8 +162,8 @@ impl Channels {
         if let Some(channel) = self.lookup(&relay) {
             return Some(channel);
         }
-        let under_way =
-            self.dials.contains_key(&relay) || self.channels.values().any(|channel| channel.dialled() == Some(relay));
+        let dialled = |channel: &Channel| channel.dialled() == Some(relay) && !channel.retires();
+        let under_way = self.dials.contains_key(&relay) || self.channels.values().any(dialled);
         if under_way {
             return None;
         }
@@ -180,7 +181,8 @@ impl Channels {
     /// The open channel that new circuits to `relay` take.
     #[must_use]
     pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
-        self.by_relay.get(relay).copied()
+        let channel = self.by_relay.get(relay).copied()?;
+        self.channels.get(&channel).is_some_and(Channel::takes_circuits).then_some(channel)
     }
 
     /// The open channel over which this node, as its gateway, reaches a volunteer.
@@ -376,7 +378,7 @@ impl Channels {
         };
         let rival = self.by_relay.get(&peer).and_then(|rival| self.channels.get(rival));
         let reaches = new.reaches();
-        let keeps_rival = rival.is_some_and(|rival| {
+        let keeps_rival = rival.filter(|rival| !rival.retires() || (rival.reaches() && !reaches)).is_some_and(|rival| {
             let rival_ours = rival.established().is_some_and(|established| established.dialler);
             let at_once = new.since().since(rival.since()) < AT_ONCE;
             let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
@@ -389,6 +391,17 @@ impl Channels {
         // Of two channels to a volunteer one is enough.
         if let Some(rival) = self.by_relay.insert(peer, id).and_then(|rival| self.channels.get_mut(&rival)) {
             rival.kept = false;
+        }
+    }
+
+    /// The keys of a channel's link are soon used up (`proto/02-channel.md` §6).
+    fn retire(&mut self, id: ChannelId) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        if channel.established().is_some() {
+            channel.retire();
+        } else {
+            // Nothing waits for a channel that is not to carry anything.
+            self.close(id);
         }
     }
 
@@ -411,8 +424,9 @@ impl Channels {
         };
         if let Some(peer) = established.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
             self.by_relay.remove(&peer);
-            let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer)).map(|(id, _)| *id);
-            if let Some(left) = left.max() {
+            let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
+            if let Some((left, _)) = left.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
+                let left = *left;
                 self.by_relay.insert(peer, left);
             }
         }

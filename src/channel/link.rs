@@ -1,5 +1,6 @@
 //! One channel: its handshake, the cells that came in, the messages that go out.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -68,6 +69,8 @@ pub(super) struct Channel {
     pub(super) listed: bool,
     /// Stays open without circuits.
     pub(super) kept: bool,
+    /// The keys of its link are soon used up: it closes with its last circuit.
+    retires: bool,
 }
 
 impl Channel {
@@ -97,6 +100,7 @@ impl Channel {
             idle_since: Some(now),
             listed: false,
             kept: false,
+            retires: false,
         }
     }
 
@@ -141,6 +145,20 @@ impl Channel {
             established.reach = false;
             self.kept = false;
         }
+    }
+
+    pub(super) const fn retire(&mut self) {
+        self.retires = true;
+    }
+
+    /// Whether the keys of its link are soon used up.
+    pub(super) const fn retires(&self) -> bool {
+        self.retires
+    }
+
+    /// Whether this end may open circuits on it. A volunteer is reached over its own channel alone, until the link ends.
+    pub(super) const fn takes_circuits(&self) -> bool {
+        !self.retires || self.reaches()
     }
 
     pub(super) const fn queue(&self) -> &FairQueue {
@@ -378,7 +396,8 @@ impl Channel {
         }
         // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
         let patience = if established.dialler { 1 } else { 2 };
-        let idle_limit = parameters.idle_limit.saturating_mul(patience);
+        let idle_limit =
+            if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(Due::CloseIdle);

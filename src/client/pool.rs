@@ -257,7 +257,7 @@ impl Client {
         let reached = pooled.hop_times.len();
         if reached == 0 {
             let Stage::Circuit { channel, .. } = &pooled.stage else { return self.fail_guard(now, &guard) };
-            let stands = self.channels.lookup(&guard) == Some(*channel);
+            let stands = self.channels.peer(*channel) == Some(guard);
             let silent = matches!(error, CircuitError::BuildTimedOut(_)) && !self.was_heard(&guard, pooled.began);
             // What refuses a circuit, or is slow, is there: it stays the guard.
             if stands && !silent {

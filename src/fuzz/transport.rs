@@ -30,8 +30,8 @@ fn udp_port(bytes: &[u8]) {
     while !choices.is_empty() {
         let now = clock.pass(choices.u8());
         let remote = SocketAddr::from(([192, 0, 2, choices.u8() % 4], 4443));
-        let datagram = choices.bytes();
-        endpoint.handle_datagram(now, Route { port: LISTEN.id, remote }, datagram);
+        let mut datagram = choices.bytes().to_vec();
+        endpoint.handle_datagram(now, Route { port: LISTEN.id, remote }, &mut datagram);
         while let Some(batch) = endpoint.poll_datagrams(now) {
             assert!(batch.bytes.len() <= datagram.len(), "more comes out than went in");
         }

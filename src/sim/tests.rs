@@ -27,7 +27,7 @@ impl LinkMachine for Recorder {
             LinkEvent::Message { lane, message, .. } => self.got.push((now, lane.value(), message)),
             LinkEvent::Closed { .. } => self.closed = true,
             LinkEvent::DialFailed { .. } => self.failed = true,
-            LinkEvent::Room { .. } => {}
+            LinkEvent::Room { .. } | LinkEvent::Retire { .. } => {}
         }
     }
 

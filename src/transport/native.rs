@@ -1,7 +1,7 @@
 //! WebRTC data channels over UDP, composed of parts without I/O.
 //!
-//! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 by `dimpl`, SCTP by `rtc-sctp`, pre-negotiated
-//! data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
+//! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl` and records of our own, SCTP by
+//! `rtc-sctp`, pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
 //! sockets it speaks through; whoever drives them owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
@@ -20,6 +20,7 @@ mod endpoint;
 mod front;
 mod inbound;
 mod link;
+mod records;
 mod sctp;
 mod socket;
 mod sources;
@@ -29,4 +30,5 @@ pub use certificate::{Certificate, CertificateError};
 pub use config::{Caps, EndpointConfig, EndpointError, Ice, IceError};
 pub use datagrams::Batch;
 pub use endpoint::{Counts, Endpoint};
+pub use records::{CipherSuite, DirectionKey, KeyLimits, OVERHEAD, Opened, RecordError, Records};
 pub use socket::{Port, PortUse, Route, SocketError, Sockets};

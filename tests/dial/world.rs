@@ -152,7 +152,7 @@ impl World {
     /// A datagram from nobody's endpoint, with whatever sender it claims.
     pub(crate) fn inject(&mut self, to: usize, port: u8, from: SocketAddr, datagram: &[u8]) {
         let now = self.now;
-        self.nodes[to].endpoint.handle_datagram(now, Route { port, remote: from }, datagram);
+        self.nodes[to].endpoint.handle_datagram(now, Route { port, remote: from }, &mut datagram.to_vec());
         self.collect(to);
     }
 
@@ -238,9 +238,9 @@ impl World {
         while let Some(Reverse(flight)) = self.flights.peek()
             && flight.0 <= self.now
         {
-            let Some(Reverse((_, _, node, from, bytes))) = self.flights.pop() else { break };
+            let Some(Reverse((_, _, node, from, mut bytes))) = self.flights.pop() else { break };
             let route = Route { port: bytes[0], remote: from };
-            self.nodes[node].endpoint.handle_datagram(self.now, route, &bytes[1..]);
+            self.nodes[node].endpoint.handle_datagram(self.now, route, &mut bytes[1..]);
             touched[node] = true;
         }
         for (index, touched) in touched.into_iter().enumerate() {

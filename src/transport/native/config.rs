@@ -2,7 +2,7 @@
 
 use core::{fmt, time::Duration};
 
-use super::{Certificate, CertificateError};
+use super::{Certificate, CertificateError, CipherSuite, KeyLimits};
 
 /// Settings of an [`Endpoint`](super::Endpoint).
 #[derive(Debug)]
@@ -27,6 +27,11 @@ pub struct EndpointConfig {
     /// messages, three under load. That is about what a browser's socket holds (64 KiB of the kernel's memory) while the browser
     /// does something else; what comes beyond is lost. On a long path it grows with what the path carries in a round trip.
     pub send_mark: usize,
+    /// Cipher suites offered and accepted. They are offered in the order of [`CipherSuite::ALL`], whatever theirs is here; a
+    /// listener takes the dialler's first. Default all.
+    pub cipher_suites: Vec<CipherSuite>,
+    /// How many records the keys of a link may protect.
+    pub key_limits: KeyLimits,
 }
 
 impl EndpointConfig {
@@ -41,6 +46,8 @@ impl EndpointConfig {
             datagram_size: 1_232,
             receive_window: 2 << 20,
             send_mark: 34 << 10,
+            cipher_suites: CipherSuite::ALL.to_vec(),
+            key_limits: KeyLimits::default(),
         }
     }
 }

@@ -1,50 +1,88 @@
-//! DTLS 1.2 (RFC 6347) by `dimpl`: settings, and one machine per link.
+//! DTLS 1.2 (RFC 6347) of one link: `dimpl` makes the handshake, [`Records`] carry everything after it.
+//!
+//! The client sends its Finished first, and retransmits its last flight until the server's Finished is there. Both are the
+//! work of `dimpl`. The server's last flight has no timer; it is sent again when the client's Finished arrives again
+//! (RFC 6347 §4.2.4). `dimpl` would seal it anew, with a sequence number that [`Records`] may have used. So the machine is
+//! dropped as soon as it is connected, and the server keeps the bytes of its last flight until the first application record
+//! shows that the client has them.
 
-use core::time::Duration;
+use core::{ops::Range, time::Duration};
 use std::{sync::Arc, time::Instant};
 
-use dimpl::{
-    Config, Output,
-    crypto::{Dtls12CipherSuite, aws_lc_rs},
-};
+use dimpl::{Config, Output, crypto::aws_lc_rs};
 
 use super::{
     Certificate, EndpointError, Route,
     certificate::fingerprint,
     datagrams::Datagrams,
     front::{Cookie, Primer, first_hello},
+    records::{self, CipherSuite, KeyLimits, Opened, RecordError, Records, tap::Tap},
 };
 
-/// Bytes that a record adds to an SCTP packet at most: header, explicit nonce (of other suites), tag.
-pub(super) const OVERHEAD: u16 = 37;
+/// Bytes that a record adds to an SCTP packet at most: header, explicit nonce (of AES-GCM), tag.
+pub(super) const OVERHEAD: usize = records::OVERHEAD;
 
 /// First retransmission of a handshake flight; doubled each time.
 const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);
+/// Least time between two repetitions of the server's last flight. Stock clients wait 50 ms or longer.
+const REPEAT_REST: Duration = Duration::from_millis(20);
+/// Most bytes kept of the server's last flight: ChangeCipherSpec and Finished have 75.
+const LAST_FLIGHT: usize = 256;
 
-/// The settings that all machines of an endpoint share: DTLS 1.2 only, ChaCha20-Poly1305 only, certificates on
-/// both sides, extended master secret (RFC 7627) always, which `dimpl` insists on.
-///
-/// No AES-GCM: `dimpl` draws its 8-byte explicit nonces at random, so nonces of one key repeat with probability n²/2⁶⁵
-/// (RFC 5288 §3 forbids it). The nonce of ChaCha20-Poly1305 is the sequence number (RFC 7905 §2).
-pub(super) fn config(datagram_size: u16, opening: Duration) -> Result<Arc<Config>, EndpointError> {
-    Config::builder()
-        .with_crypto_provider(Primer::install(aws_lc_rs::default_provider()))
-        .mtu(usize::from(datagram_size))
-        .flight_start_rto(FLIGHT_TIMEOUT)
-        .flight_retries(8)
-        .handshake_timeout(opening)
-        .dtls12_cipher_suites(&[Dtls12CipherSuite::ECDHE_ECDSA_CHACHA20_POLY1305_SHA256])
-        .build()
-        .map(Arc::new)
-        .map_err(|error| EndpointError::Dtls(error.to_string()))
+/// The settings that all machines of an endpoint share.
+pub(super) struct DtlsConfig {
+    machine: Arc<Config>,
+    limits: KeyLimits,
 }
 
-/// The other end broke DTLS, refused, or fell silent in the handshake.
-#[derive(Debug, thiserror::Error)]
-#[error("DTLS failed: {0}")]
-pub(super) struct DtlsError(#[from] dimpl::Error);
+impl DtlsConfig {
+    /// DTLS 1.2 only, with these suites, certificates on both sides, and extended master secret (RFC 7627) always, which `dimpl`
+    /// insists on.
+    pub(super) fn new(
+        datagram_size: u16,
+        opening: Duration,
+        suites: &[CipherSuite],
+        limits: KeyLimits,
+    ) -> Result<Self, EndpointError> {
+        let suites: Vec<_> = suites.iter().map(|suite| suite.to_dtls()).collect();
+        let machine = Config::builder()
+            .with_crypto_provider(Tap::install(Primer::install(aws_lc_rs::default_provider())))
+            .mtu(usize::from(datagram_size))
+            .flight_start_rto(FLIGHT_TIMEOUT)
+            .flight_retries(8)
+            .handshake_timeout(opening)
+            .dtls12_cipher_suites(&suites)
+            .build()
+            .map_err(|error| EndpointError::Dtls(error.to_string()))?;
+        Ok(Self { machine: Arc::new(machine), limits })
+    }
+}
 
-/// What a machine tells its link.
+/// Why an association is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DtlsError {
+    /// The other end broke the handshake, refused, or fell silent in it.
+    #[error("DTLS handshake failed: {0}")]
+    Handshake(#[from] dimpl::Error),
+    /// The record layer can do no more.
+    #[error("DTLS records: {0}")]
+    Record(#[from] RecordError),
+    /// The other end sent a fatal alert.
+    #[error("fatal DTLS alert {0}")]
+    Alert(u8),
+    /// No record can be sealed before the handshake is complete.
+    #[error("the DTLS handshake is not complete")]
+    NotConnected,
+}
+
+impl DtlsError {
+    /// Whether the keys have protected as many records as they may: nobody's fault.
+    pub(super) const fn is_key_limit(&self) -> bool {
+        matches!(self, Self::Record(RecordError::KeyLimit))
+    }
+}
+
+/// What an association tells its link.
 pub(super) enum DtlsEvent<'a> {
     /// SHA-256 of the certificate the other end shows. Comes before [`Self::Connected`].
     PeerCertificate([u8; 32]),
@@ -52,93 +90,212 @@ pub(super) enum DtlsEvent<'a> {
     Connected,
     /// An authenticated SCTP packet.
     Packet(&'a [u8]),
-    /// The other end said good-bye.
+    /// The other end has sent close_notify.
     Closed,
 }
 
 /// One DTLS association.
 pub(super) struct Dtls {
+    state: State,
+    limits: KeyLimits,
+}
+
+enum State {
+    Handshake(Box<Handshake>),
+    Connected(Box<Connected>),
+    /// The machine completed its handshake, but its keys were not seen: a bug.
+    Failed,
+}
+
+struct Handshake {
     machine: dimpl::Dtls,
+    tap: Tap,
     timeout: Option<Instant>,
     connected: bool,
-    /// The cookie the front accepted, while a fragment of the hello may yet come.
+    /// Of a server: the cookie the front accepted, while a fragment of the hello may yet come.
     cookie: Option<Cookie>,
+    /// The datagram's worth of records that a server sends as it completes the handshake.
+    last_flight: Vec<u8>,
+    is_server: bool,
+}
+
+struct Connected {
+    records: Records,
+    /// Where in the datagram handled last the SCTP packets lie.
+    packets: Vec<Range<usize>>,
+    last_flight: Option<LastFlight>,
+    /// The other end's close_notify has come and the link hasn't been told.
+    closed_by_peer: bool,
+    /// A close_notify is to be sent.
+    close: bool,
+}
+
+/// A server's ChangeCipherSpec and Finished, as they were first sent.
+struct LastFlight {
+    bytes: Vec<u8>,
+    repeated: Option<Instant>,
+    due: bool,
 }
 
 impl Dtls {
     /// A client, its first hello ready to be drained.
-    pub(super) fn dial(config: &Arc<Config>, certificate: &Certificate, now: Instant) -> Result<Self, DtlsError> {
-        let mut machine = dimpl::Dtls::new_12(Arc::clone(config), certificate.to_dtls(), now);
+    pub(super) fn dial(config: &DtlsConfig, certificate: &Certificate, now: Instant) -> Result<Self, DtlsError> {
+        let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
         machine.set_active(true);
         machine.handle_timeout(now)?;
-        Ok(Self { machine, timeout: None, connected: false, cookie: None })
+        Ok(Self::new(config, machine, None))
     }
 
     /// A server that goes on where the front has come to: it takes the hello with `cookie` next.
     pub(super) fn accept(
-        config: &Arc<Config>,
+        config: &DtlsConfig,
         certificate: &Certificate,
         now: Instant,
         random: &[u8; 32],
         cookie: Cookie,
     ) -> Result<Self, DtlsError> {
-        let mut machine = dimpl::Dtls::new_12(Arc::clone(config), certificate.to_dtls(), now);
+        let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
         machine.handle_timeout(now)?;
         Primer::with(cookie, || machine.handle_packet(&first_hello(random)))?;
         // The HelloVerifyRequest it answers with has been sent by the front.
         let mut discard = [0; 256];
         while !matches!(machine.poll_output(&mut discard), Output::Timeout(_) | Output::BufferTooSmall { .. }) {}
-        Ok(Self { machine, timeout: None, connected: false, cookie: Some(cookie) })
+        Ok(Self::new(config, machine, Some(cookie)))
     }
 
-    /// Takes a datagram. Drain afterwards, also after an error.
-    pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Result<(), DtlsError> {
-        self.machine.handle_timeout(now)?;
-        match self.cookie {
-            Some(cookie) => Primer::with(cookie, || self.machine.handle_packet(datagram))?,
-            None => self.machine.handle_packet(datagram)?,
+    fn new(config: &DtlsConfig, machine: dimpl::Dtls, cookie: Option<Cookie>) -> Self {
+        let handshake = Handshake {
+            machine,
+            tap: Tap::default(),
+            timeout: None,
+            connected: false,
+            is_server: cookie.is_some(),
+            cookie,
+            last_flight: Vec::new(),
+        };
+        Self { state: State::Handshake(Box::new(handshake)), limits: config.limits }
+    }
+
+    /// Takes a datagram and opens its records in place. [`Self::drain`] afterwards with the same datagram, also after an
+    /// error.
+    pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), DtlsError> {
+        match &mut self.state {
+            State::Handshake(handshake) => handshake.handle_datagram(now, datagram),
+            State::Connected(connected) => connected.handle_datagram(now, datagram),
+            State::Failed => Err(DtlsError::NotConnected),
         }
-        Ok(())
     }
 
-    /// Resends what is due. Drain afterwards.
+    /// Resends a handshake flight that is due. Drain afterwards.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
-        Ok(self.machine.handle_timeout(now)?)
+        let State::Handshake(handshake) = &mut self.state else { return Ok(()) };
+        let Handshake { machine, tap, .. } = &mut **handshake;
+        Ok(tap.with(|| machine.handle_timeout(now))?)
     }
 
-    /// Encrypts one SCTP packet. Drain afterwards, before the next.
-    pub(super) fn send(&mut self, packet: &[u8]) -> Result<(), DtlsError> {
-        self.machine.send_application_data(packet)?;
-        Ok(())
+    /// Bytes that must stand free in the buffer before an SCTP packet that is to be sealed.
+    pub(super) fn header_len(&self) -> usize {
+        match &self.state {
+            State::Connected(connected) => connected.records.header_len(),
+            State::Handshake(_) | State::Failed => OVERHEAD,
+        }
     }
 
-    /// Says good-bye. Drain afterwards.
-    pub(super) fn close(&mut self) -> Result<(), DtlsError> {
-        Ok(self.machine.close()?)
+    /// Seals one SCTP packet in place: it is `buffer[header_len..][..length]`, and the buffer has at least [`OVERHEAD`] bytes
+    /// more than it. Gives the datagram's length, from the start of the buffer.
+    pub(super) fn seal(&mut self, buffer: &mut [u8], length: usize) -> Result<usize, DtlsError> {
+        match &mut self.state {
+            State::Connected(connected) => Ok(connected.records.seal(buffer, length)?),
+            State::Handshake(_) | State::Failed => Err(DtlsError::NotConnected),
+        }
+    }
+
+    /// Whether the keys have protected so much that the link is to take no new circuits; `true` once.
+    pub(super) fn take_retired(&mut self) -> bool {
+        match &mut self.state {
+            State::Connected(connected) => connected.records.take_retired(),
+            State::Handshake(_) | State::Failed => false,
+        }
+    }
+
+    /// Ends the association with a close_notify, unless its handshake isn't complete. Drain afterwards.
+    pub(super) fn close(&mut self) {
+        if let State::Connected(connected) = &mut self.state {
+            connected.close = true;
+        }
     }
 
     /// When the handshake wants [`Self::handle_timeout`]; never once it is complete.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.timeout.filter(|_| !self.connected)
+        match &self.state {
+            State::Handshake(handshake) => handshake.timeout,
+            State::Connected(_) | State::Failed => None,
+        }
     }
 
     /// Whether the handshake is complete.
     pub(super) fn is_connected(&self) -> bool {
-        self.connected
+        matches!(self.state, State::Connected(_))
     }
 
-    /// Moves what the machine has to say: datagrams to `out`, the rest to `on`.
+    /// Moves what has come of the last call: datagrams to `out`, the rest to `on`. `datagram` is the one that
+    /// [`Self::handle_datagram`] took, or empty after other calls.
     pub(super) fn drain(
         &mut self,
+        datagram: &[u8],
         out: &mut Datagrams,
         route: Route,
         segments: usize,
         mut on: impl FnMut(DtlsEvent<'_>),
     ) {
+        match &mut self.state {
+            State::Handshake(handshake) => {
+                handshake.drain(out, route, segments, &mut on);
+                if handshake.connected {
+                    self.take_over(&mut on);
+                }
+            }
+            State::Connected(connected) => connected.drain(datagram, out, route, segments, &mut on),
+            State::Failed => {}
+        }
+    }
+
+    /// Lets the record layer go on where the machine is, and drops the machine.
+    fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>)) {
+        let State::Handshake(handshake) = core::mem::replace(&mut self.state, State::Failed) else { return };
+        let Handshake { tap, last_flight, is_server, .. } = *handshake;
+        let Some(records) = tap.into_records(self.limits) else { return on(DtlsEvent::Closed) };
+        self.state = State::Connected(Box::new(Connected {
+            records,
+            packets: Vec::new(),
+            last_flight: is_server.then_some(LastFlight { bytes: last_flight, repeated: None, due: false }),
+            closed_by_peer: false,
+            close: false,
+        }));
+    }
+}
+
+impl Handshake {
+    fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Result<(), DtlsError> {
+        let Self { machine, tap, cookie, .. } = self;
+        tap.with(|| {
+            machine.handle_timeout(now)?;
+            match *cookie {
+                Some(cookie) => Primer::with(cookie, || machine.handle_packet(datagram)),
+                None => machine.handle_packet(datagram),
+            }
+        })?;
+        Ok(())
+    }
+
+    fn drain(&mut self, out: &mut Datagrams, route: Route, segments: usize, on: &mut impl FnMut(DtlsEvent<'_>)) {
         let mut size = 0;
         loop {
             match self.machine.poll_output(out.tail(size)) {
                 Output::Packet(packet) => {
+                    if self.connected && self.is_server {
+                        keep_last_flight(&mut self.last_flight, packet);
+                    }
                     let length = packet.len();
                     out.commit(route, length, segments);
                 }
@@ -146,18 +303,83 @@ impl Dtls {
                 Output::PeerCert(certificate) => on(DtlsEvent::PeerCertificate(fingerprint(certificate))),
                 Output::Connected => {
                     self.connected = true;
-                    self.cookie = None;
                     on(DtlsEvent::Connected);
                 }
                 Output::ApplicationData(packet) => on(DtlsEvent::Packet(packet)),
                 Output::CloseNotify => on(DtlsEvent::Closed),
-                Output::KeyingMaterial(..) => {}
                 Output::Timeout(at) => {
                     self.timeout = Some(at);
                     return;
                 }
                 _ => {}
             }
+        }
+    }
+}
+
+/// Copies the records of a server's last flight, whole, from a datagram: not what else the machine had to send.
+fn keep_last_flight(flight: &mut Vec<u8>, mut datagram: &[u8]) {
+    while let Some([content, _, _, _, epoch, .., high, low]) = datagram.first_chunk::<13>().copied() {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let Some((record, after)) = datagram.split_at_checked(length.saturating_add(13)) else { return };
+        if matches!((content, epoch), (20, 0) | (22, 1)) && flight.len().saturating_add(record.len()) <= LAST_FLIGHT {
+            flight.extend_from_slice(record);
+        }
+        datagram = after;
+    }
+}
+
+impl Connected {
+    fn handle_datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), DtlsError> {
+        let Self { records, packets, last_flight, closed_by_peer, .. } = self;
+        packets.clear();
+        let mut fatal = None;
+        records.open(datagram, |opened| match opened {
+            Opened::Data(packet) => {
+                // Who sends data has our Finished.
+                *last_flight = None;
+                packets.push(packet);
+            }
+            Opened::Finished => {
+                if let Some(flight) = last_flight
+                    && flight.repeated.is_none_or(|at| now.saturating_duration_since(at) >= REPEAT_REST)
+                {
+                    (flight.repeated, flight.due) = (Some(now), true);
+                }
+            }
+            Opened::CloseNotify => *closed_by_peer = true,
+            Opened::Fatal(description) => fatal = fatal.or(Some(description)),
+        })?;
+        fatal.map_or(Ok(()), |description| Err(DtlsError::Alert(description)))
+    }
+
+    fn drain(
+        &mut self,
+        datagram: &[u8],
+        out: &mut Datagrams,
+        route: Route,
+        segments: usize,
+        on: &mut impl FnMut(DtlsEvent<'_>),
+    ) {
+        for packet in self.packets.drain(..) {
+            if let Some(packet) = datagram.get(packet) {
+                on(DtlsEvent::Packet(packet));
+            }
+        }
+        if let Some(flight) = &mut self.last_flight
+            && core::mem::take(&mut flight.due)
+        {
+            out.push(route, &flight.bytes, segments);
+        }
+        let closed_by_peer = core::mem::take(&mut self.closed_by_peer);
+        // A close_notify is answered with one (RFC 5246 §7.2.1).
+        if (core::mem::take(&mut self.close) || closed_by_peer)
+            && let Ok(length) = self.records.close_notify(out.tail(0))
+        {
+            out.commit(route, length, segments);
+        }
+        if closed_by_peer {
+            on(DtlsEvent::Closed);
         }
     }
 }

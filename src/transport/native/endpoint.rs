@@ -7,14 +7,13 @@
 use core::time::Duration;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::Arc,
     time::Instant as StdInstant,
 };
 
 use super::{
     Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, Route,
     datagrams::Datagrams,
-    dtls::{self, Dtls},
+    dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
     link::{Clock, Context, Dial, Ending, Happening, Link, Role},
     sctp::SctpConfig,
@@ -59,7 +58,7 @@ pub struct Counts {
 pub struct Endpoint {
     config: EndpointConfig,
     fingerprint: [u8; 32],
-    dtls: Arc<dimpl::Config>,
+    dtls: DtlsConfig,
     sctp: SctpConfig,
     clock: Clock,
     front: Front,
@@ -87,12 +86,18 @@ impl Endpoint {
     /// # Errors
     /// [`EndpointError`] if the settings can't work or the system gives no randomness.
     pub fn new(config: EndpointConfig, start: StdInstant) -> Result<Self, EndpointError> {
-        let mtu = config.datagram_size.saturating_sub(dtls::OVERHEAD);
+        let mtu = usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD);
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         let sctp = SctpConfig::new(mtu, config.receive_window)
             .map_err(|_| EndpointError::DatagramSize(config.datagram_size))?;
         Ok(Self {
             fingerprint: config.certificate.fingerprint(),
-            dtls: dtls::config(config.datagram_size, config.caps.opening)?,
+            dtls: DtlsConfig::new(
+                config.datagram_size,
+                config.caps.opening,
+                &config.cipher_suites,
+                config.key_limits,
+            )?,
             sctp,
             clock: Clock(start),
             front: Front::new()?,
@@ -135,8 +140,8 @@ impl Endpoint {
         Counts { links: self.links.len(), half_open, ..self.counts }
     }
 
-    /// Takes a datagram that arrived.
-    pub fn handle_datagram(&mut self, now: Instant, route: Route, datagram: &[u8]) {
+    /// Takes a datagram that arrived. Its records are opened where they lie.
+    pub fn handle_datagram(&mut self, now: Instant, route: Route, datagram: &mut [u8]) {
         match datagram.first() {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
@@ -175,7 +180,7 @@ impl Endpoint {
         }
     }
 
-    fn handle_dtls(&mut self, now: Instant, route: Route, datagram: &[u8]) {
+    fn handle_dtls(&mut self, now: Instant, route: Route, datagram: &mut [u8]) {
         let hello = if is_hello_fragment(datagram) { Hello::parse(datagram) } else { None };
         let known = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
             // Whoever was there has started anew: a question for the front.
@@ -187,29 +192,32 @@ impl Endpoint {
         }
         match hello {
             Some(hello) if self.config.accept.is_some() && self.listens(route) => {
-                self.handle_hello(now, route, &hello, datagram);
+                if self.handle_hello(now, route, &hello) {
+                    self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
+                }
             }
             _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
         }
     }
 
-    /// A hello of no link: answered without keeping anything, or, with our cookie, the beginning of a link.
-    fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>, datagram: &[u8]) {
+    /// A hello of no link: answered without keeping anything, or, with our cookie, the beginning of a link that it is to be
+    /// handed to (`true`).
+    fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
                 self.counts.hellos_answered = self.counts.hellos_answered.saturating_add(1);
                 self.out.push(route, &hello.verify_request(&cookie), self.segments);
             }
-            return;
+            return false;
         }
         let Some(cookie) = self.front.verified(now, route.remote, hello) else {
             self.counts.cookies_refused = self.counts.cookies_refused.saturating_add(1);
-            return;
+            return false;
         };
         let replaced = self.links.get(&route).map(|link| !link.opened);
         if !self.sources.admit(&self.config.caps, route.remote.ip(), replaced) {
             self.counts.over_caps = self.counts.over_caps.saturating_add(1);
-            return;
+            return false;
         }
         self.remove(route, Ending::Closed(LinkClose::ByPeer));
         let std_now = self.clock.to_std(now);
@@ -217,11 +225,12 @@ impl Endpoint {
             Ok(dtls) => {
                 let until = now.after(self.config.caps.opening);
                 self.insert(now, route, Role::Listener(hello.random), dtls, self.fingerprint, until);
-                self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
+                true
             }
             Err(error) => {
                 tracing::debug!(%error, "hello with a good cookie not taken");
                 self.sources.gone(route.remote.ip(), true);
+                false
             }
         }
     }
@@ -335,6 +344,7 @@ impl Endpoint {
                     self.rooms.push_back(id);
                 }
             }
+            Happening::Retired => self.events.push_back(LinkEvent::Retire { link: id }),
             Happening::Ended(ending) => {
                 if let Some(dial) = self.remove(route, ending) {
                     if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {

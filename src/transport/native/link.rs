@@ -9,7 +9,7 @@ use super::{
     Caps, Route,
     buffer::SendBuffer,
     datagrams::Datagrams,
-    dtls::{Dtls, DtlsError, DtlsEvent},
+    dtls::{self, Dtls, DtlsError, DtlsEvent},
     sctp::{RtcSctp, Sctp, SctpConfig, SctpEvent},
 };
 use crate::base::{DialTarget, Instant, Lane, LinkClose, LinkId};
@@ -57,6 +57,8 @@ pub(super) enum Happening {
     Message(Lane, Bytes),
     /// The room in the send buffer has changed.
     Room,
+    /// Its keys have protected so much that it is to take no new circuits.
+    Retired,
     Ended(Ending),
 }
 
@@ -186,11 +188,12 @@ impl Link {
     }
 
     /// Takes a datagram of the other end's, or of someone who pretends to be it.
-    pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
+    pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &mut [u8]) {
         let outcome = self.dtls.handle_datagram(context.std_now(), datagram);
-        self.drain_dtls(context);
+        self.drain_dtls(context, datagram);
         self.check(context, outcome);
         self.drain_sctp(context);
+        self.note_retired(context);
     }
 
     /// Does what has become due.
@@ -198,7 +201,7 @@ impl Link {
         let now = context.now;
         if !self.dtls.is_connected() {
             let outcome = self.dtls.handle_timeout(context.std_now());
-            self.drain_dtls(context);
+            self.drain_dtls(context, &[]);
             self.check(context, outcome);
         }
         if let Some(sctp) = &mut self.sctp {
@@ -247,13 +250,12 @@ impl Link {
             let (out, route, segments) = (&mut *context.out, context.route, context.segments);
             sctp.poll_packets(context.clock.to_std(context.now), &mut |packet| {
                 if outcome.is_ok() {
-                    outcome = dtls.send(packet);
-                    // Nothing is taken in between, so nothing but datagrams comes out.
-                    dtls.drain(out, route, segments, |_| {});
+                    outcome = send(dtls, packet, out, route, segments);
                 }
             });
         }
         self.check(context, outcome);
+        self.note_retired(context);
         if matches!(self.stage, Stage::Closing { .. }) && self.buffer.is_empty() {
             self.finish(context, Ending::Done);
         }
@@ -281,12 +283,11 @@ impl Link {
             sctp.abort();
             let (dtls, out, route, segments) = (&mut self.dtls, &mut *context.out, context.route, context.segments);
             sctp.poll_packets(context.clock.to_std(context.now), &mut |packet| {
-                let _ = dtls.send(packet);
-                dtls.drain(out, route, segments, |_| {});
+                let _ = send(dtls, packet, out, route, segments);
             });
         }
-        let _ = self.dtls.close();
-        self.dtls.drain(context.out, context.route, context.segments, |_| {});
+        self.dtls.close();
+        self.dtls.drain(&[], context.out, context.route, context.segments, |_| {});
         self.end(context, ending);
     }
 
@@ -302,18 +303,29 @@ impl Link {
     }
 
     fn check(&mut self, context: &mut Context<'_>, outcome: Result<(), DtlsError>) {
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "link broken");
-            self.end(context, Ending::Closed(LinkClose::Broken));
+        match outcome {
+            Ok(()) => {}
+            Err(error) if error.is_key_limit() => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
+            Err(error) => {
+                tracing::debug!(%error, "link broken");
+                self.end(context, Ending::Closed(LinkClose::Broken));
+            }
         }
     }
 
-    fn drain_dtls(&mut self, context: &mut Context<'_>) {
+    /// Tells once that the keys have protected so much that the link is to take no new circuits.
+    fn note_retired(&mut self, context: &mut Context<'_>) {
+        if self.stage == Stage::Open && self.dtls.take_retired() {
+            context.happenings.push(Happening::Retired);
+        }
+    }
+
+    fn drain_dtls(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
         let now = context.clock.to_std(context.now);
         let (mut ending, mut wrong) = (None, false);
         let Self { dtls, sctp, role, heard, probed, peer_certificate, .. } = self;
         let (route, settings, at) = (context.route, context.sctp, context.now);
-        dtls.drain(context.out, route, context.segments, |event| match event {
+        dtls.drain(datagram, context.out, route, context.segments, |event| match event {
             DtlsEvent::PeerCertificate(fingerprint) => {
                 *peer_certificate = fingerprint;
                 wrong = matches!(role, Role::Dialler(dial) if dial.target.fingerprint != fingerprint);
@@ -369,4 +381,22 @@ impl Link {
             }
         }
     }
+}
+
+/// Seals a packet into the datagrams to be sent.
+fn send(
+    dtls: &mut Dtls,
+    packet: &[u8],
+    out: &mut Datagrams,
+    route: Route,
+    segments: usize,
+) -> Result<(), DtlsError> {
+    let buffer = out.tail(packet.len().saturating_add(dtls::OVERHEAD));
+    let header = dtls.header_len();
+    if let Some(space) = buffer.get_mut(header..header.saturating_add(packet.len())) {
+        space.copy_from_slice(packet);
+    }
+    let length = dtls.seal(buffer, packet.len())?;
+    out.commit(route, length, segments);
+    Ok(())
 }

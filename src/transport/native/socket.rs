@@ -150,7 +150,7 @@ impl Sockets {
     }
 
     /// Receives what is there, a bounded number from each socket, and gives each datagram to `take`.
-    pub fn receive(&mut self, mut take: impl FnMut(Route, &[u8])) {
+    pub fn receive(&mut self, mut take: impl FnMut(Route, &mut [u8])) {
         for socket in &self.sockets {
             socket.receive(&mut self.buffers, &mut take);
         }
@@ -188,7 +188,7 @@ impl Socket {
         Ok(Self { address: socket.local_addr()?, port, socket, state })
     }
 
-    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(Route, &[u8])) {
+    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(Route, &mut [u8])) {
         let mut chunks = buffers.chunks_mut(BUFFER_SIZE);
         let mut slices: [IoSliceMut<'_>; BUFFERS] =
             core::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
@@ -198,9 +198,9 @@ impl Socket {
             .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas));
         // Errors are either "nothing there" or an ICMP answer to something sent earlier, which anyone may forge.
         let received = received.unwrap_or(0);
-        for (meta, slice) in metas.iter().zip(&slices).take(received) {
+        for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
             let route = Route { port: self.port.id, remote: meta.addr };
-            for datagram in slice.get(..meta.len).unwrap_or_default().chunks(meta.stride.max(1)) {
+            for datagram in slice.get_mut(..meta.len).unwrap_or_default().chunks_mut(meta.stride.max(1)) {
                 take(route, datagram);
             }
         }

@@ -1,0 +1,377 @@
+//! DTLS 1.2 records after the handshake (RFC 6347 §4.1): counter nonces, sealed and opened in the caller's buffer.
+//!
+//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is no
+//! renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV and the
+//! 64-bit record number (epoch and sequence number, RFC 5288 §3); that of ChaCha20-Poly1305 is the IV xor the record
+//! number (RFC 7905 §2). Neither can repeat. [`tap`] takes keys, IVs and numbers from `dimpl`.
+//!
+//! Owns the keys, the next sequence number, the replay window and the counts of [`KeyLimits`]. Driven by `Dtls`. Governed
+//! by `proto/01-transport.md` §4; the threats are forged and replayed datagrams, and a peer's malformed records.
+
+pub(super) mod tap;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use core::ops::Range;
+
+use aws_lc_rs::aead::{AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use zeroize::Zeroizing;
+
+use window::ReplayWindow;
+
+/// Bytes of a record's header (RFC 6347 §4.1).
+const HEADER: usize = 13;
+/// Bytes of the explicit nonce of AES-GCM (RFC 5288 §3).
+const EXPLICIT_NONCE: usize = 8;
+/// Bytes of the authentication tag, of either suite.
+const TAG: usize = 16;
+/// Most bytes that a record adds to its plaintext: those of AES-GCM.
+pub const OVERHEAD: usize = HEADER + EXPLICIT_NONCE + TAG;
+
+/// Most bytes of plaintext in a record (RFC 5246 §6.2.1).
+const LARGEST: usize = 1 << 14;
+/// Records read of one datagram; further ones are dropped as if lost. Stock peers send one.
+const RECORDS: usize = 16;
+
+const ALERT: u8 = 21;
+const HANDSHAKE: u8 = 22;
+const DATA: u8 = 23;
+/// The handshake message type of Finished (RFC 5246 §7.4).
+const FINISHED: u8 = 20;
+/// DTLS 1.2 on the wire.
+const VERSION: [u8; 2] = [0xfe, 0xfd];
+/// Epoch 1 in a record number; the sequence number is in the lower 48 bits.
+const EPOCH: u64 = 1 << 48;
+
+/// AES-GCM sequence numbers that this layer may use. `tap` refuses to have `dimpl` seal with a nonce among them.
+const GCM_NUMBERS: u64 = 1 << 32;
+/// Sequence numbers of an epoch (RFC 6347 §4.1).
+const NUMBERS: u64 = 1 << 48;
+/// Sequence numbers kept for alerts when the others are used up.
+const RESERVED: u64 = 16;
+/// A longer record counts against [`KeyLimits`] as several, one for each so many bytes: 87 AES blocks.
+const COUNTED: usize = 1_392;
+
+/// A cipher suite of links. The key exchange is ECDHE, the signature ECDSA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CipherSuite {
+    /// `TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256` (RFC 5289).
+    Aes128Gcm,
+    /// `TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256` (RFC 7905).
+    ChaCha20Poly1305,
+}
+
+impl CipherSuite {
+    /// All suites, in order of preference.
+    pub const ALL: [Self; 2] = [Self::Aes128Gcm, Self::ChaCha20Poly1305];
+
+    const fn explicit_nonce(self) -> usize {
+        match self {
+            Self::Aes128Gcm => EXPLICIT_NONCE,
+            Self::ChaCha20Poly1305 => 0,
+        }
+    }
+
+    const fn fixed_iv(self) -> usize {
+        match self {
+            Self::Aes128Gcm => 4,
+            Self::ChaCha20Poly1305 => 12,
+        }
+    }
+
+    fn algorithm(self) -> &'static Algorithm {
+        match self {
+            Self::Aes128Gcm => &AES_128_GCM,
+            Self::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        }
+    }
+}
+
+/// Counts of records at which a link's keys may protect no more. `proto/01-transport.md` §4 derives the defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// AES-128-GCM records sealed, or opened, with one key after which the link takes no new circuits. Default 2²⁸.
+    pub retire: u64,
+    /// AES-128-GCM records sealed, or opened, with one key after which the link ends. Default 2³⁰, at most 2³².
+    pub end: u64,
+    /// Records that failed authentication, with either suite, after which the link ends. Default 2³⁶.
+    pub forged: u64,
+}
+
+impl Default for KeyLimits {
+    fn default() -> Self {
+        Self { retire: 1 << 28, end: 1 << 30, forged: 1 << 36 }
+    }
+}
+
+/// Why no record can be sealed, or none more opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A count of [`KeyLimits`] is reached, or the sequence numbers are used up.
+    #[error("the keys of the link have protected as many records as they may")]
+    KeyLimit,
+    /// This end has sent close_notify.
+    #[error("no record follows close_notify")]
+    Closed,
+    /// The buffer ends before the record does, or the plaintext exceeds 2¹⁴ bytes.
+    #[error("a record of {0} bytes of plaintext does not fit its buffer")]
+    Length(usize),
+    /// The cryptographic library failed.
+    #[error("the AEAD failed to seal")]
+    Aead,
+}
+
+/// What a record held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Application data: where in the datagram its plaintext lies. Never empty.
+    Data(Range<usize>),
+    /// The peer's Finished again, under a new sequence number: it lacks the last flight.
+    Finished,
+    /// The close_notify alert.
+    CloseNotify,
+    /// A fatal alert with this description (RFC 5246 §7.2).
+    Fatal(u8),
+}
+
+/// Key and IV of one direction.
+pub struct DirectionKey {
+    key: Zeroizing<Vec<u8>>,
+    /// The fixed IV; zeros behind the 4 bytes of AES-GCM, so that either nonce is this xor the record number.
+    iv: Zeroizing<[u8; 12]>,
+}
+
+impl DirectionKey {
+    /// From key and fixed IV as the key block has them (RFC 5246 §6.3); `None` if either has another length than `suite` wants.
+    #[must_use]
+    pub fn new(suite: CipherSuite, key: &[u8], iv: &[u8]) -> Option<Self> {
+        let mut padded = Zeroizing::new([0; 12]);
+        padded.get_mut(..suite.fixed_iv())?.copy_from_slice(iv.get(..suite.fixed_iv())?);
+        (key.len() == suite.algorithm().key_len() && iv.len() == suite.fixed_iv())
+            .then(|| Self { key: Zeroizing::new(key.to_vec()), iv: padded })
+    }
+
+    fn to_half(&self, suite: CipherSuite) -> Option<Half> {
+        let key = LessSafeKey::new(UnboundKey::new(suite.algorithm(), &self.key).ok()?);
+        Some(Half { key, iv: self.iv.clone() })
+    }
+}
+
+/// The cipher of one direction.
+struct Half {
+    key: LessSafeKey,
+    iv: Zeroizing<[u8; 12]>,
+}
+
+impl Half {
+    /// The nonce for a record number, or for the explicit nonce of AES-GCM.
+    fn nonce(&self, number: [u8; 8]) -> Nonce {
+        let mut nonce = *self.iv;
+        for (byte, number) in nonce.iter_mut().skip(4).zip(number) {
+            *byte ^= number;
+        }
+        Nonce::assume_unique_for_key(nonce)
+    }
+}
+
+/// The record layer of one link, without I/O.
+pub struct Records {
+    suite: CipherSuite,
+    limits: KeyLimits,
+    write: Half,
+    read: Half,
+    /// Sequence number of the next record sealed.
+    next: u64,
+    window: ReplayWindow,
+    sealed: u64,
+    opened: u64,
+    forged: u64,
+    retired: bool,
+    closed: bool,
+    closed_by_peer: bool,
+    #[cfg(test)]
+    write_key: DirectionKey,
+}
+
+impl Records {
+    /// The record layer of an association that has sealed no record in epoch 1 and opened none. `None` if the cryptographic
+    /// library refuses the keys.
+    #[must_use]
+    pub fn new(suite: CipherSuite, write: DirectionKey, read: &DirectionKey, limits: KeyLimits) -> Option<Self> {
+        Some(Self {
+            suite,
+            limits: KeyLimits { end: limits.end.min(GCM_NUMBERS), ..limits },
+            write: write.to_half(suite)?,
+            read: read.to_half(suite)?,
+            next: 0,
+            window: ReplayWindow::default(),
+            sealed: 0,
+            opened: 0,
+            forged: 0,
+            retired: false,
+            closed: false,
+            closed_by_peer: false,
+            #[cfg(test)]
+            write_key: write,
+        })
+    }
+
+    /// Bytes that must stand free in the buffer before the plaintext.
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        HEADER.saturating_add(self.suite.explicit_nonce())
+    }
+
+    /// Seals a record of application data in place: `buffer[header_len..][..length]` is the plaintext, and at least 16 bytes
+    /// follow it. Gives the record's length, from the start of the buffer.
+    ///
+    /// # Errors
+    /// [`RecordError`]; after [`RecordError::KeyLimit`] and [`RecordError::Closed`] no later call succeeds.
+    pub fn seal(&mut self, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
+        if self.closed {
+            return Err(RecordError::Closed);
+        }
+        if self.is_spent() {
+            return Err(RecordError::KeyLimit);
+        }
+        self.seal_as(DATA, buffer, length)
+    }
+
+    /// Writes a close_notify alert to the start of `buffer` and gives its length. No record can be sealed after it.
+    ///
+    /// # Errors
+    /// [`RecordError`]; [`RecordError::Closed`] if it has been sent.
+    pub fn close_notify(&mut self, buffer: &mut [u8]) -> Result<usize, RecordError> {
+        const WARNING_CLOSE_NOTIFY: [u8; 2] = [1, 0];
+        if self.closed {
+            return Err(RecordError::Closed);
+        }
+        let plaintext = buffer.get_mut(self.header_len()..).and_then(<[u8]>::first_chunk_mut);
+        *plaintext.ok_or(RecordError::Length(2))? = WARNING_CLOSE_NOTIFY;
+        let length = self.seal_as(ALERT, buffer, WARNING_CLOSE_NOTIFY.len())?;
+        self.closed = true;
+        Ok(length)
+    }
+
+    fn seal_as(&mut self, content: u8, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
+        let numbers = if self.suite == CipherSuite::Aes128Gcm { GCM_NUMBERS } else { NUMBERS };
+        if self.next >= numbers {
+            return Err(RecordError::KeyLimit);
+        }
+        let number = (EPOCH | self.next).to_be_bytes();
+        let explicit = self.suite.explicit_nonce();
+        let too_long = RecordError::Length(length);
+        let plaintext_len = u16::try_from(length).ok().filter(|_| length <= LARGEST).ok_or(too_long)?;
+        let (header, rest) = buffer.split_first_chunk_mut::<HEADER>().ok_or(too_long)?;
+        let (explicit_nonce, rest) = rest.split_at_mut_checked(explicit).ok_or(too_long)?;
+        let (plaintext, rest) = rest.split_at_mut_checked(length).ok_or(too_long)?;
+        let tag_field = rest.first_chunk_mut::<TAG>().ok_or(too_long)?;
+        // Before it is used, so that no failure can have it used twice.
+        self.next = self.next.saturating_add(1);
+        self.sealed = self.sealed.saturating_add(counted(length));
+        #[cfg(test)]
+        tests::note_sealed(&self.write_key.key, self.write.nonce(number).as_ref());
+        let aad = Aad::from(additional_data(number, content, plaintext_len));
+        let tag = self.write.key.seal_in_place_separate_tag(self.write.nonce(number), aad, plaintext);
+        tag_field.copy_from_slice(tag.map_err(|_| RecordError::Aead)?.as_ref());
+        explicit_nonce.copy_from_slice(number.get(..explicit).unwrap_or_default());
+        let body = explicit.saturating_add(length).saturating_add(TAG);
+        let [high, low] = u16::try_from(body).map_err(|_| too_long)?.to_be_bytes();
+        let [a, b, c, d, e, f, g, h] = number;
+        let [major, minor] = VERSION;
+        *header = [content, major, minor, a, b, c, d, e, f, g, h, high, low];
+        Ok(HEADER.saturating_add(body))
+    }
+
+    /// Opens the records of a datagram in place and tells `on` what they hold. What is malformed, forged, replayed or of
+    /// another epoch is dropped (RFC 6347 §4.1.2.7), and so is all that follows a close_notify.
+    ///
+    /// # Errors
+    /// [`RecordError::KeyLimit`] when too many records were opened or failed; the rest of the datagram is unread.
+    pub fn open(&mut self, datagram: &mut [u8], mut on: impl FnMut(Opened)) -> Result<(), RecordError> {
+        let mut at: usize = 0;
+        for _ in 0..RECORDS {
+            let Some((header, rest)) = datagram.get_mut(at..).and_then(<[u8]>::split_first_chunk_mut::<HEADER>) else {
+                break;
+            };
+            let [content, major, minor, number @ .., high, low] = *header;
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            let Some(body) = rest.get_mut(..length) else { break };
+            let start = at.saturating_add(self.header_len());
+            at = at.saturating_add(HEADER).saturating_add(length);
+            if [major, minor] != VERSION || self.closed_by_peer {
+                continue;
+            }
+            if let Some(plaintext) = self.open_record(content, number, body)? {
+                let opened = match (content, plaintext) {
+                    (DATA, [_, ..]) => Opened::Data(start..start.saturating_add(plaintext.len())),
+                    (ALERT, [_, 0]) => Opened::CloseNotify,
+                    (ALERT, [2, description]) => Opened::Fatal(*description),
+                    (HANDSHAKE, [FINISHED, ..]) => Opened::Finished,
+                    // Empty data, warnings and requests to renegotiate.
+                    _ => continue,
+                };
+                self.closed_by_peer |= opened == Opened::CloseNotify;
+                on(opened);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens one record; `None` if it isn't one to be read.
+    fn open_record<'b>(
+        &mut self,
+        content: u8,
+        number: [u8; 8],
+        body: &'b mut [u8],
+    ) -> Result<Option<&'b [u8]>, RecordError> {
+        let explicit = self.suite.explicit_nonce();
+        let whole = u64::from_be_bytes(number);
+        let Some(sequence) = whole.checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH) else { return Ok(None) };
+        let plaintext_len = body.len().checked_sub(explicit.saturating_add(TAG)).filter(|length| *length <= LARGEST);
+        let Some(plaintext_len) = plaintext_len.and_then(|length| u16::try_from(length).ok()) else { return Ok(None) };
+        if !matches!(content, ALERT | HANDSHAKE | DATA) || !self.window.is_new(sequence) {
+            return Ok(None);
+        }
+        let Some((explicit_nonce, sealed)) = body.split_at_mut_checked(explicit) else { return Ok(None) };
+        let nonce = self.read.nonce(explicit_nonce.first_chunk().copied().unwrap_or(number));
+        let aad = Aad::from(additional_data(number, content, plaintext_len));
+        let Ok(plaintext) = self.read.key.open_in_place(nonce, aad, sealed) else {
+            self.forged = self.forged.saturating_add(1);
+            return if self.forged < self.limits.forged { Ok(None) } else { Err(RecordError::KeyLimit) };
+        };
+        self.window.mark(sequence);
+        self.opened = self.opened.saturating_add(counted(plaintext.len()));
+        if self.is_spent() {
+            return Err(RecordError::KeyLimit);
+        }
+        Ok(Some(plaintext))
+    }
+
+    /// Whether [`KeyLimits::retire`] has been reached; `true` once.
+    pub const fn take_retired(&mut self) -> bool {
+        let counts = matches!(self.suite, CipherSuite::Aes128Gcm);
+        let reached = counts && (self.sealed >= self.limits.retire || self.opened >= self.limits.retire);
+        reached && !core::mem::replace(&mut self.retired, true)
+    }
+
+    fn is_spent(&self) -> bool {
+        match self.suite {
+            CipherSuite::Aes128Gcm => self.sealed.max(self.opened) >= self.limits.end.saturating_sub(RESERVED),
+            CipherSuite::ChaCha20Poly1305 => self.next >= NUMBERS.saturating_sub(RESERVED),
+        }
+    }
+}
+
+/// What is authenticated besides the plaintext (RFC 6347 §4.1.2.1, RFC 5246 §6.2.3.3).
+const fn additional_data(number: [u8; 8], content: u8, plaintext_len: u16) -> [u8; 13] {
+    let [a, b, c, d, e, f, g, h] = number;
+    let ([major, minor], [high, low]) = (VERSION, plaintext_len.to_be_bytes());
+    [a, b, c, d, e, f, g, h, content, major, minor, high, low]
+}
+
+/// How many records one of this length counts for.
+fn counted(length: usize) -> u64 {
+    u64::try_from(length.div_ceil(COUNTED).max(1)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,205 @@
+//! Cipher suites for `dimpl` that show what its record layer used, so that [`Records`] can take over.
+//!
+//! `dimpl` creates a cipher with nothing but a key, and knows no link in it. What the ciphers see is therefore kept in a
+//! thread-local that holds the [`Tap`] of one link during each call into that link's machine. IV and sequence number are
+//! derived from nonce and additional data of the Finished messages, one of which each end seals and one it opens.
+//!
+//! `dimpl` draws explicit nonces of AES-GCM at random. A tapped cipher refuses to seal with one that has been used with its
+//! key, or that [`Records`] may use later, so that no nonce is used twice.
+
+use core::cell::Cell;
+
+use dimpl::{
+    CryptoError, HashAlgorithm,
+    crypto::{
+        Aad, Buf, Cipher, CryptoProvider, Dtls12CipherSuite, Nonce, SupportedDtls12CipherSuite, TmpBuf, aws_lc_rs,
+    },
+};
+use zeroize::Zeroizing;
+
+use super::{CipherSuite, DirectionKey, EPOCH, GCM_NUMBERS, KeyLimits, Records, window::ReplayWindow};
+
+/// Records that a handshake may seal in epoch 1: Finished, its retransmissions, an alert.
+const SEALED: usize = 64;
+
+thread_local! {
+    /// What the ciphers of the machine that runs now have seen; `None` outside of [`Tap::with`].
+    static CURRENT: Cell<Option<Box<Seen>>> = const { Cell::new(None) };
+}
+
+/// What the ciphers of one machine have seen.
+#[derive(Default)]
+pub(in super::super) struct Tap(Option<Box<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    write: Option<Direction>,
+    read: Option<Direction>,
+    /// Explicit nonces of the records sealed.
+    nonces: Vec<[u8; 8]>,
+    /// The sequence number after the last one sealed.
+    next: u64,
+    /// The sequence numbers opened.
+    window: ReplayWindow,
+}
+
+struct Direction {
+    suite: CipherSuite,
+    key: DirectionKey,
+}
+
+impl Tap {
+    /// Runs `f`, a call into this tap's machine.
+    pub(in super::super) fn with<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        struct Reset;
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                CURRENT.set(None);
+            }
+        }
+        let _reset = Reset;
+        CURRENT.set(Some(self.0.take().unwrap_or_default()));
+        let result = f();
+        self.0 = CURRENT.take();
+        result
+    }
+
+    /// The cryptography of `provider`, with tapped suites alone.
+    pub(in super::super) fn install(mut provider: CryptoProvider) -> CryptoProvider {
+        static SUITES: &[&dyn SupportedDtls12CipherSuite] =
+            &[&TappedSuite(CipherSuite::Aes128Gcm), &TappedSuite(CipherSuite::ChaCha20Poly1305)];
+        provider.cipher_suites = SUITES;
+        provider
+    }
+
+    /// The record layer that goes on where the machine is, which must seal nothing from then on. `None` before both Finished
+    /// messages have been seen.
+    pub(in super::super) fn into_records(self, limits: KeyLimits) -> Option<Records> {
+        let Seen { write, read, next, window, .. } = *self.0?;
+        let (write, read) = (write?, read?);
+        if write.suite != read.suite {
+            return None;
+        }
+        let mut records = Records::new(write.suite, write.key, &read.key, limits)?;
+        (records.next, records.window) = (next, window);
+        Some(records)
+    }
+}
+
+/// Shows the running machine's tap to `f`; fails outside of [`Tap::with`], so that nothing is sealed unseen.
+fn note(f: impl FnOnce(&mut Seen) -> Option<()>) -> Result<(), CryptoError> {
+    let mut seen = CURRENT.take().ok_or(CryptoError::InvalidNonce)?;
+    let noted = f(&mut seen);
+    CURRENT.set(Some(seen));
+    noted.ok_or(CryptoError::InvalidNonce)
+}
+
+#[derive(Debug)]
+struct TappedSuite(CipherSuite);
+
+impl TappedSuite {
+    fn inner(&self) -> Option<&'static dyn SupportedDtls12CipherSuite> {
+        aws_lc_rs::default_provider().cipher_suites.iter().copied().find(|suite| suite.suite() == self.suite())
+    }
+}
+
+impl CipherSuite {
+    /// As `dimpl` names it.
+    pub(in super::super) const fn to_dtls(self) -> Dtls12CipherSuite {
+        match self {
+            Self::Aes128Gcm => Dtls12CipherSuite::ECDHE_ECDSA_AES128_GCM_SHA256,
+            Self::ChaCha20Poly1305 => Dtls12CipherSuite::ECDHE_ECDSA_CHACHA20_POLY1305_SHA256,
+        }
+    }
+}
+
+impl SupportedDtls12CipherSuite for TappedSuite {
+    fn suite(&self) -> Dtls12CipherSuite {
+        self.0.to_dtls()
+    }
+
+    fn hash_algorithm(&self) -> HashAlgorithm {
+        HashAlgorithm::SHA256
+    }
+
+    fn key_lengths(&self) -> (usize, usize, usize) {
+        (0, self.0.algorithm().key_len(), self.0.fixed_iv())
+    }
+
+    fn explicit_nonce_len(&self) -> usize {
+        self.0.explicit_nonce()
+    }
+
+    fn tag_len(&self) -> usize {
+        super::TAG
+    }
+
+    fn create_cipher(&self, key: &[u8]) -> Result<Box<dyn Cipher>, CryptoError> {
+        let inner = self.inner().ok_or(CryptoError::UnsupportedCipherSuite(self.suite()))?.create_cipher(key)?;
+        Ok(Box::new(TappedCipher { suite: self.0, key: Zeroizing::new(key.to_vec()), inner }))
+    }
+}
+
+/// One direction's cipher.
+struct TappedCipher {
+    suite: CipherSuite,
+    key: Zeroizing<Vec<u8>>,
+    inner: Box<dyn Cipher>,
+}
+
+impl core::fmt::Debug for TappedCipher {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("TappedCipher").finish_non_exhaustive()
+    }
+}
+
+impl TappedCipher {
+    /// Key and IV, the IV derived from a nonce and the record number that it was made for.
+    fn direction(&self, number: [u8; 8], nonce: &[u8; 12]) -> Option<Direction> {
+        let mut iv = Zeroizing::new(*nonce);
+        for (byte, number) in iv.iter_mut().skip(4).zip(number) {
+            *byte ^= number;
+        }
+        let key = DirectionKey::new(self.suite, &self.key, iv.get(..self.suite.fixed_iv())?)?;
+        Some(Direction { suite: self.suite, key })
+    }
+}
+
+/// The record number that additional data begins with, and its sequence number, in epoch 1.
+fn numbers(aad: &Aad) -> Option<([u8; 8], u64)> {
+    let number = *aad.first_chunk()?;
+    let sequence = u64::from_be_bytes(number).checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH)?;
+    Some((number, sequence))
+}
+
+impl Cipher for TappedCipher {
+    fn encrypt(&mut self, plaintext: &mut Buf, aad: Aad, nonce: Nonce) -> Result<(), CryptoError> {
+        note(|seen| {
+            let (number, sequence) = numbers(&aad)?;
+            let explicit = *nonce.last_chunk()?;
+            let reserved = u64::from_be_bytes(explicit).checked_sub(EPOCH).is_some_and(|later| later < GCM_NUMBERS);
+            let collides = self.suite == CipherSuite::Aes128Gcm && reserved;
+            if sequence < seen.next || collides || seen.nonces.contains(&explicit) || seen.nonces.len() >= SEALED {
+                return None;
+            }
+            seen.nonces.push(explicit);
+            seen.next = sequence.saturating_add(1);
+            seen.write = Some(self.direction(number, &nonce.0)?);
+            #[cfg(test)]
+            super::tests::note_sealed(&self.key, &nonce.0);
+            Some(())
+        })?;
+        self.inner.encrypt(plaintext, aad, nonce)
+    }
+
+    fn decrypt(&mut self, ciphertext: &mut TmpBuf, aad: Aad, nonce: Nonce) -> Result<(), CryptoError> {
+        let numbers = numbers(&aad);
+        self.inner.decrypt(ciphertext, aad, nonce)?;
+        note(|seen| {
+            let (number, sequence) = numbers?;
+            seen.window.mark(sequence);
+            seen.read = Some(self.direction(number, &nonce.0)?);
+            Some(())
+        })
+    }
+}
