@@ -238,6 +238,11 @@ impl Dtls {
         matches!(self.state, State::Connected(_))
     }
 
+    #[cfg(test)]
+    pub(super) fn keeps_last_flight(&self) -> bool {
+        matches!(&self.state, State::Connected(connected) if connected.last_flight.is_some())
+    }
+
     /// Moves what has come of the last call: datagrams to `out`, the rest to `on`. `datagram` is the one that
     /// [`Self::handle_datagram`] took, or empty after other calls.
     pub(super) fn drain(
