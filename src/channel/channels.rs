@@ -378,13 +378,14 @@ impl Channels {
         };
         let rival = self.by_relay.get(&peer).and_then(|rival| self.channels.get(rival));
         let reaches = new.reaches();
-        let keeps_rival = rival.filter(|rival| !rival.retires() || (rival.reaches() && !reaches)).is_some_and(|rival| {
-            let rival_ours = rival.established().is_some_and(|established| established.dialler);
-            let at_once = new.since().since(rival.since()) < AT_ONCE;
-            let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
-            let rival_reaches = rival.reaches() && !reaches;
-            rival_reaches || (at_once && rival_ours != ours && rival_ours == ours_stays)
-        });
+        let keeps_rival =
+            rival.filter(|rival| !rival.retires() || (rival.reaches() && !reaches)).is_some_and(|rival| {
+                let rival_ours = rival.established().is_some_and(|established| established.dialler);
+                let at_once = new.since().since(rival.since()) < AT_ONCE;
+                let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
+                let rival_reaches = rival.reaches() && !reaches;
+                rival_reaches || (at_once && rival_ours != ours && rival_ours == ours_stays)
+            });
         if keeps_rival {
             return;
         }

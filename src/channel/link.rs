@@ -396,8 +396,7 @@ impl Channel {
         }
         // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
         let patience = if established.dialler { 1 } else { 2 };
-        let idle_limit =
-            if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
+        let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(Due::CloseIdle);

@@ -44,6 +44,9 @@ impl DtlsConfig {
         suites: &[CipherSuite],
         limits: KeyLimits,
     ) -> Result<Self, EndpointError> {
+        if suites.is_empty() {
+            return Err(EndpointError::Dtls("no cipher suite".to_owned()));
+        }
         let suites: Vec<_> = suites.iter().map(|suite| suite.to_dtls()).collect();
         let machine = Config::builder()
             .with_crypto_provider(Tap::install(Primer::install(aws_lc_rs::default_provider())))

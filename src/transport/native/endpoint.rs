@@ -92,12 +92,7 @@ impl Endpoint {
             .map_err(|_| EndpointError::DatagramSize(config.datagram_size))?;
         Ok(Self {
             fingerprint: config.certificate.fingerprint(),
-            dtls: DtlsConfig::new(
-                config.datagram_size,
-                config.caps.opening,
-                &config.cipher_suites,
-                config.key_limits,
-            )?,
+            dtls: DtlsConfig::new(config.datagram_size, config.caps.opening, &config.cipher_suites, config.key_limits)?,
             sctp,
             clock: Clock(start),
             front: Front::new()?,

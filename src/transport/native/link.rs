@@ -384,13 +384,7 @@ impl Link {
 }
 
 /// Seals a packet into the datagrams to be sent.
-fn send(
-    dtls: &mut Dtls,
-    packet: &[u8],
-    out: &mut Datagrams,
-    route: Route,
-    segments: usize,
-) -> Result<(), DtlsError> {
+fn send(dtls: &mut Dtls, packet: &[u8], out: &mut Datagrams, route: Route, segments: usize) -> Result<(), DtlsError> {
     let buffer = out.tail(packet.len().saturating_add(dtls::OVERHEAD));
     let header = dtls.header_len();
     if let Some(space) = buffer.get_mut(header..header.saturating_add(packet.len())) {

@@ -44,8 +44,8 @@ fn direction(suite: CipherSuite, first: u8) -> DirectionKey {
 
 /// Both ends of an association.
 fn ends(suite: CipherSuite, limits: KeyLimits) -> (Records, Records) {
-    let [a, b] = [0, 64].map(|first| move || direction(suite, first));
-    (Records::new(suite, a(), &b(), limits).unwrap(), Records::new(suite, b(), &a(), limits).unwrap())
+    let [a, b] = [0, 64].map(|first| direction(suite, first));
+    (Records::new(suite, &a, &b, limits).unwrap(), Records::new(suite, &b, &a, limits).unwrap())
 }
 
 fn seal(records: &mut Records, plaintext: &[u8]) -> Result<Vec<u8>, RecordError> {
@@ -292,7 +292,8 @@ fn forged_records_end_the_link_at_their_limit_with_either_suite() {
 fn a_tapped_cipher_seals_nothing_unseen_or_with_a_nonce_that_is_used_or_reserved() {
     use dimpl::crypto::{Aad, Buf, Nonce, aws_lc_rs};
     let suites = Tap::install(aws_lc_rs::default_provider()).cipher_suites;
-    let aad = |sequence: u64| Aad(additional_data((EPOCH | sequence).to_be_bytes(), HANDSHAKE, 0).into_iter().collect());
+    let aad =
+        |sequence: u64| Aad(additional_data((EPOCH | sequence).to_be_bytes(), HANDSHAKE, 0).into_iter().collect());
     let nonce = |explicit: u64| {
         let mut nonce = [9; 12];
         nonce[4..].copy_from_slice(&explicit.to_be_bytes());
