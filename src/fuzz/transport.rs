@@ -124,7 +124,7 @@ fn dtls_records(bytes: &[u8]) {
         let mut packets = Vec::new();
         ours.open(&mut datagram, |opened| match opened {
             Opened::Data(packet) => packets.push(packet),
-            other => panic!("{other:?} was never sealed"),
+            other => unreachable!("{other:?} was never sealed"),
         })
         .expect("far from any limit");
         for packet in packets {
