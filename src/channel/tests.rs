@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod reach;
+mod retire;
 
 const ROOM: usize = 256 << 10;
 

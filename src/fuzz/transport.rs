@@ -1,19 +1,23 @@
 //! What comes to a relay's UDP port.
 
-use std::{net::SocketAddr, time::Instant as StdInstant};
+use std::{collections::BTreeSet, net::SocketAddr, time::Instant as StdInstant};
 
 use super::{Choices, Clock, Target};
 use crate::{
     base::{Instant, Transmit},
     transport::{
         Transport as _,
-        native::{Certificate, Endpoint, EndpointConfig, Ice, Port, PortUse, Route},
+        native::{
+            Certificate, CipherSuite, DirectionKey, Endpoint, EndpointConfig, Ice, KeyLimits, OVERHEAD, Opened, Port,
+            PortUse, Records, Route,
+        },
     },
 };
 
 pub(super) const TARGETS: &[Target] = &[
     Target { name: "udp_port", run: udp_port, seeds: udp_seeds },
     Target { name: "certificate", run: certificate, seeds: certificate_seeds },
+    Target { name: "dtls_records", run: dtls_records, seeds: record_seeds },
 ];
 
 const LISTEN: Port = Port { id: 0, purpose: PortUse::Listen, ipv6: false };
@@ -72,4 +76,76 @@ fn certificate(bytes: &[u8]) {
 
 fn certificate_seeds() -> Vec<Vec<u8>> {
     vec![own_certificate().to_bytes().unwrap().to_vec()]
+}
+
+/// Both ends of an association.
+fn record_layers(suite: CipherSuite) -> [Records; 2] {
+    let (key, iv) = match suite {
+        CipherSuite::Aes128Gcm => (16, 4),
+        CipherSuite::ChaCha20Poly1305 => (32, 12),
+    };
+    let direction = |fill: u8| DirectionKey::new(suite, &vec![fill; key], &vec![fill; iv]).unwrap();
+    [(1, 2), (2, 1)].map(|(write, read)| {
+        Records::new(suite, &direction(write), &direction(read), KeyLimits::default())
+            .expect("keys of the right length")
+    })
+}
+
+/// Datagrams of a peer, altered, repeated, out of order or made up: what is opened was sealed, and is opened once.
+fn dtls_records(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let [mut peer, mut ours] = record_layers(CipherSuite::ALL[usize::from(choices.u8() % 2)]);
+    let (mut sealed, mut unopened) = (Vec::<Vec<u8>>::new(), BTreeSet::new());
+    while !choices.is_empty() {
+        let mut datagram = match choices.u8() % 4 {
+            0 => {
+                let packet = [&sealed.len().to_be_bytes(), choices.bytes()].concat();
+                let mut buffer = vec![0; packet.len() + OVERHEAD];
+                let header = peer.header_len();
+                buffer[header..header + packet.len()].copy_from_slice(&packet);
+                let length = peer.seal(&mut buffer, packet.len()).expect("far from any limit");
+                buffer.truncate(length);
+                sealed.push(buffer);
+                unopened.insert(packet);
+                continue;
+            }
+            // Up to three records to a datagram.
+            1 => (0..=choices.u8() % 3)
+                .flat_map(|_| sealed.get(usize::from(choices.u8())).cloned().unwrap_or_default())
+                .collect(),
+            2 => {
+                let mut datagram = sealed.get(usize::from(choices.u8())).cloned().unwrap_or_default();
+                let at = usize::from(choices.u16());
+                datagram.iter_mut().skip(at).zip(choices.bytes()).for_each(|(byte, noise)| *byte ^= noise);
+                datagram
+            }
+            _ => choices.bytes().to_vec(),
+        };
+        let mut packets = Vec::new();
+        ours.open(&mut datagram, |opened| match opened {
+            Opened::Data(packet) => packets.push(packet),
+            other => unreachable!("{other:?} was never sealed"),
+        })
+        .expect("far from any limit");
+        for packet in packets {
+            assert!(unopened.remove(&datagram[packet]), "opened twice, or never sealed");
+        }
+    }
+}
+
+/// Three records and what may be done with them, for each suite.
+fn record_seeds() -> Vec<Vec<u8>> {
+    let seal = [0, 0, 3, 1, 2, 3];
+    let operations = [
+        &seal[..],
+        &seal,
+        &seal,
+        // The second; all in one datagram; the first altered in its explicit nonce; a header of nothing.
+        &[1, 0, 1],
+        &[1, 2, 0, 1, 2],
+        &[2, 0, 0, 13, 0, 1, 0x80],
+        &[3, 0, 13, 23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 0, 9, 0, 24],
+    ]
+    .concat();
+    (0..2).map(|suite| [&[suite][..], &operations].concat()).collect()
 }

@@ -1,7 +1,7 @@
 //! WebRTC data channels over UDP, composed of parts without I/O.
 //!
-//! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl` and records of our own, SCTP by
-//! our own SCTP, pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
+//! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl` and records and SCTP of our own
+//! ([`sctp`](super::sctp)), pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
 //! sockets it speaks through; whoever drives them owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use umbel::{
     base::{DialError, DialTarget, Lane, LinkEvent, RelayId, Transmit},
-    transport::native::Counts,
+    transport::native::{CipherSuite, Counts, EndpointConfig},
 };
 use webrtc::{
     data_channel::{DataChannel, DataChannelEvent, RTCDataChannelInit},
@@ -40,8 +40,12 @@ struct Relay {
 
 impl Relay {
     fn start(listen: &[&str]) -> Self {
+        Self::start_with(relay_config(), listen)
+    }
+
+    fn start_with(config: EndpointConfig, listen: &[&str]) -> Self {
         let listen: Vec<SocketAddr> = listen.iter().map(|address| address.parse().unwrap()).collect();
-        let mut driven = Driven::new(relay_config(), &listen);
+        let mut driven = Driven::new(config, &listen);
         let mut target = target(&driven.endpoint, listen[0]);
         target.addresses = driven.listening();
         let (stop, mut stopped) = oneshot::channel();
@@ -246,8 +250,27 @@ async fn stock_dial(target: &DialTarget, negotiated: bool) -> (impl PeerConnecti
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stock_webrtc_crate_dials_from_the_descriptor_alone() {
-    let relay = Relay::start(&["127.0.0.1:0"]);
-    let dials = (0..20u8).map(|number| {
+    stock_dials(relay_config(), 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stock_webrtc_crate_and_relays_dial_with_each_cipher_suite() {
+    for suite in CipherSuite::ALL {
+        let config = |mut config: EndpointConfig| {
+            config.cipher_suites = vec![suite];
+            config
+        };
+        stock_dials(config(relay_config()), 4).await;
+        let relay = Relay::start_with(config(relay_config()), &["127.0.0.1:0"]);
+        dial_and_echo(relay.target.clone(), 1).await;
+        relay.stop().await;
+    }
+}
+
+/// So many dials by the stock crate at once, each with ten echoes.
+async fn stock_dials(config: EndpointConfig, dials: u8) {
+    let relay = Relay::start_with(config, &["127.0.0.1:0"]);
+    let dials = (0..dials).map(|number| {
         let target = relay.target.clone();
         tokio::spawn(async move {
             // Half of them open their channel in band.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use umbel::base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Transmit};
+use umbel::{
+    base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Transmit},
+    transport::native::{CipherSuite, KeyLimits},
+};
 
 use super::world::{Mischief, World, client_config, relay_config, target};
 
@@ -21,8 +24,22 @@ fn lane(value: u8) -> Lane {
 
 /// A client, a relay, and a link between them.
 pub(crate) fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
+    linked_with(seed, mischief, &CipherSuite::ALL, KeyLimits::default())
+}
+
+/// The same, with these suites and limits at both ends.
+fn linked_with(
+    seed: u64,
+    mischief: Mischief,
+    suites: &[CipherSuite],
+    key_limits: KeyLimits,
+) -> (World, LinkId, LinkId) {
     let mut world = World::new(seed);
     let (mut relay, mut client) = (relay_config(), client_config());
+    for config in [&mut relay, &mut client] {
+        config.cipher_suites = suites.to_vec();
+        config.key_limits = key_limits;
+    }
     if mischief.lost > 0.0 {
         // A sign of life that is asked for three times may be lost three times: that ends a link, and is another test's.
         relay.caps.silence = Duration::from_secs(300);
@@ -272,5 +289,51 @@ fn messages_arrive_in_order_with_five_percent_lost_doubled_reordered_and_forged(
 fn dials_open_within_their_time_with_five_percent_of_everything() {
     for seed in 300..340 {
         linked(seed, Mischief { lost: 0.05, doubled: 0.05, reordered: 0.05, forged: 0.05 });
+    }
+}
+
+#[test]
+fn messages_arrive_in_order_with_each_cipher_suite_and_two_percent_of_everything() {
+    for (seed, suite) in (400..).zip(CipherSuite::ALL) {
+        let mischief = Mischief { lost: 0.02, doubled: 0.02, reordered: 0.02, forged: 0.02 };
+        let (world, client, relay) = linked_with(seed, mischief, &[suite], KeyLimits::default());
+        transfer(world, [client, relay], 200, Duration::from_secs(300), seed);
+    }
+}
+
+#[test]
+fn ends_without_a_cipher_suite_in_common_get_no_link() {
+    let mut world = World::new(410);
+    let (mut relay, mut client) = (relay_config(), client_config());
+    relay.cipher_suites = vec![CipherSuite::Aes128Gcm];
+    client.cipher_suites = vec![CipherSuite::ChaCha20Poly1305];
+    let (relay, client) = (world.add(relay), world.add(client));
+    world.dial(client, relay);
+    world.run_until(Duration::from_secs(11), "the dial has failed", |world| !world.nodes[client].events.is_empty());
+    let event = &world.nodes[client].events[0];
+    assert!(matches!(event, LinkEvent::DialFailed { .. }), "{event:?}");
+}
+
+#[test]
+fn a_link_whose_keys_are_used_up_retires_once_at_both_ends_and_then_ends() {
+    let key_limits = KeyLimits { retire: 200, end: 600, ..KeyLimits::default() };
+    for suite in CipherSuite::ALL {
+        let (mut world, at_client, _) = linked_with(420, Mischief::default(), &[suite], key_limits);
+        for _ in 0..80 {
+            // 15 packets each.
+            let message = Bytes::from(vec![1; 17 << 10]);
+            world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
+            world.run_for(Duration::from_millis(200));
+        }
+        let told = |node: usize, wanted: fn(&LinkEvent) -> bool| {
+            world.nodes[node].events.iter().filter(|event| wanted(event)).count()
+        };
+        let retired = [CLIENT, RELAY].map(|node| told(node, |event| matches!(event, LinkEvent::Retire { .. })));
+        let ended = told(CLIENT, |event| matches!(event, LinkEvent::Closed { reason: LinkClose::KeyLimit, .. }));
+        let closed = told(RELAY, |event| matches!(event, LinkEvent::Closed { .. }));
+        match suite {
+            CipherSuite::Aes128Gcm => assert_eq!((retired, ended, closed), ([1, 1], 1, 1)),
+            CipherSuite::ChaCha20Poly1305 => assert_eq!((retired, ended, closed), ([0, 0], 0, 0)),
+        }
     }
 }

@@ -141,3 +141,23 @@ fn at_the_cap_of_channels_no_volunteer_s_gives_way() {
     }
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
 }
+
+#[test]
+fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another() {
+    let mut pair = reached(ChannelParameters::default());
+    pair.pass(Duration::from_secs(30));
+    let volunteer = key(VOLUNTEER).id();
+    pair.a.channels.keep(ChannelId(LinkId(1)), true);
+    for node in [&mut pair.a, &mut pair.b] {
+        node.handle(pair.now, LinkEvent::Retire { link: LinkId(1) }, &mut pair.rng);
+    }
+    pair.pass(Duration::from_secs(30));
+    assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(1))));
+    assert_eq!(pair.b.channels.volunteers(), [volunteer]);
+    assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials another");
+    pair.link(2, key(GATEWAY).id());
+    pair.settle();
+    assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(2))));
+    pair.pass(Duration::from_secs(2));
+    assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
+}

@@ -44,6 +44,9 @@ impl DtlsConfig {
         suites: &[CipherSuite],
         limits: KeyLimits,
     ) -> Result<Self, EndpointError> {
+        if suites.is_empty() {
+            return Err(EndpointError::Dtls("no cipher suite".to_owned()));
+        }
         let suites: Vec<_> = suites.iter().map(|suite| suite.to_dtls()).collect();
         let machine = Config::builder()
             .with_crypto_provider(Tap::install(Primer::install(aws_lc_rs::default_provider())))
@@ -236,6 +239,11 @@ impl Dtls {
     /// Whether the handshake is complete.
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.state, State::Connected(_))
+    }
+
+    #[cfg(test)]
+    pub(super) fn keeps_last_flight(&self) -> bool {
+        matches!(&self.state, State::Connected(connected) if connected.last_flight.is_some())
     }
 
     /// Moves what has come of the last call: datagrams to `out`, the rest to `on`. `datagram` is the one that

@@ -191,14 +191,14 @@ pub struct Records {
     closed: bool,
     closed_by_peer: bool,
     #[cfg(test)]
-    write_key: DirectionKey,
+    write_key: Zeroizing<Vec<u8>>,
 }
 
 impl Records {
     /// The record layer of an association that has sealed no record in epoch 1 and opened none. `None` if the cryptographic
     /// library refuses the keys.
     #[must_use]
-    pub fn new(suite: CipherSuite, write: DirectionKey, read: &DirectionKey, limits: KeyLimits) -> Option<Self> {
+    pub fn new(suite: CipherSuite, write: &DirectionKey, read: &DirectionKey, limits: KeyLimits) -> Option<Self> {
         Some(Self {
             suite,
             limits: KeyLimits { end: limits.end.min(GCM_NUMBERS), ..limits },
@@ -213,7 +213,7 @@ impl Records {
             closed: false,
             closed_by_peer: false,
             #[cfg(test)]
-            write_key: write,
+            write_key: write.key.clone(),
         })
     }
 
@@ -271,7 +271,7 @@ impl Records {
         self.next = self.next.saturating_add(1);
         self.sealed = self.sealed.saturating_add(counted(length));
         #[cfg(test)]
-        tests::note_sealed(&self.write_key.key, self.write.nonce(number).as_ref());
+        tests::note_sealed(&self.write_key, self.write.nonce(number).as_ref());
         let aad = Aad::from(additional_data(number, content, plaintext_len));
         let tag = self.write.key.seal_in_place_separate_tag(self.write.nonce(number), aad, plaintext);
         tag_field.copy_from_slice(tag.map_err(|_| RecordError::Aead)?.as_ref());

@@ -80,7 +80,7 @@ impl Tap {
         if write.suite != read.suite {
             return None;
         }
-        let mut records = Records::new(write.suite, write.key, &read.key, limits)?;
+        let mut records = Records::new(write.suite, &write.key, &read.key, limits)?;
         (records.next, records.window) = (next, window);
         Some(records)
     }

@@ -1,0 +1,112 @@
+//! Channels whose link's keys are soon used up.
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+
+fn retire(node: &mut Node, now: Instant, link: u64, rng: &mut ChaCha20Rng) {
+    node.handle(now, LinkEvent::Retire { link: LinkId(link) }, rng);
+}
+
+fn dials(node: &Node) -> usize {
+    node.sent.iter().filter(|sent| matches!(sent, Transmit::Dial(_))).count()
+}
+
+#[test]
+fn a_retiring_channel_gets_no_new_circuits_and_closes_with_its_last_one() {
+    let (mut pair, old) = client_and_relay();
+    let relay = key(2);
+    pair.pass(Duration::from_secs(30));
+    let circuit = pair.a.channels.allocate_circuit(old, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(old, circuit));
+    retire(&mut pair.a, pair.now, 1, &mut pair.rng);
+    assert_eq!(pair.a.channels.lookup(&relay.id()), None);
+    // One dial, however often it is asked for.
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), None);
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), None);
+    pair.a.collect(pair.now);
+    assert_eq!(dials(&pair.a), 1);
+    pair.link(2, relay.id());
+    pair.settle();
+    let new = ChannelId(LinkId(2));
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(new));
+
+    pair.pass(Duration::from_secs(120));
+    assert!(!pair.closed.contains(&LinkId(1)), "its circuit lives");
+    pair.a.channels.send(old, cell(circuit, 9)).unwrap();
+    pair.settle();
+    assert_eq!(pair.b.cells().len(), 1, "and its cells go through");
+    let other = pair.a.channels.allocate_circuit(new, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(new, other));
+    pair.a.channels.forget_circuit(pair.now, old, circuit);
+    pair.pass(Duration::from_secs(2));
+    assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
+    assert_eq!(pair.a.channels.lookup(&relay.id()), Some(new));
+}
+
+#[test]
+fn a_retiring_channel_without_circuits_closes_within_two_seconds() {
+    for retires_at_dialler in [true, false] {
+        let (mut pair, _) = client_and_relay();
+        let node = if retires_at_dialler { &mut pair.a } else { &mut pair.b };
+        retire(node, pair.now, 1, &mut pair.rng);
+        pair.pass(Duration::from_secs(2));
+        assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
+        assert!(pair.a.events.iter().any(|event| matches!(event, ChannelEvent::Closed { .. })));
+        assert!(pair.b.events.iter().any(|event| matches!(event, ChannelEvent::Closed { .. })));
+    }
+}
+
+#[test]
+fn the_other_ends_circuits_are_still_taken_on_a_retiring_channel() {
+    let (mut pair, channel) = client_and_relay();
+    let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(channel, first));
+    retire(&mut pair.b, pair.now, 1, &mut pair.rng);
+    // Its own count may be a little behind.
+    let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.may_create(pair.now, channel) && pair.b.channels.admit_circuit(channel, second));
+}
+
+#[test]
+fn a_failed_dial_beside_a_retiring_channel_is_told() {
+    let (mut pair, old) = client_and_relay();
+    let relay = key(2);
+    pair.a.channels.allocate_circuit(old, &mut pair.rng).unwrap();
+    retire(&mut pair.a, pair.now, 1, &mut pair.rng);
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), None);
+    let event = LinkEvent::DialFailed { relay: relay.id(), error: DialError::Refused };
+    pair.a.handle(pair.now, event, &mut pair.rng);
+    assert_eq!(pair.a.failure(), Some(DialError::Refused.into()));
+}
+
+#[test]
+fn a_link_that_retires_before_its_channel_is_open_is_closed() {
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    pair.link(1, key(2).id());
+    retire(&mut pair.a, pair.now, 1, &mut pair.rng);
+    assert_eq!(pair.a.failure(), Some(ConnectError::Closed));
+    assert!(pair.a.sent.contains_close());
+    // Of a link that is gone it says nothing.
+    retire(&mut pair.a, pair.now, 1, &mut pair.rng);
+}
+
+#[test]
+fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
+    let mut pair = Pair::new(Node::relay(1), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    pair.pass(Duration::from_secs(1));
+    let circuit = pair.a.channels.allocate_circuit(ChannelId(LinkId(1)), &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(ChannelId(LinkId(1)), circuit));
+    retire(&mut pair.a, pair.now, 1, &mut pair.rng);
+    retire(&mut pair.b, pair.now, 1, &mut pair.rng);
+    pair.link(2, key(2).id());
+    pair.settle();
+    let new = Some(ChannelId(LinkId(2)));
+    assert_eq!((pair.a.channels.lookup(&key(2).id()), pair.b.channels.lookup(&key(1).id())), (new, new));
+    // When the new one goes first, the old one is still none for new circuits.
+    pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(2), reason: LinkClose::ByPeer }, &mut pair.rng);
+    assert_eq!(pair.a.channels.lookup(&key(2).id()), None);
+}
