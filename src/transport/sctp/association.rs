@@ -242,7 +242,8 @@ impl Association {
         let mut had_data = false;
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
-            if !self.tag_fits(&packet, &chunk) {
+            // RFC 9260 §3.2: what follows such a chunk doesn't count.
+            if !self.tag_fits(&packet, &chunk) || chunk.ends_packet() {
                 break;
             }
             let outcome = self.handle_chunk(now, &chunk, &mut had_data);
@@ -498,8 +499,6 @@ impl Association {
             packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
             // Never negotiated.
             packet::I_DATA | packet::FORWARD_TSN | packet::I_FORWARD_TSN => Err(BROKEN),
-            // RFC 9260 §3.2: the highest bit says whether the chunks behind it count.
-            kind if kind & 0x80 != 0 => Ok(()),
             _ => Ok(()),
         }
     }

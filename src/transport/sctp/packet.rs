@@ -94,6 +94,13 @@ pub(super) struct Chunk<'a> {
     pub(super) last: bool,
 }
 
+impl Chunk<'_> {
+    /// Unknown, and its highest bit says that the rest of the packet is to be passed over (RFC 9260 §3.2).
+    pub(super) const fn ends_packet(&self) -> bool {
+        self.kind & 0x80 == 0 && !matches!(self.kind, DATA..=COOKIE_ACK | SHUTDOWN_COMPLETE | I_DATA)
+    }
+}
+
 /// The chunks of a packet in order.
 pub(super) struct Chunks<'a> {
     rest: &'a [u8],
