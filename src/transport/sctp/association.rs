@@ -9,7 +9,7 @@ use rand::{CryptoRng, RngExt as _};
 use super::{
     Broken, MAX_MESSAGE, Message, SendStatistics,
     congestion::Algorithm,
-    packet::{self, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
+    packet::{self, CHUNK_HEADER, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
     receive::{ACK_DELAY, Receiver},
     send::{Peer, SendConfig, SendHalf},
 };
@@ -651,7 +651,10 @@ impl Association {
         if core::mem::take(&mut self.replies.cookie_ack) {
             writer.chunk(packet::COOKIE_ACK, 0, &[]);
         }
-        if let Some(info) = self.replies.heartbeat.take() {
+        // One that is longer than a packet of ours can't be answered.
+        if let Some(info) = self.replies.heartbeat.take()
+            && info.len().saturating_add(CHUNK_HEADER).next_multiple_of(4) <= writer.room()
+        {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
         if core::mem::take(&mut self.replies.probe) {

@@ -12,7 +12,8 @@ pub(super) const DATA_HEADER: usize = 16;
 pub(super) const SACK_HEADER: usize = 16;
 /// The port of both ends (RFC 8831 §6.2 lets any be used; WebRTC's stacks use this one).
 const PORT: u16 = 5000;
-const CHUNK_HEADER: usize = 4;
+/// Bytes of a chunk before its body.
+pub(super) const CHUNK_HEADER: usize = 4;
 
 pub(super) const DATA: u8 = 0;
 pub(super) const INIT: u8 = 1;
@@ -258,7 +259,7 @@ impl<'a> Init<'a> {
     }
 }
 
-/// Whether the body of an ERROR or ABORT chunk is a list of well-formed causes.
+/// Whether the body of a HEARTBEAT chunk is well-formed.
 pub(super) fn is_heartbeat(body: &[u8]) -> bool {
     // One parameter, the Heartbeat Info, that fills the chunk (RFC 9260 §3.3.5).
     u16_at(body, 0) == Some(1) && u16_at(body, 2).map(usize::from) == Some(body.len())
