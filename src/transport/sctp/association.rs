@@ -183,8 +183,9 @@ pub struct Association {
     short: bool,
     send: SendHalf,
     receive: Option<Receiver>,
-    /// When INIT ACK was sent, which measures the listener's first round trip.
+    /// When INIT ACK was sent first, which measures the listener's first round trip if it was sent once.
     init_ack_at: Option<Instant>,
+    init_acks: u32,
     replies: Replies,
     /// Streams that the peer has opened in band.
     in_band: [bool; STOCK_STREAMS as usize],
@@ -217,6 +218,7 @@ impl Association {
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
             receive: None,
             init_ack_at: None,
+            init_acks: 0,
             replies: Replies::default(),
             in_band: [false; STOCK_STREAMS as usize],
             events: VecDeque::new(),
@@ -328,6 +330,7 @@ impl Association {
         }
         if core::mem::take(&mut self.replies.init_ack) {
             self.init_ack_at = Some(now);
+            self.init_acks = self.init_acks.saturating_add(1);
             return self.write_init(buffer, packet::INIT_ACK, self.peer_tag);
         }
         match &mut self.state {
@@ -591,7 +594,7 @@ impl Association {
         match self.state {
             State::Listening | State::CookieWait(_) => {
                 self.events.push_back(Event::Open { streams: self.streams() });
-                let round_trip = self.init_ack_at.map(|at| now.since(at));
+                let round_trip = self.init_ack_at.filter(|_| self.init_acks == 1).map(|at| now.since(at));
                 self.establish(now, round_trip);
             }
             State::CookieEchoed(..) => self.establish(now, None),
