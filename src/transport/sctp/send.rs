@@ -770,13 +770,18 @@ impl SendHalf {
 
     /// Repeats the last TSN, to learn whether the tail was lost (RFC 8985 §7).
     fn write_probe(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
-        self.probe_due = false;
         let last = self.flights.iter().rposition(|flight| flight.state == State::InFlight);
-        let Some(at) = last else { return false };
-        let tsn = self.first.saturating_add(at as u64);
-        if let Some(flight) = self.flights.get(at) {
-            self.in_flight = self.in_flight.saturating_sub(flight.length);
+        let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
+            self.probe_due = false;
+            return false;
+        };
+        // Beside an acknowledgement there may be no room: then it has the next packet.
+        if flight.payload.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+            return false;
         }
+        self.probe_due = false;
+        let tsn = self.first.saturating_add(at as u64);
+        self.in_flight = self.in_flight.saturating_sub(flight.length);
         self.repeated_in_probes = self.repeated_in_probes.saturating_add(1).min(20);
         self.repeat(now, tsn, true, writer);
         true
