@@ -706,7 +706,8 @@ impl SendHalf {
             return false;
         }
         let mut any = false;
-        let first_packet = self.in_flight == 0;
+        // Not after a time-out, which leaves nothing in flight: what is sent again is no progress.
+        let first_packet = self.flights.is_empty();
         loop {
             let wrote = match self.lost.first().copied() {
                 Some(tsn) => self.write_lost(now, tsn, writer),
