@@ -151,7 +151,8 @@ impl Receiver {
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = Account { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
-        self.check_pending()
+        // A fragment that continues a message, and fills no hole, can't leave another one behind.
+        if self.pending > 0 || data.begin || self.cumulative > tsn { self.check_pending() } else { Ok(()) }
     }
 
     /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
@@ -248,12 +249,17 @@ impl Receiver {
         true
     }
 
-    /// A fragment before the first hole that still waits belongs to no message that can ever be whole.
+    /// A fragment before the first hole that still waits, or a message whose next fragment would have to be there, can
+    /// never become a whole message.
     fn check_pending(&self) -> Result<(), Broken> {
-        if self.pending == 0 {
+        if self.held == 0 {
             return Ok(());
         }
-        let stuck = |stream: &Stream| stream.pending.first_key_value().is_some_and(|(tsn, _)| *tsn <= self.cumulative);
+        let stuck = |stream: &Stream| {
+            let fragment = stream.pending.first_key_value().map(|(tsn, _)| *tsn);
+            let next = stream.message.as_ref().map(|message| message.next);
+            [fragment, next].into_iter().flatten().any(|tsn| tsn <= self.cumulative)
+        };
         if self.streams.iter().any(stuck) { Err(Broken) } else { Ok(()) }
     }
 }
