@@ -293,6 +293,14 @@ struct Assembly {
     protocol: u32,
 }
 
+impl Assembly {
+    /// Bytes that the buffer grows by to take `length` more, at most: it doubles.
+    fn growth(&self, length: usize) -> usize {
+        let (length, capacity) = (self.buffer.len().saturating_add(length), self.buffer.capacity());
+        if length <= capacity { 0 } else { capacity.max(length.saturating_sub(capacity)) }
+    }
+}
+
 struct Fragment {
     sequence: u16,
     protocol: u32,
@@ -311,7 +319,7 @@ impl Stream {
     /// Bytes that taking the fragment would add to what is held, at most.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {
-            Some(message) if message.next == tsn => data.payload.len(),
+            Some(message) if message.next == tsn => message.growth(data.payload.len()),
             None if data.begin && data.sequence == self.next => {
                 if data.end {
                     0
