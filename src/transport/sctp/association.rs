@@ -179,6 +179,8 @@ pub struct Association {
     /// The peer takes packets without a checksum.
     zero: bool,
     own: Option<OwnPeer>,
+    /// Streams that the peer takes.
+    peer_streams: u16,
     /// Memory is short.
     short: bool,
     send: SendHalf,
@@ -214,6 +216,7 @@ impl Association {
             peer_tsn: None,
             zero: false,
             own: None,
+            peer_streams: STOCK_STREAMS,
             short: false,
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
             receive: None,
@@ -556,7 +559,7 @@ impl Association {
         }
         match self.state {
             State::Listening | State::CookieWait(_) => {
-                self.take_peer(now, &init);
+                self.take_peer(now, &init)?;
                 self.replies.init_ack = true;
             }
             State::CookieEchoed(..) | State::Established => self.replies.init_ack = true,
@@ -578,7 +581,7 @@ impl Association {
             self.round_trip_of_handshake = Some(now.since(attempts.first_at));
         }
         let cookie = cookie.to_vec();
-        self.take_peer(now, &init);
+        self.take_peer(now, &init)?;
         if let Some(round_trip) = self.round_trip_of_handshake {
             self.send.handshake_took(now, round_trip);
         }
@@ -612,21 +615,27 @@ impl Association {
         }
     }
 
-    /// Takes what the peer's INIT or INIT ACK says.
-    fn take_peer(&mut self, now: Instant, init: &Init<'_>) {
+    /// Takes what the peer's INIT or INIT ACK says. A peer with fewer streams than lanes is none of WebRTC's.
+    fn take_peer(&mut self, now: Instant, init: &Init<'_>) -> Result<(), Close> {
         self.peer_tag = init.tag;
         self.peer_tsn = Some(init.tsn);
         self.zero = init.zero_checksum && self.config.zero_checksum;
         self.own = init.own;
         let peer = init.own.map_or_else(stock_peer, own_peer);
+        self.peer_streams = init.inbound;
+        if init.inbound < STOCK_STREAMS {
+            return Err(Close::Broken);
+        }
         let streams = self.streams();
-        self.send.set_peer(now, peer, init.window, streams.min(init.inbound));
+        self.send.set_peer(now, peer, init.window, streams);
         self.receive = Some(Receiver::new(now, init.tsn, streams, self.config.window, self.config.window_max));
+        Ok(())
     }
 
     /// Streams that carry messages.
     fn streams(&self) -> u16 {
-        self.own.map_or(STOCK_STREAMS, |own| own.streams.clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS)))
+        let wanted = self.own.map_or(STOCK_STREAMS, |own| own.streams);
+        wanted.min(self.peer_streams).clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS))
     }
 
     fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32) -> usize {
