@@ -15,6 +15,9 @@ use super::{
 };
 use crate::base::Instant;
 
+#[cfg(test)]
+mod check;
+
 /// Payload protocol identifiers (RFC 8831 §8).
 const BINARY: u32 = 53;
 const DCEP: u32 = 50;
@@ -55,7 +58,7 @@ pub struct Config {
     /// Receive window at first, in bytes. Default 1 MiB.
     pub window: usize,
     /// Receive window at the most: it grows to twice what a round trip carries. Default 2 MiB. What a peer that never
-    /// completes its messages makes this end hold is an eighth and 64 KiB more.
+    /// completes its messages makes this end hold is an eighth and 132 KiB more.
     pub window_max: usize,
     /// Most bytes in flight. Default 16 MiB.
     pub send_window_max: u64,

@@ -328,6 +328,12 @@ impl<'a> Writer<'a> {
         self.put([0; 3].get(..missing).unwrap_or_default());
     }
 
+    /// Bytes as they are.
+    #[cfg(test)]
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.put(bytes);
+    }
+
     /// A chunk with this body.
     pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
         self.begin(kind, flags, body.len());

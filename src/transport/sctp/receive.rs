@@ -16,6 +16,9 @@ use super::{
 };
 use crate::base::Instant;
 
+#[cfg(test)]
+mod check;
+
 /// Bytes that one out-of-order fragment is charged, or a multiple for a longer one.
 const BLOCK: usize = 1_280;
 /// Capacity reserved for a message whose first fragment has arrived: 17 cells, the longest that our senders make.

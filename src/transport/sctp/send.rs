@@ -21,6 +21,8 @@ use super::{
 use crate::base::Instant;
 
 mod acked;
+#[cfg(test)]
+pub(super) mod check;
 
 use acked::Acked;
 
