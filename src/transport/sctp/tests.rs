@@ -3,6 +3,8 @@
 mod acknowledging;
 mod forged;
 mod handshake;
+#[cfg(not(target_arch = "wasm32"))]
+mod interoperation;
 mod path;
 mod receiving;
 
