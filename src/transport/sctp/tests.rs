@@ -1,6 +1,7 @@
 //! Associations over paths in virtual time, and against peers made by hand. Each failure prints its seed.
 
 mod acknowledging;
+mod bottleneck;
 mod forged;
 mod handshake;
 #[cfg(not(target_arch = "wasm32"))]

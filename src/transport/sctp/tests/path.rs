@@ -88,6 +88,8 @@ pub(super) struct End {
     pub(super) bulk: u64,
     /// Bytes of bulk handed over.
     handed: u64,
+    /// Packets that left.
+    pub(super) packets: u64,
     /// TSNs on their way to the other end or there.
     carried: HashSet<u32>,
     /// TSNs that left again though no copy of them was lost.
@@ -234,6 +236,7 @@ impl Pair {
                 went_on = true;
                 let packet = buffer[..length].to_vec();
                 let tsns = tsns(&packet);
+                self.ends[at].packets += 1;
                 let arrives = self.carry(at, packet);
                 self.ends[at].note_carried(&tsns, arrives);
             }
@@ -296,6 +299,7 @@ impl End {
             queue: VecDeque::new(),
             bulk: 0,
             handed: 0,
+            packets: 0,
             carried: HashSet::new(),
             needless: 0,
             longest_stall: Duration::ZERO,
