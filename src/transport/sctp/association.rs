@@ -31,8 +31,9 @@ const MAX_PACKET: usize = 1_500;
 const MAX_COOKIE: usize = 1 << 10;
 /// Streams that stock peers get, and that carry messages: the lanes of `proto/01-transport.md` §5.
 const STOCK_STREAMS: u16 = 4;
-/// First time-out of INIT and COOKIE ECHO, doubled each time.
+/// First time-out of INIT and COOKIE ECHO, doubled each time, and the longest.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
+const LONGEST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts at each of INIT and COOKIE ECHO.
 const HANDSHAKE_ATTEMPTS: u32 = 8;
 /// A first missing TSN that stays missing ends the association after so long.
@@ -152,7 +153,7 @@ impl Attempts {
             self.first_at = now;
         }
         let wait =
-            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(HANDSHAKE_TIMEOUT * 6);
+            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(LONGEST_HANDSHAKE_TIMEOUT);
         self.made = self.made.saturating_add(1);
         self.due = false;
         self.again_at = now.after(wait);

@@ -521,7 +521,7 @@ impl SendHalf {
 
     /// The reordering window of RACK.
     fn reordering_window(&self) -> Duration {
-        let quarter = self.round_trip.min() / 4;
+        let quarter = self.round_trip.min().checked_div(4).unwrap_or_default();
         quarter.saturating_mul(self.widened).min(self.round_trip.smoothed())
     }
 
