@@ -15,7 +15,7 @@ use super::{
 };
 use crate::base::Instant;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod check;
 
 /// Payload protocol identifiers (RFC 8831 §8).

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::base::Instant;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod check;
 
 /// Bytes that one out-of-order fragment is charged, or a multiple for a longer one.

@@ -21,7 +21,7 @@ use super::{
 use crate::base::Instant;
 
 mod acked;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod check;
 
 use acked::Acked;

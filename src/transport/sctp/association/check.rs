@@ -20,6 +20,12 @@ impl Association {
         self.receive.as_ref().map_or(0, |receive| receive.bound())
     }
 
+    /// Panics if anything is wrong, or more is held than may be.
+    pub(crate) fn assert_sound(&self) {
+        self.check(true);
+        assert!(self.held() <= self.bound(), "{} bytes held, {} allowed", self.held(), self.bound());
+    }
+
     /// Has its TSNs begin here. Before anything has been sent.
     pub(in super::super) fn set_first_tsn(&mut self, now: Instant, tsn: u32) {
         let config = SendConfig {

@@ -17,6 +17,8 @@ use crate::base::Instant;
 
 /// Bytes of DTLS, UDP and IP around each packet.
 const AROUND: u64 = 65;
+/// A burst of losses is over when no packet came for so long.
+const BURST_LASTS: Duration = Duration::from_millis(100);
 /// Steps between two looks at every fragment of every association.
 const WHOLE_CHECK: u64 = 31;
 
@@ -68,6 +70,7 @@ struct Direction {
     free_at: Instant,
     last_due: Instant,
     losing: bool,
+    carried_at: Instant,
     /// Bytes that the policer lets pass, and when they were counted.
     allowed: (f64, Instant),
 }
@@ -132,8 +135,14 @@ impl Pair {
             ends.push(End::new(Association::connect(dialler, now, &mut rng), now));
             ends.push(End::new(Association::accept(listener, now, &mut rng), now));
         }
-        let lines =
-            lines.map(|line| Direction { line, free_at: now, last_due: now, losing: false, allowed: (0.0, now) });
+        let lines = lines.map(|line| Direction {
+            line,
+            free_at: now,
+            last_due: now,
+            losing: false,
+            carried_at: now,
+            allowed: (0.0, now),
+        });
         let in_flight = BinaryHeap::new();
         Self { seed, now, ends, lines, in_flight, serial: 0, steps: 0, rng, doomed: 0, lost: 0, dropped: 0 }
     }
@@ -165,6 +174,10 @@ impl Pair {
         let line = direction.line;
         // Gilbert's model: stays in the losing state for `burst` packets on average.
         if line.loss > 0.0 {
+            if now.since(direction.carried_at) > BURST_LASTS {
+                direction.losing = false;
+            }
+            direction.carried_at = now;
             let leave = 1.0 / line.burst;
             let enter = line.loss * leave / (1.0 - line.loss);
             let enter = if enter.is_finite() { enter.min(1.0) } else { 1.0 };
