@@ -23,6 +23,8 @@ mod engine;
 #[cfg(feature = "native")]
 mod io;
 mod relay;
+#[cfg(feature = "native")]
+mod sctp;
 mod stream;
 // A browser has no corpora.
 #[cfg(not(target_arch = "wasm32"))]
@@ -57,6 +59,8 @@ pub const TARGETS: &[&[Target]] = &[
     engine::TARGETS,
     #[cfg(feature = "native")]
     transport::TARGETS,
+    #[cfg(feature = "native")]
+    sctp::TARGETS,
     #[cfg(feature = "native")]
     io::TARGETS,
 ];

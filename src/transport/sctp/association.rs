@@ -9,11 +9,14 @@ use rand::{CryptoRng, RngExt as _};
 use super::{
     Broken, MAX_MESSAGE, Message, SendStatistics,
     congestion::Algorithm,
-    packet::{self, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
+    packet::{self, CHUNK_HEADER, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
     receive::{ACK_DELAY, Receiver},
     send::{Peer, SendConfig, SendHalf},
 };
 use crate::base::Instant;
+
+#[cfg(any(test, fuzzing))]
+mod check;
 
 /// Payload protocol identifiers (RFC 8831 §8).
 const BINARY: u32 = 53;
@@ -28,8 +31,9 @@ const MAX_PACKET: usize = 1_500;
 const MAX_COOKIE: usize = 1 << 10;
 /// Streams that stock peers get, and that carry messages: the lanes of `proto/01-transport.md` §5.
 const STOCK_STREAMS: u16 = 4;
-/// First time-out of INIT and COOKIE ECHO, doubled each time.
+/// First time-out of INIT and COOKIE ECHO, doubled each time, and the longest.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
+const LONGEST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts at each of INIT and COOKIE ECHO.
 const HANDSHAKE_ATTEMPTS: u32 = 8;
 /// A first missing TSN that stays missing ends the association after so long.
@@ -55,7 +59,7 @@ pub struct Config {
     /// Receive window at first, in bytes. Default 1 MiB.
     pub window: usize,
     /// Receive window at the most: it grows to twice what a round trip carries. Default 2 MiB. What a peer that never
-    /// completes its messages makes this end hold is an eighth and 64 KiB more.
+    /// completes its messages makes this end hold is an eighth and 132 KiB more.
     pub window_max: usize,
     /// Most bytes in flight. Default 16 MiB.
     pub send_window_max: u64,
@@ -149,7 +153,7 @@ impl Attempts {
             self.first_at = now;
         }
         let wait =
-            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(HANDSHAKE_TIMEOUT * 6);
+            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(LONGEST_HANDSHAKE_TIMEOUT);
         self.made = self.made.saturating_add(1);
         self.due = false;
         self.again_at = now.after(wait);
@@ -179,12 +183,15 @@ pub struct Association {
     /// The peer takes packets without a checksum.
     zero: bool,
     own: Option<OwnPeer>,
+    /// Streams that the peer takes.
+    peer_streams: u16,
     /// Memory is short.
     short: bool,
     send: SendHalf,
     receive: Option<Receiver>,
-    /// When INIT ACK was sent, which measures the listener's first round trip.
+    /// When INIT ACK was sent first, which measures the listener's first round trip if it was sent once.
     init_ack_at: Option<Instant>,
+    init_acks: u32,
     replies: Replies,
     /// Streams that the peer has opened in band.
     in_band: [bool; STOCK_STREAMS as usize],
@@ -213,10 +220,12 @@ impl Association {
             peer_tsn: None,
             zero: false,
             own: None,
+            peer_streams: STOCK_STREAMS,
             short: false,
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
             receive: None,
             init_ack_at: None,
+            init_acks: 0,
             replies: Replies::default(),
             in_band: [false; STOCK_STREAMS as usize],
             events: VecDeque::new(),
@@ -242,7 +251,8 @@ impl Association {
         let mut had_data = false;
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
-            if !self.tag_fits(&packet, &chunk) {
+            // RFC 9260 §3.2: what follows such a chunk doesn't count.
+            if !self.tag_fits(&packet, &chunk) || chunk.ends_packet() {
                 break;
             }
             let outcome = self.handle_chunk(now, &chunk, &mut had_data);
@@ -327,6 +337,7 @@ impl Association {
         }
         if core::mem::take(&mut self.replies.init_ack) {
             self.init_ack_at = Some(now);
+            self.init_acks = self.init_acks.saturating_add(1);
             return self.write_init(buffer, packet::INIT_ACK, self.peer_tag);
         }
         match &mut self.state {
@@ -498,8 +509,6 @@ impl Association {
             packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
             // Never negotiated.
             packet::I_DATA | packet::FORWARD_TSN | packet::I_FORWARD_TSN => Err(BROKEN),
-            // RFC 9260 §3.2: the highest bit says whether the chunks behind it count.
-            kind if kind & 0x80 != 0 => Ok(()),
             _ => Ok(()),
         }
     }
@@ -554,7 +563,7 @@ impl Association {
         }
         match self.state {
             State::Listening | State::CookieWait(_) => {
-                self.take_peer(now, &init);
+                self.take_peer(now, &init)?;
                 self.replies.init_ack = true;
             }
             State::CookieEchoed(..) | State::Established => self.replies.init_ack = true,
@@ -576,7 +585,7 @@ impl Association {
             self.round_trip_of_handshake = Some(now.since(attempts.first_at));
         }
         let cookie = cookie.to_vec();
-        self.take_peer(now, &init);
+        self.take_peer(now, &init)?;
         if let Some(round_trip) = self.round_trip_of_handshake {
             self.send.handshake_took(now, round_trip);
         }
@@ -592,7 +601,7 @@ impl Association {
         match self.state {
             State::Listening | State::CookieWait(_) => {
                 self.events.push_back(Event::Open { streams: self.streams() });
-                let round_trip = self.init_ack_at.map(|at| now.since(at));
+                let round_trip = self.init_ack_at.filter(|_| self.init_acks == 1).map(|at| now.since(at));
                 self.establish(now, round_trip);
             }
             State::CookieEchoed(..) => self.establish(now, None),
@@ -610,21 +619,27 @@ impl Association {
         }
     }
 
-    /// Takes what the peer's INIT or INIT ACK says.
-    fn take_peer(&mut self, now: Instant, init: &Init<'_>) {
+    /// Takes what the peer's INIT or INIT ACK says. A peer with fewer streams than lanes is none of WebRTC's.
+    fn take_peer(&mut self, now: Instant, init: &Init<'_>) -> Result<(), Close> {
         self.peer_tag = init.tag;
         self.peer_tsn = Some(init.tsn);
         self.zero = init.zero_checksum && self.config.zero_checksum;
         self.own = init.own;
         let peer = init.own.map_or_else(stock_peer, own_peer);
+        self.peer_streams = init.inbound;
+        if init.inbound < STOCK_STREAMS {
+            return Err(Close::Broken);
+        }
         let streams = self.streams();
-        self.send.set_peer(now, peer, init.window, streams.min(init.inbound));
+        self.send.set_peer(now, peer, init.window, streams);
         self.receive = Some(Receiver::new(now, init.tsn, streams, self.config.window, self.config.window_max));
+        Ok(())
     }
 
     /// Streams that carry messages.
     fn streams(&self) -> u16 {
-        self.own.map_or(STOCK_STREAMS, |own| own.streams.clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS)))
+        let wanted = self.own.map_or(STOCK_STREAMS, |own| own.streams);
+        wanted.min(self.peer_streams).clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS))
     }
 
     fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32) -> usize {
@@ -652,7 +667,10 @@ impl Association {
         if core::mem::take(&mut self.replies.cookie_ack) {
             writer.chunk(packet::COOKIE_ACK, 0, &[]);
         }
-        if let Some(info) = self.replies.heartbeat.take() {
+        // One that is longer than a packet of ours can't be answered.
+        if let Some(info) = self.replies.heartbeat.take()
+            && info.len().saturating_add(CHUNK_HEADER).next_multiple_of(4) <= writer.room()
+        {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
         if core::mem::take(&mut self.replies.probe) {

@@ -12,7 +12,8 @@ pub(super) const DATA_HEADER: usize = 16;
 pub(super) const SACK_HEADER: usize = 16;
 /// The port of both ends (RFC 8831 §6.2 lets any be used; WebRTC's stacks use this one).
 const PORT: u16 = 5000;
-const CHUNK_HEADER: usize = 4;
+/// Bytes of a chunk before its body.
+pub(super) const CHUNK_HEADER: usize = 4;
 
 pub(super) const DATA: u8 = 0;
 pub(super) const INIT: u8 = 1;
@@ -92,6 +93,13 @@ pub(super) struct Chunk<'a> {
     pub(super) body: &'a [u8],
     /// No other chunk follows it.
     pub(super) last: bool,
+}
+
+impl Chunk<'_> {
+    /// Unknown, and its highest bit says that the rest of the packet is to be passed over (RFC 9260 §3.2).
+    pub(super) const fn ends_packet(&self) -> bool {
+        self.kind & 0x80 == 0 && !matches!(self.kind, DATA..=COOKIE_ACK | SHUTDOWN_COMPLETE | I_DATA)
+    }
 }
 
 /// The chunks of a packet in order.
@@ -251,7 +259,7 @@ impl<'a> Init<'a> {
     }
 }
 
-/// Whether the body of an ERROR or ABORT chunk is a list of well-formed causes.
+/// Whether the body of a HEARTBEAT chunk is well-formed.
 pub(super) fn is_heartbeat(body: &[u8]) -> bool {
     // One parameter, the Heartbeat Info, that fills the chunk (RFC 9260 §3.3.5).
     u16_at(body, 0) == Some(1) && u16_at(body, 2).map(usize::from) == Some(body.len())
@@ -318,6 +326,12 @@ impl<'a> Writer<'a> {
     fn pad(&mut self) {
         let missing = self.length.next_multiple_of(4).saturating_sub(self.length);
         self.put([0; 3].get(..missing).unwrap_or_default());
+    }
+
+    /// Bytes as they are.
+    #[cfg(test)]
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.put(bytes);
     }
 
     /// A chunk with this body.

@@ -16,6 +16,9 @@ use super::{
 };
 use crate::base::Instant;
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 /// Bytes that one out-of-order fragment is charged, or a multiple for a longer one.
 const BLOCK: usize = 1_280;
 /// Capacity reserved for a message whose first fragment has arrived: 17 cells, the longest that our senders make.
@@ -151,7 +154,8 @@ impl Receiver {
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = Account { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
-        self.check_pending()
+        // A fragment that continues a message, and fills no hole, can't leave another one behind.
+        if self.pending > 0 || data.begin || self.cumulative > tsn { self.check_pending() } else { Ok(()) }
     }
 
     /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
@@ -248,12 +252,17 @@ impl Receiver {
         true
     }
 
-    /// A fragment before the first hole that still waits belongs to no message that can ever be whole.
+    /// A fragment before the first hole that still waits, or a message whose next fragment would have to be there, can
+    /// never become a whole message.
     fn check_pending(&self) -> Result<(), Broken> {
-        if self.pending == 0 {
+        if self.held == 0 {
             return Ok(());
         }
-        let stuck = |stream: &Stream| stream.pending.first_key_value().is_some_and(|(tsn, _)| *tsn <= self.cumulative);
+        let stuck = |stream: &Stream| {
+            let fragment = stream.pending.first_key_value().map(|(tsn, _)| *tsn);
+            let next = stream.message.as_ref().map(|message| message.next);
+            [fragment, next].into_iter().flatten().any(|tsn| tsn <= self.cumulative)
+        };
         if self.streams.iter().any(stuck) { Err(Broken) } else { Ok(()) }
     }
 }
@@ -287,6 +296,14 @@ struct Assembly {
     protocol: u32,
 }
 
+impl Assembly {
+    /// Bytes that the buffer grows by to take `length` more, at most: it doubles.
+    fn growth(&self, length: usize) -> usize {
+        let (length, capacity) = (self.buffer.len().saturating_add(length), self.buffer.capacity());
+        if length <= capacity { 0 } else { capacity.max(length.saturating_sub(capacity)) }
+    }
+}
+
 struct Fragment {
     sequence: u16,
     protocol: u32,
@@ -305,7 +322,7 @@ impl Stream {
     /// Bytes that taking the fragment would add to what is held, at most.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {
-            Some(message) if message.next == tsn => data.payload.len(),
+            Some(message) if message.next == tsn => message.growth(data.payload.len()),
             None if data.begin && data.sequence == self.next => {
                 if data.end {
                     0

@@ -33,7 +33,7 @@ impl RoundTrip {
         }
         let Some(smoothed) = self.smoothed else {
             self.smoothed = Some(sample);
-            self.variation = sample / 2;
+            self.variation = sample.checked_div(2).unwrap_or_default();
             return;
         };
         let off = smoothed.abs_diff(sample);

@@ -21,6 +21,8 @@ use super::{
 use crate::base::Instant;
 
 mod acked;
+#[cfg(any(test, fuzzing))]
+pub(super) mod check;
 
 use acked::Acked;
 
@@ -519,7 +521,7 @@ impl SendHalf {
 
     /// The reordering window of RACK.
     fn reordering_window(&self) -> Duration {
-        let quarter = self.round_trip.min() / 4;
+        let quarter = self.round_trip.min().checked_div(4).unwrap_or_default();
         quarter.saturating_mul(self.widened).min(self.round_trip.smoothed())
     }
 
@@ -706,7 +708,8 @@ impl SendHalf {
             return false;
         }
         let mut any = false;
-        let first_packet = self.in_flight == 0;
+        // Not after a time-out, which leaves nothing in flight: what is sent again is no progress.
+        let first_packet = self.flights.is_empty();
         loop {
             let wrote = match self.lost.first().copied() {
                 Some(tsn) => self.write_lost(now, tsn, writer),
@@ -770,13 +773,18 @@ impl SendHalf {
 
     /// Repeats the last TSN, to learn whether the tail was lost (RFC 8985 §7).
     fn write_probe(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
-        self.probe_due = false;
         let last = self.flights.iter().rposition(|flight| flight.state == State::InFlight);
-        let Some(at) = last else { return false };
-        let tsn = self.first.saturating_add(at as u64);
-        if let Some(flight) = self.flights.get(at) {
-            self.in_flight = self.in_flight.saturating_sub(flight.length);
+        let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
+            self.probe_due = false;
+            return false;
+        };
+        // Beside an acknowledgement there may be no room: then it has the next packet.
+        if flight.payload.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+            return false;
         }
+        self.probe_due = false;
+        let tsn = self.first.saturating_add(at as u64);
+        self.in_flight = self.in_flight.saturating_sub(flight.length);
         self.repeated_in_probes = self.repeated_in_probes.saturating_add(1).min(20);
         self.repeat(now, tsn, true, writer);
         true

@@ -1,15 +1,26 @@
-//! A path between two associations in virtual time: delay, jitter, loss, reordering, duplication, a rate and its queue.
+//! Associations over a path in virtual time: delay, jitter, loss, reordering, duplication, a bottleneck with its queue, and
+//! a policer. What must hold of each association is checked as it sends.
 
 use core::time::Duration;
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BinaryHeap, HashSet, VecDeque},
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::super::{Association, Close, Config, Event};
+use super::super::{
+    Association, Close, Config, Event,
+    packet::{self, Packet},
+};
 use crate::base::Instant;
+
+/// Bytes of DTLS, UDP and IP around each packet.
+const AROUND: u64 = 65;
+/// A burst of losses is over when no packet came for so long.
+const BURST_LASTS: Duration = Duration::from_millis(100);
+/// Steps between two looks at every fragment of every association.
+const WHOLE_CHECK: u64 = 31;
 
 /// One direction of a path.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +43,8 @@ pub(super) struct Line {
     pub(super) rate: Option<u64>,
     /// Longest queue before the bottleneck; what comes beyond it is lost.
     pub(super) queue: Duration,
+    /// Bytes a second, and the bytes that may come at once, beyond which a policer drops.
+    pub(super) policer: Option<(u64, u64)>,
 }
 
 impl Line {
@@ -46,16 +59,20 @@ impl Line {
             doubled: 0.0,
             rate: None,
             queue: Duration::from_millis(100),
+            policer: None,
         }
     }
 }
 
-/// A line with what is on it.
+/// A line with what is on it. All links share it.
 struct Direction {
     line: Line,
     free_at: Instant,
     last_due: Instant,
     losing: bool,
+    carried_at: Instant,
+    /// Bytes that the policer lets pass, and when they were counted.
+    allowed: (f64, Instant),
 }
 
 /// One end: the association and what came out of it.
@@ -63,92 +80,131 @@ pub(super) struct End {
     pub(super) association: Association,
     pub(super) open: Option<u16>,
     pub(super) closed: Option<Close>,
-    /// Messages that arrived, with their stream and when.
+    /// Messages that arrived, with their stream, if [`Self::keep`] is set.
     pub(super) received: Vec<(u16, Vec<u8>)>,
+    pub(super) keep: bool,
     /// Bytes that arrived.
     pub(super) bytes: u64,
-    /// What [`Pair::run`] hands over as the association has room; [`End::bulk`] makes more when it is empty.
+    /// What is handed over as the association has room; [`Self::bulk`] makes more when it is empty.
     pub(super) queue: VecDeque<(u16, Vec<u8>)>,
     /// Bytes to send besides, in messages of 17 cells over all streams.
     pub(super) bulk: u64,
     /// Bytes of bulk handed over.
-    pub(super) handed: u64,
-    /// Longest time without a message arriving while the other end had something to send.
-    pub(super) keep: bool,
-    pub(super) packets_out: u64,
-    pub(super) last_arrival: Instant,
-    pub(super) longest_gap: Duration,
+    handed: u64,
+    /// Packets that left.
+    pub(super) packets: u64,
+    /// TSNs on their way to the other end or there.
+    carried: HashSet<u32>,
+    /// TSNs that left again though no copy of them was lost.
+    pub(super) needless: u64,
+    /// Longest time in which nothing new was acknowledged of what was in flight.
+    pub(super) longest_stall: Duration,
+    first_tsn: u64,
+    progress_at: Instant,
 }
 
-/// Two ends and the lines between them.
+/// Pairs of ends, each an even one that connects and the odd one after it, and the two lines between them.
 pub(super) struct Pair {
+    pub(super) seed: u64,
     pub(super) now: Instant,
-    pub(super) ends: [End; 2],
+    pub(super) ends: Vec<End>,
     lines: [Direction; 2],
     in_flight: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
     serial: u64,
+    steps: u64,
     rng: StdRng,
-    /// Packets that the lines lost, queue drops included.
+    doomed: u32,
+    /// Packets that the lines lost by chance.
     pub(super) lost: u64,
+    /// Packets that found a queue full or a policer's limit.
     pub(super) dropped: u64,
 }
 
 impl Pair {
     /// Two ends of ours over the same line both ways.
     pub(super) fn new(seed: u64, line: Line) -> Self {
-        Self::with(seed, [line, line], &Config::new(1_195), &Config::new(1_195))
+        Self::with(seed, [line, line], &[[Config::new(1_195), Config::new(1_195)]])
     }
 
-    pub(super) fn with(seed: u64, lines: [Line; 2], a: &Config, b: &Config) -> Self {
+    /// A pair of ends for each pair of settings. Lines lead away from even and from odd ends.
+    pub(super) fn with(seed: u64, lines: [Line; 2], links: &[[Config; 2]]) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let now = Instant::from_nanos(1_000_000_000);
-        let ends =
-            [Association::connect(a, now, &mut rng), Association::accept(b, now, &mut rng)].map(|association| End {
-                association,
-                open: None,
-                closed: None,
-                received: Vec::new(),
-                bytes: 0,
-                queue: VecDeque::new(),
-                bulk: 0,
-                handed: 0,
-                keep: false,
-                packets_out: 0,
-                last_arrival: now,
-                longest_gap: Duration::ZERO,
-            });
-        let lines = lines.map(|line| Direction { line, free_at: now, last_due: now, losing: false });
-        Self { now, ends, lines, in_flight: BinaryHeap::new(), serial: 0, rng, lost: 0, dropped: 0 }
+        let mut ends = Vec::new();
+        for [dialler, listener] in links {
+            ends.push(End::new(Association::connect(dialler, now, &mut rng), now));
+            ends.push(End::new(Association::accept(listener, now, &mut rng), now));
+        }
+        let lines = lines.map(|line| Direction {
+            line,
+            free_at: now,
+            last_due: now,
+            losing: false,
+            carried_at: now,
+            allowed: (0.0, now),
+        });
+        let in_flight = BinaryHeap::new();
+        Self { seed, now, ends, lines, in_flight, serial: 0, steps: 0, rng, doomed: 0, lost: 0, dropped: 0 }
     }
 
-    /// Changes the line that leads away from `end`.
-    pub(super) fn set_line(&mut self, end: usize, line: Line) {
-        self.lines[end].line = line;
+    /// Changes the line that leads away from even (0) or odd (1) ends.
+    pub(super) fn set_line(&mut self, direction: usize, line: Line) {
+        self.lines[direction].line = line;
     }
 
-    /// A packet of `from` sets out.
-    fn carry(&mut self, from: usize, packet: Vec<u8>) {
+    /// Has both ends of the first link send an INIT.
+    pub(super) fn connect_both(&mut self) {
+        self.ends[1].association = Association::connect(&Config::new(1_195), self.now, &mut self.rng);
+    }
+
+    /// Loses those of the first packets that have a bit set in `bits`.
+    pub(super) fn lose_first(&mut self, bits: u32) {
+        self.doomed = bits;
+    }
+
+    /// A packet of `from` sets out; gives whether it will arrive.
+    fn carry(&mut self, from: usize, packet: Vec<u8>) -> bool {
         let now = self.now;
-        let direction = &mut self.lines[from];
+        let doomed = self.doomed & 1 == 1;
+        self.doomed >>= 1;
+        if doomed {
+            return false;
+        }
+        let direction = &mut self.lines[from % 2];
         let line = direction.line;
         // Gilbert's model: stays in the losing state for `burst` packets on average.
         if line.loss > 0.0 {
+            if now.since(direction.carried_at) > BURST_LASTS {
+                direction.losing = false;
+            }
+            direction.carried_at = now;
             let leave = 1.0 / line.burst;
             let enter = line.loss * leave / (1.0 - line.loss);
-            direction.losing = self.rng.random_bool(if direction.losing { 1.0 - leave } else { enter.min(1.0) });
+            let enter = if enter.is_finite() { enter.min(1.0) } else { 1.0 };
+            direction.losing = self.rng.random_bool(if direction.losing { 1.0 - leave } else { enter });
             if direction.losing {
                 self.lost += 1;
-                return;
+                return false;
             }
         }
+        let bytes = packet.len() as u64 + AROUND;
         let mut at = now;
+        if let Some((rate, burst)) = line.policer {
+            let (allowed, counted) = direction.allowed;
+            let allowed = (allowed + now.since(counted).as_secs_f64() * rate as f64).min(burst as f64);
+            let passes = allowed >= bytes as f64;
+            direction.allowed = (if passes { allowed - bytes as f64 } else { allowed }, now);
+            if !passes {
+                self.dropped += 1;
+                return false;
+            }
+        }
         if let Some(rate) = line.rate {
             direction.free_at = direction.free_at.max(now);
             if direction.free_at.since(now) > line.queue {
                 self.dropped += 1;
-                return;
+                return false;
             }
-            let bytes = packet.len() as u64 + 65;
             direction.free_at = direction.free_at.after(Duration::from_nanos(bytes * 1_000_000_000 / rate));
             at = direction.free_at;
         }
@@ -159,9 +215,10 @@ impl Pair {
             due = due.after(line.lateness);
         }
         if line.doubled > 0.0 && self.rng.random_bool(line.doubled) {
-            self.put(due.after(Duration::from_micros(300)), 1 - from, packet.clone());
+            self.put(due.after(Duration::from_micros(300)), from ^ 1, packet.clone());
         }
-        self.put(due, 1 - from, packet);
+        self.put(due, from ^ 1, packet);
+        true
     }
 
     fn put(&mut self, due: Instant, to: usize, packet: Vec<u8>) {
@@ -174,59 +231,46 @@ impl Pair {
         loop {
             let now = self.now;
             let end = &mut self.ends[at];
-            while let Some(event) = end.association.poll_event() {
-                match event {
-                    Event::Open { streams } => end.open = Some(streams),
-                    Event::Message { stream, bytes } => {
-                        end.longest_gap = end.longest_gap.max(now.since(end.last_arrival));
-                        end.last_arrival = now;
-                        end.bytes += bytes.len() as u64;
-                        if end.keep {
-                            end.received.push((stream, bytes.to_vec()));
-                        }
-                    }
-                    Event::Closed(close) => end.closed = Some(close),
-                }
-            }
-            let mut said = false;
+            end.take_events();
+            let mut went_on = false;
             let mut room = end.association.room(now);
             while room > 0 {
                 let Some((stream, message)) = end.next_message() else { break };
                 room = room.saturating_sub(message.len());
                 end.association.send(now, stream, message.into());
-                said = true;
+                went_on = true;
             }
-            let mut buffer = [0; 1_500];
-            let mut packets = Vec::new();
-            while packets.len() < 53 {
-                let length = end.association.poll_packet(now, &mut buffer);
+            let mut buffer = [0; 1_195];
+            for _ in 0..53 {
+                let length = self.ends[at].poll_packet(self.seed, now, &mut buffer);
                 if length == 0 {
                     break;
                 }
-                assert!(length <= 1_195);
-                packets.push(buffer[..length].to_vec());
+                went_on = true;
+                let packet = buffer[..length].to_vec();
+                let tsns = tsns(&packet);
+                self.ends[at].packets += 1;
+                let arrives = self.carry(at, packet);
+                self.ends[at].note_carried(&tsns, arrives);
             }
-            end.packets_out += packets.len() as u64;
-            said |= !packets.is_empty();
-            for packet in packets {
-                self.carry(at, packet);
-            }
-            if !said {
-                return;
+            if !went_on {
+                break;
             }
         }
+        self.steps += 1;
+        let (now, whole) = (self.now, self.steps.is_multiple_of(WHOLE_CHECK));
+        self.ends[at].note_progress(now, whole);
     }
 
     /// Runs until `until`, or until `done` holds; gives whether it did.
     pub(super) fn run(&mut self, until: Instant, mut done: impl FnMut(&Self) -> bool) -> bool {
-        self.drain(0);
-        self.drain(1);
+        (0..self.ends.len()).for_each(|at| self.drain(at));
+        let mut woken = vec![false; self.ends.len()];
         while !done(self) {
             let due = self.in_flight.peek().map(|packet| packet.0.0);
             let timers = self.ends.iter().filter_map(|end| end.association.poll_timeout());
             let Some(next) = timers.chain(due).min().filter(|next| *next <= until) else { return false };
             self.now = self.now.max(next);
-            let mut woken = [false; 2];
             while let Some(Reverse((due, ..))) = self.in_flight.peek()
                 && *due <= self.now
             {
@@ -234,12 +278,12 @@ impl Pair {
                 self.ends[to].association.handle_packet(self.now, &packet);
                 woken[to] = true;
             }
-            for at in [0, 1] {
+            for at in 0..self.ends.len() {
                 let due = self.ends[at].association.poll_timeout().is_some_and(|due| due <= self.now);
                 if due {
                     self.ends[at].association.handle_timeout(self.now);
                 }
-                if due || woken[at] {
+                if core::mem::take(&mut woken[at]) || due {
                     self.drain(at);
                 }
             }
@@ -257,8 +301,82 @@ impl Pair {
 }
 
 impl End {
+    fn new(association: Association, now: Instant) -> Self {
+        Self {
+            association,
+            open: None,
+            closed: None,
+            received: Vec::new(),
+            keep: false,
+            bytes: 0,
+            queue: VecDeque::new(),
+            bulk: 0,
+            handed: 0,
+            packets: 0,
+            carried: HashSet::new(),
+            needless: 0,
+            longest_stall: Duration::ZERO,
+            first_tsn: 0,
+            progress_at: now,
+        }
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.association.poll_event() {
+            assert!(self.closed.is_none(), "nothing follows the end");
+            match event {
+                Event::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
+                Event::Message { stream, bytes } => {
+                    self.bytes += bytes.len() as u64;
+                    if self.keep {
+                        self.received.push((stream, bytes.to_vec()));
+                    }
+                }
+                Event::Closed(close) => self.closed = Some(close),
+            }
+        }
+    }
+
+    /// Writes a packet, and checks that windows let it leave.
+    fn poll_packet(&mut self, seed: u64, now: Instant, buffer: &mut [u8]) -> usize {
+        let before = self.association.check(false);
+        let length = self.association.poll_packet(now, buffer);
+        let after = self.association.check(false);
+        let packet = buffer.len() as u64;
+        if after.in_flight > before.in_flight {
+            let probe = if before.probe_due { packet } else { 0 };
+            assert!(
+                after.in_flight < before.window + packet + probe,
+                "beyond the congestion window (seed {seed}): {before:?}, {after:?}"
+            );
+        }
+        if after.next_tsn > before.next_tsn && before.in_flight > 0 {
+            assert!(
+                after.in_flight <= after.peer_window,
+                "beyond the peer's window (seed {seed}): {before:?}, {after:?}"
+            );
+        }
+        length
+    }
+
+    fn note_carried(&mut self, tsns: &[u32], arrives: bool) {
+        for tsn in tsns {
+            let again = if arrives { !self.carried.insert(*tsn) } else { self.carried.contains(tsn) };
+            self.needless += u64::from(again);
+        }
+    }
+
+    fn note_progress(&mut self, now: Instant, whole: bool) {
+        let standing = self.association.check(whole);
+        if standing.first_tsn != self.first_tsn || standing.flights == 0 {
+            self.first_tsn = standing.first_tsn;
+            self.progress_at = now;
+        }
+        self.longest_stall = self.longest_stall.max(now.since(self.progress_at));
+    }
+
     fn next_message(&mut self) -> Option<(u16, Vec<u8>)> {
-        self.open?;
+        let streams = self.open?;
         if let Some(message) = self.queue.pop_front() {
             return Some(message);
         }
@@ -268,7 +386,17 @@ impl End {
         let length = self.bulk.min(17 << 10);
         self.bulk -= length;
         self.handed += length;
-        let stream = (self.handed / (17 << 10) % u64::from(self.open.unwrap_or(1))) as u16;
-        Some((stream, vec![7; length as usize]))
+        let stream = self.handed / (17 << 10) % u64::from(streams);
+        Some((u16::try_from(stream).unwrap(), vec![7; usize::try_from(length).unwrap()]))
     }
+}
+
+/// The TSNs in a packet.
+fn tsns(packet: &[u8]) -> Vec<u32> {
+    let packet = Packet::parse(packet, true).expect("a packet of ours is well-formed");
+    let chunks = packet.chunks().map(|chunk| chunk.expect("a chunk of ours is well-formed"));
+    chunks
+        .filter(|chunk| chunk.kind == packet::DATA)
+        .map(|chunk| packet::Data::parse(&chunk).expect("data of ours is well-formed").tsn)
+        .collect()
 }

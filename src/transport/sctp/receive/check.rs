@@ -1,0 +1,41 @@
+//! What must hold of a receiving half between calls.
+
+use super::{Fragment, MAX_DUPLICATES, MAX_GAPS, MAX_MESSAGE, Receiver, Stream};
+
+/// Capacity of one message under reassembly, at most: buffers double.
+const LARGEST_BUFFER: usize = 4 * (17 << 10);
+
+impl Receiver {
+    /// Bytes held, at most: the window, an eighth for fragments counted in blocks, one message more, and the buffer of the
+    /// message that the next TSN belongs to.
+    pub(in super::super) fn bound(&self) -> usize {
+        let window = self.window.max(self.window_max);
+        window + window / 8 + MAX_MESSAGE + LARGEST_BUFFER
+    }
+
+    /// Panics if anything is wrong.
+    pub(in super::super) fn check(&self) {
+        let mut before = self.cumulative;
+        for gap in &self.gaps {
+            assert!(gap.first > before + 1 && gap.last >= gap.first, "ranges lie in order and apart");
+            before = gap.last;
+        }
+        assert!(self.gaps.len() <= MAX_GAPS && self.duplicates.len() <= MAX_DUPLICATES);
+        assert_eq!(self.hole_since.is_some(), !self.gaps.is_empty(), "a hole is timed");
+        let held = |stream: &Stream| {
+            let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
+            fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.buffer.capacity())
+        };
+        assert_eq!(self.held, self.streams.iter().map(held).sum(), "bytes held are counted");
+        assert_eq!(self.pending, self.streams.iter().map(|stream| stream.pending.len()).sum());
+        assert!(self.held <= self.bound(), "{} bytes held, {} allowed", self.held, self.bound());
+        for stream in &self.streams {
+            assert!(stream.pending.keys().all(|tsn| *tsn > self.cumulative), "a fragment waits in vain");
+            assert!(
+                stream.message.as_ref().is_none_or(|message| message.next > self.cumulative),
+                "a message waits in vain"
+            );
+            assert!(stream.message.as_ref().is_none_or(|message| message.buffer.len() <= MAX_MESSAGE));
+        }
+    }
+}

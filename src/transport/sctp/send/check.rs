@@ -1,0 +1,59 @@
+//! What must hold of a sending half between calls.
+
+use super::{SendHalf, State};
+
+/// What limits sending at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Standing {
+    pub(in super::super) in_flight: u64,
+    /// Congestion window.
+    pub(in super::super) window: u64,
+    pub(in super::super) peer_window: u64,
+    /// TSNs in use that the cumulative TSN has not passed.
+    pub(in super::super) flights: usize,
+    pub(in super::super) next_tsn: u64,
+    pub(in super::super) first_tsn: u64,
+    /// A tail loss probe may leave whatever the window.
+    pub(in super::super) probe_due: bool,
+    pub(in super::super) unsent: usize,
+}
+
+impl SendHalf {
+    /// How it stands.
+    pub(in super::super) fn standing(&self) -> Standing {
+        Standing {
+            in_flight: self.in_flight,
+            window: self.window(),
+            peer_window: self.peer_window,
+            flights: self.flights.len(),
+            next_tsn: self.next_tsn(),
+            first_tsn: self.first,
+            probe_due: self.probe_due,
+            unsent: self.unsent_bytes,
+        }
+    }
+
+    /// Panics if anything is wrong.
+    pub(in super::super) fn check(&self) {
+        let in_flight = self.flights.iter().filter(|flight| flight.state == State::InFlight);
+        assert_eq!(self.in_flight, in_flight.map(|flight| flight.length).sum::<u64>(), "bytes in flight are counted");
+        assert_eq!(self.span, self.flights.iter().map(|flight| flight.length).sum::<u64>(), "bytes kept are counted");
+        let in_state = |state| {
+            let flights = (self.first..).zip(&self.flights);
+            flights.filter(move |(_, flight)| flight.state == state).map(|(tsn, _)| tsn)
+        };
+        assert!(in_state(State::Lost).eq(self.lost.iter().copied()), "what is lost is listed");
+        let holes = self.acked.holes(self.first).flat_map(|(from, to)| from..=to);
+        let highest = in_state(State::Acked).last();
+        assert_eq!(self.acked.highest(), highest.unwrap_or_default());
+        let open = (self.first..highest.unwrap_or_default()).filter(|tsn| {
+            let at = usize::try_from(tsn - self.first).unwrap();
+            self.flights[at].state != State::Acked
+        });
+        assert!(holes.eq(open), "holes are what is not acknowledged");
+        assert_eq!(self.unsent_bytes, self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum());
+        assert!(self.flights.iter().all(|flight| flight.payload.is_empty() == (flight.state == State::Acked)));
+        let waits = self.in_flight > 0 || !self.lost.is_empty();
+        assert!(!waits || self.timer().is_some(), "what is in flight is timed");
+    }
+}

@@ -1,0 +1,201 @@
+//! Acknowledgements of odd and hostile peers.
+
+use core::time::Duration;
+
+use super::{
+    super::{Close, packet},
+    forged::Forged,
+};
+
+/// An association with `packets` full packets of data in flight.
+fn sending(packets: usize) -> Forged {
+    let mut forged = Forged::own();
+    forged.give(packets * 1_164);
+    assert_eq!(forged.answers().len(), packets);
+    forged
+}
+
+#[test]
+fn a_sack_for_what_was_never_sent_ends_the_association() {
+    for ahead in [10, 11, 1 << 20, (1 << 31) - 20] {
+        let mut forged = sending(10);
+        forged.sack(forged.their_tsn.wrapping_add(ahead), 1 << 20, &[], &[]);
+        assert_eq!(forged.closed, Some(Close::Broken), "{ahead} ahead");
+    }
+    let mut forged = sending(10);
+    forged.sack(forged.their_tsn, 1 << 20, &[(3, 10)], &[]);
+    assert_eq!(forged.closed, Some(Close::Broken), "a block reaches beyond");
+}
+
+#[test]
+fn gap_blocks_that_overlap_or_run_backward_end_the_association() {
+    for blocks in
+        [&[(0, 0)][..], &[(0, 4)], &[(1, 2)], &[(4, 3)], &[(4, 5), (2, 2)], &[(2, 3), (3, 4)], &[(2, 3), (2, 3)]]
+    {
+        let mut forged = sending(10);
+        forged.sack(forged.their_tsn.wrapping_sub(1), 1 << 20, blocks, &[]);
+        assert_eq!(forged.closed, Some(Close::Broken), "{blocks:?}");
+    }
+}
+
+#[test]
+fn a_sack_of_old_says_nothing() {
+    let mut forged = sending(10);
+    let tsn = forged.their_tsn;
+    forged.sack(tsn.wrapping_add(4), 1 << 20, &[], &[]);
+    let standing = forged.association.check(true);
+    for old in [0, 3, 1_000, 1 << 30] {
+        forged.sack(tsn.wrapping_add(4).wrapping_sub(1 + old), 0, &[(7, 9)], &[]);
+    }
+    let after = forged.association.check(true);
+    assert_eq!((after.in_flight, after.peer_window), (standing.in_flight, standing.peer_window));
+    assert_eq!(forged.closed, None);
+}
+
+#[test]
+fn a_shorter_list_of_gap_blocks_takes_nothing_back() {
+    let mut forged = sending(10);
+    let before = forged.their_tsn.wrapping_sub(1);
+    forged.sack(before, 1 << 20, &[(8, 10)], &[]);
+    let standing = forged.association.check(true);
+    forged.sack(before, 1 << 20, &[], &[]);
+    assert_eq!(forged.association.check(true).in_flight, standing.in_flight);
+    // Sent again: what was never acknowledged, and only that.
+    forged.wait(2_000);
+    // A peer that takes gap blocks back gets nothing, and is timed out.
+    forged.sack(before.wrapping_add(7), 1 << 20, &[], &[]);
+    assert_eq!(forged.association.check(true).in_flight, 0);
+    forged.wait(31_000);
+    assert_eq!(forged.closed, Some(Close::TimedOut));
+}
+
+#[test]
+fn acknowledgements_that_come_before_the_data_harm_nobody_else() {
+    // Each packet is acknowledged as soon as it has left, for a second: time does not pass meanwhile.
+    let mut forged = Forged::own();
+    let mut acknowledged = forged.their_tsn;
+    for _ in 0..1_000 {
+        let room = forged.association.room(forged.now);
+        forged.give(room.clamp(1, 17 << 10));
+        let sent = forged.answers().iter().filter(|answer| answer.kind == packet::DATA).count();
+        acknowledged = acknowledged.wrapping_add(sent as u32);
+        if sent > 0 {
+            forged.sack(acknowledged.wrapping_sub(1), u32::MAX, &[], &[]);
+        }
+        forged.now = forged.now.after(Duration::from_micros(100));
+        let standing = forged.association.check(true);
+        assert!(standing.window <= 16 << 20 && standing.unsent <= 17 << 10);
+    }
+    assert_eq!(forged.closed, None);
+}
+
+#[test]
+fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
+    let mut forged = sending(10);
+    let tsn = forged.their_tsn;
+    forged.sack(tsn.wrapping_add(9), 0, &[], &[]);
+    forged.give(17 << 10);
+    assert_eq!(forged.answers().len(), 1, "one packet goes beyond a window of nothing");
+    assert!(forged.answers().is_empty());
+    // It is lost, and comes again with growing pauses while nothing else does.
+    let mut times = Vec::new();
+    for _ in 0..2_000 {
+        let due = forged.association.poll_timeout().expect("a timer runs");
+        forged.now = forged.now.max(due);
+        forged.association.handle_timeout(forged.now);
+        let answers = forged.answers();
+        assert!(answers.len() <= 1);
+        if let Some(answer) = answers.first() {
+            assert_eq!(answer.body[..4], tsn.wrapping_add(10).to_be_bytes());
+            times.push(forged.now);
+        }
+        if times.len() == 8 {
+            break;
+        }
+    }
+    let pauses: Vec<_> = times.windows(2).map(|two| two[1].since(two[0])).collect();
+    let longest = pauses.iter().max().unwrap();
+    assert!(longest <= &Duration::from_secs(3) && longest >= &Duration::from_secs(1), "{pauses:?}");
+    // A window of two packets.
+    forged.sack(tsn.wrapping_add(10), 2_400, &[], &[]);
+    assert_eq!(forged.answers().len(), 2);
+    forged.sack(tsn.wrapping_add(12), 1 << 20, &[], &[]);
+    assert!(forged.answers().len() > 5);
+}
+
+#[test]
+fn a_peer_that_acknowledges_nothing_for_half_a_minute_ends_the_association() {
+    let mut forged = sending(10);
+    let start = forged.now;
+    // Heartbeats are signs of life and no progress.
+    while forged.closed.is_none() && forged.now.since(start) < Duration::from_secs(60) {
+        forged.wait(1_000);
+        forged.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
+        forged.sack(forged.their_tsn.wrapping_sub(1), 1 << 20, &[], &[]);
+    }
+    assert_eq!(forged.closed, Some(Close::TimedOut));
+    assert!(forged.now.since(start) <= Duration::from_secs(32), "{:?}", forged.now.since(start));
+}
+
+#[test]
+fn a_first_packet_that_is_never_acknowledged_stops_the_sender_within_what_gap_blocks_reach() {
+    let mut forged = Forged::own();
+    let first = forged.their_tsn;
+    let mut highest = 0_u32;
+    let mut most = 0;
+    for _ in 0..3_000 {
+        let room = forged.association.room(forged.now);
+        if room > 0 {
+            forged.give(room.min(17 << 10));
+        }
+        for answer in forged.answers() {
+            if answer.kind == packet::DATA {
+                let tsn = u32::from_be_bytes(*answer.body.first_chunk().unwrap());
+                highest = highest.max(tsn.wrapping_sub(first));
+            }
+        }
+        if (1..usize::from(u16::MAX)).contains(&(highest as usize)) {
+            forged.sack(first.wrapping_sub(1), u32::MAX, &[(2, highest as u16 + 1)], &[]);
+        }
+        forged.wait(10);
+        most = most.max(forged.association.check(false).flights);
+        if forged.closed.is_some() {
+            break;
+        }
+    }
+    assert!(most <= usize::from(u16::MAX) + (16 << 20) / 1_000, "{most} TSNs");
+}
+
+#[test]
+fn a_probe_that_does_not_fit_beside_an_acknowledgement_has_a_packet_of_its_own() {
+    let mut forged = sending(10);
+    // Acknowledged but the last; the probe for it and an acknowledgement of ours become due at once.
+    forged.now = forged.now.after(Duration::from_millis(50));
+    forged.sack(forged.their_tsn.wrapping_add(8), 1 << 20, &[], &[]);
+    let due = forged.association.poll_timeout().unwrap();
+    forged.now = due;
+    forged.association.handle_timeout(due);
+    let tsn = forged.tsn;
+    forged.data(&super::forged::whole(tsn.wrapping_add(1), 1, b"x"));
+    let answers = forged.answers();
+    let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
+    assert_eq!(kinds, [packet::SACK, packet::DATA]);
+    assert_eq!(forged.association.statistics().probes, 1);
+}
+
+#[test]
+fn duplicates_reported_without_end_widen_the_reordering_window_to_a_round_trip_at_most() {
+    let mut forged = sending(10);
+    let tsn = forged.their_tsn;
+    for number in 0..8 {
+        forged.now = forged.now.after(Duration::from_millis(50));
+        forged.sack(tsn.wrapping_add(number), 1 << 20, &[], &[tsn; 20]);
+    }
+    // A later one acknowledged: the one before counts as lost within two round trips and more, not for ever.
+    forged.give(1_164 * 4);
+    forged.answers();
+    forged.now = forged.now.after(Duration::from_millis(50));
+    forged.sack(tsn.wrapping_add(9), 1 << 20, &[(3, 4)], &[]);
+    forged.wait(500);
+    assert!(forged.association.statistics().lost > 0);
+}

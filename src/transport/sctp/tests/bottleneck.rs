@@ -1,0 +1,149 @@
+//! What associations reach, and what they do to each other, over one bottleneck.
+
+use core::time::Duration;
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::{
+    super::{Config, congestion::Algorithm},
+    path::{Line, Pair},
+};
+
+/// A line of `rate` bytes a second with `delay` milliseconds one way and a queue of `bdp` bandwidth-delay products.
+fn bottleneck(delay: u64, rate: u64, bdp: f64) -> Line {
+    let mut line = Line::new(delay);
+    line.rate = Some(rate);
+    line.queue = (line.delay * 2).mul_f64(bdp);
+    line
+}
+
+fn links(number: usize, algorithm: Algorithm) -> Vec<[Config; 2]> {
+    let config = Config { algorithm, ..Config::new(1_195) };
+    vec![[config.clone(), config]; number]
+}
+
+/// Sends so many bytes over the first link, to the last.
+fn send(pair: &mut Pair, bytes: u64) {
+    pair.ends[0].bulk = bytes;
+    let (all, seed) = (pair.ends[1].bytes + bytes, pair.seed);
+    let done = pair.run(pair.now.after(Duration::from_secs(60)), |pair| {
+        pair.ends[1].bytes == all && pair.ends[0].association.is_flushed()
+    });
+    assert!(done, "{} of {all} bytes arrived (seed {seed})", pair.ends[1].bytes);
+}
+
+/// Bytes a second that arrive over each link, after a second to begin with.
+fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
+    pair.ends.iter_mut().step_by(2).for_each(|end| end.bulk = u64::MAX);
+    pair.rate(1, 1.0);
+    let before: Vec<_> = pair.ends.iter().map(|end| end.bytes).collect();
+    pair.rate(1, seconds);
+    let arrived = pair.ends.iter().zip(before).skip(1).step_by(2);
+    arrived.map(|(end, before)| (end.bytes - before) as f64 / seconds).collect()
+}
+
+/// Packets that the diallers repeated though none of their copies was lost, tail loss probes aside.
+fn needless(pair: &Pair) -> u64 {
+    let diallers = pair.ends.iter().step_by(2);
+    diallers.map(|end| end.needless.saturating_sub(end.association.statistics().probes)).sum()
+}
+
+fn longest_stall(pair: &Pair) -> Duration {
+    pair.ends.iter().map(|end| end.longest_stall).max().unwrap()
+}
+
+#[test]
+fn jitter_without_reordering_has_nothing_repeated() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let delay = [1, 5, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
+        let mut line = Line::new(delay);
+        line.jitter = line.delay.mul_f64(rng.random_range(0.0..2.0)).min(Duration::from_millis(100));
+        let mut pair =
+            Pair::with(seed, [line, line], &links(1, [Algorithm::Bbr, Algorithm::Cubic][usize::from(seed % 2 == 1)]));
+        send(&mut pair, 300_000);
+        let statistics = pair.ends[0].association.statistics();
+        assert_eq!(needless(&pair), 0, "seed {seed}, {line:?}, {statistics:?}");
+        assert_eq!((statistics.lost, statistics.timeouts), (0, 0), "seed {seed}, {line:?}");
+    }
+}
+
+#[test]
+fn reordering_within_a_quarter_of_the_round_trip_costs_one_recovery_at_most() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let delay = [4, 10, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
+        let mut line = Line::new(delay);
+        line.late = rng.random_range(0.01..0.2);
+        line.lateness = (line.delay / 2).mul_f64(rng.random_range(0.1..0.95));
+        let mut pair = Pair::new(seed, line);
+        send(&mut pair, 600_000);
+        let first = needless(&pair);
+        send(&mut pair, 400_000);
+        let statistics = pair.ends[0].association.statistics();
+        assert!(first <= 16, "{first} (seed {seed}, {line:?})");
+        assert_eq!(needless(&pair), first, "seed {seed}, {line:?}, {statistics:?}");
+    }
+}
+
+#[test]
+fn one_four_and_sixty_four_links_fill_a_bottleneck_with_any_queue() {
+    for (seed, number, delay, rate, bdp, least) in [
+        (1, 1, 1, 4_000_000, 4.0, 0.8),
+        (2, 1, 25, 2_000_000, 0.1, 0.6),
+        (3, 1, 100, 1_000_000, 1.0, 0.6),
+        (4, 4, 10, 2_000_000, 0.5, 0.7),
+        (5, 4, 50, 2_000_000, 4.0, 0.7),
+        (6, 64, 25, 3_000_000, 1.0, 0.7),
+        (7, 64, 100, 3_000_000, 0.1, 0.6),
+    ] {
+        let mut pair =
+            Pair::with(seed, [bottleneck(delay, rate, bdp), Line::new(delay)], &links(number, Algorithm::Bbr));
+        let rates = rates(&mut pair, 1.5);
+        let sum: f64 = rates.iter().sum::<f64>() / rate as f64;
+        let fewest = rates.iter().copied().fold(f64::MAX, f64::min) / (rate as f64 / number as f64);
+        let sent: u64 = pair.ends.iter().step_by(2).map(|end| end.packets).sum();
+        let dropped = pair.dropped as f64 / sent as f64;
+        println!(
+            "seed {seed}: {number} links, {delay} ms, {bdp} BDP: {sum:.2} used, least share {fewest:.2}, dropped {dropped:.3}, needless {}, stall {:?}",
+            needless(&pair),
+            longest_stall(&pair)
+        );
+        assert!(sum > least, "{sum:.2} of the rate (seed {seed})");
+        assert!(pair.ends.iter().all(|end| end.closed.is_none() && end.open.is_some()), "seed {seed}");
+        assert!(longest_stall(&pair) < Duration::from_secs(2), "{:?} (seed {seed})", longest_stall(&pair));
+    }
+}
+
+#[test]
+fn a_policer_a_thin_way_back_and_bursts_of_loss_slow_nobody_below_half() {
+    let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
+    let thin = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
+    let bursts = Line { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };
+    for (seed, name, there, back, number) in [
+        (1, "policer", policed, Line::new(20), 1),
+        (2, "policer, four links", policed, Line::new(20), 4),
+        (3, "thin way back", bottleneck(20, 1_500_000, 1.0), thin, 1),
+        (4, "thin way back, four links", bottleneck(20, 1_500_000, 1.0), thin, 4),
+        (5, "bursts", bursts, Line::new(20), 1),
+        (6, "bursts both ways", bursts, Line { loss: 0.1, burst: 5.0, ..Line::new(20) }, 1),
+    ] {
+        let mut pair = Pair::with(seed, [there, back], &links(number, Algorithm::Bbr));
+        let sum: f64 = rates(&mut pair, 3.0).iter().sum();
+        println!("{name}: {:.2}, dropped {}, stall {:?}", sum / 1_500_000.0, pair.dropped, longest_stall(&pair));
+        assert!(sum > 750_000.0, "{name}: {sum:.0} bytes a second (seed {seed})");
+        assert!(longest_stall(&pair) < Duration::from_secs(2), "{name}: {:?} (seed {seed})", longest_stall(&pair));
+    }
+}
+
+#[test]
+fn neither_bbr_nor_cubic_starves_the_other() {
+    for (seed, delay, bdp) in [(1, 10, 1.0), (2, 25, 2.0), (3, 25, 4.0)] {
+        let both = [links(1, Algorithm::Bbr), links(1, Algorithm::Cubic)].concat();
+        let mut pair = Pair::with(seed, [bottleneck(delay, 1_500_000, bdp), Line::new(delay)], &both);
+        let rates = rates(&mut pair, 6.0);
+        println!("{delay} ms, {bdp} BDP: {rates:?}");
+        assert!(rates.iter().all(|rate| *rate > 100_000.0), "{rates:?} (seed {seed})");
+        assert!(rates.iter().sum::<f64>() > 1_000_000.0, "{rates:?} (seed {seed})");
+    }
+}

@@ -1,0 +1,248 @@
+//! A peer made by hand: single packets for an association, and what comes back.
+
+use core::time::Duration;
+
+use rand::{SeedableRng as _, rngs::StdRng};
+
+use super::super::{
+    Association, Close, Config, Event,
+    packet::{self, Data, Init, OwnPeer, Packet, Sack, Writer},
+};
+use crate::base::Instant;
+
+/// The forged peer's verification tag.
+pub(super) const TAG: u32 = 0x0102_0304;
+
+/// A chunk that the association sent.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) kind: u8,
+    pub(super) body: Vec<u8>,
+    /// The packet around it.
+    pub(super) packet: Vec<u8>,
+}
+
+/// An association and its forged peer.
+pub(super) struct Forged {
+    pub(super) now: Instant,
+    pub(super) association: Association,
+    /// The association's verification tag, and its first TSN.
+    pub(super) tag: u32,
+    pub(super) their_tsn: u32,
+    /// The peer's first TSN.
+    pub(super) tsn: u32,
+    pub(super) cookie: Vec<u8>,
+    pub(super) messages: Vec<(u16, Vec<u8>)>,
+    pub(super) open: Option<u16>,
+    pub(super) closed: Option<Close>,
+    /// Packets that the association took.
+    taken: u64,
+}
+
+/// What a stock peer's INIT says.
+pub(super) fn stock_init(tsn: u32) -> Init<'static> {
+    Init {
+        tag: TAG,
+        window: 5 << 20,
+        outbound: u16::MAX,
+        inbound: u16::MAX,
+        tsn,
+        cookie: None,
+        zero_checksum: false,
+        own: None,
+    }
+}
+
+/// What the INIT of a node of ours says.
+pub(super) fn own_init(tsn: u32) -> Init<'static> {
+    let own = Some(OwnPeer { streams: 64, ack_delay: 20 });
+    Init { zero_checksum: true, own, outbound: 64, inbound: 64, ..stock_init(tsn) }
+}
+
+/// A whole message on stream 0.
+pub(super) fn whole(tsn: u32, sequence: u16, payload: &[u8]) -> Data<'_> {
+    Data { tsn, stream: 0, sequence, protocol: 53, begin: true, end: true, immediate: false, payload }
+}
+
+impl Forged {
+    /// An association that listens.
+    pub(super) fn listening(config: &Config) -> Self {
+        let now = Instant::from_nanos(1_000_000_000);
+        Self::of(Association::accept(config, now, &mut StdRng::seed_from_u64(7)), now)
+    }
+
+    /// An association that has sent its INIT.
+    pub(super) fn connecting(config: &Config) -> Self {
+        let now = Instant::from_nanos(1_000_000_000);
+        let mut this = Self::of(Association::connect(config, now, &mut StdRng::seed_from_u64(7)), now);
+        let init = this.answer(packet::INIT);
+        this.read_init(&init.body);
+        this
+    }
+
+    fn of(association: Association, now: Instant) -> Self {
+        Self {
+            now,
+            association,
+            tag: 0,
+            their_tsn: 0,
+            tsn: u32::MAX - 2,
+            cookie: Vec::new(),
+            messages: Vec::new(),
+            open: None,
+            closed: None,
+            taken: 0,
+        }
+    }
+
+    /// A listener that a stock peer has dialled.
+    pub(super) fn stock() -> Self {
+        Self::established(&Config::new(1_195), &stock_init(u32::MAX - 2))
+    }
+
+    /// A listener that a node of ours has dialled.
+    pub(super) fn own() -> Self {
+        Self::established(&Config::new(1_195), &own_init(u32::MAX - 2))
+    }
+
+    /// A listener that a peer with this INIT has dialled, over a path of 50 ms.
+    pub(super) fn established(config: &Config, init: &Init<'_>) -> Self {
+        let mut this = Self::listening(config);
+        this.tsn = init.tsn;
+        this.init(packet::INIT, 0, init);
+        let answer = this.answer(packet::INIT_ACK);
+        this.read_init(&answer.body);
+        this.wait(50);
+        this.chunk(packet::COOKIE_ECHO, 0, &this.cookie.clone());
+        this.answer(packet::COOKIE_ACK);
+        assert!(this.open.is_some() && this.closed.is_none());
+        this
+    }
+
+    /// Takes tag, first TSN and cookie out of an INIT or INIT ACK.
+    pub(super) fn read_init(&mut self, body: &[u8]) {
+        let init = Init::parse(body).expect("an INIT of ours is well-formed");
+        (self.tag, self.their_tsn) = (init.tag, init.tsn);
+        self.cookie = init.cookie.unwrap_or_default().to_vec();
+    }
+
+    /// A packet to the association, with a checksum.
+    pub(super) fn packet(&self, write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+        packet_for(self.tag, write)
+    }
+
+    /// Lets the association take a packet.
+    pub(super) fn take(&mut self, packet: &[u8]) {
+        self.association.handle_packet(self.now, packet);
+        self.note_events();
+        self.taken += 1;
+        self.association.check(self.taken < 300 || self.taken.is_multiple_of(97));
+        let (held, bound) = (self.association.held(), self.association.bound());
+        assert!(held <= bound, "{held} bytes held, {bound} allowed");
+    }
+
+    pub(super) fn send(&mut self, write: impl FnOnce(&mut Writer<'_>)) {
+        let packet = self.packet(write);
+        self.take(&packet);
+    }
+
+    /// One chunk in a packet.
+    pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
+        self.send(|writer| writer.chunk(kind, flags, body));
+    }
+
+    /// One DATA chunk in a packet.
+    pub(super) fn data(&mut self, data: &Data<'_>) {
+        self.send(|writer| writer.data(data));
+    }
+
+    /// INIT or INIT ACK in a packet with this tag.
+    pub(super) fn init(&mut self, kind: u8, tag: u32, init: &Init<'_>) {
+        let packet = packet_for(tag, |writer| writer.init(kind, init));
+        self.take(&packet);
+    }
+
+    /// A SACK, with gap blocks and duplicates.
+    pub(super) fn sack(&mut self, cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: &[u32]) {
+        self.send(|writer| writer.sack(cumulative, window, blocks.iter().copied(), duplicates));
+    }
+
+    fn note_events(&mut self) {
+        while let Some(event) = self.association.poll_event() {
+            assert!(self.closed.is_none(), "nothing follows the end");
+            match event {
+                Event::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
+                Event::Message { stream, bytes } => self.messages.push((stream, bytes.to_vec())),
+                Event::Closed(close) => self.closed = Some(close),
+            }
+        }
+    }
+
+    /// All chunks that the association sends now.
+    pub(super) fn answers(&mut self) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        let mut buffer = [0; 1_195];
+        for _ in 0..10_000 {
+            let length = self.association.poll_packet(self.now, &mut buffer);
+            if length == 0 {
+                self.note_events();
+                return answers;
+            }
+            let bytes = buffer[..length].to_vec();
+            let packet = Packet::parse(&bytes, true).expect("a packet of ours is well-formed");
+            answers.extend(packet.chunks().map(|chunk| {
+                let chunk = chunk.expect("a chunk of ours is well-formed");
+                Answer { kind: chunk.kind, body: chunk.body.to_vec(), packet: bytes.clone() }
+            }));
+        }
+        panic!("packets without end");
+    }
+
+    /// The one chunk of this kind that the association sends now.
+    pub(super) fn answer(&mut self, kind: u8) -> Answer {
+        let answers = self.answers();
+        let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
+        let mut found = answers.into_iter().filter(|answer| answer.kind == kind);
+        match (found.next(), found.next()) {
+            (Some(answer), None) => answer,
+            _ => panic!("one chunk {kind} expected among {kinds:?}"),
+        }
+    }
+
+    /// The cumulative TSN, window and gap blocks of the one SACK that the association sends now.
+    pub(super) fn sacked(&mut self) -> (u32, u32, Vec<(u16, u16)>) {
+        let answer = self.answer(packet::SACK);
+        let sack = Sack::parse(&answer.body).unwrap();
+        (sack.cumulative, sack.window, sack.blocks().collect())
+    }
+
+    /// Time passes, with all timers that become due, and what is sent then is lost.
+    pub(super) fn wait(&mut self, milliseconds: u64) {
+        let until = self.now.after(Duration::from_millis(milliseconds));
+        for _ in 0..100_000 {
+            let Some(due) = self.association.poll_timeout().filter(|due| *due <= until) else {
+                self.now = until;
+                return;
+            };
+            self.now = self.now.max(due);
+            self.association.handle_timeout(self.now);
+            self.note_events();
+            self.answers();
+        }
+        panic!("timers without end");
+    }
+
+    /// Queues a message.
+    pub(super) fn give(&mut self, length: usize) {
+        self.association.send(self.now, 0, vec![1; length].into());
+    }
+}
+
+/// A packet with this tag and a checksum.
+pub(super) fn packet_for(tag: u32, write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+    let mut buffer = [0; 1_500];
+    let mut writer = Writer::new(&mut buffer, tag, false);
+    write(&mut writer);
+    let length = writer.finish();
+    buffer[..length].to_vec()
+}

@@ -1,0 +1,246 @@
+//! The handshake with odd, hostile and unlucky peers.
+
+use super::{
+    super::{Close, Config, packet},
+    forged::{Forged, TAG, own_init, packet_for, stock_init, whole},
+    path::{Line, Pair},
+    secs,
+};
+
+/// A packet with the checksum field at zero.
+fn without_checksum(mut packet: Vec<u8>) -> Vec<u8> {
+    packet[8..12].fill(0);
+    packet
+}
+
+#[test]
+fn a_stock_peer_gets_four_streams_and_a_node_of_ours_sixty_four() {
+    assert_eq!(Forged::stock().open, Some(4));
+    assert_eq!(Forged::own().open, Some(64));
+}
+
+#[test]
+fn a_peer_that_takes_fewer_streams_than_lanes_ends_the_association() {
+    for init in [stock_init(1), own_init(1)] {
+        let mut forged = Forged::listening(&Config::new(1_195));
+        forged.init(packet::INIT, 0, &packet::Init { inbound: 3, ..init });
+        assert_eq!(forged.closed, Some(Close::Broken));
+    }
+    let mut forged = Forged::established(&Config::new(1_195), &packet::Init { inbound: 10, ..own_init(1) });
+    assert_eq!(forged.open, Some(10), "streams that the peer does not take are not offered");
+    forged.association.send(forged.now, 9, vec![1].into());
+    assert_eq!(forged.answer(packet::DATA).body[4..6], [0, 9]);
+}
+
+#[test]
+fn a_repeated_init_is_answered_alike_and_changes_nothing() {
+    let mut forged = Forged::stock();
+    let init = stock_init(forged.tsn);
+    forged.data(&whole(forged.tsn, 0, b"first"));
+    forged.answers();
+    forged.init(packet::INIT, 0, &init);
+    let cookie = forged.cookie.clone();
+    let answer = forged.answer(packet::INIT_ACK);
+    forged.read_init(&answer.body);
+    assert_eq!(forged.cookie, cookie);
+    // So is the cookie that comes again.
+    forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
+    forged.answer(packet::COOKIE_ACK);
+    forged.data(&whole(forged.tsn.wrapping_add(1), 1, b"second"));
+    assert_eq!(forged.messages.len(), 2);
+    assert_eq!(forged.closed, None);
+}
+
+#[test]
+fn a_second_init_with_another_tag_or_tsn_ends_the_association() {
+    for early in [true, false] {
+        let start = || {
+            if !early {
+                return Forged::stock();
+            }
+            let mut forged = Forged::listening(&Config::new(1_195));
+            forged.init(packet::INIT, 0, &stock_init(forged.tsn));
+            forged
+        };
+        let mut forged = start();
+        forged.init(packet::INIT, 0, &packet::Init { tag: TAG + 1, ..stock_init(forged.tsn) });
+        assert_eq!(forged.closed, Some(Close::Broken));
+        let mut forged = start();
+        forged.init(packet::INIT, 0, &stock_init(forged.tsn.wrapping_add(1)));
+        assert_eq!(forged.closed, Some(Close::Broken));
+    }
+}
+
+#[test]
+fn an_init_that_is_malformed_or_not_alone_goes_unanswered() {
+    let good = packet_for(0, |writer| writer.init(packet::INIT, &stock_init(1)));
+    let body = good[16..].to_vec();
+    let zeroed = |range: core::ops::Range<usize>| {
+        let mut body = body.clone();
+        body[range].fill(0);
+        body
+    };
+    let mut bodies = vec![body[..15].to_vec(), Vec::new(), zeroed(0..4), zeroed(8..10), zeroed(10..12)];
+    // A parameter longer than the chunk, one without a length, and half of one.
+    for parameter in [&[0x80, 8, 0, 200, 1, 2][..], &[0x80, 8, 0, 0], &[0x80, 8, 0, 3], &[0x80, 8]] {
+        bodies.push([&body[..16], parameter].concat());
+    }
+    for body in bodies {
+        let mut forged = Forged::listening(&Config::new(1_195));
+        forged.take(&packet_for(0, |writer| writer.chunk(packet::INIT, 0, &body)));
+        assert!(forged.answers().is_empty(), "{body:?}");
+    }
+    let mut forged = Forged::listening(&Config::new(1_195));
+    forged.take(&packet_for(0, |writer| {
+        writer.init(packet::INIT, &stock_init(1));
+        writer.chunk(packet::COOKIE_ACK, 0, &[]);
+    }));
+    assert!(forged.answers().is_empty());
+    assert_eq!(forged.closed, None);
+}
+
+#[test]
+fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
+    for (length, echoed) in [(1, true), (1_024, true), (1_025, false), (0, false)] {
+        let mut forged = Forged::connecting(&Config::new(1_195));
+        let cookie = vec![9; length];
+        // Writer::init has room for short cookies alone.
+        let mut body = packet_for(0, |writer| writer.init(packet::INIT_ACK, &stock_init(5)))[16..].to_vec();
+        let parameter = [&[0, 7][..], &(length as u16 + 4).to_be_bytes(), &cookie].concat();
+        body.extend(parameter);
+        body.resize(body.len().next_multiple_of(4), 0);
+        forged.chunk(packet::INIT_ACK, 0, &body);
+        if echoed {
+            // Data comes along as far as it fits.
+            forged.give(3_000);
+            let answers = forged.answers();
+            assert_eq!((answers[0].kind, &answers[0].body), (packet::COOKIE_ECHO, &cookie));
+            assert!(answers.iter().all(|answer| answer.packet == answers[0].packet), "one packet for each attempt");
+            assert_eq!(forged.closed, None);
+        } else {
+            assert_eq!(forged.closed, Some(Close::Broken));
+        }
+    }
+}
+
+#[test]
+fn a_cookie_that_is_not_ours_establishes_nothing() {
+    let mut forged = Forged::listening(&Config::new(1_195));
+    forged.init(packet::INIT, 0, &stock_init(1));
+    let answer = forged.answer(packet::INIT_ACK);
+    forged.read_init(&answer.body);
+    for cookie in [Vec::new(), vec![0; 16], forged.cookie[..15].to_vec()] {
+        forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
+        assert!(forged.answers().is_empty() && forged.open.is_none());
+    }
+    // Without an INIT there is no peer that could be established.
+    let mut forged = Forged::listening(&Config::new(1_195));
+    forged.take(&packet_for(0, |writer| writer.chunk(packet::COOKIE_ECHO, 0, &[0; 16])));
+    assert!(forged.answers().is_empty() && forged.open.is_none());
+}
+
+#[test]
+fn data_before_the_association_is_established_counts_as_lost() {
+    let mut forged = Forged::listening(&Config::new(1_195));
+    forged.init(packet::INIT, 0, &stock_init(forged.tsn));
+    let answer = forged.answer(packet::INIT_ACK);
+    forged.read_init(&answer.body);
+    forged.data(&whole(forged.tsn, 0, b"early"));
+    assert!(forged.messages.is_empty() && forged.answers().is_empty() && forged.closed.is_none());
+    let cookie = forged.cookie.clone();
+    forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
+    forged.data(&whole(forged.tsn, 0, b"early"));
+    assert_eq!(forged.messages, [(0, b"early".to_vec())]);
+}
+
+#[test]
+fn a_packet_without_checksum_is_taken_if_that_was_announced_and_never_with_init_or_cookie_echo() {
+    for announced in [true, false] {
+        let config = Config { zero_checksum: announced, ..Config::new(1_195) };
+        let mut forged = Forged::listening(&config);
+        let init = packet_for(0, |writer| writer.init(packet::INIT, &own_init(forged.tsn)));
+        forged.take(&without_checksum(init.clone()));
+        assert!(forged.answers().is_empty());
+        forged.take(&init);
+        let answer = forged.answer(packet::INIT_ACK);
+        assert_ne!(answer.packet[8..12], [0; 4], "INIT ACK has a checksum");
+        assert_eq!(packet::Init::parse(&answer.body).unwrap().zero_checksum, announced);
+        forged.read_init(&answer.body);
+        let echo = forged.packet(|writer| writer.chunk(packet::COOKIE_ECHO, 0, &forged.cookie));
+        forged.take(&without_checksum(echo.clone()));
+        assert!(forged.answers().is_empty());
+        forged.take(&echo);
+        // Both ends must take packets without: we send none unless we take them too.
+        assert_eq!(forged.answer(packet::COOKIE_ACK).packet[8..12] == [0; 4], announced);
+        let data = forged.packet(|writer| writer.data(&whole(forged.tsn, 0, b"x")));
+        forged.take(&without_checksum(data.clone()));
+        assert_eq!(forged.messages.len(), usize::from(announced));
+        let mut wrong = data;
+        wrong[8] ^= 1;
+        forged.take(&wrong);
+        assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum is no missing one");
+    }
+    // A peer that did not announce it gets a checksum always.
+    let mut forged = Forged::stock();
+    forged.give(10);
+    assert_ne!(forged.answer(packet::DATA).packet[8..12], [0; 4]);
+}
+
+/// Lets two associations that know nothing of each other's INIT establish one, while the packets numbered in `lost` are.
+fn collide(both_connect: bool, lost: u32) {
+    let config = Config::new(1_195);
+    let mut pair = Pair::with(lost.into(), [Line::new(20); 2], &[[config.clone(), config]]);
+    if both_connect {
+        pair.connect_both();
+    }
+    pair.lose_first(lost);
+    for end in [0, 1] {
+        pair.ends[end].keep = true;
+        pair.ends[end].queue.extend((0..5).map(|number| (number, vec![number as u8; 3_000])));
+    }
+    let all = |pair: &Pair| pair.ends.iter().all(|end| end.received.len() == 5 && end.association.is_flushed());
+    let done = pair.run(secs(&pair, 30.0), all);
+    assert!(done, "not established, lost packets {lost:#b}");
+    assert!(pair.ends.iter().all(|end| end.open == Some(64) && end.closed.is_none()));
+}
+
+#[test]
+fn the_handshake_survives_the_loss_of_any_of_its_packets() {
+    // All eight of the first are the INITs: then the dialler gives up.
+    (0..255).for_each(|lost| collide(false, lost));
+}
+
+#[test]
+fn two_ends_that_both_connect_have_one_association_whichever_packets_are_lost() {
+    (0..256).for_each(|lost| collide(true, lost));
+}
+
+#[test]
+fn an_unanswered_handshake_ends() {
+    let mut forged = Forged::connecting(&Config::new(1_195));
+    forged.wait(30_000);
+    assert_eq!(forged.closed, Some(Close::TimedOut));
+    assert_eq!(forged.association.poll_timeout(), None);
+    let mut forged = Forged::connecting(&Config::new(1_195));
+    forged.init(packet::INIT_ACK, forged.tag, &packet::Init { cookie: Some(b"c"), ..stock_init(1) });
+    assert_eq!(forged.open, Some(4));
+    forged.wait(30_000);
+    assert_eq!(forged.closed, Some(Close::TimedOut));
+}
+
+#[test]
+fn a_round_trip_is_not_measured_with_an_init_ack_that_was_sent_twice() {
+    let mut forged = Forged::listening(&Config::new(1_195));
+    let init = stock_init(forged.tsn);
+    forged.init(packet::INIT, 0, &init);
+    forged.answers();
+    forged.wait(500);
+    forged.init(packet::INIT, 0, &init);
+    let answer = forged.answer(packet::INIT_ACK);
+    forged.read_init(&answer.body);
+    // The echo answers the first.
+    forged.wait(1);
+    let cookie = forged.cookie.clone();
+    forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
+    assert!(forged.association.statistics().min_round_trip >= core::time::Duration::from_millis(300));
+}

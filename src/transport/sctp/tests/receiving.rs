@@ -1,0 +1,365 @@
+//! Data and control chunks of odd and hostile peers, and what they make an association hold.
+
+use super::{
+    super::{
+        Close, Config, MAX_MESSAGE,
+        packet::{self, Data},
+    },
+    forged::{Forged, own_init, stock_init, whole},
+};
+
+const OPEN: [u8; 12] = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A fragment on stream 0.
+fn fragment(tsn: u32, begin: bool, end: bool, payload: &[u8]) -> Data<'_> {
+    Data { begin, end, ..whole(tsn, 0, payload) }
+}
+
+/// How an association ended by one chunk.
+fn struck(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
+    let mut forged = Forged::stock();
+    forged.chunk(kind, flags, body);
+    let aborts = forged.answers().iter().filter(|answer| answer.kind == packet::ABORT).count();
+    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "who broke it is told");
+    forged.closed
+}
+
+#[test]
+fn chunks_that_were_never_negotiated_end_the_association() {
+    let tsn = Forged::stock().tsn.to_be_bytes();
+    let data = [&tsn[..], &[0, 0, 0, 0, 0, 0, 0, 53]].concat();
+    let with_payload = [&data[..], b"x"].concat();
+    for (kind, flags, body) in [
+        (packet::DATA, 4 | 3, &with_payload[..]),
+        (packet::DATA, 3, &data),
+        (packet::DATA, 3, &data[..11]),
+        (packet::DATA, 3, &[]),
+        (packet::I_DATA, 3, &[0; 20]),
+        (packet::FORWARD_TSN, 0, &[0x7f; 4]),
+        (packet::I_FORWARD_TSN, 0, &[0x7f; 4]),
+    ] {
+        assert_eq!(struck(kind, flags, body), Some(Close::Broken), "kind {kind}, {body:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_aborts_resets_or_shuts_down_ends_the_association() {
+    for (kind, body) in [
+        (packet::ABORT, &[][..]),
+        // A cause that reaches beyond its chunk.
+        (packet::ABORT, &[0, 1, 0xff, 0]),
+        (packet::RE_CONFIG, &[0, 13, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        (packet::SHUTDOWN, &[0; 4]),
+        (packet::SHUTDOWN_ACK, &[]),
+        (packet::SHUTDOWN_COMPLETE, &[]),
+    ] {
+        assert_eq!(struck(kind, 0, body), Some(Close::ByPeer), "kind {kind}");
+    }
+}
+
+#[test]
+fn nothing_is_taken_under_another_tag() {
+    let mut forged = Forged::stock();
+    let tag = forged.tag;
+    for wrong in [0, tag ^ 1, super::forged::TAG] {
+        forged.tag = wrong;
+        forged.data(&whole(forged.tsn, 0, b"x"));
+        forged.chunk(packet::ABORT, 0, &[]);
+        forged.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
+    }
+    assert!(forged.messages.is_empty() && forged.closed.is_none() && forged.answers().is_empty());
+    // An ABORT may reflect the peer's own tag, if it says so.
+    forged.tag = super::forged::TAG;
+    forged.chunk(packet::ABORT, 1, &[]);
+    assert_eq!(forged.closed, Some(Close::ByPeer));
+}
+
+#[test]
+fn malformed_chunks_and_what_follows_them_are_passed_over() {
+    let mut forged = Forged::stock();
+    let good = forged.packet(|writer| writer.data(&whole(forged.tsn, 0, b"x")));
+    for garbage in [&[][..], &[0], &[0, 0, 0], &[0, 0, 0, 3], &[0, 0, 0, 0], &[9, 0, 0xff, 0xff]] {
+        let packet = forged.packet(|writer| {
+            let mut buffer = [0; 64];
+            buffer[..garbage.len()].copy_from_slice(garbage);
+            writer.raw(&buffer[..garbage.len()]);
+            writer.raw(&good[12..]);
+        });
+        if garbage.is_empty() {
+            continue;
+        }
+        forged.take(&packet);
+        assert!(forged.messages.is_empty() && forged.closed.is_none(), "{garbage:?}");
+    }
+    for length in 0..12 {
+        forged.take(&good[..length]);
+    }
+    // Data hidden in a chunk of another kind is none.
+    forged.chunk(packet::ERROR, 0, &good[12..]);
+    forged.chunk(packet::HEARTBEAT_ACK, 0, &good[12..]);
+    forged.chunk(packet::HEARTBEAT, 0, &[&[0, 1, 0, 4], &good[12..]].concat());
+    forged.chunk(packet::SACK, 0, &[0; 11]);
+    forged.chunk(packet::SACK, 0, &[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0]);
+    forged.take(&[0; 1_501]);
+    assert!(forged.messages.is_empty() && forged.closed.is_none() && forged.answers().is_empty());
+    forged.take(&good);
+    assert_eq!(forged.messages.len(), 1);
+}
+
+#[test]
+fn unknown_chunks_are_skipped_or_end_their_packet_as_their_highest_bit_says() {
+    for (kind, follows) in [(15, false), (0x3f, false), (0x41, false), (0x7f, false), (0x81, true), (0xff, true)] {
+        let mut forged = Forged::stock();
+        let tsn = forged.tsn;
+        forged.send(|writer| {
+            writer.data(&whole(tsn, 0, b"before"));
+            writer.chunk(kind, 0, b"what?");
+            writer.data(&whole(tsn.wrapping_add(1), 1, b"behind"));
+        });
+        assert_eq!(forged.messages.len(), 1 + usize::from(follows), "kind {kind:#x}");
+        assert_eq!(forged.closed, None);
+    }
+}
+
+#[test]
+fn a_heartbeat_is_answered_with_what_it_holds_if_that_fits() {
+    let mut forged = Forged::stock();
+    let info = |length: usize| [&[0, 1][..], &(length as u16).to_be_bytes(), &vec![5; length - 4]].concat();
+    for length in [4, 5, 44, 1_170] {
+        forged.chunk(packet::HEARTBEAT, 0, &info(length));
+        assert_eq!(forged.answer(packet::HEARTBEAT_ACK).body, info(length));
+    }
+    // Longer than a packet of ours: no answer, and no broken one, with whatever else is due.
+    for length in [1_180, 1_484] {
+        forged.chunk(packet::HEARTBEAT, 0, &info(length));
+        assert!(forged.answers().is_empty());
+        forged.give(2_000);
+        forged.data(&whole(forged.tsn, 0, b"x"));
+        forged.chunk(packet::HEARTBEAT, 0, &info(length));
+        assert!(forged.answers().iter().all(|answer| [packet::DATA, packet::SACK].contains(&answer.kind)));
+    }
+    // Many of them get one answer.
+    (0..100).for_each(|_| forged.chunk(packet::HEARTBEAT, 0, &info(8)));
+    forged.answer(packet::HEARTBEAT_ACK);
+}
+
+#[test]
+fn other_messages_than_binary_ones_end_the_association() {
+    for protocol in [0, 51, 52, 54, 56, 57] {
+        let mut forged = Forged::stock();
+        forged.data(&Data { protocol, ..whole(forged.tsn, 0, b"x") });
+        assert_eq!(forged.closed, Some(Close::Broken), "protocol {protocol}");
+    }
+}
+
+#[test]
+fn a_stream_beyond_the_number_ends_the_association() {
+    for (mut forged, streams) in [(Forged::stock(), 4), (Forged::own(), 64)] {
+        forged.data(&Data { stream: streams - 1, ..whole(forged.tsn, 0, b"x") });
+        assert_eq!(forged.messages.len(), 1);
+        forged.data(&Data { stream: streams, ..whole(forged.tsn.wrapping_add(1), 0, b"x") });
+        assert_eq!(forged.closed, Some(Close::Broken));
+    }
+}
+
+#[test]
+fn a_stream_is_opened_in_band_once_and_anything_but_an_acknowledgement_ends_the_association() {
+    let mut forged = Forged::stock();
+    for stream in 0..4 {
+        let tsn = forged.tsn.wrapping_add(u32::from(stream) * 2);
+        forged.data(&Data { stream, protocol: 50, ..whole(tsn, 0, &OPEN) });
+        let answer = forged.answers().into_iter().find(|answer| answer.kind == packet::DATA).unwrap();
+        assert_eq!(answer.body[4..6], stream.to_be_bytes());
+        assert_eq!(answer.body[8..], [0, 0, 0, 50, 2], "DATA_CHANNEL_ACK");
+        forged.data(&Data { stream, protocol: 50, ..whole(tsn.wrapping_add(1), 1, &[2]) });
+    }
+    assert_eq!((forged.closed, forged.messages.len()), (None, 0));
+    forged.data(&Data { protocol: 50, ..whole(forged.tsn.wrapping_add(8), 2, &OPEN) });
+    assert_eq!(forged.closed, Some(Close::Broken), "opened twice");
+    for other in [&[7][..], &[3, 0x80, 0, 0], &[3, 1], &[2, 2], &[3]] {
+        let mut forged = Forged::stock();
+        forged.data(&Data { protocol: 50, ..whole(forged.tsn, 0, other) });
+        assert_eq!(forged.closed, Some(Close::Broken), "{other:?}");
+    }
+}
+
+#[test]
+fn a_message_of_64_kib_arrives_and_a_longer_one_ends_the_association() {
+    for (last, arrives) in [(1_024, true), (1_025, false)] {
+        let mut forged = Forged::stock();
+        let tsn = forged.tsn;
+        for number in 0..63 {
+            forged.data(&fragment(tsn.wrapping_add(number), number == 0, false, &[1; 1_024]));
+        }
+        forged.data(&fragment(tsn.wrapping_add(63), false, true, &vec![1; last]));
+        assert_eq!(forged.messages.len(), usize::from(arrives));
+        assert_eq!(forged.closed, (!arrives).then_some(Close::Broken));
+        assert!(!arrives || forged.messages[0].1.len() == MAX_MESSAGE);
+    }
+}
+
+#[test]
+fn fragments_that_fit_no_message_end_the_association() {
+    type Change = fn(&mut Data<'_>);
+    let changes: [Change; 4] =
+        [|data| data.begin = true, |data| data.sequence = 1, |data| data.protocol = 51, |data| data.stream = 1];
+    for (number, change) in changes.into_iter().enumerate() {
+        for late in [false, true] {
+            let mut forged = Forged::stock();
+            let tsn = forged.tsn;
+            let mut second = fragment(tsn.wrapping_add(1), false, true, b"b");
+            change(&mut second);
+            if late {
+                forged.data(&second);
+                forged.data(&fragment(tsn, true, false, b"a"));
+            } else {
+                forged.data(&fragment(tsn, true, false, b"a"));
+                forged.data(&second);
+            }
+            assert_eq!(forged.closed, Some(Close::Broken), "change {number}, late {late}");
+        }
+    }
+    // Without a beginning, or with a sequence number that is skipped.
+    for data in [fragment(0, false, false, b"x"), fragment(0, false, true, b"x"), whole(0, 1, b"x")] {
+        let mut forged = Forged::stock();
+        forged.data(&Data { tsn: forged.tsn, ..data });
+        assert_eq!(forged.closed, Some(Close::Broken));
+    }
+}
+
+#[test]
+fn a_message_that_another_streams_data_interrupts_ends_the_association() {
+    // Its next fragment can never come, so it would be held for ever.
+    for between in [whole(0, 0, b"x"), fragment(0, true, false, b"x")] {
+        for gap in [false, true] {
+            let mut forged = Forged::own();
+            let tsn = forged.tsn;
+            let between = Data { tsn: tsn.wrapping_add(1), stream: 9, ..between };
+            if gap {
+                forged.data(&between);
+            }
+            forged.data(&fragment(tsn, true, false, b"a"));
+            if !gap {
+                forged.data(&between);
+            }
+            assert_eq!(forged.closed, Some(Close::Broken), "gap {gap}");
+        }
+    }
+}
+
+#[test]
+fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_bound() {
+    for size in [1, 100, 1_000, 1_160] {
+        for spaced in [false, true] {
+            let mut forged = Forged::own();
+            let payload = vec![1; size];
+            let mut tsn = forged.tsn.wrapping_add(u32::from(spaced));
+            'all: for stream in 0..64 {
+                for number in 0..56 {
+                    let data = Data { stream, ..fragment(tsn, number == 0, false, &payload) };
+                    forged.data(&data);
+                    tsn = tsn.wrapping_add(1);
+                    if forged.closed.is_some() {
+                        break 'all;
+                    }
+                }
+                // A hole between two messages makes each an honest one.
+                tsn = tsn.wrapping_add(u32::from(spaced));
+            }
+            assert_eq!(forged.closed.is_some(), !spaced);
+        }
+    }
+}
+
+#[test]
+fn what_a_peer_never_completes_fills_the_window_and_no_more() {
+    for size in [1, 500, 1_160] {
+        let mut forged = Forged::own();
+        let payload = vec![1; size];
+        let tsn = forged.tsn;
+        for number in 1..8_000 {
+            forged.data(&Data { stream: (number % 64) as u16, ..whole(tsn.wrapping_add(number), 1, &payload) });
+        }
+        let (held, bound) = (forged.association.held(), forged.association.bound());
+        assert!(held > 1 << 20 && held <= bound, "{held} of {bound}");
+        let (cumulative, window, blocks) = forged.sacked();
+        assert_eq!((cumulative, window), (tsn.wrapping_sub(1), 0));
+        // What was dropped is not acknowledged.
+        assert!(blocks.len() == 1 && usize::from(blocks[0].1) < 2_000, "{blocks:?}");
+        assert_eq!(forged.closed, None);
+        forged.wait(31_000);
+        assert_eq!(forged.closed, Some(Close::TimedOut), "a hole lasts half a minute at most");
+    }
+}
+
+#[test]
+fn a_thousand_and_twenty_four_ranges_are_noted_and_others_dropped_unacknowledged() {
+    let config = Config { window: 4 << 20, ..Config::new(1_195) };
+    let mut forged = Forged::established(&config, &own_init(u32::MAX - 2));
+    let tsn = forged.tsn;
+    for number in 1..1_500_u16 {
+        let stream = number % 64;
+        forged.data(&Data { stream, ..whole(tsn.wrapping_add(u32::from(number) * 2), number / 64 + 1, b"x") });
+    }
+    let (_, _, blocks) = forged.sacked();
+    assert_eq!(blocks.len(), (1_195 - 28) / 4, "as many blocks as a packet holds");
+    // One that joins two ranges is taken though no more fit.
+    forged.data(&Data { stream: 3, ..whole(tsn.wrapping_add(3), 9, b"x") });
+    let (_, _, blocks) = forged.sacked();
+    assert_eq!(blocks[..2], [(3, 5), (7, 7)]);
+    assert_eq!(forged.closed, None);
+}
+
+#[test]
+fn a_tsn_far_ahead_is_dropped_and_the_next_one_still_arrives() {
+    for distance in [1 << 16, 1 << 20, (1 << 31) - 1] {
+        let mut forged = Forged::stock();
+        let tsn = forged.tsn;
+        forged.data(&whole(tsn.wrapping_add(distance), 9, b"far"));
+        assert_eq!(forged.association.held(), 0);
+        assert!(forged.sacked().2.is_empty());
+        forged.data(&whole(tsn, 0, b"near"));
+        assert_eq!(forged.messages.len(), 1);
+    }
+}
+
+#[test]
+fn what_arrived_is_reported_as_duplicate_when_it_comes_again() {
+    let mut forged = Forged::stock();
+    let tsn = forged.tsn;
+    forged.data(&whole(tsn, 0, b"x"));
+    forged.data(&whole(tsn.wrapping_add(5), 1, b"y"));
+    forged.answers();
+    for _ in 0..30 {
+        forged.data(&whole(tsn, 0, b"x"));
+        forged.data(&whole(tsn.wrapping_add(5), 1, b"y"));
+        forged.data(&whole(tsn.wrapping_sub(9), 1, b"z"));
+    }
+    let answer = forged.answer(packet::SACK);
+    assert_eq!(packet::Sack::parse(&answer.body).unwrap().duplicates, 20);
+    assert_eq!(forged.messages.len(), 2);
+}
+
+#[test]
+fn tsns_and_sequence_numbers_wrap() {
+    let mut forged = Forged::established(&Config::new(1_195), &stock_init(u32::MAX - 1_000));
+    let tsn = forged.tsn;
+    for number in 0..66_000_u32 {
+        forged.data(&whole(tsn.wrapping_add(number), number as u16, b"x"));
+        if number % 128 == 0 {
+            assert_eq!(forged.sacked().0, tsn.wrapping_add(number));
+        }
+    }
+    assert_eq!(forged.messages.len(), 66_000);
+    // Gaps across the wrap.
+    let mut forged = Forged::established(&Config::new(1_195), &own_init(u32::MAX - 3));
+    for number in [2_u32, 3, 5, 6, 8] {
+        forged.data(&whole((u32::MAX - 3).wrapping_add(number), number as u16, b"x"));
+    }
+    assert_eq!(forged.sacked(), (u32::MAX - 4, (1 << 20) - 5 * 1_280, vec![(3, 4), (6, 7), (9, 9)]));
+    for number in [0_u32, 1, 4, 7] {
+        forged.data(&whole((u32::MAX - 3).wrapping_add(number), number as u16, b"x"));
+    }
+    assert_eq!(forged.sacked(), (4, 1 << 20, Vec::new()));
+    assert_eq!(forged.messages.len(), 9);
+}
