@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 
 use super::{FlowError, FlowParameters, Mark};
 use crate::base::Instant;
-use round::{Round, RttSamples, cells_in, time_of};
+use round::{Round, RttSamples, cells_in, part, time_of};
 
 /// Rounds whose greatest delivery rate counts as the path's.
 const RATE_ROUNDS: usize = 4;
@@ -205,7 +205,7 @@ impl CongestionWindow {
         self.round.rtt.add(rtt);
         self.round.full = self.round.full.saturating_add(full.into());
         let min = self.min_rtt();
-        if self.min_rtt.is_none() || rtt <= min.saturating_add(min / 16) {
+        if self.min_rtt.is_none() || rtt <= min.saturating_add(part(min, 16)) {
             self.min_rtt = Some((min.min(rtt), now));
         }
     }
@@ -239,7 +239,7 @@ impl CongestionWindow {
     /// Slow start: grows by what was acknowledged, unless recent samples are all late. A quarter of the window is judged at
     /// once, since a retransmission delays the start of a burst and not its end.
     fn grow_by_acknowledged(&mut self, full: bool) {
-        let limit = self.min_rtt().saturating_add(self.queue_delay().max(self.min_rtt() / 8));
+        let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
         let (latest_rtt, measured) = (self.latest_rtt, !self.rates.is_empty());
         let Phase::SlowStart { halted, recent } = &mut self.phase else { return };
@@ -291,14 +291,14 @@ impl CongestionWindow {
             self.rates.drain(..old);
         } else {
             // A growing queue would count as jitter.
-            self.jitter = self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()) / 4;
+            self.jitter = part(self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()), 4);
         }
         let delay = self.queue_delay();
-        let jitters = if standing > delay.saturating_add(self.jitter / 2) { 1 } else { JITTERS };
+        let jitters = if standing > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTERS };
         let target = self.target(jitters);
         // What a step came to shows a round later, unless jitter hides it anyway.
         let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
-        let empty = standing <= delay / 4;
+        let empty = standing <= part(delay, 4);
         let step = match (queued || waits, faster, empty) {
             (false, true, _) => self.window / 2,
             (false, false, true) => (self.window / 4).max(self.parameters.mark_every.into()),

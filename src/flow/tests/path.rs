@@ -52,6 +52,8 @@ struct Hop {
 #[derive(Clone, Copy)]
 struct Queue {
     first: u64,
+    /// The last of those that have left with a message.
+    served: u64,
     end: u64,
     turn: u64,
     listed: bool,
@@ -95,8 +97,15 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn new(seed: u64, links: &[Link], circuits: usize) -> Self {
         let parameters = FlowParameters::default();
-        let queue =
-            Queue { first: 0, end: 0, turn: 0, listed: false, lane_until: Instant::START, back_until: Instant::START };
+        let queue = Queue {
+            first: 0,
+            served: 0,
+            end: 0,
+            turn: 0,
+            listed: false,
+            lane_until: Instant::START,
+            back_until: Instant::START,
+        };
         let hop = |link: &Link| Hop {
             link: *link,
             queues: vec![queue; circuits],
@@ -258,10 +267,12 @@ impl Path {
         let departs = self.now.after(Duration::from_nanos(1_000_000_000 / it.link.rate * cells));
         self.schedule(departs, What::Served { hop });
         for (circuit, end) in served {
-            let held_up = self.held_up(hop);
+            let cells = end - self.hops[hop].queues[circuit].served;
+            let held_up = self.held_up(hop, cells);
             let it = &mut self.hops[hop];
             let arrives = departs.after(it.link.delay).after(held_up);
             let queue = &mut it.queues[circuit];
+            queue.served = end;
             queue.lane_until = queue.lane_until.max(arrives);
             let arrives = queue.lane_until;
             if !it.link.pause.is_zero() && arrives > it.wakes_at {
@@ -275,18 +286,19 @@ impl Path {
         }
     }
 
-    /// What losses add to a message's time: five quarters of a round trip for each time that a datagram is lost.
-    fn held_up(&mut self, hop: usize) -> Duration {
+    /// What losses add to the time of cells that leave together, in about as many datagrams: five quarters of a round trip
+    /// for each time that one of them is lost.
+    fn held_up(&mut self, hop: usize, cells: u64) -> Duration {
         let link = self.hops[hop].link;
+        if link.loss == 0.0 {
+            return Duration::ZERO;
+        }
+        let datagrams = i32::try_from(cells).unwrap();
         let mut lost = 0;
-        if link.loss > 0.0 {
-            for _ in 0..14 {
-                let mut times = 0;
-                while self.rng.random::<f64>() < link.loss {
-                    times += 1;
-                }
-                lost = lost.max(times);
-            }
+        let mut chance = 1.0 - (1.0 - link.loss).powi(datagrams);
+        while self.rng.random::<f64>() < chance {
+            lost += 1;
+            chance = link.loss;
         }
         link.delay * 5 / 2 * lost
     }

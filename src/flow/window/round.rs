@@ -68,3 +68,8 @@ pub(super) fn time_of(rate: u64, cells: u64) -> Duration {
     let nanos = u128::from(cells).saturating_mul(NANOS).checked_div(rate.into()).unwrap_or(0);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
+
+/// `time` in so many equal parts.
+pub(super) fn part(time: Duration, parts: u32) -> Duration {
+    time.checked_div(parts).unwrap_or_default()
+}
