@@ -337,3 +337,29 @@ fn a_link_whose_keys_are_used_up_retires_once_at_both_ends_and_then_ends() {
         }
     }
 }
+
+#[test]
+fn a_relay_is_dialled_beside_a_retired_link_and_both_links_carry_messages() {
+    let key_limits = KeyLimits { retire: 100, end: 100_000, ..KeyLimits::default() };
+    let (mut world, old, _) = linked_with(430, Mischief::default(), &[CipherSuite::Aes128Gcm], key_limits);
+    for _ in 0..10 {
+        let message = Bytes::from(vec![1; 17 << 10]);
+        world.transmit(CLIENT, Transmit::Message { link: old, lane: lane(0), message });
+        world.run_for(Duration::from_millis(200));
+    }
+    assert!(world.nodes[CLIENT].events.iter().any(|event| matches!(event, LinkEvent::Retire { .. })));
+    world.nodes.iter_mut().for_each(|node| node.events.clear());
+    world.dial(CLIENT, RELAY);
+    world.run_until(Duration::from_secs(1), "a second link", |world| {
+        world.nodes.iter().all(|node| opened(&node.events).is_some())
+    });
+    let new = opened(&world.nodes[CLIENT].events).unwrap();
+    for link in [old, new] {
+        let message = Bytes::from_static(b"still there");
+        world.transmit(CLIENT, Transmit::Message { link, lane: lane(1), message });
+    }
+    world.run_for(Duration::from_secs(1));
+    let received = |event: &&LinkEvent| matches!(event, LinkEvent::Message { .. });
+    assert_eq!(world.nodes[RELAY].events.iter().filter(received).count(), 2);
+    assert!(world.nodes.iter().all(|node| node.endpoint.counts().links == 2));
+}

@@ -88,7 +88,7 @@ pub(crate) struct World {
 pub(crate) struct Node {
     pub(crate) endpoint: Endpoint,
     pub(crate) events: Vec<LinkEvent>,
-    addresses: [SocketAddr; 2],
+    addresses: [SocketAddr; 3],
     /// Bytes it has sent.
     pub(crate) bytes_sent: usize,
 }
@@ -120,15 +120,16 @@ impl World {
         }
     }
 
-    /// Adds a node that listens on one address and dials from another.
+    /// Adds a node that listens on one address and dials from two others.
     pub(crate) fn add(&mut self, config: EndpointConfig) -> usize {
         let node = self.nodes.len();
-        let addresses = [0u16, 1].map(|port| SocketAddr::from(([10, 0, 0, node as u8 + 1], 4443 + port)));
+        let addresses = [0u16, 1, 2].map(|port| SocketAddr::from(([10, 0, 0, node as u8 + 1], 4443 + port)));
         let mut endpoint = Endpoint::new(config, self.start).unwrap();
         endpoint.set_ports(
             &[
                 Port { id: 0, purpose: PortUse::Listen, ipv6: false },
                 Port { id: 1, purpose: PortUse::Dial, ipv6: false },
+                Port { id: 2, purpose: PortUse::Dial, ipv6: false },
             ],
             64,
         );

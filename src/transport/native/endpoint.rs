@@ -7,6 +7,7 @@
 use core::time::Duration;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    net::SocketAddr,
     time::Instant as StdInstant,
 };
 
@@ -267,9 +268,7 @@ impl Endpoint {
         while dial.attempts > 0 && now < dial.until {
             dial.attempts = dial.attempts.saturating_sub(1);
             let Some((remote, round)) = dial.next_address() else { break };
-            let port = self.ports.iter().find(|port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6());
-            let Some(port) = port else { continue };
-            let route = Route { port: port.id, remote };
+            let Some(route) = self.dial_route(remote) else { continue };
             if self.links.get(&route).is_some_and(Link::is_closing) {
                 self.with_link(now, route, Link::give_up);
             }
@@ -300,6 +299,17 @@ impl Endpoint {
             _ => DialError::Unable,
         };
         self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
+    }
+
+    /// The route of a dial to `remote`: that of the first port on which no retired link is in the way. `None` without a port of
+    /// its address family.
+    fn dial_route(&self, remote: SocketAddr) -> Option<Route> {
+        let fits = |port: &&Port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6();
+        let mut routes = self.ports.iter().filter(fits).map(|port| Route { port: port.id, remote });
+        let first = routes.next()?;
+        let retired = |route: &Route| self.links.get(route).is_some_and(|link| link.retired);
+        let other = if retired(&first) { routes.find(|route| !retired(route)) } else { None };
+        Some(other.unwrap_or(first))
     }
 
     /// Goes on with a dial after a rest.

@@ -156,6 +156,8 @@ pub(super) struct Link {
     pub(super) opened: bool,
     /// What it holds.
     pub(super) leases: LinkMemory<Lease>,
+    /// Whether the core has been told to open a second link beside it.
+    pub(super) retired: bool,
     stage: Stage,
     dtls: Dtls,
     sctp: Option<Box<Association>>,
@@ -185,6 +187,7 @@ impl Link {
             room: 0,
             opened: false,
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
+            retired: false,
             stage: Stage::Opening { until },
             dtls,
             sctp: None,
@@ -363,6 +366,7 @@ impl Link {
     /// Tells once that the keys have protected so much that the link is to take no new circuits.
     fn note_retired(&mut self, context: &mut Context<'_>) {
         if self.stage == Stage::Open && self.dtls.take_retired() {
+            self.retired = true;
             context.happenings.push(Happening::Retired);
         }
     }

@@ -22,6 +22,8 @@ const KERNEL_BUFFER: usize = 4 << 20;
 /// Receive buffers, each for one coalesced run of datagrams.
 const BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;
+/// Ports to dial from, for each address family: DTLS 1.2 tells two links to one address apart by our port alone.
+const DIAL_PORTS: usize = 2;
 
 /// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +94,8 @@ struct Socket {
 }
 
 impl Sockets {
-    /// Opens one socket per address to listen on and, if `dial`, one per address family to dial from. IPv6 is left out
-    /// where the machine has none.
+    /// Opens one socket per address to listen on and, if `dial`, two per address family to dial from: a link that replaces a
+    /// retired one takes the second. IPv6 is left out where the machine has none.
     ///
     /// # Errors
     /// [`SocketError`] if a listening address can't be had, or no socket for dialling can.
@@ -103,9 +105,14 @@ impl Sockets {
             this.open(*address, PortUse::Listen)?.map_err(|error| SocketError::Listen { address: *address, error })?;
         }
         if dial {
-            this.open((Ipv4Addr::UNSPECIFIED, 0).into(), PortUse::Dial)?.map_err(SocketError::Dial)?;
-            if let Err(error) = this.open((Ipv6Addr::UNSPECIFIED, 0).into(), PortUse::Dial)? {
-                tracing::info!(%error, "no IPv6: dialling over IPv4 only");
+            for _ in 0..DIAL_PORTS {
+                this.open((Ipv4Addr::UNSPECIFIED, 0).into(), PortUse::Dial)?.map_err(SocketError::Dial)?;
+            }
+            for _ in 0..DIAL_PORTS {
+                if let Err(error) = this.open((Ipv6Addr::UNSPECIFIED, 0).into(), PortUse::Dial)? {
+                    tracing::info!(%error, "no IPv6: dialling over IPv4 only");
+                    break;
+                }
             }
         }
         Ok(this)

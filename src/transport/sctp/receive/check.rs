@@ -26,8 +26,8 @@ impl Receiver {
             let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
             fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.buffer.capacity())
         };
-        assert_eq!(self.held, self.streams.iter().map(held).sum(), "bytes held are counted");
-        assert_eq!(self.pending, self.streams.iter().map(|stream| stream.pending.len()).sum());
+        assert_eq!(self.held, self.streams.iter().map(held).sum::<usize>(), "bytes held are counted");
+        assert_eq!(self.pending, self.streams.iter().map(|stream| stream.pending.len()).sum::<usize>());
         assert!(self.held <= self.bound(), "{} bytes held, {} allowed", self.held, self.bound());
         for stream in &self.streams {
             assert!(stream.pending.keys().all(|tsn| *tsn > self.cumulative), "a fragment waits in vain");

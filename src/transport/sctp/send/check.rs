@@ -51,7 +51,10 @@ impl SendHalf {
             self.flights[at].state != State::Acked
         });
         assert!(holes.eq(open), "holes are what is not acknowledged");
-        assert_eq!(self.unsent_bytes, self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum());
+        assert_eq!(
+            self.unsent_bytes,
+            self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()
+        );
         assert!(self.flights.iter().all(|flight| flight.payload.is_empty() == (flight.state == State::Acked)));
         let waits = self.in_flight > 0 || !self.lost.is_empty();
         assert!(!waits || self.timer().is_some(), "what is in flight is timed");
