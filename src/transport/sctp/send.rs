@@ -401,6 +401,7 @@ impl SendHalf {
         let mut last = cumulative;
         let mut fresh = core::mem::take(&mut self.acked.fresh);
         fresh.clear();
+        let mut at = 0;
         for (from, to) in sack.blocks() {
             let (from, to) = (cumulative.saturating_add(from.into()), cumulative.saturating_add(to.into()));
             if from <= last.saturating_add(1) || to < from || to >= next {
@@ -408,7 +409,7 @@ impl SendHalf {
                 return Err(Broken);
             }
             last = to;
-            self.acked.add(from, to, &mut fresh);
+            self.acked.add(from, to, &mut at, &mut fresh);
         }
         self.acked.merge(&mut fresh);
         for (from, to) in fresh.iter().copied() {

@@ -24,11 +24,14 @@ impl Acked {
         }
     }
 
-    /// Appends to `fresh` the parts of `from..=to` that are not acknowledged yet.
-    pub(super) fn add(&self, from: u64, to: u64, fresh: &mut Vec<(u64, u64)>) {
+    /// Appends to `fresh` the parts of `from..=to` that are not acknowledged yet. `at` is where the search begins, 0 for the
+    /// first of a list in order; it is moved on for the next.
+    pub(super) fn add(&self, from: u64, to: u64, at: &mut usize, fresh: &mut Vec<(u64, u64)>) {
         let mut from = from;
-        let at = self.ranges.partition_point(|range| range.1 < from);
-        for (first, last) in self.ranges.get(at..).unwrap_or_default() {
+        while self.ranges.get(*at).is_some_and(|range| range.1 < from) {
+            *at = at.saturating_add(1);
+        }
+        for (first, last) in self.ranges.get(*at..).unwrap_or_default() {
             if *first > to {
                 break;
             }
@@ -44,7 +47,15 @@ impl Acked {
 
     /// Acknowledges the ranges in `fresh`, which [`Self::add`] gave in order.
     pub(super) fn merge(&mut self, fresh: &mut [(u64, u64)]) {
-        if fresh.is_empty() {
+        let Some(first) = fresh.first() else { return };
+        // Most often what is new lies behind all the rest.
+        if first.0 > self.highest() {
+            for next in fresh.iter().copied() {
+                match self.ranges.last_mut() {
+                    Some(last) if last.1.saturating_add(1) >= next.0 => last.1 = next.1,
+                    _ => self.ranges.push(next),
+                }
+            }
             return;
         }
         self.merged.clear();
@@ -78,8 +89,9 @@ mod tests {
 
     fn add(acked: &mut Acked, blocks: &[(u64, u64)]) -> Vec<(u64, u64)> {
         let mut fresh = Vec::new();
+        let mut at = 0;
         for (from, to) in blocks {
-            acked.add(*from, *to, &mut fresh);
+            acked.add(*from, *to, &mut at, &mut fresh);
         }
         acked.merge(&mut fresh);
         fresh
