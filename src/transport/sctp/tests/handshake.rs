@@ -187,13 +187,13 @@ fn a_packet_without_checksum_is_taken_if_that_was_announced_and_never_with_init_
 }
 
 /// Lets two associations that know nothing of each other's INIT establish one, while the packets numbered in `lost` are.
-fn collide(both_connect: bool, lost: u32) {
+fn collide(both_connect: bool, lost: u8) {
     let config = Config::new(1_195);
     let mut pair = Pair::with(lost.into(), [Line::new(20); 2], &[[config.clone(), config]]);
     if both_connect {
         pair.connect_both();
     }
-    pair.lose_first(lost);
+    pair.lose_first(lost.into());
     for end in [0, 1] {
         pair.ends[end].keep = true;
         pair.ends[end].queue.extend((0..5).map(|number| (number, vec![number as u8; 3_000])));
@@ -207,12 +207,12 @@ fn collide(both_connect: bool, lost: u32) {
 #[test]
 fn the_handshake_survives_the_loss_of_any_of_its_packets() {
     // All eight of the first are the INITs: then the dialler gives up.
-    (0..255).for_each(|lost| collide(false, lost));
+    (0..u8::MAX).for_each(|lost| collide(false, lost));
 }
 
 #[test]
 fn two_ends_that_both_connect_have_one_association_whichever_packets_are_lost() {
-    (0..256).for_each(|lost| collide(true, lost));
+    (0..=u8::MAX).for_each(|lost| collide(true, lost));
 }
 
 #[test]

@@ -113,7 +113,7 @@ pub(super) struct Pair {
     serial: u64,
     steps: u64,
     rng: StdRng,
-    doomed: u32,
+    doomed: u128,
     /// Packets that the lines lost by chance.
     pub(super) lost: u64,
     /// Packets that found a queue full or a policer's limit.
@@ -158,7 +158,7 @@ impl Pair {
     }
 
     /// Loses those of the first packets that have a bit set in `bits`.
-    pub(super) fn lose_first(&mut self, bits: u32) {
+    pub(super) fn lose_first(&mut self, bits: u128) {
         self.doomed = bits;
     }
 
