@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { BROWSERS, launch } from './browsers.js';
+import { line } from './line.js';
 import { listen } from './listener.js';
 import { install } from './page.js';
 
@@ -58,6 +59,24 @@ for (const browser of Object.keys(BROWSERS)) {
         return ids;
       }, relay.descriptor);
       assert.deepEqual(result, [0, 2]);
+    });
+
+    test('gets every byte back over a line of 10 ms that loses one datagram in a hundred', deadline, async () => {
+      const lossy = await line(relay.descriptor, { loss: 0.01, delay: 10 });
+      const result = await page.evaluate(async (descriptor) => {
+        const { peer, channels, error } = await umbel.dial(descriptor);
+        if (error) return { error };
+        const started = performance.now();
+        const sizes = Array.from({ length: 40 }, (_, number) => 10_000 + 97 * number);
+        await Promise.all(channels.map((channel) => umbel.echo(channel, sizes)));
+        peer.close();
+        return { seconds: (performance.now() - started) / 1000 };
+      }, lossy.descriptor);
+      await lossy.stop();
+      assert.equal(result.error, undefined);
+      assert(lossy.counts.dropped > 10, 'the line drops datagrams');
+      console.log(`${browser}: 1.9 MB over four lanes and back in ${result.seconds.toFixed(1)} s, ` +
+        `${lossy.counts.dropped} of ${lossy.counts.forwarded + lossy.counts.dropped} datagrams lost`);
     });
 
     test('opens one link quickly', deadline, async () => {

@@ -1,0 +1,59 @@
+// A line between a browser and a relay: a UDP forwarder that delays every datagram and drops some, in both directions.
+import { createSocket } from 'node:dgram';
+
+import { elsewhere } from './addresses.js';
+
+// Numbers from 0 to 1 that are the same in each run (xorshift32).
+function* sequence(seed) {
+  for (let state = seed; ; ) {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    yield (state >>> 0) / 2 ** 32;
+  }
+}
+
+// Forwards to `relay`, a descriptor, and gives the descriptor of the line's own end. `loss` is a share of datagrams, `delay` is one
+// way and in milliseconds.
+export async function line(relay, { loss, delay, seed = 1 }) {
+  const address = elsewhere() ?? '127.0.0.1';
+  const random = sequence(seed);
+  const [{ ip, port }] = relay.addresses;
+  const counts = { forwarded: 0, dropped: 0 };
+  // One socket towards the relay for each of the browser's.
+  const towardsRelay = new Map();
+  let stopped = false;
+  const forward = (socket, datagram, toPort, to) => {
+    if (random.next().value < loss) {
+      counts.dropped += 1;
+      return;
+    }
+    counts.forwarded += 1;
+    setTimeout(() => stopped || socket.send(datagram, toPort, to), delay);
+  };
+  const bound = async () => {
+    const socket = createSocket({ type: 'udp4', recvBufferSize: 1 << 22 });
+    await new Promise((resolve) => socket.bind(0, address, resolve));
+    return socket;
+  };
+  const front = await bound();
+  front.on('message', async (datagram, from) => {
+    const key = `${from.address}:${from.port}`;
+    if (!towardsRelay.has(key)) {
+      towardsRelay.set(key, bound().then((socket) => {
+        socket.on('message', (answer) => forward(front, answer, from.port, from.address));
+        return socket;
+      }));
+    }
+    forward(await towardsRelay.get(key), datagram, port, ip);
+  });
+  return {
+    descriptor: { ...relay, addresses: [{ ip: address, port: front.address().port }] },
+    counts,
+    stop: async () => {
+      stopped = true;
+      front.close();
+      for (const socket of towardsRelay.values()) (await socket).close();
+    },
+  };
+}
