@@ -471,6 +471,10 @@ impl Association {
 
     fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, had_data: &mut bool) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
+        // Whoever sends these has taken the cookie: its COOKIE ACK was lost.
+        if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
+            self.establish(now, None);
+        }
         match chunk.kind {
             packet::DATA => {
                 let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;

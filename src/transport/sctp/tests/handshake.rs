@@ -216,6 +216,17 @@ fn two_ends_that_both_connect_have_one_association_whichever_packets_are_lost() 
 }
 
 #[test]
+fn data_of_the_listener_stands_in_for_its_lost_cookie_ack() {
+    let mut forged = Forged::connecting(&Config::new(1_195));
+    forged.init(packet::INIT_ACK, forged.tag, &packet::Init { cookie: Some(b"c"), ..stock_init(1) });
+    forged.answer(packet::COOKIE_ECHO);
+    forged.data(&whole(1, 0, b"x"));
+    assert_eq!(forged.sacked().0, 1);
+    forged.give(10);
+    forged.answer(packet::DATA);
+}
+
+#[test]
 fn an_unanswered_handshake_ends() {
     let mut forged = Forged::connecting(&Config::new(1_195));
     forged.wait(30_000);
