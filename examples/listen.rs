@@ -1,7 +1,8 @@
 //! A relay's transport by itself: listens, echoes every message, and says how to dial it.
 //!
-//! `cargo run --example listen -- 127.0.0.1:0 [ADDRESS…]` prints a line of JSON that a dialler needs (for
-//! `tests/browser`), then its counts for each line of its input, and ends with its input.
+//! `cargo run --example listen -- [--chacha20] 127.0.0.1:0 [ADDRESS…]` prints a line of JSON that a dialler needs (for
+//! `tests/browser`), then its counts for each line of its input, and ends with its input. With `--chacha20` it accepts no
+//! other cipher suite.
 
 #[path = "../tests/dial/drive.rs"]
 mod drive;
@@ -10,16 +11,21 @@ use std::{error::Error, net::SocketAddr, time::Duration};
 
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
-use umbel::transport::native::{Certificate, EndpointConfig, Ice};
+use umbel::transport::native::{Certificate, CipherSuite, EndpointConfig, Ice};
 
 use drive::{Driven, echo};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let addresses: Vec<SocketAddr> = std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let (options, addresses): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|text| text == "--chacha20");
+    let addresses: Vec<SocketAddr> = addresses.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let ice = Ice::new("umbelListen", "listenlistenlistenlisten")?;
     let mut config = EndpointConfig::new(Certificate::generate()?);
     config.accept = Some(ice.clone());
+    if !options.is_empty() {
+        config.cipher_suites = vec![CipherSuite::ChaCha20Poly1305];
+    }
     let mut driven = Driven::new(config, &addresses);
 
     let fingerprint: Vec<String> = driven.endpoint.fingerprint().iter().map(|byte| format!("{byte:02X}")).collect();

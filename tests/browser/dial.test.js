@@ -79,6 +79,25 @@ for (const browser of Object.keys(BROWSERS)) {
         `${lossy.counts.dropped} of ${lossy.counts.forwarded + lossy.counts.dropped} datagrams lost`);
     });
 
+    test('uses AES-128-GCM with a relay that accepts it, and otherwise ChaCha20-Poly1305', deadline, async () => {
+      const other = await listen(['--chacha20']);
+      const suites = await page.evaluate(async (descriptors) => {
+        const suites = [];
+        for (const descriptor of descriptors) {
+          const { peer, channels, error } = await umbel.dial(descriptor);
+          if (error) throw new Error(error);
+          await umbel.echo(channels[0], [1, 17408, 65536]);
+          const report = [...(await peer.getStats()).values()];
+          suites.push(report.find(({ type }) => type === 'transport')?.dtlsCipher);
+          peer.close();
+        }
+        return suites;
+      }, [relay.descriptor, other.descriptor]);
+      await other.stop();
+      assert.match(suites[0], /AES_128_GCM/);
+      assert.match(suites[1], /CHACHA20_POLY1305/);
+    });
+
     test('opens one link quickly', deadline, async () => {
       const times = await page.evaluate(async (descriptor) => {
         const times = [];

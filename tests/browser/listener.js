@@ -7,10 +7,10 @@ import { elsewhere } from './addresses.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
-// Starts it on an IPv4 address of this machine; Firefox dials no loopback address.
-export async function listen() {
+// Starts it on an IPv4 address of this machine, with `options` of its own; Firefox dials no loopback address.
+export async function listen(options = []) {
   const address = elsewhere() ?? '127.0.0.1';
-  const child = spawn('cargo', ['run', '--quiet', '--example', 'listen', '--', `${address}:0`], {
+  const child = spawn('cargo', ['run', '--quiet', '--example', 'listen', '--', ...options, `${address}:0`], {
     cwd: root,
     stdio: ['pipe', 'pipe', 'inherit'],
   });
