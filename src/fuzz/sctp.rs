@@ -63,7 +63,7 @@ impl Established {
             match event {
                 Event::Message { stream, bytes } => messages.push((stream, bytes.to_vec())),
                 Event::Closed(_) => return None,
-                Event::Open { .. } => panic!("it is open"),
+                Event::Open { .. } => unreachable!("it is open"),
             }
         }
         Some(messages)

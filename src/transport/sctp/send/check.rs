@@ -46,10 +46,9 @@ impl SendHalf {
         let holes = self.acked.holes(self.first).flat_map(|(from, to)| from..=to);
         let highest = in_state(State::Acked).last();
         assert_eq!(self.acked.highest(), highest.unwrap_or_default());
-        let open = (self.first..highest.unwrap_or_default()).filter(|tsn| {
-            let at = usize::try_from(tsn - self.first).unwrap();
-            self.flights[at].state != State::Acked
-        });
+        let before = highest.unwrap_or_default();
+        let open = (self.first..).zip(&self.flights).take_while(|(tsn, _)| *tsn < before);
+        let open = open.filter(|(_, flight)| flight.state != State::Acked).map(|(tsn, _)| tsn);
         assert!(holes.eq(open), "holes are what is not acknowledged");
         assert_eq!(
             self.unsent_bytes,

@@ -20,6 +20,9 @@ enum Dialler {
     Both,
 }
 
+/// A packet on its way: when it arrives, in which order, whether at ours, and what it is.
+type Flight = (Instant, u64, bool, Vec<u8>);
+
 /// An association of ours and one of `dcsctp`'s, 20 ms apart.
 struct Mixed {
     seed: u64,
@@ -29,8 +32,7 @@ struct Mixed {
     rng: StdRng,
     loss: f64,
     late: f64,
-    /// Packets on their way: when they arrive, in which order, whether at ours, and what they are.
-    in_flight: BinaryHeap<Reverse<(Instant, u64, bool, Vec<u8>)>>,
+    in_flight: BinaryHeap<Reverse<Flight>>,
     serial: u64,
     open: Option<u16>,
     connected: bool,

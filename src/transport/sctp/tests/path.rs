@@ -64,6 +64,9 @@ impl Line {
     }
 }
 
+/// A packet on its way: when it arrives, in which order, at which end, and what it is.
+type Flight = (Instant, u64, usize, Vec<u8>);
+
 /// A line with what is on it. All links share it.
 struct Direction {
     line: Line,
@@ -109,7 +112,7 @@ pub(super) struct Pair {
     pub(super) now: Instant,
     pub(super) ends: Vec<End>,
     lines: [Direction; 2],
-    in_flight: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    in_flight: BinaryHeap<Reverse<Flight>>,
     serial: u64,
     steps: u64,
     rng: StdRng,
@@ -278,12 +281,12 @@ impl Pair {
                 self.ends[to].association.handle_packet(self.now, &packet);
                 woken[to] = true;
             }
-            for at in 0..self.ends.len() {
+            for (at, woken) in woken.iter_mut().enumerate() {
                 let due = self.ends[at].association.poll_timeout().is_some_and(|due| due <= self.now);
                 if due {
                     self.ends[at].association.handle_timeout(self.now);
                 }
-                if core::mem::take(&mut woken[at]) || due {
+                if core::mem::take(woken) || due {
                     self.drain(at);
                 }
             }
