@@ -82,7 +82,13 @@ fn consensus(relay: &IdentityKey, onion: &OnionSecret) -> Consensus {
 fn opened(link: LinkId, dialled: Option<RelayId>) -> LinkEvent {
     let [local, peer] = if dialled.is_some() { [1, 2] } else { [2, 1] };
     let peer_address = Redacted("192.0.2.1:4443".parse().unwrap());
-    let opened = LinkOpened { dialled, local_certificate: [local; 32], peer_certificate: [peer; 32], peer_address };
+    let opened = LinkOpened {
+        dialled,
+        local_certificate: [local; 32],
+        peer_certificate: [peer; 32],
+        peer_address,
+        lanes: LANES,
+    };
     LinkEvent::Opened { link, opened }
 }
 

@@ -10,6 +10,8 @@ use super::sources::Source;
 
 /// Bytes that a link may hold whatever the others do.
 const RESERVE: usize = 64 << 10;
+/// Bytes leased beyond need that are given back.
+const SURPLUS: usize = 128 << 10;
 /// Bytes leased at once.
 const STEP: usize = 64 << 10;
 
@@ -55,7 +57,7 @@ impl Memory {
         // Half a step ahead, so that a packet seldom waits for the next.
         let wanted = held.saturating_add(STEP / 2).saturating_sub(RESERVE).next_multiple_of(STEP);
         while lease.bytes < wanted && self.grant(lease) {}
-        if lease.bytes >= wanted.saturating_add(2 * STEP) {
+        if lease.bytes >= wanted.saturating_add(SURPLUS) {
             self.give_back(lease, lease.bytes.saturating_sub(wanted));
         }
         RESERVE.saturating_add(lease.bytes)
@@ -68,7 +70,7 @@ impl Memory {
 
     /// Whether more than three quarters are leased.
     pub(super) const fn is_short(&self) -> bool {
-        self.leased > self.budget / 4 * 3
+        self.leased > self.budget.saturating_sub(self.budget / 4)
     }
 
     /// The source that leases most, if a link was refused since the last call because all is leased.
@@ -82,7 +84,8 @@ impl Memory {
 
     fn grant(&mut self, lease: &mut Lease) -> bool {
         let fits = |source: &Source, share: usize| {
-            self.by_source.get(source).copied().unwrap_or_default().saturating_add(STEP) <= self.budget / share
+            self.by_source.get(source).copied().unwrap_or_default().saturating_add(STEP)
+                <= self.budget.checked_div(share).unwrap_or_default()
         };
         if !fits(&lease.source, 16) || !fits(&lease.network, 4) {
             return false;

@@ -10,7 +10,7 @@ use super::{
     Broken, MAX_MESSAGE, Message, SendStatistics,
     congestion::Algorithm,
     packet::{self, CHUNK_HEADER, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
-    receive::{ACK_DELAY, Receiver},
+    receive::{ACK_DELAY, Acknowledging, Receiver},
     send::{Peer, SendConfig, SendHalf},
 };
 use crate::base::Instant;
@@ -636,7 +636,9 @@ impl Association {
         }
         let streams = self.streams();
         self.send.set_peer(now, peer, init.window, streams);
-        self.receive = Some(Receiver::new(now, init.tsn, streams, self.config.window, self.config.window_max));
+        let windows = (self.config.window, self.config.window_max);
+        let acknowledging = if init.own.is_some() { Acknowledging::OWN } else { Acknowledging::STOCK };
+        self.receive = Some(Receiver::new(now, init.tsn, streams, windows, acknowledging));
         Ok(())
     }
 

@@ -27,10 +27,27 @@ const MESSAGE_CAPACITY: usize = 17 << 10;
 const MAX_GAPS: usize = 1_024;
 /// Duplicate TSNs reported in one SACK.
 const MAX_DUPLICATES: usize = 20;
-/// Packets at the start that are each acknowledged at once: some stacks' slow start counts SACKs.
-const PROMPT_PACKETS: u32 = 64;
-/// Longest that an acknowledgement is withheld.
+/// Longest that any acknowledgement is withheld.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
+
+/// How often data is acknowledged, unless it asks for it, leaves a hole or comes twice. All packets of a batch that is read at
+/// once share one SACK.
+#[derive(Clone, Copy)]
+pub(super) struct Acknowledging {
+    /// Packets at the start that are each acknowledged.
+    prompt: u32,
+    /// Packets that are acknowledged together from then on.
+    every: u32,
+    /// Longest that an acknowledgement is withheld.
+    delay: Duration,
+}
+
+impl Acknowledging {
+    /// Towards stock stacks: the slow start of some counts SACKs, and RFC 9260 §6.2 asks for every second packet.
+    pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY };
+    /// Towards nodes of ours, which count bytes: fewer SACKs, so that a thin way back carries them.
+    pub(super) const OWN: Self = Self { prompt: 0, every: 8, delay: Duration::from_millis(5) };
+}
 
 /// Consecutive TSNs that have arrived.
 #[derive(Clone, Copy)]
@@ -43,6 +60,7 @@ struct Range {
 pub(super) struct Receiver {
     /// The last TSN before the first hole.
     cumulative: u64,
+    acknowledging: Acknowledging,
     gaps: Vec<Range>,
     duplicates: Vec<u32>,
     streams: Vec<Stream>,
@@ -58,7 +76,7 @@ pub(super) struct Receiver {
     short: bool,
     /// Data packets since the last SACK.
     unacknowledged: u32,
-    /// Data packets since the association began, up to [`PROMPT_PACKETS`].
+    /// Data packets since the association began, up to [`Acknowledging::prompt`].
     packets: u32,
     /// A SACK is due with the next packet.
     due: bool,
@@ -77,9 +95,17 @@ struct Period {
 
 impl Receiver {
     /// For a peer whose first TSN is `first`.
-    pub(super) fn new(now: Instant, first: u32, streams: u16, window: usize, window_max: usize) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        first: u32,
+        streams: u16,
+        windows: (usize, usize),
+        acknowledging: Acknowledging,
+    ) -> Self {
+        let (window, window_max) = windows;
         let streams = (0..streams).map(|_| Stream::default()).collect();
         Self {
+            acknowledging,
             cumulative: wire_start(first).saturating_sub(1),
             gaps: Vec::new(),
             duplicates: Vec::new(),
@@ -160,12 +186,13 @@ impl Receiver {
 
     /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
-        self.packets = self.packets.saturating_add(1).min(PROMPT_PACKETS);
+        let Acknowledging { prompt, every, delay } = self.acknowledging;
+        self.packets = self.packets.saturating_add(1).min(prompt);
         self.unacknowledged = self.unacknowledged.saturating_add(1);
-        if self.packets < PROMPT_PACKETS || self.unacknowledged >= 2 || !self.gaps.is_empty() {
+        if self.packets < prompt || self.unacknowledged >= every || !self.gaps.is_empty() {
             self.due = true;
         } else if self.deadline.is_none() {
-            self.deadline = Some(now.after(ACK_DELAY));
+            self.deadline = Some(now.after(delay));
         }
         let elapsed = now.since(self.period.since);
         if elapsed >= round_trip.max(Duration::from_millis(1)) {
