@@ -9,14 +9,17 @@ use rand::{CryptoRng, RngExt as _};
 use super::{
     Broken, MAX_MESSAGE, Message, SendStatistics,
     congestion::Algorithm,
-    packet::{self, CHUNK_HEADER, Chunk, Data, Init, OwnPeer, Packet, Sack, Writer},
-    receive::{ACK_DELAY, Acknowledging, Receiver},
+    packet::{self, CHUNK_HEADER, Chunk, Data, OwnPeer, Packet, Sack, Writer},
+    receive::Receiver,
     send::{Peer, SendConfig, SendHalf},
 };
 use crate::base::Instant;
 
 #[cfg(any(test, fuzzing))]
 mod check;
+mod handshake;
+
+use handshake::Attempts;
 
 /// Payload protocol identifiers (RFC 8831 §8).
 const BINARY: u32 = 53;
@@ -27,13 +30,8 @@ const DCEP_ACK: u8 = 2;
 
 /// Longest packet taken: the datagrams of stock peers are no larger.
 const MAX_PACKET: usize = 1_500;
-/// Longest cookie that is echoed.
-const MAX_COOKIE: usize = 1 << 10;
 /// Streams that stock peers get, and that carry messages: the lanes of `proto/01-transport.md` §5.
 const STOCK_STREAMS: u16 = 4;
-/// First time-out of INIT and COOKIE ECHO, doubled each time, and the longest.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
-const LONGEST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts at each of INIT and COOKIE ECHO.
 const HANDSHAKE_ATTEMPTS: u32 = 8;
 /// A first missing TSN that stays missing ends the association after so long.
@@ -130,34 +128,6 @@ enum State {
     CookieEchoed(Attempts, Vec<u8>),
     Established,
     Ended,
-}
-
-/// Attempts at a step of the handshake.
-struct Attempts {
-    made: u32,
-    /// The packet is to be sent.
-    due: bool,
-    /// When it was sent first, which measures the round trip if it was sent once.
-    first_at: Instant,
-    /// When it is sent again.
-    again_at: Instant,
-}
-
-impl Attempts {
-    const fn new(now: Instant) -> Self {
-        Self { made: 0, due: true, first_at: now, again_at: now }
-    }
-
-    fn sent(&mut self, now: Instant) {
-        if self.made == 0 {
-            self.first_at = now;
-        }
-        let wait =
-            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(LONGEST_HANDSHAKE_TIMEOUT);
-        self.made = self.made.saturating_add(1);
-        self.due = false;
-        self.again_at = now.after(wait);
-    }
 }
 
 /// Single packets of the control kind that wait to be sent; each at most once.
@@ -555,117 +525,6 @@ impl Association {
             // Text and empty messages carry no cells.
             _ => Err(Close::Broken),
         }
-    }
-
-    /// RFC 9260 §5.1 and §5.2.1: an INIT is answered without becoming established by it; two that cross are one
-    /// association.
-    fn handle_init(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
-        let Some(init) = Init::parse(body) else { return Ok(()) };
-        if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
-            // A restart: the link is another's.
-            return Err(Close::Broken);
-        }
-        match self.state {
-            State::Listening | State::CookieWait(_) => {
-                self.take_peer(now, &init)?;
-                self.replies.init_ack = true;
-            }
-            State::CookieEchoed(..) | State::Established => self.replies.init_ack = true,
-            State::Ended => {}
-        }
-        Ok(())
-    }
-
-    fn handle_init_ack(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
-        let State::CookieWait(attempts) = &self.state else { return Ok(()) };
-        let Some(init) = Init::parse(body) else { return Ok(()) };
-        let Some(cookie) = init.cookie.filter(|cookie| (1..=MAX_COOKIE).contains(&cookie.len())) else {
-            return Err(Close::Broken);
-        };
-        if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
-            return Err(Close::Broken);
-        }
-        if attempts.made == 1 {
-            self.round_trip_of_handshake = Some(now.since(attempts.first_at));
-        }
-        let cookie = cookie.to_vec();
-        self.take_peer(now, &init)?;
-        if let Some(round_trip) = self.round_trip_of_handshake {
-            self.send.handshake_took(now, round_trip);
-        }
-        self.state = State::CookieEchoed(Attempts::new(now), cookie);
-        self.events.push_back(Event::Open { streams: self.streams() });
-        Ok(())
-    }
-
-    fn handle_cookie_echo(&mut self, now: Instant, cookie: &[u8]) -> Result<(), Close> {
-        if self.receive.is_none() || cookie != self.cookie {
-            return Ok(());
-        }
-        match self.state {
-            State::Listening | State::CookieWait(_) => {
-                self.events.push_back(Event::Open { streams: self.streams() });
-                let round_trip = self.init_ack_at.filter(|_| self.init_acks == 1).map(|at| now.since(at));
-                self.establish(now, round_trip);
-            }
-            State::CookieEchoed(..) => self.establish(now, None),
-            State::Established => {}
-            State::Ended => return Ok(()),
-        }
-        self.replies.cookie_ack = true;
-        Ok(())
-    }
-
-    fn establish(&mut self, now: Instant, round_trip: Option<Duration>) {
-        self.state = State::Established;
-        if let Some(round_trip) = round_trip {
-            self.send.handshake_took(now, round_trip);
-        }
-    }
-
-    /// Takes what the peer's INIT or INIT ACK says. A peer with fewer streams than lanes is none of WebRTC's.
-    fn take_peer(&mut self, now: Instant, init: &Init<'_>) -> Result<(), Close> {
-        self.peer_tag = init.tag;
-        self.peer_tsn = Some(init.tsn);
-        self.zero = init.zero_checksum && self.config.zero_checksum;
-        self.own = init.own;
-        let peer = init.own.map_or_else(stock_peer, own_peer);
-        self.peer_streams = init.inbound;
-        if init.inbound < STOCK_STREAMS {
-            return Err(Close::Broken);
-        }
-        let streams = self.streams();
-        self.send.set_peer(now, peer, init.window, streams);
-        let windows = (self.config.window, self.config.window_max);
-        let acknowledging = if init.own.is_some() { Acknowledging::OWN } else { Acknowledging::STOCK };
-        self.receive = Some(Receiver::new(now, init.tsn, streams, windows, acknowledging));
-        Ok(())
-    }
-
-    /// Streams that carry messages.
-    fn streams(&self) -> u16 {
-        let wanted = self.own.map_or(STOCK_STREAMS, |own| own.streams);
-        wanted.min(self.peer_streams).clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS))
-    }
-
-    fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32) -> usize {
-        let mut writer = Writer::new(buffer, tag, false);
-        let streams = self.config.streams.max(STOCK_STREAMS);
-        let ack_delay = u16::try_from(ACK_DELAY.as_millis()).unwrap_or(u16::MAX);
-        writer.init(
-            kind,
-            &Init {
-                tag: self.local_tag,
-                window: u32::try_from(self.config.window).unwrap_or(u32::MAX),
-                outbound: streams,
-                inbound: streams,
-                tsn: self.local_tsn,
-                cookie: (kind == packet::INIT_ACK).then_some(&self.cookie[..]),
-                zero_checksum: self.config.zero_checksum,
-                own: Some(OwnPeer { streams, ack_delay }),
-            },
-        );
-        writer.finish()
     }
 
     fn write_established(&mut self, now: Instant, buffer: &mut [u8]) -> usize {

@@ -1,0 +1,204 @@
+//! What leaves next: lost data, probes, new data cut from messages.
+
+use super::{
+    super::{
+        congestion::{Controller as _, Sent},
+        packet::{DATA_HEADER, Data, Writer},
+        serial::wire,
+    },
+    FEW, Flight, LEAST_PIECE, SendHalf, Snapshot, State, index,
+};
+use crate::base::Instant;
+
+impl SendHalf {
+    /// Writes chunks that may leave now; gives whether any were written.
+    pub(in super::super) fn write(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
+        if !self.may_send(now) {
+            return false;
+        }
+        let mut any = false;
+        // Not after a time-out, which leaves nothing in flight: what is sent again is no progress.
+        let first_packet = self.flights.is_empty();
+        loop {
+            let wrote = match self.lost.first().copied() {
+                Some(tsn) => self.write_lost(now, tsn, writer),
+                None => self.write_new(now, writer) || (!any && self.probe_due && self.write_probe(now, writer)),
+            };
+            if !wrote {
+                break;
+            }
+            any = true;
+        }
+        if any {
+            self.probe_due = false;
+            self.active_at = now;
+            if first_packet {
+                self.progress_at = now;
+            }
+        } else if self.unsent.is_empty() && self.lost.is_empty() {
+            self.starved_since = self.starved_since.or(Some(now));
+        }
+        any
+    }
+
+    /// Whether the windows and the pacer let a packet leave.
+    fn may_send(&mut self, now: Instant) -> bool {
+        let waits = !self.unsent.is_empty() || !self.lost.is_empty();
+        if self.probe_due {
+            return true;
+        }
+        let window = self.window();
+        if self.in_flight >= window {
+            return false;
+        }
+        if !waits {
+            // Nothing to send, though there is room: noted by whoever finds it so.
+            return true;
+        }
+        let Some(rate) = self.control.pacing_rate() else { return true };
+        match self.pacer.poll(now, rate) {
+            Ok(()) => true,
+            Err(at) => {
+                self.paced_until = Some(at);
+                false
+            }
+        }
+    }
+
+    /// Sends a lost TSN again, if it fits.
+    fn write_lost(&mut self, now: Instant, tsn: u64, writer: &mut Writer<'_>) -> bool {
+        let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else {
+            self.lost.remove(&tsn);
+            return true;
+        };
+        if flight.payload.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+            return false;
+        }
+        self.lost.remove(&tsn);
+        let immediate = self.lost.is_empty();
+        self.repeat(now, tsn, immediate, writer);
+        true
+    }
+
+    /// Repeats the last TSN, to learn whether the tail was lost (RFC 8985 §7).
+    fn write_probe(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
+        let last = self.flights.iter().rposition(|flight| flight.state == State::InFlight);
+        let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
+            self.probe_due = false;
+            return false;
+        };
+        // Beside an acknowledgement there may be no room: then it has the next packet.
+        if flight.payload.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+            return false;
+        }
+        self.probe_due = false;
+        let tsn = self.first.saturating_add(at as u64);
+        self.in_flight = self.in_flight.saturating_sub(flight.length);
+        self.repeated_in_probes = self.repeated_in_probes.saturating_add(1).min(20);
+        self.repeat(now, tsn, true, writer);
+        true
+    }
+
+    fn repeat(&mut self, now: Instant, tsn: u64, immediate: bool, writer: &mut Writer<'_>) {
+        let snapshot = self.snapshot(now);
+        let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
+        flight.state = State::InFlight;
+        flight.retransmitted = true;
+        flight.sent_at = now;
+        let bytes = flight.length;
+        let prior_in_flight = self.in_flight;
+        self.in_flight = self.in_flight.saturating_add(bytes);
+        flight.snapshot = Snapshot { in_flight: self.in_flight, ..snapshot };
+        writer.data(&Data {
+            tsn: wire(tsn),
+            stream: flight.stream,
+            sequence: flight.sequence,
+            protocol: flight.protocol,
+            begin: flight.begin,
+            end: flight.end,
+            immediate,
+            payload: &flight.payload,
+        });
+        self.pacer.spend(bytes);
+        self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: true });
+    }
+
+    /// Sends the next piece of the first message.
+    fn write_new(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
+        let Some(message) = self.unsent.front() else { return false };
+        let space = writer.room().saturating_sub(DATA_HEADER);
+        let left = message.bytes.len().saturating_sub(message.cut);
+        let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
+        // A window of the peer's that is used up lets one packet through when nothing else is in flight.
+        let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window || self.span >= self.limit;
+        if length < LEAST_PIECE.min(left) {
+            return false;
+        }
+        if beyond_window && self.in_flight > 0 {
+            // The peer's window is the limit, not the path.
+            self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
+            return false;
+        }
+        let snapshot = self.snapshot(now);
+        let Some(message) = self.unsent.front_mut() else { return false };
+        let begin = message.cut == 0;
+        let to = message.cut.saturating_add(length);
+        let end = to >= message.bytes.len();
+        let payload = message.bytes.slice(message.cut..to);
+        message.cut = to;
+        let (stream, protocol) = (message.stream, message.protocol);
+        if end {
+            self.unsent.pop_front();
+        }
+        self.unsent_bytes = self.unsent_bytes.saturating_sub(length);
+        let sequence = self.sequences.get(usize::from(stream)).copied().unwrap_or_default();
+        if end && let Some(next) = self.sequences.get_mut(usize::from(stream)) {
+            *next = next.wrapping_add(1);
+        }
+        let tsn = self.next_tsn();
+        let bytes = length as u64;
+        self.span = self.span.saturating_add(bytes);
+        let prior_in_flight = self.in_flight;
+        self.in_flight = self.in_flight.saturating_add(bytes);
+        // The last of a burst is acknowledged at once, so that no delay of the peer's is taken for the path's.
+        let few = self.in_flight < FEW.saturating_mul(self.limits.segment);
+        let immediate = self.unsent.is_empty() || few;
+        writer.data(&Data { tsn: wire(tsn), stream, sequence, protocol, begin, end, immediate, payload: &payload });
+        self.flights.push_back(Flight {
+            stream,
+            sequence,
+            protocol,
+            begin,
+            end,
+            payload,
+            length: bytes,
+            state: State::InFlight,
+            retransmitted: false,
+            was_lost: false,
+            sent_at: now,
+            snapshot: Snapshot { in_flight: self.in_flight, ..snapshot },
+        });
+        self.pacer.spend(bytes);
+        self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: false });
+        true
+    }
+
+    /// The delivery state for a packet that leaves now.
+    fn snapshot(&mut self, now: Instant) -> Snapshot {
+        if self.in_flight == 0 {
+            if self.flights.is_empty() && self.active_at < now {
+                self.control.on_idle_end(now, self.active_at);
+            }
+            self.delivery.first_sent_at = now;
+            self.delivery.delivered_at = now;
+        }
+        Snapshot {
+            delivered: self.delivery.delivered,
+            delivered_at: self.delivery.delivered_at,
+            first_sent_at: self.delivery.first_sent_at,
+            lost: self.delivery.lost,
+            in_flight: 0,
+            app_limited: self.delivery.app_limited_until != 0,
+        }
+    }
+}
