@@ -417,7 +417,7 @@ impl Channels {
         if channel.established().is_some() {
             channel.retire();
         } else {
-            // Nothing waits for a channel that is not to carry anything.
+            // It carries no circuit yet, so its dial may as well fail now.
             self.close(id);
         }
     }

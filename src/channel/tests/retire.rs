@@ -64,7 +64,7 @@ fn the_other_ends_circuits_are_still_taken_on_a_retiring_channel() {
     let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(channel, first));
     retire(&mut pair.b, pair.now, 1, &mut pair.rng);
-    // Its own count may be a little behind.
+    // The other end's count may lag.
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.may_create(pair.now, channel) && pair.b.channels.admit_circuit(channel, second));
 }
@@ -88,7 +88,7 @@ fn a_link_that_retires_before_its_channel_is_open_is_closed() {
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     assert_eq!(pair.a.failure(), Some(ConnectError::Closed));
     assert!(pair.a.sent.contains_close());
-    // Of a link that is gone it says nothing.
+    // An event about a link that is gone changes nothing.
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
 }
 

@@ -79,7 +79,7 @@ pub(super) enum DtlsError {
 }
 
 impl DtlsError {
-    /// Whether the keys have protected as many records as they may: nobody's fault.
+    /// Whether the keys have protected as many records as they may, which is no fault of the peer.
     pub(super) const fn is_key_limit(&self) -> bool {
         matches!(self, Self::Record(RecordError::KeyLimit))
     }
@@ -106,7 +106,7 @@ pub(super) struct Dtls {
 enum State {
     Handshake(Box<Handshake>),
     Connected(Box<Connected>),
-    /// The machine completed its handshake, but its keys were not seen: a bug.
+    /// The handshake completed, but the tap has no keys: a bug.
     Failed,
 }
 
@@ -115,9 +115,9 @@ struct Handshake {
     tap: Tap,
     timeout: Option<Instant>,
     connected: bool,
-    /// Of a server: the cookie the front accepted, while a fragment of the hello may yet come.
+    /// The cookie that a server's front accepted, for later fragments of the hello.
     cookie: Option<Cookie>,
-    /// The datagram's worth of records that a server sends as it completes the handshake.
+    /// ChangeCipherSpec and Finished of a server, as sent.
     last_flight: Vec<u8>,
     is_server: bool,
 }
@@ -127,7 +127,7 @@ struct Connected {
     /// Where in the datagram handled last the SCTP packets lie.
     packets: Vec<Range<usize>>,
     last_flight: Option<LastFlight>,
-    /// The other end's close_notify has come and the link hasn't been told.
+    /// A close_notify arrived, and the link has had no event of it.
     closed_by_peer: bool,
     /// A close_notify is to be sent.
     close: bool,
@@ -325,7 +325,7 @@ impl Handshake {
     }
 }
 
-/// Copies the records of a server's last flight, whole, from a datagram: not what else the machine had to send.
+/// Appends the records of a server's last flight in `datagram` to `flight`, and no others.
 fn keep_last_flight(flight: &mut Vec<u8>, mut datagram: &[u8]) {
     while let Some([content, _, _, _, epoch, .., high, low]) = datagram.first_chunk::<13>().copied() {
         let length = usize::from(u16::from_be_bytes([high, low]));
@@ -344,7 +344,7 @@ impl Connected {
         let mut fatal = None;
         records.open(datagram, |opened| match opened {
             Opened::Data(packet) => {
-                // Who sends data has our Finished.
+                // Application data shows that the client has the last flight.
                 *last_flight = None;
                 packets.push(packet);
             }

@@ -1,8 +1,8 @@
 //! Cipher suites for `dimpl` that show what its record layer used, so that [`Records`] can take over.
 //!
-//! `dimpl` creates a cipher with nothing but a key, and knows no link in it. What the ciphers see is therefore kept in a
-//! thread-local that holds the [`Tap`] of one link during each call into that link's machine. IV and sequence number are
-//! derived from nonce and additional data of the Finished messages, one of which each end seals and one it opens.
+//! `dimpl` creates a cipher from a key alone, without a link. A thread-local therefore holds the [`Tap`] of one link during each
+//! call into that link's machine, and the ciphers write to it. IV and sequence number are derived from nonce and additional data
+//! of the Finished messages: each end seals one and opens one.
 //!
 //! `dimpl` draws explicit nonces of AES-GCM at random. A tapped cipher refuses to seal with one that has been used with its
 //! key, or that [`Records`] may use later, so that no nonce is used twice.
