@@ -20,6 +20,9 @@ use super::{
 const SWEEP: Duration = Duration::from_secs(1);
 /// Two channels between the same relays that opened within this time were dialled at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
+/// Retiring channels to one relay beside which no other is dialled: the youngest takes new circuits until its link ends. A node has
+/// so many ports to dial from.
+const MAX_RETIRING: usize = 2;
 
 /// Every channel of a node: by link, and for relays by identity.
 ///
@@ -162,7 +165,7 @@ impl Channels {
         if let Some(channel) = self.lookup(&relay) {
             return Some(channel);
         }
-        let dialled = |channel: &Channel| channel.dialled() == Some(relay) && !channel.retires();
+        let dialled = |channel: &Channel| channel.dialled() == Some(relay) && channel.established().is_none();
         let under_way = self.dials.contains_key(&relay) || self.channels.values().any(dialled);
         if under_way {
             return None;
@@ -182,7 +185,13 @@ impl Channels {
     #[must_use]
     pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
         let channel = self.by_relay.get(relay).copied()?;
-        self.channels.get(&channel).is_some_and(Channel::takes_circuits).then_some(channel)
+        let takes = self.channels.get(&channel).is_some_and(Channel::takes_circuits);
+        (takes || self.retiring(relay) >= MAX_RETIRING).then_some(channel)
+    }
+
+    /// Channels to `relay` that retire.
+    fn retiring(&self, relay: &RelayId) -> usize {
+        self.channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.retires()).count()
     }
 
     /// The open channel over which this node, as its gateway, reaches a volunteer.
@@ -416,6 +425,9 @@ impl Channels {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         if channel.established().is_some() {
             channel.retire();
+            if let Some(peer) = channel.peer().filter(|peer| self.by_relay.get(peer) == Some(&id)) {
+                self.elect(peer);
+            }
         } else {
             // It carries no circuit yet, so its dial may as well fail now.
             self.close(id);
@@ -441,13 +453,18 @@ impl Channels {
         };
         if let Some(peer) = established.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
             self.by_relay.remove(&peer);
-            let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
-            if let Some((left, _)) = left.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
-                let left = *left;
-                self.by_relay.insert(peer, left);
-            }
+            self.elect(peer);
         }
         self.events.push_back(ChannelEvent::Closed { channel: id });
+    }
+
+    /// Chooses the channel that new circuits to `peer` take: the youngest that takes any, else the youngest.
+    fn elect(&mut self, peer: RelayId) {
+        let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
+        if let Some((id, _)) = left.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
+            let id = *id;
+            self.by_relay.insert(peer, id);
+        }
     }
 
     fn dial_failed(&mut self, relay: RelayId, error: ConnectError) {

@@ -110,3 +110,38 @@ fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
     pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(2), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.a.channels.lookup(&key(2).id()), None);
 }
+
+#[test]
+fn the_second_channel_takes_new_circuits_when_both_retire() {
+    let (mut pair, first) = client_and_relay();
+    let relay = key(2);
+    let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(first, circuit));
+    // The other end retires it, and the second one is dialled all the same.
+    retire(&mut pair.a, pair.now, 1, &mut pair.rng);
+    pair.a.channels.connect(pair.now, &target(&relay));
+    pair.link(2, relay.id());
+    pair.settle();
+    let second = ChannelId(LinkId(2));
+    let other = pair.a.channels.allocate_circuit(second, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(second, other));
+    retire(&mut pair.a, pair.now, 2, &mut pair.rng);
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(second), "a third link has no port");
+    pair.a.collect(pair.now);
+    assert_eq!(dials(&pair.a), 0);
+}
+
+#[test]
+fn an_older_channel_takes_new_circuits_again_when_the_one_that_was_chosen_retires() {
+    let (mut pair, first) = client_and_relay();
+    let relay = key(2);
+    let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(first, circuit));
+    pair.link(2, relay.id());
+    pair.settle();
+    assert_eq!(pair.a.channels.lookup(&relay.id()), Some(ChannelId(LinkId(2))));
+    let other = pair.a.channels.allocate_circuit(ChannelId(LinkId(2)), &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(ChannelId(LinkId(2)), other));
+    retire(&mut pair.a, pair.now, 2, &mut pair.rng);
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(first));
+}

@@ -16,7 +16,7 @@ pub struct EndpointConfig {
     /// Limits.
     pub caps: Caps,
     /// Largest UDP payload sent, in bytes. Default 1,232: what IPv6's smallest MTU (1,280) carries. SCTP gets 37 bytes
-    /// less. At least 600; at most what every path between the nodes carries, for it is never split or probed.
+    /// less. 600 to 8,952; at most what every path between the nodes carries, for it is never split or probed.
     pub datagram_size: u16,
     /// Receive window of a link at the most, in bytes: what a peer may have in flight to us. Default 16 MiB. A peer that never
     /// completes its messages makes us hold an eighth and 64 KiB more.
@@ -149,8 +149,8 @@ pub enum EndpointError {
     /// No certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The datagram size is too small to carry the handshake.
-    #[error("datagrams of {0} bytes are too small; at least 600")]
+    /// The datagram size is too small to carry the handshake, or larger than any path carries.
+    #[error("datagrams of {0} bytes can't be sent; choose 600 to 8952")]
     DatagramSize(u16),
     /// The system gave no randomness.
     #[error("the system gives no randomness")]

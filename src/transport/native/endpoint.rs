@@ -43,6 +43,8 @@ const ROUND: usize = 64 << 10;
 const RELIEF_REST: Duration = Duration::from_millis(100);
 /// Datagrams carry at least so much: the handshake needs it.
 const MIN_DATAGRAM: u16 = 600;
+/// And at most so much: what an Ethernet jumbo frame carries.
+const MAX_DATAGRAM: u16 = 8_952;
 
 /// How an endpoint stands and what it has turned away, for the operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl Endpoint {
     /// # Errors
     /// [`EndpointError`] if the settings can't work or the system gives no randomness.
     pub fn new(config: EndpointConfig, start: StdInstant) -> Result<Self, EndpointError> {
-        if config.datagram_size < MIN_DATAGRAM {
+        if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&config.datagram_size) {
             return Err(EndpointError::DatagramSize(config.datagram_size));
         }
         let mut sctp = sctp::Config::new(usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD));
