@@ -377,7 +377,11 @@ impl Channel {
                 self.ready.push_back((lane, lanes.swap_remove(at).1.into()));
             }
         }
-        self.ready.extend(lanes.into_iter().map(|(lane, message)| (lane, message.into())));
+        self.ready.extend(lanes.into_iter().map(|(lane, mut message)| {
+            // The transport keeps the whole allocation until the last of it is acknowledged.
+            message.shrink_to_fit();
+            (lane, message.into())
+        }));
     }
 
     /// Does what is due: keep-alive, time-outs.

@@ -41,6 +41,8 @@ pub(crate) trait Core: LinkMachine {
 
 /// What closing links may take when a node ends.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(1);
+/// Times that links pull more before it is time to receive.
+const PULLS: usize = 64;
 
 /// Monotonic time since the loop began, as the core counts it.
 #[derive(Clone, Copy, Debug)]
@@ -111,16 +113,20 @@ impl<C: Core> Drive<C> {
             let now = self.clock.now();
             self.do_what_is_due(now);
             self.settle(now);
-            self.sockets.flush(now, &mut self.endpoint).await;
+            let mut idle = self.sockets.flush(now, &mut self.endpoint).await;
             // Links pull what they send next only when the last has left.
-            while self.endpoint.has_link_event() {
+            for _ in 0..PULLS {
+                if !idle || !self.endpoint.has_link_event() {
+                    break;
+                }
                 self.settle(now);
-                self.sockets.flush(now, &mut self.endpoint).await;
+                idle = self.sockets.flush(now, &mut self.endpoint).await;
             }
             if !goes_on(&self.endpoint) {
                 return;
             }
-            self.wait().await;
+            idle &= !self.endpoint.has_link_event();
+            self.wait(idle).await;
         }
     }
 
@@ -143,10 +149,12 @@ impl<C: Core> Drive<C> {
         }
     }
 
-    /// Waits for datagrams, for the outside, or until something is due, and takes in all there is.
-    async fn wait(&mut self) {
+    /// Waits for datagrams, for the outside, or until something is due, and takes in all there is. Unless `idle`, there is more to
+    /// send, and it only looks.
+    async fn wait(&mut self, idle: bool) {
         let Self { clock, sockets, endpoint, core, rng } = self;
         let due = [endpoint.poll_timeout(), core.poll_timeout()].into_iter().flatten().min();
+        let due = if idle { due } else { Some(Instant::START) };
         let due_by = async {
             match due {
                 Some(due) => sleep_until(clock.to_tokio(due)).await,

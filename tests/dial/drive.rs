@@ -61,7 +61,7 @@ impl Driven {
                 self.transmit(transmit);
             }
             let now = self.now();
-            self.sockets.flush(now, &mut self.endpoint).await;
+            while !self.sockets.flush(now, &mut self.endpoint).await {}
             if !self.endpoint.has_link_event() {
                 break now;
             }

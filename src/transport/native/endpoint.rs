@@ -1,7 +1,7 @@
 //! The endpoint: all links of a node, as one machine without I/O.
 //!
 //! Routes datagrams to links, answers strangers without keeping anything of them, dials, and keeps the deadlines. Each
-//! datagram costs one look-up; nothing ever walks over all links. Governed by `proto/01-transport.md`; who may make it
+//! datagram costs one look-up; only a shortage of memory makes it look at all links. Governed by `proto/01-transport.md`; who may make it
 //! keep or send what is argued in `docs/transport.md`.
 
 use core::time::Duration;
@@ -433,22 +433,21 @@ impl Endpoint {
         }
     }
 
-    /// Ends a link of the source that holds most, if memory is used up: at most one in each [`RELIEF_REST`].
+    /// When memory is short and wanted, ends the link that leases some and has made no progress for longest: at most one in
+    /// each [`RELIEF_REST`], for this alone looks at all links.
     fn relieve(&mut self, now: Instant) {
         if now.since(self.relieved) < RELIEF_REST {
             return;
         }
-        let received = self.memory.receive.take_fullest();
-        let Some(source) = received.or_else(|| self.memory.send.take_fullest()) else { return };
-        let held = |link: &Link| {
-            let lease = if received.is_some() { &link.leases.receive } else { &link.leases.send };
-            lease.is_of(source).then_some(lease.bytes())
-        };
-        let fullest = self.links.iter().filter_map(|(route, link)| Some((held(link)?, *route))).max();
-        let Some((_, route)) = fullest else { return };
-        self.relieved = now;
-        tracing::warn!("memory for links is used up; one of the fullest source ends");
-        self.with_link(now, route, Link::make_way);
+        let wanted = [(true, self.memory.receive.take_wanted()), (false, self.memory.send.take_wanted())];
+        for (received, _) in wanted.into_iter().filter(|(_, wanted)| *wanted) {
+            self.relieved = now;
+            let since = self.links.iter().filter_map(|(route, link)| Some((link.stands_since(received)?, *route)));
+            if let Some((_, route)) = since.min() {
+                tracing::warn!("memory for links is short; the one without progress for longest ends");
+                self.with_link(now, route, Link::make_way);
+            }
+        }
     }
 
     /// Sends what a link has to send and sets its deadline.

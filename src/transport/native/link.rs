@@ -211,6 +211,13 @@ impl Link {
         self.finish(context, Ending::Done);
     }
 
+    /// Since when it has made no progress with what it leases memory for, received or sent; none if it leases none.
+    pub(super) fn stands_since(&self, received: bool) -> Option<Instant> {
+        let lease = if received { &self.leases.receive } else { &self.leases.send };
+        let sctp = self.sctp.as_ref().filter(|_| lease.bytes() > 0)?;
+        if received { sctp.hole_since() } else { sctp.stuck_since() }
+    }
+
     /// Ends it, since it holds memory that others need.
     pub(super) fn make_way(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Closed(LinkClose::Overloaded));
@@ -291,7 +298,8 @@ impl Link {
     /// Seals packets of SCTP's into the datagrams to be sent, for one turn; gives how many.
     fn send_packets(&mut self, context: &mut Context<'_>) -> usize {
         let Some(sctp) = &mut self.sctp else { return 0 };
-        sctp.set_send_limit(context.memory.send.fit(&mut self.leases.send, sctp.held_for_sending()));
+        let (limit, _) = context.memory.send.fit(&mut self.leases.send, sctp.held_for_sending());
+        sctp.set_send_limit(limit);
         let header = self.dtls.header_len();
         for sent in 0..TURN {
             let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
@@ -330,6 +338,9 @@ impl Link {
 
     /// Says good-bye to the other end and ends.
     fn finish(&mut self, context: &mut Context<'_>, ending: Ending) {
+        if self.stage == Stage::Ended {
+            return;
+        }
         if let Some(sctp) = &mut self.sctp {
             sctp.abort();
         }
@@ -396,8 +407,8 @@ impl Link {
                 *heard = now;
                 *probed = None;
                 if let Some(sctp) = sctp {
-                    let limit = memory.fit(lease, sctp.held());
-                    sctp.set_receive_limit(limit, memory.is_short());
+                    let (limit, refused) = memory.fit(lease, sctp.held());
+                    sctp.set_receive_limit(limit, refused || memory.is_short());
                     sctp.handle_packet(now, packet);
                 }
             }

@@ -1,8 +1,8 @@
 //! The memory that the links of an endpoint share, and who may hold how much of it.
 //!
 //! Each link has a reserve of its own. Beyond it links lease from one budget, of which a source (an IPv4 address, an IPv6
-//! /64) gets a sixteenth at the most, and a network (/24, /48) a quarter: no source can shut the others out. When the
-//! budget is nearly used up, the link that leases most of the fullest source makes way.
+//! /64) gets a sixteenth at the most, and a network (/24, /48) a quarter: no source can shut the others out. When three
+//! quarters of the budget are used up, links make way, the one that has made no progress for longest first.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -20,8 +20,8 @@ pub(super) struct Memory {
     budget: usize,
     leased: usize,
     by_source: HashMap<Source, usize>,
-    /// A link was refused for want of the whole budget.
-    exhausted: bool,
+    /// A link wanted more when memory was short.
+    wanted: bool,
 }
 
 /// What one link leases.
@@ -40,27 +40,22 @@ impl Lease {
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
-
-    /// Whether it is of this source.
-    pub(super) fn is_of(&self, source: Source) -> bool {
-        self.source == source
-    }
 }
 
 impl Memory {
     pub(super) fn new(budget: usize) -> Self {
-        Self { budget, leased: 0, by_source: HashMap::new(), exhausted: false }
+        Self { budget, leased: 0, by_source: HashMap::new(), wanted: false }
     }
 
-    /// Fits a lease to a link that holds `held` bytes, and gives how many it may hold.
-    pub(super) fn fit(&mut self, lease: &mut Lease, held: usize) -> usize {
+    /// Fits a lease to a link that holds `held` bytes, and gives how many it may hold, and whether it was refused more.
+    pub(super) fn fit(&mut self, lease: &mut Lease, held: usize) -> (usize, bool) {
         // Half a step ahead, so that a packet seldom waits for the next.
         let wanted = held.saturating_add(STEP / 2).saturating_sub(RESERVE).next_multiple_of(STEP);
         while lease.bytes < wanted && self.grant(lease) {}
         if lease.bytes >= wanted.saturating_add(SURPLUS) {
             self.give_back(lease, lease.bytes.saturating_sub(wanted));
         }
-        RESERVE.saturating_add(lease.bytes)
+        (RESERVE.saturating_add(lease.bytes), lease.bytes < wanted)
     }
 
     /// Ends a lease.
@@ -73,13 +68,9 @@ impl Memory {
         self.leased > self.budget.saturating_sub(self.budget / 4)
     }
 
-    /// The source that leases most, if a link was refused since the last call because all is leased.
-    pub(super) fn take_fullest(&mut self) -> Option<Source> {
-        if !core::mem::take(&mut self.exhausted) {
-            return None;
-        }
-        let sources = self.by_source.iter().filter(|(source, _)| source.is_machine());
-        sources.max_by_key(|(_, bytes)| **bytes).map(|(source, _)| *source)
+    /// Whether a link has wanted more since the last call while memory was short.
+    pub(super) const fn take_wanted(&mut self) -> bool {
+        core::mem::replace(&mut self.wanted, false)
     }
 
     fn grant(&mut self, lease: &mut Lease) -> bool {
@@ -90,8 +81,8 @@ impl Memory {
         if !fits(&lease.source, 16) || !fits(&lease.network, 4) {
             return false;
         }
+        self.wanted |= self.is_short();
         if self.leased.saturating_add(STEP) > self.budget {
-            self.exhausted = true;
             return false;
         }
         self.leased = self.leased.saturating_add(STEP);
@@ -135,29 +126,29 @@ mod tests {
         let mut memory = Memory::new(BUDGET);
         let mut leases: Vec<_> = (0..16).map(|n| lease([n, 1])).collect();
         for lease in &mut leases {
-            assert_eq!(memory.fit(lease, usize::MAX / 2), RESERVE + 4 * STEP, "a source has a sixteenth");
+            let (may_hold, refused) = memory.fit(lease, usize::MAX / 2);
+            assert_eq!(may_hold, RESERVE + 4 * STEP, "a source has a sixteenth");
+            assert!(refused);
         }
-        assert!(memory.is_short());
+        assert!(memory.is_short() && memory.take_wanted());
+        assert!(!memory.take_wanted());
         let mut late = lease([99, 1]);
-        assert_eq!(memory.fit(&mut late, 10 * STEP), RESERVE);
-        let fullest = memory.take_fullest().unwrap();
-        assert!(leases.iter().any(|lease| lease.is_of(fullest)));
-        assert!(memory.take_fullest().is_none());
+        assert_eq!(memory.fit(&mut late, 10 * STEP), (RESERVE, true));
         memory.end(&mut leases[0]);
-        assert_eq!(memory.fit(&mut late, STEP), RESERVE + STEP);
+        assert_eq!(memory.fit(&mut late, STEP), (RESERVE + STEP, false));
     }
 
     #[test]
     fn a_network_has_a_quarter_and_what_is_given_back_is_free() {
         let mut memory = Memory::new(BUDGET);
         let mut leases: Vec<_> = (0..8).map(|n| lease([0, n])).collect();
-        let held: usize = leases.iter_mut().map(|lease| memory.fit(lease, BUDGET) - RESERVE).sum();
+        let held: usize = leases.iter_mut().map(|lease| memory.fit(lease, BUDGET).0 - RESERVE).sum();
         assert_eq!(held, BUDGET / 4);
         leases.iter_mut().for_each(|lease| memory.end(lease));
         assert!(memory.by_source.is_empty());
         assert_eq!(memory.leased, 0);
         let mut one = lease([0, 1]);
         memory.fit(&mut one, 3 * STEP);
-        assert_eq!(memory.fit(&mut one, 0), RESERVE, "what is not held is given back");
+        assert_eq!(memory.fit(&mut one, 0), (RESERVE, false), "what is not held is given back");
     }
 }

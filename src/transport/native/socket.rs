@@ -19,6 +19,8 @@ use crate::base::Instant;
 
 /// Asked of the kernel for each socket and direction. With its usual 212 kB bulk transfers run at a tenth.
 const KERNEL_BUFFER: usize = 4 << 20;
+/// Bytes sent before it is time to receive: what the kernel holds for the socket meanwhile must fit its buffer.
+const FLUSH: usize = 2 << 20;
 /// Receive buffers, each for one coalesced run of datagrams.
 const BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;
@@ -163,13 +165,20 @@ impl Sockets {
         }
     }
 
-    /// Sends all that `endpoint` has to send, waiting while the kernel has no room.
-    pub async fn flush(&mut self, now: Instant, endpoint: &mut Endpoint) {
+    /// Sends what `endpoint` has to send, waiting while the kernel has no room. Gives whether that was all: after
+    /// [`FLUSH`] bytes it is time to receive again.
+    pub async fn flush(&mut self, now: Instant, endpoint: &mut Endpoint) -> bool {
+        let mut sent: usize = 0;
         while let Some(batch) = endpoint.poll_datagrams(now) {
+            sent = sent.saturating_add(batch.bytes.len());
             if let Some(socket) = self.sockets.get(usize::from(batch.route.port)) {
                 socket.send(&batch).await;
             }
+            if sent >= FLUSH {
+                return false;
+            }
         }
+        true
     }
 }
 

@@ -22,11 +22,6 @@ impl Source {
         Self::prefix(address, 120, 48)
     }
 
-    /// Whether it is a source, and no network around one.
-    pub(super) const fn is_machine(self) -> bool {
-        matches!(self.1, 128 | 64)
-    }
-
     fn prefix(address: IpAddr, ipv4: u8, ipv6: u8) -> Self {
         let (bits, kept) = match address {
             IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), ipv4),

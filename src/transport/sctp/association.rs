@@ -42,6 +42,8 @@ const SHORT_HOLE_LIMIT: Duration = Duration::from_secs(3);
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Gap blocks in a SACK of a stock peer at the most.
 const STOCK_GAP_BLOCKS: usize = 20;
+/// The same of a node of ours: what fits the smallest packets that one may be set to.
+const OWN_GAP_BLOCKS: usize = 128;
 /// Largest burst to a stock peer, and most that is in flight on a path too short for pacing: browsers' sockets hold
 /// 56 to 63 full datagrams.
 const STOCK_BURST: u64 = 34 << 10;
@@ -140,6 +142,13 @@ struct Replies {
     abort: bool,
 }
 
+/// Which chunks a packet held.
+#[derive(Default)]
+struct Seen {
+    data: bool,
+    sack: bool,
+}
+
 /// One SCTP association. See the [module](super) for how it is driven.
 pub struct Association {
     config: Config,
@@ -218,14 +227,14 @@ impl Association {
             return;
         }
         let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
-        let mut had_data = false;
+        let mut seen = Seen::default();
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
             // RFC 9260 §3.2: what follows such a chunk doesn't count.
             if !self.tag_fits(&packet, &chunk) || chunk.ends_packet() {
                 break;
             }
-            let outcome = self.handle_chunk(now, &chunk, &mut had_data);
+            let outcome = self.handle_chunk(now, &chunk, &mut seen);
             if let Err(close) = outcome {
                 self.replies.abort = close == Close::Broken;
                 self.end(close);
@@ -235,7 +244,11 @@ impl Association {
                 return;
             }
         }
-        if had_data {
+        if self.send.is_hopeless() {
+            self.replies.abort = true;
+            return self.end(Close::Broken);
+        }
+        if seen.data {
             let round_trip = self.send.round_trip();
             if let Some(receive) = &mut self.receive {
                 receive.handle_packet_end(now, round_trip);
@@ -256,6 +269,10 @@ impl Association {
             }
             State::Established => {
                 self.send.handle_timeout(now);
+                if self.send.is_hopeless() {
+                    self.replies.abort = true;
+                    return self.end(Close::Broken);
+                }
                 if self.limit().is_some_and(|limit| limit <= now) {
                     self.end(Close::TimedOut);
                 }
@@ -284,8 +301,8 @@ impl Association {
         } else {
             HOLE_LIMIT
         };
-        let hole = self.receive.as_ref().and_then(Receiver::hole_since).map(|since| since.after(patience));
-        let stall = self.send.stuck_since().map(|since| since.after(STALL_LIMIT));
+        let hole = self.hole_since().map(|since| since.after(patience));
+        let stall = self.stuck_since().map(|since| since.after(STALL_LIMIT));
         [hole, stall].into_iter().flatten().min()
     }
 
@@ -403,6 +420,18 @@ impl Association {
         self.send.set_limit(bytes);
     }
 
+    /// Since when the first missing TSN has been missing, if one is.
+    #[must_use]
+    pub fn hole_since(&self) -> Option<Instant> {
+        self.receive.as_ref().and_then(Receiver::hole_since)
+    }
+
+    /// Since when the peer has acknowledged nothing more in sequence, if anything is in flight.
+    #[must_use]
+    pub fn stuck_since(&self) -> Option<Instant> {
+        self.send.stuck_since()
+    }
+
     /// Asks the peer for a sign of life, with the next packets.
     pub fn probe(&mut self) {
         self.replies.probe = matches!(self.state, State::Established);
@@ -439,7 +468,7 @@ impl Association {
         }
     }
 
-    fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, had_data: &mut bool) -> Result<(), Close> {
+    fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
         // Whoever sends these has taken the cookie: its COOKIE ACK was lost.
         if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
@@ -448,11 +477,13 @@ impl Association {
         match chunk.kind {
             packet::DATA => {
                 let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
-                *had_data = true;
+                seen.data = true;
                 self.handle_data(now, &data)
             }
             packet::SACK => {
-                let Some(sack) = Sack::parse(chunk.body) else { return Ok(()) };
+                // Nobody needs two in a packet, and each costs a look at all that is missing.
+                let first = !core::mem::replace(&mut seen.sack, true);
+                let Some(sack) = Sack::parse(chunk.body).filter(|_| first) else { return Ok(()) };
                 match self.state {
                     State::Established | State::CookieEchoed(..) => {
                         self.send.handle_sack(now, &sack).map_err(|Broken| BROKEN)
@@ -573,7 +604,7 @@ fn own_peer(own: OwnPeer) -> Peer {
     Peer {
         ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),
         least_timeout: Duration::from_millis(200),
-        gap_blocks: 256,
+        gap_blocks: OWN_GAP_BLOCKS,
         max_burst: u64::MAX,
         short_path_window: u64::MAX,
     }

@@ -54,6 +54,8 @@ impl Acknowledging {
 struct Range {
     first: u64,
     last: u64,
+    /// When the first of them arrived: since then the hole before it has been there.
+    since: Instant,
 }
 
 /// The receiving half of an association.
@@ -82,8 +84,6 @@ pub(super) struct Receiver {
     due: bool,
     /// When a withheld SACK is due.
     deadline: Option<Instant>,
-    /// Since when the first hole has been there.
-    hole_since: Option<Instant>,
     period: Period,
 }
 
@@ -120,7 +120,6 @@ impl Receiver {
             packets: 0,
             due: false,
             deadline: None,
-            hole_since: None,
             period: Period { since: now, bytes: 0 },
         }
     }
@@ -136,8 +135,8 @@ impl Receiver {
     }
 
     /// Since when the first missing TSN has been missing.
-    pub(super) const fn hole_since(&self) -> Option<Instant> {
-        self.hole_since
+    pub(super) fn hole_since(&self) -> Option<Instant> {
+        self.gaps.first().map(|gap| gap.since)
     }
 
     /// Lets the window grow up to `bytes`.
@@ -223,7 +222,8 @@ impl Receiver {
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
         let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));
-        let window = if self.short { self.window.min(self.limit) } else { self.window };
+        // A peer that we hold nothing of keeps its window: it is not the one that uses memory up.
+        let window = if self.short && self.held > 0 { self.window.min(self.limit) } else { self.window };
         let window = u32::try_from(window.saturating_sub(self.held)).unwrap_or(u32::MAX);
         writer.sack(wire(self.cumulative), window, blocks, &self.duplicates);
         self.duplicates.clear();
@@ -248,7 +248,6 @@ impl Receiver {
                 self.gaps.remove(0);
                 self.due = true;
             }
-            self.hole_since = if self.gaps.is_empty() { None } else { Some(now) };
             return true;
         }
         let at = self.gaps.partition_point(|gap| gap.last < tsn);
@@ -260,6 +259,7 @@ impl Receiver {
                 let next = self.gaps.remove(at);
                 if let Some(gap) = at.checked_sub(1).and_then(|at| self.gaps.get_mut(at)) {
                     gap.last = next.last;
+                    gap.since = gap.since.min(next.since);
                 }
             }
             (true, false) => {
@@ -273,9 +273,8 @@ impl Receiver {
                 }
             }
             (false, false) if self.gaps.len() >= MAX_GAPS => return false,
-            (false, false) => self.gaps.insert(at, Range { first: tsn, last: tsn }),
+            (false, false) => self.gaps.insert(at, Range { first: tsn, last: tsn, since: now }),
         }
-        self.hole_since = self.hole_since.or(Some(now));
         true
     }
 

@@ -37,6 +37,9 @@ const WIDENED_FOR: u8 = 16;
 const LEAST_PROBE: Duration = Duration::from_millis(10);
 /// Least window on a path too short for pacing, in bytes.
 const SHORT_PATH_WINDOW: u64 = 256 << 10;
+/// Times that one TSN may count as lost. Even a tenth of packets lost makes so many in a row next to impossible; a peer that feigns losses
+/// gets no more repetitions than that.
+const MAX_LOSSES: u8 = 24;
 /// Packets in flight below which each asks for its acknowledgement at once.
 const FEW: u64 = 10;
 
@@ -68,8 +71,8 @@ struct Flight {
     length: u64,
     state: State,
     retransmitted: bool,
-    /// Has counted as lost.
-    was_lost: bool,
+    /// How often it has counted as lost.
+    losses: u8,
     sent_at: Instant,
     snapshot: Snapshot,
 }
@@ -208,7 +211,7 @@ pub(super) struct SendHalf {
     reorder_at: Option<Instant>,
     /// Since when neither an acknowledgement came nor anything was sent.
     active_at: Instant,
-    /// Since when nothing new has been acknowledged, while something is in flight.
+    /// When the cumulative TSN last advanced, or the first of what is in flight was sent.
     progress_at: Instant,
     /// A tail loss probe has been sent since the last acknowledgement.
     probed: bool,
@@ -219,6 +222,8 @@ pub(super) struct SendHalf {
     paced_until: Option<Instant>,
     /// Since when there has been room and nothing to send.
     starved_since: Option<Instant>,
+    /// Something was lost too often.
+    hopeless: bool,
     spurious: u64,
     probes: u64,
     timeouts: u64,
@@ -269,6 +274,7 @@ impl SendHalf {
             expired: 0,
             paced_until: None,
             starved_since: None,
+            hopeless: false,
             spurious: 0,
             probes: 0,
             timeouts: 0,
@@ -352,7 +358,12 @@ impl SendHalf {
         self.round_trip.smoothed()
     }
 
-    /// Since when nothing new has been acknowledged; none if nothing is in flight.
+    /// Whether something was lost so often that the peer feigns it, or the line carries nothing.
+    pub(super) const fn is_hopeless(&self) -> bool {
+        self.hopeless
+    }
+
+    /// Since when the first TSN in flight is the first; none if nothing is in flight.
     pub(super) fn stuck_since(&self) -> Option<Instant> {
         (!self.flights.is_empty()).then_some(self.progress_at)
     }

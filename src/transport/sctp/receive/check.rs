@@ -21,7 +21,7 @@ impl Receiver {
             before = gap.last;
         }
         assert!(self.gaps.len() <= MAX_GAPS && self.duplicates.len() <= MAX_DUPLICATES);
-        assert_eq!(self.hole_since.is_some(), !self.gaps.is_empty(), "a hole is timed");
+        assert_eq!(self.hole_since().is_some(), !self.gaps.is_empty(), "a hole is timed");
         let held = |stream: &Stream| {
             let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
             fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.buffer.capacity())

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::{
     super::congestion::{Ack, Controller as _, Lost},
-    DUPLICATE_THRESHOLD, Flight, LEAST_PROBE, SendHalf, State, Taken, WIDENED_FOR, index,
+    DUPLICATE_THRESHOLD, Flight, LEAST_PROBE, MAX_LOSSES, SendHalf, State, Taken, WIDENED_FOR, index,
 };
 use crate::base::Instant;
 
@@ -88,7 +88,8 @@ impl SendHalf {
             return;
         }
         flight.state = State::Lost;
-        flight.was_lost = true;
+        flight.losses = flight.losses.saturating_add(1);
+        self.hopeless |= flight.losses > MAX_LOSSES;
         let bytes = flight.length;
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.delivery.lost = self.delivery.lost.saturating_add(bytes);

@@ -31,6 +31,9 @@ impl SendHalf {
         let prior_in_flight = self.in_flight;
         let window_limited = self.is_window_limited();
         let mut taken = Taken { highest_before: self.acked.highest(), ..Taken::default() };
+        if cumulative >= self.first {
+            self.progress_at = now;
+        }
         while self.first <= cumulative {
             self.acknowledge(now, self.first, &mut taken);
             if let Some(flight) = self.flights.pop_front() {
@@ -39,6 +42,10 @@ impl SendHalf {
             self.first = self.first.saturating_add(1);
         }
         self.acked.forget_before(self.first);
+        // Our receivers and those of browsers never take a gap block back, so its end can't stop the cumulative TSN.
+        if self.flights.front().is_some_and(|flight| flight.state == State::Acked) {
+            return Err(Broken);
+        }
         let mut last = cumulative;
         let mut fresh = core::mem::take(&mut self.acked.fresh);
         fresh.clear();
@@ -78,7 +85,7 @@ impl SendHalf {
         let length = flight.length;
         flight.payload = Bytes::new();
         let (sent_at, snapshot) = (flight.sent_at, flight.snapshot);
-        let (retransmitted, was_lost) = (flight.retransmitted, flight.was_lost);
+        let (retransmitted, was_lost) = (flight.retransmitted, flight.losses > 0);
         let age = now.since(sent_at);
         // What is acknowledged while it waits to be repeated, or sooner than a repetition can be, was only late.
         let early = was == State::Lost || (retransmitted && age < self.round_trip.min());
@@ -107,7 +114,6 @@ impl SendHalf {
     fn finish_ack(&mut self, now: Instant, mut taken: Taken, prior_in_flight: u64, window_limited: bool) {
         if taken.acked > 0 {
             self.active_at = now;
-            self.progress_at = now;
             self.probed = false;
             self.probe_due = false;
             self.expired = 0;
@@ -139,7 +145,9 @@ impl SendHalf {
                 app_limited: snapshot.app_limited,
             });
         }
-        self.detect_losses(now, &mut taken);
+        if taken.acked > 0 {
+            self.detect_losses(now, &mut taken);
+        }
         if taken.spurious {
             self.spurious = self.spurious.saturating_add(1);
             self.reordering_seen = true;

@@ -130,12 +130,13 @@ impl SendHalf {
         let left = message.bytes.len().saturating_sub(message.cut);
         let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
         // A window of the peer's that is used up lets one packet through when nothing else is in flight.
-        let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window || self.span >= self.limit;
+        let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window;
+        let held_up = (beyond_window && self.in_flight > 0) || (self.span >= self.limit && !self.flights.is_empty());
         if length < LEAST_PIECE.min(left) {
             return false;
         }
-        if beyond_window && self.in_flight > 0 {
-            // The peer's window is the limit, not the path.
+        if held_up {
+            // The peer's window or our memory is the limit, not the path.
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
             return false;
         }
@@ -174,7 +175,7 @@ impl SendHalf {
             length: bytes,
             state: State::InFlight,
             retransmitted: false,
-            was_lost: false,
+            losses: 0,
             sent_at: now,
             snapshot: Snapshot { in_flight: self.in_flight, ..snapshot },
         });
