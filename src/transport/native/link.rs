@@ -229,6 +229,7 @@ impl Link {
         self.drain_dtls(context, datagram);
         self.check(context, outcome);
         self.drain_sctp(context);
+        self.send_acknowledgement(context);
         self.note_retired(context);
     }
 
@@ -293,6 +294,22 @@ impl Link {
             context.happenings.push(Happening::Room);
         }
         sent >= TURN
+    }
+
+    /// Sends an acknowledgement that can't wait for the other datagrams of its batch to be taken.
+    fn send_acknowledgement(&mut self, context: &mut Context<'_>) {
+        let Some(sctp) = &mut self.sctp else { return };
+        let header = self.dtls.header_len();
+        let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
+        let buffer = context.out.tail(size);
+        let length = sctp.poll_acknowledgement(context.now, buffer.get_mut(header..size).unwrap_or_default());
+        if length == 0 {
+            return;
+        }
+        match self.dtls.seal(buffer, length) {
+            Ok(length) => context.out.commit(context.route, length, context.segments),
+            Err(error) => self.check(context, Err(error)),
+        }
     }
 
     /// Seals packets of SCTP's into the datagrams to be sent, for one turn; gives how many.

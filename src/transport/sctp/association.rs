@@ -351,6 +351,25 @@ impl Association {
         }
     }
 
+    /// Writes the acknowledgement that has become due to a stock peer, without data, and gives its length; 0 if there is none.
+    /// The owner calls this after each packet.
+    ///
+    /// For each SACK, `dcSCTP` raises its window by one packet at most and sends four at most. One SACK for a batch of packets
+    /// would therefore bound its rate.
+    pub fn poll_acknowledgement(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
+        if self.own.is_some() || !matches!(self.state, State::Established) {
+            return 0;
+        }
+        let Some(receive) = &mut self.receive else { return 0 };
+        if !receive.sack_due(now) {
+            return 0;
+        }
+        let length = buffer.len().min(self.config.packet);
+        let mut writer = Writer::new(buffer.get_mut(..length).unwrap_or_default(), self.peer_tag, self.zero);
+        receive.write_sack(&mut writer);
+        writer.finish()
+    }
+
     /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams that [`Event::Open`] told. Nothing happens
     /// on an association that isn't open.
     pub fn send(&mut self, now: Instant, stream: u16, message: Bytes) {

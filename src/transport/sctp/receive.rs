@@ -30,8 +30,8 @@ const MAX_DUPLICATES: usize = 20;
 /// Longest that any acknowledgement is withheld.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
 
-/// How often data is acknowledged, unless it asks for it, leaves a hole or comes twice. All packets of a batch that is read at
-/// once share one SACK.
+/// How often data is acknowledged, unless it asks for it, leaves a hole or comes twice. Between nodes of ours, all packets of a
+/// batch that is read at once share one SACK.
 #[derive(Clone, Copy)]
 pub(super) struct Acknowledging {
     /// Packets at the start that are each acknowledged.

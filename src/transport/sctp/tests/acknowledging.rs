@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::{
     super::{Close, packet},
-    forged::Forged,
+    forged::{Forged, whole},
 };
 
 /// An association with `packets` full packets of data in flight.
@@ -196,4 +196,19 @@ fn duplicates_reported_without_end_widen_the_reordering_window_to_a_round_trip_a
     forged.sack(tsn.wrapping_add(9), 1 << 20, &[(3, 4)], &[]);
     forged.wait(500);
     assert!(forged.association.statistics().lost > 0);
+}
+
+#[test]
+fn a_stock_peer_gets_sacks_within_a_batch_of_its_packets_and_a_node_of_ours_gets_one() {
+    for (mut forged, sacks) in [(Forged::stock(), 63 + 68), (Forged::own(), 0)] {
+        let (tsn, mut acknowledged) = (forged.tsn, Vec::new());
+        for number in 0..200_u16 {
+            forged.data(&whole(tsn.wrapping_add(number.into()), number, b"data"));
+            acknowledged.extend(forged.acknowledged_at_once());
+        }
+        assert_eq!(acknowledged.len(), sacks);
+        // What was acknowledged within the batch is not acknowledged again.
+        let rest = forged.answers().iter().filter(|answer| answer.kind == packet::SACK).count();
+        assert_eq!(rest, usize::from(sacks == 0));
+    }
 }

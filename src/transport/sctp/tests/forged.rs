@@ -209,6 +209,16 @@ impl Forged {
         }
     }
 
+    /// The cumulative TSN of the SACK that the association sends before it takes another packet, if it sends one.
+    pub(super) fn acknowledged_at_once(&mut self) -> Option<u32> {
+        let mut buffer = [0; 1_195];
+        let length = self.association.poll_acknowledgement(self.now, &mut buffer);
+        let packet = Packet::parse(buffer.get(..length).filter(|packet| !packet.is_empty())?, true).unwrap();
+        let chunk = packet.chunks().next().unwrap().unwrap();
+        assert!(chunk.last && chunk.kind == packet::SACK);
+        Some(Sack::parse(chunk.body).unwrap().cumulative)
+    }
+
     /// The cumulative TSN, window and gap blocks of the one SACK that the association sends now.
     pub(super) fn sacked(&mut self) -> (u32, u32, Vec<(u16, u16)>) {
         let answer = self.answer(packet::SACK);
