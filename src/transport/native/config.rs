@@ -3,6 +3,7 @@
 use core::{fmt, time::Duration};
 
 use super::{Certificate, CertificateError, CipherSuite, KeyLimits};
+use crate::transport::sctp::congestion::Algorithm;
 
 /// Settings of an [`Endpoint`](super::Endpoint).
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct EndpointConfig {
     pub receive_memory: usize,
     /// The same of data sent and not acknowledged. Default 256 MiB.
     pub send_memory: usize,
+    /// Congestion control of links. Default BBR.
+    pub congestion: Algorithm,
     /// Cipher suites offered and accepted. They are offered in the order of [`CipherSuite::ALL`], whatever theirs is here; a
     /// listener takes the dialler's first. Default all.
     pub cipher_suites: Vec<CipherSuite>,
@@ -46,6 +49,7 @@ impl EndpointConfig {
             receive_window: 16 << 20,
             receive_memory: 256 << 20,
             send_memory: 256 << 20,
+            congestion: Algorithm::default(),
             cipher_suites: CipherSuite::ALL.to_vec(),
             key_limits: KeyLimits::default(),
         }

@@ -107,6 +107,7 @@ impl Endpoint {
         }
         let mut sctp = sctp::Config::new(usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD));
         sctp.window_max = config.receive_window;
+        sctp.algorithm = config.congestion;
         Ok(Self {
             fingerprint: config.certificate.fingerprint(),
             dtls: DtlsConfig::new(config.datagram_size, config.caps.opening, &config.cipher_suites, config.key_limits)?,
