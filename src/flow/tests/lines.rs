@@ -1,0 +1,224 @@
+//! The window over paths of three links, in virtual time. Natively alone: it takes minutes as unoptimised WebAssembly.
+
+use super::{
+    super::*,
+    path::{Link, Path, fairness},
+};
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Cells a second.
+const fn mib(mib: u64) -> u64 {
+    mib * 1024
+}
+
+/// Three links of `delay_ms` one way, of which the middle one is the slowest.
+fn links(delay_ms: u64, rate: u64, loss: f64) -> [Link; 3] {
+    let fast = Link { loss, ..Link::new(delay_ms, mib(250)) };
+    [fast, Link { rate, ..fast }, fast]
+}
+
+/// MiB/s over `measured`, after `settle`.
+fn throughput(path: &mut Path, settle: Duration, measured: Duration) -> f64 {
+    path.run(settle);
+    path.rate(measured) / 1024.0
+}
+
+#[test]
+fn one_circuit_fills_a_line_of_60_mib_at_25_ms_a_link_within_two_seconds() {
+    let mut path = Path::new(1, &links(25, mib(60), 0.0), 1);
+    let rate = throughput(&mut path, seconds(2), seconds(8));
+    assert!(rate >= 57.0, "{rate} MiB/s");
+}
+
+#[test]
+fn sixteen_circuits_fill_a_line_of_120_mib_at_25_ms_a_link_and_share_it_alike() {
+    let mut path = Path::new(1, &links(25, mib(120), 0.0), 16);
+    path.run(seconds(2));
+    let rates = path.rates(seconds(4));
+    let sum = rates.iter().sum::<f64>() / 1024.0;
+    assert!(sum >= 115.0 && fairness(&rates) >= 0.99, "{sum} MiB/s, {rates:?}");
+}
+
+#[test]
+fn links_that_retransmit_one_in_a_thousand_leave_a_circuit_25_mib_at_25_ms() {
+    for seed in 1..=3 {
+        let mut path = Path::new(seed, &links(25, mib(60), 0.001), 1);
+        let rate = throughput(&mut path, seconds(4), seconds(6));
+        assert!(rate >= 25.0, "seed {seed}: {rate} MiB/s");
+    }
+}
+
+#[test]
+fn links_that_retransmit_one_in_a_hundred_leave_a_circuit_12_mib_at_25_ms() {
+    for seed in 1..=4 {
+        let mut path = Path::new(seed, &links(25, mib(60), 0.01), 1);
+        let rate = throughput(&mut path, seconds(8), seconds(8));
+        assert!(rate >= 12.0, "seed {seed}: {rate} MiB/s");
+    }
+}
+
+#[test]
+fn sixteen_circuits_fill_lines_that_lose_one_in_a_hundred() {
+    let mut path = Path::new(1, &links(25, mib(60), 0.01), 16);
+    path.run(seconds(6));
+    let rates = path.rates(seconds(6));
+    let sum = rates.iter().sum::<f64>() / 1024.0;
+    assert!(sum >= 55.0 && fairness(&rates) >= 0.95, "{sum} MiB/s, {rates:?}");
+}
+
+#[test]
+fn one_circuit_has_20_mib_at_100_ms_a_link_and_sixteen_fill_50() {
+    let mut path = Path::new(1, &links(100, mib(50), 0.0), 1);
+    let rate = throughput(&mut path, seconds(6), seconds(6));
+    assert!(rate >= 20.0, "{rate} MiB/s");
+    let mut path = Path::new(1, &links(100, mib(50), 0.0), 16);
+    let rate = throughput(&mut path, seconds(8), seconds(6));
+    assert!(rate >= 45.0, "{rate} MiB/s");
+}
+
+#[test]
+fn the_queue_stays_within_its_time_once_settled() {
+    let bound = FlowParameters::default().queue_time;
+    for (delay, rate) in [(1, mib(50)), (5, mib(20)), (25, mib(6)), (25, mib(40)), (60, mib(5)), (100, mib(10))] {
+        let mut path = Path::new(1, &links(delay, rate, 0.0), 1);
+        path.run(seconds(15));
+        let mut waits = Duration::ZERO;
+        for _ in 0..50 {
+            path.run(Duration::from_millis(100));
+            waits += Duration::from_secs_f64(path.queued(0) as f64 / rate as f64) / 50;
+        }
+        assert!(waits <= bound * 2, "{delay} ms, {rate} cells/s: {waits:?}");
+    }
+}
+
+#[test]
+fn sixteen_circuits_on_50_mbit_fill_it_with_a_short_queue_that_a_light_circuit_passes() {
+    let light = 16;
+    let mut path = Path::new(1, &links(25, 6000, 0.0), 17);
+    path.circuits[light].wanted = 0;
+    path.run(seconds(4));
+    path.circuits[light].slowest = Duration::ZERO;
+    let (mut delivered, mut queued) = (vec![0.0; light], 0);
+    for _ in 0..40 {
+        path.want(light, 1);
+        let rates = path.rates(Duration::from_millis(250));
+        delivered.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate / 40.0);
+        queued += (0..light).map(|circuit| path.queued(circuit)).sum::<u64>();
+    }
+    let sum: f64 = delivered.iter().sum();
+    assert!(sum >= 5800.0 && fairness(&delivered) >= 0.98, "{delivered:?}");
+    let waits = queued as f64 / 40.0 / 6000.0;
+    assert!(waits <= 0.15, "{waits} s wait");
+    // 75 ms of distance, and a message of others on each link.
+    assert!(path.circuits[light].slowest <= Duration::from_millis(90), "{:?}", path.circuits[light].slowest);
+}
+
+#[test]
+fn batches_on_a_short_path_cost_no_throughput() {
+    for (pause, circuits) in [(500, 1), (2000, 1), (5000, 1), (5000, 16)] {
+        let link =
+            Link { delay: Duration::from_micros(50), pause: Duration::from_micros(pause), ..Link::new(0, mib(90)) };
+        for seed in 1..=2 {
+            let mut path = Path::new(seed, &[link; 3], circuits);
+            let rate = throughput(&mut path, seconds(1), seconds(3));
+            assert!(rate >= 86.0, "seed {seed}, {pause} us, {circuits}: {rate} MiB/s");
+        }
+    }
+}
+
+#[test]
+fn no_circuit_has_more_waiting_at_a_relay_than_the_largest_window() {
+    for delay in [1, 10, 50, 150] {
+        let mut path = Path::new(1, &links(delay, 8000, 0.01), 1);
+        path.run(seconds(30));
+        assert!(path.deepest <= u64::from(FlowParameters::default().window_max));
+    }
+}
+
+#[test]
+fn slow_start_leaves_at_most_three_times_what_the_path_holds_at_a_relay() {
+    for (delay, rate) in [(25, mib(40)), (25, 6000), (100, mib(5))] {
+        let mut path = Path::new(1, &links(delay, rate, 0.0), 1);
+        path.run(seconds(10));
+        let held = rate * delay * 6 / 1000;
+        assert!(path.deepest <= held * 3 + 512, "{delay} ms, {rate} cells/s: {} of {held}", path.deepest);
+    }
+}
+
+#[test]
+fn a_path_that_has_become_longer_is_full_again_within_ten_seconds() {
+    let mut path = Path::new(1, &links(5, mib(10), 0.0), 1);
+    path.run(seconds(5));
+    path.set(0, |link| link.delay = Duration::from_millis(75));
+    let rate = throughput(&mut path, seconds(10), seconds(5));
+    assert!(rate >= 9.0, "{rate} MiB/s");
+}
+
+#[test]
+fn a_line_that_has_become_faster_is_full_within_three_seconds_and_a_slower_one_drained() {
+    let mut path = Path::new(1, &links(25, mib(5), 0.0), 1);
+    path.run(seconds(6));
+    path.set(1, |link| link.rate = mib(40));
+    let rate = throughput(&mut path, seconds(3), seconds(4));
+    assert!(rate >= 36.0, "{rate} MiB/s");
+    path.set(1, |link| link.rate = mib(4));
+    path.run(seconds(6));
+    let waits = path.queued(0) as f64 / mib(4) as f64;
+    assert!(waits <= 0.1, "{waits} s wait");
+}
+
+#[test]
+fn a_latecomer_gets_its_share_and_leaves_it_when_it_ends() {
+    let mut path = Path::new(1, &links(25, mib(20), 0.0), 2);
+    path.circuits[1].wanted = 0;
+    path.run(seconds(5));
+    path.want(1, u64::MAX);
+    path.run(seconds(3));
+    let rates = path.rates(seconds(4));
+    assert!(fairness(&rates) >= 0.97, "{rates:?}");
+    path.want(1, 0);
+    path.run(seconds(2));
+    let rate = path.rates(seconds(4))[0] / 1024.0;
+    assert!(rate >= 18.5, "{rate} MiB/s");
+}
+
+#[test]
+fn the_own_queue_does_not_pass_for_distance_as_time_goes_on() {
+    let mut path = Path::new(1, &links(5, mib(10), 0.0), 1);
+    path.run(seconds(10));
+    let rate = path.rate(seconds(90)) / 1024.0;
+    assert!(rate >= 9.7, "{rate} MiB/s");
+    let held = mib(10) * 30 / 1000;
+    assert!(path.circuits[0].window.window() <= held + 600, "{}", path.circuits[0].window.window());
+}
+
+#[test]
+fn a_sender_with_little_to_say_does_not_grow_its_window() {
+    let mut path = Path::new(1, &links(25, mib(10), 0.0), 1);
+    path.circuits[0].wanted = 0;
+    for _ in 0..100 {
+        path.want(0, 40);
+        path.run(Duration::from_millis(100));
+    }
+    assert!(path.circuits[0].window.window() <= 256, "{}", path.circuits[0].window.window());
+}
+
+#[test]
+fn a_slow_line_shrinks_the_window_but_never_below_the_floor() {
+    let mut path = Path::new(1, &links(1, 100, 0.0), 1);
+    path.run(seconds(60));
+    let (window, parameters) = (path.circuits[0].window.window(), FlowParameters::default());
+    assert!(window <= 128 && window >= u64::from(parameters.window_min), "{window}");
+    let rate = path.rate(seconds(10));
+    assert!(rate >= 95.0, "{rate} cells/s");
+}
+
+#[test]
+fn the_first_mebibyte_takes_four_round_trips() {
+    let mut path = Path::new(1, &links(25, mib(60), 0.0), 1);
+    path.run(Duration::from_millis(3 * 151 + 100));
+    assert!(path.circuits[0].delivered >= 1024, "{}", path.circuits[0].delivered);
+}
