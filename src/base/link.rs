@@ -110,7 +110,7 @@ pub enum LinkClose {
     /// The other end broke a protocol below the channel.
     #[error("the other end broke the protocol")]
     Broken,
-    /// It held most of the memory that links share, and others needed it.
+    /// Memory for links was short, and of those that hold some it had made no progress for longest.
     #[error("this node's memory for links is used up")]
     Overloaded,
     /// Its keys have protected as many records as they may.

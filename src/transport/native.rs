@@ -2,7 +2,7 @@
 //!
 //! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl` and records and SCTP of our own
 //! ([`sctp`](super::sctp)), pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
-//! sockets it speaks through; whoever drives them owns the loop:
+//! sockets it speaks through; the driver owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
 //! 2. [`Sockets::receive`] into [`Endpoint::handle_datagram`], and `handle_timeout`;

@@ -1,7 +1,7 @@
 //! SCTP for WebRTC's data channels (RFC 9260, RFC 8831), over DTLS (RFC 8261), without I/O.
 //!
 //! An [`Association`] is handed packets, messages and the time, and gives packets, messages and a deadline. It has no
-//! socket, clock or randomness of its own, and knows nothing of DTLS: whoever drives it seals what
+//! socket, clock or randomness of its own, and knows nothing of DTLS: its owner seals what
 //! [`Association::poll_packet`] writes and hands [`Association::handle_packet`] what it has opened, authenticated. It
 //! speaks the part of SCTP that reliable, ordered data channels negotiated beforehand need; what an honest peer never
 //! sends ends it. Governed by `proto/01-transport.md` §5; `docs/transport.md` has the reasons.

@@ -52,7 +52,7 @@ impl SendHalf {
             return false;
         }
         if !waits {
-            // Nothing to send, though there is room: noted by whoever finds it so.
+            // There is room and nothing to send; the caller notes it.
             return true;
         }
         let Some(rate) = self.control.pacing_rate() else { return true };
