@@ -32,6 +32,8 @@ LOAD_LIMIT = 90
 MIX_STREAMS = 16
 MIX_LIGHT_USER = 100
 MIX_LIGHT_REQUESTS = 20
+# How long a stream and a TCP connection beside it are measured.
+BESIDE_SECS = 20
 # How long the bulk streams of a mix run if nothing ends them before.
 MIX_SECS = 100
 # Rows of loadgen that are of no interest in a table.
@@ -333,6 +335,8 @@ class Lab:
             self.load(f'{name}.bulk_16_circ16', *bulk, 16, '--circuits', 16)
         if wanted({'mix'}):
             self.mix(f'{name}.mix', socks)
+        if wanted({'beside'}):
+            self.beside(f'{name}.beside', socks)
         if wanted({'up'}):
             self.load(f'{name}.up_1', 'bulk', socks, '--up', '--streams', 1, '--mib', 8 if self.namespaced else 32)
         if wanted({'rps'}):
@@ -344,23 +348,25 @@ class Lab:
         """First byte on a circuit of its own, built before, while 16 other circuits carry bulk streams."""
         light = ('ttfb', socks, '--circuits', 1, '--iso-base', MIX_LIGHT_USER, '--n')
         self.load(f'{prefix}.warm', *light, 1)
-        command = self.loadgen(
-            prefix,
-            'bulk',
-            socks,
-            '--streams',
-            MIX_STREAMS,
-            '--circuits',
-            MIX_STREAMS,
-            '--secs',
-            MIX_SECS,
-            '--ramp',
-            self.ramp,
-        )
+        streams = ('--streams', MIX_STREAMS, '--circuits', MIX_STREAMS, '--secs', MIX_SECS)
+        with self.bulk_beside(prefix, socks, *streams):
+            time.sleep(self.ramp + 2)
+            self.load(f'{prefix}.ttfb', *light, MIX_LIGHT_REQUESTS)
+
+    def beside(self, prefix, socks):
+        """One stream, and one TCP connection from the origin to the client: they share the line into the client."""
+        seconds = ('--streams', 1, '--secs', BESIDE_SECS)
+        with self.bulk_beside(f'{prefix}.overlay', socks, *seconds):
+            self.load(f'{prefix}.tcp', 'bulk', 'direct', '--ramp', self.ramp, *seconds)
+            time.sleep(1)
+
+    @contextlib.contextmanager
+    def bulk_beside(self, prefix, socks, *arguments):
+        """Runs a bulk load while the block runs, ends it and prints its throughput."""
+        command = self.loadgen(prefix, 'bulk', socks, '--ramp', self.ramp, *arguments)
         bulk = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         self.processes['bulk'] = bulk
-        time.sleep(self.ramp + 2)
-        self.load(f'{prefix}.ttfb', *light, MIX_LIGHT_REQUESTS)
+        yield
         bulk.terminate()
         output, _ = bulk.communicate(timeout=10)
         del self.processes['bulk']
