@@ -86,9 +86,23 @@ pub(crate) struct RelayOptions {
     /// Identity of another relay of the same operator; may be repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
+    /// Congestion control of what this relay sends to its neighbours: bbr keeps its rate on lines that lose packets, cubic gives
+    /// way to others on the line as a browser's download does [default: bbr]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) congestion: Option<Congestion>,
     /// Log level: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log: Option<String>,
+}
+
+/// Congestion control of links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Congestion {
+    /// BBR, version 3.
+    Bbr,
+    /// CUBIC with HyStart++.
+    Cubic,
 }
 
 /// Which requests a relay performs for clients; each tier holds those before it.

@@ -32,7 +32,10 @@ use crate::{
         web::Directories,
     },
     relay::{Reach, Relay, RelayParameters},
-    transport::native::{Certificate, Ice, Sockets},
+    transport::{
+        native::{Certificate, EndpointConfig, Ice, Sockets},
+        sctp::congestion::Algorithm,
+    },
 };
 
 use self::{
@@ -45,7 +48,7 @@ use super::{
     Failure,
     drive::{Clock, Drive, randomness},
     network,
-    options::{RelayOptions, data_dir},
+    options::{Congestion, RelayOptions, data_dir},
     report::Reporter,
     web::PagesPort,
 };
@@ -89,7 +92,13 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let (updates, receiver) = mpsc::channel(8);
     let (told, changes) = Changes::new();
     let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
-    let config = network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice));
+    let config = EndpointConfig {
+        congestion: match options.congestion {
+            Some(Congestion::Cubic) => Algorithm::Cubic,
+            Some(Congestion::Bbr) | None => Algorithm::Bbr,
+        },
+        ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
+    };
     let drive = Drive::new(Clock::start(), place.sockets, config, RelayCore::new(relay, exit, receiver, told), rng)?;
 
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
