@@ -18,11 +18,10 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::{RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 use umbel::{
-    base::Instant,
+    base::{Instant, Slots},
     transport::sctp::{Association, Config, Event},
 };
 
@@ -42,7 +41,7 @@ struct Pair {
     rate: Option<u64>,
     free_at: Instant,
     loss: f64,
-    message: Bytes,
+    message: Slots,
     received: u64,
     /// Acknowledgements that the sender took, and how long it took for them.
     acknowledgements: u64,
@@ -67,7 +66,7 @@ impl Pair {
             rate,
             free_at: now,
             loss,
-            message: Bytes::from(vec![7; MESSAGE]),
+            message: Slots::from(vec![7; MESSAGE]),
             received: 0,
             acknowledgements: 0,
             spent: Duration::ZERO,

@@ -7,13 +7,12 @@
 
 use std::{cell::RefCell, hint::black_box, sync::Arc};
 
-use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 use umbel::{
     base::{
         CircuitId, HopIndex, Instant, LANES, Lane, LinkEvent, LinkId, LinkMachine, LinkOpened, Redacted, RelayId,
-        Transmit, WallTime,
+        Slots, Transmit, WallTime,
     },
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
     crypto::{IdentityKey, LayerKey, OnionSecret},
@@ -21,7 +20,7 @@ use umbel::{
     handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys},
     onion::{OriginLayers, RelayLayer, message_capacity},
     relay::{Relay, RelayParameters},
-    wire::{BODY_LEN, Cell, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
+    wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
 };
 
 const ROOM: usize = usize::MAX >> 1;
@@ -92,10 +91,9 @@ fn opened(link: LinkId, dialled: Option<RelayId>) -> LinkEvent {
     LinkEvent::Opened { link, opened }
 }
 
-fn message(circuit: CircuitId, bodies: impl Iterator<Item = Box<[u8; BODY_LEN]>>) -> (Lane, Bytes) {
-    let mut message = Vec::new();
-    bodies.for_each(|body| Cell::new(circuit, Command::Relay, body).encode(&mut message));
-    (Lane::new((circuit.value() % u32::from(LANES)) as u8).unwrap(), message.into())
+fn message(circuit: CircuitId, bodies: impl Iterator<Item = CellBody>) -> (Lane, Slots) {
+    let message = bodies.map(|body| Cell::new(circuit, Command::Relay, body).encode()).collect();
+    (Lane::new((circuit.value() % u32::from(LANES)) as u8).unwrap(), message)
 }
 
 impl Bench {
@@ -178,13 +176,13 @@ impl Bench {
         let mut layers = OriginLayers::new();
         layers.push(handshake.finish(&reply).unwrap().keys).unwrap();
         let fragment = split(&encode_extend(&self.next_id, &[7; 100]), 500).unwrap().remove(0);
-        let (mut plain, mut body) = (Vec::new(), Box::new([0; BODY_LEN]));
+        let (mut plain, mut body) = (Vec::new(), CellBody::zero());
         RelayMessage::Extend { fragment: fragment.into() }.encode(&mut plain).unwrap();
         layers.seal_message(HopIndex::FIRST, &plain, &mut body).unwrap();
         self.client.send(channel, Cell::new(circuit, Command::Relay, body)).unwrap();
         self.carry();
         let onward = Self::cell_of(&mut self.next).circuit().unwrap();
-        let mut created = Box::new([0; BODY_LEN]);
+        let mut created = CellBody::zero();
         created[..3].copy_from_slice(&[0, 1, 7]);
         let channel = self.next.lookup(&self.keys.identity).unwrap();
         self.next.send(channel, Cell::new(onward, Command::Created, created)).unwrap();
@@ -194,11 +192,11 @@ impl Bench {
         self.circuits.push((circuit, layers, onward));
     }
 
-    fn forward_messages(&mut self) -> Vec<(Lane, Bytes)> {
+    fn forward_messages(&mut self) -> Vec<(Lane, Slots)> {
         let plain = vec![7; message_capacity(second())];
         let seal = |(circuit, layers, _): &mut (CircuitId, OriginLayers, CircuitId)| {
             let bodies = (0..CELLS).map(|_| {
-                let mut body = Box::new([0; BODY_LEN]);
+                let mut body = CellBody::zero();
                 layers.seal_message(second(), &plain, &mut body).unwrap();
                 body
             });
@@ -207,10 +205,10 @@ impl Bench {
         self.circuits.iter_mut().map(seal).collect()
     }
 
-    fn backward_messages(&self) -> Vec<(Lane, Bytes)> {
+    fn backward_messages(&self) -> Vec<(Lane, Slots)> {
         let bodies = || {
             (0..CELLS).map(|_| {
-                let mut body = Box::new([0; BODY_LEN]);
+                let mut body = CellBody::zero();
                 body[..umbel::onion::sealed_len(second())].fill(7);
                 body
             })
@@ -218,7 +216,7 @@ impl Bench {
         self.circuits.iter().map(|(_, _, onward)| message(*onward, bodies())).collect()
     }
 
-    fn switch(&mut self, link: LinkId, messages: Vec<(Lane, Bytes)>) {
+    fn switch(&mut self, link: LinkId, messages: Vec<(Lane, Slots)>) {
         for (lane, message) in messages {
             self.relay.handle_link(Instant::START, LinkEvent::Message { link, lane, message }, &mut self.rng);
         }

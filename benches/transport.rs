@@ -18,11 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 use umbel::{
-    base::{DialTarget, Lane, LinkEvent, LinkId, RelayId, Transmit},
+    base::{DialTarget, Lane, LinkEvent, LinkId, RelayId, Slots, Transmit},
     transport::native::{Certificate, EndpointConfig, Ice},
 };
 
@@ -107,7 +106,7 @@ fn dial(c: &mut Criterion) {
 
 /// Sends `count` messages as room allows, then waits for the echo of a short one behind them.
 async fn send(client: &mut Driven, link: LinkId, count: u64, size: usize) {
-    let (message, mut left, mut room, mut done) = (Bytes::from(vec![7; size]), count, 256 << 10, false);
+    let (message, mut left, mut room, mut done) = (Slots::from(vec![7; size]), count, 256 << 10, false);
     let lane = Lane::FIRST;
     while !done {
         while left > 0 && room > 0 {
@@ -115,7 +114,7 @@ async fn send(client: &mut Driven, link: LinkId, count: u64, size: usize) {
             room = usize::saturating_sub(room, size);
             left -= 1;
             if left == 0 {
-                client.transmit(Transmit::Message { link, lane, message: Bytes::from_static(b"done") });
+                client.transmit(Transmit::Message { link, lane, message: b"done"[..].into() });
             }
         }
         client

@@ -1,4 +1,4 @@
-//! Vocabulary shared by every layer: time, identifiers, links, redaction.
+//! Vocabulary shared by every layer: time, identifiers, links, messages, redaction.
 //!
 //! Nothing here does I/O or knows a protocol; every other module may depend on it.
 
@@ -6,6 +6,7 @@ mod id;
 mod link;
 mod machine;
 mod redact;
+mod slots;
 mod time;
 
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
@@ -14,4 +15,5 @@ pub use link::{
 };
 pub use machine::LinkMachine;
 pub use redact::Redacted;
+pub use slots::{SLOT_LEN, Slot, Slots};
 pub use time::{Instant, WallTime};

@@ -32,7 +32,7 @@ use crate::{
     handshake::{HandshakeError, RelayKeys},
     onion::{OnionError, OriginLayers, message_capacity},
     stream::{Role, StreamError, StreamEvent, Streams},
-    wire::{BODY_LEN, Cell, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
+    wire::{BODY_LEN, Cell, CellBody, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
 };
 use build::{Building, Short};
 
@@ -365,11 +365,10 @@ impl Origin {
     fn handle_relay<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
-        mut body: Box<[u8; BODY_LEN]>,
+        mut body: CellBody,
         rng: &mut R,
     ) -> Result<(), CircuitError> {
         let (hop, length) = self.layers.open_backward(&mut body)?;
-        let body: Box<[u8]> = body;
         let mut plaintext = Bytes::from(body);
         plaintext.truncate(length);
         let message = RelayMessage::decode(&plaintext)?;
@@ -411,7 +410,7 @@ impl Origin {
     fn seal(&mut self, hop: HopIndex, message: &RelayMessage) -> Result<Cell, CircuitError> {
         self.scratch.clear();
         message.encode(&mut self.scratch)?;
-        let mut body = Box::new([0; BODY_LEN]);
+        let mut body = CellBody::zero();
         self.layers.seal_message(hop, &self.scratch, &mut body)?;
         Ok(Cell::new(self.circuit, Command::Relay, body))
     }

@@ -13,7 +13,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-pub use cell::{BODY_LEN, CELL_LEN, Cell, Command};
+pub use cell::{BODY_LEN, CELL_LEN, Cell, CellBody, Command};
 pub use fragment::{
     Fragments, MAX_BODY_LEN, MAX_FRAGMENTS, create_cells, created_cells, decode_create, decode_extend, encode_extend,
     split,

@@ -5,9 +5,7 @@
 
 use core::{fmt, net::SocketAddr};
 
-use bytes::Bytes;
-
-use super::{Redacted, RelayId};
+use super::{Redacted, RelayId, Slots};
 
 /// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels over which its circuits are spread
 /// (`proto/01-transport.md`).
@@ -142,7 +140,7 @@ pub enum LinkEvent {
         /// The lane it came in.
         lane: Lane,
         /// Its bytes, at most 64 KiB.
-        message: Bytes,
+        message: Slots,
     },
     /// The link has taken something, and takes `bytes` more before its send buffer stands at its mark; it may be none yet.
     /// Replaces the figure told before. The core may leave as much unused as makes no whole message, so this is told as long as
@@ -181,7 +179,7 @@ pub enum Transmit {
         /// The lane.
         lane: Lane,
         /// The message, at most `MESSAGE_CELLS` cells.
-        message: Bytes,
+        message: Slots,
     },
     /// Send what was handed over, then close the link. No [`LinkEvent::Closed`] follows.
     Close(LinkId),

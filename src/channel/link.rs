@@ -3,11 +3,10 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId},
+    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots},
     wire::{CELL_LEN, Cell, Command},
 };
 
@@ -43,7 +42,7 @@ enum State {
 /// What overtook the handshake in other lanes.
 #[derive(Default)]
 struct Early {
-    messages: Vec<(Lane, Bytes)>,
+    messages: Vec<(Lane, Slots)>,
     length: usize,
 }
 
@@ -57,7 +56,7 @@ pub(super) struct Channel {
     /// Since when the link has had no room.
     full_since: Option<Instant>,
     /// Messages that are packed.
-    ready: VecDeque<(Lane, Bytes)>,
+    ready: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: Bucket,
     source: Source,
@@ -92,7 +91,7 @@ impl Channel {
             lanes,
             room: 0,
             full_since: Some(now),
-            ready: VecDeque::from([(Lane::FIRST, Bytes::from(hello))]),
+            ready: VecDeque::from([(Lane::FIRST, hello.into())]),
             queue: FairQueue::default(),
             creates: Bucket::new(),
             source,
@@ -187,14 +186,14 @@ impl Channel {
         &mut self,
         now: Instant,
         lane: Lane,
-        message: Bytes,
+        message: Slots,
         gateway: bool,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
         self.last_received = now;
         match core::mem::replace(&mut self.state, State::Ended) {
             State::Open(established) => {
-                let outcome = self.read_cells(now, &established, lane, &message, events);
+                let outcome = self.read_cells(now, &established, lane, message, events);
                 self.state = State::Open(established);
                 outcome
             }
@@ -204,8 +203,8 @@ impl Channel {
                     self.state = State::Greeting(greeting, early);
                     return Ok(());
                 }
-                let (greeted, proof) = greeting.handle_hello(&message, gateway)?;
-                self.ready.extend(proof.map(|proof| (Lane::FIRST, Bytes::from(proof))));
+                let (greeted, proof) = greeting.handle_hello(&message.to_vec(), gateway)?;
+                self.ready.extend(proof.map(|proof| (Lane::FIRST, proof.into())));
                 match greeted {
                     Greeted::Proving(proving) => self.state = State::Proving(Box::new(proving), early),
                     Greeted::Open(established) => return self.open(now, established, early, events),
@@ -218,7 +217,7 @@ impl Channel {
                     self.state = State::Proving(proving, early);
                     return Ok(());
                 }
-                let established = proving.handle_proof(&message)?;
+                let established = proving.handle_proof(&message.to_vec())?;
                 self.open(now, established, early, events)
             }
             State::Ended => Err(ChannelError::Malformed),
@@ -239,7 +238,7 @@ impl Channel {
         self.idle_since = Some(now);
         let mut outcome = Ok(());
         for (lane, message) in early.messages {
-            outcome = outcome.and_then(|()| self.read_cells(now, &established, lane, &message, events));
+            outcome = outcome.and_then(|()| self.read_cells(now, &established, lane, message, events));
         }
         self.state = State::Open(established);
         outcome
@@ -251,15 +250,14 @@ impl Channel {
         now: Instant,
         established: &Established,
         lane: Lane,
-        message: &Bytes,
+        message: Slots,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
-        let cells = message.chunks_exact(CELL_LEN);
-        if message.is_empty() || message.len() > MESSAGE_LEN || !cells.remainder().is_empty() {
+        if message.is_empty() || message.len() > MESSAGE_LEN {
             return Err(ChannelError::Malformed);
         }
-        for bytes in cells {
-            let cell = Cell::decode(bytes).map_err(|_| ChannelError::Malformed)?;
+        for slot in message.into_full().ok_or(ChannelError::Malformed)? {
+            let cell = Cell::decode(slot).map_err(|_| ChannelError::Malformed)?;
             let Some(circuit) = cell.circuit() else { continue };
             if lane_of(circuit, self.lanes) != lane {
                 return Err(ChannelError::WrongLane);
@@ -339,7 +337,7 @@ impl Channel {
     }
 
     /// The next message to send, as long as the link has room.
-    pub(super) fn poll_message(&mut self, now: Instant, events: &mut VecDeque<ChannelEvent>) -> Option<(Lane, Bytes)> {
+    pub(super) fn poll_message(&mut self, now: Instant, events: &mut VecDeque<ChannelEvent>) -> Option<(Lane, Slots)> {
         if self.room == 0 {
             return None;
         }
@@ -355,7 +353,7 @@ impl Channel {
 
     /// Takes cells by turns and packs those of one lane together: as many as there is room for, or as fill whole messages.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
-        let mut lanes: Vec<(Lane, Vec<u8>)> = Vec::new();
+        let mut lanes: Vec<(Lane, Slots)> = Vec::new();
         if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
             // The rest would make a message that is hardly worth its packets; the link tells its room again when it has more.
             self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
@@ -368,20 +366,16 @@ impl Channel {
             }
             let lane = lane_of(next.circuit, self.lanes);
             let at = lanes.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {
-                lanes.push((lane, Vec::with_capacity(cells.min(MESSAGE_CELLS).saturating_mul(CELL_LEN))));
+                lanes.push((lane, Slots::with_capacity(cells.min(MESSAGE_CELLS))));
                 lanes.len().saturating_sub(1)
             });
             let Some((_, message)) = lanes.get_mut(at) else { continue };
-            next.cell.encode(message);
+            message.push(next.cell.encode());
             if message.len() >= MESSAGE_LEN {
-                self.ready.push_back((lane, lanes.swap_remove(at).1.into()));
+                self.ready.push_back((lane, lanes.swap_remove(at).1));
             }
         }
-        self.ready.extend(lanes.into_iter().map(|(lane, mut message)| {
-            // The transport keeps the whole allocation until the last of it is acknowledged.
-            message.shrink_to_fit();
-            (lane, message.into())
-        }));
+        self.ready.extend(lanes);
     }
 
     /// Does what is due: keep-alive, time-outs.
@@ -405,9 +399,7 @@ impl Channel {
             return Ok(Due::CloseIdle);
         }
         if now.since(self.last_sent) >= parameters.keep_alive && self.ready.is_empty() {
-            let mut message = Vec::with_capacity(CELL_LEN);
-            Cell::padding().encode(&mut message);
-            self.ready.push_back((Lane::FIRST, message.into()));
+            self.ready.push_back((Lane::FIRST, Slots::from_iter([Cell::padding().encode()])));
         }
         Ok(Due::Nothing)
     }
@@ -422,7 +414,7 @@ impl Channel {
 }
 
 impl Early {
-    fn keep(&mut self, lane: Lane, message: Bytes) -> Result<(), ChannelError> {
+    fn keep(&mut self, lane: Lane, message: Slots) -> Result<(), ChannelError> {
         // Whole cells only, so that the length also bounds the count.
         if message.is_empty() || !message.len().is_multiple_of(CELL_LEN) {
             return Err(ChannelError::Malformed);
@@ -431,8 +423,7 @@ impl Early {
             return Err(ChannelError::TooEarly);
         }
         self.length = self.length.saturating_add(message.len());
-        // A copy, so that a few bytes don't keep a large datagram alive.
-        self.messages.push((lane, Bytes::copy_from_slice(&message)));
+        self.messages.push((lane, message));
         Ok(())
     }
 }

@@ -9,15 +9,14 @@ use std::{
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::{link::lane_of, queue::FairQueue, *};
 use crate::{
-    base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, MESSAGE_CELLS, Transmit},
+    base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, MESSAGE_CELLS, Slots, Transmit},
     crypto::IdentityKey,
-    wire::{BODY_LEN, CELL_LEN, Command},
+    wire::{BODY_LEN, CELL_LEN, CellBody, Command},
 };
 
 mod reach;
@@ -186,7 +185,7 @@ fn client_and_relay() -> (Pair, ChannelId) {
 }
 
 fn cell(circuit: CircuitId, tag: u8) -> Cell {
-    Cell::new(circuit, Command::Relay, Box::new([tag; BODY_LEN]))
+    Cell::new(circuit, Command::Relay, CellBody::from([tag; BODY_LEN]))
 }
 
 fn circuit(value: u32) -> CircuitId {
@@ -244,7 +243,7 @@ fn a_client_behind_the_dialled_address_is_refused() {
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
     pair.a.handle(pair.now, LinkEvent::Room { link, bytes: ROOM }, &mut pair.rng);
     let hello = hello::Hello { versions: vec![1], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
-    let message = Bytes::from(hello.encode());
+    let message = hello.encode().into();
     pair.a.handle(pair.now, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut pair.rng);
     assert_eq!(pair.a.failure(), Some(ChannelError::WrongIdentity.into()));
 }
@@ -326,9 +325,9 @@ fn cells_that_overtake_the_handshake_are_kept_up_to_a_cap() {
     let mut pair = Pair::new(Node::relay(1), relay);
     pair.link(1, key(2).id());
     let early = circuit(0x8000_0001);
-    let mut message = Vec::new();
-    Cell::new(early, Command::Create, Box::new([1; BODY_LEN])).encode(&mut message);
-    let event = LinkEvent::Message { link: LinkId(1), lane: lane_of(early, LANES), message: message.into() };
+    let cell = Cell::new(early, Command::Create, CellBody::from([1; BODY_LEN]));
+    let message = Slots::from_iter([cell.encode()]);
+    let event = LinkEvent::Message { link: LinkId(1), lane: lane_of(early, LANES), message };
     pair.b.handle(pair.now, event.clone(), &mut rng);
     assert!(pair.b.events.is_empty());
     pair.settle();
@@ -354,18 +353,17 @@ fn the_dialler_picks_from_the_upper_half_and_the_other_end_from_the_lower() {
 }
 
 fn one_message(lane: u8, cells: &[Cell]) -> LinkEvent {
-    let mut message = Vec::new();
-    cells.iter().for_each(|cell| cell.encode(&mut message));
-    LinkEvent::Message { link: LinkId(1), lane: Lane::new(lane).unwrap(), message: message.into() }
+    let message = cells.iter().cloned().map(Cell::encode).collect();
+    LinkEvent::Message { link: LinkId(1), lane: Lane::new(lane).unwrap(), message }
 }
 
 #[test]
 fn whoever_breaks_a_rule_loses_the_channel() {
-    let body = || Box::new([0; BODY_LEN]);
+    let body = || CellBody::zero();
     let upper = circuit(0x8000_0004);
     let lower = circuit(4);
-    let short = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Bytes::from(vec![0; 1025]) };
-    let empty = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Bytes::new() };
+    let short = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: vec![0; 1025].into() };
+    let empty = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: Slots::new() };
     let unknown_command = LinkEvent::Message { link: LinkId(1), lane: Lane::FIRST, message: vec![9; CELL_LEN].into() };
     let too_many = one_message(0, &vec![Cell::padding(); MESSAGE_CELLS + 1]);
     for broken in [
@@ -840,7 +838,7 @@ proptest! {
                 1 => queue.forget(of),
                 2 => { prop_assert_eq!(queue.clear(of), waiting.len()); waiting.clear(); }
                 3 => {
-                    let mut body = Box::new([0; BODY_LEN]);
+                    let mut body = CellBody::zero();
                     body[..8].copy_from_slice(&serial.to_be_bytes());
                     let full = queue.push(of, serial, Cell::new(of, Command::Relay, body), 20).is_err();
                     prop_assert_eq!(full, waiting.len() == 20);

@@ -116,7 +116,7 @@ impl Chain {
     fn say(&mut self, hop: HopIndex, message: &RelayMessage) -> Cell {
         let mut bytes = Vec::new();
         message.encode(&mut bytes).unwrap();
-        let mut body = Box::new([0; BODY_LEN]);
+        let mut body = CellBody::zero();
         let (before, last) = self.hops.split_at_mut(usize::from(hop.value()) - 1);
         last[0].layer.as_mut().unwrap().seal_message(&bytes, &mut body).unwrap();
         for hop in before.iter_mut().rev() {
@@ -273,13 +273,13 @@ fn an_extended_that_was_not_asked_for_ends_the_circuit() {
 fn cells_out_of_state_end_the_circuit() {
     for command in [Command::Create, Command::Created] {
         let (mut chain, mut origin) = Chain::build(2);
-        let cell = Cell::new(chain.circuit, command, Box::new([0; BODY_LEN]));
+        let cell = Cell::new(chain.circuit, command, CellBody::zero());
         origin.handle_cell(chain.now, cell, &mut chain.rng);
         assert_eq!(events(&mut origin), [CircuitEvent::Closed(CircuitError::IllegalCell(command))]);
     }
     let mut chain = Chain::new(2);
     let mut origin = chain.origin();
-    let cell = Cell::new(chain.circuit, Command::Relay, Box::new([0; BODY_LEN]));
+    let cell = Cell::new(chain.circuit, Command::Relay, CellBody::zero());
     origin.handle_cell(chain.now, cell, &mut chain.rng);
     assert!(matches!(events(&mut origin)[..], [CircuitEvent::Closed(CircuitError::Onion(_))]));
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{Choices, Clock, Target};
@@ -52,7 +51,7 @@ fn channel(bytes: &[u8]) {
             2 => channels.handle_link(now, LinkEvent::Closed { link: LINK, reason: LinkClose::Broken }, &mut rng),
             _ => {
                 let lane = Lane::new(choices.u8() % 4).unwrap();
-                let message = Bytes::copy_from_slice(choices.bytes());
+                let message = choices.bytes().into();
                 channels.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut rng);
             }
         }
@@ -92,15 +91,14 @@ fn seeds() -> Vec<Vec<u8>> {
         input.extend(u16::try_from(message.len()).unwrap().to_be_bytes());
         input.extend(message);
     };
-    let mut cell = Vec::new();
-    Cell::destroy(CircuitId::new(0x8000_0001).unwrap()).encode(&mut cell);
+    let cell = *Cell::destroy(CircuitId::new(0x8000_0001).unwrap()).encode();
     let mut inputs = Vec::new();
     for start in 0..4 {
         for (relay, dialled) in [(false, true), (true, false), (true, true)] {
             let mut input = vec![start, 0, 1, 0xff, 0xff];
-            greeting(relay, dialled).iter().for_each(|message| say(&mut input, message));
+            greeting(relay, dialled).iter().for_each(|message| say(&mut input, &message.to_vec()));
             say(&mut input, &cell);
-            say(&mut input, &[&*cell, &cell].concat());
+            say(&mut input, &[cell, cell].concat());
             inputs.push(input);
         }
     }

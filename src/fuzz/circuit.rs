@@ -12,7 +12,7 @@ use crate::{
     flow::FlowParameters,
     handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys, respond},
     onion::{Forward, OriginLayers, RelayLayer, message_capacity},
-    wire::{BODY_LEN, Cell, Command, Fragments, RelayMessage, created_cells, decode_create},
+    wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, created_cells, decode_create},
 };
 
 pub(super) const TARGETS: &[Target] = &[
@@ -61,8 +61,8 @@ fn keys() -> HopKeys {
     HopKeys { forward: LayerKey::from_bytes([5; 32]), backward: LayerKey::from_bytes([6; 32]) }
 }
 
-fn body(bytes: &[u8]) -> Box<[u8; BODY_LEN]> {
-    let mut body = Box::new([0; BODY_LEN]);
+fn body(bytes: &[u8]) -> CellBody {
+    let mut body = CellBody::zero();
     let length = bytes.len().min(BODY_LEN);
     body[..length].copy_from_slice(&bytes[..length]);
     body

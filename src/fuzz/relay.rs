@@ -13,7 +13,7 @@ use crate::{
     handshake::{ClientHandshake, OnionKeyring, RelayKeys},
     onion::{OriginLayers, message_capacity},
     relay::{ExitRequest, Relay, RelayEvent, RelayParameters},
-    wire::{BODY_LEN, Cell, Command, EndReason, create_cells},
+    wire::{BODY_LEN, Cell, CellBody, Command, EndReason, create_cells},
 };
 
 pub(super) const TARGETS: &[Target] =
@@ -167,8 +167,8 @@ fn hostile_origin(bytes: &[u8]) {
     }
 }
 
-fn body(bytes: &[u8]) -> Box<[u8; BODY_LEN]> {
-    let mut body = Box::new([0; BODY_LEN]);
+fn body(bytes: &[u8]) -> CellBody {
+    let mut body = CellBody::zero();
     let length = bytes.len().min(BODY_LEN);
     body[..length].copy_from_slice(&bytes[..length]);
     body

@@ -167,7 +167,7 @@ impl<C: Core> Drive<C> {
             () = due_by => {}
         }
         let now = clock.now();
-        sockets.receive(|route, datagram| endpoint.handle_datagram(now, route, datagram));
+        sockets.receive(|route, datagrams, stride| endpoint.handle_datagrams(now, route, datagrams, stride));
     }
 }
 

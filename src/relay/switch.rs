@@ -7,15 +7,13 @@ use crate::{
     base::Instant,
     channel::ChannelId,
     onion::{Forward, message_capacity},
-    wire::{BODY_LEN, Cell, Command, RelayMessage},
+    wire::{Cell, CellBody, Command, RelayMessage},
 };
 
 use super::{
     CircuitKey, Leg, Relay,
     table::{NextHop, Side},
 };
-
-type Body = Box<[u8; BODY_LEN]>;
 
 impl Relay {
     pub(super) fn handle_cell(&mut self, now: Instant, channel: ChannelId, cell: Cell, rng: &mut dyn CryptoRng) {
@@ -35,7 +33,7 @@ impl Relay {
         }
     }
 
-    fn handle_forward(&mut self, now: Instant, key: CircuitKey, mut body: Body, rng: &mut dyn CryptoRng) {
+    fn handle_forward(&mut self, now: Instant, key: CircuitKey, mut body: CellBody, rng: &mut dyn CryptoRng) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
         circuit.last_cell = now;
         match (circuit.layer.open_forward(&mut body), &circuit.next) {
@@ -45,7 +43,7 @@ impl Relay {
             }
             (Ok(Forward::Message), _) => {
                 let capacity = message_capacity(circuit.hop);
-                let plaintext = Bytes::from(body as Box<[u8]>).slice(..capacity);
+                let plaintext = Bytes::from(body).slice(..capacity);
                 match RelayMessage::decode(&plaintext) {
                     Ok(RelayMessage::Extend { fragment }) => self.handle_extend(now, key, &fragment, rng),
                     Ok(message) => self.handle_message(now, key, message),
@@ -59,7 +57,7 @@ impl Relay {
         }
     }
 
-    fn handle_backward(&mut self, now: Instant, key: CircuitKey, mut body: Body) {
+    fn handle_backward(&mut self, now: Instant, key: CircuitKey, mut body: CellBody) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
         let answered = matches!(circuit.next, NextHop::Open(_));
         if !answered || circuit.layer.seal_backward(&mut body).is_err() {
@@ -70,7 +68,7 @@ impl Relay {
     }
 
     /// Queues a RELAY cell for the next neighbour; a queue at its cap ends the circuit.
-    fn switch(&mut self, now: Instant, key: CircuitKey, to: Leg, body: Body) {
+    fn switch(&mut self, now: Instant, key: CircuitKey, to: Leg, body: CellBody) {
         self.cells_switched = self.cells_switched.wrapping_add(1);
         if self.channels.send(to.channel, Cell::new(to.circuit, Command::Relay, body)).is_err() {
             tracing::debug!("ending a circuit whose queue is full");
@@ -82,7 +80,7 @@ impl Relay {
     pub(super) fn say(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
         let Some(circuit) = self.table.circuit_mut(key) else { return true };
         self.scratch.clear();
-        let mut body = Box::new([0; BODY_LEN]);
+        let mut body = CellBody::zero();
         if message.encode(&mut self.scratch).is_err() || circuit.layer.seal_message(&self.scratch, &mut body).is_err() {
             return false;
         }

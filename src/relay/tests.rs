@@ -10,13 +10,13 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::*;
 use crate::{
-    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Redacted},
+    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Redacted, Slots},
     channel::{LocalRole, Rate},
     crypto::{IdentityKey, LayerKey},
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
     onion::OriginLayers,
-    wire::{BODY_LEN, Cell, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
+    wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
 };
 
 mod reach;
@@ -150,10 +150,9 @@ impl Bench {
 
     /// A neighbour sends a cell, as it stands.
     fn send(&mut self, link: LinkId, cell: &Cell) {
-        let mut message = Vec::new();
-        cell.encode(&mut message);
+        let message = Slots::from_iter([cell.clone().encode()]);
         let lane = cell.circuit().map_or(0, |circuit| (circuit.value() % u32::from(LANES)) as u8);
-        let event = LinkEvent::Message { link, lane: Lane::new(lane).unwrap(), message: message.into() };
+        let event = LinkEvent::Message { link, lane: Lane::new(lane).unwrap(), message };
         self.relay.handle_link(self.now, event, &mut self.rng);
         self.settle();
     }
@@ -173,7 +172,7 @@ impl Bench {
     }
 
     fn say(&mut self, link: LinkId, circuit: CircuitId, layers: &mut OriginLayers, message: &RelayMessage) {
-        let (mut plain, mut body) = (Vec::new(), Box::new([0; BODY_LEN]));
+        let (mut plain, mut body) = (Vec::new(), CellBody::zero());
         message.encode(&mut plain).unwrap();
         layers.seal_message(HopIndex::FIRST, &plain, &mut body).unwrap();
         self.send(link, &Cell::new(circuit, Command::Relay, body));
@@ -218,10 +217,10 @@ fn cells_of_unknown_circuits_are_dropped_quietly() {
     let link = bench.client();
     for circuit in [upper(1), CircuitId::LOWEST] {
         for command in [Command::Relay, Command::Destroy] {
-            bench.send(link, &Cell::new(circuit, command, Box::new([7; BODY_LEN])));
+            bench.send(link, &Cell::new(circuit, command, CellBody::from([7; BODY_LEN])));
         }
     }
-    bench.send(link, &Cell::new(CircuitId::LOWEST, Command::Created, Box::new([7; BODY_LEN])));
+    bench.send(link, &Cell::new(CircuitId::LOWEST, Command::Created, CellBody::from([7; BODY_LEN])));
     assert_eq!(bench.commands(link), []);
     assert!(bench.closed.is_empty());
 }
@@ -265,7 +264,7 @@ fn a_create_that_makes_no_sense_is_refused() {
         bench.send(link, &Cell::new(upper(1), Command::Create, body));
         assert_eq!(bench.commands(link), [Command::Destroy], "hop {says}");
     }
-    bench.send(client, &Cell::new(upper(2), Command::Create, Box::new([1; BODY_LEN])));
+    bench.send(client, &Cell::new(upper(2), Command::Create, CellBody::from([1; BODY_LEN])));
     assert_eq!(bench.commands(client), [Command::Destroy], "fragments that never become whole");
     bench.create(previous, upper(1), third);
 }
@@ -386,7 +385,7 @@ fn a_flood_of_creates_is_refused_unanswered_and_others_are_served() {
 fn a_circuit_that_is_never_used_ends_and_one_that_is_extended_does_not() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, circuit, _) = extended(&mut bench);
-    let mut body = Box::new([0; BODY_LEN]);
+    let mut body = CellBody::zero();
     body[..3].copy_from_slice(&[0, 1, 9]);
     bench.send(next, &Cell::new(circuit, Command::Created, body));
     let previous = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
@@ -432,7 +431,7 @@ fn stalled_links_full_of_refusals_end_no_honest_circuit() {
     }
     for number in 1..=300 {
         for link in &hostile {
-            let nonsense = Cell::new(upper(number), Command::Create, Box::new([9; BODY_LEN]));
+            let nonsense = Cell::new(upper(number), Command::Create, CellBody::from([9; BODY_LEN]));
             bench.send(*link, &nonsense);
         }
     }
@@ -517,12 +516,12 @@ fn a_next_hop_that_answers_out_of_turn_ends_the_circuit() {
         let mut bench = Bench::new(RelayParameters::default());
         let (link, next, circuit, _) = extended(&mut bench);
         // A RELAY before CREATED, or a CREATED that is nothing.
-        bench.send(next, &Cell::new(circuit, command, Box::new([0; BODY_LEN])));
+        bench.send(next, &Cell::new(circuit, command, CellBody::zero()));
         assert_eq!((bench.commands(link), bench.commands(next)), (vec![Command::Destroy], vec![Command::Destroy]));
     }
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, circuit, _) = extended(&mut bench);
-    let mut body = Box::new([0; BODY_LEN]);
+    let mut body = CellBody::zero();
     body[..3].copy_from_slice(&[0, 1, 9]);
     let created = Cell::new(circuit, Command::Created, body);
     bench.send(next, &created);
@@ -538,7 +537,7 @@ fn a_forward_cell_for_a_next_hop_that_is_not_there_ends_the_circuit() {
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     let second = HopKeys { forward: LayerKey::from_bytes([1; 32]), backward: LayerKey::from_bytes([2; 32]) };
     layers.push(second).unwrap();
-    let mut body = Box::new([0; BODY_LEN]);
+    let mut body = CellBody::zero();
     layers.seal_message(HopIndex::new(2).unwrap(), &[], &mut body).unwrap();
     bench.send(link, &Cell::new(upper(1), Command::Relay, body));
     assert_eq!(bench.commands(link), [Command::Destroy]);
@@ -561,14 +560,14 @@ fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
     let channel = ChannelParameters { circuit_queue: 50, ..ChannelParameters::default() };
     let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
     let (link, next, circuit, _) = extended(&mut bench);
-    let mut body = Box::new([0; BODY_LEN]);
+    let mut body = CellBody::zero();
     body[..3].copy_from_slice(&[0, 1, 9]);
     bench.send(next, &Cell::new(circuit, Command::Created, body));
     bench.cells(link);
     // The client's link takes nothing more; the next hop floods.
     bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
     for _ in 0..60 {
-        bench.send(next, &Cell::new(circuit, Command::Relay, Box::new([0; BODY_LEN])));
+        bench.send(next, &Cell::new(circuit, Command::Relay, CellBody::zero()));
     }
     assert_eq!(bench.circuits(), 0);
     assert_eq!(bench.commands(next), [Command::Destroy]);
@@ -662,8 +661,8 @@ proptest! {
                     create_cells(upper(number), hop, &request).unwrap().remove(0)
                 }
                 2 => half_a_create(upper(number)),
-                3 => Cell::new(of, Command::Relay, Box::new([byte; BODY_LEN])),
-                4 => Cell::new(CircuitId::new(number).unwrap(), Command::Created, Box::new([byte; BODY_LEN])),
+                3 => Cell::new(of, Command::Relay, CellBody::from([byte; BODY_LEN])),
+                4 => Cell::new(CircuitId::new(number).unwrap(), Command::Created, CellBody::from([byte; BODY_LEN])),
                 5 => { bench.pass(Duration::from_secs(1)); continue }
                 _ => Cell::destroy(of),
             };

@@ -9,13 +9,12 @@ use std::{
     collections::{BTreeMap, BinaryHeap, VecDeque},
 };
 
-use bytes::Bytes;
 use rand::{Rng, RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::{
     base::{
         DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId,
-        Transmit,
+        Slots, Transmit,
     },
     transport::Transport,
 };
@@ -93,7 +92,7 @@ struct Happening {
 enum What {
     DialEnds { from: NodeId, relay: RelayId, fingerprint: [u8; 32], to: Option<NodeId> },
     Departs { link: LinkId, bytes: usize },
-    Arrives { link: LinkId, lane: u8, message: Bytes },
+    Arrives { link: LinkId, lane: u8, message: Slots },
     Closes { link: LinkId, by_silence: bool },
 }
 
@@ -180,7 +179,7 @@ impl Network {
         self.schedule(now.after(takes), what);
     }
 
-    fn send(&mut self, now: Instant, link: LinkId, lane: Lane, message: Bytes) {
+    fn send(&mut self, now: Instant, link: LinkId, lane: Lane, message: Slots) {
         let profile = self.profile;
         let held_up = self.held_up(message.len());
         let Some(end) = self.ends.get_mut(&link) else { return };

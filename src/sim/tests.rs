@@ -1,13 +1,12 @@
 //! What the simulated network must hold, shown with a core that counts messages.
 
-use bytes::Bytes;
 use rand::CryptoRng;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Transmit};
+use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Slots, Transmit};
 use core::time::Duration;
 
 /// Sends what it is told and remembers what arrives, and when.
@@ -15,7 +14,7 @@ use core::time::Duration;
 struct Recorder {
     out: Vec<Transmit>,
     link: Option<LinkId>,
-    got: Vec<(Instant, u8, Bytes)>,
+    got: Vec<(Instant, u8, Slots)>,
     closed: bool,
     failed: bool,
 }
@@ -57,13 +56,13 @@ fn linked(seed: u64, profile: PathProfile) -> (World<Recorder>, NodeId, NodeId) 
     (world, near, far)
 }
 
-fn arrivals(seed: u64) -> Vec<(Instant, u8, Bytes)> {
+fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
     let profile = PathProfile { loss: 0.05, jitter: Duration::from_millis(4), ..PathProfile::default() };
     let (mut world, near, far) = linked(seed, profile);
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
         for number in 0..200_u8 {
-            let message = Bytes::from(vec![number; 1024]);
+            let message = Slots::from(vec![number; 1024]);
             node.out.push(Transmit::Message { link, lane: Lane::new(number % 4).unwrap(), message });
         }
     });
@@ -82,9 +81,9 @@ fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
     let got = arrivals(3);
     assert_eq!(got.len(), 200);
     for lane in 0..4 {
-        assert!(got.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message[0]));
+        assert!(got.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message.to_vec()));
     }
-    assert!(!got.is_sorted_by_key(|(_, _, message)| message[0]));
+    assert!(!got.is_sorted_by_key(|(_, _, message)| message.to_vec()));
 }
 
 #[test]
@@ -94,7 +93,7 @@ fn a_link_carries_no_more_than_its_rate() {
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
         for _ in 0..100 {
-            node.out.push(Transmit::Message { link, lane: Lane::FIRST, message: Bytes::from(vec![0; 10_000]) });
+            node.out.push(Transmit::Message { link, lane: Lane::FIRST, message: Slots::from(vec![0; 10_000]) });
         }
     });
     world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.got.len() == 100).then_some(()))?).unwrap();

@@ -17,12 +17,11 @@ use std::{
     rc::Rc,
 };
 
-use bytes::Bytes;
 use web_sys::RtcCertificate;
 
 use super::Transport;
 use crate::base::{
-    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit,
+    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Slots, Transmit,
 };
 use peer::{Outlook, Peer};
 
@@ -63,7 +62,7 @@ struct Inbox {
 
 enum Note {
     /// A message came in a lane.
-    Message(Lane, Bytes),
+    Message(Lane, Slots),
     /// A message came that no relay sends: text, or too long.
     Foreign,
     /// Something changed: see the peer.
@@ -100,7 +99,7 @@ struct Dial {
     refused: bool,
     local_certificate: Option<[u8; 32]>,
     /// What came before all lanes were open.
-    early: Vec<(Lane, Bytes)>,
+    early: Vec<(Lane, Slots)>,
 }
 
 enum Stage {

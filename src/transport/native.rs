@@ -5,7 +5,7 @@
 //! sockets it speaks through; the driver owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
-//! 2. [`Sockets::receive`] into [`Endpoint::handle_datagram`], and `handle_timeout`;
+//! 2. [`Sockets::receive`] into [`Endpoint::handle_datagrams`], and `handle_timeout`;
 //! 3. drain `poll_link_event` into the core and the core's requests into `handle_transmit`;
 //! 4. [`Sockets::flush`], which sends what [`Endpoint::poll_datagrams`] gives.
 //!

@@ -27,7 +27,7 @@ mod rtt;
 mod send;
 mod serial;
 
-use bytes::Bytes;
+use crate::base::Slots;
 
 pub use association::{Association, Close, Config, Event};
 pub use send::SendStatistics;
@@ -43,7 +43,7 @@ struct Broken;
 struct Message {
     /// Payload protocol identifier.
     protocol: u32,
-    bytes: Bytes,
+    bytes: Slots,
 }
 
 #[cfg(test)]

@@ -1,13 +1,18 @@
 //! Cells: the fixed 1,024 bytes in which everything crosses a channel (`proto/03-cells.md`).
 
-use core::fmt;
+use core::{
+    fmt,
+    ops::{Deref, DerefMut},
+};
 
-use crate::base::CircuitId;
+use bytes::Bytes;
+
+use crate::base::{CircuitId, SLOT_LEN, Slot};
 
 use super::WireError;
 
 /// Bytes of a cell.
-pub const CELL_LEN: usize = 1024;
+pub const CELL_LEN: usize = SLOT_LEN;
 /// Bytes of a cell's body.
 pub const BODY_LEN: usize = CELL_LEN - HEADER_LEN;
 const HEADER_LEN: usize = 5;
@@ -41,53 +46,105 @@ impl Command {
     }
 }
 
+/// A cell's body, in the slot of its cell.
+#[derive(Clone)]
+pub struct CellBody(Slot);
+
+impl CellBody {
+    /// A body of zeros.
+    #[must_use]
+    pub fn zero() -> Self {
+        Self(Box::new([0; CELL_LEN]))
+    }
+}
+
+impl PartialEq for CellBody {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for CellBody {}
+
+impl From<[u8; BODY_LEN]> for CellBody {
+    fn from(bytes: [u8; BODY_LEN]) -> Self {
+        let mut body = Self::zero();
+        *body = bytes;
+        body
+    }
+}
+
+impl From<CellBody> for Bytes {
+    fn from(body: CellBody) -> Self {
+        Self::from(body.0 as Box<[u8]>).slice(HEADER_LEN..)
+    }
+}
+
+impl Deref for CellBody {
+    type Target = [u8; BODY_LEN];
+
+    fn deref(&self) -> &[u8; BODY_LEN] {
+        let [_, _, _, _, _, body @ ..] = &*self.0;
+        body
+    }
+}
+
+impl DerefMut for CellBody {
+    fn deref_mut(&mut self) -> &mut [u8; BODY_LEN] {
+        let [_, _, _, _, _, body @ ..] = &mut *self.0;
+        body
+    }
+}
+
 /// One cell: circuit identifier (4 bytes, big endian), command (1), body (1,019).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Cell {
     circuit: Option<CircuitId>,
     command: Command,
-    body: Box<[u8; BODY_LEN]>,
+    body: CellBody,
 }
 
 impl Cell {
     /// A padding cell.
     #[must_use]
     pub fn padding() -> Self {
-        Self { circuit: None, command: Command::Padding, body: Box::new([0; BODY_LEN]) }
+        Self { circuit: None, command: Command::Padding, body: CellBody::zero() }
     }
 
     /// A cell of `circuit` with the given body.
     #[must_use]
-    pub const fn new(circuit: CircuitId, command: Command, body: Box<[u8; BODY_LEN]>) -> Self {
+    pub const fn new(circuit: CircuitId, command: Command, body: CellBody) -> Self {
         Self { circuit: Some(circuit), command, body }
     }
 
     /// A cell that ends `circuit`.
     #[must_use]
     pub fn destroy(circuit: CircuitId) -> Self {
-        Self::new(circuit, Command::Destroy, Box::new([0; BODY_LEN]))
+        Self::new(circuit, Command::Destroy, CellBody::zero())
     }
 
-    /// Reads one cell from exactly [`CELL_LEN`] bytes.
+    /// Reads the cell that a slot holds.
     ///
     /// # Errors
-    /// When the length is another, the command is unknown, or a circuit stands where none may or lacks where one must.
-    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let bytes: &[u8; CELL_LEN] = bytes.try_into().map_err(|_| WireError::Truncated("cell"))?;
-        let [a, b, c, d, command, body @ ..] = bytes;
-        let command = Command::from_code(*command).ok_or(WireError::Invalid("cell command"))?;
-        let circuit = CircuitId::new(u32::from_be_bytes([*a, *b, *c, *d]));
+    /// When the command is unknown, or a circuit stands where none may or lacks where one must.
+    pub fn decode(slot: Slot) -> Result<Self, WireError> {
+        let [a, b, c, d, command, ..] = *slot;
+        let command = Command::from_code(command).ok_or(WireError::Invalid("cell command"))?;
+        let circuit = CircuitId::new(u32::from_be_bytes([a, b, c, d]));
         if circuit.is_none() != (command == Command::Padding) {
             return Err(WireError::Invalid("cell circuit identifier"));
         }
-        Ok(Self { circuit, command, body: Box::new(*body) })
+        Ok(Self { circuit, command, body: CellBody(slot) })
     }
 
-    /// Appends the cell's [`CELL_LEN`] bytes to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.circuit.map_or(0, CircuitId::value).to_be_bytes());
-        out.push(self.command as u8);
-        out.extend_from_slice(self.body.as_slice());
+    /// Its bytes, in its slot.
+    #[must_use]
+    pub fn encode(self) -> Slot {
+        let [a, b, c, d] = self.circuit.map_or(0, CircuitId::value).to_be_bytes();
+        let CellBody(mut slot) = self.body;
+        let [h0, h1, h2, h3, h4, ..] = &mut *slot;
+        (*h0, *h1, *h2, *h3, *h4) = (a, b, c, d, self.command as u8);
+        slot
     }
 
     /// The circuit it belongs to; `None` for padding alone.
@@ -104,13 +161,13 @@ impl Cell {
 
     /// Its body.
     #[must_use]
-    pub const fn body(&self) -> &[u8; BODY_LEN] {
+    pub fn body(&self) -> &[u8; BODY_LEN] {
         &self.body
     }
 
     /// Its body, taken out: what a relay switches without copying.
     #[must_use]
-    pub fn into_body(self) -> Box<[u8; BODY_LEN]> {
+    pub fn into_body(self) -> CellBody {
         self.body
     }
 }
@@ -130,34 +187,29 @@ mod tests {
 
     #[test]
     fn a_cell_survives_the_wire() {
-        let mut body = Box::new([7; BODY_LEN]);
+        let mut body = CellBody::from([7; BODY_LEN]);
         body[0] = 1;
         let cell = Cell::new(CircuitId::new(0x8000_0001).unwrap(), Command::Relay, body);
-        let mut bytes = Vec::new();
-        cell.encode(&mut bytes);
-        assert_eq!(bytes.len(), CELL_LEN);
-        assert_eq!(&bytes[..6], &[0x80, 0, 0, 1, 3, 1]);
-        assert_eq!(Cell::decode(&bytes).unwrap(), cell);
+        let slot = cell.clone().encode();
+        assert_eq!(&slot[..7], &[0x80, 0, 0, 1, 3, 1, 7]);
+        assert_eq!(Cell::decode(slot).unwrap(), cell);
     }
 
     #[test]
-    fn a_cell_of_another_length_or_command_is_refused() {
-        let mut bytes = Vec::new();
-        Cell::padding().encode(&mut bytes);
-        assert!(Cell::decode(&bytes[1..]).is_err());
-        bytes[4] = 9;
-        assert_eq!(Cell::decode(&bytes), Err(WireError::Invalid("cell command")));
+    fn a_cell_of_another_command_is_refused() {
+        let mut slot = Cell::padding().encode();
+        slot[4] = 9;
+        assert_eq!(Cell::decode(slot), Err(WireError::Invalid("cell command")));
     }
 
     #[test]
     fn only_padding_has_no_circuit() {
-        let mut bytes = Vec::new();
-        Cell::padding().encode(&mut bytes);
-        bytes[4] = Command::Relay as u8;
-        assert!(Cell::decode(&bytes).is_err());
-        bytes[3] = 1;
-        assert!(Cell::decode(&bytes).is_ok());
-        bytes[4] = Command::Padding as u8;
-        assert!(Cell::decode(&bytes).is_err());
+        let mut slot = Cell::padding().encode();
+        slot[4] = Command::Relay as u8;
+        assert!(Cell::decode(slot.clone()).is_err());
+        slot[3] = 1;
+        assert!(Cell::decode(slot.clone()).is_ok());
+        slot[4] = Command::Padding as u8;
+        assert!(Cell::decode(slot).is_err());
     }
 }

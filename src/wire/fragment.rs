@@ -5,7 +5,7 @@
 
 use crate::base::{CircuitId, HopIndex, RelayId};
 
-use super::{BODY_LEN, Cell, Command, WireError, is_zero};
+use super::{BODY_LEN, Cell, CellBody, Command, WireError, is_zero};
 
 /// Fragments of one body at the most.
 pub const MAX_FRAGMENTS: usize = 4;
@@ -120,7 +120,7 @@ pub fn created_cells(circuit: CircuitId, reply: &[u8]) -> Result<Vec<Cell>, Wire
 
 fn padded_cell(circuit: CircuitId, command: Command, mut body: Vec<u8>) -> Cell {
     body.resize(BODY_LEN, 0);
-    let mut padded = Box::new([0; BODY_LEN]);
+    let mut padded = CellBody::zero();
     padded.copy_from_slice(&body);
     Cell::new(circuit, command, padded)
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
 use rand::CryptoRng;
 use umbel::{
     base::{HopIndex, Instant, LinkEvent, LinkId, LinkMachine, StreamId, Transmit},
@@ -263,17 +262,19 @@ impl Tapped {
         }
         let direction = self.links[&link];
         let mut cells: Vec<[u8; CELL_LEN]> = Vec::new();
-        for bytes in message.chunks(CELL_LEN) {
-            let cell: [u8; CELL_LEN] = bytes.try_into().unwrap();
+        for cell in message.into_full().unwrap().into_iter().map(|slot| *slot) {
             if cell[4] == DESTROY {
-                assert!(Cell::decode(&cell).unwrap().body().iter().all(|byte| *byte == 0), "DESTROY gives no reason");
+                assert!(
+                    Cell::decode(Box::new(cell)).unwrap().body().iter().all(|byte| *byte == 0),
+                    "DESTROY gives no reason"
+                );
                 self.destroyed_at.get_or_insert(now);
             }
             *self.relayed.entry(cell[4]).or_default() += 1;
             self.tamper_with(direction, cell, &mut cells);
         }
         for part in cells.chunks(16) {
-            let message = Bytes::from(part.concat());
+            let message = part.iter().map(|cell| Box::new(*cell)).collect();
             self.outbox.push_back(Transmit::Message { link, lane, message });
         }
     }

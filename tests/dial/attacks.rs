@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use bytes::Bytes;
 use umbel::{
     base::{Instant, Lane, LinkEvent, Transmit},
     transport::{
@@ -189,11 +188,13 @@ fn nothing_forged_from_the_peers_address_breaks_an_open_link() {
         world.inject(RELAY, 0, to_relay, &forged);
         world.inject(CLIENT, 1, to_client, &forged);
     }
-    let message = Bytes::from_static(b"still there");
+    let message = b"still there"[..].into();
     world.transmit(CLIENT, Transmit::Message { link: at_client, lane: Lane::FIRST, message });
     world.run_until(Duration::from_secs(5), "the message is there", |world| {
         let events = &world.nodes[RELAY].events;
-        events.iter().any(|event| matches!(event, LinkEvent::Message { message, .. } if message == "still there"))
+        events
+            .iter()
+            .any(|event| matches!(event, LinkEvent::Message { message, .. } if message.to_vec() == b"still there"))
     });
     for node in &world.nodes {
         assert!(!node.events.iter().any(|event| matches!(event, LinkEvent::Closed { .. })));

@@ -70,7 +70,7 @@ impl Driven {
         let _ = tokio::time::timeout(due, self.sockets.readable()).await;
         let now = self.now();
         let endpoint = &mut self.endpoint;
-        self.sockets.receive(|route, datagram| endpoint.handle_datagram(now, route, datagram));
+        self.sockets.receive(|route, datagrams, stride| endpoint.handle_datagrams(now, route, datagrams, stride));
         endpoint.handle_timeout(now);
     }
 }
@@ -79,8 +79,8 @@ impl Driven {
 pub(crate) fn echo(event: LinkEvent, asked: &mut Vec<Transmit>) {
     if let LinkEvent::Message { link, lane, message } = event {
         // A browser may send more in one message than a node does.
-        for piece in message.chunks(17 << 10) {
-            asked.push(Transmit::Message { link, lane, message: message.slice_ref(piece) });
+        for piece in message.to_vec().chunks(17 << 10) {
+            asked.push(Transmit::Message { link, lane, message: piece.into() });
         }
     }
 }

@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use umbel::{
-    base::{DialError, DialTarget, Lane, LinkEvent, RelayId, Transmit},
+    base::{DialError, DialTarget, Lane, LinkEvent, RelayId, Slots, Transmit},
     transport::native::{CipherSuite, Counts, EndpointConfig},
 };
 use webrtc::{
@@ -90,12 +90,12 @@ async fn twenty_relays_are_dialled_at_once_and_echo_over_ipv4_and_ipv6() {
                     let [number, ..] = *opened.dialled.unwrap().as_bytes();
                     numbers.insert(link, number);
                     for lane in 0..4 {
-                        let (lane, message) = (Lane::new(lane).unwrap(), Bytes::from(vec![number; 5_000]));
+                        let (lane, message) = (Lane::new(lane).unwrap(), Slots::from(vec![number; 5_000]));
                         asked.push(Transmit::Message { link, lane, message });
                     }
                 }
                 LinkEvent::Message { link, message, .. } => {
-                    assert_eq!(message, vec![numbers[&link]; 5_000]);
+                    assert_eq!(message, Slots::from(vec![numbers[&link]; 5_000]));
                     echoes += 1;
                 }
                 LinkEvent::DialFailed { error, .. } => panic!("{error}"),
@@ -118,7 +118,7 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
     until(&mut client, "an echo", |event, asked| {
         match event {
             LinkEvent::Opened { link, .. } => {
-                let message = Bytes::from(vec![number; 17 << 10]);
+                let message = Slots::from(vec![number; 17 << 10]);
                 asked.extend((0..4).map(|lane| Transmit::Message {
                     link,
                     lane: Lane::new(lane).unwrap(),
@@ -126,7 +126,7 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
                 }));
             }
             LinkEvent::Message { link, message, .. } => {
-                assert_eq!(message, vec![number; 17 << 10]);
+                assert_eq!(message, Slots::from(vec![number; 17 << 10]));
                 pieces += 1;
                 if pieces == 4 {
                     asked.push(Transmit::Close(link));

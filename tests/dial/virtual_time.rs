@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use umbel::{
-    base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Transmit},
+    base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Slots, Transmit},
     transport::native::{CipherSuite, KeyLimits},
 };
 
@@ -165,7 +164,7 @@ fn a_link_that_falls_silent_is_closed_at_both_ends() {
 fn closing_delivers_what_was_handed_over_and_tells_the_other_end() {
     let (mut world, at_client, _) = linked(7, Mischief { lost: 0.01, ..Mischief::default() });
     for _ in 0..16 {
-        let message = Bytes::from(vec![1; 17 << 10]);
+        let message = Slots::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(1), message });
     }
     world.transmit(CLIENT, Transmit::Close(at_client));
@@ -207,7 +206,7 @@ fn opened_times(events: &[LinkEvent]) -> usize {
 fn a_relay_is_dialled_anew_while_the_old_link_still_closes() {
     let (mut world, at_client, _) = linked(9, Mischief::default());
     for _ in 0..16 {
-        let message = Bytes::from(vec![1; 17 << 10]);
+        let message = Slots::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
     }
     world.transmit(CLIENT, Transmit::Close(at_client));
@@ -246,7 +245,7 @@ fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, s
     let message = |number: u32| {
         let mut bytes = vec![number as u8; 1 + (number as usize * 37) % (17 << 10)];
         bytes.splice(0..0, number.to_be_bytes());
-        Bytes::from(bytes)
+        Slots::from(bytes)
     };
     world.run_until(limit, &format!("all messages there (seed {seed})"), |world| {
         for (side, node) in ends.into_iter().enumerate() {
@@ -338,7 +337,7 @@ fn a_link_whose_keys_are_used_up_retires_once_at_both_ends_and_then_ends() {
         let (mut world, at_client, _) = linked_with(420, Mischief::default(), &[suite], key_limits);
         for _ in 0..80 {
             // 15 packets each.
-            let message = Bytes::from(vec![1; 17 << 10]);
+            let message = Slots::from(vec![1; 17 << 10]);
             world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
             world.run_for(Duration::from_millis(200));
         }
@@ -360,7 +359,7 @@ fn a_relay_is_dialled_beside_a_retired_link_and_both_links_carry_messages() {
     let key_limits = KeyLimits { retire: 100, end: 100_000, ..KeyLimits::default() };
     let (mut world, old, _) = linked_with(430, Mischief::default(), &[CipherSuite::Aes128Gcm], key_limits);
     for _ in 0..10 {
-        let message = Bytes::from(vec![1; 17 << 10]);
+        let message = Slots::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: old, lane: lane(0), message });
         world.run_for(Duration::from_millis(200));
     }
@@ -372,7 +371,7 @@ fn a_relay_is_dialled_beside_a_retired_link_and_both_links_carry_messages() {
     });
     let new = opened(&world.nodes[CLIENT].events).unwrap();
     for link in [old, new] {
-        let message = Bytes::from_static(b"still there");
+        let message = b"still there"[..].into();
         world.transmit(CLIENT, Transmit::Message { link, lane: lane(1), message });
     }
     world.run_for(Duration::from_secs(1));

@@ -89,7 +89,7 @@ fn a_volunteer_that_goes_before_it_answers_is_gone_and_one_that_goes_later_ends_
         bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
         let create = bench.cells(reached).remove(0);
         if answers {
-            let mut body = Box::new([0; BODY_LEN]);
+            let mut body = CellBody::zero();
             body[..3].copy_from_slice(&[0, 1, 9]);
             bench.send(reached, &Cell::new(create.circuit().unwrap(), Command::Created, body));
             let fragment = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 1, 9]) };

@@ -3,7 +3,6 @@
 use core::net::SocketAddr;
 use std::{cell::Cell, rc::Rc};
 
-use bytes::Bytes;
 use js_sys::{Array, ArrayBuffer, Uint8Array};
 use wasm_bindgen::{JsCast as _, JsValue, closure::Closure};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
@@ -15,7 +14,7 @@ use web_sys::{
 
 use super::{Caps, Inbox, Note};
 use crate::{
-    base::{DialTarget, LANES, Lane, LinkClose, LinkId},
+    base::{DialTarget, LANES, Lane, LinkClose, LinkId, Slots},
     transport::sdp,
 };
 
@@ -150,9 +149,9 @@ impl Peer {
     }
 
     /// Sends a message; false if the browser doesn't take it.
-    pub(super) fn send(&self, lane: Lane, message: &Bytes) -> bool {
+    pub(super) fn send(&self, lane: Lane, message: &Slots) -> bool {
         let lane = self.lanes.get(usize::from(lane.value()));
-        lane.is_some_and(|lane| lane.send_with_u8_array(message).is_ok())
+        lane.is_some_and(|lane| lane.send_with_u8_array(&message.to_vec()).is_ok())
     }
 
     /// Has the browser tell when everything has been sent.

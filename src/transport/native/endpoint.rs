@@ -166,6 +166,32 @@ impl Endpoint {
         }
     }
 
+    /// Takes datagrams that arrived together from one place, all but the last of `stride` bytes. Those of a link, its hellos aside,
+    /// cost one look-up.
+    pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], stride: usize) {
+        const HANDSHAKE: u8 = 22;
+        let is_record =
+            |datagram: &[u8]| matches!(datagram.first(), Some(20..=63)) && datagram.first() != Some(&HANDSHAKE);
+        let stride = stride.max(1);
+        let mut rest = datagrams;
+        while !rest.is_empty() {
+            let records = rest.chunks(stride).take_while(|datagram| is_record(datagram)).count();
+            let (run, after) = rest.split_at_mut(records.max(1).saturating_mul(stride).min(rest.len()));
+            rest = after;
+            if records == 0 {
+                self.handle_datagram(now, route, run);
+                continue;
+            }
+            let known = self.with_link(now, route, |link, context| {
+                run.chunks_mut(stride).for_each(|datagram| link.handle_datagram(context, datagram));
+                true
+            });
+            if !known {
+                self.counts.strangers = self.counts.strangers.saturating_add(records as u64);
+            }
+        }
+    }
+
     /// The next datagrams to send: all for one destination, at most as many as [`Self::set_ports`] said.
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.waiting() < ROUND
@@ -329,6 +355,7 @@ impl Endpoint {
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
     ) -> T {
         let Some(link) = self.links.get_mut(&route) else { return T::default() };
+        let id = link.id;
         let mut happenings = core::mem::take(&mut self.happenings);
         let mut context = Context {
             now,
@@ -348,17 +375,19 @@ impl Endpoint {
             self.dirty.push_back(route);
         }
         for happening in happenings.drain(..) {
-            self.take(now, route, happening);
+            self.take(now, route, id, happening);
         }
         self.happenings = happenings;
         outcome
     }
 
-    fn take(&mut self, now: Instant, route: Route, happening: Happening) {
-        let Some(link) = self.links.get_mut(&route) else { return };
-        let id = link.id;
+    fn take(&mut self, now: Instant, route: Route, id: LinkId, happening: Happening) {
         match happening {
+            Happening::Message(lane, message) => {
+                self.events.push_back(LinkEvent::Message { link: id, lane, message });
+            }
             Happening::Opened => {
+                let Some(link) = self.links.get(&route) else { return };
                 let dialled = match &link.role {
                     Role::Dialler(dial) => Some(dial.target.relay),
                     Role::Listener(_) => None,
@@ -376,10 +405,8 @@ impl Endpoint {
                 }
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
             }
-            Happening::Message(lane, message) => {
-                self.events.push_back(LinkEvent::Message { link: id, lane, message });
-            }
             Happening::Room => {
+                let Some(link) = self.links.get_mut(&route) else { return };
                 if !core::mem::replace(&mut link.room_due, true) {
                     self.rooms.push_back(id);
                 }
@@ -488,7 +515,7 @@ impl Transport for Endpoint {
             }
             Transmit::Message { link, lane, message } => {
                 if let Some(route) = self.routes.get(&link).copied() {
-                    self.with_link(now, route, |link, context| link.send(context, lane, &message));
+                    self.with_link(now, route, |link, context| link.send(context, lane, message));
                 }
             }
             Transmit::Close(link) => {

@@ -6,7 +6,6 @@ use std::{
     time::Instant as StdInstant,
 };
 
-use bytes::Bytes;
 use rand::rngs::StdRng;
 
 use super::{
@@ -16,7 +15,7 @@ use super::{
     memory::{Lease, Memory},
 };
 use crate::{
-    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES},
+    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES, Slots},
     transport::sctp::{self, Association, Close, Event},
 };
 
@@ -73,7 +72,7 @@ impl Context<'_> {
 /// What a link tells its endpoint.
 pub(super) enum Happening {
     Opened,
-    Message(Lane, Bytes),
+    Message(Lane, Slots),
     /// The room in the send buffer has changed.
     Room,
     /// Its keys have protected so much that it is to take no new circuits.
@@ -262,13 +261,13 @@ impl Link {
     }
 
     /// Queues a message of the core's.
-    pub(super) fn send(&mut self, context: &mut Context<'_>, lane: Lane, message: &Bytes) {
+    pub(super) fn send(&mut self, context: &mut Context<'_>, lane: Lane, message: Slots) {
         if let Some(sctp) = &mut self.sctp
             && self.stage == Stage::Open
             && !message.is_empty()
         {
             self.room = self.room.saturating_sub(message.len());
-            sctp.send(context.now, lane.value().into(), message.clone());
+            sctp.send(context.now, lane.value().into(), message);
         }
     }
 

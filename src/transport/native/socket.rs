@@ -158,8 +158,9 @@ impl Sockets {
         .await;
     }
 
-    /// Receives what is there, a bounded number from each socket, and gives each datagram to `take`.
-    pub fn receive(&mut self, mut take: impl FnMut(Route, &mut [u8])) {
+    /// Receives what is there, a bounded number from each socket. Gives `take` the datagrams that the kernel joined, with the
+    /// length of each but the last.
+    pub fn receive(&mut self, mut take: impl FnMut(Route, &mut [u8], usize)) {
         for socket in &self.sockets {
             socket.receive(&mut self.buffers, &mut take);
         }
@@ -204,7 +205,7 @@ impl Socket {
         Ok(Self { address: socket.local_addr()?, port, socket, state })
     }
 
-    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(Route, &mut [u8])) {
+    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(Route, &mut [u8], usize)) {
         let mut chunks = buffers.chunks_mut(BUFFER_SIZE);
         let mut slices: [IoSliceMut<'_>; BUFFERS] =
             core::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
@@ -216,9 +217,7 @@ impl Socket {
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
             let route = Route { port: self.port.id, remote: meta.addr };
-            for datagram in slice.get_mut(..meta.len).unwrap_or_default().chunks_mut(meta.stride.max(1)) {
-                take(route, datagram);
-            }
+            take(route, slice.get_mut(..meta.len).unwrap_or_default(), meta.stride);
         }
     }
 

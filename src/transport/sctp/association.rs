@@ -3,7 +3,6 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use rand::{CryptoRng, RngExt as _};
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
     receive::Receiver,
     send::{Peer, SendConfig, SendHalf},
 };
-use crate::base::Instant;
+use crate::base::{Instant, Slots};
 
 #[cfg(any(test, fuzzing))]
 mod check;
@@ -114,7 +113,7 @@ pub enum Event {
         /// Its stream.
         stream: u16,
         /// Its bytes: 1 to [`MAX_MESSAGE`].
-        bytes: Bytes,
+        bytes: Slots,
     },
     /// It is over; nothing follows.
     Closed(Close),
@@ -372,7 +371,7 @@ impl Association {
 
     /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams that [`Event::Open`] told. Nothing happens
     /// on an association that isn't open.
-    pub fn send(&mut self, now: Instant, stream: u16, message: Bytes) {
+    pub fn send(&mut self, now: Instant, stream: u16, message: Slots) {
         if self.is_open() {
             self.send.send(now, stream, BINARY, message);
         }
@@ -558,14 +557,15 @@ impl Association {
                 Ok(())
             }
             DCEP => {
+                let bytes = message.bytes.to_vec();
                 let anew = match self.in_band.get_mut(usize::from(stream)) {
-                    Some(in_band) if message.bytes.starts_with(&DCEP_OPEN) => !core::mem::replace(in_band, true),
+                    Some(in_band) if bytes.starts_with(&DCEP_OPEN) => !core::mem::replace(in_band, true),
                     _ => false,
                 };
                 if anew {
-                    self.send.send(now, stream, DCEP, Bytes::from_static(&[DCEP_ACK]));
+                    self.send.send(now, stream, DCEP, Slots::from(&[DCEP_ACK][..]));
                     Ok(())
-                } else if *message.bytes == [DCEP_ACK] {
+                } else if bytes == [DCEP_ACK] {
                     Ok(())
                 } else {
                     // Answers to more would pile up while the peer takes none.

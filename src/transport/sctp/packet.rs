@@ -342,15 +342,26 @@ impl<'a> Writer<'a> {
     }
 
     /// A DATA chunk.
+    #[cfg(test)]
     pub(super) fn data(&mut self, data: &Data<'_>) {
+        self.data_in_pieces(data, data.payload.len(), core::iter::once(data.payload));
+    }
+
+    /// A DATA chunk whose payload, in place of the one in `data`, is `pieces`, together `length` bytes.
+    pub(super) fn data_in_pieces<'b>(
+        &mut self,
+        data: &Data<'_>,
+        length: usize,
+        pieces: impl Iterator<Item = &'b [u8]>,
+    ) {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(data.begin, BEGIN) | flag(data.end, END) | flag(data.immediate, IMMEDIATE);
-        self.begin(DATA, flags, data.payload.len().saturating_add(DATA_HEADER - CHUNK_HEADER));
+        self.begin(DATA, flags, length.saturating_add(DATA_HEADER - CHUNK_HEADER));
         self.put(&data.tsn.to_be_bytes());
         self.put(&data.stream.to_be_bytes());
         self.put(&data.sequence.to_be_bytes());
         self.put(&data.protocol.to_be_bytes());
-        self.put(data.payload);
+        pieces.for_each(|piece| self.put(piece));
         self.pad();
     }
 

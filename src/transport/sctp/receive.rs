@@ -2,27 +2,25 @@
 //!
 //! A TSN that a SACK has reported is never dropped again (no reneging): senders may then forget its payload. Memory is
 //! bounded by the window: an out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, however short it is, and a
-//! message under reassembly as the capacity of its buffer.
+//! message under reassembly as its slots.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
     Broken, MAX_MESSAGE, Message,
     packet::{Data, SACK_HEADER, Writer},
     serial::{expand, wire},
 };
-use crate::base::Instant;
+use crate::base::{Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
 
 #[cfg(any(test, fuzzing))]
 mod check;
 
 /// Bytes that one out-of-order fragment is charged, or a multiple for a longer one.
 const BLOCK: usize = 1_280;
-/// Capacity reserved for a message whose first fragment has arrived: 17 cells, the longest that our senders make.
-const MESSAGE_CAPACITY: usize = 17 << 10;
 /// Ranges of TSNs beyond the first hole. A TSN that would need another is dropped, unacknowledged.
 const MAX_GAPS: usize = 1_024;
 /// Duplicate TSNs reported in one SACK.
@@ -316,18 +314,22 @@ struct Stream {
 
 /// The message delivered next, of which the first fragments have arrived.
 struct Assembly {
-    buffer: BytesMut,
+    bytes: Slots,
     /// The TSN of its next fragment.
     next: u64,
     protocol: u32,
 }
 
 impl Assembly {
-    /// Bytes that the buffer grows by to take `length` more, at most: it doubles.
+    /// Bytes that it grows by to take `length` more.
     fn growth(&self, length: usize) -> usize {
-        let (length, capacity) = (self.buffer.len().saturating_add(length), self.buffer.capacity());
-        if length <= capacity { 0 } else { capacity.max(length.saturating_sub(capacity)) }
+        in_slots(self.bytes.len().saturating_add(length)).saturating_sub(self.bytes.memory())
     }
+}
+
+/// Bytes of the slots that a message of `length` bytes takes.
+const fn in_slots(length: usize) -> usize {
+    length.div_ceil(SLOT_LEN).saturating_mul(SLOT_LEN)
 }
 
 struct Fragment {
@@ -353,7 +355,7 @@ impl Stream {
                 if data.end {
                     0
                 } else {
-                    MESSAGE_CAPACITY
+                    in_slots(data.payload.len())
                 }
             }
             _ => Fragment::cost(data.payload.len()),
@@ -409,27 +411,27 @@ impl Stream {
         let Some(mut message) = self.message.take() else {
             if data.end {
                 self.next = self.next.wrapping_add(1);
-                out.push_back(Message { protocol: data.protocol, bytes: Bytes::copy_from_slice(data.payload) });
+                out.push_back(Message { protocol: data.protocol, bytes: Slots::from(data.payload) });
                 return Ok(());
             }
-            let mut buffer = BytesMut::with_capacity(MESSAGE_CAPACITY);
-            buffer.extend_from_slice(data.payload);
-            *account.held = account.held.saturating_add(buffer.capacity());
-            self.message = Some(Assembly { buffer, next: tsn.saturating_add(1), protocol: data.protocol });
+            let mut bytes = Slots::with_capacity(MESSAGE_CELLS);
+            bytes.extend_from_slice(data.payload);
+            *account.held = account.held.saturating_add(bytes.memory());
+            self.message = Some(Assembly { bytes, next: tsn.saturating_add(1), protocol: data.protocol });
             return Ok(());
         };
-        let length = message.buffer.len().saturating_add(data.payload.len());
+        let length = message.bytes.len().saturating_add(data.payload.len());
         if data.begin || data.sequence != self.next || data.protocol != message.protocol || length > MAX_MESSAGE {
             return Err(Broken);
         }
-        *account.held = account.held.saturating_sub(message.buffer.capacity());
-        message.buffer.extend_from_slice(data.payload);
+        *account.held = account.held.saturating_sub(message.bytes.memory());
+        message.bytes.extend_from_slice(data.payload);
         message.next = tsn.saturating_add(1);
         if data.end {
             self.next = self.next.wrapping_add(1);
-            out.push_back(Message { protocol: message.protocol, bytes: message.buffer.freeze() });
+            out.push_back(Message { protocol: message.protocol, bytes: message.bytes });
         } else {
-            *account.held = account.held.saturating_add(message.buffer.capacity());
+            *account.held = account.held.saturating_add(message.bytes.memory());
             self.message = Some(message);
         }
         Ok(())

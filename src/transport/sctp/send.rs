@@ -6,9 +6,10 @@
 //! `rtc-sctp` do; so it is dropped at once.
 
 use core::time::Duration;
-use std::collections::{BTreeSet, VecDeque};
-
-use bytes::Bytes;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use super::{
     congestion::{Algorithm, Control, Controller as _, Limits},
@@ -16,7 +17,7 @@ use super::{
     packet::{DATA_HEADER, HEADER},
     rtt::RoundTrip,
 };
-use crate::base::Instant;
+use crate::base::{Instant, Slots};
 
 mod acked;
 #[cfg(any(test, fuzzing))]
@@ -47,7 +48,7 @@ const FEW: u64 = 10;
 struct Unsent {
     stream: u16,
     protocol: u32,
-    bytes: Bytes,
+    bytes: Arc<Slots>,
     /// Bytes of it that have been cut off.
     cut: usize,
 }
@@ -67,7 +68,10 @@ struct Flight {
     protocol: u32,
     begin: bool,
     end: bool,
-    payload: Bytes,
+    /// The message that it is a piece of; none once it is acknowledged.
+    message: Option<Arc<Slots>>,
+    /// Where in the message it begins.
+    from: usize,
     length: u64,
     state: State,
     retransmitted: bool,
@@ -297,7 +301,7 @@ impl SendHalf {
     }
 
     /// Queues a message; `false` if the peer has no such stream.
-    pub(super) fn send(&mut self, now: Instant, stream: u16, protocol: u32, bytes: Bytes) -> bool {
+    pub(super) fn send(&mut self, now: Instant, stream: u16, protocol: u32, bytes: Slots) -> bool {
         if usize::from(stream) >= self.sequences.len() || bytes.is_empty() {
             return false;
         }
@@ -307,7 +311,7 @@ impl SendHalf {
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
         }
         self.unsent_bytes = self.unsent_bytes.saturating_add(bytes.len());
-        self.unsent.push_back(Unsent { stream, protocol, bytes, cut: 0 });
+        self.unsent.push_back(Unsent { stream, protocol, bytes: Arc::new(bytes), cut: 0 });
         true
     }
 

@@ -2,15 +2,12 @@
 
 use super::{Fragment, MAX_DUPLICATES, MAX_GAPS, MAX_MESSAGE, Receiver, Stream};
 
-/// Capacity of one message under reassembly, at most: buffers double.
-const LARGEST_BUFFER: usize = 4 * (17 << 10);
-
 impl Receiver {
-    /// Bytes held, at most: the window, an eighth for fragments counted in blocks, one message more, and the buffer of the
-    /// message that the next TSN belongs to.
+    /// Bytes held, at most: the window, an eighth for fragments counted in blocks, one message more, and the message that the
+    /// next TSN belongs to.
     pub(in super::super) fn bound(&self) -> usize {
         let window = self.window.max(self.window_max);
-        window + window / 8 + MAX_MESSAGE + LARGEST_BUFFER
+        window + window / 8 + 2 * MAX_MESSAGE
     }
 
     /// Panics if anything is wrong.
@@ -24,7 +21,7 @@ impl Receiver {
         assert_eq!(self.hole_since().is_some(), !self.gaps.is_empty(), "a hole is timed");
         let held = |stream: &Stream| {
             let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
-            fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.buffer.capacity())
+            fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.bytes.memory())
         };
         assert_eq!(self.held, self.streams.iter().map(held).sum::<usize>(), "bytes held are counted");
         assert_eq!(self.pending, self.streams.iter().map(|stream| stream.pending.len()).sum::<usize>());
@@ -35,7 +32,7 @@ impl Receiver {
                 stream.message.as_ref().is_none_or(|message| message.next > self.cumulative),
                 "a message waits in vain"
             );
-            assert!(stream.message.as_ref().is_none_or(|message| message.buffer.len() <= MAX_MESSAGE));
+            assert!(stream.message.as_ref().is_none_or(|message| message.bytes.len() <= MAX_MESSAGE));
         }
     }
 }

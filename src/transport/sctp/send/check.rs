@@ -54,7 +54,7 @@ impl SendHalf {
             self.unsent_bytes,
             self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()
         );
-        assert!(self.flights.iter().all(|flight| flight.payload.is_empty() == (flight.state == State::Acked)));
+        assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == State::Acked)));
         let waits = self.in_flight > 0 || !self.lost.is_empty();
         assert!(!waits || self.timer().is_some(), "what is in flight is timed");
     }

@@ -1,7 +1,5 @@
 //! SACKs: which data has arrived, and the samples of round trip and delivery rate that this gives.
 
-use bytes::Bytes;
-
 use super::{
     super::{
         Broken,
@@ -83,7 +81,7 @@ impl SendHalf {
             return;
         }
         let length = flight.length;
-        flight.payload = Bytes::new();
+        flight.message = None;
         let (sent_at, snapshot) = (flight.sent_at, flight.snapshot);
         let (retransmitted, was_lost) = (flight.retransmitted, flight.losses > 0);
         let age = now.since(sent_at);

@@ -1,5 +1,7 @@
 //! What leaves next: lost data, probes, new data cut from messages.
 
+use std::sync::Arc;
+
 use super::{
     super::{
         congestion::{Controller as _, Sent},
@@ -71,7 +73,7 @@ impl SendHalf {
             self.lost.remove(&tsn);
             return true;
         };
-        if flight.payload.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+        if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.lost.remove(&tsn);
@@ -88,7 +90,7 @@ impl SendHalf {
             return false;
         };
         // Beside an acknowledgement there may be no room: then it has the next packet.
-        if flight.payload.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+        if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.probe_due = false;
@@ -109,16 +111,7 @@ impl SendHalf {
         let prior_in_flight = self.in_flight;
         self.in_flight = self.in_flight.saturating_add(bytes);
         flight.snapshot = Snapshot { in_flight: self.in_flight, ..snapshot };
-        writer.data(&Data {
-            tsn: wire(tsn),
-            stream: flight.stream,
-            sequence: flight.sequence,
-            protocol: flight.protocol,
-            begin: flight.begin,
-            end: flight.end,
-            immediate,
-            payload: &flight.payload,
-        });
+        flight.write(tsn, immediate, writer);
         self.pacer.spend(bytes);
         self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: true });
     }
@@ -145,8 +138,8 @@ impl SendHalf {
         let begin = message.cut == 0;
         let to = message.cut.saturating_add(length);
         let end = to >= message.bytes.len();
-        let payload = message.bytes.slice(message.cut..to);
-        message.cut = to;
+        let from = core::mem::replace(&mut message.cut, to);
+        let bytes_of_message = Arc::clone(&message.bytes);
         let (stream, protocol) = (message.stream, message.protocol);
         if end {
             self.unsent.pop_front();
@@ -164,21 +157,23 @@ impl SendHalf {
         // The last of a burst is acknowledged at once, so that no delay of the peer's is taken for the path's.
         let few = self.in_flight < FEW.saturating_mul(self.limits.segment);
         let immediate = self.unsent.is_empty() || few;
-        writer.data(&Data { tsn: wire(tsn), stream, sequence, protocol, begin, end, immediate, payload: &payload });
-        self.flights.push_back(Flight {
+        let flight = Flight {
             stream,
             sequence,
             protocol,
             begin,
             end,
-            payload,
+            message: Some(bytes_of_message),
+            from,
             length: bytes,
             state: State::InFlight,
             retransmitted: false,
             losses: 0,
             sent_at: now,
             snapshot: Snapshot { in_flight: self.in_flight, ..snapshot },
-        });
+        };
+        flight.write(tsn, immediate, writer);
+        self.flights.push_back(flight);
         self.pacer.spend(bytes);
         self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: false });
         true
@@ -201,5 +196,20 @@ impl SendHalf {
             in_flight: 0,
             app_limited: self.delivery.app_limited_until != 0,
         }
+    }
+}
+
+impl Flight {
+    /// Bytes of its payload.
+    fn len(&self) -> usize {
+        usize::try_from(self.length).unwrap_or(usize::MAX)
+    }
+
+    /// Writes it as a DATA chunk.
+    fn write(&self, tsn: u64, immediate: bool, writer: &mut Writer<'_>) {
+        let Self { stream, sequence, protocol, begin, end, from, .. } = *self;
+        let Some(message) = &self.message else { return };
+        let data = Data { tsn: wire(tsn), stream, sequence, protocol, begin, end, immediate, payload: &[] };
+        writer.data_in_pieces(&data, self.len(), message.pieces(from..from.saturating_add(self.len())));
     }
 }

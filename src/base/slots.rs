@@ -1,0 +1,177 @@
+//! Messages as lists of slots, each as long as a cell.
+//!
+//! A cell keeps its slot from the packet that it arrived in to the packet that it leaves in: reassembly fills slots, the
+//! onion layer works in them, and the sending association keeps them until they are acknowledged.
+
+use core::{fmt, ops::Range};
+
+/// Bytes of a slot: those of a cell.
+pub const SLOT_LEN: usize = 1024;
+
+/// Memory for one cell.
+pub type Slot = Box<[u8; SLOT_LEN]>;
+
+/// The bytes of one message. All slots but the last are full.
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slots {
+    slots: Vec<Slot>,
+    len: usize,
+}
+
+impl Slots {
+    /// No bytes.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { slots: Vec::new(), len: 0 }
+    }
+
+    /// No bytes; the list has room for `slots` slots.
+    #[must_use]
+    pub fn with_capacity(slots: usize) -> Self {
+        Self { slots: Vec::with_capacity(slots), len: 0 }
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of memory that its slots take.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.slots.len().saturating_mul(SLOT_LEN)
+    }
+
+    /// Appends a full slot. One behind a slot that isn't full is copied.
+    pub fn push(&mut self, slot: Slot) {
+        if self.len.is_multiple_of(SLOT_LEN) {
+            self.slots.push(slot);
+            self.len = self.len.saturating_add(SLOT_LEN);
+        } else {
+            self.extend_from_slice(slot.as_slice());
+        }
+    }
+
+    /// Appends a copy of `bytes`.
+    pub fn extend_from_slice(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let at = self.len % SLOT_LEN;
+            if at == 0 {
+                self.slots.push(Box::new([0; SLOT_LEN]));
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
+            let place = self.slots.last_mut().and_then(|slot| slot.get_mut(at..at.saturating_add(now.len())));
+            if let Some(place) = place {
+                place.copy_from_slice(now);
+            }
+            self.len = self.len.saturating_add(now.len());
+            bytes = later;
+        }
+    }
+
+    /// The bytes in `range`, piece by piece; those that it has of them.
+    pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
+        let end = range.end.min(self.len);
+        let first = range.start / SLOT_LEN;
+        let slots = self.slots.get(first..end.div_ceil(SLOT_LEN)).unwrap_or_default();
+        let starts = (first.saturating_mul(SLOT_LEN)..).step_by(SLOT_LEN);
+        slots.iter().zip(starts).filter_map(move |(slot, start)| {
+            let from = range.start.saturating_sub(start);
+            slot.get(from..end.saturating_sub(start).min(SLOT_LEN))
+        })
+    }
+
+    /// Its slots; `None` if the last isn't full.
+    #[must_use]
+    pub fn into_full(self) -> Option<Vec<Slot>> {
+        self.len.is_multiple_of(SLOT_LEN).then_some(self.slots)
+    }
+
+    /// Its bytes in one piece.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len);
+        self.pieces(0..self.len).for_each(|piece| bytes.extend_from_slice(piece));
+        bytes
+    }
+}
+
+impl From<&[u8]> for Slots {
+    fn from(bytes: &[u8]) -> Self {
+        let mut slots = Self::with_capacity(bytes.len().div_ceil(SLOT_LEN));
+        slots.extend_from_slice(bytes);
+        slots
+    }
+}
+
+impl From<Vec<u8>> for Slots {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::from(bytes.as_slice())
+    }
+}
+
+impl FromIterator<Slot> for Slots {
+    fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
+        let slots: Vec<_> = slots.into_iter().collect();
+        let len = slots.len().saturating_mul(SLOT_LEN);
+        Self { slots, len }
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slots").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    fn bytes(length: usize) -> Vec<u8> {
+        (0..=u8::MAX).cycle().take(length).collect()
+    }
+
+    #[test]
+    fn bytes_come_back_as_they_went_in() {
+        for length in [0, 1, 1023, 1024, 1025, 2048, 17 * 1024, 65_536] {
+            let bytes = bytes(length);
+            for piece in [1, 700, 1188, 5000] {
+                let mut slots = Slots::new();
+                bytes.chunks(piece).for_each(|piece| slots.extend_from_slice(piece));
+                assert_eq!(slots.to_vec(), bytes);
+                assert_eq!((slots.len(), slots.memory()), (length, length.div_ceil(1024) * 1024));
+                assert_eq!(slots, Slots::from(bytes.as_slice()));
+                assert_eq!(slots.into_full().is_some(), length % 1024 == 0);
+            }
+        }
+        assert_ne!(Slots::from(vec![0; 5]), Slots::from(vec![0; 6]));
+    }
+
+    #[test]
+    fn a_range_is_cut_out_of_the_slots_it_lies_in() {
+        let bytes = bytes(5000);
+        let slots = Slots::from(&bytes[..]);
+        for range in [0..0, 0..1, 1000..1024, 1000..1025, 1024..2048, 1023..3000, 4999..5000, 4000..9000, 6000..7000] {
+            let pieces: Vec<u8> = slots.pieces(range.clone()).flatten().copied().collect();
+            assert_eq!(pieces, bytes[range.start.min(5000)..range.end.min(5000)], "{range:?}");
+        }
+    }
+
+    #[test]
+    fn a_slot_may_follow_one_that_is_not_full() {
+        let mut slots = Slots::from(&[1; 10][..]);
+        slots.push(Box::new([2; SLOT_LEN]));
+        assert_eq!(slots.to_vec(), [vec![1; 10], vec![2; SLOT_LEN]].concat());
+    }
+}
