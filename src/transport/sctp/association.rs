@@ -27,6 +27,9 @@ const DCEP: u32 = 50;
 const DCEP_OPEN: [u8; 2] = [3, 0];
 const DCEP_ACK: u8 = 2;
 
+/// Body of a HEARTBEAT: its one parameter, without a value.
+const EMPTY_HEARTBEAT: [u8; 4] = [0, 1, 0, 4];
+
 /// Longest packet taken: the datagrams of stock peers are no larger.
 const MAX_PACKET: usize = 1_500;
 /// Streams that stock peers get, and that carry messages: the lanes of `proto/01-transport.md` §5.
@@ -47,6 +50,8 @@ const OWN_GAP_BLOCKS: usize = 128;
 /// 56 to 63 full datagrams.
 const STOCK_BURST: u64 = 34 << 10;
 const STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
+/// Unknown chunks are reported no more often than this.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// A message lasts about this long on a slow path, so that the next one in turn waits no longer.
 const MESSAGE_TIME: Duration = Duration::from_millis(2);
 
@@ -134,9 +139,12 @@ enum State {
 /// Single packets of the control kind that wait to be sent; each at most once.
 #[derive(Default)]
 struct Replies {
-    init_ack: bool,
+    /// INIT ACK, with what it says of the INIT's unknown parameters.
+    init_ack: Option<Vec<u8>>,
     cookie_ack: bool,
     heartbeat: Option<Vec<u8>>,
+    /// ERROR, with the unknown chunk.
+    error: Option<Vec<u8>>,
     probe: bool,
     abort: bool,
 }
@@ -171,6 +179,8 @@ pub struct Association {
     init_ack_at: Option<Instant>,
     init_acks: u32,
     replies: Replies,
+    /// When an unknown chunk was last reported.
+    reported_at: Option<Instant>,
     /// Streams that the peer has opened in band.
     in_band: [bool; STOCK_STREAMS as usize],
     events: VecDeque<Event>,
@@ -205,6 +215,7 @@ impl Association {
             init_ack_at: None,
             init_acks: 0,
             replies: Replies::default(),
+            reported_at: None,
             in_band: [false; STOCK_STREAMS as usize],
             events: VecDeque::new(),
             whole: VecDeque::new(),
@@ -229,8 +240,14 @@ impl Association {
         let mut seen = Seen::default();
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
+            if !self.tag_fits(&packet, &chunk) {
+                break;
+            }
+            if chunk.wants_report() {
+                self.report(now, &chunk);
+            }
             // RFC 9260 §3.2: what follows such a chunk doesn't count.
-            if !self.tag_fits(&packet, &chunk) || chunk.ends_packet() {
+            if chunk.ends_packet() {
                 break;
             }
             let outcome = self.handle_chunk(now, &chunk, &mut seen);
@@ -321,10 +338,10 @@ impl Association {
             writer.chunk(packet::ABORT, 0, &[]);
             return writer.finish();
         }
-        if core::mem::take(&mut self.replies.init_ack) {
+        if let Some(unrecognized) = self.replies.init_ack.take() {
             self.init_ack_at = Some(now);
             self.init_acks = self.init_acks.saturating_add(1);
-            return self.write_init(buffer, packet::INIT_ACK, self.peer_tag);
+            return self.write_init(buffer, packet::INIT_ACK, self.peer_tag, &unrecognized);
         }
         match &mut self.state {
             State::Ended | State::Listening => 0,
@@ -333,7 +350,7 @@ impl Association {
                     return 0;
                 }
                 attempts.sent(now);
-                self.write_init(buffer, packet::INIT, 0)
+                self.write_init(buffer, packet::INIT, 0, &[])
             }
             State::CookieEchoed(attempts, cookie) => {
                 if !attempts.due {
@@ -536,6 +553,15 @@ impl Association {
         }
     }
 
+    /// Notes an unknown chunk for the next packet's ERROR (RFC 9260 §3.2). The limit keeps what a peer can have sent small.
+    fn report(&mut self, now: Instant, chunk: &Chunk<'_>) {
+        let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
+        if due && matches!(self.state, State::Established) {
+            self.reported_at = Some(now);
+            self.replies.error = Some(chunk.to_bytes(self.config.packet));
+        }
+    }
+
     fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
         let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
             // Data overtook the COOKIE ECHO that it follows: it will come again.
@@ -588,8 +614,11 @@ impl Association {
         {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
-        if core::mem::take(&mut self.replies.probe) {
-            writer.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
+        // Beside a long heartbeat there may be no room for these: then they have the next packet.
+        self.replies.error = self.replies.error.take().filter(|chunk| !writer.unrecognized_chunk(chunk));
+        if self.replies.probe && writer.room() >= CHUNK_HEADER.saturating_add(EMPTY_HEARTBEAT.len()) {
+            self.replies.probe = false;
+            writer.chunk(packet::HEARTBEAT, 0, &EMPTY_HEARTBEAT);
         }
         if let Some(receive) = &mut self.receive
             && receive.sack_due(now)

@@ -40,8 +40,14 @@ const UNORDERED: u8 = 4;
 /// Asks for an acknowledgement at once (RFC 7053).
 pub(super) const IMMEDIATE: u8 = 8;
 
+/// Error causes of ERROR (RFC 9260 §3.3.10).
+const UNRECOGNIZED_CHUNK: u16 = 6;
+/// Bytes of an error cause, or of a parameter, before its value.
+const PARAMETER_HEADER: usize = 4;
+
 /// Parameters of INIT and INIT ACK.
 const STATE_COOKIE: u16 = 7;
+const UNRECOGNIZED_PARAMETER: u16 = 8;
 const SUPPORTED_EXTENSIONS: u16 = 0x8008;
 /// RFC 9653 §4.
 const ZERO_CHECKSUM: u16 = 0x8001;
@@ -49,6 +55,9 @@ const ZERO_CHECKSUM: u16 = 0x8001;
 const METHOD_DTLS: u32 = 1;
 /// Between nodes of ours; others skip it in silence, as its highest bits say (RFC 9260 §3.2.1).
 const OWN_PEER: u16 = 0x9f55;
+
+/// Bytes of [`Init::unrecognized`] at the most: with all else that INIT ACK says they fit the smallest packet.
+pub(super) const MAX_UNRECOGNIZED: usize = 256;
 
 /// CRC32c of a packet whose checksum field counts as zero.
 fn checksum(packet: &[u8]) -> Option<u32> {
@@ -98,7 +107,23 @@ pub(super) struct Chunk<'a> {
 impl Chunk<'_> {
     /// Unknown, and its highest bit says that the rest of the packet is to be passed over (RFC 9260 §3.2).
     pub(super) const fn ends_packet(&self) -> bool {
-        self.kind & 0x80 == 0 && !matches!(self.kind, DATA..=COOKIE_ACK | SHUTDOWN_COMPLETE | I_DATA)
+        self.kind & 0x80 == 0 && self.is_unknown()
+    }
+
+    /// Unknown, and its second highest bit asks for an ERROR.
+    pub(super) const fn wants_report(&self) -> bool {
+        self.kind & 0x40 != 0 && self.is_unknown()
+    }
+
+    const fn is_unknown(&self) -> bool {
+        !matches!(self.kind, DATA..=COOKIE_ACK | SHUTDOWN_COMPLETE | I_DATA | RE_CONFIG | FORWARD_TSN | I_FORWARD_TSN)
+    }
+
+    /// The chunk as it stood in the packet, without padding, and no more of it than `most` bytes.
+    pub(super) fn to_bytes(&self, most: usize) -> Vec<u8> {
+        let length = u16::try_from(self.body.len().saturating_add(CHUNK_HEADER)).unwrap_or(u16::MAX).to_be_bytes();
+        let head = [self.kind, self.flags].into_iter().chain(length);
+        head.chain(self.body.iter().copied()).take(most).collect()
     }
 }
 
@@ -213,6 +238,8 @@ pub(super) struct Init<'a> {
     /// The sender takes packets without a checksum.
     pub(super) zero_checksum: bool,
     pub(super) own: Option<OwnPeer>,
+    /// Unrecognized Parameter parameters, whole and padded: what [`unrecognized`] gave for an INIT. Written alone.
+    pub(super) unrecognized: &'a [u8],
 }
 
 /// What nodes of ours tell each other beyond RFC 9260.
@@ -236,14 +263,14 @@ impl<'a> Init<'a> {
             cookie: None,
             zero_checksum: false,
             own: None,
+            unrecognized: &[],
         };
         if init.tag == 0 || init.outbound == 0 || init.inbound == 0 {
             return None;
         }
-        let mut rest = body.get(16..)?;
-        while !rest.is_empty() {
-            let (kind, length) = (u16_at(rest, 0)?, usize::from(u16_at(rest, 2)?));
-            let value = rest.get(4..length)?;
+        for parameter in parameters(body) {
+            let (kind, whole) = parameter?;
+            let value = whole.get(PARAMETER_HEADER..)?;
             match kind {
                 STATE_COOKIE => init.cookie = Some(value),
                 ZERO_CHECKSUM => init.zero_checksum = u32_at(value, 0) == Some(METHOD_DTLS),
@@ -253,10 +280,50 @@ impl<'a> Init<'a> {
                 }
                 _ => {}
             }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Some(init)
     }
+}
+
+/// The parameters of the body of INIT or INIT ACK with their types, headers included and padding not. `None` where one is
+/// malformed, and nothing after it. An unknown one whose highest bit says so is the last (RFC 9260 §3.2.1).
+fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
+    let mut rest = body.get(16..).unwrap_or_default();
+    core::iter::from_fn(move || {
+        let from = core::mem::take(&mut rest);
+        if from.is_empty() {
+            return None;
+        }
+        let (Some(kind), Some(length)) = (u16_at(from, 0), u16_at(from, 2).map(usize::from)) else { return Some(None) };
+        let Some(whole) = from.get(..length).filter(|_| length >= PARAMETER_HEADER) else { return Some(None) };
+        if kind & 0x8000 != 0 || is_known(kind) {
+            rest = from.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Some(Some((kind, whole)))
+    })
+}
+
+/// Parameters that are neither skipped in silence nor unknown. Those of RFC 9260 §3.3.2 and of RFC 3758 that say nothing to
+/// us are among them: addresses, ECN, and that the peer could take FORWARD TSN.
+const fn is_known(kind: u16) -> bool {
+    const FORWARD_TSN_SUPPORTED: u16 = 0xc000;
+    // IPv4 address to cookie preservative; host name address and supported address types.
+    matches!(kind, 5..=9 | 11..=12 | FORWARD_TSN_SUPPORTED)
+}
+
+/// What INIT ACK says of the unknown parameters of an INIT whose second highest bit asks for a report (RFC 9260 §3.2.2): at
+/// most [`MAX_UNRECOGNIZED`] bytes, and a parameter that would exceed that is left out.
+pub(super) fn unrecognized(body: &[u8]) -> Vec<u8> {
+    let mut buffer = [0; MAX_UNRECOGNIZED];
+    let mut writer = Writer { buffer: &mut buffer, length: 0, with_checksum: false };
+    for (kind, parameter) in parameters(body).flatten() {
+        let length = parameter.len().saturating_add(PARAMETER_HEADER).next_multiple_of(4);
+        if kind & 0x4000 != 0 && !is_known(kind) && length <= writer.room() {
+            writer.parameter(UNRECOGNIZED_PARAMETER, parameter);
+        }
+    }
+    let length = writer.length;
+    buffer.get(..length).unwrap_or_default().to_vec()
 }
 
 /// Whether the body of a HEARTBEAT chunk is well-formed.
@@ -403,9 +470,21 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// An ERROR chunk that reports an unknown chunk, given as [`Chunk::to_bytes`], or as much of it as fits. `false` if not
+    /// even its header does.
+    pub(super) fn unrecognized_chunk(&mut self, chunk: &[u8]) -> bool {
+        let room = self.room().saturating_sub(CHUNK_HEADER).saturating_sub(PARAMETER_HEADER);
+        // Where all of it doesn't fit, neither does its padding.
+        let length = if chunk.len().next_multiple_of(4) <= room { chunk.len() } else { room & !3 };
+        let Some(chunk) = chunk.get(..length).filter(|chunk| chunk.len() >= CHUNK_HEADER) else { return false };
+        self.begin(ERROR, 0, length.saturating_add(PARAMETER_HEADER));
+        self.parameter(UNRECOGNIZED_CHUNK, chunk);
+        true
+    }
+
     /// INIT or INIT ACK.
     pub(super) fn init(&mut self, kind: u8, init: &Init<'_>) {
-        let mut body = [0_u8; 160];
+        let mut body = [0_u8; 160 + MAX_UNRECOGNIZED];
         let mut inner = Writer { buffer: &mut body, length: 0, with_checksum: false };
         inner.put(&init.tag.to_be_bytes());
         inner.put(&init.window.to_be_bytes());
@@ -415,6 +494,7 @@ impl<'a> Writer<'a> {
         if let Some(cookie) = init.cookie {
             inner.parameter(STATE_COOKIE, cookie);
         }
+        inner.put(init.unrecognized);
         // Resets are understood, and end the association.
         inner.parameter(SUPPORTED_EXTENSIONS, &[RE_CONFIG]);
         if init.zero_checksum {
@@ -431,7 +511,7 @@ impl<'a> Writer<'a> {
 
     fn parameter(&mut self, kind: u16, value: &[u8]) {
         self.put(&kind.to_be_bytes());
-        self.put(&u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX).to_be_bytes());
+        self.put(&u16::try_from(value.len().saturating_add(PARAMETER_HEADER)).unwrap_or(u16::MAX).to_be_bytes());
         self.put(value);
         self.pad();
     }
@@ -466,6 +546,7 @@ mod tests {
             cookie: Some(&[6; 16]),
             zero_checksum: true,
             own: Some(OwnPeer { streams: 64, ack_delay: 25 }),
+            unrecognized: &[],
         };
         let mut buffer = [0; 256];
         let mut writer = Writer::new(&mut buffer, 0, false);

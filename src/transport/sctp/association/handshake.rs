@@ -55,13 +55,11 @@ impl Association {
             return Err(Close::Broken);
         }
         match self.state {
-            State::Listening | State::CookieWait(_) => {
-                self.take_peer(now, &init)?;
-                self.replies.init_ack = true;
-            }
-            State::CookieEchoed(..) | State::Established => self.replies.init_ack = true,
-            State::Ended => {}
+            State::Listening | State::CookieWait(_) => self.take_peer(now, &init)?,
+            State::CookieEchoed(..) | State::Established => {}
+            State::Ended => return Ok(()),
         }
+        self.replies.init_ack = Some(packet::unrecognized(body));
         Ok(())
     }
 
@@ -137,7 +135,7 @@ impl Association {
         wanted.min(self.peer_streams).clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS))
     }
 
-    pub(super) fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32) -> usize {
+    pub(super) fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32, unrecognized: &[u8]) -> usize {
         let mut writer = Writer::new(buffer, tag, false);
         let streams = self.config.streams.max(STOCK_STREAMS);
         let ack_delay = u16::try_from(ACK_DELAY.as_millis()).unwrap_or(u16::MAX);
@@ -152,6 +150,7 @@ impl Association {
                 cookie: (kind == packet::INIT_ACK).then_some(&self.cookie[..]),
                 zero_checksum: self.config.zero_checksum,
                 own: Some(OwnPeer { streams, ack_delay }),
+                unrecognized,
             },
         );
         writer.finish()

@@ -50,6 +50,7 @@ pub(super) fn stock_init(tsn: u32) -> Init<'static> {
         cookie: None,
         zero_checksum: false,
         own: None,
+        unrecognized: &[],
     }
 }
 

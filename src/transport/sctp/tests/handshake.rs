@@ -99,6 +99,59 @@ fn an_init_that_is_malformed_or_not_alone_goes_unanswered() {
     assert_eq!(forged.closed, None);
 }
 
+/// An INIT of a stock peer with these parameters behind its own.
+fn init_with(parameters: &[&[u8]]) -> Vec<u8> {
+    let mut body = packet_for(0, |writer| writer.init(packet::INIT, &stock_init(1)))[16..].to_vec();
+    for parameter in parameters {
+        body.resize(body.len().next_multiple_of(4), 0);
+        body.extend(*parameter);
+    }
+    packet_for(0, |writer| writer.chunk(packet::INIT, 0, &body))
+}
+
+/// The values of the Unrecognized Parameter parameters in the body of INIT or INIT ACK.
+fn reported(body: &[u8]) -> Vec<Vec<u8>> {
+    let (mut rest, mut reported) = (&body[16..], Vec::new());
+    while !rest.is_empty() {
+        let length = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
+        if rest[..2] == [0, 8] {
+            reported.push(rest[4..length].to_vec());
+        }
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+    }
+    reported
+}
+
+#[test]
+fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_says_so() {
+    // Skipped in silence, known, unknown twice, and one whose highest bit ends the list.
+    let (silent, known) = ([0x80, 0x55, 0, 5, 1], [0xc0, 0, 0, 4]);
+    let (one, two, last) = ([0xc0, 0x55, 0, 5, 2], [0xff, 1, 0, 4], [0x40, 1, 0, 6, 3, 4]);
+    let take = |parameters: &[&[u8]]| {
+        let mut forged = Forged::listening(&Config::new(1_195));
+        let init = init_with(parameters);
+        forged.take(&init);
+        let answer = forged.answer(packet::INIT_ACK);
+        forged.read_init(&answer.body);
+        forged.take(&init);
+        assert_eq!(forged.answer(packet::INIT_ACK).body, answer.body, "a repetition is answered alike");
+        let cookie = forged.cookie.clone();
+        forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
+        assert_eq!(forged.open, Some(4));
+        reported(&answer.body)
+    };
+    assert_eq!(take(&[]), [[0_u8; 0]; 0]);
+    assert_eq!(take(&[&silent, &known]), [[0_u8; 0]; 0]);
+    assert_eq!(take(&[&silent, &one, &known, &two, &last, &one]), [&one[..], &two, &last]);
+    assert_eq!(take(&[&[0, 0x55, 0, 4], &one]), [[0_u8; 0]; 0]);
+    // No more is reported than an INIT ACK has room for.
+    let long = [&[0xc0, 0x55, 0, 252][..], &[1; 248]].concat();
+    assert_eq!(take(&[&long]), [&long[..]]);
+    let longer = [&[0xc0, 0x55, 0, 253][..], &[1; 249]].concat();
+    assert_eq!(take(&[&longer, &one]), [&one[..]]);
+    assert_eq!(take(&vec![&one[..]; 100]).len(), 256 / 12);
+}
+
 #[test]
 fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
     for (length, echoed) in [(1, true), (1_024, true), (1_025, false), (0, false)] {

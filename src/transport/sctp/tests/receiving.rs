@@ -121,6 +121,73 @@ fn unknown_chunks_are_skipped_or_end_their_packet_as_their_highest_bit_says() {
     }
 }
 
+/// An ERROR chunk's body: one cause, Unrecognized Chunk Type, with these bytes.
+fn unrecognized(chunk: &[u8]) -> Vec<u8> {
+    [&[0, 6][..], &(chunk.len() as u16 + 4).to_be_bytes(), chunk].concat()
+}
+
+#[test]
+fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_says_so() {
+    for (kind, reported) in [(15, false), (0x3f, false), (0x41, true), (0x7f, true), (0x81, false), (0xc1, true)] {
+        let mut forged = Forged::stock();
+        for _ in 0..3 {
+            (0..10).for_each(|_| forged.chunk(kind, 5, b"what?"));
+            if reported {
+                let chunk = [&[kind, 5, 0, 9][..], b"what?"].concat();
+                assert_eq!(forged.answer(packet::ERROR).body, unrecognized(&chunk), "kind {kind:#x}");
+            }
+            assert!(forged.answers().is_empty(), "kind {kind:#x}");
+            forged.wait(999);
+            forged.chunk(kind, 5, b"too soon");
+            assert!(forged.answers().is_empty(), "kind {kind:#x}");
+            forged.wait(1);
+        }
+        assert_eq!(forged.closed, None);
+    }
+    // An ERROR is not answered by another, and what is known is not reported.
+    let mut forged = Forged::stock();
+    forged.chunk(packet::ERROR, 0, &unrecognized(&[0xc1, 0, 0, 4]));
+    forged.chunk(packet::COOKIE_ACK, 0, &[]);
+    assert!(forged.answers().is_empty());
+}
+
+#[test]
+fn the_report_of_a_long_chunk_is_cut_to_what_the_packet_holds() {
+    for length in [0, 1, 4, 1_150, 1_167, 1_168, 1_169, 1_171, 1_172, 1_484] {
+        let mut forged = Forged::stock();
+        forged.chunk(0xc1, 0, &vec![7; length]);
+        forged.association.probe();
+        let answers = forged.answers();
+        let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
+        assert_eq!(kinds, [packet::ERROR, packet::HEARTBEAT], "{length} bytes");
+        let whole = [&[0xc1, 0][..], &(length as u16 + 4).to_be_bytes(), &vec![7; length]].concat();
+        let most = whole.len().min(1_172);
+        assert!(answers[0].body == unrecognized(&whole[..most]), "{length} bytes");
+        // Beside an answer to a heartbeat less of it fits, or none: then it has the next packet.
+        for room in [0, 8, 12, 100] {
+            forged.wait(1_000);
+            forged.chunk(0xc1, 0, &vec![7; length]);
+            let info = 1_176 - room;
+            forged.chunk(
+                packet::HEARTBEAT,
+                0,
+                &[&[0, 1][..], &(info as u16).to_be_bytes(), &vec![5; info - 4]].concat(),
+            );
+            let kinds: Vec<_> = forged.answers().iter().map(|answer| answer.kind).collect();
+            assert_eq!(kinds, [packet::HEARTBEAT_ACK, packet::ERROR], "{length} bytes beside {info}");
+        }
+    }
+}
+
+#[test]
+fn unknown_chunks_before_the_association_is_established_are_not_reported() {
+    let mut forged = Forged::connecting(&Config::new(1_195));
+    forged.chunk(0xc1, 0, &[]);
+    let mut listening = Forged::listening(&Config::new(1_195));
+    listening.chunk(0xc1, 0, &[]);
+    assert!(forged.answers().is_empty() && listening.answers().is_empty());
+}
+
 #[test]
 fn a_heartbeat_is_answered_with_what_it_holds_if_that_fits() {
     let mut forged = Forged::stock();
