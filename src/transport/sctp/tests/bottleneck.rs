@@ -116,6 +116,19 @@ fn one_four_and_sixty_four_links_fill_a_bottleneck_with_any_queue() {
 }
 
 #[test]
+fn one_link_uses_97_hundredths_of_50_mbit_whatever_the_queue() {
+    // Payload in a full datagram, with all headers.
+    const CAPACITY: f64 = 6_250_000.0 * 1_164.0 / 1_257.0;
+    for (seed, bdp, jitter) in [(1, 1.0, 0), (2, 8.0, 0), (3, 2.0, 1)] {
+        let line = Line { jitter: Duration::from_millis(jitter), ..bottleneck(25, 6_250_000, bdp) };
+        let mut pair = Pair::with(seed, [line, Line::new(25)], &links(1, Algorithm::Bbr));
+        let used = rates(&mut pair, 9.0)[0] / CAPACITY;
+        println!("{bdp} BDP, {jitter} ms of jitter: {used:.4}");
+        assert!(used >= 0.97, "{used:.4} of the line with a queue of {bdp} BDP (seed {seed})");
+    }
+}
+
+#[test]
 fn a_policer_a_thin_way_back_and_bursts_of_loss_slow_nobody_below_half() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
     let thin = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
