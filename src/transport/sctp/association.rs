@@ -6,26 +6,26 @@ use std::collections::VecDeque;
 use rand::{CryptoRng, RngExt as _};
 
 use super::{
-    Broken, MAX_MESSAGE, Message, SendStatistics,
-    congestion::Algorithm,
-    packet::{self, CHUNK_HEADER, Chunk, Data, OwnPeer, Packet, Sack, Writer},
+    Message, SendStatistics,
+    packet::{self, CHUNK_HEADER, OwnPeer, Packet, Writer},
     receive::Receiver,
-    send::{Peer, SendConfig, SendHalf},
+    send::{SendConfig, SendHalf},
 };
 use crate::base::{Instant, Slots};
 
 #[cfg(any(test, fuzzing))]
 mod check;
+mod chunks;
+mod config;
 mod handshake;
 
+use chunks::Seen;
+pub use config::Config;
+use config::{own_peer, stock_peer};
 use handshake::Attempts;
 
-/// Payload protocol identifiers (RFC 8831 §8).
+/// Payload protocol identifier of messages (RFC 8831 §8).
 const BINARY: u32 = 53;
-const DCEP: u32 = 50;
-/// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
-const DCEP_OPEN: [u8; 2] = [3, 0];
-const DCEP_ACK: u8 = 2;
 
 /// Body of a HEARTBEAT: its one parameter, without a value.
 const EMPTY_HEARTBEAT: [u8; 4] = [0, 1, 0, 4];
@@ -42,57 +42,8 @@ const HOLE_LIMIT: Duration = Duration::from_secs(30);
 const SHORT_HOLE_LIMIT: Duration = Duration::from_secs(3);
 /// So does a peer that acknowledges nothing new of what is in flight.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
-/// Gap blocks in a SACK of a stock peer at the most.
-const STOCK_GAP_BLOCKS: usize = 20;
-/// The same of a node of ours: what fits the smallest packets that one may be set to.
-const OWN_GAP_BLOCKS: usize = 128;
-/// Largest burst to a stock peer, and most that is in flight on a path too short for pacing: browsers' sockets hold
-/// 56 to 63 full datagrams.
-const STOCK_BURST: u64 = 34 << 10;
-const STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
-/// Unknown chunks are reported no more often than this.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// A message lasts about this long on a slow path, so that the next one in turn waits no longer.
 const MESSAGE_TIME: Duration = Duration::from_millis(2);
-
-/// Settings that associations share.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Largest packet sent, in bytes; at least 500.
-    pub packet: usize,
-    /// Receive window at first, in bytes. Default 1 MiB.
-    pub window: usize,
-    /// Receive window at the most: it grows to twice what a round trip carries. Default 2 MiB. What a peer that never
-    /// completes its messages makes this end hold is an eighth and 132 KiB more.
-    pub window_max: usize,
-    /// Most bytes in flight. Default 16 MiB.
-    pub send_window_max: u64,
-    /// Streams offered to nodes of ours. Default 64; others get 4.
-    pub streams: u16,
-    /// Longest message that is sent, in bytes. Default 17,408.
-    pub message: usize,
-    /// Congestion control.
-    pub algorithm: Algorithm,
-    /// Take packets without a checksum, as DTLS has one of its own (RFC 9653).
-    pub zero_checksum: bool,
-}
-
-impl Config {
-    /// The defaults for packets of at most `packet` bytes.
-    #[must_use]
-    pub const fn new(packet: usize) -> Self {
-        Self {
-            packet,
-            window: 1 << 20,
-            window_max: 2 << 20,
-            send_window_max: 16 << 20,
-            streams: 64,
-            message: 17 << 10,
-            algorithm: Algorithm::Bbr,
-            zero_checksum: true,
-        }
-    }
-}
 
 /// Why an association ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,13 +98,6 @@ struct Replies {
     error: Option<Vec<u8>>,
     probe: bool,
     abort: bool,
-}
-
-/// Which chunks a packet held.
-#[derive(Default)]
-struct Seen {
-    data: bool,
-    sack: bool,
 }
 
 /// One SCTP association. See the [module](super) for how it is driven.
@@ -493,116 +437,6 @@ impl Association {
         }
     }
 
-    /// RFC 9260 §8.5: the tag is ours, but for INIT and for ABORT and SHUTDOWN COMPLETE with the T bit.
-    fn tag_fits(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
-        const REFLECTED: u8 = 1;
-        match chunk.kind {
-            packet::INIT => packet.tag == 0,
-            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => packet.tag == self.peer_tag,
-            _ => packet.tag == self.local_tag,
-        }
-    }
-
-    fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
-        const BROKEN: Close = Close::Broken;
-        // Whoever sends these has taken the cookie: its COOKIE ACK was lost.
-        if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
-            self.establish(now, None);
-        }
-        match chunk.kind {
-            packet::DATA => {
-                let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
-                seen.data = true;
-                self.handle_data(now, &data)
-            }
-            packet::SACK => {
-                // Nobody needs two in a packet, and each costs a look at all that is missing.
-                let first = !core::mem::replace(&mut seen.sack, true);
-                let Some(sack) = Sack::parse(chunk.body).filter(|_| first) else { return Ok(()) };
-                match self.state {
-                    State::Established | State::CookieEchoed(..) => {
-                        self.send.handle_sack(now, &sack).map_err(|Broken| BROKEN)
-                    }
-                    _ => Ok(()),
-                }
-            }
-            packet::INIT if chunk.last => self.handle_init(now, chunk.body),
-            packet::INIT_ACK if chunk.last => self.handle_init_ack(now, chunk.body),
-            packet::COOKIE_ECHO => self.handle_cookie_echo(now, chunk.body),
-            packet::COOKIE_ACK => {
-                if let State::CookieEchoed(attempts, _) = &self.state {
-                    let once = (attempts.made == 1).then(|| now.since(attempts.first_at));
-                    self.establish(now, once);
-                }
-                Ok(())
-            }
-            packet::HEARTBEAT => {
-                if packet::is_heartbeat(chunk.body) {
-                    self.replies.heartbeat = Some(chunk.body.to_vec());
-                }
-                Ok(())
-            }
-            // Having come is all that it says.
-            packet::HEARTBEAT_ACK | packet::ERROR => Ok(()),
-            // We reset no streams, and an association has all its streams or none.
-            packet::ABORT | packet::RE_CONFIG | packet::SHUTDOWN_COMPLETE => Err(Close::ByPeer),
-            packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
-            // Never negotiated.
-            packet::I_DATA | packet::FORWARD_TSN | packet::I_FORWARD_TSN => Err(BROKEN),
-            _ => Ok(()),
-        }
-    }
-
-    /// Notes an unknown chunk for the next packet's ERROR (RFC 9260 §3.2). The limit keeps what a peer can have sent small.
-    fn report(&mut self, now: Instant, chunk: &Chunk<'_>) {
-        let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
-        if due && matches!(self.state, State::Established) {
-            self.reported_at = Some(now);
-            self.replies.error = Some(chunk.to_bytes(self.config.packet));
-        }
-    }
-
-    fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
-        let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
-            // Data overtook the COOKIE ECHO that it follows: it will come again.
-            return Ok(());
-        };
-        let mut whole = core::mem::take(&mut self.whole);
-        let outcome = receive.handle_data(now, data, &mut whole);
-        for message in whole.drain(..) {
-            self.deliver(now, data.stream, message)?;
-        }
-        self.whole = whole;
-        outcome.map_err(|Broken| Close::Broken)
-    }
-
-    fn deliver(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
-        match message.protocol {
-            BINARY if message.bytes.len() <= MAX_MESSAGE => {
-                self.events.push_back(Event::Message { stream, bytes: message.bytes });
-                Ok(())
-            }
-            DCEP => {
-                let bytes = message.bytes.to_vec();
-                let anew = match self.in_band.get_mut(usize::from(stream)) {
-                    Some(in_band) if bytes.starts_with(&DCEP_OPEN) => !core::mem::replace(in_band, true),
-                    _ => false,
-                };
-                if anew {
-                    self.send.send(now, stream, DCEP, Slots::from(&[DCEP_ACK][..]));
-                    Ok(())
-                } else if bytes == [DCEP_ACK] {
-                    Ok(())
-                } else {
-                    // Answers to more would pile up while the peer takes none.
-                    Err(Close::Broken)
-                }
-            }
-            // Text and empty messages carry no cells.
-            _ => Err(Close::Broken),
-        }
-    }
-
     fn write_established(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         let mut writer = Writer::new(buffer, self.peer_tag, self.zero);
         if core::mem::take(&mut self.replies.cookie_ack) {
@@ -633,27 +467,5 @@ impl Association {
 impl State {
     const fn takes_data(&self) -> bool {
         matches!(self, Self::CookieEchoed(..) | Self::Established)
-    }
-}
-
-/// What is assumed of a peer that is not a node of ours: a browser.
-fn stock_peer() -> Peer {
-    Peer {
-        ack_delay: Duration::from_millis(200),
-        least_timeout: Duration::from_millis(400),
-        gap_blocks: STOCK_GAP_BLOCKS,
-        max_burst: STOCK_BURST,
-        short_path_window: STOCK_SHORT_PATH_WINDOW,
-    }
-}
-
-/// What is known of a node of ours.
-fn own_peer(own: OwnPeer) -> Peer {
-    Peer {
-        ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),
-        least_timeout: Duration::from_millis(200),
-        gap_blocks: OWN_GAP_BLOCKS,
-        max_burst: u64::MAX,
-        short_path_window: u64::MAX,
     }
 }

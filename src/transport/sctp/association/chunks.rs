@@ -1,0 +1,139 @@
+//! What the peer's chunks do, one by one.
+
+use core::time::Duration;
+
+use super::{
+    super::{
+        Broken, MAX_MESSAGE, Message,
+        packet::{self, Chunk, Data, Packet, Sack},
+    },
+    Association, BINARY, Close, Event, State,
+};
+use crate::base::{Instant, Slots};
+
+/// Payload protocol identifier of channels opened in band (RFC 8831 §8).
+const DCEP: u32 = 50;
+/// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
+const DCEP_OPEN: [u8; 2] = [3, 0];
+const DCEP_ACK: u8 = 2;
+/// Unknown chunks are reported no more often than this.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Which chunks a packet held.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) data: bool,
+    pub(super) sack: bool,
+}
+
+impl Association {
+    /// RFC 9260 §8.5: the tag is ours, but for INIT and for ABORT and SHUTDOWN COMPLETE with the T bit.
+    pub(super) fn tag_fits(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
+        const REFLECTED: u8 = 1;
+        match chunk.kind {
+            packet::INIT => packet.tag == 0,
+            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => packet.tag == self.peer_tag,
+            _ => packet.tag == self.local_tag,
+        }
+    }
+
+    pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
+        const BROKEN: Close = Close::Broken;
+        // Whoever sends these has taken the cookie: its COOKIE ACK was lost.
+        if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
+            self.establish(now, None);
+        }
+        match chunk.kind {
+            packet::DATA => {
+                let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
+                seen.data = true;
+                self.handle_data(now, &data)
+            }
+            packet::SACK => {
+                // Nobody needs two in a packet, and each costs a look at all that is missing.
+                let first = !core::mem::replace(&mut seen.sack, true);
+                let Some(sack) = Sack::parse(chunk.body).filter(|_| first) else { return Ok(()) };
+                match self.state {
+                    State::Established | State::CookieEchoed(..) => {
+                        self.send.handle_sack(now, &sack).map_err(|Broken| BROKEN)
+                    }
+                    _ => Ok(()),
+                }
+            }
+            packet::INIT if chunk.last => self.handle_init(now, chunk.body),
+            packet::INIT_ACK if chunk.last => self.handle_init_ack(now, chunk.body),
+            packet::COOKIE_ECHO => self.handle_cookie_echo(now, chunk.body),
+            packet::COOKIE_ACK => {
+                if let State::CookieEchoed(attempts, _) = &self.state {
+                    let once = (attempts.made == 1).then(|| now.since(attempts.first_at));
+                    self.establish(now, once);
+                }
+                Ok(())
+            }
+            packet::HEARTBEAT => {
+                if packet::is_heartbeat(chunk.body) {
+                    self.replies.heartbeat = Some(chunk.body.to_vec());
+                }
+                Ok(())
+            }
+            // Having come is all that it says.
+            packet::HEARTBEAT_ACK | packet::ERROR => Ok(()),
+            // We reset no streams, and an association has all its streams or none.
+            packet::ABORT | packet::RE_CONFIG | packet::SHUTDOWN_COMPLETE => Err(Close::ByPeer),
+            packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
+            // Never negotiated.
+            packet::I_DATA | packet::FORWARD_TSN | packet::I_FORWARD_TSN => Err(BROKEN),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes an unknown chunk for the next packet's ERROR (RFC 9260 §3.2). The limit keeps what a peer can have sent small.
+    pub(super) fn report(&mut self, now: Instant, chunk: &Chunk<'_>) {
+        let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
+        if due && matches!(self.state, State::Established) {
+            self.reported_at = Some(now);
+            self.replies.error = Some(chunk.to_bytes(self.config.packet));
+        }
+    }
+
+    fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
+        let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
+            // Data overtook the COOKIE ECHO that it follows: it will come again.
+            return Ok(());
+        };
+        let mut whole = core::mem::take(&mut self.whole);
+        let outcome = receive.handle_data(now, data, &mut whole);
+        for message in whole.drain(..) {
+            self.deliver(now, data.stream, message)?;
+        }
+        self.whole = whole;
+        outcome.map_err(|Broken| Close::Broken)
+    }
+
+    fn deliver(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
+        match message.protocol {
+            BINARY if message.bytes.len() <= MAX_MESSAGE => {
+                self.events.push_back(Event::Message { stream, bytes: message.bytes });
+                Ok(())
+            }
+            DCEP => {
+                let bytes = message.bytes.to_vec();
+                let anew = match self.in_band.get_mut(usize::from(stream)) {
+                    Some(in_band) if bytes.starts_with(&DCEP_OPEN) => !core::mem::replace(in_band, true),
+                    _ => false,
+                };
+                if anew {
+                    self.send.send(now, stream, DCEP, Slots::from(&[DCEP_ACK][..]));
+                    Ok(())
+                } else if bytes == [DCEP_ACK] {
+                    Ok(())
+                } else {
+                    // Answers to more would pile up while the peer takes none.
+                    Err(Close::Broken)
+                }
+            }
+            // Text and empty messages carry no cells.
+            _ => Err(Close::Broken),
+        }
+    }
+}
