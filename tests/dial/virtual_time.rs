@@ -1,10 +1,10 @@
 //! Dials and transfers over a network that misbehaves, in virtual time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use umbel::{
     base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Slots, Transmit},
-    transport::native::{CipherSuite, KeyLimits},
+    transport::native::{CipherSuite, Endpoint, EndpointError, KeyLimits},
 };
 
 use super::world::{Mischief, World, client_config, relay_config, target};
@@ -328,6 +328,21 @@ fn ends_without_a_cipher_suite_in_common_get_no_link() {
     world.run_until(Duration::from_secs(11), "the dial has failed", |world| !world.nodes[client].events.is_empty());
     let event = &world.nodes[client].events[0];
     assert!(matches!(event, LinkEvent::DialFailed { .. }), "{event:?}");
+}
+
+#[test]
+fn limits_by_which_a_link_would_retire_at_once_or_after_its_end_are_refused() {
+    for (retire, end, sound) in [(0, 600, false), (601, 600, false), (1, 0, false), (1, 1, true), (600, 600, true)] {
+        let mut config = client_config();
+        config.key_limits = KeyLimits { retire, end, ..KeyLimits::default() };
+        match Endpoint::new(config, StdInstant::now()) {
+            Ok(_) => assert!(sound, "{retire}, {end}"),
+            Err(EndpointError::KeyLimits { retire: told, end: after }) => {
+                assert!(!sound && (told, after) == (retire, end), "{retire}, {end}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub struct EndpointConfig {
     /// Cipher suites offered and accepted. They are offered in the order of [`CipherSuite::ALL`], whatever theirs is here; a
     /// listener takes the dialler's first. Default all.
     pub cipher_suites: Vec<CipherSuite>,
-    /// How many records the keys of a link may protect.
+    /// How many records the keys of a link may protect. `retire` is at least 1 and at most `end`.
     pub key_limits: KeyLimits,
 }
 
@@ -156,6 +156,16 @@ pub enum EndpointError {
     /// The datagram size is too small to carry the handshake, or larger than any path carries.
     #[error("datagrams of {0} bytes can't be sent; choose 600 to 8952")]
     DatagramSize(u16),
+    /// The limits of a link's keys contradict each other.
+    #[error(
+        "keys can't retire after {retire} records and end after {end}; choose at least 1 record, and at most as many as end them"
+    )]
+    KeyLimits {
+        /// [`KeyLimits::retire`].
+        retire: u64,
+        /// [`KeyLimits::end`].
+        end: u64,
+    },
     /// The system gave no randomness.
     #[error("the system gives no randomness")]
     Randomness,

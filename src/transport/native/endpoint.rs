@@ -17,7 +17,7 @@ use rand::{
 };
 
 use super::{
-    Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, Route,
+    Batch, Certificate, EndpointConfig, EndpointError, KeyLimits, Port, PortUse, Route,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
@@ -104,6 +104,11 @@ impl Endpoint {
     pub fn new(config: EndpointConfig, start: StdInstant) -> Result<Self, EndpointError> {
         if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&config.datagram_size) {
             return Err(EndpointError::DatagramSize(config.datagram_size));
+        }
+        // Zero would retire each link at once, and have each new circuit dial anew.
+        let KeyLimits { retire, end, .. } = config.key_limits;
+        if !(1..=end).contains(&retire) {
+            return Err(EndpointError::KeyLimits { retire, end });
         }
         let mut sctp = sctp::Config::new(usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD));
         sctp.window_max = config.receive_window;
