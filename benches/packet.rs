@@ -16,11 +16,10 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 use umbel::{
-    base::Instant,
+    base::{Instant, Slots},
     transport::sctp::{Association, Config},
 };
 
@@ -36,7 +35,7 @@ const NUMBER_OF_BLOCKS: usize = 24;
 struct Pair {
     now: Instant,
     ends: [Association; 2],
-    message: Bytes,
+    message: Slots,
     buffer: [u8; PACKET],
 }
 
@@ -46,7 +45,7 @@ impl Pair {
         let now = Instant::from_nanos(1_000_000_000);
         let config = Config { zero_checksum: !checksum, ..Config::new(PACKET) };
         let ends = [Association::connect(&config, now, &mut rng), Association::accept(&config, now, &mut rng)];
-        let mut this = Self { now, ends, message: Bytes::from(vec![7; MESSAGE]), buffer: [0; PACKET] };
+        let mut this = Self { now, ends, message: Slots::from(vec![7; MESSAGE]), buffer: [0; PACKET] };
         (0..200).for_each(|_| this.exchange());
         this
     }
