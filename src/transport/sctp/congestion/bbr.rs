@@ -14,8 +14,7 @@
 //! | Startup | loss ends it only if the rate stopped growing or a queue stands |
 //! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
 //! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue |
-//! | ProbeRTT | put off while a sample confirms the lowest round trip ever to within 1/64, or each round of 2 s to within 1/16 |
-//! | cruising after a probe | at the full rate at once if the probe began with an empty queue |
+//! | ProbeRTT | put off while samples confirm the lowest round trip ever to within 1/64 |
 //! | lowest round trip | valid for 15 s (three ProbeRTTs), not 10 s |
 //! | full-pipe detection | compares the rounds' highest rates, not the rates of their first samples |
 
@@ -142,8 +141,6 @@ struct Probe {
     rounds_since: u64,
     /// Round in which UP started.
     up_start: u64,
-    /// No queue stood when the probe began: the one that it leaves is its own, and says nothing of other senders.
-    from_empty: bool,
     /// Growth of the long-term bound during UP.
     up_rounds: u32,
     up_acked: u64,
@@ -233,7 +230,6 @@ impl Bbr {
                 wait: 0,
                 rounds_since: 0,
                 up_start: 0,
-                from_empty: false,
                 up_rounds: 0,
                 up_acked: 0,
                 up_acked_per_segment: UNBOUNDED,
@@ -400,7 +396,7 @@ impl Controller for Bbr {
         let rtt = ack.rtt.map(nanos);
         let sample = Sample::new(rate, self.min_rtt.value(), self.limited_until);
         self.limited = rate.app_limited;
-        self.update_round(now, &sample, rtt);
+        self.update_round(&sample, rtt);
         self.update_congestion(&sample, ack.acked);
         let startup = !self.full_pipe.reached;
         self.aggregation.update(now, ack.acked, self.bandwidth(), self.window, self.rounds.count, startup);

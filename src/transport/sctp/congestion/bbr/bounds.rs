@@ -16,12 +16,12 @@ const LEAST_CRUISE_GAIN: u64 = 70;
 const UNDO_ROUNDS: u64 = 16;
 
 impl Bbr {
-    pub(super) fn update_round(&mut self, now: u64, sample: &Sample, rtt: Option<u64>) {
+    pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>) {
         self.rounds.started = sample.prior_delivered >= self.rounds.end;
         if self.rounds.started {
             self.start_round();
             self.rounds.count = self.rounds.count.saturating_add(1);
-            self.note_queue(now);
+            self.note_queue();
             self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
             if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
                 self.undo = None;
@@ -34,14 +34,13 @@ impl Bbr {
 
     /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
     /// bottleneck has, and a fixed gain then leaves a queue.
-    pub(super) fn note_queue(&mut self, now: u64) {
+    pub(super) fn note_queue(&mut self) {
         let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
         let Some(min_rtt) = self.min_rtt.value() else { return };
         // A round without samples says nothing.
         if lowest == u64::MAX {
             return;
         }
-        self.min_rtt.end_round(lowest, now);
         let queueing = lowest > min_rtt.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
         self.rounds.queueing = if queueing { self.rounds.queueing.saturating_add(1) } else { 0 };
         let gain = self.rounds.cruise_gain;

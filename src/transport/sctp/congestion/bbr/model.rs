@@ -16,12 +16,6 @@ const PROBE_RTT_INTERVAL: u64 = 5 * SECOND;
 /// How long the model's lowest round trip stays valid (`MinRTTFilterLen`), in nanoseconds.
 const MIN_RTT_LIFETIME: u64 = 15 * SECOND;
 
-/// Rounds that show a nearly empty queue for so long put ProbeRTT off, in nanoseconds.
-const EMPTY_LONG: u64 = 2 * SECOND;
-
-/// For so long: others don't queue here, in nanoseconds.
-const EMPTY_BEFORE_PROBE: u64 = SECOND / 2;
-
 /// Rounds without growth that show a full pipe (§5.3.1.2).
 const FULL_ROUNDS: u8 = 3;
 
@@ -99,9 +93,6 @@ pub(super) struct MinRtt {
     lowest: u64,
     /// When the path was last known to be empty, or ProbeRTT ended.
     drained: u64,
-    /// When the last round ended that showed a queue, and for how long the rounds since then showed none.
-    empty_since: u64,
-    empty_for: u64,
     /// Round trips that the last two ProbeRTTs measured.
     probed: [u64; 2],
     expired: bool,
@@ -116,8 +107,6 @@ impl MinRtt {
             probe_stamp: now,
             lowest: u64::MAX,
             drained: now,
-            empty_since: now,
-            empty_for: 0,
             probed: [0; 2],
             expired: false,
         }
@@ -156,24 +145,6 @@ impl MinRtt {
             self.value = self.probe_value;
             self.stamp = self.probe_stamp;
         }
-    }
-
-    /// A round ended whose lowest round trip was `rtt`. A queue that has been nearly empty for longer than the ProbeRTT of
-    /// others lasts needs no ProbeRTT of ours: bursts and jitter add as much to the samples.
-    pub(super) fn end_round(&mut self, rtt: u64, now: u64) {
-        if rtt > self.lowest.saturating_add(self.lowest >> 4) {
-            self.empty_since = now;
-        }
-        self.empty_for = now.saturating_sub(self.empty_since);
-        if self.empty_for > EMPTY_LONG {
-            self.drained = now;
-            self.probe_stamp = now;
-        }
-    }
-
-    /// Every round of the last half a second has shown a nearly empty queue.
-    pub(super) fn is_empty_before_probe(&self) -> bool {
-        self.empty_for > EMPTY_BEFORE_PROBE
     }
 
     /// ProbeRTT ended: the next one is due an interval from now.

@@ -61,13 +61,7 @@ impl Bbr {
         let State::ProbeBw(phase) = self.state else { return };
         match phase {
             Phase::Down | Phase::Cruise if self.is_probe_due(now) => self.start_refill(),
-            Phase::Down if self.has_drained(ack.in_flight) => {
-                // What stood during the probe was the probe's own queue.
-                if self.probe.from_empty {
-                    self.rounds.cruise_gain = 100;
-                }
-                self.state = State::ProbeBw(Phase::Cruise);
-            }
+            Phase::Down if self.has_drained(ack.in_flight) => self.state = State::ProbeBw(Phase::Cruise),
             Phase::Refill if self.rounds.started => self.start_up(sample),
             Phase::Up if self.has_probed_enough(ack, sample) => {
                 self.probe.was_too_high = false;
@@ -103,7 +97,6 @@ impl Bbr {
     /// Refills the pipe for a round before the probe (`StartProbeBW_REFILL`).
     fn start_refill(&mut self) {
         self.reset_short_bounds();
-        self.probe.from_empty = self.min_rtt.is_empty_before_probe();
         self.probe.up_rounds = 0;
         self.probe.up_acked = 0;
         self.probe.precautionary = false;
