@@ -8,6 +8,7 @@ mod book;
 mod browser;
 mod compare;
 mod deny;
+mod instructions;
 mod packages;
 mod run;
 mod test;
@@ -27,6 +28,7 @@ usage: cargo xtask COMMAND
   deny                           check licences, bans and sources of the dependencies
   packages                       install what the tests need from Debian
   browser                        dial a relay and use the search page, from Chromium and from Firefox
+  instructions                   count the instructions of sealing, switching and packing a cell, against budgets
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
   book                           make the Rust book a ZIM file for kiwix-serve, and print where it is
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         ["wasm"] => wasm::build().map(drop),
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
+        ["instructions"] => instructions::check().map(drop),
         ["compare", options @ ..] => compare::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),

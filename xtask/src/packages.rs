@@ -33,6 +33,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "python3-socks", present: || python().is_some() },
     Package { name: "kiwix-tools", present: || on_path("kiwix-serve").is_some() },
     Package { name: "zim-tools", present: || on_path("zimwriterfs").is_some() },
+    Package { name: "valgrind", present: || on_path("valgrind").is_some() },
     Package { name: "searx", present: || on_path("searx-run").is_some() },
 ];
 

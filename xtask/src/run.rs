@@ -164,6 +164,16 @@ impl Run {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
+    /// Runs it and gives back what it printed; its standard error is passed on.
+    pub(crate) fn printed(mut self) -> Result<String, Failure> {
+        let output = self.command.stderr(Stdio::inherit()).output();
+        let output = output.map_err(|error| self.failure(&format!("can't start: {error}")))?;
+        if !output.status.success() {
+            return Err(self.failure(&output.status.to_string()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     /// Runs it without showing anything; whether it succeeded.
     pub(crate) fn succeeds(self) -> bool {
         self.output().is_some()

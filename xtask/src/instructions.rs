@@ -1,0 +1,122 @@
+//! Instruction counts of sealing, switching and packing a cell, by callgrind, against budgets.
+//!
+//! The workloads are in `benches/instructions.rs`. It is built in the development profile, so that it shares the dependencies
+//! of the tests; only the crate itself is compiled anew, optimised. The counts are not those of a release build.
+
+use std::{fs, path::Path};
+
+use crate::run::{Failure, Run, Tally, target_folder};
+
+/// A function of `benches/instructions.rs` and the most instructions that it may take per cell.
+struct Budget {
+    function: &'static str,
+    instructions: u64,
+}
+
+/// About 10 % above the counts on x86-64 with AVX2. A budget of 0 is not measured yet: the step fails and names the budget to set.
+const BUDGETS: &[Budget] = &[
+    Budget { function: "sealing", instructions: 0 },
+    Budget { function: "switching", instructions: 0 },
+    Budget { function: "packing", instructions: 0 },
+];
+
+/// Per cent that a new budget leaves above the count.
+const HEADROOM: u64 = 10;
+/// Per cent of its budget under which a count asks for a lower budget.
+const LOW: u64 = 80;
+
+/// The crate optimised, in one piece and without what only tests want; its dependencies stay as the tests have them.
+const OPTIMISED: &[&str] = &[
+    "profile.dev.package.umbel.opt-level=3",
+    "profile.dev.package.umbel.codegen-units=16",
+    "profile.dev.package.umbel.debug-assertions=false",
+    "profile.dev.package.umbel.overflow-checks=false",
+    "profile.dev.incremental=false",
+];
+
+/// Counts the instructions of each function, prints them, and fails if one exceeds its budget.
+pub(crate) fn check() -> Result<Tally, Failure> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        println!("the budgets are for x86-64 Linux: not checked");
+        return Ok(Tally::ONE);
+    }
+    bench().args(["--no-run"]).run()?;
+    let folder = target_folder()?.join("instructions");
+    fs::create_dir_all(&folder).map_err(|error| Failure::new(format!("can't make {}: {error}", folder.display())))?;
+    println!("function    per cell  budget");
+    let (mut tally, mut exceeded) = (Tally::default(), Vec::new());
+    for budget in BUDGETS {
+        let profile = folder.join(format!("{}.out", budget.function));
+        let count = count(budget.function, &profile)?;
+        println!("{:10} {count:9} {:7}", budget.function, budget.instructions);
+        match budget.judge(count) {
+            Ok(advice) => {
+                advice.iter().for_each(|advice| println!("{advice}"));
+                tally = tally.and(Tally::ONE);
+            }
+            Err(message) => exceeded.push(format!("{message}; callgrind_annotate {}", profile.display())),
+        }
+    }
+    if exceeded.is_empty() { Ok(tally) } else { Err(Failure::new(exceeded.join("\n"))) }
+}
+
+impl Budget {
+    /// Advice if `count` is far below the budget; an error if it exceeds it.
+    fn judge(&self, count: u64) -> Result<Option<String>, String> {
+        let Self { function, instructions } = self;
+        let new = count.saturating_mul(HEADROOM.saturating_add(100)) / 100;
+        if count > *instructions {
+            return Err(format!(
+                "{function} takes {count} instructions per cell, more than its budget of {instructions}: make it cheaper, or, \
+                 if the cost is justified, raise the budget in xtask/src/instructions.rs to {new}"
+            ));
+        }
+        let low = count.saturating_mul(100) < instructions.saturating_mul(LOW);
+        Ok(low.then(|| format!("{function} is far below its budget: lower it in xtask/src/instructions.rs to {new}")))
+    }
+}
+
+/// The program, built and run by cargo.
+fn bench() -> Run {
+    let build = ["bench", "--quiet", "--locked", "--profile", "dev", "--bench", "instructions"];
+    let settings = OPTIMISED.iter().flat_map(|setting| ["--config", setting]);
+    Run::cargo().args(build).args(settings)
+}
+
+/// Instructions per cell within `function`; writes callgrind's profile to `profile`.
+fn count(function: &str, profile: &Path) -> Result<u64, Failure> {
+    let out = format!("--callgrind-out-file={}", profile.display());
+    let within = format!("--toggle-collect=instructions*::{function}");
+    let runner = ["valgrind", "--quiet", "--tool=callgrind", &within, &out];
+    let runner = format!("target.'cfg(all())'.runner={runner:?}");
+    let cells = bench().args(["--config", runner.as_str()]).printed()?;
+    let cells: u64 = cells.parse().map_err(|_| Failure::new(format!("{cells:?} is no number of cells")))?;
+    let text = fs::read_to_string(profile).map_err(|error| Failure::new(format!("{}: {error}", profile.display())))?;
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("totals: ")).and_then(|total| total.trim().parse::<u64>().ok());
+    match total.and_then(|total| total.checked_div(cells)) {
+        Some(count) if count > 0 => Ok(count),
+        _ => {
+            Err(Failure::new(format!("callgrind counted nothing in {function}: does benches/instructions.rs have it?")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Budget;
+
+    const BUDGET: Budget = Budget { function: "sealing", instructions: 1_000 };
+
+    #[test]
+    fn a_count_above_its_budget_fails_and_names_the_next_one() {
+        assert!(BUDGET.judge(1_000).is_ok());
+        assert!(BUDGET.judge(1_001).unwrap_err().contains("1101"));
+    }
+
+    #[test]
+    fn a_count_far_below_its_budget_asks_for_a_lower_one() {
+        assert_eq!(BUDGET.judge(800), Ok(None));
+        assert!(BUDGET.judge(700).unwrap().unwrap().contains("770"));
+    }
+}
