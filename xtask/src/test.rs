@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    book, browser, deny, packages,
+    book, browser, deny, instructions, packages,
     run::{Failure, Run, Tally},
     wasm, web,
 };
@@ -27,6 +27,11 @@ const STEPS: &[Step] = &[
     Step { name: "wasm-test", what: "the protocol core's own tests, as WebAssembly", run: wasm::test },
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
+        name: "instructions",
+        what: "sealing, switching and packing a cell stay within their instruction budgets",
+        run: instructions::check,
+    },
+    Step {
         name: "applications",
         what: "curl, wget, git, Python and searches through a testnet; three machines; links with delay and loss",
         run: applications,
@@ -46,7 +51,7 @@ pub(crate) fn command(options: &[&str]) -> Result<(), Failure> {
     while let Some(option) = options.next() {
         match *option {
             "--list" => {
-                STEPS.iter().for_each(|step| println!("{:10} {}", step.name, step.what));
+                STEPS.iter().for_each(|step| println!("{:12} {}", step.name, step.what));
                 return Ok(());
             }
             "--only" => {
@@ -77,14 +82,14 @@ fn run(steps: &[&Step]) -> Result<(), Failure> {
 }
 
 fn summarise(results: &[(&str, Duration, Result<Tally, Failure>)], took: Duration) -> Result<(), Failure> {
-    println!("\nstep        seconds  passed  failed");
+    println!("\nstep          seconds  passed  failed");
     let mut sum = Tally::default();
     for (name, took, outcome) in results {
         let tally = outcome.as_ref().map_or_else(Failure::tally, |tally| *tally);
         sum = sum.and(tally);
-        println!("{name:10} {:8.1} {:7} {:7}", took.as_secs_f64(), tally.passed, tally.failed);
+        println!("{name:12} {:8.1} {:7} {:7}", took.as_secs_f64(), tally.passed, tally.failed);
     }
-    println!("{:10} {:8.1} {:7} {:7}\n", "all", took.as_secs_f64(), sum.passed, sum.failed);
+    println!("{:12} {:8.1} {:7} {:7}\n", "all", took.as_secs_f64(), sum.passed, sum.failed);
     for (name, _, outcome) in results {
         if let Err(failure) = outcome {
             println!("FAILED {name}: {failure}");
