@@ -10,10 +10,9 @@ mod relay;
 
 use std::{hint::black_box, time::Duration};
 
-use bytes::Bytes;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 use umbel::{
-    base::{HopIndex, Instant, Lane, LinkEvent, LinkMachine, Transmit},
+    base::{HopIndex, Instant, Lane, LinkEvent, LinkMachine, Slots, Transmit},
     onion::{OriginLayers, message_capacity},
     transport::{
         native::{CipherSuite, DirectionKey, KeyLimits, OVERHEAD, Opened, Records},
@@ -60,7 +59,7 @@ fn sealing(layers: &mut OriginLayers, cells: usize) {
 
 /// A relay takes cells off one channel, opens its layer and queues them for the next channel.
 #[inline(never)]
-fn switching(bench: &mut Bench, messages: Vec<(Lane, Bytes)>) {
+fn switching(bench: &mut Bench, messages: Vec<(Lane, Slots)>) {
     for (lane, message) in messages {
         let event = LinkEvent::Message { link: PREVIOUS, lane, message };
         bench.relay.handle_link(Instant::START, event, &mut bench.rng);

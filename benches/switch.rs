@@ -12,7 +12,7 @@ use std::{cell::RefCell, hint::black_box};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use umbel::{
-    base::{HopIndex, Instant, Lane, LinkEvent, LinkId, LinkMachine, Transmit},
+    base::{HopIndex, Instant, Lane, LinkEvent, LinkId, LinkMachine, Slots, Transmit},
     onion::RelayLayer,
     wire::{BODY_LEN, CellBody},
 };
