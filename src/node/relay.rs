@@ -95,7 +95,8 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     let config = EndpointConfig {
         congestion: match options.congestion {
             Some(Congestion::Cubic) => Algorithm::Cubic,
-            Some(Congestion::Bbr) | None => Algorithm::Bbr,
+            Some(Congestion::Bbr) => Algorithm::Bbr,
+            None => Algorithm::default(),
         },
         ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
     };

@@ -41,7 +41,8 @@ pub struct Caps {
     pub opening: Duration,
     /// Bytes in a link's send buffers at which [`LinkEvent::Room`] is zero. Default 256 KiB.
     pub send_mark: usize,
-    /// Bytes of one link that have arrived and that the driver has not taken. Default 16 MiB; beyond it the link ends.
+    /// Bytes of one link that have arrived and that the driver has not taken, each message counted in whole slots. Default 16 MiB;
+    /// beyond it the link ends.
     pub waiting: usize,
 }
 
@@ -243,11 +244,11 @@ impl Endpoint {
         let Some(link) = self.links.get_mut(&id) else { return };
         match (note, &mut link.stage) {
             (Note::Message(lane, message), Stage::Open) => {
-                link.peer.taken(message.len());
+                link.peer.taken(&message);
                 self.events.push_back(LinkEvent::Message { link: id, lane, message });
             }
             (Note::Message(lane, message), Stage::Opening(dial)) => dial.early.push((lane, message)),
-            (Note::Message(_, message), Stage::Closing { .. }) => link.peer.taken(message.len()),
+            (Note::Message(_, message), Stage::Closing { .. }) => link.peer.taken(&message),
             (Note::Foreign, _) => self.lose(now, id, LinkClose::Broken),
             (Note::Refused, _) => self.lose(now, id, LinkClose::Broken),
             (Note::Offered(fingerprint), Stage::Opening(dial)) => {
@@ -281,7 +282,7 @@ impl Endpoint {
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
                 link.stage = Stage::Open;
                 for (lane, message) in early {
-                    link.peer.taken(message.len());
+                    link.peer.taken(&message);
                     self.events.push_back(LinkEvent::Message { link: id, lane, message });
                 }
                 self.tell_room(now, id);

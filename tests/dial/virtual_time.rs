@@ -332,13 +332,15 @@ fn ends_without_a_cipher_suite_in_common_get_no_link() {
 
 #[test]
 fn limits_by_which_a_link_would_retire_at_once_or_after_its_end_are_refused() {
-    for (retire, end, sound) in [(0, 600, false), (601, 600, false), (1, 0, false), (1, 1, true), (600, 600, true)] {
+    let limits =
+        [(0, 600, 9, false), (585, 600, 9, false), (1, 16, 9, false), (584, 600, 1, false), (584, 600, 2, true)];
+    for (retire, end, forged, sound) in limits {
         let mut config = client_config();
-        config.key_limits = KeyLimits { retire, end, ..KeyLimits::default() };
+        config.key_limits = KeyLimits { retire, end, forged };
         match Endpoint::new(config, StdInstant::now()) {
-            Ok(_) => assert!(sound, "{retire}, {end}"),
-            Err(EndpointError::KeyLimits { retire: told, end: after }) => {
-                assert!(!sound && (told, after) == (retire, end), "{retire}, {end}");
+            Ok(_) => assert!(sound, "{retire}, {end}, {forged}"),
+            Err(EndpointError::KeyLimits(told)) => {
+                assert!(!sound && told.retire == retire, "{retire}, {end}, {forged}")
             }
             Err(error) => panic!("{error}"),
         }

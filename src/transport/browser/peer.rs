@@ -14,7 +14,7 @@ use web_sys::{
 
 use super::{Caps, Inbox, Note};
 use crate::{
-    base::{DialTarget, LANES, Lane, LinkClose, LinkId, Slots},
+    base::{DialTarget, LANES, Lane, LinkClose, LinkId, SLOT_LEN, Slots},
     transport::sdp,
 };
 
@@ -164,9 +164,9 @@ impl Peer {
         self.shared.changed.set(false);
     }
 
-    /// So many bytes have been taken.
-    pub(super) fn taken(&self, bytes: usize) {
-        self.shared.waiting.set(self.shared.waiting.get().saturating_sub(bytes));
+    /// The message has been taken.
+    pub(super) fn taken(&self, message: &Slots) {
+        self.shared.waiting.set(self.shared.waiting.get().saturating_sub(cost(message.len())));
     }
 }
 
@@ -184,6 +184,11 @@ impl Drop for Peer {
     }
 }
 
+/// Bytes of memory that a waiting message is charged: its slots, and at least one.
+fn cost(length: usize) -> usize {
+    length.div_ceil(SLOT_LEN).max(1).saturating_mul(SLOT_LEN)
+}
+
 impl Shared {
     fn note_change(&self) {
         if !self.changed.replace(true) {
@@ -195,7 +200,7 @@ impl Shared {
         let note = match event.data().dyn_into::<ArrayBuffer>() {
             Ok(data) => {
                 let length = usize::try_from(data.byte_length()).unwrap_or(usize::MAX);
-                let waiting = self.waiting.get().saturating_add(length);
+                let waiting = self.waiting.get().saturating_add(cost(length));
                 if length > MAX_MESSAGE_LEN || waiting > self.most_waiting {
                     Note::Foreign
                 } else {

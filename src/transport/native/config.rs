@@ -20,7 +20,7 @@ pub struct EndpointConfig {
     /// less. 600 to 8,952; at most what every path between the nodes carries, for it is never split or probed.
     pub datagram_size: u16,
     /// Receive window of a link at the most, in bytes: what a peer may have in flight to us. Default 16 MiB. A peer that never
-    /// completes its messages makes us hold an eighth and 64 KiB more.
+    /// completes its messages makes us hold an eighth and 132 KiB more.
     pub receive_window: usize,
     /// Bytes that all links together may hold of messages received in part, beyond 64 KiB each. A source (IPv4 address, IPv6 /64)
     /// has a sixteenth at the most, an IPv4 /24 or IPv6 /48 a quarter. Default 256 MiB.
@@ -158,14 +158,10 @@ pub enum EndpointError {
     DatagramSize(u16),
     /// The limits of a link's keys contradict each other.
     #[error(
-        "keys can't retire after {retire} records and end after {end}; choose at least 1 record, and at most as many as end them"
+        "keys can't retire after {} records, end after {} or after {} forged ones; choose at least 1, 16 more than that, and 2",
+        .0.retire, .0.end, .0.forged
     )]
-    KeyLimits {
-        /// [`KeyLimits::retire`].
-        retire: u64,
-        /// [`KeyLimits::end`].
-        end: u64,
-    },
+    KeyLimits(KeyLimits),
     /// The system gave no randomness.
     #[error("the system gives no randomness")]
     Randomness,

@@ -17,7 +17,7 @@ use rand::{
 };
 
 use super::{
-    Batch, Certificate, EndpointConfig, EndpointError, KeyLimits, Port, PortUse, Route,
+    Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, Route,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
@@ -106,9 +106,8 @@ impl Endpoint {
             return Err(EndpointError::DatagramSize(config.datagram_size));
         }
         // Zero would retire each link at once, and have each new circuit dial anew.
-        let KeyLimits { retire, end, .. } = config.key_limits;
-        if !(1..=end).contains(&retire) {
-            return Err(EndpointError::KeyLimits { retire, end });
+        if !config.key_limits.is_sound() {
+            return Err(EndpointError::KeyLimits(config.key_limits));
         }
         let mut sctp = sctp::Config::new(usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD));
         sctp.window_max = config.receive_window;

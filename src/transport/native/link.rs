@@ -224,6 +224,9 @@ impl Link {
 
     /// Takes a datagram of the other end's, or of someone who pretends to be it.
     pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &mut [u8]) {
+        if self.stage == Stage::Ended {
+            return;
+        }
         let outcome = self.dtls.handle_datagram(context.std_now(), datagram);
         self.drain_dtls(context, datagram);
         self.check(context, outcome);

@@ -99,6 +99,14 @@ pub struct KeyLimits {
     pub forged: u64,
 }
 
+impl KeyLimits {
+    /// Whether a link can retire before it ends, and neither at once.
+    pub(super) fn is_sound(&self) -> bool {
+        let usable = self.end.min(GCM_NUMBERS).saturating_sub(RESERVED);
+        (1..=usable).contains(&self.retire) && self.forged > 1
+    }
+}
+
 impl Default for KeyLimits {
     fn default() -> Self {
         Self { retire: 1 << 28, end: 1 << 30, forged: 1 << 36 }

@@ -449,7 +449,13 @@ impl Association {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
         // Beside a long heartbeat there may be no room for these: then they have the next packet.
-        self.replies.error = self.replies.error.take().filter(|chunk| !writer.unrecognized_chunk(chunk));
+        if let Some(chunk) = self.replies.error.take() {
+            if writer.unrecognized_chunk(&chunk) {
+                // A SACK beside it might lack blocks, which the peer would take for losses.
+                return writer.finish();
+            }
+            self.replies.error = Some(chunk);
+        }
         if self.replies.probe && writer.room() >= CHUNK_HEADER.saturating_add(EMPTY_HEARTBEAT.len()) {
             self.replies.probe = false;
             writer.chunk(packet::HEARTBEAT, 0, &EMPTY_HEARTBEAT);

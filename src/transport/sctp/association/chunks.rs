@@ -19,10 +19,16 @@ const DCEP_ACK: u8 = 2;
 /// Unknown chunks are reported no more often than this.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Messages that begin and end in one packet, at most: whole cells don't fit twice, and the handshakes of channels have six. Each takes a
+/// slot, however short it is.
+const MAX_WHOLE: usize = 16;
+
 /// Which chunks a packet held.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) data: bool,
+    /// DATA chunks that are a message each.
+    whole: usize,
     pub(super) sack: bool,
 }
 
@@ -47,6 +53,10 @@ impl Association {
             packet::DATA => {
                 let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
                 seen.data = true;
+                seen.whole = seen.whole.saturating_add((data.begin && data.end).into());
+                if seen.whole > MAX_WHOLE {
+                    return Err(BROKEN);
+                }
                 self.handle_data(now, &data)
             }
             packet::SACK => {
