@@ -68,7 +68,7 @@ pub enum Event {
     Message {
         /// Its stream.
         stream: u16,
-        /// Its bytes: 1 to [`MAX_MESSAGE`].
+        /// Its bytes: 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
         bytes: Slots,
     },
     /// It is over; nothing follows.
