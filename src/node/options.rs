@@ -86,8 +86,8 @@ pub(crate) struct RelayOptions {
     /// Identity of another relay of the same operator; may be repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
-    /// Congestion control of what this relay sends to its neighbours: bbr keeps its rate on lines that lose packets, cubic gives
-    /// way to others on the line as a browser's download does [default: bbr]
+    /// Congestion control of what this relay sends to its neighbours: bbr keeps its rate on lines that lose packets, cubic is that
+    /// of most TCP stacks and slows down at each loss [default: bbr]
     #[arg(long, value_name = "NAME")]
     pub(crate) congestion: Option<Congestion>,
     /// Log level: error, warn, info, debug or trace [default: info]

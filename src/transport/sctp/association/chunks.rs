@@ -19,8 +19,8 @@ const DCEP_ACK: u8 = 2;
 /// Unknown chunks are reported no more often than this.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Messages that begin and end in one packet, at most: whole cells don't fit twice, and the handshakes of channels have six. Each takes a
-/// slot, however short it is.
+/// DATA chunks of a packet that are a whole message each, at most. Two cells don't fit a packet, and the handshakes of channels have six
+/// messages. Each takes a slot, however short it is.
 const MAX_WHOLE: usize = 16;
 
 /// Which chunks a packet held.
@@ -45,7 +45,7 @@ impl Association {
 
     pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
-        // Whoever sends these has taken the cookie: its COOKIE ACK was lost.
+        // The sender of these has taken the cookie: its COOKIE ACK was lost.
         if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
             self.establish(now, None);
         }

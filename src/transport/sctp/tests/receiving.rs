@@ -220,6 +220,18 @@ fn other_messages_than_binary_ones_end_the_association() {
 }
 
 #[test]
+fn more_than_sixteen_whole_messages_in_a_packet_end_the_association() {
+    for (messages, closed) in [(16, None), (17, Some(Close::Broken))] {
+        let mut forged = Forged::stock();
+        let tsn = forged.tsn;
+        forged.send(|writer| {
+            (0..messages).for_each(|at: u16| writer.data(&whole(tsn.wrapping_add(at.into()), at, b"x")));
+        });
+        assert_eq!(forged.closed, closed, "{messages} messages");
+    }
+}
+
+#[test]
 fn a_stream_beyond_the_number_ends_the_association() {
     for (mut forged, streams) in [(Forged::stock(), 4), (Forged::own(), 64)] {
         forged.data(&Data { stream: streams - 1, ..whole(forged.tsn, 0, b"x") });
