@@ -111,8 +111,9 @@ pub trait Controller {
     fn on_lost(&mut self, lost: &Lost);
     /// An acknowledgement has been taken in whole.
     fn on_ack(&mut self, ack: &Ack);
-    /// The last loss was none: an original packet, counted as lost, was acknowledged. Undoes the cut it caused.
-    fn on_spurious(&mut self, now: Instant);
+    /// So many bytes that had counted as lost were not: their first copies were acknowledged. Undoes a cut once the losses
+    /// that stand would not have caused it.
+    fn on_spurious(&mut self, now: Instant, bytes: u64);
     /// A second retransmission time-out in a row: the path's model is worthless.
     fn on_time_out(&mut self, now: Instant);
     /// The sender goes on after it had nothing in flight since `since`.
@@ -179,8 +180,8 @@ impl Controller for Control {
         dispatch!(self, controller => controller.on_ack(ack));
     }
 
-    fn on_spurious(&mut self, now: Instant) {
-        dispatch!(self, controller => controller.on_spurious(now));
+    fn on_spurious(&mut self, now: Instant, bytes: u64) {
+        dispatch!(self, controller => controller.on_spurious(now, bytes));
     }
 
     fn on_time_out(&mut self, now: Instant) {

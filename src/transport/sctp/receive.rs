@@ -177,8 +177,10 @@ impl Receiver {
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = Account { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
-        // A fragment that continues a message, and fills no hole, can't leave another one behind.
-        if self.pending > 0 || data.begin || self.cumulative > tsn { self.check_pending() } else { Ok(()) }
+        // Only a TSN that moves the first hole can leave a fragment behind it; one that continues a message, and fills no
+        // hole, can't.
+        let moved = self.cumulative >= tsn;
+        if moved && (self.pending > 0 || data.begin || self.cumulative > tsn) { self.check_pending() } else { Ok(()) }
     }
 
     /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.

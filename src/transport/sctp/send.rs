@@ -116,7 +116,8 @@ struct Taken {
     acked: u64,
     lost: u64,
     newest: Option<(Instant, u64, Snapshot, bool)>,
-    spurious: bool,
+    /// Bytes acknowledged whose loss was none.
+    spurious: u64,
     /// The highest TSN acknowledged before.
     highest_before: u64,
 }

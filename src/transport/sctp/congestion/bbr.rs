@@ -11,9 +11,10 @@
 //! | loss threshold | 2 % plus two standard deviations, over at least 250 packets ([`model::LossCount`]) |
 //! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
-//! | Startup | loss ends it only if the rate stopped growing or a queue stands |
+//! | Startup | loss ends it only if the rate stopped growing, a queue stands, or it is heavy and the sender lacks data |
 //! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
-//! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue |
+//! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue, nor for a delay within a quarter of the round trip that yielding did not shorten |
+//! | spurious losses | undo a cut once the losses that stand would not have caused it |
 //! | ProbeRTT | put off while samples confirm the lowest round trip ever to within 1/64 |
 //! | lowest round trip | valid for 15 s (three ProbeRTTs), not 10 s |
 //! | full-pipe detection | compares the rounds' highest rates, not the rates of their first samples |
@@ -102,6 +103,12 @@ struct Rounds {
     min_rtt: u64,
     /// Successive rounds whose lowest round trip shows a standing queue.
     queueing: u64,
+    /// Lowest round trip of the first of them.
+    yielding_from: u64,
+    /// Rounds at the least cruising gain since then.
+    yielded: u64,
+    /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
+    held_up: u64,
     /// Bound of the pacing gain while the sender doesn't probe, in percent.
     cruise_gain: u64,
 }
@@ -160,6 +167,8 @@ struct Undo {
     short_bandwidth: u64,
     short_in_flight: u64,
     long_in_flight: u64,
+    /// The losses that caused the cut and those since, without those that were none.
+    losses: LossCount,
 }
 
 /// The BBR controller of one association.
@@ -366,6 +375,9 @@ impl Controller for Bbr {
     fn on_sent(&mut self, _: &Sent) {}
 
     fn on_lost(&mut self, lost: &Lost) {
+        if let Some(undo) = &mut self.undo {
+            undo.losses.lost = undo.losses.lost.saturating_add(lost.bytes);
+        }
         if !self.latest.loss {
             self.latest.loss = true;
             self.latest.end = self.delivered;
@@ -409,8 +421,16 @@ impl Controller for Bbr {
         self.set_window(ack.acked);
     }
 
-    fn on_spurious(&mut self, now: Instant) {
-        let Some(undo) = self.undo.take() else { return };
+    fn on_spurious(&mut self, now: Instant, bytes: u64) {
+        self.losses.lost = self.losses.lost.saturating_sub(bytes);
+        self.probe.losses.lost = self.probe.losses.lost.saturating_sub(bytes);
+        let Some(mut undo) = self.undo.take() else { return };
+        undo.losses.refute(bytes);
+        // Reordering beside real losses refutes some of them, and not the cut.
+        if undo.losses.too_high(0, self.limits.segment) {
+            self.undo = Some(undo);
+            return;
+        }
         self.losses = LossCount::default();
         self.probe.losses = LossCount::default();
         self.latest.loss = false;

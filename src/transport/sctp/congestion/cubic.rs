@@ -56,6 +56,8 @@ struct Undo {
     threshold: u64,
     max: f64,
     epoch: Option<Epoch>,
+    /// Bytes lost since, those aside whose loss was none.
+    lost: u64,
 }
 
 /// The CUBIC controller of one association.
@@ -153,7 +155,8 @@ impl Cubic {
 
     /// Cuts the window once a round trip (RFC 9438 §4.6 and §4.7).
     fn cut(&mut self, now: Instant) {
-        self.undo = Some(Undo { window: self.window, threshold: self.threshold, max: self.max, epoch: self.epoch });
+        let Self { window, threshold, max, epoch, .. } = *self;
+        self.undo = Some(Undo { window, threshold, max, epoch, lost: 0 });
         let window = self.segments(self.window);
         // Fast convergence: a flow that did not reach its former maximum makes room for others.
         let share = (100 + BETA) as f64 / 200.0;
@@ -192,10 +195,12 @@ impl Controller for Cubic {
     }
 
     fn on_lost(&mut self, lost: &Lost) {
-        if self.cut_at.is_some_and(|cut_at| lost.sent_at <= cut_at) {
-            return;
+        if self.cut_at.is_none_or(|cut_at| lost.sent_at > cut_at) {
+            self.cut(lost.now);
         }
-        self.cut(lost.now);
+        if let Some(undo) = &mut self.undo {
+            undo.lost = undo.lost.saturating_add(lost.bytes);
+        }
     }
 
     fn on_ack(&mut self, ack: &Ack) {
@@ -222,8 +227,13 @@ impl Controller for Cubic {
         }
     }
 
-    fn on_spurious(&mut self, _: Instant) {
-        let Some(undo) = self.undo.take() else { return };
+    fn on_spurious(&mut self, _: Instant, bytes: u64) {
+        let Some(mut undo) = self.undo.take() else { return };
+        undo.lost = undo.lost.saturating_sub(bytes);
+        if undo.lost > 0 {
+            self.undo = Some(undo);
+            return;
+        }
         self.window = self.window.max(undo.window);
         self.threshold = self.threshold.max(undo.threshold);
         self.max = undo.max;

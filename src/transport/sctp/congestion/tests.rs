@@ -320,8 +320,22 @@ fn a_spurious_loss_is_undone() {
         let window = control.window();
         lose_a_window(control, now, delivered);
         assert!(control.window() < window, "{algorithm:?} does not cut {window}");
-        control.on_spurious(Instant::from_nanos(now + MILLISECOND));
+        let lost = window / SEGMENT * SEGMENT;
+        control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost / 2);
+        assert!(control.window() < window, "{algorithm:?} undoes a cut for half of the losses");
+        control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost - lost / 2);
         assert!(control.window() >= window, "{algorithm:?}: {} of {window}", control.window());
+    }
+}
+
+#[test]
+fn a_sender_that_lacks_data_leaves_startup_after_heavy_loss_alone() {
+    for (loss, leaves) in [(10_000, false), (200_000, true)] {
+        let flow = Flow::new(Bbr, 0, Source::Rate(2_000_000), 1);
+        let mut network = Network::new(Path { loss, ..Path::new(20_000_000, 50, 50) }, vec![flow], 1);
+        network.run(4 * SECOND);
+        let state = network.flows[0].control.state();
+        assert_eq!(state != "startup", leaves, "{state} with {loss} of a million lost");
     }
 }
 
@@ -369,7 +383,7 @@ fn no_sequence_of_calls_breaks_the_window() {
                 now += random.size(40);
                 let at = Instant::from_nanos(now);
                 match random.below(12) {
-                    0 => control.on_spurious(at),
+                    0 => control.on_spurious(at, random.size(40)),
                     1 => control.on_idle_end(at, Instant::from_nanos(random.size(40))),
                     2 if random.below(20) == 0 => control.on_time_out(at),
                     3 | 4 => {

@@ -96,7 +96,9 @@ impl SendHalf {
         self.delivery.delivered = self.delivery.delivered.saturating_add(length);
         taken.acked = taken.acked.saturating_add(length);
         if early {
-            taken.spurious |= was_lost;
+            if was_lost {
+                taken.spurious = taken.spurious.saturating_add(length);
+            }
             return;
         }
         if !retransmitted && tsn < taken.highest_before {
@@ -146,10 +148,10 @@ impl SendHalf {
         if taken.acked > 0 {
             self.detect_losses(now, &mut taken);
         }
-        if taken.spurious {
+        if taken.spurious > 0 {
             self.spurious = self.spurious.saturating_add(1);
             self.reordering_seen = true;
-            self.control.on_spurious(now);
+            self.control.on_spurious(now, taken.spurious);
         }
         if taken.acked > 0 || taken.lost > 0 {
             self.control.on_ack(&Ack {

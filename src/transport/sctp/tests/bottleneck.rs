@@ -129,6 +129,23 @@ fn one_link_uses_97_hundredths_of_50_mbit_whatever_the_queue() {
 }
 
 #[test]
+fn jitter_that_load_raises_is_not_taken_for_a_queue_for_long() {
+    // With so many packets in order, nearly each waits for one that has the whole jitter.
+    let line = Line {
+        jitter: Duration::from_millis(10),
+        late: 0.05,
+        lateness: Duration::from_millis(5),
+        ..bottleneck(25, 80_000_000, 1.0)
+    };
+    let way_back = Line { rate: None, ..line };
+    let config = Config { window_max: 16 << 20, ..Config::new(1_195) };
+    let mut pair = Pair::with(7, [line, way_back], &[[config.clone(), config]]);
+    rates(&mut pair, 1.0);
+    let used = rates(&mut pair, 2.0)[0] / 80_000_000.0;
+    assert!(used >= 0.75, "{used:.3} of the line");
+}
+
+#[test]
 fn a_policer_a_thin_way_back_and_bursts_of_loss_slow_nobody_below_half() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
     let thin = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };

@@ -2,7 +2,7 @@
 //! model's bounds (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
+use super::{BETA, Bbr, Phase, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
 
 /// Cruising gain after a round with a standing queue, its fall with each further one, its rise with each round without
 /// one or with an empty queue, and its least value, in percent.
@@ -11,6 +11,10 @@ const QUEUEING_FALL: u64 = 5;
 const QUEUEING_RISE: u64 = 2;
 const EMPTY_RISE: u64 = 10;
 const LEAST_CRUISE_GAIN: u64 = 70;
+
+/// Rounds at the least cruising gain after which a queue that has not become shorter by half counts as the path's own
+/// delay: jitter, or the queue of others.
+const FUTILE_ROUNDS: u64 = 8;
 
 /// Rounds after a cut during which `on_spurious` undoes it.
 const UNDO_ROUNDS: u64 = 16;
@@ -41,15 +45,35 @@ impl Bbr {
         if lowest == u64::MAX {
             return;
         }
-        let queueing = lowest > min_rtt.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
-        self.rounds.queueing = if queueing { self.rounds.queueing.saturating_add(1) } else { 0 };
+        self.rounds.held_up = self.rounds.held_up.min(lowest);
+        let base = min_rtt.max(self.rounds.held_up);
+        let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
+        if !queueing {
+            self.rounds.queueing = 0;
+            let empty = lowest <= base.saturating_add(min_rtt >> 4);
+            self.rise_cruise_gain(if empty { EMPTY_RISE } else { QUEUEING_RISE });
+            return;
+        }
+        if self.rounds.queueing == 0 {
+            (self.rounds.yielding_from, self.rounds.yielded) = (lowest, 0);
+        }
+        self.rounds.queueing = self.rounds.queueing.saturating_add(1);
         let gain = self.rounds.cruise_gain;
-        self.rounds.cruise_gain = if queueing {
-            gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN)
-        } else {
-            let empty = lowest <= min_rtt.saturating_add(min_rtt >> 4);
-            gain.saturating_add(if empty { EMPTY_RISE } else { QUEUEING_RISE }).min(100)
-        };
+        self.rounds.cruise_gain = gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN);
+        let yields = self.is_yielding() && matches!(self.state, State::ProbeBw(Phase::Down | Phase::Cruise));
+        if gain == LEAST_CRUISE_GAIN && yields {
+            self.rounds.yielded = self.rounds.yielded.saturating_add(1);
+        }
+        let half = self.rounds.yielding_from.saturating_sub(base) / 2;
+        if self.rounds.yielded >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {
+            // A quarter of the round trip, for the queue of many senders like this one is longer than the jitter of most lines.
+            self.rounds.held_up = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
+            self.rounds.queueing = 0;
+        }
+    }
+
+    fn rise_cruise_gain(&mut self, by: u64) {
+        self.rounds.cruise_gain = self.rounds.cruise_gain.saturating_add(by).min(100);
     }
 
     /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).
@@ -64,22 +88,34 @@ impl Bbr {
         }
         self.latest.end = self.delivered;
         if core::mem::take(&mut self.latest.loss) && self.losses.too_high(0, self.limits.segment) {
-            if self.state == State::Startup {
-                // While the rate grows and no queue stands, the losses are random, however many a burst brings.
-                if self.full_pipe.is_slowing() || self.rounds.queueing > 0 {
-                    self.end_startup_after_loss();
-                }
-            } else {
-                if !self.state.is_probing() {
-                    self.lower_short_bounds();
-                }
-                if self.losses.heavy(self.limits.segment) {
-                    self.lower_long_bound();
-                }
-            }
+            self.cut_after_loss(sample);
             self.losses = LossCount::default();
         }
         self.losses.end_round(self.limits.segment);
+    }
+
+    /// A round lost too much.
+    fn cut_after_loss(&mut self, sample: &Sample) {
+        let heavy = self.losses.heavy(self.limits.segment);
+        match self.state {
+            // While the rate grows and no queue stands, the losses are random, however many a burst brings. A sender that
+            // lacks data can't tell whether the rate would grow.
+            State::Startup if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) => {
+                self.save_undo(self.losses);
+                self.end_startup_after_loss();
+            }
+            State::Startup => {}
+            state if heavy || !state.is_probing() => {
+                self.save_undo(self.losses);
+                if !state.is_probing() {
+                    self.lower_short_bounds();
+                }
+                if heavy {
+                    self.lower_long_bound();
+                }
+            }
+            _ => {}
+        }
     }
 
     /// `AdvanceLatestDeliverySignals`.
@@ -91,8 +127,7 @@ impl Bbr {
     }
 
     /// `InitLowerBounds` and `LossLowerBounds`.
-    pub(super) fn lower_short_bounds(&mut self) {
-        self.save_undo();
+    fn lower_short_bounds(&mut self) {
         let bandwidth = self.short_bandwidth.min(self.max_bandwidth.value());
         let in_flight = self.short_in_flight.min(self.window);
         let (mut delivered, mut rate) = (self.latest.in_flight, self.latest.bandwidth);
@@ -108,8 +143,7 @@ impl Bbr {
 
     /// Lowers the long-term bound after heavy loss outside a probe too. Many senders with a few packets in flight each
     /// can fill the queue without probing, and the short-term bounds end with the cycle.
-    pub(super) fn lower_long_bound(&mut self) {
-        self.save_undo();
+    fn lower_long_bound(&mut self) {
         self.probe.was_too_high = true;
         let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
         self.long_in_flight = self.long_in_flight.min(bound.max(self.limits.min_window()));
@@ -120,17 +154,21 @@ impl Bbr {
         self.short_in_flight = UNBOUNDED;
     }
 
-    /// Remembers the model before a cut. Cuts within [`UNDO_ROUNDS`] are undone together.
-    pub(super) fn save_undo(&mut self) {
-        if self.undo.is_none() {
-            self.undo = Some(Undo {
-                round: self.rounds.count,
-                state: self.state,
-                window: self.window,
-                short_bandwidth: self.short_bandwidth,
-                short_in_flight: self.short_in_flight,
-                long_in_flight: self.long_in_flight,
-            });
+    /// Remembers the model before a cut because of `losses`. Cuts within [`UNDO_ROUNDS`] are undone together.
+    pub(super) fn save_undo(&mut self, losses: LossCount) {
+        if let Some(undo) = &mut self.undo {
+            // Losses since the first cut are counted already.
+            undo.losses.acked = undo.losses.acked.saturating_add(losses.acked);
+            return;
         }
+        self.undo = Some(Undo {
+            round: self.rounds.count,
+            state: self.state,
+            window: self.window,
+            short_bandwidth: self.short_bandwidth,
+            short_in_flight: self.short_in_flight,
+            long_in_flight: self.long_in_flight,
+            losses,
+        });
     }
 }

@@ -289,6 +289,12 @@ impl LossCount {
         self.acked.checked_div(self.rounds).unwrap_or(self.acked)
     }
 
+    /// So many bytes were not lost, but late.
+    pub(super) fn refute(&mut self, bytes: u64) {
+        self.lost = self.lost.saturating_sub(bytes);
+        self.acked = self.acked.saturating_add(bytes);
+    }
+
     /// The loss rate exceeds 2 % with statistical confidence: lost - 2 * sqrt(lost) > 2 % of the volume. The volume is
     /// at least `volume` bytes and 250 segments.
     pub(super) fn too_high(&self, volume: u64, segment: u64) -> bool {

@@ -73,7 +73,6 @@ impl Bbr {
 
     /// Ends Startup because a round lost too much (`CheckStartupHighLoss`).
     pub(super) fn end_startup_after_loss(&mut self) {
-        self.save_undo();
         self.full_pipe.reached = true;
         self.long_in_flight = self.bdp(100).max(self.latest.in_flight);
     }
@@ -230,7 +229,7 @@ impl Bbr {
 
     /// The probe lost too much with `in_flight` bytes in flight (`HandleInflightTooHigh`).
     pub(super) fn reduce_long_bound(&mut self, in_flight: u64, now: u64) {
-        self.save_undo();
+        self.save_undo(self.probe.losses);
         self.probe.was_too_high = true;
         self.probe.sampling = false;
         self.probe.from = self.delivered;
