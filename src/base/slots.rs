@@ -3,16 +3,85 @@
 //! A cell keeps its slot from the packet that it arrived in to the packet that it leaves in: reassembly fills slots, the
 //! onion layer works in them, and the sending association keeps them until they are acknowledged.
 
-use core::{fmt, ops::Range};
+use core::{
+    cmp::Ordering,
+    fmt,
+    ops::{Deref, DerefMut, Range},
+};
+use std::cell::RefCell;
 
 /// Bytes of a slot: those of a cell.
 pub const SLOT_LEN: usize = 1024;
+/// Dropped slots that a thread keeps for its next ones: 1 MiB.
+const MAX_SPARE: usize = 1024;
 
-/// Memory for one cell.
-pub type Slot = Box<[u8; SLOT_LEN]>;
+thread_local! {
+    /// Slots that this thread has dropped, with what they held.
+    static SPARE: RefCell<Vec<Box<[u8; SLOT_LEN]>>> = const { RefCell::new(Vec::new()) };
+}
 
-/// The bytes of one message. All slots but the last are full.
-#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Memory for one cell. A dropped slot is used again by its thread, so that a cell that passes costs no allocation.
+pub struct Slot(Option<Box<[u8; SLOT_LEN]>>);
+
+impl Slot {
+    /// A slot of zeros.
+    #[must_use]
+    pub fn zero() -> Self {
+        let mut slot = Self::unwritten();
+        *slot = [0; SLOT_LEN];
+        slot
+    }
+
+    /// A slot that may hold bytes of another circuit: nothing may read it before it is written.
+    fn unwritten() -> Self {
+        let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
+        Self(Some(spare.ok().flatten().unwrap_or_else(new)))
+    }
+}
+
+fn new() -> Box<[u8; SLOT_LEN]> {
+    Box::new([0; SLOT_LEN])
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let Some(bytes) = self.0.take() else { return };
+        // A thread that ends has no list any more.
+        let _ = SPARE.try_with(|spare| {
+            if let Ok(mut spare) = spare.try_borrow_mut()
+                && spare.len() < MAX_SPARE
+            {
+                spare.push(bytes);
+            }
+        });
+    }
+}
+
+impl Clone for Slot {
+    fn clone(&self) -> Self {
+        let mut slot = Self::unwritten();
+        *slot = **self;
+        slot
+    }
+}
+
+impl Deref for Slot {
+    type Target = [u8; SLOT_LEN];
+
+    fn deref(&self) -> &[u8; SLOT_LEN] {
+        // `None` in `drop` alone.
+        self.0.as_deref().unwrap_or(&[0; SLOT_LEN])
+    }
+}
+
+impl DerefMut for Slot {
+    fn deref_mut(&mut self) -> &mut [u8; SLOT_LEN] {
+        self.0.get_or_insert_with(new)
+    }
+}
+
+/// The bytes of one message. All slots but the last are full, and only the bytes that were appended can be read.
+#[derive(Clone, Default)]
 pub struct Slots {
     slots: Vec<Slot>,
     len: usize,
@@ -64,7 +133,7 @@ impl Slots {
         while !bytes.is_empty() {
             let at = self.len % SLOT_LEN;
             if at == 0 {
-                self.slots.push(Box::new([0; SLOT_LEN]));
+                self.slots.push(Slot::unwritten());
             }
             let (now, later) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
             let place = self.slots.last_mut().and_then(|slot| slot.get_mut(at..at.saturating_add(now.len())));
@@ -100,6 +169,26 @@ impl Slots {
         let mut bytes = Vec::with_capacity(self.len);
         self.pieces(0..self.len).for_each(|piece| bytes.extend_from_slice(piece));
         bytes
+    }
+}
+
+impl PartialEq for Slots {
+    fn eq(&self, other: &Self) -> bool {
+        self.pieces(0..self.len).eq(other.pieces(0..other.len))
+    }
+}
+
+impl Eq for Slots {}
+
+impl PartialOrd for Slots {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Slots {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.pieces(0..self.len).flatten().cmp(other.pieces(0..other.len).flatten())
     }
 }
 
@@ -169,9 +258,34 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_used_again_and_what_it_held_can_t_be_read() {
+        let used = || {
+            let mut slot = Slot::zero();
+            *slot = [7; SLOT_LEN];
+            slot.as_ptr()
+        };
+        let place = used();
+        let slot = Slot::zero();
+        assert_eq!((slot.as_ptr(), *slot), (place, [0; SLOT_LEN]));
+        drop(slot);
+        let place = used();
+        let mut slots = Slots::from(&[1; 10][..]);
+        assert_eq!(slots.pieces(0..SLOT_LEN).next().map(<[u8]>::as_ptr), Some(place));
+        assert_eq!(slots.pieces(0..SLOT_LEN).flatten().count(), 10);
+        assert_eq!((slots.to_vec(), &slots), (vec![1; 10], &Slots::from(&[1; 10][..])));
+        assert_eq!(slots.clone().into_full().map(|slots| slots.len()), None);
+        slots.extend_from_slice(&[1; SLOT_LEN - 10]);
+        assert_eq!(slots.into_full().map(|slots| slots[0].to_vec()), Some(vec![1; SLOT_LEN]));
+        drop(vec![Slot::zero(); MAX_SPARE + 100]);
+        assert_eq!(SPARE.with_borrow(Vec::len), MAX_SPARE);
+    }
+
+    #[test]
     fn a_slot_may_follow_one_that_is_not_full() {
         let mut slots = Slots::from(&[1; 10][..]);
-        slots.push(Box::new([2; SLOT_LEN]));
+        let mut slot = Slot::zero();
+        *slot = [2; SLOT_LEN];
+        slots.push(slot);
         assert_eq!(slots.to_vec(), [vec![1; 10], vec![2; SLOT_LEN]].concat());
     }
 }

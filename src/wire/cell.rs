@@ -54,7 +54,7 @@ impl CellBody {
     /// A body of zeros.
     #[must_use]
     pub fn zero() -> Self {
-        Self(Box::new([0; CELL_LEN]))
+        Self(Slot::zero())
     }
 }
 
@@ -76,7 +76,13 @@ impl From<[u8; BODY_LEN]> for CellBody {
 
 impl From<CellBody> for Bytes {
     fn from(body: CellBody) -> Self {
-        Self::from(body.0 as Box<[u8]>).slice(HEADER_LEN..)
+        Self::from_owner(body)
+    }
+}
+
+impl AsRef<[u8]> for CellBody {
+    fn as_ref(&self) -> &[u8] {
+        &**self
     }
 }
 
