@@ -17,25 +17,23 @@ const MAX_SPARE: usize = 1024;
 
 thread_local! {
     /// Slots that this thread has dropped, with what they held.
-    static SPARE: RefCell<Vec<Box<[u8; SLOT_LEN]>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Memory for one cell. A dropped slot is used again by its thread, so that a cell that passes costs no allocation.
+/// Memory for one cell. A dropped slot is used again by its thread, so that a cell that passes needs no new memory as a rule.
 pub struct Slot(Option<Box<[u8; SLOT_LEN]>>);
 
 impl Slot {
     /// A slot of zeros.
     #[must_use]
     pub fn zero() -> Self {
-        let mut slot = Self::unwritten();
-        *slot = [0; SLOT_LEN];
-        slot
+        Self::from([0; SLOT_LEN])
     }
 
     /// A slot that may hold bytes of another circuit: nothing may read it before it is written.
     fn unwritten() -> Self {
         let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
-        Self(Some(spare.ok().flatten().unwrap_or_else(new)))
+        spare.ok().flatten().unwrap_or_else(|| Self(Some(new())))
     }
 }
 
@@ -51,17 +49,23 @@ impl Drop for Slot {
             if let Ok(mut spare) = spare.try_borrow_mut()
                 && spare.len() < MAX_SPARE
             {
-                spare.push(bytes);
+                spare.push(Self(Some(bytes)));
             }
         });
     }
 }
 
+impl From<[u8; SLOT_LEN]> for Slot {
+    fn from(bytes: [u8; SLOT_LEN]) -> Self {
+        let mut slot = Self::unwritten();
+        *slot = bytes;
+        slot
+    }
+}
+
 impl Clone for Slot {
     fn clone(&self) -> Self {
-        let mut slot = Self::unwritten();
-        *slot = **self;
-        slot
+        Self::from(**self)
     }
 }
 
@@ -258,10 +262,9 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_used_again_and_what_it_held_can_t_be_read() {
+    fn a_slot_is_used_again_and_what_it_held_cannot_be_read() {
         let used = || {
-            let mut slot = Slot::zero();
-            *slot = [7; SLOT_LEN];
+            let slot = Slot::from([7; SLOT_LEN]);
             slot.as_ptr()
         };
         let place = used();
@@ -283,9 +286,7 @@ mod tests {
     #[test]
     fn a_slot_may_follow_one_that_is_not_full() {
         let mut slots = Slots::from(&[1; 10][..]);
-        let mut slot = Slot::zero();
-        *slot = [2; SLOT_LEN];
-        slots.push(slot);
+        slots.push(Slot::from([2; SLOT_LEN]));
         assert_eq!(slots.to_vec(), [vec![1; 10], vec![2; SLOT_LEN]].concat());
     }
 }

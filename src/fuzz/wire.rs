@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Choices, Target};
 use crate::{
-    base::{CircuitId, HopIndex, RelayId, StreamId},
+    base::{CircuitId, HopIndex, RelayId, SLOT_LEN, StreamId},
     wire::{
         Answer, BODY_LEN, Cell, EndReason, Fragments, Host, RelayMessage, Service, create_cells, decode_create,
         decode_extend, encode_extend, split,
@@ -24,7 +24,8 @@ pub(super) const TARGETS: &[Target] = &[
 
 /// A cell that decodes encodes to the same bytes.
 fn cell(bytes: &[u8]) {
-    let Some(cell) = bytes.try_into().ok().and_then(|slot| Cell::decode(Box::new(slot)).ok()) else { return };
+    let slot: Option<[u8; SLOT_LEN]> = bytes.try_into().ok();
+    let Some(cell) = slot.and_then(|slot| Cell::decode(slot.into()).ok()) else { return };
     let _ = decode_create(cell.body());
     assert_eq!(*cell.encode(), *bytes);
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand::CryptoRng;
 use umbel::{
-    base::{HopIndex, Instant, LinkEvent, LinkId, LinkMachine, StreamId, Transmit},
+    base::{HopIndex, Instant, LinkEvent, LinkId, LinkMachine, Slot, StreamId, Transmit},
     channel::{ChannelEvent, ChannelId, Channels, QUEUE_HIGH},
     circuit::{CircuitError, CircuitEvent, Origin},
     relay::{ExitRequest, ExitStream, Relay, RelayEvent},
@@ -265,7 +265,7 @@ impl Tapped {
         for cell in message.into_full().unwrap().into_iter().map(|slot| *slot) {
             if cell[4] == DESTROY {
                 assert!(
-                    Cell::decode(Box::new(cell)).unwrap().body().iter().all(|byte| *byte == 0),
+                    Cell::decode(cell.into()).unwrap().body().iter().all(|byte| *byte == 0),
                     "DESTROY gives no reason"
                 );
                 self.destroyed_at.get_or_insert(now);
@@ -274,7 +274,7 @@ impl Tapped {
             self.tamper_with(direction, cell, &mut cells);
         }
         for part in cells.chunks(16) {
-            let message = part.iter().map(|cell| Box::new(*cell)).collect();
+            let message = part.iter().map(|cell| Slot::from(*cell)).collect();
             self.outbox.push_back(Transmit::Message { link, lane, message });
         }
     }

@@ -107,6 +107,8 @@ pub struct Association {
     local_tag: u32,
     local_tsn: u32,
     cookie: [u8; 16],
+    /// Start of the clock on which arrivals are told.
+    clock: u32,
     peer_tag: u32,
     /// The peer's first TSN, once it has told it.
     peer_tsn: Option<u32>,
@@ -148,6 +150,7 @@ impl Association {
             local_tag: rng.random_range(1..=u32::MAX),
             local_tsn,
             cookie: rng.random(),
+            clock: rng.random(),
             peer_tag: 0,
             peer_tsn: None,
             zero: false,

@@ -60,6 +60,8 @@ pub struct Ack {
     /// Round trip of the most recently sent packet that it acknowledges; none if that packet was retransmitted or
     /// lone without an immediate acknowledgement asked for (its acknowledgement may have been delayed).
     pub rtt: Option<Duration>,
+    /// How much longer than the quickest the newest data was on its way to the peer, by the peer's clock; none if it didn't tell.
+    pub queued: Option<Duration>,
     /// Delivery rate of that packet; none if nothing new is acknowledged.
     pub rate: Option<RateSample>,
     /// The sender has more to send than the window lets it, or had since that packet left.
@@ -111,7 +113,7 @@ pub trait Controller {
     fn on_lost(&mut self, lost: &Lost);
     /// An acknowledgement has been taken in whole.
     fn on_ack(&mut self, ack: &Ack);
-    /// So many bytes that had counted as lost were not: their first copies were acknowledged. Undoes a cut once the losses
+    /// So many bytes that had counted as lost were not: a copy of before was acknowledged. Undoes a cut once the losses
     /// that stand would not have caused it.
     fn on_spurious(&mut self, now: Instant, bytes: u64);
     /// A second retransmission time-out in a row: the path's model is worthless.

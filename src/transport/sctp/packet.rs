@@ -2,7 +2,7 @@
 //!
 //! Reading borrows from the packet and allocates nothing. Writing goes into the caller's buffer.
 
-use super::Broken;
+use super::{Broken, send::Tick};
 
 /// Bytes of the common header.
 pub(super) const HEADER: usize = 12;
@@ -32,6 +32,10 @@ pub(super) const I_DATA: u8 = 64;
 pub(super) const RE_CONFIG: u8 = 130;
 pub(super) const FORWARD_TSN: u8 = 192;
 pub(super) const I_FORWARD_TSN: u8 = 194;
+/// Between nodes of ours: when a TSN arrived. Others skip it in silence, as its highest bits say (RFC 9260 §3.2).
+pub(super) const ARRIVAL: u8 = 0x9f;
+/// Bytes of an ARRIVAL chunk.
+pub(super) const ARRIVAL_LEN: usize = 12;
 
 /// Flags of a DATA chunk.
 pub(super) const END: u8 = 1;
@@ -224,6 +228,21 @@ impl<'a> Sack<'a> {
     /// The gap blocks: offsets of the first and the last TSN from the cumulative one, as they stand there.
     pub(super) fn blocks(&self) -> impl ExactSizeIterator<Item = (u16, u16)> + '_ {
         self.blocks.chunks_exact(4).map(|block| (u16_at(block, 0).unwrap_or(0), u16_at(block, 2).unwrap_or(0)))
+    }
+}
+
+/// An ARRIVAL chunk: the peer tells when the newest data arrived that the SACK after it acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Arrival {
+    pub(super) tsn: u32,
+    /// On a clock of the peer's.
+    pub(super) tick: Tick,
+}
+
+impl Arrival {
+    /// Reads the body of an ARRIVAL chunk.
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+        Some(Self { tsn: u32_at(body, 0)?, tick: Tick(u32_at(body, 4)?) })
     }
 }
 
@@ -432,6 +451,13 @@ impl<'a> Writer<'a> {
         self.pad();
     }
 
+    /// An ARRIVAL chunk.
+    pub(super) fn arrival(&mut self, arrival: &Arrival) {
+        self.begin(ARRIVAL, 0, ARRIVAL_LEN - CHUNK_HEADER);
+        self.put(&arrival.tsn.to_be_bytes());
+        self.put(&arrival.tick.0.to_be_bytes());
+    }
+
     /// A SACK chunk with as many of the gap blocks (offsets of first and last TSN) and duplicates as fit.
     pub(super) fn sack(
         &mut self,
@@ -572,6 +598,21 @@ mod tests {
         let sack = Sack::parse(chunk.body).unwrap();
         assert_eq!((sack.cumulative, sack.window, sack.duplicates), (10, 20, 0));
         assert_eq!(sack.blocks().collect::<Vec<_>>(), [(2, 3), (5, 5)]);
+    }
+
+    #[test]
+    fn an_arrival_comes_back_and_is_skipped_by_others_in_silence() {
+        let arrival = Arrival { tsn: 0xfedc_ba98, tick: Tick(0x0123_4567) };
+        let mut buffer = [0; 64];
+        let mut writer = Writer::new(&mut buffer, 1, true);
+        writer.arrival(&arrival);
+        let length = writer.finish();
+        assert_eq!(length, HEADER + ARRIVAL_LEN);
+        let packet = Packet::parse(&buffer[..length], true).unwrap();
+        let chunk = packet.chunks().next().unwrap().unwrap();
+        assert_eq!((chunk.kind, chunk.last, Arrival::parse(chunk.body)), (ARRIVAL, true, Some(arrival)));
+        assert_eq!(chunk.kind >> 6, 0b10);
+        assert_eq!(Arrival::parse(&chunk.body[..7]), None);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use super::{
     Broken, MAX_MESSAGE, Message,
-    packet::{Data, SACK_HEADER, Writer},
+    packet::{ARRIVAL_LEN, Arrival, Data, SACK_HEADER, Writer},
+    send::Tick,
     serial::{expand, wire},
 };
 use crate::base::{Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
@@ -38,13 +39,19 @@ pub(super) struct Acknowledging {
     every: u32,
     /// Longest that an acknowledgement is withheld.
     delay: Duration,
+    /// Start of the clock on which it tells when data arrived, if it does.
+    clock: Option<u32>,
 }
 
 impl Acknowledging {
     /// Towards stock stacks: the slow start of some counts SACKs, and RFC 9260 §6.2 asks for every second packet.
-    pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY };
-    /// Towards nodes of ours, which count bytes: fewer SACKs, so that a thin way back carries them.
-    pub(super) const OWN: Self = Self { prompt: 0, every: 8, delay: Duration::from_millis(5) };
+    pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
+
+    /// Towards nodes of ours, which count bytes: fewer SACKs, so that a thin way back carries them. The clock begins at a
+    /// random `start`, so that it tells nothing of the node.
+    pub(super) const fn own(start: u32) -> Self {
+        Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(start) }
+    }
 }
 
 /// Consecutive TSNs that have arrived.
@@ -63,6 +70,8 @@ pub(super) struct Receiver {
     acknowledging: Acknowledging,
     gaps: Vec<Range>,
     duplicates: Vec<u32>,
+    /// The TSN that came last of those since the last SACK, and when.
+    newest: Option<(u32, Instant)>,
     streams: Vec<Stream>,
     /// Fragments in all streams that wait for earlier ones.
     pending: usize,
@@ -107,6 +116,7 @@ impl Receiver {
             cumulative: wire_start(first).saturating_sub(1),
             gaps: Vec::new(),
             duplicates: Vec::new(),
+            newest: None,
             streams,
             pending: 0,
             held: 0,
@@ -174,6 +184,7 @@ impl Receiver {
         if !in_reach || !fits || !self.note(now, tsn) {
             return Ok(());
         }
+        self.newest = Some((data.tsn, now));
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = Account { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
@@ -185,7 +196,7 @@ impl Receiver {
 
     /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
-        let Acknowledging { prompt, every, delay } = self.acknowledging;
+        let Acknowledging { prompt, every, delay, .. } = self.acknowledging;
         self.packets = self.packets.saturating_add(1).min(prompt);
         self.unacknowledged = self.unacknowledged.saturating_add(1);
         if self.packets < prompt || self.unacknowledged >= every || !self.gaps.is_empty() {
@@ -219,6 +230,13 @@ impl Receiver {
     pub(super) fn write_sack(&mut self, writer: &mut Writer<'_>) {
         if writer.room() < SACK_HEADER {
             return;
+        }
+        let newest = self.newest.take();
+        let length = self.gaps.len().saturating_mul(4).saturating_add(SACK_HEADER + ARRIVAL_LEN);
+        if let (Some(start), Some((tsn, at))) = (self.acknowledging.clock, newest)
+            && length <= writer.room()
+        {
+            writer.arrival(&Arrival { tsn, tick: Tick::of(at, start) });
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
         let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));

@@ -14,7 +14,7 @@ use std::{
 use super::{
     congestion::{Algorithm, Control, Controller as _, Limits},
     pacer::Pacer,
-    packet::{DATA_HEADER, HEADER},
+    packet::{Arrival, DATA_HEADER, HEADER},
     rtt::RoundTrip,
 };
 use crate::base::{Instant, Slots};
@@ -22,11 +22,14 @@ use crate::base::{Instant, Slots};
 mod acked;
 #[cfg(any(test, fuzzing))]
 pub(super) mod check;
+mod forward;
 mod loss;
 mod sack;
 mod write;
 
 use acked::Acked;
+use forward::Forward;
+pub(super) use forward::Tick;
 
 /// Shortest piece of a message that is worth a chunk of its own at the end of a packet.
 const LEAST_PIECE: usize = 64;
@@ -86,6 +89,8 @@ struct Flight {
 struct Snapshot {
     delivered: u64,
     delivered_at: Instant,
+    /// The same on the peer's clock, if it told.
+    arrived_at: Option<Tick>,
     first_sent_at: Instant,
     lost: u64,
     in_flight: u64,
@@ -96,6 +101,8 @@ struct Snapshot {
 struct Delivery {
     delivered: u64,
     delivered_at: Instant,
+    /// When the last of it arrived, if the peer told.
+    arrived_at: Option<Tick>,
     first_sent_at: Instant,
     lost: u64,
     /// Packets that leave before so much has been delivered are application-limited.
@@ -120,6 +127,10 @@ struct Taken {
     spurious: u64,
     /// The highest TSN acknowledged before.
     highest_before: u64,
+    /// When the last of these arrived, if the peer told.
+    arrived_at: Option<Tick>,
+    /// How long it waited on its way, if it was sent once.
+    queued: Option<Duration>,
 }
 
 /// The settings of a sending half.
@@ -200,6 +211,9 @@ pub(super) struct SendHalf {
     control: Control,
     pacer: Pacer,
     round_trip: RoundTrip,
+    /// What the peer told of the data that the SACK after it acknowledges.
+    arrival: Option<Arrival>,
+    forward: Forward,
     delivery: Delivery,
     rack: Rack,
     reordering_seen: bool,
@@ -263,7 +277,16 @@ impl SendHalf {
             limit: u64::MAX,
             peer_window: 0,
             round_trip: RoundTrip::new(),
-            delivery: Delivery { delivered: 0, delivered_at: now, first_sent_at: now, lost: 0, app_limited_until: 0 },
+            arrival: None,
+            forward: Forward::default(),
+            delivery: Delivery {
+                delivered: 0,
+                delivered_at: now,
+                arrived_at: None,
+                first_sent_at: now,
+                lost: 0,
+                app_limited_until: 0,
+            },
             rack: Rack::default(),
             reordering_seen: false,
             widened: 1,
@@ -299,6 +322,11 @@ impl SendHalf {
     /// Notes a round trip that the handshake measured.
     pub(super) fn handshake_took(&mut self, now: Instant, round_trip: Duration) {
         self.round_trip.measured(now, round_trip);
+    }
+
+    /// Notes when the newest of the data arrived that the next SACK acknowledges.
+    pub(super) fn note_arrival(&mut self, arrival: Option<Arrival>) {
+        self.arrival = arrival;
     }
 
     /// Queues a message; `false` if the peer has no such stream.

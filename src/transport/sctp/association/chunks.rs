@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::{
     super::{
         Broken, MAX_MESSAGE, Message,
-        packet::{self, Chunk, Data, Packet, Sack},
+        packet::{self, Arrival, Chunk, Data, Packet, Sack},
     },
     Association, BINARY, Close, Event, State,
 };
@@ -69,6 +69,10 @@ impl Association {
                     }
                     _ => Ok(()),
                 }
+            }
+            packet::ARRIVAL => {
+                self.send.note_arrival(Arrival::parse(chunk.body).filter(|_| self.own.is_some()));
+                Ok(())
             }
             packet::INIT if chunk.last => self.handle_init(now, chunk.body),
             packet::INIT_ACK if chunk.last => self.handle_init_ack(now, chunk.body),

@@ -124,7 +124,7 @@ impl Association {
         let streams = self.streams();
         self.send.set_peer(now, peer, init.window, streams);
         let windows = (self.config.window, self.config.window_max);
-        let acknowledging = if init.own.is_some() { Acknowledging::OWN } else { Acknowledging::STOCK };
+        let acknowledging = if init.own.is_some() { Acknowledging::own(self.clock) } else { Acknowledging::STOCK };
         self.receive = Some(Receiver::new(now, init.tsn, streams, windows, acknowledging));
         Ok(())
     }

@@ -13,7 +13,10 @@
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
 //! | Startup | loss ends it only if the rate stopped growing, a queue stands, or it is heavy and the sender lacks data |
 //! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
-//! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue, nor for a delay within a quarter of the round trip that yielding did not shorten |
+//! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue |
+//! | foreign delay | a quarter of the round trip that yielding did not shorten doesn't count as a queue |
+//! | way back | what acknowledgements waited there, by the peer's clock, is no queue and widens the window |
+//! | Startup without data | paces at the cruising gain while a queue stands |
 //! | spurious losses | undo a cut once the losses that stand would not have caused it |
 //! | ProbeRTT | put off while samples confirm the lowest round trip ever to within 1/64 |
 //! | lowest round trip | valid for 15 s (three ProbeRTTs), not 10 s |
@@ -99,16 +102,20 @@ struct Rounds {
     /// The current acknowledgement begins a round.
     started: bool,
     count: u64,
-    /// Lowest round trip of the current round, in nanoseconds.
+    /// Lowest round trip of the current round, in nanoseconds: without what waited on the way back, if the peer tells.
     min_rtt: u64,
+    /// Least time that acknowledgements of the current round, and of the one before, waited on the way back, in nanoseconds.
+    waited_back: [u64; 2],
     /// Successive rounds whose lowest round trip shows a standing queue.
     queueing: u64,
-    /// Lowest round trip of the first of them.
-    yielding_from: u64,
+    /// That queue stood while the sender lacked data: at about the rate of the bottleneck, which Startup doesn't find.
+    restrained: bool,
+    /// Lowest round trip of the first of them, in nanoseconds.
+    yielding_from_rtt: u64,
     /// Rounds at the least cruising gain since then.
     yielded: u64,
     /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
-    held_up: u64,
+    foreign_rtt: u64,
     /// Bound of the pacing gain while the sender doesn't probe, in percent.
     cruise_gain: u64,
 }
@@ -167,8 +174,11 @@ struct Undo {
     short_bandwidth: u64,
     short_in_flight: u64,
     long_in_flight: u64,
-    /// The losses that caused the cut and those since, without those that were none.
+    /// The losses that caused the cut and those since, without those that were none. What was acknowledged since doesn't
+    /// count: the cut keeps losses from recurring.
     losses: LossCount,
+    /// Bytes that they were judged over, at least.
+    volume: u64,
 }
 
 /// The BBR controller of one association.
@@ -227,7 +237,7 @@ impl Bbr {
             min_rtt: MinRtt::new(now),
             aggregation: Aggregation::new(now),
             full_pipe: FullPipe::default(),
-            rounds: Rounds { min_rtt: u64::MAX, cruise_gain: 100, ..Rounds::default() },
+            rounds: Rounds { min_rtt: u64::MAX, waited_back: [u64::MAX, 0], cruise_gain: 100, ..Rounds::default() },
             latest: Latest::default(),
             losses: LossCount::default(),
             probe: Probe {
@@ -303,6 +313,7 @@ impl Bbr {
         let (gain, _) = self.state.gains();
         match self.state {
             State::ProbeBw(Phase::Down | Phase::Cruise) if self.is_yielding() => gain.min(self.rounds.cruise_gain),
+            State::Startup if self.rounds.restrained => gain.min(self.rounds.cruise_gain),
             _ => gain,
         }
     }
@@ -317,7 +328,7 @@ impl Bbr {
             return;
         };
         // During Startup the rate only rises (§5.6.2).
-        if self.full_pipe.reached || self.pacing_rate.is_none_or(|current| rate > current) {
+        if self.full_pipe.reached || self.rounds.restrained || self.pacing_rate.is_none_or(|current| rate > current) {
             self.pacing_rate = Some(rate.max(1));
         }
     }
@@ -325,7 +336,9 @@ impl Bbr {
     /// `SetCwnd` (§5.6.4.6).
     fn set_window(&mut self, acked: u64) {
         let (_, gain) = self.state.gains();
-        let mut target = self.quantized(self.bdp(gain).saturating_add(self.aggregation.excess()));
+        let [_, waited_back] = self.rounds.waited_back;
+        let late = scale(self.bandwidth(), waited_back, SECOND).max(self.aggregation.excess());
+        let mut target = self.quantized(self.bdp(gain).saturating_add(late));
         if self.state == State::ProbeBw(Phase::Up) {
             target = target.saturating_add(self.limits.segment.saturating_mul(2));
         }
@@ -394,6 +407,7 @@ impl Controller for Bbr {
             } else {
                 lost.tx_in_flight.saturating_sub(lost.bytes)
             };
+            self.save_undo(self.probe.losses, lost.tx_in_flight);
             self.reduce_long_bound(in_flight, lost.now.as_nanos());
         }
     }
@@ -408,7 +422,7 @@ impl Controller for Bbr {
         let rtt = ack.rtt.map(nanos);
         let sample = Sample::new(rate, self.min_rtt.value(), self.limited_until);
         self.limited = rate.app_limited;
-        self.update_round(&sample, rtt);
+        self.update_round(&sample, rtt, ack.queued.map(nanos));
         self.update_congestion(&sample, ack.acked);
         let startup = !self.full_pipe.reached;
         self.aggregation.update(now, ack.acked, self.bandwidth(), self.window, self.rounds.count, startup);
@@ -423,16 +437,16 @@ impl Controller for Bbr {
 
     fn on_spurious(&mut self, now: Instant, bytes: u64) {
         self.losses.lost = self.losses.lost.saturating_sub(bytes);
-        self.probe.losses.lost = self.probe.losses.lost.saturating_sub(bytes);
         let Some(mut undo) = self.undo.take() else { return };
         undo.losses.refute(bytes);
         // Reordering beside real losses refutes some of them, and not the cut.
-        if undo.losses.too_high(0, self.limits.segment) {
+        if undo.losses.too_high(undo.volume, self.limits.segment) {
             self.undo = Some(undo);
             return;
         }
-        self.losses = LossCount::default();
-        self.probe.losses = LossCount::default();
+        // Those that stand count with those to come.
+        self.losses = undo.losses;
+        self.probe.losses = undo.losses;
         self.latest.loss = false;
         self.full_pipe.restart(0);
         self.short_bandwidth = self.short_bandwidth.max(undo.short_bandwidth);

@@ -56,6 +56,7 @@ struct Undo {
     threshold: u64,
     max: f64,
     epoch: Option<Epoch>,
+    cut_at: Option<Instant>,
     /// Bytes lost since, those aside whose loss was none.
     lost: u64,
 }
@@ -155,8 +156,8 @@ impl Cubic {
 
     /// Cuts the window once a round trip (RFC 9438 §4.6 and §4.7).
     fn cut(&mut self, now: Instant) {
-        let Self { window, threshold, max, epoch, .. } = *self;
-        self.undo = Some(Undo { window, threshold, max, epoch, lost: 0 });
+        let Self { window, threshold, max, epoch, cut_at, .. } = *self;
+        self.undo = Some(Undo { window, threshold, max, epoch, cut_at, lost: 0 });
         let window = self.segments(self.window);
         // Fast convergence: a flow that did not reach its former maximum makes room for others.
         let share = (100 + BETA) as f64 / 200.0;
@@ -238,6 +239,8 @@ impl Controller for Cubic {
         self.threshold = self.threshold.max(undo.threshold);
         self.max = undo.max;
         self.epoch = undo.epoch;
+        // Further losses of the same flight count.
+        self.cut_at = undo.cut_at;
         self.recovery = None;
     }
 

@@ -325,6 +325,10 @@ fn a_spurious_loss_is_undone() {
         assert!(control.window() < window, "{algorithm:?} undoes a cut for half of the losses");
         control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost - lost / 2);
         assert!(control.window() >= window, "{algorithm:?}: {} of {window}", control.window());
+        if algorithm == Cubic {
+            lose_a_window(control, now, delivered);
+            assert!(control.window() < window, "real losses of the same flight cut {window} as before");
+        }
     }
 }
 
@@ -336,6 +340,22 @@ fn a_sender_that_lacks_data_leaves_startup_after_heavy_loss_alone() {
         network.run(4 * SECOND);
         let state = network.flows[0].control.state();
         assert_eq!(state != "startup", leaves, "{state} with {loss} of a million lost");
+    }
+}
+
+#[test]
+fn a_sender_fed_a_little_more_than_the_bottleneck_takes_keeps_the_queue_short() {
+    for hundredths in [101, 105] {
+        let path = Path::new(5_000_000, 50, 200);
+        let flow = Flow::new(Bbr, 0, Source::Rate(path.rate / 2), 1);
+        let mut network = Network::new(path, vec![flow], 1);
+        network.run(3 * SECOND);
+        assert_eq!(network.flows[0].control.state(), "startup");
+        network.flows[0].source = Source::Rate(path.rate / 100 * hundredths);
+        network.forget();
+        network.run(13 * SECOND);
+        let (backlog, loss) = (network.backlog(), loss(&network));
+        assert!(backlog <= 0.2 && loss == 0.0, "{hundredths} %: a mean queue of {backlog:.2} BDP, {loss:.4} lost");
     }
 }
 
@@ -431,6 +451,7 @@ fn random_ack(random: &mut Random, now: Instant, acked: u64, delivered: u64, tot
         delivered,
         total_lost,
         rtt: (random.below(4) > 0).then(|| Duration::from_nanos(random.size(64))),
+        queued: (random.below(2) > 0).then(|| Duration::from_nanos(random.size(64))),
         rate: (random.below(8) > 0).then_some(rate),
         window_limited: random.below(2) == 0,
     }

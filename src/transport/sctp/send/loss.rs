@@ -182,6 +182,7 @@ impl SendHalf {
                 delivered: self.delivery.delivered,
                 total_lost: self.delivery.lost,
                 rtt: None,
+                queued: None,
                 rate: None,
                 window_limited,
             });

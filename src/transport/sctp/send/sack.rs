@@ -1,10 +1,12 @@
 //! SACKs: which data has arrived, and the samples of round trip and delivery rate that this gives.
 
+use core::time::Duration;
+
 use super::{
     super::{
         Broken,
         congestion::{Ack, Controller as _, RateSample},
-        packet::Sack,
+        packet::{Arrival, Sack},
         serial::expand,
     },
     Rack, SendHalf, State, Taken, index,
@@ -17,6 +19,8 @@ impl SendHalf {
     /// # Errors
     /// [`Broken`] if it acknowledges what was never sent.
     pub(in super::super) fn handle_sack(&mut self, now: Instant, sack: &Sack<'_>) -> Result<(), Broken> {
+        // One that was overtaken takes what came with it along.
+        let arrival = self.arrival.take();
         let cumulative = expand(self.first, sack.cumulative);
         let next = self.next_tsn();
         if cumulative >= next {
@@ -29,6 +33,9 @@ impl SendHalf {
         let prior_in_flight = self.in_flight;
         let window_limited = self.is_window_limited();
         let mut taken = Taken { highest_before: self.acked.highest(), ..Taken::default() };
+        if let Some(arrival) = arrival {
+            self.take_arrival(now, arrival, &mut taken);
+        }
         if cumulative >= self.first {
             self.progress_at = now;
         }
@@ -71,6 +78,19 @@ impl SendHalf {
         self.tail_known = sack.blocks().len() < self.peer.gap_blocks;
         self.finish_ack(now, taken, prior_in_flight, window_limited);
         Ok(())
+    }
+
+    /// Takes in when the newest of the data arrived, unless that was acknowledged before.
+    fn take_arrival(&mut self, now: Instant, Arrival { tsn, tick }: Arrival, taken: &mut Taken) {
+        let tsn = expand(self.first, tsn);
+        let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else { return };
+        if flight.state == State::Acked {
+            return;
+        }
+        taken.arrived_at = Some(tick);
+        if !flight.retransmitted {
+            taken.queued = Some(self.forward.measured(now, flight.sent_at, tick));
+        }
     }
 
     /// Marks a TSN as delivered.
@@ -118,6 +138,7 @@ impl SendHalf {
             self.probe_due = false;
             self.expired = 0;
             self.delivery.delivered_at = now;
+            self.delivery.arrived_at = taken.arrived_at;
             if self.delivery.app_limited_until != 0 && self.delivery.delivered > self.delivery.app_limited_until {
                 self.delivery.app_limited_until = 0;
             }
@@ -135,13 +156,18 @@ impl SendHalf {
             }
             let sending = sent_at.since(snapshot.first_sent_at);
             let acking = now.since(snapshot.delivered_at);
+            // Acknowledgements that waited for each other on their way came closer together than the data.
+            let arriving = match (taken.arrived_at, snapshot.arrived_at) {
+                (Some(arrived_at), Some(earlier)) => arrived_at.since(earlier),
+                _ => Duration::ZERO,
+            };
             self.delivery.first_sent_at = self.delivery.first_sent_at.max(sent_at);
             rate = Some(RateSample {
                 prior_delivered: snapshot.delivered,
                 prior_lost: snapshot.lost,
                 tx_in_flight: snapshot.in_flight,
                 delivered: self.delivery.delivered.saturating_sub(snapshot.delivered),
-                interval: sending.max(acking),
+                interval: sending.max(acking).max(arriving),
                 app_limited: snapshot.app_limited,
             });
         }
@@ -163,6 +189,7 @@ impl SendHalf {
                 delivered: self.delivery.delivered,
                 total_lost: self.delivery.lost,
                 rtt: round_trip,
+                queued: taken.queued,
                 rate,
                 window_limited,
             });

@@ -177,7 +177,7 @@ fn a_probe_that_does_not_fit_beside_an_acknowledgement_has_a_packet_of_its_own()
     forged.data(&super::forged::whole(tsn.wrapping_add(1), 1, b"x"));
     let answers = forged.answers();
     let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
-    assert_eq!(kinds, [packet::SACK, packet::DATA]);
+    assert_eq!(kinds, [packet::ARRIVAL, packet::SACK, packet::DATA]);
     assert_eq!(forged.association.statistics().probes, 1);
 }
 

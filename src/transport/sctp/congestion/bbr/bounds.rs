@@ -16,24 +16,42 @@ const LEAST_CRUISE_GAIN: u64 = 70;
 /// delay: jitter, or the queue of others.
 const FUTILE_ROUNDS: u64 = 8;
 
+/// Rounds with a standing queue after which a sender that lacks data is held back in Startup.
+const RESTRAINING_ROUNDS: u64 = 4;
+
+/// Most that acknowledgements count as having waited on the way back, in nanoseconds: a peer could tell that all of a queue
+/// is there.
+const MAX_WAITED_BACK: u64 = 100_000_000;
+
 /// Rounds after a cut during which `on_spurious` undoes it.
 const UNDO_ROUNDS: u64 = 16;
 
 impl Bbr {
-    pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>) {
+    pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>, queued: Option<u64>) {
         self.rounds.started = sample.prior_delivered >= self.rounds.end;
         if self.rounds.started {
             self.start_round();
             self.rounds.count = self.rounds.count.saturating_add(1);
             self.note_queue();
+            let [least, before] = &mut self.rounds.waited_back;
+            *before = core::mem::replace(least, u64::MAX);
+            if *before == u64::MAX {
+                *before = 0;
+            }
+            *before = (*before).min(MAX_WAITED_BACK);
             self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
             if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
                 self.undo = None;
             }
         }
-        if let Some(rtt) = rtt {
-            self.rounds.min_rtt = self.rounds.min_rtt.min(rtt);
-        }
+        let Some(rtt) = rtt else { return };
+        let there = match (self.min_rtt.value(), queued) {
+            (Some(min_rtt), Some(queued)) => rtt.min(min_rtt.saturating_add(queued)),
+            _ => rtt,
+        };
+        self.rounds.min_rtt = self.rounds.min_rtt.min(there);
+        let [least, _] = &mut self.rounds.waited_back;
+        *least = (*least).min(rtt.saturating_sub(there));
     }
 
     /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
@@ -45,30 +63,38 @@ impl Bbr {
         if lowest == u64::MAX {
             return;
         }
-        self.rounds.held_up = self.rounds.held_up.min(lowest);
-        let base = min_rtt.max(self.rounds.held_up);
+        self.rounds.foreign_rtt = self.rounds.foreign_rtt.min(lowest);
+        let base = min_rtt.max(self.rounds.foreign_rtt);
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
         if !queueing {
-            self.rounds.queueing = 0;
+            (self.rounds.queueing, self.rounds.restrained) = (0, false);
             let empty = lowest <= base.saturating_add(min_rtt >> 4);
             self.rise_cruise_gain(if empty { EMPTY_RISE } else { QUEUEING_RISE });
             return;
         }
         if self.rounds.queueing == 0 {
-            (self.rounds.yielding_from, self.rounds.yielded) = (lowest, 0);
+            (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
         }
         self.rounds.queueing = self.rounds.queueing.saturating_add(1);
+        self.rounds.restrained |= self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
         let gain = self.rounds.cruise_gain;
         self.rounds.cruise_gain = gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN);
-        let yields = self.is_yielding() && matches!(self.state, State::ProbeBw(Phase::Down | Phase::Cruise));
+        let yields = match self.state {
+            State::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
+            _ => self.rounds.restrained,
+        };
         if gain == LEAST_CRUISE_GAIN && yields {
             self.rounds.yielded = self.rounds.yielded.saturating_add(1);
         }
-        let half = self.rounds.yielding_from.saturating_sub(base) / 2;
+        let half = self.rounds.yielding_from_rtt.saturating_sub(base) / 2;
         if self.rounds.yielded >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {
+            (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
             // A quarter of the round trip, for the queue of many senders like this one is longer than the jitter of most lines.
-            self.rounds.held_up = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
-            self.rounds.queueing = 0;
+            let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
+            if foreign_rtt > self.rounds.foreign_rtt {
+                self.rounds.foreign_rtt = foreign_rtt;
+                (self.rounds.queueing, self.rounds.restrained) = (0, false);
+            }
         }
     }
 
@@ -101,12 +127,12 @@ impl Bbr {
             // While the rate grows and no queue stands, the losses are random, however many a burst brings. A sender that
             // lacks data can't tell whether the rate would grow.
             State::Startup if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) => {
-                self.save_undo(self.losses);
+                self.save_undo(self.losses, 0);
                 self.end_startup_after_loss();
             }
             State::Startup => {}
             state if heavy || !state.is_probing() => {
-                self.save_undo(self.losses);
+                self.save_undo(self.losses, 0);
                 if !state.is_probing() {
                     self.lower_short_bounds();
                 }
@@ -154,8 +180,8 @@ impl Bbr {
         self.short_in_flight = UNBOUNDED;
     }
 
-    /// Remembers the model before a cut because of `losses`. Cuts within [`UNDO_ROUNDS`] are undone together.
-    pub(super) fn save_undo(&mut self, losses: LossCount) {
+    /// Remembers the model before a cut because of `losses`, judged over at least `volume` bytes. Cuts within [`UNDO_ROUNDS`] are undone together.
+    pub(super) fn save_undo(&mut self, losses: LossCount, volume: u64) {
         if let Some(undo) = &mut self.undo {
             // Losses since the first cut are counted already.
             undo.losses.acked = undo.losses.acked.saturating_add(losses.acked);
@@ -169,6 +195,7 @@ impl Bbr {
             short_in_flight: self.short_in_flight,
             long_in_flight: self.long_in_flight,
             losses,
+            volume,
         });
     }
 }

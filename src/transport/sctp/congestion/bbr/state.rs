@@ -229,7 +229,6 @@ impl Bbr {
 
     /// The probe lost too much with `in_flight` bytes in flight (`HandleInflightTooHigh`).
     pub(super) fn reduce_long_bound(&mut self, in_flight: u64, now: u64) {
-        self.save_undo(self.probe.losses);
         self.probe.was_too_high = true;
         self.probe.sampling = false;
         self.probe.from = self.delivered;

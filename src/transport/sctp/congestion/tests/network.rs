@@ -357,6 +357,7 @@ impl Network {
             delivered: flow.delivered,
             total_lost: flow.total_lost,
             rtt: newest.map(|packet| Duration::from_nanos(now - packet.sent_at)),
+            queued: None,
             rate,
             window_limited: prior_in_flight + SEGMENT > flow.control.window(),
         });
