@@ -2,8 +2,14 @@
 
 use core::time::Duration;
 
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+
 use super::{
-    super::{Close, packet},
+    super::{
+        Close,
+        packet::{self, Arrival},
+        send::Tick,
+    },
     forged::{Forged, whole},
 };
 
@@ -85,6 +91,59 @@ fn acknowledgements_that_come_before_the_data_harm_nobody_else() {
         assert!(standing.window <= 16 << 20 && standing.unsent <= 17 << 10);
     }
     assert_eq!(forged.closed, None);
+}
+
+#[test]
+fn arrival_times_that_lie_end_nothing_and_exceed_no_bound() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut forged = Forged::own();
+        let mut acknowledged = forged.their_tsn.wrapping_sub(1);
+        for _ in 0..400 {
+            let room = forged.association.room(forged.now);
+            forged.give(room.clamp(1, 17 << 10));
+            let sent = forged.answers().iter().filter(|answer| answer.kind == packet::DATA).count();
+            forged.now = forged.now.after(Duration::from_millis(rng.random_range(0..60)));
+            for _ in 0..rng.random_range(0..3) {
+                let tsn = acknowledged.wrapping_add(rng.random_range(0..4));
+                let tick = Tick(*[0, 1, u32::MAX, 1 << 31, rng.random()].choose(&mut rng).unwrap());
+                forged.send(|writer| writer.arrival(&Arrival { tsn, tick }));
+            }
+            acknowledged = acknowledged.wrapping_add(sent as u32);
+            forged.sack(acknowledged, 1 << 30, &[], &[]);
+            let standing = forged.association.check(true);
+            assert!(standing.window <= 16 << 20 && standing.unsent <= 17 << 10);
+        }
+        assert_eq!(forged.closed, None);
+        assert!(acknowledged.wrapping_sub(forged.their_tsn) > 400, "seed {seed}: each lie slows the liar at most");
+    }
+}
+
+#[test]
+fn an_acknowledgement_tells_when_the_newest_data_arrived() {
+    let mut forged = Forged::own();
+    let tsn = forged.tsn;
+    let mut told = |number: u32| {
+        forged.now = forged.now.after(Duration::from_millis(25));
+        forged.data(&whole(tsn.wrapping_add(number), number as u16, b"x"));
+        forged.now = forged.now.after(Duration::from_millis(7));
+        forged.association.handle_timeout(forged.now);
+        let mut arrivals = forged.answers().into_iter().filter(|answer| answer.kind == packet::ARRIVAL);
+        arrivals.next().and_then(|answer| Arrival::parse(&answer.body)).unwrap()
+    };
+    let (first, second) = (told(0), told(1));
+    assert_eq!((first.tsn, second.tsn), (tsn, tsn.wrapping_add(1)));
+    assert_eq!(second.tick.0.wrapping_sub(first.tick.0), 320, "units of 100 microseconds");
+}
+
+#[test]
+fn a_stock_peer_is_told_no_arrival_and_believed_none() {
+    let mut forged = Forged::stock();
+    let tsn = forged.tsn;
+    forged.data(&whole(tsn, 0, b"x"));
+    assert!(forged.answers().iter().all(|answer| answer.kind != packet::ARRIVAL));
+    forged.send(|writer| writer.arrival(&Arrival { tsn, tick: Tick(5) }));
+    assert!(forged.answers().iter().all(|answer| answer.kind != packet::ERROR) && forged.closed.is_none());
 }
 
 #[test]

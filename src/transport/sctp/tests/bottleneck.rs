@@ -146,6 +146,17 @@ fn jitter_that_load_raises_is_not_taken_for_a_queue_for_long() {
 }
 
 #[test]
+fn what_waits_on_the_way_back_slows_nobody() {
+    for (seed, jitter) in [(1, 30), (3, 80)] {
+        let way_back = Line { jitter: Duration::from_millis(jitter), ..Line::new(25) };
+        let mut pair = Pair::with(seed, [bottleneck(25, 2_000_000, 2.0), way_back], &links(1, Algorithm::Bbr));
+        rates(&mut pair, 1.0);
+        let used = rates(&mut pair, 6.0)[0] / 2_000_000.0;
+        assert!(used >= 0.84, "{used:.3} of the line with {jitter} ms on the way back (seed {seed})");
+    }
+}
+
+#[test]
 fn a_policer_a_thin_way_back_and_bursts_of_loss_slow_nobody_below_half() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
     let thin = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
