@@ -9,7 +9,7 @@ use super::{
     Message, SendStatistics,
     packet::{self, CHUNK_HEADER, OwnPeer, Packet, Writer},
     receive::Receiver,
-    send::{SendConfig, SendHalf},
+    send::{Clock, SendConfig, SendHalf},
 };
 use crate::base::{Instant, Slots};
 
@@ -107,8 +107,8 @@ pub struct Association {
     local_tag: u32,
     local_tsn: u32,
     cookie: [u8; 16],
-    /// Start of the clock on which arrivals are told.
-    clock: u32,
+    /// The clock on which arrivals are told.
+    clock: Clock,
     peer_tag: u32,
     /// The peer's first TSN, once it has told it.
     peer_tsn: Option<u32>,
@@ -150,7 +150,7 @@ impl Association {
             local_tag: rng.random_range(1..=u32::MAX),
             local_tsn,
             cookie: rng.random(),
-            clock: rng.random(),
+            clock: Clock::new(rng),
             peer_tag: 0,
             peer_tsn: None,
             zero: false,
@@ -185,6 +185,7 @@ impl Association {
         }
         let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
         let mut seen = Seen::default();
+        self.send.note_arrival(None);
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
             if !self.tag_fits(&packet, &chunk) {

@@ -79,7 +79,7 @@ pub struct RateSample {
     pub tx_in_flight: u64,
     /// Bytes delivered from its leaving to now.
     pub delivered: u64,
-    /// The longer of the intervals over which those were sent and acknowledged.
+    /// The longest of the intervals over which those were sent, arrived as far as the peer tells, and were acknowledged.
     pub interval: Duration,
     /// The sender lacked data, receive window or memory when it left.
     pub app_limited: bool,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{
     Broken, MAX_MESSAGE, Message,
     packet::{ARRIVAL_LEN, Arrival, Data, SACK_HEADER, Writer},
-    send::Tick,
+    send::Clock,
     serial::{expand, wire},
 };
 use crate::base::{Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
@@ -39,18 +39,17 @@ pub(super) struct Acknowledging {
     every: u32,
     /// Longest that an acknowledgement is withheld.
     delay: Duration,
-    /// Start of the clock on which it tells when data arrived, if it does.
-    clock: Option<u32>,
+    /// The clock on which it tells when data arrived, if it does.
+    clock: Option<Clock>,
 }
 
 impl Acknowledging {
     /// Towards stock stacks: the slow start of some counts SACKs, and RFC 9260 §6.2 asks for every second packet.
     pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
 
-    /// Towards nodes of ours, which count bytes: fewer SACKs, so that a thin way back carries them. The clock begins at a
-    /// random `start`, so that it tells nothing of the node.
-    pub(super) const fn own(start: u32) -> Self {
-        Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(start) }
+    /// Towards nodes of ours, which count bytes: fewer SACKs, so that a thin way back carries them.
+    pub(super) const fn own(clock: Clock) -> Self {
+        Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(clock) }
     }
 }
 
@@ -233,10 +232,10 @@ impl Receiver {
         }
         let newest = self.newest.take();
         let length = self.gaps.len().saturating_mul(4).saturating_add(SACK_HEADER + ARRIVAL_LEN);
-        if let (Some(start), Some((tsn, at))) = (self.acknowledging.clock, newest)
+        if let (Some(clock), Some((tsn, at))) = (self.acknowledging.clock, newest)
             && length <= writer.room()
         {
-            writer.arrival(&Arrival { tsn, tick: Tick::of(at, start) });
+            writer.arrival(&Arrival { tsn, tick: clock.tick(at) });
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
         let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));

@@ -29,7 +29,7 @@ mod write;
 
 use acked::Acked;
 use forward::Forward;
-pub(super) use forward::Tick;
+pub(super) use forward::{Clock, Tick};
 
 /// Shortest piece of a message that is worth a chunk of its own at the end of a packet.
 const LEAST_PIECE: usize = 64;
@@ -89,20 +89,27 @@ struct Flight {
 struct Snapshot {
     delivered: u64,
     delivered_at: Instant,
-    /// The same on the peer's clock, if it told.
-    arrived_at: Option<Tick>,
+    /// What the last of that was, if the peer told.
+    arrived: Option<Arrived>,
     first_sent_at: Instant,
     lost: u64,
     in_flight: u64,
     app_limited: bool,
 }
 
+/// When data arrived by the peer's clock, and when it had been sent by ours: the peer can't have told a time before that.
+#[derive(Clone, Copy)]
+struct Arrived {
+    tick: Tick,
+    sent_at: Instant,
+}
+
 /// What is delivered how fast.
 struct Delivery {
     delivered: u64,
     delivered_at: Instant,
-    /// When the last of it arrived, if the peer told.
-    arrived_at: Option<Tick>,
+    /// The last of it, if the peer told when it arrived.
+    arrived: Option<Arrived>,
     first_sent_at: Instant,
     lost: u64,
     /// Packets that leave before so much has been delivered are application-limited.
@@ -127,8 +134,8 @@ struct Taken {
     spurious: u64,
     /// The highest TSN acknowledged before.
     highest_before: u64,
-    /// When the last of these arrived, if the peer told.
-    arrived_at: Option<Tick>,
+    /// The last of these, if the peer told when it arrived.
+    arrived: Option<Arrived>,
     /// How long it waited on its way, if it was sent once.
     queued: Option<Duration>,
 }
@@ -282,7 +289,7 @@ impl SendHalf {
             delivery: Delivery {
                 delivered: 0,
                 delivered_at: now,
-                arrived_at: None,
+                arrived: None,
                 first_sent_at: now,
                 lost: 0,
                 app_limited_until: 0,

@@ -4,7 +4,7 @@
 //! twice the bandwidth-delay product. Loss bounds both only where it is too high to be random. Section numbers in
 //! comments are the draft's.
 //!
-//! Differences from the draft, with the reasons in `design/links.md` or beside the code:
+//! Differences from the draft, with the reasons in `docs/transport.md` or beside the code:
 //!
 //! | topic | here |
 //! |---|---|
@@ -15,7 +15,7 @@
 //! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
 //! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue |
 //! | foreign delay | a quarter of the round trip that yielding did not shorten doesn't count as a queue |
-//! | way back | what acknowledgements waited there, by the peer's clock, is no queue and widens the window |
+//! | way back | what acknowledgements waited there, by the peer's clock, is no standing queue and widens windows |
 //! | Startup without data | paces at the cruising gain while a queue stands |
 //! | spurious losses | undo a cut once the losses that stand would not have caused it |
 //! | ProbeRTT | put off while samples confirm the lowest round trip ever to within 1/64 |
@@ -292,6 +292,12 @@ impl Bbr {
         }
     }
 
+    /// Bytes that have arrived and whose acknowledgements wait on the way back.
+    fn late(&self) -> u64 {
+        let [_, waited_back] = self.rounds.waited_back;
+        scale(self.bandwidth(), waited_back, SECOND)
+    }
+
     /// Raises `in_flight` to what pacing in bursts and delayed acknowledgements need (`QuantizationBudget`).
     fn quantized(&self, in_flight: u64) -> u64 {
         let burst = (self.pacing_rate.unwrap_or(0) / 1000).min(1 << 16);
@@ -329,15 +335,15 @@ impl Bbr {
         };
         // During Startup the rate only rises (§5.6.2).
         if self.full_pipe.reached || self.rounds.restrained || self.pacing_rate.is_none_or(|current| rate > current) {
-            self.pacing_rate = Some(rate.max(1));
+            // A segment a second at least: a rate that is next to nothing would never be measured anew.
+            self.pacing_rate = Some(rate.max(self.limits.segment));
         }
     }
 
     /// `SetCwnd` (§5.6.4.6).
     fn set_window(&mut self, acked: u64) {
         let (_, gain) = self.state.gains();
-        let [_, waited_back] = self.rounds.waited_back;
-        let late = scale(self.bandwidth(), waited_back, SECOND).max(self.aggregation.excess());
+        let late = self.late().max(self.aggregation.excess());
         let mut target = self.quantized(self.bdp(gain).saturating_add(late));
         if self.state == State::ProbeBw(Phase::Up) {
             target = target.saturating_add(self.limits.segment.saturating_mul(2));
@@ -437,6 +443,9 @@ impl Controller for Bbr {
 
     fn on_spurious(&mut self, now: Instant, bytes: u64) {
         self.losses.lost = self.losses.lost.saturating_sub(bytes);
+        if self.probe.sampling {
+            self.probe.losses.lost = self.probe.losses.lost.saturating_sub(bytes);
+        }
         let Some(mut undo) = self.undo.take() else { return };
         undo.losses.refute(bytes);
         // Reordering beside real losses refutes some of them, and not the cut.

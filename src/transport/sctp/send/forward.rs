@@ -2,24 +2,49 @@
 
 use core::time::Duration;
 
+use rand::{CryptoRng, RngExt as _};
+
 use crate::base::Instant;
 
-/// How long a smallest delay counts, halved: clocks drift apart by up to 0.1 ms a second.
-const HALF_LIFE: Duration = Duration::from_secs(8);
+/// How long a smallest delay counts, halved. Clocks drift apart by up to 0.3 ms a second, which is less than a standing queue in
+/// that time.
+const HALF_LIFE: Duration = Duration::from_secs(12);
 /// One unit of the clock that arrivals are told on.
 const TICK: Duration = Duration::from_micros(100);
+/// Nominal rate of that clock, and the largest deviation.
+const RATE: u32 = 1_000_000;
+const DEVIATION: u32 = 100;
+
+/// The clock on which this end tells when data arrived. Start and rate are random for each association: the drift of a
+/// computer's clock would tell its associations from those of others, and the start those of one computer from each other.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Clock {
+    /// In nanoseconds.
+    start: u64,
+    /// Millionths of a microsecond a microsecond.
+    rate: u32,
+}
+
+impl Clock {
+    pub(in super::super) fn new(rng: &mut impl CryptoRng) -> Self {
+        Self { start: rng.random(), rate: rng.random_range(RATE - DEVIATION..=RATE + DEVIATION) }
+    }
+
+    pub(in super::super) fn tick(self, at: Instant) -> Tick {
+        let nanos = u128::from(at.as_nanos()).saturating_mul(self.rate.into()) / u128::from(RATE);
+        let ticks = nanos.saturating_add(self.start.into()) / TICK.as_nanos();
+        Tick(u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or_default())
+    }
+
+    /// The clock of this computer, which nobody is told.
+    const OWN: Self = Self { start: 0, rate: RATE };
+}
 
 /// A point in time on the clock that arrivals are told on: units of 100 µs, modulo 2³².
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Tick(pub(in super::super) u32);
 
 impl Tick {
-    /// `at` on a clock that began at `start`.
-    pub(in super::super) fn of(at: Instant, start: u32) -> Self {
-        let ticks = u128::from(at.as_nanos()).checked_div(TICK.as_nanos()).unwrap_or_default();
-        Self(start.wrapping_add(u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or_default()))
-    }
-
     /// The time since `earlier`; zero if that is later.
     pub(super) fn since(self, earlier: Self) -> Duration {
         time(self.0.wrapping_sub(earlier.0).cast_signed())
@@ -43,7 +68,7 @@ pub(super) struct Forward {
 impl Forward {
     /// Takes in that what was sent at `sent_at` arrived at `arrived`. Gives how much longer than the smallest that took.
     pub(super) fn measured(&mut self, now: Instant, sent_at: Instant, arrived: Tick) -> Duration {
-        let delay = Tick(arrived.0.wrapping_sub(Tick::of(sent_at, 0).0));
+        let delay = Tick(arrived.0.wrapping_sub(Clock::OWN.tick(sent_at).0));
         let origin = self.origin.get_or_insert(delay);
         let delay = delay.0.wrapping_sub(origin.0).cast_signed();
         let [current, _] = self.smallest;
@@ -59,6 +84,10 @@ impl Forward {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use rand::{SeedableRng as _, rngs::StdRng};
+
     use super::*;
 
     const fn at(milliseconds: u64) -> Instant {
@@ -67,11 +96,11 @@ mod tests {
 
     #[test]
     fn a_delay_is_what_exceeds_the_smallest_whatever_the_clocks() {
-        for start in [0, 5, u32::MAX - 100, 1 << 31] {
+        for start in [0, 5, u64::MAX, 429_496_729_600_000 - 50_000_000, 1 << 47] {
+            let clock = Clock { start, rate: RATE };
             let mut forward = Forward::default();
             for (sent, took, beyond) in [(0, 30, 0), (10, 25, 0), (20, 60, 35), (30, 25, 0), (40, 26, 1)] {
-                let arrived = Tick::of(at(sent + took), start);
-                let measured = forward.measured(at(sent + 100), at(sent), arrived);
+                let measured = forward.measured(at(sent + 100), at(sent), clock.tick(at(sent + took)));
                 assert_eq!(measured, Duration::from_millis(beyond), "start {start}");
             }
         }
@@ -80,12 +109,25 @@ mod tests {
     #[test]
     fn a_path_that_has_become_longer_is_believed_after_two_half_lives() {
         let mut forward = Forward::default();
-        let mut measured = |now: u64, took: u64| forward.measured(at(now), at(now - took), Tick::of(at(now), 7));
+        let mut measured = |now: u64, took: u64| forward.measured(at(now), at(now - took), Clock::OWN.tick(at(now)));
         assert_eq!(measured(100, 20), Duration::ZERO);
         for second in 1..=40 {
             let beyond = measured(second * 1000, 50);
-            assert_eq!(beyond, Duration::from_millis(if second <= 16 { 30 } else { 0 }), "after {second} s");
+            assert_eq!(beyond, Duration::from_millis(if second <= 24 { 30 } else { 0 }), "after {second} s");
         }
+    }
+
+    #[test]
+    fn clocks_differ_in_start_phase_and_rate_and_none_runs_off_by_more_than_it_may() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let clocks: Vec<_> = (0..50).map(|_| Clock::new(&mut rng)).collect();
+        let hour = 3_600_000;
+        let ran = |clock: &Clock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
+        let rates: BTreeSet<_> = clocks.iter().map(ran).collect();
+        // 100 millionths of an hour in units of 100 microseconds.
+        assert!(rates.len() > 25 && rates.iter().all(|ran| ran.abs_diff(36_000_000) <= 3_601), "{rates:?}");
+        let phases: BTreeSet<_> = clocks.iter().map(|clock| clock.start % 100_000 / 1_000).collect();
+        assert!(phases.len() > 30, "{phases:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
         packet::{Arrival, Sack},
         serial::expand,
     },
-    Rack, SendHalf, State, Taken, index,
+    Arrived, Rack, SendHalf, State, Taken, index,
 };
 use crate::base::Instant;
 
@@ -71,6 +71,9 @@ impl SendHalf {
             }
         }
         self.acked.fresh = fresh;
+        if arrival.is_some_and(|arrival| !self.is_acknowledged(expand(self.first, arrival.tsn))) {
+            (taken.arrived, taken.queued) = (None, None);
+        }
         self.peer_window = sack.window.into();
         if sack.duplicates > 0 {
             self.widen(sack.duplicates);
@@ -87,10 +90,15 @@ impl SendHalf {
         if flight.state == State::Acked {
             return;
         }
-        taken.arrived_at = Some(tick);
+        taken.arrived = Some(Arrived { tick, sent_at: flight.sent_at });
         if !flight.retransmitted {
             taken.queued = Some(self.forward.measured(now, flight.sent_at, tick));
         }
+    }
+
+    fn is_acknowledged(&self, tsn: u64) -> bool {
+        let flight = index(self.first, tsn).and_then(|at| self.flights.get(at));
+        flight.map_or(tsn < self.first, |flight| flight.state == State::Acked)
     }
 
     /// Marks a TSN as delivered.
@@ -138,7 +146,7 @@ impl SendHalf {
             self.probe_due = false;
             self.expired = 0;
             self.delivery.delivered_at = now;
-            self.delivery.arrived_at = taken.arrived_at;
+            self.delivery.arrived = taken.arrived;
             if self.delivery.app_limited_until != 0 && self.delivery.delivered > self.delivery.app_limited_until {
                 self.delivery.app_limited_until = 0;
             }
@@ -156,9 +164,10 @@ impl SendHalf {
             }
             let sending = sent_at.since(snapshot.first_sent_at);
             let acking = now.since(snapshot.delivered_at);
-            // Acknowledgements that waited for each other on their way came closer together than the data.
-            let arriving = match (taken.arrived_at, snapshot.arrived_at) {
-                (Some(arrived_at), Some(earlier)) => arrived_at.since(earlier),
+            // Acknowledgements that waited for each other on their way came closer together than the data. What the peer tells
+            // can't be longer than from when the earlier was sent until now.
+            let arriving = match (taken.arrived, snapshot.arrived) {
+                (Some(last), Some(earlier)) => last.tick.since(earlier.tick).min(now.since(earlier.sent_at)),
                 _ => Duration::ZERO,
             };
             self.delivery.first_sent_at = self.delivery.first_sent_at.max(sent_at);

@@ -187,12 +187,12 @@ impl SendHalf {
             }
             self.delivery.first_sent_at = now;
             self.delivery.delivered_at = now;
-            self.delivery.arrived_at = None;
+            self.delivery.arrived = None;
         }
         Snapshot {
             delivered: self.delivery.delivered,
             delivered_at: self.delivery.delivered_at,
-            arrived_at: self.delivery.arrived_at,
+            arrived: self.delivery.arrived,
             first_sent_at: self.delivery.first_sent_at,
             lost: self.delivery.lost,
             in_flight: 0,

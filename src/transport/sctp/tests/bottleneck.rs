@@ -157,6 +157,18 @@ fn what_waits_on_the_way_back_slows_nobody() {
 }
 
 #[test]
+fn a_peer_whose_clock_runs_too_fast_slows_what_it_gets_and_does_not_stop_it() {
+    for ticks in [1 << 16, 1 << 20, 1 << 28] {
+        let mut pair = Pair::with(1, [bottleneck(25, 2_000_000, 2.0), Line::new(25)], &links(1, Algorithm::Bbr));
+        rates(&mut pair, 1.0);
+        pair.false_ticks = Some(ticks);
+        pair.rate(1, 60.0);
+        let rate = pair.rate(1, 60.0);
+        assert!(rate >= 500.0 && pair.ends[0].closed.is_none(), "{rate} bytes a second, {ticks} ticks an arrival");
+    }
+}
+
+#[test]
 fn a_policer_a_thin_way_back_and_bursts_of_loss_slow_nobody_below_half() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
     let thin = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };

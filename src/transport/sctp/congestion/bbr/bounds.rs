@@ -50,8 +50,10 @@ impl Bbr {
             _ => rtt,
         };
         self.rounds.min_rtt = self.rounds.min_rtt.min(there);
-        let [least, _] = &mut self.rounds.waited_back;
-        *least = (*least).min(rtt.saturating_sub(there));
+        if queued.is_some() {
+            let [least, _] = &mut self.rounds.waited_back;
+            *least = (*least).min(rtt.saturating_sub(there));
+        }
     }
 
     /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
@@ -76,12 +78,13 @@ impl Bbr {
             (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
         }
         self.rounds.queueing = self.rounds.queueing.saturating_add(1);
-        self.rounds.restrained |= self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
+        self.rounds.restrained = self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
         let gain = self.rounds.cruise_gain;
         self.rounds.cruise_gain = gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN);
         let yields = match self.state {
             State::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
-            _ => self.rounds.restrained,
+            State::Startup => self.rounds.restrained,
+            _ => false,
         };
         if gain == LEAST_CRUISE_GAIN && yields {
             self.rounds.yielded = self.rounds.yielded.saturating_add(1);

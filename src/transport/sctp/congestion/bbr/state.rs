@@ -41,7 +41,7 @@ impl Bbr {
     /// Volume in flight during ProbeRTT, in bytes.
     pub(super) fn probe_rtt_window(&self) -> u64 {
         let (_, gain) = State::ProbeRtt { done_at: None, round_done: false }.gains();
-        self.bdp(gain).max(self.limits.min_window())
+        self.bdp(gain).saturating_add(self.late()).max(self.limits.min_window())
     }
 
     /// Transitions after an acknowledgement, except those of ProbeRTT (`UpdateModelAndState`).
@@ -50,7 +50,7 @@ impl Bbr {
             self.state = State::Drain { start_round: self.rounds.count };
         }
         if let State::Drain { start_round } = self.state
-            && (ack.in_flight <= self.quantized(self.bdp(100))
+            && (ack.in_flight <= self.quantized(self.bdp(100).saturating_add(self.late()))
                 || self.rounds.count > start_round.saturating_add(DRAIN_ROUNDS))
         {
             self.start_down(now);
@@ -134,7 +134,7 @@ impl Bbr {
 
     /// `IsTimeToCruise`.
     fn has_drained(&self, in_flight: u64) -> bool {
-        in_flight <= self.with_headroom() && in_flight <= self.quantized(self.bdp(100))
+        in_flight <= self.with_headroom() && in_flight <= self.quantized(self.bdp(100).saturating_add(self.late()))
     }
 
     /// `IsTimeToGoDown`.

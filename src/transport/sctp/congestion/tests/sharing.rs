@@ -62,6 +62,22 @@ fn sixty_four_bbr_flows_with_two_packets_each_lose_little() {
 }
 
 #[test]
+fn a_sender_that_gets_much_to_send_beside_a_queue_of_others_soon_has_a_share() {
+    for seed in 1..=3 {
+        let path = Path::new(5_000_000, 50, 50);
+        let thin = Flow::new(Bbr, 0, Source::Rate(30_000), seed);
+        let other = Flow::new(Cubic, SECOND, Source::Endless, seed + 10);
+        let mut network = Network::new(path, vec![thin, other], seed);
+        network.run(6 * SECOND);
+        network.flows[0].source = Source::Endless;
+        let before = network.flows[0].delivered;
+        network.run(9 * SECOND);
+        let delivered = network.flows[0].delivered - before;
+        assert!(delivered > 1_000_000, "seed {seed}: {delivered} bytes in three seconds");
+    }
+}
+
+#[test]
 fn bbr_beside_cubic_gets_and_leaves_a_fifth() {
     for algorithms in [[Bbr, Cubic], [Cubic, Bbr]] {
         for seed in 1..=2 {
