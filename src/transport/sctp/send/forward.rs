@@ -21,7 +21,7 @@ const DEVIATION: u32 = 100;
 pub(in super::super) struct Clock {
     /// In nanoseconds.
     start: u64,
-    /// Millionths of a microsecond a microsecond.
+    /// In millionths of the computer's.
     rate: u32,
 }
 

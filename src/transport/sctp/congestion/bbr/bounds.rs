@@ -33,12 +33,9 @@ impl Bbr {
             self.start_round();
             self.rounds.count = self.rounds.count.saturating_add(1);
             self.note_queue();
-            let [least, before] = &mut self.rounds.waited_back;
-            *before = core::mem::replace(least, u64::MAX);
-            if *before == u64::MAX {
-                *before = 0;
-            }
-            *before = (*before).min(MAX_WAITED_BACK);
+            let [least, _] = self.rounds.waited_back;
+            let known = if least == u64::MAX { 0 } else { least.min(MAX_WAITED_BACK) };
+            self.rounds.waited_back = [u64::MAX, known];
             self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
             if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
                 self.undo = None;
