@@ -31,9 +31,9 @@ impl Clock {
     }
 
     pub(in super::super) fn tick(self, at: Instant) -> Tick {
-        let nanos = u128::from(at.as_nanos()).saturating_mul(self.rate.into()) / u128::from(RATE);
-        let ticks = nanos.saturating_add(self.start.into()) / TICK.as_nanos();
-        Tick(u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or_default())
+        let nanos = u128::from(at.as_nanos()).saturating_mul(self.rate.into()).checked_div(RATE.into());
+        let ticks = nanos.unwrap_or_default().saturating_add(self.start.into()).checked_div(TICK.as_nanos());
+        Tick(u32::try_from(ticks.unwrap_or_default() & u128::from(u32::MAX)).unwrap_or_default())
     }
 
     /// The clock of this computer, which nobody is told.
