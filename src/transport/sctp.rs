@@ -19,6 +19,7 @@
 //! [`Association::poll_packet`] until it gives 0, and ask [`Association::poll_timeout`] anew.
 
 mod association;
+mod clock;
 pub mod congestion;
 mod pacer;
 mod packet;

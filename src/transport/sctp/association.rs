@@ -7,9 +7,10 @@ use rand::{CryptoRng, RngExt as _};
 
 use super::{
     Message, SendStatistics,
+    clock::Clock,
     packet::{self, CHUNK_HEADER, OwnPeer, Packet, Writer},
     receive::Receiver,
-    send::{Clock, SendConfig, SendHalf},
+    send::{SendConfig, SendHalf},
 };
 use crate::base::{Instant, Slots};
 

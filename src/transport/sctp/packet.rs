@@ -2,7 +2,11 @@
 //!
 //! Reading borrows from the packet and allocates nothing. Writing goes into the caller's buffer.
 
-use super::{Broken, send::Tick};
+use super::{Broken, clock::Tick};
+
+mod init;
+
+pub(super) use init::{Init, OwnPeer, unrecognized};
 
 /// Bytes of the common header.
 pub(super) const HEADER: usize = 12;
@@ -48,20 +52,6 @@ pub(super) const IMMEDIATE: u8 = 8;
 const UNRECOGNIZED_CHUNK: u16 = 6;
 /// Bytes of an error cause, or of a parameter, before its value.
 const PARAMETER_HEADER: usize = 4;
-
-/// Parameters of INIT and INIT ACK.
-const STATE_COOKIE: u16 = 7;
-const UNRECOGNIZED_PARAMETER: u16 = 8;
-const SUPPORTED_EXTENSIONS: u16 = 0x8008;
-/// RFC 9653 §4.
-const ZERO_CHECKSUM: u16 = 0x8001;
-/// The error detection method of RFC 9653 §4.1: SCTP over DTLS.
-const METHOD_DTLS: u32 = 1;
-/// Between nodes of ours; others skip it in silence, as its highest bits say (RFC 9260 §3.2.1).
-const OWN_PEER: u16 = 0x9f55;
-
-/// Bytes of [`Init::unrecognized`] at the most: with all else that INIT ACK says they fit the smallest packet.
-pub(super) const MAX_UNRECOGNIZED: usize = 256;
 
 /// CRC32c of a packet whose checksum field counts as zero.
 fn checksum(packet: &[u8]) -> Option<u32> {
@@ -246,105 +236,6 @@ impl Arrival {
     }
 }
 
-/// INIT or INIT ACK (RFC 9260 §3.3.2, §3.3.3).
-pub(super) struct Init<'a> {
-    pub(super) tag: u32,
-    pub(super) window: u32,
-    pub(super) outbound: u16,
-    pub(super) inbound: u16,
-    pub(super) tsn: u32,
-    pub(super) cookie: Option<&'a [u8]>,
-    /// The sender takes packets without a checksum.
-    pub(super) zero_checksum: bool,
-    pub(super) own: Option<OwnPeer>,
-    /// Unrecognized Parameter parameters, whole and padded: what [`unrecognized`] gave for an INIT. Written alone.
-    pub(super) unrecognized: &'a [u8],
-}
-
-/// What nodes of ours tell each other beyond RFC 9260.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OwnPeer {
-    /// Streams, numbered from 0, that the sender takes messages on.
-    pub(super) streams: u16,
-    /// Longest that the sender withholds an acknowledgement, in milliseconds.
-    pub(super) ack_delay: u16,
-}
-
-impl<'a> Init<'a> {
-    /// Reads the body; `None` if it is malformed, or one of its values is forbidden.
-    pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
-        let mut init = Self {
-            tag: u32_at(body, 0)?,
-            window: u32_at(body, 4)?,
-            outbound: u16_at(body, 8)?,
-            inbound: u16_at(body, 10)?,
-            tsn: u32_at(body, 12)?,
-            cookie: None,
-            zero_checksum: false,
-            own: None,
-            unrecognized: &[],
-        };
-        if init.tag == 0 || init.outbound == 0 || init.inbound == 0 {
-            return None;
-        }
-        for parameter in parameters(body) {
-            let (kind, whole) = parameter?;
-            let value = whole.get(PARAMETER_HEADER..)?;
-            match kind {
-                STATE_COOKIE => init.cookie = Some(value),
-                ZERO_CHECKSUM => init.zero_checksum = u32_at(value, 0) == Some(METHOD_DTLS),
-                OWN_PEER => {
-                    let (streams, ack_delay) = (u16_at(value, 0)?, u16_at(value, 2)?);
-                    init.own = Some(OwnPeer { streams, ack_delay });
-                }
-                _ => {}
-            }
-        }
-        Some(init)
-    }
-}
-
-/// The parameters of the body of INIT or INIT ACK with their types, headers included and padding not. `None` where one is
-/// malformed, and nothing after it. An unknown one whose highest bit says so is the last (RFC 9260 §3.2.1).
-fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
-    let mut rest = body.get(16..).unwrap_or_default();
-    core::iter::from_fn(move || {
-        let from = core::mem::take(&mut rest);
-        if from.is_empty() {
-            return None;
-        }
-        let (Some(kind), Some(length)) = (u16_at(from, 0), u16_at(from, 2).map(usize::from)) else { return Some(None) };
-        let Some(whole) = from.get(..length).filter(|_| length >= PARAMETER_HEADER) else { return Some(None) };
-        if kind & 0x8000 != 0 || is_known(kind) {
-            rest = from.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Some(Some((kind, whole)))
-    })
-}
-
-/// Parameters that are neither skipped in silence nor unknown. Those of RFC 9260 §3.3.2 and of RFC 3758 that say nothing to
-/// us are among them: addresses, ECN, and that the peer could take FORWARD TSN.
-const fn is_known(kind: u16) -> bool {
-    const FORWARD_TSN_SUPPORTED: u16 = 0xc000;
-    // IPv4 address to cookie preservative; host name address and supported address types.
-    matches!(kind, 5..=9 | 11..=12 | FORWARD_TSN_SUPPORTED)
-}
-
-/// What INIT ACK says of the unknown parameters of an INIT whose second highest bit asks for a report (RFC 9260 §3.2.2): at
-/// most [`MAX_UNRECOGNIZED`] bytes, and a parameter that would exceed that is left out.
-pub(super) fn unrecognized(body: &[u8]) -> Vec<u8> {
-    let mut buffer = [0; MAX_UNRECOGNIZED];
-    let mut writer = Writer { buffer: &mut buffer, length: 0, with_checksum: false };
-    for (kind, parameter) in parameters(body).flatten() {
-        let length = parameter.len().saturating_add(PARAMETER_HEADER).next_multiple_of(4);
-        if kind & 0x4000 != 0 && !is_known(kind) && length <= writer.room() {
-            writer.parameter(UNRECOGNIZED_PARAMETER, parameter);
-        }
-    }
-    let length = writer.length;
-    buffer.get(..length).unwrap_or_default().to_vec()
-}
-
 /// Whether the body of a HEARTBEAT chunk is well-formed.
 pub(super) fn is_heartbeat(body: &[u8]) -> bool {
     // One parameter, the Heartbeat Info, that fills the chunk (RFC 9260 §3.3.5).
@@ -508,33 +399,6 @@ impl<'a> Writer<'a> {
         true
     }
 
-    /// INIT or INIT ACK.
-    pub(super) fn init(&mut self, kind: u8, init: &Init<'_>) {
-        let mut body = [0_u8; 160 + MAX_UNRECOGNIZED];
-        let mut inner = Writer { buffer: &mut body, length: 0, with_checksum: false };
-        inner.put(&init.tag.to_be_bytes());
-        inner.put(&init.window.to_be_bytes());
-        inner.put(&init.outbound.to_be_bytes());
-        inner.put(&init.inbound.to_be_bytes());
-        inner.put(&init.tsn.to_be_bytes());
-        if let Some(cookie) = init.cookie {
-            inner.parameter(STATE_COOKIE, cookie);
-        }
-        inner.put(init.unrecognized);
-        // Resets are understood, and end the association.
-        inner.parameter(SUPPORTED_EXTENSIONS, &[RE_CONFIG]);
-        if init.zero_checksum {
-            inner.parameter(ZERO_CHECKSUM, &METHOD_DTLS.to_be_bytes());
-        }
-        if let Some(own) = init.own {
-            let [s0, s1] = own.streams.to_be_bytes();
-            let [d0, d1] = own.ack_delay.to_be_bytes();
-            inner.parameter(OWN_PEER, &[s0, s1, d0, d1]);
-        }
-        let length = inner.length;
-        self.chunk(kind, 0, body.get(..length).unwrap_or_default());
-    }
-
     fn parameter(&mut self, kind: u16, value: &[u8]) {
         self.put(&kind.to_be_bytes());
         self.put(&u16::try_from(value.len().saturating_add(PARAMETER_HEADER)).unwrap_or(u16::MAX).to_be_bytes());
@@ -559,32 +423,6 @@ mod tests {
         assert_eq!(packet.tag, 7);
         buffer[13] ^= 1;
         assert!(Packet::parse(&buffer[..length], true).is_none());
-    }
-
-    #[test]
-    fn an_init_keeps_its_parameters() {
-        let init = Init {
-            tag: 1,
-            window: 2,
-            outbound: 3,
-            inbound: 4,
-            tsn: 5,
-            cookie: Some(&[6; 16]),
-            zero_checksum: true,
-            own: Some(OwnPeer { streams: 64, ack_delay: 25 }),
-            unrecognized: &[],
-        };
-        let mut buffer = [0; 256];
-        let mut writer = Writer::new(&mut buffer, 0, false);
-        writer.init(INIT_ACK, &init);
-        let length = writer.finish();
-        let packet = Packet::parse(&buffer[..length], false).unwrap();
-        let chunk = packet.chunks().next().unwrap().unwrap();
-        let read = Init::parse(chunk.body).unwrap();
-        assert_eq!((read.tag, read.window, read.outbound, read.inbound, read.tsn), (1, 2, 3, 4, 5));
-        assert_eq!(read.cookie, Some(&[6; 16][..]));
-        assert!(read.zero_checksum);
-        assert_eq!(read.own, Some(OwnPeer { streams: 64, ack_delay: 25 }));
     }
 
     #[test]

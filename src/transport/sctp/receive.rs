@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::{
     Broken, MAX_MESSAGE, Message,
+    clock::Clock,
     packet::{ARRIVAL_LEN, Arrival, Data, SACK_HEADER, Writer},
-    send::Clock,
     serial::{expand, wire},
 };
 use crate::base::{Instant, MESSAGE_CELLS, SLOT_LEN, Slots};

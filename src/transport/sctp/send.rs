@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    clock::Tick,
     congestion::{Algorithm, Control, Controller as _, Limits},
     pacer::Pacer,
     packet::{Arrival, DATA_HEADER, HEADER},
@@ -29,7 +30,6 @@ mod write;
 
 use acked::Acked;
 use forward::Forward;
-pub(super) use forward::{Clock, Tick};
 
 /// Shortest piece of a message that is worth a chunk of its own at the end of a packet.
 const LEAST_PIECE: usize = 64;

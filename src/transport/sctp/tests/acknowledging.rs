@@ -7,8 +7,8 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _}
 use super::{
     super::{
         Close,
+        clock::Tick,
         packet::{self, Arrival},
-        send::Tick,
     },
     forged::{Forged, whole},
 };

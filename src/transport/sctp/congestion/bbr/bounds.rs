@@ -89,7 +89,7 @@ impl Bbr {
         let half = self.rounds.yielding_from_rtt.saturating_sub(base) / 2;
         if self.rounds.yielded >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {
             (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
-            // A quarter of the round trip, for the queue of many senders like this one is longer than the jitter of most lines.
+            // A quarter of the round trip: the queue of many senders like this one is longer, the jitter of most lines isn't.
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
@@ -180,7 +180,8 @@ impl Bbr {
         self.short_in_flight = UNBOUNDED;
     }
 
-    /// Remembers the model before a cut because of `losses`, judged over at least `volume` bytes. Cuts within [`UNDO_ROUNDS`] are undone together.
+    /// Remembers the model before a cut because of `losses`, judged over at least `volume` bytes. Cuts within
+    /// [`UNDO_ROUNDS`] are undone together.
     pub(super) fn save_undo(&mut self, losses: LossCount, volume: u64) {
         if let Some(undo) = &mut self.undo {
             // Losses since the first cut are counted already.

@@ -38,6 +38,11 @@ impl Bbr {
         bound.min(self.long_in_flight.saturating_sub(self.limits.segment)).max(self.limits.min_window())
     }
 
+    /// Volume in flight that leaves no queue, in bytes.
+    fn drained_volume(&self) -> u64 {
+        self.quantized(self.bdp(100).saturating_add(self.late()))
+    }
+
     /// Volume in flight during ProbeRTT, in bytes.
     pub(super) fn probe_rtt_window(&self) -> u64 {
         let (_, gain) = State::ProbeRtt { done_at: None, round_done: false }.gains();
@@ -50,8 +55,7 @@ impl Bbr {
             self.state = State::Drain { start_round: self.rounds.count };
         }
         if let State::Drain { start_round } = self.state
-            && (ack.in_flight <= self.quantized(self.bdp(100).saturating_add(self.late()))
-                || self.rounds.count > start_round.saturating_add(DRAIN_ROUNDS))
+            && (ack.in_flight <= self.drained_volume() || self.rounds.count > start_round.saturating_add(DRAIN_ROUNDS))
         {
             self.start_down(now);
         }
@@ -134,7 +138,7 @@ impl Bbr {
 
     /// `IsTimeToCruise`.
     fn has_drained(&self, in_flight: u64) -> bool {
-        in_flight <= self.with_headroom() && in_flight <= self.quantized(self.bdp(100).saturating_add(self.late()))
+        in_flight <= self.with_headroom() && in_flight <= self.drained_volume()
     }
 
     /// `IsTimeToGoDown`.

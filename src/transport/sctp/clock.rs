@@ -1,0 +1,94 @@
+//! The clock on which the ends of an association tell each other when data arrived.
+
+use core::time::Duration;
+
+use rand::{CryptoRng, RngExt as _};
+
+use crate::base::Instant;
+
+/// One unit of the clock that arrivals are told on.
+const TICK: Duration = Duration::from_micros(100);
+/// Nominal rate of that clock, and the largest deviation.
+const RATE: u32 = 1_000_000;
+const DEVIATION: u32 = 100;
+
+/// The clock on which this end tells when data arrived. Start and rate are random for each association: the drift of a
+/// computer's clock would tell its associations from those of others, and the start those of one computer from each other.
+#[derive(Clone, Copy)]
+pub(super) struct Clock {
+    /// In nanoseconds.
+    start: u64,
+    /// In millionths of the computer's.
+    rate: u32,
+}
+
+impl Clock {
+    /// The clock of this computer, which nobody is told.
+    pub(super) const OWN: Self = Self { start: 0, rate: RATE };
+
+    /// A clock of its own.
+    pub(super) fn new(rng: &mut impl CryptoRng) -> Self {
+        Self { start: rng.random(), rate: rng.random_range(RATE - DEVIATION..=RATE + DEVIATION) }
+    }
+
+    /// What it shows at `at`.
+    pub(super) fn tick(self, at: Instant) -> Tick {
+        let nanos = u128::from(at.as_nanos()).saturating_mul(self.rate.into()).checked_div(RATE.into());
+        let ticks = nanos.unwrap_or_default().saturating_add(self.start.into()).checked_div(TICK.as_nanos());
+        Tick(u32::try_from(ticks.unwrap_or_default() & u128::from(u32::MAX)).unwrap_or_default())
+    }
+
+    /// One that keeps the computer's time.
+    #[cfg(test)]
+    pub(super) const fn from_start(start: u64) -> Self {
+        Self { start, rate: RATE }
+    }
+}
+
+/// A point in time on the clock that arrivals are told on: units of 100 µs, modulo 2³².
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tick(pub(super) u32);
+
+impl Tick {
+    /// The time since `earlier`; zero if that is later.
+    pub(super) fn since(self, earlier: Self) -> Duration {
+        time(self.0.wrapping_sub(earlier.0).cast_signed())
+    }
+}
+
+/// So many units; zero for fewer than none.
+pub(super) fn time(ticks: i32) -> Duration {
+    TICK.saturating_mul(u32::try_from(ticks).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    const fn at(milliseconds: u64) -> Instant {
+        Instant::from_nanos(milliseconds * 1_000_000)
+    }
+
+    #[test]
+    fn the_time_between_two_ticks_is_none_if_the_first_is_the_later() {
+        assert_eq!(Tick(3).since(Tick(4)), Duration::ZERO);
+        assert_eq!(Tick(3).since(Tick(u32::MAX)), TICK * 4);
+    }
+
+    #[test]
+    fn clocks_differ_in_start_phase_and_rate_and_none_runs_off_by_more_than_it_may() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let clocks: Vec<_> = (0..50).map(|_| Clock::new(&mut rng)).collect();
+        let hour = 3_600_000;
+        let ran = |clock: &Clock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
+        let rates: BTreeSet<_> = clocks.iter().map(ran).collect();
+        // 100 millionths of an hour in units of 100 microseconds.
+        assert!(rates.len() > 25 && rates.iter().all(|ran| ran.abs_diff(36_000_000) <= 3_601), "{rates:?}");
+        let phases: BTreeSet<_> = clocks.iter().map(|clock| clock.start % 100_000 / 1_000).collect();
+        assert!(phases.len() > 30, "{phases:?}");
+    }
+}
