@@ -13,7 +13,7 @@
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
 //! | Startup | loss ends it only if the rate stopped growing, a queue stands, or it is heavy and the sender lacks data |
 //! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
-//! | standing queue | cruises at 0.9 down to 0.7, probes for two rounds only; neither once two ProbeRTTs met a queue |
+//! | queue | lowers the cruising gain, down to 0.7; if it stands, probes last two rounds; neither once two ProbeRTTs met one |
 //! | foreign delay | a quarter of the round trip that yielding did not shorten doesn't count as a queue |
 //! | way back | what acknowledgements waited there, by the peer's clock, is no standing queue and widens windows |
 //! | Startup without data | paces at the cruising gain while a queue stands |
@@ -116,8 +116,9 @@ struct Rounds {
     yielded: u64,
     /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
     foreign_rtt: u64,
-    /// Bound of the pacing gain while the sender doesn't probe, in percent.
+    /// Bound of the pacing gain while the sender doesn't probe, and its slow part, in percent.
     cruise_gain: u64,
+    cruise_level: u64,
 }
 
 /// Delivery since the last loss round began (§5.5.10.3).
@@ -237,7 +238,13 @@ impl Bbr {
             min_rtt: MinRtt::new(now),
             aggregation: Aggregation::new(now),
             full_pipe: FullPipe::default(),
-            rounds: Rounds { min_rtt: u64::MAX, waited_back: [u64::MAX, 0], cruise_gain: 100, ..Rounds::default() },
+            rounds: Rounds {
+                min_rtt: u64::MAX,
+                waited_back: [u64::MAX, 0],
+                cruise_gain: 100,
+                cruise_level: 100,
+                ..Rounds::default()
+            },
             latest: Latest::default(),
             losses: LossCount::default(),
             probe: Probe {

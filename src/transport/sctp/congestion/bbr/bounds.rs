@@ -4,12 +4,12 @@
 use super::model::{LossCount, Sample};
 use super::{BETA, Bbr, Phase, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
 
-/// Cruising gain after a round with a standing queue, its fall with each further one, its rise with each round without
-/// one or with an empty queue, and its least value, in percent.
-const QUEUEING_GAIN: u64 = 90;
-const QUEUEING_FALL: u64 = 5;
-const QUEUEING_RISE: u64 = 2;
-const EMPTY_RISE: u64 = 10;
+/// Fall of the cruising gain, in percent, for a queue as long as the round trip.
+const QUEUE_FALL: u64 = 40;
+/// Slow part of the cruising gain: its fall with each round that shows a standing queue, and its rise with each that shows
+/// none, in percent.
+const LEVEL_FALL: u64 = 1;
+const LEVEL_RISE: u64 = 2;
 const LEAST_CRUISE_GAIN: u64 = 70;
 
 /// Rounds at the least cruising gain after which a queue that has not become shorter by half counts as the path's own
@@ -65,10 +65,10 @@ impl Bbr {
         self.rounds.foreign_rtt = self.rounds.foreign_rtt.min(lowest);
         let base = min_rtt.max(self.rounds.foreign_rtt);
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
+        let was_least = self.rounds.cruise_gain == LEAST_CRUISE_GAIN;
+        self.adapt_cruise_gain(lowest.saturating_sub(base), queueing);
         if !queueing {
             (self.rounds.queueing, self.rounds.restrained) = (0, false);
-            let empty = lowest <= base.saturating_add(min_rtt >> 4);
-            self.rise_cruise_gain(if empty { EMPTY_RISE } else { QUEUEING_RISE });
             return;
         }
         if self.rounds.queueing == 0 {
@@ -76,14 +76,12 @@ impl Bbr {
         }
         self.rounds.queueing = self.rounds.queueing.saturating_add(1);
         self.rounds.restrained = self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
-        let gain = self.rounds.cruise_gain;
-        self.rounds.cruise_gain = gain.saturating_sub(QUEUEING_FALL).clamp(LEAST_CRUISE_GAIN, QUEUEING_GAIN);
         let yields = match self.state {
             State::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
             State::Startup => self.rounds.restrained,
             _ => false,
         };
-        if gain == LEAST_CRUISE_GAIN && yields {
+        if was_least && yields {
             self.rounds.yielded = self.rounds.yielded.saturating_add(1);
         }
         let half = self.rounds.yielding_from_rtt.saturating_sub(base) / 2;
@@ -98,8 +96,22 @@ impl Bbr {
         }
     }
 
-    fn rise_cruise_gain(&mut self, by: u64) {
-        self.rounds.cruise_gain = self.rounds.cruise_gain.saturating_add(by).min(100);
+    /// A proportional-integral controller of the queue, which is `queue` nanoseconds long. The slow part, the level, begins
+    /// with a standing queue. The proportional part answers within a round trip, as long as the level is lowered.
+    fn adapt_cruise_gain(&mut self, queue: u64, standing: bool) {
+        let reference = self.min_rtt.value().unwrap_or(0).max(STANDING_QUEUE.saturating_mul(4));
+        // A sixteenth is the jitter of an empty line.
+        let queue = queue.saturating_sub(reference >> 4);
+        let level = self.rounds.cruise_level;
+        let level = match (standing, queue) {
+            (true, _) => level.saturating_sub(LEVEL_FALL),
+            (false, 0) => level.saturating_add(LEVEL_RISE),
+            (false, _) => level,
+        };
+        let level = level.clamp(LEAST_CRUISE_GAIN, 100);
+        let fall = if level < 100 { scale(queue, QUEUE_FALL, reference) } else { 0 };
+        self.rounds.cruise_level = level;
+        self.rounds.cruise_gain = level.saturating_sub(fall).max(LEAST_CRUISE_GAIN);
     }
 
     /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).

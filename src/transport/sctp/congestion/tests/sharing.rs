@@ -36,6 +36,21 @@ fn two_bbr_flows_share_fairly() {
 }
 
 #[test]
+fn the_queue_of_two_bbr_flows_does_not_oscillate() {
+    for path in [line(), Path::new(10_000_000, 50, 100)] {
+        let backlogs = (1..=4).map(|seed| {
+            let mut network = shared(path, &[Bbr, Bbr], seed);
+            network.run(10 * SECOND);
+            network.forget();
+            network.run(30 * SECOND);
+            network.backlog()
+        });
+        let mean = backlogs.sum::<f64>() / 4.0;
+        assert!(mean <= 0.55, "a mean queue of {mean:.2} BDP over {path:?}");
+    }
+}
+
+#[test]
 fn many_bbr_flows_keep_the_queue_at_one_bdp_and_lose_hardly_anything() {
     for count in [2, 4, 16] {
         for seed in 1..=2 {
