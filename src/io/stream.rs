@@ -18,6 +18,7 @@
 //! bytes that came before it.
 
 mod hub;
+mod receive_buffer;
 mod splice;
 #[cfg(test)]
 mod tests;

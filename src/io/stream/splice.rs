@@ -15,12 +15,15 @@ use tokio::{
         TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::wire::EndReason;
 
-use super::{Reader, Stream, StreamFailed, Writer, io_error};
+use super::{
+    Reader, Stream, StreamFailed, Writer, io_error,
+    receive_buffer::{INTERVAL, ReceiveBuffer, SETTLED},
+};
 
 /// Bytes read from a socket at once.
 const CHUNK: usize = 64 * 1024;
@@ -100,8 +103,9 @@ async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Resu
 }
 
 async fn from_socket(socket: &ReadHalf<'_>, writer: &Writer, moved: &AtomicU64) -> io::Result<()> {
+    let mut kernel = ReceiveBuffer::new(Instant::now());
     loop {
-        let room = poll_fn(|cx| writer.poll_room(cx)).await?;
+        let room = room(writer, &mut kernel, socket.as_ref()).await?;
         socket.readable().await?;
         // Made only now, so that an idle stream holds no buffer.
         let limit = room.min(CHUNK);
@@ -111,7 +115,8 @@ async fn from_socket(socket: &ReadHalf<'_>, writer: &Writer, moved: &AtomicU64) 
                 writer.finish();
                 return Ok(());
             }
-            Ok(_) => {
+            Ok(read) => {
+                kernel.handle_bytes(Instant::now(), read);
                 writer.hand_over(buffer);
                 moved.fetch_add(1, Ordering::Relaxed);
             }
@@ -119,6 +124,21 @@ async fn from_socket(socket: &ReadHalf<'_>, writer: &Writer, moved: &AtomicU64) 
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Waits until `writer` has room.
+async fn room(writer: &Writer, kernel: &mut ReceiveBuffer, socket: &TcpStream) -> io::Result<usize> {
+    for _ in 0..SETTLED {
+        let room = timeout(INTERVAL, poll_fn(|cx| writer.poll_room(cx))).await;
+        kernel.handle_room(Instant::now(), socket);
+        if let Ok(room) = room {
+            return room;
+        }
+    }
+    // A wait may last for hours: no timer wakes it.
+    let room = poll_fn(|cx| writer.poll_room(cx)).await;
+    kernel.handle_room(Instant::now(), socket);
+    room
 }
 
 async fn to_socket(reader: &mut Reader, mut socket: WriteHalf<'_>, moved: &AtomicU64) -> io::Result<()> {
