@@ -1,5 +1,5 @@
-//! Compiles the document schemas of `proto/` (no `protoc` needed), and lists the built pages of `web/dist` for the program to
-//! hold, if they are there.
+//! Compiles the document schemas of `proto/` (without `protoc`), and embeds the built pages of `web/dist`, if
+//! present.
 
 use std::{
     env,
@@ -11,7 +11,7 @@ use std::{
 };
 
 const SCHEMAS: [&str; 2] = ["proto/directory.proto", "proto/delegated.proto"];
-/// The folder is there without pages too, so that cargo sees when they come.
+/// The folder exists even without pages, so that cargo detects new ones.
 const PAGES: &str = "web/dist";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -25,12 +25,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What cargo tells a build script.
+/// An environment variable that cargo sets for build scripts.
 fn given(name: &str) -> Result<OsString, String> {
     env::var_os(name).ok_or_else(|| format!("cargo gives no {name}"))
 }
 
-/// The pages' files as a Rust expression; those packed by gzip and brotli stand with what they hold.
+/// The pages' files as a Rust expression, each with its gzip and brotli forms.
 fn table(root: &Path) -> Result<String, Box<dyn Error>> {
     let mut files = Vec::new();
     if root.is_dir() {

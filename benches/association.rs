@@ -1,8 +1,9 @@
-//! The SCTP association: what a packet of bulk costs both ends, and an acknowledgement the sender.
+//! Benchmark of the SCTP association: the cost of a bulk packet for both ends, and of an acknowledgement for the
+//! sender.
 //!
-//! `cargo bench --bench association`. Two associations in memory, time made up. `bulk` is both ends of 16 MiB, in payload
-//! bytes; 1,164 of them are a packet. `acknowledgement` is what one SACK costs the sender of 120 MB/s over 100 ms, about 10,000
-//! packets in flight, with 1 % of the packets lost.
+//! `cargo bench --bench association`. Two associations in memory, in virtual time. `bulk` is both ends of 16 MiB, in
+//! payload bytes; a packet has 1,164 of them. `acknowledgement` is the cost of one SACK for a sender of 120 MB/s over
+//! 100 ms, about 10,000 packets in flight, with 1 % of the packets lost.
 #![allow(
     missing_docs,
     clippy::arithmetic_side_effects,
@@ -33,17 +34,17 @@ struct Pair {
     now: Instant,
     rng: ChaCha8Rng,
     ends: [Association; 2],
-    /// Packets towards each end, with when they arrive.
+    /// Packets towards each end, with their arrival times.
     lines: [VecDeque<(Instant, Vec<u8>)>; 2],
     spare: Vec<Vec<u8>>,
     delay: Duration,
-    /// Bytes a second from the sender.
+    /// Rate of the sender's line, in bytes per second.
     rate: Option<u64>,
     free_at: Instant,
     loss: f64,
     message: Slots,
     received: u64,
-    /// Acknowledgements that the sender took, and how long it took for them.
+    /// Acknowledgements processed by the sender, and the time it took.
     acknowledgements: u64,
     spent: Duration,
     open: bool,
@@ -108,7 +109,7 @@ impl Pair {
         }
     }
 
-    /// Goes on to the next thing that happens.
+    /// Advances to the next event.
     fn step(&mut self) {
         let packets = self.lines.iter().filter_map(|line| line.front().map(|packet| packet.0));
         let timers = self.ends.iter().filter_map(Association::poll_timeout);

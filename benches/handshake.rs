@@ -1,4 +1,4 @@
-//! The circuit handshake: what it costs each end.
+//! Benchmark of the circuit handshake: the cost for each end.
 //!
 //! `cargo bench --bench handshake`.
 #![allow(missing_docs, clippy::unwrap_used)]

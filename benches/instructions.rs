@@ -1,8 +1,9 @@
-//! Instruction counts: what it costs to seal, to switch and to pack a cell.
+//! Workloads for instruction counts: sealing, switching and packing a cell.
 //!
-//! `cargo xtask instructions` runs this program under callgrind, once for each of [`sealing`], [`switching`] and [`packing`],
-//! and compares what callgrind counted within that function with its budget. Everything outside the three is preparation.
-//! Keys, cells and times are fixed. The program prints the number of cells that each of the three has processed.
+//! `cargo xtask instructions` runs this program under callgrind, once for each of [`sealing`], [`switching`] and
+//! [`packing`]. It compares callgrind's count within that function with the function's budget. All other code is
+//! preparation. Keys, cells and times are fixed. The program prints the number of cells that each of the three has
+//! processed.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic)]
 
 #[path = "switch/relay.rs"]
@@ -27,7 +28,7 @@ const ROUNDS: usize = 16;
 const CIRCUITS: usize = 16;
 const CELLS_PER_ROUND: usize = CIRCUITS * CELLS;
 const DATAGRAM: usize = 1_232;
-/// One way. So short that the association doesn't pace.
+/// One-way delay. So short that the association doesn't pace.
 const DELAY: Duration = Duration::from_micros(50);
 
 fn main() {
@@ -66,7 +67,7 @@ fn switching(bench: &mut Bench, messages: Vec<(Lane, Slots)>) {
     }
 }
 
-/// The relay packs the cells of one channel into messages, and its link writes these into packets and seals the records.
+/// The relay packs the cells of one channel into messages; its link writes these into packets and seals the records.
 #[inline(never)]
 fn packing(bench: &mut Bench, link: &mut Link) {
     while let Some(transmit) = bench.relay.poll_transmit(Instant::START, &mut bench.rng) {
@@ -98,7 +99,7 @@ struct Link {
     /// Sealed datagrams towards the receiver, with their lengths.
     datagrams: Vec<(Vec<u8>, usize)>,
     spare: Vec<Vec<u8>>,
-    /// Bytes of the messages that the receiver has taken.
+    /// Bytes of the messages delivered to the receiver.
     received: usize,
 }
 
@@ -124,7 +125,7 @@ impl Link {
         link
     }
 
-    /// Writes and seals the packets that may leave now.
+    /// Writes and seals the packets that may be sent now.
     fn write(&mut self) {
         let header = self.seal.header_len();
         loop {
@@ -139,7 +140,7 @@ impl Link {
         }
     }
 
-    /// Takes the datagrams to the receiver, and its acknowledgements to the sender.
+    /// Passes the datagrams to the receiver, and its acknowledgements to the sender.
     fn deliver(&mut self) {
         self.now = self.now.after(DELAY);
         if self.datagrams.is_empty() {
@@ -180,7 +181,7 @@ impl Link {
     }
 }
 
-/// Records for both ends, under the cipher suite that links offer first.
+/// Records for both ends, with the preferred cipher suite of links.
 fn records() -> [Records; 2] {
     let suite = CipherSuite::Aes128Gcm;
     let direction = |fill| DirectionKey::new(suite, &[fill; 16], &[fill; 4]).unwrap();

@@ -1,4 +1,4 @@
-//! Onion layers: what a cell costs at the origin and at each relay, and what is beneath.
+//! Benchmark of onion layers: the cost of a cell at the origin and at each relay, and of the primitives.
 //!
 //! `cargo bench --bench onion`. Throughput is in body bytes; times of several layers divide by their number.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
@@ -49,7 +49,7 @@ fn origin_side(c: &mut Criterion) {
             b.iter(|| layers.seal_message(hop, black_box(&message), &mut body).unwrap());
         });
     }
-    // Opening needs each cell in its turn: the relays seal it outside the measurement.
+    // Cells must be opened in order: the relays seal each outside the measurement.
     let hop = HopIndex::new(3).unwrap();
     let message = vec![7; message_capacity(hop)];
     let mut layers = origin(3);

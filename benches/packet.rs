@@ -1,8 +1,9 @@
-//! The SCTP packet codec, as an association uses it: what a full packet of data and a SACK of 20 gap blocks cost to read and to
-//! write, with CRC32c and without it (RFC 9653).
+//! Benchmark of the SCTP packet codec in an association: reading and writing a full data packet and a SACK with 20
+//! gap blocks, with CRC32c and without it (RFC 9653).
 //!
-//! `cargo bench --bench packet`. The packets are real ones of two associations. Those that are read bring nothing new, so that
-//! each can be taken many times: data costs a look-up of its TSN besides, a SACK one of each block.
+//! `cargo bench --bench packet`. The packets come from two real associations. The packets that are read contain
+//! nothing new, so each can be processed many times. The cost includes a look-up of the TSN for data, and of each
+//! block for a SACK.
 #![allow(
     missing_docs,
     clippy::arithmetic_side_effects,
@@ -24,14 +25,14 @@ use umbel::{
 };
 
 const PACKET: usize = 1_195;
-/// 14 full packets and one that is nearly full.
+/// 14 full packets and one nearly full.
 const MESSAGE: usize = 17 << 10;
 const BLOCKS: usize = 20;
-/// Type of the first chunk in a packet, and of a SACK chunk: its number of gap blocks.
+/// Offsets of the first chunk's type in a packet, and of the number of gap blocks in a SACK.
 const KIND: usize = 12;
 const NUMBER_OF_BLOCKS: usize = 24;
 
-/// A sender and a receiver, 0.1 ms apart, with a window that is open wide.
+/// A sender and a receiver, 0.1 ms apart, with a large window.
 struct Pair {
     now: Instant,
     ends: [Association; 2],
@@ -50,14 +51,14 @@ impl Pair {
         this
     }
 
-    /// Gives the sender what it has room for: a message more than may leave.
+    /// Fills the sender's queue: one message more than may be sent.
     fn fill(&mut self) {
         while self.ends[0].room(self.now) > 0 {
             self.ends[0].send(self.now, 0, self.message.clone());
         }
     }
 
-    /// All packets that an end sends now.
+    /// All packets that an end can send now.
     fn packets(&mut self, end: usize) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
         loop {
@@ -70,7 +71,7 @@ impl Pair {
         }
     }
 
-    /// Carries what both ends send, once each way.
+    /// Passes the packets of both ends, once each way.
     fn exchange(&mut self) {
         for end in [0, 1] {
             let packets = self.packets(end);
@@ -89,7 +90,7 @@ impl Pair {
         }
     }
 
-    /// A packet of data that the receiver has, and a SACK with gap blocks that the sender has.
+    /// A data packet that the receiver already has, and a SACK with gap blocks that the sender already has.
     fn known(&mut self) -> [Vec<u8>; 2] {
         let packets = self.packets(0);
         let carried: Vec<_> = packets.into_iter().skip(1).step_by(2).take(BLOCKS).collect();
@@ -119,7 +120,7 @@ fn packet(criterion: &mut Criterion) {
             bencher.iter_custom(|number| {
                 let mut spent = Duration::ZERO;
                 for _ in 0..number {
-                    // What comes twice is acknowledged at once.
+                    // A duplicate is acknowledged at once.
                     pair.take(1, &data);
                     let start = StdInstant::now();
                     black_box(pair.ends[1].poll_packet(pair.now, &mut pair.buffer));

@@ -1,4 +1,4 @@
-//! DTLS records: what it costs to seal and to open one that fills a datagram of 1,232 bytes.
+//! Benchmark of DTLS records: sealing and opening one that fills a datagram of 1,232 bytes.
 //!
 //! `cargo bench --bench records`. Throughput is in bytes of plaintext.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
@@ -8,7 +8,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use umbel::transport::native::{CipherSuite, DirectionKey, KeyLimits, OVERHEAD, Records};
 
-/// Bytes of the SCTP packet in it.
+/// Bytes of the SCTP packet in the record.
 const PACKET: usize = 1_232 - OVERHEAD;
 
 fn record_layers(suite: CipherSuite) -> [Records; 2] {
@@ -30,7 +30,7 @@ fn records(c: &mut Criterion) {
         group.bench_function(format!("seal, {suite:?}"), |bencher| {
             bencher.iter(|| a.seal(black_box(&mut buffer), PACKET).unwrap());
         });
-        // Each is opened once: the other end seals it outside the measurement.
+        // Each record can be opened once: the other end seals it outside the measurement.
         group.bench_function(format!("open, {suite:?}"), |bencher| {
             let sealed = || {
                 let mut datagram = vec![7; PACKET + OVERHEAD];

@@ -1,7 +1,7 @@
-//! The switch: what it costs a relay to take cells in over one channel and send them on over another.
+//! Benchmark of the switch: the cost for a relay to receive cells over one channel and send them over another.
 //!
-//! `cargo bench --bench switch`. Everything between two links is measured: messages taken apart, cells decoded and looked
-//! up, a layer opened or added, cells queued fairly, packed and encoded. `layer alone` is the part that is cryptography.
+//! `cargo bench --bench switch`. All steps between two links are measured: messages split, cells decoded and looked
+//! up, a layer opened or added, cells queued fairly, packed and encoded. `layer alone` is the cryptographic part.
 //! Throughput is in body bytes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic)]
 
@@ -56,7 +56,7 @@ fn switch(c: &mut Criterion) {
     });
     for circuits in [1, 16, 1000] {
         group.throughput(Throughput::Bytes((circuits * CELLS * BODY_LEN) as u64));
-        // Between a batch's making and its measurement the borrow changes hands.
+        // Two closures use it alternately, for preparing and for measuring a batch.
         let bench = RefCell::new(Bench::new(circuits));
         group.bench_function(BenchmarkId::new("backward, circuits", circuits), |b| {
             let messages = bench.borrow().backward_messages();
@@ -64,7 +64,7 @@ fn switch(c: &mut Criterion) {
             b.iter_batched(|| messages.clone(), switch, BatchSize::PerIteration);
         });
         group.bench_function(BenchmarkId::new("forward, circuits", circuits), |b| {
-            // Each cell can be opened once, in its turn: one batch at a time.
+            // Each cell can be opened once, in order: one batch at a time.
             let switch = |messages| bench.borrow_mut().switch(PREVIOUS, messages);
             b.iter_batched(|| bench.borrow_mut().forward_messages(), switch, BatchSize::PerIteration);
         });

@@ -1,4 +1,4 @@
-//! The native transport over loopback: a dial until it is open, and bulk in one direction.
+//! Benchmark of the native transport over loopback: the time of a dial, and bulk in one direction.
 #![allow(missing_docs, reason = "criterion's macros document nothing")]
 #![allow(
     clippy::arithmetic_side_effects,
@@ -31,7 +31,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// A relay in a thread of its own, for as long as the process lives. It echoes what is short and swallows the rest.
+/// Starts a relay in a thread that lasts as long as the process. It echoes short messages and discards long ones.
 fn relay() -> DialTarget {
     let (told, target) = mpsc::channel();
     thread::spawn(move || {
@@ -104,7 +104,7 @@ fn dial(c: &mut Criterion) {
     });
 }
 
-/// Sends `count` messages as room allows, then waits for the echo of a short one behind them.
+/// Sends `count` messages as room allows, then a short one, and waits for its echo.
 async fn send(client: &mut Driven, link: LinkId, count: u64, size: usize) {
     let (message, mut left, mut room, mut done) = (Slots::from(vec![7; size]), count, 256 << 10, false);
     let lane = Lane::FIRST;

@@ -1,6 +1,6 @@
-//! Vocabulary shared by every layer: time, identifiers, links, messages, redaction.
+//! Types shared by every layer: time, identifiers, links, messages, redaction.
 //!
-//! Nothing here does I/O or knows a protocol; every other module may depend on it.
+//! No I/O and no protocol logic. Every other module may depend on this one.
 
 mod id;
 mod link;

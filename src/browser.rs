@@ -1,12 +1,14 @@
-//! A node in a page: what `node` and `io` are to a process.
+//! A node in a web page: the counterpart of `node` and `io`.
 //!
-//! Owns the loop that joins a core with the browser's data channels ([`drive`]), what is fetched from directories
-//! ([`directory`]) and kept in the browser's storage ([`store`]), and what pages may call ([`exports`]). One thread, no
-//! locks; the browser's callbacks and timers only wake the loop. `web/src/umbel.ts` wraps the exports for pages and other
-//! people's programs, and holds what is of pages alone: the storage itself, locks between tabs, visibility, power.
+//! This module has the loop that joins a core with the browser's data channels ([`drive`]), documents from
+//! directories ([`directory`]) and from the browser's storage ([`store`]), and the exports for pages ([`exports`]).
+//! One thread, no locks; the browser's callbacks and timers only wake the loop. `web/src/umbel.ts` wraps the exports
+//! for pages and other programs. It has the parts that only pages need: the storage, locks between tabs, visibility,
+//! power.
 //!
-//! Governed by what the parts below are. Threats addressed: whoever serves documents (they count by signatures only, with bounded
-//! length and time), and storage that is denied or holds something else (the page goes on without, and says so).
+//! The specifications are named in the modules below. Threats addressed: malicious directories (documents count by
+//! signatures only, with bounded length and time), and storage that is denied or corrupted (the page continues
+//! without it and reports it).
 
 mod client;
 mod clock;

@@ -1,13 +1,13 @@
-//! Channels: authenticated links to neighbours, over which cells go.
+//! Channels: authenticated links to neighbours, which carry cells.
 //!
-//! [`Channels`] owns every channel of a node. It greets the other end of each link, proves this relay's identity and
-//! checks the other's, spreads circuits over lanes, packs cells into messages, serves circuits fairly, keeps links
-//! alive and closes idle ones. It does not know what cells mean: [`Relay`](crate::relay::Relay) and the client's core
-//! stand above it and drive it, after [`LinkMachine`](crate::base::LinkMachine).
+//! [`Channels`] owns every channel of a node. It performs the channel handshake on each link: it proves this relay's
+//! identity and verifies the peer's. It spreads circuits over lanes, packs cells into messages, schedules circuits
+//! fairly, sends keep-alives and closes idle channels. It doesn't interpret relay messages. Driven by
+//! [`Relay`](crate::relay::Relay) and the client's core, by the contract of [`LinkMachine`](crate::base::LinkMachine).
 //!
-//! Governed by `proto/02-channel.md`. Against `threat-model.md`'s network adversary in the middle of a link and false
-//! relays: an identity is proved over both certificates and nonces of the very link. Against hostile neighbours: every
-//! queue is capped, and whoever breaks a rule loses the channel.
+//! Governed by `proto/02-channel.md`. Threats of `threat-model.md`: a network adversary in the middle of a link, and
+//! false relays. A proof of identity covers both certificates and both nonces of the link. Hostile neighbours: every
+//! queue is capped, and a violation closes the channel.
 
 mod channels;
 mod handshake;
@@ -28,74 +28,77 @@ use crate::{
 pub use channels::Channels;
 pub use handshake::LocalRole;
 
-/// Who fills a circuit's queue stops at so many cells, so that little waits behind what comes later.
+/// The sender stops filling a circuit's queue at this many cells, so that later cells wait little.
 pub const QUEUE_HIGH: usize = 32;
-/// [`ChannelEvent::Drained`] says that a circuit's queue has fallen to so many cells.
+/// [`ChannelEvent::Drained`] reports that a circuit's queue has fallen to this many cells.
 pub const QUEUE_LOW: usize = 16;
 
-/// One channel of this node; never used again after it has closed.
+/// One channel of this node. The identifier is not reused after the channel has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub(crate) LinkId);
 
-/// How often something may happen.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// In the long run, a second.
+    /// Long-term average, a second.
     pub a_second: u32,
-    /// At once, after a pause.
+    /// The most at once after a pause.
     pub burst: u32,
 }
 
-/// What makes room when more cells wait than a node may hold.
+/// What the owner must end when more cells are queued than a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// To end this circuit.
+    /// This circuit.
     Circuit(ChannelId, CircuitId),
-    /// To close this channel.
+    /// This channel.
     Channel(ChannelId),
 }
 
 /// Limits of a node's channels.
 #[derive(Clone, Debug)]
 pub struct ChannelParameters {
-    /// Channels at once. Beyond it the one idle for longest gives way, or the new link is closed. Default 4,096.
+    /// The most channels. At the cap the channel that was idle for longest closes, or else the new link. Default
+    /// 4,096.
     pub channels: usize,
-    /// Links at once whose handshake is not done; each may hold 128 KiB. Beyond it the oldest gives way of the address (or
-    /// IPv6 /64) that has most. Default 256.
+    /// The most links with an unfinished handshake; each may hold 128 KiB. At the cap the oldest link closes of the
+    /// address (or IPv6 /64) that has the most. Default 256.
     pub handshakes: usize,
-    /// Dials at once; more fail with [`DialError::Unable`]. Default 256.
+    /// The most dials in flight; further ones fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
-    /// Circuits at once on one channel to a relay. Default 8,192.
+    /// The most circuits on one channel to a relay. Default 8,192.
     pub circuits_per_channel: usize,
-    /// Circuits at once on one channel to a client. Default 1,024.
+    /// The most circuits on one channel to a client. Default 1,024.
     pub circuits_per_client: usize,
-    /// Circuits that a relay at the other end may open. Default 500 a second, 1,000 at once.
+    /// Rate at which a relay at the other end may open circuits. Default 500 a second, 1,000 at once.
     pub creates_of_relay: Rate,
-    /// Circuits that a client at the other end may open. Default 50 a second, 200 at once.
+    /// Rate at which a client at the other end may open circuits. Default 50 a second, 200 at once.
     pub creates_of_client: Rate,
-    /// Refusals of circuits that may wait on one channel; beyond it the channel closes. Default 256.
+    /// The most queued refusals of circuits on one channel; beyond it the channel closes. Default 256.
     pub refusals: usize,
-    /// Cells that may wait for one circuit on one channel; the sender ends the circuit at the cap. It must exceed the
-    /// largest congestion window. Default 16,896 (16.5 MiB).
+    /// The most queued cells of one circuit on one channel; at the cap the sender ends the circuit. It must exceed
+    /// the largest congestion window. Default 16,896 (16.5 MiB).
     pub circuit_queue: usize,
-    /// Cells that may wait on all channels together; at the cap the circuit ends whose first cell has waited longest.
-    /// Default 131,072 (128 MiB).
+    /// The most queued cells of all channels; beyond it the circuit ends whose first cell has waited longest. Default
+    /// 131,072 (128 MiB).
     pub queued: usize,
-    /// A dial, to the open link. Default 10 s.
+    /// Timeout from the dial to the open link. Default 10 s.
     pub dial_limit: Duration,
-    /// From the open link to the open channel. Default 10 s.
+    /// Timeout from the open link to the open channel. Default 10 s.
     pub handshake_limit: Duration,
-    /// Nothing sent for so long: a padding cell. Default 20 s.
+    /// Interval after the last sent message until a padding cell is sent. Default 20 s.
     pub keep_alive: Duration,
-    /// Nothing received for so long: the channel closes. Default 90 s.
+    /// Time without a received message after which the channel closes. Default 90 s.
     pub silence_limit: Duration,
-    /// Cells wait and the link has taken nothing for so long: the channel closes. Default 30 s.
+    /// Time in which the link accepts nothing, with cells queued, after which the channel closes. Default 30 s.
     pub stall_limit: Duration,
-    /// No circuit for so long: the dialler closes the channel, the other end after twice the time. Default 180 s.
+    /// Time without a circuit after which the dialler closes the channel; the other end after twice the time. Default
+    /// 180 s.
     pub idle_limit: Duration,
-    /// Volunteers that this node is a gateway of, all told; others' channels are as any. Default 512, 0 for no gateway.
+    /// The most volunteers for which this node is a gateway. Channels of further volunteers are ordinary ones.
+    /// Default 512; 0 for no gateway.
     pub volunteers: usize,
-    /// Volunteers of one address (or IPv6 /64) that it is a gateway of. Default 64.
+    /// The most volunteers of one address (or IPv6 /64) for which this node is a gateway. Default 64.
     pub volunteers_per_source: usize,
 }
 
@@ -124,42 +127,42 @@ impl Default for ChannelParameters {
     }
 }
 
-/// What [`Channels`] tells its owner.
+/// An event that [`Channels`] reports to its owner.
 #[derive(Clone, Debug)]
 pub enum ChannelEvent {
-    /// A channel is open. Any [`Channels::connect`] to `peer` that was under way is done.
+    /// A channel is open. Any [`Channels::connect`] to `peer` in flight is complete.
     Open {
         /// The channel.
         channel: ChannelId,
-        /// The relay at the other end, proved; `None` is a client.
+        /// The authenticated relay at the other end; `None` for a client.
         peer: Option<RelayId>,
-        /// Where the other end says that it sees this one.
+        /// This end's address as reported by the other end.
         observed: Option<Redacted<SocketAddr>>,
-        /// The peer is a volunteer, and this node a gateway of it: it is reached over this channel.
+        /// The peer is a volunteer and this node is its gateway: circuits reach the volunteer over this channel.
         reach: bool,
     },
-    /// A [`Channels::connect`] came to nothing, and no other channel to the relay is there.
+    /// A [`Channels::connect`] failed, and there is no other channel to the relay.
     DialFailed {
         /// The relay.
         relay: RelayId,
         /// Why.
         error: ConnectError,
     },
-    /// A cell came in; never padding.
+    /// A cell was received; never padding.
     Cell {
-        /// The channel it came over.
+        /// The channel that received it.
         channel: ChannelId,
         /// The cell.
         cell: Cell,
     },
-    /// A living circuit's queue has fallen to [`QUEUE_LOW`] cells.
+    /// A live circuit's queue has fallen to [`QUEUE_LOW`] cells.
     Drained {
         /// The channel.
         channel: ChannelId,
         /// The circuit.
         circuit: CircuitId,
     },
-    /// A channel that was open is gone, and with it its circuits.
+    /// An open channel has closed, with all its circuits.
     Closed {
         /// The channel.
         channel: ChannelId,
@@ -169,48 +172,48 @@ pub enum ChannelEvent {
 /// Why a relay could not be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// No link.
+    /// The dial failed.
     #[error("dialling: {0}")]
     Dial(#[from] DialError),
-    /// A link, but not with the relay behind it.
+    /// The link opened, but the channel handshake failed.
     #[error("channel handshake: {0}")]
     Handshake(#[from] ChannelError),
-    /// The link went away before the channel was open.
+    /// The link closed before the channel was open.
     #[error("the link closed during the channel handshake")]
     Closed,
 }
 
-/// What the other end of a channel did wrong. All are faults of the peer, and close the channel.
+/// A violation by the other end of a channel. Each one is the peer's fault and closes the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// A message that is none.
+    /// The message is malformed.
     #[error("a malformed message")]
     Malformed,
     /// No version in common.
     #[error("no version of the protocol in common")]
     NoCommonVersion,
-    /// The other end is not the relay that was dialled.
+    /// The other end is not the dialled relay.
     #[error("another identity than the one dialled")]
     WrongIdentity,
-    /// The other end shows this relay's own identity.
+    /// The other end presents this relay's own identity.
     #[error("this relay's own identity")]
     OwnIdentity,
-    /// The proof of identity doesn't hold for this link.
+    /// The proof of identity is not valid for this link.
     #[error("the proof of identity does not hold")]
     BadProof,
-    /// Too many cells before the handshake was done.
+    /// Too many cells before the end of the handshake.
     #[error("too much before the handshake was done")]
     TooEarly,
-    /// A cell in another lane than its circuit's.
+    /// A cell in a lane other than its circuit's.
     #[error("a cell in the wrong lane")]
     WrongLane,
-    /// A circuit opened from the other end's half of the identifiers, or an answer to one that this end never opened.
+    /// CREATE with an identifier of this end's half, or CREATED with one of the other end's half.
     #[error("a circuit identifier of the wrong half")]
     WrongHalf,
-    /// The handshake took too long, or nothing came for too long.
+    /// Timeout of the handshake, or of received messages.
     #[error("silent for too long")]
     TimedOut,
-    /// Cells wait for it, and it has read nothing for too long.
+    /// The link has accepted nothing for too long while cells were queued.
     #[error("read nothing for too long")]
     Stalled,
 }
@@ -220,15 +223,15 @@ pub enum ChannelError {
 #[error("the circuit's queue is full")]
 pub struct QueueFull;
 
-/// What a handshake settled.
+/// The result of a handshake.
 #[derive(Clone, Copy)]
 struct Established {
-    /// This end dialled, so its circuits are of the upper half.
+    /// Whether this end dialled, so that its circuits are of the upper half.
     dialler: bool,
     peer: Option<RelayId>,
     observed: Option<Redacted<SocketAddr>>,
-    /// The other end asked to be reached over this channel, and may.
+    /// The other end requested to be reached over this channel, and this end accepted.
     reach: bool,
-    /// This end asked to be.
+    /// Whether this end requested to be reached.
     said_reach: bool,
 }

@@ -1,19 +1,19 @@
-//! A client's circuit: the origin's end of the whole path.
+//! A client's circuit: the state machine at the origin for the whole path.
 //!
-//! [`Origin`] owns the onion layers, the handshake under way and the streams at each hop spoken to. It is driven by the
-//! client, which brings the circuit's cells ([`Origin::handle_cell`]) and pulls those to send ([`Origin::poll_cell`])
-//! while the channel's queue for the circuit is short, so that SENDME and CREDIT never wait behind this end's own data.
-//! Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat addressed: relays
-//! that tag a circuit by what they send: any message not legal from the hop it came from, in the state the circuit is
-//! in, ends it.
+//! [`Origin`] owns the onion layers, the handshake in flight and the streams at each hop. The client drives it: it
+//! passes the circuit's cells ([`Origin::handle_cell`]) and pulls those to send ([`Origin::poll_cell`]) while the
+//! channel's queue for the circuit is short, so that SENDME and CREDIT never wait behind this end's own data.
+//! Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat: relays that tag
+//! a circuit by their messages. Any message that is illegal from its hop, or in the circuit's present state, ends the
+//! circuit.
 //!
 //! | cell or message | legal | from |
 //! |---|---|---|
 //! | CREATED | while the first hop is built | |
-//! | EXTENDED | while a later hop is built | the last hop that stands |
-//! | GONE | while a later hop is built, before its EXTENDED | the last hop that stands |
+//! | EXTENDED | while a later hop is built | the last built hop |
+//! | GONE | while a later hop is built, after its EXTEND and before its EXTENDED | the last built hop |
 //! | DROP | always | any hop |
-//! | others (`stream`'s table) | once streams were begun there | any hop |
+//! | others (`stream`'s table) | after streams were opened there | any hop |
 //! | DESTROY | always | |
 //!
 //! Caps: cells of one handshake (at most four), and those of [`Streams`].
@@ -36,9 +36,9 @@ use crate::{
 };
 use build::{Building, Short};
 
-/// A circuit with open streams that says nothing for so long is asked whether it still stands.
+/// Time without a message of the last hop, while streams are open, after which an echo is requested.
 const SILENCE: Duration = Duration::from_secs(15);
-/// One on which a stream waits for its answer, after so long.
+/// The same while a stream is unanswered.
 const SILENCE_BEFORE_ANSWER: Duration = Duration::from_millis(500);
 const ECHO_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const ECHO_TIMEOUT_MAX: Duration = Duration::from_secs(5);
@@ -46,10 +46,10 @@ const ECHO_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Why a circuit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CircuitError {
-    /// A relay on it ended it, or its channel is gone. Which one, and why, can't be known.
+    /// A relay of the circuit ended it, or its channel closed. The origin can't find out which relay, or why.
     #[error("a relay ended the circuit")]
     Destroyed,
-    /// This end closed it.
+    /// This end closed the circuit.
     #[error("closed by this end")]
     Closed,
     /// A hop did not answer in time.
@@ -58,61 +58,61 @@ pub enum CircuitError {
     /// The circuit did not answer an echo request.
     #[error("the circuit no longer answers")]
     Silent,
-    /// A path of no hops or too many.
+    /// The path has no hop, or too many.
     #[error("a path has one to eight hops")]
     PathLength,
-    /// A message that may not come from that hop, or not now.
+    /// A message that is illegal from that hop, or in this state.
     #[error("{kind:?} is not legal from hop {} now", .hop.value())]
     Illegal {
-        /// Who sent it.
+        /// The sender.
         hop: HopIndex,
-        /// What.
+        /// The kind of the message.
         kind: MessageKind,
     },
-    /// A cell that may not come, or not now.
+    /// A cell that is illegal, or illegal in this state.
     #[error("a {0:?} cell is not legal now")]
     IllegalCell(Command),
     /// A handshake failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// A layer did not open: some cell was altered, dropped, repeated or put out of order.
+    /// A layer did not open: a cell was modified, dropped, replayed or reordered.
     #[error(transparent)]
     Onion(#[from] OnionError),
-    /// A message could not be read.
+    /// A message could not be decoded or encoded.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The streams' rules were broken.
+    /// A violation of the streams' rules.
     #[error(transparent)]
     Stream(#[from] StreamError),
 }
 
-/// What happened on a circuit.
+/// An event of a circuit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CircuitEvent {
-    /// One more hop stands.
+    /// One more hop is built.
     HopBuilt {
-        /// Which.
+        /// The hop.
         hop: HopIndex,
-        /// From its first cell to its answer.
+        /// Time from its first cell to its answer.
         elapsed: Duration,
     },
-    /// The relay that was to be `hop` can't be had from the one before it. The circuit stands as it is:
-    /// [`Origin::extend_to`] another, or close it.
+    /// The hop before `hop` can't reach the relay that was to be `hop`. The circuit is unchanged:
+    /// [`Origin::extend_to`] another relay, or close it.
     Gone {
-        /// Which.
+        /// The hop.
         hop: HopIndex,
     },
-    /// All hops stand; streams may begin.
+    /// All hops are built; streams may be opened.
     Built,
-    /// Something happened on a stream at a hop.
+    /// An event of a stream at a hop.
     Stream(HopIndex, StreamEvent),
-    /// The circuit has ended; its streams' [`StreamEvent::Closed`] came before, nothing follows.
+    /// The circuit has ended. The [`StreamEvent::Closed`] of its streams came before; no event follows.
     Closed(CircuitError),
 }
 
 enum State {
     Building(Box<Building>),
-    /// The relay that was to be the next hop is gone, and no other has been named yet.
+    /// GONE was received for the next hop, and no other relay has been named yet.
     Short(Short),
     Open,
     Closed,
@@ -120,22 +120,22 @@ enum State {
 
 /// The origin's end of a circuit.
 ///
-/// Drain after every call: [`Self::poll_event`] until `None`, [`Self::poll_cell`] while the channel takes cells. Once
-/// [`CircuitEvent::Closed`] came, one DESTROY may be left to send; after it the machine does nothing.
+/// Drain after every call: [`Self::poll_event`] until `None`, [`Self::poll_cell`] while the channel accepts cells.
+/// After [`CircuitEvent::Closed`] one DESTROY may be left to send; then the machine does nothing.
 pub struct Origin {
     circuit: CircuitId,
     path: Vec<RelayKeys>,
     parameters: FlowParameters,
     layers: OriginLayers,
     state: State,
-    /// Cells that are ready as they are: CREATE and DESTROY.
+    /// Cells that need no layer: CREATE and DESTROY.
     cells: VecDeque<Cell>,
-    /// EXTEND fragments, for the last hop that stands.
+    /// EXTEND fragments for the last built hop.
     extends: VecDeque<RelayMessage>,
-    /// Streams at the hops spoken to.
+    /// Streams at each hop that has any.
     streams: Vec<(HopIndex, Streams)>,
     heard_at: Instant,
-    /// When the last hop must have been heard, once the circuit is in doubt.
+    /// The deadline of the next message from the last hop, after an echo request.
     echo: Option<Instant>,
     echo_timeout: Duration,
     scratch: Vec<u8>,
@@ -143,10 +143,10 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Begins to build a circuit over `path`, under the identifier `circuit`. Each hop may take `hop_timeout`.
+    /// Starts to build a circuit over `path`, under the identifier `circuit`. Each hop has the timeout `hop_timeout`.
     ///
     /// # Errors
-    /// When the path has no hop or more than eight, or the first relay's onion key is of no use.
+    /// When the path has no hop or more than eight, or the first relay's onion key is of small order.
     pub fn start<R: CryptoRng + ?Sized>(
         now: Instant,
         path: Vec<RelayKeys>,
@@ -184,25 +184,25 @@ impl Origin {
         self.circuit
     }
 
-    /// The relays of the path, the nearest first.
+    /// The relays of the path, nearest first.
     #[must_use]
     pub fn path(&self) -> &[RelayKeys] {
         &self.path
     }
 
-    /// When the last hop that stands was last heard from; the start, if none stands.
+    /// The time of the last message from the last built hop; the start, if no hop is built.
     #[must_use]
     pub const fn heard_at(&self) -> Instant {
         self.heard_at
     }
 
-    /// Whether all hops stand and the circuit has not ended.
+    /// Whether all hops are built and the circuit has not ended.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.state, State::Open)
     }
 
-    /// The hop under construction; `None` once all stand or the circuit has ended.
+    /// The hop under construction; `None` once all are built or the circuit has ended.
     #[must_use]
     pub const fn building(&self) -> Option<HopIndex> {
         match &self.state {
@@ -212,30 +212,30 @@ impl Origin {
         }
     }
 
-    /// Opens a stream to `target` that leaves at the last hop.
+    /// Opens a stream to `target` that exits at the last hop.
     ///
     /// # Errors
-    /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
+    /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
     pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.begin(now, target)?;
         self.ask_if_silent(now);
         Ok(id)
     }
 
-    /// Opens a stream to a service of the last hop's own.
+    /// Opens a stream to a service of the last hop itself.
     ///
     /// # Errors
-    /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
+    /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.request(now, service)?;
         self.ask_if_silent(now);
         Ok(id)
     }
 
-    /// Asks the last hop about `host`.
+    /// Resolves `host` at the last hop.
     ///
     /// # Errors
-    /// [`StreamError::Full`] when no more fit, or the circuit isn't open.
+    /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.resolve(now, host)?;
         self.ask_if_silent(now);
@@ -251,7 +251,7 @@ impl Origin {
         self.streams_at(last)
     }
 
-    /// The streams at `hop`; `None` if there is no such hop yet.
+    /// The streams at `hop`; `None` if that hop isn't built.
     pub fn streams_at(&mut self, hop: HopIndex) -> Option<&mut Streams> {
         if usize::from(hop.value()) > self.layers.len() {
             return None;
@@ -263,13 +263,14 @@ impl Origin {
         self.streams.get_mut(at).map(|(_, streams)| streams)
     }
 
-    /// Streams open at all hops.
+    /// The number of open streams at all hops.
     #[must_use]
     pub fn open_streams(&self) -> usize {
         self.streams.iter().map(|(_, streams)| streams.len()).sum()
     }
 
-    /// Asks whether the circuit still reaches its last hop; [`CircuitError::Silent`] ends it if nothing comes.
+    /// Tests whether the circuit still reaches its last hop. Without an answer, [`CircuitError::Silent`] ends the
+    /// circuit.
     pub fn ask(&mut self, now: Instant) {
         self.send_echo(now);
     }
@@ -303,7 +304,7 @@ impl Origin {
         }
     }
 
-    /// Whether [`Self::poll_cell`] would give a cell.
+    /// Whether [`Self::poll_cell`] has a cell to return.
     #[must_use]
     pub fn has_cell(&self) -> bool {
         !self.cells.is_empty()
@@ -311,7 +312,7 @@ impl Origin {
             || self.streams.iter().any(|(_, streams)| streams.has_message())
     }
 
-    /// What happened next.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<CircuitEvent> {
         for (hop, streams) in &mut self.streams {
             if let Some(event) = streams.poll_event() {
@@ -321,7 +322,7 @@ impl Origin {
         self.events.pop_front()
     }
 
-    /// Does what is due.
+    /// Performs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &self.state {
             State::Building(building) if building.deadline <= now => {
@@ -340,7 +341,7 @@ impl Origin {
         }
     }
 
-    /// When [`Self::handle_timeout`] is due.
+    /// The deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match &self.state {
@@ -352,12 +353,12 @@ impl Origin {
         self.streams.iter().filter_map(|(_, streams)| streams.poll_timeout()).chain(own).min()
     }
 
-    /// Ends the circuit; its streams fail, and DESTROY goes out.
+    /// Ends the circuit; its streams fail, and a DESTROY is sent.
     pub fn close(&mut self) {
         self.fail(CircuitError::Closed);
     }
 
-    /// The circuit's channel is gone: nothing more can be sent.
+    /// The circuit's channel has closed: no more cells can be sent.
     pub fn handle_channel_closed(&mut self) {
         self.end(CircuitError::Destroyed);
     }
@@ -415,7 +416,7 @@ impl Origin {
         Ok(Cell::new(self.circuit, Command::Relay, body))
     }
 
-    /// How long the circuit may be silent before it is asked; for ever, if no stream is open.
+    /// Time without a message after which an echo is requested; `None` if no stream is open.
     fn patience(&self) -> Option<Duration> {
         if self.streams.iter().any(|(_, streams)| streams.awaits_answer()) {
             Some(SILENCE_BEFORE_ANSWER)
@@ -430,8 +431,8 @@ impl Origin {
         }
     }
 
-    /// Gives the last hop a time to be heard in, and a reason to speak: an echo request, or the last if it is unanswered.
-    /// The time runs even if none can be sent.
+    /// Sets a deadline for a message from the last hop and sends an echo request, unless one is unanswered. The
+    /// deadline applies even if no request can be sent.
     fn send_echo(&mut self, now: Instant) {
         let timeout = self.echo_timeout;
         if self.echo.is_none()

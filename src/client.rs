@@ -1,14 +1,15 @@
-//! The client's core: streams in, circuits beneath, channels at the bottom; no I/O.
+//! The core of a client: streams, circuits and channels to guards, without I/O.
 //!
-//! [`Client`] owns the channels to guards, the pool of circuits and the requests for streams. It is driven as a
-//! [`LinkMachine`] from below and by [`Client::open`] and its like from above. It builds circuits ahead of need, puts
-//! each stream on a circuit of its isolation, tries a stream elsewhere that was not connected through no fault of its
-//! target, and builds anew what fails. Governed by `proto/08-paths.md` §5. Threats addressed: linking what a
-//! person does under different isolations (they never share a circuit), or over time (a circuit takes no new streams
-//! ten minutes after its first), and relays that fail circuits until one goes where they want it (few tries, with
-//! pauses; failures beyond the guard never change the guard).
+//! [`Client`] owns the channels to guards, the pool of circuits, and the requests for streams. Driven as a
+//! [`LinkMachine`] from below, and by [`Client::open`] and similar calls from above. It builds circuits ahead and
+//! puts each stream on a circuit of its isolation. It retries a stream elsewhere if the stream failed before it was
+//! connected and the target wasn't the cause. It rebuilds failed circuits. Governed by `proto/08-paths.md` §5.
 //!
-//! Caps: [`ClientParameters`]; beyond them a request fails at once with `ResourceLimit`.
+//! Threats addressed: linking of a person's activities under different isolations, which never share a circuit, or
+//! over time, since a circuit takes no new streams ten minutes after its first. Relays that fail circuits until one
+//! has the path they want: retries are few, with pauses, and failures beyond the guard never change the guard.
+//!
+//! Caps: [`ClientParameters`]. Beyond them a request fails at once with `ResourceLimit`.
 
 mod apart;
 mod attempts;
@@ -41,11 +42,11 @@ use gone::Gone;
 use pooled::{Pooled, PooledId, Stage};
 use requests::{Request, Requests};
 
-/// One stream or question of the client; never used again after its end.
+/// One stream or RESOLVE of the client; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
 
-/// What must not share a circuit with anything else: streams under different keys never do. Prints redacted.
+/// An isolation label: streams with different keys never share a circuit. Prints redacted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IsolationKey(pub [u8; 32]);
 
@@ -55,20 +56,20 @@ impl fmt::Debug for IsolationKey {
     }
 }
 
-/// Why a stream ended, or never came to be.
+/// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFailure {
-    /// The exit said so; or the circuit was lost after data could flow (`Reset`); or a cap of the client is reached
+    /// The exit ended it, its circuit was lost after data could flow (`Reset`), or a cap of the client is reached
     /// (`ResourceLimit`).
     #[error("the stream ended: {0:?}")]
     Ended(EndReason),
-    /// There was no consensus in time.
+    /// No consensus arrived in time.
     #[error("there is no consensus yet")]
     NoConsensus,
-    /// The consensus has expired and no newer one was had: the client goes nowhere by an old list.
+    /// The consensus has expired and no newer one was available. An expired consensus is never used.
     #[error("the consensus has expired and no directory gave a newer one")]
     ConsensusExpired,
-    /// The consensus holds no path to that target.
+    /// The consensus has no path to that target.
     #[error(transparent)]
     NoPath(#[from] PathError),
     /// No circuit could be built.
@@ -76,21 +77,21 @@ pub enum StreamFailure {
     NoCircuit,
 }
 
-/// What the client tells.
+/// An event for the client's owner.
 #[derive(Clone, Debug)]
 pub enum ClientEvent {
-    /// The first circuit stands: requests will be served without wait.
+    /// The first circuit is open: requests are served without delay.
     Ready,
-    /// A circuit stands.
+    /// A circuit is open.
     CircuitBuilt {
         /// Its relays, the guard first.
         path: Vec<RelayId>,
-        /// From the wish for the circuit to the open channel; near zero if it was open before.
+        /// Time from the start of the build to the open channel; near zero if the channel was open before.
         channel: Duration,
-        /// What each hop took, from its first cell to its answer.
+        /// Time of each hop, from its first cell to its answer.
         hops: Vec<Duration>,
     },
-    /// The guard sample has changed and should be kept ([`Client::guards`]).
+    /// The guard sample has changed and should be stored ([`Client::guards`]).
     GuardsChanged,
     /// The consensus has expired: all requests fail until there is a newer one.
     ConsensusExpired,
@@ -98,37 +99,37 @@ pub enum ClientEvent {
     Connected {
         /// The stream.
         stream: ClientStream,
-        /// The address connected to, if the exit told.
+        /// The connected address, if the exit disclosed it.
         address: Option<IpAddr>,
     },
-    /// The request is on its way to an exit that offers it; the stream to that exit is open.
+    /// The request's stream to an exit that offers it is open.
     Delegated {
         /// The stream.
         stream: ClientStream,
         /// The relays of its circuit, the guard first.
         path: Vec<RelayId>,
-        /// What each hop took when the circuit was built.
+        /// Time of each hop when the circuit was built.
         hops: Vec<Duration>,
-        /// The exit carries streams of this client too, for no other offers the same.
+        /// The exit also carries streams of this client, because no other exit offers the same.
         shared_exit: bool,
     },
-    /// The answer to a question; nothing follows.
+    /// The answer to a RESOLVE; nothing follows.
     Resolved {
-        /// The question.
+        /// The RESOLVE.
         stream: ClientStream,
-        /// Seconds for which the answers may be kept.
+        /// Seconds for which the answers may be cached.
         ttl: u32,
         /// One or more.
         answers: Vec<Answer>,
     },
-    /// Bytes came; tell [`Client::consumed`] when they have been used.
+    /// Received bytes; call [`Client::consumed`] once they are used.
     Data {
         /// The stream.
         stream: ClientStream,
-        /// One cell's.
+        /// The bytes of one cell.
         bytes: Bytes,
     },
-    /// The peer has sent all it had: a clean end of its direction.
+    /// The peer has finished its direction: a clean end.
     Finished {
         /// The stream.
         stream: ClientStream,
@@ -138,11 +139,11 @@ pub enum ClientEvent {
         /// The stream.
         stream: ClientStream,
     },
-    /// The stream failed; nothing follows. Not given for one reset by this end.
+    /// The stream failed; nothing follows. No event for a stream that this end reset.
     Closed {
         /// The stream.
         stream: ClientStream,
-        /// Why.
+        /// The reason.
         reason: StreamFailure,
     },
 }
@@ -152,20 +153,20 @@ pub enum ClientEvent {
 pub struct ClientParameters {
     /// Limits of its channels.
     pub channels: ChannelParameters,
-    /// Circuits kept ready for whatever comes. Default 2.
+    /// Spare circuits kept ready. Default 2.
     pub spare_circuits: usize,
-    /// Circuits at once. Beyond it those longest without a stream give way. Default 512.
+    /// Cap on circuits. Beyond it, the circuits longest without a stream are closed. Default 512.
     pub circuits: usize,
-    /// Circuits under construction at once. Default 16.
+    /// Cap on circuits that are being built. Default 16.
     pub building: usize,
-    /// Requests at once, open streams included. Default 8,192.
+    /// Cap on requests, open streams included. Default 8,192.
     pub streams: usize,
-    /// How long a request waits for a circuit. Default 30 s.
+    /// Time for which a request waits for a circuit. Default 30 s.
     pub circuit_wait: Duration,
-    /// How long a spare circuit is kept unused. Default 30 min.
+    /// Time for which an unused spare circuit is kept. Default 30 min.
     pub spare_age: Duration,
-    /// What stands right behind the guard on every circuit. For tests and measurements: it makes a client stand out.
-    /// Default none.
+    /// The relay directly behind the guard on every circuit. For tests and measurements only, because it makes a
+    /// client distinguishable. Default none.
     pub middle: Option<RelayId>,
 }
 
@@ -184,10 +185,10 @@ impl Default for ClientParameters {
     }
 }
 
-/// How often the ages of circuits are looked at.
+/// Interval of the check of circuits' ages.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The consensus in use, and until when.
+/// The consensus in use, and its expiry.
 struct InUse {
     consensus: Arc<Consensus>,
     expires: Instant,
@@ -195,15 +196,15 @@ struct InUse {
 
 /// A client of the overlay.
 ///
-/// **Drain contract.** After any call, call [`LinkMachine::poll_transmit`] until it gives `None`, then
-/// [`Client::poll_event`] until it gives `None`; [`LinkMachine::poll_timeout`] counts only then. Most of the work is done
-/// in `poll_transmit`, so that a batch of events costs little more than one.
+/// **Drain contract.** After any call, call [`LinkMachine::poll_transmit`] until it returns `None`, then
+/// [`Client::poll_event`] until it returns `None`; only then is [`LinkMachine::poll_timeout`] valid. `poll_transmit`
+/// does most of the work, so that a batch of events costs little more than one.
 pub struct Client {
     parameters: ClientParameters,
     channels: Channels,
     guards: GuardSample,
     in_use: Option<InUse>,
-    /// The volunteers, and until when the list counts.
+    /// The volunteers, and the expiry of their list.
     volunteers: Option<(Arc<VolunteerList>, Instant)>,
     gone: Gone,
     expired: bool,
@@ -212,16 +213,16 @@ pub struct Client {
     circuits: BTreeMap<PooledId, Pooled>,
     next_circuit: u64,
     by_channel: BTreeMap<(ChannelId, CircuitId), PooledId>,
-    /// Circuits to be settled, each once.
+    /// Circuits to settle, each once.
     touched: VecDeque<PooledId>,
-    /// When each circuit wants to be called.
+    /// The deadline of each circuit.
     timeouts: BTreeSet<(Instant, PooledId)>,
     attempts: Attempts,
-    /// Requests or circuits have changed so that builds may be due.
+    /// Builds may be due, because requests or circuits have changed.
     replan: bool,
     sweep_at: Option<Instant>,
     apart: Apart,
-    /// Circuits to be kept ready for requests of one kind.
+    /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
 
     requests: Requests,
@@ -229,7 +230,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client without a consensus. `guards` is the sample kept from the last run, or an empty one.
+    /// A client without a consensus. `guards` is the stored sample of the last run, or an empty one.
     #[must_use]
     pub fn new(parameters: ClientParameters, guards: GuardSample) -> Self {
         Self {
@@ -256,7 +257,7 @@ impl Client {
         }
     }
 
-    /// Takes up a consensus, verified; `wall` is the time of day at `now`. Circuits that stand go on.
+    /// Sets a verified consensus; `wall` is the wall-clock time at `now`. Open circuits stay.
     pub fn set_consensus<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
@@ -274,13 +275,13 @@ impl Client {
         self.sweep_at.get_or_insert_with(|| now.after(SWEEP));
     }
 
-    /// Takes up a list of volunteers, verified; `wall` is the time of day at `now`. Circuits that stand go on.
+    /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Open circuits stay.
     pub fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
         let expires = now.after(list.valid_until().since(wall));
         self.volunteers = Some((list, expires));
     }
 
-    /// The guard sample, to be kept.
+    /// The guard sample, for storage.
     #[must_use]
     pub const fn guards(&self) -> &GuardSample {
         &self.guards
@@ -292,20 +293,20 @@ impl Client {
         self.in_use.as_ref().map(|in_use| &in_use.consensus)
     }
 
-    /// Wants a stream to `target`. [`ClientEvent::Connected`] or [`ClientEvent::Closed`] follows; until then nothing can
-    /// be written.
+    /// Requests a stream to `target`. [`ClientEvent::Connected`] or [`ClientEvent::Closed`] follows; before that
+    /// nothing can be written.
     pub fn open(&mut self, now: Instant, target: Target, isolation: IsolationKey) -> ClientStream {
         self.request(now, requests::Wanted::Stream(target), Vec::new(), isolation)
     }
 
-    /// Asks about a name (for addresses) or an address (for names). [`ClientEvent::Resolved`] or
-    /// [`ClientEvent::Closed`] follows.
+    /// Resolves a name to addresses, or an address to names. [`ClientEvent::Resolved`] or [`ClientEvent::Closed`]
+    /// follows.
     pub fn resolve(&mut self, now: Instant, host: Host, isolation: IsolationKey) -> ClientStream {
         self.request(now, requests::Wanted::Answer(host), Vec::new(), isolation)
     }
 
-    /// Wants a request performed by an exit that offers it, over a circuit that carries nothing else, by none of
-    /// `not_by`, and by one that carries no stream of this client as long as there is such. [`ClientEvent::Delegated`] or
+    /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries
+    /// nothing else. Exits that carry no stream of this client are preferred. [`ClientEvent::Delegated`] or
     /// [`ClientEvent::Closed`] follows.
     pub fn delegate(
         &mut self,
@@ -317,23 +318,23 @@ impl Client {
         self.request(now, requests::Wanted::Delegated(delegation), not_by, isolation)
     }
 
-    /// Keeps `count` circuits ready for requests of this kind from now on, and for no other kind.
+    /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
     pub fn keep_ready(&mut self, delegation: Delegation, count: usize) {
         self.spare_delegated = Some((delegation, count));
         self.replan = true;
     }
 
-    /// Takes as much of `bytes` to send as there is [`Self::room`] for, and says how much.
+    /// Takes bytes to send, up to [`Self::room`], and returns how many.
     pub fn write(&mut self, now: Instant, stream: ClientStream, bytes: &[u8]) -> usize {
         self.with_stream(stream, |streams, id| streams.write(now, id, bytes)).unwrap_or(0)
     }
 
-    /// Bytes that [`Self::write`] would take now; zero before the stream is connected.
+    /// Bytes that [`Self::write`] takes now; zero before the stream is connected.
     pub fn room(&mut self, stream: ClientStream) -> usize {
         self.with_stream(stream, |streams, id| streams.room(id)).unwrap_or(0)
     }
 
-    /// Sends no more after what was written; the other direction goes on.
+    /// Finishes this direction after the written bytes; the other direction goes on.
     pub fn finish(&mut self, stream: ClientStream) {
         self.with_stream(stream, |streams, id| streams.finish(id));
         let over = self.requests.get_mut(stream).is_some_and(|request| {
@@ -345,12 +346,12 @@ impl Client {
         }
     }
 
-    /// The reader has used `bytes` of what came.
+    /// The reader has used `bytes` of the received data.
     pub fn consumed(&mut self, stream: ClientStream, bytes: usize) {
         self.with_stream(stream, |streams, id| streams.consumed(id, bytes));
     }
 
-    /// Gives a stream or question up, in whatever state; no event follows.
+    /// Resets a stream or RESOLVE in any state; no event follows.
     pub fn reset(&mut self, stream: ClientStream, reason: EndReason) {
         let Some(request) = self.requests.remove(stream) else { return };
         let Some((circuit, id)) = request.placed else { return };
@@ -363,19 +364,19 @@ impl Client {
         }
     }
 
-    /// What happened next.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }
 
-    /// What paths are chosen from now.
+    /// The current input of path selection.
     fn relays<'a>(&'a self, now: Instant, doubted: &'a [RelayId]) -> Option<Relays<'a>> {
         let consensus = &self.in_use.as_ref()?.consensus;
         let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);
         Some(Relays { consensus, volunteers, middle: self.parameters.middle, doubted })
     }
 
-    /// Both directions of a stream have ended; what is left to send goes out all the same.
+    /// Removes a stream whose directions have both ended; pending data is still sent.
     fn forget(&mut self, stream: ClientStream) {
         if let Some((circuit, id)) = self.requests.remove(stream).and_then(|request| request.placed)
             && let Some(pooled) = self.circuits.get_mut(&circuit)
@@ -409,7 +410,7 @@ impl Client {
         stream
     }
 
-    /// Does something with a connected stream, after which its circuit may have something to send.
+    /// Applies `act` to a connected stream, and marks its circuit for settling.
     fn with_stream<T>(
         &mut self,
         stream: ClientStream,
@@ -452,7 +453,7 @@ impl Client {
                     self.guards.handle_reached(&relay);
                     self.start_circuits(now, channel, &relay, rng);
                 }
-                // A client takes no links of others.
+                // A client accepts no links from others.
                 ChannelEvent::Open { channel, peer: None, .. } => self.channels.close(channel),
                 ChannelEvent::DialFailed { relay, error } => {
                     tracing::debug!(%relay, %error, "a guard can't be reached");
@@ -467,7 +468,7 @@ impl Client {
         let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
         pooled.timeout = None;
         match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
-            // Its dial goes on for a while, but nobody waits for it.
+            // The dial goes on for a while, but no circuit waits for it.
             (Stage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
             (Stage::Connecting, None) => {}
             (Stage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
@@ -489,7 +490,7 @@ impl Client {
 
 impl LinkMachine for Client {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        // A guard that fell silent has just failed to answer for seconds: dialling it again would only wait once more.
+        // A guard whose link timed out has not answered for seconds: a new dial would only wait once more.
         let silent = match event {
             LinkEvent::Closed { link, reason: LinkClose::TimedOut } => self.channels.peer(ChannelId(link)),
             _ => None,
@@ -544,7 +545,7 @@ impl LinkMachine for Client {
     fn poll_timeout(&self) -> Option<Instant> {
         let circuits = self.timeouts.first().map(|(due, _)| *due);
         let waiting = self.requests.poll_timeout();
-        // A pause between builds only matters to what waits for a build; the sweep looks after spares.
+        // A pause between builds matters only to waiting requests; the sweep handles spares.
         let attempts = waiting.and(self.attempts.poll_timeout());
         [self.channels.poll_timeout(), circuits, waiting, attempts, self.sweep_at].into_iter().flatten().min()
     }

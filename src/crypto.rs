@@ -1,9 +1,9 @@
-//! Cryptographic primitives, typed: key agreement, signatures, hashing, key derivation, layer keys.
+//! Cryptographic primitives: key agreement, signatures, hashing, key derivation, layer keys.
 //!
-//! Thin wrappers that leave one way to do each thing and none to do it wrongly: results of a Diffie-Hellman exchange that
-//! the other end forced are refused, every signature names its purpose, secrets are erased when dropped and can be
-//! neither printed nor copied. Pure functions of their inputs; randomness is handed in. Governed by
-//! `proto/03-cells.md` (layer keys) and `proto/04-handshake.md` (the rest).
+//! Typed wrappers that leave only one use of each primitive. A Diffie-Hellman result that the other end forced is
+//! rejected. Every signature names its purpose. Secrets are erased when dropped and can be neither printed nor
+//! copied. All are pure functions of their inputs; the caller passes randomness. Governed by `proto/03-cells.md`
+//! (layer keys) and `proto/04-handshake.md` (the rest).
 
 mod aead;
 mod derive;
@@ -21,13 +21,13 @@ pub(crate) use aead::{AeadKey, Forged, NONCE_LEN, TAG_LEN};
 pub(crate) use derive::{KeySource, sha256_parts};
 pub(crate) use keys::SharedSecret;
 
-/// Why a primitive refused.
+/// Why a primitive failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CryptoError {
     /// A Diffie-Hellman result is all zero: the other end sent a point of small order (RFC 7748 §6.1).
     #[error("the public key is of small order")]
     SmallOrder,
-    /// A signature is not this key's over this message for this purpose, or the key is none.
+    /// The signature does not verify with this key, message and purpose, or the key is not valid.
     #[error("the signature is not valid")]
     Signature,
 }

@@ -1,10 +1,11 @@
-//! Delegated requests: what an exit does on a client's behalf, and what the two say to each other about it.
+//! Delegated requests: searches and HTTP requests that an exit performs for a client, and their messages.
 //!
-//! Pure vocabulary for both sides: what an exit offers ([`Offer`]), what a circuit's exit must offer ([`Delegation`]),
-//! queries and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), an exit's [`limits`] and its side
-//! of a search ([`service`]), and how each exit has fared with each engine ([`Fares`]). The exit's deeds are in `io::delegated`, the engines in `engine`. Governed by
-//! `proto/09-delegated.md`. Threats addressed: the engine never learns who asks, the exit never does either; and the
-//! exit is not trusted with what it answers, so all of it is checked and cleaned here, on both sides.
+//! Pure types for both ends: an exit's offer ([`Offer`]), the offer that a circuit needs ([`Delegation`]), queries
+//! and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), an exit's [`limits`] and
+//! its side of a search ([`service`]), and statistics of exits by engine ([`Fares`]). `io::delegated` performs
+//! requests at the exit; `engine` has the engines. Governed by `proto/09-delegated.md`. Threats addressed: neither
+//! the engine nor the exit learns the client's identity. The exit isn't trusted, so both ends check and clean all
+//! answers here.
 
 mod exits;
 mod fares;

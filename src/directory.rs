@@ -1,10 +1,10 @@
-//! The directory: who the relays are, as their descriptors and the authorities' consensus say.
+//! The directory: signed descriptors of relays, and the authorities' consensus.
 //!
-//! Documents are Protocol Buffers signed as bytes. Each comes as an `Unverified…` value, which can only be verified, and
-//! leaves as one that the rest of the node may believe. Owns the document types and the [`authority`] core; files, store
-//! and HTTP are outside (`io`). Driven by documents and wall time handed in. Governed by `proto/07-directory.md`. It
-//! stands against relays that lie about themselves, against fewer than half of the authorities, and against whoever
-//! stands between a node and the directory (`threat-model.md`).
+//! Documents are Protocol Buffers signed as bytes. Each is decoded as an `Unverified…` type, whose
+//! verification returns the type that the rest of the node trusts. Owns the document types and the [`authority`]
+//! core; files, store and HTTP are outside (`io`). Driven by documents and wall-clock time from the caller. Governed
+//! by `proto/07-directory.md`. Threats addressed: relays with false statements about themselves, fewer than half of
+//! the authorities, and an adversary between a node and the directory (`threat-model.md`).
 
 pub mod authority;
 mod bounded;
@@ -39,24 +39,24 @@ pub use volunteer::{
 
 use crate::base::RelayId;
 
-/// Bytes of a signed consensus at the most.
+/// Maximum bytes of a signed consensus.
 pub const MAX_CONSENSUS_LEN: usize = 8 << 20;
-/// Bytes of a signed descriptor at the most.
+/// Maximum bytes of a signed descriptor.
 pub const MAX_DESCRIPTOR_LEN: usize = 16 << 10;
-/// Relays in a consensus at the most.
+/// Maximum relays of a consensus.
 pub const MAX_RELAYS: usize = 10_000;
-/// Bytes of a signed volunteer list at the most.
+/// Maximum bytes of a signed volunteer list.
 pub const MAX_VOLUNTEER_LIST_LEN: usize = 2 << 20;
-/// Bytes of a signed volunteer at the most.
+/// Maximum bytes of a signed volunteer descriptor.
 pub const MAX_VOLUNTEER_LEN: usize = 1 << 10;
-/// Bytes of a volunteer's profile at the most: as many as there may be, with their gateways, fit into one list.
+/// Maximum bytes of a volunteer's profile. [`MAX_VOLUNTEERS`] such profiles with their gateways fit into one list.
 pub const MAX_VOLUNTEER_PROFILE_LEN: usize = 400;
-/// Volunteers in a list at the most.
+/// Maximum volunteers of a list.
 pub const MAX_VOLUNTEERS: usize = 4_096;
-/// How far apart the clocks of two nodes may be: a document may be valid from as far in the future.
+/// Maximum clock difference of two nodes. The validity of a document may begin as far in the future.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 
-/// An authority's ed25519 public key. Configured in every node; prints in full, base 32.
+/// An authority's ed25519 public key. Configured in every node; prints in full, in base 32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuthorityId(RelayId);
 
@@ -73,7 +73,7 @@ impl AuthorityId {
         self.0.as_bytes()
     }
 
-    /// The authority written as by `Display`, in either case.
+    /// Parses the output of `Display`, in either case.
     #[must_use]
     pub fn from_base32(text: &str) -> Option<Self> {
         RelayId::from_base32(text).map(Self)
@@ -85,7 +85,7 @@ impl AuthorityId {
 }
 
 impl From<RelayId> for AuthorityId {
-    /// The same key, seen as an authority's.
+    /// The key as an authority's.
     fn from(key: RelayId) -> Self {
         Self(key)
     }

@@ -1,11 +1,11 @@
-//! Search engines, as an exit asks them: from their description and a client's words to a request, and from the answer to
-//! results.
+//! Formats of search engines: a query as an HTTP request from the engine's description, and the answer as results.
 //!
-//! An [`Engine`] is made from an OpenSearch 1.1 description of the operator's. The client gives terms, page and language and
-//! nothing else; address and headers of the request follow from the description, so nothing of a person is in it. What the
-//! engine answers is hostile until read: every form has caps on length, depth and count, results are plain text with cleaned links.
-//! What takes XML and JSON apart is `native` in a process, and in a page `page`, which has the browser do it and leaves HTML out.
-//! No I/O here; `io::delegated` drives it, and in a page `browser::volunteer`. Governed by `proto/09-delegated.md` §4.
+//! An operator's OpenSearch 1.1 description defines an [`Engine`]. The client supplies only terms, page and language.
+//! URL and headers of the request follow from the description, so the request contains nothing that identifies the
+//! client. Answers are untrusted: each format has caps on length, depth and count, and results are plain text with
+//! cleaned URLs. The parsers of XML and JSON are in `native` for a process; for a page, `page` uses the browser's
+//! parsers and excludes HTML. No I/O here; `io::delegated` drives it, and in a page `browser::volunteer`. Specified
+//! in `proto/09-delegated.md` §4.
 
 mod blocked;
 mod description;
@@ -40,12 +40,12 @@ pub use self::{
 };
 use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, link, url::Url};
 
-/// Results asked for, where an engine lets one say.
+/// Results requested per page, where the engine has a parameter for it.
 const RESULTS_PER_PAGE: u32 = 10;
-/// Characters that are taken of a title or snippet; [`SearchResult`] cuts further.
+/// Longest input for a title or snippet, in characters; [`SearchResult`] truncates further.
 const MOST_CHARS: usize = 500;
 
-/// A search engine that an exit asks for clients.
+/// A search engine that an exit queries for clients.
 #[derive(Debug)]
 pub struct Engine {
     name: EngineName,
@@ -56,12 +56,12 @@ pub struct Engine {
     page_offset: u32,
 }
 
-/// How an engine answers.
+/// The format of an engine's answers.
 #[derive(Debug)]
 enum Form {
     /// RSS or Atom.
     Feed,
-    /// JSON, where the mapping says or as SearXNG does.
+    /// JSON with the given mapping, or in SearXNG's format.
     Json(Option<json::Mapping>),
     /// OpenSearch suggestions.
     Suggestions,
@@ -70,10 +70,11 @@ enum Form {
     Html(html::Selectors),
 }
 
-/// What an engine is asked: a GET of this address with these two headers, and with others that are the same for all.
+/// The request to an engine: a GET of this URL with these two headers, and with others that are the same for all
+/// clients.
 #[derive(Debug)]
 pub struct Question {
-    /// The address.
+    /// The URL.
     pub url: Url,
     /// `Accept`.
     pub accept: &'static str,
@@ -81,24 +82,24 @@ pub struct Question {
     pub accept_language: String,
 }
 
-/// An engine's answer as it came, redirects followed.
+/// An engine's answer after redirects.
 #[derive(Debug)]
 pub struct Response<'a> {
-    /// Where it came from.
+    /// The URL that returned it.
     pub url: &'a Url,
     /// HTTP status.
     pub status: u16,
-    /// The body, within the caller's cap, not compressed.
+    /// The body, uncompressed, within the caller's cap.
     pub body: &'a [u8],
 }
 
-/// An answer is not what it should be.
+/// An answer is malformed.
 #[derive(Debug, PartialEq, Eq)]
 enum Unread {
     Malformed,
 }
 
-/// A result as it stood in the answer.
+/// A result as found in the answer.
 struct Found {
     title: String,
     link: String,
@@ -113,9 +114,9 @@ struct Listed {
 }
 
 impl Found {
-    /// As a result: plain text, a cleaned link. `None` if the link is none.
+    /// As a result: plain text and a cleaned URL. `None` if the URL is invalid.
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
-        // Before the texts, which cost more.
+        // First the URL, because the texts cost more.
         link::clean(&self.link, Some(base))?;
         let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MOST_CHARS));
         SearchResult::new(&title, &self.link, Some(base), &snippet)
@@ -123,25 +124,25 @@ impl Found {
 }
 
 impl Engine {
-    /// What clients call it.
+    /// The name that clients use.
     #[must_use]
     pub const fn name(&self) -> &EngineName {
         &self.name
     }
 
-    /// What it calls itself.
+    /// The title in its description.
     #[must_use]
     pub fn title(&self) -> &str {
         &self.title
     }
 
-    /// The origins that it may be asked at, such as `https://engine.example`; more than one where the language chooses the host.
+    /// The origins of its URLs, such as `https://engine.example`; several if the language determines the host.
     #[must_use]
     pub fn origins(&self) -> Vec<String> {
         self.template.origins()
     }
 
-    /// What to ask for `request`. `None` if it can't be asked: terms that no address of this engine can hold.
+    /// The request for `request`. `None` if the terms don't fit the URL template.
     #[must_use]
     pub fn question(&self, request: &SearchRequest) -> Option<Question> {
         let before = u32::from(request.page().saturating_sub(1));
@@ -157,13 +158,13 @@ impl Engine {
         Some(Question { url, accept: self.form.accept(), accept_language })
     }
 
-    /// Whether the engine has no page of that number: all its results stand on the first.
+    /// Whether the engine has no page of that number, because it returns only one page.
     #[must_use]
     pub fn lacks_page(&self, page: u16) -> bool {
         page > 1 && !self.template.has_pages()
     }
 
-    /// What `response` says in answer to `request`.
+    /// Parses `response` as the answer to `request`.
     #[must_use]
     pub fn read(&self, request: &SearchRequest, response: &Response<'_>) -> SearchAnswer {
         let Response { url, status, body } = response;
@@ -187,8 +188,7 @@ impl Engine {
         }
     }
 
-    /// Whether an answer may be a page that asks for a proof of being human: one of HTML where something else was expected,
-    /// or without results.
+    /// Whether an answer may be a CAPTCHA page: HTML where another format was expected, or HTML without results.
     const fn may_ask(&self, unread: bool) -> bool {
         unread || self.form.is_html()
     }

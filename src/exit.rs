@@ -1,8 +1,8 @@
-//! What an exit forwards: the operator's policy, and its summary for path selection.
+//! Exit policies: the operator's rules for targets, and their summary for path selection.
 //!
-//! Pure: decides on addresses that the exit's resolver has found, and does no I/O (that is `io::exit`). Owns no state
-//! but the parsed rules. Governed by `proto/08-paths.md` ("Exit policies"). It keeps an exit from being turned against its
-//! own network: private, loopback and link-local addresses are refused unless the operator allows them.
+//! Pure: decides on addresses from the exit's resolver, and does no I/O (`io::exit` does). Owns only the parsed
+//! rules. Governed by `proto/08-paths.md` ("Exit policies"). Threat addressed: use of an exit against its local
+//! network. Private, loopback and link-local addresses are refused unless the operator allows them.
 
 mod address;
 mod policy;

@@ -1,11 +1,11 @@
-//! What the fuzzers do with each decoder and each machine that a peer's bytes reach.
+//! Fuzz targets for each decoder and state machine that processes bytes of a peer.
 //!
-//! A [`Target`] is one plain function from bytes to nothing that must not panic, hang or grow without bound, and that
-//! checks what must hold of what it decodes. `fuzz/` gives each to libFuzzer; the tests below replay the corpora that
-//! stand there, and as many mutations of them as a test has time for, on the stable compiler. Compiled for tests and
-//! fuzzers alone.
+//! A [`Target`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants of
+//! the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay its corpora, with a limited
+//! number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
 //!
-//! `cargo test --lib fuzz::tests::write_seeds -- --ignored` writes each target's seeds anew after a change to the wire.
+//! `cargo test --lib fuzz::tests::write_seeds -- --ignored` rewrites the seeds of all targets after a change to the
+//! wire format.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -26,7 +26,7 @@ mod relay;
 #[cfg(feature = "native")]
 mod sctp;
 mod stream;
-// A browser has no corpora.
+// No corpora in a browser.
 #[cfg(not(target_arch = "wasm32"))]
 #[cfg(test)]
 mod tests;
@@ -36,13 +36,13 @@ mod wire;
 
 use crate::base::Instant;
 
-/// One thing to throw bytes at.
+/// A fuzz target.
 pub struct Target {
     /// Its name, also that of its program in `fuzz/fuzz_targets` and its folder in `fuzz/corpus`.
     pub name: &'static str,
-    /// Does everything with one input.
+    /// Processes one input.
     pub run: fn(&[u8]),
-    /// Inputs that reach far into it.
+    /// Inputs that reach deep code paths.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
@@ -68,13 +68,13 @@ pub const TARGETS: &[&[Target]] = &[
 /// Runs the target `name` on one input.
 ///
 /// # Panics
-/// When there is no such target, or when what must hold doesn't.
+/// When there is no such target, or an invariant is violated.
 pub fn run(name: &str, bytes: &[u8]) {
     let target = TARGETS.iter().copied().flatten().find(|target| target.name == name).expect("a target of this name");
     (target.run)(bytes);
 }
 
-/// An input read as choices: what a sequence of operations is made from. Zeros follow its end.
+/// An input interpreted as choices, from which a sequence of operations is made. After its end all choices are zero.
 struct Choices<'a> {
     rest: &'a [u8],
 }
@@ -98,7 +98,7 @@ impl<'a> Choices<'a> {
         u16::from_be_bytes([self.u8(), self.u8()])
     }
 
-    /// Bytes, with their length before them.
+    /// Bytes, prefixed by their length.
     fn bytes(&mut self) -> &'a [u8] {
         let length = usize::from(self.u16()).min(self.rest.len());
         let (bytes, rest) = self.rest.split_at(length);
@@ -107,7 +107,7 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// A clock that choices move forward.
+/// A clock advanced by choices.
 struct Clock(Instant);
 
 impl Clock {
@@ -115,7 +115,7 @@ impl Clock {
         Self(Instant::START)
     }
 
-    /// Moves on by 0 to 65 s, most often by little.
+    /// Advances by 0 to 65 s, usually by little.
     fn pass(&mut self, choice: u8) -> Instant {
         let milliseconds = 1_u64 << (choice % 17);
         self.0 = self.0.after(core::time::Duration::from_millis(milliseconds - 1));

@@ -1,9 +1,10 @@
-//! The circuit handshake: how an origin and one relay come to share layer keys.
+//! The circuit handshake: an origin and one relay derive shared layer keys.
 //!
-//! The ntor pattern (Goldberg, Stebila, Ustaoglu 2013): the origin's ephemeral X25519 key against the relay's onion key and
-//! against the relay's ephemeral, with a sealed payload in each direction. Each state is a value that its step consumes;
-//! no state outlives its handshake. Driven by the circuit at the origin and by the relay. Governed by
-//! `proto/04-handshake.md`. Against relays that would sit between the origin and a later hop: the keys are bound to
+//! The ntor pattern (Goldberg, Stebila, Ustaoglu 2013). The origin's ephemeral X25519 key is combined with the
+//! relay's onion key and with the relay's ephemeral key; each direction carries a sealed payload. Each state is a
+//! value that its step consumes. No state outlives its handshake. Driven by the circuit at the origin and by the
+//! relay. Governed by `proto/04-handshake.md`. Threat: relays that impersonate a later hop. The keys are bound to
+//! identity, onion key, hop number and type, and only the holder of the onion key can answer.
 //! identity, onion key, hop number and type, and only the holder of the onion key can answer.
 
 mod origin;
@@ -24,12 +25,12 @@ use crate::{
 /// The longest payload in either direction, in bytes.
 pub const MAX_PAYLOAD_LEN: usize = 1024;
 
-/// What an origin must know of a relay to shake hands with it; both stand in the consensus.
+/// The keys of a relay that an origin needs for the handshake; the consensus lists both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayKeys {
-    /// Who it is.
+    /// The relay's identity.
     pub identity: RelayId,
-    /// Its onion key.
+    /// The relay's onion key.
     pub onion_key: OnionPublic,
 }
 
@@ -41,13 +42,13 @@ pub struct HopKeys {
     pub backward: LayerKey,
 }
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
     /// The message is too short or too long for its type.
     #[error("the handshake message is malformed")]
     Malformed,
-    /// The type is unknown, or the reply's is not the request's.
+    /// The type is unknown.
     #[error("handshake type {0:#06x} is not the one expected")]
     Type(u16),
     /// The request names an onion key that is neither the current nor the previous one.
@@ -56,7 +57,7 @@ pub enum HandshakeError {
     /// The other end's key is of small order.
     #[error(transparent)]
     Key(#[from] CryptoError),
-    /// The message was changed, is meant for another relay or hop, or comes from someone without the onion key.
+    /// The message was modified, is for another relay or hop, or its sender doesn't hold the onion key.
     #[error("the handshake does not authenticate")]
     Forged,
     /// The payload to send is longer than [`MAX_PAYLOAD_LEN`].

@@ -1,12 +1,13 @@
 //! HTTPS that ends in a page: one request and its response over a stream through the overlay, without I/O.
 //!
-//! An [`Exchange`] is handed what a stream brings and hands out what goes over it; TLS (rustls, with ring's primitives) and HTTP/1.1
-//! (hyper) are in it, so the exit at the stream's end carries what it can't read. It is driven by `web/src/umbel/https.ts`, as
-//! WebAssembly of its own that pages load when they first need it; the stream is the other module’s (`browser::stream`). Certificates
-//! count by Mozilla's roots and by anchors that the page names ([`Trust`]). Nothing is remembered from one exchange to the next: a
-//! resumed session or an open connection would tie two requests together. Governed by `proto/09-delegated.md` §6 as to fields.
-//! Threats addressed: an exit that reads or changes what it carries, and a site that sends heads without end, breaks off, or
-//! isn't the one it should be. Nothing of a request is written before the certificate has been checked.
+//! An [`Exchange`] takes the bytes that a stream receives and returns the bytes to send over it. It has TLS (rustls,
+//! with ring's primitives) and HTTP/1.1 (hyper), so the exit carries only ciphertext. `web/src/umbel/https.ts` drives
+//! it, as a separate WebAssembly module that pages load at first use; the stream is the first module's
+//! (`browser::stream`). Certificates are verified against Mozilla's roots and anchors that the page names
+//! ([`Trust`]). No state is kept between exchanges: a resumed TLS session or a persistent connection would link two
+//! requests. Fields are specified in `proto/09-delegated.md` §6. Threats addressed: an exit that reads or modifies
+//! data, and a site that sends endless heads, breaks off, or has an invalid certificate. No byte of a request is sent
+//! before the certificate is verified.
 
 mod exchange;
 #[cfg(feature = "browser-tls")]

@@ -1,4 +1,4 @@
-//! Sockets, files, DNS: what the core doesn't do itself. Native only.
+//! Input and output of native nodes: sockets, files, DNS, HTTP and the listeners. The protocol core has none of these.
 
 pub(crate) mod binary_http;
 pub mod clock;

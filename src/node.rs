@@ -1,7 +1,7 @@
-//! Nodes: the protocol core joined with sockets, files and the command line, as processes.
+//! Processes of the overlay: the protocol core joined with sockets, files and the command line.
 //!
-//! Owns configuration, assembly and life cycle; what a node does on the wire is the core's
-//! ([`crate::client`], [`crate::relay`], [`crate::directory`]), what it does outside is [`crate::io`]'s.
+//! This module has configuration, assembly and life cycle of a node. The core ([`crate::client`], [`crate::relay`],
+//! [`crate::directory`]) has the protocol, [`crate::io`] the rest of the input and output.
 
 mod bench;
 pub mod cli;
@@ -21,10 +21,10 @@ mod supervised;
 mod testnet;
 mod web;
 
-/// Why a command ended without success; decides the exit status.
+/// Why a command failed; determines the exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// It was tried and failed. Exit status 1.
+    /// The operation failed. Exit status 1.
     #[error("{0}")]
     Failed(String),
     /// The command line, a configuration or a key file is wrong. Exit status 2.
@@ -36,17 +36,17 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// `error` as a failure of what was tried.
+    /// `error` as a failed operation.
     fn failed(error: impl core::fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
 
-    /// `error` as a fault of the configuration or of a file.
+    /// `error` as an error of the configuration or of a file.
     fn usage(error: impl core::fmt::Display) -> Self {
         Self::Usage(error.to_string())
     }
 
-    /// The process's exit status.
+    /// The exit status of the process.
     #[must_use]
     pub const fn status(&self) -> u8 {
         match self {

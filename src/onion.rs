@@ -1,9 +1,10 @@
 //! Onion layers: one authenticated layer per hop around each RELAY cell's body.
 //!
-//! Owns the cell keys and counters of a circuit: one [`RelayLayer`] at each relay, [`OriginLayers`] at the origin. Driven
-//! by whoever switches cells; works in place on a body, without allocation. Governed by `proto/03-cells.md`. Against
-//! relays that mark traffic by changing it: forward, a changed, replayed, reordered or dropped cell fails at the next
-//! honest hop; backward, at the origin. After any failure the direction is dead and the circuit must end.
+//! Owns the cell keys and counters of a circuit: one [`RelayLayer`] at each relay, [`OriginLayers`] at the origin.
+//! Driven by the machines that switch cells. Works in place on a body, without allocation. Governed by
+//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. Forward, a modified, replayed, reordered or
+//! dropped cell fails at the next honest hop; backward, at the origin. After any failure the direction has ended and
+//! the circuit must end.
 
 mod cipher;
 mod origin;
@@ -17,44 +18,44 @@ pub use relay::{Forward, RelayLayer};
 
 use crate::{base::HopIndex, crypto::TAG_LEN, wire::BODY_LEN};
 
-/// What a layer adds: one kind byte and a Poly1305 tag.
+/// Bytes that a layer adds: one kind byte and a Poly1305 tag.
 const OVERHEAD: usize = 1 + TAG_LEN;
-/// Kind byte: what follows is the next hop's sealed body.
+/// Kind byte: the rest is the next hop's sealed body.
 const KIND_PASS: u8 = 0;
-/// Kind byte: what follows is a relay message for (or from) this hop.
+/// Kind byte: the rest is a relay message for (or from) this hop.
 const KIND_MESSAGE: u8 = 1;
 
-/// Why a layer was not opened or sealed. The circuit must end, with [`OnionError::TooLong`] alone excepted.
+/// Why a layer was not opened or sealed. The circuit must end, except after [`OnionError::TooLong`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OnionError {
-    /// The cell was changed, replayed, reordered, or one before it is missing.
+    /// The cell was modified, replayed or reordered, or one before it is missing.
     #[error("a layer of hop {} does not open", .0.value())]
     Forged(HopIndex),
     /// The bytes after the sealed ones are not zero.
     #[error("the filler at hop {} is not zero", .0.value())]
     Filler(HopIndex),
-    /// The kind byte is none that may stand there: unknown, or it passes on where no hop follows.
+    /// The kind byte is unknown, or it is the one for the next hop and there is no next hop.
     #[error("a layer of hop {} is of no valid kind", .0.value())]
     Kind(HopIndex),
-    /// This direction has failed before, or its counter is used up.
+    /// This direction failed before, or its counter is used up.
     #[error("the layer has ended")]
     Ended,
     /// The message does not fit the hop's layer. Nothing was sealed.
     #[error("the message is longer than the layer takes")]
     TooLong,
-    /// The circuit has no such hop, or can't have one more.
+    /// The circuit has no such hop, or has the maximum number of hops.
     #[error("the circuit has no such hop")]
     NoSuchHop,
 }
 
-/// Bytes of a body that hop `hop`'s layer covers; what follows is zero.
+/// Bytes of a body that hop `hop`'s layer covers; the rest is zero.
 #[must_use]
 pub const fn sealed_len(hop: HopIndex) -> usize {
     // At most 7 · 17 of 1,019 bytes: never saturates.
     BODY_LEN.saturating_sub(OVERHEAD.saturating_mul(hop.value() as usize).saturating_sub(OVERHEAD))
 }
 
-/// Bytes of a relay message, its header included, that fit hop `hop`'s layer.
+/// Bytes of a relay message, including its header, that fit hop `hop`'s layer.
 #[must_use]
 pub const fn message_capacity(hop: HopIndex) -> usize {
     sealed_len(hop).saturating_sub(OVERHEAD)

@@ -1,9 +1,10 @@
-//! Paths: which relays a circuit goes over.
+//! Path selection: the relays of a circuit.
 //!
-//! Owns the client's guard sample; all else comes from the consensus handed in. Driven by the client: it asks for a path
-//! ([`choose()`]), tells what became of guards, and keeps the sample on disk. Governed by `proto/08-paths.md`. It stands against
-//! relays that would place themselves at both ends of a circuit: a few guards kept for months, no two relays of one
-//! family, operator or network on a path, and no weight a relay claimed itself (`threat-model.md`).
+//! Owns the client's guard sample; all other input is the consensus that the caller passes. Driven by the client,
+//! which requests paths ([`choose()`]), reports the outcome of guards, and stores the sample on disk. Governed by
+//! `proto/08-paths.md`. Threat addressed: relays that would place themselves at both ends of a circuit. Clients keep
+//! few guards for months, no path has two relays of one family, operator or network, and weights aren't the relays'
+//! claims (`threat-model.md`).
 
 mod choose;
 mod guards;

@@ -1,22 +1,23 @@
-//! The relay's core: it opens circuits for neighbours, switches their cells, extends them, and speaks at their end.
+//! The core of a relay: creates circuits for neighbours, switches their cells, extends them, and terminates their
+//! streams.
 //!
-//! Owns the node's [`Channels`] as a relay, the table of circuits with this relay's layer of each, and the streams of
-//! circuits that end here. Driven after [`LinkMachine`]; what an exit does with its targets happens outside: requests
-//! come from [`Relay::poll_event`], answers go in by the `exit_…` calls, after each of which [`Relay::poll_transmit`] is
-//! due. Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
+//! Owns the relay's [`Channels`], the table of circuits with this relay's layer of each, and the streams of circuits
+//! that end here. Driven as a [`LinkMachine`]. The exit's input and output are outside: [`Relay::poll_event`] returns
+//! requests, and the `exit_…` calls take the answers. [`Relay::poll_transmit`] is due after each of those calls.
+//! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
-//! Threats addressed: neighbours and origins that send what they may not, or too much. Whatever breaks a rule inside a
-//! circuit ends that circuit, to both sides and with the same cell whatever the rule was. A circuit whose reader is
-//! slow fills its own queue only.
+//! Threats addressed: neighbours and origins that send illegal messages, or too many. A violation inside a circuit
+//! ends that circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that
+//! circuit's queue.
 //!
 //! | cell | from the origin's side | from the next hop's side |
 //! |---|---|---|
 //! | CREATE | a new circuit; on one that exists: ends it | breaks the channel |
 //! | CREATED | breaks the channel | answer to CREATE, once; else ends the circuit |
-//! | RELAY | opened; passed on or read | layer added, if the next hop has answered; else ends the circuit |
+//! | RELAY | opened; forwarded or decoded | layer added, if the next hop has answered; else ends the circuit |
 //! | DESTROY | ends the circuit | ends the circuit |
 //!
-//! Cells of unknown circuits are dropped: they are late, which is normal after a DESTROY.
+//! Cells of unknown circuits are dropped. Late cells are normal after a DESTROY.
 //!
 //! | relay message | at a relay |
 //! |---|---|
@@ -55,49 +56,49 @@ use build::HalfBuilt;
 use gateways::Gateways;
 use table::{Circuit, CircuitKey, Leg, Side, Table};
 
-/// Fragments of one body may take so long.
+/// Time limit from the first to the last fragment of one body.
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
-/// A client's circuit that has no next hop, never had a stream and has carried no cell ends after so long.
+/// Time without a cell after which a client's circuit ends that has no next hop and never had a stream.
 const UNUSED_LIMIT: Duration = Duration::from_secs(600);
-/// The same of a later hop, which may be the last of a circuit that a client keeps ready.
+/// The same for a later hop, which may be the last of a circuit that a client keeps ready.
 const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
-/// From EXTEND to the open channel; a little more than a dial and its handshake may take.
+/// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
 const DIAL_LIMIT: Duration = Duration::from_secs(22);
-/// From CREATE to the last fragment of CREATED.
+/// Time limit from CREATE to the last fragment of CREATED.
 const CREATE_LIMIT: Duration = Duration::from_secs(10);
-/// A volunteer that the directory doesn't count for so many of its intervals is not reached any more. It has looked for
-/// another gateway long before.
+/// A gateway stops reaching a volunteer that the directory has not counted for this many volunteer intervals. The
+/// volunteer replaces the gateway long before.
 const UNCOUNTED_INTERVALS: u32 = 10;
 
 /// Limits and settings of a relay.
 #[derive(Clone, Debug)]
 pub struct RelayParameters {
-    /// Of its channels.
+    /// Parameters of its channels.
     pub channel: ChannelParameters,
-    /// Of the circuits that end here.
+    /// Congestion control of the circuits that end here.
     pub flow: FlowParameters,
-    /// Circuits at once; more are refused. Default 65,536 (about 1 KiB each without streams or waiting cells).
+    /// Cap on circuits; more are refused. Default 65,536 (about 1 KiB each without streams or waiting cells).
     pub circuits: usize,
-    /// Circuits at once whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 a channel.
+    /// Cap on circuits whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 per channel.
     pub half_built: usize,
-    /// Circuits at once that wait for a channel to their next hop, 4 KiB each; more end. Default 1,024, and of a
-    /// channel 256, which may wait for 16 relays.
+    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each; beyond it, the circuit that extends
+    /// ends. Default 1,024, and 256 per channel, for at most 16 relays.
     pub dialling: usize,
-    /// Whether it serves BEGIN and RESOLVE at all. Default no.
+    /// Whether it serves BEGIN and RESOLVE. Default no.
     pub exit: bool,
-    /// Whether it serves REQUEST at all. Default no.
+    /// Whether it serves REQUEST. Default no.
     pub delegate: bool,
-    /// How others get to it. Default directly.
+    /// How circuits reach it. Default directly.
     pub reach: Reach,
 }
 
-/// How others get to a relay.
+/// How circuits reach a relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// It has a public address, is dialled, and is a gateway of volunteers.
+    /// It has a public address, accepts dials, and is a gateway of volunteers.
     #[default]
     Direct,
-    /// It is a volunteer: nobody can dial it, and circuits reach it over the channels that it keeps to its gateways.
+    /// It is a volunteer: it can't be dialled, and circuits reach it over the channels that it keeps to its gateways.
     Gateways,
 }
 
@@ -116,39 +117,39 @@ impl Default for RelayParameters {
     }
 }
 
-/// A stream or a question at this relay as an exit; never used again.
+/// A stream or RESOLVE at this relay as an exit; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExitStream(pub u64);
 
-/// What an origin wants of this relay as an exit.
+/// A request of an origin to this relay as an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitRequest {
     /// Connect to a target; answered by [`Relay::exit_connected`] or [`Relay::exit_failed`].
     Connect(Target),
-    /// Ask the resolver; answered by [`Relay::exit_resolved`] or [`Relay::exit_failed`].
+    /// Resolve a name or an address; answered by [`Relay::exit_resolved`] or [`Relay::exit_failed`].
     Resolve(Host),
-    /// Do what `service` does, with what comes as [`Self::Data`]; the answer is written like a target's. Refused by
+    /// Perform the `service` with the bytes of [`Self::Data`]. The answer is written like a target's. Refused by
     /// [`Relay::exit_failed`].
     Delegate {
-        /// What is to be done.
+        /// The delegated service.
         service: Service,
-        /// Names the circuit it comes over for as long as that lives: what comes over one circuit has one number.
+        /// Number of the stream's circuit: the same for all streams of a circuit, unique among this relay's circuits.
         circuit: u64,
     },
-    /// Send bytes to the target; tell [`Relay::exit_consumed`] when they have gone.
+    /// Send bytes to the target, then call [`Relay::exit_consumed`].
     Data(Bytes),
-    /// Nothing more will be sent to the target.
+    /// The origin has finished: no more bytes follow for the target.
     Finish,
-    /// [`Relay::exit_room`], having been low, is not any more.
+    /// [`Relay::exit_room`] was low and has grown.
     Writable,
-    /// The stream or question is void: drop whatever it is about. Nothing follows.
+    /// The stream or RESOLVE is void: drop its state. Nothing follows.
     Close,
 }
 
-/// What a relay tells its node.
+/// An event for the relay's node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayEvent {
-    /// Work for the exit.
+    /// A request to the exit.
     Exit(ExitStream, ExitRequest),
     /// The volunteers that this relay is a gateway of have changed ([`Relay::volunteers`]).
     VolunteersChanged,
@@ -156,16 +157,16 @@ pub enum RelayEvent {
     GatewaysChanged,
 }
 
-/// What a relay is carrying, to be shown to its operator.
+/// A relay's load, for its operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelayFigures {
-    /// Channels that are open.
+    /// Open channels.
     pub channels: usize,
     /// Circuits.
     pub circuits: usize,
-    /// Streams and questions as an exit.
+    /// Streams and RESOLVEs as an exit.
     pub exit_streams: usize,
-    /// RELAY cells passed on since the start, both directions.
+    /// RELAY cells switched since the start, in both directions.
     pub cells_switched: u64,
 }
 
@@ -177,7 +178,7 @@ pub struct Relay {
     known: KnownRelays,
     channels: Channels,
     gateways: Gateways,
-    /// Channels over which volunteers are reached, and since when the directory's answers haven't counted them.
+    /// Channels over which volunteers are reached, and since when the directory has not counted the volunteer.
     reached: BTreeMap<ChannelId, Option<Instant>>,
     table: Table,
     /// CREATEs that lack fragments.
@@ -185,9 +186,9 @@ pub struct Relay {
     half_built_deadlines: BTreeSet<(Instant, Leg)>,
     /// Circuits that wait for a channel.
     dialling: BTreeMap<RelayId, BTreeSet<CircuitKey>>,
-    /// No later than when each circuit has something due; an entry may come too early.
+    /// Deadlines of circuits; an entry may be earlier than the deadline.
     timers: BTreeSet<(Instant, CircuitKey)>,
-    /// Circuits whose streams may have something to say.
+    /// Circuits whose streams may have pending messages.
     talkative: VecDeque<CircuitKey>,
     exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     next_exit: u64,
@@ -239,20 +240,20 @@ impl Relay {
         self.onion_keys.public()
     }
 
-    /// Makes `next` the onion key; the one before is still answered.
+    /// Makes `next` the onion key. The previous key still answers.
     pub fn rotate_onion_key(&mut self, next: OnionSecret) {
         self.onion_keys.rotate(next);
     }
 
-    /// Takes up a consensus: circuits are extended only to relays in it or in the one before.
+    /// Sets the consensus. Circuits are extended only to relays in it or in the previous one.
     pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
         self.gateways.rank(&self.identity, self.known.current());
         self.channels.set_gateways(self.gateways.ranked());
     }
 
-    /// Of a volunteer: takes up what the directory answers to its registration: from the seed it follows which relays are to
-    /// be its gateways, and those that the directory has not heard of give way to others.
+    /// For a volunteer: handles the directory's answer to its registration. The seed determines the ranking of
+    /// gateways. Gateways without the directory's confirmation are replaced.
     pub fn handle_registration(&mut self, now: Instant, registration: &Registration) {
         self.gateways.set_seed(&self.identity, registration.seed, self.known.current());
         self.channels.set_gateways(self.gateways.ranked());
@@ -262,20 +263,20 @@ impl Relay {
         }
     }
 
-    /// Of a volunteer: its gateways that can reach it now.
+    /// For a volunteer: its gateways that can reach it now, ascending.
     #[must_use]
     pub fn gateways(&self) -> Vec<RelayId> {
         self.gateways.open()
     }
 
-    /// Of a gateway: the volunteers that it can reach now.
+    /// For a gateway: the volunteers that it can reach now.
     #[must_use]
     pub fn volunteers(&self) -> Vec<RelayId> {
         self.channels.volunteers()
     }
 
-    /// Of a gateway: takes up whom the directory counts of the volunteers that were reported. Those that it has not counted
-    /// for long leave their places to others.
+    /// For a gateway: handles the directory's list of the reported volunteers that it counts. Volunteers that have
+    /// not been counted for long are dropped, so that others can take their places.
     pub fn handle_presence(&mut self, now: Instant, counted: &Counted) {
         let Some(consensus) = self.known.current() else { return };
         let patience = consensus.parameters().volunteer_interval().saturating_mul(UNCOUNTED_INTERVALS);
@@ -283,7 +284,7 @@ impl Relay {
         let Self { reached, channels, .. } = self;
         reached.retain(|channel, since| {
             let counts = channels.peer(*channel).is_some_and(|it| counted.volunteers.binary_search(&it).is_ok());
-            // From the first such answer on, for a directory that was away must hear of them first.
+            // Measured from the first such answer: after an outage, the directory first needs a report of them.
             *since = if counts { None } else { since.or(Some(now)) };
             let stays = since.is_none_or(|since| now.since(since) < patience);
             if !stays {
@@ -296,8 +297,8 @@ impl Relay {
         }
     }
 
-    /// Takes no more circuits; those that are there go on. Channels without any close, so that a gateway says at once that
-    /// this volunteer is gone, and none is opened from now on.
+    /// Accepts no more circuits; existing circuits go on. Channels without circuits close, so that a gateway reports
+    /// at once that this volunteer is gone. No channel is opened from now on.
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.parameters.circuits = 0;
         let Self { channels, table, .. } = self;
@@ -312,17 +313,17 @@ impl Relay {
         }
     }
 
-    /// Closes all channels, and opens none from now on.
+    /// Closes all channels and opens none from now on.
     pub fn shut_down(&mut self) {
         self.channels.shut_down();
     }
 
-    /// What the node must do next.
+    /// The next event for the node.
     pub fn poll_event(&mut self) -> Option<RelayEvent> {
         self.events.pop_front()
     }
 
-    /// What it is carrying.
+    /// The current load.
     #[must_use]
     pub fn figures(&self) -> RelayFigures {
         RelayFigures {
@@ -390,7 +391,7 @@ impl Relay {
         }
     }
 
-    /// Looks again when `key` has something due.
+    /// Moves the timer of `key` to its next deadline, if that is earlier.
     fn schedule(&mut self, key: CircuitKey) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
         let Some(due) = circuit.poll_timeout() else { return };

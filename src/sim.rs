@@ -1,8 +1,8 @@
-//! A seeded world of nodes in virtual time.
+//! A seeded simulation of nodes and their network in virtual time.
 //!
 //! Owns a simulated [`Network`] of reliable, ordered lanes with delay, jitter, loss and limited rates, and a
-//! [`World`] that drives protocol cores over it. The same seed gives the same run. Simulation comes on top of the
-//! runs over real data channels, not in their place: what it leaves out is everything below messages.
+//! [`World`] that drives protocol cores over it. Runs with the same seed are identical. The simulation complements
+//! runs over real data channels and doesn't replace them: it leaves out all layers below messages.
 
 mod network;
 #[cfg(test)]

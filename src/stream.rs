@@ -1,29 +1,33 @@
-//! Streams of one circuit at one hop: the machine at either end, origin or exit.
+//! Stream multiplexing over one circuit: the state machine for all streams of an origin or an exit at one hop.
 //!
-//! Owns every stream's buffers and credit, the congestion window over their DATA cells, and the streams of late, so
-//! that what was under way when one ended is no breach. Driven by the circuit (at the origin, one machine for each hop
-//! spoken to) or by the relay's end of a circuit: messages go in by [`Streams::handle_message`] and are pulled by
-//! [`Streams::poll_message`]; the application's side begins, writes, finishes, resets, and tells what it consumed.
-//! Governed by `proto/05-relay-messages.md` and `proto/06-flow.md`. Threat addressed: a peer that sends what it may
-//! not, to fill memory or to leave a trace in the pattern of cells: whatever isn't legal ends the circuit.
+//! Owns the streams' buffers and credit, the congestion window over their DATA cells, and recently closed streams, so
+//! that messages in flight when a stream ended are not a violation. Driven by the circuit (at the origin, one machine
+//! for each hop that has streams) or by the relay's end of a circuit. [`Streams::handle_message`] takes messages of
+//! the peer, [`Streams::poll_message`] returns messages to send. The application's side begins, writes, finishes,
+//! resets and reports consumed bytes. Governed by `proto/05-relay-messages.md` and `proto/06-flow.md`. Threat: a peer
+//! that sends illegal messages to fill memory or to leave a trace in the pattern of cells. Any illegal message ends
+//! the circuit.
 //!
 //! | message | at the origin | at the exit |
 //! |---|---|---|
-//! | BEGIN, RESOLVE | breach | new stream, refused beyond the cap |
-//! | CONNECTED, RESOLVED | answer to what was asked, once | breach |
-//! | REQUEST | breach | new stream, open at once; refused beyond the cap |
-//! | DATA | open stream, within credit | the same, also before CONNECTED |
-//! | END, CREDIT | any stream, or one of late | the same |
+//! | BEGIN, RESOLVE | violation | new stream, refused beyond the cap |
+//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once | violation |
+//! | REQUEST | violation | new stream, open without an answer; refused beyond the cap |
+//! | DATA | open stream or a recently closed one, within credit | the same, also before CONNECTED |
+//! | END (Done) | open stream, once, or a recently closed one | the same, also before CONNECTED |
+//! | END (other) | any stream, or a recently closed one | the same |
+//! | CREDIT | open stream, or a recently closed one | the same |
 //! | SENDME | echo of the oldest outstanding mark | the same |
-//! | DROP | nothing | nothing |
-//! | EXTEND, EXTENDED, GONE | breach (the circuit takes them before) | breach |
+//! | DROP | ignored | ignored |
+//! | EXTEND, EXTENDED, GONE | violation (the circuit takes them before) | violation |
 //!
-//! Every end of a stream sends one last END: Done once it has sent all, when the other direction goes on; or another
-//! reason, which ends both directions and is answered by such an END, unless one was sent already.
+//! Each end of a stream sends one last END. Its reason is Done once the end has sent all its bytes; the other
+//! direction stays open. Any other reason ends both directions; the peer answers it by such an END, unless it has
+//! sent one already.
 //!
-//! Caps: `max_streams` open (more are refused with `ResourceLimit`), [`SEND_BUFFER`] bytes of each to send, the credit
-//! granted of each to receive, 1,024 streams of late (the oldest is forgotten first), 1,024 answers waiting to be sent
-//! (more end the circuit).
+//! Caps: `max_streams` open (further ones are refused with `ResourceLimit`), [`SEND_BUFFER`] bytes to send for each,
+//! the granted credit to receive for each, 1,024 recently closed streams (the oldest is evicted first), 1,024 queued
+//! answers (more end the circuit).
 
 mod late;
 mod receive;
@@ -48,20 +52,20 @@ use state::{Phase, Receiving, Sending, Stream};
 
 /// Bytes that either end may send of a stream before any CREDIT (`proto/06-flow.md`).
 pub const INITIAL_CREDIT: u32 = 128 << 10;
-/// Bytes that wait to be sent of one stream at the most.
+/// The most unsent bytes of one stream.
 pub const SEND_BUFFER: usize = 128 << 10;
 
-/// How long the origin waits for CONNECTED or RESOLVED.
+/// Timeout of CONNECTED and RESOLVED at the origin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the exit's side may take to answer; longer, so that it is the origin that gives up.
+/// Timeout of an answer at the exit; longer, so that the origin's timeout expires first.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a mark may stay unanswered before the circuit counts as dead.
+/// Timeout of a SENDME. After it the circuit counts as dead.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_CONTROL: usize = 1024;
-/// A RESOLVE of this asks for nothing but an answer (`proto/05-relay-messages.md`).
+/// A RESOLVE of this host requests only an answer (`proto/05-relay-messages.md`).
 const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
-/// Which end of the circuit this is.
+/// The end of the circuit that this machine serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The end that begins streams.
@@ -70,22 +74,22 @@ pub enum Role {
     Exit,
 }
 
-/// Why a call or a message could not be taken. [`Self::Full`] is the caller's to mend; all else ends the circuit.
+/// Why a call or a message failed. [`Self::Full`] concerns the caller only; all others end the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// As many streams are open as the parameters allow, or no identifier is free.
+    /// The number of open streams is at its maximum, or no identifier is free.
     #[error("no more streams fit on this circuit")]
     Full,
-    /// The peer sent a message that may not come from it, or not in this stream's state.
+    /// The peer sent a message that is illegal from its end or in this stream's state.
     #[error("{0:?} is not legal here")]
     Illegal(MessageKind),
-    /// The peer sent more bytes than it had credit for.
+    /// The peer sent more bytes than its credit.
     #[error("bytes beyond the stream's credit")]
     BeyondCredit,
-    /// The peer broke congestion control.
+    /// The peer violated congestion control.
     #[error(transparent)]
     Flow(#[from] FlowError),
-    /// The peer asks for more answers than it takes.
+    /// The peer causes more answers than it takes.
     #[error("too many answers are waiting to be sent")]
     TooManyAnswers,
     /// The peer has acknowledged nothing for a minute.
@@ -93,94 +97,95 @@ pub enum StreamError {
     Stalled,
 }
 
-/// What happened on a stream.
+/// An event of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEvent {
-    /// Exit: the origin wants a stream to `target`; answer by [`Streams::connected`] or [`Streams::reset`].
+    /// Exit: the origin requests a stream to `target`. Answered by [`Streams::connected`] or [`Streams::reset`].
     Begin {
         /// The new stream.
         stream: StreamId,
-        /// Where to.
+        /// The target.
         target: Target,
     },
-    /// Exit: the origin asks about `host`; answer by [`Streams::resolved`] or [`Streams::reset`].
+    /// Exit: the origin requests a resolution of `host`. Answered by [`Streams::resolved`] or [`Streams::reset`].
     Resolve {
-        /// Names the question.
+        /// The identifier of the request.
         stream: StreamId,
-        /// A name (asks for addresses) or an address (asks for names).
+        /// A name (requests its addresses) or an address (requests its names).
         host: Host,
     },
     /// Exit: the origin has opened a stream to `service`. [`Streams::reset`] refuses it.
     Request {
         /// The new stream.
         stream: StreamId,
-        /// What is to be done.
+        /// The service.
         service: Service,
     },
     /// Origin: the stream is open.
     Connected {
         /// The stream.
         stream: StreamId,
-        /// The address connected to, if the exit told.
+        /// The address that the exit connected to, if it reports one.
         address: Option<IpAddr>,
     },
-    /// Origin: the answer; nothing follows.
+    /// Origin: the answer to RESOLVE. No further event follows.
     Resolved {
-        /// The question.
+        /// The identifier of the request.
         stream: StreamId,
-        /// Seconds for which the answers may be kept.
+        /// Seconds for which the answers may be cached.
         ttl: u32,
-        /// One or more.
+        /// The answers, at least one.
         answers: Vec<Answer>,
     },
-    /// Bytes came. Tell [`Streams::consumed`] when they have been used.
+    /// Received bytes. Report their use by [`Streams::consumed`].
     Data {
         /// The stream.
         stream: StreamId,
-        /// One cell's, or all that came before the exit was connected.
+        /// The bytes of one cell, or all bytes received before the exit was connected.
         bytes: Bytes,
     },
-    /// The peer has sent all it had: a clean end of its direction.
+    /// The peer has sent all its bytes: a clean end of its direction.
     Finished {
         /// The stream.
         stream: StreamId,
     },
-    /// The send buffer, having been more than half full, is no longer.
+    /// The send buffer was more than half full and is no longer.
     Writable {
         /// The stream.
         stream: StreamId,
     },
-    /// The stream failed, was refused or reset; nothing follows. Not given for a stream reset by this end.
+    /// The stream failed, was refused or was reset by the peer. No further event follows. Not emitted for a stream
+    /// that this end resets.
     Closed {
         /// The stream.
         stream: StreamId,
-        /// Why.
+        /// The reason.
         reason: EndReason,
     },
 }
 
 /// All streams of one circuit at one hop.
 ///
-/// Drain after every call: [`Self::poll_event`] until `None`, [`Self::poll_message`] as the channel has room.
+/// Drain after every call: [`Self::poll_event`] until `None`, then [`Self::poll_message`] while the channel has room.
 pub struct Streams {
     role: Role,
     parameters: FlowParameters,
     streams: BTreeMap<StreamId, Stream>,
-    /// Origin: the echo request that is unanswered, of which there is at most one.
+    /// Origin: the unanswered echo request; at most one.
     echo: Option<StreamId>,
     late: LateStreams,
     next_id: u16,
     window: CongestionWindow,
     acknowledger: Acknowledger,
-    /// CONNECTED, END and the like, in order.
+    /// CONNECTED, END and other control messages, in order.
     control: VecDeque<RelayMessage>,
-    /// Streams that owe their peer CREDIT, each once.
+    /// Streams that owe their peer CREDIT, without duplicates.
     owing: VecDeque<StreamId>,
-    /// Streams with bytes they may send, each once, in turn.
+    /// Streams with bytes they may send, without duplicates, in round-robin order.
     ready: VecDeque<StreamId>,
-    /// Deadlines of the unanswered.
+    /// Deadlines of unanswered requests.
     deadlines: BTreeSet<(Instant, StreamId)>,
-    /// Credit beyond the initial that streams have now.
+    /// Present credit of all streams beyond their initial credit.
     extra_credit: u64,
     events: VecDeque<StreamEvent>,
 }
@@ -207,40 +212,41 @@ impl Streams {
         }
     }
 
-    /// Origin: opens a stream to `target`. [`StreamEvent::Connected`] or [`StreamEvent::Closed`] follows; what is
-    /// written before goes out after CONNECTED.
+    /// Origin: opens a stream to `target`. [`StreamEvent::Connected`] or [`StreamEvent::Closed`] follows. Bytes
+    /// written before CONNECTED are sent after it.
     ///
     /// # Errors
-    /// [`StreamError::Full`] when no more streams fit.
+    /// [`StreamError::Full`] at the maximum number of streams.
     pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
         let stream = self.open(now, Phase::Beginning)?;
         self.control.push_back(RelayMessage::Begin { stream, target });
         Ok(stream)
     }
 
-    /// Origin: asks about `host`. [`StreamEvent::Resolved`] or [`StreamEvent::Closed`] follows.
+    /// Origin: resolves `host`. [`StreamEvent::Resolved`] or [`StreamEvent::Closed`] follows.
     ///
     /// # Errors
-    /// [`StreamError::Full`] when no more streams fit.
+    /// [`StreamError::Full`] at the maximum number of streams.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
         let stream = self.open(now, Phase::Resolving)?;
         self.control.push_back(RelayMessage::Resolve { stream, host });
         Ok(stream)
     }
 
-    /// Origin: opens a stream to a service of the hop's own. It is open at once; a hop that doesn't have the service
+    /// Origin: opens a stream to a service of the hop itself. It is open without an answer. A hop without the service
     /// resets it.
     ///
     /// # Errors
-    /// [`StreamError::Full`] when no more streams fit.
+    /// [`StreamError::Full`] at the maximum number of streams.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
         let stream = self.open(now, Phase::Open)?;
         self.control.push_back(RelayMessage::Request { stream, service });
         Ok(stream)
     }
 
-    /// Origin: asks the hop for an echo, to learn whether the circuit still reaches it, unless one is unanswered or no
-    /// identifier is free. No event follows: any message that comes will tell. It counts as no stream.
+    /// Origin: requests an echo of the hop, to test whether the circuit still works. Does nothing if a request is
+    /// unanswered or no identifier is free. No event follows; any received message shows that the circuit works. Not
+    /// counted as a stream.
     pub fn echo(&mut self) {
         if self.echo.is_none()
             && let Some(stream) = self.free_id()
@@ -250,7 +256,7 @@ impl Streams {
         }
     }
 
-    /// Exit: the stream is connected. Bytes that came before are given now.
+    /// Exit: the stream is connected. Emits the bytes that were received before.
     pub fn connected(&mut self, _now: Instant, id: StreamId, address: Option<IpAddr>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.phase != Phase::Serving {
@@ -270,7 +276,7 @@ impl Streams {
         self.end_if_sent(id);
     }
 
-    /// Exit: answers a question. At most 16 answers go out; none is a failure.
+    /// Exit: answers a RESOLVE. Sends at most 16 answers; an empty list is a failure.
     pub fn resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<Answer>) {
         if self.streams.get(&id).is_none_or(|stream| stream.phase != Phase::Answering) {
             return;
@@ -283,7 +289,7 @@ impl Streams {
         self.forget(id, 0);
     }
 
-    /// Takes as much of `bytes` to send as there is [`Self::room`] for, and says how much.
+    /// Queues as much of `bytes` as [`Self::room`] allows; returns the number of bytes queued.
     pub fn write(&mut self, _now: Instant, id: StreamId, bytes: &[u8]) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         let taken = bytes.get(..stream.room()).unwrap_or(bytes);
@@ -293,13 +299,13 @@ impl Streams {
         taken.len()
     }
 
-    /// Bytes that [`Self::write`] would take now.
+    /// The number of bytes that [`Self::write`] accepts now.
     #[must_use]
     pub fn room(&self, id: StreamId) -> usize {
         self.streams.get(&id).map_or(0, Stream::room)
     }
 
-    /// Sends no more after what was written: a half-close. The other direction goes on.
+    /// Ends this direction after the queued bytes: a half-close. The other direction stays open.
     pub fn finish(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.sending == Sending::Open && stream.carries_data() {
@@ -308,11 +314,12 @@ impl Streams {
         }
     }
 
-    /// Ends both directions at once, for `reason` (`Done` is told as `Reset`). Drops what waits; no event follows.
+    /// Ends both directions immediately for `reason` (`Done` is sent as `Reset`). Drops queued bytes. No event
+    /// follows.
     pub fn reset(&mut self, id: StreamId, reason: EndReason) {
         let Some(stream) = self.streams.get(&id) else { return };
         let reason = if reason == EndReason::Done { EndReason::Reset } else { reason };
-        // A stream of which nothing has gone out needs no END either.
+        // A stream whose opening message is unsent needs no END.
         let unsent = match self.control.back() {
             Some(
                 RelayMessage::Begin { stream, .. }
@@ -331,7 +338,7 @@ impl Streams {
         self.forget(id, may_come);
     }
 
-    /// The application has used `bytes` of what came, so that the peer may send more.
+    /// Reports that the application has used `bytes` received bytes, so that the peer may send more.
     pub fn consumed(&mut self, id: StreamId, bytes: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.consume(bytes);
@@ -341,7 +348,7 @@ impl Streams {
         }
     }
 
-    /// The circuit is gone: every stream ends with `reason`.
+    /// The circuit has closed: every stream ends with `reason`.
     pub fn abort(&mut self, reason: EndReason) {
         let ended = core::mem::take(&mut self.streams).into_keys();
         self.events.extend(ended.map(|stream| StreamEvent::Closed { stream, reason }));
@@ -353,12 +360,12 @@ impl Streams {
         self.deadlines.clear();
     }
 
-    /// What happened next.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<StreamEvent> {
         self.events.pop_front()
     }
 
-    /// Ends what has waited too long for an answer.
+    /// Ends requests that have reached their timeout.
     ///
     /// # Errors
     /// [`StreamError::Stalled`] when the peer acknowledges nothing: the circuit must end.
@@ -376,7 +383,7 @@ impl Streams {
         }
     }
 
-    /// When [`Self::handle_timeout`] is due.
+    /// The deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let answer = self.deadlines.first().map(|(deadline, _)| *deadline);
@@ -393,19 +400,19 @@ impl Streams {
         self.streams.is_empty()
     }
 
-    /// Whether any stream or question waits for its answer.
+    /// Whether any stream or RESOLVE is unanswered.
     #[must_use]
     pub fn awaits_answer(&self) -> bool {
         !self.deadlines.is_empty()
     }
 
-    /// Streams and questions open now; an echo request is neither.
+    /// The number of open streams and unanswered RESOLVEs, without the echo request.
     #[must_use]
     pub fn len(&self) -> usize {
         self.streams.len()
     }
 
-    /// The congestion window, to be looked at.
+    /// The congestion window.
     #[must_use]
     pub const fn window(&self) -> &CongestionWindow {
         &self.window
@@ -424,7 +431,7 @@ impl Streams {
         Ok(id)
     }
 
-    /// The next identifier in turn that is neither open nor of late.
+    /// The next free identifier: neither open nor recently closed.
     fn free_id(&mut self) -> Option<StreamId> {
         for _ in 0..=u16::MAX {
             self.next_id = self.next_id.wrapping_add(1);
@@ -448,14 +455,14 @@ impl Streams {
         self.streams.insert(id, Stream::new(phase, deadline));
     }
 
-    /// Takes a stream out of the open ones; the peer may still have `may_come` bytes of it under way.
+    /// Closes a stream. `may_come` is the number of its bytes that the peer may still have in flight.
     fn forget(&mut self, id: StreamId, may_come: u64) {
         if self.take(id).is_some() {
             self.late.insert(id, may_come);
         }
     }
 
-    /// Takes a stream out of every place it stands in.
+    /// Removes a stream from every collection.
     fn take(&mut self, id: StreamId) -> Option<Stream> {
         let stream = self.streams.remove(&id)?;
         self.extra_credit = self.extra_credit.saturating_sub(stream.extra_credit());

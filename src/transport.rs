@@ -1,9 +1,8 @@
-//! Transports: what carries links between nodes.
+//! Transports: drivers that open links between nodes and carry messages over the lanes of each link.
 //!
-//! A transport opens links, carries messages over their lanes and says when a link is gone. The protocol core asks
-//! through [`Transmit`] and is told through [`LinkEvent`]; it knows nothing else of what is beneath. Governed by
-//! `proto/01-transport.md`. Drivers: `native` (WebRTC data channels over UDP), `browser` (the same by
-//! a browser's own stack) and the simulator's.
+//! The protocol core sends requests as [`Transmit`] and receives [`LinkEvent`]s. It has no other interface to a
+//! transport. Governed by `proto/01-transport.md`. Drivers: `native` (WebRTC data channels over UDP), `browser` (the
+//! same by a browser's own stack) and the simulator's.
 
 #[cfg(feature = "browser")]
 pub mod browser;
@@ -19,25 +18,26 @@ use rand::CryptoRng;
 
 use crate::base::{Instant, LinkEvent, LinkMachine, Transmit};
 
-/// A transport without I/O: a machine that a driver hands time, requests and datagrams.
+/// A transport without I/O: a machine that takes time, requests and datagrams from a driver.
 ///
-/// The drain contract: after any call that takes `&mut self` and a time, call [`Self::poll_link_event`] until it gives
-/// `None`, then send what the transport has to send, then ask [`Self::poll_timeout`] anew. Time never runs backward.
+/// The drain contract: after any call that takes `&mut self` and a time, call [`Self::poll_link_event`] until it
+/// returns `None`. Then send the transport's output, and call [`Self::poll_timeout`] again. Time never runs backward.
 pub trait Transport {
-    /// Takes a request of the core's. A request about a link that is gone is passed over.
+    /// Takes a request of the core. A request for a link that is gone is ignored.
     fn handle_transmit(&mut self, now: Instant, transmit: Transmit);
 
-    /// The next thing that the core must know, if there is any.
+    /// The next event for the core, if any.
     fn poll_link_event(&mut self) -> Option<LinkEvent>;
 
-    /// Does what has become due by `now`. Calling it early does nothing.
+    /// Performs the work due at `now`. Calling it early has no effect.
     fn handle_timeout(&mut self, now: Instant);
 
-    /// When [`Self::handle_timeout`] wants to be called, if ever.
+    /// The deadline for [`Self::handle_timeout`], if any.
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Lets `core` and `transport` talk until neither has anything more to say to the other: half of the drain contract of both.
+/// Exchanges events and requests between `core` and `transport` until neither has more: half of the drain contract of
+/// both.
 pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
         while let Some(event) = transport.poll_link_event() {

@@ -1,7 +1,7 @@
-//! What crosses a channel, as bytes: cells, relay messages, channel-handshake messages, fragments.
+//! Encoding and decoding of what a channel carries: cells, relay messages, channel-handshake messages, fragments.
 //!
-//! Pure codecs: no state, no keys, no time. Every decoder takes bytes that an attacker chose and gives a value or a
-//! [`WireError`]; none panics or allocates more than the input's length. Governed by `proto/02-channel.md`,
+//! Pure codecs: no state, no keys, no time. Every decoder takes bytes that an attacker may choose and returns a value
+//! or a [`WireError`]. None panics or allocates more than the input's length. Governed by `proto/02-channel.md`,
 //! `proto/03-cells.md` and `proto/05-relay-messages.md`.
 
 mod cell;
@@ -21,24 +21,24 @@ pub use fragment::{
 pub use host::{Answer, Host, Target};
 pub use message::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, Service};
 
-/// Why bytes are no valid message.
+/// Why bytes are not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The input ends before the value does.
     #[error("{0}: cut short")]
     Truncated(&'static str),
-    /// The input goes on where the value has ended.
+    /// The input has bytes after the value.
     #[error("{0}: bytes left over")]
     TrailingBytes(&'static str),
-    /// A field holds a value it may not have.
+    /// A field has a value that is not allowed.
     #[error("{0}: not a valid value")]
     Invalid(&'static str),
-    /// A length is beyond what the specification allows.
+    /// A length is beyond the specified maximum.
     #[error("{0}: too long")]
     TooLong(&'static str),
 }
 
-/// Whether all of `bytes` are zero. Looks at every one, which compiles to a few wide instructions.
+/// Whether all of `bytes` are zero. Reads every byte, which compiles to a few wide instructions.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0, |all, byte| all | byte) == 0
 }

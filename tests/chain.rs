@@ -1,7 +1,7 @@
-//! An origin and a chain of relays, joined in memory and in virtual time.
+//! Integration tests of an origin and a chain of relays, joined in memory and in virtual time.
 //!
-//! Shows what circuits must hold from end to end, and above all that whatever a hostile relay or link does to cells is
-//! noticed: forward by the next honest hop, backward by the origin, and nothing of an altered cell is delivered.
+//! They check the end-to-end properties of circuits. In particular, a modification of cells by a hostile relay or
+//! link is detected: forward by the next honest hop, backward by the origin. No part of a modified cell is delivered.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -113,7 +113,7 @@ fn a_circuit_that_its_origin_ends_leaves_nothing_behind() {
     assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit is told to drop its connection");
 }
 
-/// The node that sends over link `link` (1 is the origin's) in a direction, and the one that receives.
+/// The sending and the receiving node of link `link` (1 is the origin's) in a direction.
 fn ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
     let near = if link == 1 { chain.origin } else { chain.relays[link - 2] };
     let far = chain.relays[link - 1];
@@ -123,7 +123,7 @@ fn ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
     }
 }
 
-/// Who sent a DESTROY first.
+/// The node that sent the first DESTROY.
 fn first_to_destroy(chain: &mut Chain) -> Option<NodeId> {
     let nodes: Vec<_> = [chain.origin].into_iter().chain(chain.relays.clone()).collect();
     let ended = nodes.into_iter().filter_map(|node| {
@@ -133,7 +133,7 @@ fn first_to_destroy(chain: &mut Chain) -> Option<NodeId> {
     ended.min_by_key(|(at, _)| *at).map(|(_, node)| node)
 }
 
-/// Does `tamper` on a link in the middle of a transfer; gives who noticed.
+/// Applies `tamper` to a link during a transfer; returns the node that detected it.
 fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamper) -> (Chain, Option<NodeId>) {
     let mut chain = three_hops();
     let (sender, _) = ends(&chain, link, direction);
@@ -146,7 +146,7 @@ fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamp
     (chain, noticed)
 }
 
-/// The circuit has ended everywhere, and what was delivered is the undamaged beginning.
+/// The circuit has ended at all nodes, and the delivered bytes are an undamaged prefix.
 fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &str) {
     let origin = chain.origin;
     chain.at_origin(origin, |party| {
@@ -169,7 +169,7 @@ fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &s
     }
 }
 
-/// All there is to do to a cell, altering it at places that `length` bounds.
+/// All kinds of tampering with a cell; `length` bounds the modified positions.
 fn tampers(length: usize) -> Vec<Tamper> {
     let places = [0, 1, 7, length / 2, length - 17, length - 1];
     let mut tampers: Vec<_> = places.into_iter().map(Tamper::Alter).collect();
@@ -180,7 +180,7 @@ fn tampers(length: usize) -> Vec<Tamper> {
 #[test]
 fn forward_the_next_hop_notices_every_cell_altered_replayed_dropped_or_reordered() {
     for link in 1..=3 {
-        // Forward, the filler is as much a part of the cell as the sealed bytes.
+        // Forward, the filler is authenticated like the sealed bytes.
         for (number, tamper) in tampers(BODY_LEN).into_iter().enumerate() {
             let (mut chain, noticed) = tamper_with_link(link, Direction::Forward, 3 + 7 * number, tamper);
             let what = format!("{tamper:?} forward on link {link}");
@@ -231,7 +231,7 @@ fn a_circuit_whose_handshake_is_altered_is_never_built() {
         (2, Direction::Backward, CREATED),
         (3, Direction::Backward, CREATED),
     ] {
-        // Places in the length, the type, the keys, the sealed payload or tag, the padding.
+        // Positions in the length, the type, the keys, the sealed payload or tag, the padding.
         for at in [1, 3, 4, 20, 60, 75, 90, 1000] {
             let mut chain = Chain::new(SEED, 3);
             let (sender, _) = ends(&chain, link, direction);

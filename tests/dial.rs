@@ -1,5 +1,5 @@
-//! Dials of the native transport: in virtual time over a network that loses, doubles, reorders and forges, and over
-//! real sockets.
+//! Dials of the native transport: in virtual time over a network with loss, duplication, reordering and forgery, and
+//! over real sockets.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::disallowed_methods,

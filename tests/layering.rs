@@ -1,8 +1,8 @@
-//! Which part may know of which: reads the paths in `src` and fails where one points the wrong way.
+//! Checks the dependencies between modules: reads the paths in `src` and fails on one that violates the layers.
 //!
-//! A part is a module at the crate's root. It may name parts of its own layer and of those below, and within a layer no
-//! two may lean on each other in a circle. The protocol core further keeps away from everything that is not handed to
-//! it. Code under `#[cfg(test)]` is exempt, for tests may join parts as they like.
+//! A part is a module at the crate's root. It may use parts of its layer and of lower layers; within a layer,
+//! dependencies must form no cycle. The protocol core may use only crates and standard library modules without
+//! ambient state. Code under `#[cfg(test)]` is exempt.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -23,7 +23,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// The layers from below, and their parts.
+/// The layers from the lowest up, with their parts.
 const LAYERS: &[&[&str]] = &[
     &["base"],
     &["wire", "crypto"],
@@ -38,7 +38,7 @@ const LAYERS: &[&[&str]] = &[
 /// The layers of the protocol core: no socket, thread, lock, file, clock or ambient randomness, no `async`.
 const CORE: usize = 4;
 
-/// What of the standard library the core keeps away from.
+/// Parts of the standard library that the core must not use.
 const AMBIENT: &[&str] = &[
     "std::env",
     "std::fs",
@@ -63,11 +63,11 @@ const AMBIENT: &[&str] = &[
     "std::time::SystemTime",
 ];
 
-/// Primitives that a platform has better than the portable crate, and where: the same answers, by the module's own tests or
-/// the browser's.
+/// Primitives for which a platform has a faster implementation than the portable crate, and the module that may use
+/// it. The module's tests or the browser tests check that results are equal.
 const PLATFORM_PRIMITIVES: &[(&str, &str)] = &[("crypto", "aws_lc_rs::aead::"), ("delegated", "web_sys::Url")];
 
-/// The crates the core may use. Everything else in `Cargo.toml` belongs to the layers above.
+/// The crates that the core may use. All others in `Cargo.toml` are for the layers above.
 const CORE_CRATES: &[&str] = &[
     "alloc",
     "bytes",
@@ -92,7 +92,7 @@ fn layer(part: &str) -> Option<usize> {
     LAYERS.iter().position(|parts| parts.contains(&part))
 }
 
-/// Everything that one file names, as full paths, with `crate` as the first segment for our own.
+/// All paths in one file, in full, with `crate` as the first segment for this crate.
 struct Paths<'a> {
     module: Vec<String>,
     crates: &'a BTreeSet<String>,
@@ -119,7 +119,7 @@ impl Paths<'_> {
                 self.found.insert(segments.join("::"));
                 return;
             }
-            // A name in scope, which some `use` brought there.
+            // A name in scope by a `use`.
             _ => return,
         };
         let full = at.iter().chain(rest).map(String::as_str);
@@ -137,7 +137,7 @@ impl Paths<'_> {
         }
     }
 
-    /// Macro arguments are tokens, not paths: what looks like one counts.
+    /// Macro arguments are tokens, not paths: tokens that form a path count.
     fn tokens(&mut self, tokens: &str) {
         let words: Vec<&str> = tokens.split_whitespace().collect();
         for (index, word) in words.iter().enumerate() {
@@ -238,7 +238,7 @@ impl<'ast> Visit<'ast> for Paths<'_> {
     }
 }
 
-/// One source file: the module it is and what it names.
+/// One source file: its module and its paths.
 struct Source {
     file: PathBuf,
     part: String,
@@ -246,7 +246,7 @@ struct Source {
     forbidden: BTreeSet<&'static str>,
 }
 
-/// Reads `file`, which is the module `module`, and the files of the modules it declares, without those of tests.
+/// Reads `file`, the module `module`, and the files of the modules it declares, except tests.
 fn read(file: &Path, module: &[String], crates: &BTreeSet<String>, found: &mut Vec<Source>) {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let syntax = syn::parse_file(&text).unwrap();
@@ -266,7 +266,7 @@ fn read(file: &Path, module: &[String], crates: &BTreeSet<String>, found: &mut V
     }
 }
 
-/// The crates that `Cargo.toml` names, and the standard library's.
+/// The crates in `Cargo.toml`, and those of the standard library.
 fn crates() -> BTreeSet<String> {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     let sections = manifest
@@ -286,7 +286,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// Our own parts that `source` names. What the library's root offers under a shorter name counts as the part it is of.
+/// The parts that `source` uses. A re-export of the library's root counts as its original part.
 fn parts(source: &Source, offered: &BTreeMap<String, String>) -> BTreeSet<String> {
     let ours = source.paths.iter().filter_map(|path| path.strip_prefix("crate::"));
     let first = ours.map(|path| path.split("::").next().unwrap());
@@ -296,7 +296,7 @@ fn parts(source: &Source, offered: &BTreeMap<String, String>) -> BTreeSet<String
         .collect()
 }
 
-/// The names that `lib.rs` re-exports, each with its part.
+/// The re-exports of `lib.rs`, each with its part.
 fn offered() -> BTreeMap<String, String> {
     fn collect(prefix: &[String], tree: &UseTree, names: &mut BTreeMap<String, String>) {
         let with = |name: String| prefix.iter().cloned().chain([name]).filter(|name| name != "crate" && name != "self");
@@ -328,7 +328,7 @@ fn no_part_knows_of_one_above_it() {
             panic!("{file}: `{}` stands in no layer; give it one in tests/layering.rs", source.part);
         };
         for part in parts(&source, &offered) {
-            // Whatever the root and the program name, they stand on top.
+            // The root and the program may use all layers.
             if own + 1 == LAYERS.len() {
                 continue;
             }
@@ -349,7 +349,7 @@ fn no_two_parts_lean_on_each_other() {
     for source in sources().iter().filter(|source| source.part != "lib" && source.part != "main") {
         names.entry(source.part.clone()).or_default().extend(parts(source, &offered));
     }
-    // Take away parts that lean on none that is left; a circle can't be taken away.
+    // Repeatedly removes parts without remaining dependencies; a cycle can't be removed.
     loop {
         let free: Vec<String> =
             names.iter().filter(|(_, parts)| parts.is_empty()).map(|(name, _)| name.clone()).collect();

@@ -1,4 +1,4 @@
-//! Holds the papers to the code: what they name must be there.
+//! Checks the documents against the code: the identifiers and files that they name must exist.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -13,7 +13,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files with the ending `kind` in `path`, or `path` itself if it is one.
+/// Files with the extension `kind` in `path`, or `path` itself if it is a file.
 fn files(path: &Path, kind: &str) -> Vec<PathBuf> {
     if path.is_dir() {
         return fs::read_dir(path).unwrap().flat_map(|entry| files(&entry.unwrap().path(), kind)).collect();

@@ -18,7 +18,7 @@ use umbel::{
 };
 
 const ROOM: usize = usize::MAX >> 1;
-/// Cells of each circuit that go through at a time: what one message holds.
+/// Cells of each circuit per batch: the content of one message.
 pub(crate) const CELLS: usize = 16;
 const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const PREVIOUS: LinkId = LinkId(1);
@@ -129,7 +129,7 @@ impl Bench {
         self.carry();
     }
 
-    /// Carries messages until nobody has any.
+    /// Passes messages until none is left.
     fn carry(&mut self) {
         let (now, rng) = (Instant::START, &mut self.rng);
         loop {
@@ -157,7 +157,7 @@ impl Bench {
         events.find_map(|event| if let ChannelEvent::Cell { cell, .. } = event { Some(cell) } else { None }).unwrap()
     }
 
-    /// One circuit through the relay; the next hop answers anything, for the relay can't tell.
+    /// Builds one circuit through the relay; the next hop returns an arbitrary answer, which the relay can't verify.
     fn build(&mut self) {
         let channel = self.client.lookup(&self.keys.identity).unwrap();
         let circuit = self.client.allocate_circuit(channel, &mut self.rng).unwrap();

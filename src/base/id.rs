@@ -1,4 +1,4 @@
-//! Identifiers. Zero is no valid identifier of anything.
+//! Identifiers of circuits, streams, hops and relays. Zero is not a valid numeric identifier.
 
 use core::{
     fmt,
@@ -7,20 +7,20 @@ use core::{
 
 use data_encoding::BASE32_NOPAD;
 
-/// A circuit on one channel; picked by the side that creates it, the dialler from the upper half
+/// A circuit on one channel. The side that creates the circuit picks it, the dialler from the upper half
 /// (`proto/02-channel.md`).
 ///
-/// Prints redacted: together with a time it tells whose traffic a relay carries.
+/// Prints redacted: together with a time, it could show whose traffic a relay carries.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(NonZeroU32);
 
 impl CircuitId {
-    /// The lowest there can be.
+    /// The lowest identifier.
     pub const LOWEST: Self = Self(NonZeroU32::MIN);
-    /// The highest there can be.
+    /// The highest identifier.
     pub const HIGHEST: Self = Self(NonZeroU32::MAX);
 
-    /// The identifier `value`, unless it is zero.
+    /// The identifier `value`; `None` for zero.
     #[must_use]
     pub const fn new(value: u32) -> Option<Self> {
         match NonZeroU32::new(value) {
@@ -29,13 +29,13 @@ impl CircuitId {
         }
     }
 
-    /// The identifier as it stands in a cell.
+    /// The identifier as encoded in a cell.
     #[must_use]
     pub const fn value(self) -> u32 {
         self.0.get()
     }
 
-    /// Whether it is of the half that the dialler of a channel picks from.
+    /// Whether the identifier is in the half that the dialler of a channel picks from.
     #[must_use]
     pub const fn of_dialler(self) -> bool {
         self.0.get() >= 1 << 31
@@ -48,12 +48,12 @@ impl fmt::Debug for CircuitId {
     }
 }
 
-/// A stream of one circuit at one hop; picked by the origin.
+/// A stream of one circuit at one hop. The origin picks it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(NonZeroU16);
 
 impl StreamId {
-    /// The identifier `value`, unless it is zero.
+    /// The identifier `value`; `None` for zero.
     #[must_use]
     pub const fn new(value: u16) -> Option<Self> {
         match NonZeroU16::new(value) {
@@ -62,7 +62,7 @@ impl StreamId {
         }
     }
 
-    /// The identifier as it stands in a relay message.
+    /// The identifier as encoded in a relay message.
     #[must_use]
     pub const fn value(self) -> u16 {
         self.0.get()
@@ -82,10 +82,10 @@ pub struct HopIndex(NonZeroU8);
 impl HopIndex {
     /// The hop next to the origin.
     pub const FIRST: Self = Self(NonZeroU8::MIN);
-    /// The longest circuit there can be, in hops.
+    /// Hops of the longest circuit.
     pub const MAX: u8 = 8;
 
-    /// The hop at `value`, unless that is zero or beyond [`Self::MAX`].
+    /// The hop at `value`; `None` for zero or beyond [`Self::MAX`].
     #[must_use]
     pub const fn new(value: u8) -> Option<Self> {
         match NonZeroU8::new(value) {
@@ -100,7 +100,7 @@ impl HopIndex {
         self.0.get()
     }
 
-    /// The hop after this one, if a circuit may be that long.
+    /// The hop after this one; `None` after [`Self::MAX`].
     #[must_use]
     pub const fn next(self) -> Option<Self> {
         Self::new(self.0.get().saturating_add(1))
@@ -109,13 +109,13 @@ impl HopIndex {
 
 /// A relay's identity: its long-term ed25519 public key (RFC 8032), 32 bytes.
 ///
-/// Prints its first eight base-32 characters: relays are public, the paths they form are not, so a circuit's
-/// hops are never printed together.
+/// Prints its first eight base-32 characters. Relays are public but paths are not, so the hops of a circuit are never
+/// printed together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayId([u8; 32]);
 
 impl RelayId {
-    /// The identity with these key bytes. Whether they are a usable key shows when a signature is verified.
+    /// The identity with these key bytes. An invalid key is detected only when a signature is verified.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -127,13 +127,13 @@ impl RelayId {
         &self.0
     }
 
-    /// The identity in full, base 32 in lower case without padding: 52 characters.
+    /// The whole identity in base 32, lower case without padding: 52 characters.
     #[must_use]
     pub fn to_base32(&self) -> String {
         BASE32_NOPAD.encode(&self.0).to_ascii_lowercase()
     }
 
-    /// The identity that [`Self::to_base32`] wrote, in either case.
+    /// Decodes the output of [`Self::to_base32`], in either case.
     #[must_use]
     pub fn from_base32(text: &str) -> Option<Self> {
         let bytes = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).ok()?;

@@ -1,28 +1,29 @@
-//! Links: what the protocol core knows of a transport.
+//! Links: the interface between the protocol core and a transport.
 //!
 //! A link is one peer association of a transport (for WebRTC: one DTLS association with its data channels). The core
-//! names links, asks for them ([`Transmit`]) and is told about them ([`LinkEvent`]); it never sees a socket.
+//! names links, sends requests ([`Transmit`]) and receives events ([`LinkEvent`]). It has no access to sockets.
 
 use core::{fmt, net::SocketAddr};
 
 use super::{Redacted, RelayId, Slots};
 
-/// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels over which its circuits are spread
-/// (`proto/01-transport.md`).
+/// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels. The circuits of the link are spread over
+/// them (`proto/01-transport.md`).
 pub const LANES: u8 = 4;
 
-/// Lanes of a link between nodes of ours. A lost packet holds up the circuits of its lane, so many lanes hold up few.
+/// Lanes of a link between Umbel nodes. A lost packet delays the circuits of its lane, so more lanes mean fewer
+/// delayed circuits.
 pub const MAX_LANES: u8 = 64;
 
-/// Cells in one data-channel message at the most. In datagrams of 1,232 bytes so many fill 15 SCTP packets; 16 would take 15 too,
-/// the last nearly empty, and it is packets that cost time.
+/// The most cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells
+/// would take 15 packets too, the last nearly empty, and the cost is per packet.
 pub const MESSAGE_CELLS: usize = 17;
 
-/// One link of this node's transport; never used again after the link has closed.
+/// One link of this node's transport. The identifier is not reused after the link has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
-/// One of the data channels of a link, of which there are [`LANES`] to [`MAX_LANES`].
+/// One of the data channels of a link, which has [`LANES`] to [`MAX_LANES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(u8);
 
@@ -30,29 +31,29 @@ impl Lane {
     /// The lane that carries the channel handshake.
     pub const FIRST: Self = Self(0);
 
-    /// The lane `value`, unless there is none.
+    /// The lane `value`; `None` from [`MAX_LANES`] on.
     #[must_use]
     pub const fn new(value: u8) -> Option<Self> {
         if value < MAX_LANES { Some(Self(value)) } else { None }
     }
 
-    /// The lane's number, also its data channel's stream identifier.
+    /// The lane's number, which is also the stream identifier of its data channel.
     #[must_use]
     pub const fn value(self) -> u8 {
         self.0
     }
 }
 
-/// All a dialler must know of a relay; every field stands in the relay's descriptor.
+/// The fields of a relay's descriptor that a dialler needs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DialTarget {
-    /// Who must prove to be at the other end.
+    /// The identity that the other end must prove.
     pub relay: RelayId,
-    /// Where it listens, in order of preference; never empty.
+    /// Its addresses, in order of preference; never empty.
     pub addresses: Vec<SocketAddr>,
     /// ICE user-name fragment (RFC 8839 §5.4), 4 to 256 characters.
     pub ice_ufrag: String,
-    /// ICE password (RFC 8839 §5.4), 22 to 256 characters. Public, so it proves nothing.
+    /// ICE password (RFC 8839 §5.4), 22 to 256 characters. Public, so it authenticates nothing.
     pub ice_password: String,
     /// SHA-256 of the DTLS certificate (DER).
     pub fingerprint: [u8; 32],
@@ -64,34 +65,34 @@ impl fmt::Debug for DialTarget {
     }
 }
 
-/// What the transport established about a link when it opened.
+/// Properties of a link that the transport established when it opened.
 #[derive(Clone, Debug)]
 pub struct LinkOpened {
     /// The relay this node dialled; `None` if the other end dialled.
     pub dialled: Option<RelayId>,
-    /// SHA-256 of the certificate this end showed (DER).
+    /// SHA-256 of the certificate this end presented (DER).
     pub local_certificate: [u8; 32],
-    /// SHA-256 of the certificate the other end showed (DER).
+    /// SHA-256 of the certificate the other end presented (DER).
     pub peer_certificate: [u8; 32],
-    /// Where the other end's datagrams come from.
+    /// The source address of the other end's datagrams.
     pub peer_address: Redacted<SocketAddr>,
-    /// How many lanes the link has: the same number at both ends.
+    /// The number of lanes, the same at both ends.
     pub lanes: u8,
 }
 
-/// Why a dial did not lead to a link.
+/// Why a dial failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
-    /// Nothing usable came back in time.
+    /// No usable answer before the timeout.
     #[error("no answer in time")]
     TimedOut,
-    /// The other end showed a certificate that is not the descriptor's.
+    /// The other end presented a certificate that is not the descriptor's.
     #[error("the certificate is not the one in the descriptor")]
     WrongFingerprint,
-    /// The other end broke a protocol below the channel, or refused.
+    /// The other end violated a protocol below the channel, or refused.
     #[error("the other end refused or broke the protocol")]
     Refused,
-    /// This node can't dial: no address of a family it has, or too many dials under way.
+    /// This node can't dial: no address of a family it has, or too many dials in flight.
     #[error("this node can't dial now")]
     Unable,
 }
@@ -102,62 +103,63 @@ pub enum LinkClose {
     /// The other end closed it.
     #[error("closed by the other end")]
     ByPeer,
-    /// Nothing came from the other end for too long.
+    /// No packet from the other end before the timeout.
     #[error("the other end fell silent")]
     TimedOut,
-    /// The other end broke a protocol below the channel.
+    /// The other end violated a protocol below the channel.
     #[error("the other end broke the protocol")]
     Broken,
-    /// Memory for links was short, and of those that hold some it had made no progress for longest.
+    /// The memory for links was exhausted. Of the links that hold some, this one had made no progress for longest.
     #[error("this node's memory for links is used up")]
     Overloaded,
-    /// Its keys have protected as many records as they may.
+    /// The link's keys have protected the maximum number of records.
     #[error("the link's keys are used up")]
     KeyLimit,
 }
 
-/// What a transport tells the core.
+/// An event that a transport reports to the core.
 #[derive(Clone, Debug)]
 pub enum LinkEvent {
-    /// A link is up and its lanes carry messages. The first [`LinkEvent::Room`] follows.
+    /// A link is open and its lanes carry messages. The first [`LinkEvent::Room`] follows.
     Opened {
         /// The new link.
         link: LinkId,
-        /// What the transport knows of it.
+        /// Its properties.
         opened: LinkOpened,
     },
-    /// A dial that [`Transmit::Dial`] asked for came to nothing.
+    /// A dial requested by [`Transmit::Dial`] failed.
     DialFailed {
-        /// Whom the dial was for.
+        /// The relay that was dialled.
         relay: RelayId,
         /// Why.
         error: DialError,
     },
-    /// One whole data-channel message arrived.
+    /// One whole data-channel message was received.
     Message {
-        /// The link it came over.
+        /// The link that received it.
         link: LinkId,
-        /// The lane it came in.
+        /// The lane that received it.
         lane: Lane,
         /// Its bytes, at most 64 KiB.
         message: Slots,
     },
-    /// The link has taken something, and takes `bytes` more before its send buffer stands at its mark; it may be none yet.
-    /// Replaces the figure told before. The core may leave as much unused as makes no whole message, so this is told as long as
-    /// something is in the buffer.
+    /// The link accepts `bytes` more until its send buffer reaches its threshold; `bytes` may be zero. Replaces the
+    /// figure of the previous event. The core may leave room unused that is too small for a whole message, so the
+    /// event is repeated while the buffer holds anything.
     Room {
         /// The link.
         link: LinkId,
         /// Bytes.
         bytes: usize,
     },
-    /// The link's keys are soon used up: it is to take no new circuits, and a second link is to be opened for them. It goes on
-    /// carrying those it has, until they end or [`LinkEvent::Closed`] tells of [`LinkClose::KeyLimit`]. Told once.
+    /// The link's keys are close to their limit. The core puts no new circuits on the link and opens a second link
+    /// for them. The link carries its present circuits until they end or [`LinkEvent::Closed`] reports
+    /// [`LinkClose::KeyLimit`]. Reported once.
     Retire {
         /// The link.
         link: LinkId,
     },
-    /// The link is gone; its identifier is never heard of again.
+    /// The link is closed. No further event has its identifier.
     Closed {
         /// The link.
         link: LinkId,
@@ -166,13 +168,13 @@ pub enum LinkEvent {
     },
 }
 
-/// What the core asks of a transport.
+/// A request of the core to a transport.
 #[derive(Clone, Debug)]
 pub enum Transmit {
     /// Open a link; answered by [`LinkEvent::Opened`] with `dialled` set, or by [`LinkEvent::DialFailed`].
     Dial(DialTarget),
-    /// Send one message. The core sends no more bytes than the link has [`LinkEvent::Room`] for, but for the last
-    /// message, which may go over.
+    /// Send one message. The core sends no more bytes than the last [`LinkEvent::Room`] allows, except that the last
+    /// message may exceed it.
     Message {
         /// The link.
         link: LinkId,
@@ -181,6 +183,6 @@ pub enum Transmit {
         /// The message, at most `MESSAGE_CELLS` cells.
         message: Slots,
     },
-    /// Send what was handed over, then close the link. No [`LinkEvent::Closed`] follows.
+    /// Send all messages accepted before, then close the link. No [`LinkEvent::Closed`] follows.
     Close(LinkId),
 }

@@ -1,10 +1,10 @@
-//! Printing without telling: whatever ties traffic to a person prints as a placeholder.
+//! Redaction: values that tie traffic to a person print as a placeholder.
 
 use core::fmt;
 
-/// A value that never prints itself: addresses, host names, queries, circuit identities.
+/// A value that never prints its content: addresses, host names, queries, circuit identities.
 ///
-/// `Debug` and `Display` give `[redacted]`; the value itself is reached through the public field.
+/// `Debug` and `Display` print `[redacted]`. The public field holds the value.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Redacted<T>(pub T);
 

@@ -1,7 +1,7 @@
-//! Messages as lists of slots, each as long as a cell.
+//! Buffers of cells ([`Slot`]) and of messages as lists of them ([`Slots`]).
 //!
-//! A cell keeps its slot from the packet that it arrived in to the packet that it leaves in: reassembly fills slots, the
-//! onion layer works in them, and the sending association keeps them until they are acknowledged.
+//! A cell stays in one slot from the packet in which it arrives to the packet in which it leaves. Reassembly fills
+//! slots, the onion layer works in place, and the sending association keeps them until they are acknowledged.
 
 use core::{
     cmp::Ordering,
@@ -10,17 +10,17 @@ use core::{
 };
 use std::cell::RefCell;
 
-/// Bytes of a slot: those of a cell.
+/// Bytes of a slot: the length of a cell.
 pub const SLOT_LEN: usize = 1024;
-/// Dropped slots that a thread keeps for its next ones: 1 MiB.
+/// Dropped slots that a thread keeps for reuse: 1 MiB.
 const MAX_SPARE: usize = 1024;
 
 thread_local! {
-    /// Slots that this thread has dropped, with what they held.
+    /// Slots that this thread has dropped, with their old content.
     static SPARE: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Memory for one cell. A dropped slot is used again by its thread, so that a cell that passes needs no new memory as a rule.
+/// Memory for one cell. Its thread reuses a dropped slot, so forwarding a cell normally allocates no memory.
 pub struct Slot(Option<Box<[u8; SLOT_LEN]>>);
 
 impl Slot {
@@ -30,7 +30,7 @@ impl Slot {
         Self::from([0; SLOT_LEN])
     }
 
-    /// A slot that may hold bytes of another circuit: nothing may read it before it is written.
+    /// A slot that may hold bytes of another circuit. It must be written before it is read.
     fn unwritten() -> Self {
         let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
         spare.ok().flatten().unwrap_or_else(|| Self(Some(new())))
@@ -44,7 +44,7 @@ fn new() -> Box<[u8; SLOT_LEN]> {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(bytes) = self.0.take() else { return };
-        // A thread that ends has no list any more.
+        // A thread that is ending has no list any more.
         let _ = SPARE.try_with(|spare| {
             if let Ok(mut spare) = spare.try_borrow_mut()
                 && spare.len() < MAX_SPARE
@@ -73,7 +73,7 @@ impl Deref for Slot {
     type Target = [u8; SLOT_LEN];
 
     fn deref(&self) -> &[u8; SLOT_LEN] {
-        // `None` in `drop` alone.
+        // `None` only in `drop`.
         self.0.as_deref().unwrap_or(&[0; SLOT_LEN])
     }
 }
@@ -84,7 +84,7 @@ impl DerefMut for Slot {
     }
 }
 
-/// The bytes of one message. All slots but the last are full, and only the bytes that were appended can be read.
+/// The bytes of one message. All slots but the last are full. Only the bytes that were appended can be read.
 #[derive(Clone, Default)]
 pub struct Slots {
     slots: Vec<Slot>,
@@ -98,31 +98,31 @@ impl Slots {
         Self { slots: Vec::new(), len: 0 }
     }
 
-    /// No bytes; the list has room for `slots` slots.
+    /// No bytes; the list has capacity for `slots` slots.
     #[must_use]
     pub fn with_capacity(slots: usize) -> Self {
         Self { slots: Vec::with_capacity(slots), len: 0 }
     }
 
-    /// How many bytes it has.
+    /// The number of bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has no bytes.
+    /// Whether there are no bytes.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes of memory that its slots take.
+    /// Bytes of memory that the slots take.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.slots.len().saturating_mul(SLOT_LEN)
     }
 
-    /// Appends a full slot. One behind a slot that isn't full is copied.
+    /// Appends a full slot. Copies it if the last slot isn't full.
     pub fn push(&mut self, slot: Slot) {
         if self.len.is_multiple_of(SLOT_LEN) {
             self.slots.push(slot);
@@ -149,7 +149,7 @@ impl Slots {
         }
     }
 
-    /// The bytes in `range`, piece by piece; those that it has of them.
+    /// The bytes in `range`, clipped to the length, one piece for each slot.
     pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let end = range.end.min(self.len);
         let first = range.start / SLOT_LEN;
@@ -161,13 +161,13 @@ impl Slots {
         })
     }
 
-    /// Its slots; `None` if the last isn't full.
+    /// The slots; `None` if the last isn't full.
     #[must_use]
     pub fn into_full(self) -> Option<Vec<Slot>> {
         self.len.is_multiple_of(SLOT_LEN).then_some(self.slots)
     }
 
-    /// Its bytes in one piece.
+    /// A copy of all bytes in one piece.
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.len);

@@ -1,16 +1,16 @@
-//! Two kinds of time that never mix: a monotonic [`Instant`] for the protocol core and a [`WallTime`] for documents.
+//! Two types of time that don't mix: monotonic [`Instant`] for the protocol core and [`WallTime`] for documents.
 
 use core::time::Duration;
 
 /// A point in monotonic time, in nanoseconds since the driver started.
 ///
-/// Ours rather than `std`'s, because `std::time::Instant` can't be had in WebAssembly and can't be made up in a
-/// simulation. Arithmetic saturates.
+/// Replaces `std::time::Instant`, which is not available in WebAssembly and can't be constructed in a simulation.
+/// Arithmetic saturates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// The moment the driver started.
+    /// The time at which the driver started.
     pub const START: Self = Self(0);
 
     /// The point `nanoseconds` after the driver started.
@@ -31,14 +31,14 @@ impl Instant {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// `self` moved forward by `duration`, at most to the end of time.
+    /// `self` plus `duration`; saturates.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
-/// Wall-clock time in whole seconds since the Unix epoch, as documents carry it.
+/// Wall-clock time in whole seconds since the Unix epoch, as in documents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WallTime(u64);
 
@@ -61,13 +61,13 @@ impl WallTime {
         Duration::from_secs(self.0.saturating_sub(earlier.0))
     }
 
-    /// `self` moved forward by the whole seconds of `duration`.
+    /// `self` plus the whole seconds of `duration`; saturates.
     #[must_use]
     pub const fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration.as_secs()))
     }
 
-    /// `self` moved back by the whole seconds of `duration`.
+    /// `self` minus the whole seconds of `duration`; saturates.
     #[must_use]
     pub const fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(duration.as_secs()))

@@ -1,7 +1,7 @@
-//! The client's core in a page, with its exchanges: each one request over a stream of its own, and one answer.
+//! The client's core in a page, and its exchanges: one request and one answer over a stream on a separate circuit.
 //!
-//! Of an exchange what goes out is there when it begins, and what comes back is taken whole, up to a bound that the asker
-//! names. Streams by the piece are [`super::stream`]'s.
+//! The request of an exchange is complete at its start. The answer is returned whole, up to a bound given by the
+//! caller. [`super::stream`] has streams in pieces.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -22,55 +22,55 @@ use crate::{
     wire::EndReason,
 };
 
-/// One hop of the way an exchange took.
+/// One hop of an exchange's circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hop {
     pub(super) relay: RelayId,
-    /// What building the circuit to it took.
+    /// Time to build the circuit to this hop.
     pub(super) took: Duration,
 }
 
-/// The way an exchange takes.
+/// The circuit of an exchange.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Way {
     /// The guard first, the exit last.
     pub(super) hops: Vec<Hop>,
-    /// The exit carries streams of this client too, for no other offers the same.
+    /// The exit also carries streams of this client, because no other exit offers the same service.
     pub(super) shared_exit: bool,
 }
 
-/// What came back.
+/// The result of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Exchanged {
     pub(super) answer: Vec<u8>,
     pub(super) way: Way,
-    /// From the request's leaving to the answer's end.
+    /// Time from sending the request to the end of the answer.
     pub(super) took: Duration,
 }
 
-/// Why nothing did.
+/// Why an exchange failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeFailure {
-    /// There was no circuit.
+    /// No circuit was available.
     NoWay(StreamFailure),
-    /// The exit or its circuit broke off, or its answer is longer than it may be.
+    /// The exit or its circuit closed, or the answer exceeds its bound.
     Broken(Way),
-    /// The exit took too long.
+    /// The exit exceeded the time limit.
     Silent(Way),
     /// The client has been closed.
     Closed,
 }
 
-/// An exchange as it is wanted.
+/// The parameters of an exchange.
 pub(super) struct Wanted {
     pub(super) delegation: Delegation,
-    /// Exits that are not to do it.
+    /// Excluded exits.
     pub(super) not_by: Vec<RelayId>,
     pub(super) isolation: IsolationKey,
     pub(super) request: Vec<u8>,
-    /// Bytes that the answer may have.
+    /// Largest answer in bytes.
     pub(super) most: usize,
-    /// For the answer, once there is a circuit.
+    /// Time limit of the answer, from the time that the circuit is ready.
     pub(super) patience: Duration,
 }
 
@@ -79,29 +79,29 @@ struct Exchange {
     sent: usize,
     answer: Vec<u8>,
     most: usize,
-    /// Since when the request is on its way, and the way.
+    /// The time of sending the request, and its circuit, once sending has begun.
     under_way: Option<(Instant, Way)>,
     reply: Reply<Result<Exchanged, ExchangeFailure>>,
-    /// Rings when the request is on its way.
+    /// Set when sending of the request begins.
     began: Reply<()>,
 }
 
-/// The client's core with what a page wants of it.
+/// The client's core with the streams and exchanges of a page.
 pub(super) struct PageCore {
     pub(super) client: Client,
     pub(super) streams: Streams,
     exchanges: BTreeMap<ClientStream, Exchange>,
     store: Store,
-    /// Steps of the start, as they come.
+    /// Progress of the start.
     steps: Steps,
 }
 
-/// What has been reached since the start.
+/// Progress of the client's start.
 #[derive(Clone, Default)]
 pub(super) struct Steps {
-    /// Rings at each.
+    /// Rings at each step.
     pub(super) bell: Bell,
-    /// Whether a circuit stands.
+    /// Whether a circuit is built.
     pub(super) ready: std::rc::Rc<core::cell::Cell<bool>>,
 }
 
@@ -158,7 +158,7 @@ impl PageCore {
         }
     }
 
-    /// Sends as much of a request as there is room for.
+    /// Sends as much of a request as the stream has room for.
     fn pump(&mut self, now: Instant, stream: ClientStream) {
         let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
         while let Some(rest) = exchange.request.get(exchange.sent..).filter(|rest| !rest.is_empty()) {
@@ -184,7 +184,7 @@ impl PageCore {
     }
 }
 
-/// Has `wanted` done over a circuit of its own.
+/// Makes the exchange `wanted` over a separate circuit.
 pub(super) async fn exchange(driver: &Driver<PageCore>, wanted: Wanted) -> Result<Exchanged, ExchangeFailure> {
     let Wanted { delegation, not_by, isolation, request, most, patience } = wanted;
     let (reply, answer) = slot();
@@ -196,7 +196,7 @@ pub(super) async fn exchange(driver: &Driver<PageCore>, wanted: Wanted) -> Resul
         stream
     });
     let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
-    // The client itself limits how long a circuit is waited for; then, or when that fails, this is over.
+    // The client limits the wait for a circuit; this completes when the circuit is ready or has failed.
     beginning.await;
     match clock::within(patience, answer).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),

@@ -1,4 +1,4 @@
-//! The page's two clocks, and waiting by them.
+//! Monotonic clock, wall clock and timers of a page.
 
 use core::{
     future::{Future, poll_fn},
@@ -12,32 +12,32 @@ use wasm_bindgen::{JsCast as _, closure::Closure};
 use super::{js, slot};
 use crate::base::{Instant, WallTime};
 
-/// A browser's timers hold 31 bits of milliseconds; what is later than this is waited for in steps.
+/// The longest single timer. A browser's timers have 31 bits of milliseconds; later deadlines take several timers.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Monotonic time since the page began.
+/// Monotonic time since the page was loaded.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is never negative")]
 pub(super) fn now() -> Instant {
     Instant::from_nanos((js::performance_now() * 1e6) as u64)
 }
 
-/// The time of the machine's clock.
+/// The wall-clock time of the machine.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; before 1970 gives 1970")]
 pub(super) fn wall_time() -> WallTime {
     WallTime::from_unix((js::date_now() / 1e3) as u64)
 }
 
-/// A timer of the browser's; dropping it stops it.
+/// A timer of the browser; dropping it stops it.
 pub(super) struct Timer {
     id: f64,
     _callback: Closure<dyn FnMut()>,
 }
 
 impl Timer {
-    /// Calls `callback` once after `delay`, a hidden page's perhaps much later.
+    /// Calls `callback` once after `delay`; in a hidden page it may be much later.
     pub(super) fn start(delay: Duration, callback: impl FnMut() + 'static) -> Self {
         let callback = Closure::new(callback);
-        // Rounded up, or it would fire before the time and again.
+        // Rounded up; otherwise it could fire before the deadline, and a second time.
         let milliseconds = (delay.min(LONGEST).as_secs_f64() * 1e3).ceil();
         let id = js::set_timeout(callback.as_ref().unchecked_ref(), milliseconds);
         Self { id, _callback: callback }
@@ -58,7 +58,7 @@ pub(super) async fn sleep(delay: Duration) {
     drop(timer);
 }
 
-/// What `future` gives, or `None` if it takes longer than `limit`.
+/// The output of `future`, or `None` if it takes longer than `limit`.
 pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let (mut future, mut over) = (pin!(future), pin!(sleep(limit)));
     poll_fn(|cx| match (future.as_mut().poll(cx), over.as_mut().poll(cx)) {

@@ -1,9 +1,9 @@
-//! What a page does with directories: fetches the consensus and the volunteer list, judges them, keeps the first, and
+//! A page's directory client: fetches and verifies the consensus and the volunteer list, stores the consensus, and
 //! registers a volunteer.
 //!
-//! The counterpart of `io::directory_client`, over `fetch`. Whoever answers as a directory is not trusted: no redirect is
-//! followed, no cookie sent, lengths and times are capped, and a consensus counts only by the authorities' signatures and
-//! never gives way to an older one. Governed by `proto/07-directory.md`, "HTTP".
+//! The counterpart of `io::directory_client`, over `fetch`. Directory servers are not trusted. No redirect is
+//! followed and no cookie sent; lengths and times are capped. A consensus counts only by the authorities' signatures,
+//! and an older one never replaces it. Specified in `proto/07-directory.md`, "HTTP".
 
 use core::{cell::Cell, fmt, time::Duration};
 use std::sync::Arc;
@@ -30,35 +30,35 @@ use crate::{
     },
 };
 
-/// Bytes of what a volunteer is answered.
+/// Largest answer to a registration, in bytes.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
-/// Bytes that are read of a refusal's text, and characters that are shown.
+/// Bytes read of an error's text, and characters shown.
 const MAX_REASON_LEN: usize = 4 << 10;
 const MAX_REASON_CHARS: usize = 200;
-/// For one request, its body included.
+/// Time limit of one request, including its body.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
-/// What follows from it, in words.
+/// The consequence, as part of the error messages.
 const UNUSED: &str = "so it is not used and nothing was sent to any relay";
 
 /// Why a directory's answer is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DirectoryError {
-    /// It can't be reached, or broke off.
+    /// It can't be reached, or the transfer broke off.
     Unreachable,
-    /// It has none yet.
+    /// It has no document yet.
     NoneYet,
-    /// It has nothing newer than one that is no longer fresh.
+    /// It has no newer consensus than one that is no longer fresh.
     NothingNewer,
-    /// It refused, with this status and its reason.
+    /// It refused the request, with this status and reason.
     Refused(u16, String),
-    /// Its answer is longer than any.
+    /// Its answer exceeds the length limit.
     TooLong,
-    /// The consensus doesn't count.
+    /// The consensus is invalid.
     Consensus(ConsensusError),
-    /// The volunteer list doesn't count.
+    /// The volunteer list is invalid.
     Volunteers(VolunteerListError),
-    /// What it answered a volunteer is no registration.
+    /// Its answer to a volunteer is no valid registration.
     NoRegistration,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for DirectoryError {
     }
 }
 
-/// What is the matter with a directory's list of relays, for persons.
+/// What is wrong with a directory's consensus, for the user.
 const fn fault(error: &ConsensusError) -> &'static str {
     match error {
         ConsensusError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
@@ -93,7 +93,7 @@ const fn fault(error: &ConsensusError) -> &'static str {
     }
 }
 
-/// The list and this device's clock don't fit.
+/// The failure if the consensus and this device's clock disagree.
 pub(super) fn of_another_time() -> Failure {
     let words = "by this device's clock the network's list of relays is of another time: is the clock right, \
                  its date and its time zone too? If it is, the directory gives an old list";
@@ -114,18 +114,18 @@ impl From<DirectoryError> for Failure {
     }
 }
 
-/// A page's view of the directories.
+/// The directories and authorities of a page.
 pub(super) struct Directories {
     /// Base URLs, without a slash at the end.
     bases: Vec<String>,
-    /// The one that is asked first.
+    /// The index of the directory that is tried first.
     preferred: Cell<usize>,
     authorities: Vec<AuthorityId>,
     store: Store,
 }
 
 impl Directories {
-    /// Those that the network's description names.
+    /// The directories and authorities of the network's description.
     pub(super) fn new(directories: &[String], authorities: &[String], store: Store) -> Result<Self, Failure> {
         let bad = |text: String| Failure::new(Kind::BadInput, text);
         let is_web = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
@@ -146,13 +146,13 @@ impl Directories {
         Ok(Self { bases, preferred: Cell::new(0), authorities, store })
     }
 
-    /// The consensus that was kept, if it still counts.
+    /// The stored consensus, if it is still valid.
     pub(super) async fn kept(&self) -> Option<Consensus> {
         let bytes = self.store.read(Entry::Consensus).await?;
         self.verify(&bytes, None).ok()
     }
 
-    /// A newer consensus than the one `in_use`, from the first directory that gives one; `None` if that is still fresh and
+    /// A newer consensus than `in_use`, from the first directory that has one; `None` if `in_use` is still fresh and
     /// a directory has none newer.
     pub(super) async fn fetch(&self, in_use: Option<&Arc<Consensus>>) -> Result<Option<Consensus>, DirectoryError> {
         let stale = in_use.is_some_and(|in_use| clock::wall_time() >= in_use.fresh_until());
@@ -178,7 +178,7 @@ impl Directories {
         Ok(Some(consensus))
     }
 
-    /// The volunteer list, if there is a newer one than the one `in_use`.
+    /// The volunteer list, if there is a newer one than `in_use`.
     pub(super) async fn fetch_volunteers(
         &self,
         in_use: Option<&Arc<VolunteerList>>,
@@ -190,13 +190,13 @@ impl Directories {
         Ok(Some(list).filter(|list| in_use.is_none_or(|in_use| in_use.digest() != list.digest())))
     }
 
-    /// Registers a volunteer by its signed descriptor, with the first directory that takes it.
+    /// Registers a volunteer by its signed descriptor, at the first directory that accepts it.
     pub(super) async fn register(&self, descriptor: &[u8]) -> Result<Registration, DirectoryError> {
         let mut failure = DirectoryError::Unreachable;
         for _ in 0..self.bases.len() {
             match request("POST", &self.url("volunteer"), Some(descriptor), MAX_REGISTRATION_LEN).await {
                 Ok(answer) => return Registration::decode(&answer).map_err(|_| DirectoryError::NoRegistration),
-                // It is no list that is too long here.
+                // Here the answer is a registration, not a list, so this error replaces `TooLong`.
                 Err(DirectoryError::TooLong) => failure = DirectoryError::NoRegistration,
                 Err(error) => failure = error,
             }
@@ -205,7 +205,7 @@ impl Directories {
         Err(failure)
     }
 
-    /// Of `path` at the directory that is asked first.
+    /// The URL of `path` at the preferred directory.
     fn url(&self, path: &str) -> String {
         let index = self.preferred.get().checked_rem(self.bases.len()).unwrap_or_default();
         let base = self.bases.get(index).map(String::as_str).unwrap_or_default();
@@ -217,7 +217,7 @@ impl Directories {
     }
 }
 
-/// Asks a directory, and reads at most `most` bytes of its answer.
+/// Sends a request to a directory, and reads at most `most` bytes of its answer.
 async fn request(method: &str, url: &str, body: Option<&[u8]>, most: usize) -> Result<Vec<u8>, DirectoryError> {
     let asked = async {
         let response: Response = JsFuture::from(js::fetch(&prepare(method, url, body)?)).await?.dyn_into()?;
@@ -240,7 +240,7 @@ fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsVa
     options.set_credentials(RequestCredentials::Omit);
     options.set_redirect(RequestRedirect::Error);
     options.set_referrer_policy(ReferrerPolicy::NoReferrer);
-    // The browser asks whether what it has is still the newest.
+    // The browser revalidates its cached copy.
     options.set_cache(RequestCache::NoCache);
     let limit = u32::try_from(REQUEST_LIMIT.as_millis()).unwrap_or(u32::MAX);
     options.set_signal(Some(&AbortSignal::timeout_with_u32(limit)));
@@ -250,7 +250,7 @@ fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsVa
     Request::new_with_str_and_init(url, &options)
 }
 
-/// The body, or `None` when it is longer than `most` bytes.
+/// The body, or `None` if it is longer than `most` bytes.
 pub(super) async fn read_at_most(response: &Response, most: usize) -> Result<Option<Vec<u8>>, JsValue> {
     let Some(stream) = response.body() else { return Ok(Some(Vec::new())) };
     let reader: ReadableStreamDefaultReader = stream.get_reader().dyn_into()?;
@@ -262,7 +262,7 @@ pub(super) async fn read_at_most(response: &Response, most: usize) -> Result<Opt
         }
         let piece: Uint8Array = Reflect::get(&read, &"value".into())?.dyn_into()?;
         if bytes.len().saturating_add(usize::try_from(piece.length()).unwrap_or(usize::MAX)) > most {
-            // Its outcome changes nothing.
+            // The outcome doesn't matter.
             let _ = reader.cancel();
             return Ok(None);
         }

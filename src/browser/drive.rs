@@ -1,8 +1,9 @@
-//! The loop that joins a protocol core with the browser's data channels.
+//! The event loop that joins a protocol core with the browser's data channels.
 //!
-//! [`Driver`] owns both. What the browser calls back is noted and the loop woken by a message to itself: that comes after
-//! what else has arrived meanwhile, so a burst costs one turn, and unlike a timer it isn't slowed in a hidden page. Timers
-//! are set only for deadlines. Nothing outside runs during a turn, so nothing can call back into it.
+//! [`Driver`] owns both. A callback of the browser only records its event and posts a message to the loop. The loop
+//! runs after the events that are already queued, so a burst costs one turn. Messages are not throttled in a hidden
+//! page, as timers are. Timers serve deadlines only. No script of the page runs during a turn, so no call is
+//! re-entrant.
 
 use core::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -24,16 +25,16 @@ use crate::{
     },
 };
 
-/// A protocol core with what it tells the page.
+/// A protocol core with its events for the page.
 pub(super) trait Core: LinkMachine + 'static {
-    /// Hands on what the core has to tell; says whether there was anything. Must not call into the page.
+    /// Passes the core's events on; returns whether there were any. Must not call into the page.
     fn deliver(&mut self, now: Instant) -> bool;
 
-    /// Says what its neighbours should know before its links close.
+    /// Notifies neighbours before the links close.
     fn hang_up(&mut self, _now: Instant) {}
 }
 
-/// A core and its transport. Cheap to clone; when the last clone goes, its links close.
+/// A core and its transport. A clone is cheap; dropping the last clone closes the links.
 pub(super) struct Driver<C>(Rc<Shared<C>>);
 
 impl<C> Clone for Driver<C> {
@@ -52,12 +53,12 @@ struct State<C> {
     core: C,
     endpoint: Endpoint,
     rng: StdRng,
-    /// When it fires, and the timer.
+    /// The time at which it fires, and the timer.
     timer: Option<(Instant, Timer)>,
     stopped: bool,
 }
 
-/// A message to ourselves.
+/// Posts messages to the loop itself.
 struct Ticker {
     port: MessagePort,
     other: MessagePort,
@@ -67,7 +68,7 @@ struct Ticker {
 impl Ticker {
     fn wake(&self) {
         if !self.due.replace(true) {
-            // It fails for a closed port only: then nothing runs any more.
+            // It fails only for a closed port, when the loop has stopped.
             let _ = self.port.post_message(&JsValue::NULL);
         }
     }
@@ -82,7 +83,7 @@ impl Drop for Ticker {
 }
 
 impl<C: Core> Driver<C> {
-    /// Joins `core` with a transport that shows `certificate`, or a fresh one on each dial.
+    /// Joins `core` with a transport that presents `certificate`, or a fresh one on each dial.
     pub(super) fn start(
         core: C,
         caps: Caps,
@@ -108,7 +109,7 @@ impl<C: Core> Driver<C> {
         Ok(Self(shared))
     }
 
-    /// Does something with the core, after which the loop has a turn. `None` if it has stopped.
+    /// Calls `act` with the core, then schedules a turn of the loop. `None` if the loop has stopped.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut C, Instant, &mut StdRng) -> T) -> Option<T> {
         let mut state = self.0.state.try_borrow_mut().ok()?;
         if state.stopped {
@@ -120,7 +121,7 @@ impl<C: Core> Driver<C> {
         Some(done)
     }
 
-    /// Sends no more than so many bytes a second in the long run, or as much as there is.
+    /// Limits the average sending rate to `a_second` bytes per second; `None` removes the limit.
     pub(super) fn set_rate(&self, a_second: Option<u64>) {
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.endpoint.set_rate(clock::now(), a_second);
@@ -128,7 +129,7 @@ impl<C: Core> Driver<C> {
         }
     }
 
-    /// Has the core say what its neighbours should know, and hands that to the browser before it returns.
+    /// Notifies the neighbours, and passes the output to the browser before it returns.
     pub(super) fn hang_up(&self) {
         if let Ok(mut state) = self.0.state.try_borrow_mut()
             && !state.stopped
@@ -139,12 +140,12 @@ impl<C: Core> Driver<C> {
         }
     }
 
-    /// How many links there are, dials included.
+    /// The number of links, including dials.
     pub(super) fn links(&self) -> usize {
         self.0.state.try_borrow().map_or(0, |state| state.endpoint.len())
     }
 
-    /// Hangs up, closes all links at once and does nothing more.
+    /// Notifies the neighbours, closes all links and stops the loop.
     pub(super) fn stop(&self) {
         self.hang_up();
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
@@ -154,13 +155,13 @@ impl<C: Core> Driver<C> {
         }
     }
 
-    /// Whether it has been stopped.
+    /// Whether the loop has stopped.
     pub(super) fn is_stopped(&self) -> bool {
         self.0.state.try_borrow().is_ok_and(|state| state.stopped)
     }
 }
 
-/// A turn of the loop.
+/// One turn of the loop.
 fn turn<C: Core>(shared: &Weak<Shared<C>>) {
     let Some(shared) = shared.upgrade() else { return };
     shared.ticker.due.set(false);
@@ -173,7 +174,7 @@ fn turn<C: Core>(shared: &Weak<Shared<C>>) {
     state.settle(now);
     let State { core, endpoint, timer, .. } = &mut *state;
     let due = [core.poll_timeout(), endpoint.poll_timeout()].into_iter().flatten().min();
-    // One that is set too early does no harm.
+    // A timer that fires early is harmless.
     if let Some(due) = due
         && timer.as_ref().is_none_or(|(fires, _)| due < *fires || *fires <= now)
     {
@@ -193,7 +194,7 @@ impl<C: Core> State<C> {
         }
     }
 
-    /// Lets core and transport talk until neither has anything more to say.
+    /// Drains core and transport until neither has output.
     fn settle(&mut self, now: Instant) {
         loop {
             settle(now, &mut self.core, &mut self.endpoint, &mut self.rng);
@@ -204,7 +205,7 @@ impl<C: Core> State<C> {
     }
 }
 
-/// A generator seeded by the browser.
+/// A random number generator seeded by the browser.
 pub(super) fn randomness() -> Result<StdRng, JsValue> {
     StdRng::try_from_rng(&mut SysRng).map_err(|_| JsValue::from_str("the browser gives no randomness"))
 }

@@ -1,4 +1,4 @@
-//! What `web/src/umbel.ts` calls. Thin: values in, values out; failures are objects with a kind and a sentence.
+//! The exports for `web/src/umbel.ts`: thin wrappers; a failure is an object with a kind and a sentence.
 
 use core::time::Duration;
 use std::rc::Rc;
@@ -28,7 +28,7 @@ pub struct PageClient {
 
 #[wasm_bindgen]
 impl PageClient {
-    /// Starts one; gives a promise of it. `progress` is called with the name of each step.
+    /// Starts a client; returns a promise of it. `progress` is called with the name of each step.
     pub fn connect(directories: Vec<String>, authorities: Vec<String>, store: Store, progress: Function) -> Promise {
         future_to_promise(async move {
             let page = Page::start(&directories, &authorities, store, &progress).await?;
@@ -36,7 +36,7 @@ impl PageClient {
         })
     }
 
-    /// Asks an engine; gives a promise of what it finds.
+    /// Searches by an engine; returns a promise of the results.
     pub fn search(&self, terms: String, engine: Option<String>, page: u16, language: Option<String>) -> Promise {
         let client = Rc::clone(&self.page);
         future_to_promise(async move {
@@ -45,7 +45,8 @@ impl PageClient {
         })
     }
 
-    /// Has an exit perform a request to `url`, which a browser's `URL` has written; `fields` are names and values in turn.
+    /// Has an exit perform a request to `url`, as a browser's `URL` serialises it; `fields` alternates names and
+    /// values.
     pub fn request(&self, method: String, url: String, fields: Vec<String>, body: Vec<u8>) -> Promise {
         let client = Rc::clone(&self.page);
         future_to_promise(async move {
@@ -54,7 +55,7 @@ impl PageClient {
         })
     }
 
-    /// Begins a stream to `host`, a name or an address; `wake` is called whenever it is worth a look.
+    /// Opens a stream to `host`, a name or an address; `wake` is called when the stream's state has changed.
     pub fn open(&self, host: &str, port: u16, wake: Function) -> Result<PageStream, JsValue> {
         Ok(PageStream(Stream::open(&self.page, host, port, wake)?))
     }
@@ -69,7 +70,7 @@ impl PageClient {
             .collect()
     }
 
-    /// Closes everything at once.
+    /// Closes all streams and links at once.
     pub fn close(&self) {
         self.page.driver.with(|core, _, _| core.streams.clear());
         self.page.driver.stop();
@@ -82,12 +83,12 @@ pub struct PageStream(Stream);
 
 #[wasm_bindgen]
 impl PageStream {
-    /// The next of what has come; `undefined` if there is no more yet, and no byte at the end.
+    /// The next received bytes: `undefined` if there are none yet, empty at the end of the stream.
     pub fn read(&self) -> Result<Option<Vec<u8>>, JsValue> {
         Ok(self.0.read()?)
     }
 
-    /// Takes as much of `bytes` to send as there is room for, and says how much.
+    /// Accepts as many of `bytes` as the stream has room for, and returns the number.
     pub fn write(&self, bytes: &[u8]) -> usize {
         self.0.write(bytes)
     }
@@ -101,7 +102,7 @@ pub struct PageVolunteer {
 
 #[wasm_bindgen]
 impl PageVolunteer {
-    /// Makes one, paused; gives a promise of it. `on_state` is called with each change.
+    /// Makes a volunteer, paused; returns a promise of it. `on_state` is called with each change.
     pub fn make(
         directories: Vec<String>,
         authorities: Vec<String>,
@@ -115,27 +116,28 @@ impl PageVolunteer {
         })
     }
 
-    /// Begins, or begins anew with fresh links.
+    /// Starts, or restarts with fresh links.
     pub fn start(&self) {
         self.volunteer.start();
     }
 
-    /// Closes all links and waits to be started again.
+    /// Closes all links and stops until the next start.
     pub fn pause(&self, why: &str) {
         self.volunteer.pause(why);
     }
 
-    /// Searches these engines for others from now on and no more: each has a name and an OpenSearch description.
+    /// Replaces the engines by which it searches for clients: each has a name and an OpenSearch description.
     pub fn search_engines(&self, names: Vec<String>, descriptions: Vec<String>) -> Result<(), JsValue> {
         Ok(self.volunteer.set_engines(&names, &descriptions)?)
     }
 
-    /// The origins at which a page asks the engine of an OpenSearch description, if it can.
+    /// The origins that a page contacts for the engine of an OpenSearch description, or an error if a page can't
+    /// query it.
     pub fn engine_origins(name: &str, description: &str) -> Result<Vec<String>, JsValue> {
         Ok(volunteer::describe(name, description)?.origins())
     }
 
-    /// Ends for good, circuits that carry something a moment later than the others; gives a promise of having ended.
+    /// Ends permanently. Circuits in use get a short time to finish; returns a promise of the end.
     pub fn finish(&self) -> Promise {
         let volunteer = Rc::clone(&self.volunteer);
         future_to_promise(async move {
@@ -144,7 +146,7 @@ impl PageVolunteer {
         })
     }
 
-    /// Passes on no more than so many bytes a second in the long run; without a number as many as come.
+    /// Limits the average forwarding rate in bytes per second; without a number there is no limit.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     pub fn limit(&self, bytes_a_second: Option<f64>) {
         self.volunteer.set_rate(bytes_a_second.map(|bytes| bytes as u64));
@@ -172,7 +174,7 @@ fn found_object(page: &Page, found: &Found) -> JsValue {
 
 fn response_object(page: &Page, response: &HttpResponse, way: &Way) -> JsValue {
     let field = |(name, value): &(String, Vec<u8>)| {
-        // Each byte a character, as browsers have it.
+        // One character for each byte, as in browsers' header values.
         let value: String = value.iter().copied().map(char::from).collect();
         Array::of2(&name.as_str().into(), &value.into())
     };
@@ -186,7 +188,7 @@ fn response_object(page: &Page, response: &HttpResponse, way: &Way) -> JsValue {
 
 fn way_array(page: &Page, way: &Way) -> Array {
     let consensus = page.consensus();
-    // A relay that the consensus doesn't list stands in the volunteers' list.
+    // A relay that the consensus doesn't list is in the volunteer list.
     let is_listed =
         |hop: &super::client::Hop| consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some());
     way.hops

@@ -1,30 +1,30 @@
-//! Why something failed, as a page is told: a kind for programs and a sentence for persons.
+//! Errors of a page: a kind for programs and a sentence for the user.
 
 use js_sys::{Object, Reflect};
 use wasm_bindgen::JsValue;
 
-/// What kind of failure; the names are `UmbelError.kind` of `web/src/umbel.ts`.
+/// The kind of a failure; the names are `UmbelError.kind` of `web/src/umbel.ts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The browser has no WebRTC, or forbids it.
+    /// The browser has no WebRTC, or it is disabled.
     NoWebrtc,
-    /// The machine's clock and the network's don't agree.
+    /// The clocks of machine and network disagree.
     Clock,
-    /// The network's list doesn't count.
+    /// The network's consensus is invalid.
     Consensus,
     /// Directories or relays can't be reached.
     Network,
-    /// An exit broke off or took too long.
+    /// An exit closed the stream or exceeded the time limit.
     Exit,
-    /// A site can't be reached, broke off, or gave no answer.
+    /// A website can't be reached, broke off, or returned no valid answer.
     Target,
-    /// The search engine did.
+    /// The search engine failed.
     Engine,
-    /// Somebody on the way refused.
+    /// A relay or directory refused the request.
     Refused,
     /// The client has been closed.
     Closed,
-    /// What was asked can't be.
+    /// The input is invalid.
     BadInput,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Of `kind`, in words; a sentence begins with a capital and ends with a full stop.
+    /// A failure of `kind`, with `words` as a sentence: a capital first, a full stop last.
     pub(super) fn new(kind: Kind, words: impl AsRef<str>) -> Self {
         let mut letters = words.as_ref().chars();
         let mut sentence: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();

@@ -1,4 +1,4 @@
-//! Keeps documents up to date, for as long as somebody wants them.
+//! Refreshes consensus and volunteer list while they are needed.
 
 use core::time::Duration;
 use std::{rc::Rc, sync::Arc};
@@ -14,14 +14,14 @@ use crate::{
     directory::{Consensus, VolunteerList},
 };
 
-/// For a first consensus, tries included.
+/// Time limit for the first consensus, including retries.
 const FIRST_LIMIT: Duration = Duration::from_secs(30);
-/// Between tries of a directory, at first and at most.
+/// Delay between retries, first and largest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
-/// While there is no consensus at all.
+/// Largest delay while there is no consensus.
 const LONGEST_FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// A consensus: the one that was kept, if it still counts, or the first that a directory gives.
+/// The first consensus: the stored one, if it is still valid, otherwise the first from a directory.
 pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, Failure> {
     if let Some(kept) = directories.kept().await {
         return Ok(Arc::new(kept));
@@ -33,7 +33,7 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
             match directories.fetch(None).await {
                 Ok(Some(fetched)) => return Ok(Arc::new(fetched)),
                 Ok(None) => {}
-                // A network that is only starting.
+                // The network is starting.
                 Err(DirectoryError::NoneYet) => failure = DirectoryError::NoneYet,
                 Err(error) => return Err(error),
             }
@@ -45,7 +45,7 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
     asked.unwrap_or(Err(failure)).map_err(Failure::from)
 }
 
-/// Hands each newer consensus than `in_use` to `take`, while `wanted`.
+/// Passes each newer consensus than `in_use` to `take`, while `wanted` is true.
 pub(super) async fn consensus(
     directories: Rc<Directories>,
     mut in_use: Arc<Consensus>,
@@ -70,7 +70,7 @@ pub(super) async fn consensus(
     }
 }
 
-/// Hands each newer volunteer list than `in_use` to `take`, while `wanted`.
+/// Passes each newer volunteer list than `in_use` to `take`, while `wanted` is true.
 pub(super) async fn volunteers(
     directories: Rc<Directories>,
     mut in_use: Option<Arc<VolunteerList>>,
@@ -103,8 +103,8 @@ pub(super) async fn volunteers(
     }
 }
 
-/// Waits until the machine's clock says `due`; false if nobody wants it any more. That clock may be set and a device may
-/// sleep, so it is looked at each minute.
+/// Waits until the machine's clock reaches `due`; returns false if `wanted` becomes false. The clock may be set and a
+/// device may sleep, so it checks each minute.
 async fn wait_until(due: WallTime, wanted: &impl Fn() -> bool) -> bool {
     while wanted() {
         let left = due.since(clock::wall_time());

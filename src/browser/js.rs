@@ -1,4 +1,4 @@
-//! The few of the browser's functions that are called by themselves.
+//! Bindings to single functions of the browser.
 
 use js_sys::{Function, Promise, Reflect};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
@@ -6,7 +6,7 @@ use web_sys::Request;
 
 #[wasm_bindgen]
 extern "C" {
-    /// Milliseconds since the page began, with a fraction; never runs backwards.
+    /// Milliseconds since the page was loaded, with a fraction; monotonic.
     #[wasm_bindgen(js_namespace = performance, js_name = now)]
     pub(super) fn performance_now() -> f64;
 
@@ -27,7 +27,7 @@ extern "C" {
     pub(super) fn fetch(request: &Request) -> Promise;
 }
 
-/// The host that this page is from; empty for a file.
+/// The host of this page; empty for a file.
 pub(super) fn own_host() -> String {
     let get = |of: &JsValue, key: &str| Reflect::get(of, &key.into()).ok();
     let host = get(&js_sys::global(), "location").and_then(|location| get(&location, "hostname"));

@@ -1,4 +1,4 @@
-//! A client in a page: how it starts, and what keeps it up to date.
+//! A client in a page: its start and the refresh of its documents.
 
 use core::{
     cell::{Cell, RefCell},
@@ -29,14 +29,14 @@ use crate::{
     transport::browser::Caps,
 };
 
-/// For the first circuit.
+/// Time limit of the first circuit.
 const CIRCUIT_LIMIT: Duration = Duration::from_secs(30);
-/// For the volunteer list, once there is a consensus.
+/// Time limit of the volunteer list, after the consensus.
 const VOLUNTEERS_LIMIT: Duration = Duration::from_millis(250);
-/// Circuits kept ready for searching: a query, its second try elsewhere, and the next query.
+/// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
-/// What all handles of a page's client share.
+/// State shared by all handles of a page's client.
 pub(super) struct Page {
     pub(super) driver: Driver<PageCore>,
     pub(super) fares: RefCell<Fares>,
@@ -71,7 +71,7 @@ impl Page {
             volunteers: RefCell::default(),
             isolations: Cell::new(0),
         });
-        // Both at once, so that the first circuits may go over volunteers too; without their list it goes as well.
+        // Both in parallel, so that the first circuits can use volunteers too; the list is optional.
         let (mut found, list) = slot();
         let asked = Rc::clone(&directories);
         spawn_local(async move { found.give(asked.fetch_volunteers(None).await.ok().flatten().map(Arc::new)) });
@@ -98,12 +98,12 @@ impl Page {
         Ok(page)
     }
 
-    /// The consensus in use, if it hasn't been closed.
+    /// The consensus in use, unless the client is closed.
     pub(super) fn consensus(&self) -> Option<Arc<Consensus>> {
         self.consensus.try_borrow().ok()?.clone()
     }
 
-    /// What the exits offer.
+    /// The services that exits offer.
     pub(super) fn offers(&self) -> Offers {
         let consensus = self.consensus()?;
         let volunteers = self.volunteers.try_borrow().ok().and_then(|list| list.clone());
@@ -115,14 +115,14 @@ impl Page {
         Some(offering.map(|(relay, offer)| (relay, offer.clone())).collect())
     }
 
-    /// An isolation that nothing else has.
+    /// A new isolation, used once.
     pub(super) fn isolation(&self) -> IsolationKey {
         let number = self.isolations.get();
         self.isolations.set(number.wrapping_add(1));
         isolation(number)
     }
 
-    /// Keeps documents up to date for as long as the client runs.
+    /// Refreshes documents while the client runs.
     fn follow(
         self: &Rc<Self>,
         directories: Rc<Directories>,
@@ -155,7 +155,7 @@ impl Page {
         let likely = engines(&self.offers(), None).into_iter().next();
         self.driver.with(|core, now, rng| {
             core.client.set_consensus(now, clock::wall_time(), consensus, rng);
-            // Whoever opens a page that searches will search.
+            // A page that offers searches will probably search.
             if let Some(engine) = likely {
                 core.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
             }
@@ -163,7 +163,7 @@ impl Page {
     }
 }
 
-/// The isolation with this number.
+/// The isolation with the given number.
 pub(super) fn isolation(number: u64) -> IsolationKey {
     IsolationKey(sha256(&number.to_be_bytes()))
 }

@@ -1,7 +1,7 @@
 //! HTTP requests of a page, performed by an exit; the counterpart of `io::request`.
 //!
-//! Each has a circuit of its own. The exit sees the request and its response whole, so what tells about who asks is left
-//! out. Governed by `proto/09-delegated.md` §6.
+//! Each request has a separate circuit. The exit reads the complete request and response, so fields that identify the
+//! user are removed. Specified in `proto/09-delegated.md` §6.
 
 use core::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::{
     wire::EndReason,
 };
 
-/// For the answer, once there is a circuit.
+/// Time limit of the answer, from the time that the circuit is ready.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// Bytes of an answer that a page takes.
+/// Largest answer in bytes.
 const MOST: usize = 32 << 20;
 
-/// Has an exit perform a request. `fields` are names and values in turn.
+/// Has an exit perform a request. `fields` alternates names and values.
 pub(super) async fn request(
     page: &Page,
     method: &str,

@@ -1,8 +1,8 @@
-//! Searches of a page: which engine, by which exit, and what becomes of a refusal; the counterpart of `io::searcher`.
+//! Searches of a page: choice of engine and exit, and retry after a refusal; the counterpart of `io::searcher`.
 //!
-//! Each query has a circuit of its own. An exit that an engine keeps out is left alone for a while, and the query is asked once
-//! more elsewhere. Governed by `proto/09-delegated.md`, "Search". An exit is not trusted: its answer is bounded in length and
-//! time, decoded strictly and cleaned.
+//! Each query has a separate circuit. An exit that an engine has blocked is avoided for a while, and the query is
+//! sent once more by another exit. Specified in `proto/09-delegated.md`, "Search". An exit is not trusted: its answer
+//! is bounded in length and time, decoded strictly and cleaned.
 
 use core::time::Duration;
 
@@ -22,10 +22,10 @@ use crate::{
     wire::EndReason,
 };
 
-/// For the exit to answer: the engine has eight seconds there.
+/// Time limit of the exit's answer; the engine has eight seconds of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a query found, and how.
+/// The results of a query, with its engine and circuit.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) engine: EngineName,
@@ -35,7 +35,7 @@ pub(super) struct Found {
     pub(super) took: Duration,
 }
 
-/// The engines that exits offer, the one asked by default first, each with how many offer it.
+/// The engines that exits offer, the default first, each with its number of exits.
 pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     let offers = page.offers();
     let exits =
@@ -43,7 +43,7 @@ pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
-/// Asks an exit, and another one if the first can't for a reason of its own.
+/// Searches by an exit, and by another one if the first fails for a reason of its own.
 pub(super) async fn search(
     page: &Page,
     engine: Option<&str>,
@@ -59,7 +59,7 @@ pub(super) async fn search(
         Err(Missed::Exit(miss)) if miss.why.is_the_exits() => {
             not_by.push(miss.exit);
             match ask(page, &request, not_by).await {
-                // There was no other.
+                // There was no other exit.
                 Err(Missed::NoWay(_)) => Err(Missed::Exit(miss)),
                 asked => asked,
             }
@@ -92,7 +92,7 @@ impl From<Missed> for Failure {
     }
 }
 
-/// Why there was no circuit, for a page.
+/// The failure for a page if there was no circuit.
 pub(super) fn no_way(failure: StreamFailure) -> Failure {
     match failure {
         StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy) => {
@@ -122,7 +122,7 @@ fn chosen(page: &Page, engine: Option<&str>) -> Result<EngineName, Failure> {
     }
 }
 
-/// The exits that `engine` keeps out now.
+/// The exits that `engine` blocks at present.
 fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
     let blocked = page.fares.try_borrow().map(|fares| fares.blocked(clock::now(), engine)).unwrap_or_default();
     let offers = page.offers();
@@ -137,7 +137,7 @@ fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
 
 async fn ask(page: &Page, request: &SearchRequest, not_by: Vec<RelayId>) -> Result<Found, Missed> {
     let engine = request.engine();
-    // Its own bounds keep it from being too long.
+    // The bounds of a `SearchRequest` keep it below the largest frame.
     let framed = request.encode().map_err(|_| Missed::NoWay(StreamFailure::Ended(EndReason::Failed)))?;
     let wanted = Wanted {
         delegation: Delegation::Search(engine.clone()),

@@ -1,4 +1,4 @@
-//! One value from the loop to whoever waits for it; and a bell that may ring often.
+//! Synchronisation between the loop and futures: a slot for one value, and a bell for repeated events.
 
 use core::{
     cell::{Cell, RefCell},
@@ -14,20 +14,20 @@ struct Shared<T> {
     waker: Cell<Option<Waker>>,
 }
 
-/// Gives the value, once.
+/// The sending end: sends one value.
 pub(super) struct Reply<T>(Rc<Shared<T>>);
 
-/// Waits for the value; `None` if the other end is gone without it.
+/// The receiving end: waits for the value; `None` if the sending end was dropped without a value.
 pub(super) struct Answer<T>(Rc<Shared<T>>);
 
-/// Both ends.
+/// Creates both ends.
 pub(super) fn slot<T>() -> (Reply<T>, Answer<T>) {
     let shared = Rc::new(Shared { value: Cell::new(None), gone: Cell::new(false), waker: Cell::new(None) });
     (Reply(Rc::clone(&shared)), Answer(shared))
 }
 
 impl<T> Reply<T> {
-    /// Gives `value`; a later one replaces one that nobody has taken.
+    /// Sends `value`; it replaces an earlier value that was not received.
     pub(super) fn give(&mut self, value: T) {
         self.0.value.set(Some(value));
         self.0.waker.take().into_iter().for_each(Waker::wake);
@@ -56,7 +56,7 @@ impl<T> Future for Answer<T> {
     }
 }
 
-/// Tells those who wait that something has changed. Rings that nobody waited for are remembered as one.
+/// Wakes all waiting futures after a change. Rings without a waiting future count as one.
 #[derive(Clone, Default)]
 pub(super) struct Bell(Rc<Rung>);
 
@@ -74,12 +74,12 @@ impl Bell {
         waiting.unwrap_or_default().into_iter().for_each(Waker::wake);
     }
 
-    /// How often it has rung.
+    /// The number of rings so far.
     pub(super) fn times(&self) -> u64 {
         self.0.times.get()
     }
 
-    /// Waits until it has rung more often than `heard`.
+    /// Waits until the number of rings differs from `heard`.
     pub(super) async fn after(&self, heard: u64) {
         poll_fn(|cx| {
             if self.times() != heard {

@@ -1,18 +1,18 @@
-//! What a page keeps: `web/src/umbel.ts` has the storage, this names what is in it.
+//! Entries of a page's persistent storage, which `web/src/umbel.ts` provides.
 //!
-//! Whatever comes from storage is judged like what comes from strangers. When it is denied or full the page goes on with what it
-//! has in memory; the wrapper says so.
+//! Stored bytes are verified like untrusted input. If storage is denied or full, the page continues with the state in
+//! memory, and the wrapper reports it.
 
 use js_sys::{Promise, Uint8Array};
 use wasm_bindgen::{JsCast as _, JsValue, prelude::wasm_bindgen};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 
-/// Bytes of one entry that are read at the most.
+/// Largest entry that is read, in bytes.
 const MAX_LEN: u32 = 8 << 20;
 
 #[wasm_bindgen]
 extern "C" {
-    /// The wrapper's storage: both give promises, which never reject.
+    /// The wrapper's storage: both functions return promises, which never reject.
     #[derive(Clone)]
     pub type Store;
 
@@ -23,7 +23,7 @@ extern "C" {
     fn put(this: &Store, key: &str, value: Uint8Array) -> Promise;
 }
 
-/// What is kept.
+/// The entries.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Entry {
     /// The client's guard sample.
@@ -32,7 +32,7 @@ pub(super) enum Entry {
     Consensus,
     /// The volunteer's long-term key.
     Identity,
-    /// The volunteer's onion keys, and since when.
+    /// The volunteer's onion keys, and their creation time.
     Onion,
 }
 
@@ -48,14 +48,14 @@ impl Entry {
 }
 
 impl Store {
-    /// What is kept under `entry`, if anything.
+    /// The bytes of `entry`, if it exists.
     pub(super) async fn read(&self, entry: Entry) -> Option<Vec<u8>> {
         let value: JsValue = JsFuture::from(self.get(entry.key())).await.ok()?;
         let bytes = value.dyn_into::<Uint8Array>().ok()?;
         (bytes.length() <= MAX_LEN).then(|| bytes.to_vec())
     }
 
-    /// Keeps `bytes` under `entry`, at some time soon.
+    /// Stores `bytes` as `entry`, asynchronously.
     pub(super) fn keep(&self, entry: Entry, bytes: &[u8]) {
         let kept = self.put(entry.key(), Uint8Array::from(bytes));
         spawn_local(async move { drop(JsFuture::from(kept).await) });

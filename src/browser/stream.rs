@@ -1,7 +1,9 @@
-//! Streams of a page's by the piece: what the TLS goes over that ends in the page (`web/src/umbel/https.ts`).
+//! Streams of a page, read and written in pieces. They carry the TLS that ends in the page
+//! (`web/src/umbel/https.ts`).
 //!
-//! Each leads through a circuit to a host and port that an exit's policy allows; the name is resolved there. Streams to one host may
-//! share a circuit, those to two never do. What comes waits until it is read, within the stream's window.
+//! Each stream uses a circuit to a host and port that an exit's policy allows; the exit resolves the name. Streams to
+//! one host may share a circuit; streams to different hosts never do. Received data waits until it is read, within
+//! the stream's window.
 
 use bytes::BytesMut;
 use js_sys::Function;
@@ -20,23 +22,23 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-/// Bytes that are read at a time: what waits within a stream's window may be megabytes, more than its reader takes in one piece.
+/// Bytes returned by one read. The data within a stream's window may be megabytes, too much for one piece.
 const MOST_READ: usize = 256 << 10;
 
 struct Entry {
     stream: ClientStream,
     received: BytesMut,
     connected: bool,
-    /// The peer has sent all it had.
+    /// The peer has ended its direction.
     finished: bool,
     failure: Option<StreamFailure>,
-    /// Called after a turn in which something has changed, and whether it will be since this end last looked.
+    /// Called after a turn with changes; `due` is whether a call is pending since the page last read.
     wake: Function,
     due: bool,
 }
 
 impl Entry {
-    /// Nothing of the page may run within a turn.
+    /// Deferred, because no script of the page may run within a turn.
     fn wake(&mut self) {
         if !core::mem::replace(&mut self.due, true) {
             js::queue_microtask(&self.wake);
@@ -44,7 +46,7 @@ impl Entry {
     }
 }
 
-/// The streams that a page has by the piece: few at a time, and capped by the client (`ClientParameters::streams`).
+/// The piecewise streams of a page. Few at a time; the client caps them (`ClientParameters::streams`).
 #[derive(Default)]
 pub(super) struct Streams(Vec<Entry>);
 
@@ -53,7 +55,7 @@ impl Streams {
         self.0.iter_mut().find(|entry| entry.stream == stream)
     }
 
-    /// Takes what is of one of these streams; false for all else.
+    /// Handles an event of one of these streams; returns false for other events.
     pub(super) fn take(&mut self, event: &ClientEvent) -> bool {
         let (ClientEvent::Connected { stream, .. }
         | ClientEvent::Data { stream, .. }
@@ -75,26 +77,26 @@ impl Streams {
         true
     }
 
-    /// Ends all, for whoever waits.
+    /// Ends all streams, and wakes their readers.
     pub(super) fn clear(&mut self) {
         self.0.drain(..).for_each(|mut entry| entry.wake());
     }
 }
 
-/// What streams to `host` have in common, and with nothing else.
+/// The isolation of streams to `host`.
 fn isolation(host: &str) -> IsolationKey {
     IsolationKey(sha256(&[b"fetch ", host.as_bytes()].concat()))
 }
 
-/// One of them; dropping it gives the stream up.
+/// A stream; dropping it resets it.
 pub(super) struct Stream {
     driver: Driver<PageCore>,
     stream: ClientStream,
 }
 
 impl Stream {
-    /// Begins one to `host`, a name or an address. Whether it opens shows when it is read. `wake` is
-    /// called whenever there is something to read, or room, or an end.
+    /// Opens a stream to `host`, a name or an address. A failure is returned by `read`. `wake` is called when there
+    /// is data, room or an end.
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, Failure> {
         let unfit = |_| Failure::new(Kind::BadInput, "the address names no host that can be reached");
         let target = Target { host: Host::parse(host).map_err(unfit)?, port };
@@ -107,8 +109,8 @@ impl Stream {
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(Failure::closed)? })
     }
 
-    /// The next of what has come, [`MOST_READ`] bytes at most: read until there is nothing, which is when none is there yet. At the
-    /// end it gives no bytes.
+    /// The next received bytes, at most [`MOST_READ`]; call it until it returns `None`, which means none yet. At the
+    /// end it returns no bytes.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, Failure> {
         let looked = self.driver.with(|core, _, _| {
             let entry = core.streams.entry(self.stream)?;
@@ -127,7 +129,8 @@ impl Stream {
         }
     }
 
-    /// Takes as much of `bytes` to send as there is room for, and says how much; why it is none shows to the reader.
+    /// Accepts as many of `bytes` as there is room for, and returns the number; [`Self::read`] returns the reason if
+    /// the stream has failed.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
         self.driver.with(|core, now, _| core.client.write(now, self.stream, bytes)).unwrap_or(0)
     }
@@ -143,7 +146,7 @@ impl Drop for Stream {
 }
 
 impl Entry {
-    /// Why there is no stream, or none any more, if so.
+    /// Why the stream failed to open or ended, if it did.
     fn failed(&self) -> Option<Failure> {
         let failure = self.failure?;
         let words = match failure {
@@ -177,7 +180,7 @@ mod tests {
         for (at, host) in hosts.iter().enumerate() {
             assert_eq!(isolation(host), isolation(host));
             assert!(hosts.iter().skip(at + 1).all(|other| isolation(other) != isolation(host)));
-            // Nor with what is searched or asked of an exit.
+            // Nor with searches and delegated requests.
             assert!((0..1000).all(|number| page::isolation(number) != isolation(host)));
         }
     }

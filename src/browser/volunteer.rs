@@ -1,9 +1,9 @@
 //! A volunteer in a page: a relay that circuits reach over its gateways; the counterpart of `node::relay`.
 //!
-//! Owns the relay's core, its keys (kept by the wrapper's storage), and what keeps it registered. When to pause is the
-//! wrapper's affair (`web/src/umbel/volunteer.ts`), which knows of tabs, power and sleep. It carries circuits on, and is an
-//! exit for nothing but searches of the engines that were chosen ([`engines`]), none at first.
-//! Governed by `proto/08-paths.md` and `proto/07-directory.md`, on volunteers.
+//! This module has the relay's core, its keys (stored by the wrapper), and its registration. The wrapper
+//! (`web/src/umbel/volunteer.ts`) controls pauses, according to tabs, power and sleep. The volunteer forwards
+//! circuits. It is an exit only for searches of the chosen engines ([`engines`]), initially none. Specified in
+//! `proto/08-paths.md` and `proto/07-directory.md`, on volunteers.
 
 mod engines;
 mod exit;
@@ -44,16 +44,17 @@ pub(in crate::browser) use engines::describe;
 use exit::Exit;
 use keys::Keys;
 
-/// How long circuits may go on once the volunteer is to end, and without a cell for how long they end at once.
+/// Time limit for circuits to finish when the volunteer ends, and the time without a cell after which they end
+/// earlier.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(250));
-/// For the browser to deliver the last of it.
+/// Time limit for the browser to send the last messages.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// How often it is looked whether it has.
+/// Polling interval for it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Links at once; browsers stop at 500.
+/// Maximum number of links; browsers allow 500.
 const MOST_LINKS: usize = 256;
 
-/// How a volunteer stands; the names are those of `VolunteerState.phase`.
+/// The state of a volunteer; the names are those of `VolunteerState.phase`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Starting,
@@ -87,7 +88,7 @@ pub(super) struct VolunteerCore {
 }
 
 impl VolunteerCore {
-    /// What the query of `stream` came to.
+    /// Sends the answer to the query of `stream`.
     fn answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
         self.exit.answer(now, &mut self.relay, stream, answer);
     }
@@ -120,7 +121,7 @@ impl Core for VolunteerCore {
             match event {
                 RelayEvent::GatewaysChanged => self.changed.ring(),
                 RelayEvent::Exit(stream, request) => self.exit.handle(now, &mut self.relay, stream, request),
-                // It is no gateway.
+                // This relay is no gateway.
                 RelayEvent::VolunteersChanged => {}
             }
         }
@@ -138,37 +139,37 @@ pub(super) struct Volunteer {
     keys: RefCell<Keys>,
     certificate: Option<RtcCertificate>,
     on_state: Function,
-    /// While it runs.
+    /// Present while it runs.
     driver: RefCell<Option<Driver<VolunteerCore>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     rate: Cell<Option<u64>>,
-    /// What it searches for others.
+    /// The engines by which it searches for clients.
     engines: Engines,
-    /// Rings when its gateways have changed, or what it offers.
+    /// Rings when its gateways or its offer change.
     changed: Bell,
-    /// Counts starts: what belongs to an earlier one ends.
+    /// The number of starts: tasks of an earlier start end.
     course: Cell<u64>,
     phase: Cell<Phase>,
     why: RefCell<String>,
-    /// Cells passed on in earlier courses.
+    /// Cells forwarded before the last start.
     earlier: Cell<u64>,
 }
 
-/// What a volunteer has to show.
+/// The statistics of a volunteer.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Figures {
     gateways: usize,
     circuits: usize,
-    /// Cells passed on since the page began.
+    /// Cells forwarded since the page was loaded.
     cells: u64,
-    /// Queries answered since the page began.
+    /// Queries answered since the page was loaded.
     searches: u32,
-    /// Bytes of queries and of what they brought, since the page began.
+    /// Bytes of queries and answers since the page was loaded.
     searched: u64,
 }
 
 impl Volunteer {
-    /// A volunteer with the keys that are kept, paused.
+    /// A paused volunteer with the stored keys.
     pub(super) async fn new(
         directories: &[String],
         authorities: &[String],
@@ -194,7 +195,7 @@ impl Volunteer {
         }))
     }
 
-    /// Begins, or begins anew with fresh links, as after sleep.
+    /// Starts, or restarts with fresh links, as after sleep.
     pub(super) fn start(self: &Rc<Self>) {
         self.halt();
         self.engines.forgive();
@@ -209,15 +210,14 @@ impl Volunteer {
         }
     }
 
-    /// Closes all links and does nothing until it is started again.
+    /// Closes all links and stops until the next start.
     pub(super) fn pause(&self, why: &str) {
         self.halt();
         self.set_phase(Phase::Paused, why);
     }
 
-    /// Ends for good: takes no more circuits and searches, lets those that carry something go on for a moment, then closes all links by
-    /// the protocol. Whoever uses a circuit would rather have its request answered; whoever has turned this off would rather have it
-    /// off, so it is a short moment.
+    /// Ends permanently. It accepts no more circuits and searches, gives those in use a short time to finish, then
+    /// closes all links by the protocol. The time is short because the user has turned the volunteer off.
     pub(super) async fn finish(&self) {
         let Some(driver) = self.driver() else { return };
         self.begin_course();
@@ -226,7 +226,7 @@ impl Volunteer {
             core.exit.drain();
             core.relay.drain(now, rng);
         });
-        // Only cells that are switched are counted, and those of a search come from here.
+        // Counters include only forwarded cells, not those of searches, so searches are checked separately.
         let searches = || driver.with(|core, _, _| core.exit.is_busy()).unwrap_or_default();
         let until = clock::now().after(DRAIN.0);
         while clock::now() < until && self.course.get() == course {
@@ -247,7 +247,7 @@ impl Volunteer {
         }
     }
 
-    /// Passes on no more than so many bytes a second in the long run.
+    /// Limits the average forwarding rate in bytes per second; `None` removes the limit.
     pub(super) fn set_rate(&self, a_second: Option<u64>) {
         self.rate.set(a_second);
         if let Some(driver) = self.driver() {
@@ -255,7 +255,7 @@ impl Volunteer {
         }
     }
 
-    /// Searches these engines for others from now on and no more: each has a name and an OpenSearch description.
+    /// Replaces the engines by which it searches for clients: each has a name and an OpenSearch description.
     pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
         let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
@@ -274,7 +274,7 @@ impl Volunteer {
         self.begin_course();
     }
 
-    /// Ends what belongs to the course before.
+    /// Ends the tasks of the last start.
     fn begin_course(&self) {
         self.course.set(self.course.get().wrapping_add(1));
         self.engines.give_up_trial();
@@ -325,7 +325,7 @@ impl Volunteer {
         }
     }
 
-    /// Shows the wrapper how it stands.
+    /// Reports the state to the wrapper.
     fn tell(&self) {
         let Figures { gateways, circuits, cells, searches, searched } = self.figures();
         let number = |number: usize| JsValue::from(u32::try_from(number).unwrap_or(u32::MAX));
@@ -344,7 +344,7 @@ impl Volunteer {
             ("engines", self.engines.shown().into()),
             ("searches", searches.into()),
         ]);
-        // What the wrapper makes of it is its own affair.
+        // An exception in the wrapper's callback is ignored.
         let _ = self.on_state.call1(&JsValue::NULL, &state);
     }
 }

@@ -1,4 +1,4 @@
-//! All channels of a node.
+//! The collection of all channels of a node.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,31 +16,31 @@ use super::{
     link::{Channel, Due},
 };
 
-/// How often time-outs are looked at: they are of many seconds, and every channel is visited.
+/// Interval of the check for timeouts. They last many seconds, and each check visits every channel.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Two channels between the same relays that opened within this time were dialled at once.
+/// Two channels between the same relays that opened within this time count as dialled simultaneously.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// Retiring channels to one relay beside which no other is dialled: the youngest takes new circuits until its link ends. A node has
-/// so many ports to dial from.
+/// The most retiring channels to one relay. At the cap no other is dialled: the youngest takes new circuits until its
+/// link ends. This bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
 
-/// Every channel of a node: by link, and for relays by identity.
+/// Every channel of a node: by link, and for relays also by identity.
 ///
-/// Call [`poll_event`](Self::poll_event) until it gives `None` after each `handle_…` and after each
+/// Call [`poll_event`](Self::poll_event) until it returns `None` after each `handle_…` and after each
 /// [`poll_transmit`](Self::poll_transmit), which may free queues.
 pub struct Channels {
     role: LocalRole,
     parameters: ChannelParameters,
     channels: BTreeMap<ChannelId, Channel>,
-    /// The channel that new circuits to a relay take.
+    /// The channel for new circuits to a relay.
     by_relay: BTreeMap<RelayId, ChannelId>,
-    /// Dials under way, and when they are given up.
+    /// Dials in flight, with their deadlines.
     dials: BTreeMap<RelayId, Instant>,
-    /// The relays that a volunteer asks to reach it.
+    /// The relays that a volunteer requests to reach it.
     gateways: BTreeSet<RelayId>,
-    /// Links whose handshake is not done.
+    /// Links with an unfinished handshake.
     handshakes: usize,
-    /// Channels that may have something to send, in turn.
+    /// Channels that may have something to send, in round-robin order.
     sendable: VecDeque<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
@@ -50,7 +50,7 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// No channel yet.
+    /// Without a channel.
     #[must_use]
     pub const fn new(role: LocalRole, parameters: ChannelParameters) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Channels {
         }
     }
 
-    /// Takes in what happened to a link or a dial.
+    /// Takes an event of a link or a dial.
     pub fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         match event {
             LinkEvent::Opened { link, opened } => self.link_opened(now, link, opened, rng),
@@ -80,7 +80,7 @@ impl Channels {
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
                 let source = channel.source();
-                // Only a HELLO asks.
+                // Only a HELLO can request it.
                 let gateway = channel.is_greeting() && self.takes_volunteer(source);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let outcome = channel.handle_message(now, lane, message, gateway, &mut self.events);
@@ -105,7 +105,7 @@ impl Channels {
         }
     }
 
-    /// Looks for channels and dials whose time is up.
+    /// Ends channels and dials that have reached their timeout.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.next_sweep.is_none_or(|due| now < due) {
             return;
@@ -127,18 +127,18 @@ impl Channels {
         self.next_sweep = (!idle).then(|| now.after(SWEEP));
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    /// The deadline for [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub const fn poll_timeout(&self) -> Option<Instant> {
         self.next_sweep
     }
 
-    /// What happened next.
+    /// The next event.
     pub fn poll_event(&mut self) -> Option<ChannelEvent> {
         self.events.pop_front()
     }
 
-    /// The next thing the transport must do.
+    /// The next request to the transport.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
         if let Some(transmit) = self.outbox.pop_front() {
             return Some(transmit);
@@ -158,8 +158,8 @@ impl Channels {
         None
     }
 
-    /// The open channel to `target`'s relay, or `None` while one is on its way: then [`ChannelEvent::Open`] or
-    /// [`ChannelEvent::DialFailed`] follows. Asking again changes nothing.
+    /// The open channel to `target`'s relay, or `None` while one is opening. In that case [`ChannelEvent::Open`] or
+    /// [`ChannelEvent::DialFailed`] follows. A repeated call changes nothing.
     pub fn connect(&mut self, now: Instant, target: &DialTarget) -> Option<ChannelId> {
         let relay = target.relay;
         if let Some(channel) = self.lookup(&relay) {
@@ -181,7 +181,7 @@ impl Channels {
         None
     }
 
-    /// The open channel that new circuits to `relay` take.
+    /// The open channel for new circuits to `relay`.
     #[must_use]
     pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
         let channel = self.by_relay.get(relay).copied()?;
@@ -189,62 +189,62 @@ impl Channels {
         (takes || self.retiring(relay) >= MAX_RETIRING).then_some(channel)
     }
 
-    /// Channels to `relay` that retire.
+    /// The number of retiring channels to `relay`.
     fn retiring(&self, relay: &RelayId) -> usize {
         self.channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.retires()).count()
     }
 
-    /// The open channel over which this node, as its gateway, reaches a volunteer.
+    /// The open channel over which this node, as a gateway, reaches a volunteer.
     #[must_use]
     pub fn reach(&self, volunteer: &RelayId) -> Option<ChannelId> {
         self.lookup(volunteer).filter(|channel| self.reaches(*channel))
     }
 
-    /// Whether a volunteer is at the other end of an open channel, and this node its gateway.
+    /// Whether the other end of an open channel is a volunteer of which this node is the gateway.
     #[must_use]
     pub fn reaches(&self, channel: ChannelId) -> bool {
         self.channels.get(&channel).is_some_and(|channel| channel.established().is_some() && channel.reaches())
     }
 
-    /// The volunteers that this node reaches, ascending.
+    /// The volunteers that this node reaches, in ascending order.
     #[must_use]
     pub fn volunteers(&self) -> Vec<RelayId> {
         self.by_relay.iter().filter(|(_, channel)| self.reaches(**channel)).map(|(volunteer, _)| *volunteer).collect()
     }
 
-    /// Of a volunteer: names the relays that are to reach it over the channels that it dials from now on.
+    /// For a volunteer: sets the relays that it requests to reach it over the channels that it dials from now on.
     pub fn set_gateways(&mut self, gateways: BTreeSet<RelayId>) {
         self.gateways = gateways;
     }
 
-    /// Whether the other end of an open channel was asked to reach this one over it.
+    /// Whether this end requested to be reached over an open channel.
     #[must_use]
     pub fn is_to_reach(&self, channel: ChannelId) -> bool {
         let established = self.channels.get(&channel).and_then(Channel::established);
         established.is_some_and(|established| established.said_reach)
     }
 
-    /// Keeps an open channel when it carries no circuit, or no longer.
+    /// Sets whether the channel stays open while it carries no circuit.
     pub fn keep(&mut self, channel: ChannelId, kept: bool) {
         if let Some(channel) = self.channels.get_mut(&channel) {
             channel.kept = kept;
         }
     }
 
-    /// From now on the volunteer at the other end is a relay like any.
+    /// Treats the volunteer at the other end as an ordinary relay from now on.
     pub fn stop_reaching(&mut self, channel: ChannelId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
             channel.stop_reaching();
         }
     }
 
-    /// The relay at the other end of a channel; `None` is a client, or a channel that is gone.
+    /// The relay at the other end of a channel; `None` for a client or a closed channel.
     #[must_use]
     pub fn peer(&self, channel: ChannelId) -> Option<RelayId> {
         self.channels.get(&channel)?.peer()
     }
 
-    /// Channels that are open.
+    /// The number of open channels.
     #[must_use]
     pub fn len(&self) -> usize {
         self.channels.len().saturating_sub(self.handshakes)
@@ -256,26 +256,28 @@ impl Channels {
         self.len() == 0
     }
 
-    /// An unused identifier for a circuit that this end opens on `channel`; `None` if the channel is gone or carries
-    /// as many as it may. The circuit lives until [`Self::forget_circuit`] or a DESTROY from the other end.
+    /// An unused identifier for a circuit that this end opens on `channel`; `None` if the channel is closed or has
+    /// the maximum number of circuits. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the other
+    /// end.
     pub fn allocate_circuit(&mut self, channel: ChannelId, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
 
-    /// Whether the other end of `channel` may open one more circuit now: the channel carries fewer than it may, and they
-    /// don't come too fast. Each call counts as an attempt.
+    /// Whether the other end of `channel` may open one more circuit now, within the limits on number and rate. Each
+    /// call counts as an attempt.
     pub fn may_create(&mut self, now: Instant, channel: ChannelId) -> bool {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.may_create(now, &self.parameters))
     }
 
-    /// Notes that a circuit which the other end opens lives on `channel`; `false` if the identifier is in use or the
-    /// channel carries as many as it may. It lives until [`Self::forget_circuit`] or a DESTROY from the other end.
+    /// Makes a circuit live that the other end opens on `channel`; `false` if the identifier is in use or the channel
+    /// has the maximum number of circuits. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the
+    /// other end.
     pub fn admit_circuit(&mut self, channel: ChannelId, circuit: CircuitId) -> bool {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.admit(&self.parameters, circuit))
     }
 
-    /// Queues a cell. A DESTROY takes the place of all that its circuit has waiting. A cell for a channel that is gone
-    /// is dropped: [`ChannelEvent::Closed`] tells of it.
+    /// Queues a cell. A DESTROY replaces all queued cells of its circuit. A cell for a closed channel is dropped;
+    /// [`ChannelEvent::Closed`] reports the closing.
     ///
     /// # Errors
     /// When the circuit's queue is at its cap: the caller ends the circuit.
@@ -291,31 +293,32 @@ impl Channels {
         self.queued = self.queued.saturating_sub(was_queued).saturating_add(channel.queue().len());
         match outcome {
             Ok(()) => self.note_sendable(id),
-            // The other end opens circuits and does not read that they are refused.
+            // The other end opens circuits and does not read their refusals.
             Err(QueueFull) if ends => self.close(id),
             Err(QueueFull) => return Err(QueueFull),
         }
         Ok(())
     }
 
-    /// Cells of a circuit that wait on a channel.
+    /// Queued cells of a circuit on a channel.
     #[must_use]
     pub fn queued(&self, channel: ChannelId, circuit: CircuitId) -> usize {
         self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
     }
 
-    /// Ends a living circuit's claim on its identifier, once what it has queued is sent.
+    /// Ends a live circuit. Its identifier is free once its queued cells are sent.
     pub fn forget_circuit(&mut self, now: Instant, channel: ChannelId, circuit: CircuitId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
             channel.forget(now, circuit);
         }
     }
 
-    /// When more cells wait than this node may hold, what the owner must end: the circuit whose first cell has waited
-    /// longest, whatever its channel; or if most cells are refusals of circuits, the channel with most of those.
+    /// When more cells are queued than this node may hold, what the owner must end: the circuit whose first cell has
+    /// waited longest on any channel. If most cells are refusals of circuits, the channel with the most of them.
     ///
-    /// To have an honest circuit ended, others must fill this node's memory with cells that wait less long: which takes
-    /// bandwidth, and not addresses. Looks at every circuit; each call that names one ends it.
+    /// To have an honest circuit ended, an attacker must fill this node's memory with cells that have waited less
+    /// long. That takes bandwidth, not addresses. Visits every circuit. The owner ends what is returned and calls
+    /// again.
     #[must_use]
     pub fn overdue(&self) -> Option<Overdue> {
         if self.queued <= self.parameters.queued {
@@ -347,12 +350,12 @@ impl Channels {
         }
     }
 
-    /// Closes all channels, and has places for none from now on.
+    /// Closes all channels and accepts none from now on.
     pub fn shut_down(&mut self) {
         self.wind_down(|_| false);
     }
 
-    /// Closes the channels that `stays` doesn't hold for, and has places for no more from now on.
+    /// Closes the channels for which `stays` is false, and accepts no more from now on.
     pub fn wind_down(&mut self, stays: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.parameters.channels = 0;
@@ -362,7 +365,7 @@ impl Channels {
         }
     }
 
-    /// Whether this node may be the gateway of one more volunteer at `source`.
+    /// Whether this node may be the gateway of one more volunteer from `source`.
     fn takes_volunteer(&self, source: Source) -> bool {
         let (mut all, mut of_source) = (0_usize, 0_usize);
         for channel in self.channels.values().filter(|channel| channel.reaches()) {
@@ -380,7 +383,7 @@ impl Channels {
             LocalRole::Anonymous | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
-        // Others give way only once nothing else speaks against the new link.
+        // Others are closed only when the new link is acceptable otherwise.
         if refused || (!self.makes_room(&opened) && opened.dialled.is_none()) {
             self.outbox.push_back(Transmit::Close(link));
             return;
@@ -393,8 +396,8 @@ impl Channels {
         self.want_sweep(now);
     }
 
-    /// Settles which of several channels to the same relay new circuits take (`proto/02-channel.md` §6). The others
-    /// close when their circuits have ended.
+    /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). The
+    /// others close when their circuits have ended.
     fn channel_opened(&mut self, id: ChannelId) {
         self.handshakes = self.handshakes.saturating_sub(1);
         let Some(new) = self.channels.get(&id) else { return };
@@ -414,13 +417,13 @@ impl Channels {
         if keeps_rival {
             return;
         }
-        // Of two channels to a volunteer one is enough.
+        // One channel to a volunteer is sufficient.
         if let Some(rival) = self.by_relay.insert(peer, id).and_then(|rival| self.channels.get_mut(&rival)) {
             rival.kept = false;
         }
     }
 
-    /// The keys of a channel's link are soon used up (`proto/02-channel.md` §6).
+    /// Retires a channel whose link's keys are close to their limit (`proto/02-channel.md` §6).
     fn retire(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         if channel.established().is_some() {
@@ -429,12 +432,12 @@ impl Channels {
                 self.elect(peer);
             }
         } else {
-            // It carries no circuit yet, so its dial may as well fail now.
+            // It carries no circuit yet, so its dial fails now.
             self.close(id);
         }
     }
 
-    /// The other end broke a rule or fell silent.
+    /// Closes a channel after a violation or a timeout.
     fn break_off(&mut self, id: ChannelId, error: ChannelError) {
         tracing::debug!(%error, "closing a channel");
         self.outbox.push_back(Transmit::Close(id.0));
@@ -458,7 +461,7 @@ impl Channels {
         self.events.push_back(ChannelEvent::Closed { channel: id });
     }
 
-    /// Chooses the channel that new circuits to `peer` take: the youngest that takes any, else the youngest.
+    /// Selects the channel for new circuits to `peer`: the youngest that accepts any, else the youngest.
     fn elect(&mut self, peer: RelayId) {
         let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
         if let Some((id, _)) = left.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
@@ -474,7 +477,7 @@ impl Channels {
         }
     }
 
-    /// Whether there is a place for a new link, or one could be made.
+    /// Whether there is room for a new link; closes others to make it.
     fn makes_room(&mut self, opened: &LinkOpened) -> bool {
         if opened.dialled.is_none() && self.handshakes >= self.parameters.handshakes && !self.close_oldest_greeting() {
             return false;
@@ -485,7 +488,8 @@ impl Channels {
         self.channels.len() < self.parameters.channels
     }
 
-    /// Closes the oldest link with an unfinished handshake of the source that has most of them; `false` if each has one.
+    /// Closes the oldest link with an unfinished handshake of the source that has the most; `false` if no source has
+    /// two.
     fn close_oldest_greeting(&mut self) -> bool {
         let greeting = |channel: &&Channel| channel.established().is_none() && channel.dialled().is_none();
         let mut sources = BTreeMap::<_, usize>::new();

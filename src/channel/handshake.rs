@@ -1,8 +1,8 @@
 //! The channel handshake: each step is a type that consumes itself (`proto/02-channel.md` §2 and §3).
 //!
 //! Both ends send HELLO at once. A relay answers the other end's HELLO with its PROOF; a client never sends one. The
-//! channel is open when the other end's HELLO, and its PROOF if it is a relay, have come and hold. Certificates and
-//! nonces of this very link are signed, so that nothing seen on another link is of use here.
+//! channel is open when the other end's HELLO, and its PROOF if it is a relay, have been received and verified. The
+//! signature covers certificates and nonces of this link, so messages of another link can't be reused.
 
 use std::sync::Arc;
 
@@ -18,20 +18,20 @@ use super::{
     hello::{End, Hello, PROOF_CONTEXT, REACH, VERSIONS, decode_proof, encode_proof, proof_message},
 };
 
-/// Who this end of every channel is.
+/// The role of this end on every channel.
 #[derive(Clone)]
 pub enum LocalRole {
-    /// A client: proves nothing, and takes no channel that another end dialled.
+    /// A client: proves no identity, and accepts no channel that another end dialled.
     Anonymous,
     /// A relay that others can dial: always proves its identity, dialling or dialled.
     Relay(Arc<IdentityKey>),
-    /// A relay that nobody can dial: always proves its identity, and asks those who are to be its gateways to reach it over
-    /// the channels that it dials ([`Channels::set_gateways`](super::Channels::set_gateways)).
+    /// A relay that others can't dial: always proves its identity. It requests its gateways to reach it over the
+    /// channels that it dials ([`Channels::set_gateways`](super::Channels::set_gateways)).
     Volunteer(Arc<IdentityKey>),
 }
 
 impl LocalRole {
-    /// The identity this end proves, if it does.
+    /// The identity this end proves, if any.
     #[must_use]
     pub fn identity(&self) -> Option<RelayId> {
         match self {
@@ -41,30 +41,31 @@ impl LocalRole {
     }
 }
 
-/// Our HELLO is on its way; the other end's is awaited.
+/// This end's HELLO is sent; the other end's is awaited.
 pub(super) struct Greeting {
     role: LocalRole,
     opened: LinkOpened,
     hello: Hello,
 }
 
-/// The other end's HELLO has come, and ours and our proof are on their way; its PROOF is awaited.
+/// The other end's HELLO was received, and this end's HELLO and PROOF are sent; the other end's PROOF is awaited.
 pub(super) struct Proving {
     relay: RelayId,
     message: Vec<u8>,
     established: Established,
 }
 
-/// What follows a HELLO.
+/// The state after a HELLO.
 pub(super) enum Greeted {
-    /// The other end said that it is a relay and must prove it.
+    /// The other end claims to be a relay and must prove it.
     Proving(Proving),
     /// The other end is a client.
     Open(Established),
 }
 
 impl Greeting {
-    /// Begins on a link that has just opened; gives our HELLO beside. `reach`: the other end is to reach us over it.
+    /// Starts the handshake on a link that has just opened; also returns this end's HELLO. `reach` requests the other
+    /// end to reach this one over the link.
     pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
         rng.fill_bytes(&mut nonce);
@@ -79,7 +80,8 @@ impl Greeting {
         (Self { role, opened, hello }, message)
     }
 
-    /// Takes the other end's HELLO; gives our PROOF beside, if this end sends one. `gateway`: this end may be a volunteer's.
+    /// Takes the other end's HELLO; also returns this end's PROOF, if it sends one. `gateway`: this end may be a
+    /// volunteer's gateway.
     pub(super) fn handle_hello(
         self,
         message: &[u8],
@@ -87,7 +89,7 @@ impl Greeting {
     ) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
         let theirs = Hello::decode(message)?;
         let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
-        // An impostor is told nothing more: our proof goes only to whom we meant to reach.
+        // The PROOF goes only to the relay that was dialled, so an impostor receives nothing more.
         if self.opened.dialled.is_some() && self.opened.dialled != theirs.identity {
             return Err(ChannelError::WrongIdentity);
         }
@@ -125,7 +127,7 @@ impl Greeting {
 }
 
 impl Proving {
-    /// Whether the other end asked to be reached, and will be.
+    /// Whether the other end requested to be reached, and this end accepted.
     pub(super) const fn reach(&self) -> bool {
         self.established.reach
     }

@@ -1,4 +1,5 @@
-//! The two handshake messages of a channel, as bytes, and what a proof signs (`proto/02-channel.md` §2 and §3).
+//! Codec of the two handshake messages of a channel, and the bytes that a proof signs (`proto/02-channel.md` §2 and
+//! §3).
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,9 +7,9 @@ use crate::base::RelayId;
 
 use super::ChannelError;
 
-/// The versions this implementation speaks.
+/// The versions that this implementation supports.
 pub(super) const VERSIONS: [u16; 1] = [1];
-/// Versions that a HELLO may list.
+/// The most versions in a HELLO.
 const MAX_VERSIONS: usize = 16;
 const HELLO: u8 = 1;
 const PROOF: u8 = 2;
@@ -17,16 +18,16 @@ const FAMILY_IPV4: u8 = 4;
 const FAMILY_IPV6: u8 = 6;
 /// The capability of a relay that can't be dialled: circuits may be extended to it over this channel.
 pub(super) const REACH: u64 = 1;
-/// Separates a channel proof from whatever else an identity key signs.
+/// Separates a channel proof from other signatures of an identity key.
 pub(super) const PROOF_CONTEXT: &str = "channel";
 
-/// Which end of a channel: circuit identifiers and proofs tell them apart.
+/// One end of a channel, as distinguished in circuit identifiers and proofs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum End {
-    /// Asked for the link.
+    /// The end that dialled.
     Dialler = 1,
-    /// Was dialled.
+    /// The end that was dialled.
     Dialled = 2,
 }
 
@@ -43,15 +44,15 @@ impl End {
 #[derive(Clone, PartialEq, Eq)]
 #[cfg_attr(test, derive(Debug))]
 pub(super) struct Hello {
-    /// Versions the sender speaks, in order of preference.
+    /// Versions that the sender supports, in order of preference.
     pub(super) versions: Vec<u16>,
-    /// Bits for what the sender can do beyond the version; unknown ones are ignored.
+    /// Bits for capabilities beyond the version; unknown ones are ignored.
     pub(super) capabilities: u64,
-    /// The relay that the sender will prove to be; `None` is a client, which proves nothing.
+    /// The relay identity that the sender will prove; `None` for a client, which proves none.
     pub(super) identity: Option<RelayId>,
-    /// Fresh for each channel.
+    /// New random bytes for each channel.
     pub(super) nonce: [u8; 32],
-    /// Where the sender sees the receiver.
+    /// The receiver's address as the sender sees it.
     pub(super) observed: Option<SocketAddr>,
 }
 
@@ -113,14 +114,14 @@ impl Hello {
         rest.is_empty().then_some(Self { versions, capabilities, identity, nonce, observed })
     }
 
-    /// The highest version that both ends speak.
+    /// The highest version that both ends support.
     pub(super) fn common_version(&self, other: &Self) -> Option<u16> {
         self.versions.iter().filter(|version| other.versions.contains(version)).max().copied()
     }
 }
 
-/// What a proof signs: the signer's end, the version, and for the dialler and then the dialled all that its HELLO said
-/// but the observed address, and its certificate.
+/// The bytes that a proof signs: the signer's end and the version, then for the dialler and for the dialled all
+/// fields of the HELLO except the observed address, and the certificate.
 pub(super) fn proof_message(
     signer: End,
     version: u16,

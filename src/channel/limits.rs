@@ -1,4 +1,4 @@
-//! Limits on what one neighbour, or one address, may ask for.
+//! Rate limits of one neighbour, and the source of a link.
 
 use core::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -11,7 +11,7 @@ use super::Rate;
 
 /// A token bucket; full when new.
 pub(super) struct Bucket {
-    /// When it will be full again.
+    /// When the bucket is full again.
     full_at: Instant,
 }
 
@@ -32,7 +32,7 @@ impl Bucket {
     }
 }
 
-/// Who a link comes from, as far as one source can be told from another: an IPv4 address or an IPv6 /64.
+/// The source of a link, as far as sources can be distinguished: an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source(IpAddr);
 

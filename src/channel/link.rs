@@ -1,4 +1,4 @@
-//! One channel: its handshake, the cells that came in, the messages that go out.
+//! One channel: its handshake, received cells, and outgoing messages.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -17,17 +17,17 @@ use super::{
     queue::FairQueue,
 };
 
-/// Bytes of messages that may wait in other lanes for the handshake to be done.
+/// The most bytes of messages held in other lanes until the handshake is done.
 const EARLY_LEN: usize = 128 << 10;
-/// Cells taken from the queue at a time, to be spread over lanes and packed.
+/// Cells taken from the queue at a time for distribution over lanes and packing.
 const PACK_CELLS: usize = MESSAGE_CELLS * 4;
 const MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
 
-/// What a channel wants after some time has passed.
+/// The action due after a timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     Nothing,
-    /// Without circuits for so long that it closes.
+    /// The channel closes, since it has had no circuit for the idle time.
     CloseIdle,
 }
 
@@ -39,23 +39,23 @@ enum State {
     Ended,
 }
 
-/// What overtook the handshake in other lanes.
+/// Messages received in other lanes before the end of the handshake.
 #[derive(Default)]
 struct Early {
     messages: Vec<(Lane, Slots)>,
     length: usize,
 }
 
-/// A link to one neighbour.
+/// A channel to one neighbour, open or not.
 pub(super) struct Channel {
     id: ChannelId,
     dialled: Option<RelayId>,
     state: State,
     lanes: u8,
     room: usize,
-    /// Since when the link has had no room.
+    /// The time since which the link has had no room.
     full_since: Option<Instant>,
-    /// Messages that are packed.
+    /// Packed messages.
     ready: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: Bucket,
@@ -63,13 +63,13 @@ pub(super) struct Channel {
     since: Instant,
     last_sent: Instant,
     last_received: Instant,
-    /// Since when no circuit has lived on it.
+    /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
-    /// Stands in the list of channels that have something to send.
+    /// Whether it is in the list of channels that have something to send.
     pub(super) listed: bool,
-    /// Stays open without circuits.
+    /// Whether it stays open without circuits.
     pub(super) kept: bool,
-    /// The keys of its link are soon used up: it closes with its last circuit.
+    /// The keys of its link are close to their limit: the channel closes with its last circuit.
     retires: bool,
 }
 
@@ -105,17 +105,17 @@ impl Channel {
         }
     }
 
-    /// The relay it was dialled for.
+    /// The relay that this end dialled.
     pub(super) const fn dialled(&self) -> Option<RelayId> {
         self.dialled
     }
 
-    /// Since when it is open, or under way if it is not.
+    /// The time at which the channel opened, or the link if the channel is not open.
     pub(super) const fn since(&self) -> Instant {
         self.since
     }
 
-    /// Since when no circuit has lived on it.
+    /// The time since which no circuit has been live.
     pub(super) const fn idle_since(&self) -> Option<Instant> {
         self.idle_since
     }
@@ -127,12 +127,12 @@ impl Channel {
         }
     }
 
-    /// Whether the other end's HELLO has not come yet.
+    /// Whether the other end's HELLO is awaited.
     pub(super) const fn is_greeting(&self) -> bool {
         matches!(self.state, State::Greeting(..))
     }
 
-    /// Whether the other end is, or is about to be, reached over it.
+    /// Whether a volunteer is reached over it, or will be once its proof is verified.
     pub(super) const fn reaches(&self) -> bool {
         match &self.state {
             State::Proving(proving, _) => proving.reach(),
@@ -152,12 +152,13 @@ impl Channel {
         self.retires = true;
     }
 
-    /// Whether the keys of its link are soon used up.
+    /// Whether the keys of its link are close to their limit.
     pub(super) const fn retires(&self) -> bool {
         self.retires
     }
 
-    /// Whether this end may open circuits on it. A volunteer is reached over its own channel alone, until the link ends.
+    /// Whether this end may open circuits on it. A volunteer is reached only over its own channel, until the link
+    /// ends.
     pub(super) const fn takes_circuits(&self) -> bool {
         !self.retires || self.reaches()
     }
@@ -166,14 +167,14 @@ impl Channel {
         &self.queue
     }
 
-    /// Who the link comes from.
+    /// The source of the link.
     pub(super) const fn source(&self) -> Source {
         self.source
     }
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
         self.room = bytes;
-        // It is told when the link has taken something.
+        // The event follows when the link has accepted something.
         self.full_since = (bytes == 0).then_some(now);
     }
 
@@ -181,7 +182,7 @@ impl Channel {
         self.full_since = if self.room == 0 { self.full_since.or(Some(now)) } else { None };
     }
 
-    /// Takes one message of the link. `gateway`: this node takes one more volunteer from where the link comes from.
+    /// Takes one message of the link. `gateway`: this node accepts one more volunteer from the link's source.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
@@ -244,7 +245,7 @@ impl Channel {
         outcome
     }
 
-    /// Reads a message of an open channel: whole cells, each in its circuit's lane (`proto/02-channel.md` §4).
+    /// Decodes a message of an open channel: whole cells, each in its circuit's lane (`proto/02-channel.md` §4).
     fn read_cells(
         &mut self,
         now: Instant,
@@ -266,7 +267,7 @@ impl Channel {
             match cell.command() {
                 Command::Create if !of_peer => return Err(ChannelError::WrongHalf),
                 Command::Created if of_peer => return Err(ChannelError::WrongHalf),
-                // Whatever is queued for it would be dropped at the other end.
+                // The other end would drop the cells queued for it.
                 Command::Destroy => {
                     self.queue.clear(circuit);
                     self.forget(now, circuit);
@@ -278,7 +279,7 @@ impl Channel {
         Ok(())
     }
 
-    /// An unused identifier from this end's half, held.
+    /// An unused identifier of this end's half, made live.
     pub(super) fn allocate(&mut self, parameters: &ChannelParameters, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         const TRIES: usize = 8;
         let half = if self.established()?.dialler { 1 << 31 } else { 0 };
@@ -300,14 +301,15 @@ impl Channel {
         self.has_place(parameters) && self.creates.take(now, rate)
     }
 
-    /// Whether it carries fewer circuits than it may, those counted that have ended and still wait to be told.
+    /// Whether the channel has fewer live circuits than its limit, and fewer than twice the limit with ended ones
+    /// that have queued cells.
     fn has_place(&self, parameters: &ChannelParameters) -> bool {
         let limit =
             if self.peer().is_some() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
     }
 
-    /// Holds a circuit; `false` if it is held already or the channel carries as many as it may.
+    /// Makes a circuit live; `false` if it is already, or at the limit.
     pub(super) fn admit(&mut self, parameters: &ChannelParameters, circuit: CircuitId) -> bool {
         let admitted = self.has_place(parameters) && self.queue.hold(circuit);
         if admitted {
@@ -331,12 +333,12 @@ impl Channel {
         self.queue.push(circuit, serial, cell, parameters.circuit_queue)
     }
 
-    /// Whether [`Self::poll_message`] would give something.
+    /// Whether [`Self::poll_message`] has a message to return.
     pub(super) fn has_message(&self) -> bool {
         self.room > 0 && (!self.ready.is_empty() || self.queue.len() > 0)
     }
 
-    /// The next message to send, as long as the link has room.
+    /// The next message to send, while the link has room.
     pub(super) fn poll_message(&mut self, now: Instant, events: &mut VecDeque<ChannelEvent>) -> Option<(Lane, Slots)> {
         if self.room == 0 {
             return None;
@@ -351,11 +353,13 @@ impl Channel {
         Some((lane, message))
     }
 
-    /// Takes cells by turns and packs those of one lane together: as many as there is room for, or as fill whole messages.
+    /// Takes cells in fair order and packs those of one lane together: as many as there is room for, or as fill whole
+    /// messages.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
         let mut lanes: Vec<(Lane, Slots)> = Vec::new();
         if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
-            // The rest would make a message that is hardly worth its packets; the link tells its room again when it has more.
+            // The rest would make a small message, inefficient in packets. The link reports its room again when it
+            // has more.
             self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
         }
         let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
@@ -378,7 +382,7 @@ impl Channel {
         self.ready.extend(lanes);
     }
 
-    /// Does what is due: keep-alive, time-outs.
+    /// Performs what is due: keep-alive, timeouts.
     pub(super) fn handle_timeout(&mut self, now: Instant, parameters: &ChannelParameters) -> Result<Due, ChannelError> {
         let State::Open(established) = &self.state else {
             let late = now.since(self.since) >= parameters.handshake_limit;
@@ -391,7 +395,7 @@ impl Channel {
         if unsent && self.full_since.is_some_and(|since| now.since(since) >= parameters.stall_limit) {
             return Err(ChannelError::Stalled);
         }
-        // The dialler goes first, so that the other end's new circuits seldom meet a closing channel.
+        // The dialler closes first, so that the other end's new circuits seldom meet a closing channel.
         let patience = if established.dialler { 1 } else { 2 };
         let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
@@ -404,7 +408,7 @@ impl Channel {
         Ok(Due::Nothing)
     }
 
-    /// The relay at the other end, proved.
+    /// The authenticated relay at the other end.
     pub(super) const fn peer(&self) -> Option<RelayId> {
         match self.established() {
             Some(established) => established.peer,
@@ -415,7 +419,7 @@ impl Channel {
 
 impl Early {
     fn keep(&mut self, lane: Lane, message: Slots) -> Result<(), ChannelError> {
-        // Whole cells only, so that the length also bounds the count.
+        // Whole cells only, so that the length also bounds the number.
         if message.is_empty() || !message.len().is_multiple_of(CELL_LEN) {
             return Err(ChannelError::Malformed);
         }
@@ -428,7 +432,7 @@ impl Early {
     }
 }
 
-/// The lane of a circuit's cells on a link of so many lanes.
+/// The lane of a circuit's cells on a link with `lanes` lanes.
 pub(super) fn lane_of(circuit: CircuitId, lanes: u8) -> Lane {
     let lane = circuit.value().checked_rem(u32::from(lanes)).and_then(|lane| u8::try_from(lane).ok());
     lane.and_then(Lane::new).unwrap_or(Lane::FIRST)

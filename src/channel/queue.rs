@@ -1,12 +1,12 @@
-//! The cells that wait on one channel, and whose turn it is.
+//! The queued cells of one channel, and their fair scheduling.
 //!
-//! Fair queueing after fq_codel (RFC 8290 §4): a circuit that had nothing waiting goes to the *quiet* list and is
-//! served before the *busy* ones; a circuit that has used up its quantum, or has been served empty, goes to the end of
-//! the busy list. So one cell of an interactive circuit passes a bulk circuit's thousands, and bulk circuits share
-//! alike. All steps take constant time.
+//! Fair queueing after fq_codel (RFC 8290 §4). A circuit whose queue was empty goes to the *quiet* list, which is
+//! served before the *busy* list. A circuit that has used up its quantum, or whose queue ran empty in its quiet turn,
+//! goes to the end of the busy list. So one cell of an interactive circuit passes the thousands of a bulk circuit,
+//! and bulk circuits share equally. All steps take constant time.
 //!
-//! Caps: cells per circuit ([`QueueFull`], upon which the caller ends the circuit); circuits and refusals are capped by
-//! the channel, cells in all across channels by [`Channels`](super::Channels).
+//! Caps: cells per circuit ([`QueueFull`], on which the caller ends the circuit). The channel caps circuits and
+//! refusals; [`Channels`](super::Channels) caps the cells of all channels.
 
 use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
@@ -17,12 +17,12 @@ use crate::{
 
 use super::{QUEUE_LOW, QueueFull};
 
-/// Cells that a circuit may send before it is another's turn.
+/// Cells that a circuit may send in one turn.
 const QUANTUM: u8 = 4;
-/// A drained queue gives back memory beyond this many cells.
+/// An empty queue frees memory beyond this many cells.
 const KEEP_CAPACITY: usize = 64;
 
-/// Where a circuit stands.
+/// The list in which a circuit is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listed {
     No,
@@ -32,22 +32,22 @@ enum Listed {
 
 struct Waiting {
     circuit: CircuitId,
-    /// With each cell its serial number over all channels, which tells who has waited longest.
+    /// Each cell with its serial number over all channels, which orders cells by waiting time.
     cells: VecDeque<(u64, Cell)>,
     /// Cells left of the quantum.
     turn: u8,
     listed: Listed,
-    /// The circuit lives: the entry stays when its queue is empty.
+    /// Whether the circuit is live: the entry then stays while its queue is empty.
     held: bool,
-    /// It never lived: what waits is a refusal.
+    /// Whether it was never live: its queued cells are a refusal.
     refused: bool,
 }
 
-/// A cell whose turn it is.
+/// The next cell to send.
 pub(super) struct Next {
     pub(super) cell: Cell,
     pub(super) circuit: CircuitId,
-    /// With this cell the queue of a living circuit fell to the low mark.
+    /// This cell reduced the queue of a live circuit to [`QUEUE_LOW`].
     pub(super) drained: bool,
 }
 
@@ -64,37 +64,37 @@ pub(super) struct FairQueue {
 }
 
 impl FairQueue {
-    /// Cells that wait.
+    /// Queued cells.
     pub(super) const fn len(&self) -> usize {
         self.cells
     }
 
-    /// Circuits that live on the channel.
+    /// Live circuits of the channel.
     pub(super) const fn circuits(&self) -> usize {
         self.held
     }
 
-    /// Circuits that live or still have cells to be sent.
+    /// Circuits that are live or have queued cells.
     pub(super) fn entries(&self) -> usize {
         self.index.len()
     }
 
-    /// Circuits that never lived, with a refusal to be sent.
+    /// Circuits that were never live and have a queued refusal.
     pub(super) const fn refusals(&self) -> usize {
         self.refused
     }
 
-    /// Whether the identifier is taken, by a living circuit or by what is still to be sent of a past one.
+    /// Whether the identifier is in use, by a live circuit or by queued cells of an ended one.
     pub(super) fn knows(&self, circuit: CircuitId) -> bool {
         self.index.contains_key(&circuit)
     }
 
-    /// Cells of `circuit` that wait.
+    /// Queued cells of `circuit`.
     pub(super) fn queued(&self, circuit: CircuitId) -> usize {
         self.entry(circuit).map_or(0, |waiting| waiting.cells.len())
     }
 
-    /// Notes that `circuit` lives; `false` if it did already.
+    /// Makes `circuit` live; `false` if it was already.
     pub(super) fn hold(&mut self, circuit: CircuitId) -> bool {
         let Some(slot) = self.slot_or_new(circuit) else { return false };
         let Some(Some(waiting)) = self.entries.get_mut(slot) else { return false };
@@ -108,7 +108,7 @@ impl FairQueue {
         true
     }
 
-    /// Notes that `circuit` is past; what it has queued is still sent.
+    /// Ends `circuit`; its queued cells are still sent.
     pub(super) fn forget(&mut self, circuit: CircuitId) {
         let Some(&slot) = self.index.get(&circuit) else { return };
         let Some(Some(waiting)) = self.entries.get_mut(slot) else { return };
@@ -120,7 +120,7 @@ impl FairQueue {
         }
     }
 
-    /// Drops what `circuit` has queued; gives how many cells that were.
+    /// Drops the queued cells of `circuit`; returns their number.
     pub(super) fn clear(&mut self, circuit: CircuitId) -> usize {
         let Some(waiting) = self.entry_mut(circuit) else { return 0 };
         let cleared = waiting.cells.len();
@@ -129,7 +129,7 @@ impl FairQueue {
         cleared
     }
 
-    /// Queues a cell. A DESTROY takes the place of all that its circuit has queued.
+    /// Queues a cell. A DESTROY replaces all queued cells of its circuit.
     pub(super) fn push(&mut self, circuit: CircuitId, serial: u64, cell: Cell, limit: usize) -> Result<(), QueueFull> {
         if cell.command() == Command::Destroy {
             self.clear(circuit);
@@ -165,7 +165,8 @@ impl FairQueue {
             };
             if waiting.turn == 0 || waiting.cells.is_empty() {
                 list.pop_front();
-                // A circuit served empty out of turn waits one round among the busy, else it would always go first.
+                // A circuit whose quiet turn emptied its queue waits one round in the busy list; else it would always
+                // be first.
                 if !waiting.cells.is_empty() || (from_quiet && waiting.held) {
                     waiting.listed = Listed::Busy;
                     waiting.turn = QUANTUM;
@@ -189,14 +190,14 @@ impl FairQueue {
         }
     }
 
-    /// The living circuit whose first cell has waited longest, of those whose end makes room (a DESTROY takes the place of
-    /// one cell), with that cell's serial number. Looks at every circuit.
+    /// The live circuit whose first cell has waited longest, with that cell's serial number. Only circuits with two
+    /// cells or more, since a DESTROY replaces the queue and takes the place of one cell. Visits every circuit.
     pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
         let heads = self.entries.iter().flatten().filter(|waiting| waiting.held && waiting.cells.len() > 1);
         heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit))).min()
     }
 
-    /// Cells of circuits that don't live, such as refusals. Looks at every circuit.
+    /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
     pub(super) fn dead(&self) -> usize {
         self.entries.iter().flatten().filter(|waiting| !waiting.held).map(|waiting| waiting.cells.len()).sum()
     }

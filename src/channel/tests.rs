@@ -1,4 +1,4 @@
-//! What channels must hold, shown with two or three nodes joined in memory.
+//! Tests of channels between two or three nodes joined in memory.
 
 use core::time::Duration;
 use std::{
@@ -137,7 +137,7 @@ impl Pair {
         }
     }
 
-    /// Carries one transmit from `a` (or `b`); `false` when there is none.
+    /// Delivers one transmit from `a` (or `b`); `false` when there is none.
     fn carry(&mut self, from_a: bool) -> bool {
         let (from, to) = if from_a { (&mut self.a, &mut self.b) } else { (&mut self.b, &mut self.a) };
         from.collect(self.now);
@@ -258,7 +258,7 @@ fn a_client_takes_no_channel_that_another_end_dialled() {
 
 #[test]
 fn a_proof_for_a_link_with_other_certificates_is_refused() {
-    // A man in the middle ends both links and passes the handshake on: the certificates differ.
+    // A man in the middle ends both links and forwards the handshake: the certificates differ.
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     let (link, relay) = (LinkId(1), key(2).id());
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(relay), 1, 66) }, &mut pair.rng);
@@ -608,7 +608,7 @@ fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
         pair.b.channels.handle_timeout(pair.now);
         assert_eq!(pair.b.channels.len(), open);
         if takes_something {
-            // And is full again.
+            // Then the link is full again.
             pair.room(1, 0);
         }
     }
@@ -663,7 +663,7 @@ fn closed(node: &Node) -> Vec<LinkId> {
     closed.collect()
 }
 
-/// A link comes in from `address`.
+/// Opens a link from `address`.
 fn comes_in(node: &mut Node, now: Instant, number: u64, address: &str) {
     let opened = LinkOpened { peer_address: Redacted(address.parse().unwrap()), ..opened(None, 2, 1) };
     let mut rng = ChaCha20Rng::seed_from_u64(number);

@@ -1,4 +1,4 @@
-//! Building a circuit, hop by hop.
+//! Construction of a circuit, hop by hop.
 
 use core::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// From the first fragment of a reply to its last.
+/// Timeout from the first fragment of a reply to its last.
 const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The handshake with one hop.
@@ -27,7 +27,7 @@ pub(super) struct Building {
     reply: Fragments,
 }
 
-/// A circuit whose next hop was gone.
+/// State of a circuit after GONE, until another relay is named.
 #[derive(Clone, Copy)]
 pub(super) struct Short {
     pub(super) hop: HopIndex,
@@ -47,7 +47,7 @@ impl Building {
         Ok((Self { hop, deadline, began: now, hop_timeout, handshake, reply: Fragments::new() }, request))
     }
 
-    /// Takes a fragment of the reply; the others must follow soon (`proto/03-cells.md` §5).
+    /// Takes a fragment of the reply; the others must arrive within [`FRAGMENTS_TIMEOUT`] (`proto/03-cells.md` §5).
     fn handle_fragment(&mut self, now: Instant, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         self.deadline = self.deadline.min(now.after(FRAGMENTS_TIMEOUT));
         self.reply.push(fragment)
@@ -90,7 +90,7 @@ impl Origin {
         }
     }
 
-    /// The hop's whole reply is there: adds its layer, and goes on to the next hop.
+    /// Takes the hop's whole reply: adds its layer, and starts with the next hop.
     fn finish_hop<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
@@ -105,7 +105,7 @@ impl Origin {
         let elapsed = now.since(began);
         self.events.push_back(CircuitEvent::HopBuilt { hop, elapsed });
         let Some(relay) = self.path.get(usize::from(hop.value())).copied() else {
-            // The last hop's time holds a dial and key exchange besides the whole path's round trip.
+            // The last hop's time includes a dial and the key exchange besides the whole path's round trip.
             self.echo_timeout = elapsed.saturating_mul(4).clamp(ECHO_TIMEOUT_MIN, ECHO_TIMEOUT_MAX);
             self.events.push_back(CircuitEvent::Built);
             return Ok(());
@@ -114,7 +114,7 @@ impl Origin {
         self.begin_hop(now, &relay, next, hop_timeout, rng)
     }
 
-    /// The hop before answers that it has no such relay (`proto/05-relay-messages.md` §7).
+    /// Takes GONE: the previous hop can't reach that relay (`proto/05-relay-messages.md` §7).
     pub(super) fn handle_gone(&mut self, from: HopIndex) -> Result<(), CircuitError> {
         let asked = self.extends.is_empty();
         match &self.state {
@@ -128,8 +128,7 @@ impl Origin {
         }
     }
 
-    /// After [`CircuitEvent::Gone`]: makes `relay` the next hop in place of the one that is gone. Does nothing at any other
-    /// time.
+    /// After [`CircuitEvent::Gone`]: makes `relay` the next hop instead. Does nothing in any other state.
     pub fn extend_to<R: CryptoRng + ?Sized>(&mut self, now: Instant, relay: RelayKeys, rng: &mut R) {
         let State::Short(Short { hop, hop_timeout }) = self.state else { return };
         if let Some(place) = self.path.get_mut(usize::from(hop.value()).saturating_sub(1)) {
@@ -140,7 +139,7 @@ impl Origin {
         }
     }
 
-    /// Begins the handshake with a hop after the first, over the hop before it.
+    /// Starts the handshake with a hop after the first, through the hop before it.
     fn begin_hop<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,

@@ -1,4 +1,4 @@
-//! An origin and three relays in one memory.
+//! Tests of an origin and three relays in memory.
 
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
@@ -20,7 +20,7 @@ fn rng() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(11)
 }
 
-/// One relay of the chain: what it holds of the circuit.
+/// One relay of the chain, with its state of the circuit.
 struct Hop {
     identity: RelayId,
     keyring: OnionKeyring,
@@ -29,7 +29,7 @@ struct Hop {
     streams: Streams,
 }
 
-/// The relays of one circuit; each passes cells to the next by itself.
+/// The relays of one circuit; each forwards cells to the next directly.
 struct Chain {
     circuit: CircuitId,
     hops: Vec<Hop>,
@@ -61,7 +61,7 @@ impl Chain {
         Origin::start(self.now, keys, self.circuit, FlowParameters::default(), HOP_TIMEOUT, &mut self.rng).unwrap()
     }
 
-    /// Answers a cell that came to the first hop.
+    /// Answers a cell to the first hop.
     fn handle(&mut self, cell: Cell) -> Vec<Cell> {
         match cell.command() {
             Command::Create => {
@@ -125,7 +125,7 @@ impl Chain {
         Cell::new(self.circuit, Command::Relay, body)
     }
 
-    /// Carries cells both ways until there are none.
+    /// Delivers cells both ways until there are none.
     fn settle(&mut self, origin: &mut Origin) {
         loop {
             let mut moved = false;
@@ -326,13 +326,13 @@ fn a_hop_that_does_not_answer_times_out() {
 #[test]
 fn a_circuit_that_answers_no_echo_ends() {
     let (mut chain, mut origin, id) = Chain::stream();
-    // An answering circuit goes on.
+    // A circuit that answers stays open.
     let at = origin.poll_timeout().unwrap();
     origin.handle_timeout(at);
     chain.now = at;
     chain.settle(&mut origin);
     assert!(origin.is_open());
-    // A dead one doesn't.
+    // A dead circuit ends.
     for _ in 0..2 {
         let at = origin.poll_timeout().unwrap();
         origin.handle_timeout(at);
@@ -342,7 +342,8 @@ fn a_circuit_that_answers_no_echo_ends() {
     assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(CircuitError::Silent)]);
 }
 
-/// Lets the next due time come, which must lie ahead; gives how many cells went out, all of which are lost.
+/// Advances to the next deadline, which must be in the future; returns the number of cells sent, all of which are
+/// lost.
 fn lose(chain: &mut Chain, origin: &mut Origin) -> usize {
     let at = origin.poll_timeout().unwrap();
     assert!(at > chain.now, "due in the past");
@@ -391,7 +392,7 @@ fn a_destroy_fails_the_streams_and_is_not_answered() {
     assert_eq!(origin.poll_timeout(), None);
 }
 
-/// A circuit of three hops whose second hop has been asked for and has not answered.
+/// A circuit of three hops whose second hop has been requested and has not answered.
 fn awaiting_second() -> (Chain, Origin) {
     let mut chain = Chain::new(3);
     let mut origin = chain.origin();

@@ -1,7 +1,7 @@
-//! Which exits carry streams of this client and which perform its requests, so that none does both while there are others.
+//! Separation of the exits for streams from the exits for delegated requests.
 //!
-//! An exit that saw a query and soon after a stream over the same guard could take both for one person's. Kept in memory
-//! only, for ten minutes after the last use.
+//! An exit that sees a query and soon afterwards a stream from the same guard could attribute both to one person.
+//! Held in memory only, for ten minutes after the last use.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use crate::base::{Instant, RelayId};
 
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// When each exit was last used for what.
+/// The last use of each exit, by traffic type.
 #[derive(Default)]
 pub(super) struct Apart {
     streams: BTreeMap<RelayId, Instant>,
@@ -18,19 +18,19 @@ pub(super) struct Apart {
 }
 
 impl Apart {
-    /// `exit` is given a request or a stream.
+    /// Records a stream or delegated request at `exit`.
     pub(super) fn handle_used(&mut self, now: Instant, exit: RelayId, delegated: bool) {
         let used = if delegated { &mut self.requests } else { &mut self.streams };
         used.insert(exit, now);
     }
 
-    /// Exits that are not for what comes: those that did the other thing of late.
+    /// Exits to avoid: recently used for the other traffic type.
     pub(super) fn shunned(&self, now: Instant, delegated: bool) -> impl Iterator<Item = RelayId> {
         let other = if delegated { &self.streams } else { &self.requests };
         other.iter().filter(move |(_, at)| now.since(**at) < REMEMBERED).map(|(exit, _)| *exit)
     }
 
-    /// Forgets what is long ago.
+    /// Removes old entries.
     pub(super) fn sweep(&mut self, now: Instant) {
         for used in [&mut self.streams, &mut self.requests] {
             used.retain(|_, at| now.since(*at) < REMEMBERED);

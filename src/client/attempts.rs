@@ -1,16 +1,16 @@
-//! How often circuits are tried: pauses after failures, how long a hop may take, relays to go round for a while.
+//! Retry policy of circuit builds: pauses after failures, hop timeouts, relays to avoid.
 
 use core::time::Duration;
 use std::collections::VecDeque;
 
 use crate::base::{Instant, RelayId};
 
-/// Builds tried again after one failed, and the pause before each.
+/// The pauses before the retries of a failed build.
 const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
-/// The pause once those are used up, doubled each time, to [`LONGEST_PAUSE`].
+/// The pause after the last of [`PAUSES`], doubled each time, up to [`LONGEST_PAUSE`].
 const LONG_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Guards tried one after the other without a pause.
+/// Guards tried in sequence without a pause.
 const GUARDS_AT_ONCE: u32 = 3;
 
 const HOP_TIMEOUT_UNKNOWN: Duration = Duration::from_secs(5);
@@ -18,13 +18,13 @@ const HOP_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
 const HOP_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 const HOP_TIMES: usize = 32;
 
-/// How long a relay that failed to answer is gone round, and how many are.
+/// Time for which an unresponsive relay is avoided, and the cap on such relays.
 const AVOID: Duration = Duration::from_secs(60);
 const AVOIDED: usize = 16;
-/// What is told of one guard within this time is one failure.
+/// Failures of one guard within this time count as one.
 const ONE_FAILURE: Duration = Duration::from_secs(1);
 
-/// What is known of builds that went before.
+/// The history of builds.
 #[derive(Default)]
 pub(super) struct Attempts {
     failures: u32,
@@ -36,22 +36,22 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Whether a circuit may be begun now.
+    /// Whether a build may start now.
     pub(super) fn may_build(&self, now: Instant) -> bool {
         self.next_at.is_none_or(|at| at <= now)
     }
 
-    /// Gives whether a pause is over; each is over once.
+    /// Returns whether a pause has ended; once for each pause.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         self.next_at.take_if(|at| *at <= now).is_some()
     }
 
-    /// When a circuit may be begun again, if not now.
+    /// The end of the pause, if there is one.
     pub(super) const fn poll_timeout(&self) -> Option<Instant> {
         self.next_at
     }
 
-    /// A circuit stands.
+    /// A circuit was built.
     pub(super) fn handle_built(&mut self, hop_times: &[Duration]) {
         self.failures = 0;
         self.next_at = None;
@@ -60,8 +60,9 @@ impl Attempts {
         self.hop_times.drain(..surplus);
     }
 
-    /// A build that began at `began` failed beyond its guard, at `relay` if that is known. Gives whether those who wait
-    /// should be told: the build and three more failed. What was begun before the last failure counts as one with it.
+    /// A build that began at `began` failed beyond its guard, at `relay` if known. Returns whether waiting requests
+    /// should fail, which is after the build and three retries. Builds that began before the last failure count as
+    /// one with it.
     pub(super) fn handle_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) -> bool {
         if let Some(relay) = relay {
             self.avoid(now, relay);
@@ -85,9 +86,9 @@ impl Attempts {
         }
     }
 
-    /// A guard could not be reached: the next is tried, after some with pauses.
+    /// A guard could not be reached. The next guard is tried at once, from the third failure on after a pause.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
-        // Each circuit that was being built through it tells; it is one failure.
+        // Each circuit that was being built through it reports the failure; it counts once.
         let told = self
             .avoided
             .iter()
@@ -107,7 +108,7 @@ impl Attempts {
         self.guard_failures = 0;
     }
 
-    /// How long one hop may take: five times the slowest of late.
+    /// The timeout of one hop: five times the slowest recent hop.
     pub(super) fn hop_timeout(&self) -> Duration {
         match self.hop_times.iter().max() {
             None => HOP_TIMEOUT_UNKNOWN,
@@ -123,7 +124,7 @@ impl Attempts {
         self.avoided.push_back((relay, now.after(AVOID)));
     }
 
-    /// Relays that did not answer of late.
+    /// Relays that recently failed to answer.
     pub(super) fn avoided(&self, now: Instant) -> Vec<RelayId> {
         self.avoided.iter().filter(|(_, until)| *until > now).map(|(relay, _)| *relay).collect()
     }

@@ -1,16 +1,17 @@
-//! Guards that say of volunteers that they are gone.
+//! Detection of guards that report too many volunteers as gone.
 //!
-//! Volunteers do come and go, and the list is a while old. But a guard could call all gone except those of its own, so one
-//! that says it of more than half of those it was asked for gets no more of them behind it for a while.
+//! Some reports are true, because volunteers come and go and the list is a while old. But a guard could report all
+//! volunteers except its accomplices. A guard that reports more than half of the requested volunteers gets no
+//! volunteers behind it for a while.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
 
 use crate::base::{Instant, RelayId};
 
-/// Volunteers asked of a guard are counted for so long, and then anew.
+/// Period of one count of a guard's answers.
 const PERIOD: Duration = Duration::from_secs(600);
-/// From so many answers on they tell something.
+/// Answers from which on the proportion counts.
 const TELLING: u32 = 8;
 
 #[derive(Clone, Copy)]
@@ -20,12 +21,12 @@ struct Account {
     gone: u32,
 }
 
-/// What each guard answered of late. Holds no more guards than a sample has.
+/// Recent answers of each guard. At most as many guards as in the sample.
 #[derive(Default)]
 pub(super) struct Gone(BTreeMap<RelayId, Account>);
 
 impl Gone {
-    /// A circuit through `guard` was to go on to a volunteer; whether that was gone.
+    /// Records the answer of `guard` to an EXTEND to a volunteer: `gone`, or extended.
     pub(super) fn handle_answer(&mut self, now: Instant, guard: RelayId, gone: bool) {
         self.0.retain(|_, account| now.since(account.since) < PERIOD);
         let account = self.0.entry(guard).or_insert(Account { since: now, asked: 0, gone: 0 });
@@ -33,7 +34,7 @@ impl Gone {
         account.gone = account.gone.saturating_add(u32::from(gone));
     }
 
-    /// Guards behind which no volunteer is to be.
+    /// Guards that no volunteer may follow.
     pub(super) fn doubted(&self, now: Instant) -> Vec<RelayId> {
         let counts = |account: &Account| {
             now.since(account.since) < PERIOD && account.asked >= TELLING && account.gone > account.asked / 2

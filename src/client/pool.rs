@@ -1,4 +1,4 @@
-//! Which circuits there should be: placing requests, building what lacks, retiring what is old.
+//! The pool of circuits: places requests, builds missing circuits, retires old ones.
 
 use rand::CryptoRng;
 
@@ -15,7 +15,7 @@ use crate::{
     path::{Hop, Path, PathError, Purpose, Relays, Requirement, choose, exits, replace},
 };
 
-/// Volunteers that a guard may call gone while one circuit is built, before a relay takes the place that can be dialled.
+/// Volunteers that a guard may report as gone during one build, before a relay of the consensus takes the position.
 const MOST_GONE: u8 = 2;
 
 const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
@@ -26,7 +26,7 @@ const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
 }
 
 impl Client {
-    /// Places what waits and begins what lacks.
+    /// Places waiting requests and starts missing circuits.
     pub(super) fn plan(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.in_use.is_none() || self.expired {
             return;
@@ -45,7 +45,7 @@ impl Client {
         }
     }
 
-    /// Begins as many circuits for the purpose as lack of `count` spare ones.
+    /// Starts the circuits that are missing from `count` spare ones for the purpose.
     fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
         let delegation = delegation_of(purpose);
         let shunned = self.shunned(now, purpose, &[]);
@@ -59,9 +59,10 @@ impl Client {
         }
     }
 
-    /// Exits that `purpose` shuns: those that saw requests, for a stream, and those that carry streams, for a request, as long
-    /// as there is an exit for it that did not. `refused_by` are none, nor are volunteers where a listed relay offers the same:
-    /// whoever offers it in a tab would else have all that those ask who use the other exits for streams.
+    /// Exits that `purpose` avoids while an unused exit remains: those with delegated requests, for a stream; those
+    /// with streams, for a delegated request. Exits in `refused_by` don't count as remaining, nor do volunteers where
+    /// a listed relay offers the same. Otherwise a volunteer that offers it would get the requests of all clients
+    /// that use the listed exits for streams.
     fn shunned(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
         let Some(relays) = self.relays(now, &[]) else { return Vec::new() };
         let delegated = delegation_of(purpose).is_some();
@@ -77,7 +78,7 @@ impl Client {
         if others.into_iter().any(|exit| free(exit.identity())) { shunned } else { Vec::new() }
     }
 
-    /// Puts a waiting request on a circuit that stands, if there is one for it: one of its isolation first, then a spare.
+    /// Places a waiting request on an open circuit that suits it: one of its isolation first, then a spare.
     fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
         let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return true };
         let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
@@ -86,7 +87,7 @@ impl Client {
             .iter()
             .filter(|(id, pooled)| !request.refused_on.contains(id) && pooled.is_open())
             .filter(|(_, pooled)| pooled.suits(request, &relays))
-            // What goes to an exit already may go on.
+            // Streams may still join circuits that already carry some.
             .filter(|(_, pooled)| {
                 pooled.has_carried_streams()
                     || pooled.is_compelled
@@ -116,7 +117,7 @@ impl Client {
         true
     }
 
-    /// A request is on its circuit: unlike a stream it is open at once.
+    /// Reports a placed delegated request, which is open at once, unlike a stream.
     fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, id: PooledId) {
         let Some(pooled) = self.circuits.get(&id).filter(|pooled| pooled.delegation.is_some()) else { return };
         let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
@@ -129,7 +130,7 @@ impl Client {
         self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
     }
 
-    /// Sees to it that a circuit for a waiting request is on its way.
+    /// Ensures that a circuit for a waiting request is being built.
     fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
         let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return Ok(()) };
         let isolation = request.isolation;
@@ -148,13 +149,13 @@ impl Client {
         let (purpose, refused_by) = (request.wanted.purpose(), request.refused_by.clone());
         match self.build(now, purpose, Some(isolation), &refused_by, rng) {
             Ok(_) => Ok(()),
-            // Every exit that might have taken it has refused.
+            // Every suitable exit has refused.
             Err(PathError::NoExit) => Err(StreamFailure::Ended(crate::wire::EndReason::Policy)),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Begins a circuit, if one may be begun now; gives whether it was.
+    /// Starts a circuit, if the limits allow it; returns whether it did.
     fn build(
         &mut self,
         now: Instant,
@@ -176,7 +177,7 @@ impl Client {
         avoid.extend(&shunned);
         let requirement = Requirement::three_hops(purpose);
         let mut path = choose(&relays, &self.guards, &requirement, &avoid, now, rng)?;
-        // What is avoided is taken when nothing else is left; an exit that has refused is of no use even then.
+        // Avoided exits are chosen if no others remain; an exit that has refused is useless even then.
         let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
         if refused(&path) {
             path = choose(&relays, &self.guards, &requirement, refused_by, now, rng)?;
@@ -186,7 +187,7 @@ impl Client {
         }
         let is_compelled = path.hops().last().is_some_and(|exit| shunned.contains(exit));
         if is_compelled && isolation.is_none() {
-            // Nothing would be placed on it.
+            // No request would be placed on it.
             return Ok(false);
         }
         let (keys, volunteers) = path.into_keys();
@@ -207,7 +208,7 @@ impl Client {
         Ok(true)
     }
 
-    /// Begins the circuits that waited for this channel.
+    /// Starts the circuits that waited for this channel.
     pub(super) fn start_circuits(
         &mut self,
         now: Instant,
@@ -229,7 +230,7 @@ impl Client {
             origin.map_err(|_| self.channels.forget_circuit(now, channel, circuit)).ok()
         });
         let Some(origin) = origin else {
-            // The guard takes no more circuits, or its onion key is of no use.
+            // The guard takes no more circuits, or its onion key is unusable.
             let (began, guard) = (pooled.began, pooled.guard());
             self.remove(id);
             self.build_failed(now, began, guard);
@@ -251,7 +252,7 @@ impl Client {
         self.replan = true;
     }
 
-    /// A circuit that never stood has ended with `error`.
+    /// Handles the end with `error` of a circuit that was never open.
     pub(super) fn handle_build_failed(&mut self, now: Instant, pooled: &Pooled, error: CircuitError) {
         let Some(guard) = pooled.guard() else { return };
         let reached = pooled.hop_times.len();
@@ -259,7 +260,7 @@ impl Client {
             let Stage::Circuit { channel, .. } = &pooled.stage else { return self.fail_guard(now, &guard) };
             let stands = self.channels.peer(*channel) == Some(guard);
             let silent = matches!(error, CircuitError::BuildTimedOut(_)) && !self.was_heard(&guard, pooled.began);
-            // What refuses a circuit, or is slow, is there: it stays the guard.
+            // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
             if stands && !silent {
                 return self.build_failed(now, pooled.began, None);
             }
@@ -272,7 +273,7 @@ impl Client {
         self.build_failed(now, pooled.began, pooled.path.get(reached).map(|relay| relay.identity));
     }
 
-    /// Whether any circuit through this guard has had a cell since.
+    /// Whether any circuit through this guard has received a cell since.
     fn was_heard(&self, guard: &RelayId, since: Instant) -> bool {
         let through = self.circuits.values().filter(|pooled| pooled.guard() == Some(*guard));
         through.filter_map(Pooled::heard_at).any(|heard| heard > since)
@@ -288,9 +289,9 @@ impl Client {
         self.replan = true;
     }
 
-    /// A hop of a circuit in building is gone, as the hop before it says: another takes its place, a volunteer again only once.
-    /// Of a relay that can be dialled it may not be said, and a third time not at all: else a guard could go on until it likes
-    /// the middle. Then the build has failed.
+    /// Handles GONE from the hop before `hop` during a build: another relay takes the position, at most once another
+    /// volunteer. GONE is invalid for a relay of the consensus, and at the third time. Otherwise a guard could repeat
+    /// it until the middle is one of its accomplices. After an invalid GONE the build fails.
     pub(super) fn handle_gone(&mut self, now: Instant, id: PooledId, hop: HopIndex, rng: &mut dyn CryptoRng) {
         let position = usize::from(hop.value()).saturating_sub(1);
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
@@ -301,7 +302,7 @@ impl Client {
         let is_volunteer = lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
         let credible = pooled.gone <= MOST_GONE && is_volunteer;
         tracing::debug!(position, is_volunteer, "a relay is gone, says the one before it");
-        // A guard that just has no consensus yet knows nobody.
+        // A guard without a consensus yet has no relays at all, so only volunteers count.
         if let (Some(guard), true, true) = (guard, position == 1, is_volunteer) {
             self.gone.handle_answer(now, guard, true);
         }
@@ -312,7 +313,7 @@ impl Client {
         let other = relays.and_then(|relays| replace(&relays, &path, position, volunteers, &avoid, rng));
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
         let Stage::Circuit { origin, .. } = &mut pooled.stage else { return };
-        // What must stand there by the client's settings has no substitute.
+        // A middle fixed by the settings has no substitute.
         match other.filter(|_| credible && self.parameters.middle.is_none()).map(Path::into_keys) {
             Some((keys, volunteers)) => {
                 if let Some(relay) = keys.get(position) {
@@ -325,7 +326,7 @@ impl Client {
         self.touch(id);
     }
 
-    /// Looks at ages: of the consensus and of every circuit.
+    /// Checks the ages of the consensus and of all circuits.
     pub(super) fn sweep(&mut self, now: Instant) {
         let Some(in_use) = &self.in_use else { return };
         if in_use.expires <= now && !self.expired {
@@ -342,7 +343,7 @@ impl Client {
         for (id, pooled) in &mut self.circuits {
             let worn = pooled.first_used.is_some_and(|first| now.since(first) >= age);
             let stale = pooled.first_used.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
-            // Of a volunteer its gateway knows, and ends the circuit when it goes.
+            // The gateway of a volunteer ends the circuit when the volunteer disconnects.
             let listed = pooled.path.iter().all(|relay| {
                 pooled.volunteers.contains(&relay.identity) || in_use.consensus.relay(&relay.identity).is_some()
             });
@@ -357,7 +358,7 @@ impl Client {
         self.replan = true;
     }
 
-    /// Closes the circuit that has been longest without a stream; false if all carry some.
+    /// Closes the circuit that has been without a stream for longest; false if all carry streams.
     fn make_room(&mut self) -> bool {
         let idle = self.circuits.iter().filter(|(_, pooled)| pooled.is_open() && pooled.is_idle());
         let longest = idle.min_by_key(|(_, pooled)| pooled.idle_since).map(|(id, _)| *id);

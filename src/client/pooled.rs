@@ -20,49 +20,49 @@ use crate::{
     wire::Cell,
 };
 
-/// One circuit of the pool, from the wish for it to its end.
+/// The identifier of a circuit of the pool, from the start of its build to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PooledId(pub(super) u64);
 
 pub(super) enum Stage {
-    /// The channel to the guard is on its way.
+    /// The channel to the guard is being opened.
     Connecting,
-    /// The circuit is under construction, open, or closed and about to be taken out.
+    /// The circuit is being built, open, or closed and about to be removed.
     Circuit { channel: ChannelId, origin: Box<Origin> },
 }
 
 pub(super) struct Pooled {
     pub(super) stage: Stage,
-    /// The guard first; never empty.
+    /// The relays from guard to exit; never empty.
     pub(super) path: Vec<RelayKeys>,
-    /// Those of them that are volunteers.
+    /// The hops that are volunteers.
     pub(super) volunteers: Vec<RelayId>,
-    /// How many of those it was to go over were gone.
+    /// Number of its hops that were reported as gone.
     pub(super) gone: u8,
     pub(super) began: Instant,
-    /// How long the channel took.
+    /// Time from the start of the build to the open channel.
     pub(super) channel_time: Duration,
     pub(super) hop_times: Vec<Duration>,
-    /// What it was built for, if that is to perform requests: it carries one, and no streams.
+    /// The delegated request that it was built for. Such a circuit carries one request and no streams.
     pub(super) delegation: Option<Delegation>,
-    /// Whose streams it carries; `None` for a spare circuit.
+    /// The isolation of its streams; `None` for a spare circuit.
     pub(super) isolation: Option<IsolationKey>,
-    /// Its exit is one that its purpose shuns, for no other could be had when it was built. It is for what it was built for alone.
+    /// Uses an otherwise avoided exit because there was no alternative; serves only its original request.
     pub(super) is_compelled: bool,
     pub(super) first_used: Option<Instant>,
-    /// Since when it carries no stream.
+    /// Time since which it carries no stream.
     pub(super) idle_since: Instant,
-    /// It takes no new streams.
+    /// Takes no new streams.
     pub(super) retired: bool,
     pub(super) streams: BTreeMap<StreamId, ClientStream>,
-    /// It stands in the queue of those to be settled.
+    /// Whether it is in the queue of circuits to settle.
     pub(super) touched: bool,
-    /// Its entry among the time-outs.
+    /// Its entry among the timeouts.
     pub(super) timeout: Option<Instant>,
 }
 
 impl Pooled {
-    /// A circuit whose channel is to be there by `due`.
+    /// A circuit whose channel must be open by `due`.
     pub(super) const fn new(
         now: Instant,
         path: Vec<RelayKeys>,
@@ -99,7 +99,7 @@ impl Pooled {
         self.path.last().map(|relay| relay.identity)
     }
 
-    /// Whether it stands.
+    /// Whether it is open.
     pub(super) const fn is_open(&self) -> bool {
         match &self.stage {
             Stage::Connecting => false,
@@ -107,7 +107,7 @@ impl Pooled {
         }
     }
 
-    /// Whether it is on its way.
+    /// Whether it is being built.
     pub(super) const fn is_building(&self) -> bool {
         match &self.stage {
             Stage::Connecting => true,
@@ -115,7 +115,7 @@ impl Pooled {
         }
     }
 
-    /// Whether nothing goes over it any more.
+    /// Whether it carries no open streams.
     pub(super) fn is_idle(&self) -> bool {
         match &self.stage {
             Stage::Connecting => false,
@@ -123,7 +123,7 @@ impl Pooled {
         }
     }
 
-    /// When a cell last came over it.
+    /// The time of the last received cell.
     pub(super) const fn heard_at(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Connecting => None,
@@ -131,22 +131,22 @@ impl Pooled {
         }
     }
 
-    /// Whether it is kept for whatever comes of this kind: streams, or such requests.
+    /// Whether it is a spare for streams, or for this kind of delegated request.
     pub(super) fn is_spare(&self, delegation: Option<&Delegation>) -> bool {
         self.isolation.is_none() && !self.retired && self.delegation.as_ref() == delegation
     }
 
-    /// Whether streams go over it, or have.
+    /// Whether it carries streams, or has carried some.
     pub(super) const fn has_carried_streams(&self) -> bool {
         self.delegation.is_none() && self.first_used.is_some()
     }
 
-    /// Whether it has performed the one request it was for.
+    /// Whether its one delegated request is done.
     pub(super) fn is_spent(&self) -> bool {
         self.delegation.is_some() && self.retired && self.is_open() && self.is_idle()
     }
 
-    /// Whether the request may go over it, once it stands.
+    /// Whether it may carry the request, once it is open.
     pub(super) fn suits(&self, request: &Request, relays: &Relays<'_>) -> bool {
         let Some(exit) = self.exit() else { return false };
         if self.retired || self.isolation.is_some_and(|isolation| isolation != request.isolation) {
@@ -190,7 +190,7 @@ impl Pooled {
         }
     }
 
-    /// Asks whether it still stands.
+    /// Checks whether it still works.
     pub(super) fn ask(&mut self, now: Instant) {
         if let Stage::Circuit { origin, .. } = &mut self.stage {
             origin.ask(now);

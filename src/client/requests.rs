@@ -1,4 +1,4 @@
-//! What applications asked for: streams and answers, waiting or placed on a circuit.
+//! Requests of applications: streams and RESOLVEs, waiting or placed on a circuit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{
     wire::{Host, Target},
 };
 
-/// Circuits on which a request is tried at the most.
+/// Cap on circuits on which a request is tried.
 pub(super) const MAX_TRIES: u8 = 4;
 
 #[derive(Clone)]
@@ -21,7 +21,7 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    /// What the exit must do.
+    /// The purpose of the exit.
     pub(super) fn purpose(&self) -> Purpose {
         match self {
             Self::Stream(target) => Purpose::Target(target.clone()),
@@ -35,18 +35,18 @@ pub(super) struct Request {
     pub(super) wanted: Wanted,
     pub(super) isolation: IsolationKey,
     pub(super) tries: u8,
-    /// Exits that refused it by policy, or that it is not to go to.
+    /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
-    /// Circuits that had no room for it; at most as many as it was tried on.
+    /// Circuits without room for it; at most the number of tries.
     pub(super) refused_on: Vec<PooledId>,
     /// The circuit and stream that carry it.
     pub(super) placed: Option<(PooledId, StreamId)>,
     pub(super) connected: bool,
-    /// This end has sent all it had, or will.
+    /// This end has finished its direction, or will.
     pub(super) finished: bool,
-    /// The peer has.
+    /// The peer has finished its direction.
     pub(super) peer_finished: bool,
-    /// When it fails unless it is placed by then.
+    /// The deadline for its placement.
     deadline: Instant,
 }
 
@@ -77,7 +77,7 @@ impl Request {
     }
 }
 
-/// All requests; those that wait for a circuit in order of their deadlines.
+/// All requests, and the order of the waiting ones by deadline.
 #[derive(Default)]
 pub(super) struct Requests {
     requests: BTreeMap<ClientStream, Request>,
@@ -86,7 +86,7 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// A name for the next request.
+    /// The identifier of the next request.
     pub(super) const fn next(&mut self) -> ClientStream {
         self.last = self.last.saturating_add(1);
         ClientStream(self.last)
@@ -115,12 +115,12 @@ impl Requests {
         self.requests.len()
     }
 
-    /// Those that wait for a circuit, the most pressing first.
+    /// Waiting requests, the earliest deadline first.
     pub(super) fn waiting(&self) -> Vec<ClientStream> {
         self.waiting.iter().map(|(_, stream)| *stream).collect()
     }
 
-    /// The request is on a circuit.
+    /// Records the circuit and stream of a request.
     pub(super) fn place(&mut self, stream: ClientStream, circuit: PooledId, id: StreamId) {
         if let Some(request) = self.requests.get_mut(&stream) {
             request.placed = Some((circuit, id));
@@ -129,7 +129,7 @@ impl Requests {
         }
     }
 
-    /// The request must be tried on another circuit; false if it has been tried often enough.
+    /// Returns a request to the waiting ones, for another circuit; false if its tries are used up.
     pub(super) fn put_back(&mut self, stream: ClientStream, deadline: Instant) -> bool {
         let Some(request) = self.requests.get_mut(&stream).filter(|request| request.tries < MAX_TRIES) else {
             return false;
@@ -140,7 +140,7 @@ impl Requests {
         true
     }
 
-    /// Takes out those that have waited too long.
+    /// Removes requests beyond their deadlines.
     pub(super) fn overdue(&mut self, now: Instant) -> Vec<ClientStream> {
         let mut overdue = Vec::new();
         while let Some((deadline, stream)) = self.waiting.first().copied() {

@@ -1,4 +1,4 @@
-//! What a circuit's machine has to tell, and the cells it has to send.
+//! Events and cells of a circuit's machine.
 
 use core::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Client {
-    /// Takes in a circuit's events and fills its channel's queue, until there is nothing of either.
+    /// Handles a circuit's events and fills its channel's queue, until neither remains.
     pub(super) fn settle(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) {
         if let Some(pooled) = self.circuits.get_mut(&id) {
             pooled.touched = false;
@@ -51,7 +51,7 @@ impl Client {
         }
     }
 
-    /// Moves cells to the channel while its queue for the circuit is short; gives whether any were moved.
+    /// Moves cells to the channel while its queue for the circuit is short; returns whether any were moved.
     fn fill(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) -> bool {
         let Some(Pooled { stage: Stage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&id) else {
             return false;
@@ -60,7 +60,7 @@ impl Client {
         for sent in 0..room {
             let Some(cell) = origin.poll_cell(now, rng) else { return sent > 0 };
             if self.channels.send(*channel, cell).is_err() {
-                // The queue's cap is far beyond what is ever put in it.
+                // The queue's cap is far above [`QUEUE_HIGH`].
                 origin.close();
                 return true;
             }
@@ -117,7 +117,7 @@ impl Client {
     fn handle_closed(&mut self, now: Instant, id: PooledId, error: CircuitError, rng: &mut dyn CryptoRng) {
         let Some(mut pooled) = self.remove(id) else { return };
         if let Stage::Circuit { channel, origin } = &mut pooled.stage {
-            // DESTROY goes out however full the queue is.
+            // DESTROY is sent however full the queue is.
             if let Some(destroy) = origin.poll_cell(now, rng) {
                 let _ = self.channels.send(*channel, destroy);
             }
@@ -133,8 +133,8 @@ impl Client {
         self.replan = true;
     }
 
-    /// A circuit that stood was lost, so some relay on it may be gone: asks all others over any of its relays whether
-    /// they stand, before a request finds out.
+    /// An open circuit was lost, so one of its relays may be unreachable. Checks all other circuits over any of its
+    /// relays, before a request fails.
     fn doubt_others(&mut self, now: Instant, lost: &Pooled) {
         let mut doubted = Vec::new();
         for (id, pooled) in &mut self.circuits {
@@ -176,7 +176,7 @@ impl Client {
                 self.events.push_back(ClientEvent::Resolved { stream, ttl, answers });
             }
             StreamEvent::Closed { reason, .. } => self.handle_stream_closed(now, circuit, id, stream, reason),
-            // An origin's streams give none of these.
+            // Never returned by an origin's streams.
             StreamEvent::Begin { .. } | StreamEvent::Resolve { .. } | StreamEvent::Request { .. } => {}
         }
     }

@@ -1,4 +1,4 @@
-//! A client and seven relays in a simulated network.
+//! Tests of a client with seven relays in a simulated network.
 
 use std::collections::BTreeMap;
 
@@ -23,15 +23,15 @@ mod volunteers;
 
 const RELAYS: u16 = 7;
 
-/// How an exit answers.
+/// The behaviour of an exit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Serves {
-    /// Connects, then sends back whatever comes and finishes when the origin does.
+    /// Connects, echoes all bytes, and finishes when the origin does.
     Echo,
     /// Connects and sends without end.
     Flood,
     Refuses(EndReason),
-    /// Leaves every request unanswered.
+    /// Answers no request.
     Nothing,
 }
 
@@ -54,7 +54,7 @@ impl RelayParty {
                         self.open.insert(exit, Vec::new());
                     }
                 },
-                // Open at once; whatever comes is sent back.
+                // Open at once; echoes all bytes.
                 ExitRequest::Delegate { .. } => drop(self.open.insert(exit, Vec::new())),
                 ExitRequest::Resolve(_) => {
                     self.relay.exit_resolved(exit, 60, vec![Answer::Ip([192, 0, 2, 7].into())]);
@@ -90,7 +90,7 @@ impl RelayParty {
     }
 }
 
-/// What the application saw of a stream.
+/// The events of a stream that the application received.
 #[derive(Default)]
 struct Seen {
     connected: Option<Instant>,
@@ -244,7 +244,7 @@ impl Net {
         net
     }
 
-    /// As [`Self::new`], and the client has its circuits.
+    /// As [`Self::new`], with the client's circuits built.
     fn ready(seed: u64, exits: u16) -> Self {
         let mut net = Self::new(seed, exits);
         net.give_consensus(NOW);
@@ -282,7 +282,7 @@ impl Net {
         }
     }
 
-    /// Lets the world go on until the client gives something.
+    /// Runs until `done` returns a value for the client.
     fn wait<T>(&mut self, seconds: u64, mut done: impl FnMut(&mut ClientParty) -> Option<T>) -> T {
         let client = self.client;
         let found = self.world.run_until(Duration::from_secs(seconds), |world| {
@@ -295,7 +295,7 @@ impl Net {
         found.unwrap_or_else(|| panic!("not within {seconds} s; seed {}", self.seed))
     }
 
-    /// Lets `seconds` pass.
+    /// Advances time by `seconds`.
     fn pass(&mut self, seconds: u64) {
         self.world.run_until(Duration::from_secs(seconds), |_| None::<()>);
     }
@@ -388,7 +388,7 @@ fn streams_share_a_circuit_if_and_only_if_they_share_their_isolation() {
             assert_eq!(net.circuit_of(*stream) == net.circuit_of(*other), key == other_key);
         }
     }
-    // Two more stand by.
+    // Two more circuits are spare.
     net.pass(5);
     net.client(|party, _, _| {
         assert_eq!(party.client.circuits.values().filter(|circuit| circuit.is_open()).count(), 5);
@@ -476,7 +476,7 @@ fn when_any_relay_vanishes_the_download_fails_and_the_next_request_succeeds_with
         let victim = net.path_of(stream)[hop];
         let node = net.relays[&victim];
         net.world.vanish(node);
-        // Whether or not the loss was noticed yet.
+        // Before and after detection of the loss.
         if seed % 2 == 0 {
             net.closed(stream, 25);
         }
@@ -503,7 +503,7 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
     net.pass(12);
     let third = net.connected(1);
     assert_ne!(net.circuit_of(first), net.circuit_of(third));
-    // The old one stays while it carries streams, and no longer.
+    // The old circuit stays only while it carries streams.
     let old = net.circuit_of(first);
     net.pass(60);
     for stream in [first, second] {
@@ -526,7 +526,7 @@ fn builds_that_fail_are_tried_four_times_and_then_given_up() {
             party.client.touch(circuit);
         }
     });
-    // The only exit is gone; nothing can be built.
+    // The only exit has vanished, so no circuit can be built.
     let exit = net.relays[&key(1).id()];
     net.world.vanish(exit);
     let before = net.client(|party, _, _| party.client.next_circuit);
@@ -682,13 +682,13 @@ impl Net {
         self.listed.iter().filter(|relay| !relay.profile.offer.is_empty()).map(ConsensusRelay::identity).collect()
     }
 
-    /// The exit that a request went to, and whether it carries streams too.
+    /// The exit of a delegated request, and whether it carries streams too.
     fn delegated(&mut self, stream: ClientStream) -> (RelayId, bool) {
         let (path, shared_exit) = self.wait(5, |party| party.seen(stream).delegated.clone());
         (path[2], shared_exit)
     }
 
-    /// Asks and gets the answer that the exit sends back.
+    /// Sends a query and receives the exit's echo.
     fn ask(&mut self, stream: ClientStream) {
         self.client(|party, now, _| {
             assert_eq!(party.client.write(now, stream, b"query"), 5);
@@ -729,7 +729,7 @@ fn a_request_shuns_exits_that_carry_streams_as_long_as_there_is_another() {
         assert!(!shared_exit);
         net.ask(request);
     }
-    // The other one is not to be asked, so it is this one or none.
+    // The other exit is excluded, so this one is the only choice.
     let other = net.offering().into_iter().find(|relay| *relay != busy).unwrap();
     let request = net.delegate(&[other], 9);
     assert_eq!(net.delegated(request), (busy, true));
@@ -797,7 +797,7 @@ fn a_stream_shuns_exits_that_have_performed_requests_as_long_as_there_is_another
         let stream = net.connected(isolation);
         assert_ne!(net.path_of(stream)[2], asked);
     }
-    // Now each has its part, and keeps it.
+    // The exits are separated now, and stay so.
     let request = net.delegate(&[], 9);
     assert_eq!(net.delegated(request), (asked, false));
 }

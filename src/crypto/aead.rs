@@ -1,8 +1,8 @@
-//! ChaCha20-Poly1305 (RFC 8439), in place, without associated data.
+//! The AEAD of layers and payloads: ChaCha20-Poly1305 (RFC 8439), in place, without associated data.
 //!
-//! Native nodes use AWS-LC's assembly, which picks AVX-512, AVX2 or NEON at run time: a third of the portable code's time
-//! per cell or less, and sealing cells is most of what a relay computes. Everything else uses the portable code. Both
-//! give the same bytes; a test holds them together.
+//! Native nodes use AWS-LC's assembly, which picks AVX-512, AVX2 or NEON at run time. It takes a third of the
+//! portable code's time per cell or less, and sealing cells is most of a relay's computation. All other builds use
+//! the portable code. A test checks that both give the same bytes.
 
 pub(crate) const TAG_LEN: usize = 16;
 pub(crate) const NONCE_LEN: usize = 12;
@@ -42,7 +42,8 @@ pub(super) mod native {
             Ok(())
         }
 
-        /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest, or leaves nothing but zeros.
+        /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Fills `sealed` with zeros if the
+        /// tag is wrong.
         pub(crate) fn open(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), Forged> {
             match self.0.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::empty(), sealed) {
                 Ok(_) => Ok(()),
@@ -76,7 +77,8 @@ pub(super) mod portable {
             Ok(())
         }
 
-        /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest, or leaves nothing but zeros.
+        /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Fills `sealed` with zeros if the
+        /// tag is wrong.
         pub(crate) fn open(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), Forged> {
             let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
             let opened = self.0.decrypt_inout_detached(&nonce.into(), &[], text.into(), &Tag::from(*tag));

@@ -23,7 +23,7 @@ pub(crate) fn sha256_parts(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// A pseudo-random key that others are derived from.
+/// A pseudo-random key for deriving other keys.
 pub(crate) struct KeySource(Hkdf<Sha256>);
 
 impl KeySource {
@@ -58,7 +58,7 @@ impl KeySource {
     }
 }
 
-/// The secret that all cell keys of one hop and direction come from, in order; steps forward only.
+/// The secret from which all cell keys of one hop and direction are derived in order. It only steps forward.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct LayerKey([u8; 32]);
 
@@ -69,7 +69,8 @@ impl LayerKey {
         Self(bytes)
     }
 
-    /// Gives the next cell key and forgets how to come to it (`proto/03-cells.md` §4).
+    /// Returns the next cell key and replaces the layer key, so that the cell key can't be derived again
+    /// (`proto/03-cells.md` §4).
     pub(crate) fn ratchet(&mut self) -> AeadKey {
         #[expect(clippy::expect_used, reason = "32 bytes are a pseudo-random key of SHA-256")]
         let source = KeySource(Hkdf::from_prk(&self.0).expect("as long as a digest"));

@@ -1,4 +1,4 @@
-//! Long-lived and ephemeral keys: X25519 for circuits, ed25519 for identities.
+//! Long-term and ephemeral keys: X25519 for circuits, ed25519 for identities.
 
 use core::fmt;
 
@@ -11,7 +11,7 @@ use crate::base::RelayId;
 
 use super::CryptoError;
 
-/// Stands before every signed message, ahead of the purpose.
+/// Prefix of every signed message, before the purpose.
 const SIGNATURE_LABEL: &[u8] = b"umbel 1 signature ";
 
 /// An X25519 public key (RFC 7748), 32 bytes.
@@ -24,14 +24,14 @@ impl fmt::Debug for OnionPublic {
     }
 }
 
-/// An X25519 secret: a relay's onion key, or one end's ephemeral of a handshake.
+/// An X25519 secret: a relay's onion key, or an ephemeral key of a handshake.
 pub struct OnionSecret {
     secret: StaticSecret,
     public: OnionPublic,
 }
 
 impl OnionSecret {
-    /// A fresh secret.
+    /// A new random secret.
     #[must_use]
     pub fn generate<R: CryptoRng + ?Sized>(rng: &mut R) -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
@@ -39,7 +39,7 @@ impl OnionSecret {
         Self::from_bytes(*bytes)
     }
 
-    /// The secret with these bytes, as RFC 7748 §5 takes them (clamped on use).
+    /// The secret with these bytes, in the encoding of RFC 7748 §5 (clamped on use).
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
         let secret = StaticSecret::from(bytes);
@@ -48,7 +48,7 @@ impl OnionSecret {
         Self { secret, public }
     }
 
-    /// The secret's bytes, to be written to a key file.
+    /// The secret's bytes, for a key file.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.secret.to_bytes())
@@ -63,14 +63,14 @@ impl OnionSecret {
     /// X25519 with the other end's public key.
     ///
     /// # Errors
-    /// When the result is all zero, which only a key of small order gives.
+    /// When the result is all zero, which only a key of small order causes.
     pub(crate) fn agree(&self, peer: &OnionPublic) -> Result<SharedSecret, CryptoError> {
         let shared = self.secret.diffie_hellman(&PublicKey::from(peer.0));
         if shared.was_contributory() { Ok(SharedSecret(shared)) } else { Err(CryptoError::SmallOrder) }
     }
 }
 
-/// What two ends agreed on by X25519; never all zero.
+/// The result of X25519; never all zero.
 pub(crate) struct SharedSecret(x25519_dalek::SharedSecret);
 
 impl SharedSecret {
@@ -83,7 +83,7 @@ impl SharedSecret {
 pub struct IdentityKey(SigningKey);
 
 impl IdentityKey {
-    /// A fresh identity.
+    /// A new random identity.
     #[must_use]
     pub fn generate<R: CryptoRng + ?Sized>(rng: &mut R) -> Self {
         let mut seed = Zeroizing::new([0; 32]);
@@ -97,13 +97,13 @@ impl IdentityKey {
         Self(SigningKey::from_bytes(seed))
     }
 
-    /// The seed, to be written to a key file.
+    /// The seed, for a key file.
     #[must_use]
     pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.0.to_bytes())
     }
 
-    /// The public half: who this is.
+    /// The public key.
     #[must_use]
     pub fn id(&self) -> RelayId {
         RelayId::from_bytes(self.0.verifying_key().to_bytes())
@@ -118,17 +118,18 @@ impl IdentityKey {
 
 /// Checks that `id` signed `message` for the purpose `context`.
 ///
-/// Strict: keys and nonces of small order are refused, so that all verifiers agree on every signature.
+/// Strict: keys and nonces of small order are rejected, so that all verifiers agree on every signature.
 ///
 /// # Errors
-/// When `id` is no key, or the signature isn't its own over this message and purpose.
+/// When `id` is not a valid key, or the signature is not by `id` over this message and purpose.
 pub fn verify(id: &RelayId, context: &str, message: &[u8], signature: &[u8; 64]) -> Result<(), CryptoError> {
     let key = VerifyingKey::from_bytes(id.as_bytes()).map_err(|_| CryptoError::Signature)?;
     key.verify_strict(&signed_bytes(context, message), &Signature::from_bytes(signature))
         .map_err(|_| CryptoError::Signature)
 }
 
-/// Label, purpose, a zero byte, message: no message for one purpose is one for another (`proto/04-handshake.md` §6).
+/// Label, purpose, a zero byte, message: a message for one purpose never equals one for another
+/// (`proto/04-handshake.md` §6).
 fn signed_bytes(context: &str, message: &[u8]) -> Vec<u8> {
     [SIGNATURE_LABEL, context.as_bytes(), &[0], message].concat()
 }

@@ -176,7 +176,7 @@ fn a_signature_holds_for_one_key_purpose_and_message() {
 
 #[test]
 fn a_key_of_small_order_signs_nothing() {
-    // The identity point verifies anything under the lenient equation: R = identity, s = 0.
+    // The lenient equation accepts any message for the identity point with R = identity and s = 0.
     let mut point = [0; 32];
     point[0] = 1;
     let mut signature = [0; 64];

@@ -1,4 +1,4 @@
-//! Reading `proto/vectors/*.json` in tests.
+//! Readers of `proto/vectors/*.json` for tests.
 
 use data_encoding::HEXLOWER;
 use serde_json::Value;

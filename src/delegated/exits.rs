@@ -1,4 +1,4 @@
-//! What the exits of a network offer, and what it means when one gives no answer: the same for every client.
+//! Offers of the network's exits, and failures of exits, for all kinds of clients.
 
 use core::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{EngineName, Offer, SearchRefusal};
 use crate::base::RelayId;
 
-/// What the exits of the network offer; none while there is no list of relays yet.
+/// The offers of all exits; `None` while there is no list of relays yet.
 pub type Offers = Option<Vec<(RelayId, Offer)>>;
 
-/// The engines in `offers`, the one asked by default first: `default` if it is offered, else the one that most exits offer.
+/// The engines in `offers`, the default one first: `default` if it is offered, else the one that most exits offer.
 #[must_use]
 pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName> {
     let mut counted: BTreeMap<&EngineName, usize> = BTreeMap::new();
@@ -34,19 +34,19 @@ pub struct Miss {
 /// Why an exit gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MissReason {
-    /// It said so.
+    /// It refused.
     #[error("{0}")]
     Refused(SearchRefusal),
-    /// It or its circuit broke off, or its answer was none.
+    /// It or its circuit failed, or its answer was invalid.
     #[error("the exit broke off, or its answer made no sense")]
     Broken,
-    /// It took too long.
+    /// It exceeded the time limit.
     #[error("the exit did not answer in time")]
     Silent,
 }
 
 impl MissReason {
-    /// Whether another exit may well do better.
+    /// Whether another exit may succeed.
     #[must_use]
     pub const fn is_the_exits(self) -> bool {
         match self {

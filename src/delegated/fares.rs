@@ -1,8 +1,8 @@
-//! How each exit has fared with each engine, as far as this client has seen.
+//! Statistics of exits by engine: successes, failures and blocks that this client observed.
 //!
-//! Kept in memory only, for the exits of the consensus; bounded, the entry least lately touched goes first. It keeps a
-//! client from asking an exit again that an engine keeps out, which would cost a query and show one more exit what is
-//! asked.
+//! In memory only, for the exits of the consensus. Bounded: the least recently updated entry is evicted first. They
+//! keep a client from sending a query to an exit that an engine blocks. Such a query would fail, and disclose its terms
+//! to one more exit.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -10,57 +10,57 @@ use std::collections::BTreeMap;
 use super::{Block, EngineName};
 use crate::base::{Instant, RelayId};
 
-/// How long an exit isn't asked that an engine keeps out: ten minutes.
+/// Time for which a client avoids an exit that an engine blocks: ten minutes.
 pub const BLOCKED_FOR: Duration = Duration::from_secs(600);
 const MAX_FARES: usize = 4096;
 
-/// One exit with one engine.
+/// Statistics of one exit with one engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fare {
-    /// Queries that were answered.
+    /// Answered queries.
     pub answered: u32,
-    /// Queries that were not.
+    /// Failed queries.
     pub failed: u32,
-    /// How the engine keeps the exit out, and until when.
+    /// The kind of block by the engine, and its end.
     pub blocked: Option<(Block, Instant)>,
     touched: Option<Instant>,
 }
 
-/// All exits with all engines.
+/// Statistics of all exits with all engines.
 #[derive(Debug, Default)]
 pub struct Fares {
     fares: BTreeMap<(EngineName, RelayId), Fare>,
 }
 
 impl Fares {
-    /// The exit has answered a query.
+    /// Counts an answered query.
     pub fn handle_answered(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
         let fare = self.touch(now, engine, exit);
         fare.answered = fare.answered.saturating_add(1);
         fare.blocked = None;
     }
 
-    /// The exit has not, through its own fault or the engine's.
+    /// Counts a query that failed through the exit or the engine.
     pub fn handle_failed(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
         let fare = self.touch(now, engine, exit);
         fare.failed = fare.failed.saturating_add(1);
     }
 
-    /// The engine keeps the exit out: it isn't asked for [`BLOCKED_FOR`].
+    /// Counts a query that the engine blocked. The exit is avoided for [`BLOCKED_FOR`].
     pub fn handle_blocked(&mut self, now: Instant, engine: &EngineName, exit: RelayId, block: Block) {
         let fare = self.touch(now, engine, exit);
         fare.failed = fare.failed.saturating_add(1);
         fare.blocked = Some((block, now.after(BLOCKED_FOR)));
     }
 
-    /// Exits that are not to be asked for this engine now.
+    /// Exits to avoid for this engine now.
     #[must_use]
     pub fn blocked(&self, now: Instant, engine: &EngineName) -> Vec<RelayId> {
         let blocked = |fare: &Fare| fare.blocked.is_some_and(|(_, until)| until > now);
         self.fares.iter().filter(|((of, _), fare)| of == engine && blocked(fare)).map(|((_, exit), _)| *exit).collect()
     }
 
-    /// How the exit has fared with the engine.
+    /// The statistics of the exit with the engine.
     #[must_use]
     pub fn fare(&self, engine: &EngineName, exit: &RelayId) -> Fare {
         self.fares.get(&(engine.clone(), *exit)).copied().unwrap_or_default()

@@ -1,14 +1,14 @@
-//! Which header fields of a delegated request and its response pass, and which are the same for everyone.
+//! Header fields of delegated requests and responses: which pass, and which are the same for all clients.
 //!
-//! Names only, in lower case: whoever holds the fields removes them, the client before a request leaves it, and the exit again.
-//! Governed by `proto/09-delegated.md` §6.
+//! Field names only, in lower case. The owner of the fields removes those that must not pass: the client before
+//! sending a request, and the exit again. Governed by `proto/09-delegated.md` §6.
 
-/// What every delegated request says that it is.
+/// The `User-Agent` of every delegated request.
 pub const USER_AGENT: &str = "Mozilla/5.0 (compatible; Umbel)";
-/// The field that carries an exit's refusal, and nothing else.
+/// The field that carries only an exit's refusal.
 pub const PROXY_STATUS: &str = "proxy-status";
 
-/// Fields that tell about who asks, from where, or through whom.
+/// Fields that reveal the client, its location or its intermediaries.
 const IDENTIFYING: &[&str] = &[
     "alt-svc",
     "alt-used",
@@ -63,24 +63,24 @@ const IDENTIFYING: &[&str] = &[
 const IDENTIFYING_PREFIXES: &[&str] =
     &["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
 
-/// Fields by which some servers take a request for one of another method or address than it is: than the exit judged.
+/// Fields that make some servers treat a request as one of another method or address than the exit checked.
 const OVERRIDING: &[&str] =
     &["x-host", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 
-/// Fields that concern two neighbours only (RFC 9110 §7.6.1), with those of older drafts.
+/// Hop-by-hop fields (RFC 9110 §7.6.1), with those of older drafts.
 const HOP_BY_HOP: &[&str] =
     &["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Fields of a response that would have a client remember something, or do something by itself.
+/// Response fields that make a client store state or send requests by itself.
 const REMEMBERED: &[&str] = &["alt-svc", "nel", "report-to", "reporting-endpoints", "set-cookie", "set-cookie2"];
 
-/// Whether a field concerns two neighbours only. What a `Connection` field names does too.
+/// Whether a field is hop-by-hop. Fields named in `Connection` are too, but aren't checked here.
 #[must_use]
 pub fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.contains(&name)
 }
 
-/// Whether a request's field tells about the sender, or makes the request another than it is.
+/// Whether a request's field reveals the sender, or changes the method or address of the request.
 #[must_use]
 pub fn is_identifying(name: &str) -> bool {
     IDENTIFYING.contains(&name)
@@ -88,7 +88,7 @@ pub fn is_identifying(name: &str) -> bool {
         || IDENTIFYING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether a response's field is there to be remembered, or speaks for the exit.
+/// Whether a response's field makes a client store state, or is reserved for the exit.
 #[must_use]
 pub fn is_remembered(name: &str) -> bool {
     REMEMBERED.contains(&name) || name == PROXY_STATUS

@@ -1,30 +1,30 @@
-//! Frames that tell of a message little more than that it was one: its length is hidden in a bucket's.
+//! Padded frames of delegated messages, which reveal only the size bucket of a message's length.
 //!
 //! A frame is the message's length (4 bytes, big-endian), the message, and zeros up to the smallest bucket that holds
 //! both (`proto/09-delegated.md`, "Frames").
 
-/// Bytes of the length before a message.
+/// Bytes of the length field before a message.
 pub const HEADER_LEN: usize = 4;
-/// Sizes of a framed query.
+/// Bucket sizes of a framed query, in bytes.
 pub const REQUEST_BUCKETS: &[usize] = &[1 << 10, 4 << 10];
-/// Sizes of a framed answer.
+/// Bucket sizes of a framed answer, in bytes.
 pub const RESPONSE_BUCKETS: &[usize] = &[8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10];
 
-/// Why bytes are no frame.
+/// Why a frame is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The message fits no bucket.
     #[error("a message longer than any frame")]
     TooLong,
-    /// The frame ended early, or is longer than its bucket.
+    /// The frame is truncated, or its length isn't that of its bucket.
     #[error("a frame of no bucket's length")]
     Length,
-    /// There is something where zeros must be.
+    /// The padding has bytes other than zero.
     #[error("a frame padded with something")]
     Padding,
 }
 
-/// `message` in the smallest of `buckets` that holds it.
+/// Pads `message` into the smallest of `buckets` that holds it.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] when none does.
@@ -38,10 +38,10 @@ pub fn encode(message: &[u8], buckets: &[usize]) -> Result<Vec<u8>, FrameError> 
     Ok(frame)
 }
 
-/// The message in a whole `frame`.
+/// The message in a complete `frame`.
 ///
 /// # Errors
-/// When the frame hasn't the length of its message's bucket, or its padding isn't zeros.
+/// When the frame's length isn't that of its message's bucket, or its padding isn't zeros.
 pub fn decode<'a>(frame: &'a [u8], buckets: &[usize]) -> Result<&'a [u8], FrameError> {
     let (header, rest) = frame.split_first_chunk::<HEADER_LEN>().ok_or(FrameError::Length)?;
     let length = usize::try_from(u32::from_be_bytes(*header)).map_err(|_| FrameError::TooLong)?;
@@ -55,7 +55,7 @@ pub fn decode<'a>(frame: &'a [u8], buckets: &[usize]) -> Result<&'a [u8], FrameE
     Ok(message)
 }
 
-/// The bytes that a frame may have at the most.
+/// The maximum length of a frame, in bytes.
 #[must_use]
 pub fn longest(buckets: &[usize]) -> usize {
     buckets.last().copied().unwrap_or(0)

@@ -1,25 +1,25 @@
-//! How many requests an exit performs: per second and at a time, of one circuit and in all.
+//! Rate and concurrency limits of the requests that an exit performs, for each circuit and in total.
 
 use std::collections::BTreeMap;
 
 use super::Refusal;
 use crate::base::Instant;
 
-/// Circuits remembered for their rate; more are refused until some have been quiet.
+/// Cap on circuits with a stored rate. Beyond it, requests of new circuits are refused until others have been idle.
 const MAX_CIRCUITS: usize = 16 * 1024;
-/// Seconds' worth of requests that may come at once.
+/// Burst size, in seconds' worth of requests.
 const BURST: f64 = 4.0;
 
-/// How often, and how many at a time.
+/// Rates and concurrency of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
-    /// Requests per second in all, on average.
+    /// Requests per second in total, on average.
     pub in_all: u32,
     /// Requests per second of one circuit, on average.
     pub per_circuit: u32,
-    /// Requests at a time.
+    /// Concurrent requests in total.
     pub at_once: usize,
-    /// Requests of one circuit at a time; a client has a circuit for each.
+    /// Concurrent requests of one circuit; a client uses a circuit for each request.
     pub at_once_of_circuit: usize,
 }
 
@@ -59,28 +59,28 @@ impl Bucket {
 #[derive(Debug)]
 struct Circuit {
     bucket: Bucket,
-    /// Requests under way.
+    /// Requests in progress.
     running: usize,
 }
 
-/// An exit's limits, with what counts against them.
+/// An exit's limits, with their current use.
 #[derive(Debug)]
 pub struct Limits {
     rates: Rates,
     in_all: Bucket,
     circuits: BTreeMap<u64, Circuit>,
-    /// Requests under way.
+    /// Requests in progress.
     running: usize,
 }
 
 impl Limits {
-    /// With nothing under way.
+    /// Without requests in progress.
     #[must_use]
     pub fn new(rates: Rates, now: Instant) -> Self {
         Self { rates, in_all: Bucket::full(rates.in_all, now), circuits: BTreeMap::new(), running: 0 }
     }
 
-    /// Lets one request of the circuit `number` begin, which is under way until it is [released](Self::release).
+    /// Admits one request of the circuit `number`. It is in progress until it is [released](Self::release).
     ///
     /// # Errors
     /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
@@ -90,7 +90,7 @@ impl Limits {
         }
         let rate = self.rates.per_circuit;
         if self.circuits.len() >= MAX_CIRCUITS {
-            // One that is full again is as one never seen.
+            // A circuit with a full bucket needs no entry.
             self.circuits
                 .retain(|_, circuit| circuit.running > 0 || now.since(circuit.bucket.at).as_secs_f64() < BURST);
             if self.circuits.len() >= MAX_CIRCUITS {
@@ -101,7 +101,7 @@ impl Limits {
         let own = self.circuits.entry(number).or_insert(full);
         own.bucket.fill(rate, now);
         self.in_all.fill(self.rates.in_all, now);
-        // The circuit's own first, so that one that asks too much takes nothing from others.
+        // The circuit's bucket comes first, so that a circuit beyond its rate takes nothing from others.
         let within = own.running < self.rates.at_once_of_circuit && own.bucket.take() && self.in_all.take();
         if !within {
             return Err(Refusal::RateLimited);
@@ -111,7 +111,7 @@ impl Limits {
         Ok(())
     }
 
-    /// A request that was admitted of the circuit `number` is over.
+    /// Ends an admitted request of the circuit `number`.
     pub fn release(&mut self, number: u64) {
         self.running = self.running.saturating_sub(1);
         if let Some(circuit) = self.circuits.get_mut(&number) {

@@ -1,25 +1,24 @@
-//! Links in search results, cleaned.
+//! Cleaning of URLs in search results: removes redirecters and tracking parameters.
 //!
-//! A link that an engine gives often leads through its own redirecter, or carries parameters that name the query, the
-//! moment or the reader; an exit could add either. [`clean`] leaves a plain http or https link to where it leads in the
-//! end. It is pure, and both ends call it: the exit so that less crosses the wire, the client since it doesn't trust the
-//! exit (`proto/09-delegated.md` §5). What it can't do is to tell a page that was made for one query alone: for that, links
-//! open through the overlay.
+//! An engine's URLs often lead through a redirecter, or have parameters that identify the query, the time or the
+//! reader. An exit could add either. [`clean`] returns the plain http or https URL of the final target. It is pure,
+//! and both ends call it: the exit to send fewer bytes, the client because it doesn't trust the exit
+//! (`proto/09-delegated.md` §5). It can't detect a page made for one query alone. Therefore results open through the
+//! overlay.
 
 use data_encoding::BASE64URL_NOPAD;
 
 use super::url::Url;
 
-/// Bytes of a link, before and after cleaning. Longer ones are no links.
+/// Maximum bytes of a URL, before and after cleaning. Longer ones are dropped.
 pub const MAX_LINK_LEN: usize = 2048;
-/// Redirecters within redirecters that are followed.
+/// Cap on nested redirecters.
 const MOST_WRAPPERS: usize = 8;
 
-/// The link that `text` is, relative to `base` where there is one: http or https, with a host, without user name and
-/// password, out of the redirecters that are known, without the parameters that are known to track. `None` if no such
-/// link is left.
+/// Parses `text` as a URL, relative to `base` if given, and cleans it: http or https, with a host, without user name
+/// and password, out of known redirecters, without known tracking parameters. `None` if no such URL remains.
 ///
-/// Cleaning what is clean changes nothing.
+/// Cleaning is idempotent.
 #[must_use]
 pub fn clean(text: &str, base: Option<&Url>) -> Option<Url> {
     let text = text.trim();
@@ -37,7 +36,7 @@ pub fn clean(text: &str, base: Option<&Url>) -> Option<Url> {
     None
 }
 
-/// `link` without user name, password and tracking parameters; `None` if it is none that a page may offer.
+/// `link` without user name, password and tracking parameters; `None` if a page may not offer it.
 fn plain(mut link: Url) -> Option<Url> {
     let offered = matches!(link.scheme(), "http" | "https") && link.host_str().is_some_and(|host| !host.is_empty());
     if !offered {
@@ -48,7 +47,7 @@ fn plain(mut link: Url) -> Option<Url> {
     let host = Host::of(&link);
     let query = link.query().and_then(|query| without_tracking(query, &host));
     link.set_query(query.as_deref());
-    // A text fragment (`#:~:text=`) marks words of the page: of the snippet, at best.
+    // A text fragment (`#:~:text=`) marks words of the page, which reveal the snippet.
     let fragment = link.fragment().map(|fragment| fragment.split(":~:").next().unwrap_or_default());
     let fragment = fragment.filter(|fragment| !fragment.is_empty() && !is_tracking(key(fragment).as_str(), &host));
     let fragment = fragment.map(str::to_owned);
@@ -56,7 +55,7 @@ fn plain(mut link: Url) -> Option<Url> {
     (link.as_str().len() <= MAX_LINK_LEN).then_some(link)
 }
 
-/// A host's name, to be compared with others.
+/// A host name for comparison.
 struct Host(String);
 
 impl Host {
@@ -64,7 +63,7 @@ impl Host {
         Self(link.host_str().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase())
     }
 
-    /// Whether it is `domain` or lies under it.
+    /// Whether it is `domain` or a subdomain.
     fn is_under(&self, domain: &str) -> bool {
         self.0.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
@@ -78,21 +77,22 @@ impl Host {
     }
 }
 
-/// Where a redirecter keeps the link it leads to.
+/// The place of the target's URL in a redirecter's URL.
 enum Keeps {
-    /// In the first of these parameters that has one.
+    /// The first of these parameters that contains a URL.
     Parameter(&'static [&'static str]),
-    /// In a parameter, after `a1`, in base64url.
+    /// A parameter, after `a1`, in base64url.
     Base64(&'static str),
-    /// In the path, percent-encoded, between `RU=` and the next slash.
+    /// The path, percent-encoded, between `RU=` and the next slash.
     YahooPath,
-    /// In the path after this, without scheme.
+    /// The path after this prefix, without scheme.
     Path(&'static str),
-    /// All of the query.
+    /// The whole query.
     Query,
 }
 
-/// Redirecters: host, beginning of the path, and what they keep. A host without a dot is a brand under any top-level domain.
+/// Redirecters: host, path prefix, and place of the target's URL. A host without a dot is a brand under any top-level
+/// domain.
 const WRAPPERS: &[(&str, &str, Keeps)] = &[
     ("google", "/url", Keeps::Parameter(&["q", "url"])),
     ("google", "/imgres", Keeps::Parameter(&["imgrefurl"])),
@@ -115,7 +115,7 @@ const WRAPPERS: &[(&str, &str, Keeps)] = &[
     ("href.li", "/", Keeps::Query),
 ];
 
-/// The link within `link`, if it leads through a known redirecter. It is shorter, so unwrapping ends.
+/// The URL within `link`, if `link` is a known redirecter's. It is shorter, so unwrapping terminates.
 fn wrapped(link: &Url) -> Option<Url> {
     let host = Host::of(link);
     let fits = |name: &str| if name.contains('.') { host.is_under(name) } else { host.is_brand(name) };
@@ -147,7 +147,7 @@ impl Keeps {
 }
 
 fn absolute(text: &str) -> Option<Url> {
-    // Some write the scheme as the page's own.
+    // Some redirecters use scheme-relative URLs.
     if text.starts_with("//") { Url::parse(&format!("https:{text}")).ok() } else { Url::parse(text).ok() }
 }
 
@@ -157,7 +157,7 @@ fn parameter(link: &Url, key: &str) -> Option<String> {
 
 /// `text` without percent-encoding.
 fn decoded(text: &str) -> String {
-    // A form's decoding takes a plus for a space, so it is encoded first.
+    // Form decoding turns a plus into a space, so the plus is encoded first.
     let text = text.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
     ::url::form_urlencoded::parse(text.as_bytes()).next().map(|(key, _)| key.into_owned()).unwrap_or_default()
 }
@@ -167,18 +167,18 @@ fn key(pair: &str) -> String {
     decoded(pair.split('=').next().unwrap_or_default()).to_ascii_lowercase()
 }
 
-/// The parameters of `query` that don't track, each written as it was.
+/// The parameters of `query` that don't track, unchanged.
 fn without_tracking(query: &str, host: &Host) -> Option<String> {
     let kept: Vec<&str> =
         query.split('&').filter(|pair| !pair.is_empty() && !is_tracking(key(pair).as_str(), host)).collect();
     (!kept.is_empty()).then(|| kept.join("&"))
 }
 
-/// Beginnings of parameters that track, on any site.
+/// Prefixes of tracking parameters, on any site.
 const TRACKING_PREFIXES: &[&str] =
     &["utm_", "mtm_", "matomo_", "pk_", "piwik_", "hsa_", "_hs", "__hs", "vero_", "oly_"];
 
-/// Parameters that track, on any site: click identifiers of advertisers, and those of newsletters.
+/// Tracking parameters on any site: click identifiers of advertisers and newsletters.
 const TRACKING: &[&str] = &[
     "_branch_match_id",
     "_ga",
@@ -221,7 +221,7 @@ const TRACKING: &[&str] = &[
     "ysclid",
 ];
 
-/// Parameters that track on these sites alone.
+/// Tracking parameters on these sites only.
 const TRACKING_AT: &[(&str, &[&str])] = &[
     ("google", &["ei", "gs_lcp", "gs_lp", "oq", "sca_esv", "sclient", "sxsrf", "usg", "ved"]),
     ("bing.com", &["cvid", "form", "sk", "sp", "ghsh", "ghacc"]),

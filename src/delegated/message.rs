@@ -1,42 +1,41 @@
-//! Whole HTTP requests and responses as Binary HTTP (RFC 9292), indeterminate length, as they cross the overlay.
+//! Codec of whole HTTP requests and responses as Binary HTTP (RFC 9292), of indeterminate length.
 //!
-//! For who has a message whole, or wants it so; bodies that go piece by piece are `io::binary_http`'s. Fields that must not
-//! pass are left out on the way out and on the way in ([`super::fields`]). Governed by `proto/09-delegated.md` §6. What is
-//! decoded comes from an exit that is not trusted: nothing is reserved by a length it states, heads are bounded, and what
-//! breaks off is no message.
+//! For messages that are in memory as a whole; `io::binary_http` forwards bodies in pieces. Fields that must not pass
+//! are removed in both directions ([`super::fields`]). Governed by `proto/09-delegated.md` §6. Responses come from an
+//! untrusted exit: stated lengths reserve no memory, heads are capped, and truncated messages are rejected.
 
 use super::{Refusal, fields};
 
-/// Bytes of a head, informational responses before it included.
+/// Cap on bytes of a head, with preceding informational responses.
 pub const MAX_HEAD_LEN: usize = 64 * 1024;
-/// Fields of a head.
+/// Cap on fields of a head.
 pub const MAX_FIELDS: usize = 128;
 
 const REQUEST: u64 = 2;
 const RESPONSE: u64 = 3;
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
 
-/// Why there is no such message.
+/// Why a message is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// The address is no absolute `http` or `https` one, or has a user name in it.
+    /// The address isn't an absolute `http` or `https` URL, or contains a user name.
     #[error("the address is not one of a web server")]
     Address,
     /// No exit performs this method.
     #[error("no exit performs requests of this method")]
     Method,
-    /// A field has a name or value that HTTP doesn't know.
+    /// A field has an invalid name or value.
     #[error("a header field that can't be")]
     Field,
-    /// The head is larger than it may be.
+    /// The head exceeds its caps.
     #[error("the head is too large")]
     TooLarge,
-    /// What came is no message, or broke off.
+    /// The message is malformed or truncated.
     #[error("what came is not an answer in HTTP, or it broke off")]
     Malformed,
 }
 
-/// A request that is to be performed. Prints redacted.
+/// A request for an exit to perform. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpRequest {
     method: &'static str,
@@ -49,11 +48,10 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// A request for `url`, which has no fragment any more, with those of `fields` that may pass, and with those that all
-    /// requests have.
+    /// A request for `url`, without its fragment. Has the `fields` that may pass, and those that all requests have.
     ///
     /// # Errors
-    /// When the address, the method or a field is none.
+    /// When the address, the method or a field is invalid.
     pub fn new(
         method: &str,
         url: &str,
@@ -77,19 +75,19 @@ impl HttpRequest {
         Ok(Self { method, scheme, authority: authority.to_owned(), host, path, fields, body })
     }
 
-    /// The host it goes to, in lower case, an IPv6 address without brackets.
+    /// The target's host, in lower case, an IPv6 address without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Whether it goes by TLS.
+    /// Whether it uses TLS.
     #[must_use]
     pub fn is_https(&self) -> bool {
         self.scheme == "https"
     }
 
-    /// The port it goes to.
+    /// The target's port.
     #[must_use]
     pub fn port(&self) -> u16 {
         let named = self.authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
@@ -102,7 +100,7 @@ impl HttpRequest {
         self.method
     }
 
-    /// Host and, if it was named, port, as in the address.
+    /// Host and, if given, port, as in the URL.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
@@ -114,19 +112,19 @@ impl HttpRequest {
         &self.path
     }
 
-    /// Names in lower case with their values, in the order in which they go out.
+    /// Names in lower case with their values, in sending order.
     #[must_use]
     pub fn fields(&self) -> &[(String, String)] {
         &self.fields
     }
 
-    /// Its content, when nothing else of it is needed any more.
+    /// Its content.
     #[must_use]
     pub fn into_body(self) -> Vec<u8> {
         self.body
     }
 
-    /// As it goes to the exit.
+    /// Encodes it for the exit.
     ///
     /// # Errors
     /// [`MessageError::TooLarge`].
@@ -147,7 +145,7 @@ impl HttpRequest {
         if !self.body.is_empty() {
             put_text(&self.body, &mut bytes);
         }
-        // The end of the content, and of no trailers.
+        // The end of the content, and of the absent trailers.
         bytes.extend_from_slice(&[0, 0]);
         Ok(bytes)
     }
@@ -159,14 +157,14 @@ impl core::fmt::Debug for HttpRequest {
     }
 }
 
-/// The name or address in `authority`; `None` if it has a user name or is none.
+/// The name or address in `authority`; `None` if it contains a user name or is invalid.
 fn host_of(authority: &str) -> Option<String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
         None => authority.find(':').map_or((authority, ""), |colon| authority.split_at(colon)),
     };
     let is_port = match port.strip_prefix(':') {
-        // Parsing would take a sign before the figures.
+        // `parse` would accept a sign before the digits.
         Some(digits) => !digits.starts_with('+') && digits.parse::<u16>().is_ok_and(|port| port > 0),
         None => port.is_empty(),
     };
@@ -175,7 +173,7 @@ fn host_of(authority: &str) -> Option<String> {
     (is_port && is_host).then(|| host.to_ascii_lowercase())
 }
 
-/// The fields that go out: those that may, and those that all requests have.
+/// The fields to send: those given that may pass, and those that all requests have.
 fn outgoing(
     given: impl IntoIterator<Item = (String, String)>,
     body_len: usize,
@@ -202,22 +200,22 @@ fn outgoing(
     Ok(kept)
 }
 
-/// An answer. Prints redacted.
+/// A response. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpResponse {
-    /// A final status.
+    /// The final status.
     pub status: u16,
     /// Names in lower case.
     pub fields: Vec<(String, Vec<u8>)>,
     /// Its content.
     pub body: Vec<u8>,
-    /// Why the exit did not perform the request, if this is its own answer.
+    /// The reason, if the exit refused the request.
     pub refusal: Option<Refusal>,
 }
 
 impl HttpResponse {
-    /// Reads all that came over a stream which ended cleanly. Informational responses and trailers are dropped, and fields
-    /// that must not pass.
+    /// Decodes all bytes of a stream that ended cleanly. Drops informational responses, trailers, and fields that
+    /// must not pass.
     ///
     /// # Errors
     /// [`MessageError::Malformed`] and [`MessageError::TooLarge`].
@@ -268,7 +266,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// A number as QUIC writes it (RFC 9000 §16).
+    /// A variable-length integer (RFC 9000 §16).
     fn number(&mut self) -> Result<u64, MessageError> {
         let (first, rest) = self.take(1)?.split_first().ok_or(MessageError::Malformed)?;
         debug_assert!(rest.is_empty());
@@ -283,7 +281,7 @@ impl<'a> Reader<'a> {
         self.take(length)
     }
 
-    /// Fields up to their end; a message may end after its head when there is nothing else (RFC 9292 §3.8).
+    /// Fields up to their terminator. A message may end after its head if nothing follows (RFC 9292 §3.8).
     fn fields(&mut self) -> Result<Vec<(String, Vec<u8>)>, MessageError> {
         let mut fields = Vec::new();
         loop {
@@ -303,7 +301,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The content, and what ends the message.
+    /// The content and the end of the message.
     fn content(&mut self) -> Result<Vec<u8>, MessageError> {
         let mut content = Vec::new();
         if self.rest.is_empty() {
@@ -323,7 +321,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A name as RFC 9292 §3.6 wants it: a token in lower case.
+/// Whether `name` is a token in lower case (RFC 9292 §3.6).
 fn is_name(name: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(is_token)

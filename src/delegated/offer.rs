@@ -1,12 +1,12 @@
-//! What an exit offers to do, and what a client wants done.
+//! Offers of exits for delegated requests, and the requests of clients.
 
 use core::fmt;
 
 use crate::wire::Service;
 
-/// Engines that one exit offers at the most.
+/// Cap on engines that one exit offers.
 pub const MAX_ENGINES: usize = 32;
-/// Hosts on one exit's allow-list at the most.
+/// Cap on hosts of one exit's allow-list.
 pub const MAX_HOSTS: usize = 64;
 
 const MAX_NAME_LEN: usize = 32;
@@ -17,7 +17,7 @@ const MAX_HOST_LEN: usize = 253;
 pub struct EngineName(String);
 
 impl EngineName {
-    /// The name, if it is one.
+    /// The name, if it is valid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -37,7 +37,7 @@ impl fmt::Display for EngineName {
     }
 }
 
-/// Which HTTP requests an exit performs.
+/// The HTTP requests that an exit performs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Requests {
     /// None.
@@ -49,12 +49,12 @@ pub enum Requests {
     Open,
 }
 
-/// What an exit offers to do on a client's behalf; nothing by default.
+/// An exit's offer of delegated requests; empty by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Engines it searches: at most 32, ascending, each once.
+    /// Engines that it searches: at most 32, ascending, each once.
     pub engines: Vec<EngineName>,
-    /// Requests it performs.
+    /// HTTP requests that it performs.
     pub requests: Requests,
 }
 
@@ -65,7 +65,7 @@ impl Offer {
         self.engines.is_empty() && self.requests == Requests::None
     }
 
-    /// Whether a relay may offer this: counts, lengths and order as the fields say.
+    /// Whether the offer is valid: counts, lengths and order as in the fields' docs.
     #[must_use]
     pub fn is_possible(&self) -> bool {
         let ascending = self.engines.is_sorted_by(|one, next| one < next);
@@ -87,7 +87,7 @@ fn is_host(host: &str) -> bool {
     (1..=MAX_HOST_LEN).contains(&host.len()) && host.bytes().all(fits)
 }
 
-/// What the exit of a circuit is to do. Prints redacted.
+/// The request that a circuit's exit must perform. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Delegation {
     /// Search this engine.
@@ -100,7 +100,7 @@ pub enum Delegation {
 }
 
 impl Delegation {
-    /// The service that does it.
+    /// The service that performs it.
     #[must_use]
     pub const fn service(&self) -> Service {
         match self {
@@ -109,7 +109,7 @@ impl Delegation {
         }
     }
 
-    /// Whether an exit with this offer does it.
+    /// Whether an exit with this offer performs it.
     #[must_use]
     pub fn is_offered(&self, offer: &Offer) -> bool {
         match (self, &offer.requests) {

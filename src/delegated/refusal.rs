@@ -1,30 +1,30 @@
-//! Why an exit did not do what a client asked: what it counts, and what it tells.
+//! Reasons for which an exit refuses a request: for its statistics, and as sent to the client.
 //!
-//! A client is told by an answer of the exit's own with the field `Proxy-Status` (RFC 9209), which no target can forge: the
-//! exit removes it from targets' answers.
+//! The client gets a response of the exit with the field `Proxy-Status` (RFC 9209). Targets can't forge it, because
+//! the exit removes it from their responses.
 
-/// How the exit calls itself in it.
+/// The exit's name in `Proxy-Status`.
 const SELF: &str = "umbel; error=";
 
-/// Why an exit did not perform a request, or not to its end.
+/// Why an exit did not perform a request, or not completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
-    /// What came is no request, or it broke off.
+    /// The request is malformed or truncated.
     #[error("the exit could not read the request")]
     Malformed,
-    /// The request is larger than the exit takes.
+    /// The request exceeds the exit's cap.
     #[error("the request is larger than the exit takes")]
     RequestTooLarge,
-    /// The exit doesn't offer this: the host, the method, the engine.
+    /// The exit doesn't offer the host, the method or the engine.
     #[error("the exit does not offer this host or method")]
     NotOffered,
-    /// Too many requests of late.
+    /// Too many requests recently.
     #[error("the exit takes no more requests at this rate; try again in a while")]
     RateLimited,
-    /// Too many requests at a time.
+    /// Too many concurrent requests.
     #[error("the exit is busy")]
     Busy,
-    /// The target's address is one that the exit doesn't connect to.
+    /// The exit's policy forbids the target's address.
     #[error("the exit's policy forbids the target's address")]
     Prohibited,
     /// The host has no address.
@@ -36,42 +36,42 @@ pub enum Refusal {
     /// The target can't be reached.
     #[error("the target can't be reached from the exit")]
     Unreachable,
-    /// No connection within the time.
+    /// The time limit for a connection has passed.
     #[error("the target did not answer the exit in time")]
     ConnectionTimedOut,
-    /// The certificate doesn't prove the target.
+    /// The certificate doesn't authenticate the target.
     #[error("the target's certificate does not prove who it is")]
     Certificate,
-    /// No TLS.
+    /// TLS with the target failed.
     #[error("the exit found no common TLS with the target")]
     Tls,
-    /// No answer within the time.
+    /// The time limit for an answer has passed.
     #[error("the target took the request but did not answer in time")]
     Silent,
-    /// No HTTP.
+    /// The answer isn't HTTP.
     #[error("the target did not answer in HTTP")]
     NotHttp,
-    /// A head larger than the exit takes.
+    /// The head of the answer exceeds the exit's cap.
     #[error("the head of the target's answer is larger than the exit takes")]
     HeadTooLarge,
-    /// A body larger than the exit takes.
+    /// The body of the answer exceeds the exit's cap.
     #[error("the target's answer is larger than the exit takes")]
     AnswerTooLarge,
-    /// The target broke off.
+    /// The target closed the connection before the end of its answer.
     #[error("the target closed the connection before its answer was whole")]
     Broken,
-    /// The client went away or stopped reading.
+    /// The client closed the stream or stopped reading.
     #[error("the client is gone")]
     ClientGone,
-    /// The engine kept the exit out, failed, or answered what can't be read; the client is told which.
+    /// The engine blocked the exit, failed, or sent an unreadable answer. The client gets the exact reason.
     #[error("the engine gave no results")]
     NoResults,
-    /// The exit itself lacks something.
+    /// The exit's configuration is incomplete.
     #[error("the exit is not set up for this")]
     Misconfigured,
 }
 
-/// Each with its status and its error type (RFC 9209 §2.3); a pair stands once.
+/// Status and error type (RFC 9209 §2.3) of each refusal; each pair occurs once.
 const TOLD: [(Refusal, u16, &str); 20] = [
     (Refusal::Malformed, 400, "http_request_error"),
     (Refusal::RequestTooLarge, 413, "http_request_error"),
@@ -96,7 +96,7 @@ const TOLD: [(Refusal, u16, &str); 20] = [
 ];
 
 impl Refusal {
-    /// All of them.
+    /// All refusals.
     pub fn all() -> impl Iterator<Item = Self> {
         TOLD.into_iter().map(|(refusal, ..)| refusal)
     }
@@ -128,19 +128,19 @@ impl Refusal {
         }
     }
 
-    /// What an answer that tells it has: its status, and the value of its field `Proxy-Status`.
+    /// Status and `Proxy-Status` value of a response with this refusal.
     #[must_use]
     pub fn to_answer(self) -> (u16, String) {
         let told = TOLD.into_iter().find(|(refusal, ..)| *refusal == self);
         told.map_or((502, String::new()), |(_, status, error)| (status, format!("{SELF}{error}")))
     }
 
-    /// The refusal that an answer with this status and value of `Proxy-Status` tells, if it does.
+    /// The refusal of a response with this status and `Proxy-Status` value, if it is one.
     #[must_use]
     pub fn of_answer(status: u16, proxy_status: &str) -> Option<Self> {
         let error = proxy_status.strip_prefix(SELF)?;
         let told = TOLD.into_iter().find(|(_, code, text)| *code == status && *text == error);
-        // An exit may know reasons that we don't.
+        // Newer exits may have reasons unknown here.
         Some(told.map_or(Self::Misconfigured, |(refusal, ..)| refusal))
     }
 }

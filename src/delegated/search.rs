@@ -1,7 +1,6 @@
-//! A query and what it came to.
+//! Search queries and answers.
 //!
-//! Both are checked where they are made and again where they arrive, by the same code: a client doesn't trust an exit's
-//! answer, nor an exit a client's query.
+//! The same code checks both where they are made and where they arrive: neither end trusts the other.
 
 use core::fmt;
 
@@ -13,46 +12,46 @@ use super::{
 };
 use prost::Message as _;
 
-/// Bytes of what is searched for at the most.
+/// Maximum bytes of the search terms.
 pub const MAX_TERMS_LEN: usize = 2048;
-/// The last page that can be asked for.
+/// The last page of results.
 pub const MAX_PAGE: u16 = 50;
-/// Results of one page at the most.
+/// Maximum results of one page.
 pub const MAX_RESULTS: usize = 50;
 
 const MAX_LANGUAGE_LEN: usize = 35;
 const MAX_TITLE: usize = 200;
 const MAX_SNIPPET: usize = 500;
-/// An empty result costs its sender two bytes; an answer with more of them than this is not decoded.
+/// An empty result is two bytes long. Answers with more results than this are not decoded.
 const MAX_ENCODED_RESULTS: usize = 64;
 
-/// Why there is no such query, or no such answer.
+/// Why a query or an answer is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchError {
-    /// Nothing to search for.
+    /// The terms are empty.
     #[error("there is nothing to search for")]
     NoTerms,
-    /// Too much to search for.
+    /// The terms are too long.
     #[error("the query is longer than 2,048 bytes")]
     TermsTooLong,
-    /// The query has control characters in it.
+    /// The terms contain control characters.
     #[error("the query has control characters in it")]
     ControlCharacters,
-    /// There is no such page.
+    /// The page is out of range.
     #[error("results have pages 1 to 50")]
     Page,
-    /// The language is no language tag.
+    /// The language is no valid tag.
     #[error("the language is no tag such as \"en\" or \"pt-BR\"")]
     Language,
-    /// Not framed as it must be.
+    /// The frame is invalid.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// Not a message of the schema, or one that can't be.
+    /// The message doesn't decode, or has invalid content.
     #[error("not a message of this kind")]
     Malformed,
 }
 
-/// A query, and nothing of who asks. Prints redacted.
+/// A search query, without any identity of its client. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SearchRequest {
     engine: EngineName,
@@ -62,10 +61,10 @@ pub struct SearchRequest {
 }
 
 impl SearchRequest {
-    /// A query for `terms`, trimmed, to be asked of `engine`.
+    /// A query to `engine` for `terms`, trimmed.
     ///
     /// # Errors
-    /// When a part is out of the bounds that [`SearchError`] states.
+    /// When a part exceeds the bounds that [`SearchError`] states.
     pub fn new(engine: EngineName, terms: &str, page: u16, language: Option<&str>) -> Result<Self, SearchError> {
         let terms = terms.trim();
         if terms.is_empty() {
@@ -86,13 +85,13 @@ impl SearchRequest {
         Ok(Self { engine, terms: terms.to_owned(), page, language: language.map(str::to_owned) })
     }
 
-    /// The engine to ask.
+    /// The engine.
     #[must_use]
     pub const fn engine(&self) -> &EngineName {
         &self.engine
     }
 
-    /// What to search for.
+    /// The search terms.
     #[must_use]
     pub fn terms(&self) -> &str {
         &self.terms
@@ -104,16 +103,16 @@ impl SearchRequest {
         self.page
     }
 
-    /// The language wanted, if one is.
+    /// The requested language, if any.
     #[must_use]
     pub fn language(&self) -> Option<&str> {
         self.language.as_deref()
     }
 
-    /// As it goes to the exit.
+    /// Encodes it for the exit.
     ///
     /// # Errors
-    /// [`SearchError::Frame`], which its bounds keep from happening.
+    /// [`SearchError::Frame`], which the bounds of a query prevent.
     pub fn encode(&self) -> Result<Vec<u8>, SearchError> {
         let message = schema::SearchRequest {
             engine: self.engine.as_str().to_owned(),
@@ -124,10 +123,10 @@ impl SearchRequest {
         Ok(frame::encode(&message.encode_to_vec(), REQUEST_BUCKETS)?)
     }
 
-    /// Reads a whole frame.
+    /// Decodes a complete frame.
     ///
     /// # Errors
-    /// When it is none, or the query in it is out of bounds.
+    /// When the frame is invalid, or its query is out of bounds.
     pub fn decode(framed: &[u8]) -> Result<Self, SearchError> {
         let message = frame::decode(framed, REQUEST_BUCKETS)?;
         let message = schema::SearchRequest::decode(message).map_err(|_| SearchError::Malformed)?;
@@ -150,20 +149,19 @@ fn is_language(tag: &str) -> bool {
     tag.len() <= MAX_LANGUAGE_LEN && tag.split('-').all(is_subtag)
 }
 
-/// One hit, as plain text. Prints redacted.
+/// One search result, as plain text. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SearchResult {
     /// One line, never empty, at most 200 characters.
     pub title: String,
-    /// Where it is: http or https, cleaned ([`link::clean`]).
+    /// Its URL: http or https, cleaned ([`link::clean`]).
     pub link: Url,
     /// One line, at most 500 characters.
     pub snippet: String,
 }
 
 impl SearchResult {
-    /// A hit with its texts and link cleaned; `None` when the link is none that may be followed. What has no title is
-    /// titled by its host.
+    /// A result with its texts and URL cleaned; `None` if the URL is unusable. The host replaces an empty title.
     #[must_use]
     pub fn new(title: &str, link: &str, base: Option<&Url>, snippet: &str) -> Option<Self> {
         let link = link::clean(link, base)?;
@@ -181,10 +179,10 @@ impl fmt::Debug for SearchResult {
     }
 }
 
-/// How an engine keeps an exit out.
+/// How an engine blocks an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Block {
-    /// It asked for a proof that a person asks.
+    /// It sent a CAPTCHA.
     Captcha,
     /// It answered 403.
     Forbidden,
@@ -192,37 +190,37 @@ pub enum Block {
     TooManyRequests,
 }
 
-/// Why there are no results, as coarse as it crosses the wire.
+/// Why there are no results, as coarse as on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchRefusal {
-    /// The exit doesn't have that engine.
+    /// The exit doesn't offer the engine.
     #[error("the exit doesn't offer this engine any more")]
     UnknownEngine,
-    /// The query broke a rule.
+    /// The query is invalid.
     #[error("the exit could make nothing of the query")]
     BadRequest,
-    /// The exit has served enough for now.
+    /// The exit has reached a rate or concurrency limit.
     #[error("the exit has reached its limit for now")]
     RateLimited,
     /// The engine can't be reached, or not securely.
     #[error("the exit could not reach the engine")]
     EngineUnreachable,
-    /// The engine took too long.
+    /// The engine exceeded the time limit.
     #[error("the engine did not answer in time")]
     EngineTimedOut,
-    /// The engine keeps the exit out.
+    /// The engine blocks the exit.
     #[error("the engine keeps this exit out for now")]
     EngineBlocked(Block),
-    /// The answer was too long.
+    /// The engine's answer was too long.
     #[error("the engine's answer was too long")]
     EngineTooLarge,
-    /// The answer could not be read.
+    /// The engine's answer was malformed.
     #[error("the engine's answer could not be read")]
     EngineMalformed,
-    /// The engine sent the exit elsewhere.
+    /// The engine redirected the exit to another host.
     #[error("the engine sent the exit to another host")]
     EngineRedirected,
-    /// The engine answered that it failed, or the exit gave no reason that is known here.
+    /// The engine reported a failure, or the exit's reason is unknown here.
     #[error("the engine reported a failure")]
     EngineFailed,
 }
@@ -265,28 +263,28 @@ impl SearchRefusal {
     }
 }
 
-/// What a query came to.
+/// The answer to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SearchAnswer {
     /// The engine's results.
     Results {
         /// In the engine's order, at most 50.
         results: Vec<SearchResult>,
-        /// How many there are in all, if the engine said so.
+        /// The total number of results, if the engine stated it.
         total: Option<u64>,
         /// Whether there is a further page.
         more: bool,
     },
-    /// None.
+    /// No results, for this reason.
     Refused(SearchRefusal),
 }
 
 impl SearchAnswer {
-    /// As it goes to the client.
+    /// Encodes it for the client.
     ///
     /// # Errors
-    /// [`SearchError::Frame`] when the results are longer than the longest frame, which those of [`SearchResult::new`]
-    /// are not.
+    /// [`SearchError::Frame`] when the results exceed the longest frame, which results of [`SearchResult::new`]
+    /// don't.
     pub fn encode(&self) -> Result<Vec<u8>, SearchError> {
         let message = match self {
             Self::Results { results, total, more } => schema::SearchResponse {
@@ -303,11 +301,11 @@ impl SearchAnswer {
         Ok(frame::encode(&message.encode_to_vec(), RESPONSE_BUCKETS)?)
     }
 
-    /// Reads a whole frame. Results are cleaned again, for whoever sent them need not have; those whose links may not be
-    /// followed are left out.
+    /// Decodes a complete frame. Results are cleaned again, because the sender isn't trusted. Results with unusable
+    /// URLs are dropped.
     ///
     /// # Errors
-    /// When it is no frame, or holds no answer.
+    /// When the frame or its answer is invalid.
     pub fn decode(framed: &[u8]) -> Result<Self, SearchError> {
         let message = frame::decode(framed, RESPONSE_BUCKETS)?;
         let message = schema::SearchResponse::decode(message).map_err(|_| SearchError::Malformed)?;

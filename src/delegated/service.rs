@@ -1,9 +1,10 @@
-//! The exit's side of searches, as bytes of streams: which query a stream brings, and what is to be written there.
+//! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
-//! For a node whose core and edges run in one loop, as in a page; where each stream has a task of its own (`io::delegated`)
-//! that task does it. Drive it as every machine: what happens goes in by `handle_…`, then [`SearchService::poll_event`] until it is
-//! empty. Governed by `proto/09-delegated.md` §3 and §8. Clients are not trusted: the length of a query, the time until it
-//! has come and until its answer has gone, queries by rate and at a time, and streams in all are bounded.
+//! For a node whose core and edges run in one loop, as in a page. Where each stream has a task, that task does it
+//! (`io::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
+//! [`SearchService::poll_event`] until `None`. Governed by `proto/09-delegated.md` §3 and §8. Clients are not
+//! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
+//! of queries, and the number of streams.
 
 #[cfg(test)]
 mod tests;
@@ -18,21 +19,21 @@ use super::{
 };
 use crate::{base::Instant, wire::EndReason};
 
-/// How much and how long.
+/// Limits of the service.
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceParameters {
-    /// Queries that are answered.
+    /// Rates and concurrency of answered queries.
     pub rates: Rates,
-    /// Streams at a time, those included whose query will be refused. Default 64, of 4 KiB until the query is there and 256 KiB
-    /// from then on at the most.
+    /// Cap on streams, including those whose query will be refused. Default 64, each of at most 4 KiB until the query
+    /// is complete and 256 KiB afterwards.
     pub streams: usize,
-    /// The same of one circuit, so that none takes all there are. Default 8.
+    /// Cap on streams of one circuit, so that it can't use up all of them. Default 8.
     pub streams_of_circuit: usize,
-    /// For a query to come. Default 15 s.
+    /// Time limit of receiving a query. Default 15 s.
     pub query: Duration,
-    /// For the engine to be asked and its answer to be read. Default 20 s; whoever asks it has a shorter limit.
+    /// Time limit of the engine's answer. Default 20 s; the code that queries the engine has a shorter limit.
     pub engine: Duration,
-    /// For the client to take the answer. Default 60 s.
+    /// Time limit of sending the answer. Default 60 s.
     pub stall: Duration,
 }
 
@@ -49,43 +50,43 @@ impl Default for ServiceParameters {
     }
 }
 
-/// What is to be done.
+/// An action for the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceEvent {
-    /// Ask the engine; [`SearchService::handle_answer`] takes what it comes to.
+    /// Query the engine, and pass the result to [`SearchService::handle_answer`].
     Query {
-        /// Names the stream.
+        /// The stream.
         stream: u64,
         /// The query.
         request: SearchRequest,
     },
-    /// There are bytes to write ([`SearchService::unsent`]).
+    /// There are bytes to send ([`SearchService::unsent`]).
     Unsent {
-        /// Names the stream.
+        /// The stream.
         stream: u64,
     },
-    /// Nobody waits for the answer to this stream's query any more.
+    /// The answer to this stream's query is no longer needed.
     Dropped {
-        /// Names the stream.
+        /// The stream.
         stream: u64,
     },
-    /// End the stream so; it is forgotten here.
+    /// End the stream with an error; the service has removed it.
     Failed {
-        /// Names the stream.
+        /// The stream.
         stream: u64,
-        /// What the other end is told.
+        /// The reason for the other end.
         reason: EndReason,
     },
 }
 
-/// The service; streams have numbers that are never used again.
+/// The search service of an exit. Stream numbers are never reused.
 #[derive(Debug)]
 pub struct SearchService {
     parameters: ServiceParameters,
     limits: Limits,
-    /// In no order; so few that a look at each is soon done.
+    /// Unordered; few enough for a linear search.
     streams: Vec<Serving>,
-    /// One for each stream at the most, and one for each that is over.
+    /// At most two for each stream, because the owner drains them after each input.
     events: VecDeque<ServiceEvent>,
 }
 
@@ -93,20 +94,21 @@ pub struct SearchService {
 struct Serving {
     stream: u64,
     circuit: u64,
-    /// Its query counts as under way: from when it has come until its answer is there. Who sends or takes slowly holds up nobody.
+    /// Whether its query counts as in progress: from its complete arrival to its answer. So slow senders and readers
+    /// don't block others.
     admitted: bool,
-    /// When its state has lasted too long.
+    /// The deadline of its state.
     due: Instant,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
-    /// What has come of the query.
+    /// The received part of the query.
     Reading(Vec<u8>),
-    /// The engine is asked.
+    /// The engine is queried.
     Asking,
-    /// The answer, and how much of it has gone.
+    /// The answer, and the number of bytes sent.
     Writing(Vec<u8>, usize),
 }
 
@@ -118,7 +120,7 @@ impl SearchService {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// The stream numbered `stream` begins, one of those of the circuit numbered `circuit`.
+    /// Begins the stream `stream` of the circuit `circuit`.
     pub fn handle_begin(&mut self, now: Instant, stream: u64, circuit: u64) {
         let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
         if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
@@ -128,7 +130,7 @@ impl SearchService {
         self.streams.push(Serving { stream, circuit, admitted: false, due, state: State::Reading(Vec::new()) });
     }
 
-    /// The client sent `bytes`.
+    /// Handles `bytes` from the client.
     pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
         let Some(Serving { state: State::Reading(query), .. }) = self.serving_mut(stream) else { return };
         if query.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
@@ -137,7 +139,7 @@ impl SearchService {
         query.extend_from_slice(bytes);
     }
 
-    /// The client has sent all it had.
+    /// The client has finished its direction.
     pub fn handle_finish(&mut self, now: Instant, stream: u64) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
@@ -159,7 +161,7 @@ impl SearchService {
         }
     }
 
-    /// What the query of `stream` came to; ignored when nobody waits for it any more.
+    /// Handles the answer to the query of `stream`; ignored if it is no longer needed.
     pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
         let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, State::Asking));
         if asked {
@@ -167,7 +169,7 @@ impl SearchService {
         }
     }
 
-    /// What of the answer has not been written yet.
+    /// The unsent bytes of the answer.
     #[must_use]
     pub fn unsent(&self, stream: u64) -> &[u8] {
         match self.serving(stream).map(|serving| &serving.state) {
@@ -176,8 +178,8 @@ impl SearchService {
         }
     }
 
-    /// So many bytes more of the answer were written. True when that was all of it: then the stream is to be finished, and is
-    /// forgotten here.
+    /// `bytes` more of the answer were sent. Returns true at the end of the answer: the owner finishes the stream,
+    /// which is removed here.
     pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
         let Some(Serving { state: State::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
             return false;
@@ -197,7 +199,7 @@ impl SearchService {
         }
     }
 
-    /// Ends what lasts too long.
+    /// Ends streams beyond their deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late: Vec<u64> =
             self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
@@ -212,7 +214,7 @@ impl SearchService {
         }
     }
 
-    /// When [`Self::handle_timeout`] has something to do.
+    /// The next deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.streams.iter().map(|serving| serving.due).min()
@@ -224,7 +226,7 @@ impl SearchService {
         self.streams.is_empty()
     }
 
-    /// What is to be done next.
+    /// The next action.
     pub fn poll_event(&mut self) -> Option<ServiceEvent> {
         self.events.pop_front()
     }

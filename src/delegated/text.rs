@@ -1,12 +1,12 @@
-//! Text from strangers, made fit to be shown.
+//! Cleaning of untrusted text for display.
 //!
-//! Titles and snippets come from an engine by way of an exit; neither is trusted. [`plain`] leaves nothing in them that
-//! moves the cursor, turns what is written around, hides a mark, or takes more room than it was given. It doesn't know
-//! markup: who reads HTML strips that first, and who writes HTML escapes. Pure; called by both ends
+//! Titles and snippets come from an engine through an exit; neither is trusted. [`plain`] removes characters that
+//! move the cursor, reverse the direction of text, hide a mark, or exceed the given length. It doesn't handle markup:
+//! parsers of HTML remove it before, and writers of HTML escape afterwards. Pure; called by both ends
 //! (`proto/09-delegated.md` §5).
 
-/// `text` as one line of at most `max_chars` characters: characters that don't show are left out, white space is
-/// collapsed to single spaces, and none stands at either end.
+/// `text` as one line of at most `max_chars` characters. Invisible characters are removed. White space is collapsed
+/// to single spaces and trimmed.
 #[must_use]
 pub fn plain(text: &str, max_chars: usize) -> String {
     let mut plain = String::with_capacity(text.len().min(max_chars.saturating_mul(2)));
@@ -32,9 +32,9 @@ pub fn plain(text: &str, max_chars: usize) -> String {
     plain
 }
 
-/// Whether `character` shows nothing by itself and serves no script: controls, what overrides or isolates the direction of
-/// others, invisible signs and tags (which could mark a text), and what is no character at all. The joiners and the plain
-/// direction marks stay, since Persian, Hebrew, Arabic and several Indic scripts are written with them.
+/// Whether `character` is invisible and not needed by any script: controls, overrides and isolates of direction,
+/// invisible signs and tags (which could mark a text), and non-characters. Joiners and plain direction marks stay,
+/// because Persian, Hebrew, Arabic and several Indic scripts need them.
 const fn is_hidden(character: char) -> bool {
     matches!(
         character,

@@ -1,7 +1,8 @@
-//! Addresses of the web, after the WHATWG URL Standard: the crate `url`, or in a page the browser's own parser.
+//! URLs, after the WHATWG URL Standard: the crate `url`, or in a page the browser's parser.
 //!
-//! A browser has the same standard built in, with the tables of international names, which are a large part of what a page
-//! would otherwise load. The same calls, as far as they are needed here; both follow the standard, so the answers are the same.
+//! A browser contains an implementation with the tables of international names, which would be a large part of a
+//! page's download. Both follow the standard, so their results are the same. The browser's type has the calls that
+//! are needed here.
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ mod browser {
     use core::fmt;
     use std::borrow::Cow;
 
-    /// An absolute address.
+    /// An absolute URL.
     #[derive(Clone, PartialEq, Eq)]
     pub struct Url {
         href: String,
@@ -37,35 +38,35 @@ mod browser {
         }
     }
 
-    /// Scheme, host and port of an address.
+    /// Scheme, host and port of a URL.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Origin<'a>(&'a str);
 
     impl Origin<'_> {
-        /// As a browser writes it.
+        /// The browser's serialization.
         #[must_use]
         pub fn ascii_serialization(&self) -> String {
             self.0.to_owned()
         }
     }
 
-    /// There is no such address.
+    /// A text that is no URL.
     #[derive(Clone, Copy, Debug)]
     pub struct NoUrl;
 
     impl Url {
-        /// The absolute address that `text` is.
+        /// Parses an absolute URL.
         ///
         /// # Errors
-        /// When it is none.
+        /// When `text` is no absolute URL.
         pub fn parse(text: &str) -> Result<Self, NoUrl> {
             web_sys::Url::new(text).map(|url| Self::read(&url)).map_err(|_| NoUrl)
         }
 
-        /// The address that `text` is, seen from this one.
+        /// Parses `text` relative to this URL.
         ///
         /// # Errors
-        /// When it is none.
+        /// When the result is no URL.
         pub fn join(&self, text: &str) -> Result<Self, NoUrl> {
             web_sys::Url::new_with_base(text, &self.href).map(|url| Self::read(&url)).map_err(|_| NoUrl)
         }
@@ -94,13 +95,13 @@ mod browser {
             Ok(())
         }
 
-        /// All of it.
+        /// The whole URL.
         #[must_use]
         pub fn as_str(&self) -> &str {
             &self.href
         }
 
-        /// What stands before the first colon.
+        /// The scheme, without the colon.
         #[must_use]
         pub fn scheme(&self) -> &str {
             &self.scheme
@@ -124,7 +125,7 @@ mod browser {
             Origin(&self.origin)
         }
 
-        /// The host, if it has one.
+        /// The host, if there is one.
         #[must_use]
         pub fn host_str(&self) -> Option<&str> {
             Some(self.host.as_str()).filter(|host| !host.is_empty())
@@ -136,47 +137,47 @@ mod browser {
             &self.path
         }
 
-        /// What stands behind the question mark, if anything does.
+        /// The query, without the question mark, if there is one.
         #[must_use]
         pub fn query(&self) -> Option<&str> {
             self.query.as_deref()
         }
 
-        /// What stands behind the hash, if anything does.
+        /// The fragment, without the hash, if there is one.
         #[must_use]
         pub fn fragment(&self) -> Option<&str> {
             self.fragment.as_deref()
         }
 
-        /// The parameters in the query, decoded.
+        /// The query's parameters, decoded.
         pub fn query_pairs(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
             url::form_urlencoded::parse(self.query().unwrap_or_default().as_bytes())
         }
 
-        /// Gives it another user name.
+        /// Sets the user name.
         ///
         /// # Errors
-        /// Never in fact.
+        /// None in practice.
         pub fn set_username(&mut self, name: &str) -> Result<(), ()> {
             self.change(|url| url.set_username(name))
         }
 
-        /// Gives it another password, or none.
+        /// Sets or removes the password.
         ///
         /// # Errors
-        /// Never in fact.
+        /// None in practice.
         pub fn set_password(&mut self, password: Option<&str>) -> Result<(), ()> {
             self.change(|url| url.set_password(password.unwrap_or_default()))
         }
 
-        /// Gives it another query, or none.
+        /// Sets or removes the query.
         pub fn set_query(&mut self, query: Option<&str>) {
-            // The browser takes one mark off what it is given. It was an address, so it can be changed.
+            // The browser strips one question mark from its input. The change can't fail, because `href` is a URL.
             let query = query.map(|query| format!("?{query}")).unwrap_or_default();
             let _ = self.change(|url| url.set_search(&query));
         }
 
-        /// Gives it another fragment, or none.
+        /// Sets or removes the fragment.
         pub fn set_fragment(&mut self, fragment: Option<&str>) {
             let fragment = fragment.map(|fragment| format!("#{fragment}")).unwrap_or_default();
             let _ = self.change(|url| url.set_hash(&fragment));

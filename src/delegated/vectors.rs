@@ -1,5 +1,5 @@
-//! `proto/vectors/delegated.json`: framed queries and answers, and what is none. The test fails with the file as it should
-//! be. A frame's padding is left out there and its length written beside it.
+//! Test vectors of `proto/vectors/delegated.json`: framed queries and answers, valid and invalid. On failure, the
+//! test prints the file as it should be. The file omits the padding of a frame and has its length instead.
 
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
@@ -15,13 +15,13 @@ use crate::crypto::vectors::{bytes, read};
 
 const FILE: &str = include_str!("../../proto/vectors/delegated.json");
 
-/// A frame as the file has it.
+/// A frame in the file's form.
 fn written(framed: &[u8]) -> Value {
     let end = framed.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     json!({ "begins": HEXLOWER.encode(&framed[..end]), "length": framed.len() })
 }
 
-/// A frame as it crosses the wire.
+/// A frame in its form on the wire.
 fn framed(written: &Value) -> Vec<u8> {
     let mut framed = bytes(&written["begins"]);
     framed.resize(usize::try_from(written["length"].as_u64().unwrap()).unwrap(), 0);
@@ -122,7 +122,7 @@ fn bad_queries() -> Vec<Value> {
     .to_vec()
 }
 
-/// Answers of an exit that doesn't clean, and what a client must make of them.
+/// Answers of an exit that doesn't clean, and the client's results of them.
 fn unclean_answers() -> Vec<Value> {
     let result = |title: &str, link: &str, snippet: &str| {
         let fields = [(1, title), (2, link), (3, snippet)];

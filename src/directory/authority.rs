@@ -1,12 +1,12 @@
-//! An authority: takes descriptors, has each relay dialled and proved, and signs the consensus.
+//! The directory authority: accepts descriptors, has each relay dialled to prove it, and signs the consensus.
 //!
-//! Owns what it knows of every relay, the last consensus and its key. Driven by descriptors, the outcomes of proofs and
-//! wall time; the outside dials ([`AuthorityEvent::Prove`]), stores ([`AuthorityEvent::Remember`]) and serves
-//! ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md`, "Authorities". It keeps relays out that claim an
-//! address which isn't theirs, and never lists a weight that a relay claimed.
+//! Owns the state of every relay, the last consensus and its key. Driven by descriptors, outcomes of proofs and
+//! wall-clock time. The owner dials ([`AuthorityEvent::Prove`]), stores ([`AuthorityEvent::Remember`]) and serves
+//! ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md`, "Authorities". Threats addressed: relays that
+//! claim another node's address aren't listed, and claimed weights are never used.
 //!
-//! With several authorities, each will put its own list to the vote where this one now signs its own: `list` stays, and the
-//! vote comes between it and [`Consensus::sign`].
+//! This authority signs its own list. With several authorities, each would put its list to a vote between `list` and
+//! [`Consensus::sign`].
 
 mod relays;
 mod volunteers;
@@ -30,30 +30,30 @@ use crate::{
 use relays::{Entry, Relays};
 use volunteers::Volunteers;
 
-/// Proofs asked for at the same time at the most.
+/// Cap on concurrent proofs.
 const MAX_PROOFS: usize = 32;
-/// A proof whose outcome nobody told counts as failed after this long.
+/// Time after which a proof without an outcome counts as failed.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of a signed document that are kept free for what signing adds.
+/// Bytes of a signed document that are reserved for signatures.
 const SIGNATURE_ROOM: usize = 1024;
 
-/// How an authority goes about it.
+/// Settings of an authority.
 #[derive(Clone, Debug)]
 pub struct AuthorityConfig {
-    /// The first consensus waits for so many relays; 0 and 1: for the first.
+    /// Number of relays that the first consensus requires; 0 counts as 1.
     pub publish_when: usize,
-    /// From one consensus to the next.
+    /// Interval between two consensuses.
     pub interval: Duration,
-    /// For how long a consensus is valid, at most a week.
+    /// Validity of a consensus, at most a week.
     pub lifetime: Duration,
-    /// From one proof of a relay to the next.
+    /// Interval between two proofs of a relay.
     pub prove_every: Duration,
-    /// A relay known for so long is stable, and so is one known for longer than half of the relays.
+    /// Age from which on a relay is stable. A relay older than half of the relays is stable too.
     pub stable_after: Duration,
-    /// Whether relays at private and loopback addresses are listed, and any number in one network.
+    /// Whether relays at private and loopback addresses are listed, and any number of them in one network.
     pub private_addresses: bool,
-    /// The numbers that go into the consensus.
+    /// The parameters of the consensus.
     pub parameters: Parameters,
 }
 
@@ -73,7 +73,7 @@ impl Default for AuthorityConfig {
 }
 
 impl AuthorityConfig {
-    /// A network of `relays` relays on one machine: published as soon as all have registered, then each 20 s.
+    /// A network of `relays` relays on one machine: the first consensus once all have registered, then one each 20 s.
     #[must_use]
     pub fn testnet(relays: usize) -> Self {
         Self {
@@ -88,39 +88,38 @@ impl AuthorityConfig {
     }
 }
 
-/// Why a relay did not prove itself at the address it gave.
+/// Why a relay failed the proof of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
-    /// No channel came about.
+    /// The dial failed.
     #[error("dialling it: {0}")]
     Dial(#[from] DialError),
-    /// Who answered there is someone else, or did not say who.
+    /// The node at the address didn't authenticate as the relay.
     #[error("who answers there did not prove to be that relay")]
     Identity,
 }
 
-/// What an authority asks of the outside, in this order.
+/// Actions for the owner, to perform in the order of their return.
 #[derive(Debug)]
 pub enum AuthorityEvent {
-    /// Dial this relay at this one of its addresses, see whether it proves its identity, and tell
-    /// [`Authority::handle_proof`].
+    /// Dial this relay at this one address, check that it proves its identity, and call [`Authority::handle_proof`].
     Prove(DialTarget),
-    /// Serve this consensus in place of the last, and keep it for [`Authority::restore`].
+    /// Serve this consensus in place of the last, and store it for [`Authority::restore`].
     Publish(SignedConsensus),
-    /// Serve this volunteer list in place of the last. It is not kept.
+    /// Serve this volunteer list in place of the last. It isn't stored.
     PublishVolunteers(SignedVolunteerList),
-    /// Keep this record for [`Authority::restore`], in place of the relay's last.
+    /// Store this record for [`Authority::restore`], in place of the relay's last.
     Remember {
         /// The relay.
         relay: RelayId,
         /// An encoded `RelayRecord`.
         record: Vec<u8>,
     },
-    /// Forget the relay's record.
+    /// Delete the relay's record.
     Forget(RelayId),
 }
 
-/// The authority's machine. Drain [`Self::poll_event`] after each call.
+/// The state machine of an authority. Drain [`Self::poll_event`] after each call.
 pub struct Authority {
     key: IdentityKey,
     config: AuthorityConfig,
@@ -132,7 +131,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// An authority that signs with `key` and knows no relay yet.
+    /// An authority that signs with `key`, without relays.
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
         let (relays, events) = (Relays::new(config.private_addresses), VecDeque::new());
@@ -145,14 +144,15 @@ impl Authority {
         self.key.id().into()
     }
 
-    /// Relays that would stand in a consensus made at `now`.
+    /// Number of relays that a consensus made at `now` would list.
     #[must_use]
     pub fn listed(&self, now: WallTime) -> usize {
         self.relays.listed(now).count()
     }
 
-    /// Takes up what was kept: the records of relays and the last consensus, which is published again if it is still
-    /// valid. What can't be read, is stale or another authority's is passed over.
+    /// Restores stored state: the records of relays and the last consensus, which is published again if it is still
+    /// valid. Records that are malformed or stale are skipped, and so is a consensus that is malformed or of another
+    /// authority.
     pub fn restore<'a>(
         &mut self,
         now: WallTime,
@@ -179,8 +179,8 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Takes a published descriptor (an encoded `SignedDescriptor`). The relay is listed once it has proved itself. The one
-    /// known already changes nothing and is no error.
+    /// Handles a published descriptor (an encoded `SignedDescriptor`). The relay is listed once it has proved itself.
+    /// A known descriptor has no effect and is no error.
     ///
     /// # Errors
     /// When the descriptor is refused; the text may be shown to the sender.
@@ -202,8 +202,8 @@ impl Authority {
         Ok(identity)
     }
 
-    /// Takes the outcome of one dial that was asked for. The relay has proved itself when it did so at each of its addresses;
-    /// for other addresses than its descriptor names by now it doesn't count.
+    /// Handles the outcome of one requested dial. A relay is proved once the dials of all its addresses have
+    /// succeeded. A success at an address that its descriptor no longer has doesn't count.
     pub fn handle_proof(&mut self, now: WallTime, target: &DialTarget, outcome: Result<(), ProofError>) {
         let Some(entry) = self.relays.entry(&target.relay) else { return };
         if let Err(error) = &outcome {
@@ -214,8 +214,8 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Takes a volunteer's registration (an encoded `SignedVolunteer`). It is listed once gateways that fall to it have
-    /// reported it; the same bytes again tell it whether that is so.
+    /// Handles a volunteer's registration (an encoded `SignedVolunteer`). It is listed once gateways of its ranking
+    /// have reported it. The same bytes again return its gateways.
     ///
     /// # Errors
     /// When the registration is refused; the text may be shown to the sender.
@@ -228,8 +228,8 @@ impl Authority {
         self.volunteers.register(now, bytes, self.last.as_ref(), rng)
     }
 
-    /// Takes a gateway's report of the volunteers that have a channel to it (an encoded `SignedPresence`), and tells for
-    /// whom of them it counts.
+    /// Handles a gateway's report of the volunteers with a channel to it (an encoded `SignedPresence`), and returns
+    /// the volunteers for which it counts.
     ///
     /// # Errors
     /// When the report is refused; the text may be shown to the sender.
@@ -237,7 +237,7 @@ impl Authority {
         self.volunteers.report(now, bytes, self.last.as_ref())
     }
 
-    /// Does what is due: drops stale relays, asks for proofs, makes a consensus and a volunteer list.
+    /// Handles deadlines: drops stale relays, requests proofs, makes a consensus and a volunteer list.
     pub fn handle_timeout(&mut self, now: WallTime) {
         for relay in self.relays.remove_stale(now) {
             tracing::info!(%relay, "a relay's descriptor is too old; it is dropped");
@@ -253,14 +253,14 @@ impl Authority {
         self.publish_volunteers(now);
     }
 
-    /// When [`Self::handle_timeout`] has something to do next.
+    /// The next deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<WallTime> {
         let proof = self.relays.next_deadline(PROOF_TIMEOUT, MAX_PROOFS);
         [self.next_consensus, proof, self.volunteers.next_list()].into_iter().flatten().min()
     }
 
-    /// What the outside is to do next.
+    /// The next action for the owner.
     pub fn poll_event(&mut self) -> Option<AuthorityEvent> {
         self.events.pop_front()
     }
@@ -272,7 +272,7 @@ impl Authority {
         }
     }
 
-    /// Signs a new consensus. One that would list nobody isn't made: the last serves better until it expires.
+    /// Signs a new consensus. An empty one isn't made, because the last stays usable until it expires.
     fn publish(&mut self, now: WallTime) {
         self.next_consensus = Some(now.after(self.config.interval));
         let mut list = self.relays.list(now, self.config.stable_after, MAX_RELAYS);
@@ -280,7 +280,7 @@ impl Authority {
             tracing::warn!("no relay has proved itself; no consensus is made");
             return;
         }
-        // Strictly later than the last, also when two fall in one second or the clock was set back.
+        // Strictly later than the last, even if two fall in one second or the clock was set back.
         let after_last = self.last.as_ref().map(|last| last.valid_after().after(Duration::from_secs(1)));
         let valid_after = after_last.map_or(now, |least| least.max(now));
         let fresh_until = valid_after.after(self.config.interval);
@@ -294,7 +294,7 @@ impl Authority {
                     self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
                     return;
                 }
-                // Too long: better without the youngest than none.
+                // Too long: the youngest relays are left out.
                 Ok(_) | Err(ConsensusError::Malformed(_)) if relays > 1 => {
                     let most = relays.saturating_sub(relays.div_ceil(16));
                     tracing::warn!(relays, most, "the consensus is too long; the youngest relays are left out");
@@ -306,7 +306,7 @@ impl Authority {
         }
     }
 
-    /// Signs a new volunteer list, if it is time for one. It may be empty; without a consensus there is none.
+    /// Signs a new volunteer list, if one is due. It may be empty; without a consensus there is none.
     fn publish_volunteers(&mut self, now: WallTime) {
         let Some(consensus) = &self.last else { return };
         let names = |relay: &RelayId, volunteer: &RelayId| self.relays.names(relay, volunteer);
@@ -316,7 +316,7 @@ impl Authority {
         }
     }
 
-    /// Takes in a relay that is new. Identities cost nothing, so those that have not proved themselves make room.
+    /// Adds a new relay. Identities are free, so unproved relays are evicted to make room.
     fn add(&mut self, entry: Entry) -> Result<(), DescriptorError> {
         let mut forgotten = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {

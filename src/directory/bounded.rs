@@ -1,7 +1,7 @@
-//! A first look at a Protocol Buffers message, before it is decoded into allocations.
+//! Bounded decoding: checks a Protocol Buffers message before it is decoded into allocations.
 //!
-//! An empty element of a repeated field costs its sender two bytes and its receiver a hundred, so a document's length
-//! alone does not bound what decoding it takes.
+//! An empty element of a repeated field is two bytes long but takes a hundred in memory. So the length of a document
+//! alone does not bound the memory for decoding it.
 
 use prost::{
     Message,
@@ -12,26 +12,26 @@ use prost::{
 /// Why bytes are not decoded as a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
-    /// Longer than documents of this kind may be.
+    /// Longer than the maximum of this kind.
     #[error("longer than {0} bytes")]
     TooLong(usize),
-    /// More elements of one field than there may be.
+    /// More elements of one field than the maximum.
     #[error("more than {0} elements in one field")]
     TooMany(usize),
-    /// No Protocol Buffers message of this schema.
+    /// Not a Protocol Buffers message of this schema.
     #[error("not a document of this schema")]
     Malformed,
 }
 
-/// How large a message may be.
+/// The bounds of a message.
 pub(crate) struct Bounds {
-    /// Bytes in all.
+    /// Total bytes.
     pub(crate) len: usize,
-    /// Repeated fields: number, elements, bytes of one element.
+    /// Repeated fields: field number, maximum elements, maximum bytes of one element.
     pub(crate) fields: &'static [(u32, usize, usize)],
 }
 
-/// Decodes `bytes` as `M` if they keep within `bounds`.
+/// Decodes `bytes` as `M` if they are within `bounds`.
 pub(crate) fn decode<M: Message + Default>(bytes: &[u8], bounds: &Bounds) -> Result<M, BoundError> {
     if bytes.len() > bounds.len {
         return Err(BoundError::TooLong(bounds.len));

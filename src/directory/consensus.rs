@@ -1,4 +1,4 @@
-//! The consensus: the one list of relays that every node uses, and when it counts.
+//! The consensus: the list of relays that every node uses, with its verification and dates.
 
 use std::sync::Arc;
 
@@ -26,29 +26,29 @@ const SIGNED_BOUNDS: Bounds =
     Bounds { len: MAX_CONSENSUS_LEN, fields: &[(1, 1, MAX_CONSENSUS_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)] };
 const BOUNDS: Bounds = Bounds { len: MAX_CONSENSUS_LEN, fields: &[(4, 256, 96), (5, MAX_RELAYS, MAX_DESCRIPTOR_LEN)] };
 
-/// Why a consensus is not used.
+/// Why a consensus is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConsensusError {
     /// The bytes are no consensus.
     #[error("consensus: {0}")]
     Malformed(#[from] BoundError),
-    /// Too few authorities have signed it, or it isn't its time.
+    /// Too few authorities have signed it, or its dates exclude it.
     #[error("consensus: {0}")]
     NotCounted(#[from] NotCounted),
     /// It contradicts itself or the specification.
     #[error("consensus: {0}")]
     Impossible(#[from] Impossible),
-    /// A parameter is not as it must be.
+    /// A parameter is invalid.
     #[error("consensus: {0}")]
     Parameter(#[from] ParameterError),
 }
 
-/// A consensus as it is published: an encoded `SignedConsensus`.
+/// A published consensus: an encoded `SignedConsensus`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SignedConsensus(Vec<u8>);
 
 impl SignedConsensus {
-    /// The bytes that a consensus was verified from.
+    /// The bytes of a verified consensus.
     pub(super) fn from_verified(bytes: &[u8]) -> Self {
         Self(bytes.to_vec())
     }
@@ -59,7 +59,7 @@ impl SignedConsensus {
         &self.0
     }
 
-    /// Its bytes, given away.
+    /// Converts it into its bytes.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
@@ -72,14 +72,14 @@ impl fmt::Debug for SignedConsensus {
     }
 }
 
-/// A signed consensus whose signatures nobody has looked at.
+/// A signed consensus with unverified signatures.
 #[derive(Clone)]
 pub struct UnverifiedConsensus {
     signed: schema::SignedConsensus,
 }
 
 impl UnverifiedConsensus {
-    /// Takes an encoded `SignedConsensus` apart.
+    /// Decodes a `SignedConsensus`.
     ///
     /// # Errors
     /// [`ConsensusError::Malformed`].
@@ -87,11 +87,11 @@ impl UnverifiedConsensus {
         Ok(Self { signed: bounded::decode(bytes, &SIGNED_BOUNDS)? })
     }
 
-    /// The consensus, if more than half of `authorities` have signed it, it is valid at `now` and no older than
+    /// The consensus, if more than half of `authorities` have signed it, it is valid at `now` and not older than
     /// `previous`, the one in use.
     ///
     /// # Errors
-    /// Each reason has its own (`proto/07-directory.md`, "When a consensus counts").
+    /// One for each reason (`proto/07-directory.md`, "When a consensus counts").
     pub fn verify(
         self,
         authorities: &[AuthorityId],
@@ -104,7 +104,7 @@ impl UnverifiedConsensus {
         Ok(consensus)
     }
 
-    /// The consensus, if more than half of `authorities` have signed it, whatever its date.
+    /// The consensus, if more than half of `authorities` have signed it, with any dates.
     pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Consensus, ConsensusError> {
         let Self { signed } = self;
         check_signatures(authorities, CONTEXT, &signed.consensus, &signed.signatures)?;
@@ -112,7 +112,7 @@ impl UnverifiedConsensus {
     }
 }
 
-/// What the authorities found of a relay. Bits as in `ListedRelay.flags`.
+/// The authorities' flags of a relay. Bits as in `ListedRelay.flags`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags(u32);
 
@@ -121,7 +121,7 @@ impl Flags {
     pub const GUARD: Self = Self(1);
     /// Forwards to some ports.
     pub const EXIT: Self = Self(2);
-    /// Has been there long enough, compared with others, to be relied on.
+    /// Has been known for long enough, compared with others, to be relied on.
     pub const STABLE: Self = Self(4);
 
     /// Whether all of `flags` are set.
@@ -130,7 +130,7 @@ impl Flags {
         self.0 & flags.0 == flags.0
     }
 
-    /// The flags, and `flags` too if `condition` holds.
+    /// These flags, with `flags` added if `condition` is true.
     #[must_use]
     pub const fn with_if(self, flags: Self, condition: bool) -> Self {
         if condition { Self(self.0 | flags.0) } else { self }
@@ -145,14 +145,14 @@ impl core::ops::BitOr for Flags {
     }
 }
 
-/// A relay as the authorities list it.
+/// A relay of the consensus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsensusRelay {
-    /// What it said of itself.
+    /// The relay's statement about itself.
     pub profile: Profile,
-    /// What the authorities found of it.
+    /// The authorities' flags.
     pub flags: Flags,
-    /// How often to choose it, relative to others.
+    /// Its weight in path selection, relative to others.
     pub weight: u32,
 }
 
@@ -163,26 +163,26 @@ impl ConsensusRelay {
         self.profile.identity
     }
 
-    /// All a dialler must know.
+    /// Its dial target.
     #[must_use]
     pub fn dial_target(&self) -> DialTarget {
         self.profile.dial_target()
     }
 
-    /// All that a handshake with it must know.
+    /// Its keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         self.profile.keys()
     }
 }
 
-/// The list of relays that every node uses: verified, or an authority's own.
+/// A consensus: verified, or made by this authority.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Consensus {
     dates: Dates,
     parameters: Parameters,
     relays: Vec<ConsensusRelay>,
-    /// SHA-256 of the bytes that were signed.
+    /// SHA-256 of the signed bytes.
     digest: [u8; 32],
 }
 
@@ -190,7 +190,7 @@ impl Consensus {
     /// A consensus of `relays`, in any order, at most [`MAX_RELAYS`], with its encoding.
     ///
     /// # Errors
-    /// When the dates are out of order or too far apart, or a relay stands twice.
+    /// When the dates are out of order or too far apart, or a relay is listed twice.
     pub(super) fn new(
         (valid_after, fresh_until, valid_until): (WallTime, WallTime, WallTime),
         parameters: &Parameters,
@@ -211,7 +211,7 @@ impl Consensus {
             relays: relays.iter().map(encode).collect(),
         }
         .encode_to_vec();
-        // What others will refuse must not be signed.
+        // A consensus that others would reject must not be signed.
         Ok((Self::decode(&encoded)?, encoded))
     }
 
@@ -240,37 +240,37 @@ impl Consensus {
         Ok(consensus)
     }
 
-    /// From when on it counts.
+    /// Start of its validity.
     #[must_use]
     pub const fn valid_after(&self) -> WallTime {
         self.dates.valid_after
     }
 
-    /// From when on a newer one should be fetched.
+    /// Time from which on a newer one should be fetched.
     #[must_use]
     pub const fn fresh_until(&self) -> WallTime {
         self.dates.fresh_until
     }
 
-    /// From when on it must not be used.
+    /// End of its validity.
     #[must_use]
     pub const fn valid_until(&self) -> WallTime {
         self.dates.valid_until
     }
 
-    /// Whether it must not be used at `now` any more.
+    /// Whether its validity has ended at `now`.
     #[must_use]
     pub fn is_expired(&self, now: WallTime) -> bool {
         self.dates.is_expired(now)
     }
 
-    /// When to fetch the next one: at random within half an interval of when this is no longer fresh, so that nodes don't
-    /// all ask at once.
+    /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are
+    /// spread.
     pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
         self.dates.next_fetch(rng)
     }
 
-    /// The numbers in it.
+    /// Its parameters.
     #[must_use]
     pub const fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -289,7 +289,7 @@ impl Consensus {
         self.relays.get(position)
     }
 
-    /// SHA-256 of the signed bytes: the same for the same consensus.
+    /// SHA-256 of the signed bytes: identical for identical consensuses.
     #[must_use]
     pub const fn digest(&self) -> &[u8; 32] {
         &self.digest
@@ -306,8 +306,8 @@ impl fmt::Debug for Consensus {
     }
 }
 
-/// What a relay goes by when it extends circuits: its current consensus and the one before, for clients may still use
-/// that.
+/// The relays to which a relay extends circuits: those of its current consensus, and of the previous one, which
+/// clients may still use.
 #[derive(Clone, Debug, Default)]
 pub struct KnownRelays {
     current: Option<Arc<Consensus>>,
@@ -315,7 +315,7 @@ pub struct KnownRelays {
 }
 
 impl KnownRelays {
-    /// Takes up a new consensus; the one in use becomes the previous. The same one again changes nothing.
+    /// Sets a new consensus; the one in use becomes the previous. The same consensus again has no effect.
     pub fn update(&mut self, consensus: Arc<Consensus>) {
         if self.current.as_ref().is_some_and(|current| current.digest == consensus.digest) {
             return;
@@ -329,7 +329,7 @@ impl KnownRelays {
         self.current.as_deref()
     }
 
-    /// The relay with this identity, as the current consensus or else the previous one lists it.
+    /// The relay with this identity, from the current consensus, or else from the previous one.
     #[must_use]
     pub fn relay(&self, identity: &RelayId) -> Option<&ConsensusRelay> {
         [&self.current, &self.previous].into_iter().flatten().find_map(|consensus| consensus.relay(identity))

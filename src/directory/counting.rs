@@ -1,4 +1,4 @@
-//! When a document of the authorities counts: enough of them have signed it, and it is its time.
+//! Conditions under which a document of the authorities counts: enough signatures, and valid dates.
 //!
 //! The same for each document that they sign (`proto/07-directory.md`, "When a consensus counts").
 
@@ -16,21 +16,21 @@ use crate::{
     crypto::{self, IdentityKey},
 };
 
-/// Signatures beside a document at the most.
+/// Maximum signatures of a document.
 pub(super) const MAX_SIGNATURES: usize = 64;
-/// Bytes of one of them, encoded, at the most.
+/// Maximum bytes of one encoded signature.
 pub(super) const MAX_SIGNATURE_LEN: usize = 128;
 
 /// Why a well-formed document of the authorities does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotCounted {
-    /// No authority is configured, so nothing can count.
+    /// No authority is configured, so no document counts.
     #[error("no authority key is configured to judge it by")]
     NoAuthorities,
-    /// No more than half of the configured authorities have signed it.
+    /// Half or fewer of the configured authorities have signed it.
     #[error("signed by {signed} of {configured} configured authorities, more than half are needed")]
     TooFewSignatures {
-        /// Configured authorities whose signatures hold.
+        /// Configured authorities with valid signatures.
         signed: usize,
         /// Configured authorities.
         configured: usize,
@@ -41,7 +41,7 @@ pub enum NotCounted {
     /// It is not valid yet.
     #[error("not valid yet; is the clock right?")]
     NotYetValid,
-    /// One at least as new is in use.
+    /// A newer one is in use.
     #[error("older than the one in use")]
     Older,
     /// Another with the same date is in use: the authorities have signed two.
@@ -62,8 +62,8 @@ pub(super) fn sign<'a>(
     keys.into_iter().map(sign).collect()
 }
 
-/// Whether more than half of `authorities` have signed `document` for the purpose `context`. Each counts once; only its
-/// first signature is looked at.
+/// Checks that more than half of `authorities` have signed `document` for the purpose `context`. Each authority
+/// counts once; only its first signature is checked.
 ///
 /// # Errors
 /// [`NotCounted::NoAuthorities`] and [`NotCounted::TooFewSignatures`].
@@ -74,7 +74,7 @@ pub(super) fn check_signatures(
     signatures: &[schema::AuthoritySignature],
 ) -> Result<(), NotCounted> {
     let mut configured: Vec<&AuthorityId> = Vec::new();
-    // A few at the most.
+    // At most a few.
     authorities.iter().for_each(|authority| {
         if !configured.contains(&authority) {
             configured.push(authority);
@@ -95,7 +95,7 @@ pub(super) fn check_signatures(
     Ok(())
 }
 
-/// When a document counts.
+/// The dates of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dates {
     pub(super) valid_after: WallTime,
@@ -104,7 +104,7 @@ pub(super) struct Dates {
 }
 
 impl Dates {
-    /// The dates as they stand in a document that may be valid for `longest`.
+    /// Decodes the dates of a document whose validity is at most `longest`.
     pub(super) fn decode(
         (valid_after, fresh_until, valid_until): (u64, u64, u64),
         longest: Duration,
@@ -125,7 +125,7 @@ impl Dates {
         now >= self.valid_until
     }
 
-    /// Whether a document with these dates and this digest counts at `now`, with that of `previous` in use.
+    /// Checks that a document with these dates and this digest counts at `now`, with `previous` in use.
     pub(super) fn check(
         &self,
         digest: &[u8; 32],
@@ -147,8 +147,8 @@ impl Dates {
         }
     }
 
-    /// When to fetch the next one: at random within half an interval of when this is no longer fresh, so that nodes don't
-    /// all ask at once.
+    /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are
+    /// spread.
     pub(super) fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
         let spread = self.fresh_until.since(self.valid_after).as_secs() / 2;
         self.fresh_until.after(Duration::from_secs(rng.random_range(0..=spread)))

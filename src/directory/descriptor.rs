@@ -1,4 +1,4 @@
-//! Descriptors: what a relay states of itself, signed by its identity.
+//! Descriptors: a relay's statements about itself, signed by its identity.
 
 use core::time::Duration;
 
@@ -15,53 +15,53 @@ use crate::{
     crypto::{self, IdentityKey},
 };
 
-/// How long a descriptor counts. Relays publish a new one well before.
+/// Time for which a descriptor counts. Relays publish a new one well before.
 pub const DESCRIPTOR_LIFETIME: Duration = Duration::from_secs(18 * 60 * 60);
 
 pub(super) const CONTEXT: &str = "directory descriptor";
-// So short that nothing in it takes much when decoded; counts are checked afterwards.
+// So short that decoding it takes little memory; counts are checked afterwards.
 const BOUNDS: Bounds = Bounds { len: MAX_DESCRIPTOR_LEN, fields: &[] };
 
-/// Why a descriptor is refused. Every text may be shown to whoever sent it.
+/// Why a descriptor is refused. Every text may be shown to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
     /// The bytes are no descriptor.
     #[error("descriptor: {0}")]
     Malformed(#[from] BoundError),
-    /// The identity in it has not signed it.
+    /// Its identity has not signed it.
     #[error("descriptor: not signed by the identity in it")]
     BadSignature,
-    /// It was made too long ago.
+    /// It is too old.
     #[error("descriptor: made too long ago; is the relay's clock right?")]
     Stale,
-    /// It was made in the future.
+    /// Its date is in the future.
     #[error("descriptor: made in the future; is the relay's clock right?")]
     FromTheFuture,
     /// It contradicts itself or the specification.
     #[error("descriptor: {0}")]
     Impossible(#[from] Impossible),
-    /// A newer one of the same relay is known.
+    /// A descriptor of the same relay, at least as new, is stored.
     #[error("descriptor: older than the one known already")]
     Older,
-    /// Its addresses can't be reached over the Internet.
+    /// Its addresses aren't globally reachable.
     #[error("descriptor: address is private or reserved; this network lists public addresses only")]
     PrivateAddress,
-    /// The relay of this identity can be reached by itself: it is no volunteer.
+    /// The relay has an address in the consensus, so it is no volunteer.
     #[error("descriptor: a relay with an address of its own is no volunteer")]
     Public,
-    /// The directory holds all the relays it can.
+    /// The directory has reached its cap on relays.
     #[error("descriptor: the directory is full")]
     Full,
 }
 
-/// A signed descriptor whose signature nobody has looked at.
+/// A signed descriptor with an unverified signature.
 #[derive(Clone)]
 pub struct UnverifiedDescriptor {
     signed: schema::SignedDescriptor,
 }
 
 impl UnverifiedDescriptor {
-    /// Takes an encoded `SignedDescriptor` apart.
+    /// Decodes a `SignedDescriptor`.
     ///
     /// # Errors
     /// [`DescriptorError::Malformed`].
@@ -69,7 +69,7 @@ impl UnverifiedDescriptor {
         Ok(Self { signed: bounded::decode(bytes, &BOUNDS)? })
     }
 
-    /// The descriptor, if the relay it is about has signed it and it counts at `now`.
+    /// The descriptor, if its relay has signed it and it counts at `now`.
     ///
     /// # Errors
     /// When it is malformed, impossible, badly signed, stale or from the future.
@@ -85,12 +85,12 @@ impl UnverifiedDescriptor {
     }
 }
 
-/// A relay's statement about itself: verified, or its own.
+/// A relay's statement about itself: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// What it states.
+    /// Its content.
     pub profile: Profile,
-    /// When it was made.
+    /// Its date.
     pub published: WallTime,
 }
 
@@ -98,7 +98,7 @@ impl Descriptor {
     /// The encoded, signed descriptor, as it is published.
     ///
     /// # Errors
-    /// [`DescriptorError::Impossible`] when the profile can't be, or is another identity's than `key`'s.
+    /// [`DescriptorError::Impossible`] when the profile is invalid, or its identity isn't `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
         self.profile.check()?;
         if key.id() != self.profile.identity {
@@ -110,14 +110,14 @@ impl Descriptor {
         Ok(schema::SignedDescriptor { descriptor, signature }.encode_to_vec())
     }
 
-    /// Whether it was made too long ago to count at `now`.
+    /// Whether it is too old to count at `now`.
     #[must_use]
     pub fn is_stale(&self, now: WallTime) -> bool {
         is_stale(self.published, now)
     }
 }
 
-/// Whether a statement made at `published` counts at `now`.
+/// Checks that a statement with the date `published` counts at `now`.
 pub(super) fn check_published(published: WallTime, now: WallTime) -> Result<(), DescriptorError> {
     if published > now.after(CLOCK_SKEW) {
         return Err(DescriptorError::FromTheFuture);

@@ -1,4 +1,4 @@
-//! Relays and consensuses for tests and fuzzers.
+//! Fixture: relays, volunteers and signed documents for tests and fuzzers.
 #![allow(clippy::unwrap_used, reason = "whoever makes them for a test makes them right")]
 
 use prost::Message as _;
@@ -13,9 +13,9 @@ use crate::{
     exit::Policy,
 };
 
-/// The time at which the documents of tests are made.
+/// The date of test documents.
 pub(crate) const NOW: WallTime = WallTime::from_unix(1_800_000_000);
-/// Seconds for which they are fresh, and valid.
+/// Seconds for which consensuses are fresh, and valid.
 pub(crate) const FRESH: u64 = 1_800;
 pub(crate) const VALID: u64 = 86_400;
 
@@ -26,7 +26,7 @@ pub(crate) fn key(number: u16) -> IdentityKey {
     IdentityKey::from_bytes(&seed)
 }
 
-/// Relay `number`, no exit, in a /16 of its own.
+/// Relay `number`, no exit, in a separate /16.
 pub(crate) fn profile(number: u16) -> Profile {
     let [high, low] = number.to_be_bytes();
     Profile {
@@ -44,7 +44,7 @@ pub(crate) fn profile(number: u16) -> Profile {
     }
 }
 
-/// Relay `number`, an exit by `rules`.
+/// Relay `number`, an exit with the policy `rules`.
 pub(crate) fn exit_profile(number: u16, rules: &[&str]) -> Profile {
     Profile { exit: Policy::parse(rules, true).unwrap().summary(), ..profile(number) }
 }
@@ -54,7 +54,7 @@ pub(crate) fn descriptor(number: u16, profile: Profile, published: WallTime) -> 
     Descriptor { profile, published }.sign(&key(number)).unwrap()
 }
 
-/// As the authorities would list it: stable, a guard, an exit if it says so.
+/// As listed by authorities: stable, a guard, and an exit if its profile has an exit policy.
 pub(crate) fn listed(profile: Profile) -> ConsensusRelay {
     let flags = (Flags::STABLE | Flags::GUARD).with_if(Flags::EXIT, !profile.exit.is_empty());
     ConsensusRelay { profile, flags, weight: 1000 }
@@ -83,28 +83,28 @@ pub(crate) fn signed_by(authorities: &[u16], valid_after: WallTime) -> SignedCon
     Consensus::sign(encoded, &keys)
 }
 
-/// `descriptor`, whatever it is, signed by relay `number`.
+/// Any `descriptor`, signed by relay `number`.
 pub(crate) fn sign_descriptor(number: u16, descriptor: &[u8]) -> Vec<u8> {
     let signature = key(number).sign(CONTEXT, descriptor).to_vec();
     schema::SignedDescriptor { descriptor: descriptor.to_vec(), signature }.encode_to_vec()
 }
 
-/// What stands in a signed descriptor.
+/// The content of a signed descriptor.
 pub(crate) fn unsigned_descriptor(signed: &[u8]) -> Vec<u8> {
     schema::SignedDescriptor::decode(signed).unwrap().descriptor
 }
 
-/// `consensus`, whatever it is, signed by authority `number`.
+/// Any `consensus`, signed by authority `number`.
 pub(crate) fn sign_consensus(number: u16, consensus: &[u8]) -> Vec<u8> {
     Consensus::sign(consensus.to_vec(), [&key(number)]).into_bytes()
 }
 
-/// What stands in a signed consensus.
+/// The content of a signed consensus.
 pub(crate) fn unsigned_consensus(signed: &[u8]) -> Vec<u8> {
     schema::SignedConsensus::decode(signed).unwrap().consensus
 }
 
-/// Volunteer `number`. Numbers of relays and volunteers are of one range: choose different ones.
+/// Volunteer `number`. Relays and volunteers share one range of numbers.
 pub(crate) fn volunteer_profile(number: u16) -> VolunteerProfile {
     let Profile { identity, onion_key, family, operator, offer, version, .. } = profile(number);
     VolunteerProfile { identity, onion_key, family, operator, offer, version }
@@ -115,7 +115,7 @@ pub(crate) fn volunteer(number: u16, profile: VolunteerProfile, published: WallT
     VolunteerDescriptor { profile, published }.sign(&key(number)).unwrap()
 }
 
-/// Volunteer `number` as the authorities would list it with these gateways.
+/// Volunteer `number` as listed by authorities with these gateways.
 pub(crate) fn listed_volunteer(number: u16, gateways: &[u16]) -> Volunteer {
     let gateways = gateways.iter().map(|gateway| key(*gateway).id()).collect();
     Volunteer { profile: volunteer_profile(number), gateways }
@@ -146,12 +146,12 @@ pub(crate) fn volunteers_signed_by(authorities: &[u16], valid_after: WallTime) -
     VolunteerList::sign(volunteers_at(valid_after, listed).1, &keys)
 }
 
-/// `list`, whatever it is, signed by authority `number`.
+/// Any `list`, signed by authority `number`.
 pub(crate) fn sign_volunteers(number: u16, list: &[u8]) -> Vec<u8> {
     VolunteerList::sign(list.to_vec(), [&key(number)]).into_bytes()
 }
 
-/// What stands in a signed volunteer list.
+/// The content of a signed volunteer list.
 pub(crate) fn unsigned_volunteers(signed: &[u8]) -> Vec<u8> {
     schema::SignedVolunteerList::decode(signed).unwrap().list
 }

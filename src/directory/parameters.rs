@@ -1,4 +1,4 @@
-//! Numbers that all nodes take from the consensus, so that none stands out by its own.
+//! Consensus parameters: numbers that all nodes share, so that no node is distinguishable by them.
 
 use std::collections::BTreeMap;
 
@@ -10,27 +10,27 @@ use crate::flow::FlowParameters;
 const MAX_PARAMETERS: usize = 256;
 const MAX_NAME_LEN: usize = 64;
 
-/// Why a parameter can't stand in a consensus.
+/// Why a parameter is invalid in a consensus.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
-    /// The name is no name.
+    /// The name is invalid.
     #[error("parameter \"{0}\": a name is 1 to 64 lower-case letters, digits, \"-\" and \".\"")]
     Name(String),
-    /// There are more than a consensus holds, or one stands twice or out of order.
+    /// There are too many parameters, or they are out of order or repeated.
     #[error("parameters out of order, or more than {MAX_PARAMETERS}")]
     Order,
 }
 
 /// The parameters of one consensus, by name.
 ///
-/// Each has a default for when the consensus is silent, and bounds that hold whatever it says; the table is that of
+/// Each has a default for a consensus without it, and bounds to which its value is clamped. The table is in
 /// `proto/07-directory.md`, "Parameters". Unknown names are kept and never used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
     values: BTreeMap<String, u64>,
 }
 
-/// Defines the accessors: name on the wire, default, least, most.
+/// Defines the accessors: name on the wire, default, minimum, maximum.
 macro_rules! parameters {
     ($($(#[$doc:meta])* $accessor:ident = $name:literal, $default:expr, $least:expr, $most:expr;)*) => {
         impl Parameters {
@@ -41,20 +41,21 @@ macro_rules! parameters {
             })*
         }
 
-        /// Name, default, least and most of every parameter.
+        /// Name, default, minimum and maximum of every parameter.
         #[cfg(test)]
         const TABLE: &[(&str, u64, u64, u64)] = &[$(($name, $default, $least, $most)),*];
     };
 }
 
 parameters! {
-    /// Marked DATA cells come this many DATA cells apart.
+    /// Interval of marked DATA cells, in DATA cells.
     cells_per_mark = "flow.cells-per-mark", 32, 32, 256;
     /// Congestion window of a new circuit, in DATA cells.
     initial_window = "flow.initial-window", 128, 64, 8192;
-    /// The largest congestion window, in DATA cells. No more than relays let wait (`proto/02-channel.md` §7).
+    /// The largest congestion window, in DATA cells. At most a relay's queue for a circuit (`proto/02-channel.md`
+    /// §7).
     largest_window = "flow.largest-window", 16_384, 512, 16_384;
-    /// How long the queue delays a cell that a congestion window leaves in a path, in milliseconds.
+    /// Queueing delay of a cell that a congestion window may cause on a path, in milliseconds.
     queue_milliseconds = "flow.queue-milliseconds", 40, 5, 500;
     /// The smallest such queue, in cells.
     smallest_queue = "flow.smallest-queue", 16, 8, 1024;
@@ -66,15 +67,15 @@ parameters! {
     circuit_age = "circuit.age-seconds", 600, 10, 86_400;
     /// Guards in a client's sample.
     guard_sample = "path.guard-sample", 20, 3, 60;
-    /// Guards at the head of the sample that a client uses side by side.
+    /// Guards at the head of the sample that a client uses in parallel.
     guards_in_use = "path.guards-in-use", 1, 1, 2;
     /// Days for which a guard is kept.
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
-    /// Chance in percent that a circuit's middle is a volunteer, when one is reached over its guard.
+    /// Maximum probability in percent that a circuit's middle is a volunteer, if its guard is the gateway of one.
     volunteer_share = "path.volunteer-share", 50, 0, 100;
-    /// Greatest chance in percent that a volunteer performs a delegated request which listed relays offer too.
+    /// Maximum probability in percent that a volunteer performs a delegated request which listed relays offer too.
     volunteer_exit_share = "path.volunteer-exit-share", 10, 0, 100;
-    /// Seconds from one volunteer list to the next.
+    /// Seconds between two volunteer lists.
     volunteer_interval_seconds = "volunteer.interval-seconds", 60, 1, 600;
     /// 1: relays with similar addresses may be on one path. For testnets.
     similar_addresses = "path.similar-addresses", 0, 0, 1;
@@ -93,8 +94,8 @@ impl Parameters {
         if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
     }
 
-    /// How circuits are paced. The figures fit each other whatever the consensus says: the smallest window holds two marks,
-    /// the first lies between the smallest and the largest.
+    /// The congestion control of circuits. The values are consistent for every consensus: the smallest window holds
+    /// two marks, and the initial window lies between the smallest and the largest.
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
@@ -121,13 +122,13 @@ impl Parameters {
         self.similar_addresses() == 1
     }
 
-    /// From one volunteer list to the next; volunteers and gateways report as often.
+    /// Interval between two volunteer lists, and between two reports of volunteers and gateways.
     #[must_use]
     pub fn volunteer_interval(&self) -> Duration {
         Duration::from_secs(self.volunteer_interval_seconds())
     }
 
-    /// The same parameters as a testnet has them: similar addresses are allowed, volunteers are listed within a second.
+    /// The parameters of a testnet: similar addresses are allowed, and volunteers are listed within a second.
     pub(super) fn of_testnet(mut self) -> Self {
         self.values.insert("path.similar-addresses".to_owned(), 1);
         self.values.insert("volunteer.interval-seconds".to_owned(), 1);
@@ -147,7 +148,7 @@ impl Parameters {
             return Err(ParameterError::Name(bad.name.chars().take(MAX_NAME_LEN).collect()));
         }
         let mut values = BTreeMap::new();
-        // One by one: to collect them would sort them first, and a page does without that.
+        // One by one: `collect` would sort them first, and a page has no sorting code.
         values.extend(parameters.into_iter().map(|parameter| (parameter.name, parameter.value)));
         Ok(Self { values })
     }

@@ -1,4 +1,4 @@
-//! What a relay says of itself; the same in its descriptor and in the consensus.
+//! Profiles: a relay's statements about itself, the same in its descriptor and in the consensus.
 
 use core::{
     fmt,
@@ -18,17 +18,18 @@ const MAX_FAMILY: usize = 64;
 const MAX_OPERATOR_LEN: usize = 64;
 const MAX_VERSION_LEN: usize = 32;
 
-/// What is wrong with a document that is well formed and well signed, but can't be true.
+/// Why a well-formed and correctly signed document is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Impossible(pub(super) &'static str);
 
-/// A relay as it describes itself. Printed, it gives its identity only.
+/// A relay's profile. Prints its identity only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Profile {
     /// Its long-term key.
     pub identity: RelayId,
-    /// Where it listens (UDP), the preferred first: one IPv4 or IPv6 address, or one of each; no IPv4-mapped one.
+    /// UDP addresses at which it listens, the preferred first: one IPv4 or IPv6 address, or one of each; none
+    /// IPv4-mapped.
     pub addresses: Vec<SocketAddr>,
     /// ICE user-name fragment (RFC 8839 §5.4): 4 to 256 letters, digits, `+` or `/`.
     pub ice_ufrag: String,
@@ -38,20 +39,20 @@ pub struct Profile {
     pub fingerprint: [u8; 32],
     /// Its current onion key.
     pub onion_key: OnionPublic,
-    /// Relays it says are under the same control, at most 64.
+    /// Relays under the same control by its statement, at most 64.
     pub family: Vec<RelayId>,
-    /// Who runs it, empty if not said: at most 64 bytes of printable ASCII.
+    /// Its operator, empty if not stated: at most 64 bytes of printable ASCII.
     pub operator: String,
-    /// What it forwards, in short; empty for no exit.
+    /// The summary of its exit policy; empty for no exit.
     pub exit: Summary,
-    /// What it does on clients' behalf; empty for nothing.
+    /// The delegated requests that it performs; empty for none.
     pub offer: Offer,
     /// Its software: at most 32 bytes of printable ASCII.
     pub version: String,
 }
 
 impl Profile {
-    /// All a dialler must know.
+    /// Its dial target.
     #[must_use]
     pub fn dial_target(&self) -> DialTarget {
         DialTarget {
@@ -63,14 +64,14 @@ impl Profile {
         }
     }
 
-    /// All that a handshake with it must know.
+    /// Its keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         RelayKeys { identity: self.identity, onion_key: self.onion_key }
     }
 
     /// # Errors
-    /// When a relay can't be like that (`proto/07-directory.md`, "Profiles").
+    /// When the profile is invalid (`proto/07-directory.md`, "Profiles").
     pub(super) fn check(&self) -> Result<(), Impossible> {
         let fours = self.addresses.iter().filter(|address| address.is_ipv4()).count();
         let sixes = self.addresses.len().saturating_sub(fours);
@@ -129,7 +130,7 @@ impl fmt::Debug for Profile {
     }
 }
 
-/// What relays and volunteers alike say of themselves.
+/// The statements that relays and volunteers have in common.
 pub(super) struct Statement<'a> {
     pub(super) identity: &'a RelayId,
     pub(super) onion_key: &'a OnionPublic,
@@ -141,7 +142,7 @@ pub(super) struct Statement<'a> {
 
 impl Statement<'_> {
     /// # Errors
-    /// When nobody can be like that (`proto/07-directory.md`, "Profiles").
+    /// When a statement is invalid (`proto/07-directory.md`, "Profiles").
     pub(super) fn check(&self) -> Result<(), Impossible> {
         require(self.onion_key.0 != [0; 32], "the onion key is zero")?;
         require(self.family.len() <= MAX_FAMILY, "names more than 64 relays as its family")?;
@@ -156,7 +157,7 @@ pub(super) fn require(holds: bool, otherwise: &'static str) -> Result<(), Imposs
     if holds { Ok(()) } else { Err(Impossible(otherwise)) }
 }
 
-/// The bytes as an array, if they are as many.
+/// The bytes as an array, if their number is `N`.
 pub(super) fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }

@@ -1,5 +1,5 @@
-//! `proto/vectors/directory.json`: documents, and whether they count. Signatures are deterministic, so the file follows
-//! from the fixture, and the test fails with the file as it should be.
+//! Test vectors of `proto/vectors/directory.json`: documents, and whether they count. Signatures are deterministic,
+//! so the file follows from the fixture. On failure, the test prints the file as it should be.
 
 use core::time::Duration;
 

@@ -1,8 +1,9 @@
-//! Volunteers: relays without an address of their own, reached over channels that they keep to public ones.
+//! Volunteers: relays that can't be dialled, reached over channels that they keep to gateways.
 //!
-//! What a volunteer states of itself ([`VolunteerDescriptor`]), what a directory answers ([`Registration`]), which
-//! gateways fall to it ([`gateway_ranking`]), what those report ([`Presence`]), and the list made of it ([`VolunteerList`]).
-//! Governed by `proto/07-directory.md`, "Volunteers". No volunteer chooses its gateways, and no gateway its volunteers.
+//! Contains a volunteer's statement about itself ([`VolunteerDescriptor`]), the directory's answer
+//! ([`Registration`]), the ranking of its gateways ([`gateway_ranking`]), the gateways' reports ([`Presence`]), and
+//! the resulting list ([`VolunteerList`]). Governed by `proto/07-directory.md`, "Volunteers". Volunteers can't choose
+//! their gateways, nor gateways their volunteers.
 
 mod list;
 mod presence;
@@ -41,31 +42,31 @@ pub(super) const CONTEXT: &str = "directory volunteer";
 const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LEN, fields: &[] };
 const MAX_FAMILY: usize = 8;
 
-/// A volunteer as it describes itself, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes long when encoded. Printed, it gives its identity only.
+/// A volunteer's profile, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes when encoded. Prints its identity only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VolunteerProfile {
     /// Its long-term key.
     pub identity: RelayId,
     /// Its current onion key.
     pub onion_key: OnionPublic,
-    /// Relays and volunteers it says are under the same control, at most 8.
+    /// Relays and volunteers under the same control by its statement, at most 8.
     pub family: Vec<RelayId>,
-    /// Who runs it, empty if not said: at most 64 bytes of printable ASCII.
+    /// Its operator, empty if not stated: at most 64 bytes of printable ASCII.
     pub operator: String,
-    /// What it does on clients' behalf; empty for nothing.
+    /// The delegated requests that it performs; empty for none.
     pub offer: Offer,
     /// Its software: at most 32 bytes of printable ASCII.
     pub version: String,
 }
 
 impl VolunteerProfile {
-    /// All that a handshake with it must know.
+    /// Its keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         RelayKeys { identity: self.identity, onion_key: self.onion_key }
     }
 
-    /// Whether it is no longer than it may be.
+    /// Whether its encoding is within [`MAX_VOLUNTEER_PROFILE_LEN`].
     #[must_use]
     pub fn fits(&self) -> bool {
         self.encode().encoded_len() <= MAX_VOLUNTEER_PROFILE_LEN
@@ -109,7 +110,7 @@ impl fmt::Debug for VolunteerProfile {
     }
 }
 
-/// A signed volunteer whose signature nobody has looked at.
+/// A signed volunteer descriptor with an unverified signature.
 #[derive(Clone)]
 pub struct UnverifiedVolunteer {
     signed: schema::SignedVolunteer,
@@ -117,7 +118,7 @@ pub struct UnverifiedVolunteer {
 }
 
 impl UnverifiedVolunteer {
-    /// Takes an encoded `SignedVolunteer` apart.
+    /// Decodes a `SignedVolunteer`.
     ///
     /// # Errors
     /// [`DescriptorError::Malformed`] and [`DescriptorError::Impossible`].
@@ -129,21 +130,21 @@ impl UnverifiedVolunteer {
         Ok(Self { signed, claimed })
     }
 
-    /// What it says, whoever made it: for knowing it again, or refusing it, before its signature is looked at.
+    /// Its unverified content: to recognise or refuse it before its signature is verified.
     #[must_use]
     pub const fn claimed(&self) -> &VolunteerDescriptor {
         &self.claimed
     }
 
-    /// SHA-256 of what is signed and of the signature: the same for the same registration, however that is wrapped.
+    /// SHA-256 of the signed bytes and the signature: the same for the same registration in any encoding.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        // One of fixed length first, so that nothing can pass from one part to the other. With the signature, for who can
-        // guess what a volunteer says must not pass for it.
+        // The part of fixed length comes first, so that no byte can move between the parts. The signature is
+        // included, because otherwise anyone who can guess the content could repeat the registration.
         crypto::sha256_parts(&[&crypto::sha256(&self.signed.volunteer), &self.signed.signature])
     }
 
-    /// The descriptor, if the volunteer it is about has signed it and it counts at `now`.
+    /// The descriptor, if its volunteer has signed it and it counts at `now`.
     ///
     /// # Errors
     /// When it is badly signed, stale or from the future.
@@ -156,12 +157,12 @@ impl UnverifiedVolunteer {
     }
 }
 
-/// A volunteer's statement about itself: verified, or its own.
+/// A volunteer's statement about itself: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolunteerDescriptor {
-    /// What it states.
+    /// Its content.
     pub profile: VolunteerProfile,
-    /// When it was made.
+    /// Its date.
     pub published: WallTime,
 }
 
@@ -169,7 +170,7 @@ impl VolunteerDescriptor {
     /// The encoded, signed descriptor, as it is registered.
     ///
     /// # Errors
-    /// [`DescriptorError::Impossible`] when the profile can't be, or is another identity's than `key`'s.
+    /// [`DescriptorError::Impossible`] when the profile is invalid, or its identity isn't `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
         self.profile.check()?;
         if key.id() != self.profile.identity {
@@ -181,7 +182,7 @@ impl VolunteerDescriptor {
         Ok(schema::SignedVolunteer { volunteer, signature }.encode_to_vec())
     }
 
-    /// Whether it was made too long ago to count at `now`.
+    /// Whether it is too old to count at `now`.
     #[must_use]
     pub fn is_stale(&self, now: WallTime) -> bool {
         is_stale(self.published, now)

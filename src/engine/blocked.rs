@@ -1,11 +1,11 @@
-//! How an engine says that it takes the exit for a robot.
+//! Detects that an engine has blocked the exit as a robot.
 
 use crate::delegated::Block;
 
-/// Bytes of a page in which the signs are looked for.
+/// Bytes of a page that are searched for the signs.
 const MOST_BYTES: usize = 64 * 1024;
 
-/// What stands on the pages that ask who one is, in lower case.
+/// Text of CAPTCHA pages, in lower case.
 const SIGNS: &[&str] = &[
     "captcha",
     "cf-challenge",
@@ -19,7 +19,7 @@ const SIGNS: &[&str] = &[
     "sorry/index",
 ];
 
-/// How the engine blocks, if `status` says so, or a page that isn't an answer does.
+/// The kind of block, if `status` or a page without an answer indicates one.
 pub(super) fn by_status(status: u16, body: &[u8]) -> Option<Block> {
     match status {
         401 | 403 | 405 | 503 if asks(body) => Some(Block::Captcha),
@@ -29,7 +29,7 @@ pub(super) fn by_status(status: u16, body: &[u8]) -> Option<Block> {
     }
 }
 
-/// Whether `body` is a page that asks for a proof of being human.
+/// Whether `body` is a CAPTCHA page.
 pub(super) fn asks(body: &[u8]) -> bool {
     let page = body.get(..MOST_BYTES.min(body.len())).unwrap_or_default();
     let page = String::from_utf8_lossy(page).to_ascii_lowercase();

@@ -1,8 +1,8 @@
-//! OpenSearch 1.1 description documents, with what we add to them.
+//! OpenSearch 1.1 description documents, with extensions.
 //!
-//! A description comes from a file of the operator's or a URL that the operator names. It is read with caps all the same,
-//! since a URL may come to serve something else. What an engine answers other than RSS, Atom or SearXNG's JSON is described
-//! by elements of our own (`urn:umbel:engine`), which any other reader passes over:
+//! A description comes from an operator's file or from a URL that the operator configures. The caps apply to both,
+//! because the content of a URL may change. Formats of answers other than RSS, Atom and SearXNG's JSON are described
+//! by extension elements (`urn:umbel:engine`), which other readers ignore:
 //!
 //! ```xml
 //! <umbel:engine name="wikipedia"/>
@@ -25,41 +25,41 @@ use crate::delegated::{EngineName, text, url::Url};
 
 /// The namespace of OpenSearch 1.1.
 pub(super) const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
-/// The namespace of what we add.
+/// The namespace of the extensions.
 const OURS: &str = "urn:umbel:engine";
 
-/// Bytes of a description.
+/// Longest description in bytes.
 pub const MAX_DESCRIPTION_LEN: usize = 64 * 1024;
-/// `Url`, `Language` and `results` elements that are looked at, of each.
+/// Largest number of `Url`, `Language` and `results` elements, of each; the rest is ignored.
 const MOST_ELEMENTS: usize = 64;
-/// Characters of a title.
+/// Longest title in characters.
 const MOST_TITLE: usize = 60;
 
 /// Why a description can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptionError {
-    /// It is longer than a description may be.
+    /// It exceeds the length limit.
     #[error("it is longer than {MAX_DESCRIPTION_LEN} bytes")]
     TooLong,
-    /// It isn't read.
+    /// It is invalid XML.
     #[error(transparent)]
     Xml(#[from] XmlError),
     /// Its root is another element.
     #[error("it is no OpenSearch 1.1 description: its root is not OpenSearchDescription of {OPENSEARCH}")]
     Root,
-    /// It has nothing to call the engine by.
+    /// It defines no usable name of the engine.
     #[error(
         "its ShortName makes no name of letters, digits and hyphens: add <umbel:engine name=\"…\"/> (xmlns:umbel=\"{OURS}\") or \
          write NAME= before it"
     )]
     Name,
-    /// It says nowhere how to get results that are understood.
+    /// It has no `Url` for results in a supported format.
     #[error(
         "it has no Url for results as RSS, Atom or JSON, nor one as HTML with an <umbel:results type=\"text/html\" …/> \
          (xmlns:umbel=\"{OURS}\")"
     )]
     NoUrl,
-    /// It says only how to get results as HTML, and a page is to ask it.
+    /// It has only results in HTML, and a page is to query it.
     #[error(
         "it gives results only as HTML, which a browser's tab doesn't read: it needs a Url for them as RSS, Atom or JSON"
     )]
@@ -70,40 +70,41 @@ pub enum DescriptionError {
     /// An `umbel:results` element lacks an attribute.
     #[error("its umbel:results element lacks the attribute \"{0}\"")]
     Attribute(&'static str),
-    /// A CSS selector is none.
+    /// A CSS selector is invalid.
     #[error("\"{0}\" is no CSS selector")]
     Selector(String),
-    /// A place in JSON is none.
+    /// A JSON pointer or pattern is invalid.
     #[error("\"{0}\" is neither a JSON pointer such as /title nor a text with some in braces such as /page/{{/key}}")]
     Pattern(String),
 }
 
 impl Engine {
-    /// Reads a description for a page: what is answered in HTML is passed over, since a tree of it can't be bounded there.
+    /// Parses a description for a page. Results in HTML are ignored, because a page can't bound their tree.
     ///
     /// # Errors
-    /// As [`Self::describe`], and when nothing else is left.
+    /// As [`Self::describe`], and when no other format is left.
     pub fn describe_for_page(document: &[u8], name: Option<EngineName>) -> Result<Self, DescriptionError> {
         Reading::of(document)?.engine(None, name, false)
     }
 
-    /// Reads a description. `origin` is the URL that it came from, if it did, and `name` what the operator calls the engine;
-    /// otherwise it has the name it says, or its short name's letters and digits.
+    /// Parses a description. `origin` is the URL that it was fetched from, if any, and `name` the operator's name for
+    /// the engine. Without `name`, the name is the one in the description, or the letters and digits of its short
+    /// name.
     ///
     /// # Errors
-    /// When it is no description, or none of an engine whose answers can be understood.
+    /// When it is no valid description, or no format of its results is supported.
     #[cfg(feature = "native")]
     pub fn describe(document: &[u8], origin: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
         Reading::of(document)?.engine(origin, name, true)
     }
 }
 
-/// What has been read of a description.
+/// The state of parsing a description.
 #[derive(Default)]
 struct Reading {
     depth: usize,
     is_description: bool,
-    /// The element whose text is being read.
+    /// The element whose text is being parsed.
     text: Option<TextOf>,
     short_name: String,
     language: String,
@@ -224,7 +225,7 @@ impl Reading {
     }
 }
 
-/// How answers of the type `media` are read, and how much that is liked: the smaller, the more.
+/// The parser for answers of the type `media`, and its priority: the smaller, the better.
 fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, Form)>, DescriptionError> {
     let form = match (media, results) {
         ("application/json", Some(results)) => (0, Form::Json(Some(results.mapping()?))),
@@ -243,7 +244,7 @@ fn is_html(media: &str) -> bool {
 }
 
 impl UrlElement {
-    /// `None` if it is not for results, or not to be asked by GET.
+    /// `None` if it is not for results, or its method is not GET.
     fn read(attributes: Attributes<'_>) -> Option<Self> {
         let rel = attributes.value("rel");
         let wanted = |rel: &str| matches!(rel, "results" | "suggestions");
@@ -307,7 +308,7 @@ fn is_language(text: &str) -> bool {
         || (1..=35).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// The letters and digits of a title, with hyphens between its words.
+/// The letters and digits of a title, in lower case, with hyphens between its words.
 fn name_of(title: &str) -> String {
     let lower = title.to_ascii_lowercase();
     let words = lower.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());

@@ -1,7 +1,7 @@
-//! Results as RSS (0.9 to 2.0) or Atom, with OpenSearch's number of all results.
+//! Parses results in RSS (0.9 to 2.0) or Atom, with OpenSearch's total number of results.
 //!
-//! Read here rather than by a library for feeds: engines write the words they found in elements of their own within a
-//! description (`<b>`), which those take for its end, and a walk that refuses entities and depth has to read it all anyway.
+//! No feed library is used. Engines mark matched words by elements within a description (`<b>`), which feed libraries
+//! take for its end, and the walk that rejects entities and depth reads the whole document anyway.
 
 use core::mem;
 
@@ -15,7 +15,7 @@ use crate::delegated::{MAX_RESULTS, SearchResult, url::Url};
 /// OpenSearch 1.0's namespace for the same element.
 const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";
 
-/// The results in `body`.
+/// Parses the results in `body`.
 pub(super) fn read(body: &str, base: &Url) -> Result<Listed, Unread> {
     let mut reading = Reading::new(base);
     let walked = xml::walk(body.trim_start_matches('\u{feff}').trim_start(), |piece| reading.piece(piece));
@@ -25,14 +25,14 @@ pub(super) fn read(body: &str, base: &Url) -> Result<Listed, Unread> {
     Ok(Listed { results: reading.results, total: reading.total.trim().parse().ok() })
 }
 
-/// What has been read of a feed.
+/// The state of parsing a feed.
 struct Reading<'a> {
     base: &'a Url,
     is_feed: bool,
     depth: usize,
-    /// The item or entry that is being read, with its depth and namespace.
+    /// The current item or entry, with its depth and namespace.
     item: Option<(usize, String, Item)>,
-    /// What the text belongs to that comes now, and from which depth on.
+    /// The field to which the current text belongs, and its depth.
     field: Option<(usize, Field)>,
     results: Vec<SearchResult>,
     total: String,
@@ -43,7 +43,7 @@ enum Field {
     Title,
     Link,
     Snippet,
-    /// Snippets where there is nothing better.
+    /// The snippet if there is no better field.
     Content,
     Total,
 }
@@ -91,7 +91,7 @@ impl<'a> Reading<'a> {
         if self.depth == 1 {
             self.is_feed = matches!(name, "rss" | "RDF" | "feed");
         } else if let Some(text) = self.text() {
-            // An element within a text is markup in it, to be stripped with what is written as such.
+            // An element within a text is kept as markup, and stripped later together with escaped markup.
             text.extend(["<", name, ">"]);
         } else if let Some((depth, item_namespace, item)) = &mut self.item {
             if depth.saturating_add(1) == self.depth && namespace == item_namespace {
@@ -121,7 +121,7 @@ impl<'a> Reading<'a> {
 }
 
 impl Item {
-    /// The field whose text the element `name` holds. An Atom link stands in an attribute.
+    /// The field that the text of the element `name` belongs to. An Atom URL is an attribute.
     fn field(&mut self, name: &str, attributes: Attributes<'_>) -> Option<Field> {
         match name {
             "title" => Some(Field::Title),

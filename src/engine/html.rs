@@ -1,8 +1,8 @@
-//! Results in a page of HTML, by CSS selectors that the description names.
+//! Parses results from an HTML page, by CSS selectors in the description.
 //!
-//! An HTML parser makes a tree of whatever it is given, and a few bytes can make it repeat all the elements that are open,
-//! nest them out of sight, or compare thousands of attributes with each other. So the page goes in in small pieces, and what
-//! each has made of the tree is looked at: too deep or too large, and the page is given up.
+//! An HTML parser builds a tree from any input. A few bytes can make it repeat all open elements, nest them deeply,
+//! or compare thousands of attributes with each other. So the page is fed in small pieces, and the tree is checked
+//! after each: a tree that is too deep or too large is rejected.
 
 use core::cell::Cell;
 
@@ -15,37 +15,37 @@ use html5ever::{
 };
 use scraper::{ElementRef, Html, HtmlTreeSink, Node, Selector};
 
-/// Bytes of a page; the rest is not looked at.
+/// Largest part of a page that is parsed, in bytes; the rest is ignored.
 const MOST_BYTES: usize = 512 * 1024;
-/// Bytes that go in at a time.
+/// Bytes fed at a time.
 const PIECE: usize = 64;
-/// Nodes of its tree.
+/// Largest number of nodes of the tree.
 const MOST_NODES: usize = 50_000;
-/// Elements within each other.
+/// Largest depth of elements.
 const MOST_DEPTH: usize = 256;
-/// How many times the page's length its texts and attributes may have in the tree.
+/// Largest size of texts and attributes in the tree, as a multiple of the page's length.
 const MOST_REPEATED: usize = 4;
-/// Attributes that are taken of an element.
+/// Attributes kept of an element.
 const MOST_ATTRIBUTES: usize = 64;
-/// Places in a tag where an attribute may begin: the parser compares each attribute of a tag with all before it.
+/// Largest number of separators in an unfinished tag: the parser compares each attribute of a tag with all before it.
 const MOST_UNFINISHED: usize = 4096;
-/// Bytes of a selector.
+/// Longest selector in bytes.
 const MOST_SELECTOR: usize = 256;
 
-/// Where on a page the results stand.
+/// The CSS selectors of the results on a page.
 #[derive(Debug)]
 pub(super) struct Selectors {
     /// Each result.
     pub(super) result: Selector,
     /// Within it, the title.
     pub(super) title: Selector,
-    /// Within it, the element whose `href` is the link.
+    /// Within it, the element whose `href` is the URL.
     pub(super) link: Selector,
     /// Within it, the snippet, if there is one.
     pub(super) snippet: Option<Selector>,
 }
 
-/// A selector of the operator's.
+/// Parses a selector of a description.
 pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
     let invalid = || DescriptionError::Selector(text.to_owned());
     if text.len() > MOST_SELECTOR {
@@ -54,7 +54,7 @@ pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
     Selector::parse(text).map_err(|_| invalid())
 }
 
-/// The results in `page`.
+/// Parses the results in `page`.
 pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Listed, Unread> {
     let page = page.get(..page.floor_char_boundary(MOST_BYTES)).unwrap_or_default();
     let html = bounded(page, MOST_NODES).ok_or(Unread::Malformed)?;
@@ -68,7 +68,7 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<List
     Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: None })
 }
 
-/// The tree of `page`; none if it has more than `most_nodes`, is nested too deep, or repeats more than it says.
+/// The tree of `page`; `None` if it exceeds `most_nodes`, the depth limit, or the size limit.
 pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
     let most_bytes = page.len().saturating_mul(MOST_REPEATED);
     let sink = HtmlTreeSink::new(Html::new_document());
@@ -79,7 +79,7 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.ceil_char_boundary(PIECE));
         input.push_back(piece.into());
-        // It pauses for scripts that are to be run and for encodings that are named.
+        // The parser pauses for scripts to run and for declared encodings.
         while !matches!(tokenizer.feed(&input), TokenizerResult::Done) {}
         rest = after;
         if tokenizer.sink.got_on.take() {
@@ -88,7 +88,8 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
         unfinished = unfinished.saturating_add(piece.bytes().filter(|byte| may_separate(*byte)).count());
         let html = tokenizer.sink.builder.sink.0.borrow();
         let count = html.tree.nodes().len();
-        // Each new one, since the last need not be the deepest: a comment behind </body> stands at the top.
+        // Every new node is checked, because the last need not be the deepest: a comment after `</body>` is attached
+        // at the top.
         let too_deep = html.tree.nodes().rev().take(count.saturating_sub(seen)).any(|node| {
             repeated = repeated.saturating_add(attribute_bytes(node.value()));
             node.ancestors().nth(MOST_DEPTH).is_some()
@@ -101,12 +102,12 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
     tokenizer.end();
     let html = tokenizer.sink.builder.sink.finish();
     let bytes = html.tree.values().map(bytes).fold(0_usize, usize::saturating_add);
-    // Once more, for what was moved.
+    // Checked again, because the parser may have moved nodes.
     let too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MOST_DEPTH).is_some());
     (bytes <= most_bytes && !too_deep).then_some(html)
 }
 
-/// Whether an attribute may begin behind this byte.
+/// Whether an attribute may begin after this byte.
 const fn may_separate(byte: u8) -> bool {
     byte.is_ascii_whitespace() || matches!(byte, b'/' | b'"' | b'\'')
 }
@@ -123,12 +124,12 @@ fn bytes(node: &Node) -> usize {
     }
 }
 
-/// Hands a page's tokens on to what makes the tree, without attributes beyond measure.
+/// Passes a page's tokens to the tree builder, with a cap on attributes.
 struct Guarded<S> {
     builder: S,
-    /// A token came since this was last taken.
+    /// Whether a token was received since the last check.
     got_on: Cell<bool>,
-    /// A tag for the whole document came; the attributes of each further one would be sorted in among those it has.
+    /// Whether the tag of the whole document was received; attributes of further ones would be merged into its own.
     rooted: [Cell<bool>; 2],
 }
 
@@ -153,7 +154,7 @@ impl<S: TokenSink> TokenSink for Guarded<S> {
 
     fn process_token(&self, mut token: Token, line: u64) -> TokenSinkResult<S::Handle> {
         match &mut token {
-            // An error may come in the midst of a tag.
+            // An error may occur within a tag.
             Token::ParseError(_) => {}
             Token::TagToken(tag) => {
                 self.got_on.set(true);

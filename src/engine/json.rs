@@ -1,32 +1,33 @@
-//! Results in JSON: what SearXNG answers, OpenSearch suggestions, and anything whose description says where things stand in it.
+//! Parses results in JSON: SearXNG's format, OpenSearch suggestions, and any format with a mapping in the
+//! description.
 
 use super::{Found, Listed, Unread, description::DescriptionError, parser::json::Tree, template::encoded};
 use crate::delegated::{MAX_RESULTS, url::Url};
 
-/// A value in an answer, whoever has parsed it.
+/// A JSON value, independent of the parser.
 pub(super) trait Json: Sized {
-    /// What stands at a pointer (RFC 6901).
+    /// The value at a pointer (RFC 6901).
     fn at(&self, pointer: &str) -> Option<Self>;
     /// The elements, if it is an array.
     fn items(&self) -> Option<Vec<Self>>;
-    /// The text, if it is one.
+    /// The text, if it is a string.
     fn text(&self) -> Option<String>;
-    /// The number, if it is one.
+    /// The number, if it is a number.
     fn number(&self) -> Option<f64>;
-    /// A text or number as text.
+    /// A string or number as text.
     fn words(&self) -> Option<String>;
 }
 
-/// Where in an answer the results stand, in JSON pointers (RFC 6901).
+/// The locations of the results in an answer, as JSON pointers (RFC 6901).
 #[derive(Debug)]
 pub(super) struct Mapping {
     /// The array of results.
     pub(super) results: String,
-    /// The number of all results, if it is told.
+    /// The total number of results, if the answer has it.
     pub(super) total: Option<String>,
     /// Within a result, the title.
     pub(super) title: Pattern,
-    /// Within a result, the link.
+    /// Within a result, the URL.
     pub(super) link: Pattern,
     /// Within a result, the snippet.
     pub(super) snippet: Option<Pattern>,
@@ -39,12 +40,12 @@ pub(super) struct Pattern(Vec<Part>);
 #[derive(Clone, Debug)]
 enum Part {
     Literal(String),
-    /// A pointer. In a text with others the value is percent-encoded.
+    /// A pointer. In a text with other parts the value is percent-encoded.
     Pointer(String),
 }
 
 impl Pattern {
-    /// Takes `text` apart.
+    /// Parses `text`.
     pub(super) fn parse(text: &str) -> Result<Self, DescriptionError> {
         let invalid = || DescriptionError::Pattern(text.to_owned());
         if !text.contains(['{', '}']) {
@@ -77,12 +78,12 @@ impl Pattern {
     }
 }
 
-/// A JSON pointer of the operator's.
+/// Checks a JSON pointer of a description.
 pub(super) fn pointer(text: &str) -> Result<String, DescriptionError> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err(DescriptionError::Pattern(text.to_owned())) }
 }
 
-/// The results in `body`, where `mapping` says or in the form of SearXNG.
+/// Parses the results in `body`, by `mapping` or in SearXNG's format.
 pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<Listed, Unread> {
     let body = Tree::parse(body).ok_or(Unread::Malformed)?;
     match mapping {
@@ -107,12 +108,12 @@ fn searxng(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
         let snippet = result.at("/content").and_then(|text| text.words()).unwrap_or_default();
         Found { title: result.at("/title")?.words()?, link: result.at("/url")?.text()?, snippet }.cleaned(base)
     });
-    // It says 0 when its own engines don't say.
+    // SearXNG returns 0 if its own engines return no number.
     let total = body.at("/number_of_results").and_then(|total| total.number()).and_then(count);
     Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
 }
 
-/// A number of results.
+/// A number of results as an integer.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -122,8 +123,8 @@ fn count(number: f64) -> Option<u64> {
     (number >= 0.0).then_some(number as u64)
 }
 
-/// The results in OpenSearch suggestions: arrays of the query, completions, descriptions and links, of which those with a
-/// link are results.
+/// Parses OpenSearch suggestions: arrays of the query, completions, descriptions and URLs. Completions with a URL are
+/// results.
 pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<Listed, Unread> {
     let body = Tree::parse(body).ok_or(Unread::Malformed)?;
     columns(&body.root(), base)

@@ -1,22 +1,22 @@
-//! HTML from strangers as plain text.
+//! Converts untrusted HTML to plain text.
 //!
-//! One pass and no tree, so nothing a text holds makes it slow or large. Its entities are decoded once; tags, comments, scripts
-//! and styles are gone.
+//! One pass without a tree, so the cost is linear in the length. Entities are decoded once; tags, comments, scripts
+//! and styles are removed.
 
 use super::parser::entities::decoded;
 use crate::delegated::text;
 
-/// Bytes of a text that are looked at for each character that is wanted: tags take room, too.
+/// Bytes of input for each character of output, because tags take space.
 const BYTES_PER_CHAR: usize = 16;
 
-/// At most `max_chars` characters of the text in `html`, fit to be shown.
+/// At most `max_chars` characters of the text in `html`, cleaned for display.
 pub(super) fn stripped(html: &str, max_chars: usize) -> String {
     let html = beginning(html, max_chars.saturating_mul(BYTES_PER_CHAR));
     let words = if html.contains('<') { untagged(html) } else { html.to_owned() };
     if words.contains('&') { text::plain(&decoded(&words), max_chars) } else { text::plain(&words, max_chars) }
 }
 
-/// At most `max_bytes` of `html`, without the piece of a tag that may be left at its end.
+/// At most `max_bytes` of `html`, without a partial tag at the end.
 fn beginning(html: &str, max_bytes: usize) -> &str {
     if html.len() <= max_bytes {
         return html;
@@ -28,7 +28,7 @@ fn beginning(html: &str, max_bytes: usize) -> &str {
     }
 }
 
-/// The text in `html`, in which an entity stands for each `<` that is left.
+/// The text in `html`; a remaining `<` is replaced by an entity.
 fn untagged(html: &str) -> String {
     let (mut words, mut rest) = (String::with_capacity(html.len()), html);
     while let Some((before, after)) = rest.split_once('<') {
@@ -45,12 +45,12 @@ fn untagged(html: &str) -> String {
     words
 }
 
-/// What stands behind the tag, comment or the like that `rest` begins with, its `<` taken off; nothing if it doesn't end. `None` if
-/// it is none.
+/// The text after the tag, comment or similar at the beginning of `rest`, which lacks its `<`; empty if it doesn't
+/// end. `None` if it is no tag.
 fn behind_tag<'a>(rest: &'a str, words: &mut String) -> Option<&'a str> {
     let behind = |end: &str| rest.split_once(end).map_or("", |(_, behind)| behind);
     if rest.starts_with("!--") {
-        // That the shortest, <!-->, ends here as well is all the same: what follows it is a comment to most.
+        // The empty comment <!--> is treated alike: what follows it is a comment for most parsers.
         return Some(behind("-->"));
     }
     let (ends, named) = rest.strip_prefix('/').map_or((false, rest), |named| (true, named));
@@ -71,7 +71,7 @@ fn behind_tag<'a>(rest: &'a str, words: &mut String) -> Option<&'a str> {
     Some(if !ends && is_silent(&name) { behind_element(behind, &name) } else { behind })
 }
 
-/// What stands behind the `>` that ends a tag, a quoted value being no end of it.
+/// The text after the `>` that ends a tag; a `>` in a quoted value doesn't end it.
 fn behind_attributes(text: &str) -> &str {
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once(['=', '>']) {
@@ -89,7 +89,7 @@ fn behind_attributes(text: &str) -> &str {
     ""
 }
 
-/// What stands behind the end of the element `name`, whose text is none.
+/// The text after the end of the element `name`, whose content is dropped.
 fn behind_element<'a>(text: &'a str, name: &str) -> &'a str {
     let ends = text.match_indices("</").find_map(|(at, mark)| {
         let named = text.get(at.saturating_add(mark.len())..)?;
@@ -99,20 +99,20 @@ fn behind_element<'a>(text: &'a str, name: &str) -> &'a str {
     ends.map_or("", behind_attributes)
 }
 
-/// Whether the element's text is none of the page's.
+/// Whether the element's content is not displayed text.
 fn is_silent(name: &str) -> bool {
     matches!(name, "script" | "style" | "noscript" | "iframe" | "noembed" | "noframes" | "xmp")
 }
 
-/// Whether a `<` with `rest` behind it, which begins with a letter, begins a tag. One of no element's name is text that nobody
-/// escaped: `Rc<T>`.
+/// Whether a `<` followed by `rest`, which begins with a letter, begins a tag. An unknown element name is unescaped
+/// text: `Rc<T>`.
 fn begins_tag(rest: &str) -> bool {
     let end = rest.find(|character: char| !character.is_ascii_alphanumeric() && character != '-' && character != ':');
     let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default().to_ascii_lowercase();
     name.contains(['-', ':']) || ELEMENTS.binary_search(&name.as_str()).is_ok()
 }
 
-/// The elements of HTML, with those it has given up, and those of SVG and MathML that begin one; ascending.
+/// The elements of HTML, including obsolete ones, and the root elements of SVG and MathML; ascending.
 const ELEMENTS: &[&str] = &[
     "a",
     "abbr",
@@ -264,7 +264,7 @@ const ELEMENTS: &[&str] = &[
     "xmp",
 ];
 
-/// Whether the element stands apart from the text around it.
+/// Whether the element separates the words before and after it.
 fn parts_words(name: &str) -> bool {
     matches!(
         name,

@@ -1,4 +1,4 @@
-//! What takes answers apart in a process: quick-xml, `serde_json`, html5ever.
+//! Parsers of answers in a process: quick-xml, `serde_json`, html5ever.
 
 pub(super) mod entities;
 pub(super) mod json;

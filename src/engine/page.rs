@@ -1,7 +1,7 @@
-//! What takes answers apart in a page: the browser's own parsers, which every visitor has already.
+//! Parsers of answers in a page: the browser's, so the module contains none.
 //!
-//! The same answers as [`super::native`], by the browser's tests. None of what is used here grows beyond what goes in: XML has
-//! no entities of its own, and HTML comes without tags, for a tree of hostile HTML can't be bounded from here.
+//! The browser tests check that results equal those of [`super::native`]. Memory is bounded by the input: XML has no
+//! custom entities, and HTML has no tags, because a page can't bound a tree of hostile HTML.
 
 pub(super) mod entities;
 pub(super) mod json;

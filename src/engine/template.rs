@@ -1,8 +1,8 @@
 //! URL templates of OpenSearch 1.1, such as `https://engine.example/search?q={searchTerms}&start={startIndex?}`.
 //!
-//! A template is the operator's word, what fills it the client's. So every value is percent-encoded whole, none stands where
-//! it could name another host, and what is filled is parsed once more. The one exception, `https://{language}.engine.example/`,
-//! takes nothing but the languages that the description lists.
+//! The template comes from the operator, the values come from the client. So each value is percent-encoded
+//! completely, no value can be part of the host, and the filled URL is parsed again. The one exception,
+//! `https://{language}.engine.example/`, allows only the languages that the description lists.
 
 use url::form_urlencoded;
 
@@ -11,22 +11,22 @@ use crate::delegated::url::Url;
 /// Why a template can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// It isn't a web address.
+    /// It is no http or https URL.
     #[error("the template \"{0}\" is no http or https URL with a host")]
     Url(String),
-    /// It depends on where the description was found, and that is a file.
+    /// It is relative, but the description is a file.
     #[error("the template \"{0}\" is relative, but the description is a file: write the whole URL")]
     Relative(String),
-    /// A brace has no partner.
+    /// A brace is unmatched.
     #[error("the template \"{0}\" has a brace without its partner")]
     Brace(String),
-    /// A parameter that must be filled can't be.
+    /// A required parameter is unknown.
     #[error("the template needs the parameter \"{0}\", which is not known")]
     Parameter(String),
-    /// It has no place for the terms.
+    /// It has no parameter for the terms.
     #[error("the template \"{0}\" has no {{searchTerms}}")]
     NoTerms(String),
-    /// A parameter would choose the host.
+    /// A parameter would determine the host.
     #[error(
         "the template \"{0}\" has a parameter in its host: only {{language}}. may begin it, and <Language> elements must list \
          the languages"
@@ -34,7 +34,7 @@ pub enum TemplateError {
     Host(String),
 }
 
-/// The languages that an engine knows, as its description lists them; none listed, or `*`, is any.
+/// The languages of an engine, as its description lists them; an empty list, or `*`, means any.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Languages(pub(super) Vec<String>);
 
@@ -43,7 +43,7 @@ impl Languages {
         self.0.is_empty() || self.0.iter().any(|language| language == "*")
     }
 
-    /// What stands for `wanted` with this engine, if anything does: the same, or the same but for the region.
+    /// The engine's language that matches `wanted`, if there is one: equal, or equal without the region.
     fn matching<'a>(&'a self, wanted: Option<&'a str>) -> Option<&'a str> {
         let wanted = wanted?;
         if self.is_any() {
@@ -55,33 +55,33 @@ impl Languages {
         same.or_else(near).map(String::as_str)
     }
 
-    /// What stands for a language where one must be.
+    /// The default where a language is required.
     fn any(&self) -> &str {
         self.0.first().map_or("*", String::as_str)
     }
 }
 
-/// What fills a template.
+/// The values for a template.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Values<'a> {
     /// The terms.
     pub(super) terms: &'a str,
-    /// Results on a page.
+    /// Results per page.
     pub(super) count: u32,
-    /// The number of the first of them.
+    /// The index of the first result.
     pub(super) start_index: u32,
-    /// The page's number.
+    /// The page number.
     pub(super) start_page: u32,
-    /// The language, if one is wanted.
+    /// The requested language, if any.
     pub(super) language: Option<&'a str>,
 }
 
-/// A template, taken apart.
+/// A parsed template.
 #[derive(Clone, Debug)]
 pub(super) struct Template {
-    /// All before the question mark.
+    /// The part before the question mark.
     base: Vec<Part>,
-    /// What stands between the ampersands after it.
+    /// The parts between ampersands after it.
     pairs: Vec<Vec<Part>>,
     languages: Languages,
 }
@@ -100,12 +100,12 @@ enum Parameter {
     StartPage,
     Language,
     Encoding,
-    /// One that is never filled.
+    /// An unknown parameter, always empty.
     Unknown,
 }
 
 impl Template {
-    /// Takes `text` apart. It may leave out scheme and host where the description came from a URL, `origin`.
+    /// Parses `text`. It may be relative if the description came from a URL, `origin`.
     pub(super) fn parse(text: &str, origin: Option<&Url>, languages: Languages) -> Result<Self, TemplateError> {
         let quoted = || text.to_owned();
         let whole = match (text.strip_prefix('/'), origin) {
@@ -119,7 +119,7 @@ impl Template {
         check_host(&whole, &languages)?;
         let without_fragment = whole.split('#').next().unwrap_or_default();
         let (base, query) = without_fragment.split_once('?').map_or_else(
-            // A question mark within braces says that a parameter is optional.
+            // A question mark within braces marks a parameter as optional.
             || (without_fragment, None),
             |_| question_mark(without_fragment),
         );
@@ -137,12 +137,12 @@ impl Template {
         if plain { Ok(template) } else { Err(TemplateError::Url(quoted())) }
     }
 
-    /// Whether it can lead to another page than the first.
+    /// Whether it has a parameter for the page.
     pub(super) fn has_pages(&self) -> bool {
         self.has(&[Parameter::StartIndex, Parameter::StartPage])
     }
 
-    /// The origins that it can lead to: more than one where the language chooses the host.
+    /// The origins of its URLs: several if the language determines the host.
     pub(super) fn origins(&self) -> Vec<String> {
         let languages = self.languages.0.iter().map(|language| Some(language.as_str()));
         let mut origins: Vec<String> = Vec::new();
@@ -159,7 +159,7 @@ impl Template {
         parts.into_iter().any(|part| matches!(part, Part::Parameter { parameter, .. } if wanted.contains(parameter)))
     }
 
-    /// The URL that `values` make of it. `None` if they make none, as when the terms are `..` and stand in the path.
+    /// The URL filled with `values`. `None` if they make no valid URL, for example the terms `..` in the path.
     pub(super) fn fill(&self, values: &Values<'_>) -> Option<Url> {
         let terms_in_path =
             self.base.iter().any(|part| matches!(part, Part::Parameter { parameter: Parameter::Terms, .. }));
@@ -176,8 +176,8 @@ impl Template {
         Url::parse(&text).ok()
     }
 
-    /// Whether a `key={parameter?}` has nothing to say: engines take an empty value for a wrong one more often than for
-    /// none.
+    /// Whether a `key={parameter?}` is omitted for lack of a value: engines more often reject an empty value than a
+    /// missing one.
     fn is_left_out(&self, pair: &[Part], values: &Values<'_>) -> bool {
         pair.iter()
             .any(|part| matches!(part, Part::Parameter { optional: true, .. }) && self.value(part, values).is_none())
@@ -204,9 +204,9 @@ impl Template {
     }
 }
 
-/// `text` with everything percent-encoded that could mean something in a URL.
+/// `text` with all characters percent-encoded that could have a meaning in a URL.
 pub(super) fn encoded(text: &str) -> String {
-    // A form writes a space as a plus, which only a form's reader understands.
+    // A form encodes a space as a plus, which only form decoders accept.
     form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
@@ -221,7 +221,7 @@ fn check_host(whole: &str, languages: &Languages) -> Result<(), TemplateError> {
     if authority.contains(['{', '}']) { Err(TemplateError::Host(whole.to_owned())) } else { Ok(()) }
 }
 
-/// Parts at the first question mark that stands in no braces.
+/// Splits at the first question mark outside braces.
 fn question_mark(text: &str) -> (&str, Option<&str>) {
     let mut within = false;
     for (at, character) in text.char_indices() {

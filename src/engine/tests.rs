@@ -181,7 +181,7 @@ fn a_page_is_given_no_html_to_take_apart() {
     let both = html + &url("application/rss+xml", "https://engine.example/rss?q={searchTerms}");
     let asked = for_page(&both).unwrap().question(&asked("x", 1, None)).unwrap();
     assert_eq!(asked.url.path(), "/rss");
-    // What has no answers at all is as for any.
+    // Without any answer format, the error is the same as outside a page.
     assert_eq!(for_page("").unwrap_err(), DescriptionError::NoUrl);
     let relative = url("application/rss+xml", "/rss?q={searchTerms}");
     assert!(matches!(for_page(&relative), Err(DescriptionError::Template(TemplateError::Relative(_)))));
@@ -370,7 +370,7 @@ fn answers_that_are_none_are_refused() {
 fn html_that_would_grow_without_bound_is_given_up() {
     let mapping = r#"<umbel:results type="text/html" select="p" title="b" link="a"/>"#;
     let engine = engine("text/html", mapping);
-    // Each paragraph would repeat all the formatting that is open.
+    // Each paragraph would repeat all open formatting elements.
     let formatting: String = (0..5000).map(|number| format!("<b id={number}>")).collect();
     for body in ["<div>".repeat(100_000), formatting + &"<p>x".repeat(50_000), "<br>".repeat(200_000)] {
         assert_eq!(refusal(&engine, 200, &body), SearchRefusal::EngineMalformed);
@@ -379,23 +379,23 @@ fn html_that_would_grow_without_bound_is_given_up() {
 
 #[test]
 fn html_is_not_nested_out_of_sight() {
-    // What a comment behind the body leaves open is as deep as before.
+    // The elements before a comment after the body count towards the depth.
     let hidden = "<dl><dl><dl><dl><dl><dl><dl><dl><dl><dl><i></i></body><!--abc-->".repeat(4000);
     assert_eq!(hidden.len() % 64, 0, "the comment is not the last that is seen of each piece");
     assert!(bounded_html(&hidden, 50_000).is_none());
-    // Such comments alone are no harm.
+    // Such comments alone are harmless.
     assert!(bounded_html(&"<p>a</p></body><!-- b -->".repeat(1000), 50_000).is_some());
 }
 
 #[test]
 fn html_with_attributes_without_number_is_soon_given_up() {
     let attributes = |count: usize| (0..count).map(|number| format!(" a{number:x}")).collect::<String>();
-    // Each is compared with all before it.
+    // The parser compares each attribute with all before it.
     assert!(bounded_html(&format!("<b{}>", attributes(80_000)), 50_000).is_none());
-    // Each paragraph would have them again.
+    // Each paragraph would repeat them.
     let repeating = format!("<p><b{}>x</p>", attributes(3000)) + &"<p>x</p>".repeat(15_000);
     assert!(bounded_html(&repeating, 50_000).is_none());
-    // Each further tag would have its own sorted in among those that are there.
+    // The attributes of each further tag would be merged into the existing ones.
     let html: String =
         (0..60).map(|tag| format!("<html{}>", attributes(2000).replace('a', &format!("a{tag}x")))).collect();
     let html = bounded_html(&html, 50_000).unwrap();
@@ -445,7 +445,7 @@ fn an_engine_that_keeps_the_exit_out_is_reported_as_such() {
     for status in [400, 404, 500, 502, 503, 302] {
         assert_eq!(refusal(&rss, status, "<p>broken"), SearchRefusal::EngineFailed, "{status}");
     }
-    // Results about the thing are no sign of it.
+    // Results about the word are no sign of a block.
     let about = r#"{"results": [{"url": "http://a/", "title": "What is a <b>captcha</b>?"}]}"#;
     assert_eq!(results(&json, about).0.len(), 1);
 }

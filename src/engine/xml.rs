@@ -1,58 +1,59 @@
-//! XML from strangers: a walk over a document that holds nothing but elements and text.
+//! Walks over an untrusted XML document that contains only elements and text.
 //!
-//! A document type is refused, and with it every entity but the five that XML itself has and characters by number: so nothing
-//! is fetched and nothing grows. Depth, and attributes of an element, are capped, and in a page the number of elements; the length is the caller's to cap. Only
-//! UTF-8 is read, whatever the document says of itself, or what is checked here could be read as something else later.
+//! A document type is rejected, and with it all entities except XML's five predefined ones and character references.
+//! So nothing is fetched and no entity expands. Depth and attributes per element are capped, and in a page the number
+//! of elements; the caller caps the length. Only UTF-8 is accepted, whatever encoding the document declares.
+//! Otherwise a later reader could interpret the checked bytes differently.
 
 pub(super) use super::parser::xml::walk;
 
-/// Elements within each other.
+/// Largest depth of elements.
 pub(super) const MOST_DEPTH: usize = 32;
-/// Attributes of one element.
+/// Largest number of attributes of one element.
 pub(super) const MOST_ATTRIBUTES: usize = 32;
 
-/// Tags and the like in a document of which a tree is made.
+/// Largest number of tags, comments and the like in a document that is parsed into a tree.
 #[cfg(any(test, feature = "browser"))]
 const MOST_PIECES: usize = 16 * 1024;
 
-/// Why a document isn't read.
+/// Why a document is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
-    /// It is no XML, or not all of a document.
+    /// It is no well-formed XML document.
     #[error("it is no well-formed XML")]
     Malformed,
-    /// It says that it is not in UTF-8, or isn't.
+    /// It is not in UTF-8, or declares another encoding.
     #[error("it is not in UTF-8")]
     Encoding,
-    /// It has a document type or an entity.
+    /// It has a document type or a custom entity.
     #[error("it has a document type or entities of its own, which are not read")]
     Entities,
-    /// Elements stand too deep, or have too many attributes.
+    /// Its elements are too deep, or have too many attributes.
     #[error("it has elements deeper than {MOST_DEPTH} or with more than {MOST_ATTRIBUTES} attributes")]
     TooDeep,
-    /// It has too many elements to make a tree of them.
+    /// It has too many elements for a tree.
     #[error("it has more elements than are read")]
     TooMany,
 }
 
-/// What a walk meets.
+/// An event of a walk.
 pub(super) enum Piece<'a> {
     /// An element begins.
     Open {
         /// The URI of its namespace, empty if it has none.
         namespace: &'a str,
-        /// Its name within that.
+        /// Its local name.
         name: &'a str,
         /// Its attributes.
         attributes: Attributes<'a>,
     },
-    /// Text within the element that began last and hasn't ended; one text may come in pieces.
+    /// Text within the innermost open element; one text may be split into pieces.
     Text(&'a str),
-    /// The element that began last and hasn't ended ends.
+    /// The innermost open element ends.
     Close,
 }
 
-/// The attributes of an element: the value of one by its name, which has no prefix.
+/// The attributes of an element; the function returns the value of a name without prefix.
 #[derive(Clone, Copy)]
 pub(super) struct Attributes<'a>(pub(super) &'a dyn Fn(&str) -> Option<String>);
 
@@ -63,11 +64,11 @@ impl Attributes<'_> {
     }
 }
 
-/// Refuses a document that would keep a parser busy that makes a tree of it first: looks at each byte once, and for tags where such
-/// a parser would, up to the first place that is no XML, where it stops.
+/// Rejects a document that would take long to parse into a tree. It reads each byte once, and recognises tags as such
+/// a parser would, up to the first error in the XML.
 ///
 /// # Errors
-/// When it has too many elements, too deep, or one with too many attributes, or no end.
+/// When it has too many elements, elements too deep, an element with too many attributes, or no end.
 #[cfg(any(test, feature = "browser"))]
 #[cfg_attr(all(feature = "native", not(test)), allow(dead_code, reason = "for pages; here for lints alone"))]
 pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
@@ -102,7 +103,7 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
     Ok(())
 }
 
-/// Whether the element is empty whose tag `text` begins with, and what follows the tag.
+/// Whether the element with the tag at the beginning of `text` is empty, and the text after the tag.
 #[cfg(any(test, feature = "browser"))]
 #[cfg_attr(all(feature = "native", not(test)), allow(dead_code, reason = "for pages; here for lints alone"))]
 fn after_tag(text: &str) -> Result<(bool, &str), XmlError> {

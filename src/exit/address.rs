@@ -1,9 +1,9 @@
-//! Which addresses are anyone's on the Internet.
+//! Classification of IP addresses: global, host, metadata service.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether `ip` is reachable over the Internet as itself: not private, loopback, link-local (cloud metadata services
-/// included), shared, reserved, documentation, multicast, and not an IPv6 form that leads to such an IPv4 address.
+/// Whether `ip` is globally reachable: not private, loopback, link-local (cloud metadata services included), shared,
+/// reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
 #[must_use]
 pub fn is_global(ip: IpAddr) -> bool {
     match ip {
@@ -12,8 +12,8 @@ pub fn is_global(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether `ip` is where a cloud's machines ask for their own secrets, also where it looks like anyone's: AWS, Google, Azure
-/// and others, Alibaba, Oracle, Azure's own agent, AWS over IPv6.
+/// Whether `ip` is a cloud metadata service, some of which have public addresses: AWS, Google, Azure and others,
+/// Alibaba, Oracle, Azure's agent, AWS over IPv6.
 pub(super) fn is_metadata(ip: IpAddr) -> bool {
     const V4: [[u8; 4]; 4] = [[169, 254, 169, 254], [100, 100, 100, 200], [192, 0, 0, 192], [168, 63, 129, 16]];
     const V6: [Ipv6Addr; 1] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)];
@@ -23,8 +23,8 @@ pub(super) fn is_metadata(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether an IP packet may be addressed to `ip` as one host at all: neither unspecified (which on Linux leads to the
-/// machine itself), multicast nor broadcast.
+/// Whether `ip` is the address of a single host: not unspecified (which on Linux leads to the machine itself),
+/// multicast or broadcast.
 pub(super) fn is_host(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast()),
@@ -48,14 +48,15 @@ fn is_global_v6(ip: Ipv6Addr) -> bool {
         return is_global_v4(ip);
     }
     let [a, b, ..] = ip.segments();
-    // Global unicast is 2000::/3; of it Teredo and other protocol assignments (2001::/23), documentation
-    // (2001:db8::/32, 3fff::/20) are left out.
+    // Global unicast is 2000::/3, except Teredo and other protocol assignments (2001::/23) and documentation
+    // (2001:db8::/32, 3fff::/20).
     let protocol_assignment = a == 0x2001 && b < 0x0200;
     let documentation = (a == 0x2001 && b == 0x0db8) || (a == 0x3fff && b < 0x1000);
     a & 0xe000 == 0x2000 && !protocol_assignment && !documentation
 }
 
-/// The IPv4 address that a packet to `ip` may end up at: mapped (::ffff:0:0/96), NAT64 (64:ff9b::/96) or 6to4 (2002::/16).
+/// The IPv4 address to which a packet for `ip` may go: mapped (::ffff:0:0/96), NAT64 (64:ff9b::/96) or 6to4
+/// (2002::/16).
 fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let from = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Exit policies: rules in the operator's words, and the decision on one address and port.
+//! Exit policies: the operator's rules, and the decision on one address and port.
 
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -12,43 +12,43 @@ use super::{
 
 const MAX_RULES: usize = 256;
 
-/// Why a text is no exit-policy rule. Each names the rule.
+/// Why an exit-policy rule is invalid. Each variant has the rule's text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The first word is neither `accept` nor `reject`.
     #[error("exit rule \"{0}\": begins neither with \"accept\" nor with \"reject\"")]
     Verb(String),
-    /// The address is none.
+    /// The address is invalid.
     #[error("exit rule \"{0}\": neither \"*\" nor an address, with or without a prefix length as in \"192.0.2.0/24\"")]
     Address(String),
-    /// The ports are none.
+    /// The ports are invalid.
     #[error("exit rule \"{0}\": neither \"*\" nor a port from 1 to 65535 nor a range as in \"80-443\"")]
     Ports(String),
-    /// There are words left over, or too few.
+    /// There are too many words, or too few.
     #[error("exit rule \"{0}\": write \"accept 443\", \"reject 192.0.2.0/24\" or \"accept [2001:db8::]/32:80-443\"")]
     Form(String),
-    /// There are more rules than a policy may have.
+    /// There are too many rules.
     #[error("more than {MAX_RULES} exit rules")]
     TooMany,
 }
 
-/// What an exit forwards to: rules, of which the first that fits decides; what none fits is refused.
+/// The targets of an exit: the first rule that matches decides, and a target without a matching rule is refused.
 ///
-/// | rule | fits |
+/// | rule | matches |
 /// |---|---|
 /// | `accept *` | everything |
 /// | `accept 443`, `accept 80-443` | those ports at any address |
 /// | `reject 192.0.2.0/24`, `reject 2001:db8::/32` | those addresses at any port |
 /// | `accept 192.0.2.1:80`, `accept [2001:db8::]/32:443`, `accept *:443` | address and port |
 ///
-/// Beneath the rules lies what they can't lift: addresses that aren't global ([`super::is_global`]) and the exit's own
-/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`, and always
-/// those of no single host (unspecified, multicast, broadcast) and of clouds' metadata services.
+/// Rules can't lift these restrictions: addresses that aren't global ([`super::is_global`]) and the exit's addresses
+/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`. Addresses of no single
+/// host (unspecified, multicast, broadcast) and of cloud metadata services are always refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
     private_addresses: bool,
-    /// The exit's own.
+    /// The exit's addresses.
     own: Vec<IpAddr>,
 }
 
@@ -59,11 +59,11 @@ impl Policy {
         Self { rules: Vec::new(), private_addresses: false, own: Vec::new() }
     }
 
-    /// The policy of `rules`, in order, at most 256. With `private_addresses` they also decide on private, loopback and
+    /// Parses `rules`, in order, at most 256. With `private_addresses` the rules also decide on private, loopback and
     /// link-local addresses, which are refused otherwise.
     ///
     /// # Errors
-    /// When a rule can't be read.
+    /// When a rule is invalid, or there are too many.
     pub fn parse<S: AsRef<str>>(
         rules: impl IntoIterator<Item = S>,
         private_addresses: bool,
@@ -78,18 +78,18 @@ impl Policy {
         Ok(Self { rules: parsed, private_addresses, own: Vec::new() })
     }
 
-    /// The policy with the exit's own addresses refused like private ones: from there a target would see the exit's machine
-    /// itself connect, and let it in where it lets nobody else in.
+    /// Refuses the exit's addresses like private ones. A connection from there would come from the exit's machine
+    /// itself, which a target may trust.
     #[must_use]
     pub fn refusing_own(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         self.own.extend(addresses.into_iter().map(|ip| ip.to_canonical()));
         self
     }
 
-    /// Whether the exit may connect to `port` at `ip`, an address its own resolver has found. Port 0 never.
+    /// Whether the exit may connect to `port` at `ip`, an address from its resolver. Port 0 is always refused.
     #[must_use]
     pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
-        // An IPv4 address in IPv6 clothes is judged as what it is.
+        // IPv4 addresses mapped into IPv6 count as IPv4.
         let ip = ip.to_canonical();
         let public = is_global(ip) && !self.own.contains(&ip);
         if port == 0 || !is_host(ip) || is_metadata(ip) || !(self.private_addresses || public) {
@@ -98,8 +98,8 @@ impl Policy {
         self.rules.iter().find(|rule| rule.fits(ip, port)).is_some_and(|rule| rule.accept)
     }
 
-    /// The ports it accepts at most addresses, for path selection: rules on part of an address family are left out, for a
-    /// client whose target such a rule refuses tries another exit.
+    /// The ports accepted at most addresses, for path selection. Rules on part of an address family are left out: if
+    /// one refuses a target, the client tries another exit.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let ports = |covers: fn(&Network) -> bool| {
@@ -144,13 +144,13 @@ impl Rule {
     }
 }
 
-/// Address part and port part of a rule, `*` for what isn't said.
+/// Address part and port part of a rule; `*` if missing.
 fn split(what: &str) -> (&str, &str) {
     let only_ports = !what.is_empty() && what.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     if only_ports {
         return ("*", what);
     }
-    // The colon that parts a port from an IPv6 address stands after its bracket.
+    // The colon between an IPv6 address and a port follows a bracket.
     let ipv6_without_port = !what.contains(']') && what.bytes().filter(|byte| *byte == b':').count() > 1;
     match what.rsplit_once(':') {
         Some((network, ports)) if !ipv6_without_port && !ports.contains(']') => (network, ports),
@@ -210,7 +210,7 @@ impl Network {
     }
 
     fn covers_v6(&self) -> bool {
-        // 2000::/3 is all that is global.
+        // Global unicast is 2000::/3.
         matches!(self, Self::Any | Self::V6(_, 0)) || matches!(self, Self::V6(ip, 1..=3) if ip.segments()[0] == 0x2000)
     }
 }

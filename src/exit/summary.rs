@@ -1,13 +1,13 @@
-//! The short form of an exit policy that stands in descriptors and in the consensus.
+//! The summary of an exit policy, in descriptors and in the consensus.
 
 use core::net::IpAddr;
 
 use super::is_global;
 
-/// Port ranges that a summary may hold for each address family.
+/// Cap on port ranges of a summary for each address family.
 pub const MAX_RANGES: usize = 64;
 
-/// TCP ports from `first` to `last`, both included.
+/// TCP ports from `first` to `last` inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
     first: u16,
@@ -15,7 +15,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// The range, unless it is empty or holds port 0.
+    /// The range, unless it is empty or contains port 0.
     #[must_use]
     pub const fn new(first: u16, last: u16) -> Option<Self> {
         if first == 0 || first > last { None } else { Some(Self { first, last }) }
@@ -40,7 +40,7 @@ impl PortRange {
     }
 }
 
-/// Which ports an exit accepts at most addresses, by address family. A hint: the exit itself decides.
+/// The ports that an exit accepts at most addresses, by address family. A hint: the exit decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     ipv4: Vec<PortRange>,
@@ -53,8 +53,8 @@ impl Summary {
         Self { ipv4, ipv6, private_addresses }
     }
 
-    /// Ascending, disjoint ranges of `ports` (ascending); those past [`MAX_RANGES`] are left out, which only makes an
-    /// exit be chosen less.
+    /// Ascending, disjoint ranges of `ports` (ascending). Ranges beyond [`MAX_RANGES`] are left out, so that the exit
+    /// is chosen less.
     pub(super) fn ranges(ports: impl Iterator<Item = u16>) -> Vec<PortRange> {
         let mut ranges: Vec<PortRange> = Vec::new();
         for port in ports {
@@ -82,19 +82,19 @@ impl Summary {
         &self.ipv6
     }
 
-    /// Whether addresses that aren't global are left to the exit's rules rather than refused.
+    /// Whether the exit's rules decide on addresses that aren't global, which are refused otherwise.
     #[must_use]
     pub const fn private_addresses(&self) -> bool {
         self.private_addresses
     }
 
-    /// Whether no port is accepted: no exit.
+    /// Whether no port is accepted, so that the relay is no exit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ipv4.is_empty() && self.ipv6.is_empty()
     }
 
-    /// Whether the exit may well connect to `port` at `ip`.
+    /// Whether the exit may connect to `port` at `ip`.
     #[must_use]
     pub fn may_allow(&self, ip: IpAddr, port: u16) -> bool {
         let ip = ip.to_canonical();
@@ -102,7 +102,7 @@ impl Summary {
         (self.private_addresses || is_global(ip)) && ranges.iter().any(|range| range.contains(port))
     }
 
-    /// Whether the exit may well connect to `port` at a name that only it will resolve: in either family.
+    /// Whether the exit may connect to `port` at a name that only the exit resolves, in either address family.
     #[must_use]
     pub fn may_allow_name(&self, port: u16) -> bool {
         self.ipv4.iter().chain(&self.ipv6).any(|range| range.contains(port))

@@ -1,4 +1,4 @@
-//! Marks and windows; the window over simulated paths is in `lines`.
+//! Tests of marks and windows. Those of the window over simulated paths are in `lines`.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod lines;

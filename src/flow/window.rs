@@ -1,4 +1,5 @@
-//! The sender's window: a model of the path after BBR (Cardwell et al. 2016), with a window in place of a pacer.
+//! The sender's congestion window: a model of the path after BBR (Cardwell et al. 2016), with a window in place of a
+//! pacer.
 //!
 //! A round lasts one round trip and gives a delivery rate. The window is
 //!
@@ -6,19 +7,19 @@
 //! greatest delivery rate of the last rounds × (min RTT + 2 × jitter) + queue
 //! ```
 //!
-//! where the queue is `queue_time` at that rate. A circuit loses no cell: links retransmit by themselves and deliver late
-//! and in bursts. A link's retransmission adds up to five quarters of its round trip, several times a second. Two
-//! measurements tell that delay from a queue of the window's own:
+//! where the queue is `queue_time` at that rate. A circuit loses no cell: links retransmit, and then deliver late and
+//! in bursts. A link's retransmission adds up to five quarters of its round trip, several times a second. Two
+//! measurements distinguish that delay from a queue that the window causes:
 //!
-//! - **Jitter** is a round's mean round trip less its smallest. A standing queue delays all cells of a round alike; a
-//!   retransmission doesn't.
-//! - **Probes.** When no sample has come near the smallest round trip for `min_rtt_age`, the window becomes smaller than what
-//!   the path holds, for one round trip after its queue has left. The smallest round trip and the jitter of that round
-//!   replace those of before: the delay that remains is the path's.
+//! - **Jitter** is a round's mean round trip minus its smallest. A standing queue delays all cells of a round alike;
+//!   a retransmission doesn't.
+//! - **Probes.** When no sample has been near the smallest round trip for `min_rtt_age`, the window becomes smaller
+//!   than the path's capacity, for one round trip after its queue has drained. The smallest round trip and the jitter
+//!   of that round replace the previous ones: the remaining delay is the path's.
 //!
-//! The window doubles each round trip at first. Delay that a queue may cause halts it until the round ends; if the delivery
-//! rate has not grown either, a probe drains the queue and the model takes over. It doubles again after three successive
-//! steps of growth that met no queue.
+//! At first the window doubles each round trip. Delay that a queue may cause stops growth until the round ends. If
+//! the delivery rate has not grown either, a probe drains the queue and the model determines the window. The window
+//! doubles again after three successive steps of growth that met no queue.
 
 mod round;
 
@@ -29,41 +30,41 @@ use super::{FlowError, FlowParameters, Mark};
 use crate::base::Instant;
 use round::{Round, RttSamples, cells_in, part, time_of};
 
-/// Rounds whose greatest delivery rate counts as the path's.
+/// The path's delivery rate is the greatest of this many rounds.
 const RATE_ROUNDS: usize = 4;
-/// The same while a queue exceeds its bound: greater rates of before can't be had any more.
+/// The same while a queue exceeds its bound: greater rates of earlier rounds are no longer available.
 const QUEUED_RATE_ROUNDS: usize = 2;
 /// Successive steps of growth without a queue after which the window doubles each round trip again.
 const STEPS: u32 = 3;
-/// Times the jitter for which the window has cells. At one, a path whose delay is mostly retransmissions would keep the
-/// window from growing; a queue that exceeds its bound reduces it to one.
+/// Multiple of the jitter for which the window has cells. At one, a path whose delay is mostly retransmissions would
+/// keep the window from growing. A queue that exceeds its bound reduces it to one.
 const JITTERS: u32 = 2;
-/// Round trips for which the smallest is valid, at least.
+/// The smallest round trip is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
 
-/// A mark waiting for its SENDME.
+/// A mark without its SENDME.
 struct Outstanding {
     mark: Mark,
     sent_at: Instant,
-    /// DATA cells sent up to and including the marked one, since the circuit stands.
+    /// DATA cells sent on the circuit, up to and including the marked one.
     sent: u64,
 }
 
 enum Phase {
     /// The window doubles each round trip.
     SlowStart {
-        /// Recent samples show a delay that a queue may cause: no growth meanwhile.
+        /// Recent samples show a delay that a queue may cause: no growth.
         halted: bool,
-        /// Since it was last judged.
+        /// Samples since the last evaluation.
         recent: RttSamples,
     },
     /// The window follows the model.
     Steady,
     /// The window is small so that its queue drains.
     Probe {
-        /// Marks sent from here on meet no queue of the window's own.
+        /// Marks sent from this time on meet no queue that the window caused.
         from: Instant,
-        /// The round that measures the path; begins when the first of them is acknowledged.
+        /// The round that measures the path. It begins when the first of these marks is acknowledged.
         round: Option<Round>,
     },
 }
@@ -74,9 +75,9 @@ impl Phase {
 
 /// The sender's window over the DATA cells of one circuit and hop.
 ///
-/// Drive it by: [`Self::has_room`] before each DATA cell, [`Self::wants_mark`] to learn whether it must carry a mark,
-/// [`Self::handle_sent`] after it, [`Self::handle_sendme`] for each SENDME. Memory: one entry per outstanding mark, at
-/// most `window_max / mark_every`.
+/// Call [`Self::has_room`] before each DATA cell, [`Self::wants_mark`] to find whether it must carry a mark,
+/// [`Self::handle_sent`] after it, and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each
+/// outstanding mark, at most `window_max / mark_every`.
 pub struct CongestionWindow {
     parameters: FlowParameters,
     phase: Phase,
@@ -88,7 +89,7 @@ pub struct CongestionWindow {
     full_at: u64,
     outstanding: VecDeque<Outstanding>,
     latest_rtt: Duration,
-    /// The smallest round trip, and when a sample last came within a sixteenth of it.
+    /// The smallest round trip, and the time of the last sample within a sixteenth of it.
     min_rtt: Option<(Duration, Instant)>,
     jitter: Duration,
     round: Round,
@@ -96,7 +97,7 @@ pub struct CongestionWindow {
     rates: VecDeque<u64>,
     /// Successive steps of growth without a queue.
     steps: u32,
-    /// The last round ended with one.
+    /// Whether the last round ended with such a step.
     stepped: bool,
 }
 
@@ -105,7 +106,7 @@ impl CongestionWindow {
     #[must_use]
     pub fn new(parameters: &FlowParameters) -> Self {
         let mut parameters = parameters.clone();
-        // A document may hold anything; these keep every window able to move.
+        // The consensus may have any values; these bounds ensure that every window can move.
         parameters.mark_every = parameters.mark_every.clamp(1, 1024);
         parameters.window_min = parameters.window_min.max(parameters.mark_every.saturating_mul(2));
         parameters.window_max = parameters.window_max.max(parameters.window_min);
@@ -142,7 +143,7 @@ impl CongestionWindow {
         self.unmarked.saturating_add(1) >= u64::from(self.parameters.mark_every)
     }
 
-    /// A DATA cell was sent; with `mark`, if [`Self::wants_mark`] said so.
+    /// Records a sent DATA cell, with its mark if [`Self::wants_mark`] was true.
     pub fn handle_sent(&mut self, now: Instant, mark: Option<Mark>) {
         self.sent = self.sent.saturating_add(1);
         self.unmarked = self.unmarked.saturating_add(1);
@@ -152,14 +153,14 @@ impl CongestionWindow {
         if let Some(mark) = mark {
             self.unmarked = 0;
             if self.outstanding.is_empty() {
-                // A round that began before the pause would count it.
+                // A round that began before the pause would include it.
                 self.begin_round(now);
             }
             self.outstanding.push_back(Outstanding { mark, sent_at: now, sent: self.sent });
         }
     }
 
-    /// A SENDME arrived.
+    /// Takes a SENDME.
     ///
     /// # Errors
     /// When it does not echo the oldest outstanding mark: the circuit ends.
@@ -188,7 +189,7 @@ impl CongestionWindow {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    /// DATA cells sent and not known to have arrived. Up to `mark_every` − 1 of them are never acknowledged.
+    /// DATA cells sent and not acknowledged. Up to `mark_every` − 1 of them are never acknowledged.
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         self.sent.saturating_sub(self.acknowledged)
@@ -219,25 +220,25 @@ impl CongestionWindow {
         self.rates.iter().copied().max().unwrap_or(0)
     }
 
-    /// Cells that may stand in the path's queues.
+    /// The bound of the queue in the path, in cells.
     fn queue(&self) -> u64 {
         let cells = cells_in(self.rate(), self.parameters.queue_time);
         cells.clamp(self.parameters.queue_min.into(), self.parameters.queue_max.into())
     }
 
-    /// How long that queue delays a cell.
+    /// The delay of a cell by that queue.
     fn queue_delay(&self) -> Duration {
         time_of(self.rate(), self.queue())
     }
 
-    /// What the path holds with `jitters` times its jitter, and a queue.
+    /// The window by the model, with `jitters` times the jitter.
     fn target(&self, jitters: u32) -> u64 {
         let time = self.min_rtt().saturating_add(self.jitter.saturating_mul(jitters));
         cells_in(self.rate(), time).saturating_add(self.queue())
     }
 
-    /// Slow start: grows by what was acknowledged, unless recent samples are all late. A quarter of the window is judged at
-    /// once, since a retransmission delays the start of a burst and not its end.
+    /// Slow start: grows by the acknowledged cells, unless recent samples are all late. A quarter of the window is
+    /// evaluated at once, since a retransmission delays the start of a burst and not its end.
     fn grow_by_acknowledged(&mut self, full: bool) {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
@@ -282,7 +283,7 @@ impl CongestionWindow {
         self.begin_round(now);
     }
 
-    /// Moves the window to what the model says, or beyond it as long as no queue shows.
+    /// Sets the window to the model's, or beyond it while there is no queue.
     fn follow(&mut self, faster: bool) {
         let standing = self.round.rtt.min.saturating_sub(self.min_rtt());
         let queued = standing > self.queue_delay().saturating_add(self.jitter);
@@ -296,7 +297,7 @@ impl CongestionWindow {
         let delay = self.queue_delay();
         let jitters = if standing > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTERS };
         let target = self.target(jitters);
-        // What a step came to shows a round later, unless jitter hides it anyway.
+        // The effect of a step is measured a round later, unless jitter hides it.
         let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
         let empty = standing <= part(delay, 4);
         let step = match (queued || waits, faster, empty) {
@@ -324,7 +325,7 @@ impl CongestionWindow {
         self.round = Round::new(now, self.acknowledged);
     }
 
-    /// Makes the window an eighth smaller than what the path holds without a queue.
+    /// Sets the window an eighth below the path's capacity without a queue.
     fn begin_probe(&mut self, now: Instant) {
         let held = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
         self.set_window(held.min(self.window).saturating_mul(7) / 8);

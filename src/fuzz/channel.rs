@@ -1,4 +1,4 @@
-//! The channels of a relay and of a client, by what comes over a link whose other end is hostile.
+//! Fuzz target: channels of a relay and of a client with a hostile peer.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ fn opened(dialled: bool) -> LinkOpened {
     }
 }
 
-/// The other end's messages are taken or end the channel; what is sent back stays within bounds.
+/// Messages of the peer are accepted or end the channel; the output stays bounded.
 fn channel(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
@@ -58,7 +58,7 @@ fn channel(bytes: &[u8]) {
         while let Some(event) = channels.poll_event() {
             if let ChannelEvent::Cell { channel, cell } = event {
                 let circuit = cell.circuit().expect("padding is never handed on");
-                // Every cell is answered, as a relay would, by taking the circuit or ending it.
+                // Each circuit is accepted or destroyed, as by a relay.
                 if channels.admit_circuit(channel, circuit) {
                     let _ = channels.send(channel, Cell::destroy(circuit));
                 }
@@ -72,7 +72,7 @@ fn channel(bytes: &[u8]) {
     }
 }
 
-/// A client's greeting as an honest client sends it, and cells after it.
+/// The messages of an honest client, then cells.
 fn seeds() -> Vec<Vec<u8>> {
     let greeting = |relay: bool, dialled: bool| {
         let (now, mut rng) = (Clock::new().0, ChaCha8Rng::seed_from_u64(2));

@@ -1,4 +1,4 @@
-//! Handshake, onion layers and the origin's circuit, with keys that the fuzzer knows.
+//! Fuzz targets: handshake, onion layers and the origin's circuit, with keys known to the fuzzer.
 
 use bytes::Bytes;
 use core::time::Duration;
@@ -37,7 +37,7 @@ fn rng() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(4)
 }
 
-/// A request and the reply to it; the same each time.
+/// A request and its reply, the same for each call.
 fn handshake() -> (Vec<u8>, Vec<u8>) {
     let (_, request) = ClientHandshake::start(&relay(), HopIndex::FIRST, b"payload", &mut rng()).unwrap();
     let answer = respond(&IDENTITY, &onion_keys(), HopIndex::FIRST, &request, &mut rng()).unwrap();
@@ -48,7 +48,7 @@ fn request(bytes: &[u8]) {
     let _ = respond(&IDENTITY, &onion_keys(), HopIndex::FIRST, bytes, &mut rng());
 }
 
-/// No other reply than the relay's own is taken.
+/// Only the relay's own reply is accepted.
 fn reply(bytes: &[u8]) {
     let (client, request) = ClientHandshake::start(&relay(), HopIndex::FIRST, b"payload", &mut rng()).unwrap();
     if client.finish(bytes).is_ok() {
@@ -82,7 +82,7 @@ fn sealed_backward() -> Vec<u8> {
     body.to_vec()
 }
 
-/// A relay opens only what its origin sealed.
+/// A relay opens only cells sealed by its origin.
 fn forward(bytes: &[u8]) {
     let mut cell = body(bytes);
     if RelayLayer::new(HopIndex::FIRST, keys()).open_forward(&mut cell).is_ok() {
@@ -90,7 +90,7 @@ fn forward(bytes: &[u8]) {
     }
 }
 
-/// The origin opens only what a hop sealed.
+/// The origin opens only cells sealed by a hop.
 fn backward(bytes: &[u8]) {
     let mut layers = OriginLayers::new();
     layers.push(keys()).unwrap();
@@ -100,7 +100,7 @@ fn backward(bytes: &[u8]) {
     }
 }
 
-/// A hop that built its part honestly and then says whatever it likes, by layers that open.
+/// A hop that completes its handshake honestly, then sends arbitrary messages in valid layers.
 fn hostile_hop(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut rng) = (Clock::new(), rng());
@@ -166,7 +166,7 @@ fn build(origin: &mut Origin, circuit: CircuitId, clock: &Clock, rng: &mut ChaCh
 
 fn hop_seeds() -> Vec<Vec<u8>> {
     let said = |hops: u8| {
-        // The application begins a stream, then the hop speaks.
+        // The application opens a stream, then the hop sends.
         let mut input = vec![hops, 0, 1];
         for message in messages().iter().filter(|message| message.kind().from_hop()) {
             let mut encoded = Vec::new();

@@ -1,4 +1,4 @@
-//! What exits and clients say to each other about a search, and what makes links and texts of strangers fit to be shown.
+//! Fuzz targets: messages of delegated requests between exit and client, and the cleaning of URLs and text.
 
 use super::Target;
 use crate::delegated::{
@@ -14,7 +14,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "http_response", run: http_response, seeds: response_seeds },
 ];
 
-/// A query that decodes keeps its bounds, and is the same when it is sent on.
+/// A decoded query is within its bounds, and re-encodes to an equal query.
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
     let again = request.encode().expect("what was decoded fits");
@@ -53,14 +53,14 @@ fn answer_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// A link that is cleaned leads to the web, carries no password, and cleaning it again changes nothing.
+/// A cleaned URL is http or https, has no password, and is unchanged by cleaning it again.
 fn link(bytes: &[u8]) {
     let given = String::from_utf8_lossy(bytes);
     let base = Url::parse("https://engine.example/search?q=x").unwrap();
     for base in [None, Some(&base)] {
         let Some(cleaned) = link::clean(&given, base) else { continue };
         assert!(matches!(cleaned.scheme(), "http" | "https") && cleaned.host_str().is_some());
-        // What is before the path may hold no name and no password.
+        // The authority must contain no user name and no password.
         let authority = cleaned.as_str().split('/').nth(2).unwrap_or_default();
         assert!(!authority.contains('@'));
         assert!(cleaned.as_str().len() <= link::MAX_LINK_LEN);
@@ -83,7 +83,7 @@ fn link_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// A plain text is no longer than it may be, has nothing to hide, and stays as it is.
+/// A plain text is within its length, has no control characters, and is unchanged by cleaning it again.
 fn text(bytes: &[u8]) {
     const MOST: usize = 40;
     let plain = text::plain(&String::from_utf8_lossy(bytes), MOST);
@@ -98,7 +98,7 @@ fn text_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// A response that decodes has a final status, and no field that must not pass.
+/// A decoded response has a final status and no prohibited field.
 fn http_response(bytes: &[u8]) {
     let Ok(response) = HttpResponse::decode(bytes) else { return };
     assert!((200..600).contains(&response.status));

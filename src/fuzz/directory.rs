@@ -1,4 +1,4 @@
-//! The directory's documents, what is kept on disk of them, and exit policies.
+//! Fuzz targets: documents of the directory, their stored state, and exit policies.
 
 use super::Target;
 use crate::{
@@ -45,7 +45,7 @@ fn own_consensus() -> Vec<u8> {
     fixture::unsigned_consensus(&whole_consensus())
 }
 
-/// What a relay signed of itself, whatever that is.
+/// Arbitrary bytes signed by a relay.
 fn descriptor(bytes: &[u8]) {
     signed_descriptor(&fixture::sign_descriptor(1, bytes));
 }
@@ -56,13 +56,13 @@ fn signed_descriptor(bytes: &[u8]) {
     let verified = UnverifiedDescriptor::decode(bytes).and_then(|descriptor| descriptor.verify(NOW));
     assert!(taken.is_err() || verified.is_ok());
     if let Ok(descriptor) = verified {
-        // What counts can be signed again, and says the same.
+        // A verified descriptor can be signed again, and decodes to an equal one.
         let again = descriptor.sign(&fixture::key(1)).expect("a verified descriptor is a possible one");
         assert_eq!(UnverifiedDescriptor::decode(&again).unwrap().verify(NOW).unwrap(), descriptor);
     }
 }
 
-/// What the authority signed, whatever that is.
+/// Arbitrary bytes signed by the authority.
 fn consensus(bytes: &[u8]) {
     signed_consensus(&fixture::sign_consensus(1, bytes));
 }
@@ -104,7 +104,7 @@ fn own_volunteer_list() -> Vec<u8> {
     fixture::unsigned_volunteers(&whole_volunteer_list())
 }
 
-/// What the authority signed, whatever that is.
+/// Arbitrary bytes signed by the authority.
 fn volunteer_list(bytes: &[u8]) {
     signed_volunteer_list(&fixture::sign_volunteers(1, bytes));
 }
@@ -121,7 +121,7 @@ fn signed_volunteer_list(bytes: &[u8]) {
     assert!(unverified.verify(&[AuthorityId::from(fixture::key(2).id())], NOW, None).is_err());
 }
 
-/// What a directory answered.
+/// A directory's answer to a registration.
 fn registration(bytes: &[u8]) {
     let Ok(registration) = Registration::decode(bytes) else { return };
     assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
@@ -132,7 +132,7 @@ fn registration_seeds() -> Vec<Vec<u8>> {
     vec![Registration { seed: [7; 32], gateways }.encode()]
 }
 
-/// What a gateway reported, to an authority that lists it.
+/// A gateway's report, to an authority that lists the gateway.
 fn signed_presence(bytes: &[u8]) {
     if let Ok(presence) = UnverifiedPresence::decode(bytes).and_then(|presence| presence.verify(NOW)) {
         assert!(presence.volunteers.len() <= MAX_PRESENT);
@@ -153,7 +153,7 @@ fn presence_seeds() -> Vec<Vec<u8>> {
     vec![presence.sign(&fixture::key(1)).unwrap()]
 }
 
-/// What a directory answered to a report.
+/// A directory's answer to a report.
 fn counted(bytes: &[u8]) {
     let Ok(counted) = Counted::decode(bytes) else { return };
     assert!(counted.volunteers.len() <= MAX_PRESENT);
@@ -166,7 +166,7 @@ fn counted_seeds() -> Vec<Vec<u8>> {
     vec![Counted { volunteers }.encode()]
 }
 
-/// What an authority kept, from a disk that may have changed it.
+/// The stored records of an authority, possibly corrupted.
 fn authority_records(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(1), AuthorityConfig::testnet(1));
     authority.restore(NOW, [bytes], Some(bytes));
@@ -186,7 +186,7 @@ fn guard_seeds() -> Vec<Vec<u8>> {
     vec![guards.encode()]
 }
 
-/// A policy, one rule a line, refuses what no policy may allow.
+/// A policy, with one rule per line, rejects addresses that no policy may allow.
 fn exit_policy(bytes: &[u8]) {
     let Ok(text) = core::str::from_utf8(bytes) else { return };
     let Ok(policy) = Policy::parse(text.lines(), false) else { return };

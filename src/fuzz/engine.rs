@@ -1,4 +1,4 @@
-//! What engines describe themselves with, and what they answer.
+//! Fuzz targets: descriptions and answers of search engines.
 
 use url::Url;
 
@@ -18,7 +18,7 @@ fn request() -> SearchRequest {
     SearchRequest::new(engine, "a&b=../{c} 所", 2, Some("en")).unwrap()
 }
 
-/// An engine that is described asks the web, and terms don't change what host.
+/// A valid description leads to http or https URLs, and the terms don't change the host.
 fn description(bytes: &[u8]) {
     let origin = Url::parse("http://origin.example:8080/description.xml").unwrap();
     let Ok(engine) = Engine::describe(bytes, Some(&origin), None) else { return };
@@ -39,7 +39,7 @@ fn description_seeds() -> Vec<Vec<u8>> {
     shipped.into_iter().chain([include_bytes!("../engine/tests/kiwix-description.xml").to_vec()]).collect()
 }
 
-/// Descriptions of an engine of each form.
+/// A description of each answer format.
 const FORMS: [(&str, &str); 5] = [
     ("application/rss+xml", ""),
     ("application/json", ""),
@@ -60,7 +60,7 @@ fn engines() -> impl Iterator<Item = Engine> {
     })
 }
 
-/// Whatever an engine answers fits an answer, which comes to the client as it was.
+/// The results of any answer fit a `SearchAnswer`, which decodes to an equal one.
 fn answer(bytes: &[u8]) {
     let url = Url::parse("http://engine.example/search").unwrap();
     for engine in engines() {

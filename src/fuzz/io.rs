@@ -1,4 +1,4 @@
-//! The ports for applications, HTTP requests for exits and gateways, and the files of secrets.
+//! Fuzz targets: ports for applications, HTTP requests for exits and gateways, and key files.
 
 use core::time::Duration;
 use std::{fs, os::unix::fs::PermissionsExt as _};
@@ -54,13 +54,13 @@ impl Connector for Nowhere {
     }
 }
 
-/// Whatever a page is, what is shown of it neither loads nor runs, and its links lead to the reader view.
+/// The reader view of any page loads and runs nothing, and its references lead to the reader view.
 fn reader_page(bytes: &[u8]) {
     const KINDS: [&str; 4] = ["text/html", "text/html; charset=utf-16le", "text/html; charset=iso-2022-jp", ""];
     let Some((kind, body)) = bytes.split_first() else { return };
     let url = "https://site.example/folder/page".parse().unwrap();
     let Some((_, shown)) = cleaned_page(KINDS[usize::from(*kind) % KINDS.len()], body, &url) else { return };
-    // As a browser reads it.
+    // Parsed as by a browser.
     let page = scraper::Html::parse_fragment(&shown);
     for element in page.tree.values().filter_map(scraper::Node::as_element) {
         let name = element.name();
@@ -89,7 +89,7 @@ fn reader_seeds() -> Vec<Vec<u8>> {
     pages.into_iter().enumerate().map(page).chain([b"\x00<meta charset=shift_jis>\x83\x65".to_vec()]).collect()
 }
 
-/// Whatever an application sends, it gets an answer or a closed port, and soon.
+/// For any input of an application, the port answers or closes within a bounded time.
 fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpListener) -> F, bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -139,7 +139,7 @@ fn http_seeds() -> Vec<Vec<u8>> {
     requests.map(|request| request.as_bytes().to_vec()).to_vec()
 }
 
-/// What is read can be written, and is then read as the same.
+/// A decoded message can be encoded, and decodes to an equal one.
 fn binary_http(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -191,14 +191,14 @@ fn binary_http_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Neither a gateway's keys nor what it says break anything.
+/// A gateway's keys and answers cause no panic.
 fn oblivious_http(bytes: &[u8]) {
     let _ = oblivious::seal(bytes, b"message");
     let _ = oblivious::decode(bytes.to_vec());
 }
 
 fn oblivious_seeds() -> Vec<Vec<u8>> {
-    // An identifier, X25519, a key, and the two suites.
+    // An identifier, X25519, a key, and the two cipher suites.
     let keys = [&[1, 0, 0x20], [9; 32].as_slice(), &[0, 8, 0, 1, 0, 1, 0, 1, 0, 3]].concat();
     let listed = [&[0, 45], keys.as_slice()].concat();
     let known: &[u8] = b"\x01\x40\xc8\x08\x04etag\x021!\x04body\x00";
@@ -208,7 +208,7 @@ fn oblivious_seeds() -> Vec<Vec<u8>> {
 
 const KEY_FILES: [&str; 2] = ["identity.key", "onion.key"];
 
-/// A file that isn't as it was written is refused, and left as it is.
+/// A corrupted file is rejected and left unchanged.
 fn key_files(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(1);

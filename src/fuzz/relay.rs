@@ -1,4 +1,4 @@
-//! A relay's core, by an origin that keeps the rules of its channel and breaks all others.
+//! Fuzz target: a relay's core with an origin that obeys the channel's rules and violates all others.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) const TARGETS: &[Target] =
 const LINK: LinkId = LinkId(1);
 const ROOM: usize = 1 << 20;
 
-/// A relay and a client's channel to it, without a network between.
+/// A relay and a client's channel to it, without a network.
 struct World {
     relay: Relay,
     client: Channels,
@@ -60,7 +60,7 @@ impl World {
         world
     }
 
-    /// Carries messages both ways until none is left. What came back to the client is passed over.
+    /// Passes messages both ways until none is left; returns the cells that the client received.
     fn settle(&mut self, now: Instant) -> Vec<Cell> {
         let mut cells = Vec::new();
         let room = LinkEvent::Room { link: LINK, bytes: ROOM };
@@ -91,7 +91,7 @@ impl World {
         }
     }
 
-    /// Builds a circuit to the relay as an honest origin does.
+    /// Builds a circuit to the relay as an honest origin.
     fn create(&mut self, now: Instant, circuit: CircuitId) {
         let keys = RelayKeys { identity: self.relay.identity(), onion_key: self.relay.onion_key() };
         let (handshake, request) = ClientHandshake::start(&keys, HopIndex::FIRST, b"", &mut self.rng).unwrap();
@@ -114,7 +114,7 @@ impl World {
         let _ = self.client.send(channel, cell);
     }
 
-    /// Serves what the relay asks of its exit, as the choices say.
+    /// Handles the events of the relay's exit, according to the choices.
     fn serve(&mut self, now: Instant, choices: &mut Choices<'_>) {
         while let Some(event) = self.relay.poll_event() {
             let RelayEvent::Exit(stream, request) = event else { continue };
@@ -134,7 +134,7 @@ impl World {
     }
 }
 
-/// Whatever an origin sends, the relay's circuits stay within their cap, and it says nothing but whole cells.
+/// For any input of the origin, the relay's circuits stay within their cap, and its output is whole cells.
 fn hostile_origin(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut world) = (Clock::new(), World::new());
@@ -174,7 +174,7 @@ fn body(bytes: &[u8]) -> CellBody {
     body
 }
 
-/// A circuit, then every message that there is, each on a fresh circuit and all on one.
+/// A circuit, then every message, each on a fresh circuit and all on one.
 fn origin_seeds() -> Vec<Vec<u8>> {
     let said = |message: &crate::wire::RelayMessage| {
         let mut encoded = Vec::new();

@@ -1,4 +1,4 @@
-//! The packets of an SCTP association's peer.
+//! Fuzz targets: packets of an SCTP association's peer.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,18 +20,18 @@ const PACKET: usize = 1_195;
 const DATA: u8 = 0;
 const SACK: u8 = 3;
 
-/// An established association, and what its peer must know to write packets for it.
+/// An established association, and the state that its peer needs to write packets.
 struct Established {
     association: Association,
-    /// Ports, verification tag, and no checksum, which is announced.
+    /// Ports, verification tag, and a zero checksum, which was negotiated.
     header: [u8; 12],
-    /// The first TSN of the peer and that of the association.
+    /// The first TSN of the peer and of the association.
     tsn: u32,
     their_tsn: u32,
 }
 
 impl Established {
-    /// Two associations shake hands; one of them is kept.
+    /// Establishes two associations and keeps one.
     fn new(now: Instant) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let config = Config::new(PACKET);
@@ -51,12 +51,12 @@ impl Established {
         Self { association, header, tsn: tsn(&init), their_tsn: tsn(&init_ack) }
     }
 
-    /// Lets it take a packet with these chunks.
+    /// Passes it a packet with these chunks.
     fn take(&mut self, now: Instant, chunks: &[u8]) {
         self.association.handle_packet(now, &[&self.header[..], chunks].concat());
     }
 
-    /// What it delivers; `None` once it has ended.
+    /// The delivered messages; `None` once the association has ended.
     fn messages(&mut self) -> Option<Vec<(u16, Vec<u8>)>> {
         let mut messages = Vec::new();
         while let Some(event) = self.association.poll_event() {
@@ -70,7 +70,7 @@ impl Established {
     }
 }
 
-/// All packets that it sends now.
+/// All packets that it can send now.
 fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     let mut buffer = [0; PACKET];
@@ -111,7 +111,7 @@ fn sack(cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: u16) ->
     [&[SACK, 0][..], &length.to_be_bytes(), &body].concat()
 }
 
-/// A peer that sends what it likes: nothing panics, spins or grows, and what is counted stays right.
+/// A peer that sends arbitrary packets: no panic, no busy loop, bounded memory, consistent counters.
 fn hostile_peer(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut clock = Clock::new();
@@ -202,7 +202,7 @@ struct Fragment {
     payload: Vec<u8>,
 }
 
-/// Messages as choices have them, cut into fragments that follow each other.
+/// Messages according to the choices, split into consecutive fragments.
 fn fragments(choices: &mut Choices<'_>) -> Vec<Fragment> {
     let mut next = [0_u16; 64];
     let mut all = Vec::new();
@@ -223,7 +223,7 @@ fn fragments(choices: &mut Choices<'_>) -> Vec<Fragment> {
     all
 }
 
-/// What has arrived, kept in the simplest way: each message is looked for anew among all fragments.
+/// A simple model of reassembly: it searches all received fragments for each message.
 #[derive(Default)]
 struct Model {
     arrived: BTreeMap<usize, Fragment>,
@@ -231,7 +231,7 @@ struct Model {
 }
 
 impl Model {
-    /// Messages that have become whole and are next in their stream.
+    /// Messages that are complete and next in their stream.
     fn messages(&mut self) -> Vec<(u16, Vec<u8>)> {
         let mut messages = Vec::new();
         for (at, first) in self.arrived.iter().filter(|(_, fragment)| fragment.begin) {
@@ -254,7 +254,8 @@ impl Model {
     }
 }
 
-/// An honest peer over a path that loses, delays and doubles: messages arrive when a naive model says so, and in the end all.
+/// An honest peer over a path with loss, delay and duplication: messages are delivered when a naive model delivers
+/// them, and all in the end.
 fn reassembly(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut now = Clock::new().pass(0);
@@ -265,7 +266,7 @@ fn reassembly(bytes: &[u8]) {
     while let Some(at) = waiting.pop_front() {
         let fate = if choices.is_empty() { 0 } else { choices.u8() };
         if fate & 3 == 3 {
-            // Overtaken by as many as the choice says.
+            // Reordered behind the chosen number of packets.
             waiting.insert(usize::from(fate >> 2).min(waiting.len()), at);
             continue;
         }
@@ -280,7 +281,7 @@ fn reassembly(bytes: &[u8]) {
         model.arrived.insert(at, fragment.clone());
         let mut messages = established.messages().expect("an honest peer's association lasts");
         let mut expected = model.messages();
-        // The order among streams is free.
+        // The order between streams is unspecified.
         messages.sort_by_key(|message| message.0);
         expected.sort_by_key(|message| message.0);
         assert_eq!(messages, expected, "fragment {at}");

@@ -1,4 +1,4 @@
-//! The streams of one circuit and hop, by sequences of what either side may do.
+//! Fuzz targets: the streams of one circuit and hop, by sequences of operations of either end.
 
 use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
@@ -16,7 +16,7 @@ pub(super) const TARGETS: &[Target] = &[
     Target { name: "streams_end_to_end", run: end_to_end, seeds: end_to_end_seeds },
 ];
 
-/// Bytes of a relay message at the third hop.
+/// Length of a relay message at the third hop, in bytes.
 const CAPACITY: usize = 968;
 
 fn parameters() -> FlowParameters {
@@ -27,7 +27,7 @@ fn destination() -> Destination {
     Destination { host: Host::parse("example.org").unwrap(), port: 443 }
 }
 
-/// What a peer says in whatever order is taken or ends the circuit.
+/// Messages of a peer in any order are accepted or end the circuit.
 fn hostile(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let role = if choices.u8() & 1 == 0 { Role::Origin } else { Role::Exit };
@@ -59,7 +59,7 @@ fn hostile(bytes: &[u8]) {
     }
 }
 
-/// Something that the application may do.
+/// An operation of the application.
 fn act(streams: &mut Streams, role: Role, now: crate::base::Instant, choices: &mut Choices<'_>) {
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
     match choices.u8() % 9 {
@@ -85,7 +85,7 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
         for message in messages() {
             let mut encoded = Vec::new();
             message.encode(&mut encoded).unwrap();
-            // The application begins a stream or answers one, then the peer speaks.
+            // The application opens a stream or answers one, then the peer sends.
             input.extend([3, 0, 1, 0, 3, 2]);
             input.extend(u16::try_from(encoded.len()).unwrap().to_be_bytes());
             input.extend(encoded);
@@ -95,13 +95,13 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
     vec![said(0), said(1)]
 }
 
-/// Between two honest ends, whatever the applications do and however the messages are held up: no breach, and each
-/// end reads a beginning of what the other wrote.
+/// Two honest ends with arbitrary operations and delays: no protocol violation, and each end reads a prefix of the
+/// bytes that the other wrote.
 fn end_to_end(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut ends = [Role::Origin, Role::Exit].map(|role| Streams::new(role, parameters()));
-    // By end and stream: bytes written and read. The n-th byte that an end writes to a stream is n, so a missing or
-    // doubled piece shows.
+    // Bytes written and read, by end and stream. The n-th byte that an end writes to a stream is n, so a missing or
+    // duplicate piece is detected.
     let mut written = [[0_usize; 16]; 2];
     let mut read = [[0_usize; 16]; 2];
     let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(2));
@@ -132,7 +132,8 @@ fn end_to_end(bytes: &[u8]) {
         for end in [0, 1] {
             while let Some(event) = ends[end].poll_event() {
                 let StreamEvent::Data { stream, bytes } = event else { continue };
-                // An identifier is used again once its stream is forgotten; what is checked is each piece's inside.
+                // An identifier is reused once its stream is forgotten, so only the bytes within each piece are
+                // compared.
                 let slot = usize::from(stream.value()).min(15);
                 let first = usize::from(bytes[0]);
                 assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == counted(first + index)));
@@ -148,7 +149,7 @@ fn counted(index: usize) -> u8 {
 }
 
 fn end_to_end_seeds() -> Vec<Vec<u8>> {
-    // Time, end, stream less one, operation, and what that takes.
+    // Time, end, stream less one, operation, and its arguments.
     let begin = [0, 0, 0, 0];
     let deliver = |end: u8| [0, end, 0, 5, 255];
     let write = |end: u8| [0, end, 0, 4, 0x20, 0];

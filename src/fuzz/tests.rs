@@ -1,4 +1,4 @@
-//! Replays every corpus, and mutations of it, on the stable compiler.
+//! Replays all corpora, and mutations of them, on the stable compiler.
 
 use std::{fs, path::PathBuf};
 
@@ -6,7 +6,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{TARGETS, Target};
 
-/// Mutations of each input that an ordinary test run tries.
+/// Mutations of each input in an ordinary test run.
 const MUTATIONS: u64 = 200;
 
 fn targets() -> impl Iterator<Item = &'static Target> {
@@ -29,7 +29,7 @@ fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// Shown only when the test fails: the last line is the input that did it.
+/// Shown only when the test fails: the last line is the failing input.
 fn run(target: &Target, file: &str, mutation: Option<u64>, input: &[u8]) {
     println!("{} {file} {mutation:?}", target.name);
     (target.run)(input);
@@ -55,7 +55,7 @@ fn mutations_of_every_corpus_pass() {
     }
 }
 
-/// Changes a few bytes, cuts the end off, takes a piece out or puts it in twice; the same for the same `seed`.
+/// Changes a few bytes, truncates, removes a piece or duplicates it; deterministic for a given `seed`.
 fn mutate(input: &[u8], seed: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut bytes = input.to_vec();

@@ -1,4 +1,4 @@
-//! What comes to a relay's UDP port.
+//! Fuzz targets: datagrams to a relay's UDP port.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Instant as StdInstant};
 
@@ -22,7 +22,7 @@ pub(super) const TARGETS: &[Target] = &[
 
 const LISTEN: Port = Port { id: 0, purpose: PortUse::Listen, ipv6: false };
 
-/// Strangers' datagrams: no link comes of them, and no answer is longer than what it answers.
+/// Datagrams from unverified addresses: no link is created, and no answer is longer than its request.
 #[allow(clippy::disallowed_methods, reason = "the engine's origin of time; all that follows is handed in")]
 fn udp_port(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
@@ -91,7 +91,7 @@ fn record_layers(suite: CipherSuite) -> [Records; 2] {
     })
 }
 
-/// Datagrams of a peer, altered, repeated, out of order or made up: what is opened was sealed, and is opened once.
+/// Datagrams of a peer, modified, repeated, reordered or invented: each opened record was sealed, and is opened once.
 fn dtls_records(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let [mut peer, mut ours] = record_layers(CipherSuite::ALL[usize::from(choices.u8() % 2)]);
@@ -109,7 +109,7 @@ fn dtls_records(bytes: &[u8]) {
                 unopened.insert(packet);
                 continue;
             }
-            // Up to three records to a datagram.
+            // Up to three records in a datagram.
             1 => (0..=choices.u8() % 3)
                 .flat_map(|_| sealed.get(usize::from(choices.u8())).cloned().unwrap_or_default())
                 .collect(),
@@ -133,14 +133,14 @@ fn dtls_records(bytes: &[u8]) {
     }
 }
 
-/// Three records and what may be done with them, for each suite.
+/// Three records and operations on them, for each suite.
 fn record_seeds() -> Vec<Vec<u8>> {
     let seal = [0, 0, 3, 1, 2, 3];
     let operations = [
         &seal[..],
         &seal,
         &seal,
-        // The second; all in one datagram; the first altered in its explicit nonce; a header of nothing.
+        // The second; all in one datagram; the first modified in its explicit nonce; an empty header.
         &[1, 0, 1],
         &[1, 2, 0, 1, 2],
         &[2, 0, 0, 13, 0, 1, 0x80],

@@ -1,4 +1,4 @@
-//! The codecs of what crosses a channel.
+//! Fuzz targets: the codecs of messages on a channel.
 
 use bytes::Bytes;
 
@@ -91,7 +91,7 @@ pub(super) fn messages() -> Vec<RelayMessage> {
     ]
 }
 
-/// Whatever comes together is no longer than it may be, and splits into what comes together again.
+/// Reassembled fragments are within the length limit, and splitting and reassembling them again gives the same bytes.
 fn fragments(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut fragments = Fragments::new();
@@ -122,7 +122,7 @@ fn fragment_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// A host that reads as one prints as one that reads the same.
+/// A valid host prints to text that parses to an equal host.
 fn host(bytes: &[u8]) {
     let Ok(text) = core::str::from_utf8(bytes) else { return };
     let Ok(host) = Host::parse(text) else { return };

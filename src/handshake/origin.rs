@@ -1,4 +1,4 @@
-//! The origin's side.
+//! The origin's side of the circuit handshake.
 
 use rand::CryptoRng;
 
@@ -23,14 +23,14 @@ pub struct ClientHandshake {
 pub struct Established {
     /// The hop's layer keys.
     pub keys: HopKeys,
-    /// What the relay said along with its reply.
+    /// The payload of the reply.
     pub payload: Vec<u8>,
 }
 
 impl ClientHandshake {
-    /// Begins a handshake with `relay` as the hop `hop`; gives the request to send.
+    /// Starts a handshake with `relay` as the hop `hop`; returns the request to send.
     ///
-    /// `payload` has no forward secrecy and can be replayed: it must ask for nothing that mustn't happen twice.
+    /// `payload` has no forward secrecy and can be replayed, so it must be safe to process twice.
     ///
     /// # Errors
     /// When the relay's onion key is of small order or the payload is longer than [`super::MAX_PAYLOAD_LEN`].
@@ -59,7 +59,7 @@ impl ClientHandshake {
     /// Takes the relay's reply.
     ///
     /// # Errors
-    /// When the reply is malformed, of another type, or not from the holder of the onion key over this very request.
+    /// When the reply is malformed, of another type, or not from the holder of the onion key for this request.
     pub fn finish(self, reply: &[u8]) -> Result<Established, HandshakeError> {
         let mut rest = reply;
         expect_type(&mut rest)?;

@@ -1,4 +1,4 @@
-//! The relay's side.
+//! The relay's side of the circuit handshake.
 
 use rand::CryptoRng;
 
@@ -12,7 +12,7 @@ use super::{
     transcript::{RequestStage, TYPE_X25519, expect_type, field},
 };
 
-/// A relay's onion keys: the current one, and the one before it, which origins with an older consensus still use.
+/// A relay's onion keys: the current one, and the previous one, which origins with an older consensus still use.
 pub struct OnionKeyring {
     current: OnionSecret,
     previous: Option<OnionSecret>,
@@ -31,7 +31,7 @@ impl OnionKeyring {
         self.current.public()
     }
 
-    /// Makes `next` the current key and the current one the previous; the one before that is erased.
+    /// Makes `next` the current key and the current one the previous. Erases the key before that.
     pub fn rotate(&mut self, next: OnionSecret) {
         self.previous = Some(core::mem::replace(&mut self.current, next));
     }
@@ -41,7 +41,7 @@ impl OnionKeyring {
     }
 }
 
-/// A request that authenticates; it waits for an answer.
+/// An authenticated request without an answer yet.
 pub struct Request {
     stage: RequestStage,
     ephemeral: OnionPublic,
@@ -49,22 +49,22 @@ pub struct Request {
     payload: Vec<u8>,
 }
 
-/// What a relay makes of a request.
+/// The result of a handshake at the relay.
 pub struct Answer {
     /// The reply to send.
     pub reply: Vec<u8>,
     /// The hop's layer keys.
     pub keys: HopKeys,
-    /// What the origin said along with its request; may be a replay.
+    /// The payload of the request; may be a replay.
     pub payload: Vec<u8>,
 }
 
 impl Request {
-    /// Reads a request that came to the relay `identity` as the hop `hop`.
+    /// Opens a request to the relay `identity` as the hop `hop`.
     ///
     /// # Errors
-    /// When it is malformed, of an unknown type, names an unknown onion key, brings a key of small order, or was made for
-    /// another relay or hop.
+    /// When the request is malformed, of an unknown type, names an unknown onion key, has a key of small order, or
+    /// was made for another relay or hop.
     pub fn open(
         identity: &RelayId,
         keys: &OnionKeyring,
@@ -82,7 +82,7 @@ impl Request {
         Ok(Self { stage, ephemeral, sealed: rest.to_vec(), payload })
     }
 
-    /// What the origin said along with its request; may be a replay.
+    /// The payload of the request; may be a replay.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
@@ -107,7 +107,7 @@ impl Request {
     }
 }
 
-/// Reads a request and answers it with an empty payload: [`Request::open`], then [`Request::answer`].
+/// Opens a request and answers with an empty payload: [`Request::open`], then [`Request::answer`].
 ///
 /// # Errors
 /// As [`Request::open`].

@@ -1,4 +1,4 @@
-//! The key schedule, the same at both ends (`proto/04-handshake.md` §3).
+//! The key schedule of the circuit handshake, the same at both ends (`proto/04-handshake.md` §3).
 
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
@@ -10,7 +10,7 @@ use crate::{
 
 use super::{HandshakeError, HopKeys, MAX_PAYLOAD_LEN, RelayKeys};
 
-/// Handshake type 0x0001: X25519 alone. (0x0002 is kept for X25519 with ML-KEM-768.)
+/// Handshake type 0x0001: X25519 alone. (0x0002 is reserved for X25519 with ML-KEM-768.)
 pub(super) const TYPE_X25519: u16 = 0x0001;
 
 const REQUEST_LABEL: &[u8] = b"umbel 1 handshake request";
@@ -21,7 +21,7 @@ const REPLY_KEY_LABEL: &[u8] = b"umbel 1 reply payload";
 const AUTH_LABEL: &[u8] = b"umbel 1 authenticator";
 const HOP_KEYS_LABEL: &[u8] = b"umbel 1 hop keys";
 
-/// What both ends know once the request's keys are fixed: the hash h1 and the first secret.
+/// State after the keys of the request: the hash h1 and the first secret.
 pub(super) struct RequestStage {
     hash: [u8; 32],
     es: SharedSecret,
@@ -44,7 +44,7 @@ impl RequestStage {
         PayloadKey(KeySource::extract(&self.hash, &[self.es.as_bytes()]).expand(REQUEST_KEY_LABEL, &[]))
     }
 
-    /// Goes on with the relay's ephemeral key; `sealed` is the request's payload as it crossed the wire.
+    /// Adds the relay's ephemeral key. `sealed` is the request's payload as encoded on the wire.
     pub(super) fn reply(&self, sealed: &[u8], ephemeral: &OnionPublic, ee: &SharedSecret) -> ReplyStage {
         let hash = sha256_parts(&[REPLY_LABEL, &self.hash, &ephemeral.0, sealed]);
         let source = KeySource::extract(&hash, &[self.es.as_bytes(), ee.as_bytes()]);
@@ -52,7 +52,7 @@ impl RequestStage {
     }
 }
 
-/// What both ends know once the relay's ephemeral key is in: the hash h2 and the final secret.
+/// State after the relay's ephemeral key: the hash h2 and the final secret.
 pub(super) struct ReplyStage {
     hash: [u8; 32],
     source: KeySource,
@@ -63,7 +63,7 @@ impl ReplyStage {
         PayloadKey(self.source.expand(REPLY_KEY_LABEL, &[]))
     }
 
-    /// The last step; `sealed` is the reply's payload as it crosses the wire.
+    /// The last step. `sealed` is the reply's payload as encoded on the wire.
     pub(super) fn done(self, sealed: &[u8]) -> Done {
         let hash = sha256_parts(&[DONE_LABEL, &self.hash, sealed]);
         let auth = self.source.expand(AUTH_LABEL, &hash);
@@ -73,14 +73,15 @@ impl ReplyStage {
     }
 }
 
-/// The outcome: the authenticator, and the keys that are worth nothing until it has been compared.
+/// The result: the authenticator and the keys. The keys are not authenticated until the authenticator has been
+/// compared.
 pub(super) struct Done {
     pub(super) auth: [u8; 32],
     pub(super) keys: HopKeys,
 }
 
 impl Done {
-    /// The keys, if the relay's authenticator is ours. Compares in constant time.
+    /// The keys, if the relay's authenticator equals this one. Compares in constant time.
     pub(super) fn verify(self, auth: &[u8; 32]) -> Result<HopKeys, HandshakeError> {
         if bool::from(self.auth.ct_eq(auth)) { Ok(self.keys) } else { Err(HandshakeError::Forged) }
     }
@@ -113,14 +114,14 @@ impl PayloadKey {
     }
 }
 
-/// Splits a fixed field off the front of a message.
+/// Splits a field of fixed length off the front of a message.
 pub(super) fn field<'a, const N: usize>(message: &mut &'a [u8]) -> Result<&'a [u8; N], HandshakeError> {
     let (field, rest) = message.split_first_chunk().ok_or(HandshakeError::Malformed)?;
     *message = rest;
     Ok(field)
 }
 
-/// Splits the type off the front of a message; it must be the one this version knows.
+/// Splits the type off the front of a message and checks that it is [`TYPE_X25519`].
 pub(super) fn expect_type(message: &mut &[u8]) -> Result<(), HandshakeError> {
     match u16::from_be_bytes(*field(message)?) {
         TYPE_X25519 => Ok(()),

@@ -1,4 +1,4 @@
-//! One request and its response.
+//! One HTTPS request and its response, as a state machine without I/O.
 
 use core::{
     cell::RefCell,
@@ -29,29 +29,30 @@ use crate::delegated::{
     message::{HttpRequest, MAX_FIELDS, MAX_HEAD_LEN, MessageError},
 };
 
-/// Bytes of a body that wait to be asked for; beyond it nothing more is read.
+/// Largest buffered part of a body; beyond it reading stops until it is taken.
 const MOST_WAITING: usize = 64 << 10;
 
-/// What came.
+/// An event of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The head of the response, once.
     Head {
         /// A final status, 200 to 599.
         status: u16,
-        /// Names in lower case, without those that concern neighbours or are there to be remembered.
+        /// Names in lower case, without hop-by-hop fields and fields that set state.
         fields: Vec<(String, Vec<u8>)>,
     },
-    /// The next piece of its body.
+    /// The next piece of the body.
     Body(Vec<u8>),
-    /// It is whole; nothing follows.
+    /// The response is complete; no events follow.
     End,
 }
 
-/// One request and its response, with the TLS beneath.
+/// One request and its response, with TLS beneath.
 ///
-/// **Drain contract.** After [`Self::new`], and after whatever is handed in, call [`Self::poll_event`] until it gives `None`, and
-/// [`Self::poll_transmit`] until it does; and again, since room in the one may have made something for the other.
+/// **Drain contract.** After [`Self::new`] and after each input, call [`Self::poll_event`] until it returns `None`,
+/// then [`Self::poll_transmit`] until it returns `None`. Repeat both until neither returns anything, because each may
+/// make room for the other.
 pub struct Exchange {
     tls: Rc<RefCell<Tls>>,
     told: Rc<RefCell<VecDeque<Event>>>,
@@ -65,10 +66,11 @@ pub struct Exchange {
 type Work = Pin<Box<dyn Future<Output = Result<(), HttpsError>>>>;
 
 impl Exchange {
-    /// A request to `url`, as a browser's `URL` writes it, with those of `fields` that may pass and those that all requests have.
+    /// A request to `url`, as a browser's `URL` serialises it. Of `fields`, only the permitted ones are sent, with
+    /// those that all requests have.
     ///
     /// # Errors
-    /// When the address, the method or a field can't be.
+    /// When the URL, the method or a field is not allowed.
     pub fn new(
         trust: &Trust,
         method: &str,
@@ -91,50 +93,50 @@ impl Exchange {
         Ok(Self { tls, told, work, outcome: Ok(()), awake, host, port })
     }
 
-    /// The host that the stream must lead to, an IPv6 address without brackets.
+    /// The host of the stream, an IPv6 address without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// And the port.
+    /// The port of the stream.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// The stream has brought `bytes`.
+    /// Takes `bytes` received from the stream.
     pub fn handle_received(&mut self, bytes: &[u8]) {
         if let Ok(mut tls) = self.tls.try_borrow_mut() {
             tls.handle_received(bytes);
         }
     }
 
-    /// The stream brings no more.
+    /// The stream has ended.
     pub fn handle_end(&mut self) {
         if let Ok(mut tls) = self.tls.try_borrow_mut() {
             tls.handle_end();
         }
     }
 
-    /// The next bytes to go over the stream.
+    /// The next bytes to send over the stream.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.run();
         let bytes = self.tls.try_borrow_mut().map(|mut tls| tls.take_outgoing()).unwrap_or_default();
         (!bytes.is_empty()).then_some(bytes)
     }
 
-    /// What came next; `None` until the stream brings more.
+    /// The next event; `None` until more bytes are received.
     ///
     /// # Errors
-    /// When there is no response, or no more of it, once all that came before has been given.
+    /// When the response fails or breaks off, after all earlier events have been returned.
     pub fn poll_event(&mut self) -> Result<Option<Event>, HttpsError> {
         self.run();
         let told = self.told.try_borrow_mut().ok().and_then(|mut told| told.pop_front());
         if told.is_some() { Ok(told) } else { self.outcome.map(|()| None) }
     }
 
-    /// Lets hyper go as far as it can.
+    /// Polls hyper until it makes no progress.
     fn run(&mut self) {
         let waker = Waker::from(Arc::clone(&self.awake));
         let mut context = Context::from_waker(&waker);
@@ -143,7 +145,7 @@ impl Exchange {
             match work.as_mut().poll(&mut context) {
                 Poll::Ready(outcome) => {
                     self.work = None;
-                    // What went wrong beneath is why the rest did.
+                    // An error of the TLS layer is the cause of hyper's error.
                     let beneath = self.tls.try_borrow().ok().and_then(|tls| tls.failure());
                     self.outcome = outcome.map_err(|error| beneath.unwrap_or(error));
                 }
@@ -154,7 +156,7 @@ impl Exchange {
     }
 }
 
-/// Whether the work has woken itself.
+/// Whether the future has woken itself.
 #[derive(Default)]
 struct Awake(AtomicBool);
 
@@ -164,7 +166,7 @@ impl Wake for Awake {
     }
 }
 
-/// The request as an origin gets it: origin form, `Host` from the address (RFC 9112 §3.2.2).
+/// The request for the origin server: origin form, `Host` from the URL (RFC 9112 §3.2.2).
 fn for_origin(request: HttpRequest) -> Result<Request<Full<Bytes>>, HttpsError> {
     let mut made = Request::builder().method(request.method()).uri(request.path());
     made = made.header(header::HOST, request.authority());
@@ -190,7 +192,7 @@ async fn perform(
         tell(response, &told).await
     });
     let (mut connection, mut going) = (pin!(connection), true);
-    // What goes wrong with the connection shows in the answer.
+    // An error of the connection is also the response's error.
     poll_fn(|context| {
         going = going && connection.as_mut().poll(context).is_pending();
         answered.as_mut().poll(context)
@@ -206,7 +208,7 @@ async fn tell(response: Response<Incoming>, told: &RefCell<VecDeque<Event>>) -> 
     }
     put(told, Event::Head { status, fields: passing(&head.headers) });
     while let Some(frame) = body.frame().await {
-        // Trailers are passed over.
+        // Trailers are ignored.
         let Ok(piece) = frame?.into_data() else { continue };
         put(told, Event::Body(piece.into()));
         poll_fn(|_| if waiting(told) < MOST_WAITING { Poll::Ready(()) } else { Poll::Pending }).await;
@@ -229,7 +231,7 @@ fn waiting(told: &RefCell<VecDeque<Event>>) -> usize {
     told.try_borrow().map(|told| told.iter().map(length).sum()).unwrap_or_default()
 }
 
-/// The fields that pass, as they do from an exit.
+/// The permitted fields, the same as from an exit.
 fn passing(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)

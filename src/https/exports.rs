@@ -1,11 +1,11 @@
-//! What `web/src/umbel/https.ts` calls. Thin: values in, values out.
+//! The exports for `web/src/umbel/https.ts`: thin wrappers.
 
 use js_sys::Uint8Array;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::{Event, Exchange, HttpsError, Trust};
 
-/// Whose certificates count.
+/// The trusted certificate authorities.
 #[wasm_bindgen]
 pub struct HttpsTrust(Trust);
 
@@ -18,7 +18,7 @@ impl HttpsTrust {
         Ok(Self(Trust::new(anchors.iter().map(Vec::as_slice))?))
     }
 
-    /// A request to `url`, which a browser's `URL` has written; `fields` are names and values in turn.
+    /// A request to `url`, as a browser's `URL` serialises it; `fields` alternates names and values.
     pub fn exchange(
         &self,
         method: &str,
@@ -37,19 +37,19 @@ pub struct HttpsExchange(Exchange);
 
 #[wasm_bindgen]
 impl HttpsExchange {
-    /// Where the stream must lead.
+    /// The host of the stream.
     #[wasm_bindgen(getter)]
     pub fn host(&self) -> String {
         self.0.host().to_owned()
     }
 
-    /// And the port.
+    /// The port of the stream.
     #[wasm_bindgen(getter)]
     pub fn port(&self) -> u16 {
         self.0.port()
     }
 
-    /// What the stream has brought; without bytes it brings no more.
+    /// Takes bytes received from the stream; an empty slice means its end.
     pub fn received(&mut self, bytes: &[u8]) {
         match bytes {
             [] => self.0.handle_end(),
@@ -57,16 +57,17 @@ impl HttpsExchange {
         }
     }
 
-    /// What is to go over the stream next, if anything is.
+    /// The next bytes to send over the stream, if there are any.
     pub fn outgoing(&mut self) -> Option<Vec<u8>> {
         self.0.poll_transmit()
     }
 
-    /// What came: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until the stream brings more.
+    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until more
+    /// bytes are received.
     pub fn event(&mut self) -> Result<JsValue, HttpsFailure> {
         Ok(match self.0.poll_event()? {
             Some(Event::Head { status, fields }) => {
-                // Each byte a character, as browsers have it.
+                // One character for each byte, as in browsers' header values.
                 let text = |value: Vec<u8>| value.into_iter().map(char::from).collect();
                 let fields = fields.into_iter().flat_map(|(name, value)| [name, text(value)]).collect();
                 HttpsHead { status, fields }.into()
@@ -83,16 +84,16 @@ impl HttpsExchange {
 pub struct HttpsHead {
     /// 200 to 599.
     pub status: u16,
-    /// Names and values in turn.
+    /// Alternating names and values.
     pub fields: Vec<String>,
 }
 
-/// Why there is no response, or no more of it.
+/// Why a response failed or broke off.
 #[wasm_bindgen(getter_with_clone)]
 pub struct HttpsFailure {
-    /// For programs.
+    /// The kind, for programs.
     pub kind: String,
-    /// For persons.
+    /// The sentence, for the user.
     pub message: String,
 }
 

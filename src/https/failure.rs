@@ -1,46 +1,46 @@
-//! Why an exchange has no response, or no more of it.
+//! Errors of an HTTPS exchange.
 
 use rustls::{CertificateError, Error};
 
-/// Why there is no response, or no more of it, as a sentence for persons. Names nothing of the request.
+/// Why a response failed or broke off, as a sentence for the user. It contains nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpsError {
-    /// A certificate to be trusted is none.
+    /// A certificate given as an anchor is invalid.
     #[error("What should be trusted is no certificate, neither in PEM nor in DER.")]
     Anchor,
-    /// The address is no `https` one of a web server.
+    /// The URL is no valid `https` URL.
     #[error("The address is not one of a web server that is reached by https.")]
     Address,
-    /// The method, or a header field, is none that goes.
+    /// The method or a header field is not allowed.
     #[error("A request can’t have this method, or one of these header fields.")]
     Request,
-    /// The certificate's time is over.
+    /// The certificate has expired.
     #[error("The site’s certificate has expired, or this computer’s clock is wrong. Nothing of the request was sent.")]
     Expired,
-    /// The certificate's time has not begun.
+    /// The certificate is not valid yet.
     #[error(
         "The site’s certificate isn’t valid yet, or this computer’s clock is wrong. Nothing of the request was sent."
     )]
     NotYetValid,
-    /// The certificate is another host's.
+    /// The certificate names another host.
     #[error("The certificate that came is for another site. Nothing of the request was sent.")]
     OtherName,
-    /// Nobody whom we trust vouches for the certificate.
+    /// No trusted authority has issued the certificate.
     #[error("The site’s certificate is vouched for by nobody whom browsers trust. Nothing of the request was sent.")]
     UnknownIssuer,
-    /// The certificate, or the proof that the site holds it, is wrong in another way.
+    /// The certificate, or the proof of its key, is invalid in another way.
     #[error("The site’s certificate doesn’t prove who it is. Nothing of the request was sent.")]
     Certificate,
     /// The site ended TLS with an alert.
     #[error("The site refused or broke off TLS.")]
     Alert,
-    /// The site speaks no TLS that is good enough.
+    /// The site supports no accepted version or cipher suite of TLS.
     #[error("The site speaks no TLS that is good enough: 1.2 or 1.3.")]
     Incompatible,
-    /// What came is no TLS, or was changed on the way.
+    /// The received bytes are no TLS, or were modified.
     #[error("What came is not TLS, or was changed on the way.")]
     NotTls,
-    /// What came is no HTTP, or its head is larger than it may be.
+    /// The received bytes are no HTTP, or the head is too large.
     #[error("What came is not an answer in HTTP, or its head is too large.")]
     NotHttp,
     /// The stream ended before the response did.
@@ -49,7 +49,7 @@ pub enum HttpsError {
 }
 
 impl HttpsError {
-    /// What kind of failure; the names are `UmbelError.kind` of `web/src/umbel/failure.ts`.
+    /// The kind of the failure; the names are `UmbelError.kind` of `web/src/umbel/failure.ts`.
     #[must_use]
     pub const fn kind(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Exchanges with a real TLS server in memory, and with what is none.
+//! Exchanges with a real TLS server in memory, and with invalid input.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,7 +12,7 @@ use super::*;
 const HOST: &str = "site.example";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
-/// A root of the test's own.
+/// A root certificate of the test.
 struct Root {
     pem: String,
     der: Vec<u8>,
@@ -20,7 +20,7 @@ struct Root {
 }
 
 impl Root {
-    /// One that is called `name`.
+    /// A root called `name`.
     fn new(name: &str) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
@@ -36,7 +36,7 @@ impl Root {
         Trust::new([self.pem.as_bytes()]).unwrap()
     }
 
-    /// A server with a certificate of this root's.
+    /// A server with a certificate issued by this root.
     fn site(&self, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Site {
         self.site_of(rustls::DEFAULT_VERSIONS, change)
     }
@@ -63,7 +63,7 @@ impl Root {
 /// The server's end.
 struct Site {
     tls: ServerConnection,
-    /// What it was sent, opened.
+    /// The decrypted bytes that the server received.
     heard: Vec<u8>,
 }
 
@@ -71,7 +71,7 @@ impl Site {
     fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             self.tls.read_tls(&mut bytes).unwrap();
-            // A client that goes away may say so.
+            // A client that closes may send an alert.
             let _ = self.tls.process_new_packets();
             let _ = self.tls.reader().read_to_end(&mut self.heard);
         }
@@ -102,7 +102,7 @@ impl Site {
 
 type Head = (u16, Vec<(String, Vec<u8>)>);
 
-/// What came of an exchange.
+/// The result of an exchange.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Came {
     head: Option<Head>,
@@ -112,7 +112,7 @@ struct Came {
 }
 
 impl Came {
-    /// Takes all that there is.
+    /// Takes all events.
     fn take(&mut self, exchange: &mut Exchange) {
         loop {
             match exchange.poll_event() {
@@ -130,7 +130,7 @@ fn exchange(trust: &Trust, method: &str, body: &[u8]) -> Exchange {
     Exchange::new(trust, method, &format!("https://{HOST}/path?query"), [], body.to_vec()).unwrap()
 }
 
-/// Lets both talk until neither has more to say.
+/// Passes bytes both ways until neither side has output.
 fn talk(exchange: &mut Exchange, site: &mut Site) -> Came {
     let mut came = Came::default();
     loop {
@@ -151,7 +151,7 @@ fn talk(exchange: &mut Exchange, site: &mut Site) -> Came {
     }
 }
 
-/// What comes of a GET that is answered with `plain`, sealed, and then ends, with a farewell or without.
+/// The result of a GET whose response is `plain`, encrypted; `farewell` is whether TLS's close alert follows.
 fn answered(plain: &[u8], farewell: bool) -> Came {
     let root = Root::new("ours");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
@@ -198,7 +198,7 @@ fn bodies_of_megabytes_go_both_ways_and_wait_in_pieces() {
     let root = Root::new("ours");
     let body: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
     let (mut exchange, mut site) = (exchange(&root.trust(), "PUT", &body), root.site(|_| {}));
-    // The sealed bytes that wait are bounded by the room, a write of hyper's and what TLS adds.
+    // The waiting ciphertext is bounded by the buffer, one write of hyper and TLS's overhead.
     while let Some(bytes) = exchange.poll_transmit() {
         assert!(bytes.len() < 1 << 20, "{} bytes at once", bytes.len());
         site.take(&bytes);
@@ -269,11 +269,11 @@ fn anchors_count_in_pem_and_in_der_and_nothing_else_is_one() {
 fn a_body_that_breaks_off_is_no_end_with_a_length_or_without() {
     let cases: [(&[u8], bool, bool); 8] = [
         (OK, true, true),
-        // All of it came, by its own length.
+        // Complete by its length.
         (OK, false, true),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello", true, false),
         (b"HTTP/1.1 200 OK\r\n\r\nhello", true, true),
-        // Without TLS's farewell somebody between may have cut it.
+        // Without TLS's close alert, an attacker may have truncated it.
         (b"HTTP/1.1 200 OK\r\n\r\nhello", false, false),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", true, false),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n\r\n", true, false),
@@ -336,7 +336,7 @@ fn what_is_no_tls_fails_and_gets_nothing_of_the_request() {
         let mut told = Came::default();
         told.take(&mut exchange);
         assert_eq!(told, Came { failure: Some(expected), ..Came::default() });
-        // Nothing but an alert in the clear.
+        // Only an unencrypted alert.
         assert!(exchange.poll_transmit().is_none_or(|bytes| bytes.len() == 7 && bytes[0] == 21));
         exchange.handle_received(came);
         told.take(&mut exchange);
@@ -388,7 +388,7 @@ fn more_than_was_asked_for_is_not_kept() {
     talk(&mut exchange, &mut site);
     let head = site.says(b"HTTP/1.1 200 OK\r\n\r\n");
     exchange.handle_received(&head);
-    // Handed on without an event asked for.
+    // Passed on without polling events.
     for _ in 0..200 {
         exchange.handle_received(&site.says(&[0; 16 << 10]));
     }

@@ -1,4 +1,4 @@
-//! The TLS beneath an exchange's HTTP: what hyper reads from and writes to.
+//! The TLS layer of an exchange: hyper reads from it and writes to it.
 
 use core::{
     cell::RefCell,
@@ -17,30 +17,30 @@ use rustls::{ClientConnection, pki_types::ServerName};
 use super::{HttpsError, Trust};
 use crate::delegated::message::MAX_HEAD_LEN;
 
-/// Sealed bytes that wait to be taken, at the most, beside what one write makes of its own; beyond it nothing is written.
+/// Largest buffered ciphertext to send, plus the output of one write; beyond it writes are pending.
 const MOST_OUTGOING: usize = 64 << 10;
-/// Sealed bytes that wait to be read. Whoever hands on more hasn't asked for events in between.
+/// Largest buffered ciphertext received. More than this means that the caller did not poll events.
 const MOST_RECEIVED: usize = 1 << 20;
-/// Sealed bytes that are opened for the head of the response, the handshake among them: hints that go before a head, and TLS's tickets,
-/// are passed over beneath us and without a limit of their own.
+/// Ciphertext decrypted before the response's head, including the handshake. Informational responses and TLS tickets
+/// are skipped by the layers below without a limit.
 const MOST_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
-/// Plain bytes that are read at a time.
+/// Plaintext bytes read at a time.
 const PIECE: usize = 16 << 10;
 
-/// A TLS connection between what a stream brings and what goes over it.
+/// A TLS connection over a stream.
 pub(super) struct Tls {
     connection: ClientConnection,
     received: BytesMut,
-    /// The stream brings no more.
+    /// The stream has ended.
     ended: bool,
     outgoing: Vec<u8>,
     failure: Option<HttpsError>,
-    /// Sealed bytes that may yet be opened before the head has come; `None` since then.
+    /// Ciphertext bytes that may still be decrypted before the head is received; `None` afterwards.
     before_head: Option<usize>,
 }
 
 impl Tls {
-    /// One to `host`, a name or an address, with its first message to be sent.
+    /// A connection to `host`, a name or an address, with its first message ready to send.
     pub(super) fn new(trust: &Trust, host: &str) -> Result<Self, HttpsError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| HttpsError::Address)?;
         let connection = ClientConnection::new(trust.config(), name).map_err(|error| HttpsError::from(&error))?;
@@ -62,32 +62,32 @@ impl Tls {
         self.ended = true;
     }
 
-    /// What is to be sent now.
+    /// The bytes to send.
     pub(super) fn take_outgoing(&mut self) -> Vec<u8> {
         core::mem::take(&mut self.outgoing)
     }
 
-    /// What went wrong in TLS, if anything did.
+    /// The TLS error, if there is one.
     pub(super) const fn failure(&self) -> Option<HttpsError> {
         self.failure
     }
 
-    /// The head of the response has come.
+    /// The head of the response has been received.
     pub(super) const fn handle_head(&mut self) {
         self.before_head = None;
     }
 
-    /// Moves what rustls has to send.
+    /// Takes ciphertext from rustls.
     fn seal(&mut self) {
         while self.connection.wants_write() && self.connection.write_tls(&mut self.outgoing).is_ok() {}
     }
 
-    /// Opens some of what came; false if there is nothing to open.
+    /// Decrypts some received bytes; returns false if there are none.
     fn open(&mut self) -> io::Result<bool> {
         if self.failure.is_some() || (self.received.is_empty() && !self.ended) {
             return self.failure.map_or(Ok(false), |_| Err(broken()));
         }
-        // At the end this reads nothing, and tells rustls so.
+        // At the end this reads nothing, which signals the end to rustls.
         let mut rest = &self.received[..];
         let read = self.connection.read_tls(&mut rest)?;
         self.received.advance(read);
@@ -99,7 +99,7 @@ impl Tls {
             }
         }
         let outcome = self.connection.process_new_packets();
-        // Answers of the handshake, and what a failure tells the other end.
+        // Responses of the handshake, and the alert after an error.
         self.seal();
         if let Err(error) = outcome {
             self.failure = Some(HttpsError::from(&error));
@@ -112,7 +112,7 @@ impl Tls {
         loop {
             match self.connection.reader().read(plain) {
                 Ok(read) => return Poll::Ready(Ok(read)),
-                // Ended without TLS's own farewell: whoever is between could have cut it off.
+                // Ended without TLS's close alert: an attacker may have truncated it.
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
                 Err(_) => {}
             }
@@ -127,7 +127,7 @@ impl Tls {
     }
 
     fn write(&mut self, plain: &[u8]) -> Poll<io::Result<usize>> {
-        // Until the other end has proved who it is nothing is taken, not even to be kept.
+        // Until the server is authenticated, no plaintext is accepted, not even for buffering.
         while self.connection.is_handshaking() {
             let told = self.ended && self.received.is_empty();
             match self.open() {
@@ -153,7 +153,7 @@ fn broken() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// A [`Tls`] for hyper. It wakes nobody: whoever hands something to an exchange polls it again.
+/// A [`Tls`] for hyper. It wakes no task: the exchange is polled again after each input.
 pub(super) struct Ends(pub(super) Rc<RefCell<Tls>>);
 
 impl Ends {

@@ -1,4 +1,4 @@
-//! Whom to believe.
+//! Trust anchors for TLS certificates.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use rustls::{
 
 use super::HttpsError;
 
-/// What a file of certificates in PEM holds, perhaps behind a comment.
+/// The beginning of a PEM block, possibly after a comment.
 const PEM: &[u8] = b"-----BEGIN ";
 
-/// Whose word certificates count by: Mozilla's roots, and anchors that were named. Cheap to clone.
+/// The trusted issuers: Mozilla's roots, and named anchors. A clone is cheap.
 #[derive(Clone, Debug)]
 pub struct Trust(Arc<ClientConfig>);
 

@@ -1,10 +1,10 @@
-//! HTTP messages as bytes on a stream: Binary HTTP (RFC 9292), indeterminate length.
+//! Reader and writer of Binary HTTP messages (RFC 9292, indeterminate length) on a stream.
 //!
-//! Delegated requests and their responses cross the overlay so. The head is read into a buffer of its own, of limited size,
-//! and decoded by the `bhttp` crate; the content is passed on piece by piece, so that a large body takes no more memory than a
-//! small one and pressure reaches its source. Trailers are read and dropped. Governed by `proto/09-delegated.md`, "HTTP".
-//! What is read comes from an attacker: every length is checked before there is room made for it, and a message that
-//! breaks off is an error and never an end.
+//! Delegated requests and their responses cross the overlay in this format. The head is read into a separate buffer
+//! of limited size and decoded by the `bhttp` crate. Content is forwarded in pieces, so that a large body takes no
+//! more memory than a small one and backpressure reaches its source. Trailers are read and dropped. Governed by
+//! `proto/09-delegated.md`, "HTTP". The sender is not trusted: every length is checked before memory is allocated for
+//! it, and a truncated message is an error, never an end.
 
 #[cfg(test)]
 mod tests;
@@ -33,31 +33,31 @@ use tokio::{
     time::timeout,
 };
 
-/// Bytes of a head, informational responses before it included; also of the trailers.
+/// Maximum bytes of a head with the informational responses before it; also of the trailers.
 pub(crate) const MAX_HEAD_LEN: usize = 64 * 1024;
-/// Fields of a head.
+/// Maximum fields of a head.
 pub(crate) const MAX_FIELDS: usize = 128;
-/// Bytes that one piece of a body has at the most.
+/// Maximum bytes of one piece of a body.
 const PIECE: usize = 16 * 1024;
-/// Pieces that wait between who reads a body and who takes it.
+/// Pieces queued between the reader and the consumer of a body.
 const WAITING_PIECES: usize = 4;
 
 const REQUEST: u64 = 2;
 const RESPONSE: u64 = 3;
 
-/// Why a message can't be read or written.
+/// The reason why a message can't be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
-    /// It ended before its end, or the stream failed.
+    /// The message is truncated, or the stream failed.
     #[error("the message broke off")]
     Broken,
-    /// It is none.
+    /// The bytes are no Binary HTTP message.
     #[error("not a binary HTTP message: {0}")]
     Malformed(&'static str),
-    /// It is longer than it may be.
+    /// The message exceeds a limit.
     #[error("the message is too large")]
     TooLarge,
-    /// Who was to send its body failed.
+    /// The source of the body failed.
     #[error("the message's body broke off at its source")]
     Source,
 }
@@ -74,10 +74,10 @@ impl From<bhttp::Error> for MessageError {
     }
 }
 
-/// Reads a request's head, all before its content.
+/// Reads a request up to its content.
 ///
 /// # Errors
-/// When it breaks off, is too large, or is none.
+/// When the head is truncated, too large or malformed.
 pub(crate) async fn read_request(reader: &mut (impl AsyncRead + Unpin)) -> Result<Request<()>, MessageError> {
     let mut head = HeadReader::new(reader);
     head.kind(REQUEST).await?;
@@ -103,10 +103,10 @@ pub(crate) async fn read_request(reader: &mut (impl AsyncRead + Unpin)) -> Resul
     Ok(request)
 }
 
-/// Reads a response's head, all before its content. Informational responses before it are dropped.
+/// Reads a response up to its content. Informational responses before it are dropped.
 ///
 /// # Errors
-/// When it breaks off, is too large, or is none.
+/// When the head is truncated, too large or malformed.
 pub(crate) async fn read_response(reader: &mut (impl AsyncRead + Unpin)) -> Result<Response<()>, MessageError> {
     let mut head = HeadReader::new(reader);
     head.kind(RESPONSE).await?;
@@ -137,7 +137,7 @@ fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
     }
     let mut headers = HeaderMap::with_capacity(section.len());
     for field in section.iter() {
-        // Upper case is not allowed (RFC 9292 §3.6), nor is anything that a name or a value in HTTP/1.1 must not hold.
+        // RFC 9292 §3.6 forbids upper case. Names and values must also be valid in HTTP/1.1.
         let name = HeaderName::from_lowercase(field.name()).map_err(|_| MessageError::Malformed("a field's name"))?;
         let value = HeaderValue::from_bytes(field.value()).map_err(|_| MessageError::Malformed("a field's value"))?;
         headers.append(name, value);
@@ -145,10 +145,10 @@ fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
     Ok(headers)
 }
 
-/// The head of `request`, whose address is absolute.
+/// The encoded head of `request`, whose URL must be absolute.
 ///
 /// # Errors
-/// When the address isn't, or the head is too large.
+/// When the URL isn't absolute, or the head is too large.
 pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageError> {
     let uri = request.uri();
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
@@ -163,10 +163,10 @@ pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageEr
     head(REQUEST, &control, request.headers())
 }
 
-/// The head of `response`.
+/// The encoded head of `response`.
 ///
 /// # Errors
-/// When it is too large, or its status none that is final.
+/// When the head is too large, or the status isn't final.
 pub(crate) fn response_head<B>(response: &Response<B>) -> Result<Vec<u8>, MessageError> {
     let status = StatusCode::try_from(response.status().as_u16())?;
     if status.informational() {
@@ -190,10 +190,10 @@ fn head(kind: u64, control: &ControlData, headers: &HeaderMap) -> Result<Vec<u8>
     Ok(bytes)
 }
 
-/// Sends all of `body` and the end of the message.
+/// Writes all of `body` and the end of the message.
 ///
 /// # Errors
-/// When the body fails, is longer than `cap`, or the stream fails or takes no piece for as long as `stall`.
+/// When the body fails or is longer than `cap` bytes, or the stream fails or accepts no piece within `stall`.
 pub(crate) async fn write_content<B>(
     writer: &mut (impl AsyncWrite + Unpin),
     body: B,
@@ -225,15 +225,15 @@ where
             data.advance(sent);
         }
     }
-    // The end of the content, and of no trailers.
+    // The end of the content, and of the empty trailers.
     timeout(stall, writer.write_all(&[0, 0])).await.map_err(|_| MessageError::Broken)??;
     Ok(())
 }
 
-/// A whole message as the body of another: what a stream takes by [`write_content`], for who is asked piece by piece.
+/// A message encoded as an HTTP body: the same bytes as [`write_content`] writes, for consumers that poll.
 #[derive(Debug)]
 pub(crate) struct Encoded<B> {
-    /// Head, then the end.
+    /// The next bytes to return: the head, a chunk or the end.
     due: Option<Bytes>,
     body: Option<Pin<Box<B>>>,
 }
@@ -283,28 +283,28 @@ where
 #[derive(Debug)]
 pub(crate) struct Content<R> {
     reader: R,
-    /// Of the chunk under way.
+    /// Bytes left of the current chunk.
     left: u64,
-    /// What may still come.
+    /// Bytes that later chunks may still have in total.
     cap: u64,
     begun: bool,
     ended: bool,
 }
 
 impl<R: AsyncRead + Unpin> Content<R> {
-    /// Of at most `cap` bytes.
+    /// The content that `reader` continues with, of at most `cap` bytes.
     pub(crate) const fn new(reader: R, cap: u64) -> Self {
         Self { reader, left: 0, cap, begun: false, ended: false }
     }
 
-    /// The next piece; none at the end of the message, trailers included, which must be the stream's end too.
+    /// The next piece; `None` at the end of the message. The message, with its trailers, must end with the stream.
     ///
     /// # Errors
-    /// When the message breaks off or is too large. Then there is no more.
+    /// When the message is truncated or too large. No piece follows an error.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, MessageError> {
         if self.left == 0 && !self.ended {
             match HeadReader::new(&mut self.reader).varint().await? {
-                // The message may end after its head when there is nothing else (RFC 9292 §3.8).
+                // The message may end after its head if it has no content and no trailers (RFC 9292 §3.8).
                 None if self.begun => return Err(MessageError::Broken),
                 None => self.ended = true,
                 Some(0) => {
@@ -335,21 +335,21 @@ impl<R: AsyncRead + Unpin> Content<R> {
     }
 }
 
-/// A body that comes from elsewhere, piece by piece.
+/// A body whose pieces come through a [`Pipe`].
 #[derive(Debug)]
 pub(crate) struct Piped {
     pieces: mpsc::Receiver<Result<Bytes, MessageError>>,
-    /// Read ahead.
+    /// The first piece, already read.
     first: Option<Bytes>,
-    /// What is left of it, if that is known.
+    /// Bytes left, if known.
     left: Option<u64>,
 }
 
-/// Where the pieces of a [`Piped`] go.
+/// The sending end of a [`Piped`] body.
 pub(crate) type Pipe = mpsc::Sender<Result<Bytes, MessageError>>;
 
 impl Piped {
-    /// A body and its other end; `first` is its first piece, none if it has no content at all.
+    /// A body and its sending end; `first` is its first piece, `None` if the body is empty.
     pub(crate) fn new(first: Option<Bytes>) -> (Pipe, Self) {
         let (sender, pieces) = mpsc::channel(WAITING_PIECES);
         let left = first.is_none().then_some(0);
@@ -359,20 +359,20 @@ impl Piped {
     /// A body of one piece.
     pub(crate) fn whole(piece: Bytes) -> Self {
         let left = piece.len().try_into().ok();
-        // Nothing follows, for the other end is gone.
+        // No piece follows, because the sending end is dropped.
         let (_, body) = Self::new(Some(piece).filter(|piece| !piece.is_empty()));
         Self { left, ..body }
     }
 
-    /// A body of which nothing has been read yet, and its other end.
+    /// A body whose first piece isn't read yet, and its sending end.
     pub(crate) fn unread() -> (Pipe, Self) {
         let (sender, pieces) = mpsc::channel(WAITING_PIECES);
         (sender, Self { pieces, first: None, left: None })
     }
 }
 
-/// Moves what is left of `content` into `pipe`, up to its end or failure, which is told there, or until nobody takes it. A
-/// piece that doesn't come for as long as `patience` is a failure.
+/// Moves the rest of `content` into `pipe` until the end, a failure (which is sent there too), or the body is
+/// dropped. A piece that takes longer than `patience` is a failure.
 pub(crate) async fn fill<R>(content: &mut Content<R>, pipe: Pipe, patience: Duration) -> Result<(), MessageError>
 where
     R: AsyncRead + Unpin,
@@ -415,12 +415,12 @@ impl Body for Piped {
     }
 }
 
-/// The message that a body belongs to broke off.
+/// The error of a body whose message is truncated or malformed.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error(transparent)]
 pub(crate) struct PipedError(pub(crate) MessageError);
 
-/// Reads parts of a message and keeps their bytes for the decoder, up to a cap.
+/// Reads parts of a message and collects their bytes for the decoder, up to a cap.
 struct HeadReader<'a, R> {
     reader: &'a mut R,
     bytes: Vec<u8>,
@@ -431,14 +431,14 @@ impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
         Self { reader, bytes: Vec::new() }
     }
 
-    /// What kind of message begins here, which isn't kept.
+    /// Reads the kind of the message and drops its bytes. Fails unless it is `wanted`.
     async fn kind(&mut self, wanted: u64) -> Result<(), MessageError> {
         let kind = self.varint().await?.ok_or(MessageError::Broken)?;
         self.bytes.clear();
         if kind == wanted { Ok(()) } else { Err(MessageError::Malformed("not the kind of message that is due")) }
     }
 
-    /// A variable-length integer (RFC 9000 §16); none if nothing more comes.
+    /// Reads a variable-length integer (RFC 9000 §16); `None` at the end of the stream.
     async fn varint(&mut self) -> Result<Option<u64>, MessageError> {
         let mut first = [0];
         if self.reader.read(&mut first).await? == 0 {
@@ -456,7 +456,7 @@ impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
         Ok(Some(value))
     }
 
-    /// A length and as many bytes; gives the length.
+    /// Reads a length and as many bytes; returns the length.
     async fn vector(&mut self) -> Result<usize, MessageError> {
         let length = self.varint().await?.ok_or(MessageError::Broken)?;
         let length = usize::try_from(length).map_err(|_| MessageError::TooLarge)?;
@@ -469,7 +469,7 @@ impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
         Ok(length)
     }
 
-    /// A field section.
+    /// Reads a field section.
     async fn fields(&mut self) -> Result<(), MessageError> {
         while self.vector().await? > 0 {
             self.vector().await?;
@@ -477,13 +477,13 @@ impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
         Ok(())
     }
 
-    /// A field section, or the end of the message in its place.
+    /// Reads a field section, or the end of the stream in its place.
     async fn trailers(&mut self) -> Result<(), MessageError> {
         let Some(length) = self.varint().await? else { return Ok(()) };
         if length == 0 {
             return Ok(());
         }
-        // The first name, whose length has just been read.
+        // The first field name, whose length has just been read.
         let length = usize::try_from(length).ok().filter(|length| *length <= MAX_HEAD_LEN);
         self.bytes.resize(length.ok_or(MessageError::TooLarge)?, 0);
         self.reader.read_exact(&mut self.bytes).await?;

@@ -1,16 +1,16 @@
-//! The machine's wall clock, which only documents use.
+//! The machine's wall clock, used for documents only.
 
 use std::time::{Duration, SystemTime};
 
 use crate::base::WallTime;
 
-/// The time of the machine's clock; a clock before 1970 gives 1970.
+/// The machine's wall clock; a time before 1970 gives 1970.
 #[must_use]
 pub fn wall_time() -> WallTime {
     WallTime::from_unix(since_epoch().as_secs())
 }
 
-/// The same in milliseconds since the Unix epoch, as gateways' reports carry it.
+/// The wall clock in milliseconds since the Unix epoch, the unit of gateways' reports.
 #[must_use]
 pub fn wall_milliseconds() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)

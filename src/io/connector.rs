@@ -1,6 +1,6 @@
-//! What the listeners for applications need of the client: streams and answers, for a target and an isolation.
+//! The interface between listeners and client: [`Connector`] opens streams and resolves names under an isolation.
 //!
-//! The client's assembly implements [`Connector`]; SOCKS and the HTTP proxy are generic over it, and so are their tests.
+//! The client's assembly implements [`Connector`]. The SOCKS and HTTP proxy ports are generic over it, as are tests.
 
 use core::{fmt, future::Future, time::Duration};
 
@@ -14,9 +14,9 @@ use crate::{
 
 use super::stream::Stream;
 
-/// What must not share a circuit with anything else: streams of different isolations never do.
+/// The isolation of a stream: streams of different isolations never share a circuit.
 ///
-/// A digest of the listener and the credentials an application gave, so that no credentials are kept. Prints
+/// A digest of the listener and the application's credentials, so that the credentials aren't stored. Prints
 /// redacted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Isolation([u8; 32]);
@@ -33,7 +33,7 @@ impl Isolation {
         Self(digest.finalize().into())
     }
 
-    /// The isolation of those who gave no credentials at `listener`.
+    /// The isolation of applications without credentials at `listener`.
     #[must_use]
     pub fn of_listener(listener: &str) -> Self {
         Self::new(listener, &[], &[])
@@ -52,13 +52,13 @@ impl fmt::Debug for Isolation {
     }
 }
 
-/// Why a stream could not be opened, or a question not be answered.
+/// The reason why a stream could not be opened or a name not resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The overlay was reached, and this is what the exit said, or the client in its place.
+    /// The exit, or the client in its place, gave this reason.
     #[error("{}", reason_text(*.0))]
     Ended(EndReason),
-    /// The client has no consensus or no circuit yet, or none any more.
+    /// The client has no valid consensus or no circuit.
     #[error("the client has no circuit through the overlay yet")]
     NotReady,
     /// The client is shutting down.
@@ -72,7 +72,7 @@ impl From<EndReason> for ConnectError {
     }
 }
 
-/// What a stream's end means, in words for a person.
+/// A message for users that explains the end of a stream.
 #[must_use]
 pub const fn reason_text(reason: EndReason) -> &'static str {
     match reason {
@@ -88,14 +88,14 @@ pub const fn reason_text(reason: EndReason) -> &'static str {
     }
 }
 
-/// A request on its way: the stream to the exit that performs it, open at once.
+/// A delegated request: the stream to the exit that performs it, open at once.
 #[derive(Debug)]
 pub struct Delegated {
-    /// To the exit's service.
+    /// The stream to the exit's service.
     pub stream: Stream,
-    /// The way it takes, the guard first, the exit last.
+    /// The circuit's path, from guard to exit.
     pub path: Vec<Hop>,
-    /// The exit carries streams of this client too, for no other offers the same.
+    /// Whether the exit also carries other streams of this client, because no other exit offers the service.
     pub shared_exit: bool,
 }
 
@@ -104,7 +104,7 @@ pub struct Delegated {
 pub struct Hop {
     /// The relay.
     pub relay: RelayId,
-    /// What building the circuit to it took, from its first cell to its answer.
+    /// The time to add this hop when the circuit was built, from the first cell to the answer.
     pub took: Duration,
 }
 
@@ -112,30 +112,30 @@ pub struct Hop {
 pub trait Connector: Clone + Send + Sync + 'static {
     /// Opens a stream to `target`, on a circuit that carries no other isolation.
     ///
-    /// Dropping the future gives the stream up.
+    /// Dropping the future cancels the stream.
     ///
     /// # Errors
-    /// When no circuit can be had, or the exit could not connect.
+    /// When there is no circuit, or the exit could not connect.
     fn connect(
         &self,
         target: Target,
         isolation: Isolation,
     ) -> impl Future<Output = Result<Stream, ConnectError>> + Send;
 
-    /// Asks an exit for the addresses of a name, or for the names of an address.
+    /// Resolves a name to addresses, or an address to names, at an exit.
     ///
     /// # Errors
-    /// When no circuit can be had, or the exit has no answer.
+    /// When there is no circuit, or the exit has no answer.
     fn resolve(
         &self,
         host: Host,
         isolation: Isolation,
     ) -> impl Future<Output = Result<Vec<Answer>, ConnectError>> + Send;
 
-    /// Has a request performed by an exit that offers it and is none of `not_by`, over a circuit of its own.
+    /// Opens a delegated stream to an exit that offers `delegation` and isn't in `not_by`, over a separate circuit.
     ///
     /// # Errors
-    /// When no circuit can be had; `Ended(Policy)` when no other exit offers it.
+    /// When there is no circuit; `Ended(Policy)` when no other exit offers it.
     fn delegate(
         &self,
         delegation: Delegation,

@@ -1,9 +1,9 @@
-//! What an exit does on clients' behalf: it performs their requests, within limits, and tells what it offers.
+//! Delegated requests at an exit: performs searches and HTTP requests of clients, within limits.
 //!
-//! [`Delegate`] owns the limits and what the operator offers; the exit hands it each delegated stream, and the task that
-//! does so is all that a request has. Governed by `proto/09-delegated.md`. Clients are not trusted: what they may ask for is
-//! what the operator offers, sizes, times and rates are capped, and a request that leaves carries nothing about who sent it.
-//! Nothing of a request is ever logged.
+//! [`Delegate`] owns the limits and the operator's offer. The exit passes each delegated stream to it, in one task
+//! for each request. Governed by `proto/09-delegated.md`. Clients are not trusted: they may request only what the
+//! operator offers; sizes, times and rates are capped; a request that leaves the exit has nothing that identifies its
+//! sender. Requests are never logged.
 
 pub(crate) mod engines;
 pub(crate) mod fields;
@@ -20,7 +20,7 @@ use crate::delegated::{Offer, Service};
 
 use self::{http::Http, limits::Limits, search::Search};
 
-/// An exit's services.
+/// The services of an exit.
 #[derive(Debug)]
 pub(crate) struct Delegate {
     search: Search,
@@ -33,17 +33,17 @@ impl Delegate {
         Self { search, http, limits }
     }
 
-    /// What it offers, for the descriptor.
+    /// The engines and requests that the exit offers, for the descriptor.
     pub(crate) fn offer(&self) -> Offer {
         Offer { engines: self.search.engines(), requests: self.http.offer() }
     }
 
-    /// Waits until it offers more than before. For one that waits.
+    /// Waits until the offer grows. At most one task may wait.
     pub(crate) async fn offer_grown(&self) {
         self.search.grown().await;
     }
 
-    /// Does what comes over `stream`, one of those of the circuit numbered `circuit`, and answers there.
+    /// Performs the request that comes over `stream`, and answers there. `circuit` is the number of its circuit.
     pub(crate) async fn serve<S>(&self, service: Service, circuit: u64, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -58,7 +58,7 @@ impl Delegate {
         }
     }
 
-    /// Says in the log once an hour what was refused and how often, and keeps the engines' descriptions fresh, for ever.
+    /// Logs counts of refusals once an hour and refreshes the engines' descriptions, for ever.
     pub(crate) async fn keep(&self) {
         tokio::join!(self.limits.report(), self.search.keep_fresh());
     }

@@ -1,9 +1,9 @@
-//! What a node does with directories: hands in what it has to say, fetches the consensus and the volunteer list, and keeps
-//! the former on disk.
+//! The client of directories over HTTP: publishes a node's documents, fetches the consensus and the volunteer list.
 //!
-//! Owns the HTTP client, the entity tags and the cache file. Driven by the node, or on its own by [`DirectoryClient::follow`].
-//! Governed by `proto/07-directory.md`, "HTTP". Whoever answers as a directory is not trusted: lengths and times are
-//! capped, a consensus counts only by the authorities' signatures and never gives way to an older one.
+//! Owns the HTTP client, the entity tags and the cache file of the consensus. Driven by the node's calls or by
+//! [`DirectoryClient::follow`]. Governed by `proto/07-directory.md`, "HTTP". Directories are not trusted: lengths and
+//! times are capped. A consensus is accepted only with the authorities' signatures, and never replaced by an older
+//! one.
 
 mod document;
 
@@ -27,73 +27,73 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 const POST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Bytes that are read of a refusal's text.
+/// Bytes read of a refusal's text.
 const MAX_REASON_LEN: usize = 200;
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-/// Bytes of an answer to a registration that are read.
+/// Maximum bytes of the answer to a registration.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
-/// The wall clock may be set, so it is looked at again at least so often.
+/// Longest wait before the wall clock is read again, since the clock may be set.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Which directories and whom to believe.
+/// The directories to use and the authorities to trust.
 #[derive(Clone, Debug)]
 pub struct DirectoryConfig {
-    /// Base URLs of directories, `http` or `https`; asked in turn.
+    /// Base URLs of directories, `http` or `https`; tried in order.
     pub directories: Vec<String>,
-    /// The authorities' keys; more than half must have signed a consensus.
+    /// The authorities' keys; more than half of them must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
-    /// Where the last consensus is kept, if it is.
+    /// The cache file of the last consensus; `None` for no cache.
     pub cache: Option<PathBuf>,
 }
 
-/// Why a directory's answer is not used. The text names no host.
+/// The reason why a directory's answer is not used. The text names no host.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    /// The configuration names no directory, or one that is no `http` or `https` URL.
+    /// The configuration has no directory, or a URL that isn't `http` or `https`.
     #[error("\"{0}\" is no directory: name at least one, as in http://192.0.2.1:9360")]
     Url(String),
-    /// The HTTP client can't be made.
+    /// The HTTP client can't be created.
     #[error("no HTTP client: {0}")]
     Client(String),
-    /// The directory can't be reached, or the transfer broke off.
+    /// The directory is unreachable, or the transfer was cut off.
     #[error("the directory can't be reached: {0}")]
     Unreachable(String),
-    /// It has no such document yet.
+    /// The directory doesn't have this document yet.
     #[error("the directory has none yet")]
     NoneYet,
-    /// It has nothing newer than the document in use, which is no longer fresh.
+    /// The directory has no newer document, and the one in use is no longer fresh.
     #[error("the directory has nothing newer, though the one in use is no longer fresh")]
     NothingNewer,
-    /// It said that nothing changed, without having been told what is in use.
+    /// The directory answered "not modified" to a request without an entity tag.
     #[error("the directory says that nothing changed, but wasn't asked that")]
     NotAsked,
-    /// It refused; its reason.
+    /// The directory refused the request, with a reason.
     #[error("the directory refused ({status}): {reason}")]
     Refused {
         /// HTTP status code.
         status: u16,
-        /// What it said, shortened, printable.
+        /// The directory's text, shortened, without control characters.
         reason: String,
     },
-    /// The answer is longer than what was asked for can be.
+    /// The answer exceeds the maximum length of such a document.
     #[error("the directory's answer is longer than it can be")]
     TooLong,
-    /// The consensus does not count.
+    /// The consensus is invalid.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),
-    /// The volunteer list does not count.
+    /// The volunteer list is invalid.
     #[error(transparent)]
     Volunteers(#[from] VolunteerListError),
-    /// The answer to a registration is none.
+    /// The answer to a registration is invalid.
     #[error(transparent)]
     Registration(#[from] RegistrationError),
-    /// The answer to a report is none.
+    /// The answer to a report is invalid.
     #[error(transparent)]
     Presence(#[from] PresenceError),
 }
 
 impl From<reqwest::Error> for DirectoryError {
-    /// With the innermost cause, which says most, and without the URL.
+    /// The error with its innermost cause, the most specific one, and without the URL.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let mut innermost: &dyn Error = &error;
@@ -104,11 +104,11 @@ impl From<reqwest::Error> for DirectoryError {
     }
 }
 
-/// A node's view of the directories.
+/// The client of one or more directories.
 pub struct DirectoryClient {
     http: Client,
     directories: Vec<Directory>,
-    /// The directory that is asked first.
+    /// The index, modulo their number, of the directory to try first.
     preferred: usize,
     authorities: Vec<AuthorityId>,
     cache: Option<PathBuf>,
@@ -122,10 +122,10 @@ struct Directory {
     presence: Url,
 }
 
-/// Where a document is.
+/// The URL of a document.
 struct Page {
     url: Url,
-    /// The entity tag of the one in use.
+    /// The entity tag of the document in use.
     etag: Option<header::HeaderValue>,
 }
 
@@ -133,14 +133,14 @@ impl DirectoryClient {
     /// A client of the configured directories.
     ///
     /// # Errors
-    /// When a URL is none, or there is none.
+    /// When a directory's URL is invalid, or there is no directory.
     pub fn new(config: DirectoryConfig) -> Result<Self, DirectoryError> {
         let directories: Vec<Directory> =
             config.directories.iter().map(|url| Directory::new(url)).collect::<Result<_, _>>()?;
         if directories.is_empty() {
             return Err(DirectoryError::Url(String::new()));
         }
-        // No proxy from the environment, no redirect: a directory is where the configuration says.
+        // No proxy from the environment and no redirects: only the configured addresses count.
         let http = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -153,7 +153,7 @@ impl DirectoryClient {
         Ok(Self { http, directories, preferred: 0, authorities, cache })
     }
 
-    /// The consensus on disk, if it still counts at `now`.
+    /// The consensus in the cache file, if it is valid at `now`.
     #[must_use]
     pub fn cached(&self, now: WallTime) -> Option<Consensus> {
         let file = fs::File::open(self.cache.as_ref()?).ok()?;
@@ -169,12 +169,12 @@ impl DirectoryClient {
         }
     }
 
-    /// A newer consensus than the one `in_use`, from the first directory that gives one; `None` if that is still fresh and a
-    /// directory has none newer. It is on disk when this returns. Once the one in use is no longer fresh, a directory that
-    /// has none newer is passed over like one that doesn't answer, or it could hold its clients to an old list.
+    /// Fetches a newer consensus than `in_use` from the first directory that has one, and writes it to the cache
+    /// file. `None` if `in_use` is still fresh and a directory has no newer one. If `in_use` is no longer fresh, a
+    /// directory without a newer one counts as failed; otherwise it could keep clients on an old list.
     ///
     /// # Errors
-    /// When no directory's answer counts: the last one's failure.
+    /// When all directories failed: the last one's error.
     pub async fn fetch(
         &mut self,
         now: WallTime,
@@ -183,10 +183,10 @@ impl DirectoryClient {
         self.fetch_document(now, in_use).await
     }
 
-    /// A newer volunteer list than the one `in_use`, by the same rules. It is not kept.
+    /// Fetches a newer volunteer list than `in_use`, by the same rules. The list is not cached.
     ///
     /// # Errors
-    /// When no directory's answer counts: the last one's failure.
+    /// When all directories failed: the last one's error.
     pub async fn fetch_volunteers(
         &mut self,
         now: WallTime,
@@ -216,33 +216,33 @@ impl DirectoryClient {
     /// Sends a signed descriptor to every directory.
     ///
     /// # Errors
-    /// When none takes it: the last one's failure.
+    /// When no directory accepts it: the last one's error.
     pub async fn publish(&self, descriptor: &[u8]) -> Result<(), DirectoryError> {
         self.post_to_all(|directory| &directory.descriptor, descriptor).await.map(drop)
     }
 
-    /// Registers a signed volunteer with every directory, or asks how things stand with the same bytes again; gives the
-    /// first answer.
+    /// Registers a signed volunteer with every directory. The same bytes again query the state of the registration.
+    /// Returns the first answer.
     ///
     /// # Errors
-    /// When none takes it: the last one's failure.
+    /// When no directory accepts it: the last one's error.
     pub async fn register(&self, volunteer: &[u8]) -> Result<Registration, DirectoryError> {
         let response = self.post_to_all(|directory| &directory.volunteer, volunteer).await?;
         let bytes = read_at_most(response, MAX_REGISTRATION_LEN).await?.ok_or(DirectoryError::TooLong)?;
         Ok(Registration::decode(&bytes)?)
     }
 
-    /// Sends a gateway's signed report to every directory; gives the first answer.
+    /// Sends a gateway's signed report to every directory; returns the first answer.
     ///
     /// # Errors
-    /// When none takes it: the last one's failure.
+    /// When no directory accepts it: the last one's error.
     pub async fn report(&self, presence: &[u8]) -> Result<Counted, DirectoryError> {
         let response = self.post_to_all(|directory| &directory.presence, presence).await?;
         let bytes = read_at_most(response, MAX_COUNTED_LEN).await?.ok_or(DirectoryError::TooLong)?;
         Ok(Counted::decode(&bytes)?)
     }
 
-    /// The first success, or the last failure.
+    /// Posts `body` to every directory; returns the first success or the last failure.
     async fn post_to_all(&self, url: impl Fn(&Directory) -> &Url, body: &[u8]) -> Result<Response, DirectoryError> {
         let mut outcome = Err(DirectoryError::NoneYet);
         for directory in &self.directories {
@@ -259,8 +259,9 @@ impl DirectoryClient {
         outcome
     }
 
-    /// Keeps `consensus` up to date until its receivers are gone: what is on disk at once, then each one as the one before
-    /// is no longer fresh. While no directory answers, the one in use stays; whether it has expired its users ask.
+    /// Keeps `consensus` up to date until its receivers are gone: the cached one at once, then a new one whenever the
+    /// current one is no longer fresh. While no directory answers, the current one stays; its users check whether it
+    /// has expired.
     pub async fn follow<R: CryptoRng + Send>(
         self,
         consensus: watch::Sender<Option<Arc<Consensus>>>,
@@ -271,7 +272,7 @@ impl DirectoryClient {
         self.follow_document(in_use, consensus, clock, rng).await;
     }
 
-    /// Keeps `list` up to date in the same way, with nothing on disk to begin with.
+    /// Keeps `list` up to date in the same way, without a cached one at the start.
     pub async fn follow_volunteers<R: CryptoRng + Send>(
         self,
         list: watch::Sender<Option<Arc<VolunteerList>>>,
@@ -354,7 +355,7 @@ impl DirectoryClient {
         Ok(Some(document))
     }
 
-    /// A consensus that can't be kept is used all the same.
+    /// Writes the consensus to the cache file. On failure, the consensus is used all the same.
     async fn keep(&self, bytes: Vec<u8>) {
         let Some(path) = self.cache.clone() else { return };
         match tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await {
@@ -385,7 +386,7 @@ impl Directory {
     }
 }
 
-/// Waits until the wall clock says `due`, or nobody wants to know any more.
+/// Waits until the wall clock reaches `due`, or all receivers are gone.
 async fn wait_until<T>(due: WallTime, clock: &impl Fn() -> WallTime, sender: &watch::Sender<T>) {
     loop {
         let left = due.since(clock());
@@ -399,7 +400,7 @@ async fn wait_until<T>(due: WallTime, clock: &impl Fn() -> WallTime, sender: &wa
     }
 }
 
-/// The body, decompressed as it comes, or `None` when it is longer than `most` bytes.
+/// The decompressed body, or `None` if it is longer than `most` bytes.
 async fn read_at_most(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, DirectoryError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await? {

@@ -1,19 +1,20 @@
-//! The directory over HTTP: takes descriptors, volunteers and gateways' reports, gives the consensus and the volunteer list.
+//! The HTTP server of a directory: accepts descriptors, volunteers and gateways' reports; serves consensus and
+//! volunteer list.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
-//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when there is no place, or 400 |
-//! | `POST /v1/presence`, a gateway's signed report | 200 with whom it counts for, or 400 |
+//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when all places are taken, or 400 |
+//! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers that it counts for, or 400 |
 //! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
-//! | `GET /v1/volunteers` | the same of the signed volunteer list |
-//! | others | those of [`super::web`], if the pages are to be served |
+//! | `GET /v1/volunteers` | the same for the signed volunteer list |
+//! | others | those of [`super::web`], if the pages are served |
 //!
-//! Pages of any origin may ask, for there is nothing here that isn't everybody's.
+//! CORS admits pages of any origin, because all of it is public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md`, "HTTP". Against floods: connections, bodies and times are capped, and no peer's address is
-//! ever looked at or logged.
+//! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped. Peers' addresses are
+//! neither read nor logged.
 //!
 //! [`Authority`]: crate::directory::Authority
 
@@ -55,22 +56,22 @@ use crate::{
 
 pub use service::{Prover, run_authority};
 
-/// Bytes of a request's body at the most.
+/// Maximum bytes of a request's body.
 const MAX_BODY_LEN: usize = 64 << 10;
-/// Connections at the same time; more wait to be accepted. Each is for one request, for whoever asks comes back after an
-/// interval at the soonest.
+/// Concurrent connections; further ones wait in the backlog. Each serves one request, because a client returns after
+/// an interval at the earliest.
 const MAX_CONNECTIONS: usize = 512;
-/// What was sent and waits for the authority; more is answered "busy".
+/// Submissions queued for the authority; further ones get status 503.
 const MAX_SUBMISSIONS: usize = 256;
-/// For how long a browser may remember that it may ask, in its words `Access-Control-Max-Age`.
+/// How long a browser may cache the CORS preflight (`Access-Control-Max-Age`).
 const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// For one connection, so that reading an answer slowly doesn't hold it for ever.
+/// Time limit of a connection, against clients that read the answer slowly.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What came in, to be judged by the authority, which answers each.
+/// A submission for the authority, with the channel for its answer.
 #[derive(Debug)]
 pub enum Submission {
     /// A signed descriptor.
@@ -81,7 +82,7 @@ pub enum Submission {
     Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
 }
 
-/// The HTTP side of a directory. Clones are the same directory.
+/// The HTTP side of a directory. Clones share their state.
 #[derive(Clone)]
 pub struct DirectoryServer {
     submissions: mpsc::Sender<Submission>,
@@ -90,7 +91,7 @@ pub struct DirectoryServer {
     web: Option<Router>,
 }
 
-/// Where the last document of a kind stands.
+/// The current document of one kind.
 type Shelf = watch::Sender<Option<Served>>;
 
 #[derive(Clone)]
@@ -100,7 +101,7 @@ struct Served {
 }
 
 impl DirectoryServer {
-    /// A directory that has no consensus yet, and where what is sent to it comes out.
+    /// A directory without a consensus yet, and the receiver of its submissions.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
@@ -108,27 +109,27 @@ impl DirectoryServer {
         (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None }, receiver)
     }
 
-    /// The same directory, which answers by `web` what isn't asked of it.
+    /// Adds `web` as the router for all other paths.
     #[must_use]
     pub(crate) fn with_web(mut self, web: Router) -> Self {
         self.web = Some(web);
         self
     }
 
-    /// Serves this consensus from now on.
+    /// Sets the consensus to serve.
     pub fn publish(&self, consensus: &SignedConsensus) {
         put(&self.consensus, consensus.as_bytes());
     }
 
-    /// Serves this volunteer list from now on.
+    /// Sets the volunteer list to serve.
     pub fn publish_volunteers(&self, list: &SignedVolunteerList) {
         put(&self.volunteers, list.as_bytes());
     }
 
-    /// Answers requests that come to `listener`, until dropped.
+    /// Accepts connections on `listener` and answers their requests, until dropped.
     ///
     /// # Errors
-    /// Never; failures to accept are waited out.
+    /// Never; after a failed `accept` it pauses and retries.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
         let router = self.router();
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -139,7 +140,7 @@ impl DirectoryServer {
                     let router = router.clone();
                     tokio::spawn(async move {
                         let _permit = permit;
-                        // Whether a peer behaved is of no interest.
+                        // An error of a peer's connection needs no action.
                         _ = timeout(CONNECTION_TIMEOUT, serve_connection(socket, router)).await;
                     });
                 }
@@ -172,11 +173,11 @@ impl DirectoryServer {
             .layer(CompressionLayer::new())
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
             .with_state(self)
-            // What the pages' router takes is small and what it gives is packed already.
+            // Merged without these layers: the pages' router accepts small requests only and serves compressed files.
             .merge(web)
     }
 
-    /// Puts what came to the authority, and gives its verdict; `None` when that is busy.
+    /// Queues a submission for the authority and returns its answer; `None` if the queue is full.
     async fn submit<T>(
         &self,
         body: Bytes,
@@ -190,7 +191,7 @@ impl DirectoryServer {
 
 fn put(shelf: &Shelf, document: &[u8]) {
     let document = Bytes::copy_from_slice(document);
-    // Weak, since it is the same for every compression.
+    // A weak tag, because it is the same for every compression.
     let etag = format!("W/\"{}\"", HEXLOWER.encode(&sha256(&document)));
     match HeaderValue::try_from(etag) {
         Ok(etag) => _ = shelf.send_replace(Some(Served { document, etag })),
@@ -198,7 +199,7 @@ fn put(shelf: &Shelf, document: &[u8]) {
     }
 }
 
-/// Nobody holds a connection until it asks again.
+/// Closes the connection after its response, so that no client holds one between requests.
 async fn close(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
@@ -234,7 +235,7 @@ async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) ->
     };
     match directory.submit(body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
-        // Places come free from one interval to the next.
+        // Places become free from one interval to the next.
         Some(Err(DescriptorError::Full)) | None => busy(),
         Some(Err(error)) => refused(&error),
     }
@@ -279,7 +280,7 @@ fn give(shelf: &Shelf, headers: &HeaderMap, none_yet: &'static str) -> Response 
     (tag, DOCUMENT, served.document).into_response()
 }
 
-/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) holds `etag`, compared weakly.
+/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, compared weakly.
 fn names(value: &HeaderValue, etag: &HeaderValue) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };

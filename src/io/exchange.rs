@@ -1,9 +1,9 @@
-//! One HTTP request and its response over a stream of their own (RFC 9112).
+//! The HTTP/1.1 client: one request and its response over one stream (RFC 9112).
 //!
-//! Whatever asks in HTTP over one stream does it here: the HTTP proxy port, an exit's delegated requests, a client over the
-//! overlay. Owns the task that moves the bytes; dropping the response ends both. The other end is not trusted: the size
-//! of its head, its silence before the head and, where asked, its silence within the body are capped, and a body that breaks
-//! off is an error and never an end. Nothing is kept for another request: no cookies, no open connection.
+//! The HTTP proxy port, an exit's delegated requests and a client's requests over the overlay use it. Owns the task
+//! that moves the bytes; dropping the response ends task and stream. The other end is not trusted. The size of its
+//! head, its silence before the head and, optionally, its silence within the body are capped. A truncated body is an
+//! error, never an end. Nothing is kept for later requests: no cookies, no open connection.
 
 use core::{
     pin::{Pin, pin},
@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// Fields between two neighbours (RFC 9110 §7.6.1), and those for a proxy alone.
+/// Hop-by-hop fields (RFC 9110 §7.6.1), and those for proxies only.
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     header::TE,
@@ -42,12 +42,12 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// How long and how much the other end may take.
+/// Limits on the other end's time and size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExchangeLimits {
-    /// For the response's head to arrive after the last piece of the request went.
+    /// Between the last piece of the request and the response's head.
     pub(crate) head: Duration,
-    /// Between two pieces of the body; without one the application decides.
+    /// Between two pieces of the body; `None` for no limit.
     pub(crate) idle: Option<Duration>,
     /// Bytes of the response's head; at least 8 KiB.
     pub(crate) head_bytes: usize,
@@ -55,22 +55,22 @@ pub(crate) struct ExchangeLimits {
     pub(crate) fields: usize,
 }
 
-/// Why there is no response, or no more of it.
+/// The reason why the response is missing or truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ExchangeError {
-    /// Nothing came for as long as it may take.
+    /// A time limit expired.
     #[error("the target took the request but did not answer in time")]
     Silent,
-    /// What came is no HTTP response.
+    /// The bytes are no HTTP response.
     #[error("the target did not answer in HTTP")]
     NotHttp,
-    /// Its head or body is longer than it may be.
+    /// The head or body exceeds a limit.
     #[error("the target's response is larger than allowed")]
     TooLarge,
-    /// The stream ended before the response did.
+    /// The stream ended before the response.
     #[error("the target closed the stream before the response was whole")]
     Broken,
-    /// The request's own body failed.
+    /// The request's body failed.
     #[error("the request's body broke off")]
     Cancelled,
 }
@@ -89,7 +89,7 @@ impl From<hyper::Error> for ExchangeError {
     }
 }
 
-/// A response's body, with the task that moves it.
+/// The body of a response, with the task that moves the bytes.
 #[derive(Debug)]
 pub(crate) struct Answer {
     body: Incoming,
@@ -130,7 +130,7 @@ fn until(idle: Duration) -> Instant {
     sleep(idle).deadline()
 }
 
-/// A request's body, which counts its pieces as they go.
+/// A request's body that counts its pieces as they are sent.
 struct Counted<B> {
     body: Pin<Box<B>>,
     pieces: Arc<AtomicU64>,
@@ -160,11 +160,11 @@ impl<B: Body> Body for Counted<B> {
     }
 }
 
-/// Sends `request`, whose address is absolute, over `stream` in origin form and gives the response's head, without
-/// hop-by-hop fields, and its body to come.
+/// Sends `request`, whose URL must be absolute, over `stream` in origin form. Returns the response's head, without
+/// hop-by-hop fields, and the body to read.
 ///
 /// # Errors
-/// When the head doesn't come in time, is too large or is none, or the stream ends before it.
+/// When the head is late, too large or malformed, or the stream ends before it.
 pub(crate) async fn exchange<S, B>(
     stream: S,
     request: Request<B>,
@@ -206,7 +206,7 @@ where
         .handshake(TokioIo::new(stream))
         .await?;
     let moving = AbortOnDropHandle::new(tokio::spawn(async move {
-        // What goes wrong shows at the sender or in the body.
+        // Errors appear at the sender or in the body.
         let _ = connection.await;
     }));
     let (mut head, body) = sender.send_request(request).await?.into_parts();
@@ -216,10 +216,10 @@ where
     Ok(Response::from_parts(head, Answer { body, idle, _moving: moving }))
 }
 
-/// The whole of `body`.
+/// Reads all of `body`.
 ///
 /// # Errors
-/// When it breaks off or is longer than `cap` bytes.
+/// When the body is truncated or longer than `cap` bytes.
 pub(crate) async fn read_whole<B>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError>
 where
     B: Body<Error = ExchangeError>,
@@ -245,7 +245,8 @@ where
     Ok(whole)
 }
 
-/// The request as an origin gets it: origin form, `Host` from the address (RFC 9112 §3.2.2), no field meant for us.
+/// The request for the origin: origin form, `Host` from the URL (RFC 9112 §3.2.2), without hop-by-hop and proxy
+/// fields.
 fn for_origin<B>(mut request: Request<B>) -> Request<B> {
     let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -258,9 +259,10 @@ fn for_origin<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// Removes what concerns two neighbours only, also what `Connection` names.
+/// Removes hop-by-hop fields, and the fields named in `Connection`.
 pub(crate) fn strip(headers: &mut HeaderMap) {
-    // Transfer-Encoding overrides it (RFC 9112 §6.3), and must not leave it behind to be believed by the next one.
+    // Transfer-Encoding overrides Content-Length (RFC 9112 §6.3). The next recipient must not see the overridden
+    // field.
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }

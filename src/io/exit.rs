@@ -1,11 +1,11 @@
-//! What an exit does for origins: connects, resolves, and moves bytes, as the relay's core asks.
+//! The exit's I/O: connects to targets, resolves names and moves bytes, as the relay's core requests.
 //!
-//! [`Exit`] belongs to the task that owns the core. It takes the core's requests and gives back what the core is to be
-//! told; everything that waits runs in tasks of its own, one per stream or question, so nothing here ever blocks the
-//! core. Governed by `proto/08-paths.md` ("Exit policies"): the policy is asked about each address after resolution, and
-//! what was asked about is what is connected to. It keeps an exit from being turned against its own network.
+//! The task that owns the core owns the [`Exit`] too. It passes the core's requests in, and applies the resulting
+//! commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core. Governed by
+//! `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit connects to
+//! the judged address. This protects the exit's local network.
 //!
-//! Bounded: streams and questions in all, time to connect, questions at a time, and bytes of each stream by its credit
+//! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
 
 pub(super) mod connect;
@@ -34,14 +34,14 @@ use super::{
     stream::{Hub, Stream, StreamCommand, StreamKey, splice},
 };
 
-/// What an exit may do.
+/// The policy and limits of an exit.
 #[derive(Debug)]
 pub struct ExitOptions {
-    /// Where it connects to.
+    /// The targets that it may connect to.
     pub policy: Policy,
-    /// Streams and questions at a time, a socket each; 4,096. What comes beyond is refused.
+    /// Maximum concurrent streams and lookups, one socket each; usually 4,096. Further ones are refused.
     pub streams: usize,
-    /// For resolving and connecting together; 15 s, less than origins wait.
+    /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect: Duration,
 }
 
@@ -53,45 +53,45 @@ impl ExitOptions {
     }
 }
 
-/// What an exit tells the core, whatever core it is.
+/// The core's side of an exit, implemented by each core that drives one.
 pub(crate) trait ExitCore {
     /// The target is connected.
     fn connected(&mut self, now: Instant, key: StreamKey, address: IpAddr);
-    /// The resolver has answered.
+    /// The lookup has succeeded.
     fn resolved(&mut self, key: StreamKey, ttl: u32, answers: Vec<Answer>);
-    /// The stream or question has failed.
+    /// The stream or lookup has failed.
     fn failed(&mut self, key: StreamKey, reason: EndReason);
-    /// Takes what the target sent, never more than [`Self::room`] was.
+    /// Takes bytes from the target, never more than [`Self::room`] returned.
     fn write(&mut self, now: Instant, key: StreamKey, bytes: &[u8]);
-    /// Bytes it takes now.
+    /// Bytes that the core can take now.
     fn room(&mut self, key: StreamKey) -> usize;
-    /// The target has sent all it had.
+    /// The target has ended its direction.
     fn finish(&mut self, key: StreamKey);
-    /// Bytes have gone to the target.
+    /// The target has accepted bytes.
     fn consumed(&mut self, key: StreamKey, bytes: usize);
 }
 
-/// What the core is to be told; see [`Exit::apply`].
+/// A result for the core; see [`Exit::apply`].
 #[derive(Debug)]
 pub(crate) enum ExitCommand {
     /// The target is connected.
     Connected { key: StreamKey, address: IpAddr },
-    /// The question is answered.
+    /// The lookup has succeeded.
     Resolved { key: StreamKey, ttl: u32, answers: Vec<Answer> },
-    /// Neither.
+    /// The stream or lookup has failed.
     Failed { key: StreamKey, reason: EndReason },
-    /// A stream has something to say.
+    /// A command of an open stream.
     Stream(StreamCommand),
 }
 
-/// All that an exit is doing.
+/// The running streams and lookups of an exit.
 pub(crate) struct Exit {
     hub: Hub,
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
-    /// What asks the resolver, so as many as there are tasks at the most.
+    /// Running lookups, at most one for each task.
     questions: BTreeMap<StreamKey, AbortHandle>,
-    /// One command a task, so as many as there are tasks.
+    /// Results of tasks, and refusals: at most one for each stream or lookup.
     outcomes: mpsc::UnboundedReceiver<ExitCommand>,
 }
 
@@ -104,7 +104,7 @@ struct Shared {
 }
 
 impl Exit {
-    /// An exit that does nothing yet; `delegate` performs requests, if it does.
+    /// An idle exit; `delegate` performs delegated requests, if the exit offers any.
     #[must_use]
     pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
         let (outcome, outcomes) = mpsc::unbounded_channel();
@@ -113,7 +113,7 @@ impl Exit {
         Self { hub: Hub::new(), shared, tasks: JoinSet::new(), questions: BTreeMap::new(), outcomes }
     }
 
-    /// Connects to `target`. The stream is open at once, since an origin may send before it knows of the connection.
+    /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
     pub(crate) fn connect(&mut self, key: StreamKey, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(key) {
@@ -122,7 +122,7 @@ impl Exit {
         }
     }
 
-    /// Asks the resolver.
+    /// Starts a lookup.
     pub(crate) fn resolve(&mut self, key: StreamKey, host: Host) {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(key) else { return };
@@ -137,7 +137,8 @@ impl Exit {
         self.questions.insert(key, asking);
     }
 
-    /// Performs what comes as the stream's bytes, and writes the answer there; the core takes `room` bytes of it at once.
+    /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
+    /// bytes for it.
     pub(crate) fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
@@ -156,22 +157,22 @@ impl Exit {
         });
     }
 
-    /// Bytes for the target.
+    /// Passes bytes from the origin to the target.
     pub(crate) fn push(&mut self, key: StreamKey, bytes: &[u8]) {
         self.hub.push(key, bytes);
     }
 
-    /// The origin has sent all it had.
+    /// The origin has ended its direction.
     pub(crate) fn finish(&mut self, key: StreamKey) {
         self.hub.finish(key);
     }
 
-    /// The core takes `room` bytes of what the target sends.
+    /// Sets the number of bytes from the target that the core can take.
     pub(crate) fn set_room(&mut self, key: StreamKey, room: usize) {
         self.hub.set_room(key, room);
     }
 
-    /// The stream or question is void.
+    /// Cancels a stream or lookup.
     pub(crate) fn close(&mut self, key: StreamKey) {
         if let Some(asking) = self.questions.remove(&key) {
             asking.abort();
@@ -187,12 +188,12 @@ impl Exit {
         permit
     }
 
-    /// Wakes who reads what was pushed.
+    /// Wakes the readers of streams that `push` filled.
     pub(crate) fn flush(&mut self) {
         self.hub.flush();
     }
 
-    /// Tells the core what `command` says.
+    /// Applies `command` to the core.
     pub(crate) fn apply(&mut self, now: Instant, core: &mut impl ExitCore, command: ExitCommand) {
         match command {
             ExitCommand::Connected { key, address } => {
@@ -218,10 +219,10 @@ impl Exit {
         }
     }
 
-    /// The next command, when there is one. Nothing is lost when the future is dropped.
+    /// Waits for the next command. Cancel safe.
     pub(crate) async fn command(&mut self) -> ExitCommand {
         tokio::select! {
-            // What became of a stream before what it says.
+            // The outcome of a stream precedes its commands.
             biased;
             Some(outcome) = self.outcomes.recv() => outcome,
             command = self.hub.command() => ExitCommand::Stream(command),
@@ -231,7 +232,7 @@ impl Exit {
 
 impl Shared {
     fn tell(&self, command: ExitCommand) {
-        // Fails only when the core's task is gone, and then no one cares.
+        // Fails only when the core's task has ended; then the outcome is obsolete.
         let _ = self.outcome.send(command);
     }
 }
@@ -247,7 +248,7 @@ async fn serve_stream(
         timeout(shared.options.connect, connect::connect(&shared.options.policy, &shared.resolver, &target));
     let connected = tokio::select! {
         connected = connecting => connected.unwrap_or(Err(EndReason::TimedOut)),
-        // The origin has given up.
+        // The origin has reset the stream.
         _ = stream.failure() => return,
     };
     match connected {

@@ -1,8 +1,9 @@
-//! A node's folder: keys, certificate, guards, the last consensus.
+//! A node's folder: keys, certificate, guards and the cached consensus.
 //!
-//! Owns reading and writing them: folders and secret files are for their owner alone, a file is whole or not there at
-//! all (written aside, then renamed), and what is corrupted is refused rather than silently made anew. Driven by the node
-//! at its start, and when keys rotate or guards change. Against other users of the machine (`threat-model.md`).
+//! Owns reading and writing them. Folders and secret files are accessible to their owner alone. Files are written to
+//! a temporary file and renamed, so that each is complete or absent. A corrupted file is refused, never silently
+//! replaced. Driven by the node at its start, and when keys rotate or guards change. Protects against other users of
+//! the machine (`threat-model.md`).
 
 mod atomic;
 mod keyfile;
@@ -29,7 +30,7 @@ use crate::{
 pub use atomic::write_atomically;
 use keyfile::KeyFile;
 
-/// For how long an onion key is the current one; it stays usable as the previous one for as long again.
+/// The age at which the current onion key is rotated; it stays valid as the previous one for as long again.
 pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const MAX_SECRET_LEN: u64 = 64 << 10;
@@ -42,46 +43,46 @@ const GUARDS: &str = "guards";
 const CONSENSUS: &str = "consensus";
 const LOCK: &str = "lock";
 
-/// Why a file of the node's folder can't be used. The text says what to do.
+/// The reason why a file of the node's folder can't be used. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The system refused.
+    /// The system call failed.
     #[error("{path}: {action}: {source}", path = path.display())]
     Io {
-        /// What was attempted.
+        /// The failed action.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A secret file that others than its owner may read or write.
+    /// A secret file that users other than its owner may read or write.
     #[error("{path}: holds a secret, but other users may open it; run: chmod 600 {path}", path = path.display())]
     OpenToOthers {
         /// The file.
         path: PathBuf,
     },
-    /// A folder that others than its owner may write to.
+    /// A folder that users other than its owner may write to.
     #[error("{path}: other users may write to this folder; run: chmod 700 {path}", path = path.display())]
     FolderOpenToOthers {
         /// The folder.
         path: PathBuf,
     },
-    /// Not a regular file, or larger than such a file can be.
+    /// Not a regular file, or larger than the maximum for such a file.
     #[error("{path}: not a file that umbel wrote", path = path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
-    /// The contents are not as they were written.
+    /// The contents fail a check.
     #[error("{path}: corrupted ({reason}); restore it from a backup, or remove it to have a new one made", path = path.display())]
     Corrupted {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
-    /// Another process works in this folder.
+    /// Another process has locked this folder.
     #[error("{path}: another umbel is running in this folder", path = path.display())]
     InUse {
         /// The folder.
@@ -95,7 +96,7 @@ impl FileError {
     }
 }
 
-/// Holds a folder for this process until dropped.
+/// The lock of a folder by this process, released when dropped.
 #[derive(Debug)]
 pub struct FolderLock {
     _file: fs::File,
@@ -108,10 +109,10 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at `path`, made with all above it (mode 0700) if it isn't there.
+    /// Opens the folder at `path`; creates it and its parents (mode 0700) if absent.
     ///
     /// # Errors
-    /// When it can't be made, or others may write to it.
+    /// When it can't be created, or other users may write to it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("making it", path))?;
         let metadata = fs::metadata(path).map_err(FileError::io("looking at it", path))?;
@@ -121,16 +122,16 @@ impl Folder {
         Ok(Self { path: path.to_owned() })
     }
 
-    /// Where it is.
+    /// The folder's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes the folder for this process: two nodes with one identity would fight over it.
+    /// Locks the folder for this process, because two nodes must not run with one identity.
     ///
     /// # Errors
-    /// [`FileError::InUse`], or when the system refuses.
+    /// [`FileError::InUse`], or when a system call fails.
     pub fn lock(&self) -> Result<FolderLock, FileError> {
         let path = self.path.join(LOCK);
         let mut options = fs::OpenOptions::new();
@@ -143,28 +144,28 @@ impl Folder {
         }
     }
 
-    /// Whether it belongs to the user this process acts as. What another user's process writes into a node's folder, the
-    /// node can't read.
+    /// Whether this process's effective user owns the folder. Files that another user's process writes into a node's
+    /// folder are unreadable for the node.
     ///
     /// # Errors
-    /// When the system refuses to tell.
+    /// When a system call fails.
     pub fn is_ours(&self) -> Result<bool, FileError> {
         let metadata = fs::metadata(&self.path).map_err(FileError::io("looking at it", &self.path))?;
-        // Linux gives a process's folder there to its effective user.
+        // On Linux, this folder belongs to the process's effective user.
         let process = Path::new("/proc/self");
         let ours = fs::metadata(process).map_err(FileError::io("looking at it", process))?;
         Ok(metadata.uid() == ours.uid())
     }
 
-    /// The relay's identity, if there is one.
+    /// The relay's identity; `None` if there is no file.
     ///
     /// # Errors
-    /// When the file can't be read, is open to others or corrupted.
+    /// When the file can't be read, is accessible to other users, or is corrupted.
     pub fn kept_identity(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(IDENTITY, signing_key)
     }
 
-    /// The directory authority's key, if there is one.
+    /// The directory authority's key; `None` if there is no file.
     ///
     /// # Errors
     /// As for [`Self::kept_identity`].
@@ -172,7 +173,7 @@ impl Folder {
         self.load(AUTHORITY, signing_key)
     }
 
-    /// The DTLS certificate with its key, if there is one.
+    /// The DTLS certificate with its key; `None` if there is no file.
     ///
     /// # Errors
     /// As for [`Self::kept_identity`].
@@ -180,15 +181,15 @@ impl Folder {
         self.load(CERTIFICATE, |file| file.bytes("certificate"))
     }
 
-    /// The relay's identity, made if there is none.
+    /// The relay's identity, generated if there is no file.
     ///
     /// # Errors
-    /// When the file can't be read or written, is open to others or corrupted.
+    /// When the file can't be read or written, is accessible to other users, or is corrupted.
     pub fn identity<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> Result<IdentityKey, FileError> {
         self.signing_key(IDENTITY, rng)
     }
 
-    /// The directory authority's key, made if there is none.
+    /// The directory authority's key, generated if there is no file.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -196,7 +197,7 @@ impl Folder {
         self.signing_key(AUTHORITY, rng)
     }
 
-    /// The relay's onion keys, made if there are none, rotated if they are due at `now`.
+    /// The relay's onion keys, generated if there is no file, rotated if due at `now`.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -208,7 +209,7 @@ impl Folder {
         Ok(OnionKeyring::new(kept.current, kept.previous))
     }
 
-    /// The onion key to rotate to, if the current one has reached its age at `now`. It is on disk when this returns.
+    /// Rotates the onion key if it is due at `now`, and returns the new one. The file is written before this returns.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -223,7 +224,7 @@ impl Folder {
         }
     }
 
-    /// The DTLS certificate with its key, in the transport's own encoding; what `make` gives if there is none.
+    /// The DTLS certificate with its key, in the transport's encoding; generated by `make` if there is no file.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -235,7 +236,7 @@ impl Folder {
         )
     }
 
-    /// The client's guards; none yet if there is no file.
+    /// The client's guard sample; empty if there is no file.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -249,7 +250,7 @@ impl Folder {
         }
     }
 
-    /// Keeps the client's guards.
+    /// Writes the client's guard sample.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -257,7 +258,7 @@ impl Folder {
         write_atomically(&self.path.join(GUARDS), &guards.encode())
     }
 
-    /// Where the last consensus is kept.
+    /// The path of the cached consensus.
     #[must_use]
     pub fn consensus_cache(&self) -> PathBuf {
         self.path.join(CONSENSUS)
@@ -295,8 +296,8 @@ impl Folder {
         value.map(Some).map_err(|reason| FileError::Corrupted { path, reason })
     }
 
-    /// What `read` finds in the file, or in the one that `make` gives if there is none. Should another process make one at
-    /// the same time, the first to be there counts.
+    /// Reads the file with `read`, or creates it with `make` first. If another process creates it at the same time,
+    /// the first file counts.
     fn load_or_make<T>(
         &self,
         name: &'static str,
@@ -343,7 +344,7 @@ fn signing_key(file: &KeyFile) -> Result<IdentityKey, &'static str> {
     file.key("secret").map(|seed| IdentityKey::from_bytes(&seed))
 }
 
-/// The bytes of a file that only its owner may open, `None` if there is none.
+/// Reads a file that must be accessible to its owner alone; `None` if there is none.
 fn read_secret(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
     let file = match fs::File::open(path) {
         Ok(file) => file,
@@ -358,7 +359,7 @@ fn read_secret(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Fil
         return Err(FileError::OpenToOthers { path: path.to_owned() });
     }
     let capacity = usize::try_from(most).unwrap_or(usize::MAX);
-    // Never grows, which would leave copies of a secret behind.
+    // The buffer never grows, because growing would leave copies of a secret in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
     file.take(most).read_to_end(&mut bytes).map_err(FileError::io("reading it", path))?;
     Ok(Some(bytes))

@@ -1,15 +1,15 @@
-//! The HTTP proxy port (RFC 9110 §7.6, RFC 9112 §3.2).
+//! The HTTP proxy port for applications (RFC 9110 §7.6, RFC 9112 §3.2).
 //!
 //! | request | answered |
 //! |---|---|
 //! | `CONNECT host:port` | 200, then a stream |
-//! | `GET http://host/…` and other methods | forwarded over a stream of its own |
-//! | `GET /…` (origin form) | 400: a web page reached for the port, or someone took it for a web server |
-//! | `GET https://…` | 400: that goes by CONNECT |
+//! | `GET http://host/…` and other methods | forwarded over a separate stream |
+//! | `GET /…` (origin form) | 400: from a web page that requests this port, or a user who takes it for a web server |
+//! | `GET https://…` | 400: `https` needs CONNECT |
 //!
-//! Hop-by-hop fields end here; `Proxy-Authorization`, whatever it holds, is the isolation and is never forwarded. A
-//! failure is answered in words: 403 policy, 502 the target, 503 the client or a limit, 504 time. Nothing of a request
-//! is logged, and no answer of this port's own repeats the host.
+//! Hop-by-hop fields are removed. `Proxy-Authorization`, with any content, is the isolation and never forwarded. A
+//! failure is answered with a status and a text: 403 policy, 502 the target, 503 the client or a limit, 504 a
+//! timeout. Requests are never logged, and answers of this port don't repeat the host.
 
 #[cfg(test)]
 mod tests;
@@ -51,17 +51,17 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 /// Limits of the HTTP proxy port.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// For a request's head to arrive, also between two requests; 30 s.
+    /// Time limit for a request's head, also between two requests; 30 s.
     pub head: Duration,
-    /// For opening a stream; a minute.
+    /// Time limit for opening a stream; a minute.
     pub connect: Duration,
-    /// For the origin's head to arrive after the last of the request went; two minutes.
+    /// Time limit from the last byte of the request to the origin's head; two minutes.
     pub response: Duration,
     /// Bytes of a request's head; 64 KiB.
     pub head_bytes: usize,
     /// Fields of a request's head; 128.
     pub fields: usize,
-    /// Applications at a time; 1,024. More wait in the system's queue.
+    /// Concurrent connections of applications; 1,024. Further ones wait in the backlog.
     pub applications: usize,
 }
 
@@ -78,7 +78,7 @@ impl Default for HttpLimits {
     }
 }
 
-/// Serves the HTTP proxy on `listener` for ever. Dropping the future ends all that it serves.
+/// Serves the HTTP proxy on `listener` for ever. Dropping the future ends its connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
     accept_each(listener, limits.applications, |socket| {
         let connector = connector.clone();
@@ -91,7 +91,7 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
     .await;
 }
 
-/// What a CONNECT leaves for after its answer has been sent.
+/// The upgrade and stream of an accepted CONNECT, for use after its answer.
 type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
 async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLimits) -> io::Result<()> {
@@ -109,7 +109,7 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     if let Err(error) = Pin::new(&mut serving).await {
-        // A body that broke off must not look whole to an application that reads until the end.
+        // Reset, so that a truncated body can't look complete to an application that reads until the end.
         if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
             reset_on_close(parts.io.inner());
         }
@@ -121,7 +121,7 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
     splice(parts.io.into_inner(), stream, &parts.read_buf).await
 }
 
-/// An answer: words of our own, or the origin's body.
+/// An answer: our text, or the origin's body.
 type Answer = Response<Either<Full<Bytes>, Body>>;
 
 async fn respond<C: Connector>(
@@ -148,7 +148,7 @@ async fn respond<C: Connector>(
     }
     let limits = ExchangeLimits {
         head: limits.response,
-        // How long a body may pause is between the application and its target.
+        // The application and its target decide how long a body may pause.
         idle: None,
         head_bytes: limits.head_bytes,
         fields: limits.fields,
@@ -184,7 +184,7 @@ fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
         return Err("An address with a user name in it is not forwarded.");
     }
     let host = Host::parse(authority.host()).map_err(|_| "The host is neither a name nor an address.")?;
-    // One that is no port must not count as none.
+    // An invalid port must not count as an absent one.
     let port = match authority.as_str().strip_prefix(authority.host()) {
         Some("" | ":") => HTTP,
         _ => authority.port_u16().filter(|port| *port != 0).ok_or("The port is not one from 1 to 65535.")?,
@@ -221,10 +221,10 @@ fn text(status: StatusCode, words: &str) -> Answer {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // A web page that tries this port is not told that there is an answer at all.
+    // A web page that probes this port must not see whether there is an answer.
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    // What is left of the request's body is not worth reading.
+    // The rest of the request's body isn't read.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

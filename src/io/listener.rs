@@ -1,6 +1,7 @@
-//! The local ports that applications use: where they may listen, and how many may come.
+//! Listeners of the local ports for applications: address checks and the cap on concurrent connections.
 //!
-//! Whoever reaches such a port uses the overlay as this person, so it listens on loopback unless told otherwise.
+//! Any program that reaches such a port uses the overlay as this user, so ports listen on loopback unless configured
+//! otherwise.
 
 #[cfg(test)]
 mod tests;
@@ -14,10 +15,10 @@ use tokio::{
     task::JoinSet,
 };
 
-/// How long to wait after a failed `accept`, which mostly means that this process has too many files open.
+/// Pause after a failed `accept`, which usually means that this process has too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A port for applications, and how it is called where it is configured.
+/// A port for applications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalPort {
     /// SOCKS5.
@@ -46,7 +47,7 @@ impl LocalPort {
     }
 }
 
-/// Why a local port can't be opened; says what to change.
+/// The reason why a local port can't be opened. The text says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is reachable from other machines.
@@ -56,32 +57,32 @@ pub enum ListenError {
         port.name(), port.flag(), address.port()
     )]
     NotLoopback {
-        /// Which port.
+        /// The port.
         port: LocalPort,
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
     },
     /// Another program listens there.
     #[error("the {} port {address} is taken by another program: choose another with {} ADDRESS:PORT", port.name(), port.flag())]
     Taken {
-        /// Which port.
+        /// The port.
         port: LocalPort,
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
     },
-    /// Something else is in the way.
+    /// Another system error.
     #[error("the {} port can't listen on {address} ({source}): choose another with {} ADDRESS:PORT", port.name(), port.flag())]
     Io {
-        /// Which port.
+        /// The port.
         port: LocalPort,
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Whether `port` may listen on `address`.
+/// Checks whether `port` may listen on `address`.
 ///
 /// # Errors
 /// When it isn't a loopback address, unless `allow_remote`.
@@ -96,7 +97,7 @@ pub const fn check_address(port: LocalPort, address: SocketAddr, allow_remote: b
 /// Opens `port` on `address`.
 ///
 /// # Errors
-/// When [`check_address`] forbids it, another program listens there, or the system refuses.
+/// When [`check_address`] forbids it, another program listens there, or a system call fails.
 pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) -> Result<TcpListener, ListenError> {
     check_address(port, address, allow_remote)?;
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
@@ -105,8 +106,8 @@ pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) ->
     })
 }
 
-/// Accepts for ever and runs `serve` for each; at most `cap` at a time, the rest wait in the system's queue. Dropping
-/// the future ends them all.
+/// Accepts connections for ever and runs `serve` for each. At most `cap` run concurrently; further ones wait in the
+/// backlog. Dropping the future ends them all.
 pub(crate) async fn accept_each<F>(listener: TcpListener, cap: usize, serve: impl Fn(TcpStream) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -118,7 +119,7 @@ where
         while tasks.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((socket, _)) => {
-                // Without it the last piece of each answer waits for an acknowledgement.
+                // Against Nagle's algorithm, which delays the last piece of each answer until an acknowledgement.
                 let _ = socket.set_nodelay(true);
                 let serving = serve(socket);
                 tasks.spawn(async move {

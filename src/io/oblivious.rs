@@ -1,10 +1,10 @@
-//! Oblivious HTTP (RFC 9458): a request sealed to a gateway, so that the exit that carries it can't read it either.
+//! Oblivious HTTP (RFC 9458): requests sealed to a gateway, so that the exit that forwards them can't read them.
 //!
-//! The exit sees the gateway and a sealed message; the gateway sees the request and the exit. Whose key it is sealed to
-//! is the weak point, for the exit that fetches the gateway's key configuration could give its own. So two different exits
-//! fetch it, and it counts only if both bring the same: a gateway that gives each client a key of its own to know it again is
-//! found out by the same test. Gateway and exits are not trusted: what they send is capped and never panics the
-//! decoders. Governed by `proto/09-delegated.md`, "Oblivious HTTP".
+//! The exit sees the gateway and a sealed message; the gateway sees the request and the exit. The weak point is the
+//! gateway's key: the exit that fetches the key configuration could substitute another. So two different exits fetch
+//! it, and it is used only if both copies are equal. The same test detects a gateway that identifies clients by
+//! individual keys. Gateway and exits are not trusted: their data is capped and never makes the decoders panic.
+//! Governed by `proto/09-delegated.md`, "Oblivious HTTP".
 
 mod parts;
 #[cfg(test)]
@@ -37,26 +37,26 @@ use super::{
     request::{Performed, RequestError, Requester, ResponseBody},
 };
 
-/// Where a gateway is found that is named by its host alone (RFC 9540 §3).
+/// The path of a gateway whose URL has only a host (RFC 9540 §3).
 const WELL_KNOWN: &str = "/.well-known/ohttp-gateway";
 const KEYS: HeaderValue = HeaderValue::from_static("application/ohttp-keys");
 const REQUEST: HeaderValue = HeaderValue::from_static("message/ohttp-req");
 const RESPONSE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
 
-/// Bytes of a key configuration, of a request's body and of a sealed response.
+/// Maximum bytes of a key configuration, of a request's body and of a sealed response.
 const MAX_KEYS: usize = 16 * 1024;
 const MAX_REQUEST: usize = 1024 * 1024;
 const MAX_RESPONSE: usize = 16 * 1024 * 1024;
-/// Fields, trailers included, and informational responses of an answer. Each takes the decoder many times the bytes that it takes
-/// the gateway.
+/// Maximum fields, trailers included, and informational responses of an answer. In the decoder, each takes many times
+/// its encoded bytes.
 const MAX_PARTS: usize = 1024;
-/// A request is filled up to a multiple of this, so that its length tells the exit little.
+/// Requests are padded to a multiple of this many bytes, so that the length reveals little to the exit.
 const BUCKET: usize = 1024;
 
-/// How long what comes may take. Neither is of use before it is whole, so one that drips is not waited for.
+/// Time limits for a complete transfer. Partial data is useless, so slow transfers get no extension.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// For the keys to come by one exit; a minute.
+    /// For fetching the keys through one exit; a minute.
     keys: Duration,
     /// For the sealed answer; ten minutes.
     answer: Duration,
@@ -68,33 +68,33 @@ impl Default for Limits {
     }
 }
 
-/// What a configuration must offer one of; the library takes no other.
+/// Cipher suites, one of which a configuration must offer; the library supports no others.
 const SUITES: [SymmetricSuite; 2] = [
     SymmetricSuite::new(Kdf::HkdfSha256, Aead::ChaCha20Poly1305),
     SymmetricSuite::new(Kdf::HkdfSha256, Aead::Aes128Gcm),
 ];
 
-/// Why an oblivious request has no response.
+/// The reason why an oblivious request has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ObliviousError {
-    /// The exit did not carry it.
+    /// The exit did not forward the request.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// There is no second exit to compare the gateway's keys by.
+    /// There is no second exit for the comparison of the gateway's keys.
     #[error("only one exit reaches the gateway, so its keys can't be compared")]
     NoSecondExit,
-    /// Two exits brought different keys.
+    /// Two exits returned different keys.
     #[error(
         "two exits brought different keys of the gateway: one of them lies, or the gateway gives each client its own"
     )]
     KeysDiffer,
-    /// What came are no keys that can be used.
+    /// The key configuration is malformed or has no supported key.
     #[error("the gateway has no keys that can be used")]
     Keys,
-    /// The gateway did not answer as one.
+    /// The gateway's answer is no Oblivious HTTP response.
     #[error("the gateway answered {0}, which is no oblivious answer")]
     Gateway(StatusCode),
-    /// The sealed answer can't be opened or read.
+    /// The sealed answer can't be decrypted or decoded.
     #[error("the gateway's answer can't be opened")]
     Sealed,
     /// The request's or the response's body is too large for one sealed message.
@@ -103,7 +103,7 @@ pub enum ObliviousError {
 }
 
 impl<C: Connector> Requester<C> {
-    /// Sends `request`, whose address is absolute, sealed to `gateway`, and gives the response that comes back sealed.
+    /// Sends `request`, whose URL must be absolute, sealed to `gateway`; returns the decrypted response.
     ///
     /// # Errors
     /// See [`ObliviousError`].
@@ -149,14 +149,14 @@ impl<C: Connector> Requester<C> {
         timeout(limits.answer, self.carry(gateway, sealed, opener)).await.map_err(late)?
     }
 
-    /// The gateway's key configurations, and the exit that brought them, none of `not_by`.
+    /// The gateway's key configurations and the exit that fetched them, which isn't in `not_by`.
     async fn keys(&self, gateway: &Uri, not_by: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
         request.headers_mut().insert(header::ACCEPT, KEYS);
         let Performed { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
-        // It was asked of the connector, but all hangs on it.
+        // The connector was to exclude these exits. Checked again, because the comparison depends on it.
         if not_by.contains(&exit) {
             return Err(ObliviousError::NoSecondExit);
         }
@@ -185,7 +185,7 @@ fn address(gateway: &Url) -> Option<Uri> {
     whole.as_str().parse().ok()
 }
 
-/// The body of a response that is of this kind.
+/// The body of a response with status 200 and content type `kind`.
 async fn whole(response: Response<ResponseBody>, kind: &HeaderValue, cap: usize) -> Result<Bytes, ObliviousError> {
     if response.status() != StatusCode::OK || response.headers().get(header::CONTENT_TYPE) != Some(kind) {
         return Err(ObliviousError::Gateway(response.status()));
@@ -198,17 +198,17 @@ fn too_large_or(otherwise: RequestError) -> impl Fn(Box<dyn Error + Send + Sync>
     move |error| if error.is::<LengthLimitError>() { ObliviousError::TooLarge } else { otherwise.into() }
 }
 
-/// `message` sealed to the first of the gateway's `keys` that we can use, and what opens the answer.
+/// `message` sealed to the first supported key of `keys`, and the state that opens the answer.
 pub(crate) fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientResponse), ObliviousError> {
     let configurations = KeyConfig::decode_list(keys).map_err(|_| ObliviousError::Keys)?;
-    // The library counts on a configuration that has a suite it knows, and a list may hold others.
+    // The library requires a configuration with a supported suite; the list may contain others.
     let usable = |keys: &KeyConfig| SUITES.into_iter().any(|suite| keys.select(suite).is_ok());
     let mut chosen = configurations.into_iter().find(usable).ok_or(ObliviousError::Keys)?;
     let sealing = ClientRequest::from_config(&mut chosen).map_err(|_| ObliviousError::Keys)?;
     sealing.encapsulate(message).map_err(|_| ObliviousError::Keys)
 }
 
-/// The request in Binary HTTP, filled up with zeros (RFC 9292 §3.8).
+/// The request in Binary HTTP, padded with zeros (RFC 9292 §3.8).
 fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
     let uri = request.uri();
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
@@ -230,7 +230,7 @@ fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
     Ok(bytes)
 }
 
-/// The response in Binary HTTP, of either mode.
+/// Decodes a response in Binary HTTP of known or indeterminate length.
 pub(crate) fn decode(bytes: Vec<u8>) -> Option<Response<Full<Bytes>>> {
     if parts::count(&bytes) > MAX_PARTS {
         return None;

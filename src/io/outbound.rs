@@ -1,8 +1,9 @@
-//! Requests that an exit performs itself: over a fresh connection to an address that its policy has judged.
+//! HTTP requests that an exit performs: each over a new connection to an address that its policy allows.
 //!
-//! Names are resolved here, each address is judged, and an address that was judged is the one connected to, so that a name
-//! which changes its mind leads nowhere else. `https` is verified. Redirects are not followed: a caller that does so sends
-//! again, and is judged again. Governed by `proto/09-delegated.md`; it keeps an exit from being turned against its own network.
+//! Names are resolved here. The policy judges each address, and only a judged address is connected to, so a changing
+//! DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed; a caller
+//! that follows one sends again and is judged again. Governed by `proto/09-delegated.md`. This protects the exit's
+//! local network.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,21 +36,21 @@ use super::{
     tls::{Tls, TlsError},
 };
 
-/// Where requests may go.
+/// The policies for the targets of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Reach {
-    /// Judges the addresses that a name resolves to.
+    /// Judges the addresses of resolved names.
     pub(crate) resolved: Policy,
-    /// Judges addresses written as such, and `localhost`.
+    /// Judges address literals, and `localhost`.
     pub(crate) written: Policy,
 }
 
-/// How long and how much a target may take.
+/// Limits on a target's time and size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutboundLimits {
-    /// For resolving, connecting and the TLS handshake together; 10 s.
+    /// Time limit for resolving, connecting and the TLS handshake together; 10 s.
     pub(crate) connect: Duration,
-    /// For request and response, once there is a connection.
+    /// For request and response, after connecting.
     pub(crate) exchange: ExchangeLimits,
 }
 
@@ -65,24 +66,24 @@ impl Default for OutboundLimits {
     }
 }
 
-/// Why a request had no response. Names nothing of the request.
+/// The reason why a request has no response. The text names nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OutboundError {
-    /// The address is not an absolute `http` or `https` one, or has a user name in it.
+    /// The URL is not an absolute `http` or `https` one, or has a user name.
     #[error("the address is not one of a web server")]
     Address,
-    /// No connection; [`EndReason::Policy`] when no address of the target may be connected to.
+    /// The connection failed; [`EndReason::Policy`] when the policy allows no address of the target.
     #[error("{}", reason_text(*.0))]
     Connect(EndReason),
-    /// No TLS.
+    /// The TLS handshake failed.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No response.
+    /// The exchange failed.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
 }
 
-/// Sends requests. Cheap to clone.
+/// Sends requests of an exit. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbound {
     reach: Arc<Reach>,
@@ -96,13 +97,13 @@ impl Outbound {
         Self { reach: Arc::new(reach), resolver, tls, limits }
     }
 
-    /// Sends `request`, whose address is absolute, and gives the response. The request goes as it stands, but for `Host`,
-    /// hop-by-hop fields, and `Accept-Encoding`: no encoding of the body is accepted.
+    /// Sends `request`, whose URL must be absolute, and returns the response. The request is changed only in `Host`,
+    /// hop-by-hop fields and `Accept-Encoding`, which accepts no encoding of the body.
     ///
-    /// The body's length is the caller's to cap ([`super::exchange::read_whole`]), and the time in all.
+    /// The caller caps the body's length ([`super::exchange::read_whole`]) and the total time.
     ///
     /// # Errors
-    /// See [`OutboundError`]. Dropping the future gives the request up.
+    /// See [`OutboundError`]. Dropping the future cancels the request.
     pub(crate) async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Answer>, OutboundError>
     where
         B: Body + Send + 'static,
@@ -142,8 +143,8 @@ impl Outbound {
     }
 }
 
-/// Whether by TLS, and where to, that an absolute address says; none if it is not an `http` or `https` one, has a user
-/// name in it, or its port is none.
+/// The target of an absolute URL, and whether it uses TLS. `None` if the URL is not an `http` or `https` one, has a
+/// user name, or has an invalid port.
 pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
     let secure = match scheme.to_ascii_lowercase().as_str() {
@@ -155,7 +156,7 @@ pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
         return None;
     }
     let host = Host::parse(authority.host()).ok()?;
-    // One that is no port must not count as none.
+    // An invalid port must not count as an absent one.
     let port = match authority.as_str().strip_prefix(authority.host())? {
         "" | ":" => {
             if secure {

@@ -1,17 +1,17 @@
-//! The search page: a small web server on loopback for the person's own browser and command line.
+//! The search page: a small HTTP server on a loopback port for the user's browser and command line.
 //!
 //! | request | answered |
 //! |---|---|
 //! | `GET /` | a search box |
-//! | `GET /search?q=…` | results, and the way the query took |
+//! | `GET /search?q=…` | results, and the path of the query |
 //! | `GET /read?url=…` | the reader view of a page, fetched through the overlay |
-//! | `GET /leave?url=…` | what leaving the overlay would mean, and whether this browser goes through it |
-//! | `GET /go?url=…` | the way out |
+//! | `GET /leave?url=…` | the consequences of leaving the overlay, and whether this browser uses it |
+//! | `GET /go?url=…` | a redirect to the URL, outside the overlay |
 //! | `GET /opensearch.xml` | this page as a search engine for a browser (OpenSearch 1.1) |
 //! | `/api/…` | the same for the command line ([`api`]) |
 //!
-//! Needs no script, loads nothing from elsewhere, keeps nothing. Threats addressed: other pages of the same browser
-//! ([`guard`]); exits that plant links or markup ([`results`], [`reader`]).
+//! The pages work without scripts, load nothing from other sites and store nothing. Threats addressed: other pages of
+//! the same browser ([`guard`]); URLs or markup planted by exits ([`results`], [`reader`]).
 
 pub(crate) mod api;
 pub(crate) mod check;
@@ -58,39 +58,39 @@ pub(crate) use reader::Reader;
 #[cfg(any(test, fuzzing))]
 pub(crate) use reader::cleaned_page;
 
-/// Connections at a time; more wait in the system's queue.
+/// Concurrent connections of browsers; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
-/// A request's head: a query at its longest fits, each byte of it written as three.
+/// Bytes of a request's head. The longest query fits, percent-encoded.
 const MAX_HEAD: usize = 64 * 1024;
-/// Bytes of a link that is read or followed.
+/// Bytes of a URL that is read or opened.
 const MAX_LINK: usize = 8 * 1024;
 
 const STYLE: &str = include_str!("page/style.css");
 const KEYS: &str = include_str!("page/keys.js");
 const ICON: &str = include_str!("page/icon.svg");
 
-/// What the page is made of.
+/// The state of the search page, shared by its handlers.
 #[derive(Clone)]
 pub(crate) struct Page<C> {
     pub(crate) searcher: Searcher<C>,
     pub(crate) reader: Reader<C>,
     pub(crate) requester: Requester<C>,
     pub(crate) check: Check,
-    /// The client's SOCKS port, for those who want to send their browser through it.
+    /// The client's SOCKS port, shown to users who configure a browser to use it.
     pub(crate) socks: SocketAddr,
 }
 
-/// Serves the page on `listener` for ever. Dropping the future ends all that it serves.
+/// Serves the page on `listener` for ever. Dropping the future ends its connections.
 ///
 /// # Errors
-/// When the listener's address can't be told.
+/// When the listener's address can't be read.
 pub(crate) async fn serve<C: Connector>(listener: TcpListener, page: Page<C>) -> std::io::Result<()> {
     let router = router(listener.local_addr()?, page);
     accept_each(listener, MAX_CONNECTIONS, |socket| {
         let router = router.clone();
         async move {
-            // Whether a browser behaved is of no interest.
+            // An error of a browser's connection needs no action.
             let _ = serve_one(socket, router).await;
         }
     })
@@ -133,7 +133,7 @@ async fn home<C: Connector>(State(page): State<Page<C>>) -> Response {
     results::home(&page.searcher.engines())
 }
 
-/// A search as it stands in an address; what is left empty counts as not given.
+/// The query parameters of a search; an empty one counts as absent.
 #[derive(Deserialize)]
 struct Asked {
     #[serde(default)]
@@ -172,7 +172,7 @@ struct Link {
 }
 
 impl Link {
-    /// The link, if it is one that may be followed.
+    /// The URL, if it is valid, at most [`MAX_LINK`] bytes long, and http or https.
     fn parse(link: Result<Query<Self>, QueryRejection>) -> Option<Url> {
         let Query(Self { url }) = link.ok()?;
         if url.len() > MAX_LINK {
@@ -203,7 +203,7 @@ fn misread() -> Response {
     trouble(StatusCode::BAD_REQUEST, "That address can't be read", words, None)
 }
 
-/// This page as a browser's search engine.
+/// The OpenSearch description by which a browser adds this page as a search engine.
 fn describe(own: SocketAddr) -> Response {
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\

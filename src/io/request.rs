@@ -1,8 +1,8 @@
-//! A client's HTTP requests: performed by an exit, or sent over a stream, with TLS that ends here.
+//! HTTP requests of a client: performed by an exit, or sent over a stream to the target, with TLS that ends here.
 //!
-//! Either way a request has a stream of its own, bodies go piece by piece, and the other end is not trusted: heads are
-//! limited, silence is, and what breaks off is an error. Governed by `proto/09-delegated.md`, "HTTP". What is sent to an exit carries no
-//! field that tells about the sender ([`super::delegated::fields`]), for the exit reads it.
+//! Each request has a separate stream. Bodies are forwarded in pieces. The other end is not trusted: heads and
+//! silence are limited, and a truncated message is an error. Governed by `proto/09-delegated.md`, "HTTP". A request
+//! that an exit performs, and thus reads, has no field that identifies the sender ([`super::delegated::fields`]).
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -44,39 +44,40 @@ use super::{
     tls::{Tls, TlsError},
 };
 
-/// For the answer to begin once the request has gone, between two pieces of it, and for a piece of the request to go.
+/// Time limit from the request to the head of the answer, between two pieces of the answer, and for sending one
+/// piece.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LIMITS: ExchangeLimits =
     ExchangeLimits { head: PATIENCE, idle: Some(PATIENCE), head_bytes: 64 * 1024, fields: 128 };
 
-/// Why a request has no response, or no more of it. Names nothing of the request.
+/// The reason why the response is missing or truncated. The text names nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The address is no absolute `http` or `https` one, or has a user name in it.
+    /// The URL is not an absolute `http` or `https` one, or has a user name.
     #[error("the address is not one of a web server")]
     Address,
     /// No exit performs requests to this host.
     #[error("no exit of the network performs requests to this host")]
     NoExit,
-    /// There is no stream.
+    /// The stream could not be opened.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The exit says that it did not perform the request.
+    /// The exit refused the request.
     #[error("{0}")]
     Refused(Refusal),
-    /// There is no TLS with the target; the exit may have interfered.
+    /// The TLS handshake with the target failed; the exit may have interfered.
     #[error("{0}")]
     Tls(TlsError),
-    /// Nothing came for a minute.
+    /// No bytes arrived for a minute.
     #[error("no answer came in time")]
     Silent,
-    /// What came is no response, or too large.
+    /// The answer is no HTTP response, or too large.
     #[error("what came is not an answer in HTTP")]
     NotHttp,
-    /// The answer broke off.
+    /// The answer is truncated.
     #[error("the answer broke off before it was whole")]
     Broken,
-    /// The request's own body failed.
+    /// The request's body failed.
     #[error("the request's body broke off")]
     Body,
 }
@@ -102,22 +103,22 @@ impl From<MessageError> for RequestError {
     }
 }
 
-/// What an exit has performed.
+/// The result of a request that an exit performed.
 #[derive(Debug)]
 pub(crate) struct Performed {
     /// The target's answer.
     pub(crate) response: Response<ResponseBody>,
-    /// The way it took, the guard first, the exit last.
+    /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<Hop>,
 }
 
-/// The body of a response, as it comes. An error ends one that broke off; only `None` ends a whole one.
+/// The body of a response, in pieces. A truncated body ends with an error; only a complete one ends with `None`.
 #[derive(Debug)]
 pub struct ResponseBody(Source);
 
 #[derive(Debug)]
 enum Source {
-    /// A target may answer before it has all of the request, so that goes on.
+    /// The sending task goes on, because a target may answer before it has the whole request.
     Exit {
         body: Piped,
         _sending: AbortOnDropHandle<Result<(), MessageError>>,
@@ -161,7 +162,7 @@ impl Body for ResponseBody {
 pub(crate) struct Requester<C> {
     connector: C,
     tls: Tls,
-    /// Isolations given out.
+    /// The number of isolations assigned so far.
     isolations: Arc<AtomicU64>,
 }
 
@@ -170,13 +171,13 @@ impl<C: Connector> Requester<C> {
         Self { connector, tls, isolations: Arc::default() }
     }
 
-    /// An isolation that nothing else has.
+    /// A new isolation.
     pub(crate) fn isolation(&self) -> Isolation {
         let number = self.isolations.fetch_add(1, Ordering::Relaxed);
         Isolation::new("request", &number.to_be_bytes(), &[])
     }
 
-    /// Has `request` performed by an exit that offers it and is none of `not_by`.
+    /// Sends `request` to an exit that performs it, isn't in `not_by`, and offers requests to this host.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -196,7 +197,7 @@ impl<C: Connector> Requester<C> {
         match request.body().size_hint().exact() {
             Some(0) => drop(request.headers_mut().remove(header::CONTENT_LENGTH)),
             Some(length) => drop(request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
-            // As the caller says.
+            // The caller's field stays.
             None => {}
         }
         let head = request_head(&request)?;
@@ -211,7 +212,7 @@ impl<C: Connector> Requester<C> {
         receive(reader, sending).await.map(|response| Performed { response, path })
     }
 
-    /// Sends `request` over a stream to its target; with `https` the exit carries what it can't read.
+    /// Sends `request` over a stream to its target; with `https` the exit can't read it.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -247,7 +248,7 @@ impl<C: Connector> Requester<C> {
     }
 }
 
-/// Sends a whole request and gives its outcome once, as long as anyone waits for it.
+/// Sends a request with its body.
 async fn send<B>(mut writer: WriteHalf<Stream>, head: Vec<u8>, body: B) -> Result<(), MessageError>
 where
     B: Body,
@@ -265,7 +266,7 @@ async fn receive(
 ) -> Result<Response<ResponseBody>, RequestError> {
     let patience = async {
         match (&mut sending).await {
-            // The stream has failed; the reader learns why, or reads what was answered before.
+            // The stream has failed. The reader gets the reason, or an answer sent before the failure.
             Ok(Ok(()) | Err(MessageError::Broken)) => sleep(PATIENCE).await,
             Ok(Err(error)) => return RequestError::from(error),
             Err(_) => return RequestError::Body,
@@ -284,7 +285,7 @@ async fn receive(
     let (pipe, body) = Piped::unread();
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
         let mut content = Content::new(reader, u64::MAX);
-        // What goes wrong shows in the body.
+        // Errors appear in the body.
         let _ = fill(&mut content, pipe, PATIENCE).await;
     }));
     Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))

@@ -1,9 +1,9 @@
-//! The exit's own resolver.
+//! The DNS resolver of an exit.
 //!
-//! Names come from origins, so the machine's own ideas about names (its hosts file, its search list) play no part, and
-//! names that mean something only on the exit's network are refused unless the policy allows private addresses.
-//! Bounded in questions at a time, time, answers and memory. Nothing of a question is logged; the library beneath logs
-//! names at debug level, so a node keeps its targets (`hickory_*`) silent.
+//! Origins choose the names, so the machine's hosts file and search list are not used. Names of private networks are
+//! refused unless the policy allows private addresses. Concurrent lookups, time, answers and memory are bounded.
+//! Lookups are not logged here; the library logs names at debug level, so a node silences its log targets
+//! (`hickory_*`).
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -27,30 +27,31 @@ use crate::{
     wire::{Answer, EndReason, Host},
 };
 
-/// Answers given to one question, and the bytes they may take in a relay message.
+/// Maximum answers to one lookup, and their maximum bytes in a relay message.
 const MOST_ANSWERS: usize = 16;
 const MOST_ANSWER_BYTES: usize = 512;
-/// The two lifetimes that answers are told with: exact ones would tell what others asked for before.
+/// The two TTLs used in answers, in seconds. Exact ones would reveal earlier lookups of other clients.
 const SHORT_TTL: u32 = 300;
 const LONG_TTL: u32 = 3600;
-/// Responses kept.
+/// Maximum cached responses.
 const CACHE: u64 = 1024;
 
-/// Names that are never asked for: no public name server has them (RFC 6761, RFC 7686), and asking tells.
+/// Names that are never looked up: no public name server has them (RFC 6761, RFC 7686), and the lookup would reveal
+/// them.
 const NOWHERE: [&str; 2] = ["onion", "invalid"];
-/// Names of a private network (RFC 6762, RFC 8375 and the names ICANN reserved).
+/// Names of private networks (RFC 6762, RFC 8375 and the names that ICANN reserved).
 const PRIVATE: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
 
-/// How an exit resolves.
+/// Options of an exit's resolver.
 #[derive(Clone, Debug)]
 pub struct ResolverOptions {
-    /// Name servers to ask, in order; the system's if there are none.
+    /// Name servers, in order of preference; if empty, those of the system.
     pub servers: Vec<SocketAddr>,
-    /// Whether answers may be private addresses, and questions about private names.
+    /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Questions at a time; 256. What comes beyond waits as long as a question may take, then fails.
+    /// Concurrent lookups; 256. Further ones wait within their time limit, then fail.
     pub concurrency: usize,
-    /// For one question in all; ten seconds.
+    /// Time limit of a lookup; ten seconds.
     pub patience: Duration,
 }
 
@@ -60,16 +61,16 @@ impl Default for ResolverOptions {
     }
 }
 
-/// What a resolver found.
+/// The answers of a lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found<T> {
-    /// Seconds for which it may be kept.
+    /// TTL in seconds.
     pub(crate) ttl: u32,
     /// At least one.
     pub(crate) answers: Vec<T>,
 }
 
-/// A resolver with limits.
+/// A DNS resolver with limits.
 pub struct Resolver {
     inner: Option<TokioResolver>,
     permits: Semaphore,
@@ -78,8 +79,7 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver with `options`. If it knows no name server, which it says in a warning, it finds nothing but
-    /// `localhost`.
+    /// A resolver with `options`. Without a name server it logs a warning and resolves only `localhost`.
     #[must_use]
     pub fn new(options: &ResolverOptions) -> Self {
         let inner = build(options)
@@ -102,7 +102,7 @@ impl Resolver {
         self.inner.as_ref().ok_or(EndReason::Failed)
     }
 
-    /// The answers to an origin's question: a name's addresses, or an address's names.
+    /// Looks up an origin's host: a name's addresses, or an address's names.
     pub(crate) async fn resolve(&self, host: &Host) -> Result<Found<Answer>, EndReason> {
         match host {
             Host::Name(name) => {
@@ -116,7 +116,7 @@ impl Resolver {
         }
     }
 
-    /// The addresses of `name`. Private ones are left out unless they are allowed; if no others remain, that is policy.
+    /// The addresses of `name`, without private ones unless they are allowed. Fails with `Policy` if all are private.
     pub(crate) async fn addresses(&self, name: &str) -> Result<Found<IpAddr>, EndReason> {
         if self.is_loopback(name)? {
             let loopback = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -166,7 +166,7 @@ impl Resolver {
         timeout(self.patience, limited).await.unwrap_or(Err(EndReason::TimedOut))
     }
 
-    /// Whether `name` means this machine itself, and may.
+    /// Whether `name` is `localhost`. Fails for names that are never looked up or not allowed.
     fn is_loopback(&self, name: &str) -> Result<bool, EndReason> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let is_under =
@@ -219,7 +219,7 @@ fn limit(options: &mut ResolverOpts, ours: &ResolverOptions) {
     options.case_randomization = true;
 }
 
-/// The name as one that no search list applies to.
+/// The name as a fully qualified one, so that no search list applies.
 fn absolute(name: &str) -> Result<Name, EndReason> {
     let mut name = Name::from_ascii(name).map_err(|_| EndReason::NotFound)?;
     name.set_fqdn(true);

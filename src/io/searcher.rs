@@ -1,9 +1,10 @@
-//! Searches through the overlay: which engine, by which exit, and what becomes of a refusal.
+//! Searches of a client: chooses engine and exit, sends the query, and retries after a refusal.
 //!
-//! Owns how each exit has fared with each engine ([`Fares`]). Each query goes under an isolation of its own, so over a
-//! circuit of its own. An exit that an engine keeps out is left alone for a while, and the query is asked once more
-//! elsewhere. Governed by `proto/09-delegated.md`, "Search". An exit is not trusted: its answer is bounded in length and time,
-//! decoded strictly and cleaned ([`SearchAnswer::decode`]), and several exits can be compared.
+//! Owns the record of each exit's answers and failures with each engine ([`Fares`]). Each query has its own
+//! isolation, and thus its own circuit. An exit that an engine blocks is not used for a while, and the query is sent
+//! once more through another. Governed by `proto/09-delegated.md`, "Search". Exits are not trusted: an answer is
+//! bounded in length and time, decoded strictly and cleaned ([`SearchAnswer::decode`]), and the answers of several
+//! exits can be compared.
 
 mod comparison;
 #[cfg(test)]
@@ -39,26 +40,26 @@ pub(crate) use crate::delegated::engines;
 pub use crate::delegated::{Miss, MissReason, Offers};
 pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
 
-/// For a circuit to be had.
+/// Time limit for getting a circuit.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-/// For the exit to answer: the engine has eight seconds there.
+/// Time limit for the exit's answer; the exit gives the engine eight seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// A query as a person asks it. Prints redacted.
+/// A user's query. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SearchQuery {
-    /// What to search for.
+    /// The search terms.
     pub terms: String,
-    /// The engine, if one is chosen.
+    /// The engine; `None` for the default one.
     pub engine: Option<EngineName>,
     /// The page of results, from 1.
     pub page: u16,
-    /// The language wanted, if one is, such as `en` or `pt-BR`.
+    /// The language tag, such as `en` or `pt-BR`; `None` for any language.
     pub language: Option<String>,
 }
 
 impl SearchQuery {
-    /// The first page of what the default engine finds for `terms`, in any language.
+    /// A query for the first page of results from the default engine, in any language.
     #[must_use]
     pub fn new(terms: impl Into<String>) -> Self {
         Self { terms: terms.into(), engine: None, page: 1, language: None }
@@ -71,38 +72,38 @@ impl fmt::Debug for SearchQuery {
     }
 }
 
-/// What a query found, and how.
+/// The results of a query, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The engine that was asked.
+    /// The engine that answered.
     pub engine: EngineName,
-    /// In the engine's order.
+    /// The results, in the engine's order.
     pub results: Vec<SearchResult>,
-    /// How many there are in all, if the engine said so.
+    /// The total number of results, if the engine gave it.
     pub total: Option<u64>,
     /// Whether there is a further page.
     pub more: bool,
-    /// The way query and answer took.
+    /// The path of query and answer.
     pub route: Route,
-    /// The exit that was asked before this one, and did not answer.
+    /// The exit of the first attempt, if that attempt failed.
     pub missed: Option<Miss>,
 }
 
-/// The way a query took.
+/// The path of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The guard first, the exit last.
+    /// The hops, from guard to exit.
     pub hops: Vec<Hop>,
-    /// The exit carries streams of this client too, for no other offers the engine.
+    /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
     pub shared_exit: bool,
-    /// From the query's leaving to its answer.
+    /// The time from query to answer.
     pub took: Duration,
 }
 
-/// Why a search found nothing out.
+/// The reason why a search failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchFailure {
-    /// The query is none.
+    /// The query is invalid.
     #[error("{0}")]
     Query(#[from] SearchError),
     /// No exit offers to search.
@@ -111,32 +112,32 @@ pub enum SearchFailure {
     /// No exit offers this engine.
     #[error("no exit of this network offers this engine")]
     NoSuchEngine,
-    /// There are fewer exits than are to be compared.
+    /// Fewer exits are available than the comparison needs.
     #[error("only {0} of this network's exits can be asked that")]
     TooFewExits(usize),
-    /// The engine keeps out every exit that offers it.
+    /// The engine blocks every exit that offers it.
     #[error("the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine")]
     AllBlocked,
-    /// There was no circuit.
+    /// There is no circuit.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// An exit was asked, and another if that made sense; the last one's reason.
+    /// The exit gave no results, and neither did a second one where a retry was possible; the last exit's reason.
     #[error("{}", .0.why)]
     Missed(Miss),
 }
 
-/// How one exit has fared with one engine.
+/// The record of one exit with one engine.
 #[derive(Clone, Copy, Debug)]
 pub struct ExitFare {
     /// The exit.
     pub exit: RelayId,
-    /// What it has answered and not.
+    /// Its answers and failures.
     pub fare: Fare,
-    /// How long it is still left alone.
+    /// The remaining time of its block, if any.
     pub blocked_for: Option<Duration>,
 }
 
-/// What is known of the exits, and how each has fared; outlives each [`Searcher`]. Cheap to clone; clones are the same.
+/// The exits with their offers and records; outlives each [`Searcher`]. Cheap to clone; clones share their state.
 #[derive(Clone, Debug)]
 pub struct Exits(Arc<Known>);
 
@@ -150,7 +151,7 @@ struct Known {
 }
 
 impl Exits {
-    /// The exits of `offers`. Where no engine is chosen `default` is asked, or the one that most exits offer.
+    /// The exits of `offers`. Queries without an engine use `default`, or else the engine that most exits offer.
     #[must_use]
     pub fn new(offers: watch::Receiver<Offers>, default: Option<EngineName>) -> Self {
         let start = std::time::Instant::now();
@@ -166,19 +167,19 @@ pub struct Searcher<C> {
 }
 
 impl<C: Connector> Searcher<C> {
-    /// Searches over `connector` by `exits`, which are of the same network.
+    /// A searcher over `connector` that uses `exits`, which must be of the same network.
     #[must_use]
     pub const fn new(connector: C, exits: Exits) -> Self {
         Self { connector, exits }
     }
 
-    /// The engines offered, the one asked by default first.
+    /// The offered engines, the default one first.
     #[must_use]
     pub fn engines(&self) -> Vec<EngineName> {
         engines(&self.known().offers.borrow(), self.known().default.as_ref())
     }
 
-    /// How the exits that offer `engine` have fared with it.
+    /// The records of the exits that offer `engine`.
     #[must_use]
     pub fn fares(&self, engine: &EngineName) -> Vec<ExitFare> {
         let (now, fares) = (self.now(), self.lock());
@@ -190,7 +191,7 @@ impl<C: Connector> Searcher<C> {
         self.exits_with(engine).into_iter().map(fare).collect()
     }
 
-    /// Asks an exit, and another one if the first can't for a reason of its own.
+    /// Sends the query to an exit, and to another one if the first fails for a reason on its side.
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -202,7 +203,7 @@ impl<C: Connector> Searcher<C> {
                 not_by.push(miss.exit);
                 match self.ask(&request, not_by).await {
                     Ok(found) => Ok(Found { missed: Some(miss), ..found }),
-                    // There was no other.
+                    // There is no other exit.
                     Err(SearchFailure::Connect(_)) => Err(SearchFailure::Missed(miss)),
                     failed => failed,
                 }
@@ -216,7 +217,7 @@ impl<C: Connector> Searcher<C> {
         self.converse(request, delegated).await
     }
 
-    /// A way to some exit that offers `engine`, on a circuit that nothing else uses.
+    /// Opens a stream to an exit that offers `engine`, on a circuit that carries nothing else.
     async fn open(&self, engine: &EngineName, not_by: Vec<RelayId>) -> Result<Delegated, SearchFailure> {
         let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
@@ -224,7 +225,7 @@ impl<C: Connector> Searcher<C> {
         Ok(timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(EndReason::TimedOut.into()))?)
     }
 
-    /// Asks the exit at the end of `delegated`, and remembers how it fared.
+    /// Sends the request to the exit at the end of `delegated`, and records the outcome.
     async fn converse(&self, request: &SearchRequest, delegated: Delegated) -> Result<Found, SearchFailure> {
         let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { return Err(ConnectError::NotReady.into()) };
         let framed = request.encode()?;
@@ -278,10 +279,10 @@ impl<C: Connector> Searcher<C> {
         offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit).collect()
     }
 
-    /// The exits that `engine` keeps out now.
+    /// The exits that `engine` blocks now.
     ///
     /// # Errors
-    /// When that is all.
+    /// When they are all exits that offer the engine.
     fn blocked(&self, engine: &EngineName) -> Result<Vec<RelayId>, SearchFailure> {
         let blocked = self.lock().blocked(self.now(), engine);
         let all = self.exits_with(engine).iter().all(|exit| blocked.contains(exit));
@@ -301,7 +302,7 @@ impl<C: Connector> Searcher<C> {
     }
 }
 
-/// Sends the query and takes the answer; none if it isn't one.
+/// Sends the query and reads the answer; `None` if the answer is invalid or the stream fails.
 async fn exchange(mut stream: super::stream::Stream, framed: &[u8]) -> Option<SearchAnswer> {
     stream.write_all(framed).await.ok()?;
     stream.shutdown().await.ok()?;

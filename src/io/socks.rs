@@ -1,4 +1,4 @@
-//! The SOCKS port (RFC 1928, RFC 1929, SOCKS 4 and 4a, and Tor's two additions).
+//! The SOCKS proxy port for applications (RFC 1928, RFC 1929, SOCKS 4 and 4a, and Tor's two additions).
 //!
 //! | command | answered |
 //! |---|---|
@@ -7,18 +7,18 @@
 //! | RESOLVE_PTR (0xF1) | the first name of the address |
 //! | BIND, UDP ASSOCIATE | 7, command not supported |
 //!
-//! User name and password (any) are no authentication but the isolation: whoever gives others gets other circuits.
+//! Any user name and password are accepted. They select the isolation: other credentials get other circuits.
 //!
-//! | what happened | reply |
+//! | failure | reply |
 //! |---|---|
-//! | refused by the target | 5, refused |
+//! | the target refused the connection | 5, refused |
 //! | target unreachable from the exit; name without address | 4, host unreachable |
-//! | no exit's policy allows it | 2, not allowed |
-//! | the target did not answer in time | 6, TTL expired: the only code about time |
+//! | no exit's policy allows the target | 2, not allowed |
+//! | the target did not answer in time | 6, TTL expired: the only code for a timeout |
 //! | the client has no circuit | 3, network unreachable |
 //! | anything else | 1, general failure |
 //!
-//! The handshake is `tor-socksproto`'s; it takes a kilobyte at most and ten seconds. Nothing of a request is logged.
+//! The handshake is `tor-socksproto`'s. It is limited to a kilobyte and ten seconds. Requests are never logged.
 
 #[cfg(test)]
 mod tests;
@@ -47,11 +47,12 @@ use super::{
 /// Limits of the SOCKS port.
 #[derive(Clone, Copy, Debug)]
 pub struct SocksLimits {
-    /// For the whole handshake; ten seconds.
+    /// Time limit for the handshake; ten seconds.
     pub handshake: Duration,
-    /// For opening a stream or answering a question; a minute.
+    /// Time limit for opening a stream or for a lookup; a minute.
     pub connect: Duration,
-    /// Applications at a time, a few kilobytes each beside their streams; 1,024. More wait in the system's queue.
+    /// Concurrent connections of applications, a few kilobytes each without their streams; 1,024. Further ones wait
+    /// in the backlog.
     pub applications: usize,
 }
 
@@ -61,7 +62,7 @@ impl Default for SocksLimits {
     }
 }
 
-/// Serves SOCKS on `listener` for ever. Dropping the future ends all that it serves.
+/// Serves SOCKS on `listener` for ever. Dropping the future ends its connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
     accept_each(listener, limits.applications, |socket| {
         let connector = connector.clone();
@@ -105,7 +106,7 @@ async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: S
     }
 }
 
-/// The request and what was read beyond it, or else what to say before closing.
+/// The request and the bytes read after it, or else the reply to send before closing.
 async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest, Vec<u8>), Vec<u8>>> {
     let mut handshake = SocksProxyHandshake::new();
     let mut buffer = Buffer::new();
@@ -130,7 +131,7 @@ async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest,
     }
 }
 
-/// What to say to an application whose handshake is no good; nothing if it would not be understood.
+/// The reply to an invalid handshake; empty if the application would not understand one.
 fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
     match (version, error) {
         (Some(4), _) => vec![0, 0x5B, 0, 0, 0, 0, 0, 0],
@@ -144,8 +145,8 @@ fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
     }
 }
 
-/// To a web browser or the like that takes this port for an HTTP proxy. A web page that tries it is not told that there is
-/// an answer at all.
+/// The answer to HTTP clients that take this port for an HTTP proxy. A web page that probes the port must not see
+/// whether there is an answer.
 const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\
     Cross-Origin-Resource-Policy: same-origin\r\nX-Frame-Options: DENY\r\n\r\n\
     This is Umbel's SOCKS port. Set it as a SOCKS5 proxy, or use Umbel's HTTP proxy port.\n";
@@ -166,7 +167,8 @@ async fn answer(socket: TcpStream, request: &SocksRequest, answer: Result<SocksA
     refuse(socket, &reply).await
 }
 
-/// Sends the last bytes and closes such that they arrive: closing on unread input would make the system discard them.
+/// Sends the last bytes, then reads the rest of the input: closing with unread input would make the system discard
+/// them.
 async fn refuse(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(2);
     const MOST_IGNORED: u64 = 64 * 1024;

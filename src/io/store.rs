@@ -1,7 +1,7 @@
-//! Where an authority keeps what must survive its restart.
+//! The persistent store of a directory authority.
 //!
-//! A trait, so that a directory of several machines can keep it elsewhere, and its implementation in one embedded file
-//! (`redb`). Owns no policy: the authority's core says what to keep ([`crate::directory::AuthorityEvent`]).
+//! [`Store`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
+//! all in one file (`redb`). The authority's core decides what to store ([`crate::directory::AuthorityEvent`]).
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ const RELAYS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("rela
 const DOCUMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("documents");
 const CONSENSUS: &str = "consensus";
 
-/// Why the store failed.
+/// A failure of the store.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {action}: {source}", path = path.display())]
 pub struct StoreError {
@@ -22,23 +22,23 @@ pub struct StoreError {
     source: Box<redb::Error>,
 }
 
-/// One change to what is kept.
+/// One change of the stored records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Keep this record of a relay in place of its last.
+    /// Stores this record of a relay, replacing its previous one.
     Remember {
         /// The relay.
         relay: RelayId,
         /// The record.
         record: Vec<u8>,
     },
-    /// Forget a relay.
+    /// Deletes a relay's record.
     Forget(RelayId),
-    /// Keep this consensus in place of the last.
+    /// Stores this consensus, replacing the previous one.
     Publish(Vec<u8>),
 }
 
-/// What an authority kept.
+/// The stored records of an authority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// The records of relays.
@@ -47,32 +47,32 @@ pub struct Kept {
     pub consensus: Option<Vec<u8>>,
 }
 
-/// Keeps an authority's records. Blocks while it writes.
+/// Stores an authority's records. Its methods block.
 pub trait Store: Send + Sync + 'static {
-    /// All that was kept.
+    /// Reads all records.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// When they can't be read.
     fn load(&self) -> Result<Kept, StoreError>;
 
-    /// Makes the changes, in order, all or none; they last when this returns.
+    /// Applies the changes in order, all or none; they are durable when this returns.
     ///
     /// # Errors
     /// When they can't be written.
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 }
 
-/// A store in one file.
+/// A store in one file (`redb`).
 pub struct FileStore {
     path: PathBuf,
     database: Database,
 }
 
 impl FileStore {
-    /// The store in the file at `path`, made if there is none.
+    /// Opens the store in the file at `path`; creates it if absent.
     ///
     /// # Errors
-    /// When the file can't be made, is no store, or is open in another process.
+    /// When the file can't be created, is no store, or is open in another process.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         match Database::create(path) {
             Ok(database) => Ok(Self { path: path.to_owned(), database }),

@@ -1,21 +1,20 @@
-//! Streams as asynchronous code sees them, and the plumbing that joins them to a node's core.
+//! Asynchronous streams through the overlay, and the queues between them and a node's core.
 //!
-//! The core (a client or a relay) belongs to one task. That task also owns a [`Hub`]; each open stream has a
-//! [`Stream`] in the hands of some other task. Between the two lies one small piece of shared state per stream, and
-//! one queue of those that rang:
+//! One task owns the core (of a client or a relay) and a [`Hub`]. Another task owns the [`Stream`] of each open
+//! stream. Both share a small state for each stream, and one queue of streams with pending output for the core:
 //!
 //! ```text
 //! core's task   Hub::push ────────▶ inbound ──────▶ poll_read    application's, SOCKS's or exit's task
 //!               StreamCommand ◀──── outbound ◀──── poll_write
 //! ```
 //!
-//! Both directions are bounded in bytes, not in messages. Inbound, by the stream's credit: bytes count as consumed
-//! ([`StreamCommand::Consumed`]) only when they were read, and what comes in small pieces is packed, so that many tiny
-//! messages take no more memory than their bytes. Outbound, by the room the core told ([`Hub::set_room`]). A stream
-//! stands at most once in the queue, however much it has to say, so the queue is as long as there are streams.
+//! Both directions are bounded in bytes, not in messages. Inbound bytes are bounded by the stream's credit: they
+//! count as consumed ([`StreamCommand::Consumed`]) once they are read. Small pieces are packed, so that many small
+//! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room ([`Hub::set_room`]).
+//! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
 //!
-//! A reader sees the end of the stream only when the other end finished cleanly; any other end is an error, after the
-//! bytes that came before it.
+//! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, after the
+//! bytes before it.
 
 mod hub;
 mod receive_buffer;
@@ -49,19 +48,19 @@ pub(crate) use self::{
     splice::{reset_on_close, splice},
 };
 
-/// Consumed bytes are told the core in steps of this many, so that it isn't woken for each read. A stream's credit
+/// Consumed bytes are reported to the core in steps of this many, so that not every read wakes it. A stream's credit
 /// must be at least twice as much.
 const CONSUMED_STEP: usize = 32 * 1024;
-/// Room in a packed chunk, the first of a stream's queue and the next ones.
+/// Capacity in bytes of a packed chunk: the first of a stream's queue, and the following ones.
 const FIRST_CHUNK: usize = 4 * 1024;
 const NEXT_CHUNK: usize = 64 * 1024;
 
-/// Why a stream failed; found inside the [`io::Error`]s of a [`Stream`].
+/// The reason of a stream's failure, wrapped in the [`io::Error`]s of a [`Stream`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", reason_text(*.0))]
 pub struct StreamFailed(pub EndReason);
 
-/// The error an application sees when a stream ended for `reason`.
+/// The error that an application gets from a stream that ended for `reason`.
 #[must_use]
 pub fn io_error(reason: EndReason) -> io::Error {
     let kind = match reason {
@@ -77,11 +76,11 @@ pub fn io_error(reason: EndReason) -> io::Error {
     io::Error::new(kind, StreamFailed(reason))
 }
 
-/// A stream through the overlay: bytes both ways, each direction finished by itself.
+/// A stream through the overlay: bytes in both directions, each of which finishes independently.
 ///
-/// Reading ends with zero bytes only after the other end finished cleanly; whatever else ends the stream is an error
-/// that wraps [`StreamFailed`]. Shutting down the write side finishes this direction and leaves the other open.
-/// Dropping a stream that hasn't finished in both directions resets it.
+/// A read of zero bytes means that the other end finished cleanly; any other end is an error that wraps
+/// [`StreamFailed`]. Shutdown finishes the write direction and leaves the other open. Dropping a stream that hasn't
+/// finished in both directions resets it.
 pub struct Stream {
     reader: Reader,
     writer: Writer,
@@ -89,12 +88,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The two directions, to be used at the same time.
+    /// The two directions, for concurrent use.
     pub fn split(&mut self) -> (&mut Reader, &mut Writer) {
         (&mut self.reader, &mut self.writer)
     }
 
-    /// Waits until the stream has failed, whatever else goes on.
+    /// Waits until the stream fails. Independent of reads and writes.
     pub(crate) fn failure(&self) -> impl Future<Output = EndReason> + Send + use<> {
         let shared = Arc::clone(&self.shared);
         core::future::poll_fn(move |cx| {
@@ -109,7 +108,7 @@ impl Stream {
         })
     }
 
-    /// Gives the stream up and tells the other end why.
+    /// Resets the stream; the other end gets the reason.
     pub fn reset(self, reason: EndReason) {
         self.shared.lock().abandoned = Some(reason);
     }
@@ -160,12 +159,12 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// The direction of a [`Stream`] that comes from the other end.
+/// The receiving direction of a [`Stream`].
 pub struct Reader {
     shared: Arc<Shared>,
-    /// Taken from the shared state, so that copying holds no lock.
+    /// Chunks moved out of the shared state, so that copying needs no lock.
     chunks: VecDeque<BytesMut>,
-    /// Bytes read but not yet told the core.
+    /// Bytes read but not yet reported to the core.
     untold: usize,
 }
 
@@ -189,7 +188,7 @@ impl Reader {
         }
     }
 
-    /// Makes sure that there is a chunk; `false` at the clean end.
+    /// Waits for a chunk; `false` at the clean end.
     fn poll_chunk(&mut self, cx: &Context<'_>) -> Poll<io::Result<bool>> {
         if !self.chunks.is_empty() {
             return Poll::Ready(Ok(true));
@@ -258,7 +257,7 @@ impl AsyncBufRead for Reader {
     }
 }
 
-/// The direction of a [`Stream`] that goes to the other end.
+/// The sending direction of a [`Stream`].
 pub struct Writer {
     shared: Arc<Shared>,
 }
@@ -270,7 +269,7 @@ impl fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// How many bytes may be written now, at least one.
+    /// Waits until bytes may be written; returns how many, at least one.
     pub(crate) fn poll_room(&self, cx: &Context<'_>) -> Poll<io::Result<usize>> {
         Self::poll_room_locked(&mut self.shared.lock(), cx)
     }
@@ -291,7 +290,7 @@ impl Writer {
         }
     }
 
-    /// Hands over a buffer no longer than [`Self::poll_room`] said, without copying it if nothing is waiting.
+    /// Queues a buffer no longer than [`Self::poll_room`] returned. Without a copy if the queue is empty.
     pub(crate) fn hand_over(&self, buffer: BytesMut) {
         let mut state = self.shared.lock();
         if state.outbound.is_empty() {
@@ -302,7 +301,7 @@ impl Writer {
         self.shared.ring(&mut state);
     }
 
-    /// Finishes this direction after what was written.
+    /// Finishes this direction after the bytes already written.
     pub(crate) fn finish(&self) {
         let mut state = self.shared.lock();
         if !state.finished {
@@ -326,7 +325,7 @@ impl AsyncWrite for Writer {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing is held back: a write rings.
+        // A write has queued the stream already, so there is nothing to flush.
         Poll::Ready(self.shared.lock().failed.map_or(Ok(()), |reason| Err(io_error(reason))))
     }
 
@@ -336,39 +335,39 @@ impl AsyncWrite for Writer {
     }
 }
 
-/// What the two ends of the plumbing share of one stream.
+/// The state that hub and stream share.
 struct Shared {
     key: StreamKey,
-    /// Where the stream puts itself when it has something to say.
+    /// The core's queue of streams with pending output.
     bell: mpsc::UnboundedSender<Arc<Shared>>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// From the other end, not yet taken by the reader; at most the stream's credit.
+    /// Bytes from the other end, not yet moved to the reader; at most the stream's credit.
     inbound: VecDeque<BytesMut>,
-    /// The other end finished cleanly; all it sent is in `inbound` or further.
+    /// The other end finished cleanly. All its bytes are in `inbound` or already moved to the reader.
     peer_finished: bool,
-    /// The stream is over for this reason; nothing goes either way any more.
+    /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
-    /// Bytes that were read and the core doesn't know of yet.
+    /// Bytes read, not yet taken by the core.
     consumed: usize,
-    /// To the other end, not yet taken by the core; at most `room`.
+    /// Bytes for the other end, not yet taken by the core; at most `room`.
     outbound: BytesMut,
-    /// What the core takes in all, `outbound` included.
+    /// Maximum length of `outbound`.
     room: usize,
-    /// This end has nothing more to write.
+    /// This end has finished writing.
     finished: bool,
-    /// The core knows of that.
+    /// The core has been notified of `finished`.
     finish_told: bool,
-    /// The stream was dropped; if it wasn't over, it is to be reset for this reason.
+    /// The stream was dropped. Unless finished in both directions, it is reset for this reason.
     abandoned: Option<EndReason>,
-    /// The stream stands in the queue.
+    /// The stream is in the core's queue.
     rung: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
-    /// Who waits for a failure alone.
+    /// The task that waits for a failure.
     watcher: Option<Waker>,
 }
 
@@ -377,11 +376,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the stream in the core's queue, unless it stands there.
+    /// Puts the stream into the core's queue, unless it is there already.
     fn ring(self: &Arc<Self>, state: &mut State) {
         if !state.rung {
             state.rung = true;
-            // Fails only when the core's task is gone; the streams have failed then.
+            // Fails only when the core's task has ended; the streams have failed then.
             let _ = self.bell.send(Arc::clone(self));
         }
     }

@@ -1,5 +1,5 @@
-//! For tests: a core without an overlay, which joins the streams of two hubs with room and credit as the real one
-//! has; a connector on top of it; origins.
+//! Test doubles: a core without an overlay, which joins the streams of two hubs with the room and credit of the real
+//! one; a connector on top of it; origins.
 
 use std::{
     collections::HashMap,
@@ -27,19 +27,19 @@ use super::{
 
 /// Bytes of one DATA message.
 const MESSAGE: usize = 963;
-/// What the core buffers of one stream.
+/// Bytes of one stream that the core buffers.
 pub(crate) const ROOM: usize = 128 * 1024;
-/// What may be underway to a reader.
+/// Bytes that may be in flight to a reader.
 pub(crate) const CREDIT: usize = 1024 * 1024;
 
-/// What goes from one end of a stream to the other.
+/// The bytes in one direction of a stream.
 struct Flow {
     buffered: BytesMut,
     credit: usize,
     finishing: bool,
 }
 
-/// All streams of one direction.
+/// One direction of all streams.
 #[derive(Default)]
 pub(crate) struct Flows(HashMap<StreamKey, Flow>);
 
@@ -75,7 +75,7 @@ impl Flows {
         self.0.remove(&key);
     }
 
-    /// Moves what credit allows, and the end after it; gives the room left.
+    /// Moves bytes as credit allows, and the end after them; returns the room left.
     pub(crate) fn pump(&mut self, key: StreamKey, mut push: impl FnMut(&[u8]), finish: impl FnOnce()) -> usize {
         let Some(flow) = self.0.get_mut(&key) else { return 0 };
         let taken = flow.buffered.split_to(flow.credit.min(flow.buffered.len()));
@@ -135,7 +135,7 @@ fn pump(hubs: &mut [Hub; 2], flows: &mut [Flows; 2], from: usize, key: StreamKey
     }
 }
 
-/// Two ends of one stream.
+/// The two ends of one stream.
 pub(crate) fn stream_pair() -> (Stream, Stream) {
     let mut hubs = [Hub::new(), Hub::new()];
     let ends = (hubs[0].open(1, ROOM), hubs[1].open(1, ROOM));
@@ -143,15 +143,15 @@ pub(crate) fn stream_pair() -> (Stream, Stream) {
     ends
 }
 
-/// The reason inside an error of a stream.
+/// The reason in a stream's error.
 pub(crate) fn reason_of(error: &std::io::Error) -> Option<EndReason> {
     error.get_ref()?.downcast_ref::<super::stream::StreamFailed>().map(|failed| failed.0)
 }
 
-/// Connects straight to loopback, without an overlay, and keeps what it was asked for.
+/// Connects directly to loopback, without an overlay, and records its requests.
 ///
-/// The names `origin.test` and `localhost` lead to 127.0.0.1; `REASON.test` fails for that reason, `notready.test`
-/// because there is no circuit, `never.test` not at all.
+/// The names `origin.test` and `localhost` resolve to 127.0.0.1. `REASON.test` fails for that reason, `notready.test`
+/// because there is no circuit; `never.test` neither connects nor fails.
 #[derive(Clone, Default)]
 pub(crate) struct Direct {
     pub(crate) asked: Arc<Mutex<Vec<(Target, Isolation)>>>,
@@ -205,7 +205,7 @@ impl Connector for Direct {
     }
 }
 
-/// Serves one accepted socket after another with `serve`; gives where.
+/// Serves accepted sockets with `serve`, at most 64 concurrently; returns the address.
 pub(crate) async fn origin<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
@@ -216,7 +216,7 @@ where
     address
 }
 
-/// An origin that sends back what it gets, and ends after the other end has.
+/// An origin that echoes its input, and ends after the other end has finished.
 pub(crate) async fn echo_origin() -> SocketAddr {
     origin(|mut socket| async move {
         let (mut reader, mut writer) = socket.split();

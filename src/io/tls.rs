@@ -1,8 +1,8 @@
-//! TLS toward targets: whom to believe, and a handshake (`rustls`).
+//! The TLS client for targets (`rustls`): root certificates and handshake.
 //!
-//! Used by an exit for delegated requests and by a client whose TLS ends at itself, over a stream through the overlay.
-//! Certificates count by the system's roots, and by further ones that the operator of a private network names. Nothing
-//! is remembered from one connection to the next: a resumed session would tie two requests together.
+//! Used by an exit for delegated requests, and by a client for TLS over a stream through the overlay. Certificates
+//! are verified against the system's roots and further ones that the operator of a private network configures.
+//! Session resumption is disabled, because a resumed session would link two requests.
 
 use std::{
     io,
@@ -26,7 +26,7 @@ use tokio_rustls::{
     },
 };
 
-/// Why a file of root certificates can't be used.
+/// The reason why a file of root certificates can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: no file of certificates in PEM: {reason}", path.display())]
 pub(crate) struct RootsError {
@@ -34,19 +34,19 @@ pub(crate) struct RootsError {
     reason: String,
 }
 
-/// Why there is no TLS. Names no host.
+/// The reason why a TLS handshake failed. The text names no host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
-    /// There is nothing to check certificates by.
+    /// There are no root certificates.
     #[error("this machine knows no root certificates (on Debian: install ca-certificates)")]
     NoRoots,
-    /// The certificate does not prove that the target is who it should be.
+    /// The certificate is not valid for the target.
     #[error("the target's certificate does not prove who it is")]
     Certificate,
-    /// The target doesn't speak TLS, or none that is good enough.
+    /// The target doesn't use TLS, or only unsupported versions or ciphers.
     #[error("no TLS with the target")]
     Handshake,
-    /// The stream ended.
+    /// The stream ended during the handshake.
     #[error("the target closed the stream during the TLS handshake")]
     Broken,
 }
@@ -59,10 +59,10 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Believes the system's roots and those in the PEM files `more`.
+    /// A client that trusts the system's roots and those in the PEM files `more`.
     ///
     /// # Errors
-    /// When a file can't be read or holds no certificate.
+    /// When a file can't be read or contains no certificate.
     pub(crate) fn new<P: AsRef<Path>>(more: impl IntoIterator<Item = P>) -> Result<Self, RootsError> {
         let mut roots = Vec::new();
         for path in more {
@@ -79,10 +79,10 @@ impl Tls {
         Ok(Self { roots: roots.into(), config: Arc::default() })
     }
 
-    /// A TLS stream over `stream` to `host`, a name or an address, which the certificate must prove.
+    /// Opens a TLS stream over `stream` to `host`, a name or an address, for which the certificate must be valid.
     ///
     /// # Errors
-    /// When the handshake fails. It has no time limit of its own.
+    /// When the handshake fails. The caller sets its time limit.
     pub(crate) async fn connect<S>(&self, host: &str, stream: S) -> Result<TlsStream<S>, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -94,7 +94,7 @@ impl Tls {
 
     async fn configure(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let roots = Arc::clone(&self.roots);
-        // Reads files.
+        // Blocking, because it reads files.
         let made = tokio::task::spawn_blocking(move || client_config(roots.iter().cloned()));
         made.await.ok().and_then(Result::ok).map(Arc::new).ok_or(TlsError::NoRoots)
     }
@@ -105,7 +105,7 @@ fn client_config(roots: impl IntoIterator<Item = CertificateDer<'static>>) -> Re
     let verifier = Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        // Not weaker than the usual one: the system's roots, by the library that knows where they are.
+        // "Dangerous" only in name: the verifier checks against the system's roots, which the platform library finds.
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();

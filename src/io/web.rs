@@ -1,15 +1,15 @@
-//! Serves the pages for browsers: the volunteer's, the search page, the badge and the library.
+//! The HTTP server of the pages for browsers: the volunteer's page, the search page, the badge and the library.
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /volunteer`, `/search` | the page; `/` leads to the first |
+//! | `GET /volunteer`, `/search` | the page; `/` redirects to the first |
 //! | `GET /badge.js`, `/umbel.js`, `/umbel.d.ts`, `/assets/…` | the file |
-//! | `GET /umbel.json` | which network it is: directories and authorities, and search engines for volunteers |
+//! | `GET /umbel.json` | the network: directories and authorities, and search engines for volunteers |
 //!
-//! The files are built from `web/` and held by the program ([`embedded`]), if they were there when it was built. Each answer
-//! says what a page may load and run, and may be read from any site, for the library is there for others' programs. What a page does
-//! with the network is its own: nothing that is asked there comes here. Threats addressed: other sites that would frame the
-//! switch; a server that serves other pages than it should ([`verify`]).
+//! The files are built from `web/` and embedded in the program ([`embedded`]), if they existed at its build. The
+//! header fields of each answer limit what a page may load and run. Any site may read the answers, because other
+//! programs use the library. Pages use the network without this server: queries and requests never reach it. Threats
+//! addressed: other sites that frame the volunteer's switch; a server that serves modified pages ([`verify`]).
 
 pub(crate) mod manifest;
 #[cfg(test)]
@@ -37,21 +37,21 @@ use crate::{crypto::sha256, directory::AuthorityId};
 
 use super::listener::accept_each;
 
-/// Connections at a time; more wait in the system's queue.
+/// Concurrent connections; further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 256;
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// For one connection, so that reading slowly doesn't hold it for ever.
+/// Time limit of a connection, against clients that read slowly.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(180);
 const MAX_HEAD: usize = 16 * 1024;
 
-/// What a page may do. It stands in the pages themselves too (`web/vite.config.ts`, which says why), for those who serve them
-/// in another way; only this field can forbid framing.
+/// Content security policy of pages. The pages contain it too (`web/vite.config.ts`, with the reasons), for other
+/// servers. Only this header field can forbid framing.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; \
      connect-src http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
-/// What is no page does nothing.
+/// Content security policy of all other files: nothing is allowed.
 const FILE_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// Fields of every answer.
+/// Header fields of every answer.
 const FIELDS: [(HeaderName, &str); 8] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -72,12 +72,12 @@ pub(crate) struct File {
     /// Its path in the folder of built files, such as `assets/a.js`.
     pub(crate) name: &'static str,
     pub(crate) whole: &'static [u8],
-    /// The same, packed; none where that would be no less.
+    /// The compressed file; `None` where that would not be smaller.
     pub(crate) brotli: Option<&'static [u8]>,
     pub(crate) gzip: Option<&'static [u8]>,
 }
 
-/// The pages that this program was built with; none if they weren't there.
+/// The pages embedded in this program; empty if they didn't exist at its build.
 pub(crate) fn embedded() -> &'static [File] {
     include!(concat!(env!("OUT_DIR"), "/pages.rs"))
 }
@@ -87,36 +87,36 @@ pub(crate) fn paths(name: &str) -> impl Iterator<Item = &str> {
     [name.strip_suffix(".html"), Some(name)].into_iter().flatten()
 }
 
-/// What a page must know of its network: where directories are, and whom to believe.
+/// The network that a page joins: its directories, trusted authorities, and search engines.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Network {
     pub(crate) directories: Vec<String>,
     pub(crate) authorities: Vec<String>,
-    /// Search engines that volunteers' pages may ask for others.
+    /// Search engines that volunteers' pages may query for other users.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) engines: Vec<PageEngine>,
 }
 
-/// A search engine that lets pages read its answers.
+/// A search engine whose answers pages may read (CORS).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PageEngine {
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) title: String,
-    /// Its OpenSearch description, whole: so that a page need ask nobody else for it.
+    /// Its complete OpenSearch description, so that a page needs no other request for it.
     pub(crate) description: String,
 }
 
-/// Where the pages that are served here find a directory.
+/// The directories of the served pages.
 #[derive(Clone, Debug)]
 pub(crate) enum Directories {
-    /// Under the very address by which the page was asked for: this is one.
+    /// This server is a directory; its URL is that of the request.
     Here,
     /// At these URLs.
     At(Vec<String>),
 }
 
-/// Answers requests for `files`, whose network is `directories`, `authorities` and `engines`.
+/// The router for `files`, with the network of `directories`, `authorities` and `engines`.
 pub(crate) fn router(
     files: &'static [File],
     directories: Directories,
@@ -144,7 +144,7 @@ pub(crate) fn router(
     router
 }
 
-/// Answers for the pages where there are none: says `words`, as plain text with status 404.
+/// The router of a program without pages: answers `words` as plain text with status 404.
 pub(crate) fn absent(words: &'static str) -> Router {
     let say = move || async move {
         let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -154,7 +154,7 @@ pub(crate) fn absent(words: &'static str) -> Router {
     names.into_iter().fold(Router::new(), |router, name| router.route(name, get(say)))
 }
 
-/// Serves `router` on `listener` for ever. Dropping the future ends all that it serves.
+/// Serves `router` on `listener` for ever. Dropping the future ends its connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router) {
     accept_each(listener, MAX_CONNECTIONS, |socket| {
         let service = TowerToHyperService::new(router.clone());
@@ -164,7 +164,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router) {
                 .header_read_timeout(HEAD_LIMIT)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(socket), service);
-            // Whether a browser behaved is of no interest.
+            // An error of a browser's connection needs no action.
             _ = timeout(CONNECTION_LIMIT, connection).await;
         }
     })
@@ -172,7 +172,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router) {
 }
 
 fn give(file: &'static File, tag: &HeaderValue, asked: &HeaderMap) -> Response {
-    // Names under assets/ hold a hash of what is in them.
+    // Names under assets/ contain a hash of the content.
     let keep = if file.name.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
     let known = |value: &HeaderValue| value.as_bytes() == tag.as_bytes() || value.as_bytes() == b"*";
     let mut response = if asked.get_all(header::IF_NONE_MATCH).iter().any(known) {
@@ -206,12 +206,13 @@ fn tell_network(asked: &HeaderMap, directories: Directories, known: Network) -> 
     };
     let kind = HeaderValue::from_static("application/json");
     let mut response = ([(header::CONTENT_TYPE, kind)], text).into_response();
-    // It depends on who asks how.
+    // The answer depends on the request's header fields.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     with_fields(response, FILE_POLICY)
 }
 
-/// The address under which this server was asked. A server that speaks TLS before it says so; a lie reaches only the liar.
+/// The URL of this server in the request. A TLS proxy in front sets `x-forwarded-proto`; a forged field affects only
+/// its sender.
 fn own_address(asked: &HeaderMap) -> Option<String> {
     let host: Authority = asked.get(header::HOST)?.to_str().ok()?.parse().ok()?;
     if host.as_str().contains('@') {
@@ -230,13 +231,13 @@ fn with_fields(mut response: Response, policy: &'static str) -> Response {
     response
 }
 
-/// Whether a client takes `coding` (RFC 9110 §12.5.3), named as such: `*` is not made use of.
+/// Whether a client accepts `coding` (RFC 9110 §12.5.3) by name; `*` is ignored.
 fn takes(asked: &HeaderMap, coding: &str) -> bool {
     let values = asked.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|offer| {
         let mut parts = offer.split(';').map(str::trim);
         let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));
-        // A weight of nothing in any of its spellings: 0, 0.0, 0.000.
+        // A weight of zero in any spelling: 0, 0.0, 0.000.
         let refused =
             parts.any(|part| part.strip_prefix("q=").is_some_and(|weight| weight.trim_matches(['0', '.']).is_empty()));
         named && !refused

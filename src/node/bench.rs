@@ -1,8 +1,8 @@
-//! `umbel bench`: what a network carries, measured through a SOCKS5 port.
+//! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port.
 //!
-//! It loads any SOCKS5 port, Umbel's or another's, with requests to an origin of its own on loopback, and compares
-//! every byte that arrives. So the network's exit must be on this machine and allow private targets, as a testnet's
-//! does. Searches go through a client's page ([`search`]). Bounded in streams, bytes, requests and time.
+//! It works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and compares every
+//! byte of the answers. So the network's exit must run on this machine and allow private targets, as a testnet's
+//! exits do. Searches use the page of a client ([`search`]). Streams, bytes, requests and time are bounded.
 
 mod measure;
 mod origin;
@@ -30,40 +30,41 @@ use measure::{Load, Mode, Report};
 use process::Watched;
 use stream::BenchError;
 
-/// What `umbel bench` does.
+/// Options of `umbel bench`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct BenchOptions {
-    /// SOCKS5 port to load
+    /// SOCKS5 port to measure
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9350")]
     socks: SocketAddr,
     /// What to measure
     #[arg(long, value_enum, default_value_t = Mode::Bulk)]
     mode: Mode,
-    /// Streams at the same time
+    /// Concurrent streams
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     streams: u16,
-    /// Circuits that the streams are spread over, by user names of their own
+    /// Circuits for the streams, each with a separate SOCKS5 user name
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     circuits: u16,
-    /// Bytes a stream (bulk) or a request carries [default: 64MiB, or 2KiB]
+    /// Bytes per stream (bulk) or request [default: 64MiB, or 2KiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bytes: Option<ByteSize>,
-    /// Requests of each kind in all (ttfb, search, requests) [default: 100, 100, or 2000]
+    /// Total requests of each kind (ttfb, search, requests) [default: 100, 100, or 2000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests: Option<u32>,
-    /// Page and API of the client to search through (search)
+    /// Address of the client's page and API (search)
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9352")]
     control: SocketAddr,
-    /// OpenSearch description that the exits were given of the engine (search); a testnet's is in its folder
+    /// OpenSearch description of the engine, the same file that the exits use (search); a testnet stores it in its
+    /// folder
     #[arg(long, value_name = "FILE")]
     description: Option<PathBuf>,
-    /// Give up after so many seconds
+    /// Time limit in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     limit: u64,
-    /// Process to count the processor time of, with all that it started, such as a testnet; may be repeated
+    /// Process whose processor time to count, with its descendants, such as a testnet; may be repeated
     #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
-    /// Print one JSON object instead of words
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -94,10 +95,10 @@ impl BenchOptions {
     }
 }
 
-/// Measures and prints what came of it.
+/// Runs the measurement and prints the result.
 ///
 /// # Errors
-/// When the port does not answer, a stream fails, bytes differ, or the time is up.
+/// When the port doesn't answer, a stream fails, bytes differ, or the time limit is reached.
 pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
     if options.mode == Mode::Search {
         let limit = Duration::from_secs(options.limit);
@@ -130,7 +131,7 @@ async fn measure(options: &BenchOptions, origin: &Origin) -> Result<Report, Benc
     Ok(Report::new(load, warm_up, phases, processes))
 }
 
-/// Tells a person at a terminal how it goes, on standard error.
+/// Shows the progress on standard error, if that is a terminal.
 async fn show_progress(origin: &Origin) -> Infallible {
     let mut stderr = io::stderr();
     if !stderr.is_terminal() {
@@ -140,7 +141,7 @@ async fn show_progress(origin: &Origin) -> Infallible {
     loop {
         ticks.tick().await;
         let (bytes, requests) = origin.checked();
-        // Nobody is worse off if the terminal is gone.
+        // A write error of the terminal doesn't affect the measurement.
         let _ = write!(stderr, "\r{} checked, {requests} requests done \r", ByteSize(bytes).display().iec());
         let _ = stderr.flush();
     }

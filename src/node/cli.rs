@@ -31,7 +31,7 @@ Example, beside a running client:
 
 Redirects are not followed. Exit status 1 also when the target answers that it failed; then nothing is written.";
 
-/// An anonymising relay overlay: circuits of several hops over WebRTC data channels, one onion layer each.
+/// An anonymising relay overlay: circuits of several hops over WebRTC data channels, one onion layer for each hop
 #[derive(Parser)]
 #[command(name = "umbel", version, after_help = EXIT_STATUS, max_term_width = 110)]
 struct Cli {
@@ -41,7 +41,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start a whole network on this machine: directory, relays, client
+    /// Start a test network on this machine: directory, relays and client
     #[command(
         after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --zim wikipedia.zim\n  \
         umbel testnet --volunteers 3\n  umbel testnet --address 192.168.1.20\n  \
@@ -56,29 +56,29 @@ enum Command {
         /etc/umbel/engines/wikipedia.xml\n\nExample, one at home behind NAT, with no port to forward:\n  umbel relay --no-listen \
         --directory http://203.0.113.1:9360 --authority KEY")]
     Relay(Node<RelayOptions>),
-    /// Run a client: a SOCKS5 port and an HTTP proxy port whose traffic leaves through three hops, and a search page
+    /// Run a client: a SOCKS5 port and an HTTP proxy port whose streams have three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
         curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nA user name and password given to a port keep what \
         is asked under them on circuits of their own.")]
     Client(Node<ClientOptions>),
-    /// Run a directory: it proves relays and signs the list that all clients see
+    /// Run a directory: it tests relays and signs the consensus for all clients
     #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3\n\nExample, one \
         that serves the volunteer's and the search page too, at http://203.0.113.1:9360/volunteer and /search:\n  umbel directory \
         --listen 203.0.113.1:9360 --web")]
     Directory(Node<DirectoryOptions>),
-    /// Make or show a node's keys
+    /// Create or show a node's keys
     #[command(
         after_help = "Example, the key that relays and clients name with --authority:\n  umbel keys directory\n\n\
         Keys are made at a node's first start too; making them beforehand lets you write the configurations first."
     )]
     Keys(keys::KeysOptions),
-    /// Search through the overlay: the engine doesn't learn who asks, nor does the exit that asks it
+    /// Search through the overlay: neither the engine nor the exit learns the client's identity
     #[command(
         after_help = "Example, beside a running client:\n  umbel search rust ownership\n  umbel search --engine \
         wikipedia --language de Zwiebel\n  umbel search --exits 3 rust ownership\n  umbel search --open 1 rust ownership"
     )]
     Search(search::SearchOptions),
-    /// Fetch a web address through the overlay, or send any other HTTP request
+    /// Fetch a URL through the overlay, or send any other HTTP request
     #[command(after_help = FETCH_HELP)]
     Fetch(fetch::FetchOptions),
     /// Measure a network through a client's SOCKS5 port or search page
@@ -87,10 +87,10 @@ enum Command {
         that was started with --dir FOLDER:\n  umbel bench --mode search --streams 64 --description FOLDER/umbel.xml"
     )]
     Bench(bench::BenchOptions),
-    /// Compare the pages for browsers that a server serves with those it should serve, or print their hashes
+    /// Compare a server's pages for browsers with those of this program or a manifest, or print their hashes
     #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web manifest")]
     Web(web::WebOptions),
-    /// Remove a testnet's folder when the testnet has ended
+    /// Remove a testnet's folder after the testnet has ended
     #[command(hide = true)]
     TestnetRemove {
         /// The folder
@@ -100,7 +100,7 @@ enum Command {
 
 #[derive(Args)]
 struct Node<O: Args> {
-    /// TOML file with any of the keys below, `-` written as `_`; flags go before it
+    /// TOML file with any of the options below, `-` written as `_`; flags take precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// End when standard input ends, and report to standard output
@@ -110,7 +110,7 @@ struct Node<O: Args> {
     options: O,
 }
 
-/// Runs the command that the process's arguments name; gives its exit status.
+/// Runs the command given by the process's arguments; returns its exit status.
 #[must_use]
 pub fn run() -> ExitCode {
     // clap itself ends the process with status 2 on bad usage, 0 on --help.
@@ -151,7 +151,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// What every long-running node does first.
+/// Loads the options and starts logging: the first steps of every long-running node.
 fn prepare<O>(node: &Node<O>, log: impl Fn(&O) -> Option<&str>) -> Result<(O, Reporter), Failure>
 where
     O: Args + serde::Serialize + serde::de::DeserializeOwned,
@@ -164,14 +164,14 @@ where
     Ok((options, Reporter::new(node.supervised)))
 }
 
-/// Runs `task` on one thread: a node's core is one task, and what surrounds it is mostly waiting.
+/// Runs `task` on one thread. A node's core is one task, and the other tasks mostly wait.
 fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("can't start: {error}")))?;
     let outcome = runtime.block_on(task);
-    // Not waiting for a thread that still reads standard input, which may never end.
+    // Doesn't wait for a thread that still reads standard input, which may never end.
     runtime.shutdown_background();
     outcome
 }

@@ -1,4 +1,4 @@
-//! The client as a program uses it, and `umbel client`, which puts two local ports and the search page before it.
+//! The client of the crate's API, and `umbel client`, which adds two local ports and the search page.
 
 mod request;
 mod search;
@@ -51,26 +51,26 @@ use super::{
 };
 use task::{Request, Told};
 
-/// Requests that may wait for the client's task; more wait to be handed over.
+/// Requests that may wait for the client's task; beyond it, callers wait to send.
 const WAITING_REQUESTS: usize = 256;
-/// How long [`Client::bootstrap`] waits for the first circuit.
+/// Time limit of [`Client::bootstrap`] for the first circuit.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
 
-/// Which network a [`Client`] belongs to.
+/// The network and the state folder of a [`Client`].
 #[derive(Clone, Debug, Default)]
 pub struct ClientConfig {
     /// Base URLs of directories, such as `http://192.0.2.1:9360`.
     pub directories: Vec<String>,
-    /// The directory authorities to believe; more than half must have signed a consensus.
+    /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
-    /// Folder in which guards and consensus outlive the program. Without one each start draws new guards, which tells a
-    /// patient observer more over time.
+    /// Folder for guards and consensus. Without a folder, each start draws new guards, which increases the exposure
+    /// to malicious guards over time.
     pub data_dir: Option<PathBuf>,
 }
 
-/// A client of the overlay: streams and answers through three hops.
+/// A client of the overlay: streams, name resolution and requests over three hops.
 ///
-/// Cheap to clone; clones share circuits. When the last one is dropped the client ends, and its streams fail.
+/// A clone is cheap and shares circuits. When the last clone is dropped, the client ends and its streams fail.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -101,11 +101,11 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
-/// What all handles of a client share.
+/// State shared by all handles of a client.
 #[derive(Debug)]
 struct Shared {
     task: AbortHandle,
-    /// Isolations given out.
+    /// The number of isolations allocated.
     isolations: AtomicU64,
     exits: Exits,
     tls: Tls,
@@ -117,25 +117,25 @@ impl Drop for Shared {
     }
 }
 
-/// How a client is to search.
+/// Search settings of a client.
 #[derive(Clone, Debug, Default)]
 struct Searches {
-    /// Where no engine is chosen.
+    /// The engine for queries that name none.
     engine: Option<EngineName>,
-    /// Circuits for searching are built before the first search.
+    /// Whether circuits for searches are built before the first search.
     ahead: bool,
 }
 
-/// Why a client did not come up.
+/// Why a client failed to start.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The configuration or a file in the client's folder can't be used.
     #[error("{0}")]
     Configuration(String),
-    /// The system refused a socket or randomness.
+    /// The system provided no socket or no randomness.
     #[error("{0}")]
     System(String),
-    /// There was no circuit in time.
+    /// No circuit within the time limit.
     #[error("no circuit within a minute: is a directory reachable, and UDP allowed?")]
     Unreachable,
 }
@@ -153,7 +153,7 @@ impl Client {
     /// Starts a client on the current tokio runtime and waits for its first circuit.
     ///
     /// # Errors
-    /// When the configuration can't be used or no circuit stands within a minute.
+    /// When the configuration can't be used, or no circuit is built within a minute.
     pub async fn bootstrap(config: ClientConfig) -> Result<Self, BootstrapError> {
         let folder = config.data_dir.as_deref().map(Folder::open).transpose().map_err(Failure::usage)?;
         let directories = DirectoryConfig {
@@ -170,7 +170,7 @@ impl Client {
         }
     }
 
-    /// Starts a client; the receiver says when the first circuit stands.
+    /// Starts a client; the receiver gets `true` when the first circuit is built.
     fn start(
         directories: DirectoryConfig,
         folder: Option<Folder>,
@@ -188,7 +188,8 @@ impl Client {
         let parameters = ClientParameters { middle, ..ClientParameters::default() };
         let drive = task::drive(folder, receiver, parameters, searches, told)?;
         let (rng, volunteers_rng) = (randomness()?, randomness()?);
-        // Weak, so that the client's task ends with the last handle and not with its own upkeep.
+        // Weak, so that the client's task ends when the last handle is dropped; the refresh tasks don't keep it
+        // running.
         let weak = requests.downgrade();
         let task = tokio::spawn(async move {
             let hand_over = |request| {
@@ -213,8 +214,8 @@ impl Client {
         Ok((client, ready))
     }
 
-    /// The same client under an isolation of its own: what goes through this handle and its clones shares no circuit
-    /// with anything else.
+    /// A handle to the same client with a separate isolation. Streams of this handle and its clones share no circuit
+    /// with other streams.
     #[must_use]
     pub fn isolated(&self) -> Self {
         let number = self.shared.isolations.fetch_add(1, Ordering::Relaxed);
@@ -224,16 +225,16 @@ impl Client {
     /// Opens a stream to `port` at `host`: a name, which the exit resolves, or an address.
     ///
     /// # Errors
-    /// When `host` is neither, no circuit can be had, or the exit could not connect.
+    /// When `host` is neither a name nor an address, no circuit is available, or the exit could not connect.
     pub async fn connect(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
         let host = Host::parse(host).map_err(|_| ConnectError::Ended(EndReason::NotFound))?;
         Connector::connect(self, Target { host, port }, self.isolation).await
     }
 
-    /// Asks an exit for the addresses of `name`.
+    /// Resolves `name` at an exit.
     ///
     /// # Errors
-    /// When `name` is none, no circuit can be had, or the name has no address.
+    /// When `name` is invalid, no circuit is available, or the name has no address.
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ConnectError> {
         let host = Host::parse(name).map_err(|_| ConnectError::Ended(EndReason::NotFound))?;
         let answers = Connector::resolve(self, host, self.isolation).await?;
@@ -270,7 +271,7 @@ impl Connector for Client {
     }
 }
 
-/// Runs a client with its two ports until the process ends.
+/// Runs a client with its local ports until the process ends.
 ///
 /// # Errors
 /// When the configuration, a file or a port can't be used.
@@ -301,7 +302,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         check,
         socks: port(&socks)?,
     };
-    // What the browser sends through the two ports may be the search page's own question.
+    // The proxy check of the search page sends its request through these two ports.
     let client = Checked::new(client, check);
     tracing::info!("client started; waiting for a circuit");
     let announce = async {

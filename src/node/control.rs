@@ -1,4 +1,4 @@
-//! A command's side of the running client's API (`io::page::api`): one request, one answer.
+//! The command line's client of the running client's API (`io::page::api`): one request, one answer.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -14,17 +14,17 @@ use crate::io::page::api::{API_FIELD, Failed};
 
 use super::Failure;
 
-/// Where a client answers unless told otherwise.
+/// Default address of the running client's API.
 pub(crate) const DEFAULT: &str = "127.0.0.1:9352";
 
-/// For an answer: an exit, another one, and its engine may be waited for.
+/// Time limit of an answer. It covers two attempts at different exits, including the engine's response time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 const MAX_ANSWER: usize = 8 << 20;
 
-/// Asks the client at `control` for `path`, with `body` as JSON if there is one.
+/// Sends a request for `path` to the client at `control`, with `body` as JSON if there is one.
 ///
 /// # Errors
-/// In the client's own words, or that there is none.
+/// The error message of the client, or that no client answers.
 pub(crate) async fn ask<T: DeserializeOwned>(
     control: SocketAddr,
     path: &str,
@@ -39,7 +39,7 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     Err(failure(control, status, &answer))
 }
 
-/// What the client at `control` says by `status` and `answer` of why it did not do what it was asked.
+/// The failure described by `status` and `answer` of the client at `control`.
 pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) -> Failure {
     let Ok(Failed { error }) = serde_json::from_slice(answer) else { return stranger(control) };
     match status {
@@ -49,7 +49,7 @@ pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) ->
     }
 }
 
-/// There is no client at `control`.
+/// The failure if no client answers at `control`.
 pub(crate) fn absent(control: SocketAddr, error: &std::io::Error) -> Failure {
     let advice = "is `umbel client` running, or does it answer elsewhere (--control ADDRESS:PORT)?";
     Failure::Failed(format!("no client at {control} ({error}): {advice}"))
@@ -75,7 +75,7 @@ async fn exchange(
     Ok((head.status, body))
 }
 
-/// What is at `control` is no client.
+/// The failure if the server at `control` is not a client.
 pub(crate) fn stranger(control: SocketAddr) -> Failure {
     Failure::Failed(format!("what answers at {control} is no client of this version of Umbel"))
 }

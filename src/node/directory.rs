@@ -1,4 +1,4 @@
-//! `umbel directory`: an authority, its HTTP API, and the dials by which relays prove themselves.
+//! `umbel directory`: an authority, its HTTP API, and the dials that verify relays.
 
 use core::{
     task::{Context, Poll},
@@ -95,7 +95,7 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
         publish_when: options.await_relays.unwrap_or(defaults.publish_when),
         interval,
         private_addresses: private,
-        // On one machine or site, a dial costs nothing, and all begin together: none has been known for long.
+        // In a private network dials are cheap, and all relays start at the same time, so none has a long uptime.
         prove_every: if private { Duration::from_secs(20) } else { defaults.prove_every },
         stable_after: if private { Duration::ZERO } else { defaults.stable_after },
         parameters,
@@ -103,13 +103,13 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
     })
 }
 
-/// A relay to be dialled, and who waits for the outcome.
+/// A relay to dial, and the recipient of the outcome.
 struct Proof {
     target: DialTarget,
     outcome: oneshot::Sender<Result<(), ProofError>>,
 }
 
-/// Has relays dialled by the task that owns the links.
+/// A [`Prover`] that sends dial requests to the task that owns the links.
 struct ByDialling {
     proofs: mpsc::Sender<Proof>,
 }
@@ -123,11 +123,11 @@ impl Prover for ByDialling {
     }
 }
 
-/// Dials relays, one link at a time to each, and hangs up when they have proved themselves.
+/// Dials relays, one link at a time to each, and closes the link when the relay is authenticated.
 struct ProverCore {
     channels: Channels,
     proofs: mpsc::Receiver<Proof>,
-    /// By relay; the first of each is under way.
+    /// Requests of each relay; the first is in flight.
     under_way: BTreeMap<RelayId, VecDeque<Proof>>,
 }
 
@@ -148,7 +148,7 @@ impl ProverCore {
     fn end(&mut self, now: Instant, relay: RelayId, outcome: Result<(), ProofError>) {
         let Some(waiting) = self.under_way.get_mut(&relay) else { return };
         if let Some(proof) = waiting.pop_front() {
-            // Who no longer waits is not told.
+            // The requester may have stopped waiting.
             let _ = proof.outcome.send(outcome);
         }
         if let Some(next) = waiting.front() {
@@ -175,7 +175,7 @@ impl ProverCore {
                     };
                     self.end(now, relay, Err(error));
                 }
-                // No circuits here.
+                // These channels carry no circuits.
                 ChannelEvent::Cell { .. } | ChannelEvent::Drained { .. } | ChannelEvent::Closed { .. } => {}
             }
         }

@@ -1,7 +1,7 @@
-//! The loop that joins a protocol core with its transport and with whoever waits outside.
+//! The event loop that joins a protocol core with its transport and with the other tasks of a node.
 //!
-//! One task owns the core; nothing in it is shared or locked. Each turn takes in all that has come (datagrams, what the
-//! outside wants, the time), lets core and transport talk until both are drained, sends, and waits.
+//! One task owns the core; nothing in it is shared or locked. Each turn takes all inputs (datagrams, commands, the
+//! time), drains core and transport, sends, and waits.
 
 use core::{
     future::{Future, poll_fn},
@@ -26,25 +26,25 @@ use crate::{
 
 use super::Failure;
 
-/// A protocol core with its edges: what the loop needs beyond links.
+/// A protocol core with its edges: the interface that the loop needs beyond links.
 pub(crate) trait Core: LinkMachine {
-    /// Takes in what has come from outside (applications, exits, the directory), a bounded amount. Pending when there
-    /// is nothing, and then the task is woken when there is.
+    /// Takes a bounded amount of input from other tasks (applications, exits, the directory client). Returns
+    /// `Pending` if there is none, and then wakes the task when input arrives.
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// Hands what the core has to tell to whoever waits for it outside; says whether there was anything.
+    /// Passes the core's events to their recipients; returns whether there were any.
     fn deliver(&mut self) -> bool;
 
-    /// Closes its links, for the node ends.
+    /// Closes the core's links when the node ends.
     fn shut_down(&mut self) {}
 }
 
-/// What closing links may take when a node ends.
+/// Time limit for closing links when a node ends.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(1);
-/// Times that links pull more before it is time to receive.
+/// Rounds of sending before the loop receives again.
 const PULLS: usize = 64;
 
-/// Monotonic time since the loop began, as the core counts it.
+/// Monotonic time since the loop began, as `base::Instant`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(tokio::time::Instant);
 
@@ -54,7 +54,7 @@ impl Clock {
         Self(tokio::time::Instant::now())
     }
 
-    /// The time.
+    /// The current time.
     pub(crate) fn now(self) -> Instant {
         Instant::START.after(self.0.elapsed())
     }
@@ -91,20 +91,20 @@ impl<C: Core> Drive<C> {
         Ok(Self { clock, sockets, endpoint, core, rng })
     }
 
-    /// Runs for ever; dropping the future stops the node.
+    /// Runs until the future is dropped.
     pub(crate) async fn run(self) {
         self.run_until(core::future::pending()).await;
     }
 
-    /// Runs until `stop` comes, and then for a moment longer in which links are closed, so that neighbours need not wait for
-    /// silence to see that the node is gone. Dropping the future stops it at once.
+    /// Runs until `stop` completes, then up to `SHUT_DOWN_LIMIT` longer to close links, so that neighbours need not
+    /// wait for their timeout. Dropping the future stops it at once.
     pub(crate) async fn run_until(mut self, stop: impl Future<Output = ()>) {
         tokio::select! {
             () = self.turn_while(|_| true) => {}
             () = stop => {}
         }
         self.core.shut_down();
-        // Whoever doesn't take the last of it in time finds out by itself.
+        // A neighbour that gets no close within the limit closes the link by timeout.
         let _ = timeout(SHUT_DOWN_LIMIT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
     }
 
@@ -114,7 +114,7 @@ impl<C: Core> Drive<C> {
             self.do_what_is_due(now);
             self.settle(now);
             let mut idle = self.sockets.flush(now, &mut self.endpoint).await;
-            // Links pull what they send next only when the last has left.
+            // Links pull the next output only after the last has been sent.
             for _ in 0..PULLS {
                 if !idle || !self.endpoint.has_link_event() {
                     break;
@@ -139,7 +139,7 @@ impl<C: Core> Drive<C> {
         }
     }
 
-    /// Lets core, transport and outside talk until none has anything more to say.
+    /// Drains core, transport and commands until none has output.
     fn settle(&mut self, now: Instant) {
         loop {
             settle(now, &mut self.core, &mut self.endpoint, &mut self.rng);
@@ -149,8 +149,8 @@ impl<C: Core> Drive<C> {
         }
     }
 
-    /// Waits for datagrams, for the outside, or until something is due, and takes in all there is. Unless `idle`, there is more to
-    /// send, and it only looks.
+    /// Waits for datagrams, commands or the next deadline, and takes all input. If not `idle`, there is more to send,
+    /// and it returns without waiting.
     async fn wait(&mut self, idle: bool) {
         let Self { clock, sockets, endpoint, core, rng } = self;
         let due = [endpoint.poll_timeout(), core.poll_timeout()].into_iter().flatten().min();
@@ -171,10 +171,10 @@ impl<C: Core> Drive<C> {
     }
 }
 
-/// A generator for a node's randomness, seeded by the operating system.
+/// A random number generator, seeded by the operating system.
 ///
 /// # Errors
-/// When the operating system gives none.
+/// When the operating system provides no randomness.
 pub(crate) fn randomness() -> Result<StdRng, Failure> {
     StdRng::try_from_rng(&mut SysRng)
         .map_err(|error| Failure::Failed(format!("the operating system gives no randomness: {error}")))

@@ -1,7 +1,7 @@
-//! `umbel fetch`: has the running client send one HTTP request, and writes the answer's body.
+//! `umbel fetch`: sends one HTTP request through the running client, and writes the body of the answer.
 //!
-//! What is written is written whole or not at all where that can be had: a file appears when all of it is there. The exit
-//! status tells it everywhere.
+//! An output file appears only when the body is complete. Standard output may be partial; the exit status shows a
+//! failure in both cases.
 
 mod output;
 #[cfg(test)]
@@ -44,64 +44,64 @@ use output::Output;
 
 /// Bytes of a piece of the request's body.
 const PIECE: usize = 16 * 1024;
-/// Bytes of the client's own words.
+/// Largest error message of the client, in bytes.
 const MAX_WORDS: usize = 64 * 1024;
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Via {
-    /// An exit performs it: it reads request and answer, the target sees only the exit
+    /// An exit performs it: it reads request and answer, the target sees only the exit's address
     Request,
-    /// Over a stream to the target: with https the exit reads nothing but host and port
+    /// Over a stream to the target: with https the exit reads only host and port
     Stream,
 }
 
 /// Options of `umbel fetch`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct FetchOptions {
-    /// What to fetch, http or https
+    /// URL to fetch, http or https
     #[arg(value_name = "URL")]
     url: Url,
     /// Method [default: GET, or POST with --data]
     #[arg(short = 'X', long, value_name = "METHOD")]
     method: Option<Method>,
-    /// Header field, such as "Accept: text/html"; may be repeated. With --via request, those that tell of the sender
-    /// (Cookie, Referer, User-Agent and others) are not sent
+    /// Header field, such as "Accept: text/html"; may be repeated. With --via request, fields that identify the
+    /// sender (Cookie, Referer, User-Agent and others) are removed
     #[arg(short = 'H', long, value_name = "NAME: VALUE")]
     header: Vec<String>,
     /// Body to send: text, @FILE, or @- for standard input
     #[arg(short, long, value_name = "DATA")]
     data: Option<String>,
-    /// Who sends it [default: stream for https, request for http]
+    /// How to send it [default: stream for https, request for http]
     #[arg(long, value_name = "HOW")]
     via: Option<Via>,
-    /// Seal the request to this Oblivious HTTP gateway, which sends it on: the exit that carries it can't read it
+    /// Seal the request to this Oblivious HTTP gateway, which forwards it: the exit that carries it can't read it
     #[arg(long, value_name = "URL", conflicts_with = "via")]
     gateway: Option<Url>,
-    /// Write to this file, which appears when all of it is there, instead of standard output
+    /// Write to this file instead of standard output; the file appears when it is complete
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Where the running client answers: its --page address
+    /// Address of the running client's page, the value of its --page option
     #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
     control: SocketAddr,
 }
 
-/// Fetches.
+/// Runs `umbel fetch`.
 ///
 /// # Errors
-/// When there is no client, no whole answer, or one that isn't a success.
+/// When there is no client, the answer is missing or incomplete, or its status is no success.
 pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
     let Some(path) = &options.output else { return fetch(options).await };
-    // Before anything is sent.
+    // Before the request is sent.
     output::check(path)?;
-    // A signal ends the process where it stands, and would leave a part of the file there.
+    // A signal would end the process at once and leave a partial file.
     tokio::select! {
         fetched = fetch(options) => fetched,
         failure = interrupted() => Err(failure),
     }
 }
 
-/// Waits until someone wants it to end.
+/// Waits for SIGINT or SIGTERM.
 async fn interrupted() -> Failure {
     let terminated = async {
         match signal(SignalKind::terminate()) {
@@ -164,7 +164,7 @@ fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     Ok(request)
 }
 
-/// The body that `data` names, read as it is sent, and its length if that is known.
+/// The body that `data` names, read while it is sent, and its length if that is known.
 async fn body(data: String) -> Result<(Option<u64>, Piped), Failure> {
     let Some(source) = data.strip_prefix('@') else {
         return Ok((data.len().try_into().ok(), Piped::whole(data.into())));
@@ -201,7 +201,7 @@ async fn feed(mut source: impl AsyncRead + Unpin, pipe: Pipe) {
     }
 }
 
-/// Has the client at `control` send `request`; gives the response's head and what follows.
+/// Sends `request` through the client at `control`; returns the response's head and the bytes after it.
 async fn ask(
     control: SocketAddr,
     via: Via,
@@ -235,7 +235,7 @@ async fn ask(
     Ok((response, Content::new(reader, u64::MAX)))
 }
 
-/// Why the client sent nothing, in its own words.
+/// The failure with the client's error message.
 async fn refused(control: SocketAddr, answer: Response<Incoming>) -> Failure {
     let status = answer.status();
     match Limited::new(answer.into_body(), MAX_WORDS).collect().await {
@@ -244,7 +244,7 @@ async fn refused(control: SocketAddr, answer: Response<Incoming>) -> Failure {
     }
 }
 
-/// Only an answer that is a success is what was asked for.
+/// Returns an error unless the response's status is a success.
 fn judge(response: &Response<()>, asked: &Url) -> Result<(), Failure> {
     let status = response.status();
     if status.is_success() {
@@ -257,7 +257,8 @@ fn judge(response: &Response<()>, asked: &Url) -> Result<(), Failure> {
         .and_then(|value| asked.join(value.to_str().ok()?).ok());
     Err(Failure::Failed(match elsewhere {
         Some(elsewhere) => {
-            // The target's words, made to be copied: what ends the quotation would be a command of its own.
+            // The target chose this URL, and the message quotes it for copying: a quotation mark in it would end the
+            // quoted argument.
             let elsewhere = elsewhere.as_str().replace('\'', "%27");
             format!("the target sends elsewhere ({status}): umbel fetch '{elsewhere}'")
         }

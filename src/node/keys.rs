@@ -1,7 +1,7 @@
-//! `umbel keys`: shows a node's keys, and makes them where no node has started yet.
+//! `umbel keys`: shows a node's keys, and creates them before the node's first start.
 //!
-//! It writes only to a folder that is its user's own and that no node holds, and never touches onion keys: a running relay
-//! would not know of new ones, and a service could not read what another user made.
+//! It writes only to a folder that belongs to the current user and that no node has locked. It never changes onion
+//! keys: a running relay would not load new ones, and a service could not read another user's file.
 
 use std::path::PathBuf;
 
@@ -18,26 +18,26 @@ use super::{Failure, drive::randomness, network, options::data_dir};
 /// Options of `umbel keys`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct KeysOptions {
-    /// Whose keys
+    /// Role of the node
     role: KeysRole,
-    /// Folder of the node [default: that of the role in umbel's state folder]
+    /// Folder of the node [default: the folder of the role in umbel's state folder]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
 
-/// Nodes that have keys; a client has none.
+/// Roles that have keys; a client has none.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum KeysRole {
     /// A relay: its identity and the fingerprint of its certificate
     Relay,
-    /// A directory: the key that relays and clients name with --authority
+    /// A directory: the key for the --authority option of relays and clients
     Directory,
 }
 
-/// Prints the public halves of a node's keys; makes them first if they aren't there and the folder is free.
+/// Prints the public keys of a node. It creates the keys first if there are none and no node has locked the folder.
 ///
 /// # Errors
-/// When the folder or a file in it can't be used, or there is no key and none may be made.
+/// When the folder or a file in it can't be used, or there is no key and none may be created.
 pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     let role = match options.role {
         KeysRole::Relay => "relay",
@@ -53,7 +53,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
         KeysRole::Relay => {
             let identity = folder.kept_identity().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
             println!("identity     {}", identity.id().to_base32());
-            // A relay that listens nowhere has none.
+            // A volunteer has no certificate.
             if let Some(certificate) = folder.kept_certificate().map_err(Failure::usage)? {
                 let certificate = Certificate::from_bytes(&certificate).map_err(Failure::usage)?;
                 println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
@@ -67,7 +67,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The hold on a folder that may be written to.
+/// The lock on the folder, if it may be written to.
 fn free(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
     if !folder.is_ours().map_err(Failure::usage)? {
         return Ok(None);
@@ -115,7 +115,7 @@ mod tests {
         run(&KeysOptions { role: KeysRole::Relay, data_dir: Some(folder.to_owned()) })
     }
 
-    /// Each file with its contents and when it was written.
+    /// Each file with its contents and its modification time.
     fn files(folder: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
         let entries = fs::read_dir(folder).unwrap().map(|entry| {
             let entry = entry.unwrap();

@@ -1,6 +1,6 @@
-//! Logs to standard error: this crate's own, at the level asked for.
+//! Logs of this crate to standard error, at the requested level.
 //!
-//! Records of libraries are never shown: they print addresses and names as they please. Ours hold none
+//! Logs of libraries are discarded, because they may contain addresses and names. This crate's contain none
 //! (`threat-model.md`, "Logs").
 
 use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -10,7 +10,7 @@ use super::Failure;
 /// Starts logging for the whole process.
 ///
 /// # Errors
-/// [`Failure::Usage`] when `level` is none.
+/// [`Failure::Usage`] when `level` is no log level.
 pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
     let level: tracing::Level = level
         .unwrap_or("info")
@@ -18,7 +18,7 @@ pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
         .map_err(|_| Failure::Usage("log: not a level; choose error, warn, info, debug or trace".to_owned()))?;
     let ours = Targets::new().with_target("umbel", level);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(ours);
-    // A second start in one process (tests of the crate) keeps the first one's settings.
+    // A second start in one process (tests of the crate) keeps the settings of the first.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     Ok(())
 }

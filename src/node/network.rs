@@ -1,4 +1,4 @@
-//! What relays and clients share: directories, transport settings, certificates.
+//! Network settings shared by relays and clients: directories, transport parameters, certificates.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::{
 
 use super::Failure;
 
-/// Silence after which a neighbour counts as gone. Short, so that circuits through it are soon built anew; it has been
-/// asked for a sign of life three times by then.
+/// Silence after which a link counts as failed. Short, so that its circuits are replaced soon. Three keep-alives have
+/// been sent by then.
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// The directories and authorities that the options name.
 ///
 /// # Errors
-/// [`Failure::Usage`] when there are none, or a key is none.
+/// [`Failure::Usage`] when there are none, or a key is invalid.
 pub(crate) fn directory_config(
     directories: &Option<Vec<String>>,
     authorities: &Option<Vec<String>>,
@@ -46,7 +46,7 @@ pub(crate) fn directory_config(
     Ok(DirectoryConfig { directories, authorities, cache: folder.map(Folder::consensus_cache) })
 }
 
-/// Hands each new consensus to `take` until that says that nobody wants more.
+/// Passes each new consensus to `take` until that returns `false`.
 pub(crate) async fn follow<F: Future<Output = bool>>(
     client: DirectoryClient,
     rng: StdRng,
@@ -59,7 +59,7 @@ pub(crate) async fn follow<F: Future<Output = bool>>(
     }
 }
 
-/// Hands each new volunteer list to `take` until that says that nobody wants more.
+/// Passes each new volunteer list to `take` until that returns `false`.
 pub(crate) async fn follow_volunteers<F: Future<Output = bool>>(
     client: DirectoryClient,
     rng: StdRng,
@@ -86,28 +86,29 @@ async fn hand_over<D, F: Future<Output = bool>>(
     }
 }
 
-/// The certificate kept in `folder`, made if there is none.
+/// The certificate in `folder`, created if there is none.
 ///
 /// # Errors
-/// When it can't be read or made.
+/// When it can't be read or created.
 pub(crate) fn certificate(folder: &Folder) -> Result<Certificate, Failure> {
     let fresh = Certificate::generate().and_then(|fresh| fresh.to_bytes()).map_err(Failure::failed)?;
     let bytes: Zeroizing<Vec<u8>> = folder.certificate(move || fresh).map_err(Failure::usage)?;
     Certificate::from_bytes(&bytes).map_err(Failure::usage)
 }
 
-/// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they follow from its identity:
-/// nothing to keep, and the same after a restart.
+/// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they are derived from its
+/// identity. They need no storage and stay the same after a restart.
 ///
 /// # Errors
-/// Never in fact: base 32 has ICE characters only.
+/// Never in practice: base 32 has ICE characters only.
 pub(crate) fn ice_of(relay: &RelayId) -> Result<Ice, Failure> {
     let text = BASE32_NOPAD.encode(&sha256(relay.as_bytes()));
     let (ufrag, password) = text.split_at(8);
     Ice::new(ufrag, password.get(..32).unwrap_or(password)).map_err(Failure::failed)
 }
 
-/// Transport settings of a node; one without `ice` accepts nobody and shows a fresh certificate on each dial.
+/// Transport settings of a node; without `ice` it accepts no dials and presents a fresh certificate on each of its
+/// dials.
 pub(crate) fn endpoint(certificate: Certificate, ice: Option<Ice>) -> EndpointConfig {
     EndpointConfig {
         fresh_certificate_per_dial: ice.is_none(),

@@ -1,7 +1,8 @@
-//! Options of a node: one TOML file, every key of it also a flag, flags before file before defaults.
+//! Options of a node, from flags and a TOML file. Each key is also a flag. Flags take precedence over the file, the
+//! file over the defaults.
 //!
-//! Each `…Options` struct is the one list of a node's keys: `clap` makes the flags of it, `serde` the file format.
-//! Unknown keys are errors that name the key.
+//! Each `…Options` struct defines the keys of a node once: `clap` derives the flags from it, `serde` the file format.
+//! An unknown key is an error that names the key.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -24,70 +25,72 @@ pub(crate) struct RelayOptions {
     /// UDP address to listen on [default: 0.0.0.0:4443]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Address under which others reach this relay, if it isn't the one it listens on; may be repeated
+    /// Address at which others reach this relay, if it isn't the listening address; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub(crate) address: Option<Vec<SocketAddr>>,
-    /// Listen nowhere, as behind NAT: keep channels to public relays, over which circuits get here (a volunteer)
+    /// Be a volunteer: don't listen, as behind NAT, but keep channels to public relays, over which circuits reach
+    /// this one
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_listen: Option<bool>,
-    /// Let volunteers be reached over this relay [default: true]
+    /// Be a gateway: let volunteers be reached over this relay [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) gateway: Option<bool>,
     /// Base URL of a directory; may be repeated
     #[arg(long, value_name = "URL")]
     pub(crate) directory: Option<Vec<String>>,
-    /// Key of a directory authority to believe, as `umbel keys` shows it; may be repeated
+    /// Key of a trusted directory authority, as `umbel keys` shows it; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) authority: Option<Vec<String>>,
-    /// Be an exit: a policy rule such as "accept *:443"; may be repeated, the first match counts, what no rule
-    /// matches is rejected [default: no exiting]
+    /// Be an exit: a policy rule such as "accept *:443"; may be repeated; the first match counts, and an address
+    /// without a match is rejected [default: no exit]
     #[arg(long, value_name = "RULE")]
     pub(crate) exit: Option<Vec<String>>,
-    /// Let streams leave to private, loopback and link-local addresses too (never on a public relay)
+    /// Allow streams to private, loopback and link-local addresses too (never on a public relay)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_private_targets: Option<bool>,
-    /// DNS server that an exit asks; may be repeated [default: the system's]
+    /// DNS server for an exit's queries; may be repeated [default: the system's]
     #[arg(long, value_name = "IP")]
     pub(crate) resolver: Option<Vec<IpAddr>>,
-    /// Perform requests for clients: those of the engines below (search), also those of the list below (allow-list), or
-    /// any, where the exit policy allows (open) [default: none]
+    /// Perform requests for clients: searches with the engines below (search), also requests of the list below
+    /// (allow-list), or any that the exit policy accepts (open) [default: none]
     #[arg(long, value_name = "TIER")]
     pub(crate) delegate: Option<DelegateTier>,
-    /// Search engine to search with for clients: a file or URL of its OpenSearch description, with a name before it if its
-    /// own won't do, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
+    /// Search engine for clients' searches: a file or URL of its OpenSearch description; a name before it replaces
+    /// the description's own, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
     #[arg(long, value_name = "FILE or URL")]
     pub(crate) engine: Option<Vec<String>>,
-    /// With --delegate allow-list, what may be asked of whom, such as "GET,HEAD example.org"; may be repeated
+    /// With --delegate allow-list, methods and host of allowed requests, such as "GET,HEAD example.org"; may be
+    /// repeated
     #[arg(long, value_name = "METHODS HOST")]
     pub(crate) allow_request: Option<Vec<String>>,
-    /// PEM file of root certificates to believe beside the system's when performing requests; may be repeated
+    /// PEM file of root certificates to trust for performed requests, beside the system's; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) delegate_root: Option<Vec<PathBuf>>,
-    /// Requests per second to perform in all, on average [default: 100]
+    /// Performed requests per second in total, on average [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) delegated_rate: Option<u32>,
-    /// Requests per second to perform of one circuit, on average [default: 2]
+    /// Performed requests per second of one circuit, on average [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) delegated_circuit_rate: Option<u32>,
     /// Largest body of a performed request or its answer [default: 256 MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) delegated_size: Option<ByteSize>,
-    /// Longest time for one performed request, in seconds [default: 900]
+    /// Time limit of one performed request, in seconds [default: 900]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) delegated_time: Option<u64>,
-    /// TCP address on which to serve the pages for browsers, a volunteer's and a search page, to anyone [default: none]
+    /// TCP address at which to serve the pages for browsers (volunteer and search) to anyone [default: none]
     #[arg(long, value_name = "ADDR")]
     pub(crate) web: Option<SocketAddr>,
-    /// With --web, search engine that volunteers may choose to ask from their browsers: a file of the OpenSearch description of
-    /// one that lets any page read its answers, with a name before it if its own won't do, as in wikipedia=FILE; may be
-    /// repeated
+    /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
+    /// engine must allow any page to read its answers (CORS); a name before it replaces the description's own, as in
+    /// wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
     /// Identity of another relay of the same operator; may be repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
-    /// Congestion control of what this relay sends to its neighbours: bbr keeps its rate on lines that lose packets, cubic is that
-    /// of most TCP stacks and slows down at each loss [default: bbr]
+    /// Congestion control of links to neighbours: bbr keeps its rate on lines with packet loss; cubic, as in most TCP
+    /// stacks, slows down at each loss [default: bbr]
     #[arg(long, value_name = "NAME")]
     pub(crate) congestion: Option<Congestion>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -105,15 +108,15 @@ pub(crate) enum Congestion {
     Cubic,
 }
 
-/// Which requests a relay performs for clients; each tier holds those before it.
+/// The requests that a relay performs for clients; each tier includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum DelegateTier {
-    /// Searches with the engines it names.
+    /// Searches with the configured engines.
     Search,
-    /// Requests to hosts it lists.
+    /// Requests to listed hosts.
     AllowList,
-    /// Any.
+    /// Any request.
     Open,
 }
 
@@ -130,23 +133,23 @@ pub(crate) struct ClientOptions {
     /// Address of the HTTP proxy port [default: 127.0.0.1:9351]
     #[arg(long, value_name = "ADDR")]
     pub(crate) http: Option<SocketAddr>,
-    /// Address of the search page, which the command line uses too [default: 127.0.0.1:9352]
+    /// Address of the search page, also used by the other commands [default: 127.0.0.1:9352]
     #[arg(long, value_name = "ADDR")]
     pub(crate) page: Option<SocketAddr>,
-    /// Search engine to ask where none is chosen [default: the one that most exits offer]
+    /// Search engine of queries that name none [default: the one that most exits offer]
     #[arg(long, value_name = "NAME")]
     pub(crate) engine: Option<String>,
     /// Base URL of a directory; may be repeated
     #[arg(long, value_name = "URL")]
     pub(crate) directory: Option<Vec<String>>,
-    /// Key of a directory authority to believe, as `umbel keys` shows it; may be repeated
+    /// Key of a trusted directory authority, as `umbel keys` shows it; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) authority: Option<Vec<String>>,
-    /// Identity of a relay or volunteer that all circuits go through after the guard: for tests and measurements, since it
-    /// makes this client stand out
+    /// Identity of a relay or volunteer to use as the middle of all circuits: for tests and measurements only,
+    /// because it makes this client distinguishable
     #[arg(long, value_name = "RELAY")]
     pub(crate) middle: Option<String>,
-    /// Let the ports listen on an address other machines reach (whoever reaches them uses your circuits)
+    /// Let the ports listen on an address that other machines can reach (they can then use this client's circuits)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -164,26 +167,26 @@ pub(crate) struct DirectoryOptions {
     /// TCP address of the HTTP API [default: 127.0.0.1:9360]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Wait for this many proven relays before the first consensus [default: 3]
+    /// Number of verified relays to wait for before the first consensus [default: 3]
     #[arg(long, value_name = "N")]
     pub(crate) await_relays: Option<usize>,
-    /// Seconds from one consensus to the next [default: 1800]
+    /// Seconds between two consensuses [default: 1800]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) interval: Option<u64>,
-    /// Seconds from one list of volunteers to the next, 1 to 600; volunteers and their gateways report as often
+    /// Seconds between two volunteer lists, 1 to 600; volunteers and their gateways report at the same interval
     /// [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) volunteer_interval: Option<u64>,
-    /// List relays at private and loopback addresses, and let a path hold several of one network (/16, /32): for a
-    /// network on one machine or one site
+    /// List relays at private and loopback addresses, and allow several relays of one network (/16, /32) on a path:
+    /// for a network on one machine or one site
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) private_network: Option<bool>,
     /// Serve the pages for browsers too: /volunteer and /search
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) web: Option<bool>,
-    /// With --web, search engine that volunteers may choose to ask from their browsers: a file of the OpenSearch description of
-    /// one that lets any page read its answers, with a name before it if its own won't do, as in wikipedia=FILE; may be
-    /// repeated
+    /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
+    /// engine must allow any page to read its answers (CORS); a name before it replaces the description's own, as in
+    /// wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -191,7 +194,7 @@ pub(crate) struct DirectoryOptions {
     pub(crate) log: Option<String>,
 }
 
-/// Options as given: the flags laid over the file, if one is named.
+/// The options of flags and file; flags take precedence.
 ///
 /// # Errors
 /// [`Failure::Usage`] when the file can't be read or isn't TOML, or a key is unknown or has a wrong value.
@@ -209,16 +212,16 @@ pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Pat
     table.try_into().map_err(|error: toml::de::Error| Failure::Usage(error.to_string()))
 }
 
-/// Checks `text` against the keys of `T`, so that an error names its line, and gives it as a table.
+/// Checks `text` against the keys of `T`, so that an error names its line, and returns it as a table.
 fn parse<T: DeserializeOwned>(text: &str) -> Result<toml::Table, toml::de::Error> {
     toml::from_str::<T>(text)?;
     toml::from_str(text)
 }
 
-/// The folder for a node's state where none is named: systemd's, or the user's.
+/// The folder of a node's state: the `given` one, otherwise systemd's, otherwise the user's.
 ///
 /// # Errors
-/// [`Failure::Usage`] when neither is known.
+/// [`Failure::Usage`] when none of them is set.
 pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
     if let Some(given) = given {
         return Ok(given.to_owned());
@@ -276,7 +279,7 @@ mod tests {
         assert!(message.contains("/nonexistent.toml"), "{message}");
     }
 
-    /// The sample must name every key, and what it says must be read.
+    /// The sample file must be valid and name every key.
     fn sample<O: Args + Serialize + DeserializeOwned + Default>(name: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
         load(&O::default(), Some(&path)).unwrap();

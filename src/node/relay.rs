@@ -1,7 +1,7 @@
-//! `umbel relay`: a relay's core, its exit if it is one, and what keeps both up to date.
+//! `umbel relay`: a relay's core, its exit, and the tasks that refresh its documents.
 //!
-//! One that listens publishes its descriptor and, as a gateway, reports its volunteers; one that doesn't is a volunteer
-//! itself, and registers.
+//! A listening relay publishes its descriptor and, as a gateway, reports its volunteers. One that doesn't listen is a
+//! volunteer, and registers.
 
 mod delegate;
 mod presence;
@@ -53,7 +53,7 @@ use super::{
     web::PagesPort,
 };
 
-/// Runs a relay until it is asked to end, or its supervisor ends.
+/// Runs a relay until SIGINT, SIGTERM or the end of its supervisor.
 ///
 /// # Errors
 /// When the configuration, a key file or the port can't be used.
@@ -147,7 +147,7 @@ pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(),
     Ok(())
 }
 
-/// What can't be said of one relay at once.
+/// Rejects mutually exclusive options.
 fn check(options: &RelayOptions) -> Result<(), Failure> {
     if !options.no_listen.unwrap_or(false) {
         return Ok(());
@@ -171,10 +171,10 @@ fn parameters(options: &RelayOptions, exit: bool, delegate: bool) -> RelayParame
     parameters
 }
 
-/// Where a relay is, and what it shows there.
+/// Sockets, addresses and transport credentials of a relay.
 struct Place {
     sockets: Sockets,
-    /// Under which others reach it; none of a volunteer.
+    /// The addresses at which others reach it; empty for a volunteer.
     addresses: Vec<SocketAddr>,
     ice: Ice,
     certificate: Certificate,
@@ -184,7 +184,7 @@ impl Place {
     fn find(options: &RelayOptions, folder: &Folder, identity: &IdentityKey) -> Result<Self, Failure> {
         let ice = network::ice_of(&identity.id())?;
         if options.no_listen.unwrap_or(false) {
-            // Never shown: each dial makes its own.
+            // Never presented: each dial creates a fresh certificate.
             let certificate = Certificate::generate().map_err(Failure::failed)?;
             let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
             return Ok(Self { sockets, addresses: Vec::new(), ice, certificate });
@@ -196,7 +196,7 @@ impl Place {
     }
 }
 
-/// Waits until the process is asked to end. (A hang-up ends it at once, or not at all if whoever started it said so.)
+/// Waits for SIGINT or SIGTERM. (SIGHUP ends the process at once, unless its parent set it to be ignored.)
 async fn stopped() {
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
@@ -212,7 +212,7 @@ async fn stopped() {
     tracing::info!("asked to end; closing all channels");
 }
 
-/// Reports volunteers, if it is a gateway, for ever.
+/// Reports volunteers for ever, if the relay is a gateway.
 async fn report(presences: Option<Presences>) {
     match presences {
         Some(presences) => presences.run().await,
@@ -232,7 +232,7 @@ fn resolver(options: &RelayOptions) -> Resolver {
     Resolver::new(&ResolverOptions { servers, private_addresses, ..ResolverOptions::default() })
 }
 
-/// Looks after what is done for clients, if anything is, for ever.
+/// Runs the upkeep of delegated services for ever, if the relay offers any.
 async fn keep(delegate: Option<&Delegate>) {
     match delegate {
         Some(delegate) => delegate.keep().await,

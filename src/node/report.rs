@@ -1,7 +1,6 @@
-//! What a supervised node tells the testnet that started it: one JSON object a line on standard output.
+//! Progress reports of a supervised node to its testnet: one JSON object a line on standard output.
 //!
-//! Reports stay on the machine and name only what the person who started the testnet owns: its own processes and its
-//! own client's first circuit.
+//! Reports stay on the machine. They name only processes of the testnet and the first circuit of its client.
 
 use std::{io::Write as _, net::SocketAddr, time::Duration};
 
@@ -11,33 +10,33 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub(crate) enum Report {
-    /// A directory answers at `api` and signs with `authority`.
+    /// A directory listens at `api` and signs with `authority`.
     Directory {
         /// Its HTTP API.
         api: SocketAddr,
         /// Its authority key in base 32.
         authority: String,
     },
-    /// A relay listens and has handed in its descriptor.
+    /// A relay listens and has published its descriptor.
     Registered,
     /// A volunteer can be reached.
     Reachable {
-        /// The relays over which it can.
+        /// The number of gateways over which it can be reached.
         gateways: usize,
     },
     /// A client has its first consensus.
     Consensus {
-        /// Relays listed.
+        /// The number of relays listed.
         relays: usize,
     },
-    /// A client's first circuit stands.
+    /// A client has built its first circuit.
     Circuit {
-        /// How long the channel to the guard took.
+        /// Time to open the channel to the guard.
         channel: Duration,
         /// Its hops in order.
         hops: Vec<HopReport>,
     },
-    /// A client takes requests.
+    /// A client accepts requests.
     Ready {
         /// Its SOCKS5 port.
         socks: SocketAddr,
@@ -51,26 +50,26 @@ pub(crate) enum Report {
 /// One hop of the first circuit.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct HopReport {
-    /// The relay, shortened.
+    /// The relay's identity, shortened.
     pub relay: String,
-    /// How long it took to add.
+    /// Time to add the hop.
     pub took: Duration,
 }
 
-/// Where reports go: nowhere unless the node is supervised.
+/// The recipient of reports: standard output if the node is supervised, otherwise none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reporter {
     supervised: bool,
 }
 
 impl Reporter {
-    /// A reporter of a node that is or isn't supervised.
+    /// A reporter for a node that is supervised or not.
     pub(crate) const fn new(supervised: bool) -> Self {
         Self { supervised }
     }
 
-    /// Tells the supervisor, if there is one. A supervisor that has gone ends this process elsewhere
-    /// (see [`super::supervised`]), so a failed write is no concern here.
+    /// Reports to the supervisor, if there is one. [`super::supervised`] ends this process when the supervisor ends,
+    /// so a write error is ignored.
     pub(crate) fn tell(self, report: &Report) {
         if self.supervised
             && let Ok(line) = serde_json::to_string(report)

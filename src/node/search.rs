@@ -1,6 +1,6 @@
-//! `umbel search`: asks the running client to search, and prints what it found.
+//! `umbel search`: searches through the running client, and prints the results.
 //!
-//! The words printed are an exit's: no control character of theirs reaches the terminal.
+//! An exit supplies the text of the results, so control characters are removed before printing.
 
 use std::{
     io::{IsTerminal as _, Read as _, Write as _},
@@ -18,15 +18,15 @@ use crate::{
 
 use super::{Failure, control};
 
-/// Characters of a line that comes from an exit.
+/// Longest line of text from an exit, in characters.
 const MAX_LINE: usize = 2048;
-/// Bytes of a query read from standard input: more than any may have.
+/// Bytes of a query read from standard input; larger than any valid query.
 const MAX_INPUT: u64 = 64 * 1024;
 
 /// Options of `umbel search`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SearchOptions {
-    /// What to search for; `-` reads it from standard input, which other users of this machine can't see
+    /// Search terms; `-` reads them from standard input, which hides them from other users of this machine
     #[arg(required_unless_present = "engines", value_name = "TERMS")]
     terms: Vec<String>,
     /// Search engine [default: the client's]
@@ -35,11 +35,11 @@ pub(crate) struct SearchOptions {
     /// Page of results, from 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     page: Option<u16>,
-    /// Language wanted, such as en or pt-BR
+    /// Preferred language, such as en or pt-BR
     #[arg(long, value_name = "TAG")]
     language: Option<String>,
-    /// Ask this many exits at once, each over a circuit of its own, and show where they differ, so that one that lies
-    /// about the engine is seen. All of them then see the query, though none sees who asks
+    /// Query this many exits, each over a separate circuit, and show where they differ, which reveals an exit that
+    /// falsifies results. All of them see the query, but not the client's identity
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=8))]
     exits: Option<u16>,
     /// Print the answer as JSON
@@ -48,10 +48,10 @@ pub(crate) struct SearchOptions {
     /// Show result N in the reader view: fetched through the overlay, text only
     #[arg(long, value_name = "N", conflicts_with_all = ["json", "exits"])]
     open: Option<usize>,
-    /// List the engines that the network's exits offer, and how each exit has fared
+    /// List the engines that the network's exits offer, with the successes and failures of each exit
     #[arg(long, conflicts_with_all = ["terms", "open", "exits"])]
     engines: bool,
-    /// Where the running client answers: its --page address
+    /// Address of the running client's page, the value of its --page option
     #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
     control: SocketAddr,
 }
@@ -59,7 +59,7 @@ pub(crate) struct SearchOptions {
 /// Runs the search.
 ///
 /// # Errors
-/// When there is no client, or it has no answer.
+/// When there is no client, or it returns an error.
 pub(crate) async fn run(options: SearchOptions) -> Result<(), Failure> {
     if options.engines {
         let engines: Vec<Engine> = control::ask(options.control, "/api/engines", None::<&()>).await?;
@@ -94,14 +94,14 @@ fn terms(words: &[String]) -> Result<String, Failure> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Shows a result in the browser, by the client's own page.
+/// Shows a result in the browser, in the reader view of the client's page.
 fn open(control: SocketAddr, searched: &Searched, number: usize) -> Result<(), Failure> {
     let Some(result) = number.checked_sub(1).and_then(|place| searched.results.get(place)) else {
         return Err(Failure::Failed(format!("there is no result {number}; this page has {}", searched.results.len())));
     };
     let address = format!("http://{control}{}", read_address(&result.link));
     print(std::slice::from_ref(&address))?;
-    // Where there is no desktop, the address has been printed.
+    // On a machine without a desktop the command fails, and the user has the printed URL.
     let _ = std::process::Command::new("xdg-open")
         .arg(address)
         .stdin(Stdio::null())
@@ -166,7 +166,7 @@ fn compared_lines(compared: &Compared) -> Vec<String> {
     lines
 }
 
-/// How the exits that answered differ about one result, if they do.
+/// The differences between the exits' answers about one result, if there are any.
 fn difference(compared: &Compared, row: &ComparedRow) -> Option<String> {
     let answered = compared.exits.iter().zip(&row.places).filter(|(exit, _)| exit.answer.is_some());
     let places: Vec<_> = answered.collect();
@@ -199,7 +199,7 @@ fn engine_lines(engines: &[Engine]) -> Vec<String> {
     lines
 }
 
-/// One line of an exit's words, as a terminal may have it.
+/// One line of an exit's text without control characters, at most [`MAX_LINE`] characters.
 fn line(words: &str) -> String {
     text::plain(words, MAX_LINE)
 }

@@ -1,7 +1,8 @@
-//! Processes that must not outlive the one that started them.
+//! Ends a process when the process that started it ends.
 //!
-//! The supervisor holds the writing end of each child's standard input. When it ends, however it ends, the kernel
-//! closes that end, and the child sees the end of its input: no signal, no process identifier, nothing to race.
+//! The supervisor holds the writing end of each child's standard input. When the supervisor ends for any reason, the
+//! kernel closes that end, and the child reads the end of its input. This needs no signal and no process identifier,
+//! so it has no race.
 
 use std::{io::Read as _, path::Path, process::exit, thread, time::Duration};
 
@@ -13,9 +14,10 @@ pub(crate) fn end_with_supervisor() {
     });
 }
 
-/// Waits for standard input to end, then removes `folder`: what the testnet's last process does.
+/// Waits for standard input to end, then removes `folder`: the task of a testnet's last process.
 ///
-/// The others end at the same moment but may still write, so it looks again until the folder stays away.
+/// The other processes end at the same moment but may still write, so it repeats the removal until the folder stays
+/// absent.
 pub(crate) fn remove_after_supervisor(folder: &Path) {
     await_end_of_input();
     let mut absent = 0_u32;

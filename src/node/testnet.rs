@@ -1,7 +1,7 @@
-//! `umbel testnet`: a whole overlay on one machine, on loopback unless told otherwise, each node its own process.
+//! `umbel testnet`: a complete overlay on one machine, by default on loopback, with a process for each node.
 //!
-//! Owns the processes, their folder, and what the person sees of the start. The nodes are ordinary ones, started with
-//! the same command line that anyone could use; they tell their progress through [`super::report`].
+//! This module has the processes, their folder, and the messages to the user. The nodes are started with the public
+//! command line; they report progress through [`super::report`].
 
 mod engine;
 mod port;
@@ -31,23 +31,23 @@ use super::{
 };
 use crate::io::files::write_atomically;
 
-/// A start that takes longer than this has failed.
+/// Time limit of the start.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Options of `umbel testnet`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct TestnetOptions {
-    /// Relays to start, exits included
+    /// Relays to start, including exits
     #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=100))]
     relays: u16,
-    /// How many of the relays are exits
+    /// Exits among the relays
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     exits: u16,
-    /// Volunteers to start beside them: relays that listen nowhere and are reached over others
+    /// Volunteers to start in addition: relays that don't listen and are reached over gateways
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=100))]
     volunteers: u16,
-    /// Address of this machine at which its relays are; other machines may reach their ports if it isn't loopback, but not
-    /// the directory, which alone says how to use them. For Firefox, whose pages dial no loopback address
+    /// Address of this machine for the relays. If it isn't loopback, other machines can reach their ports, but not
+    /// the directory, which is needed to use them. Firefox needs it, because its pages dial no loopback address
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     address: IpAddr,
     /// Address of the client's SOCKS5 port
@@ -59,27 +59,27 @@ pub(crate) struct TestnetOptions {
     /// Address of the client's search page
     #[arg(long, default_value = "127.0.0.1:9352", value_name = "ADDR")]
     page: SocketAddr,
-    /// ZIM file that the exits' search engine, kiwix-serve, answers from [default: the Rust book if `cargo xtask book`
-    /// made it, otherwise Umbel's own papers]
+    /// ZIM file for the exits' search engine, kiwix-serve [default: the Rust book if `cargo xtask book` has made it,
+    /// otherwise Umbel's own papers]
     #[arg(long, value_name = "FILE")]
     zim: Option<PathBuf>,
-    /// Another search engine that the exits offer: a file or URL of its OpenSearch description; may be repeated
+    /// Additional search engine of the exits: a file or URL of its OpenSearch description; may be repeated
     #[arg(long, value_name = "FILE or URL")]
     engine: Vec<String>,
-    /// Another search engine that volunteers may choose to ask from their browsers: a file of its OpenSearch description; may be
+    /// Additional search engine that volunteers in browsers may query: a file of its OpenSearch description; may be
     /// repeated
     #[arg(long, value_name = "FILE")]
     web_engine: Vec<String>,
-    /// Folder for keys, documents and logs; kept afterwards [default: a temporary one, removed afterwards]
+    /// Folder for keys, documents and logs; kept after the end [default: a temporary one, removed at the end]
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
     /// Keep the temporary folder
     #[arg(long)]
     keep: bool,
-    /// Make one request through three hops, compare the bytes, print the figures, and end
+    /// Make one request over three hops, compare the bytes, print the figures, and end
     #[arg(long)]
     check: bool,
-    /// Log level of the nodes; their logs are in the folder
+    /// Log level of the nodes; their logs are in the testnet's folder
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log: String,
 }
@@ -87,7 +87,7 @@ pub(crate) struct TestnetOptions {
 /// Runs the testnet until Ctrl-C, or until the check is done.
 ///
 /// # Errors
-/// When it can't start within a minute, a node ends by itself, or the check fails.
+/// When the start takes longer than a minute, a node ends, or the check fails.
 pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
     if options.exits > options.relays {
         return Err(Failure::Usage(format!("--exits {} is more than --relays {}", options.exits, options.relays)));
@@ -123,7 +123,7 @@ async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut No
     nodes.run("client").await
 }
 
-/// Starts all nodes and tells of each step; gives the client's ports.
+/// Starts all nodes and prints each step; returns the ports of client and directory.
 async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: &mut Nodes) -> Result<Ports, Failure> {
     let began = Instant::now();
     let step = |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", began.elapsed().as_secs_f64());
@@ -180,17 +180,17 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
     }
 }
 
-/// The client's ports that what the person may try goes to.
+/// The ports shown to the user.
 #[derive(Clone, Copy)]
 struct Ports {
     socks: SocketAddr,
     page: SocketAddr,
-    /// The directory's, which has the pages for browsers.
+    /// The directory's port, which serves the pages for browsers.
     api: SocketAddr,
 }
 
 impl Ports {
-    /// Says what to try, ready to be copied.
+    /// Prints example commands, ready to be copied.
     fn show(self, relays: IpAddr, engine: &Engine, origin: &bench::Origin) {
         let Self { socks, page, api } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
@@ -244,7 +244,7 @@ fn relay(
         .arg(format!("--log={}", options.log))
         .args(network);
     Ok(if number > options.relays.saturating_sub(options.exits) {
-        // Measurements are to find the machine's limits.
+        // A high limit, so that measurements find the limits of the machine.
         let delegated = ["--delegate=open".to_owned(), "--delegated-rate=100000".to_owned()];
         spawn.arg("--exit=accept *:*").arg("--allow-private-targets").args(&delegated).args(engines)
     } else {
@@ -252,8 +252,8 @@ fn relay(
     })
 }
 
-/// The address in `file`, or a free one at `ip`, which is kept there: a testnet started anew in the same folder has its relays
-/// where the clients' consensus says. One that was elsewhere before moves.
+/// The address in `file`, or a free one at `ip`, which is written to `file`. So a testnet that is restarted in the
+/// same folder has its relays at the addresses in the clients' consensus. An address with another IP is replaced.
 fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
         let no_address = |_| Failure::Usage(format!("{}: no address; remove it", file.display()));
@@ -309,7 +309,7 @@ fn port_is_free(port: SocketAddr, flag: &str) -> Result<(), Failure> {
     }
 }
 
-/// Waits for Ctrl-C or a request to end.
+/// Waits for SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 async fn stop_signal() -> Result<(), Failure> {
     let listen = |kind| signal(kind).map_err(|error| Failure::Failed(format!("signals: {error}")));
     let (mut interrupt, mut terminate, mut hangup) =
@@ -323,7 +323,7 @@ async fn stop_signal() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where the nodes keep their files.
+/// The folder of the nodes' files.
 enum Folder {
     Temporary(tempfile::TempDir),
     Kept(PathBuf),

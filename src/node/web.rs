@@ -23,18 +23,19 @@ use crate::{
 
 use super::Failure;
 
-/// Bytes of the engines in `umbel.json`, of which pages take 256 KiB (`web/src/umbel/network.ts`) with directories and keys.
+/// Largest list of engines in `umbel.json`, in bytes. A page accepts 256 KiB (`web/src/umbel/network.ts`) with
+/// directories and keys.
 const MAX_ENGINES_LEN: usize = 224 << 10;
-/// Bytes of a manifest.
+/// Largest manifest, in bytes.
 const MAX_MANIFEST: u64 = 64 << 10;
 
 const NOT_EMBEDDED: &str = "this program was built without the pages for browsers: in the folder of its source, run \
      `cargo xtask web`, then build it again";
 
-/// What a visitor is told then.
+/// The page that a visitor gets in that case.
 const NOT_BUILT: &str = "This program was built without the pages for browsers. Whoever runs it gets them so: in the folder of \
      its source, run `cargo xtask web`, then build it and start it again.\n";
-/// What a visitor is told of a directory that has them and keeps them to itself.
+/// The page that a visitor gets if the directory has the pages but does not serve them.
 const NOT_SERVED: &str =
     "This directory does not serve the pages for browsers. Whoever runs it turns them on with --web.\n";
 
@@ -52,13 +53,13 @@ enum WebCommand {
         umbel-web.sha256 --authority KEY https://umbel.example/\n\nExit status: 0 all the same, 1 something differs (each \
         difference is printed), 3 the server can't be reached. A server could still serve others something else.")]
     Verify {
-        /// Where the pages are
+        /// URL of the pages
         #[arg(value_name = "URL")]
         url: String,
         /// Manifest of a release, as `umbel web manifest` prints it [default: that of the pages in this program]
         #[arg(long, value_name = "FILE")]
         manifest: Option<PathBuf>,
-        /// Key of an authority that the pages' network must have, and no other; may be repeated
+        /// Authority key that the network of the pages must have, and no others; may be repeated
         #[arg(long, value_name = "KEY")]
         authority: Vec<String>,
     },
@@ -117,13 +118,13 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
     }))
 }
 
-/// Says which network the pages join, which no manifest can.
+/// Prints the network that the pages join, which is in no manifest.
 fn show(network: Option<&Network>) {
     let Some(network) = network else {
         println!("It names no network (umbel.json).");
         return;
     };
-    // It comes from a stranger and goes to a terminal.
+    // The text comes from an untrusted server and is printed to a terminal.
     let clean = |text: &String| text.chars().filter(|letter| !letter.is_control()).take(200).collect::<String>();
     for directory in network.directories.iter().take(8) {
         println!("directory  {}", clean(directory));
@@ -136,7 +137,7 @@ fn show(network: Option<&Network>) {
     }
 }
 
-/// Where volunteers ask `engine`, if they choose it: its name says nothing of that.
+/// The address that volunteers query for `engine`; the engine's name doesn't imply it.
 fn place(engine: &PageEngine) -> String {
     let name = EngineName::parse(&engine.name);
     match name.map(|name| Engine::describe_for_page(engine.description.as_bytes(), Some(name))) {
@@ -159,11 +160,11 @@ fn read_manifest(path: &std::path::Path) -> Result<Manifest, Failure> {
     Manifest::parse(&text).map_err(|error| said(&error))
 }
 
-/// The pages in this program, for the network of `directories` and `authorities`, whose volunteers may ask the `engines` that
-/// the operator has written.
+/// The pages in this program, for the network of `directories` and `authorities`, with the `engines` that its
+/// volunteers may query, as the operator configured them.
 ///
 /// # Errors
-/// When there are none, or an engine can't be asked from a page.
+/// When there are no pages, or a page can't query an engine.
 pub(crate) async fn pages(
     directories: Directories,
     authorities: &[AuthorityId],
@@ -176,7 +177,7 @@ pub(crate) async fn pages(
     Ok(router(embedded(), directories, authorities, engines))
 }
 
-/// The engines that the operator has written, as pages are told of them.
+/// The engines that the operator configured, in the form for pages.
 async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
     let described = for_pages(written).await.map_err(|error| Failure::Usage(format!("web-{error}")))?;
     let engine = |(engine, description): (Engine, String)| PageEngine {
@@ -196,15 +197,17 @@ async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
     Ok(engines)
 }
 
-/// Engines are named for pages that aren't served.
+/// The failure if engines are configured for pages that aren't served.
 fn without_pages() -> Failure {
     Failure::Usage("web-engine: it is for the pages, but they are not served: add --web".to_owned())
 }
 
-/// What a directory of `authority` answers to those who ask for pages: these if it is to `serve` them, or how to get them.
+/// The router of a directory of `authority` for the paths of the pages: the pages if it is to `serve` them, otherwise
+/// instructions for the operator.
 ///
 /// # Errors
-/// When it is to serve them and there are none, or when an engine is named that pages can't ask, or without pages.
+/// When it is to serve pages and there are none, when a page can't query an engine, or when engines are configured
+/// without pages.
 pub(crate) async fn of_directory(serve: bool, authority: AuthorityId, engines: &[String]) -> Result<Router, Failure> {
     match (serve, has_pages()) {
         (true, _) => pages(Directories::Here, &[authority], engines).await,
@@ -214,19 +217,19 @@ pub(crate) async fn of_directory(serve: bool, authority: AuthorityId, engines: &
     }
 }
 
-/// Whether there are pages in this program.
+/// Whether this program contains pages.
 pub(crate) fn has_pages() -> bool {
     !embedded().is_empty()
 }
 
-/// A port of their own for the pages, opened; or none.
+/// The listener for the pages and their router, if a port is configured.
 pub(crate) struct PagesPort(Option<(TcpListener, Router)>);
 
 impl PagesPort {
-    /// Opens the port at `address`, if one is wanted.
+    /// Opens the port at `address`, if there is one.
     ///
     /// # Errors
-    /// When there are no pages, or the port can't be had.
+    /// When there are no pages, or the port can't be opened.
     pub(crate) async fn open(
         address: Option<SocketAddr>,
         directories: Directories,
@@ -246,7 +249,7 @@ impl PagesPort {
         Ok(Self(Some((listener, router))))
     }
 
-    /// Serves for ever; without a port, waits for ever.
+    /// Serves for ever; without a port, never completes.
     pub(crate) async fn serve(self) {
         match self.0 {
             Some((listener, router)) => serve(listener, router).await,

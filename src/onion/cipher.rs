@@ -5,13 +5,13 @@ use crate::crypto::{AeadKey, Forged, LayerKey, NONCE_LEN};
 /// Cells sealed under one key (`proto/03-cells.md` §4).
 pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
 
-/// Seals or opens the cells of one hop and direction in order. Once it has failed it has no key any more.
+/// Seals or opens the cells of one hop and direction in order. After a failure it holds no key.
 pub(super) struct LayerCipher(Option<State>);
 
 struct State {
     layer: LayerKey,
     key: AeadKey,
-    /// Cells done under all keys so far: the next nonce, so that none repeats even if keys did.
+    /// Cells processed under all keys so far: the next nonce, so that no nonce repeats even if a key did.
     counter: u64,
 }
 
@@ -24,7 +24,7 @@ impl State {
         nonce
     }
 
-    /// Counts a cell; an error if the counter is used up. Erases a key as soon as its last cell is done.
+    /// Counts a cell; fails if the counter is used up. Erases a key after its last cell.
     fn step(&mut self) -> Result<(), CipherError> {
         self.counter = self.counter.checked_add(1).ok_or(CipherError::Ended)?;
         if self.counter.is_multiple_of(CELLS_PER_KEY) {
@@ -34,7 +34,7 @@ impl State {
     }
 }
 
-/// The layer has ended, or what came does not open; either way there is no going on.
+/// The layer has ended, or a cell does not open. Both are final.
 #[derive(Debug)]
 pub(super) enum CipherError {
     Ended,
@@ -52,13 +52,13 @@ impl LayerCipher {
         self.go_on(CipherError::Ended, |key, nonce| key.seal(nonce, sealed))
     }
 
-    /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Leaves only zeros if the tag is
+    /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Fills `sealed` with zeros if the tag is
     /// wrong.
     pub(super) fn open(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
         self.go_on(CipherError::Forged, |key, nonce| key.open(nonce, sealed))
     }
 
-    /// Does one cell. The state stays where it is, for a move leaves a copy behind that nobody erases.
+    /// Processes one cell. The state isn't moved, because a move leaves a copy that is not erased.
     fn go_on(
         &mut self,
         failure: CipherError,
@@ -75,7 +75,7 @@ impl LayerCipher {
         Ok(())
     }
 
-    /// Forgets the key.
+    /// Erases the key.
     pub(super) fn end(&mut self) {
         self.0 = None;
     }

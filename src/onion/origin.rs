@@ -1,4 +1,4 @@
-//! All layers of a circuit, at its origin.
+//! The origin's onion layers of a circuit.
 
 use crate::{base::HopIndex, handshake::HopKeys, wire::BODY_LEN};
 
@@ -43,7 +43,7 @@ impl OriginLayers {
         Ok(index)
     }
 
-    /// Hops so far.
+    /// The number of hops.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.hops.len()
@@ -68,14 +68,14 @@ impl OriginLayers {
         body.fill(0);
         place_message(message, layer(hop, body)?)?;
         for Hop { index, forward, .. } in hops.iter_mut().rev() {
-            // The kind byte of every layer but the innermost is KIND_PASS, as `fill` left it.
+            // The kind byte of every layer but the innermost is KIND_PASS, as set by `fill`.
             forward.seal(layer(*index, body)?).map_err(|error| cipher_error(*index, &error))?;
         }
         Ok(())
     }
 
-    /// Opens a cell that came from the first hop, in place: says which hop spoke, and how many bytes at the body's start
-    /// are its relay message and padding.
+    /// Opens a cell from the first hop, in place. Returns the hop that sent the message, and the number of bytes at
+    /// the body's start that are its relay message and padding.
     ///
     /// # Errors
     /// When a layer does not open or is of no valid kind. The circuit must end; every later call fails.
@@ -105,12 +105,12 @@ impl OriginLayers {
                 _ => return Err(OnionError::Kind(*index)),
             }
         }
-        // The last hop passed on what came from beyond it, where there is no one.
+        // The last hop forwarded a cell although no hop follows it.
         Err(failed)
     }
 }
 
-/// Where hop `hop`'s layer lies in a body while the layers before it are open: one kind byte further for each.
+/// Position of hop `hop`'s layer in a body while the layers before it are open: one kind byte further for each.
 fn layer(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let start = usize::from(hop.value()).saturating_sub(1);
     body.get_mut(start..start.saturating_add(sealed_len(hop))).ok_or(OnionError::NoSuchHop)

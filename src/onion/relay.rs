@@ -1,4 +1,4 @@
-//! The one layer that a relay holds of each circuit.
+//! A relay's onion layer of a circuit.
 
 use crate::{
     base::HopIndex,
@@ -12,10 +12,10 @@ use super::{
     message_capacity, sealed_len,
 };
 
-/// What a relay found under its layer of a forward cell.
+/// Content of a forward cell under a relay's layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
-    /// The body is now the next hop's, to be sent on as it stands.
+    /// The body is now the next hop's, to be forwarded unchanged.
     Pass,
     /// The first [`message_capacity`] bytes of the body are a relay message and its padding.
     Message,
@@ -35,7 +35,7 @@ impl RelayLayer {
         Self { hop, forward: LayerCipher::new(keys.forward), backward: LayerCipher::new(keys.backward) }
     }
 
-    /// Opens a cell that came from the origin's side, in place.
+    /// Opens a cell from the origin's side, in place.
     ///
     /// # Errors
     /// When the filler isn't zero, the layer does not open, or the kind is not valid. The circuit must end; every later
@@ -64,10 +64,11 @@ impl RelayLayer {
         Ok(kind)
     }
 
-    /// Adds this hop's layer to a cell that came from the next hop, in place.
+    /// Adds this hop's layer to a cell from the next hop, in place.
     ///
     /// # Errors
-    /// When the filler isn't zero, or the layer has ended. The circuit must end; every later call fails.
+    /// When the filler isn't zero, there can be no next hop, or the layer has ended. The circuit must end; every
+    /// later call fails.
     pub fn seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let added = self.try_seal_backward(body);
         if added.is_err() {
@@ -87,7 +88,7 @@ impl RelayLayer {
         self.backward.seal(sealed).map_err(|error| cipher_error(self.hop, &error))
     }
 
-    /// Seals a relay message of this hop's own for the origin; `body` is overwritten.
+    /// Seals a relay message from this hop to the origin; `body` is overwritten.
     ///
     /// # Errors
     /// When the message is longer than [`message_capacity`] (the layer stays usable), or the layer has ended.
@@ -117,7 +118,7 @@ pub(super) const fn cipher_error(hop: HopIndex, error: &CipherError) -> OnionErr
     }
 }
 
-/// The sealed part of a body for `hop`, after checking that the rest is zero (`proto/03-cells.md` §3).
+/// The sealed part of a body for `hop`. Checks that the rest is zero (`proto/03-cells.md` §3).
 fn split_filler(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let (sealed, filler) = body.split_at_mut_checked(sealed_len(hop)).ok_or(OnionError::NoSuchHop)?;
     if is_zero(filler) { Ok(sealed) } else { Err(OnionError::Filler(hop)) }

@@ -23,7 +23,7 @@ fn keys(value: u8) -> HopKeys {
     HopKeys { forward: LayerKey::from_bytes([value; 32]), backward: LayerKey::from_bytes([value | 0x80; 32]) }
 }
 
-/// An origin and its relays, without anything between them.
+/// An origin and its relays, connected directly.
 struct Circuit {
     origin: OriginLayers,
     relays: Vec<RelayLayer>,
@@ -43,7 +43,7 @@ impl Circuit {
         body
     }
 
-    /// Takes a body through the relays `from`.. until one finds a message or an error.
+    /// Passes a body through the relays `from`.. until one finds a message or fails.
     fn forward_from(&mut self, from: u8, body: &mut Body) -> Result<u8, (u8, OnionError)> {
         for (relay, at) in self.relays.iter_mut().zip(1..).skip(usize::from(from) - 1) {
             match relay.open_forward(body) {
@@ -55,7 +55,7 @@ impl Circuit {
         panic!("passed on by the last hop");
     }
 
-    /// A body as hop `from` sends it after relays `from`.. up to `speaker` have done their part.
+    /// A body with a message of the relay `speaker`, as the relay `until` sends it towards the origin.
     fn speak(&mut self, speaker: u8, message: &[u8], until: u8) -> Body {
         let mut body = [0xaa; BODY_LEN];
         self.relays[usize::from(speaker) - 1].seal_message(message, &mut body).unwrap();
@@ -63,7 +63,7 @@ impl Circuit {
         body
     }
 
-    /// Lets the relays from `from` down to `until` add their layers.
+    /// Adds the layers of the relays from `from` down to `until`.
     fn backward_from(&mut self, from: u8, until: u8, body: &mut Body) {
         for at in (until..=from).rev() {
             self.relays[usize::from(at) - 1].seal_backward(body).unwrap();
@@ -137,7 +137,7 @@ fn misuse_at_the_origin_leaves_the_layers_usable() {
 
 #[test]
 fn forward_any_changed_byte_fails_at_the_next_hop_and_ends_it() {
-    // `link` is the hop that the changed cell reaches.
+    // `link` is the hop that receives the modified cell.
     for link in 1..=3 {
         for at in 0..BODY_LEN {
             let mut circuit = Circuit::new(3);
@@ -160,7 +160,7 @@ fn backward_any_changed_byte_fails_at_the_origin_or_as_filler_at_the_next_hop() 
     for link in 1..=3_u8 {
         for at in 0..BODY_LEN {
             let mut circuit = Circuit::new(3);
-            // The cell as hop `link` sends it to the hop before.
+            // The cell as hop `link` sends it to the previous hop.
             let mut body = circuit.speak(3, b"message", link);
             body[at] ^= 1;
             if at >= sealed_len(hop(link)) {
@@ -178,7 +178,7 @@ fn backward_any_changed_byte_fails_at_the_origin_or_as_filler_at_the_next_hop() 
     }
 }
 
-/// What a hostile link does to three cells in a row: the order in which it delivers them.
+/// Attacks of a hostile link on three successive cells: the order in which it delivers them.
 const DELIVERIES: [(&str, &[usize]); 3] = [("replay", &[0, 0]), ("reorder", &[1, 0]), ("drop", &[0, 2])];
 
 #[test]
@@ -227,7 +227,7 @@ fn cells_of_one_direction_do_not_open_in_the_other() {
 
 #[test]
 fn a_cell_passed_on_beyond_the_last_hop_ends_the_circuit() {
-    // The relay at hop 2 passes on what an accomplice behind it made up; the origin knows of no hop 3.
+    // The relay at hop 2 forwards a forged cell of an accomplice behind it. The origin has no hop 3.
     let mut circuit = Circuit::new(2);
     let mut body = [0; BODY_LEN];
     circuit.backward_from(2, 1, &mut body);
@@ -294,7 +294,7 @@ fn the_ratchet_is_that_of_the_vectors() {
     }
 }
 
-/// The keys of one hop of a circuit of the vectors.
+/// The keys of one hop of a circuit in the vectors.
 fn vector_keys(hop: &serde_json::Value) -> HopKeys {
     let key = |way| LayerKey::from_bytes(array(&hop[way]));
     HopKeys { forward: key("forward"), backward: key("backward") }

@@ -1,6 +1,6 @@
-//! One path: guard, middles, exit.
+//! Choice of one path: guard, middles, exit.
 //!
-//! A volunteer can be a hop only behind a gateway of its own; so it stands right behind the guard, or last.
+//! A volunteer can be a hop only behind one of its gateways, so its position is directly behind the guard, or last.
 
 use core::fmt;
 
@@ -20,31 +20,31 @@ use crate::{
     wire::{Host, Target},
 };
 
-/// A port that most targets have; circuits built ahead of need end at an exit for it if there is one.
+/// A port that most targets have. Circuits built ahead end at an exit that allows it, if there is one.
 const USUAL_PORT: u16 = 443;
 
-/// What a path is for.
+/// The requirement that a path must meet.
 #[derive(Clone, Debug)]
 pub struct Requirement {
-    /// Hops, 2 to 8; what is outside is taken as the nearest.
+    /// Hops, clamped to 2 to 8.
     pub hops: u8,
-    /// What its exit must do.
+    /// Purpose of its exit.
     pub purpose: Purpose,
 }
 
-/// What the exit of a path must do.
+/// The purpose of a path's exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Forward streams, not yet known where to: a circuit ahead of need.
+    /// Forward streams whose targets aren't known yet: a circuit built ahead.
     Streams,
     /// Forward a stream to this target.
     Target(Target),
-    /// Perform requests.
+    /// Perform delegated requests.
     Delegated(Delegation),
 }
 
 impl Requirement {
-    /// Three hops to an exit that does this.
+    /// Three hops to an exit for `purpose`.
     #[must_use]
     pub const fn three_hops(purpose: Purpose) -> Self {
         Self { hops: 3, purpose }
@@ -54,22 +54,22 @@ impl Requirement {
 /// Why there is no path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// The sample holds no guard that is listed.
+    /// No guard of the sample is listed.
     #[error("no guard: the consensus lists no stable public relay")]
     NoGuard,
     /// No exit's policy fits.
     #[error("no exit's policy allows the target")]
     NoExit,
-    /// Relays that may be on one path are too few.
+    /// Too few relays may be together on one path.
     #[error("too few relays for a path of unrelated ones")]
     TooFewRelays,
 }
 
-/// Relays of one circuit, the guard first, the exit last. Prints redacted.
+/// The relays of one circuit, from guard to exit. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Path {
     hops: Vec<RelayKeys>,
-    /// Those of them that are volunteers.
+    /// The hops that are volunteers.
     volunteers: Vec<RelayId>,
 }
 
@@ -79,13 +79,13 @@ impl Path {
         Self { hops: hops.iter().map(Hop::keys).collect(), volunteers }
     }
 
-    /// The relays, the guard first; never fewer than two.
+    /// The relays from guard to exit, at least two.
     #[must_use]
     pub fn hops(&self) -> Vec<RelayId> {
         self.hops.iter().map(|hop| hop.identity).collect()
     }
 
-    /// All that handshakes with the relays must know, and which of them are volunteers.
+    /// The relays' keys for handshakes, and the relays that are volunteers.
     #[must_use]
     pub fn into_keys(self) -> (Vec<RelayKeys>, Vec<RelayId>) {
         (self.hops, self.volunteers)
@@ -98,8 +98,8 @@ impl fmt::Debug for Path {
     }
 }
 
-/// Whether `relay` is an exit that may well forward to `target`. Names fit where a port is open in either address
-/// family, since only the exit resolves them.
+/// Whether `relay` is an exit that may forward to `target`. A name fits if the port is open in either address family,
+/// because only the exit resolves names.
 #[must_use]
 pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
     let exit = &relay.profile.exit;
@@ -110,12 +110,12 @@ pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
     relay.flags.contains(Flags::EXIT) && open
 }
 
-/// A path for `requirement`. The guard comes first and without regard to the target, so a target can't move it, unless no
-/// exit for it goes with the guard. Relays in `avoid` (failed of late, say) are middle or exit only when nothing else is
-/// left.
+/// Chooses a path for `requirement`. The guard is chosen first and independently of the target, so that a target
+/// can't change it, unless no exit for the target can follow the guard. Relays in `avoid` (recently failed, for
+/// example) are middle or exit only if no others remain.
 ///
 /// # Errors
-/// When there is no guard, no exit for the target, or no path of relays that may be together.
+/// When there is no guard, no exit for the target, or no path of unrelated relays.
 pub fn choose<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     guards: &GuardSample,
@@ -133,7 +133,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
         return Err(PathError::NoExit);
     }
     let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
-    // Whoever fails circuits fills `avoid`, so a guard gives way to it as little as to a target.
+    // An adversary that fails circuits fills `avoid`, so `avoid` must not change the guard either.
     let path = guards.iter().find_map(|guard| match choice.through(guard, avoid, rng) {
         None if !avoid.is_empty() => choice.through(guard, &[], rng),
         path => path,
@@ -141,8 +141,8 @@ pub fn choose<R: CryptoRng + ?Sized>(
     path.ok_or(PathError::TooFewRelays)
 }
 
-/// Another relay in place of the one at `position` (from 0), which is gone; the others of the path stay. A volunteer only
-/// if `volunteers` says so.
+/// Replaces the relay at `position` (from 0), which can't be reached; the other relays of the path stay. A volunteer
+/// is chosen only if `volunteers` is set.
 pub fn replace<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     path: &[RelayKeys],
@@ -165,7 +165,7 @@ pub fn replace<R: CryptoRng + ?Sized>(
     Some(Path::of(&hops))
 }
 
-/// Exits for the purpose.
+/// The exits for `purpose`.
 pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<Hop<'a>> {
     let listed = || relays.consensus.relays().iter();
     let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
@@ -207,7 +207,7 @@ impl<'a> Choice<'a, '_> {
         let mut path = vec![Hop::Listed(guard)];
         let exits = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid));
         let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
-        // A listed one counts also when it is avoided: who can have all of them avoided must not so get what they did.
+        // Avoided listed exits count too: an adversary that gets them avoided must not receive their traffic.
         let fits = |hop: &Hop<'a>| matches!(hop, Hop::Listed(_)) && self.fits(hop, &path, &[]);
         let volunteers_alone = !self.exits.iter().any(fits);
         path.push(self.exit(&exits, volunteers_alone, rng)?);
@@ -218,8 +218,8 @@ impl<'a> Choice<'a, '_> {
         Some(Path::of(&path))
     }
 
-    /// Whether a path that begins like this can end at `exit`: a volunteer must not be able to name gateways that fit no guard,
-    /// and so move clients from one guard to the next.
+    /// Whether a path that begins with `path` can end at `exit`. It prevents a volunteer from naming gateways that
+    /// fit no guard, and so moving clients from guard to guard.
     fn leads_to(&self, path: &[Hop<'a>], exit: &Hop<'a>, avoid: &[RelayId]) -> bool {
         let Hop::Volunteer(volunteer) = exit else { return true };
         if self.hops == 2 {
@@ -230,8 +230,8 @@ impl<'a> Choice<'a, '_> {
         gateways.map(Hop::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
     }
 
-    /// One of `exits`: by weight among those that are listed, by chance among volunteers, which get no more than their share
-    /// unless they are alone in what they do.
+    /// Chooses one of `exits`: listed ones by weight, volunteers uniformly. Volunteers get at most their share,
+    /// unless no listed exit has the purpose.
     fn exit<R: CryptoRng + ?Sized>(&self, exits: &[Hop<'a>], volunteers_alone: bool, rng: &mut R) -> Option<Hop<'a>> {
         let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, Hop::Listed(_)));
         let share = self.relays.consensus.parameters().volunteer_exit_share();
@@ -241,7 +241,7 @@ impl<'a> Choice<'a, '_> {
         pick(&listed, Hop::weight, rng)
     }
 
-    /// A middle for `position` of a path that so far has the relays before it and the exit.
+    /// Chooses a middle for `position` of a path that has the relays before it and the exit.
     fn middle<R: CryptoRng + ?Sized>(
         &self,
         path: &[Hop<'a>],
@@ -251,7 +251,7 @@ impl<'a> Choice<'a, '_> {
         rng: &mut R,
     ) -> Option<Hop<'a>> {
         let (before, exit) = (path.get(position.checked_sub(1)?)?, path.last()?);
-        // What comes before a volunteer at the end must be a gateway of its.
+        // The hop before a volunteer at the end must be one of its gateways.
         let before_exit = position.saturating_add(2) == self.hops;
         let leads_on = |hop: &Hop<'a>| !before_exit || exit.follows(hop);
         let fits = |hop: &Hop<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_on(hop);
@@ -272,8 +272,8 @@ impl<'a> Choice<'a, '_> {
     }
 }
 
-/// Whether one of so many volunteers is to have a place that one of so many listed relays could have: with `share` percent
-/// at most, and no more often than if all were as likely, so that few volunteers don't get much.
+/// Whether a position goes to one of `volunteers` volunteers rather than one of `listed` relays: with a probability
+/// of `share` percent, but at most the volunteers' proportion of all candidates. So few volunteers get little.
 fn volunteers_turn<R: CryptoRng + ?Sized>(share: u64, volunteers: usize, listed: usize, rng: &mut R) -> bool {
     let all = volunteers.saturating_add(listed);
     let part = volunteers.saturating_mul(10_000).checked_div(all).unwrap_or_default();

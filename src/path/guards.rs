@@ -1,6 +1,6 @@
 //! The guard sample: the few relays through which a client enters, kept for months.
 //!
-//! Dates are those of the consensus, not of the client's clock: they need no finer grain, and tell nothing of when the
+//! Its dates are the consensus's, not the client's clock: no finer grain is needed, and they don't reveal when the
 //! client ran.
 
 use core::{fmt, time::Duration};
@@ -17,22 +17,22 @@ use crate::{
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
 
-/// The sample holds at most so many guards, listed or not.
+/// Cap on guards of the sample, listed or not.
 const MAX_GUARDS: usize = 120;
-/// Below so many, relays are sampled too that would rather be spared.
+/// Below this number, relays with a weight of zero are sampled too.
 const MIN_GUARDS: usize = 3;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// A guard that has not been listed for so many days is given up.
+/// A guard is removed after this many days without being listed.
 const UNLISTED_DAYS: u32 = 20;
 const FIRST_RETRY: Duration = Duration::from_secs(10);
 const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
 
-/// Why a kept guard sample can't be used.
+/// A stored guard sample can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guard sample is corrupted")]
 pub struct GuardSampleError;
 
-/// A client's guards, in order of preference. Prints nothing of them.
+/// A client's guards, in order of preference. Prints redacted.
 #[derive(Clone, Default)]
 pub struct GuardSample {
     guards: Vec<Guard>,
@@ -48,7 +48,7 @@ struct Guard {
     unreachable: Option<Unreachable>,
 }
 
-/// Since a dial failed. Not kept on disk.
+/// The state after a failed dial. Not stored on disk.
 #[derive(Clone, Copy)]
 struct Unreachable {
     failures: u32,
@@ -56,10 +56,10 @@ struct Unreachable {
 }
 
 impl GuardSample {
-    /// The sample that [`Self::encode`] wrote.
+    /// Decodes the output of [`Self::encode`].
     ///
     /// # Errors
-    /// When it is not as that writes it.
+    /// When `bytes` are no such sample.
     pub fn decode(bytes: &[u8]) -> Result<Self, GuardSampleError> {
         let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
         let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
@@ -67,14 +67,14 @@ impl GuardSample {
         Ok(Self { guards })
     }
 
-    /// The sample as it is kept on disk.
+    /// Encodes the sample for storage.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         schema::GuardSample { guards: self.guards.iter().map(Guard::encode).collect() }.encode_to_vec()
     }
 
-    /// Brings the sample in line with a new consensus: gives up guards past their lifetime or long unlisted, and fills up.
-    /// Gives whether guards came or went, so that it should be kept.
+    /// Updates the sample to a new consensus: removes guards past their lifetime or unlisted for too long, and adds
+    /// guards. Returns whether guards were added or removed, so that the sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let today = consensus.valid_after();
         for guard in &mut self.guards {
@@ -99,8 +99,8 @@ impl GuardSample {
         }
     }
 
-    /// No channel to the guard came about; others go first until it is due again: 10 s, doubled each time, at most half an
-    /// hour.
+    /// A dial of the guard failed. Other guards go first until its retry: after 10 s, doubled each time, at most half
+    /// an hour.
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
             let failures = guard.unreachable.map_or(0, |unreachable| unreachable.failures);
@@ -109,8 +109,9 @@ impl GuardSample {
         }
     }
 
-    /// A circuit through the guard has got past it; whether it was `built` to its end is counted. Failures beyond a guard
-    /// count against it but never change it: else whoever fails circuits could drive a client to a guard of their own.
+    /// Counts a circuit that got past the guard, and whether it was `built` completely. Failures beyond a guard are
+    /// counted but never change the guard: otherwise relays that fail circuits could move a client to their own
+    /// guard.
     pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
         if let Some(guard) = self.guard(relay) {
             guard.circuits_begun = guard.circuits_begun.saturating_add(1);
@@ -122,8 +123,8 @@ impl GuardSample {
         }
     }
 
-    /// Listed guards in the order to try: those in use (shuffled), the others that are not known unreachable, then those
-    /// unreachable by when they are due.
+    /// Listed guards in the order to try: those in use (shuffled), the others without a pending retry, then the
+    /// unreachable ones by their retry times.
     pub(super) fn candidates<'a, R: CryptoRng + ?Sized>(
         &self,
         consensus: &'a Consensus,
@@ -132,7 +133,7 @@ impl GuardSample {
     ) -> Vec<&'a ConsensusRelay> {
         let retry = |guard: &Guard| guard.unreachable.map(|unreachable| unreachable.retry).filter(|retry| *retry > now);
         let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = Vec::new();
-        // Each behind those that are due as early; there are few.
+        // Insertion behind those with the same time; the list is short.
         for (due, relay) in
             self.guards.iter().filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
         {
@@ -150,7 +151,7 @@ impl GuardSample {
         self.guards.iter_mut().find(|guard| guard.identity == *relay)
     }
 
-    /// Adds guards, by weight, until the sample holds as many listed ones as it should.
+    /// Adds guards by weight, until the sample holds the required number of listed ones.
     fn fill<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let most = usize::try_from(consensus.parameters().guard_sample()).unwrap_or(MAX_GUARDS);
         let share = ExitShare::of(consensus);
@@ -183,7 +184,8 @@ impl fmt::Debug for GuardSample {
 }
 
 impl Guard {
-    /// Dated back by up to a tenth of the lifetime, so that guards neither end together nor tell when they were taken.
+    /// Backdates `added` by up to a tenth of the lifetime, so that guards don't expire together and the date doesn't
+    /// reveal when they were chosen.
     fn new<R: CryptoRng + ?Sized>(identity: RelayId, consensus: &Consensus, rng: &mut R) -> Self {
         let tenth = lifetime(consensus).as_secs() / 10;
         let added = consensus.valid_after().before(Duration::from_secs(rng.random_range(0..=tenth)));

@@ -1,4 +1,4 @@
-//! What a hop of a path may be: a relay of the consensus, or a volunteer.
+//! A hop of a path: a relay of the consensus, or a volunteer.
 
 use crate::{
     base::RelayId,
@@ -7,21 +7,21 @@ use crate::{
     handshake::RelayKeys,
 };
 
-/// What paths are chosen from.
+/// The relays that paths are chosen from.
 #[derive(Clone, Copy)]
 pub struct Relays<'a> {
-    /// The relays that can be dialled.
+    /// The relays of the consensus, which can be dialled.
     pub consensus: &'a Consensus,
-    /// The volunteers, while there is a list that counts.
+    /// The volunteers, while there is a valid list.
     pub volunteers: Option<&'a VolunteerList>,
-    /// What must stand right behind the guard, be it a volunteer or not: for tests and measurements, since it shows.
+    /// The relay or volunteer directly behind the guard. For tests and measurements only, because it can be observed.
     pub middle: Option<RelayId>,
-    /// Guards behind which no volunteer is to stand.
+    /// Guards that no volunteer may follow.
     pub doubted: &'a [RelayId],
 }
 
 impl<'a> From<&'a Consensus> for Relays<'a> {
-    /// No volunteers.
+    /// Without volunteers.
     fn from(consensus: &'a Consensus) -> Self {
         Self { consensus, volunteers: None, middle: None, doubted: &[] }
     }
@@ -39,12 +39,12 @@ impl<'a> Relays<'a> {
     }
 }
 
-/// A relay that may stand on a path.
+/// A relay that may be on a path.
 #[derive(Clone, Copy)]
 pub(crate) enum Hop<'a> {
-    /// One that can be dialled.
+    /// A relay of the consensus, which can be dialled.
     Listed(&'a ConsensusRelay),
-    /// One that its gateways reach.
+    /// A volunteer, which its gateways reach.
     Volunteer(&'a Volunteer),
 }
 
@@ -70,7 +70,7 @@ impl<'a> Hop<'a> {
         }
     }
 
-    /// Relays that it says are under the same control, and who runs it.
+    /// The family and operator that it states.
     pub(super) fn kin(&self) -> (&'a [RelayId], &'a str) {
         match self {
             Self::Listed(relay) => (&relay.profile.family, &relay.profile.operator),
@@ -78,7 +78,7 @@ impl<'a> Hop<'a> {
         }
     }
 
-    /// How often to choose it, relative to others of its sort.
+    /// Its weight relative to others of its kind.
     pub(super) fn weight(&self) -> u64 {
         match self {
             Self::Listed(relay) => relay.weight.into(),

@@ -1,11 +1,11 @@
-//! Choosing by weight (`proto/08-paths.md`, "Weights").
+//! Weighted choice of relays (`proto/08-paths.md`, "Weights").
 
 use rand::{CryptoRng, RngExt};
 
 use super::hop::Hop;
 use crate::directory::{Consensus, ConsensusRelay, Flags};
 
-/// What part of an exit's weight is left for positions other than the exit's.
+/// The part of an exit's weight that counts for positions other than the exit's.
 #[derive(Clone, Copy)]
 pub(super) struct ExitShare {
     numerator: u64,
@@ -13,8 +13,8 @@ pub(super) struct ExitShare {
 }
 
 impl ExitShare {
-    /// Exits are spared for what only they can do: with E of the weight T in exits, (3E − T) / 3E of theirs is left, and none
-    /// when they have less than a third.
+    /// Exits are reserved for the exit position. With the weight E of all exits and the weight T of all relays, the
+    /// part is (3E − T) / 3E, or 0 if the exits have less than a third.
     pub(super) fn of(consensus: &Consensus) -> Self {
         let weight = |relays: &mut dyn Iterator<Item = &ConsensusRelay>| {
             relays.map(|relay| u64::from(relay.weight)).fold(0, u64::saturating_add)
@@ -25,7 +25,7 @@ impl ExitShare {
         Self { numerator: thrice.saturating_sub(total), denominator: thrice.max(1) }
     }
 
-    /// The weight of `hop` in a position that needs no exit.
+    /// The weight of `hop` in a position other than the exit's.
     pub(super) fn weight(self, hop: &Hop<'_>) -> u64 {
         match hop {
             Hop::Listed(relay) if relay.flags.contains(Flags::EXIT) => {
@@ -36,7 +36,7 @@ impl ExitShare {
     }
 }
 
-/// One of `hops`, each as likely as its `weight` says; if all weights are zero, each as likely as another.
+/// One of `hops`, with a probability proportional to `weight`; uniform if all weights are zero.
 pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
     hops: &[Hop<'a>],
     weight: impl Fn(&Hop<'a>) -> u64,
@@ -56,7 +56,7 @@ pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
     hops.last().copied()
 }
 
-/// One of `hops`, each as likely as another.
+/// One of `hops`, uniformly.
 pub(super) fn one_in<'a, R: CryptoRng + ?Sized>(hops: &[Hop<'a>], rng: &mut R) -> Option<Hop<'a>> {
     let last = hops.len().checked_sub(1)?;
     hops.get(rng.random_range(0..=last)).copied()

@@ -1,4 +1,4 @@
-//! Circuits in the making: CREATE from a neighbour, EXTEND from an origin, CREATED from the next hop.
+//! Building of circuits: CREATE from a neighbour, EXTEND from an origin, CREATED from the next hop.
 
 use rand::CryptoRng;
 
@@ -16,17 +16,17 @@ use crate::{
 
 use super::{CREATE_LIMIT, Circuit, CircuitKey, DIAL_LIMIT, FRAGMENTS_LIMIT, Leg, Relay, table::NextHop};
 
-/// Half-built circuits of one channel.
+/// Cap on half-built circuits of one channel.
 const HALF_BUILT_PER_CHANNEL: usize = 64;
 
-/// Circuits of one channel that wait for a channel to their next hop: a neighbour that extends to relays which don't
-/// answer must leave room for others.
+/// Cap on circuits of one channel that wait for a channel to their next hop. It leaves room for other neighbours if
+/// one extends to relays that don't answer.
 const DIALLING_PER_CHANNEL: usize = 256;
 
-/// Relays that circuits of one channel wait for: dials are few.
+/// Cap on relays that the circuits of one channel wait for, because a node's dials are few.
 const DIALS_PER_CHANNEL: usize = 16;
 
-/// A circuit is told that the next relay is gone so many times (`proto/05-relay-messages.md` §7).
+/// Cap on GONE messages of one circuit (`proto/05-relay-messages.md` §7).
 const MAX_GONE: u8 = 4;
 
 /// A CREATE that lacks fragments.
@@ -37,7 +37,7 @@ pub(super) struct HalfBuilt {
 }
 
 impl Relay {
-    /// Takes (a fragment of) a CREATE on an identifier that is not in use.
+    /// Handles a CREATE, or a fragment of one, on an unused identifier.
     pub(super) fn handle_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN], rng: &mut dyn CryptoRng) {
         match self.collect_create(now, leg, body) {
             Some(Some((hop, request))) if self.open_circuit(now, leg, hop, &request, rng).is_some() => {}
@@ -46,18 +46,18 @@ impl Relay {
         }
     }
 
-    /// Puts a CREATE together: `None` to refuse it, `Some(None)` while fragments are missing.
+    /// Reassembles a CREATE: `None` to refuse it, `Some(None)` while fragments are missing.
     fn collect_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN]) -> Option<Option<(HopIndex, Vec<u8>)>> {
         let begun = self.forget_half_built(leg);
         let (hop, fragment) = decode_create(body).ok()?;
-        // Relays extend, so theirs are later hops; clients open first hops (`proto/02-channel.md` §5).
+        // Only relays create later hops; only clients create first hops (`proto/02-channel.md` §5).
         if (hop == HopIndex::FIRST) != self.channels.peer(leg.channel).is_none() {
             return None;
         }
         let mut half = match begun {
             Some(half) if half.hop == hop => half,
             Some(_) => return None,
-            // Before any work is done for it.
+            // The caps come before any work.
             None if self.table.len() >= self.parameters.circuits => return None,
             None if !self.channels.may_create(now, leg.channel) => return None,
             None => HalfBuilt { hop, request: Fragments::new(), deadline: now.after(FRAGMENTS_LIMIT) },
@@ -106,7 +106,7 @@ impl Relay {
         Some(())
     }
 
-    /// Takes (a fragment of) an EXTEND.
+    /// Handles an EXTEND, or a fragment of one.
     pub(super) fn handle_extend(&mut self, now: Instant, key: CircuitKey, fragment: &[u8], rng: &mut dyn CryptoRng) {
         if self.collect_extend(now, key, fragment, rng).is_none() {
             self.end(now, key);
@@ -132,7 +132,7 @@ impl Relay {
         };
         let previous = circuit.previous.channel;
         let (relay, request) = decode_extend(&body).ok()?;
-        // Back to where the cell came from, or to itself, a circuit would only hide how short it is.
+        // A hop back to the previous relay, or to this one, would only hide that the circuit is short.
         if relay == self.identity || Some(relay) == self.channels.peer(previous) {
             return None;
         }
@@ -151,8 +151,8 @@ impl Relay {
         }
     }
 
-    /// Answers that the relay which was to be next can't be had, and leaves the circuit as it was. `None` if the circuit must
-    /// end.
+    /// Answers GONE to the origin: the next relay can't be reached. The circuit stays as it was. `None` if the
+    /// circuit must end.
     fn say_gone(&mut self, key: CircuitKey) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
         circuit.gone = circuit.gone.saturating_add(1);
@@ -165,8 +165,8 @@ impl Relay {
         self.say(key, &RelayMessage::Gone).then_some(())
     }
 
-    /// The channel to the next hop is gone. That of a volunteer goes at any moment; a circuit that was not yet answered can do
-    /// with another.
+    /// Handles the loss of the channel to the next hop. A volunteer's channel may close at any moment, so before
+    /// CREATED the origin gets GONE and may choose another relay.
     pub(super) fn handle_next_closed(&mut self, now: Instant, key: CircuitKey) {
         let Some(circuit) = self.table.circuit(key) else { return };
         let leg = match &circuit.next {
@@ -240,7 +240,7 @@ impl Relay {
         Some(())
     }
 
-    /// Takes (a fragment of) the next hop's CREATED, and passes the whole on as EXTENDED.
+    /// Handles the next hop's CREATED, or a fragment of it, and forwards the whole as EXTENDED.
     pub(super) fn handle_created(&mut self, now: Instant, key: CircuitKey, body: &[u8; BODY_LEN]) {
         if self.collect_created(key, body).is_none() {
             self.end(now, key);

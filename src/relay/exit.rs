@@ -1,4 +1,4 @@
-//! This relay's end of circuits whose origin speaks to it, and what the node's exit does for them.
+//! The exit side of a relay: streams of circuits that end here, as requests to and answers of the node's exit.
 
 use core::net::IpAddr;
 use std::collections::BTreeMap;
@@ -16,18 +16,18 @@ use crate::{
 
 use super::{CircuitKey, ExitRequest, ExitStream, Leg, Relay, RelayEvent, table::Side};
 
-/// The end of a conversation with an origin.
+/// The streams of a circuit that ends here.
 pub(super) struct Speaker {
     pub(super) streams: Streams,
     open: BTreeMap<StreamId, Open>,
 }
 
-/// A stream or question that the node knows of.
+/// A stream or RESOLVE that the node has open.
 struct Open {
     exit: ExitStream,
-    /// The origin has sent all it had.
+    /// The origin has finished its direction.
     origin_finished: bool,
-    /// The target has.
+    /// The target has finished its direction.
     target_finished: bool,
 }
 
@@ -38,7 +38,7 @@ impl Speaker {
 }
 
 impl Relay {
-    /// Takes a message that an origin has for this relay's streams.
+    /// Handles a stream message of an origin.
     pub(super) fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
         let speaker = circuit.speaker.get_or_insert_with(|| Box::new(Speaker::new(self.parameters.flow.clone())));
@@ -49,14 +49,14 @@ impl Relay {
         self.after_streams(key);
     }
 
-    /// Whatever was done to a circuit's streams may have come to something.
+    /// Collects events and messages of a circuit's streams after a change.
     pub(super) fn after_streams(&mut self, key: CircuitKey) {
         self.collect_exit_events(key);
         self.note_talkative(key);
         self.schedule(key);
     }
 
-    /// Makes requests of what happened on a circuit's streams.
+    /// Turns stream events of a circuit into requests to the exit.
     fn collect_exit_events(&mut self, key: CircuitKey) {
         let Some(speaker) = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut()) else { return };
         while let Some(event) = speaker.streams.poll_event() {
@@ -70,7 +70,7 @@ impl Relay {
                 StreamEvent::Finished { stream } => (stream, ExitRequest::Finish),
                 StreamEvent::Writable { stream } => (stream, ExitRequest::Writable),
                 StreamEvent::Closed { stream, .. } => (stream, ExitRequest::Close),
-                // An exit is never told these.
+                // Never returned by an exit's streams.
                 StreamEvent::Connected { .. } | StreamEvent::Resolved { .. } => continue,
             };
             let forwarded = matches!(request, ExitRequest::Connect(_) | ExitRequest::Resolve(_));
@@ -97,29 +97,29 @@ impl Relay {
         }
     }
 
-    /// The target is connected, at `address` if the exit tells.
+    /// The target is connected, at `address` if the exit discloses it.
     pub fn exit_connected(&mut self, now: Instant, exit: ExitStream, address: Option<IpAddr>) {
         self.with_stream(exit, |streams, stream| streams.connected(now, stream, address));
     }
 
-    /// The resolver has answered.
+    /// Takes the resolver's answers.
     pub fn exit_resolved(&mut self, exit: ExitStream, ttl: u32, answers: Vec<Answer>) {
         self.with_stream(exit, |streams, stream| streams.resolved(stream, ttl, answers));
         self.forget_exit(exit);
     }
 
-    /// The stream or question has failed, or the stream was reset by its target. Nothing follows.
+    /// The stream or RESOLVE has failed, or the target reset the stream. Nothing follows.
     pub fn exit_failed(&mut self, exit: ExitStream, reason: EndReason) {
         self.with_stream(exit, |streams, stream| streams.reset(stream, reason));
         self.forget_exit(exit);
     }
 
-    /// Takes as much of what the target sent as there is [`Self::exit_room`] for, and says how much.
+    /// Takes bytes from the target, up to [`Self::exit_room`], and returns how many.
     pub fn exit_write(&mut self, now: Instant, exit: ExitStream, bytes: &[u8]) -> usize {
         self.with_stream(exit, |streams, stream| streams.write(now, stream, bytes)).unwrap_or(0)
     }
 
-    /// Bytes that [`Self::exit_write`] takes now; [`ExitRequest::Writable`] tells when it has grown.
+    /// Bytes that [`Self::exit_write`] takes now. [`ExitRequest::Writable`] reports growth.
     #[must_use]
     pub fn exit_room(&self, exit: ExitStream) -> usize {
         let Some((key, stream)) = self.exits.get(&exit) else { return 0 };
@@ -127,7 +127,7 @@ impl Relay {
         speaker.map_or(0, |speaker| speaker.streams.room(*stream))
     }
 
-    /// The target has sent all it had; the other direction goes on.
+    /// The target has finished its direction; the other direction goes on.
     pub fn exit_finish(&mut self, exit: ExitStream) {
         self.with_stream(exit, Streams::finish);
         let Some((key, stream)) = self.exits.get(&exit).copied() else { return };
@@ -139,7 +139,7 @@ impl Relay {
         }
     }
 
-    /// `bytes` of what the origin sent have gone to the target, so that it may send more.
+    /// `bytes` from the origin have been sent to the target: grants credit to the origin.
     pub fn exit_consumed(&mut self, exit: ExitStream, bytes: usize) {
         self.with_stream(exit, |streams, stream| streams.consumed(stream, bytes));
     }
@@ -159,7 +159,7 @@ impl Relay {
         }
     }
 
-    /// The circuit is gone: whatever the node does for it is void.
+    /// Closes the exit streams of a circuit that has ended.
     pub(super) fn close_exits(&mut self, speaker: Option<Box<Speaker>>) {
         for open in speaker.into_iter().flat_map(|speaker| speaker.open.into_values()) {
             self.exits.remove(&open.exit);
@@ -167,7 +167,7 @@ impl Relay {
         }
     }
 
-    /// A circuit's queue has run short: its streams may speak again.
+    /// A circuit's queue has run low: its streams may send again.
     pub(super) fn handle_drained(&mut self, leg: Leg) {
         if let Some((key, Side::Previous)) = self.table.find(leg) {
             self.note_talkative(key);
@@ -184,7 +184,7 @@ impl Relay {
         }
     }
 
-    /// Lets the streams speak that have something to say, while their circuit's queue is short.
+    /// Sends pending stream messages while the circuit's queue has room.
     pub(super) fn let_talk(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         while let Some(key) = self.talkative.pop_front() {
             let Some(circuit) = self.table.circuit_mut(key) else { continue };
@@ -200,7 +200,7 @@ impl Relay {
                     break;
                 }
             }
-            // Speaking makes room in send buffers.
+            // Sending makes room in send buffers.
             self.collect_exit_events(key);
             self.schedule(key);
         }

@@ -1,7 +1,7 @@
 //! A volunteer's gateways: the relays over whose channels circuits reach it (`proto/07-directory.md` §9).
 //!
-//! Which they are follows from a ranking that the volunteer has no say in. It keeps channels to the first three that it
-//! can reach, and tries no further than the eighth, for no authority takes the word of those behind.
+//! The volunteer can't influence the ranking. It keeps channels to the first three relays that it can reach. It tries
+//! none beyond the eighth, because no authority accepts reports of relays ranked lower.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,47 +14,47 @@ use crate::{
 
 /// Gateways that a volunteer keeps.
 const KEPT: usize = 3;
-/// How far down the ranking it looks.
+/// Relays of the ranking that may be tried.
 const RANKED: usize = 8;
-/// After a failed dial, or a channel that was lost, until the relay is tried again, doubled each time.
+/// Time from a failed dial or lost channel to the next try, doubled with each failure up to `LAST_RETRY`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
-/// An open gateway that the directory doesn't confirm for so many of its intervals is as good as none.
+/// An open gateway without the directory's confirmation for this many volunteer intervals counts as failed.
 const UNCONFIRMED_INTERVALS: u32 = 4;
 
-/// How it stands with a relay of the ranking.
+/// The state of a ranked relay.
 #[derive(Clone, Copy)]
 enum Standing {
     Dialled,
-    /// The channel, and since when the directory has not confirmed it.
+    /// The channel, and the time since which the directory has not confirmed it.
     Open(ChannelId, Option<Instant>),
-    /// Not to be tried again before then.
+    /// Not to be retried before this time.
     Failed(Instant),
 }
 
 #[derive(Clone, Copy)]
 struct Candidate {
     standing: Standing,
-    /// Dials that came to nothing, and channels that were lost or of no use, since the directory last confirmed it.
+    /// Failed dials and lost or unconfirmed channels since the directory last confirmed it.
     failures: u32,
 }
 
-/// What a volunteer knows of its gateways.
+/// The state of a volunteer's gateways.
 #[derive(Default)]
 pub(super) struct Gateways {
     seed: Option<[u8; 32]>,
-    /// The relays that may be gateways, the first first.
+    /// The relays that may be gateways, best first.
     ranking: Vec<RelayId>,
-    /// Those of them that were tried.
+    /// The relays of the ranking that were tried.
     tried: BTreeMap<RelayId, Candidate>,
     /// Dials may be due.
     replan: bool,
-    /// The set of open ones has changed since it was last asked.
+    /// The set of open gateways has changed since `take_changed`.
     changed: bool,
 }
 
 impl Gateways {
-    /// Takes up what the ranking follows from.
+    /// Sets the seed of the ranking.
     pub(super) fn set_seed(&mut self, own: &RelayId, seed: [u8; 32], consensus: Option<&Consensus>) {
         if self.seed != Some(seed) {
             self.seed = Some(seed);
@@ -62,7 +62,7 @@ impl Gateways {
         }
     }
 
-    /// Ranks anew, by a new seed or a new consensus.
+    /// Ranks again after a new seed or consensus.
     pub(super) fn rank(&mut self, own: &RelayId, consensus: Option<&Consensus>) {
         let (Some(seed), Some(consensus)) = (&self.seed, consensus) else { return };
         self.ranking = gateway_ranking(seed, own, consensus);
@@ -70,7 +70,7 @@ impl Gateways {
         self.replan = true;
     }
 
-    /// Takes up which gateways the directory has heard of, and gives up those that have long been open without.
+    /// Handles the directory's confirmations, and drops open gateways that have lacked one for too long.
     pub(super) fn confirm(&mut self, now: Instant, confirmed: &[RelayId], interval: Duration, channels: &mut Channels) {
         let patience = interval.saturating_mul(UNCONFIRMED_INTERVALS);
         let mut useless = Vec::new();
@@ -90,10 +90,10 @@ impl Gateways {
         }
     }
 
-    /// The relays that are to be asked to reach this volunteer.
+    /// The relays that may reach this volunteer.
     pub(super) fn ranked(&self) -> BTreeSet<RelayId> {
         let mut ranked = BTreeSet::new();
-        // One by one: to collect them would sort them first (`gateway_ranking` says why not).
+        // One by one: `collect` would sort them first (`gateway_ranking` gives the reason).
         ranked.extend(self.ranking.iter().copied());
         ranked
     }
@@ -104,17 +104,17 @@ impl Gateways {
         open.map(|(relay, _)| *relay).collect()
     }
 
-    /// Whether the open ones have changed; once.
+    /// Whether the set of open gateways has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         core::mem::take(&mut self.changed)
     }
 
-    /// A channel to a relay is open, be it for this or for a circuit.
+    /// A channel to a relay is open, for this purpose or for a circuit.
     pub(super) fn handle_open(&mut self, relay: &RelayId) {
         self.replan |= self.tried.contains_key(relay);
     }
 
-    /// A dial came to nothing.
+    /// Handles a failed dial.
     pub(super) fn handle_failed(&mut self, now: Instant, relay: &RelayId) {
         if let Some(candidate) = self.tried.get_mut(relay) {
             let wait = FIRST_RETRY.saturating_mul(1 << candidate.failures.min(16)).min(LAST_RETRY);
@@ -124,7 +124,7 @@ impl Gateways {
         }
     }
 
-    /// A channel has closed.
+    /// Handles a closed channel.
     pub(super) fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
         let is_lost = |candidate: &Candidate| matches!(candidate.standing, Standing::Open(open, _) if open == channel);
         let lost = self.tried.iter().find(|(_, candidate)| is_lost(candidate)).map(|(relay, _)| *relay);
@@ -134,7 +134,7 @@ impl Gateways {
         }
     }
 
-    /// Dials, keeps and lets go what is due.
+    /// Dials, keeps and releases channels that are due.
     pub(super) fn plan(&mut self, now: Instant, known: &KnownRelays, channels: &mut Channels) {
         if !core::mem::take(&mut self.replan) && self.poll_timeout().is_none_or(|due| due > now) {
             return;
@@ -147,7 +147,7 @@ impl Gateways {
             let due = match tried.map(|candidate| candidate.standing) {
                 None => lacking > 0,
                 Some(Standing::Failed(until)) => lacking > 0 && until <= now,
-                // It may have opened meanwhile; asking again changes nothing else.
+                // It may have opened meanwhile; a repeated `connect` has no other effect.
                 Some(Standing::Dialled) => true,
                 Some(Standing::Open(..)) => false,
             };
@@ -156,7 +156,7 @@ impl Gateways {
                 lacking = lacking.saturating_sub(1);
             }
             let standing = match channels.connect(now, &listed.dial_target()) {
-                // It was opened before the relay was one of the gateways, and closes when it is idle.
+                // Opened before the relay was a gateway; closes when it is idle.
                 Some(channel) if !channels.is_to_reach(channel) => Standing::Failed(now.after(LAST_RETRY)),
                 Some(channel) => {
                     channels.keep(channel, true);
@@ -170,7 +170,7 @@ impl Gateways {
         }
     }
 
-    /// Lets go the relays that are no longer ranked.
+    /// Releases the channels of relays that are no longer ranked.
     fn let_go(&mut self, channels: &mut Channels) {
         let Self { ranking, tried, changed, .. } = self;
         tried.retain(|relay, candidate| {
@@ -183,7 +183,7 @@ impl Gateways {
         });
     }
 
-    /// When [`Self::plan`] has something to do.
+    /// The time of the next retry, if gateways are lacking.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let retry = |candidate: &Candidate| match candidate.standing {
             Standing::Failed(until) => Some(until),

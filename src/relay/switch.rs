@@ -1,4 +1,4 @@
-//! Cells of circuits: switched, read, ended.
+//! Switching, reading and ending of a relay's cells and circuits.
 
 use bytes::Bytes;
 use rand::CryptoRng;
@@ -28,7 +28,7 @@ impl Relay {
             (Command::Create | Command::Created, Some((key, _))) => self.end(now, key),
             (Command::Destroy, Some((key, _))) => self.end_told_by(now, key, Some(leg)),
             (Command::Destroy, None) => drop(self.forget_half_built(leg)),
-            // Late for a circuit that has ended.
+            // A late cell of a circuit that has ended.
             (Command::Relay | Command::Created, None) | (Command::Padding, _) => {}
         }
     }
@@ -67,7 +67,7 @@ impl Relay {
         self.switch(now, key, previous, body);
     }
 
-    /// Queues a RELAY cell for the next neighbour; a queue at its cap ends the circuit.
+    /// Queues a RELAY cell for a neighbour; a queue at its cap ends the circuit.
     fn switch(&mut self, now: Instant, key: CircuitKey, to: Leg, body: CellBody) {
         self.cells_switched = self.cells_switched.wrapping_add(1);
         if self.channels.send(to.channel, Cell::new(to.circuit, Command::Relay, body)).is_err() {
@@ -76,7 +76,7 @@ impl Relay {
         }
     }
 
-    /// Says something of this relay's own to the origin. `false` if the circuit must end.
+    /// Sends a relay message of this relay to the origin. `false` if the circuit must end.
     pub(super) fn say(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
         let Some(circuit) = self.table.circuit_mut(key) else { return true };
         self.scratch.clear();
@@ -93,7 +93,7 @@ impl Relay {
         self.end_told_by(now, key, None);
     }
 
-    /// Ends a circuit, to both sides but the one that has said so itself.
+    /// Ends a circuit, to both sides except `teller`, which has sent DESTROY.
     fn end_told_by(&mut self, now: Instant, key: CircuitKey, teller: Option<Leg>) {
         let Some(circuit) = self.table.remove(key) else { return };
         if let Some(scheduled) = circuit.scheduled {
@@ -115,7 +115,7 @@ impl Relay {
         self.close_exits(circuit.speaker);
     }
 
-    /// Tells a neighbour that there is no such circuit (any more).
+    /// Sends DESTROY to a neighbour.
     pub(super) fn refuse(&mut self, now: Instant, leg: Leg) {
         // A DESTROY always finds room, or costs the neighbour its channel.
         let _ = self.channels.send(leg.channel, Cell::destroy(leg.circuit));

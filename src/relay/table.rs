@@ -1,4 +1,4 @@
-//! The circuits of a relay, found by the channel and identifier of either side.
+//! The table of a relay's circuits, by the channel and identifier of either side.
 
 use core::ops::RangeInclusive;
 use std::collections::HashMap;
@@ -20,13 +20,13 @@ pub(super) struct Leg {
 }
 
 impl Leg {
-    /// All legs there can be on a channel.
+    /// All possible legs of a channel.
     pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
         Self { channel, circuit: CircuitId::LOWEST }..=Self { channel, circuit: CircuitId::HIGHEST }
     }
 }
 
-/// Which of its two legs a circuit was found by.
+/// The leg by which a circuit was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// Towards the origin.
@@ -35,7 +35,7 @@ pub(super) enum Side {
     Next,
 }
 
-/// Names a circuit for as long as it lives, and nothing afterwards.
+/// The key of a circuit, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CircuitKey {
     slot: usize,
@@ -49,13 +49,13 @@ impl CircuitKey {
     }
 }
 
-/// What is behind this relay on a circuit.
+/// The state of a circuit's next hop.
 pub(super) enum NextHop {
     /// The circuit ends here.
     None,
-    /// A channel to the next hop is on its way; then the request goes over it.
+    /// The channel to the next hop is being dialled; `request` is sent once it is open.
     Dialling { relay: RelayId, request: Vec<u8> },
-    /// CREATE is sent; CREATED is being put together.
+    /// CREATE is sent; CREATED is incomplete.
     Creating { leg: Leg, volunteer: bool, reply: Fragments },
     /// The next hop has answered.
     Open(Leg),
@@ -77,23 +77,23 @@ pub(super) struct Circuit {
     pub(super) previous: Leg,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,
-    /// The EXTEND being put together.
+    /// The fragments of an incomplete EXTEND.
     pub(super) extend: Fragments,
-    /// How many times it was told that the relay to extend it to is gone.
+    /// Number of GONE messages sent.
     pub(super) gone: u8,
-    /// When what extending waits for must have come.
+    /// The deadline of a running EXTEND.
     pub(super) deadline: Option<Instant>,
-    /// When it last carried a cell of the origin's.
+    /// The time of the last cell from the origin.
     pub(super) last_cell: Instant,
-    /// This relay's end of the conversation with the origin, once there is one.
+    /// The streams that end here, from the first stream message on.
     pub(super) speaker: Option<Box<Speaker>>,
-    /// The timer that is set.
+    /// The deadline among the relay's timers.
     pub(super) scheduled: Option<Instant>,
-    /// Stands in the list of those that may have something to say.
+    /// Whether it is in the list of circuits with pending messages.
     pub(super) listed: bool,
 }
 
-/// A wait has been too long, and the circuit must end.
+/// A deadline has passed, and the circuit must end.
 pub(super) struct Late;
 
 impl Circuit {
@@ -118,7 +118,7 @@ impl Circuit {
         [self.deadline, speaker, self.unused_until()].into_iter().flatten().min()
     }
 
-    /// When it has been of no use for too long; `None` once it is extended or has had a stream.
+    /// When the circuit ends as unused; `None` once it is extended or has had a stream.
     fn unused_until(&self) -> Option<Instant> {
         let unused = matches!(self.next, NextHop::None) && self.speaker.is_none();
         let limit = if self.hop == HopIndex::FIRST { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
@@ -136,7 +136,7 @@ impl Circuit {
     }
 }
 
-/// All circuits. Finding one takes constant time.
+/// All circuits. Lookup takes constant time.
 #[derive(Default)]
 pub(super) struct Table {
     slots: Vec<Option<(u64, Circuit)>>,
@@ -172,7 +172,7 @@ impl Table {
         key
     }
 
-    /// Lets a circuit be found by its leg towards the next hop.
+    /// Adds the leg towards the next hop.
     pub(super) fn insert_next(&mut self, leg: Leg, key: CircuitKey) {
         self.insert_leg(leg, key, Side::Next);
     }
@@ -181,7 +181,7 @@ impl Table {
         self.legs.entry(leg.channel).or_default().insert(leg.circuit, (key, side));
     }
 
-    /// Lets no circuit be found by this leg any more.
+    /// Removes a leg, so that it finds no circuit.
     pub(super) fn remove_leg(&mut self, leg: Leg) {
         let Some(legs) = self.legs.get_mut(&leg.channel) else { return };
         legs.remove(&leg.circuit);
@@ -226,7 +226,7 @@ impl Table {
         self.legs.contains_key(&channel)
     }
 
-    /// The circuits with a leg on a channel, and which of theirs it is.
+    /// The circuits with a leg on a channel, and the side of that leg.
     pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<(CircuitKey, Side)> {
         self.legs.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
     }

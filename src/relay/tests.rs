@@ -1,4 +1,4 @@
-//! What a relay must hold against neighbours that send what they like, shown cell by cell.
+//! Tests of a relay against misbehaving neighbours, cell by cell.
 
 use core::net::SocketAddr;
 
@@ -25,7 +25,7 @@ const ROOM: usize = 1 << 30;
 const NEXT: u16 = 2;
 const PREVIOUS: u16 = 3;
 
-/// A relay (number 1 of the consensus) and what a neighbour at the other end of one of its links can do.
+/// A relay (number 1 of the consensus) and its neighbours at the other ends of its links.
 struct Bench {
     now: Instant,
     rng: ChaCha20Rng,
@@ -34,7 +34,7 @@ struct Bench {
     links: u64,
     /// The neighbours, by link.
     neighbours: BTreeMap<LinkId, Channels>,
-    /// Cells that the relay sent them.
+    /// Cells from the relay to them.
     cells: BTreeMap<LinkId, Vec<Cell>>,
     dialled: Vec<RelayId>,
     closed: BTreeSet<LinkId>,
@@ -62,14 +62,14 @@ impl Bench {
         }
     }
 
-    /// A volunteer dials the relay, which is to be its gateway.
+    /// A volunteer dials the relay as its gateway.
     fn join_volunteer(&mut self, key: Arc<IdentityKey>) -> LinkId {
         let mut channels = Channels::new(LocalRole::Volunteer(key), ChannelParameters::default());
         channels.set_gateways(BTreeSet::from([self.keys.identity]));
         self.join_channels(channels, None)
     }
 
-    /// A neighbour dials the relay, or is dialled by it.
+    /// A neighbour dials the relay, or the relay dials it.
     fn join(&mut self, role: LocalRole, relay_dials: Option<RelayId>) -> LinkId {
         self.join_channels(Channels::new(role, ChannelParameters::default()), relay_dials)
     }
@@ -139,7 +139,7 @@ impl Bench {
         }
     }
 
-    /// Cells that the relay sent over `link` since the last call.
+    /// Cells from the relay over `link` since the last call.
     fn cells(&mut self, link: LinkId) -> Vec<Cell> {
         self.cells.remove(&link).unwrap_or_default()
     }
@@ -148,7 +148,7 @@ impl Bench {
         self.cells(link).iter().map(Cell::command).collect()
     }
 
-    /// A neighbour sends a cell, as it stands.
+    /// A neighbour sends a cell, unchanged.
     fn send(&mut self, link: LinkId, cell: &Cell) {
         let message = Slots::from_iter([cell.clone().encode()]);
         let lane = cell.circuit().map_or(0, |circuit| (circuit.value() % u32::from(LANES)) as u8);
@@ -157,7 +157,7 @@ impl Bench {
         self.settle();
     }
 
-    /// A neighbour opens a circuit at the relay.
+    /// A neighbour creates a circuit at the relay.
     fn create(&mut self, link: LinkId, circuit: CircuitId, hop: HopIndex) -> OriginLayers {
         let (handshake, request) = ClientHandshake::start(&self.keys, hop, &[], &mut self.rng).unwrap();
         for cell in create_cells(circuit, hop, &request).unwrap() {
@@ -187,7 +187,7 @@ impl Bench {
         }
     }
 
-    /// The next relay, dialled.
+    /// The next relay, dialled by this one.
     fn next(&mut self) -> LinkId {
         self.join(LocalRole::Relay(Arc::new(fixture::key(NEXT))), Some(relay_id(NEXT)))
     }
@@ -394,7 +394,7 @@ fn a_circuit_that_is_never_used_ends_and_one_that_is_extended_does_not() {
     bench.create(link, upper(7), HopIndex::FIRST);
     let minutes = |bench: &mut Bench, minutes: u64| {
         for _ in 0..minutes {
-            // Nobody falls silent.
+            // Padding keeps all links alive.
             for link in [link, next, previous] {
                 bench.send(link, &Cell::padding());
             }
@@ -442,7 +442,7 @@ fn stalled_links_full_of_refusals_end_no_honest_circuit() {
     assert_eq!(bench.commands(honest), [Command::Relay; 9]);
 }
 
-/// A circuit whose CREATE has gone to the next hop: both links, and the CREATE.
+/// A circuit whose CREATE has been sent to the next hop: both links, the CREATE's circuit and the layers.
 fn extended(bench: &mut Bench) -> (LinkId, LinkId, CircuitId, OriginLayers) {
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
@@ -463,7 +463,7 @@ fn extending_to_itself_the_predecessor_or_twice_ends_the_circuit() {
         };
         let mut layers = bench.create(link, upper(1), HopIndex::new(hop).unwrap());
         if hop == 2 {
-            // The origin's first layer is missing here, so the message is handed over as if opened.
+            // The origin's first layer is missing here, so the test passes the message as if it were opened.
             let key = bench.relay.table.find(Leg { channel: ChannelId(link), circuit: upper(1) }).unwrap().0;
             let body = encode_extend(&relay_id(to), &[1; 100]);
             let fragment = split(&body, 900).unwrap().remove(0);
@@ -515,7 +515,7 @@ fn a_next_hop_that_answers_out_of_turn_ends_the_circuit() {
     for command in [Command::Relay, Command::Created] {
         let mut bench = Bench::new(RelayParameters::default());
         let (link, next, circuit, _) = extended(&mut bench);
-        // A RELAY before CREATED, or a CREATED that is nothing.
+        // A RELAY before CREATED, or an invalid CREATED.
         bench.send(next, &Cell::new(circuit, command, CellBody::zero()));
         assert_eq!((bench.commands(link), bench.commands(next)), (vec![Command::Destroy], vec![Command::Destroy]));
     }
@@ -564,7 +564,7 @@ fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
     body[..3].copy_from_slice(&[0, 1, 9]);
     bench.send(next, &Cell::new(circuit, Command::Created, body));
     bench.cells(link);
-    // The client's link takes nothing more; the next hop floods.
+    // The client's link has no room; the next hop floods.
     bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
     for _ in 0..60 {
         bench.send(next, &Cell::new(circuit, Command::Relay, CellBody::zero()));
@@ -585,7 +585,7 @@ fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
     for link in links {
         let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
         bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
-        // Fourteen answers each wait.
+        // Fourteen pending answers each.
         for number in 1..=14 {
             let message =
                 RelayMessage::Resolve { stream: StreamId::new(number).unwrap(), host: Host::parse("a.b").unwrap() };
@@ -617,7 +617,7 @@ fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
     assert_eq!(request, ExitRequest::Connect(target));
     bench.send(link, &Cell::destroy(upper(1)));
     assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Exit(exit, ExitRequest::Close)));
-    // What the exit still says of it is of no consequence.
+    // Later calls of the exit for it have no effect.
     bench.relay.exit_connected(bench.now, exit, None);
     assert_eq!((bench.relay.exit_write(bench.now, exit, b"late"), bench.relay.exit_room(exit)), (0, 0));
     assert_eq!(bench.relay.figures().exit_streams, 0);
@@ -643,8 +643,8 @@ fn a_relay_message_that_is_not_an_origins_ends_the_circuit() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever two neighbours send in whatever order: no panic, no circuit beyond what was created, and nothing is
-    /// left once they are gone.
+    /// Whatever sequence two neighbours send: no panic, no circuit beyond the created ones, and no state after both
+    /// have disconnected.
     #[test]
     fn no_sequence_of_cells_leaves_anything_behind(
         steps in proptest::collection::vec((any::<bool>(), 1..5_u32, any::<bool>(), 0..7_u8, any::<u8>()), 0..120),

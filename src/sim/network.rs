@@ -1,7 +1,7 @@
-//! Links between simulated nodes.
+//! The simulated network: links between nodes.
 //!
-//! A message waits its turn at the sender's rate, travels for the path's delay, and is held back further for each
-//! datagram of it that is lost, as a reliable transport would be; a lane stays in order, lanes overtake each other.
+//! A message queues at the sender's rate and takes the path's delay. Each lost datagram delays it further, like a
+//! retransmission. Each lane keeps its order; messages of different lanes may overtake each other.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{
@@ -19,25 +19,25 @@ use crate::{
     transport::Transport,
 };
 
-/// Bytes that may wait in a link's send buffer before it says that it has no room.
+/// Bytes of a link's send buffer up to which the link has room.
 const ROOM_MARK: usize = 256 << 10;
-/// Bytes of a message that one lost datagram holds up.
+/// Bytes of a message in one datagram.
 const DATAGRAM_LEN: usize = 1200;
-/// How long a dial to where nobody listens takes to fail.
+/// Time after which a dial to an address without a listener fails.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// Silence after which a link to a node that has vanished is given up.
+/// Time without data after which a link to a vanished node closes.
 const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 
-/// What every path of the network is like.
+/// Properties of every path of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PathProfile {
-    /// One way, at least.
+    /// Minimum one-way delay.
     pub delay: Duration,
-    /// One way, at most added to `delay`, evenly spread.
+    /// Maximum one-way addition to `delay`, uniformly distributed.
     pub jitter: Duration,
-    /// Chance that a datagram is lost, 0 to 1.
+    /// Probability that a datagram is lost, 0 to 1.
     pub loss: f64,
-    /// Bytes per second and direction of each link.
+    /// Bytes per second of each link in each direction.
     pub rate: u64,
 }
 
@@ -52,7 +52,7 @@ impl Default for PathProfile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub usize);
 
-/// All links, and what is on its way over them.
+/// All links, and the data in flight.
 pub struct Network {
     rng: ChaCha8Rng,
     profile: PathProfile,
@@ -63,7 +63,7 @@ pub struct Network {
     next_serial: u64,
 }
 
-/// A node's side of the network.
+/// The network interface of a node.
 struct Port {
     address: SocketAddr,
     certificate: [u8; 32],
@@ -97,7 +97,7 @@ enum What {
 }
 
 impl Network {
-    /// An empty network; everything by chance in it follows from `seed`.
+    /// An empty network; `seed` determines all its random values.
     #[must_use]
     pub fn new(seed: u64, profile: PathProfile) -> Self {
         Self {
@@ -120,7 +120,7 @@ impl Network {
         node
     }
 
-    /// What to dial to reach `node`, which must prove to be `relay`.
+    /// The dial target of `node`, which must authenticate as `relay`.
     #[must_use]
     pub fn dial_target(&self, node: NodeId, relay: RelayId) -> Option<DialTarget> {
         let port = self.ports.get(node.0)?;
@@ -133,7 +133,7 @@ impl Network {
         })
     }
 
-    /// Lets `node` vanish without a word, as a machine does that loses its power.
+    /// Removes `node` without closing its links, like a loss of power.
     pub fn vanish(&mut self, now: Instant, node: NodeId) {
         if let Some(port) = self.ports.get_mut(node.0) {
             port.alive = false;
@@ -150,13 +150,13 @@ impl Network {
         NodeTransport { network: self, node }
     }
 
-    /// When something arrives next.
+    /// The time of the next event.
     #[must_use]
     pub fn next_arrival(&self) -> Option<Instant> {
         self.on_the_way.peek().map(|Reverse(happening)| happening.at)
     }
 
-    /// Lets everything arrive that is due; gives the nodes it concerns.
+    /// Delivers all due events, and returns the nodes they concern.
     pub fn arrive(&mut self, now: Instant) -> Vec<NodeId> {
         let mut concerned = Vec::new();
         while let Some(Reverse(happening)) = self.on_the_way.peek() {
@@ -196,7 +196,7 @@ impl Network {
         self.schedule(arrives, What::Arrives { link: other, lane: lane.value(), message });
     }
 
-    /// Jitter, and a round trip more for each lost datagram.
+    /// Jitter, and one round trip for each lost datagram.
     fn held_up(&mut self, length: usize) -> Duration {
         let jitter = self.profile.jitter.mul_f64(self.rng.random::<f64>());
         let datagrams = length.div_ceil(DATAGRAM_LEN);
@@ -297,7 +297,7 @@ impl Network {
     }
 }
 
-/// The simulated network as one node sees it.
+/// The simulated network as one node's transport.
 pub struct NodeTransport<'a> {
     network: &'a mut Network,
     node: NodeId,
@@ -316,7 +316,7 @@ impl Transport for NodeTransport<'_> {
         self.network.ports.get_mut(self.node.0)?.events.pop_front()
     }
 
-    /// Time moves for all nodes together: what arrives for others meanwhile waits for them.
+    /// Advances all nodes together. Events of other nodes are queued for them.
     fn handle_timeout(&mut self, now: Instant) {
         self.network.arrive(now);
     }

@@ -1,4 +1,4 @@
-//! What the simulated network must hold, shown with a core that counts messages.
+//! Tests of the simulated network with a core that counts messages.
 
 use rand::CryptoRng;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Slots, Transmit};
 use core::time::Duration;
 
-/// Sends what it is told and remembers what arrives, and when.
+/// Sends given messages, and records arrivals with their times.
 #[derive(Default)]
 struct Recorder {
     out: Vec<Transmit>,

@@ -1,4 +1,4 @@
-//! Nodes and their network, moved through virtual time together.
+//! The simulated world: nodes and their network in virtual time.
 
 use core::{net::SocketAddr, time::Duration};
 
@@ -20,7 +20,7 @@ pub struct World<M> {
 }
 
 impl<M: LinkMachine> World<M> {
-    /// An empty world; everything by chance in it follows from `seed`.
+    /// An empty world; `seed` determines all its random values.
     #[must_use]
     pub fn new(seed: u64, profile: PathProfile) -> Self {
         Self {
@@ -31,7 +31,7 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
-    /// Virtual time.
+    /// The virtual time.
     #[must_use]
     pub const fn now(&self) -> Instant {
         self.now
@@ -61,7 +61,7 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
-    /// Lets `node` vanish without a word.
+    /// Removes `node` without closing its links.
     pub fn vanish(&mut self, node: NodeId) {
         self.network.vanish(self.now, node);
         if let Some(place) = self.machines.get_mut(node.0) {
@@ -69,7 +69,7 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
-    /// Calls `act` on the core at `node`, then lets the node send what came of it.
+    /// Calls `act` on the core at `node`, then sends the node's output.
     pub fn with<T>(&mut self, node: NodeId, act: impl FnOnce(&mut M, Instant, &mut ChaCha20Rng) -> T) -> Option<T> {
         let machine = self.machines.get_mut(node.0)?.as_mut()?;
         let outcome = act(machine, self.now, &mut self.rng);
@@ -77,8 +77,7 @@ impl<M: LinkMachine> World<M> {
         Some(outcome)
     }
 
-    /// Moves time to the next thing that happens, at most to `limit`, and lets it happen; `false` when `limit` is
-    /// reached.
+    /// Advances time to the next event, at most to `limit`, and handles that event; `false` when `limit` is reached.
     pub fn step(&mut self, limit: Instant) -> bool {
         let deadlines = self.machines.iter().flatten().filter_map(LinkMachine::poll_timeout);
         let next = deadlines.chain(self.network.next_arrival()).min();
@@ -101,7 +100,7 @@ impl<M: LinkMachine> World<M> {
         true
     }
 
-    /// Lets the world go on until `done` gives something, for `limit` of virtual time at most.
+    /// Runs until `done` returns a value, at most for `limit` of virtual time.
     pub fn run_until<T>(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         let end = self.now.after(limit);
         loop {
@@ -114,7 +113,7 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
-    /// Hands a node its events and the network what the node sends, until both have nothing more.
+    /// Exchanges events and messages between a node and the network until neither has more.
     fn settle(&mut self, node: NodeId) {
         let Some(Some(machine)) = self.machines.get_mut(node.0) else { return };
         let mut transport = self.network.transport(node);

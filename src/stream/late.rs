@@ -1,14 +1,14 @@
-//! Streams of late: what the peer may still send of a stream that has ended here.
+//! Recently closed (half-closed) streams: the messages that the peer may still send of a stream that has ended here.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::base::StreamId;
 
 const MAX_STREAMS: usize = 1024;
-/// Messages other than DATA that may come late of one stream.
+/// The most late messages of one stream, other than DATA.
 const MAX_MESSAGES: u8 = 64;
 
-/// Streams that have ended here within memory. Holds at most 1,024; the oldest is forgotten first.
+/// Recently closed streams. Holds at most 1,024 entries; the oldest is evicted first.
 #[derive(Default)]
 pub(super) struct LateStreams {
     streams: BTreeMap<StreamId, Late>,
@@ -28,7 +28,7 @@ impl LateStreams {
         let late = Late { number: self.inserted, bytes_left: may_come, messages_left: MAX_MESSAGES };
         self.streams.insert(id, late);
         self.order.push_back((id, self.inserted));
-        // Some in the order may have been removed, or inserted again, since.
+        // Entries of the order may have been removed or inserted again.
         while self.order.len() > MAX_STREAMS {
             if let Some((oldest, number)) = self.order.pop_front()
                 && self.streams.get(&oldest).is_some_and(|late| late.number == number)
@@ -42,12 +42,12 @@ impl LateStreams {
         self.streams.contains_key(&id)
     }
 
-    /// The peer's last word, or a stream begun anew.
+    /// Removes a stream after the peer's last message, or when its identifier is reused.
     pub(super) fn remove(&mut self, id: StreamId) {
         self.streams.remove(&id);
     }
 
-    /// Whether `bytes` of DATA may still come of the stream; counts them.
+    /// Whether `bytes` of DATA may still arrive on the stream; counts them.
     pub(super) fn takes_data(&mut self, id: StreamId, bytes: u64) -> bool {
         let Some(late) = self.streams.get_mut(&id) else { return false };
         match late.bytes_left.checked_sub(bytes) {
@@ -59,7 +59,7 @@ impl LateStreams {
         }
     }
 
-    /// Whether one more message other than DATA may come of the stream; counts it.
+    /// Whether one more message other than DATA may arrive on the stream; counts it.
     pub(super) fn takes_message(&mut self, id: StreamId) -> bool {
         let Some(late) = self.streams.get_mut(&id) else { return false };
         match late.messages_left.checked_sub(1) {

@@ -1,4 +1,4 @@
-//! What the peer says.
+//! Handling of messages from the peer.
 
 use core::net::{IpAddr, Ipv4Addr};
 
@@ -17,7 +17,7 @@ impl Streams {
     /// Takes one message of the peer.
     ///
     /// # Errors
-    /// When it is a breach or beyond what this end holds: the circuit must end.
+    /// When the message is a violation or exceeds a cap: the circuit must end.
     pub fn handle_message(&mut self, now: Instant, message: RelayMessage) -> Result<(), StreamError> {
         let kind = message.kind();
         let legal = match self.role {
@@ -169,7 +169,7 @@ impl Streams {
         }
     }
 
-    /// Exit: makes room for a stream that the origin asks for; false if it is refused.
+    /// Exit: accepts a stream that the origin opens; false if it is refused.
     fn accept(&mut self, now: Instant, id: StreamId, phase: Phase, kind: MessageKind) -> Result<bool, StreamError> {
         if self.streams.contains_key(&id) {
             return Err(StreamError::Illegal(kind));
@@ -187,7 +187,7 @@ impl Streams {
         Ok(true)
     }
 
-    /// Queues an answer that the peer brought about.
+    /// Queues an answer that the peer caused.
     fn answer(&mut self, message: RelayMessage) -> Result<(), StreamError> {
         if self.control.len() >= MAX_CONTROL {
             return Err(StreamError::TooManyAnswers);

@@ -1,4 +1,4 @@
-//! What this end says next: acknowledgements, then answers, then CREDIT, then the streams' bytes in turn.
+//! Order of outgoing messages: acknowledgements, then answers, then CREDIT, then the streams' bytes in turn.
 
 use rand::CryptoRng;
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Streams {
-    /// Whether [`Self::poll_message`] would give a message.
+    /// Whether [`Self::poll_message`] has a message to return.
     #[must_use]
     pub fn has_message(&self) -> bool {
         !self.acknowledger.is_empty()
@@ -19,7 +19,7 @@ impl Streams {
             || (!self.ready.is_empty() && self.window.has_room())
     }
 
-    /// The next message to send, of at most `capacity` bytes with its header.
+    /// The next message to send, at most `capacity` bytes with its header.
     pub fn poll_message<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
@@ -45,7 +45,7 @@ impl Streams {
         let had = stream.extra_credit();
         let of_circuit = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
         let of_stream = u64::from(self.parameters.stream_credit_max).saturating_sub(had);
-        // What a stream has stays within four times what is left, so that a later one finds a share.
+        // A stream's extra credit stays within four times the rest, so that a later stream gets a share.
         let share = of_circuit.saturating_mul(4).saturating_sub(had) / 5;
         let bytes = stream.grant(share.min(of_stream));
         self.extra_credit = self.extra_credit.saturating_add(stream.extra_credit().saturating_sub(had));
@@ -82,7 +82,7 @@ impl Streams {
         Some(RelayMessage::Data { stream: id, mark, bytes })
     }
 
-    /// Puts a stream that has bytes it may send at the end of the ring.
+    /// Appends a stream that has bytes it may send to the queue.
     pub(super) fn make_ready(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && !stream.ready
@@ -93,7 +93,7 @@ impl Streams {
         }
     }
 
-    /// Sends END(Done) if the stream is to finish and all it had is sent.
+    /// Sends END(Done) if the stream is finishing and its buffer is empty.
     pub(super) fn end_if_sent(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let sent_all = stream.sending == Sending::Finishing && stream.outgoing.is_empty();

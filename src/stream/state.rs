@@ -1,22 +1,22 @@
-//! One stream's state at one end.
+//! The state of one stream at one end.
 
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER};
 use crate::base::Instant;
 
-/// How far a stream has come.
+/// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Origin: BEGIN awaits its answer.
+    /// Origin: BEGIN is unanswered.
     Beginning,
-    /// Origin: RESOLVE awaits its answer.
+    /// Origin: RESOLVE is unanswered.
     Resolving,
     /// Exit: BEGIN is to be answered.
     Serving,
     /// Exit: RESOLVE is to be answered.
     Answering,
-    /// CONNECTED has passed.
+    /// After CONNECTED, or after REQUEST.
     Open,
 }
 
@@ -24,7 +24,7 @@ pub(super) enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sending {
     Open,
-    /// END(Done) follows what is buffered.
+    /// END(Done) follows the buffered bytes.
     Finishing,
     /// END(Done) is sent.
     Finished,
@@ -34,34 +34,34 @@ pub(super) enum Sending {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Receiving {
     Open,
-    /// END(Done) came.
+    /// END(Done) was received.
     Finished,
 }
 
 pub(super) struct Stream {
     pub(super) phase: Phase,
-    /// When the answer must have come; of no meaning once open.
+    /// The deadline of the answer; unused once open.
     pub(super) deadline: Instant,
 
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
-    /// Bytes the peer lets us send.
+    /// Bytes that the peer permits this end to send.
     pub(super) credit: u64,
-    /// It stands in the ring of those with bytes to send.
+    /// Whether it is in the queue of streams with bytes to send.
     pub(super) ready: bool,
-    /// More than half the send buffer was taken; `Writable` is due when it no longer is.
+    /// More than half the send buffer was in use; `Writable` is due when it no longer is.
     pub(super) above_mark: bool,
 
     pub(super) receiving: Receiving,
-    /// Bytes that came before the exit's side was connected: copied, for the cells they came in hold more memory than the
+    /// Bytes received before the exit was connected. They are copied, because their cells hold more memory than the
     /// credit counts.
     pub(super) early: BytesMut,
     received: u64,
     consumed: u64,
     granted: u64,
-    /// How far ahead of `consumed` the peer may be.
+    /// The most bytes by which the peer may be ahead of `consumed`.
     allowance: u64,
-    /// It stands in the queue of those that owe CREDIT.
+    /// Whether it is in the queue of streams that owe CREDIT.
     pub(super) owing: bool,
 }
 
@@ -86,7 +86,7 @@ impl Stream {
         }
     }
 
-    /// Whether it is a stream of bytes rather than a question.
+    /// Whether it is a byte stream, not a RESOLVE.
     pub(super) const fn carries_data(&self) -> bool {
         matches!(self.phase, Phase::Beginning | Phase::Serving | Phase::Open)
     }
@@ -103,7 +103,7 @@ impl Stream {
         self.phase == Phase::Open && self.credit > 0 && !self.outgoing.is_empty()
     }
 
-    /// Counts bytes that came; false if they are beyond the credit.
+    /// Counts received bytes; false if they exceed the credit.
     pub(super) const fn receive(&mut self, bytes: u64) -> bool {
         self.received = self.received.saturating_add(bytes);
         self.received <= self.granted
@@ -119,7 +119,7 @@ impl Stream {
         self.granted.saturating_sub(self.received)
     }
 
-    /// What this stream has of the circuit's extra credit.
+    /// The part of this stream in the circuit's extra credit.
     pub(super) fn extra_credit(&self) -> u64 {
         self.allowance.saturating_sub(INITIAL_CREDIT.into())
     }
@@ -128,12 +128,12 @@ impl Stream {
         self.consumed.saturating_add(self.allowance).saturating_sub(self.granted)
     }
 
-    /// Whether enough was consumed for a CREDIT to be worth a cell.
+    /// Whether enough was consumed to send a CREDIT.
     pub(super) fn owes_credit(&self) -> bool {
         self.receiving == Receiving::Open && self.due() >= self.allowance / 4
     }
 
-    /// The credit to grant now. A reader that keeps up gets `growth` more bytes of allowance at the most, doubling.
+    /// The credit to grant now. For a reader without a backlog, the allowance doubles, by at most `growth` bytes.
     pub(super) fn grant(&mut self, growth: u64) -> u32 {
         let waiting = self.received.saturating_sub(self.consumed);
         if waiting <= self.allowance / 4 {

@@ -1,4 +1,4 @@
-//! Both ends of a circuit, joined in memory.
+//! Tests of both ends of a circuit, joined in memory.
 
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha8Rng};
@@ -18,7 +18,7 @@ fn target() -> Target {
     Target { host: Host::parse("umbel.test").unwrap(), port: 443 }
 }
 
-/// Origin and exit, with all messages carried at once.
+/// Origin and exit, with immediate delivery of all messages.
 struct Pair {
     origin: Streams,
     exit: Streams,
@@ -40,7 +40,7 @@ impl Pair {
         }
     }
 
-    /// Carries messages until neither end has any.
+    /// Delivers messages until neither end has any.
     fn settle(&mut self) {
         loop {
             self.now = self.now.after(Duration::from_millis(1));
@@ -75,7 +75,7 @@ fn events(streams: &mut Streams) -> Vec<StreamEvent> {
     core::iter::from_fn(|| streams.poll_event()).collect()
 }
 
-/// Takes what came and lets the peer send more.
+/// Takes the received bytes and lets the peer send more.
 fn read(streams: &mut Streams) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(event) = streams.poll_event() {
@@ -191,7 +191,7 @@ fn an_echo_is_asked_once_until_it_is_answered_and_counts_as_no_stream() {
     }
     pair.origin.echo();
     pair.origin.begin(pair.now, target()).unwrap();
-    // Refused, it is over as well.
+    // A refused stream is over as well.
     let Some(RelayMessage::Resolve { stream, .. }) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else {
         panic!("no request")
     };
@@ -222,7 +222,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
     let id = pair.stream();
     pair.exit.write(pair.now, id, &[1; 50_000]);
     pair.origin.reset(id, EndReason::Reset);
-    // The exit's bytes are under way while the origin's END is.
+    // The exit's bytes are in flight while the origin's END is.
     let mut under_way = Vec::new();
     while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
         under_way.push(message);
@@ -234,7 +234,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
     pair.settle();
     assert_eq!(events(&mut pair.exit), [StreamEvent::Closed { stream: id, reason: EndReason::Reset }]);
     assert_eq!(events(&mut pair.origin), []);
-    // The exit's END was its last word.
+    // The exit's END was its last message.
     let message = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
     assert_eq!(pair.origin.handle_message(pair.now, message), Err(StreamError::Illegal(MessageKind::Data)));
 }
@@ -521,7 +521,7 @@ fn writable_is_told_when_the_buffer_has_half_its_room_again() {
     assert_eq!(events(&mut pair.origin), [StreamEvent::Writable { stream: id }]);
 }
 
-/// What the two applications may do, in any order.
+/// Actions of the two applications, in any order.
 #[derive(Clone, Debug)]
 enum Act {
     Begin,

@@ -1,12 +1,12 @@
-//! WebRTC data channels by the browser's own stack: dials relays from their descriptors alone, listens to nobody.
+//! WebRTC data channels by the browser's own stack: dials relays from their descriptors alone and accepts no links.
 //!
-//! Each link is one `RTCPeerConnection` with the four lanes negotiated beforehand; the answer to its offer is written
-//! here ([`super::sdp`]). [`Endpoint`] is driven like every transport; what the browser calls back is only noted, and the driver woken
-//! by [`Wake`], so that nothing of the core runs inside a callback.
+//! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its
+//! offer. [`Endpoint`] is driven like every transport. A callback of the browser only records its event and calls
+//! [`Wake`], so the core never runs inside a callback.
 //!
-//! Governed by `proto/01-transport.md` §5 to §7. A browser can't be kept from receiving, so what has arrived and not been taken is
-//! capped ([`Caps::waiting`]); beyond it the link ends. A browser checks the certificate against the answer's fingerprint
-//! itself; it reports one that differs like any other failed handshake.
+//! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that
+//! the driver has not taken is capped ([`Caps::waiting`]); beyond the cap the link ends. The browser checks the
+//! certificate against the answer's fingerprint; it reports a mismatch like any other failed handshake.
 
 mod peer;
 
@@ -25,24 +25,24 @@ use crate::base::{
 };
 use peer::{Outlook, Peer};
 
-/// How long a link that the core closed may take to deliver what was handed over.
+/// Most time that a link closed by the core may take to deliver its queued data.
 const LINGER: Duration = Duration::from_secs(5);
-/// Bytes that a limited sender saves up before it goes on: one message, `MESSAGE_CELLS` cells.
+/// Bytes of allowance saved before a rate-limited sender continues: one message, `MESSAGE_CELLS` cells.
 const LEAST_ALLOWANCE: f64 = 17_408.0;
-/// The least time for one attempt of a dial.
+/// Least time for one attempt of a dial.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Limits and settings of an [`Endpoint`].
 #[derive(Clone, Debug)]
 pub struct Caps {
-    /// Links at once, dials included; browsers stop at 500. Default 128.
+    /// Most links at once, dials included; browsers stop at 500. Default 128.
     pub links: usize,
-    /// How long a dial may take in all. Default 10 s.
+    /// Most time for a dial, all attempts together. Default 10 s.
     pub opening: Duration,
     /// Bytes in a link's send buffers at which [`LinkEvent::Room`] is zero. Default 256 KiB.
     pub send_mark: usize,
-    /// Bytes of one link that have arrived and that the driver has not taken, each message counted in whole slots. Default 16 MiB;
-    /// beyond it the link ends.
+    /// Most received bytes of one link that the driver has not taken, each message counted in whole slots. Beyond it
+    /// the link ends. Default 16 MiB.
     pub waiting: usize,
 }
 
@@ -52,25 +52,25 @@ impl Default for Caps {
     }
 }
 
-/// Called when the browser has something for an [`Endpoint`]: its driver is to take it soon.
+/// Called when the browser has an event for an [`Endpoint`]; its driver should take it soon.
 pub type Wake = Rc<dyn Fn()>;
 
-/// What the browser called back, until the driver takes it.
+/// Events recorded by the browser's callbacks until the driver takes them.
 struct Inbox {
     wake: Wake,
     notes: RefCell<VecDeque<(LinkId, Note)>>,
 }
 
 enum Note {
-    /// A message came in a lane.
+    /// A message received in a lane.
     Message(Lane, Slots),
-    /// A message came that no relay sends: text, or too long.
+    /// A message that no relay sends: text, or too long.
     Foreign,
-    /// Something changed: see the peer.
+    /// The peer's state changed.
     Changed,
-    /// The offer is made; SHA-256 of the certificate in it.
+    /// The offer has been made; SHA-256 of its certificate.
     Offered([u8; 32]),
-    /// The browser refused the offer or the answer.
+    /// The browser rejected the offer or the answer.
     Refused,
 }
 
@@ -87,26 +87,26 @@ impl Inbox {
     }
 }
 
-/// A dial under way.
+/// A dial in progress.
 struct Dial {
     target: DialTarget,
     /// Addresses tried.
     tried: usize,
-    /// When the attempt has failed.
+    /// Deadline of the current attempt.
     until: Instant,
-    /// When the dial as a whole has failed.
+    /// Deadline of the whole dial.
     over: Instant,
-    /// The browser gave an attempt up before its time.
+    /// An attempt failed otherwise than by a timeout.
     refused: bool,
     local_certificate: Option<[u8; 32]>,
-    /// What came before all lanes were open.
+    /// Messages received before all lanes were open.
     early: Vec<(Lane, Slots)>,
 }
 
 enum Stage {
     Opening(Box<Dial>),
     Open,
-    /// Delivers what was handed over.
+    /// Delivers the queued data.
     Closing {
         until: Instant,
     },
@@ -115,14 +115,14 @@ enum Stage {
 struct Link {
     stage: Stage,
     peer: Peer,
-    /// What is left of the room that the core was told of.
+    /// The rest of the room last reported to the core, in bytes.
     told: usize,
 }
 
 /// The links of a page.
 pub struct Endpoint {
     caps: Caps,
-    /// Shown on every dial; `None` has the browser make one for each.
+    /// The certificate for every dial; with `None` the browser makes one for each.
     certificate: Option<RtcCertificate>,
     inbox: Rc<Inbox>,
     links: BTreeMap<LinkId, Link>,
@@ -131,13 +131,13 @@ pub struct Endpoint {
     allowance: Option<Allowance>,
 }
 
-/// What may still be sent, at a limited rate. Up to one second's worth is saved up, since the timers of a hidden page
-/// come once a second. Counted when the browser takes a message.
+/// The bytes that may still be sent at a limited rate. It saves up to one second's worth, since the timers of a
+/// hidden page run once a second. Bytes are counted when the browser takes a message.
 struct Allowance {
     a_second: f64,
     bytes: f64,
     since: Instant,
-    /// Somebody was told less room than there is.
+    /// A link was given less room than its send buffer has.
     short: bool,
 }
 
@@ -148,7 +148,7 @@ impl Allowance {
         self.since = now;
     }
 
-    /// When enough has been saved up to be worth telling.
+    /// When the allowance is large enough to report room again.
     fn due(&self) -> Option<Instant> {
         let missing = (LEAST_ALLOWANCE - self.bytes).max(0.0) / self.a_second;
         self.short.then(|| self.since.after(Duration::from_secs_f64(missing.clamp(0.001, 3600.0))))
@@ -163,7 +163,7 @@ impl Allowance {
 }
 
 impl Endpoint {
-    /// An endpoint without links. With `certificate` all its links show that one, else each a fresh one.
+    /// An endpoint without links. All its links use `certificate`; with `None` each link uses a fresh one.
     #[must_use]
     pub fn new(caps: Caps, certificate: Option<RtcCertificate>, wake: Wake) -> Self {
         let inbox = Rc::new(Inbox { wake, notes: RefCell::default() });
@@ -178,15 +178,15 @@ impl Endpoint {
         }
     }
 
-    /// Takes what the browser has called back since the last time.
+    /// Takes the events that the browser's callbacks have recorded.
     pub fn take(&mut self, now: Instant) {
         while let Some((link, note)) = self.inbox.pop() {
             self.handle_note(now, link, note);
         }
     }
 
-    /// Sends no more than `a_second` bytes in the long run, or as much as there is. Whatever is relayed is received once and
-    /// sent once, and what isn't sent holds up its source, so this bounds both directions.
+    /// Limits the sending rate to `a_second` bytes in the long run; `None` removes the limit. A relayed byte is
+    /// received once and sent once, and unsent bytes hold back their source, so the limit bounds both directions.
     pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
         #[expect(clippy::cast_precision_loss, reason = "no rate needs so many digits")]
         let a_second = a_second.map(|a_second| a_second.max(1) as f64);
@@ -194,7 +194,7 @@ impl Endpoint {
         self.tell_rooms(now);
     }
 
-    /// Tells all links what room there is.
+    /// Reports the room of all open links to the core.
     fn tell_rooms(&mut self, now: Instant) {
         if let Some(allowance) = &mut self.allowance {
             allowance.refill(now);
@@ -214,7 +214,7 @@ impl Endpoint {
             allowance.refill(now);
             bytes = allowance.room(bytes);
         }
-        // Told again, it would mean that something has been taken.
+        // A second report of zero would mean that data has been taken.
         if bytes == 0 && link.told == 0 {
             return;
         }
@@ -222,25 +222,25 @@ impl Endpoint {
         self.events.push_back(LinkEvent::Room { link: id, bytes });
     }
 
-    /// Ends all links at once, as when the page goes.
+    /// Ends all links at once, as when the page is closed.
     pub fn close_all(&mut self) {
         self.links.clear();
     }
 
-    /// How many links there are, dials included.
+    /// Number of links, dials included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.links.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no links.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.links.is_empty()
     }
 
     fn handle_note(&mut self, now: Instant, id: LinkId, note: Note) {
-        // Of a link that is gone.
+        // The link may be gone already.
         let Some(link) = self.links.get_mut(&id) else { return };
         match (note, &mut link.stage) {
             (Note::Message(lane, message), Stage::Open) => {
@@ -260,7 +260,7 @@ impl Endpoint {
         }
     }
 
-    /// Deals with what has become of a link.
+    /// Handles a state change of a link.
     fn look(&mut self, now: Instant, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.peer.looked();
@@ -297,7 +297,7 @@ impl Endpoint {
         }
     }
 
-    /// A link is gone, or an attempt of a dial has failed.
+    /// Ends a link, or an attempt of a dial.
     fn lose(&mut self, now: Instant, id: LinkId, reason: LinkClose) {
         let Some(link) = self.links.remove(&id) else { return };
         match link.stage {
@@ -310,9 +310,9 @@ impl Endpoint {
         }
     }
 
-    /// Dials the next address, or gives the dial up.
+    /// Dials the next address, or fails the dial.
     fn dial(&mut self, now: Instant, mut dial: Box<Dial>) {
-        // One address is tried a second time when the first attempt was refused, for a third party can forge that.
+        // A single address is tried again if the first attempt was refused, since a third party can forge a refusal.
         let addresses = dial.target.addresses.len();
         if addresses == 1 && dial.tried == 1 && dial.refused {
             dial.tried = 0;
@@ -380,8 +380,8 @@ impl Transport for Endpoint {
                     allowance.bytes -= sent;
                     allowance.short = true;
                 } else if link.told < self.caps.send_mark / 2 {
-                    // The browser tells when a lane falls below its threshold. One that never rose above it has taken all
-                    // of this without a word; if one is above it, that tells in time.
+                    // The browser reports when a lane's buffer falls below its threshold. A lane below the threshold
+                    // gets no such event, so room is reported here. A lane above it reports in time.
                     self.tell_room(now, id);
                 }
             }

@@ -1,15 +1,15 @@
 //! WebRTC data channels over UDP, composed of parts without I/O.
 //!
-//! STUN answers of our own, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl` and records and SCTP of our own
-//! ([`sctp`](super::sctp)), pre-negotiated data channels as lanes; no ICE agent, no peer connection, no SDP. [`Endpoint`] is the machine, [`Sockets`] the
-//! sockets it speaks through; the driver owns the loop:
+//! Its parts: a STUN responder, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl`, our DTLS records and
+//! SCTP ([`sctp`](super::sctp)), and pre-negotiated data channels as lanes. It has no ICE agent, peer connection or
+//! SDP. [`Endpoint`] is the machine and [`Sockets`] its sockets; the driver owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
 //! 2. [`Sockets::receive`] into [`Endpoint::handle_datagrams`], and `handle_timeout`;
-//! 3. drain `poll_link_event` into the core and the core's requests into `handle_transmit`;
-//! 4. [`Sockets::flush`], which sends what [`Endpoint::poll_datagrams`] gives.
+//! 3. drain `poll_link_event` into the core, and the core's requests into `handle_transmit`;
+//! 4. [`Sockets::flush`], which sends the output of [`Endpoint::poll_datagrams`].
 //!
-//! Governed by `proto/01-transport.md`; the reasoning about floods and forged datagrams stands in `docs/transport.md`.
+//! Governed by `proto/01-transport.md`; `docs/transport.md` covers floods and forged datagrams.
 
 mod certificate;
 mod config;

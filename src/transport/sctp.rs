@@ -1,22 +1,22 @@
-//! SCTP for WebRTC's data channels (RFC 9260, RFC 8831), over DTLS (RFC 8261), without I/O.
+//! SCTP for WebRTC data channels (RFC 9260, RFC 8831), over DTLS (RFC 8261), without I/O.
 //!
-//! An [`Association`] is handed packets, messages and the time, and gives packets, messages and a deadline. It has no
-//! socket, clock or randomness of its own, and knows nothing of DTLS: its owner seals what
-//! [`Association::poll_packet`] writes and hands [`Association::handle_packet`] what it has opened, authenticated. It
-//! speaks the part of SCTP that reliable, ordered data channels negotiated beforehand need; what an honest peer never
-//! sends ends it. Governed by `proto/01-transport.md` §5; `docs/transport.md` has the reasons.
+//! An [`Association`] takes packets, messages and the time, and returns packets, messages and a deadline. It has no
+//! socket, clock or randomness, and does not depend on DTLS. Its owner seals the output of
+//! [`Association::poll_packet`] and passes opened, authenticated packets to [`Association::handle_packet`]. It
+//! implements the part of SCTP that reliable, ordered, pre-negotiated data channels need. Input that no honest peer
+//! sends ends the association. Governed by `proto/01-transport.md` §5; `docs/transport.md` has the reasons.
 //!
 //! | part | owns |
 //! |---|---|
-//! | `packet` | bytes to chunks and back |
-//! | `receive` | TSNs that arrived, acknowledgements, reassembly |
-//! | `send` | fragments, what is in flight, what is lost (RACK-TLP, RFC 8985) |
-//! | `congestion` | how much may be in flight, and how fast: BBR, CUBIC |
-//! | `pacer` | when the next packet may leave |
-//! | `association` | the handshake, timers, and what ties the parts together |
+//! | `packet` | encoding and decoding of chunks |
+//! | `receive` | received TSNs, acknowledgements, reassembly |
+//! | `send` | fragments, data in flight, loss detection (RACK-TLP, RFC 8985) |
+//! | `congestion` | congestion window and pacing rate: BBR, CUBIC |
+//! | `pacer` | departure time of the next packet |
+//! | `association` | the handshake, timers, and the composition of the parts |
 //!
-//! The drain contract: after any call that takes `&mut self`, call [`Association::poll_event`] until it gives `None`,
-//! [`Association::poll_packet`] until it gives 0, and ask [`Association::poll_timeout`] anew.
+//! The drain contract: after any call that takes `&mut self`, call [`Association::poll_event`] until it returns
+//! `None` and [`Association::poll_packet`] until it returns 0. Then call [`Association::poll_timeout`] again.
 
 mod association;
 mod clock;
@@ -33,10 +33,10 @@ use crate::base::Slots;
 pub use association::{Association, Close, Config, Event};
 pub use send::SendStatistics;
 
-/// Largest message taken from a peer, in bytes.
+/// Largest message accepted from a peer, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
-/// The peer sent what no honest one does.
+/// The peer sent input that no honest peer sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Broken;
 

@@ -1,8 +1,8 @@
-//! The little of SDP that dialling from a WebRTC stack takes (`proto/01-transport.md` §6): what the own offer says, and the
-//! answer that the dialler writes itself.
+//! SDP for dialling from a WebRTC stack (`proto/01-transport.md` §6): reads the local offer and writes the answer in
+//! the relay's place.
 //!
-//! Pure. A descriptor comes from the consensus and is judged there; what would break out of its line is refused here
-//! again, since a line more in an answer could be anything.
+//! Pure functions. Descriptors are validated with the consensus. Text that could add a line to the answer is rejected
+//! here again, since an added line could set any attribute.
 
 use core::{fmt::Write as _, net::SocketAddr};
 
@@ -10,17 +10,17 @@ use data_encoding::HEXUPPER;
 
 use crate::base::DialTarget;
 
-/// What a dialler needs to know of its own offer.
+/// The fields of the local offer that a dialler needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
     /// The media section's identifier.
     pub(super) mid: String,
-    /// SHA-256 of the certificate that will be shown (DER).
+    /// SHA-256 of the certificate of this end (DER).
     pub(super) fingerprint: [u8; 32],
 }
 
 impl Offer {
-    /// Reads an offer with one media section; `None` if it lacks something.
+    /// Parses an offer with one media section; `None` if a field is missing.
     pub(super) fn parse(sdp: &str) -> Option<Self> {
         let value = |name: &str| sdp.lines().find_map(|line| line.trim_end().strip_prefix(name));
         let fingerprint = value("a=fingerprint:sha-256 ")?.replace(':', "");
@@ -30,8 +30,8 @@ impl Offer {
     }
 }
 
-/// The answer of `target`'s relay at `address` to an offer whose media section is `mid`; `None` if the target is none that can be
-/// written down.
+/// The answer of `target`'s relay at `address` to an offer whose media section is `mid`. `None` if a field of the
+/// target can't be written into SDP.
 pub(super) fn answer(target: &DialTarget, address: SocketAddr, mid: &str) -> Option<String> {
     let is_ice = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/');
     let usable = (4..=256).contains(&target.ice_ufrag.len())

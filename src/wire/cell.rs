@@ -1,4 +1,4 @@
-//! Cells: the fixed 1,024 bytes in which everything crosses a channel (`proto/03-cells.md`).
+//! Cells: the units of 1,024 bytes that a channel carries (`proto/03-cells.md`).
 
 use core::{
     fmt,
@@ -17,15 +17,15 @@ pub const CELL_LEN: usize = SLOT_LEN;
 pub const BODY_LEN: usize = CELL_LEN - HEADER_LEN;
 const HEADER_LEN: usize = 5;
 
-/// What a cell is for.
+/// The command of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Command {
-    /// Nothing; dropped by the receiver. The only command without a circuit.
+    /// No content; the receiver drops it. The only command without a circuit.
     Padding = 0,
-    /// Opens a circuit: (a fragment of) a handshake request.
+    /// Opens a circuit: a handshake request, or a fragment of one.
     Create = 1,
-    /// Answers [`Command::Create`]: (a fragment of) a handshake reply.
+    /// Answers [`Command::Create`]: a handshake reply, or a fragment of one.
     Created = 2,
     /// Carries onion layers.
     Relay = 3,
@@ -129,10 +129,11 @@ impl Cell {
         Self::new(circuit, Command::Destroy, CellBody::zero())
     }
 
-    /// Reads the cell that a slot holds.
+    /// Decodes the cell in a slot.
     ///
     /// # Errors
-    /// When the command is unknown, or a circuit stands where none may or lacks where one must.
+    /// When the command is unknown, or the circuit identifier is zero in another cell than padding, or not zero in
+    /// padding.
     pub fn decode(slot: Slot) -> Result<Self, WireError> {
         let [a, b, c, d, command, ..] = *slot;
         let command = Command::from_code(command).ok_or(WireError::Invalid("cell command"))?;
@@ -143,7 +144,7 @@ impl Cell {
         Ok(Self { circuit, command, body: CellBody(slot) })
     }
 
-    /// Its bytes, in its slot.
+    /// The encoded cell, in its slot.
     #[must_use]
     pub fn encode(self) -> Slot {
         let [a, b, c, d] = self.circuit.map_or(0, CircuitId::value).to_be_bytes();
@@ -153,25 +154,25 @@ impl Cell {
         slot
     }
 
-    /// The circuit it belongs to; `None` for padding alone.
+    /// The circuit of the cell; `None` only for padding.
     #[must_use]
     pub const fn circuit(&self) -> Option<CircuitId> {
         self.circuit
     }
 
-    /// What it is for.
+    /// The command.
     #[must_use]
     pub const fn command(&self) -> Command {
         self.command
     }
 
-    /// Its body.
+    /// The body.
     #[must_use]
     pub fn body(&self) -> &[u8; BODY_LEN] {
         &self.body
     }
 
-    /// Its body, taken out: what a relay switches without copying.
+    /// Takes the body out, so that a relay forwards it without a copy.
     #[must_use]
     pub fn into_body(self) -> CellBody {
         self.body

@@ -1,50 +1,50 @@
-//! Fragments: handshake bodies spread over cells (`proto/03-cells.md` §5).
+//! Fragments: handshake bodies split over several cells (`proto/03-cells.md` §5).
 //!
-//! CREATE, CREATED, EXTEND and EXTENDED carry bodies that may be larger than a cell. The first fragment starts with the
-//! body's length; a body takes at most [`MAX_FRAGMENTS`].
+//! CREATE, CREATED, EXTEND and EXTENDED carry bodies that may be larger than a cell. The first fragment starts with
+//! the body's length. A body has at most [`MAX_FRAGMENTS`].
 
 use crate::base::{CircuitId, HopIndex, RelayId};
 
 use super::{BODY_LEN, Cell, CellBody, Command, WireError, is_zero};
 
-/// Fragments of one body at the most.
+/// The most fragments of one body.
 pub const MAX_FRAGMENTS: usize = 4;
-/// Bytes of a body at the most: what four CREATE cells take.
+/// The most bytes of a body: the capacity of four CREATE cells.
 pub const MAX_BODY_LEN: usize = MAX_FRAGMENTS * CREATE_CAPACITY - LENGTH_LEN;
 
 const LENGTH_LEN: usize = 2;
 const CREATE_CAPACITY: usize = BODY_LEN - 1;
 
-/// One body being put together from its fragments. Starts over when a body is complete.
+/// Reassembles one body from its fragments. Starts over when a body is complete.
 ///
-/// Holds at most [`MAX_BODY_LEN`] bytes. There is one of these for each circuit and direction; fragments carry no
-/// identifier, so two bodies can't be interleaved.
+/// Holds at most [`MAX_BODY_LEN`] bytes. There is one for each circuit and direction. Fragments carry no identifier,
+/// so two bodies can't be interleaved.
 #[derive(Default)]
 pub struct Fragments {
     body: Vec<u8>,
-    /// The body's whole length, once the first fragment has told it.
+    /// The length of the whole body, from the first fragment.
     length: Option<usize>,
     taken: usize,
 }
 
 impl Fragments {
-    /// Nothing put together yet.
+    /// Without a fragment.
     #[must_use]
     pub const fn new() -> Self {
         Self { body: Vec::new(), length: None, taken: 0 }
     }
 
-    /// Whether a body has begun and lacks fragments.
+    /// Whether a body has started and is incomplete.
     #[must_use]
     pub const fn is_partial(&self) -> bool {
         self.length.is_some()
     }
 
-    /// Takes the next fragment; gives the body if that completes it.
+    /// Takes the next fragment; returns the body when it is complete.
     ///
     /// # Errors
-    /// When the length is zero or beyond [`MAX_BODY_LEN`], a fragment adds nothing, more than [`MAX_FRAGMENTS`] would be
-    /// needed, or what follows the body's end isn't zero. The circuit must end.
+    /// When the length is zero or beyond [`MAX_BODY_LEN`], a fragment has no bytes of the body, the body needs more
+    /// than [`MAX_FRAGMENTS`], or the bytes after its end aren't zero. The circuit must end.
     pub fn push(&mut self, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         let (length, part) = match self.length {
             Some(length) => (length, fragment),
@@ -77,7 +77,8 @@ impl Fragments {
 /// Splits `body` into fragments of at most `capacity` bytes.
 ///
 /// # Errors
-/// When the body is empty, longer than [`MAX_BODY_LEN`], or takes more than [`MAX_FRAGMENTS`].
+/// When the body is empty, longer than [`MAX_BODY_LEN`] or needs more than [`MAX_FRAGMENTS`], or `capacity` has no
+/// room behind the length.
 pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
     let length = u16::try_from(body.len()).map_err(|_| WireError::TooLong("fragmented body"))?;
     let most = capacity.saturating_mul(MAX_FRAGMENTS).saturating_sub(LENGTH_LEN);
@@ -109,7 +110,7 @@ pub fn decode_create(body: &[u8; BODY_LEN]) -> Result<(HopIndex, &[u8]), WireErr
     Ok((HopIndex::new(*hop).ok_or(WireError::Invalid("hop number"))?, fragment))
 }
 
-/// The CREATED cells that carry a handshake reply. Their whole bodies are fragments.
+/// The CREATED cells that carry a handshake reply. The whole body of each is a fragment.
 ///
 /// # Errors
 /// When the reply doesn't fit.
@@ -125,16 +126,16 @@ fn padded_cell(circuit: CircuitId, command: Command, mut body: Vec<u8>) -> Cell 
     Cell::new(circuit, command, padded)
 }
 
-/// The body of an EXTEND, before it is split: whom to extend to, and the handshake request for it.
+/// The body of an EXTEND before it is split: the relay to extend to, and the handshake request for it.
 #[must_use]
 pub fn encode_extend(relay: &RelayId, request: &[u8]) -> Vec<u8> {
     [relay.as_bytes(), request].concat()
 }
 
-/// What [`encode_extend`] wrote.
+/// Decodes the output of [`encode_extend`].
 ///
 /// # Errors
-/// When there is no whole identity.
+/// When the body is shorter than an identity.
 pub fn decode_extend(body: &[u8]) -> Result<(RelayId, &[u8]), WireError> {
     let (relay, request) = body.split_first_chunk().ok_or(WireError::Truncated("extend"))?;
     Ok((RelayId::from_bytes(*relay), request))

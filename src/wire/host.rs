@@ -1,4 +1,4 @@
-//! Hosts and targets, as BEGIN, CONNECTED, RESOLVE and RESOLVED carry them (`proto/05-relay-messages.md`).
+//! Codec of hosts and targets in BEGIN, CONNECTED, RESOLVE and RESOLVED (`proto/05-relay-messages.md`).
 
 use core::{
     fmt,
@@ -12,20 +12,20 @@ const HOST_IPV4: u8 = 4;
 const HOST_IPV6: u8 = 6;
 const HOST_NAME: u8 = 1;
 
-/// A host that a stream leads to or a question is about. Prints redacted.
+/// The host of a stream's target or of a RESOLVE. Prints redacted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
-    /// A DNS name: 1 to 255 bytes of printable ASCII, as the application gave it.
+    /// A DNS name: 1 to 255 ASCII letters, digits, `-`, `.` and `_`, as the application gave it.
     Name(String),
     /// An address.
     Ip(IpAddr),
 }
 
 impl Host {
-    /// The host `text` names: an address if it reads as one (IPv6 with or without brackets), otherwise a DNS name.
+    /// Parses `text`: an address if it has that form (IPv6 with or without brackets), otherwise a DNS name.
     ///
     /// # Errors
-    /// When it is empty, longer than 255 bytes, or holds anything but letters, digits, `-`, `.` and `_`.
+    /// When it is empty, longer than 255 bytes, or has a character other than letters, digits, `-`, `.` and `_`.
     pub fn parse(text: &str) -> Result<Self, WireError> {
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         if let Ok(ip) = bare.parse() {
@@ -60,7 +60,7 @@ impl fmt::Debug for Host {
     }
 }
 
-/// Where a stream leads. Prints redacted.
+/// The target of a stream. Prints redacted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// The host.
@@ -74,7 +74,7 @@ pub struct Target {
 pub enum Answer {
     /// An address.
     Ip(IpAddr),
-    /// A name, in answer to a question about an address.
+    /// A name, in answer to a RESOLVE of an address.
     Name(String),
 }
 

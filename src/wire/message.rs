@@ -1,4 +1,4 @@
-//! Relay messages: what the origin and one hop say to each other inside the onion layers
+//! Relay messages: the messages between the origin and one hop inside the onion layers
 //! (`proto/05-relay-messages.md`).
 //!
 //! | message | code | from | stream |
@@ -51,23 +51,23 @@ pub enum MessageKind {
     MarkedData = 4,
     /// No more bytes will come, or the stream has failed.
     End = 5,
-    /// Asks for a name's addresses or an address's names.
+    /// Requests a name's addresses or an address's names.
     Resolve = 6,
     /// Answers RESOLVE.
     Resolved = 7,
-    /// Lets the other end send more bytes of a stream.
+    /// Permits the other end to send more bytes of a stream.
     Credit = 8,
-    /// Echoes a mark, which lets the other end send more cells of the circuit.
+    /// Echoes a mark, which permits the other end to send more cells of the circuit.
     SendMe = 9,
     /// Makes the circuit one hop longer.
     Extend = 10,
     /// Answers EXTEND.
     Extended = 11,
-    /// Nothing; padding that only the receiving hop can tell.
+    /// No content: padding that only the receiving hop can distinguish.
     Drop = 12,
-    /// Opens a stream to a service of the hop's own.
+    /// Opens a stream to a service of the hop itself.
     Request = 13,
-    /// Answers EXTEND: the hop has no such relay, and the circuit stands as before.
+    /// Answers EXTEND: the hop can't reach that relay. The circuit is unchanged.
     Gone = 14,
 }
 
@@ -92,13 +92,13 @@ impl MessageKind {
         })
     }
 
-    /// Whether an origin may send it to a hop.
+    /// Whether an origin may send this kind to a hop.
     #[must_use]
     pub const fn from_origin(self) -> bool {
         !matches!(self, Self::Connected | Self::Resolved | Self::Extended | Self::Gone)
     }
 
-    /// Whether a hop may send it to the origin.
+    /// Whether a hop may send this kind to the origin.
     #[must_use]
     pub const fn from_hop(self) -> bool {
         !matches!(self, Self::Begin | Self::Resolve | Self::Extend | Self::Request)
@@ -109,27 +109,28 @@ impl MessageKind {
     }
 }
 
-/// Why a stream ended, as coarse as it may cross the wire.
+/// Why a stream ended, as a coarse code for the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum EndReason {
-    /// This end has sent all it had; the other direction goes on (TCP's half-close). Any other reason ends both.
+    /// This end has sent all its bytes; the other direction stays open (TCP's half-close). Any other reason ends
+    /// both.
     Done = 1,
-    /// The target refused the connection.
+    /// The target refused the TCP connection.
     Refused = 2,
-    /// The target, or its network, can't be reached.
+    /// The target or its network is unreachable.
     Unreachable = 3,
-    /// The exit's policy forbids it.
+    /// The exit policy forbids the target.
     Policy = 4,
     /// The target did not answer in time.
     TimedOut = 5,
     /// The name has no address, or the address no name.
     NotFound = 6,
-    /// The connection was reset in its course.
+    /// The TCP connection was reset after it was open.
     Reset = 7,
     /// A limit of the exit or of the client is reached.
     ResourceLimit = 8,
-    /// Something else went wrong.
+    /// Any other failure.
     Failed = 9,
 }
 
@@ -150,7 +151,7 @@ impl EndReason {
     }
 }
 
-/// What a hop does itself on an origin's behalf (`proto/09-delegated.md`).
+/// A service that a hop performs for an origin (`proto/09-delegated.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Service {
@@ -170,21 +171,21 @@ impl Service {
     }
 }
 
-/// What the origin and one hop say to each other, one message a cell.
+/// A message between the origin and one hop. A cell holds one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayMessage {
     /// Open a stream to a target.
     Begin {
         /// The new stream.
         stream: StreamId,
-        /// Where to.
+        /// The target.
         target: Target,
     },
     /// The stream is open.
     Connected {
         /// The stream.
         stream: StreamId,
-        /// The address connected to, if the hop tells.
+        /// The address that the hop connected to, if it reports one.
         address: Option<IpAddr>,
     },
     /// Bytes of a stream.
@@ -200,21 +201,21 @@ pub enum RelayMessage {
     End {
         /// The stream.
         stream: StreamId,
-        /// Why.
+        /// The reason.
         reason: EndReason,
     },
-    /// A question to the hop's resolver.
+    /// A query to the hop's resolver.
     Resolve {
-        /// A stream identifier for the answer to come under.
+        /// A stream identifier for the answer.
         stream: StreamId,
-        /// A name (asks for addresses) or an address (asks for names).
+        /// A name (requests its addresses) or an address (requests its names).
         host: Host,
     },
-    /// The answer, at least one; a failure is an END.
+    /// The answers to RESOLVE, at least one; a failure is an END.
     Resolved {
-        /// The stream identifier of the question.
+        /// The stream identifier of RESOLVE.
         stream: StreamId,
-        /// Seconds for which the answers may be kept.
+        /// Seconds for which the answers may be cached.
         ttl: u32,
         /// The answers, 1 to 16.
         answers: Vec<Answer>,
@@ -243,11 +244,11 @@ pub enum RelayMessage {
     },
     /// Nothing.
     Drop,
-    /// Open a stream to a service of the hop's own; it is open at once.
+    /// Open a stream to a service of the hop itself. The stream is open without an answer.
     Request {
         /// The new stream.
         stream: StreamId,
-        /// What is to be done.
+        /// The service.
         service: Service,
     },
     /// The relay that EXTEND named is neither listed nor connected.
@@ -276,7 +277,7 @@ impl RelayMessage {
         }
     }
 
-    /// The stream it belongs to, if its kind has one.
+    /// The stream of the message, if its kind has one.
     #[must_use]
     pub const fn stream(&self) -> Option<StreamId> {
         match self {
@@ -295,8 +296,8 @@ impl RelayMessage {
     /// Appends the message to `out`, without padding.
     ///
     /// # Errors
-    /// When a part is longer than its length field can tell, or has a value that [`Self::decode`] would refuse. Whether
-    /// the message fits the hop's layer is checked by the onion layer.
+    /// When a part is longer than its length field can encode, or has a value that [`Self::decode`] would reject. The
+    /// onion layer checks whether the message fits the hop's layer.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         out.push(self.kind() as u8);
         out.extend_from_slice(&self.stream().map_or(0, StreamId::value).to_be_bytes());
@@ -377,7 +378,8 @@ impl RelayMessage {
         }
     }
 
-    /// Reads the message at the start of `plaintext` (a layer's whole content); what follows it must be zero.
+    /// Decodes the message at the start of `plaintext` (the whole content of a layer). The bytes after it must be
+    /// zero.
     ///
     /// # Errors
     /// When the kind is unknown, a length does not fit, a field is not valid, or the padding isn't zero.

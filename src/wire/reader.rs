@@ -1,4 +1,4 @@
-//! Reading fields off the front of bytes that someone else wrote.
+//! A reader of fields from untrusted bytes.
 
 use bytes::Bytes;
 
@@ -43,7 +43,7 @@ impl<'a> Reader<'a> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
-    /// All that is left, at least one byte, sharing `whole`'s buffer.
+    /// All remaining bytes, at least one, sharing `whole`'s buffer.
     pub(super) fn rest(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
         if self.bytes.is_empty() {
             return Err(WireError::Truncated(self.what));

@@ -1,4 +1,4 @@
-//! Floods and forgeries: what strangers can make an endpoint keep or send, and what they can break.
+//! Floods and forgeries: limits on state, answers and damage caused by unverified peers.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use super::{
     world::{Chance, Mischief, client_config, relay_config, target},
 };
 
-/// A listening or dialling endpoint by itself.
+/// A single listening or dialling endpoint.
 fn endpoint(config: EndpointConfig, purpose: PortUse) -> Endpoint {
     let mut endpoint = Endpoint::new(config, StdInstant::now()).unwrap();
     endpoint.set_ports(&[Port { id: 0, purpose, ipv6: false }], 64);
@@ -29,7 +29,7 @@ pub(crate) fn relay() -> Endpoint {
     endpoint(relay_config(), PortUse::Listen)
 }
 
-/// Everything an endpoint has to send.
+/// All datagrams that an endpoint has to send.
 fn sent(endpoint: &mut Endpoint, now: Instant) -> Vec<Vec<u8>> {
     let mut sent = Vec::new();
     while let Some(batch) = endpoint.poll_datagrams(now) {
@@ -38,13 +38,13 @@ fn sent(endpoint: &mut Endpoint, now: Instant) -> Vec<Vec<u8>> {
     sent
 }
 
-/// The address of an attacker's number.
+/// The address of attacker `number`.
 fn source(number: u64) -> SocketAddr {
     let [_, a, b, c, port @ ..] = (number << 16 | 9).to_be_bytes();
     SocketAddr::from(([203, a, b, c], u16::from_be_bytes([port[2], port[3]]).max(1)))
 }
 
-/// A client that has begun to dial `relay`, and its hello.
+/// A client that has started to dial `relay`, and its first ClientHello.
 pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
     let mut client = endpoint(client_config(), PortUse::Dial);
     client.handle_transmit(Instant::START, Transmit::Dial(target(relay, ([192, 0, 2, 1], 4443).into())));
@@ -52,7 +52,7 @@ pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
     (client, hello)
 }
 
-/// Hands the relay a datagram and gives its answer, asserting that it is no larger.
+/// Passes the relay a datagram and returns its answers, asserting that none is larger.
 fn strike(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
     relay.handle_datagram(now, Route { port: 0, remote }, &mut datagram.to_vec());
     let answers = sent(relay, now);
@@ -66,7 +66,7 @@ fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
     let (mut relay, mut chance) = (relay(), Chance(1));
     for number in 0..50_000 {
         let mut datagram: Vec<u8> = (0..chance.next() % 1_400).map(|_| chance.next() as u8).collect();
-        // Every kind of first byte, and half of them dressed as records or checks.
+        // All values of the first byte; half of them in the form of records or checks.
         if let Some(first) = datagram.first_mut() {
             *first = number as u8;
         }
@@ -90,7 +90,7 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
         hello[27..35].copy_from_slice(&number.to_be_bytes()); // the client random
         let answers = strike(&mut relay, Instant::START, source(number), &hello);
         assert_eq!(answers.len(), 1);
-        // A cookie that is not theirs.
+        // A cookie of another client.
         let mut second = hello.clone();
         let at = 60;
         second.splice(at..=at, [32].into_iter().chain([number as u8; 32]));
@@ -106,7 +106,7 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
     assert!(relay.poll_timeout().is_none());
 }
 
-/// Brings a cookie back from `remote`, and no more.
+/// Returns a cookie from `remote`, and nothing more.
 fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
     let (mut client, hello) = dialling(relay);
     let mut answers = strike(relay, now, remote, &hello);
@@ -154,11 +154,11 @@ fn a_hello_with_a_cookie_again_and_again_makes_one_link() {
             relay.handle_datagram(Instant::START, Route { port: 0, remote }, &mut datagram.clone());
         }
     }
-    // What they can have sent to themselves is one flight and its few repetitions.
+    // Bytes that a peer can cause: one flight and its few retransmissions.
     let bytes: usize = sent(&mut relay, Instant::START).iter().map(Vec::len).sum();
     assert!(bytes < 20_000, "{bytes}");
     assert_eq!(relay.counts().links, 1);
-    // The same from another address has no cookie.
+    // From another address the cookie is invalid.
     for datagram in &second {
         assert!(strike(&mut relay, Instant::START, source(2), datagram).is_empty());
     }
@@ -173,12 +173,12 @@ fn nothing_forged_from_the_peers_address_breaks_an_open_link() {
     let mut chance = Chance(21);
     for number in 0..20_000u64 {
         let mut forged = match number % 5 {
-            // Application data, an alert or a handshake message that no key made.
+            // Application data, an alert or a handshake message sealed by no valid key.
             0 => vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 1, 0, 0, 64],
             1 => vec![21, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 1, 0, 0, 26],
-            // A fatal alert in the clear.
+            // An unencrypted fatal alert.
             2 => vec![21, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 2, 40],
-            // A hello, as after a restart, but without a cookie.
+            // A ClientHello, as after a restart, but without a cookie.
             3 => hello.clone(),
             _ => vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 64],
         };

@@ -1,4 +1,5 @@
-//! An endpoint over real sockets: the loop that a node has, for tests, the listener of the browsers' tests and benches.
+//! An endpoint over real sockets, with the event loop of a node, for tests, benchmarks and the listener of the
+//! browser tests.
 #![allow(
     clippy::disallowed_methods,
     clippy::expect_used,
@@ -26,7 +27,7 @@ pub(crate) struct Driven {
 }
 
 impl Driven {
-    /// Listens on `listen` and dials.
+    /// Listens on `listen`, and can dial.
     pub(crate) fn new(config: EndpointConfig, listen: &[SocketAddr]) -> Self {
         let start = StdInstant::now();
         let sockets = Sockets::bind(listen, true).expect("sockets");
@@ -43,14 +44,14 @@ impl Driven {
         Instant::START.after(self.start.elapsed())
     }
 
-    /// Asks for something; it goes out with the next [`Self::turn`].
+    /// Adds an output, which the next [`Self::turn`] sends.
     pub(crate) fn transmit(&mut self, transmit: Transmit) {
         let now = self.now();
         self.endpoint.handle_transmit(now, transmit);
     }
 
-    /// Sends, waits at most `patience` for datagrams or a deadline, and gives what has happened. `react` may answer
-    /// each event at once.
+    /// Sends, waits at most `patience` for datagrams or a deadline, and returns the events. `react` may answer each
+    /// event at once.
     pub(crate) async fn turn(&mut self, patience: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
         let mut asked = Vec::new();
         let now = loop {
@@ -75,10 +76,10 @@ impl Driven {
     }
 }
 
-/// Sends every message back over the lane it came in.
+/// Sends every message back over the lane on which it arrived.
 pub(crate) fn echo(event: LinkEvent, asked: &mut Vec<Transmit>) {
     if let LinkEvent::Message { link, lane, message } = event {
-        // A browser may send more in one message than a node does.
+        // A browser's message may be longer than a node's.
         for piece in message.to_vec().chunks(17 << 10) {
             asked.push(Transmit::Message { link, lane, message: piece.into() });
         }

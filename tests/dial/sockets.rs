@@ -31,7 +31,7 @@ use super::{
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A relay that echoes, until told to stop; then it gives its counts.
+/// An echoing relay; when stopped, it returns its counts.
 struct Relay {
     target: DialTarget,
     stop: oneshot::Sender<()>,
@@ -64,7 +64,7 @@ impl Relay {
     }
 }
 
-/// Turns `driven` until `done` says so.
+/// Runs `driven` until `done` returns true.
 async fn until(driven: &mut Driven, what: &str, mut done: impl FnMut(LinkEvent, &mut Vec<Transmit>) -> bool) {
     let started = Instant::now();
     let mut over = false;
@@ -110,7 +110,7 @@ async fn twenty_relays_are_dialled_at_once_and_echo_over_ipv4_and_ipv6() {
     }
 }
 
-/// Dials, sends 17 KiB over each lane, waits for all of it to come back, and closes.
+/// Dials, sends 17 KiB over each lane, waits for the echoes, and closes.
 async fn dial_and_echo(target: DialTarget, number: u8) {
     let mut client = Driven::new(client_config(), &[]);
     client.transmit(Transmit::Dial(target));
@@ -168,12 +168,12 @@ async fn diallers_get_in_while_garbage_and_spoofed_hellos_flood_the_port() {
                 let mut spoofed = hello.clone();
                 spoofed[27..35].copy_from_slice(&number.to_be_bytes()); // the client random
                 for socket in &sockets {
-                    // A full buffer or a refusal is the relay's way to cope.
+                    // The relay may have a full buffer or refuse the datagram.
                     let _ = socket.send_to(&spoofed, to);
                     let _ = socket.send_to(&spoofed[..40], to);
                     let _ = socket.send_to(&number.to_be_bytes(), to);
                 }
-                // Some 20,000 datagrams a second: a flood that fills the kernel's queue keeps anyone out.
+                // Some 20,000 datagrams a second: a flood that fills the kernel's queue would block all dials.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -209,7 +209,7 @@ async fn a_wrong_fingerprint_is_refused_within_a_second() {
     relay.stop().await;
 }
 
-/// The answer that a WebRTC dialler writes for a relay, from the descriptor alone.
+/// The SDP answer that a WebRTC dialler writes for a relay, from the descriptor alone.
 fn answer(target: &DialTarget, mid: &str) -> String {
     let fingerprint: Vec<String> = target.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
     let address = target.addresses[0];
@@ -224,12 +224,12 @@ fn answer(target: &DialTarget, mid: &str) -> String {
     )
 }
 
-/// Whoever dials polls its channel instead.
+/// The diallers poll their channels instead.
 struct NoHandler;
 
 impl PeerConnectionEventHandler for NoHandler {}
 
-/// Dials with the stock `webrtc` crate; lane 0 is negotiated beforehand, or opened in band.
+/// Dials with the stock `webrtc` crate; lane 0 is negotiated out of band, or opened in band.
 async fn stock_dial(target: &DialTarget, negotiated: bool) -> (impl PeerConnection, Arc<dyn DataChannel>) {
     let settings = SettingEngineBuilder::new().with_include_loopback_candidate(true).build();
     let peer = PeerConnectionBuilder::new()
@@ -267,7 +267,7 @@ async fn the_stock_webrtc_crate_and_relays_dial_with_each_cipher_suite() {
     }
 }
 
-/// So many dials by the stock crate at once, each with ten echoes.
+/// Concurrent dials by the stock crate, each with ten echoes.
 async fn stock_dials(config: EndpointConfig, dials: u8) {
     let relay = Relay::start_with(config, &["127.0.0.1:0"]);
     let dials = (0..dials).map(|number| {

@@ -1,4 +1,4 @@
-//! Dials and transfers over a network that misbehaves, in virtual time.
+//! Dials and transfers over a faulty network, in virtual time.
 
 use std::time::{Duration, Instant as StdInstant};
 
@@ -37,7 +37,7 @@ fn linked_with(
     linked.unwrap_or_else(|error| panic!("the dial failed: {error} (seed {seed})"))
 }
 
-/// The same, or how the dial failed.
+/// The same; returns the error if the dial failed.
 fn try_linked(
     seed: u64,
     mischief: Mischief,
@@ -51,7 +51,7 @@ fn try_linked(
         config.key_limits = key_limits;
     }
     if mischief.lost > 0.0 {
-        // A sign of life that is asked for three times may be lost three times: that ends a link, and is another test's.
+        // Three consecutive keep-alives may be lost, which ends a link; another test covers that.
         relay.caps.silence = Duration::from_secs(300);
         client.caps.silence = Duration::from_secs(300);
     }
@@ -184,7 +184,7 @@ fn closing_delivers_what_was_handed_over_and_tells_the_other_end() {
 #[test]
 fn a_dialler_that_starts_anew_from_its_old_address_replaces_its_link() {
     let (mut world, ..) = linked(8, Mischief::default());
-    // The client loses its memory, but keeps its address.
+    // The client loses its state, but keeps its address.
     world.nodes[CLIENT].endpoint = {
         let mut fresh = World::new(0);
         fresh.start = world.start;
@@ -236,7 +236,7 @@ fn a_dial_waits_for_its_route_until_its_own_time_out() {
     assert!(world.nodes[CLIENT].events.iter().any(failed), "{:?}", world.nodes[CLIENT].events);
 }
 
-/// Sends numbered messages both ways over all lanes, as room allows; all must arrive, whole and in order.
+/// Sends numbered messages both ways over all lanes, as room allows; all must arrive, complete and in order.
 fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, seed: u64) {
     let ends = [CLIENT, RELAY];
     let mut sent = [0u32; 2];
@@ -302,7 +302,7 @@ fn messages_arrive_in_order_with_five_percent_lost_doubled_reordered_and_forged(
 #[test]
 fn dials_open_within_their_time_with_five_percent_of_everything() {
     let mischief = Mischief { lost: 0.05, doubled: 0.05, reordered: 0.05, forged: 0.05 };
-    // One in 190 dials fails on such a network, and the parts draw their own randomness.
+    // One in 190 dials fails on such a network, and the dependencies use unseeded randomness.
     let fails = |seed: &u64| try_linked(*seed, mischief, &CipherSuite::ALL, KeyLimits::default()).is_err();
     let failed: Vec<u64> = (300..340).filter(fails).collect();
     assert!(failed.len() <= 2, "seeds {failed:?}");

@@ -1,4 +1,4 @@
-//! A world of endpoints without sockets: datagrams travel through a seeded network in virtual time.
+//! A simulated network of endpoints: datagrams pass through a seeded network in virtual time.
 
 use std::{
     cmp::Reverse,
@@ -32,7 +32,7 @@ pub(crate) fn client_config() -> EndpointConfig {
     config
 }
 
-/// What one must know to dial `endpoint` at `address`.
+/// The dial target of `endpoint` at `address`.
 pub(crate) fn target(endpoint: &Endpoint, address: SocketAddr) -> DialTarget {
     DialTarget {
         relay: RelayId::from_bytes([7; 32]),
@@ -43,7 +43,7 @@ pub(crate) fn target(endpoint: &Endpoint, address: SocketAddr) -> DialTarget {
     }
 }
 
-/// SplitMix64: enough chance for a network.
+/// SplitMix64, sufficient for a simulated network.
 pub(crate) struct Chance(pub u64);
 
 impl Chance {
@@ -59,18 +59,18 @@ impl Chance {
     }
 }
 
-/// What the network does to datagrams, as shares of them.
+/// Shares of datagrams affected by each fault.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Mischief {
     pub(crate) lost: f64,
     pub(crate) doubled: f64,
-    /// Held back long enough for others to overtake.
+    /// Delayed so that later datagrams overtake them.
     pub(crate) reordered: f64,
-    /// An altered copy comes first, from the same address; the datagram itself follows.
+    /// A modified copy from the same address arrives first; the original follows.
     pub(crate) forged: f64,
 }
 
-/// A datagram on its way: to node, from address, bytes.
+/// A datagram in flight: its arrival time, sequence number, receiving node, source address and bytes.
 type Flight = (Instant, u64, usize, SocketAddr, Vec<u8>);
 
 pub(crate) struct World {
@@ -89,17 +89,17 @@ pub(crate) struct Node {
     pub(crate) endpoint: Endpoint,
     pub(crate) events: Vec<LinkEvent>,
     addresses: [SocketAddr; 3],
-    /// Bytes it has sent.
+    /// Bytes that it has sent.
     pub(crate) bytes_sent: usize,
 }
 
 impl Node {
-    /// Where it listens.
+    /// Its listening address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// Where its dials come from.
+    /// The source address of its dials.
     pub(crate) fn dials_from(&self) -> SocketAddr {
         self.addresses[1]
     }
@@ -150,14 +150,14 @@ impl World {
         self.transmit(from, Transmit::Dial(target));
     }
 
-    /// A datagram from nobody's endpoint, with whatever sender it claims.
+    /// Injects a datagram with an arbitrary source address.
     pub(crate) fn inject(&mut self, to: usize, port: u8, from: SocketAddr, datagram: &[u8]) {
         let now = self.now;
         self.nodes[to].endpoint.handle_datagram(now, Route { port, remote: from }, &mut datagram.to_vec());
         self.collect(to);
     }
 
-    /// Takes what a node has to tell and to send.
+    /// Takes a node's events and output.
     fn collect(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         let mut sent = Vec::new();
@@ -202,19 +202,19 @@ impl World {
     fn fly(&mut self, arrives: Instant, node: usize, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         self.sent += 1;
         let (_, port) = self.by_address[&to];
-        // The receiving port travels in front of the bytes.
+        // The receiving port precedes the bytes.
         let mut bytes = vec![port];
         bytes.extend(datagram);
         self.flights.push(Reverse((arrives, self.sent, node, from, bytes)));
     }
 
-    /// The next moment at which something happens, if any does.
+    /// The time of the next event, if there is one.
     fn next(&self) -> Option<Instant> {
         let timeouts = self.nodes.iter().filter_map(|node| node.endpoint.poll_timeout());
         timeouts.chain(self.flights.peek().map(|Reverse(flight)| flight.0)).min()
     }
 
-    /// Lets time pass until `done` holds; panics with `what` when the world has lived for `limit` without.
+    /// Advances time until `done` returns true; panics with `what` after `limit`.
     pub(crate) fn run_until(&mut self, limit: Duration, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let end = self.now.after(limit);
         while !done(self) {
@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// Lets `span` pass.
+    /// Advances time by `span`.
     pub(crate) fn run_for(&mut self, span: Duration) {
         let end = self.now.after(span);
         while let Some(next) = self.next().filter(|next| *next <= end) {

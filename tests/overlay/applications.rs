@@ -1,4 +1,4 @@
-//! Programs that people point at the ports. They need what `cargo xtask test` installs.
+//! Real applications that use the client's ports. They need the packages that `cargo xtask test` installs.
 
 use std::{
     fs,
@@ -85,7 +85,7 @@ impl DigestHex for sha2::Sha256 {
     }
 }
 
-/// Clones a repository that a TLS server on loopback serves as plain files.
+/// Clones a repository from a TLS server on loopback that serves static files.
 fn git_over_https(testnet: &Testnet, scratch: &Path) {
     let site = scratch.join("site");
     let work = scratch.join("work");
@@ -93,7 +93,7 @@ fn git_over_https(testnet: &Testnet, scratch: &Path) {
     fs::create_dir_all(&site).unwrap();
     let git = |folder: &Path, arguments: &[&str]| {
         let identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main"];
-        // Where the machine has set this variable, it goes before `http.sslCAInfo`.
+        // If this variable is set on the machine, it takes precedence over `http.sslCAInfo`.
         let mut git = Command::new("git");
         git.current_dir(folder).env("GIT_SSL_CAINFO", &certificate);
         succeed(git.args(identity).args(arguments))

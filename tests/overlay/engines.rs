@@ -1,4 +1,4 @@
-//! Search engines for the exits of a testnet: Kiwix and searx from Debian, and one that answers as a test wants.
+//! Search engines for the exits of a testnet: Kiwix and searx from Debian, and one with scripted answers.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use std::{
 
 use super::harness::*;
 
-/// A program that serves HTTP on loopback; ended when dropped.
+/// A program that serves HTTP on loopback; dropping it ends it.
 pub(crate) struct Served {
     process: Child,
     pub(crate) address: SocketAddr,
@@ -40,7 +40,7 @@ impl Served {
     }
 }
 
-/// The Rust book as a ZIM file: where `cargo xtask test` says it is, or where it puts it.
+/// The Rust book as a ZIM file: at the path that `cargo xtask test` sets, or at its default path.
 pub(crate) fn rust_book() -> PathBuf {
     if let Some(zim) = std::env::var_os("UMBEL_TEST_ZIM") {
         return zim.into();
@@ -58,7 +58,7 @@ pub(crate) fn kiwix() -> Served {
     Served::start(&mut command, address)
 }
 
-/// searx, which asks `kiwix`.
+/// searx, which queries `kiwix`.
 pub(crate) fn searx(kiwix: &Served, folder: &Path) -> Served {
     let address = free_address();
     let settings = include_str!("searx.yml")
@@ -69,7 +69,7 @@ pub(crate) fn searx(kiwix: &Served, folder: &Path) -> Served {
     Served::start(Command::new("searx-run").env("SEARX_SETTINGS_PATH", file), address)
 }
 
-/// An engine that answers each request, a description apart, as a closure says.
+/// An engine whose answers a closure determines, except the description.
 pub(crate) struct Scripted {
     pub(crate) address: SocketAddr,
 }
@@ -89,13 +89,13 @@ impl Scripted {
         Self { address }
     }
 
-    /// Writes its OpenSearch description into `folder`, for exits to read.
+    /// Writes its OpenSearch description into `folder`, for the exits.
     pub(crate) fn describe(&self, name: &str, folder: &Path) -> PathBuf {
         describe(name, &format!("http://{}/search?q={{searchTerms}}&amp;page={{startPage?}}", self.address), folder)
     }
 }
 
-/// An OpenSearch description of an engine that answers in RSS.
+/// An OpenSearch description of an engine with answers in RSS.
 pub(crate) fn describe(name: &str, template: &str, folder: &Path) -> PathBuf {
     let file = folder.join(format!("{name}.xml"));
     let text = format!(
@@ -126,12 +126,12 @@ pub(crate) fn ok(kind: &str, body: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// An HTTP answer with `status` and nothing in it.
+/// An HTTP answer with `status` and an empty body.
 pub(crate) fn status(status: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
-/// An RSS answer of results with these titles, each linked to a place of its own.
+/// An RSS answer of results with these titles, each with a different URL.
 pub(crate) fn rss(titles: &[&str]) -> Vec<u8> {
     let item = |title: &&str| {
         let place = title.to_lowercase().replace(' ', "-");
@@ -153,7 +153,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> String {
     answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// What stands between each `<tag>` and its end in `text`, entities decoded.
+/// The text between each `<tag>` and its end in `text`, entities decoded.
 pub(crate) fn elements(text: &str, tag: &str) -> Vec<String> {
     let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
     let inner = text.split(&open).skip(1).map(|rest| rest.split(&close).next().unwrap());

@@ -1,4 +1,4 @@
-//! What happens when parts of the network go.
+//! Failures of nodes of a testnet.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -9,7 +9,7 @@ use std::{
 
 use super::harness::*;
 
-/// Within this the next request must succeed after a relay was killed.
+/// Time limit for the next successful request after a relay is killed.
 const RECOVERY: Duration = Duration::from_secs(5);
 
 #[test]
@@ -21,7 +21,7 @@ fn a_download_whose_relay_is_killed_fails_and_the_next_request_succeeds() {
     request(&mut stream, length);
     let mut some = vec![0; 1 << 20];
     stream.read_exact(&mut some).unwrap();
-    // All circuits share the guard, so this one carries the download.
+    // All circuits share the guard, so it carries the download.
     testnet.kill(&testnet.relay_named(&testnet.first_path[0]));
     let killed = Instant::now();
     let outcome = std::io::copy(&mut stream, &mut std::io::sink());
@@ -90,7 +90,7 @@ fn a_directory_without_pages_tells_whoever_asks_for_one_how_to_get_them() {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        // What is missing depends on how this program was built.
+        // The reason depends on whether this program was built with the pages.
         let missing = if answer.contains("cargo xtask web") { "was built without" } else { "--web" };
         assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains(missing), "{answer}");
     }

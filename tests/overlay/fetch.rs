@@ -1,4 +1,4 @@
-//! `umbel fetch` through a testnet: whole bodies, in little memory, by an exit and over a stream.
+//! `umbel fetch` through a testnet: complete bodies, bounded memory, by an exit and over a stream.
 
 use std::{
     fs,
@@ -56,7 +56,7 @@ fn what_ends_early_leaves_no_file_and_says_so() {
 #[test]
 fn what_is_interrupted_leaves_no_file() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
-    // Sends half of what it promises, and then nothing.
+    // Sends half of the announced length, then nothing.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {

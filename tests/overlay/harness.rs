@@ -1,4 +1,4 @@
-//! A running testnet, an origin to fetch from, and a SOCKS5 client by hand.
+//! A running testnet, an HTTP origin, and a minimal SOCKS5 client.
 
 use std::{
     fs,
@@ -16,13 +16,13 @@ use nix::{
     unistd::Pid,
 };
 
-/// What any one wait may take before the test fails.
+/// Time limit of any wait, after which the test fails.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// A testnet of processes, ended when dropped.
+/// A testnet of processes; dropping it ends them.
 pub(crate) struct Testnet {
     process: Child,
-    /// Kept, for a testnet whose output nobody takes would fail.
+    /// Kept, because a testnet fails if its output is closed.
     _lines: mpsc::Receiver<String>,
     /// The client's SOCKS5 port.
     pub(crate) socks: SocketAddr,
@@ -34,19 +34,19 @@ pub(crate) struct Testnet {
     pub(crate) directory: String,
     /// The folder of all nodes.
     pub(crate) folder: tempfile::TempDir,
-    /// The first circuit's relays, shortened.
+    /// The relays of the first circuit, shortened.
     pub(crate) first_path: Vec<String>,
 }
 
 impl Testnet {
-    /// Starts a testnet on ports of its own choosing and waits until it takes requests.
+    /// Starts a testnet on free ports and waits until it accepts requests.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = umbel()
             .args(["testnet", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0", "--dir"])
             .arg(folder.path())
             .args(arguments)
-            // Without a Rust book in it, whatever the machine has.
+            // Without a Rust book, independent of the machine's cache.
             .env("XDG_CACHE_HOME", folder.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -72,7 +72,7 @@ impl Testnet {
         Self { process, _lines: lines, socks, http, page, directory, folder, first_path }
     }
 
-    /// Starts another client of the testnet, with these options of its own, and waits until it takes requests.
+    /// Starts another client of the testnet with these options, and waits until it accepts requests.
     pub(crate) fn client(&self, arguments: &[&str]) -> OwnClient {
         let authority = shown_key(&self.folder.path().join("directory"), "directory", "authority");
         let mut process = umbel()
@@ -109,7 +109,7 @@ impl Testnet {
         processes().into_iter().find(|(_, arguments)| arguments.contains(&wanted)).expect("the node runs").0
     }
 
-    /// The folder of the relay that prints as `short`.
+    /// The folder of the relay with the shortened identity `short`.
     pub(crate) fn relay_named(&self, short: &str) -> String {
         let relays = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
         let relay = relays.filter(|path| path.is_dir()).find(|path| {
@@ -118,7 +118,7 @@ impl Testnet {
         relay.expect("a relay of that name").file_name().unwrap().to_string_lossy().into_owned()
     }
 
-    /// Each node's largest resident memory so far, in bytes.
+    /// Each node's peak resident memory, in bytes.
     pub(crate) fn peak_memory(&self) -> Vec<(String, u64)> {
         let folders = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap());
         let folders = folders.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
@@ -131,12 +131,12 @@ impl Testnet {
         names.map(|name| (name.clone(), peak(&name))).collect()
     }
 
-    /// Kills the node whose folder is `name` with no chance to say anything.
+    /// Kills the node whose folder is `name` by SIGKILL.
     pub(crate) fn kill(&self, name: &str) {
         kill(self.pid_of(name), Signal::SIGKILL).unwrap();
     }
 
-    /// Presses Ctrl-C and waits for the end.
+    /// Sends SIGINT and waits for the end.
     pub(crate) fn stop(mut self) -> bool {
         kill(pid(&self.process), Signal::SIGINT).unwrap();
         wait_for_end(&mut self.process).success()
@@ -150,10 +150,10 @@ impl Drop for Testnet {
     }
 }
 
-/// A client beside the testnet's own, ended when dropped.
+/// A client in addition to the testnet's; dropping it ends it.
 pub(crate) struct OwnClient {
     process: Child,
-    /// Kept, for a client whose output nobody takes would fail.
+    /// Kept, because a client fails if its output is closed.
     lines: mpsc::Receiver<String>,
     /// Its SOCKS5 port.
     pub(crate) socks: SocketAddr,
@@ -166,7 +166,7 @@ impl Drop for OwnClient {
     }
 }
 
-/// A process ended when dropped.
+/// A process; dropping it ends it.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
@@ -176,19 +176,19 @@ impl Drop for Running {
     }
 }
 
-/// Machines that are network namespaces, by their numbers.
+/// Machines as network namespaces, by number.
 pub(crate) trait Namespaces {
-    /// The namespace of a machine.
+    /// The namespace's name.
     fn name(&self, machine: usize) -> String;
 
-    /// `program`, to be run on a machine.
+    /// A command that runs `program` on a machine.
     fn command(&self, machine: usize, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name(machine), program]);
         command
     }
 
-    /// Starts `program` on a machine, after `set` has added to its command.
+    /// Starts `program` on a machine; `set` completes its command.
     fn spawn(&self, machine: usize, program: &str, set: impl FnOnce(&mut Command)) -> Running {
         let mut command = self.command(machine, program);
         set(&mut command);
@@ -210,7 +210,7 @@ pub(crate) fn pid(process: &Child) -> Pid {
     Pid::from_raw(i32::try_from(process.id()).unwrap())
 }
 
-/// The lines that `output` gives, as they come.
+/// The lines of `output`, as they are written.
 pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -225,14 +225,14 @@ pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver
     lines
 }
 
-/// Waits for a process to end, and fails the test if it does not.
+/// Waits for a process to end, and fails the test after the limit.
 pub(crate) fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
     let end = Instant::now() + LIMIT;
     await_true("the process ends", end, || process.try_wait().unwrap().is_some());
     process.wait().unwrap()
 }
 
-/// Looks again and again until `holds`, and fails the test after `end`.
+/// Polls until `holds` returns true, and fails the test after `end`.
 pub(crate) fn await_true(what: &str, end: Instant, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < end, "not in time: {what}");
@@ -256,7 +256,7 @@ pub(crate) fn identity_in(folder: &Path) -> String {
     shown_key(folder, "relay", "identity")
 }
 
-/// What `umbel keys` shows of a node on the line that begins with `what`.
+/// The value in the output of `umbel keys` on the line that begins with `what`.
 pub(crate) fn shown_key(folder: &Path, role: &str, what: &str) -> String {
     let output = umbel().args(["keys", role, "--data-dir"]).arg(folder).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -268,9 +268,9 @@ fn first_word(text: &str) -> String {
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// An HTTP origin on loopback whose bodies follow from their length.
+/// An HTTP origin on loopback whose bodies are determined by their length.
 pub(crate) struct Origin {
-    /// Where it listens.
+    /// Its address.
     pub(crate) address: SocketAddr,
 }
 
@@ -293,7 +293,7 @@ impl Origin {
     }
 }
 
-/// Answers each request for `/N` with N bytes, until the other end closes.
+/// Answers each request for `/N` with N bytes, until the peer closes.
 fn serve(stream: TcpStream) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut stream = stream;
@@ -318,7 +318,7 @@ fn serve(stream: TcpStream) -> Option<()> {
     }
 }
 
-/// The bytes of every body: a xorshift sequence, so that none repeats soon.
+/// The bytes of every body: a xorshift sequence with a long period.
 pub(crate) struct Body(u64);
 
 impl Body {
@@ -339,7 +339,7 @@ impl Body {
     }
 }
 
-/// Whether `input` gives exactly the first `length` bytes of a body.
+/// Whether `input` is exactly the first `length` bytes of a body.
 pub(crate) fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
     let mut body = Body::new();
     let mut left = length;
@@ -395,7 +395,7 @@ pub(crate) fn socks(
     request.extend_from_slice(&to.to_be_bytes());
     stream.write_all(&request).unwrap();
     let [_, code, _, family] = read::<4>(&mut stream);
-    // The rest of the reply is the caller's if it asked a question; for CONNECT it is passed over.
+    // The rest of the reply belongs to the caller for RESOLVE; for CONNECT it is skipped.
     if command == 1 {
         let length = if family == 4 { 18 } else { 6 };
         let mut rest = vec![0; length];

@@ -1,4 +1,4 @@
-//! Logs tell nothing of who talks to whom.
+//! Logs contain no address, host name or query.
 
 use std::fs;
 

@@ -11,14 +11,14 @@ use std::{
 
 use super::harness::*;
 
-/// Each link's delay one way, in milliseconds, and the share of its packets that it drops.
+/// One-way delay of each link in milliseconds, and its share of lost packets.
 const DELAY_MS: &str = "25";
 const LOSS: &str = "0.01";
-/// The longest time without a byte: many round trips, and several timeouts of a link in a row.
+/// Longest time without a byte: many round trips, and several consecutive timeouts of a link.
 const STALL: Duration = Duration::from_secs(3);
 const LENGTH: usize = 3 << 20;
 
-/// The machines. The origin is on the exit's: TCP between the two is not what is tested.
+/// The machines. The origin is on the exit's machine, because TCP between the two is not under test.
 const DIRECTORY: usize = 0;
 const RELAYS: [usize; 3] = [1, 2, 3];
 const EXIT: usize = 3;
@@ -42,7 +42,7 @@ fn a_download_over_delay_and_loss_is_whole_and_never_stalls() {
     download(&links, &format!("{origin}/body"), &expected);
 }
 
-/// Fetches `url`, and fails if a byte is wrong or missing, or if none comes for [`STALL`].
+/// Fetches `url`, and fails if a byte is wrong or missing, or if none arrives for [`STALL`].
 fn download(links: &Links, url: &str, expected: &[u8]) {
     let mut command = links.command(CLIENT, "curl");
     command.args(["-sS", "--no-buffer", "--proxy", "socks5h://127.0.0.1:9350", url]);
@@ -68,7 +68,7 @@ fn download(links: &Links, url: &str, expected: &[u8]) {
     assert_eq!(got, expected.len());
 }
 
-/// What `input` gives, as it comes.
+/// The chunks of `input`, as they are read.
 fn chunks_of(mut input: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, chunks) = mpsc::channel();
     thread::spawn(move || {
@@ -118,7 +118,7 @@ fn fetch_small(links: &Links, origin: &str) -> Output {
     links.command(CLIENT, "curl").args(arguments).arg(format!("{origin}/small")).output().unwrap()
 }
 
-/// The address that netdelay gives a machine.
+/// The address of a machine, as assigned by netdelay.
 fn address(machine: usize) -> String {
     format!("10.77.0.{}", machine + 1)
 }

@@ -1,4 +1,4 @@
-//! The README's network of three machines, each a network namespace with an address of its own network.
+//! The README's network of three machines: network namespaces, each in a different subnet.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use super::harness::*;
 
-/// Where the origin is, and what it serves.
+/// Address of the origin, and the length of its body.
 const ORIGIN: &str = "10.5.0.1";
 const LENGTH: usize = 2_000_000;
 
@@ -37,7 +37,7 @@ fn three_machines_a_client_and_an_origin_meet_over_a_real_network() {
     await_true("the origin is fetched through three machines", end, || fetch(&network, &url).status.success());
     assert_eq!(fetch(&network, &url).stdout, fs::read(folder.join("body")).unwrap());
 
-    // The exit's policy has 80 and 443 only; 97 is curl's word for a refusal by the proxy.
+    // The exit's policy has only 80 and 443; 97 is curl's exit status for a refusal by the proxy.
     let refused = fetch(&network, &format!("http://{ORIGIN}:25/"));
     assert_eq!(refused.status.code(), Some(97));
 }
@@ -71,7 +71,7 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
     let url = format!("http://{ORIGIN}/body");
     await_true("the origin is fetched through the volunteer", end, || fetch(&network, &url).status.success());
     assert_eq!(fetch(&network, &url).stdout, fs::read(folder.join("body")).unwrap());
-    // All of it went in and out of the house.
+    // All bytes went through the NAT router.
     let counters = network.command(5, "nft").args(["list", "counter", "ip", "house", "out"]).output().unwrap();
     let counters = String::from_utf8(counters.stdout).unwrap();
     let bytes = counters.split_whitespace().skip_while(|word| *word != "bytes").nth(1).unwrap();
@@ -108,7 +108,7 @@ fn fetch(network: &Network, url: &str) -> Output {
     network.command(3, "curl").args(arguments).output().unwrap()
 }
 
-/// Machines on one wire, each a network namespace; removed when dropped.
+/// Machines on one wire, each a network namespace; dropping it removes them.
 struct Network {
     addresses: Vec<String>,
     prefix: String,
@@ -134,8 +134,8 @@ impl Network {
         network
     }
 
-    /// Adds a machine behind the machine `router`, which forwards what comes from within under its own address, and lets in
-    /// only what answers that. Gives its number.
+    /// Adds a machine behind the NAT `router`, which forwards outgoing packets under its address, and incoming
+    /// packets only of established connections. Returns the machine's number.
     fn add_behind_nat(&mut self, router: usize) -> usize {
         let inside = self.addresses.len();
         self.addresses.push("192.168.7.2".to_owned());

@@ -1,4 +1,4 @@
-//! Real runs: the real binary, a process a node, real data channels over loopback, real clients.
+//! End-to-end tests: the real binary, a process for each node, real data channels over loopback, real applications.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::disallowed_methods,

@@ -1,4 +1,5 @@
-//! `umbel fetch --gateway` through a testnet: a gateway opens what the exits carry, and two of them bring its keys.
+//! `umbel fetch --gateway` through a testnet: the gateway decrypts requests that exits carry, and two exits fetch its
+//! keys.
 
 use std::{
     fs,
@@ -60,28 +61,29 @@ fn fetch(testnet: &Testnet, gateway: &Gateway, url: &str) -> Output {
     umbel().arg("fetch").args(arguments).arg(url).output().unwrap()
 }
 
-/// A key configuration; the same each time for one `number`.
+/// A key configuration, determined by `number`.
 fn keys(number: u8) -> KeyConfig {
     let suite = SymmetricSuite::new(Kdf::HkdfSha256, Aead::ChaCha20Poly1305);
     KeyConfig::derive(number, Kem::X25519Sha256, vec![suite], &[number; 32]).unwrap()
 }
 
-/// An Oblivious HTTP gateway on loopback, which opens requests by the keys of number 1 and sends them on.
+/// An Oblivious HTTP gateway on loopback, which opens requests by the keys of number 1 and performs them.
 struct Gateway {
     address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
 }
 
-/// What a gateway was asked.
+/// Requests that a gateway received.
 #[derive(Default)]
 struct Seen {
-    /// The processes that asked for its keys.
+    /// The processes that fetched its keys.
     keys_by: Vec<Pid>,
     sealed: Vec<Vec<u8>>,
 }
 
 impl Gateway {
-    /// Starts it; it ends with the test's process. Whoever asks for its keys gets those that `given` says, by how many asked before.
+    /// Starts it; it ends with the test's process. `given` returns the keys for each fetch, from the number of
+    /// earlier fetches.
     fn start(given: fn(usize) -> KeyConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -117,7 +119,7 @@ fn serve(stream: TcpStream, given: fn(usize) -> KeyConfig, seen: &Mutex<Seen>) {
     answer(stream, "message/ohttp-res", &sealer.encapsulate(&response).unwrap());
 }
 
-/// What the target of an opened request says.
+/// The target's answer to an opened request.
 fn send_on(message: &[u8]) -> Message {
     let asked = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
     let text = |part: Option<&[u8]>| String::from_utf8(part.unwrap().to_vec()).unwrap();
@@ -134,7 +136,7 @@ fn send_on(message: &[u8]) -> Message {
     response
 }
 
-/// The first line of a message, and how long its body is.
+/// The first line of a message, and the length of its body.
 fn head(reader: &mut impl io::BufRead) -> (String, usize) {
     let (mut first, mut length) = (String::new(), 0);
     reader.read_line(&mut first).unwrap();

@@ -1,4 +1,4 @@
-//! What a client of the two ports gets.
+//! Requests through the two ports of a client.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,7 +14,7 @@ const RESOLVE: u8 = 0xF0;
 
 #[test]
 fn everything_the_ports_promise_holds() {
-    // One testnet serves all; each part is its own function, told apart by its name in a failure's backtrace.
+    // One testnet serves all parts; each part is a function, identified by its name in a failure's backtrace.
     let testnet = &Testnet::start(&[]);
     a_body_comes_through_byte_for_byte(testnet);
     both_directions_close_on_their_own(testnet);

@@ -1,4 +1,4 @@
-//! Searches through a testnet: what the engine itself says, in its order, whatever an exit or an engine does.
+//! Searches through a testnet: the results equal the engine's in its order, also with faulty exits or engines.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{engines::*, harness::*};
 
-/// Searches of the Rust book that people might make; each has results.
+/// Realistic searches of the Rust book; each has results.
 const QUERIES: &[&str] = &[
     "ownership",
     "borrowing",
@@ -70,7 +70,7 @@ fn search(testnet: &Testnet, arguments: &[&str]) -> Output {
     umbel().args(["search", &format!("--control={}", testnet.page)]).args(arguments).output().unwrap()
 }
 
-/// What `umbel search --json` gives.
+/// The output of `umbel search --json`.
 fn found(testnet: &Testnet, arguments: &[&str]) -> Value {
     let output = search(testnet, &[&["--json"], arguments].concat());
     let text = String::from_utf8(output.stdout).unwrap();
@@ -83,7 +83,7 @@ fn each(found: &Value, key: &str) -> Vec<String> {
     results.iter().map(|result| result[key].as_str().unwrap().to_owned()).collect()
 }
 
-/// What `output` told on standard error, of a command that failed.
+/// The standard error of a failed command.
 fn refusal(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&output.stdout));

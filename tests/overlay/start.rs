@@ -1,4 +1,4 @@
-//! Starting, checking and ending a testnet.
+//! Starts, checks and ends a testnet.
 
 use std::{
     fs::{self, File},
@@ -62,7 +62,7 @@ fn a_testnet_killed_at_any_moment_of_its_start_leaves_no_process_and_no_folder()
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // The moment of the kill is what varies here; nothing is waited for.
+        // Varies the time of the kill; it waits for no event.
         std::thread::sleep(Duration::from_millis(milliseconds));
         kill(pid(&process), Signal::SIGKILL).unwrap();
         process.wait().unwrap();
@@ -97,7 +97,7 @@ fn a_port_open_to_other_machines_needs_leave() {
     assert!(text.contains("--allow-remote"), "{text}");
 }
 
-/// A node by itself, ended when dropped.
+/// A single node; dropping it ends it.
 struct Node(Child);
 
 impl Node {
@@ -149,7 +149,7 @@ fn a_relay_whose_engine_can_not_be_fetched_starts_and_offers_it_once_it_can() {
     }
 }
 
-/// The list that the directory at `address` serves, if there is one yet.
+/// The consensus of the directory at `address`, if there is one yet.
 fn consensus(address: SocketAddr) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect(address).ok()?;
     write!(stream, "GET /v1/consensus HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
@@ -175,7 +175,7 @@ fn a_command_that_has_failed_does_not_wait_for_the_rest_of_its_input() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // Its input stays open meanwhile.
+    // Its standard input stays open.
     let input = fetch.stdin.take();
     assert_eq!(wait_for_end(&mut fetch).code(), Some(1));
     drop(input);

@@ -1,4 +1,4 @@
-//! Volunteers, relays that listen nowhere, carry circuits, and leave without harm.
+//! Volunteers, relays that don't listen, carry circuits, and leave without failed requests.
 
 use std::{
     io::Read as _,
@@ -24,7 +24,7 @@ fn a_circuit_pinned_through_a_volunteer_carries_20_mb_byte_for_byte() {
     let mut stream = connect(client.socks, origin.address);
     request(&mut stream, LENGTH);
     assert!(is_body(&mut stream, LENGTH).unwrap());
-    // And it was that volunteer: without it nothing comes.
+    // The volunteer was the middle: without it no data arrives.
     let mut stream = connect(client.socks, origin.address);
     request(&mut stream, 1 << 40);
     stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
@@ -33,7 +33,7 @@ fn a_circuit_pinned_through_a_volunteer_carries_20_mb_byte_for_byte() {
     assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
 }
 
-/// A link that falls silent is given up after three seconds.
+/// Below the three seconds after which a silent link counts as failed.
 const AT_ONCE: Duration = Duration::from_millis(1_500);
 
 #[test]
@@ -54,17 +54,17 @@ fn a_volunteer_or_relay_that_is_asked_to_end_takes_its_circuits_along_at_once() 
         println!("{name}: {took:?}");
         assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
         assert!(took < AT_ONCE, "{name}: {took:?}");
-        // What is left of it until its parent looks has no arguments.
+        // A zombie process has no arguments.
         let runs = |(other, arguments): &(_, Vec<String>)| *other == pid && arguments.len() > 1;
         await_true("the process ends", at + LIMIT, || !processes().iter().any(runs));
     }
 }
 
-/// Requests in all, and after how many of them a volunteer is killed each time.
+/// Number of requests, and of requests between two kills of a volunteer.
 const REQUESTS: usize = 400;
 const KILL_EVERY: usize = 80;
 const VOLUNTEERS: usize = 10;
-/// Longest time for one request, one that a volunteer's death falls into included.
+/// Time limit of one request, also during a kill.
 const LONGEST: Duration = Duration::from_secs(15);
 
 #[test]
@@ -88,7 +88,7 @@ fn while_volunteers_are_killed_requests_succeed_at_the_first_try() {
                     kill(doomed[number / KILL_EVERY - 1], Signal::SIGKILL).unwrap();
                 }
                 let at = Instant::now();
-                // Under a name of its own, so over circuits of its own. What fails panics.
+                // A separate user name, so a separate circuit. A failure panics.
                 let one = thread::spawn(move || fetch_as(port, &number.to_string(), origin));
                 outcomes.lock().unwrap().push((one.join().is_ok(), at.elapsed()));
             }
@@ -114,11 +114,11 @@ fn while_volunteers_are_killed_requests_succeed_at_the_first_try() {
     assert!(longest < LONGEST, "one took {longest:?}");
 }
 
-/// Cells that a volunteer has carried, as its log said last.
+/// Cells that a volunteer has forwarded, according to the last line of its log.
 fn cells_of(testnet: &Testnet, name: &str) -> u64 {
     let log = std::fs::read_to_string(testnet.folder.path().join(format!("{name}.log"))).unwrap();
     let line = log.lines().rev().find(|line| line.contains("carrying for others")).unwrap();
-    // Colours may stand between name and figure.
+    // Colour codes may precede the number.
     let figure = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
     figure.trim().parse().unwrap()
 }

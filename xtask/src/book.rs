@@ -1,6 +1,6 @@
-//! The corpus of the search tests: the Rust book as a ZIM file, which `kiwix-serve` answers from.
+//! Builds the corpus of the search tests: the Rust book as a ZIM file for `kiwix-serve`.
 //!
-//! Made once for each version of the book and kept with the other tools, where `umbel testnet` finds it too.
+//! Built once for each version of the book and stored with the other tools, where `umbel testnet` also finds it.
 
 use std::{
     fs, io,
@@ -12,22 +12,22 @@ use crate::{
     run::{Failure, Run, Tally, cache},
 };
 
-/// Where Debian's package `rust-doc` has the book.
+/// Path of the book in Debian's package `rust-doc`.
 const DEBIAN: &str = "/usr/share/doc/rust-doc/html/book";
 
-/// Makes the file and tells where it is.
+/// Builds the file and prints its path.
 pub(crate) fn command() -> Result<(), Failure> {
     println!("{}", zim()?.display());
     Ok(())
 }
 
-/// The book as a ZIM file, made if it isn't there.
+/// The book as a ZIM file, built if it doesn't exist.
 pub(crate) fn zim() -> Result<PathBuf, Failure> {
     let failed = |error: io::Error| Failure::new(format!("the book as a ZIM file: {error}"));
     let book = book()?;
     let folder = cache("rust-book")?;
     let (zim, made_from) = (folder.join("rust-book.zim"), folder.join("made-from"));
-    // The folder's name has the toolchain in it, and a page the day it was installed.
+    // The folder's name contains the toolchain, and the modification time of a page is the time of installation.
     let source = format!("{} {:?}", book.display(), fs::metadata(book.join("index.html")).and_then(|of| of.modified()));
     if zim.is_file() && fs::read_to_string(&made_from).is_ok_and(|text| text == source) {
         return Ok(zim);
@@ -48,7 +48,7 @@ pub(crate) fn zim() -> Result<PathBuf, Failure> {
     Ok(zim)
 }
 
-/// The book as pages: the toolchain's own, where rustup has it or can fetch it, or Debian's.
+/// The book's HTML pages: from the toolchain, if rustup has them or can fetch them, otherwise from Debian.
 fn book() -> Result<PathBuf, Failure> {
     let toolchain = || {
         let sysroot = Run::new("rustc").args(["--print", "sysroot"]).output()?;
@@ -67,8 +67,8 @@ fn book() -> Result<PathBuf, Failure> {
     debian().ok_or_else(|| Failure::new("the Rust book is neither with the toolchain nor in Debian's rust-doc"))
 }
 
-/// Copies the book without its older editions and without what holds the whole of it once more: the page to print and
-/// the index of its own search. Notes the icon's name.
+/// Copies the book without older editions and without duplicates of its content: the printable page and the search
+/// index. Sets `icon` to the icon's name.
 fn copy(from: &Path, to: &Path, icon: &mut Option<String>) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
@@ -88,7 +88,7 @@ fn copy(from: &Path, to: &Path, icon: &mut Option<String>) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the file as a step of the tests.
+/// Builds the file as a step of the tests.
 pub(crate) fn prepare() -> Result<Tally, Failure> {
     zim().map(|_| Tally::ONE)
 }

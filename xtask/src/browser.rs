@@ -1,13 +1,13 @@
-//! What real browsers do, a relay's transport and the search page: `tests/browser`, driven by Node.
+//! Tests of a relay's transport and of the search page with real browsers: `tests/browser`, run by Node.
 
 use std::fs;
 
 use crate::run::{Failure, Run, Tally, root};
 
-/// Installs the pinned driver when it isn't there, and runs the browsers' tests.
+/// Installs the pinned driver if it is missing, and runs the browsers' tests.
 pub(crate) fn test() -> Result<Tally, Failure> {
     let folder = root().join("tests/browser");
-    // npm notes what it installed; the note is as old as the lock file it came from.
+    // npm writes a list of installed packages, which has the modification time of the lock file.
     let written = |path: &str| fs::metadata(folder.join(path)).and_then(|file| file.modified()).ok();
     let installed = written("node_modules/.package-lock.json");
     if installed.is_none() || installed < written("package-lock.json") {

@@ -1,7 +1,7 @@
-//! `cargo xtask compare`: Umbel and Tor measured under the same conditions, as a table.
+//! `cargo xtask compare`: measures Umbel and Tor under the same conditions, and prints a table.
 //!
-//! The labs in `xtask/labs` start both networks and measure them; this chooses the conditions, takes turns, and puts
-//! medians and ratios into a table.
+//! The labs in `xtask/labs` start both networks and measure them. This module selects the conditions, alternates the
+//! programs, and computes medians and ratios.
 
 mod table;
 
@@ -50,7 +50,7 @@ examples: cargo xtask compare --only loopback --no-tor --runs 1
           cargo xtask compare --umbel new/umbel --baseline old/umbel --no-tor --only loss-1 --only delay-100
 ";
 
-/// The longest one run of a lab may take, in seconds.
+/// Time limit of one run of a lab, in seconds.
 const LAB_LIMIT: &str = "420";
 const DEFAULT_RUNS: usize = 3;
 
@@ -64,7 +64,7 @@ struct Options {
     keep: Option<PathBuf>,
 }
 
-/// Measures what `arguments` ask for and prints the table.
+/// Measures as requested by `arguments` and prints the table.
 pub(crate) fn command(arguments: &[&str]) -> Result<(), Failure> {
     if arguments.iter().any(|argument| ["--help", "-h", "help"].contains(argument)) {
         print!("{USAGE}{}{NOTES}", table::list_of_conditions());
@@ -134,12 +134,12 @@ fn runs(text: &str) -> Result<usize, Failure> {
     runs.ok_or_else(|| Failure::new(format!("--runs is a number from 1 on, not {text:?}")))
 }
 
-/// The program at `path`, which is relative to the folder that the command was given in.
+/// The program at `path`, relative to the folder in which the command was started.
 fn program(path: &str) -> Result<PathBuf, Failure> {
     fs::canonicalize(path).map_err(|error| Failure::new(format!("no program {path}: {error}")))
 }
 
-/// Who is measured: Umbel first, which the others are compared with.
+/// The programs to measure: Umbel first, as the reference.
 fn contenders(options: &Options) -> Result<Vec<Contender>, Failure> {
     let umbel = match &options.umbel {
         Some(program) => program.clone(),
@@ -160,7 +160,7 @@ fn build() -> Result<PathBuf, Failure> {
     Ok(target_folder()?.join("release/umbel"))
 }
 
-/// Runs all conditions and prints each one's rows of the table when it is done.
+/// Runs all conditions and prints the table's rows of each when it is done.
 fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     let total = options.conditions.len().saturating_mul(options.runs).saturating_mul(contenders.len());
     let mut done: usize = 0;
@@ -168,7 +168,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     println!("{}", table::header(contenders));
     for condition in &options.conditions {
         for run in 0..options.runs {
-            // Each goes first in turn, so that what heats up or fills up meets all alike.
+            // Each is first in turn, so that effects of the order, such as heat, affect all equally.
             let order = (0..contenders.len()).cycle().skip(run).take(contenders.len());
             for (number, contender) in order.filter_map(|number| Some((number, contenders.get(number)?))) {
                 done = done.saturating_add(1);
@@ -198,7 +198,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     }
 }
 
-/// What a lab prints about one contender under one condition.
+/// The output of a lab for one contender under one condition.
 fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> Result<String, Failure> {
     let mut command = Command::new("python3");
     command.arg(root().join("xtask/labs").join(contender.lab)).args(condition.options);
@@ -206,7 +206,7 @@ fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> R
     if let Some(program) = &contender.program {
         command.arg("--umbel").arg(program);
     }
-    // Without namespaces it would be the whole machine's.
+    // Without namespaces the setting would apply to the whole machine.
     if let Some(name) = options.tcp_cc.as_ref().filter(|_| condition.is_namespaced()) {
         command.args(["--tcp-cc", name]);
     }
@@ -218,7 +218,7 @@ fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> R
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Writes a run's output where `--keep` wants it.
+/// Writes a run's output to the folder given by `--keep`.
 fn keep(
     options: &Options,
     condition: &Condition,

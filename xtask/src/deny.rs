@@ -1,4 +1,4 @@
-//! Licences, bans and sources of the dependencies, by cargo-deny and `deny.toml`.
+//! Checks licences, bans and sources of the dependencies, by cargo-deny and `deny.toml`.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::{
     run::{Failure, Run, Tally, cache},
 };
 
-/// Checks them, and the known vulnerabilities too where the advisory database can be had.
+/// Runs the checks, and that for known vulnerabilities if the advisory database is available.
 pub(crate) fn check() -> Result<Tally, Failure> {
     let program = program()?;
     let fetched = Run::new(&program).args(["fetch", "db"]).succeeds();
@@ -20,7 +20,7 @@ pub(crate) fn check() -> Result<Tally, Failure> {
     Run::new(&program).args(["check", "--hide-inclusion-graph"]).args(checks).run()
 }
 
-/// cargo-deny: the one on the path, or one built once and kept.
+/// cargo-deny: the one on the path, or one that is built once and kept.
 fn program() -> Result<PathBuf, Failure> {
     if let Some(program) = on_path("cargo-deny") {
         return Ok(program);
@@ -36,7 +36,7 @@ fn program() -> Result<PathBuf, Failure> {
             .args(["--target-dir"])
             .args([&build])
             .run()?;
-        // The program is what is kept; what it was made from is large.
+        // Only the program is kept; its build folder is large.
         let _ = std::fs::remove_dir_all(build);
     }
     Ok(program)

@@ -1,31 +1,34 @@
 //! Instruction counts of sealing, switching and packing a cell, by callgrind, against budgets.
 //!
-//! The workloads are in `benches/instructions.rs`. It is built in the development profile, so that it shares the dependencies
-//! of the tests; only the crate itself is compiled anew, optimised. The counts are not those of a release build.
+//! The workloads are in `benches/instructions.rs`. It is built in the development profile, so that it shares the
+//! dependencies of the tests; only the crate itself is recompiled with optimisation. The counts differ from those of
+//! a release build.
 
 use std::{fs, path::Path};
 
 use crate::run::{Failure, Run, Tally, target_folder};
 
-/// A function of `benches/instructions.rs` and the most instructions that it may take per cell.
+/// A function of `benches/instructions.rs` and its instruction budget per cell.
 struct Budget {
     function: &'static str,
     instructions: u64,
 }
 
-/// About 10 % above the counts on x86-64 with AVX2. A budget of 0 is not measured yet: the step fails and names the budget to set.
+/// About 10 % above the counts on x86-64 with AVX2. A budget of 0 is not measured yet: the step fails and prints the
+/// budget to set.
 const BUDGETS: &[Budget] = &[
     Budget { function: "sealing", instructions: 22_100 },
     Budget { function: "switching", instructions: 8_700 },
     Budget { function: "packing", instructions: 5_100 },
 ];
 
-/// Per cent that a new budget leaves above the count.
+/// Margin of a new budget above the count, in per cent.
 const HEADROOM: u64 = 10;
-/// Per cent of its budget under which a count asks for a lower budget.
+/// Below this share of its budget, in per cent, a count prints advice to lower the budget.
 const LOW: u64 = 80;
 
-/// The crate optimised, in one piece and without what only tests want; its dependencies stay as the tests have them.
+/// Compiler options: the crate optimised, without debug assertions and overflow checks; the dependencies as in the
+/// tests.
 const OPTIMISED: &[&str] = &[
     "profile.dev.package.umbel.opt-level=3",
     "profile.dev.package.umbel.codegen-units=16",
@@ -61,7 +64,7 @@ pub(crate) fn check() -> Result<Tally, Failure> {
 }
 
 impl Budget {
-    /// Advice if `count` is far below the budget; an error if it exceeds it.
+    /// Advice if `count` is far below the budget; an error if it exceeds the budget.
     fn judge(&self, count: u64) -> Result<Option<String>, String> {
         let Self { function, instructions } = self;
         let new = count.saturating_mul(HEADROOM.saturating_add(100)) / 100;

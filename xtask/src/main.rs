@@ -1,7 +1,7 @@
-//! Umbel's build tool: what a developer and the build machine run beyond `cargo build`.
+//! Umbel's build tool: checks, packages and measurements for developers and CI.
 //!
-//! `cargo xtask test` is the whole check; every other command is one part of it. The standard library alone, so that
-//! it is there a second after a fresh clone.
+//! `cargo xtask test` is the complete check; every other command is one part of it. It uses only the standard
+//! library, so that it builds within a second after a fresh clone.
 #![allow(clippy::disallowed_methods, reason = "no part of the core: it reads the clock and the environment")]
 
 mod book;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         ["compare", options @ ..] => compare::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
-        // What `web` starts this tool anew for.
+        // A subcommand that `web` starts.
         ["bind", name, module, folder] => web::bind(name, module, folder),
         ["browser"] => browser::test().map(drop),
         [] | ["help" | "--help" | "-h"] => {

@@ -1,4 +1,5 @@
-//! The programs that the tests use and that are no part of Rust: real clients, browsers, Node, search engines.
+//! Installs the programs that the tests use and that are no part of Rust: real clients, browsers, Node, search
+//! engines.
 
 use std::{
     fs, io,
@@ -8,7 +9,7 @@ use std::{
 
 use crate::run::{Failure, Run, Tally, cache};
 
-/// A Debian package, and how to tell that what it gives is already there.
+/// A Debian package, and a check whether its programs are already present.
 struct Package {
     name: &'static str,
     present: fn() -> bool,
@@ -37,27 +38,27 @@ const PACKAGES: &[Package] = &[
     Package { name: "searx", present: || on_path("searx-run").is_some() },
 ];
 
-/// What the labs need beyond the program they measure.
+/// Packages that the labs need in addition to the measured program.
 const FOR_LABS: &[&str] = &["gcc", "libc6-dev", "python3", "iproute2"];
 
 /// Tor's package; its programs are in a folder that isn't on every path.
 const TOR: Package =
     Package { name: "tor", present: || on_path("tor").is_some() || PathBuf::from("/usr/sbin/tor").exists() };
 
-/// What keeps Debian's packages from starting their services, if it is there and says 101.
+/// The script that prevents Debian's packages from starting services, if it exists and exits with 101.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// Installs the packages that are missing.
+/// Installs the missing packages.
 pub(crate) fn install() -> Result<Tally, Failure> {
     install_missing(PACKAGES.iter())
 }
 
-/// Installs what is missing of the packages that the labs need.
+/// Installs the missing packages of the labs.
 pub(crate) fn for_labs() -> Result<Tally, Failure> {
     install_missing(PACKAGES.iter().filter(|package| FOR_LABS.contains(&package.name)))
 }
 
-/// Installs Tor if it is missing, and keeps its service, which would join the public network, from starting.
+/// Installs Tor if it is missing, and prevents its service from starting, which would join the public network.
 pub(crate) fn tor() -> Result<Tally, Failure> {
     if (TOR.present)() {
         return Ok(Tally::ONE);
@@ -100,7 +101,7 @@ fn install_missing<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> R
 /// Installs the Debian packages `names`.
 pub(crate) fn apt_install(names: &[&str]) -> Result<Tally, Failure> {
     eprintln!("installing {}", names.join(" "));
-    // A list that can't be refreshed may still hold what is needed.
+    // An outdated package list may be sufficient.
     let _ = apt(&["update", "-qq"]);
     let options = ["install", "-y", "-qq", "--no-install-recommends"];
     apt(&options.iter().chain(names).copied().collect::<Vec<_>>())
@@ -111,30 +112,30 @@ fn apt(arguments: &[&str]) -> Result<Tally, Failure> {
     run.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").aside().run()
 }
 
-/// Whether this runs as root.
+/// Whether the effective user is root.
 pub(crate) fn is_root() -> bool {
     Run::new("id").args(["-u"]).output().as_deref() == Some("0")
 }
 
-/// Where the shell would find `program`.
+/// The path of `program`, by the rules of the shell.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// A Python that has Requests and PySocks. The first on the path may be one that Debian's packages don't reach.
+/// A Python with Requests and PySocks. The first on the path may be one that can't import Debian's packages.
 fn python() -> Option<PathBuf> {
     let able = |python: &PathBuf| Run::new(python).args(["-c", "import requests, socks"]).succeeds();
     [PathBuf::from("/usr/bin/python3")].into_iter().chain(on_path("python3")).find(able)
 }
 
-/// A folder with nothing but that Python, under the name `python3`.
+/// A folder that contains only that Python, under the name `python3`.
 pub(crate) fn python_folder() -> Result<PathBuf, Failure> {
     let python = python().ok_or_else(|| Failure::new("no Python with Requests and PySocks: --only packages"))?;
     let folder = cache("python")?;
     let link = folder.join("python3");
     if std::fs::read_link(&link).ok().as_ref() != Some(&python) {
-        // Another, or none.
+        // It may link to another Python, or not exist.
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(python, link).map_err(|error| Failure::new(error.to_string()))?;
     }

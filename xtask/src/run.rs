@@ -1,4 +1,4 @@
-//! Running other programs, and counting the tests they report.
+//! Runs other programs, and counts the tests in their output.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-/// Why a step did not succeed, in words for whoever reads the build's output.
+/// Why a step failed, as a message for the build's output.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -21,7 +21,7 @@ impl Failure {
         Self { message: message.into(), tally: Tally { passed: 0, failed: 1 } }
     }
 
-    /// What the program had counted before it failed; at least one failure.
+    /// The counts of the program before it failed; at least one failure.
     pub(crate) const fn tally(&self) -> Tally {
         self.tally
     }
@@ -33,7 +33,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How many tests a program said it ran; a program that counts none is one test itself.
+/// Numbers of tests in a program's output; a program that prints none counts as one test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
@@ -47,10 +47,10 @@ impl Tally {
         Self { passed: self.passed.saturating_add(other.passed), failed: self.failed.saturating_add(other.failed) }
     }
 
-    /// Adds what `line` reports, if it is a summary of nextest, of `cargo test`, of Node's test runner or of vitest.
+    /// Adds the counts in `line`, if it is a summary of nextest, of `cargo test`, of Node's test runner or of vitest.
     fn read(&mut self, line: &str) {
         let nextest = line.trim_start().starts_with("Summary [");
-        // Not "Test Files", which it counts too.
+        // Excludes "Test Files", which vitest also counts.
         let vitest = line.trim_start().starts_with("Tests  ");
         if nextest || vitest || line.starts_with("test result: ") {
             let words: Vec<&str> = line.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
@@ -79,7 +79,7 @@ impl Tally {
     }
 }
 
-/// A program to run in the checkout's root.
+/// A program to run, by default in the checkout's root.
 pub(crate) struct Run {
     command: Command,
     shown: String,
@@ -97,7 +97,7 @@ impl Run {
     /// The cargo that runs this build tool.
     pub(crate) fn cargo() -> Self {
         let mut run = Self::new(cargo());
-        // What cargo sets for the build tool is not meant for the builds it starts.
+        // Variables that cargo sets for the build tool must not affect the builds that it starts.
         for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
             run.command.env_remove(name);
         }
@@ -118,7 +118,7 @@ impl Run {
         self
     }
 
-    /// Lets it find the programs in `folder` before all others.
+    /// Puts `folder` first on the program's path.
     pub(crate) fn first_on_path(self, folder: &Path) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path));
@@ -133,13 +133,13 @@ impl Run {
         self
     }
 
-    /// Has all it prints go to standard error, where standard output is for a result.
+    /// Redirects all output to standard error, where standard output is for a result.
     pub(crate) fn aside(mut self) -> Self {
         self.aside = true;
         self
     }
 
-    /// Runs it with its output passed on, and counts the tests it reports.
+    /// Runs it with its output passed on, and counts the tests in it.
     pub(crate) fn run(mut self) -> Result<Tally, Failure> {
         let out = || -> Box<dyn Write> { if self.aside { Box::new(io::stderr()) } else { Box::new(io::stdout()) } };
         let _ = writeln!(out(), "+ {}", self.shown);
@@ -158,13 +158,13 @@ impl Run {
         Ok(if tally == Tally::default() { Tally::ONE } else { tally })
     }
 
-    /// Runs it and gives back what it printed, or `None` if it failed or can't be started.
+    /// Runs it and returns its output, or `None` if it failed or can't be started.
     pub(crate) fn output(mut self) -> Option<String> {
         let output = self.command.stderr(Stdio::null()).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs it and gives back what it printed; its standard error is passed on.
+    /// Runs it and returns its output; its standard error is passed on.
     pub(crate) fn printed(mut self) -> Result<String, Failure> {
         let output = self.command.stderr(Stdio::inherit()).output();
         let output = output.map_err(|error| self.failure(&format!("can't start: {error}")))?;
@@ -174,7 +174,7 @@ impl Run {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs it without showing anything; whether it succeeded.
+    /// Runs it without output; returns whether it succeeded.
     pub(crate) fn succeeds(self) -> bool {
         self.output().is_some()
     }
@@ -189,7 +189,7 @@ fn pass_on(stream: impl Read, mut out: impl Write) -> Tally {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     while stream.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-        // Nobody may be reading any more; the program's own outcome still counts.
+        // A write error is ignored; the program's exit status counts.
         let _ = out.write_all(&line);
         let _ = out.flush();
         tally.read(String::from_utf8_lossy(&line).trim_end());
@@ -198,18 +198,18 @@ fn pass_on(stream: impl Read, mut out: impl Write) -> Tally {
     tally
 }
 
-/// The program that cargo names as itself.
+/// The cargo that started this tool.
 pub(crate) fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// The checkout's root.
+/// The root folder of the checkout.
 pub(crate) fn root() -> PathBuf {
     let xtask = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     xtask.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
-/// Cargo's folder for what it builds.
+/// Cargo's target folder.
 pub(crate) fn target_folder() -> Result<PathBuf, Failure> {
     let metadata = Run::new(cargo()).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output();
     let metadata = metadata.ok_or_else(|| Failure::new("cargo metadata says nothing"))?;
@@ -218,7 +218,7 @@ pub(crate) fn target_folder() -> Result<PathBuf, Failure> {
     folder.ok_or_else(|| Failure::new("cargo metadata names no target folder"))
 }
 
-/// Where tools are kept between builds: outside the checkout and the target folder, so that a clean build has them.
+/// Folder for tools, outside the checkout and the target folder, so that they remain after a clean build.
 pub(crate) fn cache(name: &str) -> Result<PathBuf, Failure> {
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));

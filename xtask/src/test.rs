@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check, in the order in which a mistake shows soonest.
+//! `cargo xtask test`: runs all checks, those that fail soonest first.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ const STEPS: &[Step] = &[
     Step { name: "packages", what: "real clients and browsers are there, or get installed", run: packages::install },
     Step { name: "book", what: "the Rust book as a ZIM file, for the search engine of the tests", run: book::prepare },
     Step { name: "deny", what: "licences, bans and sources of the dependencies", run: deny::check },
-    // Before all that builds the program, which holds the pages.
+    // Before all steps that build the program, which contains the pages.
     Step { name: "web", what: "the pages for browsers build, and do what their tests say", run: web::check },
     Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
     Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
@@ -44,7 +44,7 @@ const STEPS: &[Step] = &[
     },
 ];
 
-/// Runs the steps asked for, all of them if none is; a failed one doesn't keep the next from running.
+/// Runs the selected steps, by default all; a failed step doesn't stop the next.
 pub(crate) fn command(options: &[&str]) -> Result<(), Failure> {
     let mut only = Vec::new();
     let mut options = options.iter();
@@ -139,7 +139,7 @@ fn has_nextest() -> bool {
     Run::cargo().args(["nextest", "--version"]).succeeds()
 }
 
-/// The tests of processes that need programs other than our own, and are passed over by a plain `cargo test`.
+/// The tests of processes that need external programs, and that a plain `cargo test` skips.
 fn applications() -> Result<Tally, Failure> {
     let run = if has_nextest() {
         Run::cargo().args([

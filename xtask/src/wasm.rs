@@ -1,8 +1,9 @@
-//! The protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`, and with `browser`.
+//! Builds and tests the protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`, and with
+//! `browser`.
 //!
-//! The target's standard library comes from rustup, or, where rustup can't download it, from Debian's packages: those
-//! are unpacked, not installed, beside the tools that are kept between builds, and give a compiler of their own that
-//! builds the library from its source once. `browser-tls` has C in it (ring), which clang compiles.
+//! The target's standard library comes from rustup, or, if rustup can't download it, from Debian's packages. Those
+//! are unpacked, not installed, into the folder for tools. They contain a compiler and the library's source, from
+//! which the library is built once. `browser-tls` contains C code (ring), which clang compiles.
 
 use std::{
     fs,
@@ -12,14 +13,14 @@ use std::{
 use crate::run::{Failure, Run, Tally, cache, root};
 
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
-/// The variable that names the C compiler for it.
+/// The environment variable that names the C compiler for the target.
 pub(crate) const C_COMPILER: &str = "CC_wasm32_unknown_unknown";
 
-/// Nobody runs what is built here, so it isn't optimised.
+/// The result isn't run, so it isn't optimised.
 const QUICKLY: &[&str] =
     &["--config", "profile.dev.opt-level=0", "--config", "profile.dev.package.\"*\".opt-level=0", "--quiet"];
 
-/// Builds the core alone, with what a page drives it with, and with the page's TLS; a warning is an error.
+/// Builds the core alone, with the features for a page, and with the page's TLS; a warning is an error.
 pub(crate) fn build() -> Result<Tally, Failure> {
     let (compiler, c_compiler) = (compiler()?, c_compiler()?);
     for features in ["", "browser", "browser-tls"] {
@@ -36,7 +37,7 @@ pub(crate) fn build() -> Result<Tally, Failure> {
     Ok(Tally::ONE)
 }
 
-/// Runs the core's own tests as WebAssembly, in Node: the core as a page has it, with a browser's own addresses.
+/// Runs the core's unit tests as WebAssembly in Node: the core as in a page, with the browser's URL parser.
 pub(crate) fn test() -> Result<Tally, Failure> {
     let run = Run::cargo()
         .args(["test", "--lib", "--locked", "--no-default-features", "--features", "browser", "--target", TARGET])
@@ -48,7 +49,7 @@ pub(crate) fn test() -> Result<Tally, Failure> {
     run.run()
 }
 
-/// What runs a wasm test program: the one that belongs to the lock file's `wasm-bindgen`, built once and kept.
+/// The runner of wasm test programs, in the version of the lock file's `wasm-bindgen`, built once and kept.
 fn runner() -> Result<PathBuf, Failure> {
     let lock = fs::read_to_string(root().join("Cargo.lock")).map_err(|error| Failure::new(error.to_string()))?;
     let version = lock.split("name = \"wasm-bindgen\"\nversion = \"").nth(1).and_then(|rest| rest.split('"').next());
@@ -65,13 +66,13 @@ fn runner() -> Result<PathBuf, Failure> {
             .args(["--target-dir"])
             .args([&build])
             .run()?;
-        // The program is what is kept; what it was made from is large.
+        // Only the program is kept; its build folder is large.
         let _ = fs::remove_dir_all(build);
     }
     Ok(program)
 }
 
-/// The C compiler for the target: the one that is named in the environment, or a clang that knows the target (Apple's doesn't).
+/// The C compiler for the target: the one in the environment, or a clang that supports the target (Apple's doesn't).
 pub(crate) fn c_compiler() -> Result<PathBuf, Failure> {
     if let Some(named) = std::env::var_os(C_COMPILER) {
         return Ok(named.into());
@@ -82,9 +83,9 @@ pub(crate) fn c_compiler() -> Result<PathBuf, Failure> {
     if knows { Ok("clang".into()) } else { Err(Failure::new(none)) }
 }
 
-/// The compiler to use instead of the usual one, if the usual one has no standard library for the target.
+/// The alternative compiler, if the default one has no standard library for the target.
 pub(crate) fn compiler() -> Result<Option<PathBuf>, Failure> {
-    // For trying the second way where the first is open.
+    // Tests the second way where the first is available.
     let debian_only = std::env::var_os("UMBEL_WASM_DEBIAN").is_some();
     let usual = || {
         let library = Run::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
@@ -122,11 +123,11 @@ fn debian() -> Result<PathBuf, Failure> {
     Ok(folder.join("rustc"))
 }
 
-/// Downloads the packages of `version` and lays them out as a toolchain, with a script `rustc` that starts it.
+/// Downloads the packages of `version` and unpacks them as a toolchain, with a script `rustc` that starts it.
 fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
     let (debs, tree) = (folder.join("debs"), folder.join("tree"));
     for path in [&debs, &tree] {
-        // What an interrupted attempt left.
+        // Removes files of an interrupted attempt.
         let _ = fs::remove_dir_all(path);
         fs::create_dir_all(path).map_err(|error| Failure::new(error.to_string()))?;
     }
@@ -146,7 +147,7 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
             Run::new("dpkg").args(["-x"]).args([&file, &tree]).run()?;
         }
     }
-    // The linker of the usual toolchain, where this one looks for its own.
+    // The linker of the default toolchain, at the path that this one uses.
     if let Some(usual) = Run::new("rustc").args(["--print", "target-libdir"]).output()
         && let Some(linkers) = Path::new(&usual).parent().map(|host| host.join("bin"))
         && let Some(host) = linkers.parent().and_then(Path::file_name)
@@ -167,7 +168,7 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
     Run::new("chmod").args(["+x"]).args([&script]).run().map(drop)
 }
 
-/// The one package that `package` depends on whose name begins with `prefix`.
+/// The dependency of `package` whose name begins with `prefix`.
 fn depends(package: &str, prefix: &str) -> Result<String, Failure> {
     let list = Run::new("apt-cache").args(["depends", package]).output().unwrap_or_default();
     let name =
@@ -175,7 +176,7 @@ fn depends(package: &str, prefix: &str) -> Result<String, Failure> {
     name.map(str::to_owned).ok_or_else(|| Failure::new(format!("{package} depends on no {prefix}…")))
 }
 
-/// Builds the target's standard library by way of an empty crate, and puts it where the compiler looks for it.
+/// Builds the target's standard library with an empty crate, and copies it to the compiler's library folder.
 fn build_library(folder: &Path) -> Result<(), Failure> {
     let seed = folder.join("seed");
     fs::create_dir_all(seed.join("src")).map_err(|error| Failure::new(error.to_string()))?;

@@ -1,8 +1,8 @@
-//! `cargo xtask web`: the pages for browsers, from the wasm library on.
+//! `cargo xtask web`: builds the pages for browsers, including the wasm library.
 //!
-//! The library is built for speed, as two modules, its bindings written by the crate that `wasm-bindgen` has for that, then
-//! `wasm-opt` (npm's `binaryen`) goes over it, and Vite makes the pages with it. The same sources, lock files and compilers give
-//! the same bytes, wherever the checkout lies.
+//! The library is built for speed, as two modules. `wasm-bindgen`'s library crate generates its bindings, `wasm-opt`
+//! (npm's `binaryen`) optimises it, and Vite builds the pages with it. The same sources, lock files and compilers
+//! produce the same bytes, independent of the checkout's path.
 
 use std::{
     fs,
@@ -18,20 +18,20 @@ use crate::{
 
 /// One WebAssembly module of the library.
 struct Module {
-    /// Its files' name.
+    /// Base name of its files.
     name: &'static str,
     feature: &'static str,
-    /// What a visitor loads of it at the most, in bytes, compressed by gzip.
+    /// Largest download of a visitor, in bytes, compressed by gzip.
     most: usize,
 }
 
-/// What every page loads, and what one loads that fetches by https.
+/// The module that every page loads, and the one that a page loads for HTTPS.
 const MODULES: [Module; 2] = [
     Module { name: "umbel", feature: "browser", most: 400 * 1024 },
     Module { name: "umbel_https", feature: "browser-tls", most: 440 * 1024 },
 ];
 
-/// Builds all of it.
+/// Builds library and pages.
 pub(crate) fn build() -> Result<Tally, Failure> {
     let web = root().join("web");
     install(&web)?;
@@ -39,16 +39,16 @@ pub(crate) fn build() -> Result<Tally, Failure> {
     Run::new("npm").args(["run", "--silent", "build"]).directory(&web).run()
 }
 
-/// Builds all of it, and checks types and what the pages' parts must do.
+/// Builds library and pages, checks types, and runs the tests of the pages.
 pub(crate) fn check() -> Result<Tally, Failure> {
     build()?;
-    // The tests' summary is counted, and colours would be in the way.
+    // The tests' summary is parsed, and colour codes would prevent it.
     Run::new("npm").args(["run", "--silent", "check"]).env("NO_COLOR", "1").directory(&root().join("web")).run()
 }
 
-/// The packages of the lock file, if they aren't there.
+/// Installs the packages of the lock file, if they are missing or outdated.
 pub(crate) fn install(web: &Path) -> Result<(), Failure> {
-    // npm notes what it installed; the note is as old as the lock file it came from.
+    // npm writes a list of installed packages, which has the modification time of the lock file.
     let written = |path: &str| fs::metadata(web.join(path)).and_then(|file| file.modified()).ok();
     let installed = written("node_modules/.package-lock.json");
     if installed.is_none() || installed < written("package-lock.json") {
@@ -57,13 +57,13 @@ pub(crate) fn install(web: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The wasm library with its bindings, in `web/wasm`.
+/// Builds the wasm library with its bindings, into `web/wasm`.
 fn library(web: &Path) -> Result<(), Failure> {
     let place = web.join("wasm");
     let _ = fs::remove_dir_all(&place);
     MODULES.iter().try_for_each(|module| {
         let built = compile(module)?;
-        // Everything that is slow to build is in a feature of this tool's that only this needs.
+        // The slow dependencies are in a feature of this tool that only this step needs.
         Run::cargo()
             .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "web", "--", "bind", module.name])
             .args([&built, &place])
@@ -86,7 +86,7 @@ fn library(web: &Path) -> Result<(), Failure> {
     })
 }
 
-/// A module as rustc makes it.
+/// Compiles a module with rustc.
 fn compile(module: &Module) -> Result<PathBuf, Failure> {
     let features = format!("{},tracing/release_max_level_off", module.feature);
     let run = Run::cargo()
@@ -97,11 +97,10 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
         None => run,
     };
     let target = target_folder()?;
-    // With the compiler's own measure of what is worth being repeated where it is called, a twelfth more would be loaded, and no page
-    // was faster for it.
+    // The compiler's default inline threshold makes the download a twelfth larger without making a page faster.
     let mut flags = vec!["-Ctarget-feature=+simd128".to_owned(), "-Cllvm-args=--inline-threshold=150".to_owned()];
     let mut c_flags = Vec::new();
-    // Where things lie on this machine is nobody's business, and would make each machine's bytes its own.
+    // Local paths would make the bytes differ between machines, and disclose the paths.
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     let places = [(Some(root()), "/umbel"), (Some(target.clone()), "/target"), (home, "/cargo")];
@@ -113,14 +112,14 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
     }
     run.env(wasm::C_COMPILER, wasm::c_compiler()?)
         .env("CFLAGS_wasm32_unknown_unknown", c_flags.join(" "))
-        // What stands in quotes is one flag.
+        // A quoted part is one flag.
         .env("CC_SHELL_ESCAPED_FLAGS", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .run()?;
     Ok(target.join(wasm::TARGET).join("web/umbel.wasm"))
 }
 
-/// Fails if the module is more than a visitor should load.
+/// Fails if the module exceeds its size limit.
 fn weigh(Module { name, most, .. }: &Module, file: &Path) -> Result<(), Failure> {
     let bytes = fs::read(file).map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
     let compressed = gzip(&bytes)?;
@@ -131,7 +130,7 @@ fn weigh(Module { name, most, .. }: &Module, file: &Path) -> Result<(), Failure>
     Ok(())
 }
 
-/// How long `bytes` are once gzip is done with them.
+/// The length of `bytes` after gzip.
 fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("gzip: {error}"));
     let mut child = Command::new("gzip")
@@ -147,7 +146,7 @@ fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
     Ok(output.stdout.len())
 }
 
-/// `xtask bind NAME MODULE FOLDER`: the bindings of a wasm library, in files of that name.
+/// `xtask bind NAME MODULE FOLDER`: generates the bindings of a wasm library, in files of that name.
 #[cfg(feature = "web")]
 pub(crate) fn bind(name: &str, module: &str, folder: &str) -> Result<(), Failure> {
     let mut bindings = wasm_bindgen_cli_support::Bindgen::new();
@@ -163,7 +162,7 @@ pub(crate) fn bind(name: &str, module: &str, folder: &str) -> Result<(), Failure
     outcome.map_err(|error| Failure::new(format!("bindings: {error:#}")))
 }
 
-/// Without the feature `web` there is none.
+/// The feature `web` is off.
 #[cfg(not(feature = "web"))]
 pub(crate) fn bind(_: &str, _: &str, _: &str) -> Result<(), Failure> {
     Err(Failure::new("built without the feature web"))

@@ -1,9 +1,10 @@
-//! The engines that a volunteer has chosen to ask for others, and how they are asked.
+//! The search engines that a volunteer has chosen to query for clients.
 //!
-//! The address is built here from the engine's description and a client's words, as natively (`engine`); the request is the browser's
-//! own `fetch` under CORS, without cookies, referrer or cache, and follows no redirect, for where it leads is not told. The
-//! browser adds fields of its own: its name, and the site that the page is from. Engines are not trusted: time and length of what
-//! they answer are capped. One that doesn't let pages read it isn't offered, and the volunteer is told. Nothing of a query is kept.
+//! The URL is built here from the engine's description and a client's terms, as in native nodes (`engine`). The
+//! request is the browser's `fetch` under CORS, without cookies, referrer or cache. It follows no redirect, because a
+//! page can't see its target. The browser adds its name and the origin of the page. Engines are not trusted: time and
+//! length of their answers are capped. An engine that doesn't let pages read its answers isn't offered, and the page
+//! shows it. Queries are not stored.
 
 mod ask;
 mod place;
@@ -35,59 +36,59 @@ use crate::{
     engine::Engine,
 };
 
-/// From one trial of an engine that didn't answer to the next, and of one that has failed a client at least.
+/// Delay until an engine that failed a trial is tried again, and at least between trials after failed queries.
 const AGAIN: Duration = Duration::from_secs(10 * 60);
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);
-/// What an engine is asked to see whether it lets this page read it.
+/// The query of a trial, which tests whether this page can read the engine's answers.
 const TRIAL: &str = "test";
 const UNREADABLE: &str = "its answers can't be read from a web page: it doesn't allow that, or can't be reached";
 
-/// An engine as it is chosen.
+/// A chosen engine.
 struct Chosen {
     engine: Engine,
-    /// What it was made from.
+    /// The source of `engine`.
     description: String,
     standing: RefCell<Standing>,
-    /// When it was tried last.
+    /// The time of the last trial.
     tried: Cell<Option<Instant>>,
-    /// A client's question failed in a way that may be the engine's own.
+    /// A client's query failed, perhaps because of the engine.
     doubted: Cell<bool>,
-    /// What it is being asked: no more than are let be at a time (`exit`), and a trial.
+    /// Queries in flight, including a trial; `exit` caps their number.
     under_way: RefCell<Vec<AbortController>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 enum Standing {
-    /// Nobody has tried yet.
+    /// Not tried yet.
     Untried,
     /// It answers, so it is offered.
     Good,
-    /// It doesn't, and why.
+    /// It failed, with the reason.
     Bad(String),
 }
 
-/// All of a volunteer's.
+/// All engines of a volunteer.
 #[derive(Default)]
 pub(super) struct Engines {
-    /// In order of their names.
+    /// In order of name.
     chosen: RefCell<Vec<Rc<Chosen>>>,
-    /// Rings when others are chosen, or one is to be tried.
+    /// Rings when the choice changes, or a trial is due.
     changed: Bell,
-    /// The trial that is under way.
+    /// The trial in flight.
     trial: RefCell<Option<AbortController>>,
-    /// Whether any is offered.
+    /// Whether any engine is offered.
     pub(super) offers: Rc<Cell<bool>>,
-    /// Rings when a client has asked something.
+    /// Rings when a client has sent a query.
     pub(super) asked: Bell,
-    /// Queries that had results.
+    /// Queries with results.
     pub(super) answered: Cell<u32>,
-    /// Bytes of queries and answers, and of what engines said, since the page began.
+    /// Bytes of queries and answers, including the engines', since the page was loaded.
     pub(super) carried: Rc<Cell<u64>>,
 }
 
 impl Engines {
-    /// Chooses those of `descriptions`, called as `names` has it at the same place, instead of those before. One that stays is the same
-    /// as before, also if it is being tried right now; what the others are being asked is given up.
+    /// Replaces the engines by those of `descriptions`, named by `names` at the same index. An engine in both sets is
+    /// unchanged, also during its trial. Queries in flight to removed engines are aborted.
     pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
         let mut chosen: Vec<Rc<Chosen>> = Vec::new();
         for (name, description) in names.iter().zip(descriptions) {
@@ -112,7 +113,7 @@ impl Engines {
         if let Ok(mut now) = self.chosen.try_borrow_mut() {
             let before = core::mem::take(&mut *now);
             for one in &mut chosen {
-                // The same name may stand for another engine now.
+                // The same name may denote another engine.
                 let same = |other: &&Rc<Chosen>| {
                     other.engine.name() == one.engine.name() && other.description == one.description
                 };
@@ -129,13 +130,13 @@ impl Engines {
         Ok(())
     }
 
-    /// Those that are offered, in order of their names.
+    /// The offered engines, in order of name.
     pub(super) fn offered(&self) -> Vec<EngineName> {
-        // They are kept in that order.
+        // They are stored in that order.
         self.all().iter().filter(|one| one.is_good()).map(|one| one.engine.name().clone()).collect()
     }
 
-    /// Each with how it stands, for the page.
+    /// Each engine with its state, for the page.
     pub(super) fn shown(&self) -> Array {
         let shown = self.all().into_iter().map(|one| {
             let (offered, why) = match one.standing() {
@@ -152,17 +153,17 @@ impl Engines {
         self.chosen.try_borrow().map(|chosen| chosen.clone()).unwrap_or_default()
     }
 
-    /// Whether it is chosen still.
+    /// Whether the engine is still chosen.
     fn has(&self, one: &Rc<Chosen>) -> bool {
         self.all().iter().any(|other| Rc::ptr_eq(other, one))
     }
 
-    /// Has those that failed be tried anew, as on another network they may not.
+    /// Schedules a new trial of failed engines, for example after a change of the network.
     pub(super) fn forgive(&self) {
         self.all().iter().filter(|one| !one.is_good()).for_each(|one| one.tried.set(None));
     }
 
-    /// Gives the trial up that is under way.
+    /// Aborts the trial in flight.
     pub(super) fn give_up_trial(&self) {
         if let Some(abort) = self.trial.take() {
             abort.abort();
@@ -183,12 +184,12 @@ impl Chosen {
         self.standing() == Standing::Good
     }
 
-    /// Gives up what it is being asked.
+    /// Aborts queries in flight.
     fn give_up(&self) {
         self.under_way.take().iter().for_each(AbortController::abort);
     }
 
-    /// What it says to `request`, unless that is given up before.
+    /// The engine's answer to `request`, unless it is aborted.
     async fn ask(
         &self,
         request: &SearchRequest,
@@ -209,7 +210,7 @@ impl Chosen {
         self.standing.try_borrow().map(|standing| standing.clone()).unwrap_or(Standing::Untried)
     }
 
-    /// Whether it is due to be tried.
+    /// Whether a trial is due.
     fn is_due(&self, now: Instant) -> bool {
         let waits = match (self.is_good(), self.doubted.get()) {
             (true, false) => return false,
@@ -224,12 +225,12 @@ fn bad(words: String) -> Failure {
     Failure::new(Kind::BadInput, words)
 }
 
-/// Tries those that are chosen, and again those that failed, while `wanted`.
+/// Tries the chosen engines, and repeats failed trials, while `wanted` is true.
 pub(super) async fn keep(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
     while wanted() {
         let heard = volunteer.engines.changed.times();
         for one in volunteer.engines.all() {
-            // Others may have been chosen while the one before was tried.
+            // The choice may have changed during the last trial.
             if wanted() && volunteer.engines.has(&one) && one.is_due(clock::now()) {
                 try_out(&volunteer, &one).await;
             }
@@ -245,7 +246,7 @@ async fn try_out(volunteer: &Volunteer, one: &Chosen) {
     volunteer.engines.trial.replace(Some(abort.clone()));
     let standing = match one.ask(&request, &abort, &volunteer.engines.carried).await {
         Ok(_) => Standing::Good,
-        // Given up: it says nothing of the engine.
+        // Aborted: no result about the engine.
         Err(Miss::Unreadable) if abort.signal().aborted() => {
             one.tried.set(before.0);
             return one.doubted.set(before.1);
@@ -260,7 +261,7 @@ async fn try_out(volunteer: &Volunteer, one: &Chosen) {
     }
 }
 
-/// Asks what clients ask, until `driver` stops.
+/// Performs clients' queries until `driver` stops.
 pub(super) async fn serve(volunteer: Rc<Volunteer>, driver: Driver<VolunteerCore>) {
     while !driver.is_stopped() {
         let heard = volunteer.engines.asked.times();
@@ -289,7 +290,8 @@ impl Engines {
                 results
             }
             Err(miss) => {
-                // It may not let itself be read any more, or keep this exit out. A client's odd question proves nothing, so it is tried.
+                // The engine may no longer be readable, or may block this exit. A client's unusual query proves
+                // neither, so a trial follows.
                 let given_up = miss == Miss::Unreadable && abort.signal().aborted();
                 if miss.casts_doubt() && !given_up {
                     one.doubted.set(true);

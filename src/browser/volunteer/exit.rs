@@ -1,5 +1,5 @@
-//! A volunteer's exit: it answers searches and nothing else. Joins the relay's streams with [`SearchService`], and hands queries to
-//! whoever asks engines ([`super::engines`]).
+//! A volunteer's exit, which performs only searches. It joins the relay's streams with [`SearchService`], and passes
+//! queries to [`super::engines`].
 
 use core::cell::Cell;
 use std::{collections::VecDeque, rc::Rc};
@@ -19,31 +19,31 @@ use crate::{
     wire::EndReason,
 };
 
-/// What a tab does for others at the most. An engine sees one address ask, a person's, and keeps out who asks a lot.
+/// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
 const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
 
-/// A query to be asked.
+/// A query to perform.
 pub(super) struct Asked {
     pub(super) stream: u64,
     pub(super) request: SearchRequest,
-    /// Aborted when nobody waits any more.
+    /// Aborted when its stream has closed.
     pub(super) abort: AbortController,
 }
 
-/// The exit's side in the loop.
+/// The exit's state in the loop.
 pub(super) struct Exit {
     service: SearchService,
-    /// Whether any engine is offered; if not, whoever asks is refused.
+    /// Whether any engine is offered; if not, queries are refused.
     offers: Rc<Cell<bool>>,
-    /// What has begun may end; nothing begins any more.
+    /// Queries in progress may finish; new ones are refused.
     drains: bool,
-    /// As many as the service lets be under way.
+    /// Queries not yet taken; the service caps their number.
     asked: VecDeque<Asked>,
-    /// The streams whose queries are under way.
+    /// The streams of queries in flight.
     asking: Vec<(u64, AbortController)>,
-    /// Rings when there is something to ask.
+    /// Rings when there is a query to perform.
     bell: Bell,
-    /// Counts bytes of queries and answers.
+    /// Bytes of queries and answers.
     carried: Rc<Cell<u64>>,
 }
 
@@ -55,7 +55,7 @@ impl Exit {
         Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell, carried }
     }
 
-    /// Does what an origin wants of `relay`.
+    /// Handles a request of an origin at `relay`.
     pub(super) fn handle(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, request: ExitRequest) {
         let stream = exit.0;
         match request {
@@ -78,7 +78,7 @@ impl Exit {
         self.settle(now, relay);
     }
 
-    /// What the query of `stream` came to.
+    /// Sends the answer to the query of `stream`.
     pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: u64, answer: &SearchAnswer) {
         self.forget(stream);
         self.service.handle_answer(now, stream, answer);
@@ -94,17 +94,17 @@ impl Exit {
         self.service.poll_timeout()
     }
 
-    /// Takes no more searches.
+    /// Accepts no more searches.
     pub(super) fn drain(&mut self) {
         self.drains = true;
     }
 
-    /// Whether there are searches that have not been answered.
+    /// Whether there are unanswered searches.
     pub(super) fn is_busy(&self) -> bool {
         !self.service.is_empty()
     }
 
-    /// The next query to be asked.
+    /// The next query to perform.
     pub(super) fn poll_asked(&mut self) -> Option<Asked> {
         self.asked.pop_front()
     }
@@ -140,7 +140,7 @@ impl Exit {
         Some(self.asking.swap_remove(place))
     }
 
-    /// Writes as much of an answer as there is room for.
+    /// Writes as much of an answer as the stream has room for.
     fn write(&mut self, now: Instant, relay: &mut Relay, stream: u64) {
         let exit = ExitStream(stream);
         loop {

@@ -1,4 +1,4 @@
-//! A volunteer's keys, kept by the wrapper's storage.
+//! A volunteer's keys, stored by the wrapper.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::{
     handshake::OnionKeyring,
 };
 
-/// How long an onion key is published, as natively.
+/// Publication period of an onion key, as in native nodes.
 const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Identity and onion keys.
@@ -33,7 +33,7 @@ struct Onion {
 }
 
 impl Keys {
-    /// Those that are kept; what is missing or none is made.
+    /// Loads the stored keys; missing or invalid ones are created.
     pub(super) async fn load(store: Store, rng: &mut impl CryptoRng) -> Self {
         let kept = store.read(Entry::Identity).await.map(Zeroizing::new);
         let seed = kept.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
@@ -58,19 +58,19 @@ impl Keys {
         self.identity.id()
     }
 
-    /// What a relay's core takes.
+    /// The keys for a relay's core.
     pub(super) fn for_relay(&self) -> (Arc<IdentityKey>, OnionKeyring) {
         let copy = |key: &OnionSecret| OnionSecret::from_bytes(*key.to_bytes());
         let keyring = OnionKeyring::new(copy(&self.onion.current), self.onion.previous.as_ref().map(copy));
         (Arc::clone(&self.identity), keyring)
     }
 
-    /// The identity's key, to sign with.
+    /// The identity's signing key.
     pub(super) fn identity(&self) -> &IdentityKey {
         &self.identity
     }
 
-    /// The onion key to rotate to, if the current one has reached its age.
+    /// The onion key to rotate to, if the current one has reached the end of its lifetime.
     pub(super) fn rotate(&mut self, rng: &mut impl CryptoRng) -> Option<OnionSecret> {
         let now = clock::wall_time();
         if now.since(self.onion.made) < ONION_KEY_LIFETIME {
@@ -85,7 +85,7 @@ impl Keys {
 }
 
 impl Onion {
-    /// When it was made (8 bytes, big-endian), the current key, and the previous one if there is one.
+    /// The creation time (8 bytes, big-endian), the current key, and the previous one if there is one.
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(72));
         bytes.extend_from_slice(&self.made.as_unix().to_be_bytes());

@@ -1,4 +1,4 @@
-//! A volunteer's course: from the consensus to being reached, and on until it is halted.
+//! The task of a started volunteer: consensus, gateways, registration, until it is halted.
 
 use core::{cell::Cell, time::Duration};
 use std::{rc::Rc, sync::Arc};
@@ -20,32 +20,32 @@ use crate::{
     directory::{Consensus, Registration, VolunteerDescriptor, VolunteerProfile},
 };
 
-/// How old a descriptor may get before a new one is signed.
+/// Age at which a descriptor is signed anew.
 const DESCRIPTOR_AGE: Duration = Duration::from_secs(6 * 60 * 60);
-/// Between tries of a directory, at first and at most.
+/// Delay between retries, first and largest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// From a change of its gateways until it asks whether they have confirmed it.
+/// Delay from a change of its gateways to the query for their confirmation.
 const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
-/// For the first gateway to answer; after it the volunteer says that none does.
+/// Time limit for the first gateway, after which the volunteer reports that none answers.
 const PATIENCE: Duration = Duration::from_secs(25);
 const NO_GATEWAY: &str = "None of the relays that this volunteer may use as gateways answers as it should: this network may \
                           block WebRTC or UDP. It keeps trying.";
-/// How often figures are shown that change by themselves.
+/// Interval at which the page is updated with statistics.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 
-/// What a course has found out.
+/// The state of one start.
 struct Course {
     volunteer: Rc<Volunteer>,
     number: u64,
-    /// A directory has taken it.
+    /// A directory has accepted the registration.
     registered: Cell<bool>,
-    /// A gateway has confirmed it, so that it is listed or will be.
+    /// A gateway has confirmed it, so the directory lists it, at the latest in the next list.
     confirmed: Cell<bool>,
-    /// When it last had a gateway, or began.
+    /// The last time with a gateway, or of the start.
     alone_since: Cell<Instant>,
 }
 
-/// Runs the course `number` until the next begins.
+/// Runs start number `number` until the next one.
 pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
     let course = Rc::new(Course {
         volunteer,
@@ -75,7 +75,7 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
     spawn_local(show(Rc::clone(&course)));
     let keeps = Rc::clone(&course);
     spawn_local(engines::keep(Rc::clone(&course.volunteer), move || !keeps.is_over()));
-    // Not only for this course: what was asked before the end is answered still.
+    // Independent of this start: queries received before its end are still answered.
     if let Some(driver) = course.volunteer.driver() {
         spawn_local(engines::serve(Rc::clone(&course.volunteer), driver));
     }
@@ -83,7 +83,7 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
     course.keep_registered().await;
 }
 
-/// Shows the figures as they change.
+/// Sends changed statistics to the wrapper.
 async fn show(course: Rc<Course>) {
     let mut shown = None;
     while !course.is_over() {
@@ -109,7 +109,7 @@ impl Course {
         }
     }
 
-    /// Registers each interval, with the same bytes while they count.
+    /// Registers each interval, with the same descriptor while it is valid.
     async fn keep_registered(&self) {
         let (mut signed, mut retry) = (None, RETRY.0);
         while !self.is_over() {
@@ -126,15 +126,15 @@ impl Course {
                     let heard = self.volunteer.changed.times();
                     self.take_registration(&registration);
                     (signed, retry) = (Some(descriptor), RETRY.0);
-                    // A gateway reports its volunteers soon after a change; then there is something to ask. What is offered may
-                    // have changed too.
+                    // A gateway reports its volunteers soon after a change, so the directory is queried then. The
+                    // offer may have changed too.
                     let changed = clock::within(self.interval(), self.volunteer.changed.after(heard)).await;
                     if changed.is_some() {
                         clock::sleep(ASK_AFTER_CHANGE.min(self.interval())).await;
                     }
                 }
                 Err(error) => {
-                    // Signed anew next time: what was refused as older, say, must not come again.
+                    // The next try signs a new descriptor: the directory may have refused this one as outdated.
                     self.take_failure(error);
                     clock::sleep(retry).await;
                     retry = retry.saturating_mul(2).min(RETRY.1);
@@ -158,7 +158,7 @@ impl Course {
         self.judge();
     }
 
-    /// A directory that can't be asked doesn't make a volunteer unreachable at once: its list counts for a while.
+    /// An unreachable directory doesn't make a volunteer unreachable at once: the last list stays valid for a while.
     fn take_failure(&self, error: DirectoryError) {
         let refused = matches!(error, DirectoryError::Refused(..));
         let failure = if refused && self.is_of_another_time() { of_another_time() } else { error.into() };
@@ -168,14 +168,14 @@ impl Course {
         }
     }
 
-    /// Whether the list of relays has aged by this device's clock, though the directory has just been heard of: what is signed
-    /// by that clock is refused as coming from the future.
+    /// Whether the consensus is expired by this device's clock, though a directory has just answered. In that case
+    /// documents signed by that clock are refused as being from the future.
     fn is_of_another_time(&self) -> bool {
         let consensus = self.volunteer.consensus.try_borrow();
         consensus.is_ok_and(|kept| kept.as_ref().is_some_and(|it| clock::wall_time() >= it.fresh_until()))
     }
 
-    /// Says how it stands, once it is registered.
+    /// Determines the state of a registered volunteer.
     fn judge(&self) {
         if !self.registered.get() {
             return;
@@ -192,7 +192,7 @@ impl Course {
         self.volunteer.set_phase(phase, why);
     }
 
-    /// The signed descriptor with the onion key in it, and when it was made: the one before, while it counts.
+    /// The signed descriptor, with its onion key and creation time: the `before` one while it is valid.
     fn descriptor(&self, before: Option<Signed>) -> Result<Signed, Failure> {
         let broken = |_| Failure::new(Kind::BadInput, "this volunteer's keys can't be used");
         let mut rng = randomness().map_err(|_| broken(()))?;
@@ -220,12 +220,12 @@ impl Course {
             offer: offer.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        // As natively: a list of volunteers has room for so much of each.
+        // As in native nodes: the volunteer list limits the size of each entry.
         while !profile.fits() && profile.offer.engines.pop().is_some() {}
         let signed = VolunteerDescriptor { profile, published: now }.sign(keys.identity()).map_err(|_| broken(()))?;
         Ok(Signed(signed, onion_key, offer, clock::now()))
     }
 }
 
-/// A signed descriptor, the onion key in it, what it was to offer, and when it was made.
+/// A signed descriptor, its onion key, its offer, and its creation time.
 struct Signed(Vec<u8>, OnionPublic, Offer, Instant);

@@ -1,4 +1,4 @@
-//! Channels by which volunteers are reached.
+//! Tests of channels over which volunteers are reached.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -73,7 +73,7 @@ fn a_volunteer_that_dials_anew_is_reached_over_the_new_channel_and_the_old_one_c
     pair.link(2, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
-    // A third goes beyond the cap: the one that reaches stays the one.
+    // A third channel exceeds the cap: the channel that reaches the volunteer stays selected.
     pair.pass(Duration::from_secs(30));
     pair.link(3, key(GATEWAY).id());
     pair.settle();

@@ -1,4 +1,4 @@
-//! Channels whose link's keys are soon used up.
+//! Tests of channels whose link's keys are close to their limit.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -22,7 +22,7 @@ fn a_retiring_channel_gets_no_new_circuits_and_closes_with_its_last_one() {
     assert!(pair.b.channels.admit_circuit(old, circuit));
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     assert_eq!(pair.a.channels.lookup(&relay.id()), None);
-    // One dial, however often it is asked for.
+    // Repeated calls cause one dial.
     assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), None);
     assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), None);
     pair.a.collect(pair.now);
@@ -88,7 +88,7 @@ fn a_link_that_retires_before_its_channel_is_open_is_closed() {
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     assert_eq!(pair.a.failure(), Some(ConnectError::Closed));
     assert!(pair.a.sent.contains_close());
-    // An event about a link that is gone changes nothing.
+    // An event of a closed link changes nothing.
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
 }
 
@@ -106,7 +106,7 @@ fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
     pair.settle();
     let new = Some(ChannelId(LinkId(2)));
     assert_eq!((pair.a.channels.lookup(&key(2).id()), pair.b.channels.lookup(&key(1).id())), (new, new));
-    // When the new one goes first, the old one is still none for new circuits.
+    // When the new one closes first, the old one still takes no new circuits.
     pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(2), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.a.channels.lookup(&key(2).id()), None);
 }
@@ -117,7 +117,7 @@ fn the_second_channel_takes_new_circuits_when_both_retire() {
     let relay = key(2);
     let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(first, circuit));
-    // The other end retires it, and the second one is dialled all the same.
+    // The other end retires it; the second one is dialled nevertheless.
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     pair.a.channels.connect(pair.now, &target(&relay));
     pair.link(2, relay.id());

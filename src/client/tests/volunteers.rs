@@ -1,4 +1,4 @@
-//! Circuits over volunteers, who come and go.
+//! Tests of circuits over volunteers that join and leave.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -9,11 +9,11 @@ use crate::{
     relay::Reach,
 };
 
-/// Volunteers are numbered from here on.
+/// The first number of a volunteer.
 const FIRST: u16 = 100;
 
 impl Net {
-    /// A volunteer that joins the network, as the list will name it.
+    /// Adds a volunteer to the network, and returns its entry for the list.
     fn volunteer(&mut self, number: u16, engines: Vec<EngineName>) -> (NodeId, Volunteer) {
         let address = format!("10.9.8.{}:1", number - FIRST + 1).parse().unwrap();
         let node = self.world.add_node(address, false);
@@ -64,12 +64,12 @@ fn with_share(mut net: Net, percent: u64) -> Net {
     net
 }
 
-/// Every public relay is a gateway of some volunteer, with so many.
+/// With this many volunteers, every public relay is the gateway of one.
 const MANY: u16 = 16;
 
 #[test]
 fn volunteers_are_middles_as_often_as_the_consensus_says() {
-    // Seven of sixteen volunteers or so are behind the guard, and four relays may be the middle.
+    // About seven of sixteen volunteers are behind the guard, and four relays may be the middle.
     for (percent, expected) in [(0, 0..=0), (30, 3..=22), (100, 16..=38)] {
         let mut net = with_share(Net::new(40, 2), percent);
         let joined = net.volunteers(MANY);
@@ -102,7 +102,7 @@ fn volunteers_that_went_unnoticed_cost_no_request() {
         let mut net = with_share(Net::new(seed, 2), 100);
         let joined = net.volunteers(MANY);
         net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
-        // Two thirds of them go; nobody tells the client.
+        // Two thirds of them vanish without notice to the client.
         for (node, _) in joined.iter().skip(5) {
             net.world.vanish(*node);
         }
@@ -147,7 +147,7 @@ fn a_list_that_has_expired_is_not_used() {
 #[test]
 fn a_guard_that_calls_every_volunteer_gone_ends_up_with_public_middles() {
     let mut net = with_share(Net::new(43, 2), 100);
-    // Listed, but nobody is there.
+    // Listed, but not present.
     let listed = (FIRST..FIRST + MANY).map(|number| {
         let gateways: Vec<u16> = (1..=RELAYS).collect();
         fixture::listed_volunteer(number, &gateways[usize::from(number) % 5..][..3])

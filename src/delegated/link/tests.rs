@@ -133,7 +133,7 @@ fn a_link_that_is_too_long_is_none() {
     let long = |length: usize| format!("https://example.org/{}", "a".repeat(length));
     assert!(cleaned(&long(MAX_LINK_LEN - 20)).is_some());
     assert_eq!(cleaned(&long(MAX_LINK_LEN - 19)), None);
-    // Encoding it makes it longer.
+    // Percent-encoding makes it longer.
     assert_eq!(cleaned(&format!("https://example.org/{}", "ä".repeat(500))), None);
 }
 

@@ -13,7 +13,7 @@ fn get(url: &str) -> Result<HttpRequest, MessageError> {
     HttpRequest::new("GET", url, fields(&[]), Vec::new())
 }
 
-/// A response as an exit writes it.
+/// Encodes a response like an exit.
 fn response(status: u64, fields: &[(&str, &str)], chunks: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     put_number(RESPONSE, &mut bytes);
@@ -120,7 +120,7 @@ fn a_refusal_of_the_exit_is_told_from_an_answer_of_the_target() {
 #[test]
 fn what_breaks_off_anywhere_is_no_response() {
     let bytes = response(200, &[("etag", "1")], &[b"content"]);
-    // It may end after its head, and trailers may be left out.
+    // It may end after its head, and trailers may be missing.
     let head = bytes.len() - b"content".len() - 3;
     let whole = [head, bytes.len() - 1, bytes.len()];
     for end in 0..=bytes.len() {

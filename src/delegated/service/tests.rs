@@ -18,14 +18,14 @@ fn events(service: &mut SearchService) -> Vec<ServiceEvent> {
     core::iter::from_fn(|| service.poll_event()).collect()
 }
 
-/// Brings a query over `stream`.
+/// Sends a query over `stream`.
 fn ask(service: &mut SearchService, stream: u64, circuit: u64) {
     service.handle_begin(NOW, stream, circuit);
     service.handle_data(NOW, stream, &query().encode().unwrap());
     service.handle_finish(NOW, stream);
 }
 
-/// Takes all that is to be written over `stream`.
+/// Takes all unsent bytes of `stream`.
 fn told(service: &mut SearchService, stream: u64) -> SearchAnswer {
     let answer = SearchAnswer::decode(service.unsent(stream)).unwrap();
     let all = service.unsent(stream).len();
@@ -56,7 +56,7 @@ fn a_query_that_comes_in_pieces_is_asked_once_and_its_answer_written() {
     service.handle_answer(NOW, 7, &answer);
     assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream: 7 }]);
     assert_eq!(told(&mut service, 7), answer);
-    // A second answer has nowhere to go.
+    // A second answer is ignored.
     service.handle_answer(NOW, 7, &answer);
     assert_eq!(events(&mut service), []);
     assert_eq!(service.unsent(7), b"");
@@ -84,7 +84,7 @@ fn what_is_no_query_is_refused_and_not_asked() {
 #[test]
 fn a_circuit_that_asks_too_often_is_told_so_and_others_are_served() {
     let mut service = service();
-    // Four at a time.
+    // Four concurrent queries.
     (0..5).for_each(|stream| ask(&mut service, stream, 1));
     let asked = events(&mut service);
     assert_eq!(asked.iter().filter(|event| matches!(event, ServiceEvent::Query { .. })).count(), 4);
@@ -109,7 +109,8 @@ fn streams_in_all_are_bounded_and_one_that_ends_makes_room() {
 #[test]
 fn streams_that_ask_nothing_take_no_others_turn() {
     let mut service = service();
-    // One circuit has no more than its part of the streams, and those that have begun keep nobody from asking.
+    // One circuit gets no more than its share of the streams, and its open streams don't block other circuits'
+    // queries.
     (0..9).for_each(|stream| service.handle_begin(NOW, stream, 1));
     assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 8, reason: EndReason::ResourceLimit }]);
     (0..8).for_each(|stream| service.handle_begin(NOW, 10 + stream, 2));
@@ -118,7 +119,7 @@ fn streams_that_ask_nothing_take_no_others_turn() {
     (0..8).for_each(|stream| narrow.handle_begin(NOW, stream, 1));
     ask(&mut narrow, 10, 2);
     assert_eq!(events(&mut narrow), [ServiceEvent::Query { stream: 10, request: query() }]);
-    // Nor does one who doesn't take the answer.
+    // Nor does a client that doesn't read the answer.
     ask(&mut narrow, 11, 3);
     assert_eq!(refused(&mut narrow, 11), SearchRefusal::RateLimited);
     narrow.handle_answer(NOW, 10, &SearchAnswer::Refused(SearchRefusal::EngineFailed));
@@ -151,7 +152,7 @@ fn who_asks_slowly_is_ended_and_an_engine_that_is_slow_is_told() {
     let late = NOW.after(limits.engine);
     service.handle_timeout(late);
     assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }, ServiceEvent::Unsent { stream: 2 }]);
-    // And one who doesn't take the answer.
+    // Likewise a client that doesn't read the answer.
     service.handle_timeout(late.after(limits.stall));
     assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 2, reason: EndReason::TimedOut }]);
     assert_eq!(service.poll_timeout(), None);

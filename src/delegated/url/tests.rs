@@ -1,12 +1,12 @@
-//! The same answers by the crate `url` and by a browser's own parser: this runs natively and, with the feature `browser`, as
-//! WebAssembly.
+//! Tests that the crate `url` and a browser's parser give the same results. They run natively and, with the feature
+//! `browser`, as WebAssembly.
 
 use super::super::link::clean;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-/// What is written, and the link that is left of it.
+/// Texts, and the cleaned URL of each.
 #[rustfmt::skip]
 const NASTY: &[(&str, Option<&str>)] = &[
     ("http://EXAMPLE.org:80/", Some("http://example.org/")),

@@ -1,4 +1,4 @@
-//! What an authority knows of each relay, and what it makes of it.
+//! An authority's state of each relay: proofs, caps, and listing in the consensus.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,16 +15,16 @@ use crate::{
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
 
-/// While nobody measures bandwidth, every relay weighs the same.
+/// The weight of every relay, because bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
-/// A listed relay that fails so many proofs in a row is listed no more.
+/// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// Relays listed at one IPv4 address or in one IPv6 /64.
+/// Maximum listed relays at one IPv4 address or in one IPv6 /64.
 const MAX_LISTED_TOGETHER: usize = 8;
-/// Relays in one IPv4 /24 or IPv6 /48 that have not proved themselves.
+/// Maximum unproved relays in one IPv4 /24 or IPv6 /48.
 const MAX_UNPROVED_TOGETHER: usize = 32;
-/// Proofs under way in one IPv4 /24 or IPv6 /48.
+/// Maximum running proofs in one IPv4 /24 or IPv6 /48.
 const MAX_PROOFS_TOGETHER: usize = 4;
 
 /// One relay.
@@ -32,21 +32,22 @@ pub(super) struct Entry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
     first_seen: WallTime,
-    /// When it last proved itself where its descriptor says.
+    /// The time of its last proof at the addresses of its descriptor.
     proved: Option<WallTime>,
-    /// Whether it ever proved itself anywhere.
+    /// Whether it has ever proved itself, at any address.
     proved_once: bool,
-    /// Failed proofs since, or since it is known.
+    /// Failed proofs since its last proof, or since it is known.
     failures: u32,
-    /// When a proof was last asked for.
+    /// The time of the last request for a proof.
     asked: Option<WallTime>,
     proof: Proof,
 }
 
 enum Proof {
-    /// Wanted at that time.
+    /// Due at this time.
     Due(WallTime),
-    /// Asked for at that time; these dials have not succeeded yet. `outdated`: the relay has moved since.
+    /// Requested at this time; `left` are the dials that have not succeeded yet. `outdated`: the relay has moved
+    /// since.
     Asked { at: WallTime, left: Vec<DialTarget>, outdated: bool },
 }
 
@@ -57,8 +58,8 @@ impl Entry {
         Self { descriptor, signed, first_seen: now, proved, proved_once, failures, asked, proof }
     }
 
-    /// Takes a newer descriptor. A proof stays good while the relay is reached in the same way. A relay that has not proved
-    /// itself gains no earlier dial by it: whoever signs descriptors for someone else's address would aim dials there.
+    /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. An unproved relay gets no
+    /// earlier dial by it: otherwise descriptors with another node's address would direct dials there.
     pub(super) fn replace(&mut self, descriptor: Descriptor, signed: &[u8], now: WallTime) {
         let moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
         let wanted = self.proved.is_some() && (moved || self.failures > 0);
@@ -67,7 +68,7 @@ impl Entry {
                 let least = self.asked.map_or(now, |asked| asked.after(FIRST_RETRY).max(now));
                 *at = least.min(*at);
             }
-            // One under way is waited for, so that descriptors sent in quick succession don't multiply dials.
+            // A running proof is awaited, so that descriptors in quick succession don't multiply dials.
             Proof::Asked { outdated, .. } => *outdated |= moved,
             Proof::Due(_) => {}
         }
@@ -78,7 +79,8 @@ impl Entry {
         self.signed = decode_signed(signed);
     }
 
-    /// Takes the outcome of one dial; it proved itself once all of them have succeeded. What was not asked for is ignored.
+    /// Handles the outcome of one dial. The relay is proved once all dials have succeeded. Outcomes that weren't
+    /// requested are ignored.
     pub(super) fn dialled(
         &mut self,
         now: WallTime,
@@ -89,7 +91,7 @@ impl Entry {
         let Proof::Asked { left, outdated, .. } = &mut self.proof else { return };
         let Some(position) = left.iter().position(|one| one == target) else { return };
         match outcome {
-            // The authority's fault, so it says nothing of the relay.
+            // The authority's fault, so it doesn't count against the relay.
             Err(ProofError::Dial(DialError::Unable)) => self.proof = Proof::Due(now.after(FIRST_RETRY)),
             Ok(()) if !*outdated => {
                 left.swap_remove(position);
@@ -97,7 +99,7 @@ impl Entry {
                     self.proved(now, again);
                 }
             }
-            // What came for where the relay was before is worth nothing.
+            // A success at an outdated address doesn't count.
             Ok(()) | Err(_) => self.failed(now, again),
         }
     }
@@ -109,19 +111,19 @@ impl Entry {
         self.proof = Proof::Due(now.after(again));
     }
 
-    /// Asks again soon, then ever more rarely up to the ordinary rhythm.
+    /// Schedules the next try: soon, then with doubled intervals up to `again`.
     fn failed(&mut self, now: WallTime, again: Duration) {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
         self.proof = Proof::Due(now.after(wait.min(again)));
     }
 
-    /// Whether its record is worth keeping: identities cost nothing, so only once it has proved itself.
+    /// Whether its record is stored: only once it has proved itself, because identities are free.
     pub(super) const fn is_kept(&self) -> bool {
         self.proved_once
     }
 
-    /// Marks a proof as asked for, and gives what to dial: each address on its own, so that none is listed unproved.
+    /// Starts a proof and returns its dials, one for each address, so that no unproved address is listed.
     fn ask(&mut self, now: WallTime) -> Vec<DialTarget> {
         let whole = self.descriptor.profile.dial_target();
         let one = |address| DialTarget { addresses: vec![address], ..whole.clone() };
@@ -135,12 +137,12 @@ impl Entry {
         matches!(self.proof, Proof::Asked { .. })
     }
 
-    /// What its addresses lie in, by the lengths of IPv4 and IPv6 prefixes.
+    /// The networks of its addresses, by the lengths of IPv4 and IPv6 prefixes.
     fn prefixes(&self, v4: u32, v6: u32) -> impl Iterator<Item = IpAddr> {
         self.descriptor.profile.addresses.iter().map(move |address| prefix(address.ip(), v4, v6))
     }
 
-    /// The networks that an authority is careful with as a whole.
+    /// The networks for which caps apply.
     fn networks(&self) -> impl Iterator<Item = IpAddr> {
         self.prefixes(24, 48)
     }
@@ -158,8 +160,8 @@ impl Entry {
         .encode_to_vec()
     }
 
-    /// The entry that [`Self::encode`] wrote, if its descriptor still counts. It proves itself again at once, and stays
-    /// listed meanwhile.
+    /// Decodes the output of [`Self::encode`], if the descriptor still counts. A proof is due at once; the relay
+    /// stays listed meanwhile.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
@@ -171,7 +173,7 @@ impl Entry {
     }
 }
 
-/// The first bits of the address, the others zero.
+/// The first bits of the address, with the others zero.
 fn prefix(ip: IpAddr, v4: u32, v6: u32) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => {
@@ -185,7 +187,7 @@ fn prefix(ip: IpAddr, v4: u32, v6: u32) -> IpAddr {
     }
 }
 
-/// How often each comes up.
+/// Counts the occurrences of each prefix.
 fn count(prefixes: impl Iterator<Item = IpAddr>) -> BTreeMap<IpAddr, usize> {
     let mut counts = BTreeMap::new();
     for prefix in prefixes {
@@ -195,7 +197,7 @@ fn count(prefixes: impl Iterator<Item = IpAddr>) -> BTreeMap<IpAddr, usize> {
     counts
 }
 
-/// The encoding was verified before; should it not decode, the record is empty and passed over when it is restored.
+/// The encoding was verified before. If it doesn't decode, the record is empty and is skipped when it is restored.
 fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
     schema::SignedDescriptor::decode(bytes).unwrap_or_default()
 }
@@ -203,7 +205,7 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct Relays {
     entries: BTreeMap<RelayId, Entry>,
-    /// Whether they may lie in one network without limit, as at one site.
+    /// Whether the caps on relays of one network are off, as at one site.
     together: bool,
 }
 
@@ -224,13 +226,13 @@ impl Relays {
         self.entries.get_mut(relay)
     }
 
-    /// Whether this relay names `other` as its family.
+    /// Whether `relay` names `other` as its family.
     pub(super) fn names(&self, relay: &RelayId, other: &RelayId) -> bool {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
     }
 
-    /// Removes, of those that have not proved themselves, one from the network that holds most of them: which failed most
-    /// often, and of these the longest known. Those being dialled stay, or the dials under way could not be counted.
+    /// Evicts an unproved relay from the network with most of them: the one with most failures, and among these the
+    /// longest known. Relays that are being dialled stay, so that their dials stay counted.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
         let counts = self.unproved();
         let fullest = |entry: &Entry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
@@ -242,7 +244,7 @@ impl Relays {
         Some(relay)
     }
 
-    /// Removes one that has not proved itself from each network that holds too many for `new` to join.
+    /// Evicts one unproved relay from each network of `new` that has reached its cap.
     pub(super) fn make_room(&mut self, new: &Entry) -> Vec<RelayId> {
         if self.together {
             return Vec::new();
@@ -263,7 +265,7 @@ impl Relays {
         removed
     }
 
-    /// Relays in each network that have not proved themselves.
+    /// Number of unproved relays in each network.
     fn unproved(&self) -> BTreeMap<IpAddr, usize> {
         count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(Entry::networks))
     }
@@ -276,7 +278,7 @@ impl Relays {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
-    /// Counts proofs as failed that were asked for `timeout` ago.
+    /// Counts proofs that began `timeout` ago as failed.
     pub(super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, again: Duration) {
         for entry in self.entries.values_mut() {
             if matches!(entry.proof, Proof::Asked { at, .. } if now >= at.after(timeout)) {
@@ -285,8 +287,8 @@ impl Relays {
         }
     }
 
-    /// Marks proofs that are due as asked for, the longest due first, so that at most `most` are under way, and few in one
-    /// network.
+    /// Starts due proofs, the longest due first, with at most `most` running in total and [`MAX_PROOFS_TOGETHER`] in
+    /// one network.
     pub(super) fn wanted_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
         let mut free = most.saturating_sub(self.proofs_under_way());
         let mut networks = self.dialled_networks();
@@ -317,7 +319,7 @@ impl Relays {
         wanted
     }
 
-    /// When the next proof falls due, unless `most` are under way, or counts as failed after `timeout`.
+    /// The next time at which a proof is due, unless `most` are running, or fails after `timeout`.
     pub(super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
         let full = self.proofs_under_way() >= most;
         let networks = self.dialled_networks();
@@ -332,12 +334,12 @@ impl Relays {
         self.entries.values().filter(|entry| entry.is_under_way()).count()
     }
 
-    /// Proofs under way in each network.
+    /// Running proofs in each network.
     fn dialled_networks(&self) -> BTreeMap<IpAddr, usize> {
         count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(Entry::networks))
     }
 
-    /// The relays as a consensus made at `now` lists them: of those at one address the longest known, and of all the `most`
+    /// The relays of a consensus made at `now`: of those at one address the longest known, and in total the `most`
     /// longest known.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&Entry> = self.listed(now).collect();
@@ -365,7 +367,7 @@ impl Relays {
             .collect();
         let list = |entry: &&Entry| {
             let mut profile = entry.descriptor.profile.clone();
-            // Naming counts when it is mutual (proto/08-paths.md, "Families").
+            // A family counts if both name each other (proto/08-paths.md, "Families").
             let names_back =
                 |other: &RelayId| families.get(other).is_some_and(|names| names.contains(&profile.identity));
             let family: BTreeSet<RelayId> = profile.family.iter().copied().filter(names_back).collect();

@@ -15,7 +15,7 @@ fn authority(config: AuthorityConfig) -> Authority {
     Authority::new(key(100), config)
 }
 
-/// What the authority asked for.
+/// The actions that the authority requested.
 #[derive(Default)]
 struct Asked {
     proofs: Vec<DialTarget>,
@@ -43,7 +43,7 @@ fn verified(bytes: &[u8], now: WallTime) -> Consensus {
     UnverifiedConsensus::decode(bytes).unwrap().verify(&[key(100).id().into()], now, None).unwrap()
 }
 
-/// The consensus of the only publication there was.
+/// The consensus of the only publication.
 fn published(authority: &mut Authority, now: WallTime) -> Option<Consensus> {
     let asked = drain(authority);
     assert!(asked.published.len() <= 1);
@@ -54,7 +54,7 @@ fn submit(authority: &mut Authority, number: u16, profile: Profile, now: WallTim
     authority.handle_descriptor(now, &descriptor(number, profile, now)).unwrap();
 }
 
-/// Registers the relay and has it prove itself.
+/// Registers the relay, and reports its proof.
 fn register(authority: &mut Authority, number: u16, profile: Profile, now: WallTime) {
     let target = profile.dial_target();
     submit(authority, number, profile, now);
@@ -372,7 +372,7 @@ fn new_descriptors_bring_a_relay_that_never_proved_itself_no_earlier_dial() {
             dials += 1;
             authority.handle_proof(later(second), &target, FAILED);
         }
-        // In turn the same address and another.
+        // Alternates between this address and another.
         submit(&mut authority, 1, at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]), later(second));
     }
     assert!((25..=35).contains(&dials), "{dials}: one in 20 s, as to a relay that does not change");

@@ -1,8 +1,8 @@
-//! What an authority knows of volunteers: who registered, which gateways report whom, and the list made of it.
+//! An authority's state of volunteers: registrations, reports of gateways, and the resulting list.
 //!
-//! Governed by `proto/07-directory.md`, "Volunteers". All of it is in memory only: after a restart volunteers and gateways
-//! say within an interval what it must know. Identities cost nothing, so a volunteer that no gateway confirms gives way,
-//! and nobody is confirmed but by gateways that fall to it.
+//! Governed by `proto/07-directory.md`, "Volunteers". All state is in memory only: after a restart, volunteers and
+//! gateways send it again within an interval. Identities are free, so a volunteer that no gateway confirms is
+//! evicted, and only gateways of its ranking can confirm it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,35 +19,36 @@ use crate::{
     },
 };
 
-/// A volunteer without a gateway is forgotten after so long, or after two intervals if those are longer.
+/// Time after which a volunteer without a gateway is removed; two intervals if those are longer.
 const UNCONFIRMED_FOR: Duration = Duration::from_secs(60);
-/// For how long a volunteer keeps its seed, and so its gateways.
+/// Time for which a volunteer keeps its seed, and so its gateways.
 const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Seeds that are remembered of volunteers that left; who left first makes room. No flood costs those that stay theirs.
+/// Cap on stored seeds of volunteers that left; the earliest to leave is evicted. A flood doesn't affect the seeds of
+/// volunteers that stay.
 const MAX_LEFT_SEEDS: usize = 65_536;
-/// Nobody makes room for another before it has been known for an interval, or so long: time to dial gateways, and for them
-/// to report it.
+/// A volunteer is not evicted before it has been known for an interval, and for at least this time: enough to dial
+/// gateways and be reported.
 const SHORTEST_CHANCE: Duration = Duration::from_secs(15);
-/// Intervals for which a report counts, and a list is valid.
+/// Intervals for which a report counts.
 const REPORT_INTERVALS: u32 = 3;
 const LIST_INTERVALS: u32 = 5;
 
 /// One volunteer.
 struct Entry {
     descriptor: VolunteerDescriptor,
-    /// Of what was registered ([`UnverifiedVolunteer::digest`]).
+    /// Digest of the registration ([`UnverifiedVolunteer::digest`]).
     digest: [u8; 32],
     seed: Seed,
     first_seen: WallTime,
-    /// When a gateway that falls to it last reported it.
+    /// The time of the last report by a gateway of its ranking.
     confirmed: Option<WallTime>,
     /// The gateways whose last report counted for it.
     reported_by: BTreeSet<RelayId>,
     ranking: Ranking,
 }
 
-/// The gateways that fall to a volunteer, by which consensus. Made only for a volunteer that a gateway reports: it takes a
-/// digest of each relay, and anyone can register.
+/// The ranking of a volunteer, and the consensus it was made by. Made only for volunteers that a gateway reports: it
+/// takes a digest of each relay, and registration is open to all.
 #[derive(Default)]
 struct Ranking {
     consensus: Option<[u8; 32]>,
@@ -55,7 +56,7 @@ struct Ranking {
 }
 
 impl Entry {
-    /// Its ranking by `consensus`, made once.
+    /// Its ranking by `consensus`, made once for each consensus.
     fn ranking(&mut self, consensus: &Consensus) -> &[RelayId] {
         if self.ranking.consensus.as_ref() != Some(consensus.digest()) {
             let gateways = gateway_ranking(&self.seed.drawn, &self.descriptor.profile.identity, consensus);
@@ -64,33 +65,34 @@ impl Entry {
         &self.ranking.gateways
     }
 
-    /// From when on nobody has confirmed it.
+    /// The time since which no gateway has confirmed it.
     fn unconfirmed_since(&self) -> WallTime {
         self.confirmed.unwrap_or(self.first_seen)
     }
 }
 
-/// What a gateway reported last.
+/// A gateway's last report.
 struct Report {
     at_ms: u64,
     came: WallTime,
-    /// The volunteers that it counted for.
+    /// The volunteers for which it counted.
     volunteers: Vec<RelayId>,
 }
 
-/// All volunteers, by identity, and what gateways say of them.
+/// All volunteers, by identity, and the reports of gateways.
 #[derive(Default)]
 pub(super) struct Volunteers {
     entries: BTreeMap<RelayId, Entry>,
     left: LeftSeeds,
     reports: BTreeMap<RelayId, Report>,
-    /// When the last list was made, as it says.
+    /// The date of the last list.
     listed: Option<WallTime>,
     next_list: Option<WallTime>,
 }
 
 impl Volunteers {
-    /// Takes a registration. The same bytes again cost no signature and tell how things stand.
+    /// Handles a registration. For the same bytes again, only the current state is returned, without verification of
+    /// a signature.
     pub(super) fn register(
         &mut self,
         now: WallTime,
@@ -128,7 +130,8 @@ impl Volunteers {
         Ok(Registration { seed, gateways })
     }
 
-    /// Takes a gateway's report, which stands for all it knows: who isn't in it any more has left. Tells for whom it counts.
+    /// Handles a gateway's report, which is complete: volunteers missing from it have left. Returns the volunteers
+    /// for which it counts.
     pub(super) fn report(
         &mut self,
         now: WallTime,
@@ -159,7 +162,7 @@ impl Volunteers {
         Ok(counted)
     }
 
-    /// What a gateway reported last doesn't count any more.
+    /// Removes a gateway's last report.
     fn withdraw(&mut self, gateway: &RelayId) {
         let Some(report) = self.reports.remove(gateway) else { return };
         for volunteer in &report.volunteers {
@@ -169,12 +172,12 @@ impl Volunteers {
         }
     }
 
-    /// When the next list is to be made, once there is a consensus.
+    /// The time of the next list, once there is a consensus.
     pub(super) const fn next_list(&self) -> Option<WallTime> {
         self.next_list
     }
 
-    /// The list, encoded, if it is time for one. `names` tells whether that relay names the volunteer as its family.
+    /// The encoded list, if one is due. `names` returns whether a relay names a volunteer as its family.
     pub(super) fn list(
         &mut self,
         now: WallTime,
@@ -188,7 +191,7 @@ impl Volunteers {
         self.next_list = Some(now.after(interval));
         self.forget(now, interval);
         let listed = self.reached(now, consensus, names);
-        // Strictly later than the last, also when two fall in one second or the clock was set back.
+        // Strictly later than the last, even if two fall in one second or the clock was set back.
         let valid_after = self.listed.map_or(now, |last| last.after(Duration::from_secs(1)).max(now));
         let valid_until = valid_after.after(interval.saturating_mul(LIST_INTERVALS));
         let dates = (valid_after, valid_after.after(interval), valid_until);
@@ -224,7 +227,7 @@ impl Volunteers {
             None => names(one, other),
         };
         for volunteer in &mut reached {
-            // Naming counts when it is mutual (proto/08-paths.md, "Families").
+            // A family counts if both name each other (proto/08-paths.md, "Families").
             let identity = volunteer.profile.identity;
             volunteer.profile.family.retain(|member| naming(member, &identity));
             volunteer.profile.family.sort_unstable();
@@ -233,7 +236,7 @@ impl Volunteers {
         reached
     }
 
-    /// Forgets who registered too long ago, whom nobody has confirmed, and reports that could not come again.
+    /// Removes volunteers with stale descriptors or without confirmation, and reports too old to be replayed.
     fn forget(&mut self, now: WallTime, interval: Duration) {
         let patience = UNCONFIRMED_FOR.max(interval.saturating_mul(2));
         self.entries.retain(|identity, entry| {
@@ -251,8 +254,9 @@ impl Volunteers {
         }
     }
 
-    /// Makes room for one more. Who was never confirmed leaves first, the longest known first, then whom no gateway
-    /// confirms any more; but each has had its chance to be confirmed, or a flood would leave nobody the time.
+    /// Makes room for one more: evicts volunteers that were never confirmed, the longest known first, then those
+    /// without a recent confirmation. Each first has an interval, and at least [`SHORTEST_CHANCE`], to be confirmed;
+    /// otherwise a flood would evict all before their confirmation.
     fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {
             return Ok(());
@@ -294,7 +298,7 @@ fn reached_by(
     ranked.filter(|gateway| reporting.contains(*gateway)).take(MAX_GATEWAYS).copied().collect()
 }
 
-/// What a volunteer's ranking follows from.
+/// The seed of a volunteer's ranking.
 #[derive(Clone, Copy)]
 struct Seed {
     drawn: [u8; 32],
@@ -309,11 +313,12 @@ impl Seed {
     }
 }
 
-/// The seeds of those that left: else an identity could register until it likes the gateways that fall to it.
+/// The seeds of volunteers that left. Without them, an identity could register again until it gets certain
+/// gateways.
 #[derive(Default)]
 struct LeftSeeds {
     seeds: BTreeMap<RelayId, (u64, Seed)>,
-    /// By when they left.
+    /// By the order in which they left.
     order: BTreeMap<u64, RelayId>,
     next: u64,
 }

@@ -14,7 +14,7 @@ fn verify(bytes: &[u8], now: WallTime) -> Result<Descriptor, DescriptorError> {
     UnverifiedDescriptor::decode(bytes)?.verify(now)
 }
 
-/// Signs whatever stands in `document`, as an honest encoder would not.
+/// Signs any `document`, unlike an honest encoder.
 fn signed(document: &schema::Descriptor) -> Vec<u8> {
     let descriptor = document.encode_to_vec();
     let signature = key(1).sign(CONTEXT, &descriptor).to_vec();

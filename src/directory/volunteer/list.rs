@@ -1,4 +1,4 @@
-//! The volunteer list: who can be reached over whom, for a few minutes.
+//! The volunteer list: volunteers and their gateways, valid for a few minutes.
 
 use core::{fmt, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     handshake::RelayKeys,
 };
 
-/// Gateways of one volunteer at the most.
+/// Maximum gateways of one volunteer.
 pub const MAX_GATEWAYS: usize = 3;
 
 const CONTEXT: &str = "directory volunteers";
@@ -28,17 +28,17 @@ const SIGNED_BOUNDS: Bounds = Bounds {
     len: MAX_VOLUNTEER_LIST_LEN,
     fields: &[(1, 1, MAX_VOLUNTEER_LIST_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)],
 };
-/// Of a volunteer with its gateways, which take a little more than a hundred bytes.
+/// Maximum bytes of a listed volunteer with its gateways, which take slightly more than a hundred.
 const MAX_LISTED_LEN: usize = 512;
 const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LIST_LEN, fields: &[(4, MAX_VOLUNTEERS, MAX_LISTED_LEN)] };
 
-/// Why a volunteer list is not used.
+/// Why a volunteer list is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VolunteerListError {
     /// The bytes are no volunteer list.
     #[error("volunteer list: {0}")]
     Malformed(#[from] BoundError),
-    /// Too few authorities have signed it, or it isn't its time.
+    /// Too few authorities have signed it, or its dates exclude it.
     #[error("volunteer list: {0}")]
     NotCounted(#[from] NotCounted),
     /// It contradicts itself or the specification.
@@ -46,7 +46,7 @@ pub enum VolunteerListError {
     Impossible(#[from] Impossible),
 }
 
-/// A volunteer list as it is published: an encoded `SignedVolunteerList`.
+/// A published volunteer list: an encoded `SignedVolunteerList`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SignedVolunteerList(Vec<u8>);
 
@@ -57,7 +57,7 @@ impl SignedVolunteerList {
         &self.0
     }
 
-    /// Its bytes, given away.
+    /// Converts it into its bytes.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
@@ -70,14 +70,14 @@ impl fmt::Debug for SignedVolunteerList {
     }
 }
 
-/// A signed volunteer list whose signatures nobody has looked at.
+/// A signed volunteer list with unverified signatures.
 #[derive(Clone)]
 pub struct UnverifiedVolunteerList {
     signed: schema::SignedVolunteerList,
 }
 
 impl UnverifiedVolunteerList {
-    /// Takes an encoded `SignedVolunteerList` apart.
+    /// Decodes a `SignedVolunteerList`.
     ///
     /// # Errors
     /// [`VolunteerListError::Malformed`].
@@ -85,11 +85,11 @@ impl UnverifiedVolunteerList {
         Ok(Self { signed: bounded::decode(bytes, &SIGNED_BOUNDS)? })
     }
 
-    /// The list, if more than half of `authorities` have signed it, it is valid at `now` and no older than `previous`,
-    /// the one in use.
+    /// The list, if more than half of `authorities` have signed it, it is valid at `now` and not older than
+    /// `previous`, the one in use.
     ///
     /// # Errors
-    /// Each reason has its own (`proto/07-directory.md`, "When a consensus counts").
+    /// One for each reason (`proto/07-directory.md`, "When a consensus counts").
     pub fn verify(
         self,
         authorities: &[AuthorityId],
@@ -103,10 +103,10 @@ impl UnverifiedVolunteerList {
     }
 }
 
-/// A volunteer as the authorities list it.
+/// A volunteer of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volunteer {
-    /// What it said of itself; of its family, those that name it too.
+    /// Its statement about itself; its family is reduced to the members that name it too.
     pub profile: VolunteerProfile,
     /// The relays over which it can be reached, the best ranked first: 1 to [`MAX_GATEWAYS`].
     pub gateways: Vec<RelayId>,
@@ -119,7 +119,7 @@ impl Volunteer {
         self.profile.identity
     }
 
-    /// All that a handshake with it must know.
+    /// Its keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         self.profile.keys()
@@ -137,12 +137,12 @@ impl Volunteer {
     }
 }
 
-/// The list of volunteers: verified, or an authority's own.
+/// A list of volunteers: verified, or made by this authority.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VolunteerList {
     dates: Dates,
     volunteers: Vec<Volunteer>,
-    /// SHA-256 of the bytes that were signed.
+    /// SHA-256 of the signed bytes.
     digest: [u8; 32],
 }
 
@@ -150,7 +150,7 @@ impl VolunteerList {
     /// A list of `volunteers`, in any order, at most [`MAX_VOLUNTEERS`], with its encoding.
     ///
     /// # Errors
-    /// When the dates are out of order or too far apart, a volunteer stands twice, or it is too long.
+    /// When the dates are out of order or too far apart, a volunteer is listed twice, or the list is too long.
     pub(in crate::directory) fn new(
         (valid_after, fresh_until, valid_until): (WallTime, WallTime, WallTime),
         volunteers: impl IntoIterator<Item = Volunteer>,
@@ -168,7 +168,7 @@ impl VolunteerList {
             volunteers: volunteers.iter().map(encode).collect(),
         }
         .encode_to_vec();
-        // What others will refuse must not be signed.
+        // A list that others would reject must not be signed.
         Ok((Self::decode(&encoded)?, encoded))
     }
 
@@ -191,31 +191,31 @@ impl VolunteerList {
         Ok(Self { dates, volunteers, digest: crypto::sha256(bytes) })
     }
 
-    /// From when on it counts.
+    /// Start of its validity.
     #[must_use]
     pub const fn valid_after(&self) -> WallTime {
         self.dates.valid_after
     }
 
-    /// From when on a newer one should be fetched.
+    /// Time from which on a newer one should be fetched.
     #[must_use]
     pub const fn fresh_until(&self) -> WallTime {
         self.dates.fresh_until
     }
 
-    /// From when on it must not be used.
+    /// End of its validity.
     #[must_use]
     pub const fn valid_until(&self) -> WallTime {
         self.dates.valid_until
     }
 
-    /// Whether it must not be used at `now` any more.
+    /// Whether its validity has ended at `now`.
     #[must_use]
     pub fn is_expired(&self, now: WallTime) -> bool {
         self.dates.is_expired(now)
     }
 
-    /// When to fetch the next one: at random within half an interval of when this is no longer fresh.
+    /// Time of the next fetch: random within half an interval after `fresh_until`.
     pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
         self.dates.next_fetch(rng)
     }
@@ -239,7 +239,7 @@ impl VolunteerList {
         self.volunteers.iter().filter(move |volunteer| volunteer.gateways.contains(&gateway))
     }
 
-    /// SHA-256 of the signed bytes: the same for the same list.
+    /// SHA-256 of the signed bytes: identical for identical lists.
     #[must_use]
     pub const fn digest(&self) -> &[u8; 32] {
         &self.digest

@@ -1,4 +1,5 @@
-//! What gateways report: which volunteers have a channel to them; and for whom of those it counts.
+//! Presence reports: gateways report the volunteers with a channel to them, and the directory answers which of them
+//! it counts.
 
 use prost::Message;
 
@@ -13,7 +14,7 @@ use crate::{
     },
 };
 
-/// Volunteers in one report at the most.
+/// Maximum volunteers of one report.
 pub const MAX_PRESENT: usize = 512;
 
 pub(crate) const CONTEXT: &str = "directory presence";
@@ -21,19 +22,19 @@ const MAX_LEN: usize = 20 << 10;
 const SIGNED_BOUNDS: Bounds = Bounds { len: MAX_LEN, fields: &[(1, 1, MAX_LEN), (2, 1, 64)] };
 const BOUNDS: Bounds = Bounds { len: MAX_LEN, fields: &[(3, MAX_PRESENT, 32)] };
 const COUNTED_BOUNDS: Bounds = Bounds { len: MAX_COUNTED_LEN, fields: &[(1, MAX_PRESENT, 32)] };
-/// Bytes of an answer to a report at the most.
+/// Maximum bytes of an answer to a report.
 pub const MAX_COUNTED_LEN: usize = MAX_LEN;
 
-/// Why a report is refused. Every text may be shown to whoever sent it.
+/// Why a report is refused. Every text may be shown to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PresenceError {
     /// The bytes are no report.
     #[error("presence: {0}")]
     Malformed(#[from] BoundError),
-    /// The gateway in it has not signed it.
+    /// Its gateway has not signed it.
     #[error("presence: not signed by the gateway in it")]
     BadSignature,
-    /// It was made at another time than this.
+    /// Its date is too far from the current time.
     #[error("presence: made too long ago or in the future; is the relay's clock right?")]
     WrongTime,
     /// It contradicts itself or the specification.
@@ -42,12 +43,12 @@ pub enum PresenceError {
     /// The gateway is no relay of the last consensus.
     #[error("presence: the gateway is not listed")]
     NotListed,
-    /// A newer one of the same gateway is known.
+    /// A report of the same gateway, at least as new, is stored.
     #[error("presence: not newer than the last")]
     Older,
 }
 
-/// A signed report whose signature nobody has looked at.
+/// A signed report with an unverified signature.
 #[derive(Clone)]
 pub struct UnverifiedPresence {
     signed: schema::SignedPresence,
@@ -55,7 +56,7 @@ pub struct UnverifiedPresence {
 }
 
 impl UnverifiedPresence {
-    /// Takes an encoded `SignedPresence` apart.
+    /// Decodes a `SignedPresence`.
     ///
     /// # Errors
     /// [`PresenceError::Malformed`] and [`PresenceError::Impossible`].
@@ -69,13 +70,13 @@ impl UnverifiedPresence {
         Ok(Self { signed, claimed })
     }
 
-    /// What it says, whoever made it: for refusing it before its signature is looked at.
+    /// Its unverified content: to refuse it before its signature is verified.
     #[must_use]
     pub const fn claimed(&self) -> &Presence {
         &self.claimed
     }
 
-    /// The report, if the gateway in it has signed it, about now.
+    /// The report, if its gateway has signed it and its date is close to `now`.
     ///
     /// # Errors
     /// [`PresenceError::BadSignature`] and [`PresenceError::WrongTime`].
@@ -91,19 +92,19 @@ impl UnverifiedPresence {
     }
 }
 
-/// A gateway's report: verified, or its own.
+/// A gateway's report: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
     /// The relay that reports.
     pub gateway: RelayId,
-    /// When, in Unix milliseconds: later than its last.
+    /// Its date in Unix milliseconds, later than that of the last report.
     pub at_ms: u64,
     /// All volunteers with a channel to it, ascending, at most [`MAX_PRESENT`].
     pub volunteers: Vec<RelayId>,
 }
 
 impl Presence {
-    /// The encoded, signed report, as it is sent.
+    /// The encoded, signed report.
     ///
     /// # Errors
     /// [`PresenceError::Impossible`] when the volunteers are too many or out of order, or the gateway is not `key`'s.
@@ -126,23 +127,23 @@ impl Presence {
     }
 }
 
-/// What a directory answers to a report.
+/// The directory's answer to a report.
 ///
-/// Believed as it comes, for a directory that lies in it could as well leave the volunteers out of the list.
+/// It isn't signed: a directory that falsifies it could as well leave the volunteers out of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// The volunteers that the report counted for, ascending.
+    /// The volunteers for which the report counted, ascending.
     pub volunteers: Vec<RelayId>,
 }
 
 impl Counted {
-    /// The encoding.
+    /// Encodes it.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         schema::Counted { volunteers: encode_identities(&self.volunteers) }.encode_to_vec()
     }
 
-    /// The answer that `bytes` are.
+    /// Decodes the answer.
     ///
     /// # Errors
     /// [`PresenceError::Malformed`] and [`PresenceError::Impossible`].

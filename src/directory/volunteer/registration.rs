@@ -1,4 +1,4 @@
-//! What a directory answers a volunteer.
+//! The directory's answer to a volunteer's registration.
 
 use prost::Message;
 
@@ -14,7 +14,7 @@ use crate::{
 
 const BOUNDS: Bounds = Bounds { len: 1 << 10, fields: &[] };
 
-/// Why an answer is none.
+/// Why an answer is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistrationError {
     /// The bytes are no registration.
@@ -25,30 +25,30 @@ pub enum RegistrationError {
     Impossible(#[from] Impossible),
 }
 
-/// How the directory has taken a volunteer.
+/// A volunteer's registration at the directory.
 ///
-/// Believed as it comes, for it steers nobody but the volunteer: a lying directory can send that to gateways of its choice
-/// among those that the authorities list, and could as well leave it out.
+/// It isn't signed, because it affects only the volunteer. A directory that falsifies it can direct the volunteer to
+/// gateways of its choice among those in the consensus, but could as well leave the volunteer out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// What the volunteer's ranking follows from.
+    /// The seed of the volunteer's ranking.
     pub seed: [u8; 32],
-    /// The gateways that it is or will be listed with, the best ranked first, at most [`MAX_GATEWAYS`]; none while nobody
-    /// can reach it.
+    /// The gateways that it is or will be listed with, the best ranked first, at most [`MAX_GATEWAYS`]; empty while
+    /// no gateway reports it.
     pub gateways: Vec<RelayId>,
 }
 
 impl Registration {
-    /// The encoding.
+    /// Encodes it.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         schema::Registration { seed: self.seed.to_vec(), gateways: encode_identities(&self.gateways) }.encode_to_vec()
     }
 
-    /// The registration that `bytes` are.
+    /// Decodes the registration.
     ///
     /// # Errors
-    /// When they are none.
+    /// When `bytes` are no registration.
     pub fn decode(bytes: &[u8]) -> Result<Self, RegistrationError> {
         let document: schema::Registration = bounded::decode(bytes, &BOUNDS)?;
         let seed = exactly(&document.seed).ok_or(Impossible("the seed is not 32 bytes"))?;

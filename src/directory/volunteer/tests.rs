@@ -98,7 +98,7 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
     }
 }
 
-/// Volunteer 21, whose description takes so many bytes.
+/// Volunteer 21, with a profile of `length` bytes.
 fn longest_profile(length: usize) -> VolunteerProfile {
     let with = |host: usize| {
         let requests = crate::delegated::Requests::Hosts(vec!["h".repeat(host)]);
@@ -299,7 +299,7 @@ fn a_ranking_holds_the_first_eight_guards_whatever_else_is_listed() {
     let ranking = gateway_ranking(&[7; 32], &key(21).id(), &guards);
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
     assert_eq!(ranking, gateway_ranking(&[7; 32], &key(21).id(), &guards));
-    // A relay that isn't among them changes nothing by leaving.
+    // The removal of a relay outside the ranking changes nothing.
     let others = (1..=40).filter(|number| ranking.contains(&key(*number).id()) || number % 2 == 0);
     assert_eq!(ranking, gateway_ranking(&[7; 32], &key(21).id(), &relays(others)));
     let without_first = (1..=40).filter(|number| key(*number).id() != ranking[0]);

@@ -1,4 +1,4 @@
-//! `proto/vectors/volunteers.json`, which the second implementation wrote.
+//! Test vectors of `proto/vectors/volunteers.json`, which the second implementation wrote.
 
 use core::fmt::Display;
 

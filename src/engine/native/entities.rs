@@ -1,4 +1,4 @@
-//! HTML's entities by html5ever's tokenizer.
+//! Decodes HTML entities by html5ever's tokenizer.
 
 use core::cell::RefCell;
 
@@ -12,7 +12,7 @@ pub(in crate::engine) fn decoded(text: &str) -> String {
     let tokenizer = Tokenizer::new(Characters::default(), TokenizerOpts::default());
     let input = BufferQueue::default();
     input.push_back(StrTendril::from_slice(text));
-    // It pauses for scripts that are to be run, which this sink never asks for.
+    // It pauses for scripts to run, which this sink never requests.
     let _ = tokenizer.feed(&input);
     tokenizer.end();
     tokenizer.sink.0.take()

@@ -1,19 +1,19 @@
-//! JSON by `serde_json`.
+//! Parses JSON by `serde_json`.
 
 use serde_json::Value;
 
 use crate::engine::json::Json;
 
-/// A whole answer.
+/// A complete answer.
 pub(in crate::engine) struct Tree(Value);
 
 impl Tree {
-    /// What `body` says, if it is JSON. The library bounds its depth.
+    /// Parses `body`. The library bounds the depth.
     pub(in crate::engine) fn parse(body: &[u8]) -> Option<Self> {
         serde_json::from_slice(body).ok().map(Self)
     }
 
-    /// All of it.
+    /// The root value.
     pub(in crate::engine) const fn root(&self) -> &Value {
         &self.0
     }

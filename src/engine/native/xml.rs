@@ -1,4 +1,4 @@
-//! A walk over XML by quick-xml's reader, which makes no tree.
+//! Walks over XML by quick-xml's reader, without a tree.
 
 use quick_xml::{
     events::{BytesStart, Event},
@@ -34,7 +34,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
             }
             Event::Start(start) => {
                 depth = depth.saturating_add(1);
-                // One document has one element at its root.
+                // A document has one root element.
                 if depth == 1 && core::mem::replace(&mut seen, true) {
                     return Err(XmlError::Malformed);
                 }
@@ -70,7 +70,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
 }
 
 fn check(start: &BytesStart<'_>, depth: usize) -> Result<(), XmlError> {
-    // Without the reader's own search for doubles, which takes the square of their number.
+    // The reader's check for duplicates is off, because it takes quadratic time.
     let mut attributes = start.attributes();
     let attributes = attributes.with_checks(false);
     if depth > MOST_DEPTH || attributes.by_ref().take(MOST_ATTRIBUTES.saturating_add(1)).count() > MOST_ATTRIBUTES {

@@ -1,20 +1,20 @@
-//! JSON by the browser's parser.
+//! Parses JSON by the browser's parser.
 
 use js_sys::{Array, JSON, Number, Reflect};
 use wasm_bindgen::{JsCast as _, JsValue};
 
 use crate::engine::json::Json;
 
-/// A whole answer.
+/// A complete answer.
 pub(in crate::engine) struct Tree(JsValue);
 
 impl Tree {
-    /// What `body` says, if it is JSON.
+    /// Parses `body`; `None` if it is no JSON.
     pub(in crate::engine) fn parse(body: &[u8]) -> Option<Self> {
         JSON::parse(str::from_utf8(body).ok()?).ok().map(Self)
     }
 
-    /// All of it.
+    /// The root value.
     pub(in crate::engine) fn root(&self) -> JsValue {
         self.0.clone()
     }
@@ -24,7 +24,7 @@ impl Json for JsValue {
     fn at(&self, pointer: &str) -> Option<Self> {
         let mut value = self.clone();
         for key in pointer.split('/').skip(1) {
-            // What is no object would answer for its prototype.
+            // A primitive value would return properties of its prototype.
             value.is_object().then_some(())?;
             let key = key.replace("~1", "/").replace("~0", "~");
             value = Reflect::get(&value, &key.into()).ok().filter(|value| !value.is_undefined())?;

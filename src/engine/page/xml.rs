@@ -1,4 +1,4 @@
-//! A walk over XML by the browser's parser, which makes a tree: no larger than the document, which has no entities of its own.
+//! Walks over XML by the browser's parser. Its tree is no larger than the document, which has no custom entities.
 
 use wasm_bindgen::JsCast as _;
 use web_sys::{DomParser, Element, Node, SupportedType};
@@ -7,17 +7,17 @@ use crate::engine::xml::{Attributes, MOST_ATTRIBUTES, MOST_DEPTH, Piece, XmlErro
 
 /// Walks over all of `document`.
 pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
-    // Also where it would mean nothing, as in a comment: what the parser makes of it can't be known before.
+    // Also rejected where it has no meaning, as in a comment: the parser's interpretation is unknown beforehand.
     if document.contains("<!DOCTYPE") || document.contains("<!ENTITY") {
         return Err(XmlError::Entities);
     }
     check_encoding(document)?;
-    // Or a page could be kept busy for seconds by parsing alone.
+    // Otherwise parsing alone could block the page for seconds.
     check_extent(document)?;
     let parsed = DomParser::new().and_then(|parser| parser.parse_from_string(document, SupportedType::ApplicationXml));
     let parsed = parsed.map_err(|_| XmlError::Malformed)?;
     let root = parsed.document_element().ok_or(XmlError::Malformed)?;
-    // Browsers put one of these where they stopped.
+    // Browsers insert this element where parsing failed.
     if parsed.get_elements_by_tag_name("parsererror").length() > 0 {
         return Err(XmlError::Malformed);
     }
@@ -61,7 +61,7 @@ fn open(element: &Element, depth: usize, visit: &mut impl FnMut(Piece<'_>)) -> R
     Ok(())
 }
 
-/// The parser is given characters, and doesn't care what its declaration says of bytes.
+/// Checks the declared encoding. The parser gets characters and ignores it.
 fn check_encoding(document: &str) -> Result<(), XmlError> {
     let declaration = document.strip_prefix("<?xml").and_then(|rest| rest.split_once("?>")).map(|(inner, _)| inner);
     let named = declaration.and_then(|inner| inner.split_once("encoding")).map(|(_, value)| value.trim_start());

@@ -1,4 +1,5 @@
-//! The window over paths of three links, in virtual time. Natively alone: it takes minutes as unoptimised WebAssembly.
+//! Tests of the window over paths of three links, in virtual time. Only native: they take minutes as unoptimised
+//! WebAssembly.
 
 use super::{
     super::*,
@@ -14,7 +15,7 @@ const fn mib(mib: u64) -> u64 {
     mib * 1024
 }
 
-/// Three links of `delay_ms` one way, of which the middle one is the slowest.
+/// Three links of `delay_ms` one way; the middle one is the slowest.
 fn links(delay_ms: u64, rate: u64, loss: f64) -> [Link; 3] {
     let fast = Link { loss, ..Link::new(delay_ms, mib(250)) };
     [fast, Link { rate, ..fast }, fast]
@@ -112,7 +113,7 @@ fn sixteen_circuits_on_50_mbit_fill_it_with_a_short_queue_that_a_light_circuit_p
     assert!(sum >= 5800.0 && fairness(&delivered) >= 0.98, "{delivered:?}");
     let waits = queued as f64 / 40.0 / 6000.0;
     assert!(waits <= 0.15, "{waits} s wait");
-    // 75 ms of distance, and a message of others on each link.
+    // 75 ms of propagation delay, and a message of other circuits on each link.
     assert!(path.circuits[light].slowest <= Duration::from_millis(90), "{:?}", path.circuits[light].slowest);
 }
 

@@ -1,8 +1,8 @@
-//! Circuits over a path of links, in virtual time, from a seed.
+//! Simulation of circuits over a path of links, in virtual time, from a seed.
 //!
-//! Each link serves circuits fairly, as a channel's queue does, at a rate; a lost datagram holds up its circuit until
-//! it is retransmitted. Nodes handle what has arrived in batches. Cells of a circuit stay in order and none is lost, so
-//! a queue is a range of numbers, and every `mark_every`-th number is a mark.
+//! Each link serves circuits fairly, as a channel's queue does, at a rate. A lost datagram delays its circuit until
+//! it is retransmitted. Nodes handle received messages in batches. Cells of a circuit stay in order and none is lost,
+//! so a queue is a range of numbers, and every `mark_every`-th number is a mark.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -14,21 +14,21 @@ use crate::base::Instant;
 
 /// Cells of one message.
 const MESSAGE: u64 = 16;
-/// Cells of a circuit's turn.
+/// Cells that a circuit sends in one turn.
 const QUANTUM: u64 = 4;
-/// A sender makes no cell while so many of its circuit wait at its own link.
+/// A sender pauses while this many cells of its circuit are queued at its link.
 const SENDER_QUEUE: u64 = 32;
 
-/// One link, and how the node at its far end handles what arrives.
+/// One link, and the batching of the node at its far end.
 #[derive(Clone, Copy)]
 pub(super) struct Link {
-    /// One way.
+    /// The delay one way.
     pub(super) delay: Duration,
     /// Cells a second.
     pub(super) rate: u64,
-    /// Chance that a datagram is lost.
+    /// Probability that a datagram is lost.
     pub(super) loss: f64,
-    /// The node at the far end sleeps for up to this long before it handles a batch.
+    /// The longest sleep of the node at the far end before it handles a batch.
     pub(super) pause: Duration,
 }
 
@@ -45,14 +45,14 @@ struct Hop {
     quiet: VecDeque<usize>,
     busy: VecDeque<usize>,
     serving: bool,
-    /// The node at the far end handles its next batch.
+    /// When the node at the far end handles its next batch.
     wakes_at: Instant,
 }
 
 #[derive(Clone, Copy)]
 struct Queue {
     first: u64,
-    /// The last of those that have left with a message.
+    /// The last cell that has left with a message.
     served: u64,
     end: u64,
     turn: u64,
@@ -64,13 +64,13 @@ struct Queue {
 /// One circuit's sender and receiver.
 pub(super) struct Circuit {
     pub(super) window: CongestionWindow,
-    /// Cells it has to send, now and in all.
+    /// Total number of cells to send.
     pub(super) wanted: u64,
     sent: u64,
-    /// Cells that have arrived.
+    /// Cells that have been delivered.
     pub(super) delivered: u64,
     sent_at: VecDeque<(u64, Instant)>,
-    /// The longest that a cell took which was sent alone.
+    /// The longest delivery time of a cell sent alone.
     pub(super) slowest: Duration,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Path {
     pub(super) circuits: Vec<Circuit>,
     events: BinaryHeap<Reverse<(Instant, u64, What)>>,
     serial: u64,
-    /// Most cells of one circuit that ever waited at one link.
+    /// The most cells of one circuit that were queued at one link.
     pub(super) deepest: u64,
 }
 
@@ -143,7 +143,7 @@ impl Path {
         change(&mut self.hops[hop].link);
     }
 
-    /// Gives a circuit so many cells to send from now on.
+    /// Sets the number of cells that a circuit sends in total, from now on.
     pub(super) fn want(&mut self, circuit: usize, cells: u64) {
         self.circuits[circuit].wanted = cells;
         self.schedule(self.now, What::Sends { circuit });
@@ -171,7 +171,7 @@ impl Path {
         self.now = end;
     }
 
-    /// Cells a second that arrive of each circuit while `duration` passes.
+    /// Cells a second delivered of each circuit during `duration`.
     pub(super) fn rates(&mut self, duration: Duration) -> Vec<f64> {
         let before: Vec<_> = self.circuits.iter().map(|circuit| circuit.delivered).collect();
         self.run(duration);
@@ -183,7 +183,7 @@ impl Path {
         self.rates(duration).into_iter().sum()
     }
 
-    /// Cells of a circuit that wait at links.
+    /// Cells of a circuit queued at links.
     pub(super) fn queued(&self, circuit: usize) -> u64 {
         self.hops.iter().map(|hop| hop.queues[circuit].end - hop.queues[circuit].first).sum()
     }
@@ -228,7 +228,7 @@ impl Path {
         self.serve(hop);
     }
 
-    /// Sends a message of cells by turns.
+    /// Sends a message of cells, by turns of the circuits.
     fn serve(&mut self, hop: usize) {
         if self.hops[hop].serving {
             return;
@@ -286,8 +286,8 @@ impl Path {
         }
     }
 
-    /// What losses add to the time of cells that leave together, in about as many datagrams: five quarters of a round trip
-    /// for each time that one of them is lost.
+    /// The delay by losses of cells that leave together, in about as many datagrams: five quarters of a round trip
+    /// for each loss of a datagram.
     fn held_up(&mut self, hop: usize, cells: u64) -> Duration {
         let link = self.hops[hop].link;
         if link.loss == 0.0 {
@@ -325,7 +325,7 @@ impl Path {
         }
     }
 
-    /// When a SENDME made now arrives: over all links, in order on each.
+    /// When a SENDME sent now arrives: over all links, in order on each.
     fn back(&mut self, circuit: usize) -> Instant {
         let mut at = self.now;
         for hop in (0..self.hops.len()).rev() {
@@ -344,7 +344,7 @@ impl Path {
     }
 }
 
-/// Jain's index of fairness: 1 when all are alike.
+/// Jain's index of fairness: 1 when all rates are equal.
 pub(super) fn fairness(rates: &[f64]) -> f64 {
     let sum: f64 = rates.iter().sum();
     let squares: f64 = rates.iter().map(|rate| rate * rate).sum();

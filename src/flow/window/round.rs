@@ -1,4 +1,4 @@
-//! What is measured over a round trip: round trip times, and cells acknowledged.
+//! Measurements over one round trip: round trip times, and cells acknowledged.
 
 use core::time::Duration;
 
@@ -23,18 +23,18 @@ impl RttSamples {
         self.sum = self.sum.saturating_add(rtt);
     }
 
-    /// The mean less the smallest.
+    /// The mean minus the smallest.
     pub(super) fn jitter(&self) -> Duration {
         self.sum.checked_div(self.count).unwrap_or_default().saturating_sub(self.min)
     }
 }
 
-/// One round trip's course: to the SENDME of the first mark sent after it began.
+/// One round: until the SENDME of the first mark sent after it began.
 pub(super) struct Round {
     pub(super) began: Instant,
     /// DATA cells acknowledged when it began.
     acknowledged: u64,
-    /// Samples of marks since whose sending the window was full.
+    /// Samples whose mark was in flight while the window was full.
     pub(super) full: u32,
     pub(super) rtt: RttSamples,
 }
@@ -44,12 +44,12 @@ impl Round {
         Self { began, acknowledged, full: 0, rtt: RttSamples::NONE }
     }
 
-    /// Whether the window, rather than the sender's application, limited most of what was sent.
+    /// Whether the window, not the application, limited most of the sending.
     pub(super) const fn is_window_limited(&self) -> bool {
         self.full.saturating_mul(2) >= self.rtt.count
     }
 
-    /// Cells a second that were acknowledged.
+    /// Acknowledged cells a second.
     pub(super) fn delivery_rate(&self, now: Instant, acknowledged: u64) -> u64 {
         let cells = u128::from(acknowledged.saturating_sub(self.acknowledged));
         let rate = cells.saturating_mul(NANOS).checked_div(now.since(self.began).as_nanos()).unwrap_or(0);
@@ -69,7 +69,7 @@ pub(super) fn time_of(rate: u64, cells: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// `time` in so many equal parts.
+/// `time` divided by `parts`.
 pub(super) fn part(time: Duration, parts: u32) -> Duration {
     time.checked_div(parts).unwrap_or_default()
 }

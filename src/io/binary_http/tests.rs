@@ -27,7 +27,7 @@ async fn content(content: &mut Content<impl AsyncRead + Unpin>) -> Result<Vec<u8
     Ok(whole)
 }
 
-/// The whole of a response, and what follows it.
+/// The complete response, and the bytes after it.
 async fn read(mut bytes: &[u8], cap: u64) -> Result<(Response<()>, Vec<u8>), MessageError> {
     let response = read_response(&mut bytes).await?;
     Ok((response, content(&mut Content::new(bytes, cap)).await?))
@@ -164,7 +164,7 @@ async fn a_body_that_nobody_takes_stays_where_it_is() {
     let mut content = Content::new(far, u64::MAX);
     let (pipe, body) = Piped::unread();
     let filling = tokio::spawn(async move { fill(&mut content, pipe, STALL).await });
-    // So much fits between them, and no more: neither end finishes until it is taken.
+    // The queue between both ends holds this much; neither end finishes until it is read.
     tokio::task::yield_now().await;
     assert!(!feeding.is_finished() && !filling.is_finished());
     let taken = body.collect().await.unwrap().to_bytes();

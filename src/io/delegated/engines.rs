@@ -1,9 +1,10 @@
-//! The engines that an exit's operator has chosen: their descriptions, read at the start and, where they come from a URL,
-//! again each day. A URL that gives nothing at the start is asked again until it does, and its engine offered from then on.
+//! The search engines of an exit: reads their descriptions from files and URLs, and refreshes those from URLs daily.
 //!
-//! Governed by `proto/09-delegated.md` §4. A description is the operator's choice and never a client's. Where it names
-//! an address of this machine or network the operator is taken at his word; a description from elsewhere is not, or
-//! whoever serves it could turn the exit against its own network.
+//! A URL that fails at the start is retried until it succeeds; its engine is offered from then on.
+//!
+//! Governed by `proto/09-delegated.md` §4. The operator chooses the descriptions, never a client. A description in a
+//! file, or of an engine at the host of its URL, may name addresses of this machine or network. Any other may not;
+//! otherwise its server could turn the exit against its local network.
 
 use core::time::Duration;
 use std::{
@@ -33,44 +34,44 @@ use crate::{
 
 use super::fields::USER_AGENT;
 
-/// From one reading of a URL to the next.
+/// Interval between two fetches of a URL.
 const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
-/// The same as long as it has given no engine, at first and at most; doubled each time.
+/// First and longest delay between retries of a URL that has given no engine yet; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
-/// For one description to arrive, and at the start for all of them.
+/// Time limit for one description, and at the start for all of them.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why an engine can't be offered. Names what the operator wrote.
+/// The reason why an engine can't be offered. Contains the operator's text.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// What stands before the `=` is no name.
+    /// The text before the `=` is no engine name.
     #[error("engine \"{0}\": before the \"=\" stands the engine's name, of a-z, 0-9 and -")]
     Name(String),
     /// The file can't be read.
     #[error("engine \"{0}\": {1}")]
     File(String, std::io::Error),
-    /// The URL is none.
+    /// The URL is invalid.
     #[error("engine \"{0}\" is neither a file nor an http or https URL of an OpenSearch description")]
     Url(String),
-    /// The URL can't be read.
+    /// The URL can't be fetched.
     #[error("engine \"{0}\": {1}")]
     Unreachable(String, FetchError),
-    /// It is no description that can be used.
+    /// The description is invalid or unsupported.
     #[error("engine \"{0}\": {1}")]
     Description(String, DescriptionError),
-    /// Two have the same name.
+    /// Two engines have the same name.
     #[error("two engines are called \"{0}\": write another name before one, as in other=FILE")]
     Twice(EngineName),
-    /// One for pages comes from a URL.
+    /// An engine for pages is given as a URL.
     #[error("engine \"{0}\" is a URL: pages are given the description itself, so write a file")]
     NoFile(String),
-    /// There are too many.
+    /// There are too many engines.
     #[error("more than {MAX_ENGINES} engines")]
     TooMany,
 }
 
 impl EngineError {
-    /// The same for the log, without the address that the operator wrote or anything that came from there.
+    /// The error for the log, without the operator's URL and the server's text.
     fn reason(&self) -> String {
         match self {
             Self::Unreachable(_, error) => error.to_string(),
@@ -80,43 +81,43 @@ impl EngineError {
     }
 }
 
-/// Why a description didn't come.
+/// The reason why a description can't be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    /// No response.
+    /// There is no response.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
-    /// Not all of it.
+    /// The response is truncated or too large.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
-    /// Another status than 200.
+    /// The status is not 200.
     #[error("the server answered with status {0}")]
     Status(u16),
-    /// Too late.
+    /// The time limit expired.
     #[error("the server did not answer in time")]
     TimedOut,
 }
 
-/// Ways out of the exit.
+/// The senders of an exit's requests, by the trust in the URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Ways {
-    /// To what the operator has written, this network included.
+    /// For URLs that the operator wrote, local network included.
     pub(crate) named: Outbound,
-    /// To what others have written.
+    /// For URLs of other origin.
     pub(crate) public: Outbound,
 }
 
-/// An engine, and how it is reached.
+/// An engine, and the sender of its requests.
 #[derive(Debug)]
 pub(crate) struct Reached {
     pub(crate) engine: Engine,
     pub(crate) outbound: Outbound,
 }
 
-/// Where a description comes from.
+/// The source of a description.
 #[derive(Debug)]
 struct Source {
-    /// As the operator wrote it.
+    /// The operator's text.
     written: String,
     name: Option<EngineName>,
     place: Place,
@@ -128,13 +129,13 @@ enum Place {
     Url(Url),
 }
 
-/// An engine that comes from a URL.
+/// An engine whose description comes from a URL.
 #[derive(Debug)]
 struct Remote {
     source: Source,
-    /// Its place among those that the operator has written, from 1: what the log calls it.
+    /// The position in the operator's list, from 1, used in the log.
     number: usize,
-    /// The name it is offered under, once it is.
+    /// The name under which the engine is offered, once it is.
     offered: OnceLock<EngineName>,
 }
 
@@ -144,23 +145,23 @@ pub(crate) struct Engines {
     ways: Ways,
     remote: Vec<Remote>,
     engines: RwLock<BTreeMap<EngineName, Arc<Reached>>>,
-    /// One more is offered than before.
+    /// Notified when an engine is added.
     grown: Notify,
 }
 
 impl Engines {
-    /// Reads the descriptions that the operator has written down: files or URLs, with a name of their own before a `=` where
-    /// the one they give themselves won't do. Those of URLs that can't be fetched now are left to [`Self::keep_fresh`].
+    /// Reads the descriptions that the operator configured: files or URLs, optionally with a name and `=` before,
+    /// which replaces the description's name. [`Self::keep_fresh`] retries URLs that can't be fetched now.
     ///
     /// # Errors
-    /// When one can't be used; an exit whose operator has made a mistake must not start as if there were none.
+    /// When a description can't be used, so that an exit with a configuration error doesn't start.
     pub(crate) async fn load<S: AsRef<str>>(written: &[S], ways: Ways) -> Result<Self, EngineError> {
         if written.len() > MAX_ENGINES {
             return Err(EngineError::TooMany);
         }
         let sources = written.iter().map(|written| Source::parse(written.as_ref()));
         let mut sources: Vec<_> = (1..).zip(sources.collect::<Result<Vec<_>, _>>()?).collect();
-        // Files first, so that a mistake in one is told at once.
+        // Files first, so that an error in one is reported at once.
         sources.sort_by_key(|(_, source)| source.is_remote());
         let (mut engines, mut remote, mut taken) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
         let by = after(PATIENCE);
@@ -193,7 +194,7 @@ impl Engines {
         Ok(Self { ways, remote, engines: RwLock::new(engines), grown: Notify::new() })
     }
 
-    /// Their names, ascending.
+    /// The engines' names, ascending.
     pub(crate) fn names(&self) -> Vec<EngineName> {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
@@ -202,13 +203,13 @@ impl Engines {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Waits until there are more than when this was last waited for. For one that waits.
+    /// Waits until an engine is added. At most one task may wait.
     pub(crate) async fn grown(&self) {
         self.grown.notified().await;
     }
 
-    /// Reads those from URLs again each day, and those that have given nothing yet sooner, for ever. One that fails stays as
-    /// it was.
+    /// Refreshes descriptions from URLs daily, and retries failed URLs sooner, for ever. After a failure, the
+    /// previous description stays.
     pub(crate) async fn keep_fresh(&self) {
         let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_EVERY } else { RETRY.0 };
         let mut due: Vec<_> = self.remote.iter().map(|remote| (after(wait(remote)), RETRY.0, remote)).collect();
@@ -242,7 +243,7 @@ impl Engines {
         }
     }
 
-    /// Offers what was read of `remote` from now on.
+    /// Offers the engine of `remote` from now on.
     fn take(&self, remote: &Remote, reached: Reached) -> Result<(), EngineError> {
         let name = reached.engine.name().clone();
         let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
@@ -259,10 +260,10 @@ impl Engines {
     }
 }
 
-/// Engines that pages are to ask, each with its description: files alone, as [`Engines::load`] has them.
+/// Engines for volunteers' pages, each with its description: files only, in the syntax of [`Engines::load`].
 ///
 /// # Errors
-/// When one can't be asked from a page.
+/// When pages can't use one of them.
 pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engine, String)>, EngineError> {
     if written.len() > MAX_ENGINES {
         return Err(EngineError::TooMany);
@@ -277,7 +278,7 @@ pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engin
         if engines.iter().any(|(other, _)| other.name() == engine.name()) {
             return Err(EngineError::Twice(engine.name().clone()));
         }
-        // What was described is UTF-8.
+        // A description that was parsed is UTF-8.
         engines.push((engine, String::from_utf8_lossy(&document).into_owned()));
     }
     Ok(engines)
@@ -289,7 +290,7 @@ fn after(wait: Duration) -> Instant {
 
 impl Source {
     fn parse(written: &str) -> Result<Self, EngineError> {
-        // A URL may have an equals sign of its own, but not before its scheme.
+        // A URL may contain an equals sign too, but not before its scheme.
         let named = written.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
         let (name, place) = match named {
             Some((name, place)) => {
@@ -331,7 +332,7 @@ impl Source {
     }
 }
 
-/// Whether `engine` is asked where its description came from.
+/// Whether `engine` has the same host as the URL of its description.
 fn is_at(engine: &Engine, origin: &Url) -> bool {
     let probe = SearchRequest::new(engine.name().clone(), "x", 1, None).ok();
     let asked = probe.and_then(|probe| engine.question(&probe));
@@ -341,7 +342,7 @@ fn is_at(engine: &Engine, origin: &Url) -> bool {
 async fn read_file(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     let most = u64::try_from(MAX_DESCRIPTION_LEN).unwrap_or(u64::MAX);
     let mut document = Vec::new();
-    // One byte more, so that what is too long is found to be.
+    // One byte more than allowed, so that the parser detects an oversized file.
     tokio::fs::File::open(path).await?.take(most.saturating_add(1)).read_to_end(&mut document).await?;
     Ok(document)
 }

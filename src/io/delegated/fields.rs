@@ -1,7 +1,7 @@
-//! What `delegated::fields` says of header fields, done to those of HTTP messages.
+//! Removes identifying header fields from delegated requests and responses, by the rules of `delegated::fields`.
 //!
-//! The client applies this before a request leaves it, and the exit again: the one so that the exit learns nothing needless,
-//! the other so that no client's carelessness goes further.
+//! The client applies this before it sends a request, so that the exit gets no identifying field. The exit applies it
+//! again, so that a careless client's fields go no further.
 
 use hyper::{
     HeaderMap,
@@ -13,11 +13,11 @@ use crate::{
     io::exchange::strip,
 };
 
-/// What every delegated request says that it is.
+/// The `User-Agent` of every delegated request.
 pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(fields::USER_AGENT);
 
-/// Makes a request's fields such as every client could have sent them: hop-by-hop and identifying ones are removed, the
-/// others that most clients send are fixed.
+/// Makes a request's fields uniform: hop-by-hop and identifying ones are removed, and those that most clients send
+/// are set to fixed values.
 pub(crate) fn fix_request(headers: &mut HeaderMap) {
     strip(headers);
     remove(headers, is_identifying);
@@ -27,7 +27,7 @@ pub(crate) fn fix_request(headers: &mut HeaderMap) {
     headers.entry(header::ACCEPT_LANGUAGE).or_insert(HeaderValue::from_static("en"));
 }
 
-/// Removes from a response what isn't for this one request.
+/// Removes hop-by-hop fields from a response, and those that outlast this request.
 pub(crate) fn fix_response(headers: &mut HeaderMap) {
     strip(headers);
     remove(headers, is_remembered);

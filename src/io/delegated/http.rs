@@ -1,8 +1,8 @@
 //! The exit's HTTP service: one request in Binary HTTP, one response (`proto/09-delegated.md`, "HTTP").
 //!
-//! Bodies go through piece by piece in both directions at the same time, each held up where it isn't taken. What an operator
-//! doesn't offer is refused before anything is resolved; what the exit can't do is told by an answer of its own
-//! ([`Refusal`]). A response that breaks off resets the stream, so that it never looks whole.
+//! Bodies are forwarded in pieces, concurrently in both directions, with backpressure. A request that the operator
+//! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A
+//! truncated response resets the stream, so that it never looks complete.
 
 mod allow;
 #[cfg(test)]
@@ -34,23 +34,23 @@ use super::{
     refusal::Refusal,
 };
 
-/// What may be asked at all. CONNECT and TRACE are not HTTP requests that someone else can perform.
+/// The supported methods. An exit can't perform CONNECT and TRACE for a client.
 const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
 
-/// Bytes of a request that are still taken once it is answered; more than can be underway.
+/// Bytes of a request that are still read after the answer; more than can be in flight.
 const LEFT_OVER: u64 = 4 * 1024 * 1024;
 
-/// How large and how long.
+/// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HttpCaps {
-    /// Bytes of a body, either way; 256 MiB.
+    /// Maximum bytes of a body, in each direction; 256 MiB.
     pub(crate) body: u64,
-    /// For a request's head to arrive, and the first of its body; 15 s.
+    /// Time limit for a request's head and the first piece of its body; 15 s.
     pub(crate) head: Duration,
-    /// For the client to take a piece of the response; 60 s.
+    /// Time limit for the client to take a piece of the response; 60 s.
     pub(crate) stall: Duration,
-    /// For one request in all; 15 minutes.
+    /// Time limit of a request; 15 minutes.
     pub(crate) time: Duration,
 }
 
@@ -65,18 +65,18 @@ impl Default for HttpCaps {
     }
 }
 
-/// Which requests are performed.
+/// The set of requests that an exit performs.
 #[derive(Debug)]
 pub(crate) enum Tier {
     /// None.
     None,
-    /// Those that the operator has listed, wherever the listed hosts are.
+    /// Requests that the operator has listed, at any address of the listed hosts.
     Listed(Vec<Allow>, Outbound),
-    /// Any, where the policy allows.
+    /// All requests that the policy allows.
     Open(Outbound),
 }
 
-/// The service.
+/// The HTTP service of an exit.
 #[derive(Debug)]
 pub(crate) struct Http {
     tier: Tier,
@@ -88,7 +88,7 @@ impl Http {
         Self { tier, caps }
     }
 
-    /// What it offers.
+    /// The offer for the descriptor.
     pub(crate) fn offer(&self) -> Requests {
         match &self.tier {
             Tier::None => Requests::None,
@@ -97,10 +97,11 @@ impl Http {
         }
     }
 
-    /// Performs the request that comes over `stream`, if it is `admitted`; lets go of that when the client has its answer.
+    /// Performs the request that comes over `stream`, unless `admitted` is a refusal. Drops `admitted` after the
+    /// answer.
     ///
     /// # Errors
-    /// Why it was not performed, or not to the end. The client has been told.
+    /// The reason why the request was not performed or not completed. The client has it too.
     pub(crate) async fn serve<S, A>(&self, stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
     where
         A: Send,
@@ -116,12 +117,12 @@ impl Http {
         let told = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
         let _ = writer.shutdown().await;
         drop(admitted);
-        // To drop the stream before the client has finished would reset it, and what is underway to the client with it.
+        // Dropping the stream before the client has finished would reset it, and discard the answer in flight.
         let _ = timeout(self.caps.stall, tokio::io::copy(&mut reader.take(LEFT_OVER), &mut tokio::io::sink())).await;
         told.map_or(Ok(()), Err)
     }
 
-    /// Performs a request. The answer is whole, be it a refusal, unless this is an error.
+    /// Performs a request. The answer, or refusal, is complete unless this returns an error.
     async fn perform<R, W>(&self, reader: &mut R, writer: &mut W) -> Result<Option<Refusal>, Refusal>
     where
         R: AsyncRead + Unpin,
@@ -157,7 +158,7 @@ impl Http {
         }
     }
 
-    /// What goes out of `request`, and by what, if it is offered.
+    /// The request to send and its sender, if the operator offers the request.
     fn judge(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
         let (secure, target) = target_of(request.uri()).ok_or(Refusal::Malformed)?;
         let method = request.method();
@@ -226,7 +227,7 @@ impl Http {
     }
 }
 
-/// A request's head, and the first of its body.
+/// A request's head, and the first piece of its body.
 async fn read_head<R: AsyncRead + Unpin>(
     mut reader: R,
     cap: u64,

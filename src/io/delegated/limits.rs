@@ -1,4 +1,4 @@
-//! How many requests an exit performs, and a count of what it refused.
+//! Limits on the requests that an exit performs, and counts of refusals.
 
 use core::{
     sync::atomic::{AtomicU64, Ordering},
@@ -17,10 +17,10 @@ use crate::{base, delegated::limits};
 
 use super::refusal::Refusal;
 
-/// From one line in the log to the next.
+/// Interval between two lines in the log.
 const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
 
-/// A request that may be under way; it counts as such until this is dropped.
+/// An admitted request; it counts as running until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     circuit: u64,
@@ -33,7 +33,7 @@ impl Drop for Admitted {
     }
 }
 
-/// An exit's limits and counts.
+/// The limits and counts of an exit.
 #[derive(Debug)]
 pub(crate) struct Limits {
     start: Instant,
@@ -50,7 +50,7 @@ impl Limits {
         }
     }
 
-    /// Lets one request of the circuit `number` begin, which lasts as long as what this gives.
+    /// Admits a request of the circuit `number`. It counts as running until the result is dropped.
     ///
     /// # Errors
     /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
@@ -60,14 +60,14 @@ impl Limits {
         Ok(Admitted { circuit: number, limits: Arc::clone(&self.limits) })
     }
 
-    /// Counts what was not done.
+    /// Counts a refusal.
     pub(crate) fn count(&self, refusal: Refusal) {
         if let Some(count) = self.counts.get(&refusal) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// What was counted since this was last asked, without what there was none of.
+    /// The counts since the last call, without zeros.
     pub(crate) fn take_counts(&self) -> Vec<(Refusal, u64)> {
         let counts = Refusal::all().filter_map(|refusal| {
             let count = self.counts.get(&refusal)?.swap(0, Ordering::Relaxed);
@@ -76,7 +76,7 @@ impl Limits {
         counts.collect()
     }
 
-    /// Says in the log once an hour what was counted, and nothing more about it.
+    /// Logs the counts once an hour, and nothing else about the requests.
     pub(crate) async fn report(&self) {
         loop {
             sleep(REPORT_EVERY).await;

@@ -1,4 +1,4 @@
-//! Refusals as HTTP answers, and which failures become which.
+//! Encodes refusals as HTTP responses, and maps failures to refusals.
 
 use hyper::{
     HeaderMap, Response, StatusCode,
@@ -12,11 +12,11 @@ use crate::{
     wire::EndReason,
 };
 
-/// The field that carries a refusal.
+/// The header field of a refusal.
 pub(crate) const PROXY_STATUS: HeaderName = HeaderName::from_static(fields::PROXY_STATUS);
 
 impl Refusal {
-    /// The answer that tells a client.
+    /// The response for the client.
     pub(crate) fn response(self) -> Response<()> {
         let mut response = Response::new(());
         let (status, told) = self.to_answer();
@@ -27,7 +27,7 @@ impl Refusal {
         response
     }
 
-    /// The refusal that an answer tells, if it does.
+    /// The refusal in a response, if it contains one.
     pub(crate) fn told(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         Self::of_answer(status.as_u16(), headers.get(PROXY_STATUS)?.to_str().ok()?)
     }

@@ -1,9 +1,8 @@
 //! The exit's search service: one query, one answer, each in a padded frame (`proto/09-delegated.md` §3).
 //!
-//! The exit makes the engine's request itself, with the same header fields for everyone, over a fresh connection and without
-//! cookies; redirects are followed within the engine's host alone. Engines are not trusted either: time, length
-//! and encoding of what they answer are capped, and reading it happens where it holds nothing else up. Nothing of a query is
-//! logged.
+//! The exit sends the engine's request, with the same header fields for every client, over a new connection and
+//! without cookies. Redirects are followed within the engine's host only. Engines are not trusted: time, length and
+//! encoding of their answers are capped, and parsing runs on blocking threads. Queries are never logged.
 
 #[cfg(test)]
 mod tests;
@@ -40,22 +39,22 @@ use super::{
     refusal::Refusal,
 };
 
-/// Redirects within the engine's host.
+/// Maximum redirects within the engine's host.
 const MOST_REDIRECTS: usize = 3;
 
-/// How large and how long.
+/// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SearchCaps {
-    /// For the query to arrive; 15 s.
+    /// Time limit for the query; 15 s.
     pub(crate) query: Duration,
-    /// For the engine, redirects included; 8 s.
+    /// Time limit for the engine, redirects included; 8 s.
     pub(crate) engine: Duration,
-    /// For the client to take the answer; 60 s.
+    /// Time limit for the client to take the answer; 60 s.
     pub(crate) stall: Duration,
-    /// Bytes of an engine's answer; 2 MiB.
+    /// Maximum bytes of an engine's answer; 2 MiB.
     pub(crate) answer: usize,
-    /// Answers that are read at a time; others wait for as long as an engine may take. As many as there are
-    /// processors, and two at least.
+    /// Answers parsed concurrently; others wait at most the engine's time limit. The number of processors, at least
+    /// two.
     pub(crate) readers: usize,
 }
 
@@ -71,17 +70,16 @@ impl Default for SearchCaps {
     }
 }
 
-/// The service.
+/// The search service of an exit.
 #[derive(Debug)]
 pub(crate) struct Search {
     engines: Engines,
     caps: SearchCaps,
-    /// Answers that are read at a time: one may be made to take many times its length, and a processor meanwhile, which
-    /// the relay has other use for.
+    /// Permits for parsing. A hostile answer can take a multiple of its length in memory, and a processor meanwhile.
     readers: Arc<Semaphore>,
 }
 
-/// Why there are no results: what the client is told, and what the operator's count says.
+/// The reason why there are no results: the client's refusal, and the one for the operator's counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failure {
     told: SearchRefusal,
@@ -93,26 +91,26 @@ impl Search {
         Self { engines, caps, readers: Arc::new(Semaphore::new(caps.readers)) }
     }
 
-    /// The engines it searches.
+    /// The offered engines.
     pub(crate) fn engines(&self) -> Vec<EngineName> {
         self.engines.names()
     }
 
-    /// Waits until it searches more engines than before. For one that waits.
+    /// Waits until an engine is added. At most one task may wait.
     pub(crate) async fn grown(&self) {
         self.engines.grown().await;
     }
 
-    /// Keeps the engines' descriptions fresh, for ever.
+    /// Refreshes the engines' descriptions, for ever.
     pub(crate) async fn keep_fresh(&self) {
         self.engines.keep_fresh().await;
     }
 
-    /// Answers the query that comes over `stream`, if it is admitted: that is asked once it has come, and let go of once its answer is
-    /// there, so that who sends or takes slowly holds up nobody.
+    /// Answers the query that comes over `stream`, if `admit` allows. The admission lasts from the complete query to
+    /// the engine's answer, so that a client that sends or reads slowly holds none.
     ///
     /// # Errors
-    /// Why there were no results. The client has been told.
+    /// The reason why there were no results. The client has it too, unless it is gone.
     pub(crate) async fn serve<S, A>(
         &self,
         mut stream: S,
@@ -163,7 +161,7 @@ impl Search {
         let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
         let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
         let reading = tokio::task::spawn_blocking(move || {
-            // Held to the end of the reading, also when the client has gone.
+            // Held until the parsing ends, also if the client has disconnected.
             let _reader = reader;
             let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
             reached.engine.read(&request, &response)
@@ -176,10 +174,10 @@ impl Search {
     }
 }
 
-/// The client went away, or its stream ended before it had asked anything.
+/// The client is gone, or its stream ended before a query.
 struct Gone;
 
-/// The query, or why it is none; the client sends nothing behind it.
+/// The query, or its error. The client sends nothing after the query.
 async fn read_query<R>(reader: &mut R) -> Result<Result<SearchRequest, SearchError>, Gone>
 where
     R: AsyncRead + Unpin,
@@ -190,7 +188,7 @@ where
     if framed.is_empty() { Err(Gone) } else { Ok(SearchRequest::decode(&framed)) }
 }
 
-/// What the engine answers, with the address that it came from in the end.
+/// The engine's answer, with its URL after redirects.
 async fn ask(
     reached: &Arc<Reached>,
     request: &SearchRequest,
@@ -213,7 +211,7 @@ async fn ask(
         }
         let encoded = response.headers().get(header::CONTENT_ENCODING);
         if encoded.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            // It was told not to. What it says could be any length once it is unpacked, so it isn't.
+            // The request forbade encodings. Decompressed, the answer could be of any length, so it is refused.
             return Err(Failure { told: SearchRefusal::EngineMalformed, counted: Refusal::NotHttp });
         }
         let status = response.status();
@@ -224,7 +222,8 @@ async fn ask(
 
 const REDIRECTED: Failure = Failure { told: SearchRefusal::EngineRedirected, counted: Refusal::NoResults };
 
-/// Where `response` leads, if that is at the same host, at the same port or from `http` to `https`.
+/// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
+/// `http`.
 fn redirect(at: &Url, response: &Response<Answer>) -> Option<Url> {
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     let next = at.join(location).ok()?;

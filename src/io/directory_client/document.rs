@@ -1,4 +1,4 @@
-//! What tells apart the two documents that nodes fetch.
+//! The differences between the two documents that nodes fetch: consensus and volunteer list.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::{
 
 /// A document that directories serve and nodes follow.
 pub(super) trait Document: Sized + Send + Sync + 'static {
-    /// What it is called in the log.
+    /// The name in the log.
     const NAME: &'static str;
-    /// Bytes at the most.
+    /// Maximum bytes.
     const MAX_LEN: usize;
-    /// Whether it is kept on disk.
+    /// Whether the document is cached on disk.
     const IS_KEPT: bool;
 
     fn page(directory: &mut Directory) -> &mut Page;
@@ -37,10 +37,10 @@ pub(super) trait Document: Sized + Send + Sync + 'static {
 
     fn next_fetch<R: CryptoRng>(&self, rng: &mut R) -> WallTime;
 
-    /// After failures, from one attempt to the next at the most. A network that is starting is asked more often.
+    /// The longest delay between retries; shorter without a document in use, for networks that are starting.
     fn longest_retry(in_use: Option<&Self>) -> Duration;
 
-    /// Whether a failure to get a newer one than `in_use` is worth a warning.
+    /// Whether a failure to get a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Self>, now: WallTime) -> bool;
 }
 
@@ -86,7 +86,7 @@ impl Document for Consensus {
 impl Document for VolunteerList {
     const NAME: &'static str = "volunteer list";
     const MAX_LEN: usize = MAX_VOLUNTEER_LIST_LEN;
-    // Worth nothing after a few minutes.
+    // A volunteer list is useless after a few minutes.
     const IS_KEPT: bool = false;
 
     fn page(directory: &mut Directory) -> &mut Page {
@@ -122,7 +122,7 @@ impl Document for VolunteerList {
     }
 
     fn is_alarming(error: &DirectoryError, in_use: Option<&Self>, now: WallTime) -> bool {
-        // Asked for at the second in which it is made, so a moment too early now and then.
+        // The fetch is due in the second in which the authority makes the list, so it is sometimes too early.
         let early = matches!(error, DirectoryError::NothingNewer) && in_use.is_some_and(|list| !list.is_expired(now));
         !matches!(error, DirectoryError::NoneYet) && !early
     }

@@ -22,7 +22,7 @@ use crate::directory::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A directory that answers with whatever the test says.
+/// A directory that answers as the test prescribes.
 #[derive(Clone, Default)]
 struct Fake {
     body: Arc<Mutex<Option<Vec<u8>>>>,
@@ -65,7 +65,7 @@ fn later(seconds: u64) -> WallTime {
     NOW.after(Duration::from_secs(seconds))
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
@@ -171,7 +171,7 @@ async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one()
     let address = fake.start().await;
     let (sender, mut receiver) = watch::channel(None);
     let task = tokio::spawn(client(&[address]).follow(sender, || later(2 * FRESH), ChaCha20Rng::seed_from_u64(1)));
-    // Only once it has been turned away may the directory have one.
+    // The directory gets one only after it has refused a request.
     let asked = async {
         while fake.asked.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! The task that drives an authority: joins its core to HTTP, the store and whoever dials relays for it.
+//! The task that drives an authority: connects its core to HTTP, the store and the prover that dials relays.
 
 use core::{future::Future, time::Duration};
 use std::sync::Arc;
@@ -17,25 +17,26 @@ use crate::{
     io::store::{Change, Store, StoreError},
 };
 
-/// Shorter than the authority's own patience, so that it is told.
+/// Shorter than the authority's timeout, so that the authority gets the outcome.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
-/// Wall time has whole seconds; a deadline within this one is looked at again so much later.
+/// Shortest wait. Wall time has whole seconds, so a deadline within the current second is checked again after this
+/// time.
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
-/// The wall clock may be set, so it is looked at again at least so often.
+/// Longest wait before the wall clock is read again, since the clock may be set.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Dials relays for an authority.
+/// Proves relays for an authority by dialling them.
 pub trait Prover: Send + Sync + 'static {
-    /// Opens a link of its own to the target, whatever links there are, and sees whether who answers proves to be that
-    /// relay. Dropped when it takes too long.
+    /// Opens a new link to the target, regardless of existing ones, and verifies that the relay there has the
+    /// expected identity. Dropped at the timeout.
     fn prove(&self, target: DialTarget) -> impl Future<Output = Result<(), ProofError>> + Send;
 }
 
-/// Drives `authority`, whose submissions come from `submissions` and whose documents `server` serves, with what `store`
-/// kept to begin with and `rng` for its randomness. Ends when the server and all its clones are gone.
+/// Drives `authority`: takes `submissions`, lets `server` serve the documents, restores the records of `store`, and
+/// uses `rng` for randomness. Ends when the server and all its clones are dropped.
 ///
 /// # Errors
-/// When the store can't be read. A failure to write is logged and waited out: what is served counts for more.
+/// When the store can't be read. A failed write is logged, and the documents are served all the same.
 pub async fn run_authority<S: Store, P: Prover, R: CryptoRng>(
     authority: Authority,
     (server, submissions): (DirectoryServer, mpsc::Receiver<Submission>),
@@ -65,7 +66,7 @@ struct Service<S, P, R> {
 impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
     async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, clock: impl Fn() -> WallTime) {
         loop {
-            // Here and not below alone: what comes all the time must not keep it from what is due.
+            // Checked here too, because a constant flow of submissions must not delay the deadline.
             if self.authority.poll_timeout().is_some_and(|deadline| deadline <= clock()) {
                 self.authority.handle_timeout(clock());
             }
@@ -85,7 +86,7 @@ impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
         }
     }
 
-    /// Has the authority judge what came. Who has gone away needs no answer.
+    /// Passes a submission to the authority and returns its answer. A failed return means that the client is gone.
     fn take(&mut self, now: WallTime, submission: Submission) {
         match submission {
             Submission::Descriptor(bytes, answer) => {
@@ -113,7 +114,8 @@ impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
         }
     }
 
-    /// Does what the authority asks. A consensus is kept before it is served, so that none can come back older.
+    /// Handles the authority's events. A consensus is stored before it is served, so that a restart can't serve an
+    /// older one.
     async fn drain(&mut self) {
         let (mut changes, mut published) = (Vec::new(), None);
         while let Some(event) = self.authority.poll_event() {

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// A test that waits longer has failed.
+/// Time limit of a wait before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -43,12 +43,12 @@ fn client(address: SocketAddr) -> DirectoryClient {
     DirectoryClient::new(DirectoryConfig { directories, authorities, cache: None }).unwrap()
 }
 
-/// What a raw HTTP exchange gives.
+/// The bytes of the answer to a raw HTTP request.
 async fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    // A server that closes with bytes unread resets, after it has answered.
+    // A server that closes with unread bytes sends a reset after its answer.
     _ = timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("no answer in time");
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -152,7 +152,8 @@ async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
     for _ in 0..MAX_SUBMISSIONS + 10 {
         senders.spawn(async move { client(address).publish(b"abc").await.unwrap_err().to_string() });
     }
-    // Nobody judges them: those beyond the cap are answered at once, the others when the authority goes away.
+    // No authority runs: submissions over the cap are answered at once, the others when the authority's end is
+    // dropped.
     for _ in 0..10 {
         let reason = timeout(PATIENCE, senders.join_next()).await.expect("the flood was not answered");
         let reason = reason.unwrap().unwrap();
@@ -164,7 +165,7 @@ async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
     }
 }
 
-/// Proves the relays it has in its list where they are.
+/// Proves a relay if its dial target equals that in the map.
 #[derive(Default)]
 struct KnownHosts(Mutex<HashMap<RelayId, DialTarget>>);
 
@@ -178,7 +179,7 @@ impl Prover for Arc<KnownHosts> {
     }
 }
 
-/// Keeps what it is told in memory.
+/// Keeps the records in memory.
 #[derive(Clone, Default)]
 struct MemoryStore(Arc<Mutex<Memory>>);
 
@@ -207,7 +208,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// A directory with everything behind it, whose clock the test sets.
+/// A complete directory, whose clock the test sets.
 struct Whole {
     address: SocketAddr,
     clock: Arc<AtomicU64>,
@@ -248,14 +249,14 @@ impl Whole {
         timeout(PATIENCE, fetch).await.expect("no such consensus in time")
     }
 
-    /// Moves the clock on by a second, and fetches until `wanted` holds of the volunteer list.
+    /// Advances the clock by a second, and fetches until `wanted` holds of the volunteer list.
     async fn volunteers_until(&self, wanted: impl Fn(&VolunteerList) -> bool) -> VolunteerList {
         let now = WallTime::from_unix(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
         let fetch = async {
             loop {
                 match client(self.address).fetch_volunteers(now, None).await {
                     Ok(Some(list)) if wanted(&list) => return list,
-                    // Has the service look at the clock.
+                    // Makes the service read the clock.
                     Ok(_) | Err(DirectoryError::NoneYet) => _ = client(self.address).report(b"nothing").await,
                     Err(error) => panic!("{error}"),
                 }
@@ -286,7 +287,7 @@ async fn relays_that_prove_themselves_are_listed_once_all_have_registered_and_ag
     let kept = directory.fetch_until(|_| true).await;
     assert_eq!(kept, first, "the last consensus is served again at once");
     directory.clock.fetch_add(20, Ordering::Relaxed);
-    // Has the service look at the clock.
+    // Makes the service read the clock.
     client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
     let next = directory.fetch_until(|consensus| *consensus != first).await;
     assert!(next.valid_after() > first.valid_after());
@@ -379,7 +380,7 @@ async fn a_relay_that_names_another_s_address_is_never_listed() {
     let directory = Whole::start(1, &store, &hosts).await;
     let honest = profile(1);
     hosts.0.lock().unwrap().insert(honest.identity, honest.dial_target());
-    // It says that it is where the honest relay is, with the honest relay's certificate.
+    // Claims the honest relay's address and certificate.
     let thief = crate::directory::Profile { identity: key(2).id(), ..honest.clone() };
     client(directory.address).publish(&descriptor(2, thief, NOW)).await.unwrap();
     client(directory.address).publish(&descriptor(1, honest, NOW)).await.unwrap();

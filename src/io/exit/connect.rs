@@ -1,4 +1,4 @@
-//! A TCP connection to a target: resolution, policy, and several addresses in a staggered race (after RFC 8305).
+//! TCP connections to targets: resolution, policy, and a staggered race of several addresses (after RFC 8305).
 
 use core::{
     net::{IpAddr, SocketAddr},
@@ -14,14 +14,14 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-/// Addresses tried at the most.
+/// Maximum addresses to try.
 const MOST_ATTEMPTS: usize = 4;
-/// How long an attempt has before the next one joins it.
+/// Delay before the next attempt starts beside the running ones.
 const STAGGER: Duration = Duration::from_millis(250);
-/// For one attempt.
+/// Time limit for one attempt.
 const ATTEMPT: Duration = Duration::from_secs(10);
 
-/// Connects to `target` at the first address that `policy` allows and that answers; gives that address.
+/// Connects to `target`, racing the addresses that `policy` allows; returns the socket and its address.
 pub(in crate::io) async fn connect(
     policy: &Policy,
     resolver: &Resolver,
@@ -31,7 +31,7 @@ pub(in crate::io) async fn connect(
         Host::Ip(ip) => vec![*ip],
         Host::Name(name) => resolver.addresses(name).await?.answers,
     };
-    // From here on the address that was judged is the one that is used.
+    // From here on, only the judged addresses are used.
     let allowed: Vec<IpAddr> =
         found.into_iter().map(|ip| ip.to_canonical()).filter(|ip| policy.allows(*ip, target.port)).collect();
     if allowed.is_empty() {
@@ -40,7 +40,7 @@ pub(in crate::io) async fn connect(
     race(&alternating(&allowed), target.port).await
 }
 
-/// The addresses with the families taking turns, IPv4 first: it is what most exits have.
+/// The addresses with alternating families, IPv4 first because most exits have it; at most [`MOST_ATTEMPTS`].
 pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let (mut fours, mut sixes) =
         (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
@@ -68,7 +68,7 @@ async fn race(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), En
                 Some(Ok(Ok(connected))) => return Ok(connected),
                 Some(Ok(Err(reason))) => worst = telling(worst, reason),
                 Some(Err(_)) => worst = telling(worst, EndReason::Failed),
-                // Nothing runs and nothing waits.
+                // No attempt is running and no address is left.
                 None => return Err(worst.unwrap_or(EndReason::Failed)),
             },
             () = tokio::time::sleep(STAGGER), if more => {}
@@ -79,7 +79,7 @@ async fn race(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), En
 async fn attempt(ip: IpAddr, port: u16) -> Result<(TcpStream, IpAddr), EndReason> {
     match timeout(ATTEMPT, TcpStream::connect(SocketAddr::new(ip, port))).await {
         Ok(Ok(socket)) => {
-            // Without it the last piece of each answer waits for an acknowledgement.
+            // Against Nagle's algorithm, which delays the last piece of each answer until an acknowledgement.
             let _ = socket.set_nodelay(true);
             Ok((socket, ip))
         }
@@ -88,7 +88,7 @@ async fn attempt(ip: IpAddr, port: u16) -> Result<(TcpStream, IpAddr), EndReason
     }
 }
 
-/// Of two failures the one that tells more: someone who refuses was there.
+/// The more informative of two failures: a refusal shows that the target exists.
 const fn telling(known: Option<EndReason>, new: EndReason) -> Option<EndReason> {
     match (known, new) {
         (Some(EndReason::Refused), _) | (Some(EndReason::TimedOut), EndReason::Unreachable | EndReason::Failed) => {
@@ -99,7 +99,7 @@ const fn telling(known: Option<EndReason>, new: EndReason) -> Option<EndReason> 
 }
 
 fn reason(error: &io::Error) -> EndReason {
-    /// This process, or the machine, has too many files open.
+    /// The limit on open files, of this process or of the machine.
     const TOO_MANY_FILES: [Option<i32>; 2] = [Some(libc::EMFILE), Some(libc::ENFILE)];
     match error.kind() {
         io::ErrorKind::ConnectionRefused => EndReason::Refused,

@@ -1,4 +1,4 @@
-//! The relay's core as the exit's.
+//! The exit's interface to the relay's core.
 
 use core::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::{
 use super::{Exit, ExitCore};
 
 impl Exit {
-    /// Does what `relay` asks. Never waits.
+    /// Carries out a request of `relay` for `stream`. Never blocks.
     pub(crate) fn handle(&mut self, relay: &mut Relay, stream: ExitStream, request: ExitRequest) {
         let key = stream.0;
         match request {

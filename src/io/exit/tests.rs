@@ -22,7 +22,7 @@ enum Ask {
     Resolve(Host, oneshot::Sender<Result<Vec<Answer>, ConnectError>>),
 }
 
-/// A client whose circuits are no longer than a queue: it reaches an exit directly.
+/// A client connected to an exit directly through a queue, without circuits.
 #[derive(Clone)]
 struct ViaExit(mpsc::UnboundedSender<Ask>);
 
@@ -33,7 +33,7 @@ impl ViaExit {
         Self(sender)
     }
 
-    /// An exit to this machine.
+    /// An exit that may connect to this machine.
     fn private() -> Self {
         let policy = Policy::parse(["reject *:9", "accept *"], true).unwrap();
         let resolver = Resolver::new(&ResolverOptions {
@@ -63,7 +63,7 @@ impl Connector for ViaExit {
     }
 }
 
-/// The core of both ends.
+/// Both ends' core.
 #[derive(Default)]
 struct Core {
     next: StreamKey,
@@ -79,7 +79,7 @@ impl Core {
         self.hub.as_mut().unwrap()
     }
 
-    /// Moves what may move, both ways; tells the exit about room.
+    /// Moves bytes in both directions as far as credit allows; updates the exit's room.
     fn pump(&mut self, exit: &mut Exit, key: StreamKey) {
         let mut finished = false;
         let room = self.forward.pump(key, |bytes| exit.push(key, bytes), || finished = true);
@@ -270,7 +270,7 @@ async fn the_policy_judges_what_a_name_resolves_to() {
         |private_addresses| ResolverOptions { servers: vec![server], private_addresses, ..ResolverOptions::default() };
     let lenient = ViaExit::new(ExitOptions::new(policy(true)), Resolver::new(&options(true)));
     assert!(open(&lenient, "both.example.net", origin.port()).await.is_ok());
-    // However the resolver and the policy are set, both must agree.
+    // Policy and resolver must both allow private addresses.
     for (by_policy, by_resolver) in [(false, true), (false, false), (true, false)] {
         let strict = ViaExit::new(ExitOptions::new(policy(by_policy)), Resolver::new(&options(by_resolver)));
         let refused = open(&strict, "both.example.net", origin.port()).await.unwrap_err();
@@ -284,7 +284,7 @@ async fn the_policy_judges_what_a_name_resolves_to() {
 
 #[tokio::test]
 async fn another_address_is_tried_when_the_first_refuses() {
-    // IPv6 alone is listened on, and IPv4 is tried first.
+    // Only IPv6 has a listener, and IPv4 is tried first.
     let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
     let port = listener.local_addr().unwrap().port();
     if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.is_err() {
@@ -334,7 +334,7 @@ async fn resets_cross_in_both_directions_even_when_no_one_reads() {
     let error = timeout(DEADLINE, stream.read(&mut [0; 1])).await.unwrap().unwrap_err();
     assert_eq!(reason_of(&error), Some(EndReason::Reset));
 
-    // The target neither reads nor writes, so nothing but the reset itself can tell.
+    // The target neither reads nor writes, so that only the reset itself ends the stream.
     let (sender, ended) = oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
     let stuck = crate::io::testing::origin(move |socket| {

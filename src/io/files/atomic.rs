@@ -1,4 +1,4 @@
-//! Files that are whole or not there at all, also when the machine stops in between.
+//! Atomic file writes: a file is complete or absent, also after a crash of the machine.
 
 use std::{
     fs,
@@ -10,10 +10,10 @@ use tempfile::NamedTempFile;
 
 use super::FileError;
 
-/// Writes `bytes` to `path` (mode 0600) in place of what was there; a reader finds the old contents or the new.
+/// Replaces the file at `path` with `bytes` (mode 0600). A reader gets the old contents or the new.
 ///
 /// # Errors
-/// When the system refuses; the old contents are then untouched.
+/// When a system call fails. The old contents are then unchanged, unless the final sync of the folder failed.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let written = write_aside(path, bytes).and_then(|(file, folder)| {
         file.persist(path)?;
@@ -22,7 +22,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     written.map_err(FileError::io("writing it", path))
 }
 
-/// Writes `bytes` to `path` (mode 0600) unless there is a file already, which is no error.
+/// Writes `bytes` to `path` (mode 0600) if there is no file yet; an existing one is no error.
 pub(super) fn create_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let written = write_aside(path, bytes).and_then(|(file, folder)| match file.persist_noclobber(path) {
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -31,17 +31,17 @@ pub(super) fn create_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileErr
     written.map_err(FileError::io("writing it", path))
 }
 
-/// The bytes in a temporary file in the folder of `path`, on disk.
+/// Writes and syncs the bytes to a temporary file in the folder of `path`.
 fn write_aside<'a>(path: &'a Path, bytes: &[u8]) -> io::Result<(NamedTempFile, &'a Path)> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Made with mode 0600.
+    // Created with mode 0600.
     let mut file = NamedTempFile::new_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     Ok((file, folder))
 }
 
-/// Makes the new name in the folder last.
+/// Syncs the folder, so that the new name survives a crash.
 fn sync(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }

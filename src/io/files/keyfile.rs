@@ -1,4 +1,4 @@
-//! The text form of secret files: a title, named values, a check over all before it.
+//! The text format of secret files: a title, named values, and a checksum over both.
 //!
 //! ```text
 //! umbel identity.key 1
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::sha256;
 
-/// A secret file in memory; erased when dropped.
+/// A secret file in memory; zeroized when dropped.
 pub(super) struct KeyFile {
     text: Zeroizing<String>,
 }
@@ -35,12 +35,12 @@ impl KeyFile {
         Self { text: Zeroizing::new([&self.text, name, " ", value, "\n"].concat()) }
     }
 
-    /// The file's text, with the check.
+    /// The file's text with its checksum.
     pub(super) fn text(&self) -> Zeroizing<String> {
         Zeroizing::new([self.text.as_str(), "check ", &check(&self.text), "\n"].concat())
     }
 
-    /// The file that [`Self::text`] wrote under this name. The error says what is wrong.
+    /// Parses a file that [`Self::text`] wrote under this name. The error gives the reason.
     pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Self, &'static str> {
         let text = core::str::from_utf8(bytes).map_err(|_| "not text")?;
         if !text.starts_with(&title(name)) {

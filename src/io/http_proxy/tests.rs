@@ -17,7 +17,7 @@ async fn port(connector: &Direct, limits: HttpLimits) -> SocketAddr {
     address
 }
 
-/// Sends `request` as it stands and gives all that comes back until the end.
+/// Sends `request` and returns all bytes of the answer until the end.
 async fn converse(address: SocketAddr, request: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request).await.unwrap();
@@ -30,7 +30,7 @@ async fn answer_to(request: &str) -> String {
     converse(port(&Direct::default(), HttpLimits::default()).await, request.as_bytes()).await
 }
 
-/// An origin that answers each request with its own head, as the body.
+/// An origin that returns each request's head as the body.
 async fn mirror() -> SocketAddr {
     origin(|mut socket| async move {
         let mut head = Vec::new();
@@ -130,7 +130,7 @@ async fn origin_form_is_refused_with_an_explanation() {
         assert!(answer.contains("not a web server") && !answer.contains("9351"), "{answer}");
         let head = answer.to_ascii_lowercase();
         assert!(!head.contains("access-control"), "{answer}");
-        // Without it a page of elsewhere would see by this answer that there is a client here.
+        // Otherwise a page of another site could detect the client by this answer.
         assert!(head.contains("cross-origin-resource-policy: same-origin"), "{answer}");
         assert!(head.contains("x-frame-options: deny"), "{answer}");
     }
@@ -212,7 +212,7 @@ async fn a_body_that_breaks_off_is_an_error_at_the_application() {
         .await;
         let address = port(&Direct::default(), HttpLimits::default()).await;
         let mut socket = TcpStream::connect(address).await.unwrap();
-        // An old client, which takes the end of the connection for the end of the body.
+        // A client of HTTP/1.0, for which the end of the connection is the end of the body.
         let request = format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port());
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut come = Vec::new();
@@ -275,7 +275,7 @@ async fn a_length_beside_a_transfer_encoding_is_not_forwarded() {
         origin.port()
     );
     let answer = converse(address, request.as_bytes()).await;
-    // Refusing it is as good.
+    // A refusal satisfies the assertion too.
     let seen = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_ascii_lowercase();
     assert!(!seen.contains("content-length"), "{answer}");
 }

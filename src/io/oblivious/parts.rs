@@ -1,21 +1,21 @@
-//! How many parts a Binary HTTP response has (RFC 9292 §3), counted without making room for any.
+//! Counts the parts of a Binary HTTP response (RFC 9292 §3) without allocating memory.
 
-/// Fields, trailers included, and informational responses of `message`, up to where it ends or is none.
+/// The number of fields, trailers included, and informational responses of `message`, up to its end or first error.
 pub(super) fn count(message: &[u8]) -> usize {
     let mut walk = Walk { rest: message, parts: 0 };
-    // What is wrong with it is the decoder's to find.
+    // The decoder reports errors.
     let _ = walk.message();
     walk.parts
 }
 
-/// What of a message has not been gone over.
+/// A position in a message.
 struct Walk<'a> {
     rest: &'a [u8],
     parts: usize,
 }
 
 impl<'a> Walk<'a> {
-    /// None, as of all below, where the message ends early.
+    /// Walks the whole message. This and the functions below return `None` where the message ends early.
     fn message(&mut self) -> Option<()> {
         const KNOWN_LENGTH: u64 = 1;
         let known = self.varint()? == KNOWN_LENGTH;
@@ -32,7 +32,7 @@ impl<'a> Walk<'a> {
         self.fields(known)
     }
 
-    /// A field section: of a length that stands before it, or up to a name that is empty.
+    /// A field section: with a length prefix, or ended by an empty name.
     fn fields(&mut self, known: bool) -> Option<()> {
         if known {
             let mut section = Walk { rest: self.vector()?, parts: 0 };

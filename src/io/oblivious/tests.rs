@@ -25,7 +25,8 @@ fn keys(id: u8) -> KeyConfig {
     KeyConfig::new(id, Kem::X25519Sha256, SUITES.to_vec()).unwrap()
 }
 
-/// A gateway that gives the `n`th who asks the keys that `of` says, and answers with what it was asked.
+/// A gateway that returns the keys `of(n)` to the `n`th request for keys, and answers a sealed request with its
+/// content.
 async fn gateway(served: KeyConfig, of: impl Fn(usize) -> Vec<u8> + Clone + Send + Sync + 'static) -> Url {
     let server = Server::new(served).unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
@@ -51,7 +52,7 @@ fn answer(kind: HeaderValue, body: Vec<u8>) -> Response<Full<Bytes>> {
     Response::builder().header(header::CONTENT_TYPE, kind).body(Full::from(body)).unwrap()
 }
 
-/// What a target behind the gateway says.
+/// The answer of a target behind the gateway.
 fn respond(message: &[u8]) -> Vec<u8> {
     assert_eq!(message.len() % BUCKET, 0);
     let asked = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
@@ -106,7 +107,7 @@ async fn one_exit_alone_is_not_believed() {
 #[tokio::test]
 async fn keys_that_can_not_be_used_are_an_error_and_no_panic() {
     let good = KeyConfig::encode_list(&[keys(1)]).unwrap();
-    // The one suite of a configuration, which begins after length, identifier, KEM and key.
+    // The offset of the configuration's only suite, after length, identifier, KEM and key.
     let suite = 2 + 1 + 2 + 32 + 2;
     let mut unknown = good.clone();
     for place in [suite + 3, suite + 7] {
@@ -116,7 +117,7 @@ async fn keys_that_can_not_be_used_are_an_error_and_no_panic() {
     for bad in [empty, &[0, 0], &[0xff; 40], &good[..good.len() - 1], &unknown, b"<html>"] {
         assert_eq!(seal(bad, b"message").err(), Some(ObliviousError::Keys), "{bad:?}");
     }
-    // One that can be used is found behind one that can't.
+    // A supported configuration is found after an unsupported one.
     assert!(seal(&[unknown, good].concat(), b"message").is_ok());
 }
 
@@ -142,7 +143,7 @@ fn an_answer_that_is_none_is_refused() {
 
 #[test]
 fn an_answer_of_more_parts_than_any_has_is_not_decoded() {
-    // Fields without a value, named by a letter; and responses that say nothing but that there will be another.
+    // Fields with one-letter names and empty values; and informational responses without fields.
     let (fields, hints) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
     assert_eq!(fields.len(), 0x0c03, "which is the length below");
     let section = [&[0x4c, 0x03], fields.as_slice()].concat();
@@ -166,7 +167,7 @@ fn an_answer_of_more_parts_than_any_has_is_not_decoded() {
     }
 }
 
-/// An overlay whose exits begin to answer with keys, and leave it at that.
+/// An overlay whose exits begin an answer with keys and then stall.
 #[derive(Clone)]
 struct Stalling;
 
@@ -183,7 +184,7 @@ impl Connector for Stalling {
         let (near, mut far) = stream_pair();
         tokio::spawn(async move {
             far.write_all(b"\x03\x40\xc8\x0ccontent-type\x16application/ohttp-keys\x00\x60\x00begun").await.unwrap();
-            // To its end, which is when the client gives up.
+            // Until the client resets the stream.
             let _ = tokio::io::copy(&mut far, &mut tokio::io::sink()).await;
             let _ = far.failure().await;
         });
@@ -196,7 +197,7 @@ impl Connector for Stalling {
 async fn keys_that_never_come_whole_are_not_waited_for() {
     let requester = Requester::new(Stalling, Tls::default());
     let gateway = "http://gateway.example/".parse().unwrap();
-    // Less than an exit may pause between two pieces.
+    // Less than the permitted pause between two pieces.
     let limits = Limits { keys: Duration::from_millis(200), ..Limits::default() };
     let asked = timeout(Duration::from_secs(20), requester.oblivious_within(&gateway, request(), limits));
     assert_eq!(asked.await.unwrap().unwrap_err(), ObliviousError::Request(RequestError::Silent));

@@ -1,4 +1,4 @@
-//! For tests: web servers, with TLS or without.
+//! Test web servers, with and without TLS.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::io::testing::origin;
 
-/// Who signs the certificates of [`tls_origin`]; a file in PEM.
+/// The certificate authority of [`https_origin`], with its root in a PEM file.
 pub(crate) struct TestRoot {
     pub(crate) file: tempfile::NamedTempFile,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
@@ -28,7 +28,7 @@ impl TestRoot {
         Self { file, issuer: rcgen::Issuer::new(params, key) }
     }
 
-    /// What a server needs that is called `names`.
+    /// The TLS acceptor of a server with a certificate for `names`.
     pub(crate) fn server(&self, names: &[&str]) -> TlsAcceptor {
         use tokio_rustls::rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
         let key = rcgen::KeyPair::generate().unwrap();
@@ -45,7 +45,7 @@ impl TestRoot {
     }
 }
 
-/// Serves HTTP with `answer`; gives where.
+/// Serves HTTP with `answer`; returns the address.
 pub(crate) async fn http_origin<F, B>(
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
 ) -> SocketAddr
@@ -58,7 +58,7 @@ where
     origin(move |socket| serve_http(socket, answer.clone())).await
 }
 
-/// Serves HTTPS with `answer` under the certificate of `acceptor`; gives where.
+/// Serves HTTPS with `answer` and the certificate of `acceptor`; returns the address.
 pub(crate) async fn https_origin<F, B>(
     acceptor: TlsAcceptor,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -91,7 +91,7 @@ where
         let answered = answer(request);
         async move { Ok::<_, core::convert::Infallible>(answered.await) }
     });
-    // The other end may go at any time.
+    // The other end may disconnect at any time.
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
         .await;

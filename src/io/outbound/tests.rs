@@ -18,7 +18,7 @@ fn policy(private: bool) -> Policy {
     Policy::parse(["accept *"], private).unwrap()
 }
 
-/// Reaches this machine where it is named as such, and public addresses otherwise.
+/// Reaches this machine by its address or `localhost`, and public addresses otherwise.
 fn outbound(tls: Tls) -> Outbound {
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let reach = Reach { resolved: policy(false), written: policy(true) };
@@ -73,7 +73,7 @@ async fn https_needs_a_certificate_that_proves_the_name() {
     let other = https_origin(root.server(&["other.example"]), mirror).await;
     let not_proven = OutboundError::Tls(TlsError::Certificate);
     assert_eq!(failing(&outbound(tls.clone()), format_args!("https://localhost:{}/", other.port())).await, not_proven);
-    // Nor does a certificate of a stranger's.
+    // A certificate of an untrusted root fails too.
     let strangers = Tls::new([TestRoot::new().file.path()]).unwrap();
     assert_eq!(failing(&outbound(strangers), format_args!("https://localhost:{}/", proving.port())).await, not_proven);
     let plain = http_origin(mirror).await;
@@ -104,7 +104,7 @@ async fn a_public_name_leads_to_no_private_address() {
     let url = format!("http://both.example.net:{}/", address.port());
     let allowed = Outbound::new(reach(true), resolver(true), Tls::default(), limits);
     assert!(allowed.send(get(&url)).await.is_ok());
-    // The resolver leaves private addresses out; and if it didn't, the address that is connected to is judged.
+    // The resolver drops private addresses. Without that, the policy still judges the connected address.
     for private_answers in [false, true] {
         let refusing = Outbound::new(reach(false), resolver(private_answers), Tls::default(), limits);
         assert_eq!(failing(&refusing, &url).await, OutboundError::Connect(EndReason::Policy));

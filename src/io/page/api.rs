@@ -1,13 +1,13 @@
-//! What the command line asks of a running client, as JSON.
+//! The JSON API of a running client, used by the command line.
 //!
 //! | request | answered |
 //! |---|---|
-//! | `POST /api/search`, a [`Search`] | [`Searched`], or [`Compared`] when several exits were asked |
+//! | `POST /api/search`, a [`Search`] | [`Searched`], or [`Compared`] for a search through several exits |
 //! | `GET /api/engines` | a list of [`Engine`] |
 //! | `POST /api/request`, a request in Binary HTTP | its response in Binary HTTP ([`request`]) |
 //!
-//! A failure is a [`Failed`] with a status: 400 the query, 503 the network, 502 the exit or the engine. Guarded like the page,
-//! and by a field of its own ([`super::guard`]).
+//! A failure is a [`Failed`] with a status: 400 the query, 503 the network, 502 the exit or the engine. The checks of
+//! the page apply, and a header field of the API is required ([`super::guard`]).
 
 pub(crate) mod request;
 
@@ -36,7 +36,7 @@ pub(crate) use super::guard::API_FIELD;
 /// Bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// A search.
+/// A search request.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Search {
@@ -47,12 +47,12 @@ pub(crate) struct Search {
     pub(crate) page: Option<u16>,
     #[serde(default)]
     pub(crate) language: Option<String>,
-    /// How many exits to ask; more than one are compared.
+    /// The number of exits to query; the results of two or more are compared.
     #[serde(default)]
     pub(crate) exits: Option<usize>,
 }
 
-/// What a search found.
+/// The results of a search.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Searched {
     pub(crate) engine: String,
@@ -61,10 +61,10 @@ pub(crate) struct Searched {
     pub(crate) more: bool,
     pub(crate) took_ms: f64,
     pub(crate) results: Vec<SearchedResult>,
-    /// The guard first, the exit last.
+    /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<PathHop>,
     pub(crate) shared_exit: bool,
-    /// The exit asked before, which gave no answer.
+    /// The exit of the first attempt, if that attempt failed.
     pub(crate) missed: Option<Missed>,
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct SearchedResult {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct PathHop {
     pub(crate) relay: String,
-    /// What building the circuit to it took.
+    /// Milliseconds that the circuit took to reach this relay when it was built.
     pub(crate) took_ms: f64,
 }
 
@@ -91,10 +91,10 @@ pub(crate) struct Missed {
     pub(crate) why: String,
 }
 
-/// Several exits asked the same.
+/// The results of one query through several exits.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Compared {
-    /// All that answered gave the same.
+    /// Whether all exits that answered gave the same results.
     pub(crate) agree: bool,
     pub(crate) exits: Vec<ComparedExit>,
     pub(crate) rows: Vec<ComparedRow>,
@@ -108,14 +108,14 @@ pub(crate) struct ComparedExit {
     pub(crate) answer: Option<Searched>,
 }
 
-/// One result that any of several exits gave.
+/// One result that at least one of several exits gave.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct ComparedRow {
     #[serde(flatten)]
     pub(crate) result: SearchedResult,
-    /// Its place at each exit, from 1.
+    /// The rank at each exit, from 1; absent where the exit didn't give it.
     pub(crate) places: Vec<Option<usize>>,
-    /// All that have it word it the same.
+    /// Whether title and snippet are the same at all exits that gave it.
     pub(crate) same_words: bool,
 }
 
@@ -123,28 +123,28 @@ pub(crate) struct ComparedRow {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Engine {
     pub(crate) engine: String,
-    /// Asked where none is chosen.
+    /// Whether searches without an engine use this one.
     pub(crate) default: bool,
     pub(crate) exits: Vec<EngineExit>,
 }
 
-/// How one exit has fared with one engine since the client's start.
+/// The answers and failures of one exit with one engine since the client's start.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct EngineExit {
     pub(crate) exit: String,
     pub(crate) answered: u32,
     pub(crate) failed: u32,
-    /// Seconds for which it is still left alone.
+    /// Seconds until the client uses this exit for the engine again, after the engine blocked it.
     pub(crate) blocked_for: Option<u64>,
 }
 
-/// Why something failed.
+/// The reason of a failure.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Failed {
     pub(crate) error: String,
 }
 
-/// Where the page shows the reader view of `link`.
+/// The path and query of the reader view of `link` on the search page.
 pub(crate) fn read_address(link: &str) -> String {
     address("/read", &[("url", link)])
 }

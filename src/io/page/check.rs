@@ -1,8 +1,8 @@
-//! Whether a browser goes through the overlay: an image that only the overlay's own ports serve.
+//! The proxy check: an image that only the client's proxy ports serve, which shows whether a browser uses the overlay.
 //!
 //! The image's address is an interface-local multicast one (RFC 4291 §2.7) with 96 random bits. Without a proxy the
-//! system refuses to connect to it, so nothing leaves the machine; a browser that sends its requests to our SOCKS or HTTP
-//! proxy port asks us for it, and gets it from here instead of an exit. A page that doesn't know the bits can't ask.
+//! system refuses to connect to it, so nothing leaves the machine. A browser that uses our SOCKS or HTTP proxy port
+//! requests it there; this module answers instead of an exit. A page that lacks the random bits can't request it.
 
 use core::{net::Ipv6Addr, time::Duration};
 
@@ -21,9 +21,9 @@ use crate::{
 
 const PORT: u16 = 80;
 const KEY: u64 = 1;
-/// Bytes of a request's head at the most.
+/// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
-/// For asking and taking the answer.
+/// Time limit for request and answer together.
 const PATIENCE: Duration = Duration::from_secs(10);
 const IMAGE: &str = include_str!("check.svg");
 
@@ -34,7 +34,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// An address nobody else knows.
+    /// Picks a random address.
     pub(crate) fn new(rng: &mut impl CryptoRng) -> Self {
         let mut octets = [0; 16];
         rng.fill_bytes(&mut octets);
@@ -42,7 +42,7 @@ impl Check {
         Self { address: Ipv6Addr::from(address) }
     }
 
-    /// Where the image is.
+    /// The URL of the image.
     pub(super) fn url(self) -> String {
         format!("http://[{}]/check.svg", self.address)
     }
@@ -52,7 +52,7 @@ impl Check {
     }
 }
 
-/// A connector that answers the check itself and passes everything else on.
+/// A connector that answers the check itself and forwards everything else to another connector.
 #[derive(Clone)]
 pub(crate) struct Checked<C> {
     connector: C,
@@ -87,12 +87,12 @@ impl<C: Connector> Connector for Checked<C> {
     }
 }
 
-/// A stream at whose other end stands the image.
+/// A stream whose other end serves the image.
 fn serve() -> Stream {
     let mut hub = Hub::new();
     let stream = hub.open(KEY, MAX_HEAD);
     tokio::spawn(async move {
-        // A hub takes its streams with it; by then the image has been read.
+        // Dropping the hub ends its streams. The image has been read by then.
         let _ = timeout(PATIENCE, answer(hub)).await;
     });
     stream

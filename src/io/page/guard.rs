@@ -1,13 +1,13 @@
-//! Who may speak to the search page: the person's own browser and command line, no other page of that browser.
+//! Access checks of the search page: only the user's browser and command line may use it, no page of other sites.
 //!
 //! | refused | because |
 //! |---|---|
-//! | another `Host` than the listener's own | a name made to point here (DNS rebinding) would make a page of another's ours |
-//! | `Sec-Fetch-Site` other than `same-origin` and `none`; a foreign `Origin` or `Referer` | another page asked |
-//! | prefetching, prerendering | the browser guesses; a guess must not become a query or a visit |
-//! | `/api` with anything of a browser, or without `Umbel-Api` | it is for the command line, and no page may set that field here |
+//! | a `Host` other than the listener's | against DNS rebinding, which would give a foreign page this page's origin |
+//! | `Sec-Fetch-Site` other than `same-origin` and `none`; a foreign `Origin` or `Referer` | another page sent it |
+//! | prefetching, prerendering | a speculative request must not become a query or a visit |
+//! | `/api` with a browser's header fields, or without `Umbel-Api` | command line only; no page can set that field |
 //!
-//! And every answer forbids framing, referrers, sniffing, keeping, and loading from elsewhere.
+//! Every answer forbids framing, referrers, content sniffing, caching, and loading from other sites.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -18,11 +18,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-/// The field that the command line sets.
+/// The header field that the command line sets.
 pub(crate) const API_FIELD: &str = "umbel-api";
 
 const SITE: &str = "sec-fetch-site";
-/// Fields by which a browser says that it only guesses.
+/// Header fields by which a browser marks a speculative request.
 const PURPOSES: [&str; 3] = ["sec-purpose", "purpose", "x-moz"];
 
 const FIELDS: [(HeaderName, &str); 8] = [
@@ -39,7 +39,7 @@ const FIELDS: [(HeaderName, &str); 8] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Lets a request pass, or answers why not; every answer gets the fields that keep it to itself.
+/// Passes a valid request on, or answers with the reason of the refusal. Adds the protective fields to every answer.
 pub(super) async fn guard(State(own): State<Arc<SocketAddr>>, request: Request, next: Next) -> Response {
     let mut response = match judge(*own, &request) {
         Ok(()) => next.run(request).await,
@@ -47,7 +47,7 @@ pub(super) async fn guard(State(own): State<Arc<SocketAddr>>, request: Request, 
     };
     let fields = response.headers_mut();
     for (name, value) in FIELDS {
-        // A page that needs another content policy has set it.
+        // A page with another content policy has set its field already.
         fields.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
@@ -75,8 +75,8 @@ fn judge(own: SocketAddr, request: &Request) -> Result<(), (StatusCode, String)>
     Ok(())
 }
 
-/// Whether a `Host` names the listener at `own`. A name other than `localhost` never does: it could have been made to
-/// point here.
+/// Whether `host`, a `Host` field, names the listener at `own`. Names other than `localhost` are refused: they could
+/// have been made to resolve to this address (DNS rebinding).
 fn is_own(host: &str, own: SocketAddr) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if authority.as_str().contains('@') || authority.port_u16().unwrap_or(80) != own.port() {
@@ -92,7 +92,8 @@ fn is_own(host: &str, own: SocketAddr) -> bool {
     }
 }
 
-/// Whether the person, or a page of ours, asks. Browsers too old for `Sec-Fetch-Site` tell by `Origin` and `Referer`.
+/// Whether the user or one of our pages sent the request. Without `Sec-Fetch-Site` (old browsers), `Origin` and
+/// `Referer` decide.
 fn comes_from_here(fields: &HeaderMap, origin: &str) -> bool {
     let absent_or = |name: HeaderName, fits: &dyn Fn(&str) -> bool| {
         fields.get(name).is_none_or(|value| value.to_str().is_ok_and(fits))

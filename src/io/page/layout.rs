@@ -1,4 +1,4 @@
-//! What all pages share: head, search form, foot, and the content policy that each kind of page goes by.
+//! The shared parts of all pages: head, search form, footer, and the content security policy of each kind of page.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -8,7 +8,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use crate::delegated::{EngineName, MAX_TERMS_LEN};
 
-/// Languages offered by name; any other tag may stand in the address.
+/// Languages in the form's list; the URL may contain any other tag.
 const LANGUAGES: [(&str, &str); 16] = [
     ("ar", "العربية"),
     ("cs", "Čeština"),
@@ -28,14 +28,14 @@ const LANGUAGES: [(&str, &str); 16] = [
     ("zh", "中文"),
 ];
 
-/// What a page may do.
+/// The kind of a page, which selects its content security policy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Our own words and a search box.
+    /// Our text and a search form.
     Own,
-    /// A page of someone else's, cleaned: no script at all, whatever slipped through.
+    /// Cleaned content of another site: scripts are forbidden, in case the cleaning missed one.
     Foreign,
-    /// Our own words, and the one image of the check.
+    /// Our text, and the image of the proxy check.
     Leave,
 }
 
@@ -50,7 +50,7 @@ impl Kind {
                 "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
                  frame-ancestors 'none'; sandbox allow-same-origin allow-forms"
             }
-            // A policy can't name an IPv6 address. Nothing foreign but text stands in that page.
+            // A policy can't name an IPv6 address, hence `http:`. This page's only foreign content is text.
             Self::Leave => {
                 "default-src 'none'; style-src 'self'; img-src 'self' http:; form-action 'self'; base-uri 'none'; \
                  frame-ancestors 'none'"
@@ -59,15 +59,15 @@ impl Kind {
     }
 }
 
-/// What stands in the search box and beside it.
+/// The content of the search form.
 #[derive(Clone, Copy)]
 pub(super) struct Form<'a> {
     pub(super) terms: &'a str,
     pub(super) engine: Option<&'a EngineName>,
     pub(super) language: Option<&'a str>,
-    /// What the network's exits offer.
+    /// The engines that the network's exits offer.
     pub(super) engines: &'a [EngineName],
-    /// Whether the box takes the keyboard at once.
+    /// Whether the search box takes the keyboard focus on load.
     pub(super) focus: bool,
 }
 
@@ -111,12 +111,12 @@ impl Form<'_> {
     }
 }
 
-/// The name and flower, which lead to the search box.
+/// The name and logo, with the URL of the search form.
 pub(super) fn brand() -> Markup {
     html! { a.brand href="/" { img src="/icon.svg" alt="" width="28" height="28"; span { "Umbel" } } }
 }
 
-/// A whole page.
+/// A complete page.
 pub(super) fn page(kind: Kind, status: StatusCode, title: &str, body: &Markup) -> Response {
     let markup = html! {
         (DOCTYPE)
@@ -142,7 +142,7 @@ pub(super) fn page(kind: Kind, status: StatusCode, title: &str, body: &Markup) -
     (status, fields, markup.into_string()).into_response()
 }
 
-/// A page that says what went wrong and what to do.
+/// A page that describes a failure and what to do.
 pub(super) fn trouble(status: StatusCode, title: &str, words: &str, form: Option<Form<'_>>) -> Response {
     let body = html! {
         header.top { (brand()) @if let Some(form) = form { (form.markup()) } }
@@ -160,7 +160,7 @@ pub(super) fn foot() -> Markup {
     }
 }
 
-/// `/path?key=value…`, escaped for an address.
+/// `/path?key=value…`, percent-encoded.
 pub(super) fn address(path: &str, pairs: &[(&str, &str)]) -> String {
     let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
     format!("{path}?{query}")

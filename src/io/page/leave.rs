@@ -1,7 +1,7 @@
-//! Leaving the overlay: what it would mean, whether this browser goes through the overlay anyway, and the way out.
+//! The page for leaving the overlay: the consequences, the proxy check of this browser, and the redirect to the URL.
 //!
-//! The way out is a redirect from here and no link: browsers look up the names in links before anyone follows them, and a
-//! planted name looked up by this machine tells on it.
+//! The page has a redirect instead of the target's URL. Browsers resolve the names in URLs of a page before anyone
+//! clicks them, and the lookup of a planted name would reveal this machine.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ use super::{
     layout::{Kind, address, brand, foot, page},
 };
 
-/// The page that asks whether `url` is to be opened outside; `socks` is where the client's SOCKS port is.
+/// The page that asks whether to open `url` outside the overlay; `socks` is the address of the client's SOCKS port.
 pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
     let host = url.host_str().unwrap_or_default();
     let body = html! {
@@ -53,7 +53,7 @@ pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
     page(Kind::Leave, StatusCode::OK, "Leaving the overlay · Umbel", &body)
 }
 
-/// The way out.
+/// The redirect to `url`.
 pub(super) fn go(url: &Url) -> Response {
     match HeaderValue::from_str(url.as_str()) {
         Ok(location) => (StatusCode::SEE_OTHER, [(header::LOCATION, location)]).into_response(),

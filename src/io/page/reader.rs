@@ -1,7 +1,7 @@
-//! The reader view: a page fetched through the overlay, with TLS ending here, and shown as cleaned text.
+//! The reader view: fetches a web page through the overlay, ends TLS here, and shows the page as cleaned text.
 //!
-//! The page is hostile: its length, its redirects and its time are capped, it is cleaned on a thread of its own, few at a
-//! time, and what is left loads nothing and runs nothing ([`clean`]). Each page goes under an isolation of its own.
+//! The page is untrusted. Its length, redirects and fetch time are capped. Blocking threads clean a few pages at a
+//! time, and the result loads nothing and runs nothing ([`clean`]). Each page has its own isolation.
 
 mod clean;
 mod view;
@@ -25,27 +25,27 @@ use crate::{
 
 pub(super) use view::{reading, unread};
 
-/// The title and what is shown of an HTML page of this content type.
+/// The title and the cleaned content of an HTML page; `kind` is its content type.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn cleaned_page(kind: &str, body: &[u8], url: &Url) -> Option<(String, String)> {
     clean::clean(&clean::decode(kind, body, true), url)
 }
 
-/// Bytes of a page at the most.
+/// Maximum bytes of a page.
 const MAX_PAGE_LEN: usize = 3 << 20;
 const MAX_REDIRECTS: usize = 5;
-/// For fetching a page, redirects and all.
+/// Time limit for fetching a page with its redirects.
 const FETCH_LIMIT: Duration = Duration::from_secs(45);
-/// Pages cleaned at a time; more wait.
+/// Pages cleaned concurrently; more wait.
 const MAX_CLEANING: usize = 2;
 
-/// A page to read.
+/// A cleaned page.
 pub(super) struct Reading {
-    /// Where it came from in the end.
+    /// The URL after all redirects.
     url: Url,
     title: String,
     content: Content,
-    /// All of it came over TLS that ended here.
+    /// Whether all requests used TLS that ended here.
     verified: bool,
 }
 
@@ -55,7 +55,7 @@ enum Content {
     Plain(String),
 }
 
-/// Why there is nothing to read.
+/// The reason why a page can't be shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReadError {
     #[error("{0}")]
@@ -88,14 +88,14 @@ impl<C: Connector> Reader<C> {
         Self { requester, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)) }
     }
 
-    /// The page at `url`, cleaned.
+    /// Fetches the page at `url` and cleans it.
     pub(super) async fn read(&self, url: Url) -> Result<Reading, ReadError> {
         let fetched = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
             .await
             .map_err(|_| ReadError::TooSlow)??;
         let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;
         let cleaned = tokio::task::spawn_blocking(move || {
-            // Held to the end, also when the browser has gone.
+            // Held until the cleaning ends, also if the browser has disconnected.
             let _permit = permit;
             fetched.clean()
         });
@@ -125,7 +125,7 @@ impl<C: Connector> Reader<C> {
     }
 }
 
-/// Where a response leads on to, if it does.
+/// The target of a redirect; `None` if the response is no redirect.
 fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, ReadError>> {
     const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
     if !REDIRECTS.contains(&response.status().as_u16()) {
@@ -134,14 +134,14 @@ fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, 
     let next = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let mut next = next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
     if let Some(next) = &mut next {
-        // Neither is sent, and a name in front of the host is there to be taken for it.
+        // Neither is sent, and a user name before the host could be mistaken for the host.
         next.set_fragment(None);
         let _ = (next.set_username(""), next.set_password(None));
     }
     Some(next.ok_or(ReadError::Redirects))
 }
 
-/// Takes a page's body, if it is one that can be read.
+/// Reads the body of a page of a supported content type, or fails.
 async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<Fetched, ReadError> {
     let (head, body) = response.into_parts();
     if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
@@ -151,7 +151,7 @@ async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Res
     let html = match kind.split(';').next().unwrap_or_default().trim() {
         "text/html" | "application/xhtml+xml" | "" => true,
         kind if kind.starts_with("text/") || kind == "application/json" => false,
-        // An error's status says more than the kind of picture it comes with.
+        // For an error response, the status is more informative than the content type.
         _ if !head.status.is_success() => return Err(ReadError::Status(head.status)),
         kind => return Err(ReadError::Kind(text::plain(kind, 60))),
     };
@@ -173,7 +173,7 @@ fn kind(fields: &HeaderMap) -> String {
     kind.unwrap_or_default().to_ascii_lowercase()
 }
 
-/// A page as it came.
+/// A fetched page before the cleaning.
 struct Fetched {
     url: Url,
     kind: String,

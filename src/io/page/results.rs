@@ -1,7 +1,7 @@
-//! The search page itself: box, results, and the way the query took, in words.
+//! The search page's home and results: the search form, the results, and the path of the query.
 //!
-//! Results are what an exit says. They stand here as text alone, and their links lead to the reader view: following one
-//! straight from a browser that doesn't go through the overlay would tell whoever planted it who asked.
+//! Results come from an exit and are untrusted. They are shown as text, and their URLs open the reader view. Opened
+//! directly in a browser that doesn't use the overlay, a planted URL would reveal the user's address.
 
 use core::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
 
 use super::layout::{Form, Kind, address, brand, foot, page, trouble};
 
-/// The page with nothing asked yet.
+/// The home page, with an empty search form.
 pub(super) fn home(engines: &[EngineName]) -> Response {
     let form = Form { terms: "", engine: None, language: None, engines, focus: true };
     let body = html! {
@@ -74,7 +74,7 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
     page(Kind::Own, StatusCode::OK, &format!("{} · Umbel search", query.terms), &body)
 }
 
-/// The page for a query that came to nothing.
+/// The page for a failed query.
 pub(super) fn failure(query: &SearchQuery, failure: SearchFailure, engines: &[EngineName]) -> Response {
     let (status, title, words) = explain(failure);
     trouble(status, title, &words, Some(form(query, query.engine.as_ref(), engines)))
@@ -84,7 +84,7 @@ fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a
     Form { terms: &query.terms, engine, language: query.language.as_deref(), engines, focus: false }
 }
 
-/// How a failure is told: its status, what it is, and what to do.
+/// The status, title and text of a failure.
 fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
     let said = failure.to_string();
     match failure {
@@ -119,7 +119,7 @@ fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
     }
 }
 
-/// How it is told that there was no way through the overlay.
+/// The status and title for a failure to get a circuit or stream, and its text.
 pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, String) {
     let (status, title) = match error {
         ConnectError::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Umbel is still finding its way"),
@@ -129,7 +129,7 @@ pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, Str
     (status, title, format!("{}. Reload this page in a moment.", capital(&error.to_string())))
 }
 
-/// `text` with its first letter a capital.
+/// `text` with a capital first letter.
 pub(super) fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
@@ -175,8 +175,8 @@ fn result_markup(result: &SearchResult) -> Markup {
     }
 }
 
-/// Where a result is, short: its host and path. A name that isn't ASCII stands as it is on the wire, so that none can
-/// pass for another.
+/// Host and path of a result, at most 80 characters. A non-ASCII host name is shown in its encoded form (IDNA), so
+/// that it can't imitate another.
 fn place(result: &SearchResult) -> String {
     const MOST: usize = 80;
     let host = result.link.host_str().unwrap_or_default();
@@ -207,7 +207,7 @@ fn pages(query: &SearchQuery, found: &Found) -> Markup {
     }
 }
 
-/// The way a query took, hop by hop.
+/// The path of a query, hop by hop.
 fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
     let last = route.hops.len().saturating_sub(1);
     html! {

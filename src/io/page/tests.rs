@@ -17,7 +17,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A page over this overlay; gives where it is.
+/// Starts a search page over this overlay; returns its address.
 async fn start(overlay: &Overlay) -> SocketAddr {
     start_believing(overlay, Tls::default()).await
 }
@@ -41,7 +41,7 @@ async fn started(exits: &[Deed]) -> SocketAddr {
     start(&Overlay::new(exits)).await
 }
 
-/// What comes back for `path`, asked with these fields beside what every client sends.
+/// The response for `path`, requested with these header fields in addition to those of every client.
 async fn ask(address: SocketAddr, path: &str, fields: &[(&str, &str)]) -> (u16, HeaderMap, String) {
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let mut request = client.get(format!("http://{address}{path}"));
@@ -58,12 +58,12 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (status, text)
 }
 
-/// The values of an attribute, wherever it stands.
+/// All values of an attribute.
 fn values<'a>(html: &'a str, attribute: &str) -> Vec<&'a str> {
     html.split(&format!(" {attribute}=\"")).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }
 
-/// Nothing in `html` leads a browser elsewhere, loads from elsewhere or runs.
+/// Asserts that nothing in `html` leads a browser to another site, loads from one or runs.
 fn assert_harmless(html: &str) {
     for attribute in ["href", "src", "action"] {
         for value in values(html, attribute) {
@@ -204,7 +204,7 @@ async fn the_interface_of_the_command_line_is_closed_to_browsers() {
     let (status, _, text) = ask(address, "/api/engines", &[("umbel-api", "1")]).await;
     assert_eq!(status, 200);
     assert!(text.contains("\"kiwix\""), "{text}");
-    // What a page would ask before it may set that field.
+    // The preflight request of a page that would set that field.
     let preflight = reqwest::Client::builder().no_proxy().build().unwrap();
     let preflight = preflight
         .request(reqwest::Method::OPTIONS, format!("http://{address}/api/search"))
@@ -250,7 +250,7 @@ async fn every_answer_keeps_itself_to_itself() {
     }
 }
 
-/// An origin that answers every request with `response`, whatever it is.
+/// An origin that answers every request with `response`.
 async fn site(response: String) -> SocketAddr {
     origin(move |mut socket| {
         let response = response.clone();

@@ -1,4 +1,4 @@
-//! For tests: an overlay that performs requests.
+//! A test overlay whose exits perform requests.
 
 use core::time::Duration;
 use std::{
@@ -29,7 +29,7 @@ use crate::{
     wire::{Answer, EndReason, Host, Target},
 };
 
-/// An overlay of one exit, which performs requests at this machine and opens streams to it; or of several with one mind.
+/// An overlay of one or several identical exits, which perform requests at this machine and open streams to it.
 #[derive(Clone)]
 pub(crate) struct OneExit {
     exit: Arc<Delegate>,
@@ -60,7 +60,7 @@ impl OneExit {
         Requester::new(self, Tls::default())
     }
 
-    /// What was asked of it.
+    /// The isolations of all requests.
     pub(crate) fn asked(&self) -> Vec<Isolation> {
         self.asked.lock().unwrap().clone()
     }

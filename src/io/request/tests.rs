@@ -14,7 +14,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An overlay whose exit says what it likes.
+/// An overlay whose exit sends these bytes.
 #[derive(Clone)]
 struct Liar(&'static [u8]);
 
@@ -118,7 +118,7 @@ async fn an_exit_that_breaks_off_or_talks_nonsense_is_found_out() {
         let requester = Requester::new(Liar(says), Tls::default());
         assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), error, "{says:?}");
     }
-    // 200; four bytes of ten; then a whole body with something behind it.
+    // Status 200 with four bytes of a ten-byte chunk; then a complete body followed by another byte.
     for (says, error) in [
         (b"\x03\x40\xc8\x00\x0ahalf".as_slice(), RequestError::Broken),
         (b"\x03\x40\xc8\x00\x04body\x00\x00\x00", RequestError::NotHttp),
@@ -156,10 +156,10 @@ async fn over_a_stream_tls_ends_at_the_client() {
 }
 
 const LARGE: usize = 100 * 1024 * 1024;
-/// What may be between the two ends: credit and room of the stream, sockets' buffers, some pieces.
+/// Maximum bytes in flight between the two ends: credit and room of the stream, sockets' buffers, some pieces.
 const BETWEEN: usize = 16 * 1024 * 1024;
 
-/// Writes 100 MiB, and fails if ever more is underway than may be.
+/// Writes 100 MiB, and fails if more bytes are in flight than allowed.
 async fn pour(mut sink: impl AsyncWrite + Unpin, taken: tokio::sync::watch::Receiver<usize>) {
     let piece = vec![7; 64 * 1024];
     let mut poured = 0;

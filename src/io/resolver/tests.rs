@@ -12,7 +12,7 @@ use super::*;
 const GLOBAL: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
 const PRIVATE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-/// A name server on loopback that knows a few names under `example.net`; counts what it is asked.
+/// A name server on loopback with a few names under `example.net`; counts its queries.
 pub(crate) async fn name_server() -> (SocketAddr, Arc<AtomicUsize>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();

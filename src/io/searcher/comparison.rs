@@ -1,6 +1,6 @@
-//! One query asked of several exits, and where they differ: so that an exit that lies about the engine shows.
+//! Comparison of the answers of several exits to one query, which reveals an exit that falsifies an engine's answers.
 //!
-//! That many exits then see the query.
+//! Each of these exits sees the query.
 
 use tokio::task::JoinSet;
 
@@ -8,15 +8,15 @@ use crate::{base::RelayId, delegated::SearchResult, io::connector::Connector};
 
 use super::{Found, SearchFailure, SearchQuery, Searcher};
 
-/// Exits that can be compared at a time.
+/// Maximum exits in a comparison.
 pub const MAX_COMPARED: usize = 8;
 
-/// One query at several exits.
+/// One query's answers from several exits.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// What each exit answered, in the order they were chosen.
+    /// Each exit's answer, in the order in which the exits were chosen.
     pub asked: Vec<Asked>,
-    /// Everything that any of them found.
+    /// All results, each once.
     pub rows: Vec<Row>,
 }
 
@@ -25,18 +25,18 @@ pub struct Comparison {
 pub struct Asked {
     /// The exit.
     pub exit: RelayId,
-    /// What it answered.
+    /// The outcome of the query there.
     pub outcome: Result<Found, SearchFailure>,
 }
 
-/// One result, and where each exit has it.
+/// One result, and its rank at each exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The result, as the first exit that has it words it.
+    /// The result, with title and snippet of the first exit that gave it.
     pub result: SearchResult,
-    /// Its place at each exit, from 1; at those that did not answer, none.
+    /// The rank at each exit, from 1; `None` where the exit didn't give it.
     pub places: Vec<Option<usize>>,
-    /// All that have it word it the same.
+    /// Whether title and snippet are the same at all exits that gave it.
     pub same_words: bool,
 }
 
@@ -46,7 +46,7 @@ impl Comparison {
             asked.iter().map(|asked| asked.outcome.as_ref().map_or(&[][..], |found| &found.results)).collect();
         let longest = lists.iter().map(|list| list.len()).max().unwrap_or(0);
         let mut rows: Vec<Row> = Vec::new();
-        // Place by place, so that no exit's list comes before the others'.
+        // Interleaved by rank, so that no exit's list precedes the others'.
         for result in (0..longest).flat_map(|place| lists.iter().filter_map(move |list| list.get(place))) {
             if rows.iter().all(|row| row.result.link != result.link) {
                 rows.push(row(result, &lists));
@@ -80,10 +80,11 @@ fn row(result: &SearchResult, lists: &[&[SearchResult]]) -> Row {
 }
 
 impl<C: Connector> Searcher<C> {
-    /// Asks `exits` different exits at once, each over a circuit of its own.
+    /// Sends the query to `exits` different exits concurrently, at most [`MAX_COMPARED`], each over a separate
+    /// circuit.
     ///
     /// # Errors
-    /// When there are not as many that can be asked, or the query is none. An exit that fails is one of the answers.
+    /// When fewer exits are available, or the query is invalid. An exit's failure is one of the answers.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         let request = self.request(query)?;
         let mut not_by = self.blocked(request.engine())?;
@@ -91,7 +92,7 @@ impl<C: Connector> Searcher<C> {
         if able < exits.min(MAX_COMPARED) {
             return Err(SearchFailure::TooFewExits(able));
         }
-        // One after the other, so that each is another exit; then all at once.
+        // Opened in sequence, so that each exit is a different one. The queries then run concurrently.
         let mut opened = Vec::new();
         for _ in 0..exits.min(MAX_COMPARED) {
             let delegated = self.open(request.engine(), not_by.clone()).await?;

@@ -1,4 +1,4 @@
-//! For tests: an overlay without relays, whose exits answer over real streams as each is told to.
+//! A test overlay without relays, whose exits answer over real streams as the test prescribes.
 
 use core::time::Duration;
 use std::sync::{Arc, Mutex};
@@ -22,22 +22,22 @@ use crate::{
 
 use super::{Exits, Searcher};
 
-/// What an exit does with a query.
+/// The reply of an exit to a query.
 pub(crate) type Deed = fn(&SearchRequest) -> Reply;
 
-/// What comes of it.
+/// The kinds of replies.
 pub(crate) enum Reply {
     Answer(SearchAnswer),
     Bytes(Vec<u8>),
     Reset,
 }
 
-/// Connects straight to loopback, and has exits that search.
+/// Connects directly to loopback, and has exits that perform searches.
 #[derive(Clone)]
 pub(crate) struct Overlay {
     pub(crate) direct: Direct,
     exits: Arc<Vec<Deed>>,
-    /// Which exit was asked under which isolation.
+    /// The exit and isolation of each query.
     pub(crate) asked: Arc<Mutex<Vec<(RelayId, Isolation)>>>,
 }
 
@@ -46,7 +46,7 @@ impl Overlay {
         Self { direct: Direct::default(), exits: Arc::new(exits.to_vec()), asked: Arc::default() }
     }
 
-    /// A searcher by these exits, all of which offer the engine `kiwix`.
+    /// A searcher over these exits, all of which offer the engine `kiwix`.
     pub(crate) fn searcher(&self) -> Searcher<Self> {
         let offer = Offer { engines: vec![engine("kiwix")], requests: Requests::None };
         let offers = (0..self.exits.len()).map(|number| (exit(number), offer.clone())).collect();
@@ -92,7 +92,7 @@ async fn answer(mut stream: Stream, deed: Deed) {
         Reply::Bytes(bytes) => bytes,
         Reply::Reset => return,
     };
-    // A client that has seen enough doesn't take the rest.
+    // A client may stop reading early.
     let _ = stream.write_all(&bytes).await;
     let _ = stream.shutdown().await;
     let _ = stream.read_to_end(&mut Vec::new()).await;
@@ -110,7 +110,7 @@ pub(crate) fn result(title: &str, link: &str, snippet: &str) -> SearchResult {
     SearchResult { title: title.to_owned(), link: Url::parse(link).unwrap(), snippet: snippet.to_owned() }
 }
 
-/// An exit that finds two results, which repeat the query.
+/// An exit that returns two results, which contain the query.
 pub(crate) fn honest(request: &SearchRequest) -> Reply {
     let link = |number: u16| format!("https://book.example/{}/{number}", request.page());
     let results = vec![

@@ -18,7 +18,7 @@ fn broken(_: &SearchRequest) -> Reply {
     Reply::Reset
 }
 
-/// As the honest one, with one link of its own in the first one's place.
+/// Like the honest exit, but with a planted URL in the first result.
 fn lying(request: &SearchRequest) -> Reply {
     let Reply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
     results[0].link = "https://planted.example/".parse().unwrap();

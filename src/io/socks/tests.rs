@@ -21,7 +21,7 @@ async fn dial() -> (TcpStream, Direct) {
     (TcpStream::connect(address).await.unwrap(), connector)
 }
 
-/// Sends `request` and gives all that comes back until the end.
+/// Sends `request` and returns all bytes of the answer until the end.
 async fn converse(request: &[u8]) -> Vec<u8> {
     let (mut socket, _) = dial().await;
     socket.write_all(request).await.unwrap();
@@ -131,7 +131,7 @@ async fn what_is_not_supported_is_said_so() {
     assert_eq!(converse(&[5, 1, 0x80]).await, [5, 0xFF], "an unknown method");
     let page = String::from_utf8(converse(b"GET / HTTP/1.1\r\n\r\n").await).unwrap();
     assert!(page.starts_with("HTTP/1.0 501 "), "{page}");
-    // A page of elsewhere doesn't see by it that there is a client here.
+    // A page of another site must not detect the client by the answer.
     assert!(
         page.contains("Cross-Origin-Resource-Policy: same-origin") && page.contains("X-Frame-Options: DENY"),
         "{page}"
@@ -187,7 +187,7 @@ async fn credentials_are_the_isolation_and_any_are_taken() {
 async fn a_stream_that_breaks_is_a_reset_at_the_application_and_no_end() {
     let origin = origin(|mut socket| async move {
         socket.write_all(b"half of ").await.unwrap();
-        // The application has got that; whatever comes now is about the end.
+        // The application has received the bytes, so any later error is about the end.
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
     })
@@ -235,7 +235,7 @@ async fn garbage_and_pieces_of_handshakes_close_the_socket_and_nothing_else() {
         changed[at] = next();
         changed
     }));
-    // Longer than any handshake: a SOCKS 4 user name without an end.
+    // Longer than any handshake: a SOCKS 4 user name without terminator.
     inputs.push([&[4, 1, 0, 80, 1, 2, 3, 4][..], &[b'a'; 100_000]].concat());
     for input in inputs {
         let mut socket = TcpStream::connect(address).await.unwrap();

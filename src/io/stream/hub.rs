@@ -1,4 +1,4 @@
-//! The core task's side of its streams.
+//! The hub: the core task's side of its streams.
 
 use core::task::{Context, Poll, Waker};
 use std::{
@@ -13,52 +13,52 @@ use crate::wire::EndReason;
 
 use super::{Reader, Shared, State, Stream, Writer};
 
-/// How the core names a stream.
+/// The core's identifier of a stream.
 pub(crate) type StreamKey = u64;
 
-/// What a stream's holder wants of the core.
+/// A command of a stream to the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamCommand {
-    /// Send these; never more than the core had told room for.
+    /// Send these bytes, never more than the core's room.
     Write {
         /// The stream.
         key: StreamKey,
         /// The bytes, never empty.
         bytes: Bytes,
     },
-    /// This many bytes were read.
+    /// The reader has consumed this many bytes.
     Consumed {
         /// The stream.
         key: StreamKey,
         /// Bytes, never zero.
         bytes: usize,
     },
-    /// Nothing more will be written.
+    /// The writer has finished.
     Finish {
         /// The stream.
         key: StreamKey,
     },
-    /// The stream was given up before its end; the hub has forgotten it.
+    /// The stream was reset before its end. The hub has removed it.
     Reset {
         /// The stream.
         key: StreamKey,
-        /// What to tell the other end.
+        /// The reason for the other end.
         reason: EndReason,
     },
 }
 
 /// All open streams of one core; owned by the core's task.
 ///
-/// The loop of that task: take commands until there are none and do what they say, tell the streams what the core's
-/// events say, then wait for commands ([`Hub::poll_command`], which first wakes the readers of what was pushed; so a
-/// batch of cells wakes a reader once). A stream that the hub doesn't know any more is ignored everywhere.
+/// The loop of that task: take and apply commands until there are none, pass the core's events to the streams, then
+/// wait for commands ([`Hub::poll_command`]). Waiting first wakes the readers of pushed bytes, so a batch of cells
+/// wakes a reader once. All methods ignore a key without an open stream.
 pub(crate) struct Hub {
     streams: HashMap<StreamKey, Arc<Shared>>,
     bell: mpsc::UnboundedSender<Arc<Shared>>,
     rung: mpsc::UnboundedReceiver<Arc<Shared>>,
-    /// What the stream answered last had to say, three commands at the most.
+    /// Commands of the last dequeued stream, at most three.
     commands: VecDeque<StreamCommand>,
-    /// Readers to be woken, each once.
+    /// Readers to wake, each once.
     readers: Vec<Waker>,
 }
 
@@ -70,7 +70,7 @@ impl Hub {
         Self { streams: HashMap::new(), bell, rung, commands: VecDeque::new(), readers: Vec::new() }
     }
 
-    /// Opens the stream `key`, into which `room` bytes may be written at first. One of the same name fails.
+    /// Opens the stream `key` with `room` bytes to write at first. An open stream of the same key fails.
     #[must_use]
     pub(crate) fn open(&mut self, key: StreamKey, room: usize) -> Stream {
         self.fail(key, EndReason::Failed);
@@ -84,13 +84,13 @@ impl Hub {
         }
     }
 
-    /// How many streams are open.
+    /// The number of open streams.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.streams.len()
     }
 
-    /// Bytes that came from the other end, in order. The reader is woken by [`Self::flush`].
+    /// Appends bytes from the other end, in order. [`Self::flush`] wakes the reader.
     pub(crate) fn push(&mut self, key: StreamKey, bytes: &[u8]) {
         if let Some(shared) = self.streams.get(&key) {
             let mut state = shared.lock();
@@ -101,7 +101,7 @@ impl Hub {
         }
     }
 
-    /// The other end finished cleanly.
+    /// Marks the clean end from the other end.
     pub(crate) fn finish(&mut self, key: StreamKey) {
         if let Some(shared) = self.streams.get(&key) {
             let mut state = shared.lock();
@@ -110,15 +110,15 @@ impl Hub {
         }
     }
 
-    /// The stream is over for `reason`; both directions fail, and the hub forgets it.
+    /// Fails both directions for `reason` and removes the stream.
     pub(crate) fn fail(&mut self, key: StreamKey, reason: EndReason) {
         if let Some(shared) = self.streams.remove(&key) {
             fail(&shared, reason);
         }
     }
 
-    /// The core takes `room` bytes of this stream now. To be told after each [`StreamCommand::Write`], and when the
-    /// core says that the stream is writable again.
+    /// Sets the bytes that the core can take from this stream. Called after each [`StreamCommand::Write`], and when
+    /// the stream becomes writable again.
     pub(crate) fn set_room(&mut self, key: StreamKey, room: usize) {
         if let Some(shared) = self.streams.get(&key) {
             let mut state = shared.lock();
@@ -129,18 +129,17 @@ impl Hub {
         }
     }
 
-    /// Wakes the readers of what was pushed.
+    /// Wakes the readers of pushed bytes.
     pub(crate) fn flush(&mut self) {
         self.readers.drain(..).for_each(Waker::wake);
     }
 
-    /// The next command, when there is one. Wakes the readers of what was pushed. Nothing is lost when the future is
-    /// dropped.
+    /// Waits for the next command; wakes the readers of pushed bytes first. Cancel safe.
     pub(crate) async fn command(&mut self) -> StreamCommand {
         core::future::poll_fn(|cx| self.poll_command(cx)).await
     }
 
-    /// As [`Self::command`].
+    /// Like [`Self::command`].
     pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<StreamCommand> {
         self.flush();
         loop {
@@ -149,16 +148,16 @@ impl Hub {
             }
             match core::task::ready!(self.rung.poll_recv(cx)) {
                 Some(shared) => self.answer(&shared),
-                // Can't be while the hub holds a sender itself.
+                // Impossible, because the hub has a sender too.
                 None => return Poll::Pending,
             }
         }
     }
 
-    /// Takes all a stream has to say.
+    /// Turns the pending output of a dequeued stream into commands.
     fn answer(&mut self, shared: &Arc<Shared>) {
         let key = shared.key;
-        // Not one that has failed, nor a later one of the same name.
+        // The stream may have failed, and another may have its key.
         let known = self.streams.get(&key).is_some_and(|known| Arc::ptr_eq(known, shared));
         let mut state = shared.lock();
         state.rung = false;

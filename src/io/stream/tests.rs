@@ -11,7 +11,7 @@ use crate::io::testing::{ROOM, reason_of, stream_pair};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The next command if there is one now.
+/// The next command, if one is ready.
 fn command(hub: &mut Hub) -> Option<StreamCommand> {
     match hub.poll_command(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(command) => Some(command),

@@ -1,4 +1,4 @@
-//! The names and SHA-256 hashes of the pages' files, as `sha256sum` writes and reads them.
+//! The manifest of the pages: names and SHA-256 hashes of their files, in the format of `sha256sum`.
 
 use core::fmt;
 use std::collections::BTreeMap;
@@ -8,17 +8,17 @@ use data_encoding::HEXLOWER;
 use super::File;
 use crate::crypto::sha256;
 
-/// Files of one manifest at the most.
+/// Maximum files of a manifest.
 const MAX_FILES: usize = 256;
 const MAX_NAME: usize = 128;
 
-/// What a release's pages are.
+/// The names and hashes of a release's files.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Manifest {
     files: BTreeMap<String, [u8; 32]>,
 }
 
-/// Why a text is no manifest.
+/// The reason why a text is no manifest.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum ManifestError {
     #[error("line {0} is no hash and name of a file, as `umbel web manifest` prints them")]
@@ -30,15 +30,17 @@ pub(crate) enum ManifestError {
 }
 
 impl Manifest {
-    /// That of `files`.
+    /// The manifest of `files`.
     pub(crate) fn of(files: &[File]) -> Self {
         Self { files: files.iter().map(|file| (file.name.to_owned(), sha256(file.whole))).collect() }
     }
 
-    /// Reads lines of 64 hexadecimal digits, two spaces and a name. Empty lines and those that begin with `#` are passed over.
+    /// Parses lines of 64 hexadecimal digits, two spaces and a name. Empty lines and those that begin with `#` are
+    /// skipped.
     ///
     /// # Errors
-    /// When a line is something else, a name could lead out of the folder, or there are too many or none.
+    /// When a line is malformed, a name is invalid (it could leave the folder) or repeated, or there are too many
+    /// files or none.
     pub(crate) fn parse(text: &str) -> Result<Self, ManifestError> {
         let mut files = BTreeMap::new();
         for (place, line) in text.lines().enumerate() {

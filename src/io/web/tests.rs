@@ -13,7 +13,7 @@ use super::{
 };
 use crate::directory::fixture::key;
 
-/// A test that waits longer has failed.
+/// Time limit of a wait before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const PAGE: &[u8] = b"<!doctype html><title>Volunteer</title>";
@@ -294,7 +294,7 @@ fn a_manifest_that_names_odd_files_is_none() {
     assert_eq!(Manifest::parse(&many), Err(ManifestError::TooMany));
 }
 
-/// What the program holds, if it was built with pages: they carry the policy themselves, and ask nothing of other hosts.
+/// The embedded pages, if the program was built with them, contain the policy and name no other host.
 #[test]
 fn embedded_pages_carry_their_policy_and_name_no_other_host() {
     for page in embedded().iter().filter(|file| file.name.ends_with(".html")) {

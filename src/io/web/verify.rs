@@ -1,7 +1,7 @@
-//! Compares what a server serves with a release's manifest.
+//! Compares the pages that a server serves with a release's manifest.
 //!
-//! It tells of one server, one moment and one asker: a server could serve others something else. Answers are taken with caps on
-//! length and time, and no redirect is followed: what is at another address is not what was asked for.
+//! The result holds for one server, one time and one client: the server may answer other clients differently. Answers
+//! are capped in length and time. Redirects are not followed, because only the given URL is verified.
 
 use core::{fmt, time::Duration};
 use std::error::Error;
@@ -14,33 +14,33 @@ use crate::crypto::sha256;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(15);
-/// For one file.
+/// Time limit for one file.
 const FILE_LIMIT: Duration = Duration::from_secs(60);
-/// Bytes of a file, unpacked.
+/// Maximum bytes of a file, decompressed.
 const MAX_FILE: usize = 8 << 20;
 const MAX_NETWORK: usize = 256 << 10;
-/// Fields by which a server can make a browser show or load something beside the page.
+/// Header fields by which a server can make a browser show or load something other than the page.
 const LEADING: [&str; 2] = ["link", "refresh"];
 
-/// What is not as the manifest says.
+/// A difference from the manifest.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Difference {
-    /// The path that was asked for.
+    /// The requested path.
     pub(crate) path: String,
     pub(crate) what: What,
 }
 
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum What {
-    /// Another file; its hash.
+    /// Other contents, with this hash.
     Other([u8; 32]),
-    /// No file but this status; a redirect is one.
+    /// An HTTP status other than 200; redirects count.
     Status(u16),
-    /// More bytes than any file of a release has.
+    /// The file exceeds the maximum length.
     TooLong,
-    /// The right file, with a field by which a browser shows or loads something beside it.
+    /// The right file, with a header field by which a browser shows or loads something else.
     Leads(&'static str),
-    /// The network is described in another way than it should be, or with another authority than was expected.
+    /// The network description is missing or invalid, or has other authorities than expected.
     Network,
 }
 
@@ -60,15 +60,15 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) differences: Vec<Difference>,
-    /// The network that the pages would join, if the server says so.
+    /// The network that the pages would join, if the server describes one.
     pub(crate) network: Option<Network>,
 }
 
-/// Why nothing can be said.
+/// The reason why the verification failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerifyError {
     #[error("\"{0}\" is no address of pages: give it as in https://umbel.example/")]
@@ -90,10 +90,10 @@ impl From<reqwest::Error> for VerifyError {
     }
 }
 
-/// The folder of the pages at `text`, which may be that of one of them.
+/// The base URL of the pages at `text`, which may be the URL of one of them.
 ///
 /// # Errors
-/// When it is no `http` or `https` address.
+/// When it is no `http` or `https` URL.
 pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError> {
     let bad = || VerifyError::Url(text.to_owned());
     let mut url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
@@ -110,10 +110,11 @@ pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError
     Ok(url)
 }
 
-/// Fetches every file of `manifest` from `folder` and compares. `authorities`, if any, are those that the network must have.
+/// Fetches every file of `manifest` from `folder` and compares. The network must have exactly `authorities`, unless
+/// empty.
 ///
 /// # Errors
-/// When the server can't be reached or breaks off.
+/// When the server can't be reached or a transfer is cut off.
 pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[String]) -> Result<Outcome, VerifyError> {
     let client = Client::builder()
         .no_proxy()
@@ -130,7 +131,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         for path in paths(name) {
             match compare(&client, folder, path, hash).await? {
                 None => found = true,
-                // A host may serve a page with or without the ending; what it serves must be right.
+                // A host may serve a page with or without the suffix; either one, if served, must be right.
                 Some(difference) if difference.what == What::Status(404) => missing = missing.or(Some(difference)),
                 Some(difference) => {
                     found = true;
@@ -189,11 +190,11 @@ async fn network(client: &Client, folder: &Url) -> Result<Option<Network>, Verif
 
 async fn ask(client: &Client, folder: &Url, path: &str) -> Result<Response, VerifyError> {
     let url = folder.join(path).map_err(|_| VerifyError::Url(folder.to_string()))?;
-    // What lies in a cache between is not what the server serves now.
+    // An intermediate cache may differ from what the server serves now.
     Ok(client.get(url).header(header::CACHE_CONTROL, "no-cache").send().await?)
 }
 
-/// The body, unpacked as it comes; none when it is longer than `most` bytes.
+/// The decompressed body; `None` if it is longer than `most` bytes.
 async fn read(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, VerifyError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await? {

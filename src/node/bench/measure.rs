@@ -1,4 +1,4 @@
-//! The load, and what is made of its samples.
+//! The load of a measurement, and the statistics of its samples.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{fmt::Write, sync::Arc, time::Instant};
@@ -17,44 +17,45 @@ use super::{
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
 
-/// What is measured.
+/// The quantity to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Mode {
     /// Throughput: each stream downloads once
     Bulk,
-    /// Time to the first byte: one request after the other, each on a stream of its own
+    /// Time to the first byte: sequential requests, each on a separate stream
     Ttfb,
-    /// Requests per second: first with a stream for each, then over streams that are kept
+    /// Requests per second: first with a stream for each request, then over persistent streams
     Requests,
-    /// Searches: one at a time, then --streams at a time, beside the same asked of the engine directly
+    /// Searches: one at a time, then --streams at a time, beside the same queries sent to the engine directly
     Search,
 }
 
-/// What is asked of the network.
+/// The requests that a measurement sends.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Load {
     pub(super) mode: Mode,
     pub(super) socks: SocketAddr,
-    /// Streams at the same time, at least one.
+    /// Concurrent streams, at least one.
     pub(super) streams: u32,
-    /// Isolations that they are spread over, at least one.
+    /// Isolations over which the streams are spread, at least one.
     pub(super) circuits: u32,
     /// Bytes of each answer.
     pub(super) bytes: u64,
-    /// Requests of each phase in all.
+    /// Total requests of each phase.
     pub(super) requests: u32,
 }
 
 impl Load {
-    /// One small request on each circuit, so that building it isn't measured; gives how long that took.
+    /// Sends one small request on each circuit, so that building circuits isn't measured; returns the time that it
+    /// took.
     pub(super) async fn warm_up(&self, origin: &Origin) -> Result<Duration, BenchError> {
         let circuits = self.circuits.min(self.streams);
         let load = Self { streams: circuits, requests: circuits, bytes: 1, ..*self };
         Ok(load.run(origin, false).await?.elapsed)
     }
 
-    /// All phases of the mode.
+    /// Runs all phases of the mode.
     pub(super) async fn measure(&self, origin: &Origin) -> Result<Vec<Phase>, BenchError> {
         let mut phases = vec![Phase::new("a stream for each request", self.run(origin, false).await?)];
         if self.mode == Mode::Requests {
@@ -63,7 +64,7 @@ impl Load {
         Ok(phases)
     }
 
-    /// Runs all requests, spread evenly over the streams, which either are kept or are new for each.
+    /// Runs all requests, spread evenly over the streams, which are persistent or new for each request.
     async fn run(&self, origin: &Origin, kept: bool) -> Result<Samples, BenchError> {
         let start = Instant::now();
         let mut workers = JoinSet::new();
@@ -96,7 +97,7 @@ impl Load {
                     Some(stream) => stream,
                     None => BenchStream::open(load.socks, target, Arc::clone(&origin), isolation).await?,
                 };
-                // Each answer is another part of the body, so that none passes for another.
+                // Each answer is a different part of the body, so that an answer to another request is detected.
                 let position = u64::from(worker).saturating_mul(104_729).saturating_add(fetched.len() as u64);
                 fetched.push(stream.request(load.bytes, position).await?);
                 if kept {
@@ -113,7 +114,7 @@ struct Samples {
     elapsed: Duration,
 }
 
-/// Half of the samples, and 99 of 100, are at most so long; milliseconds.
+/// Median and 99th percentile, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Spread {
     pub(super) p50_ms: f64,
@@ -133,7 +134,7 @@ impl Spread {
     }
 }
 
-/// What came of one phase.
+/// The result of one phase.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Phase {
     name: &'static str,
@@ -142,11 +143,11 @@ pub(super) struct Phase {
     seconds: f64,
     mib_per_second: f64,
     requests_per_second: f64,
-    /// Time to open a stream, of those that were opened.
+    /// Time to open a stream, without reused streams.
     connect: Spread,
-    /// From a request to the first byte of its answer.
+    /// Time from a request to the first byte of its answer.
     first_byte: Spread,
-    /// From a request to the last byte of its answer.
+    /// Time from a request to the last byte of its answer.
     whole: Spread,
     slowest_mib_per_second: f64,
     fastest_mib_per_second: f64,
@@ -177,14 +178,14 @@ pub(super) fn rate_mib(bytes: u64, elapsed: Duration) -> f64 {
     bytes as f64 / MIB / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
-/// What came of a measurement.
+/// The result of a measurement.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Report {
     load: Load,
-    /// Until each circuit had answered once.
+    /// Time until each circuit has answered once.
     warm_up_ms: f64,
     phases: Vec<Phase>,
-    /// Processor seconds of the watched processes for each GiB.
+    /// Processor seconds of the watched processes per GiB.
     cpu_seconds_per_gib: Option<f64>,
     processes: Option<Processes>,
 }

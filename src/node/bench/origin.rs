@@ -1,4 +1,4 @@
-//! The origin that a measurement fetches from: HTTP on loopback, with bodies that anyone can check.
+//! The origin of a measurement: an HTTP server on loopback, whose bodies are predictable at each position.
 
 use core::{
     net::SocketAddr,
@@ -16,19 +16,19 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::io::listener::accept_each;
 
-/// A prime, so that bytes moved by any number of cells, pages or buffers do not fit.
+/// A prime, so that bytes displaced by any number of cells, pages or buffers differ.
 const PERIOD: usize = 1_048_573;
 const HEAD_LIMIT: usize = 8 * 1024;
 const HEAD_PATIENCE: Duration = Duration::from_secs(60);
 const APPLICATIONS: usize = 2048;
 const GREETING: &str = "This came through three hops of your own testnet.\n";
 
-/// The bytes that all bodies are made of: pseudo-random, repeated without end.
+/// The bytes of all bodies: a pseudo-random period, repeated without end.
 pub(super) struct Body(Vec<u8>);
 
 impl Body {
     fn new() -> Self {
-        // SplitMix64: the same bytes each time, and no pattern within a period.
+        // SplitMix64: reproducible, and no pattern within a period.
         let mut state = 0x756d_6265_6c00_0001_u64;
         let words = core::iter::repeat_with(move || {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -39,7 +39,7 @@ impl Body {
         Self(words.flat_map(u64::to_be_bytes).take(PERIOD).collect())
     }
 
-    /// The bytes at `position`, at most `limit`, at least one if `limit` allows.
+    /// The bytes at `position`, at most `limit`; at least one if `limit` isn't zero.
     fn at(&self, position: u64, limit: u64) -> &[u8] {
         let start = usize::try_from(position.checked_rem(PERIOD as u64).unwrap_or(0)).unwrap_or(0);
         let rest = self.0.get(start..).unwrap_or_default();
@@ -60,14 +60,15 @@ impl Body {
     }
 }
 
-/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`Body`] from `POSITION` on. Dropping it ends it.
+/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`Body`] from `POSITION` on. Dropping it stops
+/// it.
 pub(crate) struct Origin {
     address: SocketAddr,
     shared: Arc<Shared>,
     _serving: AbortOnDropHandle<()>,
 }
 
-/// What streams to an origin need of it.
+/// State of the server that the streams of a measurement use.
 pub(super) struct Shared {
     pub(super) body: Body,
     bytes: AtomicU64,
@@ -78,7 +79,7 @@ impl Origin {
     /// Starts it on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no port is free.
     pub(crate) async fn start() -> io::Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -88,7 +89,7 @@ impl Origin {
             move |socket| {
                 let shared = Arc::clone(&shared);
                 async move {
-                    // Whoever fetches notices.
+                    // The stream of the measurement reports an error.
                     let _ = serve(socket, &shared.body).await;
                 }
             }
@@ -96,7 +97,7 @@ impl Origin {
         Ok(Self { address, shared, _serving: AbortOnDropHandle::new(tokio::spawn(serving)) })
     }
 
-    /// The address of a page with a greeting.
+    /// The URL of a page with a greeting.
     pub(crate) fn greeting_url(&self) -> String {
         format!("http://{}/", self.address)
     }
@@ -109,7 +110,7 @@ impl Origin {
         &self.shared
     }
 
-    /// Bytes and whole requests that were fetched and found right.
+    /// Bytes and complete requests that were fetched and verified.
     pub(super) fn checked(&self) -> (u64, u64) {
         (self.shared.bytes.load(Ordering::Relaxed), self.shared.requests.load(Ordering::Relaxed))
     }
@@ -147,7 +148,7 @@ async fn serve(mut socket: TcpStream, body: &Body) -> io::Result<()> {
     }
 }
 
-/// Sends the head with the first of the body, so that a short answer is one piece.
+/// Sends the head together with the first bytes of the body, so that a short answer is one piece.
 async fn send_body(
     socket: &mut TcpStream,
     mut first: Vec<u8>,
@@ -184,7 +185,7 @@ fn requested(head: &str) -> Option<Requested> {
     Some(Requested::Body { length: length.parse().ok()?, position: position.parse().ok()? })
 }
 
-/// Reads up to and with the empty line; `None` at a clean end. What comes after it stays in `input`.
+/// Reads up to and including the empty line; `None` at a clean end. The bytes after it stay in `input`.
 pub(super) async fn read_head(socket: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<Option<String>> {
     loop {
         if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {

@@ -1,14 +1,14 @@
-//! Processor time and memory of processes and all that they started, from /proc.
+//! Processor time and memory of processes and their descendants, from /proc.
 
 use std::{collections::BTreeMap, fs};
 
 use serde::Serialize;
 
-/// Clock ticks a second in /proc; the same on all Linux that Rust runs on.
+/// Clock ticks per second in /proc; the same on all Linux platforms that Rust supports.
 const TICKS: f64 = 100.0;
 const KIB: u64 = 1024;
 
-/// What watched processes have used so far.
+/// The use of watched processes so far, by process identifier.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watched(BTreeMap<u32, Used>);
 
@@ -18,21 +18,21 @@ struct Used {
     resident: u64,
 }
 
-/// What watched processes used over a measurement.
+/// The use of watched processes during a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Processes {
-    /// How many there are.
+    /// Number of processes.
     pub(super) count: usize,
-    /// Processor seconds of all together.
+    /// Processor seconds of all processes.
     pub(super) cpu_seconds: f64,
-    /// Resident memory of the largest at the end, in bytes.
+    /// Resident memory of the largest process at the end, in bytes.
     pub(super) largest_resident: u64,
-    /// Resident memory of all at the end, in bytes; what they share counts for each.
+    /// Resident memory of all processes at the end, in bytes; shared memory counts for each.
     pub(super) resident: u64,
 }
 
 impl Watched {
-    /// What `roots` and their descendants have used; those that are gone are left out.
+    /// The use of `roots` and their descendants; processes that have ended are left out.
     pub(super) fn now(roots: &[u32]) -> Self {
         let all = all_processes();
         let mut watched = BTreeMap::new();
@@ -46,7 +46,7 @@ impl Watched {
         Self(watched)
     }
 
-    /// What was used since `before`; nothing if no process was watched.
+    /// The use since `before`; `None` if no process was watched.
     pub(super) fn since(&self, before: &Self) -> Option<Processes> {
         let used = |(pid, now): (&u32, &Used)| now.seconds - before.0.get(pid).map_or(0.0, |before| before.seconds);
         (!self.0.is_empty()).then(|| Processes {
@@ -69,7 +69,8 @@ fn all_processes() -> BTreeMap<u32, Stat> {
     pids.filter_map(|pid| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
 }
 
-/// Parent and processor time from `/proc/PID/stat` (proc_pid_stat(5)); the name before them may hold anything.
+/// Parent and processor time from `/proc/PID/stat` (proc_pid_stat(5)); the name before them may contain any
+/// character.
 fn parse_stat(text: &str) -> Option<Stat> {
     const PARENT: usize = 1;
     const USER_TICKS: usize = 11;

@@ -1,8 +1,9 @@
-//! `umbel bench --mode search`: searches through a running client, beside the same asked of the engine directly.
+//! `umbel bench --mode search`: compares searches through a running client with the same queries sent to the engine
+//! directly.
 //!
-//! The engine is named by the OpenSearch description that the exits were given, so that both ask it for the same, each
-//! over a connection of its own. All queries differ as long as there are words for it, and the two ways ask them in
-//! different order: an engine that keeps answers is of no help to either.
+//! Both ways use the engine of the exits' OpenSearch description and a separate connection for each query. Queries
+//! are distinct until the word list is exhausted, and the two ways send them in different order, so a cache of the
+//! engine favours neither.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Instant};
@@ -22,9 +23,9 @@ use crate::{
     node::{Failure, control},
 };
 
-/// Results that are compared.
+/// Results of a query that are compared.
 const COMPARED: usize = 10;
-/// Searches of each stream in a round of many at a time.
+/// Searches of each stream in a round of concurrent searches.
 const EACH: usize = 2;
 
 const WORDS: &[&str] = &[
@@ -62,34 +63,34 @@ const WORDS: &[&str] = &[
     "vector",
 ];
 
-/// The `number`th query: two words, of which each pair comes once.
+/// The `number`th query: two words; each pair occurs once.
 fn terms(number: usize) -> String {
     let word = |at: usize| at.checked_rem(WORDS.len()).and_then(|at| WORDS.get(at)).copied().unwrap_or_default();
     let step = number.checked_div(WORDS.len()).unwrap_or(0).saturating_add(1);
     format!("{} {}", word(number), word(number.saturating_add(step)))
 }
 
-/// Where searches are sent.
+/// Targets of both ways.
 struct Sides {
     http: reqwest::Client,
     engine: Engine,
     control: SocketAddr,
 }
 
-/// Which way a search goes.
+/// The way that a search takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Direct,
     Through,
 }
 
-/// What one search came to.
+/// The result of one search.
 struct Asked {
     took: Duration,
     links: Vec<String>,
 }
 
-/// Searches at a time, on one way.
+/// The rate of concurrent searches on one way.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Rate {
     searches: usize,
@@ -97,18 +98,18 @@ pub(super) struct Rate {
     spread: Spread,
 }
 
-/// What came of the measurement.
+/// The result of the measurement.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct SearchReport {
     engine: String,
-    /// One at a time.
+    /// Sequential searches.
     direct: Spread,
     through: Spread,
     overhead_p50_ms: f64,
-    /// Queries whose first results were the engine's own in its order, of those compared.
+    /// Compared queries whose first results equal the engine's in its order.
     same: usize,
     compared: usize,
-    /// So many at a time.
+    /// Concurrent searches.
     at_once: Option<AtOnce>,
     processes: Option<Processes>,
 }
@@ -160,9 +161,9 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
 }
 
 impl AtOnce {
-    /// The two ways by turns, with other queries in each round, so that neither has the better moments of the machine. A
-    /// search takes a circuit, and a guard lets a client open some hundreds at once and fifty a second from then on: more
-    /// rounds would measure that.
+    /// Alternates the two ways, with different queries in each round, so that changes of the machine's load affect
+    /// both. Three rounds only: a search takes a circuit, and a guard lets a client open some hundreds at once, then
+    /// fifty per second. More rounds would measure that limit.
     async fn measure(sides: &Arc<Sides>, streams: usize, from: usize) -> Result<Self, Failure> {
         const ROUNDS: usize = 3;
         let (mut direct, mut through) = (Rounds::default(), Rounds::default());
@@ -180,7 +181,7 @@ impl AtOnce {
     }
 }
 
-/// What rounds of searches took.
+/// The durations of rounds of searches.
 #[derive(Default)]
 struct Rounds {
     took: Vec<Duration>,
@@ -209,7 +210,7 @@ impl Sides {
         let unusable = |error: &dyn core::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
         let document = std::fs::read(path).map_err(|error| unusable(&error))?;
         let engine = Engine::describe(&document, None, None).map_err(|error| unusable(&error))?;
-        // A connection for each request, as an exit has it.
+        // A separate connection for each request, as an exit uses.
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().map_err(Failure::failed)?;
         Ok(Self { http, engine, control: options.control })
     }
@@ -253,7 +254,7 @@ impl Sides {
         Failure::Failed(format!("{} does not answer: is it running?", self.engine.title()))
     }
 
-    /// How many circuits the client has used up on this engine: one for each time that it asked an exit.
+    /// Circuits that the client has used for this engine: one for each request to an exit.
     async fn circuits(&self) -> Result<u64, Failure> {
         let engines: Vec<api::Engine> = control::ask(self.control, "/api/engines", None::<&()>).await?;
         let own = engines.iter().filter(|engine| engine.engine == self.engine.name().as_str());
@@ -261,7 +262,7 @@ impl Sides {
         Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
     }
 
-    /// [`EACH`] searches on each of `streams`, with queries from the `from`th on.
+    /// Makes [`EACH`] searches on each of `streams`, with queries from the `from`th on.
     async fn round(
         self: &Arc<Self>,
         way: Way,

@@ -1,4 +1,4 @@
-//! One stream of a measurement: SOCKS5, then HTTP requests one after the other, every byte compared.
+//! One stream of a measurement: SOCKS5, then sequential HTTP requests, with every byte compared.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{io, sync::Arc, time::Instant};
@@ -14,7 +14,7 @@ use super::origin::{Origin, Shared, read_head};
 
 const BUFFER: usize = 64 * 1024;
 
-/// Why a measurement came to nothing.
+/// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
     #[error("no SOCKS5 port answers ({0})")]
@@ -27,14 +27,14 @@ pub(crate) enum BenchError {
     Broken(io::Error),
     #[error("a stream ended {missing} bytes early")]
     Short {
-        /// Bytes that did not come.
+        /// The number of bytes missing.
         missing: u64,
     },
     #[error("the origin's answer is not the one it gives")]
     Head,
     #[error("a body differs from what the origin sent, after {at} bytes")]
     Differs {
-        /// Bytes that were right.
+        /// The number of correct bytes before the difference.
         at: u64,
     },
     #[error("not done after {0} s: choose a smaller load, or more time with --limit")]
@@ -48,7 +48,7 @@ impl From<io::Error> for BenchError {
 }
 
 impl BenchError {
-    /// The failure of the command, with what to do about it.
+    /// The failure of the command, with advice.
     pub(super) fn into_failure(self, socks: SocketAddr) -> Failure {
         const NETWORK_UNREACHABLE: u8 = 3;
         match self {
@@ -72,10 +72,10 @@ const fn reply_text(code: u8) -> &'static str {
     }
 }
 
-/// What one request took.
+/// The duration and length of one request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Fetched {
-    /// Until the SOCKS5 port said that the stream is open; nothing for a request on a stream that was open.
+    /// Time until the SOCKS5 port reports the stream as open; zero for a request on a stream that was already open.
     pub(crate) connect: Duration,
     /// From sending the request to the first byte of the answer.
     pub(crate) first_byte: Duration,
@@ -104,13 +104,13 @@ pub(crate) async fn fetch(socks: SocketAddr, origin: &Origin, length: u64) -> Re
 pub(super) struct BenchStream {
     socket: TcpStream,
     origin: Arc<Shared>,
-    /// Not told in a sample yet.
+    /// Time to open the stream, until a sample has reported it.
     connect: Duration,
     input: Vec<u8>,
 }
 
 impl BenchStream {
-    /// Opens a stream through `socks`, on the circuit of the `isolation`th user name.
+    /// Opens a stream through `socks`, with the `isolation`th user name, so on its circuit.
     pub(super) async fn open(
         socks: SocketAddr,
         target: SocketAddr,

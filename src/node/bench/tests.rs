@@ -19,7 +19,7 @@ fn options(arguments: &str) -> BenchOptions {
     Command::try_parse_from(words).unwrap_or_else(|error| panic!("{error}")).options
 }
 
-/// A SOCKS5 port that connects straight to the target; `corrupt` flips the byte at that place of what comes back.
+/// A SOCKS5 port that connects directly to the target; `corrupt` inverts the byte at that position of the answer.
 async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! HTTP requests with the crate.
+//! HTTP requests of the crate's API.
 
 use std::error::Error;
 
@@ -15,16 +15,16 @@ use crate::io::{
 use super::Client;
 
 impl Client {
-    /// Has `request`, whose address is absolute, performed by an exit.
+    /// Has an exit perform `request`, whose URL is absolute.
     ///
-    /// The target sees the exit's address and no more. **The exit sees the request and its response whole**, also of an
-    /// `https` address, for it is the exit that speaks TLS with the target; it doesn't see who asks. So send nothing
-    /// that tells who you are; fields that would are removed. What an exit must not read goes by
-    /// [`Self::request_over_stream`]. Each request has a circuit of its own. Redirects are given back as they come.
+    /// The target sees only the exit's address. **The exit reads the complete request and response**, also of an
+    /// `https` URL, because the exit is the TLS client. It doesn't learn the client's address. So a request must
+    /// contain nothing that identifies the user; fields that would are removed. Use [`Self::request_over_stream`] for
+    /// content that an exit must not read. Each request has a separate circuit. Redirects are returned, not followed.
     ///
     /// # Errors
-    /// When no exit offers it, the exit says why it did not do it, or what comes is no response. A body that breaks off
-    /// ends with an error.
+    /// When no exit offers such requests, the exit refuses or fails, or the answer is no valid response. A body that
+    /// breaks off ends with an error.
     ///
     /// ```no_run
     /// # async fn example(client: umbel::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -43,12 +43,12 @@ impl Client {
         self.requester().perform(request, Vec::new(), self.isolation).await.map(|performed| performed.response)
     }
 
-    /// Sends `request`, whose address is absolute, over a stream to its target. With `https` TLS ends here, and the exit
-    /// sees the target's host and port and how much is said. Streams of one handle may share a circuit
-    /// ([`Self::isolated`]).
+    /// Sends `request`, whose URL is absolute, over a stream to its target. With `https`, TLS ends at the client, and
+    /// the exit sees only the target's host and port and the number of bytes. Streams of one handle may share a
+    /// circuit ([`Self::isolated`]).
     ///
     /// # Errors
-    /// When there is no stream, no TLS that proves the target, or what comes is no response.
+    /// When no stream can be opened, the target fails TLS verification, or the answer is no valid response.
     pub async fn request_over_stream<B>(&self, request: Request<B>) -> Result<Response<ResponseBody>, RequestError>
     where
         B: Body + Send + 'static,
@@ -58,11 +58,12 @@ impl Client {
         self.requester().over_stream(request, self.isolation).await
     }
 
-    /// Has an exit carry `request` sealed to the Oblivious HTTP `gateway` (RFC 9458), which sends it on.
+    /// Sends `request` to the Oblivious HTTP `gateway` (RFC 9458), sealed; an exit carries it, and the gateway
+    /// performs it.
     ///
-    /// The exit sees the gateway and how much is said, the gateway the request and the exit. Two different exits fetch
-    /// the gateway's keys, which count when both bring the same. A gateway named by its host alone is asked for at its
-    /// well-known place.
+    /// The exit sees the gateway and the number of bytes. The gateway sees the request and the exit. Two different
+    /// exits fetch the gateway's keys, which are used only if both copies are equal. For a gateway given as a host
+    /// alone, the well-known path is used.
     ///
     /// # Errors
     /// See [`ObliviousError`].

@@ -1,15 +1,15 @@
-//! Searching with the crate.
+//! Searches of the crate's API.
 
 use crate::io::searcher::{Comparison, Found, SearchFailure, SearchQuery, Searcher};
 
 use super::Client;
 
 impl Client {
-    /// Searches: an exit asks the engine, which learns nothing of who asks; the exit learns the query and no more. Each
-    /// query goes over a circuit of its own, whatever handle it comes through.
+    /// Searches by an exit, which queries the engine. The engine doesn't learn the client's address; the exit learns
+    /// only the query. Each query uses a separate circuit, independent of the handle.
     ///
-    /// The results are the exit's word: their links are cleaned, but may have been planted for this query alone. Follow
-    /// them through the overlay ([`Client::connect`]).
+    /// The results are not authenticated. Their URLs are cleaned, but the exit may have inserted some for this query
+    /// alone. Fetch them through the overlay ([`Client::connect`]).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -26,10 +26,10 @@ impl Client {
         self.searcher().search(query).await
     }
 
-    /// Asks `exits` exits the same, at most eight, each over a circuit of its own. All of them then see the query.
+    /// Sends the same query by `exits` exits, at most eight, each over a separate circuit. All of them see the query.
     ///
     /// # Errors
-    /// When there are not as many, or the query is none.
+    /// When fewer exits offer the engine, or the query is invalid.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         self.searcher().compare(query, exits).await
     }

@@ -32,42 +32,42 @@ use crate::{
     wire::{Answer, EndReason, Host, Target},
 };
 
-/// Requests and commands taken in before the core gets to answer.
+/// Requests and commands taken before the core is drained.
 const COMMANDS_A_TURN: usize = 256;
-/// Circuits kept ready for searching: a query, its second try elsewhere, and the next query.
+/// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
 use super::Searches;
 
 type Reply<T> = oneshot::Sender<Result<T, ConnectError>>;
 
-/// What the handles ask of the task.
+/// Requests of the handles to the task.
 pub(super) enum Request {
-    /// A stream to `target`.
+    /// Opens a stream to `target`.
     Connect {
-        /// Where to.
+        /// The target.
         target: Target,
-        /// What it must not share a circuit with.
+        /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
         reply: Reply<Stream>,
     },
-    /// The answers for `host`.
+    /// Resolves `host`.
     Resolve {
-        /// A name or an address.
+        /// The name or address.
         host: Host,
-        /// What it must not share a circuit with.
+        /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
         reply: Reply<Vec<Answer>>,
     },
-    /// A request performed by an exit that offers it.
+    /// Has an exit that offers it perform a request.
     Delegate {
-        /// What is to be done.
+        /// The request.
         delegation: Delegation,
-        /// Exits that are not to do it.
+        /// Excluded exits.
         not_by: Vec<RelayId>,
-        /// What it must not share a circuit with.
+        /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
         reply: Reply<Delegated>,
@@ -78,7 +78,7 @@ pub(super) enum Request {
     Volunteers(Arc<VolunteerList>),
 }
 
-/// A client's core joined with a transport; what is asked comes from `requests`.
+/// A client's core joined with a transport; requests arrive over `requests`.
 pub(super) fn drive(
     folder: Option<Folder>,
     requests: mpsc::Receiver<Request>,
@@ -101,7 +101,7 @@ pub(super) fn drive(
         told,
         reported: Reported::default(),
     };
-    // Never shown: each dial makes its own.
+    // Never presented: each dial creates a fresh certificate.
     let certificate = Certificate::generate().map_err(Failure::failed)?;
     let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
     Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, randomness()?)
@@ -120,12 +120,12 @@ pub(super) struct ClientCore {
     reported: Reported,
 }
 
-/// Who offers to do what on clients' behalf.
+/// The delegated services that relays offer.
 #[derive(Default)]
 struct Offering {
-    /// By the consensus, once there is one.
+    /// Of relays in the consensus, if there is one.
     listed: Option<Vec<(RelayId, Offer)>>,
-    /// By the volunteer list.
+    /// Of volunteers in the volunteer list.
     volunteers: Vec<(RelayId, Offer)>,
 }
 
@@ -133,24 +133,24 @@ fn offering<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(Rela
     relays.filter(|(_, offer)| !offer.is_empty()).map(|(relay, offer)| (relay, offer.clone())).collect()
 }
 
-/// Who is told what comes to pass.
+/// Recipients of the task's events.
 pub(super) struct Told {
-    /// That the first circuit stands.
+    /// Set when the first circuit is built.
     pub(super) ready: watch::Sender<bool>,
-    /// What the exits of each new consensus offer.
+    /// The offers of the exits of each new consensus.
     pub(super) offers: watch::Sender<Offers>,
-    /// The supervisor, of the steps of the start.
+    /// The supervisor, for the steps of the start.
     pub(super) reporter: Reporter,
 }
 
-/// Who waits for a stream or an answer.
+/// Requesters that wait for a stream or an answer.
 enum Waiting {
     Stream(Reply<Stream>),
     Answer(Reply<Vec<Answer>>),
     Delegated(Reply<Delegated>),
 }
 
-/// First occasions that were told already.
+/// Steps of the start that were already reported.
 #[derive(Default)]
 struct Reported {
     consensus: bool,
@@ -170,7 +170,7 @@ impl ClientCore {
             }
             Request::Delegate { delegation, not_by, isolation, reply } => {
                 if let Delegation::Search(_) = delegation {
-                    // Whoever searches once will search again.
+                    // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
                 }
                 let stream = self.client.delegate(now, delegation, not_by, IsolationKey(*isolation.as_bytes()));
@@ -195,7 +195,7 @@ impl ClientCore {
         }
     }
 
-    /// Notes what exits and volunteers offer, and has circuits built to those that will most likely be asked.
+    /// Stores the offers of exits and volunteers, and builds circuits to the exits that are most likely to be used.
     fn take_offers(&mut self) {
         let Offering { listed: Some(listed), volunteers } = &self.offering else { return };
         let offers: Offers = Some(listed.iter().chain(volunteers).cloned().collect());
@@ -236,7 +236,7 @@ impl ClientCore {
             }
             ClientEvent::Connected { stream, .. } => {
                 if let Some(Waiting::Stream(reply)) = self.waiting.remove(&stream) {
-                    // Who no longer waits drops the stream, which resets it.
+                    // If the requester no longer waits, the stream is dropped, which resets it.
                     let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
                 }
             }

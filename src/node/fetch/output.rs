@@ -1,4 +1,4 @@
-//! Where a fetched body goes.
+//! The output of a fetched body: a file, standard output, or a terminal.
 
 use std::{
     io::{IsTerminal as _, Stdout, Write as _},
@@ -11,10 +11,10 @@ use tempfile::NamedTempFile;
 
 use crate::node::Failure;
 
-/// What takes less needs no bar.
+/// Fetches shorter than this show no progress bar.
 const BAR_AFTER: Duration = Duration::from_secs(1);
 
-/// A file to come, or standard output, and a bar on standard error when it takes long.
+/// A file or standard output, with a progress bar on standard error for long fetches.
 pub(super) struct Output {
     sink: Sink,
     bar: ProgressBar,
@@ -22,17 +22,17 @@ pub(super) struct Output {
 }
 
 enum Sink {
-    /// Beside the file it will be, until it is whole.
+    /// A temporary file beside the final path, until the body is complete.
     File(NamedTempFile, PathBuf),
     Stdout(Stdout),
-    /// Standard output that someone looks at, where control characters could do things; with the last byte that went there.
+    /// A terminal, which would interpret control characters; with the last byte written.
     Terminal(Stdout, u8),
 }
 
-/// Whether there can be a file at `path`: there is none yet, or one that may be replaced.
+/// Whether a file can be written at `path`: there is none, or a regular file that may be replaced.
 ///
 /// # Errors
-/// When what is there is a folder, a device or a pipe. A file put in the place of `/dev/null` would be there for everybody.
+/// When `path` is a folder, a device or a pipe. A file in the place of `/dev/null` would affect all users.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     match std::fs::metadata(path) {
         Ok(about) if !about.is_file() => Err(Failure::Usage(format!(
@@ -44,10 +44,10 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
 }
 
 impl Output {
-    /// Begins a body, of `length` bytes if that is known.
+    /// Starts a body, of `length` bytes if that is known.
     ///
     /// # Errors
-    /// When there can't be such a file.
+    /// When the file can't be created.
     pub(super) fn open(path: Option<&Path>, length: Option<u64>) -> Result<Self, Failure> {
         let sink = match path {
             Some(path) => {
@@ -70,7 +70,7 @@ impl Output {
         Ok(Self { sink, bar, began: Instant::now() })
     }
 
-    /// Takes the next piece.
+    /// Writes the next piece.
     ///
     /// # Errors
     /// When it can't be written.
@@ -89,10 +89,10 @@ impl Output {
         Ok(())
     }
 
-    /// The body is whole.
+    /// Completes the body.
     ///
     /// # Errors
-    /// When its last bytes can't be written or the file not be put in its place.
+    /// When its last bytes can't be written or the file can't be moved to its path.
     pub(super) fn finish(self) -> Result<(), Failure> {
         self.bar.finish_and_clear();
         match self.sink {
@@ -102,8 +102,9 @@ impl Output {
     }
 }
 
-/// `piece` without bytes that a terminal would act on: controls but for line ends and tabs, also the eight-bit ones
-/// (U+0080 to U+009F) in UTF-8. `last` is the byte before it, since whoever sends cuts the pieces.
+/// `piece` without bytes that a terminal interprets: control characters other than line ends and tabs, also the
+/// eight-bit ones (U+0080 to U+009F) in UTF-8. `last` is the byte before `piece`, because the sender determines the
+/// borders of the pieces.
 fn harmless(piece: &[u8], last: &mut u8) -> Vec<u8> {
     let mut shown = Vec::with_capacity(piece.len());
     for byte in piece {

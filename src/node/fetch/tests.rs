@@ -22,7 +22,7 @@ struct Command {
     options: FetchOptions,
 }
 
-/// A client's local port.
+/// A client's local API port.
 async fn client() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -39,7 +39,7 @@ async fn client() -> SocketAddr {
     address
 }
 
-/// Runs the command; gives its outcome and what it wrote.
+/// Runs the command; returns its outcome and its output.
 async fn fetch(control: SocketAddr, arguments: &[&str]) -> (Result<(), String>, Option<String>) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("body");
@@ -95,7 +95,7 @@ async fn what_breaks_off_is_an_error_and_no_file() {
     let control = client().await;
     for via in ["request", "stream"] {
         let (outcome, written) = fetch(control, &["--via", via, &format!("http://{target}/")]).await;
-        // By an exit, the stream's end may overtake the answer's beginning.
+        // With an exit, the end of the stream may overtake the beginning of the answer.
         assert!(outcome.unwrap_err().contains("broke off"), "{via}");
         assert_eq!(written, None, "{via}");
     }

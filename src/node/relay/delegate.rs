@@ -1,4 +1,4 @@
-//! What an operator's keys say about delegated requests, made into a [`Delegate`].
+//! Builds the [`Delegate`] of a relay from its options.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -22,13 +22,13 @@ use crate::{
     },
 };
 
-/// Where requests of the open tier go when the relay has no exit policy.
+/// Policy of the open tier when the relay has no exit policy.
 const OPEN: [&str; 2] = ["accept *:80", "accept *:443"];
 
-/// The services that `options` name, none if they name none.
+/// The services that `options` name, `None` if they name none.
 ///
 /// # Errors
-/// [`Failure::Usage`] when a key, or a description that it names, can't be used.
+/// [`Failure::Usage`] when an option, or a description that it names, can't be used.
 pub(super) async fn delegate(
     options: &RelayOptions,
     exit: Option<&Policy>,
@@ -53,7 +53,7 @@ pub(super) async fn delegate(
         .map_err(|error| Failure::Usage(format!("delegate-root: {error}")))?;
     let outbound = |reach| Outbound::new(reach, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
     let all = |private| policy(&["accept *"], private);
-    // What the operator has written down is meant, also if it is an address of this network.
+    // An address that the operator configured is allowed, even if it is private.
     let named = outbound(Reach { resolved: all(private)?, written: all(true)? });
     let http = match tier {
         DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
@@ -91,7 +91,7 @@ pub(super) async fn delegate(
     Ok(Some(Delegate::new(search, Http::new(http, caps), Limits::new(rates, Instant::now()))))
 }
 
-/// The search service with the engines that `options` name, reached by `ways`.
+/// The search service with the engines of `options`, reached by `ways`.
 async fn search(options: &RelayOptions, ways: Ways) -> Result<Search, Failure> {
     let written: Vec<&String> = options.engine.iter().flatten().collect();
     let engines = Engines::load(&written, ways).await.map_err(Failure::usage)?;

@@ -16,21 +16,21 @@ use crate::{
 
 use super::task::Update;
 
-/// Of an interval, what passes from one report to the next at the least.
+/// Shortest time between two reports, as a fraction of an interval (1/4).
 const SHORTEST_SHARE: u32 = 4;
 
-/// Reports the volunteers of a gateway, soon after they change and each interval.
+/// Sends the reports of a gateway's volunteers: after a change and each interval.
 pub(super) struct Presences {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) directory: DirectoryClient,
     pub(super) updates: mpsc::Sender<Update>,
     pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
-    /// From one volunteer list to the next, once there is a consensus that says so.
+    /// The time between two volunteer lists, from the consensus.
     pub(super) interval: watch::Receiver<Option<Duration>>,
 }
 
 impl Presences {
-    /// Goes on for ever.
+    /// Sends reports until the relay ends.
     pub(super) async fn run(mut self) {
         let (mut last_at, mut failing) = (0, false);
         loop {
@@ -43,7 +43,7 @@ impl Presences {
             let rest = interval.saturating_sub(shortest);
             let changed = match (taken, nobody) {
                 (false, _) => continue,
-                // Nothing to say again until somebody comes.
+                // An accepted empty report is not repeated: wait for a volunteer.
                 (true, true) => self.volunteers.changed().await,
                 (true, false) => timeout(rest, self.volunteers.changed()).await.unwrap_or(Ok(())),
             };
@@ -53,16 +53,16 @@ impl Presences {
         }
     }
 
-    /// Sends one report; says whether it was taken.
+    /// Sends one report; returns whether it was accepted.
     async fn report(&self, mut volunteers: Vec<RelayId>, last_at: &mut u64, failing: &mut bool) -> bool {
         volunteers.sort_unstable();
         volunteers.dedup();
         volunteers.truncate(MAX_PRESENT);
-        // Nothing to take back.
+        // No earlier report to withdraw.
         if volunteers.is_empty() && *last_at == 0 {
             return true;
         }
-        // Later than the last, whatever became of the clock.
+        // Later than the last report, even if the clock was set back.
         let at_ms = wall_milliseconds().max(last_at.saturating_add(1));
         *last_at = at_ms;
         let count = volunteers.len();
@@ -86,7 +86,7 @@ impl Presences {
         !*failing
     }
 
-    /// The interval, once it is known.
+    /// The interval, once a consensus is available.
     async fn interval(&mut self) -> Option<Duration> {
         *self.interval.wait_for(Option::is_some).await.ok()?
     }

@@ -18,30 +18,30 @@ use crate::{
     relay::{Relay, RelayEvent, RelayFigures},
 };
 
-/// Commands taken in before the core gets to answer.
+/// Commands taken before the core is drained.
 const COMMANDS_A_TURN: usize = 256;
 
-/// What changes in a relay's course.
+/// Commands to a relay's task.
 pub(super) enum Update {
     Consensus(Arc<Consensus>),
     OnionKey(OnionSecret),
-    /// Of a volunteer: what the directory answers to its registration.
+    /// Of a volunteer: the directory's answer to its registration.
     Registered(Registration),
-    /// Of a gateway: for which volunteers its report counts.
+    /// Of a gateway: the volunteers for which its report counts.
     Counted(Counted),
-    /// What it carries is asked for.
+    /// Returns the relay's statistics.
     Figures(oneshot::Sender<RelayFigures>),
 }
 
-/// Who of the neighbours counts for the directory, as the core tells it.
+/// The neighbours that matter to the directory, as the core reports them: the sending side.
 pub(super) struct Told {
     volunteers: watch::Sender<Vec<RelayId>>,
     gateways: watch::Sender<Vec<RelayId>>,
 }
 
-/// The same, to be looked at.
+/// The receiving side of the same.
 pub(super) struct Changes {
-    /// Of a gateway: the volunteers that it can reach.
+    /// Of a gateway: its reachable volunteers.
     pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
     /// Of a volunteer: its gateways whose channels are open.
     pub(super) gateways: watch::Receiver<Vec<RelayId>>,
@@ -74,7 +74,7 @@ impl RelayCore {
             Update::OnionKey(next) => self.relay.rotate_onion_key(next),
             Update::Registered(registration) => self.relay.handle_registration(now, &registration),
             Update::Counted(counted) => self.relay.handle_presence(now, &counted),
-            // Who no longer waits is not told.
+            // The requester may have stopped waiting.
             Update::Figures(reply) => _ = reply.send(self.relay.figures()),
         }
     }

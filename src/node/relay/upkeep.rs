@@ -1,4 +1,4 @@
-//! Keeps the descriptor of a relay that listens published, and the onion key young.
+//! Publishes the descriptor of a listening relay at an interval, and rotates its onion key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,13 +18,13 @@ use crate::{
 
 use super::task::Update;
 
-/// From one publication of the descriptor to the next; authorities forget a relay after 18 h.
+/// Time between publications of the descriptor; authorities drop a relay after 18 h.
 const PUBLISH_EVERY: Duration = Duration::from_secs(60 * 60);
-/// After a failure, at first and at most.
+/// Delay after a failure: first and largest.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
-/// What a relay says of itself, kept up to date: a new onion key when the last has served its time, and what it offers by
-/// now.
+/// A relay's profile, kept up to date: its current onion key, rotated at the end of its lifetime, and its current
+/// offer.
 pub(super) struct Fresh {
     pub(super) folder: Folder,
     pub(super) updates: mpsc::Sender<Update>,
@@ -33,7 +33,7 @@ pub(super) struct Fresh {
 }
 
 impl Fresh {
-    /// What it says now.
+    /// The current profile.
     pub(super) async fn profile(&mut self, rng: &mut StdRng) -> &Profile {
         match self.folder.rotate_onion_key(wall_time(), rng) {
             Ok(Some(next)) => {
@@ -47,7 +47,7 @@ impl Fresh {
         &self.profile
     }
 
-    /// Waits until more is done for clients than before.
+    /// Waits until the relay offers more delegated services than before.
     pub(super) async fn offer_grown(&self) {
         match &self.delegate {
             Some(delegate) => delegate.offer_grown().await,
@@ -56,14 +56,14 @@ impl Fresh {
     }
 }
 
-/// Publishes what the relay says of itself.
+/// Publishes the relay's descriptor.
 pub(super) struct Upkeep {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) reporter: Reporter,
 }
 
 impl Upkeep {
-    /// Goes on for ever.
+    /// Publishes until the relay ends.
     ///
     /// # Errors
     /// When the profile can't be signed.

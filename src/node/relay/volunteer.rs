@@ -1,4 +1,4 @@
-//! Keeps a volunteer registered, and tells whether it can be reached (`proto/07-directory.md` §9, "Registration").
+//! Keeps a volunteer registered, and reports its reachability (`proto/07-directory.md` §9, "Registration").
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,42 +24,42 @@ use super::{
     upkeep::{Fresh, RETRY},
 };
 
-/// Something new is signed so often, though nothing has changed.
+/// A new descriptor is signed at this interval even if nothing has changed.
 const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
-/// From a change of its gateways until it asks whether they have confirmed it.
+/// Delay from a change of its gateways to the query for their confirmation.
 const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
-/// Answers in a row without a gateway from which on it counts as unreachable.
+/// The volunteer counts as unreachable after this number of consecutive answers without a gateway.
 const UNREACHABLE_AFTER: u32 = 4;
 
-/// Registers a volunteer and asks each interval how things stand.
+/// Registers a volunteer and queries the directory each interval.
 pub(super) struct Registrations {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) updates: mpsc::Sender<Update>,
     /// The gateways whose channels are open.
     pub(super) gateways: watch::Receiver<Vec<RelayId>>,
-    /// From one volunteer list to the next, once there is a consensus that says so.
+    /// The time between two volunteer lists, from the consensus.
     pub(super) interval: watch::Receiver<Option<Duration>>,
     pub(super) reporter: Reporter,
 }
 
-/// What was signed last, and when.
+/// The last signed descriptor, and the time of signing.
 struct Signed {
     profile: VolunteerProfile,
     bytes: Vec<u8>,
     at: Instant,
 }
 
-/// What the last answers said.
+/// The reachability according to the last answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// So many answers named no gateway.
+    /// The number of consecutive answers that named no gateway.
     Waiting(u32),
     Reachable(usize),
     Unreachable,
 }
 
 impl Registrations {
-    /// Goes on for ever.
+    /// Registers until the relay ends.
     ///
     /// # Errors
     /// When the profile can't be signed.
@@ -67,7 +67,7 @@ impl Registrations {
         let mut rng = randomness()?;
         let (mut signed, mut standing, mut retry) = (None, Standing::Waiting(0), RETRY.0);
         loop {
-            // Without a consensus there is no ranking to make anything of a seed.
+            // Without a consensus, the seed of an answer can't be used for a ranking.
             let interval = self.interval.wait_for(Option::is_some).await.ok().and_then(|interval| *interval);
             let Some(interval) = interval else { return Ok(()) };
             let offered = fresh.profile(&mut rng).await;
@@ -99,7 +99,7 @@ impl Registrations {
                     }
                 }
                 Err(error) => {
-                    // Signed anew next time: what was refused as older, say, must not come again.
+                    // The next try signs a new descriptor: the directory may have refused this one as outdated.
                     tracing::warn!(%error, "the directory did not take the registration; will try again");
                     sleep(retry).await;
                     retry = retry.saturating_mul(2).min(RETRY.1).min(interval.max(RETRY.0));
@@ -113,7 +113,7 @@ impl Registrations {
         Ok(Signed { profile, bytes: descriptor.sign(&self.identity).map_err(Failure::usage)?, at: Instant::now() })
     }
 
-    /// Takes up an answer, and tells what has changed by it.
+    /// Passes an answer to the core, and logs and reports a change of reachability.
     async fn take(&self, registration: Registration, before: Standing) -> Standing {
         let confirmed = registration.gateways.len();
         let _ = self.updates.send(Update::Registered(registration)).await;
@@ -149,7 +149,7 @@ impl Registrations {
         }
     }
 
-    /// Until the next interval, or until the gateways have had time to report a change.
+    /// Waits for the next interval, or until the gateways have had time to report a change.
     async fn wait(&mut self, interval: Duration) {
         if let Ok(Ok(())) = timeout(interval, self.gateways.changed()).await {
             sleep(ASK_AFTER_CHANGE.min(interval)).await;
@@ -157,7 +157,7 @@ impl Registrations {
     }
 }
 
-/// What a relay says of itself, without what a volunteer has not, and without the engines that there is no room to name.
+/// The relay's profile without the fields that a volunteer lacks, and without engines beyond the limit.
 fn volunteer_profile(profile: &Profile) -> VolunteerProfile {
     let Profile { identity, onion_key, family, operator, offer, version, .. } = profile.clone();
     let mut volunteer = VolunteerProfile { identity, onion_key, family, operator, offer, version };

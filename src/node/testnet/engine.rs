@@ -1,5 +1,5 @@
-//! The search engine that a testnet's exits ask: Kiwix over a ZIM file where that can be had, otherwise Umbel's own
-//! papers, so that the first command needs nothing.
+//! The search engine of a testnet's exits: Kiwix over a ZIM file if available, otherwise an engine over Umbel's own
+//! papers, which needs no installation.
 
 mod kiwix;
 mod papers;
@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 use self::{kiwix::Kiwix, papers::Papers};
 use crate::{io::files::write_atomically, node::Failure};
 
-/// Where `cargo xtask book` puts the Rust book, in the user's cache.
+/// Path of the Rust book in the user's cache, as `cargo xtask book` writes it.
 const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
 
-/// The running engine. Dropping it ends it.
+/// The running engine. Dropping it stops it.
 pub(super) enum Engine {
     Kiwix(Box<Kiwix>),
     Papers(Papers),
 }
 
 impl Engine {
-    /// Starts the engine over `zim`; without one, over the Rust book if it and Kiwix are there.
+    /// Starts the engine over `zim`; without one, over the Rust book if the book and Kiwix are installed.
     ///
     /// # Errors
-    /// When a file was named that can't be served, or no port is free.
+    /// When the named file can't be served, or no port is free.
     pub(super) async fn start(zim: Option<&Path>) -> Result<Self, Failure> {
         if let Some(zim) = zim {
             return Kiwix::start(zim).await.map(|kiwix| Self::Kiwix(Box::new(kiwix)));
@@ -35,7 +35,7 @@ impl Engine {
         Papers::start().await.map(Self::Papers).map_err(|error| Failure::Failed(format!("search engine: {error}")))
     }
 
-    /// Writes its OpenSearch description into `folder`, for the exits to read.
+    /// Writes the engine's OpenSearch description into `folder`, for the exits.
     pub(super) fn describe(&self, folder: &Path) -> Result<PathBuf, Failure> {
         let (name, text) = match self {
             Self::Kiwix(kiwix) => ("kiwix.xml", kiwix.description()),
@@ -46,7 +46,7 @@ impl Engine {
         Ok(file)
     }
 
-    /// What it is, in words.
+    /// A description of the engine for the user.
     pub(super) fn to_words(&self) -> String {
         match self {
             Self::Kiwix(kiwix) => kiwix.to_words(),
@@ -54,7 +54,7 @@ impl Engine {
         }
     }
 
-    /// Terms that it finds something for.
+    /// Search terms that have results.
     pub(super) const fn example(&self) -> &'static str {
         match self {
             Self::Kiwix(_) => "ownership and borrowing",
@@ -63,7 +63,7 @@ impl Engine {
     }
 }
 
-/// The Rust book, if it was made.
+/// The path of the Rust book, if it exists.
 fn book() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));

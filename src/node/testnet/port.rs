@@ -1,7 +1,7 @@
-//! Ports for relays, which must be told theirs before they start and find it free when they start again.
+//! Chooses UDP ports for relays, which are configured before the start and must be free again at a restart.
 //!
-//! A port that the system gave out by itself can't be kept: once let go, it may be given to the next socket that anybody
-//! opens, and every dial opens some. So these are chosen below the range it gives out from.
+//! An ephemeral port can't be reserved: once closed, the system may assign it to any new socket, and every dial opens
+//! some. So these ports are below the ephemeral range.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -12,17 +12,17 @@ use rand::{CryptoRng, RngExt as _};
 
 use crate::node::Failure;
 
-/// Below what Linux gives out by itself (32768 and up, `ip_local_port_range`), above what services use.
+/// Below the ephemeral range of Linux (32768 and up, `ip_local_port_range`), above the ports of common services.
 const RANGE: Range<u16> = 18_000..32_000;
-/// Ports tried before the search is given up.
+/// Ports tried before the search fails.
 const TRIES: usize = 200;
 
-/// Whether relays can be at `ip`.
+/// Checks that relays can listen at `ip`.
 ///
 /// # Errors
-/// When it isn't one address of this machine.
+/// When it isn't a single address of this machine.
 pub(super) fn check(ip: IpAddr) -> Result<(), Failure> {
-    // All addresses at once is no place to dial.
+    // The unspecified address can't be dialled.
     if !ip.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok() {
         return Ok(());
     }
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn relays_can_be_at_one_address_of_this_machine_alone() {
         check([127, 0, 0, 1].into()).unwrap();
-        // All of them is none, and the other belongs to documentation.
+        // The first is the unspecified address, the second belongs to documentation.
         for ip in [[0, 0, 0, 0], [198, 51, 100, 7]] {
             assert!(check(ip.into()).unwrap_err().to_string().contains("--address"));
         }

@@ -1,7 +1,7 @@
-//! The testnet's processes: start, listen to their reports, end.
+//! The testnet's processes: starts them, receives their reports, stops them.
 //!
-//! None outlives the testnet: each has the reading end of a pipe as standard input and ends when that does
-//! ([`crate::node::supervised`]).
+//! None outlives the testnet: the standard input of each is the reading end of a pipe, and the process ends when the
+//! pipe closes ([`crate::node::supervised`]).
 
 use std::{
     fs::File,
@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::node::{Failure, report::Report};
 
-/// How long a node may take to end by itself.
+/// Time limit for a node to end by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
 /// A node to start.
@@ -47,7 +47,7 @@ impl Spawn {
     }
 }
 
-/// Which node, in the order of their start.
+/// Index of a node, in the order of starting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NodeIndex(usize);
 
@@ -67,14 +67,14 @@ struct Node {
 }
 
 impl Nodes {
-    /// No nodes yet; their logs will be in `folder`.
+    /// No nodes yet; their logs are written to `folder`.
     pub(super) fn new(folder: &Path) -> Result<Self, Failure> {
         let program = std::env::current_exe().map_err(|error| Failure::Failed(format!("own program: {error}")))?;
         let (reporter, reports) = mpsc::channel(64);
         Ok(Self { program, folder: folder.to_owned(), nodes: Vec::new(), remover: None, reports, reporter })
     }
 
-    /// Sees to it that the folder goes when this process does, however it ends.
+    /// Starts a process that removes the folder when this process ends for any reason.
     pub(super) fn remove_folder_afterwards(&mut self) -> Result<(), Failure> {
         let child = Command::new(&self.program)
             .arg("testnet-remove")
@@ -93,7 +93,7 @@ impl Nodes {
     pub(super) fn spawn(&mut self, spawn: Spawn) -> Result<NodeIndex, Failure> {
         let failed = |error: io::Error| Failure::Failed(format!("can't start {}: {error}", spawn.name));
         let log = File::create(self.log_path(&spawn.name)).map_err(failed)?;
-        // A group of its own: Ctrl-C reaches the testnet alone, which then ends the nodes in order.
+        // A separate process group: Ctrl-C reaches only the testnet, which then ends the nodes in order.
         let mut process = Command::new(&self.program)
             .args(&spawn.arguments)
             .stdin(Stdio::piped())
@@ -131,7 +131,7 @@ impl Nodes {
         }
     }
 
-    /// The next report of `node`; what others tell meanwhile is passed over.
+    /// The next report of `node`; reports of other nodes are discarded.
     pub(super) async fn next_report(&mut self, node: NodeIndex) -> Result<Report, Failure> {
         loop {
             let (from, report) = self.any_report().await?;
@@ -141,7 +141,7 @@ impl Nodes {
         }
     }
 
-    /// Goes on until the node `needed` ends; tells of others that do.
+    /// Runs until the node `needed` ends; reports other nodes that end.
     pub(super) async fn run(&mut self, needed: &str) -> Result<(), Failure> {
         loop {
             match self.reports.recv().await {
@@ -155,7 +155,7 @@ impl Nodes {
         }
     }
 
-    /// Ends all nodes and waits for each.
+    /// Stops all nodes and waits for each.
     pub(super) async fn stop(mut self) {
         for node in &mut self.nodes {
             drop(node.process.stdin.take());
@@ -171,7 +171,7 @@ impl Nodes {
         }
     }
 
-    /// `what`, with the last lines of each log that has any.
+    /// `what`, followed by the last lines of each log that isn't empty.
     pub(super) fn tell_logs(&self, what: &str) -> String {
         let mut text = what.to_owned();
         for node in &self.nodes {

@@ -98,7 +98,7 @@ fn the_exit_is_one_whose_policy_fits_the_target() {
 #[test]
 fn no_two_hops_share_family_operator_or_network() {
     let related_pairs = |other: &dyn Fn(&mut crate::directory::Profile)| {
-        // Were it not for what they share, guard 3 and exit 1 would be on one path.
+        // Without the common property, guard 3 and exit 1 would be on one path.
         let mut relay = profile(3);
         other(&mut relay);
         let mut exit = exit_profile(1, &["accept *"]);
@@ -176,7 +176,7 @@ fn relays_to_avoid_never_move_the_guard() {
         relay.profile.operator = "one".into();
         relay
     };
-    // With exit 1 avoided, only exit 2 is left, which doesn't go with relays 3 to 5.
+    // With exit 1 avoided, only exit 2 is left, which is related to relays 3 to 5.
     let exits = web_exits(1..=2).map(|relay| if relay.identity() == id(2) { operated(relay) } else { relay });
     let relays = (3..=7).map(|number| listed(profile(number)));
     let relays = relays.map(|relay| if relay.identity() <= id(5) { operated(relay) } else { relay });
@@ -211,7 +211,7 @@ fn relays_are_chosen_as_often_as_they_weigh() {
             *counts.entry(hop).or_default() += 1;
         }
     }
-    // Exits weigh less than a third, so none is a guard; guards and exits each fall as 1 : 2 : 3.
+    // Exits have less than a third of the weight, so none is a guard. Guards and exits are each chosen as 1 : 2 : 3.
     for (number, share) in [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2), (6, 3)] {
         let (found, expected) = (counts[&id(number)], ROUNDS / 6 * share);
         assert!(found.abs_diff(expected) < 150, "relay {number}: {found}, expected {expected}; seed {SEED}");

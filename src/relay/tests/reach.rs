@@ -1,18 +1,18 @@
-//! Volunteers: at the gateway that reaches them, and at the volunteer itself.
+//! Tests of volunteers: at the gateway that reaches them, and at the volunteer itself.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 
-/// Stands in no consensus.
+/// Not in the consensus.
 const VOLUNTEER: u16 = 77;
 
 fn volunteer(bench: &mut Bench) -> LinkId {
     bench.join_volunteer(Arc::new(fixture::key(VOLUNTEER)))
 }
 
-/// What the relay says to the origin in the cells it sent over `link`.
+/// The relay's messages to the origin in the cells it sent over `link`.
 fn heard(bench: &mut Bench, link: LinkId, layers: &mut OriginLayers) -> Vec<RelayMessage> {
     let cells = bench.cells(link).into_iter();
     let messages = cells.map(|cell| {
@@ -113,7 +113,7 @@ fn registration(gateways: &[RelayId]) -> Registration {
     Registration { seed: [9; 32], gateways: gateways.to_vec() }
 }
 
-/// A volunteer that knows the bench's consensus, and its ranking.
+/// A volunteer with the bench's consensus and a seed, and its ranking.
 fn gateways_of_own(bench: &mut Bench) -> Vec<RelayId> {
     let parameters = RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() };
     *bench = Bench::new(parameters);
@@ -133,7 +133,7 @@ fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_inte
     let (link, counted) = (bench.client(), volunteer(&mut bench));
     let other = bench.join_volunteer(Arc::new(fixture::key(78)));
     let answer = Counted { volunteers: vec![relay_id(VOLUNTEER)] };
-    // After a time without any answer too.
+    // Also after a time without answers.
     for interval in 0..30 {
         assert_eq!(bench.relay.volunteers().len(), 2, "{interval}");
         if interval >= 20 {
@@ -148,7 +148,7 @@ fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_inte
     bench.relay.handle_presence(bench.now, &answer);
     assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
     assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
-    // To those that build circuits it is gone.
+    // For clients that build circuits it is gone.
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(78));
@@ -189,7 +189,7 @@ fn a_relay_that_drains_closes_what_carries_nothing_and_takes_no_more_while_its_c
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
     assert!(bench.closed.contains(&idle) && !bench.closed.contains(&link));
-    // Another circuit is refused, the one that stands is served.
+    // A new circuit is refused; the existing one is served.
     let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
     for cell in create_cells(upper(2), HopIndex::FIRST, &request).unwrap() {
         bench.send(link, &cell);
@@ -261,7 +261,7 @@ fn a_gateway_that_fails_is_replaced_by_the_next_ranked_and_none_behind_the_eight
     }
     bench.settle();
     assert_eq!(bench.dialled, ranking[..5]);
-    // Whatever fails, however often.
+    // Whichever dials fail, and however often.
     for _ in 0..100 {
         for relay in bench.dialled.split_off(0) {
             assert!(ranking[..8].contains(&relay));

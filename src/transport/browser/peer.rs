@@ -18,10 +18,10 @@ use crate::{
     transport::sdp,
 };
 
-/// What a message may have at the most (`proto/01-transport.md` §5).
+/// Most bytes of a message (`proto/01-transport.md` §5).
 const MAX_MESSAGE_LEN: usize = 65_536;
 
-/// How a peer stands.
+/// State of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outlook {
     /// Not open yet.
@@ -32,29 +32,29 @@ pub(super) enum Outlook {
     Gone(LinkClose),
 }
 
-/// What the callbacks of a peer share with it.
+/// State shared between a peer and its callbacks.
 struct Shared {
     inbox: Rc<Inbox>,
     link: LinkId,
-    /// [`Note::Changed`] waits to be taken.
+    /// Whether a [`Note::Changed`] is queued.
     changed: Cell<bool>,
-    /// Bytes that wait to be taken.
+    /// Received bytes that the driver has not taken.
     waiting: Cell<usize>,
     most_waiting: usize,
 }
 
-/// A connection that this end dialled. Dropping it closes it at once.
+/// A dialled peer connection. Dropping it closes it at once.
 pub(super) struct Peer {
     connection: RtcPeerConnection,
     lanes: Vec<RtcDataChannel>,
     shared: Rc<Shared>,
-    /// Callbacks, which the browser may call for as long as they are here.
+    /// Callbacks, which must live as long as the browser may call them.
     _changed: Closure<dyn FnMut(Event)>,
     _messages: Vec<Closure<dyn FnMut(MessageEvent)>>,
 }
 
 impl Peer {
-    /// Begins to dial `target` at `address`; `None` if the browser refuses.
+    /// Starts to dial `target` at `address`; `None` if the browser refuses.
     pub(super) fn dial(
         link: LinkId,
         target: &DialTarget,
@@ -83,7 +83,8 @@ impl Peer {
         let on_change = Some(changed.as_ref().unchecked_ref());
         connection.set_onconnectionstatechange(on_change);
         connection.set_oniceconnectionstatechange(on_change);
-        // Low enough that some lane is above it whenever there is no room in all, so that room is told of.
+        // Low enough that some lane is above its threshold whenever there is no room in total, so that an event
+        // reports room.
         let low = u32::try_from(caps.send_mark.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
         let (mut lanes, mut messages) = (Vec::new(), Vec::new());
         for lane in (0..LANES).filter_map(Lane::new) {
@@ -117,7 +118,7 @@ impl Peer {
         Some(Self { connection, lanes, shared, _changed: changed, _messages: messages })
     }
 
-    /// How it stands now.
+    /// The current state.
     pub(super) fn outlook(&self) -> Outlook {
         match self.connection.ice_connection_state() {
             RtcIceConnectionState::Disconnected | RtcIceConnectionState::Failed => {
@@ -142,29 +143,29 @@ impl Peer {
         outlook
     }
 
-    /// Bytes that were handed over and have not been sent.
+    /// Bytes queued and not yet sent.
     pub(super) fn buffered(&self) -> usize {
         let buffered = self.lanes.iter().map(|lane| usize::try_from(lane.buffered_amount()).unwrap_or(usize::MAX));
         buffered.fold(0, usize::saturating_add)
     }
 
-    /// Sends a message; false if the browser doesn't take it.
+    /// Sends a message; `false` if the browser rejects it.
     pub(super) fn send(&self, lane: Lane, message: &Slots) -> bool {
         let lane = self.lanes.get(usize::from(lane.value()));
         lane.is_some_and(|lane| lane.send_with_u8_array(&message.to_vec()).is_ok())
     }
 
-    /// Has the browser tell when everything has been sent.
+    /// Requests an event once everything has been sent.
     pub(super) fn drain(&self) {
         self.lanes.iter().for_each(|lane| lane.set_buffered_amount_low_threshold(0));
     }
 
-    /// What was noted as a change is being looked at.
+    /// Marks the queued [`Note::Changed`] as handled.
     pub(super) fn looked(&self) {
         self.shared.changed.set(false);
     }
 
-    /// The message has been taken.
+    /// Subtracts a taken message from the waiting bytes.
     pub(super) fn taken(&self, message: &Slots) {
         self.shared.waiting.set(self.shared.waiting.get().saturating_sub(cost(message.len())));
     }
@@ -184,7 +185,7 @@ impl Drop for Peer {
     }
 }
 
-/// Bytes of memory that a waiting message is charged: its slots, and at least one.
+/// Memory charged for a waiting message, in bytes: its slots, at least one.
 fn cost(length: usize) -> usize {
     length.div_ceil(SLOT_LEN).max(1).saturating_mul(SLOT_LEN)
 }
@@ -214,7 +215,8 @@ impl Shared {
     }
 }
 
-/// Makes the offer and gives the answer in the relay's place; SHA-256 of the certificate that this end shows.
+/// Makes the offer and sets the answer in the relay's place. Returns SHA-256 of the certificate of this end, or
+/// `None` if the offer can't be parsed or the answer can't be written.
 async fn negotiate(
     connection: &RtcPeerConnection,
     target: &DialTarget,

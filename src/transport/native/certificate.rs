@@ -1,4 +1,4 @@
-//! The DTLS certificate of an endpoint: self-signed, ECDSA P-256, known to others by its SHA-256.
+//! The DTLS certificate of an endpoint: self-signed, ECDSA P-256, identified by its SHA-256.
 
 use core::fmt;
 
@@ -6,25 +6,25 @@ use dimpl::{DtlsCertificate, crypto::aws_lc_rs};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// A certificate with its private key, as an endpoint shows it to its peers.
+/// A certificate with its private key.
 pub struct Certificate {
     certificate: Vec<u8>,
     private_key: Zeroizing<Vec<u8>>,
 }
 
-/// Why there is no usable certificate.
+/// Why no usable certificate could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// No key or certificate could be made.
     #[error("could not make a certificate")]
     Generate,
-    /// The bytes are not what [`Certificate::to_bytes`] wrote.
+    /// The bytes are not the output of [`Certificate::to_bytes`].
     #[error("not a certificate with its private key")]
     Malformed,
 }
 
 impl Certificate {
-    /// Makes a key and a certificate for it, from the system's randomness. Takes about 0.1 ms.
+    /// Generates a key and a certificate for it, from the system's randomness. Takes about 0.1 ms.
     ///
     /// # Errors
     /// [`CertificateError::Generate`] if the system's cryptography fails.
@@ -33,10 +33,10 @@ impl Certificate {
         Ok(Self { certificate: made.certificate, private_key: Zeroizing::new(made.private_key) })
     }
 
-    /// The certificate and its key as one secret string of bytes: the certificate's length (2), certificate, key.
+    /// The certificate and its key as one secret byte string: the certificate's length (2 bytes), certificate, key.
     ///
     /// # Errors
-    /// [`CertificateError::Malformed`] if the certificate is longer than 64 KiB, which no generated one is.
+    /// [`CertificateError::Malformed`] if the certificate is longer than 64 KiB; no generated certificate is.
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, CertificateError> {
         let length = u16::try_from(self.certificate.len()).map_err(|_| CertificateError::Malformed)?;
         let mut bytes = Zeroizing::new(Vec::new());
@@ -46,15 +46,15 @@ impl Certificate {
         Ok(bytes)
     }
 
-    /// Reads what [`Self::to_bytes`] wrote.
+    /// Parses the output of [`Self::to_bytes`].
     ///
     /// # Errors
-    /// [`CertificateError::Malformed`] if it is anything else, or the key or certificate is not one DTLS can use.
+    /// [`CertificateError::Malformed`] if the bytes are anything else, or DTLS can't use the key or certificate.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CertificateError> {
         let (length, rest) = bytes.split_first_chunk::<2>().ok_or(CertificateError::Malformed)?;
         let length = usize::from(u16::from_be_bytes(*length));
         let (certificate, private_key) = rest.split_at_checked(length).ok_or(CertificateError::Malformed)?;
-        // A key that does not parse would make DTLS panic later.
+        // An unparsable key would make DTLS panic later.
         aws_lc_rs::default_provider()
             .key_provider
             .load_private_key(private_key)
@@ -63,13 +63,13 @@ impl Certificate {
         Ok(Self { certificate: certificate.to_vec(), private_key: Zeroizing::new(private_key.to_vec()) })
     }
 
-    /// SHA-256 of the certificate in DER, as it stands in the descriptor.
+    /// SHA-256 of the certificate (DER), as the descriptor has it.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         fingerprint(&self.certificate)
     }
 
-    /// The pair as the DTLS machine wants it. It keeps the key for as long as the link lives, unerased.
+    /// The pair in the format of `dimpl`, which keeps an unerased copy of the key while the link lives.
     pub(super) fn to_dtls(&self) -> DtlsCertificate {
         DtlsCertificate { certificate: self.certificate.clone(), private_key: self.private_key.to_vec() }
     }

@@ -1,4 +1,4 @@
-//! What an endpoint is told when it is made.
+//! Settings of an endpoint, fixed when it is made.
 
 use core::{fmt, time::Duration};
 
@@ -10,34 +10,35 @@ use crate::transport::sctp::congestion::Algorithm;
 pub struct EndpointConfig {
     /// The long-lived certificate: shown to diallers, and when dialling unless `fresh_certificate_per_dial`.
     pub certificate: Certificate,
-    /// What diallers must know to pass for ICE peers; `None` accepts nobody.
+    /// The ICE credentials that diallers must use; `None` accepts no link.
     pub accept: Option<Ice>,
-    /// Show a certificate made for the occasion on each dial, so that two links can't be told to be one node's.
+    /// Use a fresh certificate for each dial, so that links can't be attributed to one node by certificate.
     pub fresh_certificate_per_dial: bool,
     /// Limits.
     pub caps: Caps,
-    /// Largest UDP payload sent, in bytes. Default 1,232: what IPv6's smallest MTU (1,280) carries. SCTP gets 37 bytes
-    /// less. 600 to 8,952; at most what every path between the nodes carries, for it is never split or probed.
+    /// Largest UDP payload sent, in bytes. Default 1,232, the payload at IPv6's smallest MTU (1,280). SCTP gets 37
+    /// bytes less. From 600 to 8,952. Datagrams are never split or probed, so every path between the nodes must carry
+    /// this size.
     pub datagram_size: u16,
-    /// Receive window of a link at the most, in bytes: what a peer may have in flight to us. Default 16 MiB. A peer that never
-    /// completes its messages makes us hold an eighth and 132 KiB more.
+    /// Largest receive window of a link, in bytes: the peer's data in flight to this end. Default 16 MiB. A peer that
+    /// never completes its messages can occupy an eighth of it and 132 KiB more.
     pub receive_window: usize,
-    /// Bytes that all links together may hold of messages received in part, beyond 64 KiB each. A source (IPv4 address, IPv6 /64)
-    /// has a sixteenth at the most, an IPv4 /24 or IPv6 /48 a quarter. Default 256 MiB.
+    /// Bytes of partly received messages of all links together, beyond 64 KiB for each link. A source (IPv4 address,
+    /// IPv6 /64) gets at most a sixteenth, an IPv4 /24 or IPv6 /48 a quarter. Default 256 MiB.
     pub receive_memory: usize,
-    /// The same of data sent and not acknowledged. Default 256 MiB.
+    /// The same for data sent and not acknowledged. Default 256 MiB.
     pub send_memory: usize,
     /// Congestion control of links. Default BBR.
     pub congestion: Algorithm,
-    /// Cipher suites offered and accepted. They are offered in the order of [`CipherSuite::ALL`], whatever theirs is here; a
-    /// listener takes the dialler's first. Default all.
+    /// Cipher suites offered and accepted. The offer has the order of [`CipherSuite::ALL`], whatever the order here.
+    /// A listener takes the dialler's first suite. Default all.
     pub cipher_suites: Vec<CipherSuite>,
     /// How many records the keys of a link may protect. `retire` is at least 1 and at most `end`.
     pub key_limits: KeyLimits,
 }
 
 impl EndpointConfig {
-    /// The defaults, with this certificate, accepting nobody.
+    /// The defaults with this certificate; accepts no link.
     #[must_use]
     pub fn new(certificate: Certificate) -> Self {
         Self {
@@ -56,24 +57,24 @@ impl EndpointConfig {
     }
 }
 
-/// Limits of an endpoint. A dialler over a limit gets no answer; its DTLS tries again by itself.
+/// Limits of an endpoint. A dialler over a limit gets no answer; its DTLS retries.
 #[derive(Clone, Debug)]
 pub struct Caps {
     /// Accepted links in all. Default 4,096.
     pub links: usize,
-    /// Accepted links from one source: an IPv4 address or an IPv6 /64. An IPv4 /24 or IPv6 /48 has four times as many.
-    /// Default 256.
+    /// Accepted links from one source: an IPv4 address or an IPv6 /64. The cap of an IPv4 /24 or IPv6 /48 is four
+    /// times as high. Default 256.
     pub links_per_source: usize,
     /// Accepted links that are not open yet, in all. Default 512.
     pub half_open: usize,
-    /// Accepted links of one source that are not open yet; four times as many of a /24 or /48. Default 32.
+    /// Accepted links of one source that are not open yet. The cap of a /24 or /48 is four times as high. Default 32.
     pub half_open_per_source: usize,
-    /// Dials under way. Default 512.
+    /// Dials in progress. Default 512.
     pub dials: usize,
-    /// How long a link may take from its first state to open, dialled or accepted. Default 10 s.
+    /// Most time from a link's first state to open, dialled or accepted. Default 10 s.
     pub opening: Duration,
-    /// How long the other end may be silent before the link is closed. It is asked for a sign of life at half of this
-    /// and then every sixth. Default 30 s, for whoever builds on the transport alone; nodes set 3 s.
+    /// Most time without a packet from the peer before the link is closed. The link sends a keep-alive after half of
+    /// this time and then every sixth of it. Default 30 s, for users of the transport alone; nodes set 3 s.
     pub silence: Duration,
 }
 
@@ -91,14 +92,14 @@ impl Default for Caps {
     }
 }
 
-/// The ICE user-name fragment and password of a listening endpoint (RFC 8839 §5.4). Both stand in its descriptor.
+/// The ICE user-name fragment and password of a listening endpoint (RFC 8839 §5.4). Its descriptor has both.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ice {
     ufrag: String,
     password: String,
 }
 
-/// Why a pair is no [`Ice`].
+/// Why a pair is not a valid [`Ice`].
 #[derive(Debug, thiserror::Error)]
 pub enum IceError {
     /// The fragment is not 4 to 256 ICE characters.
@@ -113,7 +114,7 @@ impl Ice {
     /// A pair from a descriptor or a configuration.
     ///
     /// # Errors
-    /// [`IceError`] if either has a wrong length or a character that ICE doesn't know.
+    /// [`IceError`] if either has a wrong length or a character that ICE forbids.
     pub fn new(ufrag: &str, password: &str) -> Result<Self, IceError> {
         let ice_characters = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/');
         if !(4..=256).contains(&ufrag.len()) || !ice_characters(ufrag) {
@@ -144,16 +145,16 @@ impl fmt::Debug for Ice {
     }
 }
 
-/// Why there is no endpoint.
+/// Why an endpoint can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// DTLS refused its settings.
+    /// DTLS rejected its settings.
     #[error("DTLS can't be set up: {0}")]
     Dtls(String),
     /// No certificate.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
-    /// The datagram size is too small to carry the handshake, or larger than any path carries.
+    /// The datagram size is too small for the handshake, or larger than any path carries.
     #[error("datagrams of {0} bytes can't be sent; choose 600 to 8952")]
     DatagramSize(u16),
     /// The limits of a link's keys contradict each other.
@@ -162,7 +163,7 @@ pub enum EndpointError {
         .0.retire, .0.end, .0.forged
     )]
     KeyLimits(KeyLimits),
-    /// The system gave no randomness.
+    /// The system returned no randomness.
     #[error("the system gives no randomness")]
     Randomness,
 }

@@ -1,16 +1,16 @@
-//! Datagrams waiting to be sent, laid out so that a run of them can go to the kernel in one call.
+//! A queue of outgoing datagrams, laid out so that one system call can send a run of them.
 
 use std::collections::VecDeque;
 
 use super::Route;
 
-/// Room kept behind the written bytes: more than any datagram of ours, or record of a peer's, needs.
+/// Free bytes kept behind the written ones: more than any datagram of this end or record of a peer needs.
 const TAIL: usize = 4 << 10;
 
 /// Datagrams for one destination, all but the last of the same size.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// Where from and to.
+    /// Source port and destination.
     pub route: Route,
     /// The datagrams, one after the other.
     pub bytes: &'a [u8],
@@ -18,8 +18,8 @@ pub struct Batch<'a> {
     pub segment: usize,
 }
 
-/// The queue. One flat buffer, reused once all of it is sent; what may stand in it is bounded by what the links'
-/// congestion windows let them send in one round.
+/// The queue: one flat buffer, reused once all of it is sent. Its size is bounded by the data that the links'
+/// congestion windows allow in one round.
 #[derive(Default)]
 pub(super) struct Datagrams {
     bytes: Vec<u8>,
@@ -34,7 +34,7 @@ struct Run {
     segment: usize,
     length: usize,
     count: usize,
-    /// Its last datagram is shorter than the others, so it takes no more.
+    /// The last datagram is shorter than the others, so none may follow.
     ended: bool,
 }
 
@@ -42,7 +42,7 @@ impl Datagrams {
     /// Space to write the next datagram into, at least `size` bytes.
     pub(super) fn tail(&mut self, size: usize) -> &mut [u8] {
         if self.written == 0 && self.bytes.len() > KEPT {
-            self.bytes = Vec::new(); // A burst must not pin its memory.
+            self.bytes = Vec::new(); // Frees the memory of a burst.
         }
         let end = self.written.saturating_add(size.max(TAIL));
         if self.bytes.len() < end {
@@ -51,7 +51,7 @@ impl Datagrams {
         self.bytes.get_mut(self.written..).unwrap_or_default()
     }
 
-    /// The first `length` bytes of [`Self::tail`] are a datagram for `route`.
+    /// Queues the first `length` bytes of [`Self::tail`] as a datagram for `route`.
     pub(super) fn commit(&mut self, route: Route, length: usize, segments: usize) {
         self.written = self.written.saturating_add(length);
         if let Some(run) = self.runs.back_mut()
@@ -69,7 +69,7 @@ impl Datagrams {
         self.runs.push_back(Run { route, segment: length, length, count: 1, ended: false });
     }
 
-    /// Queues a datagram that is written already.
+    /// Queues a complete datagram.
     pub(super) fn push(&mut self, route: Route, datagram: &[u8], segments: usize) {
         if let Some(space) = self.tail(datagram.len()).get_mut(..datagram.len()) {
             space.copy_from_slice(datagram);
@@ -77,12 +77,12 @@ impl Datagrams {
         }
     }
 
-    /// Bytes waiting.
+    /// Bytes queued.
     pub(super) fn waiting(&self) -> usize {
         self.written.saturating_sub(self.taken)
     }
 
-    /// The next run, taken off the queue.
+    /// Takes the next run off the queue.
     pub(super) fn pop(&mut self) -> Option<Batch<'_>> {
         let run = self.runs.pop_front()?;
         let start = self.taken;
@@ -96,17 +96,17 @@ impl Datagrams {
     }
 }
 
-/// The kernel takes no more in one call (a UDP payload's limit, with headroom for headers).
+/// Most bytes of one system call (the limit of a UDP payload, with headroom for headers).
 const MAX_BATCH: usize = 65_000;
 
-/// Buffer kept between rounds.
+/// Most bytes of buffer kept between rounds.
 const KEPT: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Pushes datagrams of these (last digit of the address, size) and gives the batches' sizes.
+    /// Pushes datagrams of these (last digit of the address, size) and returns the batches' sizes.
     fn batches(datagrams: &[(u8, usize)], segments: usize) -> Vec<(usize, usize)> {
         let mut queue = Datagrams::default();
         for (number, (host, size)) in (0..).zip(datagrams) {

@@ -1,10 +1,10 @@
-//! DTLS 1.2 (RFC 6347) of one link: `dimpl` makes the handshake, [`Records`] carry everything after it.
+//! DTLS 1.2 (RFC 6347) of one link: `dimpl` performs the handshake, [`Records`] carries everything after it.
 //!
-//! The client sends its Finished first, and retransmits its last flight until the server's Finished is there. Both are the
-//! work of `dimpl`. The server's last flight has no timer; it is sent again when the client's Finished arrives again
-//! (RFC 6347 §4.2.4). `dimpl` would seal it anew, with a sequence number that [`Records`] may have used. So the machine is
-//! dropped as soon as it is connected, and the server keeps the bytes of its last flight until the first application record
-//! shows that the client has them.
+//! The client sends its Finished first, and `dimpl` retransmits the client's last flight until the server's Finished
+//! arrives. The server's last flight has no timer; it is sent again when the client's Finished arrives again (RFC
+//! 6347 §4.2.4). `dimpl` would seal it again, with a sequence number that [`Records`] may have used. So the machine
+//! is dropped once connected. The server keeps the bytes of its last flight until the first application record proves
+//! their receipt.
 
 use core::{ops::Range, time::Duration};
 use std::{sync::Arc, time::Instant};
@@ -19,25 +19,25 @@ use super::{
     records::{self, CipherSuite, KeyLimits, Opened, RecordError, Records, tap::Tap},
 };
 
-/// Bytes that a record adds to an SCTP packet at most: header, explicit nonce (of AES-GCM), tag.
+/// Most bytes that a record adds to an SCTP packet: header, explicit nonce (of AES-GCM), tag.
 pub(super) const OVERHEAD: usize = records::OVERHEAD;
 
-/// First retransmission of a handshake flight; doubled each time.
+/// Timeout of the first retransmission of a handshake flight; doubled each time.
 const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);
 /// Least time between two repetitions of the server's last flight. Stock clients wait 50 ms or longer.
 const REPEAT_REST: Duration = Duration::from_millis(20);
 /// Most bytes kept of the server's last flight: ChangeCipherSpec and Finished have 75.
 const LAST_FLIGHT: usize = 256;
 
-/// The settings that all machines of an endpoint share.
+/// Settings shared by all machines of an endpoint.
 pub(super) struct DtlsConfig {
     machine: Arc<Config>,
     limits: KeyLimits,
 }
 
 impl DtlsConfig {
-    /// DTLS 1.2 only, with these suites, certificates on both sides, and extended master secret (RFC 7627) always, which `dimpl`
-    /// insists on.
+    /// DTLS 1.2 only, with these suites, certificates on both sides, and always the extended master secret (RFC
+    /// 7627), which `dimpl` requires.
     pub(super) fn new(
         datagram_size: u16,
         opening: Duration,
@@ -61,16 +61,16 @@ impl DtlsConfig {
     }
 }
 
-/// Why an association is over.
+/// Why an association ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DtlsError {
-    /// The other end broke the handshake, refused, or fell silent in it.
+    /// The peer violated, refused or abandoned the handshake.
     #[error("DTLS handshake failed: {0}")]
     Handshake(#[from] dimpl::Error),
-    /// The record layer can do no more.
+    /// The record layer failed.
     #[error("DTLS records: {0}")]
     Record(#[from] RecordError),
-    /// The other end sent a fatal alert.
+    /// The peer sent a fatal alert.
     #[error("fatal DTLS alert {0}")]
     Alert(u8),
     /// No record can be sealed before the handshake is complete.
@@ -79,21 +79,21 @@ pub(super) enum DtlsError {
 }
 
 impl DtlsError {
-    /// Whether the keys have protected as many records as they may, which is no fault of the peer.
+    /// Whether the keys have reached their limit of records, which is not the peer's fault.
     pub(super) const fn is_key_limit(&self) -> bool {
         matches!(self, Self::Record(RecordError::KeyLimit))
     }
 }
 
-/// What an association tells its link.
+/// An event of an association for its link.
 pub(super) enum DtlsEvent<'a> {
-    /// SHA-256 of the certificate the other end shows. Comes before [`Self::Connected`].
+    /// SHA-256 of the peer's certificate. Comes before [`Self::Connected`].
     PeerCertificate([u8; 32]),
     /// The handshake is complete.
     Connected,
     /// An authenticated SCTP packet.
     Packet(&'a [u8]),
-    /// The other end has sent close_notify.
+    /// The peer sent close_notify.
     Closed,
 }
 
@@ -106,7 +106,7 @@ pub(super) struct Dtls {
 enum State {
     Handshake(Box<Handshake>),
     Connected(Box<Connected>),
-    /// The handshake completed, but the tap has no keys: a bug.
+    /// The handshake completed without keys in the tap: a bug.
     Failed,
 }
 
@@ -117,23 +117,23 @@ struct Handshake {
     connected: bool,
     /// The cookie that a server's front accepted, for later fragments of the hello.
     cookie: Option<Cookie>,
-    /// ChangeCipherSpec and Finished of a server, as sent.
+    /// A server's ChangeCipherSpec and Finished, as sent.
     last_flight: Vec<u8>,
     is_server: bool,
 }
 
 struct Connected {
     records: Records,
-    /// Where in the datagram handled last the SCTP packets lie.
+    /// Positions of the SCTP packets in the last datagram.
     packets: Vec<Range<usize>>,
     last_flight: Option<LastFlight>,
-    /// A close_notify arrived, and the link has had no event of it.
+    /// A close_notify arrived and has not been reported to the link.
     closed_by_peer: bool,
-    /// A close_notify is to be sent.
+    /// Whether to send a close_notify.
     close: bool,
 }
 
-/// A server's ChangeCipherSpec and Finished, as they were first sent.
+/// A server's ChangeCipherSpec and Finished, as first sent.
 struct LastFlight {
     bytes: Vec<u8>,
     repeated: Option<Instant>,
@@ -141,7 +141,7 @@ struct LastFlight {
 }
 
 impl Dtls {
-    /// A client, its first hello ready to be drained.
+    /// Starts a client, with its first hello ready to be drained.
     pub(super) fn dial(config: &DtlsConfig, certificate: &Certificate, now: Instant) -> Result<Self, DtlsError> {
         let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
         machine.set_active(true);
@@ -149,7 +149,7 @@ impl Dtls {
         Ok(Self::new(config, machine, None))
     }
 
-    /// A server that goes on where the front has come to: it takes the hello with `cookie` next.
+    /// Starts a server after the front's cookie exchange: its next input is the hello with `cookie`.
     pub(super) fn accept(
         config: &DtlsConfig,
         certificate: &Certificate,
@@ -160,7 +160,7 @@ impl Dtls {
         let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
         machine.handle_timeout(now)?;
         Primer::with(cookie, || machine.handle_packet(&first_hello(random)))?;
-        // The HelloVerifyRequest it answers with has been sent by the front.
+        // The front has already sent the HelloVerifyRequest that the machine returns here.
         let mut discard = [0; 256];
         while !matches!(machine.poll_output(&mut discard), Output::Timeout(_) | Output::BufferTooSmall { .. }) {}
         Ok(Self::new(config, machine, Some(cookie)))
@@ -179,8 +179,8 @@ impl Dtls {
         Self { state: State::Handshake(Box::new(handshake)), limits: config.limits }
     }
 
-    /// Takes a datagram and opens its records in place. [`Self::drain`] afterwards with the same datagram, also after an
-    /// error.
+    /// Takes a datagram and opens its records in place. Call [`Self::drain`] afterwards with the same datagram, also
+    /// after an error.
     pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), DtlsError> {
         match &mut self.state {
             State::Handshake(handshake) => handshake.handle_datagram(now, datagram),
@@ -189,14 +189,14 @@ impl Dtls {
         }
     }
 
-    /// Resends a handshake flight that is due. Drain afterwards.
+    /// Resends a handshake flight that is due. Call [`Self::drain`] afterwards.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
         let State::Handshake(handshake) = &mut self.state else { return Ok(()) };
         let Handshake { machine, tap, .. } = &mut **handshake;
         Ok(tap.with(|| machine.handle_timeout(now))?)
     }
 
-    /// Bytes that must stand free in the buffer before an SCTP packet that is to be sealed.
+    /// Bytes that must be free in the buffer before an SCTP packet to be sealed.
     pub(super) fn header_len(&self) -> usize {
         match &self.state {
             State::Connected(connected) => connected.records.header_len(),
@@ -204,8 +204,8 @@ impl Dtls {
         }
     }
 
-    /// Seals one SCTP packet in place: it is `buffer[header_len..][..length]`, and the buffer has at least [`OVERHEAD`] bytes
-    /// more than it. Gives the datagram's length, from the start of the buffer.
+    /// Seals one SCTP packet in place: `buffer[header_len..][..length]`. The buffer has at least [`OVERHEAD`] bytes
+    /// more than the packet. Returns the datagram's length, from the start of the buffer.
     pub(super) fn seal(&mut self, buffer: &mut [u8], length: usize) -> Result<usize, DtlsError> {
         match &mut self.state {
             State::Connected(connected) => Ok(connected.records.seal(buffer, length)?),
@@ -213,7 +213,7 @@ impl Dtls {
         }
     }
 
-    /// Whether the keys have protected so much that the link is to take no new circuits; `true` once.
+    /// Whether the keys have reached the count at which the link takes no new circuits; `true` once.
     pub(super) fn take_retired(&mut self) -> bool {
         match &mut self.state {
             State::Connected(connected) => connected.records.take_retired(),
@@ -221,14 +221,14 @@ impl Dtls {
         }
     }
 
-    /// Ends the association with a close_notify, unless its handshake isn't complete. Drain afterwards.
+    /// Ends the association with a close_notify if its handshake is complete. Call [`Self::drain`] afterwards.
     pub(super) fn close(&mut self) {
         if let State::Connected(connected) = &mut self.state {
             connected.close = true;
         }
     }
 
-    /// When the handshake wants [`Self::handle_timeout`]; never once it is complete.
+    /// The deadline for [`Self::handle_timeout`]; `None` once the handshake is complete.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Handshake(handshake) => handshake.timeout,
@@ -246,7 +246,7 @@ impl Dtls {
         matches!(&self.state, State::Connected(connected) if connected.last_flight.is_some())
     }
 
-    /// Moves what has come of the last call: datagrams to `out`, the rest to `on`. `datagram` is the one that
+    /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is the one that
     /// [`Self::handle_datagram`] took, or empty after other calls.
     pub(super) fn drain(
         &mut self,
@@ -268,7 +268,7 @@ impl Dtls {
         }
     }
 
-    /// Lets the record layer go on where the machine is, and drops the machine.
+    /// Starts the record layer from the state of the machine, and drops the machine.
     fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>)) {
         let State::Handshake(handshake) = core::mem::replace(&mut self.state, State::Failed) else { return };
         let Handshake { tap, last_flight, is_server, .. } = *handshake;
@@ -344,7 +344,7 @@ impl Connected {
         let mut fatal = None;
         records.open(datagram, |opened| match opened {
             Opened::Data(packet) => {
-                // Application data shows that the client has the last flight.
+                // Application data proves that the client has the last flight.
                 *last_flight = None;
                 packets.push(packet);
             }

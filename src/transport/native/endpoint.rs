@@ -1,8 +1,8 @@
 //! The endpoint: all links of a node, as one machine without I/O.
 //!
-//! Routes datagrams to links, answers strangers without keeping anything of them, dials, and keeps the deadlines. Each
-//! datagram costs one look-up; only a shortage of memory makes it look at all links. Governed by `proto/01-transport.md`; who may make it
-//! keep or send what is argued in `docs/transport.md`.
+//! Routes datagrams to links, answers unverified peers without storing state, dials, and keeps the deadlines. Each
+//! datagram costs one look-up; only a memory shortage makes it scan all links. Governed by `proto/01-transport.md`;
+//! `docs/transport.md` analyses which peers can make it store or send data.
 
 use core::time::Duration;
 use std::{
@@ -33,20 +33,20 @@ use crate::{
 
 /// Attempts per address of a dial.
 const ATTEMPTS: usize = 6;
-/// How long an attempt has in the first round over a dial's addresses; twice as long in the next, and so on.
+/// Timeout of an attempt in the first round over a dial's addresses; doubled in each further round.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Rest after an attempt that came to grief, for what the other end sent in it would spoil the next.
+/// Delay after a failed attempt, since late datagrams of the peer would disturb the next attempt.
 const REST: Duration = Duration::from_millis(150);
-/// Datagrams are handed out once this many bytes wait, so that a burst of one link doesn't pile up the others'.
+/// Queued bytes at which datagrams are returned, so that a burst of one link doesn't delay the others.
 const ROUND: usize = 64 << 10;
-/// Time between two links that make way for others.
+/// Least time between two scans for a link to end for its memory.
 const RELIEF_REST: Duration = Duration::from_millis(100);
-/// Datagrams carry at least so much: the handshake needs it.
+/// Least datagram size, which the handshake needs.
 const MIN_DATAGRAM: u16 = 600;
-/// And at most so much: what an Ethernet jumbo frame carries.
+/// Largest datagram size: the payload of an Ethernet jumbo frame.
 const MAX_DATAGRAM: u16 = 8_952;
 
-/// How an endpoint stands and what it has turned away, for the operator.
+/// Statistics of an endpoint, for the operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
@@ -54,15 +54,15 @@ pub struct Counts {
     pub links: usize,
     /// Accepted links that are not open yet.
     pub half_open: usize,
-    /// Datagrams of no link that were neither a check nor a hello for us.
+    /// Datagrams of no link that were neither a valid check nor a hello to a listening port.
     pub strangers: u64,
     /// STUN checks answered.
     pub checks_answered: u64,
-    /// Hellos answered with a cookie, nothing kept.
+    /// Hellos answered with a cookie, without state.
     pub hellos_answered: u64,
-    /// Hellos with a cookie that was not ours, or too old.
+    /// Hellos with a cookie that was invalid or expired.
     pub cookies_refused: u64,
-    /// Hellos with a good cookie turned away by a cap.
+    /// Hellos with a valid cookie rejected by a cap.
     pub over_caps: u64,
 }
 
@@ -74,7 +74,7 @@ pub struct Endpoint {
     sctp: sctp::Config,
     rng: StdRng,
     memory: LinkMemory<Memory>,
-    /// When a link last made way for others.
+    /// When the links were last scanned for one to end for its memory.
     relieved: Instant,
     clock: Clock,
     front: Front,
@@ -83,7 +83,7 @@ pub struct Endpoint {
     routes: HashMap<LinkId, Route>,
     sources: Sources,
     dials: usize,
-    /// Dials between two attempts, by when the next is due.
+    /// Dials between two attempts, by the time of the next.
     resting: BTreeMap<(Instant, u64), Dial>,
     next_link: u64,
     events: VecDeque<LinkEvent>,
@@ -97,15 +97,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint without ports, whose [`Instant::START`] was at `start`.
+    /// Makes an endpoint without ports, whose [`Instant::START`] is `start`.
     ///
     /// # Errors
-    /// [`EndpointError`] if the settings can't work or the system gives no randomness.
+    /// [`EndpointError`] if the settings are invalid or the system returns no randomness.
     pub fn new(config: EndpointConfig, start: StdInstant) -> Result<Self, EndpointError> {
         if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&config.datagram_size) {
             return Err(EndpointError::DatagramSize(config.datagram_size));
         }
-        // Zero would retire each link at once, and have each new circuit dial anew.
+        // Zero would retire each link at once, so that each new circuit would dial again.
         if !config.key_limits.is_sound() {
             return Err(EndpointError::KeyLimits(config.key_limits));
         }
@@ -140,8 +140,8 @@ impl Endpoint {
         })
     }
 
-    /// Lets the endpoint use these ports; [`Sockets::ports`](super::Sockets::ports) gives them. `segments` is how many
-    /// datagrams one batch may have.
+    /// Sets the ports; [`Sockets::ports`](super::Sockets::ports) returns them. `segments` is the most datagrams in a
+    /// batch.
     pub fn set_ports(&mut self, ports: &[Port], segments: usize) {
         self.ports = ports.to_vec();
         self.segments = segments.max(1);
@@ -153,14 +153,14 @@ impl Endpoint {
         self.fingerprint
     }
 
-    /// How the endpoint stands.
+    /// The current statistics.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let (_, half_open) = self.sources.all();
         Counts { links: self.links.len(), half_open, ..self.counts }
     }
 
-    /// Takes a datagram that arrived. Its records are opened where they lie.
+    /// Takes a received datagram and opens its records in place.
     pub fn handle_datagram(&mut self, now: Instant, route: Route, datagram: &mut [u8]) {
         match datagram.first() {
             // RFC 7983 §7.
@@ -170,8 +170,8 @@ impl Endpoint {
         }
     }
 
-    /// Takes datagrams that arrived together from one place, all but the last of `stride` bytes. Those of a link, its hellos aside,
-    /// cost one look-up.
+    /// Takes datagrams received together from one address, all but the last of `stride` bytes. Those of a link,
+    /// except hellos, cost one look-up together.
     pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], stride: usize) {
         const HANDSHAKE: u8 = 22;
         let is_record =
@@ -196,7 +196,7 @@ impl Endpoint {
         }
     }
 
-    /// The next datagrams to send: all for one destination, at most as many as [`Self::set_ports`] said.
+    /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.waiting() < ROUND
             && let Some(route) = self.dirty.pop_front()
@@ -206,7 +206,8 @@ impl Endpoint {
         self.out.pop()
     }
 
-    /// Whether [`Transport::poll_link_event`] may have something: sending makes room, which the core fills in the same turn.
+    /// Whether [`Transport::poll_link_event`] may return an event. Sending frees room, which the core can fill in the
+    /// same turn.
     #[must_use]
     pub fn has_link_event(&self) -> bool {
         !self.events.is_empty() || !self.rooms.is_empty()
@@ -235,7 +236,7 @@ impl Endpoint {
     fn handle_dtls(&mut self, now: Instant, route: Route, datagram: &mut [u8]) {
         let hello = if is_hello_fragment(datagram) { Hello::parse(datagram) } else { None };
         let known = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
-            // Whoever was there has started anew: a question for the front.
+            // The peer may have restarted: a hello with another random goes to the front.
             (Role::Listener(random), Some(hello)) => *random == hello.random,
             _ => true,
         });
@@ -252,8 +253,8 @@ impl Endpoint {
         }
     }
 
-    /// A hello of no link: answered without keeping anything, or, with our cookie, the beginning of a link that it is to be
-    /// handed to (`true`).
+    /// Handles a hello of no link. Without a cookie it is answered without state. With a valid cookie it starts a
+    /// link, which must take the hello (`true`).
     fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
@@ -295,7 +296,7 @@ impl Endpoint {
         self.links.insert(route, link);
     }
 
-    /// Begins a dial, or goes on with it at the next address.
+    /// Starts a dial, or continues it at the next address.
     fn dial(&mut self, now: Instant, mut dial: Dial) {
         let mut taken: usize = 0;
         while dial.attempts > 0 && now < dial.until {
@@ -312,7 +313,7 @@ impl Endpoint {
                 if taken < addresses {
                     continue;
                 }
-                // Another link has each of the addresses; it may be gone in a moment.
+                // Other links occupy all the addresses; they may end soon.
                 dial.next = dial.next.saturating_sub(addresses);
                 return self.rest(now, dial);
             }
@@ -334,8 +335,8 @@ impl Endpoint {
         self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
     }
 
-    /// The route of a dial to `remote`: that of the first port on which no retired link is in the way. `None` without a port of
-    /// its address family.
+    /// The route of a dial to `remote`: through the first port without a retired link to it, else the first port.
+    /// `None` without a port of its address family.
     fn dial_route(&self, remote: SocketAddr) -> Option<Route> {
         let fits = |port: &&Port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6();
         let mut routes = self.ports.iter().filter(fits).map(|port| Route { port: port.id, remote });
@@ -345,13 +346,13 @@ impl Endpoint {
         Some(other.unwrap_or(first))
     }
 
-    /// Goes on with a dial after a rest.
+    /// Continues a dial after [`REST`].
     fn rest(&mut self, now: Instant, dial: Dial) {
         self.next_link = self.next_link.saturating_add(1);
         self.resting.insert((now.after(REST).min(dial.until), self.next_link), dial);
     }
 
-    /// Lets a link do something, then deals with what came of it.
+    /// Calls `act` on a link, then handles the happenings.
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
@@ -428,7 +429,8 @@ impl Endpoint {
         }
     }
 
-    /// Forgets a link and tells the core, if it knows of it. Gives back a dial that may go on elsewhere.
+    /// Removes a link and reports its end to the core if it was open. Returns a dial that may continue at another
+    /// address.
     fn remove(&mut self, route: Route, ending: Ending) -> Option<Dial> {
         let mut link = self.links.remove(&route)?;
         self.memory.receive.end(&mut link.leases.receive);
@@ -453,7 +455,7 @@ impl Endpoint {
             }
             (Role::Dialler(mut dial), false, ending) => {
                 self.dials = self.dials.saturating_sub(1);
-                // A certificate comes in the clear, so one wrong one may be forged by a third party; two are theirs.
+                // Certificates come in the clear, so a third party may forge one; two wrong ones count as the peer's.
                 if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.mistaken, true) {
                     let error = DialError::WrongFingerprint;
                     self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
@@ -465,8 +467,8 @@ impl Endpoint {
         }
     }
 
-    /// When memory is short and wanted, ends the link that leases some and has made no progress for longest: at most one in
-    /// each [`RELIEF_REST`], for this alone looks at all links.
+    /// Ends the link without progress for longest, among those with leases, if a lease was requested while memory was
+    /// short. Ends at most one link for each direction in each [`RELIEF_REST`], since this scans all links.
     fn relieve(&mut self, now: Instant) {
         if now.since(self.relieved) < RELIEF_REST {
             return;
@@ -482,7 +484,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends what a link has to send and sets its deadline.
+    /// Sends a link's pending packets and sets its deadline.
     fn service(&mut self, now: Instant, route: Route) {
         let Some(link) = self.links.get_mut(&route) else { return };
         link.dirty = true;
@@ -494,7 +496,7 @@ impl Endpoint {
         }
         link.dirty = false;
         let Some(deadline) = link.deadline(self.clock, &self.config.caps) else { return };
-        // A deadline that has moved away is left where it is: it will come early, once, and be set anew.
+        // A deadline that has moved later stays: it expires early, once, and is set again.
         if link.armed.is_none_or(|armed| deadline < armed) {
             if let Some(armed) = link.armed.replace(deadline) {
                 self.deadlines.remove(&(armed, route));

@@ -1,12 +1,12 @@
-//! The stateless front of a listening endpoint: no state before a cookie has come back (RFC 6347 §4.2.1).
+//! The stateless front of a listening endpoint: no state before a cookie returns (RFC 6347 §4.2.1).
 //!
-//! A ClientHello without our cookie is answered with a HelloVerifyRequest and forgotten. The cookie is a MAC over the
-//! asker's address, its client random and the time, so only someone who receives at that address can bring it back.
-//! The client random and the cookie stand in the first fragment of a hello, so fragmented hellos (Chromium's) need no
-//! reassembly here. Governed by `proto/01-transport.md` §3.
+//! A ClientHello without our cookie is answered with a HelloVerifyRequest, and nothing is stored. The cookie is a MAC
+//! over the client's address, its random and the time, so only a client that receives at that address can return it.
+//! Random and cookie are in the first fragment of a hello, so fragmented hellos (Chromium's) need no reassembly here.
+//! Governed by `proto/01-transport.md` §3.
 //!
-//! No DTLS implementation takes over from a front like this, so [`Primer`] makes `dimpl`'s server believe that it sent
-//! the HelloVerifyRequest itself.
+//! No DTLS implementation continues after an external front, so [`Primer`] puts `dimpl`'s server into the state after
+//! its HelloVerifyRequest.
 
 use core::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -22,13 +22,13 @@ use zeroize::Zeroizing;
 use super::EndpointError;
 use crate::base::Instant;
 
-/// A cookie, as long as DTLS 1.0 clients also take it.
+/// A cookie, of a length that DTLS 1.0 clients also accept.
 pub(super) type Cookie = [u8; 32];
 
-/// A cookie made in one period is good until the end of the next.
+/// A cookie made in one period is valid until the end of the next.
 const PERIOD_NANOS: u64 = 60_000_000_000;
 
-/// What the front reads of the first fragment of a ClientHello.
+/// The fields that the front reads from the first fragment of a ClientHello.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Hello<'a> {
     /// The record's epoch-0 sequence number, which the answer repeats.
@@ -40,7 +40,7 @@ pub(super) struct Hello<'a> {
 }
 
 impl<'a> Hello<'a> {
-    /// Reads a datagram that begins with the start of a DTLS 1.2 ClientHello; `None` if it is anything else.
+    /// Parses a datagram that begins with the start of a DTLS 1.2 ClientHello; `None` if it is anything else.
     pub(super) fn parse(datagram: &'a [u8]) -> Option<Self> {
         const HANDSHAKE: u8 = 22;
         const CLIENT_HELLO: u8 = 1;
@@ -58,13 +58,14 @@ impl<'a> Hello<'a> {
         Some(Self { sequence, random, cookie })
     }
 
-    /// The HelloVerifyRequest that answers it: 60 bytes, fewer than any hello has.
+    /// The HelloVerifyRequest for this hello: 60 bytes, fewer than any hello has.
     pub(super) fn verify_request(&self, cookie: &Cookie) -> [u8; 60] {
         let mut answer = [0; 60];
         let parts: [&[u8]; 5] = [
             &[22, 0xfe, 0xff, 0, 0],
             &self.sequence,
-            // Record length 47; HelloVerifyRequest, length 35, message 0, whole; DTLS 1.0 (as RFC 6347 wants); cookie.
+            // Record length 47; HelloVerifyRequest, length 35, message 0, whole; DTLS 1.0 (required by RFC 6347);
+            // cookie.
             &[0, 47, 3, 0, 0, 35, 0, 0, 0, 0, 0, 0, 0, 35],
             &[0xfe, 0xff, 32],
             cookie,
@@ -102,7 +103,7 @@ impl Front {
         Some(self.mac(period(now), from, hello)?.finalize().into_bytes().into())
     }
 
-    /// The cookie that a hello brought back, if it is one we made for it not long ago.
+    /// The cookie of a hello, if this front made it for that hello in this period or the one before.
     pub(super) fn verified(&self, now: Instant, from: SocketAddr, hello: &Hello<'_>) -> Option<Cookie> {
         let cookie = Cookie::try_from(hello.cookie).ok()?;
         let period = period(now);
@@ -131,17 +132,17 @@ fn period(now: Instant) -> u64 {
 }
 
 thread_local! {
-    /// The cookie that `dimpl` shall find right while it runs inside [`Primer::with`].
+    /// The cookie that `dimpl` must accept while it runs inside [`Primer::with`].
     static EXPECTED: Cell<Option<Cookie>> = const { Cell::new(None) };
 }
 
-/// The HMAC of a DTLS configuration. `dimpl` uses `hmac_sha256` for nothing but its own cookies, and takes its
-/// provider as a static, so the one way to tell it about ours is this thread's [`EXPECTED`].
+/// The HMAC of a DTLS configuration. `dimpl` uses `hmac_sha256` for its cookies alone, and takes its provider as a
+/// static. So the cookie can only be passed through this thread's [`EXPECTED`].
 #[derive(Debug)]
 pub(super) struct Primer;
 
 impl Primer {
-    /// Runs `f` while every cookie that `dimpl` makes or wants on this thread is `cookie`.
+    /// Runs `f` while every cookie that `dimpl` makes or expects on this thread is `cookie`.
     pub(super) fn with<T>(cookie: Cookie, f: impl FnOnce() -> T) -> T {
         struct Reset;
         impl Drop for Reset {
@@ -154,7 +155,7 @@ impl Primer {
         f()
     }
 
-    /// The cryptography of `provider`, with this HMAC.
+    /// Replaces the HMAC of `provider` by this one.
     pub(super) fn install(mut provider: CryptoProvider) -> CryptoProvider {
         provider.hmac_provider = &Self;
         provider
@@ -176,7 +177,7 @@ impl HmacProvider for Primer {
     }
 }
 
-/// The first hello that a primed machine is told it has answered: the same client random, nothing else of note.
+/// The first hello for a primed machine: the same client random and minimal other fields.
 pub(super) fn first_hello(random: &[u8; 32]) -> [u8; 67] {
     let mut hello = [0; 67];
     let parts: [&[u8]; 5] = [
@@ -195,7 +196,7 @@ pub(super) fn first_hello(random: &[u8; 32]) -> [u8; 67] {
     hello
 }
 
-/// Takes bytes off the front.
+/// Takes bytes off the front of a slice.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

@@ -19,37 +19,37 @@ use crate::{
     transport::sctp::{self, Association, Close, Event},
 };
 
-/// How long a link that the core closed may take to deliver what was handed over.
+/// Most time that a link closed by the core may take to deliver its queued data.
 const LINGER: Duration = Duration::from_secs(5);
-/// Receive window at the most of a link that was accepted: nothing is known of the other end.
+/// Largest receive window of an accepted link, whose peer is unverified.
 const STRANGERS_WINDOW: usize = 2 << 20;
-/// Packets that one link sends before it is another's turn.
+/// Packets that one link sends in a turn.
 const TURN: usize = 53;
 
-/// What a link needs of its endpoint in each call.
+/// The endpoint's state that a link uses in a call.
 pub(super) struct Context<'a> {
     pub(super) now: Instant,
-    /// `now` on the clock of the parts beneath.
+    /// Conversion of `now` to the clock of `dimpl`.
     pub(super) clock: Clock,
     pub(super) route: Route,
     pub(super) caps: &'a Caps,
     pub(super) sctp: &'a sctp::Config,
     pub(super) rng: &'a mut StdRng,
-    /// What all links may hold of messages that are received in part, and of data sent and not acknowledged.
+    /// The budgets of all links for partly received messages, and for data sent and not acknowledged.
     pub(super) memory: &'a mut LinkMemory<Memory>,
     pub(super) out: &'a mut Datagrams,
-    /// Most datagrams that go to the kernel in one call.
+    /// Most datagrams in one system call.
     pub(super) segments: usize,
     pub(super) happenings: &'a mut Vec<Happening>,
 }
 
-/// Something for each of the two directions.
+/// A pair of values, one for each direction.
 pub(super) struct LinkMemory<T> {
     pub(super) receive: T,
     pub(super) send: T,
 }
 
-/// Our clock against the one of the parts beneath: when ours stood at zero.
+/// Conversion between [`Instant`] and the standard library's clock: the time of [`Instant::START`] there.
 #[derive(Clone, Copy)]
 pub(super) struct Clock(pub(super) StdInstant);
 
@@ -69,53 +69,53 @@ impl Context<'_> {
     }
 }
 
-/// What a link tells its endpoint.
+/// An event of a link for its endpoint.
 pub(super) enum Happening {
     Opened,
     Message(Lane, Slots),
     /// The room in the send buffer has changed.
     Room,
-    /// Its keys have protected so much that it is to take no new circuits.
+    /// The keys have reached the count of records at which the link takes no new circuits.
     Retired,
     Ended(Ending),
 }
 
-/// Why a link is over.
+/// Why a link ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// The certificate is not the one dialled.
     WrongFingerprint,
-    /// For another reason.
+    /// Any other reason.
     Closed(LinkClose),
-    /// The core closed it, and all has been delivered or has had its time.
+    /// The core closed the link, and its data was delivered or its time expired.
     Done,
 }
 
-/// Which end this is.
+/// The role of this end.
 pub(super) enum Role {
     /// This node dialled.
     Dialler(Box<Dial>),
-    /// The other end dialled, with this client random.
+    /// The peer dialled, with this client random.
     Listener([u8; 32]),
 }
 
-/// A dial under way, over one address after the other.
+/// A dial in progress, over its addresses in turn.
 pub(super) struct Dial {
     pub(super) target: DialTarget,
-    /// Addresses tried.
+    /// Attempts made so far; the next address follows from it.
     pub(super) next: usize,
     /// Attempts left.
     pub(super) attempts: usize,
-    /// When the dial as a whole has failed.
+    /// Deadline of the whole dial.
     pub(super) until: Instant,
-    /// Somebody answered, and it came to nothing.
+    /// An attempt failed otherwise than by a timeout.
     pub(super) refused: bool,
-    /// Somebody answered with another certificate.
+    /// A peer answered with another certificate.
     pub(super) mistaken: bool,
 }
 
 impl Dial {
-    /// The address whose turn it is, and how many times each has had its turn.
+    /// The next address in turn, and the number of rounds completed over all addresses.
     pub(super) fn next_address(&mut self) -> Option<(SocketAddr, usize)> {
         let addresses = self.target.addresses.len();
         let address = self.target.addresses.get(self.next.checked_rem(addresses)?)?;
@@ -137,25 +137,25 @@ enum Stage {
 pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) role: Role,
-    /// SHA-256 of the certificate this end shows.
+    /// SHA-256 of the certificate of this end.
     pub(super) local_certificate: [u8; 32],
-    /// SHA-256 of the certificate the other end shows; zeros before it has.
+    /// SHA-256 of the peer's certificate; zeros before it arrives.
     pub(super) peer_certificate: [u8; 32],
-    /// How many lanes it has, once it is open.
+    /// Number of lanes, once the link is open.
     pub(super) lanes: u8,
-    /// Whether it waits for [`Self::service`].
+    /// Whether the link is queued for [`Self::service`].
     pub(super) dirty: bool,
-    /// The deadline under which the endpoint has it.
+    /// The deadline that the endpoint has stored for the link.
     pub(super) armed: Option<Instant>,
-    /// Whether the core is going to be told of its room.
+    /// Whether a room event is queued for the core.
     pub(super) room_due: bool,
-    /// Bytes that the core may hand over, as it knows.
+    /// Bytes that the core may send, as last reported.
     pub(super) room: usize,
-    /// Whether it has ever been open.
+    /// Whether the link has ever been open.
     pub(super) opened: bool,
-    /// What it holds.
+    /// Its memory leases.
     pub(super) leases: LinkMemory<Lease>,
-    /// Whether the core has been told to open a second link beside it.
+    /// Whether a retire event was sent to the core, which then opens a second link beside it.
     pub(super) retired: bool,
     stage: Stage,
     dtls: Dtls,
@@ -195,34 +195,35 @@ impl Link {
         }
     }
 
-    /// Whether the core hears of it.
+    /// Whether the link is open to the core.
     pub(super) fn is_open(&self) -> bool {
         self.stage == Stage::Open
     }
 
-    /// Whether the core closed it and it still delivers.
+    /// Whether the core closed the link and it still delivers data.
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.stage, Stage::Closing { .. })
     }
 
-    /// Ends it now, delivered or not.
+    /// Ends the link now, without waiting for delivery.
     pub(super) fn give_up(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Done);
     }
 
-    /// Since when it has made no progress with what it leases memory for, received or sent; none if it leases none.
+    /// Since when the link has made no progress with received or sent data; `None` if it leases no memory for that
+    /// direction.
     pub(super) fn stands_since(&self, received: bool) -> Option<Instant> {
         let lease = if received { &self.leases.receive } else { &self.leases.send };
         let sctp = self.sctp.as_ref().filter(|_| lease.bytes() > 0)?;
         if received { sctp.hole_since() } else { sctp.stuck_since() }
     }
 
-    /// Ends it, since it holds memory that others need.
+    /// Ends the link to free its memory.
     pub(super) fn make_way(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Closed(LinkClose::Overloaded));
     }
 
-    /// Takes a datagram of the other end's, or of someone who pretends to be it.
+    /// Takes a datagram from the peer's address, which may be forged.
     pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &mut [u8]) {
         if self.stage == Stage::Ended {
             return;
@@ -235,7 +236,7 @@ impl Link {
         self.note_retired(context);
     }
 
-    /// Does what has become due.
+    /// Performs the work due now.
     pub(super) fn handle_timeout(&mut self, context: &mut Context<'_>) {
         let now = context.now;
         if !self.dtls.is_connected() {
@@ -263,7 +264,7 @@ impl Link {
         }
     }
 
-    /// Queues a message of the core's.
+    /// Queues a message of the core.
     pub(super) fn send(&mut self, context: &mut Context<'_>, lane: Lane, message: Slots) {
         if let Some(sctp) = &mut self.sctp
             && self.stage == Stage::Open
@@ -274,14 +275,14 @@ impl Link {
         }
     }
 
-    /// The core wants it closed, after what it handed over.
+    /// Closes the link once its queued data is delivered.
     pub(super) fn close(&mut self, now: Instant) {
         if self.stage == Stage::Open {
             self.stage = Stage::Closing { until: now.after(LINGER) };
         }
     }
 
-    /// Sends what SCTP may send now, for one turn; gives whether it may send more.
+    /// Sends SCTP packets for one turn; returns whether it may send more.
     pub(super) fn service(&mut self, context: &mut Context<'_>) -> bool {
         let sent = self.send_packets(context);
         self.note_retired(context);
@@ -298,7 +299,7 @@ impl Link {
         sent >= TURN
     }
 
-    /// Sends an acknowledgement that can't wait for the other datagrams of its batch to be taken.
+    /// Sends an acknowledgement at once, before the other datagrams of the batch are handled.
     fn send_acknowledgement(&mut self, context: &mut Context<'_>) {
         let Some(sctp) = &mut self.sctp else { return };
         let header = self.dtls.header_len();
@@ -314,7 +315,7 @@ impl Link {
         }
     }
 
-    /// Seals packets of SCTP's into the datagrams to be sent, for one turn; gives how many.
+    /// Seals SCTP packets into outgoing datagrams, for one turn; returns their number.
     fn send_packets(&mut self, context: &mut Context<'_>) -> usize {
         let Some(sctp) = &mut self.sctp else { return 0 };
         let (limit, _) = context.memory.send.fit(&mut self.leases.send, sctp.held_for_sending());
@@ -338,7 +339,7 @@ impl Link {
         TURN
     }
 
-    /// When [`Self::handle_timeout`] is wanted.
+    /// The deadline for [`Self::handle_timeout`].
     pub(super) fn deadline(&self, clock: Clock, caps: &Caps) -> Option<Instant> {
         let own = match self.stage {
             Stage::Opening { until } | Stage::Closing { until } => until,
@@ -355,7 +356,7 @@ impl Link {
         self.probed.map_or(silent, |probed| silent.max(probed.after(caps.silence.mul_f32(1.0 / 6.0))))
     }
 
-    /// Says good-bye to the other end and ends.
+    /// Sends ABORT and close_notify, then ends the link.
     fn finish(&mut self, context: &mut Context<'_>, ending: Ending) {
         if self.stage == Stage::Ended {
             return;
@@ -393,7 +394,7 @@ impl Link {
         }
     }
 
-    /// Tells once that the keys have protected so much that the link is to take no new circuits.
+    /// Reports once that the keys have reached the count at which the link takes no new circuits.
     fn note_retired(&mut self, context: &mut Context<'_>) {
         if self.stage == Stage::Open && self.dtls.take_retired() {
             self.retired = true;
@@ -438,7 +439,7 @@ impl Link {
             ending = Some(Ending::WrongFingerprint);
         }
         if let Some(ending) = ending {
-            // Messages that came before the close_notify still count.
+            // Messages received before the close_notify still count.
             self.drain_sctp(context);
             self.end(context, ending);
         }

@@ -1,30 +1,30 @@
-//! The memory that the links of an endpoint share, and who may hold how much of it.
+//! Memory budgets that the links of an endpoint share, with a cap for each source.
 //!
-//! Each link has a reserve of its own. Beyond it links lease from one budget, of which a source (an IPv4 address, an IPv6
-//! /64) gets a sixteenth at the most, and a network (/24, /48) a quarter: no source can shut the others out. When three
-//! quarters of the budget are used up, links make way, the one that has made no progress for longest first.
+//! Each link has a fixed reserve. Beyond it, links lease from one budget. A source (an IPv4 address, an IPv6 /64)
+//! gets at most a sixteenth of the budget, and a network (/24, /48) a quarter, so no source can exclude the others.
+//! When more than three quarters are leased, links are ended, the one without progress for longest first.
 
 use std::{collections::HashMap, net::IpAddr};
 
 use super::sources::Source;
 
-/// Bytes that a link may hold whatever the others do.
+/// Bytes that each link may hold without a lease.
 const RESERVE: usize = 64 << 10;
-/// Bytes leased beyond need that are given back.
+/// Least unused bytes of a lease before they are returned.
 const SURPLUS: usize = 128 << 10;
-/// Bytes leased at once.
+/// Granularity of leases in bytes.
 const STEP: usize = 64 << 10;
 
-/// One budget: of what is received, or of what is sent.
+/// One budget, for received or for sent data.
 pub(super) struct Memory {
     budget: usize,
     leased: usize,
     by_source: HashMap<Source, usize>,
-    /// A link wanted more when memory was short.
+    /// A link requested more while memory was short.
     wanted: bool,
 }
 
-/// What one link leases.
+/// The lease of one link.
 pub(super) struct Lease {
     source: Source,
     network: Source,
@@ -47,9 +47,10 @@ impl Memory {
         Self { budget, leased: 0, by_source: HashMap::new(), wanted: false }
     }
 
-    /// Fits a lease to a link that holds `held` bytes, and gives how many it may hold, and whether it was refused more.
+    /// Adjusts a lease to a link that holds `held` bytes. Returns the bytes that it may hold, and whether it was
+    /// refused more.
     pub(super) fn fit(&mut self, lease: &mut Lease, held: usize) -> (usize, bool) {
-        // Half a step ahead, so that a packet seldom waits for the next.
+        // Half a step ahead, so that a packet seldom waits for a further step.
         let wanted = held.saturating_add(STEP / 2).saturating_sub(RESERVE).next_multiple_of(STEP);
         while lease.bytes < wanted && self.grant(lease) {}
         if lease.bytes >= wanted.saturating_add(SURPLUS) {
@@ -68,7 +69,7 @@ impl Memory {
         self.leased > self.budget.saturating_sub(self.budget / 4)
     }
 
-    /// Whether a link has wanted more since the last call while memory was short.
+    /// Whether a link has requested more since the last call while memory was short.
     pub(super) const fn take_wanted(&mut self) -> bool {
         core::mem::replace(&mut self.wanted, false)
     }

@@ -1,12 +1,13 @@
 //! DTLS 1.2 records after the handshake (RFC 6347 §4.1): counter nonces, sealed and opened in the caller's buffer.
 //!
-//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is no
-//! renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV and the
-//! 64-bit record number (epoch and sequence number, RFC 5288 §3); that of ChaCha20-Poly1305 is the IV xor the record
-//! number (RFC 7905 §2). Neither can repeat. [`tap`] takes keys, IVs and numbers from `dimpl`.
+//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is
+//! no renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV
+//! and the 64-bit record number (epoch and sequence number, RFC 5288 §3). That of ChaCha20-Poly1305 is the IV xor the
+//! record number (RFC 7905 §2). Neither can repeat. [`tap`] extracts keys, IVs and numbers from `dimpl`.
 //!
-//! Owns the keys, the next sequence number, the replay window and the counts of [`KeyLimits`]. Driven by `Dtls`. Governed
-//! by `proto/01-transport.md` §4; the threats are forged and replayed datagrams, and a peer's malformed records.
+//! Owns the keys, the next sequence number, the replay window and the counts of [`KeyLimits`]. Driven by `Dtls`.
+//! Governed by `proto/01-transport.md` §4. The threats are forged and replayed datagrams, and malformed records of a
+//! peer.
 
 pub(super) mod tap;
 #[cfg(test)]
@@ -24,14 +25,14 @@ use window::ReplayWindow;
 const HEADER: usize = 13;
 /// Bytes of the explicit nonce of AES-GCM (RFC 5288 §3).
 const EXPLICIT_NONCE: usize = 8;
-/// Bytes of the authentication tag, of either suite.
+/// Bytes of the authentication tag of both suites.
 const TAG: usize = 16;
 /// Most bytes that a record adds to its plaintext: those of AES-GCM.
 pub const OVERHEAD: usize = HEADER + EXPLICIT_NONCE + TAG;
 
 /// Most bytes of plaintext in a record (RFC 5246 §6.2.1).
 const LARGEST: usize = 1 << 14;
-/// Records read of one datagram; further ones are dropped as if lost. Stock peers send one.
+/// Most records read from one datagram; further ones are dropped as if lost. Stock peers send one.
 const RECORDS: usize = 16;
 
 const ALERT: u8 = 21;
@@ -44,13 +45,13 @@ const VERSION: [u8; 2] = [0xfe, 0xfd];
 /// Epoch 1 in a record number; the sequence number is in the lower 48 bits.
 const EPOCH: u64 = 1 << 48;
 
-/// AES-GCM sequence numbers that this layer may use. `tap` refuses to have `dimpl` seal with a nonce among them.
+/// AES-GCM sequence numbers that this layer may use. `tap` rejects explicit nonces of `dimpl` among them.
 const GCM_NUMBERS: u64 = 1 << 32;
 /// Sequence numbers of an epoch (RFC 6347 §4.1).
 const NUMBERS: u64 = 1 << 48;
-/// Sequence numbers kept for alerts when the others are used up.
+/// Sequence numbers reserved for alerts when the others are used up.
 const RESERVED: u64 = 16;
-/// A longer record counts against [`KeyLimits`] as several, one for each so many bytes: 87 AES blocks.
+/// A longer record counts against [`KeyLimits`] as several, one for each of these many bytes: 87 AES blocks.
 const COUNTED: usize = 1_392;
 
 /// A cipher suite of links. The key exchange is ECDHE, the signature ECDSA.
@@ -88,7 +89,7 @@ impl CipherSuite {
     }
 }
 
-/// Counts of records at which a link's keys may protect no more. `proto/01-transport.md` §4 derives the defaults.
+/// Counts of records that limit a link's keys. `proto/01-transport.md` §4 derives the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyLimits {
     /// AES-128-GCM records sealed, or opened, with one key after which the link takes no new circuits. Default 2²⁸.
@@ -100,7 +101,7 @@ pub struct KeyLimits {
 }
 
 impl KeyLimits {
-    /// Whether a link can retire before it ends, and neither at once.
+    /// Whether a link can retire before it ends, and neither limit applies at once.
     pub(super) fn is_sound(&self) -> bool {
         let usable = self.end.min(GCM_NUMBERS).saturating_sub(RESERVED);
         (1..=usable).contains(&self.retire) && self.forged > 1
@@ -113,7 +114,7 @@ impl Default for KeyLimits {
     }
 }
 
-/// Why no record can be sealed, or none more opened.
+/// Why a record can't be sealed, or no more can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A count of [`KeyLimits`] is reached, or the sequence numbers are used up.
@@ -130,12 +131,12 @@ pub enum RecordError {
     Aead,
 }
 
-/// What a record held.
+/// Content of an opened record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Application data: where in the datagram its plaintext lies. Never empty.
+    /// Application data: the position of its plaintext in the datagram. Never empty.
     Data(Range<usize>),
-    /// The peer's Finished again, under a new sequence number: it lacks the last flight.
+    /// The peer's Finished again, under a new sequence number: the peer lacks our last flight.
     Finished,
     /// The close_notify alert.
     CloseNotify,
@@ -146,12 +147,12 @@ pub enum Opened {
 /// Key and IV of one direction.
 pub struct DirectionKey {
     key: Zeroizing<Vec<u8>>,
-    /// The fixed IV; zeros behind the 4 bytes of AES-GCM, so that either nonce is this xor the record number.
+    /// The fixed IV. Zeros follow the 4 bytes of AES-GCM, so for both suites the nonce is this xor the record number.
     iv: Zeroizing<[u8; 12]>,
 }
 
 impl DirectionKey {
-    /// From key and fixed IV as the key block has them (RFC 5246 §6.3); `None` if either has another length than `suite` wants.
+    /// Takes key and fixed IV as in the key block (RFC 5246 §6.3); `None` if either length doesn't fit `suite`.
     #[must_use]
     pub fn new(suite: CipherSuite, key: &[u8], iv: &[u8]) -> Option<Self> {
         let mut padded = Zeroizing::new([0; 12]);
@@ -203,8 +204,8 @@ pub struct Records {
 }
 
 impl Records {
-    /// The record layer of an association that has sealed no record in epoch 1 and opened none. `None` if the cryptographic
-    /// library refuses the keys.
+    /// The record layer of an association that has sealed and opened no record in epoch 1. `None` if the
+    /// cryptographic library rejects the keys.
     #[must_use]
     pub fn new(suite: CipherSuite, write: &DirectionKey, read: &DirectionKey, limits: KeyLimits) -> Option<Self> {
         Some(Self {
@@ -225,14 +226,14 @@ impl Records {
         })
     }
 
-    /// Bytes that must stand free in the buffer before the plaintext.
+    /// Bytes that must be free in the buffer before the plaintext.
     #[must_use]
     pub const fn header_len(&self) -> usize {
         HEADER.saturating_add(self.suite.explicit_nonce())
     }
 
-    /// Seals a record of application data in place: `buffer[header_len..][..length]` is the plaintext, and at least 16 bytes
-    /// follow it. Gives the record's length, from the start of the buffer.
+    /// Seals a record of application data in place: `buffer[header_len..][..length]` is the plaintext, and at least
+    /// 16 bytes follow it. Returns the record's length, from the start of the buffer.
     ///
     /// # Errors
     /// [`RecordError`]; after [`RecordError::KeyLimit`] and [`RecordError::Closed`] no later call succeeds.
@@ -246,10 +247,10 @@ impl Records {
         self.seal_as(DATA, buffer, length)
     }
 
-    /// Writes a close_notify alert to the start of `buffer` and gives its length. No record can be sealed after it.
+    /// Writes a close_notify alert to the start of `buffer` and returns its length. No record can be sealed after it.
     ///
     /// # Errors
-    /// [`RecordError`]; [`RecordError::Closed`] if it has been sent.
+    /// [`RecordError`]; [`RecordError::Closed`] if close_notify has been sent.
     pub fn close_notify(&mut self, buffer: &mut [u8]) -> Result<usize, RecordError> {
         const WARNING_CLOSE_NOTIFY: [u8; 2] = [1, 0];
         if self.closed {
@@ -275,7 +276,7 @@ impl Records {
         let (explicit_nonce, rest) = rest.split_at_mut_checked(explicit).ok_or(too_long)?;
         let (plaintext, rest) = rest.split_at_mut_checked(length).ok_or(too_long)?;
         let tag_field = rest.first_chunk_mut::<TAG>().ok_or(too_long)?;
-        // Before it is used, so that no failure can have it used twice.
+        // Incremented before use, so that no failure can lead to a second use.
         self.next = self.next.saturating_add(1);
         self.sealed = self.sealed.saturating_add(counted(length));
         #[cfg(test)]
@@ -292,11 +293,12 @@ impl Records {
         Ok(HEADER.saturating_add(body))
     }
 
-    /// Opens the records of a datagram in place and tells `on` what they hold. What is malformed, forged, replayed or of
-    /// another epoch is dropped (RFC 6347 §4.1.2.7), and so is all that follows a close_notify.
+    /// Opens the records of a datagram in place and passes their contents to `on`. Malformed, forged and replayed
+    /// records and those of another epoch are dropped (RFC 6347 §4.1.2.7), and so is everything after a close_notify.
     ///
     /// # Errors
-    /// [`RecordError::KeyLimit`] when too many records were opened or failed; the rest of the datagram is unread.
+    /// [`RecordError::KeyLimit`] when too many records were opened or failed. The rest of the datagram is then
+    /// unread.
     pub fn open(&mut self, datagram: &mut [u8], mut on: impl FnMut(Opened)) -> Result<(), RecordError> {
         let mut at: usize = 0;
         for _ in 0..RECORDS {
@@ -317,7 +319,7 @@ impl Records {
                     (ALERT, [_, 0]) => Opened::CloseNotify,
                     (ALERT, [2, description]) => Opened::Fatal(*description),
                     (HANDSHAKE, [FINISHED, ..]) => Opened::Finished,
-                    // Empty data, warnings and requests to renegotiate.
+                    // Empty data, warnings and renegotiation requests.
                     _ => continue,
                 };
                 self.closed_by_peer |= opened == Opened::CloseNotify;
@@ -327,7 +329,7 @@ impl Records {
         Ok(())
     }
 
-    /// Opens one record; `None` if it isn't one to be read.
+    /// Opens one record; `None` if it must be dropped.
     fn open_record<'b>(
         &mut self,
         content: u8,
@@ -372,14 +374,14 @@ impl Records {
     }
 }
 
-/// What is authenticated besides the plaintext (RFC 6347 §4.1.2.1, RFC 5246 §6.2.3.3).
+/// The additional authenticated data (RFC 6347 §4.1.2.1, RFC 5246 §6.2.3.3).
 const fn additional_data(number: [u8; 8], content: u8, plaintext_len: u16) -> [u8; 13] {
     let [a, b, c, d, e, f, g, h] = number;
     let ([major, minor], [high, low]) = (VERSION, plaintext_len.to_be_bytes());
     [a, b, c, d, e, f, g, h, content, major, minor, high, low]
 }
 
-/// How many records one of this length counts for.
+/// The number of records that one of this length counts as.
 fn counted(length: usize) -> u64 {
     u64::try_from(length.div_ceil(COUNTED).max(1)).unwrap_or(u64::MAX)
 }

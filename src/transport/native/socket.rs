@@ -1,7 +1,7 @@
-//! The UDP sockets of a node, many datagrams to a system call (GSO and GRO by `quinn-udp`).
+//! The UDP sockets of a node, with many datagrams in a system call (GSO and GRO by `quinn-udp`).
 //!
-//! A node that is dialled listens on one port per address family for all its neighbours. It dials from other ports:
-//! when two relays dial each other at once, each association needs an address pair of its own.
+//! A node that accepts links listens on one port per address family for all its neighbours. It dials from other
+//! ports: when two relays dial each other at once, each association needs a separate address pair.
 
 use core::{fmt, net::SocketAddr, task::Poll};
 use std::{
@@ -17,42 +17,42 @@ use tokio::{io::Interest, net::UdpSocket};
 use super::{Batch, Endpoint};
 use crate::base::Instant;
 
-/// Asked of the kernel for each socket and direction. With its usual 212 kB bulk transfers run at a tenth.
+/// Kernel buffer requested for each socket and direction. With the usual 212 kB, bulk transfers run at a tenth.
 const KERNEL_BUFFER: usize = 4 << 20;
-/// Bytes sent before it is time to receive: what the kernel holds for the socket meanwhile must fit its buffer.
+/// Bytes sent before receiving again; meanwhile received datagrams must fit the kernel's buffer.
 const FLUSH: usize = 2 << 20;
-/// Receive buffers, each for one coalesced run of datagrams.
+/// Number of receive buffers, each for one coalesced run of datagrams.
 const BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;
-/// Ports to dial from, for each address family: DTLS 1.2 tells two links to one address apart by our port alone.
+/// Ports to dial from, per address family: only the local port distinguishes two DTLS 1.2 links to one address.
 const DIAL_PORTS: usize = 2;
 
-/// What a socket is for.
+/// The use of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortUse {
-    /// Being dialled.
+    /// Accepts links.
     Listen,
-    /// Dialling.
+    /// Dials.
     Dial,
 }
 
-/// One of a node's sockets, as its [`Endpoint`] knows it.
+/// One of a node's sockets, as described to its [`Endpoint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
     /// Its number.
     pub id: u8,
-    /// What it is for.
+    /// Its use.
     pub purpose: PortUse,
-    /// Whether it speaks IPv6 (and nothing else) or IPv4.
+    /// Whether it carries IPv6 (and nothing else) or IPv4.
     pub ipv6: bool,
 }
 
-/// Which of our sockets, and who at the other end.
+/// A local socket and a remote address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// [`Port::id`].
     pub port: u8,
-    /// The other end.
+    /// The remote address.
     pub remote: SocketAddr,
 }
 
@@ -62,19 +62,19 @@ impl fmt::Debug for Route {
     }
 }
 
-/// Why there are no sockets.
+/// Why no sockets could be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// The address to listen on can't be had; it is the operator's, so it is named.
+    /// The listening address is unavailable. The operator chose it, so the message contains it.
     #[error("can't listen on UDP {address}: {error}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         error: io::Error,
     },
-    /// No socket to dial from.
+    /// No socket to dial from could be opened.
     #[error("can't open a UDP socket: {0}")]
     Dial(#[source] io::Error),
     /// More addresses than there are port numbers.
@@ -96,11 +96,11 @@ struct Socket {
 }
 
 impl Sockets {
-    /// Opens one socket per address to listen on and, if `dial`, two per address family to dial from: a link that replaces a
-    /// retired one takes the second. IPv6 is left out where the machine has none.
+    /// Opens one socket for each listening address and, if `dial`, two for each address family to dial from: a link
+    /// that replaces a retired one uses the second. IPv6 is left out where the machine has none.
     ///
     /// # Errors
-    /// [`SocketError`] if a listening address can't be had, or no socket for dialling can.
+    /// [`SocketError`] if a listening address is unavailable, or no socket for dialling can be opened.
     pub fn bind(listen: &[SocketAddr], dial: bool) -> Result<Self, SocketError> {
         let mut this = Self { sockets: Vec::new(), buffers: vec![0; BUFFERS.saturating_mul(BUFFER_SIZE)] };
         for address in listen {
@@ -132,13 +132,13 @@ impl Sockets {
         self.sockets.iter().map(|socket| socket.port).collect()
     }
 
-    /// How many datagrams one system call can send, for [`Endpoint::set_ports`].
+    /// Most datagrams in one system call, for [`Endpoint::set_ports`].
     #[must_use]
     pub fn segments(&self) -> usize {
         self.sockets.iter().map(|socket| socket.state.max_gso_segments()).min().unwrap_or(1)
     }
 
-    /// The addresses that [`Self::bind`] was to listen on, with the ports the kernel chose.
+    /// The listening addresses of [`Self::bind`], with the ports that the kernel chose.
     #[must_use]
     pub fn listening(&self) -> Vec<SocketAddr> {
         self.sockets
@@ -148,26 +148,26 @@ impl Sockets {
             .collect()
     }
 
-    /// Waits until a datagram can be received. May be dropped and called again.
+    /// Waits until a datagram can be received. Cancel-safe.
     pub async fn readable(&self) {
         poll_fn(|task| {
-            // An error is as good as a datagram: receiving will show it.
+            // An error counts as ready: receiving returns it.
             let ready = self.sockets.iter().filter(|socket| socket.socket.poll_recv_ready(task).is_ready()).count();
             if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    /// Receives what is there, a bounded number from each socket. Gives `take` the datagrams that the kernel joined, with the
-    /// length of each but the last.
+    /// Receives available datagrams, a bounded number from each socket. Passes each run that the kernel joined to
+    /// `take`, with the length of all its datagrams but the last.
     pub fn receive(&mut self, mut take: impl FnMut(Route, &mut [u8], usize)) {
         for socket in &self.sockets {
             socket.receive(&mut self.buffers, &mut take);
         }
     }
 
-    /// Sends what `endpoint` has to send, waiting while the kernel has no room. Gives whether that was all: after
-    /// [`FLUSH`] bytes it is time to receive again.
+    /// Sends the datagrams of `endpoint`, waiting while the kernel has no room. Returns whether all were sent; it
+    /// stops after [`FLUSH`] bytes so that the caller can receive.
     pub async fn flush(&mut self, now: Instant, endpoint: &mut Endpoint) -> bool {
         let mut sent: usize = 0;
         while let Some(batch) = endpoint.poll_datagrams(now) {
@@ -189,7 +189,7 @@ impl Socket {
         if port.ipv6 {
             socket.set_only_v6(true)?;
         }
-        // The kernel caps them silently.
+        // The kernel caps the sizes silently.
         socket.set_recv_buffer_size(KERNEL_BUFFER)?;
         socket.set_send_buffer_size(KERNEL_BUFFER)?;
         if socket.recv_buffer_size()? < KERNEL_BUFFER / 2 {
@@ -213,7 +213,7 @@ impl Socket {
         let received = self
             .socket
             .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas));
-        // Errors are either "nothing there" or an ICMP answer to something sent earlier, which anyone may forge.
+        // An error means either no datagram or an ICMP answer to an earlier datagram, which a third party can forge.
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
             let route = Route { port: self.port.id, remote: meta.addr };
@@ -226,7 +226,8 @@ impl Socket {
         let segment = batch.segment.max(1);
         let most = segment.saturating_mul(self.state.max_gso_segments().max(1));
         for run in batch.bytes.chunks(most) {
-            // Not every card can segment; that shows in the first attempt, whose datagrams then go one by one.
+            // Without segmentation in the network card the first attempt fails; its datagrams are then sent one by
+            // one.
             if !self.send_run(batch.route.remote, run, segment).await && run.len() > segment {
                 for datagram in run.chunks(segment) {
                     self.send_run(batch.route.remote, datagram, segment).await;
@@ -235,7 +236,7 @@ impl Socket {
         }
     }
 
-    /// Sends datagrams in one call, waiting for room. Tells whether the kernel took them.
+    /// Sends datagrams in one call, waiting for room. Returns whether the kernel took them.
     async fn send_run(&self, destination: SocketAddr, contents: &[u8], segment: usize) -> bool {
         let segment_size = (contents.len() > segment).then_some(segment);
         let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: None };
@@ -250,7 +251,7 @@ impl Socket {
                         return false;
                     }
                 }
-                // Unreachable, too big: lost like any datagram may be; the machines above notice.
+                // Unreachable or too big: the datagrams count as lost.
                 Err(_) => return false,
             }
         }

@@ -1,4 +1,4 @@
-//! How many accepted links each source has, so that no one source can use up an endpoint.
+//! Counts of accepted links for each source, so that no one source can use up an endpoint.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -7,17 +7,17 @@ use std::{
 
 use super::Caps;
 
-/// A source, or the network it is in: an address with the rest of its bits cleared, and how many bits were kept.
+/// A source or its network: an address with the other bits cleared, and the number of bits kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Source(Ipv6Addr, u8);
 
 impl Source {
-    /// An IPv4 address, or the /64 of an IPv6 address, which is what one machine is given.
+    /// An IPv4 address, or the /64 of an IPv6 address, the usual prefix of one machine.
     pub(super) fn of(address: IpAddr) -> Self {
         Self::prefix(address, 128, 64)
     }
 
-    /// The IPv4 /24 or the IPv6 /48 around it, which is what one customer easily has.
+    /// The IPv4 /24 or IPv6 /48 around it, a prefix that one customer easily has.
     pub(super) fn network(address: IpAddr) -> Self {
         Self::prefix(address, 120, 48)
     }
@@ -32,7 +32,7 @@ impl Source {
     }
 }
 
-/// How many times what one source may have, all sources of a network together may have.
+/// The cap of a network, as a multiple of a source's cap.
 const NETWORK: usize = 4;
 
 #[derive(Clone, Copy, Default)]
@@ -53,7 +53,7 @@ impl Count {
     }
 }
 
-/// The counts. Holds no entry for a source or network without links, so it never outgrows twice the cap on links.
+/// The counts. A source or network without links has no entry, so the map never exceeds twice the cap on links.
 #[derive(Default)]
 pub(super) struct Sources {
     by_source: HashMap<Source, Count>,
@@ -61,8 +61,9 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Counts one more half-open link from `address`, unless a cap forbids it. `replaced` tells of the link from the
-    /// very same address that would make way, and whether that is half-open: it doesn't count against the new one.
+    /// Counts one more half-open link from `address`, unless a cap is reached. `replaced` is set if the new link
+    /// replaces one from the same address and port, and states whether that one is half-open. The replaced link is
+    /// not counted against the new one.
     pub(super) fn admit(&mut self, caps: &Caps, address: IpAddr, replaced: Option<bool>) -> bool {
         let less = |count: Count| Count {
             links: count.links.saturating_sub(usize::from(replaced.is_some())),
@@ -87,7 +88,7 @@ impl Sources {
         true
     }
 
-    /// A half-open link from `address` has opened.
+    /// Counts a half-open link from `address` as open.
     pub(super) fn opened(&mut self, address: IpAddr) {
         self.all.half_open = self.all.half_open.saturating_sub(1);
         for source in [Source::of(address), Source::network(address)] {
@@ -97,7 +98,7 @@ impl Sources {
         }
     }
 
-    /// A link from `address` is gone.
+    /// Removes a link from `address` from the counts.
     pub(super) fn gone(&mut self, address: IpAddr, half_open: bool) {
         self.all.less(half_open);
         for source in [Source::of(address), Source::network(address)] {
@@ -110,7 +111,7 @@ impl Sources {
         }
     }
 
-    /// Accepted links, and those of them not open yet.
+    /// Accepted links, and those of them that are not open yet.
     pub(super) fn all(&self) -> (usize, usize) {
         (self.all.links, self.all.half_open)
     }

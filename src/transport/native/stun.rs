@@ -1,8 +1,8 @@
-//! STUN binding answers (RFC 8489), enough for the passive side of ICE-lite (RFC 8445 §2.5): a check keyed with our own
-//! password is answered with the address it came from, anything else with silence. Nothing is kept.
+//! STUN binding answers (RFC 8489) for the passive side of ICE-lite (RFC 8445 §2.5), without state.
 //!
-//! The password is published, so an answer proves nothing about the asker and an answer is never larger than the
-//! question (`proto/01-transport.md` §2).
+//! A check keyed with our password is answered with its source address; anything else gets no answer. The password is
+//! published, so a check authenticates no one. An answer is therefore never larger than the request
+//! (`proto/01-transport.md` §2).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,14 +27,14 @@ pub(super) fn is_stun(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| *first < 4) && datagram.get(4..8) == Some(&MAGIC)
 }
 
-/// The answer to a binding request that is keyed with our password; `None` for anything else.
+/// The answer to a binding request keyed with our password; `None` for anything else.
 pub(super) fn answer(ice: &Ice, from: SocketAddr, request: &[u8]) -> Option<Vec<u8>> {
     let transaction = verified_transaction(ice, request)?;
     let answer = success(ice, from, transaction)?;
     (answer.len() <= request.len()).then_some(answer)
 }
 
-/// The transaction identifier of a request whose user name is for us and whose integrity holds.
+/// The transaction identifier of a request with our user name and a valid integrity attribute.
 fn verified_transaction<'a>(ice: &Ice, request: &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::from(u16_at(request, 2)?);
     if !is_stun(request)
@@ -67,7 +67,8 @@ fn verified_transaction<'a>(ice: &Ice, request: &'a [u8]) -> Option<&'a [u8]> {
     request.get(8..HEADER)
 }
 
-/// Checks the integrity attribute at `at`: it covers everything before it, with the length set to end behind it.
+/// Checks the integrity attribute at `at`. It covers everything before it, with the length field set to end behind
+/// it.
 fn verify(ice: &Ice, request: &[u8], at: usize, tag: &[u8]) -> Option<()> {
     let covered = at.checked_sub(HEADER)?.checked_add(INTEGRITY_LENGTH)?;
     let mut mac = Hmac::<Sha1>::new_from_slice(ice.password().as_bytes()).ok()?;
@@ -108,7 +109,7 @@ fn success(ice: &Ice, mapped: SocketAddr, transaction: &[u8]) -> Option<Vec<u8>>
     Some(message)
 }
 
-/// Sets the header's length to what stands behind the header plus `coming` bytes.
+/// Sets the header's length field to the bytes behind the header plus `coming`.
 fn set_length(message: &mut [u8], coming: usize) -> Option<()> {
     let length = u16::try_from(message.len().checked_sub(HEADER)?.checked_add(coming)?).ok()?;
     message.get_mut(2..4)?.copy_from_slice(&length.to_be_bytes());
@@ -158,7 +159,8 @@ mod tests {
         #[test]
         fn no_altered_request_is_answered(at in 0usize..100, bit in 0u8..8) {
             let (ice, mut request) = sample();
-            // What follows the integrity (FINGERPRINT, 8 bytes) is not covered; the length field before it is.
+            // FINGERPRINT (8 bytes) follows the integrity attribute and is not covered; the length field before it
+            // is.
             request[at] ^= 1 << bit;
             prop_assert!(answer(&ice, "192.0.2.1:1".parse().unwrap(), &request).is_none());
         }

@@ -1,4 +1,4 @@
-//! The association: handshake, timers, and what ties the sending and the receiving half together.
+//! An SCTP association: the handshake, timers, and the composition of the sending and receiving halves.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -31,33 +31,33 @@ const BINARY: u32 = 53;
 /// Body of a HEARTBEAT: its one parameter, without a value.
 const EMPTY_HEARTBEAT: [u8; 4] = [0, 1, 0, 4];
 
-/// Longest packet taken: the datagrams of stock peers are no larger.
+/// Longest packet accepted, unless [`Config::packet`] is larger: the datagrams of stock peers are no larger.
 const MAX_PACKET: usize = 1_500;
-/// Streams that stock peers get, and that carry messages: the lanes of `proto/01-transport.md` §5.
+/// Streams of associations with stock peers, all of which carry messages: the lanes of `proto/01-transport.md` §5.
 const STOCK_STREAMS: u16 = 4;
 /// Attempts at each of INIT and COOKIE ECHO.
 const HANDSHAKE_ATTEMPTS: u32 = 8;
-/// A first missing TSN that stays missing ends the association after so long.
+/// Time that the first missing TSN may stay missing before the association ends.
 const HOLE_LIMIT: Duration = Duration::from_secs(30);
-/// The same when memory is short, or ten round trips if those are longer.
+/// The same when memory is short, or ten round trips if that is longer.
 const SHORT_HOLE_LIMIT: Duration = Duration::from_secs(3);
-/// So does a peer that acknowledges nothing new of what is in flight.
+/// Time without an advance of the peer's cumulative TSN, with data in flight, before the association ends.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
-/// A message lasts about this long on a slow path, so that the next one in turn waits no longer.
+/// Target duration of a message on a slow path, which bounds the wait of the next message in turn.
 const MESSAGE_TIME: Duration = Duration::from_millis(2);
 
 /// Why an association ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// The peer closed it, or a stream of it.
+    /// The peer closed the association or one of its streams.
     ByPeer,
-    /// The peer sent what no honest one does.
+    /// The peer sent input that no honest peer sends.
     Broken,
     /// The peer did not answer, or made no progress.
     TimedOut,
 }
 
-/// What an association tells its owner.
+/// An event of an association for its owner.
 #[derive(Debug)]
 pub enum Event {
     /// Messages may be sent, on streams 0 to `streams` − 1.
@@ -72,11 +72,11 @@ pub enum Event {
         /// Its bytes: 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
         bytes: Slots,
     },
-    /// It is over; nothing follows.
+    /// The association ended; no event follows.
     Closed(Close),
 }
 
-/// How far the handshake has come (RFC 9260 §4).
+/// State of the association (RFC 9260 §4).
 enum State {
     /// Waits for the peer's INIT.
     Listening,
@@ -88,10 +88,10 @@ enum State {
     Ended,
 }
 
-/// Single packets of the control kind that wait to be sent; each at most once.
+/// Pending control packets, at most one of each kind.
 #[derive(Default)]
 struct Replies {
-    /// INIT ACK, with what it says of the INIT's unknown parameters.
+    /// INIT ACK, with the report of the INIT's unknown parameters.
     init_ack: Option<Vec<u8>>,
     cookie_ack: bool,
     heartbeat: Option<Vec<u8>>,
@@ -108,27 +108,27 @@ pub struct Association {
     local_tag: u32,
     local_tsn: u32,
     cookie: [u8; 16],
-    /// The clock on which arrivals are told.
+    /// The clock for arrival times sent to the peer.
     clock: Clock,
     peer_tag: u32,
-    /// The peer's first TSN, once it has told it.
+    /// The peer's first TSN, once received.
     peer_tsn: Option<u32>,
-    /// The peer takes packets without a checksum.
+    /// The peer accepts packets without a checksum.
     zero: bool,
     own: Option<OwnPeer>,
-    /// Streams that the peer takes.
+    /// Streams that the peer accepts.
     peer_streams: u16,
     /// Memory is short.
     short: bool,
     send: SendHalf,
     receive: Option<Receiver>,
-    /// When INIT ACK was sent first, which measures the listener's first round trip if it was sent once.
+    /// When INIT ACK was last sent: measures the listener's first round trip if it was sent once.
     init_ack_at: Option<Instant>,
     init_acks: u32,
     replies: Replies,
     /// When an unknown chunk was last reported.
     reported_at: Option<Instant>,
-    /// Streams that the peer has opened in band.
+    /// Streams on which the peer has opened a channel in band.
     in_band: [bool; STOCK_STREAMS as usize],
     events: VecDeque<Event>,
     whole: VecDeque<Message>,
@@ -136,7 +136,7 @@ pub struct Association {
 }
 
 impl Association {
-    /// The end that waits for the other's INIT.
+    /// The end that waits for the peer's INIT.
     pub fn accept(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
         let local_tsn = rng.random();
         let send_config = SendConfig {
@@ -178,7 +178,7 @@ impl Association {
         this
     }
 
-    /// Takes an authenticated packet of the peer's. One that is malformed counts as lost; one that no honest peer sends
+    /// Takes an authenticated packet of the peer. A malformed packet counts as lost; one that no honest peer sends
     /// ends the association.
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
         if matches!(self.state, State::Ended) || packet.len() > MAX_PACKET.max(self.config.packet) {
@@ -195,7 +195,7 @@ impl Association {
             if chunk.wants_report() {
                 self.report(now, &chunk);
             }
-            // RFC 9260 §3.2: what follows such a chunk doesn't count.
+            // RFC 9260 §3.2: the rest of the packet after such a chunk is ignored.
             if chunk.ends_packet() {
                 break;
             }
@@ -221,7 +221,7 @@ impl Association {
         }
     }
 
-    /// Does what has become due.
+    /// Performs the work due now.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.state {
             State::CookieWait(attempts) | State::CookieEchoed(attempts, _) => {
@@ -246,7 +246,7 @@ impl Association {
         }
     }
 
-    /// When [`Self::handle_timeout`] wants to be called, if ever.
+    /// The deadline for [`Self::handle_timeout`], if any.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
@@ -259,7 +259,7 @@ impl Association {
         }
     }
 
-    /// When the association ends unless a hole is filled or something is acknowledged.
+    /// When the association ends unless a hole is filled or data is acknowledged.
     fn limit(&self) -> Option<Instant> {
         let patience = if self.short {
             SHORT_HOLE_LIMIT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_LIMIT)
@@ -271,13 +271,13 @@ impl Association {
         [hole, stall].into_iter().flatten().min()
     }
 
-    /// What the owner must know.
+    /// The next event for the owner.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Writes the next packet that may leave now into `buffer`, which has room for the largest, and gives its length; 0 if
-    /// there is none.
+    /// Writes the next packet that may leave now into `buffer`, which has room for the largest. Returns its length; 0
+    /// if there is none.
     pub fn poll_packet(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         let length = buffer.len().min(self.config.packet);
         let buffer = buffer.get_mut(..length).unwrap_or_default();
@@ -308,7 +308,7 @@ impl Association {
                 attempts.sent(now);
                 let mut writer = Writer::new(buffer, self.peer_tag, false);
                 writer.chunk(packet::COOKIE_ECHO, 0, cookie);
-                // Data may come along, and saves a round trip (RFC 9260 §5.1).
+                // Data in the same packet saves a round trip (RFC 9260 §5.1).
                 self.send.write(now, &mut writer);
                 writer.finish()
             }
@@ -316,11 +316,11 @@ impl Association {
         }
     }
 
-    /// Writes the acknowledgement that has become due to a stock peer, without data, and gives its length; 0 if there is none.
-    /// The owner calls this after each packet.
+    /// Writes an acknowledgement due to a stock peer, without data, and returns its length; 0 if there is none. The
+    /// owner calls this after each packet.
     ///
-    /// For each SACK, `dcSCTP` raises its window by one packet at most and sends four at most. One SACK for a batch of packets
-    /// would therefore bound its rate.
+    /// For each SACK, `dcSCTP` raises its window by at most one packet and sends at most four. One SACK for a batch
+    /// of packets would therefore bound its rate.
     pub fn poll_acknowledgement(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         if self.own.is_some() || !matches!(self.state, State::Established) {
             return 0;
@@ -335,16 +335,16 @@ impl Association {
         writer.finish()
     }
 
-    /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams that [`Event::Open`] told. Nothing happens
-    /// on an association that isn't open.
+    /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams of [`Event::Open`]. Does nothing on an
+    /// association that isn't open.
     pub fn send(&mut self, now: Instant, stream: u16, message: Slots) {
         if self.is_open() {
             self.send.send(now, stream, BINARY, message);
         }
     }
 
-    /// Bytes of messages that it wants now: what may leave at once, and one message, less what waits already. The owner
-    /// hands over no more, so that what it sends next is decided as late as can be.
+    /// Bytes of messages to queue now: the bytes that may leave at once, and one message, less the unsent bytes. The
+    /// owner queues no more, so that the choice of the next message is made as late as possible.
     pub fn room(&mut self, now: Instant) -> usize {
         if !self.is_open() {
             return 0;
@@ -364,13 +364,13 @@ impl Association {
         matches!(self.state, State::CookieEchoed(..) | State::Established)
     }
 
-    /// Whether all that was queued has arrived.
+    /// Whether all queued messages have been acknowledged.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         self.send.is_flushed()
     }
 
-    /// Lets the receive window grow up to `bytes`.
+    /// Sets the largest receive window.
     pub fn set_window_max(&mut self, bytes: usize) {
         self.config.window_max = bytes;
         if let Some(receive) = &mut self.receive {
@@ -378,14 +378,14 @@ impl Association {
         }
     }
 
-    /// Bytes that it holds of messages received in part.
+    /// Bytes held for partly received messages.
     #[must_use]
     pub fn held(&self) -> usize {
         self.receive.as_ref().map_or(0, Receiver::held)
     }
 
-    /// Bounds what it may hold of messages received in part; data beyond it counts as lost. `short`: memory is short, so
-    /// the window is no larger than that either, and a missing packet ends the association sooner.
+    /// Bounds the bytes held for partly received messages; data beyond it counts as lost. With `short` (memory is
+    /// short) the window is bounded too, and a missing packet ends the association sooner.
     pub fn set_receive_limit(&mut self, bytes: usize, short: bool) {
         self.short = short;
         if let Some(receive) = &mut self.receive {
@@ -393,30 +393,30 @@ impl Association {
         }
     }
 
-    /// Bytes that it holds of messages queued, or sent and not acknowledged.
+    /// Bytes held for messages queued, or sent and not acknowledged.
     #[must_use]
     pub fn held_for_sending(&self) -> usize {
         self.send.held()
     }
 
-    /// Bounds what may be sent and not acknowledged.
+    /// Bounds the bytes sent and not acknowledged.
     pub fn set_send_limit(&mut self, bytes: usize) {
         self.send.set_limit(bytes);
     }
 
-    /// Since when the first missing TSN has been missing, if one is.
+    /// Since when the first missing TSN has been missing; `None` without a hole.
     #[must_use]
     pub fn hole_since(&self) -> Option<Instant> {
         self.receive.as_ref().and_then(Receiver::hole_since)
     }
 
-    /// Since when the peer has acknowledged nothing more in sequence, if anything is in flight.
+    /// When the peer's cumulative TSN last advanced; `None` if nothing is in flight.
     #[must_use]
     pub fn stuck_since(&self) -> Option<Instant> {
         self.send.stuck_since()
     }
 
-    /// Asks the peer for a sign of life, with the next packets.
+    /// Sends a HEARTBEAT with the next packets, as a keep-alive.
     pub fn probe(&mut self) {
         self.replies.probe = matches!(self.state, State::Established);
     }
@@ -429,7 +429,7 @@ impl Association {
         }
     }
 
-    /// How sending goes.
+    /// The statistics of the sending half.
     #[must_use]
     pub fn statistics(&self) -> SendStatistics {
         self.send.statistics()
@@ -447,16 +447,16 @@ impl Association {
         if core::mem::take(&mut self.replies.cookie_ack) {
             writer.chunk(packet::COOKIE_ACK, 0, &[]);
         }
-        // One that is longer than a packet of ours can't be answered.
+        // A HEARTBEAT longer than the largest packet of this end can't be answered.
         if let Some(info) = self.replies.heartbeat.take()
             && info.len().saturating_add(CHUNK_HEADER).next_multiple_of(4) <= writer.room()
         {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
-        // Beside a long heartbeat there may be no room for these: then they have the next packet.
+        // A long heartbeat may leave no room for the following chunks; they go into the next packet.
         if let Some(chunk) = self.replies.error.take() {
             if writer.unrecognized_chunk(&chunk) {
-                // A SACK beside it might lack blocks, which the peer would take for losses.
+                // A SACK beside it might lack blocks, which the peer would count as losses.
                 return writer.finish();
             }
             self.replies.error = Some(chunk);

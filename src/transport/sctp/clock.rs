@@ -1,4 +1,4 @@
-//! The clock on which the ends of an association tell each other when data arrived.
+//! The clock for data arrival times that the ends of an association send each other.
 
 use core::time::Duration;
 
@@ -6,46 +6,46 @@ use rand::{CryptoRng, RngExt as _};
 
 use crate::base::Instant;
 
-/// One unit of the clock that arrivals are told on.
+/// One unit of an arrival time.
 const TICK: Duration = Duration::from_micros(100);
-/// Nominal rate of that clock, and the largest deviation.
+/// Nominal rate of the clock, and its largest deviation.
 const RATE: u32 = 1_000_000;
 const DEVIATION: u32 = 100;
 
-/// The clock on which this end tells when data arrived. Start and rate are random for each association: the drift of a
-/// computer's clock would tell its associations from those of others, and the start those of one computer from each other.
+/// The clock of this end's arrival times. Its start and rate are random for each association, so that a peer can't
+/// attribute associations to one computer by the drift and start of its clock.
 #[derive(Clone, Copy)]
 pub(super) struct Clock {
     /// In nanoseconds.
     start: u64,
-    /// In millionths of the computer's.
+    /// In millionths of the computer's clock rate.
     rate: u32,
 }
 
 impl Clock {
-    /// The clock of this computer, which nobody is told.
+    /// The clock of this computer, which is never sent.
     pub(super) const OWN: Self = Self { start: 0, rate: RATE };
 
-    /// A clock of its own.
+    /// A clock with random start and rate.
     pub(super) fn new(rng: &mut impl CryptoRng) -> Self {
         Self { start: rng.random(), rate: rng.random_range(RATE - DEVIATION..=RATE + DEVIATION) }
     }
 
-    /// What it shows at `at`.
+    /// The time `at` on this clock.
     pub(super) fn tick(self, at: Instant) -> Tick {
         let nanos = u128::from(at.as_nanos()).saturating_mul(self.rate.into()).checked_div(RATE.into());
         let ticks = nanos.unwrap_or_default().saturating_add(self.start.into()).checked_div(TICK.as_nanos());
         Tick(u32::try_from(ticks.unwrap_or_default() & u128::from(u32::MAX)).unwrap_or_default())
     }
 
-    /// One that keeps the computer's time.
+    /// A clock with the computer's rate.
     #[cfg(test)]
     pub(super) const fn from_start(start: u64) -> Self {
         Self { start, rate: RATE }
     }
 }
 
-/// A point in time on the clock that arrivals are told on: units of 100 µs, modulo 2³².
+/// An arrival time: units of 100 µs, modulo 2³².
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tick(pub(super) u32);
 
@@ -56,7 +56,7 @@ impl Tick {
     }
 }
 
-/// So many units; zero for fewer than none.
+/// The duration of `ticks` units; zero for a negative number.
 pub(super) fn time(ticks: i32) -> Duration {
     TICK.saturating_mul(u32::try_from(ticks).unwrap_or_default())
 }

@@ -1,8 +1,8 @@
-//! Congestion control of an association: how many bytes may be in flight, and how fast they may leave.
+//! Congestion control of an association: the bytes that may be in flight, and their sending rate.
 //!
-//! A [`Controller`] is told of each packet sent and of each acknowledgement, and answers with a congestion window and a
-//! pacing rate. It sees bytes and times only: loss detection, retransmission and delivery-rate samples
-//! (draft-ietf-ccwg-bbr §4.1) are the sender's. All counters are 64-bit byte counts since the association began.
+//! A [`Controller`] takes each packet sent and each acknowledgement, and returns a congestion window and a pacing
+//! rate. It sees bytes and times only: loss detection, retransmission and delivery-rate samples (draft-ietf-ccwg-bbr
+//! §4.1) belong to the sender. All counters are 64-bit byte counts since the association began.
 
 use core::time::Duration;
 
@@ -14,57 +14,57 @@ mod cubic;
 pub use bbr::Bbr;
 pub use cubic::Cubic;
 
-/// Sizes that a controller computes with.
+/// Sizes in a controller's computations.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Largest packet's payload that counts against the window, in bytes: the unit of the window.
     pub segment: u64,
     /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
     pub short_path_window: u64,
-    /// Round trip below which nothing is paced: timers are coarser than the path.
+    /// Round trip below which packets are not paced: timers are coarser than the path.
     pub short_path: Duration,
     /// Upper bound of the congestion window, in bytes.
     pub max_window: u64,
 }
 
-/// One packet of data leaves.
+/// A packet of data that leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    /// When.
+    /// Its time of departure.
     pub now: Instant,
     /// Its payload in bytes.
     pub bytes: u64,
     /// Bytes in flight before it.
     pub prior_in_flight: u64,
-    /// It carries data sent before.
+    /// Whether it carries data sent before.
     pub retransmission: bool,
 }
 
-/// What one acknowledgement says, after loss detection has run on it.
+/// The content of one acknowledgement, after loss detection.
 #[derive(Clone, Copy, Debug)]
 pub struct Ack {
-    /// When it arrived.
+    /// Its time of arrival.
     pub now: Instant,
     /// Bytes that it newly acknowledges.
     pub acked: u64,
-    /// Bytes that it makes count as lost.
+    /// Bytes that count as lost because of it.
     pub lost: u64,
     /// Bytes in flight before it.
     pub prior_in_flight: u64,
     /// Bytes in flight after it.
     pub in_flight: u64,
-    /// All bytes delivered so far, these included.
+    /// Bytes delivered so far, including these.
     pub delivered: u64,
-    /// All bytes that have counted as lost so far.
+    /// Bytes counted as lost so far.
     pub total_lost: u64,
-    /// Round trip of the most recently sent packet that it acknowledges; none if that packet was retransmitted or
-    /// lone without an immediate acknowledgement asked for (its acknowledgement may have been delayed).
+    /// Round trip of the most recently sent packet that it acknowledges. `None` if that packet was retransmitted, or
+    /// if it acknowledges only data that wrongly counted as lost.
     pub rtt: Option<Duration>,
-    /// How much longer than the quickest the newest data was on its way to the peer, by the peer's clock; none if it didn't tell.
+    /// Delay of the newest data on the forward path beyond the smallest, by the peer's clock; `None` if not reported.
     pub queued: Option<Duration>,
-    /// Delivery rate of that packet; none if nothing new is acknowledged.
+    /// Delivery rate of that packet; `None` if nothing new is acknowledged.
     pub rate: Option<RateSample>,
-    /// The sender has more to send than the window lets it, or had since that packet left.
+    /// Before this acknowledgement the window was nearly full, or unsent or lost data was pending.
     pub window_limited: bool,
 }
 
@@ -73,62 +73,62 @@ pub struct Ack {
 pub struct RateSample {
     /// Bytes delivered when the packet left.
     pub prior_delivered: u64,
-    /// Bytes that had counted as lost when it left.
+    /// Bytes counted as lost when it left.
     pub prior_lost: u64,
     /// Bytes in flight when it left, itself included.
     pub tx_in_flight: u64,
-    /// Bytes delivered from its leaving to now.
+    /// Bytes delivered since it left.
     pub delivered: u64,
-    /// The longest of the intervals over which those were sent, arrived as far as the peer tells, and were acknowledged.
+    /// The longest of the intervals in which those bytes were sent, received (if reported) and acknowledged.
     pub interval: Duration,
     /// The sender lacked data, receive window or memory when it left.
     pub app_limited: bool,
 }
 
-/// A packet counts as lost.
+/// A packet that counts as lost.
 #[derive(Clone, Copy, Debug)]
 pub struct Lost {
-    /// When it was found.
+    /// When the loss was detected.
     pub now: Instant,
     /// Its payload in bytes.
     pub bytes: u64,
-    /// When it had been sent.
+    /// When it was sent.
     pub sent_at: Instant,
     /// Bytes delivered when it left.
     pub prior_delivered: u64,
     /// Bytes in flight when it left, itself included.
     pub tx_in_flight: u64,
-    /// Bytes that had counted as lost when it left.
+    /// Bytes counted as lost when it left.
     pub prior_lost: u64,
-    /// All bytes that have counted as lost so far, this packet's included.
+    /// Bytes counted as lost so far, including this packet's.
     pub total_lost: u64,
 }
 
-/// A congestion controller. Calls come in this order for an acknowledgement: [`Self::on_lost`] for each packet that it
-/// makes count as lost, then [`Self::on_ack`].
+/// A congestion controller. The calls for an acknowledgement have this order: [`Self::on_lost`] for each packet that
+/// counts as lost because of it, then [`Self::on_ack`].
 pub trait Controller {
     /// A packet leaves.
     fn on_sent(&mut self, sent: &Sent);
     /// A packet counts as lost.
     fn on_lost(&mut self, lost: &Lost);
-    /// An acknowledgement has been taken in whole.
+    /// An acknowledgement has been handled completely.
     fn on_ack(&mut self, ack: &Ack);
-    /// So many bytes that had counted as lost were not: a copy of before was acknowledged. Undoes a cut once the losses
-    /// that stand would not have caused it.
+    /// Takes `bytes` that wrongly counted as lost: an earlier copy was acknowledged. Undoes a cut once the remaining
+    /// losses would not have caused it.
     fn on_spurious(&mut self, now: Instant, bytes: u64);
-    /// A second retransmission time-out in a row: the path's model is worthless.
+    /// The second consecutive retransmission timeout: the model of the path is invalid.
     fn on_time_out(&mut self, now: Instant);
-    /// The sender goes on after it had nothing in flight since `since`.
+    /// Sending resumes after nothing was in flight since `since`.
     fn on_idle_end(&mut self, now: Instant, since: Instant);
-    /// Bytes that may be in flight.
+    /// Most bytes that may be in flight.
     fn window(&self) -> u64;
-    /// Bytes a second at which packets may leave; none to send as the window allows.
+    /// Pacing rate in bytes a second; `None` to send as the window allows.
     fn pacing_rate(&self) -> Option<u64>;
-    /// The state's name, for logs.
+    /// Name of the state, for logs.
     fn state(&self) -> &'static str;
 }
 
-/// Which controller an association uses.
+/// The controller of an association.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
     /// BBR, version 3 (draft-ietf-ccwg-bbr).
@@ -138,7 +138,7 @@ pub enum Algorithm {
     Cubic,
 }
 
-/// The controller of an association, dispatched by enum.
+/// A controller, dispatched by enum.
 #[expect(clippy::large_enum_variant, reason = "the default is the larger one, and an association has one")]
 pub(super) enum Control {
     /// BBR.
@@ -148,8 +148,8 @@ pub(super) enum Control {
 }
 
 impl Control {
-    /// A controller of kind `algorithm`. `seed` determines its random choices (BBR's probe intervals); two associations
-    /// need different seeds, or they probe at the same time.
+    /// A controller of kind `algorithm`. `seed` determines its random choices (BBR's probe intervals). Two
+    /// associations need different seeds, or they probe at the same time.
     #[must_use]
     pub(super) fn new(algorithm: Algorithm, limits: Limits, now: Instant, seed: u64) -> Self {
         match algorithm {
@@ -159,7 +159,7 @@ impl Control {
     }
 }
 
-/// Calls a method of whichever controller is in use.
+/// Calls a method of the controller in use.
 macro_rules! dispatch {
     ($control:expr, $controller:ident => $call:expr) => {
         match $control {
@@ -210,11 +210,11 @@ impl Controller for Control {
 /// Segments in the first flight (RFC 6928).
 const INITIAL_SEGMENTS: u64 = 10;
 
-/// Fewest segments that a window holds: enough to keep delayed acknowledgements coming.
+/// Least segments in a window: enough for a steady flow of delayed acknowledgements.
 const MIN_SEGMENTS: u64 = 4;
 
 impl Limits {
-    /// Window before anything is known of the path, in bytes.
+    /// Window before the first measurement of the path, in bytes.
     fn initial_window(&self) -> u64 {
         self.segment.saturating_mul(INITIAL_SEGMENTS).min(self.max_window)
     }

@@ -1,25 +1,26 @@
 //! Pacing: a token bucket that spreads packets over time at the controller's rate.
 //!
-//! Packets leave in bursts of a quantum, which is what one system call carries; finer spacing would cost a timer each.
+//! Packets leave in bursts of a quantum, the size of one system call. Finer spacing would cost a timer for each
+//! packet.
 
 use core::time::Duration;
 
 use crate::base::Instant;
 
-/// A burst lasts about this long at the pacing rate.
+/// Duration of a burst at the pacing rate.
 const QUANTUM: Duration = Duration::from_millis(1);
-/// Tokens kept for a timer that fires late.
+/// Tokens kept for late timers, as time at the pacing rate.
 const DEPTH: Duration = Duration::from_millis(4);
 /// Largest burst in bytes: one GSO call.
 const MAX_QUANTUM: u64 = 53 * 1_200;
 
-/// Tokens are bytes of payload.
+/// The token bucket. Tokens are bytes of payload.
 pub(super) struct Pacer {
     tokens: i64,
     refilled: Instant,
     /// Smallest burst.
     segment: u64,
-    /// Largest burst, whatever the rate: to a browser, less than its socket holds.
+    /// Largest burst at any rate: for a browser, less than its socket buffer.
     max_burst: u64,
 }
 
@@ -34,7 +35,7 @@ impl Pacer {
         quantum.min(self.max_burst)
     }
 
-    /// Whether a packet may leave at `now`; if not, when the next burst may.
+    /// Whether a packet may leave at `now`; if not, the time of the next burst.
     pub(super) fn poll(&mut self, now: Instant, rate: u64) -> Result<(), Instant> {
         let quantum = self.quantum(rate);
         let depth = in_time(rate, DEPTH).max(quantum.saturating_mul(2)).min(self.max_burst);
@@ -59,7 +60,7 @@ impl Pacer {
         u64::try_from(self.tokens).unwrap_or(0)
     }
 
-    /// A packet left.
+    /// Subtracts a packet that left.
     pub(super) fn spend(&mut self, bytes: u64) {
         self.tokens = self.tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
@@ -75,7 +76,7 @@ fn in_time(rate: u64, time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// Bytes that leave in a second at `rate`, when timers fire up to `late` late.
+    /// Bytes that leave in a second at `rate`, with timers that fire `late` late.
     fn sent(rate: u64, late: Duration) -> u64 {
         let mut pacer = Pacer::new(Instant::START, 1_164, u64::MAX);
         let (mut now, mut bytes) = (Instant::START, 0);

@@ -1,6 +1,6 @@
-//! SCTP packets: bytes to chunks and back (RFC 9260 §3).
+//! SCTP packets: encoding and decoding of chunks (RFC 9260 §3).
 //!
-//! Reading borrows from the packet and allocates nothing. Writing goes into the caller's buffer.
+//! Decoding borrows from the packet and allocates nothing. Encoding writes into the caller's buffer.
 
 use super::{Broken, clock::Tick};
 
@@ -14,7 +14,7 @@ pub(super) const HEADER: usize = 12;
 pub(super) const DATA_HEADER: usize = 16;
 /// Bytes of a SACK chunk before its gap blocks.
 pub(super) const SACK_HEADER: usize = 16;
-/// The port of both ends (RFC 8831 §6.2 lets any be used; WebRTC's stacks use this one).
+/// The port of both ends (RFC 8831 §6.2 allows any; WebRTC stacks use this one).
 const PORT: u16 = 5000;
 /// Bytes of a chunk before its body.
 pub(super) const CHUNK_HEADER: usize = 4;
@@ -36,7 +36,8 @@ pub(super) const I_DATA: u8 = 64;
 pub(super) const RE_CONFIG: u8 = 130;
 pub(super) const FORWARD_TSN: u8 = 192;
 pub(super) const I_FORWARD_TSN: u8 = 194;
-/// Between nodes of ours: when a TSN arrived. Others skip it in silence, as its highest bits say (RFC 9260 §3.2).
+/// Arrival time of a TSN, between our nodes. Others skip it without a report, as its highest bits require (RFC 9260
+/// §3.2).
 pub(super) const ARRIVAL: u8 = 0x9f;
 /// Bytes of an ARRIVAL chunk.
 pub(super) const ARRIVAL_LEN: usize = 12;
@@ -45,7 +46,7 @@ pub(super) const ARRIVAL_LEN: usize = 12;
 pub(super) const END: u8 = 1;
 pub(super) const BEGIN: u8 = 2;
 const UNORDERED: u8 = 4;
-/// Asks for an acknowledgement at once (RFC 7053).
+/// Requests an immediate acknowledgement (RFC 7053).
 pub(super) const IMMEDIATE: u8 = 8;
 
 /// Error causes of ERROR (RFC 9260 §3.3.10).
@@ -53,14 +54,14 @@ const UNRECOGNIZED_CHUNK: u16 = 6;
 /// Bytes of an error cause, or of a parameter, before its value.
 const PARAMETER_HEADER: usize = 4;
 
-/// CRC32c of a packet whose checksum field counts as zero.
+/// CRC32c of a packet, with the checksum field taken as zero.
 fn checksum(packet: &[u8]) -> Option<u32> {
     let (before, rest) = packet.split_at_checked(8)?;
     let (_, after) = rest.split_at_checked(4)?;
     Some(crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]), after))
 }
 
-/// A packet whose header has been read and whose checksum holds.
+/// A packet with a parsed header and a valid checksum.
 pub(super) struct Packet<'a> {
     /// Verification tag.
     pub(super) tag: u32,
@@ -68,14 +69,14 @@ pub(super) struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Reads the header. `zero`: the receiver announced that it takes packets without a checksum.
+    /// Parses the header. `zero`: this end announced that it accepts packets without a checksum.
     pub(super) fn parse(packet: &'a [u8], zero: bool) -> Option<Self> {
         let [p0, p1, q0, q1, t0, t1, t2, t3, c0, c1, c2, c3, chunks @ ..] = packet else { return None };
         if u16::from_be_bytes([*p0, *p1]) != PORT || u16::from_be_bytes([*q0, *q1]) != PORT {
             return None;
         }
         let sum = u32::from_le_bytes([*c0, *c1, *c2, *c3]);
-        // RFC 9653 §5.2: a packet with INIT or COOKIE ECHO first has a checksum always.
+        // RFC 9653 §5.2: a packet with INIT or COOKIE ECHO first always has a checksum.
         let may_lack = zero && !matches!(chunks.first(), Some(&INIT | &COOKIE_ECHO));
         if !(sum == 0 && may_lack) && checksum(packet) != Some(sum) {
             return None;
@@ -83,7 +84,7 @@ impl<'a> Packet<'a> {
         Some(Self { tag: u32::from_be_bytes([*t0, *t1, *t2, *t3]), chunks })
     }
 
-    /// Its chunks; `None` where one is malformed, and nothing after it.
+    /// Its chunks. A malformed chunk gives `None` and ends the iteration.
     pub(super) const fn chunks(&self) -> Chunks<'a> {
         Chunks { rest: self.chunks }
     }
@@ -94,17 +95,18 @@ pub(super) struct Chunk<'a> {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) body: &'a [u8],
-    /// No other chunk follows it.
+    /// No chunk follows it.
     pub(super) last: bool,
 }
 
 impl Chunk<'_> {
-    /// Unknown, and its highest bit says that the rest of the packet is to be passed over (RFC 9260 §3.2).
+    /// Whether the chunk is unknown and its highest bit requires that the rest of the packet is ignored (RFC 9260
+    /// §3.2).
     pub(super) const fn ends_packet(&self) -> bool {
         self.kind & 0x80 == 0 && self.is_unknown()
     }
 
-    /// Unknown, and its second highest bit asks for an ERROR.
+    /// Whether the chunk is unknown and its second highest bit requests an ERROR.
     pub(super) const fn wants_report(&self) -> bool {
         self.kind & 0x40 != 0 && self.is_unknown()
     }
@@ -113,7 +115,7 @@ impl Chunk<'_> {
         !matches!(self.kind, DATA..=COOKIE_ACK | SHUTDOWN_COMPLETE | I_DATA | RE_CONFIG | FORWARD_TSN | I_FORWARD_TSN)
     }
 
-    /// The chunk as it stood in the packet, without padding, and no more of it than `most` bytes.
+    /// The chunk as in the packet, without padding, truncated to `most` bytes.
     pub(super) fn to_bytes(&self, most: usize) -> Vec<u8> {
         let length = u16::try_from(self.body.len().saturating_add(CHUNK_HEADER)).unwrap_or(u16::MAX).to_be_bytes();
         let head = [self.kind, self.flags].into_iter().chain(length);
@@ -137,7 +139,7 @@ impl<'a> Iterator for Chunks<'a> {
         let [kind, flags, high, low, ..] = rest else { return Some(None) };
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let Some(body) = rest.get(CHUNK_HEADER..length) else { return Some(None) };
-        // The last chunk's padding may be left out (RFC 9260 §3.2).
+        // The last chunk's padding may be missing (RFC 9260 §3.2).
         self.rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Some(Chunk { kind: *kind, flags: *flags, body, last: self.rest.is_empty() }))
     }
@@ -172,10 +174,11 @@ pub(super) struct Data<'a> {
 }
 
 impl<'a> Data<'a> {
-    /// Reads the body of a DATA chunk.
+    /// Parses the body of a DATA chunk.
     ///
     /// # Errors
-    /// [`Broken`] on unordered data and on data without payload, which no data channel of ours needs.
+    /// [`Broken`] on a truncated header, on unordered data and on data without payload, which our data channels never
+    /// need.
     pub(super) fn parse(chunk: &Chunk<'a>) -> Result<Self, Broken> {
         let [a, b, c, d, s0, s1, q0, q1, p0, p1, p2, p3, payload @ ..] = chunk.body else { return Err(Broken) };
         if payload.is_empty() || chunk.flags & UNORDERED != 0 {
@@ -203,7 +206,7 @@ pub(super) struct Sack<'a> {
 }
 
 impl<'a> Sack<'a> {
-    /// Reads the body of a SACK chunk.
+    /// Parses the body of a SACK chunk.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         let blocks = usize::from(u16_at(body, 8)?);
         let duplicates = usize::from(u16_at(body, 10)?);
@@ -215,22 +218,22 @@ impl<'a> Sack<'a> {
         Some(Self { cumulative: u32_at(body, 0)?, window: u32_at(body, 4)?, blocks, duplicates })
     }
 
-    /// The gap blocks: offsets of the first and the last TSN from the cumulative one, as they stand there.
+    /// The gap blocks: offsets of the first and the last TSN from the cumulative one, as encoded.
     pub(super) fn blocks(&self) -> impl ExactSizeIterator<Item = (u16, u16)> + '_ {
         self.blocks.chunks_exact(4).map(|block| (u16_at(block, 0).unwrap_or(0), u16_at(block, 2).unwrap_or(0)))
     }
 }
 
-/// An ARRIVAL chunk: the peer tells when the newest data arrived that the SACK after it acknowledges.
+/// An ARRIVAL chunk: the arrival time of the newest data that the following SACK acknowledges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Arrival {
     pub(super) tsn: u32,
-    /// On a clock of the peer's.
+    /// On the peer's clock.
     pub(super) tick: Tick,
 }
 
 impl Arrival {
-    /// Reads the body of an ARRIVAL chunk.
+    /// Parses the body of an ARRIVAL chunk.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         Some(Self { tsn: u32_at(body, 0)?, tick: Tick(u32_at(body, 4)?) })
     }
@@ -238,11 +241,11 @@ impl Arrival {
 
 /// Whether the body of a HEARTBEAT chunk is well-formed.
 pub(super) fn is_heartbeat(body: &[u8]) -> bool {
-    // One parameter, the Heartbeat Info, that fills the chunk (RFC 9260 §3.3.5).
+    // One parameter, Heartbeat Info, that fills the chunk (RFC 9260 §3.3.5).
     u16_at(body, 0) == Some(1) && u16_at(body, 2).map(usize::from) == Some(body.len())
 }
 
-/// Writes one packet into a buffer. A chunk that doesn't fit is not written, which the caller avoids by [`Self::room`].
+/// Writes one packet into a buffer. A field that doesn't fit is left out; the caller checks [`Self::room`] before.
 pub(super) struct Writer<'a> {
     buffer: &'a mut [u8],
     length: usize,
@@ -250,7 +253,7 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// A packet with this verification tag and no chunk. `zero`: the peer takes packets without a checksum.
+    /// A packet with this verification tag and no chunk. `zero`: the peer accepts packets without a checksum.
     pub(super) fn new(buffer: &'a mut [u8], tag: u32, zero: bool) -> Self {
         let mut this = Self { buffer, length: 0, with_checksum: !zero };
         this.put(&PORT.to_be_bytes());
@@ -260,17 +263,17 @@ impl<'a> Writer<'a> {
         this
     }
 
-    /// Bytes that still fit.
+    /// Free bytes.
     pub(super) fn room(&self) -> usize {
         self.buffer.len().saturating_sub(self.length)
     }
 
-    /// Whether no chunk is in it.
+    /// Whether the packet has no chunk.
     pub(super) const fn is_empty(&self) -> bool {
         self.length <= HEADER
     }
 
-    /// Writes its checksum and gives its length; zero for a packet without chunks.
+    /// Writes the checksum and returns the packet's length; zero for a packet without chunks.
     pub(super) fn finish(self) -> usize {
         if self.is_empty() {
             return 0;
@@ -293,7 +296,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The header of a chunk with a body of `length` bytes.
+    /// Writes the header of a chunk with a body of `length` bytes.
     fn begin(&mut self, kind: u8, flags: u8, length: usize) {
         let length = u16::try_from(length.saturating_add(CHUNK_HEADER)).unwrap_or(u16::MAX);
         self.put(&[kind, flags]);
@@ -305,26 +308,26 @@ impl<'a> Writer<'a> {
         self.put([0; 3].get(..missing).unwrap_or_default());
     }
 
-    /// Bytes as they are.
+    /// Writes raw bytes.
     #[cfg(test)]
     pub(super) fn raw(&mut self, bytes: &[u8]) {
         self.put(bytes);
     }
 
-    /// A chunk with this body.
+    /// Writes a chunk with this body.
     pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
         self.begin(kind, flags, body.len());
         self.put(body);
         self.pad();
     }
 
-    /// A DATA chunk.
+    /// Writes a DATA chunk.
     #[cfg(test)]
     pub(super) fn data(&mut self, data: &Data<'_>) {
         self.data_in_pieces(data, data.payload.len(), core::iter::once(data.payload));
     }
 
-    /// A DATA chunk whose payload, in place of the one in `data`, is `pieces`, together `length` bytes.
+    /// Writes a DATA chunk with the payload `pieces`, together `length` bytes, instead of the payload in `data`.
     pub(super) fn data_in_pieces<'b>(
         &mut self,
         data: &Data<'_>,
@@ -342,14 +345,14 @@ impl<'a> Writer<'a> {
         self.pad();
     }
 
-    /// An ARRIVAL chunk.
+    /// Writes an ARRIVAL chunk.
     pub(super) fn arrival(&mut self, arrival: &Arrival) {
         self.begin(ARRIVAL, 0, ARRIVAL_LEN - CHUNK_HEADER);
         self.put(&arrival.tsn.to_be_bytes());
         self.put(&arrival.tick.0.to_be_bytes());
     }
 
-    /// A SACK chunk with as many of the gap blocks (offsets of first and last TSN) and duplicates as fit.
+    /// Writes a SACK chunk with as many gap blocks (offsets of first and last TSN) and duplicates as fit.
     pub(super) fn sack(
         &mut self,
         cumulative: u32,
@@ -387,11 +390,11 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// An ERROR chunk that reports an unknown chunk, given as [`Chunk::to_bytes`], or as much of it as fits. `false` if not
-    /// even its header does.
+    /// Writes an ERROR chunk that reports an unknown chunk, given as [`Chunk::to_bytes`], truncated to the room.
+    /// `false` if not even its header fits.
     pub(super) fn unrecognized_chunk(&mut self, chunk: &[u8]) -> bool {
         let room = self.room().saturating_sub(CHUNK_HEADER).saturating_sub(PARAMETER_HEADER);
-        // Where all of it doesn't fit, neither does its padding.
+        // If the chunk is truncated, its padding doesn't fit either.
         let length = if chunk.len().next_multiple_of(4) <= room { chunk.len() } else { room & !3 };
         let Some(chunk) = chunk.get(..length).filter(|chunk| chunk.len() >= CHUNK_HEADER) else { return false };
         self.begin(ERROR, 0, length.saturating_add(PARAMETER_HEADER));

@@ -1,8 +1,8 @@
-//! The receiving half: which TSNs have arrived, what is acknowledged when, and the reassembly of messages.
+//! The receiving half: received TSNs, the timing of acknowledgements, and the reassembly of messages.
 //!
-//! A TSN that a SACK has reported is never dropped again (no reneging): senders may then forget its payload. Memory is
-//! bounded by the window: an out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, however short it is, and a
-//! message under reassembly as its slots.
+//! A TSN reported in a SACK is never dropped (no reneging), so senders may free its payload. Memory is bounded by the
+//! window. An out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, however short it is, and a message
+//! under reassembly as its slots.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,45 +20,45 @@ use crate::base::{Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
 #[cfg(any(test, fuzzing))]
 mod check;
 
-/// Bytes that one out-of-order fragment is charged, or a multiple for a longer one.
+/// Unit in bytes in which an out-of-order fragment is charged.
 const BLOCK: usize = 1_280;
-/// Ranges of TSNs beyond the first hole. A TSN that would need another is dropped, unacknowledged.
+/// Most ranges of TSNs beyond the first hole. A TSN that would need another is dropped, unacknowledged.
 const MAX_GAPS: usize = 1_024;
-/// Duplicate TSNs reported in one SACK.
+/// Most duplicate TSNs reported in one SACK.
 const MAX_DUPLICATES: usize = 20;
-/// Longest that any acknowledgement is withheld.
+/// Longest delay of any acknowledgement.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
 
-/// How often data is acknowledged, unless it asks for it, leaves a hole or comes twice. Between nodes of ours, all packets of a
-/// batch that is read at once share one SACK.
+/// Acknowledgement frequency for data that doesn't request an immediate one, leaves no hole and isn't a duplicate.
+/// Between our nodes, all packets of a batch share one SACK.
 #[derive(Clone, Copy)]
 pub(super) struct Acknowledging {
-    /// Packets at the start that are each acknowledged.
+    /// Packets at the start that are acknowledged one by one.
     prompt: u32,
-    /// Packets that are acknowledged together from then on.
+    /// Packets that share an acknowledgement after those.
     every: u32,
-    /// Longest that an acknowledgement is withheld.
+    /// Longest delay of an acknowledgement.
     delay: Duration,
-    /// The clock on which it tells when data arrived, if it does.
+    /// The clock for arrival times, if they are sent.
     clock: Option<Clock>,
 }
 
 impl Acknowledging {
-    /// Towards stock stacks: the slow start of some counts SACKs, and RFC 9260 §6.2 asks for every second packet.
+    /// For stock stacks: the slow start of some counts SACKs, and RFC 9260 §6.2 requires one for every second packet.
     pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
 
-    /// Towards nodes of ours, which count bytes: fewer SACKs, so that a thin way back carries them.
+    /// For our nodes, which count bytes: fewer SACKs, so that a slow return path carries them.
     pub(super) const fn own(clock: Clock) -> Self {
         Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(clock) }
     }
 }
 
-/// Consecutive TSNs that have arrived.
+/// Consecutive received TSNs.
 #[derive(Clone, Copy)]
 struct Range {
     first: u64,
     last: u64,
-    /// When the first of them arrived: since then the hole before it has been there.
+    /// When the first of them arrived, which is the start of the hole before it.
     since: Instant,
 }
 
@@ -69,31 +69,31 @@ pub(super) struct Receiver {
     acknowledging: Acknowledging,
     gaps: Vec<Range>,
     duplicates: Vec<u32>,
-    /// The TSN that came last of those since the last SACK, and when.
+    /// The TSN received last since the last SACK, and its time of arrival.
     newest: Option<(u32, Instant)>,
     streams: Vec<Stream>,
-    /// Fragments in all streams that wait for earlier ones.
+    /// Fragments of all streams that wait for earlier ones.
     pending: usize,
     /// Bytes charged for fragments and messages under reassembly.
     held: usize,
     window: usize,
     window_max: usize,
-    /// Bytes that may be held, the window aside.
+    /// Most bytes that may be held, besides the bound of the window.
     limit: usize,
-    /// Memory is short: the window is no larger than the limit.
+    /// Memory is short: the window doesn't exceed the limit.
     short: bool,
     /// Data packets since the last SACK.
     unacknowledged: u32,
     /// Data packets since the association began, up to [`Acknowledging::prompt`].
     packets: u32,
-    /// A SACK is due with the next packet.
+    /// A SACK is due in the next packet.
     due: bool,
-    /// When a withheld SACK is due.
+    /// When a delayed SACK is due.
     deadline: Option<Instant>,
     period: Period,
 }
 
-/// Bytes that arrived since a point in time: what the window grows with.
+/// Bytes received since a point in time, from which the window grows.
 struct Period {
     since: Instant,
     bytes: usize,
@@ -131,12 +131,12 @@ impl Receiver {
         }
     }
 
-    /// Bytes that it holds for messages that are not whole.
+    /// Bytes held for incomplete messages.
     pub(super) const fn held(&self) -> usize {
         self.held
     }
 
-    /// Bounds what it may hold; if memory is `short`, the window too.
+    /// Bounds the bytes held, and the window too if memory is `short`.
     pub(super) const fn set_limit(&mut self, bytes: usize, short: bool) {
         (self.limit, self.short) = (bytes, short);
     }
@@ -146,7 +146,7 @@ impl Receiver {
         self.gaps.first().map(|gap| gap.since)
     }
 
-    /// Lets the window grow up to `bytes`.
+    /// Sets the largest window.
     pub(super) const fn set_window_max(&mut self, bytes: usize) {
         self.window_max = bytes;
         if self.window > bytes {
@@ -154,10 +154,10 @@ impl Receiver {
         }
     }
 
-    /// Takes a DATA chunk; whole messages go to `out` in the order of their stream.
+    /// Takes a DATA chunk; complete messages go to `out` in the order of their stream.
     ///
     /// # Errors
-    /// [`Broken`] if no honest peer sends it.
+    /// [`Broken`] if no honest peer sends the chunk.
     pub(super) fn handle_data(
         &mut self,
         now: Instant,
@@ -175,10 +175,10 @@ impl Receiver {
         }
         let stream = usize::from(data.stream);
         let cost = self.streams.get(stream).ok_or(Broken)?.cost(tsn, data);
-        // Within the window the sender may count payload where blocks are counted here: an eighth more.
+        // Within the window the sender may count payload where this end counts blocks: an eighth more.
         let limit = self.limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
         let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
-        // The next TSN is taken whatever is held: without it nothing would ever be released.
+        // The next TSN is always accepted: without it no memory would ever be freed.
         let fits = tsn == self.cumulative.saturating_add(1) || self.held.saturating_add(cost) <= limit;
         if !in_reach || !fits || !self.note(now, tsn) {
             return Ok(());
@@ -187,13 +187,13 @@ impl Receiver {
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = Account { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
-        // Only a TSN that moves the first hole can leave a fragment behind it; one that continues a message, and fills no
-        // hole, can't.
+        // Only a TSN that moves the first hole can leave a fragment behind it. One that continues a message and fills
+        // no hole can't.
         let moved = self.cumulative >= tsn;
         if moved && (self.pending > 0 || data.begin || self.cumulative > tsn) { self.check_pending() } else { Ok(()) }
     }
 
-    /// Ends a packet that held DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
+    /// Ends a packet with DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
         let Acknowledging { prompt, every, delay, .. } = self.acknowledging;
         self.packets = self.packets.saturating_add(1).min(prompt);
@@ -205,7 +205,7 @@ impl Receiver {
         }
         let elapsed = now.since(self.period.since);
         if elapsed >= round_trip.max(Duration::from_millis(1)) {
-            // Twice the bytes of a round trip, so that a sender that doubles its rate isn't held up.
+            // Twice the bytes of a round trip, so that a sender that doubles its rate isn't blocked.
             let round_trips = elapsed.as_nanos().checked_div(round_trip.as_nanos().max(1_000_000)).unwrap_or(1).max(1);
             let carried = self.period.bytes.checked_div(usize::try_from(round_trips).unwrap_or(usize::MAX));
             let wanted = carried.unwrap_or_default().saturating_mul(2);
@@ -214,12 +214,12 @@ impl Receiver {
         }
     }
 
-    /// When a withheld SACK becomes due.
+    /// When a delayed SACK becomes due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline.filter(|_| !self.due)
     }
 
-    /// Whether a SACK is to be sent now.
+    /// Whether a SACK must be sent now.
     pub(super) fn sack_due(&mut self, now: Instant) -> bool {
         self.due |= self.deadline.is_some_and(|deadline| deadline <= now);
         self.due
@@ -239,7 +239,7 @@ impl Receiver {
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
         let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));
-        // A peer that we hold nothing of keeps its window: it is not the one that uses memory up.
+        // A peer for which no bytes are held keeps its window: it doesn't use up memory.
         let window = if self.short && self.held > 0 { self.window.min(self.limit) } else { self.window };
         let window = u32::try_from(window.saturating_sub(self.held)).unwrap_or(u32::MAX);
         writer.sack(wire(self.cumulative), window, blocks, &self.duplicates);
@@ -254,7 +254,7 @@ impl Receiver {
         self.gaps.get(after).is_some_and(|gap| gap.first <= tsn)
     }
 
-    /// Notes that `tsn`, which is missing, has arrived; `false` if it can't be noted.
+    /// Records the arrival of a missing TSN; `false` if there is no room for another range.
     fn note(&mut self, now: Instant, tsn: u64) -> bool {
         if tsn == self.cumulative.saturating_add(1) {
             self.cumulative = tsn;
@@ -295,8 +295,8 @@ impl Receiver {
         true
     }
 
-    /// A fragment before the first hole that still waits, or a message whose next fragment would have to be there, can
-    /// never become a whole message.
+    /// Detects input that can never complete a message: a pending fragment before the first hole, or a message whose
+    /// next fragment would have to be received already.
     fn check_pending(&self) -> Result<(), Broken> {
         if self.held == 0 {
             return Ok(());
@@ -315,7 +315,7 @@ fn wire_start(first: u32) -> u64 {
     u64::from(first) | 1 << 32
 }
 
-/// Where a stream's memory is counted.
+/// Counters of the memory of all streams.
 struct Account<'a> {
     held: &'a mut usize,
     pending: &'a mut usize,
@@ -331,7 +331,7 @@ struct Stream {
     pending: BTreeMap<u64, Fragment>,
 }
 
-/// The message delivered next, of which the first fragments have arrived.
+/// The message delivered next, with its first fragments received.
 struct Assembly {
     bytes: Slots,
     /// The TSN of its next fragment.
@@ -340,13 +340,13 @@ struct Assembly {
 }
 
 impl Assembly {
-    /// Bytes that it grows by to take `length` more.
+    /// Bytes of memory added by `length` more bytes.
     fn growth(&self, length: usize) -> usize {
         in_slots(self.bytes.len().saturating_add(length)).saturating_sub(self.bytes.memory())
     }
 }
 
-/// Bytes of the slots that a message of `length` bytes takes.
+/// Bytes of the slots for a message of `length` bytes.
 const fn in_slots(length: usize) -> usize {
     length.div_ceil(SLOT_LEN).saturating_mul(SLOT_LEN)
 }
@@ -366,7 +366,7 @@ impl Fragment {
 }
 
 impl Stream {
-    /// Bytes that taking the fragment would add to what is held, at most.
+    /// Most bytes that the fragment would add to the bytes held.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {
             Some(message) if message.next == tsn => message.growth(data.payload.len()),
@@ -419,7 +419,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes the fragment that comes next.
+    /// Takes the next fragment in sequence.
     fn take(
         &mut self,
         tsn: u64,

@@ -1,12 +1,12 @@
-//! Round-trip times: the smoothed one and its variation (RFC 9260 §6.3.1), and the path's own.
+//! Round-trip times: the smoothed one and its variation (RFC 9260 §6.3.1), and the minimum.
 
 use core::time::Duration;
 
 use crate::base::Instant;
 
-/// How long the smallest round trip measured is believed.
+/// Time after which the smallest round trip is replaced.
 const MIN_AGE: Duration = Duration::from_secs(30);
-/// Longest retransmission time-out, so that a link finds out soon that a line is back.
+/// Longest retransmission timeout, so that a link soon detects that a line works again.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3);
 /// Assumed before the first measurement.
 const INITIAL: Duration = Duration::from_millis(333);
@@ -55,12 +55,12 @@ impl RoundTrip {
         self.smoothed.is_some()
     }
 
-    /// The smallest of the last half a minute; the smoothed one before there is one.
+    /// The smallest of the last 30 seconds; the smoothed one before the first measurement.
     pub(super) fn min(&self) -> Duration {
         if self.min == Duration::MAX { self.smoothed() } else { self.min }
     }
 
-    /// The retransmission time-out after `expired` of them in a row.
+    /// The retransmission timeout after `expired` consecutive timeouts.
     pub(super) fn timeout(&self, ack_delay: Duration, least: Duration, expired: u32) -> Duration {
         let margin = self.variation.saturating_mul(4).max(ack_delay);
         let once = self.smoothed().saturating_add(margin).max(least);

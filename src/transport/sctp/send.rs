@@ -1,9 +1,9 @@
-//! The sending half: messages cut into fragments, what is in flight, and what counts as lost.
+//! The sending half: fragmentation of messages, data in flight, and loss detection.
 //!
-//! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap blocks; how much may be in flight and how fast it leaves is the
-//! [congestion controller](super::congestion)'s. A gap block is final: its TSNs are never asked for again, but the
-//! payload is kept until the cumulative TSN passes it only where the peer may renege, which none of ours, `dcSCTP` and
-//! `rtc-sctp` do; so it is dropped at once.
+//! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap blocks. The [congestion controller](super::congestion)
+//! bounds the data in flight and its rate. A gap block is final: its TSNs are never retransmitted, and their payload
+//! is freed at once. Only a peer that reneges would need the payload, and our nodes, `dcSCTP` and `rtc-sctp` never
+//! renege.
 
 use core::time::Duration;
 use std::{
@@ -31,28 +31,28 @@ mod write;
 use acked::Acked;
 use forward::Forward;
 
-/// Shortest piece of a message that is worth a chunk of its own at the end of a packet.
+/// Shortest piece of a message that gets a chunk at the end of a packet.
 const LEAST_PIECE: usize = 64;
-/// Later TSNs acknowledged that make one count as lost while no reordering has been seen.
+/// Number of later acknowledged TSNs that make a TSN count as lost while no reordering has been seen.
 const DUPLICATE_THRESHOLD: u64 = 3;
 /// Recoveries for which a widened reordering window is kept.
 const WIDENED_FOR: u8 = 16;
-/// Least probe time-out: processes on one machine may be held up for as long.
+/// Least probe timeout: scheduling may delay processes on one machine for as long.
 const LEAST_PROBE: Duration = Duration::from_millis(10);
 /// Least window on a path too short for pacing, in bytes.
 const SHORT_PATH_WINDOW: u64 = 256 << 10;
-/// Times that one TSN may count as lost. Even a tenth of packets lost makes so many in a row next to impossible; a peer that feigns losses
-/// gets no more repetitions than that.
+/// Most times that one TSN may count as lost. Even at a loss rate of a tenth, so many losses in a row are next to
+/// impossible. A peer that feigns losses gets no more retransmissions than these.
 const MAX_LOSSES: u8 = 24;
-/// Packets in flight below which each asks for its acknowledgement at once.
+/// Packets in flight below which each requests an immediate acknowledgement.
 const FEW: u64 = 10;
 
-/// A message that is not wholly sent.
+/// A message that is not completely sent.
 struct Unsent {
     stream: u16,
     protocol: u32,
     bytes: Arc<Slots>,
-    /// Bytes of it that have been cut off.
+    /// Bytes already sent.
     cut: usize,
 }
 
@@ -60,20 +60,20 @@ struct Unsent {
 enum State {
     InFlight,
     Acked,
-    /// Counts as lost and has not been sent again.
+    /// Counts as lost and has not been retransmitted.
     Lost,
 }
 
-/// A TSN that has been sent and is not before the cumulative TSN.
+/// A sent TSN beyond the peer's cumulative TSN.
 struct Flight {
     stream: u16,
     sequence: u16,
     protocol: u32,
     begin: bool,
     end: bool,
-    /// The message that it is a piece of; none once it is acknowledged.
+    /// The message that contains it; `None` once it is acknowledged.
     message: Option<Arc<Slots>>,
-    /// Where in the message it begins.
+    /// Its offset in the message.
     from: usize,
     length: u64,
     state: State,
@@ -84,12 +84,12 @@ struct Flight {
     snapshot: Snapshot,
 }
 
-/// The delivery state when a packet left (draft-ietf-ccwg-bbr §4.1.2.2).
+/// The delivery state at the departure of a packet (draft-ietf-ccwg-bbr §4.1.2.2).
 #[derive(Clone, Copy)]
 struct Snapshot {
     delivered: u64,
     delivered_at: Instant,
-    /// What the last of that was, if the peer told.
+    /// Arrival of the last delivered data, if the peer reported it.
     arrived: Option<Arrived>,
     first_sent_at: Instant,
     lost: u64,
@@ -97,22 +97,22 @@ struct Snapshot {
     app_limited: bool,
 }
 
-/// When data arrived by the peer's clock, and when it had been sent by ours: the peer can't have told a time before that.
+/// Arrival of data on the peer's clock, and its time of sending on ours: a valid arrival is never earlier.
 #[derive(Clone, Copy)]
 struct Arrived {
     tick: Tick,
     sent_at: Instant,
 }
 
-/// What is delivered how fast.
+/// Delivered bytes with their times, from which the delivery rate is sampled.
 struct Delivery {
     delivered: u64,
     delivered_at: Instant,
-    /// The last of it, if the peer told when it arrived.
+    /// Arrival of the last delivered data, if the peer reported it.
     arrived: Option<Arrived>,
     first_sent_at: Instant,
     lost: u64,
-    /// Packets that leave before so much has been delivered are application-limited.
+    /// Packets that leave before this many bytes are delivered are application-limited.
     app_limited_until: u64,
 }
 
@@ -124,19 +124,19 @@ struct Rack {
     round_trip: Duration,
 }
 
-/// What one SACK did, while it is being taken.
+/// Effects of one SACK, collected while it is handled.
 #[derive(Default)]
 struct Taken {
     acked: u64,
     lost: u64,
     newest: Option<(Instant, u64, Snapshot, bool)>,
-    /// Bytes acknowledged whose loss was none.
+    /// Acknowledged bytes that had wrongly counted as lost.
     spurious: u64,
-    /// The highest TSN acknowledged before.
+    /// The highest TSN acknowledged before this SACK.
     highest_before: u64,
-    /// The last of these, if the peer told when it arrived.
+    /// Arrival of the newest data acknowledged by this SACK, if the peer reported it.
     arrived: Option<Arrived>,
-    /// How long it waited on its way, if it was sent once.
+    /// Its queueing delay on the forward path, if it was sent once.
     queued: Option<Duration>,
 }
 
@@ -147,26 +147,26 @@ pub(super) struct SendConfig {
     pub(super) packet: usize,
     pub(super) algorithm: Algorithm,
     pub(super) seed: u64,
-    /// Most bytes in flight, in all cases.
+    /// Most bytes in flight, whatever the controller allows.
     pub(super) max_window: u64,
 }
 
-/// What depends on the peer.
+/// Parameters of the peer.
 #[derive(Clone, Copy)]
 pub(super) struct Peer {
-    /// Longest that it withholds an acknowledgement.
+    /// Longest delay of its acknowledgements.
     pub(super) ack_delay: Duration,
-    /// Least retransmission time-out towards it.
+    /// Least retransmission timeout.
     pub(super) least_timeout: Duration,
-    /// Gap blocks that it reports at the most: when there are as many, TSNs beyond the last are unknown.
+    /// Most gap blocks that it reports: in a SACK with as many, TSNs beyond the last are unknown.
     pub(super) gap_blocks: usize,
-    /// Largest burst that it can take, in bytes.
+    /// Largest burst that it can receive, in bytes.
     pub(super) max_burst: u64,
     /// Most bytes in flight on a path too short for pacing.
     pub(super) short_path_window: u64,
 }
 
-/// What a link may show of its sending half.
+/// Statistics of a sending half.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct SendStatistics {
@@ -180,15 +180,15 @@ pub struct SendStatistics {
     pub pacing_rate: Option<u64>,
     /// Bytes in flight.
     pub in_flight: u64,
-    /// Bytes that have counted as lost.
+    /// Bytes counted as lost.
     pub lost: u64,
     /// Bytes delivered.
     pub delivered: u64,
-    /// Losses that were none.
+    /// Spurious losses.
     pub spurious: u64,
     /// Tail loss probes.
     pub probes: u64,
-    /// Retransmission time-outs.
+    /// Retransmission timeouts.
     pub timeouts: u64,
     /// The controller's state.
     pub state: &'static str,
@@ -204,51 +204,51 @@ pub(super) struct SendHalf {
     /// Sequence number of the next message of each stream.
     sequences: Vec<u16>,
     flights: VecDeque<Flight>,
-    /// The TSN of the first of `flights`; the one before it is the peer's cumulative TSN.
+    /// The TSN of the first of `flights`, next after the peer's cumulative TSN.
     first: u64,
     acked: Acked,
     lost: BTreeSet<u64>,
     in_flight: u64,
-    /// Bytes of `flights`, acknowledged beyond a gap or not: what the messages they are cut from may keep in memory.
+    /// Bytes of `flights`, acknowledged beyond a gap or not: a bound on the memory of the messages they belong to.
     span: u64,
     /// Most bytes of `flights`.
     limit: u64,
-    /// The peer's receive window as last told.
+    /// The peer's receive window as last reported.
     peer_window: u64,
     control: Control,
     pacer: Pacer,
     round_trip: RoundTrip,
-    /// What the peer told of the data that the SACK after it acknowledges.
+    /// The peer's report for the data that the following SACK acknowledges.
     arrival: Option<Arrival>,
     forward: Forward,
     delivery: Delivery,
     rack: Rack,
     reordering_seen: bool,
-    /// Quarters of the smallest round trip that the reordering window is wide.
+    /// Width of the reordering window, in quarters of the smallest round trip.
     widened: u32,
     widened_for: u8,
     /// Duplicates reported until this TSN is acknowledged belong to one round.
     widen_after: u64,
     /// Probes whose duplicate the peer has not reported.
     repeated_in_probes: usize,
-    /// The last SACK had room for all that the peer holds: TSNs beyond its last block have not arrived.
+    /// Whether the last SACK had room for all received ranges, so that TSNs beyond its last block have not arrived.
     tail_known: bool,
-    /// When a TSN that is merely late so far counts as lost.
+    /// When the next TSN that is late so far counts as lost.
     reorder_at: Option<Instant>,
-    /// Since when neither an acknowledgement came nor anything was sent.
+    /// Time of the last acknowledgement, send or timer expiry.
     active_at: Instant,
-    /// When the cumulative TSN last advanced, or the first of what is in flight was sent.
+    /// When the cumulative TSN last advanced, or the first data in flight was sent.
     progress_at: Instant,
     /// A tail loss probe has been sent since the last acknowledgement.
     probed: bool,
-    /// A tail loss probe is to be sent.
+    /// A tail loss probe is due.
     probe_due: bool,
-    /// Retransmission time-outs in a row.
+    /// Consecutive retransmission timeouts.
     expired: u32,
     paced_until: Option<Instant>,
-    /// Since when there has been room and nothing to send.
+    /// Since when there has been room without data to send.
     starved_since: Option<Instant>,
-    /// Something was lost too often.
+    /// A TSN was lost too often.
     hopeless: bool,
     spurious: u64,
     probes: u64,
@@ -256,7 +256,7 @@ pub(super) struct SendHalf {
 }
 
 impl SendHalf {
-    /// For our first TSN `first`.
+    /// A sending half whose first TSN is `first`.
     pub(super) fn new(now: Instant, config: SendConfig, peer: Peer, first: u32) -> Self {
         let segment = config.packet.saturating_sub(HEADER).saturating_sub(DATA_HEADER) as u64;
         let limits = Limits {
@@ -316,7 +316,7 @@ impl SendHalf {
         }
     }
 
-    /// The peer is known: its first window, how many streams it takes, and how it acknowledges.
+    /// Sets the peer's parameters: its first window, its number of streams, and its acknowledgement behaviour.
     pub(super) fn set_peer(&mut self, now: Instant, peer: Peer, window: u32, streams: u16) {
         self.peer = peer;
         self.limits.short_path_window = peer.short_path_window.min(SHORT_PATH_WINDOW);
@@ -326,12 +326,12 @@ impl SendHalf {
         self.pacer = Pacer::new(now, self.limits.segment, peer.max_burst);
     }
 
-    /// Notes a round trip that the handshake measured.
+    /// Takes a round trip measured by the handshake.
     pub(super) fn handshake_took(&mut self, now: Instant, round_trip: Duration) {
         self.round_trip.measured(now, round_trip);
     }
 
-    /// Notes when the newest of the data arrived that the next SACK acknowledges.
+    /// Takes the arrival of the newest data that the next SACK acknowledges.
     pub(super) fn note_arrival(&mut self, arrival: Option<Arrival>) {
         self.arrival = arrival;
     }
@@ -356,17 +356,17 @@ impl SendHalf {
         self.unsent_bytes
     }
 
-    /// Bytes that it keeps in memory.
+    /// Bytes kept in memory.
     pub(super) fn held(&self) -> usize {
         usize::try_from(self.span).unwrap_or(usize::MAX).saturating_add(self.unsent_bytes)
     }
 
-    /// Bounds what it keeps of data that has been sent.
+    /// Bounds the memory for sent data.
     pub(super) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes as u64;
     }
 
-    /// Whether all that was queued has arrived.
+    /// Whether everything queued has been acknowledged.
     pub(super) fn is_flushed(&self) -> bool {
         self.unsent.is_empty() && self.flights.is_empty()
     }
@@ -386,7 +386,7 @@ impl SendHalf {
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
-    /// Bytes that leave in `time` at the present rate; none if nothing paces.
+    /// Bytes that leave in `time` at the current rate; `None` without pacing.
     pub(super) fn paced_in(&self, time: Duration) -> Option<usize> {
         let rate = self.control.pacing_rate()?;
         let bytes = u128::from(rate).saturating_mul(time.as_nanos()).checked_div(1_000_000_000)?;
@@ -398,17 +398,17 @@ impl SendHalf {
         self.round_trip.smoothed()
     }
 
-    /// Whether something was lost so often that the peer feigns it, or the line carries nothing.
+    /// Whether a TSN was lost so often that the peer feigns it or the path delivers nothing.
     pub(super) const fn is_hopeless(&self) -> bool {
         self.hopeless
     }
 
-    /// Since when the first TSN in flight is the first; none if nothing is in flight.
+    /// When the cumulative TSN last advanced; `None` if nothing is in flight.
     pub(super) fn stuck_since(&self) -> Option<Instant> {
         (!self.flights.is_empty()).then_some(self.progress_at)
     }
 
-    /// What may be shown of it.
+    /// The current statistics.
     pub(super) fn statistics(&self) -> SendStatistics {
         SendStatistics {
             round_trip: self.round_trip.smoothed(),
@@ -430,7 +430,7 @@ impl SendHalf {
         nearly || !self.unsent.is_empty() || !self.lost.is_empty()
     }
 
-    /// Bytes that may be in flight.
+    /// Most bytes that may be in flight.
     fn window(&self) -> u64 {
         let window = self.control.window().min(self.config.max_window);
         if self.control.pacing_rate().is_some() { window } else { window.min(self.peer.short_path_window) }
@@ -441,7 +441,7 @@ impl SendHalf {
     }
 }
 
-/// The place of `tsn` among those from `first` on.
+/// The index of `tsn` in a list that starts at `first`.
 fn index(first: u64, tsn: u64) -> Option<usize> {
     tsn.checked_sub(first).and_then(|at| usize::try_from(at).ok())
 }

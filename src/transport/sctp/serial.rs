@@ -1,4 +1,4 @@
-//! TSNs as 64-bit numbers, so that only this module knows of wrap-around (RFC 1982).
+//! TSNs as 64-bit numbers, so that wrap-around (RFC 1982) is confined to this module.
 
 /// The 64-bit number closest to `reference` whose lowest 32 bits are `tsn`.
 pub(super) const fn expand(reference: u64, tsn: u32) -> u64 {
@@ -7,7 +7,7 @@ pub(super) const fn expand(reference: u64, tsn: u32) -> u64 {
     reference.saturating_add_signed(distance as i64)
 }
 
-/// The number as it stands in a packet.
+/// The number's encoding in a packet.
 #[allow(clippy::cast_possible_truncation, reason = "the lowest bits are meant")]
 pub(super) const fn wire(tsn: u64) -> u32 {
     tsn as u32

@@ -1,4 +1,4 @@
-//! Associations over paths in virtual time, and against peers made by hand. Each failure prints its seed.
+//! Tests of associations over paths in virtual time, and against forged peers. Each failure prints its seed.
 
 mod acknowledging;
 mod bottleneck;
@@ -17,7 +17,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use super::{Config, congestion::Algorithm};
 use crate::base::Instant;
 
-/// Seeds that an ordinary test run tries, each with a path of its own.
+/// Number of seeds in an ordinary test run, each with a separate path.
 const SEEDS: u64 = 150;
 
 fn secs(pair: &Pair, seconds: f64) -> Instant {
@@ -122,9 +122,9 @@ fn messages_arrive_once_and_in_order_with_thousands_of_seeds() {
     messages_arrive(SEEDS..20 * SEEDS);
 }
 
-/// Six of eight datagrams in a row are lost: the worst that `tests/dial/virtual_time.rs` meets with its seed 202, whose
-/// losses depend on a datagram's number alone. A sender that doubles its time-out for each from a second was silent for 30
-/// where few packets were left to send, and its link closed.
+/// Six of eight consecutive datagrams are lost: the worst case of `tests/dial/virtual_time.rs`, at its seed 202,
+/// whose losses depend on a datagram's number alone. A sender that doubled its timeout for each, from a second, was
+/// silent for 30 s with few packets left to send, and its link closed.
 #[test]
 fn six_of_eight_packets_lost_cost_a_few_time_outs_wherever_they_come() {
     const LOST: u128 = 0b1101_1101;

@@ -2,12 +2,12 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-/// One line of conditions that both networks are measured under.
+/// A measurement condition, the same for all contenders.
 pub(super) struct Condition {
-    /// What `--only` calls it.
+    /// Its name for `--only`.
     pub(super) name: &'static str,
     what: &'static str,
-    /// The labs' options.
+    /// Options of the labs.
     pub(super) options: &'static [&'static str],
     /// The labs' `--only`.
     pub(super) measurements: &'static str,
@@ -15,7 +15,7 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// Whether the labs need namespaces for it, and so root.
+    /// Whether the labs need namespaces for it, and therefore root.
     pub(super) const fn is_namespaced(&self) -> bool {
         !self.options.is_empty()
     }
@@ -24,7 +24,7 @@ impl Condition {
 /// A figure of the table.
 struct Figure {
     what: &'static str,
-    /// The row of the labs' output; with `*` at the end, the median of all rows that begin so.
+    /// The row of the labs' output; with `*` at the end, the median of all rows with that prefix.
     row: &'static str,
 }
 
@@ -94,15 +94,15 @@ pub(super) const CONDITIONS: &[Condition] = &[
     },
 ];
 
-/// Whom the labs measure.
+/// A program that the labs measure.
 pub(super) struct Contender {
     pub(super) name: &'static str,
     pub(super) lab: &'static str,
-    /// The umbel program, if it is one.
+    /// The umbel program; `None` for Tor.
     pub(super) program: Option<PathBuf>,
 }
 
-/// The conditions for a person to choose from.
+/// The list of conditions, for the help text.
 pub(super) fn list_of_conditions() -> String {
     let mut text = "conditions:\n".to_owned();
     for condition in CONDITIONS {
@@ -130,22 +130,22 @@ struct Value {
     value: f64,
 }
 
-/// What the labs gave so far.
+/// Values of the labs' output so far.
 #[derive(Default)]
 pub(super) struct Results {
     values: Vec<Value>,
-    /// Runs that gave nothing, or bytes that were wrong.
+    /// Runs without output, or with wrong bytes.
     failures: Vec<String>,
-    /// Requests that failed.
+    /// Failed requests.
     errors: Vec<String>,
-    /// The most that other processes used of the machine in any measurement.
+    /// Largest use of the machine by other processes in any measurement, in cores.
     foreign_cores: f64,
     tor_version: String,
     tcp_cc: String,
 }
 
 impl Results {
-    /// Takes the output of a lab for `contender`, by its number, in run `run`.
+    /// Adds the output of a lab for contender number `contender` in run `run`.
     pub(super) fn add(&mut self, condition: &Condition, contender: usize, run: usize, run_name: &str, output: &str) {
         let mut rows = Vec::new();
         for line in output.lines() {
@@ -176,7 +176,7 @@ impl Results {
         self.failures.push(what.replace('\n', " "));
     }
 
-    /// How many runs failed.
+    /// Number of failed runs.
     pub(super) fn failures(&self) -> usize {
         self.failures.len()
     }
@@ -198,7 +198,7 @@ impl Results {
         text
     }
 
-    /// What the reader of the table must know.
+    /// The notes below the table.
     pub(super) fn footer(&self, runs: usize, tor: bool) -> String {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let of = match runs {
@@ -227,7 +227,7 @@ impl Results {
         self.values.iter().filter(matches).map(|value| (value.run, value.value)).collect()
     }
 
-    /// The first contender's figure by another one's: the median over the runs that have both.
+    /// The ratio of the first contender's figure to another's: the median over the runs that have both.
     fn ratio(&self, condition: &Condition, figure: &Figure, other: usize) -> Option<f64> {
         let others = self.runs_of(condition, figure, other);
         let of_run = |(run, value): (usize, f64)| {
@@ -256,7 +256,7 @@ pub(super) fn header(contenders: &[Contender]) -> String {
     format!("| {} |\n|---|---|{}", titles.join(" | "), "---:|".repeat(titles.len().saturating_sub(2)))
 }
 
-/// Median, and the range if there is more than one value.
+/// Median, and the range if there are several values.
 fn summary(runs: &[(usize, f64)]) -> String {
     let values: Vec<f64> = runs.iter().map(|(_, value)| *value).collect();
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -279,7 +279,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(*lower, upper))
 }
 
-/// Three significant digits down to a thousandth, and all that are before the point.
+/// Three significant digits down to a thousandth; all digits before the point.
 fn significant(value: f64) -> String {
     let digits: usize = match value.abs() {
         above if above >= 99.95 => 0,

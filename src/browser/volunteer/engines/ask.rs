@@ -1,4 +1,4 @@
-//! How an engine is asked from a page, and what it answers.
+//! Queries an engine from a page by `fetch`, and parses its answer.
 
 use core::{cell::Cell, time::Duration};
 
@@ -15,21 +15,22 @@ use crate::{
     engine::{self, Engine},
 };
 
-/// For the engine, from the question to the end of its answer.
+/// Time limit of the engine, from the query to the end of the answer.
 const LIMIT: Duration = Duration::from_secs(8);
-/// Bytes of its answer. Less than natively: the page does nothing else while it reads one, and is to relay all the time.
+/// Largest answer in bytes. Smaller than in native nodes, because parsing blocks the page's thread, which also
+/// forwards cells.
 const MOST: usize = 256 * 1024;
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Miss {
-    /// The browser gives nothing of it: no CORS, no connection, no TLS, or the client has gone.
+    /// The browser returned nothing: no CORS, a network error, a TLS error, or the query was aborted.
     Unreadable,
     Refused(SearchRefusal),
 }
 
 impl Miss {
-    /// Whether it may be the engine's own, whatever it is asked.
+    /// Whether the engine itself may be the cause, independent of the query.
     pub(super) const fn casts_doubt(self) -> bool {
         use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
 
@@ -46,12 +47,12 @@ impl From<Miss> for SearchRefusal {
     }
 }
 
-/// Adds so many bytes.
+/// Adds `bytes` to the counter.
 pub(in super::super) fn count(carried: &Cell<u64>, bytes: usize) {
     carried.set(carried.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
 }
 
-/// What `engine` says to `request`; its length is added to `carried`.
+/// The answer of `engine` to `request`; its length is added to `carried`.
 pub(super) async fn ask(
     engine: &Engine,
     request: &SearchRequest,
@@ -72,7 +73,7 @@ pub(super) async fn ask(
     }
 }
 
-/// What the engine answers, from where.
+/// The engine's answer, and its URL.
 async fn fetch(
     engine: &Engine,
     request: &SearchRequest,
@@ -95,7 +96,7 @@ async fn fetch(
 
 fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Request, JsValue> {
     let (options, headers) = (RequestInit::new(), Headers::new()?);
-    // The two that any page may set without asking first.
+    // The two fields that CORS allows without a preflight.
     headers.set("accept", question.accept)?;
     headers.set("accept-language", &question.accept_language)?;
     options.set_headers(&headers);

@@ -1,4 +1,4 @@
-//! Where an engine is, and whether a page may ask it there.
+//! Checks whether a page may query an engine at the address in its description.
 
 use core::net::IpAddr;
 
@@ -10,13 +10,13 @@ use crate::{
     exit::is_global,
 };
 
-/// The engine of a description, if a page may ask it.
+/// The engine of a description, if a page may query it.
 pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, Failure> {
     let called = EngineName::parse(name)
         .ok_or_else(|| bad(format!("\"{name}\" is no name for a search engine: a-z, 0-9 and -, at most 32")))?;
     let engine = Engine::describe_for_page(description.as_bytes(), Some(called))
         .map_err(|error| bad(format!("the description of \"{name}\" can't be used: {error}")))?;
-    // Or whoever describes engines to a page could have a visitor's browser ask the visitor's own network.
+    // Otherwise a malicious description could make a visitor's browser send requests to the visitor's local network.
     if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
         return Err(bad(format!("the search engine \"{name}\" is at an address of your own machine or network")));
     }
@@ -27,8 +27,8 @@ fn host(origin: &str) -> String {
     Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Ends of names that networks give themselves: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
-/// routers have.
+/// Suffixes of local names: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
+/// routers use.
 const OWN_NAMES: [&str; 11] = [
     "localhost",
     "local",
@@ -43,8 +43,8 @@ const OWN_NAMES: [&str; 11] = [
     "fritz.box",
 ];
 
-/// Whether `host`, as browsers write it, is of this machine or its network as far as its name tells: where a name leads, no page
-/// is told.
+/// Whether `host`, as browsers serialise it, names this machine or the local network. Only the name is checked: a
+/// page can't see the address that a name resolves to.
 fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
     if let Ok(ip) = bare.parse::<IpAddr>() {

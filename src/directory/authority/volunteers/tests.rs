@@ -11,25 +11,25 @@ use crate::directory::{
 };
 
 const V: u16 = 900;
-/// A testnet's interval.
+/// The interval of a testnet.
 const INTERVAL: u64 = 1;
 
 fn later(seconds: u64) -> WallTime {
     NOW.after(Duration::from_secs(seconds))
 }
 
-/// An authority with what it published last, as others see it.
+/// An authority and its last publications, as verified by other nodes.
 struct World {
     authority: Authority,
     rng: ChaCha20Rng,
     consensus: Option<Consensus>,
     list: Option<VolunteerList>,
-    /// Lists that came since the last [`Self::settle`].
+    /// Lists received since the last [`Self::settle`].
     came: usize,
 }
 
 impl World {
-    /// A network of relays 1 to `relays`, all of them listed.
+    /// A network of relays 1 to `relays`, all listed.
     fn of(relays: u16, config: AuthorityConfig) -> Self {
         let authority = Authority::new(key(100), config);
         let mut world = Self { authority, rng: ChaCha20Rng::seed_from_u64(7), consensus: None, list: None, came: 0 };
@@ -49,7 +49,7 @@ impl World {
         self.authority.handle_proof(now, &target, Ok(()));
     }
 
-    /// Does what is due, and takes what was published.
+    /// Handles deadlines, and takes the publications.
     fn settle(&mut self, now: WallTime) {
         self.authority.handle_timeout(now);
         self.came = 0;
@@ -78,7 +78,7 @@ impl World {
         self.register_as(now, &volunteer(number, volunteer_profile(number), NOW)).unwrap()
     }
 
-    /// The gateways that fall to a volunteer, the best first, as numbers of relays.
+    /// The ranking of a volunteer's gateways, best first, as numbers of relays.
     fn ranking(&self, seed: &[u8; 32], number: u16) -> Vec<u16> {
         let ranking = gateway_ranking(seed, &key(number).id(), self.consensus.as_ref().unwrap());
         ranking.iter().map(|relay| (1..=100).find(|number| key(*number).id() == *relay).unwrap()).collect()
@@ -88,7 +88,7 @@ impl World {
         self.authority.handle_presence(now, &presence(gateway, volunteers, now.as_unix() * 1000))
     }
 
-    /// The gateways that the last list names for a volunteer.
+    /// A volunteer's gateways in the last list.
     fn listed(&self, number: u16) -> Option<Vec<RelayId>> {
         self.list.as_ref()?.volunteer(&key(number).id()).map(|volunteer| volunteer.gateways.clone())
     }
@@ -144,7 +144,7 @@ fn a_gateway_can_t_make_up_volunteers_that_have_not_registered() {
     }
     world.settle(later(1));
     assert_eq!(world.listed(V), None);
-    // Nor does what it said before they registered count.
+    // Nor does a report from before its registration count.
     assert!(world.register(V, later(1)).gateways.is_empty());
 }
 
@@ -172,7 +172,7 @@ fn a_report_played_again_or_older_than_the_last_changes_nothing() {
         assert_eq!(world.authority.handle_presence(later(at), &again), Err(PresenceError::Older));
     }
     assert!(world.register(V, later(2)).gateways.is_empty());
-    // Not even long after, when nothing else is left of it.
+    // Not even long after, when all other state is removed.
     world.settle(later(3600));
     let old = presence(1, &[V], at + 1);
     assert_eq!(world.authority.handle_presence(later(3600), &old), Err(PresenceError::Older));
@@ -206,7 +206,7 @@ fn the_seed_stays_the_same_for_a_day_whatever_is_registered_again() {
     assert_eq!(world.register(V, later(5)).seed, seed);
     let newer = volunteer(V, VolunteerProfile { operator: "me".into(), ..volunteer_profile(V) }, later(6));
     assert_eq!(world.register_as(later(6), &newer).unwrap().seed, seed);
-    // Forgotten, for nobody confirms it, but not its seed.
+    // Removed, because no gateway confirms it; the seed is kept.
     world.settle(later(100));
     let again = volunteer(V, volunteer_profile(V), later(1));
     assert_eq!(world.register_as(later(101), &again).unwrap().seed, seed, "older than what was forgotten, so it was");
@@ -251,7 +251,7 @@ fn the_same_registration_wrapped_in_other_bytes_is_known_again_and_a_guess_at_it
     let mut world = World::testnet(3);
     let registered = volunteer(V, volunteer_profile(V), NOW);
     let first = world.register_as(NOW, &registered).unwrap();
-    // A field that nobody knows, number 15, before the others.
+    // An unknown field, number 15, before the others.
     let wrapped = [&[0x7a, 1, 0], registered.as_slice()].concat();
     assert_eq!(world.register_as(later(1), &wrapped), Ok(first));
     let mut guessed = registered;
@@ -264,7 +264,7 @@ fn a_listed_relay_is_no_volunteer() {
     let mut world = World::testnet(3);
     let own = volunteer(1, volunteer_profile(1), NOW);
     assert_eq!(world.register_as(NOW, &own), Err(DescriptorError::Public));
-    // Nor is a volunteer that has become a relay.
+    // A volunteer that has become a relay isn't listed either.
     world.register(V, NOW);
     world.report(1, &[V], NOW).unwrap();
     world.add(V, profile(V), NOW);
@@ -305,12 +305,12 @@ fn a_full_directory_makes_room_by_who_had_a_chance_to_be_confirmed_and_else_refu
     world.report(1, &numbers[..1], later(chance - 3)).unwrap();
     world.report(2, &numbers[1..3], later(chance)).unwrap();
     let newcomer = |number: u16| volunteer(number, volunteer_profile(number), NOW);
-    // However many come, nobody leaves before its time.
+    // However many register, no volunteer is evicted before its time.
     let too_early = world.register_as(later(chance - 1), &newcomer(V));
     assert_eq!(too_early, Err(DescriptorError::Full));
     let known = |world: &World, number: u16| world.authority.volunteers.entries.contains_key(&key(number).id());
     assert!(numbers.iter().all(|number| known(&world, *number)));
-    // Then who came first and was never confirmed does, before who was once.
+    // Then the oldest volunteer without any confirmation is evicted, before one with an old confirmation.
     for number in (0..997).map(|number| 10_000 + number) {
         world.register_as(later(chance), &newcomer(number)).unwrap();
     }
@@ -323,7 +323,7 @@ fn a_full_directory_makes_room_by_who_had_a_chance_to_be_confirmed_and_else_refu
     }
     world.register_as(now, &newcomer(V)).unwrap();
     assert!(!known(&world, numbers[0]) && known(&world, V));
-    // All of them confirmed, or new: nobody gives way.
+    // All are confirmed or new, so none is evicted.
     assert_eq!(world.register_as(now, &newcomer(V + 1)), Err(DescriptorError::Full));
     assert!(world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(), "once nobody has confirmed them lately");
 }
@@ -377,7 +377,7 @@ fn a_list_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
     let mut world = World::testnet(1);
     let mut last = world.list.as_ref().unwrap().valid_after();
     for now in [later(1), later(2), later(2), NOW.before(Duration::from_secs(60)), later(3), later(9)] {
-        // That each is newer than the one before is checked where it is verified.
+        // `verify` checks that each list is newer than the last.
         world.settle(now);
         let found = world.list.as_ref().unwrap().valid_after();
         assert!(found > last || world.came == 0);

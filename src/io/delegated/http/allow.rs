@@ -1,4 +1,4 @@
-//! The operator's list of hosts and methods.
+//! The operator's list of allowed hosts and methods.
 
 use hyper::{Method, Uri};
 
@@ -10,26 +10,26 @@ use crate::{
 
 use super::METHODS;
 
-/// Why a text is no entry of the list. Each names the entry.
+/// The reason why a text is no valid entry. Contains the entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AllowError {
-    /// It isn't two words.
+    /// The entry isn't two words.
     #[error("allowed request \"{0}\": write methods and a host, as in \"GET,HEAD example.org\"")]
     Form(String),
-    /// A method that isn't performed.
+    /// The entry has an unsupported method.
     #[error(
         "allowed request \"{0}\": methods are GET, HEAD, POST, PUT, DELETE, PATCH and OPTIONS, with commas between"
     )]
     Method(String),
-    /// No host.
+    /// The host is invalid.
     #[error("allowed request \"{0}\": not a host as in \"example.org\", \"example.org:8443\" or \"http://192.0.2.1\"")]
     Host(String),
-    /// There are more hosts than a descriptor takes.
+    /// There are more hosts than a descriptor allows.
     #[error("more than {MAX_HOSTS} allowed hosts")]
     TooMany,
 }
 
-/// Some methods at one host and port.
+/// Allowed methods at one host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Allow {
     methods: Vec<Method>,
@@ -38,10 +38,11 @@ pub(crate) struct Allow {
 }
 
 impl Allow {
-    /// The entries of an operator's list: methods, a space, and a host with `https` unless it says `http://`.
+    /// Parses the operator's list. An entry is methods, a space, and a host, with `https` unless it begins with
+    /// `http://`.
     ///
     /// # Errors
-    /// When an entry can't be read, or there are more hosts than an exit may offer.
+    /// When an entry is malformed, or there are more hosts than an exit may offer.
     pub(crate) fn parse_all<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Vec<Self>, AllowError> {
         let parsed = entries.into_iter().map(|entry| Self::parse(entry.as_ref())).collect::<Result<Vec<_>, _>>()?;
         if hosts(&parsed).len() > MAX_HOSTS { Err(AllowError::TooMany) } else { Ok(parsed) }
@@ -62,7 +63,7 @@ impl Allow {
         Ok(Self { methods, secure, target: Target { host: lower(&target.host), port: target.port } })
     }
 
-    /// Whether it allows this.
+    /// Whether the entry allows this request.
     pub(super) fn fits(&self, method: &Method, secure: bool, target: &Target) -> bool {
         let same_place = self.secure == secure && self.target.port == target.port;
         same_place && self.target.host == lower(&target.host) && self.methods.contains(method)

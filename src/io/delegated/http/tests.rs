@@ -40,7 +40,7 @@ fn get(address: impl core::fmt::Display) -> Request<Full<Bytes>> {
     Request::get(address.to_string()).body(Full::default()).unwrap()
 }
 
-/// What a client gets whose request is `head` and `body`, and how it ended at the exit.
+/// The client's response to `head` and `body`, and the outcome at the exit.
 async fn performed(
     http: Http,
     request: Request<Full<Bytes>>,
@@ -55,7 +55,7 @@ async fn performed(
     });
     let response = match timeout(DEADLINE, read_response(&mut reader)).await.unwrap() {
         Ok(response) => response,
-        // A stream that is reset loses what was underway, if it comes to that.
+        // A reset stream may lose the answer in flight.
         Err(error) => return (Response::new(Err(error)), timeout(DEADLINE, serving).await.unwrap().unwrap()),
     };
     let mut content = Content::new(reader, u64::MAX);
@@ -201,7 +201,7 @@ async fn bodies_beyond_the_cap_are_refused_either_way() {
     assert_eq!(refused(small(), large).await, Refusal::RequestTooLarge);
     let sized = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 1001])) }).await;
     assert_eq!(refused(small(), get(format_args!("http://{sized}/"))).await, Refusal::AnswerTooLarge);
-    // One whose length nobody knows beforehand breaks off, and doesn't look whole.
+    // A body of unknown length is truncated with an error, and doesn't look complete.
     let unsized_ = origin(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await;
@@ -248,7 +248,7 @@ async fn a_client_that_takes_nothing_is_given_up() {
 
 #[tokio::test]
 async fn a_client_that_does_not_end_takes_up_nothing_once_it_is_answered() {
-    // Answers before it has the request's body.
+    // The target answers before it has the request's body.
     let address = http_origin(|_| async { Response::new(Full::<Bytes>::from("no need")) }).await;
     let (mut near, far) = stream_pair();
     let (admitted, let_go) = tokio::sync::oneshot::channel::<()>();
@@ -257,7 +257,7 @@ async fn a_client_that_does_not_end_takes_up_nothing_once_it_is_answered() {
     near.write_all(&request_head(&request).unwrap()).await.unwrap();
     near.write_all(b"\x04body").await.unwrap();
     assert_eq!(timeout(DEADLINE, read_response(&mut near)).await.unwrap().unwrap().status(), 200);
-    // Nothing comes over it any more: it was dropped.
+    // The channel is closed, because the admission was dropped.
     assert!(timeout(DEADLINE, let_go).await.unwrap().is_err());
 }
 

@@ -44,7 +44,8 @@ fn described(media: &str, template: &str) -> String {
     )
 }
 
-/// A way to this machine where it is written as such, and to public addresses otherwise, which `servers` know.
+/// Ways to this machine for addresses that the operator wrote, and to public addresses otherwise; `servers` resolve
+/// names.
 fn ways(servers: Vec<SocketAddr>, tls: Tls) -> Ways {
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers, private_addresses: true, ..ResolverOptions::default() };
@@ -76,7 +77,7 @@ async fn service_at(address: SocketAddr) -> Search {
     service(JSON, &format!("http://{address}/search?q={{searchTerms}}&p={{startPage}}")).await
 }
 
-/// What comes back for the bytes `framed`, and how it ended at the exit.
+/// The answer to the bytes `framed`, and the outcome at the exit.
 async fn exchanged(search: Search, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
     let (mut near, far) = stream_pair();
     let serving = tokio::spawn(async move { search.serve(far, || Ok(())).await });
@@ -100,7 +101,7 @@ async fn refused(search: Search, request: &SearchRequest) -> SearchRefusal {
     }
 }
 
-/// An engine whose only result says what it was asked.
+/// An engine whose only result contains the request.
 async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let asked = format!("{} {:?}", request.uri(), request.headers());
     let result = serde_json::json!({"url": "https://example.org/?utm_source=x", "title": asked, "content": asked});
@@ -115,7 +116,7 @@ fn only(answer: SearchAnswer) -> SearchResult {
     }
 }
 
-/// An engine that always answers so.
+/// An engine that gives this answer to every request.
 async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: Vec<u8>) -> SocketAddr {
     let body = Bytes::from(body);
     http_origin(move |_| {
@@ -286,7 +287,7 @@ async fn who_sends_slowly_or_takes_slowly_takes_no_others_turn() {
     near.write_all(&query).await.unwrap();
     assert!(told.try_recv().is_err(), "it has not all come");
     near.shutdown().await.unwrap();
-    // Nothing of the answer is read here.
+    // The client doesn't read the answer here.
     for expected in ["admitted", "let go"] {
         assert_eq!(timeout(DEADLINE, told.recv()).await.unwrap(), Some(expected));
     }
@@ -317,7 +318,7 @@ async fn an_engine_that_is_slow_is_given_up() {
     })
     .await;
     assert_eq!(refused(service_at(silent).await, &query("x")).await, SearchRefusal::EngineTimedOut);
-    // Nor does it help to send a little now and then.
+    // Occasional single bytes don't extend the limit.
     let dripping = origin(|mut socket| async move {
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
         while socket.write_all(b" ").await.is_ok() {
@@ -377,7 +378,7 @@ async fn an_answer_that_is_none_is_reported_as_such() {
 #[tokio::test]
 async fn a_compressed_answer_is_not_unpacked() {
     for encoding in ["gzip", "GZIP", "br", "deflate, gzip"] {
-        // What it would unpack to doesn't matter, since nothing is.
+        // The decompressed content is irrelevant, because nothing is decompressed.
         let headers: &'static [_] = Box::leak(Box::new([("content-encoding", encoding)]));
         let address = answering(200, headers, vec![0x1f, 0x8b, 8, 0]).await;
         assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineMalformed);
@@ -400,7 +401,7 @@ async fn an_engine_that_keeps_the_exit_out_is_told_apart_from_one_that_fails() {
     }
 }
 
-/// An engine that sends the exit to `location`; counts how often it is asked.
+/// An engine that redirects the exit to `location`; counts its requests.
 async fn redirecting(
     location: impl Fn(usize) -> Option<String> + Clone + Send + Sync + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
@@ -462,7 +463,7 @@ async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
 async fn a_name_that_comes_to_mean_this_network_leads_nowhere() {
     let (server, questions) = name_server().await;
     let (address, asked) = redirecting(|_| None).await;
-    // The name leads to this machine, as one that is bound anew after its description was read would.
+    // The name resolves to this machine, as after a rebinding when the description has been read.
     let template = format!("http://both.example.net:{}/?q={{searchTerms}}", address.port());
     let search = service_by(JSON, &template, ways(vec![server], Tls::default())).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
@@ -497,7 +498,7 @@ async fn an_engine_without_pages_has_no_second() {
     assert_eq!(asked.load(Ordering::Relaxed), 0);
 }
 
-/// Serves `document`, whatever it holds at the time; 503 as long as that is nothing.
+/// Serves the current `document`; 503 while it is empty.
 async fn describing(document: Arc<Mutex<String>>) -> SocketAddr {
     http_origin(move |_| {
         let document = document.lock().unwrap().clone();
@@ -562,7 +563,7 @@ async fn an_engine_that_comes_late_takes_no_other_s_name() {
 #[tokio::test]
 async fn a_description_from_elsewhere_leads_to_no_address_of_this_network() {
     let (address, asked) = redirecting(|_| None).await;
-    // The origin is this machine under another name.
+    // The origin has this machine's address, under another name.
     let template = format!("http://127.0.0.1:{}/?q={{searchTerms}}", address.port());
     let document = Arc::new(Mutex::new(described(JSON, &template)));
     let port = describing(document).await.port();

@@ -1,6 +1,6 @@
-//! A request that the command line has the client send: Binary HTTP in, Binary HTTP out, both as they come.
+//! The API for HTTP requests of the command line: a request and its response as Binary HTTP (RFC 9292), both streamed.
 //!
-//! How it is sent stands in a field ([`VIA`]). A response that breaks off breaks off here too.
+//! The header field [`VIA`] selects how the client sends the request. A truncated response is truncated here too.
 
 use axum::{
     BoxError, Router,
@@ -25,18 +25,18 @@ use crate::io::{
 
 use super::failed;
 
-/// The field that says how: [`BY_EXIT`] or [`BY_STREAM`].
+/// The header field that selects how the request is sent: [`BY_EXIT`] or [`BY_STREAM`].
 pub(crate) const VIA: &str = "umbel-via";
 /// An exit performs the request.
 pub(crate) const BY_EXIT: &str = "request";
-/// Over a stream to the target.
+/// The client sends the request over a stream to the target.
 pub(crate) const BY_STREAM: &str = "stream";
-/// The field that names the gateway of an oblivious request, which an exit carries sealed.
+/// The header field with the gateway URL of an oblivious request, which an exit forwards sealed.
 pub(crate) const GATEWAY: &str = "umbel-gateway";
 /// The media type of both bodies (RFC 9292 §7).
 pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
 
-/// A body that the command line waits with may take as long as it likes.
+/// Time limit for a piece of the body: generous, because the command line may wait for its input.
 const PATIENCE: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn router<C: Connector>() -> Router<Page<C>> {
@@ -71,7 +71,7 @@ where
     let request = read_request(&mut reader).await?;
     let mut content = Content::new(reader, u64::MAX);
     let (pipe, body) = Piped::new(content.piece().await?);
-    // Ends when the body is through, or nobody takes it any more.
+    // Ends when the body is complete or its reader is gone.
     tokio::spawn(async move { fill(&mut content, pipe, PATIENCE).await });
     Ok(request.map(|()| body))
 }

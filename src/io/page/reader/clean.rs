@@ -1,7 +1,7 @@
-//! What of a foreign page may be shown: text, its structure, and links that lead back to the reader view.
+//! Cleaning of web pages for the reader view: text, its structure, and URLs that open in the reader view.
 //!
-//! `ammonia` parses the page as a browser does and writes it anew from a short list of elements and attributes. Nothing of
-//! it loads, runs, looks or asks: no pictures, scripts, styles, classes, forms or frames.
+//! `ammonia` parses the page as a browser does and serialises it with a short list of elements and attributes. The
+//! result loads, runs and styles nothing: no pictures, scripts, styles, classes, forms or frames.
 
 use std::{
     borrow::Cow,
@@ -19,14 +19,14 @@ use crate::{
     io::page::layout::address,
 };
 
-/// Before each `id`, so that none is taken for one of ours.
+/// Prefix of each `id`, against collisions with ours.
 const PREFIX: &str = "page-";
 const MAX_TITLE: usize = 200;
-/// A part of a page that calls itself the main one, but has less text, is not believed.
+/// Minimum bytes of text of a main part; a shorter one is ignored.
 const LEAST_MAIN: usize = 250;
-/// Elements and texts of a page.
+/// Maximum elements and texts of a page.
 const MAX_NODES: usize = 100_000;
-/// How far into a page its encoding may be told.
+/// The encoding declaration must be within this many bytes of the page's start.
 const META_WITHIN: usize = 1024;
 
 const TAGS: &[&str] = &[
@@ -95,13 +95,13 @@ const TAGS: &[&str] = &[
     "wbr",
 ];
 
-/// Elements that go with all that is in them.
+/// Elements removed with their content.
 const EMPTIED: &[&str] = &[
     "audio", "button", "canvas", "dialog", "embed", "head", "iframe", "math", "noscript", "object", "option", "script",
     "select", "style", "svg", "template", "textarea", "title", "video",
 ];
 
-/// The title and the cleaned content of the page `html` that stands at `url`; none if it is beyond the bounds.
+/// The title and the cleaned content of the page `html` at `url`; `None` if the page exceeds the bounds.
 pub(super) fn clean(html: &str, url: &Url) -> Option<(String, String)> {
     let Dissected { title, base, main } = dissect(&bounded_html(html, MAX_NODES)?, url);
     let attributes = [
@@ -126,13 +126,13 @@ pub(super) fn clean(html: &str, url: &Url) -> Option<(String, String)> {
             ("a", "href") => lead(value, &base).map(Cow::Owned),
             _ => Some(Cow::Borrowed(value)),
         })
-        // Written anew from a tree that is within bounds, so that parsing it again is too.
+        // Serialised from a bounded tree, so that parsing it again is bounded too.
         .clean(&main)
         .to_string();
     Some((title, cleaned))
 }
 
-/// Where a link of a page leads from here: to a place in the page, or to the reader view of another.
+/// The rewritten `href` of an `a` element: an anchor in the page, or the reader view of another page.
 fn lead(value: &str, base: &Url) -> Option<String> {
     if let Some(place) = value.trim().strip_prefix('#') {
         return (!place.is_empty()).then(|| format!("#{PREFIX}{place}"));
@@ -143,12 +143,12 @@ fn lead(value: &str, base: &Url) -> Option<String> {
     Some(address("/read", &[("url", target.as_str())]) + &place)
 }
 
-/// What matters of a page.
+/// The parts of a page that the reader view uses.
 struct Dissected {
     title: String,
-    /// What links are relative to.
+    /// The base of relative URLs.
     base: Url,
-    /// The main part if the page has one, otherwise all of it.
+    /// The main part if the page has one, otherwise the whole body.
     main: String,
 }
 
@@ -163,17 +163,17 @@ fn dissect(page: &Html, url: &Url) -> Dissected {
     Dissected { title: text::plain(&title, MAX_TITLE), base, main }
 }
 
-/// The text of `body`, by the encoding that its first bytes, its content type or the page itself tell.
+/// The text of `body`, decoded by its byte-order mark, content type or HTML declaration, in this order.
 pub(super) fn decode(kind: &str, body: &[u8], html: bool) -> String {
     let told = label(kind).and_then(|label| Encoding::for_label(label.as_bytes()));
     let head = String::from_utf8_lossy(body.get(..META_WITHIN).unwrap_or(body)).to_ascii_lowercase();
     let within = || if html { label(&head).and_then(|label| Encoding::for_label(label.as_bytes())) } else { None };
     let encoding = told.or_else(within).unwrap_or(UTF_8);
-    // A byte-order mark goes before all of it.
+    // `decode` gives a byte-order mark precedence.
     encoding.decode(body).0.into_owned()
 }
 
-/// What stands behind the first `charset=`.
+/// The label after the first `charset=`.
 fn label(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("charset=")?;
     rest.trim_start_matches(['"', '\'', ' ']).split(['"', '\'', ' ', ';', '/', '>']).next()

@@ -11,10 +11,10 @@ use crate::io::{
     tls::Tls,
 };
 
-/// What any one wait may take before the test fails.
+/// Time limit of a wait before the test fails.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Goes round the runtime until `holds`.
+/// Yields to the runtime until `holds`.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
@@ -25,7 +25,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[test]
 fn pages_that_nobody_waits_for_any_more_count_while_they_are_cleaned() {
-    // One thread for what blocks, which is kept busy, so that cleaning waits behind it for as long as the test likes.
+    // The only blocking thread is kept busy, so that cleaning waits for as long as the test needs.
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {
         let (release, busy) = mpsc::channel::<()>();

@@ -1,4 +1,4 @@
-//! How the reader view looks, with and without a page to show.
+//! The HTML of the reader view: a cleaned page, or the reason why there is none.
 
 use axum::{http::StatusCode, response::Response};
 use maud::{PreEscaped, html};
@@ -14,7 +14,7 @@ use crate::io::{
 
 use super::{Content, ReadError, Reading};
 
-/// The page, under a bar that says what it is.
+/// The cleaned page below a bar that identifies it.
 pub(in crate::io::page) fn reading(reading: &Reading) -> Response {
     let url = reading.url.as_str();
     let host = reading.url.host_str().unwrap_or_default();
@@ -45,7 +45,7 @@ pub(in crate::io::page) fn reading(reading: &Reading) -> Response {
     page(Kind::Foreign, StatusCode::OK, &format!("{title} · Umbel reader"), &body)
 }
 
-/// The page that says why there is nothing to read, and what else can be done.
+/// The page that gives the reason of a failed fetch, and the alternatives.
 pub(in crate::io::page) fn unread(url: &Url, error: &ReadError) -> Response {
     let (status, title, words) = match error {
         ReadError::Request(RequestError::Connect(error)) => unconnected(*error),

@@ -1,4 +1,4 @@
-//! `kiwix-serve` over a ZIM file, as the testnet's search engine: a real one, with a corpus of one's choice.
+//! `kiwix-serve` over a ZIM file, as the testnet's search engine, with a corpus of the user's choice.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{io, net::TcpListener, path::Path, process::Stdio};
@@ -12,14 +12,14 @@ use tokio::{
 use crate::node::Failure;
 
 const PROGRAM: &str = "kiwix-serve";
-/// The description for operators, and where it says that Kiwix is.
+/// The description shipped for operators, and the address of Kiwix in it.
 const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
 const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// Starts in all; another program may take the port in between.
+/// Number of starts; another program may take the port between the choice and the start.
 const ATTEMPTS: usize = 3;
 
-/// A running `kiwix-serve`. Dropping it ends it; it also ends by itself when the testnet is killed.
+/// A running `kiwix-serve`. Dropping it stops it; it also ends if the testnet is killed.
 pub(in super::super) struct Kiwix {
     address: SocketAddr,
     zim: String,
@@ -43,7 +43,7 @@ impl Kiwix {
         Err(Failure::Failed(format!("{PROGRAM} does not serve {}: is it a ZIM file?", zim.display())))
     }
 
-    /// `None` when it ended by itself or said nothing in time.
+    /// `None` if it ended or did not answer in time.
     async fn attempt(zim: &Path) -> io::Result<Option<Self>> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut process = Command::new(PROGRAM)
@@ -53,7 +53,7 @@ impl Kiwix {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // Ctrl-C reaches the testnet alone, which then ends all in order.
+            // Ctrl-C reaches only the testnet, which then ends the processes in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -73,12 +73,12 @@ impl Kiwix {
         }))
     }
 
-    /// What it is, in words.
+    /// A description of the engine for the user.
     pub(super) fn to_words(&self) -> String {
         format!("Kiwix over {}, http://{}", self.zim, self.address)
     }
 
-    /// Its OpenSearch description: the one that is shipped, with its address.
+    /// Its OpenSearch description: the shipped one, with the address of this instance.
     pub(super) fn description(&self) -> String {
         SHIPPED.replace(SHIPPED_ADDRESS, &self.address.to_string())
     }

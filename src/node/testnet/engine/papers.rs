@@ -1,7 +1,7 @@
-//! A search engine that needs nothing: Umbel's own papers, served from the testnet's process.
+//! A search engine over Umbel's own papers, served from the testnet's process without further software.
 //!
-//! It serves what a real engine serves: an OpenSearch 1.1 description, results as RSS, and the pages that they lead
-//! to. Listens on loopback; the query is never written anywhere, the answer included.
+//! It serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. It listens on loopback;
+//! queries are never logged, nor part of an answer.
 
 mod index;
 
@@ -36,7 +36,7 @@ macro_rules! papers {
     };
 }
 
-/// What is searched: name and Markdown.
+/// The corpus: names and Markdown.
 const PAPERS: &[(&str, &str)] = papers![
     "README.md",
     "threat-model.md",
@@ -59,7 +59,7 @@ const PAPERS: &[(&str, &str)] = papers![
     "CHANGELOG.md",
 ];
 
-/// The running engine. Dropping it ends it.
+/// The running engine. Dropping it stops it.
 pub(in super::super) struct Papers {
     address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
@@ -69,7 +69,7 @@ impl Papers {
     /// Starts it on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no port is free.
     pub(super) async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -82,7 +82,7 @@ impl Papers {
             .route("/", get(contents))
             .route("/{*path}", get(page))
             .with_state(Arc::new(Index::new(PAPERS)));
-        // Whoever asks notices when an answer can't be sent.
+        // The sender of the query detects a failed answer.
         let listener = listener.tap_io(|socket| _ = socket.set_nodelay(true));
         let serving = tokio::spawn(async move { _ = axum::serve(listener, router).await });
         Ok(Self { address, _serving: AbortOnDropHandle::new(serving) })
@@ -93,13 +93,13 @@ impl Papers {
         description(self.address)
     }
 
-    /// What it is, in words.
+    /// A description of the engine for the user.
     pub(super) fn to_words(&self) -> String {
         format!("Umbel's own papers, http://{}", self.address)
     }
 }
 
-/// As Kiwix does, it lets any page read this.
+/// Allows any page to read the answer (CORS), as Kiwix does.
 fn xml(kind: &'static str, document: String) -> Response {
     ([(CONTENT_TYPE, kind), (ACCESS_CONTROL_ALLOW_ORIGIN, "*")], document).into_response()
 }
@@ -117,7 +117,7 @@ fn description(address: SocketAddr) -> String {
     document.into_string()
 }
 
-/// What a search asks for; a page that is missing or no number is the first.
+/// The query of a search; a missing or invalid page number is page one.
 #[derive(Deserialize)]
 struct Asked {
     #[serde(default)]
@@ -177,10 +177,10 @@ fn document(title: &str, body: &Markup) -> Html<String> {
     Html(page.into_string())
 }
 
-/// A section's Markdown as HTML, as far as a demonstration needs it: code and tables as they stand, paragraphs, lists.
+/// A section's Markdown as HTML, with the subset that the papers need: code and tables verbatim, paragraphs, lists.
 fn rendered(section: &Section) -> Markup {
     let mut blocks = Vec::new();
-    // Every second piece is code.
+    // Pieces with an odd number are code.
     for (number, piece) in section.text.split("```").enumerate() {
         if number.is_multiple_of(2) {
             blocks.extend(piece.split("\n\n").map(str::trim).filter(|block| !block.is_empty()).map(block));

@@ -1,4 +1,4 @@
-//! Paths over volunteers.
+//! Tests of paths over volunteers.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -15,18 +15,18 @@ fn always() -> Consensus {
     consensus_at(NOW, relays, &parameters).0
 }
 
-/// Volunteers 21 to 27, each with one gateway, relays 1 to 7 by turns.
+/// Volunteers 21 to 27, each with one gateway: relays 1 to 7 in order.
 fn one_each() -> VolunteerList {
     volunteers((1..=7).map(|gateway| listed_volunteer(20 + gateway, &[gateway])))
 }
 
-/// The guard of whoever has this sample.
+/// The guard of a client with this sample.
 fn guard_of(consensus: &Consensus, guards: &GuardSample, rng: &mut ChaCha20Rng) -> u16 {
     let guard = choose(&consensus.into(), guards, &streams(2), &[], Instant::START, rng).unwrap().hops()[0];
     (1..=7).find(|number| id(*number) == guard).unwrap()
 }
 
-/// So many volunteers behind `gateway` that listed relays have next to no turn.
+/// So many volunteers behind `gateway` that listed relays are hardly ever chosen.
 fn crowd(gateway: u16) -> VolunteerList {
     volunteers((1000..4000).map(|number| listed_volunteer(number, &[gateway])))
 }
@@ -182,7 +182,7 @@ fn volunteers_that_fit_no_guard_move_no_client_from_its_own() {
     let consensus = consensus_at(NOW, relays, &parameters).0;
     let guards = sample(&consensus, &mut rng);
     let guard = guard_of(&consensus, &guards, &mut rng);
-    // Some name the guard as their one gateway, others take the name of who runs theirs.
+    // Some have the guard as their only gateway, others name the operator of their gateway.
     let list = volunteers((1000..2000).map(|number| {
         let mut volunteer = listed_volunteer(number, &[if number % 2 == 0 { 5 } else { guard }]);
         volunteer.profile.operator = if number % 2 == 0 { "one".into() } else { String::new() };
@@ -221,7 +221,7 @@ fn volunteers_get_no_more_requests_when_all_listed_exits_for_them_are_avoided() 
         let path = choose(&relays, &guards, &requirement, &[id(1), id(2)], Instant::START, &mut rng).unwrap();
         by_volunteers += u32::from(list.volunteer(&path.hops()[2]).is_some());
     }
-    // Twice a tenth at the most: once with, once without what is to be avoided.
+    // At most twice a tenth: once with avoided exits, once without.
     assert!((20..110).contains(&by_volunteers), "{by_volunteers} of 400");
 }
 
@@ -237,6 +237,6 @@ fn few_volunteers_get_no_more_than_their_part() {
         let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
         over += u32::from(path.hops()[1] == id(21));
     }
-    // One of six that fit.
+    // One of six candidates.
     assert!((30..110).contains(&over), "{over} of 400");
 }

@@ -1,11 +1,11 @@
-//! Cipher suites for `dimpl` that show what its record layer used, so that [`Records`] can take over.
+//! Cipher suites for `dimpl` that record its keys and nonces, so that [`Records`] can take over.
 //!
-//! `dimpl` creates a cipher from a key alone, without a link. A thread-local therefore holds the [`Tap`] of one link during each
-//! call into that link's machine, and the ciphers write to it. IV and sequence number are derived from nonce and additional data
-//! of the Finished messages: each end seals one and opens one.
+//! `dimpl` creates a cipher from a key alone, without a link. A thread-local therefore holds the [`Tap`] of one link
+//! during each call into that link's machine, and the ciphers write to it. IV and sequence number are derived from
+//! nonce and additional data of the Finished messages: each end seals one and opens one.
 //!
-//! `dimpl` draws explicit nonces of AES-GCM at random. A tapped cipher refuses to seal with one that has been used with its
-//! key, or that [`Records`] may use later, so that no nonce is used twice.
+//! `dimpl` draws explicit nonces of AES-GCM at random. A tapped cipher refuses to seal with a nonce that was used
+//! with its key, or that [`Records`] may use later, so that no nonce is used twice.
 
 use core::cell::Cell;
 
@@ -23,11 +23,11 @@ use super::{CipherSuite, DirectionKey, EPOCH, GCM_NUMBERS, KeyLimits, Records, w
 const SEALED: usize = 64;
 
 thread_local! {
-    /// What the ciphers of the machine that runs now have seen; `None` outside of [`Tap::with`].
+    /// Records of the running machine's ciphers; `None` outside of [`Tap::with`].
     static CURRENT: Cell<Option<Box<Seen>>> = const { Cell::new(None) };
 }
 
-/// What the ciphers of one machine have seen.
+/// Keys, nonces and numbers used by the ciphers of one machine.
 #[derive(Default)]
 pub(in super::super) struct Tap(Option<Box<Seen>>);
 
@@ -49,7 +49,7 @@ struct Direction {
 }
 
 impl Tap {
-    /// Runs `f`, a call into this tap's machine.
+    /// Runs `f`, a call into the machine of this tap.
     pub(in super::super) fn with<T>(&mut self, f: impl FnOnce() -> T) -> T {
         struct Reset;
         impl Drop for Reset {
@@ -64,7 +64,7 @@ impl Tap {
         result
     }
 
-    /// The cryptography of `provider`, with tapped suites alone.
+    /// Replaces the suites of `provider` by the tapped suites.
     pub(in super::super) fn install(mut provider: CryptoProvider) -> CryptoProvider {
         static SUITES: &[&dyn SupportedDtls12CipherSuite] =
             &[&TappedSuite(CipherSuite::Aes128Gcm), &TappedSuite(CipherSuite::ChaCha20Poly1305)];
@@ -72,8 +72,8 @@ impl Tap {
         provider
     }
 
-    /// The record layer that goes on where the machine is, which must seal nothing from then on. `None` before both Finished
-    /// messages have been seen.
+    /// The record layer that continues from the state of the machine, which must seal nothing from then on. `None`
+    /// before both Finished messages were recorded.
     pub(in super::super) fn into_records(self, limits: KeyLimits) -> Option<Records> {
         let Seen { write, read, next, window, .. } = *self.0?;
         let (write, read) = (write?, read?);
@@ -86,7 +86,7 @@ impl Tap {
     }
 }
 
-/// Shows the running machine's tap to `f`; fails outside of [`Tap::with`], so that nothing is sealed unseen.
+/// Passes the running machine's records to `f`. Fails outside of [`Tap::with`], so that nothing is sealed unrecorded.
 fn note(f: impl FnOnce(&mut Seen) -> Option<()>) -> Result<(), CryptoError> {
     let mut seen = CURRENT.take().ok_or(CryptoError::InvalidNonce)?;
     let noted = f(&mut seen);
@@ -104,7 +104,7 @@ impl TappedSuite {
 }
 
 impl CipherSuite {
-    /// As `dimpl` names it.
+    /// The name in `dimpl`.
     pub(in super::super) const fn to_dtls(self) -> Dtls12CipherSuite {
         match self {
             Self::Aes128Gcm => Dtls12CipherSuite::ECDHE_ECDSA_AES128_GCM_SHA256,
@@ -140,7 +140,7 @@ impl SupportedDtls12CipherSuite for TappedSuite {
     }
 }
 
-/// One direction's cipher.
+/// The cipher of one direction.
 struct TappedCipher {
     suite: CipherSuite,
     key: Zeroizing<Vec<u8>>,
@@ -154,7 +154,7 @@ impl core::fmt::Debug for TappedCipher {
 }
 
 impl TappedCipher {
-    /// Key and IV, the IV derived from a nonce and the record number that it was made for.
+    /// Key and IV; the IV is derived from a nonce and its record number.
     fn direction(&self, number: [u8; 8], nonce: &[u8; 12]) -> Option<Direction> {
         let mut iv = Zeroizing::new(*nonce);
         for (byte, number) in iv.iter_mut().skip(4).zip(number) {
@@ -165,7 +165,7 @@ impl TappedCipher {
     }
 }
 
-/// The record number that additional data begins with, and its sequence number, in epoch 1.
+/// The record number at the start of the additional data and its sequence number, in epoch 1.
 fn numbers(aad: &Aad) -> Option<([u8; 8], u64)> {
     let number = *aad.first_chunk()?;
     let sequence = u64::from_be_bytes(number).checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH)?;

@@ -1,4 +1,4 @@
-//! What the record layer must hold, by itself and as it takes over from `dimpl`.
+//! Tests of the record layer, alone and after its takeover from `dimpl`.
 
 use core::time::Duration;
 use std::{
@@ -23,12 +23,12 @@ thread_local! {
     static SEALED: RefCell<Vec<(Vec<u8>, [u8; 12])>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Notes a key and a nonce that a record was sealed with, by this layer or by `dimpl`.
+/// Records a key and a nonce that this layer or `dimpl` sealed with.
 pub(super) fn note_sealed(key: &[u8], nonce: &[u8; 12]) {
     SEALED.with_borrow_mut(|sealed| sealed.push((key.to_vec(), *nonce)));
 }
 
-/// How many records this thread has sealed, none of them with a key and nonce used before.
+/// The number of records sealed on this thread; asserts that no pair of key and nonce was used twice.
 fn sealed_once() -> usize {
     let sealed = SEALED.take();
     let distinct: BTreeSet<_> = sealed.iter().collect();
@@ -65,7 +65,7 @@ fn close(records: &mut Records) -> Vec<u8> {
     buffer
 }
 
-/// What a datagram holds: the plaintexts, and all else.
+/// The contents of a datagram: the plaintexts, and everything else.
 fn open(records: &mut Records, datagram: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<Opened>), RecordError> {
     let mut datagram = datagram.to_vec();
     let (mut packets, mut others) = (Vec::new(), Vec::new());
@@ -167,7 +167,7 @@ fn a_forged_record_is_dropped_and_does_not_stop_the_true_one() {
             assert_eq!(open(&mut b, &record[..cut]), Ok((vec![], vec![])), "cut to {cut}");
         }
         assert_eq!(plaintexts(&mut b, &record), [vec![7; 40]]);
-        // What this end sealed is not for it.
+        // An end can't open its sealed records.
         assert_eq!(open(&mut a, &record), Ok((vec![], vec![])));
     }
 }
@@ -249,7 +249,7 @@ fn aes_gcm_keys_retire_once_and_then_end_and_chacha_keys_do_not() {
             CipherSuite::ChaCha20Poly1305 => assert_eq!((retired, ended), ([None; 2], [None; 2])),
         }
         assert_eq!(open(&mut b, &close(&mut a)).map(|(_, others)| others).ok(), {
-            // The other end's keys are used up too.
+            // The keys of the other end are used up too.
             (suite == CipherSuite::ChaCha20Poly1305).then(|| vec![Opened::CloseNotify])
         });
         sealed_once();
@@ -336,7 +336,7 @@ proptest! {
 const CLIENT: usize = 0;
 const SERVER: usize = 1;
 
-/// A client and a server, and the datagrams between them.
+/// A client and a server with the datagrams between them.
 struct Pair {
     now: Instant,
     config: DtlsConfig,
@@ -360,7 +360,7 @@ fn route() -> Route {
 }
 
 impl Pair {
-    /// No end yet: the client begins with [`Self::dial`], the server with the first hello that is delivered.
+    /// Starts without ends: the client starts with [`Self::dial`], the server with the first hello delivered.
     fn new(suites: &[CipherSuite]) -> Self {
         SEALED.take();
         Self {
@@ -418,7 +418,7 @@ impl Pair {
         sent.push_back(buffer);
     }
 
-    /// Lets a timer run out, or 10 ms pass.
+    /// Advances to the next timer, or by 10 ms.
     fn pass(&mut self) {
         let due = self.ends.iter().filter_map(|end| end.dtls.as_ref()?.poll_timeout()).min();
         self.now = due.map_or(self.now, |due| due.max(self.now)).min(self.now + Duration::from_secs(20));
@@ -436,7 +436,7 @@ impl Pair {
     }
 }
 
-/// Whether a datagram has a protected handshake record in it.
+/// Whether a datagram contains a protected handshake record.
 fn has_finished(mut datagram: &[u8]) -> bool {
     while let Some([content, _, _, _, epoch, .., high, low]) = datagram.first_chunk::<13>() {
         if (*content, *epoch) == (22, 1) {
@@ -480,7 +480,7 @@ fn no_nonce_is_used_twice_however_often_a_finished_is_lost_while_the_server_send
                     }
                 }
                 assert_eq!(left, 0);
-                // Byte for byte the same each time: it was sealed once.
+                // Identical bytes each time: it was sealed once.
                 finished.dedup();
                 assert_eq!(finished.len(), 1, "{suite:?}, the Finished of {loser} lost {lost} times");
                 pair.send(CLIENT, b"an answer");
@@ -494,7 +494,7 @@ fn no_nonce_is_used_twice_however_often_a_finished_is_lost_while_the_server_send
     }
 }
 
-/// Connects a pair whose server's last flight is lost; gives the client's final flight.
+/// Connects a pair whose server's last flight is lost; returns the client's final flight.
 fn with_last_flight_lost(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
     let mut pair = Pair::new(&[suite]);
     pair.dial();
@@ -518,7 +518,7 @@ fn a_servers_last_flight_is_repeated_for_a_new_finished_alone_and_until_data_com
     for suite in CipherSuite::ALL {
         let (mut pair, old) = with_last_flight_lost(suite);
         let first = pair.take_sent(SERVER);
-        // Replays and plaintext that anyone can send.
+        // Replays, and plaintext that any third party can send.
         for datagram in old {
             pair.deliver(SERVER, datagram);
         }

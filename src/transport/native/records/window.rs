@@ -1,12 +1,12 @@
 //! The replay window of a record layer (RFC 6347 §4.1.2.6).
 
-/// Records behind the newest that are told from replays; older ones are dropped.
+/// Width in records behind the newest; older records are dropped.
 pub(super) const WINDOW: u64 = 1_024;
 
-/// Words of the ring: one more than the window fills, for the word that the newest number has only begun.
+/// Words of the ring: one more than the window fills, for the partly used word of the newest number.
 const WORDS: usize = 17;
 
-/// Which sequence numbers have been received, in a ring of bits.
+/// The received sequence numbers, in a ring of bits.
 #[derive(Default)]
 pub(super) struct ReplayWindow {
     /// The number after the newest; 0 before the first.
@@ -15,7 +15,7 @@ pub(super) struct ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Whether a record of this number may be opened: it is in the window or ahead of it, and hasn't been received.
+    /// Whether a record of this number may be opened: in the window or ahead of it, and not received yet.
     pub(super) fn is_new(&self, sequence: u64) -> bool {
         if sequence >= self.end {
             return true;
@@ -25,10 +25,10 @@ impl ReplayWindow {
         self.end.saturating_sub(sequence) <= WINDOW && !received
     }
 
-    /// Notes an authenticated record, one that [`Self::is_new`] let pass.
+    /// Marks an authenticated record that [`Self::is_new`] accepted.
     pub(super) fn mark(&mut self, sequence: u64) {
         if sequence >= self.end {
-            // The words between the newest number's and this one's are of numbers that have left the window.
+            // The words after the newest number's word, up to this one's, hold numbers that have left the window.
             let last = self.end.checked_sub(1).map_or(0, |newest| newest >> 6);
             let entered = (sequence >> 6).saturating_sub(last);
             for step in 1..=entered.min(WORDS as u64) {
@@ -45,7 +45,7 @@ impl ReplayWindow {
     }
 }
 
-/// The word of a number, and its bit there.
+/// The word of a number, and the number's bit in it.
 fn place(sequence: u64) -> (usize, u64) {
     let word = (sequence >> 6).checked_rem(WORDS as u64).unwrap_or_default();
     (usize::try_from(word).unwrap_or_default(), 1 << (sequence & 63))

@@ -1,10 +1,10 @@
-//! What must hold of an association between calls, and what tests set in it.
+//! Invariants of an association between calls, and setters for tests.
 
 use super::{Association, SendConfig, SendHalf, State, stock_peer};
 use crate::{base::Instant, transport::sctp::send::check::Standing};
 
 impl Association {
-    /// How sending stands. Panics if anything is wrong; `whole`: looks at each fragment.
+    /// Asserts the invariants and returns the state of sending. With `whole` it checks every fragment.
     pub(in super::super) fn check(&self, whole: bool) -> Standing {
         if let Some(receive) = self.receive.as_ref().filter(|_| whole && !matches!(self.state, State::Ended)) {
             receive.check();
@@ -15,18 +15,18 @@ impl Association {
         self.send.standing()
     }
 
-    /// Bytes that may be held for messages that are not whole.
+    /// Most bytes that may be held for incomplete messages.
     pub(in super::super) fn bound(&self) -> usize {
         self.receive.as_ref().map_or(0, |receive| receive.bound())
     }
 
-    /// Panics if anything is wrong, or more is held than may be.
+    /// Asserts the invariants, and that no more is held than [`Self::bound`].
     pub(crate) fn assert_sound(&self) {
         self.check(true);
         assert!(self.held() <= self.bound(), "{} bytes held, {} allowed", self.held(), self.bound());
     }
 
-    /// Has its TSNs begin here. Before anything has been sent.
+    /// Sets the first TSN; call it before anything has been sent.
     pub(in super::super) fn set_first_tsn(&mut self, now: Instant, tsn: u32) {
         let config = SendConfig {
             packet: self.config.packet,

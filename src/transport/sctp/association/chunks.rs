@@ -1,4 +1,4 @@
-//! What the peer's chunks do, one by one.
+//! Handling of the peer's chunks, one by one.
 
 use core::time::Duration;
 
@@ -16,24 +16,25 @@ const DCEP: u32 = 50;
 /// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
 const DCEP_OPEN: [u8; 2] = [3, 0];
 const DCEP_ACK: u8 = 2;
-/// Unknown chunks are reported no more often than this.
+/// Least time between two reports of unknown chunks.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// DATA chunks of a packet that are a whole message each, at most. Two cells don't fit a packet, and the handshakes of channels have six
-/// messages. Each takes a slot, however short it is.
+/// Most DATA chunks of a packet that are a whole message each. Two cells don't fit a packet, and the handshakes of
+/// channels have six messages. Each message takes a slot, however short it is.
 const MAX_WHOLE: usize = 16;
 
-/// Which chunks a packet held.
+/// Kinds of chunks that a packet held.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) data: bool,
-    /// DATA chunks that are a message each.
+    /// DATA chunks that are a whole message each.
     whole: usize,
     pub(super) sack: bool,
 }
 
 impl Association {
-    /// RFC 9260 §8.5: the tag is ours, but for INIT and for ABORT and SHUTDOWN COMPLETE with the T bit.
+    /// RFC 9260 §8.5: the tag must be this end's, except for INIT, and for ABORT and SHUTDOWN COMPLETE with the T
+    /// bit.
     pub(super) fn tag_fits(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
         const REFLECTED: u8 = 1;
         match chunk.kind {
@@ -45,7 +46,7 @@ impl Association {
 
     pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
-        // The sender of these has taken the cookie: its COOKIE ACK was lost.
+        // The sender of these chunks has accepted the cookie: its COOKIE ACK was lost.
         if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
             self.establish(now, None);
         }
@@ -60,7 +61,7 @@ impl Association {
                 self.handle_data(now, &data)
             }
             packet::SACK => {
-                // Nobody needs two in a packet, and each costs a look at all that is missing.
+                // Only the first SACK of a packet counts: each costs a scan of all missing data.
                 let first = !core::mem::replace(&mut seen.sack, true);
                 let Some(sack) = Sack::parse(chunk.body).filter(|_| first) else { return Ok(()) };
                 match self.state {
@@ -90,9 +91,9 @@ impl Association {
                 }
                 Ok(())
             }
-            // Having come is all that it says.
+            // Their arrival is their only content.
             packet::HEARTBEAT_ACK | packet::ERROR => Ok(()),
-            // We reset no streams, and an association has all its streams or none.
+            // This end resets no streams, and an association has all its streams or none.
             packet::ABORT | packet::RE_CONFIG | packet::SHUTDOWN_COMPLETE => Err(Close::ByPeer),
             packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
             // Never negotiated.
@@ -101,7 +102,7 @@ impl Association {
         }
     }
 
-    /// Notes an unknown chunk for the next packet's ERROR (RFC 9260 §3.2). The limit keeps what a peer can have sent small.
+    /// Stores an unknown chunk for the next packet's ERROR (RFC 9260 §3.2), at most one in each [`REPORT_INTERVAL`].
     pub(super) fn report(&mut self, now: Instant, chunk: &Chunk<'_>) {
         let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
         if due && matches!(self.state, State::Established) {
@@ -112,7 +113,7 @@ impl Association {
 
     fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
         let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
-            // Data overtook the COOKIE ECHO that it follows: it will come again.
+            // Data arrived before its COOKIE ECHO; the peer retransmits it.
             return Ok(());
         };
         let mut whole = core::mem::take(&mut self.whole);
@@ -142,7 +143,7 @@ impl Association {
                 } else if bytes == [DCEP_ACK] {
                     Ok(())
                 } else {
-                    // Answers to more would pile up while the peer takes none.
+                    // Further answers would accumulate while the peer receives none.
                     Err(Close::Broken)
                 }
             }

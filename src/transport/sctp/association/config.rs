@@ -1,37 +1,38 @@
-//! What an association is told when it is made, and what is assumed of its peer.
+//! Settings of an association, fixed when it is made, and assumptions about its peer.
 
 use core::time::Duration;
 
 use super::super::{congestion::Algorithm, packet::OwnPeer, send::Peer};
 
-/// Gap blocks in a SACK of a stock peer at the most.
+/// Most gap blocks in a SACK of a stock peer.
 const STOCK_GAP_BLOCKS: usize = 20;
-/// The same of a node of ours: what fits the smallest packets that one may be set to.
+/// The same for our nodes: the blocks that fit the smallest packet size they may be set to.
 const OWN_GAP_BLOCKS: usize = 128;
-/// Largest burst to a stock peer, and most that is in flight on a path too short for pacing: browsers' sockets hold
-/// 56 to 63 full datagrams.
+/// Largest burst to a stock peer, and most bytes in flight to it on a path too short for pacing. Browsers' sockets
+/// hold 56 to 63 full datagrams.
 const STOCK_BURST: u64 = 34 << 10;
 const STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
 
-/// Settings that associations share.
+/// Settings shared by associations.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Largest packet sent, in bytes; at least 500.
     pub packet: usize,
-    /// Receive window at first, in bytes. Default 1 MiB.
+    /// Initial receive window, in bytes. Default 1 MiB.
     pub window: usize,
-    /// Receive window at the most: it grows to twice what a round trip carries. Default 2 MiB. What a peer that never
-    /// completes its messages makes this end hold is an eighth and 132 KiB more.
+    /// Largest receive window: it grows to twice the data of a round trip. Default 2 MiB. A peer that never completes
+    /// its messages can occupy an eighth of it and 132 KiB more.
     pub window_max: usize,
     /// Most bytes in flight. Default 16 MiB.
     pub send_window_max: u64,
-    /// Streams offered to nodes of ours. Default 64; others get 4.
+    /// Streams offered to our nodes. Default 64; other peers get 4.
     pub streams: u16,
-    /// Longest message that is sent, in bytes. Default 17,408.
+    /// Longest message sent, in bytes. Default 17,408.
     pub message: usize,
     /// Congestion control.
     pub algorithm: Algorithm,
-    /// Take packets without a checksum, as DTLS has one of its own (RFC 9653).
+    /// Accept packets without a checksum, and send them to peers that accept them: DTLS authenticates packets (RFC
+    /// 9653).
     pub zero_checksum: bool,
 }
 
@@ -52,7 +53,7 @@ impl Config {
     }
 }
 
-/// What is assumed of a peer that is not a node of ours: a browser.
+/// Assumptions about a peer that is not one of our nodes: a browser.
 pub(super) fn stock_peer() -> Peer {
     Peer {
         ack_delay: Duration::from_millis(200),
@@ -63,7 +64,7 @@ pub(super) fn stock_peer() -> Peer {
     }
 }
 
-/// What is known of a node of ours.
+/// Parameters of one of our nodes.
 pub(super) fn own_peer(own: OwnPeer) -> Peer {
     Peer {
         ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),

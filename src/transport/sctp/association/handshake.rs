@@ -13,18 +13,18 @@ use crate::base::Instant;
 
 /// Longest cookie that is echoed.
 const MAX_COOKIE: usize = 1 << 10;
-/// First time-out of INIT and COOKIE ECHO, doubled each time, and the longest.
+/// First timeout of INIT and COOKIE ECHO, doubled each time, and the longest.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
 const LONGEST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Attempts at a step of the handshake.
 pub(super) struct Attempts {
     pub(super) made: u32,
-    /// The packet is to be sent.
+    /// The packet must be sent.
     pub(super) due: bool,
-    /// When it was sent first, which measures the round trip if it was sent once.
+    /// When it was first sent: measures the round trip if it was sent once.
     pub(super) first_at: Instant,
-    /// When it is sent again.
+    /// When it is due again.
     pub(super) again_at: Instant,
 }
 
@@ -46,12 +46,12 @@ impl Attempts {
 }
 
 impl Association {
-    /// RFC 9260 §5.1 and §5.2.1: an INIT is answered without becoming established by it; two that cross are one
-    /// association.
+    /// RFC 9260 §5.1 and §5.2.1: an INIT is answered but does not establish the association; two crossing INITs make
+    /// one association.
     pub(super) fn handle_init(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
         let Some(init) = Init::parse(body) else { return Ok(()) };
         if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
-            // A restart: the link is another's.
+            // A restart by another association, which the link doesn't allow.
             return Err(Close::Broken);
         }
         match self.state {
@@ -110,7 +110,7 @@ impl Association {
         }
     }
 
-    /// Takes what the peer's INIT or INIT ACK says. A peer with fewer streams than lanes is none of WebRTC's.
+    /// Takes the parameters of the peer's INIT or INIT ACK. A peer with fewer streams than lanes is no WebRTC stack.
     pub(super) fn take_peer(&mut self, now: Instant, init: &Init<'_>) -> Result<(), Close> {
         self.peer_tag = init.tag;
         self.peer_tsn = Some(init.tsn);

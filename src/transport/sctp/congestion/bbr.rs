@@ -1,8 +1,8 @@
 //! BBR, version 3: congestion control from a model of the path's bandwidth and round trip (draft-ietf-ccwg-bbr-06).
 //!
 //! The controller paces at the highest delivery rate of the last two probing cycles and caps the bytes in flight at
-//! twice the bandwidth-delay product. Loss bounds both only where it is too high to be random. Section numbers in
-//! comments are the draft's.
+//! twice the bandwidth-delay product. Loss bounds both only if the loss rate is too high to be random. Section
+//! numbers in comments are the draft's.
 //!
 //! Differences from the draft, with the reasons in `docs/transport.md` or beside the code:
 //!
@@ -11,14 +11,14 @@
 //! | loss threshold | 2 % plus two standard deviations, over at least 250 packets ([`model::LossCount`]) |
 //! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
-//! | Startup | loss ends it only if the rate stopped growing, a queue stands, or it is heavy and the sender lacks data |
-//! | paths under `Limits::short_path` | no pacing; a window of at least `short_path_window`, a quarter after proven loss |
-//! | queue | lowers the cruising gain, down to 0.7; if it stands, probes last two rounds; neither once two ProbeRTTs met one |
+//! | Startup | loss ends it only without rate growth, with a standing queue, or if heavy while the sender lacks data |
+//! | paths under `Limits::short_path` | no pacing; window at least `short_path_window`, a quarter after proven loss |
+//! | queue | lowers the cruising gain (0.7 at least), ends probes after two rounds; not after two ProbeRTTs with one |
 //! | foreign delay | a quarter of the round trip that yielding did not shorten doesn't count as a queue |
-//! | way back | what acknowledgements waited there, by the peer's clock, is no standing queue and widens windows |
-//! | Startup without data | paces at the cruising gain while a queue stands |
-//! | spurious losses | undo a cut once the losses that stand would not have caused it |
-//! | ProbeRTT | put off while samples confirm the lowest round trip ever to within 1/64 |
+//! | return path | the delay of acknowledgements there, by the peer's clock, is no standing queue and widens windows |
+//! | Startup without data | paces at the cruising gain during a standing queue |
+//! | spurious losses | undo a cut once the remaining losses would not have caused it |
+//! | ProbeRTT | delayed while samples confirm the lowest round trip ever to within 1/64 |
 //! | lowest round trip | valid for 15 s (three ProbeRTTs), not 10 s |
 //! | full-pipe detection | compares the rounds' highest rates, not the rates of their first samples |
 
@@ -34,16 +34,17 @@ mod state;
 /// Absent bound.
 const UNBOUNDED: u64 = u64::MAX;
 
-/// Share of the estimated bandwidth that is paced, in percent (§5.6.2): the rest drains what estimation errors queue.
+/// Pacing rate as a share of the estimated bandwidth, in percent (§5.6.2): the rest drains queues of estimation
+/// errors.
 const PACED: u64 = 99;
 
-/// Share of a short-term bound that one round with too high a loss rate leaves (`Beta`), in percent.
+/// Share of a short-term bound that remains after a round with too high a loss rate (`Beta`), in percent.
 const BETA: u64 = 70;
 
-/// Share of the long-term bound that a cruising sender uses (1 - `Headroom`), in percent.
+/// Share of the long-term bound used while cruising (1 - `Headroom`), in percent.
 const WITHOUT_HEADROOM: u64 = 85;
 
-/// Queueing delay that counts as a standing queue, at least, in nanoseconds.
+/// Least queueing delay that counts as a standing queue, in nanoseconds.
 const STANDING_QUEUE: u64 = 10_000_000;
 
 /// Phase of bandwidth probing within ProbeBW (§5.3.3).
@@ -64,7 +65,7 @@ enum State {
         start_round: u64,
     },
     ProbeBw(Phase),
-    /// `done_at` is set once the bytes in flight are low enough, in nanoseconds; `round_done` a round trip later.
+    /// `done_at` (nanoseconds) is set once the bytes in flight are low enough, `round_done` a round trip later.
     ProbeRtt {
         done_at: Option<u64>,
         round_done: bool,
@@ -84,7 +85,7 @@ impl State {
         }
     }
 
-    /// The sender looks for more bandwidth: loss does not lower the short-term bounds.
+    /// Whether the sender probes for bandwidth: loss does not lower the short-term bounds then.
     fn is_probing(self) -> bool {
         matches!(self, Self::Startup | Self::ProbeBw(Phase::Refill | Phase::Up))
     }
@@ -102,21 +103,21 @@ struct Rounds {
     /// The current acknowledgement begins a round.
     started: bool,
     count: u64,
-    /// Lowest round trip of the current round, in nanoseconds: without what waited on the way back, if the peer tells.
+    /// Lowest round trip of the current round, in nanoseconds, without the delay on the return path if that is known.
     min_rtt: u64,
-    /// Least time that acknowledgements of the current round, and of the one before, waited on the way back, in nanoseconds.
+    /// Least delay of acknowledgements on the return path, in the current round and the one before, in nanoseconds.
     waited_back: [u64; 2],
-    /// Successive rounds whose lowest round trip shows a standing queue.
+    /// Consecutive rounds whose lowest round trip shows a standing queue.
     queueing: u64,
-    /// That queue stood while the sender lacked data: at about the rate of the bottleneck, which Startup doesn't find.
+    /// The queue stood while the sender lacked data: near the rate of the bottleneck, which Startup can't measure.
     restrained: bool,
-    /// Lowest round trip of the first of them, in nanoseconds.
+    /// Lowest round trip of the first of these rounds, in nanoseconds.
     yielding_from_rtt: u64,
     /// Rounds at the least cruising gain since then.
     yielded: u64,
     /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
     foreign_rtt: u64,
-    /// Bound of the pacing gain while the sender doesn't probe, and its slow part, in percent.
+    /// Bound of the pacing gain outside probes, and its slow part, in percent.
     cruise_gain: u64,
     cruise_level: u64,
 }
@@ -160,7 +161,7 @@ struct Probe {
     up_rounds: u32,
     up_acked: u64,
     up_acked_per_segment: u64,
-    /// The last probe lost too much (`prev_probe_too_high`).
+    /// The last probe caused too much loss (`prev_probe_too_high`).
     was_too_high: bool,
     /// The current probe ended early for that reason (`prev_probe_precautionary`).
     precautionary: bool,
@@ -175,10 +176,10 @@ struct Undo {
     short_bandwidth: u64,
     short_in_flight: u64,
     long_in_flight: u64,
-    /// The losses that caused the cut and those since, without those that were none. What was acknowledged since doesn't
-    /// count: the cut keeps losses from recurring.
+    /// The losses that caused the cut and those since, except spurious ones. Later acknowledgements are not counted,
+    /// because the cut prevents further losses.
     losses: LossCount,
-    /// Bytes that they were judged over, at least.
+    /// Least volume in bytes over which they were judged.
     volume: u64,
 }
 
@@ -198,7 +199,7 @@ pub struct Bbr {
     full_pipe: FullPipe,
     rounds: Rounds,
     latest: Latest,
-    /// Losses and deliveries since the short-term bounds were last judged.
+    /// Losses and deliveries since the last judgement of the short-term bounds.
     losses: LossCount,
     probe: Probe,
     /// Short-term bounds (`bw_shortterm`, `inflight_shortterm`): bytes a second and bytes.
@@ -280,13 +281,13 @@ impl Bbr {
         self.max_bandwidth.value().min(self.short_bandwidth)
     }
 
-    /// Lowest recent round trip; none before the first sample.
+    /// Lowest recent round trip; `None` before the first sample.
     #[must_use]
     pub fn min_rtt(&self) -> Option<core::time::Duration> {
         self.min_rtt.value().map(core::time::Duration::from_nanos)
     }
 
-    /// The round trip is so short that timers can't pace it.
+    /// Whether the round trip is too short for pacing by timers.
     fn is_short_path(&self) -> bool {
         self.min_rtt.value().is_some_and(|min_rtt| min_rtt < self.short_path)
     }
@@ -299,13 +300,14 @@ impl Bbr {
         }
     }
 
-    /// Bytes that have arrived and whose acknowledgements wait on the way back.
+    /// Bytes that have arrived at the peer and whose acknowledgements are delayed on the return path.
     fn late(&self) -> u64 {
         let [_, waited_back] = self.rounds.waited_back;
         scale(self.bandwidth(), waited_back, SECOND)
     }
 
-    /// Raises `in_flight` to what pacing in bursts and delayed acknowledgements need (`QuantizationBudget`).
+    /// Raises `in_flight` to the least that pacing in bursts and delayed acknowledgements need
+    /// (`QuantizationBudget`).
     fn quantized(&self, in_flight: u64) -> u64 {
         let burst = (self.pacing_rate.unwrap_or(0) / 1000).min(1 << 16);
         in_flight.max(burst.saturating_mul(3)).max(self.limits.min_window())
@@ -316,12 +318,12 @@ impl Bbr {
         self.rounds.end = self.delivered;
     }
 
-    /// Slower sending can shorten the queue: the last ProbeRTT did not meet one that others hold up.
+    /// Whether slower sending can shorten the queue: `false` if the last two ProbeRTTs both found one.
     fn is_yielding(&self) -> bool {
         !self.min_rtt.is_held_up(STANDING_QUEUE)
     }
 
-    /// The pacing gain in percent, lowered by a standing queue while the sender doesn't probe.
+    /// The pacing gain in percent, lowered by a standing queue outside probes.
     fn pacing_gain(&self) -> u64 {
         let (gain, _) = self.state.gains();
         match self.state {
@@ -342,7 +344,7 @@ impl Bbr {
         };
         // During Startup the rate only rises (§5.6.2).
         if self.full_pipe.reached || self.rounds.restrained || self.pacing_rate.is_none_or(|current| rate > current) {
-            // A segment a second at least: a rate that is next to nothing would never be measured anew.
+            // At least a segment a second: a rate near zero would never be measured again.
             self.pacing_rate = Some(rate.max(self.limits.segment));
         }
     }
@@ -367,7 +369,7 @@ impl Bbr {
     }
 
     /// Smallest window in bytes. On a short path, proven loss lowers it: a bottleneck with a queue shorter than
-    /// [`Limits::short_path_window`] would lose most packets for ever.
+    /// [`Limits::short_path_window`] would otherwise keep losing most packets.
     fn least_window(&self) -> u64 {
         if !self.is_short_path() || self.is_probe_rtt() {
             return self.limits.min_window();
@@ -414,7 +416,7 @@ impl Controller for Bbr {
         }
         self.probe.losses.lost = self.probe.losses.lost.saturating_add(lost.bytes);
         if self.probe.losses.too_high(lost.tx_in_flight, self.limits.segment) {
-            // With few packets in flight the verdict comes late, long after the bound was exceeded.
+            // With few packets in flight the verdict comes long after the bound was exceeded.
             let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(JUDGED_PACKETS) {
                 self.probe.losses.delivered_of(lost.tx_in_flight)
             } else {
@@ -455,12 +457,12 @@ impl Controller for Bbr {
         }
         let Some(mut undo) = self.undo.take() else { return };
         undo.losses.refute(bytes);
-        // Reordering beside real losses refutes some of them, and not the cut.
+        // Reordering beside real losses refutes some of the losses, but not the cut.
         if undo.losses.too_high(undo.volume, self.limits.segment) {
             self.undo = Some(undo);
             return;
         }
-        // Those that stand count with those to come.
+        // The remaining losses are added to later ones.
         self.losses = undo.losses;
         self.probe.losses = undo.losses;
         self.latest.loss = false;

@@ -39,7 +39,7 @@ struct Epoch {
 /// A cut that is spread over a round trip (RFC 9937).
 #[derive(Clone, Copy, Debug)]
 struct Recovery {
-    /// Bytes in flight at the start; zero until the acknowledgement that started it has been taken in.
+    /// Bytes in flight at the start; zero until the acknowledgement that started it has been handled.
     flight: u64,
     /// A packet sent at this count of delivered bytes or later ends it.
     end: u64,
@@ -57,7 +57,7 @@ struct Undo {
     max: f64,
     epoch: Option<Epoch>,
     cut_at: Option<Instant>,
-    /// Bytes lost since, those aside whose loss was none.
+    /// Bytes lost since, except spurious losses.
     lost: u64,
 }
 
@@ -73,7 +73,7 @@ pub struct Cubic {
     max: f64,
     epoch: Option<Epoch>,
     recovery: Option<Recovery>,
-    /// Packets sent before the last cut don't cause another.
+    /// Time of the last cut. Losses of packets sent before it don't cause another.
     cut_at: Option<Instant>,
     undo: Option<Undo>,
     hystart: HyStart,
@@ -110,7 +110,7 @@ impl Cubic {
     }
 
     /// `bytes` within the window's fixed limits. On a short path, loss lowers the least window: a bottleneck with a
-    /// queue shorter than [`Limits::short_path_window`] would lose most packets for ever.
+    /// queue shorter than [`Limits::short_path_window`] would otherwise keep losing most packets.
     fn bounded(&self, bytes: u64) -> u64 {
         let floor = match (self.is_short_path(), self.cut_at) {
             (true, None) => self.limits.short_path_window,
@@ -120,7 +120,7 @@ impl Cubic {
         bytes.max(floor).min(self.limits.max_window)
     }
 
-    /// The window in segments.
+    /// `bytes` in segments.
     fn segments(&self, bytes: u64) -> f64 {
         bytes as f64 / self.limits.segment.max(1) as f64
     }
@@ -150,7 +150,7 @@ impl Cubic {
         self.epoch = Some(epoch);
         let grown = (window + (target - window) / window.max(1.0) * acked).max(epoch.reno);
         let bytes = (grown * self.limits.segment as f64) as u64;
-        // The window never falls here: rounding may not undo growth.
+        // The window never falls here: rounding must not undo growth.
         self.window = self.bounded(self.window.max(bytes));
     }
 
@@ -159,7 +159,7 @@ impl Cubic {
         let Self { window, threshold, max, epoch, cut_at, .. } = *self;
         self.undo = Some(Undo { window, threshold, max, epoch, cut_at, lost: 0 });
         let window = self.segments(self.window);
-        // Fast convergence: a flow that did not reach its former maximum makes room for others.
+        // Fast convergence: a flow below its former maximum leaves bandwidth to others.
         let share = (100 + BETA) as f64 / 200.0;
         self.max = if window < self.max { window * share } else { window };
         self.window = self.bounded(scale(self.window, BETA, 100));
@@ -239,7 +239,7 @@ impl Controller for Cubic {
         self.threshold = self.threshold.max(undo.threshold);
         self.max = undo.max;
         self.epoch = undo.epoch;
-        // Further losses of the same flight count.
+        // Further losses of the same flight cause a new cut.
         self.cut_at = undo.cut_at;
         self.recovery = None;
     }
@@ -256,11 +256,11 @@ impl Controller for Cubic {
 
     fn on_idle_end(&mut self, now: Instant, since: Instant) {
         let idle = now.since(since);
-        // Idle time doesn't count as time of growth (RFC 9438 §5.8).
+        // Idle time doesn't count as growth time (RFC 9438 §5.8).
         if let Some(epoch) = &mut self.epoch {
             epoch.start = epoch.start.after(idle);
         }
-        // Halves the window each timeout of idle time: an old window says little (RFC 2861 §2).
+        // Halves the window for each timeout of idle time, since an old window is unreliable (RFC 2861 §2).
         let timeout = self.smoothed_rtt.unwrap_or(ASSUMED_RTT).saturating_mul(2).max(MIN_IDLE);
         let halvings = u32::try_from(nanos(idle).checked_div(timeout).unwrap_or(0)).unwrap_or(u32::MAX);
         if halvings > 0 {

@@ -1,4 +1,4 @@
-//! What the controllers must hold, in a flow model in virtual time.
+//! Tests of the controllers, in a flow model in virtual time.
 
 use core::time::Duration;
 
@@ -35,7 +35,7 @@ fn model(network: &Network, flow: usize) -> &super::Bbr {
     }
 }
 
-/// How long each stay in `state` lasted, in milliseconds.
+/// The duration of each stay in `state`, in milliseconds.
 fn stays(flow: &Flow, state: &str) -> Vec<u64> {
     let changes = flow.states.windows(2).filter(|pair| pair[0].1 == state);
     changes.map(|pair| (pair[1].0 - pair[0].0) / MILLISECOND).collect()
@@ -43,7 +43,7 @@ fn stays(flow: &Flow, state: &str) -> Vec<u64> {
 
 #[track_caller]
 fn assert_fills(path: Path, least: f64) {
-    // A fast path has enough packets in three seconds and one run.
+    // A fast path has enough packets with three seconds and one run.
     let seeds = if path.rate > 50_000_000 { 1 } else { 2 };
     for seed in 1..=seeds {
         let mut network = alone(Bbr, path, seed);
@@ -193,7 +193,7 @@ fn bbr_follows_a_change_of_the_bandwidth() {
 
 #[test]
 fn probe_rtt_lasts_200_milliseconds_and_a_round_trip_to_drain() {
-    // The longer round trip makes the sender look for the old one.
+    // A longer round trip makes the sender probe for the old one.
     let mut network = alone(Bbr, Path::new(5_000_000, 25, 100), 1);
     network.run(5 * SECOND);
     network.path.delay = 40 * MILLISECOND;
@@ -213,7 +213,7 @@ fn a_short_path_is_not_paced_and_its_window_stays_large() {
         let delivered = network.delivered_until(3 * SECOND / 4)[0];
         assert!(network.flows[0].least_window >= limits().short_path_window, "{:?}", network.flows[0].least_window);
         assert_eq!(network.flows[0].control.pacing_rate(), None);
-        // Acknowledgements every 4 ms leave what a window of 2 ms and the aggregation carry.
+        // Acknowledgements every 4 ms limit the rate to that of a 2 ms window with the aggregation.
         assert!(delivered >= 77_000_000, "{delivered} bytes with a grid of {grid} ns");
     }
 }
@@ -291,7 +291,7 @@ fn a_time_out_resets_the_model() {
     assert!(share >= 0.9, "{share:.3}");
 }
 
-/// Tells `control` that every packet in flight of a probe is lost.
+/// Reports every packet in flight of a probe as lost to `control`.
 fn lose_a_window(control: &mut Control, now: u64, delivered: u64) {
     let window = control.window();
     for index in 1..=window / SEGMENT {

@@ -10,10 +10,10 @@ const SUPPORTED_EXTENSIONS: u16 = 0x8008;
 const ZERO_CHECKSUM: u16 = 0x8001;
 /// The error detection method of RFC 9653 §4.1: SCTP over DTLS.
 const METHOD_DTLS: u32 = 1;
-/// Between nodes of ours; others skip it in silence, as its highest bits say (RFC 9260 §3.2.1).
+/// Parameter between our nodes; others skip it without a report, as its highest bits require (RFC 9260 §3.2.1).
 const OWN_PEER: u16 = 0x9f55;
 
-/// Bytes of [`Init::unrecognized`] at the most: with all else that INIT ACK says they fit the smallest packet.
+/// Most bytes of [`Init::unrecognized`]: with all other parameters of INIT ACK they fit the smallest packet.
 const MAX_UNRECOGNIZED: usize = 256;
 
 /// INIT or INIT ACK (RFC 9260 §3.3.2, §3.3.3).
@@ -24,24 +24,24 @@ pub(in super::super) struct Init<'a> {
     pub(in super::super) inbound: u16,
     pub(in super::super) tsn: u32,
     pub(in super::super) cookie: Option<&'a [u8]>,
-    /// The sender takes packets without a checksum.
+    /// The sender accepts packets without a checksum.
     pub(in super::super) zero_checksum: bool,
     pub(in super::super) own: Option<OwnPeer>,
-    /// Unrecognized Parameter parameters, whole and padded: what [`unrecognized`] gave for an INIT. Written alone.
+    /// Unrecognized Parameter parameters, whole and padded: the result of [`unrecognized`] for an INIT. Only written.
     pub(in super::super) unrecognized: &'a [u8],
 }
 
-/// What nodes of ours tell each other beyond RFC 9260.
+/// Parameters that our nodes exchange beyond RFC 9260.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct OwnPeer {
-    /// Streams, numbered from 0, that the sender takes messages on.
+    /// Streams, numbered from 0, on which the sender accepts messages.
     pub(in super::super) streams: u16,
-    /// Longest that the sender withholds an acknowledgement, in milliseconds.
+    /// Longest delay of the sender's acknowledgements, in milliseconds.
     pub(in super::super) ack_delay: u16,
 }
 
 impl<'a> Init<'a> {
-    /// Reads the body; `None` if it is malformed, or one of its values is forbidden.
+    /// Parses the body; `None` if it is malformed or a value is forbidden.
     pub(in super::super) fn parse(body: &'a [u8]) -> Option<Self> {
         let mut init = Self {
             tag: u32_at(body, 0)?,
@@ -74,8 +74,8 @@ impl<'a> Init<'a> {
     }
 }
 
-/// The parameters of the body of INIT or INIT ACK with their types, headers included and padding not. `None` where one is
-/// malformed, and nothing after it. An unknown one whose highest bit says so is the last (RFC 9260 §3.2.1).
+/// The parameters of the body of INIT or INIT ACK with their types, including headers but not padding. A malformed
+/// one gives `None` and ends the iteration. An unknown one whose highest bit is clear is the last (RFC 9260 §3.2.1).
 fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     let mut rest = body.get(16..).unwrap_or_default();
     core::iter::from_fn(move || {
@@ -92,16 +92,16 @@ fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     })
 }
 
-/// Parameters that are neither skipped in silence nor unknown. Those of RFC 9260 §3.3.2 and of RFC 3758 that say nothing to
-/// us are among them: addresses, ECN, and that the peer could take FORWARD TSN.
+/// Whether a parameter type is known, except types that an unaware receiver skips silently. Known types include those
+/// of RFC 9260 §3.3.2 and RFC 3758 without effect here: addresses, and Forward-TSN-Supported.
 const fn is_known(kind: u16) -> bool {
     const FORWARD_TSN_SUPPORTED: u16 = 0xc000;
     // IPv4 address to cookie preservative; host name address and supported address types.
     matches!(kind, 5..=9 | 11..=12 | FORWARD_TSN_SUPPORTED)
 }
 
-/// What INIT ACK says of the unknown parameters of an INIT whose second highest bit asks for a report (RFC 9260 §3.2.2): at
-/// most [`MAX_UNRECOGNIZED`] bytes, and a parameter that would exceed that is left out.
+/// INIT ACK's report of the unknown parameters of an INIT whose second highest bit requests it (RFC 9260 §3.2.2). It
+/// has at most [`MAX_UNRECOGNIZED`] bytes; a parameter that would exceed them is left out.
 pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
     let mut buffer = [0; MAX_UNRECOGNIZED];
     let mut writer = Writer { buffer: &mut buffer, length: 0, with_checksum: false };
@@ -116,7 +116,7 @@ pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
 }
 
 impl Writer<'_> {
-    /// INIT or INIT ACK.
+    /// Writes INIT or INIT ACK.
     pub(in super::super) fn init(&mut self, kind: u8, init: &Init<'_>) {
         let mut body = [0_u8; 160 + MAX_UNRECOGNIZED];
         let mut inner = Writer { buffer: &mut body, length: 0, with_checksum: false };
@@ -129,7 +129,7 @@ impl Writer<'_> {
             inner.parameter(STATE_COOKIE, cookie);
         }
         inner.put(init.unrecognized);
-        // Resets are understood, and end the association.
+        // A stream reset is understood and ends the association.
         inner.parameter(SUPPORTED_EXTENSIONS, &[RE_CONFIG]);
         if init.zero_checksum {
             inner.parameter(ZERO_CHECKSUM, &METHOD_DTLS.to_be_bytes());

@@ -1,16 +1,16 @@
-//! What must hold of a receiving half between calls.
+//! Invariants of a receiving half between calls.
 
 use super::{Fragment, MAX_DUPLICATES, MAX_GAPS, MAX_MESSAGE, Receiver, SLOT_LEN, Stream};
 
 impl Receiver {
-    /// Bytes held, at most: the window, an eighth for fragments counted in blocks, one message more, the message that the
-    /// next TSN belongs to, and a slot: fragments move from blocks into slots.
+    /// Most bytes held: the window, an eighth for fragments counted in blocks, one message more, the message of the
+    /// next TSN, and a slot, since fragments move from blocks into slots.
     pub(in super::super) fn bound(&self) -> usize {
         let window = self.window.max(self.window_max);
         window + window / 8 + 2 * MAX_MESSAGE + SLOT_LEN
     }
 
-    /// Panics if anything is wrong.
+    /// Asserts the invariants.
     pub(in super::super) fn check(&self) {
         let mut before = self.cumulative;
         for gap in &self.gaps {

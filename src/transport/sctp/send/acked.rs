@@ -1,10 +1,10 @@
-//! Which TSNs beyond the cumulative one are acknowledged: ranges, and the holes between them.
+//! The set of acknowledged TSNs beyond the cumulative one: ranges, and the holes between them.
 
-/// Ranges of TSNs, first and last, in order and apart.
+/// Ranges of TSNs, first and last, in order and not adjacent.
 #[derive(Default)]
 pub(super) struct Acked {
     ranges: Vec<(u64, u64)>,
-    /// Scratch: ranges that one SACK newly acknowledges.
+    /// Scratch space: ranges that one SACK newly acknowledges.
     pub(super) fresh: Vec<(u64, u64)>,
     merged: Vec<(u64, u64)>,
 }
@@ -15,7 +15,7 @@ impl Acked {
         self.ranges.last().map_or(0, |range| range.1)
     }
 
-    /// Forgets what lies before `first`.
+    /// Removes everything before `first`.
     pub(super) fn forget_before(&mut self, first: u64) {
         let gone = self.ranges.partition_point(|range| range.1 < first);
         self.ranges.drain(..gone);
@@ -24,8 +24,8 @@ impl Acked {
         }
     }
 
-    /// Appends to `fresh` the parts of `from..=to` that are not acknowledged yet. `at` is where the search begins, 0 for the
-    /// first of a list in order; it is moved on for the next.
+    /// Appends to `fresh` the parts of `from..=to` that are not acknowledged yet. `at` is the index where the search
+    /// begins, 0 for the first block of a SACK; it is advanced for the next block.
     pub(super) fn add(&self, from: u64, to: u64, at: &mut usize, fresh: &mut Vec<(u64, u64)>) {
         let mut from = from;
         while self.ranges.get(*at).is_some_and(|range| range.1 < from) {
@@ -45,10 +45,10 @@ impl Acked {
         }
     }
 
-    /// Acknowledges the ranges in `fresh`, which [`Self::add`] gave in order.
+    /// Acknowledges the ranges in `fresh`, the output of [`Self::add`] in order.
     pub(super) fn merge(&mut self, fresh: &mut [(u64, u64)]) {
         let Some(first) = fresh.first() else { return };
-        // Most often what is new lies behind all the rest.
+        // In most cases the new ranges follow all others.
         if first.0 > self.highest() {
             for next in fresh.iter().copied() {
                 match self.ranges.last_mut() {
@@ -75,7 +75,7 @@ impl Acked {
         core::mem::swap(&mut self.ranges, &mut self.merged);
     }
 
-    /// The ranges of TSNs from `first` on that lie before an acknowledged one and are not acknowledged.
+    /// The ranges of TSNs from `first` on that precede an acknowledged one and are not acknowledged.
     pub(super) fn holes(&self, first: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let starts = core::iter::once(first).chain(self.ranges.iter().map(|range| range.1.saturating_add(1)));
         let ends = self.ranges.iter().map(|range| range.0.saturating_sub(1));
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(add(&mut acked, &[(12, 15), (18, 25)]), [(15, 15), (18, 19), (23, 25)]);
         assert_eq!(acked.holes(11).collect::<Vec<_>>(), [(11, 11), (16, 17)]);
         assert_eq!(acked.highest(), 25);
-        // A list cut short takes nothing back.
+        // A truncated list revokes nothing.
         assert_eq!(add(&mut acked, &[(12, 12)]), []);
         assert_eq!(acked.highest(), 25);
         acked.forget_before(17);

@@ -1,25 +1,25 @@
-//! What must hold of a sending half between calls.
+//! Invariants of a sending half between calls.
 
 use super::{SendHalf, State};
 
-/// What limits sending at a moment.
+/// State that limits sending.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Standing {
     pub(in super::super) in_flight: u64,
     /// Congestion window.
     pub(in super::super) window: u64,
     pub(in super::super) peer_window: u64,
-    /// TSNs in use that the cumulative TSN has not passed.
+    /// TSNs from the first that the peer's cumulative TSN has not passed.
     pub(in super::super) flights: usize,
     pub(in super::super) next_tsn: u64,
     pub(in super::super) first_tsn: u64,
-    /// A tail loss probe may leave whatever the window.
+    /// A tail loss probe may leave regardless of the window.
     pub(in super::super) probe_due: bool,
     pub(in super::super) unsent: usize,
 }
 
 impl SendHalf {
-    /// How it stands.
+    /// The current state.
     pub(in super::super) fn standing(&self) -> Standing {
         Standing {
             in_flight: self.in_flight,
@@ -33,7 +33,7 @@ impl SendHalf {
         }
     }
 
-    /// Panics if anything is wrong.
+    /// Asserts the invariants.
     pub(in super::super) fn check(&self) {
         let in_flight = self.flights.iter().filter(|flight| flight.state == State::InFlight);
         assert_eq!(self.in_flight, in_flight.map(|flight| flight.length).sum::<u64>(), "bytes in flight are counted");

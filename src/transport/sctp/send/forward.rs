@@ -1,25 +1,25 @@
-//! What the peer's clock says: when data arrived, and so how long it waited on the way there and not on the way back.
+//! Queueing delay on the forward path, from the peer's arrival times: excludes the delay on the return path.
 
 use core::time::Duration;
 
 use super::super::clock::{Clock, Tick, time};
 use crate::base::Instant;
 
-/// How long a smallest delay counts, halved. Clocks drift apart by up to 0.3 ms a second, which is less than a standing queue in
-/// that time.
+/// Half the time that a smallest delay is used. Clocks drift apart by up to 0.3 ms a second, which is less than a
+/// standing queue in that time.
 const HALF_LIFE: Duration = Duration::from_secs(12);
-/// The delay of data on its way to the peer, beyond the smallest.
+/// The delay of data on the way to the peer, beyond the smallest.
 #[derive(Default)]
 pub(super) struct Forward {
-    /// The first delay, of which the others are told as differences: the clocks have different starts.
+    /// The first delay. The others are stored as differences from it, since the clocks have different starts.
     origin: Option<Tick>,
-    /// The smallest of this half and of the one before.
+    /// The smallest delay of the current half and of the one before.
     smallest: [i32; 2],
     since: Option<Instant>,
 }
 
 impl Forward {
-    /// Takes in that what was sent at `sent_at` arrived at `arrived`. Gives how much longer than the smallest that took.
+    /// Takes the arrival at `arrived` of data sent at `sent_at`. Returns its delay beyond the smallest.
     pub(super) fn measured(&mut self, now: Instant, sent_at: Instant, arrived: Tick) -> Duration {
         let delay = Tick(arrived.0.wrapping_sub(Clock::OWN.tick(sent_at).0));
         let origin = self.origin.get_or_insert(delay);

@@ -1,4 +1,4 @@
-//! Loss detection: RACK, the tail loss probe and the retransmission time-out (RFC 8985).
+//! Loss detection: RACK, the tail loss probe and the retransmission timeout (RFC 8985).
 
 use core::time::Duration;
 
@@ -15,9 +15,9 @@ impl SendHalf {
         quarter.saturating_mul(self.widened).min(self.round_trip.smoothed())
     }
 
-    /// A duplicate was reported: something was repeated for nothing. Widens the reordering window once a round.
+    /// Widens the reordering window, once a round, after a reported duplicate: a needless retransmission.
     pub(super) fn widen(&mut self, duplicates: usize) {
-        // Those of probes say nothing.
+        // Duplicates from probes are expected.
         let unexplained = duplicates.saturating_sub(self.repeated_in_probes);
         self.repeated_in_probes = self.repeated_in_probes.saturating_sub(duplicates);
         if unexplained == 0 || self.first < self.widen_after {
@@ -29,7 +29,8 @@ impl SendHalf {
         self.reordering_seen = true;
     }
 
-    /// RACK (RFC 8985 §6.2): what was sent before the newest acknowledged packet, by more than the reordering window, is lost.
+    /// RACK (RFC 8985 §6.2): data sent before the newest acknowledged packet by more than the reordering window is
+    /// lost.
     pub(super) fn detect_losses(&mut self, now: Instant, taken: &mut Taken) {
         self.reorder_at = None;
         if self.rack.round_trip == Duration::ZERO {
@@ -120,12 +121,12 @@ impl SendHalf {
         Some(self.active_at.after(probe.min(timeout)))
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// The deadline for [`Self::handle_timeout`].
     pub(in super::super) fn poll_timeout(&self) -> Option<Instant> {
         [self.timer(), self.reorder_at, self.paced_until].into_iter().flatten().min()
     }
 
-    /// Does what has become due.
+    /// Performs the work due now.
     pub(in super::super) fn handle_timeout(&mut self, now: Instant) {
         if self.paced_until.is_some_and(|at| at <= now) {
             self.paced_until = None;
@@ -146,7 +147,8 @@ impl SendHalf {
         }
     }
 
-    /// Retransmission timed out: all that is in flight longer than a round trip counts as lost (RFC 8985 §6.3).
+    /// Retransmission timeout (RFC 8985 §6.3): the first TSN counts as lost, and so does data in flight for longer
+    /// than the smoothed round trip and the reordering window.
     fn time_out(&mut self, now: Instant) {
         self.expired = self.expired.saturating_add(1);
         self.timeouts = self.timeouts.saturating_add(1);
@@ -161,13 +163,13 @@ impl SendHalf {
                 }
             }
         });
-        // One may be a line that was away for a moment.
+        // A single timeout may be a short outage of the line.
         if self.expired == 2 {
             self.control.on_time_out(now);
         }
     }
 
-    /// Runs something that may count packets as lost, and tells the controller.
+    /// Runs `act`, which may count packets as lost, and reports the losses to the controller.
     fn recount(&mut self, now: Instant, act: impl FnOnce(&mut Self, &mut Taken)) {
         let (prior_in_flight, window_limited) = (self.in_flight, self.is_window_limited());
         let mut taken = Taken::default();

@@ -1,4 +1,4 @@
-//! SACKs: which data has arrived, and the samples of round trip and delivery rate that this gives.
+//! Handling of SACKs: acknowledged data, and samples of round trip and delivery rate.
 
 use core::time::Duration;
 
@@ -17,16 +17,16 @@ impl SendHalf {
     /// Takes a SACK.
     ///
     /// # Errors
-    /// [`Broken`] if it acknowledges what was never sent.
+    /// [`Broken`] if it acknowledges data that was never sent.
     pub(in super::super) fn handle_sack(&mut self, now: Instant, sack: &Sack<'_>) -> Result<(), Broken> {
-        // One that was overtaken takes what came with it along.
+        // The arrival of an overtaken SACK is dropped with it.
         let arrival = self.arrival.take();
         let cumulative = expand(self.first, sack.cumulative);
         let next = self.next_tsn();
         if cumulative >= next {
             return Err(Broken);
         }
-        // An older one that was overtaken says nothing new; its window may be wrong by now (RFC 9260 §6.2.1).
+        // An older SACK that was overtaken has no new content, and its window may be outdated (RFC 9260 §6.2.1).
         if cumulative.saturating_add(1) < self.first {
             return Ok(());
         }
@@ -47,7 +47,8 @@ impl SendHalf {
             self.first = self.first.saturating_add(1);
         }
         self.acked.forget_before(self.first);
-        // Our receivers and those of browsers never take a gap block back, so its end can't stop the cumulative TSN.
+        // Our receivers and those of browsers never renege, so the cumulative TSN can't stop just before an
+        // acknowledged TSN.
         if self.flights.front().is_some_and(|flight| flight.state == State::Acked) {
             return Err(Broken);
         }
@@ -83,7 +84,7 @@ impl SendHalf {
         Ok(())
     }
 
-    /// Takes in when the newest of the data arrived, unless that was acknowledged before.
+    /// Takes the arrival of the newest data, unless that was acknowledged before.
     fn take_arrival(&mut self, now: Instant, Arrival { tsn, tick }: Arrival, taken: &mut Taken) {
         let tsn = expand(self.first, tsn);
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else { return };
@@ -113,7 +114,7 @@ impl SendHalf {
         let (sent_at, snapshot) = (flight.sent_at, flight.snapshot);
         let (retransmitted, was_lost) = (flight.retransmitted, flight.losses > 0);
         let age = now.since(sent_at);
-        // What is acknowledged while it waits to be repeated, or sooner than a repetition can be, was only late.
+        // Data acknowledged before its retransmission, or sooner than that can be acknowledged, was only late.
         let early = was == State::Lost || (retransmitted && age < self.round_trip.min());
         match was {
             State::InFlight => self.in_flight = self.in_flight.saturating_sub(length),
@@ -138,7 +139,7 @@ impl SendHalf {
         }
     }
 
-    /// The second half of taking a SACK: losses, samples, the controller.
+    /// The second part of handling a SACK: losses, samples, the controller.
     fn finish_ack(&mut self, now: Instant, mut taken: Taken, prior_in_flight: u64, window_limited: bool) {
         if taken.acked > 0 {
             self.active_at = now;
@@ -164,8 +165,8 @@ impl SendHalf {
             }
             let sending = sent_at.since(snapshot.first_sent_at);
             let acking = now.since(snapshot.delivered_at);
-            // Acknowledgements that waited for each other on their way came closer together than the data. What the peer tells
-            // can't be longer than from when the earlier was sent until now.
+            // Queueing on the return path brings acknowledgements closer together than the data. A reported interval
+            // can't exceed the time since the earlier data was sent.
             let arriving = match (taken.arrived, snapshot.arrived) {
                 (Some(last), Some(earlier)) => last.tick.since(earlier.tick).min(now.since(earlier.sent_at)),
                 _ => Duration::ZERO,

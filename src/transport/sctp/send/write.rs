@@ -1,4 +1,4 @@
-//! What leaves next: lost data, probes, new data cut from messages.
+//! Output of the sending half: retransmissions, probes, and new data cut from messages.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use super::{
 use crate::base::Instant;
 
 impl SendHalf {
-    /// Writes chunks that may leave now; gives whether any were written.
+    /// Writes chunks that may leave now; returns whether any were written.
     pub(in super::super) fn write(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
         if !self.may_send(now) {
             return false;
         }
         let mut any = false;
-        // Not after a time-out, which leaves nothing in flight: what is sent again is no progress.
+        // False after a timeout, since `flights` is not empty then: a retransmission is no progress.
         let first_packet = self.flights.is_empty();
         loop {
             let wrote = match self.lost.first().copied() {
@@ -43,7 +43,7 @@ impl SendHalf {
         any
     }
 
-    /// Whether the windows and the pacer let a packet leave.
+    /// Whether the windows and the pacer allow a packet.
     fn may_send(&mut self, now: Instant) -> bool {
         let waits = !self.unsent.is_empty() || !self.lost.is_empty();
         if self.probe_due {
@@ -54,7 +54,7 @@ impl SendHalf {
             return false;
         }
         if !waits {
-            // There is room and nothing to send; the caller notes it.
+            // There is room without data to send; the caller records it.
             return true;
         }
         let Some(rate) = self.control.pacing_rate() else { return true };
@@ -67,7 +67,7 @@ impl SendHalf {
         }
     }
 
-    /// Sends a lost TSN again, if it fits.
+    /// Retransmits a lost TSN, if it fits.
     fn write_lost(&mut self, now: Instant, tsn: u64, writer: &mut Writer<'_>) -> bool {
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else {
             self.lost.remove(&tsn);
@@ -82,14 +82,14 @@ impl SendHalf {
         true
     }
 
-    /// Repeats the last TSN, to learn whether the tail was lost (RFC 8985 §7).
+    /// Retransmits the last TSN in flight, to detect whether the tail was lost (RFC 8985 §7).
     fn write_probe(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
         let last = self.flights.iter().rposition(|flight| flight.state == State::InFlight);
         let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
             self.probe_due = false;
             return false;
         };
-        // Beside an acknowledgement there may be no room: then it has the next packet.
+        // An acknowledgement may leave no room; the probe goes into the next packet.
         if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
@@ -122,14 +122,14 @@ impl SendHalf {
         let space = writer.room().saturating_sub(DATA_HEADER);
         let left = message.bytes.len().saturating_sub(message.cut);
         let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
-        // A window of the peer's that is used up lets one packet through when nothing else is in flight.
+        // A full window of the peer allows one packet when nothing else is in flight.
         let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window;
         let held_up = (beyond_window && self.in_flight > 0) || (self.span >= self.limit && !self.flights.is_empty());
         if length < LEAST_PIECE.min(left) {
             return false;
         }
         if held_up {
-            // The peer's window or our memory is the limit, not the path.
+            // The peer's window or local memory is the limit, not the path.
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
             return false;
         }
@@ -154,7 +154,7 @@ impl SendHalf {
         self.span = self.span.saturating_add(bytes);
         let prior_in_flight = self.in_flight;
         self.in_flight = self.in_flight.saturating_add(bytes);
-        // The last of a burst is acknowledged at once, so that no delay of the peer's is taken for the path's.
+        // The last packet of a burst is acknowledged at once, so that the peer's delay isn't counted as the path's.
         let few = self.in_flight < FEW.saturating_mul(self.limits.segment);
         let immediate = self.unsent.is_empty() || few;
         let flight = Flight {
@@ -207,7 +207,7 @@ impl Flight {
         usize::try_from(self.length).unwrap_or(usize::MAX)
     }
 
-    /// Writes it as a DATA chunk.
+    /// Writes the TSN as a DATA chunk.
     fn write(&self, tsn: u64, immediate: bool, writer: &mut Writer<'_>) {
         let Self { stream, sequence, protocol, begin, end, from, .. } = *self;
         let Some(message) = &self.message else { return };

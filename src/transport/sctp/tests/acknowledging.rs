@@ -1,4 +1,4 @@
-//! Acknowledgements of odd and hostile peers.
+//! Tests of acknowledgements from unusual and hostile peers.
 
 use core::time::Duration;
 
@@ -66,16 +66,16 @@ fn a_shorter_list_of_gap_blocks_takes_nothing_back() {
     let standing = forged.association.check(true);
     forged.sack(before, 1 << 20, &[], &[]);
     assert_eq!(forged.association.check(true).in_flight, standing.in_flight);
-    // Sent again: what was never acknowledged, and only that.
+    // Only data that was never acknowledged is retransmitted.
     forged.wait(2_000);
-    // A peer whose cumulative TSN stops before what it reported has taken that back.
+    // A peer whose cumulative TSN stops before a reported gap block has reneged.
     forged.sack(before.wrapping_add(7), 1 << 20, &[], &[]);
     assert_eq!(forged.closed, Some(Close::Broken));
 }
 
 #[test]
 fn acknowledgements_that_come_before_the_data_harm_nobody_else() {
-    // Each packet is acknowledged as soon as it has left, for a second: time does not pass meanwhile.
+    // Each packet is acknowledged at its time of departure, for 0.1 s.
     let mut forged = Forged::own();
     let mut acknowledged = forged.their_tsn;
     for _ in 0..1_000 {
@@ -154,7 +154,7 @@ fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
     forged.give(17 << 10);
     assert_eq!(forged.answers().len(), 1, "one packet goes beyond a window of nothing");
     assert!(forged.answers().is_empty());
-    // It is lost, and comes again with growing pauses while nothing else does.
+    // It is lost, and retransmitted with growing pauses while nothing else is sent.
     let mut times = Vec::new();
     for _ in 0..2_000 {
         let due = forged.association.poll_timeout().expect("a timer runs");
@@ -184,7 +184,7 @@ fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
 fn a_peer_that_acknowledges_nothing_for_half_a_minute_ends_the_association() {
     let mut forged = sending(10);
     let start = forged.now;
-    // Heartbeats are signs of life and no progress.
+    // Heartbeats keep the link alive but are no progress.
     while forged.closed.is_none() && forged.now.since(start) < Duration::from_secs(60) {
         forged.wait(1_000);
         forged.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
@@ -226,7 +226,7 @@ fn a_first_packet_that_is_never_acknowledged_stops_the_sender_within_what_gap_bl
 #[test]
 fn a_probe_that_does_not_fit_beside_an_acknowledgement_has_a_packet_of_its_own() {
     let mut forged = sending(10);
-    // Acknowledged but the last; the probe for it and an acknowledgement of ours become due at once.
+    // All but the last are acknowledged; the probe for it and an acknowledgement become due at once.
     forged.now = forged.now.after(Duration::from_millis(50));
     forged.sack(forged.their_tsn.wrapping_add(8), 1 << 20, &[], &[]);
     let due = forged.association.poll_timeout().unwrap();
@@ -248,7 +248,7 @@ fn duplicates_reported_without_end_widen_the_reordering_window_to_a_round_trip_a
         forged.now = forged.now.after(Duration::from_millis(50));
         forged.sack(tsn.wrapping_add(number), 1 << 20, &[], &[tsn; 20]);
     }
-    // A later one acknowledged: the one before counts as lost within two round trips and more, not for ever.
+    // A later packet is acknowledged: the one before counts as lost within about two round trips.
     forged.give(1_164 * 4);
     forged.answers();
     forged.now = forged.now.after(Duration::from_millis(50));
@@ -266,7 +266,7 @@ fn a_stock_peer_gets_sacks_within_a_batch_of_its_packets_and_a_node_of_ours_gets
             acknowledged.extend(forged.acknowledged_at_once());
         }
         assert_eq!(acknowledged.len(), sacks);
-        // What was acknowledged within the batch is not acknowledged again.
+        // Data acknowledged within the batch is not acknowledged again.
         let rest = forged.answers().iter().filter(|answer| answer.kind == packet::SACK).count();
         assert_eq!(rest, usize::from(sacks == 0));
     }

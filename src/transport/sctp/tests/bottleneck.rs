@@ -1,4 +1,4 @@
-//! What associations reach, and what they do to each other, over one bottleneck.
+//! Tests of the throughput and fairness of associations over one bottleneck.
 
 use core::time::Duration;
 
@@ -22,7 +22,7 @@ fn links(number: usize, algorithm: Algorithm) -> Vec<[Config; 2]> {
     vec![[config.clone(), config]; number]
 }
 
-/// Sends so many bytes over the first link, to the last.
+/// Sends so many bytes over the first link, to the last byte.
 fn send(pair: &mut Pair, bytes: u64) {
     pair.ends[0].bulk = bytes;
     let (all, seed) = (pair.ends[1].bytes + bytes, pair.seed);
@@ -32,7 +32,7 @@ fn send(pair: &mut Pair, bytes: u64) {
     assert!(done, "{} of {all} bytes arrived (seed {seed})", pair.ends[1].bytes);
 }
 
-/// Bytes a second that arrive over each link, after a second to begin with.
+/// Bytes a second that arrive over each link, after a warm-up of a second.
 fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     pair.ends.iter_mut().step_by(2).for_each(|end| end.bulk = u64::MAX);
     pair.rate(1, 1.0);
@@ -42,7 +42,7 @@ fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     arrived.map(|(end, before)| (end.bytes - before) as f64 / seconds).collect()
 }
 
-/// Packets that the diallers repeated though none of their copies was lost, tail loss probes aside.
+/// Packets that the diallers retransmitted without a lost copy, except tail loss probes.
 fn needless(pair: &Pair) -> u64 {
     let diallers = pair.ends.iter().step_by(2);
     diallers.map(|end| end.needless.saturating_sub(end.association.statistics().probes)).sum()
@@ -130,7 +130,7 @@ fn one_link_uses_97_hundredths_of_50_mbit_whatever_the_queue() {
 
 #[test]
 fn jitter_that_load_raises_is_not_taken_for_a_queue_for_long() {
-    // With so many packets in order, nearly each waits for one that has the whole jitter.
+    // With so many packets in order, nearly every packet waits for one with the full jitter.
     let line = Line {
         jitter: Duration::from_millis(10),
         late: 0.05,

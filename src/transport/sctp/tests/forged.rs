@@ -1,4 +1,4 @@
-//! A peer made by hand: single packets for an association, and what comes back.
+//! A forged peer for tests: single packets for an association, and its answers.
 
 use core::time::Duration;
 
@@ -35,11 +35,11 @@ pub(super) struct Forged {
     pub(super) messages: Vec<(u16, Vec<u8>)>,
     pub(super) open: Option<u16>,
     pub(super) closed: Option<Close>,
-    /// Packets that the association took.
+    /// Packets that the association has taken.
     taken: u64,
 }
 
-/// What a stock peer's INIT says.
+/// The INIT of a stock peer.
 pub(super) fn stock_init(tsn: u32) -> Init<'static> {
     Init {
         tag: TAG,
@@ -54,7 +54,7 @@ pub(super) fn stock_init(tsn: u32) -> Init<'static> {
     }
 }
 
-/// What the INIT of a node of ours says.
+/// The INIT of one of our nodes.
 pub(super) fn own_init(tsn: u32) -> Init<'static> {
     let own = Some(OwnPeer { streams: 64, ack_delay: 20 });
     Init { zero_checksum: true, own, outbound: 64, inbound: 64, ..stock_init(tsn) }
@@ -101,7 +101,7 @@ impl Forged {
         Self::established(&Config::new(1_195), &stock_init(u32::MAX - 2))
     }
 
-    /// A listener that a node of ours has dialled.
+    /// A listener that one of our nodes has dialled.
     pub(super) fn own() -> Self {
         Self::established(&Config::new(1_195), &own_init(u32::MAX - 2))
     }
@@ -120,19 +120,19 @@ impl Forged {
         this
     }
 
-    /// Takes tag, first TSN and cookie out of an INIT or INIT ACK.
+    /// Stores tag, first TSN and cookie of an INIT or INIT ACK.
     pub(super) fn read_init(&mut self, body: &[u8]) {
         let init = Init::parse(body).expect("an INIT of ours is well-formed");
         (self.tag, self.their_tsn) = (init.tag, init.tsn);
         self.cookie = init.cookie.unwrap_or_default().to_vec();
     }
 
-    /// A packet to the association, with a checksum.
+    /// A packet for the association, with a checksum.
     pub(super) fn packet(&self, write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
         packet_for(self.tag, write)
     }
 
-    /// Lets the association take a packet.
+    /// Passes a packet to the association.
     pub(super) fn take(&mut self, packet: &[u8]) {
         self.association.handle_packet(self.now, packet);
         self.note_events();
@@ -147,23 +147,23 @@ impl Forged {
         self.take(&packet);
     }
 
-    /// One chunk in a packet.
+    /// Sends one chunk in a packet.
     pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
         self.send(|writer| writer.chunk(kind, flags, body));
     }
 
-    /// One DATA chunk in a packet.
+    /// Sends one DATA chunk in a packet.
     pub(super) fn data(&mut self, data: &Data<'_>) {
         self.send(|writer| writer.data(data));
     }
 
-    /// INIT or INIT ACK in a packet with this tag.
+    /// Sends INIT or INIT ACK in a packet with this tag.
     pub(super) fn init(&mut self, kind: u8, tag: u32, init: &Init<'_>) {
         let packet = packet_for(tag, |writer| writer.init(kind, init));
         self.take(&packet);
     }
 
-    /// A SACK, with gap blocks and duplicates.
+    /// Sends a SACK with gap blocks and duplicates.
     pub(super) fn sack(&mut self, cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: &[u32]) {
         self.send(|writer| writer.sack(cumulative, window, blocks.iter().copied(), duplicates));
     }
@@ -210,7 +210,7 @@ impl Forged {
         }
     }
 
-    /// The cumulative TSN of the SACK that the association sends before it takes another packet, if it sends one.
+    /// The cumulative TSN of a SACK that the association sends before it takes another packet; `None` without one.
     pub(super) fn acknowledged_at_once(&mut self) -> Option<u32> {
         let mut buffer = [0; 1_195];
         let length = self.association.poll_acknowledgement(self.now, &mut buffer);
@@ -227,7 +227,7 @@ impl Forged {
         (sack.cumulative, sack.window, sack.blocks().collect())
     }
 
-    /// Time passes, with all timers that become due, and what is sent then is lost.
+    /// Advances time and handles all timers that become due; the packets sent meanwhile are lost.
     pub(super) fn wait(&mut self, milliseconds: u64) {
         let until = self.now.after(Duration::from_millis(milliseconds));
         for _ in 0..100_000 {

@@ -1,4 +1,4 @@
-//! The handshake with odd, hostile and unlucky peers.
+//! Tests of the handshake with unusual and hostile peers, and with losses.
 
 use super::{
     super::{Close, Config, packet},
@@ -43,7 +43,7 @@ fn a_repeated_init_is_answered_alike_and_changes_nothing() {
     let answer = forged.answer(packet::INIT_ACK);
     forged.read_init(&answer.body);
     assert_eq!(forged.cookie, cookie);
-    // So is the cookie that comes again.
+    // A repeated cookie is answered too.
     forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
     forged.answer(packet::COOKIE_ACK);
     forged.data(&whole(forged.tsn.wrapping_add(1), 1, b"second"));
@@ -99,7 +99,7 @@ fn an_init_that_is_malformed_or_not_alone_goes_unanswered() {
     assert_eq!(forged.closed, None);
 }
 
-/// An INIT of a stock peer with these parameters behind its own.
+/// An INIT of a stock peer with these parameters appended.
 fn init_with(parameters: &[&[u8]]) -> Vec<u8> {
     let mut body = packet_for(0, |writer| writer.init(packet::INIT, &stock_init(1)))[16..].to_vec();
     for parameter in parameters {
@@ -124,7 +124,7 @@ fn reported(body: &[u8]) -> Vec<Vec<u8>> {
 
 #[test]
 fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_says_so() {
-    // Skipped in silence, known, unknown twice, and one whose highest bit ends the list.
+    // A silently skipped parameter, a known one, two unknown ones, and one whose highest bit ends the list.
     let (silent, known) = ([0x80, 0x55, 0, 5, 1], [0xc0, 0, 0, 4]);
     let (one, two, last) = ([0xc0, 0x55, 0, 5, 2], [0xff, 1, 0, 4], [0x40, 1, 0, 6, 3, 4]);
     let take = |parameters: &[&[u8]]| {
@@ -144,7 +144,7 @@ fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_says_s
     assert_eq!(take(&[&silent, &known]), [[0_u8; 0]; 0]);
     assert_eq!(take(&[&silent, &one, &known, &two, &last, &one]), [&one[..], &two, &last]);
     assert_eq!(take(&[&[0, 0x55, 0, 4], &one]), [[0_u8; 0]; 0]);
-    // No more is reported than an INIT ACK has room for.
+    // The report is bounded by the room in INIT ACK.
     let long = [&[0xc0, 0x55, 0, 252][..], &[1; 248]].concat();
     assert_eq!(take(&[&long]), [&long[..]]);
     let longer = [&[0xc0, 0x55, 0, 253][..], &[1; 249]].concat();
@@ -157,14 +157,14 @@ fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
     for (length, echoed) in [(1, true), (1_024, true), (1_025, false), (0, false)] {
         let mut forged = Forged::connecting(&Config::new(1_195));
         let cookie = vec![9; length];
-        // Writer::init has room for short cookies alone.
+        // `Writer::init` has room for short cookies only.
         let mut body = packet_for(0, |writer| writer.init(packet::INIT_ACK, &stock_init(5)))[16..].to_vec();
         let parameter = [&[0, 7][..], &(length as u16 + 4).to_be_bytes(), &cookie].concat();
         body.extend(parameter);
         body.resize(body.len().next_multiple_of(4), 0);
         forged.chunk(packet::INIT_ACK, 0, &body);
         if echoed {
-            // Data comes along as far as it fits.
+            // Data is added as far as it fits.
             forged.give(3_000);
             let answers = forged.answers();
             assert_eq!((answers[0].kind, &answers[0].body), (packet::COOKIE_ECHO, &cookie));
@@ -186,7 +186,7 @@ fn a_cookie_that_is_not_ours_establishes_nothing() {
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
         assert!(forged.answers().is_empty() && forged.open.is_none());
     }
-    // Without an INIT there is no peer that could be established.
+    // Without an INIT there is no peer to establish an association with.
     let mut forged = Forged::listening(&Config::new(1_195));
     forged.take(&packet_for(0, |writer| writer.chunk(packet::COOKIE_ECHO, 0, &[0; 16])));
     assert!(forged.answers().is_empty() && forged.open.is_none());
@@ -223,7 +223,7 @@ fn a_packet_without_checksum_is_taken_if_that_was_announced_and_never_with_init_
         forged.take(&without_checksum(echo.clone()));
         assert!(forged.answers().is_empty());
         forged.take(&echo);
-        // Both ends must take packets without: we send none unless we take them too.
+        // Both ends must accept packets without a checksum: an end that doesn't accept them sends none.
         assert_eq!(forged.answer(packet::COOKIE_ACK).packet[8..12] == [0; 4], announced);
         let data = forged.packet(|writer| writer.data(&whole(forged.tsn, 0, b"x")));
         forged.take(&without_checksum(data.clone()));
@@ -233,13 +233,13 @@ fn a_packet_without_checksum_is_taken_if_that_was_announced_and_never_with_init_
         forged.take(&wrong);
         assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum is no missing one");
     }
-    // A peer that did not announce it gets a checksum always.
+    // A peer that did not announce it always gets a checksum.
     let mut forged = Forged::stock();
     forged.give(10);
     assert_ne!(forged.answer(packet::DATA).packet[8..12], [0; 4]);
 }
 
-/// Lets two associations that know nothing of each other's INIT establish one, while the packets numbered in `lost` are.
+/// Establishes an association by one INIT or two crossing INITs; packets with a bit set in `lost` are lost.
 fn collide(both_connect: bool, lost: u8) {
     let config = Config::new(1_195);
     let mut pair = Pair::with(lost.into(), [Line::new(20); 2], &[[config.clone(), config]]);
@@ -259,7 +259,7 @@ fn collide(both_connect: bool, lost: u8) {
 
 #[test]
 fn the_handshake_survives_the_loss_of_any_of_its_packets() {
-    // All eight of the first are the INITs: then the dialler gives up.
+    // The first eight packets are all INITs: then the dialler fails.
     (0..u8::MAX).for_each(|lost| collide(false, lost));
 }
 

@@ -1,4 +1,4 @@
-//! Against `dcsctp`, whose C++ sibling is what Chromium and Firefox have, over a path in virtual time.
+//! Tests against `dcsctp`, a port of the C++ stack of Chromium and Firefox, over a path in virtual time.
 
 use core::time::Duration;
 use std::{cmp::Reverse, collections::BinaryHeap};
@@ -12,7 +12,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use super::super::{Association, Config, Event, packet};
 use crate::base::Instant;
 
-/// Who sends the INIT.
+/// The end that sends the INIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dialler {
     Ours,
@@ -20,10 +20,10 @@ enum Dialler {
     Both,
 }
 
-/// A packet on its way: when it arrives, in which order, whether at ours, and what it is.
+/// A packet in flight: time of arrival, sequence, whether it goes to our end, and its bytes.
 type Flight = (Instant, u64, bool, Vec<u8>);
 
-/// An association of ours and one of `dcsctp`'s, 20 ms apart.
+/// One of our associations and one of `dcsctp`, 20 ms apart.
 struct Mixed {
     seed: u64,
     now: Instant,
@@ -39,7 +39,7 @@ struct Mixed {
     to_send: Vec<(u16, Vec<u8>)>,
     at_ours: Vec<(u16, Vec<u8>)>,
     at_theirs: Vec<(u16, Vec<u8>)>,
-    /// Packets without checksum that came from ours and from theirs.
+    /// Packets without a checksum from our end and from the other.
     without_checksum: [u64; 2],
 }
 
@@ -92,7 +92,7 @@ impl Mixed {
         self.in_flight.push(Reverse((due, self.serial, to_ours, packet.to_vec())));
     }
 
-    /// Drains both; gives whether either did anything.
+    /// Drains both ends; returns whether either made progress.
     fn drain(&mut self) -> bool {
         let mut went_on = false;
         while let Some(event) = self.ours.poll_event() {
@@ -134,7 +134,7 @@ impl Mixed {
         went_on
     }
 
-    /// Runs until `done` holds, two minutes at most.
+    /// Runs until `done` holds, at most two minutes.
     fn run(&mut self, done: impl Fn(&Self) -> bool) {
         let until = self.now.after(Duration::from_mins(2));
         loop {
@@ -269,7 +269,7 @@ fn dcsctp_answers_a_probe_and_has_its_own_answered() {
     let mut mixed = Mixed::new(3, Dialler::Ours, &Config::new(1_195), &options(false));
     mixed.exchange(1);
     mixed.ours.probe();
-    // Their heartbeat comes after half a minute of silence; an unanswered one would count against us.
+    // The other end's heartbeat comes after 30 s of silence; an unanswered one would count as an error.
     let start = mixed.now;
     mixed.run(|mixed| mixed.now.since(start) > Duration::from_secs(100));
     assert_eq!(mixed.theirs.state(), SocketState::Connected);

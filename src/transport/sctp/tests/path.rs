@@ -1,5 +1,5 @@
-//! Associations over a path in virtual time: delay, jitter, loss, reordering, duplication, a bottleneck with its queue, and
-//! a policer. What must hold of each association is checked as it sends.
+//! Associations over a path in virtual time: delay, jitter, loss, reordering, duplication, a bottleneck with its
+//! queue, and a policer. The invariants of each association are checked as it sends.
 
 use core::time::Duration;
 use std::{
@@ -15,11 +15,11 @@ use super::super::{
 };
 use crate::base::Instant;
 
-/// Bytes of DTLS, UDP and IP around each packet.
+/// Bytes of DTLS, UDP and IP overhead of each packet.
 const AROUND: u64 = 65;
-/// A burst of losses is over when no packet came for so long.
+/// Time without packets after which a burst of losses ends.
 const BURST_LASTS: Duration = Duration::from_millis(100);
-/// Steps between two looks at every fragment of every association.
+/// Steps between two checks of every fragment of every association.
 const WHOLE_CHECK: u64 = 31;
 
 /// One direction of a path.
@@ -33,17 +33,17 @@ pub(super) struct Line {
     pub(super) loss: f64,
     /// Mean number of packets lost in a row, at least 1.
     pub(super) burst: f64,
-    /// Share of packets that come late, so that others overtake them.
+    /// Share of packets that are delayed, so that others overtake them.
     pub(super) late: f64,
-    /// By how much.
+    /// Their additional delay.
     pub(super) lateness: Duration,
-    /// Share of packets that come twice.
+    /// Share of packets that are duplicated.
     pub(super) doubled: f64,
-    /// Bytes a second; none for no limit.
+    /// Bytes a second; `None` for no limit.
     pub(super) rate: Option<u64>,
-    /// Longest queue before the bottleneck; what comes beyond it is lost.
+    /// Longest queue before the bottleneck; packets beyond it are dropped.
     pub(super) queue: Duration,
-    /// Bytes a second, and the bytes that may come at once, beyond which a policer drops.
+    /// Rate in bytes a second and burst in bytes beyond which a policer drops.
     pub(super) policer: Option<(u64, u64)>,
 }
 
@@ -64,43 +64,43 @@ impl Line {
     }
 }
 
-/// A packet on its way: when it arrives, in which order, at which end, and what it is.
+/// A packet in flight: time of arrival, sequence, receiving end, and its bytes.
 type Flight = (Instant, u64, usize, Vec<u8>);
 
-/// A line with what is on it. All links share it.
+/// A line with the state of its traffic. All links share it.
 struct Direction {
     line: Line,
     free_at: Instant,
     last_due: Instant,
     losing: bool,
     carried_at: Instant,
-    /// Bytes that the policer lets pass, and when they were counted.
+    /// Bytes that the policer allows, and the time of that count.
     allowed: (f64, Instant),
 }
 
-/// One end: the association and what came out of it.
+/// One end: the association and its output.
 pub(super) struct End {
     pub(super) association: Association,
     pub(super) open: Option<u16>,
     pub(super) closed: Option<Close>,
-    /// Messages that arrived, with their stream, if [`Self::keep`] is set.
+    /// Received messages with their streams, if [`Self::keep`] is set.
     pub(super) received: Vec<(u16, Vec<u8>)>,
     pub(super) keep: bool,
-    /// Bytes that arrived.
+    /// Bytes received.
     pub(super) bytes: u64,
-    /// What is handed over as the association has room; [`Self::bulk`] makes more when it is empty.
+    /// Messages to send as the association has room; [`Self::bulk`] adds more when it is empty.
     pub(super) queue: VecDeque<(u16, Vec<u8>)>,
-    /// Bytes to send besides, in messages of 17 cells over all streams.
+    /// Further bytes to send, in messages of 17 cells over all streams.
     pub(super) bulk: u64,
-    /// Bytes of bulk handed over.
+    /// Bulk bytes sent to the association.
     handed: u64,
     /// Packets that left.
     pub(super) packets: u64,
-    /// TSNs on their way to the other end or there.
+    /// TSNs in flight to the other end or received there.
     carried: HashSet<u32>,
-    /// TSNs that left again though no copy of them was lost.
+    /// TSNs sent again although no copy was lost.
     pub(super) needless: u64,
-    /// Longest time in which nothing new was acknowledged of what was in flight.
+    /// Longest time without new acknowledgements for the data in flight.
     pub(super) longest_stall: Duration,
     first_tsn: u64,
     progress_at: Instant,
@@ -117,22 +117,22 @@ pub(super) struct Pair {
     steps: u64,
     rng: StdRng,
     doomed: u128,
-    /// Ticks that odd ends tell to have passed between two arrivals, in place of the true ones; and the last that they told.
+    /// Ticks between two arrivals that odd ends report instead of the true ones; `told` is the last reported tick.
     pub(super) false_ticks: Option<u32>,
     told: u32,
-    /// Packets that the lines lost by chance.
+    /// Packets lost at random by the lines.
     pub(super) lost: u64,
-    /// Packets that found a queue full or a policer's limit.
+    /// Packets dropped by a full queue or a policer.
     pub(super) dropped: u64,
 }
 
 impl Pair {
-    /// Two ends of ours over the same line both ways.
+    /// Two of our ends over the same line both ways.
     pub(super) fn new(seed: u64, line: Line) -> Self {
         Self::with(seed, [line, line], &[[Config::new(1_195), Config::new(1_195)]])
     }
 
-    /// A pair of ends for each pair of settings. Lines lead away from even and from odd ends.
+    /// A pair of ends for each pair of settings. One line leads away from even ends, one from odd ends.
     pub(super) fn with(seed: u64, lines: [Line; 2], links: &[[Config; 2]]) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let now = Instant::from_nanos(1_000_000_000);
@@ -172,17 +172,17 @@ impl Pair {
         self.lines[direction].line = line;
     }
 
-    /// Has both ends of the first link send an INIT.
+    /// Makes both ends of the first link send an INIT.
     pub(super) fn connect_both(&mut self) {
         self.ends[1].association = Association::connect(&Config::new(1_195), self.now, &mut self.rng);
     }
 
-    /// Loses those of the first packets that have a bit set in `bits`.
+    /// Drops those of the first packets that have a bit set in `bits`.
     pub(super) fn lose_first(&mut self, bits: u128) {
         self.doomed = bits;
     }
 
-    /// A packet of `from` sets out; gives whether it will arrive.
+    /// Sends a packet of `from`; returns whether it will arrive.
     fn carry(&mut self, from: usize, mut packet: Vec<u8>) -> bool {
         let now = self.now;
         if let Some(ticks) = self.false_ticks.filter(|_| from % 2 == 1)
@@ -252,7 +252,7 @@ impl Pair {
         self.in_flight.push(Reverse((due, self.serial, to, packet)));
     }
 
-    /// Lets an end take what it can and send what it may.
+    /// Drains an end: events, new messages and packets.
     fn drain(&mut self, at: usize) {
         loop {
             let now = self.now;
@@ -288,7 +288,7 @@ impl Pair {
         self.ends[at].note_progress(now, whole);
     }
 
-    /// Runs until `until`, or until `done` holds; gives whether it did.
+    /// Runs until `until`, or until `done` holds; returns whether it did.
     pub(super) fn run(&mut self, until: Instant, mut done: impl FnMut(&Self) -> bool) -> bool {
         (0..self.ends.len()).for_each(|at| self.drain(at));
         let mut woken = vec![false; self.ends.len()];
@@ -317,7 +317,7 @@ impl Pair {
         true
     }
 
-    /// Runs for `seconds`, and gives bytes a second that arrived at `at` in that time.
+    /// Runs for `seconds`; returns the bytes a second that arrived at `at` in that time.
     pub(super) fn rate(&mut self, at: usize, seconds: f64) -> f64 {
         let before = self.ends[at].bytes;
         let until = self.now.after(Duration::from_secs_f64(seconds));
@@ -363,14 +363,14 @@ impl End {
         }
     }
 
-    /// Writes a packet, and checks that windows let it leave.
+    /// Writes a packet, and asserts that the windows allow it.
     fn poll_packet(&mut self, seed: u64, now: Instant, buffer: &mut [u8]) -> usize {
         let before = self.association.check(false);
         let length = self.association.poll_packet(now, buffer);
         let after = self.association.check(false);
         let packet = buffer.len() as u64;
         if after.in_flight > before.in_flight {
-            // A probe leaves after a cut of the window too.
+            // A probe may leave after a cut of the window too.
             let allowed = if before.probe_due { before.window.max(before.in_flight + 1) } else { before.window };
             assert!(
                 after.in_flight < allowed + packet,

@@ -1,4 +1,4 @@
-//! Data and control chunks of odd and hostile peers, and what they make an association hold.
+//! Tests of data and control chunks of unusual and hostile peers, and of the memory that they occupy.
 
 use super::{
     super::{
@@ -15,7 +15,7 @@ fn fragment(tsn: u32, begin: bool, end: bool, payload: &[u8]) -> Data<'_> {
     Data { begin, end, ..whole(tsn, 0, payload) }
 }
 
-/// How an association ended by one chunk.
+/// Why an association ended after one chunk; `None` if it did not.
 fn struck(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
     let mut forged = Forged::stock();
     forged.chunk(kind, flags, body);
@@ -46,7 +46,7 @@ fn chunks_that_were_never_negotiated_end_the_association() {
 fn a_peer_that_aborts_resets_or_shuts_down_ends_the_association() {
     for (kind, body) in [
         (packet::ABORT, &[][..]),
-        // A cause that reaches beyond its chunk.
+        // A cause that extends beyond its chunk.
         (packet::ABORT, &[0, 1, 0xff, 0]),
         (packet::RE_CONFIG, &[0, 13, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         (packet::SHUTDOWN, &[0; 4]),
@@ -68,7 +68,7 @@ fn nothing_is_taken_under_another_tag() {
         forged.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
     }
     assert!(forged.messages.is_empty() && forged.closed.is_none() && forged.answers().is_empty());
-    // An ABORT may reflect the peer's own tag, if it says so.
+    // An ABORT with the T bit may carry the peer's tag.
     forged.tag = super::forged::TAG;
     forged.chunk(packet::ABORT, 1, &[]);
     assert_eq!(forged.closed, Some(Close::ByPeer));
@@ -94,7 +94,7 @@ fn malformed_chunks_and_what_follows_them_are_passed_over() {
     for length in 0..12 {
         forged.take(&good[..length]);
     }
-    // Data hidden in a chunk of another kind is none.
+    // Data inside a chunk of another kind is ignored.
     forged.chunk(packet::ERROR, 0, &good[12..]);
     forged.chunk(packet::HEARTBEAT_ACK, 0, &good[12..]);
     forged.chunk(packet::HEARTBEAT, 0, &[&[0, 1, 0, 4], &good[12..]].concat());
@@ -144,7 +144,7 @@ fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_says_so
         }
         assert_eq!(forged.closed, None);
     }
-    // An ERROR is not answered by another, and what is known is not reported.
+    // An ERROR is not answered by another, and known chunks are not reported.
     let mut forged = Forged::stock();
     forged.chunk(packet::ERROR, 0, &unrecognized(&[0xc1, 0, 0, 4]));
     forged.chunk(packet::COOKIE_ACK, 0, &[]);
@@ -163,7 +163,7 @@ fn the_report_of_a_long_chunk_is_cut_to_what_the_packet_holds() {
         let whole = [&[0xc1, 0][..], &(length as u16 + 4).to_be_bytes(), &vec![7; length]].concat();
         let most = whole.len().min(1_172);
         assert!(answers[0].body == unrecognized(&whole[..most]), "{length} bytes");
-        // Beside an answer to a heartbeat less of it fits, or none: then it has the next packet.
+        // Beside an answer to a heartbeat less of it fits, or none: then it goes into the next packet.
         for room in [0, 8, 12, 100] {
             forged.wait(1_000);
             forged.chunk(0xc1, 0, &vec![7; length]);
@@ -196,7 +196,7 @@ fn a_heartbeat_is_answered_with_what_it_holds_if_that_fits() {
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
         assert_eq!(forged.answer(packet::HEARTBEAT_ACK).body, info(length));
     }
-    // Longer than a packet of ours: no answer, and no broken one, with whatever else is due.
+    // Longer than our packets: no answer, and no malformed one, with any other chunk due.
     for length in [1_180, 1_484] {
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
         assert!(forged.answers().is_empty());
@@ -205,7 +205,7 @@ fn a_heartbeat_is_answered_with_what_it_holds_if_that_fits() {
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
         assert!(forged.answers().iter().all(|answer| [packet::DATA, packet::SACK].contains(&answer.kind)));
     }
-    // Many of them get one answer.
+    // Many heartbeats get one answer.
     (0..100).for_each(|_| forged.chunk(packet::HEARTBEAT, 0, &info(8)));
     forged.answer(packet::HEARTBEAT_ACK);
 }
@@ -298,7 +298,7 @@ fn fragments_that_fit_no_message_end_the_association() {
             assert_eq!(forged.closed, Some(Close::Broken), "change {number}, late {late}");
         }
     }
-    // Without a beginning, or with a sequence number that is skipped.
+    // Without a beginning, or with a skipped sequence number.
     for data in [fragment(0, false, false, b"x"), fragment(0, false, true, b"x"), whole(0, 1, b"x")] {
         let mut forged = Forged::stock();
         forged.data(&Data { tsn: forged.tsn, ..data });
@@ -308,7 +308,7 @@ fn fragments_that_fit_no_message_end_the_association() {
 
 #[test]
 fn a_message_that_another_streams_data_interrupts_ends_the_association() {
-    // Its next fragment can never come, so it would be held for ever.
+    // Its next fragment can never come, so it would be held indefinitely.
     for between in [whole(0, 0, b"x"), fragment(0, true, false, b"x")] {
         for gap in [false, true] {
             let mut forged = Forged::own();
@@ -342,7 +342,7 @@ fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_boun
                         break 'all;
                     }
                 }
-                // A hole between two messages makes each an honest one.
+                // A hole between two messages makes each of them valid.
                 tsn = tsn.wrapping_add(u32::from(spaced));
             }
             assert_eq!(forged.closed.is_some(), !spaced);
@@ -363,7 +363,7 @@ fn what_a_peer_never_completes_fills_the_window_and_no_more() {
         assert!(held > 1 << 20 && held <= bound, "{held} of {bound}");
         let (cumulative, window, blocks) = forged.sacked();
         assert_eq!((cumulative, window), (tsn.wrapping_sub(1), 0));
-        // What was dropped is not acknowledged.
+        // Dropped data is not acknowledged.
         assert!(blocks.len() == 1 && usize::from(blocks[0].1) < 2_000, "{blocks:?}");
         assert_eq!(forged.closed, None);
         forged.wait(31_000);
@@ -382,7 +382,7 @@ fn a_thousand_and_twenty_four_ranges_are_noted_and_others_dropped_unacknowledged
     }
     let (_, _, blocks) = forged.sacked();
     assert_eq!(blocks.len(), (1_195 - 28) / 4, "as many blocks as a packet holds");
-    // One that joins two ranges is taken though no more fit.
+    // A TSN that joins two ranges is accepted although no more ranges fit.
     forged.data(&Data { stream: 3, ..whole(tsn.wrapping_add(3), 9, b"x") });
     let (_, _, blocks) = forged.sacked();
     assert_eq!(blocks[..2], [(3, 5), (7, 7)]);

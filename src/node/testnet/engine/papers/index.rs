@@ -1,23 +1,23 @@
-//! A small full-text index over Umbel's own papers, a section each, ranked by BM25.
+//! A small full-text index over the sections of Umbel's own papers, ranked by BM25.
 //!
 //! Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A word in a title counts so many times.
+/// Weight of a word in a title, as a number of occurrences.
 const TITLE_WEIGHT: usize = 3;
-/// BM25's constants, as its authors suggest them.
+/// BM25's constants, as suggested by its authors.
 const K1: f64 = 1.2;
 const B: f64 = 0.75;
-/// Characters of a snippet at the most, and how many of them may stand before the word that was found.
+/// Largest length of a snippet in characters, and how many of them may precede the matched word.
 const SNIPPET: usize = 240;
 const SNIPPET_BEFORE: usize = 60;
 
-/// A section of a paper: a page, and a result.
+/// A section of a paper: a page and a result.
 pub(super) struct Section {
-    /// Where it stands, such as `/proto/03-cells/fragments`.
+    /// Its path, such as `/proto/03-cells/fragments`.
     pub(super) path: String,
-    /// Its heading and its paper's.
+    /// The headings of section and paper.
     pub(super) title: String,
     /// Its Markdown without the heading.
     pub(super) text: String,
@@ -26,15 +26,15 @@ pub(super) struct Section {
 /// The index.
 pub(super) struct Index {
     sections: Vec<Section>,
-    /// Section and occurrences, for each word.
+    /// Section and weighted occurrences, for each word.
     postings: BTreeMap<String, Vec<(usize, f64)>>,
-    /// Words of each section.
+    /// The number of words of each section.
     lengths: Vec<f64>,
     mean_length: f64,
 }
 
 impl Index {
-    /// Reads `papers`, each with its name and its Markdown.
+    /// Indexes `papers`, each with its name and its Markdown.
     pub(super) fn new(papers: &[(&str, &str)]) -> Self {
         let sections: Vec<Section> = papers.iter().flat_map(|(name, text)| sections(name, text)).collect();
         let mut postings: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
@@ -55,7 +55,7 @@ impl Index {
         Self { sections, postings, lengths, mean_length }
     }
 
-    /// The sections that hold a word of `terms`, the best first; equals in the papers' order.
+    /// The sections that contain a word of `terms`, the best first; equal ones in the papers' order.
     pub(super) fn search(&self, terms: &str) -> Vec<&Section> {
         let terms: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
         let mut scores: BTreeMap<usize, f64> = BTreeMap::new();
@@ -78,14 +78,14 @@ impl Index {
         self.sections.iter().find(|section| section.path == path)
     }
 
-    /// Where all sections stand, in the papers' order.
+    /// All sections, in the papers' order.
     pub(super) fn all(&self) -> &[Section] {
         &self.sections
     }
 }
 
 impl Section {
-    /// What stands around the first of `terms` in it, without markup.
+    /// The text around the first of `terms` in the section, without markup.
     pub(super) fn snippet(&self, terms: &str) -> String {
         let wanted: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
         let text = plain(&self.text);
@@ -132,7 +132,7 @@ fn sections(name: &str, text: &str) -> Vec<Section> {
     sections
 }
 
-/// Markdown as plain text: without marks, links without their targets, white space collapsed.
+/// Markdown as plain text: without marks, URLs of references removed, white space collapsed.
 pub(super) fn plain(markdown: &str) -> String {
     let mut text = String::with_capacity(markdown.len());
     let mut rest = markdown;
@@ -145,7 +145,7 @@ pub(super) fn plain(markdown: &str) -> String {
     text.split_whitespace().filter(|word| !word.chars().all(|mark| mark == '-')).collect::<Vec<_>>().join(" ")
 }
 
-/// The words of `text`: where each begins, and what it is looked up as, in lower case and without a plural's s.
+/// The words of `text`: the position of each, and its index form in lower case without a plural's s.
 fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut after_word = false;
     let starts = text.char_indices().filter_map(move |(at, character)| {

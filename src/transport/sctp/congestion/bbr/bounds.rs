@@ -1,26 +1,26 @@
-//! BBR's rounds and bounds: which round an acknowledgement belongs to, and how loss and standing queues lower the
-//! model's bounds (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
+//! BBR's rounds and bounds: assigns acknowledgements to rounds, and lowers the model's bounds after loss and standing
+//! queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
 use super::{BETA, Bbr, Phase, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
 
-/// Fall of the cruising gain, in percent, for a queue as long as the round trip.
+/// Decrease of the cruising gain, in percent, for a queue as long as the round trip, or 40 ms if that is longer.
 const QUEUE_FALL: u64 = 40;
-/// Slow part of the cruising gain: its fall with each round that shows a standing queue, and its rise with each that shows
-/// none, in percent.
+/// Slow part of the cruising gain: its decrease in each round with a standing queue, and its increase in each without
+/// a queue, in percent.
 const LEVEL_FALL: u64 = 1;
 const LEVEL_RISE: u64 = 2;
 const LEAST_CRUISE_GAIN: u64 = 70;
 
-/// Rounds at the least cruising gain after which a queue that has not become shorter by half counts as the path's own
-/// delay: jitter, or the queue of others.
+/// Rounds at the least cruising gain after which a queue that has not halved counts as the path's delay: jitter, or a
+/// queue of other senders.
 const FUTILE_ROUNDS: u64 = 8;
 
-/// Rounds with a standing queue after which a sender that lacks data is held back in Startup.
+/// Rounds with a standing queue after which a sender that lacks data is restrained in Startup.
 const RESTRAINING_ROUNDS: u64 = 4;
 
-/// Most that acknowledgements count as having waited on the way back, in nanoseconds: a peer could tell that all of a queue
-/// is there.
+/// Largest accepted delay of acknowledgements on the return path, in nanoseconds: a peer could attribute all of a
+/// queue to that path.
 const MAX_WAITED_BACK: u64 = 100_000_000;
 
 /// Rounds after a cut during which `on_spurious` undoes it.
@@ -53,12 +53,12 @@ impl Bbr {
         }
     }
 
-    /// Adapts the cruising gain to the round that ended: the estimates of several senders may add up to more than the
-    /// bottleneck has, and a fixed gain then leaves a queue.
+    /// Adapts the cruising gain to the round that ended. The estimates of several senders may add up to more than the
+    /// bottleneck's rate, and a fixed gain then leaves a queue.
     pub(super) fn note_queue(&mut self) {
         let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
         let Some(min_rtt) = self.min_rtt.value() else { return };
-        // A round without samples says nothing.
+        // A round without samples is skipped.
         if lowest == u64::MAX {
             return;
         }
@@ -87,7 +87,8 @@ impl Bbr {
         let half = self.rounds.yielding_from_rtt.saturating_sub(base) / 2;
         if self.rounds.yielded >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {
             (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
-            // A quarter of the round trip: the queue of many senders like this one is longer, the jitter of most lines isn't.
+            // At most a quarter of the round trip: the queue of many such senders is longer, the jitter of most lines
+            // is shorter.
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
@@ -96,8 +97,8 @@ impl Bbr {
         }
     }
 
-    /// A proportional-integral controller of the queue, which is `queue` nanoseconds long. The slow part, the level, begins
-    /// with a standing queue. The proportional part answers within a round trip, as long as the level is lowered.
+    /// A proportional-integral controller of the queue, which is `queue` nanoseconds long. The slow part, the level,
+    /// falls with a standing queue. The proportional part reacts within a round trip, while the level is below 100.
     fn adapt_cruise_gain(&mut self, queue: u64, standing: bool) {
         let reference = self.min_rtt.value().unwrap_or(0).max(STANDING_QUEUE.saturating_mul(4));
         // A sixteenth is the jitter of an empty line.
@@ -132,12 +133,12 @@ impl Bbr {
         self.losses.end_round(self.limits.segment);
     }
 
-    /// A round lost too much.
+    /// Cuts the bounds after a round with too high a loss rate.
     fn cut_after_loss(&mut self, sample: &Sample) {
         let heavy = self.losses.heavy(self.limits.segment);
         match self.state {
-            // While the rate grows and no queue stands, the losses are random, however many a burst brings. A sender that
-            // lacks data can't tell whether the rate would grow.
+            // While the rate grows without a standing queue, losses are random, even in long bursts. A sender that
+            // lacks data can't measure whether the rate would grow.
             State::Startup if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) => {
                 self.save_undo(self.losses, 0);
                 self.end_startup_after_loss();
@@ -169,7 +170,8 @@ impl Bbr {
         let bandwidth = self.short_bandwidth.min(self.max_bandwidth.value());
         let in_flight = self.short_in_flight.min(self.window);
         let (mut delivered, mut rate) = (self.latest.in_flight, self.latest.bandwidth);
-        // The highest of few samples is far above the mean: with few packets a round, the mean of the rounds counts.
+        // The highest of few samples is far above the mean, so with few packets a round the mean of the rounds is
+        // used.
         if self.losses.rounds > 0 {
             let mean = self.losses.acked_in_round();
             rate = scale(rate, mean, delivered.max(1)).min(rate);
@@ -179,8 +181,8 @@ impl Bbr {
         self.short_in_flight = percent(in_flight, BETA).max(delivered);
     }
 
-    /// Lowers the long-term bound after heavy loss outside a probe too. Many senders with a few packets in flight each
-    /// can fill the queue without probing, and the short-term bounds end with the cycle.
+    /// Lowers the long-term bound after heavy loss, outside a probe too. Many senders with a few packets in flight
+    /// each can fill the queue without probing, and the short-term bounds end with the cycle.
     fn lower_long_bound(&mut self) {
         self.probe.was_too_high = true;
         let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
@@ -192,7 +194,7 @@ impl Bbr {
         self.short_in_flight = UNBOUNDED;
     }
 
-    /// Remembers the model before a cut because of `losses`, judged over at least `volume` bytes. Cuts within
+    /// Saves the model before a cut because of `losses`, judged over at least `volume` bytes. Cuts within
     /// [`UNDO_ROUNDS`] are undone together.
     pub(super) fn save_undo(&mut self, losses: LossCount, volume: u64) {
         if let Some(undo) = &mut self.undo {

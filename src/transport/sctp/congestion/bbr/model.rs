@@ -4,25 +4,25 @@
 
 use super::super::{RateSample, SECOND, nanos, scale};
 
-/// Fewest packets over which a loss rate is judged: two random losses among 50 packets say nothing.
+/// Fewest packets over which a loss rate is judged: two random losses among 50 packets are not significant.
 pub(super) const JUDGED_PACKETS: u64 = 250;
 
-/// Round trips that an excess of acknowledged bytes is remembered for, halved: two halves make the filter.
+/// Half the rounds for which an excess of acknowledged bytes is stored: two halves make the filter.
 const EXCESS_HALF_ROUNDS: u64 = 5;
 
-/// How long a lowest round trip stays valid before ProbeRTT measures it anew (`ProbeRTTInterval`), in nanoseconds.
+/// Time after which ProbeRTT measures the lowest round trip again (`ProbeRTTInterval`), in nanoseconds.
 const PROBE_RTT_INTERVAL: u64 = 5 * SECOND;
 
-/// How long the model's lowest round trip stays valid (`MinRTTFilterLen`), in nanoseconds.
+/// Lifetime of the model's lowest round trip (`MinRTTFilterLen`), in nanoseconds.
 const MIN_RTT_LIFETIME: u64 = 15 * SECOND;
 
 /// Rounds without growth that show a full pipe (§5.3.1.2).
 const FULL_ROUNDS: u8 = 3;
 
-/// A delivery-rate sample as the model uses it.
+/// A delivery-rate sample in the model's form.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
-    /// Bytes a second; zero if the interval is too short to be believed (§4.1.2.3).
+    /// Bytes a second; zero if the interval is too short to be reliable (§4.1.2.3).
     pub(super) rate: u64,
     /// Bytes delivered from the packet's transmission to its acknowledgement.
     pub(super) delivered: u64,
@@ -66,7 +66,7 @@ impl MaxBandwidth {
         self.current.max(self.previous)
     }
 
-    /// Takes in a sample. A limited sample counts only if it raises the estimate.
+    /// Takes a sample. A limited sample counts only if it raises the estimate.
     pub(super) fn update(&mut self, sample: &Sample) {
         if sample.rate >= self.value() || !sample.limited {
             self.current = self.current.max(sample.rate);
@@ -91,9 +91,9 @@ pub(super) struct MinRtt {
     probe_stamp: u64,
     /// Lowest round trip ever.
     lowest: u64,
-    /// When the path was last known to be empty, or ProbeRTT ended.
+    /// When the path was last found empty, or ProbeRTT ended.
     drained: u64,
-    /// Round trips that the last two ProbeRTTs measured.
+    /// Round trips measured by the last two ProbeRTTs.
     probed: [u64; 2],
     expired: bool,
 }
@@ -112,29 +112,29 @@ impl MinRtt {
         }
     }
 
-    /// The lowest round trip, none before the first sample.
+    /// The lowest round trip; `None` before the first sample.
     pub(super) fn value(&self) -> Option<u64> {
         (self.value != u64::MAX).then_some(self.value)
     }
 
-    /// ProbeRTT is due.
+    /// Whether ProbeRTT is due.
     pub(super) fn expired(&self) -> bool {
         self.expired
     }
 
-    /// Takes in a sample. `short_path` is the round trip below which differences don't matter.
+    /// Takes a sample. `short_path` is the round trip below which differences are ignored.
     pub(super) fn update(&mut self, rtt: Option<u64>, now: u64, short_path: u64) {
         self.expired = now > self.probe_stamp.saturating_add(PROBE_RTT_INTERVAL);
         let Some(rtt) = rtt else { return };
         self.lowest = self.lowest.min(rtt);
-        // The path is empty: there is no need for ProbeRTT to drain it. The lowest round trip ever is the measure,
-        // since a full drop-tail queue confirms a minimum that includes the queue.
+        // The path is empty, so ProbeRTT need not drain it. The reference is the lowest round trip ever, since a full
+        // drop-tail queue confirms a minimum that includes the queue.
         if rtt < short_path || rtt <= self.lowest.saturating_add(self.lowest >> 6) {
             self.drained = now;
             self.probe_stamp = now;
         }
         // A marked dip shows others in ProbeRTT: senders that restart their intervals at the same dip enter the next
-        // one together. A queue that shrinks bit by bit must not put it off without end.
+        // one together. A slowly shrinking queue must not delay ProbeRTT indefinitely.
         let dip = rtt < self.probe_value.saturating_sub(self.probe_value >> 4)
             && now < self.drained.saturating_add(PROBE_RTT_INTERVAL.saturating_mul(2));
         if self.expired || dip {
@@ -156,15 +156,15 @@ impl MinRtt {
         self.probed = [last, self.probe_value];
     }
 
-    /// The last two ProbeRTTs met a queue of at least `queue` nanoseconds: a loss-based sender keeps the bottleneck
-    /// full.
+    /// Whether the last two ProbeRTTs found a queue of at least `queue` nanoseconds: a loss-based sender keeps the
+    /// bottleneck full.
     pub(super) fn is_held_up(&self, queue: u64) -> bool {
         let limit = self.lowest.saturating_add(queue.max(self.lowest >> 2));
         self.probed.iter().all(|probed| *probed > limit)
     }
 }
 
-/// Bytes acknowledged beyond what the estimated bandwidth explains (§5.5.9): aggregation on the acknowledgement path.
+/// Bytes acknowledged in excess of the estimated bandwidth (§5.5.9): aggregation on the acknowledgement path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Aggregation {
     since: u64,
@@ -184,13 +184,13 @@ impl Aggregation {
         self.current.max(self.previous)
     }
 
-    /// Measures afresh after idle.
+    /// Restarts the measurement after idle time.
     pub(super) fn restart(&mut self, now: u64) {
         self.since = now;
         self.acked = 0;
     }
 
-    /// Takes in `acked` bytes at a bandwidth of `bandwidth` bytes a second. The excess is at most `window`.
+    /// Takes `acked` bytes at a bandwidth of `bandwidth` bytes a second. The excess is at most `window`.
     pub(super) fn update(&mut self, now: u64, acked: u64, bandwidth: u64, window: u64, round: u64, startup: bool) {
         let half = if startup { 1 } else { EXCESS_HALF_ROUNDS };
         if round >= self.half_started.saturating_add(half) {
@@ -229,17 +229,17 @@ impl FullPipe {
         self.now = false;
     }
 
-    /// The pipe is full in the current probe.
+    /// Whether the pipe is full in the current probe.
     pub(super) fn is_full(&self) -> bool {
         self.now
     }
 
-    /// At least one round has brought no growth.
+    /// Whether at least one round brought no growth.
     pub(super) fn is_slowing(&self) -> bool {
         self.rounds > 0
     }
 
-    /// Takes in a sample; `round_started` when the sample begins a new round. The highest rate of the round before
+    /// Takes a sample; `round_started` when the sample begins a new round. The highest rate of the round before
     /// counts.
     pub(super) fn update(&mut self, sample: &Sample, round_started: bool) {
         if round_started {
@@ -289,19 +289,19 @@ impl LossCount {
         self.acked.checked_div(self.rounds).unwrap_or(self.acked)
     }
 
-    /// So many bytes were not lost, but late.
+    /// Counts `bytes` as late instead of lost.
     pub(super) fn refute(&mut self, bytes: u64) {
         self.lost = self.lost.saturating_sub(bytes);
         self.acked = self.acked.saturating_add(bytes);
     }
 
-    /// The loss rate exceeds 2 % with statistical confidence: lost - 2 * sqrt(lost) > 2 % of the volume. The volume is
-    /// at least `volume` bytes and 250 segments.
+    /// Whether the loss rate exceeds 2 % with statistical confidence: lost - 2 * sqrt(lost) > 2 % of the volume. The
+    /// volume is at least `volume` bytes and 250 segments.
     pub(super) fn too_high(&self, volume: u64, segment: u64) -> bool {
         self.exceeds(2, volume.max(segment.saturating_mul(JUDGED_PACKETS)), segment)
     }
 
-    /// The loss rate exceeds 8 % with the same confidence, over whatever volume there is.
+    /// Whether the loss rate exceeds 8 % with the same confidence, over any volume.
     pub(super) fn heavy(&self, segment: u64) -> bool {
         self.exceeds(8, 0, segment)
     }
@@ -317,7 +317,7 @@ impl LossCount {
         lost.saturating_mul(100).saturating_sub(lost.saturating_mul(40_000).isqrt()) > volume.saturating_mul(hundredths)
     }
 
-    /// A round ended: the count goes on until it covers 250 segments, then starts again.
+    /// Ends a round. The count continues until it covers 250 segments, then restarts.
     pub(super) fn end_round(&mut self, segment: u64) {
         if self.volume() >= segment.saturating_mul(JUDGED_PACKETS) {
             *self = Self::default();
@@ -340,7 +340,7 @@ impl Random {
         Self(seed)
     }
 
-    /// A number below `bound`, zero if `bound` is zero.
+    /// A number below `bound`; zero if `bound` is zero.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;

@@ -4,24 +4,24 @@ use super::super::{Ack, SECOND};
 use super::model::{LossCount, Sample};
 use super::{BETA, Bbr, Feedback, Phase, State, UNBOUNDED, WITHOUT_HEADROOM, percent};
 
-/// Time spent at a low volume in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
+/// Time at a low volume in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
 const PROBE_RTT_DURATION: u64 = 200_000_000;
 
 /// Shortest wait between bandwidth probes, and the random time added to it, in nanoseconds (§5.3.3.3).
 const PROBE_WAIT: u64 = 2 * SECOND;
 const PROBE_WAIT_RANDOM: u64 = SECOND;
 
-/// How many times as often a short path is probed: its conditions change within milliseconds, and a probe lasts as
-/// long.
+/// Factor by which probes on a short path are more frequent: its conditions change within milliseconds, and a probe
+/// takes no longer.
 const SHORT_PATH_PROBES: u64 = 8;
 
-/// Rounds after which the sender probes at the latest, to coexist with Reno (§5.3.3.3).
+/// Most rounds between probes, to coexist with Reno (§5.3.3.3).
 const RENO_ROUNDS: u64 = 63;
 
 /// Rounds of a probe after which a standing queue ends it.
 const QUEUEING_ROUNDS: u64 = 2;
 
-/// Rounds after which Drain ends at the latest.
+/// Most rounds of Drain.
 const DRAIN_ROUNDS: u64 = 3;
 
 impl Bbr {
@@ -81,7 +81,7 @@ impl Bbr {
         self.long_in_flight = self.bdp(100).max(self.latest.in_flight);
     }
 
-    /// The probe that starts the cycle is over: drains its queue (`StartProbeBW_DOWN`).
+    /// Starts a cycle by draining the queue (`StartProbeBW_DOWN`).
     fn start_down(&mut self, now: u64) {
         self.latest.loss = false;
         self.latest.bandwidth = 0;
@@ -126,8 +126,8 @@ impl Bbr {
         if now > self.probe.cycle_start.saturating_add(self.probe.wait) {
             return true;
         }
-        // A short path has thousands of rounds a second. After a lossy probe, or with a standing queue, more probes do
-        // harm.
+        // A short path has thousands of rounds a second. After a lossy probe, or with a standing queue, more probes
+        // are harmful.
         let queueing = self.rounds.queueing > 0 && self.is_yielding();
         if self.is_short_path() || self.probe.was_too_high || queueing {
             return false;
@@ -147,7 +147,7 @@ impl Bbr {
             self.probe.precautionary = true;
             return true;
         }
-        // A whole round of the probe has met a standing queue: there is no more bandwidth, and the queue only grows.
+        // A whole round of the probe had a standing queue: there is no more bandwidth, and the queue only grows.
         if self.rounds.queueing > 0
             && self.is_yielding()
             && self.rounds.count >= self.probe.up_start.saturating_add(QUEUEING_ROUNDS)
@@ -183,7 +183,7 @@ impl Bbr {
         }
     }
 
-    /// `AdaptLongTermModel`. True if it has made a transition.
+    /// `AdaptLongTermModel`. Returns `true` after a transition.
     fn adapt_long_bound(&mut self, ack: &Ack, sample: &Sample) -> bool {
         if self.rounds.started && self.advance_feedback(sample) {
             return true;
@@ -198,7 +198,7 @@ impl Bbr {
         if lost.saturating_mul(50) > sample.tx_in_flight || self.long_in_flight == UNBOUNDED {
             return false;
         }
-        // Packets sent before the last cut don't raise the bound: they filled the queue that the cut is for.
+        // Packets sent before the last cut don't raise the bound: they filled the queue that caused the cut.
         if sample.prior_delivered >= self.probe.from {
             self.long_in_flight = self.long_in_flight.max(sample.tx_in_flight);
         }
@@ -208,7 +208,7 @@ impl Bbr {
         false
     }
 
-    /// The first acknowledgement of a round moves feedback on. True if it has made a transition.
+    /// Advances feedback at the first acknowledgement of a round. Returns `true` after a transition.
     fn advance_feedback(&mut self, sample: &Sample) -> bool {
         match self.probe.feedback {
             Feedback::Starting => self.probe.feedback = Feedback::Arriving,
@@ -231,7 +231,7 @@ impl Bbr {
         false
     }
 
-    /// The probe lost too much with `in_flight` bytes in flight (`HandleInflightTooHigh`).
+    /// Handles a probe with too much loss at `in_flight` bytes in flight (`HandleInflightTooHigh`).
     pub(super) fn reduce_long_bound(&mut self, in_flight: u64, now: u64) {
         self.probe.was_too_high = true;
         self.probe.sampling = false;
@@ -245,7 +245,7 @@ impl Bbr {
         self.bound_window();
     }
 
-    /// Goes back to probing after a cut proved wrong (`HandleSpuriousLossDetection`).
+    /// Returns to probing after a cut proved wrong (`HandleSpuriousLossDetection`).
     pub(super) fn return_to(&mut self, state: State, now: u64) {
         match state {
             State::Startup if self.state != State::Startup => {
@@ -273,7 +273,7 @@ impl Bbr {
         }
         self.idle_restart = false;
         let State::ProbeRtt { done_at, round_done } = self.state else { return };
-        // Low rates of packets sent in ProbeRTT say nothing about the path.
+        // Low rates of packets sent in ProbeRTT are no measure of the path.
         self.limited_until = self.delivered.saturating_add(in_flight).max(1);
         match done_at {
             None if in_flight <= self.probe_rtt_window() => {
@@ -285,7 +285,7 @@ impl Bbr {
             Some(done_at) => {
                 let round_done = round_done || self.rounds.started;
                 self.state = State::ProbeRtt { done_at: Some(done_at), round_done };
-                // On a short path the only question is whether it still is one: one sample answers that.
+                // On a short path one sample is enough: it shows whether the path is still short.
                 let answered = self.is_short_path() && rtt.is_some_and(|rtt| rtt < self.short_path);
                 if round_done && (answered || now > done_at) {
                     self.exit_probe_rtt(now);
@@ -294,7 +294,7 @@ impl Bbr {
         }
     }
 
-    /// Leaves ProbeRTT after idle if its time is over: the idle time has drained the path.
+    /// Leaves ProbeRTT after idle time if its duration is over: the idle time has drained the path.
     pub(super) fn finish_probe_rtt(&mut self, now: u64) {
         if let State::ProbeRtt { done_at: Some(done_at), .. } = self.state
             && now > done_at

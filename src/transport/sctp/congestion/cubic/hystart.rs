@@ -1,4 +1,4 @@
-//! HyStart++: ends slow start when round trips lengthen, before packets are lost (RFC 9406).
+//! HyStart++: ends slow start when round trips increase, before packets are lost (RFC 9406).
 
 /// Bounds of the round-trip increase that counts as a queue (`MIN_RTT_THRESH`, `MAX_RTT_THRESH`), in nanoseconds.
 const MIN_INCREASE: u64 = 4_000_000;
@@ -13,7 +13,7 @@ const CONSERVATIVE_DIVISOR: u64 = 4;
 /// Rounds of conservative slow start before slow start ends (`CSS_ROUNDS`).
 const CONSERVATIVE_ROUNDS: u32 = 5;
 
-/// Conservative slow start: checks that the increase was no accident.
+/// Conservative slow start: checks that the increase lasts.
 #[derive(Clone, Copy, Debug)]
 struct Conservative {
     baseline: u64,
@@ -23,7 +23,7 @@ struct Conservative {
 /// State of HyStart++ over the rounds of one slow start. Round trips are in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HyStart {
-    /// A packet sent at this count of delivered bytes or later begins the next round.
+    /// A packet sent at or after this count of delivered bytes begins the next round.
     round_end: u64,
     last_min: u64,
     current_min: u64,
@@ -38,8 +38,8 @@ impl Default for HyStart {
 }
 
 impl HyStart {
-    /// Takes in an acknowledgement of a packet sent when `prior_delivered` bytes had been delivered. True if slow start
-    /// ends.
+    /// Takes an acknowledgement of a packet sent when `prior_delivered` bytes had been delivered. Returns `true` if
+    /// slow start ends.
     pub(super) fn on_ack(&mut self, rtt: Option<u64>, prior_delivered: u64, delivered: u64) -> bool {
         let mut exit = false;
         if prior_delivered >= self.round_end {
@@ -76,7 +76,7 @@ impl HyStart {
         if self.conservative.is_some() { acked / CONSERVATIVE_DIVISOR } else { acked }
     }
 
-    /// The round trip has lengthened and is being watched.
+    /// Whether it is in conservative slow start, after an increase of the round trip.
     pub(super) fn is_conservative(&self) -> bool {
         self.conservative.is_some()
     }

@@ -1,8 +1,8 @@
 //! A flow model in virtual time: senders with ideal loss detection and per-packet acknowledgements over one bottleneck.
 //!
-//! A packet reaches the bottleneck at once and its acknowledgement returns after the queue, the transmission and the
-//! whole propagation delay. The sender learns of a drop a quarter of a round trip after the packet's acknowledgement
-//! would have arrived.
+//! A packet reaches the bottleneck at once. Its acknowledgement returns after the queue, the transmission and the
+//! whole propagation delay. The sender detects a drop a quarter of a round trip after the acknowledgement would have
+//! arrived.
 
 use core::cmp::Reverse;
 use core::time::Duration;
@@ -15,7 +15,7 @@ pub(super) const SEGMENT: u64 = 1200;
 pub(super) const MILLISECOND: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000_000_000;
 
-/// How far ahead of its schedule a pacer sends, in nanoseconds.
+/// Lead of a pacer over its schedule, in nanoseconds.
 const QUANTUM: u64 = MILLISECOND;
 
 pub(super) fn limits() -> Limits {
@@ -43,7 +43,7 @@ impl Random {
         if bound == 0 { 0 } else { self.next() % bound }
     }
 
-    /// A number with up to `bits` bits, small ones as often as large ones.
+    /// A number with up to `bits` bits; small numbers are as frequent as large ones.
     pub(super) fn size(&mut self, bits: u64) -> u64 {
         let bits = self.below(bits) + 1;
         self.next() >> (64 - bits)
@@ -54,7 +54,7 @@ impl Random {
     }
 }
 
-/// The bottleneck and the way back. Times in nanoseconds, rates in bytes a second.
+/// The bottleneck and the return path. Times in nanoseconds, rates in bytes a second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Path {
     pub(super) rate: u64,
@@ -65,9 +65,9 @@ pub(super) struct Path {
     /// Random loss in millionths of the packets, and the mean length of a burst of losses.
     pub(super) loss: u64,
     pub(super) burst: u64,
-    /// Each acknowledgement is late by a random time up to this.
+    /// Largest random delay of an acknowledgement.
     pub(super) jitter: u64,
-    /// Acknowledgements arrive at multiples of this only.
+    /// Acknowledgements arrive only at multiples of this.
     pub(super) grid: u64,
     /// Mean interval between pauses of the bottleneck, as of a process that waits for a processor, and their length.
     pub(super) pauses: Option<(u64, u64)>,
@@ -97,7 +97,7 @@ impl Path {
     }
 }
 
-/// How much a sender has to send.
+/// The data that a sender has to send.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
     Endless,
@@ -176,7 +176,7 @@ impl Flow {
         }
     }
 
-    /// Adds what the source has produced by `now`; returns when it produces more.
+    /// Adds the source's output until `now`; returns the time of its next output.
     fn feed(&mut self, now: u64) -> Option<u64> {
         let (bytes, period) = match self.source {
             Source::Endless => {
@@ -192,7 +192,7 @@ impl Flow {
         Some(self.fed_until)
     }
 
-    /// Goes on with another source.
+    /// Switches to another source.
     pub(super) fn limit(&mut self, source: Source) {
         self.source = source;
         self.available = 0;
@@ -221,7 +221,7 @@ pub(super) struct Network {
     pause_at: u64,
     paused_until: u64,
     tokens: (u64, u64),
-    /// Sum and number of backlogs met by packets, in bytes.
+    /// Sum and number of the backlogs found by packets, in bytes.
     pub(super) backlogs: (u64, u64),
 }
 
@@ -291,7 +291,7 @@ impl Network {
         self.flows.iter().zip(before).map(|(flow, before)| flow.delivered - before).collect()
     }
 
-    /// Starts the statistics of losses and backlogs afresh.
+    /// Resets the statistics of losses and backlogs.
     pub(super) fn forget(&mut self) {
         self.backlogs = (0, 0);
         for flow in &mut self.flows {
@@ -300,7 +300,7 @@ impl Network {
         }
     }
 
-    /// Mean backlog that packets met, in bandwidth-delay products.
+    /// Mean backlog found by packets, in bandwidth-delay products.
     pub(super) fn backlog(&self) -> f64 {
         self.backlogs.0 as f64 / self.backlogs.1 as f64 / self.path.bdp() as f64
     }

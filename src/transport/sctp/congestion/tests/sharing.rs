@@ -8,7 +8,7 @@ fn line() -> Path {
     Path::new(6_250_000, 25, 100)
 }
 
-/// `algorithms` start one after the other, 200 ms apart.
+/// A network whose flows, one for each of `algorithms`, start 200 ms apart.
 fn shared(path: Path, algorithms: &[Algorithm], seed: u64) -> Network {
     let flows = algorithms.iter().zip(0..).map(|(algorithm, index)| {
         Flow::new(*algorithm, index * 200 * MILLISECOND, Source::Endless, seed * 1000 + index)
