@@ -18,7 +18,7 @@
 //! bytes that came before it.
 
 mod hub;
-mod receive_buffer;
+mod receive_window;
 mod splice;
 #[cfg(test)]
 mod tests;

@@ -116,8 +116,9 @@ struct Rounds {
     yielded: u64,
     /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
     foreign_rtt: u64,
-    /// Bound of the pacing gain while the sender doesn't probe, and its slow part, in percent.
+    /// Bound of the pacing gain while the sender doesn't probe, in percent.
     cruise_gain: u64,
+    /// That bound without the part for the queue at hand, in [`bounds::LEVEL_STEPS`] of a percent.
     cruise_level: u64,
 }
 
@@ -242,7 +243,7 @@ impl Bbr {
                 min_rtt: u64::MAX,
                 waited_back: [u64::MAX, 0],
                 cruise_gain: 100,
-                cruise_level: 100,
+                cruise_level: 100 * bounds::LEVEL_STEPS,
                 ..Rounds::default()
             },
             latest: Latest::default(),
