@@ -252,9 +252,9 @@ async fn serve_stream(
         _ = stream.failure() => return,
     };
     match connected {
-        Ok((socket, address)) => {
+        Ok(connect::Connected { socket, address, round_trip }) => {
             shared.tell(ExitCommand::Connected { key, address });
-            if let Err(error) = splice(socket, stream, &[]).await {
+            if let Err(error) = splice(socket, stream, &[], Some(round_trip)).await {
                 tracing::debug!(kind = ?error.kind(), "a stream to a target ended early");
             }
         }

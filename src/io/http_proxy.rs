@@ -118,7 +118,7 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
     let Some((upgrade, stream)) = tunnel.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
     let upgraded = upgrade.await.map_err(io::Error::other)?;
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    splice(parts.io.into_inner(), stream, &parts.read_buf).await
+    splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
 }
 
 /// An answer: our text, or the origin's body.

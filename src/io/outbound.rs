@@ -139,7 +139,7 @@ impl Outbound {
             }
             None => connect(&self.reach.resolved, &self.resolver, target).await,
         };
-        connected.map(|(socket, _)| socket).map_err(OutboundError::Connect)
+        connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
     }
 }
 

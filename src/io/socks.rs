@@ -89,7 +89,7 @@ async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: S
             match timeout(limits.connect, connecting).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
-                    splice(socket, stream, &early).await
+                    splice(socket, stream, &early, None).await
                 }
                 Err(error) => answer(socket, &request, Err(status(error))).await,
             }

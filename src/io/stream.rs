@@ -17,7 +17,7 @@
 //! bytes before it.
 
 mod hub;
-mod receive_buffer;
+mod receive_window;
 mod splice;
 #[cfg(test)]
 mod tests;

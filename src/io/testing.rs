@@ -188,7 +188,7 @@ impl Connector for Direct {
         let ip = Self::address(&target.host).await?;
         let socket = TcpStream::connect((ip, target.port)).await.map_err(|_| EndReason::Refused)?;
         let (near, far) = stream_pair();
-        tokio::spawn(splice(socket, far, &[]));
+        tokio::spawn(splice(socket, far, &[], None));
         Ok(near)
     }
 

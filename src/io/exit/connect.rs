@@ -6,7 +6,11 @@ use core::{
 };
 use std::io;
 
-use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use crate::{
     exit::Policy,
@@ -21,12 +25,20 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Time limit for one attempt.
 const ATTEMPT: Duration = Duration::from_secs(10);
 
-/// Connects to `target`, racing the addresses that `policy` allows; returns the socket and its address.
+/// A connection to a target.
+pub(in crate::io) struct Connected {
+    pub(in crate::io) socket: TcpStream,
+    pub(in crate::io) address: IpAddr,
+    /// Time of the TCP handshake: the round trip to the target unless a SYN was lost.
+    pub(in crate::io) round_trip: Duration,
+}
+
+/// Connects to `target`, racing the addresses that `policy` allows.
 pub(in crate::io) async fn connect(
     policy: &Policy,
     resolver: &Resolver,
     target: &Target,
-) -> Result<(TcpStream, IpAddr), EndReason> {
+) -> Result<Connected, EndReason> {
     let found = match &target.host {
         Host::Ip(ip) => vec![*ip],
         Host::Name(name) => resolver.addresses(name).await?.answers,
@@ -54,7 +66,7 @@ pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
     }
 }
 
-async fn race(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), EndReason> {
+async fn race(addresses: &[IpAddr], port: u16) -> Result<Connected, EndReason> {
     let mut waiting = addresses.iter();
     let mut running = JoinSet::new();
     let mut worst = None;
@@ -76,12 +88,13 @@ async fn race(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), En
     }
 }
 
-async fn attempt(ip: IpAddr, port: u16) -> Result<(TcpStream, IpAddr), EndReason> {
+async fn attempt(ip: IpAddr, port: u16) -> Result<Connected, EndReason> {
+    let began = Instant::now();
     match timeout(ATTEMPT, TcpStream::connect(SocketAddr::new(ip, port))).await {
         Ok(Ok(socket)) => {
             // Against Nagle's algorithm, which delays the last piece of each answer until an acknowledgement.
             let _ = socket.set_nodelay(true);
-            Ok((socket, ip))
+            Ok(Connected { socket, address: ip, round_trip: began.elapsed() })
         }
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err(EndReason::TimedOut),

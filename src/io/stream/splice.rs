@@ -22,7 +22,7 @@ use crate::wire::EndReason;
 
 use super::{
     Reader, Stream, StreamFailed, Writer, io_error,
-    receive_buffer::{INTERVAL, ReceiveBuffer, SETTLED},
+    receive_window::{INTERVAL, ReceiveWindow, SETTLED},
 };
 
 /// Bytes read from a socket at once.
@@ -38,12 +38,18 @@ const LAST_BYTES: Duration = Duration::from_secs(2);
 ///
 /// A half-close of one is a half-close of the other. A failure of one is a failure of the other: the stream is reset
 /// if the socket fails, and the socket is reset (not closed) if the stream does, so that no one takes cut-off data
-/// for the whole. `early` are bytes that were read from the socket before.
+/// for the whole. `early` are bytes that were read from the socket before. With `round_trip`, the time to the socket's
+/// other end, the socket's receive window is limited while the stream is the slower side.
 ///
 /// # Errors
 /// What ended it, when it was not a clean end both ways.
-pub(crate) async fn splice(mut socket: TcpStream, mut stream: Stream, early: &[u8]) -> io::Result<()> {
-    let result = join(&mut socket, &mut stream, early).await;
+pub(crate) async fn splice(
+    mut socket: TcpStream,
+    mut stream: Stream,
+    early: &[u8],
+    round_trip: Option<Duration>,
+) -> io::Result<()> {
+    let result = join(&mut socket, &mut stream, early, round_trip).await;
     if let Err(error) = &result {
         reset_on_close(&socket);
         if !error.get_ref().is_some_and(|inner| inner.is::<StreamFailed>()) {
@@ -59,7 +65,12 @@ pub(crate) fn reset_on_close(socket: &TcpStream) {
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-async fn join(socket: &mut TcpStream, stream: &mut Stream, early: &[u8]) -> io::Result<()> {
+async fn join(
+    socket: &mut TcpStream,
+    stream: &mut Stream,
+    early: &[u8],
+    round_trip: Option<Duration>,
+) -> io::Result<()> {
     // Watched by itself: both directions may be waiting for the socket when the stream fails.
     let failure = stream.failure();
     let (socket_reader, socket_writer) = socket.split();
@@ -67,7 +78,8 @@ async fn join(socket: &mut TcpStream, stream: &mut Stream, early: &[u8]) -> io::
     let moved = AtomicU64::new(0);
     let mut outward = pin!(async {
         writer.write_all(early).await?;
-        from_socket(&socket_reader, writer, &moved).await
+        let window = round_trip.map(|round_trip| ReceiveWindow::new(Instant::now(), round_trip));
+        from_socket(&socket_reader, writer, &moved, window).await
     });
     let mut inward = pin!(to_socket(reader, socket_writer, &moved));
     let mut both = pin!(async {
@@ -102,42 +114,52 @@ async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Resu
     }
 }
 
-async fn from_socket(socket: &ReadHalf<'_>, writer: &Writer, moved: &AtomicU64) -> io::Result<()> {
-    let mut kernel = ReceiveBuffer::new(Instant::now());
+async fn from_socket(
+    socket: &ReadHalf<'_>,
+    writer: &Writer,
+    moved: &AtomicU64,
+    mut window: Option<ReceiveWindow>,
+) -> io::Result<()> {
     loop {
-        let room = room(writer, &mut kernel, socket.as_ref()).await?;
+        let room = match &mut window {
+            Some(window) => limiting_room(writer, window, socket.as_ref()).await?,
+            None => poll_fn(|cx| writer.poll_room(cx)).await?,
+        };
         socket.readable().await?;
         // Made only now, so that an idle stream holds no buffer.
         let limit = room.min(CHUNK);
         let mut buffer = BytesMut::with_capacity(limit);
-        match socket.try_read_buf(&mut (&mut buffer).limit(limit)) {
+        let read = match socket.try_read_buf(&mut (&mut buffer).limit(limit)) {
             Ok(0) => {
                 writer.finish();
                 return Ok(());
             }
             Ok(read) => {
-                kernel.handle_bytes(Instant::now(), read);
                 writer.hand_over(buffer);
                 moved.fetch_add(1, Ordering::Relaxed);
+                read
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => return Err(error),
+        };
+        if let Some(window) = &mut window {
+            window.handle_bytes(Instant::now(), read);
         }
     }
 }
 
-/// Waits until `writer` has room.
-async fn room(writer: &Writer, kernel: &mut ReceiveBuffer, socket: &TcpStream) -> io::Result<usize> {
+/// Waits until `writer` has room, and limits the receive window of `socket` if that lasts.
+async fn limiting_room(writer: &Writer, window: &mut ReceiveWindow, socket: &TcpStream) -> io::Result<usize> {
     for _ in 0..SETTLED {
         let room = timeout(INTERVAL, poll_fn(|cx| writer.poll_room(cx))).await;
-        kernel.handle_room(Instant::now(), socket);
+        window.handle_room(Instant::now(), socket);
         if let Ok(room) = room {
             return room;
         }
     }
     // A wait may last for hours: no timer wakes it.
     let room = poll_fn(|cx| writer.poll_room(cx)).await;
-    kernel.handle_room(Instant::now(), socket);
+    window.handle_room(Instant::now(), socket);
     room
 }
 

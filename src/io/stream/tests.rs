@@ -170,8 +170,8 @@ async fn a_spliced_socket_carries_bytes_and_half_closes() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
     let (far, mut origin) = socket_pair().await;
-    tokio::spawn(splice(near, left, b"early "));
-    tokio::spawn(splice(far, right, &[]));
+    tokio::spawn(splice(near, left, b"early ", None));
+    tokio::spawn(splice(far, right, &[], None));
     application.write_all(b"question").await.unwrap();
     application.shutdown().await.unwrap();
     let mut question = String::new();
@@ -188,14 +188,14 @@ async fn a_spliced_socket_carries_bytes_and_half_closes() {
 async fn a_failed_stream_resets_the_socket_and_a_failed_socket_the_stream() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
-    tokio::spawn(splice(near, left, &[]));
+    tokio::spawn(splice(near, left, &[], None));
     right.reset(EndReason::Failed);
     let error = timeout(DEADLINE, application.read(&mut [0; 8])).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 
     let (left, mut right) = stream_pair();
     let (application, near) = socket_pair().await;
-    tokio::spawn(splice(near, left, &[]));
+    tokio::spawn(splice(near, left, &[], None));
     reset_on_close(&application);
     drop(application);
     let error = timeout(DEADLINE, right.read(&mut [0; 8])).await.unwrap().unwrap_err();
@@ -208,8 +208,8 @@ async fn the_plumbing_carries_far_more_than_the_overlay() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
     let (far, mut origin) = socket_pair().await;
-    tokio::spawn(splice(near, left, &[]));
-    tokio::spawn(splice(far, right, &[]));
+    tokio::spawn(splice(near, left, &[], None));
+    tokio::spawn(splice(far, right, &[], None));
     let start = Instant::now();
     tokio::spawn(async move {
         let block = vec![7; 64 * 1024];

@@ -117,8 +117,9 @@ struct Rounds {
     yielded: u64,
     /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
     foreign_rtt: u64,
-    /// Bound of the pacing gain outside probes, and its slow part, in percent.
+    /// Bound of the pacing gain outside probes, in percent.
     cruise_gain: u64,
+    /// That bound without its part in proportion to the queue, in steps of [`bounds::LEVEL_STEPS`] a percent.
     cruise_level: u64,
 }
 
@@ -243,7 +244,7 @@ impl Bbr {
                 min_rtt: u64::MAX,
                 waited_back: [u64::MAX, 0],
                 cruise_gain: 100,
-                cruise_level: 100,
+                cruise_level: 100 * bounds::LEVEL_STEPS,
                 ..Rounds::default()
             },
             latest: Latest::default(),

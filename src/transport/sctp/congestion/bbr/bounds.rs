@@ -6,10 +6,12 @@ use super::{BETA, Bbr, Phase, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, s
 
 /// Decrease of the cruising gain, in percent, for a queue as long as the round trip, or 40 ms if that is longer.
 const QUEUE_FALL: u64 = 40;
-/// Slow part of the cruising gain: its decrease in each round with a standing queue, and its increase in each without
-/// a queue, in percent.
-const LEVEL_FALL: u64 = 1;
-const LEVEL_RISE: u64 = 2;
+/// Steps of the cruising level in one percent.
+pub(super) const LEVEL_STEPS: u64 = 4;
+/// Change of the level in a round with a standing queue, with a shorter one, and with none, in steps.
+const LEVEL_FALL: u64 = 4;
+const LEVEL_RISE: u64 = 1;
+const EMPTY_RISE: u64 = 12;
 const LEAST_CRUISE_GAIN: u64 = 70;
 
 /// Rounds at the least cruising gain after which a queue that has not halved counts as the path's delay: jitter, or a
@@ -66,7 +68,12 @@ impl Bbr {
         let base = min_rtt.max(self.rounds.foreign_rtt);
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
         let was_least = self.rounds.cruise_gain == LEAST_CRUISE_GAIN;
-        self.adapt_cruise_gain(lowest.saturating_sub(base), queueing);
+        let yields = match self.state {
+            State::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
+            State::Startup => self.rounds.restrained,
+            _ => false,
+        };
+        self.adapt_cruise_gain(lowest.saturating_sub(base), queueing, yields);
         if !queueing {
             (self.rounds.queueing, self.rounds.restrained) = (0, false);
             return;
@@ -76,11 +83,6 @@ impl Bbr {
         }
         self.rounds.queueing = self.rounds.queueing.saturating_add(1);
         self.rounds.restrained = self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
-        let yields = match self.state {
-            State::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
-            State::Startup => self.rounds.restrained,
-            _ => false,
-        };
         if was_least && yields {
             self.rounds.yielded = self.rounds.yielded.saturating_add(1);
         }
@@ -92,27 +94,30 @@ impl Bbr {
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
+                self.rounds.cruise_level = 100 * LEVEL_STEPS;
                 (self.rounds.queueing, self.rounds.restrained) = (0, false);
             }
         }
     }
 
-    /// A proportional-integral controller of the queue, which is `queue` nanoseconds long. The slow part, the level,
-    /// falls with a standing queue. The proportional part reacts within a round trip, while the level is below 100.
-    fn adapt_cruise_gain(&mut self, queue: u64, standing: bool) {
+    /// Sets the cruising gain after a round with a queue of `queue` nanoseconds. A standing queue lowers the level by a
+    /// step while the sender yields. Below the full level, the gain falls in proportion to the queue too.
+    fn adapt_cruise_gain(&mut self, queue: u64, standing: bool, yields: bool) {
         let reference = self.min_rtt.value().unwrap_or(0).max(STANDING_QUEUE.saturating_mul(4));
         // A sixteenth is the jitter of an empty line.
         let queue = queue.saturating_sub(reference >> 4);
         let level = self.rounds.cruise_level;
         let level = match (standing, queue) {
-            (true, _) => level.saturating_sub(LEVEL_FALL),
-            (false, 0) => level.saturating_add(LEVEL_RISE),
-            (false, _) => level,
+            (true, _) if yields => level.saturating_sub(LEVEL_FALL),
+            (true, _) => level,
+            (false, 0) => level.saturating_add(EMPTY_RISE),
+            (false, _) => level.saturating_add(LEVEL_RISE),
         };
-        let level = level.clamp(LEAST_CRUISE_GAIN, 100);
-        let fall = if level < 100 { scale(queue, QUEUE_FALL, reference) } else { 0 };
+        let full = 100 * LEVEL_STEPS;
+        let level = level.clamp(LEAST_CRUISE_GAIN * LEVEL_STEPS, full);
+        let fall = if level < full { scale(queue, QUEUE_FALL, reference) } else { 0 };
         self.rounds.cruise_level = level;
-        self.rounds.cruise_gain = level.saturating_sub(fall).max(LEAST_CRUISE_GAIN);
+        self.rounds.cruise_gain = (level / LEVEL_STEPS).saturating_sub(fall).max(LEAST_CRUISE_GAIN);
     }
 
     /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).
