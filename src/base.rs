@@ -2,6 +2,7 @@
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
+mod deadlines;
 mod id;
 mod link;
 mod machine;
@@ -9,6 +10,7 @@ mod redact;
 mod slots;
 mod time;
 
+pub use deadlines::Deadlines;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
 pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,

@@ -21,7 +21,7 @@ mod settle;
 
 use core::{fmt, net::IpAddr, time::Duration};
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
@@ -29,7 +29,7 @@ use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
+    base::{CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
@@ -216,7 +216,7 @@ pub struct Client {
     /// Circuits to settle, each once.
     touched: VecDeque<PooledId>,
     /// The deadline of each circuit.
-    timeouts: BTreeSet<(Instant, PooledId)>,
+    timeouts: Deadlines<PooledId>,
     attempts: Attempts,
     /// Builds may be due, because requests or circuits have changed.
     replan: bool,
@@ -246,7 +246,7 @@ impl Client {
             next_circuit: 0,
             by_channel: BTreeMap::new(),
             touched: VecDeque::new(),
-            timeouts: BTreeSet::new(),
+            timeouts: Deadlines::default(),
             attempts: Attempts::default(),
             replan: false,
             sweep_at: None,
@@ -404,7 +404,7 @@ impl Client {
             self.events.push_back(ClientEvent::Closed { stream, reason });
         } else {
             let deadline = now.after(self.parameters.circuit_wait);
-            self.requests.insert(stream, Request::new(wanted, isolation, not_by, deadline));
+            self.requests.insert(stream, Request::new(wanted, isolation, not_by), deadline);
             self.replan = true;
         }
         stream
@@ -466,7 +466,6 @@ impl Client {
 
     fn handle_circuit_timeout(&mut self, now: Instant, circuit: PooledId) {
         let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
-        pooled.timeout = None;
         match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
             // The dial goes on for a while, but no circuit waits for it.
             (Stage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
@@ -505,11 +504,7 @@ impl LinkMachine for Client {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some((due, circuit)) = self.timeouts.first().copied() {
-            if due > now {
-                break;
-            }
-            self.timeouts.remove(&(due, circuit));
+        while let Some(circuit) = self.timeouts.pop_due(now) {
             self.handle_circuit_timeout(now, circuit);
         }
         for stream in self.requests.overdue(now) {
@@ -543,7 +538,7 @@ impl LinkMachine for Client {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let circuits = self.timeouts.first().map(|(due, _)| *due);
+        let circuits = self.timeouts.earliest();
         let waiting = self.requests.poll_timeout();
         // A pause between builds matters only to waiting requests; the sweep handles spares.
         let attempts = waiting.and(self.attempts.poll_timeout());

@@ -43,7 +43,7 @@ use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
+    base::{Deadlines, Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     directory::{Consensus, Counted, KnownRelays, Registration},
@@ -183,11 +183,11 @@ pub struct Relay {
     table: Table,
     /// CREATEs that lack fragments.
     half_built: BTreeMap<Leg, HalfBuilt>,
-    half_built_deadlines: BTreeSet<(Instant, Leg)>,
+    half_built_deadlines: Deadlines<Leg>,
     /// Circuits that wait for a channel.
     dialling: BTreeMap<RelayId, BTreeSet<CircuitKey>>,
     /// Deadlines of circuits; an entry may be earlier than the deadline.
-    timers: BTreeSet<(Instant, CircuitKey)>,
+    deadlines: Deadlines<CircuitKey>,
     /// Circuits whose streams may have pending messages.
     talkative: VecDeque<CircuitKey>,
     exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
@@ -216,9 +216,9 @@ impl Relay {
             known: KnownRelays::default(),
             table: Table::default(),
             half_built: BTreeMap::new(),
-            half_built_deadlines: BTreeSet::new(),
+            half_built_deadlines: Deadlines::default(),
             dialling: BTreeMap::new(),
-            timers: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             talkative: VecDeque::new(),
             exits: BTreeMap::new(),
             next_exit: 1,
@@ -393,19 +393,12 @@ impl Relay {
 
     /// Moves the timer of `key` to its next deadline, if that is earlier.
     fn schedule(&mut self, key: CircuitKey) {
-        let Some(circuit) = self.table.circuit_mut(key) else { return };
-        let Some(due) = circuit.poll_timeout() else { return };
-        if circuit.scheduled.is_none_or(|scheduled| due < scheduled) {
-            if let Some(earlier) = circuit.scheduled.replace(due) {
-                self.timers.remove(&(earlier, key));
-            }
-            self.timers.insert((due, key));
-        }
+        let Some(due) = self.table.circuit(key).and_then(Circuit::poll_timeout) else { return };
+        self.deadlines.set_earlier(key, due);
     }
 
     fn handle_circuit_timeout(&mut self, now: Instant, key: CircuitKey) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
-        circuit.scheduled = None;
         if circuit.handle_timeout(now).is_err() {
             return self.end(now, key);
         }
@@ -422,18 +415,11 @@ impl LinkMachine for Relay {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some((due, leg)) = self.half_built_deadlines.first().copied() {
-            if due > now {
-                break;
-            }
+        while let Some(leg) = self.half_built_deadlines.pop_due(now) {
             self.forget_half_built(leg);
             self.refuse(now, leg);
         }
-        while let Some((due, key)) = self.timers.first().copied() {
-            if due > now {
-                break;
-            }
-            self.timers.pop_first();
+        while let Some(key) = self.deadlines.pop_due(now) {
             self.handle_circuit_timeout(now, key);
         }
     }
@@ -454,8 +440,8 @@ impl LinkMachine for Relay {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let half_built = self.half_built_deadlines.first().map(|(due, _)| *due);
-        let circuits = self.timers.first().map(|(due, _)| *due);
+        let half_built = self.half_built_deadlines.earliest();
+        let circuits = self.deadlines.earliest();
         let gateways = self.gateways.poll_timeout();
         [self.channels.poll_timeout(), half_built, circuits, gateways].into_iter().flatten().min()
     }

@@ -38,12 +38,12 @@ use core::{
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 use crate::{
-    base::{Instant, StreamId},
+    base::{Deadlines, Instant, StreamId},
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
     wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
 };
@@ -184,7 +184,7 @@ pub struct Streams {
     /// Streams with bytes they may send, without duplicates, in round-robin order.
     ready: VecDeque<StreamId>,
     /// Deadlines of unanswered requests.
-    deadlines: BTreeSet<(Instant, StreamId)>,
+    deadlines: Deadlines<StreamId>,
     /// Present credit of all streams beyond their initial credit.
     extra_credit: u64,
     events: VecDeque<StreamEvent>,
@@ -206,7 +206,7 @@ impl Streams {
             control: VecDeque::new(),
             owing: VecDeque::new(),
             ready: VecDeque::new(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             extra_credit: 0,
             events: VecDeque::new(),
         }
@@ -263,7 +263,7 @@ impl Streams {
             return;
         }
         stream.phase = Phase::Open;
-        self.deadlines.remove(&(stream.deadline, id));
+        self.deadlines.remove(id);
         self.control.push_back(RelayMessage::Connected { stream: id, address });
         let early = core::mem::take(&mut stream.early);
         if !early.is_empty() {
@@ -370,10 +370,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Stalled`] when the peer acknowledges nothing: the circuit must end.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamError> {
-        while let Some((deadline, id)) = self.deadlines.first().copied() {
-            if deadline > now {
-                break;
-            }
+        while let Some(id) = self.deadlines.pop_due(now) {
             self.reset(id, EndReason::TimedOut);
             self.events.push_back(StreamEvent::Closed { stream: id, reason: EndReason::TimedOut });
         }
@@ -386,7 +383,7 @@ impl Streams {
     /// The deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let answer = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let answer = self.deadlines.earliest();
         let stall = self.window.oldest_mark_at().map(|sent_at| sent_at.after(STALL_TIMEOUT));
         match (answer, stall) {
             (Some(answer), Some(stall)) => Some(answer.min(stall)),
@@ -448,11 +445,10 @@ impl Streams {
 
     fn insert(&mut self, now: Instant, id: StreamId, phase: Phase) {
         let wait = if self.role == Role::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
-        let deadline = now.after(wait);
         if phase != Phase::Open {
-            self.deadlines.insert((deadline, id));
+            self.deadlines.set(id, now.after(wait));
         }
-        self.streams.insert(id, Stream::new(phase, deadline));
+        self.streams.insert(id, Stream::new(phase));
     }
 
     /// Closes a stream. `may_come` is the number of its bytes that the peer may still have in flight.
@@ -466,7 +462,7 @@ impl Streams {
     fn take(&mut self, id: StreamId) -> Option<Stream> {
         let stream = self.streams.remove(&id)?;
         self.extra_credit = self.extra_credit.saturating_sub(stream.extra_credit());
-        self.deadlines.remove(&(stream.deadline, id));
+        self.deadlines.remove(id);
         if stream.ready {
             self.ready.retain(|ready| *ready != id);
         }

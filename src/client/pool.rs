@@ -199,9 +199,9 @@ impl Client {
         self.next_circuit = self.next_circuit.saturating_add(1);
         let id = PooledId(self.next_circuit);
         let due = now.after(self.attempts.hop_timeout());
-        let pooled = Pooled { is_compelled, ..Pooled::new(now, keys, volunteers, delegation, isolation, due) };
+        let pooled = Pooled { is_compelled, ..Pooled::new(now, keys, volunteers, delegation, isolation) };
         self.circuits.insert(id, pooled);
-        self.timeouts.insert((due, id));
+        self.timeouts.set(id, due);
         if let Some(channel) = self.channels.connect(now, &guard) {
             self.start_circuit(now, id, channel, rng);
         }
@@ -382,10 +382,7 @@ impl Client {
     }
 
     pub(super) fn remove(&mut self, id: PooledId) -> Option<Pooled> {
-        let pooled = self.circuits.remove(&id)?;
-        if let Some(timeout) = pooled.timeout {
-            self.timeouts.remove(&(timeout, id));
-        }
-        Some(pooled)
+        self.timeouts.remove(id);
+        self.circuits.remove(&id)
     }
 }

@@ -57,19 +57,16 @@ pub(super) struct Pooled {
     pub(super) streams: BTreeMap<StreamId, ClientStream>,
     /// Whether it is in the queue of circuits to settle.
     pub(super) touched: bool,
-    /// Its entry among the timeouts.
-    pub(super) timeout: Option<Instant>,
 }
 
 impl Pooled {
-    /// A circuit whose channel must be open by `due`.
+    /// A circuit whose channel isn't open yet.
     pub(super) const fn new(
         now: Instant,
         path: Vec<RelayKeys>,
         volunteers: Vec<RelayId>,
         delegation: Option<Delegation>,
         isolation: Option<IsolationKey>,
-        due: Instant,
     ) -> Self {
         Self {
             delegation,
@@ -87,7 +84,6 @@ impl Pooled {
             retired: false,
             streams: BTreeMap::new(),
             touched: false,
-            timeout: Some(due),
         }
     }
 

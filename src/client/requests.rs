@@ -1,10 +1,10 @@
 //! Requests of applications: streams and RESOLVEs, waiting or placed on a circuit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{ClientStream, IsolationKey, PooledId};
 use crate::{
-    base::{Instant, RelayId, StreamId},
+    base::{Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
     path::Purpose,
     wire::{Host, Target},
@@ -46,17 +46,10 @@ pub(super) struct Request {
     pub(super) finished: bool,
     /// The peer has finished its direction.
     pub(super) peer_finished: bool,
-    /// The deadline for its placement.
-    deadline: Instant,
 }
 
 impl Request {
-    pub(super) const fn new(
-        wanted: Wanted,
-        isolation: IsolationKey,
-        refused_by: Vec<RelayId>,
-        deadline: Instant,
-    ) -> Self {
+    pub(super) const fn new(wanted: Wanted, isolation: IsolationKey, refused_by: Vec<RelayId>) -> Self {
         Self {
             wanted,
             isolation,
@@ -67,7 +60,6 @@ impl Request {
             connected: false,
             finished: false,
             peer_finished: false,
-            deadline,
         }
     }
 
@@ -81,7 +73,7 @@ impl Request {
 #[derive(Default)]
 pub(super) struct Requests {
     requests: BTreeMap<ClientStream, Request>,
-    waiting: BTreeSet<(Instant, ClientStream)>,
+    waiting: Deadlines<ClientStream>,
     last: u64,
 }
 
@@ -92,8 +84,9 @@ impl Requests {
         ClientStream(self.last)
     }
 
-    pub(super) fn insert(&mut self, stream: ClientStream, request: Request) {
-        self.waiting.insert((request.deadline, stream));
+    /// Adds a request that must be placed by `deadline`.
+    pub(super) fn insert(&mut self, stream: ClientStream, request: Request, deadline: Instant) {
+        self.waiting.set(stream, deadline);
         self.requests.insert(stream, request);
     }
 
@@ -106,9 +99,8 @@ impl Requests {
     }
 
     pub(super) fn remove(&mut self, stream: ClientStream) -> Option<Request> {
-        let request = self.requests.remove(&stream)?;
-        self.waiting.remove(&(request.deadline, stream));
-        Some(request)
+        self.waiting.remove(stream);
+        self.requests.remove(&stream)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -117,7 +109,7 @@ impl Requests {
 
     /// Waiting requests, the earliest deadline first.
     pub(super) fn waiting(&self) -> Vec<ClientStream> {
-        self.waiting.iter().map(|(_, stream)| *stream).collect()
+        self.waiting.keys().collect()
     }
 
     /// Records the circuit and stream of a request.
@@ -125,7 +117,7 @@ impl Requests {
         if let Some(request) = self.requests.get_mut(&stream) {
             request.placed = Some((circuit, id));
             request.tries = request.tries.saturating_add(1);
-            self.waiting.remove(&(request.deadline, stream));
+            self.waiting.remove(stream);
         }
     }
 
@@ -135,25 +127,21 @@ impl Requests {
             return false;
         };
         request.placed = None;
-        request.deadline = deadline;
-        self.waiting.insert((deadline, stream));
+        self.waiting.set(stream, deadline);
         true
     }
 
     /// Removes requests beyond their deadlines.
     pub(super) fn overdue(&mut self, now: Instant) -> Vec<ClientStream> {
         let mut overdue = Vec::new();
-        while let Some((deadline, stream)) = self.waiting.first().copied() {
-            if deadline > now {
-                break;
-            }
-            self.remove(stream);
+        while let Some(stream) = self.waiting.pop_due(now) {
+            self.requests.remove(&stream);
             overdue.push(stream);
         }
         overdue
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.waiting.first().map(|(deadline, _)| *deadline)
+        self.waiting.earliest()
     }
 }

@@ -69,16 +69,12 @@ impl Client {
     }
 
     fn note_timeout(&mut self, id: PooledId) {
-        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let Some(pooled) = self.circuits.get(&id) else { return };
         let Stage::Circuit { origin, .. } = &pooled.stage else { return };
-        let due = origin.poll_timeout();
-        if pooled.timeout == due {
-            return;
+        match origin.poll_timeout() {
+            Some(due) => self.timeouts.set(id, due),
+            None => self.timeouts.remove(id),
         }
-        if let Some(old) = core::mem::replace(&mut pooled.timeout, due) {
-            self.timeouts.remove(&(old, id));
-        }
-        self.timeouts.extend(due.map(|due| (due, id)));
     }
 
     fn handle_hop_built(&mut self, now: Instant, id: PooledId, elapsed: Duration) {

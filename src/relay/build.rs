@@ -69,15 +69,14 @@ impl Relay {
         if self.half_built.len() >= self.parameters.half_built || of_channel >= HALF_BUILT_PER_CHANNEL {
             return None;
         }
-        self.half_built_deadlines.insert((half.deadline, leg));
+        self.half_built_deadlines.set(leg, half.deadline);
         self.half_built.insert(leg, half);
         Some(None)
     }
 
     pub(super) fn forget_half_built(&mut self, leg: Leg) -> Option<HalfBuilt> {
-        let half = self.half_built.remove(&leg)?;
-        self.half_built_deadlines.remove(&(half.deadline, leg));
-        Some(half)
+        self.half_built_deadlines.remove(leg);
+        self.half_built.remove(&leg)
     }
 
     fn open_circuit(

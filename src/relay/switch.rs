@@ -96,9 +96,7 @@ impl Relay {
     /// Ends a circuit, to both sides except `teller`, which has sent DESTROY.
     fn end_told_by(&mut self, now: Instant, key: CircuitKey, teller: Option<Leg>) {
         let Some(circuit) = self.table.remove(key) else { return };
-        if let Some(scheduled) = circuit.scheduled {
-            self.timers.remove(&(scheduled, key));
-        }
+        self.deadlines.remove(key);
         if let NextHop::Dialling { relay, .. } = &circuit.next
             && let Some(waiting) = self.dialling.get_mut(relay)
         {

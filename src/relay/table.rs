@@ -87,8 +87,6 @@ pub(super) struct Circuit {
     pub(super) last_cell: Instant,
     /// The streams that end here, from the first stream message on.
     pub(super) speaker: Option<Box<Speaker>>,
-    /// The deadline among the relay's timers.
-    pub(super) scheduled: Option<Instant>,
     /// Whether it is in the list of circuits with pending messages.
     pub(super) listed: bool,
 }
@@ -108,7 +106,6 @@ impl Circuit {
             deadline: None,
             last_cell: now,
             speaker: None,
-            scheduled: None,
             listed: false,
         }
     }

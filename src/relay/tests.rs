@@ -675,6 +675,6 @@ proptest! {
             bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
         }
         prop_assert_eq!(bench.circuits(), 0);
-        prop_assert!(bench.relay.half_built.is_empty() && bench.relay.timers.is_empty());
+        prop_assert!(bench.relay.half_built.is_empty() && bench.relay.deadlines.is_empty());
     }
 }

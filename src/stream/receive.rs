@@ -142,7 +142,7 @@ impl Streams {
             return Err(StreamError::Illegal(MessageKind::Connected));
         }
         stream.phase = Phase::Open;
-        self.deadlines.remove(&(stream.deadline, id));
+        self.deadlines.remove(id);
         self.events.push_back(StreamEvent::Connected { stream: id, address });
         self.make_ready(id);
         self.end_if_sent(id);

@@ -3,7 +3,6 @@
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER};
-use crate::base::Instant;
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,9 +39,6 @@ pub(super) enum Receiving {
 
 pub(super) struct Stream {
     pub(super) phase: Phase,
-    /// The deadline of the answer; unused once open.
-    pub(super) deadline: Instant,
-
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
     /// Bytes that the peer permits this end to send.
@@ -66,11 +62,10 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(phase: Phase, deadline: Instant) -> Self {
+    pub(super) fn new(phase: Phase) -> Self {
         let initial = u64::from(INITIAL_CREDIT);
         Self {
             phase,
-            deadline,
             sending: Sending::Open,
             outgoing: BytesMut::new(),
             credit: initial,

@@ -6,7 +6,7 @@
 
 use core::time::Duration;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::SocketAddr,
     time::Instant as StdInstant,
 };
@@ -27,7 +27,7 @@ use super::{
     stun,
 };
 use crate::{
-    base::{DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit},
+    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit},
     transport::{Transport, sctp},
 };
 
@@ -89,7 +89,7 @@ pub struct Endpoint {
     events: VecDeque<LinkEvent>,
     rooms: VecDeque<LinkId>,
     dirty: VecDeque<Route>,
-    deadlines: BTreeSet<(Instant, Route)>,
+    deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
     happenings: Vec<Happening>,
@@ -131,7 +131,7 @@ impl Endpoint {
             events: VecDeque::new(),
             rooms: VecDeque::new(),
             dirty: VecDeque::new(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
             happenings: Vec::new(),
@@ -436,9 +436,7 @@ impl Endpoint {
         self.memory.receive.end(&mut link.leases.receive);
         self.memory.send.end(&mut link.leases.send);
         self.routes.remove(&link.id);
-        if let Some(armed) = link.armed {
-            self.deadlines.remove(&(armed, route));
-        }
+        self.deadlines.remove(route);
         match (link.role, link.opened, ending) {
             (role, true, ending) => {
                 if matches!(role, Role::Listener(_)) {
@@ -497,12 +495,7 @@ impl Endpoint {
         link.dirty = false;
         let Some(deadline) = link.deadline(self.clock, &self.config.caps) else { return };
         // A deadline that has moved later stays: it expires early, once, and is set again.
-        if link.armed.is_none_or(|armed| deadline < armed) {
-            if let Some(armed) = link.armed.replace(deadline) {
-                self.deadlines.remove(&(armed, route));
-            }
-            self.deadlines.insert((deadline, route));
-        }
+        self.deadlines.set_earlier(route, deadline);
     }
 }
 
@@ -550,13 +543,7 @@ impl Transport for Endpoint {
 
     fn handle_timeout(&mut self, now: Instant) {
         self.relieve(now);
-        while let Some((deadline, route)) = self.deadlines.first().copied()
-            && deadline <= now
-        {
-            self.deadlines.pop_first();
-            if let Some(link) = self.links.get_mut(&route) {
-                link.armed = None;
-            }
+        while let Some(route) = self.deadlines.pop_due(now) {
             self.with_link(now, route, Link::handle_timeout);
         }
         while let Some(rested) = self.resting.first_entry()
@@ -568,7 +555,7 @@ impl Transport for Endpoint {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
+        let deadline = self.deadlines.earliest();
         let rested = self.resting.first_key_value().map(|((rested, _), _)| *rested);
         [deadline, rested].into_iter().flatten().min()
     }

@@ -145,8 +145,6 @@ pub(super) struct Link {
     pub(super) lanes: u8,
     /// Whether the link is queued for [`Self::service`].
     pub(super) dirty: bool,
-    /// The deadline that the endpoint has stored for the link.
-    pub(super) armed: Option<Instant>,
     /// Whether a room event is queued for the core.
     pub(super) room_due: bool,
     /// Bytes that the core may send, as last reported.
@@ -181,7 +179,6 @@ impl Link {
             peer_certificate: [0; 32],
             lanes: 0,
             dirty: false,
-            armed: None,
             room_due: false,
             room: 0,
             opened: false,
