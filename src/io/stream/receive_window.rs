@@ -5,9 +5,11 @@
 //! stream takes in one and a half round trips to the sender. The limit ends when the socket becomes the slower side.
 //!
 //! TCP_WINDOW_CLAMP limits only bytes in flight. It causes no loss, because the kernel never withdraws an offered window
-//! (RFC 9293 §3.8.6).
+//! (RFC 9293 §3.8.6). Linux 5.15 to 6.6 never open a window again that was zero when its limit was set; so older kernels
+//! than 6.7 have no limit.
 
 use core::time::Duration;
+use std::sync::LazyLock;
 
 use nix::{errno::Errno, getsockopt_impl, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use tokio::{net::TcpStream, time::Instant};
@@ -21,12 +23,26 @@ pub(super) const INTERVAL: Duration = Duration::from_millis(250);
 const FIRST_DELAY: u32 = 4;
 /// Intervals without room after which nothing is left to adjust.
 pub(super) const SETTLED: u32 = 2 * FIRST_DELAY;
+/// A wait for bytes that a window can't cause: longer than most round trips.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Least round trip: on shorter ones the scheduler of a loaded machine delays more.
 const LEAST_ROUND_TRIP: Duration = Duration::from_millis(20);
 /// Least limit in bytes: about the initial window of TCP.
 const LEAST: usize = 16 * 1024;
 /// No limit: the greatest window of TCP (RFC 7323).
 const UNLIMITED: usize = 1 << 30;
+
+/// Whether the kernel is Linux 6.7 or later.
+static SUPPORTED: LazyLock<bool> = LazyLock::new(|| {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    is_supported(&release)
+});
+
+fn is_supported(release: &str) -> bool {
+    let mut numbers = release.split(|sign: char| !sign.is_ascii_digit()).map_while(|number| number.parse().ok());
+    let version: Option<(u32, u32)> = numbers.next().zip(numbers.next());
+    version.is_some_and(|version| version >= (6, 7))
+}
 
 /// Decides from the waits of an interval how large the window may be.
 pub(super) struct ReceiveWindow {
@@ -37,9 +53,10 @@ pub(super) struct ReceiveWindow {
     since: Instant,
     /// Bytes read in the interval.
     bytes: usize,
-    /// How long bytes waited for room in the stream, and the stream for bytes.
-    blocked: Duration,
+    /// Time without bytes in the socket. In the rest of the interval the stream had no room.
     starved: Duration,
+    /// The longest such wait of the interval.
+    longest: Duration,
     /// Successive intervals in which the stream was the slower side, and those before a limit.
     slower: u32,
     delay: u32,
@@ -47,36 +64,38 @@ pub(super) struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    pub(super) fn new(now: Instant, round_trip: Duration) -> Self {
-        Self {
+    /// None where the kernel doesn't support the limit.
+    pub(super) fn new(now: Instant, round_trip: Duration) -> Option<Self> {
+        SUPPORTED.then(|| Self {
             round_trip: round_trip.max(LEAST_ROUND_TRIP),
             began: now,
             since: now,
             bytes: 0,
-            blocked: Duration::ZERO,
             starved: Duration::ZERO,
+            longest: Duration::ZERO,
             slower: 0,
             delay: FIRST_DELAY,
             limited: false,
-        }
+        })
     }
 
     /// The stream had no room until now.
     pub(super) fn handle_room(&mut self, now: Instant, socket: &TcpStream) {
-        self.blocked = self.blocked.saturating_add(now.duration_since(self.since));
         self.since = now;
         let elapsed = now.duration_since(self.began);
         if elapsed >= INTERVAL {
             // Best effort: without the limit the queue is longer, and all else as before.
             let _ = self.end_interval(elapsed, socket);
             (self.began, self.bytes) = (now, 0);
-            (self.blocked, self.starved) = (Duration::ZERO, Duration::ZERO);
+            (self.starved, self.longest) = (Duration::ZERO, Duration::ZERO);
         }
     }
 
     /// The socket had no bytes until now.
     pub(super) fn handle_bytes(&mut self, now: Instant, bytes: usize) {
-        self.starved = self.starved.saturating_add(now.duration_since(self.since));
+        let wait = now.duration_since(self.since);
+        self.starved = self.starved.saturating_add(wait);
+        self.longest = self.longest.max(wait);
         self.since = now;
         self.bytes = self.bytes.saturating_add(bytes);
     }
@@ -85,20 +104,22 @@ impl ReceiveWindow {
         if self.starved.saturating_mul(8) > elapsed {
             self.slower = 0;
             if core::mem::take(&mut self.limited) {
-                self.delay = self.delay.saturating_mul(2);
+                // A longer wait is a pause of the sender.
+                if self.longest < PAUSE {
+                    self.delay = self.delay.saturating_mul(2);
+                }
                 setsockopt(socket, WindowClamp, &UNLIMITED)?;
             }
             return Ok(());
         }
-        if self.blocked.saturating_mul(2) <= elapsed {
-            return Ok(());
-        }
         self.slower = self.slower.saturating_add(1);
-        if self.slower < self.delay {
+        // Without bytes, the stream's rate is unknown: its reader pauses.
+        if self.slower < self.delay || self.bytes == 0 {
             return Ok(());
         }
-        let time = self.round_trip.saturating_mul(3) / 2;
-        let limit = (self.bytes as u128).saturating_mul(time.as_nanos()).checked_div(elapsed.as_nanos()).unwrap_or(0);
+        // What arrives in one and a half round trips.
+        let product = (self.bytes as u128).saturating_mul(self.round_trip.saturating_mul(3).as_nanos());
+        let limit = product.checked_div(elapsed.saturating_mul(2).as_nanos()).unwrap_or(0);
         let limit = usize::try_from(limit).unwrap_or(UNLIMITED).clamp(LEAST, UNLIMITED);
         self.limited = true;
         setsockopt(socket, WindowClamp, &limit)
@@ -135,7 +156,7 @@ mod tests {
         let limit = || getsockopt(&socket, WindowClamp).unwrap();
         let before = limit();
         let mut now = Instant::now();
-        let mut window = ReceiveWindow::new(now, Duration::from_millis(100));
+        let Some(mut window) = ReceiveWindow::new(now, Duration::from_millis(100)) else { return };
 
         block(&mut window, &socket, &mut now, FIRST_DELAY - 1, 1000);
         assert_eq!(limit(), before, "the start of a stream is limited");
@@ -147,8 +168,53 @@ mod tests {
         assert_eq!(limit(), UNLIMITED);
 
         block(&mut window, &socket, &mut now, 2 * FIRST_DELAY - 1, 1000);
+        block(&mut window, &socket, &mut now, 1, 0);
         assert_eq!(limit(), UNLIMITED, "a limit that was too small comes back as soon as the first");
         block(&mut window, &socket, &mut now, 1, 1000);
         assert_eq!(limit(), LEAST);
+    }
+
+    #[tokio::test]
+    async fn a_window_that_was_zero_when_it_was_limited_opens_again() {
+        use tokio::io::AsyncWriteExt;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (socket, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async {
+            listener.accept().await.unwrap()
+        });
+        let (socket, mut sender) = (socket.unwrap(), accepted.0);
+        let mut now = Instant::now();
+        let Some(mut window) = ReceiveWindow::new(now, Duration::from_millis(100)) else { return };
+        let block_of_bytes = vec![0; 1 << 20];
+        // Fills both buffers.
+        let mut sent = 0;
+        while let Ok(Ok(written)) = tokio::time::timeout(INTERVAL, sender.write(&block_of_bytes)).await {
+            sent += written;
+        }
+        block(&mut window, &socket, &mut now, FIRST_DELAY + 1, 1000);
+        assert!(window.limited);
+        let more = 8 << 20;
+        let sending = tokio::spawn(async move { sender.write_all(&vec![0; more]).await });
+        let mut received = 0;
+        let mut bytes = vec![0; 1 << 16];
+        while received < sent + more {
+            tokio::time::timeout(Duration::from_secs(20), socket.readable()).await.unwrap().unwrap();
+            received += socket.try_read(&mut bytes).unwrap_or(0);
+        }
+        sending.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn kernels_before_6_7_have_no_limit() {
+        for (release, expected) in [
+            ("6.18.44-fc", true),
+            ("6.7", true),
+            ("7.0.1", true),
+            ("6.6.9", false),
+            ("5.15.0-91", false),
+            ("x", false),
+            ("", false),
+        ] {
+            assert_eq!(is_supported(release), expected, "{release}");
+        }
     }
 }

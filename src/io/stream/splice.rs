@@ -78,7 +78,7 @@ async fn join(
     let moved = AtomicU64::new(0);
     let mut outward = pin!(async {
         writer.write_all(early).await?;
-        let window = round_trip.map(|round_trip| ReceiveWindow::new(Instant::now(), round_trip));
+        let window = round_trip.and_then(|round_trip| ReceiveWindow::new(Instant::now(), round_trip));
         from_socket(&socket_reader, writer, &moved, window).await
     });
     let mut inward = pin!(to_socket(reader, socket_writer, &moved));
