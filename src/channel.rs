@@ -13,8 +13,8 @@ mod channels;
 mod handshake;
 mod hello;
 mod limits;
-mod link;
 mod queue;
+mod state;
 #[cfg(test)]
 mod tests;
 

@@ -11,8 +11,8 @@
 //!
 //! Caps: [`ClientParameters`]. Beyond them a request fails at once with `ResourceLimit`.
 
-mod apart;
 mod attempts;
+mod exit_separation;
 mod gone;
 mod pool;
 mod pooled;
@@ -36,8 +36,8 @@ use crate::{
     path::{GuardSample, PathError, Relays},
     wire::{Answer, EndReason, Host, Target},
 };
-use apart::Apart;
 use attempts::Attempts;
+use exit_separation::ExitSeparation;
 use gone::Gone;
 use pooled::{Pooled, PooledId, Stage};
 use requests::{Request, Requests};
@@ -221,7 +221,7 @@ pub struct Client {
     /// Builds may be due, because requests or circuits have changed.
     replan: bool,
     sweep_at: Option<Instant>,
-    apart: Apart,
+    exit_separation: ExitSeparation,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
 
@@ -250,7 +250,7 @@ impl Client {
             attempts: Attempts::default(),
             replan: false,
             sweep_at: None,
-            apart: Apart::default(),
+            exit_separation: ExitSeparation::default(),
             spare_delegated: None,
             requests: Requests::default(),
             events: VecDeque::new(),

@@ -2,13 +2,13 @@
 //!
 //! Pure types for both ends: an exit's offer ([`Offer`]), the offer that a circuit needs ([`Delegation`]), queries
 //! and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), an exit's [`limits`] and
-//! its side of a search ([`service`]), and statistics of exits by engine ([`Fares`]). `io::delegated` performs
+//! its side of a search ([`service`]), and statistics of exits by engine ([`ExitStatistics`]). `io::delegated` performs
 //! requests at the exit; `engine` has the engines. Governed by `proto/09-delegated.md`. Threats addressed: neither
 //! the engine nor the exit learns the client's identity. The exit isn't trusted, so both ends check and clean all
 //! answers here.
 
+mod exit_statistics;
 mod exits;
-mod fares;
 pub mod fields;
 pub mod frame;
 pub mod limits;
@@ -25,8 +25,8 @@ pub mod url;
 mod vectors;
 
 pub use self::{
+    exit_statistics::{BLOCKED_FOR, EngineRecord, ExitStatistics},
     exits::{Miss, MissReason, Offers, engines},
-    fares::{BLOCKED_FOR, Fare, Fares},
     offer::{Delegation, EngineName, MAX_ENGINES, MAX_HOSTS, Offer, Requests},
     refusal::Refusal,
     search::{

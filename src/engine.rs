@@ -43,7 +43,7 @@ use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchReq
 /// Results requested per page, where the engine has a parameter for it.
 const RESULTS_PER_PAGE: u32 = 10;
 /// Longest input for a title or snippet, in characters; [`SearchResult`] truncates further.
-const MOST_CHARS: usize = 500;
+const MAX_CHARS: usize = 500;
 
 /// A search engine that an exit queries for clients.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Found {
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
         // First the URL, because the texts cost more.
         link::clean(&self.link, Some(base))?;
-        let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MOST_CHARS));
+        let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MAX_CHARS));
         SearchResult::new(&title, &self.link, Some(base), &snippet)
     }
 }

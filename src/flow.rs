@@ -12,22 +12,22 @@ use std::collections::VecDeque;
 
 pub use window::CongestionWindow;
 
-use crate::wire::MARK_LEN;
+use crate::wire::SENDME_TAG_LEN;
 
-/// The random bytes of a marked DATA cell that its SENDME echoes.
-pub type Mark = [u8; MARK_LEN];
+/// The random bytes of a tagged DATA cell that its SENDME echoes.
+pub type SendmeTag = [u8; SENDME_TAG_LEN];
 
-/// The most marks a receiver may owe. An honest sender's window holds half of them.
+/// The most tags a receiver may owe. An honest sender's window holds half of them.
 const MAX_OWED: usize = 1024;
 
 /// Parameters of a circuit's congestion control and of the streams' credit. From the consensus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowParameters {
-    /// DATA cells from one mark to the next. Default 32.
-    pub mark_every: u32,
+    /// DATA cells from one tag to the next. Default 32.
+    pub tag_every: u32,
     /// Window at the start, in DATA cells. Default 128.
     pub window_initial: u32,
-    /// Smallest window, in DATA cells; at least twice `mark_every`, else the sender could wait for a mark it can't
+    /// Smallest window, in DATA cells; at least twice `tag_every`, else the sender could wait for a tag it can't
     /// send. Default 64.
     pub window_min: u32,
     /// Largest window, in DATA cells; a relay ends a circuit that queues more. Default 16,384 (16 MiB).
@@ -54,7 +54,7 @@ pub struct FlowParameters {
 impl Default for FlowParameters {
     fn default() -> Self {
         Self {
-            mark_every: 32,
+            tag_every: 32,
             window_initial: 128,
             window_min: 64,
             window_max: 16_384,
@@ -72,41 +72,41 @@ impl Default for FlowParameters {
 /// A violation of the peer that ends the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
-    /// A SENDME does not echo the oldest outstanding mark.
-    #[error("a SENDME does not echo the oldest outstanding mark")]
-    WrongMark,
-    /// More marks are unanswered than any window holds.
-    #[error("more marks than a window holds are waiting for their SENDME")]
-    TooManyMarks,
+    /// A SENDME does not echo the oldest outstanding tag.
+    #[error("a SENDME does not echo the oldest outstanding tag")]
+    WrongTag,
+    /// More tags are unanswered than any window holds.
+    #[error("more tags than a window holds are waiting for their SENDME")]
+    TooManyTags,
 }
 
-/// The receiver's side: received marks in order. One SENDME echoes each.
+/// The receiver's side: received tags in order. One SENDME echoes each.
 ///
-/// Holds at most 1,024 marks; more are a violation of the sender.
+/// Holds at most 1,024 tags; more are a violation of the sender.
 #[derive(Default)]
 pub struct Acknowledger {
-    owed: VecDeque<Mark>,
+    owed: VecDeque<SendmeTag>,
 }
 
 impl Acknowledger {
-    /// Takes the mark of a received cell.
+    /// Takes the tag of a received cell.
     ///
     /// # Errors
-    /// When more marks are queued than any honest sender has outstanding.
-    pub fn handle_mark(&mut self, mark: Mark) -> Result<(), FlowError> {
+    /// When more tags are queued than any honest sender has outstanding.
+    pub fn handle_tag(&mut self, tag: SendmeTag) -> Result<(), FlowError> {
         if self.owed.len() >= MAX_OWED {
-            return Err(FlowError::TooManyMarks);
+            return Err(FlowError::TooManyTags);
         }
-        self.owed.push_back(mark);
+        self.owed.push_back(tag);
         Ok(())
     }
 
-    /// The next mark to echo.
-    pub fn poll_mark(&mut self) -> Option<Mark> {
+    /// The next tag to echo.
+    pub fn poll_tag(&mut self) -> Option<SendmeTag> {
         self.owed.pop_front()
     }
 
-    /// Whether no mark is queued.
+    /// Whether no tag is queued.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.owed.is_empty()

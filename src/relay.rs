@@ -54,7 +54,7 @@ use crate::{
 
 use build::HalfBuilt;
 use gateways::Gateways;
-use table::{Circuit, CircuitKey, Leg, Side, Table};
+use table::{Circuit, CircuitEndpoint, CircuitKey, Side, Table};
 
 /// Time limit from the first to the last fragment of one body.
 const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
@@ -182,14 +182,14 @@ pub struct Relay {
     reached: BTreeMap<ChannelId, Option<Instant>>,
     table: Table,
     /// CREATEs that lack fragments.
-    half_built: BTreeMap<Leg, HalfBuilt>,
-    half_built_deadlines: Deadlines<Leg>,
+    half_built: BTreeMap<CircuitEndpoint, HalfBuilt>,
+    half_built_deadlines: Deadlines<CircuitEndpoint>,
     /// Circuits that wait for a channel.
     dialling: BTreeMap<RelayId, BTreeSet<CircuitKey>>,
     /// Deadlines of circuits; an entry may be earlier than the deadline.
     deadlines: Deadlines<CircuitKey>,
     /// Circuits whose streams may have pending messages.
-    talkative: VecDeque<CircuitKey>,
+    with_messages: VecDeque<CircuitKey>,
     exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     next_exit: u64,
     events: VecDeque<RelayEvent>,
@@ -219,7 +219,7 @@ impl Relay {
             half_built_deadlines: Deadlines::default(),
             dialling: BTreeMap::new(),
             deadlines: Deadlines::default(),
-            talkative: VecDeque::new(),
+            with_messages: VecDeque::new(),
             exits: BTreeMap::new(),
             next_exit: 1,
             events: VecDeque::new(),
@@ -340,9 +340,10 @@ impl Relay {
                 self.handle_channel_event(now, event, rng);
             }
             match self.channels.overdue() {
-                Some(Overdue::Circuit(channel, circuit)) => match self.table.find(Leg { channel, circuit }) {
+                Some(Overdue::Circuit(channel, circuit)) => match self.table.find(CircuitEndpoint { channel, circuit })
+                {
                     Some((key, _)) => self.end(now, key),
-                    None => self.refuse(now, Leg { channel, circuit }),
+                    None => self.refuse(now, CircuitEndpoint { channel, circuit }),
                 },
                 Some(Overdue::Channel(channel)) => self.channels.close(channel),
                 None => return,
@@ -369,7 +370,7 @@ impl Relay {
                 }
             }
             ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
-            ChannelEvent::Drained { channel, circuit } => self.handle_drained(Leg { channel, circuit }),
+            ChannelEvent::Drained { channel, circuit } => self.handle_drained(CircuitEndpoint { channel, circuit }),
             ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
         }
     }
@@ -385,9 +386,10 @@ impl Relay {
                 Side::Next => self.handle_next_closed(now, key),
             }
         }
-        let half_built: Vec<_> = self.half_built.range(Leg::range(channel)).map(|(leg, _)| *leg).collect();
-        for leg in half_built {
-            self.forget_half_built(leg);
+        let half_built: Vec<_> =
+            self.half_built.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
+        for endpoint in half_built {
+            self.forget_half_built(endpoint);
         }
     }
 
@@ -415,9 +417,9 @@ impl LinkMachine for Relay {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(leg) = self.half_built_deadlines.pop_due(now) {
-            self.forget_half_built(leg);
-            self.refuse(now, leg);
+        while let Some(endpoint) = self.half_built_deadlines.pop_due(now) {
+            self.forget_half_built(endpoint);
+            self.refuse(now, endpoint);
         }
         while let Some(key) = self.deadlines.pop_due(now) {
             self.handle_circuit_timeout(now, key);
@@ -426,14 +428,14 @@ impl LinkMachine for Relay {
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
-            self.let_talk(now, rng);
+            self.send_messages(now, rng);
             self.gateways.plan(now, &self.known, &mut self.channels);
             if self.gateways.take_changed() {
                 self.events.push_back(RelayEvent::GatewaysChanged);
             }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || self.talkative.is_empty() {
+            if transmit.is_some() || self.with_messages.is_empty() {
                 return transmit;
             }
         }

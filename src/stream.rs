@@ -17,7 +17,7 @@
 //! | END (Done) | open stream, once, or a recently closed one | the same, also before CONNECTED |
 //! | END (other) | any stream, or a recently closed one | the same |
 //! | CREDIT | open stream, or a recently closed one | the same |
-//! | SENDME | echo of the oldest outstanding mark | the same |
+//! | SENDME | echo of the oldest outstanding tag | the same |
 //! | DROP | ignored | ignored |
 //! | EXTEND, EXTENDED, GONE | violation (the circuit takes them before) | violation |
 //!
@@ -48,7 +48,7 @@ use crate::{
     wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
 };
 use late::LateStreams;
-use state::{Phase, Receiving, Sending, Stream};
+use state::{Phase, Receiving, Sending, StreamState};
 
 /// Bytes that either end may send of a stream before any CREDIT (`proto/06-flow.md`).
 pub const INITIAL_CREDIT: u32 = 128 << 10;
@@ -170,7 +170,7 @@ pub enum StreamEvent {
 pub struct Streams {
     role: Role,
     parameters: FlowParameters,
-    streams: BTreeMap<StreamId, Stream>,
+    streams: BTreeMap<StreamId, StreamState>,
     /// Origin: the unanswered echo request; at most one.
     echo: Option<StreamId>,
     late: LateStreams,
@@ -294,7 +294,7 @@ impl Streams {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         let taken = bytes.get(..stream.room()).unwrap_or(bytes);
         stream.outgoing.extend_from_slice(taken);
-        stream.above_mark |= stream.outgoing.len() > SEND_BUFFER / 2;
+        stream.above_threshold |= stream.outgoing.len() > SEND_BUFFER / 2;
         self.make_ready(id);
         taken.len()
     }
@@ -302,7 +302,7 @@ impl Streams {
     /// The number of bytes that [`Self::write`] accepts now.
     #[must_use]
     pub fn room(&self, id: StreamId) -> usize {
-        self.streams.get(&id).map_or(0, Stream::room)
+        self.streams.get(&id).map_or(0, StreamState::room)
     }
 
     /// Ends this direction after the queued bytes: a half-close. The other direction stays open.
@@ -374,7 +374,7 @@ impl Streams {
             self.reset(id, EndReason::TimedOut);
             self.events.push_back(StreamEvent::Closed { stream: id, reason: EndReason::TimedOut });
         }
-        match self.window.oldest_mark_at() {
+        match self.window.oldest_tag_at() {
             Some(sent_at) if sent_at.after(STALL_TIMEOUT) <= now => Err(StreamError::Stalled),
             _ => Ok(()),
         }
@@ -384,7 +384,7 @@ impl Streams {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let answer = self.deadlines.earliest();
-        let stall = self.window.oldest_mark_at().map(|sent_at| sent_at.after(STALL_TIMEOUT));
+        let stall = self.window.oldest_tag_at().map(|sent_at| sent_at.after(STALL_TIMEOUT));
         match (answer, stall) {
             (Some(answer), Some(stall)) => Some(answer.min(stall)),
             (answer, stall) => answer.or(stall),
@@ -448,7 +448,7 @@ impl Streams {
         if phase != Phase::Open {
             self.deadlines.set(id, now.after(wait));
         }
-        self.streams.insert(id, Stream::new(phase));
+        self.streams.insert(id, StreamState::new(phase));
     }
 
     /// Closes a stream. `may_come` is the number of its bytes that the peer may still have in flight.
@@ -459,7 +459,7 @@ impl Streams {
     }
 
     /// Removes a stream from every collection.
-    fn take(&mut self, id: StreamId) -> Option<Stream> {
+    fn take(&mut self, id: StreamId) -> Option<StreamState> {
         let stream = self.streams.remove(&id)?;
         self.extra_credit = self.extra_credit.saturating_sub(stream.extra_credit());
         self.deadlines.remove(id);

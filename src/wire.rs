@@ -19,7 +19,7 @@ pub use fragment::{
     split,
 };
 pub use host::{Answer, Host, Target};
-pub use message::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, Service};
+pub use message::{EndReason, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, SENDME_TAG_LEN, Service};
 
 /// Why bytes are not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

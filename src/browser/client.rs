@@ -13,7 +13,7 @@ use super::{
     drive::{Core, Driver},
     slot::{Bell, Reply, slot},
     store::{Entry, Store},
-    stream::Streams,
+    stream::OpenStreams,
 };
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
@@ -89,7 +89,7 @@ struct Exchange {
 /// The client's core with the streams and exchanges of a page.
 pub(super) struct PageCore {
     pub(super) client: Client,
-    pub(super) streams: Streams,
+    pub(super) streams: OpenStreams,
     exchanges: BTreeMap<ClientStream, Exchange>,
     store: Store,
     /// Progress of the start.
@@ -107,7 +107,7 @@ pub(super) struct Steps {
 
 impl PageCore {
     pub(super) fn new(client: Client, store: Store, steps: Steps) -> Self {
-        Self { client, streams: Streams::default(), exchanges: BTreeMap::new(), store, steps }
+        Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
     }
 
     fn tell(&mut self, now: Instant, event: ClientEvent) {

@@ -15,7 +15,7 @@ use super::{
     request,
     search::{self, Found},
     store::Store,
-    stream::Stream,
+    stream::StreamHandle,
     volunteer::{self, Volunteer},
 };
 use crate::delegated::{SearchResult, message::HttpResponse};
@@ -57,7 +57,7 @@ impl PageClient {
 
     /// Opens a stream to `host`, a name or an address; `wake` is called when the stream's state has changed.
     pub fn open(&self, host: &str, port: u16, wake: Function) -> Result<PageStream, JsValue> {
-        Ok(PageStream(Stream::open(&self.page, host, port, wake)?))
+        Ok(PageStream(StreamHandle::open(&self.page, host, port, wake)?))
     }
 
     /// The engines that exits offer.
@@ -79,7 +79,7 @@ impl PageClient {
 
 /// A stream through the overlay.
 #[wasm_bindgen]
-pub struct PageStream(Stream);
+pub struct PageStream(StreamHandle);
 
 #[wasm_bindgen]
 impl PageStream {

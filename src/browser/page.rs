@@ -23,7 +23,7 @@ use super::{
 use crate::{
     client::{Client, ClientParameters, IsolationKey},
     crypto::sha256,
-    delegated::{Delegation, Fares, Offers, engines},
+    delegated::{Delegation, ExitStatistics, Offers, engines},
     directory::{Consensus, VolunteerList},
     path::GuardSample,
     transport::browser::Caps,
@@ -39,7 +39,7 @@ const SPARE_SEARCHES: usize = 3;
 /// State shared by all handles of a page's client.
 pub(super) struct Page {
     pub(super) driver: Driver<PageCore>,
-    pub(super) fares: RefCell<Fares>,
+    pub(super) exit_statistics: RefCell<ExitStatistics>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     /// The volunteer list in use.
     volunteers: RefCell<Option<Arc<VolunteerList>>>,
@@ -66,7 +66,7 @@ impl Page {
         let driver = Driver::start(core, Caps::default(), None, rng).map_err(unable)?;
         let page = Rc::new(Self {
             driver,
-            fares: RefCell::default(),
+            exit_statistics: RefCell::default(),
             consensus: RefCell::default(),
             volunteers: RefCell::default(),
             isolations: Cell::new(0),

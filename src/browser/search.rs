@@ -124,7 +124,11 @@ fn chosen(page: &Page, engine: Option<&str>) -> Result<EngineName, Failure> {
 
 /// The exits that `engine` blocks at present.
 fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
-    let blocked = page.fares.try_borrow().map(|fares| fares.blocked(clock::now(), engine)).unwrap_or_default();
+    let blocked = page
+        .exit_statistics
+        .try_borrow()
+        .map(|exit_statistics| exit_statistics.blocked(clock::now(), engine))
+        .unwrap_or_default();
     let offers = page.offers();
     let mut exits = offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine));
     if exits.all(|(exit, _)| blocked.contains(exit)) {
@@ -168,13 +172,13 @@ async fn ask(page: &Page, request: &SearchRequest, not_by: Vec<RelayId>) -> Resu
 }
 
 fn remember(page: &Page, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
-    let Ok(mut fares) = page.fares.try_borrow_mut() else { return };
+    let Ok(mut exit_statistics) = page.exit_statistics.try_borrow_mut() else { return };
     let now = clock::now();
     match miss {
-        None => fares.handle_answered(now, engine, exit),
+        None => exit_statistics.handle_answered(now, engine, exit),
         Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
-            fares.handle_blocked(now, engine, exit, block);
+            exit_statistics.handle_blocked(now, engine, exit, block);
         }
-        Some(_) => fares.handle_failed(now, engine, exit),
+        Some(_) => exit_statistics.handle_failed(now, engine, exit),
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Bytes returned by one read. The data within a stream's window may be megabytes, too much for one piece.
-const MOST_READ: usize = 256 << 10;
+const MAX_READ: usize = 256 << 10;
 
 struct Entry {
     stream: ClientStream,
@@ -48,9 +48,9 @@ impl Entry {
 
 /// The piecewise streams of a page. Few at a time; the client caps them (`ClientParameters::streams`).
 #[derive(Default)]
-pub(super) struct Streams(Vec<Entry>);
+pub(super) struct OpenStreams(Vec<Entry>);
 
-impl Streams {
+impl OpenStreams {
     fn entry(&mut self, stream: ClientStream) -> Option<&mut Entry> {
         self.0.iter_mut().find(|entry| entry.stream == stream)
     }
@@ -89,12 +89,12 @@ fn isolation(host: &str) -> IsolationKey {
 }
 
 /// A stream; dropping it resets it.
-pub(super) struct Stream {
+pub(super) struct StreamHandle {
     driver: Driver<PageCore>,
     stream: ClientStream,
 }
 
-impl Stream {
+impl StreamHandle {
     /// Opens a stream to `host`, a name or an address. A failure is returned by `read`. `wake` is called when there
     /// is data, room or an end.
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, Failure> {
@@ -109,15 +109,15 @@ impl Stream {
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(Failure::closed)? })
     }
 
-    /// The next received bytes, at most [`MOST_READ`]; call it until it returns `None`, which means none yet. At the
+    /// The next received bytes, at most [`MAX_READ`]; call it until it returns `None`, which means none yet. At the
     /// end it returns no bytes.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, Failure> {
         let looked = self.driver.with(|core, _, _| {
             let entry = core.streams.entry(self.stream)?;
             entry.due = false;
             let bytes: Vec<u8> = match entry.received.len() {
-                ..=MOST_READ => core::mem::take(&mut entry.received).into(),
-                _ => entry.received.split_to(MOST_READ).into(),
+                ..=MAX_READ => core::mem::take(&mut entry.received).into(),
+                _ => entry.received.split_to(MAX_READ).into(),
             };
             core.client.consumed(self.stream, bytes.len());
             Some((bytes, entry.finished, entry.failed()))
@@ -136,7 +136,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for StreamHandle {
     fn drop(&mut self) {
         self.driver.with(|core, _, _| {
             core.client.reset(self.stream, EndReason::Reset);

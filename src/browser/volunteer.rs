@@ -52,7 +52,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Polling interval for it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Maximum number of links; browsers allow 500.
-const MOST_LINKS: usize = 256;
+const MAX_LINKS: usize = 256;
 
 /// The state of a volunteer; the names are those of `VolunteerState.phase`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,7 +284,7 @@ impl Volunteer {
 
     fn make_driver(&self) -> Result<Driver<VolunteerCore>, Failure> {
         let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
-        let channel = ChannelParameters { channels: MOST_LINKS, queued: 16_384, ..ChannelParameters::default() };
+        let channel = ChannelParameters { channels: MAX_LINKS, queued: 16_384, ..ChannelParameters::default() };
         let parameters = RelayParameters {
             channel,
             circuits: 4096,
@@ -295,7 +295,7 @@ impl Volunteer {
         let exit = Exit::new(clock::now(), &self.engines);
         let core =
             VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
-        let caps = Caps { links: MOST_LINKS, ..Caps::default() };
+        let caps = Caps { links: MAX_LINKS, ..Caps::default() };
         let rng = randomness().map_err(refused)?;
         Driver::start(core, caps, self.certificate.clone(), rng).map_err(refused)
     }

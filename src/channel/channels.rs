@@ -13,7 +13,7 @@ use crate::{
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, Overdue, QueueFull,
     limits::Source,
-    link::{Channel, Due},
+    state::{Channel, Due},
 };
 
 /// Interval of the check for timeouts. They last many seconds, and each check visits every channel.

@@ -12,7 +12,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
-use super::{link::lane_of, queue::FairQueue, *};
+use super::{queue::FairQueue, state::lane_of, *};
 use crate::{
     base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, MESSAGE_CELLS, Slots, Transmit},
     crypto::IdentityKey,

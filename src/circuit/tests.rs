@@ -239,7 +239,7 @@ fn any_hop_serves_streams() {
 #[test]
 fn a_message_from_a_hop_not_spoken_to_ends_the_circuit() {
     let (mut chain, mut origin, id) = Chain::stream();
-    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
+    let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     let cell = chain.say(hop(2), &data);
     origin.handle_cell(chain.now, cell, &mut chain.rng);
     let came = events(&mut origin);
@@ -287,7 +287,7 @@ fn cells_out_of_state_end_the_circuit() {
 #[test]
 fn an_altered_cell_ends_the_circuit_and_nothing_of_it_is_delivered() {
     let (mut chain, mut origin, id) = Chain::stream();
-    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"secret") };
+    let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"secret") };
     let mut body = chain.say(hop(3), &data).into_body();
     body[500] ^= 1;
     origin.handle_cell(chain.now, Cell::new(chain.circuit, Command::Relay, body), &mut chain.rng);

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Volunteers that a guard may report as gone during one build, before a relay of the consensus takes the position.
-const MOST_GONE: u8 = 2;
+const MAX_GONE: u8 = 2;
 
 const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
     match purpose {
@@ -48,9 +48,9 @@ impl Client {
     /// Starts the circuits that are missing from `count` spare ones for the purpose.
     fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
         let delegation = delegation_of(purpose);
-        let shunned = self.shunned(now, purpose, &[]);
+        let avoided = self.avoided(now, purpose, &[]);
         let spare =
-            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !shunned.contains(&exit));
+            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !avoided.contains(&exit));
         let lacking = count.saturating_sub(self.circuits.values().filter(spare).count());
         for _ in 0..lacking {
             if !matches!(self.build(now, purpose.clone(), None, &[], rng), Ok(true)) {
@@ -63,25 +63,25 @@ impl Client {
     /// with streams, for a delegated request. Exits in `refused_by` don't count as remaining, nor do volunteers where
     /// a listed relay offers the same. Otherwise a volunteer that offers it would get the requests of all clients
     /// that use the listed exits for streams.
-    fn shunned(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
+    fn avoided(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
         let Some(relays) = self.relays(now, &[]) else { return Vec::new() };
         let delegated = delegation_of(purpose).is_some();
-        let mut shunned: Vec<RelayId> = self.apart.shunned(now, delegated).collect();
+        let mut avoided: Vec<RelayId> = self.exit_separation.avoided(now, delegated).collect();
         if delegated {
             let carrying = self.circuits.values().filter(|pooled| pooled.has_carried_streams());
-            shunned.extend(carrying.filter_map(Pooled::exit));
+            avoided.extend(carrying.filter_map(Pooled::exit));
         }
-        let free = |exit: RelayId| !shunned.contains(&exit) && !refused_by.contains(&exit);
+        let free = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
         let (listed, volunteers): (Vec<_>, Vec<_>) =
             exits(&relays, purpose).into_iter().partition(|exit| matches!(exit, Hop::Listed(_)));
         let others = if listed.is_empty() { volunteers } else { listed };
-        if others.into_iter().any(|exit| free(exit.identity())) { shunned } else { Vec::new() }
+        if others.into_iter().any(|exit| free(exit.identity())) { avoided } else { Vec::new() }
     }
 
     /// Places a waiting request on an open circuit that suits it: one of its isolation first, then a spare.
     fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
         let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return true };
-        let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
+        let avoided = self.avoided(now, &request.wanted.purpose(), &request.refused_by);
         let suiting = self
             .circuits
             .iter()
@@ -90,8 +90,8 @@ impl Client {
             // Streams may still join circuits that already carry some.
             .filter(|(_, pooled)| {
                 pooled.has_carried_streams()
-                    || pooled.is_compelled
-                    || pooled.exit().is_some_and(|exit| !shunned.contains(&exit))
+                    || pooled.uses_avoided_exit
+                    || pooled.exit().is_some_and(|exit| !avoided.contains(&exit))
             })
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
         let Some(id) = suiting.map(|(id, _)| *id) else { return false };
@@ -111,7 +111,7 @@ impl Client {
         self.requests.place(stream, id, begun);
         self.tell_if_delegated(now, stream, id);
         if let Some((exit, delegated)) = used {
-            self.apart.handle_used(now, exit, delegated);
+            self.exit_separation.handle_used(now, exit, delegated);
         }
         self.touch(id);
         true
@@ -122,7 +122,7 @@ impl Client {
         let Some(pooled) = self.circuits.get(&id).filter(|pooled| pooled.delegation.is_some()) else { return };
         let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
         let carries_streams = |other: &Pooled| other.has_carried_streams() && other.exit() == pooled.exit();
-        let carried = self.apart.shunned(now, true).any(|exit| Some(exit) == pooled.exit());
+        let carried = self.exit_separation.avoided(now, true).any(|exit| Some(exit) == pooled.exit());
         let shared_exit = carried || self.circuits.values().any(carries_streams);
         if let Some(request) = self.requests.get_mut(stream) {
             request.connected = true;
@@ -134,12 +134,14 @@ impl Client {
     fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
         let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return Ok(()) };
         let isolation = request.isolation;
-        let shunned = self.shunned(now, &request.wanted.purpose(), &request.refused_by);
+        let avoided = self.avoided(now, &request.wanted.purpose(), &request.refused_by);
         let coming = self
             .circuits
             .iter()
             .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &relays))
-            .filter(|(_, pooled)| pooled.is_compelled || pooled.exit().is_some_and(|exit| !shunned.contains(&exit)))
+            .filter(|(_, pooled)| {
+                pooled.uses_avoided_exit || pooled.exit().is_some_and(|exit| !avoided.contains(&exit))
+            })
             .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
             .map(|(id, _)| *id);
         if let Some(pooled) = coming.and_then(|id| self.circuits.get_mut(&id)) {
@@ -173,8 +175,8 @@ impl Client {
         let mut avoid = self.attempts.avoided(now);
         avoid.extend(refused_by);
         let delegation = delegation_of(&purpose).cloned();
-        let shunned = self.shunned(now, &purpose, refused_by);
-        avoid.extend(&shunned);
+        let avoided = self.avoided(now, &purpose, refused_by);
+        avoid.extend(&avoided);
         let requirement = Requirement::three_hops(purpose);
         let mut path = choose(&relays, &self.guards, &requirement, &avoid, now, rng)?;
         // Avoided exits are chosen if no others remain; an exit that has refused is useless even then.
@@ -185,8 +187,8 @@ impl Client {
         if refused(&path) {
             return Err(PathError::NoExit);
         }
-        let is_compelled = path.hops().last().is_some_and(|exit| shunned.contains(exit));
-        if is_compelled && isolation.is_none() {
+        let uses_avoided_exit = path.hops().last().is_some_and(|exit| avoided.contains(exit));
+        if uses_avoided_exit && isolation.is_none() {
             // No request would be placed on it.
             return Ok(false);
         }
@@ -199,7 +201,7 @@ impl Client {
         self.next_circuit = self.next_circuit.saturating_add(1);
         let id = PooledId(self.next_circuit);
         let due = now.after(self.attempts.hop_timeout());
-        let pooled = Pooled { is_compelled, ..Pooled::new(now, keys, volunteers, delegation, isolation) };
+        let pooled = Pooled { uses_avoided_exit, ..Pooled::new(now, keys, volunteers, delegation, isolation) };
         self.circuits.insert(id, pooled);
         self.timeouts.set(id, due);
         if let Some(channel) = self.channels.connect(now, &guard) {
@@ -296,11 +298,11 @@ impl Client {
         let position = usize::from(hop.value()).saturating_sub(1);
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
         pooled.gone = pooled.gone.saturating_add(1);
-        let volunteers = pooled.gone < MOST_GONE;
+        let volunteers = pooled.gone < MAX_GONE;
         let (path, guard) = (pooled.path.clone(), pooled.guard());
         let lost = path.get(position).map(|relay| relay.identity);
         let is_volunteer = lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
-        let credible = pooled.gone <= MOST_GONE && is_volunteer;
+        let credible = pooled.gone <= MAX_GONE && is_volunteer;
         tracing::debug!(position, is_volunteer, "a relay is gone, says the one before it");
         // A guard without a consensus yet has no relays at all, so only volunteers count.
         if let (Some(guard), true, true) = (guard, position == 1, is_volunteer) {
@@ -337,7 +339,7 @@ impl Client {
                 self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::ConsensusExpired });
             }
         }
-        self.apart.sweep(now);
+        self.exit_separation.sweep(now);
         let age = core::time::Duration::from_secs(in_use.consensus.parameters().circuit_age());
         let mut ended = Vec::new();
         for (id, pooled) in &mut self.circuits {

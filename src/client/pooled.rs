@@ -48,7 +48,7 @@ pub(super) struct Pooled {
     /// The isolation of its streams; `None` for a spare circuit.
     pub(super) isolation: Option<IsolationKey>,
     /// Uses an otherwise avoided exit because there was no alternative; serves only its original request.
-    pub(super) is_compelled: bool,
+    pub(super) uses_avoided_exit: bool,
     pub(super) first_used: Option<Instant>,
     /// Time since which it carries no stream.
     pub(super) idle_since: Instant,
@@ -78,7 +78,7 @@ impl Pooled {
             channel_time: Duration::ZERO,
             hop_times: Vec::new(),
             isolation,
-            is_compelled: false,
+            uses_avoided_exit: false,
             first_used: None,
             idle_since: now,
             retired: false,

@@ -718,7 +718,7 @@ fn a_request_goes_over_a_circuit_of_its_own_that_ends_with_it() {
 }
 
 #[test]
-fn a_request_shuns_exits_that_carry_streams_as_long_as_there_is_another() {
+fn a_request_avoids_exits_that_carry_streams_while_there_is_another() {
     let mut net = Net::ready(32, 2);
     let stream = net.connected(1);
     let busy = net.path_of(stream)[2];
@@ -759,7 +759,7 @@ fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
 }
 
 #[test]
-fn where_only_the_guard_is_not_shunned_nothing_is_kept_ready_and_a_request_has_its_circuit() {
+fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_its_own() {
     let mut net = Net::ready(36, RELAYS);
     let carrying = |net: &mut Net| {
         net.client(|party, _, _| {
@@ -787,7 +787,7 @@ fn where_only_the_guard_is_not_shunned_nothing_is_kept_ready_and_a_request_has_i
 }
 
 #[test]
-fn a_stream_shuns_exits_that_have_performed_requests_as_long_as_there_is_another() {
+fn a_stream_avoids_exits_that_performed_requests_while_there_is_another() {
     let mut net = Net::ready(35, 2);
     let request = net.delegate(&[], 1);
     let (asked, shared_exit) = net.delegated(request);

@@ -13,7 +13,7 @@ use super::url::Url;
 /// Maximum bytes of a URL, before and after cleaning. Longer ones are dropped.
 pub const MAX_LINK_LEN: usize = 2048;
 /// Cap on nested redirecters.
-const MOST_WRAPPERS: usize = 8;
+const MAX_WRAPPERS: usize = 8;
 
 /// Parses `text` as a URL, relative to `base` if given, and cleans it: http or https, with a host, without user name
 /// and password, out of known redirecters, without known tracking parameters. `None` if no such URL remains.
@@ -26,7 +26,7 @@ pub fn clean(text: &str, base: Option<&Url>) -> Option<Url> {
         return None;
     }
     let mut link = base.map_or_else(|| Url::parse(text), |base| base.join(text)).ok()?;
-    for _ in 0..=MOST_WRAPPERS {
+    for _ in 0..=MAX_WRAPPERS {
         link = plain(link)?;
         match wrapped(&link) {
             Some(inner) => link = inner,

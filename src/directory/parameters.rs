@@ -48,8 +48,8 @@ macro_rules! parameters {
 }
 
 parameters! {
-    /// Interval of marked DATA cells, in DATA cells.
-    cells_per_mark = "flow.cells-per-mark", 32, 32, 256;
+    /// Interval of tagged DATA cells, in DATA cells.
+    cells_per_tag = "flow.cells-per-mark", 32, 32, 256;
     /// Congestion window of a new circuit, in DATA cells.
     initial_window = "flow.initial-window", 128, 64, 8192;
     /// The largest congestion window, in DATA cells. At most a relay's queue for a circuit (`proto/02-channel.md`
@@ -95,16 +95,16 @@ impl Parameters {
     }
 
     /// The congestion control of circuits. The values are consistent for every consensus: the smallest window holds
-    /// two marks, and the initial window lies between the smallest and the largest.
+    /// two tags, and the initial window lies between the smallest and the largest.
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
         let queue_min = cells(self.smallest_queue());
-        let mark_every = cells(self.cells_per_mark());
-        let window_min = mark_every.saturating_mul(2);
+        let tag_every = cells(self.cells_per_tag());
+        let window_min = tag_every.saturating_mul(2);
         let window_max = cells(self.largest_window());
         FlowParameters {
-            mark_every,
+            tag_every,
             window_initial: cells(self.initial_window()).max(window_min).min(window_max),
             window_min,
             window_max,
@@ -201,11 +201,11 @@ mod tests {
                 .enumerate()
                 .fold(Parameters::default(), |parameters, (index, name)| parameters.with(name, value(index)).unwrap());
             let flow = parameters.flow();
-            assert!(flow.mark_every * 2 <= flow.window_min, "{flow:?}");
+            assert!(flow.tag_every * 2 <= flow.window_min, "{flow:?}");
             assert!(flow.window_min <= flow.window_initial && flow.window_initial <= flow.window_max, "{flow:?}");
             assert!(flow.queue_min <= flow.queue_max, "{flow:?}");
             // A receiver owes at most 1,024 SENDMEs.
-            assert!(flow.window_max / flow.mark_every <= 512, "{flow:?}");
+            assert!(flow.window_max / flow.tag_every <= 512, "{flow:?}");
         }
     }
 

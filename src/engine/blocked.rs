@@ -3,7 +3,7 @@
 use crate::delegated::Block;
 
 /// Bytes of a page that are searched for the signs.
-const MOST_BYTES: usize = 64 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 
 /// Text of CAPTCHA pages, in lower case.
 const SIGNS: &[&str] = &[
@@ -31,7 +31,7 @@ pub(super) fn by_status(status: u16, body: &[u8]) -> Option<Block> {
 
 /// Whether `body` is a CAPTCHA page.
 pub(super) fn asks(body: &[u8]) -> bool {
-    let page = body.get(..MOST_BYTES.min(body.len())).unwrap_or_default();
+    let page = body.get(..MAX_BYTES.min(body.len())).unwrap_or_default();
     let page = String::from_utf8_lossy(page).to_ascii_lowercase();
     page.contains('<') && SIGNS.iter().any(|sign| page.contains(sign))
 }

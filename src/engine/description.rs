@@ -31,9 +31,9 @@ const OURS: &str = "urn:umbel:engine";
 /// Longest description in bytes.
 pub const MAX_DESCRIPTION_LEN: usize = 64 * 1024;
 /// Largest number of `Url`, `Language` and `results` elements, of each; the rest is ignored.
-const MOST_ELEMENTS: usize = 64;
+const MAX_ELEMENTS: usize = 64;
 /// Longest title in characters.
-const MOST_TITLE: usize = 60;
+const MAX_TITLE: usize = 60;
 
 /// Why a description can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -157,11 +157,11 @@ impl Reading {
                     (1, OPENSEARCH, "OpenSearchDescription") => self.is_description = true,
                     (2, OPENSEARCH, "ShortName") => self.text = Some(TextOf::ShortName),
                     (2, OPENSEARCH, "Language") => self.text = Some(TextOf::Language),
-                    (2, OPENSEARCH, "Url") if self.urls.len() < MOST_ELEMENTS => {
+                    (2, OPENSEARCH, "Url") if self.urls.len() < MAX_ELEMENTS => {
                         self.urls.extend(UrlElement::read(attributes));
                     }
                     (2, OURS, "engine") => self.name = attributes.value("name"),
-                    (2, OURS, "results") if self.results.len() < MOST_ELEMENTS => {
+                    (2, OURS, "results") if self.results.len() < MAX_ELEMENTS => {
                         self.results.push(ResultsElement::read(attributes));
                     }
                     _ => {}
@@ -175,7 +175,7 @@ impl Reading {
             Piece::Close => {
                 self.depth = self.depth.saturating_sub(1);
                 let language = mem::take(&mut self.language).trim().to_owned();
-                if is_language(&language) && self.languages.len() < MOST_ELEMENTS {
+                if is_language(&language) && self.languages.len() < MAX_ELEMENTS {
                     self.languages.push(language);
                 }
                 self.text = None;
@@ -187,7 +187,7 @@ impl Reading {
         if !self.is_description {
             return Err(DescriptionError::Root);
         }
-        let title = text::plain(&self.short_name, MOST_TITLE);
+        let title = text::plain(&self.short_name, MAX_TITLE);
         let name = match (name, self.name) {
             (Some(name), _) => Some(name),
             (None, Some(given)) => EngineName::parse(&given),

@@ -16,21 +16,21 @@ use html5ever::{
 use scraper::{ElementRef, Html, HtmlTreeSink, Node, Selector};
 
 /// Largest part of a page that is parsed, in bytes; the rest is ignored.
-const MOST_BYTES: usize = 512 * 1024;
+const MAX_BYTES: usize = 512 * 1024;
 /// Bytes fed at a time.
 const PIECE: usize = 64;
 /// Largest number of nodes of the tree.
-const MOST_NODES: usize = 50_000;
+const MAX_NODES: usize = 50_000;
 /// Largest depth of elements.
-const MOST_DEPTH: usize = 256;
+const MAX_DEPTH: usize = 256;
 /// Largest size of texts and attributes in the tree, as a multiple of the page's length.
-const MOST_REPEATED: usize = 4;
+const MAX_REPEATED: usize = 4;
 /// Attributes kept of an element.
-const MOST_ATTRIBUTES: usize = 64;
+const MAX_ATTRIBUTES: usize = 64;
 /// Largest number of separators in an unfinished tag: the parser compares each attribute of a tag with all before it.
-const MOST_UNFINISHED: usize = 4096;
+const MAX_UNFINISHED: usize = 4096;
 /// Longest selector in bytes.
-const MOST_SELECTOR: usize = 256;
+const MAX_SELECTOR: usize = 256;
 
 /// The CSS selectors of the results on a page.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) struct Selectors {
 /// Parses a selector of a description.
 pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
     let invalid = || DescriptionError::Selector(text.to_owned());
-    if text.len() > MOST_SELECTOR {
+    if text.len() > MAX_SELECTOR {
         return Err(invalid());
     }
     Selector::parse(text).map_err(|_| invalid())
@@ -56,8 +56,8 @@ pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
 
 /// Parses the results in `page`.
 pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Listed, Unread> {
-    let page = page.get(..page.floor_char_boundary(MOST_BYTES)).unwrap_or_default();
-    let html = bounded(page, MOST_NODES).ok_or(Unread::Malformed)?;
+    let page = page.get(..page.floor_char_boundary(MAX_BYTES)).unwrap_or_default();
+    let html = bounded(page, MAX_NODES).ok_or(Unread::Malformed)?;
     let results = html.select(&selectors.result).filter_map(|result| {
         let link = result.select(&selectors.link).next()?.value().attr("href")?;
         let title = result.select(&selectors.title).next()?.inner_html();
@@ -70,7 +70,7 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<List
 
 /// The tree of `page`; `None` if it exceeds `most_nodes`, the depth limit, or the size limit.
 pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
-    let most_bytes = page.len().saturating_mul(MOST_REPEATED);
+    let most_bytes = page.len().saturating_mul(MAX_REPEATED);
     let sink = HtmlTreeSink::new(Html::new_document());
     let builder = TreeBuilder::new(sink, TreeBuilderOpts::default());
     let tokenizer = Tokenizer::new(Guarded::new(builder), TokenizerOpts::default());
@@ -92,10 +92,10 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
         // at the top.
         let too_deep = html.tree.nodes().rev().take(count.saturating_sub(seen)).any(|node| {
             repeated = repeated.saturating_add(attribute_bytes(node.value()));
-            node.ancestors().nth(MOST_DEPTH).is_some()
+            node.ancestors().nth(MAX_DEPTH).is_some()
         });
         seen = count;
-        if count > most_nodes || too_deep || repeated > most_bytes || unfinished > MOST_UNFINISHED {
+        if count > most_nodes || too_deep || repeated > most_bytes || unfinished > MAX_UNFINISHED {
             return None;
         }
     }
@@ -103,7 +103,7 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
     let html = tokenizer.sink.builder.sink.finish();
     let bytes = html.tree.values().map(bytes).fold(0_usize, usize::saturating_add);
     // Checked again, because the parser may have moved nodes.
-    let too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MOST_DEPTH).is_some());
+    let too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MAX_DEPTH).is_some());
     (bytes <= most_bytes && !too_deep).then_some(html)
 }
 
@@ -145,7 +145,7 @@ impl<S> Guarded<S> {
             ("body", TagKind::StartTag) => body.replace(true),
             _ => false,
         };
-        if again { 0 } else { MOST_ATTRIBUTES }
+        if again { 0 } else { MAX_ATTRIBUTES }
     }
 }
 

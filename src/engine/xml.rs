@@ -8,13 +8,13 @@
 pub(super) use super::parser::xml::walk;
 
 /// Largest depth of elements.
-pub(super) const MOST_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 /// Largest number of attributes of one element.
-pub(super) const MOST_ATTRIBUTES: usize = 32;
+pub(super) const MAX_ATTRIBUTES: usize = 32;
 
 /// Largest number of tags, comments and the like in a document that is parsed into a tree.
 #[cfg(any(test, feature = "browser"))]
-const MOST_PIECES: usize = 16 * 1024;
+const MAX_PIECES: usize = 16 * 1024;
 
 /// Why a document is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +29,7 @@ pub enum XmlError {
     #[error("it has a document type or entities of its own, which are not read")]
     Entities,
     /// Its elements are too deep, or have too many attributes.
-    #[error("it has elements deeper than {MOST_DEPTH} or with more than {MOST_ATTRIBUTES} attributes")]
+    #[error("it has elements deeper than {MAX_DEPTH} or with more than {MAX_ATTRIBUTES} attributes")]
     TooDeep,
     /// It has too many elements for a tree.
     #[error("it has more elements than are read")]
@@ -78,7 +78,7 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
     let (mut rest, mut pieces, mut depth) = (document, 0_usize, 0_usize);
     while let Some((_, piece)) = rest.split_once('<') {
         pieces = pieces.saturating_add(1);
-        if pieces > MOST_PIECES {
+        if pieces > MAX_PIECES {
             return Err(XmlError::TooMany);
         }
         rest = if let Some(comment) = piece.strip_prefix("!--") {
@@ -93,7 +93,7 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
         } else {
             let (is_empty, rest) = after_tag(piece)?;
             depth = depth.saturating_add(1);
-            if depth > MOST_DEPTH {
+            if depth > MAX_DEPTH {
                 return Err(XmlError::TooDeep);
             }
             depth = depth.saturating_sub(usize::from(is_empty));
@@ -115,7 +115,7 @@ fn after_tag(text: &str) -> Result<(bool, &str), XmlError> {
             (None, b'"' | b'\'') => quote = Some(byte),
             (None, b'=') => {
                 attributes = attributes.saturating_add(1);
-                if attributes > MOST_ATTRIBUTES {
+                if attributes > MAX_ATTRIBUTES {
                     return Err(XmlError::TooDeep);
                 }
             }
@@ -137,14 +137,14 @@ mod tests {
     #[test]
     fn what_would_keep_a_parser_busy_is_found_before_it_is_parsed() {
         let wide = |count| (0..count).map(|number| format!(" a{number}='=>'")).collect::<String>();
-        assert_eq!(check_extent(&format!("<a><b{}/></a>", wide(MOST_ATTRIBUTES))), Ok(()));
-        assert_eq!(check_extent(&format!("<a><b{}/></a>", wide(MOST_ATTRIBUTES + 1))), Err(XmlError::TooDeep));
+        assert_eq!(check_extent(&format!("<a><b{}/></a>", wide(MAX_ATTRIBUTES))), Ok(()));
+        assert_eq!(check_extent(&format!("<a><b{}/></a>", wide(MAX_ATTRIBUTES + 1))), Err(XmlError::TooDeep));
         let many = |count: usize| format!("<a>{}</a>", "<b/>".repeat(count));
-        assert_eq!(check_extent(&many(MOST_PIECES - 2)), Ok(()));
-        assert_eq!(check_extent(&many(MOST_PIECES - 1)), Err(XmlError::TooMany));
+        assert_eq!(check_extent(&many(MAX_PIECES - 2)), Ok(()));
+        assert_eq!(check_extent(&many(MAX_PIECES - 1)), Err(XmlError::TooMany));
         let deep = |count: usize| "<a>".repeat(count) + &"</a>".repeat(count);
-        assert_eq!(check_extent(&deep(MOST_DEPTH)), Ok(()));
-        assert_eq!(check_extent(&deep(MOST_DEPTH + 1)), Err(XmlError::TooDeep));
+        assert_eq!(check_extent(&deep(MAX_DEPTH)), Ok(()));
+        assert_eq!(check_extent(&deep(MAX_DEPTH + 1)), Err(XmlError::TooDeep));
         for none in ["<a", "<a b='>", "<!-- <a>", "<![CDATA[<a>", "<?a >", "<a></a"] {
             assert_eq!(check_extent(none), Err(XmlError::Malformed), "{none}");
         }

@@ -1,4 +1,4 @@
-//! Tests of marks and windows. Those of the window over simulated paths are in `lines`.
+//! Tests of tags and windows. Those of the window over simulated paths are in `lines`.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod lines;
@@ -12,40 +12,40 @@ use crate::base::Instant;
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 #[test]
-fn only_the_oldest_outstanding_mark_is_accepted() {
+fn only_the_oldest_outstanding_tag_is_accepted() {
     let mut window = CongestionWindow::new(&FlowParameters::default());
-    assert_eq!(window.handle_sendme(Instant::START, &[0; 16]), Err(FlowError::WrongMark));
-    for mark in [[1; 16], [2; 16]] {
-        while !window.wants_mark() {
+    assert_eq!(window.handle_sendme(Instant::START, &[0; 16]), Err(FlowError::WrongTag));
+    for tag in [[1; 16], [2; 16]] {
+        while !window.wants_tag() {
             window.handle_sent(Instant::START, None);
         }
-        window.handle_sent(Instant::START, Some(mark));
+        window.handle_sent(Instant::START, Some(tag));
     }
     assert_eq!(window.in_flight(), 64);
     assert_eq!(window.handle_sendme(Instant::START, &[1; 16]), Ok(()));
     assert_eq!(window.in_flight(), 32);
-    assert_eq!(window.handle_sendme(Instant::START, &[1; 16]), Err(FlowError::WrongMark));
+    assert_eq!(window.handle_sendme(Instant::START, &[1; 16]), Err(FlowError::WrongTag));
 }
 
 #[test]
-fn a_full_window_always_holds_a_mark() {
+fn a_full_window_always_holds_a_tag() {
     let absurd =
-        FlowParameters { mark_every: 1000, window_min: 0, window_initial: 1, window_max: 0, ..Default::default() };
+        FlowParameters { tag_every: 1000, window_min: 0, window_initial: 1, window_max: 0, ..Default::default() };
     let mut window = CongestionWindow::new(&absurd);
     while window.has_room() {
-        let mark = window.wants_mark().then_some([7; 16]);
-        window.handle_sent(Instant::START, mark);
+        let tag = window.wants_tag().then_some([7; 16]);
+        window.handle_sent(Instant::START, tag);
     }
-    assert!(window.oldest_mark_at().is_some());
+    assert!(window.oldest_tag_at().is_some());
 }
 
 #[test]
-fn marks_are_echoed_in_order_and_bounded() {
+fn tags_are_echoed_in_order_and_bounded() {
     let mut acknowledger = Acknowledger::default();
     for number in 0..MAX_OWED {
-        acknowledger.handle_mark([u8::try_from(number % 256).unwrap(); 16]).unwrap();
+        acknowledger.handle_tag([u8::try_from(number % 256).unwrap(); 16]).unwrap();
     }
-    assert_eq!(acknowledger.handle_mark([0; 16]), Err(FlowError::TooManyMarks));
-    assert_eq!(acknowledger.poll_mark(), Some([0; 16]));
-    assert_eq!(acknowledger.poll_mark(), Some([1; 16]));
+    assert_eq!(acknowledger.handle_tag([0; 16]), Err(FlowError::TooManyTags));
+    assert_eq!(acknowledger.poll_tag(), Some([0; 16]));
+    assert_eq!(acknowledger.poll_tag(), Some([1; 16]));
 }

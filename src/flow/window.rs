@@ -26,7 +26,7 @@ mod round;
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use super::{FlowError, FlowParameters, Mark};
+use super::{FlowError, FlowParameters, SendmeTag};
 use crate::base::Instant;
 use round::{Round, RttSamples, cells_in, part, time_of};
 
@@ -42,11 +42,11 @@ const JITTERS: u32 = 2;
 /// The smallest round trip is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
 
-/// A mark without its SENDME.
+/// A tag without its SENDME.
 struct Outstanding {
-    mark: Mark,
+    tag: SendmeTag,
     sent_at: Instant,
-    /// DATA cells sent on the circuit, up to and including the marked one.
+    /// DATA cells sent on the circuit, up to and including the tagged one.
     sent: u64,
 }
 
@@ -62,9 +62,9 @@ enum Phase {
     Steady,
     /// The window is small so that its queue drains.
     Probe {
-        /// Marks sent from this time on meet no queue that the window caused.
+        /// Tags sent from this time on meet no queue that the window caused.
         from: Instant,
-        /// The round that measures the path. It begins when the first of these marks is acknowledged.
+        /// The round that measures the path. It begins when the first of these tags is acknowledged.
         round: Option<Round>,
     },
 }
@@ -75,16 +75,16 @@ impl Phase {
 
 /// The sender's window over the DATA cells of one circuit and hop.
 ///
-/// Call [`Self::has_room`] before each DATA cell, [`Self::wants_mark`] to find whether it must carry a mark,
+/// Call [`Self::has_room`] before each DATA cell, [`Self::wants_tag`] to find whether it must carry a tag,
 /// [`Self::handle_sent`] after it, and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each
-/// outstanding mark, at most `window_max / mark_every`.
+/// outstanding tag, at most `window_max / tag_every`.
 pub struct CongestionWindow {
     parameters: FlowParameters,
     phase: Phase,
     window: u64,
     sent: u64,
     acknowledged: u64,
-    unmarked: u64,
+    untagged: u64,
     /// DATA cells sent when the window was last full.
     full_at: u64,
     outstanding: VecDeque<Outstanding>,
@@ -107,8 +107,8 @@ impl CongestionWindow {
     pub fn new(parameters: &FlowParameters) -> Self {
         let mut parameters = parameters.clone();
         // The consensus may have any values; these bounds ensure that every window can move.
-        parameters.mark_every = parameters.mark_every.clamp(1, 1024);
-        parameters.window_min = parameters.window_min.max(parameters.mark_every.saturating_mul(2));
+        parameters.tag_every = parameters.tag_every.clamp(1, 1024);
+        parameters.window_min = parameters.window_min.max(parameters.tag_every.saturating_mul(2));
         parameters.window_max = parameters.window_max.max(parameters.window_min);
         parameters.queue_max = parameters.queue_max.max(parameters.queue_min);
         let window = parameters.window_initial.clamp(parameters.window_min, parameters.window_max).into();
@@ -118,7 +118,7 @@ impl CongestionWindow {
             window,
             sent: 0,
             acknowledged: 0,
-            unmarked: 0,
+            untagged: 0,
             full_at: 0,
             outstanding: VecDeque::new(),
             latest_rtt: Duration::ZERO,
@@ -137,37 +137,37 @@ impl CongestionWindow {
         self.in_flight() < self.window
     }
 
-    /// Whether the next DATA cell must carry a mark.
+    /// Whether the next DATA cell must carry a tag.
     #[must_use]
-    pub fn wants_mark(&self) -> bool {
-        self.unmarked.saturating_add(1) >= u64::from(self.parameters.mark_every)
+    pub fn wants_tag(&self) -> bool {
+        self.untagged.saturating_add(1) >= u64::from(self.parameters.tag_every)
     }
 
-    /// Records a sent DATA cell, with its mark if [`Self::wants_mark`] was true.
-    pub fn handle_sent(&mut self, now: Instant, mark: Option<Mark>) {
+    /// Records a sent DATA cell, with its tag if [`Self::wants_tag`] was true.
+    pub fn handle_sent(&mut self, now: Instant, tag: Option<SendmeTag>) {
         self.sent = self.sent.saturating_add(1);
-        self.unmarked = self.unmarked.saturating_add(1);
+        self.untagged = self.untagged.saturating_add(1);
         if !self.has_room() {
             self.full_at = self.sent;
         }
-        if let Some(mark) = mark {
-            self.unmarked = 0;
+        if let Some(tag) = tag {
+            self.untagged = 0;
             if self.outstanding.is_empty() {
                 // A round that began before the pause would include it.
                 self.begin_round(now);
             }
-            self.outstanding.push_back(Outstanding { mark, sent_at: now, sent: self.sent });
+            self.outstanding.push_back(Outstanding { tag, sent_at: now, sent: self.sent });
         }
     }
 
     /// Takes a SENDME.
     ///
     /// # Errors
-    /// When it does not echo the oldest outstanding mark: the circuit ends.
-    pub fn handle_sendme(&mut self, now: Instant, mark: &Mark) -> Result<(), FlowError> {
+    /// When it does not echo the oldest outstanding tag: the circuit ends.
+    pub fn handle_sendme(&mut self, now: Instant, tag: &SendmeTag) -> Result<(), FlowError> {
         let oldest = match self.outstanding.pop_front() {
-            Some(oldest) if oldest.mark == *mark => oldest,
-            _ => return Err(FlowError::WrongMark),
+            Some(oldest) if oldest.tag == *tag => oldest,
+            _ => return Err(FlowError::WrongTag),
         };
         let full = self.full_at >= oldest.sent;
         self.acknowledged = oldest.sent;
@@ -183,13 +183,13 @@ impl CongestionWindow {
         Ok(())
     }
 
-    /// When the oldest outstanding mark was sent.
+    /// When the oldest outstanding tag was sent.
     #[must_use]
-    pub fn oldest_mark_at(&self) -> Option<Instant> {
+    pub fn oldest_tag_at(&self) -> Option<Instant> {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    /// DATA cells sent and not acknowledged. Up to `mark_every` − 1 of them are never acknowledged.
+    /// DATA cells sent and not acknowledged. Up to `tag_every` − 1 of them are never acknowledged.
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         self.sent.saturating_sub(self.acknowledged)
@@ -251,7 +251,7 @@ impl CongestionWindow {
             *recent = RttSamples::NONE;
         }
         if grows {
-            self.set_window(self.window.saturating_add(self.parameters.mark_every.into()));
+            self.set_window(self.window.saturating_add(self.parameters.tag_every.into()));
         }
     }
 
@@ -302,7 +302,7 @@ impl CongestionWindow {
         let empty = standing <= part(delay, 4);
         let step = match (queued || waits, faster, empty) {
             (false, true, _) => self.window / 2,
-            (false, false, true) => (self.window / 4).max(self.parameters.mark_every.into()),
+            (false, false, true) => (self.window / 4).max(self.parameters.tag_every.into()),
             (true, ..) | (false, false, false) => 0,
         };
         if step > 0 {

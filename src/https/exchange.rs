@@ -30,7 +30,7 @@ use crate::delegated::{
 };
 
 /// Largest buffered part of a body; beyond it reading stops until it is taken.
-const MOST_WAITING: usize = 64 << 10;
+const MAX_WAITING: usize = 64 << 10;
 
 /// An event of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +211,7 @@ async fn tell(response: Response<Incoming>, told: &RefCell<VecDeque<Event>>) -> 
         // Trailers are ignored.
         let Ok(piece) = frame?.into_data() else { continue };
         put(told, Event::Body(piece.into()));
-        poll_fn(|_| if waiting(told) < MOST_WAITING { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|_| if waiting(told) < MAX_WAITING { Poll::Ready(()) } else { Poll::Pending }).await;
     }
     put(told, Event::End);
     Ok(())

@@ -18,12 +18,12 @@ use super::{HttpsError, Trust};
 use crate::delegated::message::MAX_HEAD_LEN;
 
 /// Largest buffered ciphertext to send, plus the output of one write; beyond it writes are pending.
-const MOST_OUTGOING: usize = 64 << 10;
+const MAX_OUTGOING: usize = 64 << 10;
 /// Largest buffered ciphertext received. More than this means that the caller did not poll events.
-const MOST_RECEIVED: usize = 1 << 20;
+const MAX_RECEIVED: usize = 1 << 20;
 /// Ciphertext decrypted before the response's head, including the handshake. Informational responses and TLS tickets
 /// are skipped by the layers below without a limit.
-const MOST_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
+const MAX_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
 /// Plaintext bytes read at a time.
 const PIECE: usize = 16 << 10;
 
@@ -44,14 +44,14 @@ impl Tls {
     pub(super) fn new(trust: &Trust, host: &str) -> Result<Self, HttpsError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| HttpsError::Address)?;
         let connection = ClientConnection::new(trust.config(), name).map_err(|error| HttpsError::from(&error))?;
-        let (received, before_head) = (BytesMut::new(), Some(MOST_BEFORE_HEAD));
+        let (received, before_head) = (BytesMut::new(), Some(MAX_BEFORE_HEAD));
         let mut tls = Self { connection, received, ended: false, outgoing: Vec::new(), failure: None, before_head };
         tls.seal();
         Ok(tls)
     }
 
     pub(super) fn handle_received(&mut self, bytes: &[u8]) {
-        if self.received.len().saturating_add(bytes.len()) > MOST_RECEIVED {
+        if self.received.len().saturating_add(bytes.len()) > MAX_RECEIVED {
             self.failure.get_or_insert(HttpsError::NotHttp);
         } else if !self.ended {
             self.received.extend_from_slice(bytes);
@@ -140,7 +140,7 @@ impl Tls {
         if self.failure.is_some() {
             return Poll::Ready(Err(broken()));
         }
-        if self.outgoing.len() >= MOST_OUTGOING {
+        if self.outgoing.len() >= MAX_OUTGOING {
             return Poll::Pending;
         }
         let written = self.connection.writer().write(plain);

@@ -135,7 +135,7 @@ async fn home<C: Connector>(State(page): State<Page<C>>) -> Response {
 
 /// The query parameters of a search; an empty one counts as absent.
 #[derive(Deserialize)]
-struct Asked {
+struct SearchParameters {
     #[serde(default)]
     q: String,
     #[serde(default)]
@@ -145,7 +145,10 @@ struct Asked {
     page: Option<u16>,
 }
 
-async fn search<C: Connector>(State(page): State<Page<C>>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
+async fn search<C: Connector>(
+    State(page): State<Page<C>>,
+    asked: Result<Query<SearchParameters>, QueryRejection>,
+) -> Response {
     let Ok(Query(asked)) = asked else { return misread() };
     let engines = page.searcher.engines();
     if asked.q.trim().is_empty() {
@@ -167,11 +170,11 @@ async fn search<C: Connector>(State(page): State<Page<C>>, asked: Result<Query<A
 }
 
 #[derive(Deserialize)]
-struct Link {
+struct UrlParameter {
     url: String,
 }
 
-impl Link {
+impl UrlParameter {
     /// The URL, if it is valid, at most [`MAX_LINK`] bytes long, and http or https.
     fn parse(link: Result<Query<Self>, QueryRejection>) -> Option<Url> {
         let Query(Self { url }) = link.ok()?;
@@ -182,20 +185,26 @@ impl Link {
     }
 }
 
-async fn read<C: Connector>(State(page): State<Page<C>>, link: Result<Query<Link>, QueryRejection>) -> Response {
-    let Some(url) = Link::parse(link) else { return misread() };
+async fn read<C: Connector>(
+    State(page): State<Page<C>>,
+    link: Result<Query<UrlParameter>, QueryRejection>,
+) -> Response {
+    let Some(url) = UrlParameter::parse(link) else { return misread() };
     match page.reader.read(url.clone()).await {
         Ok(reading) => reader::reading(&reading),
         Err(error) => reader::unread(&url, &error),
     }
 }
 
-async fn leave<C: Connector>(State(page): State<Page<C>>, link: Result<Query<Link>, QueryRejection>) -> Response {
-    Link::parse(link).map_or_else(misread, |url| leave::ask(&url, page.check, page.socks))
+async fn leave<C: Connector>(
+    State(page): State<Page<C>>,
+    link: Result<Query<UrlParameter>, QueryRejection>,
+) -> Response {
+    UrlParameter::parse(link).map_or_else(misread, |url| leave::ask(&url, page.check, page.socks))
 }
 
-async fn go(link: Result<Query<Link>, QueryRejection>) -> Response {
-    Link::parse(link).map_or_else(misread, |url| leave::go(&url))
+async fn go(link: Result<Query<UrlParameter>, QueryRejection>) -> Response {
+    UrlParameter::parse(link).map_or_else(misread, |url| leave::go(&url))
 }
 
 fn misread() -> Response {

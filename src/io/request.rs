@@ -46,9 +46,9 @@ use super::{
 
 /// Time limit from the request to the head of the answer, between two pieces of the answer, and for sending one
 /// piece.
-const PATIENCE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const LIMITS: ExchangeLimits =
-    ExchangeLimits { head: PATIENCE, idle: Some(PATIENCE), head_bytes: 64 * 1024, fields: 128 };
+    ExchangeLimits { head: IDLE_TIMEOUT, idle: Some(IDLE_TIMEOUT), head_bytes: 64 * 1024, fields: 128 };
 
 /// The reason why the response is missing or truncated. The text names nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -232,7 +232,7 @@ impl<C: Connector> Requester<C> {
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let host = target.host.to_text();
-        let opened = timeout(PATIENCE, async {
+        let opened = timeout(IDLE_TIMEOUT, async {
             let stream = self.connector.connect(target, isolation).await?;
             Ok::<_, RequestError>(if secure {
                 Opened::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
@@ -254,8 +254,8 @@ where
     B: Body,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    timeout(PATIENCE, writer.write_all(&head)).await.map_err(|_| MessageError::Broken)??;
-    write_content(&mut writer, body, u64::MAX, PATIENCE).await?;
+    timeout(IDLE_TIMEOUT, writer.write_all(&head)).await.map_err(|_| MessageError::Broken)??;
+    write_content(&mut writer, body, u64::MAX, IDLE_TIMEOUT).await?;
     writer.shutdown().await?;
     Ok(())
 }
@@ -267,7 +267,7 @@ async fn receive(
     let patience = async {
         match (&mut sending).await {
             // The stream has failed. The reader gets the reason, or an answer sent before the failure.
-            Ok(Ok(()) | Err(MessageError::Broken)) => sleep(PATIENCE).await,
+            Ok(Ok(()) | Err(MessageError::Broken)) => sleep(IDLE_TIMEOUT).await,
             Ok(Err(error)) => return RequestError::from(error),
             Err(_) => return RequestError::Body,
         }
@@ -286,7 +286,7 @@ async fn receive(
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
         let mut content = Content::new(reader, u64::MAX);
         // Errors appear in the body.
-        let _ = fill(&mut content, pipe, PATIENCE).await;
+        let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
     }));
     Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))
 }

@@ -28,8 +28,8 @@ use crate::{
 };
 
 /// Maximum answers to one lookup, and their maximum bytes in a relay message.
-const MOST_ANSWERS: usize = 16;
-const MOST_ANSWER_BYTES: usize = 512;
+const MAX_ANSWERS: usize = 16;
+const MAX_ANSWER_BYTES: usize = 512;
 /// The two TTLs used in answers, in seconds. Exact ones would reveal earlier lookups of other clients.
 const SHORT_TTL: u32 = 300;
 const LONG_TTL: u32 = 3600;
@@ -125,7 +125,7 @@ impl Resolver {
         let name = absolute(name)?;
         let lookup = self.within_limits(self.inner()?.lookup_ip(name)).await?;
         let allowed = |ip: &IpAddr| self.private_addresses || is_global(ip.to_canonical());
-        let answers: Vec<IpAddr> = lookup.iter().filter(allowed).take(MOST_ANSWERS).collect();
+        let answers: Vec<IpAddr> = lookup.iter().filter(allowed).take(MAX_ANSWERS).collect();
         match (answers.is_empty(), lookup.iter().next()) {
             (true, None) => Err(EndReason::NotFound),
             (true, Some(_)) => Err(EndReason::Policy),
@@ -148,9 +148,9 @@ impl Resolver {
             .filter(|name| Host::parse(name).is_ok_and(|host| matches!(host, Host::Name(_))))
             .take_while(|name| {
                 bytes = bytes.saturating_add(name.len()).saturating_add(2);
-                bytes <= MOST_ANSWER_BYTES
+                bytes <= MAX_ANSWER_BYTES
             })
-            .take(MOST_ANSWERS)
+            .take(MAX_ANSWERS)
             .collect();
         if answers.is_empty() {
             return Err(EndReason::NotFound);

@@ -1,6 +1,6 @@
 //! Searches of a client: chooses engine and exit, sends the query, and retries after a refusal.
 //!
-//! Owns the record of each exit's answers and failures with each engine ([`Fares`]). Each query has its own
+//! Owns the record of each exit's answers and failures with each engine ([`ExitStatistics`]). Each query has its own
 //! isolation, and thus its own circuit. An exit that an engine blocks is not used for a while, and the query is sent
 //! once more through another. Governed by `proto/09-delegated.md`, "Search". Exits are not trusted: an answer is
 //! bounded in length and time, decoded strictly and cleaned ([`SearchAnswer::decode`]), and the answers of several
@@ -28,7 +28,8 @@ use tokio::{
 use crate::{
     base::{Instant, RelayId},
     delegated::{
-        Delegation, EngineName, Fare, Fares, SearchAnswer, SearchError, SearchRefusal, SearchRequest, SearchResult,
+        Delegation, EngineName, EngineRecord, ExitStatistics, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
+        SearchResult,
         frame::{RESPONSE_BUCKETS, longest},
     },
     wire::EndReason,
@@ -128,11 +129,11 @@ pub enum SearchFailure {
 
 /// The record of one exit with one engine.
 #[derive(Clone, Copy, Debug)]
-pub struct ExitFare {
+pub struct ExitRecord {
     /// The exit.
     pub exit: RelayId,
     /// Its answers and failures.
-    pub fare: Fare,
+    pub record: EngineRecord,
     /// The remaining time of its block, if any.
     pub blocked_for: Option<Duration>,
 }
@@ -145,7 +146,7 @@ pub struct Exits(Arc<Known>);
 struct Known {
     offers: watch::Receiver<Offers>,
     default: Option<EngineName>,
-    fares: Mutex<Fares>,
+    exit_statistics: Mutex<ExitStatistics>,
     queries: AtomicU64,
     start: std::time::Instant,
 }
@@ -155,7 +156,7 @@ impl Exits {
     #[must_use]
     pub fn new(offers: watch::Receiver<Offers>, default: Option<EngineName>) -> Self {
         let start = std::time::Instant::now();
-        Self(Arc::new(Known { offers, default, fares: Mutex::default(), queries: AtomicU64::new(0), start }))
+        Self(Arc::new(Known { offers, default, exit_statistics: Mutex::default(), queries: AtomicU64::new(0), start }))
     }
 }
 
@@ -181,14 +182,14 @@ impl<C: Connector> Searcher<C> {
 
     /// The records of the exits that offer `engine`.
     #[must_use]
-    pub fn fares(&self, engine: &EngineName) -> Vec<ExitFare> {
-        let (now, fares) = (self.now(), self.lock());
-        let fare = |exit: RelayId| {
-            let fare = fares.fare(engine, &exit);
+    pub fn exit_statistics(&self, engine: &EngineName) -> Vec<ExitRecord> {
+        let (now, exit_statistics) = (self.now(), self.lock());
+        let record = |exit: RelayId| {
+            let record = exit_statistics.record(engine, &exit);
             let left = |until: Instant| Some(until.since(now)).filter(|left| !left.is_zero());
-            ExitFare { exit, fare, blocked_for: fare.blocked.and_then(|(_, until)| left(until)) }
+            ExitRecord { exit, record, blocked_for: record.blocked.and_then(|(_, until)| left(until)) }
         };
-        self.exits_with(engine).into_iter().map(fare).collect()
+        self.exits_with(engine).into_iter().map(record).collect()
     }
 
     /// Sends the query to an exit, and to another one if the first fails for a reason on its side.
@@ -250,13 +251,13 @@ impl<C: Connector> Searcher<C> {
     }
 
     fn remember(&self, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
-        let (now, mut fares) = (self.now(), self.lock());
+        let (now, mut exit_statistics) = (self.now(), self.lock());
         match miss {
-            None => fares.handle_answered(now, engine, exit),
+            None => exit_statistics.handle_answered(now, engine, exit),
             Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
-                fares.handle_blocked(now, engine, exit, block);
+                exit_statistics.handle_blocked(now, engine, exit, block);
             }
-            Some(_) => fares.handle_failed(now, engine, exit),
+            Some(_) => exit_statistics.handle_failed(now, engine, exit),
         }
     }
 
@@ -297,8 +298,8 @@ impl<C: Connector> Searcher<C> {
         Instant::START.after(self.known().start.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Fares> {
-        self.known().fares.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ExitStatistics> {
+        self.known().exit_statistics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

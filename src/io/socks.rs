@@ -170,12 +170,12 @@ async fn answer(socket: TcpStream, request: &SocksRequest, answer: Result<SocksA
 /// Sends the last bytes, then reads the rest of the input: closing with unread input would make the system discard
 /// them.
 async fn refuse(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    const MOST_IGNORED: u64 = 64 * 1024;
+    const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+    const MAX_IGNORED: u64 = 64 * 1024;
     socket.write_all(last).await?;
     socket.shutdown().await?;
-    let mut ignored = socket.take(MOST_IGNORED);
-    let _ = timeout(PATIENCE, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
+    let mut ignored = socket.take(MAX_IGNORED);
+    let _ = timeout(REFUSAL_TIMEOUT, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
     Ok(())
 }
 

@@ -192,8 +192,8 @@ fn engine_lines(engines: &[Engine]) -> Vec<String> {
         lines.push(format!("{}{default}", bold(&line(&engine.engine))));
         for exit in &engine.exits {
             let blocked = exit.blocked_for.map(|left| format!(", left alone for {left} s: the engine keeps it out"));
-            let fared = format!("{} answered, {} failed", exit.answered, exit.failed);
-            lines.push(format!("  exit {}  {fared}{}", exit.exit, blocked.unwrap_or_default()));
+            let counts = format!("{} answered, {} failed", exit.answered, exit.failed);
+            lines.push(format!("  exit {}  {counts}{}", exit.exit, blocked.unwrap_or_default()));
         }
     }
     lines

@@ -55,11 +55,11 @@ impl Circuit {
         panic!("passed on by the last hop");
     }
 
-    /// A body with a message of the relay `speaker`, as the relay `until` sends it towards the origin.
-    fn speak(&mut self, speaker: u8, message: &[u8], until: u8) -> Body {
+    /// A body with a message of the relay `sender`, as the relay `until` sends it towards the origin.
+    fn send_backward(&mut self, sender: u8, message: &[u8], until: u8) -> Body {
         let mut body = [0xaa; BODY_LEN];
-        self.relays[usize::from(speaker) - 1].seal_message(message, &mut body).unwrap();
-        self.backward_from(speaker - 1, until, &mut body);
+        self.relays[usize::from(sender) - 1].seal_message(message, &mut body).unwrap();
+        self.backward_from(sender - 1, until, &mut body);
         body
     }
 
@@ -94,7 +94,7 @@ fn messages_reach_every_hop_of_every_length_and_come_back() {
                 assert_eq!(circuit.forward_from(1, &mut body), Ok(at), "round {round}");
                 assert_eq!(body[..capacity], message);
                 assert!(body[capacity..].iter().all(|byte| *byte == 0));
-                let mut body = circuit.speak(at, &message, 1);
+                let mut body = circuit.send_backward(at, &message, 1);
                 assert_eq!(circuit.origin.open_backward(&mut body), Ok((hop(at), capacity)));
                 assert_eq!(body[..capacity], message);
             }
@@ -109,7 +109,7 @@ fn a_short_message_is_padded_with_zeros() {
     circuit.forward_from(1, &mut body).unwrap();
     assert_eq!(&body[..5], b"short");
     assert!(body[5..].iter().all(|byte| *byte == 0));
-    let mut body = circuit.speak(2, b"", 1);
+    let mut body = circuit.send_backward(2, b"", 1);
     circuit.origin.open_backward(&mut body).unwrap();
     assert!(body[..message_capacity(hop(2))].iter().all(|byte| *byte == 0));
 }
@@ -131,7 +131,7 @@ fn misuse_at_the_origin_leaves_the_layers_usable() {
     assert_eq!(circuit.relays[1].seal_message(&long, &mut body), Err(OnionError::TooLong));
     let mut body = circuit.seal(2, b"m");
     assert_eq!(circuit.forward_from(1, &mut body), Ok(2));
-    let mut body = circuit.speak(2, b"m", 1);
+    let mut body = circuit.send_backward(2, b"m", 1);
     assert!(circuit.origin.open_backward(&mut body).is_ok());
 }
 
@@ -161,7 +161,7 @@ fn backward_any_changed_byte_fails_at_the_origin_or_as_filler_at_the_next_hop() 
         for at in 0..BODY_LEN {
             let mut circuit = Circuit::new(3);
             // The cell as hop `link` sends it to the previous hop.
-            let mut body = circuit.speak(3, b"message", link);
+            let mut body = circuit.send_backward(3, b"message", link);
             body[at] ^= 1;
             if at >= sealed_len(hop(link)) {
                 let relay = &mut circuit.relays[usize::from(link) - 2];
@@ -172,7 +172,7 @@ fn backward_any_changed_byte_fails_at_the_origin_or_as_filler_at_the_next_hop() 
             }
             circuit.backward_from(link - 1, 1, &mut body);
             assert_eq!(circuit.origin.open_backward(&mut body), Err(OnionError::Forged(hop(link))));
-            let mut next = circuit.speak(3, b"message", 1);
+            let mut next = circuit.send_backward(3, b"message", 1);
             assert_eq!(circuit.origin.open_backward(&mut next), Err(OnionError::Ended));
         }
     }
@@ -205,7 +205,7 @@ fn backward_replayed_reordered_and_dropped_cells_fail_at_the_origin() {
     for (attack, order) in DELIVERIES {
         for link in 1..=3 {
             let mut circuit = Circuit::new(3);
-            let cells: Vec<_> = (0..3).map(|value| circuit.speak(3, &[value], link)).collect();
+            let cells: Vec<_> = (0..3).map(|value| circuit.send_backward(3, &[value], link)).collect();
             let mut outcomes = Vec::new();
             for index in order {
                 let mut body = cells[*index];
@@ -320,13 +320,13 @@ fn cells_are_those_of_the_vectors_on_every_link() {
                 }
                 assert_eq!(body[..message.len()], message);
             } else {
-                let mut body = circuit.speak(at, &message, at);
+                let mut body = circuit.send_backward(at, &message, at);
                 for (before, expected) in (0..at).rev().zip(&bodies) {
                     assert_eq!(&body, expected);
                     circuit.backward_from(before, before.max(1), &mut body);
                 }
-                let (speaker, length) = circuit.origin.open_backward(&mut body).unwrap();
-                assert_eq!((speaker, length), (hop(at), message_capacity(hop(at))));
+                let (sender, length) = circuit.origin.open_backward(&mut body).unwrap();
+                assert_eq!((sender, length), (hop(at), message_capacity(hop(at))));
                 assert_eq!(body[..message.len()], message);
             }
         }

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-use super::{CREATE_LIMIT, Circuit, CircuitKey, DIAL_LIMIT, FRAGMENTS_LIMIT, Leg, Relay, table::NextHop};
+use super::{CREATE_LIMIT, Circuit, CircuitEndpoint, CircuitKey, DIAL_LIMIT, FRAGMENTS_LIMIT, Relay, table::NextHop};
 
 /// Cap on half-built circuits of one channel.
 const HALF_BUILT_PER_CHANNEL: usize = 64;
@@ -38,20 +38,31 @@ pub(super) struct HalfBuilt {
 
 impl Relay {
     /// Handles a CREATE, or a fragment of one, on an unused identifier.
-    pub(super) fn handle_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN], rng: &mut dyn CryptoRng) {
-        match self.collect_create(now, leg, body) {
-            Some(Some((hop, request))) if self.open_circuit(now, leg, hop, &request, rng).is_some() => {}
+    pub(super) fn handle_create(
+        &mut self,
+        now: Instant,
+        endpoint: CircuitEndpoint,
+        body: &[u8; BODY_LEN],
+        rng: &mut dyn CryptoRng,
+    ) {
+        match self.collect_create(now, endpoint, body) {
+            Some(Some((hop, request))) if self.open_circuit(now, endpoint, hop, &request, rng).is_some() => {}
             Some(None) => {}
-            Some(Some(_)) | None => self.refuse(now, leg),
+            Some(Some(_)) | None => self.refuse(now, endpoint),
         }
     }
 
     /// Reassembles a CREATE: `None` to refuse it, `Some(None)` while fragments are missing.
-    fn collect_create(&mut self, now: Instant, leg: Leg, body: &[u8; BODY_LEN]) -> Option<Option<(HopIndex, Vec<u8>)>> {
-        let begun = self.forget_half_built(leg);
+    fn collect_create(
+        &mut self,
+        now: Instant,
+        endpoint: CircuitEndpoint,
+        body: &[u8; BODY_LEN],
+    ) -> Option<Option<(HopIndex, Vec<u8>)>> {
+        let begun = self.forget_half_built(endpoint);
         let (hop, fragment) = decode_create(body).ok()?;
         // Only relays create later hops; only clients create first hops (`proto/02-channel.md` §5).
-        if (hop == HopIndex::FIRST) != self.channels.peer(leg.channel).is_none() {
+        if (hop == HopIndex::FIRST) != self.channels.peer(endpoint.channel).is_none() {
             return None;
         }
         let mut half = match begun {
@@ -59,30 +70,31 @@ impl Relay {
             Some(_) => return None,
             // The caps come before any work.
             None if self.table.len() >= self.parameters.circuits => return None,
-            None if !self.channels.may_create(now, leg.channel) => return None,
+            None if !self.channels.may_create(now, endpoint.channel) => return None,
             None => HalfBuilt { hop, request: Fragments::new(), deadline: now.after(FRAGMENTS_LIMIT) },
         };
         if let Some(request) = half.request.push(fragment).ok()? {
             return Some(Some((hop, request)));
         }
-        let of_channel = self.half_built.range(Leg::range(leg.channel)).take(HALF_BUILT_PER_CHANNEL).count();
+        let of_channel =
+            self.half_built.range(CircuitEndpoint::range(endpoint.channel)).take(HALF_BUILT_PER_CHANNEL).count();
         if self.half_built.len() >= self.parameters.half_built || of_channel >= HALF_BUILT_PER_CHANNEL {
             return None;
         }
-        self.half_built_deadlines.set(leg, half.deadline);
-        self.half_built.insert(leg, half);
+        self.half_built_deadlines.set(endpoint, half.deadline);
+        self.half_built.insert(endpoint, half);
         Some(None)
     }
 
-    pub(super) fn forget_half_built(&mut self, leg: Leg) -> Option<HalfBuilt> {
-        self.half_built_deadlines.remove(leg);
-        self.half_built.remove(&leg)
+    pub(super) fn forget_half_built(&mut self, endpoint: CircuitEndpoint) -> Option<HalfBuilt> {
+        self.half_built_deadlines.remove(endpoint);
+        self.half_built.remove(&endpoint)
     }
 
     fn open_circuit(
         &mut self,
         now: Instant,
-        leg: Leg,
+        endpoint: CircuitEndpoint,
         hop: HopIndex,
         request: &[u8],
         rng: &mut dyn CryptoRng,
@@ -93,14 +105,14 @@ impl Relay {
         let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
             .inspect_err(|error| tracing::debug!(%error, "refusing a circuit"))
             .ok()?;
-        let cells = created_cells(leg.circuit, &answer.reply).ok()?;
-        if !self.channels.admit_circuit(leg.channel, leg.circuit) {
+        let cells = created_cells(endpoint.circuit, &answer.reply).ok()?;
+        if !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {
             return None;
         }
         for cell in cells {
-            self.channels.send(leg.channel, cell).ok()?;
+            self.channels.send(endpoint.channel, cell).ok()?;
         }
-        let key = self.table.insert(Circuit::new(now, hop, leg, RelayLayer::new(hop, answer.keys)));
+        let key = self.table.insert(Circuit::new(now, hop, endpoint, RelayLayer::new(hop, answer.keys)));
         self.schedule(key);
         Some(())
     }
@@ -138,7 +150,7 @@ impl Relay {
         let Some(target) = self.known.relay(&relay).map(ConsensusRelay::dial_target) else {
             return match self.channels.reach(&relay) {
                 Some(channel) => self.create(now, key, channel, request, rng),
-                None => self.say_gone(key),
+                None => self.send_gone(key),
             };
         };
         if self.channels.lookup(&relay).is_none() && !self.may_wait(previous, relay) {
@@ -152,7 +164,7 @@ impl Relay {
 
     /// Answers GONE to the origin: the next relay can't be reached. The circuit stays as it was. `None` if the
     /// circuit must end.
-    fn say_gone(&mut self, key: CircuitKey) -> Option<()> {
+    fn send_gone(&mut self, key: CircuitKey) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
         circuit.gone = circuit.gone.saturating_add(1);
         circuit.next = NextHop::None;
@@ -168,13 +180,13 @@ impl Relay {
     /// CREATED the origin gets GONE and may choose another relay.
     pub(super) fn handle_next_closed(&mut self, now: Instant, key: CircuitKey) {
         let Some(circuit) = self.table.circuit(key) else { return };
-        let leg = match &circuit.next {
-            NextHop::Creating { leg, volunteer: true, .. } => Some(*leg),
+        let endpoint = match &circuit.next {
+            NextHop::Creating { endpoint, volunteer: true, .. } => Some(*endpoint),
             _ => None,
         };
-        if let Some(leg) = leg {
-            self.table.remove_leg(leg);
-            if self.say_gone(key).is_some() {
+        if let Some(endpoint) = endpoint {
+            self.table.remove_leg(endpoint);
+            if self.send_gone(key).is_some() {
                 return;
             }
         }
@@ -228,11 +240,11 @@ impl Relay {
         let volunteer = self.channels.reaches(channel);
         let circuit = self.table.circuit_mut(key)?;
         let hop = circuit.hop.next()?;
-        let leg = Leg { channel, circuit: self.channels.allocate_circuit(channel, rng)? };
-        circuit.next = NextHop::Creating { leg, volunteer, reply: Fragments::new() };
+        let endpoint = CircuitEndpoint { channel, circuit: self.channels.allocate_circuit(channel, rng)? };
+        circuit.next = NextHop::Creating { endpoint, volunteer, reply: Fragments::new() };
         circuit.deadline = Some(now.after(CREATE_LIMIT));
-        self.table.insert_next(leg, key);
-        for cell in create_cells(leg.circuit, hop, request).ok()? {
+        self.table.insert_next(endpoint, key);
+        for cell in create_cells(endpoint.circuit, hop, request).ok()? {
             self.channels.send(channel, cell).ok()?;
         }
         self.schedule(key);
@@ -249,9 +261,9 @@ impl Relay {
     /// `None` if the circuit must end.
     fn collect_created(&mut self, key: CircuitKey, body: &[u8; BODY_LEN]) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
-        let NextHop::Creating { leg, reply, .. } = &mut circuit.next else { return None };
+        let NextHop::Creating { endpoint, reply, .. } = &mut circuit.next else { return None };
         let Some(body) = reply.push(body).ok()? else { return Some(()) };
-        circuit.next = NextHop::Open(*leg);
+        circuit.next = NextHop::Open(*endpoint);
         circuit.deadline = None;
         let capacity = message_capacity(circuit.hop).saturating_sub(MESSAGE_HEADER_LEN);
         for fragment in split(&body, capacity).ok()? {

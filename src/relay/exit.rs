@@ -14,10 +14,10 @@ use crate::{
     wire::{Answer, EndReason, RelayMessage},
 };
 
-use super::{CircuitKey, ExitRequest, ExitStream, Leg, Relay, RelayEvent, table::Side};
+use super::{CircuitEndpoint, CircuitKey, ExitRequest, ExitStream, Relay, RelayEvent, table::Side};
 
 /// The streams of a circuit that ends here.
-pub(super) struct Speaker {
+pub(super) struct ExitSide {
     pub(super) streams: Streams,
     open: BTreeMap<StreamId, Open>,
 }
@@ -31,7 +31,7 @@ struct Open {
     target_finished: bool,
 }
 
-impl Speaker {
+impl ExitSide {
     fn new(parameters: FlowParameters) -> Self {
         Self { streams: Streams::new(Role::Exit, parameters), open: BTreeMap::new() }
     }
@@ -41,8 +41,8 @@ impl Relay {
     /// Handles a stream message of an origin.
     pub(super) fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
-        let speaker = circuit.speaker.get_or_insert_with(|| Box::new(Speaker::new(self.parameters.flow.clone())));
-        if let Err(error) = speaker.streams.handle_message(now, message) {
+        let exit_side = circuit.exit_side.get_or_insert_with(|| Box::new(ExitSide::new(self.parameters.flow.clone())));
+        if let Err(error) = exit_side.streams.handle_message(now, message) {
             tracing::debug!(%error, "an origin broke a rule");
             return self.end(now, key);
         }
@@ -52,14 +52,16 @@ impl Relay {
     /// Collects events and messages of a circuit's streams after a change.
     pub(super) fn after_streams(&mut self, key: CircuitKey) {
         self.collect_exit_events(key);
-        self.note_talkative(key);
+        self.note_messages(key);
         self.schedule(key);
     }
 
     /// Turns stream events of a circuit into requests to the exit.
     fn collect_exit_events(&mut self, key: CircuitKey) {
-        let Some(speaker) = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut()) else { return };
-        while let Some(event) = speaker.streams.poll_event() {
+        let Some(exit_side) = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut()) else {
+            return;
+        };
+        while let Some(event) = exit_side.streams.poll_event() {
             let (stream, request) = match event {
                 StreamEvent::Begin { stream, target } => (stream, ExitRequest::Connect(target)),
                 StreamEvent::Resolve { stream, host } => (stream, ExitRequest::Resolve(host)),
@@ -77,21 +79,21 @@ impl Relay {
             let delegated = matches!(request, ExitRequest::Delegate { .. });
             if forwarded || delegated {
                 if (forwarded && !self.parameters.exit) || (delegated && !self.parameters.delegate) {
-                    speaker.streams.reset(stream, EndReason::Policy);
+                    exit_side.streams.reset(stream, EndReason::Policy);
                     continue;
                 }
                 let exit = ExitStream(self.next_exit);
                 self.next_exit = self.next_exit.saturating_add(1);
-                speaker.open.insert(stream, Open { exit, origin_finished: false, target_finished: false });
+                exit_side.open.insert(stream, Open { exit, origin_finished: false, target_finished: false });
                 self.exits.insert(exit, (key, stream));
             }
-            let Some(open) = speaker.open.get_mut(&stream) else { continue };
+            let Some(open) = exit_side.open.get_mut(&stream) else { continue };
             let exit = open.exit;
             open.origin_finished |= request == ExitRequest::Finish;
             let over = request == ExitRequest::Close || (open.origin_finished && open.target_finished);
             self.events.push_back(RelayEvent::Exit(exit, request));
             if over {
-                speaker.open.remove(&stream);
+                exit_side.open.remove(&stream);
                 self.exits.remove(&exit);
             }
         }
@@ -123,16 +125,16 @@ impl Relay {
     #[must_use]
     pub fn exit_room(&self, exit: ExitStream) -> usize {
         let Some((key, stream)) = self.exits.get(&exit) else { return 0 };
-        let speaker = self.table.circuit(*key).and_then(|circuit| circuit.speaker.as_ref());
-        speaker.map_or(0, |speaker| speaker.streams.room(*stream))
+        let exit_side = self.table.circuit(*key).and_then(|circuit| circuit.exit_side.as_ref());
+        exit_side.map_or(0, |exit_side| exit_side.streams.room(*stream))
     }
 
     /// The target has finished its direction; the other direction goes on.
     pub fn exit_finish(&mut self, exit: ExitStream) {
         self.with_stream(exit, Streams::finish);
         let Some((key, stream)) = self.exits.get(&exit).copied() else { return };
-        let speaker = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut());
-        let Some(open) = speaker.and_then(|speaker| speaker.open.get_mut(&stream)) else { return };
+        let exit_side = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut());
+        let Some(open) = exit_side.and_then(|exit_side| exit_side.open.get_mut(&stream)) else { return };
         open.target_finished = true;
         if open.origin_finished {
             self.forget_exit(exit);
@@ -146,53 +148,54 @@ impl Relay {
 
     fn with_stream<T>(&mut self, exit: ExitStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
         let (key, stream) = *self.exits.get(&exit)?;
-        let speaker = self.table.circuit_mut(key)?.speaker.as_mut()?;
-        let outcome = act(&mut speaker.streams, stream);
+        let exit_side = self.table.circuit_mut(key)?.exit_side.as_mut()?;
+        let outcome = act(&mut exit_side.streams, stream);
         self.after_streams(key);
         Some(outcome)
     }
 
     fn forget_exit(&mut self, exit: ExitStream) {
         let Some((key, stream)) = self.exits.remove(&exit) else { return };
-        if let Some(speaker) = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut()) {
-            speaker.open.remove(&stream);
+        if let Some(exit_side) = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut()) {
+            exit_side.open.remove(&stream);
         }
     }
 
     /// Closes the exit streams of a circuit that has ended.
-    pub(super) fn close_exits(&mut self, speaker: Option<Box<Speaker>>) {
-        for open in speaker.into_iter().flat_map(|speaker| speaker.open.into_values()) {
+    pub(super) fn close_exits(&mut self, exit_side: Option<Box<ExitSide>>) {
+        for open in exit_side.into_iter().flat_map(|exit_side| exit_side.open.into_values()) {
             self.exits.remove(&open.exit);
             self.events.push_back(RelayEvent::Exit(open.exit, ExitRequest::Close));
         }
     }
 
     /// A circuit's queue has run low: its streams may send again.
-    pub(super) fn handle_drained(&mut self, leg: Leg) {
-        if let Some((key, Side::Previous)) = self.table.find(leg) {
-            self.note_talkative(key);
+    pub(super) fn handle_drained(&mut self, endpoint: CircuitEndpoint) {
+        if let Some((key, Side::Previous)) = self.table.find(endpoint) {
+            self.note_messages(key);
         }
     }
 
-    fn note_talkative(&mut self, key: CircuitKey) {
+    fn note_messages(&mut self, key: CircuitKey) {
         if let Some(circuit) = self.table.circuit_mut(key)
             && !circuit.listed
-            && circuit.speaker.as_ref().is_some_and(|speaker| speaker.streams.has_message())
+            && circuit.exit_side.as_ref().is_some_and(|exit_side| exit_side.streams.has_message())
         {
             circuit.listed = true;
-            self.talkative.push_back(key);
+            self.with_messages.push_back(key);
         }
     }
 
     /// Sends pending stream messages while the circuit's queue has room.
-    pub(super) fn let_talk(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        while let Some(key) = self.talkative.pop_front() {
+    pub(super) fn send_messages(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while let Some(key) = self.with_messages.pop_front() {
             let Some(circuit) = self.table.circuit_mut(key) else { continue };
             circuit.listed = false;
             let (previous, capacity) = (circuit.previous, message_capacity(circuit.hop));
             while self.channels.queued(previous.channel, previous.circuit) < QUEUE_HIGH {
-                let speaker = self.table.circuit_mut(key).and_then(|circuit| circuit.speaker.as_mut());
-                let Some(message) = speaker.and_then(|speaker| speaker.streams.poll_message(now, capacity, rng)) else {
+                let exit_side = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut());
+                let Some(message) = exit_side.and_then(|exit_side| exit_side.streams.poll_message(now, capacity, rng))
+                else {
                     break;
                 };
                 if !self.say(key, &message) {

@@ -11,23 +11,23 @@ use crate::{
 };
 
 use super::{
-    CircuitKey, Leg, Relay,
+    CircuitEndpoint, CircuitKey, Relay,
     table::{NextHop, Side},
 };
 
 impl Relay {
     pub(super) fn handle_cell(&mut self, now: Instant, channel: ChannelId, cell: Cell, rng: &mut dyn CryptoRng) {
         let Some(circuit) = cell.circuit() else { return };
-        let leg = Leg { channel, circuit };
-        let found = self.table.find(leg);
+        let endpoint = CircuitEndpoint { channel, circuit };
+        let found = self.table.find(endpoint);
         match (cell.command(), found) {
             (Command::Relay, Some((key, Side::Previous))) => self.handle_forward(now, key, cell.into_body(), rng),
             (Command::Relay, Some((key, Side::Next))) => self.handle_backward(now, key, cell.into_body()),
-            (Command::Create, None) => self.handle_create(now, leg, cell.body(), rng),
+            (Command::Create, None) => self.handle_create(now, endpoint, cell.body(), rng),
             (Command::Created, Some((key, Side::Next))) => self.handle_created(now, key, cell.body()),
             (Command::Create | Command::Created, Some((key, _))) => self.end(now, key),
-            (Command::Destroy, Some((key, _))) => self.end_told_by(now, key, Some(leg)),
-            (Command::Destroy, None) => drop(self.forget_half_built(leg)),
+            (Command::Destroy, Some((key, _))) => self.end_except(now, key, Some(endpoint)),
+            (Command::Destroy, None) => drop(self.forget_half_built(endpoint)),
             // A late cell of a circuit that has ended.
             (Command::Relay | Command::Created, None) | (Command::Padding, _) => {}
         }
@@ -68,7 +68,7 @@ impl Relay {
     }
 
     /// Queues a RELAY cell for a neighbour; a queue at its cap ends the circuit.
-    fn switch(&mut self, now: Instant, key: CircuitKey, to: Leg, body: CellBody) {
+    fn switch(&mut self, now: Instant, key: CircuitKey, to: CircuitEndpoint, body: CellBody) {
         self.cells_switched = self.cells_switched.wrapping_add(1);
         if self.channels.send(to.channel, Cell::new(to.circuit, Command::Relay, body)).is_err() {
             tracing::debug!("ending a circuit whose queue is full");
@@ -90,11 +90,11 @@ impl Relay {
 
     /// Ends a circuit, to both sides.
     pub(super) fn end(&mut self, now: Instant, key: CircuitKey) {
-        self.end_told_by(now, key, None);
+        self.end_except(now, key, None);
     }
 
-    /// Ends a circuit, to both sides except `teller`, which has sent DESTROY.
-    fn end_told_by(&mut self, now: Instant, key: CircuitKey, teller: Option<Leg>) {
+    /// Ends a circuit, to both sides except `except`, which has sent DESTROY.
+    fn end_except(&mut self, now: Instant, key: CircuitKey, except: Option<CircuitEndpoint>) {
         let Some(circuit) = self.table.remove(key) else { return };
         self.deadlines.remove(key);
         if let NextHop::Dialling { relay, .. } = &circuit.next
@@ -105,18 +105,18 @@ impl Relay {
                 self.dialling.remove(relay);
             }
         }
-        for leg in [Some(circuit.previous), circuit.next.leg()].into_iter().flatten() {
-            if Some(leg) != teller {
-                self.refuse(now, leg);
+        for endpoint in [Some(circuit.previous), circuit.next.endpoint()].into_iter().flatten() {
+            if Some(endpoint) != except {
+                self.refuse(now, endpoint);
             }
         }
-        self.close_exits(circuit.speaker);
+        self.close_exits(circuit.exit_side);
     }
 
     /// Sends DESTROY to a neighbour.
-    pub(super) fn refuse(&mut self, now: Instant, leg: Leg) {
+    pub(super) fn refuse(&mut self, now: Instant, endpoint: CircuitEndpoint) {
         // A DESTROY always finds room, or costs the neighbour its channel.
-        let _ = self.channels.send(leg.channel, Cell::destroy(leg.circuit));
-        self.channels.forget_circuit(now, leg.channel, leg.circuit);
+        let _ = self.channels.send(endpoint.channel, Cell::destroy(endpoint.circuit));
+        self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);
     }
 }

@@ -10,23 +10,23 @@ use crate::{
     wire::Fragments,
 };
 
-use super::{UNUSED_LATER_LIMIT, UNUSED_LIMIT, exit::Speaker};
+use super::{UNUSED_LATER_LIMIT, UNUSED_LIMIT, exit::ExitSide};
 
-/// A circuit on one channel: its leg towards the origin, or towards the next hop.
+/// A circuit on one channel: its endpoint towards the origin, or towards the next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Leg {
+pub(super) struct CircuitEndpoint {
     pub(super) channel: ChannelId,
     pub(super) circuit: CircuitId,
 }
 
-impl Leg {
-    /// All possible legs of a channel.
+impl CircuitEndpoint {
+    /// All possible endpoints of a channel.
     pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
         Self { channel, circuit: CircuitId::LOWEST }..=Self { channel, circuit: CircuitId::HIGHEST }
     }
 }
 
-/// The leg by which a circuit was found.
+/// The endpoint by which a circuit was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// Towards the origin.
@@ -56,16 +56,16 @@ pub(super) enum NextHop {
     /// The channel to the next hop is being dialled; `request` is sent once it is open.
     Dialling { relay: RelayId, request: Vec<u8> },
     /// CREATE is sent; CREATED is incomplete.
-    Creating { leg: Leg, volunteer: bool, reply: Fragments },
+    Creating { endpoint: CircuitEndpoint, volunteer: bool, reply: Fragments },
     /// The next hop has answered.
-    Open(Leg),
+    Open(CircuitEndpoint),
 }
 
 impl NextHop {
-    /// The leg towards the next hop, if there is one.
-    pub(super) const fn leg(&self) -> Option<Leg> {
+    /// The endpoint towards the next hop, if there is one.
+    pub(super) const fn endpoint(&self) -> Option<CircuitEndpoint> {
         match self {
-            Self::Creating { leg, .. } | Self::Open(leg) => Some(*leg),
+            Self::Creating { endpoint, .. } | Self::Open(endpoint) => Some(*endpoint),
             Self::None | Self::Dialling { .. } => None,
         }
     }
@@ -74,7 +74,7 @@ impl NextHop {
 /// One circuit.
 pub(super) struct Circuit {
     pub(super) hop: HopIndex,
-    pub(super) previous: Leg,
+    pub(super) previous: CircuitEndpoint,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,
     /// The fragments of an incomplete EXTEND.
@@ -86,7 +86,7 @@ pub(super) struct Circuit {
     /// The time of the last cell from the origin.
     pub(super) last_cell: Instant,
     /// The streams that end here, from the first stream message on.
-    pub(super) speaker: Option<Box<Speaker>>,
+    pub(super) exit_side: Option<Box<ExitSide>>,
     /// Whether it is in the list of circuits with pending messages.
     pub(super) listed: bool,
 }
@@ -95,7 +95,7 @@ pub(super) struct Circuit {
 pub(super) struct Late;
 
 impl Circuit {
-    pub(super) const fn new(now: Instant, hop: HopIndex, previous: Leg, layer: RelayLayer) -> Self {
+    pub(super) const fn new(now: Instant, hop: HopIndex, previous: CircuitEndpoint, layer: RelayLayer) -> Self {
         Self {
             hop,
             previous,
@@ -105,19 +105,19 @@ impl Circuit {
             gone: 0,
             deadline: None,
             last_cell: now,
-            speaker: None,
+            exit_side: None,
             listed: false,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let speaker = self.speaker.as_ref().and_then(|speaker| speaker.streams.poll_timeout());
-        [self.deadline, speaker, self.unused_until()].into_iter().flatten().min()
+        let exit_side = self.exit_side.as_ref().and_then(|exit_side| exit_side.streams.poll_timeout());
+        [self.deadline, exit_side, self.unused_until()].into_iter().flatten().min()
     }
 
     /// When the circuit ends as unused; `None` once it is extended or has had a stream.
     fn unused_until(&self) -> Option<Instant> {
-        let unused = matches!(self.next, NextHop::None) && self.speaker.is_none();
+        let unused = matches!(self.next, NextHop::None) && self.exit_side.is_none();
         let limit = if self.hop == HopIndex::FIRST { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
         unused.then(|| self.last_cell.after(limit))
     }
@@ -126,7 +126,7 @@ impl Circuit {
         if [self.deadline, self.unused_until()].into_iter().flatten().any(|due| due <= now) {
             return Err(Late);
         }
-        match self.speaker.as_mut().map(|speaker| speaker.streams.handle_timeout(now)) {
+        match self.exit_side.as_mut().map(|exit_side| exit_side.streams.handle_timeout(now)) {
             Some(Err(_)) => Err(Late),
             Some(Ok(())) | None => Ok(()),
         }
@@ -138,7 +138,7 @@ impl Circuit {
 pub(super) struct Table {
     slots: Vec<Option<(u64, Circuit)>>,
     vacant: Vec<usize>,
-    legs: HashMap<ChannelId, HashMap<CircuitId, (CircuitKey, Side)>>,
+    endpoints: HashMap<ChannelId, HashMap<CircuitId, (CircuitKey, Side)>>,
     next_generation: u64,
 }
 
@@ -169,26 +169,26 @@ impl Table {
         key
     }
 
-    /// Adds the leg towards the next hop.
-    pub(super) fn insert_next(&mut self, leg: Leg, key: CircuitKey) {
-        self.insert_leg(leg, key, Side::Next);
+    /// Adds the endpoint towards the next hop.
+    pub(super) fn insert_next(&mut self, endpoint: CircuitEndpoint, key: CircuitKey) {
+        self.insert_leg(endpoint, key, Side::Next);
     }
 
-    fn insert_leg(&mut self, leg: Leg, key: CircuitKey, side: Side) {
-        self.legs.entry(leg.channel).or_default().insert(leg.circuit, (key, side));
+    fn insert_leg(&mut self, endpoint: CircuitEndpoint, key: CircuitKey, side: Side) {
+        self.endpoints.entry(endpoint.channel).or_default().insert(endpoint.circuit, (key, side));
     }
 
-    /// Removes a leg, so that it finds no circuit.
-    pub(super) fn remove_leg(&mut self, leg: Leg) {
-        let Some(legs) = self.legs.get_mut(&leg.channel) else { return };
-        legs.remove(&leg.circuit);
-        if legs.is_empty() {
-            self.legs.remove(&leg.channel);
+    /// Removes a endpoint, so that it finds no circuit.
+    pub(super) fn remove_leg(&mut self, endpoint: CircuitEndpoint) {
+        let Some(endpoints) = self.endpoints.get_mut(&endpoint.channel) else { return };
+        endpoints.remove(&endpoint.circuit);
+        if endpoints.is_empty() {
+            self.endpoints.remove(&endpoint.channel);
         }
     }
 
-    pub(super) fn find(&self, leg: Leg) -> Option<(CircuitKey, Side)> {
-        self.legs.get(&leg.channel)?.get(&leg.circuit).copied()
+    pub(super) fn find(&self, endpoint: CircuitEndpoint) -> Option<(CircuitKey, Side)> {
+        self.endpoints.get(&endpoint.channel)?.get(&endpoint.circuit).copied()
     }
 
     pub(super) fn circuit(&self, key: CircuitKey) -> Option<&Circuit> {
@@ -206,8 +206,8 @@ impl Table {
         let (_, circuit) = self.slots.get_mut(key.slot)?.take()?;
         self.vacant.push(key.slot);
         self.remove_leg(circuit.previous);
-        if let Some(leg) = circuit.next.leg() {
-            self.remove_leg(leg);
+        if let Some(endpoint) = circuit.next.endpoint() {
+            self.remove_leg(endpoint);
         }
         Some(circuit)
     }
@@ -218,13 +218,13 @@ impl Table {
         slots.filter_map(|(slot, entry)| Some(CircuitKey { slot, generation: entry.as_ref()?.0 })).collect()
     }
 
-    /// Whether a circuit has a leg on a channel.
+    /// Whether a circuit has a endpoint on a channel.
     pub(super) fn is_on(&self, channel: ChannelId) -> bool {
-        self.legs.contains_key(&channel)
+        self.endpoints.contains_key(&channel)
     }
 
-    /// The circuits with a leg on a channel, and the side of that leg.
+    /// The circuits with a endpoint on a channel, and the side of that endpoint.
     pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<(CircuitKey, Side)> {
-        self.legs.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
+        self.endpoints.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
     }
 }

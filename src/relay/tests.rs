@@ -464,7 +464,8 @@ fn extending_to_itself_the_predecessor_or_twice_ends_the_circuit() {
         let mut layers = bench.create(link, upper(1), HopIndex::new(hop).unwrap());
         if hop == 2 {
             // The origin's first layer is missing here, so the test passes the message as if it were opened.
-            let key = bench.relay.table.find(Leg { channel: ChannelId(link), circuit: upper(1) }).unwrap().0;
+            let key =
+                bench.relay.table.find(CircuitEndpoint { channel: ChannelId(link), circuit: upper(1) }).unwrap().0;
             let body = encode_extend(&relay_id(to), &[1; 100]);
             let fragment = split(&body, 900).unwrap().remove(0);
             bench.relay.handle_extend(bench.now, key, &fragment, &mut bench.rng);
@@ -629,8 +630,8 @@ fn a_relay_message_that_is_not_an_origins_ends_the_circuit() {
     for message in [
         RelayMessage::Extended { fragment: Bytes::from_static(b"x") },
         RelayMessage::Connected { stream, address: None },
-        RelayMessage::SendMe { mark: [1; 16] },
-        RelayMessage::Data { stream, mark: None, bytes: Bytes::from_static(b"x") },
+        RelayMessage::SendMe { tag: [1; 16] },
+        RelayMessage::Data { stream, tag: None, bytes: Bytes::from_static(b"x") },
     ] {
         let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
         let link = bench.client();

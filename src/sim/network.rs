@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Bytes of a link's send buffer up to which the link has room.
-const ROOM_MARK: usize = 256 << 10;
+const ROOM_THRESHOLD: usize = 256 << 10;
 /// Bytes of a message in one datagram.
 const DATAGRAM_LEN: usize = 1200;
 /// Time after which a dial to an address without a listener fails.
@@ -58,7 +58,7 @@ pub struct Network {
     profile: PathProfile,
     ports: Vec<Port>,
     ends: BTreeMap<LinkId, End>,
-    on_the_way: BinaryHeap<Reverse<Happening>>,
+    schedule: BinaryHeap<Reverse<Scheduled>>,
     next_link: u64,
     next_serial: u64,
 }
@@ -82,7 +82,7 @@ struct End {
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Happening {
+struct Scheduled {
     at: Instant,
     serial: u64,
     what: What,
@@ -105,7 +105,7 @@ impl Network {
             profile,
             ports: Vec::new(),
             ends: BTreeMap::new(),
-            on_the_way: BinaryHeap::new(),
+            schedule: BinaryHeap::new(),
             next_link: 1,
             next_serial: 0,
         }
@@ -153,18 +153,18 @@ impl Network {
     /// The time of the next event.
     #[must_use]
     pub fn next_arrival(&self) -> Option<Instant> {
-        self.on_the_way.peek().map(|Reverse(happening)| happening.at)
+        self.schedule.peek().map(|Reverse(scheduled)| scheduled.at)
     }
 
     /// Delivers all due events, and returns the nodes they concern.
     pub fn arrive(&mut self, now: Instant) -> Vec<NodeId> {
         let mut concerned = Vec::new();
-        while let Some(Reverse(happening)) = self.on_the_way.peek() {
-            if happening.at > now {
+        while let Some(Reverse(scheduled)) = self.schedule.peek() {
+            if scheduled.at > now {
                 break;
             }
-            if let Some(Reverse(happening)) = self.on_the_way.pop() {
-                self.happen(happening, &mut concerned);
+            if let Some(Reverse(scheduled)) = self.schedule.pop() {
+                self.execute(scheduled, &mut concerned);
             }
         }
         concerned
@@ -214,18 +214,18 @@ impl Network {
     fn schedule(&mut self, at: Instant, what: What) {
         let serial = self.next_serial;
         self.next_serial = serial.saturating_add(1);
-        self.on_the_way.push(Reverse(Happening { at, serial, what }));
+        self.schedule.push(Reverse(Scheduled { at, serial, what }));
     }
 
-    fn happen(&mut self, happening: Happening, concerned: &mut Vec<NodeId>) {
-        match happening.what {
+    fn execute(&mut self, scheduled: Scheduled, concerned: &mut Vec<NodeId>) {
+        match scheduled.what {
             What::DialEnds { from, relay, fingerprint, to } => {
-                self.dial_ends(happening.at, from, relay, fingerprint, to, concerned);
+                self.dial_ends(scheduled.at, from, relay, fingerprint, to, concerned);
             }
             What::Departs { link, bytes } => {
                 if let Some(end) = self.ends.get_mut(&link) {
                     end.buffered = end.buffered.saturating_sub(bytes);
-                    let (node, room) = (end.node, ROOM_MARK.saturating_sub(end.buffered));
+                    let (node, room) = (end.node, ROOM_THRESHOLD.saturating_sub(end.buffered));
                     self.tell(node, LinkEvent::Room { link, bytes: room }, concerned);
                 }
             }
@@ -279,7 +279,7 @@ impl Network {
                 lanes: LANES,
             };
             self.tell(node, LinkEvent::Opened { link, opened }, concerned);
-            self.tell(node, LinkEvent::Room { link, bytes: ROOM_MARK }, concerned);
+            self.tell(node, LinkEvent::Room { link, bytes: ROOM_THRESHOLD }, concerned);
         }
     }
 

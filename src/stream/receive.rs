@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{MAX_CONTROL, Phase, Receiving, Role, Sending, StreamError, StreamEvent, Streams};
 use crate::{
     base::{Instant, StreamId},
-    flow::Mark,
+    flow::SendmeTag,
     wire::{Answer, EndReason, MessageKind, RelayMessage},
 };
 
@@ -28,8 +28,8 @@ impl Streams {
             return Err(StreamError::Illegal(kind));
         }
         match message {
-            RelayMessage::Data { stream, mark, bytes } => self.handle_data(stream, mark, bytes),
-            RelayMessage::SendMe { mark } => Ok(self.window.handle_sendme(now, &mark)?),
+            RelayMessage::Data { stream, tag, bytes } => self.handle_data(stream, tag, bytes),
+            RelayMessage::SendMe { tag } => Ok(self.window.handle_sendme(now, &tag)?),
             RelayMessage::Credit { stream, bytes } => self.handle_credit(stream, bytes),
             RelayMessage::End { stream, reason: EndReason::Done } => self.handle_finished(stream),
             RelayMessage::End { stream, reason } => self.handle_reset(stream, reason),
@@ -66,9 +66,9 @@ impl Streams {
         }
     }
 
-    fn handle_data(&mut self, id: StreamId, mark: Option<Mark>, bytes: Bytes) -> Result<(), StreamError> {
-        if let Some(mark) = mark {
-            self.acknowledger.handle_mark(mark)?;
+    fn handle_data(&mut self, id: StreamId, tag: Option<SendmeTag>, bytes: Bytes) -> Result<(), StreamError> {
+        if let Some(tag) = tag {
+            self.acknowledger.handle_tag(tag)?;
         }
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let Some(stream) = self.streams.get_mut(&id) else {

@@ -5,8 +5,8 @@ use rand::CryptoRng;
 use super::{SEND_BUFFER, Sending, StreamEvent, Streams};
 use crate::{
     base::{Instant, StreamId},
-    flow::Mark,
-    wire::{EndReason, MARK_LEN, MESSAGE_HEADER_LEN, RelayMessage},
+    flow::SendmeTag,
+    wire::{EndReason, MESSAGE_HEADER_LEN, RelayMessage, SENDME_TAG_LEN},
 };
 
 impl Streams {
@@ -26,8 +26,8 @@ impl Streams {
         capacity: usize,
         rng: &mut R,
     ) -> Option<RelayMessage> {
-        if let Some(mark) = self.acknowledger.poll_mark() {
-            return Some(RelayMessage::SendMe { mark });
+        if let Some(tag) = self.acknowledger.poll_tag() {
+            return Some(RelayMessage::SendMe { tag });
         }
         if let Some(message) = self.control.pop_front() {
             return Some(message);
@@ -53,12 +53,12 @@ impl Streams {
     }
 
     fn poll_data<R: CryptoRng + ?Sized>(&mut self, now: Instant, capacity: usize, rng: &mut R) -> Option<RelayMessage> {
-        let mark = self.window.wants_mark().then(|| {
-            let mut mark: Mark = [0; MARK_LEN];
-            rng.fill_bytes(&mut mark);
-            mark
+        let tag = self.window.wants_tag().then(|| {
+            let mut tag: SendmeTag = [0; SENDME_TAG_LEN];
+            rng.fill_bytes(&mut tag);
+            tag
         });
-        let overhead = MESSAGE_HEADER_LEN.saturating_add(mark.map_or(0, |mark| mark.len()));
+        let overhead = MESSAGE_HEADER_LEN.saturating_add(tag.map_or(0, |tag| tag.len()));
         let capacity = capacity.saturating_sub(overhead);
         if capacity == 0 {
             return None;
@@ -70,16 +70,16 @@ impl Streams {
         let length = capacity.min(credit).min(stream.outgoing.len());
         let bytes = stream.outgoing.split_to(length).freeze();
         stream.credit = stream.credit.saturating_sub(u64::try_from(length).unwrap_or(u64::MAX));
-        if stream.above_mark && stream.outgoing.len() <= SEND_BUFFER / 2 {
-            stream.above_mark = false;
+        if stream.above_threshold && stream.outgoing.len() <= SEND_BUFFER / 2 {
+            stream.above_threshold = false;
             if stream.sending == Sending::Open {
                 self.events.push_back(StreamEvent::Writable { stream: id });
             }
         }
-        self.window.handle_sent(now, mark);
+        self.window.handle_sent(now, tag);
         self.make_ready(id);
         self.end_if_sent(id);
-        Some(RelayMessage::Data { stream: id, mark, bytes })
+        Some(RelayMessage::Data { stream: id, tag, bytes })
     }
 
     /// Appends a stream that has bytes it may send to the queue.

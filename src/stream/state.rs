@@ -37,7 +37,7 @@ pub(super) enum Receiving {
     Finished,
 }
 
-pub(super) struct Stream {
+pub(super) struct StreamState {
     pub(super) phase: Phase,
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
@@ -46,7 +46,7 @@ pub(super) struct Stream {
     /// Whether it is in the queue of streams with bytes to send.
     pub(super) ready: bool,
     /// More than half the send buffer was in use; `Writable` is due when it no longer is.
-    pub(super) above_mark: bool,
+    pub(super) above_threshold: bool,
 
     pub(super) receiving: Receiving,
     /// Bytes received before the exit was connected. They are copied, because their cells hold more memory than the
@@ -61,7 +61,7 @@ pub(super) struct Stream {
     pub(super) owing: bool,
 }
 
-impl Stream {
+impl StreamState {
     pub(super) fn new(phase: Phase) -> Self {
         let initial = u64::from(INITIAL_CREDIT);
         Self {
@@ -70,7 +70,7 @@ impl Stream {
             outgoing: BytesMut::new(),
             credit: initial,
             ready: false,
-            above_mark: false,
+            above_threshold: false,
             receiving: Receiving::Open,
             early: BytesMut::new(),
             received: 0,

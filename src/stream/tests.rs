@@ -142,7 +142,7 @@ fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
     let id = StreamId::new(9).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
     let bytes = Bytes::from_static(b"early");
-    pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, mark: None, bytes: bytes.clone() }).unwrap();
+    pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes: bytes.clone() }).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
     assert_eq!(events(&mut pair.exit).len(), 1);
     pair.exit.connected(pair.now, id, None);
@@ -209,7 +209,7 @@ fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
     for byte in 0..100 {
         let cell = Bytes::from(vec![byte; 1019]);
         let bytes = cell.slice(..1);
-        pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, mark: None, bytes }).unwrap();
+        pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes }).unwrap();
         assert!(cell.is_unique());
     }
     pair.exit.connected(pair.now, id, None);
@@ -235,7 +235,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
     assert_eq!(events(&mut pair.exit), [StreamEvent::Closed { stream: id, reason: EndReason::Reset }]);
     assert_eq!(events(&mut pair.origin), []);
     // The exit's END was its last message.
-    let message = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
+    let message = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     assert_eq!(pair.origin.handle_message(pair.now, message), Err(StreamError::Illegal(MessageKind::Data)));
 }
 
@@ -245,7 +245,7 @@ fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
     let id = pair.stream();
     pair.origin.reset(id, EndReason::Reset);
     let bytes = Bytes::from(vec![0; 1024]);
-    let data = RelayMessage::Data { stream: id, mark: None, bytes };
+    let data = RelayMessage::Data { stream: id, tag: None, bytes };
     for _ in 0..INITIAL_CREDIT / 1024 {
         pair.origin.handle_message(pair.now, data.clone()).unwrap();
     }
@@ -300,7 +300,7 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
         events(&mut pair.exit);
     }
     pair.settle();
-    let open: u64 = pair.origin.streams.values().map(Stream::credit_left).sum();
+    let open: u64 = pair.origin.streams.values().map(StreamState::credit_left).sum();
     let extra = pair.origin.extra_credit;
     assert!((9 << 16..=1 << 20).contains(&extra), "{extra}");
     assert!(open <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{open}");
@@ -360,7 +360,7 @@ fn a_second_stream_finds_credit_beside_one_that_has_taken_its_most() {
 fn bytes_beyond_the_credit_are_a_breach() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from(vec![0; 1024]) };
+    let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from(vec![0; 1024]) };
     for _ in 0..INITIAL_CREDIT / 1024 {
         pair.origin.handle_message(pair.now, data.clone()).unwrap();
     }
@@ -371,13 +371,13 @@ fn bytes_beyond_the_credit_are_a_breach() {
 fn a_message_of_a_stream_that_never_was_is_a_breach() {
     let id = StreamId::new(3).unwrap();
     let messages = [
-        RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") },
+        RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") },
         RelayMessage::Connected { stream: id, address: None },
         RelayMessage::Resolved { stream: id, ttl: 1, answers: vec![Answer::Name("a".into())] },
         RelayMessage::Credit { stream: id, bytes: 1 },
         RelayMessage::End { stream: id, reason: EndReason::Done },
         RelayMessage::End { stream: id, reason: EndReason::Failed },
-        RelayMessage::SendMe { mark: [0; 16] },
+        RelayMessage::SendMe { tag: [0; 16] },
         RelayMessage::Extend { fragment: Bytes::new() },
         RelayMessage::Extended { fragment: Bytes::new() },
     ];
@@ -406,7 +406,7 @@ fn data_after_its_end_is_a_breach() {
     let id = pair.stream();
     let end = RelayMessage::End { stream: id, reason: EndReason::Done };
     pair.exit.handle_message(pair.now, end.clone()).unwrap();
-    let data = RelayMessage::Data { stream: id, mark: None, bytes: Bytes::from_static(b"x") };
+    let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     assert!(pair.exit.handle_message(pair.now, data).is_err());
     assert!(pair.exit.handle_message(pair.now, end).is_err());
 }

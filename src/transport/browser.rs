@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Bytes of allowance saved before a rate-limited sender continues: one message, `MESSAGE_CELLS` cells.
 const LEAST_ALLOWANCE: f64 = 17_408.0;
 /// Least time for one attempt of a dial.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Limits and settings of an [`Endpoint`].
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct Caps {
     /// Most time for a dial, all attempts together. Default 10 s.
     pub opening: Duration,
     /// Bytes in a link's send buffers at which [`LinkEvent::Room`] is zero. Default 256 KiB.
-    pub send_mark: usize,
+    pub send_threshold: usize,
     /// Most received bytes of one link that the driver has not taken, each message counted in whole slots. Beyond it
     /// the link ends. Default 16 MiB.
     pub waiting: usize,
@@ -48,7 +48,7 @@ pub struct Caps {
 
 impl Default for Caps {
     fn default() -> Self {
-        Self { links: 128, opening: Duration::from_secs(10), send_mark: 256 << 10, waiting: 16 << 20 }
+        Self { links: 128, opening: Duration::from_secs(10), send_threshold: 256 << 10, waiting: 16 << 20 }
     }
 }
 
@@ -209,7 +209,7 @@ impl Endpoint {
 
     fn tell_room(&mut self, now: Instant, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        let mut bytes = self.caps.send_mark.saturating_sub(link.peer.buffered());
+        let mut bytes = self.caps.send_threshold.saturating_sub(link.peer.buffered());
         if let Some(allowance) = &mut self.allowance {
             allowance.refill(now);
             bytes = allowance.room(bytes);
@@ -323,7 +323,7 @@ impl Endpoint {
         {
             let left = u32::try_from(dial.target.addresses.len().saturating_sub(dial.tried)).unwrap_or(u32::MAX);
             dial.tried = dial.tried.saturating_add(1);
-            let share = dial.over.since(now).checked_div(left).unwrap_or(PATIENCE).max(PATIENCE);
+            let share = dial.over.since(now).checked_div(left).unwrap_or(ATTEMPT_TIMEOUT).max(ATTEMPT_TIMEOUT);
             dial.until = now.after(share).min(dial.over);
             self.next_link = self.next_link.saturating_add(1);
             let id = LinkId(self.next_link);
@@ -379,7 +379,7 @@ impl Transport for Endpoint {
                     let sent = message.len() as f64;
                     allowance.bytes -= sent;
                     allowance.short = true;
-                } else if link.told < self.caps.send_mark / 2 {
+                } else if link.told < self.caps.send_threshold / 2 {
                     // The browser reports when a lane's buffer falls below its threshold. A lane below the threshold
                     // gets no such event, so room is reported here. A lane above it reports in time.
                     self.tell_room(now, id);

@@ -6,7 +6,7 @@
 //! | BEGIN | 1 | origin | yes |
 //! | CONNECTED | 2 | hop | yes |
 //! | DATA | 3 | either | yes |
-//! | DATA with a mark | 4 | either | yes |
+//! | DATA with a tag | 4 | either | yes |
 //! | END | 5 | either | yes |
 //! | RESOLVE | 6 | origin | yes |
 //! | RESOLVED | 7 | hop | yes |
@@ -33,8 +33,8 @@ use super::{
 
 /// Bytes of a relay message before its payload: kind 1, stream 2, payload length 2.
 pub const MESSAGE_HEADER_LEN: usize = 5;
-/// Bytes of the mark that a SENDME echoes.
-pub const MARK_LEN: usize = 16;
+/// Bytes of the tag that a SENDME echoes.
+pub const SENDME_TAG_LEN: usize = 16;
 const MAX_ANSWERS: usize = 16;
 
 /// The kind of a relay message, as its first byte.
@@ -47,8 +47,8 @@ pub enum MessageKind {
     Connected = 2,
     /// Bytes of a stream.
     Data = 3,
-    /// Bytes of a stream after a mark that a SENDME must echo.
-    MarkedData = 4,
+    /// Bytes of a stream after a tag that a SENDME must echo.
+    TaggedData = 4,
     /// No more bytes will come, or the stream has failed.
     End = 5,
     /// Requests a name's addresses or an address's names.
@@ -57,7 +57,7 @@ pub enum MessageKind {
     Resolved = 7,
     /// Permits the other end to send more bytes of a stream.
     Credit = 8,
-    /// Echoes a mark, which permits the other end to send more cells of the circuit.
+    /// Echoes a tag, which permits the other end to send more cells of the circuit.
     SendMe = 9,
     /// Makes the circuit one hop longer.
     Extend = 10,
@@ -77,7 +77,7 @@ impl MessageKind {
             1 => Self::Begin,
             2 => Self::Connected,
             3 => Self::Data,
-            4 => Self::MarkedData,
+            4 => Self::TaggedData,
             5 => Self::End,
             6 => Self::Resolve,
             7 => Self::Resolved,
@@ -193,7 +193,7 @@ pub enum RelayMessage {
         /// The stream.
         stream: StreamId,
         /// Random bytes that the receiver echoes in a SENDME.
-        mark: Option<[u8; MARK_LEN]>,
+        tag: Option<[u8; SENDME_TAG_LEN]>,
         /// The bytes, never empty.
         bytes: Bytes,
     },
@@ -227,10 +227,10 @@ pub enum RelayMessage {
         /// Bytes, never zero.
         bytes: u32,
     },
-    /// Echo of a mark.
+    /// Echo of a tag.
     SendMe {
-        /// The mark.
-        mark: [u8; MARK_LEN],
+        /// The tag.
+        tag: [u8; SENDME_TAG_LEN],
     },
     /// A fragment of an EXTEND body (`proto/04-handshake.md`).
     Extend {
@@ -262,8 +262,8 @@ impl RelayMessage {
         match self {
             Self::Begin { .. } => MessageKind::Begin,
             Self::Connected { .. } => MessageKind::Connected,
-            Self::Data { mark: None, .. } => MessageKind::Data,
-            Self::Data { mark: Some(_), .. } => MessageKind::MarkedData,
+            Self::Data { tag: None, .. } => MessageKind::Data,
+            Self::Data { tag: Some(_), .. } => MessageKind::TaggedData,
             Self::End { .. } => MessageKind::End,
             Self::Resolve { .. } => MessageKind::Resolve,
             Self::Resolved { .. } => MessageKind::Resolved,
@@ -327,12 +327,12 @@ impl RelayMessage {
                 }
                 Ok(())
             }
-            Self::Data { mark, bytes, .. } => {
+            Self::Data { tag, bytes, .. } => {
                 if bytes.is_empty() {
                     return Err(WireError::Truncated("data"));
                 }
-                if let Some(mark) = mark {
-                    out.extend_from_slice(mark);
+                if let Some(tag) = tag {
+                    out.extend_from_slice(tag);
                 }
                 out.extend_from_slice(bytes);
                 Ok(())
@@ -362,8 +362,8 @@ impl RelayMessage {
                 out.extend_from_slice(&bytes.to_be_bytes());
                 Ok(())
             }
-            Self::SendMe { mark } => {
-                out.extend_from_slice(mark);
+            Self::SendMe { tag } => {
+                out.extend_from_slice(tag);
                 Ok(())
             }
             Self::Extend { fragment } | Self::Extended { fragment } => {
@@ -421,10 +421,10 @@ impl RelayMessage {
                     Some(Host::Name(_)) => return Err(WireError::Invalid("connected address")),
                 }
             }
-            MessageKind::Data => Self::Data { stream, mark: None, bytes: reader.rest(payload)? },
-            MessageKind::MarkedData => {
-                let mark = Some(reader.array()?);
-                Self::Data { stream, mark, bytes: reader.rest(payload)? }
+            MessageKind::Data => Self::Data { stream, tag: None, bytes: reader.rest(payload)? },
+            MessageKind::TaggedData => {
+                let tag = Some(reader.array()?);
+                Self::Data { stream, tag, bytes: reader.rest(payload)? }
             }
             MessageKind::End => Self::End {
                 stream,
@@ -468,9 +468,9 @@ impl RelayMessage {
         let mut reader = Reader::new(&payload, "message payload");
         match kind {
             MessageKind::SendMe => {
-                let mark = reader.array()?;
+                let tag = reader.array()?;
                 reader.finish()?;
-                Ok(Self::SendMe { mark })
+                Ok(Self::SendMe { tag })
             }
             MessageKind::Extend => Ok(Self::Extend { fragment: payload }),
             MessageKind::Extended => Ok(Self::Extended { fragment: payload }),

@@ -40,9 +40,9 @@ fn message() -> impl Strategy<Value = RelayMessage> {
         (id(), host(), 1..=u16::MAX)
             .prop_map(|(stream, host, port)| RelayMessage::Begin { stream, target: Target { host, port } }),
         (id(), prop::option::of(address())).prop_map(|(stream, address)| RelayMessage::Connected { stream, address }),
-        (id(), any::<Option<[u8; MARK_LEN]>>(), bytes(1)).prop_map(|(stream, mark, bytes)| RelayMessage::Data {
+        (id(), any::<Option<[u8; SENDME_TAG_LEN]>>(), bytes(1)).prop_map(|(stream, tag, bytes)| RelayMessage::Data {
             stream,
-            mark,
+            tag,
             bytes
         }),
         (id(), reason()).prop_map(|(stream, reason)| RelayMessage::End { stream, reason }),
@@ -53,7 +53,7 @@ fn message() -> impl Strategy<Value = RelayMessage> {
             answers
         }),
         (id(), 1..=u32::MAX).prop_map(|(stream, bytes)| RelayMessage::Credit { stream, bytes }),
-        any::<[u8; MARK_LEN]>().prop_map(|mark| RelayMessage::SendMe { mark }),
+        any::<[u8; SENDME_TAG_LEN]>().prop_map(|tag| RelayMessage::SendMe { tag }),
         bytes(0).prop_map(|fragment| RelayMessage::Extend { fragment }),
         bytes(0).prop_map(|fragment| RelayMessage::Extended { fragment }),
         Just(RelayMessage::Drop),
@@ -162,7 +162,7 @@ fn messages_that_could_not_be_decoded_are_not_encoded() {
         RelayMessage::Resolve { stream, host: name("") },
         RelayMessage::Resolve { stream, host: name("two words") },
         RelayMessage::Resolve { stream, host: name(&"a".repeat(256)) },
-        RelayMessage::Data { stream, mark: None, bytes: Bytes::new() },
+        RelayMessage::Data { stream, tag: None, bytes: Bytes::new() },
         RelayMessage::Credit { stream, bytes: 0 },
         RelayMessage::Resolved { stream, ttl: 1, answers: Vec::new() },
         RelayMessage::Resolved { stream, ttl: 1, answers: vec![Answer::Ip([0; 4].into()); 17] },

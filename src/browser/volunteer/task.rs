@@ -27,7 +27,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Delay from a change of its gateways to the query for their confirmation.
 const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// Time limit for the first gateway, after which the volunteer reports that none answers.
-const PATIENCE: Duration = Duration::from_secs(25);
+const FIRST_GATEWAY_TIMEOUT: Duration = Duration::from_secs(25);
 const NO_GATEWAY: &str = "None of the relays that this volunteer may use as gateways answers as it should: this network may \
                           block WebRTC or UDP. It keeps trying.";
 /// Interval at which the page is updated with statistics.
@@ -186,7 +186,7 @@ impl Course {
         }
         let (phase, why) = match (gateways, self.confirmed.get()) {
             (1.., true) => (Phase::Reachable, ""),
-            (0, _) if now.since(self.alone_since.get()) > PATIENCE => (Phase::Unreachable, NO_GATEWAY),
+            (0, _) if now.since(self.alone_since.get()) > FIRST_GATEWAY_TIMEOUT => (Phase::Unreachable, NO_GATEWAY),
             _ => (Phase::Connecting, ""),
         };
         self.volunteer.set_phase(phase, why);

@@ -122,7 +122,7 @@ fn a_redirecter_leads_nowhere_but_to_web_links() {
 #[test]
 fn wrappers_without_end_are_no_link() {
     let mut link = "https://example.org/".to_owned();
-    for _ in 0..=MOST_WRAPPERS {
+    for _ in 0..=MAX_WRAPPERS {
         link = format!("https://href.li/?{link}");
     }
     assert_eq!(cleaned(&link), None);

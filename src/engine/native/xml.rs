@@ -6,7 +6,7 @@ use quick_xml::{
     reader::NsReader,
 };
 
-use crate::engine::xml::{Attributes, MOST_ATTRIBUTES, MOST_DEPTH, Piece, XmlError};
+use crate::engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError};
 
 impl From<quick_xml::Error> for XmlError {
     fn from(error: quick_xml::Error) -> Self {
@@ -73,7 +73,7 @@ fn check(start: &BytesStart<'_>, depth: usize) -> Result<(), XmlError> {
     // The reader's check for duplicates is off, because it takes quadratic time.
     let mut attributes = start.attributes();
     let attributes = attributes.with_checks(false);
-    if depth > MOST_DEPTH || attributes.by_ref().take(MOST_ATTRIBUTES.saturating_add(1)).count() > MOST_ATTRIBUTES {
+    if depth > MAX_DEPTH || attributes.by_ref().take(MAX_ATTRIBUTES.saturating_add(1)).count() > MAX_ATTRIBUTES {
         return Err(XmlError::TooDeep);
     }
     if start.attributes().any(|attribute| attribute.is_err()) { Err(XmlError::Malformed) } else { Ok(()) }

@@ -3,7 +3,7 @@
 use wasm_bindgen::JsCast as _;
 use web_sys::{DomParser, Element, Node, SupportedType};
 
-use crate::engine::xml::{Attributes, MOST_ATTRIBUTES, MOST_DEPTH, Piece, XmlError, check_extent};
+use crate::engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError, check_extent};
 
 /// Walks over all of `document`.
 pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
@@ -52,7 +52,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
 
 fn open(element: &Element, depth: usize, visit: &mut impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
     let count = usize::try_from(element.attributes().length()).unwrap_or(usize::MAX);
-    if depth > MOST_DEPTH || count > MOST_ATTRIBUTES {
+    if depth > MAX_DEPTH || count > MAX_ATTRIBUTES {
         return Err(XmlError::TooDeep);
     }
     let (namespace, name) = (element.namespace_uri().unwrap_or_default(), element.local_name());

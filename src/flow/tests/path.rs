@@ -2,7 +2,7 @@
 //!
 //! Each link serves circuits fairly, as a channel's queue does, at a rate. A lost datagram delays its circuit until
 //! it is retransmitted. Nodes handle received messages in batches. Cells of a circuit stay in order and none is lost,
-//! so a queue is a range of numbers, and every `mark_every`-th number is a mark.
+//! so a queue is a range of numbers, and every `tag_every`-th number is a tag.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -78,7 +78,7 @@ pub(super) struct Circuit {
 enum What {
     Served { hop: usize },
     Arrives { hop: usize, circuit: usize, end: u64 },
-    Acknowledges { circuit: usize, mark: u64 },
+    Acknowledges { circuit: usize, tag: u64 },
     Sends { circuit: usize },
 }
 
@@ -160,9 +160,9 @@ impl Path {
                     self.serve(hop);
                 }
                 What::Arrives { hop, circuit, end } => self.arrive(hop, circuit, end),
-                What::Acknowledges { circuit, mark } => {
-                    let mark = u128::from(mark).to_be_bytes();
-                    self.circuits[circuit].window.handle_sendme(at, &mark).expect("marks are echoed in order");
+                What::Acknowledges { circuit, tag } => {
+                    let tag = u128::from(tag).to_be_bytes();
+                    self.circuits[circuit].window.handle_sendme(at, &tag).expect("tags are echoed in order");
                     self.send(circuit);
                 }
                 What::Sends { circuit } => self.send(circuit),
@@ -194,7 +194,7 @@ impl Path {
     }
 
     fn send(&mut self, circuit: usize) {
-        let every = u64::from(self.parameters.mark_every);
+        let every = u64::from(self.parameters.tag_every);
         let it = &mut self.circuits[circuit];
         let queue = &self.hops[0].queues[circuit];
         let room = SENDER_QUEUE.saturating_sub(queue.end - queue.first);
@@ -202,9 +202,9 @@ impl Path {
         while it.wanted > 0 && end < it.sent + room && it.window.has_room() {
             end += 1;
             it.wanted -= 1;
-            assert_eq!(it.window.wants_mark(), end.is_multiple_of(every));
-            let mark = end.is_multiple_of(every).then(|| u128::from(end).to_be_bytes());
-            it.window.handle_sent(self.now, mark);
+            assert_eq!(it.window.wants_tag(), end.is_multiple_of(every));
+            let tag = end.is_multiple_of(every).then(|| u128::from(end).to_be_bytes());
+            it.window.handle_sent(self.now, tag);
         }
         if end > it.sent {
             if end == it.sent + 1 {
@@ -307,9 +307,9 @@ impl Path {
         if hop + 1 < self.hops.len() {
             return self.enqueue(hop + 1, circuit, end);
         }
-        let every = u64::from(self.parameters.mark_every);
+        let every = u64::from(self.parameters.tag_every);
         let it = &mut self.circuits[circuit];
-        let mut mark = (it.delivered / every + 1) * every;
+        let mut tag = (it.delivered / every + 1) * every;
         it.delivered = end;
         while it.sent_at.front().is_some_and(|(number, _)| *number <= end) {
             if let Some((number, at)) = it.sent_at.pop_front()
@@ -318,10 +318,10 @@ impl Path {
                 it.slowest = it.slowest.max(self.now.since(at));
             }
         }
-        while mark <= end {
+        while tag <= end {
             let at = self.back(circuit);
-            self.schedule(at, What::Acknowledges { circuit, mark });
-            mark += every;
+            self.schedule(at, What::Acknowledges { circuit, tag });
+            tag += every;
         }
     }
 

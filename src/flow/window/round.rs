@@ -6,7 +6,7 @@ use crate::base::Instant;
 
 const NANOS: u128 = 1_000_000_000;
 
-/// Round trip times of some marks.
+/// Round trip times of some tags.
 #[derive(Clone, Copy)]
 pub(super) struct RttSamples {
     pub(super) count: u32,
@@ -29,12 +29,12 @@ impl RttSamples {
     }
 }
 
-/// One round: until the SENDME of the first mark sent after it began.
+/// One round: until the SENDME of the first tag sent after it began.
 pub(super) struct Round {
     pub(super) began: Instant,
     /// DATA cells acknowledged when it began.
     acknowledged: u64,
-    /// Samples whose mark was in flight while the window was full.
+    /// Samples whose tag was in flight while the window was full.
     pub(super) full: u32,
     pub(super) rtt: RttSamples,
 }

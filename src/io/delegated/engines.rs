@@ -39,7 +39,7 @@ const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 /// First and longest delay between retries of a URL that has given no engine yet; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Time limit for one description, and at the start for all of them.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The reason why an engine can't be offered. Contains the operator's text.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +164,7 @@ impl Engines {
         // Files first, so that an error in one is reported at once.
         sources.sort_by_key(|(_, source)| source.is_remote());
         let (mut engines, mut remote, mut taken) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        let by = after(PATIENCE);
+        let by = after(DESCRIPTION_TIMEOUT);
         for (number, source) in sources {
             let late = |_| Err(EngineError::Unreachable(source.written.clone(), FetchError::TimedOut));
             let reached = match timeout_at(by, source.describe(source.name.clone(), &ways)).await.unwrap_or_else(late) {
@@ -320,7 +320,8 @@ impl Source {
                 (read.map_err(|error| EngineError::File(written(), error))?, None)
             }
             Place::Url(url) => {
-                let fetched = timeout(PATIENCE, fetch(url, &ways.named)).await.unwrap_or(Err(FetchError::TimedOut));
+                let fetched =
+                    timeout(DESCRIPTION_TIMEOUT, fetch(url, &ways.named)).await.unwrap_or(Err(FetchError::TimedOut));
                 (fetched.map_err(|error| EngineError::Unreachable(written(), error))?, Some(url))
             }
         };

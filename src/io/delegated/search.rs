@@ -40,7 +40,7 @@ use super::{
 };
 
 /// Maximum redirects within the engine's host.
-const MOST_REDIRECTS: usize = 3;
+const MAX_REDIRECTS: usize = 3;
 
 /// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +197,7 @@ async fn ask(
     let bad = Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
     let engine::Question { url, accept, accept_language } = reached.engine.question(request).ok_or(bad)?;
     let mut at = url;
-    for _ in 0..=MOST_REDIRECTS {
+    for _ in 0..=MAX_REDIRECTS {
         let request = Request::get(at.as_str())
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, accept)

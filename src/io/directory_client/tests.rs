@@ -20,7 +20,7 @@ use crate::directory::{
     fixture::{FRESH, LIST_FRESH, LIST_VALID, NOW, VALID, key, signed_by, volunteers_signed_by},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A directory that answers as the test prescribes.
 #[derive(Clone, Default)]
@@ -157,7 +157,7 @@ async fn a_client_uses_what_is_on_disk_while_the_directory_is_down_until_it_expi
     let (sender, mut receiver) = watch::channel(None);
     let rng = ChaCha20Rng::seed_from_u64(1);
     tokio::spawn(after_restart.follow(sender, || later(FRESH + 5), rng));
-    timeout(PATIENCE, receiver.changed()).await.expect("the cache was not used").unwrap();
+    timeout(DEADLINE, receiver.changed()).await.expect("the cache was not used").unwrap();
     assert_eq!(receiver.borrow().as_deref(), Some(&fetched));
 
     std::fs::write(&cache, b"nonsense").unwrap();
@@ -177,14 +177,14 @@ async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one()
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, asked).await.expect("never asked");
+    timeout(DEADLINE, asked).await.expect("never asked");
     for at in [0, 1, 2] {
         *fake.body.lock().unwrap() = Some(signed_by(&[100], later(at)).into_bytes());
-        timeout(PATIENCE, receiver.changed()).await.expect("no consensus in time").unwrap();
+        timeout(DEADLINE, receiver.changed()).await.expect("no consensus in time").unwrap();
         assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), later(at));
     }
     drop(receiver);
-    timeout(PATIENCE, task).await.expect("it goes on though nobody listens").unwrap();
+    timeout(DEADLINE, task).await.expect("it goes on though nobody listens").unwrap();
 }
 
 #[tokio::test]
@@ -221,11 +221,11 @@ async fn a_client_that_follows_the_volunteer_list_never_writes_it_where_the_cons
     let follower = DirectoryClient::new(config(&[fake.start().await], Some(cache.clone()))).unwrap();
     let (sender, mut receiver) = watch::channel(None);
     let task = tokio::spawn(follower.follow_volunteers(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
-    timeout(PATIENCE, receiver.changed()).await.expect("no list in time").unwrap();
+    timeout(DEADLINE, receiver.changed()).await.expect("no list in time").unwrap();
     assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), NOW);
     assert!(!cache.exists());
     drop(receiver);
-    timeout(PATIENCE, task).await.expect("it goes on though nobody listens").unwrap();
+    timeout(DEADLINE, task).await.expect("it goes on though nobody listens").unwrap();
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Time limit of a wait before the test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -49,7 +49,7 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> String {
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();
     // A server that closes with unread bytes sends a reset after its answer.
-    _ = timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("no answer in time");
+    _ = timeout(DEADLINE, socket.read_to_end(&mut answer)).await.expect("no answer in time");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -155,7 +155,7 @@ async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
     // No authority runs: submissions over the cap are answered at once, the others when the authority's end is
     // dropped.
     for _ in 0..10 {
-        let reason = timeout(PATIENCE, senders.join_next()).await.expect("the flood was not answered");
+        let reason = timeout(DEADLINE, senders.join_next()).await.expect("the flood was not answered");
         let reason = reason.unwrap().unwrap();
         assert!(reason.contains("busy"), "{reason}");
     }
@@ -246,7 +246,7 @@ impl Whole {
                 }
             }
         };
-        timeout(PATIENCE, fetch).await.expect("no such consensus in time")
+        timeout(DEADLINE, fetch).await.expect("no such consensus in time")
     }
 
     /// Advances the clock by a second, and fetches until `wanted` holds of the volunteer list.
@@ -262,7 +262,7 @@ impl Whole {
                 }
             }
         };
-        timeout(PATIENCE, fetch).await.expect("no such list in time")
+        timeout(DEADLINE, fetch).await.expect("no such list in time")
     }
 
     fn stop(self) {

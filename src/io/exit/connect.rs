@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Maximum addresses to try.
-const MOST_ATTEMPTS: usize = 4;
+const MAX_ATTEMPTS: usize = 4;
 /// Delay before the next attempt starts beside the running ones.
 const STAGGER: Duration = Duration::from_millis(250);
 /// Time limit for one attempt.
@@ -52,7 +52,7 @@ pub(in crate::io) async fn connect(
     race(&alternating(&allowed), target.port).await
 }
 
-/// The addresses with alternating families, IPv4 first because most exits have it; at most [`MOST_ATTEMPTS`].
+/// The addresses with alternating families, IPv4 first because most exits have it; at most [`MAX_ATTEMPTS`].
 pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let (mut fours, mut sixes) =
         (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
@@ -62,7 +62,7 @@ pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
         if pair == [None, None] {
             return ordered;
         }
-        ordered.extend(pair.into_iter().flatten().take(MOST_ATTEMPTS.saturating_sub(ordered.len())));
+        ordered.extend(pair.into_iter().flatten().take(MAX_ATTEMPTS.saturating_sub(ordered.len())));
     }
 }
 

@@ -24,7 +24,7 @@ const KEY: u64 = 1;
 /// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 /// Time limit for request and answer together.
-const PATIENCE: Duration = Duration::from_secs(10);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const IMAGE: &str = include_str!("check.svg");
 
 /// The address of the check.
@@ -93,7 +93,7 @@ fn serve() -> Stream {
     let stream = hub.open(KEY, MAX_HEAD);
     tokio::spawn(async move {
         // Dropping the hub ends its streams. The image has been read by then.
-        let _ = timeout(PATIENCE, answer(hub)).await;
+        let _ = timeout(EXCHANGE_TIMEOUT, answer(hub)).await;
     });
     stream
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::directory::fixture::key;
 
 /// Time limit of a wait before the test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 const PAGE: &[u8] = b"<!doctype html><title>Volunteer</title>";
 const SCRIPT: &[u8] = b"export const a = 1;";
@@ -56,7 +56,7 @@ impl Server {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
+        timeout(DEADLINE, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
         String::from_utf8_lossy(&answer).to_ascii_lowercase()
     }
 

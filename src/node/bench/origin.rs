@@ -19,7 +19,7 @@ use crate::io::listener::accept_each;
 /// A prime, so that bytes displaced by any number of cells, pages or buffers differ.
 const PERIOD: usize = 1_048_573;
 const HEAD_LIMIT: usize = 8 * 1024;
-const HEAD_PATIENCE: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const APPLICATIONS: usize = 2048;
 const GREETING: &str = "This came through three hops of your own testnet.\n";
 
@@ -129,7 +129,7 @@ impl Shared {
 async fn serve(mut socket: TcpStream, body: &Body) -> io::Result<()> {
     let mut input = Vec::new();
     loop {
-        let Some(head) = timeout(HEAD_PATIENCE, read_head(&mut socket, &mut input)).await?? else { return Ok(()) };
+        let Some(head) = timeout(HEAD_TIMEOUT, read_head(&mut socket, &mut input)).await?? else { return Ok(()) };
         match requested(&head) {
             Some(Requested::Greeting) => {
                 let length = GREETING.len();

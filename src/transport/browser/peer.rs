@@ -85,7 +85,7 @@ impl Peer {
         connection.set_oniceconnectionstatechange(on_change);
         // Low enough that some lane is above its threshold whenever there is no room in total, so that an event
         // reports room.
-        let low = u32::try_from(caps.send_mark.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
+        let low = u32::try_from(caps.send_threshold.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
         let (mut lanes, mut messages) = (Vec::new(), Vec::new());
         for lane in (0..LANES).filter_map(Lane::new) {
             let options = RtcDataChannelInit::new();

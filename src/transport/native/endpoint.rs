@@ -21,7 +21,7 @@ use super::{
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
-    link::{Clock, Context, Dial, Ending, Happening, Link, LinkMemory, Role},
+    link::{Clock, Context, Dial, Ending, Link, LinkMemory, LinkOutput, Role},
     memory::Memory,
     sources::Sources,
     stun,
@@ -34,11 +34,11 @@ use crate::{
 /// Attempts per address of a dial.
 const ATTEMPTS: usize = 6;
 /// Timeout of an attempt in the first round over a dial's addresses; doubled in each further round.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay after a failed attempt, since late datagrams of the peer would disturb the next attempt.
-const REST: Duration = Duration::from_millis(150);
+const RETRY_DELAY: Duration = Duration::from_millis(150);
 /// Queued bytes at which datagrams are returned, so that a burst of one link doesn't delay the others.
-const ROUND: usize = 64 << 10;
+const BATCH_LEN: usize = 64 << 10;
 /// Least time between two scans for a link to end for its memory.
 const RELIEF_REST: Duration = Duration::from_millis(100);
 /// Least datagram size, which the handshake needs.
@@ -92,7 +92,7 @@ pub struct Endpoint {
     deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
-    happenings: Vec<Happening>,
+    outputs: Vec<LinkOutput>,
     counts: Counts,
 }
 
@@ -134,7 +134,7 @@ impl Endpoint {
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
-            happenings: Vec::new(),
+            outputs: Vec::new(),
             counts: Counts::default(),
             config,
         })
@@ -198,7 +198,7 @@ impl Endpoint {
 
     /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
-        while self.out.waiting() < ROUND
+        while self.out.waiting() < BATCH_LEN
             && let Some(route) = self.dirty.pop_front()
         {
             self.service(now, route);
@@ -321,7 +321,7 @@ impl Endpoint {
             let certificate = fresh.as_ref().unwrap_or(&self.config.certificate);
             let Ok(dtls) = Dtls::dial(&self.dtls, certificate, self.clock.to_std(now)) else { continue };
             let fingerprint = certificate.fingerprint();
-            let until = dial.until.min(now.after(PATIENCE.saturating_mul(1 << round.min(8))));
+            let until = dial.until.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
             self.dials = self.dials.saturating_add(1);
             self.insert(now, route, Role::Dialler(Box::new(dial)), dtls, fingerprint, until);
             // The machine has its first hello ready.
@@ -346,13 +346,13 @@ impl Endpoint {
         Some(other.unwrap_or(first))
     }
 
-    /// Continues a dial after [`REST`].
+    /// Continues a dial after [`RETRY_DELAY`].
     fn rest(&mut self, now: Instant, dial: Dial) {
         self.next_link = self.next_link.saturating_add(1);
-        self.resting.insert((now.after(REST).min(dial.until), self.next_link), dial);
+        self.resting.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
     }
 
-    /// Calls `act` on a link, then handles the happenings.
+    /// Calls `act` on a link, then handles the outputs.
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
@@ -361,7 +361,7 @@ impl Endpoint {
     ) -> T {
         let Some(link) = self.links.get_mut(&route) else { return T::default() };
         let id = link.id;
-        let mut happenings = core::mem::take(&mut self.happenings);
+        let mut outputs = core::mem::take(&mut self.outputs);
         let mut context = Context {
             now,
             clock: self.clock,
@@ -372,26 +372,26 @@ impl Endpoint {
             memory: &mut self.memory,
             out: &mut self.out,
             segments: self.segments,
-            happenings: &mut happenings,
+            outputs: &mut outputs,
         };
         let outcome = act(link, &mut context);
         if !link.dirty {
             link.dirty = true;
             self.dirty.push_back(route);
         }
-        for happening in happenings.drain(..) {
-            self.take(now, route, id, happening);
+        for output in outputs.drain(..) {
+            self.take(now, route, id, output);
         }
-        self.happenings = happenings;
+        self.outputs = outputs;
         outcome
     }
 
-    fn take(&mut self, now: Instant, route: Route, id: LinkId, happening: Happening) {
-        match happening {
-            Happening::Message(lane, message) => {
+    fn take(&mut self, now: Instant, route: Route, id: LinkId, output: LinkOutput) {
+        match output {
+            LinkOutput::Message(lane, message) => {
                 self.events.push_back(LinkEvent::Message { link: id, lane, message });
             }
-            Happening::Opened => {
+            LinkOutput::Opened => {
                 let Some(link) = self.links.get(&route) else { return };
                 let dialled = match &link.role {
                     Role::Dialler(dial) => Some(dial.target.relay),
@@ -410,14 +410,14 @@ impl Endpoint {
                 }
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
             }
-            Happening::Room => {
+            LinkOutput::Room => {
                 let Some(link) = self.links.get_mut(&route) else { return };
                 if !core::mem::replace(&mut link.room_due, true) {
                     self.rooms.push_back(id);
                 }
             }
-            Happening::Retired => self.events.push_back(LinkEvent::Retire { link: id }),
-            Happening::Ended(ending) => {
+            LinkOutput::Retired => self.events.push_back(LinkEvent::Retire { link: id }),
+            LinkOutput::Ended(ending) => {
                 if let Some(dial) = self.remove(route, ending) {
                     if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
                         self.dial(now, dial);

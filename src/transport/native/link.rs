@@ -40,7 +40,7 @@ pub(super) struct Context<'a> {
     pub(super) out: &'a mut Datagrams,
     /// Most datagrams in one system call.
     pub(super) segments: usize,
-    pub(super) happenings: &'a mut Vec<Happening>,
+    pub(super) outputs: &'a mut Vec<LinkOutput>,
 }
 
 /// A pair of values, one for each direction.
@@ -70,7 +70,7 @@ impl Context<'_> {
 }
 
 /// An event of a link for its endpoint.
-pub(super) enum Happening {
+pub(super) enum LinkOutput {
     Opened,
     Message(Lane, Slots),
     /// The room in the send buffer has changed.
@@ -291,7 +291,7 @@ impl Link {
         let room = sctp.room(context.now);
         if self.stage == Stage::Open && room != self.room {
             self.room = room;
-            context.happenings.push(Happening::Room);
+            context.outputs.push(LinkOutput::Room);
         }
         sent >= TURN
     }
@@ -375,7 +375,7 @@ impl Link {
                 Stage::Closing { .. } => Ending::Done,
                 _ => ending,
             };
-            context.happenings.push(Happening::Ended(ending));
+            context.outputs.push(LinkOutput::Ended(ending));
             self.stage = Stage::Ended;
         }
     }
@@ -395,7 +395,7 @@ impl Link {
     fn note_retired(&mut self, context: &mut Context<'_>) {
         if self.stage == Stage::Open && self.dtls.take_retired() {
             self.retired = true;
-            context.happenings.push(Happening::Retired);
+            context.outputs.push(LinkOutput::Retired);
         }
     }
 
@@ -449,11 +449,11 @@ impl Link {
                     self.lanes = u8::try_from(streams).unwrap_or(MAX_LANES).min(MAX_LANES);
                     self.stage = Stage::Open;
                     self.opened = true;
-                    context.happenings.push(Happening::Opened);
+                    context.outputs.push(LinkOutput::Opened);
                 }
                 (Event::Message { stream, bytes }, Stage::Open) => {
                     match u8::try_from(stream).ok().and_then(Lane::new) {
-                        Some(lane) => context.happenings.push(Happening::Message(lane, bytes)),
+                        Some(lane) => context.outputs.push(LinkOutput::Message(lane, bytes)),
                         None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }

@@ -71,7 +71,7 @@ pub(super) struct Receiver {
     duplicates: Vec<u32>,
     /// The TSN received last since the last SACK, and its time of arrival.
     newest: Option<(u32, Instant)>,
-    streams: Vec<Stream>,
+    streams: Vec<IncomingStream>,
     /// Fragments of all streams that wait for earlier ones.
     pending: usize,
     /// Bytes charged for fragments and messages under reassembly.
@@ -109,7 +109,7 @@ impl Receiver {
         acknowledging: Acknowledging,
     ) -> Self {
         let (window, window_max) = windows;
-        let streams = (0..streams).map(|_| Stream::default()).collect();
+        let streams = (0..streams).map(|_| IncomingStream::default()).collect();
         Self {
             acknowledging,
             cumulative: wire_start(first).saturating_sub(1),
@@ -301,7 +301,7 @@ impl Receiver {
         if self.held == 0 {
             return Ok(());
         }
-        let stuck = |stream: &Stream| {
+        let stuck = |stream: &IncomingStream| {
             let fragment = stream.pending.first_key_value().map(|(tsn, _)| *tsn);
             let next = stream.message.as_ref().map(|message| message.next);
             [fragment, next].into_iter().flatten().any(|tsn| tsn <= self.cumulative)
@@ -323,7 +323,7 @@ struct Account<'a> {
 
 /// One stream's reassembly.
 #[derive(Default)]
-struct Stream {
+struct IncomingStream {
     /// The sequence number of the message delivered next.
     next: u16,
     message: Option<Assembly>,
@@ -365,7 +365,7 @@ impl Fragment {
     }
 }
 
-impl Stream {
+impl IncomingStream {
     /// Most bytes that the fragment would add to the bytes held.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {

@@ -37,7 +37,7 @@ pub(crate) const GATEWAY: &str = "umbel-gateway";
 pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
 
 /// Time limit for a piece of the body: generous, because the command line may wait for its input.
-const PATIENCE: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
+const PIECE_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn router<C: Connector>() -> Router<Page<C>> {
     Router::new().route("/api/request", post(request))
@@ -72,7 +72,7 @@ where
     let mut content = Content::new(reader, u64::MAX);
     let (pipe, body) = Piped::new(content.piece().await?);
     // Ends when the body is complete or its reader is gone.
-    tokio::spawn(async move { fill(&mut content, pipe, PATIENCE).await });
+    tokio::spawn(async move { fill(&mut content, pipe, PIECE_TIMEOUT).await });
     Ok(request.map(|()| body))
 }
 

@@ -1,6 +1,6 @@
 //! Invariants of a receiving half between calls.
 
-use super::{Fragment, MAX_DUPLICATES, MAX_GAPS, MAX_MESSAGE, Receiver, SLOT_LEN, Stream};
+use super::{Fragment, IncomingStream, MAX_DUPLICATES, MAX_GAPS, MAX_MESSAGE, Receiver, SLOT_LEN};
 
 impl Receiver {
     /// Most bytes held: the window, an eighth for fragments counted in blocks, one message more, the message of the
@@ -19,7 +19,7 @@ impl Receiver {
         }
         assert!(self.gaps.len() <= MAX_GAPS && self.duplicates.len() <= MAX_DUPLICATES);
         assert_eq!(self.hole_since().is_some(), !self.gaps.is_empty(), "a hole is timed");
-        let held = |stream: &Stream| {
+        let held = |stream: &IncomingStream| {
             let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
             fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.bytes.memory())
         };

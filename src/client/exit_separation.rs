@@ -12,12 +12,12 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// The last use of each exit, by traffic type.
 #[derive(Default)]
-pub(super) struct Apart {
+pub(super) struct ExitSeparation {
     streams: BTreeMap<RelayId, Instant>,
     requests: BTreeMap<RelayId, Instant>,
 }
 
-impl Apart {
+impl ExitSeparation {
     /// Records a stream or delegated request at `exit`.
     pub(super) fn handle_used(&mut self, now: Instant, exit: RelayId, delegated: bool) {
         let used = if delegated { &mut self.requests } else { &mut self.streams };
@@ -25,7 +25,7 @@ impl Apart {
     }
 
     /// Exits to avoid: recently used for the other traffic type.
-    pub(super) fn shunned(&self, now: Instant, delegated: bool) -> impl Iterator<Item = RelayId> {
+    pub(super) fn avoided(&self, now: Instant, delegated: bool) -> impl Iterator<Item = RelayId> {
         let other = if delegated { &self.streams } else { &self.requests };
         other.iter().filter(move |(_, at)| now.since(**at) < REMEMBERED).map(|(exit, _)| *exit)
     }
