@@ -72,6 +72,7 @@ def parser(description, only, more):
     link.add_argument('--jitter-ms', type=float, default=0, help='up to so much more delay, order kept')
     link.add_argument('--reorder', type=float, default=0, help='percent of packets held 5 ms longer')
     link.add_argument('--mtu', type=int, default=1500)
+    link.add_argument('--trace', metavar='FILE', help='every 10 ms the queue before each node, in milliseconds')
     link.add_argument('--tcp-cc', metavar='NAME', help="TCP's congestion control in the namespaces (default bbr)")
     return options
 
@@ -192,6 +193,8 @@ class Lab:
             ('reorder', options.reorder / 100),
         ):
             command += [f'--{name}', str(value)]
+        if options.trace:
+            command += ['--trace', options.trace]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes['netdelay'] = process
         if process.stdout.readline().strip() != 'ready':

@@ -16,6 +16,7 @@
  *                                                                             ones overtake them
  * --rate-mbit R   into each namespace; 0: no limit            --queue-ms 100  what may wait for the rate; more is dropped
  * --no-offload 1  no segmentation offload
+ * --trace FILE    every 10 ms a line: milliseconds, and how long the rate limit delays a packet into each namespace
  *
  * The namespaces are joined by TUN devices with segmentation offload: a TCP or UDP super-packet, which stands for many
  * packets on the wire, passes as one, as it does with a real network card. Loss, reordering and the rate limit apply
@@ -64,6 +65,7 @@
 /* What --reorder holds a packet longer. */
 #define HELD_LONGER_NS 5000000
 #define VNET_HEADER ((int)sizeof(struct virtio_net_hdr))
+#define TRACE_INTERVAL_NS 10000000
 #define TIMER_EVENT 999
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
@@ -74,7 +76,7 @@
 static struct {
     int nodes, mtu;
     bool offload;
-    const char *prefix, *net;
+    const char *prefix, *net, *trace;
     double delay_ms, jitter_ms, queue_ms, rate_mbit, loss, reorder;
 } option = {
     .nodes = 8, .mtu = 1500, .offload = true, .prefix = "lab", .net = "10.77.0", .delay_ms = 25, .queue_ms = 100};
@@ -389,8 +391,21 @@ static void watch(int epoll, int fd, uint32_t number) {
     epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
+/* Appends the queue before each namespace, in milliseconds, to the trace. */
+static void trace_queues(FILE *trace, int64_t time) {
+    static int64_t last;
+    if (time - last < TRACE_INTERVAL_NS) return;
+    last = time;
+    fprintf(trace, "%lld", (long long)(time / 1000000));
+    for (int i = 0; i < option.nodes; i++) {
+        double queue_ms = (receivers[i].free_at - time) / 1e6;
+        fprintf(trace, " %.1f", queue_ms > 0 ? queue_ms : 0);
+    }
+    fputc('\n', trace);
+}
+
 /* Passes packets until a signal comes. */
-static void run(int epoll, int timer) {
+static void run(int epoll, int timer, FILE *trace) {
     while (!stopped) {
         struct epoll_event events[MAX_NODES];
         int64_t due = next_due();
@@ -406,6 +421,7 @@ static void run(int epoll, int timer) {
             else if (read(timer, &expirations, sizeof expirations) < 0) continue;
         }
         int64_t time = now();
+        if (trace) trace_queues(trace, time);
         for (int i = 0; i < option.nodes; i++) {
             deliver(receivers[i].tun, &receivers[i].prompt, time);
             deliver(receivers[i].tun, &receivers[i].held, time);
@@ -430,6 +446,7 @@ static bool take_option(const char *name, const char *value) {
     else if (!strcmp(name, "--mtu")) option.mtu = atoi(value);
     else if (!strcmp(name, "--prefix")) option.prefix = value;
     else if (!strcmp(name, "--net")) option.net = value;
+    else if (!strcmp(name, "--trace")) option.trace = value;
     else if (!strcmp(name, "--no-offload")) option.offload = !atoi(value);
     else return false;
     return true;
@@ -445,6 +462,8 @@ int main(int count, char **words) {
         fprintf(stderr, "netdelay: --n is 1 to %d\n", MAX_NODES);
         return 2;
     }
+    FILE *trace = option.trace ? fopen(option.trace, "w") : NULL;
+    if (option.trace && !trace) return complain(option.trace), 2;
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGTERM, stop);
     signal(SIGINT, stop);
@@ -459,7 +478,8 @@ int main(int count, char **words) {
     watch(epoll, timer, TIMER_EVENT);
     puts("ready");
     fflush(stdout);
-    run(epoll, timer);
+    run(epoll, timer, trace);
+    if (trace) fclose(trace);
     remove_nodes(option.nodes);
     fprintf(stderr, "netdelay: %lu wire packets (%lu super), %lu lost, %lu held longer, %lu dropped full\n",
             counts.wire, counts.super, counts.lost, counts.held, counts.full);
