@@ -16,14 +16,12 @@ use tokio::{net::TcpStream, time::Instant};
 
 sockopt_impl!(WindowClamp, Both, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, usize);
 
-/// How often the limit is adjusted.
-pub(super) const INTERVAL: Duration = Duration::from_millis(250);
-/// Successive intervals in which the stream is the slower side before the first limit. Doubles with each limit that
-/// made the socket the slower side, since then the round trip is longer than it was measured.
-const FIRST_DELAY: u32 = 4;
-/// Intervals without room after which nothing is left to adjust.
-pub(super) const SETTLED: u32 = 2 * FIRST_DELAY;
-/// A wait for bytes that a window can't cause: longer than most round trips.
+/// The least time from one adjustment of the limit to the next.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// Time for which the stream is the slower side before the first limit. It doubles with each limit that made the socket
+/// the slower side: then the round trip is longer than the handshake's.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// A wait of this length is a pause of the target or of the origin, and shows nothing about the window.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Least round trip: on shorter ones the scheduler of a loaded machine delays more.
 const LEAST_ROUND_TRIP: Duration = Duration::from_millis(20);
@@ -44,7 +42,9 @@ fn is_supported(release: &str) -> bool {
     version.is_some_and(|version| version >= (6, 7))
 }
 
-/// Decides from the waits of an interval how large the window may be.
+/// Limits the window from the waits on both sides.
+///
+/// Drive it by [`Self::handle_room`] when the stream has room for bytes, then [`Self::handle_bytes`] when the socket has some.
 pub(super) struct ReceiveWindow {
     /// To the sender, as the connection's handshake measured it.
     round_trip: Duration,
@@ -55,11 +55,11 @@ pub(super) struct ReceiveWindow {
     bytes: usize,
     /// Time without bytes in the socket. In the rest of the interval the stream had no room.
     starved: Duration,
-    /// The longest such wait of the interval.
-    longest: Duration,
-    /// Successive intervals in which the stream was the slower side, and those before a limit.
-    slower: u32,
-    delay: u32,
+    /// One of the waits was a pause.
+    paused: bool,
+    /// Time for which the stream has been the slower side, and the time after which the window is limited.
+    slower: Duration,
+    delay: Duration,
     limited: bool,
 }
 
@@ -72,8 +72,8 @@ impl ReceiveWindow {
             since: now,
             bytes: 0,
             starved: Duration::ZERO,
-            longest: Duration::ZERO,
-            slower: 0,
+            paused: false,
+            slower: Duration::ZERO,
             delay: FIRST_DELAY,
             limited: false,
         })
@@ -81,40 +81,41 @@ impl ReceiveWindow {
 
     /// The stream had no room until now.
     pub(super) fn handle_room(&mut self, now: Instant, socket: &TcpStream) {
-        self.since = now;
+        self.end_wait(now);
         let elapsed = now.duration_since(self.began);
         if elapsed >= INTERVAL {
-            // Best effort: without the limit the queue is longer, and all else as before.
+            // Best effort: without the limit only the queue is longer.
             let _ = self.end_interval(elapsed, socket);
-            (self.began, self.bytes) = (now, 0);
-            (self.starved, self.longest) = (Duration::ZERO, Duration::ZERO);
+            (self.began, self.bytes, self.starved, self.paused) = (now, 0, Duration::ZERO, false);
         }
     }
 
     /// The socket had no bytes until now.
     pub(super) fn handle_bytes(&mut self, now: Instant, bytes: usize) {
-        let wait = now.duration_since(self.since);
+        let wait = self.end_wait(now);
         self.starved = self.starved.saturating_add(wait);
-        self.longest = self.longest.max(wait);
-        self.since = now;
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
+    fn end_wait(&mut self, now: Instant) -> Duration {
+        let wait = now.duration_since(core::mem::replace(&mut self.since, now));
+        self.paused |= wait >= PAUSE;
+        wait
+    }
+
     fn end_interval(&mut self, elapsed: Duration, socket: &TcpStream) -> Result<(), Errno> {
-        if self.starved.saturating_mul(8) > elapsed {
-            self.slower = 0;
+        if self.paused || self.starved.saturating_mul(8) > elapsed {
+            self.slower = Duration::ZERO;
             if core::mem::take(&mut self.limited) {
-                // A longer wait is a pause of the sender.
-                if self.longest < PAUSE {
+                if !self.paused {
                     self.delay = self.delay.saturating_mul(2);
                 }
                 setsockopt(socket, WindowClamp, &UNLIMITED)?;
             }
             return Ok(());
         }
-        self.slower = self.slower.saturating_add(1);
-        // Without bytes, the stream's rate is unknown: its reader pauses.
-        if self.slower < self.delay || self.bytes == 0 {
+        self.slower = self.slower.saturating_add(elapsed);
+        if self.slower < self.delay {
             return Ok(());
         }
         // What arrives in one and a half round trips.
@@ -158,7 +159,7 @@ mod tests {
         let mut now = Instant::now();
         let Some(mut window) = ReceiveWindow::new(now, Duration::from_millis(100)) else { return };
 
-        block(&mut window, &socket, &mut now, FIRST_DELAY - 1, 1000);
+        block(&mut window, &socket, &mut now, 3, 1000);
         assert_eq!(limit(), before, "the start of a stream is limited");
         block(&mut window, &socket, &mut now, 1, 1000);
         assert_eq!(limit(), LEAST);
@@ -167,11 +168,27 @@ mod tests {
         starve(&mut window, &socket, &mut now);
         assert_eq!(limit(), UNLIMITED);
 
-        block(&mut window, &socket, &mut now, 2 * FIRST_DELAY - 1, 1000);
-        block(&mut window, &socket, &mut now, 1, 0);
+        block(&mut window, &socket, &mut now, 7, 1000);
         assert_eq!(limit(), UNLIMITED, "a limit that was too small comes back as soon as the first");
         block(&mut window, &socket, &mut now, 1, 1000);
         assert_eq!(limit(), LEAST);
+    }
+
+    #[tokio::test]
+    async fn a_pause_of_either_side_ends_the_limit_and_does_not_delay_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let limit = || getsockopt(&socket, WindowClamp).unwrap();
+        let mut now = Instant::now();
+        let Some(mut window) = ReceiveWindow::new(now, Duration::from_millis(100)) else { return };
+        for origin in [true, false] {
+            block(&mut window, &socket, &mut now, 4, 1000);
+            assert_eq!(limit(), LEAST);
+            window.handle_bytes(if origin { now } else { now + PAUSE }, 1000);
+            now += PAUSE;
+            window.handle_room(now, &socket);
+            assert_eq!(limit(), UNLIMITED);
+        }
     }
 
     #[tokio::test]
@@ -190,7 +207,7 @@ mod tests {
         while let Ok(Ok(written)) = tokio::time::timeout(INTERVAL, sender.write(&block_of_bytes)).await {
             sent += written;
         }
-        block(&mut window, &socket, &mut now, FIRST_DELAY + 1, 1000);
+        block(&mut window, &socket, &mut now, 5, 1000);
         assert!(window.limited);
         let more = 8 << 20;
         let sending = tokio::spawn(async move { sender.write_all(&vec![0; more]).await });

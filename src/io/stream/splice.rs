@@ -20,10 +20,7 @@ use tokio::{
 
 use crate::wire::EndReason;
 
-use super::{
-    Reader, Stream, StreamFailed, Writer, io_error,
-    receive_window::{INTERVAL, ReceiveWindow, SETTLED},
-};
+use super::{Reader, Stream, StreamFailed, Writer, io_error, receive_window::ReceiveWindow};
 
 /// Bytes read from a socket at once.
 const CHUNK: usize = 64 * 1024;
@@ -121,10 +118,10 @@ async fn from_socket(
     mut window: Option<ReceiveWindow>,
 ) -> io::Result<()> {
     loop {
-        let room = match &mut window {
-            Some(window) => limiting_room(writer, window, socket.as_ref()).await?,
-            None => poll_fn(|cx| writer.poll_room(cx)).await?,
-        };
+        let room = poll_fn(|cx| writer.poll_room(cx)).await?;
+        if let Some(window) = &mut window {
+            window.handle_room(Instant::now(), socket.as_ref());
+        }
         socket.readable().await?;
         // Made only now, so that an idle stream holds no buffer.
         let limit = room.min(CHUNK);
@@ -146,21 +143,6 @@ async fn from_socket(
             window.handle_bytes(Instant::now(), read);
         }
     }
-}
-
-/// Waits until `writer` has room, and limits the receive window of `socket` if that lasts.
-async fn limiting_room(writer: &Writer, window: &mut ReceiveWindow, socket: &TcpStream) -> io::Result<usize> {
-    for _ in 0..SETTLED {
-        let room = timeout(INTERVAL, poll_fn(|cx| writer.poll_room(cx))).await;
-        window.handle_room(Instant::now(), socket);
-        if let Ok(room) = room {
-            return room;
-        }
-    }
-    // A wait may last for hours: no timer wakes it.
-    let room = poll_fn(|cx| writer.poll_room(cx)).await;
-    window.handle_room(Instant::now(), socket);
-    room
 }
 
 async fn to_socket(reader: &mut Reader, mut socket: WriteHalf<'_>, moved: &AtomicU64) -> io::Result<()> {
