@@ -25,7 +25,7 @@ pub mod url;
 mod vectors;
 
 pub use self::{
-    exit_statistics::{BLOCKED_FOR, EngineRecord, ExitStatistics},
+    exit_statistics::{BLOCKED_FOR, ExitCounts, ExitStatistics},
     exits::{Miss, MissReason, Offers, engines},
     offer::{Delegation, EngineName, MAX_ENGINES, MAX_HOSTS, Offer, Requests},
     refusal::Refusal,

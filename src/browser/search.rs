@@ -127,7 +127,7 @@ fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
     let blocked = page
         .exit_statistics
         .try_borrow()
-        .map(|exit_statistics| exit_statistics.blocked(clock::now(), engine))
+        .map(|statistics| statistics.blocked(clock::now(), engine))
         .unwrap_or_default();
     let offers = page.offers();
     let mut exits = offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine));
@@ -172,13 +172,13 @@ async fn ask(page: &Page, request: &SearchRequest, not_by: Vec<RelayId>) -> Resu
 }
 
 fn remember(page: &Page, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
-    let Ok(mut exit_statistics) = page.exit_statistics.try_borrow_mut() else { return };
+    let Ok(mut statistics) = page.exit_statistics.try_borrow_mut() else { return };
     let now = clock::now();
     match miss {
-        None => exit_statistics.handle_answered(now, engine, exit),
+        None => statistics.handle_answered(now, engine, exit),
         Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
-            exit_statistics.handle_blocked(now, engine, exit, block);
+            statistics.handle_blocked(now, engine, exit, block);
         }
-        Some(_) => exit_statistics.handle_failed(now, engine, exit),
+        Some(_) => statistics.handle_failed(now, engine, exit),
     }
 }

@@ -12,11 +12,11 @@ use crate::base::{Instant, RelayId};
 
 /// Time for which a client avoids an exit that an engine blocks: ten minutes.
 pub const BLOCKED_FOR: Duration = Duration::from_secs(600);
-const MAX_RECORDS: usize = 4096;
+const MAX_COUNTS: usize = 4096;
 
 /// Statistics of one exit with one engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineRecord {
+pub struct ExitCounts {
     /// Answered queries.
     pub answered: u32,
     /// Failed queries.
@@ -29,58 +29,58 @@ pub struct EngineRecord {
 /// Statistics of all exits with all engines.
 #[derive(Debug, Default)]
 pub struct ExitStatistics {
-    records: BTreeMap<(EngineName, RelayId), EngineRecord>,
+    counts: BTreeMap<(EngineName, RelayId), ExitCounts>,
 }
 
 impl ExitStatistics {
     /// Counts an answered query.
     pub fn handle_answered(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
-        let record = self.touch(now, engine, exit);
-        record.answered = record.answered.saturating_add(1);
-        record.blocked = None;
+        let counts = self.touch(now, engine, exit);
+        counts.answered = counts.answered.saturating_add(1);
+        counts.blocked = None;
     }
 
     /// Counts a query that failed through the exit or the engine.
     pub fn handle_failed(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
-        let record = self.touch(now, engine, exit);
-        record.failed = record.failed.saturating_add(1);
+        let counts = self.touch(now, engine, exit);
+        counts.failed = counts.failed.saturating_add(1);
     }
 
     /// Counts a query that the engine blocked. The exit is avoided for [`BLOCKED_FOR`].
     pub fn handle_blocked(&mut self, now: Instant, engine: &EngineName, exit: RelayId, block: Block) {
-        let record = self.touch(now, engine, exit);
-        record.failed = record.failed.saturating_add(1);
-        record.blocked = Some((block, now.after(BLOCKED_FOR)));
+        let counts = self.touch(now, engine, exit);
+        counts.failed = counts.failed.saturating_add(1);
+        counts.blocked = Some((block, now.after(BLOCKED_FOR)));
     }
 
     /// Exits to avoid for this engine now.
     #[must_use]
     pub fn blocked(&self, now: Instant, engine: &EngineName) -> Vec<RelayId> {
-        let blocked = |record: &EngineRecord| record.blocked.is_some_and(|(_, until)| until > now);
-        self.records
+        let blocked = |counts: &ExitCounts| counts.blocked.is_some_and(|(_, until)| until > now);
+        self.counts
             .iter()
-            .filter(|((of, _), record)| of == engine && blocked(record))
+            .filter(|((of, _), counts)| of == engine && blocked(counts))
             .map(|((_, exit), _)| *exit)
             .collect()
     }
 
     /// The statistics of the exit with the engine.
     #[must_use]
-    pub fn record(&self, engine: &EngineName, exit: &RelayId) -> EngineRecord {
-        self.records.get(&(engine.clone(), *exit)).copied().unwrap_or_default()
+    pub fn counts(&self, engine: &EngineName, exit: &RelayId) -> ExitCounts {
+        self.counts.get(&(engine.clone(), *exit)).copied().unwrap_or_default()
     }
 
-    fn touch(&mut self, now: Instant, engine: &EngineName, exit: RelayId) -> &mut EngineRecord {
+    fn touch(&mut self, now: Instant, engine: &EngineName, exit: RelayId) -> &mut ExitCounts {
         let key = (engine.clone(), exit);
-        if self.records.len() >= MAX_RECORDS && !self.records.contains_key(&key) {
-            let oldest = self.records.iter().min_by_key(|(_, record)| record.touched).map(|(key, _)| key.clone());
+        if self.counts.len() >= MAX_COUNTS && !self.counts.contains_key(&key) {
+            let oldest = self.counts.iter().min_by_key(|(_, counts)| counts.touched).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
-                self.records.remove(&oldest);
+                self.counts.remove(&oldest);
             }
         }
-        let record = self.records.entry(key).or_default();
-        record.touched = Some(now);
-        record
+        let counts = self.counts.entry(key).or_default();
+        counts.touched = Some(now);
+        counts
     }
 }
 
@@ -96,26 +96,26 @@ mod tests {
     #[test]
     fn a_blocked_exit_is_left_alone_for_its_time_and_that_engine_only() {
         let (engine, other) = (EngineName::parse("a").unwrap(), EngineName::parse("b").unwrap());
-        let mut records = ExitStatistics::default();
+        let mut statistics = ExitStatistics::default();
         let now = Instant::START;
-        records.handle_blocked(now, &engine, EXIT, Block::Captcha);
-        assert_eq!(records.blocked(now, &engine), [EXIT]);
-        assert_eq!(records.blocked(now, &other), []);
-        assert_eq!(records.blocked(now.after(BLOCKED_FOR), &engine), []);
-        assert_eq!(records.record(&engine, &EXIT).failed, 1);
+        statistics.handle_blocked(now, &engine, EXIT, Block::Captcha);
+        assert_eq!(statistics.blocked(now, &engine), [EXIT]);
+        assert_eq!(statistics.blocked(now, &other), []);
+        assert_eq!(statistics.blocked(now.after(BLOCKED_FOR), &engine), []);
+        assert_eq!(statistics.counts(&engine, &EXIT).failed, 1);
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_the_oldest_goes_first() {
         let engine = EngineName::parse("a").unwrap();
-        let mut records = ExitStatistics::default();
-        for number in 0..=MAX_RECORDS {
+        let mut statistics = ExitStatistics::default();
+        for number in 0..=MAX_COUNTS {
             let mut id = [0; 32];
             id[..8].copy_from_slice(&u64::try_from(number).unwrap().to_be_bytes());
             let now = Instant::START.after(Duration::from_secs(u64::try_from(number).unwrap()));
-            records.handle_answered(now, &engine, RelayId::from_bytes(id));
+            statistics.handle_answered(now, &engine, RelayId::from_bytes(id));
         }
-        assert_eq!(records.records.len(), MAX_RECORDS);
-        assert_eq!(records.record(&engine, &RelayId::from_bytes([0; 32])).answered, 0);
+        assert_eq!(statistics.counts.len(), MAX_COUNTS);
+        assert_eq!(statistics.counts(&engine, &RelayId::from_bytes([0; 32])).answered, 0);
     }
 }

@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     base::{Instant, RelayId},
     delegated::{
-        Delegation, EngineName, EngineRecord, ExitStatistics, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
+        Delegation, EngineName, ExitCounts, ExitStatistics, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
         SearchResult,
         frame::{RESPONSE_BUCKETS, longest},
     },
@@ -129,11 +129,11 @@ pub enum SearchFailure {
 
 /// The record of one exit with one engine.
 #[derive(Clone, Copy, Debug)]
-pub struct ExitRecord {
+pub struct ExitReport {
     /// The exit.
     pub exit: RelayId,
     /// Its answers and failures.
-    pub record: EngineRecord,
+    pub counts: ExitCounts,
     /// The remaining time of its block, if any.
     pub blocked_for: Option<Duration>,
 }
@@ -180,16 +180,16 @@ impl<C: Connector> Searcher<C> {
         engines(&self.known().offers.borrow(), self.known().default.as_ref())
     }
 
-    /// The records of the exits that offer `engine`.
+    /// Reports on the exits that offer `engine`.
     #[must_use]
-    pub fn exit_statistics(&self, engine: &EngineName) -> Vec<ExitRecord> {
-        let (now, exit_statistics) = (self.now(), self.lock());
-        let record = |exit: RelayId| {
-            let record = exit_statistics.record(engine, &exit);
+    pub fn exit_statistics(&self, engine: &EngineName) -> Vec<ExitReport> {
+        let (now, statistics) = (self.now(), self.lock());
+        let report = |exit: RelayId| {
+            let counts = statistics.counts(engine, &exit);
             let left = |until: Instant| Some(until.since(now)).filter(|left| !left.is_zero());
-            ExitRecord { exit, record, blocked_for: record.blocked.and_then(|(_, until)| left(until)) }
+            ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| left(until)) }
         };
-        self.exits_with(engine).into_iter().map(record).collect()
+        self.exits_with(engine).into_iter().map(report).collect()
     }
 
     /// Sends the query to an exit, and to another one if the first fails for a reason on its side.
@@ -251,13 +251,13 @@ impl<C: Connector> Searcher<C> {
     }
 
     fn remember(&self, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
-        let (now, mut exit_statistics) = (self.now(), self.lock());
+        let (now, mut statistics) = (self.now(), self.lock());
         match miss {
-            None => exit_statistics.handle_answered(now, engine, exit),
+            None => statistics.handle_answered(now, engine, exit),
             Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
-                exit_statistics.handle_blocked(now, engine, exit, block);
+                statistics.handle_blocked(now, engine, exit, block);
             }
-            Some(_) => exit_statistics.handle_failed(now, engine, exit),
+            Some(_) => statistics.handle_failed(now, engine, exit),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::{
     delegated::{EngineName, SearchResult},
     io::{
         connector::{Connector, Hop},
-        searcher::{Comparison, ExitRecord, Found, MAX_COMPARED, Miss, SearchFailure, SearchQuery},
+        searcher::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, SearchFailure, SearchQuery},
     },
 };
 
@@ -185,11 +185,11 @@ async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Respo
 }
 
 async fn engines<C: Connector>(State(page): State<Page<C>>) -> Response {
-    let exit = |record: ExitRecord| EngineExit {
-        exit: record.exit.to_string(),
-        answered: record.record.answered,
-        failed: record.record.failed,
-        blocked_for: record.blocked_for.map(|left| left.as_secs().max(1)),
+    let exit = |report: ExitReport| EngineExit {
+        exit: report.exit.to_string(),
+        answered: report.counts.answered,
+        failed: report.counts.failed,
+        blocked_for: report.blocked_for.map(|left| left.as_secs().max(1)),
     };
     let engines = page.searcher.engines().into_iter().enumerate().map(|(place, engine)| Engine {
         exits: page.searcher.exit_statistics(&engine).into_iter().map(exit).collect(),

@@ -75,9 +75,9 @@ async fn an_exit_that_the_engine_keeps_out_is_replaced_once_and_then_left_alone(
     assert_eq!(found.missed, Some(Miss { exit: exit(0), why: blocked }));
     searcher.search(&query()).await.unwrap();
     assert_eq!(overlay.asked(), [exit(0), exit(1), exit(1)]);
-    let exit_statistics = searcher.exit_statistics(&engine("kiwix"));
-    assert!(exit_statistics[0].blocked_for.is_some_and(|left| left > Duration::from_secs(590)));
-    assert_eq!((exit_statistics[0].record.failed, exit_statistics[1].record.answered), (1, 2));
+    let reports = searcher.exit_statistics(&engine("kiwix"));
+    assert!(reports[0].blocked_for.is_some_and(|left| left > Duration::from_secs(590)));
+    assert_eq!((reports[0].counts.failed, reports[1].counts.answered), (1, 2));
 }
 
 #[tokio::test]
