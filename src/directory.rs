@@ -10,7 +10,9 @@ pub mod authority;
 mod bounded;
 mod consensus;
 mod counting;
+mod dates;
 mod descriptor;
+mod document;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
 mod parameters;
@@ -24,17 +26,19 @@ use core::{fmt, time::Duration};
 
 pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError};
 pub use consensus::{
-    Consensus, ConsensusError, ConsensusRelay, Flags, KnownRelays, SignedConsensus, UnverifiedConsensus,
+    Consensus, ConsensusBody, ConsensusRelay, Flags, KnownRelays, SignedConsensus, UnverifiedConsensus,
 };
 pub use counting::NotCounted;
+pub use dates::Dates;
 pub use descriptor::{DESCRIPTOR_LIFETIME, Descriptor, DescriptorError, UnverifiedDescriptor};
+pub use document::{Body, Document, DocumentError, SignedDocument, UnverifiedDocument};
 pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};
 pub use volunteer::{
     Counted, MAX_COUNTED_LEN, MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration,
     RegistrationError, SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,
-    Volunteer, VolunteerDescriptor, VolunteerList, VolunteerListError, VolunteerProfile, gateway_ranking,
+    Volunteer, VolunteerDescriptor, VolunteerList, VolunteerListBody, VolunteerProfile, gateway_ranking,
 };
 
 use crate::base::RelayId;

@@ -25,8 +25,8 @@ use super::{
 use crate::{
     delegated::text,
     directory::{
-        AuthorityId, Consensus, ConsensusError, MAX_CONSENSUS_LEN, MAX_VOLUNTEER_LIST_LEN, NotCounted, Registration,
-        UnverifiedConsensus, UnverifiedVolunteerList, VolunteerList, VolunteerListError,
+        AuthorityId, Body, Consensus, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_VOLUNTEER_LIST_LEN, NotCounted,
+        Registration, UnverifiedDocument, VolunteerList,
     },
 };
 
@@ -55,9 +55,9 @@ pub(super) enum DirectoryError {
     /// Its answer exceeds the length limit.
     TooLong,
     /// The consensus is invalid.
-    Consensus(ConsensusError),
+    Consensus(DocumentError),
     /// The volunteer list is invalid.
-    Volunteers(VolunteerListError),
+    Volunteers(DocumentError),
     /// Its answer to a volunteer is no valid registration.
     NoRegistration,
 }
@@ -78,16 +78,14 @@ impl fmt::Display for DirectoryError {
 }
 
 /// What is wrong with a directory's consensus, for the user.
-const fn fault(error: &ConsensusError) -> &'static str {
+const fn fault(error: &DocumentError) -> &'static str {
     match error {
-        ConsensusError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
+        DocumentError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
             "the directory's list of relays isn't signed by those whom this network believes"
         }
-        ConsensusError::NotCounted(NotCounted::Conflicting) => {
-            "the network has signed two lists of relays for one time"
-        }
-        ConsensusError::NotCounted(_) => "the directory gave an old list of relays",
-        ConsensusError::Malformed(_) | ConsensusError::Impossible(_) | ConsensusError::Parameter(_) => {
+        DocumentError::NotCounted(NotCounted::Conflicting) => "the network has signed two lists of relays for one time",
+        DocumentError::NotCounted(_) => "the directory gave an old list of relays",
+        DocumentError::Malformed(_) | DocumentError::Impossible(_) | DocumentError::Parameter(_) => {
             "what the directory gave is no list of relays"
         }
     }
@@ -103,7 +101,7 @@ pub(super) fn of_another_time() -> Failure {
 impl From<DirectoryError> for Failure {
     fn from(error: DirectoryError) -> Self {
         match &error {
-            DirectoryError::Consensus(ConsensusError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
+            DirectoryError::Consensus(DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
                 of_another_time()
             }
             DirectoryError::Consensus(_) | DirectoryError::TooLong | DirectoryError::NothingNewer => {
@@ -185,8 +183,7 @@ impl Directories {
     ) -> Result<Option<VolunteerList>, DirectoryError> {
         let bytes = request("GET", &self.url("volunteers"), None, MAX_VOLUNTEER_LIST_LEN).await?;
         let in_use = in_use.map(Arc::as_ref);
-        let verify = |list: UnverifiedVolunteerList| list.verify(&self.authorities, clock::wall_time(), in_use);
-        let list = UnverifiedVolunteerList::decode(&bytes).and_then(verify).map_err(DirectoryError::Volunteers)?;
+        let list = self.verify(&bytes, in_use).map_err(DirectoryError::Volunteers)?;
         Ok(Some(list).filter(|list| in_use.is_none_or(|in_use| in_use.digest() != list.digest())))
     }
 
@@ -212,8 +209,8 @@ impl Directories {
         format!("{base}/v1/{path}")
     }
 
-    fn verify(&self, bytes: &[u8], in_use: Option<&Consensus>) -> Result<Consensus, ConsensusError> {
-        UnverifiedConsensus::decode(bytes)?.verify(&self.authorities, clock::wall_time(), in_use)
+    fn verify<B: Body>(&self, bytes: &[u8], in_use: Option<&Document<B>>) -> Result<Document<B>, DocumentError> {
+        UnverifiedDocument::decode(bytes)?.verify(&self.authorities, clock::wall_time(), in_use)
     }
 }
 

@@ -18,9 +18,9 @@ use core::time::Duration;
 use rand::CryptoRng;
 
 use super::{
-    AuthorityId, Consensus, ConsensusError, Counted, DescriptorError, MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters,
-    PresenceError, Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus, UnverifiedDescriptor,
-    VolunteerList,
+    AuthorityId, Consensus, ConsensusBody, Counted, Dates, DescriptorError, DocumentError, MAX_CONSENSUS_LEN,
+    MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus,
+    UnverifiedDescriptor, VolunteerList,
 };
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
@@ -172,7 +172,7 @@ impl Authority {
         if let Some((consensus, bytes)) = verified {
             self.next_consensus = Some(consensus.valid_after().after(self.config.interval));
             if !consensus.is_expired(now) {
-                self.events.push_back(AuthorityEvent::Publish(SignedConsensus::from_verified(bytes)));
+                self.events.push_back(AuthorityEvent::Publish(SignedConsensus::from_bytes(bytes.to_vec())));
             }
             self.last = Some(consensus);
         }
@@ -280,14 +280,12 @@ impl Authority {
             tracing::warn!("no relay has proved itself; no consensus is made");
             return;
         }
-        // Strictly later than the last, even if two fall in one second or the clock was set back.
-        let after_last = self.last.as_ref().map(|last| last.valid_after().after(Duration::from_secs(1)));
-        let valid_after = after_last.map_or(now, |least| least.max(now));
-        let fresh_until = valid_after.after(self.config.interval);
-        let valid_until = valid_after.after(self.config.lifetime).max(fresh_until);
+        let last = self.last.as_ref().map(Consensus::valid_after);
+        let dates = Dates::of_next(now, last, self.config.interval, self.config.lifetime);
         loop {
             let relays = list.len();
-            match Consensus::new((valid_after, fresh_until, valid_until), &self.config.parameters, list) {
+            let body = ConsensusBody::new(self.config.parameters.clone(), list);
+            match Consensus::new(&dates, &body) {
                 Ok((consensus, encoded)) if encoded.len() <= MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_ROOM) => {
                     tracing::info!(relays, "a new consensus");
                     self.last = Some(consensus);
@@ -295,7 +293,7 @@ impl Authority {
                     return;
                 }
                 // Too long: the youngest relays are left out.
-                Ok(_) | Err(ConsensusError::Malformed(_)) if relays > 1 => {
+                Ok(_) | Err(DocumentError::Malformed(_)) if relays > 1 => {
                     let most = relays.saturating_sub(relays.div_ceil(16));
                     tracing::warn!(relays, most, "the consensus is too long; the youngest relays are left out");
                     list = self.relays.list(now, self.config.stable_after, most);

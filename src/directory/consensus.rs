@@ -1,116 +1,26 @@
-//! The consensus: the list of relays that every node uses, with its verification and dates.
+//! The consensus: the list of relays that every node uses.
 
 use std::sync::Arc;
 
 use core::{fmt, time::Duration};
 
-use prost::Message;
-use rand::CryptoRng;
-
 use super::{
-    AuthorityId, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, ParameterError, Parameters,
-    bounded::{self, BoundError, Bounds},
-    counting::{Dates, MAX_SIGNATURE_LEN, MAX_SIGNATURES, NotCounted, check_signatures, sign},
-    profile::{Impossible, Profile},
+    Body, Dates, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, Parameters,
+    SignedDocument, UnverifiedDocument,
+    profile::{Impossible, Profile, require},
     schema,
 };
 use crate::{
-    base::{DialTarget, RelayId, WallTime},
-    crypto::{self, IdentityKey},
+    base::{DialTarget, RelayId},
     handshake::RelayKeys,
 };
 
-const CONTEXT: &str = "directory consensus";
-const LONGEST_VALIDITY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-const SIGNED_BOUNDS: Bounds =
-    Bounds { len: MAX_CONSENSUS_LEN, fields: &[(1, 1, MAX_CONSENSUS_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)] };
-const BOUNDS: Bounds = Bounds { len: MAX_CONSENSUS_LEN, fields: &[(4, 256, 96), (5, MAX_RELAYS, MAX_DESCRIPTOR_LEN)] };
-
-/// Why a consensus is rejected.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConsensusError {
-    /// The bytes are no consensus.
-    #[error("consensus: {0}")]
-    Malformed(#[from] BoundError),
-    /// Too few authorities have signed it, or its dates exclude it.
-    #[error("consensus: {0}")]
-    NotCounted(#[from] NotCounted),
-    /// It contradicts itself or the specification.
-    #[error("consensus: {0}")]
-    Impossible(#[from] Impossible),
-    /// A parameter is invalid.
-    #[error("consensus: {0}")]
-    Parameter(#[from] ParameterError),
-}
-
+/// A consensus: verified, or made by this authority.
+pub type Consensus = Document<ConsensusBody>;
 /// A published consensus: an encoded `SignedConsensus`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SignedConsensus(Vec<u8>);
-
-impl SignedConsensus {
-    /// The bytes of a verified consensus.
-    pub(super) fn from_verified(bytes: &[u8]) -> Self {
-        Self(bytes.to_vec())
-    }
-
-    /// Its bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Converts it into its bytes.
-    #[must_use]
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.0
-    }
-}
-
-impl fmt::Debug for SignedConsensus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SignedConsensus({} bytes)", self.0.len())
-    }
-}
-
+pub type SignedConsensus = SignedDocument<ConsensusBody>;
 /// A signed consensus with unverified signatures.
-#[derive(Clone)]
-pub struct UnverifiedConsensus {
-    signed: schema::SignedConsensus,
-}
-
-impl UnverifiedConsensus {
-    /// Decodes a `SignedConsensus`.
-    ///
-    /// # Errors
-    /// [`ConsensusError::Malformed`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, ConsensusError> {
-        Ok(Self { signed: bounded::decode(bytes, &SIGNED_BOUNDS)? })
-    }
-
-    /// The consensus, if more than half of `authorities` have signed it, it is valid at `now` and not older than
-    /// `previous`, the one in use.
-    ///
-    /// # Errors
-    /// One for each reason (`proto/07-directory.md`, "When a consensus counts").
-    pub fn verify(
-        self,
-        authorities: &[AuthorityId],
-        now: WallTime,
-        previous: Option<&Consensus>,
-    ) -> Result<Consensus, ConsensusError> {
-        let consensus = self.verify_signatures(authorities)?;
-        let previous = previous.map(|previous| (&previous.dates, &previous.digest));
-        consensus.dates.check(&consensus.digest, now, previous)?;
-        Ok(consensus)
-    }
-
-    /// The consensus, if more than half of `authorities` have signed it, with any dates.
-    pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Consensus, ConsensusError> {
-        let Self { signed } = self;
-        check_signatures(authorities, CONTEXT, &signed.consensus, &signed.signatures)?;
-        Consensus::decode(&signed.consensus)
-    }
-}
+pub type UnverifiedConsensus = UnverifiedDocument<ConsensusBody>;
 
 /// The authorities' flags of a relay. Bits as in `ListedRelay.flags`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,135 +84,86 @@ impl ConsensusRelay {
     pub fn keys(&self) -> RelayKeys {
         self.profile.keys()
     }
+
+    fn decode(listed: schema::ListedRelay) -> Result<Self, Impossible> {
+        let profile = Profile::decode(listed.profile.ok_or(Impossible("a relay has no profile"))?)?;
+        Ok(Self { profile, flags: Flags(listed.flags), weight: listed.weight })
+    }
+
+    fn encode(&self) -> schema::ListedRelay {
+        schema::ListedRelay { profile: Some(self.profile.encode()), flags: self.flags.0, weight: self.weight }
+    }
 }
 
-/// A consensus: verified, or made by this authority.
+/// The content of a consensus: relays and the parameters of the network.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Consensus {
-    dates: Dates,
+pub struct ConsensusBody {
     parameters: Parameters,
+    /// Ascending by identity.
     relays: Vec<ConsensusRelay>,
-    /// SHA-256 of the signed bytes.
-    digest: [u8; 32],
+}
+
+impl ConsensusBody {
+    /// The content with `relays`, in any order, at most [`MAX_RELAYS`].
+    pub(super) fn new(parameters: Parameters, relays: impl IntoIterator<Item = ConsensusRelay>) -> Self {
+        let mut relays: Vec<_> = relays.into_iter().collect();
+        relays.sort_unstable_by_key(ConsensusRelay::identity);
+        Self { parameters, relays }
+    }
+}
+
+impl Body for ConsensusBody {
+    const NAME: &'static str = "consensus";
+    const PURPOSE: &'static str = "directory consensus";
+    const MAX_LEN: usize = MAX_CONSENSUS_LEN;
+    const MAX_VALIDITY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+    const REPEATED: &'static [(u32, usize, usize)] = &[(4, 256, 96), (5, MAX_RELAYS, MAX_DESCRIPTOR_LEN)];
+    type Schema = schema::Consensus;
+
+    fn decode(document: schema::Consensus) -> Result<(Self, Dates), DocumentError> {
+        let parameters = Parameters::decode(document.parameters)?;
+        let relays = document.relays.into_iter().map(ConsensusRelay::decode).collect::<Result<Vec<_>, _>>()?;
+        let ascending = relays.is_sorted_by(|one, next| one.identity() < next.identity());
+        require(ascending, "relays are out of order, or one stands twice")?;
+        let dates = Dates::from_unix(document.valid_after, document.fresh_until, document.valid_until);
+        Ok((Self { parameters, relays }, dates))
+    }
+
+    fn encode(&self, dates: &Dates) -> schema::Consensus {
+        schema::Consensus {
+            valid_after: dates.valid_after.as_unix(),
+            fresh_until: dates.fresh_until.as_unix(),
+            valid_until: dates.valid_until.as_unix(),
+            parameters: self.parameters.encode(),
+            relays: self.relays.iter().map(ConsensusRelay::encode).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for ConsensusBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} relays", self.relays.len())
+    }
 }
 
 impl Consensus {
-    /// A consensus of `relays`, in any order, at most [`MAX_RELAYS`], with its encoding.
-    ///
-    /// # Errors
-    /// When the dates are out of order or too far apart, or a relay is listed twice.
-    pub(super) fn new(
-        (valid_after, fresh_until, valid_until): (WallTime, WallTime, WallTime),
-        parameters: &Parameters,
-        relays: impl IntoIterator<Item = ConsensusRelay>,
-    ) -> Result<(Self, Vec<u8>), ConsensusError> {
-        let mut relays: Vec<_> = relays.into_iter().collect();
-        relays.sort_unstable_by_key(ConsensusRelay::identity);
-        let encode = |relay: &ConsensusRelay| schema::ListedRelay {
-            profile: Some(relay.profile.encode()),
-            flags: relay.flags.0,
-            weight: relay.weight,
-        };
-        let encoded = schema::Consensus {
-            valid_after: valid_after.as_unix(),
-            fresh_until: fresh_until.as_unix(),
-            valid_until: valid_until.as_unix(),
-            parameters: parameters.encode(),
-            relays: relays.iter().map(encode).collect(),
-        }
-        .encode_to_vec();
-        // A consensus that others would reject must not be signed.
-        Ok((Self::decode(&encoded)?, encoded))
-    }
-
-    /// Signs the encoding of a consensus with the keys of authorities.
-    pub(super) fn sign<'a>(encoded: Vec<u8>, keys: impl IntoIterator<Item = &'a IdentityKey>) -> SignedConsensus {
-        let signatures = sign(CONTEXT, &encoded, keys);
-        SignedConsensus(schema::SignedConsensus { consensus: encoded, signatures }.encode_to_vec())
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, ConsensusError> {
-        let document: schema::Consensus = bounded::decode(bytes, &BOUNDS)?;
-        let decode = |relay: schema::ListedRelay| {
-            let profile = Profile::decode(relay.profile.ok_or(Impossible("a relay has no profile"))?)?;
-            Ok(ConsensusRelay { profile, flags: Flags(relay.flags), weight: relay.weight })
-        };
-        let dates = (document.valid_after, document.fresh_until, document.valid_until);
-        let consensus = Self {
-            dates: Dates::decode(dates, LONGEST_VALIDITY)?,
-            parameters: Parameters::decode(document.parameters)?,
-            relays: document.relays.into_iter().map(decode).collect::<Result<_, Impossible>>()?,
-            digest: crypto::sha256(bytes),
-        };
-        if !consensus.relays.is_sorted_by(|one, next| one.identity() < next.identity()) {
-            return Err(Impossible("relays are out of order, or one stands twice").into());
-        }
-        Ok(consensus)
-    }
-
-    /// Start of its validity.
-    #[must_use]
-    pub const fn valid_after(&self) -> WallTime {
-        self.dates.valid_after
-    }
-
-    /// Time from which on a newer one should be fetched.
-    #[must_use]
-    pub const fn fresh_until(&self) -> WallTime {
-        self.dates.fresh_until
-    }
-
-    /// End of its validity.
-    #[must_use]
-    pub const fn valid_until(&self) -> WallTime {
-        self.dates.valid_until
-    }
-
-    /// Whether its validity has ended at `now`.
-    #[must_use]
-    pub fn is_expired(&self, now: WallTime) -> bool {
-        self.dates.is_expired(now)
-    }
-
-    /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are
-    /// spread.
-    pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
-        self.dates.next_fetch(rng)
-    }
-
     /// Its parameters.
     #[must_use]
     pub const fn parameters(&self) -> &Parameters {
-        &self.parameters
+        &self.body().parameters
     }
 
     /// Every relay, ascending by identity.
     #[must_use]
     pub fn relays(&self) -> &[ConsensusRelay] {
-        &self.relays
+        &self.body().relays
     }
 
     /// The relay with this identity.
     #[must_use]
     pub fn relay(&self, identity: &RelayId) -> Option<&ConsensusRelay> {
-        let position = self.relays.binary_search_by(|relay| relay.identity().cmp(identity)).ok()?;
-        self.relays.get(position)
-    }
-
-    /// SHA-256 of the signed bytes: identical for identical consensuses.
-    #[must_use]
-    pub const fn digest(&self) -> &[u8; 32] {
-        &self.digest
-    }
-}
-
-impl fmt::Debug for Consensus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consensus")
-            .field("valid_after", &self.dates.valid_after)
-            .field("valid_until", &self.dates.valid_until)
-            .field("relays", &self.relays.len())
-            .finish_non_exhaustive()
+        let position = self.relays().binary_search_by(|relay| relay.identity().cmp(identity)).ok()?;
+        self.relays().get(position)
     }
 }
 
@@ -317,7 +178,7 @@ pub struct KnownRelays {
 impl KnownRelays {
     /// Sets a new consensus; the one in use becomes the previous. The same consensus again has no effect.
     pub fn update(&mut self, consensus: Arc<Consensus>) {
-        if self.current.as_ref().is_some_and(|current| current.digest == consensus.digest) {
+        if self.current.as_ref().is_some_and(|current| current.digest() == consensus.digest()) {
             return;
         }
         self.previous = self.current.replace(consensus);

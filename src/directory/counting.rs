@@ -1,20 +1,9 @@
-//! Conditions under which a document of the authorities counts: enough signatures, and valid dates.
+//! Signatures of the authorities, and how many of them a document needs to count.
 //!
 //! The same for each document that they sign (`proto/07-directory.md`, "When a consensus counts").
 
-use core::time::Duration;
-
-use rand::{CryptoRng, RngExt};
-
-use super::{
-    AuthorityId, CLOCK_SKEW,
-    profile::{Impossible, exactly},
-    schema,
-};
-use crate::{
-    base::WallTime,
-    crypto::{self, IdentityKey},
-};
+use super::{AuthorityId, profile::exactly, schema};
+use crate::crypto::{self, IdentityKey};
 
 /// Maximum signatures of a document.
 pub(super) const MAX_SIGNATURES: usize = 64;
@@ -93,64 +82,4 @@ pub(super) fn check_signatures(
         return Err(NotCounted::TooFewSignatures { signed, configured: configured.len() });
     }
     Ok(())
-}
-
-/// The dates of a document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Dates {
-    pub(super) valid_after: WallTime,
-    pub(super) fresh_until: WallTime,
-    pub(super) valid_until: WallTime,
-}
-
-impl Dates {
-    /// Decodes the dates of a document whose validity is at most `longest`.
-    pub(super) fn decode(
-        (valid_after, fresh_until, valid_until): (u64, u64, u64),
-        longest: Duration,
-    ) -> Result<Self, Impossible> {
-        let valid_after = WallTime::from_unix(valid_after);
-        let fresh_until = WallTime::from_unix(fresh_until);
-        let valid_until = WallTime::from_unix(valid_until);
-        if valid_after > fresh_until || fresh_until > valid_until || valid_after >= valid_until {
-            return Err(Impossible("its dates are out of order"));
-        }
-        if valid_until.since(valid_after) > longest {
-            return Err(Impossible("valid for longer than documents of its kind may be"));
-        }
-        Ok(Self { valid_after, fresh_until, valid_until })
-    }
-
-    pub(super) fn is_expired(&self, now: WallTime) -> bool {
-        now >= self.valid_until
-    }
-
-    /// Checks that a document with these dates and this digest counts at `now`, with `previous` in use.
-    pub(super) fn check(
-        &self,
-        digest: &[u8; 32],
-        now: WallTime,
-        previous: Option<(&Self, &[u8; 32])>,
-    ) -> Result<(), NotCounted> {
-        if self.valid_after > now.after(CLOCK_SKEW) {
-            return Err(NotCounted::NotYetValid);
-        }
-        if self.is_expired(now) {
-            return Err(NotCounted::Expired);
-        }
-        match previous {
-            Some((previous, _)) if self.valid_after < previous.valid_after => Err(NotCounted::Older),
-            Some((previous, in_use)) if self.valid_after == previous.valid_after && digest != in_use => {
-                Err(NotCounted::Conflicting)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are
-    /// spread.
-    pub(super) fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
-        let spread = self.fresh_until.since(self.valid_after).as_secs() / 2;
-        self.fresh_until.after(Duration::from_secs(rng.random_range(0..=spread)))
-    }
 }

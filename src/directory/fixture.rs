@@ -4,8 +4,9 @@
 use prost::Message as _;
 
 use super::{
-    Consensus, ConsensusRelay, Descriptor, Flags, Parameters, Profile, SignedConsensus, SignedVolunteerList, Volunteer,
-    VolunteerDescriptor, VolunteerList, VolunteerProfile, descriptor::CONTEXT, schema,
+    Body, Consensus, ConsensusBody, ConsensusRelay, Dates, Descriptor, Document, Flags, Parameters, Profile,
+    SignedConsensus, SignedVolunteerList, Volunteer, VolunteerDescriptor, VolunteerList, VolunteerListBody,
+    VolunteerProfile, descriptor::CONTEXT, document::Envelope, schema,
 };
 use crate::{
     base::WallTime,
@@ -67,7 +68,8 @@ pub(crate) fn consensus_at(
     parameters: &Parameters,
 ) -> (Consensus, Vec<u8>) {
     let at = |seconds| WallTime::from_unix(valid_after.as_unix() + seconds);
-    Consensus::new((valid_after, at(FRESH), at(VALID)), parameters, relays).unwrap()
+    let dates = Dates { valid_after, fresh_until: at(FRESH), valid_until: at(VALID) };
+    Consensus::new(&dates, &ConsensusBody::new(parameters.clone(), relays)).unwrap()
 }
 
 /// A consensus made at [`NOW`] of `relays`.
@@ -94,14 +96,14 @@ pub(crate) fn unsigned_descriptor(signed: &[u8]) -> Vec<u8> {
     schema::SignedDescriptor::decode(signed).unwrap().descriptor
 }
 
-/// Any `consensus`, signed by authority `number`.
-pub(crate) fn sign_consensus(number: u16, consensus: &[u8]) -> Vec<u8> {
-    Consensus::sign(consensus.to_vec(), [&key(number)]).into_bytes()
+/// Any `document` of this kind, signed by authority `number`.
+pub(crate) fn sign_document<B: Body>(number: u16, document: &[u8]) -> Vec<u8> {
+    Document::<B>::sign(document.to_vec(), [&key(number)]).into_bytes()
 }
 
-/// The content of a signed consensus.
-pub(crate) fn unsigned_consensus(signed: &[u8]) -> Vec<u8> {
-    schema::SignedConsensus::decode(signed).unwrap().consensus
+/// The content of a signed document of any kind.
+pub(crate) fn unsigned_document(signed: &[u8]) -> Vec<u8> {
+    Envelope::decode(signed).unwrap().document
 }
 
 /// Volunteer `number`. Relays and volunteers share one range of numbers.
@@ -131,7 +133,8 @@ pub(crate) fn volunteers_at(
     volunteers: impl IntoIterator<Item = Volunteer>,
 ) -> (VolunteerList, Vec<u8>) {
     let at = |seconds| WallTime::from_unix(valid_after.as_unix() + seconds);
-    VolunteerList::new((valid_after, at(LIST_FRESH), at(LIST_VALID)), volunteers).unwrap()
+    let dates = Dates { valid_after, fresh_until: at(LIST_FRESH), valid_until: at(LIST_VALID) };
+    VolunteerList::new(&dates, &VolunteerListBody::new(volunteers)).unwrap()
 }
 
 /// A list made at [`NOW`] of `volunteers`.
@@ -144,14 +147,4 @@ pub(crate) fn volunteers_signed_by(authorities: &[u16], valid_after: WallTime) -
     let listed = [listed_volunteer(21, &[3, 1, 2]), listed_volunteer(22, &[2])];
     let keys: Vec<IdentityKey> = authorities.iter().map(|number| key(*number)).collect();
     VolunteerList::sign(volunteers_at(valid_after, listed).1, &keys)
-}
-
-/// Any `list`, signed by authority `number`.
-pub(crate) fn sign_volunteers(number: u16, list: &[u8]) -> Vec<u8> {
-    VolunteerList::sign(list.to_vec(), [&key(number)]).into_bytes()
-}
-
-/// The content of a signed volunteer list.
-pub(crate) fn unsigned_volunteers(signed: &[u8]) -> Vec<u8> {
-    schema::SignedVolunteerList::decode(signed).unwrap().list
 }

@@ -32,7 +32,7 @@ use crate::{
 };
 
 pub use list::{
-    MAX_GATEWAYS, SignedVolunteerList, UnverifiedVolunteerList, Volunteer, VolunteerList, VolunteerListError,
+    MAX_GATEWAYS, SignedVolunteerList, UnverifiedVolunteerList, Volunteer, VolunteerList, VolunteerListBody,
 };
 pub use presence::{Counted, MAX_COUNTED_LEN, MAX_PRESENT, Presence, PresenceError, UnverifiedPresence};
 pub use ranking::{RANKED_GATEWAYS, gateway_ranking};

@@ -4,8 +4,9 @@ use super::Target;
 use crate::{
     base::WallTime,
     directory::{
-        Authority, AuthorityConfig, AuthorityId, Counted, MAX_PRESENT, Presence, Registration, UnverifiedConsensus,
-        UnverifiedDescriptor, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList, fixture,
+        Authority, AuthorityConfig, AuthorityId, ConsensusBody, Counted, MAX_PRESENT, Presence, Registration,
+        UnverifiedConsensus, UnverifiedDescriptor, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,
+        VolunteerListBody, fixture,
     },
     exit::Policy,
     path::GuardSample,
@@ -42,7 +43,7 @@ fn whole_consensus() -> Vec<u8> {
 }
 
 fn own_consensus() -> Vec<u8> {
-    fixture::unsigned_consensus(&whole_consensus())
+    fixture::unsigned_document(&whole_consensus())
 }
 
 /// Arbitrary bytes signed by a relay.
@@ -64,7 +65,7 @@ fn signed_descriptor(bytes: &[u8]) {
 
 /// Arbitrary bytes signed by the authority.
 fn consensus(bytes: &[u8]) {
-    signed_consensus(&fixture::sign_consensus(1, bytes));
+    signed_consensus(&fixture::sign_document::<ConsensusBody>(1, bytes));
 }
 
 fn signed_consensus(bytes: &[u8]) {
@@ -101,12 +102,12 @@ fn whole_volunteer_list() -> Vec<u8> {
 }
 
 fn own_volunteer_list() -> Vec<u8> {
-    fixture::unsigned_volunteers(&whole_volunteer_list())
+    fixture::unsigned_document(&whole_volunteer_list())
 }
 
 /// Arbitrary bytes signed by the authority.
 fn volunteer_list(bytes: &[u8]) {
-    signed_volunteer_list(&fixture::sign_volunteers(1, bytes));
+    signed_volunteer_list(&fixture::sign_document::<VolunteerListBody>(1, bytes));
 }
 
 fn signed_volunteer_list(bytes: &[u8]) {

@@ -17,11 +17,11 @@ use super::files::write_atomically;
 use crate::{
     base::WallTime,
     directory::{
-        AuthorityId, Consensus, ConsensusError, Counted, MAX_CONSENSUS_LEN, MAX_COUNTED_LEN, PresenceError,
-        Registration, RegistrationError, VolunteerList, VolunteerListError,
+        AuthorityId, Body, Consensus, Counted, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_COUNTED_LEN,
+        PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
     },
 };
-use document::Document;
+use document::Followed;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -78,12 +78,14 @@ pub enum DirectoryError {
     /// The answer exceeds the maximum length of such a document.
     #[error("the directory's answer is longer than it can be")]
     TooLong,
-    /// The consensus is invalid.
-    #[error(transparent)]
-    Consensus(#[from] ConsensusError),
-    /// The volunteer list is invalid.
-    #[error(transparent)]
-    Volunteers(#[from] VolunteerListError),
+    /// The document is invalid.
+    #[error("{name}: {error}")]
+    Document {
+        /// The name of its kind.
+        name: &'static str,
+        /// The reason.
+        error: DocumentError,
+    },
     /// The answer to a registration is invalid.
     #[error(transparent)]
     Registration(#[from] RegistrationError),
@@ -160,7 +162,7 @@ impl DirectoryClient {
         let most = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
         let mut bytes = Vec::new();
         file.take(most.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-        match Consensus::verify(&bytes, &self.authorities, now, None) {
+        match verify(&bytes, &self.authorities, now, None) {
             Ok(consensus) => Some(consensus),
             Err(error) => {
                 tracing::info!(%error, "the consensus on disk is not used");
@@ -195,11 +197,11 @@ impl DirectoryClient {
         self.fetch_document(now, in_use).await
     }
 
-    async fn fetch_document<D: Document>(
+    async fn fetch_document<B: Followed>(
         &mut self,
         now: WallTime,
-        in_use: Option<&D>,
-    ) -> Result<Option<D>, DirectoryError> {
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
         let stale = in_use.is_some_and(|in_use| now >= in_use.fresh_until());
         let mut failure = DirectoryError::NoneYet;
         for _ in 0..self.directories.len() {
@@ -282,10 +284,10 @@ impl DirectoryClient {
         self.follow_document(None, list, clock, rng).await;
     }
 
-    async fn follow_document<D: Document, R: CryptoRng + Send>(
+    async fn follow_document<B: Followed, R: CryptoRng + Send>(
         mut self,
-        in_use: Option<D>,
-        sender: watch::Sender<Option<Arc<D>>>,
+        in_use: Option<Document<B>>,
+        sender: watch::Sender<Option<Arc<Document<B>>>>,
         clock: impl Fn() -> WallTime + Send,
         mut rng: R,
     ) {
@@ -302,16 +304,16 @@ impl DirectoryClient {
                     retry = FIRST_RETRY;
                 }
                 Ok(None) => {}
-                Err(error) if D::is_alarming(&error, in_use.as_deref(), clock()) => {
-                    tracing::warn!(%error, "no new {}", D::NAME);
+                Err(error) if B::is_alarming(&error, in_use.as_deref(), clock()) => {
+                    tracing::warn!(%error, "no new {}", B::NAME);
                 }
-                Err(error) => tracing::debug!(%error, "no new {}", D::NAME),
+                Err(error) => tracing::debug!(%error, "no new {}", B::NAME),
             }
             let due = in_use.as_ref().map(|in_use| in_use.next_fetch(&mut rng));
             if let Some(due) = due.filter(|due| *due > clock()) {
                 wait_until(due, &clock, &sender).await;
             } else {
-                let longest = D::longest_retry(in_use.as_deref());
+                let longest = B::longest_retry(in_use.as_deref());
                 tokio::select! {
                     () = sender.closed() => return,
                     () = sleep(retry) => retry = retry.saturating_mul(2).min(longest),
@@ -320,14 +322,14 @@ impl DirectoryClient {
         }
     }
 
-    async fn fetch_preferred<D: Document>(
+    async fn fetch_preferred<B: Followed>(
         &mut self,
         now: WallTime,
-        in_use: Option<&D>,
-    ) -> Result<Option<D>, DirectoryError> {
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
         let index = self.preferred.checked_rem(self.directories.len()).unwrap_or_default();
         let Some(directory) = self.directories.get_mut(index) else { return Err(DirectoryError::NoneYet) };
-        let page = D::page(directory);
+        let page = B::page(directory);
         let mut request = self.http.get(page.url.clone());
         let known = page.etag.as_ref().filter(|_| in_use.is_some());
         let asked = known.is_some();
@@ -343,13 +345,13 @@ impl DirectoryClient {
             _ => return Err(refusal(response).await),
         }
         let etag = response.headers().get(header::ETAG).cloned();
-        let bytes = read_at_most(response, D::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
-        let document = D::verify(&bytes, &self.authorities, now, in_use)?;
+        let bytes = read_at_most(response, B::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        let document = verify(&bytes, &self.authorities, now, in_use)?;
         page.etag = etag;
         if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
-        if D::IS_KEPT {
+        if B::IS_KEPT {
             self.keep(bytes).await;
         }
         Ok(Some(document))
@@ -384,6 +386,17 @@ impl Directory {
             presence: join("presence")?,
         })
     }
+}
+
+/// The document of these bytes, if it counts at `now`.
+fn verify<B: Body>(
+    bytes: &[u8],
+    authorities: &[AuthorityId],
+    now: WallTime,
+    in_use: Option<&Document<B>>,
+) -> Result<Document<B>, DirectoryError> {
+    let document = UnverifiedDocument::decode(bytes).and_then(|document| document.verify(authorities, now, in_use));
+    document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
 }
 
 /// Waits until the wall clock reaches `due`, or all receivers are gone.

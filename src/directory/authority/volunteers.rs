@@ -13,9 +13,9 @@ use rand::CryptoRng;
 use crate::{
     base::{RelayId, WallTime},
     directory::{
-        CLOCK_SKEW, Consensus, Counted, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEERS, Parameters, PresenceError,
-        Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor, VolunteerList,
-        gateway_ranking,
+        CLOCK_SKEW, Consensus, Counted, Dates, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEERS, Parameters,
+        PresenceError, Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor,
+        VolunteerList, VolunteerListBody, gateway_ranking,
     },
 };
 
@@ -191,14 +191,11 @@ impl Volunteers {
         self.next_list = Some(now.after(interval));
         self.forget(now, interval);
         let listed = self.reached(now, consensus, names);
-        // Strictly later than the last, even if two fall in one second or the clock was set back.
-        let valid_after = self.listed.map_or(now, |last| last.after(Duration::from_secs(1)).max(now));
-        let valid_until = valid_after.after(interval.saturating_mul(LIST_INTERVALS));
-        let dates = (valid_after, valid_after.after(interval), valid_until);
-        match VolunteerList::new(dates, listed) {
+        let dates = Dates::of_next(now, self.listed, interval, interval.saturating_mul(LIST_INTERVALS));
+        match VolunteerList::new(&dates, &VolunteerListBody::new(listed)) {
             Ok((list, encoded)) => {
                 tracing::debug!(volunteers = list.volunteers().len(), "a new volunteer list");
-                self.listed = Some(valid_after);
+                self.listed = Some(list.valid_after());
                 Some(encoded)
             }
             Err(error) => {

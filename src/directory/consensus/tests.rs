@@ -1,19 +1,25 @@
 use proptest::prelude::*;
+use prost::Message as _;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::directory::{
-    CLOCK_SKEW,
-    fixture::{FRESH, NOW, VALID, consensus_at, key, listed, profile, signed_by},
+use crate::{
+    base::WallTime,
+    directory::{
+        AuthorityId, CLOCK_SKEW, NotCounted,
+        bounded::BoundError,
+        counting::MAX_SIGNATURES,
+        fixture::{FRESH, NOW, VALID, consensus_at, key, listed, profile, signed_by},
+    },
 };
 
 fn authorities(numbers: &[u16]) -> Vec<AuthorityId> {
     numbers.iter().map(|number| key(*number).id().into()).collect()
 }
 
-fn verify(signed: &SignedConsensus, by: &[u16], now: WallTime) -> Result<Consensus, ConsensusError> {
+fn verify(signed: &SignedConsensus, by: &[u16], now: WallTime) -> Result<Consensus, DocumentError> {
     UnverifiedConsensus::decode(signed.as_bytes())?.verify(&authorities(by), now, None)
 }
 
@@ -51,12 +57,12 @@ fn more_than_half_of_the_configured_authorities_must_have_signed() {
         assert_eq!(outcome.is_ok(), counts, "{signed:?} of {configured:?}");
         if !counts {
             assert!(
-                matches!(outcome, Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { .. }))),
+                matches!(outcome, Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { .. }))),
                 "{outcome:?}"
             );
         }
     }
-    assert_eq!(verify(&signed_by(&[100], NOW), &[], NOW), Err(ConsensusError::NotCounted(NotCounted::NoAuthorities)));
+    assert_eq!(verify(&signed_by(&[100], NOW), &[], NOW), Err(DocumentError::NotCounted(NotCounted::NoAuthorities)));
 }
 
 #[test]
@@ -64,11 +70,11 @@ fn an_authority_counts_once_however_often_it_signs_or_is_configured() {
     let thrice = signed_by(&[100, 100, 100], NOW);
     assert_eq!(
         verify(&thrice, &[100, 101, 102], NOW),
-        Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 3 }))
+        Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 3 }))
     );
     assert_eq!(
         verify(&thrice, &[100, 100, 101], NOW),
-        Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 2 }))
+        Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 2 }))
     );
 }
 
@@ -76,10 +82,10 @@ fn an_authority_counts_once_however_often_it_signs_or_is_configured() {
 fn signatures_over_other_bytes_don_t_count() {
     let signed = |at| schema::SignedConsensus::decode(signed_by(&[100], at).as_bytes()).unwrap();
     let mixed = schema::SignedConsensus { consensus: signed(NOW.after(seconds(1))).consensus, ..signed(NOW) };
-    let mixed = SignedConsensus(mixed.encode_to_vec());
+    let mixed = SignedConsensus::from_bytes(mixed.encode_to_vec());
     assert_eq!(
         verify(&mixed, &[100], NOW),
-        Err(ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 0, configured: 1 }))
+        Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 0, configured: 1 }))
     );
 }
 
@@ -88,12 +94,9 @@ fn expired_and_not_yet_valid_are_told_apart() {
     let signed = signed_by(&[100], NOW);
     assert!(verify(&signed, &[100], NOW.before(CLOCK_SKEW)).is_ok());
     let early = NOW.before(CLOCK_SKEW + seconds(1));
-    assert_eq!(verify(&signed, &[100], early), Err(ConsensusError::NotCounted(NotCounted::NotYetValid)));
+    assert_eq!(verify(&signed, &[100], early), Err(DocumentError::NotCounted(NotCounted::NotYetValid)));
     assert!(verify(&signed, &[100], NOW.after(seconds(VALID - 1))).is_ok());
-    assert_eq!(
-        verify(&signed, &[100], NOW.after(seconds(VALID))),
-        Err(ConsensusError::NotCounted(NotCounted::Expired))
-    );
+    assert_eq!(verify(&signed, &[100], NOW.after(seconds(VALID))), Err(DocumentError::NotCounted(NotCounted::Expired)));
 }
 
 #[test]
@@ -104,13 +107,13 @@ fn an_older_consensus_never_replaces_a_newer_one() {
     };
     assert_eq!(
         against_previous(&signed_by(&[100], NOW.before(seconds(1)))),
-        Err(ConsensusError::NotCounted(NotCounted::Older))
+        Err(DocumentError::NotCounted(NotCounted::Older))
     );
     assert_eq!(against_previous(&signed_by(&[100], NOW)), Ok(previous.clone()));
     assert!(against_previous(&signed_by(&[100], NOW.after(seconds(1)))).is_ok());
     let (_, other) = consensus_at(NOW, [listed(profile(9))], &Parameters::default());
     let other = Consensus::sign(other, [&key(100)]);
-    assert_eq!(against_previous(&other), Err(ConsensusError::NotCounted(NotCounted::Conflicting)));
+    assert_eq!(against_previous(&other), Err(DocumentError::NotCounted(NotCounted::Conflicting)));
 }
 
 #[test]
@@ -121,26 +124,27 @@ fn a_consensus_that_contradicts_itself_is_refused_even_if_signed() {
         change(&mut document);
         verify(&Consensus::sign(document.encode_to_vec(), [&key(100)]), &[100], NOW).unwrap_err()
     };
-    assert!(matches!(refused(&|it| it.relays.reverse()), ConsensusError::Impossible(_)));
-    assert!(matches!(refused(&|it| it.relays[1] = it.relays[0].clone()), ConsensusError::Impossible(_)));
-    assert!(matches!(refused(&|it| it.relays[1].profile = None), ConsensusError::Impossible(_)));
-    assert!(matches!(refused(&|it| it.valid_until = it.valid_after), ConsensusError::Impossible(_)));
-    assert!(matches!(refused(&|it| it.fresh_until = it.valid_after - 1), ConsensusError::Impossible(_)));
-    assert!(matches!(refused(&|it| it.valid_until += 7 * 86_400), ConsensusError::Impossible(_)));
+    assert!(matches!(refused(&|it| it.relays.reverse()), DocumentError::Impossible(_)));
+    assert!(matches!(refused(&|it| it.relays[1] = it.relays[0].clone()), DocumentError::Impossible(_)));
+    assert!(matches!(refused(&|it| it.relays[1].profile = None), DocumentError::Impossible(_)));
+    assert!(matches!(refused(&|it| it.valid_until = it.valid_after), DocumentError::Impossible(_)));
+    assert!(matches!(refused(&|it| it.fresh_until = it.valid_after - 1), DocumentError::Impossible(_)));
+    assert!(matches!(refused(&|it| it.valid_until += 7 * 86_400), DocumentError::Impossible(_)));
     let parameter = schema::Parameter { name: "B".into(), value: 1 };
-    assert!(matches!(refused(&|it| it.parameters = vec![parameter.clone()]), ConsensusError::Parameter(_)));
-    assert!(Consensus::new((NOW, NOW, NOW), &Parameters::default(), []).is_err());
+    assert!(matches!(refused(&|it| it.parameters = vec![parameter.clone()]), DocumentError::Parameter(_)));
+    let never = Dates { valid_after: NOW, fresh_until: NOW, valid_until: NOW };
+    assert!(Consensus::new(&never, &ConsensusBody::new(Parameters::default(), [])).is_err());
 }
 
 #[test]
 fn a_flood_of_empty_elements_is_refused_before_it_is_decoded() {
     let relays = [0x2a, 0].repeat(MAX_RELAYS + 1);
     let flood = Consensus::sign(relays, [&key(100)]);
-    assert_eq!(verify(&flood, &[100], NOW), Err(ConsensusError::Malformed(BoundError::TooMany(MAX_RELAYS))));
-    let signatures = SignedConsensus([0x12, 0].repeat(65));
-    assert_eq!(verify(&signatures, &[100], NOW), Err(ConsensusError::Malformed(BoundError::TooMany(MAX_SIGNATURES))));
-    let long = SignedConsensus(vec![0; MAX_CONSENSUS_LEN + 1]);
-    assert_eq!(verify(&long, &[100], NOW), Err(ConsensusError::Malformed(BoundError::TooLong(MAX_CONSENSUS_LEN))));
+    assert_eq!(verify(&flood, &[100], NOW), Err(DocumentError::Malformed(BoundError::TooMany(MAX_RELAYS))));
+    let signatures = SignedConsensus::from_bytes([0x12, 0].repeat(65));
+    assert_eq!(verify(&signatures, &[100], NOW), Err(DocumentError::Malformed(BoundError::TooMany(MAX_SIGNATURES))));
+    let long = SignedConsensus::from_bytes(vec![0; MAX_CONSENSUS_LEN + 1]);
+    assert_eq!(verify(&long, &[100], NOW), Err(DocumentError::Malformed(BoundError::TooLong(MAX_CONSENSUS_LEN))));
 }
 
 #[test]
@@ -165,7 +169,7 @@ fn relays_are_known_by_the_current_consensus_or_else_by_the_one_before() {
 proptest! {
     #[test]
     fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _ = verify(&SignedConsensus(bytes.clone()), &[100], NOW);
+        let _ = verify(&SignedConsensus::from_bytes(bytes.clone()), &[100], NOW);
         let _ = verify(&Consensus::sign(bytes, [&key(100)]), &[100], NOW);
     }
 
@@ -174,6 +178,6 @@ proptest! {
         let mut bytes = signed_by(&[100], NOW).into_bytes();
         let position = position.index(bytes.len());
         bytes[position] ^= 1 << bit;
-        prop_assert!(verify(&SignedConsensus(bytes), &[100], NOW).is_err());
+        prop_assert!(verify(&SignedConsensus::from_bytes(bytes), &[100], NOW).is_err());
     }
 }

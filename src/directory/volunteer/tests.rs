@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::directory::{
-    AuthorityId, CLOCK_SKEW, Consensus, ConsensusRelay, DESCRIPTOR_LIFETIME, Flags, MAX_VOLUNTEERS, NotCounted,
+    AuthorityId, CLOCK_SKEW, Consensus, ConsensusRelay, DESCRIPTOR_LIFETIME, DocumentError, Flags, MAX_VOLUNTEERS,
+    NotCounted,
     bounded::BoundError,
     fixture::{
         LIST_VALID, NOW, consensus, key, listed, listed_volunteer, profile, volunteer, volunteer_profile, volunteers,
@@ -28,7 +29,7 @@ fn verify(bytes: &[u8], now: WallTime) -> Result<VolunteerDescriptor, Descriptor
     UnverifiedVolunteer::decode(bytes)?.verify(now)
 }
 
-fn verify_list(bytes: &[u8], by: &[u16], now: WallTime) -> Result<VolunteerList, VolunteerListError> {
+fn verify_list(bytes: &[u8], by: &[u16], now: WallTime) -> Result<VolunteerList, DocumentError> {
     UnverifiedVolunteerList::decode(bytes)?.verify(&authorities(by), now, None)
 }
 
@@ -217,8 +218,8 @@ fn a_list_counts_by_the_same_rules_as_a_consensus() {
     let at = |signers: &[u16], valid_after, configured: &[u16], now| {
         verify_list(volunteers_signed_by(signers, valid_after).as_bytes(), configured, now)
     };
-    let not = |outcome: Result<VolunteerList, VolunteerListError>| match outcome {
-        Err(VolunteerListError::NotCounted(reason)) => reason,
+    let not = |outcome: Result<VolunteerList, DocumentError>| match outcome {
+        Err(DocumentError::NotCounted(reason)) => reason,
         other => panic!("{other:?}"),
     };
     assert!(at(&[100, 102], NOW, &[100, 101, 102], NOW).is_ok());
@@ -248,7 +249,7 @@ fn a_consensus_is_no_volunteer_list() {
     let document = schema::SignedConsensus::decode(signed.as_bytes()).unwrap();
     let list = schema::SignedVolunteerList { list: document.consensus, signatures: document.signatures };
     let outcome = verify_list(&list.encode_to_vec(), &[100], NOW);
-    assert!(matches!(outcome, Err(VolunteerListError::NotCounted(NotCounted::TooFewSignatures { signed: 0, .. }))));
+    assert!(matches!(outcome, Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 0, .. }))));
 }
 
 #[test]
@@ -259,7 +260,7 @@ fn a_list_that_contradicts_itself_is_refused_even_if_signed() {
         change(&mut document);
         let signed = VolunteerList::sign(document.encode_to_vec(), [&key(100)]);
         match verify_list(signed.as_bytes(), &[100], NOW) {
-            Err(VolunteerListError::Impossible(reason)) => reason.to_string(),
+            Err(DocumentError::Impossible(reason)) => reason.to_string(),
             other => panic!("{other:?}"),
         }
     };
@@ -285,7 +286,7 @@ fn a_list_that_contradicts_itself_is_refused_even_if_signed() {
 #[test]
 fn a_flood_of_empty_volunteers_is_refused_before_it_is_decoded() {
     let flood = VolunteerList::sign([0x22, 0].repeat(MAX_VOLUNTEERS + 1), [&key(100)]);
-    let too_many = Err(VolunteerListError::Malformed(BoundError::TooMany(MAX_VOLUNTEERS)));
+    let too_many = Err(DocumentError::Malformed(BoundError::TooMany(MAX_VOLUNTEERS)));
     assert_eq!(verify_list(flood.as_bytes(), &[100], NOW), too_many);
 }
 

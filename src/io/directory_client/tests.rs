@@ -83,20 +83,20 @@ async fn a_consensus_that_does_not_count_is_refused_with_its_own_error() {
     assert!(matches!(fetch(signed(later(1)), NOW).await, Ok(Some(_))));
     assert!(matches!(fetch(signed(NOW), NOW).await, Ok(None)), "the one in use is no news");
     let error = async |body, now| match fetch(body, now).await {
-        Err(DirectoryError::Consensus(error)) => error,
+        Err(DirectoryError::Document { name: "consensus", error }) => error,
         other => panic!("{other:?}"),
     };
-    assert_eq!(error(older.into_bytes(), NOW).await, ConsensusError::NotCounted(NotCounted::Older));
-    assert_eq!(error(signed(later(1)), later(VALID + 1)).await, ConsensusError::NotCounted(NotCounted::Expired));
-    assert_eq!(error(signed(later(9_000)), NOW).await, ConsensusError::NotCounted(NotCounted::NotYetValid));
+    assert_eq!(error(older.into_bytes(), NOW).await, DocumentError::NotCounted(NotCounted::Older));
+    assert_eq!(error(signed(later(1)), later(VALID + 1)).await, DocumentError::NotCounted(NotCounted::Expired));
+    assert_eq!(error(signed(later(9_000)), NOW).await, DocumentError::NotCounted(NotCounted::NotYetValid));
     assert!(matches!(
         error(signed_by(&[101], later(1)).into_bytes(), NOW).await,
-        ConsensusError::NotCounted(NotCounted::TooFewSignatures { signed: 0, configured: 1 })
+        DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 0, configured: 1 })
     ));
-    assert!(matches!(error(b"nonsense".to_vec(), NOW).await, ConsensusError::Malformed(_)));
+    assert!(matches!(error(b"nonsense".to_vec(), NOW).await, DocumentError::Malformed(_)));
     assert!(matches!(
         error([0x2a, 0].repeat(MAX_RELAYS + 1), NOW).await,
-        ConsensusError::NotCounted(NotCounted::TooFewSignatures { .. })
+        DocumentError::NotCounted(NotCounted::TooFewSignatures { .. })
     ));
 }
 
@@ -201,7 +201,7 @@ async fn a_volunteer_list_is_fetched_by_the_same_rules_as_a_consensus() {
     let stale = fetch(signed(100, NOW), later(LIST_FRESH), Some(&first)).await;
     assert!(matches!(stale, Err(DirectoryError::NothingNewer)));
     let not = async |body, now| match fetch(body, now, Some(&first)).await {
-        Err(DirectoryError::Volunteers(VolunteerListError::NotCounted(reason))) => reason,
+        Err(DirectoryError::Document { name: "volunteer list", error: DocumentError::NotCounted(reason) }) => reason,
         other => panic!("{other:?}"),
     };
     assert_eq!(not(signed(100, NOW.before(Duration::from_secs(1))), NOW).await, NotCounted::Older);

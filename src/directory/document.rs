@@ -1,0 +1,245 @@
+//! Documents that authorities sign: decoding, signatures, validity and encoding, the same for each kind.
+//!
+//! Bytes are decoded as an [`UnverifiedDocument`]. Its verification returns the [`Document`] that the rest of the node
+//! trusts. An authority signs an encoded document into a [`SignedDocument`], which is published. A kind of document is
+//! a [`Body`]. Governed by `proto/07-directory.md`, "When a consensus counts".
+
+use core::{fmt, marker::PhantomData, time::Duration};
+
+use prost::Message;
+use rand::CryptoRng;
+
+use super::{
+    AuthorityId, CLOCK_SKEW, Dates, ParameterError,
+    bounded::{self, BoundError, Bounds},
+    counting::{MAX_SIGNATURE_LEN, MAX_SIGNATURES, NotCounted, check_signatures, sign},
+    profile::Impossible,
+    schema,
+};
+use crate::{
+    base::WallTime,
+    crypto::{self, IdentityKey},
+};
+
+/// A kind of document: its content without the dates, its schema and its limits.
+pub trait Body: Sized {
+    /// The name in errors and in the log.
+    const NAME: &'static str;
+    /// The purpose of the signatures.
+    const PURPOSE: &'static str;
+    /// Maximum bytes of the document, signed or not.
+    const MAX_LEN: usize;
+    /// Maximum time from the start of the validity to its end.
+    const MAX_VALIDITY: Duration;
+    /// Repeated fields of the document: field number, maximum elements, maximum bytes of one element.
+    const REPEATED: &'static [(u32, usize, usize)];
+    /// The document's schema.
+    type Schema: Message + Default;
+
+    /// The content and the dates of a decoded document. The dates are not checked yet.
+    ///
+    /// # Errors
+    /// When the content contradicts itself or the specification.
+    fn decode(document: Self::Schema) -> Result<(Self, Dates), DocumentError>;
+
+    /// The document with these dates, to be encoded.
+    fn encode(&self, dates: &Dates) -> Self::Schema;
+}
+
+/// Why a document is rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// The bytes are no document of this kind.
+    #[error(transparent)]
+    Malformed(#[from] BoundError),
+    /// Too few authorities have signed it, or its dates exclude it.
+    #[error(transparent)]
+    NotCounted(#[from] NotCounted),
+    /// It contradicts itself or the specification.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    /// A parameter is invalid.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+}
+
+/// An encoded document with its signatures. The schemas of all kinds have these fields.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Envelope {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) document: Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) signatures: Vec<schema::AuthoritySignature>,
+}
+
+/// The bytes of a published document.
+pub struct SignedDocument<B> {
+    bytes: Vec<u8>,
+    kind: PhantomData<B>,
+}
+
+impl<B: Body> SignedDocument<B> {
+    /// The document `bytes`, which was verified or is about to be.
+    pub(super) const fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { bytes, kind: PhantomData }
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Converts it into its bytes.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+impl<B: Body> fmt::Debug for SignedDocument<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, signed, {} bytes", B::NAME, self.bytes.len())
+    }
+}
+
+/// A document with unverified signatures.
+#[derive(Clone)]
+pub struct UnverifiedDocument<B> {
+    envelope: Envelope,
+    kind: PhantomData<B>,
+}
+
+impl<B: Body> UnverifiedDocument<B> {
+    const BOUNDS: Bounds =
+        Bounds { len: B::MAX_LEN, fields: &[(1, 1, B::MAX_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)] };
+
+    /// Decodes a signed document.
+    ///
+    /// # Errors
+    /// [`DocumentError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DocumentError> {
+        Ok(Self { envelope: bounded::decode(bytes, &Self::BOUNDS)?, kind: PhantomData })
+    }
+
+    /// The document, if more than half of `authorities` have signed it, it is valid at `now` and not older than
+    /// `in_use`.
+    ///
+    /// # Errors
+    /// One for each reason (`proto/07-directory.md`, "When a consensus counts").
+    pub fn verify(
+        self,
+        authorities: &[AuthorityId],
+        now: WallTime,
+        in_use: Option<&Document<B>>,
+    ) -> Result<Document<B>, DocumentError> {
+        let document = self.verify_signatures(authorities)?;
+        document.check(now, in_use)?;
+        Ok(document)
+    }
+
+    /// The document, if more than half of `authorities` have signed it, with any dates.
+    pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Document<B>, DocumentError> {
+        let Envelope { document, signatures } = &self.envelope;
+        check_signatures(authorities, B::PURPOSE, document, signatures)?;
+        Document::decode(document)
+    }
+}
+
+/// A document: verified, or made by this authority.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Document<B> {
+    dates: Dates,
+    body: B,
+    /// SHA-256 of the signed bytes.
+    digest: [u8; 32],
+}
+
+impl<B: Body> Document<B> {
+    const BOUNDS: Bounds = Bounds { len: B::MAX_LEN, fields: B::REPEATED };
+
+    /// A document with its encoding. A document that others would reject is not made, so that it isn't signed.
+    ///
+    /// # Errors
+    /// When the dates are out of order or too far apart, or the body is invalid or too long.
+    pub(super) fn new(dates: &Dates, body: &B) -> Result<(Self, Vec<u8>), DocumentError> {
+        let encoded = body.encode(dates).encode_to_vec();
+        Ok((Self::decode(&encoded)?, encoded))
+    }
+
+    /// Signs an encoded document with the keys of authorities.
+    pub(super) fn sign<'a>(encoded: Vec<u8>, keys: impl IntoIterator<Item = &'a IdentityKey>) -> SignedDocument<B> {
+        let signatures = sign(B::PURPOSE, &encoded, keys);
+        SignedDocument::from_bytes(Envelope { document: encoded, signatures }.encode_to_vec())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let (body, dates) = B::decode(bounded::decode(bytes, &Self::BOUNDS)?)?;
+        dates.check(B::MAX_VALIDITY)?;
+        Ok(Self { dates, body, digest: crypto::sha256(bytes) })
+    }
+
+    /// Checks that the document counts at `now` and is not older than `in_use`.
+    fn check(&self, now: WallTime, in_use: Option<&Self>) -> Result<(), NotCounted> {
+        if self.valid_after() > now.after(CLOCK_SKEW) {
+            return Err(NotCounted::NotYetValid);
+        }
+        if self.is_expired(now) {
+            return Err(NotCounted::Expired);
+        }
+        match in_use {
+            Some(in_use) if self.valid_after() < in_use.valid_after() => Err(NotCounted::Older),
+            Some(in_use) if self.valid_after() == in_use.valid_after() && self.digest != in_use.digest => {
+                Err(NotCounted::Conflicting)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its content.
+    pub(super) const fn body(&self) -> &B {
+        &self.body
+    }
+
+    /// Start of its validity.
+    #[must_use]
+    pub const fn valid_after(&self) -> WallTime {
+        self.dates.valid_after
+    }
+
+    /// Time from which on a newer one should be fetched.
+    #[must_use]
+    pub const fn fresh_until(&self) -> WallTime {
+        self.dates.fresh_until
+    }
+
+    /// End of its validity.
+    #[must_use]
+    pub const fn valid_until(&self) -> WallTime {
+        self.dates.valid_until
+    }
+
+    /// Whether its validity has ended at `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: WallTime) -> bool {
+        now >= self.dates.valid_until
+    }
+
+    /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are
+    /// spread.
+    pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
+        self.dates.next_fetch(rng)
+    }
+
+    /// SHA-256 of the signed bytes: identical for identical documents.
+    #[must_use]
+    pub const fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+}
+
+impl<B: Body + fmt::Debug> fmt::Debug for Document<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(B::NAME).field("dates", &self.dates).field("body", &self.body).finish_non_exhaustive()
+    }
+}
