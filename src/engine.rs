@@ -9,10 +9,12 @@
 
 mod blocked;
 mod description;
+mod description_error;
 mod feed;
 #[cfg(feature = "native")]
 mod html;
 mod json;
+mod json_value;
 mod markup;
 #[cfg(feature = "native")]
 mod native;
@@ -34,7 +36,7 @@ use self::page as parser;
 pub(crate) use self::html::bounded as bounded_html;
 use self::template::{Template, Values};
 pub use self::{
-    description::{DescriptionError, MAX_DESCRIPTION_LEN},
+    description_error::{DescriptionError, MAX_DESCRIPTION_LEN},
     template::TemplateError,
     xml::XmlError,
 };

@@ -16,67 +16,19 @@ use std::mem;
 #[cfg(feature = "native")]
 use super::html::{Selectors, selector};
 use super::{
-    Engine, Form,
+    DescriptionError, Engine, Form, MAX_DESCRIPTION_LEN,
+    description_error::{OPENSEARCH, OURS},
     json::{Mapping, Pattern, pointer},
-    template::{Languages, Template, TemplateError},
-    xml::{self, Attributes, Piece, XmlError},
+    parser::xml::walk,
+    template::{Languages, Template},
+    xml::{Attributes, Piece, XmlError},
 };
 use crate::delegated::{EngineName, text, url::Url};
 
-/// The namespace of OpenSearch 1.1.
-pub(super) const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
-/// The namespace of the extensions.
-const OURS: &str = "urn:umbel:engine";
-
-/// Longest description in bytes.
-pub const MAX_DESCRIPTION_LEN: usize = 64 * 1024;
 /// Largest number of `Url`, `Language` and `results` elements, of each; the rest is ignored.
 const MAX_ELEMENTS: usize = 64;
 /// Longest title in characters.
 const MAX_TITLE: usize = 60;
-
-/// Why a description can't be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DescriptionError {
-    /// It exceeds the length limit.
-    #[error("it is longer than {MAX_DESCRIPTION_LEN} bytes")]
-    TooLong,
-    /// It is invalid XML.
-    #[error(transparent)]
-    Xml(#[from] XmlError),
-    /// Its root is another element.
-    #[error("it is no OpenSearch 1.1 description: its root is not OpenSearchDescription of {OPENSEARCH}")]
-    Root,
-    /// It defines no usable name of the engine.
-    #[error(
-        "its ShortName makes no name of letters, digits and hyphens: add <umbel:engine name=\"…\"/> (xmlns:umbel=\"{OURS}\") or \
-         write NAME= before it"
-    )]
-    Name,
-    /// It has no `Url` for results in a supported format.
-    #[error(
-        "it has no Url for results as RSS, Atom or JSON, nor one as HTML with an <umbel:results type=\"text/html\" …/> \
-         (xmlns:umbel=\"{OURS}\")"
-    )]
-    NoUrl,
-    /// It has only results in HTML, and a page is to query it.
-    #[error(
-        "it gives results only as HTML, which a browser's tab doesn't read: it needs a Url for them as RSS, Atom or JSON"
-    )]
-    OnlyHtml,
-    /// The template of its only such `Url` can't be used.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// An `umbel:results` element lacks an attribute.
-    #[error("its umbel:results element lacks the attribute \"{0}\"")]
-    Attribute(&'static str),
-    /// A CSS selector is invalid.
-    #[error("\"{0}\" is no CSS selector")]
-    Selector(String),
-    /// A JSON pointer or pattern is invalid.
-    #[error("\"{0}\" is neither a JSON pointer such as /title nor a text with some in braces such as /page/{{/key}}")]
-    Pattern(String),
-}
 
 impl Engine {
     /// Parses a description for a page. Results in HTML are ignored, because a page can't bound their tree.
@@ -144,7 +96,7 @@ impl Reading {
         }
         let document = str::from_utf8(document).map_err(|_| XmlError::Encoding)?;
         let mut read = Self::default();
-        xml::walk(document.trim_start_matches('\u{feff}').trim_start(), |piece| read.piece(piece))?;
+        walk(document.trim_start_matches('\u{feff}').trim_start(), |piece| read.piece(piece))?;
         Ok(read)
     }
 

@@ -7,8 +7,9 @@ use core::mem;
 
 use super::{
     Found, Listed, Unread,
-    description::OPENSEARCH,
-    xml::{self, Attributes, Piece},
+    description_error::OPENSEARCH,
+    parser::xml::walk,
+    xml::{Attributes, Piece},
 };
 use crate::delegated::{MAX_RESULTS, SearchResult, url::Url};
 
@@ -18,7 +19,7 @@ const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";
 /// Parses the results in `body`.
 pub(super) fn read(body: &str, base: &Url) -> Result<Listed, Unread> {
     let mut reading = Reading::new(base);
-    let walked = xml::walk(body.trim_start_matches('\u{feff}').trim_start(), |piece| reading.piece(piece));
+    let walked = walk(body.trim_start_matches('\u{feff}').trim_start(), |piece| reading.piece(piece));
     if walked.is_err() || !reading.is_feed {
         return Err(Unread::Malformed);
     }

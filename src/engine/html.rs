@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 
-use super::{Found, Listed, Unread, description::DescriptionError};
+use super::{DescriptionError, Found, Listed, Unread};
 use crate::delegated::{MAX_RESULTS, url::Url};
 use html5ever::{
     TokenizerResult,

@@ -1,22 +1,8 @@
 //! Parses results in JSON: SearXNG's format, OpenSearch suggestions, and any format with a mapping in the
 //! description.
 
-use super::{Found, Listed, Unread, description::DescriptionError, parser::json::Tree, template::encoded};
+use super::{DescriptionError, Found, Listed, Unread, json_value::Json, parser::json::Tree, template::encoded};
 use crate::delegated::{MAX_RESULTS, url::Url};
-
-/// A JSON value, independent of the parser.
-pub(super) trait Json: Sized {
-    /// The value at a pointer (RFC 6901).
-    fn at(&self, pointer: &str) -> Option<Self>;
-    /// The elements, if it is an array.
-    fn items(&self) -> Option<Vec<Self>>;
-    /// The text, if it is a string.
-    fn text(&self) -> Option<String>;
-    /// The number, if it is a number.
-    fn number(&self) -> Option<f64>;
-    /// A string or number as text.
-    fn words(&self) -> Option<String>;
-}
 
 /// The locations of the results in an answer, as JSON pointers (RFC 6901).
 #[derive(Debug)]

@@ -5,8 +5,6 @@
 //! of elements; the caller caps the length. Only UTF-8 is accepted, whatever encoding the document declares.
 //! Otherwise a later reader could interpret the checked bytes differently.
 
-pub(super) use super::parser::xml::walk;
-
 /// Largest depth of elements.
 pub(super) const MAX_DEPTH: usize = 32;
 /// Largest number of attributes of one element.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::engine::json::Json;
+use crate::engine::json_value::Json;
 
 /// A complete answer.
 pub(in crate::engine) struct Tree(Value);

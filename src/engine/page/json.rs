@@ -3,7 +3,7 @@
 use js_sys::{Array, JSON, Number, Reflect};
 use wasm_bindgen::{JsCast as _, JsValue};
 
-use crate::engine::json::Json;
+use crate::engine::json_value::Json;
 
 /// A complete answer.
 pub(in crate::engine) struct Tree(JsValue);
