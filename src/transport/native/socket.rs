@@ -3,7 +3,7 @@
 //! A node that accepts links listens on one port per address family for all its neighbours. It dials from other
 //! ports: when two relays dial each other at once, each association needs a separate address pair.
 
-use core::{fmt, net::SocketAddr, task::Poll};
+use core::{net::SocketAddr, task::Poll};
 use std::{
     future::poll_fn,
     io::{self, IoSliceMut},
@@ -14,7 +14,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, SockAddr, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
-use super::{Batch, Endpoint};
+use super::{Batch, Endpoint, Port, PortUse, Route};
 use crate::base::Instant;
 
 /// Kernel buffer requested for each socket and direction. With the usual 212 kB, bulk transfers run at a tenth.
@@ -26,41 +26,6 @@ const BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;
 /// Ports to dial from, per address family: only the local port distinguishes two DTLS 1.2 links to one address.
 const DIAL_PORTS: usize = 2;
-
-/// The use of a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PortUse {
-    /// Accepts links.
-    Listen,
-    /// Dials.
-    Dial,
-}
-
-/// One of a node's sockets, as described to its [`Endpoint`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Its number.
-    pub id: u8,
-    /// Its use.
-    pub purpose: PortUse,
-    /// Whether it carries IPv6 (and nothing else) or IPv4.
-    pub ipv6: bool,
-}
-
-/// A local socket and a remote address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Route {
-    /// [`Port::id`].
-    pub port: u8,
-    /// The remote address.
-    pub remote: SocketAddr,
-}
-
-impl fmt::Debug for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Route").field("port", &self.port).finish_non_exhaustive()
-    }
-}
 
 /// Why no sockets could be opened.
 #[derive(Debug, thiserror::Error)]
