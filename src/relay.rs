@@ -27,6 +27,7 @@
 
 mod build;
 mod exit;
+mod exit_side;
 mod gateways;
 mod switch;
 mod table;

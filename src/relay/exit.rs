@@ -1,41 +1,22 @@
 //! The exit side of a relay: streams of circuits that end here, as requests to and answers of the node's exit.
 
 use core::net::IpAddr;
-use std::collections::BTreeMap;
 
 use rand::CryptoRng;
 
 use crate::{
     base::{Instant, StreamId},
     channel::QUEUE_HIGH,
-    flow::FlowParameters,
     onion::message_capacity,
-    stream::{Role, StreamEvent, Streams},
+    stream::{StreamEvent, Streams},
     wire::{Answer, EndReason, RelayMessage},
 };
 
-use super::{CircuitEndpoint, CircuitKey, ExitRequest, ExitStream, Relay, RelayEvent, table::Side};
-
-/// The streams of a circuit that ends here.
-pub(super) struct ExitSide {
-    pub(super) streams: Streams,
-    open: BTreeMap<StreamId, Open>,
-}
-
-/// A stream or RESOLVE that the node has open.
-struct Open {
-    exit: ExitStream,
-    /// The origin has finished its direction.
-    origin_finished: bool,
-    /// The target has finished its direction.
-    target_finished: bool,
-}
-
-impl ExitSide {
-    fn new(parameters: FlowParameters) -> Self {
-        Self { streams: Streams::new(Role::Exit, parameters), open: BTreeMap::new() }
-    }
-}
+use super::{
+    CircuitEndpoint, CircuitKey, ExitRequest, ExitStream, Relay, RelayEvent,
+    exit_side::{ExitSide, Open},
+    table::Side,
+};
 
 impl Relay {
     /// Handles a stream message of an origin.

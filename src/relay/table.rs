@@ -10,7 +10,7 @@ use crate::{
     wire::Fragments,
 };
 
-use super::{UNUSED_LATER_LIMIT, UNUSED_LIMIT, exit::ExitSide};
+use super::{UNUSED_LATER_LIMIT, UNUSED_LIMIT, exit_side::ExitSide};
 
 /// A circuit on one channel: its endpoint towards the origin, or towards the next hop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
