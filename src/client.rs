@@ -39,7 +39,7 @@ use crate::{
 use attempts::Attempts;
 use exit_separation::ExitSeparation;
 use gone::Gone;
-use pooled::{Pooled, PooledId, Stage};
+use pooled::{Pooled, Stage};
 use requests::{Request, Requests};
 
 /// One stream or RESOLVE of the client; never reused.
@@ -55,6 +55,10 @@ impl fmt::Debug for IsolationKey {
         f.write_str("IsolationKey([redacted])")
     }
 }
+
+/// The identifier of a circuit of the pool, from the start of its build to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct PooledId(u64);
 
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,10 +20,6 @@ use crate::{
     wire::Cell,
 };
 
-/// The identifier of a circuit of the pool, from the start of its build to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PooledId(pub(super) u64);
-
 pub(super) enum Stage {
     /// The channel to the guard is being opened.
     Connecting,
