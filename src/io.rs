@@ -2,6 +2,7 @@
 
 pub(crate) mod binary_http;
 pub mod clock;
+mod connect;
 pub mod connector;
 pub(crate) mod delegated;
 pub mod directory_client;

@@ -8,7 +8,6 @@
 //! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
 
-pub(super) mod connect;
 mod relay;
 #[cfg(test)]
 mod tests;
@@ -29,6 +28,7 @@ use crate::{
 };
 
 use super::{
+    connect::{self, Connected},
     delegated::Delegate,
     resolver::{Found, Resolver},
     stream::{Hub, Stream, StreamCommand, StreamKey, splice},
@@ -252,7 +252,7 @@ async fn serve_stream(
         _ = stream.failure() => return,
     };
     match connected {
-        Ok(connect::Connected { socket, address, round_trip }) => {
+        Ok(Connected { socket, address, round_trip }) => {
             shared.tell(ExitCommand::Connected { key, address });
             // On loopback a segment is longer than such a window.
             let round_trip = (!address.is_loopback()).then_some(round_trip);

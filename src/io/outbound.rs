@@ -29,9 +29,9 @@ use crate::{
 };
 
 use super::{
+    connect::connect,
     connector::reason_text,
     exchange::{Answer, ExchangeError, ExchangeLimits, exchange},
-    exit::connect::connect,
     resolver::Resolver,
     tls::{Tls, TlsError},
 };

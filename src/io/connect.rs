@@ -12,9 +12,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::resolver::Resolver;
 use crate::{
     exit::Policy,
-    io::resolver::Resolver,
     wire::{EndReason, Host, Target},
 };
 
@@ -26,19 +26,15 @@ const STAGGER: Duration = Duration::from_millis(250);
 const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// A connection to a target.
-pub(in crate::io) struct Connected {
-    pub(in crate::io) socket: TcpStream,
-    pub(in crate::io) address: IpAddr,
+pub(super) struct Connected {
+    pub(super) socket: TcpStream,
+    pub(super) address: IpAddr,
     /// Time of the TCP handshake: the round trip to the target unless a SYN was lost.
-    pub(in crate::io) round_trip: Duration,
+    pub(super) round_trip: Duration,
 }
 
 /// Connects to `target`, racing the addresses that `policy` allows.
-pub(in crate::io) async fn connect(
-    policy: &Policy,
-    resolver: &Resolver,
-    target: &Target,
-) -> Result<Connected, EndReason> {
+pub(super) async fn connect(policy: &Policy, resolver: &Resolver, target: &Target) -> Result<Connected, EndReason> {
     let found = match &target.host {
         Host::Ip(ip) => vec![*ip],
         Host::Name(name) => resolver.addresses(name).await?.answers,
