@@ -11,10 +11,9 @@ use tokio::task::JoinSet;
 use super::{
     origin::Origin,
     process::Processes,
-    stream::{BenchError, BenchStream, Fetched},
+    stream::{BenchError, BenchStream, Fetched, MIB, rate_mib},
 };
 
-const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
 
 /// The quantity to measure.
@@ -171,11 +170,6 @@ impl Phase {
             fastest_mib_per_second: rates().fold(0.0, f64::max),
         }
     }
-}
-
-/// MiB/s of `bytes` in `elapsed`.
-pub(super) fn rate_mib(bytes: u64, elapsed: Duration) -> f64 {
-    bytes as f64 / MIB / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
 /// The result of a measurement.

@@ -13,6 +13,7 @@ use crate::node::Failure;
 use super::origin::{Origin, Shared, read_head};
 
 const BUFFER: usize = 64 * 1024;
+pub(super) const MIB: f64 = 1_048_576.0;
 
 /// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]
@@ -85,10 +86,15 @@ pub(crate) struct Fetched {
     pub(crate) bytes: u64,
 }
 
+/// MiB/s of `bytes` in `elapsed`.
+pub(super) fn rate_mib(bytes: u64, elapsed: Duration) -> f64 {
+    bytes as f64 / MIB / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
 impl Fetched {
     /// MiB/s of the body.
     pub(crate) fn rate_mib(&self) -> f64 {
-        super::measure::rate_mib(self.bytes, self.whole)
+        rate_mib(self.bytes, self.whole)
     }
 }
 
