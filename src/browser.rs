@@ -18,6 +18,7 @@ mod exports;
 mod failure;
 mod follow;
 mod js;
+mod open_streams;
 mod page;
 mod request;
 mod search;

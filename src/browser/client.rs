@@ -11,9 +11,9 @@ use rand::CryptoRng;
 use super::{
     clock,
     drive::{Core, Driver},
+    open_streams::OpenStreams,
     slot::{Bell, Reply, slot},
     store::{Entry, Store},
-    stream::OpenStreams,
 };
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},

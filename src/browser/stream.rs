@@ -12,76 +12,18 @@ use super::{
     client::PageCore,
     drive::Driver,
     failure::{Failure, Kind},
-    js,
+    open_streams::Entry,
     page::Page,
     search::no_way,
 };
 use crate::{
-    client::{ClientEvent, ClientStream, IsolationKey, StreamFailure},
+    client::{ClientStream, IsolationKey, StreamFailure},
     crypto::sha256,
     wire::{EndReason, Host, Target},
 };
 
 /// Bytes returned by one read. The data within a stream's window may be megabytes, too much for one piece.
 const MAX_READ: usize = 256 << 10;
-
-struct Entry {
-    stream: ClientStream,
-    received: BytesMut,
-    connected: bool,
-    /// The peer has ended its direction.
-    finished: bool,
-    failure: Option<StreamFailure>,
-    /// Called after a turn with changes; `due` is whether a call is pending since the page last read.
-    wake: Function,
-    due: bool,
-}
-
-impl Entry {
-    /// Deferred, because no script of the page may run within a turn.
-    fn wake(&mut self) {
-        if !core::mem::replace(&mut self.due, true) {
-            js::queue_microtask(&self.wake);
-        }
-    }
-}
-
-/// The piecewise streams of a page. Few at a time; the client caps them (`ClientParameters::streams`).
-#[derive(Default)]
-pub(super) struct OpenStreams(Vec<Entry>);
-
-impl OpenStreams {
-    fn entry(&mut self, stream: ClientStream) -> Option<&mut Entry> {
-        self.0.iter_mut().find(|entry| entry.stream == stream)
-    }
-
-    /// Handles an event of one of these streams; returns false for other events.
-    pub(super) fn take(&mut self, event: &ClientEvent) -> bool {
-        let (ClientEvent::Connected { stream, .. }
-        | ClientEvent::Data { stream, .. }
-        | ClientEvent::Finished { stream }
-        | ClientEvent::Writable { stream }
-        | ClientEvent::Closed { stream, .. }) = event
-        else {
-            return false;
-        };
-        let Some(entry) = self.entry(*stream) else { return false };
-        match event {
-            ClientEvent::Connected { .. } => entry.connected = true,
-            ClientEvent::Data { bytes, .. } => entry.received.extend_from_slice(bytes),
-            ClientEvent::Finished { .. } => entry.finished = true,
-            ClientEvent::Closed { reason, .. } => entry.failure = Some(*reason),
-            _ => {}
-        }
-        entry.wake();
-        true
-    }
-
-    /// Ends all streams, and wakes their readers.
-    pub(super) fn clear(&mut self) {
-        self.0.drain(..).for_each(|mut entry| entry.wake());
-    }
-}
 
 /// The isolation of streams to `host`.
 fn isolation(host: &str) -> IsolationKey {

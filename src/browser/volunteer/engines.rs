@@ -23,7 +23,7 @@ use web_sys::AbortController;
 pub(super) use self::ask::count;
 use self::ask::{Miss, ask};
 pub(in crate::browser) use self::place::describe;
-use super::{Volunteer, VolunteerCore, exit::Asked};
+use super::{Volunteer, VolunteerCore};
 use crate::{
     base::Instant,
     browser::{
@@ -42,6 +42,14 @@ const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// The query of a trial, which tests whether this page can read the engine's answers.
 const TRIAL: &str = "test";
 const UNREADABLE: &str = "its answers can't be read from a web page: it doesn't allow that, or can't be reached";
+
+/// A query to perform.
+pub(super) struct Asked {
+    pub(super) stream: u64,
+    pub(super) request: SearchRequest,
+    /// Aborted when its stream has closed.
+    pub(super) abort: AbortController,
+}
 
 /// A chosen engine.
 struct Chosen {

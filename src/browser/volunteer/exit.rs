@@ -6,7 +6,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use web_sys::AbortController;
 
-use super::engines::{Engines, count};
+use super::engines::{Asked, Engines, count};
 use crate::{
     base::Instant,
     browser::slot::Bell,
@@ -21,14 +21,6 @@ use crate::{
 
 /// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
 const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
-
-/// A query to perform.
-pub(super) struct Asked {
-    pub(super) stream: u64,
-    pub(super) request: SearchRequest,
-    /// Aborted when its stream has closed.
-    pub(super) abort: AbortController,
-}
 
 /// The exit's state in the loop.
 pub(super) struct Exit {

@@ -1,0 +1,66 @@
+//! The state of a page's streams in the loop: received bytes and ends, until the page reads them.
+
+use bytes::BytesMut;
+use js_sys::Function;
+
+use super::js;
+use crate::client::{ClientEvent, ClientStream, StreamFailure};
+
+/// A stream of the page.
+pub(super) struct Entry {
+    pub(super) stream: ClientStream,
+    pub(super) received: BytesMut,
+    pub(super) connected: bool,
+    /// The peer has ended its direction.
+    pub(super) finished: bool,
+    pub(super) failure: Option<StreamFailure>,
+    /// Called after a turn with changes; `due` is whether a call is pending since the page last read.
+    pub(super) wake: Function,
+    pub(super) due: bool,
+}
+
+impl Entry {
+    /// Deferred, because no script of the page may run within a turn.
+    fn wake(&mut self) {
+        if !core::mem::replace(&mut self.due, true) {
+            js::queue_microtask(&self.wake);
+        }
+    }
+}
+
+/// The piecewise streams of a page. Few at a time; the client caps them (`ClientParameters::streams`).
+#[derive(Default)]
+pub(super) struct OpenStreams(pub(super) Vec<Entry>);
+
+impl OpenStreams {
+    pub(super) fn entry(&mut self, stream: ClientStream) -> Option<&mut Entry> {
+        self.0.iter_mut().find(|entry| entry.stream == stream)
+    }
+
+    /// Handles an event of one of these streams; returns false for other events.
+    pub(super) fn take(&mut self, event: &ClientEvent) -> bool {
+        let (ClientEvent::Connected { stream, .. }
+        | ClientEvent::Data { stream, .. }
+        | ClientEvent::Finished { stream }
+        | ClientEvent::Writable { stream }
+        | ClientEvent::Closed { stream, .. }) = event
+        else {
+            return false;
+        };
+        let Some(entry) = self.entry(*stream) else { return false };
+        match event {
+            ClientEvent::Connected { .. } => entry.connected = true,
+            ClientEvent::Data { bytes, .. } => entry.received.extend_from_slice(bytes),
+            ClientEvent::Finished { .. } => entry.finished = true,
+            ClientEvent::Closed { reason, .. } => entry.failure = Some(*reason),
+            _ => {}
+        }
+        entry.wake();
+        true
+    }
+
+    /// Ends all streams, and wakes their readers.
+    pub(super) fn clear(&mut self) {
+        self.0.drain(..).for_each(|mut entry| entry.wake());
+    }
+}
