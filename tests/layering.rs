@@ -1,8 +1,8 @@
-//! Checks the dependencies between modules: reads the paths in `src` and fails on one that violates the layers.
+//! Checks the dependencies between modules: reads the paths in `src` and fails on one that violates the ranks.
 //!
-//! A part is a module at the crate's root. It may use parts of its layer and of lower layers; within a layer,
-//! dependencies must form no cycle. The protocol core may use only crates and standard library modules without
-//! ambient state. Code under `#[cfg(test)]` is exempt.
+//! A part is a module at the crate's root. It may use the parts of lower ranks, by the table in
+//! `docs/architecture.md`. Within any module, the dependencies between its submodules must form no cycle. The protocol
+//! core may use only crates and standard library modules without ambient state. Code under `#[cfg(test)]` is exempt.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -23,20 +23,9 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// The layers from the lowest up, with their parts.
-const LAYERS: &[&[&str]] = &[
-    &["base"],
-    &["wire", "crypto"],
-    &["handshake", "onion", "stream", "flow"],
-    &["circuit", "relay", "channel", "path", "directory", "signal", "exit", "delegated", "client"],
-    &["transport", "engine", "io", "sim"],
-    &["node", "browser", "https"],
-    // The library's root and the program.
-    &["lib", "main"],
-];
-
-/// The layers of the protocol core: no socket, thread, lock, file, clock or ambient randomness, no `async`.
-const CORE: usize = 4;
+/// The lowest layer above the protocol core, which has no socket, thread, lock, file, clock or ambient randomness, and
+/// no `async`.
+const ABOVE_THE_CORE: &str = "drivers";
 
 /// Parts of the standard library that the core must not use.
 const AMBIENT: &[&str] = &[
@@ -88,50 +77,106 @@ const CORE_CRATES: &[&str] = &[
     "zeroize",
 ];
 
-fn layer(part: &str) -> Option<usize> {
-    LAYERS.iter().position(|parts| parts.contains(&part))
+/// One row of the table of ranks.
+struct Rank {
+    layer: String,
+    parts: Vec<String>,
+}
+
+/// The table of ranks in `docs/architecture.md`, the lowest rank first.
+struct Ranks(Vec<Rank>);
+
+impl Ranks {
+    fn read() -> Self {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+        let text = fs::read_to_string(file).unwrap();
+        let section = text.split("\n## ").find(|section| section.starts_with("Layers\n")).unwrap();
+        let mut ranks = Vec::new();
+        for row in section.lines() {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let [_, number, layer, parts, ..] = cells[..] else { continue };
+            let Ok(number) = number.parse::<usize>() else { continue };
+            assert_eq!(number, ranks.len() + 1, "the ranks are numbered from 1 up: {row}");
+            let parts = parts.split(',').map(|part| part.trim().trim_matches('`').to_owned()).collect();
+            ranks.push(Rank { layer: layer.to_owned(), parts });
+        }
+        assert!(ranks.iter().any(|rank| rank.layer == ABOVE_THE_CORE), "docs/architecture.md has no table of ranks");
+        Self(ranks)
+    }
+
+    fn of(&self, part: &str) -> Option<usize> {
+        self.0.iter().position(|rank| rank.parts.iter().any(|one| one == part))
+    }
+
+    /// The parts of the protocol core.
+    fn core(&self) -> BTreeSet<&str> {
+        let core = self.0.iter().take_while(|rank| rank.layer != ABOVE_THE_CORE);
+        core.flat_map(|rank| &rank.parts).map(String::as_str).collect()
+    }
 }
 
 /// All paths in one file, in full, with `crate` as the first segment for this crate.
 struct Paths<'a> {
     module: Vec<String>,
+    /// The modules that the file declares.
+    children: BTreeSet<String>,
     crates: &'a BTreeSet<String>,
     found: BTreeSet<String>,
+    /// The names that `use` brings into the module, each with its path within the crate.
+    imports: BTreeMap<String, Vec<String>>,
     forbidden: BTreeSet<&'static str>,
 }
 
 impl Paths<'_> {
-    fn name(&mut self, segments: &[String]) {
+    /// The path within the crate; `None` for other crates and for names in scope by a `use`.
+    fn local(&self, segments: &[String]) -> Option<Vec<String>> {
         let mut at = self.module.clone();
-        let rest = match segments.first().map(String::as_str) {
-            Some("crate") => {
+        let rest = match segments.first()?.as_str() {
+            "crate" => {
                 at.clear();
                 &segments[1..]
             }
-            Some("self") => &segments[1..],
-            Some("super") => {
+            "self" => &segments[1..],
+            "super" => {
                 let up = segments.iter().take_while(|segment| *segment == "super").count();
                 assert!(up <= at.len(), "{at:?}: {segments:?} leads out of the crate");
                 at.truncate(at.len() - up);
                 &segments[up..]
             }
-            Some(first) if self.crates.contains(first) && segments.len() > 1 => {
-                self.found.insert(segments.join("::"));
-                return;
-            }
-            // A name in scope by a `use`.
-            _ => return,
+            first if self.children.contains(first) => segments,
+            _ => return None,
         };
-        let full = at.iter().chain(rest).map(String::as_str);
-        self.found.insert(["crate"].into_iter().chain(full).collect::<Vec<_>>().join("::"));
+        Some(at.into_iter().chain(rest.iter().cloned()).collect())
+    }
+
+    fn name(&mut self, segments: &[String]) {
+        if let Some(path) = self.local(segments) {
+            let full = ["crate"].into_iter().chain(path.iter().map(String::as_str));
+            self.found.insert(full.collect::<Vec<_>>().join("::"));
+        } else if segments.len() > 1 && self.crates.contains(&segments[0]) {
+            self.found.insert(segments.join("::"));
+        }
+    }
+
+    /// Handles the path of a `use`, which brings `name` into scope.
+    fn import(&mut self, segments: &[String], name: &str) {
+        self.name(segments);
+        let (segments, name) = match segments {
+            [path @ .., last, own] if own == "self" && name == "self" => (&segments[..=path.len()], last.as_str()),
+            [path @ .., own] if own == "self" => (path, name),
+            _ => (segments, name),
+        };
+        if let Some(path) = self.local(segments) {
+            self.imports.insert(name.to_owned(), path);
+        }
     }
 
     fn tree(&mut self, prefix: &[String], tree: &UseTree) {
         let with = |name: String| prefix.iter().cloned().chain([name]).collect::<Vec<_>>();
         match tree {
             UseTree::Path(path) => self.tree(&with(path.ident.to_string()), &path.tree),
-            UseTree::Name(name) => self.name(&with(name.ident.to_string())),
-            UseTree::Rename(name) => self.name(&with(name.ident.to_string())),
+            UseTree::Name(name) => self.import(&with(name.ident.to_string()), &name.ident.to_string()),
+            UseTree::Rename(name) => self.import(&with(name.ident.to_string()), &name.rename.to_string()),
             UseTree::Glob(_) => self.name(&with("*".to_owned())),
             UseTree::Group(group) => group.items.iter().for_each(|tree| self.tree(prefix, tree)),
         }
@@ -241,8 +286,10 @@ impl<'ast> Visit<'ast> for Paths<'_> {
 /// One source file: its module and its paths.
 struct Source {
     file: PathBuf,
+    module: Vec<String>,
     part: String,
     paths: BTreeSet<String>,
+    imports: BTreeMap<String, Vec<String>>,
     forbidden: BTreeSet<&'static str>,
 }
 
@@ -250,19 +297,33 @@ struct Source {
 fn read(file: &Path, module: &[String], crates: &BTreeSet<String>, found: &mut Vec<Source>) {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let syntax = syn::parse_file(&text).unwrap();
-    let mut paths = Paths { module: module.to_vec(), crates, found: BTreeSet::new(), forbidden: BTreeSet::new() };
+    let declared = syntax.items.iter().filter_map(|item| match item {
+        Item::Mod(ItemMod { attrs, ident, content: None, .. }) if !only_for_tests(attrs) => Some(ident.to_string()),
+        _ => None,
+    });
+    let children: BTreeSet<String> = declared.collect();
+    let mut paths = Paths {
+        module: module.to_vec(),
+        children,
+        crates,
+        found: BTreeSet::new(),
+        imports: BTreeMap::new(),
+        forbidden: BTreeSet::new(),
+    };
     paths.visit_file(&syntax);
     let root = file.file_stem().unwrap().to_string_lossy().into_owned();
-    let part = module.first().cloned().unwrap_or(root);
-    found.push(Source { file: file.to_owned(), part, paths: paths.found, forbidden: paths.forbidden });
+    found.push(Source {
+        file: file.to_owned(),
+        module: module.to_vec(),
+        part: module.first().cloned().unwrap_or(root),
+        paths: paths.found,
+        imports: paths.imports,
+        forbidden: paths.forbidden,
+    });
     let folder = if module.is_empty() { file.parent().unwrap().to_owned() } else { file.with_extension("") };
-    for item in &syntax.items {
-        if let Item::Mod(ItemMod { attrs, ident, content: None, .. }) = item
-            && !only_for_tests(attrs)
-        {
-            let child: Vec<String> = module.iter().cloned().chain([ident.to_string()]).collect();
-            read(&folder.join(format!("{ident}.rs")), &child, crates, found);
-        }
+    for child in paths.children {
+        let file = folder.join(format!("{child}.rs"));
+        read(&file, &module.iter().cloned().chain([child]).collect::<Vec<_>>(), crates, found);
     }
 }
 
@@ -286,56 +347,55 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// The parts that `source` uses. A re-export of the library's root counts as its original part.
-fn parts(source: &Source, offered: &BTreeMap<String, String>) -> BTreeSet<String> {
-    let ours = source.paths.iter().filter_map(|path| path.strip_prefix("crate::"));
-    let first = ours.map(|path| path.split("::").next().unwrap());
-    first
-        .map(|name| offered.get(name).map_or(name, String::as_str).to_owned())
-        .filter(|part| *part != source.part)
-        .collect()
+/// The modules of the library, by their paths.
+fn modules(sources: &[Source]) -> BTreeMap<&[String], &Source> {
+    let library = sources.iter().filter(|source| source.part != "main");
+    library.map(|source| (source.module.as_slice(), source)).collect()
 }
 
-/// The re-exports of `lib.rs`, each with its part.
-fn offered() -> BTreeMap<String, String> {
-    fn collect(prefix: &[String], tree: &UseTree, names: &mut BTreeMap<String, String>) {
-        let with = |name: String| prefix.iter().cloned().chain([name]).filter(|name| name != "crate" && name != "self");
-        match tree {
-            UseTree::Path(path) => collect(&with(path.ident.to_string()).collect::<Vec<_>>(), &path.tree, names),
-            UseTree::Group(group) => group.items.iter().for_each(|tree| collect(prefix, tree, names)),
-            UseTree::Name(name) => drop(names.insert(name.ident.to_string(), prefix[0].clone())),
-            UseTree::Rename(name) => drop(names.insert(name.rename.to_string(), prefix[0].clone())),
-            UseTree::Glob(_) => {}
+/// The module that defines the item at `path`. A `use` that brings the item into another module is followed.
+fn definition(path: &str, modules: &BTreeMap<&[String], &Source>) -> Option<Vec<String>> {
+    let mut path: Vec<String> = path.strip_prefix("crate::")?.split("::").map(str::to_owned).collect();
+    // No item has passed through so many modules.
+    for _ in 0..16 {
+        let depth = (0..=path.len()).rev().find(|depth| modules.contains_key(&path[..*depth]))?;
+        let Some(name) = path.get(depth) else { return Some(path) };
+        match modules[&path[..depth]].imports.get(name) {
+            Some(origin) => path = origin.iter().chain(&path[depth + 1..]).cloned().collect(),
+            None => return Some(path[..depth].to_vec()),
         }
     }
-    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
-    let mut names = BTreeMap::new();
-    for item in syn::parse_file(&fs::read_to_string(library).unwrap()).unwrap().items {
-        if let Item::Use(item) = item {
-            collect(&[], &item.tree, &mut names);
+    None
+}
+
+/// Repeatedly removes modules without remaining dependencies; a cycle can't be removed.
+fn cycle(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+    loop {
+        let all: BTreeSet<String> = uses.keys().cloned().collect();
+        uses.values_mut().for_each(|used| used.retain(|module| all.contains(module)));
+        let before = uses.len();
+        uses.retain(|_, used| !used.is_empty());
+        if uses.len() == before {
+            return uses;
         }
     }
-    names
 }
 
 #[test]
-fn no_part_knows_of_one_above_it() {
-    let offered = offered();
+fn a_part_uses_only_parts_of_lower_ranks() {
+    let (ranks, sources) = (Ranks::read(), sources());
+    let modules = modules(&sources);
     let mut breaches = Vec::new();
-    for source in sources() {
-        let file = source.file.display();
-        let Some(own) = layer(&source.part) else {
-            panic!("{file}: `{}` stands in no layer; give it one in tests/layering.rs", source.part);
-        };
-        for part in parts(&source, &offered) {
-            // The root and the program may use all layers.
-            if own + 1 == LAYERS.len() {
-                continue;
-            }
-            match layer(&part) {
-                Some(other) if other <= own => {}
-                Some(_) => breaches.push(format!("{file}: `{}` names `{part}`, a layer above", source.part)),
-                None => breaches.push(format!("{file}: names `crate::{part}`, which is no part")),
+    // The root and the program may use all parts.
+    for source in sources.iter().filter(|source| !source.module.is_empty()) {
+        let (file, part) = (source.file.display(), &source.part);
+        let own = ranks.of(part);
+        let own = own.unwrap_or_else(|| panic!("{file}: `{part}` has no rank; give it one in docs/architecture.md"));
+        let used = source.paths.iter().filter_map(|path| definition(path, &modules));
+        let used: BTreeSet<String> = used.filter_map(|module| module.first().cloned()).collect();
+        for other in used.iter().filter(|other| *other != part) {
+            if ranks.of(other).is_none_or(|other| other >= own) {
+                breaches.push(format!("{file}: `{part}` uses `{other}`, which has no lower rank"));
             }
         }
     }
@@ -343,32 +403,43 @@ fn no_part_knows_of_one_above_it() {
 }
 
 #[test]
-fn no_two_parts_lean_on_each_other() {
-    let offered = offered();
-    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for source in sources().iter().filter(|source| source.part != "lib" && source.part != "main") {
-        names.entry(source.part.clone()).or_default().extend(parts(source, &offered));
+fn every_rank_is_of_parts_that_exist() {
+    let sources = sources();
+    let parts: BTreeSet<&String> = sources.iter().map(|source| &source.part).collect();
+    for rank in Ranks::read().0 {
+        let missing: Vec<_> = rank.parts.iter().filter(|part| !parts.contains(part)).collect();
+        assert!(missing.is_empty(), "docs/architecture.md ranks {missing:?}, which are no modules");
     }
-    // Repeatedly removes parts without remaining dependencies; a cycle can't be removed.
-    loop {
-        let free: Vec<String> =
-            names.iter().filter(|(_, parts)| parts.is_empty()).map(|(name, _)| name.clone()).collect();
-        if free.is_empty() {
-            break;
-        }
-        for name in free {
-            names.remove(&name);
-            names.values_mut().for_each(|parts| parts.retain(|part| *part != name));
+}
+
+#[test]
+fn no_two_modules_lean_on_each_other() {
+    let sources = sources();
+    let modules = modules(&sources);
+    // For each module, the dependencies between its submodules, each with all modules below it.
+    let mut uses: BTreeMap<&[String], BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for source in modules.values() {
+        for used in source.paths.iter().filter_map(|path| definition(path, &modules)) {
+            let shared = source.module.iter().zip(&used).take_while(|(one, other)| one == other).count();
+            // A module and its submodules may use each other.
+            if let (Some(own), Some(other)) = (source.module.get(shared), used.get(shared)) {
+                let of_parent = uses.entry(&source.module[..shared]).or_default();
+                of_parent.entry(own.clone()).or_default().insert(other.clone());
+            }
         }
     }
-    assert!(names.is_empty(), "these parts lean on each other: {names:#?}");
+    assert!(uses.len() > 20, "hardly any dependencies are found");
+    let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), cycle(uses)));
+    let cycles: Vec<_> = cycles.filter(|(_, cycle)| !cycle.is_empty()).collect();
+    assert!(cycles.is_empty(), "these submodules lean on each other, or use such: {cycles:#?}");
 }
 
 #[test]
 fn the_core_is_handed_everything() {
-    let crates = crates();
+    let (crates, ranks) = (crates(), Ranks::read());
+    let core = ranks.core();
     let mut breaches = Vec::new();
-    for source in sources().iter().filter(|source| layer(&source.part).is_some_and(|layer| layer < CORE)) {
+    for source in sources().iter().filter(|source| core.contains(source.part.as_str())) {
         let file = source.file.display();
         for path in &source.paths {
             let first = path.split("::").next().unwrap();
@@ -392,8 +463,10 @@ fn a_breach_is_found_however_it_is_written() {
     let found = |text: &str| {
         let mut paths = Paths {
             module: ["wire", "cell"].map(str::to_owned).to_vec(),
+            children: BTreeSet::new(),
             crates: &crates,
             found: BTreeSet::new(),
+            imports: BTreeMap::new(),
             forbidden: BTreeSet::new(),
         };
         paths.visit_file(&syn::parse_file(text).unwrap());
@@ -409,4 +482,34 @@ fn a_breach_is_found_however_it_is_written() {
     assert_eq!(found("fn f() { println!(\"{}\", crate::node::NAME) }"), ["crate::node::NAME"]);
     assert_eq!(found("fn f() { let _ = std::time::Instant::now(); }"), ["std::time::Instant::now"]);
     assert_eq!(found("#[cfg(test)] mod tests { use crate::node::Config; }"), [""; 0]);
+}
+
+#[test]
+fn a_cycle_is_found_also_through_a_module_that_passes_the_item_on() {
+    let module = |path: &str| -> Vec<String> { path.split("::").map(str::to_owned).collect() };
+    let source = |path: &str, imports: &[(&str, &str)]| Source {
+        file: PathBuf::new(),
+        module: module(path),
+        part: module(path)[0].clone(),
+        paths: BTreeSet::new(),
+        imports: imports.iter().map(|(name, path)| ((*name).to_owned(), module(path))).collect(),
+        forbidden: BTreeSet::new(),
+    };
+    let sources = [source("io", &[("Stream", "io::stream::Stream")]), source("io::stream", &[])];
+    let modules = modules(&sources);
+    let found = |path: &str| definition(path, &modules).map(|module| module.join("::"));
+    assert_eq!(found("crate::io::Stream").as_deref(), Some("io::stream"));
+    assert_eq!(found("crate::io::stream::Stream::new").as_deref(), Some("io::stream"));
+    assert_eq!(found("crate::io::Other").as_deref(), Some("io"));
+    assert_eq!(found("std::fs"), None);
+
+    let uses = |pairs: &[(&str, &str)]| {
+        let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (one, other) in pairs {
+            uses.entry((*one).to_owned()).or_default().insert((*other).to_owned());
+        }
+        cycle(uses)
+    };
+    assert_eq!(uses(&[("a", "b"), ("b", "c"), ("a", "c")]).len(), 0);
+    assert_eq!(uses(&[("a", "b"), ("b", "c"), ("c", "b")]).len(), 3);
 }
