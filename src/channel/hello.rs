@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn hellos_and_proofs_are_those_of_the_vectors() {
         let vectors = vectors::read(include_str!("../../proto/vectors/channel.json"));
-        for channel in vectors["channels"].as_array().unwrap() {
+        for channel in vectors::cases(&vectors, "channels") {
             let [dialler, dialled] = ["dialler", "dialled"].map(|end| {
                 let end = &channel[end];
                 let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();

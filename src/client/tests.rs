@@ -367,6 +367,7 @@ fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
     net.client(|party, _, _| {
         assert!(party.seen(stream).bytes == sent);
         assert_eq!(party.client.requests.len(), 0);
+        assert!(!party.client.circuits.is_empty());
         assert!(party.client.circuits.values().all(|circuit| circuit.streams.is_empty() && circuit.is_idle()));
     });
 }

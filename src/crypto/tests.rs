@@ -5,7 +5,7 @@ use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::{
-    vectors::{array, bytes, hex, read},
+    vectors::{array, bytes, cases, hex, read},
     *,
 };
 
@@ -146,7 +146,7 @@ fn sha_256_of_abc_is_that_of_fips_180() {
 
 #[test]
 fn signatures_are_those_of_the_vectors() {
-    for case in read(include_str!("../../proto/vectors/signature.json"))["signatures"].as_array().unwrap() {
+    for case in cases(&read(include_str!("../../proto/vectors/signature.json")), "signatures") {
         let key = IdentityKey::from_bytes(&array(&case["seed"]));
         let (context, message) = (case["context"].as_str().unwrap(), bytes(&case["message"]));
         assert_eq!(key.id().as_bytes(), &array(&case["identity"]));

@@ -7,6 +7,13 @@ pub(crate) fn read(json: &str) -> Value {
     serde_json::from_str(json).unwrap()
 }
 
+/// The cases of a section; fails if there are none.
+pub(crate) fn cases<'a>(vectors: &'a Value, section: &str) -> &'a [Value] {
+    let cases = vectors[section].as_array().unwrap_or_else(|| panic!("the vectors have no \"{section}\""));
+    assert!(!cases.is_empty(), "the vectors have no case of \"{section}\"");
+    cases
+}
+
 pub(crate) fn hex(text: &str) -> Vec<u8> {
     HEXLOWER.decode(text.as_bytes()).unwrap()
 }

@@ -11,7 +11,7 @@ use super::{
     Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult,
     frame::{HEADER_LEN, REQUEST_BUCKETS, RESPONSE_BUCKETS, encode},
 };
-use crate::crypto::vectors::{bytes, read};
+use crate::crypto::vectors::{bytes, cases, read};
 
 const FILE: &str = include_str!("../../proto/vectors/delegated.json");
 
@@ -160,8 +160,7 @@ fn the_vectors_hold() {
 #[test]
 fn the_frames_of_the_vectors_are_read_as_they_say() {
     let file = read(FILE);
-    let list = |key: &str| file[key].as_array().unwrap().clone();
-    for case in list("queries") {
+    for case in cases(&file, "queries") {
         let request = SearchRequest::decode(&framed(&case["frame"])).unwrap();
         let (engine, terms) = (request.engine().as_str(), request.terms());
         assert_eq!((json!(engine), json!(terms)), (case["engine"].clone(), case["terms"].clone()));
@@ -170,10 +169,10 @@ fn the_frames_of_the_vectors_are_read_as_they_say() {
             (case["page"].clone(), case["language"].clone())
         );
     }
-    for case in list("answers").iter().chain(&list("unclean_answers")) {
+    for case in cases(&file, "answers").iter().chain(cases(&file, "unclean_answers")) {
         assert_eq!(outcome(&SearchAnswer::decode(&framed(&case["frame"])).unwrap()), case["says"], "{}", case["name"]);
     }
-    for case in list("refused_queries") {
+    for case in cases(&file, "refused_queries") {
         assert!(SearchRequest::decode(&framed(&case["frame"])).is_err(), "{}", case["name"]);
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     base::{HopIndex, RelayId},
     crypto::{
         CryptoError, OnionPublic, OnionSecret,
-        vectors::{array, bytes, number, read},
+        vectors::{array, bytes, cases, number, read},
     },
 };
 
@@ -204,7 +204,7 @@ fn a_payload_beyond_the_limit_is_refused_at_both_ends() {
 #[test]
 fn handshakes_are_those_of_the_vectors() {
     let vectors = read(include_str!("../../proto/vectors/handshake.json"));
-    for case in vectors["handshakes"].as_array().unwrap() {
+    for case in cases(&vectors, "handshakes") {
         let secret = |name: &str| OnionSecret::from_bytes(array(&case[name]));
         let (at, identity) = (hop(number(&case["hop"])), RelayId::from_bytes(array(&case["identity"])));
         let ring = OnionKeyring::new(secret("onion_secret"), None);
@@ -233,7 +233,7 @@ fn handshakes_are_those_of_the_vectors() {
 #[test]
 fn requests_that_the_vectors_call_bad_are_refused() {
     let vectors = read(include_str!("../../proto/vectors/handshake.json"));
-    for case in vectors["refused_requests"].as_array().unwrap() {
+    for case in cases(&vectors, "refused_requests") {
         let ring = OnionKeyring::new(OnionSecret::from_bytes(array(&case["onion_secret"])), None);
         let identity = RelayId::from_bytes(array(&case["identity"]));
         let opened = Request::open(&identity, &ring, hop(number(&case["hop"])), &bytes(&case["request"]));

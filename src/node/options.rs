@@ -284,7 +284,9 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
         load(&O::default(), Some(&path)).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        for key in O::augment_args(clap::Command::new("node")).get_arguments() {
+        let options = O::augment_args(clap::Command::new("node"));
+        assert!(options.get_arguments().count() > 0);
+        for key in options.get_arguments() {
             let key = key.get_id().as_str();
             let stands = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
             assert!(text.lines().any(stands), "deploy/{name} lacks {key}");

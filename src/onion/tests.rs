@@ -2,7 +2,7 @@ use crate::{
     base::HopIndex,
     crypto::{
         LayerKey,
-        vectors::{array, bytes, number, read},
+        vectors::{array, bytes, cases, number, read},
     },
     handshake::HopKeys,
     wire::BODY_LEN,
@@ -272,7 +272,7 @@ fn keys_change_after_their_last_cell_and_the_counter_goes_on() {
 fn the_ratchet_is_that_of_the_vectors() {
     let vectors = read(include_str!("../../proto/vectors/ratchet.json"));
     let mut layer = LayerKey::from_bytes(array(&vectors["layer_key"]));
-    for key in vectors["keys"].as_array().unwrap() {
+    for key in cases(&vectors, "keys") {
         layer.ratchet();
         assert_eq!(layer.as_bytes(), &array(&key["next_layer_key"]));
     }
@@ -302,13 +302,13 @@ fn vector_keys(hop: &serde_json::Value) -> HopKeys {
 
 #[test]
 fn cells_are_those_of_the_vectors_on_every_link() {
-    for case in read(include_str!("../../proto/vectors/onion.json"))["circuits"].as_array().unwrap() {
+    for case in cases(&read(include_str!("../../proto/vectors/onion.json")), "circuits") {
         let mut circuit = Circuit { origin: OriginLayers::new(), relays: Vec::new() };
-        for hop in case["hops"].as_array().unwrap() {
+        for hop in cases(case, "hops") {
             let index = circuit.origin.push(vector_keys(hop)).unwrap();
             circuit.relays.push(RelayLayer::new(index, vector_keys(hop)));
         }
-        for cell in case["cells"].as_array().unwrap() {
+        for cell in cases(case, "cells") {
             let (at, message) = (number(&cell["hop"]), bytes(&cell["message"]));
             let bodies: Vec<Body> = cell["bodies"].as_array().unwrap().iter().map(array).collect();
             assert_eq!(bodies.len(), usize::from(at));

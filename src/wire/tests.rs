@@ -6,7 +6,10 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
 
-use crate::base::{CircuitId, HopIndex, RelayId, StreamId};
+use crate::{
+    base::{CircuitId, HopIndex, RelayId, StreamId},
+    crypto::vectors::{bytes, cases, read},
+};
 
 use super::*;
 
@@ -268,22 +271,20 @@ fn an_extend_body_names_a_relay() {
 
 #[test]
 fn fragments_are_those_of_the_vectors() {
-    let hex = |value: &serde_json::Value| data_encoding::HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap();
-    let list = |value: &serde_json::Value| value.as_array().unwrap().iter().map(hex).collect::<Vec<_>>();
-    let vectors: serde_json::Value = serde_json::from_str(include_str!("../../proto/vectors/fragments.json")).unwrap();
-    let cases = |name: &str| vectors[name].as_array().unwrap().clone();
-    for case in cases("bodies") {
+    let list = |value: &serde_json::Value| value.as_array().unwrap().iter().map(bytes).collect::<Vec<_>>();
+    let vectors = read(include_str!("../../proto/vectors/fragments.json"));
+    for case in cases(&vectors, "bodies") {
         let capacity = usize::try_from(case["capacity"].as_u64().unwrap()).unwrap();
-        assert_eq!(split(&hex(&case["body"]), capacity), Ok(list(&case["fragments"])));
+        assert_eq!(split(&bytes(&case["body"]), capacity), Ok(list(&case["fragments"])));
     }
-    for case in cases("bodies").iter().chain(&cases("padded")) {
+    for case in cases(&vectors, "bodies").iter().chain(cases(&vectors, "padded")) {
         let mut fragments = Fragments::new();
         let came: Vec<_> = list(&case["fragments"]).iter().map(|piece| fragments.push(piece).unwrap()).collect();
         let (whole, partial) = came.split_last().unwrap();
         assert!(partial.iter().all(Option::is_none));
-        assert_eq!(whole.as_ref(), Some(&hex(&case["body"])));
+        assert_eq!(whole.as_ref(), Some(&bytes(&case["body"])));
     }
-    for case in cases("refused") {
+    for case in cases(&vectors, "refused") {
         let mut fragments = Fragments::new();
         let outcomes: Vec<_> = list(&case["fragments"]).iter().map(|piece| fragments.push(piece)).collect();
         let (last, before) = outcomes.split_last().unwrap();

@@ -334,7 +334,8 @@ for (const browser of Object.keys(BROWSERS)) {
       };
       const searchEngines = Object.keys(words).map((name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) }));
       const tab = await volunteer({ searchEngines });
-      await tab.until((state) => state.searchEngines.every(({ why }) => why));
+      const isSettled = ({ searchEngines }, count) => searchEngines.length === count && searchEngines.every(({ why }) => why);
+      await tab.until(isSettled, searchEngines.length);
       for (const { name, offered, why } of (await tab.state()).searchEngines) {
         assert.equal(offered, false);
         assert.match(why, words[name], name);

@@ -211,8 +211,11 @@ for (const browser of Object.keys(BROWSERS)) {
       }, `https://localhost:${port}/`);
       // Nothing more passes the recorder once all that may be under way is.
       const carried = () => seen.backward.reduce((sum, bytes) => sum + bytes.length, 0);
+      const end = performance.now() + 30000;
       for (let last = -1; carried() !== last; ) {
+        assert(performance.now() < end, 'the transfer stops while its reader is away');
         last = carried();
+        // Half a second without a byte is the condition; no event tells it.
         await new Promise((resolve) => setTimeout(resolve, 500));
       }
       const digest = await page.evaluate(async () => {

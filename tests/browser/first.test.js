@@ -57,10 +57,12 @@ for (const browser of Object.keys(BROWSERS)) {
         // Its identity has to be known before, for the client to wait for just this one; then it is off again.
         const identity = await page.evaluate(async () => {
           const { volunteer } = await import('/umbel.js');
-          const tab = await volunteer({ network: '/umbel.json', onstate: () => undefined });
-          while (!tab.state.identity) await new Promise((resolve) => setTimeout(resolve, 10));
+          let known;
+          const identity = new Promise((resolve) => (known = resolve));
+          const tab = await volunteer({ network: '/umbel.json', onstate: (state) => state.identity && known(state.identity) });
+          await identity;
           await tab.stop();
-          return tab.state.identity;
+          return identity;
         });
         await page.reload({ waitUntil: 'load' });
         await phase(page, 'off');

@@ -291,6 +291,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await volunteer.page.bringToFront();
       await says(volunteer.page, '#why', 'answers as it should');
       for (const { asked } of [volunteer, search]) {
+        assert(asked.length > 0);
         assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`)), []);
       }
     });

@@ -181,6 +181,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(['opaque', 'rejected'].includes(outcome[1]), outcome[1]);
       assert.equal(outcome[2], 'rejected');
       const framed = page.frames().filter((frame) => frame !== page.mainFrame());
+      assert(framed.length > 0);
       for (const frame of framed) {
         const shown = await frame.$$eval('.results li', (all) => all.length).catch(() => 0);
         assert.equal(shown, 0, 'nothing is framed');

@@ -173,7 +173,8 @@ async fn diallers_get_in_while_garbage_and_spoofed_hellos_flood_the_port() {
                     let _ = socket.send_to(&spoofed[..40], to);
                     let _ = socket.send_to(&number.to_be_bytes(), to);
                 }
-                // Some 20,000 datagrams a second: a flood that fills the kernel's queue would block all dials.
+                // The pace is the input, some 20,000 datagrams a second: a flood that fills the kernel's queue would
+                // block all dials.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

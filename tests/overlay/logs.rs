@@ -18,6 +18,7 @@ fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
     let logs = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
     assert_eq!(logs.len(), 10, "a log of each node");
+    assert!(logs.iter().any(|path| path.ends_with("client.log")) && !middle_hops.is_empty());
     let port = origin.address.port().to_string();
     for path in logs {
         let text = fs::read_to_string(&path).unwrap();

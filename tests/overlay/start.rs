@@ -62,7 +62,7 @@ fn a_testnet_killed_at_any_moment_of_its_start_leaves_no_process_and_no_folder()
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Varies the time of the kill; it waits for no event.
+        // The delay is the input: it varies the time of the kill. It waits for no event.
         std::thread::sleep(Duration::from_millis(milliseconds));
         kill(pid(&process), Signal::SIGKILL).unwrap();
         process.wait().unwrap();

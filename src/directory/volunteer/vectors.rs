@@ -5,28 +5,24 @@ use core::fmt::Display;
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-use data_encoding::HEXLOWER;
 use serde_json::Value;
 
 use super::*;
-use crate::directory::{
-    AuthorityId, ConsensusRelay,
-    fixture::{consensus, listed, profile},
+use crate::{
+    crypto::vectors,
+    directory::{
+        AuthorityId, ConsensusRelay,
+        fixture::{consensus, listed, profile},
+    },
 };
 
 fn cases(section: &str) -> Vec<Value> {
-    let file: Value = serde_json::from_str(include_str!("../../../proto/vectors/volunteers.json")).unwrap();
-    let cases = file[section].as_array().unwrap().clone();
-    assert!(!cases.is_empty());
-    cases
-}
-
-fn hex(value: &Value) -> Vec<u8> {
-    HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap()
+    let file = vectors::read(include_str!("../../../proto/vectors/volunteers.json"));
+    vectors::cases(&file, section).to_vec()
 }
 
 fn identity(value: &Value) -> RelayId {
-    decode_identity(&hex(value)).unwrap()
+    decode_identity(&vectors::bytes(value)).unwrap()
 }
 
 fn identities(value: &Value) -> Vec<RelayId> {
@@ -50,7 +46,7 @@ fn rankings_are_those_of_the_reference() {
             ConsensusRelay { profile: crate::directory::Profile { identity, ..relay.profile }, ..relay }
         };
         let guards = consensus(identities(&case["guards"]).into_iter().map(guard));
-        let seed = hex(&case["seed"]).try_into().unwrap();
+        let seed = vectors::bytes(&case["seed"]).try_into().unwrap();
         let found = gateway_ranking(&seed, &identity(&case["volunteer"]), &guards);
         assert_eq!(found, identities(&case["ranking"]));
     }
@@ -60,17 +56,19 @@ fn rankings_are_those_of_the_reference() {
 fn descriptors_fare_as_the_reference_says() {
     for case in cases("descriptors") {
         let verify = |bytes: &[u8]| UnverifiedVolunteer::decode(bytes)?.verify(now(&case));
-        assert_outcome(&case, verify(&hex(&case["signed"])));
+        assert_outcome(&case, verify(&vectors::bytes(&case["signed"])));
     }
 }
 
 #[test]
 fn registrations_are_those_of_the_reference() {
     for case in cases("registrations") {
-        let wanted =
-            Registration { seed: hex(&case["seed"]).try_into().unwrap(), gateways: identities(&case["gateways"]) };
-        assert_eq!(wanted.encode(), hex(&case["encoded"]));
-        assert_eq!(Registration::decode(&hex(&case["encoded"])), Ok(wanted));
+        let wanted = Registration {
+            seed: vectors::bytes(&case["seed"]).try_into().unwrap(),
+            gateways: identities(&case["gateways"]),
+        };
+        assert_eq!(wanted.encode(), vectors::bytes(&case["encoded"]));
+        assert_eq!(Registration::decode(&vectors::bytes(&case["encoded"])), Ok(wanted));
     }
 }
 
@@ -83,7 +81,7 @@ fn presences_fare_as_the_reference_says() {
             volunteers: identities(&case["volunteers"]),
         };
         let verify = |bytes: &[u8]| UnverifiedPresence::decode(bytes)?.verify(now(&case));
-        let outcome = verify(&hex(&case["signed"]));
+        let outcome = verify(&vectors::bytes(&case["signed"]));
         assert!(outcome.as_ref().is_err() || outcome == Ok(wanted));
         assert_outcome(&case, outcome);
     }
@@ -94,11 +92,11 @@ fn lists_fare_as_the_reference_says() {
     for case in cases("lists") {
         let authorities: Vec<AuthorityId> = identities(&case["authorities"]).into_iter().map(Into::into).collect();
         let in_use = case["in_use"].as_str().map(|_| {
-            let in_use = UnverifiedVolunteerList::decode(&hex(&case["in_use"])).unwrap();
+            let in_use = UnverifiedVolunteerList::decode(&vectors::bytes(&case["in_use"])).unwrap();
             in_use.verify(&authorities, now(&case), None).unwrap()
         });
         let verify =
             |bytes: &[u8]| UnverifiedVolunteerList::decode(bytes)?.verify(&authorities, now(&case), in_use.as_ref());
-        assert_outcome(&case, verify(&hex(&case["signed"])));
+        assert_outcome(&case, verify(&vectors::bytes(&case["signed"])));
     }
 }

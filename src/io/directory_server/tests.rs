@@ -160,7 +160,9 @@ async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
         assert!(reason.contains("busy"), "{reason}");
     }
     drop(submissions);
-    for reason in senders.join_all().await {
+    let reasons = senders.join_all().await;
+    assert_eq!(reasons.len(), MAX_SUBMISSIONS);
+    for reason in reasons {
         assert!(reason.contains("busy"), "{reason}");
     }
 }

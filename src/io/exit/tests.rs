@@ -347,6 +347,7 @@ async fn resets_cross_in_both_directions_even_when_no_one_reads() {
     .await;
     let mut stream = open(&via, "127.0.0.1", stuck.port()).await.unwrap();
     let block = vec![0; 64 * 1024];
+    // The kernel's buffers are of unknown size: they are full once a write waits for so long. No event tells it.
     while let Ok(written) = timeout(Duration::from_millis(200), stream.write(&block)).await {
         written.unwrap();
     }

@@ -128,6 +128,7 @@ fn a_gateway_can_t_claim_a_volunteer_to_whom_it_doesn_t_fall() {
     let ranking = world.ranking(&seed, V);
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
     let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
+    assert_eq!(strangers.len(), 12 - RANKED_GATEWAYS);
     for gateway in strangers {
         assert!(world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(), "and it is told so");
     }

@@ -140,10 +140,19 @@ fn an_acknowledgement_tells_when_the_newest_data_arrived() {
 fn a_stock_peer_is_told_no_arrival_and_believed_none() {
     let mut forged = Forged::stock();
     let tsn = forged.tsn;
-    forged.data(&whole(tsn, 0, b"x"));
-    assert!(forged.answers().iter().all(|answer| answer.kind != packet::ARRIVAL));
-    forged.send(|writer| writer.arrival(&Arrival { tsn, tick: Tick(5) }));
-    assert!(forged.answers().iter().all(|answer| answer.kind != packet::ERROR) && forged.closed.is_none());
+    let mut sent = |number: u16, lie: bool| {
+        if lie {
+            forged.send(|writer| writer.arrival(&Arrival { tsn, tick: Tick(5) }));
+        }
+        forged.data(&whole(tsn.wrapping_add(u32::from(number)), number, b"x"));
+        forged.now = forged.now.after(Duration::from_secs(1));
+        forged.association.handle_timeout(forged.now);
+        let kinds: Vec<_> = forged.answers().iter().map(|answer| answer.kind).collect();
+        assert!(kinds.contains(&packet::SACK) && forged.closed.is_none(), "{kinds:?}");
+        kinds
+    };
+    assert!(!sent(0, false).contains(&packet::ARRIVAL));
+    assert!(!sent(1, true).contains(&packet::ERROR));
 }
 
 #[test]

@@ -203,7 +203,9 @@ fn a_heartbeat_is_answered_with_what_it_holds_if_that_fits() {
         forged.give(2_000);
         forged.data(&whole(forged.tsn, 0, b"x"));
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
-        assert!(forged.answers().iter().all(|answer| [packet::DATA, packet::SACK].contains(&answer.kind)));
+        let answers = forged.answers();
+        assert!(answers.iter().any(|answer| answer.kind == packet::DATA));
+        assert!(answers.iter().all(|answer| [packet::DATA, packet::SACK].contains(&answer.kind)));
     }
     // Many heartbeats get one answer.
     (0..100).for_each(|_| forged.chunk(packet::HEARTBEAT, 0, &info(8)));
