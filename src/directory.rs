@@ -18,6 +18,7 @@ pub(crate) mod fixture;
 mod parameters;
 mod profile;
 pub(crate) mod schema;
+mod statement;
 #[cfg(test)]
 mod vectors;
 mod volunteer;
@@ -35,6 +36,7 @@ pub use document::{Body, Document, DocumentError, SignedDocument, UnverifiedDocu
 pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};
+pub use statement::{Statement, UnverifiedStatement};
 pub use volunteer::{
     Counted, MAX_COUNTED_LEN, MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration,
     RegistrationError, SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,

@@ -124,7 +124,7 @@ impl Body for ConsensusBody {
         let parameters = Parameters::decode(document.parameters)?;
         let relays = document.relays.into_iter().map(ConsensusRelay::decode).collect::<Result<Vec<_>, _>>()?;
         let ascending = relays.is_sorted_by(|one, next| one.identity() < next.identity());
-        require(ascending, "relays are out of order, or one stands twice")?;
+        require(ascending, "relays are out of order or duplicated")?;
         let dates = Dates::from_unix(document.valid_after, document.fresh_until, document.valid_until);
         Ok((Self { parameters, relays }, dates))
     }

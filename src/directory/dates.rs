@@ -40,8 +40,8 @@ impl Dates {
     pub(super) fn check(&self, longest: Duration) -> Result<(), Impossible> {
         let Self { valid_after, fresh_until, valid_until } = self;
         let ordered = valid_after <= fresh_until && fresh_until <= valid_until && valid_after < valid_until;
-        require(ordered, "its dates are out of order")?;
-        require(valid_until.since(*valid_after) <= longest, "valid for longer than documents of its kind may be")
+        require(ordered, "the dates are out of order")?;
+        require(valid_until.since(*valid_after) <= longest, "valid for longer than the maximum")
     }
 
     /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are

@@ -2,25 +2,20 @@
 
 use core::time::Duration;
 
-use prost::Message;
-
 use super::{
     CLOCK_SKEW, MAX_DESCRIPTOR_LEN,
-    bounded::{self, BoundError, Bounds},
-    profile::{Impossible, Profile, exactly},
+    bounded::BoundError,
+    profile::{Impossible, Profile},
     schema,
+    statement::{self, Statement, UnverifiedStatement},
 };
 use crate::{
-    base::WallTime,
-    crypto::{self, IdentityKey},
+    base::{RelayId, WallTime},
+    crypto::IdentityKey,
 };
 
 /// Time for which a descriptor counts. Relays publish a new one well before.
 pub const DESCRIPTOR_LIFETIME: Duration = Duration::from_secs(18 * 60 * 60);
-
-pub(super) const CONTEXT: &str = "directory descriptor";
-// So short that decoding it takes little memory; counts are checked afterwards.
-const BOUNDS: Bounds = Bounds { len: MAX_DESCRIPTOR_LEN, fields: &[] };
 
 /// Why a descriptor is refused. Every text may be shown to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,35 +50,7 @@ pub enum DescriptorError {
 }
 
 /// A signed descriptor with an unverified signature.
-#[derive(Clone)]
-pub struct UnverifiedDescriptor {
-    signed: schema::SignedDescriptor,
-}
-
-impl UnverifiedDescriptor {
-    /// Decodes a `SignedDescriptor`.
-    ///
-    /// # Errors
-    /// [`DescriptorError::Malformed`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, DescriptorError> {
-        Ok(Self { signed: bounded::decode(bytes, &BOUNDS)? })
-    }
-
-    /// The descriptor, if its relay has signed it and it counts at `now`.
-    ///
-    /// # Errors
-    /// When it is malformed, impossible, badly signed, stale or from the future.
-    pub fn verify(self, now: WallTime) -> Result<Descriptor, DescriptorError> {
-        let document: schema::Descriptor = bounded::decode(&self.signed.descriptor, &BOUNDS)?;
-        let profile = Profile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
-        let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
-        crypto::verify(&profile.identity, CONTEXT, &self.signed.descriptor, &signature)
-            .map_err(|_| DescriptorError::BadSignature)?;
-        let published = WallTime::from_unix(document.published);
-        check_published(published, now)?;
-        Ok(Descriptor { profile, published })
-    }
-}
+pub type UnverifiedDescriptor = UnverifiedStatement<Descriptor>;
 
 /// A relay's statement about itself: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,14 +67,7 @@ impl Descriptor {
     /// # Errors
     /// [`DescriptorError::Impossible`] when the profile is invalid, or its identity isn't `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
-        self.profile.check()?;
-        if key.id() != self.profile.identity {
-            return Err(Impossible("is not of the identity that signs").into());
-        }
-        let document = schema::Descriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() };
-        let descriptor = document.encode_to_vec();
-        let signature = key.sign(CONTEXT, &descriptor).to_vec();
-        Ok(schema::SignedDescriptor { descriptor, signature }.encode_to_vec())
+        Ok(statement::sign(self, key)?)
     }
 
     /// Whether it is too old to count at `now`.
@@ -117,7 +77,38 @@ impl Descriptor {
     }
 }
 
-/// Checks that a statement with the date `published` counts at `now`.
+impl Statement for Descriptor {
+    const PURPOSE: &'static str = "directory descriptor";
+    const MAX_LEN: usize = MAX_DESCRIPTOR_LEN;
+    // So short that decoding it takes little memory; counts are checked afterwards.
+    const REPEATED: &'static [(u32, usize, usize)] = &[];
+    type Schema = schema::Descriptor;
+    type Error = DescriptorError;
+    const BAD_SIGNATURE: DescriptorError = DescriptorError::BadSignature;
+
+    fn signer(&self) -> &RelayId {
+        &self.profile.identity
+    }
+
+    fn check(&self) -> Result<(), Impossible> {
+        self.profile.check()
+    }
+
+    fn check_date(&self, now: WallTime) -> Result<(), DescriptorError> {
+        check_published(self.published, now)
+    }
+
+    fn decode(document: schema::Descriptor) -> Result<Self, Impossible> {
+        let profile = Profile::decode(document.profile.ok_or(Impossible("the profile is missing"))?)?;
+        Ok(Self { profile, published: WallTime::from_unix(document.published) })
+    }
+
+    fn encode(&self) -> schema::Descriptor {
+        schema::Descriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() }
+    }
+}
+
+/// Checks that a descriptor with the date `published` counts at `now`.
 pub(super) fn check_published(published: WallTime, now: WallTime) -> Result<(), DescriptorError> {
     if published > now.after(CLOCK_SKEW) {
         return Err(DescriptorError::FromTheFuture);

@@ -5,8 +5,8 @@ use prost::Message as _;
 
 use super::{
     Body, Consensus, ConsensusBody, ConsensusRelay, Dates, Descriptor, Document, Flags, Parameters, Profile,
-    SignedConsensus, SignedVolunteerList, Volunteer, VolunteerDescriptor, VolunteerList, VolunteerListBody,
-    VolunteerProfile, descriptor::CONTEXT, document::Envelope, schema,
+    SignedConsensus, SignedVolunteerList, Statement as _, Volunteer, VolunteerDescriptor, VolunteerList,
+    VolunteerListBody, VolunteerProfile, document::Envelope, schema,
 };
 use crate::{
     base::WallTime,
@@ -87,7 +87,7 @@ pub(crate) fn signed_by(authorities: &[u16], valid_after: WallTime) -> SignedCon
 
 /// Any `descriptor`, signed by relay `number`.
 pub(crate) fn sign_descriptor(number: u16, descriptor: &[u8]) -> Vec<u8> {
-    let signature = key(number).sign(CONTEXT, descriptor).to_vec();
+    let signature = key(number).sign(Descriptor::PURPOSE, descriptor).to_vec();
     schema::SignedDescriptor { descriptor: descriptor.to_vec(), signature }.encode_to_vec()
 }
 

@@ -82,7 +82,7 @@ impl Profile {
         require(is_ice_text(&self.ice_ufrag, 4), "the ICE ufrag is not 4 to 256 ICE characters")?;
         require(is_ice_text(&self.ice_password, 22), "the ICE password is not 22 to 256 ICE characters")?;
         let Self { identity, onion_key, family, operator, offer, version, .. } = self;
-        Statement { identity, onion_key, family, operator, offer, version }.check()
+        ProfileFields { identity, onion_key, family, operator, offer, version }.check()
     }
 
     pub(super) fn encode(&self) -> schema::Profile {
@@ -130,8 +130,8 @@ impl fmt::Debug for Profile {
     }
 }
 
-/// The statements that relays and volunteers have in common.
-pub(super) struct Statement<'a> {
+/// The fields that the profiles of relays and volunteers have in common.
+pub(super) struct ProfileFields<'a> {
     pub(super) identity: &'a RelayId,
     pub(super) onion_key: &'a OnionPublic,
     pub(super) family: &'a [RelayId],
@@ -140,7 +140,7 @@ pub(super) struct Statement<'a> {
     pub(super) version: &'a str,
 }
 
-impl Statement<'_> {
+impl ProfileFields<'_> {
     /// # Errors
     /// When a statement is invalid (`proto/07-directory.md`, "Profiles").
     pub(super) fn check(&self) -> Result<(), Impossible> {

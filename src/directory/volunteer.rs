@@ -16,17 +16,17 @@ use prost::Message;
 
 use super::{
     DescriptorError, MAX_VOLUNTEER_LEN, MAX_VOLUNTEER_PROFILE_LEN,
-    bounded::{self, Bounds},
     descriptor::{check_published, is_stale},
     profile::{
-        Impossible, Statement, decode_family, decode_identity, decode_offer, decode_onion_key, encode_identities,
-        encode_offer, exactly, require,
+        Impossible, ProfileFields, decode_family, decode_identity, decode_offer, decode_onion_key, encode_identities,
+        encode_offer, require,
     },
     schema,
+    statement::{self, Statement, UnverifiedStatement},
 };
 use crate::{
     base::{RelayId, WallTime},
-    crypto::{self, IdentityKey, OnionPublic},
+    crypto::{IdentityKey, OnionPublic},
     delegated::Offer,
     handshake::RelayKeys,
 };
@@ -38,8 +38,6 @@ pub use presence::{Counted, MAX_COUNTED_LEN, MAX_PRESENT, Presence, PresenceErro
 pub use ranking::{RANKED_GATEWAYS, gateway_ranking};
 pub use registration::{Registration, RegistrationError};
 
-pub(super) const CONTEXT: &str = "directory volunteer";
-const BOUNDS: Bounds = Bounds { len: MAX_VOLUNTEER_LEN, fields: &[] };
 const MAX_FAMILY: usize = 8;
 
 /// A volunteer's profile, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes when encoded. Prints its identity only.
@@ -74,9 +72,9 @@ impl VolunteerProfile {
 
     fn check(&self) -> Result<(), Impossible> {
         let Self { identity, onion_key, family, operator, offer, version } = self;
-        Statement { identity, onion_key, family, operator, offer, version }.check()?;
-        require(family.len() <= MAX_FAMILY, "a volunteer names more than 8 relays as its family")?;
-        require(self.fits(), "a volunteer takes more than 400 bytes to describe; can it offer or name less?")
+        ProfileFields { identity, onion_key, family, operator, offer, version }.check()?;
+        require(family.len() <= MAX_FAMILY, "the family of a volunteer has more than 8 relays")?;
+        require(self.fits(), "the description of a volunteer has more than 400 bytes; reduce its offer or its family")
     }
 
     fn encode(&self) -> schema::VolunteerProfile {
@@ -111,51 +109,7 @@ impl fmt::Debug for VolunteerProfile {
 }
 
 /// A signed volunteer descriptor with an unverified signature.
-#[derive(Clone)]
-pub struct UnverifiedVolunteer {
-    signed: schema::SignedVolunteer,
-    claimed: VolunteerDescriptor,
-}
-
-impl UnverifiedVolunteer {
-    /// Decodes a `SignedVolunteer`.
-    ///
-    /// # Errors
-    /// [`DescriptorError::Malformed`] and [`DescriptorError::Impossible`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, DescriptorError> {
-        let signed: schema::SignedVolunteer = bounded::decode(bytes, &BOUNDS)?;
-        let document: schema::VolunteerDescriptor = bounded::decode(&signed.volunteer, &BOUNDS)?;
-        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
-        let claimed = VolunteerDescriptor { profile, published: WallTime::from_unix(document.published) };
-        Ok(Self { signed, claimed })
-    }
-
-    /// Its unverified content: to recognise or refuse it before its signature is verified.
-    #[must_use]
-    pub const fn claimed(&self) -> &VolunteerDescriptor {
-        &self.claimed
-    }
-
-    /// SHA-256 of the signed bytes and the signature: the same for the same registration in any encoding.
-    #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
-        // The part of fixed length comes first, so that no byte can move between the parts. The signature is
-        // included, because otherwise anyone who can guess the content could repeat the registration.
-        crypto::sha256_parts(&[&crypto::sha256(&self.signed.volunteer), &self.signed.signature])
-    }
-
-    /// The descriptor, if its volunteer has signed it and it counts at `now`.
-    ///
-    /// # Errors
-    /// When it is badly signed, stale or from the future.
-    pub fn verify(self, now: WallTime) -> Result<VolunteerDescriptor, DescriptorError> {
-        let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
-        crypto::verify(&self.claimed.profile.identity, CONTEXT, &self.signed.volunteer, &signature)
-            .map_err(|_| DescriptorError::BadSignature)?;
-        check_published(self.claimed.published, now)?;
-        Ok(self.claimed)
-    }
-}
+pub type UnverifiedVolunteer = UnverifiedStatement<VolunteerDescriptor>;
 
 /// A volunteer's statement about itself: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,20 +126,43 @@ impl VolunteerDescriptor {
     /// # Errors
     /// [`DescriptorError::Impossible`] when the profile is invalid, or its identity isn't `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
-        self.profile.check()?;
-        if key.id() != self.profile.identity {
-            return Err(Impossible("is not of the identity that signs").into());
-        }
-        let profile = Some(self.profile.encode());
-        let volunteer = schema::VolunteerDescriptor { profile, published: self.published.as_unix() }.encode_to_vec();
-        let signature = key.sign(CONTEXT, &volunteer).to_vec();
-        Ok(schema::SignedVolunteer { volunteer, signature }.encode_to_vec())
+        Ok(statement::sign(self, key)?)
     }
 
     /// Whether it is too old to count at `now`.
     #[must_use]
     pub fn is_stale(&self, now: WallTime) -> bool {
         is_stale(self.published, now)
+    }
+}
+
+impl Statement for VolunteerDescriptor {
+    const PURPOSE: &'static str = "directory volunteer";
+    const MAX_LEN: usize = MAX_VOLUNTEER_LEN;
+    const REPEATED: &'static [(u32, usize, usize)] = &[];
+    type Schema = schema::VolunteerDescriptor;
+    type Error = DescriptorError;
+    const BAD_SIGNATURE: DescriptorError = DescriptorError::BadSignature;
+
+    fn signer(&self) -> &RelayId {
+        &self.profile.identity
+    }
+
+    fn check(&self) -> Result<(), Impossible> {
+        self.profile.check()
+    }
+
+    fn check_date(&self, now: WallTime) -> Result<(), DescriptorError> {
+        check_published(self.published, now)
+    }
+
+    fn decode(document: schema::VolunteerDescriptor) -> Result<Self, Impossible> {
+        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("the profile is missing"))?)?;
+        Ok(Self { profile, published: WallTime::from_unix(document.published) })
+    }
+
+    fn encode(&self) -> schema::VolunteerDescriptor {
+        schema::VolunteerDescriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() }
     }
 }
 

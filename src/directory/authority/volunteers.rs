@@ -194,7 +194,7 @@ impl Volunteers {
         let dates = Dates::of_next(now, self.listed, interval, interval.saturating_mul(LIST_INTERVALS));
         match VolunteerList::new(&dates, &VolunteerListBody::new(listed)) {
             Ok((list, encoded)) => {
-                tracing::debug!(volunteers = list.volunteers().len(), "a new volunteer list");
+                tracing::debug!(volunteers = list.volunteers().len(), "made a volunteer list");
                 self.listed = Some(list.valid_after());
                 Some(encoded)
             }

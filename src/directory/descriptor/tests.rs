@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use prost::Message as _;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -17,7 +18,7 @@ fn verify(bytes: &[u8], now: WallTime) -> Result<Descriptor, DescriptorError> {
 /// Signs any `document`, unlike an honest encoder.
 fn signed(document: &schema::Descriptor) -> Vec<u8> {
     let descriptor = document.encode_to_vec();
-    let signature = key(1).sign(CONTEXT, &descriptor).to_vec();
+    let signature = key(1).sign(Descriptor::PURPOSE, &descriptor).to_vec();
     schema::SignedDescriptor { descriptor, signature }.encode_to_vec()
 }
 
@@ -41,7 +42,7 @@ fn a_signed_descriptor_comes_back_as_it_was() {
 #[test]
 fn a_descriptor_signed_by_another_relay_is_refused() {
     let mut bytes = schema::SignedDescriptor::decode(descriptor(1, profile(1), NOW).as_slice()).unwrap();
-    bytes.signature = key(2).sign(CONTEXT, &bytes.descriptor).to_vec();
+    bytes.signature = key(2).sign(Descriptor::PURPOSE, &bytes.descriptor).to_vec();
     assert_eq!(verify(&bytes.encode_to_vec(), NOW), Err(DescriptorError::BadSignature));
     bytes.signature = Vec::new();
     assert_eq!(verify(&bytes.encode_to_vec(), NOW), Err(DescriptorError::BadSignature));

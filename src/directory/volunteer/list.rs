@@ -93,7 +93,7 @@ impl Body for VolunteerListBody {
     fn decode(document: schema::VolunteerList) -> Result<(Self, Dates), DocumentError> {
         let volunteers = document.volunteers.into_iter().map(Volunteer::decode).collect::<Result<Vec<_>, _>>()?;
         let ascending = volunteers.is_sorted_by(|one, next| one.identity() < next.identity());
-        require(ascending, "volunteers are out of order, or one stands twice")?;
+        require(ascending, "volunteers are out of order or duplicated")?;
         let dates = Dates::from_unix(document.valid_after, document.fresh_until, document.valid_until);
         Ok((Self { volunteers }, dates))
     }

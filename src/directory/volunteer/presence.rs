@@ -5,22 +5,20 @@ use prost::Message;
 
 use crate::{
     base::{RelayId, WallTime},
-    crypto::{self, IdentityKey},
+    crypto::IdentityKey,
     directory::{
         CLOCK_SKEW,
         bounded::{self, BoundError, Bounds},
-        profile::{Impossible, decode_identities, decode_identity, encode_identities, exactly, require},
+        profile::{Impossible, decode_identities, decode_identity, encode_identities, require},
         schema,
+        statement::{self, Statement, UnverifiedStatement},
     },
 };
 
 /// Maximum volunteers of one report.
 pub const MAX_PRESENT: usize = 512;
 
-pub(crate) const CONTEXT: &str = "directory presence";
 const MAX_LEN: usize = 20 << 10;
-const SIGNED_BOUNDS: Bounds = Bounds { len: MAX_LEN, fields: &[(1, 1, MAX_LEN), (2, 1, 64)] };
-const BOUNDS: Bounds = Bounds { len: MAX_LEN, fields: &[(3, MAX_PRESENT, 32)] };
 const COUNTED_BOUNDS: Bounds = Bounds { len: MAX_COUNTED_LEN, fields: &[(1, MAX_PRESENT, 32)] };
 /// Maximum bytes of an answer to a report.
 pub const MAX_COUNTED_LEN: usize = MAX_LEN;
@@ -49,48 +47,7 @@ pub enum PresenceError {
 }
 
 /// A signed report with an unverified signature.
-#[derive(Clone)]
-pub struct UnverifiedPresence {
-    signed: schema::SignedPresence,
-    claimed: Presence,
-}
-
-impl UnverifiedPresence {
-    /// Decodes a `SignedPresence`.
-    ///
-    /// # Errors
-    /// [`PresenceError::Malformed`] and [`PresenceError::Impossible`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, PresenceError> {
-        let signed: schema::SignedPresence = bounded::decode(bytes, &SIGNED_BOUNDS)?;
-        let document: schema::Presence = bounded::decode(&signed.presence, &BOUNDS)?;
-        let gateway = decode_identity(&document.gateway).ok_or(Impossible("the gateway is not 32 bytes"))?;
-        let volunteers = decode_identities(&document.volunteers).ok_or(Impossible("a volunteer is not 32 bytes"))?;
-        let claimed = Presence { gateway, at_ms: document.at_ms, volunteers };
-        claimed.check()?;
-        Ok(Self { signed, claimed })
-    }
-
-    /// Its unverified content: to refuse it before its signature is verified.
-    #[must_use]
-    pub const fn claimed(&self) -> &Presence {
-        &self.claimed
-    }
-
-    /// The report, if its gateway has signed it and its date is close to `now`.
-    ///
-    /// # Errors
-    /// [`PresenceError::BadSignature`] and [`PresenceError::WrongTime`].
-    pub fn verify(self, now: WallTime) -> Result<Presence, PresenceError> {
-        let at = WallTime::from_unix(self.claimed.at_ms / 1000);
-        if at > now.after(CLOCK_SKEW) || at < now.before(CLOCK_SKEW) {
-            return Err(PresenceError::WrongTime);
-        }
-        let signature = exactly(&self.signed.signature).ok_or(PresenceError::BadSignature)?;
-        crypto::verify(&self.claimed.gateway, CONTEXT, &self.signed.presence, &signature)
-            .map_err(|_| PresenceError::BadSignature)?;
-        Ok(self.claimed)
-    }
-}
+pub type UnverifiedPresence = UnverifiedStatement<Presence>;
 
 /// A gateway's report: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,21 +66,45 @@ impl Presence {
     /// # Errors
     /// [`PresenceError::Impossible`] when the volunteers are too many or out of order, or the gateway is not `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, PresenceError> {
-        self.check()?;
-        require(key.id() == self.gateway, "is not of the identity that signs")?;
-        let document = schema::Presence {
-            gateway: self.gateway.as_bytes().to_vec(),
-            at_ms: self.at_ms,
-            volunteers: encode_identities(&self.volunteers),
-        };
-        let presence = document.encode_to_vec();
-        let signature = key.sign(CONTEXT, &presence).to_vec();
-        Ok(schema::SignedPresence { presence, signature }.encode_to_vec())
+        Ok(statement::sign(self, key)?)
+    }
+}
+
+impl Statement for Presence {
+    const PURPOSE: &'static str = "directory presence";
+    const MAX_LEN: usize = MAX_LEN;
+    const REPEATED: &'static [(u32, usize, usize)] = &[(3, MAX_PRESENT, 32)];
+    type Schema = schema::Presence;
+    type Error = PresenceError;
+    const BAD_SIGNATURE: PresenceError = PresenceError::BadSignature;
+
+    fn signer(&self) -> &RelayId {
+        &self.gateway
     }
 
     fn check(&self) -> Result<(), Impossible> {
         require(self.volunteers.len() <= MAX_PRESENT, "more than 512 volunteers")?;
         require_ascending(&self.volunteers)
+    }
+
+    fn check_date(&self, now: WallTime) -> Result<(), PresenceError> {
+        let at = WallTime::from_unix(self.at_ms / 1000);
+        let is_near = at <= now.after(CLOCK_SKEW) && at >= now.before(CLOCK_SKEW);
+        if is_near { Ok(()) } else { Err(PresenceError::WrongTime) }
+    }
+
+    fn decode(document: schema::Presence) -> Result<Self, Impossible> {
+        let gateway = decode_identity(&document.gateway).ok_or(Impossible("the gateway is not 32 bytes"))?;
+        let volunteers = decode_identities(&document.volunteers).ok_or(Impossible("a volunteer is not 32 bytes"))?;
+        Ok(Self { gateway, at_ms: document.at_ms, volunteers })
+    }
+
+    fn encode(&self) -> schema::Presence {
+        schema::Presence {
+            gateway: self.gateway.as_bytes().to_vec(),
+            at_ms: self.at_ms,
+            volunteers: encode_identities(&self.volunteers),
+        }
     }
 }
 

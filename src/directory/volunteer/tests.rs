@@ -48,7 +48,7 @@ fn a_volunteer_signed_by_another_or_for_another_purpose_is_refused() {
     let good = volunteer(21, volunteer_profile(21), NOW);
     let document = schema::SignedVolunteer::decode(good.as_slice()).unwrap();
     for signature in [
-        key(22).sign(CONTEXT, &document.volunteer).to_vec(),
+        key(22).sign(VolunteerDescriptor::PURPOSE, &document.volunteer).to_vec(),
         key(21).sign("directory descriptor", &document.volunteer).to_vec(),
         Vec::new(),
     ] {
@@ -74,7 +74,7 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
         let mut profile = volunteer_profile(21).encode();
         change(&mut profile);
         let document = schema::VolunteerDescriptor { profile: Some(profile), published: NOW.as_unix() }.encode_to_vec();
-        let signature = key(21).sign(CONTEXT, &document).to_vec();
+        let signature = key(21).sign(VolunteerDescriptor::PURPOSE, &document).to_vec();
         match verify(&schema::SignedVolunteer { volunteer: document, signature }.encode_to_vec(), NOW) {
             Err(DescriptorError::Impossible(reason)) => reason.to_string(),
             other => panic!("{other:?}"),
@@ -163,7 +163,7 @@ fn a_signed_presence_comes_back_as_it_was() {
 fn a_presence_signed_by_another_or_made_at_another_time_is_refused() {
     let bytes = presence(&[21]).sign(&key(1)).unwrap();
     let mut forged = schema::SignedPresence::decode(bytes.as_slice()).unwrap();
-    forged.signature = key(2).sign(presence::CONTEXT, &forged.presence).to_vec();
+    forged.signature = key(2).sign(Presence::PURPOSE, &forged.presence).to_vec();
     let forged = UnverifiedPresence::decode(&forged.encode_to_vec()).unwrap();
     assert_eq!(forged.verify(NOW), Err(PresenceError::BadSignature));
     let at = |now| UnverifiedPresence::decode(&bytes).unwrap().verify(now);
