@@ -31,7 +31,9 @@ pub use consensus::{
 };
 pub use counting::NotCounted;
 pub use dates::Dates;
-pub use descriptor::{DESCRIPTOR_LIFETIME, Descriptor, DescriptorError, UnverifiedDescriptor};
+pub use descriptor::{
+    DESCRIPTOR_LIFETIME, Described, Descriptor, DescriptorError, NodeDescriptor, UnverifiedDescriptor,
+};
 pub use document::{Body, Document, DocumentError, SignedDocument, UnverifiedDocument};
 pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;

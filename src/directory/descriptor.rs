@@ -1,6 +1,8 @@
-//! Descriptors: a relay's statements about itself, signed by its identity.
+//! Descriptors: statements of relays and volunteers about themselves, signed by their identities.
 
 use core::time::Duration;
+
+use prost::Message;
 
 use super::{
     CLOCK_SKEW, MAX_DESCRIPTOR_LEN,
@@ -49,19 +51,50 @@ pub enum DescriptorError {
     Full,
 }
 
-/// A signed descriptor with an unverified signature.
-pub type UnverifiedDescriptor = UnverifiedStatement<Descriptor>;
+/// A profile that a node publishes in a descriptor.
+pub trait Described: Sized {
+    /// The purpose of the signature.
+    const PURPOSE: &'static str;
+    /// Maximum bytes of the descriptor, signed or not. So short that decoding takes little memory; counts of elements
+    /// are checked afterwards.
+    const MAX_LEN: usize;
+    /// The descriptor's schema.
+    type Schema: Message + Default;
 
-/// A relay's statement about itself: verified, or made by this node.
+    /// The node's long-term key.
+    fn identity(&self) -> &RelayId;
+
+    /// Checks the profile.
+    ///
+    /// # Errors
+    /// When it contradicts itself or the specification.
+    fn check(&self) -> Result<(), Impossible>;
+
+    /// The profile in a document, and the document's date in Unix seconds.
+    ///
+    /// # Errors
+    /// When a part is missing or malformed.
+    fn of_document(document: Self::Schema) -> Result<(Self, u64), Impossible>;
+
+    /// The document with this profile and date.
+    fn document(&self, published: u64) -> Self::Schema;
+}
+
+/// A node's statement about itself: verified, or made by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Descriptor {
+pub struct NodeDescriptor<P> {
     /// Its content.
-    pub profile: Profile,
+    pub profile: P,
     /// Its date.
     pub published: WallTime,
 }
 
-impl Descriptor {
+/// A relay's statement about itself.
+pub type Descriptor = NodeDescriptor<Profile>;
+/// A signed descriptor with an unverified signature.
+pub type UnverifiedDescriptor = UnverifiedStatement<Descriptor>;
+
+impl<P: Described> NodeDescriptor<P> {
     /// The encoded, signed descriptor, as it is published.
     ///
     /// # Errors
@@ -73,21 +106,20 @@ impl Descriptor {
     /// Whether it is too old to count at `now`.
     #[must_use]
     pub fn is_stale(&self, now: WallTime) -> bool {
-        is_stale(self.published, now)
+        now.since(self.published) > DESCRIPTOR_LIFETIME
     }
 }
 
-impl Statement for Descriptor {
-    const PURPOSE: &'static str = "directory descriptor";
-    const MAX_LEN: usize = MAX_DESCRIPTOR_LEN;
-    // So short that decoding it takes little memory; counts are checked afterwards.
+impl<P: Described> Statement for NodeDescriptor<P> {
+    const PURPOSE: &'static str = P::PURPOSE;
+    const MAX_LEN: usize = P::MAX_LEN;
     const REPEATED: &'static [(u32, usize, usize)] = &[];
-    type Schema = schema::Descriptor;
+    type Schema = P::Schema;
     type Error = DescriptorError;
     const BAD_SIGNATURE: DescriptorError = DescriptorError::BadSignature;
 
     fn signer(&self) -> &RelayId {
-        &self.profile.identity
+        self.profile.identity()
     }
 
     fn check(&self) -> Result<(), Impossible> {
@@ -95,29 +127,43 @@ impl Statement for Descriptor {
     }
 
     fn check_date(&self, now: WallTime) -> Result<(), DescriptorError> {
-        check_published(self.published, now)
+        if self.published > now.after(CLOCK_SKEW) {
+            return Err(DescriptorError::FromTheFuture);
+        }
+        if self.is_stale(now) { Err(DescriptorError::Stale) } else { Ok(()) }
     }
 
-    fn decode(document: schema::Descriptor) -> Result<Self, Impossible> {
-        let profile = Profile::decode(document.profile.ok_or(Impossible("the profile is missing"))?)?;
-        Ok(Self { profile, published: WallTime::from_unix(document.published) })
+    fn decode(document: P::Schema) -> Result<Self, Impossible> {
+        let (profile, published) = P::of_document(document)?;
+        Ok(Self { profile, published: WallTime::from_unix(published) })
     }
 
-    fn encode(&self) -> schema::Descriptor {
-        schema::Descriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() }
+    fn encode(&self) -> P::Schema {
+        self.profile.document(self.published.as_unix())
     }
 }
 
-/// Checks that a descriptor with the date `published` counts at `now`.
-pub(super) fn check_published(published: WallTime, now: WallTime) -> Result<(), DescriptorError> {
-    if published > now.after(CLOCK_SKEW) {
-        return Err(DescriptorError::FromTheFuture);
-    }
-    if is_stale(published, now) { Err(DescriptorError::Stale) } else { Ok(()) }
-}
+impl Described for Profile {
+    const PURPOSE: &'static str = "directory descriptor";
+    const MAX_LEN: usize = MAX_DESCRIPTOR_LEN;
+    type Schema = schema::Descriptor;
 
-pub(super) fn is_stale(published: WallTime, now: WallTime) -> bool {
-    now.since(published) > DESCRIPTOR_LIFETIME
+    fn identity(&self) -> &RelayId {
+        &self.identity
+    }
+
+    fn check(&self) -> Result<(), Impossible> {
+        self.check()
+    }
+
+    fn of_document(document: schema::Descriptor) -> Result<(Self, u64), Impossible> {
+        let profile = document.profile.ok_or(Impossible("the profile is missing"))?;
+        Ok((Self::decode(profile)?, document.published))
+    }
+
+    fn document(&self, published: u64) -> schema::Descriptor {
+        schema::Descriptor { profile: Some(self.encode()), published }
+    }
 }
 
 #[cfg(test)]

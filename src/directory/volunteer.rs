@@ -15,21 +15,14 @@ use core::fmt;
 use prost::Message;
 
 use super::{
-    DescriptorError, MAX_VOLUNTEER_LEN, MAX_VOLUNTEER_PROFILE_LEN,
-    descriptor::{check_published, is_stale},
+    Described, MAX_VOLUNTEER_LEN, MAX_VOLUNTEER_PROFILE_LEN, NodeDescriptor, UnverifiedStatement,
     profile::{
         Impossible, ProfileFields, decode_family, decode_identity, decode_offer, decode_onion_key, encode_identities,
         encode_offer, require,
     },
     schema,
-    statement::{self, Statement, UnverifiedStatement},
 };
-use crate::{
-    base::{RelayId, WallTime},
-    crypto::{IdentityKey, OnionPublic},
-    delegated::Offer,
-    handshake::RelayKeys,
-};
+use crate::{base::RelayId, crypto::OnionPublic, delegated::Offer, handshake::RelayKeys};
 
 pub use list::{
     MAX_GATEWAYS, SignedVolunteerList, UnverifiedVolunteerList, Volunteer, VolunteerList, VolunteerListBody,
@@ -108,61 +101,31 @@ impl fmt::Debug for VolunteerProfile {
     }
 }
 
+/// A volunteer's statement about itself.
+pub type VolunteerDescriptor = NodeDescriptor<VolunteerProfile>;
 /// A signed volunteer descriptor with an unverified signature.
 pub type UnverifiedVolunteer = UnverifiedStatement<VolunteerDescriptor>;
 
-/// A volunteer's statement about itself: verified, or made by this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolunteerDescriptor {
-    /// Its content.
-    pub profile: VolunteerProfile,
-    /// Its date.
-    pub published: WallTime,
-}
-
-impl VolunteerDescriptor {
-    /// The encoded, signed descriptor, as it is registered.
-    ///
-    /// # Errors
-    /// [`DescriptorError::Impossible`] when the profile is invalid, or its identity isn't `key`'s.
-    pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
-        Ok(statement::sign(self, key)?)
-    }
-
-    /// Whether it is too old to count at `now`.
-    #[must_use]
-    pub fn is_stale(&self, now: WallTime) -> bool {
-        is_stale(self.published, now)
-    }
-}
-
-impl Statement for VolunteerDescriptor {
+impl Described for VolunteerProfile {
     const PURPOSE: &'static str = "directory volunteer";
     const MAX_LEN: usize = MAX_VOLUNTEER_LEN;
-    const REPEATED: &'static [(u32, usize, usize)] = &[];
     type Schema = schema::VolunteerDescriptor;
-    type Error = DescriptorError;
-    const BAD_SIGNATURE: DescriptorError = DescriptorError::BadSignature;
 
-    fn signer(&self) -> &RelayId {
-        &self.profile.identity
+    fn identity(&self) -> &RelayId {
+        &self.identity
     }
 
     fn check(&self) -> Result<(), Impossible> {
-        self.profile.check()
+        self.check()
     }
 
-    fn check_date(&self, now: WallTime) -> Result<(), DescriptorError> {
-        check_published(self.published, now)
+    fn of_document(document: schema::VolunteerDescriptor) -> Result<(Self, u64), Impossible> {
+        let profile = document.profile.ok_or(Impossible("the profile is missing"))?;
+        Ok((Self::decode(profile)?, document.published))
     }
 
-    fn decode(document: schema::VolunteerDescriptor) -> Result<Self, Impossible> {
-        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("the profile is missing"))?)?;
-        Ok(Self { profile, published: WallTime::from_unix(document.published) })
-    }
-
-    fn encode(&self) -> schema::VolunteerDescriptor {
-        schema::VolunteerDescriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() }
+    fn document(&self, published: u64) -> schema::VolunteerDescriptor {
+        schema::VolunteerDescriptor { profile: Some(self.encode()), published }
     }
 }
 

@@ -6,13 +6,16 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use proptest::prelude::*;
 
 use super::*;
-use crate::directory::{
-    AuthorityId, CLOCK_SKEW, Consensus, ConsensusRelay, DESCRIPTOR_LIFETIME, DocumentError, Flags, MAX_VOLUNTEERS,
-    NotCounted,
-    bounded::BoundError,
-    fixture::{
-        LIST_VALID, NOW, consensus, key, listed, listed_volunteer, profile, volunteer, volunteer_profile, volunteers,
-        volunteers_at, volunteers_signed_by,
+use crate::{
+    base::WallTime,
+    directory::{
+        AuthorityId, CLOCK_SKEW, Consensus, ConsensusRelay, DESCRIPTOR_LIFETIME, DescriptorError, DocumentError, Flags,
+        MAX_VOLUNTEERS, NotCounted, Statement as _,
+        bounded::BoundError,
+        fixture::{
+            LIST_VALID, NOW, consensus, key, listed, listed_volunteer, profile, volunteer, volunteer_profile,
+            volunteers, volunteers_at, volunteers_signed_by,
+        },
     },
 };
 use core::time::Duration;

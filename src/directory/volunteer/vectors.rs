@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::{
+    base::WallTime,
     crypto::vectors,
     directory::{
         AuthorityId, ConsensusRelay,
