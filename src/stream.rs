@@ -100,68 +100,32 @@ pub enum StreamError {
 /// An event of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEvent {
-    /// Exit: the origin requests a stream to `target`. Answered by [`Streams::connected`] or [`Streams::reset`].
-    Begin {
-        /// The new stream.
-        stream: StreamId,
-        /// The target.
-        target: Target,
-    },
-    /// Exit: the origin requests a resolution of `host`. Answered by [`Streams::resolved`] or [`Streams::reset`].
-    Resolve {
-        /// The identifier of the request.
-        stream: StreamId,
-        /// A name (requests its addresses) or an address (requests its names).
-        host: Host,
-    },
-    /// Exit: the origin has opened a stream to `service`. [`Streams::reset`] refuses it.
-    Request {
-        /// The new stream.
-        stream: StreamId,
-        /// The service.
-        service: Service,
-    },
-    /// Origin: the stream is open.
-    Connected {
-        /// The stream.
-        stream: StreamId,
-        /// The address that the exit connected to, if it reports one.
-        address: Option<IpAddr>,
-    },
+    /// Exit: the origin requests a stream to this target. Answered by [`Streams::connected`] or [`Streams::reset`].
+    Begin(Target),
+    /// Exit: the origin requests the addresses of a name, or the names of an address. Answered by
+    /// [`Streams::resolved`] or [`Streams::reset`].
+    Resolve(Host),
+    /// Exit: the origin has opened a stream to this service. [`Streams::reset`] refuses it.
+    Request(Service),
+    /// Origin: the stream is open. Has the address that the exit connected to, if the exit discloses it.
+    Connected(Option<IpAddr>),
     /// Origin: the answer to RESOLVE. No further event follows.
     Resolved {
-        /// The identifier of the request.
-        stream: StreamId,
         /// Seconds for which the answers may be cached.
         ttl: u32,
         /// The answers, at least one.
         answers: Vec<Answer>,
     },
-    /// Received bytes. Report their use by [`Streams::consumed`].
-    Data {
-        /// The stream.
-        stream: StreamId,
-        /// The bytes of one cell, or all bytes received before the exit was connected.
-        bytes: Bytes,
-    },
+    /// Received bytes: those of one cell, or all bytes received before the exit was connected. Report their use by
+    /// [`Streams::consumed`].
+    Data(Bytes),
     /// The peer has sent all its bytes: a clean end of its direction.
-    Finished {
-        /// The stream.
-        stream: StreamId,
-    },
+    Finished,
     /// The send buffer was more than half full and is no longer.
-    Writable {
-        /// The stream.
-        stream: StreamId,
-    },
+    Writable,
     /// The stream failed, was refused or was reset by the peer. No further event follows. Not emitted for a stream
     /// that this end resets.
-    Closed {
-        /// The stream.
-        stream: StreamId,
-        /// The reason.
-        reason: EndReason,
-    },
+    Closed(EndReason),
 }
 
 /// All streams of one circuit at one hop.
@@ -187,7 +151,7 @@ pub struct Streams {
     deadlines: Deadlines<StreamId>,
     /// Present credit of all streams beyond their initial credit.
     extra_credit: u64,
-    events: VecDeque<StreamEvent>,
+    events: VecDeque<(StreamId, StreamEvent)>,
 }
 
 impl Streams {
@@ -267,10 +231,10 @@ impl Streams {
         self.control.push_back(RelayMessage::Connected { stream: id, address });
         let early = core::mem::take(&mut stream.early);
         if !early.is_empty() {
-            self.events.push_back(StreamEvent::Data { stream: id, bytes: early.freeze() });
+            self.events.push_back((id, StreamEvent::Data(early.freeze())));
         }
         if stream.receiving == Receiving::Finished {
-            self.events.push_back(StreamEvent::Finished { stream: id });
+            self.events.push_back((id, StreamEvent::Finished));
         }
         self.make_ready(id);
         self.end_if_sent(id);
@@ -351,7 +315,7 @@ impl Streams {
     /// The circuit has closed: every stream ends with `reason`.
     pub fn abort(&mut self, reason: EndReason) {
         let ended = core::mem::take(&mut self.streams).into_keys();
-        self.events.extend(ended.map(|stream| StreamEvent::Closed { stream, reason }));
+        self.events.extend(ended.map(|id| (id, StreamEvent::Closed(reason))));
         self.echo = None;
         self.acknowledger = Acknowledger::default();
         self.control.clear();
@@ -360,8 +324,8 @@ impl Streams {
         self.deadlines.clear();
     }
 
-    /// The next event.
-    pub fn poll_event(&mut self) -> Option<StreamEvent> {
+    /// The next event, with its stream.
+    pub fn poll_event(&mut self) -> Option<(StreamId, StreamEvent)> {
         self.events.pop_front()
     }
 
@@ -372,7 +336,7 @@ impl Streams {
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamError> {
         while let Some(id) = self.deadlines.pop_due(now) {
             self.reset(id, EndReason::TimedOut);
-            self.events.push_back(StreamEvent::Closed { stream: id, reason: EndReason::TimedOut });
+            self.events.push_back((id, StreamEvent::Closed(EndReason::TimedOut)));
         }
         match self.window.oldest_tag_at() {
             Some(sent_at) if sent_at.after(STALL_TIMEOUT) <= now => Err(StreamError::Stalled),

@@ -26,7 +26,7 @@ impl Client {
         loop {
             while let Some(event) = self.poll_circuit(id) {
                 match event {
-                    CircuitEvent::Stream(_, event) => self.handle_stream(now, id, event),
+                    CircuitEvent::Stream(_, stream, event) => self.handle_stream(now, id, stream, event),
                     CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, id, elapsed),
                     CircuitEvent::Gone { hop } => self.handle_gone(now, id, hop, rng),
                     CircuitEvent::Built => self.handle_built(id),
@@ -144,14 +144,13 @@ impl Client {
         }
     }
 
-    fn handle_stream(&mut self, now: Instant, circuit: PooledId, event: StreamEvent) {
+    fn handle_stream(&mut self, now: Instant, circuit: PooledId, id: StreamId, event: StreamEvent) {
         let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
-        let id = stream_of(&event);
         let Some(stream) = pooled.streams.get(&id).copied() else { return };
         match event {
-            StreamEvent::Data { bytes, .. } => self.events.push_back(ClientEvent::Data { stream, bytes }),
-            StreamEvent::Writable { .. } => self.events.push_back(ClientEvent::Writable { stream }),
-            StreamEvent::Finished { .. } => {
+            StreamEvent::Data(bytes) => self.events.push_back(ClientEvent::Data { stream, bytes }),
+            StreamEvent::Writable => self.events.push_back(ClientEvent::Writable { stream }),
+            StreamEvent::Finished => {
                 self.events.push_back(ClientEvent::Finished { stream });
                 let over = self.requests.get_mut(stream).is_some_and(|request| {
                     request.peer_finished = true;
@@ -161,19 +160,19 @@ impl Client {
                     self.forget(stream);
                 }
             }
-            StreamEvent::Connected { address, .. } => {
+            StreamEvent::Connected(address) => {
                 if let Some(request) = self.requests.get_mut(stream) {
                     request.connected = true;
                 }
                 self.events.push_back(ClientEvent::Connected { stream, address });
             }
-            StreamEvent::Resolved { ttl, answers, .. } => {
+            StreamEvent::Resolved { ttl, answers } => {
                 self.end(now, circuit, id, stream);
                 self.events.push_back(ClientEvent::Resolved { stream, ttl, answers });
             }
-            StreamEvent::Closed { reason, .. } => self.handle_stream_closed(now, circuit, id, stream, reason),
+            StreamEvent::Closed(reason) => self.handle_stream_closed(now, circuit, id, stream, reason),
             // Never returned by an origin's streams.
-            StreamEvent::Begin { .. } | StreamEvent::Resolve { .. } | StreamEvent::Request { .. } => {}
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {}
         }
     }
 
@@ -217,19 +216,5 @@ impl Client {
             pooled.streams.remove(&id);
             pooled.idle_since = now;
         }
-    }
-}
-
-const fn stream_of(event: &StreamEvent) -> StreamId {
-    match event {
-        StreamEvent::Begin { stream, .. }
-        | StreamEvent::Resolve { stream, .. }
-        | StreamEvent::Request { stream, .. }
-        | StreamEvent::Connected { stream, .. }
-        | StreamEvent::Resolved { stream, .. }
-        | StreamEvent::Data { stream, .. }
-        | StreamEvent::Finished { stream }
-        | StreamEvent::Writable { stream }
-        | StreamEvent::Closed { stream, .. } => *stream,
     }
 }

@@ -131,7 +131,7 @@ fn end_to_end(bytes: &[u8]) {
         }
         for end in [0, 1] {
             while let Some(event) = ends[end].poll_event() {
-                let StreamEvent::Data { stream, bytes } = event else { continue };
+                let (stream, StreamEvent::Data(bytes)) = event else { continue };
                 // An identifier is reused once its stream is forgotten, so only the bytes within each piece are
                 // compared.
                 let slot = usize::from(stream.value()).min(15);

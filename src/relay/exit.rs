@@ -61,19 +61,17 @@ impl Relay {
         let Some(exit_side) = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut()) else {
             return;
         };
-        while let Some(event) = exit_side.streams.poll_event() {
-            let (stream, request) = match event {
-                StreamEvent::Begin { stream, target } => (stream, ExitRequest::Connect(target)),
-                StreamEvent::Resolve { stream, host } => (stream, ExitRequest::Resolve(host)),
-                StreamEvent::Request { stream, service } => {
-                    (stream, ExitRequest::Delegate { service, circuit: key.number() })
-                }
-                StreamEvent::Data { stream, bytes } => (stream, ExitRequest::Data(bytes)),
-                StreamEvent::Finished { stream } => (stream, ExitRequest::Finish),
-                StreamEvent::Writable { stream } => (stream, ExitRequest::Writable),
-                StreamEvent::Closed { stream, .. } => (stream, ExitRequest::Close),
+        while let Some((stream, event)) = exit_side.streams.poll_event() {
+            let request = match event {
+                StreamEvent::Begin(target) => ExitRequest::Connect(target),
+                StreamEvent::Resolve(host) => ExitRequest::Resolve(host),
+                StreamEvent::Request(service) => ExitRequest::Delegate { service, circuit: key.number() },
+                StreamEvent::Data(bytes) => ExitRequest::Data(bytes),
+                StreamEvent::Finished => ExitRequest::Finish,
+                StreamEvent::Writable => ExitRequest::Writable,
+                StreamEvent::Closed(_) => ExitRequest::Close,
                 // Never returned by an exit's streams.
-                StreamEvent::Connected { .. } | StreamEvent::Resolved { .. } => continue,
+                StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => continue,
             };
             let forwarded = matches!(request, ExitRequest::Connect(_) | ExitRequest::Resolve(_));
             let delegated = matches!(request, ExitRequest::Delegate { .. });

@@ -63,15 +63,15 @@ impl Pair {
     fn stream(&mut self) -> StreamId {
         let id = self.origin.begin(self.now, target()).unwrap();
         self.settle();
-        assert_eq!(self.exit.poll_event(), Some(StreamEvent::Begin { stream: id, target: target() }));
+        assert_eq!(self.exit.poll_event(), Some((id, StreamEvent::Begin(target()))));
         self.exit.connected(self.now, id, None);
         self.settle();
-        assert_eq!(self.origin.poll_event(), Some(StreamEvent::Connected { stream: id, address: None }));
+        assert_eq!(self.origin.poll_event(), Some((id, StreamEvent::Connected(None))));
         id
     }
 }
 
-fn events(streams: &mut Streams) -> Vec<StreamEvent> {
+fn events(streams: &mut Streams) -> Vec<(StreamId, StreamEvent)> {
     core::iter::from_fn(|| streams.poll_event()).collect()
 }
 
@@ -79,7 +79,7 @@ fn events(streams: &mut Streams) -> Vec<StreamEvent> {
 fn read(streams: &mut Streams) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(event) = streams.poll_event() {
-        if let StreamEvent::Data { stream, bytes } = event {
+        if let (stream, StreamEvent::Data(bytes)) = event {
             all.extend_from_slice(&bytes);
             streams.consumed(stream, bytes.len());
         }
@@ -112,13 +112,13 @@ fn a_half_closed_stream_goes_on_in_the_other_direction() {
     assert_eq!(pair.origin.write(pair.now, id, b"more"), 0);
     pair.settle();
     let came = events(&mut pair.exit);
-    assert_eq!(came.last(), Some(&StreamEvent::Finished { stream: id }));
+    assert_eq!(came.last(), Some(&(id, StreamEvent::Finished)));
     assert_eq!(pair.exit.write(pair.now, id, b"answer"), 6);
     pair.exit.finish(id);
     pair.settle();
     let came = events(&mut pair.origin);
-    assert_eq!(came[0], StreamEvent::Data { stream: id, bytes: Bytes::from_static(b"answer") });
-    assert_eq!(came[1], StreamEvent::Finished { stream: id });
+    assert_eq!(came[0], (id, StreamEvent::Data(Bytes::from_static(b"answer"))));
+    assert_eq!(came[1], (id, StreamEvent::Finished));
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
 }
 
@@ -132,8 +132,8 @@ fn what_is_written_before_the_answer_goes_out_after_it() {
     assert_eq!(events(&mut pair.exit).len(), 1);
     pair.exit.connected(pair.now, id, None);
     pair.settle();
-    let data = StreamEvent::Data { stream: id, bytes: Bytes::from_static(b"early") };
-    assert_eq!(events(&mut pair.exit), [data, StreamEvent::Finished { stream: id }]);
+    let data = (id, StreamEvent::Data(Bytes::from_static(b"early")));
+    assert_eq!(events(&mut pair.exit), [data, (id, StreamEvent::Finished)]);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
     pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
     assert_eq!(events(&mut pair.exit).len(), 1);
     pair.exit.connected(pair.now, id, None);
-    assert_eq!(events(&mut pair.exit), [StreamEvent::Data { stream: id, bytes }, StreamEvent::Finished { stream: id }]);
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Data(bytes)), (id, StreamEvent::Finished)]);
 }
 
 #[test]
@@ -155,11 +155,11 @@ fn a_question_is_answered_once() {
     let host = Host::parse("umbel.test").unwrap();
     let id = pair.origin.resolve(pair.now, host.clone()).unwrap();
     pair.settle();
-    assert_eq!(events(&mut pair.exit), [StreamEvent::Resolve { stream: id, host }]);
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Resolve(host))]);
     let answers = vec![Answer::Ip([192, 0, 2, 1].into())];
     pair.exit.resolved(id, 60, answers.clone());
     pair.settle();
-    assert_eq!(events(&mut pair.origin), [StreamEvent::Resolved { stream: id, ttl: 60, answers: answers.clone() }]);
+    assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Resolved { ttl: 60, answers: answers.clone() })]);
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
     let again = RelayMessage::Resolved { stream: id, ttl: 60, answers };
     assert!(pair.origin.handle_message(pair.now, again).is_err());
@@ -232,7 +232,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
         pair.origin.handle_message(pair.now, message).unwrap();
     }
     pair.settle();
-    assert_eq!(events(&mut pair.exit), [StreamEvent::Closed { stream: id, reason: EndReason::Reset }]);
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Closed(EndReason::Reset))]);
     assert_eq!(events(&mut pair.origin), []);
     // The exit's END was its last message.
     let message = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
@@ -273,7 +273,7 @@ fn a_stalled_reader_holds_up_its_own_stream_only() {
         pair.exit.write(pair.now, lively, &[2; SEND_BUFFER]);
         pair.settle();
         for event in events(&mut pair.origin) {
-            if let StreamEvent::Data { stream, bytes } = event
+            if let (stream, StreamEvent::Data(bytes)) = event
                 && stream == lively
             {
                 got += bytes.len();
@@ -464,7 +464,7 @@ fn an_unanswered_begin_times_out_at_either_end() {
     pair.settle();
     events(&mut pair.exit);
     let at = pair.exit.poll_timeout().unwrap();
-    let closed = [StreamEvent::Closed { stream: id, reason: EndReason::TimedOut }];
+    let closed = [(id, StreamEvent::Closed(EndReason::TimedOut))];
     pair.exit.handle_timeout(at).unwrap();
     assert_eq!(events(&mut pair.exit), closed);
     let at = pair.origin.poll_timeout().unwrap();
@@ -507,7 +507,7 @@ fn the_end_of_the_circuit_is_an_error_of_every_stream() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.origin.abort(EndReason::Failed);
-    assert_eq!(events(&mut pair.origin), [StreamEvent::Closed { stream: id, reason: EndReason::Failed }]);
+    assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Closed(EndReason::Failed))]);
     assert!(!pair.origin.has_message());
 }
 
@@ -518,7 +518,7 @@ fn writable_is_told_when_the_buffer_has_half_its_room_again() {
     assert_eq!(pair.origin.write(pair.now, id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
     assert_eq!(pair.origin.room(id), 0);
     pair.settle();
-    assert_eq!(events(&mut pair.origin), [StreamEvent::Writable { stream: id }]);
+    assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Writable)]);
 }
 
 /// Actions of the two applications, in any order.
@@ -606,14 +606,14 @@ fn a_stream_to_a_service_is_open_at_both_ends_at_once() {
     assert_eq!(pair.origin.write(pair.now, stream, b"query"), 5);
     pair.origin.finish(stream);
     pair.settle();
-    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Request { stream, service: Service::Search }));
-    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Data { stream, bytes: Bytes::from_static(b"query") }));
-    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Finished { stream }));
+    assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Request(Service::Search))));
+    assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Data(Bytes::from_static(b"query")))));
+    assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Finished)));
     assert_eq!(pair.exit.write(pair.now, stream, b"answer"), 6);
     pair.exit.finish(stream);
     pair.settle();
-    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Data { stream, bytes: Bytes::from_static(b"answer") }));
-    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Finished { stream }));
+    assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Data(Bytes::from_static(b"answer")))));
+    assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Finished)));
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
     assert_eq!((pair.origin.poll_timeout(), pair.exit.poll_timeout()), (None, None));
 }
@@ -627,7 +627,7 @@ fn a_service_that_is_not_offered_ends_its_stream_alone() {
     pair.settle();
     pair.exit.reset(stream, EndReason::Policy);
     pair.settle();
-    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Closed { stream, reason: EndReason::Policy }));
+    assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Closed(EndReason::Policy))));
     assert_eq!(pair.origin.write(pair.now, other, b"still here"), 10);
     pair.settle();
 }

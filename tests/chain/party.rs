@@ -98,8 +98,8 @@ impl OriginParty {
                 CircuitEvent::Built => self.built = true,
                 CircuitEvent::Gone { .. } => self.gone = true,
                 CircuitEvent::Closed(error) => self.closed = Some(error),
-                CircuitEvent::Stream(_, StreamEvent::Connected { .. }) => self.connected = true,
-                CircuitEvent::Stream(_, StreamEvent::Data { stream, bytes }) => {
+                CircuitEvent::Stream(_, _, StreamEvent::Connected(_)) => self.connected = true,
+                CircuitEvent::Stream(_, stream, StreamEvent::Data(bytes)) => {
                     self.received.extend_from_slice(&bytes);
                     if !self.stalled
                         && let Some(streams) = origin.exit_streams()
@@ -107,8 +107,8 @@ impl OriginParty {
                         streams.consumed(stream, bytes.len());
                     }
                 }
-                CircuitEvent::Stream(_, StreamEvent::Finished { .. }) => self.finished = true,
-                CircuitEvent::Stream(_, StreamEvent::Closed { reason, .. }) => self.ended = Some(reason),
+                CircuitEvent::Stream(_, _, StreamEvent::Finished) => self.finished = true,
+                CircuitEvent::Stream(_, _, StreamEvent::Closed(reason)) => self.ended = Some(reason),
                 CircuitEvent::Stream(..) => {}
             }
         }
