@@ -19,6 +19,7 @@ use super::{
 use crate::{
     client::{ClientEvent, ClientStream, IsolationKey, StreamFailure},
     crypto::sha256,
+    stream::{StreamCommand, StreamEvent},
     wire::{EndReason, Host, Target},
 };
 
@@ -57,20 +58,14 @@ impl OpenStreams {
 
     /// Handles an event of one of these streams; returns false for other events.
     pub(super) fn take(&mut self, event: &ClientEvent) -> bool {
-        let (ClientEvent::Connected { stream, .. }
-        | ClientEvent::Data { stream, .. }
-        | ClientEvent::Finished { stream }
-        | ClientEvent::Writable { stream }
-        | ClientEvent::Closed { stream, .. }) = event
-        else {
-            return false;
-        };
+        let (ClientEvent::Stream(stream, _) | ClientEvent::Failed(stream, _)) = event else { return false };
         let Some(entry) = self.entry(*stream) else { return false };
         match event {
-            ClientEvent::Connected { .. } => entry.connected = true,
-            ClientEvent::Data { bytes, .. } => entry.received.extend_from_slice(bytes),
-            ClientEvent::Finished { .. } => entry.finished = true,
-            ClientEvent::Closed { reason, .. } => entry.failure = Some(*reason),
+            ClientEvent::Stream(_, StreamEvent::Connected(_)) => entry.connected = true,
+            ClientEvent::Stream(_, StreamEvent::Data(bytes)) => entry.received.extend_from_slice(bytes),
+            ClientEvent::Stream(_, StreamEvent::Finished) => entry.finished = true,
+            ClientEvent::Stream(_, StreamEvent::Closed(reason)) => entry.failure = Some(StreamFailure::Ended(*reason)),
+            ClientEvent::Failed(_, failure) => entry.failure = Some(*failure),
             _ => {}
         }
         entry.wake();
@@ -119,7 +114,7 @@ impl StreamHandle {
                 ..=MAX_READ => core::mem::take(&mut entry.received).into(),
                 _ => entry.received.split_to(MAX_READ).into(),
             };
-            core.client.consumed(self.stream, bytes.len());
+            core.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
             Some((bytes, entry.finished, entry.failed()))
         });
         match looked.flatten().ok_or_else(Failure::closed)? {
@@ -132,14 +127,14 @@ impl StreamHandle {
     /// Accepts as many of `bytes` as there is room for, and returns the number; [`Self::read`] returns the reason if
     /// the stream has failed.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
-        self.driver.with(|core, now, _| core.client.write(now, self.stream, bytes)).unwrap_or(0)
+        self.driver.with(|core, _, _| core.client.write(self.stream, bytes)).unwrap_or(0)
     }
 }
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
         self.driver.with(|core, _, _| {
-            core.client.reset(self.stream, EndReason::Reset);
+            core.client.handle_command(self.stream, StreamCommand::Reset(EndReason::Reset));
             core.streams.0.retain(|entry| entry.stream != self.stream);
         });
     }

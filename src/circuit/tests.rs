@@ -11,6 +11,7 @@ use crate::{
     crypto::OnionSecret,
     handshake::{OnionKeyring, respond},
     onion::{Forward, RelayLayer},
+    stream::StreamCommand,
     wire::{Fragments, created_cells, decode_create, decode_extend, split},
 };
 
@@ -167,7 +168,7 @@ impl Chain {
         let (mut chain, mut origin) = Self::build(3);
         let id = origin.begin(chain.now, target()).unwrap();
         chain.settle(&mut origin);
-        chain.hops[2].streams.connected(chain.now, id, None);
+        chain.hops[2].streams.handle_command(id, StreamCommand::Connected(None));
         chain.settle(&mut origin);
         events(&mut origin);
         (chain, origin, id)
@@ -209,8 +210,8 @@ fn a_circuit_is_built_hop_by_hop_up_to_the_greatest_length() {
 fn bytes_pass_both_ways_over_three_hops() {
     let (mut chain, mut origin, id) = Chain::stream();
     let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
-    assert_eq!(origin.exit_streams().unwrap().write(chain.now, id, &sent), sent.len());
-    chain.hops[2].streams.write(chain.now, id, &sent);
+    assert_eq!(origin.exit_streams().unwrap().write(id, &sent), sent.len());
+    chain.hops[2].streams.write(id, &sent);
     chain.settle(&mut origin);
     let at_origin = events(&mut origin).into_iter().filter_map(|event| match event {
         CircuitEvent::Stream(_, _, StreamEvent::Data(bytes)) => Some(bytes),
@@ -230,7 +231,7 @@ fn any_hop_serves_streams() {
     let id = origin.streams_at(hop(2)).unwrap().begin(chain.now, target()).unwrap();
     assert!(origin.streams_at(hop(4)).is_none());
     chain.settle(&mut origin);
-    chain.hops[1].streams.connected(chain.now, id, None);
+    chain.hops[1].streams.handle_command(id, StreamCommand::Connected(None));
     chain.settle(&mut origin);
     let connected = StreamEvent::Connected(None);
     assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(2), id, connected)]);

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Both directions are bounded in bytes, not in messages. Inbound bytes are bounded by the stream's credit: they
-//! count as consumed ([`StreamCommand::Consumed`]) once they are read. Small pieces are packed, so that many small
+//! count as consumed ([`StreamCommand::Consumed`](crate::stream::StreamCommand::Consumed)) once they are read. Small pieces are packed, so that many small
 //! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room ([`Hub::set_room`]).
 //! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
 //!
@@ -44,7 +44,7 @@ use crate::wire::EndReason;
 use super::connector::reason_text;
 
 pub(crate) use self::{
-    hub::{Hub, StreamCommand, StreamKey},
+    hub::{Hub, StreamKey},
     splice::{reset_on_close, splice},
 };
 

@@ -64,7 +64,7 @@ impl Pair {
         let id = self.origin.begin(self.now, target()).unwrap();
         self.settle();
         assert_eq!(self.exit.poll_event(), Some((id, StreamEvent::Begin(target()))));
-        self.exit.connected(self.now, id, None);
+        self.exit.handle_command(id, StreamCommand::Connected(None));
         self.settle();
         assert_eq!(self.origin.poll_event(), Some((id, StreamEvent::Connected(None))));
         id
@@ -81,7 +81,7 @@ fn read(streams: &mut Streams) -> Vec<u8> {
     while let Some(event) = streams.poll_event() {
         if let (stream, StreamEvent::Data(bytes)) = event {
             all.extend_from_slice(&bytes);
-            streams.consumed(stream, bytes.len());
+            streams.handle_command(stream, StreamCommand::Consumed(bytes.len()));
         }
     }
     all
@@ -95,7 +95,7 @@ fn bytes_arrive_as_sent_however_many_there_are() {
     let mut left = sent.as_slice();
     let mut got = Vec::new();
     while got.len() < sent.len() {
-        let taken = pair.origin.write(pair.now, id, left);
+        let taken = pair.origin.write(id, left);
         left = &left[taken..];
         pair.settle();
         got.extend(read(&mut pair.exit));
@@ -107,14 +107,14 @@ fn bytes_arrive_as_sent_however_many_there_are() {
 fn a_half_closed_stream_goes_on_in_the_other_direction() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.origin.write(pair.now, id, b"question");
-    pair.origin.finish(id);
-    assert_eq!(pair.origin.write(pair.now, id, b"more"), 0);
+    pair.origin.write(id, b"question");
+    pair.origin.handle_command(id, StreamCommand::Finish);
+    assert_eq!(pair.origin.write(id, b"more"), 0);
     pair.settle();
     let came = events(&mut pair.exit);
     assert_eq!(came.last(), Some(&(id, StreamEvent::Finished)));
-    assert_eq!(pair.exit.write(pair.now, id, b"answer"), 6);
-    pair.exit.finish(id);
+    assert_eq!(pair.exit.write(id, b"answer"), 6);
+    pair.exit.handle_command(id, StreamCommand::Finish);
     pair.settle();
     let came = events(&mut pair.origin);
     assert_eq!(came[0], (id, StreamEvent::Data(Bytes::from_static(b"answer"))));
@@ -126,11 +126,11 @@ fn a_half_closed_stream_goes_on_in_the_other_direction() {
 fn what_is_written_before_the_answer_goes_out_after_it() {
     let mut pair = Pair::new();
     let id = pair.origin.begin(pair.now, target()).unwrap();
-    pair.origin.write(pair.now, id, b"early");
-    pair.origin.finish(id);
+    pair.origin.write(id, b"early");
+    pair.origin.handle_command(id, StreamCommand::Finish);
     pair.settle();
     assert_eq!(events(&mut pair.exit).len(), 1);
-    pair.exit.connected(pair.now, id, None);
+    pair.exit.handle_command(id, StreamCommand::Connected(None));
     pair.settle();
     let data = (id, StreamEvent::Data(Bytes::from_static(b"early")));
     assert_eq!(events(&mut pair.exit), [data, (id, StreamEvent::Finished)]);
@@ -145,7 +145,7 @@ fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
     pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes: bytes.clone() }).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
     assert_eq!(events(&mut pair.exit).len(), 1);
-    pair.exit.connected(pair.now, id, None);
+    pair.exit.handle_command(id, StreamCommand::Connected(None));
     assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Data(bytes)), (id, StreamEvent::Finished)]);
 }
 
@@ -157,7 +157,7 @@ fn a_question_is_answered_once() {
     pair.settle();
     assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Resolve(host))]);
     let answers = vec![Answer::Ip([192, 0, 2, 1].into())];
-    pair.exit.resolved(id, 60, answers.clone());
+    pair.exit.handle_command(id, StreamCommand::Resolved { ttl: 60, answers: answers.clone() });
     pair.settle();
     assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Resolved { ttl: 60, answers: answers.clone() })]);
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
@@ -212,7 +212,7 @@ fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
         pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes }).unwrap();
         assert!(cell.is_unique());
     }
-    pair.exit.connected(pair.now, id, None);
+    pair.exit.handle_command(id, StreamCommand::Connected(None));
     assert_eq!(read(&mut pair.exit), (0..100).collect::<Vec<u8>>());
 }
 
@@ -220,8 +220,8 @@ fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
 fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.exit.write(pair.now, id, &[1; 50_000]);
-    pair.origin.reset(id, EndReason::Reset);
+    pair.exit.write(id, &[1; 50_000]);
+    pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
     // The exit's bytes are in flight while the origin's END is.
     let mut under_way = Vec::new();
     while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
@@ -243,7 +243,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
 fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.origin.reset(id, EndReason::Reset);
+    pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
     let bytes = Bytes::from(vec![0; 1024]);
     let data = RelayMessage::Data { stream: id, tag: None, bytes };
     for _ in 0..INITIAL_CREDIT / 1024 {
@@ -256,8 +256,8 @@ fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
 fn resets_that_cross_end_the_stream_at_both() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.origin.reset(id, EndReason::Failed);
-    pair.exit.reset(id, EndReason::Failed);
+    pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed));
+    pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed));
     pair.settle();
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
     assert!(!pair.origin.has_message() && !pair.exit.has_message());
@@ -269,15 +269,15 @@ fn a_stalled_reader_holds_up_its_own_stream_only() {
     let (stalled, lively) = (pair.stream(), pair.stream());
     let mut got = 0;
     for _ in 0..100 {
-        pair.exit.write(pair.now, stalled, &[1; SEND_BUFFER]);
-        pair.exit.write(pair.now, lively, &[2; SEND_BUFFER]);
+        pair.exit.write(stalled, &[1; SEND_BUFFER]);
+        pair.exit.write(lively, &[2; SEND_BUFFER]);
         pair.settle();
         for event in events(&mut pair.origin) {
             if let (stream, StreamEvent::Data(bytes)) = event
                 && stream == lively
             {
                 got += bytes.len();
-                pair.origin.consumed(lively, bytes.len());
+                pair.origin.handle_command(lively, StreamCommand::Consumed(bytes.len()));
             }
         }
         events(&mut pair.exit);
@@ -293,7 +293,7 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
     let (first, second) = (pair.stream(), pair.stream());
     for _ in 0..200 {
         for id in [first, second] {
-            pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+            pair.exit.write(id, &[1; SEND_BUFFER]);
         }
         pair.settle();
         read(&mut pair.origin);
@@ -304,8 +304,8 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
     let extra = pair.origin.extra_credit;
     assert!((9 << 16..=1 << 20).contains(&extra), "{extra}");
     assert!(open <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{open}");
-    pair.origin.reset(first, EndReason::Reset);
-    pair.origin.reset(second, EndReason::Reset);
+    pair.origin.handle_command(first, StreamCommand::Reset(EndReason::Reset));
+    pair.origin.handle_command(second, StreamCommand::Reset(EndReason::Reset));
     assert_eq!(pair.origin.extra_credit, 0);
 }
 
@@ -319,7 +319,7 @@ fn one_stream_fills_the_window_of_a_path_of_eight_tenths_of_a_second() {
     for _ in 0..900 {
         pair.now = pair.now.after(Duration::from_millis(10));
         loop {
-            while pair.exit.write(pair.now, id, &[1; SEND_BUFFER]) > 0 {}
+            while pair.exit.write(id, &[1; SEND_BUFFER]) > 0 {}
             let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) else { break };
             backward.push_back((pair.now.after(one_way), message));
         }
@@ -345,7 +345,7 @@ fn a_second_stream_finds_credit_beside_one_that_has_taken_its_most() {
     let (first, second) = (pair.stream(), pair.stream());
     for (id, rounds) in [(first, 600), (second, 200)] {
         for _ in 0..rounds {
-            pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+            pair.exit.write(id, &[1; SEND_BUFFER]);
             pair.settle();
             read(&mut pair.origin);
             events(&mut pair.exit);
@@ -415,11 +415,11 @@ fn data_after_its_end_is_a_breach() {
 fn acknowledgements_and_credit_go_ahead_of_data() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.exit.write(pair.now, id, &[1; 40_000]);
+    pair.exit.write(id, &[1; 40_000]);
     while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
         pair.origin.handle_message(pair.now, message).unwrap();
     }
-    pair.origin.write(pair.now, id, &[2; 10_000]);
+    pair.origin.write(id, &[2; 10_000]);
     read(&mut pair.origin);
     let kinds: Vec<_> = core::iter::from_fn(|| pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng))
         .map(|message| message.kind())
@@ -432,7 +432,7 @@ fn streams_send_in_turn() {
     let mut pair = Pair::new();
     let ids = [pair.stream(), pair.stream(), pair.stream()];
     for id in ids {
-        pair.exit.write(pair.now, id, &[1; 10_000]);
+        pair.exit.write(id, &[1; 10_000]);
     }
     let order: Vec<_> =
         (0..6).map(|_| pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng).unwrap().stream().unwrap()).collect();
@@ -445,7 +445,7 @@ fn an_unacknowledged_window_stops_data_and_at_last_the_circuit() {
     let id = pair.stream();
     let mut sent = 0;
     loop {
-        pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+        pair.exit.write(id, &[1; SEND_BUFFER]);
         match pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
             Some(_) => sent += 1,
             None => break,
@@ -497,7 +497,7 @@ fn a_peer_that_makes_answers_and_takes_none_is_cut_off() {
             failed = Some(error);
             break;
         }
-        exit.reset(stream, EndReason::Policy);
+        exit.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
     }
     assert_eq!(failed, Some(StreamError::TooManyAnswers));
 }
@@ -515,7 +515,7 @@ fn the_end_of_the_circuit_is_an_error_of_every_stream() {
 fn writable_is_told_when_the_buffer_has_half_its_room_again() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    assert_eq!(pair.origin.write(pair.now, id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
+    assert_eq!(pair.origin.write(id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
     assert_eq!(pair.origin.room(id), 0);
     pair.settle();
     assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Writable)]);
@@ -555,16 +555,16 @@ proptest! {
             let now = pair.now;
             match act {
                 Act::Begin => ids.extend(pair.origin.begin(now, target())),
-                Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.connected(now, id, None) },
+                Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
                 Act::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
                     let streams = if end { &mut pair.exit } else { &mut pair.origin };
-                    streams.write(now, id, &vec![0; bytes]);
+                    streams.write(id, &vec![0; bytes]);
                 },
                 Act::Finish(end, at) => if let Some(id) = pick(&ids, at) {
-                    if end { pair.exit.finish(id) } else { pair.origin.finish(id) }
+                    if end { pair.exit.handle_command(id, StreamCommand::Finish) } else { pair.origin.handle_command(id, StreamCommand::Finish) }
                 },
                 Act::Reset(end, at) => if let Some(id) = pick(&ids, at) {
-                    if end { pair.exit.reset(id, EndReason::Failed) } else { pair.origin.reset(id, EndReason::Failed) }
+                    if end { pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed)) } else { pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed)) }
                 },
                 Act::Read(end) => { read(if end { &mut pair.exit } else { &mut pair.origin }); }
                 Act::Carry(end, messages) => for _ in 0..messages {
@@ -579,7 +579,7 @@ proptest! {
             }
         }
         for id in ids {
-            pair.origin.reset(id, EndReason::Reset);
+            pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
         }
         pair.settle();
         prop_assert!(pair.origin.is_empty() && pair.exit.is_empty());
@@ -603,14 +603,14 @@ proptest! {
 fn a_stream_to_a_service_is_open_at_both_ends_at_once() {
     let mut pair = Pair::new();
     let stream = pair.origin.request(pair.now, Service::Search).unwrap();
-    assert_eq!(pair.origin.write(pair.now, stream, b"query"), 5);
-    pair.origin.finish(stream);
+    assert_eq!(pair.origin.write(stream, b"query"), 5);
+    pair.origin.handle_command(stream, StreamCommand::Finish);
     pair.settle();
     assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Request(Service::Search))));
     assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Data(Bytes::from_static(b"query")))));
     assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Finished)));
-    assert_eq!(pair.exit.write(pair.now, stream, b"answer"), 6);
-    pair.exit.finish(stream);
+    assert_eq!(pair.exit.write(stream, b"answer"), 6);
+    pair.exit.handle_command(stream, StreamCommand::Finish);
     pair.settle();
     assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Data(Bytes::from_static(b"answer")))));
     assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Finished)));
@@ -623,12 +623,12 @@ fn a_service_that_is_not_offered_ends_its_stream_alone() {
     let mut pair = Pair::new();
     let other = pair.stream();
     let stream = pair.origin.request(pair.now, Service::Http).unwrap();
-    pair.origin.write(pair.now, stream, b"under way");
+    pair.origin.write(stream, b"under way");
     pair.settle();
-    pair.exit.reset(stream, EndReason::Policy);
+    pair.exit.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
     pair.settle();
     assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Closed(EndReason::Policy))));
-    assert_eq!(pair.origin.write(pair.now, other, b"still here"), 10);
+    assert_eq!(pair.origin.write(other, b"still here"), 10);
     pair.settle();
 }
 
