@@ -95,7 +95,7 @@ pub enum ClientEvent {
     GuardsChanged,
     /// The consensus has expired: all requests fail until there is a newer one.
     ConsensusExpired,
-    /// An event of a stream or RESOLVE. [`StreamEvent::Connected`] and the events after it follow [`Client::open`].
+    /// An event of a stream or RESOLVE, as its circuit emitted it.
     Stream(ClientStream, StreamEvent),
     /// The stream to an exit that offers the delegated request is open; takes the place of
     /// [`StreamEvent::Connected`].
@@ -109,8 +109,7 @@ pub enum ClientEvent {
         /// The exit also carries streams of this client, because no other exit offers the same.
         shared_exit: bool,
     },
-    /// No exit was reached with the request; nothing follows. A stream that an exit refuses or ends emits
-    /// [`StreamEvent::Closed`].
+    /// The request failed before a stream was opened for it; nothing follows.
     Failed(ClientStream, StreamFailure),
 }
 

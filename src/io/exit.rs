@@ -1,9 +1,9 @@
 //! The exit's I/O: connects to targets, resolves names and moves bytes, as the origins' streams request.
 //!
 //! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
-//! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core. Governed by
-//! `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit connects to
-//! the judged address. This protects the exit's local network.
+//! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
+//! Governed by `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit
+//! connects to the judged address. This protects the exit's local network.
 //!
 //! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
@@ -83,7 +83,7 @@ impl Exit {
     }
 
     /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
-    pub(crate) fn connect(&mut self, key: StreamKey, target: Target) {
+    fn connect(&mut self, key: StreamKey, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(key) {
             let stream = self.hub.open(key, 0);
@@ -92,7 +92,7 @@ impl Exit {
     }
 
     /// Starts a lookup.
-    pub(crate) fn resolve(&mut self, key: StreamKey, host: Host) {
+    fn resolve(&mut self, key: StreamKey, host: Host) {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(key) else { return };
         let shared = Arc::clone(&self.shared);
@@ -109,7 +109,7 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    pub(crate) fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+    fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.tell(key, StreamCommand::Reset(EndReason::Policy));
@@ -128,22 +128,22 @@ impl Exit {
     }
 
     /// Passes bytes from the origin to the target.
-    pub(crate) fn push(&mut self, key: StreamKey, bytes: &[u8]) {
+    fn push(&mut self, key: StreamKey, bytes: &[u8]) {
         self.hub.push(key, bytes);
     }
 
     /// The origin has ended its direction.
-    pub(crate) fn finish(&mut self, key: StreamKey) {
+    fn finish(&mut self, key: StreamKey) {
         self.hub.finish(key);
     }
 
     /// Sets the number of bytes from the target that the core can take.
-    pub(crate) fn set_room(&mut self, key: StreamKey, room: usize) {
+    fn set_room(&mut self, key: StreamKey, room: usize) {
         self.hub.set_room(key, room);
     }
 
     /// Cancels a stream or lookup.
-    pub(crate) fn close(&mut self, key: StreamKey) {
+    fn close(&mut self, key: StreamKey) {
         if let Some(asking) = self.questions.remove(&key) {
             asking.abort();
         }
