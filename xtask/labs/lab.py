@@ -374,7 +374,7 @@ class Lab:
         output, _ = bulk.communicate(timeout=10)
         del self.processes['bulk']
         for line in output.splitlines():
-            if re.search('throughput|stream_m|jain', line):
+            if re.search('throughput|stream_|jain', line):
                 print(line, flush=True)
 
 

@@ -639,8 +639,8 @@ static void print_cost(struct mark from, double gib, double wall) {
 
 static uint64_t moved(const struct stream *stream) { return option.up ? stream->offset : stream->received; }
 
-/* Prints the throughput of all streams, of the slowest and of the fastest, and Jain's fairness index (Jain, Chiu, Hawe
- * 1984), which is 1 if all are equal and 1/n if one has all. Returns the bytes of all. */
+/* Prints the throughput of all streams, of the slowest, of the fastest and of each, and Jain's fairness index (Jain,
+ * Chiu, Hawe 1984), which is 1 if all are equal and 1/n if one has all. Returns the bytes of all. */
 static double print_throughput(const struct stream *streams, const uint64_t *before, int count, double wall) {
     double total = 0, squares = 0, least = 1e18, most = 0;
     for (int i = 0; i < count; i++) {
@@ -657,6 +657,11 @@ static double print_throughput(const struct stream *streams, const uint64_t *bef
     print("stream_min", least / wall / MIB, "MiB/s");
     print("stream_max", most / wall / MIB, "MiB/s");
     if (count > 1 && squares > 0) print("jain", total * total / count / squares, "index");
+    for (int i = 0; count > 1 && i < count; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "stream_%d", i);
+        print(name, (moved(&streams[i]) - before[i]) / wall / MIB, "MiB/s");
+    }
     return total;
 }
 

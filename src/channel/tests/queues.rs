@@ -1,0 +1,255 @@
+//! Tests of the queues of circuits: order, fairness, caps.
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+
+#[test]
+fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
+    let (mut pair, channel) = client_and_relay();
+    let circuits: Vec<_> = (0..8).map(|_| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap()).collect();
+    for tag in 0..40 {
+        for circuit in &circuits {
+            pair.a.channels.send(channel, cell(*circuit, tag)).unwrap();
+        }
+    }
+    pair.settle();
+    let mut seen: BTreeMap<CircuitId, Vec<u8>> = BTreeMap::new();
+    for cell in pair.b.cells() {
+        seen.entry(cell.circuit().unwrap()).or_default().push(cell.body()[0]);
+    }
+    for circuit in circuits {
+        assert_eq!(seen[&circuit], (0..40).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn waiting_cells_are_packed_seventeen_to_a_message() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    (0..34).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    pair.a.collect(pair.now);
+    let lengths = pair.a.sent.iter().map(|transmit| match transmit {
+        Transmit::Message { message, .. } => message.len(),
+        _ => 0,
+    });
+    assert_eq!(lengths.collect::<Vec<_>>(), [17 * CELL_LEN, 17 * CELL_LEN]);
+}
+
+#[test]
+fn nothing_is_sent_without_room_and_what_fills_whole_messages_or_hardly_more_with_it() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    pair.room(1, 0);
+    (0..200).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    pair.a.collect(pair.now);
+    assert!(pair.a.sent.is_empty());
+    for (room, cells) in [(2 * MESSAGE_CELLS * CELL_LEN + 5_000, 2 * MESSAGE_CELLS), (5_000, 5), (1, 1)] {
+        pair.a.sent.clear();
+        let before = pair.a.channels.queued(channel, circuit);
+        pair.room(1, room);
+        assert_eq!(before - pair.a.channels.queued(channel, circuit), cells);
+        let lengths = pair.a.sent.iter().map(|transmit| match transmit {
+            Transmit::Message { message, .. } => message.len(),
+            _ => 0,
+        });
+        assert_eq!(lengths.sum::<usize>(), cells * CELL_LEN);
+    }
+}
+
+#[test]
+fn a_quiet_circuit_passes_a_busy_one_and_busy_ones_share_alike() {
+    let mut queue = FairQueue::default();
+    let (bulk, other, quiet) = (circuit(1), circuit(2), circuit(3));
+    for bulky in [bulk, other] {
+        queue.hold(bulky);
+        (0..100).for_each(|tag| queue.push(bulky, 0, cell(bulky, tag), 1000).unwrap());
+    }
+    let first: Vec<_> = (0..40).map(|_| queue.pop().unwrap().circuit).collect();
+    assert_eq!(first.iter().filter(|circuit| **circuit == bulk).count(), 20);
+    queue.hold(quiet);
+    queue.push(quiet, 0, cell(quiet, 0), 1000).unwrap();
+    assert_eq!(queue.pop().unwrap().circuit, quiet);
+}
+
+#[test]
+fn a_circuit_that_trickles_cannot_starve_a_busy_one() {
+    let mut queue = FairQueue::default();
+    let (bulk, trickle) = (circuit(1), circuit(2));
+    queue.hold(bulk);
+    queue.hold(trickle);
+    (0..200).for_each(|_| queue.push(bulk, 0, cell(bulk, 0), 1000).unwrap());
+    let mut of_bulk = 0;
+    for _ in 0..100 {
+        if queue.queued(trickle) == 0 {
+            queue.push(trickle, 0, cell(trickle, 0), 1000).unwrap();
+        }
+        of_bulk += usize::from(queue.pop().unwrap().circuit == bulk);
+    }
+    assert!(of_bulk >= 40, "{of_bulk}");
+}
+
+#[test]
+fn a_full_circuit_queue_refuses_more_and_destroy_empties_it() {
+    let parameters = ChannelParameters { circuit_queue: 5, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.a.open().unwrap().0;
+    pair.room(1, 0);
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    for tag in 0..5 {
+        assert!(pair.a.channels.send(channel, cell(circuit, tag)).is_ok());
+    }
+    assert_eq!(pair.a.channels.send(channel, cell(circuit, 5)), Err(QueueFull));
+    pair.a.channels.send(channel, Cell::destroy(circuit)).unwrap();
+    pair.a.channels.forget_circuit(pair.now, channel, circuit);
+    assert_eq!(pair.a.channels.queued(channel, circuit), 1);
+    pair.room(1, ROOM);
+    pair.settle();
+    let cells = pair.b.cells();
+    assert_eq!(cells.len(), 1);
+    assert_eq!(cells[0], Cell::destroy(circuit));
+}
+
+#[test]
+fn a_destroy_from_the_other_end_drops_what_waits_for_the_circuit() {
+    let (mut pair, channel) = client_and_relay();
+    let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(channel, circuit));
+    pair.room(1, 0);
+    (0..9).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+    let lane = lane_of(circuit, LANES).value();
+    pair.a.handle(pair.now, one_message(lane, &[Cell::destroy(circuit)]), &mut pair.rng);
+    assert_eq!(pair.a.channels.queued(channel, circuit), 0);
+    pair.room(1, ROOM);
+    assert!(pair.a.sent.is_empty());
+}
+
+#[test]
+fn too_many_circuits_on_a_channel_are_refused() {
+    let parameters = ChannelParameters { circuits_per_channel: 3, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.a.open().unwrap().0;
+    for _ in 0..3 {
+        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_some());
+    }
+    assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_none());
+}
+
+#[test]
+fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
+    let parameters = ChannelParameters { refusals: 8, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.b.open().unwrap().0;
+    pair.room(1, 0);
+    for number in 0..9 {
+        pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
+    }
+    pair.b.collect(pair.now);
+    assert!(pair.b.sent.contains_close());
+}
+
+#[test]
+fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
+    let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = pair.a.open().unwrap().0;
+    pair.room(1, 0);
+    let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    (0..2).for_each(|tag| pair.a.channels.send(channel, cell(first, tag)).unwrap());
+    (0..8).for_each(|tag| pair.a.channels.send(channel, cell(second, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue(), None);
+    pair.a.channels.send(channel, cell(second, 9)).unwrap();
+    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(channel, first)));
+    pair.a.channels.send(channel, Cell::destroy(second)).unwrap();
+    assert_eq!(pair.a.channels.overdue(), None);
+}
+
+#[test]
+fn under_memory_pressure_a_circuit_that_is_read_outlives_fuller_channels_and_others_that_are_not() {
+    let parameters = ChannelParameters { queued: 100, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    for link in 1..=3 {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+    }
+    let [honest, stalled, other] = [1, 2, 3].map(|link| ChannelId(LinkId(link)));
+    let [read, first, second] =
+        [honest, stalled, other].map(|channel| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap());
+    (0..20).for_each(|tag| pair.a.channels.send(stalled, cell(first, tag)).unwrap());
+    (0..20).for_each(|tag| pair.a.channels.send(other, cell(second, tag)).unwrap());
+    (0..61).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(stalled, first)));
+    pair.a.channels.send(stalled, Cell::destroy(first)).unwrap();
+    (0..20).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
+    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(other, second)));
+}
+
+#[test]
+fn a_channel_that_makes_room_by_no_circuits_end_is_itself_what_must_end() {
+    let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    for link in 1..=2 {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+    }
+    let [honest, hostile] = [1, 2].map(|link| ChannelId(LinkId(link)));
+    let held = circuit(0x8000_0001);
+    assert!(pair.b.channels.admit_circuit(honest, held));
+    (0..3).for_each(|tag| pair.b.channels.send(honest, cell(held, tag)).unwrap());
+    (1..=8).for_each(|number| {
+        pair.b.channels.send(hostile, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
+    });
+    assert_eq!(pair.b.channels.overdue(), Some(Overdue::Channel(hostile)));
+    pair.b.channels.close(hostile);
+    assert_eq!((pair.b.channels.overdue(), pair.b.channels.queued(honest, held)), (None, 3));
+}
+
+#[test]
+fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
+    let (mut pair, channel) = client_and_relay();
+    pair.room(1, 0);
+    pair.pass(Duration::from_secs(15));
+    pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
+    pair.room(1, 1);
+    assert_eq!(pair.b.sent.len(), 1, "what there is room for goes");
+    pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
+    for (seconds, takes_something, open) in [(29, true, 1), (29, false, 1), (1, false, 0)] {
+        pair.now = pair.now.after(Duration::from_secs(seconds));
+        pair.b.channels.handle_timeout(pair.now);
+        assert_eq!(pair.b.channels.len(), open);
+        if takes_something {
+            // Then the link is full again.
+            pair.room(1, 0);
+        }
+    }
+}
+
+#[test]
+fn refusals_of_ended_circuits_are_no_strangers_and_cost_no_channel() {
+    let parameters = ChannelParameters { refusals: 2, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    pair.link(1, key(2).id());
+    pair.settle();
+    let channel = ChannelId(LinkId(1));
+    pair.room(1, 0);
+    for number in 1..=9 {
+        let circuit = circuit(0x8000_0000 + number);
+        assert!(pair.b.channels.admit_circuit(channel, circuit));
+        pair.b.channels.send(channel, Cell::destroy(circuit)).unwrap();
+        pair.b.channels.forget_circuit(pair.now, channel, circuit);
+    }
+    pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0010))).unwrap();
+    assert_eq!(pair.b.channels.len(), 1);
+}

@@ -1,0 +1,107 @@
+//! Tests of delegated requests: their circuits, and the separation of their exits from those of streams.
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+
+#[test]
+fn a_request_goes_over_a_circuit_of_its_own_that_ends_with_it() {
+    let mut net = Net::ready(31, 2);
+    let first = net.delegate(&[], 1);
+    net.delegated(first);
+    let circuit = net.circuit_of(first);
+    let second = net.delegate(&[], 1);
+    net.delegated(second);
+    assert_ne!(net.circuit_of(second), circuit, "the same isolation, another circuit");
+    let stream = net.connected(1);
+    assert_ne!(net.circuit_of(stream), circuit);
+    net.ask(first);
+    net.ask(second);
+    net.wait(5, |party| (!party.client.circuits.contains_key(&circuit)).then_some(()));
+}
+
+#[test]
+fn a_request_avoids_exits_that_carry_streams_while_there_is_another() {
+    let mut net = Net::ready(32, 2);
+    let stream = net.connected(1);
+    let busy = net.path_of(stream)[2];
+    for isolation in 2..8 {
+        let request = net.delegate(&[], isolation);
+        let (exit, shared_exit) = net.delegated(request);
+        assert_ne!(exit, busy);
+        assert!(!shared_exit);
+        net.ask(request);
+    }
+    // The other exit is excluded, so this one is the only choice.
+    let other = net.offering().into_iter().find(|relay| *relay != busy).unwrap();
+    let request = net.delegate(&[other], 9);
+    assert_eq!(net.delegated(request), (busy, true));
+}
+
+#[test]
+fn a_request_that_no_other_exit_offers_fails_at_once() {
+    let mut net = Net::ready(33, 2);
+    let both = net.offering();
+    assert_eq!(both.len(), 2);
+    let request = net.delegate(&both, 1);
+    assert_eq!(net.closed(request, 1), StreamFailure::Ended(EndReason::Policy));
+}
+
+#[test]
+fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
+    let mut net = Net::ready(34, 2);
+    net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
+    net.wait(5, |party| (party.built.len() == 5).then_some(()));
+    for isolation in 1..4 {
+        net.connected(isolation);
+    }
+    let request = net.delegate(&[], 9);
+    let asked = net.client(|_, now, _| now);
+    net.delegated(request);
+    assert_eq!(net.client(|_, now, _| now), asked, "a circuit was ready");
+}
+
+#[test]
+fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_its_own() {
+    let mut net = Net::ready(36, RELAYS);
+    let carrying = |net: &mut Net| {
+        net.client(|party, _, _| {
+            let circuits = party.client.circuits.values();
+            circuits.filter(|pooled| pooled.has_carried_streams()).filter_map(Pooled::exit).collect::<Vec<_>>()
+        })
+    };
+    let guard = net.client(|party, _, _| party.built[0][0]);
+    let others: Vec<_> = net.offering().into_iter().filter(|relay| *relay != guard).collect();
+    let mut isolation = 0;
+    while !others.iter().all(|exit| carrying(&mut net).contains(exit)) {
+        isolation += 1;
+        net.connected(isolation);
+    }
+    assert!(!carrying(&mut net).contains(&guard));
+    let before = net.client(|party, _, _| party.built.len());
+    net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
+    net.pass(20);
+    let built = net.client(|party, _, _| party.built.len());
+    assert!(built <= before + 2, "{} circuits that nothing would be placed on", built - before);
+    let request = net.delegate(&[], 200);
+    let (exit, shared_exit) = net.delegated(request);
+    assert!(exit != guard && shared_exit);
+    net.ask(request);
+}
+
+#[test]
+fn a_stream_avoids_exits_that_performed_requests_while_there_is_another() {
+    let mut net = Net::ready(35, 2);
+    let request = net.delegate(&[], 1);
+    let (asked, shared_exit) = net.delegated(request);
+    assert!(!shared_exit);
+    net.ask(request);
+    for isolation in 2..8 {
+        let stream = net.connected(isolation);
+        assert_ne!(net.path_of(stream)[2], asked);
+    }
+    // The exits are separated now, and stay so.
+    let request = net.delegate(&[], 9);
+    assert_eq!(net.delegated(request), (asked, false));
+}

@@ -1,0 +1,109 @@
+//! Tests of engines whose descriptions come from a URL.
+
+use super::*;
+
+/// Serves the current `document`; 503 while it is empty.
+async fn describing(document: Arc<Mutex<String>>) -> SocketAddr {
+    http_origin(move |_| {
+        let document = document.lock().unwrap().clone();
+        let status = if document.is_empty() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        async move { Response::builder().status(status).body(Full::<Bytes>::from(document)).unwrap() }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_description_from_a_url_is_read_again_and_kept_when_it_fails() {
+    let (address, _) = redirecting(|_| None).await;
+    let document = Arc::new(Mutex::new(described(JSON, &format!("http://{address}/old?q={{searchTerms}}"))));
+    let url = format!("mine=http://{}/description.xml?a=b", describing(Arc::clone(&document)).await);
+    let engines = Engines::load(&[url], ways(nowhere(), Tls::default())).await.unwrap();
+    let path = || {
+        let request = SearchRequest::new(name("mine"), "x", 1, None).unwrap();
+        engines.find(&name("mine")).unwrap().engine.question(&request).unwrap().url.path().to_owned()
+    };
+    assert_eq!((engines.names(), path()), (vec![name("mine")], "/old".to_owned()));
+    *document.lock().unwrap() = described(JSON, &format!("http://{address}/new?q={{searchTerms}}"));
+    engines.refresh().await;
+    assert_eq!(path(), "/new");
+    *document.lock().unwrap() = "broken".to_owned();
+    engines.refresh().await;
+    assert_eq!(path(), "/new");
+}
+
+#[tokio::test]
+async fn an_engine_whose_url_fails_at_the_start_is_offered_once_it_comes() {
+    let long = answering(200, &[], vec![b' '; 70_000]).await;
+    let document = Arc::new(Mutex::new(String::new()));
+    let late = describing(Arc::clone(&document)).await;
+    let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{late}/")];
+    let engines = Engines::load(&urls, ways(nowhere(), Tls::default())).await.unwrap();
+    assert_eq!(engines.names(), []);
+    *document.lock().unwrap() = described(JSON, "https://engine.example/?q={searchTerms}");
+    let grown = async {
+        tokio::select! {
+            () = engines.keep_fresh() => {}
+            () = engines.grown() => {}
+        }
+    };
+    timeout(DEADLINE, grown).await.unwrap();
+    assert_eq!(engines.names(), [name("engine")]);
+}
+
+#[tokio::test]
+async fn an_engine_that_comes_late_takes_no_other_s_name() {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(described(JSON, "https://first.example/?q={searchTerms}").as_bytes()).unwrap();
+    let first = file.path().to_str().unwrap().to_owned();
+    let document = Arc::new(Mutex::new(String::new()));
+    let late = format!("http://{}/", describing(Arc::clone(&document)).await);
+    let engines = Engines::load(&[late, first], ways(nowhere(), Tls::default())).await.unwrap();
+    *document.lock().unwrap() = described(JSON, "https://second.example/?q={searchTerms}");
+    engines.refresh().await;
+    let asked = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
+    assert_eq!((engines.names(), asked.host_str()), (vec![name("engine")], Some("first.example")));
+}
+
+#[tokio::test]
+async fn a_description_from_elsewhere_leads_to_no_address_of_this_network() {
+    let (address, asked) = redirecting(|_| None).await;
+    // The origin has this machine's address, under another name.
+    let template = format!("http://127.0.0.1:{}/?q={{searchTerms}}", address.port());
+    let document = Arc::new(Mutex::new(described(JSON, &template)));
+    let port = describing(document).await.port();
+    for (host, reaches) in [("localhost", false), ("127.0.0.1", true)] {
+        let url = format!("http://{host}:{port}/");
+        let engines = Engines::load(&[url], ways(nowhere(), Tls::default())).await.unwrap();
+        let (answer, counted) =
+            exchanged(Search::new(engines, SearchCaps::default()), &query("x").encode().unwrap()).await;
+        if reaches {
+            only(SearchAnswer::decode(&answer).unwrap());
+        } else {
+            assert_eq!(counted, Err(Refusal::Prohibited));
+        }
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_be_offered_says_why() {
+    let load = async |written: &[String]| {
+        Engines::load(written, ways(nowhere(), Tls::default())).await.map(drop).unwrap_err().to_string()
+    };
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(described(JSON, "https://engine.example/?q={searchTerms}").as_bytes()).unwrap();
+    let good = file.path().to_str().unwrap().to_owned();
+    assert!(load(&["/none.xml".into()]).await.starts_with("engine \"/none.xml\": No such file"));
+    assert!(load(&[good.clone(), good.clone()]).await.contains("two engines are called \"engine\""));
+    assert!(load(&[format!("A b={good}")]).await.contains("before the \"=\""));
+    assert!(load(&["ftp://engine.example/".into()]).await.contains("neither a file nor"));
+    let page = answering(200, &[], b"<html></html>".to_vec()).await;
+    assert!(load(&[format!("http://{page}/")]).await.contains("it is no OpenSearch 1.1 description"));
+    let missing = answering(404, &[], Vec::new()).await;
+    let twice = [format!("engine=http://{missing}/"), good.clone()];
+    assert!(load(&twice).await.contains("two engines are called \"engine\""), "also when one is still to come");
+    let many: Vec<String> = (0..33).map(|number| format!("e{number}={good}")).collect();
+    assert_eq!(load(&many).await, "more than 32 engines");
+    let both = Engines::load(&[good.clone(), format!("other={good}")], ways(nowhere(), Tls::default())).await.unwrap();
+    assert_eq!(both.names(), [name("engine"), name("other")]);
+}
