@@ -3,9 +3,10 @@
 //! Owns the streams' buffers and credit, the congestion window over their DATA cells, and recently closed streams, so
 //! that messages in flight when a stream ended are not a violation. Driven by the circuit (at the origin, one machine
 //! for each hop that has streams) or by the relay's end of a circuit. [`Streams::handle_message`] takes messages of
-//! the peer, [`Streams::poll_message`] returns messages to send. Governed by `proto/05-relay-messages.md` and `proto/06-flow.md`. Threat: a peer
-//! that sends illegal messages to fill memory or to leave a trace in the pattern of cells. Any illegal message ends
-//! the circuit.
+//! the peer, [`Streams::poll_message`] returns messages to send. [`Streams::handle_command`] takes the application's
+//! commands, [`Streams::poll_event`] returns events for it. Governed by `proto/05-relay-messages.md` and
+//! `proto/06-flow.md`. Threat: a peer that sends illegal messages to fill memory or to leave a trace in the pattern of
+//! cells. Any illegal message ends the circuit.
 //!
 //! | message | at the origin | at the exit |
 //! |---|---|---|
@@ -21,7 +22,8 @@
 //! | EXTEND, EXTENDED, GONE | violation (the circuit takes them before) | violation |
 //!
 //! Streams have one vocabulary from here up to the sockets: events go up, commands come down. The layers above change
-//! only the identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream` and to a key of `io::stream`.
+//! only the identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`, then to a key of
+//! `io::stream`.
 //!
 //! | relay message | sent for | emits at the peer |
 //! |---|---|---|
@@ -31,7 +33,7 @@
 //! | CONNECTED | [`StreamCommand::Connected`] | [`StreamEvent::Connected`] |
 //! | RESOLVED | [`StreamCommand::Resolved`] | [`StreamEvent::Resolved`] |
 //! | DATA | [`StreamCommand::Write`] | [`StreamEvent::Data`] |
-//! | CREDIT | [`StreamCommand::Consumed`] | none; with room in the send buffer, [`StreamEvent::Writable`] follows |
+//! | CREDIT | [`StreamCommand::Consumed`] | [`StreamEvent::Writable`], once half the send buffer is free |
 //! | END (Done) | [`StreamCommand::Finish`] | [`StreamEvent::Finished`] |
 //! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
 //!
