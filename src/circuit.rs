@@ -105,7 +105,7 @@ pub enum CircuitEvent {
     /// All hops are built; streams may be opened.
     Built,
     /// An event of a stream at a hop.
-    Stream(HopIndex, StreamEvent),
+    Stream(HopIndex, StreamId, StreamEvent),
     /// The circuit has ended. The [`StreamEvent::Closed`] of its streams came before; no event follows.
     Closed(CircuitError),
 }
@@ -315,8 +315,8 @@ impl Origin {
     /// The next event.
     pub fn poll_event(&mut self) -> Option<CircuitEvent> {
         for (hop, streams) in &mut self.streams {
-            if let Some(event) = streams.poll_event() {
-                return Some(CircuitEvent::Stream(*hop, event));
+            if let Some((stream, event)) = streams.poll_event() {
+                return Some(CircuitEvent::Stream(*hop, stream, event));
             }
         }
         self.events.pop_front()

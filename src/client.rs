@@ -19,22 +19,22 @@ mod pooled;
 mod requests;
 mod settle;
 
-use core::{fmt, net::IpAddr, time::Duration};
+use core::{fmt, time::Duration};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
-use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
+    base::{CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, StreamId, Transmit, WallTime},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
     path::{GuardSample, PathError, Relays},
-    wire::{Answer, EndReason, Host, Target},
+    stream::{StreamCommand, StreamEvent, Streams},
+    wire::{EndReason, Host, Target},
 };
 use attempts::Attempts;
 use exit_separation::ExitSeparation;
@@ -63,8 +63,8 @@ struct PooledId(u64);
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFailure {
-    /// The exit ended it, its circuit was lost after data could flow (`Reset`), or a cap of the client is reached
-    /// (`ResourceLimit`).
+    /// The reason of [`StreamEvent::Closed`]; or no exit's policy allows the target (`Policy`), or a cap of the client
+    /// is reached (`ResourceLimit`).
     #[error("the stream ended: {0:?}")]
     Ended(EndReason),
     /// No consensus arrived in time.
@@ -99,14 +99,10 @@ pub enum ClientEvent {
     GuardsChanged,
     /// The consensus has expired: all requests fail until there is a newer one.
     ConsensusExpired,
-    /// The stream is open.
-    Connected {
-        /// The stream.
-        stream: ClientStream,
-        /// The connected address, if the exit disclosed it.
-        address: Option<IpAddr>,
-    },
-    /// The request's stream to an exit that offers it is open.
+    /// An event of a stream or RESOLVE, as its circuit emitted it.
+    Stream(ClientStream, StreamEvent),
+    /// The stream to an exit that offers the delegated request is open; takes the place of
+    /// [`StreamEvent::Connected`].
     Delegated {
         /// The stream.
         stream: ClientStream,
@@ -117,39 +113,8 @@ pub enum ClientEvent {
         /// The exit also carries streams of this client, because no other exit offers the same.
         shared_exit: bool,
     },
-    /// The answer to a RESOLVE; nothing follows.
-    Resolved {
-        /// The RESOLVE.
-        stream: ClientStream,
-        /// Seconds for which the answers may be cached.
-        ttl: u32,
-        /// One or more.
-        answers: Vec<Answer>,
-    },
-    /// Received bytes; call [`Client::consumed`] once they are used.
-    Data {
-        /// The stream.
-        stream: ClientStream,
-        /// The bytes of one cell.
-        bytes: Bytes,
-    },
-    /// The peer has finished its direction: a clean end.
-    Finished {
-        /// The stream.
-        stream: ClientStream,
-    },
-    /// There is room again in a send buffer that was more than half full.
-    Writable {
-        /// The stream.
-        stream: ClientStream,
-    },
-    /// The stream failed; nothing follows. No event for a stream that this end reset.
-    Closed {
-        /// The stream.
-        stream: ClientStream,
-        /// The reason.
-        reason: StreamFailure,
-    },
+    /// The request failed before a stream was opened for it; nothing follows.
+    Failed(ClientStream, StreamFailure),
 }
 
 /// Limits of a client.
@@ -297,21 +262,21 @@ impl Client {
         self.in_use.as_ref().map(|in_use| &in_use.consensus)
     }
 
-    /// Requests a stream to `target`. [`ClientEvent::Connected`] or [`ClientEvent::Closed`] follows; before that
-    /// nothing can be written.
+    /// Requests a stream to `target`. [`StreamEvent::Connected`], [`StreamEvent::Closed`] or [`ClientEvent::Failed`]
+    /// follows; before that nothing can be written.
     pub fn open(&mut self, now: Instant, target: Target, isolation: IsolationKey) -> ClientStream {
         self.request(now, requests::Wanted::Stream(target), Vec::new(), isolation)
     }
 
-    /// Resolves a name to addresses, or an address to names. [`ClientEvent::Resolved`] or [`ClientEvent::Closed`]
-    /// follows.
+    /// Resolves a name to addresses, or an address to names. [`StreamEvent::Resolved`], [`StreamEvent::Closed`] or
+    /// [`ClientEvent::Failed`] follows.
     pub fn resolve(&mut self, now: Instant, host: Host, isolation: IsolationKey) -> ClientStream {
         self.request(now, requests::Wanted::Answer(host), Vec::new(), isolation)
     }
 
     /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries
-    /// nothing else. Exits that carry no stream of this client are preferred. [`ClientEvent::Delegated`] or
-    /// [`ClientEvent::Closed`] follows.
+    /// nothing else. Exits that carry no stream of this client are preferred. [`ClientEvent::Delegated`],
+    /// [`StreamEvent::Closed`] or [`ClientEvent::Failed`] follows.
     pub fn delegate(
         &mut self,
         now: Instant,
@@ -328,44 +293,27 @@ impl Client {
         self.replan = true;
     }
 
+    /// Carries out a command for a stream. [`StreamCommand::Reset`] ends a stream or RESOLVE in any state; the others
+    /// need a connected stream.
+    pub fn handle_command(&mut self, stream: ClientStream, command: StreamCommand) {
+        if let StreamCommand::Reset(reason) = command {
+            return self.reset(stream, reason);
+        }
+        let finishes = matches!(command, StreamCommand::Finish);
+        self.with_stream(stream, |streams, id| streams.handle_command(id, command));
+        if finishes {
+            self.handle_finish(stream);
+        }
+    }
+
     /// Takes bytes to send, up to [`Self::room`], and returns how many.
-    pub fn write(&mut self, now: Instant, stream: ClientStream, bytes: &[u8]) -> usize {
-        self.with_stream(stream, |streams, id| streams.write(now, id, bytes)).unwrap_or(0)
+    pub fn write(&mut self, stream: ClientStream, bytes: &[u8]) -> usize {
+        self.with_stream(stream, |streams, id| streams.write(id, bytes)).unwrap_or(0)
     }
 
     /// Bytes that [`Self::write`] takes now; zero before the stream is connected.
     pub fn room(&mut self, stream: ClientStream) -> usize {
         self.with_stream(stream, |streams, id| streams.room(id)).unwrap_or(0)
-    }
-
-    /// Finishes this direction after the written bytes; the other direction goes on.
-    pub fn finish(&mut self, stream: ClientStream) {
-        self.with_stream(stream, |streams, id| streams.finish(id));
-        let over = self.requests.get_mut(stream).is_some_and(|request| {
-            request.finished = request.connected;
-            request.over()
-        });
-        if over {
-            self.forget(stream);
-        }
-    }
-
-    /// The reader has used `bytes` of the received data.
-    pub fn consumed(&mut self, stream: ClientStream, bytes: usize) {
-        self.with_stream(stream, |streams, id| streams.consumed(id, bytes));
-    }
-
-    /// Resets a stream or RESOLVE in any state; no event follows.
-    pub fn reset(&mut self, stream: ClientStream, reason: EndReason) {
-        let Some(request) = self.requests.remove(stream) else { return };
-        let Some((circuit, id)) = request.placed else { return };
-        if let Some(pooled) = self.circuits.get_mut(&circuit) {
-            pooled.streams.remove(&id);
-            if let Some(streams) = pooled.exit_streams() {
-                streams.reset(id, reason);
-            }
-            self.touch(circuit);
-        }
     }
 
     /// The next event.
@@ -378,6 +326,28 @@ impl Client {
         let consensus = &self.in_use.as_ref()?.consensus;
         let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);
         Some(Relays { consensus, volunteers, middle: self.parameters.middle, doubted })
+    }
+
+    fn handle_finish(&mut self, stream: ClientStream) {
+        let over = self.requests.get_mut(stream).is_some_and(|request| {
+            request.finished = request.connected;
+            request.over()
+        });
+        if over {
+            self.forget(stream);
+        }
+    }
+
+    fn reset(&mut self, stream: ClientStream, reason: EndReason) {
+        let Some(request) = self.requests.remove(stream) else { return };
+        let Some((circuit, id)) = request.placed else { return };
+        if let Some(pooled) = self.circuits.get_mut(&circuit) {
+            pooled.streams.remove(&id);
+            if let Some(streams) = pooled.exit_streams() {
+                streams.handle_command(id, StreamCommand::Reset(reason));
+            }
+            self.touch(circuit);
+        }
     }
 
     /// Removes a stream whose directions have both ended; pending data is still sent.
@@ -404,8 +374,8 @@ impl Client {
         } else {
             None
         };
-        if let Some(reason) = refused {
-            self.events.push_back(ClientEvent::Closed { stream, reason });
+        if let Some(failure) = refused {
+            self.events.push_back(ClientEvent::Failed(stream, failure));
         } else {
             let deadline = now.after(self.parameters.circuit_wait);
             self.requests.insert(stream, Request::new(wanted, isolation, not_by), deadline);
@@ -415,11 +385,7 @@ impl Client {
     }
 
     /// Applies `act` to a connected stream, and marks its circuit for settling.
-    fn with_stream<T>(
-        &mut self,
-        stream: ClientStream,
-        act: impl FnOnce(&mut crate::stream::Streams, crate::base::StreamId) -> T,
-    ) -> Option<T> {
+    fn with_stream<T>(&mut self, stream: ClientStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
         let request = self.requests.get(stream).filter(|request| request.connected)?;
         let (circuit, id) = request.placed?;
         let done = act(self.circuits.get_mut(&circuit)?.exit_streams()?, id);
@@ -512,8 +478,8 @@ impl LinkMachine for Client {
             self.handle_circuit_timeout(now, circuit);
         }
         for stream in self.requests.overdue(now) {
-            let reason = if self.in_use.is_none() { StreamFailure::NoConsensus } else { StreamFailure::NoCircuit };
-            self.events.push_back(ClientEvent::Closed { stream, reason });
+            let failure = if self.in_use.is_none() { StreamFailure::NoConsensus } else { StreamFailure::NoCircuit };
+            self.events.push_back(ClientEvent::Failed(stream, failure));
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now);

@@ -3,7 +3,8 @@
 //!
 //! Owns the relay's [`Channels`], the table of circuits with this relay's layer of each, and the streams of circuits
 //! that end here. Driven as a [`LinkMachine`]. The exit's input and output are outside: [`Relay::poll_event`] returns
-//! requests, and the `exit_…` calls take the answers. [`Relay::poll_transmit`] is due after each of those calls.
+//! the streams' events, and [`Relay::handle_command`] takes the answers. [`Relay::poll_transmit`] is due after each of
+//! those calls.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
 //! Threats addressed: neighbours and origins that send illegal messages, or too many. A violation inside a circuit
@@ -40,7 +41,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
@@ -50,7 +50,7 @@ use crate::{
     directory::{Consensus, Counted, KnownRelays, Registration},
     flow::FlowParameters,
     handshake::OnionKeyring,
-    wire::{Host, Service, Target},
+    stream::StreamEvent,
 };
 
 use build::HalfBuilt;
@@ -122,36 +122,11 @@ impl Default for RelayParameters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExitStream(pub u64);
 
-/// A request of an origin to this relay as an exit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExitRequest {
-    /// Connect to a target; answered by [`Relay::exit_connected`] or [`Relay::exit_failed`].
-    Connect(Target),
-    /// Resolve a name or an address; answered by [`Relay::exit_resolved`] or [`Relay::exit_failed`].
-    Resolve(Host),
-    /// Perform the `service` with the bytes of [`Self::Data`]. The answer is written like a target's. Refused by
-    /// [`Relay::exit_failed`].
-    Delegate {
-        /// The delegated service.
-        service: Service,
-        /// Number of the stream's circuit: the same for all streams of a circuit, unique among this relay's circuits.
-        circuit: u64,
-    },
-    /// Send bytes to the target, then call [`Relay::exit_consumed`].
-    Data(Bytes),
-    /// The origin has finished: no more bytes follow for the target.
-    Finish,
-    /// [`Relay::exit_room`] was low and has grown.
-    Writable,
-    /// The stream or RESOLVE is void: drop its state. Nothing follows.
-    Close,
-}
-
 /// An event for the relay's node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayEvent {
-    /// A request to the exit.
-    Exit(ExitStream, ExitRequest),
+    /// An event of a stream or RESOLVE, for the exit.
+    Stream(ExitStream, StreamEvent),
     /// The volunteers that this relay is a gateway of have changed ([`Relay::volunteers`]).
     VolunteersChanged,
     /// The gateways of this volunteer have changed ([`Relay::gateways`]).

@@ -3,10 +3,10 @@
 //! Owns the streams' buffers and credit, the congestion window over their DATA cells, and recently closed streams, so
 //! that messages in flight when a stream ended are not a violation. Driven by the circuit (at the origin, one machine
 //! for each hop that has streams) or by the relay's end of a circuit. [`Streams::handle_message`] takes messages of
-//! the peer, [`Streams::poll_message`] returns messages to send. The application's side begins, writes, finishes,
-//! resets and reports consumed bytes. Governed by `proto/05-relay-messages.md` and `proto/06-flow.md`. Threat: a peer
-//! that sends illegal messages to fill memory or to leave a trace in the pattern of cells. Any illegal message ends
-//! the circuit.
+//! the peer, [`Streams::poll_message`] returns messages to send. [`Streams::handle_command`] takes the application's
+//! commands, [`Streams::poll_event`] returns events for it. Governed by `proto/05-relay-messages.md` and
+//! `proto/06-flow.md`. Threat: a peer that sends illegal messages to fill memory or to leave a trace in the pattern of
+//! cells. Any illegal message ends the circuit.
 //!
 //! | message | at the origin | at the exit |
 //! |---|---|---|
@@ -21,6 +21,22 @@
 //! | DROP | ignored | ignored |
 //! | EXTEND, EXTENDED, GONE | violation (the circuit takes them before) | violation |
 //!
+//! Streams have one vocabulary from here up to the sockets: events go up, commands come down. The layers above change
+//! only the identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`, then to a key of
+//! `io::stream`.
+//!
+//! | relay message | sent for | emits at the peer |
+//! |---|---|---|
+//! | BEGIN | [`Streams::begin`] | [`StreamEvent::Begin`] |
+//! | RESOLVE | [`Streams::resolve`] | [`StreamEvent::Resolve`] |
+//! | REQUEST | [`Streams::request`] | [`StreamEvent::Request`] |
+//! | CONNECTED | [`StreamCommand::Connected`] | [`StreamEvent::Connected`] |
+//! | RESOLVED | [`StreamCommand::Resolved`] | [`StreamEvent::Resolved`] |
+//! | DATA | [`StreamCommand::Write`] | [`StreamEvent::Data`] |
+//! | CREDIT | [`StreamCommand::Consumed`] | [`StreamEvent::Writable`], once half the send buffer is free |
+//! | END (Done) | [`StreamCommand::Finish`] | [`StreamEvent::Finished`] |
+//! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
+//!
 //! Each end of a stream sends one last END. Its reason is Done once the end has sent all its bytes; the other
 //! direction stays open. Any other reason ends both directions; the peer answers it by such an END, unless it has
 //! sent one already.
@@ -29,6 +45,7 @@
 //! the granted credit to receive for each, 1,024 recently closed streams (the oldest is evicted first), 1,024 queued
 //! answers (more end the circuit).
 
+mod command;
 mod late;
 mod receive;
 mod send;
@@ -47,6 +64,7 @@ use crate::{
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
     wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
 };
+pub use command::StreamCommand;
 use late::LateStreams;
 use state::{Phase, Receiving, Sending, StreamState};
 
@@ -100,68 +118,33 @@ pub enum StreamError {
 /// An event of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEvent {
-    /// Exit: the origin requests a stream to `target`. Answered by [`Streams::connected`] or [`Streams::reset`].
-    Begin {
-        /// The new stream.
-        stream: StreamId,
-        /// The target.
-        target: Target,
-    },
-    /// Exit: the origin requests a resolution of `host`. Answered by [`Streams::resolved`] or [`Streams::reset`].
-    Resolve {
-        /// The identifier of the request.
-        stream: StreamId,
-        /// A name (requests its addresses) or an address (requests its names).
-        host: Host,
-    },
-    /// Exit: the origin has opened a stream to `service`. [`Streams::reset`] refuses it.
-    Request {
-        /// The new stream.
-        stream: StreamId,
-        /// The service.
-        service: Service,
-    },
-    /// Origin: the stream is open.
-    Connected {
-        /// The stream.
-        stream: StreamId,
-        /// The address that the exit connected to, if it reports one.
-        address: Option<IpAddr>,
-    },
+    /// Exit: the origin requests a stream to this target. Answered by [`StreamCommand::Connected`] or
+    /// [`StreamCommand::Reset`].
+    Begin(Target),
+    /// Exit: the origin requests the addresses of a name, or the names of an address. Answered by
+    /// [`StreamCommand::Resolved`] or [`StreamCommand::Reset`].
+    Resolve(Host),
+    /// Exit: the origin has opened a stream to this service. [`StreamCommand::Reset`] refuses it.
+    Request(Service),
+    /// Origin: the stream is open. Has the address that the exit connected to, if the exit discloses it.
+    Connected(Option<IpAddr>),
     /// Origin: the answer to RESOLVE. No further event follows.
     Resolved {
-        /// The identifier of the request.
-        stream: StreamId,
         /// Seconds for which the answers may be cached.
         ttl: u32,
         /// The answers, at least one.
         answers: Vec<Answer>,
     },
-    /// Received bytes. Report their use by [`Streams::consumed`].
-    Data {
-        /// The stream.
-        stream: StreamId,
-        /// The bytes of one cell, or all bytes received before the exit was connected.
-        bytes: Bytes,
-    },
+    /// Received bytes: those of one cell, or all bytes received before the exit was connected. Report their use by
+    /// [`StreamCommand::Consumed`].
+    Data(Bytes),
     /// The peer has sent all its bytes: a clean end of its direction.
-    Finished {
-        /// The stream.
-        stream: StreamId,
-    },
+    Finished,
     /// The send buffer was more than half full and is no longer.
-    Writable {
-        /// The stream.
-        stream: StreamId,
-    },
+    Writable,
     /// The stream failed, was refused or was reset by the peer. No further event follows. Not emitted for a stream
     /// that this end resets.
-    Closed {
-        /// The stream.
-        stream: StreamId,
-        /// The reason.
-        reason: EndReason,
-    },
+    Closed(EndReason),
 }
 
 /// All streams of one circuit at one hop.
@@ -187,7 +170,7 @@ pub struct Streams {
     deadlines: Deadlines<StreamId>,
     /// Present credit of all streams beyond their initial credit.
     extra_credit: u64,
-    events: VecDeque<StreamEvent>,
+    events: VecDeque<(StreamId, StreamEvent)>,
 }
 
 impl Streams {
@@ -256,102 +239,10 @@ impl Streams {
         }
     }
 
-    /// Exit: the stream is connected. Emits the bytes that were received before.
-    pub fn connected(&mut self, _now: Instant, id: StreamId, address: Option<IpAddr>) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.phase != Phase::Serving {
-            return;
-        }
-        stream.phase = Phase::Open;
-        self.deadlines.remove(id);
-        self.control.push_back(RelayMessage::Connected { stream: id, address });
-        let early = core::mem::take(&mut stream.early);
-        if !early.is_empty() {
-            self.events.push_back(StreamEvent::Data { stream: id, bytes: early.freeze() });
-        }
-        if stream.receiving == Receiving::Finished {
-            self.events.push_back(StreamEvent::Finished { stream: id });
-        }
-        self.make_ready(id);
-        self.end_if_sent(id);
-    }
-
-    /// Exit: answers a RESOLVE. Sends at most 16 answers; an empty list is a failure.
-    pub fn resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<Answer>) {
-        if self.streams.get(&id).is_none_or(|stream| stream.phase != Phase::Answering) {
-            return;
-        }
-        if answers.is_empty() {
-            return self.reset(id, EndReason::NotFound);
-        }
-        answers.truncate(16);
-        self.control.push_back(RelayMessage::Resolved { stream: id, ttl, answers });
-        self.forget(id, 0);
-    }
-
-    /// Queues as much of `bytes` as [`Self::room`] allows; returns the number of bytes queued.
-    pub fn write(&mut self, _now: Instant, id: StreamId, bytes: &[u8]) -> usize {
-        let Some(stream) = self.streams.get_mut(&id) else { return 0 };
-        let taken = bytes.get(..stream.room()).unwrap_or(bytes);
-        stream.outgoing.extend_from_slice(taken);
-        stream.above_threshold |= stream.outgoing.len() > SEND_BUFFER / 2;
-        self.make_ready(id);
-        taken.len()
-    }
-
-    /// The number of bytes that [`Self::write`] accepts now.
-    #[must_use]
-    pub fn room(&self, id: StreamId) -> usize {
-        self.streams.get(&id).map_or(0, StreamState::room)
-    }
-
-    /// Ends this direction after the queued bytes: a half-close. The other direction stays open.
-    pub fn finish(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.sending == Sending::Open && stream.carries_data() {
-            stream.sending = Sending::Finishing;
-            self.end_if_sent(id);
-        }
-    }
-
-    /// Ends both directions immediately for `reason` (`Done` is sent as `Reset`). Drops queued bytes. No event
-    /// follows.
-    pub fn reset(&mut self, id: StreamId, reason: EndReason) {
-        let Some(stream) = self.streams.get(&id) else { return };
-        let reason = if reason == EndReason::Done { EndReason::Reset } else { reason };
-        // A stream whose opening message is unsent needs no END.
-        let unsent = match self.control.back() {
-            Some(
-                RelayMessage::Begin { stream, .. }
-                | RelayMessage::Resolve { stream, .. }
-                | RelayMessage::Request { stream, .. },
-            ) => *stream == id,
-            _ => false,
-        };
-        if unsent {
-            self.control.pop_back();
-            self.take(id);
-            return;
-        }
-        let may_come = stream.credit_left();
-        self.control.push_back(RelayMessage::End { stream: id, reason });
-        self.forget(id, may_come);
-    }
-
-    /// Reports that the application has used `bytes` received bytes, so that the peer may send more.
-    pub fn consumed(&mut self, id: StreamId, bytes: usize) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.consume(bytes);
-        if stream.owes_credit() && !stream.owing {
-            stream.owing = true;
-            self.owing.push_back(id);
-        }
-    }
-
     /// The circuit has closed: every stream ends with `reason`.
     pub fn abort(&mut self, reason: EndReason) {
         let ended = core::mem::take(&mut self.streams).into_keys();
-        self.events.extend(ended.map(|stream| StreamEvent::Closed { stream, reason }));
+        self.events.extend(ended.map(|id| (id, StreamEvent::Closed(reason))));
         self.echo = None;
         self.acknowledger = Acknowledger::default();
         self.control.clear();
@@ -360,8 +251,8 @@ impl Streams {
         self.deadlines.clear();
     }
 
-    /// The next event.
-    pub fn poll_event(&mut self) -> Option<StreamEvent> {
+    /// The next event, with its stream.
+    pub fn poll_event(&mut self) -> Option<(StreamId, StreamEvent)> {
         self.events.pop_front()
     }
 
@@ -372,7 +263,7 @@ impl Streams {
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamError> {
         while let Some(id) = self.deadlines.pop_due(now) {
             self.reset(id, EndReason::TimedOut);
-            self.events.push_back(StreamEvent::Closed { stream: id, reason: EndReason::TimedOut });
+            self.events.push_back((id, StreamEvent::Closed(EndReason::TimedOut)));
         }
         match self.window.oldest_tag_at() {
             Some(sent_at) if sent_at.after(STALL_TIMEOUT) <= now => Err(StreamError::Stalled),

@@ -19,6 +19,7 @@ use crate::{
     base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     client::{Client, ClientEvent, ClientStream, IsolationKey, StreamFailure},
     delegated::Delegation,
+    stream::{StreamCommand, StreamEvent},
     wire::EndReason,
 };
 
@@ -126,49 +127,59 @@ impl PageCore {
                     exchange.under_way = Some((now, Way { hops, shared_exit }));
                     exchange.began.give(());
                 }
-                self.pump(now, stream);
+                self.pump(stream);
             }
-            ClientEvent::Writable { stream } => self.pump(now, stream),
-            ClientEvent::Data { stream, bytes } => {
-                let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
-                if exchange.answer.len().saturating_add(bytes.len()) > exchange.most {
-                    self.end(stream, |_, way, _| Err(ExchangeFailure::Broken(way)), now);
-                    return self.client.reset(stream, EndReason::ResourceLimit);
-                }
-                exchange.answer.extend_from_slice(&bytes);
-                self.client.consumed(stream, bytes.len());
-            }
-            ClientEvent::Finished { stream } => {
-                self.end(stream, |answer, way, took| Ok(Exchanged { answer, way, took }), now);
-            }
-            ClientEvent::Closed { stream, reason } => {
-                let under_way = self.exchanges.get(&stream).is_some_and(|exchange| exchange.under_way.is_some());
-                self.end(
-                    stream,
-                    |_, way, _| {
-                        Err(if under_way { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(reason) })
-                    },
-                    now,
-                );
-            }
-            ClientEvent::CircuitBuilt { .. }
-            | ClientEvent::ConsensusExpired
-            | ClientEvent::Connected { .. }
-            | ClientEvent::Resolved { .. } => {}
+            ClientEvent::Stream(stream, event) => self.handle_stream(now, stream, event),
+            ClientEvent::Failed(stream, failure) => self.fail(now, stream, failure),
+            ClientEvent::CircuitBuilt { .. } | ClientEvent::ConsensusExpired => {}
         }
     }
 
+    fn handle_stream(&mut self, now: Instant, stream: ClientStream, event: StreamEvent) {
+        match event {
+            StreamEvent::Writable => self.pump(stream),
+            StreamEvent::Data(bytes) => {
+                let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
+                if exchange.answer.len().saturating_add(bytes.len()) > exchange.most {
+                    self.end(stream, |_, way, _| Err(ExchangeFailure::Broken(way)), now);
+                    return self.client.handle_command(stream, StreamCommand::Reset(EndReason::ResourceLimit));
+                }
+                exchange.answer.extend_from_slice(&bytes);
+                self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
+            }
+            StreamEvent::Finished => {
+                self.end(stream, |answer, way, took| Ok(Exchanged { answer, way, took }), now);
+            }
+            StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
+            // Of streams that the page has closed, or only at an exit.
+            StreamEvent::Connected(_)
+            | StreamEvent::Resolved { .. }
+            | StreamEvent::Begin(_)
+            | StreamEvent::Resolve(_)
+            | StreamEvent::Request(_) => {}
+        }
+    }
+
+    fn fail(&mut self, now: Instant, stream: ClientStream, failure: StreamFailure) {
+        let under_way = self.exchanges.get(&stream).is_some_and(|exchange| exchange.under_way.is_some());
+        self.end(
+            stream,
+            |_, way, _| Err(if under_way { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(failure) }),
+            now,
+        );
+    }
+
     /// Sends as much of a request as the stream has room for.
-    fn pump(&mut self, now: Instant, stream: ClientStream) {
+    fn pump(&mut self, stream: ClientStream) {
         let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
         while let Some(rest) = exchange.request.get(exchange.sent..).filter(|rest| !rest.is_empty()) {
-            match self.client.write(now, stream, rest) {
+            match self.client.write(stream, rest) {
                 0 => return,
                 sent => exchange.sent = exchange.sent.saturating_add(sent),
             }
         }
         if !core::mem::take(&mut exchange.request).is_empty() || exchange.sent == 0 {
-            self.client.finish(stream);
+            self.client.handle_command(stream, StreamCommand::Finish);
         }
     }
 
@@ -202,7 +213,7 @@ pub(super) async fn exchange(driver: &Driver<PageCore>, wanted: Wanted) -> Resul
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
             let way = driver.with(|core, _, _| {
-                core.client.reset(stream, EndReason::TimedOut);
+                core.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
                 core.exchanges.remove(&stream).and_then(|exchange| exchange.under_way)
             });
             Err(ExchangeFailure::Silent(way.flatten().map(|(_, way)| way).unwrap_or_default()))

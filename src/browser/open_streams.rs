@@ -4,7 +4,10 @@ use bytes::BytesMut;
 use js_sys::Function;
 
 use super::js;
-use crate::client::{ClientEvent, ClientStream, StreamFailure};
+use crate::{
+    client::{ClientEvent, ClientStream, StreamFailure},
+    stream::StreamEvent,
+};
 
 /// A stream of the page.
 pub(super) struct Entry {
@@ -39,20 +42,14 @@ impl OpenStreams {
 
     /// Handles an event of one of these streams; returns false for other events.
     pub(super) fn take(&mut self, event: &ClientEvent) -> bool {
-        let (ClientEvent::Connected { stream, .. }
-        | ClientEvent::Data { stream, .. }
-        | ClientEvent::Finished { stream }
-        | ClientEvent::Writable { stream }
-        | ClientEvent::Closed { stream, .. }) = event
-        else {
-            return false;
-        };
+        let (ClientEvent::Stream(stream, _) | ClientEvent::Failed(stream, _)) = event else { return false };
         let Some(entry) = self.entry(*stream) else { return false };
         match event {
-            ClientEvent::Connected { .. } => entry.connected = true,
-            ClientEvent::Data { bytes, .. } => entry.received.extend_from_slice(bytes),
-            ClientEvent::Finished { .. } => entry.finished = true,
-            ClientEvent::Closed { reason, .. } => entry.failure = Some(*reason),
+            ClientEvent::Stream(_, StreamEvent::Connected(_)) => entry.connected = true,
+            ClientEvent::Stream(_, StreamEvent::Data(bytes)) => entry.received.extend_from_slice(bytes),
+            ClientEvent::Stream(_, StreamEvent::Finished) => entry.finished = true,
+            ClientEvent::Stream(_, StreamEvent::Closed(reason)) => entry.failure = Some(StreamFailure::Ended(*reason)),
+            ClientEvent::Failed(_, failure) => entry.failure = Some(*failure),
             _ => {}
         }
         entry.wake();

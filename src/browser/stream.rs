@@ -19,6 +19,7 @@ use super::{
 use crate::{
     client::{ClientStream, IsolationKey, StreamFailure},
     crypto::sha256,
+    stream::{StreamCommand, StreamEvent},
     wire::{EndReason, Host, Target},
 };
 
@@ -61,7 +62,7 @@ impl StreamHandle {
                 ..=MAX_READ => core::mem::take(&mut entry.received).into(),
                 _ => entry.received.split_to(MAX_READ).into(),
             };
-            core.client.consumed(self.stream, bytes.len());
+            core.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
             Some((bytes, entry.finished, entry.failed()))
         });
         match looked.flatten().ok_or_else(Failure::closed)? {
@@ -74,14 +75,14 @@ impl StreamHandle {
     /// Accepts as many of `bytes` as there is room for, and returns the number; [`Self::read`] returns the reason if
     /// the stream has failed.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
-        self.driver.with(|core, now, _| core.client.write(now, self.stream, bytes)).unwrap_or(0)
+        self.driver.with(|core, _, _| core.client.write(self.stream, bytes)).unwrap_or(0)
     }
 }
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
         self.driver.with(|core, _, _| {
-            core.client.reset(self.stream, EndReason::Reset);
+            core.client.handle_command(self.stream, StreamCommand::Reset(EndReason::Reset));
             core.streams.0.retain(|entry| entry.stream != self.stream);
         });
     }

@@ -120,7 +120,7 @@ impl Core for VolunteerCore {
             told = true;
             match event {
                 RelayEvent::GatewaysChanged => self.changed.ring(),
-                RelayEvent::Exit(stream, request) => self.exit.handle(now, &mut self.relay, stream, request),
+                RelayEvent::Stream(stream, event) => self.exit.handle_event(now, &mut self.relay, stream, event),
                 // This relay is no gateway.
                 RelayEvent::VolunteersChanged => {}
             }

@@ -11,6 +11,7 @@ use crate::{
     crypto::OnionSecret,
     handshake::{OnionKeyring, respond},
     onion::{Forward, RelayLayer},
+    stream::StreamCommand,
     wire::{Fragments, created_cells, decode_create, decode_extend, split},
 };
 
@@ -167,7 +168,7 @@ impl Chain {
         let (mut chain, mut origin) = Self::build(3);
         let id = origin.begin(chain.now, target()).unwrap();
         chain.settle(&mut origin);
-        chain.hops[2].streams.connected(chain.now, id, None);
+        chain.hops[2].streams.handle_command(id, StreamCommand::Connected(None));
         chain.settle(&mut origin);
         events(&mut origin);
         (chain, origin, id)
@@ -209,16 +210,16 @@ fn a_circuit_is_built_hop_by_hop_up_to_the_greatest_length() {
 fn bytes_pass_both_ways_over_three_hops() {
     let (mut chain, mut origin, id) = Chain::stream();
     let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
-    assert_eq!(origin.exit_streams().unwrap().write(chain.now, id, &sent), sent.len());
-    chain.hops[2].streams.write(chain.now, id, &sent);
+    assert_eq!(origin.exit_streams().unwrap().write(id, &sent), sent.len());
+    chain.hops[2].streams.write(id, &sent);
     chain.settle(&mut origin);
     let at_origin = events(&mut origin).into_iter().filter_map(|event| match event {
-        CircuitEvent::Stream(_, StreamEvent::Data { bytes, .. }) => Some(bytes),
+        CircuitEvent::Stream(_, _, StreamEvent::Data(bytes)) => Some(bytes),
         _ => None,
     });
     assert_eq!(at_origin.collect::<Vec<_>>().concat(), sent);
-    let at_exit = core::iter::from_fn(|| chain.hops[2].streams.poll_event()).filter_map(|event| match event {
-        StreamEvent::Data { bytes, .. } => Some(bytes),
+    let at_exit = core::iter::from_fn(|| chain.hops[2].streams.poll_event()).filter_map(|(_, event)| match event {
+        StreamEvent::Data(bytes) => Some(bytes),
         _ => None,
     });
     assert_eq!(at_exit.collect::<Vec<_>>().concat(), sent);
@@ -230,10 +231,10 @@ fn any_hop_serves_streams() {
     let id = origin.streams_at(hop(2)).unwrap().begin(chain.now, target()).unwrap();
     assert!(origin.streams_at(hop(4)).is_none());
     chain.settle(&mut origin);
-    chain.hops[1].streams.connected(chain.now, id, None);
+    chain.hops[1].streams.handle_command(id, StreamCommand::Connected(None));
     chain.settle(&mut origin);
-    let connected = StreamEvent::Connected { stream: id, address: None };
-    assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(2), connected)]);
+    let connected = StreamEvent::Connected(None);
+    assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(2), id, connected)]);
 }
 
 #[test]
@@ -243,9 +244,9 @@ fn a_message_from_a_hop_not_spoken_to_ends_the_circuit() {
     let cell = chain.say(hop(2), &data);
     origin.handle_cell(chain.now, cell, &mut chain.rng);
     let came = events(&mut origin);
-    let closed = StreamEvent::Closed { stream: id, reason: EndReason::Reset };
+    let closed = StreamEvent::Closed(EndReason::Reset);
     let error = CircuitError::Illegal { hop: hop(2), kind: MessageKind::Data };
-    assert_eq!(came, [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(error)]);
+    assert_eq!(came, [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(error)]);
     assert_eq!(origin.poll_cell(chain.now, &mut chain.rng).unwrap().command(), Command::Destroy);
     assert!(!origin.has_cell());
 }
@@ -292,7 +293,7 @@ fn an_altered_cell_ends_the_circuit_and_nothing_of_it_is_delivered() {
     body[500] ^= 1;
     origin.handle_cell(chain.now, Cell::new(chain.circuit, Command::Relay, body), &mut chain.rng);
     let came = events(&mut origin);
-    assert!(!came.iter().any(|event| matches!(event, CircuitEvent::Stream(_, StreamEvent::Data { .. }))));
+    assert!(!came.iter().any(|event| matches!(event, CircuitEvent::Stream(_, _, StreamEvent::Data(_)))));
     assert!(matches!(came.last(), Some(CircuitEvent::Closed(CircuitError::Onion(_)))));
 }
 
@@ -338,8 +339,11 @@ fn a_circuit_that_answers_no_echo_ends() {
         origin.handle_timeout(at);
         while origin.poll_cell(at, &mut chain.rng).is_some() {}
     }
-    let closed = StreamEvent::Closed { stream: id, reason: EndReason::Reset };
-    assert_eq!(events(&mut origin), [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(CircuitError::Silent)]);
+    let closed = StreamEvent::Closed(EndReason::Reset);
+    assert_eq!(
+        events(&mut origin),
+        [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(CircuitError::Silent)]
+    );
 }
 
 /// Advances to the next deadline, which must be in the future; returns the number of cells sent, all of which are
@@ -385,9 +389,9 @@ fn a_dead_circuit_is_noticed_however_many_streams_it_carries() {
 fn a_destroy_fails_the_streams_and_is_not_answered() {
     let (mut chain, mut origin, id) = Chain::stream();
     origin.handle_cell(chain.now, Cell::destroy(chain.circuit), &mut chain.rng);
-    let closed = StreamEvent::Closed { stream: id, reason: EndReason::Reset };
+    let closed = StreamEvent::Closed(EndReason::Reset);
     let came = events(&mut origin);
-    assert_eq!(came, [CircuitEvent::Stream(hop(3), closed), CircuitEvent::Closed(CircuitError::Destroyed)]);
+    assert_eq!(came, [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(CircuitError::Destroyed)]);
     assert!(!origin.has_cell());
     assert_eq!(origin.poll_timeout(), None);
 }

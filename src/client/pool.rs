@@ -33,10 +33,10 @@ impl Client {
         }
         for stream in self.requests.waiting() {
             if !self.place(now, stream)
-                && let Err(reason) = self.provide(now, stream, rng)
+                && let Err(failure) = self.provide(now, stream, rng)
             {
                 self.requests.remove(stream);
-                self.events.push_back(ClientEvent::Closed { stream, reason });
+                self.events.push_back(ClientEvent::Failed(stream, failure));
             }
         }
         self.keep_spare(now, &Purpose::Streams, self.parameters.spare_circuits, rng);
@@ -285,7 +285,7 @@ impl Client {
         if self.attempts.handle_failed(now, began, relay) {
             for stream in self.requests.waiting() {
                 self.requests.remove(stream);
-                self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::NoCircuit });
+                self.events.push_back(ClientEvent::Failed(stream, StreamFailure::NoCircuit));
             }
         }
         self.replan = true;
@@ -336,7 +336,7 @@ impl Client {
             self.events.push_back(ClientEvent::ConsensusExpired);
             for stream in self.requests.waiting() {
                 self.requests.remove(stream);
-                self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::ConsensusExpired });
+                self.events.push_back(ClientEvent::Failed(stream, StreamFailure::ConsensusExpired));
             }
         }
         self.exit_separation.sweep(now);

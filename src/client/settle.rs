@@ -5,7 +5,7 @@ use core::time::Duration;
 use rand::CryptoRng;
 
 use super::{
-    Client, ClientEvent, ClientStream, PooledId, StreamFailure,
+    Client, ClientEvent, ClientStream, PooledId,
     pooled::{Pooled, Stage},
 };
 use crate::{
@@ -26,7 +26,7 @@ impl Client {
         loop {
             while let Some(event) = self.poll_circuit(id) {
                 match event {
-                    CircuitEvent::Stream(_, event) => self.handle_stream(now, id, event),
+                    CircuitEvent::Stream(_, stream, event) => self.handle_stream(now, id, stream, event),
                     CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, id, elapsed),
                     CircuitEvent::Gone { hop } => self.handle_gone(now, id, hop, rng),
                     CircuitEvent::Built => self.handle_built(id),
@@ -144,15 +144,13 @@ impl Client {
         }
     }
 
-    fn handle_stream(&mut self, now: Instant, circuit: PooledId, event: StreamEvent) {
+    /// Updates the request of a stream, and passes the event on.
+    fn handle_stream(&mut self, now: Instant, circuit: PooledId, id: StreamId, event: StreamEvent) {
         let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
-        let id = stream_of(&event);
         let Some(stream) = pooled.streams.get(&id).copied() else { return };
-        match event {
-            StreamEvent::Data { bytes, .. } => self.events.push_back(ClientEvent::Data { stream, bytes }),
-            StreamEvent::Writable { .. } => self.events.push_back(ClientEvent::Writable { stream }),
-            StreamEvent::Finished { .. } => {
-                self.events.push_back(ClientEvent::Finished { stream });
+        match &event {
+            StreamEvent::Data(_) | StreamEvent::Writable => {}
+            StreamEvent::Finished => {
                 let over = self.requests.get_mut(stream).is_some_and(|request| {
                     request.peer_finished = true;
                     request.over()
@@ -161,50 +159,45 @@ impl Client {
                     self.forget(stream);
                 }
             }
-            StreamEvent::Connected { address, .. } => {
+            StreamEvent::Connected(_) => {
                 if let Some(request) = self.requests.get_mut(stream) {
                     request.connected = true;
                 }
-                self.events.push_back(ClientEvent::Connected { stream, address });
             }
-            StreamEvent::Resolved { ttl, answers, .. } => {
-                self.end(now, circuit, id, stream);
-                self.events.push_back(ClientEvent::Resolved { stream, ttl, answers });
-            }
-            StreamEvent::Closed { reason, .. } => self.handle_stream_closed(now, circuit, id, stream, reason),
+            StreamEvent::Closed(reason) if self.retry_elsewhere(now, circuit, id, stream, *reason) => return,
+            StreamEvent::Resolved { .. } | StreamEvent::Closed(_) => self.end(now, circuit, id, stream),
             // Never returned by an origin's streams.
-            StreamEvent::Begin { .. } | StreamEvent::Resolve { .. } | StreamEvent::Request { .. } => {}
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => return,
         }
+        self.events.push_back(ClientEvent::Stream(stream, event));
     }
 
-    fn handle_stream_closed(
+    /// Returns a closed stream's request to the waiting ones, for another circuit; false if it has failed.
+    fn retry_elsewhere(
         &mut self,
         now: Instant,
         circuit: PooledId,
         id: StreamId,
         stream: ClientStream,
         reason: EndReason,
-    ) {
-        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+    ) -> bool {
+        let Some(pooled) = self.circuits.get_mut(&circuit) else { return false };
         let (lost, exit) = (!pooled.is_open(), pooled.exit());
         let elsewhere = lost || matches!(reason, EndReason::Policy | EndReason::ResourceLimit);
-        if let Some(request) = self.requests.get_mut(stream)
-            && !request.connected
-            && elsewhere
-        {
-            match reason {
-                EndReason::Policy if !lost => request.refused_by.extend(exit),
-                EndReason::ResourceLimit => request.refused_on.push(circuit),
-                _ => {}
-            }
-            if self.requests.put_back(stream, now.after(self.parameters.circuit_wait)) {
-                self.detach(now, circuit, id);
-                self.replan = true;
-                return;
-            }
+        let Some(request) = self.requests.get_mut(stream).filter(|request| !request.connected && elsewhere) else {
+            return false;
+        };
+        match reason {
+            EndReason::Policy if !lost => request.refused_by.extend(exit),
+            EndReason::ResourceLimit => request.refused_on.push(circuit),
+            _ => {}
         }
-        self.end(now, circuit, id, stream);
-        self.events.push_back(ClientEvent::Closed { stream, reason: StreamFailure::Ended(reason) });
+        let retries = self.requests.put_back(stream, now.after(self.parameters.circuit_wait));
+        if retries {
+            self.detach(now, circuit, id);
+            self.replan = true;
+        }
+        retries
     }
 
     fn end(&mut self, now: Instant, circuit: PooledId, id: StreamId, stream: ClientStream) {
@@ -217,19 +210,5 @@ impl Client {
             pooled.streams.remove(&id);
             pooled.idle_since = now;
         }
-    }
-}
-
-const fn stream_of(event: &StreamEvent) -> StreamId {
-    match event {
-        StreamEvent::Begin { stream, .. }
-        | StreamEvent::Resolve { stream, .. }
-        | StreamEvent::Request { stream, .. }
-        | StreamEvent::Connected { stream, .. }
-        | StreamEvent::Resolved { stream, .. }
-        | StreamEvent::Data { stream, .. }
-        | StreamEvent::Finished { stream }
-        | StreamEvent::Writable { stream }
-        | StreamEvent::Closed { stream, .. } => *stream,
     }
 }

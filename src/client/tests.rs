@@ -14,9 +14,9 @@ use crate::{
         fixture::{NOW, VALID, consensus_at, exit_profile, key, listed},
     },
     handshake::OnionKeyring,
-    relay::{ExitRequest, ExitStream, Relay, RelayEvent, RelayParameters},
+    relay::{ExitStream, Relay, RelayEvent, RelayParameters},
     sim::{NodeId, PathProfile, World},
-    wire::Host,
+    wire::{Answer, Host},
 };
 
 mod circuits;
@@ -44,49 +44,51 @@ struct RelayParty {
 }
 
 impl RelayParty {
-    fn work(&mut self, now: Instant) {
+    fn work(&mut self) {
         while let Some(event) = self.relay.poll_event() {
-            let RelayEvent::Exit(exit, request) = event else { continue };
-            match request {
-                ExitRequest::Connect(_) | ExitRequest::Resolve(_) if self.serves == Serves::Nothing => {}
-                ExitRequest::Connect(_) => match self.serves {
-                    Serves::Refuses(reason) => self.relay.exit_failed(exit, reason),
+            let RelayEvent::Stream(exit, event) = event else { continue };
+            match event {
+                StreamEvent::Begin(_) | StreamEvent::Resolve(_) if self.serves == Serves::Nothing => {}
+                StreamEvent::Begin(_) => match self.serves {
+                    Serves::Refuses(reason) => self.relay.handle_command(exit, StreamCommand::Reset(reason)),
                     _ => {
-                        self.relay.exit_connected(now, exit, None);
+                        self.relay.handle_command(exit, StreamCommand::Connected(None));
                         self.open.insert(exit, Vec::new());
                     }
                 },
                 // Open at once; echoes all bytes.
-                ExitRequest::Delegate { .. } => drop(self.open.insert(exit, Vec::new())),
-                ExitRequest::Resolve(_) => {
-                    self.relay.exit_resolved(exit, 60, vec![Answer::Ip([192, 0, 2, 7].into())]);
+                StreamEvent::Request(_) => drop(self.open.insert(exit, Vec::new())),
+                StreamEvent::Resolve(_) => {
+                    let answers = vec![Answer::Ip([192, 0, 2, 7].into())];
+                    self.relay.handle_command(exit, StreamCommand::Resolved { ttl: 60, answers });
                 }
-                ExitRequest::Data(bytes) => {
-                    self.relay.exit_consumed(exit, bytes.len());
+                StreamEvent::Data(bytes) => {
+                    self.relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
                     self.open.entry(exit).or_default().extend_from_slice(&bytes);
                 }
-                ExitRequest::Finish if self.serves == Serves::Echo => {
-                    self.send(now, exit);
-                    self.relay.exit_finish(exit);
+                StreamEvent::Finished if self.serves == Serves::Echo => {
+                    self.send(exit);
+                    self.relay.handle_command(exit, StreamCommand::Finish);
                 }
-                ExitRequest::Finish | ExitRequest::Writable => {}
-                ExitRequest::Close => {
+                StreamEvent::Finished | StreamEvent::Writable => {}
+                StreamEvent::Closed(_) => {
                     self.open.remove(&exit);
                 }
+                StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => panic!("{event:?} at an exit"),
             }
         }
         for exit in self.open.keys().copied().collect::<Vec<_>>() {
-            self.send(now, exit);
+            self.send(exit);
         }
     }
 
-    fn send(&mut self, now: Instant, exit: ExitStream) {
+    fn send(&mut self, exit: ExitStream) {
         let Some(waiting) = self.open.get_mut(&exit) else { return };
         if self.serves == Serves::Flood {
-            let room = self.relay.exit_room(exit);
-            self.relay.exit_write(now, exit, &vec![7; room]);
+            let room = self.relay.room(exit);
+            self.relay.write(exit, &vec![7; room]);
         } else if !waiting.is_empty() {
-            let sent = self.relay.exit_write(now, exit, waiting);
+            let sent = self.relay.write(exit, waiting);
             waiting.drain(..sent);
         }
     }
@@ -123,27 +125,39 @@ impl ClientParty {
                 }
                 ClientEvent::GuardsChanged => self.guards_changed = true,
                 ClientEvent::ConsensusExpired => self.expired = true,
-                ClientEvent::Connected { stream, .. } => self.seen(stream).connected = Some(now),
                 ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                     assert_eq!(path.len(), hops.len());
                     let seen = self.seen(stream);
                     seen.connected = Some(now);
                     seen.delegated = Some((path, shared_exit));
                 }
-                ClientEvent::Resolved { stream, answers, .. } => self.seen(stream).answers = answers,
-                ClientEvent::Data { stream, bytes } => {
-                    self.seen(stream).bytes.extend_from_slice(&bytes);
-                    self.client.consumed(stream, bytes.len());
-                }
-                ClientEvent::Finished { stream } => self.seen(stream).finished = true,
-                ClientEvent::Writable { .. } => {}
-                ClientEvent::Closed { stream, reason } => {
-                    let seen = self.seen(stream);
-                    assert_eq!(seen.closed, None, "closed twice");
-                    seen.closed = Some(reason);
-                }
+                ClientEvent::Stream(stream, event) => self.handle_stream(now, stream, event),
+                ClientEvent::Failed(stream, failure) => self.close(stream, failure),
             }
         }
+    }
+
+    fn handle_stream(&mut self, now: Instant, stream: ClientStream, event: StreamEvent) {
+        match event {
+            StreamEvent::Connected(_) => self.seen(stream).connected = Some(now),
+            StreamEvent::Resolved { answers, .. } => self.seen(stream).answers = answers,
+            StreamEvent::Data(bytes) => {
+                self.seen(stream).bytes.extend_from_slice(&bytes);
+                self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
+            }
+            StreamEvent::Finished => self.seen(stream).finished = true,
+            StreamEvent::Writable => {}
+            StreamEvent::Closed(reason) => self.close(stream, StreamFailure::Ended(reason)),
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {
+                panic!("{event:?} at an origin")
+            }
+        }
+    }
+
+    fn close(&mut self, stream: ClientStream, failure: StreamFailure) {
+        let seen = self.seen(stream);
+        assert_eq!(seen.closed, None, "closed twice");
+        seen.closed = Some(failure);
     }
 
     fn seen(&mut self, stream: ClientStream) -> &mut Seen {
@@ -181,7 +195,7 @@ impl LinkMachine for Party {
         }
         match self {
             Self::Client(party) => party.work(now),
-            Self::Relay(party) => party.work(now),
+            Self::Relay(party) => party.work(),
         }
         self.core().poll_transmit(now, rng)
     }
@@ -357,11 +371,11 @@ fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
     let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[1]).collect();
     let mut left = sent.clone();
     while !left.is_empty() {
-        let taken = net.client(|party, now, _| party.client.write(now, stream, &left));
+        let taken = net.client(|party, _, _| party.client.write(stream, &left));
         left.drain(..taken);
         net.world.step(Instant::from_nanos(u64::MAX));
     }
-    net.client(|party, _, _| party.client.finish(stream));
+    net.client(|party, _, _| party.client.handle_command(stream, StreamCommand::Finish));
     net.wait(20, |party| party.seen(stream).finished.then_some(()));
     net.pass(1);
     net.client(|party, _, _| {
@@ -517,9 +531,9 @@ impl Net {
 
     /// Sends a query and receives the exit's echo.
     fn ask(&mut self, stream: ClientStream) {
-        self.client(|party, now, _| {
-            assert_eq!(party.client.write(now, stream, b"query"), 5);
-            party.client.finish(stream);
+        self.client(|party, _, _| {
+            assert_eq!(party.client.write(stream, b"query"), 5);
+            party.client.handle_command(stream, StreamCommand::Finish);
         });
         self.wait(5, |party| {
             let seen = party.seen(stream);

@@ -12,7 +12,8 @@ use crate::{
     crypto::{IdentityKey, OnionSecret},
     handshake::{ClientHandshake, OnionKeyring, RelayKeys},
     onion::{OriginLayers, message_capacity},
-    relay::{ExitRequest, Relay, RelayEvent, RelayParameters},
+    relay::{Relay, RelayEvent, RelayParameters},
+    stream::{StreamCommand, StreamEvent},
     wire::{BODY_LEN, Cell, CellBody, Command, EndReason, create_cells},
 };
 
@@ -115,19 +116,24 @@ impl World {
     }
 
     /// Handles the events of the relay's exit, according to the choices.
-    fn serve(&mut self, now: Instant, choices: &mut Choices<'_>) {
+    fn serve(&mut self, choices: &mut Choices<'_>) {
         while let Some(event) = self.relay.poll_event() {
-            let RelayEvent::Exit(stream, request) = event else { continue };
-            match (request, choices.u8() % 4) {
-                (ExitRequest::Connect(_), 0) => self.relay.exit_failed(stream, EndReason::Refused),
-                (ExitRequest::Connect(_), 1..) => self.relay.exit_connected(now, stream, None),
-                (ExitRequest::Resolve(_), 1) => self.relay.exit_resolved(stream, 60, Vec::new()),
-                (ExitRequest::Data(bytes), 1..) => {
-                    self.relay.exit_consumed(stream, bytes.len());
-                    let room = self.relay.exit_room(stream);
-                    assert_eq!(self.relay.exit_write(now, stream, &bytes), bytes.len().min(room));
+            let RelayEvent::Stream(stream, event) = event else { continue };
+            match (event, choices.u8() % 4) {
+                (StreamEvent::Begin(_), 0) => {
+                    self.relay.handle_command(stream, StreamCommand::Reset(EndReason::Refused));
                 }
-                (ExitRequest::Finish, 1..) => self.relay.exit_finish(stream),
+                (StreamEvent::Begin(_), 1..) => self.relay.handle_command(stream, StreamCommand::Connected(None)),
+                (StreamEvent::Resolve(_), 1) => {
+                    let answers = Vec::new();
+                    self.relay.handle_command(stream, StreamCommand::Resolved { ttl: 60, answers });
+                }
+                (StreamEvent::Data(bytes), 1..) => {
+                    self.relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
+                    let room = self.relay.room(stream);
+                    assert_eq!(self.relay.write(stream, &bytes), bytes.len().min(room));
+                }
+                (StreamEvent::Finished, 1..) => self.relay.handle_command(stream, StreamCommand::Finish),
                 _ => {}
             }
         }
@@ -161,7 +167,7 @@ fn hostile_origin(bytes: &[u8]) {
             }
         }
         world.settle(now);
-        world.serve(now, &mut choices);
+        world.serve(&mut choices);
         world.settle(now);
         assert!(world.relay.figures().circuits <= 16);
     }

@@ -7,7 +7,7 @@ use super::{Choices, Clock, Target, wire::messages};
 use crate::{
     base::StreamId,
     flow::FlowParameters,
-    stream::{Role, StreamEvent, Streams},
+    stream::{Role, StreamCommand, StreamEvent, Streams},
     wire::{EndReason, Host, RelayMessage, Service, Target as Destination},
 };
 
@@ -66,15 +66,15 @@ fn act(streams: &mut Streams, role: Role, now: crate::base::Instant, choices: &m
         8 if role == Role::Origin => drop(streams.request(now, Service::Search)),
         0 if role == Role::Origin => drop(streams.begin(now, destination())),
         1 if role == Role::Origin => drop(streams.resolve(now, destination().host)),
-        0 => streams.connected(now, id, None),
-        1 => streams.resolved(id, 60, Vec::new()),
-        2 => streams.finish(id),
-        3 => streams.reset(id, EndReason::Reset),
-        4 => streams.consumed(id, usize::from(choices.u16())),
+        0 => streams.handle_command(id, StreamCommand::Connected(None)),
+        1 => streams.handle_command(id, StreamCommand::Resolved { ttl: 60, answers: Vec::new() }),
+        2 => streams.handle_command(id, StreamCommand::Finish),
+        3 => streams.handle_command(id, StreamCommand::Reset(EndReason::Reset)),
+        4 => streams.handle_command(id, StreamCommand::Consumed(usize::from(choices.u16()))),
         _ => {
             let bytes = choices.bytes();
             let room = streams.room(id);
-            assert_eq!(streams.write(now, id, bytes), bytes.len().min(room));
+            assert_eq!(streams.write(id, bytes), bytes.len().min(room));
         }
     }
 }
@@ -113,14 +113,14 @@ fn end_to_end(bytes: &[u8]) {
         match choices.u8() % 9 {
             8 => drop(ends[0].request(now, Service::Http)),
             0 if which == 0 => drop(ends[0].begin(now, destination())),
-            0 => ends[1].connected(now, id, None),
-            1 => ends[which].finish(id),
-            2 => ends[which].reset(id, EndReason::Reset),
-            3 => ends[which].consumed(id, usize::from(choices.u16())),
+            0 => ends[1].handle_command(id, StreamCommand::Connected(None)),
+            1 => ends[which].handle_command(id, StreamCommand::Finish),
+            2 => ends[which].handle_command(id, StreamCommand::Reset(EndReason::Reset)),
+            3 => ends[which].handle_command(id, StreamCommand::Consumed(usize::from(choices.u16()))),
             4 => {
                 let length = usize::from(choices.u16());
                 let piece: Vec<u8> = (0..length).map(|index| counted(written[which][slot] + index)).collect();
-                written[which][slot] += ends[which].write(now, id, &piece);
+                written[which][slot] += ends[which].write(id, &piece);
             }
             _ => {
                 for _ in 0..choices.u8() {
@@ -131,7 +131,7 @@ fn end_to_end(bytes: &[u8]) {
         }
         for end in [0, 1] {
             while let Some(event) = ends[end].poll_event() {
-                let StreamEvent::Data { stream, bytes } = event else { continue };
+                let (stream, StreamEvent::Data(bytes)) = event else { continue };
                 // An identifier is reused once its stream is forgotten, so only the bytes within each piece are
                 // compared.
                 let slot = usize::from(stream.value()).min(15);

@@ -1,18 +1,17 @@
-//! The exit's I/O: connects to targets, resolves names and moves bytes, as the relay's core requests.
+//! The exit's I/O: connects to targets, resolves names and moves bytes, as the origins' streams request.
 //!
-//! The task that owns the core owns the [`Exit`] too. It passes the core's requests in, and applies the resulting
-//! commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core. Governed by
-//! `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit connects to
-//! the judged address. This protects the exit's local network.
+//! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
+//! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
+//! Governed by `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit
+//! connects to the judged address. This protects the exit's local network.
 //!
 //! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
 
-mod relay;
 #[cfg(test)]
 mod tests;
 
-use core::{net::IpAddr, time::Duration};
+use core::time::Duration;
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{
@@ -22,16 +21,17 @@ use tokio::{
 };
 
 use crate::{
-    base::Instant,
     exit::Policy,
-    wire::{Answer, EndReason, Host, Service, Target},
+    relay::{ExitStream, Relay},
+    stream::{StreamCommand, StreamEvent},
+    wire::{EndReason, Host, Service, Target},
 };
 
 use super::{
     connect::{self, Connected},
     delegated::Delegate,
     resolver::{Found, Resolver},
-    stream::{Hub, Stream, StreamCommand, StreamKey, splice},
+    stream::{Hub, Stream, StreamKey, splice},
 };
 
 /// The policy and limits of an exit.
@@ -53,37 +53,6 @@ impl ExitOptions {
     }
 }
 
-/// The core's side of an exit, implemented by each core that drives one.
-pub(crate) trait ExitCore {
-    /// The target is connected.
-    fn connected(&mut self, now: Instant, key: StreamKey, address: IpAddr);
-    /// The lookup has succeeded.
-    fn resolved(&mut self, key: StreamKey, ttl: u32, answers: Vec<Answer>);
-    /// The stream or lookup has failed.
-    fn failed(&mut self, key: StreamKey, reason: EndReason);
-    /// Takes bytes from the target, never more than [`Self::room`] returned.
-    fn write(&mut self, now: Instant, key: StreamKey, bytes: &[u8]);
-    /// Bytes that the core can take now.
-    fn room(&mut self, key: StreamKey) -> usize;
-    /// The target has ended its direction.
-    fn finish(&mut self, key: StreamKey);
-    /// The target has accepted bytes.
-    fn consumed(&mut self, key: StreamKey, bytes: usize);
-}
-
-/// A result for the core; see [`Exit::apply`].
-#[derive(Debug)]
-pub(crate) enum ExitCommand {
-    /// The target is connected.
-    Connected { key: StreamKey, address: IpAddr },
-    /// The lookup has succeeded.
-    Resolved { key: StreamKey, ttl: u32, answers: Vec<Answer> },
-    /// The stream or lookup has failed.
-    Failed { key: StreamKey, reason: EndReason },
-    /// A command of an open stream.
-    Stream(StreamCommand),
-}
-
 /// The running streams and lookups of an exit.
 pub(crate) struct Exit {
     hub: Hub,
@@ -92,7 +61,7 @@ pub(crate) struct Exit {
     /// Running lookups, at most one for each task.
     questions: BTreeMap<StreamKey, AbortHandle>,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
-    outcomes: mpsc::UnboundedReceiver<ExitCommand>,
+    outcomes: mpsc::UnboundedReceiver<(StreamKey, StreamCommand)>,
 }
 
 struct Shared {
@@ -100,7 +69,7 @@ struct Shared {
     resolver: Arc<Resolver>,
     delegate: Option<Arc<Delegate>>,
     permits: Arc<Semaphore>,
-    outcome: mpsc::UnboundedSender<ExitCommand>,
+    outcome: mpsc::UnboundedSender<(StreamKey, StreamCommand)>,
 }
 
 impl Exit {
@@ -114,7 +83,7 @@ impl Exit {
     }
 
     /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
-    pub(crate) fn connect(&mut self, key: StreamKey, target: Target) {
+    fn connect(&mut self, key: StreamKey, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(key) {
             let stream = self.hub.open(key, 0);
@@ -123,15 +92,16 @@ impl Exit {
     }
 
     /// Starts a lookup.
-    pub(crate) fn resolve(&mut self, key: StreamKey, host: Host) {
+    fn resolve(&mut self, key: StreamKey, host: Host) {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(key) else { return };
         let shared = Arc::clone(&self.shared);
         let asking = self.tasks.spawn(async move {
-            shared.tell(match shared.resolver.resolve(&host).await {
-                Ok(Found { ttl, answers }) => ExitCommand::Resolved { key, ttl, answers },
-                Err(reason) => ExitCommand::Failed { key, reason },
-            });
+            let outcome = match shared.resolver.resolve(&host).await {
+                Ok(Found { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
+                Err(reason) => StreamCommand::Reset(reason),
+            };
+            shared.tell(key, outcome);
             drop(permit);
         });
         self.questions.insert(key, asking);
@@ -139,10 +109,10 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    pub(crate) fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+    fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
-            self.shared.tell(ExitCommand::Failed { key, reason: EndReason::Policy });
+            self.shared.tell(key, StreamCommand::Reset(EndReason::Policy));
             return;
         };
         let Some(permit) = self.permit(key) else { return };
@@ -158,22 +128,22 @@ impl Exit {
     }
 
     /// Passes bytes from the origin to the target.
-    pub(crate) fn push(&mut self, key: StreamKey, bytes: &[u8]) {
+    fn push(&mut self, key: StreamKey, bytes: &[u8]) {
         self.hub.push(key, bytes);
     }
 
     /// The origin has ended its direction.
-    pub(crate) fn finish(&mut self, key: StreamKey) {
+    fn finish(&mut self, key: StreamKey) {
         self.hub.finish(key);
     }
 
     /// Sets the number of bytes from the target that the core can take.
-    pub(crate) fn set_room(&mut self, key: StreamKey, room: usize) {
+    fn set_room(&mut self, key: StreamKey, room: usize) {
         self.hub.set_room(key, room);
     }
 
     /// Cancels a stream or lookup.
-    pub(crate) fn close(&mut self, key: StreamKey) {
+    fn close(&mut self, key: StreamKey) {
         if let Some(asking) = self.questions.remove(&key) {
             asking.abort();
         }
@@ -183,7 +153,7 @@ impl Exit {
     fn permit(&self, key: StreamKey) -> Option<OwnedSemaphorePermit> {
         let permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok();
         if permit.is_none() {
-            self.shared.tell(ExitCommand::Failed { key, reason: EndReason::ResourceLimit });
+            self.shared.tell(key, StreamCommand::Reset(EndReason::ResourceLimit));
         }
         permit
     }
@@ -193,47 +163,56 @@ impl Exit {
         self.hub.flush();
     }
 
-    /// Applies `command` to the core.
-    pub(crate) fn apply(&mut self, now: Instant, core: &mut impl ExitCore, command: ExitCommand) {
-        match command {
-            ExitCommand::Connected { key, address } => {
-                core.connected(now, key, address);
-                self.hub.set_room(key, core.room(key));
-            }
-            ExitCommand::Resolved { key, ttl, answers } => {
-                self.questions.remove(&key);
-                core.resolved(key, ttl, answers);
-            }
-            ExitCommand::Failed { key, reason } => {
-                self.questions.remove(&key);
-                self.hub.fail(key, reason);
-                core.failed(key, reason);
-            }
-            ExitCommand::Stream(StreamCommand::Write { key, bytes }) => {
-                core.write(now, key, &bytes);
-                self.hub.set_room(key, core.room(key));
-            }
-            ExitCommand::Stream(StreamCommand::Consumed { key, bytes }) => core.consumed(key, bytes),
-            ExitCommand::Stream(StreamCommand::Finish { key }) => core.finish(key),
-            ExitCommand::Stream(StreamCommand::Reset { key, reason }) => core.failed(key, reason),
-        }
-    }
-
-    /// Waits for the next command. Cancel safe.
-    pub(crate) async fn command(&mut self) -> ExitCommand {
+    /// Waits for the next command for the core. Cancel safe.
+    pub(crate) async fn command(&mut self) -> (StreamKey, StreamCommand) {
         tokio::select! {
             // The outcome of a stream precedes its commands.
             biased;
-            Some(outcome) = self.outcomes.recv() => outcome,
-            command = self.hub.command() => ExitCommand::Stream(command),
+            Some((key, outcome)) = self.outcomes.recv() => {
+                self.questions.remove(&key);
+                if let StreamCommand::Reset(reason) = outcome {
+                    self.hub.fail(key, reason);
+                }
+                (key, outcome)
+            }
+            command = self.hub.command() => command,
+        }
+    }
+
+    /// Passes a command to the relay's core.
+    pub(crate) fn apply(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
+        let changes_room = matches!(command, StreamCommand::Connected(_) | StreamCommand::Write(_));
+        relay.handle_command(ExitStream(key), command);
+        if changes_room {
+            self.set_room(key, relay.room(ExitStream(key)));
+        }
+    }
+
+    /// Handles an event of the relay's core. Never blocks.
+    pub(crate) fn handle_event(&mut self, relay: &Relay, stream: ExitStream, event: StreamEvent) {
+        let key = stream.0;
+        match event {
+            StreamEvent::Begin(target) => self.connect(key, target),
+            StreamEvent::Resolve(host) => self.resolve(key, host),
+            StreamEvent::Request(service) => {
+                if let Some(circuit) = relay.exit_circuit(stream) {
+                    self.delegate(key, service, circuit, relay.room(stream));
+                }
+            }
+            StreamEvent::Data(bytes) => self.push(key, &bytes),
+            StreamEvent::Finished => self.finish(key),
+            StreamEvent::Writable => self.set_room(key, relay.room(stream)),
+            StreamEvent::Closed(_) => self.close(key),
+            // Only at an origin.
+            StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
         }
     }
 }
 
 impl Shared {
-    fn tell(&self, command: ExitCommand) {
+    fn tell(&self, key: StreamKey, outcome: StreamCommand) {
         // Fails only when the core's task has ended; then the outcome is obsolete.
-        let _ = self.outcome.send(command);
+        let _ = self.outcome.send((key, outcome));
     }
 }
 
@@ -253,14 +232,14 @@ async fn serve_stream(
     };
     match connected {
         Ok(Connected { socket, address, round_trip }) => {
-            shared.tell(ExitCommand::Connected { key, address });
+            shared.tell(key, StreamCommand::Connected(Some(address)));
             // On loopback a segment is longer than such a window.
             let round_trip = (!address.is_loopback()).then_some(round_trip);
             if let Err(error) = splice(socket, stream, &[], round_trip).await {
                 tracing::debug!(kind = ?error.kind(), "a stream to a target ended early");
             }
         }
-        Err(reason) => shared.tell(ExitCommand::Failed { key, reason }),
+        Err(reason) => shared.tell(key, StreamCommand::Reset(reason)),
     }
     drop(permit);
 }

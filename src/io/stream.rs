@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Both directions are bounded in bytes, not in messages. Inbound bytes are bounded by the stream's credit: they
-//! count as consumed ([`StreamCommand::Consumed`]) once they are read. Small pieces are packed, so that many small
+//! count as consumed ([`StreamCommand::Consumed`](crate::stream::StreamCommand::Consumed)) once they are read. Small pieces are packed, so that many small
 //! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room ([`Hub::set_room`]).
 //! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
 //!
@@ -42,7 +42,7 @@ use tokio::{
 use crate::wire::EndReason;
 
 pub(crate) use self::{
-    hub::{Hub, StreamCommand, StreamKey},
+    hub::{Hub, StreamKey},
     splice::{reset_on_close, splice},
 };
 

@@ -16,13 +16,14 @@ use tokio::{
 use crate::{
     base::RelayId,
     delegated::Delegation,
+    stream::StreamCommand,
     wire::{Answer, EndReason, Host, Target},
 };
 
 use super::{
     connector::{ConnectError, Connector, Delegated, Isolation},
     listener::accept_each,
-    stream::{Hub, Stream, StreamCommand, StreamKey, splice},
+    stream::{Hub, Stream, StreamKey, splice},
 };
 
 /// Bytes of one DATA message.
@@ -67,10 +68,6 @@ impl Flows {
         }
     }
 
-    pub(crate) fn room(&self, key: StreamKey) -> usize {
-        self.0.get(&key).map_or(0, |flow| ROOM - flow.buffered.len())
-    }
-
     pub(crate) fn forget(&mut self, key: StreamKey) {
         self.0.remove(&key);
     }
@@ -98,28 +95,29 @@ pub(crate) async fn join_hubs(mut hubs: [Hub; 2], keys: Vec<StreamKey>) {
     }
     loop {
         let [left, right] = &mut hubs;
-        let (from, command) = tokio::select! {
+        let (from, (key, command)) = tokio::select! {
             command = left.command() => (0, command),
             command = right.command() => (1, command),
         };
         let to = 1 - from;
         match command {
-            StreamCommand::Write { key, bytes } => {
+            StreamCommand::Write(bytes) => {
                 flows[from].write(key, &bytes);
                 pump(&mut hubs, &mut flows, from, key);
             }
-            StreamCommand::Finish { key } => {
+            StreamCommand::Finish => {
                 flows[from].finish(key);
                 pump(&mut hubs, &mut flows, from, key);
             }
-            StreamCommand::Consumed { key, bytes } => {
+            StreamCommand::Consumed(bytes) => {
                 flows[to].credit(key, bytes);
                 pump(&mut hubs, &mut flows, to, key);
             }
-            StreamCommand::Reset { key, reason } => {
+            StreamCommand::Reset(reason) => {
                 hubs[to].fail(key, reason);
                 flows.iter_mut().for_each(|flows| flows.forget(key));
             }
+            StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of an open stream"),
         }
     }
 }

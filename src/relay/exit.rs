@@ -1,6 +1,5 @@
-//! The exit side of a relay: streams of circuits that end here, as requests to and answers of the node's exit.
+//! The exit side of a relay: streams of circuits that end here, between their origins and the node's exit.
 
-use core::net::IpAddr;
 
 use rand::CryptoRng;
 
@@ -8,12 +7,12 @@ use crate::{
     base::{Instant, StreamId},
     channel::QUEUE_HIGH,
     onion::message_capacity,
-    stream::{StreamEvent, Streams},
-    wire::{Answer, EndReason, RelayMessage},
+    stream::{StreamCommand, StreamEvent, Streams},
+    wire::{EndReason, RelayMessage},
 };
 
 use super::{
-    CircuitEndpoint, CircuitKey, ExitRequest, ExitStream, Relay, RelayEvent,
+    CircuitEndpoint, CircuitKey, ExitStream, Relay, RelayEvent,
     exit_side::{ExitSide, Open},
     table::Side,
 };
@@ -37,42 +36,35 @@ impl Relay {
         self.schedule(key);
     }
 
-    /// Turns stream events of a circuit into requests to the exit.
+    /// Passes stream events of a circuit to the exit; refuses streams that this relay does not serve.
     fn collect_exit_events(&mut self, key: CircuitKey) {
         let Some(exit_side) = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut()) else {
             return;
         };
-        while let Some(event) = exit_side.streams.poll_event() {
-            let (stream, request) = match event {
-                StreamEvent::Begin { stream, target } => (stream, ExitRequest::Connect(target)),
-                StreamEvent::Resolve { stream, host } => (stream, ExitRequest::Resolve(host)),
-                StreamEvent::Request { stream, service } => {
-                    (stream, ExitRequest::Delegate { service, circuit: key.number() })
-                }
-                StreamEvent::Data { stream, bytes } => (stream, ExitRequest::Data(bytes)),
-                StreamEvent::Finished { stream } => (stream, ExitRequest::Finish),
-                StreamEvent::Writable { stream } => (stream, ExitRequest::Writable),
-                StreamEvent::Closed { stream, .. } => (stream, ExitRequest::Close),
-                // Never returned by an exit's streams.
-                StreamEvent::Connected { .. } | StreamEvent::Resolved { .. } => continue,
+        while let Some((stream, event)) = exit_side.streams.poll_event() {
+            let serves = match event {
+                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.parameters.exit),
+                StreamEvent::Request(_) => Some(self.parameters.delegate),
+                _ => None,
             };
-            let forwarded = matches!(request, ExitRequest::Connect(_) | ExitRequest::Resolve(_));
-            let delegated = matches!(request, ExitRequest::Delegate { .. });
-            if forwarded || delegated {
-                if (forwarded && !self.parameters.exit) || (delegated && !self.parameters.delegate) {
-                    exit_side.streams.reset(stream, EndReason::Policy);
+            match serves {
+                Some(true) => {
+                    let exit = ExitStream(self.next_exit);
+                    self.next_exit = self.next_exit.saturating_add(1);
+                    exit_side.open.insert(stream, Open { exit, origin_finished: false, target_finished: false });
+                    self.exits.insert(exit, (key, stream));
+                }
+                Some(false) => {
+                    exit_side.streams.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
                     continue;
                 }
-                let exit = ExitStream(self.next_exit);
-                self.next_exit = self.next_exit.saturating_add(1);
-                exit_side.open.insert(stream, Open { exit, origin_finished: false, target_finished: false });
-                self.exits.insert(exit, (key, stream));
+                None => {}
             }
             let Some(open) = exit_side.open.get_mut(&stream) else { continue };
             let exit = open.exit;
-            open.origin_finished |= request == ExitRequest::Finish;
-            let over = request == ExitRequest::Close || (open.origin_finished && open.target_finished);
-            self.events.push_back(RelayEvent::Exit(exit, request));
+            open.origin_finished |= matches!(event, StreamEvent::Finished);
+            let over = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
+            self.events.push_back(RelayEvent::Stream(exit, event));
             if over {
                 exit_side.open.remove(&stream);
                 self.exits.remove(&exit);
@@ -80,51 +72,43 @@ impl Relay {
         }
     }
 
-    /// The target is connected, at `address` if the exit discloses it.
-    pub fn exit_connected(&mut self, now: Instant, exit: ExitStream, address: Option<IpAddr>) {
-        self.with_stream(exit, |streams, stream| streams.connected(now, stream, address));
+    /// Carries out a command of the exit for a stream or RESOLVE.
+    pub fn handle_command(&mut self, exit: ExitStream, command: StreamCommand) {
+        let ends = matches!(command, StreamCommand::Resolved { .. } | StreamCommand::Reset(_));
+        let finishes = matches!(command, StreamCommand::Finish);
+        self.with_stream(exit, |streams, stream| streams.handle_command(stream, command));
+        if ends || (finishes && self.note_target_finished(exit)) {
+            self.forget_exit(exit);
+        }
     }
 
-    /// Takes the resolver's answers.
-    pub fn exit_resolved(&mut self, exit: ExitStream, ttl: u32, answers: Vec<Answer>) {
-        self.with_stream(exit, |streams, stream| streams.resolved(stream, ttl, answers));
-        self.forget_exit(exit);
+    /// Takes bytes from the target, up to [`Self::room`], and returns how many.
+    pub fn write(&mut self, exit: ExitStream, bytes: &[u8]) -> usize {
+        self.with_stream(exit, |streams, stream| streams.write(stream, bytes)).unwrap_or(0)
     }
 
-    /// The stream or RESOLVE has failed, or the target reset the stream. Nothing follows.
-    pub fn exit_failed(&mut self, exit: ExitStream, reason: EndReason) {
-        self.with_stream(exit, |streams, stream| streams.reset(stream, reason));
-        self.forget_exit(exit);
-    }
-
-    /// Takes bytes from the target, up to [`Self::exit_room`], and returns how many.
-    pub fn exit_write(&mut self, now: Instant, exit: ExitStream, bytes: &[u8]) -> usize {
-        self.with_stream(exit, |streams, stream| streams.write(now, stream, bytes)).unwrap_or(0)
-    }
-
-    /// Bytes that [`Self::exit_write`] takes now. [`ExitRequest::Writable`] reports growth.
+    /// Bytes that [`Self::write`] takes now. [`StreamEvent::Writable`] reports growth.
     #[must_use]
-    pub fn exit_room(&self, exit: ExitStream) -> usize {
+    pub fn room(&self, exit: ExitStream) -> usize {
         let Some((key, stream)) = self.exits.get(&exit) else { return 0 };
         let exit_side = self.table.circuit(*key).and_then(|circuit| circuit.exit_side.as_ref());
         exit_side.map_or(0, |exit_side| exit_side.streams.room(*stream))
     }
 
-    /// The target has finished its direction; the other direction goes on.
-    pub fn exit_finish(&mut self, exit: ExitStream) {
-        self.with_stream(exit, Streams::finish);
-        let Some((key, stream)) = self.exits.get(&exit).copied() else { return };
-        let exit_side = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut());
-        let Some(open) = exit_side.and_then(|exit_side| exit_side.open.get_mut(&stream)) else { return };
-        open.target_finished = true;
-        if open.origin_finished {
-            self.forget_exit(exit);
-        }
+    /// Number of the stream's circuit: the same for all streams of a circuit, unique among this relay's circuits.
+    /// `None` if the stream has closed; its [`StreamEvent::Closed`] is to be taken then.
+    #[must_use]
+    pub fn exit_circuit(&self, exit: ExitStream) -> Option<u64> {
+        self.exits.get(&exit).map(|(key, _)| key.number())
     }
 
-    /// `bytes` from the origin have been sent to the target: grants credit to the origin.
-    pub fn exit_consumed(&mut self, exit: ExitStream, bytes: usize) {
-        self.with_stream(exit, |streams, stream| streams.consumed(stream, bytes));
+    /// Records that the target has finished its direction; returns whether the origin has too.
+    fn note_target_finished(&mut self, exit: ExitStream) -> bool {
+        let Some((key, stream)) = self.exits.get(&exit).copied() else { return false };
+        let exit_side = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut());
+        let Some(open) = exit_side.and_then(|exit_side| exit_side.open.get_mut(&stream)) else { return false };
+        open.target_finished = true;
+        open.origin_finished
     }
 
     fn with_stream<T>(&mut self, exit: ExitStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
@@ -146,7 +130,7 @@ impl Relay {
     pub(super) fn close_exits(&mut self, exit_side: Option<Box<ExitSide>>) {
         for open in exit_side.into_iter().flat_map(|exit_side| exit_side.open.into_values()) {
             self.exits.remove(&open.exit);
-            self.events.push_back(RelayEvent::Exit(open.exit, ExitRequest::Close));
+            self.events.push_back(RelayEvent::Stream(open.exit, StreamEvent::Closed(EndReason::Reset)));
         }
     }
 

@@ -5,6 +5,7 @@ use core::net::SocketAddr;
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
@@ -16,7 +17,11 @@ use crate::{
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
     onion::OriginLayers,
-    wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
+    stream::StreamCommand,
+    wire::{
+        BODY_LEN, Cell, CellBody, Command, EndReason, Fragments, Host, RelayMessage, Target, create_cells,
+        encode_extend, split,
+    },
 };
 
 mod extend;
@@ -432,8 +437,8 @@ fn stalled_links_full_of_refusals_end_no_honest_circuit() {
         let host = Host::parse("a.b").unwrap();
         bench.say(honest, upper(1), &mut layers, &RelayMessage::Resolve { stream, host });
     }
-    while let Some(RelayEvent::Exit(exit, _)) = bench.relay.poll_event() {
-        bench.relay.exit_failed(exit, crate::wire::EndReason::NotFound);
+    while let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() {
+        bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::NotFound));
     }
     bench.settle();
     let hostile: Vec<_> = (0..5).map(|_| bench.client()).collect();
@@ -489,8 +494,8 @@ fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
                 RelayMessage::Resolve { stream: StreamId::new(number).unwrap(), host: Host::parse("a.b").unwrap() };
             bench.say(link, upper(1), &mut layers, &message);
         }
-        while let Some(RelayEvent::Exit(exit, _)) = bench.relay.poll_event() {
-            bench.relay.exit_failed(exit, crate::wire::EndReason::NotFound);
+        while let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() {
+            bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::NotFound));
         }
         bench.settle();
     }
@@ -511,13 +516,13 @@ fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
     let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
     let stream = StreamId::new(5).unwrap();
     bench.say(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
-    let Some(RelayEvent::Exit(exit, request)) = bench.relay.poll_event() else { panic!("no request") };
-    assert_eq!(request, ExitRequest::Connect(target));
+    let Some(RelayEvent::Stream(exit, event)) = bench.relay.poll_event() else { panic!("no request") };
+    assert_eq!(event, StreamEvent::Begin(target));
     bench.send(link, &Cell::destroy(upper(1)));
-    assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Exit(exit, ExitRequest::Close)));
+    assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Stream(exit, StreamEvent::Closed(EndReason::Reset))));
     // Later calls of the exit for it have no effect.
-    bench.relay.exit_connected(bench.now, exit, None);
-    assert_eq!((bench.relay.exit_write(bench.now, exit, b"late"), bench.relay.exit_room(exit)), (0, 0));
+    bench.relay.handle_command(exit, StreamCommand::Connected(None));
+    assert_eq!((bench.relay.write(exit, b"late"), bench.relay.room(exit)), (0, 0));
     assert_eq!(bench.relay.figures().exit_streams, 0);
 }
 

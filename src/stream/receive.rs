@@ -37,7 +37,7 @@ impl Streams {
             RelayMessage::Resolved { stream, ttl, answers } => self.handle_resolved(stream, ttl, answers),
             RelayMessage::Begin { stream, target } => {
                 if self.accept(now, stream, Phase::Serving, kind)? {
-                    self.events.push_back(StreamEvent::Begin { stream, target });
+                    self.events.push_back((stream, StreamEvent::Begin(target)));
                 }
                 Ok(())
             }
@@ -49,13 +49,13 @@ impl Streams {
             }
             RelayMessage::Resolve { stream, host } => {
                 if self.accept(now, stream, Phase::Answering, kind)? {
-                    self.events.push_back(StreamEvent::Resolve { stream, host });
+                    self.events.push_back((stream, StreamEvent::Resolve(host)));
                 }
                 Ok(())
             }
             RelayMessage::Request { stream, service } => {
                 if self.accept(now, stream, Phase::Open, kind)? {
-                    self.events.push_back(StreamEvent::Request { stream, service });
+                    self.events.push_back((stream, StreamEvent::Request(service)));
                 }
                 Ok(())
             }
@@ -88,7 +88,7 @@ impl Streams {
         if stream.phase == Phase::Serving {
             stream.early.extend_from_slice(&bytes);
         } else {
-            self.events.push_back(StreamEvent::Data { stream: id, bytes });
+            self.events.push_back((id, StreamEvent::Data(bytes)));
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Streams {
             self.owing.retain(|owing| *owing != id);
         }
         if stream.phase == Phase::Open {
-            self.events.push_back(StreamEvent::Finished { stream: id });
+            self.events.push_back((id, StreamEvent::Finished));
         }
         if stream.sending == Sending::Finished {
             self.forget(id, 0);
@@ -128,7 +128,7 @@ impl Streams {
             return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
         }
         if self.take(id).is_some() {
-            self.events.push_back(StreamEvent::Closed { stream: id, reason });
+            self.events.push_back((id, StreamEvent::Closed(reason)));
             return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
         }
         self.handle_late(id, MessageKind::End)?;
@@ -143,7 +143,7 @@ impl Streams {
         }
         stream.phase = Phase::Open;
         self.deadlines.remove(id);
-        self.events.push_back(StreamEvent::Connected { stream: id, address });
+        self.events.push_back((id, StreamEvent::Connected(address)));
         self.make_ready(id);
         self.end_if_sent(id);
         Ok(())
@@ -157,7 +157,7 @@ impl Streams {
         match self.streams.get(&id) {
             Some(stream) if stream.phase == Phase::Resolving => {
                 self.take(id);
-                self.events.push_back(StreamEvent::Resolved { stream: id, ttl, answers });
+                self.events.push_back((id, StreamEvent::Resolved { ttl, answers }));
                 Ok(())
             }
             Some(_) => Err(StreamError::Illegal(MessageKind::Resolved)),

@@ -73,7 +73,7 @@ impl Streams {
         if stream.above_threshold && stream.outgoing.len() <= SEND_BUFFER / 2 {
             stream.above_threshold = false;
             if stream.sending == Sending::Open {
-                self.events.push_back(StreamEvent::Writable { stream: id });
+                self.events.push_back((id, StreamEvent::Writable));
             }
         }
         self.window.handle_sent(now, tag);

@@ -65,15 +65,15 @@ impl Pair {
     fn stream(&mut self) -> StreamId {
         let id = self.origin.begin(self.now, target()).unwrap();
         self.settle();
-        assert_eq!(self.exit.poll_event(), Some(StreamEvent::Begin { stream: id, target: target() }));
-        self.exit.connected(self.now, id, None);
+        assert_eq!(self.exit.poll_event(), Some((id, StreamEvent::Begin(target()))));
+        self.exit.handle_command(id, StreamCommand::Connected(None));
         self.settle();
-        assert_eq!(self.origin.poll_event(), Some(StreamEvent::Connected { stream: id, address: None }));
+        assert_eq!(self.origin.poll_event(), Some((id, StreamEvent::Connected(None))));
         id
     }
 }
 
-fn events(streams: &mut Streams) -> Vec<StreamEvent> {
+fn events(streams: &mut Streams) -> Vec<(StreamId, StreamEvent)> {
     core::iter::from_fn(|| streams.poll_event()).collect()
 }
 
@@ -81,9 +81,9 @@ fn events(streams: &mut Streams) -> Vec<StreamEvent> {
 fn read(streams: &mut Streams) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(event) = streams.poll_event() {
-        if let StreamEvent::Data { stream, bytes } = event {
+        if let (stream, StreamEvent::Data(bytes)) = event {
             all.extend_from_slice(&bytes);
-            streams.consumed(stream, bytes.len());
+            streams.handle_command(stream, StreamCommand::Consumed(bytes.len()));
         }
     }
     all
@@ -97,7 +97,7 @@ fn bytes_arrive_as_sent_however_many_there_are() {
     let mut left = sent.as_slice();
     let mut got = Vec::new();
     while got.len() < sent.len() {
-        let taken = pair.origin.write(pair.now, id, left);
+        let taken = pair.origin.write(id, left);
         left = &left[taken..];
         pair.settle();
         got.extend(read(&mut pair.exit));
@@ -109,18 +109,18 @@ fn bytes_arrive_as_sent_however_many_there_are() {
 fn a_half_closed_stream_goes_on_in_the_other_direction() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.origin.write(pair.now, id, b"question");
-    pair.origin.finish(id);
-    assert_eq!(pair.origin.write(pair.now, id, b"more"), 0);
+    pair.origin.write(id, b"question");
+    pair.origin.handle_command(id, StreamCommand::Finish);
+    assert_eq!(pair.origin.write(id, b"more"), 0);
     pair.settle();
     let came = events(&mut pair.exit);
-    assert_eq!(came.last(), Some(&StreamEvent::Finished { stream: id }));
-    assert_eq!(pair.exit.write(pair.now, id, b"answer"), 6);
-    pair.exit.finish(id);
+    assert_eq!(came.last(), Some(&(id, StreamEvent::Finished)));
+    assert_eq!(pair.exit.write(id, b"answer"), 6);
+    pair.exit.handle_command(id, StreamCommand::Finish);
     pair.settle();
     let came = events(&mut pair.origin);
-    assert_eq!(came[0], StreamEvent::Data { stream: id, bytes: Bytes::from_static(b"answer") });
-    assert_eq!(came[1], StreamEvent::Finished { stream: id });
+    assert_eq!(came[0], (id, StreamEvent::Data(Bytes::from_static(b"answer"))));
+    assert_eq!(came[1], (id, StreamEvent::Finished));
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
 }
 
@@ -128,14 +128,14 @@ fn a_half_closed_stream_goes_on_in_the_other_direction() {
 fn what_is_written_before_the_answer_goes_out_after_it() {
     let mut pair = Pair::new();
     let id = pair.origin.begin(pair.now, target()).unwrap();
-    pair.origin.write(pair.now, id, b"early");
-    pair.origin.finish(id);
+    pair.origin.write(id, b"early");
+    pair.origin.handle_command(id, StreamCommand::Finish);
     pair.settle();
     assert_eq!(events(&mut pair.exit).len(), 1);
-    pair.exit.connected(pair.now, id, None);
+    pair.exit.handle_command(id, StreamCommand::Connected(None));
     pair.settle();
-    let data = StreamEvent::Data { stream: id, bytes: Bytes::from_static(b"early") };
-    assert_eq!(events(&mut pair.exit), [data, StreamEvent::Finished { stream: id }]);
+    let data = (id, StreamEvent::Data(Bytes::from_static(b"early")));
+    assert_eq!(events(&mut pair.exit), [data, (id, StreamEvent::Finished)]);
 }
 
 #[test]
@@ -147,8 +147,8 @@ fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
     pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes: bytes.clone() }).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
     assert_eq!(events(&mut pair.exit).len(), 1);
-    pair.exit.connected(pair.now, id, None);
-    assert_eq!(events(&mut pair.exit), [StreamEvent::Data { stream: id, bytes }, StreamEvent::Finished { stream: id }]);
+    pair.exit.handle_command(id, StreamCommand::Connected(None));
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Data(bytes)), (id, StreamEvent::Finished)]);
 }
 
 #[test]
@@ -157,11 +157,11 @@ fn a_question_is_answered_once() {
     let host = Host::parse("umbel.test").unwrap();
     let id = pair.origin.resolve(pair.now, host.clone()).unwrap();
     pair.settle();
-    assert_eq!(events(&mut pair.exit), [StreamEvent::Resolve { stream: id, host }]);
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Resolve(host))]);
     let answers = vec![Answer::Ip([192, 0, 2, 1].into())];
-    pair.exit.resolved(id, 60, answers.clone());
+    pair.exit.handle_command(id, StreamCommand::Resolved { ttl: 60, answers: answers.clone() });
     pair.settle();
-    assert_eq!(events(&mut pair.origin), [StreamEvent::Resolved { stream: id, ttl: 60, answers: answers.clone() }]);
+    assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Resolved { ttl: 60, answers: answers.clone() })]);
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
     let again = RelayMessage::Resolved { stream: id, ttl: 60, answers };
     assert!(pair.origin.handle_message(pair.now, again).is_err());
@@ -214,7 +214,7 @@ fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
         pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes }).unwrap();
         assert!(cell.is_unique());
     }
-    pair.exit.connected(pair.now, id, None);
+    pair.exit.handle_command(id, StreamCommand::Connected(None));
     assert_eq!(read(&mut pair.exit), (0..100).collect::<Vec<u8>>());
 }
 
@@ -222,8 +222,8 @@ fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
 fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.exit.write(pair.now, id, &[1; 50_000]);
-    pair.origin.reset(id, EndReason::Reset);
+    pair.exit.write(id, &[1; 50_000]);
+    pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
     // The exit's bytes are in flight while the origin's END is.
     let mut under_way = Vec::new();
     while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
@@ -234,7 +234,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
         pair.origin.handle_message(pair.now, message).unwrap();
     }
     pair.settle();
-    assert_eq!(events(&mut pair.exit), [StreamEvent::Closed { stream: id, reason: EndReason::Reset }]);
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Closed(EndReason::Reset))]);
     assert_eq!(events(&mut pair.origin), []);
     // The exit's END was its last message.
     let message = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
@@ -245,7 +245,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
 fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.origin.reset(id, EndReason::Reset);
+    pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
     let bytes = Bytes::from(vec![0; 1024]);
     let data = RelayMessage::Data { stream: id, tag: None, bytes };
     for _ in 0..INITIAL_CREDIT / 1024 {
@@ -258,8 +258,8 @@ fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
 fn resets_that_cross_end_the_stream_at_both() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.origin.reset(id, EndReason::Failed);
-    pair.exit.reset(id, EndReason::Failed);
+    pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed));
+    pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed));
     pair.settle();
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
     assert!(!pair.origin.has_message() && !pair.exit.has_message());
@@ -313,11 +313,11 @@ fn data_after_its_end_is_a_breach() {
 fn acknowledgements_and_credit_go_ahead_of_data() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    pair.exit.write(pair.now, id, &[1; 40_000]);
+    pair.exit.write(id, &[1; 40_000]);
     while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
         pair.origin.handle_message(pair.now, message).unwrap();
     }
-    pair.origin.write(pair.now, id, &[2; 10_000]);
+    pair.origin.write(id, &[2; 10_000]);
     read(&mut pair.origin);
     let kinds: Vec<_> = core::iter::from_fn(|| pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng))
         .map(|message| message.kind())
@@ -330,7 +330,7 @@ fn streams_send_in_turn() {
     let mut pair = Pair::new();
     let ids = [pair.stream(), pair.stream(), pair.stream()];
     for id in ids {
-        pair.exit.write(pair.now, id, &[1; 10_000]);
+        pair.exit.write(id, &[1; 10_000]);
     }
     let order: Vec<_> =
         (0..6).map(|_| pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng).unwrap().stream().unwrap()).collect();
@@ -343,7 +343,7 @@ fn an_unacknowledged_window_stops_data_and_at_last_the_circuit() {
     let id = pair.stream();
     let mut sent = 0;
     loop {
-        pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+        pair.exit.write(id, &[1; SEND_BUFFER]);
         match pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
             Some(_) => sent += 1,
             None => break,
@@ -362,7 +362,7 @@ fn an_unanswered_begin_times_out_at_either_end() {
     pair.settle();
     events(&mut pair.exit);
     let at = pair.exit.poll_timeout().unwrap();
-    let closed = [StreamEvent::Closed { stream: id, reason: EndReason::TimedOut }];
+    let closed = [(id, StreamEvent::Closed(EndReason::TimedOut))];
     pair.exit.handle_timeout(at).unwrap();
     assert_eq!(events(&mut pair.exit), closed);
     let at = pair.origin.poll_timeout().unwrap();
@@ -395,7 +395,7 @@ fn a_peer_that_makes_answers_and_takes_none_is_cut_off() {
             failed = Some(error);
             break;
         }
-        exit.reset(stream, EndReason::Policy);
+        exit.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
     }
     assert_eq!(failed, Some(StreamError::TooManyAnswers));
 }
@@ -405,7 +405,7 @@ fn the_end_of_the_circuit_is_an_error_of_every_stream() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.origin.abort(EndReason::Failed);
-    assert_eq!(events(&mut pair.origin), [StreamEvent::Closed { stream: id, reason: EndReason::Failed }]);
+    assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Closed(EndReason::Failed))]);
     assert!(!pair.origin.has_message());
 }
 
@@ -413,10 +413,10 @@ fn the_end_of_the_circuit_is_an_error_of_every_stream() {
 fn writable_is_told_when_the_buffer_has_half_its_room_again() {
     let mut pair = Pair::new();
     let id = pair.stream();
-    assert_eq!(pair.origin.write(pair.now, id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
+    assert_eq!(pair.origin.write(id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
     assert_eq!(pair.origin.room(id), 0);
     pair.settle();
-    assert_eq!(events(&mut pair.origin), [StreamEvent::Writable { stream: id }]);
+    assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Writable)]);
 }
 
 /// Actions of the two applications, in any order.
@@ -453,16 +453,16 @@ proptest! {
             let now = pair.now;
             match act {
                 Act::Begin => ids.extend(pair.origin.begin(now, target())),
-                Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.connected(now, id, None) },
+                Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
                 Act::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
                     let streams = if end { &mut pair.exit } else { &mut pair.origin };
-                    streams.write(now, id, &vec![0; bytes]);
+                    streams.write(id, &vec![0; bytes]);
                 },
                 Act::Finish(end, at) => if let Some(id) = pick(&ids, at) {
-                    if end { pair.exit.finish(id) } else { pair.origin.finish(id) }
+                    if end { pair.exit.handle_command(id, StreamCommand::Finish) } else { pair.origin.handle_command(id, StreamCommand::Finish) }
                 },
                 Act::Reset(end, at) => if let Some(id) = pick(&ids, at) {
-                    if end { pair.exit.reset(id, EndReason::Failed) } else { pair.origin.reset(id, EndReason::Failed) }
+                    if end { pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed)) } else { pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed)) }
                 },
                 Act::Read(end) => { read(if end { &mut pair.exit } else { &mut pair.origin }); }
                 Act::Carry(end, messages) => for _ in 0..messages {
@@ -477,7 +477,7 @@ proptest! {
             }
         }
         for id in ids {
-            pair.origin.reset(id, EndReason::Reset);
+            pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
         }
         pair.settle();
         prop_assert!(pair.origin.is_empty() && pair.exit.is_empty());
@@ -501,17 +501,17 @@ proptest! {
 fn a_stream_to_a_service_is_open_at_both_ends_at_once() {
     let mut pair = Pair::new();
     let stream = pair.origin.request(pair.now, Service::Search).unwrap();
-    assert_eq!(pair.origin.write(pair.now, stream, b"query"), 5);
-    pair.origin.finish(stream);
+    assert_eq!(pair.origin.write(stream, b"query"), 5);
+    pair.origin.handle_command(stream, StreamCommand::Finish);
     pair.settle();
-    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Request { stream, service: Service::Search }));
-    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Data { stream, bytes: Bytes::from_static(b"query") }));
-    assert_eq!(pair.exit.poll_event(), Some(StreamEvent::Finished { stream }));
-    assert_eq!(pair.exit.write(pair.now, stream, b"answer"), 6);
-    pair.exit.finish(stream);
+    assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Request(Service::Search))));
+    assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Data(Bytes::from_static(b"query")))));
+    assert_eq!(pair.exit.poll_event(), Some((stream, StreamEvent::Finished)));
+    assert_eq!(pair.exit.write(stream, b"answer"), 6);
+    pair.exit.handle_command(stream, StreamCommand::Finish);
     pair.settle();
-    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Data { stream, bytes: Bytes::from_static(b"answer") }));
-    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Finished { stream }));
+    assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Data(Bytes::from_static(b"answer")))));
+    assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Finished)));
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
     assert_eq!((pair.origin.poll_timeout(), pair.exit.poll_timeout()), (None, None));
 }
@@ -521,12 +521,12 @@ fn a_service_that_is_not_offered_ends_its_stream_alone() {
     let mut pair = Pair::new();
     let other = pair.stream();
     let stream = pair.origin.request(pair.now, Service::Http).unwrap();
-    pair.origin.write(pair.now, stream, b"under way");
+    pair.origin.write(stream, b"under way");
     pair.settle();
-    pair.exit.reset(stream, EndReason::Policy);
+    pair.exit.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
     pair.settle();
-    assert_eq!(pair.origin.poll_event(), Some(StreamEvent::Closed { stream, reason: EndReason::Policy }));
-    assert_eq!(pair.origin.write(pair.now, other, b"still here"), 10);
+    assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Closed(EndReason::Policy))));
+    assert_eq!(pair.origin.write(other, b"still here"), 10);
     pair.settle();
 }
 

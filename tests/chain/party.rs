@@ -7,8 +7,8 @@ use umbel::{
     base::{HopIndex, Instant, LinkEvent, LinkId, LinkMachine, Slot, StreamId, Transmit},
     channel::{ChannelEvent, ChannelId, Channels, QUEUE_HIGH},
     circuit::{CircuitError, CircuitEvent, Origin},
-    relay::{ExitRequest, ExitStream, Relay, RelayEvent},
-    stream::StreamEvent,
+    relay::{ExitStream, Relay, RelayEvent},
+    stream::{StreamCommand, StreamEvent},
     wire::{CELL_LEN, Cell, EndReason},
 };
 
@@ -87,9 +87,9 @@ impl OriginParty {
             && let Some(streams) = origin.exit_streams()
         {
             let part = streams.room(stream).min(self.to_send - self.sent);
-            self.sent += streams.write(now, stream, &patterned(self.sent, part));
+            self.sent += streams.write(stream, &patterned(self.sent, part));
             if self.sent == self.to_send {
-                streams.finish(stream);
+                streams.handle_command(stream, StreamCommand::Finish);
             }
         }
         while let Some(event) = origin.poll_event() {
@@ -98,17 +98,17 @@ impl OriginParty {
                 CircuitEvent::Built => self.built = true,
                 CircuitEvent::Gone { .. } => self.gone = true,
                 CircuitEvent::Closed(error) => self.closed = Some(error),
-                CircuitEvent::Stream(_, StreamEvent::Connected { .. }) => self.connected = true,
-                CircuitEvent::Stream(_, StreamEvent::Data { stream, bytes }) => {
+                CircuitEvent::Stream(_, _, StreamEvent::Connected(_)) => self.connected = true,
+                CircuitEvent::Stream(_, stream, StreamEvent::Data(bytes)) => {
                     self.received.extend_from_slice(&bytes);
                     if !self.stalled
                         && let Some(streams) = origin.exit_streams()
                     {
-                        streams.consumed(stream, bytes.len());
+                        streams.handle_command(stream, StreamCommand::Consumed(bytes.len()));
                     }
                 }
-                CircuitEvent::Stream(_, StreamEvent::Finished { .. }) => self.finished = true,
-                CircuitEvent::Stream(_, StreamEvent::Closed { reason, .. }) => self.ended = Some(reason),
+                CircuitEvent::Stream(_, _, StreamEvent::Finished) => self.finished = true,
+                CircuitEvent::Stream(_, _, StreamEvent::Closed(reason)) => self.ended = Some(reason),
                 CircuitEvent::Stream(..) => {}
             }
         }
@@ -135,34 +135,35 @@ impl RelayParty {
         Self { relay, serves: 0, sent: BTreeMap::new(), received: Vec::new(), finished: false, closed: 0 }
     }
 
-    fn work(&mut self, now: Instant) {
+    fn work(&mut self) {
         while let Some(event) = self.relay.poll_event() {
-            let RelayEvent::Exit(exit, request) = event else { continue };
-            match request {
-                ExitRequest::Connect(_) => {
-                    self.relay.exit_connected(now, exit, None);
+            let RelayEvent::Stream(exit, event) = event else { continue };
+            match event {
+                StreamEvent::Begin(_) => {
+                    self.relay.handle_command(exit, StreamCommand::Connected(None));
                     self.sent.insert(exit, 0);
                 }
-                ExitRequest::Delegate { .. } => self.relay.exit_failed(exit, EndReason::Policy),
-                ExitRequest::Resolve(_) => self.relay.exit_failed(exit, EndReason::NotFound),
-                ExitRequest::Data(bytes) => {
+                StreamEvent::Request(_) => self.relay.handle_command(exit, StreamCommand::Reset(EndReason::Policy)),
+                StreamEvent::Resolve(_) => self.relay.handle_command(exit, StreamCommand::Reset(EndReason::NotFound)),
+                StreamEvent::Data(bytes) => {
                     self.received.extend_from_slice(&bytes);
-                    self.relay.exit_consumed(exit, bytes.len());
+                    self.relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
                 }
-                ExitRequest::Finish => self.finished = true,
-                ExitRequest::Writable => {}
-                ExitRequest::Close => {
+                StreamEvent::Finished => self.finished = true,
+                StreamEvent::Writable => {}
+                StreamEvent::Closed(_) => {
                     self.closed += 1;
                     self.sent.remove(&exit);
                 }
+                StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => panic!("{event:?} at an exit"),
             }
         }
         for (exit, sent) in &mut self.sent {
             if *sent < self.serves {
-                let part = self.relay.exit_room(*exit).min(self.serves - *sent);
-                *sent += self.relay.exit_write(now, *exit, &patterned(*sent, part));
+                let part = self.relay.room(*exit).min(self.serves - *sent);
+                *sent += self.relay.write(*exit, &patterned(*sent, part));
                 if *sent == self.serves {
-                    self.relay.exit_finish(*exit);
+                    self.relay.handle_command(*exit, StreamCommand::Finish);
                 }
             }
         }
@@ -251,7 +252,7 @@ impl Tapped {
     fn work(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         match &mut self.party {
             Party::Origin(origin) => origin.work(now, rng),
-            Party::Relay(relay) => relay.work(now),
+            Party::Relay(relay) => relay.work(),
         }
     }
 

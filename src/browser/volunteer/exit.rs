@@ -15,7 +15,8 @@ use crate::{
         limits::Rates,
         service::{SearchService, ServiceEvent, ServiceParameters},
     },
-    relay::{ExitRequest, ExitStream, Relay},
+    relay::{ExitStream, Relay},
+    stream::{StreamCommand, StreamEvent},
     wire::EndReason,
 };
 
@@ -47,25 +48,29 @@ impl Exit {
         Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell, carried }
     }
 
-    /// Handles a request of an origin at `relay`.
-    pub(super) fn handle(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, request: ExitRequest) {
+    /// Handles an event of a stream of `relay`.
+    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, event: StreamEvent) {
         let stream = exit.0;
-        match request {
-            ExitRequest::Delegate { service: Service::Search, circuit } if self.offers.get() && !self.drains => {
-                self.service.handle_begin(now, stream, circuit);
+        match event {
+            StreamEvent::Request(Service::Search) if self.offers.get() && !self.drains => {
+                if let Some(circuit) = relay.exit_circuit(exit) {
+                    self.service.handle_begin(now, stream, circuit);
+                }
             }
             // The relay's core refuses the last two itself.
-            ExitRequest::Delegate { .. } | ExitRequest::Connect(_) | ExitRequest::Resolve(_) => {
-                relay.exit_failed(exit, EndReason::Policy);
+            StreamEvent::Request(_) | StreamEvent::Begin(_) | StreamEvent::Resolve(_) => {
+                relay.handle_command(exit, StreamCommand::Reset(EndReason::Policy));
             }
-            ExitRequest::Data(bytes) => {
+            StreamEvent::Data(bytes) => {
                 count(&self.carried, bytes.len());
                 self.service.handle_data(now, stream, &bytes);
-                relay.exit_consumed(exit, bytes.len());
+                relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
             }
-            ExitRequest::Finish => self.service.handle_finish(now, stream),
-            ExitRequest::Writable => self.write(now, relay, stream),
-            ExitRequest::Close => self.service.handle_closed(stream),
+            StreamEvent::Finished => self.service.handle_finish(now, stream),
+            StreamEvent::Writable => self.write(relay, stream),
+            StreamEvent::Closed(_) => self.service.handle_closed(stream),
+            // Only at an origin.
+            StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
         }
         self.settle(now, relay);
     }
@@ -105,14 +110,16 @@ impl Exit {
         while let Some(event) = self.service.poll_event() {
             match event {
                 ServiceEvent::Query { stream, request } => self.ask(now, stream, request),
-                ServiceEvent::Unsent { stream } => self.write(now, relay, stream),
+                ServiceEvent::Unsent { stream } => self.write(relay, stream),
                 ServiceEvent::Dropped { stream } => {
                     if let Some((_, abort)) = self.forget(stream) {
                         abort.abort();
                     }
                     self.asked.retain(|asked| asked.stream != stream);
                 }
-                ServiceEvent::Failed { stream, reason } => relay.exit_failed(ExitStream(stream), reason),
+                ServiceEvent::Failed { stream, reason } => {
+                    relay.handle_command(ExitStream(stream), StreamCommand::Reset(reason));
+                }
             }
         }
     }
@@ -133,20 +140,20 @@ impl Exit {
     }
 
     /// Writes as much of an answer as the stream has room for.
-    fn write(&mut self, now: Instant, relay: &mut Relay, stream: u64) {
+    fn write(&mut self, relay: &mut Relay, stream: u64) {
         let exit = ExitStream(stream);
         loop {
             let unsent = self.service.unsent(stream);
             if unsent.is_empty() {
                 return;
             }
-            let written = relay.exit_write(now, exit, unsent);
+            let written = relay.write(exit, unsent);
             if written == 0 {
                 return;
             }
             count(&self.carried, written);
             if self.service.handle_sent(stream, written) {
-                return relay.exit_finish(exit);
+                return relay.handle_command(exit, StreamCommand::Finish);
             }
         }
     }

@@ -21,7 +21,7 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
     for stream in [first, second] {
         net.client(|party, _, _| {
             assert!(party.client.circuits.contains_key(&old));
-            party.client.reset(stream, EndReason::Reset);
+            party.client.handle_command(stream, StreamCommand::Reset(EndReason::Reset));
         });
         net.pass(2);
     }

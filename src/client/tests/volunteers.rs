@@ -91,7 +91,7 @@ fn a_volunteer_stands_behind_a_gateway_of_its_own_and_carries_bytes() {
         if let Some((_, volunteer)) = joined.iter().find(|(_, it)| it.identity() == path[1]) {
             assert!(volunteer.gateways.contains(&path[0]));
         }
-        net.client(|party, now, _| assert_eq!(party.client.write(now, stream, &[7; 5000]), 5000));
+        net.client(|party, _, _| assert_eq!(party.client.write(stream, &[7; 5000]), 5000));
         net.wait(5, |party| (party.seen(stream).bytes.len() == 5000).then_some(()));
     }
 }
@@ -224,7 +224,7 @@ fn a_volunteer_performs_searches_behind_one_of_its_gateways() {
         let (path, _) = net.wait(5, |party| party.seen(stream).delegated.clone());
         let exit = joined.iter().find(|volunteer| volunteer.identity() == path[2]).expect("a volunteer");
         assert!(exit.gateways.contains(&path[1]));
-        net.client(|party, now, _| assert_eq!(party.client.write(now, stream, b"query"), 5));
+        net.client(|party, _, _| assert_eq!(party.client.write(stream, b"query"), 5));
         net.wait(5, |party| (party.seen(stream).bytes == b"query").then_some(()));
     }
 }

@@ -1,4 +1,7 @@
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,7 +16,7 @@ use crate::io::{
     socks::{self, SocksLimits},
     testing::{Flows, ROOM, echo_origin, origin, reason_of},
 };
-use crate::{base::RelayId, delegated::Delegation};
+use crate::{base::RelayId, delegated::Delegation, wire::Answer};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -102,17 +105,24 @@ impl Core {
     }
 }
 
-impl ExitCore for Core {
-    fn connected(&mut self, _: Instant, key: StreamKey, _: IpAddr) {
-        let stream = self.hub().open(key, ROOM);
-        let _ = self.connecting.remove(&key).unwrap().send(Ok(stream));
+impl Core {
+    fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
+        match command {
+            StreamCommand::Connected(_) => {
+                let stream = self.hub().open(key, ROOM);
+                let _ = self.connecting.remove(&key).unwrap().send(Ok(stream));
+            }
+            StreamCommand::Resolved { answers, .. } => {
+                let _ = self.resolving.remove(&key).unwrap().send(Ok(answers));
+            }
+            StreamCommand::Write(bytes) => self.backward.write(key, &bytes),
+            StreamCommand::Consumed(bytes) => self.forward.credit(key, bytes),
+            StreamCommand::Finish => self.backward.finish(key),
+            StreamCommand::Reset(reason) => self.fail(key, reason),
+        }
     }
 
-    fn resolved(&mut self, key: StreamKey, _: u32, answers: Vec<Answer>) {
-        let _ = self.resolving.remove(&key).unwrap().send(Ok(answers));
-    }
-
-    fn failed(&mut self, key: StreamKey, reason: EndReason) {
+    fn fail(&mut self, key: StreamKey, reason: EndReason) {
         if let Some(sender) = self.connecting.remove(&key) {
             let _ = sender.send(Err(reason.into()));
         }
@@ -121,36 +131,6 @@ impl ExitCore for Core {
         }
         self.hub().fail(key, reason);
         self.forget(key);
-    }
-
-    fn write(&mut self, _: Instant, key: StreamKey, bytes: &[u8]) {
-        self.backward.write(key, &bytes.to_vec().into());
-    }
-
-    fn room(&mut self, key: StreamKey) -> usize {
-        self.backward.room(key)
-    }
-
-    fn finish(&mut self, key: StreamKey) {
-        self.backward.finish(key);
-    }
-
-    fn consumed(&mut self, key: StreamKey, bytes: usize) {
-        self.forward.credit(key, bytes);
-    }
-}
-
-fn key_of(command: &ExitCommand) -> StreamKey {
-    match command {
-        ExitCommand::Connected { key, .. }
-        | ExitCommand::Resolved { key, .. }
-        | ExitCommand::Failed { key, .. }
-        | ExitCommand::Stream(
-            StreamCommand::Write { key, .. }
-            | StreamCommand::Consumed { key, .. }
-            | StreamCommand::Finish { key }
-            | StreamCommand::Reset { key, .. },
-        ) => *key,
     }
 }
 
@@ -175,27 +155,22 @@ async fn run(mut exit: Exit, mut asks: mpsc::UnboundedReceiver<Ask>) {
                     }
                 }
             }
-            command = hub.command() => match command {
-                StreamCommand::Write { key, bytes } => {
-                    core.forward.write(key, &bytes);
-                    core.pump(&mut exit, key);
+            (key, command) = hub.command() => {
+                match command {
+                    StreamCommand::Write(bytes) => core.forward.write(key, &bytes),
+                    StreamCommand::Finish => core.forward.finish(key),
+                    StreamCommand::Consumed(bytes) => core.backward.credit(key, bytes),
+                    StreamCommand::Reset(_) => {
+                        core.forget(key);
+                        exit.close(key);
+                        continue;
+                    }
+                    StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of a stream"),
                 }
-                StreamCommand::Finish { key } => {
-                    core.forward.finish(key);
-                    core.pump(&mut exit, key);
-                }
-                StreamCommand::Consumed { key, bytes } => {
-                    core.backward.credit(key, bytes);
-                    core.pump(&mut exit, key);
-                }
-                StreamCommand::Reset { key, .. } => {
-                    core.forget(key);
-                    exit.close(key);
-                }
-            },
-            command = exit.command() => {
-                let key = key_of(&command);
-                exit.apply(Instant::START, &mut core, command);
+                core.pump(&mut exit, key);
+            }
+            (key, command) = exit.command() => {
+                core.handle_command(key, command);
                 core.pump(&mut exit, key);
             }
         }

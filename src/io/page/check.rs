@@ -14,8 +14,9 @@ use crate::{
     delegated::Delegation,
     io::{
         connector::{ConnectError, Connector, Delegated, Isolation},
-        stream::{Hub, Stream, StreamCommand},
+        stream::{Hub, Stream},
     },
+    stream::StreamCommand,
     wire::{Answer, EndReason, Host, Target},
 };
 
@@ -102,8 +103,8 @@ async fn answer(mut hub: Hub) {
     let mut head = Vec::new();
     let mut answered = false;
     loop {
-        match hub.command().await {
-            StreamCommand::Write { bytes, .. } if !answered => {
+        match hub.command().await.1 {
+            StreamCommand::Write(bytes) if !answered => {
                 head.extend_from_slice(&bytes);
                 answered = head.windows(4).any(|end| end == b"\r\n\r\n");
                 if answered {
@@ -114,8 +115,8 @@ async fn answer(mut hub: Hub) {
                     return;
                 }
             }
-            StreamCommand::Reset { .. } => return,
-            StreamCommand::Write { .. } | StreamCommand::Consumed { .. } | StreamCommand::Finish { .. } => {}
+            StreamCommand::Reset(_) => return,
+            _ => {}
         }
     }
 }

@@ -6,46 +6,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::wire::EndReason;
+use crate::{stream::StreamCommand, wire::EndReason};
 
 use super::{Reader, Shared, State, Stream, Writer};
 
 /// The core's identifier of a stream.
 pub(crate) type StreamKey = u64;
-
-/// A command of a stream to the core.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum StreamCommand {
-    /// Send these bytes, never more than the core's room.
-    Write {
-        /// The stream.
-        key: StreamKey,
-        /// The bytes, never empty.
-        bytes: Bytes,
-    },
-    /// The reader has consumed this many bytes.
-    Consumed {
-        /// The stream.
-        key: StreamKey,
-        /// Bytes, never zero.
-        bytes: usize,
-    },
-    /// The writer has finished.
-    Finish {
-        /// The stream.
-        key: StreamKey,
-    },
-    /// The stream was reset before its end. The hub has removed it.
-    Reset {
-        /// The stream.
-        key: StreamKey,
-        /// The reason for the other end.
-        reason: EndReason,
-    },
-}
 
 /// All open streams of one core; owned by the core's task.
 ///
@@ -57,7 +25,7 @@ pub(crate) struct Hub {
     bell: mpsc::UnboundedSender<Arc<Shared>>,
     rung: mpsc::UnboundedReceiver<Arc<Shared>>,
     /// Commands of the last dequeued stream, at most three.
-    commands: VecDeque<StreamCommand>,
+    commands: VecDeque<(StreamKey, StreamCommand)>,
     /// Readers to wake, each once.
     readers: Vec<Waker>,
 }
@@ -134,13 +102,16 @@ impl Hub {
         self.readers.drain(..).for_each(Waker::wake);
     }
 
-    /// Waits for the next command; wakes the readers of pushed bytes first. Cancel safe.
-    pub(crate) async fn command(&mut self) -> StreamCommand {
+    /// Waits for the next command of a stream; wakes the readers of pushed bytes first. Cancel safe.
+    ///
+    /// Commands are [`StreamCommand::Write`] (within the room, never empty), [`StreamCommand::Consumed`],
+    /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], after which the hub has no such stream.
+    pub(crate) async fn command(&mut self) -> (StreamKey, StreamCommand) {
         core::future::poll_fn(|cx| self.poll_command(cx)).await
     }
 
     /// Like [`Self::command`].
-    pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<StreamCommand> {
+    pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(StreamKey, StreamCommand)> {
         self.flush();
         loop {
             if let Some(command) = self.commands.pop_front() {
@@ -168,21 +139,21 @@ impl Hub {
         if let (Some(reason), false) = (state.abandoned, over) {
             drop(state);
             self.streams.remove(&key);
-            self.commands.push_back(StreamCommand::Reset { key, reason });
+            self.commands.push_back((key, StreamCommand::Reset(reason)));
             return;
         }
         let bytes = core::mem::take(&mut state.outbound).freeze();
         if !bytes.is_empty() {
             state.room = state.room.saturating_sub(bytes.len());
-            self.commands.push_back(StreamCommand::Write { key, bytes });
+            self.commands.push_back((key, StreamCommand::Write(bytes)));
         }
         let consumed = core::mem::take(&mut state.consumed);
         if consumed > 0 {
-            self.commands.push_back(StreamCommand::Consumed { key, bytes: consumed });
+            self.commands.push_back((key, StreamCommand::Consumed(consumed)));
         }
         if state.finished && !state.finish_told {
             state.finish_told = true;
-            self.commands.push_back(StreamCommand::Finish { key });
+            self.commands.push_back((key, StreamCommand::Finish));
         }
         if state.abandoned.is_some() {
             drop(state);

@@ -19,7 +19,7 @@ use crate::{
         connector::{ConnectError, Delegated, Hop, Isolation},
         files::Folder,
         searcher::{Offers, engines},
-        stream::{Hub, Stream, StreamCommand},
+        stream::{Hub, Stream, StreamKey},
     },
     node::{
         Failure,
@@ -28,6 +28,7 @@ use crate::{
         report::{HopReport, Report, Reporter},
     },
     path::GuardSample,
+    stream::{StreamCommand, StreamEvent},
     transport::native::{Certificate, Sockets},
     wire::{Answer, EndReason, Host, Target},
 };
@@ -212,15 +213,11 @@ impl ClientCore {
         self.told.offers.send_replace(offers);
     }
 
-    fn handle_command(&mut self, now: Instant, command: StreamCommand) {
-        match command {
-            StreamCommand::Write { key, bytes } => {
-                self.client.write(now, ClientStream(key), &bytes);
-                self.hub.set_room(key, self.client.room(ClientStream(key)));
-            }
-            StreamCommand::Consumed { key, bytes } => self.client.consumed(ClientStream(key), bytes),
-            StreamCommand::Finish { key } => self.client.finish(ClientStream(key)),
-            StreamCommand::Reset { key, reason } => self.client.reset(ClientStream(key), reason),
+    fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
+        let changes_room = matches!(command, StreamCommand::Write(_));
+        self.client.handle_command(ClientStream(key), command);
+        if changes_room {
+            self.hub.set_room(key, self.client.room(ClientStream(key)));
         }
     }
 
@@ -234,12 +231,6 @@ impl ClientCore {
                     "the consensus has expired and no directory gives a newer one; requests fail until then"
                 );
             }
-            ClientEvent::Connected { stream, .. } => {
-                if let Some(Waiting::Stream(reply)) = self.waiting.remove(&stream) {
-                    // If the requester no longer waits, the stream is dropped, which resets it.
-                    let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
-                }
-            }
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(Waiting::Delegated(reply)) = self.waiting.remove(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
@@ -247,20 +238,40 @@ impl ClientCore {
                     let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
                 }
             }
-            ClientEvent::Resolved { stream, answers, .. } => {
+            ClientEvent::Stream(stream, event) => self.handle_stream(stream, event),
+            ClientEvent::Failed(stream, failure) => self.close(stream, failure),
+        }
+    }
+
+    fn handle_stream(&mut self, stream: ClientStream, event: StreamEvent) {
+        match event {
+            StreamEvent::Connected(_) => {
+                if let Some(Waiting::Stream(reply)) = self.waiting.remove(&stream) {
+                    // If the requester no longer waits, the stream is dropped, which resets it.
+                    let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
+                }
+            }
+            StreamEvent::Resolved { answers, .. } => {
                 if let Some(Waiting::Answer(reply)) = self.waiting.remove(&stream) {
                     let _ = reply.send(Ok(answers));
                 }
             }
-            ClientEvent::Data { stream, bytes } => self.hub.push(stream.0, &bytes),
-            ClientEvent::Finished { stream } => self.hub.finish(stream.0),
-            ClientEvent::Writable { stream } => self.hub.set_room(stream.0, self.client.room(stream)),
-            ClientEvent::Closed { stream, reason } => match self.waiting.remove(&stream) {
-                Some(Waiting::Stream(reply)) => _ = reply.send(Err(connect_error(reason))),
-                Some(Waiting::Answer(reply)) => _ = reply.send(Err(connect_error(reason))),
-                Some(Waiting::Delegated(reply)) => _ = reply.send(Err(connect_error(reason))),
-                None => self.hub.fail(stream.0, end_reason(reason)),
-            },
+            StreamEvent::Data(bytes) => self.hub.push(stream.0, &bytes),
+            StreamEvent::Finished => self.hub.finish(stream.0),
+            StreamEvent::Writable => self.hub.set_room(stream.0, self.client.room(stream)),
+            StreamEvent::Closed(reason) => self.close(stream, StreamFailure::Ended(reason)),
+            // Only at an exit.
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {}
+        }
+    }
+
+    /// Ends a stream, or the wait for it.
+    fn close(&mut self, stream: ClientStream, failure: StreamFailure) {
+        match self.waiting.remove(&stream) {
+            Some(Waiting::Stream(reply)) => _ = reply.send(Err(connect_error(failure))),
+            Some(Waiting::Answer(reply)) => _ = reply.send(Err(connect_error(failure))),
+            Some(Waiting::Delegated(reply)) => _ = reply.send(Err(connect_error(failure))),
+            None => self.hub.fail(stream.0, end_reason(failure)),
         }
     }
 
@@ -327,8 +338,8 @@ impl Core for ClientCore {
             taken = Poll::Ready(());
         }
         for _ in 0..COMMANDS_A_TURN {
-            let Poll::Ready(command) = self.hub.poll_command(cx) else { break };
-            self.handle_command(now, command);
+            let Poll::Ready((key, command)) = self.hub.poll_command(cx) else { break };
+            self.handle_command(key, command);
             taken = Poll::Ready(());
         }
         taken

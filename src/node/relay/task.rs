@@ -111,8 +111,8 @@ impl Core for RelayCore {
         }
         if let Some(exit) = &mut self.exit {
             for _ in 0..COMMANDS_A_TURN {
-                let Poll::Ready(command) = pin!(exit.command()).poll(cx) else { break };
-                exit.apply(now, &mut self.relay, command);
+                let Poll::Ready((key, command)) = pin!(exit.command()).poll(cx) else { break };
+                exit.apply(&mut self.relay, key, command);
                 taken = Poll::Ready(());
             }
         }
@@ -124,9 +124,9 @@ impl Core for RelayCore {
         while let Some(event) = self.relay.poll_event() {
             told = true;
             match event {
-                RelayEvent::Exit(stream, request) => {
+                RelayEvent::Stream(stream, event) => {
                     if let Some(exit) = &mut self.exit {
-                        exit.handle(&mut self.relay, stream, request);
+                        exit.handle_event(&self.relay, stream, event);
                     }
                 }
                 RelayEvent::VolunteersChanged => _ = self.told.volunteers.send_replace(self.relay.volunteers()),

@@ -11,15 +11,15 @@ fn a_stalled_reader_holds_up_its_own_stream_only() {
     let (stalled, lively) = (pair.stream(), pair.stream());
     let mut got = 0;
     for _ in 0..100 {
-        pair.exit.write(pair.now, stalled, &[1; SEND_BUFFER]);
-        pair.exit.write(pair.now, lively, &[2; SEND_BUFFER]);
+        pair.exit.write(stalled, &[1; SEND_BUFFER]);
+        pair.exit.write(lively, &[2; SEND_BUFFER]);
         pair.settle();
         for event in events(&mut pair.origin) {
-            if let StreamEvent::Data { stream, bytes } = event
+            if let (stream, StreamEvent::Data(bytes)) = event
                 && stream == lively
             {
                 got += bytes.len();
-                pair.origin.consumed(lively, bytes.len());
+                pair.origin.handle_command(lively, StreamCommand::Consumed(bytes.len()));
             }
         }
         events(&mut pair.exit);
@@ -35,7 +35,7 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
     let (first, second) = (pair.stream(), pair.stream());
     for _ in 0..200 {
         for id in [first, second] {
-            pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+            pair.exit.write(id, &[1; SEND_BUFFER]);
         }
         pair.settle();
         read(&mut pair.origin);
@@ -46,8 +46,8 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
     let extra = pair.origin.extra_credit;
     assert!((9 << 16..=1 << 20).contains(&extra), "{extra}");
     assert!(open <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{open}");
-    pair.origin.reset(first, EndReason::Reset);
-    pair.origin.reset(second, EndReason::Reset);
+    pair.origin.handle_command(first, StreamCommand::Reset(EndReason::Reset));
+    pair.origin.handle_command(second, StreamCommand::Reset(EndReason::Reset));
     assert_eq!(pair.origin.extra_credit, 0);
 }
 
@@ -61,7 +61,7 @@ fn one_stream_fills_the_window_of_a_path_of_eight_tenths_of_a_second() {
     for _ in 0..900 {
         pair.now = pair.now.after(Duration::from_millis(10));
         loop {
-            while pair.exit.write(pair.now, id, &[1; SEND_BUFFER]) > 0 {}
+            while pair.exit.write(id, &[1; SEND_BUFFER]) > 0 {}
             let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) else { break };
             backward.push_back((pair.now.after(one_way), message));
         }
@@ -87,7 +87,7 @@ fn a_second_stream_finds_credit_beside_one_that_has_taken_its_most() {
     let (first, second) = (pair.stream(), pair.stream());
     for (id, rounds) in [(first, 600), (second, 200)] {
         for _ in 0..rounds {
-            pair.exit.write(pair.now, id, &[1; SEND_BUFFER]);
+            pair.exit.write(id, &[1; SEND_BUFFER]);
             pair.settle();
             read(&mut pair.origin);
             events(&mut pair.exit);

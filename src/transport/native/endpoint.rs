@@ -21,13 +21,13 @@ use super::{
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{Front, Hello, is_hello_fragment},
-    link::{Clock, Context, Dial, Ending, Link, LinkMemory, LinkOutput, Role},
+    link::{Clock, Context, Dial, Ending, Link, LinkMemory, Role},
     memory::Memory,
     sources::Sources,
     stun,
 };
 use crate::{
-    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit},
+    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, Transmit},
     transport::{Transport, sctp},
 };
 
@@ -92,7 +92,6 @@ pub struct Endpoint {
     deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
-    outputs: Vec<LinkOutput>,
     counts: Counts,
 }
 
@@ -134,7 +133,6 @@ impl Endpoint {
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
-            outputs: Vec::new(),
             counts: Counts::default(),
             config,
         })
@@ -352,7 +350,7 @@ impl Endpoint {
         self.resting.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
     }
 
-    /// Calls `act` on a link, then handles the outputs.
+    /// Calls `act` on a link, then handles its opening or end.
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
@@ -360,8 +358,7 @@ impl Endpoint {
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
     ) -> T {
         let Some(link) = self.links.get_mut(&route) else { return T::default() };
-        let id = link.id;
-        let mut outputs = core::mem::take(&mut self.outputs);
+        let was_open = link.opened;
         let mut context = Context {
             now,
             clock: self.clock,
@@ -372,59 +369,34 @@ impl Endpoint {
             memory: &mut self.memory,
             out: &mut self.out,
             segments: self.segments,
-            outputs: &mut outputs,
+            events: &mut self.events,
+            rooms: &mut self.rooms,
         };
         let outcome = act(link, &mut context);
         if !link.dirty {
             link.dirty = true;
             self.dirty.push_back(route);
         }
-        for output in outputs.drain(..) {
-            self.take(now, route, id, output);
+        let ending = link.ending();
+        if link.opened && !was_open {
+            match link.dialled() {
+                Some(_) => self.dials = self.dials.saturating_sub(1),
+                None => self.sources.opened(route.remote.ip()),
+            }
         }
-        self.outputs = outputs;
+        if let Some(ending) = ending {
+            self.handle_ended(now, route, ending);
+        }
         outcome
     }
 
-    fn take(&mut self, now: Instant, route: Route, id: LinkId, output: LinkOutput) {
-        match output {
-            LinkOutput::Message(lane, message) => {
-                self.events.push_back(LinkEvent::Message { link: id, lane, message });
-            }
-            LinkOutput::Opened => {
-                let Some(link) = self.links.get(&route) else { return };
-                let dialled = match &link.role {
-                    Role::Dialler(dial) => Some(dial.target.relay),
-                    Role::Listener(_) => None,
-                };
-                let opened = LinkOpened {
-                    dialled,
-                    local_certificate: link.local_certificate,
-                    peer_certificate: link.peer_certificate,
-                    peer_address: Redacted(route.remote),
-                    lanes: link.lanes,
-                };
-                match dialled {
-                    Some(_) => self.dials = self.dials.saturating_sub(1),
-                    None => self.sources.opened(route.remote.ip()),
-                }
-                self.events.push_back(LinkEvent::Opened { link: id, opened });
-            }
-            LinkOutput::Room => {
-                let Some(link) = self.links.get_mut(&route) else { return };
-                if !core::mem::replace(&mut link.room_due, true) {
-                    self.rooms.push_back(id);
-                }
-            }
-            LinkOutput::Retired => self.events.push_back(LinkEvent::Retire { link: id }),
-            LinkOutput::Ended(ending) => {
-                if let Some(dial) = self.remove(route, ending) {
-                    if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
-                        self.dial(now, dial);
-                    } else {
-                        self.rest(now, dial);
-                    }
-                }
+    /// Removes a link that has ended; a dial may go on at another address.
+    fn handle_ended(&mut self, now: Instant, route: Route, ending: Ending) {
+        if let Some(dial) = self.remove(route, ending) {
+            if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
+                self.dial(now, dial);
+            } else {
+                self.rest(now, dial);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::{
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::Instant as StdInstant,
 };
@@ -15,7 +16,7 @@ use super::{
     memory::{Lease, Memory},
 };
 use crate::{
-    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES, Slots},
+    base::{DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, Redacted, RelayId, Slots},
     transport::sctp::{self, Association, Close, Event},
 };
 
@@ -40,7 +41,10 @@ pub(super) struct Context<'a> {
     pub(super) out: &'a mut Datagrams,
     /// Most datagrams in one system call.
     pub(super) segments: usize,
-    pub(super) outputs: &'a mut Vec<LinkOutput>,
+    /// The events for the core.
+    pub(super) events: &'a mut VecDeque<LinkEvent>,
+    /// The open links whose room has changed, each once.
+    pub(super) rooms: &'a mut VecDeque<LinkId>,
 }
 
 /// A pair of values, one for each direction.
@@ -67,17 +71,6 @@ impl Context<'_> {
     fn std_now(&self) -> StdInstant {
         self.clock.to_std(self.now)
     }
-}
-
-/// An event of a link for its endpoint.
-pub(super) enum LinkOutput {
-    Opened,
-    Message(Lane, Slots),
-    /// The room in the send buffer has changed.
-    Room,
-    /// The keys have reached the count of records at which the link takes no new circuits.
-    Retired,
-    Ended(Ending),
 }
 
 /// Why a link ended.
@@ -130,7 +123,7 @@ enum Stage {
     Opening { until: Instant },
     Open,
     Closing { until: Instant },
-    Ended,
+    Ended(Ending),
 }
 
 /// One link.
@@ -138,11 +131,11 @@ pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) role: Role,
     /// SHA-256 of the certificate of this end.
-    pub(super) local_certificate: [u8; 32],
+    local_certificate: [u8; 32],
     /// SHA-256 of the peer's certificate; zeros before it arrives.
-    pub(super) peer_certificate: [u8; 32],
+    peer_certificate: [u8; 32],
     /// Number of lanes, once the link is open.
-    pub(super) lanes: u8,
+    lanes: u8,
     /// Whether the link is queued for [`Self::service`].
     pub(super) dirty: bool,
     /// Whether a room event is queued for the core.
@@ -197,6 +190,22 @@ impl Link {
         self.stage == Stage::Open
     }
 
+    /// The relay that this node dialled; `None` if the peer dialled.
+    pub(super) fn dialled(&self) -> Option<RelayId> {
+        match &self.role {
+            Role::Dialler(dial) => Some(dial.target.relay),
+            Role::Listener(_) => None,
+        }
+    }
+
+    /// Why the link ended, if it has. The endpoint then removes it.
+    pub(super) const fn ending(&self) -> Option<Ending> {
+        match self.stage {
+            Stage::Ended(ending) => Some(ending),
+            Stage::Opening { .. } | Stage::Open | Stage::Closing { .. } => None,
+        }
+    }
+
     /// Whether the core closed the link and it still delivers data.
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.stage, Stage::Closing { .. })
@@ -222,7 +231,7 @@ impl Link {
 
     /// Takes a datagram from the peer's address, which may be forged.
     pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &mut [u8]) {
-        if self.stage == Stage::Ended {
+        if self.ending().is_some() {
             return;
         }
         let outcome = self.dtls.handle_datagram(context.std_now(), datagram);
@@ -246,7 +255,7 @@ impl Link {
         }
         self.drain_sctp(context);
         match self.stage {
-            Stage::Opening { until } if until <= now => self.end(context, Ending::Closed(LinkClose::TimedOut)),
+            Stage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
             Stage::Closing { until } if until <= now => self.finish(context, Ending::Done),
             Stage::Open if self.heard.after(context.caps.silence) <= now => {
                 self.finish(context, Ending::Closed(LinkClose::TimedOut));
@@ -291,7 +300,9 @@ impl Link {
         let room = sctp.room(context.now);
         if self.stage == Stage::Open && room != self.room {
             self.room = room;
-            context.outputs.push(LinkOutput::Room);
+            if !core::mem::replace(&mut self.room_due, true) {
+                context.rooms.push_back(self.id);
+            }
         }
         sent >= TURN
     }
@@ -341,7 +352,7 @@ impl Link {
         let own = match self.stage {
             Stage::Opening { until } | Stage::Closing { until } => until,
             Stage::Open => self.probe_due(caps).min(self.heard.after(caps.silence)),
-            Stage::Ended => return None,
+            Stage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
         let dtls = self.dtls.poll_timeout().map(|at| clock.ours(at));
@@ -355,7 +366,7 @@ impl Link {
 
     /// Sends ABORT and close_notify, then ends the link.
     fn finish(&mut self, context: &mut Context<'_>, ending: Ending) {
-        if self.stage == Stage::Ended {
+        if self.ending().is_some() {
             return;
         }
         if let Some(sctp) = &mut self.sctp {
@@ -366,18 +377,15 @@ impl Link {
         }
         self.dtls.close();
         self.dtls.drain(&[], context.out, context.route, context.segments, |_| {});
-        self.end(context, ending);
+        self.end(ending);
     }
 
-    fn end(&mut self, context: &mut Context<'_>, ending: Ending) {
-        if self.stage != Stage::Ended {
-            let ending = match self.stage {
-                Stage::Closing { .. } => Ending::Done,
-                _ => ending,
-            };
-            context.outputs.push(LinkOutput::Ended(ending));
-            self.stage = Stage::Ended;
-        }
+    fn end(&mut self, ending: Ending) {
+        self.stage = match self.stage {
+            Stage::Ended(earlier) => Stage::Ended(earlier),
+            Stage::Closing { .. } => Stage::Ended(Ending::Done),
+            Stage::Opening { .. } | Stage::Open => Stage::Ended(ending),
+        };
     }
 
     fn check(&mut self, context: &mut Context<'_>, outcome: Result<(), DtlsError>) {
@@ -386,7 +394,7 @@ impl Link {
             Err(error) if error.is_key_limit() => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
             Err(error) => {
                 tracing::debug!(%error, "link broken");
-                self.end(context, Ending::Closed(LinkClose::Broken));
+                self.end(Ending::Closed(LinkClose::Broken));
             }
         }
     }
@@ -395,7 +403,7 @@ impl Link {
     fn note_retired(&mut self, context: &mut Context<'_>) {
         if self.stage == Stage::Open && self.dtls.take_retired() {
             self.retired = true;
-            context.outputs.push(LinkOutput::Retired);
+            context.events.push_back(LinkEvent::Retire { link: self.id });
         }
     }
 
@@ -438,7 +446,17 @@ impl Link {
         if let Some(ending) = ending {
             // Messages received before the close_notify still count.
             self.drain_sctp(context);
-            self.end(context, ending);
+            self.end(ending);
+        }
+    }
+
+    fn properties(&self, route: Route) -> LinkOpened {
+        LinkOpened {
+            dialled: self.dialled(),
+            local_certificate: self.local_certificate,
+            peer_certificate: self.peer_certificate,
+            peer_address: Redacted(route.remote),
+            lanes: self.lanes,
         }
     }
 
@@ -449,15 +467,18 @@ impl Link {
                     self.lanes = u8::try_from(streams).unwrap_or(MAX_LANES).min(MAX_LANES);
                     self.stage = Stage::Open;
                     self.opened = true;
-                    context.outputs.push(LinkOutput::Opened);
+                    let opened = self.properties(context.route);
+                    context.events.push_back(LinkEvent::Opened { link: self.id, opened });
                 }
                 (Event::Message { stream, bytes }, Stage::Open) => {
                     match u8::try_from(stream).ok().and_then(Lane::new) {
-                        Some(lane) => context.outputs.push(LinkOutput::Message(lane, bytes)),
+                        Some(lane) => {
+                            context.events.push_back(LinkEvent::Message { link: self.id, lane, message: bytes });
+                        }
                         None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
-                (Event::Closed(Close::ByPeer), _) => self.end(context, Ending::Closed(LinkClose::ByPeer)),
+                (Event::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
                 (Event::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
                 (Event::Closed(Close::TimedOut), _) => self.finish(context, Ending::Closed(LinkClose::TimedOut)),
                 _ => {}

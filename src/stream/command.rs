@@ -1,0 +1,139 @@
+//! Commands of this end: answers to the peer's requests, bytes to send, and ends.
+
+use core::net::IpAddr;
+
+use bytes::Bytes;
+
+use super::{Phase, Receiving, SEND_BUFFER, Sending, StreamEvent, StreamState, Streams};
+use crate::{
+    base::StreamId,
+    wire::{Answer, EndReason, RelayMessage},
+};
+
+/// A command for a stream: what this end's application does with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamCommand {
+    /// Exit: the target of [`StreamEvent::Begin`] is connected. Has its address, if the exit discloses it.
+    Connected(Option<IpAddr>),
+    /// Exit: answers [`StreamEvent::Resolve`]. At most 16 answers are sent; without one, the request fails.
+    Resolved {
+        /// Seconds for which the answers may be cached.
+        ttl: u32,
+        /// The answers.
+        answers: Vec<Answer>,
+    },
+    /// Sends bytes, at most [`Streams::room`].
+    Write(Bytes),
+    /// The application has used this many received bytes, so the peer may send more.
+    Consumed(usize),
+    /// Ends this direction after the written bytes: a half-close. The other direction stays open.
+    Finish,
+    /// Ends both directions immediately (`Done` is sent as `Reset`), or refuses the peer's request. Drops unsent bytes.
+    /// No event follows.
+    Reset(EndReason),
+}
+
+impl Streams {
+    /// Carries out a command. Ignores commands that don't fit the state of the stream.
+    pub fn handle_command(&mut self, id: StreamId, command: StreamCommand) {
+        match command {
+            StreamCommand::Connected(address) => self.connect(id, address),
+            StreamCommand::Resolved { ttl, answers } => self.resolved(id, ttl, answers),
+            StreamCommand::Write(bytes) => {
+                let taken = self.write(id, &bytes);
+                debug_assert!(taken == bytes.len() || taken == 0, "more was written than there was room for");
+            }
+            StreamCommand::Consumed(bytes) => self.consume(id, bytes),
+            StreamCommand::Finish => self.finish(id),
+            StreamCommand::Reset(reason) => self.reset(id, reason),
+        }
+    }
+
+    /// The number of bytes that [`Self::write`] accepts now.
+    #[must_use]
+    pub fn room(&self, id: StreamId) -> usize {
+        self.streams.get(&id).map_or(0, StreamState::room)
+    }
+
+    /// Like [`StreamCommand::Write`], for more bytes than may fit: queues as many as [`Self::room`] allows and returns
+    /// their number.
+    pub fn write(&mut self, id: StreamId, bytes: &[u8]) -> usize {
+        let Some(stream) = self.streams.get_mut(&id) else { return 0 };
+        let taken = bytes.get(..stream.room()).unwrap_or(bytes);
+        stream.outgoing.extend_from_slice(taken);
+        stream.above_threshold |= stream.outgoing.len() > SEND_BUFFER / 2;
+        self.make_ready(id);
+        taken.len()
+    }
+
+    /// Opens a requested stream. Emits the bytes that were received before.
+    fn connect(&mut self, id: StreamId, address: Option<IpAddr>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.phase != Phase::Serving {
+            return;
+        }
+        stream.phase = Phase::Open;
+        self.deadlines.remove(id);
+        self.control.push_back(RelayMessage::Connected { stream: id, address });
+        let early = core::mem::take(&mut stream.early);
+        if !early.is_empty() {
+            self.events.push_back((id, StreamEvent::Data(early.freeze())));
+        }
+        if stream.receiving == Receiving::Finished {
+            self.events.push_back((id, StreamEvent::Finished));
+        }
+        self.make_ready(id);
+        self.end_if_sent(id);
+    }
+
+    fn resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<Answer>) {
+        if self.streams.get(&id).is_none_or(|stream| stream.phase != Phase::Answering) {
+            return;
+        }
+        if answers.is_empty() {
+            return self.reset(id, EndReason::NotFound);
+        }
+        answers.truncate(16);
+        self.control.push_back(RelayMessage::Resolved { stream: id, ttl, answers });
+        self.forget(id, 0);
+    }
+
+    fn consume(&mut self, id: StreamId, bytes: usize) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.consume(bytes);
+        if stream.owes_credit() && !stream.owing {
+            stream.owing = true;
+            self.owing.push_back(id);
+        }
+    }
+
+    fn finish(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.sending == Sending::Open && stream.carries_data() {
+            stream.sending = Sending::Finishing;
+            self.end_if_sent(id);
+        }
+    }
+
+    pub(super) fn reset(&mut self, id: StreamId, reason: EndReason) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        let reason = if reason == EndReason::Done { EndReason::Reset } else { reason };
+        // A stream whose opening message is unsent needs no END.
+        let unsent = match self.control.back() {
+            Some(
+                RelayMessage::Begin { stream, .. }
+                | RelayMessage::Resolve { stream, .. }
+                | RelayMessage::Request { stream, .. },
+            ) => *stream == id,
+            _ => false,
+        };
+        if unsent {
+            self.control.pop_back();
+            self.take(id);
+            return;
+        }
+        let may_come = stream.credit_left();
+        self.control.push_back(RelayMessage::End { stream: id, reason });
+        self.forget(id, may_come);
+    }
+}
