@@ -1,12 +1,13 @@
 //! Delegated requests: searches and HTTP requests that an exit performs for a client, and their messages.
 //!
 //! Pure types for both ends: an exit's offer ([`Offer`]), the offer that a circuit needs ([`Delegation`]), queries
-//! and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), an exit's [`limits`] and
-//! its side of a search ([`service`]), and statistics of exits by engine ([`ExitStatistics`]). `io::delegated` performs
-//! requests at the exit; `engine` has the engines. Governed by `proto/09-delegated.md`. Threats addressed: neither
-//! the engine nor the exit learns the client's identity. The exit isn't trusted, so both ends check and clean all
-//! answers here.
+//! and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), HTTP requests and responses
+//! ([`message`], [`binary_http`]), an exit's [`limits`], the client's and the exit's side of a search ([`query`],
+//! [`service`]), and statistics of exits by engine ([`ExitStatistics`]). `io::delegated` performs requests at the
+//! exit; `engine` has the engines. Governed by `proto/09-delegated.md`. Threats addressed: neither the engine nor the
+//! exit learns the client's identity. The exit isn't trusted, so both ends check and clean all answers here.
 
+pub mod binary_http;
 mod exit_statistics;
 mod exits;
 pub mod fields;
@@ -15,6 +16,7 @@ pub mod limits;
 pub mod link;
 pub mod message;
 mod offer;
+pub mod query;
 mod refusal;
 mod schema;
 mod search;
@@ -26,7 +28,7 @@ mod vectors;
 
 pub use self::{
     exit_statistics::{BLOCKED_FOR, ExitCounts, ExitStatistics},
-    exits::{Miss, MissReason, Offers, engines},
+    exits::{Miss, MissReason, Offers, engines, exits_with},
     offer::{Delegation, EngineName, MAX_ENGINES, MAX_HOSTS, Offer, Requests},
     refusal::Refusal,
     search::{

@@ -43,7 +43,7 @@ pub use crate::{
         delegated::refusal::Refusal,
         oblivious::ObliviousError,
         request::{RequestError, ResponseBody},
-        searcher::{Comparison, Found, SearchFailure, SearchQuery},
+        searcher::{Comparison, Found, QueryError, SearchFailure, SearchQuery},
         stream::Stream,
         tls::TlsError,
     },

@@ -53,3 +53,42 @@ pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Tr
         }
     }
 }
+
+/// A protocol core with its edges: what a driver runs above a transport.
+pub trait Core {
+    /// The machine that uses the transport.
+    fn machine(&mut self) -> &mut impl LinkMachine;
+
+    /// Passes the core's events to their recipients; returns whether there were any.
+    fn deliver(&mut self, now: Instant) -> bool;
+
+    /// Notifies neighbours before the links close.
+    fn shut_down(&mut self, _now: Instant) {}
+}
+
+/// Performs what is due at `now` in `core` and `transport`, and drains both.
+pub fn turn(now: Instant, core: &mut impl Core, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
+    if transport.poll_timeout().is_some_and(|due| due <= now) {
+        transport.handle_timeout(now);
+    }
+    let machine = core.machine();
+    if machine.poll_timeout().is_some_and(|due| due <= now) {
+        machine.handle_timeout(now, rng);
+    }
+    drain(now, core, transport, rng);
+}
+
+/// Exchanges events and requests, and delivers the core's own events, until there are no more.
+pub fn drain(now: Instant, core: &mut impl Core, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
+    loop {
+        settle(now, core.machine(), transport, rng);
+        if !core.deliver(now) {
+            return;
+        }
+    }
+}
+
+/// The time of the next [`turn`], if there is no input before.
+pub fn next_turn(core: &mut impl Core, transport: &impl Transport) -> Option<Instant> {
+    [core.machine().poll_timeout(), transport.poll_timeout()].into_iter().flatten().min()
+}

@@ -6,20 +6,19 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use rand::CryptoRng;
-
 use super::{
     clock,
-    drive::{Core, Driver},
+    drive::Driver,
     open_streams::OpenStreams,
     slot::{Bell, Reply, slot},
     store::{Entry, Store},
 };
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    base::{Instant, LinkMachine, RelayId},
     client::{Client, ClientEvent, ClientStream, IsolationKey, StreamFailure},
     delegated::Delegation,
     stream::{StreamCommand, StreamEvent},
+    transport::Core,
     wire::EndReason,
 };
 
@@ -221,25 +220,11 @@ pub(super) async fn exchange(driver: &Driver<PageCore>, wanted: Wanted) -> Resul
     }
 }
 
-impl LinkMachine for PageCore {
-    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        self.client.handle_link(now, event, rng);
-    }
-
-    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.client.handle_timeout(now, rng);
-    }
-
-    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
-        self.client.poll_transmit(now, rng)
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.client.poll_timeout()
-    }
-}
-
 impl Core for PageCore {
+    fn machine(&mut self) -> &mut impl LinkMachine {
+        &mut self.client
+    }
+
     fn deliver(&mut self, now: Instant) -> bool {
         let mut told = false;
         while let Some(event) = self.client.poll_event() {

@@ -17,24 +17,16 @@ use web_sys::{MessageChannel, MessageEvent, MessagePort, RtcCertificate};
 
 use super::clock::{self, Timer};
 use crate::{
-    base::{Instant, LinkMachine},
+    base::Instant,
     transport::{
-        Transport as _,
+        Core,
         browser::{Caps, Endpoint},
-        settle,
+        drain, next_turn, turn,
     },
 };
 
-/// A protocol core with its events for the page.
-pub(super) trait Core: LinkMachine + 'static {
-    /// Passes the core's events on; returns whether there were any. Must not call into the page.
-    fn deliver(&mut self, now: Instant) -> bool;
-
-    /// Notifies neighbours before the links close.
-    fn hang_up(&mut self, _now: Instant) {}
-}
-
-/// A core and its transport. A clone is cheap; dropping the last clone closes the links.
+/// A core and its transport. A clone is cheap; dropping the last clone closes the links. The core's
+/// [`Core::deliver`] must not call into the page.
 pub(super) struct Driver<C>(Rc<Shared<C>>);
 
 impl<C> Clone for Driver<C> {
@@ -82,7 +74,7 @@ impl Drop for Ticker {
     }
 }
 
-impl<C: Core> Driver<C> {
+impl<C: Core + 'static> Driver<C> {
     /// Joins `core` with a transport that presents `certificate`, or a fresh one on each dial.
     pub(super) fn start(
         core: C,
@@ -100,7 +92,7 @@ impl<C: Core> Driver<C> {
         let shared = Rc::new_cyclic(|weak: &Weak<Shared<C>>| {
             let on_tick = Closure::new({
                 let weak = Weak::clone(weak);
-                move |_: MessageEvent| turn(&weak)
+                move |_: MessageEvent| run_turn(&weak)
             });
             ticker.other.set_onmessage(Some(on_tick.as_ref().unchecked_ref()));
             let state = RefCell::new(State { core, endpoint, rng, timer: None, stopped: false });
@@ -135,8 +127,9 @@ impl<C: Core> Driver<C> {
             && !state.stopped
         {
             let now = clock::now();
-            state.core.hang_up(now);
-            state.settle(now);
+            let State { core, endpoint, rng, .. } = &mut *state;
+            core.shut_down(now);
+            drain(now, core, endpoint, rng);
         }
     }
 
@@ -162,7 +155,7 @@ impl<C: Core> Driver<C> {
 }
 
 /// One turn of the loop.
-fn turn<C: Core>(shared: &Weak<Shared<C>>) {
+fn run_turn<C: Core>(shared: &Weak<Shared<C>>) {
     let Some(shared) = shared.upgrade() else { return };
     shared.ticker.due.set(false);
     let Ok(mut state) = shared.state.try_borrow_mut() else { return };
@@ -170,38 +163,15 @@ fn turn<C: Core>(shared: &Weak<Shared<C>>) {
         return;
     }
     let now = clock::now();
-    state.do_what_is_due(now);
-    state.settle(now);
-    let State { core, endpoint, timer, .. } = &mut *state;
-    let due = [core.poll_timeout(), endpoint.poll_timeout()].into_iter().flatten().min();
+    let State { core, endpoint, rng, timer, .. } = &mut *state;
+    endpoint.take(now);
+    turn(now, core, endpoint, rng);
     // A timer that fires early is harmless.
-    if let Some(due) = due
+    if let Some(due) = next_turn(core, endpoint)
         && timer.as_ref().is_none_or(|(fires, _)| due < *fires || *fires <= now)
     {
         let ticker = Rc::clone(&shared.ticker);
         *timer = Some((due, Timer::start(due.since(now), move || ticker.wake())));
-    }
-}
-
-impl<C: Core> State<C> {
-    fn do_what_is_due(&mut self, now: Instant) {
-        self.endpoint.take(now);
-        if self.endpoint.poll_timeout().is_some_and(|due| due <= now) {
-            self.endpoint.handle_timeout(now);
-        }
-        if self.core.poll_timeout().is_some_and(|due| due <= now) {
-            self.core.handle_timeout(now, &mut self.rng);
-        }
-    }
-
-    /// Drains core and transport until neither has output.
-    fn settle(&mut self, now: Instant) {
-        loop {
-            settle(now, &mut self.core, &mut self.endpoint, &mut self.rng);
-            if !self.core.deliver(now) {
-                return;
-            }
-        }
     }
 }
 

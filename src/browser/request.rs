@@ -15,7 +15,8 @@ use crate::{
     client::StreamFailure,
     delegated::{
         Delegation,
-        message::{HttpRequest, HttpResponse, MessageError},
+        binary_http::BinaryHttpError,
+        message::{HttpRequest, HttpRequestError, HttpResponse},
     },
     wire::EndReason,
 };
@@ -33,7 +34,7 @@ pub(super) async fn request(
     fields: &[String],
     body: Vec<u8>,
 ) -> Result<(HttpResponse, Way), Failure> {
-    let bad = |error: MessageError| Failure::new(Kind::BadInput, error.to_string());
+    let bad = |error: HttpRequestError| Failure::new(Kind::BadInput, error.to_string());
     let pairs = fields.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
     let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
     let wanted = Wanted {
@@ -48,8 +49,13 @@ pub(super) async fn request(
         Ok(exchanged) => exchanged,
         Err(failure) => return Err(failed(failure)),
     };
-    let response =
-        HttpResponse::decode(&exchanged.answer).map_err(|error| Failure::new(Kind::Exit, error.to_string()))?;
+    let response = HttpResponse::decode(exchanged.answer).map_err(|error| {
+        let words = match error {
+            BinaryHttpError::TooLarge => "the head of the answer is too large",
+            BinaryHttpError::Truncated | BinaryHttpError::Malformed(_) => "the answer is not HTTP, or it broke off",
+        };
+        Failure::new(Kind::Exit, words)
+    })?;
     match response.refusal {
         Some(refusal) => Err(Failure::new(Kind::Refused, refusal.to_string())),
         None => Ok((response, exchanged.way)),

@@ -1,8 +1,7 @@
-//! Searches of a page: choice of engine and exit, and retry after a refusal; the counterpart of `io::searcher`.
+//! Searches of a page over exchanges; the counterpart of `io::searcher`.
 //!
-//! Each query has a separate circuit. An exit that an engine has blocked is avoided for a while, and the query is
-//! sent once more by another exit. Specified in `proto/09-delegated.md`, "Search". An exit is not trusted: its answer
-//! is bounded in length and time, decoded strictly and cleaned.
+//! [`Query`] chooses engine and exits and decides on a second try. Each try has a separate circuit. Specified in
+//! `proto/09-delegated.md`, "Search". An exit is not trusted: its answer is bounded in length and time.
 
 use core::time::Duration;
 
@@ -13,17 +12,14 @@ use super::{
     page::Page,
 };
 use crate::{
-    base::RelayId,
     client::StreamFailure,
     delegated::{
-        Delegation, EngineName, Miss, MissReason, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, engines,
+        Delegation, EngineName, Miss, MissReason, SearchRefusal, SearchResult, engines, exits_with,
         frame::{RESPONSE_BUCKETS, longest},
+        query::{ANSWER_LIMIT, Query, QueryError, Results, SearchQuery, TryError},
     },
     wire::EndReason,
 };
-
-/// Time limit of the exit's answer; the engine has eight seconds of it.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// The results of a query, with its engine and circuit.
 #[derive(Debug)]
@@ -38,8 +34,7 @@ pub(super) struct Found {
 /// The engines that exits offer, the default first, each with its number of exits.
 pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     let offers = page.offers();
-    let exits =
-        |engine: &EngineName| offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).count();
+    let exits = |engine: &EngineName| exits_with(&offers, engine).count();
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
@@ -51,44 +46,45 @@ pub(super) async fn search(
     number: u16,
     language: Option<&str>,
 ) -> Result<Found, Failure> {
-    let engine = chosen(page, engine)?;
-    let request = SearchRequest::new(engine.clone(), terms, number, language)
-        .map_err(|error| Failure::new(Kind::BadInput, error.to_string()))?;
-    let mut not_by = blocked(page, &engine)?;
-    match ask(page, &request, not_by.clone()).await {
-        Err(Missed::Exit(miss)) if miss.why.is_the_exits() => {
-            not_by.push(miss.exit);
-            match ask(page, &request, not_by).await {
-                // There was no other exit.
-                Err(Missed::NoWay(_)) => Err(Missed::Exit(miss)),
-                asked => asked,
-            }
+    let parse =
+        |name| EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the name of the engine is invalid"));
+    let query = SearchQuery {
+        terms: terms.to_owned(),
+        engine: engine.map(parse).transpose()?,
+        page: number,
+        language: language.map(str::to_owned),
+    };
+    let mut query = begin(page, &query)?;
+    loop {
+        let outcome = ask(page, &query).await;
+        if let Some(outcome) = query.handle_outcome(outcome) {
+            return outcome.map_err(|error| match error {
+                TryError::NoCircuit(failure) => failure,
+                TryError::Missed(miss) => miss.into(),
+            });
         }
-        asked => asked,
     }
-    .map_err(Failure::from)
 }
 
-enum Missed {
-    NoWay(StreamFailure),
-    Exit(Miss),
-    Closed,
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Self {
+        let kind = match error {
+            QueryError::Invalid(_) => Kind::BadInput,
+            QueryError::NotReady => Kind::Network,
+            QueryError::NoEngines | QueryError::NoSuchEngine | QueryError::AllBlocked => Kind::Engine,
+        };
+        Self::new(kind, error.to_string())
+    }
 }
 
-impl From<Missed> for Failure {
-    fn from(missed: Missed) -> Self {
-        match missed {
-            Missed::Closed => Self::closed(),
-            Missed::NoWay(failure) => no_way(failure),
-            Missed::Exit(Miss { why, .. }) => {
-                let kind = match why {
-                    MissReason::Broken | MissReason::Silent => Kind::Exit,
-                    MissReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => Kind::Refused,
-                    MissReason::Refused(_) => Kind::Engine,
-                };
-                Self::new(kind, why.to_string())
-            }
-        }
+impl From<Miss> for Failure {
+    fn from(Miss { why, .. }: Miss) -> Self {
+        let kind = match why {
+            MissReason::Broken | MissReason::Silent => Kind::Exit,
+            MissReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => Kind::Refused,
+            MissReason::Refused(_) => Kind::Engine,
+        };
+        Self::new(kind, why.to_string())
     }
 }
 
@@ -108,77 +104,36 @@ pub(super) fn no_way(failure: StreamFailure) -> Failure {
     }
 }
 
-fn chosen(page: &Page, engine: Option<&str>) -> Result<EngineName, Failure> {
-    let offered = engines(&page.offers(), None);
-    let none = || Failure::new(Kind::Engine, "no exit of this network offers to search");
-    match engine {
-        None => offered.into_iter().next().ok_or_else(none),
-        Some(name) => {
-            let wanted =
-                EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is none"))?;
-            let other = || Failure::new(Kind::Engine, "no exit of this network offers this engine");
-            offered.into_iter().find(|engine| *engine == wanted).ok_or_else(other)
-        }
-    }
+fn begin(page: &Page, query: &SearchQuery) -> Result<Query, Failure> {
+    let statistics = page.exit_statistics.try_borrow().map_err(|_| Failure::closed())?;
+    Ok(Query::new(clock::now(), query, &page.offers(), None, &statistics)?)
 }
 
-/// The exits that `engine` blocks at present.
-fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
-    let blocked = page
-        .exit_statistics
-        .try_borrow()
-        .map(|statistics| statistics.blocked(clock::now(), engine))
-        .unwrap_or_default();
-    let offers = page.offers();
-    let mut exits = offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine));
-    if exits.all(|(exit, _)| blocked.contains(exit)) {
-        let words =
-            "the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine";
-        return Err(Failure::new(Kind::Engine, words));
-    }
-    Ok(blocked)
-}
-
-async fn ask(page: &Page, request: &SearchRequest, not_by: Vec<RelayId>) -> Result<Found, Missed> {
-    let engine = request.engine();
-    // The bounds of a `SearchRequest` keep it below the largest frame.
-    let framed = request.encode().map_err(|_| Missed::NoWay(StreamFailure::Ended(EndReason::Failed)))?;
+/// One try.
+async fn ask(page: &Page, query: &Query) -> Result<Found, TryError<Failure>> {
+    let engine = query.engine();
     let wanted = Wanted {
         delegation: Delegation::Search(engine.clone()),
-        not_by,
+        not_by: query.not_by().to_vec(),
         isolation: page.isolation(),
-        request: framed,
+        request: query.framed().to_vec(),
         most: longest(RESPONSE_BUCKETS),
         patience: ANSWER_LIMIT,
     };
-    let (way, answer) = match exchange(&page.driver, wanted).await {
-        Ok(exchanged) => {
-            let answer = match SearchAnswer::decode(&exchanged.answer) {
-                Ok(SearchAnswer::Results { results, more, .. }) => Ok((results, more, exchanged.took)),
-                Ok(SearchAnswer::Refused(refusal)) => Err(MissReason::Refused(refusal)),
-                Err(_) => Err(MissReason::Broken),
-            };
-            (exchanged.way, answer)
-        }
+    let (way, outcome) = match exchange(&page.driver, wanted).await {
+        Ok(exchanged) => (exchanged.way, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
         Err(ExchangeFailure::Broken(way)) => (way, Err(MissReason::Broken)),
         Err(ExchangeFailure::Silent(way)) => (way, Err(MissReason::Silent)),
-        Err(ExchangeFailure::NoWay(failure)) => return Err(Missed::NoWay(failure)),
-        Err(ExchangeFailure::Closed) => return Err(Missed::Closed),
+        Err(ExchangeFailure::NoWay(failure)) => return Err(TryError::NoCircuit(no_way(failure))),
+        Err(ExchangeFailure::Closed) => return Err(TryError::NoCircuit(Failure::closed())),
     };
-    let Some(exit) = way.hops.last().map(|hop| hop.relay) else { return Err(Missed::NoWay(StreamFailure::NoCircuit)) };
-    remember(page, engine, exit, answer.as_ref().err().copied());
-    let (results, more, took) = answer.map_err(|why| Missed::Exit(Miss { exit, why }))?;
-    Ok(Found { engine: engine.clone(), results, more, way, took })
-}
-
-fn remember(page: &Page, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
-    let Ok(mut statistics) = page.exit_statistics.try_borrow_mut() else { return };
-    let now = clock::now();
-    match miss {
-        None => statistics.handle_answered(now, engine, exit),
-        Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
-            statistics.handle_blocked(now, engine, exit, block);
-        }
-        Some(_) => statistics.handle_failed(now, engine, exit),
+    let Some(exit) = way.hops.last().map(|hop| hop.relay) else {
+        return Err(TryError::NoCircuit(no_way(StreamFailure::NoCircuit)));
+    };
+    if let Ok(mut statistics) = page.exit_statistics.try_borrow_mut() {
+        let outcome = outcome.as_ref().map(|_| ()).map_err(|why| *why);
+        statistics.handle_outcome(clock::now(), engine, exit, outcome);
     }
+    let (Results { results, more, .. }, took) = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
+    Ok(Found { engine: engine.clone(), results, more, way, took })
 }

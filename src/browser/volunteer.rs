@@ -25,7 +25,7 @@ use web_sys::RtcCertificate;
 use super::{
     clock,
     directory::Directories,
-    drive::{Core, Driver, randomness},
+    drive::{Driver, randomness},
     failure::{Failure, Kind, object},
     slot::Bell,
     store::Store,
@@ -36,7 +36,7 @@ use crate::{
     delegated::SearchAnswer,
     directory::Consensus,
     relay::{Reach, Relay, RelayEvent, RelayParameters},
-    transport::browser::Caps,
+    transport::{Core, browser::Caps},
     wire::CELL_LEN,
 };
 use engines::Engines;
@@ -114,6 +114,10 @@ impl LinkMachine for VolunteerCore {
 }
 
 impl Core for VolunteerCore {
+    fn machine(&mut self) -> &mut impl LinkMachine {
+        self
+    }
+
     fn deliver(&mut self, now: Instant) -> bool {
         let mut told = false;
         while let Some(event) = self.relay.poll_event() {
@@ -128,7 +132,7 @@ impl Core for VolunteerCore {
         told
     }
 
-    fn hang_up(&mut self, now: Instant) {
+    fn shut_down(&mut self, now: Instant) {
         self.relay.end_circuits(now);
     }
 }

@@ -7,7 +7,7 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use super::{Block, EngineName};
+use super::{Block, EngineName, MissReason, SearchRefusal};
 use crate::base::{Instant, RelayId};
 
 /// Time for which a client avoids an exit that an engine blocks: ten minutes.
@@ -33,24 +33,24 @@ pub struct ExitStatistics {
 }
 
 impl ExitStatistics {
-    /// Counts an answered query.
-    pub fn handle_answered(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
+    /// Counts the outcome of a query. An exit that the engine blocks is avoided for [`BLOCKED_FOR`].
+    pub fn handle_outcome(
+        &mut self,
+        now: Instant,
+        engine: &EngineName,
+        exit: RelayId,
+        outcome: Result<(), MissReason>,
+    ) {
         let counts = self.touch(now, engine, exit);
-        counts.answered = counts.answered.saturating_add(1);
-        counts.blocked = None;
-    }
-
-    /// Counts a query that failed through the exit or the engine.
-    pub fn handle_failed(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
-        let counts = self.touch(now, engine, exit);
+        let Err(why) = outcome else {
+            counts.answered = counts.answered.saturating_add(1);
+            counts.blocked = None;
+            return;
+        };
         counts.failed = counts.failed.saturating_add(1);
-    }
-
-    /// Counts a query that the engine blocked. The exit is avoided for [`BLOCKED_FOR`].
-    pub fn handle_blocked(&mut self, now: Instant, engine: &EngineName, exit: RelayId, block: Block) {
-        let counts = self.touch(now, engine, exit);
-        counts.failed = counts.failed.saturating_add(1);
-        counts.blocked = Some((block, now.after(BLOCKED_FOR)));
+        if let MissReason::Refused(SearchRefusal::EngineBlocked(block)) = why {
+            counts.blocked = Some((block, now.after(BLOCKED_FOR)));
+        }
     }
 
     /// Exits to avoid for this engine now.
@@ -98,7 +98,8 @@ mod tests {
         let (engine, other) = (EngineName::parse("a").unwrap(), EngineName::parse("b").unwrap());
         let mut statistics = ExitStatistics::default();
         let now = Instant::START;
-        statistics.handle_blocked(now, &engine, EXIT, Block::Captcha);
+        let blocked = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
+        statistics.handle_outcome(now, &engine, EXIT, Err(blocked));
         assert_eq!(statistics.blocked(now, &engine), [EXIT]);
         assert_eq!(statistics.blocked(now, &other), []);
         assert_eq!(statistics.blocked(now.after(BLOCKED_FOR), &engine), []);
@@ -113,7 +114,7 @@ mod tests {
             let mut id = [0; 32];
             id[..8].copy_from_slice(&u64::try_from(number).unwrap().to_be_bytes());
             let now = Instant::START.after(Duration::from_secs(u64::try_from(number).unwrap()));
-            statistics.handle_answered(now, &engine, RelayId::from_bytes(id));
+            statistics.handle_outcome(now, &engine, RelayId::from_bytes(id), Ok(()));
         }
         assert_eq!(statistics.counts.len(), MAX_COUNTS);
         assert_eq!(statistics.counts(&engine, &RelayId::from_bytes([0; 32])).answered, 0);

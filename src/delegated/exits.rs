@@ -22,6 +22,11 @@ pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName>
     ordered.into_iter().map(|(.., engine)| engine.clone()).collect()
 }
 
+/// The exits that offer `engine`.
+pub fn exits_with<'a>(offers: &'a Offers, engine: &'a EngineName) -> impl Iterator<Item = RelayId> + 'a {
+    offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit)
+}
+
 /// An exit that gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss {

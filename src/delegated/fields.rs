@@ -5,6 +5,10 @@
 
 /// The `User-Agent` of every delegated request.
 pub const USER_AGENT: &str = "Mozilla/5.0 (compatible; Umbel)";
+/// Fields with the same value in every delegated request.
+pub const FIXED: [(&str, &str); 2] = [("user-agent", USER_AGENT), ("accept-encoding", "identity")];
+/// Fields of a delegated request, with the value where the client sends none.
+pub const DEFAULTS: [(&str, &str); 2] = [("accept", "*/*"), ("accept-language", "en")];
 /// The field that carries only an exit's refusal.
 pub const PROXY_STATUS: &str = "proxy-status";
 

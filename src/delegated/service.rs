@@ -1,7 +1,7 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
-//! For a node whose core and edges run in one loop, as in a page. Where each stream has a task, that task does it
-//! (`io::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
+//! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
+//! and edges run in one loop, as in a page. In a process each stream has a task instead (`io::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
 //! [`SearchService::poll_event`] until `None`. Governed by `proto/09-delegated.md` §3 and §8. Clients are not
 //! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
 //! of queries, and the number of streams.
@@ -13,11 +13,69 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::{
-    SearchAnswer, SearchRefusal, SearchRequest,
+    Refusal, SearchAnswer, SearchRefusal, SearchRequest,
     frame::{REQUEST_BUCKETS, longest},
     limits::{Limits, Rates},
 };
 use crate::{base::Instant, wire::EndReason};
+
+/// Time limit of receiving a query.
+pub const QUERY_LIMIT: Duration = Duration::from_secs(15);
+/// Time limit of the engine, from the query to the end of its answer, redirects included.
+pub const ENGINE_LIMIT: Duration = Duration::from_secs(8);
+/// Time limit of sending the answer to the client.
+pub const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// The reason why a query has no results: as sent to the client, and as the operator counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// For the client.
+    pub told: SearchRefusal,
+    /// For the operator.
+    pub counted: Refusal,
+}
+
+/// The received part of a query.
+#[derive(Default)]
+pub struct PartialQuery(Vec<u8>);
+
+impl PartialQuery {
+    const MALFORMED: Refused = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+
+    /// Handles `bytes` from the client.
+    ///
+    /// # Errors
+    /// When they are more than any query has.
+    pub fn handle_data(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        if self.0.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
+            return Err(Self::MALFORMED);
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The client has finished its direction. Returns the query with its admission; `None` if it sent none. A malformed
+    /// query is admitted before it is refused, so that it counts against the limits.
+    pub fn handle_finish<A>(
+        self,
+        admit: impl FnOnce() -> Result<A, Refusal>,
+    ) -> Option<Result<(SearchRequest, A), Refused>> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let admitted = admit().map_err(|counted| Refused { told: SearchRefusal::RateLimited, counted });
+        Some(admitted.and_then(|admitted| {
+            let request = SearchRequest::decode(&self.0).map_err(|_| Self::MALFORMED)?;
+            Ok((request, admitted))
+        }))
+    }
+}
+
+impl core::fmt::Debug for PartialQuery {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("PartialQuery([redacted])")
+    }
+}
 
 /// Limits of the service.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +87,11 @@ pub struct ServiceParameters {
     pub streams: usize,
     /// Cap on streams of one circuit, so that it can't use up all of them. Default 8.
     pub streams_of_circuit: usize,
-    /// Time limit of receiving a query. Default 15 s.
+    /// Time limit of receiving a query. Default [`QUERY_LIMIT`].
     pub query: Duration,
-    /// Time limit of the engine's answer. Default 20 s; the code that queries the engine has a shorter limit.
+    /// Time limit of the answer. Default 20 s; the code that queries the engine observes [`ENGINE_LIMIT`].
     pub engine: Duration,
-    /// Time limit of sending the answer. Default 60 s.
+    /// Time limit of sending the answer. Default [`STALL_LIMIT`].
     pub stall: Duration,
 }
 
@@ -43,9 +101,9 @@ impl Default for ServiceParameters {
             rates: Rates::default(),
             streams: 64,
             streams_of_circuit: 8,
-            query: Duration::from_secs(15),
+            query: QUERY_LIMIT,
             engine: Duration::from_secs(20),
-            stall: Duration::from_secs(60),
+            stall: STALL_LIMIT,
         }
     }
 }
@@ -105,7 +163,7 @@ struct Serving {
 #[derive(Debug)]
 enum State {
     /// The received part of the query.
-    Reading(Vec<u8>),
+    Reading(PartialQuery),
     /// The engine is queried.
     Asking,
     /// The answer, and the number of bytes sent.
@@ -127,35 +185,39 @@ impl SearchService {
             return self.events.push_back(ServiceEvent::Failed { stream, reason: EndReason::ResourceLimit });
         }
         let due = now.after(self.parameters.query);
-        self.streams.push(Serving { stream, circuit, admitted: false, due, state: State::Reading(Vec::new()) });
+        self.streams.push(Serving {
+            stream,
+            circuit,
+            admitted: false,
+            due,
+            state: State::Reading(PartialQuery::default()),
+        });
     }
 
     /// Handles `bytes` from the client.
     pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
         let Some(Serving { state: State::Reading(query), .. }) = self.serving_mut(stream) else { return };
-        if query.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
-            return self.refuse(now, stream, SearchRefusal::BadRequest);
+        if let Err(refused) = query.handle_data(bytes) {
+            self.refuse(now, stream, refused.told);
         }
-        query.extend_from_slice(bytes);
     }
 
     /// The client has finished its direction.
     pub fn handle_finish(&mut self, now: Instant, stream: u64) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
-        let State::Reading(query) = &serving.state else { return };
-        if query.is_empty() {
-            return self.fail(stream, EndReason::Failed);
-        }
-        let query = SearchRequest::decode(query);
-        match (self.limits.admit(now, serving.circuit), query) {
-            (Err(_), _) => self.refuse(now, stream, SearchRefusal::RateLimited),
-            (Ok(()), Err(_)) => {
-                self.limits.release(serving.circuit);
-                self.refuse(now, stream, SearchRefusal::BadRequest);
-            }
-            (Ok(()), Ok(request)) => {
-                (serving.state, serving.due, serving.admitted) = (State::Asking, until, true);
+        let State::Reading(query) = &mut serving.state else { return };
+        let (limits, circuit, admitted) = (&mut self.limits, serving.circuit, &mut serving.admitted);
+        let received = core::mem::take(query).handle_finish(|| {
+            limits.admit(now, circuit)?;
+            *admitted = true;
+            Ok(())
+        });
+        match received {
+            None => self.fail(stream, EndReason::Failed),
+            Some(Err(refused)) => self.refuse(now, stream, refused.told),
+            Some(Ok((request, ()))) => {
+                (serving.state, serving.due) = (State::Asking, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }

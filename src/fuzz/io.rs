@@ -143,20 +143,18 @@ fn http_seeds() -> Vec<Vec<u8>> {
 fn binary_http(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let mut reader = bytes;
-        if let Ok(request) = read_request(&mut reader).await {
-            drain(Content::new(reader, MAX_CONTENT)).await;
+        if let Ok((request, content)) = read_request(bytes, MAX_CONTENT).await {
+            drain(content).await;
             if let Ok(head) = request_head(&request) {
-                let again = read_request(&mut head.as_slice()).await.unwrap();
+                let (again, _) = read_request(head.as_slice(), 0).await.unwrap();
                 assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
                 assert_eq!(again.headers(), request.headers());
             }
         }
-        let mut reader = bytes;
-        if let Ok(response) = read_response(&mut reader).await {
-            drain(Content::new(reader, MAX_CONTENT)).await;
+        if let Ok((response, content)) = read_response(bytes, MAX_CONTENT).await {
+            drain(content).await;
             if let Ok(head) = response_head(&response) {
-                let again = read_response(&mut head.as_slice()).await.unwrap();
+                let (again, _) = read_response(head.as_slice(), 0).await.unwrap();
                 assert_eq!((again.status(), again.headers()), (response.status(), response.headers()));
             }
         }

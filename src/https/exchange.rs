@@ -25,8 +25,9 @@ use super::{
     tls::{Ends, Tls},
 };
 use crate::delegated::{
+    binary_http::{MAX_FIELDS, MAX_HEAD_LEN},
     fields,
-    message::{HttpRequest, MAX_FIELDS, MAX_HEAD_LEN, MessageError},
+    message::{HttpRequest, HttpRequestError},
 };
 
 /// Largest buffered part of a body; beyond it reading stops until it is taken.
@@ -79,7 +80,7 @@ impl Exchange {
         body: Vec<u8>,
     ) -> Result<Self, HttpsError> {
         let request = HttpRequest::new(method, url, fields, body).map_err(|error| match error {
-            MessageError::Address => HttpsError::Address,
+            HttpRequestError::Address => HttpsError::Address,
             _ => HttpsError::Request,
         })?;
         if !request.is_https() {

@@ -15,7 +15,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use rustls::{ClientConnection, pki_types::ServerName};
 
 use super::{HttpsError, Trust};
-use crate::delegated::message::MAX_HEAD_LEN;
+use crate::delegated::binary_http::MAX_HEAD_LEN;
 
 /// Largest buffered ciphertext to send, plus the output of one write; beyond it writes are pending.
 const MAX_OUTGOING: usize = 64 << 10;

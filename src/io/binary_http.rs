@@ -1,10 +1,11 @@
-//! Reader and writer of Binary HTTP messages (RFC 9292, indeterminate length) on a stream.
+//! Binary HTTP messages (RFC 9292) on a stream: heads as those of `hyper`, content in pieces.
 //!
-//! Delegated requests and their responses cross the overlay in this format. The head is read into a separate buffer
-//! of limited size and decoded by the `bhttp` crate. Content is forwarded in pieces, so that a large body takes no
-//! more memory than a small one and backpressure reaches its source. Trailers are read and dropped. Governed by
-//! `proto/09-delegated.md`, "HTTP". The sender is not trusted: every length is checked before memory is allocated for
-//! it, and a truncated message is an error, never an end.
+//! Delegated requests and their responses cross the overlay in this format. [`delegated::binary_http`] has the codec,
+//! with its caps; this module has the sockets, the timeouts and the queues. Content is forwarded in pieces, so that a
+//! large body takes no more memory than a small one and backpressure reaches its source. Governed by
+//! `proto/09-delegated.md`, "HTTP". The sender is not trusted.
+//!
+//! [`delegated::binary_http`]: crate::delegated::binary_http
 
 #[cfg(test)]
 mod tests;
@@ -14,16 +15,12 @@ use core::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use std::{
-    error::Error,
-    io::{self, Cursor},
-};
+use std::{error::Error, io};
 
-use bhttp::{ControlData, FieldSection, Mode, StatusCode};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http_body_util::BodyExt as _;
 use hyper::{
-    HeaderMap, Method, Request, Response, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::{Body, Frame, SizeHint},
     header::{HeaderName, HeaderValue},
 };
@@ -33,17 +30,12 @@ use tokio::{
     time::timeout,
 };
 
-/// Maximum bytes of a head with the informational responses before it; also of the trailers.
-pub(crate) const MAX_HEAD_LEN: usize = 64 * 1024;
-/// Maximum fields of a head.
-pub(crate) const MAX_FIELDS: usize = 128;
+use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, END, Field, Head, Part, put_number};
+
 /// Maximum bytes of one piece of a body.
 const PIECE: usize = 16 * 1024;
 /// Pieces queued between the reader and the consumer of a body.
 const WAITING_PIECES: usize = 4;
-
-const REQUEST: u64 = 2;
-const RESPONSE: u64 = 3;
 
 /// The reason why a message can't be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,81 +60,88 @@ impl From<io::Error> for MessageError {
     }
 }
 
-impl From<bhttp::Error> for MessageError {
-    fn from(_: bhttp::Error) -> Self {
-        Self::Malformed("a head that can't be decoded")
+impl From<BinaryHttpError> for MessageError {
+    fn from(error: BinaryHttpError) -> Self {
+        match error {
+            BinaryHttpError::Truncated => Self::Broken,
+            BinaryHttpError::Malformed(what) => Self::Malformed(what),
+            BinaryHttpError::TooLarge => Self::TooLarge,
+        }
     }
 }
 
-/// Reads a request up to its content.
+/// Reads a request up to its content, of at most `cap` bytes.
 ///
 /// # Errors
 /// When the head is truncated, too large or malformed.
-pub(crate) async fn read_request(reader: &mut (impl AsyncRead + Unpin)) -> Result<Request<()>, MessageError> {
-    let mut head = HeadReader::new(reader);
-    head.kind(REQUEST).await?;
-    for _ in ["method", "scheme", "authority", "path"] {
-        head.vector().await?;
-    }
-    head.fields().await?;
-    let mut bytes = Cursor::new(head.bytes);
-    let control = ControlData::read_bhttp(true, &mut bytes)?;
-    let ControlData::Request { method, scheme, authority, path } = control else {
+pub(crate) async fn read_request<R>(reader: R, cap: u64) -> Result<(Request<()>, Content<R>), MessageError>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut content = Content { reader, decoder: Decoder::request(cap) };
+    let Part::Head(Head::Request { control: [method, scheme, authority, path], fields }) = content.part().await? else {
         return Err(MessageError::Malformed("not a request"));
     };
     let uri = Uri::builder()
-        .scheme(scheme.as_slice())
-        .authority(authority.as_slice())
-        .path_and_query(path.as_slice())
+        .scheme(scheme.as_ref())
+        .authority(authority.as_ref())
+        .path_and_query(path.as_ref())
         .build()
         .map_err(|_| MessageError::Malformed("no absolute address"))?;
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(&method).map_err(|_| MessageError::Malformed("no method"))?;
     *request.uri_mut() = uri;
-    *request.headers_mut() = read_fields(&mut bytes)?;
-    Ok(request)
+    *request.headers_mut() = headers(&fields)?;
+    Ok((request, content))
 }
 
-/// Reads a response up to its content. Informational responses before it are dropped.
+/// Reads a response up to its content, of at most `cap` bytes. Informational responses before it are dropped.
 ///
 /// # Errors
 /// When the head is truncated, too large or malformed.
-pub(crate) async fn read_response(reader: &mut (impl AsyncRead + Unpin)) -> Result<Response<()>, MessageError> {
-    let mut head = HeadReader::new(reader);
-    head.kind(RESPONSE).await?;
-    let mut start = 0;
-    loop {
-        let status = head.varint().await?.ok_or(MessageError::Broken)?;
-        head.fields().await?;
-        if !(100..200).contains(&status) {
-            break;
-        }
-        start = head.bytes.len();
+pub(crate) async fn read_response<R>(reader: R, cap: u64) -> Result<(Response<()>, Content<R>), MessageError>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut content = Content { reader, decoder: Decoder::response(cap) };
+    match content.part().await? {
+        Part::Head(head) => Ok((response(&head)?, content)),
+        _ => Err(MessageError::Malformed("not a response")),
     }
-    let mut bytes = Cursor::new(head.bytes);
-    bytes.advance(start);
-    let status = ControlData::read_bhttp(false, &mut bytes)?.status().map(u16::from);
+}
+
+/// The response with this head.
+///
+/// # Errors
+/// When it isn't one.
+pub(crate) fn response(head: &Head) -> Result<Response<()>, MessageError> {
+    let Head::Response { status, fields } = head else { return Err(MessageError::Malformed("not a response")) };
     let mut response = Response::new(());
-    *response.status_mut() = status
-        .and_then(|status| hyper::StatusCode::from_u16(status).ok())
-        .ok_or(MessageError::Malformed("no status"))?;
-    *response.headers_mut() = read_fields(&mut bytes)?;
+    *response.status_mut() = StatusCode::from_u16(*status).map_err(|_| MessageError::Malformed("no status"))?;
+    *response.headers_mut() = headers(fields)?;
     Ok(response)
 }
 
-fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
-    let section = FieldSection::read_bhttp(Mode::IndeterminateLength, bytes)?;
-    if section.len() > MAX_FIELDS {
-        return Err(MessageError::TooLarge);
-    }
-    let mut headers = HeaderMap::with_capacity(section.len());
-    for field in section.iter() {
-        // RFC 9292 §3.6 forbids upper case. Names and values must also be valid in HTTP/1.1.
-        let name = HeaderName::from_lowercase(field.name()).map_err(|_| MessageError::Malformed("a field's name"))?;
-        let value = HeaderValue::from_bytes(field.value()).map_err(|_| MessageError::Malformed("a field's value"))?;
+fn headers(fields: &[Field]) -> Result<HeaderMap, MessageError> {
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for (name, value) in fields {
+        let name = HeaderName::from_lowercase(name).map_err(|_| MessageError::Malformed("the name of a field"))?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| MessageError::Malformed("the value of a field"))?;
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+/// Names and values of `headers`.
+pub(crate) fn fields(headers: &HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
+    headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+}
+
+/// Method, scheme, authority and path of `request`, whose URL must be absolute.
+pub(crate) fn control<B>(request: &Request<B>) -> Option<[&str; 4]> {
+    let uri = request.uri();
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    Some([request.method().as_str(), uri.scheme_str()?, uri.authority()?.as_str(), path])
 }
 
 /// The encoded head of `request`, whose URL must be absolute.
@@ -150,17 +149,8 @@ fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
 /// # Errors
 /// When the URL isn't absolute, or the head is too large.
 pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageError> {
-    let uri = request.uri();
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(MessageError::Malformed("no absolute address"));
-    };
-    let control = ControlData::Request {
-        method: request.method().as_str().into(),
-        scheme: scheme.into(),
-        authority: authority.as_str().into(),
-        path: uri.path_and_query().map_or("/", |path| path.as_str()).into(),
-    };
-    head(REQUEST, &control, request.headers())
+    let control = control(request).ok_or(MessageError::Malformed("no absolute address"))?;
+    Ok(binary_http::request_head(control, fields(request.headers()))?)
 }
 
 /// The encoded head of `response`.
@@ -168,26 +158,7 @@ pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageEr
 /// # Errors
 /// When the head is too large, or the status isn't final.
 pub(crate) fn response_head<B>(response: &Response<B>) -> Result<Vec<u8>, MessageError> {
-    let status = StatusCode::try_from(response.status().as_u16())?;
-    if status.informational() {
-        return Err(MessageError::Malformed("not a final status"));
-    }
-    head(RESPONSE, &ControlData::Response(status), response.headers())
-}
-
-fn head(kind: u64, control: &ControlData, headers: &HeaderMap) -> Result<Vec<u8>, MessageError> {
-    let mut section = FieldSection::default();
-    for (name, value) in headers {
-        section.put(name.as_str(), value.as_bytes());
-    }
-    let mut bytes = Vec::new();
-    put_varint(kind, &mut bytes);
-    control.write_bhttp(&mut bytes)?;
-    section.write_bhttp(Mode::IndeterminateLength, &mut bytes)?;
-    if bytes.len() > MAX_HEAD_LEN || headers.len() > MAX_FIELDS {
-        return Err(MessageError::TooLarge);
-    }
-    Ok(bytes)
+    Ok(binary_http::response_head(response.status().as_u16(), fields(response.headers()))?)
 }
 
 /// Writes all of `body` and the end of the message.
@@ -215,7 +186,7 @@ where
         while data.has_remaining() {
             let chunk = data.chunk();
             let mut size = Vec::new();
-            put_varint(chunk.len().try_into().unwrap_or(u64::MAX), &mut size);
+            put_number(chunk.len().try_into().unwrap_or(u64::MAX), &mut size);
             let writing = async {
                 writer.write_all(&size).await?;
                 writer.write_all(chunk).await
@@ -225,8 +196,7 @@ where
             data.advance(sent);
         }
     }
-    // The end of the content, and of the empty trailers.
-    timeout(stall, writer.write_all(&[0, 0])).await.map_err(|_| MessageError::Broken)??;
+    timeout(stall, writer.write_all(&END)).await.map_err(|_| MessageError::Broken)??;
     Ok(())
 }
 
@@ -264,7 +234,7 @@ where
                     let Ok(mut data) = frame.into_data() else { continue };
                     if data.has_remaining() {
                         let mut chunk = Vec::new();
-                        put_varint(data.remaining().try_into().unwrap_or(u64::MAX), &mut chunk);
+                        put_number(data.remaining().try_into().unwrap_or(u64::MAX), &mut chunk);
                         chunk.extend_from_slice(&data.copy_to_bytes(data.remaining()));
                         self.due = Some(chunk.into());
                     }
@@ -272,7 +242,7 @@ where
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => {
                     self.body = None;
-                    self.due = Some(Bytes::from_static(&[0, 0]));
+                    self.due = Some(Bytes::from_static(&END));
                 }
             }
         }
@@ -283,55 +253,32 @@ where
 #[derive(Debug)]
 pub(crate) struct Content<R> {
     reader: R,
-    /// Bytes left of the current chunk.
-    left: u64,
-    /// Bytes that later chunks may still have in total.
-    cap: u64,
-    begun: bool,
-    ended: bool,
+    decoder: Decoder,
 }
 
 impl<R: AsyncRead + Unpin> Content<R> {
-    /// The content that `reader` continues with, of at most `cap` bytes.
-    pub(crate) const fn new(reader: R, cap: u64) -> Self {
-        Self { reader, left: 0, cap, begun: false, ended: false }
-    }
-
     /// The next piece; `None` at the end of the message. The message, with its trailers, must end with the stream.
     ///
     /// # Errors
     /// When the message is truncated or too large. No piece follows an error.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, MessageError> {
-        if self.left == 0 && !self.ended {
-            match HeadReader::new(&mut self.reader).varint().await? {
-                // The message may end after its head if it has no content and no trailers (RFC 9292 §3.8).
-                None if self.begun => return Err(MessageError::Broken),
-                None => self.ended = true,
-                Some(0) => {
-                    self.ended = true;
-                    HeadReader::new(&mut self.reader).trailers().await?;
-                    if self.reader.read(&mut [0]).await? > 0 {
-                        return Err(MessageError::Malformed("there are bytes behind its end"));
-                    }
-                }
-                Some(length) => {
-                    self.cap = self.cap.checked_sub(length).ok_or(MessageError::TooLarge)?;
-                    self.left = length;
-                    self.begun = true;
-                }
+        match self.part().await? {
+            Part::Content(piece) => Ok(Some(piece)),
+            Part::End | Part::Head(_) => Ok(None),
+        }
+    }
+
+    async fn part(&mut self) -> Result<Part, MessageError> {
+        let mut ended = false;
+        loop {
+            if let Some(part) = self.decoder.poll_part(ended)? {
+                return Ok(part);
             }
+            let most = u64::try_from(PIECE).unwrap_or(u64::MAX);
+            let buffer = self.decoder.buffer_mut();
+            buffer.reserve(PIECE);
+            ended = (&mut self.reader).take(most).read_buf(buffer).await? == 0;
         }
-        if self.ended {
-            return Ok(None);
-        }
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(PIECE);
-        let mut piece = BytesMut::with_capacity(most);
-        let read = (&mut self.reader).take(most.try_into().unwrap_or(u64::MAX)).read_buf(&mut piece).await?;
-        if read == 0 {
-            return Err(MessageError::Broken);
-        }
-        self.left = self.left.saturating_sub(read.try_into().unwrap_or(u64::MAX));
-        Ok(Some(piece.freeze()))
     }
 }
 
@@ -419,95 +366,3 @@ impl Body for Piped {
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error(transparent)]
 pub(crate) struct PipedError(pub(crate) MessageError);
-
-/// Reads parts of a message and collects their bytes for the decoder, up to a cap.
-struct HeadReader<'a, R> {
-    reader: &'a mut R,
-    bytes: Vec<u8>,
-}
-
-impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
-    const fn new(reader: &'a mut R) -> Self {
-        Self { reader, bytes: Vec::new() }
-    }
-
-    /// Reads the kind of the message and drops its bytes. Fails unless it is `wanted`.
-    async fn kind(&mut self, wanted: u64) -> Result<(), MessageError> {
-        let kind = self.varint().await?.ok_or(MessageError::Broken)?;
-        self.bytes.clear();
-        if kind == wanted { Ok(()) } else { Err(MessageError::Malformed("not the kind of message that is due")) }
-    }
-
-    /// Reads a variable-length integer (RFC 9000 §16); `None` at the end of the stream.
-    async fn varint(&mut self) -> Result<Option<u64>, MessageError> {
-        let mut first = [0];
-        if self.reader.read(&mut first).await? == 0 {
-            return Ok(None);
-        }
-        let [first] = first;
-        self.keep(&[first])?;
-        let more = (1_usize << (first >> 6)).saturating_sub(1);
-        let mut value = u64::from(first & 0x3f);
-        for _ in 0..more {
-            let next = self.reader.read_u8().await?;
-            self.keep(&[next])?;
-            value = (value << 8) | u64::from(next);
-        }
-        Ok(Some(value))
-    }
-
-    /// Reads a length and as many bytes; returns the length.
-    async fn vector(&mut self) -> Result<usize, MessageError> {
-        let length = self.varint().await?.ok_or(MessageError::Broken)?;
-        let length = usize::try_from(length).map_err(|_| MessageError::TooLarge)?;
-        let start = self.bytes.len();
-        let end = start.checked_add(length).filter(|end| *end <= MAX_HEAD_LEN).ok_or(MessageError::TooLarge)?;
-        self.bytes.resize(end, 0);
-        if let Some(room) = self.bytes.get_mut(start..) {
-            self.reader.read_exact(room).await?;
-        }
-        Ok(length)
-    }
-
-    /// Reads a field section.
-    async fn fields(&mut self) -> Result<(), MessageError> {
-        while self.vector().await? > 0 {
-            self.vector().await?;
-        }
-        Ok(())
-    }
-
-    /// Reads a field section, or the end of the stream in its place.
-    async fn trailers(&mut self) -> Result<(), MessageError> {
-        let Some(length) = self.varint().await? else { return Ok(()) };
-        if length == 0 {
-            return Ok(());
-        }
-        // The first field name, whose length has just been read.
-        let length = usize::try_from(length).ok().filter(|length| *length <= MAX_HEAD_LEN);
-        self.bytes.resize(length.ok_or(MessageError::TooLarge)?, 0);
-        self.reader.read_exact(&mut self.bytes).await?;
-        self.vector().await?;
-        self.fields().await
-    }
-
-    fn keep(&mut self, bytes: &[u8]) -> Result<(), MessageError> {
-        if bytes.len() > MAX_HEAD_LEN.saturating_sub(self.bytes.len()) {
-            return Err(MessageError::TooLarge);
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-/// Appends a variable-length integer (RFC 9000 §16). Lengths are below 2^62.
-fn put_varint(value: u64, bytes: &mut Vec<u8>) {
-    let (marked, length) = match value {
-        0..0x40 => (value, 1),
-        0x40..0x4000 => (value | 0x4000, 2),
-        0x4000..0x4000_0000 => (value | 0x8000_0000, 4),
-        _ => (value | 0xc000_0000_0000_0000, 8),
-    };
-    let marked: [u8; 8] = marked.to_be_bytes();
-    bytes.extend_from_slice(marked.get(8_usize.saturating_sub(length)..).unwrap_or_default());
-}

@@ -6,20 +6,18 @@
 //! individual keys. Gateway and exits are not trusted: their data is capped and never makes the decoders panic.
 //! Governed by `proto/09-delegated.md`, "Oblivious HTTP".
 
-mod parts;
 #[cfg(test)]
 mod tests;
 
 use core::time::Duration;
-use std::{error::Error, io::Cursor};
+use std::error::Error;
 
-use bhttp::{Message, Mode};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Empty, Full, LengthLimitError, Limited};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    Method, Request, Response, StatusCode, Uri,
     body::Body,
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderValue},
 };
 use ohttp::{
     ClientRequest, ClientResponse, KeyConfig, SymmetricSuite,
@@ -28,10 +26,13 @@ use ohttp::{
 use tokio::time::timeout;
 use url::Url;
 
-use crate::base::RelayId;
+use crate::{
+    base::RelayId,
+    delegated::binary_http::{Decoder, Part, known_request},
+};
 
 use super::{
-    binary_http::MAX_FIELDS,
+    binary_http::{control, fields, response},
     connector::Connector,
     delegated::fields::{fix_request, fix_response},
     request::{Performed, RequestError, Requester, ResponseBody},
@@ -47,9 +48,6 @@ const RESPONSE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
 const MAX_KEYS: usize = 16 * 1024;
 const MAX_REQUEST: usize = 1024 * 1024;
 const MAX_RESPONSE: usize = 16 * 1024 * 1024;
-/// Maximum fields, trailers included, and informational responses of an answer. In the decoder, each takes many times
-/// its encoded bytes.
-const MAX_PARTS: usize = 1024;
 /// Requests are padded to a multiple of this many bytes, so that the length reveals little to the exit.
 const BUCKET: usize = 1024;
 
@@ -210,43 +208,26 @@ pub(crate) fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientRespon
 
 /// The request in Binary HTTP, padded with zeros (RFC 9292 §3.8).
 fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
-    let uri = request.uri();
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(RequestError::Address.into());
-    };
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut message =
-        Message::request(request.method().as_str().into(), scheme.into(), authority.as_str().into(), path.into());
+    let control = control(request).ok_or(RequestError::Address)?;
     let mut headers = request.headers().clone();
     headers.remove(header::CONTENT_LENGTH);
     fix_request(&mut headers);
-    for (name, value) in &headers {
-        message.put_header(name.as_str(), value.as_bytes());
-    }
-    message.write_content(request.body());
-    let mut bytes = Vec::new();
-    message.write_bhttp(Mode::KnownLength, &mut bytes).map_err(|_| ObliviousError::TooLarge)?;
+    let encoded = known_request(control, fields(&headers), request.body());
+    let mut bytes = encoded.map_err(|_| ObliviousError::TooLarge)?;
     bytes.resize(bytes.len().next_multiple_of(BUCKET), 0);
     Ok(bytes)
 }
 
 /// Decodes a response in Binary HTTP of known or indeterminate length.
 pub(crate) fn decode(bytes: Vec<u8>) -> Option<Response<Full<Bytes>>> {
-    if parts::count(&bytes) > MAX_PARTS {
-        return None;
+    let mut decoder = Decoder::sealed_response(u64::MAX);
+    *decoder.buffer_mut() = BytesMut::from(Bytes::from(bytes));
+    let Some(Part::Head(head)) = decoder.poll_part(true).ok()? else { return None };
+    let mut response = response(&head).ok()?;
+    let mut body = BytesMut::new();
+    while let Some(Part::Content(piece)) = decoder.poll_part(true).ok()? {
+        body.extend_from_slice(&piece);
     }
-    let message = Message::read_bhttp(&mut Cursor::new(bytes)).ok()?;
-    let mut response = Response::new(Full::from(Bytes::copy_from_slice(message.content())));
-    *response.status_mut() = StatusCode::from_u16(message.control().status()?.code()).ok()?;
-    let fields = message.header().fields();
-    if fields.len() > MAX_FIELDS {
-        return None;
-    }
-    let mut headers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        headers.append(HeaderName::from_lowercase(field.name()).ok()?, HeaderValue::from_bytes(field.value()).ok()?);
-    }
-    fix_response(&mut headers);
-    *response.headers_mut() = headers;
-    Some(response)
+    fix_response(response.headers_mut());
+    Some(response.map(|()| Full::from(body.freeze())))
 }

@@ -32,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{base::RelayId, delegated::Delegation, wire::EndReason};
 
 use super::{
-    binary_http::{Content, MessageError, Piped, fill, read_response, request_head, write_content},
+    binary_http::{MessageError, Piped, fill, read_response, request_head, write_content},
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::{
         fields::{USER_AGENT, fix_request, fix_response},
@@ -261,7 +261,7 @@ where
 }
 
 async fn receive(
-    mut reader: ReadHalf<Stream>,
+    reader: ReadHalf<Stream>,
     mut sending: AbortOnDropHandle<Result<(), MessageError>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let patience = async {
@@ -273,9 +273,9 @@ async fn receive(
         }
         RequestError::Silent
     };
-    let mut response = tokio::select! {
+    let (mut response, mut content) = tokio::select! {
         biased;
-        response = read_response(&mut reader) => response?,
+        read = read_response(reader, u64::MAX) => read?,
         error = patience => return Err(error),
     };
     if let Some(refusal) = Refusal::told(response.status(), response.headers()) {
@@ -284,7 +284,6 @@ async fn receive(
     fix_response(response.headers_mut());
     let (pipe, body) = Piped::unread();
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut content = Content::new(reader, u64::MAX);
         // Errors appear in the body.
         let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
     }));

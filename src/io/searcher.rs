@@ -1,10 +1,9 @@
-//! Searches of a client: chooses engine and exit, sends the query, and retries after a refusal.
+//! Searches of a client over a [`Connector`], and comparisons of exits.
 //!
-//! Owns the record of each exit's answers and failures with each engine ([`ExitStatistics`]). Each query has its own
-//! isolation, and thus its own circuit. An exit that an engine blocks is not used for a while, and the query is sent
-//! once more through another. Governed by `proto/09-delegated.md`, "Search". Exits are not trusted: an answer is
-//! bounded in length and time, decoded strictly and cleaned ([`SearchAnswer::decode`]), and the answers of several
-//! exits can be compared.
+//! [`Query`] chooses engine and exits and decides on a second try. This module sends it over streams, each with its own
+//! isolation and thus its own circuit, and owns the record of each exit's answers and failures with each engine
+//! ([`ExitStatistics`]). Governed by `proto/09-delegated.md`, "Search". Exits are not trusted: an answer is bounded in
+//! length and time, and the answers of several exits can be compared.
 
 mod comparison;
 #[cfg(test)]
@@ -13,11 +12,13 @@ pub(crate) mod testing;
 mod tests;
 
 use core::{
-    fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -28,9 +29,9 @@ use tokio::{
 use crate::{
     base::{Instant, RelayId},
     delegated::{
-        Delegation, EngineName, ExitCounts, ExitStatistics, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
-        SearchResult,
+        Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
         frame::{RESPONSE_BUCKETS, longest},
+        query::{ANSWER_LIMIT, Query, Results, TryError},
     },
     wire::EndReason,
 };
@@ -38,40 +39,14 @@ use crate::{
 use super::connector::{ConnectError, Connector, Delegated, Hop, Isolation};
 
 pub(crate) use crate::delegated::engines;
-pub use crate::delegated::{Miss, MissReason, Offers};
+pub use crate::delegated::{
+    Miss, MissReason, Offers,
+    query::{QueryError, SearchQuery},
+};
 pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
 
 /// Time limit for getting a circuit.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-/// Time limit for the exit's answer; the exit gives the engine eight seconds.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-
-/// A user's query. Prints redacted.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SearchQuery {
-    /// The search terms.
-    pub terms: String,
-    /// The engine; `None` for the default one.
-    pub engine: Option<EngineName>,
-    /// The page of results, from 1.
-    pub page: u16,
-    /// The language tag, such as `en` or `pt-BR`; `None` for any language.
-    pub language: Option<String>,
-}
-
-impl SearchQuery {
-    /// A query for the first page of results from the default engine, in any language.
-    #[must_use]
-    pub fn new(terms: impl Into<String>) -> Self {
-        Self { terms: terms.into(), engine: None, page: 1, language: None }
-    }
-}
-
-impl fmt::Debug for SearchQuery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SearchQuery([redacted])")
-    }
-}
 
 /// The results of a query, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,27 +79,27 @@ pub struct Route {
 /// The reason why a search failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchFailure {
-    /// The query is invalid.
+    /// The query was not sent.
     #[error("{0}")]
-    Query(#[from] SearchError),
-    /// No exit offers to search.
-    #[error("no exit of this network offers to search")]
-    NoEngines,
-    /// No exit offers this engine.
-    #[error("no exit of this network offers this engine")]
-    NoSuchEngine,
+    Query(#[from] QueryError),
     /// Fewer exits are available than the comparison needs.
     #[error("only {0} of this network's exits can be asked that")]
     TooFewExits(usize),
-    /// The engine blocks every exit that offers it.
-    #[error("the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine")]
-    AllBlocked,
     /// There is no circuit.
     #[error("{0}")]
     Connect(#[from] ConnectError),
     /// The exit gave no results, and neither did a second one where a retry was possible; the last exit's reason.
     #[error("{}", .0.why)]
     Missed(Miss),
+}
+
+impl From<TryError<ConnectError>> for SearchFailure {
+    fn from(error: TryError<ConnectError>) -> Self {
+        match error {
+            TryError::NoCircuit(error) => Self::Connect(error),
+            TryError::Missed(miss) => Self::Missed(miss),
+        }
+    }
 }
 
 /// The record of one exit with one engine.
@@ -189,7 +164,7 @@ impl<C: Connector> Searcher<C> {
             let left = |until: Instant| Some(until.since(now)).filter(|left| !left.is_zero());
             ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| left(until)) }
         };
-        self.exits_with(engine).into_iter().map(report).collect()
+        exits_with(&self.known().offers.borrow(), engine).map(report).collect()
     }
 
     /// Sends the query to an exit, and to another one if the first fails for a reason on its side.
@@ -197,97 +172,50 @@ impl<C: Connector> Searcher<C> {
     /// # Errors
     /// See [`SearchFailure`].
     pub async fn search(&self, query: &SearchQuery) -> Result<Found, SearchFailure> {
-        let request = self.request(query)?;
-        let mut not_by = self.blocked(request.engine())?;
-        match self.ask(&request, not_by.clone()).await {
-            Err(SearchFailure::Missed(miss)) if miss.why.is_the_exits() => {
-                not_by.push(miss.exit);
-                match self.ask(&request, not_by).await {
-                    Ok(found) => Ok(Found { missed: Some(miss), ..found }),
-                    // There is no other exit.
-                    Err(SearchFailure::Connect(_)) => Err(SearchFailure::Missed(miss)),
-                    failed => failed,
-                }
+        let mut query = self.begin(query)?;
+        loop {
+            let outcome = match self.open(&query).await {
+                Ok(delegated) => self.converse(&query, delegated).await,
+                Err(error) => Err(TryError::NoCircuit(error)),
+            };
+            if let Some(outcome) = query.handle_outcome(outcome) {
+                return Ok(Found { missed: query.missed(), ..outcome? });
             }
-            asked => asked,
         }
     }
 
-    async fn ask(&self, request: &SearchRequest, not_by: Vec<RelayId>) -> Result<Found, SearchFailure> {
-        let delegated = self.open(request.engine(), not_by).await?;
-        self.converse(request, delegated).await
+    fn begin(&self, query: &SearchQuery) -> Result<Query, QueryError> {
+        let known = self.known();
+        Query::new(self.now(), query, &known.offers.borrow(), known.default.as_ref(), &self.lock())
     }
 
-    /// Opens a stream to an exit that offers `engine`, on a circuit that carries nothing else.
-    async fn open(&self, engine: &EngineName, not_by: Vec<RelayId>) -> Result<Delegated, SearchFailure> {
+    /// Opens a stream to an exit for `query`, on a circuit that carries nothing else.
+    async fn open(&self, query: &Query) -> Result<Delegated, ConnectError> {
         let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
-        let opening = self.connector.delegate(Delegation::Search(engine.clone()), not_by, isolation);
-        Ok(timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(EndReason::TimedOut.into()))?)
+        let delegation = Delegation::Search(query.engine().clone());
+        let opening = self.connector.delegate(delegation, query.not_by().to_vec(), isolation);
+        timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(EndReason::TimedOut.into()))
     }
 
-    /// Sends the request to the exit at the end of `delegated`, and records the outcome.
-    async fn converse(&self, request: &SearchRequest, delegated: Delegated) -> Result<Found, SearchFailure> {
-        let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { return Err(ConnectError::NotReady.into()) };
-        let framed = request.encode()?;
+    /// Sends the query to the exit at the end of `delegated`, and records the outcome.
+    async fn converse(&self, query: &Query, delegated: Delegated) -> Result<Found, TryError<ConnectError>> {
+        let Some(exit) = delegated.path.last().map(|hop| hop.relay) else {
+            return Err(TryError::NoCircuit(ConnectError::NotReady));
+        };
         let began = std::time::Instant::now();
-        let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, &framed)).await;
+        let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, query.framed())).await;
         let took = began.elapsed();
-        let answer = match exchanged {
-            Ok(Some(SearchAnswer::Results { results, total, more })) => Ok((results, total, more)),
-            Ok(Some(SearchAnswer::Refused(refusal))) => Err(MissReason::Refused(refusal)),
-            Ok(None) => Err(MissReason::Broken),
+        let outcome = match exchanged {
+            Ok(Ok(answer)) => Results::decode(&answer),
+            Ok(Err(_)) => Err(MissReason::Broken),
             Err(_) => Err(MissReason::Silent),
         };
-        let engine = request.engine();
-        self.remember(engine, exit, answer.as_ref().err().copied());
-        match answer {
-            Ok((results, total, more)) => {
-                let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, took };
-                Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
-            }
-            Err(why) => Err(SearchFailure::Missed(Miss { exit, why })),
-        }
-    }
-
-    fn remember(&self, engine: &EngineName, exit: RelayId, miss: Option<MissReason>) {
-        let (now, mut statistics) = (self.now(), self.lock());
-        match miss {
-            None => statistics.handle_answered(now, engine, exit),
-            Some(MissReason::Refused(SearchRefusal::EngineBlocked(block))) => {
-                statistics.handle_blocked(now, engine, exit, block);
-            }
-            Some(_) => statistics.handle_failed(now, engine, exit),
-        }
-    }
-
-    fn request(&self, query: &SearchQuery) -> Result<SearchRequest, SearchFailure> {
-        let engines = self.engines();
-        let engine = match query.engine.as_ref().or(self.known().default.as_ref()) {
-            Some(engine) if engines.contains(engine) => engine,
-            Some(_) if !engines.is_empty() => return Err(SearchFailure::NoSuchEngine),
-            _ => engines.first().ok_or_else(|| self.without_engines())?,
-        };
-        Ok(SearchRequest::new(engine.clone(), &query.terms, query.page, query.language.as_deref())?)
-    }
-
-    fn without_engines(&self) -> SearchFailure {
-        if self.known().offers.borrow().is_none() { ConnectError::NotReady.into() } else { SearchFailure::NoEngines }
-    }
-
-    fn exits_with(&self, engine: &EngineName) -> Vec<RelayId> {
-        let offers = self.known().offers.borrow();
-        offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit).collect()
-    }
-
-    /// The exits that `engine` blocks now.
-    ///
-    /// # Errors
-    /// When they are all exits that offer the engine.
-    fn blocked(&self, engine: &EngineName) -> Result<Vec<RelayId>, SearchFailure> {
-        let blocked = self.lock().blocked(self.now(), engine);
-        let all = self.exits_with(engine).iter().all(|exit| blocked.contains(exit));
-        if all { Err(SearchFailure::AllBlocked) } else { Ok(blocked) }
+        let engine = query.engine();
+        self.lock().handle_outcome(self.now(), engine, exit, outcome.as_ref().map(|_| ()).map_err(|why| *why));
+        let Results { results, total, more } = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
+        let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, took };
+        Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
     }
 
     fn known(&self) -> &Known {
@@ -303,12 +231,12 @@ impl<C: Connector> Searcher<C> {
     }
 }
 
-/// Sends the query and reads the answer; `None` if the answer is invalid or the stream fails.
-async fn exchange(mut stream: super::stream::Stream, framed: &[u8]) -> Option<SearchAnswer> {
-    stream.write_all(framed).await.ok()?;
-    stream.shutdown().await.ok()?;
+/// Sends the query and reads the answer.
+async fn exchange(mut stream: super::stream::Stream, framed: &[u8]) -> io::Result<Vec<u8>> {
+    stream.write_all(framed).await?;
+    stream.shutdown().await?;
     let cap = longest(RESPONSE_BUCKETS).saturating_add(1);
     let mut answer = Vec::new();
-    (&mut stream).take(u64::try_from(cap).ok()?).read_to_end(&mut answer).await.ok()?;
-    SearchAnswer::decode(&answer).ok()
+    (&mut stream).take(u64::try_from(cap).unwrap_or(u64::MAX)).read_to_end(&mut answer).await?;
+    Ok(answer)
 }

@@ -25,12 +25,15 @@ use crate::{
         files::Folder,
         store::FileStore,
     },
-    transport::native::{Certificate, Sockets},
+    transport::{
+        Core,
+        native::{Certificate, Sockets},
+    },
 };
 
 use super::{
     Failure,
-    drive::{Clock, Core, Drive, randomness},
+    drive::{Clock, Drive, TaskCore, randomness},
     network,
     options::{DirectoryOptions, data_dir},
     report::{Report, Reporter},
@@ -204,7 +207,7 @@ impl LinkMachine for ProverCore {
     }
 }
 
-impl Core for ProverCore {
+impl TaskCore for ProverCore {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         while let Poll::Ready(Some(proof)) = self.proofs.poll_recv(cx) {
@@ -213,8 +216,14 @@ impl Core for ProverCore {
         }
         taken
     }
+}
 
-    fn deliver(&mut self) -> bool {
+impl Core for ProverCore {
+    fn machine(&mut self) -> &mut impl LinkMachine {
+        self
+    }
+
+    fn deliver(&mut self, _: Instant) -> bool {
         false
     }
 }

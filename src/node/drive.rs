@@ -16,27 +16,21 @@ use rand::{
 use tokio::time::{sleep_until, timeout};
 
 use crate::{
-    base::{Instant, LinkMachine},
+    base::Instant,
     transport::{
-        Transport as _,
+        Core, drain,
         native::{Endpoint, EndpointConfig, Sockets},
-        settle,
+        next_turn, turn,
     },
 };
 
 use super::Failure;
 
-/// A protocol core with its edges: the interface that the loop needs beyond links.
-pub(crate) trait Core: LinkMachine {
+/// A core with input from other tasks.
+pub(crate) trait TaskCore: Core {
     /// Takes a bounded amount of input from other tasks (applications, exits, the directory client). Returns
     /// `Pending` if there is none, and then wakes the task when input arrives.
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()>;
-
-    /// Passes the core's events to their recipients; returns whether there were any.
-    fn deliver(&mut self) -> bool;
-
-    /// Closes the core's links when the node ends.
-    fn shut_down(&mut self) {}
 }
 
 /// Time limit for closing links when a node ends.
@@ -73,7 +67,7 @@ pub(crate) struct Drive<C> {
     rng: StdRng,
 }
 
-impl<C: Core> Drive<C> {
+impl<C: TaskCore> Drive<C> {
     /// Joins `core` with a transport over `sockets`.
     ///
     /// # Errors
@@ -103,7 +97,7 @@ impl<C: Core> Drive<C> {
             () = self.turn_while(|_| true) => {}
             () = stop => {}
         }
-        self.core.shut_down();
+        self.core.shut_down(self.clock.now());
         // A neighbour that gets no close within the limit closes the link by timeout.
         let _ = timeout(SHUT_DOWN_LIMIT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
     }
@@ -111,15 +105,14 @@ impl<C: Core> Drive<C> {
     async fn turn_while(&mut self, goes_on: impl Fn(&Endpoint) -> bool) {
         loop {
             let now = self.clock.now();
-            self.do_what_is_due(now);
-            self.settle(now);
+            turn(now, &mut self.core, &mut self.endpoint, &mut self.rng);
             let mut idle = self.sockets.flush(now, &mut self.endpoint).await;
             // Links pull the next output only after the last has been sent.
             for _ in 0..PULLS {
                 if !idle || !self.endpoint.has_link_event() {
                     break;
                 }
-                self.settle(now);
+                drain(now, &mut self.core, &mut self.endpoint, &mut self.rng);
                 idle = self.sockets.flush(now, &mut self.endpoint).await;
             }
             if !goes_on(&self.endpoint) {
@@ -130,31 +123,11 @@ impl<C: Core> Drive<C> {
         }
     }
 
-    fn do_what_is_due(&mut self, now: Instant) {
-        if self.endpoint.poll_timeout().is_some_and(|due| due <= now) {
-            self.endpoint.handle_timeout(now);
-        }
-        if self.core.poll_timeout().is_some_and(|due| due <= now) {
-            self.core.handle_timeout(now, &mut self.rng);
-        }
-    }
-
-    /// Drains core, transport and commands until none has output.
-    fn settle(&mut self, now: Instant) {
-        loop {
-            settle(now, &mut self.core, &mut self.endpoint, &mut self.rng);
-            if !self.core.deliver() {
-                return;
-            }
-        }
-    }
-
     /// Waits for datagrams, commands or the next deadline, and takes all input. If not `idle`, there is more to send,
     /// and it returns without waiting.
     async fn wait(&mut self, idle: bool) {
         let Self { clock, sockets, endpoint, core, rng } = self;
-        let due = [endpoint.poll_timeout(), core.poll_timeout()].into_iter().flatten().min();
-        let due = if idle { due } else { Some(Instant::START) };
+        let due = if idle { next_turn(core, endpoint) } else { Some(Instant::START) };
         let due_by = async {
             match due {
                 Some(due) => sleep_until(clock.to_tokio(due)).await,

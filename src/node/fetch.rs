@@ -230,9 +230,7 @@ async fn ask(
         return Err(refused(control, answer).await);
     }
     let bytes = BodyDataStream::new(answer.into_body().map_err(std::io::Error::other));
-    let mut reader = StreamReader::new(bytes);
-    let response = read_response(&mut reader).await.map_err(|_| control::stranger(control))?;
-    Ok((response, Content::new(reader, u64::MAX)))
+    read_response(StreamReader::new(bytes), u64::MAX).await.map_err(|_| control::stranger(control))
 }
 
 /// The failure with the client's error message.

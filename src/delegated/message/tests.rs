@@ -4,26 +4,31 @@ use proptest::prelude::*;
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
+use crate::delegated::binary_http::{MAX_FIELDS, put_number};
 
 fn fields(fields: &[(&str, &str)]) -> Vec<(String, String)> {
     fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn get(url: &str) -> Result<HttpRequest, MessageError> {
+fn get(url: &str) -> Result<HttpRequest, HttpRequestError> {
     HttpRequest::new("GET", url, fields(&[]), Vec::new())
+}
+
+fn decode(bytes: &[u8]) -> Result<HttpResponse, BinaryHttpError> {
+    HttpResponse::decode(bytes.to_vec())
 }
 
 /// Encodes a response like an exit.
 fn response(status: u64, fields: &[(&str, &str)], chunks: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    put_number(RESPONSE, &mut bytes);
+    put_number(3, &mut bytes);
     put_number(status, &mut bytes);
     for text in fields.iter().flat_map(|(name, value)| [name, value]) {
-        put_text(text.as_bytes(), &mut bytes);
+        put_vector(text.as_bytes(), &mut bytes);
     }
     bytes.push(0);
     for chunk in chunks {
-        put_text(chunk, &mut bytes);
+        put_vector(chunk, &mut bytes);
     }
     bytes.extend_from_slice(&[0, 0]);
     bytes
@@ -46,7 +51,7 @@ fn an_address_is_taken_apart_and_one_that_is_none_refused() {
         "https://example.org/a b",
         "https://exa mple.org/",
     ] {
-        assert_eq!(get(bad), Err(MessageError::Address), "{bad}");
+        assert_eq!(get(bad), Err(HttpRequestError::Address), "{bad}");
     }
 }
 
@@ -59,27 +64,29 @@ fn fields_that_tell_who_asks_stay_and_common_ones_are_the_same_for_all() {
     let kept = HttpRequest::new("GET", "http://a.example/", fields(&[("Authorization", "x")]), Vec::new()).unwrap();
     assert!(kept.fields.contains(&("authorization".to_owned(), "x".to_owned())));
     for bad in [("a b", "x"), ("", "x"), ("a", "x\r\ny"), ("a\n", "x")] {
-        assert_eq!(HttpRequest::new("GET", "http://a.example/", fields(&[bad]), Vec::new()), Err(MessageError::Field));
+        assert_eq!(
+            HttpRequest::new("GET", "http://a.example/", fields(&[bad]), Vec::new()),
+            Err(HttpRequestError::Field)
+        );
     }
-    assert_eq!(HttpRequest::new("TRACE", "http://a.example/", fields(&[]), Vec::new()), Err(MessageError::Method));
+    assert_eq!(HttpRequest::new("TRACE", "http://a.example/", fields(&[]), Vec::new()), Err(HttpRequestError::Method));
 }
 
 #[cfg(feature = "native")]
 #[tokio::test]
 async fn exits_read_a_request_as_it_was_meant() {
-    use crate::io::binary_http::{Content, read_request};
+    use crate::io::binary_http::read_request;
 
     let body = vec![7; 70_000];
     let url = "https://example.org:8443/path?query=1";
     let request = HttpRequest::new("POST", url, fields(&[("X-Twice", "1"), ("X-Twice", "2")]), body.clone()).unwrap();
     let bytes = request.encode().unwrap();
-    let mut reader = bytes.as_slice();
-    let read = read_request(&mut reader).await.unwrap();
+    let (read, mut content) = read_request(bytes.as_slice(), u64::MAX).await.unwrap();
     assert_eq!(read.method(), "POST");
     assert_eq!(read.uri(), url);
     assert_eq!(read.headers().get_all("x-twice").iter().count(), 2);
     assert_eq!(read.headers()["content-length"], "70000");
-    let (mut content, mut whole) = (Content::new(reader, u64::MAX), Vec::new());
+    let mut whole = Vec::new();
     while let Some(piece) = content.piece().await.unwrap() {
         whole.extend_from_slice(&piece);
     }
@@ -90,11 +97,11 @@ async fn exits_read_a_request_as_it_was_meant() {
 fn a_response_comes_whole_without_what_must_not_pass() {
     let given = [("etag", "1"), ("set-cookie", "id=1"), ("connection", "x-mine"), ("x-mine", "1")];
     let mut bytes = response(200, &given, &[b"one ", &[b'x'; 5000], b" two"]);
-    let read = HttpResponse::decode(&bytes).unwrap();
+    let read = decode(&bytes).unwrap();
     assert_eq!((read.status, read.body.len(), read.refusal), (200, 5008, None));
     assert_eq!(read.fields, [("etag".to_owned(), b"1".to_vec())]);
     bytes.push(0);
-    assert_eq!(HttpResponse::decode(&bytes), Err(MessageError::Malformed), "bytes behind its end");
+    assert!(matches!(decode(&bytes), Err(BinaryHttpError::Malformed(_))), "bytes behind its end");
 }
 
 #[test]
@@ -104,17 +111,17 @@ fn informational_responses_are_dropped_and_a_head_may_be_all() {
     bytes.push(0);
     put_number(204, &mut bytes);
     bytes.push(0);
-    assert_eq!(HttpResponse::decode(&bytes).unwrap().status, 204);
-    assert!(HttpResponse::decode(&bytes[..bytes.len() - 1]).is_err());
+    assert_eq!(decode(&bytes).unwrap().status, 204);
+    assert!(decode(&bytes[..bytes.len() - 1]).is_err());
 }
 
 #[test]
 fn a_refusal_of_the_exit_is_told_from_an_answer_of_the_target() {
     let (status, told) = Refusal::RateLimited.to_answer();
-    let read = HttpResponse::decode(&response(status.into(), &[("proxy-status", &told)], &[])).unwrap();
+    let read = decode(&response(status.into(), &[("proxy-status", &told)], &[])).unwrap();
     assert_eq!(read.refusal, Some(Refusal::RateLimited));
     assert!(read.fields.is_empty());
-    assert_eq!(HttpResponse::decode(&response(429, &[], &[])).unwrap().refusal, None);
+    assert_eq!(decode(&response(429, &[], &[])).unwrap().refusal, None);
 }
 
 #[test]
@@ -124,36 +131,38 @@ fn what_breaks_off_anywhere_is_no_response() {
     let head = bytes.len() - b"content".len() - 3;
     let whole = [head, bytes.len() - 1, bytes.len()];
     for end in 0..=bytes.len() {
-        assert_eq!(HttpResponse::decode(&bytes[..end]).is_ok(), whole.contains(&end), "after {end} bytes");
+        assert_eq!(decode(&bytes[..end]).is_ok(), whole.contains(&end), "after {end} bytes");
     }
 }
 
 #[test]
 fn a_head_out_of_bounds_is_refused() {
     let many: Vec<_> = (0..=MAX_FIELDS).map(|_| ("a", "1")).collect();
-    assert_eq!(HttpResponse::decode(&response(200, &many, &[])), Err(MessageError::TooLarge));
+    assert_eq!(decode(&response(200, &many, &[])), Err(BinaryHttpError::TooLarge));
     let long = "x".repeat(MAX_HEAD_LEN);
-    assert_eq!(HttpResponse::decode(&response(200, &[("a", &long)], &[])), Err(MessageError::TooLarge));
+    assert_eq!(decode(&response(200, &[("a", &long)], &[])), Err(BinaryHttpError::TooLarge));
     for (name, value) in [("A", "1"), ("a b", "1"), ("a", "1\n")] {
-        assert_eq!(HttpResponse::decode(&response(200, &[(name, value)], &[])), Err(MessageError::Malformed));
+        let read = decode(&response(200, &[(name, value)], &[]));
+        assert!(matches!(read, Err(BinaryHttpError::Malformed(_))));
     }
     for status in [0, 99, 600, 70_000] {
-        assert_eq!(HttpResponse::decode(&response(status, &[], &[])), Err(MessageError::Malformed));
+        let read = decode(&response(status, &[], &[]));
+        assert!(matches!(read, Err(BinaryHttpError::Malformed(_))));
     }
-    assert_eq!(HttpResponse::decode(&[3, 0xff, 0xff, 0xff, 0xff]), Err(MessageError::Malformed));
+    assert_eq!(decode(&[3, 0xff, 0xff, 0xff, 0xff]), Err(BinaryHttpError::Truncated));
 }
 
 #[test]
 fn requests_and_responses_print_redacted() {
     let request = HttpRequest::new("POST", "https://secret.example/", fields(&[]), b"secret".to_vec()).unwrap();
-    let read = HttpResponse::decode(&response(200, &[("secret", "secret")], &[b"secret"])).unwrap();
+    let read = decode(&response(200, &[("secret", "secret")], &[b"secret"])).unwrap();
     assert!(!format!("{request:?} {read:?}").contains("secret"));
 }
 
 proptest! {
     #[test]
     fn no_bytes_make_the_decoder_fall(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
-        let _ = HttpResponse::decode(&bytes);
-        let _ = HttpResponse::decode(&[&[3, 0x40, 200][..], &bytes].concat());
+        let _ = decode(&bytes);
+        let _ = decode(&[&[3, 0x40, 200][..], &bytes].concat());
     }
 }

@@ -5,7 +5,7 @@
 
 use hyper::{
     HeaderMap,
-    header::{self, HeaderName, HeaderValue},
+    header::{HeaderName, HeaderValue},
 };
 
 use crate::{
@@ -21,10 +21,12 @@ pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(fields::USER
 pub(crate) fn fix_request(headers: &mut HeaderMap) {
     strip(headers);
     remove(headers, is_identifying);
-    headers.insert(header::USER_AGENT, USER_AGENT);
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-    headers.entry(header::ACCEPT_LANGUAGE).or_insert(HeaderValue::from_static("en"));
+    for (name, value) in fields::FIXED {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    for (name, value) in fields::DEFAULTS {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
 }
 
 /// Removes hop-by-hop fields from a response, and those that outlast this request.

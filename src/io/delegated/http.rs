@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    delegated::Requests,
+    delegated::{Requests, message::METHODS},
     io::{
         binary_http::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
         exchange::Answer,
@@ -33,10 +33,6 @@ use super::{
     fields::{fix_request, fix_response},
     refusal::Refusal,
 };
-
-/// The supported methods. An exit can't perform CONNECT and TRACE for a client.
-const METHODS: [Method; 7] =
-    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
 
 /// Bytes of a request that are still read after the answer; more than can be in flight.
 const LEFT_OVER: u64 = 4 * 1024 * 1024;
@@ -162,7 +158,7 @@ impl Http {
     fn judge(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
         let (secure, target) = target_of(request.uri()).ok_or(Refusal::Malformed)?;
         let method = request.method();
-        if !METHODS.contains(method) {
+        if !METHODS.contains(&method.as_str()) {
             return Err(Refusal::NotOffered);
         }
         let outbound = match &self.tier {
@@ -229,11 +225,10 @@ impl Http {
 
 /// A request's head, and the first piece of its body.
 async fn read_head<R: AsyncRead + Unpin>(
-    mut reader: R,
+    reader: R,
     cap: u64,
 ) -> Result<(Request<()>, Option<Bytes>, Content<R>), Refusal> {
-    let request = read_request(&mut reader).await.map_err(|error| unread(&error))?;
-    let mut content = Content::new(reader, cap);
+    let (request, mut content) = read_request(reader, cap).await.map_err(|error| unread(&error))?;
     let first = content.piece().await.map_err(|error| unread(&error))?;
     Ok((request, first, content))
 }

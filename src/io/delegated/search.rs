@@ -8,7 +8,7 @@
 mod tests;
 
 use core::{num::NonZero, time::Duration};
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -22,8 +22,8 @@ use url::Url;
 
 use crate::{
     delegated::{
-        EngineName, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
-        frame::{REQUEST_BUCKETS, longest},
+        EngineName, SearchAnswer, SearchRefusal, SearchRequest,
+        service::{ENGINE_LIMIT, PartialQuery, QUERY_LIMIT, Refused, STALL_LIMIT},
     },
     engine,
     io::{
@@ -45,11 +45,11 @@ const MAX_REDIRECTS: usize = 3;
 /// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SearchCaps {
-    /// Time limit for the query; 15 s.
+    /// Time limit for the query; [`QUERY_LIMIT`].
     pub(crate) query: Duration,
-    /// Time limit for the engine, redirects included; 8 s.
+    /// Time limit for the engine; [`ENGINE_LIMIT`].
     pub(crate) engine: Duration,
-    /// Time limit for the client to take the answer; 60 s.
+    /// Time limit for the client to take the answer; [`STALL_LIMIT`].
     pub(crate) stall: Duration,
     /// Maximum bytes of an engine's answer; 2 MiB.
     pub(crate) answer: usize,
@@ -61,9 +61,9 @@ pub(crate) struct SearchCaps {
 impl Default for SearchCaps {
     fn default() -> Self {
         Self {
-            query: Duration::from_secs(15),
-            engine: Duration::from_secs(8),
-            stall: Duration::from_secs(60),
+            query: QUERY_LIMIT,
+            engine: ENGINE_LIMIT,
+            stall: STALL_LIMIT,
             answer: 2 * 1024 * 1024,
             readers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
         }
@@ -77,13 +77,6 @@ pub(crate) struct Search {
     caps: SearchCaps,
     /// Permits for parsing. A hostile answer can take a multiple of its length in memory, and a processor meanwhile.
     readers: Arc<Semaphore>,
-}
-
-/// The reason why there are no results: the client's refusal, and the one for the operator's counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Failure {
-    told: SearchRefusal,
-    counted: Refusal,
 }
 
 impl Search {
@@ -122,20 +115,23 @@ impl Search {
     {
         let query = match timeout(self.caps.query, read_query(&mut stream)).await {
             Ok(Ok(query)) => query,
-            Ok(Err(Gone)) | Err(_) => return Err(Refusal::ClientGone),
+            Ok(Err(_)) | Err(_) => return Err(Refusal::ClientGone),
         };
-        let answered = match (admit(), query) {
-            (Err(refusal), _) => Err(Failure { told: SearchRefusal::RateLimited, counted: refusal }),
-            (Ok(_), Err(_)) => Err(Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed }),
-            (Ok(admitted), Ok(request)) => {
+        let received = match query {
+            Ok(query) => query.handle_finish(admit).ok_or(Refusal::ClientGone)?,
+            Err(refused) => Err(refused),
+        };
+        let answered = match received {
+            Ok((request, admitted)) => {
                 let answered = self.answer(request).await;
                 drop(admitted);
                 answered
             }
+            Err(refused) => Err(refused),
         };
         let (answer, counted) = match answered {
             Ok(answer) => (answer, Ok(())),
-            Err(Failure { told, counted }) => (SearchAnswer::Refused(told), Err(counted)),
+            Err(Refused { told, counted }) => (SearchAnswer::Refused(told), Err(counted)),
         };
         let framed = answer.encode().map_err(|_| Refusal::AnswerTooLarge)?;
         let writing = async {
@@ -148,16 +144,16 @@ impl Search {
         }
     }
 
-    async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Failure> {
-        let unknown = Failure { told: SearchRefusal::UnknownEngine, counted: Refusal::NotOffered };
+    async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Refused> {
+        let unknown = Refused { told: SearchRefusal::UnknownEngine, counted: Refusal::NotOffered };
         let reached = self.engines.find(request.engine()).ok_or(unknown)?;
         if reached.engine.lacks_page(request.page()) {
             return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
         }
         let asking = timeout(self.caps.engine, ask(&reached, &request, self.caps.answer)).await;
-        let late = Failure { told: SearchRefusal::EngineTimedOut, counted: Refusal::Silent };
+        let late = Refused { told: SearchRefusal::EngineTimedOut, counted: Refusal::Silent };
         let (url, status, body) = asking.unwrap_or(Err(late))?;
-        let busy = Failure { told: SearchRefusal::RateLimited, counted: Refusal::Busy };
+        let busy = Refused { told: SearchRefusal::RateLimited, counted: Refusal::Busy };
         let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
         let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
         let reading = tokio::task::spawn_blocking(move || {
@@ -166,26 +162,26 @@ impl Search {
             let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
             reached.engine.read(&request, &response)
         });
-        let broken = Failure { told: SearchRefusal::EngineMalformed, counted: Refusal::Misconfigured };
+        let broken = Refused { told: SearchRefusal::EngineMalformed, counted: Refusal::Misconfigured };
         match reading.await.map_err(|_| broken)? {
-            SearchAnswer::Refused(told) => Err(Failure { told, counted: Refusal::NoResults }),
+            SearchAnswer::Refused(told) => Err(Refused { told, counted: Refusal::NoResults }),
             results => Ok(results),
         }
     }
 }
 
-/// The client is gone, or its stream ended before a query.
-struct Gone;
-
-/// The query, or its error. The client sends nothing after the query.
-async fn read_query<R>(reader: &mut R) -> Result<Result<SearchRequest, SearchError>, Gone>
-where
-    R: AsyncRead + Unpin,
-{
-    let most = u64::try_from(longest(REQUEST_BUCKETS)).unwrap_or(u64::MAX);
-    let mut framed = Vec::with_capacity(longest(REQUEST_BUCKETS));
-    reader.take(most.saturating_add(1)).read_to_end(&mut framed).await.map_err(|_| Gone)?;
-    if framed.is_empty() { Err(Gone) } else { Ok(SearchRequest::decode(&framed)) }
+/// The complete query, or its refusal.
+async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<PartialQuery, Refused>> {
+    let (mut query, mut piece) = (PartialQuery::default(), [0; 1024]);
+    loop {
+        let read = reader.read(&mut piece).await?;
+        if read == 0 {
+            return Ok(Ok(query));
+        }
+        if let Err(refused) = query.handle_data(piece.get(..read).unwrap_or_default()) {
+            return Ok(Err(refused));
+        }
+    }
 }
 
 /// The engine's answer, with its URL after redirects.
@@ -193,8 +189,8 @@ async fn ask(
     reached: &Arc<Reached>,
     request: &SearchRequest,
     most: usize,
-) -> Result<(Url, StatusCode, Vec<u8>), Failure> {
-    let bad = Failure { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
+    let bad = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
     let engine::Question { url, accept, accept_language } = reached.engine.question(request).ok_or(bad)?;
     let mut at = url;
     for _ in 0..=MAX_REDIRECTS {
@@ -212,7 +208,7 @@ async fn ask(
         let encoded = response.headers().get(header::CONTENT_ENCODING);
         if encoded.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             // The request forbade encodings. Decompressed, the answer could be of any length, so it is refused.
-            return Err(Failure { told: SearchRefusal::EngineMalformed, counted: Refusal::NotHttp });
+            return Err(Refused { told: SearchRefusal::EngineMalformed, counted: Refusal::NotHttp });
         }
         let status = response.status();
         return Ok((at, status, read_whole(response.into_body(), most).await?));
@@ -220,7 +216,7 @@ async fn ask(
     Err(REDIRECTED)
 }
 
-const REDIRECTED: Failure = Failure { told: SearchRefusal::EngineRedirected, counted: Refusal::NoResults };
+const REDIRECTED: Refused = Refused { told: SearchRefusal::EngineRedirected, counted: Refusal::NoResults };
 
 /// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
 /// `http`.
@@ -232,7 +228,7 @@ fn redirect(at: &Url, response: &Response<Answer>) -> Option<Url> {
     (next.host() == at.host() && (same || upgraded)).then_some(next)
 }
 
-impl From<OutboundError> for Failure {
+impl From<OutboundError> for Refused {
     fn from(error: OutboundError) -> Self {
         let told = match error {
             OutboundError::Connect(EndReason::TimedOut) | OutboundError::Exchange(ExchangeError::Silent) => {
@@ -251,7 +247,7 @@ impl From<OutboundError> for Failure {
     }
 }
 
-impl From<ExchangeError> for Failure {
+impl From<ExchangeError> for Refused {
     fn from(error: ExchangeError) -> Self {
         OutboundError::from(error).into()
     }

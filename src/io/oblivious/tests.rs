@@ -1,15 +1,19 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    io::Cursor,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
+use bhttp::{Message, Mode};
 use hyper::body::Incoming;
 use ohttp::{Server, hpke::Kem};
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
 use crate::{
-    delegated::Delegation,
+    delegated::{Delegation, binary_http::MAX_PARTS},
     io::{
         connector::{ConnectError, Delegated, Hop, Isolation},
         outbound::testing::http_origin,
@@ -155,14 +159,12 @@ fn an_answer_of_more_parts_than_any_has_is_not_decoded() {
         unknown(&[b"\x40\xc8\x00\x00", &fields, b"\x00"]),
         unknown(&[&hints, b"\x40\xc8\x00\x00\x00"]),
     ] {
-        assert!(parts::count(&bad) > MAX_PARTS);
         assert!(decode(bad).is_none());
     }
     for good in [
         known(&[b"\x40\x67\x03\x01a\x00\x40\xc8\x03\x01a\x00\x02me\x03\x01b\x00"]),
         unknown(&[b"\x40\x67\x01a\x00\x00\x40\xc8\x01a\x00\x00\x01m\x01e\x00\x01b\x00\x00"]),
     ] {
-        assert_eq!(parts::count(&good), 4);
         assert!(decode(good).is_some());
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     delegated::{EngineName, SearchResult},
     io::{
         connector::{Connector, Hop},
-        searcher::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, SearchFailure, SearchQuery},
+        searcher::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, QueryError, SearchFailure, SearchQuery},
     },
 };
 
@@ -249,11 +249,13 @@ fn milliseconds(took: core::time::Duration) -> f64 {
 
 fn refused(failure: SearchFailure) -> Response {
     let status = match failure {
-        SearchFailure::Query(_) | SearchFailure::NoSuchEngine | SearchFailure::TooFewExits(_) => {
+        SearchFailure::Query(QueryError::Invalid(_) | QueryError::NoSuchEngine) | SearchFailure::TooFewExits(_) => {
             StatusCode::BAD_REQUEST
         }
-        SearchFailure::NoEngines | SearchFailure::Connect(_) => StatusCode::SERVICE_UNAVAILABLE,
-        SearchFailure::AllBlocked | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
+        SearchFailure::Query(QueryError::NotReady | QueryError::NoEngines) | SearchFailure::Connect(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        SearchFailure::Query(QueryError::AllBlocked) | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
     };
     failed(status, failure.to_string())
 }

@@ -12,7 +12,7 @@ use crate::{
     delegated::{Block, EngineName, MAX_PAGE, SearchRefusal, SearchResult},
     io::{
         connector::ConnectError,
-        searcher::{Found, Miss, MissReason, Route, SearchFailure, SearchQuery},
+        searcher::{Found, Miss, MissReason, QueryError, Route, SearchFailure, SearchQuery},
     },
 };
 
@@ -88,21 +88,22 @@ fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a
 fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
     let said = failure.to_string();
     match failure {
-        SearchFailure::Query(_) => {
+        SearchFailure::Query(QueryError::NotReady) => unconnected(ConnectError::NotReady),
+        SearchFailure::Query(QueryError::Invalid(_)) => {
             (StatusCode::BAD_REQUEST, "That can't be searched for", format!("{}. Nothing was sent.", capital(&said)))
         }
-        SearchFailure::NoEngines => (
+        SearchFailure::Query(QueryError::NoEngines) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "Nobody offers to search",
             "No exit of this network offers a search engine. Nothing was sent. Whoever runs an exit can turn one on."
                 .to_owned(),
         ),
-        SearchFailure::NoSuchEngine => (
+        SearchFailure::Query(QueryError::NoSuchEngine) => (
             StatusCode::NOT_FOUND,
             "No exit offers this engine",
             "Choose another engine below the search box. Nothing was sent.".to_owned(),
         ),
-        SearchFailure::AllBlocked => (
+        SearchFailure::Query(QueryError::AllBlocked) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "The engine turns all exits away for now",
             "It takes them for robots, or has had too many questions. Try again in ten minutes, or choose another engine. \

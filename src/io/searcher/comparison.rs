@@ -2,9 +2,15 @@
 //!
 //! Each of these exits sees the query.
 
+use std::sync::Arc;
+
 use tokio::task::JoinSet;
 
-use crate::{base::RelayId, delegated::SearchResult, io::connector::Connector};
+use crate::{
+    base::RelayId,
+    delegated::{SearchResult, exits_with},
+    io::connector::Connector,
+};
 
 use super::{Found, SearchFailure, SearchQuery, Searcher};
 
@@ -86,25 +92,26 @@ impl<C: Connector> Searcher<C> {
     /// # Errors
     /// When fewer exits are available, or the query is invalid. An exit's failure is one of the answers.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
-        let request = self.request(query)?;
-        let mut not_by = self.blocked(request.engine())?;
-        let able = self.exits_with(request.engine()).iter().filter(|exit| !not_by.contains(exit)).count();
+        let mut query = self.begin(query)?;
+        let is_able = |exit: &RelayId| !query.not_by().contains(exit);
+        let able = exits_with(&self.known().offers.borrow(), query.engine()).filter(is_able).count();
         if able < exits.min(MAX_COMPARED) {
             return Err(SearchFailure::TooFewExits(able));
         }
         // Opened in sequence, so that each exit is a different one. The queries then run concurrently.
         let mut opened = Vec::new();
         for _ in 0..exits.min(MAX_COMPARED) {
-            let delegated = self.open(request.engine(), not_by.clone()).await?;
-            let Some(hop) = delegated.path.last() else { continue };
-            not_by.push(hop.relay);
-            opened.push((hop.relay, delegated));
+            let delegated = self.open(&query).await?;
+            let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { continue };
+            query.avoid(exit);
+            opened.push((exit, delegated));
         }
+        let query = Arc::new(query);
         let mut asking = JoinSet::new();
         for (place, (exit, delegated)) in opened.into_iter().enumerate() {
-            let (searcher, request) = (self.clone(), request.clone());
+            let (searcher, query) = (self.clone(), Arc::clone(&query));
             asking.spawn(async move {
-                let outcome = searcher.converse(&request, delegated).await;
+                let outcome = searcher.converse(&query, delegated).await.map_err(SearchFailure::from);
                 (place, Asked { exit, outcome })
             });
         }

@@ -4,7 +4,7 @@ use super::{
     testing::{Overlay, Reply, engine, exit, honest, refusing, result},
     *,
 };
-use crate::delegated::{Block, Offer, Requests};
+use crate::delegated::{Block, Offer, Requests, SearchAnswer, SearchRefusal, SearchRequest};
 
 fn captcha(_: &SearchRequest) -> Reply {
     refusing(SearchRefusal::EngineBlocked(Block::Captcha))
@@ -87,7 +87,7 @@ async fn when_all_exits_are_kept_out_no_more_of_them_see_the_query() {
     assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
     assert_eq!(overlay.asked().len(), 2, "once, and once elsewhere");
     assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
-    assert_eq!(searcher.search(&query()).await, Err(SearchFailure::AllBlocked));
+    assert_eq!(searcher.search(&query()).await, Err(QueryError::AllBlocked.into()));
     assert_eq!(overlay.asked().len(), 3);
 }
 
@@ -179,9 +179,9 @@ fn the_default_engine_stands_first_and_otherwise_the_one_that_most_offer() {
 #[tokio::test]
 async fn what_is_missing_is_said() {
     let overlay = Overlay::new(&[]);
-    assert_eq!(overlay.searcher().search(&query()).await, Err(SearchFailure::NoEngines));
+    assert_eq!(overlay.searcher().search(&query()).await, Err(QueryError::NoEngines.into()));
     let unready = Searcher::new(overlay, Exits::new(watch::channel(None).1, None));
-    assert_eq!(unready.search(&query()).await, Err(SearchFailure::Connect(ConnectError::NotReady)));
+    assert_eq!(unready.search(&query()).await, Err(QueryError::NotReady.into()));
     let other = SearchQuery { engine: Some(engine("other")), ..query() };
-    assert_eq!(Overlay::new(&[honest]).searcher().search(&other).await, Err(SearchFailure::NoSuchEngine));
+    assert_eq!(Overlay::new(&[honest]).searcher().search(&other).await, Err(QueryError::NoSuchEngine.into()));
 }

@@ -6,11 +6,11 @@ use core::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-use rand::{CryptoRng, rngs::StdRng};
+use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    base::{Instant, LinkMachine, RelayId},
     client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
     delegated::{Delegation, Offer},
     directory::{Consensus, VolunteerList},
@@ -23,13 +23,16 @@ use crate::{
     },
     node::{
         Failure,
-        drive::{Clock, Core, Drive, randomness},
+        drive::{Clock, Drive, TaskCore, randomness},
         network,
         report::{HopReport, Report, Reporter},
     },
     path::GuardSample,
     stream::{StreamCommand, StreamEvent},
-    transport::native::{Certificate, Sockets},
+    transport::{
+        Core,
+        native::{Certificate, Sockets},
+    },
     wire::{Answer, EndReason, Host, Target},
 };
 
@@ -311,25 +314,7 @@ const fn end_reason(failure: StreamFailure) -> EndReason {
     }
 }
 
-impl LinkMachine for ClientCore {
-    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        self.client.handle_link(now, event, rng);
-    }
-
-    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.client.handle_timeout(now, rng);
-    }
-
-    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
-        self.client.poll_transmit(now, rng)
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.client.poll_timeout()
-    }
-}
-
-impl Core for ClientCore {
+impl TaskCore for ClientCore {
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         for _ in 0..COMMANDS_A_TURN {
@@ -344,8 +329,14 @@ impl Core for ClientCore {
         }
         taken
     }
+}
 
-    fn deliver(&mut self) -> bool {
+impl Core for ClientCore {
+    fn machine(&mut self) -> &mut impl LinkMachine {
+        &mut self.client
+    }
+
+    fn deliver(&mut self, _: Instant) -> bool {
         let mut told = false;
         while let Some(event) = self.client.poll_event() {
             self.tell(event);

@@ -6,16 +6,17 @@ use core::{
 };
 use std::sync::Arc;
 
-use rand::{CryptoRng, rngs::StdRng};
+use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    base::{Instant, LinkMachine, RelayId},
     crypto::OnionSecret,
     directory::{Consensus, Counted, Registration},
     io::exit::Exit,
-    node::drive::Core,
+    node::drive::TaskCore,
     relay::{Relay, RelayEvent, RelayFigures},
+    transport::Core,
 };
 
 /// Commands taken before the core is drained.
@@ -80,29 +81,7 @@ impl RelayCore {
     }
 }
 
-impl LinkMachine for RelayCore {
-    fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        self.relay.handle_link(now, event, rng);
-    }
-
-    fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.relay.handle_timeout(now, rng);
-    }
-
-    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
-        self.relay.poll_transmit(now, rng)
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.relay.poll_timeout()
-    }
-}
-
-impl Core for RelayCore {
-    fn shut_down(&mut self) {
-        self.relay.shut_down();
-    }
-
+impl TaskCore for RelayCore {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {
@@ -118,8 +97,18 @@ impl Core for RelayCore {
         }
         taken
     }
+}
 
-    fn deliver(&mut self) -> bool {
+impl Core for RelayCore {
+    fn machine(&mut self) -> &mut impl LinkMachine {
+        &mut self.relay
+    }
+
+    fn shut_down(&mut self, _: Instant) {
+        self.relay.shut_down();
+    }
+
+    fn deliver(&mut self, _: Instant) -> bool {
         let mut told = false;
         while let Some(event) = self.relay.poll_event() {
             told = true;

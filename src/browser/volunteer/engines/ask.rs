@@ -1,6 +1,6 @@
 //! Queries an engine from a page by `fetch`, and parses its answer.
 
-use core::{cell::Cell, time::Duration};
+use core::cell::Cell;
 
 use wasm_bindgen::{JsCast as _, JsValue};
 use wasm_bindgen_futures::JsFuture;
@@ -11,12 +11,10 @@ use web_sys::{
 
 use crate::{
     browser::{clock, directory::read_at_most, js},
-    delegated::{SearchAnswer, SearchRefusal, SearchRequest, url::Url},
+    delegated::{SearchAnswer, SearchRefusal, SearchRequest, service::ENGINE_LIMIT, url::Url},
     engine::{self, Engine},
 };
 
-/// Time limit of the engine, from the query to the end of the answer.
-const LIMIT: Duration = Duration::from_secs(8);
 /// Largest answer in bytes. Smaller than in native nodes, because parsing blocks the page's thread, which also
 /// forwards cells.
 const MOST: usize = 256 * 1024;
@@ -62,7 +60,7 @@ pub(super) async fn ask(
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
-    let asked = clock::within(LIMIT, fetch(engine, request, abort, carried)).await;
+    let asked = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, carried)).await;
     let (url, status, body) = asked.unwrap_or_else(|| {
         abort.abort();
         Err(Miss::Refused(SearchRefusal::EngineTimedOut))

@@ -3,12 +3,10 @@
 use hyper::{Method, Uri};
 
 use crate::{
-    delegated::MAX_HOSTS,
+    delegated::{MAX_HOSTS, message::METHODS},
     io::outbound::target_of,
     wire::{Host, Target},
 };
-
-use super::METHODS;
 
 /// The reason why a text is no valid entry. Contains the entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +51,7 @@ impl Allow {
         let (Some(methods), Some(address), None) = (words.next(), words.next(), words.next()) else {
             return Err(AllowError::Form(entry.to_owned()));
         };
-        let method = |text: &str| METHODS.into_iter().find(|method| method.as_str() == text);
+        let method = |text: &str| METHODS.contains(&text).then(|| text.parse().ok()).flatten();
         let methods: Option<Vec<Method>> = methods.split(',').map(method).collect();
         let methods = methods.ok_or_else(|| AllowError::Method(entry.to_owned()))?;
         let address = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };

@@ -47,18 +47,17 @@ async fn performed(
 ) -> (Response<Result<Vec<u8>, MessageError>>, Result<(), Refusal>) {
     let head = request_head(&request).unwrap();
     let (stream, serving) = serve(http);
-    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (reader, mut writer) = tokio::io::split(stream);
     let sending = tokio::spawn(async move {
         let _ = writer.write_all(&head).await;
         let _ = write_content(&mut writer, request.into_body(), u64::MAX, DEADLINE).await;
         let _ = writer.shutdown().await;
     });
-    let response = match timeout(DEADLINE, read_response(&mut reader)).await.unwrap() {
-        Ok(response) => response,
+    let (response, mut content) = match timeout(DEADLINE, read_response(reader, u64::MAX)).await.unwrap() {
+        Ok(read) => read,
         // A reset stream may lose the answer in flight.
         Err(error) => return (Response::new(Err(error)), timeout(DEADLINE, serving).await.unwrap().unwrap()),
     };
-    let mut content = Content::new(reader, u64::MAX);
     let mut whole = Vec::new();
     let body = loop {
         match timeout(DEADLINE, content.piece()).await.unwrap() {
@@ -183,7 +182,7 @@ async fn a_request_that_is_none_is_answered_and_ended() {
         let (mut stream, serving) = serve(open());
         stream.write_all(bytes).await.unwrap();
         stream.shutdown().await.unwrap();
-        let response = timeout(DEADLINE, read_response(&mut stream)).await.unwrap().unwrap();
+        let (response, _) = timeout(DEADLINE, read_response(&mut stream, 0)).await.unwrap().unwrap();
         let refusal = Refusal::told(response.status(), response.headers()).unwrap();
         assert!(matches!(refusal, Refusal::Malformed | Refusal::RequestTooLarge), "{bytes:?}: {refusal:?}");
         assert_eq!(serving.await.unwrap(), Err(refusal));
@@ -256,7 +255,8 @@ async fn a_client_that_does_not_end_takes_up_nothing_once_it_is_answered() {
     let request = Request::post(format!("http://{address}/")).body(()).unwrap();
     near.write_all(&request_head(&request).unwrap()).await.unwrap();
     near.write_all(b"\x04body").await.unwrap();
-    assert_eq!(timeout(DEADLINE, read_response(&mut near)).await.unwrap().unwrap().status(), 200);
+    let (response, _) = timeout(DEADLINE, read_response(&mut near, 0)).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
     // The channel is closed, because the admission was dropped.
     assert!(timeout(DEADLINE, let_go).await.unwrap().is_err());
 }
@@ -266,7 +266,7 @@ async fn a_request_slower_than_allowed_is_refused() {
     let caps = HttpCaps { head: Duration::from_millis(50), ..HttpCaps::default() };
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&[2, 3, b'G']).await.unwrap();
-    let response = timeout(DEADLINE, read_response(&mut stream)).await.unwrap().unwrap();
+    let (response, _) = timeout(DEADLINE, read_response(&mut stream, 0)).await.unwrap().unwrap();
     assert_eq!(response.status(), 400);
     drop(stream);
     assert_eq!(timeout(DEADLINE, serving).await.unwrap().unwrap(), Err(Refusal::Malformed));

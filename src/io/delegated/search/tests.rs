@@ -222,7 +222,7 @@ async fn what_is_no_query_is_refused_and_never_asked() {
         message.extend([0x18, 1]);
         message
     };
-    let framed = |message: &[u8]| frame::encode(message, REQUEST_BUCKETS).unwrap();
+    let framed = |message: &[u8]| frame::encode(message, frame::REQUEST_BUCKETS).unwrap();
     let with_padding = {
         let mut framed = framed(&terms(b"x"));
         *framed.last_mut().unwrap() = 1;

@@ -16,7 +16,7 @@ use tokio_util::io::StreamReader;
 use url::Url;
 
 use crate::io::{
-    binary_http::{Content, Encoded, MessageError, Piped, fill, read_request, response_head},
+    binary_http::{Encoded, MessageError, Piped, fill, read_request, response_head},
     connector::{ConnectError, Connector},
     oblivious::ObliviousError,
     page::Page,
@@ -64,12 +64,11 @@ async fn request<C: Connector>(State(page): State<Page<C>>, asked: Request) -> R
     sent.map_or_else(|error| refused(error.into()), answer)
 }
 
-async fn read<R>(mut reader: R) -> Result<hyper::Request<Piped>, MessageError>
+async fn read<R>(reader: R) -> Result<hyper::Request<Piped>, MessageError>
 where
     R: AsyncRead + Unpin + Send + 'static,
 {
-    let request = read_request(&mut reader).await?;
-    let mut content = Content::new(reader, u64::MAX);
+    let (request, mut content) = read_request(reader, u64::MAX).await?;
     let (pipe, body) = Piped::new(content.piece().await?);
     // Ends when the body is complete or its reader is gone.
     tokio::spawn(async move { fill(&mut content, pipe, PIECE_TIMEOUT).await });

@@ -1,0 +1,489 @@
+//! Codec of Binary HTTP messages (RFC 9292), without I/O; for processes and pages.
+//!
+//! A [`Decoder`] takes bytes in pieces of any size and returns the head and the content as they arrive. So content of
+//! any length takes no more memory than its pieces. Delegated requests and their responses have indeterminate length
+//! (`proto/09-delegated.md` §6); sealed ones (§7) also known length, and padding. The sender is not trusted: a length
+//! is checked before bytes are collected for it, heads are capped, informational responses and trailers are skipped,
+//! and a truncated message is an error, never an end.
+
+#[cfg(test)]
+mod tests;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+/// Cap on bytes of a head, with preceding informational responses; also of the trailers.
+pub const MAX_HEAD_LEN: usize = 64 * 1024;
+/// Cap on fields of a head.
+pub const MAX_FIELDS: usize = 128;
+/// Cap on fields, trailers included, and informational responses of a message.
+pub const MAX_PARTS: usize = 1024;
+/// The end of the content, and of the absent trailers, of a message of indeterminate length.
+pub const END: [u8; 2] = [0, 0];
+
+/// The kinds of message (RFC 9292 §3.3).
+const KNOWN_REQUEST: u64 = 0;
+const KNOWN_RESPONSE: u64 = 1;
+const REQUEST: u64 = 2;
+const RESPONSE: u64 = 3;
+
+/// Why a message can't be decoded or encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BinaryHttpError {
+    /// The message ends early.
+    #[error("the message is truncated")]
+    Truncated,
+    /// The bytes are no Binary HTTP message.
+    #[error("not a binary HTTP message: {0}")]
+    Malformed(&'static str),
+    /// The message exceeds a cap.
+    #[error("the message is too large")]
+    TooLarge,
+}
+
+/// A field: its name in lower case, and its value.
+pub type Field = (Bytes, Bytes);
+
+/// The first part of a message.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Head {
+    /// Of a request.
+    Request {
+        /// Method, scheme, authority and path, unchecked.
+        control: [Bytes; 4],
+        /// Checked fields.
+        fields: Vec<Field>,
+    },
+    /// Of a response.
+    Response {
+        /// The final status, 200 to 599.
+        status: u16,
+        /// Checked fields.
+        fields: Vec<Field>,
+    },
+}
+
+/// A part of a message.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Control data and fields. Comes once, before the others.
+    Head(Head),
+    /// The next bytes of the content; never empty.
+    Content(Bytes),
+    /// The end of the message and of its stream.
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Kind,
+    /// The control data of a request, of which this many values have been taken.
+    Control(usize),
+    Status,
+    /// The fields of an informational response.
+    Hints,
+    Fields,
+    /// Bytes left of the current chunk, and whether it is the first.
+    Content(u64, bool),
+    Trailers,
+    End,
+}
+
+/// Decodes one message from its bytes. Append them to [`Self::buffer_mut`], and call [`Self::poll_part`] until it
+/// returns `None`.
+pub struct Decoder {
+    buffer: BytesMut,
+    state: State,
+    is_request: bool,
+    /// Whether the message may have a known length and padding.
+    sealed: bool,
+    /// Whether the message has a known length.
+    known: bool,
+    /// Bytes left of the content's cap.
+    cap: u64,
+    control: [Bytes; 4],
+    status: u16,
+    fields: Vec<Field>,
+    /// The name of a field whose value is incomplete.
+    name: Option<Bytes>,
+    /// Bytes taken of the head, or of the trailers.
+    taken: usize,
+    /// The end of the current field section by `taken`, if it is known.
+    section: Option<usize>,
+    /// The number of fields and informational responses.
+    parts: usize,
+}
+
+impl Decoder {
+    /// A decoder of a request of indeterminate length, with at most `cap` bytes of content.
+    #[must_use]
+    pub fn request(cap: u64) -> Self {
+        Self::new(true, false, cap)
+    }
+
+    /// A decoder of a response of indeterminate length, with at most `cap` bytes of content.
+    #[must_use]
+    pub fn response(cap: u64) -> Self {
+        Self::new(false, false, cap)
+    }
+
+    /// A decoder of a response of known or indeterminate length, perhaps with padding, and with at most `cap` bytes of
+    /// content.
+    #[must_use]
+    pub fn sealed_response(cap: u64) -> Self {
+        Self::new(false, true, cap)
+    }
+
+    fn new(is_request: bool, sealed: bool, cap: u64) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            state: State::Kind,
+            is_request,
+            sealed,
+            known: false,
+            cap,
+            control: Default::default(),
+            status: 0,
+            fields: Vec::new(),
+            name: None,
+            taken: 0,
+            section: None,
+            parts: 0,
+        }
+    }
+
+    /// The bytes that are not decoded yet. The owner appends received bytes.
+    pub const fn buffer_mut(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// The next part; `None` if it needs more bytes. `ended` says that no bytes follow; then it returns a part or an
+    /// error.
+    ///
+    /// # Errors
+    /// When the message is truncated, malformed or too large. No part follows an error.
+    pub fn poll_part(&mut self, ended: bool) -> Result<Option<Part>, BinaryHttpError> {
+        let part = self.step(ended)?;
+        if part.is_none() && ended { Err(BinaryHttpError::Truncated) } else { Ok(part) }
+    }
+
+    fn step(&mut self, ended: bool) -> Result<Option<Part>, BinaryHttpError> {
+        loop {
+            // A message may end where only empty parts would follow (RFC 9292 §3.8).
+            let is_over = ended && self.buffer.is_empty();
+            match self.state {
+                State::Kind => {
+                    let Some(kind) = self.number()? else { return Ok(None) };
+                    self.known = kind == KNOWN_RESPONSE;
+                    let wanted = if self.is_request { REQUEST } else { RESPONSE };
+                    if kind != wanted && !(self.sealed && self.known) {
+                        return Err(BinaryHttpError::Malformed("not the kind of message that is due"));
+                    }
+                    self.taken = 0;
+                    self.state = if self.is_request { State::Control(0) } else { State::Status };
+                }
+                State::Control(place) => match self.control.get(place) {
+                    Some(_) => {
+                        let Some(value) = self.vector()? else { return Ok(None) };
+                        if let Some(place) = self.control.get_mut(place) {
+                            *place = value;
+                        }
+                        self.state = State::Control(place.saturating_add(1));
+                    }
+                    None => self.state = State::Fields,
+                },
+                State::Status => {
+                    let Some(status) = self.number()? else { return Ok(None) };
+                    self.state = match status {
+                        100..200 => {
+                            self.count_part()?;
+                            State::Hints
+                        }
+                        200..600 => State::Fields,
+                        _ => return Err(BinaryHttpError::Malformed("no status")),
+                    };
+                    self.status = u16::try_from(status).unwrap_or_default();
+                }
+                State::Hints => {
+                    if !self.skip_fields(false)? {
+                        return Ok(None);
+                    }
+                    self.state = State::Status;
+                }
+                State::Fields => {
+                    let is_missing = self.known && is_over && self.section.is_none();
+                    if !is_missing && !self.take_fields()? {
+                        return Ok(None);
+                    }
+                    self.state = State::Content(0, true);
+                    return Ok(Some(Part::Head(self.take_head())));
+                }
+                State::Content(0, first) if is_over && (first || self.known) => self.state = State::End,
+                State::Content(0, false) if self.known => self.begin_trailers(),
+                State::Content(0, _) => {
+                    // Each length is capped by itself.
+                    self.taken = 0;
+                    let Some(length) = self.number()? else { return Ok(None) };
+                    self.cap = self.cap.checked_sub(length).ok_or(BinaryHttpError::TooLarge)?;
+                    match length {
+                        0 => self.begin_trailers(),
+                        _ => self.state = State::Content(length, false),
+                    }
+                }
+                State::Content(left, _) => {
+                    let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+                    if most == 0 {
+                        return Ok(None);
+                    }
+                    let piece = self.buffer.split_to(most).freeze();
+                    self.state = State::Content(left.saturating_sub(u64::try_from(most).unwrap_or(u64::MAX)), false);
+                    return Ok(Some(Part::Content(piece)));
+                }
+                State::Trailers => {
+                    if !self.skip_fields(is_over)? {
+                        return Ok(None);
+                    }
+                    self.state = State::End;
+                }
+                State::End if !self.buffer.is_empty() && !self.sealed => {
+                    return Err(BinaryHttpError::Malformed("bytes behind its end"));
+                }
+                State::End => return Ok(ended.then_some(Part::End)),
+            }
+        }
+    }
+
+    fn begin_trailers(&mut self) {
+        (self.state, self.taken) = (State::Trailers, 0);
+    }
+
+    fn take_head(&mut self) -> Head {
+        let fields = core::mem::take(&mut self.fields);
+        if self.is_request {
+            Head::Request { control: core::mem::take(&mut self.control), fields }
+        } else {
+            Head::Response { status: self.status, fields }
+        }
+    }
+
+    /// Takes the fields of the head. False if more bytes are needed.
+    fn take_fields(&mut self) -> Result<bool, BinaryHttpError> {
+        loop {
+            let Some(field) = self.field()? else { return Ok(false) };
+            let Some((name, value)) = field else { return Ok(true) };
+            if !core::str::from_utf8(&name).is_ok_and(is_name) {
+                return Err(BinaryHttpError::Malformed("the name of a field"));
+            }
+            if !is_value(&value) {
+                return Err(BinaryHttpError::Malformed("the value of a field"));
+            }
+            if self.fields.len() >= MAX_FIELDS {
+                return Err(BinaryHttpError::TooLarge);
+            }
+            self.fields.push((name, value));
+        }
+    }
+
+    /// Takes and drops a field section; true at its end. It may be missing if the message `is_over`.
+    fn skip_fields(&mut self, is_over: bool) -> Result<bool, BinaryHttpError> {
+        if is_over && self.taken == 0 {
+            return Ok(true);
+        }
+        loop {
+            match self.field()? {
+                Some(Some(_)) => {}
+                Some(None) => return Ok(true),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// The next field, `Some(None)` at the end of the section, or `None` if more bytes are needed.
+    fn field(&mut self) -> Result<Option<Option<Field>>, BinaryHttpError> {
+        if self.known && self.section.is_none() {
+            let Some(length) = self.number()? else { return Ok(None) };
+            self.section = Some(self.end(length)?);
+        }
+        if self.section == Some(self.taken) && self.name.is_none() {
+            self.section = None;
+            return Ok(Some(None));
+        }
+        let name = match self.name.take() {
+            Some(name) => name,
+            None => {
+                let Some(name) = self.vector()? else { return Ok(None) };
+                name
+            }
+        };
+        if name.is_empty() {
+            let ends = !self.known;
+            return if ends { Ok(Some(None)) } else { Err(BinaryHttpError::Malformed("a field without a name")) };
+        }
+        let Some(value) = self.vector()? else {
+            self.name = Some(name);
+            return Ok(None);
+        };
+        self.count_part()?;
+        Ok(Some(Some((name, value))))
+    }
+
+    fn count_part(&mut self) -> Result<(), BinaryHttpError> {
+        self.parts = self.parts.saturating_add(1);
+        if self.parts > MAX_PARTS { Err(BinaryHttpError::TooLarge) } else { Ok(()) }
+    }
+
+    /// Takes a number.
+    fn number(&mut self) -> Result<Option<u64>, BinaryHttpError> {
+        let Some((number, length)) = self.peek_number() else { return Ok(None) };
+        self.take(length, 0).map(|taken| taken.map(|_| number))
+    }
+
+    /// Takes a length and as many bytes.
+    fn vector(&mut self) -> Result<Option<Bytes>, BinaryHttpError> {
+        let Some((length, prefix)) = self.peek_number() else { return Ok(None) };
+        self.take(prefix, length)
+    }
+
+    /// Takes `length` bytes after a prefix, which is dropped.
+    fn take(&mut self, prefix: usize, length: u64) -> Result<Option<Bytes>, BinaryHttpError> {
+        let end = self.end(length.saturating_add(u64::try_from(prefix).unwrap_or(u64::MAX)))?;
+        if self.section.is_some_and(|section| end > section) {
+            return Err(BinaryHttpError::Malformed("a field beyond its section"));
+        }
+        let whole = end.saturating_sub(self.taken);
+        if self.buffer.len() < whole {
+            return Ok(None);
+        }
+        self.taken = end;
+        self.buffer.advance(prefix);
+        Ok(Some(self.buffer.split_to(whole.saturating_sub(prefix)).freeze()))
+    }
+
+    /// The position after `length` bytes more of the head, or of the trailers.
+    fn end(&self, length: u64) -> Result<usize, BinaryHttpError> {
+        let end = usize::try_from(length).ok().and_then(|length| self.taken.checked_add(length));
+        end.filter(|end| *end <= MAX_HEAD_LEN).ok_or(BinaryHttpError::TooLarge)
+    }
+
+    /// The variable-length integer (RFC 9000 §16) at the start of the buffer, and its length.
+    fn peek_number(&self) -> Option<(u64, usize)> {
+        let (first, rest) = self.buffer.split_first()?;
+        let length = 1_usize << (first >> 6);
+        let more = rest.get(..length.saturating_sub(1))?;
+        let number = more.iter().fold(u64::from(first & 0x3f), |number, byte| (number << 8) | u64::from(*byte));
+        Some((number, length))
+    }
+}
+
+impl core::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Decoder([redacted])")
+    }
+}
+
+/// Whether `name` is a token in lower case (RFC 9292 §3.6).
+pub(super) fn is_name(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token)
+}
+
+pub(super) fn is_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f))
+}
+
+/// Encodes the head of a request of indeterminate length: method, scheme, authority and path, and the fields.
+///
+/// # Errors
+/// [`BinaryHttpError::TooLarge`].
+pub fn request_head<'a>(
+    control: [&str; 4],
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Vec<u8>, BinaryHttpError> {
+    let mut bytes = Vec::new();
+    put_number(REQUEST, &mut bytes);
+    put_control(control, &mut bytes);
+    put_fields(fields, &mut bytes)?;
+    end_head(bytes)
+}
+
+/// Encodes the head of a response of indeterminate length.
+///
+/// # Errors
+/// [`BinaryHttpError::TooLarge`], or [`BinaryHttpError::Malformed`] if the status isn't final.
+pub fn response_head<'a>(
+    status: u16,
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Vec<u8>, BinaryHttpError> {
+    if !(200..600).contains(&status) {
+        return Err(BinaryHttpError::Malformed("not a final status"));
+    }
+    let mut bytes = Vec::new();
+    put_number(RESPONSE, &mut bytes);
+    put_number(status.into(), &mut bytes);
+    put_fields(fields, &mut bytes)?;
+    end_head(bytes)
+}
+
+/// Encodes a whole request of known length.
+///
+/// # Errors
+/// [`BinaryHttpError::TooLarge`], for the head.
+pub fn known_request<'a>(
+    control: [&str; 4],
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    content: &[u8],
+) -> Result<Vec<u8>, BinaryHttpError> {
+    let (mut bytes, mut section) = (Vec::new(), Vec::new());
+    put_number(KNOWN_REQUEST, &mut bytes);
+    put_control(control, &mut bytes);
+    put_fields(fields, &mut section)?;
+    put_vector(&section, &mut bytes);
+    if bytes.len() > MAX_HEAD_LEN {
+        return Err(BinaryHttpError::TooLarge);
+    }
+    put_vector(content, &mut bytes);
+    // The absent trailers.
+    bytes.push(0);
+    Ok(bytes)
+}
+
+fn put_control(control: [&str; 4], bytes: &mut Vec<u8>) {
+    for value in control {
+        put_vector(value.as_bytes(), bytes);
+    }
+}
+
+fn put_fields<'a>(
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), BinaryHttpError> {
+    for (count, (name, value)) in fields.enumerate() {
+        if count >= MAX_FIELDS {
+            return Err(BinaryHttpError::TooLarge);
+        }
+        put_vector(name.as_bytes(), bytes);
+        put_vector(value, bytes);
+    }
+    Ok(())
+}
+
+fn end_head(mut head: Vec<u8>) -> Result<Vec<u8>, BinaryHttpError> {
+    head.push(0);
+    if head.len() > MAX_HEAD_LEN { Err(BinaryHttpError::TooLarge) } else { Ok(head) }
+}
+
+/// Appends a variable-length integer (RFC 9000 §16). Lengths are below 2^62.
+pub fn put_number(number: u64, bytes: &mut Vec<u8>) {
+    let (marked, skipped) = match number {
+        0..0x40 => (number, 7),
+        0x40..0x4000 => (number | 0x4000, 6),
+        0x4000..0x4000_0000 => (number | 0x8000_0000, 4),
+        _ => (number | 0xc000_0000_0000_0000, 0),
+    };
+    bytes.extend(marked.to_be_bytes().iter().skip(skipped));
+}
+
+/// Appends a length and as many bytes; a chunk of content has this form too, unless it is empty.
+pub fn put_vector(text: &[u8], bytes: &mut Vec<u8>) {
+    put_number(u64::try_from(text.len()).unwrap_or(u64::MAX), bytes);
+    bytes.extend_from_slice(text);
+}

@@ -1,0 +1,189 @@
+//! The client's side of a search: the choice of engine and exits, and the second try; for processes and pages.
+//!
+//! [`Query`] is one search without I/O. The owner sends its frame to an exit that is not in [`Query::not_by`], over a
+//! circuit that carries nothing else, and passes the outcome to [`Query::handle_outcome`], which says whether to repeat
+//! that. An exit that the engine blocks is not used for a while ([`ExitStatistics`]). Governed by
+//! `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in length and time, decoded strictly and
+//! cleaned.
+
+#[cfg(test)]
+mod tests;
+
+use core::{fmt, time::Duration};
+
+use super::{
+    EngineName, ExitStatistics, Miss, MissReason, Offers, SearchAnswer, SearchError, SearchRequest, SearchResult,
+    engines, exits_with,
+};
+use crate::base::{Instant, RelayId};
+
+/// Time limit for the exit's answer; the exit gives the engine eight seconds.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// A user's query. Prints redacted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SearchQuery {
+    /// The search terms.
+    pub terms: String,
+    /// The engine; `None` for the default one.
+    pub engine: Option<EngineName>,
+    /// The page of results, from 1.
+    pub page: u16,
+    /// The language tag, such as `en` or `pt-BR`; `None` for any language.
+    pub language: Option<String>,
+}
+
+impl SearchQuery {
+    /// A query for the first page of results from the default engine, in any language.
+    #[must_use]
+    pub fn new(terms: impl Into<String>) -> Self {
+        Self { terms: terms.into(), engine: None, page: 1, language: None }
+    }
+}
+
+impl fmt::Debug for SearchQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SearchQuery([redacted])")
+    }
+}
+
+/// Why a query is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// The query is invalid.
+    #[error("{0}")]
+    Invalid(#[from] SearchError),
+    /// There is no list of relays yet.
+    #[error("there is no list of relays yet")]
+    NotReady,
+    /// No exit offers to search.
+    #[error("no exit of this network offers to search")]
+    NoEngines,
+    /// No exit offers this engine.
+    #[error("no exit of this network offers this engine")]
+    NoSuchEngine,
+    /// The engine blocks every exit that offers it.
+    #[error("the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine")]
+    AllBlocked,
+}
+
+/// Why one try has no results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TryError<E> {
+    /// There is no circuit to an exit.
+    NoCircuit(E),
+    /// The exit gave no results.
+    Missed(Miss),
+}
+
+/// The results in an exit's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Results {
+    /// In the engine's order.
+    pub results: Vec<SearchResult>,
+    /// The total number of results, if the engine stated it.
+    pub total: Option<u64>,
+    /// Whether there is a further page.
+    pub more: bool,
+}
+
+impl Results {
+    /// The results in the complete frame of an answer.
+    ///
+    /// # Errors
+    /// When the frame is invalid or contains a refusal.
+    pub fn decode(framed: &[u8]) -> Result<Self, MissReason> {
+        match SearchAnswer::decode(framed) {
+            Ok(SearchAnswer::Results { results, total, more }) => Ok(Self { results, total, more }),
+            Ok(SearchAnswer::Refused(refusal)) => Err(MissReason::Refused(refusal)),
+            Err(_) => Err(MissReason::Broken),
+        }
+    }
+}
+
+/// One search in progress: at most two tries at different exits.
+pub struct Query {
+    engine: EngineName,
+    framed: Vec<u8>,
+    not_by: Vec<RelayId>,
+    missed: Option<Miss>,
+}
+
+impl Query {
+    /// Begins the search `query`. Without an engine, it uses `default`, or else the engine that most exits offer.
+    ///
+    /// # Errors
+    /// See [`QueryError`].
+    pub fn new(
+        now: Instant,
+        query: &SearchQuery,
+        offers: &Offers,
+        default: Option<&EngineName>,
+        statistics: &ExitStatistics,
+    ) -> Result<Self, QueryError> {
+        let offered = engines(offers, default);
+        let first =
+            offered.first().ok_or(if offers.is_none() { QueryError::NotReady } else { QueryError::NoEngines })?;
+        let engine = query.engine.as_ref().or(default).unwrap_or(first);
+        if !offered.contains(engine) {
+            return Err(QueryError::NoSuchEngine);
+        }
+        let request = SearchRequest::new(engine.clone(), &query.terms, query.page, query.language.as_deref())?;
+        let framed = request.encode()?;
+        let not_by = statistics.blocked(now, engine);
+        if exits_with(offers, engine).all(|exit| not_by.contains(&exit)) {
+            return Err(QueryError::AllBlocked);
+        }
+        Ok(Self { engine: engine.clone(), framed, not_by, missed: None })
+    }
+
+    /// The engine.
+    #[must_use]
+    pub const fn engine(&self) -> &EngineName {
+        &self.engine
+    }
+
+    /// The bytes to send to the exit.
+    #[must_use]
+    pub fn framed(&self) -> &[u8] {
+        &self.framed
+    }
+
+    /// The exits to avoid.
+    #[must_use]
+    pub fn not_by(&self) -> &[RelayId] {
+        &self.not_by
+    }
+
+    /// Avoids `exit` too.
+    pub fn avoid(&mut self, exit: RelayId) {
+        self.not_by.push(exit);
+    }
+
+    /// The exit of the first try, if that failed and another followed.
+    #[must_use]
+    pub const fn missed(&self) -> Option<Miss> {
+        self.missed
+    }
+
+    /// Handles the outcome of a try. Returns the outcome of the search, or `None` for another try, by another exit: once,
+    /// if the first failed for a reason on its side.
+    pub fn handle_outcome<T, E>(&mut self, outcome: Result<T, TryError<E>>) -> Option<Result<T, TryError<E>>> {
+        match (outcome, self.missed) {
+            (Err(TryError::Missed(miss)), None) if miss.why.is_the_exits() => {
+                self.avoid(miss.exit);
+                self.missed = Some(miss);
+                None
+            }
+            // There is no other exit.
+            (Err(TryError::NoCircuit(_)), Some(miss)) => Some(Err(TryError::Missed(miss))),
+            (outcome, _) => Some(outcome),
+        }
+    }
+}
+
+impl fmt::Debug for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Query([redacted])")
+    }
+}

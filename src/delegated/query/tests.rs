@@ -1,0 +1,95 @@
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+use crate::delegated::{Block, Offer, Requests, SearchRefusal};
+
+const NOW: Instant = Instant::START;
+const CAPTCHA: MissReason = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
+
+type Outcome = Result<&'static str, TryError<()>>;
+
+fn engine(name: &str) -> EngineName {
+    EngineName::parse(name).unwrap()
+}
+
+fn exit(number: u8) -> RelayId {
+    RelayId::from_bytes([number; 32])
+}
+
+fn missed(number: u8, why: MissReason) -> Outcome {
+    Err(TryError::Missed(Miss { exit: exit(number), why }))
+}
+
+fn offers(exits: &[(u8, &[&str])]) -> Offers {
+    let offer =
+        |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: Requests::None };
+    Some(exits.iter().map(|(number, names)| (exit(*number), offer(names))).collect())
+}
+
+fn begin(query: &SearchQuery, offers: &Offers, default: Option<&str>) -> Result<Query, QueryError> {
+    Query::new(NOW, query, offers, default.map(engine).as_ref(), &ExitStatistics::default())
+}
+
+#[test]
+fn the_engine_is_the_named_one_or_the_default_or_the_one_that_most_offer() {
+    let offers = offers(&[(1, &["a", "b"]), (2, &["b"])]);
+    let any = SearchQuery::new("x");
+    let named = |name: &str| SearchQuery { engine: Some(engine(name)), ..SearchQuery::new("x") };
+    assert_eq!(begin(&any, &offers, None).unwrap().engine(), &engine("b"));
+    assert_eq!(begin(&any, &offers, Some("a")).unwrap().engine(), &engine("a"));
+    assert_eq!(begin(&named("b"), &offers, Some("a")).unwrap().engine(), &engine("b"));
+    for (query, default) in [(named("c"), None), (named("c"), Some("a")), (any.clone(), Some("c"))] {
+        assert_eq!(begin(&query, &offers, default).err(), Some(QueryError::NoSuchEngine));
+    }
+    assert_eq!(begin(&named("c"), &Some(Vec::new()), None).err(), Some(QueryError::NoEngines));
+    assert_eq!(begin(&any, &None, None).err(), Some(QueryError::NotReady));
+    let invalid = begin(&SearchQuery::new(" "), &offers, None).err();
+    assert_eq!(invalid, Some(QueryError::Invalid(SearchError::NoTerms)));
+}
+
+#[test]
+fn exits_that_the_engine_blocks_are_avoided_until_they_are_all_that_offer_it() {
+    let offers = offers(&[(1, &["a"]), (2, &["a"]), (3, &["b"])]);
+    let mut statistics = ExitStatistics::default();
+    statistics.handle_outcome(NOW, &engine("a"), exit(1), Err(CAPTCHA));
+    let query = SearchQuery { engine: Some(engine("a")), ..SearchQuery::new("x") };
+    let begun = Query::new(NOW, &query, &offers, None, &statistics).unwrap();
+    assert_eq!(begun.not_by(), [exit(1)]);
+    statistics.handle_outcome(NOW, &engine("a"), exit(2), Err(CAPTCHA));
+    assert_eq!(Query::new(NOW, &query, &offers, None, &statistics).err(), Some(QueryError::AllBlocked));
+}
+
+#[test]
+fn an_exit_that_fails_is_replaced_once() {
+    let offers = offers(&[(1, &["a"]), (2, &["a"]), (3, &["a"])]);
+    let begin = || begin(&SearchQuery::new("x"), &offers, None).unwrap();
+    let (mut query, found): (_, Outcome) = (begin(), Ok("found"));
+    assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
+    assert_eq!(query.not_by(), [exit(1)]);
+    assert_eq!(query.handle_outcome(found), Some(found));
+    assert_eq!(query.missed(), Some(Miss { exit: exit(1), why: CAPTCHA }));
+
+    let mut query = begin();
+    assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
+    assert_eq!(query.handle_outcome(missed(2, MissReason::Broken)), Some(missed(2, MissReason::Broken)));
+
+    let mut query = begin();
+    assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
+    let other: Outcome = Err(TryError::NoCircuit(()));
+    assert_eq!(query.handle_outcome(other), Some(missed(1, CAPTCHA)), "there is no other exit");
+}
+
+#[test]
+fn what_another_exit_would_not_mend_is_not_asked_elsewhere() {
+    let offers = offers(&[(1, &["a"]), (2, &["a"])]);
+    for outcome in [
+        missed(1, MissReason::Silent),
+        missed(1, MissReason::Refused(SearchRefusal::EngineMalformed)),
+        Err(TryError::NoCircuit(())),
+    ] {
+        let mut query = begin(&SearchQuery::new("x"), &offers, None).unwrap();
+        assert_eq!(query.handle_outcome(outcome), Some(outcome));
+        assert_eq!(query.missed(), None);
+    }
+}
