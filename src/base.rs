@@ -6,6 +6,7 @@ mod deadlines;
 mod id;
 mod link;
 mod machine;
+mod ready_queue;
 mod redact;
 mod slots;
 mod time;
@@ -16,6 +17,7 @@ pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
 };
 pub use machine::LinkMachine;
+pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use slots::{SLOT_LEN, Slot, Slots};
 pub use time::{Instant, WallTime};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, RelayId, Transmit},
+    base::{CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, ReadyQueue, RelayId, Transmit},
     wire::{Cell, Command},
 };
 
@@ -41,7 +41,7 @@ pub struct Channels {
     /// Links with an unfinished handshake.
     handshakes: usize,
     /// Channels that may have something to send, in round-robin order.
-    sendable: VecDeque<ChannelId>,
+    sendable: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
     queued: usize,
@@ -61,7 +61,7 @@ impl Channels {
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
             handshakes: 0,
-            sendable: VecDeque::new(),
+            sendable: ReadyQueue::new(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             queued: 0,
@@ -143,9 +143,8 @@ impl Channels {
         if let Some(transmit) = self.outbox.pop_front() {
             return Some(transmit);
         }
-        while let Some(id) = self.sendable.pop_front() {
+        while let Some(id) = self.sendable.pop() {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
-            channel.listed = false;
             let was_queued = channel.queue().len();
             let message = channel.poll_message(now, &mut self.events);
             let sent = was_queued.saturating_sub(channel.queue().len());
@@ -516,11 +515,9 @@ impl Channels {
 
     fn note_sendable(&mut self, id: ChannelId) {
         if let Some(channel) = self.channels.get_mut(&id)
-            && !channel.listed
             && channel.has_message()
         {
-            channel.listed = true;
-            self.sendable.push_back(id);
+            self.sendable.push(id, &mut channel.sendable);
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots},
+    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket},
     wire::{CELL_LEN, Cell, Command},
 };
 
@@ -65,8 +65,8 @@ pub(super) struct Channel {
     last_received: Instant,
     /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
-    /// Whether it is in the list of channels that have something to send.
-    pub(super) listed: bool,
+    /// Its place in the queue of channels that have something to send.
+    pub(super) sendable: Ticket,
     /// Whether it stays open without circuits.
     pub(super) kept: bool,
     /// The keys of its link are close to their limit: the channel closes with its last circuit.
@@ -99,7 +99,7 @@ impl Channel {
             last_sent: now,
             last_received: now,
             idle_since: Some(now),
-            listed: false,
+            sendable: Ticket::new(),
             kept: false,
             retires: false,
         }

@@ -4,7 +4,7 @@ use core::ops::RangeInclusive;
 use std::collections::HashMap;
 
 use crate::{
-    base::{CircuitId, HopIndex, Instant, RelayId},
+    base::{CircuitId, HopIndex, Instant, RelayId, Ticket},
     channel::ChannelId,
     onion::RelayLayer,
     wire::Fragments,
@@ -87,8 +87,8 @@ pub(super) struct Circuit {
     pub(super) last_cell: Instant,
     /// The streams that end here, from the first stream message on.
     pub(super) exit_side: Option<Box<ExitSide>>,
-    /// Whether it is in the list of circuits with pending messages.
-    pub(super) listed: bool,
+    /// Its place in the queue of circuits with pending messages.
+    pub(super) with_messages: Ticket,
 }
 
 /// A deadline has passed, and the circuit must end.
@@ -106,7 +106,7 @@ impl Circuit {
             deadline: None,
             last_cell: now,
             exit_side: None,
-            listed: false,
+            with_messages: Ticket::new(),
         }
     }
 

@@ -27,7 +27,7 @@ use super::{
     stun,
 };
 use crate::{
-    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Transmit},
+    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, ReadyQueue, Redacted, Transmit},
     transport::{Transport, sctp},
 };
 
@@ -87,8 +87,10 @@ pub struct Endpoint {
     resting: BTreeMap<(Instant, u64), Dial>,
     next_link: u64,
     events: VecDeque<LinkEvent>,
-    rooms: VecDeque<LinkId>,
-    dirty: VecDeque<Route>,
+    /// Links whose room is to be reported.
+    rooms: ReadyQueue<LinkId>,
+    /// Links that may have packets to send.
+    dirty: ReadyQueue<Route>,
     deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
@@ -129,8 +131,8 @@ impl Endpoint {
             resting: BTreeMap::new(),
             next_link: 0,
             events: VecDeque::new(),
-            rooms: VecDeque::new(),
-            dirty: VecDeque::new(),
+            rooms: ReadyQueue::new(),
+            dirty: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
@@ -199,7 +201,7 @@ impl Endpoint {
     /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.waiting() < BATCH_LEN
-            && let Some(route) = self.dirty.pop_front()
+            && let Some(route) = self.dirty.pop()
         {
             self.service(now, route);
         }
@@ -352,12 +354,26 @@ impl Endpoint {
         self.resting.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
     }
 
-    /// Calls `act` on a link, then handles the outputs.
+    /// Calls `act` on a link, queues it for [`Self::service`], then handles the outputs.
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
         route: Route,
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
+    ) -> T {
+        self.call(now, route, |link, context, dirty| {
+            let outcome = act(link, context);
+            dirty.push(route, &mut link.dirty);
+            outcome
+        })
+    }
+
+    /// Calls `act` on a link, then handles the outputs.
+    fn call<T: Default>(
+        &mut self,
+        now: Instant,
+        route: Route,
+        act: impl FnOnce(&mut Link, &mut Context<'_>, &mut ReadyQueue<Route>) -> T,
     ) -> T {
         let Some(link) = self.links.get_mut(&route) else { return T::default() };
         let id = link.id;
@@ -374,11 +390,7 @@ impl Endpoint {
             segments: self.segments,
             outputs: &mut outputs,
         };
-        let outcome = act(link, &mut context);
-        if !link.dirty {
-            link.dirty = true;
-            self.dirty.push_back(route);
-        }
+        let outcome = act(link, &mut context, &mut self.dirty);
         for output in outputs.drain(..) {
             self.take(now, route, id, output);
         }
@@ -412,9 +424,7 @@ impl Endpoint {
             }
             LinkOutput::Room => {
                 let Some(link) = self.links.get_mut(&route) else { return };
-                if !core::mem::replace(&mut link.room_due, true) {
-                    self.rooms.push_back(id);
-                }
+                self.rooms.push(id, &mut link.rooms);
             }
             LinkOutput::Retired => self.events.push_back(LinkEvent::Retire { link: id }),
             LinkOutput::Ended(ending) => {
@@ -484,18 +494,18 @@ impl Endpoint {
 
     /// Sends a link's pending packets and sets its deadline.
     fn service(&mut self, now: Instant, route: Route) {
-        let Some(link) = self.links.get_mut(&route) else { return };
-        link.dirty = true;
-        let more = self.with_link(now, route, Link::service);
-        let Some(link) = self.links.get_mut(&route) else { return };
-        if more {
-            self.dirty.push_back(route);
-            return;
+        let deadline = self.call(now, route, |link, context, dirty| {
+            if link.service(context) {
+                dirty.push(route, &mut link.dirty);
+                return None;
+            }
+            // An ended link has no deadline.
+            link.deadline(context.clock, context.caps)
+        });
+        if let Some(deadline) = deadline {
+            // A deadline that has moved later stays: it expires early, once, and is set again.
+            self.deadlines.set_earlier(route, deadline);
         }
-        link.dirty = false;
-        let Some(deadline) = link.deadline(self.clock, &self.config.caps) else { return };
-        // A deadline that has moved later stays: it expires early, once, and is set again.
-        self.deadlines.set_earlier(route, deadline);
     }
 }
 
@@ -529,13 +539,10 @@ impl Transport for Endpoint {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        while let Some(id) = self.rooms.pop_front() {
-            let link = self.routes.get(&id).and_then(|route| self.links.get_mut(route));
-            if let Some(link) = link {
-                link.room_due = false;
-                if link.is_open() {
-                    return Some(LinkEvent::Room { link: id, bytes: link.room });
-                }
+        while let Some(id) = self.rooms.pop() {
+            let link = self.routes.get(&id).and_then(|route| self.links.get(route));
+            if let Some(link) = link.filter(|link| link.is_open()) {
+                return Some(LinkEvent::Room { link: id, bytes: link.room });
             }
         }
         None

@@ -15,7 +15,7 @@ use super::{
     memory::{Lease, Memory},
 };
 use crate::{
-    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES, Slots},
+    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES, Slots, Ticket},
     transport::sctp::{self, Association, Close, Event},
 };
 
@@ -143,10 +143,10 @@ pub(super) struct Link {
     pub(super) peer_certificate: [u8; 32],
     /// Number of lanes, once the link is open.
     pub(super) lanes: u8,
-    /// Whether the link is queued for [`Self::service`].
-    pub(super) dirty: bool,
-    /// Whether a room event is queued for the core.
-    pub(super) room_due: bool,
+    /// Its place in the queue for [`Self::service`].
+    pub(super) dirty: Ticket,
+    /// Its place in the queue of room events for the core.
+    pub(super) rooms: Ticket,
     /// Bytes that the core may send, as last reported.
     pub(super) room: usize,
     /// Whether the link has ever been open.
@@ -178,8 +178,8 @@ impl Link {
             local_certificate,
             peer_certificate: [0; 32],
             lanes: 0,
-            dirty: false,
-            room_due: false,
+            dirty: Ticket::new(),
+            rooms: Ticket::new(),
             room: 0,
             opened: false,
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
