@@ -10,6 +10,7 @@ mod ready_queue;
 mod redact;
 mod slots;
 mod time;
+mod token_bucket;
 
 pub use deadlines::Deadlines;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
@@ -21,3 +22,4 @@ pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use slots::{SLOT_LEN, Slot, Slots};
 pub use time::{Instant, WallTime};
+pub use token_bucket::{Rate, TokenBucket};

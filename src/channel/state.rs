@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket},
+    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket, TokenBucket},
     wire::{CELL_LEN, Cell, Command},
 };
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, Established, LocalRole, QueueFull,
     handshake::{Greeted, Greeting, Proving},
-    limits::{Bucket, Source},
+    limits::Source,
     queue::FairQueue,
 };
 
@@ -58,7 +58,7 @@ pub(super) struct Channel {
     /// Packed messages.
     ready: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
-    creates: Bucket,
+    creates: TokenBucket,
     source: Source,
     since: Instant,
     last_sent: Instant,
@@ -93,7 +93,7 @@ impl Channel {
             full_since: Some(now),
             ready: VecDeque::from([(Lane::FIRST, hello.into())]),
             queue: FairQueue::default(),
-            creates: Bucket::new(),
+            creates: TokenBucket::new(),
             source,
             since: now,
             last_sent: now,
