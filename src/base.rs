@@ -2,6 +2,7 @@
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
+mod address_prefix;
 mod deadlines;
 mod id;
 mod link;
@@ -12,6 +13,7 @@ mod slots;
 mod time;
 mod token_bucket;
 
+pub use address_prefix::AddressPrefix;
 pub use deadlines::Deadlines;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
 pub use link::{

@@ -12,7 +12,6 @@
 mod channels;
 mod handshake;
 mod hello;
-mod limits;
 mod queue;
 mod state;
 #[cfg(test)]

@@ -6,13 +6,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, ReadyQueue, RelayId, Transmit},
+    base::{
+        AddressPrefix, CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, ReadyQueue, RelayId,
+        Transmit,
+    },
     wire::{Cell, Command},
 };
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, Overdue, QueueFull,
-    limits::Source,
     state::{Channel, Due},
 };
 
@@ -365,7 +367,7 @@ impl Channels {
     }
 
     /// Whether this node may be the gateway of one more volunteer from `source`.
-    fn takes_volunteer(&self, source: Source) -> bool {
+    fn takes_volunteer(&self, source: AddressPrefix) -> bool {
         let (mut all, mut of_source) = (0_usize, 0_usize);
         for channel in self.channels.values().filter(|channel| channel.reaches()) {
             all = all.saturating_add(1);

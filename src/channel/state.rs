@@ -6,14 +6,15 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket, TokenBucket},
+    base::{
+        AddressPrefix, CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket, TokenBucket,
+    },
     wire::{CELL_LEN, Cell, Command},
 };
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, Established, LocalRole, QueueFull,
     handshake::{Greeted, Greeting, Proving},
-    limits::Source,
     queue::FairQueue,
 };
 
@@ -59,7 +60,7 @@ pub(super) struct Channel {
     ready: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: TokenBucket,
-    source: Source,
+    source: AddressPrefix,
     since: Instant,
     last_sent: Instant,
     last_received: Instant,
@@ -82,7 +83,8 @@ impl Channel {
         reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let (dialled, source, lanes) = (opened.dialled, Source::of(opened.peer_address.0), opened.lanes);
+        let source = AddressPrefix::source(opened.peer_address.0.ip().to_canonical());
+        let (dialled, lanes) = (opened.dialled, opened.lanes);
         let (greeting, hello) = Greeting::start(role, opened, reach, rng);
         Self {
             id: ChannelId(link),
@@ -168,7 +170,7 @@ impl Channel {
     }
 
     /// The source of the link.
-    pub(super) const fn source(&self) -> Source {
+    pub(super) const fn source(&self) -> AddressPrefix {
         self.source
     }
 
