@@ -1,8 +1,10 @@
-//! Types shared by every layer: time, identifiers, links, messages, redaction.
+//! Types shared by every layer: time, identifiers, links, messages, redaction, and small mechanisms: deadlines, ready
+//! queues, rate limits, address prefixes, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
 mod address_prefix;
+mod counter;
 mod deadlines;
 mod id;
 mod link;
@@ -14,6 +16,7 @@ mod time;
 mod token_bucket;
 
 pub use address_prefix::AddressPrefix;
+pub use counter::Counter;
 pub use deadlines::Deadlines;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
 pub use link::{

@@ -7,8 +7,8 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, ReadyQueue, RelayId,
-        Transmit,
+        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened,
+        ReadyQueue, RelayId, Transmit,
     },
     wire::{Cell, Command},
 };
@@ -370,7 +370,7 @@ impl Channels {
     fn takes_volunteer(&self, source: AddressPrefix) -> bool {
         let (mut all, mut of_source) = (0_usize, 0_usize);
         for channel in self.channels.values().filter(|channel| channel.reaches()) {
-            all = all.saturating_add(1);
+            all.increment();
             of_source = of_source.saturating_add(usize::from(channel.source() == source));
         }
         all < self.parameters.volunteers && of_source < self.parameters.volunteers_per_source
@@ -393,14 +393,14 @@ impl Channels {
         let reach = volunteer && opened.dialled.is_some_and(|relay| self.gateways.contains(&relay));
         let channel = Channel::new(now, link, opened, self.role.clone(), reach, rng);
         self.channels.insert(ChannelId(link), channel);
-        self.handshakes = self.handshakes.saturating_add(1);
+        self.handshakes.increment();
         self.want_sweep(now);
     }
 
     /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). The
     /// others close when their circuits have ended.
     fn channel_opened(&mut self, id: ChannelId) {
-        self.handshakes = self.handshakes.saturating_sub(1);
+        self.handshakes.decrement();
         let Some(new) = self.channels.get(&id) else { return };
         let (Some(peer), Some(ours)) = (new.peer(), new.established().map(|established| established.dialler)) else {
             return;
@@ -449,7 +449,7 @@ impl Channels {
         let Some(channel) = self.channels.remove(&id) else { return };
         self.queued = self.queued.saturating_sub(channel.queue().len());
         let Some(established) = channel.established() else {
-            self.handshakes = self.handshakes.saturating_sub(1);
+            self.handshakes.decrement();
             if let Some(relay) = channel.dialled() {
                 self.dial_failed(relay, error);
             }
@@ -496,7 +496,7 @@ impl Channels {
         let mut sources = BTreeMap::<_, usize>::new();
         for channel in self.channels.values().filter(greeting) {
             let count = sources.entry(channel.source()).or_default();
-            *count = count.saturating_add(1);
+            count.increment();
         }
         let most = sources.into_iter().filter(|(_, count)| *count > 1).max_by_key(|(_, count)| *count);
         let Some((source, _)) = most else { return false };

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use slab::Slab;
 
 use crate::{
-    base::CircuitId,
+    base::{CircuitId, Counter as _},
     wire::{Cell, Command},
 };
 
@@ -103,9 +103,9 @@ impl FairQueue {
             return false;
         }
         if core::mem::take(&mut waiting.refused) {
-            self.refused = self.refused.saturating_sub(1);
+            self.refused.decrement();
         }
-        self.held = self.held.saturating_add(1);
+        self.held.increment();
         true
     }
 
@@ -114,7 +114,7 @@ impl FairQueue {
         let Some(&slot) = self.index.get(&circuit) else { return };
         let Some(waiting) = self.entries.get_mut(slot) else { return };
         if core::mem::take(&mut waiting.held) {
-            self.held = self.held.saturating_sub(1);
+            self.held.decrement();
         }
         if waiting.listed == Listed::No {
             self.vacate(slot);
@@ -144,13 +144,13 @@ impl FairQueue {
         if waiting.listed == Listed::No {
             if !waiting.held {
                 waiting.refused = true;
-                self.refused = self.refused.saturating_add(1);
+                self.refused.increment();
             }
             waiting.listed = Listed::Quiet;
             waiting.turn = QUANTUM;
             self.quiet.push_back(slot);
         }
-        self.cells = self.cells.saturating_add(1);
+        self.cells.increment();
         Ok(())
     }
 
@@ -181,8 +181,8 @@ impl FairQueue {
                 continue;
             }
             let Some((_, cell)) = waiting.cells.pop_front() else { continue };
-            waiting.turn = waiting.turn.saturating_sub(1);
-            self.cells = self.cells.saturating_sub(1);
+            waiting.turn.decrement();
+            self.cells.decrement();
             let left = waiting.cells.len();
             if left == 0 && waiting.cells.capacity() > KEEP_CAPACITY {
                 waiting.cells = VecDeque::new();
@@ -223,7 +223,7 @@ impl FairQueue {
         if let Some(waiting) = self.entries.try_remove(slot) {
             self.index.remove(&waiting.circuit);
             if waiting.refused {
-                self.refused = self.refused.saturating_sub(1);
+                self.refused.decrement();
             }
         }
     }

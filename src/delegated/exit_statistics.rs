@@ -8,7 +8,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use super::{Block, EngineName};
-use crate::base::{Instant, RelayId};
+use crate::base::{Counter as _, Instant, RelayId};
 
 /// Time for which a client avoids an exit that an engine blocks: ten minutes.
 pub const BLOCKED_FOR: Duration = Duration::from_secs(600);
@@ -36,20 +36,20 @@ impl ExitStatistics {
     /// Counts an answered query.
     pub fn handle_answered(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
         let counts = self.touch(now, engine, exit);
-        counts.answered = counts.answered.saturating_add(1);
+        counts.answered.increment();
         counts.blocked = None;
     }
 
     /// Counts a query that failed through the exit or the engine.
     pub fn handle_failed(&mut self, now: Instant, engine: &EngineName, exit: RelayId) {
         let counts = self.touch(now, engine, exit);
-        counts.failed = counts.failed.saturating_add(1);
+        counts.failed.increment();
     }
 
     /// Counts a query that the engine blocked. The exit is avoided for [`BLOCKED_FOR`].
     pub fn handle_blocked(&mut self, now: Instant, engine: &EngineName, exit: RelayId, block: Block) {
         let counts = self.touch(now, engine, exit);
-        counts.failed = counts.failed.saturating_add(1);
+        counts.failed.increment();
         counts.blocked = Some((block, now.after(BLOCKED_FOR)));
     }
 

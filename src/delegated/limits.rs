@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Refusal;
-use crate::base::{Instant, Rate, TokenBucket};
+use crate::base::{Counter as _, Instant, Rate, TokenBucket};
 
 /// Cap on circuits with a stored rate. Beyond it, requests of new circuits are refused until others have been idle.
 const MAX_CIRCUITS: usize = 16 * 1024;
@@ -76,16 +76,16 @@ impl Limits {
         if !within {
             return Err(Refusal::RateLimited);
         }
-        own.running = own.running.saturating_add(1);
-        self.running = self.running.saturating_add(1);
+        own.running.increment();
+        self.running.increment();
         Ok(())
     }
 
     /// Ends an admitted request of the circuit `number`.
     pub fn release(&mut self, number: u64) {
-        self.running = self.running.saturating_sub(1);
+        self.running.decrement();
         if let Some(circuit) = self.circuits.get_mut(&number) {
-            circuit.running = circuit.running.saturating_sub(1);
+            circuit.running.decrement();
         }
     }
 }

@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::ProofError;
 use crate::{
-    base::{AddressPrefix, DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, Counter as _, DialError, DialTarget, RelayId, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
 
@@ -111,7 +111,7 @@ impl Entry {
     /// Schedules the next try: soon, then with doubled intervals up to `again`.
     fn failed(&mut self, now: WallTime, again: Duration) {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
-        self.failures = self.failures.saturating_add(1);
+        self.failures.increment();
         self.proof = Proof::Due(now.after(wait.min(again)));
     }
 
@@ -175,7 +175,7 @@ fn count(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefi
     let mut counts = BTreeMap::new();
     for prefix in prefixes {
         let counted: &mut usize = counts.entry(prefix).or_default();
-        *counted = counted.saturating_add(1);
+        counted.increment();
     }
     counts
 }
@@ -292,10 +292,10 @@ impl Relays {
             if !self.together && is_full(&networks, entry) {
                 continue;
             }
-            free = free.saturating_sub(1);
+            free.decrement();
             for network in entry.networks() {
                 let dialled = networks.entry(network).or_default();
-                *dialled = dialled.saturating_add(1);
+                dialled.increment();
             }
             wanted.extend(entry.ask(now));
         }
@@ -334,7 +334,7 @@ impl Relays {
                 let fits = entry.prefixes(AddressPrefix::source).all(fits);
                 for place in entry.prefixes(AddressPrefix::source).filter(|_| fits) {
                     let count = counts.entry(place).or_default();
-                    *count = count.saturating_add(1);
+                    count.increment();
                 }
                 fits
             });

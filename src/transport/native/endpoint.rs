@@ -27,7 +27,10 @@ use super::{
     stun,
 };
 use crate::{
-    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, ReadyQueue, Redacted, Transmit},
+    base::{
+        Counter as _, Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, LinkOpened, ReadyQueue, Redacted,
+        Transmit,
+    },
     transport::{Transport, sctp},
 };
 
@@ -168,7 +171,7 @@ impl Endpoint {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
             Some(20..=63) => self.handle_dtls(now, route, datagram),
-            _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
+            _ => self.counts.strangers.increment(),
         }
     }
 
@@ -228,10 +231,10 @@ impl Endpoint {
             .and_then(|ice| stun::answer(ice, route.remote, datagram));
         match answer {
             Some(answer) => {
-                self.counts.checks_answered = self.counts.checks_answered.saturating_add(1);
+                self.counts.checks_answered.increment();
                 self.out.push(route, &answer, self.segments);
             }
-            None => self.counts.strangers = self.counts.strangers.saturating_add(1),
+            None => self.counts.strangers.increment(),
         }
     }
 
@@ -251,7 +254,7 @@ impl Endpoint {
                     self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
                 }
             }
-            _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
+            _ => self.counts.strangers.increment(),
         }
     }
 
@@ -260,18 +263,18 @@ impl Endpoint {
     fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
-                self.counts.hellos_answered = self.counts.hellos_answered.saturating_add(1);
+                self.counts.hellos_answered.increment();
                 self.out.push(route, &hello.verify_request(&cookie), self.segments);
             }
             return false;
         }
         let Some(cookie) = self.front.verified(now, route.remote, hello) else {
-            self.counts.cookies_refused = self.counts.cookies_refused.saturating_add(1);
+            self.counts.cookies_refused.increment();
             return false;
         };
         let replaced = self.links.get(&route).map(|link| !link.opened);
         if !self.sources.admit(&self.config.caps, route.remote.ip(), replaced) {
-            self.counts.over_caps = self.counts.over_caps.saturating_add(1);
+            self.counts.over_caps.increment();
             return false;
         }
         self.remove(route, Ending::Closed(LinkClose::ByPeer));
@@ -302,15 +305,15 @@ impl Endpoint {
     fn dial(&mut self, now: Instant, mut dial: Dial) {
         let mut taken: usize = 0;
         while dial.attempts > 0 && now < dial.until {
-            dial.attempts = dial.attempts.saturating_sub(1);
+            dial.attempts.decrement();
             let Some((remote, round)) = dial.next_address() else { break };
             let Some(route) = self.dial_route(remote) else { continue };
             if self.links.get(&route).is_some_and(Link::is_closing) {
                 self.with_link(now, route, Link::give_up);
             }
             if self.links.contains_key(&route) {
-                dial.attempts = dial.attempts.saturating_add(1);
-                taken = taken.saturating_add(1);
+                dial.attempts.increment();
+                taken.increment();
                 let addresses = dial.target.addresses.len();
                 if taken < addresses {
                     continue;
@@ -324,7 +327,7 @@ impl Endpoint {
             let Ok(dtls) = Dtls::dial(&self.dtls, certificate, self.clock.to_std(now)) else { continue };
             let fingerprint = certificate.fingerprint();
             let until = dial.until.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
-            self.dials = self.dials.saturating_add(1);
+            self.dials.increment();
             self.insert(now, route, Role::Dialler(Box::new(dial)), dtls, fingerprint, until);
             // The machine has its first hello ready.
             return self.with_link(now, route, Link::handle_timeout);
@@ -417,7 +420,7 @@ impl Endpoint {
                     lanes: link.lanes,
                 };
                 match dialled {
-                    Some(_) => self.dials = self.dials.saturating_sub(1),
+                    Some(_) => self.dials.decrement(),
                     None => self.sources.opened(route.remote.ip()),
                 }
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
@@ -462,7 +465,7 @@ impl Endpoint {
                 None
             }
             (Role::Dialler(mut dial), false, ending) => {
-                self.dials = self.dials.saturating_sub(1);
+                self.dials.decrement();
                 // Certificates come in the clear, so a third party may forge one; two wrong ones count as the peer's.
                 if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.mistaken, true) {
                     let error = DialError::WrongFingerprint;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Caps;
-use crate::base::AddressPrefix;
+use crate::base::{AddressPrefix, Counter as _};
 
 /// The cap of a network, as a multiple of a source's cap.
 const NETWORK: usize = 4;
@@ -19,12 +19,12 @@ struct Count {
 
 impl Count {
     fn more(&mut self) {
-        self.links = self.links.saturating_add(1);
-        self.half_open = self.half_open.saturating_add(1);
+        self.links.increment();
+        self.half_open.increment();
     }
 
     fn less(&mut self, half_open: bool) {
-        self.links = self.links.saturating_sub(1);
+        self.links.decrement();
         self.half_open = self.half_open.saturating_sub(usize::from(half_open));
     }
 }
@@ -70,10 +70,10 @@ impl Sources {
 
     /// Counts a half-open link from `address` as open.
     pub(super) fn opened(&mut self, address: IpAddr) {
-        self.all.half_open = self.all.half_open.saturating_sub(1);
+        self.all.half_open.decrement();
         for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
             if let Some(count) = self.by_source.get_mut(&source) {
-                count.half_open = count.half_open.saturating_sub(1);
+                count.half_open.decrement();
             }
         }
     }
