@@ -1,21 +1,30 @@
-//! Types shared by every layer: time, identifiers, links, messages, redaction.
+//! Types shared by every layer: time, identifiers, links, messages, redaction, and small mechanisms: deadlines, ready
+//! queues, rate limits, address prefixes, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
+mod address_prefix;
+mod counter;
 mod deadlines;
 mod id;
 mod link;
 mod machine;
+mod ready_queue;
 mod redact;
 mod slots;
 mod time;
+mod token_bucket;
 
+pub use address_prefix::AddressPrefix;
+pub use counter::Counter;
 pub use deadlines::Deadlines;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
 pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
 };
 pub use machine::LinkMachine;
+pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use slots::{SLOT_LEN, Slot, Slots};
 pub use time::{Instant, WallTime};
+pub use token_bucket::{Rate, TokenBucket};

@@ -12,7 +12,6 @@
 mod channels;
 mod handshake;
 mod hello;
-mod limits;
 mod queue;
 mod state;
 #[cfg(test)]
@@ -21,7 +20,7 @@ mod tests;
 use core::{net::SocketAddr, time::Duration};
 
 use crate::{
-    base::{CircuitId, DialError, LinkId, Redacted, RelayId},
+    base::{CircuitId, DialError, LinkId, Rate, Redacted, RelayId},
     wire::Cell,
 };
 
@@ -36,15 +35,6 @@ pub const QUEUE_LOW: usize = 16;
 /// One channel of this node. The identifier is not reused after the channel has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub(crate) LinkId);
-
-/// A rate limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Long-term average, a second.
-    pub a_second: u32,
-    /// The most at once after a pause.
-    pub burst: u32,
-}
 
 /// What the owner must end when more cells are queued than a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,7 +28,9 @@ use std::{
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, StreamId, Transmit, WallTime},
+    base::{
+        CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId, Transmit, WallTime,
+    },
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
@@ -182,8 +184,8 @@ pub struct Client {
     circuits: BTreeMap<PooledId, Pooled>,
     next_circuit: u64,
     by_channel: BTreeMap<(ChannelId, CircuitId), PooledId>,
-    /// Circuits to settle, each once.
-    touched: VecDeque<PooledId>,
+    /// Circuits to settle.
+    touched: ReadyQueue<PooledId>,
     /// The deadline of each circuit.
     timeouts: Deadlines<PooledId>,
     attempts: Attempts,
@@ -214,7 +216,7 @@ impl Client {
             circuits: BTreeMap::new(),
             next_circuit: 0,
             by_channel: BTreeMap::new(),
-            touched: VecDeque::new(),
+            touched: ReadyQueue::new(),
             timeouts: Deadlines::default(),
             attempts: Attempts::default(),
             replan: false,
@@ -394,11 +396,8 @@ impl Client {
     }
 
     fn touch(&mut self, circuit: PooledId) {
-        if let Some(pooled) = self.circuits.get_mut(&circuit)
-            && !pooled.touched
-        {
-            pooled.touched = true;
-            self.touched.push_back(circuit);
+        if let Some(pooled) = self.circuits.get_mut(&circuit) {
+            self.touched.push(circuit, &mut pooled.touched);
         }
     }
 
@@ -491,7 +490,7 @@ impl LinkMachine for Client {
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
             while self.replan || !self.touched.is_empty() {
-                while let Some(circuit) = self.touched.pop_front() {
+                while let Some(circuit) = self.touched.pop() {
                     self.settle(now, circuit, rng);
                 }
                 if core::mem::take(&mut self.replan) {

@@ -44,7 +44,7 @@ use std::{
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, Instant, LinkEvent, LinkMachine, RelayId, StreamId, Transmit},
+    base::{Deadlines, Instant, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId, Transmit},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     directory::{Consensus, Counted, KnownRelays, Registration},
@@ -165,7 +165,7 @@ pub struct Relay {
     /// Deadlines of circuits; an entry may be earlier than the deadline.
     deadlines: Deadlines<CircuitKey>,
     /// Circuits whose streams may have pending messages.
-    with_messages: VecDeque<CircuitKey>,
+    with_messages: ReadyQueue<CircuitKey>,
     exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     next_exit: u64,
     events: VecDeque<RelayEvent>,
@@ -195,7 +195,7 @@ impl Relay {
             half_built_deadlines: Deadlines::default(),
             dialling: BTreeMap::new(),
             deadlines: Deadlines::default(),
-            with_messages: VecDeque::new(),
+            with_messages: ReadyQueue::new(),
             exits: BTreeMap::new(),
             next_exit: 1,
             events: VecDeque::new(),

@@ -60,7 +60,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::{
-    base::{Deadlines, Instant, StreamId},
+    base::{Deadlines, Instant, ReadyQueue, StreamId},
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
     wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
 };
@@ -162,10 +162,10 @@ pub struct Streams {
     acknowledger: Acknowledger,
     /// CONNECTED, END and other control messages, in order.
     control: VecDeque<RelayMessage>,
-    /// Streams that owe their peer CREDIT, without duplicates.
-    owing: VecDeque<StreamId>,
-    /// Streams with bytes they may send, without duplicates, in round-robin order.
-    ready: VecDeque<StreamId>,
+    /// Streams that owe their peer CREDIT.
+    owing: ReadyQueue<StreamId>,
+    /// Streams with bytes they may send, in round-robin order.
+    ready: ReadyQueue<StreamId>,
     /// Deadlines of unanswered requests.
     deadlines: Deadlines<StreamId>,
     /// Present credit of all streams beyond their initial credit.
@@ -187,8 +187,8 @@ impl Streams {
             next_id: 0,
             acknowledger: Acknowledger::default(),
             control: VecDeque::new(),
-            owing: VecDeque::new(),
-            ready: VecDeque::new(),
+            owing: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             extra_credit: 0,
             events: VecDeque::new(),
@@ -351,15 +351,11 @@ impl Streams {
 
     /// Removes a stream from every collection.
     fn take(&mut self, id: StreamId) -> Option<StreamState> {
-        let stream = self.streams.remove(&id)?;
+        let mut stream = self.streams.remove(&id)?;
         self.extra_credit = self.extra_credit.saturating_sub(stream.extra_credit());
         self.deadlines.remove(id);
-        if stream.ready {
-            self.ready.retain(|ready| *ready != id);
-        }
-        if stream.owing {
-            self.owing.retain(|owing| *owing != id);
-        }
+        self.ready.remove(&mut stream.ready);
+        self.owing.remove(&mut stream.owing);
         Some(stream)
     }
 }

@@ -68,6 +68,7 @@ const CORE_CRATES: &[&str] = &[
     "prost",
     "rand",
     "sha2",
+    "slab",
     "std",
     "subtle",
     "thiserror",

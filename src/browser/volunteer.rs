@@ -296,7 +296,7 @@ impl Volunteer {
             reach: Reach::Gateways,
             ..RelayParameters::default()
         };
-        let exit = Exit::new(clock::now(), &self.engines);
+        let exit = Exit::new(&self.engines);
         let core =
             VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
         let caps = Caps { links: MAX_LINKS, ..Caps::default() };

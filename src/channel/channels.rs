@@ -6,13 +6,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, RelayId, Transmit},
+    base::{
+        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened,
+        ReadyQueue, RelayId, Transmit,
+    },
     wire::{Cell, Command},
 };
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, Overdue, QueueFull,
-    limits::Source,
     state::{Channel, Due},
 };
 
@@ -41,7 +43,7 @@ pub struct Channels {
     /// Links with an unfinished handshake.
     handshakes: usize,
     /// Channels that may have something to send, in round-robin order.
-    sendable: VecDeque<ChannelId>,
+    sendable: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
     queued: usize,
@@ -61,7 +63,7 @@ impl Channels {
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
             handshakes: 0,
-            sendable: VecDeque::new(),
+            sendable: ReadyQueue::new(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             queued: 0,
@@ -143,9 +145,8 @@ impl Channels {
         if let Some(transmit) = self.outbox.pop_front() {
             return Some(transmit);
         }
-        while let Some(id) = self.sendable.pop_front() {
+        while let Some(id) = self.sendable.pop() {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
-            channel.listed = false;
             let was_queued = channel.queue().len();
             let message = channel.poll_message(now, &mut self.events);
             let sent = was_queued.saturating_sub(channel.queue().len());
@@ -366,10 +367,10 @@ impl Channels {
     }
 
     /// Whether this node may be the gateway of one more volunteer from `source`.
-    fn takes_volunteer(&self, source: Source) -> bool {
+    fn takes_volunteer(&self, source: AddressPrefix) -> bool {
         let (mut all, mut of_source) = (0_usize, 0_usize);
         for channel in self.channels.values().filter(|channel| channel.reaches()) {
-            all = all.saturating_add(1);
+            all.increment();
             of_source = of_source.saturating_add(usize::from(channel.source() == source));
         }
         all < self.parameters.volunteers && of_source < self.parameters.volunteers_per_source
@@ -392,14 +393,14 @@ impl Channels {
         let reach = volunteer && opened.dialled.is_some_and(|relay| self.gateways.contains(&relay));
         let channel = Channel::new(now, link, opened, self.role.clone(), reach, rng);
         self.channels.insert(ChannelId(link), channel);
-        self.handshakes = self.handshakes.saturating_add(1);
+        self.handshakes.increment();
         self.want_sweep(now);
     }
 
     /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). The
     /// others close when their circuits have ended.
     fn channel_opened(&mut self, id: ChannelId) {
-        self.handshakes = self.handshakes.saturating_sub(1);
+        self.handshakes.decrement();
         let Some(new) = self.channels.get(&id) else { return };
         let (Some(peer), Some(ours)) = (new.peer(), new.established().map(|established| established.dialler)) else {
             return;
@@ -448,7 +449,7 @@ impl Channels {
         let Some(channel) = self.channels.remove(&id) else { return };
         self.queued = self.queued.saturating_sub(channel.queue().len());
         let Some(established) = channel.established() else {
-            self.handshakes = self.handshakes.saturating_sub(1);
+            self.handshakes.decrement();
             if let Some(relay) = channel.dialled() {
                 self.dial_failed(relay, error);
             }
@@ -495,7 +496,7 @@ impl Channels {
         let mut sources = BTreeMap::<_, usize>::new();
         for channel in self.channels.values().filter(greeting) {
             let count = sources.entry(channel.source()).or_default();
-            *count = count.saturating_add(1);
+            count.increment();
         }
         let most = sources.into_iter().filter(|(_, count)| *count > 1).max_by_key(|(_, count)| *count);
         let Some((source, _)) = most else { return false };
@@ -516,11 +517,9 @@ impl Channels {
 
     fn note_sendable(&mut self, id: ChannelId) {
         if let Some(channel) = self.channels.get_mut(&id)
-            && !channel.listed
             && channel.has_message()
         {
-            channel.listed = true;
-            self.sendable.push_back(id);
+            self.sendable.push(id, &mut channel.sendable);
         }
     }
 

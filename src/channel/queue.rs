@@ -8,10 +8,12 @@
 //! Caps: cells per circuit ([`QueueFull`], on which the caller ends the circuit). The channel caps circuits and
 //! refusals; [`Channels`](super::Channels) caps the cells of all channels.
 
-use std::collections::{HashMap, VecDeque, hash_map::Entry};
+use std::collections::{HashMap, VecDeque};
+
+use slab::Slab;
 
 use crate::{
-    base::CircuitId,
+    base::{CircuitId, Counter as _},
     wire::{Cell, Command},
 };
 
@@ -54,8 +56,7 @@ pub(super) struct Next {
 #[derive(Default)]
 pub(super) struct FairQueue {
     index: HashMap<CircuitId, usize>,
-    entries: Vec<Option<Waiting>>,
-    vacant: Vec<usize>,
+    entries: Slab<Waiting>,
     quiet: VecDeque<usize>,
     busy: VecDeque<usize>,
     cells: usize,
@@ -96,24 +97,24 @@ impl FairQueue {
 
     /// Makes `circuit` live; `false` if it was already.
     pub(super) fn hold(&mut self, circuit: CircuitId) -> bool {
-        let Some(slot) = self.slot_or_new(circuit) else { return false };
-        let Some(Some(waiting)) = self.entries.get_mut(slot) else { return false };
+        let slot = self.slot_or_new(circuit);
+        let Some(waiting) = self.entries.get_mut(slot) else { return false };
         if core::mem::replace(&mut waiting.held, true) {
             return false;
         }
         if core::mem::take(&mut waiting.refused) {
-            self.refused = self.refused.saturating_sub(1);
+            self.refused.decrement();
         }
-        self.held = self.held.saturating_add(1);
+        self.held.increment();
         true
     }
 
     /// Ends `circuit`; its queued cells are still sent.
     pub(super) fn forget(&mut self, circuit: CircuitId) {
         let Some(&slot) = self.index.get(&circuit) else { return };
-        let Some(Some(waiting)) = self.entries.get_mut(slot) else { return };
+        let Some(waiting) = self.entries.get_mut(slot) else { return };
         if core::mem::take(&mut waiting.held) {
-            self.held = self.held.saturating_sub(1);
+            self.held.decrement();
         }
         if waiting.listed == Listed::No {
             self.vacate(slot);
@@ -134,8 +135,8 @@ impl FairQueue {
         if cell.command() == Command::Destroy {
             self.clear(circuit);
         }
-        let Some(slot) = self.slot_or_new(circuit) else { return Err(QueueFull) };
-        let Some(Some(waiting)) = self.entries.get_mut(slot) else { return Err(QueueFull) };
+        let slot = self.slot_or_new(circuit);
+        let Some(waiting) = self.entries.get_mut(slot) else { return Err(QueueFull) };
         if waiting.cells.len() >= limit {
             return Err(QueueFull);
         }
@@ -143,13 +144,13 @@ impl FairQueue {
         if waiting.listed == Listed::No {
             if !waiting.held {
                 waiting.refused = true;
-                self.refused = self.refused.saturating_add(1);
+                self.refused.increment();
             }
             waiting.listed = Listed::Quiet;
             waiting.turn = QUANTUM;
             self.quiet.push_back(slot);
         }
-        self.cells = self.cells.saturating_add(1);
+        self.cells.increment();
         Ok(())
     }
 
@@ -159,7 +160,7 @@ impl FairQueue {
             let from_quiet = !self.quiet.is_empty();
             let list = if from_quiet { &mut self.quiet } else { &mut self.busy };
             let slot = *list.front()?;
-            let Some(Some(waiting)) = self.entries.get_mut(slot) else {
+            let Some(waiting) = self.entries.get_mut(slot) else {
                 list.pop_front();
                 continue;
             };
@@ -180,8 +181,8 @@ impl FairQueue {
                 continue;
             }
             let Some((_, cell)) = waiting.cells.pop_front() else { continue };
-            waiting.turn = waiting.turn.saturating_sub(1);
-            self.cells = self.cells.saturating_sub(1);
+            waiting.turn.decrement();
+            self.cells.decrement();
             let left = waiting.cells.len();
             if left == 0 && waiting.cells.capacity() > KEEP_CAPACITY {
                 waiting.cells = VecDeque::new();
@@ -193,49 +194,36 @@ impl FairQueue {
     /// The live circuit whose first cell has waited longest, with that cell's serial number. Only circuits with two
     /// cells or more, since a DESTROY replaces the queue and takes the place of one cell. Visits every circuit.
     pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
-        let heads = self.entries.iter().flatten().filter(|waiting| waiting.held && waiting.cells.len() > 1);
+        let circuits = self.entries.iter().map(|(_, waiting)| waiting);
+        let heads = circuits.filter(|waiting| waiting.held && waiting.cells.len() > 1);
         heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit))).min()
     }
 
     /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
     pub(super) fn dead(&self) -> usize {
-        self.entries.iter().flatten().filter(|waiting| !waiting.held).map(|waiting| waiting.cells.len()).sum()
+        self.entries.iter().filter(|(_, waiting)| !waiting.held).map(|(_, waiting)| waiting.cells.len()).sum()
     }
 
     fn entry(&self, circuit: CircuitId) -> Option<&Waiting> {
-        self.entries.get(*self.index.get(&circuit)?)?.as_ref()
+        self.entries.get(*self.index.get(&circuit)?)
     }
 
     fn entry_mut(&mut self, circuit: CircuitId) -> Option<&mut Waiting> {
-        self.entries.get_mut(*self.index.get(&circuit)?)?.as_mut()
+        self.entries.get_mut(*self.index.get(&circuit)?)
     }
 
-    fn slot_or_new(&mut self, circuit: CircuitId) -> Option<usize> {
-        let entry = match self.index.entry(circuit) {
-            Entry::Occupied(entry) => return Some(*entry.get()),
-            Entry::Vacant(entry) => entry,
-        };
-        let waiting =
-            Waiting { circuit, cells: VecDeque::new(), turn: 0, listed: Listed::No, held: false, refused: false };
-        let slot = match self.vacant.pop() {
-            Some(slot) => {
-                *self.entries.get_mut(slot)? = Some(waiting);
-                slot
-            }
-            None => {
-                self.entries.push(Some(waiting));
-                self.entries.len().saturating_sub(1)
-            }
-        };
-        Some(*entry.insert(slot))
+    fn slot_or_new(&mut self, circuit: CircuitId) -> usize {
+        *self.index.entry(circuit).or_insert_with(|| {
+            let (cells, listed) = (VecDeque::new(), Listed::No);
+            self.entries.insert(Waiting { circuit, cells, turn: 0, listed, held: false, refused: false })
+        })
     }
 
     fn vacate(&mut self, slot: usize) {
-        if let Some(waiting) = self.entries.get_mut(slot).and_then(Option::take) {
+        if let Some(waiting) = self.entries.try_remove(slot) {
             self.index.remove(&waiting.circuit);
-            self.vacant.push(slot);
             if waiting.refused {
-                self.refused = self.refused.saturating_sub(1);
+                self.refused.decrement();
             }
         }
     }

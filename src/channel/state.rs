@@ -6,14 +6,15 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots},
+    base::{
+        AddressPrefix, CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket, TokenBucket,
+    },
     wire::{CELL_LEN, Cell, Command},
 };
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, Established, LocalRole, QueueFull,
     handshake::{Greeted, Greeting, Proving},
-    limits::{Bucket, Source},
     queue::FairQueue,
 };
 
@@ -58,15 +59,15 @@ pub(super) struct Channel {
     /// Packed messages.
     ready: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
-    creates: Bucket,
-    source: Source,
+    creates: TokenBucket,
+    source: AddressPrefix,
     since: Instant,
     last_sent: Instant,
     last_received: Instant,
     /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
-    /// Whether it is in the list of channels that have something to send.
-    pub(super) listed: bool,
+    /// Its place in the queue of channels that have something to send.
+    pub(super) sendable: Ticket,
     /// Whether it stays open without circuits.
     pub(super) kept: bool,
     /// The keys of its link are close to their limit: the channel closes with its last circuit.
@@ -82,7 +83,8 @@ impl Channel {
         reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let (dialled, source, lanes) = (opened.dialled, Source::of(opened.peer_address.0), opened.lanes);
+        let source = AddressPrefix::source(opened.peer_address.0.ip().to_canonical());
+        let (dialled, lanes) = (opened.dialled, opened.lanes);
         let (greeting, hello) = Greeting::start(role, opened, reach, rng);
         Self {
             id: ChannelId(link),
@@ -93,13 +95,13 @@ impl Channel {
             full_since: Some(now),
             ready: VecDeque::from([(Lane::FIRST, hello.into())]),
             queue: FairQueue::default(),
-            creates: Bucket::new(),
+            creates: TokenBucket::new(),
             source,
             since: now,
             last_sent: now,
             last_received: now,
             idle_since: Some(now),
-            listed: false,
+            sendable: Ticket::new(),
             kept: false,
             retires: false,
         }
@@ -168,7 +170,7 @@ impl Channel {
     }
 
     /// The source of the link.
-    pub(super) const fn source(&self) -> Source {
+    pub(super) const fn source(&self) -> AddressPrefix {
         self.source
     }
 

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use crate::base::{Instant, RelayId};
+use crate::base::{Counter as _, Instant, RelayId};
 
 /// The pauses before the retries of a failed build.
 const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
@@ -71,7 +71,7 @@ impl Attempts {
             return false;
         }
         self.last_failure = Some(now);
-        self.failures = self.failures.saturating_add(1);
+        self.failures.increment();
         let index = usize::try_from(self.failures.saturating_sub(1)).unwrap_or(usize::MAX);
         match PAUSES.get(index) {
             Some(pause) => {
@@ -97,7 +97,7 @@ impl Attempts {
             return;
         }
         self.avoid(now, relay);
-        self.guard_failures = self.guard_failures.saturating_add(1);
+        self.guard_failures.increment();
         if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
             self.next_at = Some(now.after(doubled(Duration::from_secs(1), doublings)));
         }

@@ -7,7 +7,7 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use crate::base::{Instant, RelayId};
+use crate::base::{Counter as _, Instant, RelayId};
 
 /// Period of one count of a guard's answers.
 const PERIOD: Duration = Duration::from_secs(600);
@@ -30,7 +30,7 @@ impl Gone {
     pub(super) fn handle_answer(&mut self, now: Instant, guard: RelayId, gone: bool) {
         self.0.retain(|_, account| now.since(account.since) < PERIOD);
         let account = self.0.entry(guard).or_insert(Account { since: now, asked: 0, gone: 0 });
-        account.asked = account.asked.saturating_add(1);
+        account.asked.increment();
         account.gone = account.gone.saturating_add(u32::from(gone));
     }
 

@@ -8,7 +8,7 @@ use super::{
     requests::Wanted,
 };
 use crate::{
-    base::{HopIndex, Instant, RelayId},
+    base::{Counter as _, HopIndex, Instant, RelayId},
     channel::ChannelId,
     circuit::{CircuitError, Origin},
     delegated::Delegation,
@@ -297,7 +297,7 @@ impl Client {
     pub(super) fn handle_gone(&mut self, now: Instant, id: PooledId, hop: HopIndex, rng: &mut dyn CryptoRng) {
         let position = usize::from(hop.value()).saturating_sub(1);
         let Some(pooled) = self.circuits.get_mut(&id) else { return };
-        pooled.gone = pooled.gone.saturating_add(1);
+        pooled.gone.increment();
         let volunteers = pooled.gone < MAX_GONE;
         let (path, guard) = (pooled.path.clone(), pooled.guard());
         let lost = path.get(position).map(|relay| relay.identity);

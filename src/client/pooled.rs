@@ -10,7 +10,7 @@ use super::{
     requests::{Request, Wanted},
 };
 use crate::{
-    base::{Instant, RelayId, StreamId},
+    base::{Instant, RelayId, StreamId, Ticket},
     channel::ChannelId,
     circuit::Origin,
     delegated::Delegation,
@@ -51,8 +51,8 @@ pub(super) struct Pooled {
     /// Takes no new streams.
     pub(super) retired: bool,
     pub(super) streams: BTreeMap<StreamId, ClientStream>,
-    /// Whether it is in the queue of circuits to settle.
-    pub(super) touched: bool,
+    /// Its place in the queue of circuits to settle.
+    pub(super) touched: Ticket,
 }
 
 impl Pooled {
@@ -79,7 +79,7 @@ impl Pooled {
             idle_since: now,
             retired: false,
             streams: BTreeMap::new(),
-            touched: false,
+            touched: Ticket::new(),
         }
     }
 

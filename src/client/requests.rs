@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{ClientStream, IsolationKey, PooledId};
 use crate::{
-    base::{Deadlines, Instant, RelayId, StreamId},
+    base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
     path::Purpose,
     wire::{Host, Target},
@@ -116,7 +116,7 @@ impl Requests {
     pub(super) fn place(&mut self, stream: ClientStream, circuit: PooledId, id: StreamId) {
         if let Some(request) = self.requests.get_mut(&stream) {
             request.placed = Some((circuit, id));
-            request.tries = request.tries.saturating_add(1);
+            request.tries.increment();
             self.waiting.remove(stream);
         }
     }

@@ -19,9 +19,6 @@ use crate::{
 impl Client {
     /// Handles a circuit's events and fills its channel's queue, until neither remains.
     pub(super) fn settle(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) {
-        if let Some(pooled) = self.circuits.get_mut(&id) {
-            pooled.touched = false;
-        }
         let mut closed = None;
         loop {
             while let Some(event) = self.poll_circuit(id) {

@@ -8,7 +8,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use super::{Block, EngineName, MissReason, SearchRefusal};
-use crate::base::{Instant, RelayId};
+use crate::base::{Counter as _, Instant, RelayId};
 
 /// Time for which a client avoids an exit that an engine blocks: ten minutes.
 pub const BLOCKED_FOR: Duration = Duration::from_secs(600);
@@ -43,11 +43,11 @@ impl ExitStatistics {
     ) {
         let counts = self.touch(now, engine, exit);
         let Err(why) = outcome else {
-            counts.answered = counts.answered.saturating_add(1);
+            counts.answered.increment();
             counts.blocked = None;
             return;
         };
-        counts.failed = counts.failed.saturating_add(1);
+        counts.failed.increment();
         if let MissReason::Refused(SearchRefusal::EngineBlocked(block)) = why {
             counts.blocked = Some((block, now.after(BLOCKED_FOR)));
         }

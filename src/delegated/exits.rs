@@ -4,7 +4,7 @@ use core::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{EngineName, Offer, SearchRefusal};
-use crate::base::RelayId;
+use crate::base::{Counter as _, RelayId};
 
 /// The offers of all exits; `None` while there is no list of relays yet.
 pub type Offers = Option<Vec<(RelayId, Offer)>>;
@@ -15,7 +15,7 @@ pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName>
     let mut counted: BTreeMap<&EngineName, usize> = BTreeMap::new();
     for engine in offers.iter().flatten().flat_map(|(_, offer)| &offer.engines) {
         let exits = counted.entry(engine).or_default();
-        *exits = exits.saturating_add(1);
+        exits.increment();
     }
     let mut ordered = BTreeSet::new();
     ordered.extend(counted.iter().map(|(engine, exits)| (Some(*engine) != default, Reverse(*exits), *engine)));

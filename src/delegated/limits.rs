@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::Refusal;
-use crate::base::Instant;
+use crate::base::{Counter as _, Instant, Rate, TokenBucket};
 
 /// Cap on circuits with a stored rate. Beyond it, requests of new circuits are refused until others have been idle.
 const MAX_CIRCUITS: usize = 16 * 1024;
 /// Burst size, in seconds' worth of requests.
-const BURST: f64 = 4.0;
+const BURST: u64 = 4;
 
 /// Rates and concurrency of requests.
 #[derive(Clone, Copy, Debug)]
@@ -29,36 +29,9 @@ impl Default for Rates {
     }
 }
 
-/// A token bucket.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn full(rate: u32, at: Instant) -> Self {
-        Self { tokens: f64::from(rate) * BURST, at }
-    }
-
-    fn fill(&mut self, rate: u32, now: Instant) {
-        let passed = now.since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + passed * f64::from(rate)).min(f64::from(rate) * BURST);
-        self.at = now;
-    }
-
-    fn take(&mut self) -> bool {
-        let taken = self.tokens >= 1.0;
-        if taken {
-            self.tokens -= 1.0;
-        }
-        taken
-    }
-}
-
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Circuit {
-    bucket: Bucket,
+    bucket: TokenBucket,
     /// Requests in progress.
     running: usize,
 }
@@ -67,7 +40,7 @@ struct Circuit {
 #[derive(Debug)]
 pub struct Limits {
     rates: Rates,
-    in_all: Bucket,
+    in_all: TokenBucket,
     circuits: BTreeMap<u64, Circuit>,
     /// Requests in progress.
     running: usize,
@@ -76,8 +49,8 @@ pub struct Limits {
 impl Limits {
     /// Without requests in progress.
     #[must_use]
-    pub fn new(rates: Rates, now: Instant) -> Self {
-        Self { rates, in_all: Bucket::full(rates.in_all, now), circuits: BTreeMap::new(), running: 0 }
+    pub const fn new(rates: Rates) -> Self {
+        Self { rates, in_all: TokenBucket::new(), circuits: BTreeMap::new(), running: 0 }
     }
 
     /// Admits one request of the circuit `number`. It is in progress until it is [released](Self::release).
@@ -88,36 +61,39 @@ impl Limits {
         if self.running >= self.rates.at_once {
             return Err(Refusal::Busy);
         }
-        let rate = self.rates.per_circuit;
+        let (rate, in_all) = (rate(self.rates.per_circuit), rate(self.rates.in_all));
         if self.circuits.len() >= MAX_CIRCUITS {
             // A circuit with a full bucket needs no entry.
-            self.circuits
-                .retain(|_, circuit| circuit.running > 0 || now.since(circuit.bucket.at).as_secs_f64() < BURST);
+            self.circuits.retain(|_, circuit| circuit.running > 0 || !circuit.bucket.is_full(now, rate));
             if self.circuits.len() >= MAX_CIRCUITS {
                 return Err(Refusal::RateLimited);
             }
         }
-        let full = Circuit { bucket: Bucket::full(rate, now), running: 0 };
-        let own = self.circuits.entry(number).or_insert(full);
-        own.bucket.fill(rate, now);
-        self.in_all.fill(self.rates.in_all, now);
+        let own = self.circuits.entry(number).or_default();
         // The circuit's bucket comes first, so that a circuit beyond its rate takes nothing from others.
-        let within = own.running < self.rates.at_once_of_circuit && own.bucket.take() && self.in_all.take();
+        let within =
+            own.running < self.rates.at_once_of_circuit && own.bucket.take(now, rate) && self.in_all.take(now, in_all);
         if !within {
             return Err(Refusal::RateLimited);
         }
-        own.running = own.running.saturating_add(1);
-        self.running = self.running.saturating_add(1);
+        own.running.increment();
+        self.running.increment();
         Ok(())
     }
 
     /// Ends an admitted request of the circuit `number`.
     pub fn release(&mut self, number: u64) {
-        self.running = self.running.saturating_sub(1);
+        self.running.decrement();
         if let Some(circuit) = self.circuits.get_mut(&number) {
-            circuit.running = circuit.running.saturating_sub(1);
+            circuit.running.decrement();
         }
     }
+}
+
+/// The limit of `a_second` requests per second.
+fn rate(a_second: u32) -> Rate {
+    let a_second = u64::from(a_second);
+    Rate { a_second, burst: a_second.saturating_mul(BURST) }
 }
 
 #[cfg(test)]
@@ -130,7 +106,7 @@ mod tests {
     use super::*;
 
     fn limits(rates: Rates) -> (Limits, Instant) {
-        (Limits::new(rates, Instant::START), Instant::START)
+        (Limits::new(rates), Instant::START)
     }
 
     fn later(now: Instant, seconds: u64) -> Instant {

@@ -173,8 +173,8 @@ enum State {
 impl SearchService {
     /// Without streams.
     #[must_use]
-    pub fn new(parameters: ServiceParameters, now: Instant) -> Self {
-        let limits = Limits::new(parameters.rates, now);
+    pub const fn new(parameters: ServiceParameters) -> Self {
+        let limits = Limits::new(parameters.rates);
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 

@@ -23,7 +23,10 @@ use super::{
     template::{Languages, Template},
     xml::{Attributes, Piece, XmlError},
 };
-use crate::delegated::{EngineName, text, url::Url};
+use crate::{
+    base::Counter as _,
+    delegated::{EngineName, text, url::Url},
+};
 
 /// Largest number of `Url`, `Language` and `results` elements, of each; the rest is ignored.
 const MAX_ELEMENTS: usize = 64;
@@ -103,7 +106,7 @@ impl Reading {
     fn piece(&mut self, piece: Piece<'_>) {
         match piece {
             Piece::Open { namespace, name, attributes } => {
-                self.depth = self.depth.saturating_add(1);
+                self.depth.increment();
                 self.text = None;
                 match (self.depth, namespace, name) {
                     (1, OPENSEARCH, "OpenSearchDescription") => self.is_description = true,
@@ -125,7 +128,7 @@ impl Reading {
                 None => {}
             },
             Piece::Close => {
-                self.depth = self.depth.saturating_sub(1);
+                self.depth.decrement();
                 let language = mem::take(&mut self.language).trim().to_owned();
                 if is_language(&language) && self.languages.len() < MAX_ELEMENTS {
                     self.languages.push(language);

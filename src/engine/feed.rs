@@ -11,7 +11,10 @@ use super::{
     parser::xml::walk,
     xml::{Attributes, Piece},
 };
-use crate::delegated::{MAX_RESULTS, SearchResult, url::Url};
+use crate::{
+    base::Counter as _,
+    delegated::{MAX_RESULTS, SearchResult, url::Url},
+};
 
 /// OpenSearch 1.0's namespace for the same element.
 const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";
@@ -65,7 +68,7 @@ impl<'a> Reading<'a> {
     fn piece(&mut self, piece: Piece<'_>) {
         match piece {
             Piece::Open { namespace, name, attributes } => {
-                self.depth = self.depth.saturating_add(1);
+                self.depth.increment();
                 self.open(namespace, name, attributes);
             }
             Piece::Text(text) => {
@@ -83,7 +86,7 @@ impl<'a> Reading<'a> {
                 {
                     self.results.extend(item.found().cleaned(self.base));
                 }
-                self.depth = self.depth.saturating_sub(1);
+                self.depth.decrement();
             }
         }
     }

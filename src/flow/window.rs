@@ -27,7 +27,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::{FlowError, FlowParameters, SendmeTag};
-use crate::base::Instant;
+use crate::base::{Counter as _, Instant};
 use round::{Round, RttSamples, cells_in, part, time_of};
 
 /// The path's delivery rate is the greatest of this many rounds.
@@ -145,8 +145,8 @@ impl CongestionWindow {
 
     /// Records a sent DATA cell, with its tag if [`Self::wants_tag`] was true.
     pub fn handle_sent(&mut self, now: Instant, tag: Option<SendmeTag>) {
-        self.sent = self.sent.saturating_add(1);
-        self.untagged = self.untagged.saturating_add(1);
+        self.sent.increment();
+        self.untagged.increment();
         if !self.has_room() {
             self.full_at = self.sent;
         }
@@ -307,7 +307,7 @@ impl CongestionWindow {
         };
         if step > 0 {
             self.stepped = true;
-            self.steps = self.steps.saturating_add(1);
+            self.steps.increment();
             self.set_window(target.max(self.window.saturating_add(step)));
         } else {
             if !waits || queued {

@@ -13,7 +13,7 @@ use super::{
     weigh::{ExitShare, pick},
 };
 use crate::{
-    base::{Instant, RelayId, WallTime},
+    base::{Counter as _, Instant, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
 
@@ -114,7 +114,7 @@ impl GuardSample {
     /// guard.
     pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
         if let Some(guard) = self.guard(relay) {
-            guard.circuits_begun = guard.circuits_begun.saturating_add(1);
+            guard.circuits_begun.increment();
             guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
             let suspicious = guard.circuits_built < guard.circuits_begun / 2;
             if suspicious && guard.circuits_begun % 100 == 0 {

@@ -1,9 +1,10 @@
 //! Restrictions on relays of one path (`proto/08-paths.md`, "Restrictions").
 
-use core::net::IpAddr;
-
 use super::hop::Hop;
-use crate::directory::{ConsensusRelay, Parameters};
+use crate::{
+    base::AddressPrefix,
+    directory::{ConsensusRelay, Parameters},
+};
 
 /// Whether two relays may not be on one path: they are identical, of one family or operator, or have similar
 /// addresses.
@@ -32,13 +33,11 @@ fn same_family(one: &Hop<'_>, other: &Hop<'_>) -> bool {
     mutual || (!operator.is_empty() && operator == other_operator)
 }
 
-/// Whether any addresses of the two relays share their first 16 (IPv4) or 32 (IPv6) bits.
+/// Whether any addresses of the two relays are in one block.
 fn similar_addresses(one: &ConsensusRelay, other: &ConsensusRelay) -> bool {
-    let similar = |pair: (IpAddr, IpAddr)| match pair {
-        (IpAddr::V4(one), IpAddr::V4(other)) => one.to_bits() >> 16 == other.to_bits() >> 16,
-        (IpAddr::V6(one), IpAddr::V6(other)) => one.to_bits() >> 96 == other.to_bits() >> 96,
-        _ => false,
-    };
-    let (one, other) = (&one.profile.addresses, &other.profile.addresses);
-    one.iter().any(|a| other.iter().any(|b| similar((a.ip(), b.ip()))))
+    blocks(one).any(|block| blocks(other).any(|of_other| of_other == block))
+}
+
+fn blocks(relay: &ConsensusRelay) -> impl Iterator<Item = AddressPrefix> {
+    relay.profile.addresses.iter().map(|address| AddressPrefix::block(address.ip()))
 }

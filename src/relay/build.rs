@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{HopIndex, Instant, RelayId},
+    base::{Counter as _, HopIndex, Instant, RelayId},
     channel::ChannelId,
     directory::ConsensusRelay,
     handshake::respond,
@@ -166,7 +166,7 @@ impl Relay {
     /// circuit must end.
     fn send_gone(&mut self, key: CircuitKey) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
-        circuit.gone = circuit.gone.saturating_add(1);
+        circuit.gone.increment();
         circuit.next = NextHop::None;
         circuit.deadline = None;
         if circuit.gone > MAX_GONE {

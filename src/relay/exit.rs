@@ -143,19 +143,16 @@ impl Relay {
 
     fn note_messages(&mut self, key: CircuitKey) {
         if let Some(circuit) = self.table.circuit_mut(key)
-            && !circuit.listed
             && circuit.exit_side.as_ref().is_some_and(|exit_side| exit_side.streams.has_message())
         {
-            circuit.listed = true;
-            self.with_messages.push_back(key);
+            self.with_messages.push(key, &mut circuit.with_messages);
         }
     }
 
     /// Sends pending stream messages while the circuit's queue has room.
     pub(super) fn send_messages(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        while let Some(key) = self.with_messages.pop_front() {
-            let Some(circuit) = self.table.circuit_mut(key) else { continue };
-            circuit.listed = false;
+        while let Some(key) = self.with_messages.pop() {
+            let Some(circuit) = self.table.circuit(key) else { continue };
             let (previous, capacity) = (circuit.previous, message_capacity(circuit.hop));
             while self.channels.queued(previous.channel, previous.circuit) < QUEUE_HIGH {
                 let exit_side = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut());

@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    base::{Instant, RelayId},
+    base::{Counter as _, Instant, RelayId},
     channel::{ChannelId, Channels},
     directory::{Consensus, KnownRelays, gateway_ranking},
 };
@@ -118,7 +118,7 @@ impl Gateways {
     pub(super) fn handle_failed(&mut self, now: Instant, relay: &RelayId) {
         if let Some(candidate) = self.tried.get_mut(relay) {
             let wait = FIRST_RETRY.saturating_mul(1 << candidate.failures.min(16)).min(LAST_RETRY);
-            candidate.failures = candidate.failures.saturating_add(1);
+            candidate.failures.increment();
             candidate.standing = Standing::Failed(now.after(wait));
             self.replan = true;
         }
@@ -153,7 +153,7 @@ impl Gateways {
             };
             let Some(listed) = known.relay(relay).filter(|_| due) else { continue };
             if !tried.as_ref().is_some_and(is_under_way) {
-                lacking = lacking.saturating_sub(1);
+                lacking.decrement();
             }
             let standing = match channels.connect(now, &listed.dial_target()) {
                 // Opened before the relay was a gateway; closes when it is idle.

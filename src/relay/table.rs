@@ -3,8 +3,10 @@
 use core::ops::RangeInclusive;
 use std::collections::HashMap;
 
+use slab::Slab;
+
 use crate::{
-    base::{CircuitId, HopIndex, Instant, RelayId},
+    base::{CircuitId, HopIndex, Instant, RelayId, Ticket},
     channel::ChannelId,
     onion::RelayLayer,
     wire::Fragments,
@@ -87,8 +89,8 @@ pub(super) struct Circuit {
     pub(super) last_cell: Instant,
     /// The streams that end here, from the first stream message on.
     pub(super) exit_side: Option<Box<ExitSide>>,
-    /// Whether it is in the list of circuits with pending messages.
-    pub(super) listed: bool,
+    /// Its place in the queue of circuits with pending messages.
+    pub(super) with_messages: Ticket,
 }
 
 /// A deadline has passed, and the circuit must end.
@@ -106,7 +108,7 @@ impl Circuit {
             deadline: None,
             last_cell: now,
             exit_side: None,
-            listed: false,
+            with_messages: Ticket::new(),
         }
     }
 
@@ -136,34 +138,22 @@ impl Circuit {
 /// All circuits. Lookup takes constant time.
 #[derive(Default)]
 pub(super) struct Table {
-    slots: Vec<Option<(u64, Circuit)>>,
-    vacant: Vec<usize>,
+    /// Each circuit with its generation, since slots are reused.
+    slots: Slab<(u64, Circuit)>,
     endpoints: HashMap<ChannelId, HashMap<CircuitId, (CircuitKey, Side)>>,
     next_generation: u64,
 }
 
 impl Table {
     pub(super) fn len(&self) -> usize {
-        self.slots.len().saturating_sub(self.vacant.len())
+        self.slots.len()
     }
 
     pub(super) fn insert(&mut self, circuit: Circuit) -> CircuitKey {
         let generation = self.next_generation;
         self.next_generation = generation.wrapping_add(1);
         let previous = circuit.previous;
-        let entry = Some((generation, circuit));
-        let slot = match self.vacant.pop() {
-            Some(slot) => {
-                if let Some(place) = self.slots.get_mut(slot) {
-                    *place = entry;
-                }
-                slot
-            }
-            None => {
-                self.slots.push(entry);
-                self.slots.len().saturating_sub(1)
-            }
-        };
+        let slot = self.slots.insert((generation, circuit));
         let key = CircuitKey { slot, generation };
         self.insert_leg(previous, key, Side::Previous);
         key
@@ -192,19 +182,18 @@ impl Table {
     }
 
     pub(super) fn circuit(&self, key: CircuitKey) -> Option<&Circuit> {
-        let (generation, circuit) = self.slots.get(key.slot)?.as_ref()?;
+        let (generation, circuit) = self.slots.get(key.slot)?;
         (*generation == key.generation).then_some(circuit)
     }
 
     pub(super) fn circuit_mut(&mut self, key: CircuitKey) -> Option<&mut Circuit> {
-        let (generation, circuit) = self.slots.get_mut(key.slot)?.as_mut()?;
+        let (generation, circuit) = self.slots.get_mut(key.slot)?;
         (*generation == key.generation).then_some(circuit)
     }
 
     pub(super) fn remove(&mut self, key: CircuitKey) -> Option<Circuit> {
         self.circuit_mut(key)?;
-        let (_, circuit) = self.slots.get_mut(key.slot)?.take()?;
-        self.vacant.push(key.slot);
+        let (_, circuit) = self.slots.try_remove(key.slot)?;
         self.remove_leg(circuit.previous);
         if let Some(endpoint) = circuit.next.endpoint() {
             self.remove_leg(endpoint);
@@ -214,8 +203,7 @@ impl Table {
 
     /// All circuits.
     pub(super) fn keys(&self) -> Vec<CircuitKey> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(slot, entry)| Some(CircuitKey { slot, generation: entry.as_ref()?.0 })).collect()
+        self.slots.iter().map(|(slot, (generation, _))| CircuitKey { slot, generation: *generation }).collect()
     }
 
     /// Whether a circuit has a endpoint on a channel.

@@ -11,8 +11,8 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::*;
 use crate::{
-    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Redacted, Slots},
-    channel::{LocalRole, Rate},
+    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Rate, Redacted, Slots},
+    channel::LocalRole,
     crypto::{IdentityKey, LayerKey},
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},

@@ -101,9 +101,8 @@ impl Streams {
     fn consume(&mut self, id: StreamId, bytes: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.consume(bytes);
-        if stream.owes_credit() && !stream.owing {
-            stream.owing = true;
-            self.owing.push_back(id);
+        if stream.owes_credit() {
+            self.owing.push(id, &mut stream.owing);
         }
     }
 

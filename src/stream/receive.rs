@@ -110,9 +110,7 @@ impl Streams {
             return Err(StreamError::Illegal(MessageKind::End));
         }
         stream.receiving = Receiving::Finished;
-        if core::mem::take(&mut stream.owing) {
-            self.owing.retain(|owing| *owing != id);
-        }
+        self.owing.remove(&mut stream.owing);
         if stream.phase == Phase::Open {
             self.events.push_back((id, StreamEvent::Finished));
         }

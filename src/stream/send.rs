@@ -39,9 +39,8 @@ impl Streams {
     }
 
     fn poll_credit(&mut self) -> Option<RelayMessage> {
-        let id = self.owing.pop_front()?;
+        let id = self.owing.pop()?;
         let stream = self.streams.get_mut(&id)?;
-        stream.owing = false;
         let had = stream.extra_credit();
         let of_circuit = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
         let of_stream = u64::from(self.parameters.stream_credit_max).saturating_sub(had);
@@ -63,9 +62,8 @@ impl Streams {
         if capacity == 0 {
             return None;
         }
-        let id = self.ready.pop_front()?;
+        let id = self.ready.pop()?;
         let stream = self.streams.get_mut(&id)?;
-        stream.ready = false;
         let credit = usize::try_from(stream.credit).unwrap_or(usize::MAX);
         let length = capacity.min(credit).min(stream.outgoing.len());
         let bytes = stream.outgoing.split_to(length).freeze();
@@ -85,11 +83,9 @@ impl Streams {
     /// Appends a stream that has bytes it may send to the queue.
     pub(super) fn make_ready(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
-            && !stream.ready
             && stream.may_send()
         {
-            stream.ready = true;
-            self.ready.push_back(id);
+            self.ready.push(id, &mut stream.ready);
         }
     }
 

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER};
+use crate::base::Ticket;
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,8 +44,8 @@ pub(super) struct StreamState {
     pub(super) outgoing: BytesMut,
     /// Bytes that the peer permits this end to send.
     pub(super) credit: u64,
-    /// Whether it is in the queue of streams with bytes to send.
-    pub(super) ready: bool,
+    /// Its place in the queue of streams with bytes to send.
+    pub(super) ready: Ticket,
     /// More than half the send buffer was in use; `Writable` is due when it no longer is.
     pub(super) above_threshold: bool,
 
@@ -57,8 +58,8 @@ pub(super) struct StreamState {
     granted: u64,
     /// The most bytes by which the peer may be ahead of `consumed`.
     allowance: u64,
-    /// Whether it is in the queue of streams that owe CREDIT.
-    pub(super) owing: bool,
+    /// Its place in the queue of streams that owe CREDIT.
+    pub(super) owing: Ticket,
 }
 
 impl StreamState {
@@ -69,7 +70,7 @@ impl StreamState {
             sending: Sending::Open,
             outgoing: BytesMut::new(),
             credit: initial,
-            ready: false,
+            ready: Ticket::new(),
             above_threshold: false,
             receiving: Receiving::Open,
             early: BytesMut::new(),
@@ -77,7 +78,7 @@ impl StreamState {
             consumed: 0,
             granted: initial,
             allowance: initial,
-            owing: false,
+            owing: Ticket::new(),
         }
     }
 

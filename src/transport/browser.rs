@@ -21,14 +21,17 @@ use web_sys::RtcCertificate;
 
 use super::Transport;
 use crate::base::{
-    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, Slots, Transmit,
+    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Rate, Redacted, Slots,
+    TokenBucket, Transmit,
 };
 use peer::{Outlook, Peer};
 
 /// Most time that a link closed by the core may take to deliver its queued data.
 const LINGER: Duration = Duration::from_secs(5);
 /// Bytes of allowance saved before a rate-limited sender continues: one message, `MESSAGE_CELLS` cells.
-const LEAST_ALLOWANCE: f64 = 17_408.0;
+const LEAST_ALLOWANCE: u64 = 17_408;
+/// Least time between two reports of room by a rate-limited sender.
+const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// Least time for one attempt of a dial.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -134,31 +137,37 @@ pub struct Endpoint {
 /// The bytes that may still be sent at a limited rate. It saves up to one second's worth, since the timers of a
 /// hidden page run once a second. Bytes are counted when the browser takes a message.
 struct Allowance {
-    a_second: f64,
-    bytes: f64,
-    since: Instant,
+    rate: Rate,
+    bytes: TokenBucket,
+    /// The time of the last report of room.
+    reported: Instant,
     /// A link was given less room than its send buffer has.
     short: bool,
 }
 
 impl Allowance {
-    fn refill(&mut self, now: Instant) {
-        let gained = now.since(self.since).as_secs_f64() * self.a_second;
-        self.bytes = (self.bytes + gained).min(self.a_second.max(LEAST_ALLOWANCE));
-        self.since = now;
+    fn new(now: Instant, a_second: u64) -> Self {
+        let rate = Rate { a_second: a_second.max(1), burst: a_second.max(LEAST_ALLOWANCE) };
+        Self { rate, bytes: TokenBucket::new(), reported: now, short: true }
     }
 
     /// When the allowance is large enough to report room again.
     fn due(&self) -> Option<Instant> {
-        let missing = (LEAST_ALLOWANCE - self.bytes).max(0.0) / self.a_second;
-        self.short.then(|| self.since.after(Duration::from_secs_f64(missing.clamp(0.001, 3600.0))))
+        let enough = self.bytes.available_at(self.rate, LEAST_ALLOWANCE);
+        self.short.then(|| enough.max(self.reported.after(REPORT_INTERVAL)))
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and a debt is no room")]
-    fn room(&mut self, wanted: usize) -> usize {
-        let room = wanted.min(self.bytes.max(0.0) as usize);
+    fn room(&mut self, now: Instant, wanted: usize) -> usize {
+        let room = wanted.min(usize::try_from(self.bytes.available(now, self.rate)).unwrap_or(usize::MAX));
+        self.reported = now;
         self.short |= room < wanted;
         room
+    }
+
+    /// Counts bytes that the browser has taken, also beyond the allowance.
+    fn spend(&mut self, now: Instant, bytes: usize) {
+        self.bytes.spend(now, self.rate, u64::try_from(bytes).unwrap_or(u64::MAX));
+        self.short = true;
     }
 }
 
@@ -188,16 +197,13 @@ impl Endpoint {
     /// Limits the sending rate to `a_second` bytes in the long run; `None` removes the limit. A relayed byte is
     /// received once and sent once, and unsent bytes hold back their source, so the limit bounds both directions.
     pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
-        #[expect(clippy::cast_precision_loss, reason = "no rate needs so many digits")]
-        let a_second = a_second.map(|a_second| a_second.max(1) as f64);
-        self.allowance = a_second.map(|a_second| Allowance { a_second, bytes: a_second, since: now, short: true });
+        self.allowance = a_second.map(|a_second| Allowance::new(now, a_second));
         self.tell_rooms(now);
     }
 
     /// Reports the room of all open links to the core.
     fn tell_rooms(&mut self, now: Instant) {
         if let Some(allowance) = &mut self.allowance {
-            allowance.refill(now);
             allowance.short = false;
         }
         let open: Vec<_> =
@@ -211,8 +217,7 @@ impl Endpoint {
         let Some(link) = self.links.get_mut(&id) else { return };
         let mut bytes = self.caps.send_threshold.saturating_sub(link.peer.buffered());
         if let Some(allowance) = &mut self.allowance {
-            allowance.refill(now);
-            bytes = allowance.room(bytes);
+            bytes = allowance.room(now, bytes);
         }
         // A second report of zero would mean that data has been taken.
         if bytes == 0 && link.told == 0 {
@@ -375,10 +380,7 @@ impl Transport for Endpoint {
                 }
                 link.told = link.told.saturating_sub(message.len());
                 if let Some(allowance) = &mut self.allowance {
-                    #[expect(clippy::cast_precision_loss, reason = "messages are short")]
-                    let sent = message.len() as f64;
-                    allowance.bytes -= sent;
-                    allowance.short = true;
+                    allowance.spend(now, message.len());
                 } else if link.told < self.caps.send_threshold / 2 {
                     // The browser reports when a lane's buffer falls below its threshold. A lane below the threshold
                     // gets no such event, so room is reported here. A lane above it reports in time.

@@ -3,7 +3,7 @@
 //! CREATE, CREATED, EXTEND and EXTENDED carry bodies that may be larger than a cell. The first fragment starts with
 //! the body's length. A body has at most [`MAX_FRAGMENTS`].
 
-use crate::base::{CircuitId, HopIndex, RelayId};
+use crate::base::{CircuitId, Counter as _, HopIndex, RelayId};
 
 use super::{BODY_LEN, Cell, CellBody, Command, WireError, is_zero};
 
@@ -65,7 +65,7 @@ impl Fragments {
             return Err(WireError::TrailingBytes("fragment"));
         }
         self.length = Some(length);
-        self.taken = self.taken.saturating_add(1);
+        self.taken.increment();
         self.body.extend_from_slice(part);
         if self.body.len() < length {
             return if self.taken < MAX_FRAGMENTS { Ok(None) } else { Err(WireError::TooLong("fragmented body")) };

@@ -41,9 +41,9 @@ pub(super) struct Exit {
 }
 
 impl Exit {
-    pub(super) fn new(now: Instant, engines: &Engines) -> Self {
+    pub(super) fn new(engines: &Engines) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
-        let service = SearchService::new(parameters, now);
+        let service = SearchService::new(parameters);
         let (offers, bell, carried) = (Rc::clone(&engines.offers), engines.asked.clone(), Rc::clone(&engines.carried));
         Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell, carried }
     }

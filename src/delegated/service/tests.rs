@@ -7,7 +7,7 @@ use crate::delegated::{EngineName, SearchResult};
 const NOW: Instant = Instant::START;
 
 fn service() -> SearchService {
-    SearchService::new(ServiceParameters::default(), NOW)
+    SearchService::new(ServiceParameters::default())
 }
 
 fn query() -> SearchRequest {
@@ -115,7 +115,7 @@ fn streams_that_ask_nothing_take_no_others_turn() {
     assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 8, reason: EndReason::ResourceLimit }]);
     (0..8).for_each(|stream| service.handle_begin(NOW, 10 + stream, 2));
     let rates = Rates { at_once: 1, ..Rates::default() };
-    let mut narrow = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() }, NOW);
+    let mut narrow = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });
     (0..8).for_each(|stream| narrow.handle_begin(NOW, stream, 1));
     ask(&mut narrow, 10, 2);
     assert_eq!(events(&mut narrow), [ServiceEvent::Query { stream: 10, request: query() }]);

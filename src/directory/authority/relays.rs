@@ -2,16 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use core::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
-};
+use core::{net::IpAddr, time::Duration};
 
 use prost::Message;
 
 use super::ProofError;
 use crate::{
-    base::{DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, Counter as _, DialError, DialTarget, RelayId, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
 
@@ -20,11 +17,11 @@ const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// Maximum listed relays at one IPv4 address or in one IPv6 /64.
+/// Maximum listed relays of one [`AddressPrefix::source`].
 const MAX_LISTED_TOGETHER: usize = 8;
-/// Maximum unproved relays in one IPv4 /24 or IPv6 /48.
+/// Maximum unproved relays of one [`AddressPrefix::network`].
 const MAX_UNPROVED_TOGETHER: usize = 32;
-/// Maximum running proofs in one IPv4 /24 or IPv6 /48.
+/// Maximum running proofs of one [`AddressPrefix::network`].
 const MAX_PROOFS_TOGETHER: usize = 4;
 
 /// One relay.
@@ -114,7 +111,7 @@ impl Entry {
     /// Schedules the next try: soon, then with doubled intervals up to `again`.
     fn failed(&mut self, now: WallTime, again: Duration) {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
-        self.failures = self.failures.saturating_add(1);
+        self.failures.increment();
         self.proof = Proof::Due(now.after(wait.min(again)));
     }
 
@@ -137,14 +134,14 @@ impl Entry {
         matches!(self.proof, Proof::Asked { .. })
     }
 
-    /// The networks of its addresses, by the lengths of IPv4 and IPv6 prefixes.
-    fn prefixes(&self, v4: u32, v6: u32) -> impl Iterator<Item = IpAddr> {
-        self.descriptor.profile.addresses.iter().map(move |address| prefix(address.ip(), v4, v6))
+    /// The prefixes of its addresses.
+    fn prefixes(&self, of: fn(IpAddr) -> AddressPrefix) -> impl Iterator<Item = AddressPrefix> {
+        self.descriptor.profile.addresses.iter().map(move |address| of(address.ip()))
     }
 
-    /// The networks for which caps apply.
-    fn networks(&self) -> impl Iterator<Item = IpAddr> {
-        self.prefixes(24, 48)
+    /// The networks of its addresses.
+    fn networks(&self) -> impl Iterator<Item = AddressPrefix> {
+        self.prefixes(AddressPrefix::network)
     }
 
     fn is_listed(&self, now: WallTime) -> bool {
@@ -173,26 +170,12 @@ impl Entry {
     }
 }
 
-/// The first bits of the address, with the others zero.
-fn prefix(ip: IpAddr, v4: u32, v6: u32) -> IpAddr {
-    match ip {
-        IpAddr::V4(ip) => {
-            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(v4)).unwrap_or(0);
-            Ipv4Addr::from_bits(ip.to_bits() & mask).into()
-        }
-        IpAddr::V6(ip) => {
-            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(v6)).unwrap_or(0);
-            Ipv6Addr::from_bits(ip.to_bits() & mask).into()
-        }
-    }
-}
-
 /// Counts the occurrences of each prefix.
-fn count(prefixes: impl Iterator<Item = IpAddr>) -> BTreeMap<IpAddr, usize> {
+fn count(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefix, usize> {
     let mut counts = BTreeMap::new();
     for prefix in prefixes {
         let counted: &mut usize = counts.entry(prefix).or_default();
-        *counted = counted.saturating_add(1);
+        counted.increment();
     }
     counts
 }
@@ -250,7 +233,7 @@ impl Relays {
             return Vec::new();
         }
         let counts = self.unproved();
-        let full = |network: &IpAddr| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_TOGETHER);
+        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_TOGETHER);
         let mut removed = Vec::new();
         for network in new.networks().filter(full) {
             let inside = self.entries.iter().filter(|(_, entry)| {
@@ -266,7 +249,7 @@ impl Relays {
     }
 
     /// Number of unproved relays in each network.
-    fn unproved(&self) -> BTreeMap<IpAddr, usize> {
+    fn unproved(&self) -> BTreeMap<AddressPrefix, usize> {
         count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(Entry::networks))
     }
 
@@ -309,10 +292,10 @@ impl Relays {
             if !self.together && is_full(&networks, entry) {
                 continue;
             }
-            free = free.saturating_sub(1);
+            free.decrement();
             for network in entry.networks() {
                 let dialled = networks.entry(network).or_default();
-                *dialled = dialled.saturating_add(1);
+                dialled.increment();
             }
             wanted.extend(entry.ask(now));
         }
@@ -335,7 +318,7 @@ impl Relays {
     }
 
     /// Running proofs in each network.
-    fn dialled_networks(&self) -> BTreeMap<IpAddr, usize> {
+    fn dialled_networks(&self) -> BTreeMap<AddressPrefix, usize> {
         count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(Entry::networks))
     }
 
@@ -345,13 +328,13 @@ impl Relays {
         let mut listed: Vec<&Entry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
         if !self.together {
-            let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
+            let mut counts: BTreeMap<AddressPrefix, usize> = BTreeMap::new();
             listed.retain(|entry| {
                 let fits = |place| counts.get(&place).is_none_or(|count| *count < MAX_LISTED_TOGETHER);
-                let fits = entry.prefixes(32, 64).all(fits);
-                for place in entry.prefixes(32, 64).filter(|_| fits) {
+                let fits = entry.prefixes(AddressPrefix::source).all(fits);
+                for place in entry.prefixes(AddressPrefix::source).filter(|_| fits) {
                     let count = counts.entry(place).or_default();
-                    *count = count.saturating_add(1);
+                    count.increment();
                 }
                 fits
             });
@@ -382,6 +365,6 @@ impl Relays {
     }
 }
 
-fn is_full(networks: &BTreeMap<IpAddr, usize>, entry: &Entry) -> bool {
+fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &Entry) -> bool {
     entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_TOGETHER))
 }

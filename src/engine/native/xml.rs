@@ -6,7 +6,10 @@ use quick_xml::{
     reader::NsReader,
 };
 
-use crate::engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError};
+use crate::{
+    base::Counter as _,
+    engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError},
+};
 
 impl From<quick_xml::Error> for XmlError {
     fn from(error: quick_xml::Error) -> Self {
@@ -33,7 +36,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
                 }
             }
             Event::Start(start) => {
-                depth = depth.saturating_add(1);
+                depth.increment();
                 // A document has one root element.
                 if depth == 1 && core::mem::replace(&mut seen, true) {
                     return Err(XmlError::Malformed);
@@ -48,7 +51,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
                 visit(Piece::Open { namespace, name: start.local_name().as_ref(), attributes: Attributes(&value) });
             }
             Event::End(_) => {
-                depth = depth.saturating_sub(1);
+                depth.decrement();
                 visit(Piece::Close);
             }
             Event::Text(text) => visit(Piece::Text(&text)),

@@ -3,7 +3,10 @@
 use wasm_bindgen::JsCast as _;
 use web_sys::{DomParser, Element, Node, SupportedType};
 
-use crate::engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError, check_extent};
+use crate::{
+    base::Counter as _,
+    engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError, check_extent},
+};
 
 /// Walks over all of `document`.
 pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
@@ -25,12 +28,12 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
     loop {
         let mut next = None;
         if let Some(element) = at.dyn_ref::<Element>() {
-            depth = depth.saturating_add(1);
+            depth.increment();
             open(element, depth, &mut visit)?;
             next = at.first_child();
             if next.is_none() {
                 visit(Piece::Close);
-                depth = depth.saturating_sub(1);
+                depth.decrement();
             }
         } else if matches!(at.node_type(), Node::TEXT_NODE | Node::CDATA_SECTION_NODE) {
             visit(Piece::Text(&at.node_value().unwrap_or_default()));
@@ -43,7 +46,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
             if next.is_none() {
                 at = at.parent_node().ok_or(XmlError::Malformed)?;
                 visit(Piece::Close);
-                depth = depth.saturating_sub(1);
+                depth.decrement();
             }
         }
         at = next.ok_or(XmlError::Malformed)?;

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use crate::base::Instant;
+use crate::base::{Counter as _, Instant};
 
 const NANOS: u128 = 1_000_000_000;
 
@@ -18,7 +18,7 @@ impl RttSamples {
     pub(super) const NONE: Self = Self { count: 0, min: Duration::MAX, sum: Duration::ZERO };
 
     pub(super) fn add(&mut self, rtt: Duration) {
-        self.count = self.count.saturating_add(1);
+        self.count.increment();
         self.min = self.min.min(rtt);
         self.sum = self.sum.saturating_add(rtt);
     }

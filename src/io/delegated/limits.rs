@@ -45,7 +45,7 @@ impl Limits {
     pub(crate) fn new(rates: Rates, now: Instant) -> Self {
         Self {
             start: now,
-            limits: Arc::new(Mutex::new(limits::Limits::new(rates, base::Instant::START))),
+            limits: Arc::new(Mutex::new(limits::Limits::new(rates))),
             counts: Refusal::all().map(|refusal| (refusal, AtomicU64::new(0))).collect(),
         }
     }

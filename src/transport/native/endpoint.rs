@@ -27,7 +27,9 @@ use super::{
     stun,
 };
 use crate::{
-    base::{Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, Transmit},
+    base::{
+        Counter as _, Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, ReadyQueue, Transmit,
+    },
     transport::{Transport, sctp},
 };
 
@@ -87,8 +89,10 @@ pub struct Endpoint {
     resting: BTreeMap<(Instant, u64), Dial>,
     next_link: u64,
     events: VecDeque<LinkEvent>,
-    rooms: VecDeque<LinkId>,
-    dirty: VecDeque<Route>,
+    /// Links whose room is to be reported.
+    rooms: ReadyQueue<LinkId>,
+    /// Links that may have packets to send.
+    dirty: ReadyQueue<Route>,
     deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
@@ -128,8 +132,8 @@ impl Endpoint {
             resting: BTreeMap::new(),
             next_link: 0,
             events: VecDeque::new(),
-            rooms: VecDeque::new(),
-            dirty: VecDeque::new(),
+            rooms: ReadyQueue::new(),
+            dirty: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
@@ -164,7 +168,7 @@ impl Endpoint {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
             Some(20..=63) => self.handle_dtls(now, route, datagram),
-            _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
+            _ => self.counts.strangers.increment(),
         }
     }
 
@@ -197,7 +201,7 @@ impl Endpoint {
     /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.waiting() < BATCH_LEN
-            && let Some(route) = self.dirty.pop_front()
+            && let Some(route) = self.dirty.pop()
         {
             self.service(now, route);
         }
@@ -224,10 +228,10 @@ impl Endpoint {
             .and_then(|ice| stun::answer(ice, route.remote, datagram));
         match answer {
             Some(answer) => {
-                self.counts.checks_answered = self.counts.checks_answered.saturating_add(1);
+                self.counts.checks_answered.increment();
                 self.out.push(route, &answer, self.segments);
             }
-            None => self.counts.strangers = self.counts.strangers.saturating_add(1),
+            None => self.counts.strangers.increment(),
         }
     }
 
@@ -247,7 +251,7 @@ impl Endpoint {
                     self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
                 }
             }
-            _ => self.counts.strangers = self.counts.strangers.saturating_add(1),
+            _ => self.counts.strangers.increment(),
         }
     }
 
@@ -256,18 +260,18 @@ impl Endpoint {
     fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
-                self.counts.hellos_answered = self.counts.hellos_answered.saturating_add(1);
+                self.counts.hellos_answered.increment();
                 self.out.push(route, &hello.verify_request(&cookie), self.segments);
             }
             return false;
         }
         let Some(cookie) = self.front.verified(now, route.remote, hello) else {
-            self.counts.cookies_refused = self.counts.cookies_refused.saturating_add(1);
+            self.counts.cookies_refused.increment();
             return false;
         };
         let replaced = self.links.get(&route).map(|link| !link.opened);
         if !self.sources.admit(&self.config.caps, route.remote.ip(), replaced) {
-            self.counts.over_caps = self.counts.over_caps.saturating_add(1);
+            self.counts.over_caps.increment();
             return false;
         }
         self.remove(route, Ending::Closed(LinkClose::ByPeer));
@@ -298,15 +302,15 @@ impl Endpoint {
     fn dial(&mut self, now: Instant, mut dial: Dial) {
         let mut taken: usize = 0;
         while dial.attempts > 0 && now < dial.until {
-            dial.attempts = dial.attempts.saturating_sub(1);
+            dial.attempts.decrement();
             let Some((remote, round)) = dial.next_address() else { break };
             let Some(route) = self.dial_route(remote) else { continue };
             if self.links.get(&route).is_some_and(Link::is_closing) {
                 self.with_link(now, route, Link::give_up);
             }
             if self.links.contains_key(&route) {
-                dial.attempts = dial.attempts.saturating_add(1);
-                taken = taken.saturating_add(1);
+                dial.attempts.increment();
+                taken.increment();
                 let addresses = dial.target.addresses.len();
                 if taken < addresses {
                     continue;
@@ -320,7 +324,7 @@ impl Endpoint {
             let Ok(dtls) = Dtls::dial(&self.dtls, certificate, self.clock.to_std(now)) else { continue };
             let fingerprint = certificate.fingerprint();
             let until = dial.until.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
-            self.dials = self.dials.saturating_add(1);
+            self.dials.increment();
             self.insert(now, route, Role::Dialler(Box::new(dial)), dtls, fingerprint, until);
             // The machine has its first hello ready.
             return self.with_link(now, route, Link::handle_timeout);
@@ -350,12 +354,26 @@ impl Endpoint {
         self.resting.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
     }
 
-    /// Calls `act` on a link, then handles its opening or end.
+    /// Calls `act` on a link, queues it for [`Self::service`], then handles its opening or end.
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
         route: Route,
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
+    ) -> T {
+        self.call(now, route, |link, context, dirty| {
+            let outcome = act(link, context);
+            dirty.push(route, &mut link.dirty);
+            outcome
+        })
+    }
+
+    /// Calls `act` on a link, then handles its opening or end.
+    fn call<T: Default>(
+        &mut self,
+        now: Instant,
+        route: Route,
+        act: impl FnOnce(&mut Link, &mut Context<'_>, &mut ReadyQueue<Route>) -> T,
     ) -> T {
         let Some(link) = self.links.get_mut(&route) else { return T::default() };
         let was_open = link.opened;
@@ -372,15 +390,11 @@ impl Endpoint {
             events: &mut self.events,
             rooms: &mut self.rooms,
         };
-        let outcome = act(link, &mut context);
-        if !link.dirty {
-            link.dirty = true;
-            self.dirty.push_back(route);
-        }
+        let outcome = act(link, &mut context, &mut self.dirty);
         let ending = link.ending();
         if link.opened && !was_open {
             match link.dialled() {
-                Some(_) => self.dials = self.dials.saturating_sub(1),
+                Some(_) => self.dials.decrement(),
                 None => self.sources.opened(route.remote.ip()),
             }
         }
@@ -424,7 +438,7 @@ impl Endpoint {
                 None
             }
             (Role::Dialler(mut dial), false, ending) => {
-                self.dials = self.dials.saturating_sub(1);
+                self.dials.decrement();
                 // Certificates come in the clear, so a third party may forge one; two wrong ones count as the peer's.
                 if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.mistaken, true) {
                     let error = DialError::WrongFingerprint;
@@ -456,18 +470,18 @@ impl Endpoint {
 
     /// Sends a link's pending packets and sets its deadline.
     fn service(&mut self, now: Instant, route: Route) {
-        let Some(link) = self.links.get_mut(&route) else { return };
-        link.dirty = true;
-        let more = self.with_link(now, route, Link::service);
-        let Some(link) = self.links.get_mut(&route) else { return };
-        if more {
-            self.dirty.push_back(route);
-            return;
+        let deadline = self.call(now, route, |link, context, dirty| {
+            if link.service(context) {
+                dirty.push(route, &mut link.dirty);
+                return None;
+            }
+            // An ended link has no deadline.
+            link.deadline(context.clock, context.caps)
+        });
+        if let Some(deadline) = deadline {
+            // A deadline that has moved later stays: it expires early, once, and is set again.
+            self.deadlines.set_earlier(route, deadline);
         }
-        link.dirty = false;
-        let Some(deadline) = link.deadline(self.clock, &self.config.caps) else { return };
-        // A deadline that has moved later stays: it expires early, once, and is set again.
-        self.deadlines.set_earlier(route, deadline);
     }
 }
 
@@ -501,13 +515,10 @@ impl Transport for Endpoint {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        while let Some(id) = self.rooms.pop_front() {
-            let link = self.routes.get(&id).and_then(|route| self.links.get_mut(route));
-            if let Some(link) = link {
-                link.room_due = false;
-                if link.is_open() {
-                    return Some(LinkEvent::Room { link: id, bytes: link.room });
-                }
+        while let Some(id) = self.rooms.pop() {
+            let link = self.routes.get(&id).and_then(|route| self.links.get(route));
+            if let Some(link) = link.filter(|link| link.is_open()) {
+                return Some(LinkEvent::Room { link: id, bytes: link.room });
             }
         }
         None

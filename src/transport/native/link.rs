@@ -16,7 +16,10 @@ use super::{
     memory::{Lease, Memory},
 };
 use crate::{
-    base::{DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, Redacted, RelayId, Slots},
+    base::{
+        DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, ReadyQueue, Redacted, RelayId,
+        Slots, Ticket,
+    },
     transport::sctp::{self, Association, Close, Event},
 };
 
@@ -44,7 +47,7 @@ pub(super) struct Context<'a> {
     /// The events for the core.
     pub(super) events: &'a mut VecDeque<LinkEvent>,
     /// The open links whose room has changed, each once.
-    pub(super) rooms: &'a mut VecDeque<LinkId>,
+    pub(super) rooms: &'a mut ReadyQueue<LinkId>,
 }
 
 /// A pair of values, one for each direction.
@@ -136,10 +139,10 @@ pub(super) struct Link {
     peer_certificate: [u8; 32],
     /// Number of lanes, once the link is open.
     lanes: u8,
-    /// Whether the link is queued for [`Self::service`].
-    pub(super) dirty: bool,
-    /// Whether a room event is queued for the core.
-    pub(super) room_due: bool,
+    /// Its place in the queue for [`Self::service`].
+    pub(super) dirty: Ticket,
+    /// Its place in the queue of room events for the core.
+    pub(super) rooms: Ticket,
     /// Bytes that the core may send, as last reported.
     pub(super) room: usize,
     /// Whether the link has ever been open.
@@ -171,8 +174,8 @@ impl Link {
             local_certificate,
             peer_certificate: [0; 32],
             lanes: 0,
-            dirty: false,
-            room_due: false,
+            dirty: Ticket::new(),
+            rooms: Ticket::new(),
             room: 0,
             opened: false,
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
@@ -300,9 +303,7 @@ impl Link {
         let room = sctp.room(context.now);
         if self.stage == Stage::Open && room != self.room {
             self.room = room;
-            if !core::mem::replace(&mut self.room_due, true) {
-                context.rooms.push_back(self.id);
-            }
+            context.rooms.push(self.id, &mut self.rooms);
         }
         sent >= TURN
     }

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use super::sources::Source;
+use crate::base::AddressPrefix;
 
 /// Bytes that each link may hold without a lease.
 const RESERVE: usize = 64 << 10;
@@ -19,21 +19,21 @@ const STEP: usize = 64 << 10;
 pub(super) struct Memory {
     budget: usize,
     leased: usize,
-    by_source: HashMap<Source, usize>,
+    by_source: HashMap<AddressPrefix, usize>,
     /// A link requested more while memory was short.
     wanted: bool,
 }
 
 /// The lease of one link.
 pub(super) struct Lease {
-    source: Source,
-    network: Source,
+    source: AddressPrefix,
+    network: AddressPrefix,
     bytes: usize,
 }
 
 impl Lease {
     pub(super) fn new(address: IpAddr) -> Self {
-        Self { source: Source::of(address), network: Source::network(address), bytes: 0 }
+        Self { source: AddressPrefix::source(address), network: AddressPrefix::network(address), bytes: 0 }
     }
 
     /// Bytes leased.
@@ -75,7 +75,7 @@ impl Memory {
     }
 
     fn grant(&mut self, lease: &mut Lease) -> bool {
-        let fits = |source: &Source, share: usize| {
+        let fits = |source: &AddressPrefix, share: usize| {
             self.by_source.get(source).copied().unwrap_or_default().saturating_add(STEP)
                 <= self.budget.checked_div(share).unwrap_or_default()
         };

@@ -19,6 +19,7 @@ use core::ops::Range;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
+use crate::base::Counter as _;
 use window::ReplayWindow;
 
 /// Bytes of a record's header (RFC 6347 §4.1).
@@ -348,7 +349,7 @@ impl Records {
         let nonce = self.read.nonce(explicit_nonce.first_chunk().copied().unwrap_or(number));
         let aad = Aad::from(additional_data(number, content, plaintext_len));
         let Ok(plaintext) = self.read.key.open_in_place(nonce, aad, sealed) else {
-            self.forged = self.forged.saturating_add(1);
+            self.forged.increment();
             return if self.forged < self.limits.forged { Ok(None) } else { Err(RecordError::KeyLimit) };
         };
         self.window.mark(sequence);

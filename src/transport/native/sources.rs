@@ -2,35 +2,11 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
 };
 
 use super::Caps;
-
-/// A source or its network: an address with the other bits cleared, and the number of bits kept.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Source(Ipv6Addr, u8);
-
-impl Source {
-    /// An IPv4 address, or the /64 of an IPv6 address, the usual prefix of one machine.
-    pub(super) fn of(address: IpAddr) -> Self {
-        Self::prefix(address, 128, 64)
-    }
-
-    /// The IPv4 /24 or IPv6 /48 around it, a prefix that one customer easily has.
-    pub(super) fn network(address: IpAddr) -> Self {
-        Self::prefix(address, 120, 48)
-    }
-
-    fn prefix(address: IpAddr, ipv4: u8, ipv6: u8) -> Self {
-        let (bits, kept) = match address {
-            IpAddr::V4(address) => (address.to_ipv6_mapped().to_bits(), ipv4),
-            IpAddr::V6(address) => (address.to_bits(), ipv6),
-        };
-        let mask = u128::MAX.checked_shl(u32::from(128_u8.saturating_sub(kept))).unwrap_or(0);
-        Self(Ipv6Addr::from_bits(bits & mask), kept)
-    }
-}
+use crate::base::{AddressPrefix, Counter as _};
 
 /// The cap of a network, as a multiple of a source's cap.
 const NETWORK: usize = 4;
@@ -43,12 +19,12 @@ struct Count {
 
 impl Count {
     fn more(&mut self) {
-        self.links = self.links.saturating_add(1);
-        self.half_open = self.half_open.saturating_add(1);
+        self.links.increment();
+        self.half_open.increment();
     }
 
     fn less(&mut self, half_open: bool) {
-        self.links = self.links.saturating_sub(1);
+        self.links.decrement();
         self.half_open = self.half_open.saturating_sub(usize::from(half_open));
     }
 }
@@ -56,7 +32,7 @@ impl Count {
 /// The counts. A source or network without links has no entry, so the map never exceeds twice the cap on links.
 #[derive(Default)]
 pub(super) struct Sources {
-    by_source: HashMap<Source, Count>,
+    by_source: HashMap<AddressPrefix, Count>,
     all: Count,
 }
 
@@ -76,13 +52,17 @@ impl Sources {
         let count = |source| self.by_source.get(&source).copied().unwrap_or_default();
         let (links, half_open) = (caps.links_per_source, caps.half_open_per_source);
         if full(self.all, caps.links, caps.half_open)
-            || full(count(Source::of(address)), links, half_open)
-            || full(count(Source::network(address)), links.saturating_mul(NETWORK), half_open.saturating_mul(NETWORK))
+            || full(count(AddressPrefix::source(address)), links, half_open)
+            || full(
+                count(AddressPrefix::network(address)),
+                links.saturating_mul(NETWORK),
+                half_open.saturating_mul(NETWORK),
+            )
         {
             return false;
         }
         self.all.more();
-        for source in [Source::of(address), Source::network(address)] {
+        for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
             self.by_source.entry(source).or_default().more();
         }
         true
@@ -90,10 +70,10 @@ impl Sources {
 
     /// Counts a half-open link from `address` as open.
     pub(super) fn opened(&mut self, address: IpAddr) {
-        self.all.half_open = self.all.half_open.saturating_sub(1);
-        for source in [Source::of(address), Source::network(address)] {
+        self.all.half_open.decrement();
+        for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
             if let Some(count) = self.by_source.get_mut(&source) {
-                count.half_open = count.half_open.saturating_sub(1);
+                count.half_open.decrement();
             }
         }
     }
@@ -101,7 +81,7 @@ impl Sources {
     /// Removes a link from `address` from the counts.
     pub(super) fn gone(&mut self, address: IpAddr, half_open: bool) {
         self.all.less(half_open);
-        for source in [Source::of(address), Source::network(address)] {
+        for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
             if let Entry::Occupied(mut entry) = self.by_source.entry(source) {
                 entry.get_mut().less(half_open);
                 if entry.get().links == 0 {

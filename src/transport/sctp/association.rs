@@ -12,7 +12,7 @@ use super::{
     receive::Receiver,
     send::{SendConfig, SendHalf},
 };
-use crate::base::{Instant, Slots};
+use crate::base::{Counter as _, Instant, Slots};
 
 #[cfg(any(test, fuzzing))]
 mod check;
@@ -289,7 +289,7 @@ impl Association {
         }
         if let Some(unrecognized) = self.replies.init_ack.take() {
             self.init_ack_at = Some(now);
-            self.init_acks = self.init_acks.saturating_add(1);
+            self.init_acks.increment();
             return self.write_init(buffer, packet::INIT_ACK, self.peer_tag, &unrecognized);
         }
         match &mut self.state {

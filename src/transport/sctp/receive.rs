@@ -15,7 +15,7 @@ use super::{
     packet::{ARRIVAL_LEN, Arrival, Data, SACK_HEADER, Writer},
     serial::{expand, wire},
 };
-use crate::base::{Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
+use crate::base::{Counter as _, Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
 
 #[cfg(any(test, fuzzing))]
 mod check;
@@ -197,7 +197,7 @@ impl Receiver {
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
         let Acknowledging { prompt, every, delay, .. } = self.acknowledging;
         self.packets = self.packets.saturating_add(1).min(prompt);
-        self.unacknowledged = self.unacknowledged.saturating_add(1);
+        self.unacknowledged.increment();
         if self.packets < prompt || self.unacknowledged >= every || !self.gaps.is_empty() {
             self.due = true;
         } else if self.deadline.is_none() {
@@ -395,7 +395,7 @@ impl IncomingStream {
         if !continues {
             let Data { sequence, protocol, begin, end, payload, .. } = *data;
             *account.held = account.held.saturating_add(Fragment::cost(payload.len()));
-            *account.pending = account.pending.saturating_add(1);
+            account.pending.increment();
             let payload = Bytes::copy_from_slice(payload);
             self.pending.insert(tsn, Fragment { sequence, protocol, begin, end, payload });
             return Ok(());
@@ -412,7 +412,7 @@ impl IncomingStream {
             }
             let Fragment { sequence, protocol, begin, end, payload } = first.remove();
             *account.held = account.held.saturating_sub(Fragment::cost(payload.len()));
-            *account.pending = account.pending.saturating_sub(1);
+            account.pending.decrement();
             let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
             self.take(tsn, &data, account, out)?;
         }

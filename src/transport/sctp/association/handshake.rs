@@ -9,7 +9,7 @@ use super::{
     },
     Association, Close, Event, STOCK_STREAMS, State, own_peer, stock_peer,
 };
-use crate::base::Instant;
+use crate::base::{Counter as _, Instant};
 
 /// Longest cookie that is echoed.
 const MAX_COOKIE: usize = 1 << 10;
@@ -39,7 +39,7 @@ impl Attempts {
         }
         let wait =
             HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(LONGEST_HANDSHAKE_TIMEOUT);
-        self.made = self.made.saturating_add(1);
+        self.made.increment();
         self.due = false;
         self.again_at = now.after(wait);
     }

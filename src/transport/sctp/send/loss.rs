@@ -6,7 +6,7 @@ use super::{
     super::congestion::{Ack, Controller as _, Lost},
     DUPLICATE_THRESHOLD, Flight, LEAST_PROBE, MAX_LOSSES, SendHalf, State, Taken, WIDENED_FOR, index,
 };
-use crate::base::Instant;
+use crate::base::{Counter as _, Instant};
 
 impl SendHalf {
     /// The reordering window of RACK.
@@ -75,7 +75,7 @@ impl SendHalf {
             self.lose(now, tsn, taken);
         }
         if began_recovery && self.widened_for > 0 {
-            self.widened_for = self.widened_for.saturating_sub(1);
+            self.widened_for.decrement();
             if self.widened_for == 0 {
                 self.widened = 1;
             }
@@ -89,7 +89,7 @@ impl SendHalf {
             return;
         }
         flight.state = State::Lost;
-        flight.losses = flight.losses.saturating_add(1);
+        flight.losses.increment();
         self.hopeless |= flight.losses > MAX_LOSSES;
         let bytes = flight.length;
         self.in_flight = self.in_flight.saturating_sub(bytes);
@@ -142,7 +142,7 @@ impl SendHalf {
             } else {
                 self.probed = true;
                 self.probe_due = true;
-                self.probes = self.probes.saturating_add(1);
+                self.probes.increment();
             }
         }
     }
@@ -150,8 +150,8 @@ impl SendHalf {
     /// Retransmission timeout (RFC 8985 §6.3): the first TSN counts as lost, and so does data in flight for longer
     /// than the smoothed round trip and the reordering window.
     fn time_out(&mut self, now: Instant) {
-        self.expired = self.expired.saturating_add(1);
-        self.timeouts = self.timeouts.saturating_add(1);
+        self.expired.increment();
+        self.timeouts.increment();
         self.probed = false;
         let old = self.round_trip.smoothed().saturating_add(self.reordering_window());
         self.recount(now, |this, taken| {

@@ -11,7 +11,7 @@ use super::{
     },
     Arrived, Rack, SendHalf, State, Taken, index,
 };
-use crate::base::Instant;
+use crate::base::{Counter as _, Instant};
 
 impl SendHalf {
     /// Takes a SACK.
@@ -185,7 +185,7 @@ impl SendHalf {
             self.detect_losses(now, &mut taken);
         }
         if taken.spurious > 0 {
-            self.spurious = self.spurious.saturating_add(1);
+            self.spurious.increment();
             self.reordering_seen = true;
             self.control.on_spurious(now, taken.spurious);
         }

@@ -3,6 +3,7 @@
 
 use super::model::{LossCount, Sample};
 use super::{BETA, Bbr, Phase, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
+use crate::base::Counter as _;
 
 /// Decrease of the cruising gain, in percent, for a queue as long as the round trip, or 40 ms if that is longer.
 const QUEUE_FALL: u64 = 40;
@@ -33,12 +34,12 @@ impl Bbr {
         self.rounds.started = sample.prior_delivered >= self.rounds.end;
         if self.rounds.started {
             self.start_round();
-            self.rounds.count = self.rounds.count.saturating_add(1);
+            self.rounds.count.increment();
             self.note_queue();
             let [least, _] = self.rounds.waited_back;
             let known = if least == u64::MAX { 0 } else { least.min(MAX_WAITED_BACK) };
             self.rounds.waited_back = [u64::MAX, known];
-            self.probe.rounds_since = self.probe.rounds_since.saturating_add(1);
+            self.probe.rounds_since.increment();
             if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
                 self.undo = None;
             }
@@ -81,10 +82,10 @@ impl Bbr {
         if self.rounds.queueing == 0 {
             (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
         }
-        self.rounds.queueing = self.rounds.queueing.saturating_add(1);
+        self.rounds.queueing.increment();
         self.rounds.restrained = self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
         if was_least && yields {
-            self.rounds.yielded = self.rounds.yielded.saturating_add(1);
+            self.rounds.yielded.increment();
         }
         let half = self.rounds.yielding_from_rtt.saturating_sub(base) / 2;
         if self.rounds.yielded >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {

@@ -2,6 +2,8 @@
 //!
 //! Each filter is a few integers. Section numbers are those of draft-ietf-ccwg-bbr-06.
 
+use crate::base::Counter as _;
+
 use super::super::{RateSample, SECOND, nanos, scale};
 
 /// Fewest packets over which a loss rate is judged: two random losses among 50 packets are not significant.
@@ -259,7 +261,7 @@ impl FullPipe {
             self.restart(rate);
             return;
         }
-        self.rounds = self.rounds.saturating_add(1);
+        self.rounds.increment();
         if self.rounds >= FULL_ROUNDS {
             self.now = true;
             self.reached = true;
@@ -322,7 +324,7 @@ impl LossCount {
         if self.volume() >= segment.saturating_mul(JUDGED_PACKETS) {
             *self = Self::default();
         } else {
-            self.rounds = self.rounds.saturating_add(1);
+            self.rounds.increment();
         }
     }
 

@@ -1,5 +1,7 @@
 //! HyStart++: ends slow start when round trips increase, before packets are lost (RFC 9406).
 
+use crate::base::Counter as _;
+
 /// Bounds of the round-trip increase that counts as a queue (`MIN_RTT_THRESH`, `MAX_RTT_THRESH`), in nanoseconds.
 const MIN_INCREASE: u64 = 4_000_000;
 const MAX_INCREASE: u64 = 16_000_000;
@@ -48,13 +50,13 @@ impl HyStart {
             self.current_min = u64::MAX;
             self.samples = 0;
             if let Some(conservative) = &mut self.conservative {
-                conservative.rounds = conservative.rounds.saturating_add(1);
+                conservative.rounds.increment();
                 exit = conservative.rounds >= CONSERVATIVE_ROUNDS;
             }
         }
         let Some(rtt) = rtt else { return exit };
         self.current_min = self.current_min.min(rtt);
-        self.samples = self.samples.saturating_add(1);
+        self.samples.increment();
         if self.samples < SAMPLES || self.last_min == u64::MAX {
             return exit;
         }

@@ -1,0 +1,88 @@
+//! Prefixes of IP addresses, by which limits are shared.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The first bits of an IP address: those who have one address of a prefix usually have all.
+///
+/// | prefix | IPv4 | IPv6 | assigned to | limits |
+/// |---|---|---|---|---|
+/// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, half-open channels, volunteers of a gateway, listed relays |
+/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, unproved relays, running proofs |
+/// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path |
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressPrefix {
+    /// The address, whose other bits are zero.
+    first: IpAddr,
+    length: u8,
+}
+
+impl AddressPrefix {
+    /// The IPv4 address, or the /64 of the IPv6 address.
+    #[must_use]
+    pub fn source(address: IpAddr) -> Self {
+        Self::new(address, 32, 64)
+    }
+
+    /// The /24 of the IPv4 address, or the /48 of the IPv6 address.
+    #[must_use]
+    pub fn network(address: IpAddr) -> Self {
+        Self::new(address, 24, 48)
+    }
+
+    /// The /16 of the IPv4 address, or the /32 of the IPv6 address.
+    #[must_use]
+    pub fn block(address: IpAddr) -> Self {
+        Self::new(address, 16, 32)
+    }
+
+    fn new(address: IpAddr, ipv4: u8, ipv6: u8) -> Self {
+        match address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(ipv4.into())).unwrap_or(0);
+                Self { first: Ipv4Addr::from_bits(address.to_bits() & mask).into(), length: ipv4 }
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(ipv6.into())).unwrap_or(0);
+                Self { first: Ipv6Addr::from_bits(address.to_bits() & mask).into(), length: ipv6 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    /// Whether two addresses have one source, one network, one block.
+    fn shared(one: &str, other: &str) -> [bool; 3] {
+        let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+        [AddressPrefix::source, AddressPrefix::network, AddressPrefix::block].map(|of| of(one) == of(other))
+    }
+
+    #[test]
+    fn addresses_share_the_prefixes_of_their_family() {
+        for (one, other, expected) in [
+            ("192.0.2.1", "192.0.2.1", [true, true, true]),
+            ("192.0.2.1", "192.0.2.2", [false, true, true]),
+            ("192.0.2.1", "192.0.3.1", [false, false, true]),
+            ("192.0.2.1", "192.1.2.1", [false, false, false]),
+            ("2001:db8::1", "2001:db8::ffff:0:0:2", [true, true, true]),
+            ("2001:db8::1", "2001:db8:0:1::1", [false, true, true]),
+            ("2001:db8::1", "2001:db8:1::1", [false, false, true]),
+            ("2001:db8::1", "2001:db9::1", [false, false, false]),
+            ("0.0.0.0", "::", [false, false, false]),
+        ] {
+            assert_eq!(shared(one, other), expected, "{one} and {other}");
+        }
+    }
+
+    #[test]
+    fn prefixes_of_one_address_differ_by_length() {
+        let address = "10.0.0.0".parse().unwrap();
+        assert!(AddressPrefix::source(address) != AddressPrefix::network(address));
+        assert!(AddressPrefix::network(address) != AddressPrefix::block(address));
+    }
+}

@@ -1,0 +1,145 @@
+//! Rate limits by token bucket, without a clock.
+
+use super::Instant;
+
+/// Parts of a token: at a rate of one token a second, a bucket gains one part in a nanosecond.
+const PARTS: u128 = 1_000_000_000;
+
+/// A rate limit. The owner defines the token: a request, a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Tokens gained in a second: the long-term average.
+    pub a_second: u64,
+    /// Tokens in a full bucket: the most at once after a pause.
+    pub burst: u64,
+}
+
+/// A token bucket, full when new. All calls on one bucket have the same rate.
+///
+/// Integer arithmetic without rounding: a bucket counts billionths of a token.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenBucket {
+    /// Parts that the bucket lacked to be full at `updated`.
+    missing: u128,
+    updated: Instant,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { missing: 0, updated: Instant::START }
+    }
+
+    /// Takes a token; `false` if there is none.
+    pub fn take(&mut self, now: Instant, rate: Rate) -> bool {
+        let taken = self.available(now, rate) > 0;
+        if taken {
+            self.spend(now, rate, 1);
+        }
+        taken
+    }
+
+    /// Takes `tokens`. Those that the bucket doesn't hold become a debt, which delays later tokens.
+    pub fn spend(&mut self, now: Instant, rate: Rate, tokens: u64) {
+        self.missing = self.missing(now, rate).saturating_add(parts(tokens));
+        self.updated = self.updated.max(now);
+    }
+
+    /// Whole tokens that the bucket holds.
+    #[must_use]
+    pub fn available(&self, now: Instant, rate: Rate) -> u64 {
+        let held = parts(rate.burst).saturating_sub(self.missing(now, rate)) / PARTS;
+        u64::try_from(held).unwrap_or(u64::MAX)
+    }
+
+    /// The time from which the bucket holds `tokens`, or is full if they exceed the burst. Not before the last
+    /// [`spend`](Self::spend).
+    #[must_use]
+    pub fn available_at(&self, rate: Rate, tokens: u64) -> Instant {
+        let lacking = self.missing.saturating_sub(parts(rate.burst.saturating_sub(tokens)));
+        let nanos = lacking.div_ceil(u128::from(rate.a_second.max(1)));
+        Instant::from_nanos(self.updated.as_nanos().saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// Whether the bucket is full, and so equal to a new one.
+    #[must_use]
+    pub fn is_full(&self, now: Instant, rate: Rate) -> bool {
+        self.missing(now, rate) == 0
+    }
+
+    fn missing(&self, now: Instant, rate: Rate) -> u128 {
+        let gained = now.since(self.updated).as_nanos().saturating_mul(rate.a_second.into());
+        self.missing.saturating_sub(gained)
+    }
+}
+
+const fn parts(tokens: u64) -> u128 {
+    (tokens as u128).saturating_mul(PARTS)
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    const RATE: Rate = Rate { a_second: 3, burst: 6 };
+
+    const fn at(nanos: u64) -> Instant {
+        Instant::from_nanos(nanos)
+    }
+
+    fn taken(bucket: &mut TokenBucket, now: Instant) -> usize {
+        (0..100).filter(|_| bucket.take(now, RATE)).count()
+    }
+
+    #[test]
+    fn a_full_bucket_gives_a_burst_and_then_the_rate() {
+        let mut bucket = TokenBucket::new();
+        assert!(bucket.is_full(at(0), RATE));
+        assert_eq!(taken(&mut bucket, at(5)), 6);
+        assert!(!bucket.take(at(333_333_338), RATE));
+        assert!(bucket.take(at(333_333_339), RATE));
+        assert_eq!(taken(&mut bucket, at(1_000_000_005)), 2);
+        assert_eq!(taken(&mut bucket, at(1_000_000_000_000)), 6);
+    }
+
+    #[test]
+    fn many_attempts_in_a_second_get_exactly_the_rate() {
+        let mut bucket = TokenBucket::new();
+        bucket.spend(at(0), RATE, 6);
+        let taken = (1..=10_000).filter(|step| bucket.take(at(step * 1_000_000), RATE)).count();
+        assert_eq!(taken, 30);
+    }
+
+    #[test]
+    fn a_debt_is_paid_before_the_next_token() {
+        let mut bucket = TokenBucket::new();
+        bucket.spend(at(0), RATE, 9);
+        assert_eq!((bucket.available(at(1_000_000_000), RATE), bucket.available(at(2_000_000_000), RATE)), (0, 3));
+        assert_eq!(bucket.available_at(RATE, 1), at(1_333_333_334));
+        assert_eq!(bucket.available_at(RATE, 100), at(3_000_000_000));
+        assert!(!bucket.is_full(at(2_999_999_999), RATE) && bucket.is_full(at(3_000_000_000), RATE));
+    }
+
+    #[test]
+    fn an_earlier_time_gains_nothing() {
+        let mut bucket = TokenBucket::new();
+        bucket.spend(at(2_000_000_000), RATE, 6);
+        bucket.spend(at(0), RATE, 0);
+        assert_eq!(bucket.available(at(2_000_000_000), RATE), 0);
+    }
+
+    #[test]
+    fn rates_of_zero_and_without_bound_do_not_overflow() {
+        let (end, mut bucket) = (at(u64::MAX), TokenBucket::new());
+        let none = Rate { a_second: 0, burst: 0 };
+        assert!(!bucket.take(end, none) && bucket.available_at(none, 1) <= end);
+        let all = Rate { a_second: u64::MAX, burst: u64::MAX };
+        bucket.spend(at(0), all, u64::MAX);
+        assert_eq!(bucket.available(at(0), all), 0);
+        assert_eq!(bucket.available(end, all), u64::MAX);
+    }
+}
