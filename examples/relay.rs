@@ -1,8 +1,8 @@
 //! A relay inside an application: forwards circuits of other users while the application runs.
 //!
 //! The relay is a volunteer by default. It works behind NAT and needs no open port: it keeps channels to public relays,
-//! and circuits reach it over those. With `--listen` it is a public relay. It never is an exit, so no traffic to
-//! targets comes from this machine.
+//! and circuits reach it over those. With `--listen` it is a public relay. It is never an exit, so no traffic to
+//! targets leaves from this machine.
 //!
 //! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
 //!
@@ -61,7 +61,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         ready = relay.ready() => ready?,
         _ = &mut interrupted => return Ok(relay.stop().await?),
     }
-    println!("ready: the directory knows the relay");
+    println!("ready: registered with the directory");
 
     // The figures of a relay are safe to show: they name no circuit and no neighbour.
     let mut report = interval(Duration::from_secs(10));

@@ -1,8 +1,8 @@
 //! A delegated request: an exit performs an HTTP request, and this program prints the response.
 //!
-//! The target sees the exit's address, and an HTTP client like that of all other users. The exit reads the request and
-//! the response, also of an `https` URL, but doesn't see this machine's address. So a request must name nobody: no
-//! cookies, no logins. For content that the exit must not read there is `Client::request_over_stream`.
+//! The target sees the exit's address. The exit reads the request and the response, also of an `https` URL, but doesn't
+//! see this machine's address. So a request must not identify its user: no cookies, no logins. For content that the exit
+//! must not read there is `Client::request_over_stream`.
 //!
 //! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
 //!

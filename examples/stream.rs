@@ -64,8 +64,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", options.path, options.host);
     stream.write_all(request.as_bytes()).await?;
 
-    // The end of the stream is a clean one. If a relay or the target fails, the last read returns an error, so a
-    // truncated page is not mistaken for a complete one.
+    // `copy` ends at a clean end of the stream only. If a relay or the target fails, it returns an error, so a truncated
+    // page is not mistaken for a complete one.
     let mut out = stdout();
     copy(&mut stream, &mut out).await?;
     out.flush().await?;
@@ -73,6 +73,6 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     // Streams of one handle may share a circuit, and then the exit can link them. A handle from `isolated` has circuits
     // of its own: use one for each user, account or purpose.
     let addresses = client.isolated().resolve(&options.host).await?;
-    eprintln!("\n{} has {} addresses, by the resolver of another exit or circuit", options.host, addresses.len());
+    eprintln!("\n{} has {} addresses, resolved over another circuit", options.host, addresses.len());
     Ok(())
 }
