@@ -23,7 +23,7 @@ mod statement;
 mod vectors;
 mod volunteer;
 
-use core::{fmt, time::Duration};
+use core::{fmt, str::FromStr, time::Duration};
 
 pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError};
 pub use consensus::{
@@ -64,7 +64,10 @@ pub const MAX_VOLUNTEERS: usize = 4_096;
 /// Maximum clock difference of two nodes. The validity of a document may begin as far in the future.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 
-/// An authority's ed25519 public key. Configured in every node; prints in full, in base 32.
+/// A directory authority's ed25519 public key (RFC 8032), configured in every node.
+///
+/// Prints in full, as 52 characters of base 32, the form in which `umbel keys directory` shows it. Parses from it, in
+/// either case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuthorityId(RelayId);
 
@@ -79,12 +82,6 @@ impl AuthorityId {
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()
-    }
-
-    /// Parses the output of `Display`, in either case.
-    #[must_use]
-    pub fn from_base32(text: &str) -> Option<Self> {
-        RelayId::from_base32(text).map(Self)
     }
 
     const fn key(&self) -> &RelayId {
@@ -110,3 +107,16 @@ impl fmt::Debug for AuthorityId {
         write!(f, "AuthorityId({self})")
     }
 }
+
+impl FromStr for AuthorityId {
+    type Err = NotAnAuthority;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAuthority> {
+        RelayId::from_base32(text).map(Self).ok_or(NotAnAuthority)
+    }
+}
+
+/// The error for a text that is not an [`AuthorityId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no authority's key; a key is 52 characters of base 32, as `umbel keys directory` shows it")]
+pub struct NotAnAuthority;

@@ -1,4 +1,50 @@
 //! Umbel: an anonymising relay overlay over WebRTC data channels.
+//!
+//! A [`Client`] opens streams over three relays, called guard, middle and exit. Each relay removes one layer of
+//! encryption. The guard knows the client's address and not the target. The exit knows the target and not the address.
+//! An exit can also search or perform an HTTP request for the client. `threat-model.md` states what this protects
+//! against, and what not.
+//!
+//! # Examples
+//!
+//! | program | shows | types |
+//! |---|---|---|
+//! | `examples/stream.rs` | a stream to a host and port, in place of a TCP stream | [`Client`], [`Stream`] |
+//! | `examples/search.rs` | a search by an exit | [`SearchQuery`], [`Found`] |
+//! | `examples/request.rs` | an HTTP request that an exit performs | [`Client::request`], [`ResponseBody`] |
+//! | `examples/relay.rs` | a relay inside an application | [`EmbeddedRelay`], [`RelayConfig`] |
+//!
+//! `umbel testnet` starts a network on one machine and prints the options that all four take. A stream:
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use umbel::{Client, ClientConfig};
+//!
+//! let client = Client::bootstrap(ClientConfig {
+//!     directories: vec!["http://192.0.2.1:9360".to_owned()],
+//!     authorities: vec!["the key that `umbel keys directory` shows".parse()?],
+//!     // Keeps the guards between starts.
+//!     data_dir: Some("client".into()),
+//! })
+//! .await?;
+//!
+//! let mut stream = client.connect("example.org", 80).await?;
+//! stream.write_all(b"GET / HTTP/1.0\r\nHost: example.org\r\n\r\n").await?;
+//! let mut page = Vec::new();
+//! stream.read_to_end(&mut page).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! All this needs a tokio runtime and the feature `native`, which is on by default. The crate logs by `tracing`.
+//! Addresses, host names and queries are redacted in the log, and in the `Debug` output of the types that hold them.
+//!
+//! # Layout
+//!
+//! The items below are the interface for applications. The modules are the implementation and may change in any
+//! version: a protocol core without I/O (such as [`circuit`], [`relay`] and [`client`]), its drivers (such as
+//! [`transport`] and [`sim`]), and the assembly of nodes. `docs/architecture.md` explains them, `proto/` specifies the
+//! protocol.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod base;
@@ -35,17 +81,24 @@ pub mod transport;
 pub mod wire;
 
 #[cfg(feature = "native")]
+#[doc(inline)]
 pub use crate::{
-    delegated::{EngineName, SearchResult},
-    directory::AuthorityId,
+    base::RelayId,
+    delegated::{EngineName, Miss, MissReason, SearchError, SearchRefusal, SearchResult},
+    directory::{AuthorityId, NotAnAuthority},
     io::{
-        connector::ConnectError,
+        connector::{ConnectError, Hop},
         delegated::refusal::Refusal,
         oblivious::ObliviousError,
         request::{RequestError, ResponseBody},
-        searcher::{Comparison, Found, QueryError, SearchFailure, SearchQuery},
+        searcher::{Comparison, Found, QueryError, Route, SearchFailure, SearchQuery},
         stream::Stream,
         tls::TlsError,
     },
-    node::client::{BootstrapError, Client, ClientConfig},
+    node::{
+        client::{BootstrapError, Client, ClientConfig},
+        relay::{EmbeddedRelay, RelayConfig, RelayError},
+    },
+    relay::RelayFigures,
+    wire::EndReason,
 };

@@ -14,7 +14,7 @@ mod keys;
 mod logging;
 mod network;
 mod options;
-mod relay;
+pub mod relay;
 mod report;
 mod search;
 mod supervised;

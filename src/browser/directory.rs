@@ -134,8 +134,7 @@ impl Directories {
             );
         }
         let read = |text: &String| {
-            AuthorityId::from_base32(text)
-                .ok_or_else(|| bad("the network's description names an authority that is no key".into()))
+            text.parse().map_err(|_| bad("the network's description names an authority that is no key".into()))
         };
         let authorities: Vec<_> = authorities.iter().map(read).collect::<Result<_, _>>()?;
         if authorities.is_empty() {

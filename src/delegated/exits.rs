@@ -32,26 +32,26 @@ pub fn exits_with<'a>(offers: &'a Offers, engine: &'a EngineName) -> impl Iterat
 pub struct Miss {
     /// The exit.
     pub exit: RelayId,
-    /// Why.
+    /// The reason.
     pub why: MissReason,
 }
 
 /// Why an exit gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MissReason {
-    /// It refused.
+    /// The exit refused the query.
     #[error("{0}")]
     Refused(SearchRefusal),
-    /// It or its circuit failed, or its answer was invalid.
+    /// The exit or its circuit failed, or the answer was invalid.
     #[error("the exit broke off, or its answer made no sense")]
     Broken,
-    /// It exceeded the time limit.
+    /// The exit exceeded the time limit of 20 s.
     #[error("the exit did not answer in time")]
     Silent,
 }
 
 impl MissReason {
-    /// Whether another exit may succeed.
+    /// Whether the cause is on the exit's side, so that another exit may succeed.
     #[must_use]
     pub const fn is_the_exits(self) -> bool {
         match self {

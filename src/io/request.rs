@@ -2,7 +2,7 @@
 //!
 //! Each request has a separate stream. Bodies are forwarded in pieces. The other end is not trusted: heads and
 //! silence are limited, and a truncated message is an error. Governed by `proto/09-delegated.md`, "HTTP". A request
-//! that an exit performs, and thus reads, has no field that identifies the sender ([`super::delegated::fields`]).
+//! that an exit performs, and thus reads, has no field that identifies the sender (`super::delegated::fields`).
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,6 +1,6 @@
 //! Asynchronous streams through the overlay, and the queues between them and a node's core.
 //!
-//! One task owns the core (of a client or a relay) and a [`Hub`]. Another task owns the [`Stream`] of each open
+//! One task owns the core (of a client or a relay) and a `Hub`. Another task owns the [`Stream`] of each open
 //! stream. Both share a small state for each stream, and one queue of streams with pending output for the core:
 //!
 //! ```text
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Both directions are bounded in bytes, not in messages. Inbound bytes are bounded by the stream's credit: they
-//! count as consumed ([`StreamCommand::Consumed`](crate::stream::StreamCommand::Consumed)) once they are read. Small pieces are packed, so that many small
-//! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room ([`Hub::set_room`]).
+//! count as consumed (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small
+//! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room (`Hub::set_room`).
 //! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
 //!
 //! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, after the

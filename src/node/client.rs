@@ -59,39 +59,27 @@ const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
 /// The network and the state folder of a [`Client`].
 #[derive(Clone, Debug, Default)]
 pub struct ClientConfig {
-    /// Base URLs of directories, such as `http://192.0.2.1:9360`.
+    /// Base URLs of directories, such as `http://192.0.2.1:9360`; at least one. The client uses the next one when one
+    /// fails.
     pub directories: Vec<String>,
     /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
-    /// Folder for guards and consensus. Without a folder, each start draws new guards, which increases the exposure
-    /// to malicious guards over time.
+    /// Folder for guards and consensus, created if it doesn't exist; for one client at a time. Without a folder, each
+    /// start draws new guards, which increases the exposure to malicious guards over time.
     pub data_dir: Option<PathBuf>,
 }
 
 /// A client of the overlay: streams, name resolution and requests over three hops.
 ///
-/// A clone is cheap and shares circuits. When the last clone is dropped, the client ends and its streams fail.
+/// A clone is cheap and shares circuits. When the last clone is dropped, the client ends and its streams fail. The
+/// [crate's documentation](crate) has an example of a stream.
 ///
 /// ```no_run
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
-/// use umbel::{AuthorityId, Client, ClientConfig};
-///
-/// let authority = AuthorityId::from_base32("the key that `umbel keys directory` shows").ok_or("not a key")?;
-/// let client = Client::bootstrap(ClientConfig {
-///     directories: vec!["http://192.0.2.1:9360".to_owned()],
-///     authorities: vec![authority],
-///     data_dir: None,
-/// })
-/// .await?;
-///
-/// let mut stream = client.connect("example.org", 80).await?;
-/// stream.write_all(b"GET / HTTP/1.0\r\nHost: example.org\r\n\r\n").await?;
-/// let mut page = Vec::new();
-/// stream.read_to_end(&mut page).await?;
-///
-/// // What must not be linked goes under a handle of its own.
-/// let addresses = client.isolated().resolve("example.net").await?;
+/// # async fn example(client: umbel::Client) -> Result<(), umbel::ConnectError> {
+/// // Streams that must not be linked to each other use separate handles, and so separate circuits.
+/// let (work, home) = (client.isolated(), client.isolated());
+/// let stream = work.connect("example.org", 443).await?;
+/// let addresses = home.resolve("example.net").await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -215,14 +203,15 @@ impl Client {
     }
 
     /// A handle to the same client with a separate isolation. Streams of this handle and its clones share no circuit
-    /// with other streams.
+    /// with other streams. A handle costs nothing until it is used.
     #[must_use]
     pub fn isolated(&self) -> Self {
         let number = self.shared.isolations.fetch_add(1, Ordering::Relaxed);
         Self { isolation: Isolation::new("crate", &number.to_be_bytes(), b"isolated"), ..self.clone() }
     }
 
-    /// Opens a stream to `port` at `host`: a name, which the exit resolves, or an address.
+    /// Opens a stream to `port` at `host`: a name, which the exit resolves, or an address. Dropping the future cancels
+    /// the stream.
     ///
     /// # Errors
     /// When `host` is neither a name nor an address, no circuit is available, or the exit could not connect.
@@ -231,7 +220,7 @@ impl Client {
         Connector::connect(self, Target { host, port }, self.isolation).await
     }
 
-    /// Resolves `name` at an exit.
+    /// Resolves `name` to its IPv4 and IPv6 addresses, at an exit.
     ///
     /// # Errors
     /// When `name` is invalid, no circuit is available, or the name has no address.

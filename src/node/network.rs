@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::{
     base::RelayId,
     crypto::sha256,
-    directory::{AuthorityId, Consensus, VolunteerList},
+    directory::{Consensus, NotAnAuthority, VolunteerList},
     io::{
         clock::wall_time,
         directory_client::{DirectoryClient, DirectoryConfig},
@@ -40,7 +40,7 @@ pub(crate) fn directory_config(
     let directories = directories.clone().filter(|list| !list.is_empty()).ok_or_else(|| missing("directory"))?;
     let authorities = authorities.as_ref().filter(|list| !list.is_empty()).ok_or_else(|| missing("authority"))?;
     let read = |text: &String| {
-        AuthorityId::from_base32(text).ok_or_else(|| Failure::Usage(format!("authority: \"{text}\" is no key")))
+        text.parse().map_err(|error: NotAnAuthority| Failure::Usage(format!("authority: \"{text}\" is {error}")))
     };
     let authorities = authorities.iter().map(read).collect::<Result<_, _>>()?;
     Ok(DirectoryConfig { directories, authorities, cache: folder.map(Folder::consensus_cache) })

@@ -1,15 +1,21 @@
-//! `umbel relay`: a relay's core, its exit, and the tasks that refresh its documents.
+//! A relay as a process (`umbel relay`) or inside another program ([`EmbeddedRelay`]): its core, its exit, and the
+//! tasks that refresh its documents.
 //!
 //! A listening relay publishes its descriptor and, as a gateway, reports its volunteers. One that doesn't listen is a
 //! volunteer, and registers.
 
 mod delegate;
+mod embedded;
 mod presence;
 mod task;
 mod upkeep;
 mod volunteer;
 
-use std::{net::SocketAddr, sync::Arc};
+use core::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -27,7 +33,7 @@ use crate::{
         delegated::Delegate,
         directory_client::DirectoryClient,
         exit::{Exit, ExitOptions},
-        files::Folder,
+        files::{Folder, FolderLock},
         resolver::{Resolver, ResolverOptions},
         web::Directories,
     },
@@ -49,102 +55,172 @@ use super::{
     drive::{Clock, Drive, randomness},
     network,
     options::{Congestion, RelayOptions, data_dir},
-    report::Reporter,
+    report::{Report, Reporter},
     web::PagesPort,
 };
+
+pub use embedded::{EmbeddedRelay, RelayConfig, RelayError};
 
 /// Runs a relay until SIGINT, SIGTERM or the end of its supervisor.
 ///
 /// # Errors
 /// When the configuration, a key file or the port can't be used.
 pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(), Failure> {
-    check(&options)?;
-    let mut rng = randomness()?;
-    let policy = policy(&options)?;
-    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "relay")?).map_err(Failure::usage)?;
-    let _lock = folder.lock().map_err(Failure::usage)?;
-    let identity = Arc::new(folder.identity(&mut rng).map_err(Failure::usage)?);
-    let onion_keys = folder.onion_keys(wall_time(), &mut rng).map_err(Failure::usage)?;
-    let place = Place::find(&options, &folder, &identity)?;
-    let own: Vec<_> = place.addresses.iter().chain(&place.sockets.listening()).map(SocketAddr::ip).collect();
-    let policy = policy.map(|policy| policy.refusing_own(own.iter().copied()));
-    let resolver = Arc::new(resolver(&options));
-    let delegate = delegate::delegate(&options, policy.as_ref(), &own, &resolver).await?.map(Arc::new);
-    let profile = Profile {
-        identity: identity.id(),
-        addresses: place.addresses,
-        ice_ufrag: place.ice.ufrag().to_owned(),
-        ice_password: place.ice.password().to_owned(),
-        fingerprint: place.certificate.fingerprint(),
-        onion_key: onion_keys.public(),
-        family: family(&options)?,
-        operator: String::new(),
-        exit: policy.as_ref().map(Policy::summary).unwrap_or_default(),
-        offer: Offer::default(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let parameters = parameters(&options, policy.is_some(), delegate.is_some());
-    let exit = (parameters.exit || parameters.delegate).then(|| {
-        let policy = policy.unwrap_or_else(Policy::refuse_all);
-        Exit::new(ExitOptions::new(policy), resolver, delegate.clone())
-    });
-    let is_volunteer = parameters.reach == Reach::Gateways;
-    let (updates, receiver) = mpsc::channel(8);
-    let (told, changes) = Changes::new();
-    let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
-    let config = EndpointConfig {
-        congestion: match options.congestion {
-            Some(Congestion::Cubic) => Algorithm::Cubic,
-            Some(Congestion::Bbr) => Algorithm::Bbr,
-            None => Algorithm::default(),
-        },
-        ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
-    };
-    let drive = Drive::new(Clock::start(), place.sockets, config, RelayCore::new(relay, exit, receiver, told), rng)?;
+    let (progress, _) = Progress::new(reporter);
+    Assembly::new(&options, progress).await?.run_until(stopped()).await
+}
 
-    let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-    let at = Directories::At(directories.directories.clone());
-    let pages = {
-        let engines = options.web_engine.as_deref().unwrap_or_default();
-        PagesPort::open(options.web, at, &directories.authorities, engines).await?
-    };
-    let directory = || DirectoryClient::new(directories.clone()).map_err(Failure::usage);
-    let (follower, publisher) = (directory()?, directory()?);
-    let (interval_sender, interval) = watch::channel(None);
-    let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
-        identity: Arc::clone(&identity),
-        directory: directory()?,
-        updates: updates.clone(),
-        volunteers: changes.volunteers,
-        interval: interval.clone(),
-    });
-    tracing::info!(relay = %identity.id(), exit = !profile.exit.is_empty(), volunteer = is_volunteer, "relay started");
-    let fresh = Fresh { folder, updates: updates.clone(), delegate: delegate.clone(), profile };
-    let registrations = Registrations {
-        identity: Arc::clone(&identity),
-        updates: updates.clone(),
-        gateways: changes.gateways,
-        interval,
-        reporter,
-    };
-    let upkeep = Upkeep { identity, reporter };
-    let stated = async {
-        if is_volunteer { registrations.run(fresh, publisher).await } else { upkeep.run(fresh, publisher).await }
-    };
-    let consensus = updates.clone();
-    tokio::select! {
-        () = drive.run_until(stopped()) => {}
-        () = network::follow(follower, randomness()?, |found| {
-            let consensus = consensus.clone();
-            interval_sender.send_replace(Some(found.parameters().volunteer_interval()));
-            async move { consensus.send(Update::Consensus(found)).await.is_ok() }
-        }) => {}
-        outcome = stated => outcome?,
-        () = keep(delegate.as_deref()) => {}
-        () = report(presences) => {}
-        () = pages.serve() => {}
+/// The recipients of a relay's progress: the supervisor of its process, and the program that embeds it.
+struct Progress {
+    reporter: Reporter,
+    ready: watch::Sender<bool>,
+}
+
+impl Progress {
+    /// The receiver gets `true` at the first report.
+    fn new(reporter: Reporter) -> (Self, watch::Receiver<bool>) {
+        let (sender, ready) = watch::channel(false);
+        (Self { reporter, ready: sender }, ready)
     }
-    Ok(())
+
+    /// Reports that the relay is registered, or that the volunteer is reachable.
+    fn tell(&self, report: &Report) {
+        self.ready.send_replace(true);
+        self.reporter.tell(report);
+    }
+}
+
+/// A relay's core and the tasks around it, ready to run.
+struct Assembly {
+    identity: RelayId,
+    drive: Drive<RelayCore>,
+    updates: mpsc::Sender<Update>,
+    /// Fetches each consensus.
+    follower: DirectoryClient,
+    /// Gets the time between two volunteer lists, from the consensus.
+    interval: watch::Sender<Option<Duration>>,
+    fresh: Fresh,
+    publication: Publication,
+    /// Sends the documents of `publication`.
+    publisher: DirectoryClient,
+    /// Of a gateway.
+    presences: Option<Presences>,
+    pages: PagesPort,
+    _lock: FolderLock,
+}
+
+/// How the directory learns of the relay.
+enum Publication {
+    /// By the descriptor of a listening relay.
+    Descriptor(Upkeep),
+    /// By the registrations of a volunteer.
+    Registrations(Registrations),
+}
+
+impl Assembly {
+    /// Opens the relay's folder and sockets.
+    ///
+    /// # Errors
+    /// When the configuration, a key file or the port can't be used.
+    async fn new(options: &RelayOptions, progress: Progress) -> Result<Self, Failure> {
+        check(options)?;
+        let mut rng = randomness()?;
+        let policy = policy(options)?;
+        let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "relay")?).map_err(Failure::usage)?;
+        let lock = folder.lock().map_err(Failure::usage)?;
+        let identity = Arc::new(folder.identity(&mut rng).map_err(Failure::usage)?);
+        let onion_keys = folder.onion_keys(wall_time(), &mut rng).map_err(Failure::usage)?;
+        let place = Place::find(options, &folder, &identity)?;
+        let services = Services::new(options, policy, &place.own()).await?;
+        let delegate = services.delegate.clone();
+        let profile = Profile {
+            identity: identity.id(),
+            addresses: place.addresses,
+            ice_ufrag: place.ice.ufrag().to_owned(),
+            ice_password: place.ice.password().to_owned(),
+            fingerprint: place.certificate.fingerprint(),
+            onion_key: onion_keys.public(),
+            family: family(options)?,
+            operator: String::new(),
+            exit: services.policy.as_ref().map(Policy::summary).unwrap_or_default(),
+            offer: Offer::default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let parameters = parameters(options, services.policy.is_some(), delegate.is_some());
+        let is_volunteer = parameters.reach == Reach::Gateways;
+        let (updates, receiver) = mpsc::channel(8);
+        let (told, changes) = Changes::new();
+        let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
+        let config = EndpointConfig {
+            congestion: congestion(options),
+            ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
+        };
+        let core = RelayCore::new(relay, services.exit(), receiver, told);
+        let drive = Drive::new(Clock::start(), place.sockets, config, core, rng)?;
+
+        let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
+        let at = Directories::At(directories.directories.clone());
+        let engines = options.web_engine.as_deref().unwrap_or_default();
+        let pages = PagesPort::open(options.web, at, &directories.authorities, engines).await?;
+        let directory = || DirectoryClient::new(directories.clone()).map_err(Failure::usage);
+        let (interval_sender, interval) = watch::channel(None);
+        let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
+            identity: Arc::clone(&identity),
+            directory: directory()?,
+            updates: updates.clone(),
+            volunteers: changes.volunteers,
+            interval: interval.clone(),
+        });
+        let (id, updated) = (identity.id(), updates.clone());
+        tracing::info!(relay = %id, exit = !profile.exit.is_empty(), volunteer = is_volunteer, "relay started");
+        let publication = if is_volunteer {
+            let gateways = changes.gateways;
+            Publication::Registrations(Registrations { identity, updates: updated, gateways, interval, progress })
+        } else {
+            Publication::Descriptor(Upkeep { identity, progress })
+        };
+        Ok(Self {
+            identity: id,
+            drive,
+            fresh: Fresh { folder, updates: updates.clone(), delegate, profile },
+            updates,
+            follower: directory()?,
+            interval: interval_sender,
+            publication,
+            publisher: directory()?,
+            presences,
+            pages,
+            _lock: lock,
+        })
+    }
+
+    /// Runs the relay until `stop` completes, then up to a second longer to close its links.
+    ///
+    /// # Errors
+    /// When the relay's documents can't be signed.
+    async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
+        let Self { drive, updates, follower, interval, fresh, publication, publisher, presences, pages, .. } = self;
+        let delegate = fresh.delegate.clone();
+        let published = async {
+            match publication {
+                Publication::Descriptor(upkeep) => upkeep.run(fresh, publisher).await,
+                Publication::Registrations(registrations) => registrations.run(fresh, publisher).await,
+            }
+        };
+        tokio::select! {
+            () = drive.run_until(stop) => {}
+            () = network::follow(follower, randomness()?, |found| {
+                let updates = updates.clone();
+                interval.send_replace(Some(found.parameters().volunteer_interval()));
+                async move { updates.send(Update::Consensus(found)).await.is_ok() }
+            }) => {}
+            outcome = published => outcome?,
+            () = keep(delegate.as_deref()) => {}
+            () = report(presences) => {}
+            () = pages.serve() => {}
+        }
+        Ok(())
+    }
 }
 
 /// Rejects mutually exclusive options.
@@ -171,6 +247,14 @@ fn parameters(options: &RelayOptions, exit: bool, delegate: bool) -> RelayParame
     parameters
 }
 
+fn congestion(options: &RelayOptions) -> Algorithm {
+    match options.congestion {
+        Some(Congestion::Cubic) => Algorithm::Cubic,
+        Some(Congestion::Bbr) => Algorithm::Bbr,
+        None => Algorithm::default(),
+    }
+}
+
 /// Sockets, addresses and transport credentials of a relay.
 struct Place {
     sockets: Sockets,
@@ -193,6 +277,38 @@ impl Place {
         let sockets = Sockets::bind(&[listen], true).map_err(Failure::failed)?;
         let (addresses, certificate) = (addresses(options, &sockets)?, network::certificate(folder)?);
         Ok(Self { sockets, addresses, ice, certificate })
+    }
+
+    /// The relay's own addresses, which its exit refuses as targets.
+    fn own(&self) -> Vec<IpAddr> {
+        self.addresses.iter().chain(&self.sockets.listening()).map(SocketAddr::ip).collect()
+    }
+}
+
+/// The services of an exit.
+struct Services {
+    /// For streams; `None` without such.
+    policy: Option<Policy>,
+    resolver: Arc<Resolver>,
+    /// For delegated requests.
+    delegate: Option<Arc<Delegate>>,
+}
+
+impl Services {
+    async fn new(options: &RelayOptions, policy: Option<Policy>, own: &[IpAddr]) -> Result<Self, Failure> {
+        let policy = policy.map(|policy| policy.refusing_own(own.iter().copied()));
+        let resolver = Arc::new(resolver(options));
+        let delegate = delegate::delegate(options, policy.as_ref(), own, &resolver).await?.map(Arc::new);
+        Ok(Self { policy, resolver, delegate })
+    }
+
+    /// The exit that performs them, if there are any.
+    fn exit(self) -> Option<Exit> {
+        if self.policy.is_none() && self.delegate.is_none() {
+            return None;
+        }
+        let policy = self.policy.unwrap_or_else(Policy::refuse_all);
+        Some(Exit::new(ExitOptions::new(policy), self.resolver, self.delegate))
     }
 }
 
@@ -244,7 +360,9 @@ fn addresses(options: &RelayOptions, sockets: &Sockets) -> Result<Vec<SocketAddr
     let published = options.address.clone().unwrap_or_else(|| sockets.listening());
     if published.is_empty() || published.iter().any(|address| address.ip().is_unspecified()) {
         return Err(Failure::Usage(
-            "a relay must say under which address others reach it: add --address IP:PORT".to_owned(),
+            "address: a relay that listens on all addresses must state one at which others reach it: add --address \
+             IP:PORT"
+                .to_owned(),
         ));
     }
     Ok(published)

@@ -169,7 +169,8 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
             }
             Report::Ready { socks, http, page } => {
                 let told = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
-                ports = Some((Ports { socks, page, api }, format!("{told} · directory http://{api}")));
+                let network = network.join(" ");
+                ports = Some((Ports { socks, page, api, network }, format!("{told} · directory http://{api}")));
             }
             Report::Directory { .. } => {}
         }
@@ -181,18 +182,19 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
 }
 
 /// The ports shown to the user.
-#[derive(Clone, Copy)]
 struct Ports {
     socks: SocketAddr,
     page: SocketAddr,
     /// The directory's port, which serves the pages for browsers.
     api: SocketAddr,
+    /// The options that name the network to other nodes and programs.
+    network: String,
 }
 
 impl Ports {
     /// Prints example commands, ready to be copied.
     fn show(self, relays: IpAddr, engine: &Engine, origin: &bench::Origin) {
-        let Self { socks, page, api } = self;
+        let Self { socks, page, api, network } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
         let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
         println!("\nTry:   {umbel} search{control} {}", engine.example());
@@ -210,6 +212,8 @@ impl Ports {
         }
         println!("       curl --proxy socks5h://{socks} {}", origin.greeting_url());
         println!("       curl --proxy socks5h://{socks} https://www.rust-lang.org/");
+        println!("Join:  {umbel} relay --no-listen --data-dir FOLDER {network}");
+        println!("       cargo run --example stream -- {network} www.rust-lang.org");
         println!("Stop:  Ctrl-C");
     }
 }

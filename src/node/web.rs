@@ -91,8 +91,8 @@ pub(crate) async fn run(options: WebOptions) -> Result<(), Failure> {
 
 async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result<(), Failure> {
     for key in authorities {
-        if AuthorityId::from_base32(key).is_none() {
-            return Err(Failure::Usage(format!("authority: \"{key}\" is no key")));
+        if let Err(error) = key.parse::<AuthorityId>() {
+            return Err(Failure::Usage(format!("authority: \"{key}\" is {error}")));
         }
     }
     let folder = folder(url, manifest).map_err(Failure::usage)?;

@@ -1,4 +1,4 @@
-// Runs `examples/listen.rs`: a relay's transport that echoes.
+// Runs `listen.rs`: a relay's transport that echoes.
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';

@@ -74,10 +74,10 @@ impl Testnet {
 
     /// Starts another client of the testnet with these options, and waits until it accepts requests.
     pub(crate) fn client(&self, arguments: &[&str]) -> OwnClient {
-        let authority = shown_key(&self.folder.path().join("directory"), "directory", "authority");
         let mut process = umbel()
             .args(["client", "--supervised", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0"])
-            .args(["--directory", &self.directory, "--authority", &authority, "--data-dir"])
+            .args(self.network())
+            .arg("--data-dir")
             .arg(self.folder.path().join("own-client"))
             .args(arguments)
             .stdin(Stdio::piped())
@@ -96,6 +96,12 @@ impl Testnet {
                 return client;
             }
         }
+    }
+
+    /// The options that name this network to another node or to an example.
+    pub(crate) fn network(&self) -> [String; 2] {
+        let authority = shown_key(&self.folder.path().join("directory"), "directory", "authority");
+        [format!("--directory={}", self.directory), format!("--authority={authority}")]
     }
 
     /// The identity of the relay or volunteer whose folder is `name`.

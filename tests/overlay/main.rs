@@ -12,6 +12,7 @@
 
 mod applications;
 mod engines;
+mod examples;
 mod failures;
 mod fetch;
 mod harness;

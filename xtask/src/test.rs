@@ -132,6 +132,8 @@ fn test() -> Result<Tally, Failure> {
         return Run::cargo().args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]).run();
     }
     println!("no cargo-nextest: `cargo test` instead");
+    // The tests run the examples. Nextest builds them too, but `cargo test` doesn't with a selection of targets.
+    Run::cargo().args(["build", "--workspace", "--locked", "--examples"]).run()?;
     Run::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]).run()
 }
 

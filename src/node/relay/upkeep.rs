@@ -9,14 +9,10 @@ use crate::{
     crypto::IdentityKey,
     directory::{Descriptor, Profile},
     io::{clock::wall_time, delegated::Delegate, directory_client::DirectoryClient, files::Folder},
-    node::{
-        Failure,
-        drive::randomness,
-        report::{Report, Reporter},
-    },
+    node::{Failure, drive::randomness, report::Report},
 };
 
-use super::task::Update;
+use super::{Progress, task::Update};
 
 /// Time between publications of the descriptor; authorities drop a relay after 18 h.
 const PUBLISH_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -59,7 +55,7 @@ impl Fresh {
 /// Publishes the relay's descriptor.
 pub(super) struct Upkeep {
     pub(super) identity: Arc<IdentityKey>,
-    pub(super) reporter: Reporter,
+    pub(super) progress: Progress,
 }
 
 impl Upkeep {
@@ -80,7 +76,7 @@ impl Upkeep {
                     if !registered {
                         registered = true;
                         tracing::info!("registered with the directory");
-                        self.reporter.tell(&Report::Registered);
+                        self.progress.tell(&Report::Registered);
                     }
                     retry = RETRY.0;
                     PUBLISH_EVERY

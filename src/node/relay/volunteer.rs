@@ -12,14 +12,11 @@ use crate::{
     crypto::IdentityKey,
     directory::{Profile, Registration, VolunteerDescriptor, VolunteerProfile},
     io::{clock::wall_time, directory_client::DirectoryClient},
-    node::{
-        Failure,
-        drive::randomness,
-        report::{Report, Reporter},
-    },
+    node::{Failure, drive::randomness, report::Report},
 };
 
 use super::{
+    Progress,
     task::Update,
     upkeep::{Fresh, RETRY},
 };
@@ -39,7 +36,7 @@ pub(super) struct Registrations {
     pub(super) gateways: watch::Receiver<Vec<RelayId>>,
     /// The time between two volunteer lists, from the consensus.
     pub(super) interval: watch::Receiver<Option<Duration>>,
-    pub(super) reporter: Reporter,
+    pub(super) progress: Progress,
 }
 
 /// The last signed descriptor, and the time of signing.
@@ -129,7 +126,7 @@ impl Registrations {
             Standing::Reachable(gateways) if now != before => {
                 tracing::info!(gateways, "this volunteer can be reached");
                 if !matches!(before, Standing::Reachable(_)) {
-                    self.reporter.tell(&Report::Reachable { gateways });
+                    self.progress.tell(&Report::Reachable { gateways });
                 }
             }
             Standing::Unreachable if now != before => {

@@ -132,7 +132,7 @@ impl Sockets {
     }
 
     /// Sends the datagrams of `endpoint`, waiting while the kernel has no room. Returns whether all were sent; it
-    /// stops after [`FLUSH`] bytes so that the caller can receive.
+    /// stops after `FLUSH` bytes so that the caller can receive.
     pub async fn flush(&mut self, now: Instant, endpoint: &mut Endpoint) -> bool {
         let mut sent: usize = 0;
         while let Some(batch) = endpoint.poll_datagrams(now) {

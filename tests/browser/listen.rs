@@ -1,10 +1,9 @@
 //! A relay's transport by itself: listens, echoes every message, and says how to dial it.
 //!
-//! `cargo run --example listen -- [--chacha20] 127.0.0.1:0 [ADDRESS…]` prints a line of JSON that a dialler needs (for
-//! `tests/browser`), then its counts for each line of its input, and ends with its input. With `--chacha20` it accepts no
-//! other cipher suite.
+//! `cargo run --example listen -- [--chacha20] 127.0.0.1:0 [ADDRESS…]` prints a line of JSON that a dialler needs, then
+//! its counts for each line of its input, and ends with its input. With `--chacha20` it accepts no other cipher suite.
 
-#[path = "../tests/dial/drive.rs"]
+#[path = "../dial/drive.rs"]
 mod drive;
 
 use std::{error::Error, net::SocketAddr, time::Duration};

@@ -1,0 +1,81 @@
+//! A relay inside an application: forwards circuits of other users while the application runs.
+//!
+//! The relay is a volunteer by default. It works behind NAT and needs no open port: it keeps channels to public relays,
+//! and circuits reach it over those. With `--listen` it is a public relay. It is never an exit, so no traffic to
+//! targets leaves from this machine.
+//!
+//! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
+//!
+//! ```sh
+//! cargo run --example relay -- --directory URL --authority KEY --data-dir relay-keys
+//! ```
+
+use std::{error::Error, net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+
+use clap::Parser;
+use tokio::{signal::ctrl_c, time::interval};
+use umbel::{AuthorityId, EmbeddedRelay, RelayConfig};
+
+/// Forwards circuits of other users until Ctrl-C
+#[derive(Parser)]
+struct Options {
+    /// URL of a directory, which has the list of relays
+    #[arg(long, value_name = "URL")]
+    directory: String,
+    /// Key of the authority that signs the list of relays
+    #[arg(long, value_name = "KEY")]
+    authority: AuthorityId,
+    /// Folder for the relay's keys, created if it doesn't exist
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// UDP address at which other machines reach this one, for a public relay [default: none, a volunteer]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("relay: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    // Tasks of this runtime do the work. The identity stays the same as long as the folder is kept.
+    let mut relay = EmbeddedRelay::start(RelayConfig {
+        directories: vec![options.directory],
+        authorities: vec![options.authority],
+        data_dir: options.data_dir,
+        listen: options.listen,
+        addresses: Vec::new(),
+    })
+    .await?;
+    println!("relay {}", relay.identity().to_base32());
+
+    let mut interrupted = pin!(ctrl_c());
+    tokio::select! {
+        ready = relay.ready() => ready?,
+        _ = &mut interrupted => return Ok(relay.stop().await?),
+    }
+    println!("ready: registered with the directory");
+
+    // The figures of a relay are safe to show: they name no circuit and no neighbour.
+    let mut report = interval(Duration::from_secs(10));
+    loop {
+        tokio::select! {
+            _ = report.tick() => {
+                let figures = relay.figures().await?;
+                println!("{} circuits over {} channels", figures.circuits, figures.channels);
+            }
+            _ = &mut interrupted => break,
+        }
+    }
+    println!("forwarded {} cells", relay.figures().await?.cells_switched);
+
+    // Closes the links, so that neighbours need not wait for a timeout.
+    Ok(relay.stop().await?)
+}

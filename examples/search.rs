@@ -1,0 +1,78 @@
+//! A search by an exit: prints the results of a search engine, and the path of the query.
+//!
+//! The exit sends the query to the engine. The engine sees the exit's address, the exit sees the query, and neither
+//! sees this machine's address.
+//!
+//! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
+//!
+//! ```sh
+//! cargo run --example search -- --directory URL --authority KEY guard sample
+//! ```
+
+use std::{error::Error, process::ExitCode};
+
+use clap::Parser;
+use umbel::{AuthorityId, Client, ClientConfig, EngineName, SearchQuery};
+
+/// Searches by an exit of the network
+#[derive(Parser)]
+struct Options {
+    /// URL of a directory, which has the list of relays
+    #[arg(long, value_name = "URL")]
+    directory: String,
+    /// Key of the authority that signs the list of relays
+    #[arg(long, value_name = "KEY")]
+    authority: AuthorityId,
+    /// Name of the search engine, such as wikipedia [default: the one that most exits offer]
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
+    /// Search terms
+    #[arg(required = true)]
+    terms: Vec<String>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("search: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let engine = match &options.engine {
+        Some(name) => {
+            Some(EngineName::parse(name).ok_or("--engine: a name has the letters a to z, digits and - only")?)
+        }
+        None => None,
+    };
+    let client = Client::bootstrap(ClientConfig {
+        directories: vec![options.directory],
+        authorities: vec![options.authority],
+        // `stream.rs` explains when to use a folder.
+        data_dir: None,
+    })
+    .await?;
+
+    // Each search has a circuit of its own, so an exit can't link two of them. If the first exit fails, the client
+    // sends the query by a second one.
+    let found = client.search(&SearchQuery { engine, ..SearchQuery::new(options.terms.join(" ")) }).await?;
+
+    for (number, result) in (1..).zip(&found.results) {
+        println!("{number}. {}\n   {}\n   {}", result.title, result.link, result.snippet);
+    }
+    let path: Vec<String> = found.route.hops.iter().map(|hop| hop.relay.to_string()).collect();
+    println!(
+        "{}: {} results in {} ms, path {}",
+        found.engine,
+        found.results.len(),
+        found.route.took.as_millis(),
+        path.join(" → ")
+    );
+    // An exit can falsify results, and can plant a URL for this query alone. `Client::compare` sends a query by several
+    // exits and shows where they differ. Fetch results through the overlay: `stream.rs`, `request.rs`.
+    Ok(())
+}

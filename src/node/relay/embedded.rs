@@ -1,0 +1,170 @@
+//! A relay inside another program: its settings, its handle, and its errors.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    base::RelayId,
+    directory::AuthorityId,
+    node::{Failure, options::RelayOptions, report::Reporter},
+    relay::RelayFigures,
+};
+
+use super::{Assembly, Progress, task::Update};
+
+/// The network, the keys and the addresses of an [`EmbeddedRelay`].
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Base URLs of directories, such as `http://192.0.2.1:9360`; at least one.
+    pub directories: Vec<String>,
+    /// Keys of trusted directory authorities; more than half must have signed a consensus.
+    pub authorities: Vec<AuthorityId>,
+    /// Folder for keys and consensus, created if it doesn't exist. Its keys are the relay's identity, so keep it
+    /// between starts. Only one relay at a time can use a folder.
+    pub data_dir: PathBuf,
+    /// UDP address to listen on; port 0 for any free port. `None` for a volunteer, which needs no reachable port: it
+    /// keeps channels to public relays, and circuits reach it over those.
+    pub listen: Option<SocketAddr>,
+    /// Addresses at which others reach a listening relay, at most one IPv4 and one IPv6. Empty for the listening
+    /// address, which then must not be unspecified (`0.0.0.0`, `::`). Always empty for a volunteer.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A relay that runs as tasks of the program that embeds it, and forwards circuits of others.
+///
+/// It is a guard or middle, and never an exit: it opens no connection to targets. (`umbel relay` runs exits.) It uses a
+/// UDP socket for each address, two more for dials, and requests to the directory. All its links together buffer at
+/// most 256 MiB of received and 256 MiB of unacknowledged data.
+///
+/// Dropping the handle stops the relay. [`Self::stop`] also waits until it has closed its links.
+///
+/// ```no_run
+/// # async fn example(authority: umbel::AuthorityId) -> Result<(), umbel::RelayError> {
+/// use umbel::{EmbeddedRelay, RelayConfig};
+///
+/// let mut relay = EmbeddedRelay::start(RelayConfig {
+///     directories: vec!["http://192.0.2.1:9360".to_owned()],
+///     authorities: vec![authority],
+///     data_dir: "relay".into(),
+///     listen: None,
+///     addresses: Vec::new(),
+/// })
+/// .await?;
+/// relay.ready().await?;
+/// println!("{} circuits", relay.figures().await?.circuits);
+/// relay.stop().await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct EmbeddedRelay {
+    identity: RelayId,
+    updates: mpsc::Sender<Update>,
+    ready: watch::Receiver<bool>,
+    /// Dropping it stops the relay.
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), Failure>>,
+}
+
+/// Why an embedded relay failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The configuration or a file in the relay's folder can't be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// The system provided no socket or no randomness.
+    #[error("{0}")]
+    System(String),
+    /// The relay has ended.
+    #[error("the relay has ended")]
+    Ended,
+}
+
+impl From<Failure> for RelayError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Usage(text) => Self::Configuration(text),
+            Failure::Failed(text) | Failure::Unreachable(text) => Self::System(text),
+        }
+    }
+}
+
+impl EmbeddedRelay {
+    /// Starts a relay on the current tokio runtime, and returns when its sockets are open.
+    ///
+    /// # Errors
+    /// When the configuration, a file in the folder or the listening address can't be used.
+    pub async fn start(config: RelayConfig) -> Result<Self, RelayError> {
+        let options = options(config)?;
+        let (progress, ready) = Progress::new(Reporter::new(false));
+        let assembly = Assembly::new(&options, progress).await?;
+        let (identity, updates) = (assembly.identity, assembly.updates.clone());
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(assembly.run_until(async {
+            // An error only: nothing is sent, but the handle is dropped.
+            let _ = stopped.await;
+        }));
+        Ok(Self { identity, updates, ready, stop, task })
+    }
+
+    /// The relay's identity, by which the consensus or the volunteer list names it.
+    #[must_use]
+    pub const fn identity(&self) -> RelayId {
+        self.identity
+    }
+
+    /// Waits until the directory has accepted the descriptor of a listening relay, or until a volunteer is reachable
+    /// over a gateway. Without a directory or a gateway it waits for ever; the log (`tracing`) has the reasons.
+    ///
+    /// The directory lists a listening relay in its next consensus, after it has dialled the relay.
+    ///
+    /// # Errors
+    /// [`RelayError::Ended`].
+    pub async fn ready(&mut self) -> Result<(), RelayError> {
+        self.ready.wait_for(|ready| *ready).await.map(drop).map_err(|_| RelayError::Ended)
+    }
+
+    /// The relay's load: open channels and circuits, and cells forwarded since the start.
+    ///
+    /// # Errors
+    /// [`RelayError::Ended`].
+    pub async fn figures(&self) -> Result<RelayFigures, RelayError> {
+        let (reply, figures) = oneshot::channel();
+        self.updates.send(Update::Figures(reply)).await.map_err(|_| RelayError::Ended)?;
+        figures.await.map_err(|_| RelayError::Ended)
+    }
+
+    /// Stops the relay and waits, at most for a second, until its links are closed. Its circuits end.
+    ///
+    /// # Errors
+    /// When the relay had failed before.
+    pub async fn stop(self) -> Result<(), RelayError> {
+        drop(self.stop);
+        match self.task.await {
+            Ok(ended) => Ok(ended?),
+            Err(_) => Err(RelayError::Ended),
+        }
+    }
+}
+
+fn options(config: RelayConfig) -> Result<RelayOptions, RelayError> {
+    let wrong = |text: &str| Err(RelayError::Configuration(text.to_owned()));
+    if config.directories.is_empty() || config.authorities.is_empty() {
+        return wrong("directories and authorities: name at least one of each");
+    }
+    if config.listen.is_none() && !config.addresses.is_empty() {
+        return wrong("addresses: a volunteer has none; set listen as well, or leave both empty");
+    }
+    Ok(RelayOptions {
+        data_dir: Some(config.data_dir),
+        listen: config.listen,
+        address: (!config.addresses.is_empty()).then_some(config.addresses),
+        no_listen: Some(config.listen.is_none()),
+        directory: Some(config.directories),
+        authority: Some(config.authorities.iter().map(AuthorityId::to_string).collect()),
+        ..RelayOptions::default()
+    })
+}

@@ -1,0 +1,112 @@
+//! The programs of `examples/`, each run against a testnet as its first lines say.
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Instant,
+};
+
+use nix::sys::signal::{Signal, kill};
+
+use super::{
+    engines::{Scripted, ok},
+    harness::*,
+};
+
+#[test]
+fn each_example_does_what_its_first_lines_say() {
+    // One testnet serves all parts; each part is a function, identified by its name in a failure's backtrace.
+    let testnet = &Testnet::start(&[]);
+    a_stream_fetches_a_page(testnet);
+    a_search_prints_the_results_of_the_engine_in_its_order(testnet);
+    a_request_is_performed_by_an_exit(testnet);
+    an_embedded_relay_forwards_circuits_of_others(testnet);
+}
+
+#[test]
+fn an_example_with_a_wrong_key_says_what_a_key_is() {
+    for name in ["stream", "search", "request", "relay"] {
+        let output = example(name).args(["--directory=http://127.0.0.1:1", "--authority=none"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {text}");
+        assert!(text.contains("umbel keys directory"), "{name}: {text}");
+    }
+}
+
+fn a_stream_fetches_a_page(testnet: &Testnet) {
+    let site = Scripted::start(|path| ok("text/plain", &format!("the page {path}")));
+    let port = site.address.port().to_string();
+    let output = finish(example("stream").args(testnet.network()).args(["localhost", &port, "/one"]));
+    assert!(text(&output).ends_with("\r\n\r\nthe page /one"), "{}", text(&output));
+}
+
+fn a_search_prints_the_results_of_the_engine_in_its_order(testnet: &Testnet) {
+    let control = format!("--control={}", testnet.page);
+    let expected = finish(umbel().args(["search", &control, "--json", "guard", "sample"]));
+    let expected: serde_json::Value = serde_json::from_str(text(&expected)).unwrap();
+    let results = expected["results"].as_array().unwrap();
+    let expected: Vec<String> =
+        (1..).zip(results).map(|(number, result)| format!("{number}. {}", result["title"].as_str().unwrap())).collect();
+    assert!(!expected.is_empty());
+    let output = finish(example("search").args(testnet.network()).args(["guard", "sample"]));
+    let numbered = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u16>().is_ok());
+    let printed: Vec<&str> = text(&output).lines().filter(numbered).collect();
+    assert_eq!(printed, expected);
+    let path = text(&output).lines().last().unwrap();
+    assert_eq!(path.matches(" → ").count(), 2, "three relays: {path}");
+}
+
+fn a_request_is_performed_by_an_exit(testnet: &Testnet) {
+    let site = Scripted::start(|path| ok("text/plain", &format!("the answer to {path}")));
+    let output = finish(example("request").args(testnet.network()).arg(format!("http://{}/two", site.address)));
+    assert_eq!(text(&output), "the answer to /two");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("200 OK"), "{output:?}");
+}
+
+fn an_embedded_relay_forwards_circuits_of_others(testnet: &Testnet) {
+    const LENGTH: u64 = 1_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = example("relay");
+    command.args(testnet.network()).arg("--data-dir").arg(folder.path());
+    let mut relay = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let lines = lines_of(relay.0.stdout.take().unwrap());
+    let next = |start: &str| {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect(start);
+            if let Some(rest) = line.strip_prefix(start) {
+                return rest.to_owned();
+            }
+        }
+    };
+    let identity = next("relay ");
+    next("ready");
+    let client = testnet.client(&["--middle", &identity]);
+    let origin = Origin::start();
+    let mut stream = connect(client.socks, origin.address);
+    request(&mut stream, LENGTH);
+    assert!(is_body(&mut stream, LENGTH).unwrap());
+    kill(pid(&relay.0), Signal::SIGINT).unwrap();
+    let cells: u64 = next("forwarded ").split_whitespace().next().unwrap().parse().unwrap();
+    assert!(cells > LENGTH / 1_024, "the body went over the relay: {cells} cells");
+    assert!(wait_for_end(&mut relay.0).success());
+}
+
+/// The program of an example, which Cargo and nextest build beside the folder of the tests' programs.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    assert!(program.is_file(), "no {}: cargo build --examples", program.display());
+    Command::new(program)
+}
+
+/// The output of a program that succeeds.
+fn finish(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn text(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
