@@ -29,7 +29,8 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId, Transmit, WallTime,
+        CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId, Transmit,
+        WallTime,
     },
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,

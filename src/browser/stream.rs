@@ -19,7 +19,7 @@ use super::{
 use crate::{
     client::{ClientStream, IsolationKey, StreamFailure},
     crypto::sha256,
-    stream::{StreamCommand, StreamEvent},
+    stream::StreamCommand,
     wire::{EndReason, Host, Target},
 };
 

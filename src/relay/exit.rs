@@ -1,6 +1,5 @@
 //! The exit side of a relay: streams of circuits that end here, between their origins and the node's exit.
 
-
 use rand::CryptoRng;
 
 use crate::{

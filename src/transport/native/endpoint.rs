@@ -27,9 +27,7 @@ use super::{
     stun,
 };
 use crate::{
-    base::{
-        Counter as _, Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, ReadyQueue, Transmit,
-    },
+    base::{Counter as _, Deadlines, DialError, Instant, LinkClose, LinkEvent, LinkId, ReadyQueue, Transmit},
     transport::{Transport, sctp},
 };
 
