@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn what_is_no_file_is_never_replaced_by_one() {
         let folder = tempfile::tempdir().unwrap();
-        for taken in [folder.path(), Path::new("/dev/null"), Path::new("/dev/stdout")] {
+        for taken in [folder.path(), Path::new("/dev/null"), Path::new("/dev/full")] {
             assert!(check(taken).is_err(), "{}", taken.display());
         }
         check(&folder.path().join("new")).unwrap();
