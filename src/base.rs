@@ -3,6 +3,7 @@
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
 mod deadlines;
+mod error_class;
 mod id;
 mod link;
 mod machine;
@@ -11,6 +12,7 @@ mod slots;
 mod time;
 
 pub use deadlines::Deadlines;
+pub use error_class::ErrorClass;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
 pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,

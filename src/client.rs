@@ -9,7 +9,7 @@
 //! over time, since a circuit takes no new streams ten minutes after its first. Relays that fail circuits until one
 //! has the path they want: retries are few, with pauses, and failures beyond the guard never change the guard.
 //!
-//! Caps: [`ClientParameters`]. Beyond them a request fails at once with `ResourceLimit`.
+//! Caps: [`ClientParameters`]. Beyond them a request fails at once with [`StreamFailure::LimitReached`].
 
 mod attempts;
 mod exit_separation;
@@ -29,7 +29,7 @@ use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
+    base::{CircuitId, Deadlines, ErrorClass, Instant, LinkClose, LinkEvent, LinkMachine, RelayId, Transmit, WallTime},
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
@@ -59,22 +59,42 @@ impl fmt::Debug for IsolationKey {
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFailure {
-    /// The exit ended it, its circuit was lost after data could flow (`Reset`), or a cap of the client is reached
-    /// (`ResourceLimit`).
-    #[error("the stream ended: {0:?}")]
+    /// The exit ended it, or its circuit was lost after data could flow (`Reset`).
+    #[error("{0}")]
     Ended(EndReason),
+    /// The client has the maximum number of requests and streams.
+    #[error("the client has the maximum number of open streams; close some")]
+    LimitReached,
     /// No consensus arrived in time.
-    #[error("there is no consensus yet")]
+    #[error("the client has no consensus yet; check that a directory can be reached")]
     NoConsensus,
     /// The consensus has expired and no newer one was available. An expired consensus is never used.
-    #[error("the consensus has expired and no directory gave a newer one")]
+    #[error("the consensus has expired and no directory has a newer one; check the clock and the directories")]
     ConsensusExpired,
     /// The consensus has no path to that target.
     #[error(transparent)]
     NoPath(#[from] PathError),
-    /// No circuit could be built.
-    #[error("no circuit could be built")]
+    /// No guard could be reached.
+    #[error("no guard can be reached; check that this network allows UDP")]
+    GuardUnreachable,
+    /// No circuit could be built beyond the guard.
+    #[error("no circuit could be built beyond the guard; try again later")]
     NoCircuit,
+}
+
+impl StreamFailure {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Ended(EndReason::ResourceLimit) | Self::LimitReached => ErrorClass::Limit,
+            Self::Ended(_) => ErrorClass::Peer,
+            Self::NoPath(error) => error.class(),
+            Self::NoConsensus | Self::ConsensusExpired | Self::GuardUnreachable | Self::NoCircuit => {
+                ErrorClass::Network
+            }
+        }
+    }
 }
 
 /// An event for the client's owner.
@@ -396,7 +416,7 @@ impl Client {
         let refused = if self.expired {
             Some(StreamFailure::ConsensusExpired)
         } else if self.requests.len() >= self.parameters.streams {
-            Some(StreamFailure::Ended(EndReason::ResourceLimit))
+            Some(StreamFailure::LimitReached)
         } else {
             None
         };
@@ -456,7 +476,7 @@ impl Client {
                 // A client accepts no links from others.
                 ChannelEvent::Open { channel, peer: None, .. } => self.channels.close(channel),
                 ChannelEvent::DialFailed { relay, error } => {
-                    tracing::debug!(%relay, %error, "a guard can't be reached");
+                    tracing::debug!(%relay, %error, class = %error.class(), "a guard can't be reached");
                     self.fail_guard(now, &relay);
                 }
                 ChannelEvent::Closed { channel } => self.handle_channel_closed(channel),
@@ -508,7 +528,11 @@ impl LinkMachine for Client {
             self.handle_circuit_timeout(now, circuit);
         }
         for stream in self.requests.overdue(now) {
-            let reason = if self.in_use.is_none() { StreamFailure::NoConsensus } else { StreamFailure::NoCircuit };
+            let reason = match &self.in_use {
+                None => StreamFailure::NoConsensus,
+                Some(_) if self.attempts.is_guard_unreachable() => StreamFailure::GuardUnreachable,
+                Some(_) => StreamFailure::NoCircuit,
+            };
             self.events.push_back(ClientEvent::Closed { stream, reason });
         }
         if self.sweep_at.is_some_and(|at| at <= now) {

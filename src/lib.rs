@@ -3,7 +3,7 @@
 
 pub mod base;
 #[cfg(feature = "browser")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod browser;
 pub mod channel;
 pub mod circuit;
@@ -21,10 +21,10 @@ pub mod handshake;
 #[cfg(any(feature = "browser-tls", all(test, feature = "native")))]
 pub mod https;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod io;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod node;
 pub mod onion;
 pub mod path;
@@ -36,6 +36,7 @@ pub mod wire;
 
 #[cfg(feature = "native")]
 pub use crate::{
+    client::StreamFailure,
     delegated::{EngineName, SearchResult},
     directory::AuthorityId,
     io::{

@@ -79,7 +79,7 @@ impl From<Missed> for Failure {
     fn from(missed: Missed) -> Self {
         match missed {
             Missed::Closed => Self::closed(),
-            Missed::NoWay(failure) => no_way(failure),
+            Missed::NoWay(failure) => failure.into(),
             Missed::Exit(Miss { why, .. }) => {
                 let kind = match why {
                     MissReason::Broken | MissReason::Silent => Kind::Exit,
@@ -92,30 +92,14 @@ impl From<Missed> for Failure {
     }
 }
 
-/// The failure for a page if there was no circuit.
-pub(super) fn no_way(failure: StreamFailure) -> Failure {
-    match failure {
-        StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy) => {
-            Failure::new(Kind::Refused, "no other exit of this network offers that")
-        }
-        StreamFailure::ConsensusExpired => {
-            Failure::new(Kind::Consensus, "the list of relays has expired and no directory gives a newer one")
-        }
-        StreamFailure::NoConsensus => Failure::new(Kind::Network, "there is no list of relays yet"),
-        StreamFailure::NoCircuit | StreamFailure::Ended(_) => {
-            Failure::new(Kind::Network, "no circuit could be built through the network")
-        }
-    }
-}
-
 fn chosen(page: &Page, engine: Option<&str>) -> Result<EngineName, Failure> {
     let offered = engines(&page.offers(), None);
-    let none = || Failure::new(Kind::Engine, "no exit of this network offers to search");
+    let none = || Failure::new(Kind::Engine, "no exit of this network offers a search engine");
     match engine {
         None => offered.into_iter().next().ok_or_else(none),
         Some(name) => {
             let wanted =
-                EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is none"))?;
+                EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is invalid"))?;
             let other = || Failure::new(Kind::Engine, "no exit of this network offers this engine");
             offered.into_iter().find(|engine| *engine == wanted).ok_or_else(other)
         }
@@ -132,8 +116,7 @@ fn blocked(page: &Page, engine: &EngineName) -> Result<Vec<RelayId>, Failure> {
     let offers = page.offers();
     let mut exits = offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine));
     if exits.all(|(exit, _)| blocked.contains(exit)) {
-        let words =
-            "the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine";
+        let words = "the engine blocks every exit that offers it; try again in ten minutes, or use another engine";
         return Err(Failure::new(Kind::Engine, words));
     }
     Ok(blocked)

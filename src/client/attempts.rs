@@ -108,6 +108,11 @@ impl Attempts {
         self.guard_failures = 0;
     }
 
+    /// Whether the last guard that was tried could not be reached.
+    pub(super) const fn is_guard_unreachable(&self) -> bool {
+        self.guard_failures > 0
+    }
+
     /// The timeout of one hop: five times the slowest recent hop.
     pub(super) fn hop_timeout(&self) -> Duration {
         match self.hop_times.iter().max() {

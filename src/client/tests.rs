@@ -439,13 +439,14 @@ fn what_one_exit_forbids_is_tried_at_another() {
 }
 
 #[test]
-fn what_every_exit_forbids_is_refused_by_policy() {
+fn what_every_exit_forbids_has_no_exit() {
     let mut net = Net::ready(9, 2);
     net.serve(Serves::Refuses(EndReason::Policy));
+    let no_exit = StreamFailure::NoPath(PathError::NoExit);
     let stream = net.open(1);
-    assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::Policy));
+    assert_eq!(net.closed(stream, 10), no_exit);
     let stream = net.client(|party, now, _| party.client.open(now, target(7), IsolationKey([1; 32])));
-    assert_eq!(net.closed(stream, 1), StreamFailure::Ended(EndReason::Policy));
+    assert_eq!(net.closed(stream, 1), no_exit);
 }
 
 #[test]
@@ -537,6 +538,26 @@ fn builds_that_fail_are_tried_four_times_and_then_given_up() {
 }
 
 #[test]
+fn a_request_whose_guards_are_all_unreachable_fails_with_that_reason() {
+    let mut net = Net::new(42, 2);
+    for relay in net.relays.values().copied().collect::<Vec<_>>() {
+        net.world.vanish(relay);
+    }
+    net.give_consensus(NOW);
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 31), StreamFailure::GuardUnreachable);
+}
+
+#[test]
+fn a_network_with_too_few_relays_is_not_reported_as_a_policy() {
+    let mut net = Net::new(43, 2);
+    net.listed.truncate(2);
+    net.give_consensus(NOW);
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 1), StreamFailure::NoPath(PathError::TooFewRelays));
+}
+
+#[test]
 fn the_guard_stays_when_circuits_fail_beyond_it() {
     let mut net = Net::ready(14, 1);
     let guard = net.client(|party, _, _| party.built[0][0]);
@@ -559,7 +580,7 @@ fn more_requests_than_fit_are_refused_at_once() {
     let last = net.client(|party, now, _| {
         (0..=most).map(|_| party.client.open(now, target(443), IsolationKey([1; 32]))).last().unwrap()
     });
-    assert_eq!(net.closed(last, 1), StreamFailure::Ended(EndReason::ResourceLimit));
+    assert_eq!(net.closed(last, 1), StreamFailure::LimitReached);
 }
 
 #[test]
@@ -741,7 +762,7 @@ fn a_request_that_no_other_exit_offers_fails_at_once() {
     let both = net.offering();
     assert_eq!(both.len(), 2);
     let request = net.delegate(&both, 1);
-    assert_eq!(net.closed(request, 1), StreamFailure::Ended(EndReason::Policy));
+    assert_eq!(net.closed(request, 1), StreamFailure::NoPath(PathError::NotOffered));
 }
 
 #[test]

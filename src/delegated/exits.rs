@@ -38,7 +38,7 @@ pub enum MissReason {
     #[error("{0}")]
     Refused(SearchRefusal),
     /// It or its circuit failed, or its answer was invalid.
-    #[error("the exit broke off, or its answer made no sense")]
+    #[error("the exit closed the stream early, or its answer is malformed")]
     Broken,
     /// It exceeded the time limit.
     #[error("the exit did not answer in time")]

@@ -19,19 +19,19 @@ const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPT
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// The address isn't an absolute `http` or `https` URL, or contains a user name.
-    #[error("the address is not one of a web server")]
+    #[error("the URL is not an http or https URL of a host")]
     Address,
     /// No exit performs this method.
-    #[error("no exit performs requests of this method")]
+    #[error("exits don't support this method")]
     Method,
     /// A field has an invalid name or value.
-    #[error("a header field that can't be")]
+    #[error("a header field is invalid")]
     Field,
     /// The head exceeds its caps.
     #[error("the head is too large")]
     TooLarge,
     /// The message is malformed or truncated.
-    #[error("what came is not an answer in HTTP, or it broke off")]
+    #[error("the answer is truncated or not HTTP")]
     Malformed,
 }
 

@@ -235,7 +235,7 @@ impl Consensus {
             digest: crypto::sha256(bytes),
         };
         if !consensus.relays.is_sorted_by(|one, next| one.identity() < next.identity()) {
-            return Err(Impossible("relays are out of order, or one stands twice").into());
+            return Err(Impossible("relays are out of order or duplicated").into());
         }
         Ok(consensus)
     }

@@ -25,10 +25,10 @@ pub(super) const MAX_SIGNATURE_LEN: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotCounted {
     /// No authority is configured, so no document counts.
-    #[error("no authority key is configured to judge it by")]
+    #[error("no authority key is configured")]
     NoAuthorities,
     /// Half or fewer of the configured authorities have signed it.
-    #[error("signed by {signed} of {configured} configured authorities, more than half are needed")]
+    #[error("signed by {signed} of {configured} configured authorities; more than half are required")]
     TooFewSignatures {
         /// Configured authorities with valid signatures.
         signed: usize,
@@ -36,16 +36,16 @@ pub enum NotCounted {
         configured: usize,
     },
     /// It is no longer valid.
-    #[error("expired; is the clock right, and the directory up?")]
+    #[error("expired; check the clock, and that the directory works")]
     Expired,
     /// It is not valid yet.
-    #[error("not valid yet; is the clock right?")]
+    #[error("not valid yet; check the clock")]
     NotYetValid,
     /// A newer one is in use.
     #[error("older than the one in use")]
     Older,
     /// Another with the same date is in use: the authorities have signed two.
-    #[error("not the same as the one in use, with the same date; the authorities contradict themselves")]
+    #[error("differs from the document in use, which has the same date; the authorities contradict themselves")]
     Conflicting,
 }
 
@@ -113,10 +113,10 @@ impl Dates {
         let fresh_until = WallTime::from_unix(fresh_until);
         let valid_until = WallTime::from_unix(valid_until);
         if valid_after > fresh_until || fresh_until > valid_until || valid_after >= valid_until {
-            return Err(Impossible("its dates are out of order"));
+            return Err(Impossible("the dates are out of order"));
         }
         if valid_until.since(valid_after) > longest {
-            return Err(Impossible("valid for longer than documents of its kind may be"));
+            return Err(Impossible("valid for longer than the maximum"));
         }
         Ok(Self { valid_after, fresh_until, valid_until })
     }

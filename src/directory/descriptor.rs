@@ -32,22 +32,22 @@ pub enum DescriptorError {
     #[error("descriptor: not signed by the identity in it")]
     BadSignature,
     /// It is too old.
-    #[error("descriptor: made too long ago; is the relay's clock right?")]
+    #[error("descriptor: made too long ago; check the relay's clock")]
     Stale,
     /// Its date is in the future.
-    #[error("descriptor: made in the future; is the relay's clock right?")]
+    #[error("descriptor: made in the future; check the relay's clock")]
     FromTheFuture,
     /// It contradicts itself or the specification.
     #[error("descriptor: {0}")]
     Impossible(#[from] Impossible),
     /// A descriptor of the same relay, at least as new, is stored.
-    #[error("descriptor: older than the one known already")]
+    #[error("descriptor: not newer than the known one")]
     Older,
     /// Its addresses aren't globally reachable.
-    #[error("descriptor: address is private or reserved; this network lists public addresses only")]
+    #[error("descriptor: the address is private or reserved, and this network lists public addresses only")]
     PrivateAddress,
     /// The relay has an address in the consensus, so it is no volunteer.
-    #[error("descriptor: a relay with an address of its own is no volunteer")]
+    #[error("descriptor: a volunteer has no address")]
     Public,
     /// The directory has reached its cap on relays.
     #[error("descriptor: the directory is full")]
@@ -75,7 +75,7 @@ impl UnverifiedDescriptor {
     /// When it is malformed, impossible, badly signed, stale or from the future.
     pub fn verify(self, now: WallTime) -> Result<Descriptor, DescriptorError> {
         let document: schema::Descriptor = bounded::decode(&self.signed.descriptor, &BOUNDS)?;
-        let profile = Profile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
+        let profile = Profile::decode(document.profile.ok_or(Impossible("the profile is missing"))?)?;
         let signature = exactly(&self.signed.signature).ok_or(DescriptorError::BadSignature)?;
         crypto::verify(&profile.identity, CONTEXT, &self.signed.descriptor, &signature)
             .map_err(|_| DescriptorError::BadSignature)?;
@@ -102,7 +102,7 @@ impl Descriptor {
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
         self.profile.check()?;
         if key.id() != self.profile.identity {
-            return Err(Impossible("is not of the identity that signs").into());
+            return Err(Impossible("the identity is not the signer's").into());
         }
         let document = schema::Descriptor { profile: Some(self.profile.encode()), published: self.published.as_unix() };
         let descriptor = document.encode_to_vec();

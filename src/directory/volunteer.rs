@@ -75,8 +75,8 @@ impl VolunteerProfile {
     fn check(&self) -> Result<(), Impossible> {
         let Self { identity, onion_key, family, operator, offer, version } = self;
         Statement { identity, onion_key, family, operator, offer, version }.check()?;
-        require(family.len() <= MAX_FAMILY, "a volunteer names more than 8 relays as its family")?;
-        require(self.fits(), "a volunteer takes more than 400 bytes to describe; can it offer or name less?")
+        require(family.len() <= MAX_FAMILY, "the family of a volunteer has more than 8 relays")?;
+        require(self.fits(), "the description of a volunteer has more than 400 bytes; reduce its offer or its family")
     }
 
     fn encode(&self) -> schema::VolunteerProfile {
@@ -125,7 +125,7 @@ impl UnverifiedVolunteer {
     pub fn decode(bytes: &[u8]) -> Result<Self, DescriptorError> {
         let signed: schema::SignedVolunteer = bounded::decode(bytes, &BOUNDS)?;
         let document: schema::VolunteerDescriptor = bounded::decode(&signed.volunteer, &BOUNDS)?;
-        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("has no profile"))?)?;
+        let profile = VolunteerProfile::decode(document.profile.ok_or(Impossible("the profile is missing"))?)?;
         let claimed = VolunteerDescriptor { profile, published: WallTime::from_unix(document.published) };
         Ok(Self { signed, claimed })
     }
@@ -174,7 +174,7 @@ impl VolunteerDescriptor {
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, DescriptorError> {
         self.profile.check()?;
         if key.id() != self.profile.identity {
-            return Err(Impossible("is not of the identity that signs").into());
+            return Err(Impossible("the identity is not the signer's").into());
         }
         let profile = Some(self.profile.encode());
         let volunteer = schema::VolunteerDescriptor { profile, published: self.published.as_unix() }.encode_to_vec();

@@ -142,7 +142,7 @@ fn a_template_that_cannot_work_says_why() {
     assert!(matches!(failed("https://engine.example/?q=x"), TemplateError::NoTerms(_)));
     assert_eq!(
         failed("https://engine.example/?q={searchTerms}&k={apiKey}").to_string(),
-        "the template needs the parameter \"apiKey\", which is not known"
+        "the template needs the unknown parameter \"apiKey\""
     );
 }
 

@@ -52,7 +52,7 @@ fn hostile(bytes: &[u8]) {
         while streams.poll_event().is_some() {}
         while let Some(message) = streams.poll_message(now, CAPACITY, &mut rng) {
             let mut encoded = Vec::new();
-            message.encode(&mut encoded).expect("what is to be sent encodes");
+            message.encode(&mut encoded).expect("a queued message can be encoded");
             assert!(encoded.len() <= CAPACITY);
         }
         assert!(streams.len() <= 8);

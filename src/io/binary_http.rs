@@ -49,7 +49,7 @@ const RESPONSE: u64 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     /// The message is truncated, or the stream failed.
-    #[error("the message broke off")]
+    #[error("the message is truncated")]
     Broken,
     /// The bytes are no Binary HTTP message.
     #[error("not a binary HTTP message: {0}")]
@@ -58,7 +58,7 @@ pub(crate) enum MessageError {
     #[error("the message is too large")]
     TooLarge,
     /// The source of the body failed.
-    #[error("the message's body broke off at its source")]
+    #[error("the source of the message's body failed")]
     Source,
 }
 
@@ -70,7 +70,7 @@ impl From<io::Error> for MessageError {
 
 impl From<bhttp::Error> for MessageError {
     fn from(_: bhttp::Error) -> Self {
-        Self::Malformed("a head that can't be decoded")
+        Self::Malformed("the head can't be decoded")
     }
 }
 
@@ -88,16 +88,17 @@ pub(crate) async fn read_request(reader: &mut (impl AsyncRead + Unpin)) -> Resul
     let mut bytes = Cursor::new(head.bytes);
     let control = ControlData::read_bhttp(true, &mut bytes)?;
     let ControlData::Request { method, scheme, authority, path } = control else {
-        return Err(MessageError::Malformed("not a request"));
+        return Err(MessageError::Malformed("the message is not a request"));
     };
     let uri = Uri::builder()
         .scheme(scheme.as_slice())
         .authority(authority.as_slice())
         .path_and_query(path.as_slice())
         .build()
-        .map_err(|_| MessageError::Malformed("no absolute address"))?;
+        .map_err(|_| MessageError::Malformed("the URL is not absolute"))?;
     let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(&method).map_err(|_| MessageError::Malformed("no method"))?;
+    *request.method_mut() =
+        Method::from_bytes(&method).map_err(|_| MessageError::Malformed("the method is invalid"))?;
     *request.uri_mut() = uri;
     *request.headers_mut() = read_fields(&mut bytes)?;
     Ok(request)
@@ -125,7 +126,7 @@ pub(crate) async fn read_response(reader: &mut (impl AsyncRead + Unpin)) -> Resu
     let mut response = Response::new(());
     *response.status_mut() = status
         .and_then(|status| hyper::StatusCode::from_u16(status).ok())
-        .ok_or(MessageError::Malformed("no status"))?;
+        .ok_or(MessageError::Malformed("the status is invalid"))?;
     *response.headers_mut() = read_fields(&mut bytes)?;
     Ok(response)
 }
@@ -138,8 +139,10 @@ fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
     let mut headers = HeaderMap::with_capacity(section.len());
     for field in section.iter() {
         // RFC 9292 §3.6 forbids upper case. Names and values must also be valid in HTTP/1.1.
-        let name = HeaderName::from_lowercase(field.name()).map_err(|_| MessageError::Malformed("a field's name"))?;
-        let value = HeaderValue::from_bytes(field.value()).map_err(|_| MessageError::Malformed("a field's value"))?;
+        let name = HeaderName::from_lowercase(field.name())
+            .map_err(|_| MessageError::Malformed("a field's name is invalid"))?;
+        let value = HeaderValue::from_bytes(field.value())
+            .map_err(|_| MessageError::Malformed("a field's value is invalid"))?;
         headers.append(name, value);
     }
     Ok(headers)
@@ -152,7 +155,7 @@ fn read_fields(bytes: &mut Cursor<Vec<u8>>) -> Result<HeaderMap, MessageError> {
 pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageError> {
     let uri = request.uri();
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(MessageError::Malformed("no absolute address"));
+        return Err(MessageError::Malformed("the URL is not absolute"));
     };
     let control = ControlData::Request {
         method: request.method().as_str().into(),
@@ -170,7 +173,7 @@ pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageEr
 pub(crate) fn response_head<B>(response: &Response<B>) -> Result<Vec<u8>, MessageError> {
     let status = StatusCode::try_from(response.status().as_u16())?;
     if status.informational() {
-        return Err(MessageError::Malformed("not a final status"));
+        return Err(MessageError::Malformed("the status is not a final one"));
     }
     head(RESPONSE, &ControlData::Response(status), response.headers())
 }
@@ -311,7 +314,7 @@ impl<R: AsyncRead + Unpin> Content<R> {
                     self.ended = true;
                     HeadReader::new(&mut self.reader).trailers().await?;
                     if self.reader.read(&mut [0]).await? > 0 {
-                        return Err(MessageError::Malformed("there are bytes behind its end"));
+                        return Err(MessageError::Malformed("bytes follow its end"));
                     }
                 }
                 Some(length) => {
@@ -435,7 +438,7 @@ impl<'a, R: AsyncRead + Unpin> HeadReader<'a, R> {
     async fn kind(&mut self, wanted: u64) -> Result<(), MessageError> {
         let kind = self.varint().await?.ok_or(MessageError::Broken)?;
         self.bytes.clear();
-        if kind == wanted { Ok(()) } else { Err(MessageError::Malformed("not the kind of message that is due")) }
+        if kind == wanted { Ok(()) } else { Err(MessageError::Malformed("the message is not of the expected kind")) }
     }
 
     /// Reads a variable-length integer (RFC 9000 §16); `None` at the end of the stream.

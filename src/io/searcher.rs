@@ -27,12 +27,13 @@ use tokio::{
 
 use crate::{
     base::{Instant, RelayId},
+    client::StreamFailure,
     delegated::{
         Delegation, EngineName, ExitCounts, ExitStatistics, SearchAnswer, SearchError, SearchRefusal, SearchRequest,
         SearchResult,
         frame::{RESPONSE_BUCKETS, longest},
     },
-    wire::EndReason,
+    path::PathError,
 };
 
 use super::connector::{ConnectError, Connector, Delegated, Hop, Isolation};
@@ -41,8 +42,8 @@ pub(crate) use crate::delegated::engines;
 pub use crate::delegated::{Miss, MissReason, Offers};
 pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
 
-/// Time limit for getting a circuit.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for getting a circuit, longer than the client's, whose error says why there is none.
+const CONNECT_LIMIT: Duration = Duration::from_secs(35);
 /// Time limit for the exit's answer; the exit gives the engine eight seconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -108,16 +109,16 @@ pub enum SearchFailure {
     #[error("{0}")]
     Query(#[from] SearchError),
     /// No exit offers to search.
-    #[error("no exit of this network offers to search")]
+    #[error("no exit of this network offers a search engine")]
     NoEngines,
     /// No exit offers this engine.
     #[error("no exit of this network offers this engine")]
     NoSuchEngine,
     /// Fewer exits are available than the comparison needs.
-    #[error("only {0} of this network's exits can be asked that")]
+    #[error("only {0} exits of this network are available for this query")]
     TooFewExits(usize),
     /// The engine blocks every exit that offers it.
-    #[error("the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine")]
+    #[error("the engine blocks every exit that offers it; try again in ten minutes, or use another engine")]
     AllBlocked,
     /// There is no circuit.
     #[error("{0}")]
@@ -205,7 +206,7 @@ impl<C: Connector> Searcher<C> {
                 match self.ask(&request, not_by).await {
                     Ok(found) => Ok(Found { missed: Some(miss), ..found }),
                     // There is no other exit.
-                    Err(SearchFailure::Connect(_)) => Err(SearchFailure::Missed(miss)),
+                    Err(SearchFailure::Connect(_) | SearchFailure::NoSuchEngine) => Err(SearchFailure::Missed(miss)),
                     failed => failed,
                 }
             }
@@ -223,12 +224,18 @@ impl<C: Connector> Searcher<C> {
         let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let opening = self.connector.delegate(Delegation::Search(engine.clone()), not_by, isolation);
-        Ok(timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(EndReason::TimedOut.into()))?)
+        match timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into())) {
+            Err(ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered))) => Err(SearchFailure::NoSuchEngine),
+            Err(error) => Err(error.into()),
+            Ok(delegated) => Ok(delegated),
+        }
     }
 
     /// Sends the request to the exit at the end of `delegated`, and records the outcome.
     async fn converse(&self, request: &SearchRequest, delegated: Delegated) -> Result<Found, SearchFailure> {
-        let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { return Err(ConnectError::NotReady.into()) };
+        let Some(exit) = delegated.path.last().map(|hop| hop.relay) else {
+            return Err(ConnectError::from(StreamFailure::NoCircuit).into());
+        };
         let framed = request.encode()?;
         let began = std::time::Instant::now();
         let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, &framed)).await;
@@ -272,7 +279,11 @@ impl<C: Connector> Searcher<C> {
     }
 
     fn without_engines(&self) -> SearchFailure {
-        if self.known().offers.borrow().is_none() { ConnectError::NotReady.into() } else { SearchFailure::NoEngines }
+        if self.known().offers.borrow().is_none() {
+            ConnectError::from(StreamFailure::NoConsensus).into()
+        } else {
+            SearchFailure::NoEngines
+        }
     }
 
     fn exits_with(&self, engine: &EngineName) -> Vec<RelayId> {

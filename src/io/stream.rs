@@ -41,8 +41,6 @@ use tokio::{
 
 use crate::wire::EndReason;
 
-use super::connector::reason_text;
-
 pub(crate) use self::{
     hub::{Hub, StreamCommand, StreamKey},
     splice::{reset_on_close, splice},
@@ -57,7 +55,7 @@ const NEXT_CHUNK: usize = 64 * 1024;
 
 /// The reason of a stream's failure, wrapped in the [`io::Error`]s of a [`Stream`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", reason_text(*.0))]
+#[error("{0}")]
 pub struct StreamFailed(pub EndReason);
 
 /// The error that an application gets from a stream that ended for `reason`.

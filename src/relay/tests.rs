@@ -574,7 +574,7 @@ fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
     assert_eq!(bench.commands(next), [Command::Destroy]);
     bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
     bench.settle();
-    assert_eq!(bench.commands(link), [Command::Destroy], "what waited is dropped");
+    assert_eq!(bench.commands(link), [Command::Destroy], "queued cells are dropped");
 }
 
 #[test]

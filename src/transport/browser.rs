@@ -154,7 +154,11 @@ impl Allowance {
         self.short.then(|| self.since.after(Duration::from_secs_f64(missing.clamp(0.001, 3600.0))))
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and a debt is no room")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates; a negative value means no room"
+    )]
     fn room(&mut self, wanted: usize) -> usize {
         let room = wanted.min(self.bytes.max(0.0) as usize);
         self.short |= room < wanted;
@@ -188,7 +192,7 @@ impl Endpoint {
     /// Limits the sending rate to `a_second` bytes in the long run; `None` removes the limit. A relayed byte is
     /// received once and sent once, and unsent bytes hold back their source, so the limit bounds both directions.
     pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
-        #[expect(clippy::cast_precision_loss, reason = "no rate needs so many digits")]
+        #[expect(clippy::cast_precision_loss, reason = "rates need fewer digits")]
         let a_second = a_second.map(|a_second| a_second.max(1) as f64);
         self.allowance = a_second.map(|a_second| Allowance { a_second, bytes: a_second, since: now, short: true });
         self.tell_rooms(now);
@@ -375,7 +379,7 @@ impl Transport for Endpoint {
                 }
                 link.told = link.told.saturating_sub(message.len());
                 if let Some(allowance) = &mut self.allowance {
-                    #[expect(clippy::cast_precision_loss, reason = "messages are short")]
+                    #[expect(clippy::cast_precision_loss, reason = "the number of messages is small")]
                     let sent = message.len() as f64;
                     allowance.bytes -= sent;
                     allowance.short = true;

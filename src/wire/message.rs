@@ -18,7 +18,7 @@
 //! | REQUEST | 13 | origin | yes |
 //! | GONE | 14 | hop | no |
 
-use core::net::IpAddr;
+use core::{fmt, net::IpAddr};
 
 use bytes::Bytes;
 
@@ -132,6 +132,23 @@ pub enum EndReason {
     ResourceLimit = 8,
     /// Any other failure.
     Failed = 9,
+}
+
+impl fmt::Display for EndReason {
+    /// The reason, for the user of the stream.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "the other end has sent all its bytes",
+            Self::Refused => "the target refused the connection",
+            Self::Unreachable => "the exit can't reach the target",
+            Self::Policy => "the exit's policy does not allow this target",
+            Self::TimedOut => "the target did not answer in time",
+            Self::NotFound => "the name has no address",
+            Self::Reset => "the stream was reset",
+            Self::ResourceLimit => "a resource limit of the exit is reached",
+            Self::Failed => "the stream failed",
+        })
+    }
 }
 
 impl EndReason {

@@ -43,7 +43,7 @@ fn a_sealed_request_reaches_its_target_by_a_gateway_whose_keys_two_exits_bring()
     let refused = fetch(&testnet, &lying, &origin.url(1));
     assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("different keys"), "{refused:?}");
-    assert!(lying.seen.lock().unwrap().sealed.is_empty(), "nothing is sealed to keys that differ");
+    assert!(lying.seen.lock().unwrap().sealed.is_empty(), "no request is sealed if keys differ");
 }
 
 #[test]

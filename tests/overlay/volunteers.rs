@@ -117,7 +117,7 @@ fn while_volunteers_are_killed_requests_succeed_at_the_first_try() {
 /// Cells that a volunteer has forwarded, according to the last line of its log.
 fn cells_of(testnet: &Testnet, name: &str) -> u64 {
     let log = std::fs::read_to_string(testnet.folder.path().join(format!("{name}.log"))).unwrap();
-    let line = log.lines().rev().find(|line| line.contains("carrying for others")).unwrap();
+    let line = log.lines().rev().find(|line| line.contains("traffic of others")).unwrap();
     // Colour codes may precede the number.
     let figure = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
     figure.trim().parse().unwrap()

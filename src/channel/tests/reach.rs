@@ -127,7 +127,11 @@ fn an_idle_channel_stays_while_both_ends_keep_it() {
     assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (1, 1));
     pair.a.channels.keep(channel, false);
     pair.pass(Duration::from_secs(200));
-    assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (0, 0), "what its volunteer no longer keeps closes");
+    assert_eq!(
+        (pair.a.channels.len(), pair.b.channels.len()),
+        (0, 0),
+        "a channel closes once its volunteer no longer keeps it"
+    );
 }
 
 #[test]

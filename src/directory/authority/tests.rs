@@ -106,7 +106,7 @@ fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() 
     authority.handle_proof(NOW, &profile(1).dial_target(), Err(ProofError::Identity));
     assert_eq!(authority.listed(NOW), 0);
     authority.handle_timeout(later(4));
-    assert!(drain(&mut authority).proofs.is_empty(), "it waits before it dials again");
+    assert!(drain(&mut authority).proofs.is_empty(), "a failed dial is repeated after a wait");
     authority.handle_timeout(later(5));
     assert_eq!(drain(&mut authority).proofs.len(), 1);
     authority.handle_proof(later(5), &profile(1).dial_target(), Ok(()));
@@ -186,7 +186,7 @@ fn only_so_many_relays_are_dialled_at_once() {
     }
     let proofs = drain(&mut authority).proofs;
     assert_eq!(proofs.len(), MAX_PROOFS);
-    assert!(authority.poll_timeout().unwrap() > NOW, "what can't be dialled yet is no reason to wake up");
+    assert!(authority.poll_timeout().unwrap() > NOW, "a relay that can't be dialled yet sets no deadline");
     authority.handle_proof(NOW, &proofs[0], Ok(()));
     assert_eq!(drain(&mut authority).proofs.len(), 1);
 }
@@ -402,7 +402,7 @@ fn only_a_few_relays_of_one_network_are_dialled_at_once_and_only_so_many_kept_un
         asked.forgotten.extend(more.forgotten);
     }
     assert_eq!((asked.proofs.len(), asked.forgotten.len()), (4, 8));
-    assert!(authority.poll_timeout().unwrap() > NOW, "what can't be dialled yet is no reason to wake up");
+    assert!(authority.poll_timeout().unwrap() > NOW, "a relay that can't be dialled yet sets no deadline");
     submit(&mut authority, 50, at(50, &["20.0.1.1:1"]), NOW);
     assert_eq!(drain(&mut authority).proofs.len(), 1, "another network isn't held up");
 }

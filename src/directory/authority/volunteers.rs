@@ -197,12 +197,12 @@ impl Volunteers {
         let dates = (valid_after, valid_after.after(interval), valid_until);
         match VolunteerList::new(dates, listed) {
             Ok((list, encoded)) => {
-                tracing::debug!(volunteers = list.volunteers().len(), "a new volunteer list");
+                tracing::debug!(volunteers = list.volunteers().len(), "made a volunteer list");
                 self.listed = Some(valid_after);
                 Some(encoded)
             }
             Err(error) => {
-                tracing::error!(%error, "no volunteer list can be made");
+                tracing::error!(%error, "can't make a volunteer list");
                 None
             }
         }

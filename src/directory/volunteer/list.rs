@@ -128,10 +128,13 @@ impl Volunteer {
     fn decode(listed: schema::ListedVolunteer) -> Result<Self, Impossible> {
         let profile = VolunteerProfile::decode(listed.profile.ok_or(Impossible("a volunteer has no profile"))?)?;
         let gateways = decode_identities(&listed.gateways).ok_or(Impossible("a gateway is not 32 bytes"))?;
-        require((1..=MAX_GATEWAYS).contains(&gateways.len()), "a volunteer has not one to three gateways")?;
+        require(
+            (1..=MAX_GATEWAYS).contains(&gateways.len()),
+            "the number of a volunteer's gateways is not one to three",
+        )?;
         let once =
             |(at, gateway): (usize, &RelayId)| !gateways.iter().skip(at.saturating_add(1)).any(|it| it == gateway);
-        require(gateways.iter().enumerate().all(once), "a gateway stands twice")?;
+        require(gateways.iter().enumerate().all(once), "a gateway is listed twice")?;
         require(!gateways.contains(&profile.identity), "a volunteer is its own gateway")?;
         Ok(Self { profile, gateways })
     }
@@ -187,7 +190,7 @@ impl VolunteerList {
         let dates = Dates::decode(dates, LONGEST_VALIDITY)?;
         let volunteers = document.volunteers.into_iter().map(Volunteer::decode).collect::<Result<Vec<_>, _>>()?;
         let ascending = volunteers.is_sorted_by(|one, next| one.identity() < next.identity());
-        require(ascending, "volunteers are out of order, or one stands twice")?;
+        require(ascending, "volunteers are out of order or duplicated")?;
         Ok(Self { dates, volunteers, digest: crypto::sha256(bytes) })
     }
 

@@ -35,7 +35,7 @@ pub enum PresenceError {
     #[error("presence: not signed by the gateway in it")]
     BadSignature,
     /// Its date is too far from the current time.
-    #[error("presence: made too long ago or in the future; is the relay's clock right?")]
+    #[error("presence: made too long ago or in the future; check the relay's clock")]
     WrongTime,
     /// It contradicts itself or the specification.
     #[error("presence: {0}")]
@@ -44,7 +44,7 @@ pub enum PresenceError {
     #[error("presence: the gateway is not listed")]
     NotListed,
     /// A report of the same gateway, at least as new, is stored.
-    #[error("presence: not newer than the last")]
+    #[error("presence: not newer than the previous one")]
     Older,
 }
 
@@ -110,7 +110,7 @@ impl Presence {
     /// [`PresenceError::Impossible`] when the volunteers are too many or out of order, or the gateway is not `key`'s.
     pub fn sign(&self, key: &IdentityKey) -> Result<Vec<u8>, PresenceError> {
         self.check()?;
-        require(key.id() == self.gateway, "is not of the identity that signs")?;
+        require(key.id() == self.gateway, "the gateway is not the signer")?;
         let document = schema::Presence {
             gateway: self.gateway.as_bytes().to_vec(),
             at_ms: self.at_ms,
@@ -122,7 +122,7 @@ impl Presence {
     }
 
     fn check(&self) -> Result<(), Impossible> {
-        require(self.volunteers.len() <= MAX_PRESENT, "more than 512 volunteers")?;
+        require(self.volunteers.len() <= MAX_PRESENT, "the report has more than 512 volunteers")?;
         require_ascending(&self.volunteers)
     }
 }
@@ -156,5 +156,5 @@ impl Counted {
 }
 
 fn require_ascending(volunteers: &[RelayId]) -> Result<(), Impossible> {
-    require(volunteers.is_sorted_by(|one, next| one < next), "volunteers are out of order, or one stands twice")
+    require(volunteers.is_sorted_by(|one, next| one < next), "volunteers are out of order or duplicated")
 }

@@ -90,7 +90,7 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
         (&|it| it.family = vec![it.identity.clone()], "itself"),
         (&|it| it.operator = "o\u{202e}".into(), "operator"),
         (&|it| it.version = "v".repeat(33), "version"),
-        (&|it| it.offer = Some(schema::Offer { engines: vec!["<".into()], ..Default::default() }), "plain name"),
+        (&|it| it.offer = Some(schema::Offer { engines: vec!["<".into()], ..Default::default() }), "engine's name"),
     ];
     for (change, expected) in cases {
         let reason = reason(change);
@@ -169,7 +169,7 @@ fn a_presence_signed_by_another_or_made_at_another_time_is_refused() {
     assert!(at(NOW.before(CLOCK_SKEW)).is_ok() && at(NOW.after(CLOCK_SKEW)).is_ok());
     assert_eq!(at(NOW.before(CLOCK_SKEW + seconds(1))), Err(PresenceError::WrongTime));
     assert_eq!(at(NOW.after(CLOCK_SKEW + seconds(1))), Err(PresenceError::WrongTime));
-    assert!(presence(&[21]).sign(&key(2)).is_err(), "nobody signs for another");
+    assert!(presence(&[21]).sign(&key(2)).is_err(), "a document is valid under its own identity's signature only");
 }
 
 #[test]

@@ -184,7 +184,7 @@ async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one()
         assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), later(at));
     }
     drop(receiver);
-    timeout(DEADLINE, task).await.expect("it goes on though nobody listens").unwrap();
+    timeout(DEADLINE, task).await.expect("following ends without a receiver").unwrap();
 }
 
 #[tokio::test]
@@ -225,7 +225,7 @@ async fn a_client_that_follows_the_volunteer_list_never_writes_it_where_the_cons
     assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), NOW);
     assert!(!cache.exists());
     drop(receiver);
-    timeout(DEADLINE, task).await.expect("it goes on though nobody listens").unwrap();
+    timeout(DEADLINE, task).await.expect("following ends without a receiver").unwrap();
 }
 
 #[tokio::test]

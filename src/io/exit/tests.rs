@@ -13,7 +13,7 @@ use crate::io::{
     socks::{self, SocksLimits},
     testing::{Flows, ROOM, echo_origin, origin, reason_of},
 };
-use crate::{base::RelayId, delegated::Delegation};
+use crate::{base::RelayId, client::StreamFailure, delegated::Delegation};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -253,7 +253,7 @@ async fn each_failure_has_its_reason() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let via = ViaExit::private();
     let reason = async |host: &str, port: u16| match open(&via, host, port).await {
-        Err(ConnectError::Ended(reason)) => reason,
+        Err(ConnectError::Stream(StreamFailure::Ended(reason))) => reason,
         other => panic!("{other:?}"),
     };
     assert_eq!(reason("127.0.0.1", closed.port()).await, EndReason::Refused);

@@ -181,7 +181,7 @@ async fn what_is_missing_is_said() {
     let overlay = Overlay::new(&[]);
     assert_eq!(overlay.searcher().search(&query()).await, Err(SearchFailure::NoEngines));
     let unready = Searcher::new(overlay, Exits::new(watch::channel(None).1, None));
-    assert_eq!(unready.search(&query()).await, Err(SearchFailure::Connect(ConnectError::NotReady)));
+    assert_eq!(unready.search(&query()).await, Err(ConnectError::from(StreamFailure::NoConsensus).into()));
     let other = SearchQuery { engine: Some(engine("other")), ..query() };
     assert_eq!(Overlay::new(&[honest]).searcher().search(&other).await, Err(SearchFailure::NoSuchEngine));
 }

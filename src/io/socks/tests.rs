@@ -96,7 +96,13 @@ async fn each_failure_has_its_reply() {
         ("notfound.test", 4),
         ("limit.test", 1),
         ("failed.test", 1),
+        ("full.test", 1),
+        ("noexit.test", 2),
         ("notready.test", 3),
+        ("expired.test", 3),
+        ("few.test", 3),
+        ("guard.test", 3),
+        ("circuit.test", 3),
         ("not a name", 1),
     ] {
         assert_eq!(reply_to(&to_name(1, name, 80)).await, [5, code, 0, 1, 0, 0, 0, 0, 0, 0], "{name}");

@@ -113,7 +113,7 @@ async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more()
     });
     assert!(matches!(command(&mut hub), Some(StreamCommand::Write { bytes, .. }) if bytes.len() == 10));
     hub.set_room(7, 0);
-    assert!(timeout(Duration::from_millis(20), &mut writing).await.is_err(), "it wrote without room");
+    assert!(timeout(Duration::from_millis(20), &mut writing).await.is_err(), "the stream accepted bytes without room");
     hub.set_room(7, 15);
     assert!(matches!(hub.command().await, StreamCommand::Write { bytes, .. } if bytes.len() == 15));
     hub.set_room(7, 15);

@@ -116,7 +116,11 @@ fn a_guard_no_longer_listed_is_skipped_and_after_three_weeks_given_up() {
     assert_eq!(without(21), (2, 2));
     let back = consensus_at(NOW.after(days(22)), relays(1..=3), &Parameters::default()).0;
     guards.update(&back, &mut rng());
-    assert_eq!(*order(&guards, &back, Instant::START).last().unwrap(), gone, "it comes back as a new one, last");
+    assert_eq!(
+        *order(&guards, &back, Instant::START).last().unwrap(),
+        gone,
+        "a returning guard is a new one, at the end"
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::{
     memory::{Lease, Memory},
 };
 use crate::{
-    base::{DialTarget, Instant, Lane, LinkClose, LinkId, MAX_LANES, Slots},
+    base::{DialTarget, ErrorClass, Instant, Lane, LinkClose, LinkId, MAX_LANES, Slots},
     transport::sctp::{self, Association, Close, Event},
 };
 
@@ -383,11 +383,13 @@ impl Link {
     fn check(&mut self, context: &mut Context<'_>, outcome: Result<(), DtlsError>) {
         match outcome {
             Ok(()) => {}
-            Err(error) if error.is_key_limit() => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
-            Err(error) => {
-                tracing::debug!(%error, "link broken");
-                self.end(context, Ending::Closed(LinkClose::Broken));
-            }
+            Err(error) => match error.class() {
+                ErrorClass::Limit => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
+                class => {
+                    tracing::debug!(%error, %class, "closing a link");
+                    self.end(context, Ending::Closed(LinkClose::Broken));
+                }
+            },
         }
     }
 

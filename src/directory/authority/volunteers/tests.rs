@@ -108,7 +108,7 @@ fn presence(gateway: u16, volunteers: &[u16], at_ms: u64) -> Vec<u8> {
 fn a_volunteer_is_listed_with_the_gateways_that_report_it_the_best_ranked_first() {
     let mut world = World::testnet(10);
     let registration = world.register(V, NOW);
-    assert!(registration.gateways.is_empty(), "nobody has confirmed it yet");
+    assert!(registration.gateways.is_empty(), "no gateway has confirmed the volunteer yet");
     let ranking = world.ranking(&registration.seed, V);
     for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
         assert_eq!(world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers, ids(&[V]), "for whom it counts");
@@ -191,7 +191,11 @@ fn a_report_counts_for_three_intervals_and_stands_for_all_that_the_gateway_knows
     assert_eq!((world.listed(V), world.listed(V + 1)), (Some(ids(&[1])), Some(ids(&[1]))));
     world.report(1, &[V + 1], later(INTERVAL)).unwrap();
     world.settle(later(2 * INTERVAL));
-    assert_eq!((world.listed(V), world.listed(V + 1)), (None, Some(ids(&[1]))), "who isn't in it has left");
+    assert_eq!(
+        (world.listed(V), world.listed(V + 1)),
+        (None, Some(ids(&[1]))),
+        "a volunteer that is not in the report has left"
+    );
     world.settle(later(3 * INTERVAL));
     assert_eq!(world.listed(V + 1), Some(ids(&[1])));
     world.settle(later(4 * INTERVAL));
@@ -223,7 +227,7 @@ fn seeds_can_t_be_foreseen_by_who_registers() {
         world.rng = ChaCha20Rng::seed_from_u64(seed);
         world.register(V, NOW).seed
     };
-    assert_ne!(first(1), first(2), "they follow from the authority's randomness, not from the identity");
+    assert_ne!(first(1), first(2), "gateways depend on the authority's randomness, not on the identity");
 }
 
 #[test]
@@ -243,7 +247,7 @@ fn the_same_bytes_are_known_again_and_older_ones_refused() {
     let last = forged.len() - 1;
     forged[last] ^= 1;
     assert_eq!(world.register_as(later(3), &forged), Err(DescriptorError::BadSignature));
-    assert!(world.register_as(later(4), &new).is_ok(), "what is refused changes nothing");
+    assert!(world.register_as(later(4), &new).is_ok(), "a refused report changes nothing");
 }
 
 #[test]
@@ -344,7 +348,7 @@ fn nobody_is_ranked_but_whom_a_gateway_reports() {
         world.register(V + 1, now);
         assert!(!ranked(&world, V + 1));
     }
-    assert!(!ranked(&world, V), "nobody reports it any more, and there is another consensus");
+    assert!(!ranked(&world, V), "no gateway reports the volunteer, and there is another consensus");
     world.report(1, &[V], later(21)).unwrap();
     assert!(ranked(&world, V));
 }

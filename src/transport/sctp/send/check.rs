@@ -42,7 +42,7 @@ impl SendHalf {
             let flights = (self.first..).zip(&self.flights);
             flights.filter(move |(_, flight)| flight.state == state).map(|(tsn, _)| tsn)
         };
-        assert!(in_state(State::Lost).eq(self.lost.iter().copied()), "what is lost is listed");
+        assert!(in_state(State::Lost).eq(self.lost.iter().copied()), "each lost chunk is in the list");
         let holes = self.acked.holes(self.first).flat_map(|(from, to)| from..=to);
         let highest = in_state(State::Acked).last();
         assert_eq!(self.acked.highest(), highest.unwrap_or_default());
@@ -56,6 +56,6 @@ impl SendHalf {
         );
         assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == State::Acked)));
         let waits = self.in_flight > 0 || !self.lost.is_empty();
-        assert!(!waits || self.timer().is_some(), "what is in flight is timed");
+        assert!(!waits || self.timer().is_some(), "chunks in flight have a timer");
     }
 }

@@ -20,7 +20,7 @@ fn struck(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
     let mut forged = Forged::stock();
     forged.chunk(kind, flags, body);
     let aborts = forged.answers().iter().filter(|answer| answer.kind == packet::ABORT).count();
-    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "who broke it is told");
+    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "the violator receives an ABORT");
     forged.closed
 }
 
