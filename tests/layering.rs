@@ -325,7 +325,7 @@ fn no_part_knows_of_one_above_it() {
     for source in sources() {
         let file = source.file.display();
         let Some(own) = layer(&source.part) else {
-            panic!("{file}: `{}` stands in no layer; give it one in tests/layering.rs", source.part);
+            panic!("{file}: `{}` has no layer; add it to tests/layering.rs", source.part);
         };
         for part in parts(&source, &offered) {
             // The root and the program may use all layers.
@@ -361,7 +361,7 @@ fn no_two_parts_lean_on_each_other() {
             names.values_mut().for_each(|parts| parts.retain(|part| *part != name));
         }
     }
-    assert!(names.is_empty(), "these parts lean on each other: {names:#?}");
+    assert!(names.is_empty(), "these modules form a cycle: {names:#?}");
 }
 
 #[test]

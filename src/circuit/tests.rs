@@ -92,7 +92,7 @@ impl Chain {
                 return self.handle_message(hop, RelayMessage::decode(&plaintext).unwrap());
             }
         }
-        panic!("no hop was spoken to");
+        panic!("no message was sent to a hop");
     }
 
     fn handle_message(&mut self, hop: HopIndex, message: RelayMessage) -> Vec<Cell> {

@@ -205,7 +205,7 @@ mod tests {
         for guard in [1, 1, 2] {
             attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));
         }
-        assert!(attempts.may_build(Instant::START), "two guards failed, one of them told twice");
+        assert!(attempts.may_build(Instant::START), "two guards failed, one of them reported twice");
         attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([3; 32]));
         assert!(!attempts.may_build(Instant::START));
     }

@@ -266,7 +266,7 @@ impl Net {
             Party::Client(party) => act(party, now, rng),
             Party::Relay(_) => panic!("a relay"),
         };
-        self.world.with(self.client, act).expect("the client lives")
+        self.world.with(self.client, act).expect("the client exists")
     }
 
     fn relay<T>(&mut self, node: NodeId, act: impl FnOnce(&mut RelayParty) -> T) -> Option<T> {
@@ -420,7 +420,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
     assert_eq!(net.closed(waiting, 2), StreamFailure::ConsensusExpired);
     net.client(|party, _, _| {
         assert!(party.expired);
-        assert_eq!(party.client.circuits.len(), 1, "the one with a stream alone goes on");
+        assert_eq!(party.client.circuits.len(), 1, "only the circuit with a stream stays open");
         assert_eq!(party.seen(before).closed, None);
     });
     net.give_consensus(NOW);
@@ -620,7 +620,7 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
                 party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(id, _)| *id).collect();
             for id in &building {
                 let pooled = party.client.circuits.get_mut(id).unwrap();
-                let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel stands") };
+                let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel is open") };
                 assert_eq!(pooled.hop_times.len(), 0);
                 let destroy = crate::wire::Cell::destroy(origin.circuit());
                 pooled.handle_cell(now, destroy, rng);
@@ -800,7 +800,7 @@ fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_i
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.pass(20);
     let built = net.client(|party, _, _| party.built.len());
-    assert!(built <= before + 2, "{} circuits that nothing would be placed on", built - before);
+    assert!(built <= before + 2, "{} circuits that no request would use", built - before);
     let request = net.delegate(&[], 200);
     let (exit, shared_exit) = net.delegated(request);
     assert!(exit != guard && shared_exit);

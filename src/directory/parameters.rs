@@ -182,7 +182,7 @@ mod tests {
     fn no_consensus_lets_a_window_outgrow_the_queue_of_a_relay() {
         let most = Parameters::default().with("flow.largest-window", u64::MAX).unwrap().flow().window_max;
         let queue = crate::channel::ChannelParameters::default().circuit_queue;
-        assert!(usize::try_from(most).unwrap() + 256 < queue, "signalling needs a place too");
+        assert!(usize::try_from(most).unwrap() + 256 < queue, "the queue needs room for control cells too");
     }
 
     #[test]

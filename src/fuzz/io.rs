@@ -102,8 +102,8 @@ fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpList
         let _ = application.shutdown().await;
         let mut answer = Vec::new();
         let read = timeout(Duration::from_secs(20), application.read_to_end(&mut answer)).await;
-        assert!(read.is_ok(), "the port hangs");
-        assert!(!serving.is_finished(), "the port is gone");
+        assert!(read.is_ok(), "the port did not end in time");
+        assert!(!serving.is_finished(), "the port still serves");
     });
 }
 

@@ -37,7 +37,7 @@ fn udp_port(bytes: &[u8]) {
         let mut datagram = choices.bytes().to_vec();
         endpoint.handle_datagram(now, Route { port: LISTEN.id, remote }, &mut datagram);
         while let Some(batch) = endpoint.poll_datagrams(now) {
-            assert!(batch.bytes.len() <= datagram.len(), "more comes out than went in");
+            assert!(batch.bytes.len() <= datagram.len(), "more bytes sent than received");
         }
         assert_eq!(endpoint.counts().links, 0, "the input can't contain a valid cookie");
     }

@@ -53,7 +53,7 @@ impl Flows {
     pub(crate) fn write(&mut self, key: StreamKey, bytes: &Bytes) {
         let Some(flow) = self.0.get_mut(&key) else { return };
         flow.buffered.extend_from_slice(bytes);
-        assert!(flow.buffered.len() <= ROOM, "more was written than there was room for");
+        assert!(flow.buffered.len() <= ROOM, "bytes were written without room");
     }
 
     pub(crate) fn finish(&mut self, key: StreamKey) {
@@ -65,7 +65,7 @@ impl Flows {
     pub(crate) fn credit(&mut self, key: StreamKey, bytes: usize) {
         if let Some(flow) = self.0.get_mut(&key) {
             flow.credit += bytes;
-            assert!(flow.credit <= CREDIT, "more was consumed than had come");
+            assert!(flow.credit <= CREDIT, "more bytes consumed than received");
         }
     }
 

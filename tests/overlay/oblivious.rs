@@ -172,5 +172,5 @@ fn owner_of(peer: SocketAddr) -> Pid {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         open.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == socket.as_str())
     };
-    processes().into_iter().map(|(pid, _)| pid).find(|pid| has(*pid)).expect("whose connection it is")
+    processes().into_iter().map(|(pid, _)| pid).find(|pid| has(*pid)).expect("the owner of the connection")
 }

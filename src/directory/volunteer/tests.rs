@@ -138,7 +138,7 @@ fn a_registration_comes_back_as_it_was_and_nothing_else_is_one() {
     assert_eq!(Registration::decode(&none.encode()), Ok(none));
     let four = Registration { gateways: (1..=4).map(|number| key(number).id()).collect(), ..registration };
     assert!(Registration::decode(&four.encode()).is_err());
-    assert!(Registration::decode(&[]).is_err(), "a seed of no bytes");
+    assert!(Registration::decode(&[]).is_err(), "an empty seed");
     assert!(Registration::decode(&[0; 2000]).is_err());
 }
 
@@ -209,7 +209,7 @@ fn a_signed_list_comes_back_as_it_was() {
     assert_eq!(over(2), BTreeSet::from([key(21).id(), key(22).id()]));
     assert_eq!(over(1), BTreeSet::from([key(21).id()]));
     assert!(over(4).is_empty());
-    assert!(volunteers([]).volunteers().is_empty(), "an empty list is one");
+    assert!(volunteers([]).volunteers().is_empty(), "an empty list is valid");
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl ExitCore for Relay {
 
     fn write(&mut self, now: Instant, key: StreamKey, bytes: &[u8]) {
         let taken = self.exit_write(now, ExitStream(key), bytes);
-        debug_assert!(taken == bytes.len() || taken == 0, "more was written than there was room for");
+        debug_assert!(taken == bytes.len() || taken == 0, "bytes were written without room");
     }
 
     fn room(&mut self, key: StreamKey) -> usize {

@@ -48,13 +48,13 @@ impl ViaExit {
 impl Connector for ViaExit {
     async fn connect(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Ask::Connect(target, sender)).unwrap_or_else(|_| panic!("the core is gone"));
+        self.0.send(Ask::Connect(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
     }
 
     async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core is gone"));
+        self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
     }
 
@@ -231,7 +231,7 @@ async fn the_target_finishing_first_leaves_the_other_direction_open() {
     let origin = origin(move |mut socket| {
         let sender = sender.lock().unwrap().take().unwrap();
         async move {
-            socket.write_all(b"that is all").await.unwrap();
+            socket.write_all(b"no further event").await.unwrap();
             socket.shutdown().await.unwrap();
             let mut late = String::new();
             socket.read_to_string(&mut late).await.unwrap();
@@ -242,7 +242,7 @@ async fn the_target_finishing_first_leaves_the_other_direction_open() {
     let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
     let mut said = String::new();
     timeout(DEADLINE, stream.read_to_string(&mut said)).await.unwrap().unwrap();
-    assert_eq!(said, "that is all");
+    assert_eq!(said, "no further event");
     stream.write_all(b"not quite").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");

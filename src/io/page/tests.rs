@@ -139,7 +139,7 @@ async fn queries_of_any_script_are_shown_and_impossible_ones_explained() {
     {
         assert_eq!(get(address, path).await.0, 400, "{path}");
     }
-    assert_eq!(get(address, "/search?q=+").await.0, 200, "an empty box is a box");
+    assert_eq!(get(address, "/search?q=+").await.0, 200, "an empty query shows the home page");
     assert_eq!(get(address, "/nowhere").await.0, 404);
 }
 

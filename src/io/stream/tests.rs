@@ -32,14 +32,14 @@ async fn bytes_come_through_both_ways_and_each_direction_finishes_by_itself() {
         let mut got = Vec::new();
         right.read_to_end(&mut got).await.unwrap();
         assert!(got == expected);
-        right.write_all(b"after your end").await.unwrap();
+        right.write_all(b"bytes after the peer's end").await.unwrap();
         right.shutdown().await.unwrap();
     });
     left.write_all(&sent).await.unwrap();
     left.shutdown().await.unwrap();
     let mut answer = Vec::new();
     timeout(DEADLINE, left.read_to_end(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(answer, b"after your end");
+    assert_eq!(answer, b"bytes after the peer's end");
     answering.await.unwrap();
     assert_eq!(left.write(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
@@ -155,7 +155,7 @@ async fn a_stalled_reader_stops_its_writer_and_no_one_else() {
         written
     });
     let written = timeout(DEADLINE, blocked).await.unwrap().unwrap();
-    assert!(written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} bytes went out unread");
+    assert!(written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} bytes were sent but not read");
     drop(right);
 }
 

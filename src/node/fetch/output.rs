@@ -173,6 +173,6 @@ mod tests {
             pieces.iter().flat_map(|piece| harmless(piece, &mut last)).collect::<Vec<_>>()
         };
         assert_eq!(shown(&[b"a\x1b[31m\r\n\tb\x07\xc2\x9b\xc3\x9f"]), b"a?[31m?\n\tb?\xc2?\xc3\x9f");
-        assert_eq!(shown(&[b"a\xc2", b"\x9b31m"]), b"a\xc2?31m", "cut within a character");
+        assert_eq!(shown(&[b"a\xc2", b"\x9b31m"]), b"a\xc2?31m", "a character split between pieces");
     }
 }

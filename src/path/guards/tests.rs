@@ -66,13 +66,13 @@ fn a_guard_that_can_t_be_reached_goes_behind_the_others_until_it_is_due_again() 
     assert_eq!(order(&guards, &consensus, after(9)), rotated);
     assert_eq!(order(&guards, &consensus, after(10)), before, "due again");
     guards.handle_unreachable(after(10), &before[0]);
-    assert_eq!(order(&guards, &consensus, after(29)), rotated, "waits twice as long");
+    assert_eq!(order(&guards, &consensus, after(29)), rotated, "the second wait is twice as long");
     guards.handle_reached(&before[0]);
     assert_eq!(order(&guards, &consensus, after(29)), before);
     for guard in &before {
         guards.handle_unreachable(after(30), guard);
     }
-    assert_eq!(order(&guards, &consensus, after(31)).len(), 5, "with none reachable all are tried");
+    assert_eq!(order(&guards, &consensus, after(31)).len(), 5, "all guards are tried if none can be reached");
 }
 
 #[test]

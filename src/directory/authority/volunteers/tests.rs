@@ -111,7 +111,11 @@ fn a_volunteer_is_listed_with_the_gateways_that_report_it_the_best_ranked_first(
     assert!(registration.gateways.is_empty(), "no gateway has confirmed the volunteer yet");
     let ranking = world.ranking(&registration.seed, V);
     for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
-        assert_eq!(world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers, ids(&[V]), "for whom it counts");
+        assert_eq!(
+            world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers,
+            ids(&[V]),
+            "the volunteers for which the report counts"
+        );
     }
     let best = ids(&[ranking[0], ranking[2], ranking[4]]);
     assert_eq!(world.register(V, later(1)).gateways, best);
@@ -129,7 +133,10 @@ fn a_gateway_can_t_claim_a_volunteer_to_whom_it_doesn_t_fall() {
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
     let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
     for gateway in strangers {
-        assert!(world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(), "and it is told so");
+        assert!(
+            world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(),
+            "the gateway receives the result"
+        );
     }
     assert!(world.register(V, later(1)).gateways.is_empty());
     world.settle(later(1));
@@ -199,7 +206,7 @@ fn a_report_counts_for_three_intervals_and_stands_for_all_that_the_gateway_knows
     world.settle(later(3 * INTERVAL));
     assert_eq!(world.listed(V + 1), Some(ids(&[1])));
     world.settle(later(4 * INTERVAL));
-    assert_eq!(world.listed(V + 1), None, "the gateway has fallen silent");
+    assert_eq!(world.listed(V + 1), None, "the gateway no longer reports");
 }
 
 #[test]
@@ -213,7 +220,11 @@ fn the_seed_stays_the_same_for_a_day_whatever_is_registered_again() {
     // Removed, because no gateway confirms it; the seed is kept.
     world.settle(later(100));
     let again = volunteer(V, volunteer_profile(V), later(1));
-    assert_eq!(world.register_as(later(101), &again).unwrap().seed, seed, "older than what was forgotten, so it was");
+    assert_eq!(
+        world.register_as(later(101), &again).unwrap().seed,
+        seed,
+        "older than the last report, which was deleted"
+    );
     let day = SEED_LIFETIME.as_secs();
     let daily = volunteer(V, volunteer_profile(V), later(day - 1));
     assert_eq!(world.register_as(later(day - 1), &daily).unwrap().seed, seed);
@@ -329,7 +340,10 @@ fn a_full_directory_makes_room_by_who_had_a_chance_to_be_confirmed_and_else_refu
     assert!(!known(&world, numbers[0]) && known(&world, V));
     // All are confirmed or new, so none is evicted.
     assert_eq!(world.register_as(now, &newcomer(V + 1)), Err(DescriptorError::Full));
-    assert!(world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(), "once nobody has confirmed them lately");
+    assert!(
+        world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(),
+        "volunteers without a recent confirmation are removed"
+    );
 }
 
 #[test]
@@ -373,7 +387,7 @@ fn a_list_is_made_each_interval_once_there_is_a_consensus_and_may_be_empty() {
     assert_eq!(slower.list.unwrap().valid_until(), later(30 + 150));
     let mut alone = World::of(0, AuthorityConfig::testnet(3));
     alone.settle(later(60));
-    assert!(alone.list.is_none(), "without a consensus there is none");
+    assert!(alone.list.is_none(), "there is no list without a consensus");
 }
 
 #[test]
@@ -427,13 +441,13 @@ fn no_flood_of_registrations_costs_a_registered_volunteer_its_seed() {
         world.report(1, &[V], later(at)).unwrap();
         world.settle(later(at));
     }
-    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other has left");
+    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other volunteer has left");
     for number in 0..MAX_LEFT_SEEDS {
         let seed = Seed::draw(NOW, &mut world.rng);
         world.authority.volunteers.left.keep(id(number), seed);
     }
     assert_eq!(world.register(V, later(100)).seed, seed);
-    assert_ne!(world.register(V + 1, later(100)).seed, leaver, "of those that left, the first to go are forgotten");
+    assert_ne!(world.register(V + 1, later(100)).seed, leaver, "volunteers that left first are deleted first");
 }
 
 #[test]

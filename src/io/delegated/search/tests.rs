@@ -147,7 +147,7 @@ async fn a_query_is_asked_by_the_exit_with_fields_that_are_the_same_for_all() {
         r#""user-agent": "Mozilla/5.0 (compatible; Umbel)""#,
     ];
     assert!(fields.iter().all(|field| asked.contains(field)), "{asked}");
-    assert_eq!(asked.matches("\": \"").count(), fields.len() + 1, "and the host: {asked}");
+    assert_eq!(asked.matches("\": \"").count(), fields.len() + 1, "the host differs: {asked}");
 }
 
 #[tokio::test]
@@ -597,7 +597,10 @@ async fn an_engine_that_cannot_be_offered_says_why() {
     assert!(load(&[format!("http://{page}/")]).await.contains("not an OpenSearch 1.1 description"));
     let missing = answering(404, &[], Vec::new()).await;
     let twice = [format!("engine=http://{missing}/"), good.clone()];
-    assert!(load(&twice).await.contains("two engines have the name \"engine\""), "also when one is still to come");
+    assert!(
+        load(&twice).await.contains("two engines have the name \"engine\""),
+        "also if one description is still missing"
+    );
     let many: Vec<String> = (0..33).map(|number| format!("e{number}={good}")).collect();
     assert_eq!(load(&many).await, "the number of engines exceeds 32");
     let both = Engines::load(&[good.clone(), format!("other={good}")], ways(nowhere(), Tls::default())).await.unwrap();

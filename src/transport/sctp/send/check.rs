@@ -49,7 +49,7 @@ impl SendHalf {
         let before = highest.unwrap_or_default();
         let open = (self.first..).zip(&self.flights).take_while(|(tsn, _)| *tsn < before);
         let open = open.filter(|(_, flight)| flight.state != State::Acked).map(|(tsn, _)| tsn);
-        assert!(holes.eq(open), "holes are what is not acknowledged");
+        assert!(holes.eq(open), "gaps are the unacknowledged chunks");
         assert_eq!(
             self.unsent_bytes,
             self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()

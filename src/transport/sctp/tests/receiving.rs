@@ -367,7 +367,7 @@ fn what_a_peer_never_completes_fills_the_window_and_no_more() {
         assert!(blocks.len() == 1 && usize::from(blocks[0].1) < 2_000, "{blocks:?}");
         assert_eq!(forged.closed, None);
         forged.wait(31_000);
-        assert_eq!(forged.closed, Some(Close::TimedOut), "a hole lasts half a minute at most");
+        assert_eq!(forged.closed, Some(Close::TimedOut), "a gap lasts half a minute at most");
     }
 }
 
