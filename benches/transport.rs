@@ -1,5 +1,5 @@
 //! Benchmark of the native transport over loopback: the time of a dial, and bulk in one direction.
-#![allow(missing_docs, reason = "criterion's macros document nothing")]
+#![allow(missing_docs, reason = "criterion's macros generate undocumented items")]
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::disallowed_methods,

@@ -6,6 +6,7 @@
 mod address_prefix;
 mod counter;
 mod deadlines;
+mod error_class;
 mod id;
 mod link;
 mod machine;
@@ -18,6 +19,7 @@ mod token_bucket;
 pub use address_prefix::AddressPrefix;
 pub use counter::Counter;
 pub use deadlines::Deadlines;
+pub use error_class::ErrorClass;
 pub use id::{CircuitId, HopIndex, RelayId, StreamId};
 pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,

@@ -20,7 +20,7 @@ mod tests;
 use core::{net::SocketAddr, time::Duration};
 
 use crate::{
-    base::{CircuitId, DialError, LinkId, Rate, Redacted, RelayId},
+    base::{CircuitId, DialError, ErrorClass, LinkId, Rate, Redacted, RelayId},
     wire::Cell,
 };
 
@@ -163,49 +163,79 @@ pub enum ChannelEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
     /// The dial failed.
-    #[error("dialling: {0}")]
+    #[error("the dial failed: {0}")]
     Dial(#[from] DialError),
     /// The link opened, but the channel handshake failed.
-    #[error("channel handshake: {0}")]
+    #[error("the channel handshake failed: {0}")]
     Handshake(#[from] ChannelError),
     /// The link closed before the channel was open.
     #[error("the link closed during the channel handshake")]
     Closed,
 }
 
-/// A violation by the other end of a channel. Each one is the peer's fault and closes the channel.
+impl ConnectError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Dial(error) => error.class(),
+            Self::Handshake(error) => error.class(),
+            Self::Closed => ErrorClass::Network,
+        }
+    }
+}
+
+/// Why this end closes a channel: a violation by the other end, or a timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
     /// The message is malformed.
-    #[error("a malformed message")]
+    #[error("the message is malformed")]
     Malformed,
     /// No version in common.
-    #[error("no version of the protocol in common")]
+    #[error("the two ends have no protocol version in common")]
     NoCommonVersion,
     /// The other end is not the dialled relay.
-    #[error("another identity than the one dialled")]
+    #[error("the peer's identity is not the dialled one")]
     WrongIdentity,
     /// The other end presents this relay's own identity.
-    #[error("this relay's own identity")]
+    #[error("the peer presents this relay's own identity")]
     OwnIdentity,
     /// The proof of identity is not valid for this link.
-    #[error("the proof of identity does not hold")]
+    #[error("the proof of identity is not valid for this link")]
     BadProof,
     /// Too many cells before the end of the handshake.
-    #[error("too much before the handshake was done")]
+    #[error("too many cells before the end of the handshake")]
     TooEarly,
     /// A cell in a lane other than its circuit's.
-    #[error("a cell in the wrong lane")]
+    #[error("a cell arrived in the lane of another circuit")]
     WrongLane,
     /// CREATE with an identifier of this end's half, or CREATED with one of the other end's half.
-    #[error("a circuit identifier of the wrong half")]
+    #[error("the circuit identifier is not of the sender's half")]
     WrongHalf,
     /// Timeout of the handshake, or of received messages.
-    #[error("silent for too long")]
+    #[error("no message from the peer before the timeout")]
     TimedOut,
     /// The link has accepted nothing for too long while cells were queued.
-    #[error("read nothing for too long")]
+    #[error("the link accepted no queued cell before the timeout")]
     Stalled,
+}
+
+impl ChannelError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::TimedOut | Self::Stalled => ErrorClass::Network,
+            Self::Malformed
+            | Self::NoCommonVersion
+            | Self::WrongIdentity
+            | Self::OwnIdentity
+            | Self::BadProof
+            | Self::TooEarly
+            | Self::WrongLane
+            | Self::WrongHalf => ErrorClass::Peer,
+        }
+    }
 }
 
 /// A circuit's queue has reached its cap: the caller ends the circuit.

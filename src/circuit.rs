@@ -27,7 +27,7 @@ use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, HopIndex, Instant, StreamId},
+    base::{CircuitId, ErrorClass, HopIndex, Instant, StreamId},
     flow::FlowParameters,
     handshake::{HandshakeError, RelayKeys},
     onion::{OnionError, OriginLayers, message_capacity},
@@ -50,19 +50,19 @@ pub enum CircuitError {
     #[error("a relay ended the circuit")]
     Destroyed,
     /// This end closed the circuit.
-    #[error("closed by this end")]
+    #[error("this end closed the circuit")]
     Closed,
     /// A hop did not answer in time.
     #[error("hop {} did not answer in time", .0.value())]
     BuildTimedOut(HopIndex),
     /// The circuit did not answer an echo request.
-    #[error("the circuit no longer answers")]
+    #[error("no answer to an echo request before the timeout")]
     Silent,
     /// The path has no hop, or too many.
     #[error("a path has one to eight hops")]
     PathLength,
     /// A message that is illegal from that hop, or in this state.
-    #[error("{kind:?} is not legal from hop {} now", .hop.value())]
+    #[error("{kind:?} is illegal from hop {} in this state", .hop.value())]
     Illegal {
         /// The sender.
         hop: HopIndex,
@@ -70,7 +70,7 @@ pub enum CircuitError {
         kind: MessageKind,
     },
     /// A cell that is illegal, or illegal in this state.
-    #[error("a {0:?} cell is not legal now")]
+    #[error("a {0:?} cell is illegal in this state")]
     IllegalCell(Command),
     /// A handshake failed.
     #[error(transparent)]
@@ -84,6 +84,21 @@ pub enum CircuitError {
     /// A violation of the streams' rules.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+impl CircuitError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Destroyed | Self::BuildTimedOut(_) | Self::Silent => ErrorClass::Network,
+            Self::Closed | Self::PathLength => ErrorClass::Local,
+            Self::Illegal { .. } | Self::IllegalCell(_) | Self::Wire(_) => ErrorClass::Peer,
+            Self::Handshake(error) => error.class(),
+            Self::Onion(error) => error.class(),
+            Self::Stream(error) => error.class(),
+        }
+    }
 }
 
 /// An event of a circuit.

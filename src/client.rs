@@ -9,7 +9,7 @@
 //! over time, since a circuit takes no new streams ten minutes after its first. Relays that fail circuits until one
 //! has the path they want: retries are few, with pauses, and failures beyond the guard never change the guard.
 //!
-//! Caps: [`ClientParameters`]. Beyond them a request fails at once with `ResourceLimit`.
+//! Caps: [`ClientParameters`]. Beyond them a request fails at once with [`StreamFailure::LimitReached`].
 
 mod attempts;
 mod exit_separation;
@@ -29,8 +29,8 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        CircuitId, Deadlines, Instant, LinkClose, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId, Transmit,
-        WallTime,
+        CircuitId, Deadlines, ErrorClass, Instant, LinkClose, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId,
+        Transmit, WallTime,
     },
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
@@ -66,22 +66,42 @@ struct PooledId(u64);
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFailure {
-    /// The reason of [`StreamEvent::Closed`]; or no exit's policy allows the target (`Policy`), or a cap of the client
-    /// is reached (`ResourceLimit`).
-    #[error("the stream ended: {0:?}")]
+    /// The reason of [`StreamEvent::Closed`].
+    #[error("{0}")]
     Ended(EndReason),
+    /// The client has the maximum number of requests and streams.
+    #[error("the client has the maximum number of open streams; close some")]
+    LimitReached,
     /// No consensus arrived in time.
-    #[error("there is no consensus yet")]
+    #[error("the client has no consensus yet; check that a directory can be reached")]
     NoConsensus,
     /// The consensus has expired and no newer one was available. An expired consensus is never used.
-    #[error("the consensus has expired and no directory gave a newer one")]
+    #[error("the consensus has expired and no directory has a newer one; check the clock and the directories")]
     ConsensusExpired,
     /// The consensus has no path to that target.
     #[error(transparent)]
     NoPath(#[from] PathError),
-    /// No circuit could be built.
-    #[error("no circuit could be built")]
+    /// No guard could be reached.
+    #[error("no guard can be reached; check that this network allows UDP")]
+    GuardUnreachable,
+    /// No circuit could be built beyond the guard.
+    #[error("no circuit could be built beyond the guard; try again later")]
     NoCircuit,
+}
+
+impl StreamFailure {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Ended(EndReason::ResourceLimit) | Self::LimitReached => ErrorClass::Limit,
+            Self::Ended(_) => ErrorClass::Peer,
+            Self::NoPath(error) => error.class(),
+            Self::NoConsensus | Self::ConsensusExpired | Self::GuardUnreachable | Self::NoCircuit => {
+                ErrorClass::Network
+            }
+        }
+    }
 }
 
 /// An event for the client's owner.
@@ -373,7 +393,7 @@ impl Client {
         let refused = if self.expired {
             Some(StreamFailure::ConsensusExpired)
         } else if self.requests.len() >= self.parameters.streams {
-            Some(StreamFailure::Ended(EndReason::ResourceLimit))
+            Some(StreamFailure::LimitReached)
         } else {
             None
         };
@@ -426,7 +446,7 @@ impl Client {
                 // A client accepts no links from others.
                 ChannelEvent::Open { channel, peer: None, .. } => self.channels.close(channel),
                 ChannelEvent::DialFailed { relay, error } => {
-                    tracing::debug!(%relay, %error, "a guard can't be reached");
+                    tracing::debug!(%relay, %error, class = %error.class(), "a guard can't be reached");
                     self.fail_guard(now, &relay);
                 }
                 ChannelEvent::Closed { channel } => self.handle_channel_closed(channel),
@@ -478,7 +498,11 @@ impl LinkMachine for Client {
             self.handle_circuit_timeout(now, circuit);
         }
         for stream in self.requests.overdue(now) {
-            let failure = if self.in_use.is_none() { StreamFailure::NoConsensus } else { StreamFailure::NoCircuit };
+            let failure = match &self.in_use {
+                None => StreamFailure::NoConsensus,
+                Some(_) if self.attempts.is_guard_unreachable() => StreamFailure::GuardUnreachable,
+                Some(_) => StreamFailure::NoCircuit,
+            };
             self.events.push_back(ClientEvent::Failed(stream, failure));
         }
         if self.sweep_at.is_some_and(|at| at <= now) {

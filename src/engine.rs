@@ -19,7 +19,7 @@ mod markup;
 #[cfg(feature = "native")]
 mod native;
 #[cfg(feature = "browser")]
-#[cfg_attr(feature = "native", allow(dead_code, reason = "here for lints alone"))]
+#[cfg_attr(feature = "native", allow(dead_code, reason = "compiled here for the lints only"))]
 mod page;
 mod template;
 #[cfg(feature = "native")]

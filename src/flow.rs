@@ -73,10 +73,10 @@ impl Default for FlowParameters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     /// A SENDME does not echo the oldest outstanding tag.
-    #[error("a SENDME does not echo the oldest outstanding tag")]
+    #[error("the SENDME does not echo the oldest outstanding tag")]
     WrongTag,
     /// More tags are unanswered than any window holds.
-    #[error("more tags than a window holds are waiting for their SENDME")]
+    #[error("more than {MAX_OWED} tags are without a SENDME")]
     TooManyTags,
 }
 

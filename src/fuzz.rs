@@ -70,7 +70,7 @@ pub const TARGETS: &[&[Target]] = &[
 /// # Panics
 /// When there is no such target, or an invariant is violated.
 pub fn run(name: &str, bytes: &[u8]) {
-    let target = TARGETS.iter().copied().flatten().find(|target| target.name == name).expect("a target of this name");
+    let target = TARGETS.iter().copied().flatten().find(|target| target.name == name).expect("the target exists");
     (target.run)(bytes);
 }
 

@@ -18,7 +18,7 @@ pub use origin::{ClientHandshake, Established};
 pub use relay::{Answer, OnionKeyring, Request, respond};
 
 use crate::{
-    base::RelayId,
+    base::{ErrorClass, RelayId},
     crypto::{CryptoError, LayerKey, OnionPublic},
 };
 
@@ -49,18 +49,29 @@ pub enum HandshakeError {
     #[error("the handshake message is malformed")]
     Malformed,
     /// The type is unknown.
-    #[error("handshake type {0:#06x} is not the one expected")]
+    #[error("handshake type {0:#06x} is unknown")]
     Type(u16),
     /// The request names an onion key that is neither the current nor the previous one.
-    #[error("the onion key is not known")]
+    #[error("the onion key is neither the current nor the previous one")]
     UnknownOnionKey,
     /// The other end's key is of small order.
     #[error(transparent)]
     Key(#[from] CryptoError),
     /// The message was modified, is for another relay or hop, or its sender doesn't hold the onion key.
-    #[error("the handshake does not authenticate")]
+    #[error("the handshake message is not authentic")]
     Forged,
     /// The payload to send is longer than [`MAX_PAYLOAD_LEN`].
-    #[error("the payload is too long")]
+    #[error("the payload is longer than {MAX_PAYLOAD_LEN} bytes")]
     PayloadTooLong,
+}
+
+impl HandshakeError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Malformed | Self::Type(_) | Self::UnknownOnionKey | Self::Key(_) | Self::Forged => ErrorClass::Peer,
+            Self::PayloadTooLong => ErrorClass::Local,
+        }
+    }
 }

@@ -49,7 +49,7 @@
 
 pub mod base;
 #[cfg(feature = "browser")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod browser;
 pub mod channel;
 pub mod circuit;
@@ -67,10 +67,10 @@ pub mod handshake;
 #[cfg(any(feature = "browser-tls", all(test, feature = "native")))]
 pub mod https;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod io;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core, and hands it time and randomness")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod node;
 pub mod onion;
 pub mod path;
@@ -84,6 +84,7 @@ pub mod wire;
 #[doc(inline)]
 pub use crate::{
     base::RelayId,
+    client::StreamFailure,
     delegated::{EngineName, Miss, MissReason, SearchError, SearchRefusal, SearchResult},
     directory::{AuthorityId, NotAnAuthority},
     io::{

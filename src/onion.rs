@@ -16,7 +16,11 @@ mod tests;
 pub use origin::OriginLayers;
 pub use relay::{Forward, RelayLayer};
 
-use crate::{base::HopIndex, crypto::TAG_LEN, wire::BODY_LEN};
+use crate::{
+    base::{ErrorClass, HopIndex},
+    crypto::TAG_LEN,
+    wire::BODY_LEN,
+};
 
 /// Bytes that a layer adds: one kind byte and a Poly1305 tag.
 const OVERHEAD: usize = 1 + TAG_LEN;
@@ -29,23 +33,35 @@ const KIND_MESSAGE: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OnionError {
     /// The cell was modified, replayed or reordered, or one before it is missing.
-    #[error("a layer of hop {} does not open", .0.value())]
+    #[error("the layer of hop {} is not authentic", .0.value())]
     Forged(HopIndex),
     /// The bytes after the sealed ones are not zero.
     #[error("the filler at hop {} is not zero", .0.value())]
     Filler(HopIndex),
     /// The kind byte is unknown, or it is the one for the next hop and there is no next hop.
-    #[error("a layer of hop {} is of no valid kind", .0.value())]
+    #[error("the kind byte in the layer of hop {} is not valid", .0.value())]
     Kind(HopIndex),
     /// This direction failed before, or its counter is used up.
-    #[error("the layer has ended")]
+    #[error("the layer failed before, or its counter is used up")]
     Ended,
     /// The message does not fit the hop's layer. Nothing was sealed.
-    #[error("the message is longer than the layer takes")]
+    #[error("the message is longer than the layer's capacity")]
     TooLong,
     /// The circuit has no such hop, or has the maximum number of hops.
     #[error("the circuit has no such hop")]
     NoSuchHop,
+}
+
+impl OnionError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Forged(_) | Self::Filler(_) | Self::Kind(_) => ErrorClass::Peer,
+            Self::Ended => ErrorClass::Limit,
+            Self::TooLong | Self::NoSuchHop => ErrorClass::Bug,
+        }
+    }
 }
 
 /// Bytes of a body that hop `hop`'s layer covers; the rest is zero.

@@ -339,7 +339,7 @@ impl Relay {
             }
             ChannelEvent::Open { peer: None, .. } => {}
             ChannelEvent::DialFailed { relay, error } => {
-                tracing::debug!(%error, "no channel to a next hop");
+                tracing::debug!(%error, class = %error.class(), "can't open a channel to the next hop");
                 self.gateways.handle_failed(now, &relay);
                 for key in self.dialling.remove(&relay).unwrap_or_default() {
                     self.end(now, key);

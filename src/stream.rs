@@ -60,7 +60,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::{
-    base::{Deadlines, Instant, ReadyQueue, StreamId},
+    base::{Deadlines, ErrorClass, Instant, ReadyQueue, StreamId},
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
     wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
 };
@@ -96,23 +96,35 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The number of open streams is at its maximum, or no identifier is free.
-    #[error("no more streams fit on this circuit")]
+    #[error("the circuit has the maximum number of streams")]
     Full,
     /// The peer sent a message that is illegal from its end or in this stream's state.
-    #[error("{0:?} is not legal here")]
+    #[error("{0:?} is illegal from this end or in this state of the stream")]
     Illegal(MessageKind),
     /// The peer sent more bytes than its credit.
-    #[error("bytes beyond the stream's credit")]
+    #[error("the peer sent more bytes than the stream's credit")]
     BeyondCredit,
     /// The peer violated congestion control.
     #[error(transparent)]
     Flow(#[from] FlowError),
     /// The peer causes more answers than it takes.
-    #[error("too many answers are waiting to be sent")]
+    #[error("too many answers to the peer are queued")]
     TooManyAnswers,
     /// The peer has acknowledged nothing for a minute.
-    #[error("no acknowledgement in time")]
+    #[error("no acknowledgement within {} s", STALL_TIMEOUT.as_secs())]
     Stalled,
+}
+
+impl StreamError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::Full => ErrorClass::Limit,
+            Self::Illegal(_) | Self::BeyondCredit | Self::Flow(_) | Self::TooManyAnswers => ErrorClass::Peer,
+            Self::Stalled => ErrorClass::Network,
+        }
+    }
 }
 
 /// An event of a stream.

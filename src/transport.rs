@@ -7,7 +7,7 @@
 #[cfg(feature = "browser")]
 pub mod browser;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "its sockets' loop keeps the machine's time, and so do its libraries")]
+#[allow(clippy::disallowed_methods, reason = "its sockets' loop and its libraries use the system's clock")]
 pub mod native;
 #[cfg(feature = "native")]
 pub mod sctp;

@@ -25,16 +25,16 @@ pub use message::{EndReason, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, SEND
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The input ends before the value does.
-    #[error("{0}: cut short")]
+    #[error("{0}: the input is truncated")]
     Truncated(&'static str),
     /// The input has bytes after the value.
-    #[error("{0}: bytes left over")]
+    #[error("{0}: the input has trailing bytes")]
     TrailingBytes(&'static str),
     /// A field has a value that is not allowed.
-    #[error("{0}: not a valid value")]
+    #[error("{0}: the value is not valid")]
     Invalid(&'static str),
     /// A length is beyond the specified maximum.
-    #[error("{0}: too long")]
+    #[error("{0}: the length exceeds its maximum")]
     TooLong(&'static str),
 }
 

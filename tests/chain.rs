@@ -110,7 +110,7 @@ fn a_circuit_that_its_origin_ends_leaves_nothing_behind() {
         let figures = chain.at_relay(number, |relay| relay.relay.figures());
         assert_eq!((figures.circuits, figures.exit_streams), (0, 0));
     }
-    assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit is told to drop its connection");
+    assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit closes its connection");
 }
 
 /// The sending and the receiving node of link `link` (1 is the origin's) in a direction.
@@ -141,7 +141,7 @@ fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamp
     let origin = chain.origin;
     transfer(&mut chain, origin, 3);
     chain.pass(Duration::from_secs(30));
-    assert!(chain.world.with(sender, |tapped, _, _| tapped.has_tampered()).unwrap(), "the cell came by");
+    assert!(chain.world.with(sender, |tapped, _, _| tapped.has_tampered()).unwrap(), "the cell was not forwarded");
     let noticed = first_to_destroy(&mut chain);
     (chain, noticed)
 }
@@ -150,7 +150,7 @@ fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamp
 fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &str) {
     let origin = chain.origin;
     chain.at_origin(origin, |party| {
-        assert!(party.closed.is_some(), "{what}: the origin knows");
+        assert!(party.closed.is_some(), "{what}: the origin has an error");
         assert!(party.ended.is_some(), "{what}: the stream failed");
         assert!(is_pattern(&party.received), "{what}: delivered backward");
         if direction == Direction::Backward {
@@ -286,7 +286,7 @@ fn a_relay_that_does_not_exit_answers_with_policy() {
     chain.build(origin, 3);
     chain.begin(origin);
     assert!(chain.until(|chain| chain.origin_is(origin, |party| party.ended == Some(EndReason::Policy))));
-    assert!(chain.origin_is(origin, |party| party.closed.is_none()), "the circuit itself stands");
+    assert!(chain.origin_is(origin, |party| party.closed.is_none()), "the circuit is still open");
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_reader_that_stalls_holds_up_no_other_circuit() {
     chain.connect(other);
     chain.at_origin(stalled, |party| party.stalled = true);
     chain.at_relay(3, |relay| relay.serves = LENGTH);
-    assert!(chain.until(|chain| chain.origin_is(other, |party| party.finished)), "the other circuit goes on");
+    assert!(chain.until(|chain| chain.origin_is(other, |party| party.finished)), "the other circuit is still open");
     chain.at_origin(stalled, |party| {
         assert!(party.received.len() < LENGTH && party.closed.is_none());
         assert!(!party.received.is_empty(), "up to its credit");

@@ -432,7 +432,7 @@ fn no_two_modules_lean_on_each_other() {
     assert!(uses.len() > 20, "hardly any dependencies are found");
     let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), cycle(uses)));
     let cycles: Vec<_> = cycles.filter(|(_, cycle)| !cycle.is_empty()).collect();
-    assert!(cycles.is_empty(), "these submodules lean on each other, or use such: {cycles:#?}");
+    assert!(cycles.is_empty(), "these submodules form a cycle, or use one: {cycles:#?}");
 }
 
 #[test]

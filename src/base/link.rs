@@ -5,7 +5,7 @@
 
 use core::{fmt, net::SocketAddr};
 
-use super::{Redacted, RelayId, Slots};
+use super::{ErrorClass, Redacted, RelayId, Slots};
 
 /// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels. The circuits of the link are spread over
 /// them (`proto/01-transport.md`).
@@ -84,17 +84,29 @@ pub struct LinkOpened {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
     /// No usable answer before the timeout.
-    #[error("no answer in time")]
+    #[error("no answer before the timeout")]
     TimedOut,
     /// The other end presented a certificate that is not the descriptor's.
-    #[error("the certificate is not the one in the descriptor")]
+    #[error("the certificate differs from the fingerprint in the descriptor")]
     WrongFingerprint,
     /// The other end violated a protocol below the channel, or refused.
-    #[error("the other end refused or broke the protocol")]
+    #[error("the other end refused or violated the protocol")]
     Refused,
     /// This node can't dial: no address of a family it has, or too many dials in flight.
-    #[error("this node can't dial now")]
+    #[error("this node can't dial: no address of its address families, or too many dials in flight")]
     Unable,
+}
+
+impl DialError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::TimedOut => ErrorClass::Network,
+            Self::WrongFingerprint | Self::Refused => ErrorClass::Peer,
+            Self::Unable => ErrorClass::Local,
+        }
+    }
 }
 
 /// Why a link ended.
@@ -104,16 +116,16 @@ pub enum LinkClose {
     #[error("closed by the other end")]
     ByPeer,
     /// No packet from the other end before the timeout.
-    #[error("the other end fell silent")]
+    #[error("no packet from the other end before the timeout")]
     TimedOut,
     /// The other end violated a protocol below the channel.
-    #[error("the other end broke the protocol")]
+    #[error("the other end violated the protocol")]
     Broken,
     /// The memory for links was exhausted. Of the links that hold some, this one had made no progress for longest.
-    #[error("this node's memory for links is used up")]
+    #[error("this node's memory for links is exhausted")]
     Overloaded,
     /// The link's keys have protected the maximum number of records.
-    #[error("the link's keys are used up")]
+    #[error("the link's keys have reached their limit of records")]
     KeyLimit,
 }
 

@@ -22,7 +22,7 @@ pub(super) fn now() -> Instant {
 }
 
 /// The wall-clock time of the machine.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; before 1970 gives 1970")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; dates before 1970 become 1970")]
 pub(super) fn wall_time() -> WallTime {
     WallTime::from_unix((js::date_now() / 1e3) as u64)
 }

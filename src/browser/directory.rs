@@ -66,13 +66,15 @@ impl fmt::Display for DirectoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("the network's directory can't be reached"),
-            Self::NoneYet => f.write_str("the network is only starting: its directory has no list of relays yet"),
-            Self::NothingNewer => f.write_str("the network's directory has nothing newer than a list that has aged"),
+            Self::NoneYet => f.write_str("the network is starting: its directory has no consensus yet"),
+            Self::NothingNewer => {
+                f.write_str("the network's directory has no newer consensus, and the last one is no longer fresh")
+            }
             Self::Refused(status, reason) => write!(f, "the network's directory refused ({status}): {reason}"),
-            Self::TooLong => write!(f, "the directory's answer is longer than any list of relays, {UNUSED}"),
+            Self::TooLong => write!(f, "the directory's answer exceeds the maximum length of a consensus, {UNUSED}"),
             Self::Consensus(error) => write!(f, "{}, {UNUSED}", fault(error)),
-            Self::Volunteers(_) => write!(f, "the directory's list of volunteers is not as it must be, {UNUSED}"),
-            Self::NoRegistration => f.write_str("the directory's answer to this volunteer made no sense"),
+            Self::Volunteers(_) => write!(f, "the directory's volunteer list is invalid, {UNUSED}"),
+            Self::NoRegistration => f.write_str("the directory's answer to the registration is invalid"),
         }
     }
 }
@@ -81,20 +83,22 @@ impl fmt::Display for DirectoryError {
 const fn fault(error: &DocumentError) -> &'static str {
     match error {
         DocumentError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
-            "the directory's list of relays isn't signed by those whom this network believes"
+            "the directory's consensus is not signed by this network's authorities"
         }
-        DocumentError::NotCounted(NotCounted::Conflicting) => "the network has signed two lists of relays for one time",
-        DocumentError::NotCounted(_) => "the directory gave an old list of relays",
+        DocumentError::NotCounted(NotCounted::Conflicting) => {
+            "the authorities have signed two consensuses with the same date"
+        }
+        DocumentError::NotCounted(_) => "the directory's consensus is old",
         DocumentError::Malformed(_) | DocumentError::Impossible(_) | DocumentError::Parameter(_) => {
-            "what the directory gave is no list of relays"
+            "the directory's answer is not a consensus"
         }
     }
 }
 
 /// The failure if the consensus and this device's clock disagree.
 pub(super) fn of_another_time() -> Failure {
-    let words = "by this device's clock the network's list of relays is of another time: is the clock right, \
-                 its date and its time zone too? If it is, the directory gives an old list";
+    let words = "the consensus is not valid at the time of this device's clock: check the clock, its date and its \
+                 time zone. If they are right, the directory's consensus is old";
     Failure::new(Kind::Clock, words)
 }
 
@@ -129,9 +133,9 @@ impl Directories {
         let is_web = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
         let bases: Vec<_> = directories.iter().filter(is_web).map(|url| url.trim_end_matches('/').to_owned()).collect();
         if bases.is_empty() || bases.len() != directories.len() {
-            return Err(
-                bad("the network's description names no directory, or one that is no http or https URL".into()),
-            );
+            return Err(bad(
+                "the network's description has no directory, or one that is not an http or https URL".into()
+            ));
         }
         let read = |text: &String| {
             text.parse().map_err(|_| bad("the network's description names an authority that is no key".into()))

@@ -177,5 +177,5 @@ fn run_turn<C: Core>(shared: &Weak<Shared<C>>) {
 
 /// A random number generator seeded by the browser.
 pub(super) fn randomness() -> Result<StdRng, JsValue> {
-    StdRng::try_from_rng(&mut SysRng).map_err(|_| JsValue::from_str("the browser gives no randomness"))
+    StdRng::try_from_rng(&mut SysRng).map_err(|_| JsValue::from_str("the browser returned no randomness"))
 }

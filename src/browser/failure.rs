@@ -3,6 +3,8 @@
 use js_sys::{Object, Reflect};
 use wasm_bindgen::JsValue;
 
+use crate::{client::StreamFailure, path::PathError, wire::EndReason};
+
 /// The kind of a failure; the names are `UmbelError.kind` of `web/src/umbel.ts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -70,6 +72,27 @@ impl Failure {
     }
 }
 
+impl From<StreamFailure> for Failure {
+    /// The failure for a page if there was no circuit or stream.
+    fn from(failure: StreamFailure) -> Self {
+        let kind = match failure {
+            StreamFailure::NoConsensus
+            | StreamFailure::GuardUnreachable
+            | StreamFailure::NoCircuit
+            | StreamFailure::NoPath(PathError::NoGuard | PathError::TooFewRelays) => Kind::Network,
+            StreamFailure::ConsensusExpired => Kind::Consensus,
+            StreamFailure::NoPath(PathError::NoExit | PathError::NotOffered)
+            | StreamFailure::LimitReached
+            | StreamFailure::Ended(EndReason::Policy) => Kind::Refused,
+            StreamFailure::Ended(
+                EndReason::NotFound | EndReason::Refused | EndReason::Unreachable | EndReason::TimedOut,
+            ) => Kind::Target,
+            StreamFailure::Ended(_) => Kind::Exit,
+        };
+        Self::new(kind, failure.to_string())
+    }
+}
+
 impl From<Failure> for JsValue {
     fn from(failure: Failure) -> Self {
         object(&[("kind", failure.kind.name().into()), ("message", failure.sentence.into())])
@@ -84,4 +107,36 @@ pub(super) fn object(entries: &[(&str, JsValue)]) -> JsValue {
         let _ = Reflect::set(&object, &JsValue::from_str(key), value);
     }
     object.into()
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    #[test]
+    fn each_reason_for_having_no_circuit_has_a_kind_and_a_sentence() {
+        let cases = [
+            (StreamFailure::NoConsensus, Kind::Network),
+            (StreamFailure::ConsensusExpired, Kind::Consensus),
+            (StreamFailure::NoPath(PathError::NoGuard), Kind::Network),
+            (StreamFailure::NoPath(PathError::TooFewRelays), Kind::Network),
+            (StreamFailure::NoPath(PathError::NoExit), Kind::Refused),
+            (StreamFailure::NoPath(PathError::NotOffered), Kind::Refused),
+            (StreamFailure::GuardUnreachable, Kind::Network),
+            (StreamFailure::NoCircuit, Kind::Network),
+            (StreamFailure::LimitReached, Kind::Refused),
+            (StreamFailure::Ended(EndReason::NotFound), Kind::Target),
+        ];
+        let failures = cases.map(|(reason, kind)| {
+            let failure = Failure::from(reason);
+            assert_eq!(failure.kind, kind, "{reason:?}");
+            failure.sentence
+        });
+        for (at, sentence) in failures.iter().enumerate() {
+            assert!(sentence.ends_with('.') && !failures[..at].contains(sentence), "{sentence}");
+        }
+    }
 }

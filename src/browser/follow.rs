@@ -63,7 +63,7 @@ pub(super) async fn consensus(
                 continue;
             }
             Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "no new consensus"),
+            Err(error) => tracing::debug!(%error, "can't fetch a newer consensus"),
         }
         clock::sleep(retry).await;
         retry = retry.saturating_mul(2).min(RETRY.1);
@@ -94,7 +94,7 @@ pub(super) async fn volunteers(
             }
             outcome => {
                 if let Err(error) = outcome {
-                    tracing::debug!(%error, "no new volunteer list");
+                    tracing::debug!(%error, "can't fetch a newer volunteer list");
                 }
                 clock::sleep(retry).await;
                 retry = retry.saturating_mul(2).min(RETRY.1);

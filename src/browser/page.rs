@@ -61,7 +61,7 @@ impl Page {
         let client = Client::new(parameters, guards.unwrap_or_default());
         let steps = Steps::default();
         let core = PageCore::new(client, store, steps.clone());
-        let unable = |_| Failure::new(Kind::NoWebrtc, "this browser refuses what the client needs to run");
+        let unable = |_| Failure::new(Kind::NoWebrtc, "this browser lacks or disables a feature that the client needs");
         let rng = randomness().map_err(unable)?;
         let driver = Driver::start(core, Caps::default(), None, rng).map_err(unable)?;
         let page = Rc::new(Self {
@@ -90,7 +90,7 @@ impl Page {
             }
         };
         clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {
-            let words = "none of the network's first relays answered: this network may block WebRTC or UDP";
+            let words = "no guard can be reached: this network may block WebRTC or UDP";
             page.driver.stop();
             Failure::new(Kind::Network, words)
         })?;

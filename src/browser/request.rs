@@ -9,16 +9,11 @@ use super::{
     client::{ExchangeFailure, Wanted, Way, exchange},
     failure::{Failure, Kind},
     page::Page,
-    search::no_way,
 };
-use crate::{
-    client::StreamFailure,
-    delegated::{
-        Delegation,
-        binary_http::BinaryHttpError,
-        message::{HttpRequest, HttpRequestError, HttpResponse},
-    },
-    wire::EndReason,
+use crate::delegated::{
+    Delegation,
+    binary_http::BinaryHttpError,
+    message::{HttpRequest, HttpRequestError, HttpResponse},
 };
 
 /// Time limit of the answer, from the time that the circuit is ready.
@@ -52,7 +47,7 @@ pub(super) async fn request(
     let response = HttpResponse::decode(exchanged.answer).map_err(|error| {
         let words = match error {
             BinaryHttpError::TooLarge => "the head of the answer is too large",
-            BinaryHttpError::Truncated | BinaryHttpError::Malformed(_) => "the answer is not HTTP, or it broke off",
+            BinaryHttpError::Truncated | BinaryHttpError::Malformed(_) => "the answer is truncated or not HTTP",
         };
         Failure::new(Kind::Exit, words)
     })?;
@@ -64,14 +59,11 @@ pub(super) async fn request(
 
 fn failed(failure: ExchangeFailure) -> Failure {
     match failure {
-        ExchangeFailure::NoWay(StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy)) => {
-            Failure::new(Kind::Refused, "no exit of the network performs requests to this host")
-        }
-        ExchangeFailure::NoWay(failure) => no_way(failure),
+        ExchangeFailure::NoWay(failure) => failure.into(),
         ExchangeFailure::Broken(_) => {
-            Failure::new(Kind::Exit, "the answer broke off before it was whole, or is larger than a page takes")
+            Failure::new(Kind::Exit, "the answer is truncated, or larger than the maximum of a page")
         }
-        ExchangeFailure::Silent(_) => Failure::new(Kind::Exit, "no answer came in time"),
+        ExchangeFailure::Silent(_) => Failure::new(Kind::Exit, "no answer arrived in time"),
         ExchangeFailure::Closed => Failure::closed(),
     }
 }

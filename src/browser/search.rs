@@ -18,7 +18,6 @@ use crate::{
         frame::{RESPONSE_BUCKETS, longest},
         query::{ANSWER_LIMIT, Query, QueryError, Results, SearchQuery, TryError},
     },
-    wire::EndReason,
 };
 
 /// The results of a query, with its engine and circuit.
@@ -47,7 +46,7 @@ pub(super) async fn search(
     language: Option<&str>,
 ) -> Result<Found, Failure> {
     let parse =
-        |name| EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the name of the engine is invalid"));
+        |name| EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is invalid"));
     let query = SearchQuery {
         terms: terms.to_owned(),
         engine: engine.map(parse).transpose()?,
@@ -88,22 +87,6 @@ impl From<Miss> for Failure {
     }
 }
 
-/// The failure for a page if there was no circuit.
-pub(super) fn no_way(failure: StreamFailure) -> Failure {
-    match failure {
-        StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy) => {
-            Failure::new(Kind::Refused, "no other exit of this network offers that")
-        }
-        StreamFailure::ConsensusExpired => {
-            Failure::new(Kind::Consensus, "the list of relays has expired and no directory gives a newer one")
-        }
-        StreamFailure::NoConsensus => Failure::new(Kind::Network, "there is no list of relays yet"),
-        StreamFailure::NoCircuit | StreamFailure::Ended(_) => {
-            Failure::new(Kind::Network, "no circuit could be built through the network")
-        }
-    }
-}
-
 fn begin(page: &Page, query: &SearchQuery) -> Result<Query, Failure> {
     let statistics = page.exit_statistics.try_borrow().map_err(|_| Failure::closed())?;
     Ok(Query::new(clock::now(), query, &page.offers(), None, &statistics)?)
@@ -124,11 +107,11 @@ async fn ask(page: &Page, query: &Query) -> Result<Found, TryError<Failure>> {
         Ok(exchanged) => (exchanged.way, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
         Err(ExchangeFailure::Broken(way)) => (way, Err(MissReason::Broken)),
         Err(ExchangeFailure::Silent(way)) => (way, Err(MissReason::Silent)),
-        Err(ExchangeFailure::NoWay(failure)) => return Err(TryError::NoCircuit(no_way(failure))),
+        Err(ExchangeFailure::NoWay(failure)) => return Err(TryError::NoCircuit(failure.into())),
         Err(ExchangeFailure::Closed) => return Err(TryError::NoCircuit(Failure::closed())),
     };
     let Some(exit) = way.hops.last().map(|hop| hop.relay) else {
-        return Err(TryError::NoCircuit(no_way(StreamFailure::NoCircuit)));
+        return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
     };
     if let Ok(mut statistics) = page.exit_statistics.try_borrow_mut() {
         let outcome = outcome.as_ref().map(|_| ()).map_err(|why| *why);

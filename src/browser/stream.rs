@@ -14,7 +14,6 @@ use super::{
     failure::{Failure, Kind},
     open_streams::Entry,
     page::Page,
-    search::no_way,
 };
 use crate::{
     client::{ClientStream, IsolationKey, StreamFailure},
@@ -41,7 +40,7 @@ impl StreamHandle {
     /// Opens a stream to `host`, a name or an address. A failure is returned by `read`. `wake` is called when there
     /// is data, room or an end.
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, Failure> {
-        let unfit = |_| Failure::new(Kind::BadInput, "the address names no host that can be reached");
+        let unfit = |_| Failure::new(Kind::BadInput, "the URL's host is invalid");
         let target = Target { host: Host::parse(host).map_err(unfit)?, port };
         let stream = page.driver.with(|core, now, _| {
             let stream = core.client.open(now, target, isolation(host));
@@ -92,20 +91,12 @@ impl Entry {
     /// Why the stream failed to open or ended, if it did.
     fn failed(&self) -> Option<Failure> {
         let failure = self.failure?;
-        let words = match failure {
-            StreamFailure::Ended(_) if self.connected => "the site, or the exit on the way to it, broke off",
-            StreamFailure::Ended(EndReason::NotFound) => {
-                "there is no such host: the exit finds no address for its name"
+        Some(match failure {
+            StreamFailure::Ended(_) if self.connected => {
+                Failure::new(Kind::Target, "the site, or the exit on the path to it, closed the stream early")
             }
-            StreamFailure::Ended(EndReason::Refused) => "the site refused the connection",
-            StreamFailure::Ended(EndReason::Unreachable) => "the exit can’t reach the site",
-            StreamFailure::Ended(EndReason::TimedOut) => "the site didn’t answer in time",
-            StreamFailure::NoPath(_) | StreamFailure::Ended(EndReason::Policy) => {
-                return Some(Failure::new(Kind::Refused, "no exit of the network goes to this host and port"));
-            }
-            failure => return Some(no_way(failure)),
-        };
-        Some(Failure::new(Kind::Target, words))
+            failure => failure.into(),
+        })
     }
 }
 

@@ -354,5 +354,5 @@ impl Volunteer {
 }
 
 fn refused(_: JsValue) -> Failure {
-    Failure::new(Kind::NoWebrtc, "this browser refuses what a volunteer needs to run")
+    Failure::new(Kind::NoWebrtc, "this browser lacks or disables a feature that a volunteer needs")
 }

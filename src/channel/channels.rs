@@ -440,7 +440,7 @@ impl Channels {
 
     /// Closes a channel after a violation or a timeout.
     fn break_off(&mut self, id: ChannelId, error: ChannelError) {
-        tracing::debug!(%error, "closing a channel");
+        tracing::debug!(%error, class = %error.class(), "closing a channel");
         self.outbox.push_back(Transmit::Close(id.0));
         self.remove(id, error.into());
     }

@@ -336,7 +336,7 @@ fn when_both_dial_at_once_the_channel_dialled_by_the_lower_identity_takes_new_ci
         let circuit = pair.a.channels.allocate_circuit(ChannelId(stays), &mut pair.rng).unwrap();
         assert!(pair.b.channels.admit_circuit(ChannelId(stays), circuit));
         pair.pass(Duration::from_secs(400));
-        assert_eq!(pair.a.channels.len(), 1, "the other one, without circuits, is gone");
+        assert_eq!(pair.a.channels.len(), 1, "the channel without circuits is closed");
         assert_eq!(pair.a.channels.lookup(&two.id()), Some(ChannelId(stays)));
     }
 }
@@ -351,7 +351,7 @@ fn connect_is_idempotent_and_its_outcome_is_told() {
     assert_eq!(pair.a.sent.len(), 1, "one dial");
     pair.a.sent.clear();
     pair.link(1, key(2).id());
-    assert_eq!(pair.a.channels.connect(pair.now, &target(&key(2))), None, "the handshake is under way");
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&key(2))), None, "the handshake is in progress");
     pair.settle();
     let open = pair.a.channels.connect(pair.now, &target(&key(2)));
     assert_eq!(open, pair.a.open().map(|open| open.0));

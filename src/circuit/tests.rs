@@ -93,7 +93,7 @@ impl Chain {
                 return self.handle_message(hop, RelayMessage::decode(&plaintext).unwrap());
             }
         }
-        panic!("no hop was spoken to");
+        panic!("no message was sent to a hop");
     }
 
     fn handle_message(&mut self, hop: HopIndex, message: RelayMessage) -> Vec<Cell> {
@@ -450,4 +450,22 @@ fn gone_is_legal_only_while_the_hop_that_says_it_is_asked_to_extend() {
     let gone = chain.say(hop(3), &RelayMessage::Gone);
     origin.handle_cell(chain.now, gone, &mut chain.rng);
     assert_eq!(events(&mut origin), [illegal(3)]);
+}
+
+#[test]
+fn the_class_of_an_end_names_the_party_that_caused_it() {
+    for (error, class) in [
+        (CircuitError::Closed, ErrorClass::Local),
+        (CircuitError::Destroyed, ErrorClass::Network),
+        (CircuitError::Silent, ErrorClass::Network),
+        (CircuitError::Illegal { hop: hop(1), kind: MessageKind::Gone }, ErrorClass::Peer),
+        (OnionError::Forged(hop(2)).into(), ErrorClass::Peer),
+        (OnionError::NoSuchHop.into(), ErrorClass::Bug),
+        (HandshakeError::Forged.into(), ErrorClass::Peer),
+        (StreamError::BeyondCredit.into(), ErrorClass::Peer),
+        (StreamError::Full.into(), ErrorClass::Limit),
+        (StreamError::Stalled.into(), ErrorClass::Network),
+    ] {
+        assert_eq!(error.class(), class, "{error}");
+    }
 }

@@ -108,6 +108,11 @@ impl Attempts {
         self.guard_failures = 0;
     }
 
+    /// Whether the last guard that was tried could not be reached.
+    pub(super) const fn is_guard_unreachable(&self) -> bool {
+        self.guard_failures > 0
+    }
+
     /// The timeout of one hop: five times the slowest recent hop.
     pub(super) fn hop_timeout(&self) -> Duration {
         match self.hop_times.iter().max() {
@@ -200,7 +205,7 @@ mod tests {
         for guard in [1, 1, 2] {
             attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));
         }
-        assert!(attempts.may_build(Instant::START), "two guards failed, one of them told twice");
+        assert!(attempts.may_build(Instant::START), "two guards failed, one of them reported twice");
         attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([3; 32]));
         assert!(!attempts.may_build(Instant::START));
     }

@@ -149,12 +149,8 @@ impl Client {
             return Ok(());
         }
         let (purpose, refused_by) = (request.wanted.purpose(), request.refused_by.clone());
-        match self.build(now, purpose, Some(isolation), &refused_by, rng) {
-            Ok(_) => Ok(()),
-            // Every suitable exit has refused.
-            Err(PathError::NoExit) => Err(StreamFailure::Ended(crate::wire::EndReason::Policy)),
-            Err(error) => Err(error.into()),
-        }
+        self.build(now, purpose, Some(isolation), &refused_by, rng)?;
+        Ok(())
     }
 
     /// Starts a circuit, if the limits allow it; returns whether it did.
@@ -185,7 +181,7 @@ impl Client {
             path = choose(&relays, &self.guards, &requirement, refused_by, now, rng)?;
         }
         if refused(&path) {
-            return Err(PathError::NoExit);
+            return Err(requirement.purpose.without_exit());
         }
         let uses_avoided_exit = path.hops().last().is_some_and(|exit| avoided.contains(exit));
         if uses_avoided_exit && isolation.is_none() {
@@ -303,7 +299,7 @@ impl Client {
         let lost = path.get(position).map(|relay| relay.identity);
         let is_volunteer = lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
         let credible = pooled.gone <= MAX_GONE && is_volunteer;
-        tracing::debug!(position, is_volunteer, "a relay is gone, says the one before it");
+        tracing::debug!(position, is_volunteer, "the hop before reports a relay as gone");
         // A guard without a consensus yet has no relays at all, so only volunteers count.
         if let (Some(guard), true, true) = (guard, position == 1, is_volunteer) {
             self.gone.handle_answer(now, guard, true);

@@ -9,7 +9,7 @@ use super::{
     pooled::{Pooled, Stage},
 };
 use crate::{
-    base::{Instant, StreamId},
+    base::{ErrorClass, Instant, StreamId},
     channel::QUEUE_HIGH,
     circuit::{CircuitError, CircuitEvent},
     stream::StreamEvent,
@@ -117,10 +117,14 @@ impl Client {
             self.by_channel.remove(&(*channel, origin.circuit()));
             self.channels.forget_circuit(now, *channel, origin.circuit());
         }
-        tracing::debug!(%error, hops = pooled.hop_times.len(), "a circuit has ended");
+        let class = error.class();
+        match class {
+            ErrorClass::Bug => tracing::error!(%error, "a circuit has ended after an internal error"),
+            _ => tracing::debug!(%error, %class, hops = pooled.hop_times.len(), "a circuit has ended"),
+        }
         if pooled.hop_times.len() < pooled.path.len() {
             self.handle_build_failed(now, &pooled, error);
-        } else if error != CircuitError::Closed {
+        } else if class != ErrorClass::Local {
             self.doubt_others(now, &pooled);
         }
         self.replan = true;

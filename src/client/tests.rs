@@ -282,7 +282,7 @@ impl Net {
             Party::Client(party) => act(party, now, rng),
             Party::Relay(_) => panic!("a relay"),
         };
-        self.world.with(self.client, act).expect("the client lives")
+        self.world.with(self.client, act).expect("the client exists")
     }
 
     fn relay<T>(&mut self, node: NodeId, act: impl FnOnce(&mut RelayParty) -> T) -> Option<T> {
@@ -437,7 +437,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
     assert_eq!(net.closed(waiting, 2), StreamFailure::ConsensusExpired);
     net.client(|party, _, _| {
         assert!(party.expired);
-        assert_eq!(party.client.circuits.len(), 1, "the one with a stream alone goes on");
+        assert_eq!(party.client.circuits.len(), 1, "only the circuit with a stream stays open");
         assert_eq!(party.seen(before).closed, None);
     });
     net.give_consensus(NOW);
@@ -456,13 +456,14 @@ fn what_one_exit_forbids_is_tried_at_another() {
 }
 
 #[test]
-fn what_every_exit_forbids_is_refused_by_policy() {
+fn what_every_exit_forbids_has_no_exit() {
     let mut net = Net::ready(9, 2);
     net.serve(Serves::Refuses(EndReason::Policy));
+    let no_exit = StreamFailure::NoPath(PathError::NoExit);
     let stream = net.open(1);
-    assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::Policy));
+    assert_eq!(net.closed(stream, 10), no_exit);
     let stream = net.client(|party, now, _| party.client.open(now, target(7), IsolationKey([1; 32])));
-    assert_eq!(net.closed(stream, 1), StreamFailure::Ended(EndReason::Policy));
+    assert_eq!(net.closed(stream, 1), no_exit);
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) mod native {
 
     impl AeadKey {
         pub(crate) fn new(key: &[u8; 32]) -> Self {
-            #[expect(clippy::expect_used, reason = "fails for another length only")]
+            #[expect(clippy::expect_used, reason = "fails for other lengths only")]
             Self(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).expect("32 bytes")))
         }
 

@@ -40,7 +40,7 @@ impl KeySource {
 
     /// HKDF-Expand with the info `label ‖ context`.
     pub(crate) fn expand<const N: usize>(&self, label: &[u8], context: &[u8]) -> Zeroizing<[u8; N]> {
-        const { assert!(N <= 255 * 32, "beyond what HKDF-SHA256 gives") };
+        const { assert!(N <= 255 * 32, "longer than the maximum output of HKDF-SHA256") };
         let mut key = Zeroizing::new([0; N]);
         #[expect(clippy::expect_used, reason = "fails for a length beyond 255 blocks only, which doesn't compile")]
         self.0.expand_multi_info(&[label, context], key.as_mut_slice()).expect("length checked at compile time");

@@ -176,7 +176,7 @@ impl Decoder {
                     self.known = kind == KNOWN_RESPONSE;
                     let wanted = if self.is_request { REQUEST } else { RESPONSE };
                     if kind != wanted && !(self.sealed && self.known) {
-                        return Err(BinaryHttpError::Malformed("not the kind of message that is due"));
+                        return Err(BinaryHttpError::Malformed("the message is not of the expected kind"));
                     }
                     self.taken = 0;
                     self.state = if self.is_request { State::Control(0) } else { State::Status };
@@ -199,7 +199,7 @@ impl Decoder {
                             State::Hints
                         }
                         200..600 => State::Fields,
-                        _ => return Err(BinaryHttpError::Malformed("no status")),
+                        _ => return Err(BinaryHttpError::Malformed("the status is invalid")),
                     };
                     self.status = u16::try_from(status).unwrap_or_default();
                 }
@@ -245,7 +245,7 @@ impl Decoder {
                     self.state = State::End;
                 }
                 State::End if !self.buffer.is_empty() && !self.sealed => {
-                    return Err(BinaryHttpError::Malformed("bytes behind its end"));
+                    return Err(BinaryHttpError::Malformed("bytes follow its end"));
                 }
                 State::End => return Ok(ended.then_some(Part::End)),
             }
@@ -271,10 +271,10 @@ impl Decoder {
             let Some(field) = self.field()? else { return Ok(false) };
             let Some((name, value)) = field else { return Ok(true) };
             if !core::str::from_utf8(&name).is_ok_and(is_name) {
-                return Err(BinaryHttpError::Malformed("the name of a field"));
+                return Err(BinaryHttpError::Malformed("a field's name is invalid"));
             }
             if !is_value(&value) {
-                return Err(BinaryHttpError::Malformed("the value of a field"));
+                return Err(BinaryHttpError::Malformed("a field's value is invalid"));
             }
             if self.fields.len() >= MAX_FIELDS {
                 return Err(BinaryHttpError::TooLarge);
@@ -316,7 +316,7 @@ impl Decoder {
         };
         if name.is_empty() {
             let ends = !self.known;
-            return if ends { Ok(Some(None)) } else { Err(BinaryHttpError::Malformed("a field without a name")) };
+            return if ends { Ok(Some(None)) } else { Err(BinaryHttpError::Malformed("a field has no name")) };
         }
         let Some(value) = self.vector()? else {
             self.name = Some(name);
@@ -347,7 +347,7 @@ impl Decoder {
     fn take(&mut self, prefix: usize, length: u64) -> Result<Option<Bytes>, BinaryHttpError> {
         let end = self.end(length.saturating_add(u64::try_from(prefix).unwrap_or(u64::MAX)))?;
         if self.section.is_some_and(|section| end > section) {
-            return Err(BinaryHttpError::Malformed("a field beyond its section"));
+            return Err(BinaryHttpError::Malformed("a field exceeds its section"));
         }
         let whole = end.saturating_sub(self.taken);
         if self.buffer.len() < whole {
@@ -414,7 +414,7 @@ pub fn response_head<'a>(
     fields: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Result<Vec<u8>, BinaryHttpError> {
     if !(200..600).contains(&status) {
-        return Err(BinaryHttpError::Malformed("not a final status"));
+        return Err(BinaryHttpError::Malformed("the status is not a final one"));
     }
     let mut bytes = Vec::new();
     put_number(RESPONSE, &mut bytes);

@@ -43,7 +43,7 @@ pub enum MissReason {
     #[error("{0}")]
     Refused(SearchRefusal),
     /// The exit or its circuit failed, or the answer was invalid.
-    #[error("the exit broke off, or its answer made no sense")]
+    #[error("the exit closed the stream early, or its answer is malformed")]
     Broken,
     /// The exit exceeded the time limit of 20 s.
     #[error("the exit did not answer in time")]

@@ -14,13 +14,13 @@ pub const RESPONSE_BUCKETS: &[usize] = &[8 << 10, 16 << 10, 32 << 10, 64 << 10, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The message fits no bucket.
-    #[error("a message longer than any frame")]
+    #[error("the message is longer than the largest frame")]
     TooLong,
     /// The frame is truncated, or its length isn't that of its bucket.
-    #[error("a frame of no bucket's length")]
+    #[error("the frame's length is not that of a bucket")]
     Length,
     /// The padding has bytes other than zero.
-    #[error("a frame padded with something")]
+    #[error("the frame's padding is not zero")]
     Padding,
 }
 

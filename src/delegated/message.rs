@@ -21,13 +21,13 @@ pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpRequestError {
     /// The address isn't an absolute `http` or `https` URL, or contains a user name.
-    #[error("the address is not one of a web server")]
+    #[error("the URL is not an http or https URL of a host")]
     Address,
     /// No exit performs this method.
-    #[error("no exit performs requests of this method")]
+    #[error("exits don't support this method")]
     Method,
     /// A field has an invalid name or value.
-    #[error("a header field that can't be")]
+    #[error("a header field is invalid")]
     Field,
     /// The head exceeds its caps.
     #[error("the head is too large")]

@@ -57,13 +57,13 @@ pub enum QueryError {
     #[error("there is no list of relays yet")]
     NotReady,
     /// No exit offers to search.
-    #[error("no exit of this network offers to search")]
+    #[error("no exit of this network offers a search engine")]
     NoEngines,
     /// No exit offers this engine.
     #[error("no exit of this network offers this engine")]
     NoSuchEngine,
     /// The engine blocks every exit that offers it.
-    #[error("the engine keeps out every exit that offers it, for now; try again in ten minutes, or another engine")]
+    #[error("the engine blocks every exit that offers it; try again in ten minutes, or use another engine")]
     AllBlocked,
 }
 

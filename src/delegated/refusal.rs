@@ -10,19 +10,19 @@ const SELF: &str = "umbel; error=";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// The request is malformed or truncated.
-    #[error("the exit could not read the request")]
+    #[error("the exit received a malformed request")]
     Malformed,
     /// The request exceeds the exit's cap.
-    #[error("the request is larger than the exit takes")]
+    #[error("the request exceeds the exit's maximum size")]
     RequestTooLarge,
     /// The exit doesn't offer the host, the method or the engine.
     #[error("the exit does not offer this host or method")]
     NotOffered,
     /// Too many requests recently.
-    #[error("the exit takes no more requests at this rate; try again in a while")]
+    #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
     /// Too many concurrent requests.
-    #[error("the exit is busy")]
+    #[error("the exit has the maximum number of concurrent requests; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.
     #[error("the exit's policy forbids the target's address")]
@@ -34,40 +34,40 @@ pub enum Refusal {
     #[error("the target refused the connection")]
     ConnectionRefused,
     /// The target can't be reached.
-    #[error("the target can't be reached from the exit")]
+    #[error("the exit can't reach the target")]
     Unreachable,
     /// The time limit for a connection has passed.
     #[error("the target did not answer the exit in time")]
     ConnectionTimedOut,
     /// The certificate doesn't authenticate the target.
-    #[error("the target's certificate does not prove who it is")]
+    #[error("the target's certificate is not valid for its name")]
     Certificate,
     /// TLS with the target failed.
-    #[error("the exit found no common TLS with the target")]
+    #[error("the exit's TLS handshake with the target failed")]
     Tls,
     /// The time limit for an answer has passed.
-    #[error("the target took the request but did not answer in time")]
+    #[error("the target accepted the request but did not answer in time")]
     Silent,
     /// The answer isn't HTTP.
-    #[error("the target did not answer in HTTP")]
+    #[error("the target's answer is not HTTP")]
     NotHttp,
     /// The head of the answer exceeds the exit's cap.
-    #[error("the head of the target's answer is larger than the exit takes")]
+    #[error("the head of the target's answer exceeds the exit's maximum size")]
     HeadTooLarge,
     /// The body of the answer exceeds the exit's cap.
-    #[error("the target's answer is larger than the exit takes")]
+    #[error("the target's answer exceeds the exit's maximum size")]
     AnswerTooLarge,
     /// The target closed the connection before the end of its answer.
-    #[error("the target closed the connection before its answer was whole")]
+    #[error("the target closed the connection before the end of its answer")]
     Broken,
     /// The client closed the stream or stopped reading.
-    #[error("the client is gone")]
+    #[error("the client closed the stream")]
     ClientGone,
     /// The engine blocked the exit, failed, or sent an unreadable answer. The client gets the exact reason.
-    #[error("the engine gave no results")]
+    #[error("the engine returned no results")]
     NoResults,
     /// The exit's configuration is incomplete.
-    #[error("the exit is not set up for this")]
+    #[error("the exit's configuration is incomplete")]
     Misconfigured,
 }
 

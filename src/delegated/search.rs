@@ -29,19 +29,19 @@ const MAX_ENCODED_RESULTS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchError {
     /// The terms are empty.
-    #[error("there is nothing to search for")]
+    #[error("the query is empty")]
     NoTerms,
     /// The terms are too long.
     #[error("the query is longer than 2,048 bytes")]
     TermsTooLong,
     /// The terms contain control characters.
-    #[error("the query has control characters in it")]
+    #[error("the query has control characters")]
     ControlCharacters,
     /// The page is out of range.
-    #[error("results have pages 1 to 50")]
+    #[error("the page is not a number from 1 to 50")]
     Page,
     /// The language is no valid tag.
-    #[error("the language is no tag such as \"en\" or \"pt-BR\"")]
+    #[error("the language is not a tag such as \"en\" or \"pt-BR\"")]
     Language,
     /// The frame is invalid.
     #[error(transparent)]
@@ -194,13 +194,13 @@ pub enum Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchRefusal {
     /// The exit doesn't offer the engine.
-    #[error("the exit doesn't offer this engine any more")]
+    #[error("the exit no longer offers this engine")]
     UnknownEngine,
     /// The query is invalid.
-    #[error("the exit could make nothing of the query")]
+    #[error("the exit rejected the query as invalid")]
     BadRequest,
     /// The exit has reached a rate or concurrency limit.
-    #[error("the exit has reached its limit for now")]
+    #[error("the exit has reached its rate limit")]
     RateLimited,
     /// The engine can't be reached, or not securely.
     #[error("the exit could not reach the engine")]
@@ -209,16 +209,16 @@ pub enum SearchRefusal {
     #[error("the engine did not answer in time")]
     EngineTimedOut,
     /// The engine blocks the exit.
-    #[error("the engine keeps this exit out for now")]
+    #[error("the engine blocks this exit")]
     EngineBlocked(Block),
     /// The engine's answer was too long.
-    #[error("the engine's answer was too long")]
+    #[error("the engine's answer is too long")]
     EngineTooLarge,
     /// The engine's answer was malformed.
-    #[error("the engine's answer could not be read")]
+    #[error("the engine's answer is malformed")]
     EngineMalformed,
     /// The engine redirected the exit to another host.
-    #[error("the engine sent the exit to another host")]
+    #[error("the engine redirected the exit to another host")]
     EngineRedirected,
     /// The engine reported a failure, or the exit's reason is unknown here.
     #[error("the engine reported a failure")]

@@ -92,10 +92,10 @@ impl AuthorityConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// The dial failed.
-    #[error("dialling it: {0}")]
+    #[error("the dial failed: {0}")]
     Dial(#[from] DialError),
     /// The node at the address didn't authenticate as the relay.
-    #[error("who answers there did not prove to be that relay")]
+    #[error("the node at the address did not authenticate as the relay")]
     Identity,
 }
 
@@ -207,7 +207,7 @@ impl Authority {
     pub fn handle_proof(&mut self, now: WallTime, target: &DialTarget, outcome: Result<(), ProofError>) {
         let Some(entry) = self.relays.entry(&target.relay) else { return };
         if let Err(error) = &outcome {
-            tracing::info!(relay = %target.relay, %error, "a relay did not prove itself");
+            tracing::info!(relay = %target.relay, %error, "the proof of a relay's address failed");
         }
         entry.dialled(now, target, outcome, self.config.prove_every);
         self.remember(&target.relay);
@@ -240,7 +240,7 @@ impl Authority {
     /// Handles deadlines: drops stale relays, requests proofs, makes a consensus and a volunteer list.
     pub fn handle_timeout(&mut self, now: WallTime) {
         for relay in self.relays.remove_stale(now) {
-            tracing::info!(%relay, "a relay's descriptor is too old; it is dropped");
+            tracing::info!(%relay, "dropping a relay whose descriptor is too old");
             self.events.push_back(AuthorityEvent::Forget(relay));
         }
         self.relays.time_out_proofs(now, PROOF_TIMEOUT, self.config.prove_every);
@@ -277,7 +277,7 @@ impl Authority {
         self.next_consensus = Some(now.after(self.config.interval));
         let mut list = self.relays.list(now, self.config.stable_after, MAX_RELAYS);
         if list.is_empty() {
-            tracing::warn!("no relay has proved itself; no consensus is made");
+            tracing::warn!("no relay is proved; not making a consensus");
             return;
         }
         let last = self.last.as_ref().map(Consensus::valid_after);
@@ -287,7 +287,7 @@ impl Authority {
             let body = ConsensusBody::new(self.config.parameters.clone(), list);
             match Consensus::new(&dates, &body) {
                 Ok((consensus, encoded)) if encoded.len() <= MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_ROOM) => {
-                    tracing::info!(relays, "a new consensus");
+                    tracing::info!(relays, "made a consensus");
                     self.last = Some(consensus);
                     self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
                     return;
@@ -295,11 +295,11 @@ impl Authority {
                 // Too long: the youngest relays are left out.
                 Ok(_) | Err(DocumentError::Malformed(_)) if relays > 1 => {
                     let most = relays.saturating_sub(relays.div_ceil(16));
-                    tracing::warn!(relays, most, "the consensus is too long; the youngest relays are left out");
+                    tracing::warn!(relays, most, "the consensus is too long; omitting the youngest relays");
                     list = self.relays.list(now, self.config.stable_after, most);
                 }
-                Ok(_) => return tracing::error!("no consensus can be made: one relay is too long"),
-                Err(error) => return tracing::error!(%error, "no consensus can be made"),
+                Ok(_) => return tracing::error!("can't make a consensus: the entry of one relay is too long"),
+                Err(error) => return tracing::error!(%error, "can't make a consensus"),
             }
         }
     }

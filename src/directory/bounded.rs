@@ -13,10 +13,10 @@ use prost::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
     /// Longer than the maximum of this kind.
-    #[error("longer than {0} bytes")]
+    #[error("the document is longer than {0} bytes")]
     TooLong(usize),
     /// More elements of one field than the maximum.
-    #[error("more than {0} elements in one field")]
+    #[error("a field has more than {0} elements")]
     TooMany(usize),
     /// Not a Protocol Buffers message of this schema.
     #[error("not a document of this schema")]

@@ -14,10 +14,10 @@ pub(super) const MAX_SIGNATURE_LEN: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotCounted {
     /// No authority is configured, so no document counts.
-    #[error("no authority key is configured to judge it by")]
+    #[error("no authority key is configured")]
     NoAuthorities,
     /// Half or fewer of the configured authorities have signed it.
-    #[error("signed by {signed} of {configured} configured authorities, more than half are needed")]
+    #[error("signed by {signed} of {configured} configured authorities; more than half are required")]
     TooFewSignatures {
         /// Configured authorities with valid signatures.
         signed: usize,
@@ -25,16 +25,16 @@ pub enum NotCounted {
         configured: usize,
     },
     /// It is no longer valid.
-    #[error("expired; is the clock right, and the directory up?")]
+    #[error("expired; check the clock, and that the directory works")]
     Expired,
     /// It is not valid yet.
-    #[error("not valid yet; is the clock right?")]
+    #[error("not valid yet; check the clock")]
     NotYetValid,
     /// A newer one is in use.
     #[error("older than the one in use")]
     Older,
     /// Another with the same date is in use: the authorities have signed two.
-    #[error("not the same as the one in use, with the same date; the authorities contradict themselves")]
+    #[error("differs from the document in use, which has the same date; the authorities contradict themselves")]
     Conflicting,
 }
 

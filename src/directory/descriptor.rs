@@ -29,22 +29,22 @@ pub enum DescriptorError {
     #[error("descriptor: not signed by the identity in it")]
     BadSignature,
     /// It is too old.
-    #[error("descriptor: made too long ago; is the relay's clock right?")]
+    #[error("descriptor: made too long ago; check the relay's clock")]
     Stale,
     /// Its date is in the future.
-    #[error("descriptor: made in the future; is the relay's clock right?")]
+    #[error("descriptor: made in the future; check the relay's clock")]
     FromTheFuture,
     /// It contradicts itself or the specification.
     #[error("descriptor: {0}")]
     Impossible(#[from] Impossible),
     /// A descriptor of the same relay, at least as new, is stored.
-    #[error("descriptor: older than the one known already")]
+    #[error("descriptor: not newer than the known one")]
     Older,
     /// Its addresses aren't globally reachable.
-    #[error("descriptor: address is private or reserved; this network lists public addresses only")]
+    #[error("descriptor: the address is private or reserved, and this network lists public addresses only")]
     PrivateAddress,
     /// The relay has an address in the consensus, so it is no volunteer.
-    #[error("descriptor: a relay with an address of its own is no volunteer")]
+    #[error("descriptor: a volunteer has no address")]
     Public,
     /// The directory has reached its cap on relays.
     #[error("descriptor: the directory is full")]

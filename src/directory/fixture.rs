@@ -1,5 +1,5 @@
 //! Fixture: relays, volunteers and signed documents for tests and fuzzers.
-#![allow(clippy::unwrap_used, reason = "whoever makes them for a test makes them right")]
+#![allow(clippy::unwrap_used, reason = "tests construct valid values")]
 
 use prost::Message as _;
 

@@ -14,10 +14,10 @@ const MAX_NAME_LEN: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
     /// The name is invalid.
-    #[error("parameter \"{0}\": a name is 1 to 64 lower-case letters, digits, \"-\" and \".\"")]
+    #[error("parameter \"{0}\": not a name of 1 to 64 lower-case letters, digits, \"-\" and \".\"")]
     Name(String),
     /// There are too many parameters, or they are out of order or repeated.
-    #[error("parameters out of order, or more than {MAX_PARAMETERS}")]
+    #[error("the parameters are out of order, or more than {MAX_PARAMETERS}")]
     Order,
 }
 
@@ -182,7 +182,7 @@ mod tests {
     fn no_consensus_lets_a_window_outgrow_the_queue_of_a_relay() {
         let most = Parameters::default().with("flow.largest-window", u64::MAX).unwrap().flow().window_max;
         let queue = crate::channel::ChannelParameters::default().circuit_queue;
-        assert!(usize::try_from(most).unwrap() + 256 < queue, "signalling needs a place too");
+        assert!(usize::try_from(most).unwrap() + 256 < queue, "the queue needs room for control cells too");
     }
 
     #[test]

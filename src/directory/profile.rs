@@ -76,7 +76,7 @@ impl Profile {
         let fours = self.addresses.iter().filter(|address| address.is_ipv4()).count();
         let sixes = self.addresses.len().saturating_sub(fours);
         let one_each = fours <= 1 && sixes <= 1 && !self.addresses.is_empty();
-        require(one_each, "needs one IPv4 or IPv6 address, or one of each")?;
+        require(one_each, "the addresses are not one of IPv4 or IPv6, or one of each")?;
         require(self.addresses.iter().all(|address| address.port() != 0), "an address has port 0")?;
         require(self.addresses.iter().all(|address| is_unicast(address.ip())), "an address is not a single host's")?;
         require(is_ice_text(&self.ice_ufrag, 4), "the ICE ufrag is not 4 to 256 ICE characters")?;
@@ -145,10 +145,10 @@ impl ProfileFields<'_> {
     /// When a statement is invalid (`proto/07-directory.md`, "Profiles").
     pub(super) fn check(&self) -> Result<(), Impossible> {
         require(self.onion_key.0 != [0; 32], "the onion key is zero")?;
-        require(self.family.len() <= MAX_FAMILY, "names more than 64 relays as its family")?;
-        require(!self.family.contains(self.identity), "names itself as its family")?;
+        require(self.family.len() <= MAX_FAMILY, "the family has more than 64 relays")?;
+        require(!self.family.contains(self.identity), "the relay names itself as its family")?;
         require(is_printable(self.operator, MAX_OPERATOR_LEN), "the operator is not at most 64 printable characters")?;
-        require(self.offer.is_possible(), "the offer is out of order, or of more than there may be")?;
+        require(self.offer.is_possible(), "the offer is out of order or too long")?;
         require(is_printable(self.version, MAX_VERSION_LEN), "the version is not at most 32 printable characters")
     }
 }
@@ -235,7 +235,7 @@ pub(super) fn decode_offer(offer: Option<schema::Offer>) -> Result<Offer, Imposs
         (false, hosts) => Requests::Hosts(hosts),
     };
     let engines = offer.engines.iter().map(|engine| EngineName::parse(engine)).collect::<Option<_>>();
-    let engines = engines.ok_or(Impossible("the offer names an engine in no plain name"))?;
+    let engines = engines.ok_or(Impossible("an engine's name in the offer is invalid"))?;
     Ok(Offer { engines, requests })
 }
 

@@ -100,11 +100,7 @@ fn searxng(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
 }
 
 /// A number of results as an integer.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "it is not below zero, and a float saturates"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; the conversion saturates")]
 fn count(number: f64) -> Option<u64> {
     (number >= 0.0).then_some(number as u64)
 }

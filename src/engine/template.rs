@@ -12,16 +12,16 @@ use crate::delegated::url::Url;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// It is no http or https URL.
-    #[error("the template \"{0}\" is no http or https URL with a host")]
+    #[error("the template \"{0}\" is not an http or https URL with a host")]
     Url(String),
     /// It is relative, but the description is a file.
-    #[error("the template \"{0}\" is relative, but the description is a file: write the whole URL")]
+    #[error("the template \"{0}\" is relative, but the description is a file; write an absolute URL")]
     Relative(String),
     /// A brace is unmatched.
-    #[error("the template \"{0}\" has a brace without its partner")]
+    #[error("the template \"{0}\" has an unmatched brace")]
     Brace(String),
     /// A required parameter is unknown.
-    #[error("the template needs the parameter \"{0}\", which is not known")]
+    #[error("the template needs the unknown parameter \"{0}\"")]
     Parameter(String),
     /// It has no parameter for the terms.
     #[error("the template \"{0}\" has no {{searchTerms}}")]

@@ -142,7 +142,7 @@ fn a_template_that_cannot_work_says_why() {
     assert!(matches!(failed("https://engine.example/?q=x"), TemplateError::NoTerms(_)));
     assert_eq!(
         failed("https://engine.example/?q={searchTerms}&k={apiKey}").to_string(),
-        "the template needs the parameter \"apiKey\", which is not known"
+        "the template needs the unknown parameter \"apiKey\""
     );
 }
 
@@ -381,7 +381,7 @@ fn html_that_would_grow_without_bound_is_given_up() {
 fn html_is_not_nested_out_of_sight() {
     // The elements before a comment after the body count towards the depth.
     let hidden = "<dl><dl><dl><dl><dl><dl><dl><dl><dl><dl><i></i></body><!--abc-->".repeat(4000);
-    assert_eq!(hidden.len() % 64, 0, "the comment is not the last that is seen of each piece");
+    assert_eq!(hidden.len() % 64, 0, "text after the comment is read too");
     assert!(bounded_html(&hidden, 50_000).is_none());
     // Such comments alone are harmless.
     assert!(bounded_html(&"<p>a</p></body><!-- b -->".repeat(1000), 50_000).is_some());

@@ -18,19 +18,19 @@ const MAX_PIECES: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
     /// It is no well-formed XML document.
-    #[error("it is no well-formed XML")]
+    #[error("the document is not well-formed XML")]
     Malformed,
     /// It is not in UTF-8, or declares another encoding.
-    #[error("it is not in UTF-8")]
+    #[error("the document is not UTF-8")]
     Encoding,
     /// It has a document type or a custom entity.
-    #[error("it has a document type or entities of its own, which are not read")]
+    #[error("the document has a document type or custom entities, which are not supported")]
     Entities,
     /// Its elements are too deep, or have too many attributes.
-    #[error("it has elements deeper than {MAX_DEPTH} or with more than {MAX_ATTRIBUTES} attributes")]
+    #[error("the document has elements deeper than {MAX_DEPTH} or with more than {MAX_ATTRIBUTES} attributes")]
     TooDeep,
     /// It has too many elements for a tree.
-    #[error("it has more elements than are read")]
+    #[error("the document has too many elements")]
     TooMany,
 }
 
@@ -68,7 +68,10 @@ impl Attributes<'_> {
 /// # Errors
 /// When it has too many elements, elements too deep, an element with too many attributes, or no end.
 #[cfg(any(test, feature = "browser"))]
-#[cfg_attr(all(feature = "native", not(test)), allow(dead_code, reason = "for pages; here for lints alone"))]
+#[cfg_attr(
+    all(feature = "native", not(test)),
+    allow(dead_code, reason = "used by pages only; compiled here for the lints")
+)]
 pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
     fn after<'a>(text: &'a str, end: &str) -> Result<&'a str, XmlError> {
         text.split_once(end).map(|(_, rest)| rest).ok_or(XmlError::Malformed)
@@ -103,7 +106,10 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
 
 /// Whether the element with the tag at the beginning of `text` is empty, and the text after the tag.
 #[cfg(any(test, feature = "browser"))]
-#[cfg_attr(all(feature = "native", not(test)), allow(dead_code, reason = "for pages; here for lints alone"))]
+#[cfg_attr(
+    all(feature = "native", not(test)),
+    allow(dead_code, reason = "used by pages only; compiled here for the lints")
+)]
 fn after_tag(text: &str) -> Result<(bool, &str), XmlError> {
     let (mut attributes, mut quote, mut last) = (0_usize, None, b' ');
     for (at, byte) in text.bytes().enumerate() {

@@ -16,19 +16,23 @@ const MAX_RULES: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The first word is neither `accept` nor `reject`.
-    #[error("exit rule \"{0}\": begins neither with \"accept\" nor with \"reject\"")]
+    #[error("exit rule \"{0}\": the first word is neither \"accept\" nor \"reject\"")]
     Verb(String),
     /// The address is invalid.
-    #[error("exit rule \"{0}\": neither \"*\" nor an address, with or without a prefix length as in \"192.0.2.0/24\"")]
+    #[error(
+        "exit rule \"{0}\": the address is neither \"*\" nor an address, with or without a prefix length as in \"192.0.2.0/24\""
+    )]
     Address(String),
     /// The ports are invalid.
-    #[error("exit rule \"{0}\": neither \"*\" nor a port from 1 to 65535 nor a range as in \"80-443\"")]
+    #[error("exit rule \"{0}\": the port is neither \"*\" nor a port from 1 to 65535 nor a range as in \"80-443\"")]
     Ports(String),
     /// There are too many words, or too few.
-    #[error("exit rule \"{0}\": write \"accept 443\", \"reject 192.0.2.0/24\" or \"accept [2001:db8::]/32:80-443\"")]
+    #[error(
+        "exit rule \"{0}\": not a rule; write it as \"accept 443\", \"reject 192.0.2.0/24\" or \"accept [2001:db8::]/32:80-443\""
+    )]
     Form(String),
     /// There are too many rules.
-    #[error("more than {MAX_RULES} exit rules")]
+    #[error("the number of exit rules exceeds {MAX_RULES}")]
     TooMany,
 }
 

@@ -57,7 +57,7 @@ fn channel(bytes: &[u8]) {
         }
         while let Some(event) = channels.poll_event() {
             if let ChannelEvent::Cell { channel, cell } = event {
-                let circuit = cell.circuit().expect("padding is never handed on");
+                let circuit = cell.circuit().expect("padding is never forwarded");
                 // Each circuit is accepted or destroyed, as by a relay.
                 if channels.admit_circuit(channel, circuit) {
                     let _ = channels.send(channel, Cell::destroy(circuit));

@@ -134,10 +134,11 @@ fn hostile_hop(bytes: &[u8]) {
             assert_eq!(cell.circuit(), Some(circuit));
             if cell.command() == Command::Relay {
                 let mut body = cell.into_body();
-                let opened = layer.open_forward(&mut body).expect("the origin's layers are whole");
+                let opened = layer.open_forward(&mut body).expect("the origin's layers can be opened");
                 assert!(opened == Forward::Message);
                 let capacity = message_capacity(HopIndex::FIRST);
-                RelayMessage::decode(&Bytes::copy_from_slice(&body[..capacity])).expect("and what it says decodes");
+                RelayMessage::decode(&Bytes::copy_from_slice(&body[..capacity]))
+                    .expect("the origin's message can be decoded");
             }
         }
         while let Some(event) = origin.poll_event() {

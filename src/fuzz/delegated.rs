@@ -17,7 +17,7 @@ pub(super) const TARGETS: &[Target] = &[
 /// A decoded query is within its bounds, and re-encodes to an equal query.
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
-    let again = request.encode().expect("what was decoded fits");
+    let again = request.encode().expect("a decoded value can be encoded");
     assert!(again.len() <= longest(REQUEST_BUCKETS));
     assert_eq!(SearchRequest::decode(&again), Ok(request));
 }
@@ -34,7 +34,7 @@ fn request_seeds() -> Vec<Vec<u8>> {
 /// An answer that decodes is clean, and stays the same when it is cleaned again.
 fn search_answer(bytes: &[u8]) {
     let Ok(answer) = SearchAnswer::decode(bytes) else { return };
-    let again = answer.encode().expect("what was decoded fits");
+    let again = answer.encode().expect("a decoded value can be encoded");
     assert!(again.len() <= longest(RESPONSE_BUCKETS));
     assert_eq!(SearchAnswer::decode(&again), Ok(answer));
 }

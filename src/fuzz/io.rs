@@ -24,6 +24,7 @@ use crate::{
         socks::{self, SocksLimits},
         stream::Stream,
     },
+    path::PathError,
     wire::{Answer, EndReason, Host, Target as Destination},
 };
 
@@ -50,7 +51,7 @@ impl Connector for Nowhere {
     }
 
     async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
-        Err(EndReason::Policy.into())
+        Err(PathError::NotOffered.into())
     }
 }
 
@@ -102,8 +103,8 @@ fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpList
         let _ = application.shutdown().await;
         let mut answer = Vec::new();
         let read = timeout(Duration::from_secs(20), application.read_to_end(&mut answer)).await;
-        assert!(read.is_ok(), "the port hangs");
-        assert!(!serving.is_finished(), "the port is gone");
+        assert!(read.is_ok(), "the port did not end in time");
+        assert!(!serving.is_finished(), "the port still serves");
     });
 }
 

@@ -52,7 +52,7 @@ fn hostile(bytes: &[u8]) {
         while streams.poll_event().is_some() {}
         while let Some(message) = streams.poll_message(now, CAPACITY, &mut rng) {
             let mut encoded = Vec::new();
-            message.encode(&mut encoded).expect("what is to be sent encodes");
+            message.encode(&mut encoded).expect("a queued message can be encoded");
             assert!(encoded.len() <= CAPACITY);
         }
         assert!(streams.len() <= 8);
@@ -125,7 +125,7 @@ fn end_to_end(bytes: &[u8]) {
             _ => {
                 for _ in 0..choices.u8() {
                     let Some(message) = ends[which].poll_message(now, CAPACITY, &mut rng) else { break };
-                    ends[1 - which].handle_message(now, message).expect("an honest end breaks no rule");
+                    ends[1 - which].handle_message(now, message).expect("an honest end violates no rule");
                 }
             }
         }
@@ -138,7 +138,7 @@ fn end_to_end(bytes: &[u8]) {
                 let first = usize::from(bytes[0]);
                 assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == counted(first + index)));
                 read[end][slot] += bytes.len();
-                assert!(read[end][slot] <= written[1 - end][slot], "more came out than went in");
+                assert!(read[end][slot] <= written[1 - end][slot], "more bytes received than sent");
             }
         }
     }

@@ -23,7 +23,7 @@ pub(super) const TARGETS: &[Target] = &[
 const LISTEN: Port = Port { id: 0, purpose: PortUse::Listen, ipv6: false };
 
 /// Datagrams from unverified addresses: no link is created, and no answer is longer than its request.
-#[allow(clippy::disallowed_methods, reason = "the engine's origin of time; all that follows is handed in")]
+#[allow(clippy::disallowed_methods, reason = "the origin of the core's time; later times are passed in")]
 fn udp_port(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut config = EndpointConfig::new(own_certificate());
@@ -37,14 +37,14 @@ fn udp_port(bytes: &[u8]) {
         let mut datagram = choices.bytes().to_vec();
         endpoint.handle_datagram(now, Route { port: LISTEN.id, remote }, &mut datagram);
         while let Some(batch) = endpoint.poll_datagrams(now) {
-            assert!(batch.bytes.len() <= datagram.len(), "more comes out than went in");
+            assert!(batch.bytes.len() <= datagram.len(), "more bytes sent than received");
         }
-        assert_eq!(endpoint.counts().links, 0, "nobody can know the cookie's secret");
+        assert_eq!(endpoint.counts().links, 0, "the input can't contain a valid cookie");
     }
 }
 
 /// A STUN check (RFC 5769 §2.1), a dialler's first hello, and both more than once.
-#[allow(clippy::disallowed_methods, reason = "the engine's origin of time")]
+#[allow(clippy::disallowed_methods, reason = "the origin of the core's time")]
 fn udp_seeds() -> Vec<Vec<u8>> {
     const CHECK: &[u8] =
         b"000100582112a442b7e7a701bc34d686fa87dfae802200105354554e207465737420636c69656e74002400046e0001ff\

@@ -41,7 +41,7 @@ fn cell_seeds() -> Vec<Vec<u8>> {
 fn relay_message(bytes: &[u8]) {
     let Ok(message) = RelayMessage::decode(&Bytes::copy_from_slice(bytes)) else { return };
     let mut again = Vec::new();
-    message.encode(&mut again).expect("what was decoded fits");
+    message.encode(&mut again).expect("a decoded value can be encoded");
     assert!(bytes.starts_with(&again), "{message:?}");
     if let RelayMessage::Extend { fragment } | RelayMessage::Extended { fragment } = message {
         fragments(&fragment);
@@ -103,7 +103,7 @@ fn fragments(bytes: &[u8]) {
             assert_eq!(encode_extend(&relay, request), body);
         }
         let mut again = Fragments::new();
-        let parts = split(&body, BODY_LEN).expect("it came in as few");
+        let parts = split(&body, BODY_LEN).expect("a value needs no more cells than its input");
         let mut whole = None;
         for part in parts {
             whole = again.push(&part).expect("our own");

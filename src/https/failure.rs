@@ -6,45 +6,45 @@ use rustls::{CertificateError, Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpsError {
     /// A certificate given as an anchor is invalid.
-    #[error("What should be trusted is no certificate, neither in PEM nor in DER.")]
+    #[error("The trust anchor is not a certificate in PEM or DER.")]
     Anchor,
     /// The URL is no valid `https` URL.
-    #[error("The address is not one of a web server that is reached by https.")]
+    #[error("The URL is not an https URL of a host.")]
     Address,
     /// The method or a header field is not allowed.
-    #[error("A request can’t have this method, or one of these header fields.")]
+    #[error("The method or a header field is not allowed.")]
     Request,
     /// The certificate has expired.
     #[error("The site’s certificate has expired, or this computer’s clock is wrong. Nothing of the request was sent.")]
     Expired,
     /// The certificate is not valid yet.
     #[error(
-        "The site’s certificate isn’t valid yet, or this computer’s clock is wrong. Nothing of the request was sent."
+        "The site’s certificate is not valid yet, or this computer’s clock is wrong. Nothing of the request was sent."
     )]
     NotYetValid,
     /// The certificate names another host.
-    #[error("The certificate that came is for another site. Nothing of the request was sent.")]
+    #[error("The certificate is for another site. Nothing of the request was sent.")]
     OtherName,
     /// No trusted authority has issued the certificate.
-    #[error("The site’s certificate is vouched for by nobody whom browsers trust. Nothing of the request was sent.")]
+    #[error("No authority that browsers trust has issued the site’s certificate. Nothing of the request was sent.")]
     UnknownIssuer,
     /// The certificate, or the proof of its key, is invalid in another way.
-    #[error("The site’s certificate doesn’t prove who it is. Nothing of the request was sent.")]
+    #[error("The site’s certificate is invalid. Nothing of the request was sent.")]
     Certificate,
     /// The site ended TLS with an alert.
-    #[error("The site refused or broke off TLS.")]
+    #[error("The site refused or aborted TLS.")]
     Alert,
     /// The site supports no accepted version or cipher suite of TLS.
-    #[error("The site speaks no TLS that is good enough: 1.2 or 1.3.")]
+    #[error("The site supports neither TLS 1.2 nor TLS 1.3 with a secure cipher suite.")]
     Incompatible,
     /// The received bytes are no TLS, or were modified.
-    #[error("What came is not TLS, or was changed on the way.")]
+    #[error("The received data is not TLS, or was modified in transit.")]
     NotTls,
     /// The received bytes are no HTTP, or the head is too large.
-    #[error("What came is not an answer in HTTP, or its head is too large.")]
+    #[error("The answer is not HTTP, or its head is too large.")]
     NotHttp,
     /// The stream ended before the response did.
-    #[error("The answer broke off before it was whole.")]
+    #[error("The answer is truncated.")]
     Broken,
 }
 

@@ -373,7 +373,7 @@ fn a_byte_changed_on_the_way_never_changes_what_is_read() {
             came.take(&mut exchange);
         }
         if at >= passed {
-            assert!(came.whole, "unchanged it comes whole");
+            assert!(came.whole, "the unmodified answer is complete");
             return;
         }
         assert!(came.body.is_empty() || came.body == b"hello");

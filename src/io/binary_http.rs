@@ -41,7 +41,7 @@ const WAITING_PIECES: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     /// The message is truncated, or the stream failed.
-    #[error("the message broke off")]
+    #[error("the message is truncated")]
     Broken,
     /// The bytes are no Binary HTTP message.
     #[error("not a binary HTTP message: {0}")]
@@ -50,7 +50,7 @@ pub(crate) enum MessageError {
     #[error("the message is too large")]
     TooLarge,
     /// The source of the body failed.
-    #[error("the message's body broke off at its source")]
+    #[error("the source of the message's body failed")]
     Source,
 }
 
@@ -80,16 +80,17 @@ where
 {
     let mut content = Content { reader, decoder: Decoder::request(cap) };
     let Part::Head(Head::Request { control: [method, scheme, authority, path], fields }) = content.part().await? else {
-        return Err(MessageError::Malformed("not a request"));
+        return Err(MessageError::Malformed("the message is not a request"));
     };
     let uri = Uri::builder()
         .scheme(scheme.as_ref())
         .authority(authority.as_ref())
         .path_and_query(path.as_ref())
         .build()
-        .map_err(|_| MessageError::Malformed("no absolute address"))?;
+        .map_err(|_| MessageError::Malformed("the URL is not absolute"))?;
     let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(&method).map_err(|_| MessageError::Malformed("no method"))?;
+    *request.method_mut() =
+        Method::from_bytes(&method).map_err(|_| MessageError::Malformed("the method is invalid"))?;
     *request.uri_mut() = uri;
     *request.headers_mut() = headers(&fields)?;
     Ok((request, content))
@@ -106,7 +107,7 @@ where
     let mut content = Content { reader, decoder: Decoder::response(cap) };
     match content.part().await? {
         Part::Head(head) => Ok((response(&head)?, content)),
-        _ => Err(MessageError::Malformed("not a response")),
+        _ => Err(MessageError::Malformed("the message is not a response")),
     }
 }
 
@@ -115,9 +116,12 @@ where
 /// # Errors
 /// When it isn't one.
 pub(crate) fn response(head: &Head) -> Result<Response<()>, MessageError> {
-    let Head::Response { status, fields } = head else { return Err(MessageError::Malformed("not a response")) };
+    let Head::Response { status, fields } = head else {
+        return Err(MessageError::Malformed("the message is not a response"));
+    };
     let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(*status).map_err(|_| MessageError::Malformed("no status"))?;
+    *response.status_mut() =
+        StatusCode::from_u16(*status).map_err(|_| MessageError::Malformed("the status is invalid"))?;
     *response.headers_mut() = headers(fields)?;
     Ok(response)
 }
@@ -125,8 +129,10 @@ pub(crate) fn response(head: &Head) -> Result<Response<()>, MessageError> {
 fn headers(fields: &[Field]) -> Result<HeaderMap, MessageError> {
     let mut headers = HeaderMap::with_capacity(fields.len());
     for (name, value) in fields {
-        let name = HeaderName::from_lowercase(name).map_err(|_| MessageError::Malformed("the name of a field"))?;
-        let value = HeaderValue::from_bytes(value).map_err(|_| MessageError::Malformed("the value of a field"))?;
+        let name =
+            HeaderName::from_lowercase(name).map_err(|_| MessageError::Malformed("a field's name is invalid"))?;
+        let value =
+            HeaderValue::from_bytes(value).map_err(|_| MessageError::Malformed("a field's value is invalid"))?;
         headers.append(name, value);
     }
     Ok(headers)
@@ -149,7 +155,7 @@ pub(crate) fn control<B>(request: &Request<B>) -> Option<[&str; 4]> {
 /// # Errors
 /// When the URL isn't absolute, or the head is too large.
 pub(crate) fn request_head<B>(request: &Request<B>) -> Result<Vec<u8>, MessageError> {
-    let control = control(request).ok_or(MessageError::Malformed("no absolute address"))?;
+    let control = control(request).ok_or(MessageError::Malformed("the URL is not absolute"))?;
     Ok(binary_http::request_head(control, fields(request.headers()))?)
 }
 

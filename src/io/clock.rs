@@ -16,7 +16,7 @@ pub fn wall_milliseconds() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is where the core's wall time comes from")]
+#[expect(clippy::disallowed_methods, reason = "the source of the core's wall-clock time")]
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

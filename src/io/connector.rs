@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     base::RelayId,
+    client::StreamFailure,
     delegated::Delegation,
+    path::PathError,
     wire::{Answer, EndReason, Host, Target},
 };
 
@@ -55,12 +57,9 @@ impl fmt::Debug for Isolation {
 /// The reason why a stream could not be opened or a name not resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The exit, or the client in its place, gave this reason.
-    #[error("{}", reason_text(*.0))]
-    Ended(EndReason),
-    /// The client has no valid consensus or no circuit.
-    #[error("the client has no circuit through the overlay yet")]
-    NotReady,
+    /// The client found no path or built no circuit, or the exit ended the stream.
+    #[error(transparent)]
+    Stream(#[from] StreamFailure),
     /// The client is shutting down.
     #[error("the client has stopped")]
     Stopped,
@@ -68,23 +67,13 @@ pub enum ConnectError {
 
 impl From<EndReason> for ConnectError {
     fn from(reason: EndReason) -> Self {
-        Self::Ended(reason)
+        Self::Stream(StreamFailure::Ended(reason))
     }
 }
 
-/// A message for users that explains the end of a stream.
-#[must_use]
-pub const fn reason_text(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Done => "the other end had nothing more to send",
-        EndReason::Refused => "the target refused the connection",
-        EndReason::Unreachable => "the target can't be reached from the exit",
-        EndReason::Policy => "no exit's policy allows this target",
-        EndReason::TimedOut => "the target did not answer in time",
-        EndReason::NotFound => "the name has no address",
-        EndReason::Reset => "the stream was reset",
-        EndReason::ResourceLimit => "a limit of the client or of the exit is reached",
-        EndReason::Failed => "the stream failed",
+impl From<PathError> for ConnectError {
+    fn from(error: PathError) -> Self {
+        Self::Stream(StreamFailure::NoPath(error))
     }
 }
 
@@ -135,7 +124,7 @@ pub trait Connector: Clone + Send + Sync + 'static {
     /// Opens a delegated stream to an exit that offers `delegation` and isn't in `not_by`, over a separate circuit.
     ///
     /// # Errors
-    /// When there is no circuit; `Ended(Policy)` when no other exit offers it.
+    /// When there is no circuit; [`PathError::NotOffered`] when no other exit offers it.
     fn delegate(
         &self,
         delegation: Delegation,

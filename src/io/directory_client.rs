@@ -50,22 +50,22 @@ pub struct DirectoryConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// The configuration has no directory, or a URL that isn't `http` or `https`.
-    #[error("\"{0}\" is no directory: name at least one, as in http://192.0.2.1:9360")]
+    #[error("\"{0}\" is not a directory's URL; write at least one, as in http://192.0.2.1:9360")]
     Url(String),
     /// The HTTP client can't be created.
-    #[error("no HTTP client: {0}")]
+    #[error("can't create the HTTP client: {0}")]
     Client(String),
     /// The directory is unreachable, or the transfer was cut off.
     #[error("the directory can't be reached: {0}")]
     Unreachable(String),
     /// The directory doesn't have this document yet.
-    #[error("the directory has none yet")]
+    #[error("the directory has no such document yet")]
     NoneYet,
     /// The directory has no newer document, and the one in use is no longer fresh.
-    #[error("the directory has nothing newer, though the one in use is no longer fresh")]
+    #[error("the directory has no newer document, and the one in use is no longer fresh")]
     NothingNewer,
     /// The directory answered "not modified" to a request without an entity tag.
-    #[error("the directory says that nothing changed, but wasn't asked that")]
+    #[error("the directory answered \"not modified\" to an unconditional request")]
     NotAsked,
     /// The directory refused the request, with a reason.
     #[error("the directory refused ({status}): {reason}")]
@@ -76,7 +76,7 @@ pub enum DirectoryError {
         reason: String,
     },
     /// The answer exceeds the maximum length of such a document.
-    #[error("the directory's answer is longer than it can be")]
+    #[error("the directory's answer exceeds the maximum length of the document")]
     TooLong,
     /// The document is invalid.
     #[error("{name}: {error}")]
@@ -165,7 +165,7 @@ impl DirectoryClient {
         match verify(&bytes, &self.authorities, now, None) {
             Ok(consensus) => Some(consensus),
             Err(error) => {
-                tracing::info!(%error, "the consensus on disk is not used");
+                tracing::info!(%error, "can't use the cached consensus");
                 None
             }
         }
@@ -362,8 +362,8 @@ impl DirectoryClient {
         let Some(path) = self.cache.clone() else { return };
         match tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the consensus is not kept on disk"),
-            Err(error) => tracing::warn!(%error, "the consensus is not kept on disk"),
+            Ok(Err(error)) => tracing::warn!(%error, "can't cache the consensus"),
+            Err(error) => tracing::warn!(%error, "can't cache the consensus"),
         }
     }
 }

@@ -195,7 +195,7 @@ fn put(shelf: &Shelf, document: &[u8]) {
     let etag = format!("W/\"{}\"", HEXLOWER.encode(&sha256(&document)));
     match HeaderValue::try_from(etag) {
         Ok(etag) => _ = shelf.send_replace(Some(Served { document, etag })),
-        Err(error) => tracing::error!(%error, "no entity tag; a document is not served"),
+        Err(error) => tracing::error!(%error, "can't compute the entity tag; not serving a document"),
     }
 }
 
@@ -222,7 +222,9 @@ async fn take_descriptor(State(directory): State<DirectoryServer>, body: Body) -
         Err(rejection) => return rejection.into_response(),
     };
     match directory.submit(body, Submission::Descriptor).await {
-        Some(Ok(())) => (StatusCode::ACCEPTED, "accepted; listed once the relay has proved itself").into_response(),
+        Some(Ok(())) => {
+            (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
+        }
         Some(Err(error)) => refused(&error),
         None => busy(),
     }

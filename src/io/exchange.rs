@@ -59,19 +59,19 @@ pub(crate) struct ExchangeLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ExchangeError {
     /// A time limit expired.
-    #[error("the target took the request but did not answer in time")]
+    #[error("the target accepted the request but did not answer in time")]
     Silent,
     /// The bytes are no HTTP response.
-    #[error("the target did not answer in HTTP")]
+    #[error("the target's answer is not HTTP")]
     NotHttp,
     /// The head or body exceeds a limit.
-    #[error("the target's response is larger than allowed")]
+    #[error("the target's response exceeds the maximum size")]
     TooLarge,
     /// The stream ended before the response.
-    #[error("the target closed the stream before the response was whole")]
+    #[error("the target closed the stream before the end of its response")]
     Broken,
     /// The request's body failed.
-    #[error("the request's body broke off")]
+    #[error("the request's body is truncated")]
     Cancelled,
 }
 

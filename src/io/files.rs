@@ -47,7 +47,7 @@ const LOCK: &str = "lock";
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system call failed.
-    #[error("{path}: {action}: {source}", path = path.display())]
+    #[error("{path}: can't {action}: {source}", path = path.display())]
     Io {
         /// The failed action.
         action: &'static str,
@@ -57,7 +57,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// A secret file that users other than its owner may read or write.
-    #[error("{path}: holds a secret, but other users may open it; run: chmod 600 {path}", path = path.display())]
+    #[error("{path}: the file has a secret, but other users may open it; run: chmod 600 {path}", path = path.display())]
     OpenToOthers {
         /// The file.
         path: PathBuf,
@@ -69,13 +69,13 @@ pub enum FileError {
         path: PathBuf,
     },
     /// Not a regular file, or larger than the maximum for such a file.
-    #[error("{path}: not a file that umbel wrote", path = path.display())]
+    #[error("{path}: not a file of umbel", path = path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
     /// The contents fail a check.
-    #[error("{path}: corrupted ({reason}); restore it from a backup, or remove it to have a new one made", path = path.display())]
+    #[error("{path}: corrupted ({reason}); restore it from a backup, or remove it so that a new one is created", path = path.display())]
     Corrupted {
         /// The file.
         path: PathBuf,
@@ -83,7 +83,7 @@ pub enum FileError {
         reason: &'static str,
     },
     /// Another process has locked this folder.
-    #[error("{path}: another umbel is running in this folder", path = path.display())]
+    #[error("{path}: another umbel process uses this folder", path = path.display())]
     InUse {
         /// The folder.
         path: PathBuf,
@@ -114,8 +114,8 @@ impl Folder {
     /// # Errors
     /// When it can't be created, or other users may write to it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("making it", path))?;
-        let metadata = fs::metadata(path).map_err(FileError::io("looking at it", path))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create it", path))?;
+        let metadata = fs::metadata(path).map_err(FileError::io("read its metadata", path))?;
         if metadata.mode() & 0o022 != 0 {
             return Err(FileError::FolderOpenToOthers { path: path.to_owned() });
         }
@@ -136,11 +136,11 @@ impl Folder {
         let path = self.path.join(LOCK);
         let mut options = fs::OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(FileError::io("opening it", &path))?;
+        let file = file.map_err(FileError::io("open it", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(FolderLock { _file: file }),
             Err(fs::TryLockError::WouldBlock) => Err(FileError::InUse { path: self.path.clone() }),
-            Err(fs::TryLockError::Error(error)) => Err(FileError::io("locking it", &path)(error)),
+            Err(fs::TryLockError::Error(error)) => Err(FileError::io("lock it", &path)(error)),
         }
     }
 
@@ -150,10 +150,10 @@ impl Folder {
     /// # Errors
     /// When a system call fails.
     pub fn is_ours(&self) -> Result<bool, FileError> {
-        let metadata = fs::metadata(&self.path).map_err(FileError::io("looking at it", &self.path))?;
+        let metadata = fs::metadata(&self.path).map_err(FileError::io("read its metadata", &self.path))?;
         // On Linux, this folder belongs to the process's effective user.
         let process = Path::new("/proc/self");
-        let ours = fs::metadata(process).map_err(FileError::io("looking at it", process))?;
+        let ours = fs::metadata(process).map_err(FileError::io("read its metadata", process))?;
         Ok(metadata.uid() == ours.uid())
     }
 
@@ -244,7 +244,7 @@ impl Folder {
         let path = self.path.join(GUARDS);
         match read_secret(&path, MAX_GUARDS_LEN)? {
             Some(bytes) => {
-                GuardSample::decode(&bytes).map_err(|_| FileError::Corrupted { path, reason: "not a list of guards" })
+                GuardSample::decode(&bytes).map_err(|_| FileError::Corrupted { path, reason: "not a guard sample" })
             }
             None => Ok(GuardSample::default()),
         }
@@ -309,7 +309,7 @@ impl Folder {
         }
         let path = self.path.join(name);
         atomic::create_atomically(&path, make().text().as_bytes())?;
-        self.load(name, &read)?.ok_or(FileError::Corrupted { path, reason: "vanished" })
+        self.load(name, &read)?.ok_or(FileError::Corrupted { path, reason: "the file was removed" })
     }
 }
 
@@ -349,9 +349,9 @@ fn read_secret(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Fil
     let file = match fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(FileError::io("opening it", path)(error)),
+        Err(error) => return Err(FileError::io("open it", path)(error)),
     };
-    let metadata = file.metadata().map_err(FileError::io("looking at it", path))?;
+    let metadata = file.metadata().map_err(FileError::io("read its metadata", path))?;
     if !metadata.is_file() || metadata.len() > most {
         return Err(FileError::Foreign { path: path.to_owned() });
     }
@@ -361,7 +361,7 @@ fn read_secret(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Fil
     let capacity = usize::try_from(most).unwrap_or(usize::MAX);
     // The buffer never grows, because growing would leave copies of a secret in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
-    file.take(most).read_to_end(&mut bytes).map_err(FileError::io("reading it", path))?;
+    file.take(most).read_to_end(&mut bytes).map_err(FileError::io("read it", path))?;
     Ok(Some(bytes))
 }
 

@@ -8,8 +8,8 @@
 //! | `GET https://…` | 400: `https` needs CONNECT |
 //!
 //! Hop-by-hop fields are removed. `Proxy-Authorization`, with any content, is the isolation and never forwarded. A
-//! failure is answered with a status and a text: 403 policy, 502 the target, 503 the client or a limit, 504 a
-//! timeout. Requests are never logged, and answers of this port don't repeat the host.
+//! failure is answered with a status and a text: 403 no exit allows the target, 502 the target, 503 the network or a
+//! limit, 504 a timeout. Requests are never logged, and answers of this port don't repeat the host.
 
 #[cfg(test)]
 mod tests;
@@ -36,10 +36,14 @@ use tokio::{
     time::timeout,
 };
 
-use crate::wire::{EndReason, Host, Target};
+use crate::{
+    base::ErrorClass,
+    client::StreamFailure,
+    wire::{EndReason, Host, Target},
+};
 
 use super::{
-    connector::{ConnectError, Connector, Isolation, reason_text},
+    connector::{ConnectError, Connector, Isolation},
     exchange::{Answer as Body, ExchangeError, ExchangeLimits, exchange},
     listener::accept_each,
     stream::{Stream, reset_on_close, splice},
@@ -156,17 +160,17 @@ async fn respond<C: Connector>(
     match exchange(stream, request, limits).await {
         Ok(response) => response.map(Either::Right),
         Err(ExchangeError::Silent) => {
-            text(StatusCode::GATEWAY_TIMEOUT, "The target took the request but did not answer in time.")
+            text(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
         }
         Err(error) => {
-            tracing::debug!(%error, "an origin gave no HTTP response");
-            text(StatusCode::BAD_GATEWAY, "The target closed the stream or did not answer in HTTP.")
+            tracing::debug!(%error, "the target sent no HTTP response");
+            text(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
         }
     }
 }
 
 fn connect_target(uri: &Uri) -> Result<Target, &'static str> {
-    const EXPLANATION: &str = "CONNECT needs a host and a port, such as example.org:443.";
+    const EXPLANATION: &str = "CONNECT needs a host and a port, such as example.org:443";
     let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or(EXPLANATION)?;
     let port = authority.port_u16().filter(|port| *port != 0).ok_or(EXPLANATION)?;
     Ok(Target { host: Host::parse(authority.host()).map_err(|_| EXPLANATION)?, port })
@@ -174,20 +178,22 @@ fn connect_target(uri: &Uri) -> Result<Target, &'static str> {
 
 fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err("This is Umbel's HTTP proxy, not a web server. Set it as the proxy of an application; \
-                    requests must name a whole address (http://…) or use CONNECT.");
+        return Err(
+            "this is Umbel's HTTP proxy, not a web server; set it as the proxy of an application, whose requests \
+                    must have an absolute URL (http://…) or use CONNECT",
+        );
     };
     if !scheme.eq_ignore_ascii_case("http") {
-        return Err("Only http:// addresses are forwarded; use CONNECT for anything else.");
+        return Err("only http:// URLs are forwarded; use CONNECT for others");
     }
     if authority.as_str().contains('@') {
-        return Err("An address with a user name in it is not forwarded.");
+        return Err("a URL with a user name is not forwarded");
     }
-    let host = Host::parse(authority.host()).map_err(|_| "The host is neither a name nor an address.")?;
+    let host = Host::parse(authority.host()).map_err(|_| "the host is neither a name nor an address")?;
     // An invalid port must not count as an absent one.
     let port = match authority.as_str().strip_prefix(authority.host()) {
         Some("" | ":") => HTTP,
-        _ => authority.port_u16().filter(|port| *port != 0).ok_or("The port is not one from 1 to 65535.")?,
+        _ => authority.port_u16().filter(|port| *port != 0).ok_or("the port is not a number from 1 to 65535")?,
     };
     Ok(Target { host, port })
 }
@@ -201,19 +207,16 @@ fn isolation(headers: &HeaderMap) -> Isolation {
 
 fn failure(error: ConnectError) -> Answer {
     let status = match error {
-        ConnectError::NotReady | ConnectError::Stopped | ConnectError::Ended(EndReason::ResourceLimit) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        ConnectError::Ended(EndReason::Policy) => StatusCode::FORBIDDEN,
-        ConnectError::Ended(EndReason::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
-        ConnectError::Ended(_) => StatusCode::BAD_GATEWAY,
+        ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
+        ConnectError::Stream(StreamFailure::Ended(EndReason::TimedOut)) => StatusCode::GATEWAY_TIMEOUT,
+        ConnectError::Stream(failure) => match failure.class() {
+            ErrorClass::Network | ErrorClass::Limit => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorClass::Local => StatusCode::FORBIDDEN,
+            ErrorClass::Peer | ErrorClass::Bug => StatusCode::BAD_GATEWAY,
+        },
+        ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let words = match error {
-        ConnectError::Ended(reason) => reason_text(reason),
-        ConnectError::NotReady => "the client has no circuit through the overlay yet; try again in a moment",
-        ConnectError::Stopped => "the client has stopped",
-    };
-    text(status, words)
+    text(status, &error.to_string())
 }
 
 fn text(status: StatusCode, words: &str) -> Answer {

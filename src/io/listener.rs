@@ -52,8 +52,8 @@ impl LocalPort {
 pub enum ListenError {
     /// The address is reachable from other machines.
     #[error(
-        "the {} port would listen on {address}, which other machines can reach: choose a loopback address with {} \
-         127.0.0.1:{}, or add --allow-remote if that is what you want",
+        "other machines could reach the {} port at {address}: choose a loopback address with {} 127.0.0.1:{}, or add \
+         --allow-remote to permit that",
         port.name(), port.flag(), address.port()
     )]
     NotLoopback {
@@ -63,7 +63,7 @@ pub enum ListenError {
         address: SocketAddr,
     },
     /// Another program listens there.
-    #[error("the {} port {address} is taken by another program: choose another with {} ADDRESS:PORT", port.name(), port.flag())]
+    #[error("another program uses the {} port {address}; choose another port with {} ADDRESS:PORT", port.name(), port.flag())]
     Taken {
         /// The port.
         port: LocalPort,
@@ -71,7 +71,7 @@ pub enum ListenError {
         address: SocketAddr,
     },
     /// Another system error.
-    #[error("the {} port can't listen on {address} ({source}): choose another with {} ADDRESS:PORT", port.name(), port.flag())]
+    #[error("the {} port can't listen on {address} ({source}); choose another address with {} ADDRESS:PORT", port.name(), port.flag())]
     Io {
         /// The port.
         port: LocalPort,
@@ -128,7 +128,7 @@ where
                 });
             }
             Err(error) => {
-                tracing::warn!(kind = ?error.kind(), "can't accept now");
+                tracing::warn!(kind = ?error.kind(), "can't accept a connection; retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

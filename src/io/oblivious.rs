@@ -79,24 +79,24 @@ pub enum ObliviousError {
     #[error(transparent)]
     Request(#[from] RequestError),
     /// There is no second exit for the comparison of the gateway's keys.
-    #[error("only one exit reaches the gateway, so its keys can't be compared")]
+    #[error("only one exit can reach the gateway, so its keys can't be compared")]
     NoSecondExit,
     /// Two exits returned different keys.
     #[error(
-        "two exits brought different keys of the gateway: one of them lies, or the gateway gives each client its own"
+        "two exits returned different keys of the gateway: one exit falsifies them, or the gateway uses a key per client"
     )]
     KeysDiffer,
     /// The key configuration is malformed or has no supported key.
-    #[error("the gateway has no keys that can be used")]
+    #[error("the gateway has no supported key")]
     Keys,
     /// The gateway's answer is no Oblivious HTTP response.
-    #[error("the gateway answered {0}, which is no oblivious answer")]
+    #[error("the gateway answered with status {0} instead of an oblivious response")]
     Gateway(StatusCode),
     /// The sealed answer can't be decrypted or decoded.
-    #[error("the gateway's answer can't be opened")]
+    #[error("the gateway's answer can't be decrypted")]
     Sealed,
     /// The request's or the response's body is too large for one sealed message.
-    #[error("too large for an oblivious request")]
+    #[error("the body is too large for an oblivious request")]
     TooLarge,
 }
 

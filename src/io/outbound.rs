@@ -30,7 +30,6 @@ use crate::{
 
 use super::{
     connect::connect,
-    connector::reason_text,
     exchange::{Answer, ExchangeError, ExchangeLimits, exchange},
     resolver::Resolver,
     tls::{Tls, TlsError},
@@ -70,10 +69,10 @@ impl Default for OutboundLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OutboundError {
     /// The URL is not an absolute `http` or `https` one, or has a user name.
-    #[error("the address is not one of a web server")]
+    #[error("the URL is not an http or https URL of a host")]
     Address,
     /// The connection failed; [`EndReason::Policy`] when the policy allows no address of the target.
-    #[error("{}", reason_text(*.0))]
+    #[error("{0}")]
     Connect(EndReason),
     /// The TLS handshake failed.
     #[error(transparent)]

@@ -122,9 +122,7 @@ fn router<C: Connector>(own: SocketAddr, page: Page<C>) -> Router {
         .route("/keys.js", file("text/javascript; charset=utf-8", KEYS))
         .route("/icon.svg", file("image/svg+xml", ICON))
         .merge(api::router())
-        .fallback(|| async {
-            trouble(StatusCode::NOT_FOUND, "There is no such page", "Start from the search box.", None)
-        })
+        .fallback(|| async { trouble(StatusCode::NOT_FOUND, "There is no such page", "Use the search box.", None) })
         .layer(middleware::from_fn_with_state(Arc::new(own), guard::guard))
         .with_state(page)
 }
@@ -208,8 +206,8 @@ async fn go(link: Result<Query<UrlParameter>, QueryRejection>) -> Response {
 }
 
 fn misread() -> Response {
-    let words = "Something is missing in the address, or it is no link that can be followed (http and https can).";
-    trouble(StatusCode::BAD_REQUEST, "That address can't be read", words, None)
+    let words = "The URL lacks a part, or it is not an http or https URL.";
+    trouble(StatusCode::BAD_REQUEST, "The URL is invalid", words, None)
 }
 
 /// The OpenSearch description by which a browser adds this page as a search engine.

@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{base::RelayId, delegated::Delegation, wire::EndReason};
+use crate::{base::RelayId, client::StreamFailure, delegated::Delegation, path::PathError};
 
 use super::{
     binary_http::{MessageError, Piped, fill, read_response, request_head, write_content},
@@ -54,7 +54,7 @@ const LIMITS: ExchangeLimits =
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The URL is not an absolute `http` or `https` one, or has a user name.
-    #[error("the address is not one of a web server")]
+    #[error("the URL is not an http or https URL of a host")]
     Address,
     /// No exit performs requests to this host.
     #[error("no exit of the network performs requests to this host")]
@@ -69,16 +69,16 @@ pub enum RequestError {
     #[error("{0}")]
     Tls(TlsError),
     /// No bytes arrived for a minute.
-    #[error("no answer came in time")]
+    #[error("no answer arrived in time")]
     Silent,
     /// The answer is no HTTP response, or too large.
-    #[error("what came is not an answer in HTTP")]
+    #[error("the answer is not HTTP")]
     NotHttp,
     /// The answer is truncated.
-    #[error("the answer broke off before it was whole")]
+    #[error("the answer is truncated")]
     Broken,
     /// The request's body failed.
-    #[error("the request's body broke off")]
+    #[error("the request's body is truncated")]
     Body,
 }
 
@@ -204,7 +204,7 @@ impl<C: Connector> Requester<C> {
         let host = target.host.to_text().to_ascii_lowercase();
         let delegated = self.connector.delegate(Delegation::Http { host }, not_by, isolation).await;
         let Delegated { stream, path, .. } = delegated.map_err(|error| match error {
-            ConnectError::Ended(EndReason::Policy) => RequestError::NoExit,
+            ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered)) => RequestError::NoExit,
             error => RequestError::Connect(error),
         })?;
         let (reader, writer) = tokio::io::split(stream);
@@ -290,7 +290,7 @@ async fn receive(
     Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))
 }
 
-#[expect(clippy::large_enum_variant, reason = "it lives for a moment")]
+#[expect(clippy::large_enum_variant, reason = "short-lived")]
 enum Opened {
     Plain(Stream),
     Tls(super::tls::TlsStream<Stream>),

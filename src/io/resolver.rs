@@ -85,8 +85,8 @@ impl Resolver {
         let inner = build(options)
             .inspect_err(|_| {
                 tracing::warn!(
-                    "no name server is known, so this exit reaches addresses only: name one in its configuration, or \
-                     mend /etc/resolv.conf"
+                    "no name server is configured, so this exit can't resolve names; configure one with resolver, or in \
+                     /etc/resolv.conf"
                 );
             })
             .ok();

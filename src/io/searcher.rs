@@ -28,12 +28,13 @@ use tokio::{
 
 use crate::{
     base::{Instant, RelayId},
+    client::StreamFailure,
     delegated::{
         Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
         frame::{RESPONSE_BUCKETS, longest},
         query::{ANSWER_LIMIT, Query, Results, TryError},
     },
-    wire::EndReason,
+    path::PathError,
 };
 
 use super::connector::{ConnectError, Connector, Delegated, Hop, Isolation};
@@ -45,8 +46,8 @@ pub use crate::delegated::{
 };
 pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
 
-/// Time limit for getting a circuit.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for getting a circuit, longer than the client's, whose error says why there is none.
+const CONNECT_LIMIT: Duration = Duration::from_secs(35);
 
 /// The results of a query, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub enum SearchFailure {
     #[error("{0}")]
     Query(#[from] QueryError),
     /// Fewer exits are available than the comparison needs.
-    #[error("only {0} of this network's exits can be asked that")]
+    #[error("only {0} exits of this network are available for this query")]
     TooFewExits(usize),
     /// There is no circuit.
     #[error("{0}")]
@@ -96,6 +97,9 @@ pub enum SearchFailure {
 impl From<TryError<ConnectError>> for SearchFailure {
     fn from(error: TryError<ConnectError>) -> Self {
         match error {
+            TryError::NoCircuit(ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered))) => {
+                Self::Query(QueryError::NoSuchEngine)
+            }
             TryError::NoCircuit(error) => Self::Connect(error),
             TryError::Missed(miss) => Self::Missed(miss),
         }
@@ -195,13 +199,13 @@ impl<C: Connector> Searcher<C> {
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let delegation = Delegation::Search(query.engine().clone());
         let opening = self.connector.delegate(delegation, query.not_by().to_vec(), isolation);
-        timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(EndReason::TimedOut.into()))
+        timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
     }
 
     /// Sends the query to the exit at the end of `delegated`, and records the outcome.
     async fn converse(&self, query: &Query, delegated: Delegated) -> Result<Found, TryError<ConnectError>> {
         let Some(exit) = delegated.path.last().map(|hop| hop.relay) else {
-            return Err(TryError::NoCircuit(ConnectError::NotReady));
+            return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
         };
         let began = std::time::Instant::now();
         let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, query.framed())).await;

@@ -13,9 +13,9 @@
 //! |---|---|
 //! | the target refused the connection | 5, refused |
 //! | target unreachable from the exit; name without address | 4, host unreachable |
-//! | no exit's policy allows the target | 2, not allowed |
+//! | no exit of the network allows the target | 2, not allowed |
 //! | the target did not answer in time | 6, TTL expired: the only code for a timeout |
-//! | the client has no circuit | 3, network unreachable |
+//! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
 //! | anything else | 1, general failure |
 //!
 //! The handshake is `tor-socksproto`'s. It is limited to a kilobyte and ten seconds. Requests are never logged.
@@ -36,7 +36,11 @@ use tor_socksproto::{
     SocksRequest, SocksStatus, SocksVersion,
 };
 
-use crate::wire::{Answer, EndReason, Host, Target};
+use crate::{
+    base::ErrorClass,
+    client::StreamFailure,
+    wire::{Answer, EndReason, Host, Target},
+};
 
 use super::{
     connector::{ConnectError, Connector, Isolation},
@@ -233,14 +237,18 @@ const fn general() -> SocksStatus {
 
 fn status(error: ConnectError) -> SocksStatus {
     match error {
-        ConnectError::NotReady => SocksStatus::NETWORK_UNREACHABLE,
         ConnectError::Stopped => SocksStatus::GENERAL_FAILURE,
-        ConnectError::Ended(reason) => match reason {
+        ConnectError::Stream(StreamFailure::Ended(reason)) => match reason {
             EndReason::Refused => SocksStatus::CONNECTION_REFUSED,
             EndReason::Unreachable | EndReason::NotFound => SocksStatus::HOST_UNREACHABLE,
             EndReason::Policy => SocksStatus::NOT_ALLOWED,
             EndReason::TimedOut => SocksStatus::TTL_EXPIRED,
             EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general(),
+        },
+        ConnectError::Stream(failure) => match failure.class() {
+            ErrorClass::Network => SocksStatus::NETWORK_UNREACHABLE,
+            ErrorClass::Local => SocksStatus::NOT_ALLOWED,
+            ErrorClass::Limit | ErrorClass::Peer | ErrorClass::Bug => general(),
         },
     }
 }

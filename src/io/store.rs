@@ -15,7 +15,7 @@ const CONSENSUS: &str = "consensus";
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {action}: {source}", path = path.display())]
+#[error("{path}: can't {action}: {source}", path = path.display())]
 pub struct StoreError {
     action: &'static str,
     path: PathBuf,
@@ -76,9 +76,7 @@ impl FileStore {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         match Database::create(path) {
             Ok(database) => Ok(Self { path: path.to_owned(), database }),
-            Err(error) => {
-                Err(StoreError { action: "opening it", path: path.to_owned(), source: Box::new(error.into()) })
-            }
+            Err(error) => Err(StoreError { action: "open it", path: path.to_owned(), source: Box::new(error.into()) }),
         }
     }
 
@@ -132,14 +130,14 @@ impl FileStore {
 
 impl Store for FileStore {
     fn load(&self) -> Result<Kept, StoreError> {
-        self.read().map_err(self.failed("reading it"))
+        self.read().map_err(self.failed("read it"))
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.write(changes).map_err(self.failed("writing it"))
+        self.write(changes).map_err(self.failed("write it"))
     }
 }
 

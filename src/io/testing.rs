@@ -15,7 +15,9 @@ use tokio::{
 
 use crate::{
     base::RelayId,
+    client::StreamFailure,
     delegated::Delegation,
+    path::PathError,
     stream::StreamCommand,
     wire::{Answer, EndReason, Host, Target},
 };
@@ -52,7 +54,7 @@ impl Flows {
     pub(crate) fn write(&mut self, key: StreamKey, bytes: &Bytes) {
         let Some(flow) = self.0.get_mut(&key) else { return };
         flow.buffered.extend_from_slice(bytes);
-        assert!(flow.buffered.len() <= ROOM, "more was written than there was room for");
+        assert!(flow.buffered.len() <= ROOM, "bytes were written without room");
     }
 
     pub(crate) fn finish(&mut self, key: StreamKey) {
@@ -64,7 +66,7 @@ impl Flows {
     pub(crate) fn credit(&mut self, key: StreamKey, bytes: usize) {
         if let Some(flow) = self.0.get_mut(&key) {
             flow.credit += bytes;
-            assert!(flow.credit <= CREDIT, "more was consumed than had come");
+            assert!(flow.credit <= CREDIT, "more bytes consumed than received");
         }
     }
 
@@ -149,7 +151,7 @@ pub(crate) fn reason_of(error: &std::io::Error) -> Option<EndReason> {
 /// Connects directly to loopback, without an overlay, and records its requests.
 ///
 /// The names `origin.test` and `localhost` resolve to 127.0.0.1. `REASON.test` fails for that reason, `notready.test`
-/// because there is no circuit; `never.test` neither connects nor fails.
+/// because there is no consensus; `never.test` neither connects nor fails.
 #[derive(Clone, Default)]
 pub(crate) struct Direct {
     pub(crate) asked: Arc<Mutex<Vec<(Target, Isolation)>>>,
@@ -172,7 +174,13 @@ impl Direct {
                 "timedout.test" => Err(EndReason::TimedOut.into()),
                 "notfound.test" => Err(EndReason::NotFound.into()),
                 "limit.test" => Err(EndReason::ResourceLimit.into()),
-                "notready.test" => Err(ConnectError::NotReady),
+                "noexit.test" => Err(PathError::NoExit.into()),
+                "few.test" => Err(PathError::TooFewRelays.into()),
+                "expired.test" => Err(StreamFailure::ConsensusExpired.into()),
+                "guard.test" => Err(StreamFailure::GuardUnreachable.into()),
+                "circuit.test" => Err(StreamFailure::NoCircuit.into()),
+                "full.test" => Err(StreamFailure::LimitReached.into()),
+                "notready.test" => Err(StreamFailure::NoConsensus.into()),
                 "never.test" => core::future::pending().await,
                 _ => Err(EndReason::Failed.into()),
             },
@@ -199,7 +207,7 @@ impl Connector for Direct {
     }
 
     async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
-        Err(EndReason::Policy.into())
+        Err(PathError::NotOffered.into())
     }
 }
 

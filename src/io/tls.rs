@@ -28,7 +28,7 @@ use tokio_rustls::{
 
 /// The reason why a file of root certificates can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: no file of certificates in PEM: {reason}", path.display())]
+#[error("{}: not a PEM file of certificates: {reason}", path.display())]
 pub(crate) struct RootsError {
     path: PathBuf,
     reason: String,
@@ -38,13 +38,13 @@ pub(crate) struct RootsError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// There are no root certificates.
-    #[error("this machine knows no root certificates (on Debian: install ca-certificates)")]
+    #[error("this machine has no root certificates; install them (on Debian: ca-certificates)")]
     NoRoots,
     /// The certificate is not valid for the target.
-    #[error("the target's certificate does not prove who it is")]
+    #[error("the target's certificate is not valid for its name")]
     Certificate,
     /// The target doesn't use TLS, or only unsupported versions or ciphers.
-    #[error("no TLS with the target")]
+    #[error("the TLS handshake with the target failed")]
     Handshake,
     /// The stream ended during the handshake.
     #[error("the target closed the stream during the TLS handshake")]
@@ -73,7 +73,7 @@ impl Tls {
                 roots.push(certificate.map_err(|error| failed(error.to_string()))?);
             }
             if roots.len() == before {
-                return Err(failed("there is none in it".to_owned()));
+                return Err(failed("the file has no certificate".to_owned()));
             }
         }
         Ok(Self { roots: roots.into(), config: Arc::default() })

@@ -198,7 +198,9 @@ fn tell_network(asked: &HeaderMap, directories: Directories, known: Network) -> 
         Directories::At(directories) => directories,
         Directories::Here => match own_address(asked) {
             Some(address) => vec![address],
-            None => return with_fields((StatusCode::BAD_REQUEST, "no host is named").into_response(), FILE_POLICY),
+            None => {
+                return with_fields((StatusCode::BAD_REQUEST, "the request has no host").into_response(), FILE_POLICY);
+            }
         },
     };
     let Ok(text) = serde_json::to_string(&Network { directories, ..known }) else {

@@ -106,7 +106,7 @@ pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
         let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
         return tell(&options, &report, report.to_words());
     }
-    let origin = Origin::start().await.map_err(Failure::failed)?;
+    let origin = Origin::start().await.map_err(Failure::system("can't start the origin"))?;
     let measured = tokio::select! {
         measured = timeout(Duration::from_secs(options.limit), measure(&options, &origin)) => {
             measured.unwrap_or(Err(BenchError::TimedOut(options.limit)))
@@ -119,7 +119,7 @@ pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
 
 fn tell(options: &BenchOptions, report: &impl Serialize, words: String) -> Result<(), Failure> {
     let text = if options.json { serde_json::to_string_pretty(report).map_err(Failure::failed)? } else { words };
-    writeln!(io::stdout(), "{text}").map_err(Failure::failed)
+    writeln!(io::stdout(), "{text}").map_err(Failure::system("can't write to standard output"))
 }
 
 async fn measure(options: &BenchOptions, origin: &Origin) -> Result<Report, BenchError> {

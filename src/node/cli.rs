@@ -13,23 +13,25 @@ use super::{
 };
 
 const EXIT_STATUS: &str = "\
-Exit status: 0 done, 1 failed, 2 bad usage or configuration, 3 the network can't be reached.";
+Exit status: 0 success, 1 failure, 2 invalid usage or configuration, 3 the network can't be reached.";
 
 const FETCH_HELP: &str = "\
-Who sees what:
-  --via request  An exit performs the request. The target sees the exit and nothing of you. The exit reads the whole request
-                 and the whole answer, also with https, but does not see who asks. So send nothing that names you.
-  --via stream   The request goes over a stream to the target. With https TLS ends here: the exit sees the host, the port and
-                 how much is said; with http it reads all. The target sees the exit's address, and how this program speaks.
-  --gateway URL  An exit carries the request sealed to an Oblivious HTTP gateway. The exit sees the gateway and how much is
-                 said; the gateway sees the exit, the whole request and the whole answer; the target sees the gateway.
+What each party sees:
+  --via request  An exit performs the request. The target sees the exit's address. The exit reads the whole request and the
+                 whole answer, also with https, but not your address. So send nothing that identifies you.
+  --via stream   A stream to the target carries the request. With https, TLS ends in this program: the exit sees the host,
+                 the port and the amount of data. With http, the exit reads everything. The target sees the exit's address
+                 and this program's TLS and HTTP.
+  --gateway URL  An exit forwards the request, encrypted for an Oblivious HTTP gateway. The exit sees the gateway and the
+                 amount of data. The gateway sees the exit's address, the request and the answer. The target sees the
+                 gateway's address.
 
 Example, beside a running client:
   umbel fetch https://example.org/
   umbel fetch --output page.html http://example.org/
   umbel fetch --via request --header \"Accept: application/json\" --data @query.json https://example.org/api
 
-Redirects are not followed. Exit status 1 also when the target answers that it failed; then nothing is written.";
+Redirects are not followed. If the target answers with a failure status, the exit status is 1 and nothing is written.";
 
 /// An anonymising relay overlay: circuits of several hops over WebRTC data channels, one onion layer for each hop
 #[derive(Parser)]
@@ -51,28 +53,28 @@ enum Command {
     /// Run a relay
     #[command(after_help = "Example, a relay that is no exit:\n  umbel relay --address 203.0.113.5:4443 \
         --directory http://203.0.113.1:9360 --authority KEY\n\nExample, an exit to the web:\n  umbel relay --config \
-        /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"\n\nExample, one that searches for clients and \
-        no more:\n  umbel relay --config /etc/umbel/relay.toml --delegate search --engine \
-        /etc/umbel/engines/wikipedia.xml\n\nExample, one at home behind NAT, with no port to forward:\n  umbel relay --no-listen \
+        /etc/umbel/exit.toml --exit \"accept *:80\" --exit \"accept *:443\"\n\nExample, a relay that performs searches \
+        only:\n  umbel relay --config /etc/umbel/relay.toml --delegate search --engine \
+        /etc/umbel/engines/wikipedia.xml\n\nExample, a volunteer behind NAT, without port forwarding:\n  umbel relay --no-listen \
         --directory http://203.0.113.1:9360 --authority KEY")]
     Relay(Node<RelayOptions>),
     /// Run a client: a SOCKS5 port and an HTTP proxy port whose streams have three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
-        curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nA user name and password given to a port keep what \
-        is asked under them on circuits of their own.")]
+        curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nRequests with a \
+        user name and password use separate circuits for each pair.")]
     Client(Node<ClientOptions>),
-    /// Run a directory: it tests relays and signs the consensus for all clients
-    #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3\n\nExample, one \
-        that serves the volunteer's and the search page too, at http://203.0.113.1:9360/volunteer and /search:\n  umbel directory \
+    /// Run a directory, which tests relays and signs the consensus for all clients
+    #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3\n\nExample, a \
+        directory that also serves the volunteer and search pages, at http://203.0.113.1:9360/volunteer and /search:\n  umbel directory \
         --listen 203.0.113.1:9360 --web")]
     Directory(Node<DirectoryOptions>),
     /// Create or show a node's keys
     #[command(
-        after_help = "Example, the key that relays and clients name with --authority:\n  umbel keys directory\n\n\
-        Keys are made at a node's first start too; making them beforehand lets you write the configurations first."
+        after_help = "Example, the key for the --authority option of relays and clients:\n  umbel keys directory\n\n\
+        A node's first start creates its keys too. This command creates them earlier, for use in configurations."
     )]
     Keys(keys::KeysOptions),
-    /// Search through the overlay: neither the engine nor the exit learns the client's identity
+    /// Search through the overlay: neither the engine nor the exit sees the client's address
     #[command(
         after_help = "Example, beside a running client:\n  umbel search rust ownership\n  umbel search --engine \
         wikipedia --language de Zwiebel\n  umbel search --exits 3 rust ownership\n  umbel search --open 1 rust ownership"
@@ -82,10 +84,8 @@ enum Command {
     #[command(after_help = FETCH_HELP)]
     Fetch(fetch::FetchOptions),
     /// Measure a network through a client's SOCKS5 port or search page
-    #[command(
-        after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2\n\nAnd beside one \
-        that was started with --dir FOLDER:\n  umbel bench --mode search --streams 64 --description FOLDER/umbel.xml"
-    )]
+    #[command(after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2\n\nBeside a \
+        testnet that was started with --dir FOLDER:\n  umbel bench --mode search --streams 64 --description FOLDER/umbel.xml")]
     Bench(bench::BenchOptions),
     /// Compare a server's pages for browsers with those of this program or a manifest, or print their hashes
     #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web manifest")]
@@ -103,7 +103,7 @@ struct Node<O: Args> {
     /// TOML file with any of the options below, `-` written as `_`; flags take precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// End when standard input ends, and report to standard output
+    /// End when standard input ends, and write reports to standard output
     #[arg(long, hide = true)]
     supervised: bool,
     #[command(flatten)]
@@ -169,7 +169,7 @@ fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::Failed(format!("can't start: {error}")))?;
+        .map_err(Failure::system("can't start the runtime"))?;
     let outcome = runtime.block_on(task);
     // Doesn't wait for a thread that still reads standard input, which may never end.
     runtime.shutdown_background();

@@ -29,7 +29,7 @@ use crate::{
         directory_client::{DirectoryClient, DirectoryConfig},
         files::Folder,
         http_proxy::{self, HttpLimits},
-        listener::{ListenError, LocalPort, listen},
+        listener::{LocalPort, listen},
         page::{
             self, Page, Reader,
             check::{Check, Checked},
@@ -118,21 +118,21 @@ struct Searches {
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The configuration or a file in the client's folder can't be used.
-    #[error("{0}")]
-    Configuration(String),
+    #[error(transparent)]
+    Configuration(Failure),
     /// The system provided no socket or no randomness.
-    #[error("{0}")]
-    System(String),
+    #[error(transparent)]
+    System(Failure),
     /// No circuit within the time limit.
-    #[error("no circuit within a minute: is a directory reachable, and UDP allowed?")]
+    #[error("no circuit within {} s; check that a directory can be reached and that UDP is allowed", BOOTSTRAP_LIMIT.as_secs())]
     Unreachable,
 }
 
 impl From<Failure> for BootstrapError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Usage(text) => Self::Configuration(text),
-            Failure::Failed(text) | Failure::Unreachable(text) => Self::System(text),
+            failure if failure.status() == 2 => Self::Configuration(failure),
+            failure => Self::System(failure),
         }
     }
 }
@@ -143,7 +143,7 @@ impl Client {
     /// # Errors
     /// When the configuration can't be used, or no circuit is built within a minute.
     pub async fn bootstrap(config: ClientConfig) -> Result<Self, BootstrapError> {
-        let folder = config.data_dir.as_deref().map(Folder::open).transpose().map_err(Failure::usage)?;
+        let folder = config.data_dir.as_deref().map(Folder::open).transpose().map_err(Failure::from)?;
         let directories = DirectoryConfig {
             directories: config.directories,
             authorities: config.authorities,
@@ -166,8 +166,8 @@ impl Client {
         searches: Searches,
         reporter: Reporter,
     ) -> Result<(Self, watch::Receiver<bool>), Failure> {
-        let volunteers = DirectoryClient::new(directories.clone()).map_err(Failure::usage)?;
-        let follower = DirectoryClient::new(directories).map_err(Failure::usage)?;
+        let volunteers = DirectoryClient::new(directories.clone())?;
+        let follower = DirectoryClient::new(directories)?;
         let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
         let (ready_sender, ready) = watch::channel(false);
         let (offers_sender, offers) = watch::channel(None);
@@ -216,7 +216,7 @@ impl Client {
     /// # Errors
     /// When `host` is neither a name nor an address, no circuit is available, or the exit could not connect.
     pub async fn connect(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
-        let host = Host::parse(host).map_err(|_| ConnectError::Ended(EndReason::NotFound))?;
+        let host = Host::parse(host).map_err(|_| ConnectError::from(EndReason::NotFound))?;
         Connector::connect(self, Target { host, port }, self.isolation).await
     }
 
@@ -225,7 +225,7 @@ impl Client {
     /// # Errors
     /// When `name` is invalid, no circuit is available, or the name has no address.
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ConnectError> {
-        let host = Host::parse(name).map_err(|_| ConnectError::Ended(EndReason::NotFound))?;
+        let host = Host::parse(name).map_err(|_| ConnectError::from(EndReason::NotFound))?;
         let answers = Connector::resolve(self, host, self.isolation).await?;
         let address = |answer| if let Answer::Ip(ip) = answer { Some(ip) } else { None };
         Ok(answers.into_iter().filter_map(address).collect())
@@ -268,17 +268,17 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let allow_remote = options.allow_remote.unwrap_or(false);
     let socks_at = options.socks.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9350)));
     let http_at = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9351)));
-    let socks = listen(LocalPort::Socks, socks_at, allow_remote).await.map_err(listen_failure)?;
-    let http = listen(LocalPort::Http, http_at, allow_remote).await.map_err(listen_failure)?;
+    let socks = listen(LocalPort::Socks, socks_at, allow_remote).await?;
+    let http = listen(LocalPort::Http, http_at, allow_remote).await?;
     let page_at = options.page.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9352)));
-    let page = listen(LocalPort::Page, page_at, allow_remote).await.map_err(listen_failure)?;
-    let port = |listener: &TcpListener| listener.local_addr().map_err(Failure::failed);
+    let page = listen(LocalPort::Page, page_at, allow_remote).await?;
+    let port = |listener: &TcpListener| listener.local_addr().map_err(Failure::system("can't read a port's address"));
     let ports = Report::Ready { socks: port(&socks)?, http: port(&http)?, page: port(&page)? };
     let engine = options.engine.as_deref().map(engine_named).transpose()?;
     let middle = options.middle.as_deref().map(relay_named).transpose()?;
 
-    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?).map_err(Failure::usage)?;
-    let _lock = folder.lock().map_err(Failure::usage)?;
+    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?)?;
+    let _lock = folder.lock()?;
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
     let searches = Searches { engine, ahead: true };
     let (client, mut ready) = Client::start(directories, Some(folder), middle, searches, reporter)?;
@@ -293,10 +293,10 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     };
     // The proxy check of the search page sends its request through these two ports.
     let client = Checked::new(client, check);
-    tracing::info!("client started; waiting for a circuit");
+    tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {
-            tracing::info!("ready: the ports take requests");
+            tracing::info!("ready: the ports accept requests");
             reporter.tell(&ports);
         }
         core::future::pending::<()>().await;
@@ -307,21 +307,14 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         http_proxy::serve(http, client, HttpLimits::default()),
         page::serve(page, serving),
     );
-    paged.map_err(Failure::failed)
+    paged.map_err(Failure::system("the search page ended"))
 }
 
 fn relay_named(text: &str) -> Result<RelayId, Failure> {
-    RelayId::from_base32(text).ok_or_else(|| Failure::Usage(format!("middle: \"{text}\" is no relay's identity")))
+    RelayId::from_base32(text).ok_or_else(|| Failure::usage(format!("middle: \"{text}\" is not a relay's identity")))
 }
 
 fn engine_named(name: &str) -> Result<EngineName, Failure> {
     EngineName::parse(name)
-        .ok_or_else(|| Failure::usage(format!("engine: {name:?} is none; a name has letters a-z, digits and - only")))
-}
-
-fn listen_failure(error: ListenError) -> Failure {
-    match error {
-        ListenError::NotLoopback { .. } => Failure::usage(error),
-        ListenError::Taken { .. } | ListenError::Io { .. } => Failure::failed(error),
-    }
+        .ok_or_else(|| Failure::usage(format!("engine: {name:?} is not a name; names consist of a-z, 0-9 and -")))
 }

@@ -32,7 +32,7 @@ pub(crate) async fn ask<T: DeserializeOwned>(
 ) -> Result<T, Failure> {
     let (status, answer) = timeout(ANSWER_LIMIT, exchange(control, path, body))
         .await
-        .map_err(|_| Failure::failed("the client did not answer in time"))??;
+        .map_err(|_| Failure::failed(format!("the client did not answer within {} s", ANSWER_LIMIT.as_secs())))??;
     if status.is_success() {
         return serde_json::from_slice(&answer).map_err(|_| stranger(control));
     }
@@ -43,16 +43,17 @@ pub(crate) async fn ask<T: DeserializeOwned>(
 pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) -> Failure {
     let Ok(Failed { error }) = serde_json::from_slice(answer) else { return stranger(control) };
     match status {
-        StatusCode::BAD_REQUEST => Failure::Usage(error),
-        StatusCode::SERVICE_UNAVAILABLE => Failure::Unreachable(error),
-        _ => Failure::Failed(error),
+        StatusCode::BAD_REQUEST => Failure::usage(error),
+        StatusCode::SERVICE_UNAVAILABLE => Failure::Unreachable(error.into()),
+        _ => Failure::failed(error),
     }
 }
 
 /// The failure if no client answers at `control`.
-pub(crate) fn absent(control: SocketAddr, error: &std::io::Error) -> Failure {
-    let advice = "is `umbel client` running, or does it answer elsewhere (--control ADDRESS:PORT)?";
-    Failure::Failed(format!("no client at {control} ({error}): {advice}"))
+pub(crate) fn absent(control: SocketAddr, error: std::io::Error) -> Failure {
+    Failure::system(format!(
+        "no client answers at {control}; start `umbel client`, or give its address with --control ADDRESS:PORT"
+    ))(error)
 }
 
 async fn exchange(
@@ -60,7 +61,7 @@ async fn exchange(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<(StatusCode, Bytes), Failure> {
-    let socket = TcpStream::connect(control).await.map_err(|error| absent(control, &error))?;
+    let socket = TcpStream::connect(control).await.map_err(|error| absent(control, error))?;
     let broken = |_| stranger(control);
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
     let moving = tokio::spawn(connection);
@@ -77,5 +78,5 @@ async fn exchange(
 
 /// The failure if the server at `control` is not a client.
 pub(crate) fn stranger(control: SocketAddr) -> Failure {
-    Failure::Failed(format!("what answers at {control} is no client of this version of Umbel"))
+    Failure::failed(format!("the program at {control} is not a client of this version of Umbel"))
 }

@@ -46,21 +46,20 @@ use super::{
 /// When the configuration, a key file, the store or the port can't be used.
 pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result<(), Failure> {
     let mut rng = randomness()?;
-    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "directory")?).map_err(Failure::usage)?;
-    let _lock = folder.lock().map_err(Failure::usage)?;
-    let key = folder.authority(&mut rng).map_err(Failure::usage)?;
+    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "directory")?)?;
+    let _lock = folder.lock()?;
+    let key = folder.authority(&mut rng)?;
     let authority = Authority::new(key, config(&options)?);
-    let store = FileStore::open(&folder.path().join("directory.redb")).map_err(Failure::usage)?;
+    let store = FileStore::open(&folder.path().join("directory.redb"))?;
     let listen = options.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9360)));
-    let listener = TcpListener::bind(listen).await.map_err(|error| {
-        Failure::Failed(format!("can't listen on {listen} ({error}): choose another with --listen ADDR"))
-    })?;
-    let api = listener.local_addr().map_err(Failure::failed)?;
+    let action = format!("can't listen on {listen}; choose another address with --listen ADDR");
+    let listener = TcpListener::bind(listen).await.map_err(Failure::system(action))?;
+    let api = listener.local_addr().map_err(Failure::system("can't read the listening address"))?;
 
-    let certificate = Certificate::generate().map_err(Failure::failed)?;
+    let certificate = Certificate::generate()?;
     let (proofs, receiver) = mpsc::channel(64);
     let core = ProverCore::new(receiver);
-    let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
+    let sockets = Sockets::bind(&[], true)?;
     let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
 
     let (server, submissions) = DirectoryServer::new();
@@ -74,7 +73,7 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let prover = ByDialling { proofs };
     tokio::select! {
         () = drive.run() => {}
-        served = serving => { served.map_err(Failure::failed)?; }
+        served = serving => { served.map_err(Failure::system("the HTTP server ended"))?; }
         ended = run_authority(authority, (server, submissions), store, prover, wall_time, randomness()?) => {
             ended.map_err(Failure::failed)?;
         }
@@ -87,7 +86,7 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
     let private = options.private_network.unwrap_or(false);
     let interval = options.interval.map_or(defaults.interval, Duration::from_secs);
     if interval < Duration::from_secs(1) {
-        return Err(Failure::Usage("interval: at least one second".to_owned()));
+        return Err(Failure::usage("interval: the minimum is 1 second"));
     }
     let similar = u64::from(private);
     let mut parameters = Parameters::default().with("path.similar-addresses", similar).map_err(Failure::failed)?;

@@ -79,8 +79,7 @@ impl<C: TaskCore> Drive<C> {
         core: C,
         rng: StdRng,
     ) -> Result<Self, Failure> {
-        let mut endpoint = Endpoint::new(config, clock.0.into_std())
-            .map_err(|error| Failure::Failed(format!("transport: {error}")))?;
+        let mut endpoint = Endpoint::new(config, clock.0.into_std())?;
         endpoint.set_ports(&sockets.ports(), sockets.segments());
         Ok(Self { clock, sockets, endpoint, core, rng })
     }
@@ -149,6 +148,5 @@ impl<C: TaskCore> Drive<C> {
 /// # Errors
 /// When the operating system provides no randomness.
 pub(crate) fn randomness() -> Result<StdRng, Failure> {
-    StdRng::try_from_rng(&mut SysRng)
-        .map_err(|error| Failure::Failed(format!("the operating system gives no randomness: {error}")))
+    StdRng::try_from_rng(&mut SysRng).map_err(Failure::failed)
 }

@@ -113,7 +113,7 @@ async fn interrupted() -> Failure {
         Ok(()) = ctrl_c() => {}
         () = terminated => {}
     }
-    Failure::failed("stopped before the answer was whole")
+    Failure::failed("interrupted before the end of the answer")
 }
 
 async fn fetch(options: FetchOptions) -> Result<(), Failure> {
@@ -134,7 +134,7 @@ async fn fetch(options: FetchOptions) -> Result<(), Failure> {
         match content.piece().await {
             Ok(Some(piece)) => output.write(&piece)?,
             Ok(None) => return output.finish(),
-            Err(_) => return Err(Failure::failed("the answer broke off before it was whole")),
+            Err(_) => return Err(Failure::failed("the answer is truncated")),
         }
     }
 }
@@ -142,20 +142,20 @@ async fn fetch(options: FetchOptions) -> Result<(), Failure> {
 fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     let url = &options.url;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(Failure::usage("only http and https addresses can be fetched"));
+        return Err(Failure::usage("the URL is not an http or https one"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Failure::usage("no user name can stand in the address; see --header for Authorization"));
+        return Err(Failure::usage("the URL has a user name; send it with --header \"Authorization: …\""));
     }
     let mut whole = url.clone();
     whole.set_fragment(None);
-    let uri: Uri = whole.as_str().parse().map_err(|_| Failure::usage("the address is none, or too long"))?;
+    let uri: Uri = whole.as_str().parse().map_err(|_| Failure::usage("the URL is invalid or too long"))?;
     let implied = if options.data.is_some() { Method::POST } else { Method::GET };
     let mut request = Request::new(());
     *request.method_mut() = options.method.clone().unwrap_or(implied);
     *request.uri_mut() = uri;
     for field in &options.header {
-        let wrong = || Failure::Usage(format!("--header {field:?} is none; write \"Name: value\""));
+        let wrong = || Failure::usage(format!("--header: {field:?} is not a field; write \"Name: value\""));
         let (name, value) = field.split_once(':').ok_or_else(wrong)?;
         let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
         let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
@@ -174,7 +174,7 @@ async fn body(data: String) -> Result<(Option<u64>, Piped), Failure> {
         tokio::spawn(feed(tokio::io::stdin(), pipe));
         return Ok((None, body));
     }
-    let unread = |error| Failure::usage(format!("can't read {source}: {error}"));
+    let unread = |error: std::io::Error| Failure::invalid(source)(error);
     let file = File::open(source).await.map_err(unread)?;
     let about = file.metadata().await.map_err(unread)?;
     let length = about.is_file().then_some(about.len());
@@ -209,7 +209,7 @@ async fn ask(
     request: Request<()>,
     body: Piped,
 ) -> Result<(Response<()>, Content<impl AsyncRead + Unpin>), Failure> {
-    let socket = TcpStream::connect(control).await.map_err(|error| control::absent(control, &error))?;
+    let socket = TcpStream::connect(control).await.map_err(|error| control::absent(control, error))?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(socket)).await.map_err(|_| control::stranger(control))?;
     tokio::spawn(connection);
@@ -253,13 +253,13 @@ fn judge(response: &Response<()>, asked: &Url) -> Result<(), Failure> {
         .get(header::LOCATION)
         .filter(|_| status.is_redirection())
         .and_then(|value| asked.join(value.to_str().ok()?).ok());
-    Err(Failure::Failed(match elsewhere {
+    Err(Failure::failed(match elsewhere {
         Some(elsewhere) => {
             // The target chose this URL, and the message quotes it for copying: a quotation mark in it would end the
             // quoted argument.
             let elsewhere = elsewhere.as_str().replace('\'', "%27");
-            format!("the target sends elsewhere ({status}): umbel fetch '{elsewhere}'")
+            format!("the target redirects ({status}): umbel fetch '{elsewhere}'")
         }
-        None => format!("the target answered {status}"),
+        None => format!("the target answered with status {status}"),
     }))
 }

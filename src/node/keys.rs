@@ -43,7 +43,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
         KeysRole::Relay => "relay",
         KeysRole::Directory => "directory",
     };
-    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), role)?).map_err(Failure::usage)?;
+    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), role)?)?;
     let lock = free(&folder)?;
     if lock.is_some() {
         make(&folder, options.role)?;
@@ -51,16 +51,16 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     println!("folder       {}", folder.path().display());
     match options.role {
         KeysRole::Relay => {
-            let identity = folder.kept_identity().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
+            let identity = folder.kept_identity()?.ok_or_else(|| missing(&folder))?;
             println!("identity     {}", identity.id().to_base32());
             // A volunteer has no certificate.
-            if let Some(certificate) = folder.kept_certificate().map_err(Failure::usage)? {
-                let certificate = Certificate::from_bytes(&certificate).map_err(Failure::usage)?;
+            if let Some(certificate) = folder.kept_certificate()? {
+                let certificate = Certificate::from_bytes(&certificate)?;
                 println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
             }
         }
         KeysRole::Directory => {
-            let authority = folder.kept_authority().map_err(Failure::usage)?.ok_or_else(|| missing(&folder))?;
+            let authority = folder.kept_authority()?.ok_or_else(|| missing(&folder))?;
             println!("authority    {}", authority.id().to_base32());
         }
     }
@@ -69,13 +69,13 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
 
 /// The lock on the folder, if it may be written to.
 fn free(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
-    if !folder.is_ours().map_err(Failure::usage)? {
+    if !folder.is_ours()? {
         return Ok(None);
     }
     match folder.lock() {
         Ok(lock) => Ok(Some(lock)),
         Err(FileError::InUse { .. }) => Ok(None),
-        Err(error) => Err(Failure::usage(error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -83,18 +83,17 @@ fn make(folder: &Folder, role: KeysRole) -> Result<(), Failure> {
     let mut rng = randomness()?;
     match role {
         KeysRole::Relay => {
-            folder.identity(&mut rng).map_err(Failure::usage)?;
+            folder.identity(&mut rng)?;
             network::certificate(folder)?;
         }
-        KeysRole::Directory => _ = folder.authority(&mut rng).map_err(Failure::usage)?,
+        KeysRole::Directory => _ = folder.authority(&mut rng)?,
     }
     Ok(())
 }
 
 fn missing(folder: &Folder) -> Failure {
-    Failure::Usage(format!(
-        "{}: no keys there yet, and this folder belongs to another user or to a node that is just starting: start the node, \
-         then try again",
+    Failure::usage(format!(
+        "{}: the folder has no keys and belongs to another user or to a starting node: start the node, then try again",
         folder.path().display()
     ))
 }
@@ -131,7 +130,7 @@ mod tests {
         let path = parent.path().join("relay");
         let folder = Folder::open(&path).unwrap();
         let lock = folder.lock().unwrap();
-        assert!(keys(&path).is_err(), "there is nothing to show, and nothing may be made");
+        assert!(keys(&path).is_err(), "no keys exist, and none may be created");
         drop(lock);
         keys(&path).unwrap();
         let long_ago: WallTime = wall_time().before(Duration::from_secs(30 * 24 * 60 * 60));

@@ -15,7 +15,7 @@ pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
     let level: tracing::Level = level
         .unwrap_or("info")
         .parse()
-        .map_err(|_| Failure::Usage("log: not a level; choose error, warn, info, debug or trace".to_owned()))?;
+        .map_err(|_| Failure::usage("log: unknown level; choose error, warn, info, debug or trace"))?;
     let ours = Targets::new().with_target("umbel", level);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(ours);
     // A second start in one process (tests of the crate) keeps the settings of the first.

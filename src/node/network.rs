@@ -36,11 +36,11 @@ pub(crate) fn directory_config(
     folder: Option<&Folder>,
 ) -> Result<DirectoryConfig, Failure> {
     let missing =
-        |key: &str| Failure::Usage(format!("name at least one {key}: --{key}, or {key} = [\"…\"] in the file"));
+        |key: &str| Failure::usage(format!("{key}: none is given; add --{key}, or {key} = [\"…\"] in the file"));
     let directories = directories.clone().filter(|list| !list.is_empty()).ok_or_else(|| missing("directory"))?;
     let authorities = authorities.as_ref().filter(|list| !list.is_empty()).ok_or_else(|| missing("authority"))?;
     let read = |text: &String| {
-        text.parse().map_err(|error: NotAnAuthority| Failure::Usage(format!("authority: \"{text}\" is {error}")))
+        text.parse().map_err(|error: NotAnAuthority| Failure::usage(format!("authority: \"{text}\" is {error}")))
     };
     let authorities = authorities.iter().map(read).collect::<Result<_, _>>()?;
     Ok(DirectoryConfig { directories, authorities, cache: folder.map(Folder::consensus_cache) })
@@ -91,9 +91,9 @@ async fn hand_over<D, F: Future<Output = bool>>(
 /// # Errors
 /// When it can't be read or created.
 pub(crate) fn certificate(folder: &Folder) -> Result<Certificate, Failure> {
-    let fresh = Certificate::generate().and_then(|fresh| fresh.to_bytes()).map_err(Failure::failed)?;
-    let bytes: Zeroizing<Vec<u8>> = folder.certificate(move || fresh).map_err(Failure::usage)?;
-    Certificate::from_bytes(&bytes).map_err(Failure::usage)
+    let fresh = Certificate::generate().and_then(|fresh| fresh.to_bytes())?;
+    let bytes: Zeroizing<Vec<u8>> = folder.certificate(move || fresh)?;
+    Ok(Certificate::from_bytes(&bytes)?)
 }
 
 /// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they are derived from its

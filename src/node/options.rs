@@ -28,11 +28,11 @@ pub(crate) struct RelayOptions {
     /// Address at which others reach this relay, if it isn't the listening address; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub(crate) address: Option<Vec<SocketAddr>>,
-    /// Be a volunteer: don't listen, as behind NAT, but keep channels to public relays, over which circuits reach
-    /// this one
+    /// Run as a volunteer, for example behind NAT: don't listen, but keep channels to gateways, over which circuits
+    /// reach this relay
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_listen: Option<bool>,
-    /// Be a gateway: let volunteers be reached over this relay [default: true]
+    /// Run as a gateway, over which volunteers are reached [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) gateway: Option<bool>,
     /// Base URL of a directory; may be repeated
@@ -41,11 +41,11 @@ pub(crate) struct RelayOptions {
     /// Key of a trusted directory authority, as `umbel keys` shows it; may be repeated
     #[arg(long, value_name = "KEY")]
     pub(crate) authority: Option<Vec<String>>,
-    /// Be an exit: a policy rule such as "accept *:443"; may be repeated; the first match counts, and an address
+    /// Run as an exit, with a policy rule such as "accept *:443"; may be repeated; the first match counts, and an address
     /// without a match is rejected [default: no exit]
     #[arg(long, value_name = "RULE")]
     pub(crate) exit: Option<Vec<String>>,
-    /// Allow streams to private, loopback and link-local addresses too (never on a public relay)
+    /// Allow streams to private, loopback and link-local addresses too; not for public relays
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_private_targets: Option<bool>,
     /// DNS server for an exit's queries; may be repeated [default: the system's]
@@ -149,7 +149,7 @@ pub(crate) struct ClientOptions {
     /// because it makes this client distinguishable
     #[arg(long, value_name = "RELAY")]
     pub(crate) middle: Option<String>,
-    /// Let the ports listen on an address that other machines can reach (they can then use this client's circuits)
+    /// Let the ports listen on an address that other machines can reach; those can then use this client's circuits
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -177,7 +177,7 @@ pub(crate) struct DirectoryOptions {
     /// [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) volunteer_interval: Option<u64>,
-    /// List relays at private and loopback addresses, and allow several relays of one network (/16, /32) on a path:
+    /// List relays at private and loopback addresses, and allow several relays of one network (/16, /32) on a path;
     /// for a network on one machine or one site
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) private_network: Option<bool>,
@@ -202,14 +202,13 @@ pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Pat
     let mut table = match file {
         None => toml::Table::new(),
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| Failure::Usage(format!("can't read {}: {error}", path.display())))?;
-            parse::<T>(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?
+            let text = std::fs::read_to_string(path).map_err(Failure::invalid(path.display().to_string()))?;
+            parse::<T>(&text).map_err(Failure::invalid(path.display().to_string()))?
         }
     };
-    let flags = toml::Table::try_from(flags).map_err(|error| Failure::Usage(error.to_string()))?;
+    let flags = toml::Table::try_from(flags).map_err(Failure::usage)?;
     table.extend(flags);
-    table.try_into().map_err(|error: toml::de::Error| Failure::Usage(error.to_string()))
+    table.try_into().map_err(Failure::usage)
 }
 
 /// Checks `text` against the keys of `T`, so that an error names its line, and returns it as a table.
@@ -231,7 +230,8 @@ pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Fail
     }
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-    let state = state.or(home).ok_or_else(|| Failure::Usage("no home folder: name one with --data-dir".into()))?;
+    let state =
+        state.or(home).ok_or_else(|| Failure::usage("data-dir: none is given, and HOME is not set; add --data-dir"))?;
     Ok(state.join("umbel").join(role))
 }
 
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let file = file("listen = \"127.0.0.1:1\"\n");
-        let Err(Failure::Usage(message)) = load(&ClientOptions::default(), Some(file.path())) else { panic!() };
+        let message = load(&ClientOptions::default(), Some(file.path())).unwrap_err().to_string();
         assert!(message.contains("listen"), "{message}");
         assert!(message.contains("line 1"), "{message}");
     }
@@ -267,16 +267,15 @@ mod tests {
     #[test]
     fn a_wrong_value_is_an_error_that_names_its_line() {
         let file = file("\nlisten = 5\n");
-        let Err(Failure::Usage(message)) = load(&RelayOptions::default(), Some(file.path())) else { panic!() };
+        let message = load(&RelayOptions::default(), Some(file.path())).unwrap_err().to_string();
         assert!(message.contains("line 2"), "{message}");
     }
 
     #[test]
     fn a_missing_file_is_an_error_that_names_it() {
-        let Err(Failure::Usage(message)) = load(&ClientOptions::default(), Some(Path::new("/nonexistent.toml"))) else {
-            panic!()
-        };
-        assert!(message.contains("/nonexistent.toml"), "{message}");
+        let failure = load(&ClientOptions::default(), Some(Path::new("/nonexistent.toml"))).unwrap_err();
+        assert_eq!(failure.status(), 2);
+        assert!(failure.to_string().contains("/nonexistent.toml"), "{failure}");
     }
 
     /// The sample file must be valid and name every key.
@@ -288,8 +287,8 @@ mod tests {
         assert!(options.get_arguments().count() > 0);
         for key in options.get_arguments() {
             let key = key.get_id().as_str();
-            let stands = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
-            assert!(text.lines().any(stands), "deploy/{name} lacks {key}");
+            let sets = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(text.lines().any(sets), "deploy/{name} lacks {key}");
         }
     }
 

@@ -126,10 +126,10 @@ impl Assembly {
         check(options)?;
         let mut rng = randomness()?;
         let policy = policy(options)?;
-        let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "relay")?).map_err(Failure::usage)?;
-        let lock = folder.lock().map_err(Failure::usage)?;
-        let identity = Arc::new(folder.identity(&mut rng).map_err(Failure::usage)?);
-        let onion_keys = folder.onion_keys(wall_time(), &mut rng).map_err(Failure::usage)?;
+        let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "relay")?)?;
+        let lock = folder.lock()?;
+        let identity = Arc::new(folder.identity(&mut rng)?);
+        let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
         let place = Place::find(options, &folder, &identity)?;
         let services = Services::new(options, policy, &place.own()).await?;
         let delegate = services.delegate.clone();
@@ -162,7 +162,7 @@ impl Assembly {
         let at = Directories::At(directories.directories.clone());
         let engines = options.web_engine.as_deref().unwrap_or_default();
         let pages = PagesPort::open(options.web, at, &directories.authorities, engines).await?;
-        let directory = || DirectoryClient::new(directories.clone()).map_err(Failure::usage);
+        let directory = || DirectoryClient::new(directories.clone());
         let (interval_sender, interval) = watch::channel(None);
         let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
             identity: Arc::clone(&identity),
@@ -228,12 +228,13 @@ fn check(options: &RelayOptions) -> Result<(), Failure> {
     if !options.no_listen.unwrap_or(false) {
         return Ok(());
     }
-    let refused = |key: &str, why: &str| Err(Failure::Usage(format!("{key}: not with no_listen, since {why}")));
+    let refused =
+        |key: &str, why: &str| Err(Failure::usage(format!("{key}: not allowed with no_listen, because {why}")));
     if options.listen.is_some() || options.address.is_some() {
-        return refused("listen and address", "such a relay has no address of its own");
+        return refused("listen and address", "a volunteer has no public address");
     }
     if options.exit.as_ref().is_some_and(|rules| !rules.is_empty()) {
-        return refused("exit", "such a relay may perform requests (delegate), but opens no streams to targets");
+        return refused("exit", "a volunteer opens no streams to targets; it may perform requests (delegate)");
     }
     Ok(())
 }
@@ -269,12 +270,12 @@ impl Place {
         let ice = network::ice_of(&identity.id())?;
         if options.no_listen.unwrap_or(false) {
             // Never presented: each dial creates a fresh certificate.
-            let certificate = Certificate::generate().map_err(Failure::failed)?;
-            let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
+            let certificate = Certificate::generate()?;
+            let sockets = Sockets::bind(&[], true)?;
             return Ok(Self { sockets, addresses: Vec::new(), ice, certificate });
         }
         let listen = options.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4443)));
-        let sockets = Sockets::bind(&[listen], true).map_err(Failure::failed)?;
+        let sockets = Sockets::bind(&[listen], true)?;
         let (addresses, certificate) = (addresses(options, &sockets)?, network::certificate(folder)?);
         Ok(Self { sockets, addresses, ice, certificate })
     }
@@ -317,7 +318,7 @@ async fn stopped() {
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!(%error, "can't listen for signals: neighbours will not be told when this relay ends");
+            tracing::warn!(%error, "can't handle signals; channels will not be closed when this relay ends");
             return core::future::pending().await;
         }
     };
@@ -325,7 +326,7 @@ async fn stopped() {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    tracing::info!("asked to end; closing all channels");
+    tracing::info!("received a signal to end; closing all channels");
 }
 
 /// Reports volunteers for ever, if the relay is a gateway.
@@ -339,7 +340,7 @@ async fn report(presences: Option<Presences>) {
 fn policy(options: &RelayOptions) -> Result<Option<Policy>, Failure> {
     let Some(rules) = options.exit.as_deref().filter(|rules| !rules.is_empty()) else { return Ok(None) };
     let private_targets = options.allow_private_targets.unwrap_or(false);
-    Policy::parse(rules, private_targets).map(Some).map_err(|error| Failure::Usage(format!("exit: {error}")))
+    Policy::parse(rules, private_targets).map(Some).map_err(Failure::invalid("exit"))
 }
 
 fn resolver(options: &RelayOptions) -> Resolver {
@@ -359,10 +360,8 @@ async fn keep(delegate: Option<&Delegate>) {
 fn addresses(options: &RelayOptions, sockets: &Sockets) -> Result<Vec<SocketAddr>, Failure> {
     let published = options.address.clone().unwrap_or_else(|| sockets.listening());
     if published.is_empty() || published.iter().any(|address| address.ip().is_unspecified()) {
-        return Err(Failure::Usage(
-            "address: a relay that listens on all addresses must state one at which others reach it: add --address \
-             IP:PORT"
-                .to_owned(),
+        return Err(Failure::usage(
+            "address: none is given, and the listening address is not one that others can reach; add --address IP:PORT",
         ));
     }
     Ok(published)
@@ -370,7 +369,8 @@ fn addresses(options: &RelayOptions, sockets: &Sockets) -> Result<Vec<SocketAddr
 
 fn family(options: &RelayOptions) -> Result<Vec<RelayId>, Failure> {
     let read = |text: &String| {
-        RelayId::from_base32(text).ok_or_else(|| Failure::Usage(format!("family: \"{text}\" is no relay's identity")))
+        RelayId::from_base32(text)
+            .ok_or_else(|| Failure::usage(format!("family: \"{text}\" is not a relay's identity")))
     };
     options.family.iter().flatten().map(read).collect()
 }

@@ -90,14 +90,14 @@ fn terms(words: &[String]) -> Result<String, Failure> {
     }
     let mut text = String::new();
     let read = std::io::stdin().lock().take(MAX_INPUT).read_to_string(&mut text);
-    read.map_err(|error| Failure::Failed(format!("can't read standard input: {error}")))?;
+    read.map_err(Failure::system("can't read standard input"))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Shows a result in the browser, in the reader view of the client's page.
 fn open(control: SocketAddr, searched: &Searched, number: usize) -> Result<(), Failure> {
     let Some(result) = number.checked_sub(1).and_then(|place| searched.results.get(place)) else {
-        return Err(Failure::Failed(format!("there is no result {number}; this page has {}", searched.results.len())));
+        return Err(Failure::failed(format!("there is no result {number}: the page has {}", searched.results.len())));
     };
     let address = format!("http://{control}{}", read_address(&result.link));
     print(std::slice::from_ref(&address))?;
@@ -118,14 +118,16 @@ fn result_lines(searched: &Searched) -> Vec<String> {
         lines.push(String::new());
     }
     if searched.results.is_empty() {
-        lines.push("Nothing was found.".to_owned());
+        lines.push("No results.".to_owned());
     }
     if let Some(missed) = &searched.missed {
-        lines.push(format!("Exit {} was asked first: {}.", missed.exit, line(&missed.why)));
+        lines.push(format!("The first exit, {}, failed: {}.", missed.exit, line(&missed.why)));
     }
     lines.push(summary(searched));
     if searched.shared_exit {
-        lines.push("Some of your other traffic leaves by the same exit: no other offers this engine.".to_owned());
+        lines.push(
+            "This exit also carries other traffic of yours, because no other exit offers this engine.".to_owned(),
+        );
     }
     lines
 }
@@ -160,8 +162,10 @@ fn compared_lines(compared: &Compared) -> Vec<String> {
     let answered = compared.exits.iter().filter(|exit| exit.answer.is_some()).count();
     lines.push(match (compared.agree, answered) {
         (_, 0 | 1) => "Too few exits answered for a comparison.".to_owned(),
-        (true, answered) => format!("All {answered} exits that answered gave the same results."),
-        (false, _) => "The exits differ where a ! stands: the engine changed its mind, or an exit lies.".to_owned(),
+        (true, answered) => format!("All {answered} exits that answered returned the same results."),
+        (false, _) => "The exits' results differ at the lines with a !: the engine's results vary, or an exit \
+                       falsifies them."
+            .to_owned(),
     });
     lines
 }
@@ -175,23 +179,23 @@ fn difference(compared: &Compared, row: &ComparedRow) -> Option<String> {
         return None;
     }
     let told = places.iter().map(|(exit, place)| match place {
-        Some(place) => format!("{} has it at {place}", exit.exit),
-        None => format!("{} does not have it", exit.exit),
+        Some(place) => format!("exit {} returned it at {place}", exit.exit),
+        None => format!("exit {} did not return it", exit.exit),
     });
-    let words = if row.same_words { "" } else { "; they word it differently" };
+    let words = if row.same_words { "" } else { "; title or snippet differ" };
     Some(format!("{}{words}", told.collect::<Vec<_>>().join(", ")))
 }
 
 fn engine_lines(engines: &[Engine]) -> Vec<String> {
     if engines.is_empty() {
-        return vec!["No exit of this network offers to search, or the client has no list of relays yet.".to_owned()];
+        return vec!["No exit of this network offers a search engine, or the client has no consensus yet.".to_owned()];
     }
     let mut lines = Vec::new();
     for engine in engines {
         let default = if engine.default { "  (default)" } else { "" };
         lines.push(format!("{}{default}", bold(&line(&engine.engine))));
         for exit in &engine.exits {
-            let blocked = exit.blocked_for.map(|left| format!(", left alone for {left} s: the engine keeps it out"));
+            let blocked = exit.blocked_for.map(|left| format!(", not used for {left} s: the engine blocks it"));
             let counts = format!("{} answered, {} failed", exit.answered, exit.failed);
             lines.push(format!("  exit {}  {counts}{}", exit.exit, blocked.unwrap_or_default()));
         }
@@ -215,7 +219,7 @@ fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
 fn print(lines: &[String]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for line in lines {
-        writeln!(out, "{line}").map_err(|error| Failure::Failed(format!("can't print: {error}")))?;
+        writeln!(out, "{line}").map_err(Failure::system("can't write to standard output"))?;
     }
     Ok(())
 }

@@ -90,7 +90,7 @@ pub(crate) struct TestnetOptions {
 /// When the start takes longer than a minute, a node ends, or the check fails.
 pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
     if options.exits > options.relays {
-        return Err(Failure::Usage(format!("--exits {} is more than --relays {}", options.exits, options.relays)));
+        return Err(Failure::usage(format!("--exits {} exceeds --relays {}", options.exits, options.relays)));
     }
     port::check(options.address)?;
     port_is_free(options.socks, "--socks")?;
@@ -111,11 +111,11 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
 }
 
 async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
-    let origin = bench::Origin::start().await.map_err(|error| Failure::Failed(format!("origin: {error}")))?;
+    let origin = bench::Origin::start().await.map_err(Failure::system("can't start the origin"))?;
     let engine = Engine::start(options.zim.as_deref()).await?;
     let ports = timeout(START_LIMIT, start(options, folder, &engine, nodes))
         .await
-        .map_err(|_| Failure::Failed(nodes.tell_logs("the testnet did not start within a minute")))??;
+        .map_err(|_| Failure::failed(nodes.tell_logs("the testnet did not start within a minute")))??;
     if options.check {
         return check(ports.socks, &origin).await;
     }
@@ -135,7 +135,7 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
     let engines: Vec<String> = [own].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
     let directory = nodes.spawn(directory(options, folder, &for_pages))?;
     let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
-        return Err(Failure::Failed(nodes.tell_logs("the directory did not tell its address")));
+        return Err(Failure::failed(nodes.tell_logs("the directory did not report its address")));
     };
     step("directory", format!("http://{api}"));
     let network = [format!("--directory=http://{api}"), format!("--authority={authority}")];
@@ -153,16 +153,18 @@ async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: 
             Report::Reachable { .. } => {
                 reachable = reachable.saturating_add(1);
                 if reachable == options.volunteers {
-                    step("volunteers", format!("{reachable} can be reached over relays and are listed"));
+                    step("volunteers", format!("{reachable} reachable over gateways and listed"));
                 }
             }
             Report::Registered => {
                 registered = registered.saturating_add(1);
                 if registered == options.relays {
-                    step("relays", format!("{registered} have keys and are registered"));
+                    step("relays", format!("{registered} registered with the directory"));
                 }
             }
-            Report::Consensus { relays } => step("consensus", format!("{relays} relays, each dialled and proved")),
+            Report::Consensus { relays } => {
+                step("consensus", format!("{relays} relays, each dialled and authenticated"))
+            }
             Report::Circuit { channel, hops } => {
                 step("channel", format!("to the guard in {:.1} ms", channel.as_secs_f64() * 1e3));
                 step("circuit", path(&hops));
@@ -201,13 +203,13 @@ impl Ports {
         println!("       http://{page}/ in a browser");
         if web::has_pages() {
             println!("       http://{api}/volunteer in a browser, which becomes a relay");
-            println!("       http://{api}/search in a browser, which finds its own way");
+            println!("       http://{api}/search in a browser, which is a client itself");
             if relays.is_loopback() {
-                println!("       (in Firefox too if started with --address and another address of this machine)");
+                println!("       (for Firefox, start with --address and a non-loopback address of this machine)");
             }
         } else {
             println!(
-                "       (this program was built without the pages for browsers: cargo xtask web, then build it again)"
+                "       (this program was built without the pages for browsers: run cargo xtask web, then build it again)"
             );
         }
         println!("       curl --proxy socks5h://{socks} {}", origin.greeting_url());
@@ -260,14 +262,14 @@ fn relay(
 /// same folder has its relays at the addresses in the clients' consensus. An address with another IP is replaced.
 fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
-        let no_address = |_| Failure::Usage(format!("{}: no address; remove it", file.display()));
+        let no_address = |_| Failure::usage(format!("{}: not an address; remove the file", file.display()));
         let kept: SocketAddr = text.trim().parse().map_err(no_address)?;
         if kept.ip() == ip {
             return Ok(kept);
         }
     }
     let address = port::free(ip, &mut randomness()?)?;
-    write_atomically(file, format!("{address}\n").as_bytes()).map_err(Failure::failed)?;
+    write_atomically(file, format!("{address}\n").as_bytes())?;
     Ok(address)
 }
 
@@ -291,10 +293,9 @@ fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn 
 
 async fn check(socks: SocketAddr, origin: &bench::Origin) -> Result<(), Failure> {
     const LENGTH: u64 = 4 << 20;
-    let fetched =
-        bench::fetch(socks, origin, LENGTH).await.map_err(|error| Failure::Failed(format!("check: {error}")))?;
+    let fetched = bench::fetch(socks, origin, LENGTH).await.map_err(|error| error.into_failure(socks))?;
     println!(
-        "\nCheck passed: {} MiB through three hops, byte for byte; first byte after {:.1} ms, {:.1} MiB/s",
+        "\nCheck passed: {} MiB over three hops, all bytes equal; first byte after {:.1} ms, {:.1} MiB/s",
         LENGTH >> 20,
         fetched.first_byte.as_secs_f64() * 1e3,
         fetched.rate_mib(),
@@ -305,17 +306,17 @@ async fn check(socks: SocketAddr, origin: &bench::Origin) -> Result<(), Failure>
 fn port_is_free(port: SocketAddr, flag: &str) -> Result<(), Failure> {
     match TcpListener::bind(port) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Failure::Failed(format!(
-            "can't listen on {port} ({error}): another program may have it; choose another with {flag} {}:{}",
+        Err(error) => Err(Failure::system(format!(
+            "can't listen on {port}; if another program uses it, choose another port with {flag} {}:{}",
             port.ip(),
             port.port().checked_add(100).unwrap_or(19_350),
-        ))),
+        ))(error)),
     }
 }
 
 /// Waits for SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 async fn stop_signal() -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::Failed(format!("signals: {error}")));
+    let listen = |kind| signal(kind).map_err(Failure::system("can't handle signals"));
     let (mut interrupt, mut terminate, mut hangup) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     tokio::select! {
@@ -335,7 +336,7 @@ enum Folder {
 
 impl Folder {
     fn make(options: &TestnetOptions) -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::Failed(format!("can't make the testnet's folder: {error}"));
+        let failed = |error: std::io::Error| Failure::system("can't create the testnet's folder")(error);
         match (&options.dir, options.keep) {
             (Some(path), _) => {
                 std::fs::create_dir_all(path).map_err(failed)?;

@@ -33,11 +33,11 @@ const NOT_EMBEDDED: &str = "this program was built without the pages for browser
      `cargo xtask web`, then build it again";
 
 /// The page that a visitor gets in that case.
-const NOT_BUILT: &str = "This program was built without the pages for browsers. Whoever runs it gets them so: in the folder of \
-     its source, run `cargo xtask web`, then build it and start it again.\n";
+const NOT_BUILT: &str = "This program was built without the pages for browsers. To add them, its operator runs `cargo xtask web` in \
+     the folder of its source, builds the program again, and restarts it.\n";
 /// The page that a visitor gets if the directory has the pages but does not serve them.
 const NOT_SERVED: &str =
-    "This directory does not serve the pages for browsers. Whoever runs it turns them on with --web.\n";
+    "This directory does not serve the pages for browsers. Its operator can enable them with --web.\n";
 
 /// Options of `umbel web`.
 #[derive(Args, Clone, Debug)]
@@ -50,8 +50,8 @@ pub(crate) struct WebOptions {
 enum WebCommand {
     /// Compare the pages that a server serves with those of this program, or with a manifest
     #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web verify --manifest \
-        umbel-web.sha256 --authority KEY https://umbel.example/\n\nExit status: 0 all the same, 1 something differs (each \
-        difference is printed), 3 the server can't be reached. A server could still serve others something else.")]
+        umbel-web.sha256 --authority KEY https://umbel.example/\n\nExit status: 0 all files are identical, 1 there are \
+        differences (each is printed), 3 the server can't be reached. The server could still serve other files to other visitors.")]
     Verify {
         /// URL of the pages
         #[arg(value_name = "URL")]
@@ -92,13 +92,13 @@ pub(crate) async fn run(options: WebOptions) -> Result<(), Failure> {
 async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result<(), Failure> {
     for key in authorities {
         if let Err(error) = key.parse::<AuthorityId>() {
-            return Err(Failure::Usage(format!("authority: \"{key}\" is {error}")));
+            return Err(Failure::usage(format!("authority: \"{key}\" is {error}")));
         }
     }
     let folder = folder(url, manifest).map_err(Failure::usage)?;
     let Outcome { differences, network } =
         verify(&folder, manifest, authorities).await.map_err(|error| match error {
-            VerifyError::Unreachable(_) => Failure::Unreachable(error.to_string()),
+            VerifyError::Unreachable(_) => Failure::Unreachable(error.into()),
             error => Failure::usage(error),
         })?;
     for difference in &differences {
@@ -107,21 +107,21 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
     show(network.as_ref());
     if differences.is_empty() {
         println!(
-            "All {} files are as they should be. A server could still serve others something else.",
+            "All {} files are identical. The server could still serve other files to other visitors.",
             manifest.len()
         );
         return Ok(());
     }
-    Err(Failure::Failed(match differences.len() {
-        1 => "what this server serves differs in one place".to_owned(),
-        count => format!("what this server serves differs in {count} places"),
+    Err(Failure::failed(match differences.len() {
+        1 => "the server's pages have 1 difference".to_owned(),
+        count => format!("the server's pages have {count} differences"),
     }))
 }
 
 /// Prints the network that the pages join, which is in no manifest.
 fn show(network: Option<&Network>) {
     let Some(network) = network else {
-        println!("It names no network (umbel.json).");
+        println!("The server describes no network (umbel.json is absent).");
         return;
     };
     // The text comes from an untrusted server and is printed to a terminal.
@@ -141,23 +141,23 @@ fn show(network: Option<&Network>) {
 fn place(engine: &PageEngine) -> String {
     let name = EngineName::parse(&engine.name);
     match name.map(|name| Engine::describe_for_page(engine.description.as_bytes(), Some(name))) {
-        Some(Ok(described)) => format!("at {}, which volunteers may choose to ask", described.origins().join(", ")),
-        Some(Err(_)) | None => "can't be asked: pages refuse its name or description".to_owned(),
+        Some(Ok(described)) => format!("at {}, which volunteers may query", described.origins().join(", ")),
+        Some(Err(_)) | None => "can't be queried: its name or description is invalid".to_owned(),
     }
 }
 
 fn own_manifest() -> Result<Manifest, Failure> {
-    if embedded().is_empty() { Err(Failure::Usage(NOT_EMBEDDED.to_owned())) } else { Ok(Manifest::of(embedded())) }
+    if embedded().is_empty() { Err(Failure::usage(NOT_EMBEDDED)) } else { Ok(Manifest::of(embedded())) }
 }
 
 fn read_manifest(path: &std::path::Path) -> Result<Manifest, Failure> {
     use std::io::Read as _;
 
-    let said = |error: &dyn core::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
-    let file = std::fs::File::open(path).map_err(|error| said(&error))?;
+    let subject = path.display().to_string();
+    let file = std::fs::File::open(path).map_err(Failure::invalid(&*subject))?;
     let mut text = String::new();
-    file.take(MAX_MANIFEST).read_to_string(&mut text).map_err(|error| said(&error))?;
-    Manifest::parse(&text).map_err(|error| said(&error))
+    file.take(MAX_MANIFEST).read_to_string(&mut text).map_err(Failure::invalid(&*subject))?;
+    Manifest::parse(&text).map_err(Failure::invalid(subject))
 }
 
 /// The pages in this program, for the network of `directories` and `authorities`, with the `engines` that its
@@ -171,7 +171,7 @@ pub(crate) async fn pages(
     engines: &[String],
 ) -> Result<Router, Failure> {
     if embedded().is_empty() {
-        return Err(Failure::Usage(format!("web: {NOT_EMBEDDED}")));
+        return Err(Failure::usage(format!("web: {NOT_EMBEDDED}")));
     }
     let engines = page_engines(engines).await?;
     Ok(router(embedded(), directories, authorities, engines))
@@ -179,7 +179,7 @@ pub(crate) async fn pages(
 
 /// The engines that the operator configured, in the form for pages.
 async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
-    let described = for_pages(written).await.map_err(|error| Failure::Usage(format!("web-{error}")))?;
+    let described = for_pages(written).await.map_err(Failure::invalid("web-engine"))?;
     let engine = |(engine, description): (Engine, String)| PageEngine {
         name: engine.name().to_string(),
         title: engine.title().to_owned(),
@@ -189,17 +189,17 @@ async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
     let length = serde_json::to_string(&engines).map_err(Failure::usage)?.len();
     if length > MAX_ENGINES_LEN {
         let words = format!(
-            "web-engine: the descriptions are {length} bytes together, as pages are given them, and pages take \
-             {MAX_ENGINES_LEN}: name fewer, or shorten them"
+            "web-engine: the descriptions have {length} bytes in total, and the maximum is {MAX_ENGINES_LEN}: configure \
+             fewer engines, or shorten the descriptions"
         );
-        return Err(Failure::Usage(words));
+        return Err(Failure::usage(words));
     }
     Ok(engines)
 }
 
 /// The failure if engines are configured for pages that aren't served.
 fn without_pages() -> Failure {
-    Failure::Usage("web-engine: it is for the pages, but they are not served: add --web".to_owned())
+    Failure::usage("web-engine: it needs --web, because only the pages for browsers use it")
 }
 
 /// The router of a directory of `authority` for the paths of the pages: the pages if it is to `serve` them, otherwise
@@ -240,12 +240,9 @@ impl PagesPort {
             return if engines.is_empty() { Ok(Self(None)) } else { Err(without_pages()) };
         };
         let router = pages(directories, authorities, engines).await?;
-        let listener = TcpListener::bind(address).await.map_err(|error| {
-            Failure::Failed(format!(
-                "can't listen on {address} for the pages ({error}): choose another with --web ADDR"
-            ))
-        })?;
-        tracing::info!("pages for browsers are served");
+        let action = format!("can't listen on {address} for the pages; choose another address with --web ADDR");
+        let listener = TcpListener::bind(address).await.map_err(Failure::system(action))?;
+        tracing::info!("serving the pages for browsers");
         Ok(Self(Some((listener, router))))
     }
 
@@ -276,8 +273,8 @@ mod tests {
                 manifest: Some(path.clone()),
                 authority: Vec::new(),
             };
-            let Err(Failure::Usage(message)) = run(WebOptions { command }).await else { panic!() };
-            assert!(message.contains("web.sha256"), "{message}");
+            let failure = run(WebOptions { command }).await.unwrap_err();
+            assert!(failure.status() == 2 && failure.to_string().contains("web.sha256"), "{failure}");
         }
     }
 
@@ -293,8 +290,8 @@ mod tests {
         assert!(matches!(for_pages(&[url]).await, Err(EngineError::NoFile(_))));
         assert!(matches!(for_pages(&["/no/such/file"]).await, Err(EngineError::File(..))));
         let authority = crate::crypto::IdentityKey::from_bytes(&[7; 32]).id().into();
-        let Err(Failure::Usage(words)) = of_directory(false, authority, &[shipped]).await else { panic!() };
-        assert!(words.contains("--web"), "{words}");
+        let failure = of_directory(false, authority, &[shipped]).await.unwrap_err();
+        assert!(failure.status() == 2 && failure.to_string().contains("--web"), "{failure}");
     }
 
     #[test]
@@ -302,9 +299,9 @@ mod tests {
         let description = include_str!("../../deploy/engines/wikipedia.xml").to_owned();
         let engine = PageEngine { name: "other".to_owned(), title: String::new(), description };
         let shown = place(&engine);
-        assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may choose"), "{shown}");
+        assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may query"), "{shown}");
         let none = PageEngine { description: "<a/>".to_owned(), ..engine };
-        assert!(place(&none).starts_with("can't be asked"));
+        assert!(place(&none).starts_with("can't be queried"));
     }
 
     #[tokio::test]
@@ -319,8 +316,8 @@ mod tests {
             })
             .collect();
         assert_eq!(page_engines(&written[..3]).await.unwrap().len(), 3);
-        let Err(Failure::Usage(words)) = page_engines(&written).await else { panic!() };
-        assert!(words.starts_with("web-engine: "), "{words}");
+        let failure = page_engines(&written).await.unwrap_err();
+        assert!(failure.status() == 2 && failure.to_string().starts_with("web-engine: "), "{failure}");
     }
 
     #[tokio::test]

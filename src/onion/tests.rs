@@ -52,7 +52,7 @@ impl Circuit {
                 Err(error) => return Err((at, error)),
             }
         }
-        panic!("passed on by the last hop");
+        panic!("forwarded by the last hop");
     }
 
     /// A body with a message of the relay `sender`, as the relay `until` sends it towards the origin.

@@ -13,7 +13,7 @@ use super::{
     weigh::{ExitShare, one_in, pick},
 };
 use crate::{
-    base::{HopIndex, Instant, RelayId},
+    base::{ErrorClass, HopIndex, Instant, RelayId},
     delegated::Delegation,
     directory::{ConsensusRelay, Flags},
     handshake::RelayKeys,
@@ -43,6 +43,16 @@ pub enum Purpose {
     Delegated(Delegation),
 }
 
+impl Purpose {
+    /// The error if no exit has this purpose.
+    pub(crate) const fn without_exit(&self) -> PathError {
+        match self {
+            Self::Streams | Self::Target(_) => PathError::NoExit,
+            Self::Delegated(_) => PathError::NotOffered,
+        }
+    }
+}
+
 impl Requirement {
     /// Three hops to an exit for `purpose`.
     #[must_use]
@@ -55,14 +65,28 @@ impl Requirement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// No guard of the sample is listed.
-    #[error("no guard: the consensus lists no stable public relay")]
+    #[error("the consensus lists no guard: no relay is public and stable")]
     NoGuard,
     /// No exit's policy fits.
-    #[error("no exit's policy allows the target")]
+    #[error("no exit of the network allows this target")]
     NoExit,
+    /// No exit offers the delegated request.
+    #[error("no exit of the network offers this service")]
+    NotOffered,
     /// Too few relays may be together on one path.
-    #[error("too few relays for a path of unrelated ones")]
+    #[error("the network has too few unrelated relays for a path")]
     TooFewRelays,
+}
+
+impl PathError {
+    /// Its class.
+    #[must_use]
+    pub const fn class(self) -> ErrorClass {
+        match self {
+            Self::NoExit | Self::NotOffered => ErrorClass::Local,
+            Self::NoGuard | Self::TooFewRelays => ErrorClass::Network,
+        }
+    }
 }
 
 /// The relays of one circuit, from guard to exit. Prints redacted.
@@ -130,7 +154,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
     }
     let exits = exits(relays, &requirement.purpose);
     if exits.is_empty() {
-        return Err(PathError::NoExit);
+        return Err(requirement.purpose.without_exit());
     }
     let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
     // An adversary that fails circuits fills `avoid`, so `avoid` must not change the guard either.

@@ -103,7 +103,7 @@ impl Relay {
             return None;
         }
         let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
-            .inspect_err(|error| tracing::debug!(%error, "refusing a circuit"))
+            .inspect_err(|error| tracing::debug!(%error, class = %error.class(), "refusing a circuit"))
             .ok()?;
         let cells = created_cells(endpoint.circuit, &answer.reply).ok()?;
         if !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {

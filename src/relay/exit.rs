@@ -22,7 +22,7 @@ impl Relay {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
         let exit_side = circuit.exit_side.get_or_insert_with(|| Box::new(ExitSide::new(self.parameters.flow.clone())));
         if let Err(error) = exit_side.streams.handle_message(now, message) {
-            tracing::debug!(%error, "an origin broke a rule");
+            tracing::debug!(%error, class = %error.class(), "ending a circuit after an illegal message");
             return self.end(now, key);
         }
         self.after_streams(key);

@@ -48,7 +48,7 @@ impl Relay {
                     Ok(RelayMessage::Extend { fragment }) => self.handle_extend(now, key, &fragment, rng),
                     Ok(message) => self.handle_message(now, key, message),
                     Err(error) => {
-                        tracing::debug!(%error, "an origin sent a malformed message");
+                        tracing::debug!(%error, "ending a circuit after a malformed message");
                         self.end(now, key);
                     }
                 }

@@ -281,7 +281,7 @@ fn a_create_that_makes_no_sense_is_refused() {
         assert_eq!(bench.commands(link), [Command::Destroy], "hop {says}");
     }
     bench.send(client, &Cell::new(upper(2), Command::Create, CellBody::from([1; BODY_LEN])));
-    assert_eq!(bench.commands(client), [Command::Destroy], "fragments that never become whole");
+    assert_eq!(bench.commands(client), [Command::Destroy], "incomplete fragments");
     bench.create(previous, upper(1), third);
 }
 
@@ -476,7 +476,7 @@ fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
     assert_eq!(bench.commands(next), [Command::Destroy]);
     bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
     bench.settle();
-    assert_eq!(bench.commands(link), [Command::Destroy], "what waited is dropped");
+    assert_eq!(bench.commands(link), [Command::Destroy], "queued cells are dropped");
 }
 
 #[test]
@@ -504,7 +504,7 @@ fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
         bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
     }
     bench.settle();
-    assert_eq!(bench.commands(links[0]), [Command::Destroy], "the first has waited longest");
+    assert_eq!(bench.commands(links[0]), [Command::Destroy], "the first circuit has waited longest");
     assert_eq!(bench.commands(links[1]).len(), 14);
 }
 

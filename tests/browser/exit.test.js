@@ -270,7 +270,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.click('input[name=only-tabs]');
       await page.click('input[name=closed]');
       await page.click('#switch');
-      await says(page, 'label:has([name=only-tabs]) + p', 'You are asking it for others');
+      await says(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
       await says(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
       await picture(page, browser, 'exit');
 
@@ -307,7 +307,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
       // What was chosen stays so, and what is chosen no more is offered no more.
       await page.reload();
-      await says(page, 'label:has([name=only-tabs]) + p', 'You are asking it for others');
+      await says(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
       await offered('only-tabs', 1);
       await page.$eval('input[name=only-tabs]', (box) => box.click());
       await offered('only-tabs', 0);
@@ -329,8 +329,8 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('says of each engine that misbehaves what is wrong, and offers none of them', deadline, async () => {
       const words = {
-        closed: /can't be read from a web page/, endless: /too long/, elsewhere: /another host/, wrong: /could not be read/,
-        forbidden: /keeps this exit out/, slow: /did not answer in time/,
+        closed: /web pages can't read/, endless: /too long/, elsewhere: /another host/, wrong: /is malformed/,
+        forbidden: /blocks this exit/, slow: /did not answer in time/,
       };
       const searchEngines = Object.keys(words).map((name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) }));
       const tab = await volunteer({ searchEngines });
@@ -348,8 +348,8 @@ for (const browser of Object.keys(BROWSERS)) {
       const tab = await volunteer({ searchEngines: [{ name: 'terms', description: described('terms', `${odd.at}/terms?q={searchTerms}`) }] });
       const client = await seeker('terms');
       const answers = {
-        endless: /too long/, elsewhere: /another host/, wrong: /could not be read/, laughs: /could not be read/, deep: /could not be read/,
-        wide: /could not be read/, many: /could not be read/,
+        endless: /too long/, elsewhere: /another host/, wrong: /is malformed/, laughs: /is malformed/, deep: /is malformed/,
+        wide: /is malformed/, many: /is malformed/,
         broken: /reported a failure/, slow: /did not answer in time/, closed: /could not reach/,
       };
       for (const [terms, words] of Object.entries(answers)) {
@@ -368,7 +368,7 @@ for (const browser of Object.keys(BROWSERS)) {
       // Last, for it keeps this exit out for ten minutes.
       for (const terms of ['forbidden', 'plain']) {
         const { message } = await client.search({ terms, engine: 'terms' });
-        assert.match(message, /keeps (this|out every) exit/, terms);
+        assert.match(message, /blocks (this|every) exit/, terms);
       }
       await client.close();
       await tab.close();
@@ -391,7 +391,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await soon(query.come, 'the question');
       await choose();
       assert.equal(await soon(query.left, 'the end of the question'), false);
-      assert.match((await answer).message, /doesn't offer this engine any more/);
+      assert.match((await answer).message, /no longer offers this engine/);
       await client.close();
       await tab.close();
     });
@@ -435,8 +435,8 @@ for (const browser of Object.keys(BROWSERS)) {
       const html = described('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
         .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');
       const cases = [
-        ['unknown', /names no search engine/], [{ name: 'No name', description: '' }, /no name for a search engine/],
-        [{ name: 'x', description: '<a>' }, /no well-formed XML/], [{ name: 'x', description: '<a/>' }, /no OpenSearch/],
+        ['unknown', /names no search engine/], [{ name: 'No name', description: '' }, /not a name of a search engine/],
+        [{ name: 'x', description: '<a>' }, /not well-formed XML/], [{ name: 'x', description: '<a/>' }, /not an OpenSearch/],
         [{ name: 'x', description: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>' }, /entities/], [{ name: 'html', description: html }, /only as HTML/],
       ];
       const failures = await page.evaluate(async (chosen) => {

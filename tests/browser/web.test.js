@@ -163,7 +163,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const { page, asked, close } = await open(`/search#read=${encodeURIComponent(`${siteUrl}/#x`)}`);
       await page.waitForSelector('iframe.reader', { timeout: 30000 });
       await says(page, '.bar', 'fetched by an exit');
-      await says(page, '.warn', 'did not come encrypted');
+      await says(page, '.warn', 'was not encrypted by');
       const frame = await (await page.$('iframe.reader')).contentFrame();
       await frame.waitForSelector('#page-next');
       assert.equal(await frame.$eval('h1', (one) => one.textContent), 'Hostile page');
@@ -187,7 +187,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const { page, asked, close } = await open(`/search#q=${TERMS}`);
       await page.waitForSelector('.results li', { timeout: 30000 });
       await page.click('.aside button');
-      await says(page, 'h1', 'in your browser itself?');
+      await says(page, 'h1', 'directly in your browser?');
       await picture(page, 'leave');
       const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
       assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.directory}/`)), []);
@@ -207,7 +207,7 @@ for (const browser of Object.keys(BROWSERS)) {
         Date.now = () => now() - 3 * 24 * 3600 * 1000;
       })],
       ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
-      ['consensus', 'can’t be believed', 'gave is no list of relays, so it is not used', (page) => answering(page, (request) =>
+      ['consensus', 'is not valid', 'answer is not a consensus, so it is not used', (page) => answering(page, (request) =>
         request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
     ];
 
@@ -303,7 +303,7 @@ for (const browser of Object.keys(BROWSERS)) {
       test(`a browser that ${how} storage volunteers and searches all the same, and says what that means`, dialling, async () => {
         const volunteer = await open('/volunteer', prepare);
         await volunteer.page.click('#switch');
-        await says(volunteer.page, '#why', 'keeps nothing');
+        await says(volunteer.page, '#why', 'stores nothing');
         assertStayed(volunteer.asked);
         await volunteer.close();
         const { page, asked, close } = await open(`/search#q=${TERMS}`, prepare);

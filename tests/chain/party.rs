@@ -267,7 +267,7 @@ impl Tapped {
             if cell[4] == DESTROY {
                 assert!(
                     Cell::decode(cell.into()).unwrap().body().iter().all(|byte| *byte == 0),
-                    "DESTROY gives no reason"
+                    "DESTROY has no reason"
                 );
                 self.destroyed_at.get_or_insert(now);
             }

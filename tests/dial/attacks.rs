@@ -138,7 +138,7 @@ fn one_source_cannot_take_all_half_open_links_and_they_do_not_last() {
         sent(&mut relay, later);
     }
     assert_eq!((relay.counts().links, relay.counts().half_open), (0, 0));
-    assert!(relay.poll_link_event().is_none(), "the core never heard of them");
+    assert!(relay.poll_link_event().is_none(), "the core received no event");
 }
 
 #[test]

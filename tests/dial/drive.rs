@@ -1,10 +1,6 @@
 //! An endpoint over real sockets, with the event loop of a node, for tests, benchmarks and the listener of the
 //! browser tests.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    reason = "goes by the machine's clock, and fails by panicking"
-)]
+#![allow(clippy::disallowed_methods, clippy::expect_used, reason = "uses the system's clock and fails by panicking")]
 
 use std::{
     net::SocketAddr,

@@ -210,7 +210,7 @@ fn a_relay_is_dialled_anew_while_the_old_link_still_closes() {
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
     }
     world.transmit(CLIENT, Transmit::Close(at_client));
-    assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1, "it still delivers");
+    assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1, "the link still delivers");
     world.dial(CLIENT, RELAY);
     world.run_until(Duration::from_secs(1), "open again", |world| {
         world.nodes.iter().all(|node| opened_times(&node.events) == 2)

@@ -133,7 +133,13 @@ impl Links {
     fn new(folder: &Path) -> Self {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("xtask/labs/netdelay.c");
         let program = folder.join("netdelay");
-        let built = Command::new("cc").arg("-O2").arg("-o").arg(&program).arg(source).status().expect("there is a cc");
+        let built = Command::new("cc")
+            .arg("-O2")
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .status()
+            .expect("a C compiler is installed");
         assert!(built.success());
         let prefix = format!("um{}d", std::process::id());
         let mut command = Command::new(program);

@@ -7,7 +7,7 @@
     clippy::panic,
     clippy::unwrap_used,
     unreachable_pub,
-    reason = "a test of processes, which fails by panicking and goes by the machine's clock"
+    reason = "tests processes, fails by panicking and uses the system's clock"
 )]
 
 mod applications;

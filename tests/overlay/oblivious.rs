@@ -44,7 +44,7 @@ fn a_sealed_request_reaches_its_target_by_a_gateway_whose_keys_two_exits_bring()
     let refused = fetch(&testnet, &lying, &origin.url(1));
     assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("different keys"), "{refused:?}");
-    assert!(lying.seen.lock().unwrap().sealed.is_empty(), "nothing is sealed to keys that differ");
+    assert!(lying.seen.lock().unwrap().sealed.is_empty(), "no request is sealed if keys differ");
 }
 
 #[test]
@@ -173,5 +173,5 @@ fn owner_of(peer: SocketAddr) -> Pid {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         open.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == socket.as_str())
     };
-    processes().into_iter().map(|(pid, _)| pid).find(|pid| has(*pid)).expect("whose connection it is")
+    processes().into_iter().map(|(pid, _)| pid).find(|pid| has(*pid)).expect("the owner of the connection")
 }

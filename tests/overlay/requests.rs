@@ -148,5 +148,5 @@ fn a_stalled_reader_holds_up_nobody(testnet: &Testnet) {
     let mut stream = connect(testnet.socks, origin.address);
     request(&mut stream, 1 << 20);
     assert!(is_body(&mut stream, 1 << 20).unwrap());
-    assert!(is_body(&mut stalled[0], 20 << 20).unwrap(), "the stalled one loses nothing");
+    assert!(is_body(&mut stalled[0], 20 << 20).unwrap(), "the stalled stream is complete");
 }

@@ -178,7 +178,7 @@ fn an_engine_that_answers_as_no_engine_should_is_told_as_such() {
         let output = search(&testnet, &["--engine=scripted", query]);
         assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
     }
-    assert_eq!(search(&testnet, &["--engine=nowhere", "one"]).status.code(), Some(2), "an engine that nobody offers");
+    assert_eq!(search(&testnet, &["--engine=nowhere", "one"]).status.code(), Some(2), "an engine that no exit offers");
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn a_relay_whose_engine_can_not_be_fetched_starts_and_offers_it_once_it_can() {
     there.store(true, Ordering::Relaxed);
     await_true("the engine is offered", Instant::now() + LIMIT, || offered() == Some(true));
     let text = fs::read_to_string(&log).unwrap();
-    assert!(text.contains("an engine is not offered yet") && text.contains("status 503"), "{text}");
+    assert!(text.contains("can't offer an engine yet") && text.contains("status 503"), "{text}");
     for secret in ["127.0.0.1", "description.xml", "engine.example"] {
         assert!(!text.contains(secret), "the log holds {secret}: {text}");
     }

@@ -109,7 +109,7 @@ fn while_volunteers_are_killed_requests_succeed_at_the_first_try() {
     assert_eq!(outcomes.len(), REQUESTS);
     let carried: u64 = (1..=VOLUNTEERS).map(|number| cells_of(&testnet, &format!("volunteer{number}"))).sum();
     println!("{carried} cells went over volunteers");
-    assert!(carried > 100, "volunteers had their share: {carried} cells");
+    assert!(carried > 100, "volunteers forwarded too few cells: {carried}");
     assert!(succeeded * 100 >= REQUESTS * 99, "{succeeded} of {REQUESTS} requests succeeded");
     assert!(longest < LONGEST, "one took {longest:?}");
 }
@@ -117,7 +117,7 @@ fn while_volunteers_are_killed_requests_succeed_at_the_first_try() {
 /// Cells that a volunteer has forwarded, according to the last line of its log.
 fn cells_of(testnet: &Testnet, name: &str) -> u64 {
     let log = std::fs::read_to_string(testnet.folder.path().join(format!("{name}.log"))).unwrap();
-    let line = log.lines().rev().find(|line| line.contains("carrying for others")).unwrap();
+    let line = log.lines().rev().find(|line| line.contains("traffic of others")).unwrap();
     // Colour codes may precede the number.
     let figure = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
     figure.trim().parse().unwrap()

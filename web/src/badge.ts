@@ -32,9 +32,9 @@ function place(tag: HTMLScriptElement): void {
   link.href = page;
   link.target = '_blank';
   link.rel = 'noopener noreferrer';
-  link.title = 'Opens a window in which you can lend your browser to people who need to stay unknown. Nothing runs until you turn it on there.';
+  link.title = 'Opens a window in which this browser can become a relay for people who need privacy. Nothing runs until you turn it on there.';
   const flower = new DOMParser().parseFromString(FLOWER.replace('<svg ', '<svg xmlns="http://www.w3.org/2000/svg" '), 'image/svg+xml');
-  link.append(document.importNode(flower.documentElement, true), tag.dataset['words'] ?? 'Lend your browser to privacy');
+  link.append(document.importNode(flower.documentElement, true), tag.dataset['words'] ?? 'Make this browser a relay');
   link.addEventListener('click', (event) => {
     if (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();

@@ -80,7 +80,7 @@ describe('state', () => {
   });
 
   test('limits are told in short', () => {
-    expect(limitsInShort({})).toBe('as fast as it goes');
+    expect(limitsInShort({})).toBe('no speed limit');
     expect(limitsInShort({ bytesPerSecond: 500_000, bytesTotal: 1e9, onlyOnPower: true, onlyUnmetered: true })).toBe(
       'at most 500 kB/s · 1 GB in all · plugged in · not mobile',
     );

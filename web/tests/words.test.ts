@@ -26,7 +26,7 @@ describe('words', () => {
     expect(titles.filter(({ said }) => said === '')).toHaveLength(3);
     expect(titles.filter(({ said }) => said === 'It broke.')).toHaveLength(kinds.length - 3);
     for (const odd of [undefined, null, 5, new Error('x'), { kind: 'constructor' }, { kind: '__proto__' }]) {
-      expect(explain(odd).title).toBe('Something in this page went wrong');
+      expect(explain(odd).title).toBe('This page has failed');
     }
   });
 });

@@ -53,12 +53,12 @@ def parser(description, only, more):
         help=f'measurements: {", ".join(only)} (the default), {", ".join(more)}',
     )
     options.add_argument('--secs', type=float, default=6, help='length of each throughput run (default 6)')
-    options.add_argument('--keep', action='store_true', help='measure nothing: print the addresses and stay up')
+    options.add_argument('--keep', action='store_true', help='measure nothing; print the addresses and keep running')
     options.add_argument(
-        '--limit', type=int, default=0, metavar='SECS', help='end after so many seconds, whatever is done'
+        '--limit', type=int, default=0, metavar='SECS', help='end after this many seconds in any case'
     )
     options.add_argument(
-        '--end-with-parent', action='store_true', help='end when the process ends that started this one'
+        '--end-with-parent', action='store_true', help='end when the parent process ends'
     )
     options.add_argument('--dir', help='work folder, emptied before and kept after (default: a temporary one)')
     link = options.add_argument_group(
@@ -69,7 +69,7 @@ def parser(description, only, more):
     link.add_argument('--delay-ms', type=float, default=0, help='one way, on each link')
     link.add_argument('--loss', type=float, default=0, help='percent of packets dropped')
     link.add_argument('--rate-mbit', type=float, default=0, help='into each node, with 100 ms of queue')
-    link.add_argument('--jitter-ms', type=float, default=0, help='up to so much more delay, order kept')
+    link.add_argument('--jitter-ms', type=float, default=0, help='maximum additional delay; the order is kept')
     link.add_argument('--reorder', type=float, default=0, help='percent of packets held 5 ms longer')
     link.add_argument('--mtu', type=int, default=1500)
     link.add_argument('--trace', metavar='FILE', help='every 10 ms the queue before each node, in milliseconds')
@@ -198,12 +198,12 @@ class Lab:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes['netdelay'] = process
         if process.stdout.readline().strip() != 'ready':
-            sys.exit('lab: netdelay made no namespaces')
+            sys.exit('lab: netdelay created no namespaces')
         control = options.tcp_cc or 'bbr'
         for node in self.hosts:
             set_control = self.inside(node, ['sh', '-c', f'echo {control} > {CONGESTION_CONTROL}'])
             if subprocess.run(set_control, stderr=subprocess.DEVNULL).returncode:
-                sys.exit(f'lab: no TCP congestion control {control}: choose one of {ALLOWED_CONTROLS} by --tcp-cc')
+                sys.exit(f'lab: unknown TCP congestion control {control}: choose one of {ALLOWED_CONTROLS} with --tcp-cc')
         print_row('one_way_delay_per_link', options.delay_ms, 'ms')
         print_row('loss_per_link', options.loss, '%')
         print_row('tcp_cc_in_namespaces', control, 'text')

@@ -120,7 +120,7 @@ static struct sockaddr_in parse_address(const char *text) {
     struct sockaddr_in address = {.sin_family = AF_INET};
     const char *colon = strrchr(text, ':');
     if (!colon || colon - text > 100) {
-        fprintf(stderr, "loadgen: want HOST:PORT, got %s\n", text);
+        fprintf(stderr, "loadgen: %s is not HOST:PORT\n", text);
         exit(2);
     }
     memcpy(host, text, colon - text);
@@ -842,7 +842,7 @@ static void run_hold(void) {
 /* ---------------- command line ---------------- */
 
 static int usage(const char *problem, const char *word) {
-    fprintf(stderr, "loadgen: %s %s; the top of loadgen.c lists modes and options\n", problem, word);
+    fprintf(stderr, "loadgen: %s %s; the head of loadgen.c lists modes and options\n", problem, word);
     return 2;
 }
 
@@ -909,14 +909,14 @@ static bool run_client(const char *mode) {
 }
 
 int main(int count, char **words) {
-    if (count < 2) return usage("a mode is wanted:", "bulk, for instance");
+    if (count < 2) return usage("the mode is missing, for example", "bulk");
     const char *mode = words[1];
     option.size = strcmp(mode, "rps") ? 64 : 2048;
     for (int i = 2; i < count; i++) {
         if (!strcmp(words[i], "--keepalive")) option.keep_alive = true;
         else if (!strcmp(words[i], "--up")) option.up = true;
-        else if (i + 1 >= count) return usage("a value is wanted after", words[i]);
-        else if (!take_option(words[i], words[i + 1])) return usage("no option", words[i]);
+        else if (i + 1 >= count) return usage("no value after", words[i]);
+        else if (!take_option(words[i], words[i + 1])) return usage("unknown option", words[i]);
         else i++;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -926,12 +926,12 @@ int main(int count, char **words) {
     if (!strcmp(mode, "origin")) run_origin();
     if (!strcmp(mode, "rss")) return print_rss(""), 0;
     if (!strcmp(mode, "cpu")) return print("cpu", cpu_of_all(), "s"), 0;
-    if (!option.target) return usage("an option is wanted:", "--target HOST:PORT");
+    if (!option.target) return usage("missing option", "--target HOST:PORT");
     direct = !strcmp(option.socks, "direct");
     target = parse_address(option.target);
     if (!direct) proxy = parse_address(option.socks);
     client_epoll = epoll_create1(0);
     if (!strcmp(mode, "bulk")) signal(SIGTERM, stop);
-    if (!run_client(mode)) return usage("no mode", mode);
+    if (!run_client(mode)) return usage("unknown mode", mode);
     return errors || corrupt ? 1 : 0;
 }

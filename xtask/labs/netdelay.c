@@ -455,11 +455,11 @@ static bool take_option(const char *name, const char *value) {
 int main(int count, char **words) {
     for (int i = 1; i < count; i += 2) {
         if (i + 1 < count && take_option(words[i], words[i + 1])) continue;
-        fprintf(stderr, "netdelay: no option %s, or no value for it; the top of netdelay.c lists options\n", words[i]);
+        fprintf(stderr, "netdelay: unknown option %s, or no value for it; the head of netdelay.c lists options\n", words[i]);
         return 2;
     }
     if (option.nodes < 1 || option.nodes > MAX_NODES) {
-        fprintf(stderr, "netdelay: --n is 1 to %d\n", MAX_NODES);
+        fprintf(stderr, "netdelay: --n is not from 1 to %d\n", MAX_NODES);
         return 2;
     }
     FILE *trace = option.trace ? fopen(option.trace, "w") : NULL;

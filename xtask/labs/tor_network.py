@@ -130,7 +130,7 @@ def find_tor():
     """The program of Debian's package `tor`."""
     tor = shutil.which('tor') or shutil.which('tor', path='/usr/sbin')
     if not tor or not shutil.which('tor-gencert'):
-        sys.exit('tor-lab: no tor or no tor-gencert: install the package tor (`cargo xtask compare` does)')
+        sys.exit('tor-lab: tor or tor-gencert is not installed: install the package tor (`cargo xtask compare` does)')
     return tor
 
 
@@ -213,7 +213,7 @@ class Tor:
         output = subprocess.run(command, capture_output=True, text=True).stdout
         fingerprint = ''.join(output.split()[1:])
         if len(fingerprint) != 40:
-            sys.exit(f'tor-lab: tor gave no fingerprint: {output}')
+            sys.exit(f'tor-lab: tor printed no fingerprint: {output}')
         return fingerprint
 
     def torrc(self, node):
@@ -344,7 +344,7 @@ class Tor:
             if process.poll() is not None:
                 break
             time.sleep(0.2)
-        print(f'# arti does not bootstrap, see {self.lab.folder}/arti.log', file=sys.stderr)
+        print(f'# arti did not bootstrap; see {self.lab.folder}/arti.log', file=sys.stderr)
         return None
 
     def arti_configuration(self, port):

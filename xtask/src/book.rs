@@ -23,7 +23,7 @@ pub(crate) fn command() -> Result<(), Failure> {
 
 /// The book as a ZIM file, built if it doesn't exist.
 pub(crate) fn zim() -> Result<PathBuf, Failure> {
-    let failed = |error: io::Error| Failure::new(format!("the book as a ZIM file: {error}"));
+    let failed = |error: io::Error| Failure::new(format!("can't make the ZIM file of the book: {error}"));
     let book = book()?;
     let folder = cache("rust-book")?;
     let (zim, made_from) = (folder.join("rust-book.zim"), folder.join("made-from"));

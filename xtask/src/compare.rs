@@ -24,27 +24,27 @@ Measures Umbel and Tor under the same conditions and prints a table.
 usage: cargo xtask compare [OPTION]…
 
   --only ROW        only this condition; repeatable (the list is below)
-  --runs N          runs of each, by turns (default 3); the table has medians
-  --umbel PATH      the program to measure (default: this checkout, built for release)
-  --baseline PATH   a second umbel program, measured by turns with the first: before and after a change
-  --no-tor          Umbel alone
-  --tcp-cc NAME     TCP's congestion control in the namespaces (default bbr); it decides Tor's figures under loss
-  --keep FOLDER     keep what the labs print, a file for each run
+  --runs N          runs of each program, alternating (default 3); the table has medians
+  --umbel PATH      the program to measure (default: a release build of this checkout)
+  --baseline PATH   a second umbel program, measured alternately, for comparisons before and after a change
+  --no-tor          measure Umbel only
+  --tcp-cc NAME     TCP's congestion control in the namespaces (default bbr); it determines Tor's figures under loss
+  --keep FOLDER     write the output of each run to a file in this folder
 
 ";
 
 const NOTES: &str = "
-Every condition but loopback puts each node into a network namespace of its own, which needs root and Linux 6.2:
+All conditions except loopback use a network namespace for each node, which needs root and Linux 6.2:
 
   cargo build --release
   sudo -E env PATH=\"$PATH\" cargo xtask compare --umbel target/release/umbel
 
-Tor is Debian's package, which is installed without its service if it is missing. Nothing leaves the machine. All
-conditions, three runs and Tor take about 50 minutes, of which Tor's start is half; Umbel alone takes 15.
+Tor is Debian's package, which is installed without its service if it is missing. No traffic leaves the machine. All
+conditions with three runs take about 50 minutes; half of it is Tor's start. Umbel alone takes 15 minutes.
 
-Progress goes to standard error, the table to standard output as Markdown, a condition at a time. Nothing else should
-run meanwhile: the last line says how much did. Read differences under about 25 % as none. What the figures mean:
-xtask/labs/README.md.
+Progress is printed to standard error, the table to standard output as Markdown, one condition at a time. The machine
+should be idle otherwise; the last line has the load of other processes. Differences under about 25 % are not significant.
+xtask/labs/README.md explains the figures.
 
 examples: cargo xtask compare --only loopback --no-tor --runs 1
           cargo xtask compare --umbel new/umbel --baseline old/umbel --no-tor --only loss-1 --only delay-100
@@ -82,7 +82,7 @@ pub(crate) fn command(arguments: &[&str]) -> Result<(), Failure> {
     }
     if let Some(folder) = &options.keep {
         fs::create_dir_all(folder)
-            .map_err(|error| Failure::new(format!("can't make {}: {error}", folder.display())))?;
+            .map_err(|error| Failure::new(format!("can't create {}: {error}", folder.display())))?;
     }
     let contenders = contenders(&options)?;
     measure(&options, &contenders)
@@ -106,7 +106,7 @@ impl Options {
                 continue;
             }
             let mut value =
-                || arguments.next().copied().ok_or_else(|| Failure::new(format!("{name} wants a value; see --help")));
+                || arguments.next().copied().ok_or_else(|| Failure::new(format!("{name} needs a value; see --help")));
             match *name {
                 "--only" => options.conditions.push(condition(value()?)?),
                 "--runs" => options.runs = runs(value()?)?,
@@ -114,7 +114,7 @@ impl Options {
                 "--baseline" => options.baseline = Some(program(value()?)?),
                 "--tcp-cc" => options.tcp_cc = Some(value()?.to_owned()),
                 "--keep" => options.keep = Some(value()?.into()),
-                unknown => return Err(Failure::new(format!("no option {unknown:?}; see --help"))),
+                unknown => return Err(Failure::new(format!("unknown option {unknown:?}; see --help"))),
             }
         }
         if options.conditions.is_empty() {
@@ -126,17 +126,17 @@ impl Options {
 
 fn condition(name: &str) -> Result<&'static Condition, Failure> {
     let condition = CONDITIONS.iter().find(|condition| condition.name == name);
-    condition.ok_or_else(|| Failure::new(format!("no condition {name:?}; --help lists them")))
+    condition.ok_or_else(|| Failure::new(format!("unknown condition {name:?}; --help lists the conditions")))
 }
 
 fn runs(text: &str) -> Result<usize, Failure> {
     let runs = text.parse().ok().filter(|runs| *runs > 0);
-    runs.ok_or_else(|| Failure::new(format!("--runs is a number from 1 on, not {text:?}")))
+    runs.ok_or_else(|| Failure::new(format!("--runs {text:?} is not a number of 1 or more")))
 }
 
 /// The program at `path`, relative to the folder in which the command was started.
 fn program(path: &str) -> Result<PathBuf, Failure> {
-    fs::canonicalize(path).map_err(|error| Failure::new(format!("no program {path}: {error}")))
+    fs::canonicalize(path).map_err(|error| Failure::new(format!("can't find the program {path}: {error}")))
 }
 
 /// The programs to measure: Umbel first, as the reference.
@@ -194,7 +194,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     println!("\n{}", results.footer(options.runs, options.tor));
     match results.failures() {
         0 => Ok(()),
-        failures => Err(Failure::new(format!("{failures} runs failed or had wrong bytes"))),
+        failures => Err(Failure::new(format!("{failures} runs failed or received wrong bytes"))),
     }
 }
 

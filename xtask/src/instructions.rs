@@ -40,12 +40,12 @@ const OPTIMISED: &[&str] = &[
 /// Counts the instructions of each function, prints them, and fails if one exceeds its budget.
 pub(crate) fn check() -> Result<Tally, Failure> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        println!("the budgets are for x86-64 Linux: not checked");
+        println!("the budgets are for x86-64 Linux; skipping the check");
         return Ok(Tally::ONE);
     }
     bench().args(["--no-run"]).run()?;
     let folder = target_folder()?.join("instructions");
-    fs::create_dir_all(&folder).map_err(|error| Failure::new(format!("can't make {}: {error}", folder.display())))?;
+    fs::create_dir_all(&folder).map_err(|error| Failure::new(format!("can't create {}: {error}", folder.display())))?;
     println!("function    per cell  budget");
     let (mut tally, mut exceeded) = (Tally::default(), Vec::new());
     for budget in BUDGETS {
@@ -70,12 +70,14 @@ impl Budget {
         let new = count.saturating_mul(HEADROOM.saturating_add(100)) / 100;
         if count > *instructions {
             return Err(format!(
-                "{function} takes {count} instructions per cell, more than its budget of {instructions}: make it cheaper, or, \
-                 if the cost is justified, raise the budget in xtask/src/instructions.rs to {new}"
+                "{function} takes {count} instructions per cell, above its budget of {instructions}: reduce them, or, if the \
+                 cost is justified, raise the budget in xtask/src/instructions.rs to {new}"
             ));
         }
         let low = count.saturating_mul(100) < instructions.saturating_mul(LOW);
-        Ok(low.then(|| format!("{function} is far below its budget: lower it in xtask/src/instructions.rs to {new}")))
+        Ok(low.then(|| {
+            format!("{function} is far below its budget; lower the budget in xtask/src/instructions.rs to {new}")
+        }))
     }
 }
 
@@ -93,15 +95,17 @@ fn count(function: &str, profile: &Path) -> Result<u64, Failure> {
     let runner = ["valgrind", "--quiet", "--tool=callgrind", &within, &out];
     let runner = format!("target.'cfg(all())'.runner={runner:?}");
     let cells = bench().args(["--config", runner.as_str()]).printed()?;
-    let cells: u64 = cells.parse().map_err(|_| Failure::new(format!("{cells:?} is no number of cells")))?;
+    let cells: u64 = cells
+        .parse()
+        .map_err(|_| Failure::new(format!("the benchmark printed {cells:?} instead of a number of cells")))?;
     let text = fs::read_to_string(profile).map_err(|error| Failure::new(format!("{}: {error}", profile.display())))?;
     let total =
         text.lines().find_map(|line| line.strip_prefix("totals: ")).and_then(|total| total.trim().parse::<u64>().ok());
     match total.and_then(|total| total.checked_div(cells)) {
         Some(count) if count > 0 => Ok(count),
-        _ => {
-            Err(Failure::new(format!("callgrind counted nothing in {function}: does benches/instructions.rs have it?")))
-        }
+        _ => Err(Failure::new(format!(
+            "callgrind counted nothing in {function}; check that benches/instructions.rs has it"
+        ))),
     }
 }
 

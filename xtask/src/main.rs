@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask test` is the complete check; every other command is one part of it. It uses only the standard
 //! library, so that it builds within a second after a fresh clone.
-#![allow(clippy::disallowed_methods, reason = "no part of the core: it reads the clock and the environment")]
+#![allow(clippy::disallowed_methods, reason = "not part of the core: reads the clock and the environment")]
 
 mod book;
 mod browser;
@@ -22,15 +22,15 @@ Umbel's build tool.
 
 usage: cargo xtask COMMAND
 
-  test [--list] [--only STEP]…   run every check, or the steps named
+  test [--list] [--only STEP]…   run all checks, or the given steps
   wasm                           build the protocol core for wasm32-unknown-unknown
   web                            build the wasm library and the pages for browsers into web/dist
   deny                           check licences, bans and sources of the dependencies
-  packages                       install what the tests need from Debian
-  browser                        dial a relay and use the search page, from Chromium and from Firefox
-  instructions                   count the instructions of sealing, switching and packing a cell, against budgets
+  packages                       install the Debian packages that the tests need
+  browser                        dial a relay and use the search page in Chromium and Firefox
+  instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
-  book                           make the Rust book a ZIM file for kiwix-serve, and print where it is
+  book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
 
 example: cargo xtask test --only clippy --only wasm
 ";
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         [unknown, ..] => {
-            eprint!("xtask: no command {unknown:?}\n\n{USAGE}");
+            eprint!("xtask: unknown command {unknown:?}\n\n{USAGE}");
             return ExitCode::from(2);
         }
     };

@@ -65,7 +65,7 @@ pub(crate) fn tor() -> Result<Tally, Failure> {
     }
     if !is_root() {
         return Err(Failure::new(
-            "no Tor: install Debian's package tor, run this as root, or leave Tor out by --no-tor",
+            "Tor is not installed: install Debian's package tor, run this as root, or omit Tor with --no-tor",
         ));
     }
     let policy = Path::new(SERVICE_POLICY);
@@ -89,7 +89,10 @@ fn install_missing<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> R
         return Ok(Tally::ONE);
     }
     if on_path("apt-get").is_none() {
-        return Err(Failure::new(format!("these Debian packages or their like are needed: {}", missing.join(" "))));
+        return Err(Failure::new(format!(
+            "these Debian packages, or their equivalents, are missing: {}",
+            missing.join(" ")
+        )));
     }
     apt_install(&missing)?;
     match packages.into_iter().find(|package| !(package.present)()) {

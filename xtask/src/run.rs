@@ -224,7 +224,8 @@ pub(crate) fn cache(name: &str) -> Result<PathBuf, Failure> {
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
     let path =
         base.ok_or_else(|| Failure::new("neither XDG_CACHE_HOME nor HOME is set"))?.join("umbel-tools").join(name);
-    std::fs::create_dir_all(&path).map_err(|error| Failure::new(format!("can't make {}: {error}", path.display())))?;
+    std::fs::create_dir_all(&path)
+        .map_err(|error| Failure::new(format!("can't create {}: {error}", path.display())))?;
     Ok(path)
 }
 

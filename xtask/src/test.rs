@@ -15,15 +15,15 @@ struct Step {
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "format", what: "rustfmt has nothing to change", run: format },
-    Step { name: "packages", what: "real clients and browsers are there, or get installed", run: packages::install },
+    Step { name: "format", what: "the code is formatted by rustfmt", run: format },
+    Step { name: "packages", what: "the tests' applications and browsers are installed", run: packages::install },
     Step { name: "book", what: "the Rust book as a ZIM file, for the search engine of the tests", run: book::prepare },
     Step { name: "deny", what: "licences, bans and sources of the dependencies", run: deny::check },
     // Before all steps that build the program, which contains the pages.
-    Step { name: "web", what: "the pages for browsers build, and do what their tests say", run: web::check },
+    Step { name: "web", what: "the pages for browsers build, and their tests pass", run: web::check },
     Step { name: "clippy", what: "no lint in library, programs, tests and benchmarks", run: clippy },
-    Step { name: "docs", what: "the documentation builds, every link in it leads somewhere", run: docs },
-    Step { name: "wasm", what: "the protocol core builds for browsers, and a page's TLS", run: wasm::build },
+    Step { name: "docs", what: "the documentation builds without broken links", run: docs },
+    Step { name: "wasm", what: "the protocol core and the TLS of pages build for browsers", run: wasm::build },
     Step { name: "wasm-test", what: "the protocol core's own tests, as WebAssembly", run: wasm::test },
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
@@ -57,9 +57,15 @@ pub(crate) fn command(options: &[&str]) -> Result<(), Failure> {
             "--only" => {
                 let name = options.next().copied().unwrap_or_default();
                 let step = STEPS.iter().find(|step| step.name == name);
-                only.push(step.ok_or_else(|| Failure::new(format!("no step {name:?}; --list shows them")))?.name);
+                only.push(
+                    step.ok_or_else(|| Failure::new(format!("unknown step {name:?}; --list prints the steps")))?.name,
+                );
             }
-            unknown => return Err(Failure::new(format!("no option {unknown:?}; there are --list and --only STEP"))),
+            unknown => {
+                return Err(Failure::new(format!(
+                    "unknown option {unknown:?}; the options are --list and --only STEP"
+                )));
+            }
         }
     }
     let chosen = |step: &&Step| only.is_empty() || only.contains(&step.name);
@@ -96,7 +102,7 @@ fn summarise(results: &[(&str, Duration, Result<Tally, Failure>)], took: Duratio
         }
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
-    if sum.failed == 0 { Ok(()) } else { Err(Failure::new("not everything passed")) }
+    if sum.failed == 0 { Ok(()) } else { Err(Failure::new("a step failed")) }
 }
 
 fn format() -> Result<Tally, Failure> {
@@ -131,7 +137,7 @@ fn test() -> Result<Tally, Failure> {
     if has_nextest() {
         return Run::cargo().args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]).run();
     }
-    println!("no cargo-nextest: `cargo test` instead");
+    println!("cargo-nextest is not installed; using `cargo test`");
     // The tests run the examples. Nextest builds them too, but `cargo test` doesn't with a selection of targets.
     Run::cargo().args(["build", "--workspace", "--locked", "--examples"]).run()?;
     Run::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]).run()

@@ -53,11 +53,11 @@ pub(crate) fn test() -> Result<Tally, Failure> {
 fn runner() -> Result<PathBuf, Failure> {
     let lock = fs::read_to_string(root().join("Cargo.lock")).map_err(|error| Failure::new(error.to_string()))?;
     let version = lock.split("name = \"wasm-bindgen\"\nversion = \"").nth(1).and_then(|rest| rest.split('"').next());
-    let version = version.ok_or_else(|| Failure::new("Cargo.lock names no wasm-bindgen"))?;
+    let version = version.ok_or_else(|| Failure::new("Cargo.lock has no wasm-bindgen"))?;
     let folder = cache(&format!("wasm-bindgen-{version}"))?;
     let program = folder.join("bin/wasm-bindgen-test-runner");
     if !program.is_file() {
-        println!("building wasm-bindgen-test-runner {version}, once");
+        println!("building wasm-bindgen-test-runner {version}; it is cached");
         let build = folder.join("build");
         Run::cargo()
             .args(["install", "--quiet", "wasm-bindgen-cli", "--version", version, "--no-default-features"])
@@ -78,8 +78,8 @@ pub(crate) fn c_compiler() -> Result<PathBuf, Failure> {
         return Ok(named.into());
     }
     let knows = Run::new("clang").args(["--print-targets"]).output().is_some_and(|list| list.contains("wasm32"));
-    let none = "the pages' TLS has C in it, and there is no clang that compiles it for wasm32: install clang (Debian: \
-                apt install clang; macOS: brew install llvm), or name one in CC_wasm32_unknown_unknown";
+    let none = "no clang for wasm32, which compiles the C code of the pages' TLS: install clang (Debian: apt install clang; \
+                macOS: brew install llvm), or set CC_wasm32_unknown_unknown";
     if knows { Ok("clang".into()) } else { Err(Failure::new(none)) }
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn compiler() -> Result<Option<PathBuf>, Failure> {
     if !debian_only && (usual() || Run::new("rustup").args(["target", "add", TARGET]).succeeds() && usual()) {
         return Ok(None);
     }
-    println!("rustup has no {TARGET}: using Debian's packages");
+    println!("rustup can't install {TARGET}; using Debian's packages");
     debian().map(Some)
 }
 
@@ -110,7 +110,7 @@ fn debian() -> Result<PathBuf, Failure> {
     });
     let version = version.ok_or_else(|| {
         Failure::new(format!(
-            "no standard library for {TARGET}: neither by `rustup target add` nor as rustc-web of Debian"
+            "no standard library for {TARGET}: `rustup target add` failed, and Debian has no rustc-web"
         ))
     })?;
     let folder = cache(&format!("rust-wasm-{}", version.replace(['/', ':'], "_")))?;
@@ -173,7 +173,7 @@ fn depends(package: &str, prefix: &str) -> Result<String, Failure> {
     let list = Run::new("apt-cache").args(["depends", package]).output().unwrap_or_default();
     let name =
         list.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).find(|name| name.starts_with(prefix));
-    name.map(str::to_owned).ok_or_else(|| Failure::new(format!("{package} depends on no {prefix}…")))
+    name.map(str::to_owned).ok_or_else(|| Failure::new(format!("{package} has no dependency {prefix}…")))
 }
 
 /// Builds the target's standard library with an empty crate, and copies it to the compiler's library folder.

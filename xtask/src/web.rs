@@ -125,7 +125,7 @@ fn weigh(Module { name, most, .. }: &Module, file: &Path) -> Result<(), Failure>
     let compressed = gzip(&bytes)?;
     println!("{name}: {} bytes, {compressed} compressed", bytes.len());
     if compressed > *most {
-        return Err(Failure::new(format!("{name} is {compressed} bytes compressed; at most {most} are wanted")));
+        return Err(Failure::new(format!("{name} has {compressed} bytes compressed; the maximum is {most}")));
     }
     Ok(())
 }
@@ -159,7 +159,7 @@ pub(crate) fn bind(name: &str, module: &str, folder: &str) -> Result<(), Failure
             .remove_producers_section(true)
             .generate(folder)
     });
-    outcome.map_err(|error| Failure::new(format!("bindings: {error:#}")))
+    outcome.map_err(|error| Failure::new(format!("can't generate the bindings: {error:#}")))
 }
 
 /// The feature `web` is off.

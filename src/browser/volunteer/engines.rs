@@ -41,7 +41,7 @@ const AGAIN: Duration = Duration::from_secs(10 * 60);
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// The query of a trial, which tests whether this page can read the engine's answers.
 const TRIAL: &str = "test";
-const UNREADABLE: &str = "its answers can't be read from a web page: it doesn't allow that, or can't be reached";
+const UNREADABLE: &str = "web pages can't read its answers: it doesn't allow that, or can't be reached";
 
 /// A query to perform.
 pub(super) struct Asked {
@@ -102,7 +102,7 @@ impl Engines {
         for (name, description) in names.iter().zip(descriptions) {
             let engine = describe(name, description)?;
             let place = match chosen.binary_search_by(|other| other.engine.name().cmp(engine.name())) {
-                Ok(_) => return Err(bad(format!("two search engines are called \"{name}\""))),
+                Ok(_) => return Err(bad(format!("two search engines have the name \"{name}\""))),
                 Err(place) => place,
             };
             let one = Rc::new(Chosen {
@@ -116,7 +116,7 @@ impl Engines {
             chosen.insert(place, one);
         }
         if chosen.len() > MAX_ENGINES {
-            return Err(bad(format!("more than {MAX_ENGINES} search engines")));
+            return Err(bad(format!("the number of search engines exceeds {MAX_ENGINES}")));
         }
         if let Ok(mut now) = self.chosen.try_borrow_mut() {
             let before = core::mem::take(&mut *now);

@@ -28,8 +28,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// Time limit for the first gateway, after which the volunteer reports that none answers.
 const FIRST_GATEWAY_TIMEOUT: Duration = Duration::from_secs(25);
-const NO_GATEWAY: &str = "None of the relays that this volunteer may use as gateways answers as it should: this network may \
-                          block WebRTC or UDP. It keeps trying.";
+const NO_GATEWAY: &str = "No gateway of this volunteer can be reached: this network may block WebRTC or UDP. The volunteer \
+                          keeps retrying.";
 /// Interval at which the page is updated with statistics.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -194,7 +194,7 @@ impl Course {
 
     /// The signed descriptor, with its onion key and creation time: the `before` one while it is valid.
     fn descriptor(&self, before: Option<Signed>) -> Result<Signed, Failure> {
-        let broken = |_| Failure::new(Kind::BadInput, "this volunteer's keys can't be used");
+        let broken = |_| Failure::new(Kind::BadInput, "this volunteer's stored keys are invalid");
         let mut rng = randomness().map_err(|_| broken(()))?;
         let mut keys = self.volunteer.keys.try_borrow_mut().map_err(|_| broken(()))?;
         if let Some(next) = keys.rotate(&mut rng)

@@ -223,7 +223,7 @@ fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
     pair.pass(Duration::from_secs(15));
     pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
     pair.room(1, 1);
-    assert_eq!(pair.b.sent.len(), 1, "what there is room for goes");
+    assert_eq!(pair.b.sent.len(), 1, "cells are sent while there is room");
     pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
     for (seconds, takes_something, open) in [(29, true, 1), (29, false, 1), (1, false, 0)] {
         pair.now = pair.now.after(Duration::from_secs(seconds));

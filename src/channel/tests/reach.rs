@@ -38,7 +38,7 @@ fn a_volunteer_is_reached_over_the_channel_that_it_dialled_until_that_closes() {
     assert_eq!((says_reach(&pair.a), says_reach(&pair.b)), (Some(false), Some(true)));
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
-    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled never asks to be reached");
+    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled end never requests REACH");
     assert!(pair.a.channels.is_to_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);
@@ -127,7 +127,11 @@ fn an_idle_channel_stays_while_both_ends_keep_it() {
     assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (1, 1));
     pair.a.channels.keep(channel, false);
     pair.pass(Duration::from_secs(200));
-    assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (0, 0), "what its volunteer no longer keeps closes");
+    assert_eq!(
+        (pair.a.channels.len(), pair.b.channels.len()),
+        (0, 0),
+        "a channel closes once its volunteer no longer keeps it"
+    );
 }
 
 #[test]
@@ -154,7 +158,7 @@ fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another()
     pair.pass(Duration::from_secs(30));
     assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(1))));
     assert_eq!(pair.b.channels.volunteers(), [volunteer]);
-    assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials another");
+    assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials another gateway");
     pair.link(2, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(2))));

@@ -33,10 +33,10 @@ fn a_retiring_channel_gets_no_new_circuits_and_closes_with_its_last_one() {
     assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(new));
 
     pair.pass(Duration::from_secs(120));
-    assert!(!pair.closed.contains(&LinkId(1)), "its circuit lives");
+    assert!(!pair.closed.contains(&LinkId(1)), "the channel's circuit stays open");
     pair.a.channels.send(old, cell(circuit, 9)).unwrap();
     pair.settle();
-    assert_eq!(pair.b.cells().len(), 1, "and its cells go through");
+    assert_eq!(pair.b.cells().len(), 1, "cells of the circuit are delivered");
     let other = pair.a.channels.allocate_circuit(new, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(new, other));
     pair.a.channels.forget_circuit(pair.now, old, circuit);

@@ -49,6 +49,26 @@ fn builds_that_fail_are_tried_four_times_and_then_given_up() {
 }
 
 #[test]
+fn a_request_whose_guards_are_all_unreachable_fails_with_that_reason() {
+    let mut net = Net::new(42, 2);
+    for relay in net.relays.values().copied().collect::<Vec<_>>() {
+        net.world.vanish(relay);
+    }
+    net.give_consensus(NOW);
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 31), StreamFailure::GuardUnreachable);
+}
+
+#[test]
+fn a_network_with_too_few_relays_is_not_reported_as_a_policy() {
+    let mut net = Net::new(43, 2);
+    net.listed.truncate(2);
+    net.give_consensus(NOW);
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 1), StreamFailure::NoPath(PathError::TooFewRelays));
+}
+
+#[test]
 fn the_guard_stays_when_circuits_fail_beyond_it() {
     let mut net = Net::ready(14, 1);
     let guard = net.client(|party, _, _| party.built[0][0]);
@@ -72,7 +92,7 @@ fn more_requests_than_fit_are_refused_at_once() {
     let last = net.client(|party, now, _| {
         (0..=most).map(|_| party.client.open(now, target(443), IsolationKey([1; 32]))).last().unwrap()
     });
-    assert_eq!(net.closed(last, 1), StreamFailure::Ended(EndReason::ResourceLimit));
+    assert_eq!(net.closed(last, 1), StreamFailure::LimitReached);
 }
 
 #[test]
@@ -112,7 +132,7 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
                 party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(id, _)| *id).collect();
             for id in &building {
                 let pooled = party.client.circuits.get_mut(id).unwrap();
-                let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel stands") };
+                let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel is open") };
                 assert_eq!(pooled.hop_times.len(), 0);
                 let destroy = crate::wire::Cell::destroy(origin.circuit());
                 pooled.handle_cell(now, destroy, rng);

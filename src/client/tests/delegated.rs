@@ -45,7 +45,7 @@ fn a_request_that_no_other_exit_offers_fails_at_once() {
     let both = net.offering();
     assert_eq!(both.len(), 2);
     let request = net.delegate(&both, 1);
-    assert_eq!(net.closed(request, 1), StreamFailure::Ended(EndReason::Policy));
+    assert_eq!(net.closed(request, 1), StreamFailure::NoPath(PathError::NotOffered));
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_i
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.pass(20);
     let built = net.client(|party, _, _| party.built.len());
-    assert!(built <= before + 2, "{} circuits that nothing would be placed on", built - before);
+    assert!(built <= before + 2, "{} circuits that no request would use", built - before);
     let request = net.delegate(&[], 200);
     let (exit, shared_exit) = net.delegated(request);
     assert!(exit != guard && shared_exit);

@@ -111,7 +111,7 @@ fn volunteers_that_went_unnoticed_cost_no_request() {
             let (began, stream) = (net.world.now(), net.open(isolation));
             let connected = net.wait(5, |party| party.seen(stream).connected);
             let took = connected.since(began);
-            assert!(took < Duration::from_millis(500), "{took:?}: no time-out was waited for; seed {seed}");
+            assert!(took < Duration::from_millis(500), "{took:?}: shorter than a timeout; seed {seed}");
         }
     }
 }
@@ -161,7 +161,7 @@ fn a_guard_that_calls_every_volunteer_gone_ends_up_with_public_middles() {
     }
     let now = net.world.now();
     let guards = net.client(|party, _, _| party.client.gone.doubted(now));
-    assert_eq!(guards.len(), 1, "and is no longer asked");
+    assert_eq!(guards.len(), 1, "the volunteer is no longer used");
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn a_redirecter_leads_nowhere_but_to_web_links() {
         "https://www.bing.com/ck/a?u=a1!!!",
         "https://www.bing.com/ck/a?u=a1_w",
     ] {
-        assert_eq!(cleaned(link).as_deref(), Some(link), "it stays as it is");
+        assert_eq!(cleaned(link).as_deref(), Some(link), "the URL is unchanged");
     }
     assert_eq!(
         cleaned("https://google.evil.example/url?q=https://example.org/").unwrap(),

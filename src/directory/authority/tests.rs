@@ -108,7 +108,7 @@ fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() 
     authority.handle_proof(NOW, &profile(1).dial_target(), Err(ProofError::Identity));
     assert_eq!(authority.listed(NOW), 0);
     authority.handle_timeout(later(4));
-    assert!(drain(&mut authority).proofs.is_empty(), "it waits before it dials again");
+    assert!(drain(&mut authority).proofs.is_empty(), "a failed dial is repeated after a wait");
     authority.handle_timeout(later(5));
     assert_eq!(drain(&mut authority).proofs.len(), 1);
     authority.handle_proof(later(5), &profile(1).dial_target(), Ok(()));
@@ -129,8 +129,8 @@ fn a_proof_at_one_address_does_not_count_for_another() {
     authority.handle_proof(later(6), &moved.dial_target(), Ok(()));
     assert_eq!(authority.listed(later(6)), 1);
     submit(&mut authority, 1, profile(1), later(7));
-    assert_eq!(authority.listed(later(7)), 0, "moving again asks for proof again");
-    assert!(drain(&mut authority).proofs.is_empty(), "but not at once again");
+    assert_eq!(authority.listed(later(7)), 0, "a new address needs a new proof");
+    assert!(drain(&mut authority).proofs.is_empty(), "the proof is not repeated at once");
     authority.handle_timeout(later(11));
     assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()]);
 }
@@ -157,7 +157,7 @@ fn a_relay_that_fails_its_proofs_again_and_again_is_listed_no_more_until_it_pass
     authority.handle_timeout(later(20));
     assert_eq!(drain(&mut authority).proofs.len(), 1);
     authority.handle_proof(later(20), &target, FAILED);
-    assert_eq!(authority.listed(later(20)), 1, "once can be chance");
+    assert_eq!(authority.listed(later(20)), 1, "one failure is not sufficient");
     authority.handle_timeout(later(25));
     assert_eq!(drain(&mut authority).proofs.len(), 1);
     authority.handle_proof(later(25), &target, FAILED);
@@ -188,7 +188,7 @@ fn only_so_many_relays_are_dialled_at_once() {
     }
     let proofs = drain(&mut authority).proofs;
     assert_eq!(proofs.len(), MAX_PROOFS);
-    assert!(authority.poll_timeout().unwrap() > NOW, "what can't be dialled yet is no reason to wake up");
+    assert!(authority.poll_timeout().unwrap() > NOW, "a relay that can't be dialled yet sets no deadline");
     authority.handle_proof(NOW, &proofs[0], Ok(()));
     assert_eq!(drain(&mut authority).proofs.len(), 1);
 }
@@ -216,7 +216,7 @@ fn descriptors_are_refused_with_the_reason() {
         assert_eq!(error(&mut strict, at(private), NOW), Some(DescriptorError::PrivateAddress), "{private}");
     }
     assert_eq!(error(&mut strict, at("20.0.0.1:1"), NOW), None);
-    assert_eq!(error(&mut strict, at("20.0.0.1:1"), NOW), None, "the same again is fine");
+    assert_eq!(error(&mut strict, at("20.0.0.1:1"), NOW), None, "the same descriptor is accepted again");
     assert_eq!(error(&mut strict, at("20.0.0.2:1"), NOW), Some(DescriptorError::Older));
     let before = NOW.before(Duration::from_secs(1));
     assert_eq!(error(&mut strict, at("20.0.0.2:1"), before), Some(DescriptorError::Older));
@@ -404,9 +404,9 @@ fn only_a_few_relays_of_one_network_are_dialled_at_once_and_only_so_many_kept_un
         asked.forgotten.extend(more.forgotten);
     }
     assert_eq!((asked.proofs.len(), asked.forgotten.len()), (4, 8));
-    assert!(authority.poll_timeout().unwrap() > NOW, "what can't be dialled yet is no reason to wake up");
+    assert!(authority.poll_timeout().unwrap() > NOW, "a relay that can't be dialled yet sets no deadline");
     submit(&mut authority, 50, at(50, &["20.0.1.1:1"]), NOW);
-    assert_eq!(drain(&mut authority).proofs.len(), 1, "another network isn't held up");
+    assert_eq!(drain(&mut authority).proofs.len(), 1, "proofs in another network are not delayed");
 }
 
 #[test]
@@ -454,5 +454,8 @@ fn a_consensus_that_would_be_too_long_leaves_out_the_youngest() {
     let consensus = published(&mut authority, NOW).unwrap();
     let listed = consensus.relays().len() as u16;
     assert!((1000..most).contains(&listed), "{listed}");
-    assert!((1..=listed).all(|number| consensus.relay(&key(number).id()).is_some()), "the longest known stay");
+    assert!(
+        (1..=listed).all(|number| consensus.relay(&key(number).id()).is_some()),
+        "the relays known for longest stay"
+    );
 }

@@ -199,7 +199,7 @@ impl Volunteers {
                 Some(encoded)
             }
             Err(error) => {
-                tracing::error!(%error, "no volunteer list can be made");
+                tracing::error!(%error, "can't make a volunteer list");
                 None
             }
         }

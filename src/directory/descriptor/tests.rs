@@ -106,7 +106,7 @@ fn an_impossible_descriptor_is_refused_with_the_reason() {
         (&|it| it.exit.as_mut().unwrap().ipv4 = vec![schema::PortRange { first: 9, last: 8 }], "in order"),
         (&|it| it.exit.as_mut().unwrap().ipv6 = vec![schema::PortRange { first: 9, last: 70_000 }], "in order"),
         (&|it| it.offer = offer(&["b", "a"], &[]), "offer"),
-        (&|it| it.offer = offer(&["<script>"], &[]), "plain name"),
+        (&|it| it.offer = offer(&["<script>"], &[]), "engine's name"),
         (&|it| it.offer = offer(&[], &["UPPER.example"]), "offer"),
         (&|it| it.identity = vec![], "identity"),
     ];

@@ -52,10 +52,13 @@ impl Volunteer {
     fn decode(listed: schema::ListedVolunteer) -> Result<Self, Impossible> {
         let profile = VolunteerProfile::decode(listed.profile.ok_or(Impossible("a volunteer has no profile"))?)?;
         let gateways = decode_identities(&listed.gateways).ok_or(Impossible("a gateway is not 32 bytes"))?;
-        require((1..=MAX_GATEWAYS).contains(&gateways.len()), "a volunteer has not one to three gateways")?;
+        require(
+            (1..=MAX_GATEWAYS).contains(&gateways.len()),
+            "the number of a volunteer's gateways is not one to three",
+        )?;
         let once =
             |(at, gateway): (usize, &RelayId)| !gateways.iter().skip(at.saturating_add(1)).any(|it| it == gateway);
-        require(gateways.iter().enumerate().all(once), "a gateway stands twice")?;
+        require(gateways.iter().enumerate().all(once), "a gateway is listed twice")?;
         require(!gateways.contains(&profile.identity), "a volunteer is its own gateway")?;
         Ok(Self { profile, gateways })
     }

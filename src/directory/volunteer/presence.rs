@@ -33,7 +33,7 @@ pub enum PresenceError {
     #[error("presence: not signed by the gateway in it")]
     BadSignature,
     /// Its date is too far from the current time.
-    #[error("presence: made too long ago or in the future; is the relay's clock right?")]
+    #[error("presence: made too long ago or in the future; check the relay's clock")]
     WrongTime,
     /// It contradicts itself or the specification.
     #[error("presence: {0}")]
@@ -42,7 +42,7 @@ pub enum PresenceError {
     #[error("presence: the gateway is not listed")]
     NotListed,
     /// A report of the same gateway, at least as new, is stored.
-    #[error("presence: not newer than the last")]
+    #[error("presence: not newer than the previous one")]
     Older,
 }
 
@@ -83,7 +83,7 @@ impl Statement for Presence {
     }
 
     fn check(&self) -> Result<(), Impossible> {
-        require(self.volunteers.len() <= MAX_PRESENT, "more than 512 volunteers")?;
+        require(self.volunteers.len() <= MAX_PRESENT, "the report has more than 512 volunteers")?;
         require_ascending(&self.volunteers)
     }
 
@@ -137,5 +137,5 @@ impl Counted {
 }
 
 fn require_ascending(volunteers: &[RelayId]) -> Result<(), Impossible> {
-    require(volunteers.is_sorted_by(|one, next| one < next), "volunteers are out of order, or one stands twice")
+    require(volunteers.is_sorted_by(|one, next| one < next), "volunteers are out of order or duplicated")
 }

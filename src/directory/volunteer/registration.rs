@@ -53,7 +53,7 @@ impl Registration {
         let document: schema::Registration = bounded::decode(bytes, &BOUNDS)?;
         let seed = exactly(&document.seed).ok_or(Impossible("the seed is not 32 bytes"))?;
         let gateways = decode_identities(&document.gateways).ok_or(Impossible("a gateway is not 32 bytes"))?;
-        require(gateways.len() <= MAX_GATEWAYS, "more than three gateways")?;
+        require(gateways.len() <= MAX_GATEWAYS, "the registration has more than three gateways")?;
         Ok(Self { seed, gateways })
     }
 }

@@ -94,7 +94,7 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
         (&|it| it.family = vec![it.identity.clone()], "itself"),
         (&|it| it.operator = "o\u{202e}".into(), "operator"),
         (&|it| it.version = "v".repeat(33), "version"),
-        (&|it| it.offer = Some(schema::Offer { engines: vec!["<".into()], ..Default::default() }), "plain name"),
+        (&|it| it.offer = Some(schema::Offer { engines: vec!["<".into()], ..Default::default() }), "engine's name"),
     ];
     for (change, expected) in cases {
         let reason = reason(change);
@@ -142,7 +142,7 @@ fn a_registration_comes_back_as_it_was_and_nothing_else_is_one() {
     assert_eq!(Registration::decode(&none.encode()), Ok(none));
     let four = Registration { gateways: (1..=4).map(|number| key(number).id()).collect(), ..registration };
     assert!(Registration::decode(&four.encode()).is_err());
-    assert!(Registration::decode(&[]).is_err(), "a seed of no bytes");
+    assert!(Registration::decode(&[]).is_err(), "an empty seed");
     assert!(Registration::decode(&[0; 2000]).is_err());
 }
 
@@ -173,7 +173,7 @@ fn a_presence_signed_by_another_or_made_at_another_time_is_refused() {
     assert!(at(NOW.before(CLOCK_SKEW)).is_ok() && at(NOW.after(CLOCK_SKEW)).is_ok());
     assert_eq!(at(NOW.before(CLOCK_SKEW + seconds(1))), Err(PresenceError::WrongTime));
     assert_eq!(at(NOW.after(CLOCK_SKEW + seconds(1))), Err(PresenceError::WrongTime));
-    assert!(presence(&[21]).sign(&key(2)).is_err(), "nobody signs for another");
+    assert!(presence(&[21]).sign(&key(2)).is_err(), "a document is valid under its own identity's signature only");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_signed_list_comes_back_as_it_was() {
     assert_eq!(over(2), BTreeSet::from([key(21).id(), key(22).id()]));
     assert_eq!(over(1), BTreeSet::from([key(21).id()]));
     assert!(over(4).is_empty());
-    assert!(volunteers([]).volunteers().is_empty(), "an empty list is one");
+    assert!(volunteers([]).volunteers().is_empty(), "an empty list is valid");
 }
 
 #[test]

@@ -45,7 +45,7 @@ const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
     /// The text before the `=` is no engine name.
-    #[error("engine \"{0}\": before the \"=\" stands the engine's name, of a-z, 0-9 and -")]
+    #[error("engine \"{0}\": the text before the \"=\" is not an engine name; names consist of a-z, 0-9 and -")]
     Name(String),
     /// The file can't be read.
     #[error("engine \"{0}\": {1}")]
@@ -60,13 +60,13 @@ pub(crate) enum EngineError {
     #[error("engine \"{0}\": {1}")]
     Description(String, DescriptionError),
     /// Two engines have the same name.
-    #[error("two engines are called \"{0}\": write another name before one, as in other=FILE")]
+    #[error("two engines have the name \"{0}\"; write another name before one, as in other=FILE")]
     Twice(EngineName),
     /// An engine for pages is given as a URL.
-    #[error("engine \"{0}\" is a URL: pages are given the description itself, so write a file")]
+    #[error("engine \"{0}\" is a URL; for pages, write a file with the description")]
     NoFile(String),
     /// There are too many engines.
-    #[error("more than {MAX_ENGINES} engines")]
+    #[error("the number of engines exceeds {MAX_ENGINES}")]
     TooMany,
 }
 
@@ -75,8 +75,8 @@ impl EngineError {
     fn reason(&self) -> String {
         match self {
             Self::Unreachable(_, error) => error.to_string(),
-            Self::Twice(_) => "another engine has its name".to_owned(),
-            _ => "what its URL gives is no description that can be used".to_owned(),
+            Self::Twice(_) => "another engine has the same name".to_owned(),
+            _ => "the document at its URL is not a valid description".to_owned(),
         }
     }
 }
@@ -169,11 +169,7 @@ impl Engines {
             let late = |_| Err(EngineError::Unreachable(source.written.clone(), FetchError::TimedOut));
             let reached = match timeout_at(by, source.describe(source.name.clone(), &ways)).await.unwrap_or_else(late) {
                 Err(error @ EngineError::Unreachable(..)) => {
-                    tracing::warn!(
-                        number,
-                        reason = error.reason(),
-                        "an engine is not offered yet; its URL is tried again"
-                    );
+                    tracing::warn!(number, reason = error.reason(), "can't offer an engine yet; retrying its URL");
                     None
                 }
                 read => Some(read?),
@@ -237,9 +233,9 @@ impl Engines {
         let read = remote.source.describe(name, &self.ways).await;
         let Err(error) = read.and_then(|reached| self.take(remote, reached)) else { return };
         if remote.offered.get().is_some() {
-            tracing::warn!(number, reason = error.reason(), "an engine's description is not renewed");
+            tracing::warn!(number, reason = error.reason(), "can't refresh an engine's description");
         } else {
-            tracing::warn!(number, reason = error.reason(), "an engine is not offered yet; its URL is tried again");
+            tracing::warn!(number, reason = error.reason(), "can't offer an engine yet; retrying its URL");
         }
     }
 
@@ -253,7 +249,7 @@ impl Engines {
         engines.insert(name.clone(), Arc::new(reached));
         drop(engines);
         if remote.offered.set(name).is_ok() {
-            tracing::info!(number = remote.number, "an engine's description has come; it is offered now");
+            tracing::info!(number = remote.number, "received an engine's description; offering the engine");
             self.grown.notify_one();
         }
         Ok(())

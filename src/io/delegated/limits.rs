@@ -83,7 +83,7 @@ impl Limits {
             let counts = self.take_counts();
             if !counts.is_empty() {
                 let words: Vec<String> = counts.iter().map(|(why, count)| format!("{} {count}", why.word())).collect();
-                tracing::info!(refused = words.join(", "), "delegated requests not done in the last hour");
+                tracing::info!(refused = words.join(", "), "delegated requests refused in the last hour");
             }
         }
     }

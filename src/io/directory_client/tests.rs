@@ -81,7 +81,7 @@ async fn a_consensus_that_does_not_count_is_refused_with_its_own_error() {
     };
     let signed = |at| signed_by(&[100], at).into_bytes();
     assert!(matches!(fetch(signed(later(1)), NOW).await, Ok(Some(_))));
-    assert!(matches!(fetch(signed(NOW), NOW).await, Ok(None)), "the one in use is no news");
+    assert!(matches!(fetch(signed(NOW), NOW).await, Ok(None)), "the consensus in use is not reported again");
     let error = async |body, now| match fetch(body, now).await {
         Err(DirectoryError::Document { name: "consensus", error }) => error,
         other => panic!("{other:?}"),
@@ -184,7 +184,7 @@ async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one()
         assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), later(at));
     }
     drop(receiver);
-    timeout(DEADLINE, task).await.expect("it goes on though nobody listens").unwrap();
+    timeout(DEADLINE, task).await.expect("following ends without a receiver").unwrap();
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn a_volunteer_list_is_fetched_by_the_same_rules_as_a_consensus() {
     assert_eq!(not(signed(100, later(1)), later(1 + LIST_VALID)).await, NotCounted::Expired);
     let too_few = NotCounted::TooFewSignatures { signed: 0, configured: 1 };
     assert_eq!(not(signed(101, later(1)), NOW).await, too_few);
-    assert_eq!(not(signed_by(&[100], NOW).into_bytes(), NOW).await, too_few, "a consensus is no list");
+    assert_eq!(not(signed_by(&[100], NOW).into_bytes(), NOW).await, too_few, "a consensus is not a volunteer list");
     let swollen = fetch(vec![0; MAX_VOLUNTEER_LIST_LEN + 1], NOW, None).await;
     assert!(matches!(swollen, Err(DirectoryError::TooLong)));
 }
@@ -225,7 +225,7 @@ async fn a_client_that_follows_the_volunteer_list_never_writes_it_where_the_cons
     assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), NOW);
     assert!(!cache.exists());
     drop(receiver);
-    timeout(DEADLINE, task).await.expect("it goes on though nobody listens").unwrap();
+    timeout(DEADLINE, task).await.expect("following ends without a receiver").unwrap();
 }
 
 #[tokio::test]

@@ -79,7 +79,7 @@ impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
                 },
                 Some(proof) = self.proofs.join_next() => match proof {
                     Ok((target, outcome)) => self.authority.handle_proof(clock(), &target, outcome),
-                    Err(error) => tracing::error!(%error, "a proof ended without outcome"),
+                    Err(error) => tracing::error!(%error, "the dial for a proof ended without a result"),
                 },
                 () = sleep(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)) => self.authority.handle_timeout(clock()),
             }
@@ -92,22 +92,22 @@ impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
             Submission::Descriptor(bytes, answer) => {
                 let verdict = self.authority.handle_descriptor(now, &bytes);
                 match &verdict {
-                    Ok(relay) => tracing::debug!(%relay, "a descriptor is accepted"),
-                    Err(error) => tracing::info!(%error, "a descriptor is refused"),
+                    Ok(relay) => tracing::debug!(%relay, "accepted a descriptor"),
+                    Err(error) => tracing::info!(%error, "refused a descriptor"),
                 }
                 _ = answer.send(verdict.map(|_| ()));
             }
             Submission::Volunteer(bytes, answer) => {
                 let verdict = self.authority.handle_volunteer(now, &bytes, &mut self.rng);
                 if let Err(error) = &verdict {
-                    tracing::info!(%error, "a volunteer is refused");
+                    tracing::info!(%error, "refused a volunteer's registration");
                 }
                 _ = answer.send(verdict);
             }
             Submission::Presence(bytes, answer) => {
                 let verdict = self.authority.handle_presence(now, &bytes);
                 if let Err(error) = &verdict {
-                    tracing::info!(%error, "a gateway's report is refused");
+                    tracing::info!(%error, "refused a gateway's report");
                 }
                 _ = answer.send(verdict);
             }
@@ -134,8 +134,8 @@ impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
             let store = Arc::clone(&self.store);
             match spawn_blocking(move || store.apply(&changes)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "the directory's records are not kept"),
-                Err(error) => tracing::error!(%error, "the directory's records are not kept"),
+                Ok(Err(error)) => tracing::error!(%error, "can't store the directory's records"),
+                Err(error) => tracing::error!(%error, "can't store the directory's records"),
             }
         }
         if let Some(consensus) = published {

@@ -16,7 +16,7 @@ use crate::io::{
     socks::{self, SocksLimits},
     testing::{Flows, ROOM, echo_origin, origin, reason_of},
 };
-use crate::{base::RelayId, delegated::Delegation, wire::Answer};
+use crate::{base::RelayId, client::StreamFailure, delegated::Delegation, wire::Answer};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -51,13 +51,13 @@ impl ViaExit {
 impl Connector for ViaExit {
     async fn connect(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Ask::Connect(target, sender)).unwrap_or_else(|_| panic!("the core is gone"));
+        self.0.send(Ask::Connect(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
     }
 
     async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core is gone"));
+        self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
     }
 
@@ -206,7 +206,7 @@ async fn the_target_finishing_first_leaves_the_other_direction_open() {
     let origin = origin(move |mut socket| {
         let sender = sender.lock().unwrap().take().unwrap();
         async move {
-            socket.write_all(b"that is all").await.unwrap();
+            socket.write_all(b"no further event").await.unwrap();
             socket.shutdown().await.unwrap();
             let mut late = String::new();
             socket.read_to_string(&mut late).await.unwrap();
@@ -217,7 +217,7 @@ async fn the_target_finishing_first_leaves_the_other_direction_open() {
     let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
     let mut said = String::new();
     timeout(DEADLINE, stream.read_to_string(&mut said)).await.unwrap().unwrap();
-    assert_eq!(said, "that is all");
+    assert_eq!(said, "no further event");
     stream.write_all(b"not quite").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");
@@ -228,7 +228,7 @@ async fn each_failure_has_its_reason() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let via = ViaExit::private();
     let reason = async |host: &str, port: u16| match open(&via, host, port).await {
-        Err(ConnectError::Ended(reason)) => reason,
+        Err(ConnectError::Stream(StreamFailure::Ended(reason))) => reason,
         other => panic!("{other:?}"),
     };
     assert_eq!(reason("127.0.0.1", closed.port()).await, EndReason::Refused);

@@ -19,7 +19,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         file.persist(path)?;
         sync(folder)
     });
-    written.map_err(FileError::io("writing it", path))
+    written.map_err(FileError::io("write it", path))
 }
 
 /// Writes `bytes` to `path` (mode 0600) if there is no file yet; an existing one is no error.
@@ -28,7 +28,7 @@ pub(super) fn create_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileErr
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         persisted => persisted.map_err(io::Error::from).and_then(|_| sync(folder)),
     });
-    written.map_err(FileError::io("writing it", path))
+    written.map_err(FileError::io("write it", path))
 }
 
 /// Writes and syncs the bytes to a temporary file in the folder of `path`.

@@ -42,13 +42,13 @@ impl KeyFile {
 
     /// Parses a file that [`Self::text`] wrote under this name. The error gives the reason.
     pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Self, &'static str> {
-        let text = core::str::from_utf8(bytes).map_err(|_| "not text")?;
+        let text = core::str::from_utf8(bytes).map_err(|_| "not UTF-8 text")?;
         if !text.starts_with(&title(name)) {
-            return Err("another kind of file, or empty");
+            return Err("another type of file, or empty");
         }
-        let (values, found) = text.rsplit_once("check ").ok_or("cut short")?;
+        let (values, found) = text.rsplit_once("check ").ok_or("truncated")?;
         if found.strip_suffix('\n') != Some(&check(values)) {
-            return Err("cut short or changed");
+            return Err("truncated or modified");
         }
         Ok(Self { text: Zeroizing::new(values.to_owned()) })
     }
@@ -68,7 +68,7 @@ impl KeyFile {
     }
 
     pub(super) fn number(&self, name: &str) -> Result<u64, &'static str> {
-        self.value(name)?.parse().map_err(|_| "a value is no number")
+        self.value(name)?.parse().map_err(|_| "a value is not a number")
     }
 
     fn value(&self, name: &str) -> Result<&str, &'static str> {

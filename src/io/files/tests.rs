@@ -31,7 +31,7 @@ fn keys_are_made_once_for_their_owner_alone_and_kept() {
     assert_ne!(folder.authority(&mut rng).unwrap().id(), identity);
     let certificate = folder.certificate(|| Zeroizing::new(vec![1, 2, 3])).unwrap();
     assert_eq!(*certificate, [1, 2, 3]);
-    assert_eq!(*folder.certificate(|| panic!("there is one")).unwrap(), [1, 2, 3]);
+    assert_eq!(*folder.certificate(|| panic!("the key exists")).unwrap(), [1, 2, 3]);
     let onion = folder.onion_keys(NOW, &mut rng).unwrap().public();
     assert_eq!(folder.onion_keys(NOW, &mut rng).unwrap().public(), onion);
     folder.keep_guards(&folder.guards().unwrap()).unwrap();

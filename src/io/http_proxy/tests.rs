@@ -138,21 +138,30 @@ async fn origin_form_is_refused_with_an_explanation() {
 
 #[tokio::test]
 async fn each_failure_has_its_status_and_words_but_not_the_host() {
-    for (name, status) in [
-        ("refused.test", 502),
-        ("unreachable.test", 502),
-        ("notfound.test", 502),
-        ("failed.test", 502),
-        ("policy.test", 403),
-        ("timedout.test", 504),
-        ("limit.test", 503),
-        ("notready.test", 503),
+    for (name, status, words) in [
+        ("refused.test", 502, "the target refused the connection"),
+        ("unreachable.test", 502, "the exit can't reach the target"),
+        ("notfound.test", 502, "the name has no address"),
+        ("failed.test", 502, "the stream failed"),
+        ("policy.test", 403, "the exit's policy does not allow this target"),
+        ("timedout.test", 504, "the target did not answer in time"),
+        ("limit.test", 503, "a resource limit of the exit is reached"),
+        ("full.test", 503, "the client has the maximum number of open streams"),
+        ("noexit.test", 403, "no exit of the network allows this target"),
+        ("notready.test", 503, "the client has no consensus yet"),
+        ("expired.test", 503, "the consensus has expired"),
+        ("few.test", 503, "the network has too few unrelated relays for a path"),
+        ("guard.test", 503, "no guard can be reached"),
+        ("circuit.test", 503, "no circuit could be built beyond the guard"),
     ] {
         for request in [format!("CONNECT {name}:443 HTTP/1.1\r\n\r\n"), format!("GET http://{name}/ HTTP/1.1\r\n\r\n")]
         {
             let answer = answer_to(&request).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
-            assert!(answer.contains("\r\n\r\nUmbel: ") && !answer.contains(".test"), "{request}: {answer}");
+            assert!(
+                answer.contains(&format!("\r\n\r\nUmbel: {words}")) && !answer.contains(".test"),
+                "{request}: {answer}"
+            );
         }
     }
 }

@@ -149,7 +149,7 @@ fn an_answer_that_is_none_is_refused() {
 fn an_answer_of_more_parts_than_any_has_is_not_decoded() {
     // Fields with one-letter names and empty values; and informational responses without fields.
     let (fields, hints) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
-    assert_eq!(fields.len(), 0x0c03, "which is the length below");
+    assert_eq!(fields.len(), 0x0c03, "the length used below");
     let section = [&[0x4c, 0x03], fields.as_slice()].concat();
     let known = |parts: &[&[u8]]| [b"\x01".as_slice(), &parts.concat()].concat();
     let unknown = |parts: &[&[u8]]| [b"\x03".as_slice(), &parts.concat()].concat();

@@ -6,8 +6,8 @@
 //! | `GET /api/engines` | a list of [`Engine`] |
 //! | `POST /api/request`, a request in Binary HTTP | its response in Binary HTTP ([`request`]) |
 //!
-//! A failure is a [`Failed`] with a status: 400 the query, 503 the network, 502 the exit or the engine. The checks of
-//! the page apply, and a header field of the API is required ([`super::guard`]).
+//! A failure is a [`Failed`] with a status: 400 the query, 429 a limit, 503 the network, 502 the exit or the engine. The
+//! checks of the page apply, and a header field of the API is required ([`super::guard`]).
 
 pub(crate) mod request;
 
@@ -22,9 +22,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    base::ErrorClass,
     delegated::{EngineName, SearchResult},
     io::{
-        connector::{Connector, Hop},
+        connector::{ConnectError, Connector, Hop},
         searcher::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, QueryError, SearchFailure, SearchQuery},
     },
 };
@@ -160,13 +161,13 @@ pub(super) fn router<C: Connector>() -> Router<Page<C>> {
 async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Response {
     let search: Search = match serde_json::from_slice(&body) {
         Ok(search) => search,
-        Err(error) => return failed(StatusCode::BAD_REQUEST, format!("not a search: {error}")),
+        Err(error) => return failed(StatusCode::BAD_REQUEST, format!("the request is not a search: {error}")),
     };
     let engine = match search.engine.as_deref().map(EngineName::parse) {
         None => None,
         Some(Some(engine)) => Some(engine),
         Some(None) => {
-            return failed(StatusCode::BAD_REQUEST, "an engine's name has letters a-z, digits and - only".into());
+            return failed(StatusCode::BAD_REQUEST, "the engine is not a name; names consist of a-z, 0-9 and -".into());
         }
     };
     let number = search.page.unwrap_or(1);
@@ -180,7 +181,7 @@ async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Respo
             Ok(comparison) => json(StatusCode::OK, &compared(&comparison, number)),
             Err(failure) => refused(failure),
         },
-        _ => failed(StatusCode::BAD_REQUEST, format!("1 to {MAX_COMPARED} exits can be asked")),
+        _ => failed(StatusCode::BAD_REQUEST, format!("the number of exits is not from 1 to {MAX_COMPARED}")),
     }
 }
 
@@ -252,12 +253,21 @@ fn refused(failure: SearchFailure) -> Response {
         SearchFailure::Query(QueryError::Invalid(_) | QueryError::NoSuchEngine) | SearchFailure::TooFewExits(_) => {
             StatusCode::BAD_REQUEST
         }
-        SearchFailure::Query(QueryError::NotReady | QueryError::NoEngines) | SearchFailure::Connect(_) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        SearchFailure::Connect(error) => connect_status(error),
+        SearchFailure::Query(QueryError::NotReady | QueryError::NoEngines) => StatusCode::SERVICE_UNAVAILABLE,
         SearchFailure::Query(QueryError::AllBlocked) | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
     };
     failed(status, failure.to_string())
+}
+
+/// The status if a circuit or stream is missing.
+pub(super) fn connect_status(error: ConnectError) -> StatusCode {
+    let ConnectError::Stream(failure) = error else { return StatusCode::SERVICE_UNAVAILABLE };
+    match failure.class() {
+        ErrorClass::Network => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorClass::Limit => StatusCode::TOO_MANY_REQUESTS,
+        ErrorClass::Peer | ErrorClass::Local | ErrorClass::Bug => StatusCode::BAD_GATEWAY,
+    }
 }
 
 fn failed(status: StatusCode, error: String) -> Response {

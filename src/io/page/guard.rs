@@ -57,18 +57,18 @@ fn judge(own: SocketAddr, request: &Request) -> Result<(), (StatusCode, String)>
     let fields = request.headers();
     let Some(host) = text(fields, header::HOST).filter(|host| is_own(host, own) && request.uri().authority().is_none())
     else {
-        let why = format!("Umbel's search page answers under its own address only: http://{own}/\n");
+        let why = format!("Umbel's search page is available at its own address only: http://{own}/\n");
         return Err((StatusCode::MISDIRECTED_REQUEST, why));
     };
     if PURPOSES.iter().any(|purpose| fields.contains_key(*purpose)) {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "Not before you ask for it.\n".to_owned()));
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "This page can't be prefetched.\n".to_owned()));
     }
     let origin = format!("http://{host}");
     let api = request.uri().path().starts_with("/api/");
     if !comes_from_here(fields, &origin) || api && !is_command_line(fields) {
         let why = format!(
-            "Another page asked Umbel's search page for this; it was refused, so that no page can search or read in your \
-             name. Type the address yourself: {origin}/\n"
+            "The request came from another site's page and was refused, so that no site can search or read in your name. \
+             Type the address yourself: {origin}/\n"
         );
         return Err((StatusCode::FORBIDDEN, why));
     }

@@ -77,7 +77,7 @@ impl Form<'_> {
         html! {
             form.ask action="/search" method="get" role="search" {
                 div.box {
-                    input #q type="search" name="q" value=(self.terms) placeholder="Your question"
+                    input #q type="search" name="q" value=(self.terms) placeholder="Search terms"
                         aria-label="Search" maxlength=(MAX_TERMS_LEN) required autofocus[self.focus] autocomplete="off"
                         autocapitalize="none" spellcheck="false" enterkeyhint="search";
                     button type="submit" { "Search" }
@@ -155,7 +155,7 @@ pub(super) fn trouble(status: StatusCode, title: &str, words: &str, form: Option
 pub(super) fn foot() -> Markup {
     html! {
         footer {
-            p { "This page comes from Umbel on your own computer and loads nothing from elsewhere." }
+            p { "This page is served by Umbel on your own computer and loads nothing from other sites." }
         }
     }
 }

@@ -23,28 +23,28 @@ pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
     let body = html! {
         header.top { (brand()) }
         main.words {
-            h1 { "Open this page in your browser itself?" }
+            h1 { "Open this page directly in your browser?" }
             p.target { (url) }
             p.check {
-                "Does this browser go through the overlay? " br;
+                "Does this browser use the overlay? " br;
                 img src=(check.url()) alt="No, it does not.";
             }
             p {
-                "If it doesn't, " b { (host) } " sees your own address, and your network's provider sees that you go there. And the "
-                "link came from an exit that nobody vouches for: it may have been made up for this one search, so that "
-                "whoever waits at its end learns who asked."
+                "If not, " b { (host) } " sees your own address, and your network's provider sees that you visit it. The URL comes "
+                "from an exit, which could have made it up for this one search: then its target would link the query with "
+                "your address."
             }
-            p { "If it does, " b { (host) } " sees an exit of the overlay instead of you, and whatever your browser tells of itself." }
+            p { "If it does, " b { (host) } " sees the address of an exit instead of yours, and everything that your browser discloses." }
             div.choices {
                 a.button href=(address("/read", &[("url", url.as_str())])) { "Read it through the overlay" }
                 a.button.quiet href=(address("/go", &[("url", url.as_str())])) rel="noreferrer" { "Open it in this browser" }
             }
             details {
-                summary { "How to send this browser through the overlay" }
+                summary { "How to make this browser use the overlay" }
                 p {
                     "In its network settings, choose a SOCKS5 proxy at address " code { (socks.ip()) } " and port "
-                    code { (socks.port()) } ", and let the proxy look up names (in Firefox: “Proxy DNS when using SOCKS v5”). Then "
-                    "reload this page. A browser made for that, such as one with a profile of its own, tells less about you."
+                    code { (socks.port()) } ", and let the proxy resolve names (in Firefox: “Proxy DNS when using SOCKS v5”). Then "
+                    "reload this page. A separate browser profile for this purpose discloses less about you."
                 }
             }
         }

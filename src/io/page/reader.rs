@@ -62,17 +62,17 @@ pub(super) enum ReadError {
     Request(#[from] RequestError),
     #[error("the page is larger than {} MiB", MAX_PAGE_LEN >> 20)]
     TooLarge,
-    #[error("the page took too long to come")]
+    #[error("the page did not arrive in time")]
     TooSlow,
-    #[error("the site sends visitors round in a circle, or somewhere that can't be read")]
+    #[error("the site redirects too often, or to a URL that is not http or https")]
     Redirects,
-    #[error("the site answered {0}")]
+    #[error("the site answered with status {0}")]
     Status(StatusCode),
-    #[error("the page is packed in a way that the reader doesn't take")]
+    #[error("the page has a content encoding that the reader doesn't support")]
     Encoded,
-    #[error("it is no page of text but a file of type {0}")]
+    #[error("the URL is not a page of text but a file of type {0}")]
     Kind(String),
-    #[error("it is larger, or more deeply nested, than any page made for people")]
+    #[error("the page has too many or too deeply nested elements")]
     Unreadable,
 }
 

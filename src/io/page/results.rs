@@ -9,6 +9,7 @@ use axum::{http::StatusCode, response::Response};
 use maud::{Markup, html};
 
 use crate::{
+    client::StreamFailure,
     delegated::{Block, EngineName, MAX_PAGE, SearchRefusal, SearchResult},
     io::{
         connector::ConnectError,
@@ -16,7 +17,10 @@ use crate::{
     },
 };
 
-use super::layout::{Form, Kind, address, brand, foot, page, trouble};
+use super::{
+    api::connect_status,
+    layout::{Form, Kind, address, brand, foot, page, trouble},
+};
 
 /// The home page, with an empty search form.
 pub(super) fn home(engines: &[EngineName]) -> Response {
@@ -24,24 +28,24 @@ pub(super) fn home(engines: &[EngineName]) -> Response {
     let body = html! {
         main.home {
             (brand())
-            p.promise { "Search without being known: the search engine sees what you ask, but not who is asking." }
+            p.promise { "Private search: the search engine sees your query, but not your address." }
             (form.markup())
             @if engines.is_empty() {
                 p.warn {
-                    "No search engine is known yet. Either Umbel is still finding its way into the network, and a moment's "
-                    "patience will do, or nobody in this network offers to search."
+                    "There is no search engine yet. Either the client has no consensus yet (reload this page in a moment), or no "
+                    "exit of this network offers a search engine."
                 }
             }
             section.how {
-                h2 { "What happens to your question" }
+                h2 { "The path of your query" }
                 ol {
-                    li { "Your computer locks it in three layers and hands it to a first relay, which knows your address but "
-                        "can't read the question." }
-                    li { "A second relay passes it on. It knows neither you nor the question." }
-                    li { "A third one, the exit, opens the last layer and asks the search engine. It reads the question, but "
-                        "doesn't know your address; the engine sees the exit and not you." }
+                    li { "Your computer encrypts the query in three layers and sends it to a first relay. This relay sees your "
+                        "address but can't read the query." }
+                    li { "A second relay forwards it. This relay sees neither your address nor the query." }
+                    li { "A third relay, the exit, decrypts the last layer and sends the query to the search engine. The exit reads "
+                        "the query but doesn't see your address. The engine sees the exit's address." }
                 }
-                p { "So don't put into a question what says who you are." }
+                p { "Don't write anything into a query that identifies you." }
             }
         }
         (foot())
@@ -61,7 +65,7 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
         main {
             p.count { (count(query, found)) }
             @if found.results.is_empty() {
-                p { "Nothing was found. Other words, or fewer of them, may help." }
+                p { "No results. Try other or fewer search terms." }
             }
             ol.results #results {
                 @for result in &found.results { (result_markup(result)) }
@@ -88,14 +92,14 @@ fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a
 fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
     let said = failure.to_string();
     match failure {
-        SearchFailure::Query(QueryError::NotReady) => unconnected(ConnectError::NotReady),
+        SearchFailure::Query(QueryError::NotReady) => unconnected(StreamFailure::NoConsensus.into()),
         SearchFailure::Query(QueryError::Invalid(_)) => {
-            (StatusCode::BAD_REQUEST, "That can't be searched for", format!("{}. Nothing was sent.", capital(&said)))
+            (StatusCode::BAD_REQUEST, "The query is invalid", format!("{}. Nothing was sent.", capital(&said)))
         }
         SearchFailure::Query(QueryError::NoEngines) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "Nobody offers to search",
-            "No exit of this network offers a search engine. Nothing was sent. Whoever runs an exit can turn one on."
+            "No search engine",
+            "No exit of this network offers a search engine. Nothing was sent. The operator of an exit can enable one."
                 .to_owned(),
         ),
         SearchFailure::Query(QueryError::NoSuchEngine) => (
@@ -105,8 +109,8 @@ fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
         ),
         SearchFailure::Query(QueryError::AllBlocked) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            "The engine turns all exits away for now",
-            "It takes them for robots, or has had too many questions. Try again in ten minutes, or choose another engine. \
+            "The engine blocks all exits",
+            "It suspects automated queries, or received too many. Try again in ten minutes, or choose another engine. \
              Nothing was sent."
                 .to_owned(),
         ),
@@ -114,20 +118,24 @@ fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
         SearchFailure::Connect(error) => unconnected(error),
         SearchFailure::Missed(miss) => (
             StatusCode::BAD_GATEWAY,
-            "The search got no answer",
-            format!("{} (exit {}). Try again: another exit may do better.", capital(&said), miss.exit),
+            "The search failed",
+            format!("{} (exit {}). Try again; another exit may succeed.", capital(&said), miss.exit),
         ),
     }
 }
 
 /// The status and title for a failure to get a circuit or stream, and its text.
 pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, String) {
-    let (status, title) = match error {
-        ConnectError::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "Umbel is still finding its way"),
-        ConnectError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "Umbel has stopped"),
-        ConnectError::Ended(_) => (StatusCode::BAD_GATEWAY, "There was no way through"),
+    let title = match error {
+        ConnectError::Stream(StreamFailure::Ended(_)) => "The stream failed",
+        ConnectError::Stream(StreamFailure::NoConsensus) => "The client has no consensus yet",
+        ConnectError::Stream(StreamFailure::ConsensusExpired) => "The consensus has expired",
+        ConnectError::Stream(StreamFailure::NoPath(_)) => "There is no path to this target",
+        ConnectError::Stream(StreamFailure::GuardUnreachable | StreamFailure::NoCircuit) => "No circuit was built",
+        ConnectError::Stream(StreamFailure::LimitReached) => "The client is at its limit",
+        ConnectError::Stopped => "The client has stopped",
     };
-    (status, title, format!("{}. Reload this page in a moment.", capital(&error.to_string())))
+    (connect_status(error), title, format!("{}. Reload the page to try again.", capital(&error.to_string())))
 }
 
 /// `text` with a capital first letter.
@@ -171,7 +179,7 @@ fn result_markup(result: &SearchResult) -> Markup {
             h2 dir="auto" { a href=(address("/read", &[("url", link)])) { (result.title) } }
             p.where { (place(result)) }
             @if !result.snippet.is_empty() { p.snippet dir="auto" { (result.snippet) } }
-            p.aside { a href=(address("/leave", &[("url", link)])) { "open in this browser instead…" } }
+            p.aside { a href=(address("/leave", &[("url", link)])) { "open directly in this browser…" } }
         }
     }
 }
@@ -213,35 +221,35 @@ fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
     let last = route.hops.len().saturating_sub(1);
     html! {
         details.route open {
-            summary { "The way your question took " small { "there and back in " (time(route.took)) } }
+            summary { "The path of your query " small { "answered in " (time(route.took)) } }
             ol {
-                li.end { b { "This computer" } " locked the question in a layer for each relay below." }
+                li.end { b { "This computer" } " encrypted the query in a layer for each relay below." }
                 @for (number, hop) in route.hops.iter().enumerate() {
                     li {
                         b { (ROLES.get(if number == last { 2 } else { number.min(1) }).copied().unwrap_or_default()) }
                         " " code { (hop.relay) } " " span.ms { "(" (time(hop.took)) ")" } ": "
                         @if number == last {
-                            "opened the last layer, read the question and asked the engine. It doesn't know your address."
+                            "decrypted the last layer, read the query and sent it to the engine. It doesn't see your address."
                         } @else if number == 0 {
-                            "knows your address, but could not read the question."
+                            "sees your address, but can't read the query."
                         } @else {
-                            "passed it on, and knows neither you nor the question."
+                            "forwarded the query, and sees neither it nor your address."
                         }
                     }
                 }
-                li.end { b { (engine) } " (the search engine) saw the question come from the exit." }
+                li.end { b { (engine) } " (the search engine) received the query from the exit." }
             }
             p.note {
-                "The circuit was built before you asked and carries nothing but this one question. The times in brackets are what it "
-                "took to reach each relay when it was built."
+                "The circuit was built before the query and carries this query only. The times in brackets are the times to reach "
+                "each relay when it was built."
             }
             @if let Some(miss) = missed {
-                p.note { "Another exit, " code { (miss.exit) } ", was asked first and could not help: " (blocked_words(*miss)) }
+                p.note { "The query was first sent to another exit, " code { (miss.exit) } ", which failed: " (blocked_words(*miss)) }
             }
             @if route.shared_exit {
                 p.warn {
-                    "Some of your other traffic leaves by the same exit, since no other offers this engine. That exit could guess "
-                    "that both are one person's."
+                    "This exit also carries other traffic of yours, because no other exit offers this engine. It could link that "
+                    "traffic with this query."
                 }
             }
         }
@@ -254,11 +262,11 @@ fn blocked_words(miss: Miss) -> String {
     match miss.why {
         MissReason::Refused(SearchRefusal::EngineBlocked(block)) => {
             let how = match block {
-                Block::Captcha => "asked it to prove that it is human",
-                Block::Forbidden => "turned it away",
-                Block::TooManyRequests => "had had too many questions from it",
+                Block::Captcha => "sent it a CAPTCHA",
+                Block::Forbidden => "blocked it",
+                Block::TooManyRequests => "received too many queries from it",
             };
-            format!("the engine {how}. It is left alone for ten minutes.")
+            format!("the engine {how}. This exit is not used for ten minutes.")
         }
         why => format!("{why}."),
     }

@@ -26,6 +26,7 @@ use crate::{
         testing::{Direct, stream_pair},
         tls::Tls,
     },
+    path::PathError,
     wire::{Answer, EndReason, Host, Target},
 };
 
@@ -84,7 +85,7 @@ impl Connector for OneExit {
         self.asked.lock().unwrap().push(isolation);
         let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
         let chosen = exits.find(|exit| !not_by.contains(exit) && delegation.is_offered(&self.exit.offer()));
-        let relay = chosen.ok_or(EndReason::Policy)?;
+        let relay = chosen.ok_or(PathError::NotOffered)?;
         let (near, far) = stream_pair();
         let exit = Arc::clone(&self.exit);
         tokio::spawn(async move { exit.serve(Service::Http, 1, far).await });

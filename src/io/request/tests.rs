@@ -20,11 +20,11 @@ struct Liar(&'static [u8]);
 
 impl Connector for Liar {
     async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
-        Err(EndReason::Policy.into())
+        Err(PathError::NoExit.into())
     }
 
     async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Found>, ConnectError> {
-        Err(EndReason::Policy.into())
+        Err(PathError::NoExit.into())
     }
 
     async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {

@@ -93,14 +93,14 @@ async fn private_answers_and_questions_are_policy_unless_allowed() {
         assert_eq!(strict.addresses(private).await, Err(EndReason::Policy), "{private}");
     }
     assert_eq!(strict.resolve(&Host::Ip(PRIVATE_ADDRESS)).await, Err(EndReason::Policy));
-    assert_eq!(asked.load(Ordering::Relaxed), before, "a private name was asked for");
+    assert_eq!(asked.load(Ordering::Relaxed), before, "a private name was queried");
 
     let (lenient, asked) = resolver(true).await;
     assert_eq!(lenient.addresses("private.example.net").await.unwrap().answers, [PRIVATE_ADDRESS]);
     let before = asked.load(Ordering::Relaxed);
     let loopback = lenient.addresses("localhost").await.unwrap().answers;
     assert_eq!(loopback, [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
-    assert_eq!(asked.load(Ordering::Relaxed), before, "localhost was asked for");
+    assert_eq!(asked.load(Ordering::Relaxed), before, "localhost was queried");
 }
 
 #[tokio::test]

@@ -17,7 +17,8 @@ use crate::{
         stream::Stream,
         testing::{Direct, stream_pair},
     },
-    wire::{Answer, EndReason, Host, Target},
+    path::PathError,
+    wire::{Answer, Host, Target},
 };
 
 use super::{Exits, Searcher};
@@ -74,7 +75,7 @@ impl Connector for Overlay {
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
         let mut able = self.exits.iter().enumerate().filter(|(number, _)| !not_by.contains(&exit(*number)));
-        let (number, deed) = able.next().ok_or(EndReason::Policy)?;
+        let (number, deed) = able.next().ok_or(PathError::NotOffered)?;
         self.asked.lock().unwrap().push((exit(number), isolation));
         let (near, far) = stream_pair();
         tokio::spawn(answer(far, *deed));

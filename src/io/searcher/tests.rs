@@ -85,7 +85,7 @@ async fn when_all_exits_are_kept_out_no_more_of_them_see_the_query() {
     let overlay = Overlay::new(&[captcha, captcha, captcha]);
     let searcher = overlay.searcher();
     assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
-    assert_eq!(overlay.asked().len(), 2, "once, and once elsewhere");
+    assert_eq!(overlay.asked().len(), 2, "one query at each of two exits");
     assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
     assert_eq!(searcher.search(&query()).await, Err(QueryError::AllBlocked.into()));
     assert_eq!(overlay.asked().len(), 3);
@@ -142,7 +142,7 @@ async fn comparing_exits_shows_the_one_that_lies() {
     let searcher = overlay.searcher();
     let comparison = searcher.compare(&query(), 4).await.unwrap();
     let exits: BTreeSet<_> = overlay.asked().into_iter().collect();
-    assert_eq!(exits.len(), 4, "each is another exit");
+    assert_eq!(exits.len(), 4, "each query uses another exit");
     assert!(!comparison.agrees());
     let planted = comparison.rows.iter().find(|row| row.result.link.host_str() == Some("planted.example")).unwrap();
     assert_eq!(planted.places, [None, Some(1), None, None]);

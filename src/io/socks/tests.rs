@@ -68,11 +68,11 @@ async fn connect_by_name_ipv4_and_ipv6_carries_bytes_and_a_half_close() {
         assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 0]);
         let rest = if request[3] == 4 { 18 } else { 6 };
         read(&mut socket, 2 + rest).await;
-        socket.write_all(b"there and back").await.unwrap();
+        socket.write_all(b"the echo differs").await.unwrap();
         socket.shutdown().await.unwrap();
         let mut back = Vec::new();
         timeout(DEADLINE, socket.read_to_end(&mut back)).await.unwrap().unwrap();
-        assert_eq!(back, b"there and back");
+        assert_eq!(back, b"the echo differs");
     }
 }
 
@@ -96,7 +96,13 @@ async fn each_failure_has_its_reply() {
         ("notfound.test", 4),
         ("limit.test", 1),
         ("failed.test", 1),
+        ("full.test", 1),
+        ("noexit.test", 2),
         ("notready.test", 3),
+        ("expired.test", 3),
+        ("few.test", 3),
+        ("guard.test", 3),
+        ("circuit.test", 3),
         ("not a name", 1),
     ] {
         assert_eq!(reply_to(&to_name(1, name, 80)).await, [5, code, 0, 1, 0, 0, 0, 0, 0, 0], "{name}");
@@ -213,7 +219,7 @@ async fn a_slow_handshake_ends_and_makes_way_for_the_next() {
     next.write_all(&[NO_AUTH, &to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
     assert_eq!(read(&mut next, 4).await, [5, 0, 5, 0]);
     let ended = timeout(DEADLINE, slow.read(&mut [0; 1])).await.unwrap();
-    assert!(matches!(ended, Ok(0) | Err(_)), "the slow one is still served");
+    assert!(matches!(ended, Ok(0) | Err(_)), "the slow application is still served");
 }
 
 #[tokio::test]

@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(limit(), UNLIMITED);
 
         block(&mut window, &socket, &mut now, 7, 1000);
-        assert_eq!(limit(), UNLIMITED, "a limit that was too small comes back as soon as the first");
+        assert_eq!(limit(), UNLIMITED, "a limit that was too small is reached again as soon as the first");
         block(&mut window, &socket, &mut now, 1, 1000);
         assert_eq!(limit(), LEAST);
     }

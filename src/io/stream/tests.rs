@@ -49,14 +49,14 @@ async fn bytes_come_through_both_ways_and_each_direction_finishes_by_itself() {
         let mut got = Vec::new();
         right.read_to_end(&mut got).await.unwrap();
         assert!(got == expected);
-        right.write_all(b"after your end").await.unwrap();
+        right.write_all(b"bytes after the peer's end").await.unwrap();
         right.shutdown().await.unwrap();
     });
     left.write_all(&sent).await.unwrap();
     left.shutdown().await.unwrap();
     let mut answer = Vec::new();
     timeout(DEADLINE, left.read_to_end(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(answer, b"after your end");
+    assert_eq!(answer, b"bytes after the peer's end");
     answering.await.unwrap();
     assert_eq!(left.write(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }

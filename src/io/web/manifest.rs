@@ -21,11 +21,11 @@ pub(crate) struct Manifest {
 /// The reason why a text is no manifest.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum ManifestError {
-    #[error("line {0} is no hash and name of a file, as `umbel web manifest` prints them")]
+    #[error("line {0} is not a hash and a file name, as `umbel web manifest` prints them")]
     Line(usize),
-    #[error("it names more than {MAX_FILES} files")]
+    #[error("the manifest has more than {MAX_FILES} files")]
     TooMany,
-    #[error("it names no file")]
+    #[error("the manifest has no file")]
     Empty,
 }
 

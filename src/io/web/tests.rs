@@ -199,10 +199,10 @@ async fn a_file_that_is_another_or_missing_is_told() {
     assert_eq!(
         told,
         [
-            "assets/a-1234.js: no file but HTTP status 404".to_owned(),
-            "badge.js: no file but HTTP status 404".to_owned(),
-            format!("volunteer: another file, with SHA-256 {other}"),
-            format!("volunteer.html: another file, with SHA-256 {other}"),
+            "assets/a-1234.js: HTTP status 404 instead of the file".to_owned(),
+            "badge.js: HTTP status 404 instead of the file".to_owned(),
+            format!("volunteer: the contents differ; SHA-256 {other}"),
+            format!("volunteer.html: the contents differ; SHA-256 {other}"),
         ]
     );
 }

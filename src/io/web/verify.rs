@@ -48,14 +48,14 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = &self.path;
         match &self.what {
-            What::Other(hash) => write!(f, "{path}: another file, with SHA-256 {}", HEXLOWER.encode(hash)),
-            What::Status(status) => write!(f, "{path}: no file but HTTP status {status}"),
-            What::TooLong => write!(f, "{path}: longer than any file of a release"),
+            What::Other(hash) => write!(f, "{path}: the contents differ; SHA-256 {}", HEXLOWER.encode(hash)),
+            What::Status(status) => write!(f, "{path}: HTTP status {status} instead of the file"),
+            What::TooLong => write!(f, "{path}: longer than the maximum for a file"),
             What::Leads(field) => write!(
                 f,
-                "{path}: the right file, but with a field \"{field}\", by which a browser shows or loads more"
+                "{path}: identical, but with a header field \"{field}\" that makes browsers show or load something else"
             ),
-            What::Network => write!(f, "{path}: not the authorities that you named"),
+            What::Network => write!(f, "{path}: the authorities differ from the expected ones"),
         }
     }
 }
@@ -71,9 +71,9 @@ pub(crate) struct Outcome {
 /// The reason why the verification failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerifyError {
-    #[error("\"{0}\" is no address of pages: give it as in https://umbel.example/")]
+    #[error("\"{0}\" is not a URL of pages; write it as in https://umbel.example/")]
     Url(String),
-    #[error("no HTTP client: {0}")]
+    #[error("can't create the HTTP client: {0}")]
     Client(String),
     #[error("the server can't be reached: {0}")]
     Unreachable(String),

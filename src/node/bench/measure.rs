@@ -56,9 +56,9 @@ impl Load {
 
     /// Runs all phases of the mode.
     pub(super) async fn measure(&self, origin: &Origin) -> Result<Vec<Phase>, BenchError> {
-        let mut phases = vec![Phase::new("a stream for each request", self.run(origin, false).await?)];
+        let mut phases = vec![Phase::new("one stream per request", self.run(origin, false).await?)];
         if self.mode == Mode::Requests {
-            phases.push(Phase::new("streams that are kept", self.run(origin, true).await?));
+            phases.push(Phase::new("kept streams", self.run(origin, true).await?));
         }
         Ok(phases)
     }
@@ -194,7 +194,7 @@ impl Report {
     pub(super) fn to_words(&self) -> String {
         let Load { mode, socks, streams, circuits, bytes, .. } = self.load;
         let mut words = format!(
-            "{mode:?} through {socks}: {streams} at a time on {circuits} circuit(s), {} each, every byte compared",
+            "{mode:?} through {socks}: {streams} concurrent on {circuits} circuit(s), {} each, all bytes compared",
             ByteSize(bytes).display().iec()
         );
         // Writing to a string can't fail.

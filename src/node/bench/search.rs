@@ -203,13 +203,11 @@ impl Rounds {
 impl Sides {
     fn new(options: &BenchOptions) -> Result<Self, Failure> {
         let path = options.description.as_deref().ok_or_else(|| {
-            Failure::Usage(
-                "name the OpenSearch description that the exits were given with --description FILE".to_owned(),
-            )
+            Failure::usage("--description: none is given; add the file of the description that the exits use")
         })?;
-        let unusable = |error: &dyn core::fmt::Display| Failure::Usage(format!("{}: {error}", path.display()));
-        let document = std::fs::read(path).map_err(|error| unusable(&error))?;
-        let engine = Engine::describe(&document, None, None).map_err(|error| unusable(&error))?;
+        let subject = path.display().to_string();
+        let document = std::fs::read(path).map_err(Failure::invalid(&*subject))?;
+        let engine = Engine::describe(&document, None, None).map_err(Failure::invalid(subject))?;
         // A separate connection for each request, as an exit uses.
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().map_err(Failure::failed)?;
         Ok(Self { http, engine, control: options.control })
@@ -237,7 +235,9 @@ impl Sides {
                 let links = results.iter().take(COMPARED).map(|result| result.link.to_string()).collect();
                 Ok(Asked { took, links })
             }
-            SearchAnswer::Refused(refusal) => Err(Failure::Failed(format!("asked directly: {refusal}"))),
+            SearchAnswer::Refused(refusal) => {
+                Err(Failure::failed(format!("the engine refused a direct query: {refusal}")))
+            }
         }
     }
 
@@ -251,7 +251,7 @@ impl Sides {
     }
 
     fn no_answer(&self) -> Failure {
-        Failure::Failed(format!("{} does not answer: is it running?", self.engine.title()))
+        Failure::failed(format!("{} does not answer; check that it is running", self.engine.title()))
     }
 
     /// Circuits that the client has used for this engine: one for each request to an exit.

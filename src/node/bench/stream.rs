@@ -18,27 +18,27 @@ pub(super) const MIB: f64 = 1_048_576.0;
 /// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
-    #[error("no SOCKS5 port answers ({0})")]
-    NoPort(io::Error),
-    #[error("what answers is no SOCKS5 port that takes a user name or nothing")]
+    #[error("the SOCKS5 port can't be reached: {0}")]
+    NoPort(#[source] io::Error),
+    #[error("the port is not a SOCKS5 port that accepts a user name")]
     NotSocks,
     #[error("the SOCKS5 port could not open a stream: {}", reply_text(*.0))]
     Refused(u8),
-    #[error("a stream broke off ({0})")]
-    Broken(io::Error),
-    #[error("a stream ended {missing} bytes early")]
+    #[error("a stream failed: {0}")]
+    Broken(#[source] io::Error),
+    #[error("a stream ended {missing} bytes too early")]
     Short {
         /// The number of bytes missing.
         missing: u64,
     },
-    #[error("the origin's answer is not the one it gives")]
+    #[error("the head of an answer differs from the one that the origin sent")]
     Head,
     #[error("a body differs from what the origin sent, after {at} bytes")]
     Differs {
         /// The number of correct bytes before the difference.
         at: u64,
     },
-    #[error("not done after {0} s: choose a smaller load, or more time with --limit")]
+    #[error("the measurement took longer than {0} s; reduce the load, or increase --limit")]
     TimedOut(u64),
 }
 
@@ -50,13 +50,13 @@ impl From<io::Error> for BenchError {
 
 impl BenchError {
     /// The failure of the command, with advice.
-    pub(super) fn into_failure(self, socks: SocketAddr) -> Failure {
+    pub(crate) fn into_failure(self, socks: SocketAddr) -> Failure {
         const NETWORK_UNREACHABLE: u8 = 3;
         match self {
-            Self::NoPort(_) | Self::NotSocks => Failure::Failed(format!(
-                "{self}: is a client running at {socks}? Start `umbel testnet`, or name another port with --socks"
+            Self::NoPort(_) | Self::NotSocks => Failure::failed(format!(
+                "{self}; start `umbel testnet`, or give the port of a running client with --socks (now {socks})"
             )),
-            Self::Refused(NETWORK_UNREACHABLE) => Failure::Unreachable(self.to_string()),
+            Self::Refused(NETWORK_UNREACHABLE) => Failure::Unreachable(self.into()),
             _ => Failure::failed(self),
         }
     }
@@ -64,12 +64,12 @@ impl BenchError {
 
 const fn reply_text(code: u8) -> &'static str {
     match code {
-        2 => "not allowed; the network's exits must allow targets on this machine, as a testnet's do",
-        3 => "the client has no circuit through the network yet",
-        4 => "the target can't be reached from the exit; is the exit on this machine?",
-        5 => "refused by the target; is the exit on this machine?",
-        6 => "it took too long",
-        _ => "it failed",
+        2 => "not allowed; the exits must allow targets on this machine, as a testnet's exits do",
+        3 => "the client has no path through the network, or built no circuit",
+        4 => "the exit can't reach the target; check that the exit runs on this machine",
+        5 => "the target refused the connection; check that the exit runs on this machine",
+        6 => "the target did not answer in time",
+        _ => "general failure",
     }
 }
 

@@ -65,7 +65,7 @@ async fn each_mode_gives_figures_in_words_and_json() {
     for (arguments, words) in [
         ("--streams 3 --circuits 2 --bytes 3MiB", "MiB/s"),
         ("--mode ttfb --requests 7", "first byte"),
-        ("--mode requests --streams 4 --requests 30", "streams that are kept"),
+        ("--mode requests --streams 4 --requests 30", "kept streams"),
     ] {
         let options = options(&format!("--socks {socks} --pid {} {arguments}", std::process::id()));
         let origin = Origin::start().await.unwrap();

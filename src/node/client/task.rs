@@ -91,7 +91,7 @@ pub(super) fn drive(
     told: Told,
 ) -> Result<Drive<ClientCore>, Failure> {
     let guards = match &folder {
-        Some(folder) => folder.guards().map_err(Failure::usage)?,
+        Some(folder) => folder.guards()?,
         None => GuardSample::default(),
     };
     let core = ClientCore {
@@ -106,8 +106,8 @@ pub(super) fn drive(
         reported: Reported::default(),
     };
     // Never presented: each dial creates a fresh certificate.
-    let certificate = Certificate::generate().map_err(Failure::failed)?;
-    let sockets = Sockets::bind(&[], true).map_err(Failure::failed)?;
+    let certificate = Certificate::generate()?;
+    let sockets = Sockets::bind(&[], true)?;
     Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, randomness()?)
 }
 
@@ -231,7 +231,7 @@ impl ClientCore {
             ClientEvent::GuardsChanged => self.keep_guards(),
             ClientEvent::ConsensusExpired => {
                 tracing::error!(
-                    "the consensus has expired and no directory gives a newer one; requests fail until then"
+                    "the consensus has expired and no directory has a newer one; requests fail until one has"
                 );
             }
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
@@ -271,16 +271,16 @@ impl ClientCore {
     /// Ends a stream, or the wait for it.
     fn close(&mut self, stream: ClientStream, failure: StreamFailure) {
         match self.waiting.remove(&stream) {
-            Some(Waiting::Stream(reply)) => _ = reply.send(Err(connect_error(failure))),
-            Some(Waiting::Answer(reply)) => _ = reply.send(Err(connect_error(failure))),
-            Some(Waiting::Delegated(reply)) => _ = reply.send(Err(connect_error(failure))),
+            Some(Waiting::Stream(reply)) => _ = reply.send(Err(failure.into())),
+            Some(Waiting::Answer(reply)) => _ = reply.send(Err(failure.into())),
+            Some(Waiting::Delegated(reply)) => _ = reply.send(Err(failure.into())),
             None => self.hub.fail(stream.0, end_reason(failure)),
         }
     }
 
     fn report_circuit(&mut self, path: &[RelayId], channel: Duration, hops: &[Duration]) {
         let took: Duration = hops.iter().sum();
-        tracing::debug!(hops = hops.len(), microseconds = took.as_micros(), "a circuit stands");
+        tracing::debug!(hops = hops.len(), microseconds = took.as_micros(), "a circuit is built");
         if !self.reported.circuit {
             self.reported.circuit = true;
             let hops = path.iter().zip(hops).map(|(relay, took)| HopReport { relay: relay.to_string(), took: *took });
@@ -292,17 +292,7 @@ impl ClientCore {
         if let Some(folder) = &self.folder
             && let Err(error) = folder.keep_guards(self.client.guards())
         {
-            tracing::error!(%error, "the guards are not kept; the next start will draw others");
-        }
-    }
-}
-
-const fn connect_error(failure: StreamFailure) -> ConnectError {
-    match failure {
-        StreamFailure::Ended(reason) => ConnectError::Ended(reason),
-        StreamFailure::NoPath(_) => ConnectError::Ended(EndReason::Policy),
-        StreamFailure::NoConsensus | StreamFailure::ConsensusExpired | StreamFailure::NoCircuit => {
-            ConnectError::NotReady
+            tracing::error!(%error, "can't store the guards; the next start will choose others");
         }
     }
 }

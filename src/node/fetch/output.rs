@@ -35,8 +35,8 @@ enum Sink {
 /// When `path` is a folder, a device or a pipe. A file in the place of `/dev/null` would affect all users.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     match std::fs::metadata(path) {
-        Ok(about) if !about.is_file() => Err(Failure::Usage(format!(
-            "{} is no file: leave --output out, and send standard output there",
+        Ok(about) if !about.is_file() => Err(Failure::usage(format!(
+            "--output: {} is not a regular file; omit --output and redirect standard output",
             path.display()
         ))),
         _ => Ok(()),
@@ -52,7 +52,7 @@ impl Output {
         let sink = match path {
             Some(path) => {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                let file = NamedTempFile::new_in(folder).map_err(|error| unwritable(path, &error))?;
+                let file = NamedTempFile::new_in(folder).map_err(unwritable(path))?;
                 Sink::File(file, path.to_owned())
             }
             None if std::io::stdout().is_terminal() => Sink::Terminal(std::io::stdout(), 0),
@@ -76,9 +76,9 @@ impl Output {
     /// When it can't be written.
     pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), Failure> {
         let written = match &mut self.sink {
-            Sink::File(file, path) => file.write_all(piece).map_err(|error| unwritable(path, &error)),
-            Sink::Stdout(stdout) => stdout.write_all(piece).map_err(|error| gone(&error)),
-            Sink::Terminal(stdout, last) => stdout.write_all(&harmless(piece, last)).map_err(|error| gone(&error)),
+            Sink::File(file, path) => file.write_all(piece).map_err(unwritable(path)),
+            Sink::Stdout(stdout) => stdout.write_all(piece).map_err(gone()),
+            Sink::Terminal(stdout, last) => stdout.write_all(&harmless(piece, last)).map_err(gone()),
         };
         written?;
         self.bar.inc(piece.len().try_into().unwrap_or(u64::MAX));
@@ -96,8 +96,8 @@ impl Output {
     pub(super) fn finish(self) -> Result<(), Failure> {
         self.bar.finish_and_clear();
         match self.sink {
-            Sink::File(file, path) => file.persist(&path).map(drop).map_err(|error| unwritable(&path, &error.error)),
-            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout, _) => stdout.flush().map_err(|error| gone(&error)),
+            Sink::File(file, path) => file.persist(&path).map(drop).map_err(|error| unwritable(&path)(error.error)),
+            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout, _) => stdout.flush().map_err(gone()),
         }
     }
 }
@@ -116,12 +116,12 @@ fn harmless(piece: &[u8], last: &mut u8) -> Vec<u8> {
     shown
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Failed(format!("can't write {}: {error}", path.display()))
+fn unwritable(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
+    Failure::system(format!("can't write {}", path.display()))
 }
 
-fn gone(error: &std::io::Error) -> Failure {
-    Failure::Failed(format!("can't write to standard output: {error}"))
+fn gone() -> impl FnOnce(std::io::Error) -> Failure {
+    Failure::system("can't write to standard output")
 }
 
 #[cfg(test)]
@@ -173,6 +173,6 @@ mod tests {
             pieces.iter().flat_map(|piece| harmless(piece, &mut last)).collect::<Vec<_>>()
         };
         assert_eq!(shown(&[b"a\x1b[31m\r\n\tb\x07\xc2\x9b\xc3\x9f"]), b"a?[31m?\n\tb?\xc2?\xc3\x9f");
-        assert_eq!(shown(&[b"a\xc2", b"\x9b31m"]), b"a\xc2?31m", "cut within a character");
+        assert_eq!(shown(&[b"a\xc2", b"\x9b31m"]), b"a\xc2?31m", "a character split between pieces");
     }
 }

@@ -37,36 +37,31 @@ pub(super) async fn delegate(
 ) -> Result<Option<Delegate>, Failure> {
     let Some(tier) = options.delegate else {
         return if options.allow_request.is_some() || options.engine.is_some() {
-            Err(Failure::Usage(
-                "allow-request or engine says what is performed, but delegate doesn't say that anything is".into(),
-            ))
+            Err(Failure::usage("allow-request and engine need delegate, which is not given"))
         } else {
             Ok(None)
         };
     };
     let private = options.allow_private_targets.unwrap_or(false);
     let policy = |rules: &[&str], private: bool| {
-        let parsed = Policy::parse(rules, private).map_err(|error| Failure::Usage(error.to_string()))?;
+        let parsed = Policy::parse(rules, private).map_err(Failure::usage)?;
         Ok::<_, Failure>(parsed.refusing_own(own.iter().copied()))
     };
-    let tls = Tls::new(options.delegate_root.iter().flatten())
-        .map_err(|error| Failure::Usage(format!("delegate-root: {error}")))?;
+    let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
     let outbound = |reach| Outbound::new(reach, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
     let all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
     let named = outbound(Reach { resolved: all(private)?, written: all(true)? });
     let http = match tier {
         DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
-            return Err(Failure::Usage("delegate is \"search\", but there is no engine: add --engine".to_owned()));
+            return Err(Failure::usage("delegate: \"search\" needs an engine; add --engine"));
         }
         DelegateTier::Search => Tier::None,
         DelegateTier::AllowList => {
             let entries = options.allow_request.iter().flatten();
-            let list = Allow::parse_all(entries).map_err(|error| Failure::Usage(error.to_string()))?;
+            let list = Allow::parse_all(entries).map_err(Failure::usage)?;
             if list.is_empty() {
-                return Err(Failure::Usage(
-                    "delegate is \"allow-list\", but there is nothing on the list: add --allow-request".to_owned(),
-                ));
+                return Err(Failure::usage("delegate: \"allow-list\" needs allowed requests; add --allow-request"));
             }
             Tier::Listed(list, named.clone())
         }

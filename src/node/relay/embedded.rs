@@ -73,11 +73,11 @@ pub struct EmbeddedRelay {
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The configuration or a file in the relay's folder can't be used.
-    #[error("{0}")]
-    Configuration(String),
+    #[error(transparent)]
+    Configuration(Box<dyn core::error::Error + Send + Sync>),
     /// The system provided no socket or no randomness.
-    #[error("{0}")]
-    System(String),
+    #[error(transparent)]
+    System(Box<dyn core::error::Error + Send + Sync>),
     /// The relay has ended.
     #[error("the relay has ended")]
     Ended,
@@ -85,10 +85,7 @@ pub enum RelayError {
 
 impl From<Failure> for RelayError {
     fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Usage(text) => Self::Configuration(text),
-            Failure::Failed(text) | Failure::Unreachable(text) => Self::System(text),
-        }
+        if failure.status() == 2 { Self::Configuration(failure.into()) } else { Self::System(failure.into()) }
     }
 }
 
@@ -151,7 +148,7 @@ impl EmbeddedRelay {
 }
 
 fn options(config: RelayConfig) -> Result<RelayOptions, RelayError> {
-    let wrong = |text: &str| Err(RelayError::Configuration(text.to_owned()));
+    let wrong = |text: &str| Err(RelayError::Configuration(text.into()));
     if config.directories.is_empty() || config.authorities.is_empty() {
         return wrong("directories and authorities: name at least one of each");
     }

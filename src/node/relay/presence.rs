@@ -73,13 +73,19 @@ impl Presences {
         };
         match outcome {
             Ok(counted) => {
-                tracing::debug!(volunteers = count, counted = counted.volunteers.len(), "volunteers are reported");
+                tracing::debug!(
+                    volunteers = count,
+                    counted = counted.volunteers.len(),
+                    "reported volunteers to the directory"
+                );
                 *failing = false;
                 let _ = self.updates.send(Update::Counted(counted)).await;
             }
-            Err(error) if *failing => tracing::debug!(%error, "the directory still takes no report of volunteers"),
+            Err(error) if *failing => {
+                tracing::debug!(%error, "the directory still does not accept the report of volunteers")
+            }
             Err(error) => {
-                tracing::info!(%error, "the directory takes no report of volunteers; will try again");
+                tracing::info!(%error, "the directory did not accept the report of volunteers; retrying");
                 *failing = true;
             }
         }

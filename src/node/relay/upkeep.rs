@@ -37,7 +37,7 @@ impl Fresh {
                 let _ = self.updates.send(Update::OnionKey(next)).await;
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the onion key is not rotated"),
+            Err(error) => tracing::error!(%error, "can't rotate the onion key"),
         }
         self.profile.offer = self.delegate.as_deref().map(Delegate::offer).unwrap_or_default();
         &self.profile
@@ -70,7 +70,7 @@ impl Upkeep {
         loop {
             let profile = fresh.profile(&mut rng).await.clone();
             let descriptor = Descriptor { profile, published: wall_time() };
-            let signed = descriptor.sign(&self.identity).map_err(Failure::usage)?;
+            let signed = descriptor.sign(&self.identity).map_err(Failure::invalid("descriptor"))?;
             let wait = match publisher.publish(&signed).await {
                 Ok(()) => {
                     if !registered {
@@ -82,7 +82,7 @@ impl Upkeep {
                     PUBLISH_EVERY
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the descriptor was not taken; will try again");
+                    tracing::warn!(%error, "the directory did not accept the descriptor; retrying");
                     let wait = retry;
                     retry = retry.saturating_mul(2).min(RETRY.1);
                     wait

@@ -77,7 +77,7 @@ impl Registrations {
                     if left_out > 0 {
                         tracing::warn!(
                             left_out,
-                            "clients don't learn of all engines: a volunteer's description is short"
+                            "some engines are not announced: the volunteer's descriptor is limited"
                         );
                     }
                     self.sign(profile)?
@@ -97,7 +97,7 @@ impl Registrations {
                 }
                 Err(error) => {
                     // The next try signs a new descriptor: the directory may have refused this one as outdated.
-                    tracing::warn!(%error, "the directory did not take the registration; will try again");
+                    tracing::warn!(%error, "the directory did not accept the registration; retrying");
                     sleep(retry).await;
                     retry = retry.saturating_mul(2).min(RETRY.1).min(interval.max(RETRY.0));
                 }
@@ -107,7 +107,11 @@ impl Registrations {
 
     fn sign(&self, profile: VolunteerProfile) -> Result<Signed, Failure> {
         let descriptor = VolunteerDescriptor { profile: profile.clone(), published: wall_time() };
-        Ok(Signed { profile, bytes: descriptor.sign(&self.identity).map_err(Failure::usage)?, at: Instant::now() })
+        Ok(Signed {
+            profile,
+            bytes: descriptor.sign(&self.identity).map_err(Failure::invalid("descriptor"))?,
+            at: Instant::now(),
+        })
     }
 
     /// Passes an answer to the core, and logs and reports a change of reachability.
@@ -142,7 +146,7 @@ impl Registrations {
         let (reply, figures) = oneshot::channel();
         let asked = self.updates.send(Update::Figures(reply)).await.is_ok();
         if let Some(figures) = if asked { figures.await.ok() } else { None } {
-            tracing::debug!(circuits = figures.circuits, cells = figures.cells_switched, "carrying for others");
+            tracing::debug!(circuits = figures.circuits, cells = figures.cells_switched, "traffic of others");
         }
     }
 
@@ -164,8 +168,8 @@ fn volunteer_profile(profile: &Profile) -> VolunteerProfile {
 
 const fn why(channels: usize) -> &'static str {
     match channels {
-        0 => "it has no channel to any gateway; is UDP to the relays let through?",
-        _ => "no gateway's report of it has come to the directory",
+        0 => "it has no channel to a gateway; check that UDP to the relays is allowed",
+        _ => "the directory has received no gateway's report of it",
     }
 }
 

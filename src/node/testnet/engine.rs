@@ -32,7 +32,7 @@ impl Engine {
         {
             return Ok(Self::Kiwix(Box::new(kiwix)));
         }
-        Papers::start().await.map(Self::Papers).map_err(|error| Failure::Failed(format!("search engine: {error}")))
+        Papers::start().await.map(Self::Papers).map_err(Failure::system("can't start the search engine"))
     }
 
     /// Writes the engine's OpenSearch description into `folder`, for the exits.
@@ -42,7 +42,7 @@ impl Engine {
             Self::Papers(papers) => ("umbel.xml", papers.description()),
         };
         let file = folder.join(name);
-        write_atomically(&file, text.as_bytes()).map_err(Failure::failed)?;
+        write_atomically(&file, text.as_bytes())?;
         Ok(file)
     }
 

@@ -26,7 +26,7 @@ pub(super) fn check(ip: IpAddr) -> Result<(), Failure> {
     if !ip.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok() {
         return Ok(());
     }
-    Err(Failure::Usage(format!("--address {ip} is no address of this machine; `ip address` shows them")))
+    Err(Failure::usage(format!("--address {ip} is not an address of this machine; `ip address` lists them")))
 }
 
 /// A free UDP port at `ip`.
@@ -37,7 +37,7 @@ pub(super) fn free(ip: IpAddr, rng: &mut impl CryptoRng) -> Result<SocketAddr, F
     let mut addresses = (0..TRIES).map(|_| SocketAddr::from((ip, rng.random_range(RANGE))));
     addresses
         .find(|address| UdpSocket::bind(address).is_ok())
-        .ok_or_else(|| Failure::Failed(format!("no free UDP port on {ip}")))
+        .ok_or_else(|| Failure::failed(format!("found no free UDP port on {ip}")))
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ struct Node {
 impl Nodes {
     /// No nodes yet; their logs are written to `folder`.
     pub(super) fn new(folder: &Path) -> Result<Self, Failure> {
-        let program = std::env::current_exe().map_err(|error| Failure::Failed(format!("own program: {error}")))?;
+        let program = std::env::current_exe().map_err(Failure::system("can't find this program's file"))?;
         let (reporter, reports) = mpsc::channel(64);
         Ok(Self { program, folder: folder.to_owned(), nodes: Vec::new(), remover: None, reports, reporter })
     }
@@ -84,14 +84,14 @@ impl Nodes {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .map_err(|error| Failure::Failed(format!("can't start a process: {error}")))?;
+            .map_err(Failure::system("can't start the process that removes the folder"))?;
         self.remover = Some(child);
         Ok(())
     }
 
     /// Starts a node.
     pub(super) fn spawn(&mut self, spawn: Spawn) -> Result<NodeIndex, Failure> {
-        let failed = |error: io::Error| Failure::Failed(format!("can't start {}: {error}", spawn.name));
+        let failed = |error: io::Error| Failure::system(format!("can't start {}", spawn.name))(error);
         let log = File::create(self.log_path(&spawn.name)).map_err(failed)?;
         // A separate process group: Ctrl-C reaches only the testnet, which then ends the nodes in order.
         let mut process = Command::new(&self.program)
@@ -127,7 +127,7 @@ impl Nodes {
         match self.reports.recv().await {
             Some((node, Some(report))) => Ok((node, report)),
             Some((node, None)) => Err(self.ended(node)),
-            None => Err(Failure::Failed("no node is running".to_owned())),
+            None => Err(Failure::failed("no node is running")),
         }
     }
 
@@ -146,11 +146,11 @@ impl Nodes {
         loop {
             match self.reports.recv().await {
                 Some((node, None)) if self.name(node) != needed => {
-                    println!("{} has ended; the others go on", self.name(node));
+                    println!("{} ended unexpectedly; the other nodes continue", self.name(node));
                 }
                 Some((node, None)) => return Err(self.ended(node)),
                 Some((_, Some(_))) => {}
-                None => return Err(Failure::Failed("no node is running".to_owned())),
+                None => return Err(Failure::failed("no node is running")),
             }
         }
     }
@@ -182,7 +182,7 @@ impl Nodes {
 
     fn ended(&self, node: NodeIndex) -> Failure {
         let name = self.name(node);
-        Failure::Failed(format!("{name} ended by itself{}", self.log_tail(name)))
+        Failure::failed(format!("{name} ended unexpectedly{}", self.log_tail(name)))
     }
 
     fn name(&self, node: NodeIndex) -> &str {

@@ -92,7 +92,7 @@ fn the_exit_is_one_whose_policy_fits_the_target() {
     assert_eq!(exit(target("2606:4700::1", 443)), Ok(id(2)));
     assert_eq!(exit(target("1.1.1.1", 443)), Err(PathError::NoExit));
     assert_eq!(exit(target("example.org", 22)), Err(PathError::NoExit));
-    assert_eq!(exit(Purpose::Streams), Ok(id(2)), "a circuit ahead of need ends where the usual port is open");
+    assert_eq!(exit(Purpose::Streams), Ok(id(2)), "a circuit built ahead ends at an exit that allows the usual port");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn no_two_hops_share_family_operator_or_network() {
     let same_32 = |it: &mut crate::directory::Profile| it.addresses.push("[2606:4700:ffff::]:9".parse().unwrap());
     let mutual = |it: &mut crate::directory::Profile| it.family = vec![id(1)];
     let operator = |it: &mut crate::directory::Profile| it.operator = "one".into();
-    assert!(on_one_path(&|_| (), &strict), "naming that isn't mutual doesn't count");
+    assert!(on_one_path(&|_| (), &strict), "a family must be mutual");
     assert!(!on_one_path(&same_16, &strict));
     assert!(!on_one_path(&same_32, &strict));
     assert!(!on_one_path(&mutual, &strict));

@@ -66,13 +66,13 @@ fn a_guard_that_can_t_be_reached_goes_behind_the_others_until_it_is_due_again() 
     assert_eq!(order(&guards, &consensus, after(9)), rotated);
     assert_eq!(order(&guards, &consensus, after(10)), before, "due again");
     guards.handle_unreachable(after(10), &before[0]);
-    assert_eq!(order(&guards, &consensus, after(29)), rotated, "waits twice as long");
+    assert_eq!(order(&guards, &consensus, after(29)), rotated, "the second wait is twice as long");
     guards.handle_reached(&before[0]);
     assert_eq!(order(&guards, &consensus, after(29)), before);
     for guard in &before {
         guards.handle_unreachable(after(30), guard);
     }
-    assert_eq!(order(&guards, &consensus, after(31)).len(), 5, "with none reachable all are tried");
+    assert_eq!(order(&guards, &consensus, after(31)).len(), 5, "all guards are tried if none can be reached");
 }
 
 #[test]
@@ -116,7 +116,11 @@ fn a_guard_no_longer_listed_is_skipped_and_after_three_weeks_given_up() {
     assert_eq!(without(21), (2, 2));
     let back = consensus_at(NOW.after(days(22)), relays(1..=3), &Parameters::default()).0;
     guards.update(&back, &mut rng());
-    assert_eq!(*order(&guards, &back, Instant::START).last().unwrap(), gone, "it comes back as a new one, last");
+    assert_eq!(
+        *order(&guards, &back, Instant::START).last().unwrap(),
+        gone,
+        "a returning guard is a new one, at the end"
+    );
 }
 
 #[test]

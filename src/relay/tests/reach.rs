@@ -246,7 +246,7 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
         }
         bench.pass(Duration::from_secs(60));
     }
-    assert_eq!((bench.relay.gateways(), bench.dialled.len()), (expected, 3), "idle, and kept");
+    assert_eq!((bench.relay.gateways(), bench.dialled.len()), (expected, 3), "the idle channel stays open");
 }
 
 #[test]

@@ -16,10 +16,10 @@ pub struct Certificate {
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// No key or certificate could be made.
-    #[error("could not make a certificate")]
+    #[error("can't generate a certificate")]
     Generate,
     /// The bytes are not the output of [`Certificate::to_bytes`].
-    #[error("not a certificate with its private key")]
+    #[error("the bytes are not a certificate with its private key")]
     Malformed,
 }
 

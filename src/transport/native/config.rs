@@ -103,10 +103,10 @@ pub struct Ice {
 #[derive(Debug, thiserror::Error)]
 pub enum IceError {
     /// The fragment is not 4 to 256 ICE characters.
-    #[error("an ICE user-name fragment has 4 to 256 letters, digits, + or /")]
+    #[error("the ICE user-name fragment is not 4 to 256 letters, digits, + or /")]
     Ufrag,
     /// The password is not 22 to 256 ICE characters.
-    #[error("an ICE password has 22 to 256 letters, digits, + or /")]
+    #[error("the ICE password is not 22 to 256 letters, digits, + or /")]
     Password,
 }
 
@@ -149,7 +149,7 @@ impl fmt::Debug for Ice {
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// DTLS rejected its settings.
-    #[error("DTLS can't be set up: {0}")]
+    #[error("DTLS rejected its settings: {0}")]
     Dtls(String),
     /// No certificate.
     #[error(transparent)]
@@ -164,6 +164,6 @@ pub enum EndpointError {
     )]
     KeyLimits(KeyLimits),
     /// The system returned no randomness.
-    #[error("the system gives no randomness")]
+    #[error("the system returned no randomness")]
     Randomness,
 }

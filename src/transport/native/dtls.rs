@@ -18,6 +18,7 @@ use super::{
     front::{Cookie, Primer, first_hello},
     records::{self, CipherSuite, KeyLimits, Opened, RecordError, Records, tap::Tap},
 };
+use crate::base::ErrorClass;
 
 /// Most bytes that a record adds to an SCTP packet: header, explicit nonce (of AES-GCM), tag.
 pub(super) const OVERHEAD: usize = records::OVERHEAD;
@@ -65,13 +66,13 @@ impl DtlsConfig {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DtlsError {
     /// The peer violated, refused or abandoned the handshake.
-    #[error("DTLS handshake failed: {0}")]
+    #[error("the DTLS handshake failed: {0}")]
     Handshake(#[from] dimpl::Error),
     /// The record layer failed.
-    #[error("DTLS records: {0}")]
+    #[error("the DTLS record layer failed: {0}")]
     Record(#[from] RecordError),
     /// The peer sent a fatal alert.
-    #[error("fatal DTLS alert {0}")]
+    #[error("the peer sent the fatal DTLS alert {0}")]
     Alert(u8),
     /// No record can be sealed before the handshake is complete.
     #[error("the DTLS handshake is not complete")]
@@ -79,9 +80,13 @@ pub(super) enum DtlsError {
 }
 
 impl DtlsError {
-    /// Whether the keys have reached their limit of records, which is not the peer's fault.
-    pub(super) const fn is_key_limit(&self) -> bool {
-        matches!(self, Self::Record(RecordError::KeyLimit))
+    /// Its class; the only limit is that of the keys' records.
+    pub(super) const fn class(&self) -> ErrorClass {
+        match self {
+            Self::Record(RecordError::KeyLimit) => ErrorClass::Limit,
+            Self::Handshake(_) | Self::Alert(_) => ErrorClass::Peer,
+            Self::Record(_) | Self::NotConnected => ErrorClass::Bug,
+        }
     }
 }
 

@@ -281,7 +281,7 @@ impl Endpoint {
                 true
             }
             Err(error) => {
-                tracing::debug!(%error, "hello with a good cookie not taken");
+                tracing::debug!(%error, "can't handle a ClientHello with a valid cookie");
                 self.sources.gone(route.remote.ip(), true);
                 false
             }
@@ -460,7 +460,7 @@ impl Endpoint {
             self.relieved = now;
             let since = self.links.iter().filter_map(|(route, link)| Some((link.stands_since(received)?, *route)));
             if let Some((_, route)) = since.min() {
-                tracing::warn!("memory for links is short; the one without progress for longest ends");
+                tracing::warn!("the memory for links is exhausted; closing the link without progress for longest");
                 self.with_link(now, route, Link::make_way);
             }
         }

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     base::{
-        DialTarget, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, ReadyQueue, Redacted, RelayId,
-        Slots, Ticket,
+        DialTarget, ErrorClass, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, ReadyQueue,
+        Redacted, RelayId, Slots, Ticket,
     },
     transport::sctp::{self, Association, Close, Event},
 };
@@ -392,11 +392,13 @@ impl Link {
     fn check(&mut self, context: &mut Context<'_>, outcome: Result<(), DtlsError>) {
         match outcome {
             Ok(()) => {}
-            Err(error) if error.is_key_limit() => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
-            Err(error) => {
-                tracing::debug!(%error, "link broken");
-                self.end(Ending::Closed(LinkClose::Broken));
-            }
+            Err(error) => match error.class() {
+                ErrorClass::Limit => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
+                class => {
+                    tracing::debug!(%error, %class, "closing a link");
+                    self.end(Ending::Closed(LinkClose::Broken));
+                }
+            },
         }
     }
 

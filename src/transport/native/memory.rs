@@ -150,6 +150,6 @@ mod tests {
         assert_eq!(memory.leased, 0);
         let mut one = lease([0, 1]);
         memory.fit(&mut one, 3 * STEP);
-        assert_eq!(memory.fit(&mut one, 0), (RESERVE, false), "what is not held is given back");
+        assert_eq!(memory.fit(&mut one, 0), (RESERVE, false), "memory that is not held is returned");
     }
 }

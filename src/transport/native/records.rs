@@ -119,16 +119,16 @@ impl Default for KeyLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A count of [`KeyLimits`] is reached, or the sequence numbers are used up.
-    #[error("the keys of the link have protected as many records as they may")]
+    #[error("the link's keys have reached their limit of records")]
     KeyLimit,
     /// This end has sent close_notify.
-    #[error("no record follows close_notify")]
+    #[error("this end has sent close_notify, so no record may follow")]
     Closed,
     /// The buffer ends before the record does, or the plaintext exceeds 2¹⁴ bytes.
     #[error("a record of {0} bytes of plaintext does not fit its buffer")]
     Length(usize),
     /// The cryptographic library failed.
-    #[error("the AEAD failed to seal")]
+    #[error("the cryptographic library could not seal the record")]
     Aead,
 }
 

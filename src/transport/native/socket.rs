@@ -77,7 +77,7 @@ impl Sockets {
             }
             for _ in 0..DIAL_PORTS {
                 if let Err(error) = this.open((Ipv6Addr::UNSPECIFIED, 0).into(), PortUse::Dial)? {
-                    tracing::info!(%error, "no IPv6: dialling over IPv4 only");
+                    tracing::info!(%error, "this machine has no IPv6; dialling over IPv4 only");
                     break;
                 }
             }
@@ -160,7 +160,7 @@ impl Socket {
         if socket.recv_buffer_size()? < KERNEL_BUFFER / 2 {
             tracing::warn!(
                 bytes = socket.recv_buffer_size()?,
-                "small UDP receive buffer, transfers will be slow; raise net.core.rmem_max to {KERNEL_BUFFER}"
+                "the UDP receive buffer is small, so transfers are slow; raise net.core.rmem_max to {KERNEL_BUFFER}"
             );
         }
         socket.bind(&SockAddr::from(address))?;

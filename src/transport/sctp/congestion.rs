@@ -139,7 +139,10 @@ pub enum Algorithm {
 }
 
 /// A controller, dispatched by enum.
-#[expect(clippy::large_enum_variant, reason = "the default is the larger one, and an association has one")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the default variant is the larger one, and each association has one value"
+)]
 pub(super) enum Control {
     /// BBR.
     Bbr(Bbr),

@@ -2,13 +2,13 @@
 
 /// The 64-bit number closest to `reference` whose lowest 32 bits are `tsn`.
 pub(super) const fn expand(reference: u64, tsn: u32) -> u64 {
-    #[allow(clippy::cast_possible_truncation, reason = "the lowest bits are meant")]
+    #[allow(clippy::cast_possible_truncation, reason = "truncation to the lowest bits is intended")]
     let distance = tsn.wrapping_sub(reference as u32).cast_signed();
     reference.saturating_add_signed(distance as i64)
 }
 
 /// The number's encoding in a packet.
-#[allow(clippy::cast_possible_truncation, reason = "the lowest bits are meant")]
+#[allow(clippy::cast_possible_truncation, reason = "truncation to the lowest bits is intended")]
 pub(super) const fn wire(tsn: u64) -> u32 {
     tsn as u32
 }

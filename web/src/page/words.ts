@@ -44,59 +44,59 @@ const FAILURES: Record<Kind, Told> = {
   'no-webrtc': {
     title: 'This browser can’t reach the relays',
     words:
-      'Umbel needs WebRTC data channels, and they are missing or turned off here, in the settings or by an extension. Allow them ' +
+      'Umbel needs WebRTC data channels, which this browser lacks or disables, by a setting or an extension. Allow them ' +
       'for this page, or use another browser. Nothing was sent.',
   },
   clock: {
     title: 'This computer’s clock is wrong',
     words:
-      'The list of relays is signed with the time, and it doesn’t fit this clock. Set date, time and time zone right, then ' +
-      'reload this page. Nothing was sent.',
+      'The list of relays is signed with its date, which is not valid at the time of this clock. Correct the date, time and ' +
+      'time zone, then reload this page. Nothing was sent.',
   },
   consensus: {
-    title: 'The list of relays can’t be believed',
+    title: 'The list of relays is not valid',
     words:
-      'What the directory gave isn’t signed as it must be, or is out of date. It is not used, and nothing was sent. If it stays so, ' +
-      'tell whoever runs this page.',
+      'The directory’s list is not signed by the authorities, or is out of date. It is not used, and nothing was sent. If this ' +
+      'persists, inform the operator of this page.',
   },
   network: {
     title: 'The network can’t be reached',
     words:
-      'Neither this page’s directory nor a relay answers. Perhaps you are offline, or this network lets no WebRTC through. Try again ' +
-      'in a moment, or from another network.',
+      'The directory or the relays don’t answer. You may be offline, or this network may block WebRTC. Try again in a moment, ' +
+      'or from another network.',
   },
   storage: {
-    title: 'This browser keeps nothing for this page',
+    title: 'This browser stores nothing for this page',
     words:
-      'Its storage is full or denied, and a relay that changes with each visit would tell more of you. Allow this page to keep data ' +
-      '(a private window may not), or make room, then try again.',
+      'Its storage is full or denied, and a relay with a new key for each visit would disclose more about you. Allow this page ' +
+      'to store data (a private window may not), or free some storage, then try again.',
   },
   exit: {
-    title: 'No answer came back',
-    words: 'The exit, the last relay of the path, broke off or couldn’t do it. Try again: another exit may do better.',
+    title: 'The exit did not answer',
+    words: 'The exit, the last relay of the path, closed the stream or failed. Try again; another exit may succeed.',
   },
   engine: {
-    title: 'The search engine gave no answer',
-    words: 'It turned the exit away or didn’t answer as it should. Try again in a while, or choose another engine.',
+    title: 'The search engine failed',
+    words: 'It blocked the exit, or its answer is invalid. Try again later, or choose another engine.',
   },
   target: {
-    title: 'The site gave no answer',
-    words: 'It can’t be reached, broke off, or doesn’t speak as it should. Try again in a while.',
+    title: 'The site did not answer',
+    words: 'It can’t be reached, closed the stream early, or its answer is invalid. Try again later.',
   },
   certificate: {
-    title: 'The site can’t prove who it is',
-    words: 'Its certificate doesn’t count, so someone may stand between. It was not asked.',
+    title: 'The site’s certificate is not valid',
+    words: 'Another party may intercept the stream, so nothing of the request was sent.',
   },
   refused: {
-    title: 'That was refused',
-    words: 'The exit doesn’t do this. Another exit may, so trying again can help.',
+    title: 'The request was refused',
+    words: 'No exit performs it, or a limit is reached. Another exit may accept it later.',
   },
   closed: {
-    title: 'The way into the network is gone',
-    words: 'The channel to the first relay has closed. Try again to build a new one.',
+    title: 'The client has closed',
+    words: 'The channel to the first relay has closed. Try again to open a new one.',
   },
   'bad-input': {
-    title: 'That can’t be asked',
+    title: 'The request is invalid',
     words: 'Nothing was sent.',
   },
 };
@@ -109,5 +109,5 @@ export function explain(error: unknown): Told & { said: string } {
   const kind = (error as Partial<UmbelError> | undefined)?.kind;
   const said = error instanceof Error && !(SAID as readonly unknown[]).includes(kind) ? sentence(error.message) : '';
   const told = kind !== undefined && Object.hasOwn(FAILURES, kind) ? FAILURES[kind] : undefined;
-  return { ...(told ?? { title: 'Something in this page went wrong', words: 'Reload it to begin anew. Nothing was sent in the clear.' }), said };
+  return { ...(told ?? { title: 'This page has failed', words: 'Reload it to try again. Nothing was sent unencrypted.' }), said };
 }

@@ -12,7 +12,7 @@ import { button, choices, home, leave, results, searching, told, trouble, warnin
 
 const STEPS: Record<Progress, string> = {
   module: 'Starting…',
-  consensus: 'Reading the list of relays…',
+  consensus: 'Verifying the list of relays…',
   channel: 'Opening a channel to the first relay…',
   circuit: 'Building a path of three relays…',
   ready: '',
@@ -98,7 +98,7 @@ async function showHome(still: () => boolean): Promise<void> {
   document.querySelector<HTMLInputElement>('#q')?.focus();
   try {
     await client();
-    if (still() && engines.length === 0) tellStep('Nobody in this network offers to search, for now.');
+    if (still() && engines.length === 0) tellStep('No exit of this network offers a search engine.');
   } catch (error) {
     if (still()) the('progress').replaceWith(warning(error, () => void show(HOME)));
   }
@@ -111,7 +111,7 @@ async function showResults(asked: Query, still: () => boolean): Promise<void> {
   put(searching({ go, engines }, asked));
   try {
     const ready = await client();
-    if (still()) tellStep('Asking…');
+    if (still()) tellStep('Searching…');
     const answer = await ready.search(asked);
     keep(answers, key, answer);
     if (still()) put(results({ go, engines }, asked, answer));

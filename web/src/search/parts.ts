@@ -54,7 +54,7 @@ export function offer(engines: readonly string[]): void {
 // The search box. `asked` is what stands in it; the engines come once the network is known.
 export function form(go: Go, engines: readonly string[], asked: Query | undefined, focus: boolean): HTMLFormElement {
   const box = h('input', {
-    id: 'q', type: 'search', name: 'q', value: asked?.terms ?? '', placeholder: 'Your question', 'aria-label': 'Search',
+    id: 'q', type: 'search', name: 'q', value: asked?.terms ?? '', placeholder: 'Search terms', 'aria-label': 'Search',
     maxlength: MAX_TERMS, required: true, autofocus: focus, autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false',
     enterkeyhint: 'search',
   });

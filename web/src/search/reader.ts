@@ -35,7 +35,7 @@ const field = (response: PageResponse, name: string): string | undefined =>
 export async function read(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
   let late: ReturnType<typeof setTimeout> | undefined;
   const tooSlow = new Promise<never>((_, reject) => {
-    late = setTimeout(() => reject(new ReadError('the page took too long to come')), FETCH_LIMIT);
+    late = setTimeout(() => reject(new ReadError('the page did not arrive in time')), FETCH_LIMIT);
   });
   try {
     return await Promise.race([fetchPage(umbel, start), tooSlow]);
@@ -60,19 +60,19 @@ async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Rea
     const location = field(response, 'location');
     if (REDIRECTS.includes(response.status) && location !== undefined) {
       const next = link(location, url);
-      if (!next) throw new ReadError('the site sends visitors somewhere that can’t be read');
+      if (!next) throw new ReadError('the site redirects to a URL that is not http or https');
       url = next;
       continue;
     }
     return { url, content: take(response, url), exit: response.path.at(-1)?.relay, took: performance.now() - began, sealed };
   }
-  throw new ReadError('the site sends visitors round in a circle');
+  throw new ReadError('the site redirects too often');
 }
 
 // What of a response is shown.
 export function take(response: PageResponse, url: URL): Reading['content'] {
   const encoding = field(response, 'content-encoding');
-  if (encoding !== undefined && encoding !== 'identity') throw new ReadError('the page is packed in a way that the reader doesn’t take');
+  if (encoding !== undefined && encoding !== 'identity') throw new ReadError('the page has a content encoding that the reader doesn’t support');
   const kind = (field(response, 'content-type') ?? '').toLowerCase();
   const type = kind.split(';')[0]?.trim() ?? '';
   const html = ['text/html', 'application/xhtml+xml', ''].includes(type);
@@ -85,7 +85,7 @@ export function take(response: PageResponse, url: URL): Reading['content'] {
   const text = decode(kind, response.body, html);
   if (!html) return { plain: text };
   const cleaned = clean(text, url, (target) => address({ at: 'reader', url: target.href }));
-  if (!cleaned) throw new ReadError('it is larger than any page made for people');
+  if (!cleaned) throw new ReadError('the page has too many elements');
   return cleaned;
 }
 
@@ -127,21 +127,21 @@ export function view(go: Go, reading: Reading): Node[] {
         { class: 'row' },
         brand(go),
         h('button', { type: 'button', class: 'plain', onclick: () => history.back() }, '← back'),
-        h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: url.href }) }, 'open in this browser instead…'),
+        h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: url.href }) }, 'open directly in this browser…'),
       ),
       h(
         'p',
         {},
         'Reader view of ', h('b', {}, host), `: text only, fetched by an exit in ${time(reading.took)}. `, h('b', {}, host),
-        ' sees the exit instead of you. ',
+        ' sees the address of the exit instead of yours. ',
         h('b', {}, 'The exit'), reading.exit !== undefined && ' ', reading.exit !== undefined && h('code', { title: reading.exit }, relayName(reading.exit)),
-        ' sees this page and could change it, but not who reads it.',
+        ' reads this page and could modify it, but doesn’t see your address.',
       ),
     ),
     h(
       'main',
       { class: 'foreign' },
-      !reading.sealed && h('p', { class: 'warn' }, 'This page did not come encrypted from ', h('b', {}, host), '. Anyone between it and the exit could change it.'),
+      !reading.sealed && h('p', { class: 'warn' }, 'The page was not encrypted by ', h('b', {}, host), '. Anyone between the site and the exit could modify it.'),
       h('h1', { class: 'title', dir: 'auto' }, title),
       h('p', { class: 'where' }, url.href),
       'plain' in content ? h('pre', { class: 'plain', dir: 'auto' }, content.plain) : frame(content.html, follow),

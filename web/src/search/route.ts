@@ -5,13 +5,13 @@ import type { Hop, SearchAnswer } from '../umbel';
 
 // What a relay of the path is and knows.
 export function hopWords(hop: Hop, place: number, count: number): { role: string; knows: string } {
-  const volunteer = 'a volunteer’s browser or home computer. It ';
+  const volunteer = 'a volunteer’s browser or home computer: ';
   if (place === count - 1) {
-    const knows = 'opened the last layer, read the question and asked the engine. It doesn’t know your address.';
+    const knows = 'decrypted the last layer, read the query and sent it to the engine. It doesn’t see your address.';
     return { role: 'Exit', knows: hop.volunteer ? volunteer + knows : knows };
   }
-  if (place === 0) return { role: 'First relay', knows: 'knows your address, but could not read the question.' };
-  const knows = 'passed it on, and knows neither you nor the question.';
+  if (place === 0) return { role: 'First relay', knows: 'sees your address, but can’t read the query.' };
+  const knows = 'forwarded the query, and sees neither it nor your address.';
   return { role: 'Middle relay', knows: hop.volunteer ? volunteer + knows : knows };
 }
 
@@ -24,25 +24,25 @@ export function route(answer: SearchAnswer): HTMLDetailsElement {
   return h(
     'details',
     { class: 'route', open: true },
-    h('summary', {}, 'The way your question took ', h('small', {}, `there and back in ${time(answer.elapsedMs)}`)),
+    h('summary', {}, 'The path of your query ', h('small', {}, `answered in ${time(answer.elapsedMs)}`)),
     h(
       'ol',
       {},
-      h('li', { class: 'end' }, h('b', {}, 'This browser'), ' locked the question in a layer for each relay below.'),
+      h('li', { class: 'end' }, h('b', {}, 'This browser'), ' encrypted the query in a layer for each relay below.'),
       ...answer.path.map(hop),
-      h('li', { class: 'end' }, h('b', {}, answer.engine), ' (the search engine) saw the question come from the exit.'),
+      h('li', { class: 'end' }, h('b', {}, answer.engine), ' (the search engine) received the query from the exit.'),
     ),
     h(
       'p',
       { class: 'note' },
-      'The circuit carries nothing but this one question. The times in brackets are what it took to reach each relay when it was built.',
+      'The circuit carries this query only. The times in brackets are the times to reach each relay when it was built.',
     ),
     answer.sharedExit &&
       h(
         'p',
         { class: 'warn' },
-        'Something else that you asked leaves by the same exit, since no other offers this engine. That exit could guess that ' +
-          'both are one person’s.',
+        'This exit also carries other traffic of yours, because no other exit offers this engine. It could link that traffic with ' +
+          'this query.',
       ),
   );
 }

@@ -21,26 +21,26 @@ export function home(scene: Scene): Node[] {
       'main',
       { class: 'home' },
       brand(scene.go),
-      h('p', { class: 'promise' }, 'Search without being known: the search engine sees what you ask, but not who is asking.'),
+      h('p', { class: 'promise' }, 'Private search: the search engine sees your query, but not your address.'),
       form(scene.go, scene.engines, undefined, true),
       progress(),
       h(
         'section',
         { class: 'how' },
-        h('h2', {}, 'What happens to your question'),
+        h('h2', {}, 'The path of your query'),
         h(
           'ol',
           {},
-          h('li', {}, 'This browser locks it in three layers and hands it to a first relay, which knows your address but can’t read the question.'),
-          h('li', {}, 'A second relay passes it on. It knows neither you nor the question.'),
+          h('li', {}, 'This browser encrypts the query in three layers and sends it to a first relay. This relay sees your address but can’t read the query.'),
+          h('li', {}, 'A second relay forwards it. This relay sees neither your address nor the query.'),
           h(
             'li',
             {},
-            'A third one, the exit, opens the last layer and asks the search engine. It reads the question, but doesn’t know your ' +
-              'address; the engine sees the exit and not you.',
+            'A third relay, the exit, decrypts the last layer and sends the query to the search engine. The exit reads the query ' +
+              'but doesn’t see your address. The engine sees the exit’s address.',
           ),
         ),
-        h('p', {}, 'So don’t put into a question what says who you are.'),
+        h('p', {}, 'Don’t write anything into a query that identifies you.'),
       ),
     ),
   ];
@@ -62,7 +62,7 @@ export function results(scene: Scene, asked: Query, answer: SearchAnswer): Node[
       'main',
       {},
       h('p', { class: 'count', role: 'status' }, `${page} from ${answer.engine}, in ${time(answer.elapsedMs)}`),
-      shown === 0 && h('p', {}, 'Nothing was found. Other words, or fewer of them, may help.'),
+      shown === 0 && h('p', {}, 'No results. Try other or fewer search terms.'),
       h('ol', { class: 'results', id: 'results', tabindex: -1 }, ...answer.results.map((one) => result(scene.go, one))),
       pages(scene.go, { ...asked, engine: answer.engine }, answer.more),
       route(answer),
@@ -77,7 +77,7 @@ function result(go: Go, { title, link, snippet }: SearchResult): HTMLLIElement {
     h('h2', { dir: 'auto' }, lead(go, { at: 'reader', url: link }, {}, title || link)),
     h('p', { class: 'where' }, where(link)),
     snippet !== '' && h('p', { class: 'snippet', dir: 'auto' }, snippet),
-    h('p', { class: 'aside' }, h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: link }) }, 'open in this browser instead…')),
+    h('p', { class: 'aside' }, h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: link }) }, 'open directly in this browser…')),
   );
 }
 
@@ -145,13 +145,13 @@ export function leave(scene: Scene, url: URL): Node[] {
     h(
       'main',
       { class: 'words' },
-      h('h1', {}, 'Open this page in your browser itself?'),
+      h('h1', {}, 'Open this page directly in your browser?'),
       h('p', { class: 'target' }, url.href),
       h(
         'p',
         {},
-        'Then ', host, ' sees your own address, and your network’s provider sees that you go there. And the link came from an exit that ' +
-          'nobody vouches for: it may have been made up for this one search, so that whoever waits at its end learns who asked.',
+        host, ' would see your own address, and your network’s provider would see that you visit it. The URL comes from an exit, which ' +
+          'could have made it up for this one search: then its target would link the query with your address.',
       ),
       choices(
         button('Read it through the overlay', () => scene.go({ at: 'reader', url: url.href })),

@@ -43,7 +43,7 @@ export function chooseEngines(chosen: readonly (string | SearchEngine)[], named:
   return chosen.map((one) => {
     const engine = typeof one === 'string' ? named.find(({ name }) => name === one) : one;
     if (typeof engine?.name === 'string' && typeof engine.description === 'string') return engine;
-    throw new UmbelError('bad-input', `The network names no search engine “${String(typeof one === 'string' ? one : engine?.name)}”; describe it.`);
+    throw new UmbelError('bad-input', `The network’s description has no search engine “${String(typeof one === 'string' ? one : engine?.name)}”; pass its description.`);
   });
 }
 

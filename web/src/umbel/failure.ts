@@ -28,5 +28,5 @@ export function asError(error: unknown): UmbelError {
   if (typeof error === 'object' && error !== null && 'kind' in error && 'message' in error) {
     return new UmbelError(error.kind as UmbelErrorKind, String(error.message));
   }
-  return new UmbelError('closed', 'Something in this page broke; load it anew.');
+  return new UmbelError('closed', 'This page has failed; reload it.');
 }

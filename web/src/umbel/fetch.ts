@@ -18,7 +18,7 @@ const WITHOUT_BODY = [204, 205, 304];
 export async function fetchBy(https: Https, input: string | URL, init: FetchInit): Promise<Response> {
   const { maxBytes = MOST_BYTES, patience = PATIENCE } = init;
   // What is no number is no limit either.
-  if (!(maxBytes >= 0) || !(patience > 0)) throw new UmbelError('bad-input', 'A limit is a number, and not below zero.');
+  if (!(maxBytes >= 0) || !(patience > 0)) throw new UmbelError('bad-input', 'A limit must be a number, zero or greater.');
   const signal = init.signal ?? undefined;
   signal?.throwIfAborted();
   let asked = await taken(input, init, signal);
@@ -38,8 +38,8 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
       return response(asked, head.status, headers, talk, redirects > 0, maxBytes);
     }
     talk.close();
-    if (init.redirect === 'error') throw new UmbelError('target', 'The site redirects, which was not to be followed.');
-    if (redirects === MOST_REDIRECTS) throw new UmbelError('target', 'The site redirects without end.');
+    if (init.redirect === 'error') throw new UmbelError('target', 'The site redirects, and the request disallows redirects.');
+    if (redirects === MOST_REDIRECTS) throw new UmbelError('target', 'The site redirects too often.');
     asked = following(asked, head.status, location);
   }
 }
@@ -47,7 +47,7 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
 async function taken(input: string | URL, init: FetchInit, signal: AbortSignal | undefined): Promise<Asked> {
   const { method, headers, body } = init;
   if (body instanceof FormData) {
-    throw new UmbelError('bad-input', 'Each browser writes a form’s data in a way of its own: send text, bytes or URLSearchParams.');
+    throw new UmbelError('bad-input', 'FormData is not supported as a body, because its encoding identifies the browser: send text, bytes or URLSearchParams.');
   }
   if (body instanceof Blob && body.size > MOST_SENT) throw tooMuch();
   let request;
@@ -59,11 +59,11 @@ async function taken(input: string | URL, init: FetchInit, signal: AbortSignal |
     request = new Request(input, { ...(method && { method }), ...(headers && { headers }), ...(given && { body: given }) });
     reader = stream?.getReader();
   } catch {
-    throw new UmbelError('bad-input', 'This address, method, header or body can’t be asked with.');
+    throw new UmbelError('bad-input', 'The URL, method, a header or the body is not allowed.');
   }
   // Never in the clear, where the exit and all behind it could read and change it.
   if (!request.url.startsWith('https:')) {
-    throw new UmbelError('bad-input', 'fetch() goes to https addresses alone; request() has an exit ask others, which sees all of it.');
+    throw new UmbelError('bad-input', 'fetch() supports https URLs only; for others use request(), which an exit performs and reads.');
   }
   // A stream too is taken whole before anything is sent.
   const bytes = reader ? await whole(reader, signal) : new Uint8Array(await unless(request.arrayBuffer(), signal));
@@ -79,7 +79,7 @@ async function whole(reader: ReadableStreamDefaultReader<unknown>, signal: Abort
     for (;;) {
       const { done, value } = await unless(reader.read(), signal);
       if (done) return new Uint8Array(await new Blob(pieces).arrayBuffer());
-      if (!(value instanceof Uint8Array)) throw new UmbelError('bad-input', 'A stream as body is one of bytes, in a Uint8Array each.');
+      if (!(value instanceof Uint8Array)) throw new UmbelError('bad-input', 'A stream as a body must consist of Uint8Array chunks.');
       length += value.length;
       if (length > MOST_SENT) throw tooMuch();
       // Its giver may use the memory again.
@@ -100,7 +100,7 @@ function following(asked: Asked, status: number, location: string): Asked {
     throw nowhere();
   }
   if (next.protocol !== 'https:') {
-    throw new UmbelError('refused', 'The site redirects to an address without https, which is not followed.');
+    throw new UmbelError('refused', 'The site redirects to a URL without https, which is not followed.');
   }
   let { method, headers, body } = asked;
   // As browsers do: what was posted is not posted again, and a secret stays with whom it was meant for.
@@ -190,9 +190,9 @@ class Answer extends Response {
   }
 }
 
-const tooMuch = () => new UmbelError('bad-input', 'The body is larger than a page sends.');
-const nowhere = () => new UmbelError('target', 'The site redirects to what is no address, or none that can be asked.');
-const tooLarge = () => new UmbelError('target', 'The answer is larger than it may be.');
+const tooMuch = () => new UmbelError('bad-input', 'The body exceeds the maximum size.');
+const nowhere = () => new UmbelError('target', 'The site redirects to an invalid or unsupported URL.');
+const tooLarge = () => new UmbelError('target', 'The answer exceeds the maximum size.');
 
 function pairs(flat: string[]): [string, string][] {
   return flat.flatMap((name, at) => (at % 2 === 0 ? [[name, flat[at + 1] ?? '']] : [])) as [string, string][];

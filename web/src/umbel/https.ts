@@ -41,7 +41,7 @@ async function load(): Promise<Module> {
     return await loading;
   } catch {
     loading = undefined;
-    throw new UmbelError('network', 'The part of this page’s program that speaks https could not be loaded; nothing was sent.');
+    throw new UmbelError('network', 'This page’s module for https could not be loaded; nothing was sent.');
   }
 }
 
@@ -119,7 +119,7 @@ export class Talk {
     try {
       for (;;) {
         this.#signal?.throwIfAborted();
-        if (this.#closed) throw new UmbelError('closed', 'This answer has been given up.');
+        if (this.#closed) throw new UmbelError('closed', 'This answer has been cancelled.');
         const event = made(() => this.#exchange.event()) as HttpsHead | Uint8Array<ArrayBuffer> | null | undefined;
         if (event === null) this.close();
         if (event !== undefined) return event;
@@ -173,7 +173,7 @@ function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream,
   }
 }
 
-const late = () => new UmbelError('target', 'The site didn’t go on in time.');
+const late = () => new UmbelError('target', 'The site sent nothing in time.');
 
 /** What `make` makes; what the module throws is made an {@link UmbelError}. */
 function made<T>(make: () => T): T {

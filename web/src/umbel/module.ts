@@ -9,7 +9,7 @@ export async function load(): Promise<void> {
     await (loading ??= init());
   } catch {
     loading = undefined;
-    throw new UmbelError('network', 'The program of this page could not be loaded whole; load the page anew.');
+    throw new UmbelError('network', 'This page’s program could not be loaded completely; reload the page.');
   }
 }
 
@@ -17,6 +17,6 @@ export function requireWebRtc(): void {
   if (typeof RTCPeerConnection === 'function') return;
   throw new UmbelError(
     'no-webrtc',
-    'This browser has no WebRTC, or it is turned off; without it the page can reach no relay. Nothing has been sent.',
+    'This browser lacks WebRTC or disables it, so the page can’t reach a relay. Nothing was sent.',
   );
 }

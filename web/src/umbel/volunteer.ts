@@ -82,8 +82,8 @@ const SLEPT = 15_000;
 const LOOK_EVERY = 2_000;
 const DAY = 24 * 60 * 60 * 1000;
 
-const OTHER_TAB = 'Another tab of this browser is the volunteer already; this one takes over when that is closed.';
-const MEMORY_ONLY = 'This browser keeps nothing for this page, so the next visit will start as another volunteer.';
+const OTHER_TAB = 'Another tab of this browser is the volunteer; this tab takes over when that one closes.';
+const MEMORY_ONLY = 'This browser stores nothing for this page, so the next visit will be another volunteer.';
 
 /** Has the browser keep no list of what this page fetches: in it would stand what others ask. */
 function forgetAddresses(): void {
@@ -251,10 +251,10 @@ class Page implements Volunteer {
     const { bytesTotal, onlyOnPower, onlyUnmetered } = this.#limits;
     if (!this.#chosen) return OTHER_TAB;
     if (bytesTotal !== undefined && bytesTotal > 0 && this.#before + this.#relayed - this.#limitedFrom >= bytesTotal) {
-      return 'The amount that you set has been passed on.';
+      return 'The amount that you set has been forwarded.';
     }
     if (onlyOnPower && this.#power?.onBattery) return 'This device runs on its battery.';
-    if (onlyUnmetered && this.#power?.metered) return 'This connection is metered, or saves data.';
+    if (onlyUnmetered && this.#power?.metered) return 'This network is metered, or the browser saves data.';
     if (navigator.onLine === false) return 'This device is offline.';
     return undefined;
   }

@@ -30,8 +30,8 @@ export interface EngineChoice {
 
 export function standing(state: SearchEngineState | undefined): string {
   if (!state) return '';
-  if (state.offered) return 'It answers. You are asking it for others.';
-  return state.why ? `Not asked for others: ${state.why}` : 'Trying whether it answers this page…';
+  if (state.offered) return 'It answers. You are querying it for others.';
+  return state.why ? `Not queried for others: ${state.why}` : 'Testing whether this page can query it…';
 }
 
 export function places(origins: readonly string[]): string {
@@ -40,7 +40,7 @@ export function places(origins: readonly string[]): string {
 
 // What is to be said of an engine that isn't ticked though one of its name was.
 export function moved(chosen: ChosenEngine, now: ChosenEngine): string {
-  return `You had chosen an engine of this name at ${places(chosen.origins)}. Now it is at ${places(now.origins)}, so it isn’t asked until you tick it again.`;
+  return `You had chosen an engine of this name at ${places(chosen.origins)}. Now it is at ${places(now.origins)}, so it isn’t queried until you tick it again.`;
 }
 
 // Shows `limits` and calls `changed` with what is chosen from then on.
@@ -87,7 +87,7 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
         const chosen = limits.searchEngines?.find((one) => one.name === name);
         const same = chosen !== undefined && isSame(chosen, engine);
         const box = h('input', { type: 'checkbox', name, checked: same && why === undefined, disabled: why !== undefined });
-        const unticked = why ? `It can’t be asked: ${why}` : chosen && !same ? moved(chosen, engine) : '';
+        const unticked = why ? `It can’t be queried: ${why}` : chosen && !same ? moved(chosen, engine) : '';
         const note = h('p', { class: 'untold', role: 'status' }, unticked);
         engines.append(h('label', { class: 'check' }, box, `${title ?? name} `, h('small', {}, places(origins))), note);
         boxes.push({ box, note, engine, unticked });

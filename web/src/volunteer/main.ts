@@ -38,7 +38,7 @@ function show(next: VolunteerState): void {
   write(the('now'), rate(state.bytesNow));
   write(the('total'), bytes(state.bytesTotal));
   choice.tell(state.on ? state.searchEngines : []);
-  write(the('searches'), state.searches === 0 ? '' : `Asked and answered for others: ${state.searches}.`);
+  write(the('searches'), state.searches === 0 ? '' : `Queries answered for others: ${state.searches}.`);
   document.title = state.phase === 'off' ? 'Umbel volunteer' : `${title} · Umbel volunteer`;
 }
 
@@ -68,7 +68,7 @@ function located({ name, title, description }: SearchEngine): OfferedEngine {
   try {
     return { ...called, origins: engineOrigins({ name, description }) };
   } catch (error) {
-    return { ...called, origins: [], why: error instanceof Error ? error.message : 'its description can’t be used' };
+    return { ...called, origins: [], why: error instanceof Error ? error.message : 'its description is invalid' };
   }
 }
 

@@ -17,33 +17,33 @@ export function tell(state: VolunteerState): Lines {
     case 'off':
       return { state: 'Off', why: why || 'Nothing runs until you turn it on.' };
     case 'starting':
-      return { state: 'Starting…', why: why || 'Reading the list of relays.' };
+      return { state: 'Starting…', why: why || 'Verifying the list of relays.' };
     case 'registering':
-      return { state: 'Starting…', why: why || 'Telling the directory that this relay is here.' };
+      return { state: 'Starting…', why: why || 'Registering with the directory.' };
     case 'connecting':
-      return { state: 'Connecting…', why: why || 'Opening channels to relays through which others can reach this one.' };
+      return { state: 'Connecting…', why: why || 'Opening channels to gateways, over which others reach this relay.' };
     case 'reachable':
       return {
         state: 'On',
-        why: `Others reach this relay through ${number(state.gateways)} ${state.gateways === 1 ? 'gateway' : 'gateways'}. ${why || 'Thank you!'}`,
+        why: `Others reach this relay over ${number(state.gateways)} ${state.gateways === 1 ? 'gateway' : 'gateways'}. ${why || 'Thank you!'}`,
       };
     case 'unreachable':
       return {
         state: 'On, but not reachable',
-        why: why || 'None of the relays through which others could reach this one answers. It keeps trying.',
+        why: why || 'No gateway can be reached. The relay keeps retrying.',
       };
     case 'paused':
       return { state: 'Paused', why: why || 'One of your limits is reached.' };
     case 'error':
-      return { state: 'It doesn’t work', why };
+      return { state: 'Failed', why };
   }
 }
 
 // The limits in a line.
 export function limitsInShort(limits: VolunteerLimits): string {
   const parts = [
-    limits.bytesPerSecond === undefined ? 'as fast as it goes' : `at most ${rate(limits.bytesPerSecond)}`,
-    limits.bytesTotal !== undefined && `${bytes(limits.bytesTotal)} in all`,
+    limits.bytesPerSecond === undefined ? 'no speed limit' : `at most ${rate(limits.bytesPerSecond)}`,
+    limits.bytesTotal !== undefined && `${bytes(limits.bytesTotal)} in total`,
     limits.onlyOnPower && 'plugged in',
     limits.onlyUnmetered && 'not mobile',
   ];

@@ -13,12 +13,12 @@ use crate::{
 /// The engine of a description, if a page may query it.
 pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, Failure> {
     let called = EngineName::parse(name)
-        .ok_or_else(|| bad(format!("\"{name}\" is no name for a search engine: a-z, 0-9 and -, at most 32")))?;
+        .ok_or_else(|| bad(format!("\"{name}\" is not a name of a search engine: at most 32 of a-z, 0-9 and -")))?;
     let engine = Engine::describe_for_page(description.as_bytes(), Some(called))
-        .map_err(|error| bad(format!("the description of \"{name}\" can't be used: {error}")))?;
+        .map_err(|error| bad(format!("the description of \"{name}\" is invalid: {error}")))?;
     // Otherwise a malicious description could make a visitor's browser send requests to the visitor's local network.
     if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
-        return Err(bad(format!("the search engine \"{name}\" is at an address of your own machine or network")));
+        return Err(bad(format!("the search engine \"{name}\" has an address of your own machine or network")));
     }
     Ok(engine)
 }

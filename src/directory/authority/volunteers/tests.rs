@@ -108,10 +108,14 @@ fn presence(gateway: u16, volunteers: &[u16], at_ms: u64) -> Vec<u8> {
 fn a_volunteer_is_listed_with_the_gateways_that_report_it_the_best_ranked_first() {
     let mut world = World::testnet(10);
     let registration = world.register(V, NOW);
-    assert!(registration.gateways.is_empty(), "nobody has confirmed it yet");
+    assert!(registration.gateways.is_empty(), "no gateway has confirmed the volunteer yet");
     let ranking = world.ranking(&registration.seed, V);
     for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
-        assert_eq!(world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers, ids(&[V]), "for whom it counts");
+        assert_eq!(
+            world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers,
+            ids(&[V]),
+            "the volunteers for which the report counts"
+        );
     }
     let best = ids(&[ranking[0], ranking[2], ranking[4]]);
     assert_eq!(world.register(V, later(1)).gateways, best);
@@ -130,7 +134,10 @@ fn a_gateway_can_t_claim_a_volunteer_to_whom_it_doesn_t_fall() {
     let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
     assert_eq!(strangers.len(), 12 - RANKED_GATEWAYS);
     for gateway in strangers {
-        assert!(world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(), "and it is told so");
+        assert!(
+            world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(),
+            "the gateway receives the result"
+        );
     }
     assert!(world.register(V, later(1)).gateways.is_empty());
     world.settle(later(1));
@@ -192,11 +199,15 @@ fn a_report_counts_for_three_intervals_and_stands_for_all_that_the_gateway_knows
     assert_eq!((world.listed(V), world.listed(V + 1)), (Some(ids(&[1])), Some(ids(&[1]))));
     world.report(1, &[V + 1], later(INTERVAL)).unwrap();
     world.settle(later(2 * INTERVAL));
-    assert_eq!((world.listed(V), world.listed(V + 1)), (None, Some(ids(&[1]))), "who isn't in it has left");
+    assert_eq!(
+        (world.listed(V), world.listed(V + 1)),
+        (None, Some(ids(&[1]))),
+        "a volunteer that is not in the report has left"
+    );
     world.settle(later(3 * INTERVAL));
     assert_eq!(world.listed(V + 1), Some(ids(&[1])));
     world.settle(later(4 * INTERVAL));
-    assert_eq!(world.listed(V + 1), None, "the gateway has fallen silent");
+    assert_eq!(world.listed(V + 1), None, "the gateway no longer reports");
 }
 
 #[test]
@@ -210,7 +221,11 @@ fn the_seed_stays_the_same_for_a_day_whatever_is_registered_again() {
     // Removed, because no gateway confirms it; the seed is kept.
     world.settle(later(100));
     let again = volunteer(V, volunteer_profile(V), later(1));
-    assert_eq!(world.register_as(later(101), &again).unwrap().seed, seed, "older than what was forgotten, so it was");
+    assert_eq!(
+        world.register_as(later(101), &again).unwrap().seed,
+        seed,
+        "older than the last report, which was deleted"
+    );
     let day = SEED_LIFETIME.as_secs();
     let daily = volunteer(V, volunteer_profile(V), later(day - 1));
     assert_eq!(world.register_as(later(day - 1), &daily).unwrap().seed, seed);
@@ -224,7 +239,7 @@ fn seeds_can_t_be_foreseen_by_who_registers() {
         world.rng = ChaCha20Rng::seed_from_u64(seed);
         world.register(V, NOW).seed
     };
-    assert_ne!(first(1), first(2), "they follow from the authority's randomness, not from the identity");
+    assert_ne!(first(1), first(2), "gateways depend on the authority's randomness, not on the identity");
 }
 
 #[test]
@@ -244,7 +259,7 @@ fn the_same_bytes_are_known_again_and_older_ones_refused() {
     let last = forged.len() - 1;
     forged[last] ^= 1;
     assert_eq!(world.register_as(later(3), &forged), Err(DescriptorError::BadSignature));
-    assert!(world.register_as(later(4), &new).is_ok(), "what is refused changes nothing");
+    assert!(world.register_as(later(4), &new).is_ok(), "a refused report changes nothing");
 }
 
 #[test]
@@ -326,7 +341,10 @@ fn a_full_directory_makes_room_by_who_had_a_chance_to_be_confirmed_and_else_refu
     assert!(!known(&world, numbers[0]) && known(&world, V));
     // All are confirmed or new, so none is evicted.
     assert_eq!(world.register_as(now, &newcomer(V + 1)), Err(DescriptorError::Full));
-    assert!(world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(), "once nobody has confirmed them lately");
+    assert!(
+        world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(),
+        "volunteers without a recent confirmation are removed"
+    );
 }
 
 #[test]
@@ -345,7 +363,7 @@ fn nobody_is_ranked_but_whom_a_gateway_reports() {
         world.register(V + 1, now);
         assert!(!ranked(&world, V + 1));
     }
-    assert!(!ranked(&world, V), "nobody reports it any more, and there is another consensus");
+    assert!(!ranked(&world, V), "no gateway reports the volunteer, and there is another consensus");
     world.report(1, &[V], later(21)).unwrap();
     assert!(ranked(&world, V));
 }
@@ -370,7 +388,7 @@ fn a_list_is_made_each_interval_once_there_is_a_consensus_and_may_be_empty() {
     assert_eq!(slower.list.unwrap().valid_until(), later(30 + 150));
     let mut alone = World::of(0, AuthorityConfig::testnet(3));
     alone.settle(later(60));
-    assert!(alone.list.is_none(), "without a consensus there is none");
+    assert!(alone.list.is_none(), "there is no list without a consensus");
 }
 
 #[test]
@@ -424,13 +442,13 @@ fn no_flood_of_registrations_costs_a_registered_volunteer_its_seed() {
         world.report(1, &[V], later(at)).unwrap();
         world.settle(later(at));
     }
-    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other has left");
+    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other volunteer has left");
     for number in 0..MAX_LEFT_SEEDS {
         let seed = Seed::draw(NOW, &mut world.rng);
         world.authority.volunteers.left.keep(id(number), seed);
     }
     assert_eq!(world.register(V, later(100)).seed, seed);
-    assert_ne!(world.register(V + 1, later(100)).seed, leaver, "of those that left, the first to go are forgotten");
+    assert_ne!(world.register(V + 1, later(100)).seed, leaver, "volunteers that left first are deleted first");
 }
 
 #[test]

@@ -12,18 +12,18 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AllowError {
     /// The entry isn't two words.
-    #[error("allowed request \"{0}\": write methods and a host, as in \"GET,HEAD example.org\"")]
+    #[error("allowed request \"{0}\": not methods and a host as in \"GET,HEAD example.org\"")]
     Form(String),
     /// The entry has an unsupported method.
     #[error(
-        "allowed request \"{0}\": methods are GET, HEAD, POST, PUT, DELETE, PATCH and OPTIONS, with commas between"
+        "allowed request \"{0}\": unknown method; write some of GET, HEAD, POST, PUT, DELETE, PATCH and OPTIONS, separated by commas"
     )]
     Method(String),
     /// The host is invalid.
     #[error("allowed request \"{0}\": not a host as in \"example.org\", \"example.org:8443\" or \"http://192.0.2.1\"")]
     Host(String),
     /// There are more hosts than a descriptor allows.
-    #[error("more than {MAX_HOSTS} allowed hosts")]
+    #[error("the number of allowed hosts exceeds {MAX_HOSTS}")]
     TooMany,
 }
 

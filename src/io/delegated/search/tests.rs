@@ -149,7 +149,7 @@ async fn a_query_is_asked_by_the_exit_with_fields_that_are_the_same_for_all() {
         r#""user-agent": "Mozilla/5.0 (compatible; Umbel)""#,
     ];
     assert!(fields.iter().all(|field| asked.contains(field)), "{asked}");
-    assert_eq!(asked.matches("\": \"").count(), fields.len() + 1, "and the host: {asked}");
+    assert_eq!(asked.matches("\": \"").count(), fields.len() + 1, "the host differs: {asked}");
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn who_sends_slowly_or_takes_slowly_takes_no_others_turn() {
     tokio::spawn(async move { search.serve(far, admit).await });
     let query = query("x").encode().unwrap();
     near.write_all(&query).await.unwrap();
-    assert!(told.try_recv().is_err(), "it has not all come");
+    assert!(told.try_recv().is_err(), "the body is incomplete");
     near.shutdown().await.unwrap();
     // The client doesn't read the answer here.
     for expected in ["admitted", "let go"] {

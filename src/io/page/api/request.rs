@@ -17,13 +17,13 @@ use url::Url;
 
 use crate::io::{
     binary_http::{Encoded, MessageError, Piped, fill, read_request, response_head},
-    connector::{ConnectError, Connector},
+    connector::Connector,
     oblivious::ObliviousError,
     page::Page,
     request::RequestError,
 };
 
-use super::failed;
+use super::{connect_status, failed};
 
 /// The header field that selects how the request is sent: [`BY_EXIT`] or [`BY_STREAM`].
 pub(crate) const VIA: &str = "umbel-via";
@@ -92,10 +92,8 @@ where
 fn refused(error: ObliviousError) -> Response {
     let status = match error {
         ObliviousError::Request(RequestError::Address) | ObliviousError::TooLarge => StatusCode::BAD_REQUEST,
-        ObliviousError::NoSecondExit
-        | ObliviousError::Request(
-            RequestError::NoExit | RequestError::Connect(ConnectError::NotReady | ConnectError::Stopped),
-        ) => StatusCode::SERVICE_UNAVAILABLE,
+        ObliviousError::NoSecondExit | ObliviousError::Request(RequestError::NoExit) => StatusCode::SERVICE_UNAVAILABLE,
+        ObliviousError::Request(RequestError::Connect(error)) => connect_status(error),
         _ => StatusCode::BAD_GATEWAY,
     };
     failed(status, error.to_string())

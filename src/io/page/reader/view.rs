@@ -23,14 +23,14 @@ pub(in crate::io::page) fn reading(reading: &Reading) -> Response {
         header.bar {
             div.row {
                 (brand())
-                a href=(address("/leave", &[("url", url)])) { "open in this browser instead…" }
+                a href=(address("/leave", &[("url", url)])) { "open directly in this browser…" }
             }
-            p { "Reader view of " b { (host) } ", fetched through the overlay: text only, and " b { (host) } " sees an exit instead of you." }
+            p { "Reader view of " b { (host) } ", fetched through the overlay: text only. " b { (host) } " sees the address of an exit instead of yours." }
         }
         main.foreign {
             @if !reading.verified {
                 p.warn {
-                    "This page did not come encrypted from " b { (host) } ". The exit could read it, and change it."
+                    "The page was not encrypted by " b { (host) } ". The exit could read and modify it."
                 }
             }
             h1.title dir="auto" { (title) }
@@ -49,7 +49,7 @@ pub(in crate::io::page) fn reading(reading: &Reading) -> Response {
 pub(in crate::io::page) fn unread(url: &Url, error: &ReadError) -> Response {
     let (status, title, words) = match error {
         ReadError::Request(RequestError::Connect(error)) => unconnected(*error),
-        ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page didn't come", said(error)),
+        ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page did not arrive in time", said(error)),
         error => (StatusCode::BAD_GATEWAY, "This page can't be shown", said(error)),
     };
     let body = html! {

@@ -33,14 +33,14 @@ impl Kiwix {
     /// When it isn't installed, or can't serve the file.
     pub(super) async fn start(zim: &Path) -> Result<Self, Failure> {
         if !zim.is_file() {
-            return Err(Failure::Usage(format!("no file {}: name a ZIM file with --zim", zim.display())));
+            return Err(Failure::usage(format!("--zim: {} is not a file", zim.display())));
         }
         for _ in 0..ATTEMPTS {
             if let Some(kiwix) = Self::attempt(zim).await.map_err(start_failure)? {
                 return Ok(kiwix);
             }
         }
-        Err(Failure::Failed(format!("{PROGRAM} does not serve {}: is it a ZIM file?", zim.display())))
+        Err(Failure::failed(format!("{PROGRAM} can't serve {}: check that it is a ZIM file", zim.display())))
     }
 
     /// `None` if it ended or did not answer in time.
@@ -86,10 +86,10 @@ impl Kiwix {
 
 fn start_failure(error: io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::NotFound => Failure::Failed(format!(
-            "{PROGRAM} is not installed: install kiwix-tools, or leave --zim out to search Umbel's own papers"
+        io::ErrorKind::NotFound => Failure::failed(format!(
+            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own papers"
         )),
-        _ => Failure::Failed(format!("can't start {PROGRAM}: {error}")),
+        _ => Failure::system(format!("can't start {PROGRAM}"))(error),
     }
 }
 

@@ -14,11 +14,11 @@ impl Receiver {
     pub(in super::super) fn check(&self) {
         let mut before = self.cumulative;
         for gap in &self.gaps {
-            assert!(gap.first > before + 1 && gap.last >= gap.first, "ranges lie in order and apart");
+            assert!(gap.first > before + 1 && gap.last >= gap.first, "ranges are in order and disjoint");
             before = gap.last;
         }
         assert!(self.gaps.len() <= MAX_GAPS && self.duplicates.len() <= MAX_DUPLICATES);
-        assert_eq!(self.hole_since().is_some(), !self.gaps.is_empty(), "a hole is timed");
+        assert_eq!(self.hole_since().is_some(), !self.gaps.is_empty(), "a gap has a timer");
         let held = |stream: &IncomingStream| {
             let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
             fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.bytes.memory())
@@ -27,10 +27,10 @@ impl Receiver {
         assert_eq!(self.pending, self.streams.iter().map(|stream| stream.pending.len()).sum::<usize>());
         assert!(self.held <= self.bound(), "{} bytes held, {} allowed", self.held, self.bound());
         for stream in &self.streams {
-            assert!(stream.pending.keys().all(|tsn| *tsn > self.cumulative), "a fragment waits in vain");
+            assert!(stream.pending.keys().all(|tsn| *tsn > self.cumulative), "a complete message was not delivered");
             assert!(
                 stream.message.as_ref().is_none_or(|message| message.next > self.cumulative),
-                "a message waits in vain"
+                "a deliverable message was not delivered"
             );
             assert!(stream.message.as_ref().is_none_or(|message| message.bytes.len() <= MAX_MESSAGE));
         }

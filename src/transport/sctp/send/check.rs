@@ -42,20 +42,20 @@ impl SendHalf {
             let flights = (self.first..).zip(&self.flights);
             flights.filter(move |(_, flight)| flight.state == state).map(|(tsn, _)| tsn)
         };
-        assert!(in_state(State::Lost).eq(self.lost.iter().copied()), "what is lost is listed");
+        assert!(in_state(State::Lost).eq(self.lost.iter().copied()), "each lost chunk is in the list");
         let holes = self.acked.holes(self.first).flat_map(|(from, to)| from..=to);
         let highest = in_state(State::Acked).last();
         assert_eq!(self.acked.highest(), highest.unwrap_or_default());
         let before = highest.unwrap_or_default();
         let open = (self.first..).zip(&self.flights).take_while(|(tsn, _)| *tsn < before);
         let open = open.filter(|(_, flight)| flight.state != State::Acked).map(|(tsn, _)| tsn);
-        assert!(holes.eq(open), "holes are what is not acknowledged");
+        assert!(holes.eq(open), "gaps are the unacknowledged chunks");
         assert_eq!(
             self.unsent_bytes,
             self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()
         );
         assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == State::Acked)));
         let waits = self.in_flight > 0 || !self.lost.is_empty();
-        assert!(!waits || self.timer().is_some(), "what is in flight is timed");
+        assert!(!waits || self.timer().is_some(), "chunks in flight have a timer");
     }
 }

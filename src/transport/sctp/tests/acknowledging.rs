@@ -115,7 +115,10 @@ fn arrival_times_that_lie_end_nothing_and_exceed_no_bound() {
             assert!(standing.window <= 16 << 20 && standing.unsent <= 17 << 10);
         }
         assert_eq!(forged.closed, None);
-        assert!(acknowledged.wrapping_sub(forged.their_tsn) > 400, "seed {seed}: each lie slows the liar at most");
+        assert!(
+            acknowledged.wrapping_sub(forged.their_tsn) > 400,
+            "seed {seed}: false acknowledgements made the sender faster"
+        );
     }
 }
 
@@ -161,7 +164,7 @@ fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
     let tsn = forged.their_tsn;
     forged.sack(tsn.wrapping_add(9), 0, &[], &[]);
     forged.give(17 << 10);
-    assert_eq!(forged.answers().len(), 1, "one packet goes beyond a window of nothing");
+    assert_eq!(forged.answers().len(), 1, "one packet exceeds a zero window");
     assert!(forged.answers().is_empty());
     // It is lost, and retransmitted with growing pauses while nothing else is sent.
     let mut times = Vec::new();

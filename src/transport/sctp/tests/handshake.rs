@@ -27,7 +27,7 @@ fn a_peer_that_takes_fewer_streams_than_lanes_ends_the_association() {
         assert_eq!(forged.closed, Some(Close::Broken));
     }
     let mut forged = Forged::established(&Config::new(1_195), &packet::Init { inbound: 10, ..own_init(1) });
-    assert_eq!(forged.open, Some(10), "streams that the peer does not take are not offered");
+    assert_eq!(forged.open, Some(10), "no more streams are offered than the peer accepts");
     forged.association.send(forged.now, 9, vec![1].into());
     assert_eq!(forged.answer(packet::DATA).body[4..6], [0, 9]);
 }
@@ -134,7 +134,7 @@ fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_says_s
         let answer = forged.answer(packet::INIT_ACK);
         forged.read_init(&answer.body);
         forged.take(&init);
-        assert_eq!(forged.answer(packet::INIT_ACK).body, answer.body, "a repetition is answered alike");
+        assert_eq!(forged.answer(packet::INIT_ACK).body, answer.body, "a repeated INIT has the same answer");
         let cookie = forged.cookie.clone();
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
         assert_eq!(forged.open, Some(4));
@@ -231,7 +231,7 @@ fn a_packet_without_checksum_is_taken_if_that_was_announced_and_never_with_init_
         let mut wrong = data;
         wrong[8] ^= 1;
         forged.take(&wrong);
-        assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum is no missing one");
+        assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum is not a missing one");
     }
     // A peer that did not announce it always gets a checksum.
     let mut forged = Forged::stock();

@@ -20,7 +20,7 @@ fn struck(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
     let mut forged = Forged::stock();
     forged.chunk(kind, flags, body);
     let aborts = forged.answers().iter().filter(|answer| answer.kind == packet::ABORT).count();
-    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "who broke it is told");
+    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "the violator receives an ABORT");
     forged.closed
 }
 
@@ -369,7 +369,7 @@ fn what_a_peer_never_completes_fills_the_window_and_no_more() {
         assert!(blocks.len() == 1 && usize::from(blocks[0].1) < 2_000, "{blocks:?}");
         assert_eq!(forged.closed, None);
         forged.wait(31_000);
-        assert_eq!(forged.closed, Some(Close::TimedOut), "a hole lasts half a minute at most");
+        assert_eq!(forged.closed, Some(Close::TimedOut), "a gap lasts half a minute at most");
     }
 }
 

@@ -94,16 +94,19 @@ async fn an_engine_that_cannot_be_offered_says_why() {
     file.write_all(described(JSON, "https://engine.example/?q={searchTerms}").as_bytes()).unwrap();
     let good = file.path().to_str().unwrap().to_owned();
     assert!(load(&["/none.xml".into()]).await.starts_with("engine \"/none.xml\": No such file"));
-    assert!(load(&[good.clone(), good.clone()]).await.contains("two engines are called \"engine\""));
+    assert!(load(&[good.clone(), good.clone()]).await.contains("two engines have the name \"engine\""));
     assert!(load(&[format!("A b={good}")]).await.contains("before the \"=\""));
     assert!(load(&["ftp://engine.example/".into()]).await.contains("neither a file nor"));
     let page = answering(200, &[], b"<html></html>".to_vec()).await;
-    assert!(load(&[format!("http://{page}/")]).await.contains("it is no OpenSearch 1.1 description"));
+    assert!(load(&[format!("http://{page}/")]).await.contains("not an OpenSearch 1.1 description"));
     let missing = answering(404, &[], Vec::new()).await;
     let twice = [format!("engine=http://{missing}/"), good.clone()];
-    assert!(load(&twice).await.contains("two engines are called \"engine\""), "also when one is still to come");
+    assert!(
+        load(&twice).await.contains("two engines have the name \"engine\""),
+        "also if one description is still missing"
+    );
     let many: Vec<String> = (0..33).map(|number| format!("e{number}={good}")).collect();
-    assert_eq!(load(&many).await, "more than 32 engines");
+    assert_eq!(load(&many).await, "the number of engines exceeds 32");
     let both = Engines::load(&[good.clone(), format!("other={good}")], ways(nowhere(), Tls::default())).await.unwrap();
     assert_eq!(both.names(), [name("engine"), name("other")]);
 }

@@ -1,0 +1,31 @@
+//! The class of an error: the party that caused it.
+
+use core::fmt;
+
+/// The party or condition that caused an error. Error types of the core and of transports have a method `class()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// A peer violated the protocol, or refused. It counts against the peer.
+    Peer,
+    /// The network: silence, a lost or closed link, or a part of the overlay that is not available. It counts against
+    /// nobody.
+    Network,
+    /// The caller: an invalid request, an end that it requested, or this node's configuration.
+    Local,
+    /// A resource limit of this node or of a peer.
+    Limit,
+    /// A bug of this program.
+    Bug,
+}
+
+impl fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Peer => "peer",
+            Self::Network => "network",
+            Self::Local => "local",
+            Self::Limit => "limit",
+            Self::Bug => "bug",
+        })
+    }
+}
