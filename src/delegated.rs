@@ -3,7 +3,7 @@
 //! Pure types for both ends: an exit's offer ([`Offer`]), the offer that a circuit needs ([`Delegation`]), queries
 //! and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), HTTP requests and responses
 //! ([`message`], [`binary_http`]), an exit's [`limits`], the client's and the exit's side of a search ([`query`],
-//! [`service`]), and statistics of exits by engine ([`ExitStatistics`]). `io::delegated` performs requests at the
+//! [`service`]), and statistics of exits by engine ([`ExitStatistics`]). `exit::delegated` performs requests at the
 //! exit; `engine` has the engines. Governed by `proto/09-delegated.md`. Threats addressed: neither the engine nor the
 //! exit learns the client's identity. The exit isn't trusted, so both ends check and clean all answers here.
 

@@ -4,7 +4,7 @@
 //! URL and headers of the request follow from the description, so the request contains nothing that identifies the
 //! client. Answers are untrusted: each format has caps on length, depth and count, and results are plain text with
 //! cleaned URLs. The parsers of XML and JSON are in `native` for a process; for a page, `page` uses the browser's
-//! parsers and excludes HTML. No I/O here; `io::delegated` drives it, and in a page `browser::volunteer`. Specified
+//! parsers and excludes HTML. No I/O here; `exit::delegated` drives it, and in a page `browser::volunteer`. Specified
 //! in `proto/09-delegated.md` §4.
 
 mod blocked;

@@ -1,13 +1,246 @@
-//! Exit policies: the operator's rules for targets, and their summary for path selection.
+//! The exit's I/O: connects to targets, resolves names and moves bytes, as the origins' streams request.
 //!
-//! Pure: decides on addresses from the exit's resolver, and does no I/O (`io::exit` does). Owns only the parsed
-//! rules. Governed by `proto/08-paths.md` ("Exit policies"). Threat addressed: use of an exit against its local
-//! network. Private, loopback and link-local addresses are refused unless the operator allows them.
+//! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
+//! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
+//! Governed by `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit
+//! connects to the judged address. This protects the exit's local network.
+//!
+//! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
+//! and room.
 
-mod address;
-mod policy;
-mod summary;
+pub(crate) mod delegated;
+pub(crate) mod outbound;
+#[cfg(test)]
+mod tests;
 
-pub use address::is_global;
-pub use policy::{Policy, PolicyError};
-pub use summary::{MAX_RANGES, PortRange, Summary};
+use core::time::Duration;
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
+
+use crate::{
+    exit::delegated::Delegate,
+    exit_policy::Policy,
+    io::{
+        connect::{self, Connected},
+        resolver::{Found, Resolver},
+        stream::{Hub, Stream, StreamKey, splice},
+    },
+    relay::{ExitStream, Relay},
+    stream::{StreamCommand, StreamEvent},
+    wire::{EndReason, Host, Service, Target},
+};
+
+/// The policy and limits of an exit.
+#[derive(Debug)]
+pub struct ExitOptions {
+    /// The targets that it may connect to.
+    pub policy: Policy,
+    /// Maximum concurrent streams and lookups, one socket each; usually 4,096. Further ones are refused.
+    pub streams: usize,
+    /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
+    pub connect: Duration,
+}
+
+impl ExitOptions {
+    /// The usual limits with `policy`.
+    #[must_use]
+    pub const fn new(policy: Policy) -> Self {
+        Self { policy, streams: 4096, connect: Duration::from_secs(15) }
+    }
+}
+
+/// The running streams and lookups of an exit.
+pub(crate) struct Exit {
+    hub: Hub,
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+    /// Running lookups, at most one for each task.
+    questions: BTreeMap<StreamKey, AbortHandle>,
+    /// Results of tasks, and refusals: at most one for each stream or lookup.
+    outcomes: mpsc::UnboundedReceiver<(StreamKey, StreamCommand)>,
+}
+
+struct Shared {
+    options: ExitOptions,
+    resolver: Arc<Resolver>,
+    delegate: Option<Arc<Delegate>>,
+    permits: Arc<Semaphore>,
+    outcome: mpsc::UnboundedSender<(StreamKey, StreamCommand)>,
+}
+
+impl Exit {
+    /// An idle exit; `delegate` performs delegated requests, if the exit offers any.
+    #[must_use]
+    pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
+        let (outcome, outcomes) = mpsc::unbounded_channel();
+        let permits = Arc::new(Semaphore::new(options.streams));
+        let shared = Arc::new(Shared { options, resolver, delegate, permits, outcome });
+        Self { hub: Hub::new(), shared, tasks: JoinSet::new(), questions: BTreeMap::new(), outcomes }
+    }
+
+    /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
+    fn connect(&mut self, key: StreamKey, target: Target) {
+        while self.tasks.try_join_next().is_some() {}
+        if let Some(permit) = self.permit(key) {
+            let stream = self.hub.open(key, 0);
+            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), key, target, stream, permit));
+        }
+    }
+
+    /// Starts a lookup.
+    fn resolve(&mut self, key: StreamKey, host: Host) {
+        while self.tasks.try_join_next().is_some() {}
+        let Some(permit) = self.permit(key) else { return };
+        let shared = Arc::clone(&self.shared);
+        let asking = self.tasks.spawn(async move {
+            let outcome = match shared.resolver.resolve(&host).await {
+                Ok(Found { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
+                Err(reason) => StreamCommand::Reset(reason),
+            };
+            shared.tell(key, outcome);
+            drop(permit);
+        });
+        self.questions.insert(key, asking);
+    }
+
+    /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
+    /// bytes for it.
+    fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+        while self.tasks.try_join_next().is_some() {}
+        let Some(delegate) = self.shared.delegate.clone() else {
+            self.shared.tell(key, StreamCommand::Reset(EndReason::Policy));
+            return;
+        };
+        let Some(permit) = self.permit(key) else { return };
+        let stream = self.hub.open(key, room);
+        let given_up = stream.failure();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = delegate.serve(service, circuit, stream) => {}
+                _ = given_up => {}
+            }
+            drop(permit);
+        });
+    }
+
+    /// Passes bytes from the origin to the target.
+    fn push(&mut self, key: StreamKey, bytes: &[u8]) {
+        self.hub.push(key, bytes);
+    }
+
+    /// The origin has ended its direction.
+    fn finish(&mut self, key: StreamKey) {
+        self.hub.finish(key);
+    }
+
+    /// Sets the number of bytes from the target that the core can take.
+    fn set_room(&mut self, key: StreamKey, room: usize) {
+        self.hub.set_room(key, room);
+    }
+
+    /// Cancels a stream or lookup.
+    fn close(&mut self, key: StreamKey) {
+        if let Some(asking) = self.questions.remove(&key) {
+            asking.abort();
+        }
+        self.hub.fail(key, EndReason::Reset);
+    }
+
+    fn permit(&self, key: StreamKey) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok();
+        if permit.is_none() {
+            self.shared.tell(key, StreamCommand::Reset(EndReason::ResourceLimit));
+        }
+        permit
+    }
+
+    /// Wakes the readers of streams that `push` filled.
+    pub(crate) fn flush(&mut self) {
+        self.hub.flush();
+    }
+
+    /// Waits for the next command for the core. Cancel safe.
+    pub(crate) async fn command(&mut self) -> (StreamKey, StreamCommand) {
+        tokio::select! {
+            // The outcome of a stream precedes its commands.
+            biased;
+            Some((key, outcome)) = self.outcomes.recv() => {
+                self.questions.remove(&key);
+                if let StreamCommand::Reset(reason) = outcome {
+                    self.hub.fail(key, reason);
+                }
+                (key, outcome)
+            }
+            command = self.hub.command() => command,
+        }
+    }
+
+    /// Passes a command to the relay's core.
+    pub(crate) fn apply(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
+        let changes_room = matches!(command, StreamCommand::Connected(_) | StreamCommand::Write(_));
+        relay.handle_command(ExitStream(key), command);
+        if changes_room {
+            self.set_room(key, relay.room(ExitStream(key)));
+        }
+    }
+
+    /// Handles an event of the relay's core. Never blocks.
+    pub(crate) fn handle_event(&mut self, relay: &Relay, stream: ExitStream, event: StreamEvent) {
+        let key = stream.0;
+        match event {
+            StreamEvent::Begin(target) => self.connect(key, target),
+            StreamEvent::Resolve(host) => self.resolve(key, host),
+            StreamEvent::Request(service) => {
+                if let Some(circuit) = relay.exit_circuit(stream) {
+                    self.delegate(key, service, circuit, relay.room(stream));
+                }
+            }
+            StreamEvent::Data(bytes) => self.push(key, &bytes),
+            StreamEvent::Finished => self.finish(key),
+            StreamEvent::Writable => self.set_room(key, relay.room(stream)),
+            StreamEvent::Closed(_) => self.close(key),
+            // Only at an origin.
+            StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
+        }
+    }
+}
+
+impl Shared {
+    fn tell(&self, key: StreamKey, outcome: StreamCommand) {
+        // Fails only when the core's task has ended; then the outcome is obsolete.
+        let _ = self.outcome.send((key, outcome));
+    }
+}
+
+async fn serve_stream(
+    shared: Arc<Shared>,
+    key: StreamKey,
+    target: Target,
+    stream: Stream,
+    permit: OwnedSemaphorePermit,
+) {
+    let connecting =
+        timeout(shared.options.connect, connect::connect(&shared.options.policy, &shared.resolver, &target));
+    let connected = tokio::select! {
+        connected = connecting => connected.unwrap_or(Err(EndReason::TimedOut)),
+        // The origin has reset the stream.
+        _ = stream.failure() => return,
+    };
+    match connected {
+        Ok(Connected { socket, address, round_trip }) => {
+            shared.tell(key, StreamCommand::Connected(Some(address)));
+            // On loopback a segment is longer than such a window.
+            let round_trip = (!address.is_loopback()).then_some(round_trip);
+            if let Err(error) = splice(socket, stream, &[], round_trip).await {
+                tracing::debug!(kind = ?error.kind(), "a stream to a target ended early");
+            }
+        }
+        Err(reason) => shared.tell(key, StreamCommand::Reset(reason)),
+    }
+    drop(permit);
+}

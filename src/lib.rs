@@ -54,16 +54,27 @@ pub mod browser;
 pub mod channel;
 pub mod circuit;
 pub mod client;
+#[cfg(feature = "native")]
+pub mod connector;
 pub mod crypto;
 pub mod delegated;
 pub mod directory;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+pub mod directory_http;
 #[cfg(any(feature = "native", feature = "browser"))]
 pub mod engine;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod exit;
+pub mod exit_policy;
 pub mod flow;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod handshake;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+pub(crate) mod http_exchange;
 #[cfg(any(feature = "browser-tls", all(test, feature = "native")))]
 pub mod https;
 #[cfg(feature = "native")]
@@ -73,11 +84,23 @@ pub mod io;
 #[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
 pub mod node;
 pub mod onion;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+pub(crate) mod page;
 pub mod path;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+pub mod ports;
 pub mod relay;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+pub mod requests;
 pub mod sim;
 pub mod stream;
 pub mod transport;
+#[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+pub(crate) mod web;
 pub mod wire;
 
 #[cfg(feature = "native")]
@@ -85,21 +108,20 @@ pub mod wire;
 pub use crate::{
     base::RelayId,
     client::StreamFailure,
+    connector::{ConnectError, Hop},
     delegated::{EngineName, Miss, MissReason, SearchError, SearchRefusal, SearchResult},
     directory::{AuthorityId, NotAnAuthority},
-    io::{
-        connector::{ConnectError, Hop},
-        delegated::refusal::Refusal,
-        oblivious::ObliviousError,
-        request::{RequestError, ResponseBody},
-        searcher::{Comparison, Found, QueryError, Route, SearchFailure, SearchQuery},
-        stream::Stream,
-        tls::TlsError,
-    },
+    http_exchange::refusal::Refusal,
+    io::{stream::Stream, tls::TlsError},
     node::{
         client::{BootstrapError, Client, ClientConfig},
         relay::{EmbeddedRelay, RelayConfig, RelayError},
     },
     relay::RelayFigures,
+    requests::{
+        http::{RequestError, ResponseBody},
+        oblivious::ObliviousError,
+        search::{Comparison, Found, QueryError, Route, SearchFailure, SearchQuery},
+    },
     wire::EndReason,
 };

@@ -52,7 +52,7 @@ export default defineConfig({
   ],
   resolve: {
     // Where the search page of the native client keeps what both pages share.
-    alias: { '@page': here('../src/io/page') },
+    alias: { '@page': here('../src/page') },
   },
   server: { fs: { allow: [here('..')] } },
   build: {

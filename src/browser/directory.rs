@@ -1,7 +1,7 @@
 //! A page's directory client: fetches and verifies the consensus and the volunteer list, stores the consensus, and
 //! registers a volunteer.
 //!
-//! The counterpart of `io::directory_client`, over `fetch`. Directory servers are not trusted. No redirect is
+//! The counterpart of `directory_http::client`, over `fetch`. Directory servers are not trusted. No redirect is
 //! followed and no cookie sent; lengths and times are capped. A consensus counts only by the authorities' signatures,
 //! and an older one never replaces it. Specified in `proto/07-directory.md`, "HTTP".
 

@@ -1,4 +1,4 @@
-//! HTTP requests of a page, performed by an exit; the counterpart of `io::request`.
+//! HTTP requests of a page, performed by an exit; the counterpart of `requests::http`.
 //!
 //! Each request has a separate circuit. The exit reads the complete request and response, so fields that identify the
 //! user are removed. Specified in `proto/09-delegated.md` §6.

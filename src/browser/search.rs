@@ -1,4 +1,4 @@
-//! Searches of a page over exchanges; the counterpart of `io::searcher`.
+//! Searches of a page over exchanges; the counterpart of `requests::search`.
 //!
 //! [`Query`] chooses engine and exits and decides on a second try. Each try has a separate circuit. Specified in
 //! `proto/09-delegated.md`, "Search". An exit is not trusted: its answer is bounded in length and time.

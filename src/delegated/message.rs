@@ -1,7 +1,7 @@
 //! Whole HTTP requests and responses that cross the overlay as Binary HTTP, for messages in memory.
 //!
 //! Checks a request before it is sent, and cleans a response: fields that must not pass are removed in both directions
-//! ([`super::fields`]). [`super::binary_http`] has the codec; `io::binary_http` forwards bodies in pieces instead.
+//! ([`super::fields`]). [`super::binary_http`] has the codec; `http_exchange::binary` forwards bodies in pieces instead.
 //! Governed by `proto/09-delegated.md` §6. Responses come from an untrusted exit.
 
 use bytes::{Bytes, BytesMut};

@@ -1,7 +1,7 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
-//! and edges run in one loop, as in a page. In a process each stream has a task instead (`io::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
+//! and edges run in one loop, as in a page. In a process each stream has a task instead (`exit::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
 //! [`SearchService::poll_event`] until `None`. Governed by `proto/09-delegated.md` §3 and §8. Clients are not
 //! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
 //! of queries, and the number of streams.

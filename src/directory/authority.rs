@@ -25,7 +25,7 @@ use super::{
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
     crypto::IdentityKey,
-    exit::is_global,
+    exit_policy::is_global,
 };
 use relays::{Entry, Relays};
 use volunteers::Volunteers;

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     base::WallTime,
     crypto::{IdentityKey, OnionPublic},
-    exit::Policy,
+    exit_policy::Policy,
 };
 
 /// The date of test documents.
@@ -39,7 +39,7 @@ pub(crate) fn profile(number: u16) -> Profile {
         onion_key: OnionPublic([low.max(1); 32]),
         family: Vec::new(),
         operator: String::new(),
-        exit: crate::exit::Summary::default(),
+        exit: crate::exit_policy::Summary::default(),
         offer: crate::delegated::Offer::default(),
         version: "umbel 0.1.0".into(),
     }

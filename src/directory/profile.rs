@@ -10,7 +10,7 @@ use crate::{
     base::{DialTarget, RelayId},
     crypto::OnionPublic,
     delegated::{EngineName, Offer, Requests},
-    exit::{MAX_RANGES, PortRange, Summary},
+    exit_policy::{MAX_RANGES, PortRange, Summary},
     handshake::RelayKeys,
 };
 

@@ -8,7 +8,7 @@ use crate::{
         UnverifiedConsensus, UnverifiedDescriptor, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,
         VolunteerListBody, fixture,
     },
-    exit::Policy,
+    exit_policy::Policy,
     path::GuardSample,
 };
 

@@ -13,18 +13,17 @@ use tokio::{
 use super::Target;
 use crate::{
     base::{RelayId, WallTime},
+    connector::{ConnectError, Connector, Delegated, Isolation},
     delegated::Delegation,
-    io::{
-        binary_http::{Content, read_request, read_response, request_head, response_head},
-        connector::{ConnectError, Connector, Delegated, Isolation},
-        files::Folder,
-        http_proxy::{self, HttpLimits},
-        oblivious,
-        page::cleaned_page,
-        socks::{self, SocksLimits},
-        stream::Stream,
-    },
+    http_exchange::binary::{Content, read_request, read_response, request_head, response_head},
+    io::{files::Folder, stream::Stream},
+    page::cleaned_page,
     path::PathError,
+    ports::{
+        http_proxy::{self, HttpLimits},
+        socks::{self, SocksLimits},
+    },
+    requests::oblivious,
     wire::{Answer, EndReason, Host, Target as Destination},
 };
 

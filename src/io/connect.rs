@@ -14,7 +14,7 @@ use tokio::{
 
 use super::resolver::Resolver;
 use crate::{
-    exit::Policy,
+    exit_policy::Policy,
     wire::{EndReason, Host, Target},
 };
 
@@ -26,15 +26,15 @@ const STAGGER: Duration = Duration::from_millis(250);
 const ATTEMPT: Duration = Duration::from_secs(10);
 
 /// A connection to a target.
-pub(super) struct Connected {
-    pub(super) socket: TcpStream,
-    pub(super) address: IpAddr,
+pub(crate) struct Connected {
+    pub(crate) socket: TcpStream,
+    pub(crate) address: IpAddr,
     /// Time of the TCP handshake: the round trip to the target unless a SYN was lost.
-    pub(super) round_trip: Duration,
+    pub(crate) round_trip: Duration,
 }
 
 /// Connects to `target`, racing the addresses that `policy` allows.
-pub(super) async fn connect(policy: &Policy, resolver: &Resolver, target: &Target) -> Result<Connected, EndReason> {
+pub(crate) async fn connect(policy: &Policy, resolver: &Resolver, target: &Target) -> Result<Connected, EndReason> {
     let found = match &target.host {
         Host::Ip(ip) => vec![*ip],
         Host::Name(name) => resolver.addresses(name).await?.answers,
@@ -49,7 +49,7 @@ pub(super) async fn connect(policy: &Policy, resolver: &Resolver, target: &Targe
 }
 
 /// The addresses with alternating families, IPv4 first because most exits have it; at most [`MAX_ATTEMPTS`].
-pub(super) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
+pub(crate) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let (mut fours, mut sixes) =
         (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
     let mut ordered = Vec::new();

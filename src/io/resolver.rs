@@ -23,7 +23,7 @@ use hickory_resolver::{
 use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
-    exit::is_global,
+    exit_policy::is_global,
     wire::{Answer, EndReason, Host},
 };
 

@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     base::RelayId,
     client::StreamFailure,
+    connector::{ConnectError, Connector, Delegated, Isolation},
     delegated::Delegation,
     path::PathError,
     stream::StreamCommand,
@@ -23,7 +24,6 @@ use crate::{
 };
 
 use super::{
-    connector::{ConnectError, Connector, Delegated, Isolation},
     listener::accept_each,
     stream::{Hub, Stream, StreamKey, splice},
 };

@@ -21,24 +21,25 @@ use tokio::{
 use crate::{
     base::RelayId,
     client::ClientParameters,
-    delegated::Delegation,
-    delegated::EngineName,
+    connector::{ConnectError, Connector, Delegated, Isolation},
+    delegated::{Delegation, EngineName},
     directory::AuthorityId,
+    directory_http::client::{DirectoryClient, DirectoryConfig},
     io::{
-        connector::{ConnectError, Connector, Delegated, Isolation},
-        directory_client::{DirectoryClient, DirectoryConfig},
         files::Folder,
-        http_proxy::{self, HttpLimits},
         listener::{LocalPort, listen},
-        page::{
-            self, Page, Reader,
-            check::{Check, Checked},
-        },
-        searcher::Exits,
-        socks::{self, SocksLimits},
         stream::Stream,
         tls::Tls,
     },
+    page::{
+        self, Page, Reader,
+        check::{Check, Checked},
+    },
+    ports::{
+        http_proxy::{self, HttpLimits},
+        socks::{self, SocksLimits},
+    },
+    requests::search::Exits,
     wire::{Answer, EndReason, Host, Target},
 };
 

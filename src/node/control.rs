@@ -1,4 +1,4 @@
-//! The command line's client of the running client's API (`io::page::api`): one request, one answer.
+//! The command line's client of the running client's API (`page::api`): one request, one answer.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::io::page::api::{API_FIELD, Failed};
+use crate::page::api::{API_FIELD, Failed};
 
 use super::Failure;
 

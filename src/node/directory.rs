@@ -19,12 +19,11 @@ use crate::{
     base::{DialError, DialTarget, Instant, LinkEvent, LinkMachine, RelayId, Transmit},
     channel::{ChannelEvent, ChannelParameters, Channels, ConnectError, LocalRole},
     directory::{Authority, AuthorityConfig, Parameters, ProofError},
-    io::{
-        clock::wall_time,
-        directory_server::{DirectoryServer, Prover, run_authority},
-        files::Folder,
+    directory_http::{
+        server::{DirectoryServer, Prover, run_authority},
         store::FileStore,
     },
+    io::{clock::wall_time, files::Folder},
     transport::{
         Core,
         native::{Certificate, Sockets},

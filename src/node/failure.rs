@@ -3,7 +3,8 @@
 use std::io;
 
 use crate::{
-    io::{directory_client::DirectoryError, files::FileError, listener::ListenError, store::StoreError},
+    directory_http::{client::DirectoryError, store::StoreError},
+    io::{files::FileError, listener::ListenError},
     transport::native::{CertificateError, EndpointError, SocketError},
 };
 

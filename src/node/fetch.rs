@@ -31,8 +31,8 @@ use tokio::{
 use tokio_util::io::StreamReader;
 use url::Url;
 
-use crate::io::{
-    binary_http::{Content, Encoded, Pipe, Piped, read_response, request_head},
+use crate::{
+    http_exchange::binary::{Content, Encoded, Pipe, Piped, read_response, request_head},
     page::api::{
         API_FIELD,
         request::{BY_EXIT, BY_STREAM, GATEWAY, KIND, VIA},

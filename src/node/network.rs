@@ -12,11 +12,8 @@ use crate::{
     base::RelayId,
     crypto::sha256,
     directory::{Consensus, NotAnAuthority, VolunteerList},
-    io::{
-        clock::wall_time,
-        directory_client::{DirectoryClient, DirectoryConfig},
-        files::Folder,
-    },
+    directory_http::client::{DirectoryClient, DirectoryConfig},
+    io::{clock::wall_time, files::Folder},
     transport::native::{Caps, Certificate, EndpointConfig, Ice},
 };
 

@@ -27,21 +27,20 @@ use crate::{
     crypto::IdentityKey,
     delegated::Offer,
     directory::Profile,
-    exit::Policy,
+    directory_http::client::DirectoryClient,
+    exit::{Exit, ExitOptions, delegated::Delegate},
+    exit_policy::Policy,
     io::{
         clock::wall_time,
-        delegated::Delegate,
-        directory_client::DirectoryClient,
-        exit::{Exit, ExitOptions},
         files::{Folder, FolderLock},
         resolver::{Resolver, ResolverOptions},
-        web::Directories,
     },
     relay::{Reach, Relay, RelayParameters},
     transport::{
         native::{Certificate, EndpointConfig, Ice, Sockets},
         sctp::congestion::Algorithm,
     },
+    web::Directories,
 };
 
 use self::{

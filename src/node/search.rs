@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     delegated::text,
-    io::page::api::{Compared, ComparedRow, Engine, Search, Searched, SearchedResult, read_address},
+    page::api::{Compared, ComparedRow, Engine, Search, Searched, SearchedResult, read_address},
 };
 
 use super::{Failure, control};

@@ -10,14 +10,12 @@ use crate::{
     delegated::EngineName,
     directory::AuthorityId,
     engine::Engine,
-    io::{
-        delegated::engines::for_pages,
-        web::{
-            Directories, Network, PageEngine, absent, embedded,
-            manifest::Manifest,
-            router, serve,
-            verify::{Outcome, VerifyError, folder, verify},
-        },
+    exit::delegated::engines::for_pages,
+    web::{
+        Directories, Network, PageEngine, absent, embedded,
+        manifest::Manifest,
+        router, serve,
+        verify::{Outcome, VerifyError, folder, verify},
     },
 };
 
@@ -258,7 +256,7 @@ impl PagesPort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::delegated::engines::EngineError;
+    use crate::exit::delegated::engines::EngineError;
 
     #[tokio::test]
     async fn a_manifest_that_can_not_be_read_is_an_error_that_names_its_file() {

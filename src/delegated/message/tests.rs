@@ -75,7 +75,7 @@ fn fields_that_tell_who_asks_stay_and_common_ones_are_the_same_for_all() {
 #[cfg(feature = "native")]
 #[tokio::test]
 async fn exits_read_a_request_as_it_was_meant() {
-    use crate::io::binary_http::read_request;
+    use crate::http_exchange::binary::read_request;
 
     let body = vec![7; 70_000];
     let url = "https://example.org:8443/path?query=1";

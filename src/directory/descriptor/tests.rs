@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     delegated::{EngineName, Offer, Requests},
     directory::fixture::{NOW, descriptor, exit_profile, key, profile},
-    exit::Policy,
+    exit_policy::Policy,
 };
 
 fn verify(bytes: &[u8], now: WallTime) -> Result<Descriptor, DescriptorError> {

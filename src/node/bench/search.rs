@@ -19,8 +19,8 @@ use super::{
 use crate::{
     delegated::{SearchAnswer, SearchRequest},
     engine::{Engine, Response},
-    io::page::api,
     node::{Failure, control},
+    page::api,
 };
 
 /// Results of a query that are compared.

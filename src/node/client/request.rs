@@ -7,9 +7,9 @@ use http_body_util::Full;
 use hyper::{Request, Response, body::Body};
 use url::Url;
 
-use crate::io::{
+use crate::requests::{
+    http::{RequestError, Requester, ResponseBody},
     oblivious::ObliviousError,
-    request::{RequestError, Requester, ResponseBody},
 };
 
 use super::Client;

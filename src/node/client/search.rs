@@ -1,6 +1,6 @@
 //! Searches of the crate's API.
 
-use crate::io::searcher::{Comparison, Found, SearchFailure, SearchQuery, Searcher};
+use crate::requests::search::{Comparison, Found, SearchFailure, SearchQuery, Searcher};
 
 use super::Client;
 

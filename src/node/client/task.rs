@@ -12,13 +12,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     base::{Instant, LinkMachine, RelayId},
     client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
+    connector::{ConnectError, Delegated, Hop, Isolation},
     delegated::{Delegation, Offer},
     directory::{Consensus, VolunteerList},
     io::{
         clock::wall_time,
-        connector::{ConnectError, Delegated, Hop, Isolation},
         files::Folder,
-        searcher::{Offers, engines},
         stream::{Hub, Stream, StreamKey},
     },
     node::{
@@ -28,6 +27,7 @@ use crate::{
         report::{HopReport, Report, Reporter},
     },
     path::GuardSample,
+    requests::search::{Offers, engines},
     stream::{StreamCommand, StreamEvent},
     transport::{
         Core,

@@ -6,12 +6,14 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::watch, time::timeout};
 
 use super::*;
-use crate::io::{
-    outbound::testing::http_origin,
+use crate::{
+    exit::outbound::testing::http_origin,
+    io::testing::origin,
     page::{self, Page, Reader, check::Check},
-    request::testing::OneExit,
-    searcher::{Exits, Searcher},
-    testing::origin,
+    requests::{
+        http::testing::OneExit,
+        search::{Exits, Searcher},
+    },
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -3,8 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use crate::{
-    exit::Policy,
-    io::{
+    exit::{
         delegated::{
             Delegate,
             engines::{Engines, Ways},
@@ -13,9 +12,9 @@ use crate::{
             search::{Search, SearchCaps},
         },
         outbound::{Outbound, OutboundLimits, Reach},
-        resolver::Resolver,
-        tls::Tls,
     },
+    exit_policy::Policy,
+    io::{resolver::Resolver, tls::Tls},
     node::{
         Failure,
         options::{DelegateTier, RelayOptions},

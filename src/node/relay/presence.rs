@@ -11,7 +11,8 @@ use crate::{
     base::RelayId,
     crypto::IdentityKey,
     directory::{MAX_PRESENT, Presence},
-    io::{clock::wall_milliseconds, directory_client::DirectoryClient},
+    directory_http::client::DirectoryClient,
+    io::clock::wall_milliseconds,
 };
 
 use super::task::Update;

@@ -13,7 +13,7 @@ use crate::{
     base::{Instant, LinkMachine, RelayId},
     crypto::OnionSecret,
     directory::{Consensus, Counted, Registration},
-    io::exit::Exit,
+    exit::Exit,
     node::drive::TaskCore,
     relay::{Relay, RelayEvent, RelayFigures},
     transport::Core,

@@ -8,7 +8,9 @@ use tokio::{sync::mpsc, time::sleep};
 use crate::{
     crypto::IdentityKey,
     directory::{Descriptor, Profile},
-    io::{clock::wall_time, delegated::Delegate, directory_client::DirectoryClient, files::Folder},
+    directory_http::client::DirectoryClient,
+    exit::delegated::Delegate,
+    io::{clock::wall_time, files::Folder},
     node::{Failure, drive::randomness, report::Report},
 };
 

@@ -11,7 +11,8 @@ use crate::{
     base::RelayId,
     crypto::IdentityKey,
     directory::{Profile, Registration, VolunteerDescriptor, VolunteerProfile},
-    io::{clock::wall_time, directory_client::DirectoryClient},
+    directory_http::client::DirectoryClient,
+    io::clock::wall_time,
     node::{Failure, drive::randomness, report::Report},
 };
 

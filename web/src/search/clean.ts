@@ -1,5 +1,5 @@
 // What of a foreign page may be shown: text, its structure, and links that lead back to the reader. The same lists as
-// src/io/page/reader/clean.rs.
+// src/page/reader/clean.rs.
 //
 // The page is parsed into a document that loads and runs nothing; DOMPurify takes what is on the lists; what is left is shown in a
 // frame that may run and load nothing either (frame.ts).

@@ -1,4 +1,4 @@
-// Parts that every view of the search page is made of; the same, in the same words, as src/io/page/layout.rs has them.
+// Parts that every view of the search page is made of; the same, in the same words, as src/page/layout.rs has them.
 import icon from '@page/icon.svg';
 
 import { h } from '../page/dom';

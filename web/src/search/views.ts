@@ -1,5 +1,5 @@
 // What the search page shows: the box alone, results, trouble, and the question before leaving the overlay. The words are those of
-// the native client's page (src/io/page), where they fit.
+// the native client's page (src/page), where they fit.
 import { h } from '../page/dom';
 import { explain, time, type Told } from '../page/words';
 import type { SearchAnswer, SearchResult } from '../umbel';

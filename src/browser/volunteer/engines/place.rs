@@ -7,7 +7,7 @@ use crate::{
     browser::{failure::Failure, js},
     delegated::{EngineName, url::Url},
     engine::Engine,
-    exit::is_global,
+    exit_policy::is_global,
 };
 
 /// The engine of a description, if a page may query it.

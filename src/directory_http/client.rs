@@ -1,0 +1,437 @@
+//! The client of directories over HTTP: publishes a node's documents, fetches the consensus and the volunteer list.
+//!
+//! Owns the HTTP client, the entity tags and the cache file of the consensus. Driven by the node's calls or by
+//! [`DirectoryClient::follow`]. Governed by `proto/07-directory.md`, "HTTP". Directories are not trusted: lengths and
+//! times are capped. A consensus is accepted only with the authorities' signatures, and never replaced by an older
+//! one.
+
+mod document;
+
+use std::{error::Error, fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
+
+use rand::CryptoRng;
+use reqwest::{Client, Response, StatusCode, Url, header, redirect};
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    base::WallTime,
+    directory::{
+        AuthorityId, Body, Consensus, Counted, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_COUNTED_LEN,
+        PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
+    },
+    io::files::write_atomically,
+};
+use document::Followed;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+const POST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes read of a refusal's text.
+const MAX_REASON_LEN: usize = 200;
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// Maximum bytes of the answer to a registration.
+const MAX_REGISTRATION_LEN: usize = 1 << 10;
+/// Longest wait before the wall clock is read again, since the clock may be set.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The directories to use and the authorities to trust.
+#[derive(Clone, Debug)]
+pub struct DirectoryConfig {
+    /// Base URLs of directories, `http` or `https`; tried in order.
+    pub directories: Vec<String>,
+    /// The authorities' keys; more than half of them must have signed a consensus.
+    pub authorities: Vec<AuthorityId>,
+    /// The cache file of the last consensus; `None` for no cache.
+    pub cache: Option<PathBuf>,
+}
+
+/// The reason why a directory's answer is not used. The text names no host.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The configuration has no directory, or a URL that isn't `http` or `https`.
+    #[error("\"{0}\" is not a directory's URL; write at least one, as in http://192.0.2.1:9360")]
+    Url(String),
+    /// The HTTP client can't be created.
+    #[error("can't create the HTTP client: {0}")]
+    Client(String),
+    /// The directory is unreachable, or the transfer was cut off.
+    #[error("the directory can't be reached: {0}")]
+    Unreachable(String),
+    /// The directory doesn't have this document yet.
+    #[error("the directory has no such document yet")]
+    NoneYet,
+    /// The directory has no newer document, and the one in use is no longer fresh.
+    #[error("the directory has no newer document, and the one in use is no longer fresh")]
+    NothingNewer,
+    /// The directory answered "not modified" to a request without an entity tag.
+    #[error("the directory answered \"not modified\" to an unconditional request")]
+    NotAsked,
+    /// The directory refused the request, with a reason.
+    #[error("the directory refused ({status}): {reason}")]
+    Refused {
+        /// HTTP status code.
+        status: u16,
+        /// The directory's text, shortened, without control characters.
+        reason: String,
+    },
+    /// The answer exceeds the maximum length of such a document.
+    #[error("the directory's answer exceeds the maximum length of the document")]
+    TooLong,
+    /// The document is invalid.
+    #[error("{name}: {error}")]
+    Document {
+        /// The name of its kind.
+        name: &'static str,
+        /// The reason.
+        error: DocumentError,
+    },
+    /// The answer to a registration is invalid.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    /// The answer to a report is invalid.
+    #[error(transparent)]
+    Presence(#[from] PresenceError),
+}
+
+impl From<reqwest::Error> for DirectoryError {
+    /// The error with its innermost cause, the most specific one, and without the URL.
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let mut innermost: &dyn Error = &error;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        Self::Unreachable(innermost.to_string())
+    }
+}
+
+/// The client of one or more directories.
+pub struct DirectoryClient {
+    http: Client,
+    directories: Vec<Directory>,
+    /// The index, modulo their number, of the directory to try first.
+    preferred: usize,
+    authorities: Vec<AuthorityId>,
+    cache: Option<PathBuf>,
+}
+
+struct Directory {
+    consensus: Page,
+    volunteers: Page,
+    descriptor: Url,
+    volunteer: Url,
+    presence: Url,
+}
+
+/// The URL of a document.
+struct Page {
+    url: Url,
+    /// The entity tag of the document in use.
+    etag: Option<header::HeaderValue>,
+}
+
+impl DirectoryClient {
+    /// A client of the configured directories.
+    ///
+    /// # Errors
+    /// When a directory's URL is invalid, or there is no directory.
+    pub fn new(config: DirectoryConfig) -> Result<Self, DirectoryError> {
+        let directories: Vec<Directory> =
+            config.directories.iter().map(|url| Directory::new(url)).collect::<Result<_, _>>()?;
+        if directories.is_empty() {
+            return Err(DirectoryError::Url(String::new()));
+        }
+        // No proxy from the environment and no redirects: only the configured addresses count.
+        let http = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(|error| DirectoryError::Client(error.to_string()))?;
+        let (authorities, cache) = (config.authorities, config.cache);
+        Ok(Self { http, directories, preferred: 0, authorities, cache })
+    }
+
+    /// The consensus in the cache file, if it is valid at `now`.
+    #[must_use]
+    pub fn cached(&self, now: WallTime) -> Option<Consensus> {
+        let file = fs::File::open(self.cache.as_ref()?).ok()?;
+        let most = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
+        let mut bytes = Vec::new();
+        file.take(most.saturating_add(1)).read_to_end(&mut bytes).ok()?;
+        match verify(&bytes, &self.authorities, now, None) {
+            Ok(consensus) => Some(consensus),
+            Err(error) => {
+                tracing::info!(%error, "can't use the cached consensus");
+                None
+            }
+        }
+    }
+
+    /// Fetches a newer consensus than `in_use` from the first directory that has one, and writes it to the cache
+    /// file. `None` if `in_use` is still fresh and a directory has no newer one. If `in_use` is no longer fresh, a
+    /// directory without a newer one counts as failed; otherwise it could keep clients on an old list.
+    ///
+    /// # Errors
+    /// When all directories failed: the last one's error.
+    pub async fn fetch(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&Consensus>,
+    ) -> Result<Option<Consensus>, DirectoryError> {
+        self.fetch_document(now, in_use).await
+    }
+
+    /// Fetches a newer volunteer list than `in_use`, by the same rules. The list is not cached.
+    ///
+    /// # Errors
+    /// When all directories failed: the last one's error.
+    pub async fn fetch_volunteers(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&VolunteerList>,
+    ) -> Result<Option<VolunteerList>, DirectoryError> {
+        self.fetch_document(now, in_use).await
+    }
+
+    async fn fetch_document<B: Followed>(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
+        let stale = in_use.is_some_and(|in_use| now >= in_use.fresh_until());
+        let mut failure = DirectoryError::NoneYet;
+        for _ in 0..self.directories.len() {
+            match self.fetch_preferred(now, in_use).await {
+                Ok(None) if stale => failure = DirectoryError::NothingNewer,
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => failure = error,
+            }
+            self.preferred = self.preferred.saturating_add(1);
+        }
+        Err(failure)
+    }
+
+    /// Sends a signed descriptor to every directory.
+    ///
+    /// # Errors
+    /// When no directory accepts it: the last one's error.
+    pub async fn publish(&self, descriptor: &[u8]) -> Result<(), DirectoryError> {
+        self.post_to_all(|directory| &directory.descriptor, descriptor).await.map(drop)
+    }
+
+    /// Registers a signed volunteer with every directory. The same bytes again query the state of the registration.
+    /// Returns the first answer.
+    ///
+    /// # Errors
+    /// When no directory accepts it: the last one's error.
+    pub async fn register(&self, volunteer: &[u8]) -> Result<Registration, DirectoryError> {
+        let response = self.post_to_all(|directory| &directory.volunteer, volunteer).await?;
+        let bytes = read_at_most(response, MAX_REGISTRATION_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        Ok(Registration::decode(&bytes)?)
+    }
+
+    /// Sends a gateway's signed report to every directory; returns the first answer.
+    ///
+    /// # Errors
+    /// When no directory accepts it: the last one's error.
+    pub async fn report(&self, presence: &[u8]) -> Result<Counted, DirectoryError> {
+        let response = self.post_to_all(|directory| &directory.presence, presence).await?;
+        let bytes = read_at_most(response, MAX_COUNTED_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        Ok(Counted::decode(&bytes)?)
+    }
+
+    /// Posts `body` to every directory; returns the first success or the last failure.
+    async fn post_to_all(&self, url: impl Fn(&Directory) -> &Url, body: &[u8]) -> Result<Response, DirectoryError> {
+        let mut outcome = Err(DirectoryError::NoneYet);
+        for directory in &self.directories {
+            let request = self.http.post(url(directory).clone()).timeout(POST_TIMEOUT).body(body.to_vec());
+            let sent = match request.send().await {
+                Ok(response) if response.status().is_success() => Ok(response),
+                Ok(response) => Err(refusal(response).await),
+                Err(error) => Err(error.into()),
+            };
+            if outcome.is_err() {
+                outcome = sent;
+            }
+        }
+        outcome
+    }
+
+    /// Keeps `consensus` up to date until its receivers are gone: the cached one at once, then a new one whenever the
+    /// current one is no longer fresh. While no directory answers, the current one stays; its users check whether it
+    /// has expired.
+    pub async fn follow<R: CryptoRng + Send>(
+        self,
+        consensus: watch::Sender<Option<Arc<Consensus>>>,
+        clock: impl Fn() -> WallTime + Send,
+        rng: R,
+    ) {
+        let in_use = self.cached(clock());
+        self.follow_document(in_use, consensus, clock, rng).await;
+    }
+
+    /// Keeps `list` up to date in the same way, without a cached one at the start.
+    pub async fn follow_volunteers<R: CryptoRng + Send>(
+        self,
+        list: watch::Sender<Option<Arc<VolunteerList>>>,
+        clock: impl Fn() -> WallTime + Send,
+        rng: R,
+    ) {
+        self.follow_document(None, list, clock, rng).await;
+    }
+
+    async fn follow_document<B: Followed, R: CryptoRng + Send>(
+        mut self,
+        in_use: Option<Document<B>>,
+        sender: watch::Sender<Option<Arc<Document<B>>>>,
+        clock: impl Fn() -> WallTime + Send,
+        mut rng: R,
+    ) {
+        let mut in_use = in_use.map(Arc::new);
+        if in_use.is_some() {
+            sender.send_replace(in_use.clone());
+        }
+        let mut retry = FIRST_RETRY;
+        while !sender.is_closed() {
+            match self.fetch_document(clock(), in_use.as_deref()).await {
+                Ok(Some(fetched)) => {
+                    in_use = Some(Arc::new(fetched));
+                    sender.send_replace(in_use.clone());
+                    retry = FIRST_RETRY;
+                }
+                Ok(None) => {}
+                Err(error) if B::is_alarming(&error, in_use.as_deref(), clock()) => {
+                    tracing::warn!(%error, "no new {}", B::NAME);
+                }
+                Err(error) => tracing::debug!(%error, "no new {}", B::NAME),
+            }
+            let due = in_use.as_ref().map(|in_use| in_use.next_fetch(&mut rng));
+            if let Some(due) = due.filter(|due| *due > clock()) {
+                wait_until(due, &clock, &sender).await;
+            } else {
+                let longest = B::longest_retry(in_use.as_deref());
+                tokio::select! {
+                    () = sender.closed() => return,
+                    () = sleep(retry) => retry = retry.saturating_mul(2).min(longest),
+                }
+            }
+        }
+    }
+
+    async fn fetch_preferred<B: Followed>(
+        &mut self,
+        now: WallTime,
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
+        let index = self.preferred.checked_rem(self.directories.len()).unwrap_or_default();
+        let Some(directory) = self.directories.get_mut(index) else { return Err(DirectoryError::NoneYet) };
+        let page = B::page(directory);
+        let mut request = self.http.get(page.url.clone());
+        let known = page.etag.as_ref().filter(|_| in_use.is_some());
+        let asked = known.is_some();
+        if let Some(etag) = known {
+            request = request.header(header::IF_NONE_MATCH, etag.clone());
+        }
+        let response = request.send().await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_MODIFIED if asked => return Ok(None),
+            StatusCode::NOT_MODIFIED => return Err(DirectoryError::NotAsked),
+            StatusCode::NOT_FOUND => return Err(DirectoryError::NoneYet),
+            _ => return Err(refusal(response).await),
+        }
+        let etag = response.headers().get(header::ETAG).cloned();
+        let bytes = read_at_most(response, B::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
+        let document = verify(&bytes, &self.authorities, now, in_use)?;
+        page.etag = etag;
+        if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
+            return Ok(None);
+        }
+        if B::IS_KEPT {
+            self.keep(bytes).await;
+        }
+        Ok(Some(document))
+    }
+
+    /// Writes the consensus to the cache file. On failure, the consensus is used all the same.
+    async fn keep(&self, bytes: Vec<u8>) {
+        let Some(path) = self.cache.clone() else { return };
+        match tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "can't cache the consensus"),
+            Err(error) => tracing::warn!(%error, "can't cache the consensus"),
+        }
+    }
+}
+
+impl Directory {
+    fn new(text: &str) -> Result<Self, DirectoryError> {
+        let bad = || DirectoryError::Url(text.to_owned());
+        let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
+        let join = |path: &str| -> Result<Url, DirectoryError> {
+            let mut url = base.clone();
+            url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
+            Ok(url)
+        };
+        let page = |path| Ok::<_, DirectoryError>(Page { url: join(path)?, etag: None });
+        Ok(Self {
+            consensus: page("consensus")?,
+            volunteers: page("volunteers")?,
+            descriptor: join("descriptor")?,
+            volunteer: join("volunteer")?,
+            presence: join("presence")?,
+        })
+    }
+}
+
+/// The document of these bytes, if it counts at `now`.
+fn verify<B: Body>(
+    bytes: &[u8],
+    authorities: &[AuthorityId],
+    now: WallTime,
+    in_use: Option<&Document<B>>,
+) -> Result<Document<B>, DirectoryError> {
+    let document = UnverifiedDocument::decode(bytes).and_then(|document| document.verify(authorities, now, in_use));
+    document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
+}
+
+/// Waits until the wall clock reaches `due`, or all receivers are gone.
+async fn wait_until<T>(due: WallTime, clock: &impl Fn() -> WallTime, sender: &watch::Sender<T>) {
+    loop {
+        let left = due.since(clock());
+        if left.is_zero() {
+            return;
+        }
+        tokio::select! {
+            () = sender.closed() => return,
+            () = sleep(left.min(LONGEST_WAIT)) => {}
+        }
+    }
+}
+
+/// The decompressed body, or `None` if it is longer than `most` bytes.
+async fn read_at_most(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, DirectoryError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len().saturating_add(chunk.len()) > most {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Some(bytes))
+}
+
+async fn refusal(mut response: Response) -> DirectoryError {
+    let status = response.status().as_u16();
+    let chunk = response.chunk().await.ok().flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(chunk.get(..MAX_REASON_LEN).unwrap_or(&chunk)).into_owned();
+    let reason = text.chars().filter(|letter| !letter.is_control()).collect();
+    DirectoryError::Refused { status, reason }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,293 @@
+//! The HTTP server of a directory: accepts descriptors, volunteers and gateways' reports; serves consensus and
+//! volunteer list.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
+//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when all places are taken, or 400 |
+//! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers that it counts for, or 400 |
+//! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
+//! | `GET /v1/volunteers` | the same for the signed volunteer list |
+//! | others | those of [`crate::web`], if the pages are served |
+//!
+//! CORS admits pages of any origin, because all of it is public.
+//!
+//! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
+//! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped. Peers' addresses are
+//! neither read nor logged.
+//!
+//! [`Authority`]: crate::directory::Authority
+
+mod service;
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::map_response,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use data_encoding::HEXLOWER;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::timeout,
+};
+use tower_http::{
+    compression::CompressionLayer,
+    cors::{Any, CorsLayer},
+    limit::RequestBodyLimitLayer,
+    timeout::TimeoutLayer,
+};
+
+use crate::{
+    crypto::sha256,
+    directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList},
+};
+
+pub use service::{Prover, run_authority};
+
+/// Maximum bytes of a request's body.
+const MAX_BODY_LEN: usize = 64 << 10;
+/// Concurrent connections; further ones wait in the backlog. Each serves one request, because a client returns after
+/// an interval at the earliest.
+const MAX_CONNECTIONS: usize = 512;
+/// Submissions queued for the authority; further ones get status 503.
+const MAX_SUBMISSIONS: usize = 256;
+/// How long a browser may cache the CORS preflight (`Access-Control-Max-Age`).
+const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time limit of a connection, against clients that read the answer slowly.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A submission for the authority, with the channel for its answer.
+#[derive(Debug)]
+pub enum Submission {
+    /// A signed descriptor.
+    Descriptor(Bytes, oneshot::Sender<Result<(), DescriptorError>>),
+    /// A signed volunteer.
+    Volunteer(Bytes, oneshot::Sender<Result<Registration, DescriptorError>>),
+    /// A gateway's signed report.
+    Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
+}
+
+/// The HTTP side of a directory. Clones share their state.
+#[derive(Clone)]
+pub struct DirectoryServer {
+    submissions: mpsc::Sender<Submission>,
+    consensus: Arc<Shelf>,
+    volunteers: Arc<Shelf>,
+    web: Option<Router>,
+}
+
+/// The current document of one kind.
+type Shelf = watch::Sender<Option<Served>>;
+
+#[derive(Clone)]
+struct Served {
+    document: Bytes,
+    etag: HeaderValue,
+}
+
+impl DirectoryServer {
+    /// A directory without a consensus yet, and the receiver of its submissions.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Submission>) {
+        let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
+        let shelf = || Arc::new(watch::Sender::new(None));
+        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None }, receiver)
+    }
+
+    /// Adds `web` as the router for all other paths.
+    #[must_use]
+    pub(crate) fn with_web(mut self, web: Router) -> Self {
+        self.web = Some(web);
+        self
+    }
+
+    /// Sets the consensus to serve.
+    pub fn publish(&self, consensus: &SignedConsensus) {
+        put(&self.consensus, consensus.as_bytes());
+    }
+
+    /// Sets the volunteer list to serve.
+    pub fn publish_volunteers(&self, list: &SignedVolunteerList) {
+        put(&self.volunteers, list.as_bytes());
+    }
+
+    /// Accepts connections on `listener` and answers their requests, until dropped.
+    ///
+    /// # Errors
+    /// Never; after a failed `accept` it pauses and retries.
+    pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
+        let router = self.router();
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let permit = Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?;
+            match listener.accept().await {
+                Ok((socket, _)) => {
+                    let router = router.clone();
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        // An error of a peer's connection needs no action.
+                        _ = timeout(CONNECTION_TIMEOUT, serve_connection(socket, router)).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn router(mut self) -> Router {
+        let web = self.web.take().unwrap_or_default();
+        let cors = CorsLayer::new()
+            .allow_origin(Any)
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers(Any)
+            .expose_headers([header::ETAG])
+            .max_age(CORS_AGE);
+        Router::new()
+            .route("/v1/descriptor", post(take_descriptor))
+            .route("/v1/volunteer", post(take_volunteer))
+            .route("/v1/presence", post(take_presence))
+            .route("/v1/consensus", get(give_consensus))
+            .route("/v1/volunteers", get(give_volunteers))
+            .route_layer(cors)
+            .route_layer(map_response(close))
+            .layer(DefaultBodyLimit::disable())
+            .layer(RequestBodyLimitLayer::new(MAX_BODY_LEN))
+            .layer(CompressionLayer::new())
+            .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
+            .with_state(self)
+            // Merged without these layers: the pages' router accepts small requests only and serves compressed files.
+            .merge(web)
+    }
+
+    /// Queues a submission for the authority and returns its answer; `None` if the queue is full.
+    async fn submit<T>(
+        &self,
+        body: Bytes,
+        submission: impl FnOnce(Bytes, oneshot::Sender<T>) -> Submission,
+    ) -> Option<T> {
+        let (answer, verdict) = oneshot::channel();
+        self.submissions.try_send(submission(body, answer)).ok()?;
+        verdict.await.ok()
+    }
+}
+
+fn put(shelf: &Shelf, document: &[u8]) {
+    let document = Bytes::copy_from_slice(document);
+    // A weak tag, because it is the same for every compression.
+    let etag = format!("W/\"{}\"", HEXLOWER.encode(&sha256(&document)));
+    match HeaderValue::try_from(etag) {
+        Ok(etag) => _ = shelf.send_replace(Some(Served { document, etag })),
+        Err(error) => tracing::error!(%error, "can't compute the entity tag; not serving a document"),
+    }
+}
+
+/// Closes the connection after its response, so that no client holds one between requests.
+async fn close(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()> {
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
+        .await
+}
+
+type Body = Result<Bytes, BytesRejection>;
+
+async fn take_descriptor(State(directory): State<DirectoryServer>, body: Body) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    match directory.submit(body, Submission::Descriptor).await {
+        Some(Ok(())) => {
+            (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
+        }
+        Some(Err(error)) => refused(&error),
+        None => busy(),
+    }
+}
+
+async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    match directory.submit(body, Submission::Volunteer).await {
+        Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
+        // Places become free from one interval to the next.
+        Some(Err(DescriptorError::Full)) | None => busy(),
+        Some(Err(error)) => refused(&error),
+    }
+}
+
+async fn take_presence(State(directory): State<DirectoryServer>, body: Body) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    match directory.submit(body, Submission::Presence).await {
+        Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
+        Some(Err(error)) => refused(&error),
+        None => busy(),
+    }
+}
+
+const DOCUMENT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-protobuf")];
+
+fn refused(error: &dyn std::error::Error) -> Response {
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}
+
+fn busy() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy; try again later").into_response()
+}
+
+async fn give_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
+    give(&directory.consensus, &headers, "no consensus yet: not enough relays have registered")
+}
+
+async fn give_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
+    give(&directory.volunteers, &headers, "no volunteer list yet: there is no consensus")
+}
+
+fn give(shelf: &Shelf, headers: &HeaderMap, none_yet: &'static str) -> Response {
+    let Some(served) = shelf.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
+    let tag = [(header::ETAG, served.etag.clone()), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
+    if headers.get_all(header::IF_NONE_MATCH).iter().any(|value| names(value, &served.etag)) {
+        return (StatusCode::NOT_MODIFIED, tag).into_response();
+    }
+    (tag, DOCUMENT, served.document).into_response()
+}
+
+/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, compared weakly.
+fn names(value: &HeaderValue, etag: &HeaderValue) -> bool {
+    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
+    value.trim() == "*" || value.split(',').any(|tag| opaque(tag) == opaque(etag))
+}
+
+#[cfg(test)]
+mod tests;

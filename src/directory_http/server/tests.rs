@@ -1,0 +1,393 @@
+use core::net::SocketAddr;
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rand::{SeedableRng as _, rngs::ChaCha20Rng};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::{JoinHandle, JoinSet},
+};
+
+use super::*;
+use crate::{
+    base::{DialError, DialTarget, RelayId, WallTime},
+    directory::{
+        Authority, AuthorityConfig, Consensus, Presence, ProofError, VolunteerList,
+        fixture::{
+            NOW, descriptor, exit_profile, key, profile, signed_by, volunteer, volunteer_profile, volunteers_signed_by,
+        },
+    },
+    directory_http::{
+        client::{DirectoryClient, DirectoryConfig, DirectoryError},
+        store::{Change, Kept, Store, StoreError},
+    },
+};
+
+/// Time limit of a wait before the test fails.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn client(address: SocketAddr) -> DirectoryClient {
+    let authorities = vec![key(100).id().into()];
+    let directories = vec![format!("http://{address}")];
+    DirectoryClient::new(DirectoryConfig { directories, authorities, cache: None }).unwrap()
+}
+
+/// The bytes of the answer to a raw HTTP request.
+async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    // A server that closes with unread bytes sends a reset after its answer.
+    _ = timeout(DEADLINE, socket.read_to_end(&mut answer)).await.expect("no answer in time");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn get_consensus(headers: &str) -> Vec<u8> {
+    format!("GET /v1/consensus HTTP/1.1\r\nhost: directory\r\nconnection: close\r\n{headers}\r\n").into_bytes()
+}
+
+fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
+    let (server, submissions) = DirectoryServer::new();
+    server.publish(&signed_by(&[100], NOW));
+    (server, submissions)
+}
+
+#[tokio::test]
+async fn the_consensus_comes_with_a_tag_compressed_if_asked_and_once_only_if_it_is_known() {
+    let (server, _submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    let plain = exchange(address, &get_consensus("")).await;
+    assert!(plain.starts_with("HTTP/1.1 200"), "{plain}");
+    let etag = plain.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    for (headers, expected) in [
+        (format!("if-none-match: {etag}\r\n"), "HTTP/1.1 304"),
+        (format!("if-none-match: \"x\", {}\r\n", etag.trim_start_matches("W/")), "HTTP/1.1 304"),
+        ("if-none-match: *\r\n".to_owned(), "HTTP/1.1 304"),
+        ("if-none-match: \"x\"\r\n".to_owned(), "HTTP/1.1 200"),
+        ("accept-encoding: zstd\r\n".to_owned(), "content-encoding: zstd"),
+        ("accept-encoding: gzip\r\n".to_owned(), "content-encoding: gzip"),
+    ] {
+        let answer = exchange(address, &get_consensus(&headers)).await;
+        assert!(answer.contains(expected), "{headers}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn before_the_first_consensus_the_answer_says_so() {
+    let (server, _submissions) = DirectoryServer::new();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    let answer = exchange(address, &get_consensus("")).await;
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("no consensus yet"), "{answer}");
+    assert!(matches!(client(address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
+}
+
+#[tokio::test]
+async fn pages_beside_a_directory_change_none_of_its_own_answers() {
+    let (server, _submissions) = served();
+    let (listener, address) = listen().await;
+    let pages = Router::new().route("/volunteer", get(|| async { "a page" }));
+    tokio::spawn(server.with_web(pages).serve(listener));
+    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
+    let answer = exchange(address, &ask("/volunteer")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("a page"), "{answer}");
+    let answer = exchange(address, &get_consensus("origin: https://elsewhere.example\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-origin: *"), "{answer}");
+    assert!(exchange(address, &ask("/other")).await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn bad_requests_are_answered_not_endured() {
+    let (server, mut submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            match submission {
+                Submission::Descriptor(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
+                Submission::Volunteer(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
+                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
+            }
+        }
+    });
+    let post = |len: usize, body: &[u8]| {
+        let head =
+            format!("POST /v1/descriptor HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    };
+    for (request, expected) in [
+        (post(3, b"abc"), "HTTP/1.1 400"),
+        (post(70_000, &[0; 70_000]), "HTTP/1.1 413"),
+        (post(1 << 40, b"abc"), "HTTP/1.1 413"),
+        (b"GET /v1/descriptor HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".to_vec(), "HTTP/1.1 405"),
+        (b"GET /other HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".to_vec(), "HTTP/1.1 404"),
+        (b"\x16\x03\x01garbage\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        ([b"GET / HTTP/1.1\r\na: ".to_vec(), vec![b'a'; 100_000]].concat(), "HTTP/1.1 431"),
+    ] {
+        let answer = exchange(address, &request).await;
+        assert!(answer.starts_with(expected), "{expected}: {answer}");
+    }
+    let error = client(address).publish(b"abc").await.unwrap_err();
+    assert!(error.to_string().contains("too long ago"), "the reason reaches the relay: {error}");
+}
+
+#[tokio::test]
+async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
+    let (server, submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    let mut senders = JoinSet::new();
+    for _ in 0..MAX_SUBMISSIONS + 10 {
+        senders.spawn(async move { client(address).publish(b"abc").await.unwrap_err().to_string() });
+    }
+    // No authority runs: submissions over the cap are answered at once, the others when the authority's end is
+    // dropped.
+    for _ in 0..10 {
+        let reason = timeout(DEADLINE, senders.join_next()).await.expect("the flood was not answered");
+        let reason = reason.unwrap().unwrap();
+        assert!(reason.contains("busy"), "{reason}");
+    }
+    drop(submissions);
+    let reasons = senders.join_all().await;
+    assert_eq!(reasons.len(), MAX_SUBMISSIONS);
+    for reason in reasons {
+        assert!(reason.contains("busy"), "{reason}");
+    }
+}
+
+/// Proves a relay if its dial target equals that in the map.
+#[derive(Default)]
+struct KnownHosts(Mutex<HashMap<RelayId, DialTarget>>);
+
+impl Prover for Arc<KnownHosts> {
+    async fn prove(&self, target: DialTarget) -> Result<(), ProofError> {
+        match self.0.lock().unwrap().get(&target.relay) {
+            Some(known) if *known == target => Ok(()),
+            Some(_) => Err(ProofError::Identity),
+            None => Err(ProofError::Dial(DialError::TimedOut)),
+        }
+    }
+}
+
+/// Keeps the records in memory.
+#[derive(Clone, Default)]
+struct MemoryStore(Arc<Mutex<Memory>>);
+
+#[derive(Default)]
+struct Memory {
+    relays: HashMap<RelayId, Vec<u8>>,
+    consensus: Option<Vec<u8>>,
+}
+
+impl Store for MemoryStore {
+    fn load(&self) -> Result<Kept, StoreError> {
+        let kept = self.0.lock().unwrap();
+        Ok(Kept { relays: kept.relays.values().cloned().collect(), consensus: kept.consensus.clone() })
+    }
+
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut kept = self.0.lock().unwrap();
+        for change in changes.iter().cloned() {
+            match change {
+                Change::Remember { relay, record } => _ = kept.relays.insert(relay, record),
+                Change::Forget(relay) => _ = kept.relays.remove(&relay),
+                Change::Publish(consensus) => kept.consensus = Some(consensus),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A complete directory, whose clock the test sets.
+struct Whole {
+    address: SocketAddr,
+    clock: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Whole {
+    async fn start(relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
+        let (server, submissions) = DirectoryServer::new();
+        let (listener, address) = listen().await;
+        let clock = Arc::new(AtomicU64::new(NOW.as_unix()));
+        let authority = Authority::new(key(100), AuthorityConfig::testnet(relays));
+        let told = Arc::clone(&clock);
+        let time = move || WallTime::from_unix(told.load(Ordering::Relaxed));
+        let (store, hosts, served) = (store.clone(), Arc::clone(hosts), server.clone());
+        let tasks = vec![
+            tokio::spawn(async move { _ = served.serve(listener).await }),
+            tokio::spawn(async move {
+                let rng = ChaCha20Rng::seed_from_u64(1);
+                run_authority(authority, (server, submissions), store, hosts, time, rng).await.unwrap();
+            }),
+        ];
+        Self { address, clock, tasks }
+    }
+
+    /// Fetches until `wanted` holds of the consensus.
+    async fn fetch_until(&self, wanted: impl Fn(&Consensus) -> bool) -> Consensus {
+        let fetch = async {
+            loop {
+                let now = WallTime::from_unix(self.clock.load(Ordering::Relaxed));
+                match client(self.address).fetch(now, None).await {
+                    Ok(Some(consensus)) if wanted(&consensus) => return consensus,
+                    Ok(_) | Err(DirectoryError::NoneYet) => tokio::task::yield_now().await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        timeout(DEADLINE, fetch).await.expect("no such consensus in time")
+    }
+
+    /// Advances the clock by a second, and fetches until `wanted` holds of the volunteer list.
+    async fn volunteers_until(&self, wanted: impl Fn(&VolunteerList) -> bool) -> VolunteerList {
+        let now = WallTime::from_unix(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
+        let fetch = async {
+            loop {
+                match client(self.address).fetch_volunteers(now, None).await {
+                    Ok(Some(list)) if wanted(&list) => return list,
+                    // Makes the service read the clock.
+                    Ok(_) | Err(DirectoryError::NoneYet) => _ = client(self.address).report(b"nothing").await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        timeout(DEADLINE, fetch).await.expect("no such list in time")
+    }
+
+    fn stop(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+#[tokio::test]
+async fn relays_that_prove_themselves_are_listed_once_all_have_registered_and_again_after_a_restart() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = Whole::start(3, &store, &hosts).await;
+    for number in 1..=3 {
+        let profile = if number == 3 { exit_profile(3, &["accept *"]) } else { profile(number) };
+        hosts.0.lock().unwrap().insert(profile.identity, profile.dial_target());
+        client(directory.address).publish(&descriptor(number, profile, NOW)).await.unwrap();
+    }
+    let first = directory.fetch_until(|_| true).await;
+    assert_eq!(first.relays().len(), 3);
+    directory.stop();
+
+    let directory = Whole::start(3, &store, &hosts).await;
+    let kept = directory.fetch_until(|_| true).await;
+    assert_eq!(kept, first, "the last consensus is served again at once");
+    directory.clock.fetch_add(20, Ordering::Relaxed);
+    // Makes the service read the clock.
+    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    let next = directory.fetch_until(|consensus| *consensus != first).await;
+    assert!(next.valid_after() > first.valid_after());
+    assert_eq!(next.relays().len(), 3);
+    directory.stop();
+}
+
+#[tokio::test]
+async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = Whole::start(1, &store, &hosts).await;
+    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    let client = client(directory.address);
+    client.publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    directory.fetch_until(|_| true).await;
+    let signed = volunteer(21, volunteer_profile(21), NOW);
+    let registration = client.register(&signed).await.unwrap();
+    assert!(registration.gateways.is_empty());
+    let volunteers = vec![key(21).id()];
+    let at_ms = directory.clock.load(Ordering::Relaxed) * 1000;
+    let presence = Presence { gateway: key(1).id(), at_ms, volunteers }.sign(&key(1)).unwrap();
+    assert_eq!(client.report(&presence).await.unwrap().volunteers, [key(21).id()]);
+    let again = client.report(&presence).await.unwrap_err().to_string();
+    assert!(again.contains("not newer"), "{again}");
+    let told = client.register(&signed).await.unwrap();
+    assert_eq!((told.seed, told.gateways), (registration.seed, vec![key(1).id()]));
+    let list = directory.volunteers_until(|list| !list.volunteers().is_empty()).await;
+    assert_eq!(list.volunteer(&key(21).id()).unwrap().gateways, [key(1).id()]);
+    directory.stop();
+}
+
+#[tokio::test]
+async fn a_volunteer_for_whom_there_is_no_place_is_told_to_try_again() {
+    let (server, mut submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            if let Submission::Volunteer(_, answer) = submission {
+                _ = answer.send(Err(DescriptorError::Full));
+            }
+        }
+    });
+    let refusal = client(address).register(b"anything").await.unwrap_err();
+    assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_page_of_any_origin_may_ask_for_everything() {
+    let (server, mut submissions) = served();
+    server.publish_volunteers(&volunteers_signed_by(&[100], NOW));
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            if let Submission::Volunteer(_, answer) = submission {
+                _ = answer.send(Ok(Registration { seed: [7; 32], gateways: Vec::new() }));
+            }
+        }
+    });
+    let ask = async |line: &str, more: &str| {
+        let request = format!("{line} HTTP/1.1\r\nhost: a\r\norigin: https://example.org\r\n{more}\r\n");
+        exchange(address, request.as_bytes()).await
+    };
+    for path in ["consensus", "volunteers"] {
+        let answer = ask(&format!("GET /v1/{path}"), "").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for expected in ["access-control-allow-origin: *", "access-control-expose-headers: etag", "connection: close"] {
+            assert!(answer.contains(expected), "{path}: {expected}: {answer}");
+        }
+        let preflight = "access-control-request-method: GET\r\naccess-control-request-headers: if-none-match\r\n";
+        let answer = ask(&format!("OPTIONS /v1/{path}"), preflight).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-headers: *"), "{answer}");
+    }
+    for path in ["descriptor", "volunteer", "presence"] {
+        let preflight = "access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n";
+        let answer = ask(&format!("OPTIONS /v1/{path}"), preflight).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for expected in ["access-control-allow-origin: *", "access-control-allow-methods: GET,POST"] {
+            assert!(answer.contains(expected), "{path}: {expected}: {answer}");
+        }
+    }
+    let answer = ask("POST /v1/volunteer", "content-length: 0\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-origin: *"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_relay_that_names_another_s_address_is_never_listed() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = Whole::start(1, &store, &hosts).await;
+    let honest = profile(1);
+    hosts.0.lock().unwrap().insert(honest.identity, honest.dial_target());
+    // Claims the honest relay's address and certificate.
+    let thief = crate::directory::Profile { identity: key(2).id(), ..honest.clone() };
+    client(directory.address).publish(&descriptor(2, thief, NOW)).await.unwrap();
+    client(directory.address).publish(&descriptor(1, honest, NOW)).await.unwrap();
+    let consensus = directory.fetch_until(|_| true).await;
+    assert!(consensus.relay(&key(1).id()).is_some());
+    assert!(consensus.relay(&key(2).id()).is_none());
+    directory.stop();
+}

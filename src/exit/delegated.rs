@@ -1,0 +1,63 @@
+//! Delegated requests at an exit: performs searches and HTTP requests of clients, within limits.
+//!
+//! [`Delegate`] owns the limits and the operator's offer. The exit passes each delegated stream to it, in one task
+//! for each request. Governed by `proto/09-delegated.md`. Clients are not trusted: they may request only what the
+//! operator offers; sizes, times and rates are capped; a request that leaves the exit has nothing that identifies its
+//! sender. Requests are never logged.
+
+pub(crate) mod engines;
+pub(crate) mod http;
+pub(crate) mod limits;
+pub(crate) mod search;
+
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::delegated::{Offer, Service};
+
+use self::{http::Http, limits::Limits, search::Search};
+
+/// The services of an exit.
+#[derive(Debug)]
+pub(crate) struct Delegate {
+    search: Search,
+    http: Http,
+    limits: Limits,
+}
+
+impl Delegate {
+    pub(crate) const fn new(search: Search, http: Http, limits: Limits) -> Self {
+        Self { search, http, limits }
+    }
+
+    /// The engines and requests that the exit offers, for the descriptor.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer { engines: self.search.engines(), requests: self.http.offer() }
+    }
+
+    /// Waits until the offer grows. At most one task may wait.
+    pub(crate) async fn offer_grown(&self) {
+        self.search.grown().await;
+    }
+
+    /// Performs the request that comes over `stream`, and answers there. `circuit` is the number of its circuit.
+    pub(crate) async fn serve<S>(&self, service: Service, circuit: u64, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let admit = || self.limits.admit(Instant::now(), circuit);
+        let done = match service {
+            Service::Http => self.http.serve(stream, admit()).await,
+            Service::Search => self.search.serve(stream, admit).await,
+        };
+        if let Err(refusal) = done {
+            self.limits.count(refusal);
+        }
+    }
+
+    /// Logs counts of refusals once an hour and refreshes the engines' descriptions, for ever.
+    pub(crate) async fn keep(&self) {
+        tokio::join!(self.limits.report(), self.search.keep_fresh());
+    }
+}

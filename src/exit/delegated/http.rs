@@ -1,0 +1,240 @@
+//! The exit's HTTP service: one request in Binary HTTP, one response (`proto/09-delegated.md`, "HTTP").
+//!
+//! Bodies are forwarded in pieces, concurrently in both directions, with backpressure. A request that the operator
+//! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A
+//! truncated response resets the stream, so that it never looks complete.
+
+mod allow;
+#[cfg(test)]
+mod tests;
+
+use core::time::Duration;
+use std::error::Error;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Method, Request, Response, body::Body, header};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use crate::{
+    delegated::{Requests, message::METHODS},
+    exit::outbound::{Outbound, OutboundError},
+    http_exchange::http1::target_of,
+    http_exchange::{
+        binary::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
+        fields::{fix_request, fix_response},
+        http1::Answer,
+        refusal::Refusal,
+    },
+};
+
+pub(crate) use self::allow::Allow;
+
+/// Bytes of a request that are still read after the answer; more than can be in flight.
+const LEFT_OVER: u64 = 4 * 1024 * 1024;
+
+/// Caps on length and time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HttpCaps {
+    /// Maximum bytes of a body, in each direction; 256 MiB.
+    pub(crate) body: u64,
+    /// Time limit for a request's head and the first piece of its body; 15 s.
+    pub(crate) head: Duration,
+    /// Time limit for the client to take a piece of the response; 60 s.
+    pub(crate) stall: Duration,
+    /// Time limit of a request; 15 minutes.
+    pub(crate) time: Duration,
+}
+
+impl Default for HttpCaps {
+    fn default() -> Self {
+        Self {
+            body: 256 * 1024 * 1024,
+            head: Duration::from_secs(15),
+            stall: Duration::from_secs(60),
+            time: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// The set of requests that an exit performs.
+#[derive(Debug)]
+pub(crate) enum Tier {
+    /// None.
+    None,
+    /// Requests that the operator has listed, at any address of the listed hosts.
+    Listed(Vec<Allow>, Outbound),
+    /// All requests that the policy allows.
+    Open(Outbound),
+}
+
+/// The HTTP service of an exit.
+#[derive(Debug)]
+pub(crate) struct Http {
+    tier: Tier,
+    caps: HttpCaps,
+}
+
+impl Http {
+    pub(crate) const fn new(tier: Tier, caps: HttpCaps) -> Self {
+        Self { tier, caps }
+    }
+
+    /// The offer for the descriptor.
+    pub(crate) fn offer(&self) -> Requests {
+        match &self.tier {
+            Tier::None => Requests::None,
+            Tier::Listed(list, _) => Requests::Hosts(allow::hosts(list)),
+            Tier::Open(_) => Requests::Open,
+        }
+    }
+
+    /// Performs the request that comes over `stream`, unless `admitted` is a refusal. Drops `admitted` after the
+    /// answer.
+    ///
+    /// # Errors
+    /// The reason why the request was not performed or not completed. The client has it too.
+    pub(crate) async fn serve<S, A>(&self, stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
+    where
+        A: Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let performing = async {
+            match &admitted {
+                Err(refusal) => self.refuse(&mut writer, *refusal).await,
+                Ok(_) => self.perform(&mut reader, &mut writer).await,
+            }
+        };
+        let told = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
+        let _ = writer.shutdown().await;
+        drop(admitted);
+        // Dropping the stream before the client has finished would reset it, and discard the answer in flight.
+        let _ = timeout(self.caps.stall, tokio::io::copy(&mut reader.take(LEFT_OVER), &mut tokio::io::sink())).await;
+        told.map_or(Ok(()), Err)
+    }
+
+    /// Performs a request. The answer, or refusal, is complete unless this returns an error.
+    async fn perform<R, W>(&self, reader: &mut R, writer: &mut W) -> Result<Option<Refusal>, Refusal>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let reading = timeout(self.caps.head, read_head(reader, self.caps.body));
+        let read = reading.await.unwrap_or(Err(Refusal::Malformed));
+        let (request, first, mut content) = match read {
+            Ok(read) => read,
+            Err(refusal) => return self.refuse(writer, refusal).await,
+        };
+        let (request, outbound) = match self.judge(request, first.is_some()) {
+            Ok(judged) => judged,
+            Err(refusal) => return self.refuse(writer, refusal).await,
+        };
+        let (pipe, body) = Piped::new(first);
+        let mut uploaded = Ok(());
+        let answered = tokio::select! {
+            biased;
+            answered = async {
+                let response = outbound.send(request.map(|()| body)).await?;
+                Ok::<_, OutboundError>(self.answer(writer, response).await)
+            } => answered,
+            never = async {
+                uploaded = fill(&mut content, pipe, self.caps.stall).await;
+                core::future::pending().await
+            } => never,
+        };
+        match answered {
+            Ok(answered) => answered,
+            Err(_) if uploaded == Err(MessageError::TooLarge) => self.refuse(writer, Refusal::RequestTooLarge).await,
+            Err(error) => self.refuse(writer, error.into()).await,
+        }
+    }
+
+    /// The request to send and its sender, if the operator offers the request.
+    fn judge(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
+        let (secure, target) = target_of(request.uri()).ok_or(Refusal::Malformed)?;
+        let method = request.method();
+        if !METHODS.contains(&method.as_str()) {
+            return Err(Refusal::NotOffered);
+        }
+        let outbound = match &self.tier {
+            Tier::Listed(list, outbound) if list.iter().any(|allow| allow.fits(method, secure, &target)) => outbound,
+            Tier::None | Tier::Listed(..) => return Err(Refusal::NotOffered),
+            Tier::Open(outbound) => outbound,
+        };
+        if has_body && [Method::GET, Method::HEAD].contains(method) {
+            return Err(Refusal::Malformed);
+        }
+        let length = request.headers_mut().remove(header::CONTENT_LENGTH);
+        fix_request(request.headers_mut());
+        if let Some(length) = length.filter(|_| has_body) {
+            request.headers_mut().insert(header::CONTENT_LENGTH, length);
+        }
+        Ok((request, outbound))
+    }
+
+    async fn refuse(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        refusal: Refusal,
+    ) -> Result<Option<Refusal>, Refusal> {
+        let head = response_head(&refusal.response()).map_err(|_| Refusal::Misconfigured)?;
+        self.write(writer, &head, Empty::<Bytes>::new()).await?;
+        Ok(Some(refusal))
+    }
+
+    async fn answer(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        mut response: Response<Answer>,
+    ) -> Result<Option<Refusal>, Refusal> {
+        if response.body().size_hint().lower() > self.caps.body {
+            return self.refuse(writer, Refusal::AnswerTooLarge).await;
+        }
+        fix_response(response.headers_mut());
+        let head = match response_head(&response) {
+            Ok(head) => head,
+            Err(MessageError::TooLarge) => return self.refuse(writer, Refusal::HeadTooLarge).await,
+            Err(_) => return self.refuse(writer, Refusal::NotHttp).await,
+        };
+        self.write(writer, &head, response.into_body()).await?;
+        Ok(None)
+    }
+
+    async fn write<B>(&self, writer: &mut (impl AsyncWrite + Unpin), head: &[u8], body: B) -> Result<(), Refusal>
+    where
+        B: Body,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let written = async {
+            timeout(self.caps.stall, writer.write_all(head)).await.map_err(|_| MessageError::Broken)??;
+            write_content(writer, body, self.caps.body, self.caps.stall).await
+        };
+        match written.await {
+            Ok(_) => Ok(()),
+            Err(MessageError::Source) => Err(Refusal::Broken),
+            Err(MessageError::TooLarge) => Err(Refusal::AnswerTooLarge),
+            Err(MessageError::Broken | MessageError::Malformed(_)) => Err(Refusal::ClientGone),
+        }
+    }
+}
+
+/// A request's head, and the first piece of its body.
+async fn read_head<R: AsyncRead + Unpin>(
+    reader: R,
+    cap: u64,
+) -> Result<(Request<()>, Option<Bytes>, Content<R>), Refusal> {
+    let (request, mut content) = read_request(reader, cap).await.map_err(|error| unread(&error))?;
+    let first = content.piece().await.map_err(|error| unread(&error))?;
+    Ok((request, first, content))
+}
+
+const fn unread(error: &MessageError) -> Refusal {
+    match error {
+        MessageError::TooLarge => Refusal::RequestTooLarge,
+        MessageError::Broken | MessageError::Malformed(_) | MessageError::Source => Refusal::Malformed,
+    }
+}

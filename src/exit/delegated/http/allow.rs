@@ -1,0 +1,138 @@
+//! The operator's list of allowed hosts and methods.
+
+use hyper::{Method, Uri};
+
+use crate::{
+    delegated::{MAX_HOSTS, message::METHODS},
+    http_exchange::http1::target_of,
+    wire::{Host, Target},
+};
+
+/// The reason why a text is no valid entry. Contains the entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AllowError {
+    /// The entry isn't two words.
+    #[error("allowed request \"{0}\": not methods and a host as in \"GET,HEAD example.org\"")]
+    Form(String),
+    /// The entry has an unsupported method.
+    #[error(
+        "allowed request \"{0}\": unknown method; write some of GET, HEAD, POST, PUT, DELETE, PATCH and OPTIONS, separated by commas"
+    )]
+    Method(String),
+    /// The host is invalid.
+    #[error("allowed request \"{0}\": not a host as in \"example.org\", \"example.org:8443\" or \"http://192.0.2.1\"")]
+    Host(String),
+    /// There are more hosts than a descriptor allows.
+    #[error("the number of allowed hosts exceeds {MAX_HOSTS}")]
+    TooMany,
+}
+
+/// Allowed methods at one host and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Allow {
+    methods: Vec<Method>,
+    secure: bool,
+    target: Target,
+}
+
+impl Allow {
+    /// Parses the operator's list. An entry is methods, a space, and a host, with `https` unless it begins with
+    /// `http://`.
+    ///
+    /// # Errors
+    /// When an entry is malformed, or there are more hosts than an exit may offer.
+    pub(crate) fn parse_all<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Vec<Self>, AllowError> {
+        let parsed = entries.into_iter().map(|entry| Self::parse(entry.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        if hosts(&parsed).len() > MAX_HOSTS { Err(AllowError::TooMany) } else { Ok(parsed) }
+    }
+
+    fn parse(entry: &str) -> Result<Self, AllowError> {
+        let mut words = entry.split_whitespace();
+        let (Some(methods), Some(address), None) = (words.next(), words.next(), words.next()) else {
+            return Err(AllowError::Form(entry.to_owned()));
+        };
+        let method = |text: &str| METHODS.contains(&text).then(|| text.parse().ok()).flatten();
+        let methods: Option<Vec<Method>> = methods.split(',').map(method).collect();
+        let methods = methods.ok_or_else(|| AllowError::Method(entry.to_owned()))?;
+        let address = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
+        let uri = address.parse::<Uri>().ok().filter(|uri| uri.path() == "/" && uri.query().is_none());
+        let found = uri.as_ref().and_then(target_of);
+        let (secure, target) = found.ok_or_else(|| AllowError::Host(entry.to_owned()))?;
+        Ok(Self { methods, secure, target: Target { host: lower(&target.host), port: target.port } })
+    }
+
+    /// Whether the entry allows this request.
+    pub(super) fn fits(&self, method: &Method, secure: bool, target: &Target) -> bool {
+        let same_place = self.secure == secure && self.target.port == target.port;
+        same_place && self.target.host == lower(&target.host) && self.methods.contains(method)
+    }
+}
+
+fn lower(host: &Host) -> Host {
+    match host {
+        Host::Name(name) => Host::Name(name.to_ascii_lowercase()),
+        Host::Ip(ip) => Host::Ip(*ip),
+    }
+}
+
+/// The hosts of `list`, ascending, each once.
+pub(super) fn hosts(list: &[Allow]) -> Vec<String> {
+    let mut hosts: Vec<String> = list.iter().map(|allow| allow.target.host.to_text()).collect();
+    hosts.sort();
+    hosts.dedup();
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fits(entry: &str, method: Method, address: &str) -> bool {
+        let (secure, target) = target_of(&address.parse().unwrap()).unwrap();
+        Allow::parse(entry).unwrap().fits(&method, secure, &target)
+    }
+
+    #[test]
+    fn an_entry_allows_its_methods_at_its_host_and_port_by_https() {
+        let entry = "GET,HEAD Example.org";
+        assert!(fits(entry, Method::GET, "https://example.org/path?query"));
+        assert!(fits(entry, Method::HEAD, "https://EXAMPLE.org:443/"));
+        assert!(!fits(entry, Method::POST, "https://example.org/"));
+        assert!(!fits(entry, Method::GET, "http://example.org/"));
+        assert!(!fits(entry, Method::GET, "http://example.org:443/"));
+        assert!(!fits(entry, Method::GET, "https://example.org:8443/"));
+        assert!(!fits(entry, Method::GET, "https://www.example.org/"));
+        assert!(!fits(entry, Method::GET, "https://example.org.evil.example/"));
+        assert!(fits("GET http://192.0.2.1:8080", Method::GET, "http://192.0.2.1:8080/"));
+        assert!(fits("POST [2001:db8::1]:8443", Method::POST, "https://[2001:db8:0::1]:8443/"));
+    }
+
+    #[test]
+    fn what_is_no_entry_is_an_error_that_names_it() {
+        for entry in [
+            "",
+            "GET",
+            "example.org",
+            "GET example.org x",
+            "get example.org",
+            "CONNECT example.org",
+            "GET, example.org",
+            "GET ftp://example.org",
+            "GET me@example.org",
+            "GET example.org/path",
+            "GET example.org:0",
+            "TRACE example.org",
+        ] {
+            let error = Allow::parse_all([entry]).unwrap_err().to_string();
+            assert!(error.contains(&format!("\"{entry}\"")), "{error}");
+        }
+        let many: Vec<String> = (0..=MAX_HOSTS).map(|number| format!("GET host{number}.example")).collect();
+        assert_eq!(Allow::parse_all(many), Err(AllowError::TooMany));
+    }
+
+    #[test]
+    fn what_is_offered_is_each_host_once() {
+        let list = Allow::parse_all(["GET b.example", "POST B.example:8443", "GET a.example"]).unwrap();
+        assert_eq!(hosts(&list), ["a.example", "b.example"]);
+    }
+}

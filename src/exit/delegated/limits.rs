@@ -1,0 +1,113 @@
+//! Limits on the requests that an exit performs, and counts of refusals.
+
+use core::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use tokio::time::sleep;
+
+pub(crate) use crate::delegated::limits::Rates;
+use crate::{base, delegated::limits, http_exchange::refusal::Refusal};
+
+/// Interval between two lines in the log.
+const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// An admitted request; it counts as running until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    circuit: u64,
+    limits: Arc<Mutex<limits::Limits>>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).release(self.circuit);
+    }
+}
+
+/// The limits and counts of an exit.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    start: Instant,
+    limits: Arc<Mutex<limits::Limits>>,
+    counts: HashMap<Refusal, AtomicU64>,
+}
+
+impl Limits {
+    pub(crate) fn new(rates: Rates, now: Instant) -> Self {
+        Self {
+            start: now,
+            limits: Arc::new(Mutex::new(limits::Limits::new(rates))),
+            counts: Refusal::all().map(|refusal| (refusal, AtomicU64::new(0))).collect(),
+        }
+    }
+
+    /// Admits a request of the circuit `number`. It counts as running until the result is dropped.
+    ///
+    /// # Errors
+    /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
+    pub(crate) fn admit(&self, now: Instant, number: u64) -> Result<Admitted, Refusal> {
+        let now = base::Instant::START.after(now.saturating_duration_since(self.start));
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(now, number)?;
+        Ok(Admitted { circuit: number, limits: Arc::clone(&self.limits) })
+    }
+
+    /// Counts a refusal.
+    pub(crate) fn count(&self, refusal: Refusal) {
+        if let Some(count) = self.counts.get(&refusal) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts since the last call, without zeros.
+    pub(crate) fn take_counts(&self) -> Vec<(Refusal, u64)> {
+        let counts = Refusal::all().filter_map(|refusal| {
+            let count = self.counts.get(&refusal)?.swap(0, Ordering::Relaxed);
+            (count > 0).then_some((refusal, count))
+        });
+        counts.collect()
+    }
+
+    /// Logs the counts once an hour, and nothing else about the requests.
+    pub(crate) async fn report(&self) {
+        loop {
+            sleep(REPORT_EVERY).await;
+            let counts = self.take_counts();
+            if !counts.is_empty() {
+                let words: Vec<String> = counts.iter().map(|(why, count)| format!("{} {count}", why.word())).collect();
+                tracing::info!(refused = words.join(", "), "delegated requests refused in the last hour");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_under_way_until_it_is_dropped() {
+        let now = Instant::now();
+        let limits = Limits::new(Rates { at_once: 1, ..Rates::default() }, now);
+        let first = limits.admit(now, 1).unwrap();
+        assert_eq!(limits.admit(now, 2).unwrap_err(), Refusal::Busy);
+        drop(first);
+        assert!(limits.admit(now, 2).is_ok());
+    }
+
+    #[test]
+    fn refusals_are_counted_by_reason() {
+        let limits = Limits::new(Rates::default(), Instant::now());
+        limits.count(Refusal::Busy);
+        limits.count(Refusal::Busy);
+        limits.count(Refusal::Prohibited);
+        assert_eq!(limits.take_counts(), [(Refusal::Busy, 2), (Refusal::Prohibited, 1)]);
+        assert_eq!(limits.take_counts(), []);
+    }
+}

@@ -1,0 +1,252 @@
+//! The exit's search service: one query, one answer, each in a padded frame (`proto/09-delegated.md` §3).
+//!
+//! The exit sends the engine's request, with the same header fields for every client, over a new connection and
+//! without cookies. Redirects are followed within the engine's host only. Engines are not trusted: time, length and
+//! encoding of their answers are capped, and parsing runs on blocking threads. Queries are never logged.
+
+#[cfg(test)]
+mod tests;
+
+use core::{num::NonZero, time::Duration};
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, Response, StatusCode, header};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::Semaphore,
+    time::timeout,
+};
+use url::Url;
+
+use crate::{
+    delegated::{
+        EngineName, SearchAnswer, SearchRefusal, SearchRequest,
+        service::{ENGINE_LIMIT, PartialQuery, QUERY_LIMIT, Refused, STALL_LIMIT},
+    },
+    engine,
+    exit::outbound::OutboundError,
+    http_exchange::{
+        fields::USER_AGENT,
+        http1::{Answer, ExchangeError, read_whole},
+        refusal::Refusal,
+    },
+    wire::EndReason,
+};
+
+use super::engines::{Engines, Reached};
+
+/// Maximum redirects within the engine's host.
+const MAX_REDIRECTS: usize = 3;
+
+/// Caps on length and time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SearchCaps {
+    /// Time limit for the query; [`QUERY_LIMIT`].
+    pub(crate) query: Duration,
+    /// Time limit for the engine; [`ENGINE_LIMIT`].
+    pub(crate) engine: Duration,
+    /// Time limit for the client to take the answer; [`STALL_LIMIT`].
+    pub(crate) stall: Duration,
+    /// Maximum bytes of an engine's answer; 2 MiB.
+    pub(crate) answer: usize,
+    /// Answers parsed concurrently; others wait at most the engine's time limit. The number of processors, at least
+    /// two.
+    pub(crate) readers: usize,
+}
+
+impl Default for SearchCaps {
+    fn default() -> Self {
+        Self {
+            query: QUERY_LIMIT,
+            engine: ENGINE_LIMIT,
+            stall: STALL_LIMIT,
+            answer: 2 * 1024 * 1024,
+            readers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
+        }
+    }
+}
+
+/// The search service of an exit.
+#[derive(Debug)]
+pub(crate) struct Search {
+    engines: Engines,
+    caps: SearchCaps,
+    /// Permits for parsing. A hostile answer can take a multiple of its length in memory, and a processor meanwhile.
+    readers: Arc<Semaphore>,
+}
+
+impl Search {
+    pub(crate) fn new(engines: Engines, caps: SearchCaps) -> Self {
+        Self { engines, caps, readers: Arc::new(Semaphore::new(caps.readers)) }
+    }
+
+    /// The offered engines.
+    pub(crate) fn engines(&self) -> Vec<EngineName> {
+        self.engines.names()
+    }
+
+    /// Waits until an engine is added. At most one task may wait.
+    pub(crate) async fn grown(&self) {
+        self.engines.grown().await;
+    }
+
+    /// Refreshes the engines' descriptions, for ever.
+    pub(crate) async fn keep_fresh(&self) {
+        self.engines.keep_fresh().await;
+    }
+
+    /// Answers the query that comes over `stream`, if `admit` allows. The admission lasts from the complete query to
+    /// the engine's answer, so that a client that sends or reads slowly holds none.
+    ///
+    /// # Errors
+    /// The reason why there were no results. The client has it too, unless it is gone.
+    pub(crate) async fn serve<S, A>(
+        &self,
+        mut stream: S,
+        admit: impl FnOnce() -> Result<A, Refusal> + Send,
+    ) -> Result<(), Refusal>
+    where
+        A: Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let query = match timeout(self.caps.query, read_query(&mut stream)).await {
+            Ok(Ok(query)) => query,
+            Ok(Err(_)) | Err(_) => return Err(Refusal::ClientGone),
+        };
+        let received = match query {
+            Ok(query) => query.handle_finish(admit).ok_or(Refusal::ClientGone)?,
+            Err(refused) => Err(refused),
+        };
+        let answered = match received {
+            Ok((request, admitted)) => {
+                let answered = self.answer(request).await;
+                drop(admitted);
+                answered
+            }
+            Err(refused) => Err(refused),
+        };
+        let (answer, counted) = match answered {
+            Ok(answer) => (answer, Ok(())),
+            Err(Refused { told, counted }) => (SearchAnswer::Refused(told), Err(counted)),
+        };
+        let framed = answer.encode().map_err(|_| Refusal::AnswerTooLarge)?;
+        let writing = async {
+            stream.write_all(&framed).await?;
+            stream.shutdown().await
+        };
+        match timeout(self.caps.stall, writing).await {
+            Ok(Ok(())) => counted,
+            Ok(Err(_)) | Err(_) => Err(Refusal::ClientGone),
+        }
+    }
+
+    async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Refused> {
+        let unknown = Refused { told: SearchRefusal::UnknownEngine, counted: Refusal::NotOffered };
+        let reached = self.engines.find(request.engine()).ok_or(unknown)?;
+        if reached.engine.lacks_page(request.page()) {
+            return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
+        }
+        let asking = timeout(self.caps.engine, ask(&reached, &request, self.caps.answer)).await;
+        let late = Refused { told: SearchRefusal::EngineTimedOut, counted: Refusal::Silent };
+        let (url, status, body) = asking.unwrap_or(Err(late))?;
+        let busy = Refused { told: SearchRefusal::RateLimited, counted: Refusal::Busy };
+        let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
+        let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
+        let reading = tokio::task::spawn_blocking(move || {
+            // Held until the parsing ends, also if the client has disconnected.
+            let _reader = reader;
+            let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
+            reached.engine.read(&request, &response)
+        });
+        let broken = Refused { told: SearchRefusal::EngineMalformed, counted: Refusal::Misconfigured };
+        match reading.await.map_err(|_| broken)? {
+            SearchAnswer::Refused(told) => Err(Refused { told, counted: Refusal::NoResults }),
+            results => Ok(results),
+        }
+    }
+}
+
+/// The complete query, or its refusal.
+async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<PartialQuery, Refused>> {
+    let (mut query, mut piece) = (PartialQuery::default(), [0; 1024]);
+    loop {
+        let read = reader.read(&mut piece).await?;
+        if read == 0 {
+            return Ok(Ok(query));
+        }
+        if let Err(refused) = query.handle_data(piece.get(..read).unwrap_or_default()) {
+            return Ok(Err(refused));
+        }
+    }
+}
+
+/// The engine's answer, with its URL after redirects.
+async fn ask(
+    reached: &Arc<Reached>,
+    request: &SearchRequest,
+    most: usize,
+) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
+    let bad = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+    let engine::Question { url, accept, accept_language } = reached.engine.question(request).ok_or(bad)?;
+    let mut at = url;
+    for _ in 0..=MAX_REDIRECTS {
+        let request = Request::get(at.as_str())
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, accept)
+            .header(header::ACCEPT_LANGUAGE, accept_language.as_str())
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| bad)?;
+        let response = reached.outbound.send(request).await?;
+        if response.status().is_redirection() {
+            at = redirect(&at, &response).ok_or(REDIRECTED)?;
+            continue;
+        }
+        let encoded = response.headers().get(header::CONTENT_ENCODING);
+        if encoded.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            // The request forbade encodings. Decompressed, the answer could be of any length, so it is refused.
+            return Err(Refused { told: SearchRefusal::EngineMalformed, counted: Refusal::NotHttp });
+        }
+        let status = response.status();
+        return Ok((at, status, read_whole(response.into_body(), most).await?));
+    }
+    Err(REDIRECTED)
+}
+
+const REDIRECTED: Refused = Refused { told: SearchRefusal::EngineRedirected, counted: Refusal::NoResults };
+
+/// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
+/// `http`.
+fn redirect(at: &Url, response: &Response<Answer>) -> Option<Url> {
+    let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
+    let next = at.join(location).ok()?;
+    let same = next.scheme() == at.scheme() && next.port_or_known_default() == at.port_or_known_default();
+    let upgraded = at.scheme() == "http" && next.scheme() == "https" && at.port().is_none() && next.port().is_none();
+    (next.host() == at.host() && (same || upgraded)).then_some(next)
+}
+
+impl From<OutboundError> for Refused {
+    fn from(error: OutboundError) -> Self {
+        let told = match error {
+            OutboundError::Connect(EndReason::TimedOut) | OutboundError::Exchange(ExchangeError::Silent) => {
+                SearchRefusal::EngineTimedOut
+            }
+            OutboundError::Exchange(ExchangeError::TooLarge) => SearchRefusal::EngineTooLarge,
+            OutboundError::Exchange(ExchangeError::NotHttp) => SearchRefusal::EngineMalformed,
+            OutboundError::Address
+            | OutboundError::Connect(_)
+            | OutboundError::Tls(_)
+            | OutboundError::Exchange(ExchangeError::Broken | ExchangeError::Cancelled) => {
+                SearchRefusal::EngineUnreachable
+            }
+        };
+        Self { told, counted: error.into() }
+    }
+}
+
+impl From<ExchangeError> for Refused {
+    fn from(error: ExchangeError) -> Self {
+        OutboundError::from(error).into()
+    }
+}

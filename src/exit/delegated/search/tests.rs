@@ -1,0 +1,503 @@
+use core::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use std::{io::Write as _, sync::Mutex};
+
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tempfile::NamedTempFile;
+
+use super::*;
+use crate::{
+    delegated::{Block, SearchResult, frame},
+    exit::{
+        delegated::engines::Ways,
+        outbound::{
+            Outbound, OutboundLimits, Reach,
+            testing::{TestRoot, http_origin, https_origin},
+        },
+    },
+    exit_policy::Policy,
+    io::{
+        resolver::{Resolver, ResolverOptions, tests::name_server},
+        testing::{origin, stream_pair},
+        tls::Tls,
+    },
+};
+
+mod description;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const RSS: &str = "application/rss+xml";
+const JSON: &str = "application/json";
+
+fn name(text: &str) -> EngineName {
+    EngineName::parse(text).unwrap()
+}
+
+fn query(terms: &str) -> SearchRequest {
+    SearchRequest::new(name("engine"), terms, 1, None).unwrap()
+}
+
+fn described(media: &str, template: &str) -> String {
+    format!(
+        r#"<OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/"><ShortName>engine</ShortName>
+           <Url type="{media}" template="{}"/></OpenSearchDescription>"#,
+        template.replace('&', "&amp;")
+    )
+}
+
+/// Ways to this machine for addresses that the operator wrote, and to public addresses otherwise; `servers` resolve
+/// names.
+fn ways(servers: Vec<SocketAddr>, tls: Tls) -> Ways {
+    let policy = |private| Policy::parse(["accept *"], private).unwrap();
+    let options = ResolverOptions { servers, private_addresses: true, ..ResolverOptions::default() };
+    let resolver = Arc::new(Resolver::new(&options));
+    let outbound = |written| {
+        let reach = Reach { resolved: policy(false), written: policy(written) };
+        Outbound::new(reach, Arc::clone(&resolver), tls.clone(), OutboundLimits::default())
+    };
+    Ways { named: outbound(true), public: outbound(false) }
+}
+
+fn nowhere() -> Vec<SocketAddr> {
+    vec!["127.0.0.1:9".parse().unwrap()]
+}
+
+async fn service(media: &str, template: &str) -> Search {
+    service_by(media, template, ways(nowhere(), Tls::default())).await
+}
+
+async fn service_by(media: &str, template: &str, ways: Ways) -> Search {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(described(media, template).as_bytes()).unwrap();
+    let engines = Engines::load(&[file.path().to_str().unwrap()], ways).await.unwrap();
+    let caps = SearchCaps { engine: Duration::from_millis(700), ..SearchCaps::default() };
+    Search::new(engines, caps)
+}
+
+async fn service_at(address: SocketAddr) -> Search {
+    service(JSON, &format!("http://{address}/search?q={{searchTerms}}&p={{startPage}}")).await
+}
+
+/// The answer to the bytes `framed`, and the outcome at the exit.
+async fn exchanged(search: Search, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
+    let (mut near, far) = stream_pair();
+    let serving = tokio::spawn(async move { search.serve(far, || Ok(())).await });
+    near.write_all(framed).await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    // A stream that is dropped without an answer is reset.
+    let _ = timeout(DEADLINE, near.read_to_end(&mut answer)).await.unwrap();
+    (answer, timeout(DEADLINE, serving).await.unwrap().unwrap())
+}
+
+async fn searched(search: Search, request: &SearchRequest) -> SearchAnswer {
+    let (answer, _) = exchanged(search, &request.encode().unwrap()).await;
+    SearchAnswer::decode(&answer).unwrap()
+}
+
+async fn refused(search: Search, request: &SearchRequest) -> SearchRefusal {
+    match searched(search, request).await {
+        SearchAnswer::Refused(refusal) => refusal,
+        SearchAnswer::Results { results, .. } => panic!("{} results", results.len()),
+    }
+}
+
+/// An engine whose only result contains the request.
+async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let asked = format!("{} {:?}", request.uri(), request.headers());
+    let result = serde_json::json!({"url": "https://example.org/?utm_source=x", "title": asked, "content": asked});
+    let body = serde_json::json!({"results": [result], "number_of_results": 31});
+    Response::builder().header("set-cookie", "id=1").body(Full::from(body.to_string())).unwrap()
+}
+
+fn only(answer: SearchAnswer) -> SearchResult {
+    match answer {
+        SearchAnswer::Results { mut results, .. } => results.pop().unwrap(),
+        SearchAnswer::Refused(refusal) => panic!("{refusal}"),
+    }
+}
+
+/// An engine that gives this answer to every request.
+async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: Vec<u8>) -> SocketAddr {
+    let body = Bytes::from(body);
+    http_origin(move |_| {
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        let response = response.body(Full::<Bytes>::from(body.clone())).unwrap();
+        async move { response }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_query_is_asked_by_the_exit_with_fields_that_are_the_same_for_all() {
+    let address = http_origin(mirror).await;
+    let answer = searched(service_at(address).await, &query("rust ownership")).await;
+    let SearchAnswer::Results { total, more, .. } = &answer else { panic!("no results") };
+    assert_eq!((*total, *more), (Some(31), true));
+    let result = only(answer);
+    assert_eq!(result.link.as_str(), "https://example.org/");
+    let asked = result.snippet;
+    assert!(asked.starts_with("/search?q=rust%20ownership&p=1"), "{asked}");
+    let fields = [
+        r#""accept": "application/json""#,
+        r#""accept-encoding": "identity""#,
+        r#""accept-language": "en,*;q=0.5""#,
+        r#""user-agent": "Mozilla/5.0 (compatible; Umbel)""#,
+    ];
+    assert!(fields.iter().all(|field| asked.contains(field)), "{asked}");
+    assert_eq!(asked.matches("\": \"").count(), fields.len() + 1, "the host differs: {asked}");
+}
+
+#[tokio::test]
+async fn each_query_has_a_connection_of_its_own_and_no_cookie() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&connections);
+    let address = origin(move |socket| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let service = hyper::service::service_fn(|request| async {
+                Ok::<_, core::convert::Infallible>(mirror(request).await)
+            });
+            let socket = hyper_util::rt::TokioIo::new(socket);
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(socket, service).await;
+        }
+    })
+    .await;
+    let search = Arc::new(service_at(address).await);
+    for expected in 1..=3 {
+        let (mut near, far) = stream_pair();
+        let search = Arc::clone(&search);
+        tokio::spawn(async move { search.serve(far, || Ok(())).await });
+        near.write_all(&query("x").encode().unwrap()).await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        near.read_to_end(&mut answer).await.unwrap();
+        let asked = only(SearchAnswer::decode(&answer).unwrap()).snippet;
+        assert!(!asked.contains("cookie"), "{asked}");
+        assert_eq!(connections.load(Ordering::Relaxed), expected);
+    }
+}
+
+#[tokio::test]
+async fn queries_in_japanese_and_arabic_reach_the_engine_as_they_are() {
+    let address = http_origin(|request: Request<Incoming>| async move {
+        let url = Url::parse(&format!("http://engine.example{}", request.uri())).unwrap();
+        let terms = url.query_pairs().next().unwrap().1.into_owned();
+        let body = serde_json::json!({"results": [{"url": "https://example.org/", "title": terms}]});
+        Response::new(Full::<Bytes>::from(body.to_string()))
+    })
+    .await;
+    for terms in ["所有権とは何か", "ما هي الملكية في رست", "\"a b\" -c & <d> %41 + #e"] {
+        assert_eq!(only(searched(service_at(address).await, &query(terms)).await).title, terms);
+    }
+}
+
+#[tokio::test]
+async fn answers_are_as_long_as_their_bucket() {
+    for (results, expected) in [(0, 8 << 10), (1, 8 << 10), (20, 16 << 10), (50, 32 << 10)] {
+        let result = serde_json::json!({"url": "https://example.org/", "title": "t", "content": "x".repeat(500)});
+        let body = serde_json::json!({"results": vec![result; results]}).to_string();
+        let address = answering(200, &[], body.into_bytes()).await;
+        let (answer, _) = exchanged(service_at(address).await, &query("x").encode().unwrap()).await;
+        assert_eq!(answer.len(), expected, "{results} results");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_query_is_refused_and_never_asked() {
+    let address = answering(200, &[], b"{}".to_vec()).await;
+    let terms = |terms: &[u8]| {
+        let mut message = vec![0x0a, 6];
+        message.extend(b"engine");
+        message.extend([
+            0x12,
+            0x80 | u8::try_from(terms.len() & 0x7f).unwrap(),
+            u8::try_from(terms.len() >> 7).unwrap(),
+        ]);
+        message.extend(terms);
+        message.extend([0x18, 1]);
+        message
+    };
+    let framed = |message: &[u8]| frame::encode(message, frame::REQUEST_BUCKETS).unwrap();
+    let with_padding = {
+        let mut framed = framed(&terms(b"x"));
+        *framed.last_mut().unwrap() = 1;
+        framed
+    };
+    let huge = {
+        let mut huge = 10_240_u32.to_be_bytes().to_vec();
+        huge.extend(vec![b'q'; 10_240]);
+        huge
+    };
+    for bytes in [
+        framed(&terms(b"")),
+        framed(&terms(b"a\nb")),
+        framed(&terms(b"\x1b[31m")),
+        framed(&terms(b"\xff")),
+        framed(&terms(&[b'q'; 2049])),
+        framed(b"no message"),
+        vec![0; 4096],
+        vec![0xff; 1024],
+        framed(&terms(b"x"))[..1000].to_vec(),
+        with_padding,
+        huge,
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ] {
+        let (answer, counted) = exchanged(service_at(address).await, &bytes).await;
+        assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::BadRequest)));
+        assert_eq!(counted, Err(Refusal::Malformed));
+    }
+    let (answer, counted) = exchanged(service_at(address).await, &[]).await;
+    assert_eq!((answer.len(), counted), (0, Err(Refusal::ClientGone)));
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_limits_is_told() {
+    let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
+    let (mut near, far) = stream_pair();
+    let serving = tokio::spawn(async move { search.serve(far, || Err::<(), _>(Refusal::RateLimited)).await });
+    near.write_all(&query("x").encode().unwrap()).await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    near.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::RateLimited)));
+    assert_eq!(serving.await.unwrap(), Err(Refusal::RateLimited));
+}
+
+#[tokio::test]
+async fn who_sends_slowly_or_takes_slowly_takes_no_others_turn() {
+    struct Turn(tokio::sync::mpsc::UnboundedSender<&'static str>);
+    impl Drop for Turn {
+        fn drop(&mut self) {
+            self.0.send("let go").unwrap();
+        }
+    }
+
+    let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
+    let (mut near, far) = stream_pair();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let admit = move || {
+        tell.send("admitted").unwrap();
+        Ok(Turn(tell))
+    };
+    tokio::spawn(async move { search.serve(far, admit).await });
+    let query = query("x").encode().unwrap();
+    near.write_all(&query).await.unwrap();
+    assert!(told.try_recv().is_err(), "the body is incomplete");
+    near.shutdown().await.unwrap();
+    // The client doesn't read the answer here.
+    for expected in ["admitted", "let go"] {
+        assert_eq!(timeout(DEADLINE, told.recv()).await.unwrap(), Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_the_exit_does_not_have_is_not_searched() {
+    let request = SearchRequest::new(name("other"), "x", 1, None).unwrap();
+    let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
+    assert_eq!(refused(search, &request).await, SearchRefusal::UnknownEngine);
+}
+
+#[tokio::test]
+async fn an_engine_that_is_down_is_reported_as_unreachable() {
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    drop(socket);
+    assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineUnreachable);
+    let closing = origin(|socket| async move { drop(socket) }).await;
+    assert_eq!(refused(service_at(closing).await, &query("x")).await, SearchRefusal::EngineUnreachable);
+}
+
+#[tokio::test]
+async fn an_engine_that_is_slow_is_given_up() {
+    let silent = origin(|mut socket| async move {
+        let _ = socket.read_u8().await;
+        core::future::pending::<()>().await;
+    })
+    .await;
+    assert_eq!(refused(service_at(silent).await, &query("x")).await, SearchRefusal::EngineTimedOut);
+    // Occasional single bytes don't extend the limit.
+    let dripping = origin(|mut socket| async move {
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
+        while socket.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert_eq!(refused(service_at(dripping).await, &query("x")).await, SearchRefusal::EngineTimedOut);
+}
+
+#[tokio::test]
+async fn only_so_many_answers_are_read_at_a_time() {
+    let search = service_at(http_origin(mirror).await).await;
+    let reader = Arc::clone(&search.readers);
+    let all = u32::try_from(reader.available_permits()).unwrap();
+    let _reading = reader.acquire_many_owned(all).await.unwrap();
+    assert_eq!(refused(search, &query("x")).await, SearchRefusal::RateLimited);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_not_taken() {
+    let long = answering(200, &[], vec![b' '; 3 << 20]).await;
+    assert_eq!(refused(service_at(long).await, &query("x")).await, SearchRefusal::EngineTooLarge);
+    let endless = origin(|mut socket| async move {
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        while socket.write_all(&[b' '; 4096]).await.is_ok() {}
+    })
+    .await;
+    assert_eq!(refused(service_at(endless).await, &query("x")).await, SearchRefusal::EngineTooLarge);
+    let head = origin(|mut socket| async move {
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nx: ").await;
+        while socket.write_all(&[b'x'; 4096]).await.is_ok() {}
+    })
+    .await;
+    assert_eq!(refused(service_at(head).await, &query("x")).await, SearchRefusal::EngineTooLarge);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_is_reported_as_such() {
+    for body in ["", "{", "<html>hello", "[1, 2]"] {
+        let address = answering(200, &[], body.into()).await;
+        assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineMalformed, "{body}");
+    }
+    let no_http = origin(|mut socket| async move {
+        let _ = socket.write_all(b"SSH-2.0-OpenSSH\r\n").await;
+        let _ = socket.read_u8().await;
+    })
+    .await;
+    assert_eq!(refused(service_at(no_http).await, &query("x")).await, SearchRefusal::EngineMalformed);
+    let laughs = r#"<!DOCTYPE rss [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
+        <rss version="2.0"><channel><item><title>&b;</title><link>http://a/</link></item></channel></rss>"#;
+    let address = answering(200, &[("content-type", RSS)], laughs.into()).await;
+    let search = service(RSS, &format!("http://{address}/?q={{searchTerms}}")).await;
+    assert_eq!(refused(search, &query("x")).await, SearchRefusal::EngineMalformed);
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_not_unpacked() {
+    for encoding in ["gzip", "GZIP", "br", "deflate, gzip"] {
+        // The decompressed content is irrelevant, because nothing is decompressed.
+        let headers: &'static [_] = Box::leak(Box::new([("content-encoding", encoding)]));
+        let address = answering(200, headers, vec![0x1f, 0x8b, 8, 0]).await;
+        assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineMalformed);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_keeps_the_exit_out_is_told_apart_from_one_that_fails() {
+    let captcha = b"<html><title>Are you a robot?</title><div class='g-recaptcha'></div>";
+    for (status, body, expected) in [
+        (403, &b"no"[..], SearchRefusal::EngineBlocked(Block::Forbidden)),
+        (429, b"later", SearchRefusal::EngineBlocked(Block::TooManyRequests)),
+        (403, captcha, SearchRefusal::EngineBlocked(Block::Captcha)),
+        (200, captcha, SearchRefusal::EngineBlocked(Block::Captcha)),
+        (404, b"", SearchRefusal::EngineFailed),
+        (500, b"broken", SearchRefusal::EngineFailed),
+    ] {
+        let address = answering(status, &[], body.to_vec()).await;
+        assert_eq!(refused(service_at(address).await, &query("x")).await, expected, "{status}");
+    }
+}
+
+/// An engine that redirects the exit to `location`; counts its requests.
+async fn redirecting(
+    location: impl Fn(usize) -> Option<String> + Clone + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let address = http_origin(move |request: Request<Incoming>| {
+        let location = location(counter.fetch_add(1, Ordering::Relaxed));
+        async move {
+            match location {
+                Some(location) => {
+                    Response::builder().status(302).header("location", location).body(Full::default()).unwrap()
+                }
+                None => mirror(request).await,
+            }
+        }
+    })
+    .await;
+    (address, asked)
+}
+
+#[tokio::test]
+async fn redirects_are_followed_within_the_engines_host_alone() {
+    let (address, _) = redirecting(|asked| (asked < 3).then(|| format!("/moved/{asked}?q=x"))).await;
+    let result = only(searched(service_at(address).await, &query("x")).await);
+    assert!(result.title.starts_with("/moved/2?q=x"), "{}", result.title);
+    let (address, asked) = redirecting(|asked| Some(format!("/round/{asked}"))).await;
+    assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineRedirected);
+    assert_eq!(asked.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
+    let (target, reached) = redirecting(|_| None).await;
+    for location in [
+        format!("http://{target}/"),
+        format!("http://localhost:{}/", target.port()),
+        format!("//{target}/"),
+        "http://169.254.169.254/latest/meta-data/".into(),
+        "http://10.0.0.1/".into(),
+        "http://[::1]/".into(),
+        "https://example.org/".into(),
+        "file:///etc/passwd".into(),
+        "\u{fffd}".into(),
+        String::new(),
+    ] {
+        let to = location.clone();
+        let (address, asked) = redirecting(move |asked| (asked < 9).then(|| to.clone())).await;
+        assert_eq!(
+            refused(service_at(address).await, &query("x")).await,
+            SearchRefusal::EngineRedirected,
+            "{location}"
+        );
+        assert!(asked.load(Ordering::Relaxed) <= 4);
+    }
+    assert_eq!(reached.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_comes_to_mean_this_network_leads_nowhere() {
+    let (server, questions) = name_server().await;
+    let (address, asked) = redirecting(|_| None).await;
+    // The name resolves to this machine, as after a rebinding when the description has been read.
+    let template = format!("http://both.example.net:{}/?q={{searchTerms}}", address.port());
+    let search = service_by(JSON, &template, ways(vec![server], Tls::default())).await;
+    let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
+    assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::EngineUnreachable)));
+    assert_eq!(counted, Err(Refusal::Prohibited));
+    assert!(questions.load(Ordering::Relaxed) > 0);
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn https_engines_prove_who_they_are() {
+    let root = TestRoot::new();
+    let tls = Tls::new([root.file.path()]).unwrap();
+    let proving = https_origin(root.server(&["localhost"]), mirror).await;
+    let template = |address: SocketAddr| format!("https://localhost:{}/?q={{searchTerms}}", address.port());
+    let search = service_by(JSON, &template(proving), ways(nowhere(), tls.clone())).await;
+    only(searched(search, &query("x")).await);
+    let other = https_origin(root.server(&["other.example"]), mirror).await;
+    let search = service_by(JSON, &template(other), ways(nowhere(), tls)).await;
+    let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
+    assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::EngineUnreachable)));
+    assert_eq!(counted, Err(Refusal::Certificate));
+}
+
+#[tokio::test]
+async fn an_engine_without_pages_has_no_second() {
+    let (address, asked) = redirecting(|_| None).await;
+    let request = SearchRequest::new(name("engine"), "x", 2, None).unwrap();
+    let search = service(JSON, &format!("http://{address}/?q={{searchTerms}}")).await;
+    let expected = SearchAnswer::Results { results: Vec::new(), total: None, more: false };
+    assert_eq!(searched(search, &request).await, expected);
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+}

@@ -1,0 +1,169 @@
+//! HTTP requests that an exit performs: each over a new connection to an address that its policy allows.
+//!
+//! Names are resolved here. The policy judges each address, and only a judged address is connected to, so a changing
+//! DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed; a caller
+//! that follows one sends again and is judged again. Governed by `proto/09-delegated.md`. This protects the exit's
+//! local network.
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use core::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+use std::{error::Error, sync::Arc};
+
+use hyper::{
+    Request, Response,
+    body::Body,
+    header::{self, HeaderValue},
+};
+use tokio::time::timeout;
+
+use crate::{
+    delegated::Refusal,
+    exit_policy::Policy,
+    http_exchange::http1::{Answer, ExchangeError, ExchangeLimits, exchange, target_of},
+    io::{
+        connect::connect,
+        resolver::Resolver,
+        tls::{Tls, TlsError},
+    },
+    wire::{EndReason, Host, Target},
+};
+
+/// The policies for the targets of requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Reach {
+    /// Judges the addresses of resolved names.
+    pub(crate) resolved: Policy,
+    /// Judges address literals, and `localhost`.
+    pub(crate) written: Policy,
+}
+
+/// Limits on a target's time and size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutboundLimits {
+    /// Time limit for resolving, connecting and the TLS handshake together; 10 s.
+    pub(crate) connect: Duration,
+    /// For request and response, after connecting.
+    pub(crate) exchange: ExchangeLimits,
+}
+
+impl Default for OutboundLimits {
+    fn default() -> Self {
+        let exchange = ExchangeLimits {
+            head: Duration::from_secs(30),
+            idle: Some(Duration::from_secs(30)),
+            head_bytes: 64 * 1024,
+            fields: 128,
+        };
+        Self { connect: Duration::from_secs(10), exchange }
+    }
+}
+
+/// The reason why a request has no response. The text names nothing of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OutboundError {
+    /// The URL is not an absolute `http` or `https` one, or has a user name.
+    #[error("the URL is not an http or https URL of a host")]
+    Address,
+    /// The connection failed; [`EndReason::Policy`] when the policy allows no address of the target.
+    #[error("{0}")]
+    Connect(EndReason),
+    /// The TLS handshake failed.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The exchange failed.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+}
+
+/// Sends requests of an exit. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbound {
+    reach: Arc<Reach>,
+    resolver: Arc<Resolver>,
+    tls: Tls,
+    limits: OutboundLimits,
+}
+
+impl Outbound {
+    pub(crate) fn new(reach: Reach, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
+        Self { reach: Arc::new(reach), resolver, tls, limits }
+    }
+
+    /// Sends `request`, whose URL must be absolute, and returns the response. The request is changed only in `Host`,
+    /// hop-by-hop fields and `Accept-Encoding`, which accepts no encoding of the body.
+    ///
+    /// The caller caps the body's length ([`crate::http_exchange::http1::read_whole`]) and the total time.
+    ///
+    /// # Errors
+    /// See [`OutboundError`]. Dropping the future cancels the request.
+    pub(crate) async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Answer>, OutboundError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
+        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let limits = self.limits.exchange;
+        let late = |_| OutboundError::Connect(EndReason::TimedOut);
+        if secure {
+            let stream = timeout(self.limits.connect, async {
+                let socket = self.connect(&target).await?;
+                Ok::<_, OutboundError>(self.tls.connect(&target.host.to_text(), socket).await?)
+            });
+            Ok(exchange(stream.await.map_err(late)??, request, limits).await?)
+        } else {
+            let socket = timeout(self.limits.connect, self.connect(&target)).await.map_err(late)??;
+            Ok(exchange(socket, request, limits).await?)
+        }
+    }
+
+    async fn connect(&self, target: &Target) -> Result<tokio::net::TcpStream, OutboundError> {
+        const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let written = match &target.host {
+            Host::Ip(ip) => Some(*ip),
+            Host::Name(name) => name.eq_ignore_ascii_case("localhost").then_some(LOOPBACK),
+        };
+        let connected = match written {
+            Some(ip) => {
+                let target = Target { host: Host::Ip(ip), port: target.port };
+                connect(&self.reach.written, &self.resolver, &target).await
+            }
+            None => connect(&self.reach.resolved, &self.resolver, target).await,
+        };
+        connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
+    }
+}
+
+impl From<OutboundError> for Refusal {
+    fn from(error: OutboundError) -> Self {
+        match error {
+            OutboundError::Address => Self::Malformed,
+            OutboundError::Connect(reason) => match reason {
+                EndReason::Policy => Self::Prohibited,
+                EndReason::NotFound => Self::NoName,
+                EndReason::Refused => Self::ConnectionRefused,
+                EndReason::TimedOut => Self::ConnectionTimedOut,
+                EndReason::ResourceLimit => Self::Busy,
+                EndReason::Unreachable | EndReason::Done | EndReason::Reset | EndReason::Failed => Self::Unreachable,
+            },
+            OutboundError::Tls(TlsError::Certificate) => Self::Certificate,
+            OutboundError::Tls(TlsError::NoRoots) => Self::Misconfigured,
+            OutboundError::Tls(TlsError::Handshake | TlsError::Broken) => Self::Tls,
+            OutboundError::Exchange(error) => match error {
+                ExchangeError::Silent => Self::Silent,
+                ExchangeError::NotHttp => Self::NotHttp,
+                ExchangeError::TooLarge => Self::HeadTooLarge,
+                ExchangeError::Broken => Self::Broken,
+                ExchangeError::Cancelled => Self::Malformed,
+            },
+        }
+    }
+}

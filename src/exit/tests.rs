@@ -1,0 +1,368 @@
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::oneshot,
+};
+
+use super::*;
+use crate::{
+    base::RelayId,
+    client::StreamFailure,
+    connector::{ConnectError, Connector, Delegated, Isolation},
+    delegated::Delegation,
+    io::{
+        resolver::ResolverOptions,
+        testing::{Flows, ROOM, echo_origin, origin, reason_of},
+    },
+    ports::socks::{self, SocksLimits},
+    wire::Answer,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+enum Ask {
+    Connect(Target, oneshot::Sender<Result<Stream, ConnectError>>),
+    Resolve(Host, oneshot::Sender<Result<Vec<Answer>, ConnectError>>),
+}
+
+/// A client connected to an exit directly through a queue, without circuits.
+#[derive(Clone)]
+struct ViaExit(mpsc::UnboundedSender<Ask>);
+
+impl ViaExit {
+    fn new(options: ExitOptions, resolver: Resolver) -> Self {
+        let (sender, asks) = mpsc::unbounded_channel();
+        tokio::spawn(run(Exit::new(options, Arc::new(resolver), None), asks));
+        Self(sender)
+    }
+
+    /// An exit that may connect to this machine.
+    fn private() -> Self {
+        let policy = Policy::parse(["reject *:9", "accept *"], true).unwrap();
+        let resolver = Resolver::new(&ResolverOptions {
+            servers: vec!["127.0.0.1:9".parse().unwrap()],
+            private_addresses: true,
+            ..ResolverOptions::default()
+        });
+        Self::new(ExitOptions::new(policy), resolver)
+    }
+}
+
+impl Connector for ViaExit {
+    async fn connect(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
+        let (sender, answer) = oneshot::channel();
+        self.0.send(Ask::Connect(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        answer.await.unwrap()
+    }
+
+    async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        let (sender, answer) = oneshot::channel();
+        self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        answer.await.unwrap()
+    }
+
+    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+        Err(EndReason::Policy.into())
+    }
+}
+
+/// Both ends' core.
+#[derive(Default)]
+struct Core {
+    next: StreamKey,
+    hub: Option<Hub>,
+    forward: Flows,
+    backward: Flows,
+    connecting: HashMap<StreamKey, oneshot::Sender<Result<Stream, ConnectError>>>,
+    resolving: HashMap<StreamKey, oneshot::Sender<Result<Vec<Answer>, ConnectError>>>,
+}
+
+impl Core {
+    fn hub(&mut self) -> &mut Hub {
+        self.hub.as_mut().unwrap()
+    }
+
+    /// Moves bytes in both directions as far as credit allows; updates the exit's room.
+    fn pump(&mut self, exit: &mut Exit, key: StreamKey) {
+        let mut finished = false;
+        let room = self.forward.pump(key, |bytes| exit.push(key, bytes), || finished = true);
+        self.hub().set_room(key, room);
+        if finished {
+            exit.finish(key);
+        }
+        let mut finished = false;
+        let hub = self.hub.as_mut().unwrap();
+        let room = self.backward.pump(key, |bytes| hub.push(key, bytes), || finished = true);
+        exit.set_room(key, room);
+        if finished {
+            hub.finish(key);
+        }
+    }
+
+    fn forget(&mut self, key: StreamKey) {
+        self.forward.forget(key);
+        self.backward.forget(key);
+    }
+}
+
+impl Core {
+    fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
+        match command {
+            StreamCommand::Connected(_) => {
+                let stream = self.hub().open(key, ROOM);
+                let _ = self.connecting.remove(&key).unwrap().send(Ok(stream));
+            }
+            StreamCommand::Resolved { answers, .. } => {
+                let _ = self.resolving.remove(&key).unwrap().send(Ok(answers));
+            }
+            StreamCommand::Write(bytes) => self.backward.write(key, &bytes),
+            StreamCommand::Consumed(bytes) => self.forward.credit(key, bytes),
+            StreamCommand::Finish => self.backward.finish(key),
+            StreamCommand::Reset(reason) => self.fail(key, reason),
+        }
+    }
+
+    fn fail(&mut self, key: StreamKey, reason: EndReason) {
+        if let Some(sender) = self.connecting.remove(&key) {
+            let _ = sender.send(Err(reason.into()));
+        }
+        if let Some(sender) = self.resolving.remove(&key) {
+            let _ = sender.send(Err(reason.into()));
+        }
+        self.hub().fail(key, reason);
+        self.forget(key);
+    }
+}
+
+async fn run(mut exit: Exit, mut asks: mpsc::UnboundedReceiver<Ask>) {
+    let mut core = Core { hub: Some(Hub::new()), ..Core::default() };
+    loop {
+        let hub = core.hub.as_mut().unwrap();
+        tokio::select! {
+            Some(ask) = asks.recv() => {
+                core.next += 1;
+                let key = core.next;
+                match ask {
+                    Ask::Connect(target, answer) => {
+                        core.forward.open(key);
+                        core.backward.open(key);
+                        core.connecting.insert(key, answer);
+                        exit.connect(key, target);
+                    }
+                    Ask::Resolve(host, answer) => {
+                        core.resolving.insert(key, answer);
+                        exit.resolve(key, host);
+                    }
+                }
+            }
+            (key, command) = hub.command() => {
+                match command {
+                    StreamCommand::Write(bytes) => core.forward.write(key, &bytes),
+                    StreamCommand::Finish => core.forward.finish(key),
+                    StreamCommand::Consumed(bytes) => core.backward.credit(key, bytes),
+                    StreamCommand::Reset(_) => {
+                        core.forget(key);
+                        exit.close(key);
+                        continue;
+                    }
+                    StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of a stream"),
+                }
+                core.pump(&mut exit, key);
+            }
+            (key, command) = exit.command() => {
+                core.handle_command(key, command);
+                core.pump(&mut exit, key);
+            }
+        }
+    }
+}
+
+fn target(host: &str, port: u16) -> Target {
+    Target { host: Host::parse(host).unwrap(), port }
+}
+
+async fn open(via: &ViaExit, host: &str, port: u16) -> Result<Stream, ConnectError> {
+    timeout(DEADLINE, via.connect(target(host, port), Isolation::of_listener("test"))).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_reaches_its_target_by_name_and_address_and_half_closes() {
+    let origin = echo_origin().await;
+    let via = ViaExit::private();
+    for host in ["localhost", "127.0.0.1", "::ffff:127.0.0.1"] {
+        let mut stream = open(&via, host, origin.port()).await.unwrap();
+        stream.write_all(b"round").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut back = String::new();
+        timeout(DEADLINE, stream.read_to_string(&mut back)).await.unwrap().unwrap();
+        assert_eq!(back, "round", "{host}");
+    }
+}
+
+#[tokio::test]
+async fn the_target_finishing_first_leaves_the_other_direction_open() {
+    let (sender, received) = oneshot::channel();
+    let sender = std::sync::Mutex::new(Some(sender));
+    let origin = origin(move |mut socket| {
+        let sender = sender.lock().unwrap().take().unwrap();
+        async move {
+            socket.write_all(b"no further event").await.unwrap();
+            socket.shutdown().await.unwrap();
+            let mut late = String::new();
+            socket.read_to_string(&mut late).await.unwrap();
+            sender.send(late).unwrap();
+        }
+    })
+    .await;
+    let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
+    let mut said = String::new();
+    timeout(DEADLINE, stream.read_to_string(&mut said)).await.unwrap().unwrap();
+    assert_eq!(said, "no further event");
+    stream.write_all(b"not quite").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");
+}
+
+#[tokio::test]
+async fn each_failure_has_its_reason() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let via = ViaExit::private();
+    let reason = async |host: &str, port: u16| match open(&via, host, port).await {
+        Err(ConnectError::Stream(StreamFailure::Ended(reason))) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reason("127.0.0.1", closed.port()).await, EndReason::Refused);
+    assert_eq!(reason("127.0.0.1", 9).await, EndReason::Policy);
+    assert_eq!(reason("x.onion", 80).await, EndReason::NotFound);
+}
+
+#[tokio::test]
+async fn the_policy_judges_what_a_name_resolves_to() {
+    let (server, _) = crate::io::resolver::tests::name_server().await;
+    let origin = echo_origin().await;
+    let policy = |private| Policy::parse(["accept *"], private).unwrap();
+    let options =
+        |private_addresses| ResolverOptions { servers: vec![server], private_addresses, ..ResolverOptions::default() };
+    let lenient = ViaExit::new(ExitOptions::new(policy(true)), Resolver::new(&options(true)));
+    assert!(open(&lenient, "both.example.net", origin.port()).await.is_ok());
+    // Policy and resolver must both allow private addresses.
+    for (by_policy, by_resolver) in [(false, true), (false, false), (true, false)] {
+        let strict = ViaExit::new(ExitOptions::new(policy(by_policy)), Resolver::new(&options(by_resolver)));
+        let refused = open(&strict, "both.example.net", origin.port()).await.unwrap_err();
+        assert_eq!(refused, EndReason::Policy.into());
+    }
+    let strict = ViaExit::new(ExitOptions::new(policy(false)), Resolver::new(&options(false)));
+    for host in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1", "169.254.169.254", "0.0.0.0", "localhost"] {
+        assert_eq!(open(&strict, host, origin.port()).await.unwrap_err(), EndReason::Policy.into(), "{host}");
+    }
+}
+
+#[tokio::test]
+async fn another_address_is_tried_when_the_first_refuses() {
+    // Only IPv6 has a listener, and IPv4 is tried first.
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+    let port = listener.local_addr().unwrap().port();
+    if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+        return;
+    }
+    tokio::spawn(async move { listener.accept().await });
+    assert!(open(&ViaExit::private(), "localhost", port).await.is_ok());
+}
+
+#[test]
+fn the_families_take_turns_and_are_capped() {
+    let addresses: Vec<IpAddr> =
+        ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "::1", "::2"].iter().map(|ip| ip.parse().unwrap()).collect();
+    let ordered: Vec<String> = connect::alternating(&addresses).iter().map(ToString::to_string).collect();
+    assert_eq!(ordered, ["10.0.0.1", "::1", "10.0.0.2", "::2"]);
+}
+
+#[tokio::test]
+async fn streams_beyond_the_cap_are_refused_until_others_end() {
+    let origin = echo_origin().await;
+    let policy = Policy::parse(["accept *"], true).unwrap();
+    let resolver = Resolver::new(&ResolverOptions { private_addresses: true, ..ResolverOptions::default() });
+    let via = ViaExit::new(ExitOptions { streams: 2, ..ExitOptions::new(policy) }, resolver);
+    let first = open(&via, "127.0.0.1", origin.port()).await.unwrap();
+    let _second = open(&via, "127.0.0.1", origin.port()).await.unwrap();
+    let refused = open(&via, "127.0.0.1", origin.port()).await.unwrap_err();
+    assert_eq!(refused, EndReason::ResourceLimit.into());
+    drop(first);
+    let reopened = async {
+        while open(&via, "127.0.0.1", origin.port()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, reopened).await.unwrap();
+}
+
+#[tokio::test]
+async fn resets_cross_in_both_directions_even_when_no_one_reads() {
+    let origin = origin(|mut socket| async move {
+        socket.read_exact(&mut [0; 1]).await.unwrap();
+        crate::io::stream::reset_on_close(&socket);
+    })
+    .await;
+    let via = ViaExit::private();
+    let mut stream = open(&via, "127.0.0.1", origin.port()).await.unwrap();
+    stream.write_all(b"!").await.unwrap();
+    let error = timeout(DEADLINE, stream.read(&mut [0; 1])).await.unwrap().unwrap_err();
+    assert_eq!(reason_of(&error), Some(EndReason::Reset));
+
+    // The target neither reads nor writes, so that only the reset itself ends the stream.
+    let (sender, ended) = oneshot::channel();
+    let sender = std::sync::Mutex::new(Some(sender));
+    let stuck = crate::io::testing::origin(move |socket| {
+        let sender = sender.lock().unwrap().take().unwrap();
+        async move {
+            let error = socket.ready(tokio::io::Interest::ERROR).await;
+            sender.send(error.is_ok()).unwrap();
+        }
+    })
+    .await;
+    let mut stream = open(&via, "127.0.0.1", stuck.port()).await.unwrap();
+    let block = vec![0; 64 * 1024];
+    // The kernel's buffers are of unknown size: they are full once a write waits for so long. No event tells it.
+    while let Ok(written) = timeout(Duration::from_millis(200), stream.write(&block)).await {
+        written.unwrap();
+    }
+    drop(stream);
+    assert!(timeout(DEADLINE, ended).await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn questions_are_answered() {
+    let via = ViaExit::private();
+    let isolation = Isolation::of_listener("test");
+    let found = via.resolve(Host::parse("localhost").unwrap(), isolation).await.unwrap();
+    assert!(found.contains(&Answer::Ip(Ipv4Addr::LOCALHOST.into())));
+    let missing = via.resolve(Host::parse("x.onion").unwrap(), isolation).await.unwrap_err();
+    assert_eq!(missing, EndReason::NotFound.into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_download_through_socks_and_exit_is_whole() {
+    const TOTAL: usize = 32 * 1024 * 1024;
+    let byte_at = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
+    let origin = origin(move |mut socket| async move {
+        let body: Vec<u8> = (0..TOTAL).map(byte_at).collect();
+        socket.write_all(&body).await.unwrap();
+    })
+    .await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(socks::serve(listener, ViaExit::private(), SocksLimits::default()));
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let [high, low] = origin.port().to_be_bytes();
+    socket.write_all(&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, high, low]).await.unwrap();
+    socket.read_exact(&mut [0; 12]).await.unwrap();
+    let mut body = Vec::new();
+    timeout(DEADLINE, socket.read_to_end(&mut body)).await.unwrap().unwrap();
+    assert_eq!(body.len(), TOTAL);
+    assert!(body.iter().enumerate().all(|(at, byte)| *byte == byte_at(at)));
+}

@@ -1,0 +1,13 @@
+//! Exit policies: the operator's rules for targets, and their summary for path selection.
+//!
+//! Pure: decides on addresses from the exit's resolver, and does no I/O (`exit` does). Owns only the parsed
+//! rules. Governed by `proto/08-paths.md` ("Exit policies"). Threat addressed: use of an exit against its local
+//! network. Private, loopback and link-local addresses are refused unless the operator allows them.
+
+mod address;
+mod policy;
+mod summary;
+
+pub use address::is_global;
+pub use policy::{Policy, PolicyError};
+pub use summary::{MAX_RANGES, PortRange, Summary};

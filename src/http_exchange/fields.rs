@@ -1,0 +1,94 @@
+//! Removes identifying header fields from delegated requests and responses, by the rules of `delegated::fields`.
+//!
+//! The client applies this before it sends a request, so that the exit gets no identifying field. The exit applies it
+//! again, so that a careless client's fields go no further.
+
+use hyper::{
+    HeaderMap,
+    header::{HeaderName, HeaderValue},
+};
+
+use crate::{
+    delegated::fields::{self, is_identifying, is_remembered},
+    http_exchange::http1::strip,
+};
+
+/// The `User-Agent` of every delegated request.
+pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(fields::USER_AGENT);
+
+/// Makes a request's fields uniform: hop-by-hop and identifying ones are removed, and those that most clients send
+/// are set to fixed values.
+pub(crate) fn fix_request(headers: &mut HeaderMap) {
+    strip(headers);
+    remove(headers, is_identifying);
+    for (name, value) in fields::FIXED {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    for (name, value) in fields::DEFAULTS {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+}
+
+/// Removes hop-by-hop fields from a response, and those that outlast this request.
+pub(crate) fn fix_response(headers: &mut HeaderMap) {
+    strip(headers);
+    remove(headers, is_remembered);
+}
+
+fn remove(headers: &mut HeaderMap, is_bad: impl Fn(&str) -> bool) {
+    let bad: Vec<HeaderName> = headers.keys().filter(|name| is_bad(name.as_str())).cloned().collect();
+    for name in bad {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn identifying_and_hop_by_hop_fields_are_removed_and_common_ones_are_the_same_for_all() {
+        let mut headers = fields(&[
+            ("cookie", "id=1"),
+            ("connection", "x-mine"),
+            ("x-mine", "1"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-real-ip", "192.0.2.1"),
+            ("sec-ch-ua", "this one"),
+            ("user-agent", "this one"),
+            ("referer", "http://a.example/"),
+            ("te", "trailers"),
+            ("proxy-authorization", "Basic x"),
+            ("x-request-id", "1"),
+            ("x-b3-traceid", "1"),
+            ("x-device-id", "1"),
+            ("x-http-method-override", "DELETE"),
+            ("x-original-url", "/admin"),
+        ]);
+        let mut nothing = HeaderMap::new();
+        fix_request(&mut headers);
+        fix_request(&mut nothing);
+        assert_eq!(headers, nothing);
+        assert_eq!(headers.len(), 4);
+    }
+
+    #[test]
+    fn what_a_person_says_to_the_target_stays() {
+        let mut headers = fields(&[("authorization", "Bearer x"), ("accept-language", "ja"), ("x-api-key", "1")]);
+        fix_request(&mut headers);
+        for (name, value) in [("authorization", "Bearer x"), ("accept-language", "ja"), ("x-api-key", "1")] {
+            assert_eq!(headers.get(name).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn a_response_leaves_nothing_to_remember_and_can_not_speak_for_the_exit() {
+        let mut headers = fields(&[("set-cookie", "id=1"), ("proxy-status", "umbel; error=x"), ("etag", "1")]);
+        fix_response(&mut headers);
+        assert_eq!(headers, fields(&[("etag", "1")]));
+    }
+}

@@ -1,0 +1,308 @@
+//! The HTTP/1.1 client: one request and its response over one stream (RFC 9112).
+//!
+//! The HTTP proxy port, an exit's delegated requests and a client's requests over the overlay use it. Owns the task
+//! that moves the bytes; dropping the response ends task and stream. The other end is not trusted. The size of its
+//! head, its silence before the head and, optionally, its silence within the body are capped. A truncated body is an
+//! error, never an end. Nothing is kept for later requests: no cookies, no open connection.
+
+use core::{
+    pin::{Pin, pin},
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use std::{error::Error, sync::Arc};
+
+use bytes::{Buf, Bytes};
+use http_body_util::BodyExt as _;
+use hyper::{
+    HeaderMap, Request, Response, Uri, Version,
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+    http::uri::PathAndQuery,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::wire::{Host, Target};
+
+/// Hop-by-hop fields (RFC 9110 §7.6.1), and those for proxies only.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+];
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Limits on the other end's time and size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExchangeLimits {
+    /// Between the last piece of the request and the response's head.
+    pub(crate) head: Duration,
+    /// Between two pieces of the body; `None` for no limit.
+    pub(crate) idle: Option<Duration>,
+    /// Bytes of the response's head; at least 8 KiB.
+    pub(crate) head_bytes: usize,
+    /// Fields of the response's head.
+    pub(crate) fields: usize,
+}
+
+/// The reason why the response is missing or truncated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ExchangeError {
+    /// A time limit expired.
+    #[error("the target accepted the request but did not answer in time")]
+    Silent,
+    /// The bytes are no HTTP response.
+    #[error("the target's answer is not HTTP")]
+    NotHttp,
+    /// The head or body exceeds a limit.
+    #[error("the target's response exceeds the maximum size")]
+    TooLarge,
+    /// The stream ended before the response.
+    #[error("the target closed the stream before the end of its response")]
+    Broken,
+    /// The request's body failed.
+    #[error("the request's body is truncated")]
+    Cancelled,
+}
+
+impl From<hyper::Error> for ExchangeError {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_user() {
+            Self::Cancelled
+        } else if error.is_parse_too_large() {
+            Self::TooLarge
+        } else if error.is_parse() {
+            Self::NotHttp
+        } else {
+            Self::Broken
+        }
+    }
+}
+
+/// The body of a response, with the task that moves the bytes.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    body: Incoming,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    _moving: AbortOnDropHandle<()>,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = ExchangeError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            let Some((_, sleep)) = &mut this.idle else { return Poll::Pending };
+            ready!(sleep.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(ExchangeError::Silent)));
+        };
+        if let Some((idle, sleep)) = &mut this.idle {
+            sleep.as_mut().reset(until(*idle));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(ExchangeError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn until(idle: Duration) -> Instant {
+    sleep(idle).deadline()
+}
+
+/// A request's body that counts its pieces as they are sent.
+struct Counted<B> {
+    body: Pin<Box<B>>,
+    pieces: Arc<AtomicU64>,
+}
+
+impl<B: Body> Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = self.body.as_mut().poll_frame(cx);
+        if polled.is_ready() {
+            self.pieces.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Sends `request`, whose URL must be absolute, over `stream` in origin form. Returns the response's head, without
+/// hop-by-hop fields, and the body to read.
+///
+/// # Errors
+/// When the head is late, too large or malformed, or the stream ends before it.
+pub(crate) async fn exchange<S, B>(
+    stream: S,
+    request: Request<B>,
+    limits: ExchangeLimits,
+) -> Result<Response<Answer>, ExchangeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let pieces = Arc::new(AtomicU64::new(0));
+    let counted = request.map(|body| Counted { body: Box::pin(body), pieces: Arc::clone(&pieces) });
+    let mut sending = pin!(send(stream, for_origin(counted), limits));
+    loop {
+        let before = pieces.load(Ordering::Relaxed);
+        match timeout(limits.head, &mut sending).await {
+            Ok(response) => return response,
+            Err(_) if pieces.load(Ordering::Relaxed) == before => return Err(ExchangeError::Silent),
+            Err(_) => {}
+        }
+    }
+}
+
+async fn send<S, B>(
+    stream: S,
+    request: Request<Counted<B>>,
+    limits: ExchangeLimits,
+) -> Result<Response<Answer>, ExchangeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(limits.fields)
+        .max_buf_size(limits.head_bytes)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let moving = AbortOnDropHandle::new(tokio::spawn(async move {
+        // Errors appear at the sender or in the body.
+        let _ = connection.await;
+    }));
+    let (mut head, body) = sender.send_request(request).await?.into_parts();
+    strip(&mut head.headers);
+    head.version = Version::HTTP_11;
+    let idle = limits.idle.map(|idle| (idle, Box::pin(sleep(idle))));
+    Ok(Response::from_parts(head, Answer { body, idle, _moving: moving }))
+}
+
+/// Reads all of `body`.
+///
+/// # Errors
+/// When the body is truncated or longer than `cap` bytes.
+pub(crate) async fn read_whole<B>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError>
+where
+    B: Body<Error = ExchangeError>,
+{
+    let mut body = pin!(body);
+    let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if told > cap {
+        return Err(ExchangeError::TooLarge);
+    }
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(mut data) = frame?.into_data() else { continue };
+        while data.has_remaining() {
+            let chunk = data.chunk();
+            if chunk.len() > cap.saturating_sub(whole.len()) {
+                return Err(ExchangeError::TooLarge);
+            }
+            whole.extend_from_slice(chunk);
+            let taken = chunk.len();
+            data.advance(taken);
+        }
+    }
+    Ok(whole)
+}
+
+/// The request for the origin: origin form, `Host` from the URL (RFC 9112 §3.2.2), without hop-by-hop and proxy
+/// fields.
+fn for_origin<B>(mut request: Request<B>) -> Request<B> {
+    let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    *request.version_mut() = Version::HTTP_11;
+    strip(request.headers_mut());
+    if let Some(host) = host {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    request
+}
+
+/// Removes hop-by-hop fields, and the fields named in `Connection`.
+pub(crate) fn strip(headers: &mut HeaderMap) {
+    // Transfer-Encoding overrides Content-Length (RFC 9112 §6.3). The next recipient must not see the overridden
+    // field.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP).chain([&PROXY_CONNECTION]) {
+        headers.remove(name);
+    }
+}
+
+/// The target of an absolute URL, and whether it uses TLS. `None` if the URL is not an `http` or `https` one, has a
+/// user name, or has an invalid port.
+pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    let secure = match scheme.to_ascii_lowercase().as_str() {
+        "https" => true,
+        "http" => false,
+        _ => return None,
+    };
+    if authority.as_str().contains('@') {
+        return None;
+    }
+    let host = Host::parse(authority.host()).ok()?;
+    // An invalid port must not count as an absent one.
+    let port = match authority.as_str().strip_prefix(authority.host())? {
+        "" | ":" => {
+            if secure {
+                443
+            } else {
+                80
+            }
+        }
+        _ => authority.port_u16().filter(|port| *port != 0)?,
+    };
+    Some((secure, Target { host, port }))
+}

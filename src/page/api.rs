@@ -1,0 +1,282 @@
+//! The JSON API of a running client, used by the command line.
+//!
+//! | request | answered |
+//! |---|---|
+//! | `POST /api/search`, a [`Search`] | [`Searched`], or [`Compared`] for a search through several exits |
+//! | `GET /api/engines` | a list of [`Engine`] |
+//! | `POST /api/request`, a request in Binary HTTP | its response in Binary HTTP ([`request`]) |
+//!
+//! A failure is a [`Failed`] with a status: 400 the query, 429 a limit, 503 the network, 502 the exit or the engine. The
+//! checks of the page apply, and a header field of the API is required ([`super::guard`]).
+
+pub(crate) mod request;
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    base::ErrorClass,
+    connector::{ConnectError, Connector, Hop},
+    delegated::{EngineName, SearchResult},
+    requests::search::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, QueryError, SearchFailure, SearchQuery},
+};
+
+use super::{Page, layout::address};
+
+pub(crate) use super::guard::API_FIELD;
+
+/// Bytes of a request's body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// A search request.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Search {
+    pub(crate) terms: String,
+    #[serde(default)]
+    pub(crate) engine: Option<String>,
+    #[serde(default)]
+    pub(crate) page: Option<u16>,
+    #[serde(default)]
+    pub(crate) language: Option<String>,
+    /// The number of exits to query; the results of two or more are compared.
+    #[serde(default)]
+    pub(crate) exits: Option<usize>,
+}
+
+/// The results of a search.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Searched {
+    pub(crate) engine: String,
+    pub(crate) page: u16,
+    pub(crate) total: Option<u64>,
+    pub(crate) more: bool,
+    pub(crate) took_ms: f64,
+    pub(crate) results: Vec<SearchedResult>,
+    /// The circuit's path, from guard to exit.
+    pub(crate) path: Vec<PathHop>,
+    pub(crate) shared_exit: bool,
+    /// The exit of the first attempt, if that attempt failed.
+    pub(crate) missed: Option<Missed>,
+}
+
+/// One result.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct SearchedResult {
+    pub(crate) title: String,
+    pub(crate) link: String,
+    pub(crate) snippet: String,
+}
+
+/// One relay of a path.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct PathHop {
+    pub(crate) relay: String,
+    /// Milliseconds that the circuit took to reach this relay when it was built.
+    pub(crate) took_ms: f64,
+}
+
+/// An exit that gave no answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Missed {
+    pub(crate) exit: String,
+    pub(crate) why: String,
+}
+
+/// The results of one query through several exits.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Compared {
+    /// Whether all exits that answered gave the same results.
+    pub(crate) agree: bool,
+    pub(crate) exits: Vec<ComparedExit>,
+    pub(crate) rows: Vec<ComparedRow>,
+}
+
+/// One exit of several.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct ComparedExit {
+    pub(crate) exit: String,
+    pub(crate) error: Option<String>,
+    pub(crate) answer: Option<Searched>,
+}
+
+/// One result that at least one of several exits gave.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct ComparedRow {
+    #[serde(flatten)]
+    pub(crate) result: SearchedResult,
+    /// The rank at each exit, from 1; absent where the exit didn't give it.
+    pub(crate) places: Vec<Option<usize>>,
+    /// Whether title and snippet are the same at all exits that gave it.
+    pub(crate) same_words: bool,
+}
+
+/// An engine, and the exits that offer it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Engine {
+    pub(crate) engine: String,
+    /// Whether searches without an engine use this one.
+    pub(crate) default: bool,
+    pub(crate) exits: Vec<EngineExit>,
+}
+
+/// The answers and failures of one exit with one engine since the client's start.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct EngineExit {
+    pub(crate) exit: String,
+    pub(crate) answered: u32,
+    pub(crate) failed: u32,
+    /// Seconds until the client uses this exit for the engine again, after the engine blocked it.
+    pub(crate) blocked_for: Option<u64>,
+}
+
+/// The reason of a failure.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Failed {
+    pub(crate) error: String,
+}
+
+/// The path and query of the reader view of `link` on the search page.
+pub(crate) fn read_address(link: &str) -> String {
+    address("/read", &[("url", link)])
+}
+
+pub(super) fn router<C: Connector>() -> Router<Page<C>> {
+    Router::new()
+        .route("/api/search", post(search))
+        .route("/api/engines", get(engines))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(request::router())
+}
+
+async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Response {
+    let search: Search = match serde_json::from_slice(&body) {
+        Ok(search) => search,
+        Err(error) => return failed(StatusCode::BAD_REQUEST, format!("the request is not a search: {error}")),
+    };
+    let engine = match search.engine.as_deref().map(EngineName::parse) {
+        None => None,
+        Some(Some(engine)) => Some(engine),
+        Some(None) => {
+            return failed(StatusCode::BAD_REQUEST, "the engine is not a name; names consist of a-z, 0-9 and -".into());
+        }
+    };
+    let number = search.page.unwrap_or(1);
+    let query = SearchQuery { terms: search.terms, engine, page: number, language: search.language };
+    match search.exits.unwrap_or(1) {
+        1 => match page.searcher.search(&query).await {
+            Ok(found) => json(StatusCode::OK, &searched(&found, number)),
+            Err(failure) => refused(failure),
+        },
+        exits if (2..=MAX_COMPARED).contains(&exits) => match page.searcher.compare(&query, exits).await {
+            Ok(comparison) => json(StatusCode::OK, &compared(&comparison, number)),
+            Err(failure) => refused(failure),
+        },
+        _ => failed(StatusCode::BAD_REQUEST, format!("the number of exits is not from 1 to {MAX_COMPARED}")),
+    }
+}
+
+async fn engines<C: Connector>(State(page): State<Page<C>>) -> Response {
+    let exit = |report: ExitReport| EngineExit {
+        exit: report.exit.to_string(),
+        answered: report.counts.answered,
+        failed: report.counts.failed,
+        blocked_for: report.blocked_for.map(|left| left.as_secs().max(1)),
+    };
+    let engines = page.searcher.engines().into_iter().enumerate().map(|(place, engine)| Engine {
+        exits: page.searcher.exit_statistics(&engine).into_iter().map(exit).collect(),
+        default: place == 0,
+        engine: engine.to_string(),
+    });
+    json(StatusCode::OK, &engines.collect::<Vec<_>>())
+}
+
+fn searched(found: &Found, page: u16) -> Searched {
+    Searched {
+        engine: found.engine.to_string(),
+        page,
+        total: found.total,
+        more: found.more,
+        took_ms: milliseconds(found.route.took),
+        results: found.results.iter().map(result).collect(),
+        path: found.route.hops.iter().map(hop).collect(),
+        shared_exit: found.route.shared_exit,
+        missed: found.missed.as_ref().map(missed),
+    }
+}
+
+fn compared(comparison: &Comparison, page: u16) -> Compared {
+    let exits = comparison.asked.iter().map(|asked| ComparedExit {
+        exit: asked.exit.to_string(),
+        error: asked.outcome.as_ref().err().map(ToString::to_string),
+        answer: asked.outcome.as_ref().ok().map(|found| searched(found, page)),
+    });
+    let rows = comparison.rows.iter().map(|row| ComparedRow {
+        result: result(&row.result),
+        places: row.places.clone(),
+        same_words: row.same_words,
+    });
+    Compared { agree: comparison.agrees(), exits: exits.collect(), rows: rows.collect() }
+}
+
+fn result(result: &SearchResult) -> SearchedResult {
+    SearchedResult {
+        title: result.title.clone(),
+        link: result.link.as_str().to_owned(),
+        snippet: result.snippet.clone(),
+    }
+}
+
+fn hop(hop: &Hop) -> PathHop {
+    PathHop { relay: hop.relay.to_string(), took_ms: milliseconds(hop.took) }
+}
+
+fn missed(miss: &Miss) -> Missed {
+    Missed { exit: miss.exit.to_string(), why: miss.why.to_string() }
+}
+
+fn milliseconds(took: core::time::Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}
+
+fn refused(failure: SearchFailure) -> Response {
+    let status = match failure {
+        SearchFailure::Query(QueryError::Invalid(_) | QueryError::NoSuchEngine) | SearchFailure::TooFewExits(_) => {
+            StatusCode::BAD_REQUEST
+        }
+        SearchFailure::Connect(error) => connect_status(error),
+        SearchFailure::Query(QueryError::NotReady | QueryError::NoEngines) => StatusCode::SERVICE_UNAVAILABLE,
+        SearchFailure::Query(QueryError::AllBlocked) | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
+    };
+    failed(status, failure.to_string())
+}
+
+/// The status if a circuit or stream is missing.
+pub(super) fn connect_status(error: ConnectError) -> StatusCode {
+    let ConnectError::Stream(failure) = error else { return StatusCode::SERVICE_UNAVAILABLE };
+    match failure.class() {
+        ErrorClass::Network => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorClass::Limit => StatusCode::TOO_MANY_REQUESTS,
+        ErrorClass::Peer | ErrorClass::Local | ErrorClass::Bug => StatusCode::BAD_GATEWAY,
+    }
+}
+
+fn failed(status: StatusCode, error: String) -> Response {
+    json(status, &Failed { error })
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(text) => {
+            (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}

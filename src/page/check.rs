@@ -1,0 +1,189 @@
+//! The proxy check: an image that only the client's proxy ports serve, which shows whether a browser uses the overlay.
+//!
+//! The image's address is an interface-local multicast one (RFC 4291 §2.7) with 96 random bits. Without a proxy the
+//! system refuses to connect to it, so nothing leaves the machine. A browser that uses our SOCKS or HTTP proxy port
+//! requests it there; this module answers instead of an exit. A page that lacks the random bits can't request it.
+
+use core::{net::Ipv6Addr, time::Duration};
+
+use rand::CryptoRng;
+use tokio::time::timeout;
+
+use crate::{
+    base::RelayId,
+    connector::{ConnectError, Connector, Delegated, Isolation},
+    delegated::Delegation,
+    io::stream::{Hub, Stream},
+    stream::StreamCommand,
+    wire::{Answer, EndReason, Host, Target},
+};
+
+const PORT: u16 = 80;
+const KEY: u64 = 1;
+/// Maximum bytes of a request's head.
+const MAX_HEAD: usize = 16 * 1024;
+/// Time limit for request and answer together.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+const IMAGE: &str = include_str!("check.svg");
+
+/// The address of the check.
+#[derive(Clone, Copy)]
+pub(crate) struct Check {
+    address: Ipv6Addr,
+}
+
+impl Check {
+    /// Picks a random address.
+    pub(crate) fn new(rng: &mut impl CryptoRng) -> Self {
+        let mut octets = [0; 16];
+        rng.fill_bytes(&mut octets);
+        let address = (u128::from_be_bytes(octets) & (u128::MAX >> 32)) | (0xFF11_u128 << 112);
+        Self { address: Ipv6Addr::from(address) }
+    }
+
+    /// The URL of the image.
+    pub(super) fn url(self) -> String {
+        format!("http://[{}]/check.svg", self.address)
+    }
+
+    fn is_at(self, target: &Target) -> bool {
+        target.host == Host::Ip(self.address.into()) && target.port == PORT
+    }
+}
+
+/// A connector that answers the check itself and forwards everything else to another connector.
+#[derive(Clone)]
+pub(crate) struct Checked<C> {
+    connector: C,
+    check: Check,
+}
+
+impl<C> Checked<C> {
+    pub(crate) const fn new(connector: C, check: Check) -> Self {
+        Self { connector, check }
+    }
+}
+
+impl<C: Connector> Connector for Checked<C> {
+    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        if self.check.is_at(&target) {
+            return Ok(serve());
+        }
+        self.connector.connect(target, isolation).await
+    }
+
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        self.connector.resolve(host, isolation).await
+    }
+
+    async fn delegate(
+        &self,
+        delegation: Delegation,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Delegated, ConnectError> {
+        self.connector.delegate(delegation, not_by, isolation).await
+    }
+}
+
+/// A stream whose other end serves the image.
+fn serve() -> Stream {
+    let mut hub = Hub::new();
+    let stream = hub.open(KEY, MAX_HEAD);
+    tokio::spawn(async move {
+        // Dropping the hub ends its streams. The image has been read by then.
+        let _ = timeout(EXCHANGE_TIMEOUT, answer(hub)).await;
+    });
+    stream
+}
+
+async fn answer(mut hub: Hub) {
+    let mut head = Vec::new();
+    let mut answered = false;
+    loop {
+        match hub.command().await.1 {
+            StreamCommand::Write(bytes) if !answered => {
+                head.extend_from_slice(&bytes);
+                answered = head.windows(4).any(|end| end == b"\r\n\r\n");
+                if answered {
+                    hub.push(KEY, response().as_bytes());
+                    hub.finish(KEY);
+                } else if head.len() >= MAX_HEAD {
+                    hub.fail(KEY, EndReason::ResourceLimit);
+                    return;
+                }
+            }
+            StreamCommand::Reset(_) => return,
+            _ => {}
+        }
+    }
+}
+
+fn response() -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: image/svg+xml\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
+         X-Content-Type-Options: nosniff\r\nContent-Security-Policy: default-src 'none'; style-src 'unsafe-inline'\r\n\
+         Cross-Origin-Resource-Policy: cross-origin\r\nConnection: close\r\n\r\n{IMAGE}",
+        IMAGE.len(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::io::testing::Direct;
+
+    fn check() -> Check {
+        Check::new(&mut StdRng::seed_from_u64(1))
+    }
+
+    #[test]
+    fn its_address_never_leaves_the_interface() {
+        let address = check().address;
+        assert!(address.is_multicast());
+        assert_eq!(address.octets()[..4], [0xFF, 0x11, 0, 0]);
+        assert_eq!(address.octets()[4..].iter().filter(|byte| **byte == 0).count(), 0, "random");
+    }
+
+    #[test]
+    fn the_system_refuses_to_connect_to_it() {
+        let error = std::net::TcpStream::connect((check().address, PORT)).unwrap_err();
+        assert_ne!(error.kind(), std::io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_through_a_port_is_the_image_and_no_exit_hears_of_it() {
+        let direct = Direct::default();
+        let checked = Checked::new(direct.clone(), check());
+        let target = Target { host: Host::Ip(check().address.into()), port: PORT };
+        let mut stream = checked.connect(target, Isolation::of_listener("socks")).await.unwrap();
+        stream.write_all(b"GET /check.svg HTTP/1.1\r\nHost: x").await.unwrap();
+        stream.write_all(b"\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("</svg>\n"), "{answer}");
+        assert!(direct.isolations().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_endless_head_gets_no_answer() {
+        let checked = Checked::new(Direct::default(), check());
+        let target = Target { host: Host::Ip(check().address.into()), port: PORT };
+        let mut stream = checked.connect(target, Isolation::of_listener("socks")).await.unwrap();
+        let _ = stream.write_all(&[b'x'; MAX_HEAD]).await;
+        assert!(stream.read_to_end(&mut Vec::new()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn everything_else_is_passed_on() {
+        let direct = Direct::default();
+        let checked = Checked::new(direct.clone(), check());
+        for (host, port) in [(Host::Ip(check().address.into()), 443), (Host::Name("refused.test".into()), PORT)] {
+            assert!(checked.connect(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
+        }
+        assert_eq!(direct.isolations().len(), 2);
+    }
+}

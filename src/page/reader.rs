@@ -1,0 +1,197 @@
+//! The reader view: fetches a web page through the overlay, ends TLS here, and shows the page as cleaned text.
+//!
+//! The page is untrusted. Its length, redirects and fetch time are capped. Blocking threads clean a few pages at a
+//! time, and the result loads nothing and runs nothing ([`clean`]). Each page has its own isolation.
+
+mod clean;
+mod view;
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{HeaderMap, Request, Response, StatusCode, header};
+use tokio::{sync::Semaphore, time::timeout};
+use url::Url;
+
+use crate::{
+    connector::{Connector, Isolation},
+    delegated::text,
+    requests::http::{RequestError, Requester, ResponseBody},
+};
+
+pub(super) use view::{reading, unread};
+
+/// The title and the cleaned content of an HTML page; `kind` is its content type.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn cleaned_page(kind: &str, body: &[u8], url: &Url) -> Option<(String, String)> {
+    clean::clean(&clean::decode(kind, body, true), url)
+}
+
+/// Maximum bytes of a page.
+const MAX_PAGE_LEN: usize = 3 << 20;
+const MAX_REDIRECTS: usize = 5;
+/// Time limit for fetching a page with its redirects.
+const FETCH_LIMIT: Duration = Duration::from_secs(45);
+/// Pages cleaned concurrently; more wait.
+const MAX_CLEANING: usize = 2;
+
+/// A cleaned page.
+pub(super) struct Reading {
+    /// The URL after all redirects.
+    url: Url,
+    title: String,
+    content: Content,
+    /// Whether all requests used TLS that ended here.
+    verified: bool,
+}
+
+enum Content {
+    /// Cleaned HTML.
+    Html(String),
+    Plain(String),
+}
+
+/// The reason why a page can't be shown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{0}")]
+    Request(#[from] RequestError),
+    #[error("the page is larger than {} MiB", MAX_PAGE_LEN >> 20)]
+    TooLarge,
+    #[error("the page did not arrive in time")]
+    TooSlow,
+    #[error("the site redirects too often, or to a URL that is not http or https")]
+    Redirects,
+    #[error("the site answered with status {0}")]
+    Status(StatusCode),
+    #[error("the page has a content encoding that the reader doesn't support")]
+    Encoded,
+    #[error("the URL is not a page of text but a file of type {0}")]
+    Kind(String),
+    #[error("the page has too many or too deeply nested elements")]
+    Unreadable,
+}
+
+/// Fetches and cleans pages. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reader<C> {
+    requester: Requester<C>,
+    cleaning: Arc<Semaphore>,
+}
+
+impl<C: Connector> Reader<C> {
+    pub(crate) fn new(requester: Requester<C>) -> Self {
+        Self { requester, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)) }
+    }
+
+    /// Fetches the page at `url` and cleans it.
+    pub(super) async fn read(&self, url: Url) -> Result<Reading, ReadError> {
+        let fetched = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
+            .await
+            .map_err(|_| ReadError::TooSlow)??;
+        let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;
+        let cleaned = tokio::task::spawn_blocking(move || {
+            // Held until the cleaning ends, also if the browser has disconnected.
+            let _permit = permit;
+            fetched.clean()
+        });
+        cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
+    }
+
+    async fn fetch(&self, mut url: Url, isolation: Isolation) -> Result<Fetched, ReadError> {
+        let mut verified = true;
+        for _ in 0..=MAX_REDIRECTS {
+            verified &= url.scheme() == "https";
+            let response = self.get(&url, isolation).await?;
+            match redirect(&url, &response) {
+                Some(next) => url = next?,
+                None => return take(url, response, verified).await,
+            }
+        }
+        Err(ReadError::Redirects)
+    }
+
+    async fn get(&self, url: &Url, isolation: Isolation) -> Result<Response<ResponseBody>, RequestError> {
+        let request = Request::get(url.as_str())
+            .header(header::ACCEPT, "text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.5")
+            .header(header::ACCEPT_LANGUAGE, "en,*;q=0.5")
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| RequestError::Address)?;
+        self.requester.over_stream(request, isolation).await
+    }
+}
+
+/// The target of a redirect; `None` if the response is no redirect.
+fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, ReadError>> {
+    const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
+    if !REDIRECTS.contains(&response.status().as_u16()) {
+        return None;
+    }
+    let next = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let mut next = next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
+    if let Some(next) = &mut next {
+        // Neither is sent, and a user name before the host could be mistaken for the host.
+        next.set_fragment(None);
+        let _ = (next.set_username(""), next.set_password(None));
+    }
+    Some(next.ok_or(ReadError::Redirects))
+}
+
+/// Reads the body of a page of a supported content type, or fails.
+async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<Fetched, ReadError> {
+    let (head, body) = response.into_parts();
+    if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(ReadError::Encoded);
+    }
+    let kind = kind(&head.headers);
+    let html = match kind.split(';').next().unwrap_or_default().trim() {
+        "text/html" | "application/xhtml+xml" | "" => true,
+        kind if kind.starts_with("text/") || kind == "application/json" => false,
+        // For an error response, the status is more informative than the content type.
+        _ if !head.status.is_success() => return Err(ReadError::Status(head.status)),
+        kind => return Err(ReadError::Kind(text::plain(kind, 60))),
+    };
+    let body =
+        Limited::new(body, MAX_PAGE_LEN).collect().await.map_err(|error| match error.downcast::<RequestError>() {
+            Ok(error) => ReadError::Request(*error),
+            Err(_) => ReadError::TooLarge,
+        })?;
+    let body = body.to_bytes();
+    if body.is_empty() && !head.status.is_success() {
+        return Err(ReadError::Status(head.status));
+    }
+    Ok(Fetched { url, kind, html, body, verified })
+}
+
+/// The content type, in lower case.
+fn kind(fields: &HeaderMap) -> String {
+    let kind = fields.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.unwrap_or_default().to_ascii_lowercase()
+}
+
+/// A fetched page before the cleaning.
+struct Fetched {
+    url: Url,
+    kind: String,
+    html: bool,
+    body: Bytes,
+    verified: bool,
+}
+
+impl Fetched {
+    fn clean(self) -> Option<Reading> {
+        let text = clean::decode(&self.kind, &self.body, self.html);
+        let (title, content) = if self.html {
+            let (title, html) = clean::clean(&text, &self.url)?;
+            (title, Content::Html(html))
+        } else {
+            (String::new(), Content::Plain(text))
+        };
+        Some(Reading { url: self.url, title, content, verified: self.verified })
+    }
+}
+
+#[cfg(test)]
+mod tests;

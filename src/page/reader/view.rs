@@ -1,0 +1,76 @@
+//! The HTML of the reader view: a cleaned page, or the reason why there is none.
+
+use axum::{http::StatusCode, response::Response};
+use maud::{PreEscaped, html};
+use url::Url;
+
+use crate::{
+    page::{
+        layout::{Kind, address, brand, foot, page},
+        results::{capital, unconnected},
+    },
+    requests::http::RequestError,
+};
+
+use super::{Content, ReadError, Reading};
+
+/// The cleaned page below a bar that identifies it.
+pub(in crate::page) fn reading(reading: &Reading) -> Response {
+    let url = reading.url.as_str();
+    let host = reading.url.host_str().unwrap_or_default();
+    let title = if reading.title.is_empty() { host } else { &reading.title };
+    let body = html! {
+        header.bar {
+            div.row {
+                (brand())
+                a href=(address("/leave", &[("url", url)])) { "open directly in this browser…" }
+            }
+            p { "Reader view of " b { (host) } ", fetched through the overlay: text only. " b { (host) } " sees the address of an exit instead of yours." }
+        }
+        main.foreign {
+            @if !reading.verified {
+                p.warn {
+                    "The page was not encrypted by " b { (host) } ". The exit could read and modify it."
+                }
+            }
+            h1.title dir="auto" { (title) }
+            p.where { (url) }
+            @match &reading.content {
+                Content::Html(html) => article dir="auto" { (PreEscaped(html)) },
+                Content::Plain(text) => pre.plain dir="auto" { (text) },
+            }
+        }
+        (foot())
+    };
+    page(Kind::Foreign, StatusCode::OK, &format!("{title} · Umbel reader"), &body)
+}
+
+/// The page that gives the reason of a failed fetch, and the alternatives.
+pub(in crate::page) fn unread(url: &Url, error: &ReadError) -> Response {
+    let (status, title, words) = match error {
+        ReadError::Request(RequestError::Connect(error)) => unconnected(*error),
+        ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page did not arrive in time", said(error)),
+        error => (StatusCode::BAD_GATEWAY, "This page can't be shown", said(error)),
+    };
+    let body = html! {
+        header.top { (brand()) }
+        main.words {
+            h1 { (title) }
+            p.target { (url) }
+            p { (words) }
+            div.choices {
+                a.button href=(address("/read", &[("url", url.as_str())])) { "Try again" }
+                a.button.quiet href=(address("/leave", &[("url", url.as_str())])) { "Open it in this browser…" }
+            }
+            @if let ReadError::Kind(_) | ReadError::TooLarge = error {
+                p { "To save it as a file through the overlay: " code { "umbel fetch --output FILE URL" } }
+            }
+        }
+        (foot())
+    };
+    page(Kind::Foreign, status, title, &body)
+}
+
+fn said(error: &ReadError) -> String {
+    format!("{}.", capital(&error.to_string()))
+}

@@ -1,0 +1,271 @@
+//! The search page's home and results: the search form, the results, and the path of the query.
+//!
+//! Results come from an exit and are untrusted. They are shown as text, and their URLs open the reader view. Opened
+//! directly in a browser that doesn't use the overlay, a planted URL would reveal the user's address.
+
+use core::time::Duration;
+
+use axum::{http::StatusCode, response::Response};
+use maud::{Markup, html};
+
+use crate::{
+    client::StreamFailure,
+    connector::ConnectError,
+    delegated::{Block, EngineName, MAX_PAGE, SearchRefusal, SearchResult},
+    requests::search::{Found, Miss, MissReason, QueryError, Route, SearchFailure, SearchQuery},
+};
+
+use super::{
+    api::connect_status,
+    layout::{Form, Kind, address, brand, foot, page, trouble},
+};
+
+/// The home page, with an empty search form.
+pub(super) fn home(engines: &[EngineName]) -> Response {
+    let form = Form { terms: "", engine: None, language: None, engines, focus: true };
+    let body = html! {
+        main.home {
+            (brand())
+            p.promise { "Private search: the search engine sees your query, but not your address." }
+            (form.markup())
+            @if engines.is_empty() {
+                p.warn {
+                    "There is no search engine yet. Either the client has no consensus yet (reload this page in a moment), or no "
+                    "exit of this network offers a search engine."
+                }
+            }
+            section.how {
+                h2 { "The path of your query" }
+                ol {
+                    li { "Your computer encrypts the query in three layers and sends it to a first relay. This relay sees your "
+                        "address but can't read the query." }
+                    li { "A second relay forwards it. This relay sees neither your address nor the query." }
+                    li { "A third relay, the exit, decrypts the last layer and sends the query to the search engine. The exit reads "
+                        "the query but doesn't see your address. The engine sees the exit's address." }
+                }
+                p { "Don't write anything into a query that identifies you." }
+            }
+        }
+        (foot())
+    };
+    page(Kind::Own, StatusCode::OK, "Umbel search", &body)
+}
+
+/// The results of `query`.
+pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]) -> Response {
+    let form = form(query, Some(&found.engine), engines);
+    let body = html! {
+        header.top {
+            a.skip href="#results" { "Skip to the results" }
+            (brand())
+            (form.markup())
+        }
+        main {
+            p.count { (count(query, found)) }
+            @if found.results.is_empty() {
+                p { "No results. Try other or fewer search terms." }
+            }
+            ol.results #results {
+                @for result in &found.results { (result_markup(result)) }
+            }
+            (pages(query, found))
+            (route(&found.engine, &found.route, found.missed.as_ref()))
+        }
+        (foot())
+    };
+    page(Kind::Own, StatusCode::OK, &format!("{} · Umbel search", query.terms), &body)
+}
+
+/// The page for a failed query.
+pub(super) fn failure(query: &SearchQuery, failure: SearchFailure, engines: &[EngineName]) -> Response {
+    let (status, title, words) = explain(failure);
+    trouble(status, title, &words, Some(form(query, query.engine.as_ref(), engines)))
+}
+
+fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a [EngineName]) -> Form<'a> {
+    Form { terms: &query.terms, engine, language: query.language.as_deref(), engines, focus: false }
+}
+
+/// The status, title and text of a failure.
+fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
+    let said = failure.to_string();
+    match failure {
+        SearchFailure::Query(QueryError::NotReady) => unconnected(StreamFailure::NoConsensus.into()),
+        SearchFailure::Query(QueryError::Invalid(_)) => {
+            (StatusCode::BAD_REQUEST, "The query is invalid", format!("{}. Nothing was sent.", capital(&said)))
+        }
+        SearchFailure::Query(QueryError::NoEngines) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "No search engine",
+            "No exit of this network offers a search engine. Nothing was sent. The operator of an exit can enable one."
+                .to_owned(),
+        ),
+        SearchFailure::Query(QueryError::NoSuchEngine) => (
+            StatusCode::NOT_FOUND,
+            "No exit offers this engine",
+            "Choose another engine below the search box. Nothing was sent.".to_owned(),
+        ),
+        SearchFailure::Query(QueryError::AllBlocked) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The engine blocks all exits",
+            "It suspects automated queries, or received too many. Try again in ten minutes, or choose another engine. \
+             Nothing was sent."
+                .to_owned(),
+        ),
+        SearchFailure::TooFewExits(_) => (StatusCode::BAD_REQUEST, "Too few exits", format!("{}.", capital(&said))),
+        SearchFailure::Connect(error) => unconnected(error),
+        SearchFailure::Missed(miss) => (
+            StatusCode::BAD_GATEWAY,
+            "The search failed",
+            format!("{} (exit {}). Try again; another exit may succeed.", capital(&said), miss.exit),
+        ),
+    }
+}
+
+/// The status and title for a failure to get a circuit or stream, and its text.
+pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, String) {
+    let title = match error {
+        ConnectError::Stream(StreamFailure::Ended(_)) => "The stream failed",
+        ConnectError::Stream(StreamFailure::NoConsensus) => "The client has no consensus yet",
+        ConnectError::Stream(StreamFailure::ConsensusExpired) => "The consensus has expired",
+        ConnectError::Stream(StreamFailure::NoPath(_)) => "There is no path to this target",
+        ConnectError::Stream(StreamFailure::GuardUnreachable | StreamFailure::NoCircuit) => "No circuit was built",
+        ConnectError::Stream(StreamFailure::LimitReached) => "The client is at its limit",
+        ConnectError::Stopped => "The client has stopped",
+    };
+    (connect_status(error), title, format!("{}. Reload the page to try again.", capital(&error.to_string())))
+}
+
+/// `text` with a capital first letter.
+pub(super) fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn count(query: &SearchQuery, found: &Found) -> String {
+    let page = if query.page > 1 { format!("page {} of ", query.page) } else { String::new() };
+    let many = match (found.total, found.results.len()) {
+        (Some(1), _) | (None, 1) => "one result".to_owned(),
+        (Some(total), _) => format!("{} results", grouped(total)),
+        (None, shown) => format!("{shown} results"),
+    };
+    capital(&format!("{page}{many} from {}, in {}", found.engine, time(found.route.took)))
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && digits.len().saturating_sub(place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn time(took: Duration) -> String {
+    let milliseconds = took.as_millis();
+    if milliseconds < 1000 { format!("{} ms", milliseconds.max(1)) } else { format!("{:.1} s", took.as_secs_f64()) }
+}
+
+fn result_markup(result: &SearchResult) -> Markup {
+    let link = result.link.as_str();
+    html! {
+        li {
+            h2 dir="auto" { a href=(address("/read", &[("url", link)])) { (result.title) } }
+            p.where { (place(result)) }
+            @if !result.snippet.is_empty() { p.snippet dir="auto" { (result.snippet) } }
+            p.aside { a href=(address("/leave", &[("url", link)])) { "open directly in this browser…" } }
+        }
+    }
+}
+
+/// Host and path of a result, at most 80 characters. A non-ASCII host name is shown in its encoded form (IDNA), so
+/// that it can't imitate another.
+fn place(result: &SearchResult) -> String {
+    const MOST: usize = 80;
+    let host = result.link.host_str().unwrap_or_default();
+    let host = result.link.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let parts = result.link.path_segments().into_iter().flatten().filter(|part| !part.is_empty());
+    let whole = core::iter::once(host.as_str()).chain(parts).collect::<Vec<_>>().join(" › ");
+    if whole.chars().count() <= MOST { whole } else { whole.chars().take(MOST).chain(['…']).collect() }
+}
+
+fn pages(query: &SearchQuery, found: &Found) -> Markup {
+    let to = |page: u16| {
+        let page = page.to_string();
+        let mut pairs = vec![("q", query.terms.as_str()), ("engine", found.engine.as_str()), ("page", &page)];
+        pairs.extend(query.language.as_deref().map(|language| ("language", language)));
+        address("/search", &pairs)
+    };
+    let next = query.page.saturating_add(1);
+    html! {
+        @if query.page > 1 || found.more {
+            nav.pages aria-label="Pages of results" {
+                @if query.page > 1 {
+                    a.button.quiet rel="prev" href=(to(query.page.saturating_sub(1))) { "← Previous" }
+                } @else { span {} }
+                span { "Page " (query.page) }
+                @if found.more && next <= MAX_PAGE { a.button rel="next" href=(to(next)) { "Next →" } } @else { span {} }
+            }
+        }
+    }
+}
+
+/// The path of a query, hop by hop.
+fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
+    let last = route.hops.len().saturating_sub(1);
+    html! {
+        details.route open {
+            summary { "The path of your query " small { "answered in " (time(route.took)) } }
+            ol {
+                li.end { b { "This computer" } " encrypted the query in a layer for each relay below." }
+                @for (number, hop) in route.hops.iter().enumerate() {
+                    li {
+                        b { (ROLES.get(if number == last { 2 } else { number.min(1) }).copied().unwrap_or_default()) }
+                        " " code { (hop.relay) } " " span.ms { "(" (time(hop.took)) ")" } ": "
+                        @if number == last {
+                            "decrypted the last layer, read the query and sent it to the engine. It doesn't see your address."
+                        } @else if number == 0 {
+                            "sees your address, but can't read the query."
+                        } @else {
+                            "forwarded the query, and sees neither it nor your address."
+                        }
+                    }
+                }
+                li.end { b { (engine) } " (the search engine) received the query from the exit." }
+            }
+            p.note {
+                "The circuit was built before the query and carries this query only. The times in brackets are the times to reach "
+                "each relay when it was built."
+            }
+            @if let Some(miss) = missed {
+                p.note { "The query was first sent to another exit, " code { (miss.exit) } ", which failed: " (blocked_words(*miss)) }
+            }
+            @if route.shared_exit {
+                p.warn {
+                    "This exit also carries other traffic of yours, because no other exit offers this engine. It could link that "
+                    "traffic with this query."
+                }
+            }
+        }
+    }
+}
+
+const ROLES: [&str; 3] = ["First relay", "Middle relay", "Exit"];
+
+fn blocked_words(miss: Miss) -> String {
+    match miss.why {
+        MissReason::Refused(SearchRefusal::EngineBlocked(block)) => {
+            let how = match block {
+                Block::Captcha => "sent it a CAPTCHA",
+                Block::Forbidden => "blocked it",
+                Block::TooManyRequests => "received too many queries from it",
+            };
+            format!("the engine {how}. This exit is not used for ten minutes.")
+        }
+        why => format!("{why}."),
+    }
+}

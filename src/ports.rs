@@ -1,0 +1,4 @@
+//! The ports for applications: SOCKS5 and HTTP proxy.
+
+pub mod http_proxy;
+pub mod socks;

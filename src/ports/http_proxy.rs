@@ -1,0 +1,232 @@
+//! The HTTP proxy port for applications (RFC 9110 §7.6, RFC 9112 §3.2).
+//!
+//! | request | answered |
+//! |---|---|
+//! | `CONNECT host:port` | 200, then a stream |
+//! | `GET http://host/…` and other methods | forwarded over a separate stream |
+//! | `GET /…` (origin form) | 400: from a web page that requests this port, or a user who takes it for a web server |
+//! | `GET https://…` | 400: `https` needs CONNECT |
+//!
+//! Hop-by-hop fields are removed. `Proxy-Authorization`, with any content, is the isolation and never forwarded. A
+//! failure is answered with a status and a text: 403 no exit allows the target, 502 the target, 503 the network or a
+//! limit, 504 a timeout. Requests are never logged, and answers of this port don't repeat the host.
+
+#[cfg(test)]
+mod tests;
+
+use core::{convert::Infallible, pin::Pin, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, X_FRAME_OPTIONS},
+    server::conn::http1,
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use crate::{
+    base::ErrorClass,
+    client::StreamFailure,
+    connector::{ConnectError, Connector, Isolation},
+    http_exchange::http1::{Answer as Body, ExchangeError, ExchangeLimits, exchange},
+    io::{
+        listener::accept_each,
+        stream::{Stream, reset_on_close, splice},
+    },
+    wire::{EndReason, Host, Target},
+};
+
+const HTTP: u16 = 80;
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+
+/// Limits of the HTTP proxy port.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Time limit for a request's head, also between two requests; 30 s.
+    pub head: Duration,
+    /// Time limit for opening a stream; a minute.
+    pub connect: Duration,
+    /// Time limit from the last byte of the request to the origin's head; two minutes.
+    pub response: Duration,
+    /// Bytes of a request's head; 64 KiB.
+    pub head_bytes: usize,
+    /// Fields of a request's head; 128.
+    pub fields: usize,
+    /// Concurrent connections of applications; 1,024. Further ones wait in the backlog.
+    pub applications: usize,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(30),
+            connect: Duration::from_secs(60),
+            response: Duration::from_secs(120),
+            head_bytes: 64 * 1024,
+            fields: 128,
+            applications: 1024,
+        }
+    }
+}
+
+/// Serves the HTTP proxy on `listener` for ever. Dropping the future ends its connections.
+pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
+    accept_each(listener, limits.applications, |socket| {
+        let connector = connector.clone();
+        async move {
+            if let Err(error) = serve_one(socket, connector, limits).await {
+                tracing::debug!(kind = ?error.kind(), "an application's HTTP proxy stream ended early");
+            }
+        }
+    })
+    .await;
+}
+
+/// The upgrade and stream of an accepted CONNECT, for use after its answer.
+type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
+
+async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLimits) -> io::Result<()> {
+    let tunnel = Tunnel::default();
+    let service = service_fn(|request| {
+        let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
+        async move { Ok::<_, Infallible>(respond(request, &connector, &tunnel, limits).await) }
+    });
+    let mut serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_headers(limits.fields)
+        .max_buf_size(limits.head_bytes)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    if let Err(error) = Pin::new(&mut serving).await {
+        // Reset, so that a truncated body can't look complete to an application that reads until the end.
+        if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
+            reset_on_close(parts.io.inner());
+        }
+        return Err(io::Error::other(error));
+    }
+    let Some((upgrade, stream)) = tunnel.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+    let upgraded = upgrade.await.map_err(io::Error::other)?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
+}
+
+/// An answer: our text, or the origin's body.
+type Answer = Response<Either<Full<Bytes>, Body>>;
+
+async fn respond<C: Connector>(
+    mut request: Request<Incoming>,
+    connector: &C,
+    tunnel: &Tunnel,
+    limits: HttpLimits,
+) -> Answer {
+    let connecting = *request.method() == Method::CONNECT;
+    let target = match if connecting { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
+        Ok(target) => target,
+        Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
+    };
+    let isolation = isolation(request.headers());
+    let opening = connector.connect(target, isolation);
+    let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+        Ok(stream) => stream,
+        Err(error) => return failure(error),
+    };
+    if connecting {
+        let upgrade = hyper::upgrade::on(&mut request);
+        *tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
+        return Response::new(Either::Left(Full::default()));
+    }
+    let limits = ExchangeLimits {
+        head: limits.response,
+        // The application and its target decide how long a body may pause.
+        idle: None,
+        head_bytes: limits.head_bytes,
+        fields: limits.fields,
+    };
+    match exchange(stream, request, limits).await {
+        Ok(response) => response.map(Either::Right),
+        Err(ExchangeError::Silent) => {
+            text(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the target sent no HTTP response");
+            text(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
+        }
+    }
+}
+
+fn connect_target(uri: &Uri) -> Result<Target, &'static str> {
+    const EXPLANATION: &str = "CONNECT needs a host and a port, such as example.org:443";
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or(EXPLANATION)?;
+    let port = authority.port_u16().filter(|port| *port != 0).ok_or(EXPLANATION)?;
+    Ok(Target { host: Host::parse(authority.host()).map_err(|_| EXPLANATION)?, port })
+}
+
+fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(
+            "this is Umbel's HTTP proxy, not a web server; set it as the proxy of an application, whose requests \
+                    must have an absolute URL (http://…) or use CONNECT",
+        );
+    };
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err("only http:// URLs are forwarded; use CONNECT for others");
+    }
+    if authority.as_str().contains('@') {
+        return Err("a URL with a user name is not forwarded");
+    }
+    let host = Host::parse(authority.host()).map_err(|_| "the host is neither a name nor an address")?;
+    // An invalid port must not count as an absent one.
+    let port = match authority.as_str().strip_prefix(authority.host()) {
+        Some("" | ":") => HTTP,
+        _ => authority.port_u16().filter(|port| *port != 0).ok_or("the port is not a number from 1 to 65535")?,
+    };
+    Ok(Target { host, port })
+}
+
+fn isolation(headers: &HeaderMap) -> Isolation {
+    const LISTENER: &str = "http";
+    headers
+        .get(PROXY_AUTHORIZATION)
+        .map_or_else(|| Isolation::of_listener(LISTENER), |value| Isolation::new(LISTENER, value.as_bytes(), &[]))
+}
+
+fn failure(error: ConnectError) -> Answer {
+    let status = match error {
+        ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
+        ConnectError::Stream(StreamFailure::Ended(EndReason::TimedOut)) => StatusCode::GATEWAY_TIMEOUT,
+        ConnectError::Stream(failure) => match failure.class() {
+            ErrorClass::Network | ErrorClass::Limit => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorClass::Local => StatusCode::FORBIDDEN,
+            ErrorClass::Peer | ErrorClass::Bug => StatusCode::BAD_GATEWAY,
+        },
+        ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    text(status, &error.to_string())
+}
+
+fn text(status: StatusCode, words: &str) -> Answer {
+    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {words}\n"))));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // A web page that probes this port must not see whether there is an answer.
+    headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    // The rest of the request's body isn't read.
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}

@@ -1,0 +1,250 @@
+//! The SOCKS proxy port for applications (RFC 1928, RFC 1929, SOCKS 4 and 4a, and Tor's two additions).
+//!
+//! | command | answered |
+//! |---|---|
+//! | CONNECT to a name, IPv4 or IPv6 | a stream |
+//! | RESOLVE (0xF0) | the first address of the name |
+//! | RESOLVE_PTR (0xF1) | the first name of the address |
+//! | BIND, UDP ASSOCIATE | 7, command not supported |
+//!
+//! Any user name and password are accepted. They select the isolation: other credentials get other circuits.
+//!
+//! | failure | reply |
+//! |---|---|
+//! | the target refused the connection | 5, refused |
+//! | target unreachable from the exit; name without address | 4, host unreachable |
+//! | no exit of the network allows the target | 2, not allowed |
+//! | the target did not answer in time | 6, TTL expired: the only code for a timeout |
+//! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
+//! | anything else | 1, general failure |
+//!
+//! The handshake is `tor-socksproto`'s. It is limited to a kilobyte and ten seconds. Requests are never logged.
+
+#[cfg(test)]
+mod tests;
+
+use core::{net::IpAddr, time::Duration};
+use std::io;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tor_socksproto::{
+    Buffer, Error, Handshake as _, NextStep, SocksAddr, SocksAuth, SocksCmd, SocksHostname, SocksProxyHandshake,
+    SocksRequest, SocksStatus, SocksVersion,
+};
+
+use crate::{
+    base::ErrorClass,
+    client::StreamFailure,
+    connector::{ConnectError, Connector, Isolation},
+    io::{listener::accept_each, stream::splice},
+    wire::{Answer, EndReason, Host, Target},
+};
+
+/// Limits of the SOCKS port.
+#[derive(Clone, Copy, Debug)]
+pub struct SocksLimits {
+    /// Time limit for the handshake; ten seconds.
+    pub handshake: Duration,
+    /// Time limit for opening a stream or for a lookup; a minute.
+    pub connect: Duration,
+    /// Concurrent connections of applications, a few kilobytes each without their streams; 1,024. Further ones wait
+    /// in the backlog.
+    pub applications: usize,
+}
+
+impl Default for SocksLimits {
+    fn default() -> Self {
+        Self { handshake: Duration::from_secs(10), connect: Duration::from_secs(60), applications: 1024 }
+    }
+}
+
+/// Serves SOCKS on `listener` for ever. Dropping the future ends its connections.
+pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
+    accept_each(listener, limits.applications, |socket| {
+        let connector = connector.clone();
+        async move {
+            if let Err(error) = serve_one(socket, &connector, limits).await {
+                tracing::debug!(kind = ?error.kind(), "an application's SOCKS stream ended early");
+            }
+        }
+    })
+    .await;
+}
+
+async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: SocksLimits) -> io::Result<()> {
+    let handshake = timeout(limits.handshake, shake_hands(&mut socket)).await??;
+    let (request, early) = match handshake {
+        Ok(accepted) => accepted,
+        Err(reply) => return refuse(socket, &reply).await,
+    };
+    let isolation = isolation(request.auth());
+    match request.command() {
+        SocksCmd::CONNECT => {
+            let Some(host) = host(request.addr()) else { return answer(socket, &request, Err(general())).await };
+            let connecting = connector.connect(Target { host, port: request.port() }, isolation);
+            match timeout(limits.connect, connecting).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+                Ok(stream) => {
+                    socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
+                    splice(socket, stream, &early, None).await
+                }
+                Err(error) => answer(socket, &request, Err(status(error))).await,
+            }
+        }
+        SocksCmd::RESOLVE => {
+            let found = timeout(limits.connect, resolve(&request, connector, isolation)).await;
+            answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
+        }
+        SocksCmd::RESOLVE_PTR => {
+            let found = timeout(limits.connect, resolve_ptr(&request, connector, isolation)).await;
+            answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
+        }
+        _ => answer(socket, &request, Err(SocksStatus::COMMAND_NOT_SUPPORTED)).await,
+    }
+}
+
+/// The request and the bytes read after it, or else the reply to send before closing.
+async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest, Vec<u8>), Vec<u8>>> {
+    let mut handshake = SocksProxyHandshake::new();
+    let mut buffer = Buffer::new();
+    let mut version = None;
+    let mut chose_method = false;
+    loop {
+        match handshake.step(&mut buffer) {
+            Ok(NextStep::Send(bytes)) => {
+                chose_method = true;
+                socket.write_all(&bytes).await?;
+            }
+            Ok(NextStep::Recv(mut step)) => {
+                let length = socket.read(step.buf()).await?;
+                version = version.or_else(|| step.buf().first().copied());
+                if step.note_received(length).is_err() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            Ok(NextStep::Finished(finished)) => return Ok(Ok(finished.into_output_and_vec())),
+            Err(error) => return Ok(Err(refusal(&error, version, chose_method))),
+        }
+    }
+}
+
+/// The reply to an invalid handshake; empty if the application would not understand one.
+fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
+    match (version, error) {
+        (Some(4), _) => vec![0, 0x5B, 0, 0, 0, 0, 0, 0],
+        (Some(5), Error::NotImplemented(_)) if !chose_method => vec![5, 0xFF],
+        (Some(5), _) if !chose_method => Vec::new(),
+        (Some(5), Error::NotImplemented(_)) => bare_reply(SocksStatus::COMMAND_NOT_SUPPORTED),
+        (Some(5), Error::Decode(_)) => bare_reply(SocksStatus::ADDRTYPE_NOT_SUPPORTED),
+        (Some(5), _) => bare_reply(SocksStatus::GENERAL_FAILURE),
+        (Some(letter), _) if letter.is_ascii_uppercase() => HTTP_ON_SOCKS.to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+/// The answer to HTTP clients that take this port for an HTTP proxy. A web page that probes the port must not see
+/// whether there is an answer.
+const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\
+    Cross-Origin-Resource-Policy: same-origin\r\nX-Frame-Options: DENY\r\n\r\n\
+    This is Umbel's SOCKS port. Set it as a SOCKS5 proxy, or use Umbel's HTTP proxy port.\n";
+
+fn bare_reply(status: SocksStatus) -> Vec<u8> {
+    vec![5, status.into(), 0, 1, 0, 0, 0, 0, 0, 0]
+}
+
+fn reply(request: &SocksRequest, status: SocksStatus, address: Option<&SocksAddr>) -> Vec<u8> {
+    request.reply(status, address).unwrap_or_else(|_| bare_reply(SocksStatus::GENERAL_FAILURE))
+}
+
+async fn answer(socket: TcpStream, request: &SocksRequest, answer: Result<SocksAddr, SocksStatus>) -> io::Result<()> {
+    let reply = match &answer {
+        Ok(address) => reply(request, SocksStatus::SUCCEEDED, Some(address)),
+        Err(status) => reply(request, *status, None),
+    };
+    refuse(socket, &reply).await
+}
+
+/// Sends the last bytes, then reads the rest of the input: closing with unread input would make the system discard
+/// them.
+async fn refuse(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
+    const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+    const MAX_IGNORED: u64 = 64 * 1024;
+    socket.write_all(last).await?;
+    socket.shutdown().await?;
+    let mut ignored = socket.take(MAX_IGNORED);
+    let _ = timeout(REFUSAL_TIMEOUT, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
+    Ok(())
+}
+
+async fn resolve<C: Connector>(
+    request: &SocksRequest,
+    connector: &C,
+    isolation: Isolation,
+) -> Result<SocksAddr, SocksStatus> {
+    let usable = |ip: &IpAddr| request.version() == SocksVersion::V5 || ip.is_ipv4();
+    let host = host(request.addr()).ok_or_else(general)?;
+    if let Host::Ip(ip) = host {
+        return Ok(SocksAddr::Ip(ip));
+    }
+    let answers = connector.resolve(host, isolation).await.map_err(status)?;
+    let addresses = answers.iter().filter_map(|answer| match answer {
+        Answer::Ip(ip) => Some(*ip),
+        Answer::Name(_) => None,
+    });
+    addresses.filter(usable).map(SocksAddr::Ip).next().ok_or(SocksStatus::HOST_UNREACHABLE)
+}
+
+async fn resolve_ptr<C: Connector>(
+    request: &SocksRequest,
+    connector: &C,
+    isolation: Isolation,
+) -> Result<SocksAddr, SocksStatus> {
+    let Some(host @ Host::Ip(_)) = host(request.addr()) else { return Err(SocksStatus::ADDRTYPE_NOT_SUPPORTED) };
+    let answers = connector.resolve(host, isolation).await.map_err(status)?;
+    let names = answers.into_iter().filter_map(|answer| match answer {
+        Answer::Name(name) => SocksHostname::try_from(name).ok(),
+        Answer::Ip(_) => None,
+    });
+    names.map(SocksAddr::Hostname).next().ok_or(SocksStatus::HOST_UNREACHABLE)
+}
+
+fn host(address: &SocksAddr) -> Option<Host> {
+    match address {
+        SocksAddr::Ip(ip) => Some(Host::Ip(*ip)),
+        SocksAddr::Hostname(name) => Host::parse(name.as_ref()).ok(),
+    }
+}
+
+fn isolation(auth: &SocksAuth) -> Isolation {
+    const LISTENER: &str = "socks";
+    match auth {
+        SocksAuth::Username(user, password) => Isolation::new(LISTENER, user, password),
+        SocksAuth::Socks4(user) => Isolation::new(LISTENER, user, &[]),
+        _ => Isolation::of_listener(LISTENER),
+    }
+}
+
+const fn general() -> SocksStatus {
+    SocksStatus::GENERAL_FAILURE
+}
+
+fn status(error: ConnectError) -> SocksStatus {
+    match error {
+        ConnectError::Stopped => SocksStatus::GENERAL_FAILURE,
+        ConnectError::Stream(StreamFailure::Ended(reason)) => match reason {
+            EndReason::Refused => SocksStatus::CONNECTION_REFUSED,
+            EndReason::Unreachable | EndReason::NotFound => SocksStatus::HOST_UNREACHABLE,
+            EndReason::Policy => SocksStatus::NOT_ALLOWED,
+            EndReason::TimedOut => SocksStatus::TTL_EXPIRED,
+            EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general(),
+        },
+        ConnectError::Stream(failure) => match failure.class() {
+            ErrorClass::Network => SocksStatus::NETWORK_UNREACHABLE,
+            ErrorClass::Local => SocksStatus::NOT_ALLOWED,
+            ErrorClass::Limit | ErrorClass::Peer | ErrorClass::Bug => general(),
+        },
+    }
+}

@@ -1,0 +1,301 @@
+//! HTTP requests of a client: performed by an exit, or sent over a stream to the target, with TLS that ends here.
+//!
+//! Each request has a separate stream. Bodies are forwarded in pieces. The other end is not trusted: heads and
+//! silence are limited, and a truncated message is an error. Governed by `proto/09-delegated.md`, "HTTP". A request
+//! that an exit performs, and thus reads, has no field that identifies the sender (`crate::http_exchange::fields`).
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use core::{
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+use std::{error::Error, sync::Arc};
+
+use bytes::Bytes;
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, SizeHint},
+    header::{self, HeaderValue},
+};
+use tokio::{
+    io::{AsyncWriteExt as _, ReadHalf, WriteHalf},
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    base::RelayId,
+    client::StreamFailure,
+    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    delegated::Delegation,
+    http_exchange::http1::target_of,
+    http_exchange::{
+        binary::{MessageError, Piped, fill, read_response, request_head, write_content},
+        fields::{USER_AGENT, fix_request, fix_response},
+        http1::{Answer, ExchangeError, ExchangeLimits, exchange},
+        refusal::Refusal,
+    },
+    io::{
+        stream::Stream,
+        tls::{Tls, TlsError},
+    },
+    path::PathError,
+};
+
+/// Time limit from the request to the head of the answer, between two pieces of the answer, and for sending one
+/// piece.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const LIMITS: ExchangeLimits =
+    ExchangeLimits { head: IDLE_TIMEOUT, idle: Some(IDLE_TIMEOUT), head_bytes: 64 * 1024, fields: 128 };
+
+/// The reason why the response is missing or truncated. The text names nothing of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The URL is not an absolute `http` or `https` one, or has a user name.
+    #[error("the URL is not an http or https URL of a host")]
+    Address,
+    /// No exit performs requests to this host.
+    #[error("no exit of the network performs requests to this host")]
+    NoExit,
+    /// The stream could not be opened.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The exit refused the request.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The TLS handshake with the target failed; the exit may have interfered.
+    #[error("{0}")]
+    Tls(TlsError),
+    /// No bytes arrived for a minute.
+    #[error("no answer arrived in time")]
+    Silent,
+    /// The answer is no HTTP response, or too large.
+    #[error("the answer is not HTTP")]
+    NotHttp,
+    /// The answer is truncated.
+    #[error("the answer is truncated")]
+    Broken,
+    /// The request's body failed.
+    #[error("the request's body is truncated")]
+    Body,
+}
+
+impl From<ExchangeError> for RequestError {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Silent => Self::Silent,
+            ExchangeError::NotHttp | ExchangeError::TooLarge => Self::NotHttp,
+            ExchangeError::Broken => Self::Broken,
+            ExchangeError::Cancelled => Self::Body,
+        }
+    }
+}
+
+impl From<MessageError> for RequestError {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Broken => Self::Broken,
+            MessageError::Malformed(_) | MessageError::TooLarge => Self::NotHttp,
+            MessageError::Source => Self::Body,
+        }
+    }
+}
+
+/// The result of a request that an exit performed.
+#[derive(Debug)]
+pub(crate) struct Performed {
+    /// The target's answer.
+    pub(crate) response: Response<ResponseBody>,
+    /// The circuit's path, from guard to exit.
+    pub(crate) path: Vec<Hop>,
+}
+
+/// The body of a response, in pieces. A truncated body ends with an error; only a complete one ends with `None`.
+#[derive(Debug)]
+pub struct ResponseBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// The sending task goes on, because a target may answer before it has the whole request.
+    Exit {
+        body: Piped,
+        _sending: AbortOnDropHandle<Result<(), MessageError>>,
+        _receiving: AbortOnDropHandle<()>,
+    },
+    Target(Box<Answer>),
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = RequestError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
+        match &mut self.0 {
+            Source::Exit { body, .. } => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|error| RequestError::from(error.0)))),
+            Source::Target(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(RequestError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Exit { body, .. } => body.is_end_stream(),
+            Source::Target(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Exit { body, .. } => body.size_hint(),
+            Source::Target(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Sends requests for a client. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Requester<C> {
+    connector: C,
+    tls: Tls,
+    /// The number of isolations assigned so far.
+    isolations: Arc<AtomicU64>,
+}
+
+impl<C: Connector> Requester<C> {
+    pub(crate) fn new(connector: C, tls: Tls) -> Self {
+        Self { connector, tls, isolations: Arc::default() }
+    }
+
+    /// A new isolation.
+    pub(crate) fn isolation(&self) -> Isolation {
+        let number = self.isolations.fetch_add(1, Ordering::Relaxed);
+        Isolation::new("request", &number.to_be_bytes(), &[])
+    }
+
+    /// Sends `request` to an exit that performs it, isn't in `not_by`, and offers requests to this host.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub(crate) async fn perform<B>(
+        &self,
+        mut request: Request<B>,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Performed, RequestError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+        fix_request(request.headers_mut());
+        match request.body().size_hint().exact() {
+            Some(0) => drop(request.headers_mut().remove(header::CONTENT_LENGTH)),
+            Some(length) => drop(request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
+            // The caller's field stays.
+            None => {}
+        }
+        let head = request_head(&request)?;
+        let host = target.host.to_text().to_ascii_lowercase();
+        let delegated = self.connector.delegate(Delegation::Http { host }, not_by, isolation).await;
+        let Delegated { stream, path, .. } = delegated.map_err(|error| match error {
+            ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered)) => RequestError::NoExit,
+            error => RequestError::Connect(error),
+        })?;
+        let (reader, writer) = tokio::io::split(stream);
+        let sending = AbortOnDropHandle::new(tokio::spawn(send(writer, head, request.into_body())));
+        receive(reader, sending).await.map(|response| Performed { response, path })
+    }
+
+    /// Sends `request` over a stream to its target; with `https` the exit can't read it.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub(crate) async fn over_stream<B>(
+        &self,
+        mut request: Request<B>,
+        isolation: Isolation,
+    ) -> Result<Response<ResponseBody>, RequestError>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let (secure, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+        let headers = request.headers_mut();
+        headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
+        headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let host = target.host.to_text();
+        let opened = timeout(IDLE_TIMEOUT, async {
+            let stream = self.connector.connect(target, isolation).await?;
+            Ok::<_, RequestError>(if secure {
+                Opened::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
+            } else {
+                Opened::Plain(stream)
+            })
+        });
+        let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
+            Opened::Plain(stream) => exchange(stream, request, LIMITS).await?,
+            Opened::Tls(stream) => exchange(stream, request, LIMITS).await?,
+        };
+        Ok(response.map(|body| ResponseBody(Source::Target(Box::new(body)))))
+    }
+}
+
+/// Sends a request with its body.
+async fn send<B>(mut writer: WriteHalf<Stream>, head: Vec<u8>, body: B) -> Result<(), MessageError>
+where
+    B: Body,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    timeout(IDLE_TIMEOUT, writer.write_all(&head)).await.map_err(|_| MessageError::Broken)??;
+    write_content(&mut writer, body, u64::MAX, IDLE_TIMEOUT).await?;
+    writer.shutdown().await?;
+    Ok(())
+}
+
+async fn receive(
+    reader: ReadHalf<Stream>,
+    mut sending: AbortOnDropHandle<Result<(), MessageError>>,
+) -> Result<Response<ResponseBody>, RequestError> {
+    let patience = async {
+        match (&mut sending).await {
+            // The stream has failed. The reader gets the reason, or an answer sent before the failure.
+            Ok(Ok(()) | Err(MessageError::Broken)) => sleep(IDLE_TIMEOUT).await,
+            Ok(Err(error)) => return RequestError::from(error),
+            Err(_) => return RequestError::Body,
+        }
+        RequestError::Silent
+    };
+    let (mut response, mut content) = tokio::select! {
+        biased;
+        read = read_response(reader, u64::MAX) => read?,
+        error = patience => return Err(error),
+    };
+    if let Some(refusal) = Refusal::told(response.status(), response.headers()) {
+        return Err(RequestError::Refused(refusal));
+    }
+    fix_response(response.headers_mut());
+    let (pipe, body) = Piped::unread();
+    let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
+        // Errors appear in the body.
+        let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
+    }));
+    Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))
+}
+
+#[expect(clippy::large_enum_variant, reason = "short-lived")]
+enum Opened {
+    Plain(Stream),
+    Tls(crate::io::tls::TlsStream<Stream>),
+}

@@ -1,0 +1,96 @@
+//! A test overlay whose exits perform requests.
+
+use core::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use super::Requester;
+use crate::{
+    base::RelayId,
+    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    delegated::{Delegation, Service},
+    exit::{
+        delegated::{
+            Delegate,
+            engines::{Engines, Ways},
+            http::{Http, HttpCaps, Tier},
+            limits::{Limits, Rates},
+            search::{Search, SearchCaps},
+        },
+        outbound::{Outbound, OutboundLimits, Reach},
+    },
+    exit_policy::Policy,
+    io::{
+        resolver::{Resolver, ResolverOptions},
+        stream::Stream,
+        testing::{Direct, stream_pair},
+        tls::Tls,
+    },
+    path::PathError,
+    wire::{Answer, EndReason, Host, Target},
+};
+
+/// An overlay of one or several identical exits, which perform requests at this machine and open streams to it.
+#[derive(Clone)]
+pub(crate) struct OneExit {
+    exit: Arc<Delegate>,
+    exits: u8,
+    asked: Arc<Mutex<Vec<Isolation>>>,
+}
+
+impl OneExit {
+    pub(crate) async fn new() -> Self {
+        Self::several(1).await
+    }
+
+    pub(crate) async fn several(exits: u8) -> Self {
+        let policy = Policy::parse(["accept *"], true).unwrap();
+        let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
+        let reach = Reach { resolved: policy.clone(), written: policy };
+        let resolver = Arc::new(Resolver::new(&options));
+        let outbound = Outbound::new(reach, resolver, Tls::default(), OutboundLimits::default());
+        let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
+        let limits = Limits::new(Rates::default(), Instant::now());
+        let ways = Ways { named: outbound.clone(), public: outbound };
+        let none = Engines::load::<&str>(&[], ways).await.unwrap();
+        let search = Search::new(none, SearchCaps::default());
+        Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
+    }
+
+    pub(crate) fn requester(self) -> Requester<Self> {
+        Requester::new(self, Tls::default())
+    }
+
+    /// The isolations of all requests.
+    pub(crate) fn asked(&self) -> Vec<Isolation> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Connector for OneExit {
+    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        Direct::default().connect(target, isolation).await
+    }
+
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        Err(EndReason::Policy.into())
+    }
+
+    async fn delegate(
+        &self,
+        delegation: Delegation,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Delegated, ConnectError> {
+        self.asked.lock().unwrap().push(isolation);
+        let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
+        let chosen = exits.find(|exit| !not_by.contains(exit) && delegation.is_offered(&self.exit.offer()));
+        let relay = chosen.ok_or(PathError::NotOffered)?;
+        let (near, far) = stream_pair();
+        let exit = Arc::clone(&self.exit);
+        tokio::spawn(async move { exit.serve(Service::Http, 1, far).await });
+        Ok(Delegated { stream: near, path: vec![Hop { relay, took: Duration::ZERO }], shared_exit: false })
+    }
+}

@@ -1,0 +1,245 @@
+//! Searches of a client over a [`Connector`], and comparisons of exits.
+//!
+//! [`Query`] chooses engine and exits and decides on a second try. This module sends it over streams, each with its own
+//! isolation and thus its own circuit, and owns the record of each exit's answers and failures with each engine
+//! ([`ExitStatistics`]). Governed by `proto/09-delegated.md`, "Search". Exits are not trusted: an answer is bounded in
+//! length and time, and the answers of several exits can be compared.
+
+mod comparison;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use core::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+    time::timeout,
+};
+
+use crate::{
+    base::{Instant, RelayId},
+    client::StreamFailure,
+    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    delegated::{
+        Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
+        frame::{RESPONSE_BUCKETS, longest},
+        query::{ANSWER_LIMIT, Query, Results, TryError},
+    },
+    path::PathError,
+};
+
+pub(crate) use crate::delegated::engines;
+pub use crate::delegated::{
+    Miss, MissReason, Offers,
+    query::{QueryError, SearchQuery},
+};
+pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
+
+/// Time limit for getting a circuit, longer than the client's, whose error says why there is none.
+const CONNECT_LIMIT: Duration = Duration::from_secs(35);
+
+/// The results of a query, and its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The engine that answered.
+    pub engine: EngineName,
+    /// The results, in the engine's order.
+    pub results: Vec<SearchResult>,
+    /// The total number of results, if the engine gave it.
+    pub total: Option<u64>,
+    /// Whether there is a further page.
+    pub more: bool,
+    /// The path of query and answer.
+    pub route: Route,
+    /// The exit of the first attempt, if that attempt failed.
+    pub missed: Option<Miss>,
+}
+
+/// The path of a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The hops, from guard to exit.
+    pub hops: Vec<Hop>,
+    /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
+    pub shared_exit: bool,
+    /// The time from query to answer.
+    pub took: Duration,
+}
+
+/// The reason why a search failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SearchFailure {
+    /// The query was not sent.
+    #[error("{0}")]
+    Query(#[from] QueryError),
+    /// Fewer exits are available than the comparison needs.
+    #[error("only {0} exits of this network are available for this query")]
+    TooFewExits(usize),
+    /// There is no circuit.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// The exit gave no results, and neither did a second one where a retry was possible; the last exit's reason.
+    #[error("{}", .0.why)]
+    Missed(Miss),
+}
+
+impl From<TryError<ConnectError>> for SearchFailure {
+    fn from(error: TryError<ConnectError>) -> Self {
+        match error {
+            TryError::NoCircuit(ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered))) => {
+                Self::Query(QueryError::NoSuchEngine)
+            }
+            TryError::NoCircuit(error) => Self::Connect(error),
+            TryError::Missed(miss) => Self::Missed(miss),
+        }
+    }
+}
+
+/// The record of one exit with one engine.
+#[derive(Clone, Copy, Debug)]
+pub struct ExitReport {
+    /// The exit.
+    pub exit: RelayId,
+    /// Its answers and failures.
+    pub counts: ExitCounts,
+    /// The remaining time of its block, if any.
+    pub blocked_for: Option<Duration>,
+}
+
+/// The exits with their offers and records; outlives each [`Searcher`]. Cheap to clone; clones share their state.
+#[derive(Clone, Debug)]
+pub struct Exits(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    offers: watch::Receiver<Offers>,
+    default: Option<EngineName>,
+    exit_statistics: Mutex<ExitStatistics>,
+    queries: AtomicU64,
+    start: std::time::Instant,
+}
+
+impl Exits {
+    /// The exits of `offers`. Queries without an engine use `default`, or else the engine that most exits offer.
+    #[must_use]
+    pub fn new(offers: watch::Receiver<Offers>, default: Option<EngineName>) -> Self {
+        let start = std::time::Instant::now();
+        Self(Arc::new(Known { offers, default, exit_statistics: Mutex::default(), queries: AtomicU64::new(0), start }))
+    }
+}
+
+/// Searches over a [`Connector`]. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Searcher<C> {
+    connector: C,
+    exits: Exits,
+}
+
+impl<C: Connector> Searcher<C> {
+    /// A searcher over `connector` that uses `exits`, which must be of the same network.
+    #[must_use]
+    pub const fn new(connector: C, exits: Exits) -> Self {
+        Self { connector, exits }
+    }
+
+    /// The offered engines, the default one first.
+    #[must_use]
+    pub fn engines(&self) -> Vec<EngineName> {
+        engines(&self.known().offers.borrow(), self.known().default.as_ref())
+    }
+
+    /// Reports on the exits that offer `engine`.
+    #[must_use]
+    pub fn exit_statistics(&self, engine: &EngineName) -> Vec<ExitReport> {
+        let (now, statistics) = (self.now(), self.lock());
+        let report = |exit: RelayId| {
+            let counts = statistics.counts(engine, &exit);
+            let left = |until: Instant| Some(until.since(now)).filter(|left| !left.is_zero());
+            ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| left(until)) }
+        };
+        exits_with(&self.known().offers.borrow(), engine).map(report).collect()
+    }
+
+    /// Sends the query to an exit, and to another one if the first fails for a reason on its side.
+    ///
+    /// # Errors
+    /// See [`SearchFailure`].
+    pub async fn search(&self, query: &SearchQuery) -> Result<Found, SearchFailure> {
+        let mut query = self.begin(query)?;
+        loop {
+            let outcome = match self.open(&query).await {
+                Ok(delegated) => self.converse(&query, delegated).await,
+                Err(error) => Err(TryError::NoCircuit(error)),
+            };
+            if let Some(outcome) = query.handle_outcome(outcome) {
+                return Ok(Found { missed: query.missed(), ..outcome? });
+            }
+        }
+    }
+
+    fn begin(&self, query: &SearchQuery) -> Result<Query, QueryError> {
+        let known = self.known();
+        Query::new(self.now(), query, &known.offers.borrow(), known.default.as_ref(), &self.lock())
+    }
+
+    /// Opens a stream to an exit for `query`, on a circuit that carries nothing else.
+    async fn open(&self, query: &Query) -> Result<Delegated, ConnectError> {
+        let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
+        let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
+        let delegation = Delegation::Search(query.engine().clone());
+        let opening = self.connector.delegate(delegation, query.not_by().to_vec(), isolation);
+        timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
+    }
+
+    /// Sends the query to the exit at the end of `delegated`, and records the outcome.
+    async fn converse(&self, query: &Query, delegated: Delegated) -> Result<Found, TryError<ConnectError>> {
+        let Some(exit) = delegated.path.last().map(|hop| hop.relay) else {
+            return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
+        };
+        let began = std::time::Instant::now();
+        let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, query.framed())).await;
+        let took = began.elapsed();
+        let outcome = match exchanged {
+            Ok(Ok(answer)) => Results::decode(&answer),
+            Ok(Err(_)) => Err(MissReason::Broken),
+            Err(_) => Err(MissReason::Silent),
+        };
+        let engine = query.engine();
+        self.lock().handle_outcome(self.now(), engine, exit, outcome.as_ref().map(|_| ()).map_err(|why| *why));
+        let Results { results, total, more } = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
+        let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, took };
+        Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
+    }
+
+    fn known(&self) -> &Known {
+        &self.exits.0
+    }
+
+    fn now(&self) -> Instant {
+        Instant::START.after(self.known().start.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ExitStatistics> {
+        self.known().exit_statistics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends the query and reads the answer.
+async fn exchange(mut stream: crate::io::stream::Stream, framed: &[u8]) -> io::Result<Vec<u8>> {
+    stream.write_all(framed).await?;
+    stream.shutdown().await?;
+    let cap = longest(RESPONSE_BUCKETS).saturating_add(1);
+    let mut answer = Vec::new();
+    (&mut stream).take(u64::try_from(cap).unwrap_or(u64::MAX)).read_to_end(&mut answer).await?;
+    Ok(answer)
+}

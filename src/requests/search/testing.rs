@@ -1,0 +1,126 @@
+//! A test overlay without relays, whose exits answer over real streams as the test prescribes.
+
+use core::time::Duration;
+use std::sync::{Arc, Mutex};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+};
+use url::Url;
+
+use crate::{
+    base::RelayId,
+    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    delegated::{Delegation, EngineName, Offer, Requests, SearchAnswer, SearchRefusal, SearchRequest, SearchResult},
+    io::{
+        stream::Stream,
+        testing::{Direct, stream_pair},
+    },
+    path::PathError,
+    wire::{Answer, Host, Target},
+};
+
+use super::{Exits, Searcher};
+
+/// The reply of an exit to a query.
+pub(crate) type Deed = fn(&SearchRequest) -> Reply;
+
+/// The kinds of replies.
+pub(crate) enum Reply {
+    Answer(SearchAnswer),
+    Bytes(Vec<u8>),
+    Reset,
+}
+
+/// Connects directly to loopback, and has exits that perform searches.
+#[derive(Clone)]
+pub(crate) struct Overlay {
+    pub(crate) direct: Direct,
+    exits: Arc<Vec<Deed>>,
+    /// The exit and isolation of each query.
+    pub(crate) asked: Arc<Mutex<Vec<(RelayId, Isolation)>>>,
+}
+
+impl Overlay {
+    pub(crate) fn new(exits: &[Deed]) -> Self {
+        Self { direct: Direct::default(), exits: Arc::new(exits.to_vec()), asked: Arc::default() }
+    }
+
+    /// A searcher over these exits, all of which offer the engine `kiwix`.
+    pub(crate) fn searcher(&self) -> Searcher<Self> {
+        let offer = Offer { engines: vec![engine("kiwix")], requests: Requests::None };
+        let offers = (0..self.exits.len()).map(|number| (exit(number), offer.clone())).collect();
+        Searcher::new(self.clone(), Exits::new(watch::channel(Some(offers)).1, None))
+    }
+
+    pub(crate) fn asked(&self) -> Vec<RelayId> {
+        self.asked.lock().unwrap().iter().map(|(exit, _)| *exit).collect()
+    }
+}
+
+impl Connector for Overlay {
+    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.direct.connect(target, isolation).await
+    }
+
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+        self.direct.resolve(host, isolation).await
+    }
+
+    async fn delegate(
+        &self,
+        _: Delegation,
+        not_by: Vec<RelayId>,
+        isolation: Isolation,
+    ) -> Result<Delegated, ConnectError> {
+        let mut able = self.exits.iter().enumerate().filter(|(number, _)| !not_by.contains(&exit(*number)));
+        let (number, deed) = able.next().ok_or(PathError::NotOffered)?;
+        self.asked.lock().unwrap().push((exit(number), isolation));
+        let (near, far) = stream_pair();
+        tokio::spawn(answer(far, *deed));
+        let took = Duration::from_millis(7);
+        let path = [90, 91, number].map(|number| Hop { relay: exit(number), took }).to_vec();
+        Ok(Delegated { stream: near, path, shared_exit: false })
+    }
+}
+
+async fn answer(mut stream: Stream, deed: Deed) {
+    let mut framed = Vec::new();
+    stream.read_to_end(&mut framed).await.unwrap();
+    let bytes = match deed(&SearchRequest::decode(&framed).unwrap()) {
+        Reply::Answer(answer) => answer.encode().unwrap(),
+        Reply::Bytes(bytes) => bytes,
+        Reply::Reset => return,
+    };
+    // A client may stop reading early.
+    let _ = stream.write_all(&bytes).await;
+    let _ = stream.shutdown().await;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+pub(crate) fn engine(name: &str) -> EngineName {
+    EngineName::parse(name).unwrap()
+}
+
+pub(crate) fn exit(number: usize) -> RelayId {
+    RelayId::from_bytes([u8::try_from(number).unwrap(); 32])
+}
+
+pub(crate) fn result(title: &str, link: &str, snippet: &str) -> SearchResult {
+    SearchResult { title: title.to_owned(), link: Url::parse(link).unwrap(), snippet: snippet.to_owned() }
+}
+
+/// An exit that returns two results, which contain the query.
+pub(crate) fn honest(request: &SearchRequest) -> Reply {
+    let link = |number: u16| format!("https://book.example/{}/{number}", request.page());
+    let results = vec![
+        result(&format!("About {}", request.terms()), &link(1), "The first."),
+        result("What is ownership?", &link(2), ""),
+    ];
+    Reply::Answer(SearchAnswer::Results { results, total: Some(12_345), more: request.page() < 3 })
+}
+
+pub(crate) fn refusing(refusal: SearchRefusal) -> Reply {
+    Reply::Answer(SearchAnswer::Refused(refusal))
+}
