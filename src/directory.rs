@@ -15,6 +15,7 @@ mod descriptor;
 mod document;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
+pub mod follow;
 mod parameters;
 mod profile;
 pub(crate) mod schema;

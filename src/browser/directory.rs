@@ -6,7 +6,6 @@
 //! and an older one never replaces it. Specified in `proto/07-directory.md`, "HTTP".
 
 use core::{cell::Cell, fmt, time::Duration};
-use std::sync::Arc;
 
 use js_sys::{Reflect, Uint8Array};
 use wasm_bindgen::{JsCast as _, JsValue};
@@ -25,8 +24,8 @@ use super::{
 use crate::{
     delegated::text,
     directory::{
-        AuthorityId, Body, Consensus, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_VOLUNTEER_LIST_LEN, NotCounted,
-        Registration, UnverifiedDocument, VolunteerList,
+        AuthorityId, Body, Consensus, Document, DocumentError, NotCounted, Registration, UnverifiedDocument,
+        follow::{Followed, Round},
     },
 };
 
@@ -54,10 +53,8 @@ pub(super) enum DirectoryError {
     Refused(u16, String),
     /// Its answer exceeds the length limit.
     TooLong,
-    /// The consensus is invalid.
-    Consensus(DocumentError),
-    /// The volunteer list is invalid.
-    Volunteers(DocumentError),
+    /// The document is invalid.
+    Document(DocumentError),
     /// Its answer to a volunteer is no valid registration.
     NoRegistration,
 }
@@ -71,9 +68,8 @@ impl fmt::Display for DirectoryError {
                 f.write_str("the network's directory has no newer consensus, and the last one is no longer fresh")
             }
             Self::Refused(status, reason) => write!(f, "the network's directory refused ({status}): {reason}"),
-            Self::TooLong => write!(f, "the directory's answer exceeds the maximum length of a consensus, {UNUSED}"),
-            Self::Consensus(error) => write!(f, "{}, {UNUSED}", fault(error)),
-            Self::Volunteers(_) => write!(f, "the directory's volunteer list is invalid, {UNUSED}"),
+            Self::TooLong => write!(f, "the directory's answer exceeds the maximum length of the document, {UNUSED}"),
+            Self::Document(error) => write!(f, "{}, {UNUSED}", fault(error)),
             Self::NoRegistration => f.write_str("the directory's answer to the registration is invalid"),
         }
     }
@@ -105,10 +101,10 @@ pub(super) fn of_another_time() -> Failure {
 impl From<DirectoryError> for Failure {
     fn from(error: DirectoryError) -> Self {
         match &error {
-            DirectoryError::Consensus(DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
+            DirectoryError::Document(DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
                 of_another_time()
             }
-            DirectoryError::Consensus(_) | DirectoryError::TooLong | DirectoryError::NothingNewer => {
+            DirectoryError::Document(_) | DirectoryError::TooLong | DirectoryError::NothingNewer => {
                 Self::new(Kind::Consensus, error.to_string())
             }
             _ => Self::new(Kind::Network, error.to_string()),
@@ -153,61 +149,62 @@ impl Directories {
         self.verify(&bytes, None).ok()
     }
 
-    /// A newer consensus than `in_use`, from the first directory that has one; `None` if `in_use` is still fresh and
-    /// a directory has none newer.
-    pub(super) async fn fetch(&self, in_use: Option<&Arc<Consensus>>) -> Result<Option<Consensus>, DirectoryError> {
-        let stale = in_use.is_some_and(|in_use| clock::wall_time() >= in_use.fresh_until());
-        let mut failure = DirectoryError::NoneYet;
-        for _ in 0..self.bases.len() {
-            match self.fetch_preferred(in_use).await {
-                Ok(None) if stale => failure = DirectoryError::NothingNewer,
-                Ok(fetched) => return Ok(fetched),
-                Err(error) => failure = error,
+    /// A newer document than `in_use`, from the first directory that has one; `None` if `in_use` is still fresh and a
+    /// directory has none newer.
+    pub(super) async fn fetch<B: Followed>(
+        &self,
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
+        let mut round = self.round().newer_than(clock::wall_time(), in_use);
+        loop {
+            let outcome = self.fetch_from(round.index(), in_use).await;
+            if let Some(outcome) = round.handle_outcome(outcome, DirectoryError::NothingNewer) {
+                self.preferred.set(round.index());
+                return outcome;
             }
-            self.preferred.set(self.preferred.get().wrapping_add(1));
         }
-        Err(failure)
     }
 
-    async fn fetch_preferred(&self, in_use: Option<&Arc<Consensus>>) -> Result<Option<Consensus>, DirectoryError> {
-        let bytes = request("GET", &self.url("consensus"), None, MAX_CONSENSUS_LEN).await?;
-        let consensus = self.verify(&bytes, in_use.map(Arc::as_ref)).map_err(DirectoryError::Consensus)?;
-        if in_use.is_some_and(|in_use| in_use.digest() == consensus.digest()) {
+    async fn fetch_from<B: Followed>(
+        &self,
+        index: usize,
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
+        let bytes = request("GET", &self.url(index, B::PATH), None, B::MAX_LEN).await?;
+        let document = self.verify(&bytes, in_use).map_err(DirectoryError::Document)?;
+        if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
-        self.store.keep(Entry::Consensus, &bytes);
-        Ok(Some(consensus))
-    }
-
-    /// The volunteer list, if there is a newer one than `in_use`.
-    pub(super) async fn fetch_volunteers(
-        &self,
-        in_use: Option<&Arc<VolunteerList>>,
-    ) -> Result<Option<VolunteerList>, DirectoryError> {
-        let bytes = request("GET", &self.url("volunteers"), None, MAX_VOLUNTEER_LIST_LEN).await?;
-        let in_use = in_use.map(Arc::as_ref);
-        let list = self.verify(&bytes, in_use).map_err(DirectoryError::Volunteers)?;
-        Ok(Some(list).filter(|list| in_use.is_none_or(|in_use| in_use.digest() != list.digest())))
+        if B::IS_KEPT {
+            self.store.keep(Entry::Consensus, &bytes);
+        }
+        Ok(Some(document))
     }
 
     /// Registers a volunteer by its signed descriptor, at the first directory that accepts it.
     pub(super) async fn register(&self, descriptor: &[u8]) -> Result<Registration, DirectoryError> {
-        let mut failure = DirectoryError::Unreachable;
-        for _ in 0..self.bases.len() {
-            match request("POST", &self.url("volunteer"), Some(descriptor), MAX_REGISTRATION_LEN).await {
-                Ok(answer) => return Registration::decode(&answer).map_err(|_| DirectoryError::NoRegistration),
+        let mut round = self.round();
+        loop {
+            let url = self.url(round.index(), "volunteer");
+            let answer = match request("POST", &url, Some(descriptor), MAX_REGISTRATION_LEN).await {
                 // Here the answer is a registration, not a list, so this error replaces `TooLong`.
-                Err(DirectoryError::TooLong) => failure = DirectoryError::NoRegistration,
-                Err(error) => failure = error,
+                Err(DirectoryError::TooLong) => Err(DirectoryError::NoRegistration),
+                answer => answer.map(Some),
+            };
+            if let Some(outcome) = round.handle_outcome(answer, DirectoryError::NoRegistration) {
+                self.preferred.set(round.index());
+                let answer = outcome?.unwrap_or_default();
+                return Registration::decode(&answer).map_err(|_| DirectoryError::NoRegistration);
             }
-            self.preferred.set(self.preferred.get().wrapping_add(1));
         }
-        Err(failure)
     }
 
-    /// The URL of `path` at the preferred directory.
-    fn url(&self, path: &str) -> String {
-        let index = self.preferred.get().checked_rem(self.bases.len()).unwrap_or_default();
+    fn round(&self) -> Round {
+        Round::new(self.bases.len(), self.preferred.get())
+    }
+
+    /// The URL of `path` at the directory of this index.
+    fn url(&self, index: usize, path: &str) -> String {
         let base = self.bases.get(index).map(String::as_str).unwrap_or_default();
         format!("{base}/v1/{path}")
     }

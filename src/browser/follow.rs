@@ -1,4 +1,4 @@
-//! Refreshes consensus and volunteer list while they are needed.
+//! Keeps consensus and volunteer list up to date while they are needed, by the times of `directory::follow`.
 
 use core::time::Duration;
 use std::{rc::Rc, sync::Arc};
@@ -9,17 +9,13 @@ use super::{
     drive::randomness,
     failure::Failure,
 };
-use crate::{
-    base::WallTime,
-    directory::{Consensus, VolunteerList},
+use crate::directory::{
+    Consensus, ConsensusBody, Document,
+    follow::{Followed, Schedule},
 };
 
 /// Time limit for the first consensus, including retries.
 const FIRST_LIMIT: Duration = Duration::from_secs(30);
-/// Delay between retries, first and largest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
-/// Largest delay while there is no consensus.
-const LONGEST_FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// The first consensus: the stored one, if it is still valid, otherwise the first from a directory.
 pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, Failure> {
@@ -28,8 +24,8 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
     }
     let mut failure = DirectoryError::Unreachable;
     let asked = clock::within(FIRST_LIMIT, async {
-        let mut retry = RETRY.0;
-        loop {
+        let mut schedule = Schedule::default();
+        while wait(&mut schedule, &|| true).await {
             match directories.fetch(None).await {
                 Ok(Some(fetched)) => return Ok(Arc::new(fetched)),
                 Ok(None) => {}
@@ -37,81 +33,49 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
                 Err(DirectoryError::NoneYet) => failure = DirectoryError::NoneYet,
                 Err(error) => return Err(error),
             }
-            clock::sleep(retry).await;
-            retry = retry.saturating_mul(2).min(LONGEST_FIRST_RETRY);
+            schedule.retry(ConsensusBody::longest_retry(None));
         }
+        Err(DirectoryError::Unreachable)
     });
     let asked = asked.await;
     asked.unwrap_or(Err(failure)).map_err(Failure::from)
 }
 
-/// Passes each newer consensus than `in_use` to `take`, while `wanted` is true.
-pub(super) async fn consensus(
+/// Passes each newer document than `in_use` to `take`, while `wanted` is true.
+pub(super) async fn follow<B: Followed>(
     directories: Rc<Directories>,
-    mut in_use: Arc<Consensus>,
+    mut in_use: Option<Arc<Document<B>>>,
     wanted: impl Fn() -> bool,
-    take: impl Fn(Arc<Consensus>),
+    take: impl Fn(Arc<Document<B>>),
 ) {
     let Ok(mut rng) = randomness() else { return };
-    let mut retry = RETRY.0;
-    while wait_until(in_use.next_fetch(&mut rng), &wanted).await {
-        match directories.fetch(Some(&in_use)).await {
-            Ok(Some(fetched)) if wanted() => {
-                in_use = Arc::new(fetched);
-                take(Arc::clone(&in_use));
-                retry = RETRY.0;
-                continue;
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "can't fetch a newer consensus"),
-        }
-        clock::sleep(retry).await;
-        retry = retry.saturating_mul(2).min(RETRY.1);
-    }
-}
-
-/// Passes each newer volunteer list than `in_use` to `take`, while `wanted` is true.
-pub(super) async fn volunteers(
-    directories: Rc<Directories>,
-    mut in_use: Option<Arc<VolunteerList>>,
-    wanted: impl Fn() -> bool,
-    take: impl Fn(Arc<VolunteerList>),
-) {
-    let Ok(mut rng) = randomness() else { return };
-    let mut retry = RETRY.0;
-    while wanted() {
-        if let Some(list) = &in_use
-            && !wait_until(list.next_fetch(&mut rng), &wanted).await
-        {
+    let mut schedule = in_use.as_ref().map_or_else(Schedule::default, |in_use| Schedule::after(in_use, &mut rng));
+    while wait(&mut schedule, &wanted).await {
+        let fetched = directories.fetch(in_use.as_deref()).await;
+        if !wanted() {
             return;
         }
-        match directories.fetch_volunteers(in_use.as_ref()).await {
+        let is_new = matches!(fetched, Ok(Some(_)));
+        match fetched {
             Ok(Some(fetched)) => {
                 let fetched = Arc::new(fetched);
                 take(Arc::clone(&fetched));
                 in_use = Some(fetched);
-                retry = RETRY.0;
             }
-            outcome => {
-                if let Err(error) = outcome {
-                    tracing::debug!(%error, "can't fetch a newer volunteer list");
-                }
-                clock::sleep(retry).await;
-                retry = retry.saturating_mul(2).min(RETRY.1);
-            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "can't fetch a newer {}", B::NAME),
         }
+        schedule.handle_fetch(clock::wall_time(), is_new, in_use.as_deref(), &mut rng);
     }
 }
 
-/// Waits until the machine's clock reaches `due`; returns false if `wanted` becomes false. The clock may be set and a
-/// device may sleep, so it checks each minute.
-async fn wait_until(due: WallTime, wanted: &impl Fn() -> bool) -> bool {
+/// Waits until a fetch is due; returns false if `wanted` becomes false.
+async fn wait(schedule: &mut Schedule, wanted: &impl Fn() -> bool) -> bool {
     while wanted() {
-        let left = due.since(clock::wall_time());
-        if left.is_zero() {
-            return true;
+        match schedule.poll_wait(clock::wall_time()) {
+            Some(delay) => clock::sleep(delay).await,
+            None => return true,
         }
-        clock::sleep(left.min(RETRY.1)).await;
     }
     false
 }

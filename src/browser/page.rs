@@ -74,7 +74,7 @@ impl Page {
         // Both in parallel, so that the first circuits can use volunteers too; the list is optional.
         let (mut found, list) = slot();
         let asked = Rc::clone(&directories);
-        spawn_local(async move { found.give(asked.fetch_volunteers(None).await.ok().flatten().map(Arc::new)) });
+        spawn_local(async move { found.give(asked.fetch(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;
         let list = clock::within(VOLUNTEERS_LIMIT, list).await.flatten().flatten();
         if let Some(list) = &list {
@@ -134,11 +134,11 @@ impl Page {
             move || page.upgrade().is_some_and(|page| !page.driver.is_stopped())
         };
         let page = Rc::downgrade(self);
-        spawn_local(follow::consensus(Rc::clone(&directories), first, wanted(), move |found| {
+        spawn_local(follow::follow(Rc::clone(&directories), Some(first), wanted(), move |found| {
             page.upgrade().into_iter().for_each(|page| page.set_consensus(Arc::clone(&found)));
         }));
         let page = Rc::downgrade(self);
-        spawn_local(follow::volunteers(directories, volunteers, wanted(), move |found| {
+        spawn_local(follow::follow(directories, volunteers, wanted(), move |found| {
             page.upgrade().into_iter().for_each(|page| page.set_volunteers(Arc::clone(&found)));
         }));
     }

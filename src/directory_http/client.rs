@@ -1,9 +1,9 @@
 //! The client of directories over HTTP: publishes a node's documents, fetches the consensus and the volunteer list.
 //!
-//! Owns the HTTP client, the entity tags and the cache file of the consensus. Driven by the node's calls or by
-//! [`DirectoryClient::follow`]. Governed by `proto/07-directory.md`, "HTTP". Directories are not trusted: lengths and
-//! times are capped. A consensus is accepted only with the authorities' signatures, and never replaced by an older
-//! one.
+//! Owns the HTTP client, the entity tags and the cache file of the consensus. `directory::follow` has the choice of
+//! directory and the times. Driven by the node's calls or by [`DirectoryClient::follow`]. Governed by
+//! `proto/07-directory.md`, "HTTP". Directories are not trusted: lengths and times are capped. A consensus is accepted
+//! only with the authorities' signatures, and never replaced by an older one.
 
 mod document;
 
@@ -16,12 +16,14 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     base::WallTime,
     directory::{
-        AuthorityId, Body, Consensus, Counted, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_COUNTED_LEN,
-        PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
+        AuthorityId, Body, Consensus, ConsensusBody, Counted, Document, DocumentError, MAX_CONSENSUS_LEN,
+        MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
+        VolunteerListBody,
+        follow::{Followed as _, Round, Schedule},
     },
     io::files::write_atomically,
 };
-use document::Followed;
+use document::Paged;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -29,11 +31,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 const POST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes read of a refusal's text.
 const MAX_REASON_LEN: usize = 200;
-const FIRST_RETRY: Duration = Duration::from_millis(200);
 /// Maximum bytes of the answer to a registration.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
-/// Longest wait before the wall clock is read again, since the clock may be set.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The directories to use and the authorities to trust.
 #[derive(Clone, Debug)]
@@ -110,7 +109,7 @@ impl From<reqwest::Error> for DirectoryError {
 pub struct DirectoryClient {
     http: Client,
     directories: Vec<Directory>,
-    /// The index, modulo their number, of the directory to try first.
+    /// The index of the directory to try first.
     preferred: usize,
     authorities: Vec<AuthorityId>,
     cache: Option<PathBuf>,
@@ -197,22 +196,19 @@ impl DirectoryClient {
         self.fetch_document(now, in_use).await
     }
 
-    async fn fetch_document<B: Followed>(
+    async fn fetch_document<B: Paged>(
         &mut self,
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
-        let stale = in_use.is_some_and(|in_use| now >= in_use.fresh_until());
-        let mut failure = DirectoryError::NoneYet;
-        for _ in 0..self.directories.len() {
-            match self.fetch_preferred(now, in_use).await {
-                Ok(None) if stale => failure = DirectoryError::NothingNewer,
-                Ok(fetched) => return Ok(fetched),
-                Err(error) => failure = error,
+        let mut round = Round::new(self.directories.len(), self.preferred).newer_than(now, in_use);
+        loop {
+            let outcome = self.fetch_from(round.index(), now, in_use).await;
+            if let Some(outcome) = round.handle_outcome(outcome, DirectoryError::NothingNewer) {
+                self.preferred = round.index();
+                return outcome;
             }
-            self.preferred = self.preferred.saturating_add(1);
         }
-        Err(failure)
     }
 
     /// Sends a signed descriptor to every directory.
@@ -284,7 +280,7 @@ impl DirectoryClient {
         self.follow_document(None, list, clock, rng).await;
     }
 
-    async fn follow_document<B: Followed, R: CryptoRng + Send>(
+    async fn follow_document<B: Paged, R: CryptoRng + Send>(
         mut self,
         in_use: Option<Document<B>>,
         sender: watch::Sender<Option<Arc<Document<B>>>>,
@@ -295,13 +291,20 @@ impl DirectoryClient {
         if in_use.is_some() {
             sender.send_replace(in_use.clone());
         }
-        let mut retry = FIRST_RETRY;
+        let mut schedule = Schedule::default();
         while !sender.is_closed() {
-            match self.fetch_document(clock(), in_use.as_deref()).await {
+            if let Some(delay) = schedule.poll_wait(clock()) {
+                tokio::select! {
+                    () = sender.closed() => return,
+                    () = sleep(delay) => continue,
+                }
+            }
+            let fetched = self.fetch_document(clock(), in_use.as_deref()).await;
+            let is_new = matches!(fetched, Ok(Some(_)));
+            match fetched {
                 Ok(Some(fetched)) => {
                     in_use = Some(Arc::new(fetched));
                     sender.send_replace(in_use.clone());
-                    retry = FIRST_RETRY;
                 }
                 Ok(None) => {}
                 Err(error) if B::is_alarming(&error, in_use.as_deref(), clock()) => {
@@ -309,25 +312,16 @@ impl DirectoryClient {
                 }
                 Err(error) => tracing::debug!(%error, "no new {}", B::NAME),
             }
-            let due = in_use.as_ref().map(|in_use| in_use.next_fetch(&mut rng));
-            if let Some(due) = due.filter(|due| *due > clock()) {
-                wait_until(due, &clock, &sender).await;
-            } else {
-                let longest = B::longest_retry(in_use.as_deref());
-                tokio::select! {
-                    () = sender.closed() => return,
-                    () = sleep(retry) => retry = retry.saturating_mul(2).min(longest),
-                }
-            }
+            schedule.handle_fetch(clock(), is_new, in_use.as_deref(), &mut rng);
         }
     }
 
-    async fn fetch_preferred<B: Followed>(
+    async fn fetch_from<B: Paged>(
         &mut self,
+        index: usize,
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
-        let index = self.preferred.checked_rem(self.directories.len()).unwrap_or_default();
         let Some(directory) = self.directories.get_mut(index) else { return Err(DirectoryError::NoneYet) };
         let page = B::page(directory);
         let mut request = self.http.get(page.url.clone());
@@ -379,8 +373,8 @@ impl Directory {
         };
         let page = |path| Ok::<_, DirectoryError>(Page { url: join(path)?, etag: None });
         Ok(Self {
-            consensus: page("consensus")?,
-            volunteers: page("volunteers")?,
+            consensus: page(ConsensusBody::PATH)?,
+            volunteers: page(VolunteerListBody::PATH)?,
             descriptor: join("descriptor")?,
             volunteer: join("volunteer")?,
             presence: join("presence")?,
@@ -397,20 +391,6 @@ fn verify<B: Body>(
 ) -> Result<Document<B>, DirectoryError> {
     let document = UnverifiedDocument::decode(bytes).and_then(|document| document.verify(authorities, now, in_use));
     document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
-}
-
-/// Waits until the wall clock reaches `due`, or all receivers are gone.
-async fn wait_until<T>(due: WallTime, clock: &impl Fn() -> WallTime, sender: &watch::Sender<T>) {
-    loop {
-        let left = due.since(clock());
-        if left.is_zero() {
-            return;
-        }
-        tokio::select! {
-            () = sender.closed() => return,
-            () = sleep(left.min(LONGEST_WAIT)) => {}
-        }
-    }
 }
 
 /// The decompressed body, or `None` if it is longer than `most` bytes.

@@ -66,11 +66,11 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
     };
     course.take_consensus(&first);
     let (wanted, take) = (Rc::clone(&course), Rc::clone(&course));
-    spawn_local(follow::consensus(
+    spawn_local(follow::follow(
         Rc::clone(&course.volunteer.directories),
-        first,
+        Some(first),
         move || !wanted.is_over(),
-        move |consensus| take.take_consensus(&consensus),
+        move |consensus: Arc<Consensus>| take.take_consensus(&consensus),
     ));
     spawn_local(show(Rc::clone(&course)));
     let keeps = Rc::clone(&course);

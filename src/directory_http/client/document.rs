@@ -1,36 +1,22 @@
-//! The differences between the two documents that nodes follow: consensus and volunteer list.
-
-use std::time::Duration;
+//! The differences between the two documents that a process follows: consensus and volunteer list.
 
 use super::{Directory, DirectoryError, Page};
 use crate::{
     base::WallTime,
-    directory::{Body, Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody},
+    directory::{Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody, follow::Followed},
 };
 
-/// A kind of document that directories serve and nodes follow.
-pub(super) trait Followed: Body + Send + Sync + 'static {
-    /// Whether the document is cached on disk.
-    const IS_KEPT: bool;
-
+/// A kind of document that a process follows.
+pub(super) trait Paged: Followed + Send + Sync + 'static {
     fn page(directory: &mut Directory) -> &mut Page;
-
-    /// The longest delay between retries; shorter without a document in use, for networks that are starting.
-    fn longest_retry(in_use: Option<&Document<Self>>) -> Duration;
 
     /// Whether a failure to get a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
-impl Followed for ConsensusBody {
-    const IS_KEPT: bool = true;
-
+impl Paged for ConsensusBody {
     fn page(directory: &mut Directory) -> &mut Page {
         &mut directory.consensus
-    }
-
-    fn longest_retry(in_use: Option<&Consensus>) -> Duration {
-        Duration::from_secs(if in_use.is_some() { 60 } else { 1 })
     }
 
     fn is_alarming(error: &DirectoryError, _: Option<&Consensus>, _: WallTime) -> bool {
@@ -38,19 +24,9 @@ impl Followed for ConsensusBody {
     }
 }
 
-impl Followed for VolunteerListBody {
-    // A volunteer list is useless after a few minutes.
-    const IS_KEPT: bool = false;
-
+impl Paged for VolunteerListBody {
     fn page(directory: &mut Directory) -> &mut Page {
         &mut directory.volunteers
-    }
-
-    fn longest_retry(in_use: Option<&VolunteerList>) -> Duration {
-        let interval = |list: &VolunteerList| list.fresh_until().since(list.valid_after());
-        in_use.map_or(Duration::from_secs(5), |list| {
-            interval(list).clamp(Duration::from_secs(1), Duration::from_secs(60))
-        })
     }
 
     fn is_alarming(error: &DirectoryError, in_use: Option<&VolunteerList>, now: WallTime) -> bool {

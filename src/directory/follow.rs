@@ -1,0 +1,169 @@
+//! Following the directories: which one to fetch a document from, and when; for processes and pages.
+//!
+//! [`Round`] is one fetch: each directory at most once, beginning with the one that served last. [`Schedule`] is the time
+//! of the next fetch. Both are without I/O; the owner sends the requests and waits. Governed by
+//! `proto/07-directory.md`. Directories are not trusted: one that has no newer document than a stale one counts as
+//! failed; otherwise it could keep nodes on an old list.
+
+#[cfg(test)]
+mod tests;
+
+use core::time::Duration;
+
+use rand::CryptoRng;
+
+use super::{Body, Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody};
+use crate::base::WallTime;
+
+/// First delay between retries; the delays double.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// Longest wait before the wall clock is read again: the clock may be set, and a device may sleep.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// A kind of document that nodes follow.
+pub trait Followed: Body {
+    /// The last part of its path at a directory.
+    const PATH: &'static str;
+    /// Whether nodes store it for their next start.
+    const IS_KEPT: bool;
+
+    /// The longest delay between retries; shorter without a document in use, for networks that are starting.
+    fn longest_retry(in_use: Option<&Document<Self>>) -> Duration;
+}
+
+impl Followed for ConsensusBody {
+    const PATH: &'static str = "consensus";
+    const IS_KEPT: bool = true;
+
+    fn longest_retry(in_use: Option<&Consensus>) -> Duration {
+        Duration::from_secs(if in_use.is_some() { 60 } else { 1 })
+    }
+}
+
+impl Followed for VolunteerListBody {
+    const PATH: &'static str = "volunteers";
+    // A volunteer list is useless after a few minutes.
+    const IS_KEPT: bool = false;
+
+    fn longest_retry(in_use: Option<&VolunteerList>) -> Duration {
+        let interval = |list: &VolunteerList| list.fresh_until().since(list.valid_after());
+        in_use.map_or(Duration::from_secs(5), |list| {
+            interval(list).clamp(Duration::from_secs(1), Duration::from_secs(60))
+        })
+    }
+}
+
+/// One request that any of the directories can answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    directories: usize,
+    index: usize,
+    tried: usize,
+    /// Whether the document in use is no longer fresh.
+    is_stale: bool,
+}
+
+impl Round {
+    /// A round over this many directories, at least one, beginning with the `first`.
+    #[must_use]
+    pub const fn new(directories: usize, first: usize) -> Self {
+        Self { directories, index: first, tried: 0, is_stale: false }
+    }
+
+    /// The fetch of a newer document than `in_use` at `now`.
+    #[must_use]
+    pub fn newer_than<B: Body>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
+        Self { is_stale: in_use.is_some_and(|in_use| now >= in_use.fresh_until()), ..self }
+    }
+
+    /// The directory to use now. After the round, the one to begin the next round with.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Handles the outcome at that directory: `None` in it if the directory has nothing newer, which is the error
+    /// `nothing_newer` if the document in use is no longer fresh. Returns the outcome of the round at its end: the first
+    /// success, or the last error.
+    pub fn handle_outcome<T, E>(
+        &mut self,
+        outcome: Result<Option<T>, E>,
+        nothing_newer: E,
+    ) -> Option<Result<Option<T>, E>> {
+        let outcome = match outcome {
+            Ok(None) if self.is_stale => Err(nothing_newer),
+            outcome => outcome,
+        };
+        if outcome.is_ok() {
+            return Some(outcome);
+        }
+        self.tried = self.tried.saturating_add(1);
+        self.index = self.index.saturating_add(1).checked_rem(self.directories).unwrap_or_default();
+        (self.tried >= self.directories).then_some(outcome)
+    }
+}
+
+/// The time of the next fetch of a document.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    due: Due,
+    /// The next delay between retries.
+    retry: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    Now,
+    After(Duration),
+    At(WallTime),
+}
+
+impl Default for Schedule {
+    /// The first fetch is due now.
+    fn default() -> Self {
+        Self { due: Due::Now, retry: FIRST_RETRY }
+    }
+}
+
+impl Schedule {
+    /// The first fetch is due when the document in use is no longer fresh.
+    pub fn after<B: Body, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
+        Self { due: Due::At(in_use.next_fetch(rng)), ..Self::default() }
+    }
+
+    /// The time to wait; then call it again. `None` if a fetch is due.
+    pub fn poll_wait(&mut self, now: WallTime) -> Option<Duration> {
+        let wait = match self.due {
+            Due::Now => Duration::ZERO,
+            Due::After(delay) => {
+                self.due = Due::Now;
+                delay
+            }
+            Due::At(due) => due.since(now).min(MAX_WAIT),
+        };
+        Some(wait).filter(|wait| !wait.is_zero())
+    }
+
+    /// Schedules the next fetch after one, with the document `in_use` afterwards, which may be new.
+    pub fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
+        &mut self,
+        now: WallTime,
+        is_new: bool,
+        in_use: Option<&Document<B>>,
+        rng: &mut R,
+    ) {
+        if is_new {
+            self.retry = FIRST_RETRY;
+        }
+        match in_use.map(|in_use| in_use.next_fetch(rng)).filter(|due| *due > now) {
+            Some(due) => self.due = Due::At(due),
+            None => self.retry(B::longest_retry(in_use)),
+        }
+    }
+
+    /// Schedules the next fetch after a delay of at most `longest`.
+    pub fn retry(&mut self, longest: Duration) {
+        self.due = Due::After(self.retry);
+        self.retry = self.retry.saturating_mul(2).min(longest);
+    }
+}
