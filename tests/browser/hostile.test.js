@@ -146,7 +146,7 @@ for (const browser of Object.keys(BROWSERS)) {
           write();
         },
       });
-      await told(given, 'exceeds the maximum length of a consensus', 'exceeds the maximum length of a consensus');
+      await told(given, 'exceeds the maximum length of the document', 'exceeds the maximum length of the document');
       assert(sent < MOST, `${sent} bytes`);
       assert.equal(open, 0, 'the page has hung up');
     });
