@@ -58,7 +58,10 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
 
     let mut interrupted = pin!(ctrl_c());
     tokio::select! {
-        ready = relay.ready() => ready?,
+        ready = relay.ready() => if ready.is_err() {
+            // The reason for which the relay ended.
+            return Ok(relay.stop().await?);
+        },
         _ = &mut interrupted => return Ok(relay.stop().await?),
     }
     println!("ready: registered with the directory");

@@ -47,7 +47,7 @@ const ECHO_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CircuitError {
     /// A relay of the circuit ended it, or its channel closed. The origin can't find out which relay, or why.
-    #[error("a relay ended the circuit")]
+    #[error("a relay ended the circuit, or its channel closed")]
     Destroyed,
     /// This end closed the circuit.
     #[error("this end closed the circuit")]
@@ -384,6 +384,9 @@ impl Origin {
         mut body: CellBody,
         rng: &mut R,
     ) -> Result<(), CircuitError> {
+        if self.layers.is_empty() {
+            return Err(CircuitError::IllegalCell(Command::Relay));
+        }
         let (hop, length) = self.layers.open_backward(&mut body)?;
         let mut plaintext = Bytes::from(body);
         plaintext.truncate(length);

@@ -42,14 +42,14 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(180);
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Content security policy of pages. The pages contain it too (`web/vite.config.ts`, with the reasons), for other
-/// servers. Only this header field can forbid framing.
+/// Content security policy of pages. The pages also contain it as a `meta` element, for other servers (reasons in
+/// `web/vite.config.ts`). A `meta` element can't forbid framing.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; \
      connect-src http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
-/// Content security policy of all other files: nothing is allowed.
+/// Content security policy of all other responses; it allows nothing.
 const FILE_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// Header fields of every answer.
+/// Header fields of each response of a handler.
 const FIELDS: [(HeaderName, &str); 8] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -197,7 +197,10 @@ fn tell_network(asked: &HeaderMap, directories: Directories, known: Network) -> 
         Directories::Here => match own_address(asked) {
             Some(address) => vec![address],
             None => {
-                return with_fields((StatusCode::BAD_REQUEST, "the request has no host").into_response(), FILE_POLICY);
+                return with_fields(
+                    (StatusCode::BAD_REQUEST, "the request's Host header field is missing or invalid").into_response(),
+                    FILE_POLICY,
+                );
             }
         },
     };

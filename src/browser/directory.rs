@@ -37,10 +37,10 @@ const MAX_REASON_CHARS: usize = 200;
 /// Time limit of one request, including its body.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
-/// The consequence, as part of the error messages.
+/// End of the messages about rejected documents.
 const UNUSED: &str = "so it is not used and nothing was sent to any relay";
 
-/// Why a directory's answer is not used.
+/// The reason why a directory's answer is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DirectoryError {
     /// It can't be reached, or the transfer broke off.
@@ -79,14 +79,14 @@ impl fmt::Display for DirectoryError {
 const fn fault(error: &DocumentError) -> &'static str {
     match error {
         DocumentError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
-            "the directory's consensus is not signed by this network's authorities"
+            "the directory's document is not signed by this network's authorities"
         }
         DocumentError::NotCounted(NotCounted::Conflicting) => {
-            "the authorities have signed two consensuses with the same date"
+            "the authorities have signed two documents with the same date"
         }
-        DocumentError::NotCounted(_) => "the directory's consensus is old",
+        DocumentError::NotCounted(_) => "the directory's document is older than the one in use",
         DocumentError::Malformed(_) | DocumentError::Impossible(_) | DocumentError::Parameter(_) => {
-            "the directory's answer is not a consensus"
+            "the directory's answer is not a valid document"
         }
     }
 }

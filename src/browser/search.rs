@@ -56,6 +56,9 @@ pub(super) async fn search(
     let mut query = begin(page, &query)?;
     loop {
         let outcome = ask(page, &query).await;
+        if page.driver.is_stopped() {
+            return Err(Failure::closed());
+        }
         if let Some(outcome) = query.handle_outcome(outcome) {
             return outcome.map_err(|error| match error {
                 TryError::NoCircuit(failure) => failure,

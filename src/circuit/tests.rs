@@ -282,7 +282,9 @@ fn cells_out_of_state_end_the_circuit() {
     let mut origin = chain.origin();
     let cell = Cell::new(chain.circuit, Command::Relay, CellBody::zero());
     origin.handle_cell(chain.now, cell, &mut chain.rng);
-    assert!(matches!(events(&mut origin)[..], [CircuitEvent::Closed(CircuitError::Onion(_))]));
+    let error = CircuitError::IllegalCell(Command::Relay);
+    assert_eq!(error.class(), ErrorClass::Peer, "a guard that sends RELAY before CREATED");
+    assert_eq!(events(&mut origin), [CircuitEvent::Closed(error)]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Followed for VolunteerListBody {
 
     fn longest_retry(in_use: Option<&VolunteerList>) -> Duration {
         let interval = |list: &VolunteerList| list.fresh_until().since(list.valid_after());
-        in_use.map_or(Duration::from_secs(5), |list| {
+        in_use.map_or(Duration::from_secs(20), |list| {
             interval(list).clamp(Duration::from_secs(1), Duration::from_secs(60))
         })
     }

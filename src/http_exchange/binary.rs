@@ -282,7 +282,10 @@ impl<R: AsyncRead + Unpin> Content<R> {
             }
             let most = u64::try_from(PIECE).unwrap_or(u64::MAX);
             let buffer = self.decoder.buffer_mut();
-            buffer.reserve(PIECE);
+            // Each part shares its block with others: a part that is kept would otherwise pin a block of its own.
+            if buffer.capacity().saturating_sub(buffer.len()) < PIECE / 4 {
+                buffer.reserve(PIECE);
+            }
             ended = (&mut self.reader).take(most).read_buf(buffer).await? == 0;
         }
     }

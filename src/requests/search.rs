@@ -188,8 +188,9 @@ impl<C: Connector> Searcher<C> {
     }
 
     fn begin(&self, query: &SearchQuery) -> Result<Query, QueryError> {
-        let known = self.known();
-        Query::new(self.now(), query, &known.offers.borrow(), known.default.as_ref(), &self.lock())
+        // The mutex before the offers, as everywhere: the client's task writes the offers and must never wait for it.
+        let (known, statistics) = (self.known(), self.lock());
+        Query::new(self.now(), query, &known.offers.borrow(), known.default.as_ref(), &statistics)
     }
 
     /// Opens a stream to an exit for `query`, on a circuit that carries nothing else.

@@ -160,7 +160,8 @@ impl Allowance {
     fn room(&mut self, now: Instant, wanted: usize) -> usize {
         let room = wanted.min(usize::try_from(self.bytes.available(now, self.rate)).unwrap_or(usize::MAX));
         self.reported = now;
-        self.short |= room < wanted;
+        // A full bucket gives no more room later.
+        self.short |= room < wanted.min(usize::try_from(self.rate.burst).unwrap_or(usize::MAX));
         room
     }
 

@@ -1,4 +1,4 @@
-//! Fragments: handshake bodies split over several cells (`proto/03-cells.md` §5).
+//! Fragments: handshake bodies split over several cells or relay messages (`proto/03-cells.md` §5).
 //!
 //! CREATE, CREATED, EXTEND and EXTENDED carry bodies that may be larger than a cell. The first fragment starts with
 //! the body's length. A body has at most [`MAX_FRAGMENTS`].

@@ -207,7 +207,7 @@ for (const browser of Object.keys(BROWSERS)) {
         Date.now = () => now() - 3 * 24 * 3600 * 1000;
       })],
       ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
-      ['consensus', 'is not valid', 'answer is not a consensus, so it is not used', (page) => answering(page, (request) =>
+      ['consensus', 'is not valid', 'answer is not a valid document, so it is not used', (page) => answering(page, (request) =>
         request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
     ];
 

@@ -101,7 +101,8 @@ impl Search {
     /// the engine's answer, so that a client that sends or reads slowly holds none.
     ///
     /// # Errors
-    /// The reason why there were no results. The client has it too, unless it is gone.
+    /// The reason for the operator's counts. The client receives the corresponding [`SearchRefusal`], if its stream is
+    /// open and the answer could be encoded.
     pub(crate) async fn serve<S, A>(
         &self,
         mut stream: S,
@@ -117,7 +118,11 @@ impl Search {
         };
         let received = match query {
             Ok(query) => query.handle_finish(admit).ok_or(Refusal::ClientGone)?,
-            Err(refused) => Err(refused),
+            // Admitted first, so that it counts against the limits.
+            Err(refused) => match admit() {
+                Ok(_) => Err(refused),
+                Err(counted) => Err(Refused { told: SearchRefusal::RateLimited, counted }),
+            },
         };
         let answered = match received {
             Ok((request, admitted)) => {
