@@ -75,7 +75,7 @@ pub enum CircuitError {
     /// A handshake failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// A layer did not open: a cell was modified, dropped, replayed or reordered.
+    /// A layer could not be opened: a cell was modified, dropped, replayed or reordered.
     #[error(transparent)]
     Onion(#[from] OnionError),
     /// A message could not be decoded or encoded.
@@ -87,7 +87,7 @@ pub enum CircuitError {
 }
 
 impl CircuitError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -104,14 +104,14 @@ impl CircuitError {
 /// An event of a circuit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CircuitEvent {
-    /// One more hop is built.
+    /// A hop was built.
     HopBuilt {
         /// The hop.
         hop: HopIndex,
-        /// Time from its first cell to its answer.
+        /// Time from the start of its handshake to the complete reply.
         elapsed: Duration,
     },
-    /// The hop before `hop` can't reach the relay that was to be `hop`. The circuit is unchanged:
+    /// The hop before `hop` can't reach the relay chosen as `hop`. The circuit is unchanged:
     /// [`Origin::extend_to`] another relay, or close it.
     Gone {
         /// The hop.
@@ -290,7 +290,7 @@ impl Origin {
         self.send_echo(now);
     }
 
-    /// Takes one cell of this circuit.
+    /// Handles one cell of this circuit.
     pub fn handle_cell<R: CryptoRng + ?Sized>(&mut self, now: Instant, cell: Cell, rng: &mut R) {
         let taken = match (&self.state, cell.command()) {
             (State::Closed, _) => return,
@@ -337,7 +337,7 @@ impl Origin {
         self.events.pop_front()
     }
 
-    /// Performs what is due.
+    /// Handles expired deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &self.state {
             State::Building(building) if building.deadline <= now => {
@@ -416,7 +416,7 @@ impl Origin {
             let (hop, streams) = self.streams.get_mut(at)?;
             let hop = *hop;
             if let Some(message) = streams.poll_message(now, message_capacity(hop), rng) {
-                // Hops take turns.
+                // Round-robin over the hops.
                 if self.streams.len() > 1 {
                     self.streams.rotate_left(at.saturating_add(1));
                 }

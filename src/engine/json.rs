@@ -11,7 +11,7 @@ pub(super) struct Mapping {
     pub(super) results: String,
     /// The total number of results, if the answer has it.
     pub(super) total: Option<String>,
-    /// Within a result, the title.
+    /// The title, within a result.
     pub(super) title: Pattern,
     /// Within a result, the URL.
     pub(super) link: Pattern,
@@ -94,7 +94,7 @@ fn searxng(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
         let snippet = result.at("/content").and_then(|text| text.words()).unwrap_or_default();
         Found { title: result.at("/title")?.words()?, link: result.at("/url")?.text()?, snippet }.cleaned(base)
     });
-    // SearXNG returns 0 if its own engines return no number.
+    // SearXNG returns 0 for an unknown total.
     let total = body.at("/number_of_results").and_then(|total| total.number()).and_then(count);
     Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
 }

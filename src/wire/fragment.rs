@@ -1,15 +1,15 @@
 //! Fragments: handshake bodies split over several cells or relay messages (`proto/03-cells.md` §5).
 //!
 //! CREATE, CREATED, EXTEND and EXTENDED carry bodies that may be larger than a cell. The first fragment starts with
-//! the body's length. A body has at most [`MAX_FRAGMENTS`].
+//! the body's length. A body has at most [`MAX_FRAGMENTS`] fragments.
 
 use crate::base::{CircuitId, Counter as _, HopIndex, RelayId};
 
 use super::{BODY_LEN, Cell, CellBody, Command, WireError, is_zero};
 
-/// The most fragments of one body.
+/// Maximum fragments of one body.
 pub const MAX_FRAGMENTS: usize = 4;
-/// The most bytes of a body: the capacity of four CREATE cells.
+/// Maximum bytes of a body: the capacity of four CREATE cells minus the length field.
 pub const MAX_BODY_LEN: usize = MAX_FRAGMENTS * CREATE_CAPACITY - LENGTH_LEN;
 
 const LENGTH_LEN: usize = 2;
@@ -17,7 +17,7 @@ const CREATE_CAPACITY: usize = BODY_LEN - 1;
 
 /// Reassembles one body from its fragments. Starts over when a body is complete.
 ///
-/// Holds at most [`MAX_BODY_LEN`] bytes. There is one for each circuit and direction. Fragments carry no identifier,
+/// Holds at most [`MAX_BODY_LEN`] bytes. Each circuit has one for each direction. Fragments carry no identifier,
 /// so two bodies can't be interleaved.
 #[derive(Default)]
 pub struct Fragments {

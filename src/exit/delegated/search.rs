@@ -47,7 +47,7 @@ pub(crate) struct SearchCaps {
     pub(crate) query: Duration,
     /// Time limit for the engine; [`ENGINE_LIMIT`].
     pub(crate) engine: Duration,
-    /// Time limit for the client to take the answer; [`STALL_LIMIT`].
+    /// Time limit of sending the answer to the client; [`STALL_LIMIT`].
     pub(crate) stall: Duration,
     /// Maximum bytes of an engine's answer; 2 MiB.
     pub(crate) answer: usize,

@@ -47,11 +47,11 @@ impl Spawn {
     }
 }
 
-/// Index of a node, in the order of starting.
+/// Index of a node, in start order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NodeIndex(usize);
 
-/// The running nodes.
+/// The started nodes.
 pub(super) struct Nodes {
     program: PathBuf,
     folder: PathBuf,

@@ -1,4 +1,4 @@
-//! STUN binding answers (RFC 8489) for the passive side of ICE-lite (RFC 8445 §2.5), without state.
+//! Stateless STUN binding responses (RFC 8489) of an ICE-lite agent (RFC 8445 §2.5).
 //!
 //! A check keyed with our password is answered with its source address; anything else gets no answer. The password is
 //! published, so a check authenticates no one. An answer is therefore never larger than the request
@@ -61,7 +61,7 @@ fn verified_transaction<'a>(ice: &Ice, request: &'a [u8]) -> Option<&'a [u8]> {
         }
         at = start.checked_add(length.checked_next_multiple_of(4)?)?;
     }
-    // "ours:theirs" (RFC 8445 §7.2.2).
+    // USERNAME is `local ufrag:remote ufrag` (RFC 8445 §7.2.2).
     let ours = user?.split(|byte| *byte == b':').next()?;
     (ours == ice.ufrag().as_bytes()).then_some(())?;
     request.get(8..HEADER)

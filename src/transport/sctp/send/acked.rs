@@ -15,7 +15,7 @@ impl Acked {
         self.ranges.last().map_or(0, |range| range.1)
     }
 
-    /// Removes everything before `first`.
+    /// Removes the TSNs below `first`.
     pub(super) fn forget_before(&mut self, first: u64) {
         let gone = self.ranges.partition_point(|range| range.1 < first);
         self.ranges.drain(..gone);
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(add(&mut acked, &[(12, 15), (18, 25)]), [(15, 15), (18, 19), (23, 25)]);
         assert_eq!(acked.holes(11).collect::<Vec<_>>(), [(11, 11), (16, 17)]);
         assert_eq!(acked.highest(), 25);
-        // A truncated list revokes nothing.
+        // A SACK that omits blocks revokes no acknowledgement.
         assert_eq!(add(&mut acked, &[(12, 12)]), []);
         assert_eq!(acked.highest(), 25);
         acked.forget_before(17);
