@@ -125,7 +125,7 @@ pub enum CircuitEvent {
     Closed(CircuitError),
 }
 
-enum State {
+enum CircuitState {
     Building(Box<Building>),
     /// GONE was received for the next hop, and no other relay has been named yet.
     Short(Short),
@@ -142,7 +142,7 @@ pub struct Origin {
     path: Vec<RelayKeys>,
     parameters: FlowParameters,
     layers: OriginLayers,
-    state: State,
+    state: CircuitState,
     /// Cells that need no layer: CREATE and DESTROY.
     cells: VecDeque<Cell>,
     /// EXTEND fragments for the last built hop.
@@ -181,7 +181,7 @@ impl Origin {
             path,
             parameters,
             layers: OriginLayers::new(),
-            state: State::Building(Box::new(building)),
+            state: CircuitState::Building(Box::new(building)),
             cells: cells.into(),
             extends: VecDeque::new(),
             streams: Vec::new(),
@@ -214,16 +214,16 @@ impl Origin {
     /// Whether all hops are built and the circuit has not ended.
     #[must_use]
     pub const fn is_open(&self) -> bool {
-        matches!(self.state, State::Open)
+        matches!(self.state, CircuitState::Open)
     }
 
     /// The hop under construction; `None` once all are built or the circuit has ended.
     #[must_use]
     pub const fn building(&self) -> Option<HopIndex> {
         match &self.state {
-            State::Building(building) => Some(building.hop),
-            State::Short(short) => Some(short.hop),
-            State::Open | State::Closed => None,
+            CircuitState::Building(building) => Some(building.hop),
+            CircuitState::Short(short) => Some(short.hop),
+            CircuitState::Open | CircuitState::Closed => None,
         }
     }
 
@@ -293,7 +293,7 @@ impl Origin {
     /// Handles one cell of this circuit.
     pub fn handle_cell<R: CryptoRng + ?Sized>(&mut self, now: Instant, cell: Cell, rng: &mut R) {
         let taken = match (&self.state, cell.command()) {
-            (State::Closed, _) => return,
+            (CircuitState::Closed, _) => return,
             (_, Command::Destroy) => return self.end(CircuitError::Destroyed),
             (_, Command::Created) => self.handle_created(now, cell.body(), rng),
             (_, Command::Relay) => self.handle_relay(now, cell.into_body(), rng),
@@ -340,11 +340,11 @@ impl Origin {
     /// Handles expired deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &self.state {
-            State::Building(building) if building.deadline <= now => {
+            CircuitState::Building(building) if building.deadline <= now => {
                 return self.fail(CircuitError::BuildTimedOut(building.hop));
             }
-            State::Closed => return,
-            State::Building(_) | State::Short(_) | State::Open => {}
+            CircuitState::Closed => return,
+            CircuitState::Building(_) | CircuitState::Short(_) | CircuitState::Open => {}
         }
         if self.echo.is_some_and(|deadline| deadline <= now) {
             return self.fail(CircuitError::Silent);
@@ -360,10 +360,10 @@ impl Origin {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match &self.state {
-            State::Building(building) => Some(building.deadline),
-            State::Short(_) => None,
-            State::Open => self.echo.or_else(|| Some(self.heard_at.after(self.patience()?))),
-            State::Closed => return None,
+            CircuitState::Building(building) => Some(building.deadline),
+            CircuitState::Short(_) => None,
+            CircuitState::Open => self.echo.or_else(|| Some(self.heard_at.after(self.patience()?))),
+            CircuitState::Closed => return None,
         };
         self.streams.iter().filter_map(|(_, streams)| streams.poll_timeout()).chain(own).min()
     }
@@ -463,17 +463,17 @@ impl Origin {
 
     /// Ends the circuit with a DESTROY to the first hop.
     fn fail(&mut self, error: CircuitError) {
-        if !matches!(self.state, State::Closed) {
+        if !matches!(self.state, CircuitState::Closed) {
             self.end(error);
             self.cells.push_back(Cell::destroy(self.circuit));
         }
     }
 
     fn end(&mut self, error: CircuitError) {
-        if matches!(self.state, State::Closed) {
+        if matches!(self.state, CircuitState::Closed) {
             return;
         }
-        self.state = State::Closed;
+        self.state = CircuitState::Closed;
         self.cells.clear();
         self.extends.clear();
         for (_, streams) in &mut self.streams {

@@ -57,7 +57,7 @@ impl ExitOptions {
 /// The running streams and lookups of an exit.
 pub(crate) struct Exit {
     hub: Hub,
-    shared: Arc<Shared>,
+    shared: Arc<ExitShared>,
     tasks: JoinSet<()>,
     /// Running lookups, at most one for each task.
     questions: BTreeMap<StreamKey, AbortHandle>,
@@ -65,7 +65,7 @@ pub(crate) struct Exit {
     outcomes: mpsc::UnboundedReceiver<(StreamKey, StreamCommand)>,
 }
 
-struct Shared {
+struct ExitShared {
     options: ExitOptions,
     resolver: Arc<Resolver>,
     delegate: Option<Arc<Delegate>>,
@@ -79,7 +79,7 @@ impl Exit {
     pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
         let (outcome, outcomes) = mpsc::unbounded_channel();
         let permits = Arc::new(Semaphore::new(options.streams));
-        let shared = Arc::new(Shared { options, resolver, delegate, permits, outcome });
+        let shared = Arc::new(ExitShared { options, resolver, delegate, permits, outcome });
         Self { hub: Hub::new(), shared, tasks: JoinSet::new(), questions: BTreeMap::new(), outcomes }
     }
 
@@ -210,7 +210,7 @@ impl Exit {
     }
 }
 
-impl Shared {
+impl ExitShared {
     fn tell(&self, key: StreamKey, outcome: StreamCommand) {
         // Fails only when the core's task has ended; then the outcome is obsolete.
         let _ = self.outcome.send((key, outcome));
@@ -218,7 +218,7 @@ impl Shared {
 }
 
 async fn serve_stream(
-    shared: Arc<Shared>,
+    shared: Arc<ExitShared>,
     key: StreamKey,
     target: Target,
     stream: Stream,

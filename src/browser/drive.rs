@@ -27,7 +27,7 @@ use crate::{
 
 /// A core and its transport. A clone is cheap; dropping the last clone closes the links. The core's
 /// [`Core::deliver`] must not call into the page.
-pub(super) struct Driver<C>(Rc<Shared<C>>);
+pub(super) struct Driver<C>(Rc<DriverShared<C>>);
 
 impl<C> Clone for Driver<C> {
     fn clone(&self) -> Self {
@@ -35,13 +35,13 @@ impl<C> Clone for Driver<C> {
     }
 }
 
-struct Shared<C> {
-    state: RefCell<State<C>>,
+struct DriverShared<C> {
+    state: RefCell<DriverState<C>>,
     ticker: Rc<Ticker>,
     _on_tick: Closure<dyn FnMut(MessageEvent)>,
 }
 
-struct State<C> {
+struct DriverState<C> {
     core: C,
     endpoint: Endpoint,
     rng: StdRng,
@@ -89,14 +89,14 @@ impl<C: Core + 'static> Driver<C> {
             Rc::new(move || ticker.wake())
         };
         let endpoint = Endpoint::new(caps, certificate, wake);
-        let shared = Rc::new_cyclic(|weak: &Weak<Shared<C>>| {
+        let shared = Rc::new_cyclic(|weak: &Weak<DriverShared<C>>| {
             let on_tick = Closure::new({
                 let weak = Weak::clone(weak);
                 move |_: MessageEvent| run_turn(&weak)
             });
             ticker.other.set_onmessage(Some(on_tick.as_ref().unchecked_ref()));
-            let state = RefCell::new(State { core, endpoint, rng, timer: None, stopped: false });
-            Shared { state, ticker: Rc::clone(&ticker), _on_tick: on_tick }
+            let state = RefCell::new(DriverState { core, endpoint, rng, timer: None, stopped: false });
+            DriverShared { state, ticker: Rc::clone(&ticker), _on_tick: on_tick }
         });
         Ok(Self(shared))
     }
@@ -107,7 +107,7 @@ impl<C: Core + 'static> Driver<C> {
         if state.stopped {
             return None;
         }
-        let State { core, rng, .. } = &mut *state;
+        let DriverState { core, rng, .. } = &mut *state;
         let done = act(core, clock::now(), rng);
         self.0.ticker.wake();
         Some(done)
@@ -127,7 +127,7 @@ impl<C: Core + 'static> Driver<C> {
             && !state.stopped
         {
             let now = clock::now();
-            let State { core, endpoint, rng, .. } = &mut *state;
+            let DriverState { core, endpoint, rng, .. } = &mut *state;
             core.shut_down(now);
             drain(now, core, endpoint, rng);
         }
@@ -155,7 +155,7 @@ impl<C: Core + 'static> Driver<C> {
 }
 
 /// One turn of the loop.
-fn run_turn<C: Core>(shared: &Weak<Shared<C>>) {
+fn run_turn<C: Core>(shared: &Weak<DriverShared<C>>) {
     let Some(shared) = shared.upgrade() else { return };
     shared.ticker.due.set(false);
     let Ok(mut state) = shared.state.try_borrow_mut() else { return };
@@ -163,7 +163,7 @@ fn run_turn<C: Core>(shared: &Weak<Shared<C>>) {
         return;
     }
     let now = clock::now();
-    let State { core, endpoint, rng, timer, .. } = &mut *state;
+    let DriverState { core, endpoint, rng, timer, .. } = &mut *state;
     endpoint.take(now);
     turn(now, core, endpoint, rng);
     // A timer that fires early is harmless.

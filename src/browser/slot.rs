@@ -8,21 +8,21 @@ use core::{
 };
 use std::rc::Rc;
 
-struct Shared<T> {
+struct SlotState<T> {
     value: Cell<Option<T>>,
     gone: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
 
 /// The sending end: sends one value.
-pub(super) struct Reply<T>(Rc<Shared<T>>);
+pub(super) struct Reply<T>(Rc<SlotState<T>>);
 
 /// The receiving end: waits for the value; `None` if the sending end was dropped without a value.
-pub(super) struct Answer<T>(Rc<Shared<T>>);
+pub(super) struct Answer<T>(Rc<SlotState<T>>);
 
 /// Creates both ends.
 pub(super) fn slot<T>() -> (Reply<T>, Answer<T>) {
-    let shared = Rc::new(Shared { value: Cell::new(None), gone: Cell::new(false), waker: Cell::new(None) });
+    let shared = Rc::new(SlotState { value: Cell::new(None), gone: Cell::new(false), waker: Cell::new(None) });
     (Reply(Rc::clone(&shared)), Answer(shared))
 }
 

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use rand::CryptoRng;
 
-use super::{CircuitError, CircuitEvent, ECHO_TIMEOUT_MAX, ECHO_TIMEOUT_MIN, Origin, State};
+use super::{CircuitError, CircuitEvent, CircuitState, ECHO_TIMEOUT_MAX, ECHO_TIMEOUT_MIN, Origin};
 use crate::{
     base::{HopIndex, Instant},
     handshake::{ClientHandshake, RelayKeys},
@@ -62,7 +62,7 @@ impl Origin {
         rng: &mut R,
     ) -> Result<(), CircuitError> {
         match &mut self.state {
-            State::Building(building) if building.hop == HopIndex::FIRST => {
+            CircuitState::Building(building) if building.hop == HopIndex::FIRST => {
                 match building.handle_fragment(now, body)? {
                     Some(reply) => self.finish_hop(now, &reply, rng),
                     None => Ok(()),
@@ -80,7 +80,7 @@ impl Origin {
         rng: &mut R,
     ) -> Result<(), CircuitError> {
         match &mut self.state {
-            State::Building(building) if from.next() == Some(building.hop) => {
+            CircuitState::Building(building) if from.next() == Some(building.hop) => {
                 match building.handle_fragment(now, fragment)? {
                     Some(reply) => self.finish_hop(now, &reply, rng),
                     None => Ok(()),
@@ -97,7 +97,9 @@ impl Origin {
         reply: &[u8],
         rng: &mut R,
     ) -> Result<(), CircuitError> {
-        let State::Building(building) = core::mem::replace(&mut self.state, State::Open) else { return Ok(()) };
+        let CircuitState::Building(building) = core::mem::replace(&mut self.state, CircuitState::Open) else {
+            return Ok(());
+        };
         let Building { hop, began, hop_timeout, handshake, .. } = *building;
         let established = handshake.finish(reply)?;
         self.layers.push(established.keys)?;
@@ -118,10 +120,12 @@ impl Origin {
     pub(super) fn handle_gone(&mut self, from: HopIndex) -> Result<(), CircuitError> {
         let asked = self.extends.is_empty();
         match &self.state {
-            State::Building(building) if from.next() == Some(building.hop) && !building.reply.is_partial() && asked => {
+            CircuitState::Building(building)
+                if from.next() == Some(building.hop) && !building.reply.is_partial() && asked =>
+            {
                 let short = Short { hop: building.hop, hop_timeout: building.hop_timeout };
                 self.events.push_back(CircuitEvent::Gone { hop: short.hop });
-                self.state = State::Short(short);
+                self.state = CircuitState::Short(short);
                 Ok(())
             }
             _ => Err(CircuitError::Illegal { hop: from, kind: MessageKind::Gone }),
@@ -130,7 +134,7 @@ impl Origin {
 
     /// After [`CircuitEvent::Gone`]: makes `relay` the next hop instead. Does nothing in any other state.
     pub fn extend_to<R: CryptoRng + ?Sized>(&mut self, now: Instant, relay: RelayKeys, rng: &mut R) {
-        let State::Short(Short { hop, hop_timeout }) = self.state else { return };
+        let CircuitState::Short(Short { hop, hop_timeout }) = self.state else { return };
         if let Some(place) = self.path.get_mut(usize::from(hop.value()).saturating_sub(1)) {
             *place = relay;
         }
@@ -149,7 +153,7 @@ impl Origin {
         rng: &mut R,
     ) -> Result<(), CircuitError> {
         let (building, request) = Building::start(now, relay, hop, hop_timeout, rng)?;
-        self.state = State::Building(Box::new(building));
+        self.state = CircuitState::Building(Box::new(building));
         let before = HopIndex::new(hop.value().saturating_sub(1)).ok_or(CircuitError::PathLength)?;
         let capacity = message_capacity(before).saturating_sub(MESSAGE_HEADER_LEN);
         for fragment in split(&encode_extend(&relay.identity, &request), capacity)? {

@@ -74,7 +74,7 @@ pub enum Part {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum DecoderState {
     Kind,
     /// The control data of a request, of which this many values have been taken.
     Control(usize),
@@ -92,7 +92,7 @@ enum State {
 /// returns `None`.
 pub struct Decoder {
     buffer: BytesMut,
-    state: State,
+    state: DecoderState,
     is_request: bool,
     /// Whether the message may have a known length and padding.
     sealed: bool,
@@ -136,7 +136,7 @@ impl Decoder {
     fn new(is_request: bool, sealed: bool, cap: u64) -> Self {
         Self {
             buffer: BytesMut::new(),
-            state: State::Kind,
+            state: DecoderState::Kind,
             is_request,
             sealed,
             known: false,
@@ -171,7 +171,7 @@ impl Decoder {
             // A message may end where only empty parts would follow (RFC 9292 §3.8).
             let is_over = ended && self.buffer.is_empty();
             match self.state {
-                State::Kind => {
+                DecoderState::Kind => {
                     let Some(kind) = self.number()? else { return Ok(None) };
                     self.known = kind == KNOWN_RESPONSE;
                     let wanted = if self.is_request { REQUEST } else { RESPONSE };
@@ -179,81 +179,82 @@ impl Decoder {
                         return Err(BinaryHttpError::Malformed("the message is not of the expected kind"));
                     }
                     self.taken = 0;
-                    self.state = if self.is_request { State::Control(0) } else { State::Status };
+                    self.state = if self.is_request { DecoderState::Control(0) } else { DecoderState::Status };
                 }
-                State::Control(place) => match self.control.get(place) {
+                DecoderState::Control(place) => match self.control.get(place) {
                     Some(_) => {
                         let Some(value) = self.vector()? else { return Ok(None) };
                         if let Some(place) = self.control.get_mut(place) {
                             *place = value;
                         }
-                        self.state = State::Control(place.saturating_add(1));
+                        self.state = DecoderState::Control(place.saturating_add(1));
                     }
-                    None => self.state = State::Fields,
+                    None => self.state = DecoderState::Fields,
                 },
-                State::Status => {
+                DecoderState::Status => {
                     let Some(status) = self.number()? else { return Ok(None) };
                     self.state = match status {
                         100..200 => {
                             self.count_part()?;
-                            State::Hints
+                            DecoderState::Hints
                         }
-                        200..600 => State::Fields,
+                        200..600 => DecoderState::Fields,
                         _ => return Err(BinaryHttpError::Malformed("the status is invalid")),
                     };
                     self.status = u16::try_from(status).unwrap_or_default();
                 }
-                State::Hints => {
+                DecoderState::Hints => {
                     if !self.skip_fields(false)? {
                         return Ok(None);
                     }
-                    self.state = State::Status;
+                    self.state = DecoderState::Status;
                 }
-                State::Fields => {
+                DecoderState::Fields => {
                     let is_missing = self.known && is_over && self.section.is_none();
                     if !is_missing && !self.take_fields()? {
                         return Ok(None);
                     }
-                    self.state = State::Content(0, true);
+                    self.state = DecoderState::Content(0, true);
                     return Ok(Some(Part::Head(self.take_head())));
                 }
-                State::Content(0, first) if is_over && (first || self.known) => self.state = State::End,
-                State::Content(0, false) if self.known => self.begin_trailers(),
-                State::Content(0, _) => {
+                DecoderState::Content(0, first) if is_over && (first || self.known) => self.state = DecoderState::End,
+                DecoderState::Content(0, false) if self.known => self.begin_trailers(),
+                DecoderState::Content(0, _) => {
                     // Each length is capped by itself.
                     self.taken = 0;
                     let Some(length) = self.number()? else { return Ok(None) };
                     self.cap = self.cap.checked_sub(length).ok_or(BinaryHttpError::TooLarge)?;
                     match length {
                         0 => self.begin_trailers(),
-                        _ => self.state = State::Content(length, false),
+                        _ => self.state = DecoderState::Content(length, false),
                     }
                 }
-                State::Content(left, _) => {
+                DecoderState::Content(left, _) => {
                     let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
                     if most == 0 {
                         return Ok(None);
                     }
                     let piece = self.buffer.split_to(most).freeze();
-                    self.state = State::Content(left.saturating_sub(u64::try_from(most).unwrap_or(u64::MAX)), false);
+                    self.state =
+                        DecoderState::Content(left.saturating_sub(u64::try_from(most).unwrap_or(u64::MAX)), false);
                     return Ok(Some(Part::Content(piece)));
                 }
-                State::Trailers => {
+                DecoderState::Trailers => {
                     if !self.skip_fields(is_over)? {
                         return Ok(None);
                     }
-                    self.state = State::End;
+                    self.state = DecoderState::End;
                 }
-                State::End if !self.buffer.is_empty() && !self.sealed => {
+                DecoderState::End if !self.buffer.is_empty() && !self.sealed => {
                     return Err(BinaryHttpError::Malformed("bytes follow its end"));
                 }
-                State::End => return Ok(ended.then_some(Part::End)),
+                DecoderState::End => return Ok(ended.then_some(Part::End)),
             }
         }
     }
 
     fn begin_trailers(&mut self) {
-        (self.state, self.taken) = (State::Trailers, 0);
+        (self.state, self.taken) = (DecoderState::Trailers, 0);
     }
 
     fn take_head(&mut self) -> Head {

@@ -157,11 +157,11 @@ struct Serving {
     admitted: bool,
     /// The deadline of its state.
     due: Instant,
-    state: State,
+    state: ServingState,
 }
 
 #[derive(Debug)]
-enum State {
+enum ServingState {
     /// The received part of the query.
     Reading(PartialQuery),
     /// The engine is queried.
@@ -190,13 +190,13 @@ impl SearchService {
             circuit,
             admitted: false,
             due,
-            state: State::Reading(PartialQuery::default()),
+            state: ServingState::Reading(PartialQuery::default()),
         });
     }
 
     /// Handles `bytes` from the client.
     pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
-        let Some(Serving { state: State::Reading(query), .. }) = self.serving_mut(stream) else { return };
+        let Some(Serving { state: ServingState::Reading(query), .. }) = self.serving_mut(stream) else { return };
         if let Err(refused) = query.handle_data(bytes) {
             self.refuse(now, stream, refused.told);
         }
@@ -206,7 +206,7 @@ impl SearchService {
     pub fn handle_finish(&mut self, now: Instant, stream: u64) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
-        let State::Reading(query) = &mut serving.state else { return };
+        let ServingState::Reading(query) = &mut serving.state else { return };
         let (limits, circuit, admitted) = (&mut self.limits, serving.circuit, &mut serving.admitted);
         let received = core::mem::take(query).handle_finish(|| {
             limits.admit(now, circuit)?;
@@ -217,7 +217,7 @@ impl SearchService {
             None => self.fail(stream, EndReason::Failed),
             Some(Err(refused)) => self.refuse(now, stream, refused.told),
             Some(Ok((request, ()))) => {
-                (serving.state, serving.due) = (State::Asking, until);
+                (serving.state, serving.due) = (ServingState::Asking, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
@@ -225,7 +225,7 @@ impl SearchService {
 
     /// Handles the answer to the query of `stream`; ignored if it is no longer needed.
     pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
-        let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, State::Asking));
+        let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Asking));
         if asked {
             self.write(now, stream, answer);
         }
@@ -235,7 +235,7 @@ impl SearchService {
     #[must_use]
     pub fn unsent(&self, stream: u64) -> &[u8] {
         match self.serving(stream).map(|serving| &serving.state) {
-            Some(State::Writing(answer, sent)) => answer.get(*sent..).unwrap_or_default(),
+            Some(ServingState::Writing(answer, sent)) => answer.get(*sent..).unwrap_or_default(),
             _ => &[],
         }
     }
@@ -243,7 +243,7 @@ impl SearchService {
     /// `bytes` more of the answer were sent. Returns true at the end of the answer: the owner finishes the stream,
     /// which is removed here.
     pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
-        let Some(Serving { state: State::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
+        let Some(Serving { state: ServingState::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
             return false;
         };
         *sent = sent.saturating_add(bytes);
@@ -256,7 +256,7 @@ impl SearchService {
 
     /// The stream is void.
     pub fn handle_closed(&mut self, stream: u64) {
-        if let Some(Serving { state: State::Asking, .. }) = self.remove(stream) {
+        if let Some(Serving { state: ServingState::Asking, .. }) = self.remove(stream) {
             self.events.push_back(ServiceEvent::Dropped { stream });
         }
     }
@@ -267,7 +267,7 @@ impl SearchService {
             self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
         for stream in late {
             match self.serving(stream).map(|serving| &serving.state) {
-                Some(State::Asking) => {
+                Some(ServingState::Asking) => {
                     self.events.push_back(ServiceEvent::Dropped { stream });
                     self.refuse(now, stream, SearchRefusal::EngineTimedOut);
                 }
@@ -312,7 +312,7 @@ impl SearchService {
             if core::mem::take(&mut serving.admitted) {
                 self.limits.release(serving.circuit);
             }
-            (serving.state, serving.due) = (State::Writing(framed, 0), until);
+            (serving.state, serving.due) = (ServingState::Writing(framed, 0), until);
             self.events.push_back(ServiceEvent::Unsent { stream });
         }
     }

@@ -82,7 +82,7 @@ pub fn io_error(reason: EndReason) -> io::Error {
 pub struct Stream {
     reader: Reader,
     writer: Writer,
-    shared: Arc<Shared>,
+    shared: Arc<StreamShared>,
 }
 
 impl Stream {
@@ -159,7 +159,7 @@ impl AsyncWrite for Stream {
 
 /// The receiving direction of a [`Stream`].
 pub struct Reader {
-    shared: Arc<Shared>,
+    shared: Arc<StreamShared>,
     /// Chunks moved out of the shared state, so that copying needs no lock.
     chunks: VecDeque<BytesMut>,
     /// Bytes read but not yet reported to the core.
@@ -179,7 +179,7 @@ impl Reader {
         self.tell_consumed_locked(&mut state);
     }
 
-    fn tell_consumed_locked(&mut self, state: &mut State) {
+    fn tell_consumed_locked(&mut self, state: &mut DuplexState) {
         state.consumed = state.consumed.saturating_add(core::mem::take(&mut self.untold));
         if state.consumed >= CONSUMED_STEP {
             self.shared.ring(state);
@@ -257,7 +257,7 @@ impl AsyncBufRead for Reader {
 
 /// The sending direction of a [`Stream`].
 pub struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<StreamShared>,
 }
 
 impl fmt::Debug for Writer {
@@ -272,7 +272,7 @@ impl Writer {
         Self::poll_room_locked(&mut self.shared.lock(), cx)
     }
 
-    fn poll_room_locked(state: &mut State, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_room_locked(state: &mut DuplexState, cx: &Context<'_>) -> Poll<io::Result<usize>> {
         if let Some(reason) = state.failed {
             return Poll::Ready(Err(io_error(reason)));
         }
@@ -334,15 +334,15 @@ impl AsyncWrite for Writer {
 }
 
 /// The state that hub and stream share.
-struct Shared {
+struct StreamShared {
     key: StreamKey,
     /// The core's queue of streams with pending output.
-    bell: mpsc::UnboundedSender<Arc<Shared>>,
-    state: Mutex<State>,
+    bell: mpsc::UnboundedSender<Arc<StreamShared>>,
+    state: Mutex<DuplexState>,
 }
 
 #[derive(Default)]
-struct State {
+struct DuplexState {
     /// Bytes from the other end, not yet moved to the reader; at most the stream's credit.
     inbound: VecDeque<BytesMut>,
     /// The other end finished cleanly. All its bytes are in `inbound` or already moved to the reader.
@@ -369,13 +369,13 @@ struct State {
     watcher: Option<Waker>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl StreamShared {
+    fn lock(&self) -> MutexGuard<'_, DuplexState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the stream into the core's queue, unless it is there already.
-    fn ring(self: &Arc<Self>, state: &mut State) {
+    fn ring(self: &Arc<Self>, state: &mut DuplexState) {
         if !state.rung {
             state.rung = true;
             // Fails only when the core's task has ended; the streams have failed then.
@@ -384,7 +384,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl DuplexState {
     /// Appends to `inbound`, packed into chunks.
     fn append(&mut self, bytes: &[u8]) {
         if let Some(last) = self.inbound.back_mut()

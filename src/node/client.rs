@@ -87,12 +87,12 @@ pub struct ClientConfig {
 pub struct Client {
     requests: mpsc::Sender<Request>,
     isolation: Isolation,
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
 }
 
 /// State shared by all handles of a client.
 #[derive(Debug)]
-struct Shared {
+struct ClientShared {
     task: AbortHandle,
     /// The number of isolations allocated.
     isolations: AtomicU64,
@@ -100,7 +100,7 @@ struct Shared {
     tls: Tls,
 }
 
-impl Drop for Shared {
+impl Drop for ClientShared {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -197,8 +197,12 @@ impl Client {
             );
         });
         let isolation = Isolation::of_listener("crate");
-        let shared =
-            Arc::new(Shared { task: task.abort_handle(), isolations: AtomicU64::new(0), exits, tls: Tls::default() });
+        let shared = Arc::new(ClientShared {
+            task: task.abort_handle(),
+            isolations: AtomicU64::new(0),
+            exits,
+            tls: Tls::default(),
+        });
         let client = Self { requests, isolation, shared };
         Ok((client, ready))
     }

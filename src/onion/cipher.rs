@@ -6,16 +6,16 @@ use crate::crypto::{AeadKey, Forged, LayerKey, NONCE_LEN};
 pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
 
 /// Seals or opens the cells of one hop and direction in order. After a failure it holds no key.
-pub(super) struct LayerCipher(Option<State>);
+pub(super) struct LayerCipher(Option<CipherState>);
 
-struct State {
+struct CipherState {
     layer: LayerKey,
     key: AeadKey,
     /// Cells processed under all keys so far: the next nonce, so that no nonce repeats even if a key did.
     counter: u64,
 }
 
-impl State {
+impl CipherState {
     fn nonce(&self) -> [u8; NONCE_LEN] {
         let mut nonce = [0; NONCE_LEN];
         if let Some(low) = nonce.last_chunk_mut() {
@@ -44,7 +44,7 @@ pub(super) enum CipherError {
 impl LayerCipher {
     pub(super) fn new(mut layer: LayerKey) -> Self {
         let key = layer.ratchet();
-        Self(Some(State { layer, key, counter: 0 }))
+        Self(Some(CipherState { layer, key, counter: 0 }))
     }
 
     /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.

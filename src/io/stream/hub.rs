@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::{stream::StreamCommand, wire::EndReason};
 
-use super::{Reader, Shared, State, Stream, Writer};
+use super::{DuplexState, Reader, Stream, StreamShared, Writer};
 
 /// The core's identifier of a stream.
 pub(crate) type StreamKey = u64;
@@ -21,9 +21,9 @@ pub(crate) type StreamKey = u64;
 /// wait for commands ([`Hub::poll_command`]). Waiting first wakes the readers of pushed bytes, so a batch of cells
 /// wakes a reader once. All methods ignore a key without an open stream.
 pub(crate) struct Hub {
-    streams: HashMap<StreamKey, Arc<Shared>>,
-    bell: mpsc::UnboundedSender<Arc<Shared>>,
-    rung: mpsc::UnboundedReceiver<Arc<Shared>>,
+    streams: HashMap<StreamKey, Arc<StreamShared>>,
+    bell: mpsc::UnboundedSender<Arc<StreamShared>>,
+    rung: mpsc::UnboundedReceiver<Arc<StreamShared>>,
     /// Commands of the last dequeued stream, at most three.
     commands: VecDeque<(StreamKey, StreamCommand)>,
     /// Readers to wake, each once.
@@ -42,8 +42,8 @@ impl Hub {
     #[must_use]
     pub(crate) fn open(&mut self, key: StreamKey, room: usize) -> Stream {
         self.fail(key, EndReason::Failed);
-        let state = Mutex::new(State { room, ..State::default() });
-        let shared = Arc::new(Shared { key, bell: self.bell.clone(), state });
+        let state = Mutex::new(DuplexState { room, ..DuplexState::default() });
+        let shared = Arc::new(StreamShared { key, bell: self.bell.clone(), state });
         self.streams.insert(key, Arc::clone(&shared));
         Stream {
             reader: Reader { shared: Arc::clone(&shared), chunks: VecDeque::new(), untold: 0 },
@@ -126,7 +126,7 @@ impl Hub {
     }
 
     /// Turns the pending output of a dequeued stream into commands.
-    fn answer(&mut self, shared: &Arc<Shared>) {
+    fn answer(&mut self, shared: &Arc<StreamShared>) {
         let key = shared.key;
         // The stream may have failed, and another may have its key.
         let known = self.streams.get(&key).is_some_and(|known| Arc::ptr_eq(known, shared));
@@ -171,7 +171,7 @@ impl Drop for Hub {
     }
 }
 
-fn fail(shared: &Shared, reason: EndReason) {
+fn fail(shared: &StreamShared, reason: EndReason) {
     let mut state = shared.lock();
     state.failed.get_or_insert(reason);
     state.outbound.clear();

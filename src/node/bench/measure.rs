@@ -83,7 +83,7 @@ impl Load {
         worker: u32,
         quota: usize,
         target: SocketAddr,
-        origin: Arc<super::origin::Shared>,
+        origin: Arc<super::origin::TargetState>,
         kept: bool,
     ) -> impl Future<Output = Result<Vec<Fetched>, BenchError>> + use<> {
         let load = *self;

@@ -64,12 +64,12 @@ impl Body {
 /// it.
 pub(crate) struct Origin {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<TargetState>,
     _serving: AbortOnDropHandle<()>,
 }
 
 /// State of the server that the streams of a measurement use.
-pub(super) struct Shared {
+pub(super) struct TargetState {
     pub(super) body: Body,
     bytes: AtomicU64,
     requests: AtomicU64,
@@ -83,7 +83,7 @@ impl Origin {
     pub(crate) async fn start() -> io::Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { body: Body::new(), bytes: AtomicU64::new(0), requests: AtomicU64::new(0) });
+        let shared = Arc::new(TargetState { body: Body::new(), bytes: AtomicU64::new(0), requests: AtomicU64::new(0) });
         let serving = accept_each(listener, APPLICATIONS, {
             let shared = Arc::clone(&shared);
             move |socket| {
@@ -106,7 +106,7 @@ impl Origin {
         self.address
     }
 
-    pub(super) const fn shared(&self) -> &Arc<Shared> {
+    pub(super) const fn shared(&self) -> &Arc<TargetState> {
         &self.shared
     }
 
@@ -116,7 +116,7 @@ impl Origin {
     }
 }
 
-impl Shared {
+impl TargetState {
     pub(super) fn note_bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }

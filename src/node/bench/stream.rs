@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::node::Failure;
 
-use super::origin::{Origin, Shared, read_head};
+use super::origin::{Origin, TargetState, read_head};
 
 const BUFFER: usize = 64 * 1024;
 pub(super) const MIB: f64 = 1_048_576.0;
@@ -109,7 +109,7 @@ pub(crate) async fn fetch(socks: SocketAddr, origin: &Origin, length: u64) -> Re
 /// A stream to an origin.
 pub(super) struct BenchStream {
     socket: TcpStream,
-    origin: Arc<Shared>,
+    origin: Arc<TargetState>,
     /// Time to open the stream, until a sample has reported it.
     connect: Duration,
     input: Vec<u8>,
@@ -120,7 +120,7 @@ impl BenchStream {
     pub(super) async fn open(
         socks: SocketAddr,
         target: SocketAddr,
-        origin: Arc<Shared>,
+        origin: Arc<TargetState>,
         isolation: u32,
     ) -> Result<Self, BenchError> {
         let start = Instant::now();

@@ -33,7 +33,7 @@ pub(super) enum Outlook {
 }
 
 /// State shared between a peer and its callbacks.
-struct Shared {
+struct PeerState {
     inbox: Rc<Inbox>,
     link: LinkId,
     /// Whether a [`Note::Changed`] is queued.
@@ -47,7 +47,7 @@ struct Shared {
 pub(super) struct Peer {
     connection: RtcPeerConnection,
     lanes: Vec<RtcDataChannel>,
-    shared: Rc<Shared>,
+    shared: Rc<PeerState>,
     /// Callbacks, which must live as long as the browser may call them.
     _changed: Closure<dyn FnMut(Event)>,
     _messages: Vec<Closure<dyn FnMut(MessageEvent)>>,
@@ -69,7 +69,7 @@ impl Peer {
             configuration.set_certificates(&Array::of1(certificate));
         }
         let connection = RtcPeerConnection::new_with_configuration(&configuration).ok()?;
-        let shared = Rc::new(Shared {
+        let shared = Rc::new(PeerState {
             inbox: Rc::clone(inbox),
             link,
             changed: Cell::new(false),
@@ -190,7 +190,7 @@ fn cost(length: usize) -> usize {
     length.div_ceil(SLOT_LEN).max(1).saturating_mul(SLOT_LEN)
 }
 
-impl Shared {
+impl PeerState {
     fn note_change(&self) {
         if !self.changed.replace(true) {
             self.inbox.push(self.link, Note::Changed);

@@ -104,11 +104,11 @@ pub(super) enum DtlsEvent<'a> {
 
 /// One DTLS association.
 pub(super) struct Dtls {
-    state: State,
+    state: DtlsState,
     limits: KeyLimits,
 }
 
-enum State {
+enum DtlsState {
     Handshake(Box<Handshake>),
     Connected(Box<Connected>),
     /// The handshake completed without keys in the tap: a bug.
@@ -181,22 +181,22 @@ impl Dtls {
             cookie,
             last_flight: Vec::new(),
         };
-        Self { state: State::Handshake(Box::new(handshake)), limits: config.limits }
+        Self { state: DtlsState::Handshake(Box::new(handshake)), limits: config.limits }
     }
 
     /// Takes a datagram and opens its records in place. Call [`Self::drain`] afterwards with the same datagram, also
     /// after an error.
     pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), DtlsError> {
         match &mut self.state {
-            State::Handshake(handshake) => handshake.handle_datagram(now, datagram),
-            State::Connected(connected) => connected.handle_datagram(now, datagram),
-            State::Failed => Err(DtlsError::NotConnected),
+            DtlsState::Handshake(handshake) => handshake.handle_datagram(now, datagram),
+            DtlsState::Connected(connected) => connected.handle_datagram(now, datagram),
+            DtlsState::Failed => Err(DtlsError::NotConnected),
         }
     }
 
     /// Resends a handshake flight that is due. Call [`Self::drain`] afterwards.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
-        let State::Handshake(handshake) = &mut self.state else { return Ok(()) };
+        let DtlsState::Handshake(handshake) = &mut self.state else { return Ok(()) };
         let Handshake { machine, tap, .. } = &mut **handshake;
         Ok(tap.with(|| machine.handle_timeout(now))?)
     }
@@ -204,8 +204,8 @@ impl Dtls {
     /// Bytes that must be free in the buffer before an SCTP packet to be sealed.
     pub(super) fn header_len(&self) -> usize {
         match &self.state {
-            State::Connected(connected) => connected.records.header_len(),
-            State::Handshake(_) | State::Failed => OVERHEAD,
+            DtlsState::Connected(connected) => connected.records.header_len(),
+            DtlsState::Handshake(_) | DtlsState::Failed => OVERHEAD,
         }
     }
 
@@ -213,22 +213,22 @@ impl Dtls {
     /// more than the packet. Returns the datagram's length, from the start of the buffer.
     pub(super) fn seal(&mut self, buffer: &mut [u8], length: usize) -> Result<usize, DtlsError> {
         match &mut self.state {
-            State::Connected(connected) => Ok(connected.records.seal(buffer, length)?),
-            State::Handshake(_) | State::Failed => Err(DtlsError::NotConnected),
+            DtlsState::Connected(connected) => Ok(connected.records.seal(buffer, length)?),
+            DtlsState::Handshake(_) | DtlsState::Failed => Err(DtlsError::NotConnected),
         }
     }
 
     /// Whether the keys have reached the count at which the link takes no new circuits; `true` once.
     pub(super) fn take_retired(&mut self) -> bool {
         match &mut self.state {
-            State::Connected(connected) => connected.records.take_retired(),
-            State::Handshake(_) | State::Failed => false,
+            DtlsState::Connected(connected) => connected.records.take_retired(),
+            DtlsState::Handshake(_) | DtlsState::Failed => false,
         }
     }
 
     /// Ends the association with a close_notify if its handshake is complete. Call [`Self::drain`] afterwards.
     pub(super) fn close(&mut self) {
-        if let State::Connected(connected) = &mut self.state {
+        if let DtlsState::Connected(connected) = &mut self.state {
             connected.close = true;
         }
     }
@@ -236,19 +236,19 @@ impl Dtls {
     /// The deadline for [`Self::handle_timeout`]; `None` once the handshake is complete.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::Handshake(handshake) => handshake.timeout,
-            State::Connected(_) | State::Failed => None,
+            DtlsState::Handshake(handshake) => handshake.timeout,
+            DtlsState::Connected(_) | DtlsState::Failed => None,
         }
     }
 
     /// Whether the handshake is complete.
     pub(super) fn is_connected(&self) -> bool {
-        matches!(self.state, State::Connected(_))
+        matches!(self.state, DtlsState::Connected(_))
     }
 
     #[cfg(test)]
     pub(super) fn keeps_last_flight(&self) -> bool {
-        matches!(&self.state, State::Connected(connected) if connected.last_flight.is_some())
+        matches!(&self.state, DtlsState::Connected(connected) if connected.last_flight.is_some())
     }
 
     /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is the one that
@@ -262,23 +262,23 @@ impl Dtls {
         mut on: impl FnMut(DtlsEvent<'_>),
     ) {
         match &mut self.state {
-            State::Handshake(handshake) => {
+            DtlsState::Handshake(handshake) => {
                 handshake.drain(out, route, segments, &mut on);
                 if handshake.connected {
                     self.take_over(&mut on);
                 }
             }
-            State::Connected(connected) => connected.drain(datagram, out, route, segments, &mut on),
-            State::Failed => {}
+            DtlsState::Connected(connected) => connected.drain(datagram, out, route, segments, &mut on),
+            DtlsState::Failed => {}
         }
     }
 
     /// Starts the record layer from the state of the machine, and drops the machine.
     fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>)) {
-        let State::Handshake(handshake) = core::mem::replace(&mut self.state, State::Failed) else { return };
+        let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else { return };
         let Handshake { tap, last_flight, is_server, .. } = *handshake;
         let Some(records) = tap.into_records(self.limits) else { return on(DtlsEvent::Closed) };
-        self.state = State::Connected(Box::new(Connected {
+        self.state = DtlsState::Connected(Box::new(Connected {
             records,
             packets: Vec::new(),
             last_flight: is_server.then_some(LastFlight { bytes: last_flight, repeated: None, due: false }),

@@ -77,7 +77,7 @@ pub enum Event {
 }
 
 /// State of the association (RFC 9260 §4).
-enum State {
+enum AssociationState {
     /// Waits for the peer's INIT.
     Listening,
     /// INIT has been sent.
@@ -104,7 +104,7 @@ struct Replies {
 /// One SCTP association. See the [module](super) for how it is driven.
 pub struct Association {
     config: Config,
-    state: State,
+    state: AssociationState,
     local_tag: u32,
     local_tsn: u32,
     cookie: [u8; 16],
@@ -147,7 +147,7 @@ impl Association {
         };
         Self {
             config: config.clone(),
-            state: State::Listening,
+            state: AssociationState::Listening,
             local_tag: rng.random_range(1..=u32::MAX),
             local_tsn,
             cookie: rng.random(),
@@ -174,14 +174,14 @@ impl Association {
     /// The end that sends the INIT.
     pub fn connect(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
         let mut this = Self::accept(config, now, rng);
-        this.state = State::CookieWait(Attempts::new(now));
+        this.state = AssociationState::CookieWait(Attempts::new(now));
         this
     }
 
     /// Takes an authenticated packet of the peer. A malformed packet counts as lost; one that no honest peer sends
     /// ends the association.
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
-        if matches!(self.state, State::Ended) || packet.len() > MAX_PACKET.max(self.config.packet) {
+        if matches!(self.state, AssociationState::Ended) || packet.len() > MAX_PACKET.max(self.config.packet) {
             return;
         }
         let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
@@ -205,7 +205,7 @@ impl Association {
                 self.end(close);
                 return;
             }
-            if matches!(self.state, State::Ended) {
+            if matches!(self.state, AssociationState::Ended) {
                 return;
             }
         }
@@ -224,7 +224,7 @@ impl Association {
     /// Performs the work due now.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.state {
-            State::CookieWait(attempts) | State::CookieEchoed(attempts, _) => {
+            AssociationState::CookieWait(attempts) | AssociationState::CookieEchoed(attempts, _) => {
                 if !attempts.due && attempts.again_at <= now {
                     attempts.due = true;
                     if attempts.made >= HANDSHAKE_ATTEMPTS {
@@ -232,7 +232,7 @@ impl Association {
                     }
                 }
             }
-            State::Established => {
+            AssociationState::Established => {
                 self.send.handle_timeout(now);
                 if self.send.is_hopeless() {
                     self.replies.abort = true;
@@ -242,7 +242,7 @@ impl Association {
                     self.end(Close::TimedOut);
                 }
             }
-            State::Listening | State::Ended => {}
+            AssociationState::Listening | AssociationState::Ended => {}
         }
     }
 
@@ -250,12 +250,14 @@ impl Association {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::CookieWait(attempts) | State::CookieEchoed(attempts, _) => Some(attempts.again_at),
-            State::Established => {
+            AssociationState::CookieWait(attempts) | AssociationState::CookieEchoed(attempts, _) => {
+                Some(attempts.again_at)
+            }
+            AssociationState::Established => {
                 let ack = self.receive.as_ref().and_then(Receiver::deadline);
                 [self.send.poll_timeout(), ack, self.limit()].into_iter().flatten().min()
             }
-            State::Listening | State::Ended => None,
+            AssociationState::Listening | AssociationState::Ended => None,
         }
     }
 
@@ -293,15 +295,15 @@ impl Association {
             return self.write_init(buffer, packet::INIT_ACK, self.peer_tag, &unrecognized);
         }
         match &mut self.state {
-            State::Ended | State::Listening => 0,
-            State::CookieWait(attempts) => {
+            AssociationState::Ended | AssociationState::Listening => 0,
+            AssociationState::CookieWait(attempts) => {
                 if !attempts.due {
                     return 0;
                 }
                 attempts.sent(now);
                 self.write_init(buffer, packet::INIT, 0, &[])
             }
-            State::CookieEchoed(attempts, cookie) => {
+            AssociationState::CookieEchoed(attempts, cookie) => {
                 if !attempts.due {
                     return 0;
                 }
@@ -312,7 +314,7 @@ impl Association {
                 self.send.write(now, &mut writer);
                 writer.finish()
             }
-            State::Established => self.write_established(now, buffer),
+            AssociationState::Established => self.write_established(now, buffer),
         }
     }
 
@@ -322,7 +324,7 @@ impl Association {
     /// For each SACK, `dcSCTP` raises its window by at most one packet and sends at most four. One SACK for a batch
     /// of packets would therefore bound its rate.
     pub fn poll_acknowledgement(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
-        if self.own.is_some() || !matches!(self.state, State::Established) {
+        if self.own.is_some() || !matches!(self.state, AssociationState::Established) {
             return 0;
         }
         let Some(receive) = &mut self.receive else { return 0 };
@@ -349,7 +351,7 @@ impl Association {
         if !self.is_open() {
             return 0;
         }
-        let sendable = if matches!(self.state, State::Established) { self.send.sendable(now) } else { 0 };
+        let sendable = if matches!(self.state, AssociationState::Established) { self.send.sendable(now) } else { 0 };
         let message = self.send.paced_in(MESSAGE_TIME).unwrap_or(usize::MAX).clamp(1 << 10, self.config.message);
         let unsent = self.send.unsent();
         if unsent >= message {
@@ -361,7 +363,7 @@ impl Association {
     /// Whether messages may be sent.
     #[must_use]
     pub const fn is_open(&self) -> bool {
-        matches!(self.state, State::CookieEchoed(..) | State::Established)
+        matches!(self.state, AssociationState::CookieEchoed(..) | AssociationState::Established)
     }
 
     /// Whether all queued messages have been acknowledged.
@@ -418,13 +420,13 @@ impl Association {
 
     /// Sends a HEARTBEAT with the next packets, as a keep-alive.
     pub fn probe(&mut self) {
-        self.replies.probe = matches!(self.state, State::Established);
+        self.replies.probe = matches!(self.state, AssociationState::Established);
     }
 
     /// Ends the association without waiting, with the next packet.
     pub fn abort(&mut self) {
-        if !matches!(self.state, State::Ended) {
-            self.state = State::Ended;
+        if !matches!(self.state, AssociationState::Ended) {
+            self.state = AssociationState::Ended;
             self.replies = Replies { abort: self.peer_tag != 0, ..Replies::default() };
         }
     }
@@ -436,8 +438,8 @@ impl Association {
     }
 
     fn end(&mut self, close: Close) {
-        if !matches!(self.state, State::Ended) {
-            self.state = State::Ended;
+        if !matches!(self.state, AssociationState::Ended) {
+            self.state = AssociationState::Ended;
             self.events.push_back(Event::Closed(close));
         }
     }
@@ -475,7 +477,7 @@ impl Association {
     }
 }
 
-impl State {
+impl AssociationState {
     const fn takes_data(&self) -> bool {
         matches!(self, Self::CookieEchoed(..) | Self::Established)
     }

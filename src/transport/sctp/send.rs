@@ -57,7 +57,7 @@ struct Unsent {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     InFlight,
     Acked,
     /// Counts as lost and has not been retransmitted.
@@ -76,7 +76,7 @@ struct Flight {
     /// Its offset in the message.
     from: usize,
     length: u64,
-    state: State,
+    state: ChunkState,
     retransmitted: bool,
     /// How often it has counted as lost.
     losses: u8,

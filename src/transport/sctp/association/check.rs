@@ -1,15 +1,16 @@
 //! Invariants of an association between calls, and setters for tests.
 
-use super::{Association, SendConfig, SendHalf, State, stock_peer};
+use super::{Association, AssociationState, SendConfig, SendHalf, stock_peer};
 use crate::{base::Instant, transport::sctp::send::check::Standing};
 
 impl Association {
     /// Asserts the invariants and returns the state of sending. With `whole` it checks every fragment.
     pub(in super::super) fn check(&self, whole: bool) -> Standing {
-        if let Some(receive) = self.receive.as_ref().filter(|_| whole && !matches!(self.state, State::Ended)) {
+        if let Some(receive) = self.receive.as_ref().filter(|_| whole && !matches!(self.state, AssociationState::Ended))
+        {
             receive.check();
         }
-        if whole && !matches!(self.state, State::Ended) {
+        if whole && !matches!(self.state, AssociationState::Ended) {
             self.send.check();
         }
         self.send.standing()

@@ -7,7 +7,7 @@ use super::{
         Broken, MAX_MESSAGE, Message,
         packet::{self, Arrival, Chunk, Data, Packet, Sack},
     },
-    Association, BINARY, Close, Event, State,
+    Association, AssociationState, BINARY, Close, Event,
 };
 use crate::base::{Instant, Slots};
 
@@ -47,7 +47,8 @@ impl Association {
     pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
         // The sender of these chunks has accepted the cookie: its COOKIE ACK was lost.
-        if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, State::CookieEchoed(..)) {
+        if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, AssociationState::CookieEchoed(..))
+        {
             self.establish(now, None);
         }
         match chunk.kind {
@@ -65,7 +66,7 @@ impl Association {
                 let first = !core::mem::replace(&mut seen.sack, true);
                 let Some(sack) = Sack::parse(chunk.body).filter(|_| first) else { return Ok(()) };
                 match self.state {
-                    State::Established | State::CookieEchoed(..) => {
+                    AssociationState::Established | AssociationState::CookieEchoed(..) => {
                         self.send.handle_sack(now, &sack).map_err(|Broken| BROKEN)
                     }
                     _ => Ok(()),
@@ -79,7 +80,7 @@ impl Association {
             packet::INIT_ACK if chunk.last => self.handle_init_ack(now, chunk.body),
             packet::COOKIE_ECHO => self.handle_cookie_echo(now, chunk.body),
             packet::COOKIE_ACK => {
-                if let State::CookieEchoed(attempts, _) = &self.state {
+                if let AssociationState::CookieEchoed(attempts, _) = &self.state {
                     let once = (attempts.made == 1).then(|| now.since(attempts.first_at));
                     self.establish(now, once);
                 }
@@ -105,7 +106,7 @@ impl Association {
     /// Stores an unknown chunk for the next packet's ERROR (RFC 9260 §3.2), at most one in each [`REPORT_INTERVAL`].
     pub(super) fn report(&mut self, now: Instant, chunk: &Chunk<'_>) {
         let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
-        if due && matches!(self.state, State::Established) {
+        if due && matches!(self.state, AssociationState::Established) {
             self.reported_at = Some(now);
             self.replies.error = Some(chunk.to_bytes(self.config.packet));
         }

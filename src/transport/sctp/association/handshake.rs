@@ -7,7 +7,7 @@ use super::{
         packet::{self, Init, OwnPeer, Writer},
         receive::{ACK_DELAY, Acknowledging, Receiver},
     },
-    Association, Close, Event, STOCK_STREAMS, State, own_peer, stock_peer,
+    Association, AssociationState, Close, Event, STOCK_STREAMS, own_peer, stock_peer,
 };
 use crate::base::{Counter as _, Instant};
 
@@ -55,16 +55,16 @@ impl Association {
             return Err(Close::Broken);
         }
         match self.state {
-            State::Listening | State::CookieWait(_) => self.take_peer(now, &init)?,
-            State::CookieEchoed(..) | State::Established => {}
-            State::Ended => return Ok(()),
+            AssociationState::Listening | AssociationState::CookieWait(_) => self.take_peer(now, &init)?,
+            AssociationState::CookieEchoed(..) | AssociationState::Established => {}
+            AssociationState::Ended => return Ok(()),
         }
         self.replies.init_ack = Some(packet::unrecognized(body));
         Ok(())
     }
 
     pub(super) fn handle_init_ack(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
-        let State::CookieWait(attempts) = &self.state else { return Ok(()) };
+        let AssociationState::CookieWait(attempts) = &self.state else { return Ok(()) };
         let Some(init) = Init::parse(body) else { return Ok(()) };
         let Some(cookie) = init.cookie.filter(|cookie| (1..=MAX_COOKIE).contains(&cookie.len())) else {
             return Err(Close::Broken);
@@ -80,7 +80,7 @@ impl Association {
         if let Some(round_trip) = self.round_trip_of_handshake {
             self.send.handshake_took(now, round_trip);
         }
-        self.state = State::CookieEchoed(Attempts::new(now), cookie);
+        self.state = AssociationState::CookieEchoed(Attempts::new(now), cookie);
         self.events.push_back(Event::Open { streams: self.streams() });
         Ok(())
     }
@@ -90,21 +90,21 @@ impl Association {
             return Ok(());
         }
         match self.state {
-            State::Listening | State::CookieWait(_) => {
+            AssociationState::Listening | AssociationState::CookieWait(_) => {
                 self.events.push_back(Event::Open { streams: self.streams() });
                 let round_trip = self.init_ack_at.filter(|_| self.init_acks == 1).map(|at| now.since(at));
                 self.establish(now, round_trip);
             }
-            State::CookieEchoed(..) => self.establish(now, None),
-            State::Established => {}
-            State::Ended => return Ok(()),
+            AssociationState::CookieEchoed(..) => self.establish(now, None),
+            AssociationState::Established => {}
+            AssociationState::Ended => return Ok(()),
         }
         self.replies.cookie_ack = true;
         Ok(())
     }
 
     pub(super) fn establish(&mut self, now: Instant, round_trip: Option<Duration>) {
-        self.state = State::Established;
+        self.state = AssociationState::Established;
         if let Some(round_trip) = round_trip {
             self.send.handshake_took(now, round_trip);
         }

@@ -58,7 +58,7 @@ enum Phase {
 
 /// State of the sender (§5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BbrState {
     Startup,
     /// Ends at the latest three rounds after `start_round`.
     Drain {
@@ -72,7 +72,7 @@ enum State {
     },
 }
 
-impl State {
+impl BbrState {
     /// Pacing gain and window gain, in percent (§5.6.1).
     fn gains(self) -> (u64, u64) {
         match self {
@@ -172,7 +172,7 @@ struct Probe {
 #[derive(Clone, Copy, Debug)]
 struct Undo {
     round: u64,
-    state: State,
+    state: BbrState,
     window: u64,
     short_bandwidth: u64,
     short_in_flight: u64,
@@ -191,7 +191,7 @@ pub struct Bbr {
     /// [`Limits::short_path`] in nanoseconds.
     short_path: u64,
     random: Random,
-    state: State,
+    state: BbrState,
     window: u64,
     pacing_rate: Option<u64>,
     max_bandwidth: MaxBandwidth,
@@ -233,7 +233,7 @@ impl Bbr {
             limits,
             short_path: limits.short_path_nanos(),
             random,
-            state: State::Startup,
+            state: BbrState::Startup,
             window: limits.initial_window(),
             pacing_rate: None,
             max_bandwidth: MaxBandwidth::default(),
@@ -328,8 +328,8 @@ impl Bbr {
     fn pacing_gain(&self) -> u64 {
         let (gain, _) = self.state.gains();
         match self.state {
-            State::ProbeBw(Phase::Down | Phase::Cruise) if self.is_yielding() => gain.min(self.rounds.cruise_gain),
-            State::Startup if self.rounds.restrained => gain.min(self.rounds.cruise_gain),
+            BbrState::ProbeBw(Phase::Down | Phase::Cruise) if self.is_yielding() => gain.min(self.rounds.cruise_gain),
+            BbrState::Startup if self.rounds.restrained => gain.min(self.rounds.cruise_gain),
             _ => gain,
         }
     }
@@ -355,7 +355,7 @@ impl Bbr {
         let (_, gain) = self.state.gains();
         let late = self.late().max(self.aggregation.excess());
         let mut target = self.quantized(self.bdp(gain).saturating_add(late));
-        if self.state == State::ProbeBw(Phase::Up) {
+        if self.state == BbrState::ProbeBw(Phase::Up) {
             target = target.saturating_add(self.limits.segment.saturating_mul(2));
         }
         if self.is_short_path() && !self.is_probe_rtt() {
@@ -382,12 +382,12 @@ impl Bbr {
     /// `BoundCwndForProbeRTT` and `BoundCwndForModel` (§5.6.4.7), and the window's fixed limits.
     fn bound_window(&mut self) {
         let mut cap = match self.state {
-            State::Startup | State::Drain { .. } => UNBOUNDED,
-            State::ProbeBw(Phase::Cruise) => self.with_headroom(),
-            State::ProbeBw(_) => self.long_in_flight,
-            State::ProbeRtt { .. } => self.with_headroom().min(self.probe_rtt_window()),
+            BbrState::Startup | BbrState::Drain { .. } => UNBOUNDED,
+            BbrState::ProbeBw(Phase::Cruise) => self.with_headroom(),
+            BbrState::ProbeBw(_) => self.long_in_flight,
+            BbrState::ProbeRtt { .. } => self.with_headroom().min(self.probe_rtt_window()),
         };
-        if self.state != State::Startup {
+        if self.state != BbrState::Startup {
             cap = cap.min(self.short_in_flight);
         }
         let floor = self.least_window();
@@ -493,9 +493,9 @@ impl Controller for Bbr {
         self.idle_restart = true;
         self.aggregation.restart(now);
         match self.state {
-            State::ProbeBw(_) => self.set_pacing_rate(100),
-            State::ProbeRtt { .. } => self.finish_probe_rtt(now),
-            State::Startup | State::Drain { .. } => {}
+            BbrState::ProbeBw(_) => self.set_pacing_rate(100),
+            BbrState::ProbeRtt { .. } => self.finish_probe_rtt(now),
+            BbrState::Startup | BbrState::Drain { .. } => {}
         }
         self.window = self.window.min(self.bdp(100).max(self.limits.initial_window()));
         self.bound_window();
@@ -511,13 +511,13 @@ impl Controller for Bbr {
 
     fn state(&self) -> &'static str {
         match self.state {
-            State::Startup => "startup",
-            State::Drain { .. } => "drain",
-            State::ProbeBw(Phase::Down) => "probe-bw-down",
-            State::ProbeBw(Phase::Cruise) => "probe-bw-cruise",
-            State::ProbeBw(Phase::Refill) => "probe-bw-refill",
-            State::ProbeBw(Phase::Up) => "probe-bw-up",
-            State::ProbeRtt { .. } => "probe-rtt",
+            BbrState::Startup => "startup",
+            BbrState::Drain { .. } => "drain",
+            BbrState::ProbeBw(Phase::Down) => "probe-bw-down",
+            BbrState::ProbeBw(Phase::Cruise) => "probe-bw-cruise",
+            BbrState::ProbeBw(Phase::Refill) => "probe-bw-refill",
+            BbrState::ProbeBw(Phase::Up) => "probe-bw-up",
+            BbrState::ProbeRtt { .. } => "probe-rtt",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Invariants of a sending half between calls.
 
-use super::{SendHalf, State};
+use super::{ChunkState, SendHalf};
 
 /// State that limits sending.
 #[derive(Clone, Copy, Debug)]
@@ -35,26 +35,26 @@ impl SendHalf {
 
     /// Asserts the invariants.
     pub(in super::super) fn check(&self) {
-        let in_flight = self.flights.iter().filter(|flight| flight.state == State::InFlight);
+        let in_flight = self.flights.iter().filter(|flight| flight.state == ChunkState::InFlight);
         assert_eq!(self.in_flight, in_flight.map(|flight| flight.length).sum::<u64>(), "bytes in flight are counted");
         assert_eq!(self.span, self.flights.iter().map(|flight| flight.length).sum::<u64>(), "bytes kept are counted");
         let in_state = |state| {
             let flights = (self.first..).zip(&self.flights);
             flights.filter(move |(_, flight)| flight.state == state).map(|(tsn, _)| tsn)
         };
-        assert!(in_state(State::Lost).eq(self.lost.iter().copied()), "each lost chunk is in the list");
+        assert!(in_state(ChunkState::Lost).eq(self.lost.iter().copied()), "each lost chunk is in the list");
         let holes = self.acked.holes(self.first).flat_map(|(from, to)| from..=to);
-        let highest = in_state(State::Acked).last();
+        let highest = in_state(ChunkState::Acked).last();
         assert_eq!(self.acked.highest(), highest.unwrap_or_default());
         let before = highest.unwrap_or_default();
         let open = (self.first..).zip(&self.flights).take_while(|(tsn, _)| *tsn < before);
-        let open = open.filter(|(_, flight)| flight.state != State::Acked).map(|(tsn, _)| tsn);
+        let open = open.filter(|(_, flight)| flight.state != ChunkState::Acked).map(|(tsn, _)| tsn);
         assert!(holes.eq(open), "gaps are the unacknowledged chunks");
         assert_eq!(
             self.unsent_bytes,
             self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()
         );
-        assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == State::Acked)));
+        assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == ChunkState::Acked)));
         let waits = self.in_flight > 0 || !self.lost.is_empty();
         assert!(!waits || self.timer().is_some(), "chunks in flight have a timer");
     }

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::{
     super::congestion::{Ack, Controller as _, Lost},
-    DUPLICATE_THRESHOLD, Flight, LEAST_PROBE, MAX_LOSSES, SendHalf, State, Taken, WIDENED_FOR, index,
+    ChunkState, DUPLICATE_THRESHOLD, Flight, LEAST_PROBE, MAX_LOSSES, SendHalf, Taken, WIDENED_FOR, index,
 };
 use crate::base::{Counter as _, Instant};
 
@@ -40,7 +40,7 @@ impl SendHalf {
         let mut found: Vec<u64> = Vec::new();
         let mut reorder_at: Option<Instant> = None;
         let mut judge = |tsn: u64, flight: &Flight, near: bool| {
-            if flight.state != State::InFlight || (flight.sent_at, tsn) >= (self.rack.sent_at, self.rack.tsn) {
+            if flight.state != ChunkState::InFlight || (flight.sent_at, tsn) >= (self.rack.sent_at, self.rack.tsn) {
                 return;
             }
             let window = if near { window } else { Duration::ZERO };
@@ -63,7 +63,8 @@ impl SendHalf {
             let tail = highest.max(self.first.saturating_sub(1)).saturating_add(1);
             let flights = index(self.first, tail).map(|at| self.flights.range(at.min(self.flights.len())..));
             for (tsn, flight) in (tail..).zip(flights.into_iter().flatten()) {
-                if flight.state == State::InFlight && !flight.retransmitted && flight.sent_at >= self.rack.sent_at {
+                if flight.state == ChunkState::InFlight && !flight.retransmitted && flight.sent_at >= self.rack.sent_at
+                {
                     break;
                 }
                 judge(tsn, flight, true);
@@ -85,10 +86,10 @@ impl SendHalf {
     /// Counts a TSN in flight as lost.
     fn lose(&mut self, now: Instant, tsn: u64, taken: &mut Taken) {
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
-        if flight.state != State::InFlight {
+        if flight.state != ChunkState::InFlight {
             return;
         }
-        flight.state = State::Lost;
+        flight.state = ChunkState::Lost;
         flight.losses.increment();
         self.hopeless |= flight.losses > MAX_LOSSES;
         let bytes = flight.length;

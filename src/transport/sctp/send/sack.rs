@@ -9,7 +9,7 @@ use super::{
         packet::{Arrival, Sack},
         serial::expand,
     },
-    Arrived, Rack, SendHalf, State, Taken, index,
+    Arrived, ChunkState, Rack, SendHalf, Taken, index,
 };
 use crate::base::{Counter as _, Instant};
 
@@ -49,7 +49,7 @@ impl SendHalf {
         self.acked.forget_before(self.first);
         // Our receivers and those of browsers never renege, so the cumulative TSN can't stop just before an
         // acknowledged TSN.
-        if self.flights.front().is_some_and(|flight| flight.state == State::Acked) {
+        if self.flights.front().is_some_and(|flight| flight.state == ChunkState::Acked) {
             return Err(Broken);
         }
         let mut last = cumulative;
@@ -88,7 +88,7 @@ impl SendHalf {
     fn take_arrival(&mut self, now: Instant, Arrival { tsn, tick }: Arrival, taken: &mut Taken) {
         let tsn = expand(self.first, tsn);
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else { return };
-        if flight.state == State::Acked {
+        if flight.state == ChunkState::Acked {
             return;
         }
         taken.arrived = Some(Arrived { tick, sent_at: flight.sent_at });
@@ -99,14 +99,14 @@ impl SendHalf {
 
     fn is_acknowledged(&self, tsn: u64) -> bool {
         let flight = index(self.first, tsn).and_then(|at| self.flights.get(at));
-        flight.map_or(tsn < self.first, |flight| flight.state == State::Acked)
+        flight.map_or(tsn < self.first, |flight| flight.state == ChunkState::Acked)
     }
 
     /// Marks a TSN as delivered.
     fn acknowledge(&mut self, now: Instant, tsn: u64, taken: &mut Taken) {
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
-        let was = core::mem::replace(&mut flight.state, State::Acked);
-        if was == State::Acked {
+        let was = core::mem::replace(&mut flight.state, ChunkState::Acked);
+        if was == ChunkState::Acked {
             return;
         }
         let length = flight.length;
@@ -115,9 +115,9 @@ impl SendHalf {
         let (retransmitted, was_lost) = (flight.retransmitted, flight.losses > 0);
         let age = now.since(sent_at);
         // Data acknowledged before its retransmission, or sooner than that can be acknowledged, was only late.
-        let early = was == State::Lost || (retransmitted && age < self.round_trip.min());
+        let early = was == ChunkState::Lost || (retransmitted && age < self.round_trip.min());
         match was {
-            State::InFlight => self.in_flight = self.in_flight.saturating_sub(length),
+            ChunkState::InFlight => self.in_flight = self.in_flight.saturating_sub(length),
             _ => {
                 self.lost.remove(&tsn);
             }

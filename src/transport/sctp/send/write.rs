@@ -8,7 +8,7 @@ use super::{
         packet::{DATA_HEADER, Data, Writer},
         serial::wire,
     },
-    FEW, Flight, LEAST_PIECE, SendHalf, Snapshot, State, index,
+    ChunkState, FEW, Flight, LEAST_PIECE, SendHalf, Snapshot, index,
 };
 use crate::base::Instant;
 
@@ -84,7 +84,7 @@ impl SendHalf {
 
     /// Retransmits the last TSN in flight, to detect whether the tail was lost (RFC 8985 §7).
     fn write_probe(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
-        let last = self.flights.iter().rposition(|flight| flight.state == State::InFlight);
+        let last = self.flights.iter().rposition(|flight| flight.state == ChunkState::InFlight);
         let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
             self.probe_due = false;
             return false;
@@ -104,7 +104,7 @@ impl SendHalf {
     fn repeat(&mut self, now: Instant, tsn: u64, immediate: bool, writer: &mut Writer<'_>) {
         let snapshot = self.snapshot(now);
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
-        flight.state = State::InFlight;
+        flight.state = ChunkState::InFlight;
         flight.retransmitted = true;
         flight.sent_at = now;
         let bytes = flight.length;
@@ -166,7 +166,7 @@ impl SendHalf {
             message: Some(bytes_of_message),
             from,
             length: bytes,
-            state: State::InFlight,
+            state: ChunkState::InFlight,
             retransmitted: false,
             losses: 0,
             sent_at: now,

@@ -2,7 +2,7 @@
 //! queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, Phase, STANDING_QUEUE, State, UNBOUNDED, Undo, percent, scale};
+use super::{BETA, Bbr, BbrState, Phase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
 use crate::base::Counter as _;
 
 /// Decrease of the cruising gain, in percent, for a queue as long as the round trip, or 40 ms if that is longer.
@@ -70,8 +70,8 @@ impl Bbr {
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
         let was_least = self.rounds.cruise_gain == LEAST_CRUISE_GAIN;
         let yields = match self.state {
-            State::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
-            State::Startup => self.rounds.restrained,
+            BbrState::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
+            BbrState::Startup => self.rounds.restrained,
             _ => false,
         };
         self.adapt_cruise_gain(lowest.saturating_sub(base), queueing, yields);
@@ -145,11 +145,13 @@ impl Bbr {
         match self.state {
             // While the rate grows without a standing queue, losses are random, even in long bursts. A sender that
             // lacks data can't measure whether the rate would grow.
-            State::Startup if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) => {
+            BbrState::Startup
+                if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) =>
+            {
                 self.save_undo(self.losses, 0);
                 self.end_startup_after_loss();
             }
-            State::Startup => {}
+            BbrState::Startup => {}
             state if heavy || !state.is_probing() => {
                 self.save_undo(self.losses, 0);
                 if !state.is_probing() {

@@ -2,7 +2,7 @@
 
 use super::super::{Ack, SECOND};
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, Feedback, Phase, State, UNBOUNDED, WITHOUT_HEADROOM, percent};
+use super::{BETA, Bbr, BbrState, Feedback, Phase, UNBOUNDED, WITHOUT_HEADROOM, percent};
 
 /// Time at a low volume in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
 const PROBE_RTT_DURATION: u64 = 200_000_000;
@@ -26,7 +26,7 @@ const DRAIN_ROUNDS: u64 = 3;
 
 impl Bbr {
     pub(super) fn is_probe_rtt(&self) -> bool {
-        matches!(self.state, State::ProbeRtt { .. })
+        matches!(self.state, BbrState::ProbeRtt { .. })
     }
 
     /// Long-term bound less headroom for other flows (`InflightWithHeadroom`), in bytes.
@@ -45,16 +45,16 @@ impl Bbr {
 
     /// Volume in flight during ProbeRTT, in bytes.
     pub(super) fn probe_rtt_window(&self) -> u64 {
-        let (_, gain) = State::ProbeRtt { done_at: None, round_done: false }.gains();
+        let (_, gain) = BbrState::ProbeRtt { done_at: None, round_done: false }.gains();
         self.bdp(gain).saturating_add(self.late()).max(self.limits.min_window())
     }
 
     /// Transitions after an acknowledgement, except those of ProbeRTT (`UpdateModelAndState`).
     pub(super) fn update_state(&mut self, now: u64, ack: &Ack, sample: &Sample) {
-        if self.state == State::Startup && self.full_pipe.reached {
-            self.state = State::Drain { start_round: self.rounds.count };
+        if self.state == BbrState::Startup && self.full_pipe.reached {
+            self.state = BbrState::Drain { start_round: self.rounds.count };
         }
-        if let State::Drain { start_round } = self.state
+        if let BbrState::Drain { start_round } = self.state
             && (ack.in_flight <= self.drained_volume() || self.rounds.count > start_round.saturating_add(DRAIN_ROUNDS))
         {
             self.start_down(now);
@@ -62,10 +62,10 @@ impl Bbr {
         if !self.full_pipe.reached || self.adapt_long_bound(ack, sample) {
             return;
         }
-        let State::ProbeBw(phase) = self.state else { return };
+        let BbrState::ProbeBw(phase) = self.state else { return };
         match phase {
             Phase::Down | Phase::Cruise if self.is_probe_due(now) => self.start_refill(),
-            Phase::Down if self.has_drained(ack.in_flight) => self.state = State::ProbeBw(Phase::Cruise),
+            Phase::Down if self.has_drained(ack.in_flight) => self.state = BbrState::ProbeBw(Phase::Cruise),
             Phase::Refill if self.rounds.started => self.start_up(sample),
             Phase::Up if self.has_probed_enough(ack, sample) => {
                 self.probe.was_too_high = false;
@@ -94,7 +94,7 @@ impl Bbr {
         self.probe.cycle_start = now;
         self.probe.feedback = Feedback::Stopping;
         self.start_round();
-        self.state = State::ProbeBw(Phase::Down);
+        self.state = BbrState::ProbeBw(Phase::Down);
     }
 
     /// Refills the pipe for a round before the probe (`StartProbeBW_REFILL`).
@@ -105,7 +105,7 @@ impl Bbr {
         self.probe.precautionary = false;
         self.probe.feedback = Feedback::Refilling;
         self.start_round();
-        self.state = State::ProbeBw(Phase::Refill);
+        self.state = BbrState::ProbeBw(Phase::Refill);
     }
 
     /// Sends faster than the estimate (`StartProbeBW_UP`).
@@ -116,7 +116,7 @@ impl Bbr {
         self.probe.feedback = Feedback::Starting;
         self.start_round();
         self.full_pipe.restart(sample.rate);
-        self.state = State::ProbeBw(Phase::Up);
+        self.state = BbrState::ProbeBw(Phase::Up);
         self.probe.up_start = self.rounds.count;
         self.steepen_growth();
     }
@@ -202,7 +202,7 @@ impl Bbr {
         if sample.prior_delivered >= self.probe.from {
             self.long_in_flight = self.long_in_flight.max(sample.tx_in_flight);
         }
-        if self.state == State::ProbeBw(Phase::Up) {
+        if self.state == BbrState::ProbeBw(Phase::Up) {
             self.grow_long_bound(ack);
         }
         false
@@ -239,22 +239,22 @@ impl Bbr {
         if !self.limited {
             self.long_in_flight = in_flight.max(percent(self.bdp(100).min(self.window), BETA));
         }
-        if self.state == State::ProbeBw(Phase::Up) {
+        if self.state == BbrState::ProbeBw(Phase::Up) {
             self.start_down(now);
         }
         self.bound_window();
     }
 
     /// Returns to probing after a cut proved wrong (`HandleSpuriousLossDetection`).
-    pub(super) fn return_to(&mut self, state: State, now: u64) {
+    pub(super) fn return_to(&mut self, state: BbrState, now: u64) {
         match state {
-            State::Startup if self.state != State::Startup => {
+            BbrState::Startup if self.state != BbrState::Startup => {
                 self.full_pipe.reached = false;
                 if !self.is_probe_rtt() {
-                    self.state = State::Startup;
+                    self.state = BbrState::Startup;
                 }
             }
-            State::ProbeBw(Phase::Up) if matches!(self.state, State::ProbeBw(Phase::Down | Phase::Cruise)) => {
+            BbrState::ProbeBw(Phase::Up) if matches!(self.state, BbrState::ProbeBw(Phase::Down | Phase::Cruise)) => {
                 self.probe.was_too_high = false;
                 self.probe.cycle_start = now;
                 self.start_refill();
@@ -267,24 +267,24 @@ impl Bbr {
     pub(super) fn update_probe_rtt(&mut self, now: u64, in_flight: u64, rtt: Option<u64>) {
         if !self.is_probe_rtt() && self.min_rtt.expired() && !self.idle_restart {
             self.prior_window = self.window;
-            self.state = State::ProbeRtt { done_at: None, round_done: false };
+            self.state = BbrState::ProbeRtt { done_at: None, round_done: false };
             self.probe.feedback = Feedback::Stopping;
             self.start_round();
         }
         self.idle_restart = false;
-        let State::ProbeRtt { done_at, round_done } = self.state else { return };
+        let BbrState::ProbeRtt { done_at, round_done } = self.state else { return };
         // Low rates of packets sent in ProbeRTT are no measure of the path.
         self.limited_until = self.delivered.saturating_add(in_flight).max(1);
         match done_at {
             None if in_flight <= self.probe_rtt_window() => {
                 self.state =
-                    State::ProbeRtt { done_at: Some(now.saturating_add(PROBE_RTT_DURATION)), round_done: false };
+                    BbrState::ProbeRtt { done_at: Some(now.saturating_add(PROBE_RTT_DURATION)), round_done: false };
                 self.start_round();
             }
             None => {}
             Some(done_at) => {
                 let round_done = round_done || self.rounds.started;
-                self.state = State::ProbeRtt { done_at: Some(done_at), round_done };
+                self.state = BbrState::ProbeRtt { done_at: Some(done_at), round_done };
                 // On a short path one sample is enough: it shows whether the path is still short.
                 let answered = self.is_short_path() && rtt.is_some_and(|rtt| rtt < self.short_path);
                 if round_done && (answered || now > done_at) {
@@ -296,7 +296,7 @@ impl Bbr {
 
     /// Leaves ProbeRTT after idle time if its duration is over: the idle time has drained the path.
     pub(super) fn finish_probe_rtt(&mut self, now: u64) {
-        if let State::ProbeRtt { done_at: Some(done_at), .. } = self.state
+        if let BbrState::ProbeRtt { done_at: Some(done_at), .. } = self.state
             && now > done_at
         {
             self.exit_probe_rtt(now);
@@ -309,9 +309,9 @@ impl Bbr {
         self.reset_short_bounds();
         if self.full_pipe.reached {
             self.start_down(now);
-            self.state = State::ProbeBw(Phase::Cruise);
+            self.state = BbrState::ProbeBw(Phase::Cruise);
         } else {
-            self.state = State::Startup;
+            self.state = BbrState::Startup;
         }
     }
 }
