@@ -14,12 +14,13 @@
 mod attempts;
 mod exit_separation;
 mod gone;
+mod isolation;
 mod pool;
 mod pooled;
 mod requests;
 mod settle;
 
-use core::{fmt, time::Duration};
+use core::time::Duration;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -45,19 +46,11 @@ use gone::Gone;
 use pooled::{Pooled, Stage};
 use requests::{Request, Requests};
 
+pub use isolation::Isolation;
+
 /// One stream or RESOLVE of the client; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
-
-/// An isolation label: streams with different keys never share a circuit. Prints redacted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IsolationKey(pub [u8; 32]);
-
-impl fmt::Debug for IsolationKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("IsolationKey([redacted])")
-    }
-}
 
 /// The identifier of a circuit of the pool, from the start of its build to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -287,13 +280,13 @@ impl Client {
 
     /// Requests a stream to `target`. [`StreamEvent::Connected`], [`StreamEvent::Closed`] or [`ClientEvent::Failed`]
     /// follows; before that nothing can be written.
-    pub fn open(&mut self, now: Instant, target: Target, isolation: IsolationKey) -> ClientStream {
+    pub fn open(&mut self, now: Instant, target: Target, isolation: Isolation) -> ClientStream {
         self.request(now, requests::Wanted::Stream(target), Vec::new(), isolation)
     }
 
     /// Resolves a name to addresses, or an address to names. [`StreamEvent::Resolved`], [`StreamEvent::Closed`] or
     /// [`ClientEvent::Failed`] follows.
-    pub fn resolve(&mut self, now: Instant, host: Host, isolation: IsolationKey) -> ClientStream {
+    pub fn resolve(&mut self, now: Instant, host: Host, isolation: Isolation) -> ClientStream {
         self.request(now, requests::Wanted::Answer(host), Vec::new(), isolation)
     }
 
@@ -305,7 +298,7 @@ impl Client {
         now: Instant,
         delegation: Delegation,
         not_by: Vec<RelayId>,
-        isolation: IsolationKey,
+        isolation: Isolation,
     ) -> ClientStream {
         self.request(now, requests::Wanted::Delegated(delegation), not_by, isolation)
     }
@@ -387,7 +380,7 @@ impl Client {
         now: Instant,
         wanted: requests::Wanted,
         not_by: Vec<RelayId>,
-        isolation: IsolationKey,
+        isolation: Isolation,
     ) -> ClientStream {
         let stream = self.requests.next();
         let refused = if self.expired {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::{Instant, LinkMachine, RelayId},
-    client::{Client, ClientEvent, ClientStream, IsolationKey, StreamFailure},
+    client::{Client, ClientEvent, ClientStream, Isolation, StreamFailure},
     delegated::Delegation,
     stream::{StreamCommand, StreamEvent},
     transport::Core,
@@ -66,7 +66,7 @@ pub(super) struct Wanted {
     pub(super) delegation: Delegation,
     /// Excluded exits.
     pub(super) not_by: Vec<RelayId>,
-    pub(super) isolation: IsolationKey,
+    pub(super) isolation: Isolation,
     pub(super) request: Vec<u8>,
     /// Largest answer in bytes.
     pub(super) most: usize,

@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use super::{
-    Client, ClientEvent, ClientStream, IsolationKey, PooledId, StreamFailure,
+    Client, ClientEvent, ClientStream, Isolation, PooledId, StreamFailure,
     pooled::{Pooled, Stage},
     requests::Wanted,
 };
@@ -158,7 +158,7 @@ impl Client {
         &mut self,
         now: Instant,
         purpose: Purpose,
-        isolation: Option<IsolationKey>,
+        isolation: Option<Isolation>,
         refused_by: &[RelayId],
         rng: &mut dyn CryptoRng,
     ) -> Result<bool, PathError> {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rand::CryptoRng;
 
 use super::{
-    ClientStream, IsolationKey,
+    ClientStream, Isolation,
     requests::{Request, Wanted},
 };
 use crate::{
@@ -42,7 +42,7 @@ pub(super) struct Pooled {
     /// The delegated request that it was built for. Such a circuit carries one request and no streams.
     pub(super) delegation: Option<Delegation>,
     /// The isolation of its streams; `None` for a spare circuit.
-    pub(super) isolation: Option<IsolationKey>,
+    pub(super) isolation: Option<Isolation>,
     /// Uses an otherwise avoided exit because there was no alternative; serves only its original request.
     pub(super) uses_avoided_exit: bool,
     pub(super) first_used: Option<Instant>,
@@ -62,7 +62,7 @@ impl Pooled {
         path: Vec<RelayKeys>,
         volunteers: Vec<RelayId>,
         delegation: Option<Delegation>,
-        isolation: Option<IsolationKey>,
+        isolation: Option<Isolation>,
     ) -> Self {
         Self {
             delegation,

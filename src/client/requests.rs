@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClientStream, IsolationKey, PooledId};
+use super::{ClientStream, Isolation, PooledId};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
@@ -33,7 +33,7 @@ impl Wanted {
 
 pub(super) struct Request {
     pub(super) wanted: Wanted,
-    pub(super) isolation: IsolationKey,
+    pub(super) isolation: Isolation,
     pub(super) tries: u8,
     /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
@@ -49,7 +49,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) const fn new(wanted: Wanted, isolation: IsolationKey, refused_by: Vec<RelayId>) -> Self {
+    pub(super) const fn new(wanted: Wanted, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
         Self {
             wanted,
             isolation,

@@ -90,7 +90,7 @@ fn more_requests_than_fit_are_refused_at_once() {
     let mut net = Net::new(15, 2);
     let most = net.client(|party, _, _| party.client.parameters.streams);
     let last = net.client(|party, now, _| {
-        (0..=most).map(|_| party.client.open(now, target(443), IsolationKey([1; 32]))).last().unwrap()
+        (0..=most).map(|_| party.client.open(now, target(443), Isolation([1; 32]))).last().unwrap()
     });
     assert_eq!(net.closed(last, 1), StreamFailure::LimitReached);
 }
@@ -170,7 +170,7 @@ fn a_circuit_never_used_ends_when_it_is_old_whatever_it_was_made_for() {
     let made = net.client(|party, _, _| {
         party.client.parameters.spare_age = Duration::from_secs(10);
         let (id, pooled) = party.client.circuits.iter_mut().next().unwrap();
-        pooled.isolation = Some(IsolationKey([1; 32]));
+        pooled.isolation = Some(Isolation([1; 32]));
         *id
     });
     net.pass(12);

@@ -219,7 +219,7 @@ fn a_volunteer_performs_searches_behind_one_of_its_gateways() {
     for isolation in 0..6 {
         let stream = net.client(|party, now, _| {
             let delegation = Delegation::Search(other.clone());
-            party.client.delegate(now, delegation, Vec::new(), IsolationKey([isolation; 32]))
+            party.client.delegate(now, delegation, Vec::new(), Isolation([isolation; 32]))
         });
         let (path, _) = net.wait(5, |party| party.seen(stream).delegated.clone());
         let exit = joined.iter().find(|volunteer| volunteer.identity() == path[2]).expect("a volunteer");

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     base::{Instant, LinkMachine, RelayId},
-    client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
+    client::{Client, ClientEvent, ClientParameters, ClientStream, StreamFailure},
     connector::{ConnectError, Delegated, Hop, Isolation},
     delegated::{Delegation, Offer},
     directory::{Consensus, VolunteerList},
@@ -165,11 +165,11 @@ impl ClientCore {
     fn handle_request(&mut self, now: Instant, request: Request, rng: &mut StdRng) {
         match request {
             Request::Connect { target, isolation, reply } => {
-                let stream = self.client.open(now, target, IsolationKey(*isolation.as_bytes()));
+                let stream = self.client.open(now, target, isolation);
                 self.waiting.insert(stream, Waiting::Stream(reply));
             }
             Request::Resolve { host, isolation, reply } => {
-                let stream = self.client.resolve(now, host, IsolationKey(*isolation.as_bytes()));
+                let stream = self.client.resolve(now, host, isolation);
                 self.waiting.insert(stream, Waiting::Answer(reply));
             }
             Request::Delegate { delegation, not_by, isolation, reply } => {
@@ -177,7 +177,7 @@ impl ClientCore {
                     // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
                 }
-                let stream = self.client.delegate(now, delegation, not_by, IsolationKey(*isolation.as_bytes()));
+                let stream = self.client.delegate(now, delegation, not_by, isolation);
                 self.waiting.insert(stream, Waiting::Delegated(reply));
             }
             Request::Consensus(consensus) => {
