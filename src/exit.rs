@@ -13,7 +13,10 @@ pub(crate) mod outbound;
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
+use core::{
+    task::{Context, Poll},
+    time::Duration,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{
@@ -164,24 +167,21 @@ impl Exit {
         self.hub.flush();
     }
 
-    /// Waits for the next command for the core. Cancel safe.
-    pub(crate) async fn command(&mut self) -> (StreamKey, StreamCommand) {
-        tokio::select! {
-            // The outcome of a stream precedes its commands.
-            biased;
-            Some((key, outcome)) = self.outcomes.recv() => {
-                self.questions.remove(&key);
-                if let StreamCommand::Reset(reason) = outcome {
-                    self.hub.fail(key, reason);
-                }
-                (key, outcome)
+    /// The next command for the core.
+    pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(StreamKey, StreamCommand)> {
+        // The outcome of a stream precedes its commands.
+        if let Poll::Ready(Some((key, outcome))) = self.outcomes.poll_recv(cx) {
+            self.questions.remove(&key);
+            if let StreamCommand::Reset(reason) = outcome {
+                self.hub.fail(key, reason);
             }
-            command = self.hub.command() => command,
+            return Poll::Ready((key, outcome));
         }
+        self.hub.poll_command(cx)
     }
 
     /// Passes a command to the relay's core.
-    pub(crate) fn apply(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
+    pub(crate) fn handle_command(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
         let changes_room = matches!(command, StreamCommand::Connected(_) | StreamCommand::Write(_));
         relay.handle_command(ExitStream(key), command);
         if changes_room {

@@ -1,9 +1,6 @@
 //! The task that owns a relay's core and its exit.
 
-use core::{
-    pin::pin,
-    task::{Context, Poll},
-};
+use core::task::{Context, Poll};
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -90,8 +87,8 @@ impl TaskCore for RelayCore {
         }
         if let Some(exit) = &mut self.exit {
             for _ in 0..COMMANDS_A_TURN {
-                let Poll::Ready((key, command)) = pin!(exit.command()).poll(cx) else { break };
-                exit.apply(&mut self.relay, key, command);
+                let Poll::Ready((key, command)) = exit.poll_command(cx) else { break };
+                exit.handle_command(&mut self.relay, key, command);
                 taken = Poll::Ready(());
             }
         }
