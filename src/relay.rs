@@ -319,7 +319,7 @@ impl Relay {
                 Some(Overdue::Circuit(channel, circuit)) => match self.table.find(CircuitEndpoint { channel, circuit })
                 {
                     Some((key, _)) => self.end(now, key),
-                    None => self.refuse(now, CircuitEndpoint { channel, circuit }),
+                    None => self.destroy(now, CircuitEndpoint { channel, circuit }),
                 },
                 Some(Overdue::Channel(channel)) => self.channels.close(channel),
                 None => return,
@@ -395,7 +395,7 @@ impl LinkMachine for Relay {
         self.handle_channel_events(now, rng);
         while let Some(endpoint) = self.half_built_deadlines.pop_due(now) {
             self.forget_half_built(endpoint);
-            self.refuse(now, endpoint);
+            self.destroy(now, endpoint);
         }
         while let Some(key) = self.deadlines.pop_due(now) {
             self.handle_circuit_timeout(now, key);

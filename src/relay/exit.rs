@@ -159,7 +159,7 @@ impl Relay {
                 else {
                     break;
                 };
-                if !self.say(key, &message) {
+                if !self.send_message(key, &message) {
                     self.end(now, key);
                     break;
                 }
