@@ -170,24 +170,24 @@ impl Endpoint {
         }
     }
 
-    /// Takes datagrams received together from one address, all but the last of `stride` bytes. Those of a link,
+    /// Takes datagrams received together from one address, all but the last of `segment` bytes. Those of a link,
     /// except hellos, cost one look-up together.
-    pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], stride: usize) {
+    pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], segment: usize) {
         const HANDSHAKE: u8 = 22;
         let is_record =
             |datagram: &[u8]| matches!(datagram.first(), Some(20..=63)) && datagram.first() != Some(&HANDSHAKE);
-        let stride = stride.max(1);
+        let segment = segment.max(1);
         let mut rest = datagrams;
         while !rest.is_empty() {
-            let records = rest.chunks(stride).take_while(|datagram| is_record(datagram)).count();
-            let (run, after) = rest.split_at_mut(records.max(1).saturating_mul(stride).min(rest.len()));
+            let records = rest.chunks(segment).take_while(|datagram| is_record(datagram)).count();
+            let (run, after) = rest.split_at_mut(records.max(1).saturating_mul(segment).min(rest.len()));
             rest = after;
             if records == 0 {
                 self.handle_datagram(now, route, run);
                 continue;
             }
             let known = self.with_link(now, route, |link, context| {
-                run.chunks_mut(stride).for_each(|datagram| link.handle_datagram(context, datagram));
+                run.chunks_mut(segment).for_each(|datagram| link.handle_datagram(context, datagram));
                 true
             });
             if !known {
