@@ -185,7 +185,7 @@ impl Relay {
             _ => None,
         };
         if let Some(endpoint) = endpoint {
-            self.table.remove_leg(endpoint);
+            self.table.remove_endpoint(endpoint);
             if self.send_gone(key).is_some() {
                 return;
             }
