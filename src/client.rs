@@ -193,13 +193,13 @@ pub struct Client {
     volunteers: Option<(Arc<VolunteerList>, Instant)>,
     gone: Gone,
     expired: bool,
-    ready: bool,
+    reported_ready: bool,
 
     circuits: BTreeMap<PooledId, Pooled>,
     next_circuit: u64,
     by_channel: BTreeMap<(ChannelId, CircuitId), PooledId>,
     /// Circuits to settle.
-    touched: ReadyQueue<PooledId>,
+    ready: ReadyQueue<PooledId>,
     /// The deadline of each circuit.
     timeouts: Deadlines<PooledId>,
     attempts: Attempts,
@@ -226,11 +226,11 @@ impl Client {
             volunteers: None,
             gone: Gone::default(),
             expired: false,
-            ready: false,
+            reported_ready: false,
             circuits: BTreeMap::new(),
             next_circuit: 0,
             by_channel: BTreeMap::new(),
-            touched: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             timeouts: Deadlines::default(),
             attempts: Attempts::default(),
             replan: false,
@@ -362,7 +362,7 @@ impl Client {
             if let Some(streams) = pooled.exit_streams() {
                 streams.handle_command(id, StreamCommand::Reset(reason));
             }
-            self.touch(circuit);
+            self.make_ready(circuit);
         }
     }
 
@@ -405,13 +405,13 @@ impl Client {
         let request = self.requests.get(stream).filter(|request| request.connected)?;
         let (circuit, id) = request.placed?;
         let done = act(self.circuits.get_mut(&circuit)?.exit_streams()?, id);
-        self.touch(circuit);
+        self.make_ready(circuit);
         Some(done)
     }
 
-    fn touch(&mut self, circuit: PooledId) {
+    fn make_ready(&mut self, circuit: PooledId) {
         if let Some(pooled) = self.circuits.get_mut(&circuit) {
-            self.touched.push(circuit, &mut pooled.touched);
+            self.ready.push(circuit, &mut pooled.ready);
         }
     }
 
@@ -423,12 +423,12 @@ impl Client {
                     let Some(circuit) = circuit else { continue };
                     if let Some(pooled) = self.circuits.get_mut(&circuit) {
                         pooled.handle_cell(now, cell, rng);
-                        self.touch(circuit);
+                        self.make_ready(circuit);
                     }
                 }
                 ChannelEvent::Drained { channel, circuit } => {
                     if let Some(circuit) = self.by_channel.get(&(channel, circuit)).copied() {
-                        self.touch(circuit);
+                        self.make_ready(circuit);
                     }
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
@@ -455,7 +455,7 @@ impl Client {
             (Stage::Connecting, None) => {}
             (Stage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
         }
-        self.touch(circuit);
+        self.make_ready(circuit);
     }
 
     fn handle_channel_closed(&mut self, channel: ChannelId) {
@@ -465,7 +465,7 @@ impl Client {
             if let Some(pooled) = self.circuits.get_mut(&circuit) {
                 pooled.handle_channel_closed();
             }
-            self.touch(circuit);
+            self.make_ready(circuit);
         }
     }
 }
@@ -507,8 +507,8 @@ impl LinkMachine for Client {
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
-            while self.replan || !self.touched.is_empty() {
-                while let Some(circuit) = self.touched.pop() {
+            while self.replan || !self.ready.is_empty() {
+                while let Some(circuit) = self.ready.pop() {
                     self.settle(now, circuit, rng);
                 }
                 if core::mem::take(&mut self.replan) {
@@ -518,7 +518,7 @@ impl LinkMachine for Client {
             }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || (self.touched.is_empty() && !self.replan) {
+            if transmit.is_some() || (self.ready.is_empty() && !self.replan) {
                 return transmit;
             }
         }

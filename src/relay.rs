@@ -165,7 +165,7 @@ pub struct Relay {
     /// Deadlines of circuits; an entry may be earlier than the deadline.
     deadlines: Deadlines<CircuitKey>,
     /// Circuits whose streams may have pending messages.
-    with_messages: ReadyQueue<CircuitKey>,
+    ready: ReadyQueue<CircuitKey>,
     exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     next_exit: u64,
     events: VecDeque<RelayEvent>,
@@ -195,7 +195,7 @@ impl Relay {
             half_built_deadlines: Deadlines::default(),
             dialling: BTreeMap::new(),
             deadlines: Deadlines::default(),
-            with_messages: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             exits: BTreeMap::new(),
             next_exit: 1,
             events: VecDeque::new(),
@@ -411,7 +411,7 @@ impl LinkMachine for Relay {
             }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || self.with_messages.is_empty() {
+            if transmit.is_some() || self.ready.is_empty() {
                 return transmit;
             }
         }

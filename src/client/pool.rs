@@ -113,7 +113,7 @@ impl Client {
         if let Some((exit, delegated)) = used {
             self.exit_separation.handle_used(now, exit, delegated);
         }
-        self.touch(id);
+        self.make_ready(id);
         true
     }
 
@@ -237,7 +237,7 @@ impl Client {
         pooled.channel_time = now.since(pooled.began);
         self.by_channel.insert((channel, origin.circuit()), id);
         pooled.stage = Stage::Circuit { channel, origin: Box::new(origin) };
-        self.touch(id);
+        self.make_ready(id);
     }
 
     /// The guard can't be reached, or no longer answers.
@@ -321,7 +321,7 @@ impl Client {
             }
             None => origin.close(),
         }
-        self.touch(id);
+        self.make_ready(id);
     }
 
     /// Checks the ages of the consensus and of all circuits.
@@ -371,7 +371,7 @@ impl Client {
             pooled.retired = true;
             pooled.close();
         }
-        self.touch(id);
+        self.make_ready(id);
     }
 
     fn connecting(&self, relay: &RelayId) -> Vec<PooledId> {

@@ -52,7 +52,7 @@ pub(super) struct Pooled {
     pub(super) retired: bool,
     pub(super) streams: BTreeMap<StreamId, ClientStream>,
     /// Its place in the queue of circuits to settle.
-    pub(super) touched: Ticket,
+    pub(super) ready: Ticket,
 }
 
 impl Pooled {
@@ -79,7 +79,7 @@ impl Pooled {
             idle_since: now,
             retired: false,
             streams: BTreeMap::new(),
-            touched: Ticket::new(),
+            ready: Ticket::new(),
         }
     }
 

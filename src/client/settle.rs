@@ -101,7 +101,7 @@ impl Client {
             channel: pooled.channel_time,
             hops: pooled.hop_times.clone(),
         });
-        if !core::mem::replace(&mut self.ready, true) {
+        if !core::mem::replace(&mut self.reported_ready, true) {
             self.events.push_back(ClientEvent::Ready);
         }
         self.replan = true;
@@ -141,7 +141,7 @@ impl Client {
             }
         }
         for id in doubted {
-            self.touch(id);
+            self.make_ready(id);
         }
     }
 

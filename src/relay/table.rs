@@ -90,7 +90,7 @@ pub(super) struct Circuit {
     /// The streams that end here, from the first stream message on.
     pub(super) exit_side: Option<Box<ExitSide>>,
     /// Its place in the queue of circuits with pending messages.
-    pub(super) with_messages: Ticket,
+    pub(super) ready: Ticket,
 }
 
 /// A deadline has passed, and the circuit must end.
@@ -108,7 +108,7 @@ impl Circuit {
             deadline: None,
             last_cell: now,
             exit_side: None,
-            with_messages: Ticket::new(),
+            ready: Ticket::new(),
         }
     }
 

@@ -35,7 +35,7 @@ fn builds_that_fail_are_tried_four_times_and_then_given_up() {
         let circuits: Vec<_> = party.client.circuits.keys().copied().collect();
         for circuit in circuits {
             party.client.circuits.get_mut(&circuit).unwrap().close();
-            party.client.touch(circuit);
+            party.client.make_ready(circuit);
         }
     });
     // The only exit has vanished, so no circuit can be built.
@@ -136,7 +136,7 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
                 assert_eq!(pooled.hop_times.len(), 0);
                 let destroy = crate::wire::Cell::destroy(origin.circuit());
                 pooled.handle_cell(now, destroy, rng);
-                party.client.touch(*id);
+                party.client.make_ready(*id);
             }
             building.len()
         });

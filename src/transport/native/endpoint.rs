@@ -90,7 +90,7 @@ pub struct Endpoint {
     /// Links whose room is to be reported.
     rooms: ReadyQueue<LinkId>,
     /// Links that may have packets to send.
-    dirty: ReadyQueue<Route>,
+    ready: ReadyQueue<Route>,
     deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
@@ -131,7 +131,7 @@ impl Endpoint {
             next_link: 0,
             events: VecDeque::new(),
             rooms: ReadyQueue::new(),
-            dirty: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
@@ -199,7 +199,7 @@ impl Endpoint {
     /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.waiting() < BATCH_LEN
-            && let Some(route) = self.dirty.pop()
+            && let Some(route) = self.ready.pop()
         {
             self.service(now, route);
         }
@@ -359,9 +359,9 @@ impl Endpoint {
         route: Route,
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
     ) -> T {
-        self.call(now, route, |link, context, dirty| {
+        self.call(now, route, |link, context, ready| {
             let outcome = act(link, context);
-            dirty.push(route, &mut link.dirty);
+            ready.push(route, &mut link.ready);
             outcome
         })
     }
@@ -388,7 +388,7 @@ impl Endpoint {
             events: &mut self.events,
             rooms: &mut self.rooms,
         };
-        let outcome = act(link, &mut context, &mut self.dirty);
+        let outcome = act(link, &mut context, &mut self.ready);
         let ending = link.ending();
         if link.opened && !was_open {
             match link.dialled() {
@@ -468,9 +468,9 @@ impl Endpoint {
 
     /// Sends a link's pending packets and sets its deadline.
     fn service(&mut self, now: Instant, route: Route) {
-        let deadline = self.call(now, route, |link, context, dirty| {
+        let deadline = self.call(now, route, |link, context, ready| {
             if link.service(context) {
-                dirty.push(route, &mut link.dirty);
+                ready.push(route, &mut link.ready);
                 return None;
             }
             // An ended link has no deadline.

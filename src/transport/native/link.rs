@@ -140,7 +140,7 @@ pub(super) struct Link {
     /// Number of lanes, once the link is open.
     lanes: u8,
     /// Its place in the queue for [`Self::service`].
-    pub(super) dirty: Ticket,
+    pub(super) ready: Ticket,
     /// Its place in the queue of room events for the core.
     pub(super) rooms: Ticket,
     /// Bytes that the core may send, as last reported.
@@ -174,7 +174,7 @@ impl Link {
             local_certificate,
             peer_certificate: [0; 32],
             lanes: 0,
-            dirty: Ticket::new(),
+            ready: Ticket::new(),
             rooms: Ticket::new(),
             room: 0,
             opened: false,
