@@ -52,9 +52,9 @@ pub use isolation::Isolation;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
 
-/// The identifier of a circuit of the pool, from the start of its build to its end.
+/// The key of a circuit of the pool, from the start of its build to its end; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct PooledId(u64);
+struct CircuitKey(u64);
 
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -195,13 +195,13 @@ pub struct Client {
     expired: bool,
     reported_ready: bool,
 
-    circuits: BTreeMap<PooledId, Pooled>,
+    circuits: BTreeMap<CircuitKey, Pooled>,
     next_circuit: u64,
-    by_channel: BTreeMap<(ChannelId, CircuitId), PooledId>,
+    by_channel: BTreeMap<(ChannelId, CircuitId), CircuitKey>,
     /// Circuits to settle.
-    ready: ReadyQueue<PooledId>,
+    ready: ReadyQueue<CircuitKey>,
     /// The deadline of each circuit.
-    timeouts: Deadlines<PooledId>,
+    timeouts: Deadlines<CircuitKey>,
     attempts: Attempts,
     /// Builds may be due, because requests or circuits have changed.
     replan: bool,
@@ -356,20 +356,20 @@ impl Client {
 
     fn reset(&mut self, stream: ClientStream, reason: EndReason) {
         let Some(request) = self.requests.remove(stream) else { return };
-        let Some((circuit, id)) = request.placed else { return };
-        if let Some(pooled) = self.circuits.get_mut(&circuit) {
+        let Some((key, id)) = request.placed else { return };
+        if let Some(pooled) = self.circuits.get_mut(&key) {
             pooled.streams.remove(&id);
             if let Some(streams) = pooled.exit_streams() {
                 streams.handle_command(id, StreamCommand::Reset(reason));
             }
-            self.make_ready(circuit);
+            self.make_ready(key);
         }
     }
 
     /// Removes a stream whose directions have both ended; pending data is still sent.
     fn forget(&mut self, stream: ClientStream) {
-        if let Some((circuit, id)) = self.requests.remove(stream).and_then(|request| request.placed)
-            && let Some(pooled) = self.circuits.get_mut(&circuit)
+        if let Some((key, id)) = self.requests.remove(stream).and_then(|request| request.placed)
+            && let Some(pooled) = self.circuits.get_mut(&key)
         {
             pooled.streams.remove(&id);
         }
@@ -403,15 +403,15 @@ impl Client {
     /// Applies `act` to a connected stream, and marks its circuit for settling.
     fn with_stream<T>(&mut self, stream: ClientStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
         let request = self.requests.get(stream).filter(|request| request.connected)?;
-        let (circuit, id) = request.placed?;
-        let done = act(self.circuits.get_mut(&circuit)?.exit_streams()?, id);
-        self.make_ready(circuit);
+        let (key, id) = request.placed?;
+        let done = act(self.circuits.get_mut(&key)?.exit_streams()?, id);
+        self.make_ready(key);
         Some(done)
     }
 
-    fn make_ready(&mut self, circuit: PooledId) {
-        if let Some(pooled) = self.circuits.get_mut(&circuit) {
-            self.ready.push(circuit, &mut pooled.ready);
+    fn make_ready(&mut self, key: CircuitKey) {
+        if let Some(pooled) = self.circuits.get_mut(&key) {
+            self.ready.push(key, &mut pooled.ready);
         }
     }
 
@@ -419,16 +419,16 @@ impl Client {
         while let Some(event) = self.channels.poll_event() {
             match event {
                 ChannelEvent::Cell { channel, cell } => {
-                    let circuit = cell.circuit().and_then(|circuit| self.by_channel.get(&(channel, circuit))).copied();
-                    let Some(circuit) = circuit else { continue };
-                    if let Some(pooled) = self.circuits.get_mut(&circuit) {
+                    let key = cell.circuit().and_then(|circuit| self.by_channel.get(&(channel, circuit))).copied();
+                    let Some(key) = key else { continue };
+                    if let Some(pooled) = self.circuits.get_mut(&key) {
                         pooled.handle_cell(now, cell, rng);
-                        self.make_ready(circuit);
+                        self.make_ready(key);
                     }
                 }
                 ChannelEvent::Drained { channel, circuit } => {
-                    if let Some(circuit) = self.by_channel.get(&(channel, circuit)).copied() {
-                        self.make_ready(circuit);
+                    if let Some(key) = self.by_channel.get(&(channel, circuit)).copied() {
+                        self.make_ready(key);
                     }
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
@@ -447,25 +447,25 @@ impl Client {
         }
     }
 
-    fn handle_circuit_timeout(&mut self, now: Instant, circuit: PooledId) {
-        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+    fn handle_circuit_timeout(&mut self, now: Instant, key: CircuitKey) {
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
             // The dial goes on for a while, but no circuit waits for it.
             (Stage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
             (Stage::Connecting, None) => {}
             (Stage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
         }
-        self.make_ready(circuit);
+        self.make_ready(key);
     }
 
     fn handle_channel_closed(&mut self, channel: ChannelId) {
         let lost = self.by_channel.iter().filter(|((other, _), _)| *other == channel);
-        let lost: Vec<_> = lost.map(|(_, circuit)| *circuit).collect();
-        for circuit in lost {
-            if let Some(pooled) = self.circuits.get_mut(&circuit) {
+        let lost: Vec<_> = lost.map(|(_, key)| *key).collect();
+        for key in lost {
+            if let Some(pooled) = self.circuits.get_mut(&key) {
                 pooled.handle_channel_closed();
             }
-            self.make_ready(circuit);
+            self.make_ready(key);
         }
     }
 }
@@ -487,8 +487,8 @@ impl LinkMachine for Client {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(circuit) = self.timeouts.pop_due(now) {
-            self.handle_circuit_timeout(now, circuit);
+        while let Some(key) = self.timeouts.pop_due(now) {
+            self.handle_circuit_timeout(now, key);
         }
         for stream in self.requests.overdue(now) {
             let failure = match &self.in_use {
@@ -508,8 +508,8 @@ impl LinkMachine for Client {
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
             while self.replan || !self.ready.is_empty() {
-                while let Some(circuit) = self.ready.pop() {
-                    self.settle(now, circuit, rng);
+                while let Some(key) = self.ready.pop() {
+                    self.settle(now, key, rng);
                 }
                 if core::mem::take(&mut self.replan) {
                     self.plan(now, rng);

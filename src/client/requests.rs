@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClientStream, Isolation, PooledId};
+use super::{CircuitKey, ClientStream, Isolation};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
@@ -38,9 +38,9 @@ pub(super) struct Request {
     /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits without room for it; at most the number of tries.
-    pub(super) refused_on: Vec<PooledId>,
+    pub(super) refused_on: Vec<CircuitKey>,
     /// The circuit and stream that carry it.
-    pub(super) placed: Option<(PooledId, StreamId)>,
+    pub(super) placed: Option<(CircuitKey, StreamId)>,
     pub(super) connected: bool,
     /// This end has finished its direction, or will.
     pub(super) finished: bool,
@@ -113,9 +113,9 @@ impl Requests {
     }
 
     /// Records the circuit and stream of a request.
-    pub(super) fn place(&mut self, stream: ClientStream, circuit: PooledId, id: StreamId) {
+    pub(super) fn place(&mut self, stream: ClientStream, key: CircuitKey, id: StreamId) {
         if let Some(request) = self.requests.get_mut(&stream) {
-            request.placed = Some((circuit, id));
+            request.placed = Some((key, id));
             request.tries.increment();
             self.waiting.remove(stream);
         }

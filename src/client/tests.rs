@@ -333,12 +333,12 @@ impl Net {
     /// The path of the circuit that carries a stream.
     fn path_of(&mut self, stream: ClientStream) -> Vec<RelayId> {
         self.client(|party, _, _| {
-            let (circuit, _) = party.client.requests.get(stream).unwrap().placed.unwrap();
-            party.client.circuits[&circuit].path.iter().map(|relay| relay.identity).collect()
+            let (key, _) = party.client.requests.get(stream).unwrap().placed.unwrap();
+            party.client.circuits[&key].path.iter().map(|relay| relay.identity).collect()
         })
     }
 
-    fn circuit_of(&mut self, stream: ClientStream) -> PooledId {
+    fn circuit_of(&mut self, stream: ClientStream) -> CircuitKey {
         self.client(|party, _, _| party.client.requests.get(stream).unwrap().placed.unwrap().0)
     }
 }
