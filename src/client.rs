@@ -509,7 +509,7 @@ impl LinkMachine for Client {
         loop {
             while self.replan || !self.ready.is_empty() {
                 while let Some(key) = self.ready.pop() {
-                    self.settle(now, key, rng);
+                    self.settle_circuit(now, key, rng);
                 }
                 if core::mem::take(&mut self.replan) {
                     self.plan(now, rng);

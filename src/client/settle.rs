@@ -18,7 +18,7 @@ use crate::{
 
 impl Client {
     /// Handles a circuit's events and fills its channel's queue, until neither remains.
-    pub(super) fn settle(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) {
+    pub(super) fn settle_circuit(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) {
         let mut closed = None;
         loop {
             while let Some(event) = self.poll_circuit(key) {
