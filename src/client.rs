@@ -287,7 +287,7 @@ impl Client {
     /// Resolves a name to addresses, or an address to names. [`StreamEvent::Resolved`], [`StreamEvent::Closed`] or
     /// [`ClientEvent::Failed`] follows.
     pub fn resolve(&mut self, now: Instant, host: Host, isolation: Isolation) -> ClientStream {
-        self.request(now, requests::Wanted::Answer(host), Vec::new(), isolation)
+        self.request(now, requests::Wanted::Resolve(host), Vec::new(), isolation)
     }
 
     /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries

@@ -99,7 +99,7 @@ impl Client {
         let Stage::Circuit { origin, .. } = &mut pooled.stage else { return false };
         let begun = match &request.wanted {
             Wanted::Stream(target) => origin.begin(now, target.clone()),
-            Wanted::Answer(host) => origin.resolve(now, host.clone()),
+            Wanted::Resolve(host) => origin.resolve(now, host.clone()),
             Wanted::Delegated(delegation) => origin.request(now, delegation.service()),
         };
         let Ok(begun) = begun else { return false };

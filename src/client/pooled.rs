@@ -149,7 +149,7 @@ impl Pooled {
         }
         match (&request.wanted, &self.delegation) {
             (Wanted::Stream(target), None) => relays.consensus.relay(&exit).is_some_and(|exit| suits(exit, target)),
-            (Wanted::Answer(_), None) => relays.consensus.relay(&exit).is_some(),
+            (Wanted::Resolve(_), None) => relays.consensus.relay(&exit).is_some(),
             (Wanted::Delegated(delegation), Some(_)) => {
                 relays.hop(&exit).is_some_and(|exit| delegation.is_offered(exit.offer()))
             }

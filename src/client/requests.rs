@@ -16,7 +16,7 @@ pub(super) const MAX_TRIES: u8 = 4;
 #[derive(Clone)]
 pub(super) enum Wanted {
     Stream(Target),
-    Answer(Host),
+    Resolve(Host),
     Delegated(Delegation),
 }
 
@@ -25,7 +25,7 @@ impl Wanted {
     pub(super) fn purpose(&self) -> Purpose {
         match self {
             Self::Stream(target) => Purpose::Target(target.clone()),
-            Self::Answer(_) => Purpose::Streams,
+            Self::Resolve(_) => Purpose::Streams,
             Self::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
         }
     }
