@@ -473,10 +473,10 @@ impl Link {
                     let opened = self.properties(context.route);
                     context.events.push_back(LinkEvent::Opened { link: self.id, opened });
                 }
-                (Event::Message { stream, bytes }, Stage::Open) => {
+                (Event::Message { stream, message }, Stage::Open) => {
                     match u8::try_from(stream).ok().and_then(Lane::new) {
                         Some(lane) => {
-                            context.events.push_back(LinkEvent::Message { link: self.id, lane, message: bytes });
+                            context.events.push_back(LinkEvent::Message { link: self.id, lane, message });
                         }
                         None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }
