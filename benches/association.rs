@@ -78,7 +78,7 @@ impl Pair {
     fn drain(&mut self, at: usize) {
         while let Some(event) = self.ends[at].poll_event() {
             match event {
-                Event::Message { bytes, .. } => self.received += black_box(bytes).len() as u64,
+                Event::Message { message, .. } => self.received += black_box(message).len() as u64,
                 Event::Open { .. } => self.open |= at == 0,
                 Event::Closed(close) => panic!("closed: {close:?}"),
             }

@@ -162,7 +162,7 @@ impl Link {
         self.receiver.handle_timeout(self.now);
         while let Some(event) = self.receiver.poll_event() {
             match event {
-                Event::Message { bytes, .. } => self.received += bytes.len(),
+                Event::Message { message, .. } => self.received += message.len(),
                 Event::Open { .. } => {}
                 Event::Closed(close) => panic!("{close:?}"),
             }

@@ -14,12 +14,13 @@
 mod attempts;
 mod exit_separation;
 mod gone;
+mod isolation;
 mod pool;
 mod pooled;
 mod requests;
 mod settle;
 
-use core::{fmt, time::Duration};
+use core::time::Duration;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -45,23 +46,15 @@ use gone::Gone;
 use pooled::{Pooled, Stage};
 use requests::{Request, Requests};
 
+pub use isolation::Isolation;
+
 /// One stream or RESOLVE of the client; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
 
-/// An isolation label: streams with different keys never share a circuit. Prints redacted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IsolationKey(pub [u8; 32]);
-
-impl fmt::Debug for IsolationKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("IsolationKey([redacted])")
-    }
-}
-
-/// The identifier of a circuit of the pool, from the start of its build to its end.
+/// The key of a circuit of the pool, from the start of its build to its end; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct PooledId(u64);
+struct CircuitKey(u64);
 
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -200,15 +193,15 @@ pub struct Client {
     volunteers: Option<(Arc<VolunteerList>, Instant)>,
     gone: Gone,
     expired: bool,
-    ready: bool,
+    reported_ready: bool,
 
-    circuits: BTreeMap<PooledId, Pooled>,
+    circuits: BTreeMap<CircuitKey, Pooled>,
     next_circuit: u64,
-    by_channel: BTreeMap<(ChannelId, CircuitId), PooledId>,
+    by_channel: BTreeMap<(ChannelId, CircuitId), CircuitKey>,
     /// Circuits to settle.
-    touched: ReadyQueue<PooledId>,
+    ready: ReadyQueue<CircuitKey>,
     /// The deadline of each circuit.
-    timeouts: Deadlines<PooledId>,
+    timeouts: Deadlines<CircuitKey>,
     attempts: Attempts,
     /// Builds may be due, because requests or circuits have changed.
     replan: bool,
@@ -233,11 +226,11 @@ impl Client {
             volunteers: None,
             gone: Gone::default(),
             expired: false,
-            ready: false,
+            reported_ready: false,
             circuits: BTreeMap::new(),
             next_circuit: 0,
             by_channel: BTreeMap::new(),
-            touched: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             timeouts: Deadlines::default(),
             attempts: Attempts::default(),
             replan: false,
@@ -287,14 +280,14 @@ impl Client {
 
     /// Requests a stream to `target`. [`StreamEvent::Connected`], [`StreamEvent::Closed`] or [`ClientEvent::Failed`]
     /// follows; before that nothing can be written.
-    pub fn open(&mut self, now: Instant, target: Target, isolation: IsolationKey) -> ClientStream {
+    pub fn open(&mut self, now: Instant, target: Target, isolation: Isolation) -> ClientStream {
         self.request(now, requests::Wanted::Stream(target), Vec::new(), isolation)
     }
 
     /// Resolves a name to addresses, or an address to names. [`StreamEvent::Resolved`], [`StreamEvent::Closed`] or
     /// [`ClientEvent::Failed`] follows.
-    pub fn resolve(&mut self, now: Instant, host: Host, isolation: IsolationKey) -> ClientStream {
-        self.request(now, requests::Wanted::Answer(host), Vec::new(), isolation)
+    pub fn resolve(&mut self, now: Instant, host: Host, isolation: Isolation) -> ClientStream {
+        self.request(now, requests::Wanted::Resolve(host), Vec::new(), isolation)
     }
 
     /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries
@@ -305,7 +298,7 @@ impl Client {
         now: Instant,
         delegation: Delegation,
         not_by: Vec<RelayId>,
-        isolation: IsolationKey,
+        isolation: Isolation,
     ) -> ClientStream {
         self.request(now, requests::Wanted::Delegated(delegation), not_by, isolation)
     }
@@ -363,20 +356,20 @@ impl Client {
 
     fn reset(&mut self, stream: ClientStream, reason: EndReason) {
         let Some(request) = self.requests.remove(stream) else { return };
-        let Some((circuit, id)) = request.placed else { return };
-        if let Some(pooled) = self.circuits.get_mut(&circuit) {
+        let Some((key, id)) = request.placed else { return };
+        if let Some(pooled) = self.circuits.get_mut(&key) {
             pooled.streams.remove(&id);
             if let Some(streams) = pooled.exit_streams() {
                 streams.handle_command(id, StreamCommand::Reset(reason));
             }
-            self.touch(circuit);
+            self.make_ready(key);
         }
     }
 
     /// Removes a stream whose directions have both ended; pending data is still sent.
     fn forget(&mut self, stream: ClientStream) {
-        if let Some((circuit, id)) = self.requests.remove(stream).and_then(|request| request.placed)
-            && let Some(pooled) = self.circuits.get_mut(&circuit)
+        if let Some((key, id)) = self.requests.remove(stream).and_then(|request| request.placed)
+            && let Some(pooled) = self.circuits.get_mut(&key)
         {
             pooled.streams.remove(&id);
         }
@@ -387,7 +380,7 @@ impl Client {
         now: Instant,
         wanted: requests::Wanted,
         not_by: Vec<RelayId>,
-        isolation: IsolationKey,
+        isolation: Isolation,
     ) -> ClientStream {
         let stream = self.requests.next();
         let refused = if self.expired {
@@ -410,15 +403,15 @@ impl Client {
     /// Applies `act` to a connected stream, and marks its circuit for settling.
     fn with_stream<T>(&mut self, stream: ClientStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
         let request = self.requests.get(stream).filter(|request| request.connected)?;
-        let (circuit, id) = request.placed?;
-        let done = act(self.circuits.get_mut(&circuit)?.exit_streams()?, id);
-        self.touch(circuit);
+        let (key, id) = request.placed?;
+        let done = act(self.circuits.get_mut(&key)?.exit_streams()?, id);
+        self.make_ready(key);
         Some(done)
     }
 
-    fn touch(&mut self, circuit: PooledId) {
-        if let Some(pooled) = self.circuits.get_mut(&circuit) {
-            self.touched.push(circuit, &mut pooled.touched);
+    fn make_ready(&mut self, key: CircuitKey) {
+        if let Some(pooled) = self.circuits.get_mut(&key) {
+            self.ready.push(key, &mut pooled.ready);
         }
     }
 
@@ -426,16 +419,16 @@ impl Client {
         while let Some(event) = self.channels.poll_event() {
             match event {
                 ChannelEvent::Cell { channel, cell } => {
-                    let circuit = cell.circuit().and_then(|circuit| self.by_channel.get(&(channel, circuit))).copied();
-                    let Some(circuit) = circuit else { continue };
-                    if let Some(pooled) = self.circuits.get_mut(&circuit) {
+                    let key = cell.circuit().and_then(|circuit| self.by_channel.get(&(channel, circuit))).copied();
+                    let Some(key) = key else { continue };
+                    if let Some(pooled) = self.circuits.get_mut(&key) {
                         pooled.handle_cell(now, cell, rng);
-                        self.touch(circuit);
+                        self.make_ready(key);
                     }
                 }
                 ChannelEvent::Drained { channel, circuit } => {
-                    if let Some(circuit) = self.by_channel.get(&(channel, circuit)).copied() {
-                        self.touch(circuit);
+                    if let Some(key) = self.by_channel.get(&(channel, circuit)).copied() {
+                        self.make_ready(key);
                     }
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
@@ -454,25 +447,25 @@ impl Client {
         }
     }
 
-    fn handle_circuit_timeout(&mut self, now: Instant, circuit: PooledId) {
-        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+    fn handle_circuit_timeout(&mut self, now: Instant, key: CircuitKey) {
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
             // The dial goes on for a while, but no circuit waits for it.
             (Stage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
             (Stage::Connecting, None) => {}
             (Stage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
         }
-        self.touch(circuit);
+        self.make_ready(key);
     }
 
     fn handle_channel_closed(&mut self, channel: ChannelId) {
         let lost = self.by_channel.iter().filter(|((other, _), _)| *other == channel);
-        let lost: Vec<_> = lost.map(|(_, circuit)| *circuit).collect();
-        for circuit in lost {
-            if let Some(pooled) = self.circuits.get_mut(&circuit) {
+        let lost: Vec<_> = lost.map(|(_, key)| *key).collect();
+        for key in lost {
+            if let Some(pooled) = self.circuits.get_mut(&key) {
                 pooled.handle_channel_closed();
             }
-            self.touch(circuit);
+            self.make_ready(key);
         }
     }
 }
@@ -494,8 +487,8 @@ impl LinkMachine for Client {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(circuit) = self.timeouts.pop_due(now) {
-            self.handle_circuit_timeout(now, circuit);
+        while let Some(key) = self.timeouts.pop_due(now) {
+            self.handle_circuit_timeout(now, key);
         }
         for stream in self.requests.overdue(now) {
             let failure = match &self.in_use {
@@ -514,9 +507,9 @@ impl LinkMachine for Client {
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
-            while self.replan || !self.touched.is_empty() {
-                while let Some(circuit) = self.touched.pop() {
-                    self.settle(now, circuit, rng);
+            while self.replan || !self.ready.is_empty() {
+                while let Some(key) = self.ready.pop() {
+                    self.settle_circuit(now, key, rng);
                 }
                 if core::mem::take(&mut self.replan) {
                     self.plan(now, rng);
@@ -525,7 +518,7 @@ impl LinkMachine for Client {
             }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || (self.touched.is_empty() && !self.replan) {
+            if transmit.is_some() || (self.ready.is_empty() && !self.replan) {
                 return transmit;
             }
         }

@@ -2,9 +2,7 @@
 //!
 //! The client's assembly implements [`Connector`]. The SOCKS and HTTP proxy ports are generic over it, as are tests.
 
-use core::{fmt, future::Future, time::Duration};
-
-use sha2::{Digest, Sha256};
+use core::{future::Future, time::Duration};
 
 use crate::{
     base::RelayId,
@@ -15,43 +13,7 @@ use crate::{
     wire::{Answer, EndReason, Host, Target},
 };
 
-/// The isolation of a stream: streams of different isolations never share a circuit.
-///
-/// A digest of the listener and the application's credentials, so that the credentials aren't stored. Prints
-/// redacted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Isolation([u8; 32]);
-
-impl Isolation {
-    /// The isolation of `user` and `password` at `listener`.
-    #[must_use]
-    pub fn new(listener: &str, user: &[u8], password: &[u8]) -> Self {
-        let mut digest = Sha256::new();
-        for part in [listener.as_bytes(), user, password] {
-            digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-            digest.update(part);
-        }
-        Self(digest.finalize().into())
-    }
-
-    /// The isolation of applications without credentials at `listener`.
-    #[must_use]
-    pub fn of_listener(listener: &str) -> Self {
-        Self::new(listener, &[], &[])
-    }
-
-    /// The digest.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Isolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Isolation([redacted])")
-    }
-}
+pub use crate::client::Isolation;
 
 /// The reason why a stream could not be opened or a name not resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,9 +2,10 @@
 //!
 //! Documents are Protocol Buffers signed as bytes. Each is decoded as an `Unverified…` type, whose
 //! verification returns the type that the rest of the node trusts. Owns the document types and the [`authority`]
-//! core; files, store and HTTP are outside (`io`). Driven by documents and wall-clock time from the caller. Governed
-//! by `proto/07-directory.md`. Threats addressed: relays with false statements about themselves, fewer than half of
-//! the authorities, and an adversary between a node and the directory (`threat-model.md`).
+//! core; files are outside (`io`), as are store and HTTP (`directory_http`). Driven by documents and wall-clock time
+//! from the caller. Governed by `proto/07-directory.md`. Threats addressed: relays with false statements about
+//! themselves, fewer than half of the authorities, and an adversary between a node and the directory
+//! (`threat-model.md`).
 
 pub mod authority;
 mod bounded;

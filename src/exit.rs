@@ -13,7 +13,10 @@ pub(crate) mod outbound;
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
+use core::{
+    task::{Context, Poll},
+    time::Duration,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::{
@@ -60,7 +63,7 @@ pub(crate) struct Exit {
     shared: Arc<ExitShared>,
     tasks: JoinSet<()>,
     /// Running lookups, at most one for each task.
-    questions: BTreeMap<StreamKey, AbortHandle>,
+    lookups: BTreeMap<StreamKey, AbortHandle>,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
     outcomes: mpsc::UnboundedReceiver<(StreamKey, StreamCommand)>,
 }
@@ -80,7 +83,7 @@ impl Exit {
         let (outcome, outcomes) = mpsc::unbounded_channel();
         let permits = Arc::new(Semaphore::new(options.streams));
         let shared = Arc::new(ExitShared { options, resolver, delegate, permits, outcome });
-        Self { hub: Hub::new(), shared, tasks: JoinSet::new(), questions: BTreeMap::new(), outcomes }
+        Self { hub: Hub::new(), shared, tasks: JoinSet::new(), lookups: BTreeMap::new(), outcomes }
     }
 
     /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
@@ -97,7 +100,7 @@ impl Exit {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(key) else { return };
         let shared = Arc::clone(&self.shared);
-        let asking = self.tasks.spawn(async move {
+        let lookup = self.tasks.spawn(async move {
             let outcome = match shared.resolver.resolve(&host).await {
                 Ok(Found { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
@@ -105,7 +108,7 @@ impl Exit {
             shared.tell(key, outcome);
             drop(permit);
         });
-        self.questions.insert(key, asking);
+        self.lookups.insert(key, lookup);
     }
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
@@ -145,8 +148,8 @@ impl Exit {
 
     /// Cancels a stream or lookup.
     fn close(&mut self, key: StreamKey) {
-        if let Some(asking) = self.questions.remove(&key) {
-            asking.abort();
+        if let Some(lookup) = self.lookups.remove(&key) {
+            lookup.abort();
         }
         self.hub.fail(key, EndReason::Reset);
     }
@@ -164,24 +167,21 @@ impl Exit {
         self.hub.flush();
     }
 
-    /// Waits for the next command for the core. Cancel safe.
-    pub(crate) async fn command(&mut self) -> (StreamKey, StreamCommand) {
-        tokio::select! {
-            // The outcome of a stream precedes its commands.
-            biased;
-            Some((key, outcome)) = self.outcomes.recv() => {
-                self.questions.remove(&key);
-                if let StreamCommand::Reset(reason) = outcome {
-                    self.hub.fail(key, reason);
-                }
-                (key, outcome)
+    /// The next command for the core.
+    pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(StreamKey, StreamCommand)> {
+        // The outcome of a stream precedes its commands.
+        if let Poll::Ready(Some((key, outcome))) = self.outcomes.poll_recv(cx) {
+            self.lookups.remove(&key);
+            if let StreamCommand::Reset(reason) = outcome {
+                self.hub.fail(key, reason);
             }
-            command = self.hub.command() => command,
+            return Poll::Ready((key, outcome));
         }
+        self.hub.poll_command(cx)
     }
 
     /// Passes a command to the relay's core.
-    pub(crate) fn apply(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
+    pub(crate) fn handle_command(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
         let changes_room = matches!(command, StreamCommand::Connected(_) | StreamCommand::Write(_));
         relay.handle_command(ExitStream(key), command);
         if changes_room {

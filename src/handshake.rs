@@ -5,7 +5,6 @@
 //! value that its step consumes. No state outlives its handshake. Driven by the circuit at the origin and by the
 //! relay. Governed by `proto/04-handshake.md`. Threat: relays that impersonate a later hop. The keys are bound to
 //! identity, onion key, hop number and type, and only the holder of the onion key can answer.
-//! identity, onion key, hop number and type, and only the holder of the onion key can answer.
 
 mod origin;
 mod relay;

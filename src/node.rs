@@ -1,7 +1,8 @@
 //! Processes of the overlay: the protocol core joined with sockets, files and the command line.
 //!
 //! This module has configuration, assembly and life cycle of a node. The core ([`crate::client`], [`crate::relay`],
-//! [`crate::directory`]) has the protocol, [`crate::io`] the rest of the input and output.
+//! [`crate::directory`]) has the protocol; its drivers (such as [`crate::io`], [`crate::exit`] and [`crate::ports`])
+//! have the rest of the input and output.
 
 mod bench;
 pub mod cli;

@@ -165,7 +165,7 @@ pub struct Relay {
     /// Deadlines of circuits; an entry may be earlier than the deadline.
     deadlines: Deadlines<CircuitKey>,
     /// Circuits whose streams may have pending messages.
-    with_messages: ReadyQueue<CircuitKey>,
+    ready: ReadyQueue<CircuitKey>,
     exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     next_exit: u64,
     events: VecDeque<RelayEvent>,
@@ -195,7 +195,7 @@ impl Relay {
             half_built_deadlines: Deadlines::default(),
             dialling: BTreeMap::new(),
             deadlines: Deadlines::default(),
-            with_messages: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             exits: BTreeMap::new(),
             next_exit: 1,
             events: VecDeque::new(),
@@ -319,7 +319,7 @@ impl Relay {
                 Some(Overdue::Circuit(channel, circuit)) => match self.table.find(CircuitEndpoint { channel, circuit })
                 {
                     Some((key, _)) => self.end(now, key),
-                    None => self.refuse(now, CircuitEndpoint { channel, circuit }),
+                    None => self.destroy(now, CircuitEndpoint { channel, circuit }),
                 },
                 Some(Overdue::Channel(channel)) => self.channels.close(channel),
                 None => return,
@@ -395,7 +395,7 @@ impl LinkMachine for Relay {
         self.handle_channel_events(now, rng);
         while let Some(endpoint) = self.half_built_deadlines.pop_due(now) {
             self.forget_half_built(endpoint);
-            self.refuse(now, endpoint);
+            self.destroy(now, endpoint);
         }
         while let Some(key) = self.deadlines.pop_due(now) {
             self.handle_circuit_timeout(now, key);
@@ -411,7 +411,7 @@ impl LinkMachine for Relay {
             }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || self.with_messages.is_empty() {
+            if transmit.is_some() || self.ready.is_empty() {
                 return transmit;
             }
         }

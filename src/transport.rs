@@ -43,12 +43,12 @@ pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Tr
         while let Some(event) = transport.poll_link_event() {
             core.handle_link(now, event, rng);
         }
-        let mut said = false;
+        let mut sent = false;
         while let Some(transmit) = core.poll_transmit(now, rng) {
             transport.handle_transmit(now, transmit);
-            said = true;
+            sent = true;
         }
-        if !said {
+        if !sent {
             return;
         }
     }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::{Instant, LinkMachine, RelayId},
-    client::{Client, ClientEvent, ClientStream, IsolationKey, StreamFailure},
+    client::{Client, ClientEvent, ClientStream, Isolation, StreamFailure},
     delegated::Delegation,
     stream::{StreamCommand, StreamEvent},
     transport::Core,
@@ -66,7 +66,7 @@ pub(super) struct Wanted {
     pub(super) delegation: Delegation,
     /// Excluded exits.
     pub(super) not_by: Vec<RelayId>,
-    pub(super) isolation: IsolationKey,
+    pub(super) isolation: Isolation,
     pub(super) request: Vec<u8>,
     /// Largest answer in bytes.
     pub(super) most: usize,
@@ -110,7 +110,7 @@ impl PageCore {
         Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
     }
 
-    fn tell(&mut self, now: Instant, event: ClientEvent) {
+    fn handle_event(&mut self, now: Instant, event: ClientEvent) {
         if self.streams.take(&event) {
             return;
         }
@@ -226,11 +226,11 @@ impl Core for PageCore {
     }
 
     fn deliver(&mut self, now: Instant) -> bool {
-        let mut told = false;
+        let mut delivered = false;
         while let Some(event) = self.client.poll_event() {
-            self.tell(now, event);
-            told = true;
+            self.handle_event(now, event);
+            delivered = true;
         }
-        told
+        delivered
     }
 }

@@ -21,7 +21,7 @@ use super::{
     store::{Entry, Store},
 };
 use crate::{
-    client::{Client, ClientParameters, IsolationKey},
+    client::{Client, ClientParameters, Isolation},
     crypto::sha256,
     delegated::{Delegation, ExitStatistics, Offers, engines},
     directory::{Consensus, VolunteerList},
@@ -116,7 +116,7 @@ impl Page {
     }
 
     /// A new isolation, used once.
-    pub(super) fn isolation(&self) -> IsolationKey {
+    pub(super) fn isolation(&self) -> Isolation {
         let number = self.isolations.get();
         self.isolations.set(number.wrapping_add(1));
         isolation(number)
@@ -164,6 +164,6 @@ impl Page {
 }
 
 /// The isolation with the given number.
-pub(super) fn isolation(number: u64) -> IsolationKey {
-    IsolationKey(sha256(&number.to_be_bytes()))
+pub(super) fn isolation(number: u64) -> Isolation {
+    Isolation(sha256(&number.to_be_bytes()))
 }

@@ -16,7 +16,7 @@ use super::{
     page::Page,
 };
 use crate::{
-    client::{ClientStream, IsolationKey, StreamFailure},
+    client::{ClientStream, Isolation, StreamFailure},
     crypto::sha256,
     stream::StreamCommand,
     wire::{EndReason, Host, Target},
@@ -26,8 +26,8 @@ use crate::{
 const MAX_READ: usize = 256 << 10;
 
 /// The isolation of streams to `host`.
-fn isolation(host: &str) -> IsolationKey {
-    IsolationKey(sha256(&[b"fetch ", host.as_bytes()].concat()))
+fn isolation(host: &str) -> Isolation {
+    Isolation(sha256(&[b"fetch ", host.as_bytes()].concat()))
 }
 
 /// A stream; dropping it resets it.

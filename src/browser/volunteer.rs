@@ -119,9 +119,9 @@ impl Core for VolunteerCore {
     }
 
     fn deliver(&mut self, now: Instant) -> bool {
-        let mut told = false;
+        let mut delivered = false;
         while let Some(event) = self.relay.poll_event() {
-            told = true;
+            delivered = true;
             match event {
                 RelayEvent::GatewaysChanged => self.changed.ring(),
                 RelayEvent::Stream(stream, event) => self.exit.handle_event(now, &mut self.relay, stream, event),
@@ -129,7 +129,7 @@ impl Core for VolunteerCore {
                 RelayEvent::VolunteersChanged => {}
             }
         }
-        told
+        delivered
     }
 
     fn shut_down(&mut self, now: Instant) {

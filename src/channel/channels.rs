@@ -43,7 +43,7 @@ pub struct Channels {
     /// Links with an unfinished handshake.
     handshakes: usize,
     /// Channels that may have something to send, in round-robin order.
-    sendable: ReadyQueue<ChannelId>,
+    ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
     queued: usize,
@@ -63,7 +63,7 @@ impl Channels {
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
             handshakes: 0,
-            sendable: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             queued: 0,
@@ -92,14 +92,14 @@ impl Channels {
                     self.channel_opened(id);
                 }
                 match outcome {
-                    Ok(()) => self.note_sendable(id),
+                    Ok(()) => self.make_ready(id),
                     Err(error) => self.break_off(id, error),
                 }
             }
             LinkEvent::Room { link, bytes } => {
                 if let Some(channel) = self.channels.get_mut(&ChannelId(link)) {
                     channel.set_room(now, bytes);
-                    self.note_sendable(ChannelId(link));
+                    self.make_ready(ChannelId(link));
                 }
             }
             LinkEvent::Retire { link } => self.retire(ChannelId(link)),
@@ -120,7 +120,7 @@ impl Channels {
         for id in ids {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             match channel.handle_timeout(now, &self.parameters) {
-                Ok(Due::Nothing) => self.note_sendable(id),
+                Ok(Due::Nothing) => self.make_ready(id),
                 Ok(Due::CloseIdle) => self.close(id),
                 Err(error) => self.break_off(id, error),
             }
@@ -145,13 +145,13 @@ impl Channels {
         if let Some(transmit) = self.outbox.pop_front() {
             return Some(transmit);
         }
-        while let Some(id) = self.sendable.pop() {
+        while let Some(id) = self.ready.pop() {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             let was_queued = channel.queue().len();
             let message = channel.poll_message(now, &mut self.events);
             let sent = was_queued.saturating_sub(channel.queue().len());
             self.queued = self.queued.saturating_sub(sent);
-            self.note_sendable(id);
+            self.make_ready(id);
             if let Some((lane, message)) = message {
                 return Some(Transmit::Message { link: id.0, lane, message });
             }
@@ -293,7 +293,7 @@ impl Channels {
         self.next_serial = self.next_serial.wrapping_add(1);
         self.queued = self.queued.saturating_sub(was_queued).saturating_add(channel.queue().len());
         match outcome {
-            Ok(()) => self.note_sendable(id),
+            Ok(()) => self.make_ready(id),
             // The other end opens circuits and does not read their refusals.
             Err(QueueFull) if ends => self.close(id),
             Err(QueueFull) => return Err(QueueFull),
@@ -515,11 +515,11 @@ impl Channels {
         }
     }
 
-    fn note_sendable(&mut self, id: ChannelId) {
+    fn make_ready(&mut self, id: ChannelId) {
         if let Some(channel) = self.channels.get_mut(&id)
             && channel.has_message()
         {
-            self.sendable.push(id, &mut channel.sendable);
+            self.ready.push(id, &mut channel.ready);
         }
     }
 

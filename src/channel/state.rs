@@ -57,7 +57,7 @@ pub(super) struct Channel {
     /// The time since which the link has had no room.
     full_since: Option<Instant>,
     /// Packed messages.
-    ready: VecDeque<(Lane, Slots)>,
+    messages: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: TokenBucket,
     source: AddressPrefix,
@@ -67,7 +67,7 @@ pub(super) struct Channel {
     /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
     /// Its place in the queue of channels that have something to send.
-    pub(super) sendable: Ticket,
+    pub(super) ready: Ticket,
     /// Whether it stays open without circuits.
     pub(super) kept: bool,
     /// The keys of its link are close to their limit: the channel closes with its last circuit.
@@ -93,7 +93,7 @@ impl Channel {
             lanes,
             room: 0,
             full_since: Some(now),
-            ready: VecDeque::from([(Lane::FIRST, hello.into())]),
+            messages: VecDeque::from([(Lane::FIRST, hello.into())]),
             queue: FairQueue::default(),
             creates: TokenBucket::new(),
             source,
@@ -101,7 +101,7 @@ impl Channel {
             last_sent: now,
             last_received: now,
             idle_since: Some(now),
-            sendable: Ticket::new(),
+            ready: Ticket::new(),
             kept: false,
             retires: false,
         }
@@ -207,7 +207,7 @@ impl Channel {
                     return Ok(());
                 }
                 let (greeted, proof) = greeting.handle_hello(&message.to_vec(), gateway)?;
-                self.ready.extend(proof.map(|proof| (Lane::FIRST, proof.into())));
+                self.messages.extend(proof.map(|proof| (Lane::FIRST, proof.into())));
                 match greeted {
                     Greeted::Proving(proving) => self.state = State::Proving(Box::new(proving), early),
                     Greeted::Open(established) => return self.open(now, established, early, events),
@@ -337,7 +337,7 @@ impl Channel {
 
     /// Whether [`Self::poll_message`] has a message to return.
     pub(super) fn has_message(&self) -> bool {
-        self.room > 0 && (!self.ready.is_empty() || self.queue.len() > 0)
+        self.room > 0 && (!self.messages.is_empty() || self.queue.len() > 0)
     }
 
     /// The next message to send, while the link has room.
@@ -345,10 +345,10 @@ impl Channel {
         if self.room == 0 {
             return None;
         }
-        if self.ready.is_empty() {
+        if self.messages.is_empty() {
             self.pack(events);
         }
-        let (lane, message) = self.ready.pop_front()?;
+        let (lane, message) = self.messages.pop_front()?;
         self.room = self.room.saturating_sub(message.len());
         self.note_room(now);
         self.last_sent = now;
@@ -378,10 +378,10 @@ impl Channel {
             let Some((_, message)) = lanes.get_mut(at) else { continue };
             message.push(next.cell.encode());
             if message.len() >= MESSAGE_LEN {
-                self.ready.push_back((lane, lanes.swap_remove(at).1));
+                self.messages.push_back((lane, lanes.swap_remove(at).1));
             }
         }
-        self.ready.extend(lanes);
+        self.messages.extend(lanes);
     }
 
     /// Performs what is due: keep-alive, timeouts.
@@ -393,7 +393,7 @@ impl Channel {
         if now.since(self.last_received) >= parameters.silence_limit {
             return Err(ChannelError::TimedOut);
         }
-        let unsent = self.queue.len() > 0 || !self.ready.is_empty();
+        let unsent = self.queue.len() > 0 || !self.messages.is_empty();
         if unsent && self.full_since.is_some_and(|since| now.since(since) >= parameters.stall_limit) {
             return Err(ChannelError::Stalled);
         }
@@ -404,8 +404,8 @@ impl Channel {
         if idle && !self.kept {
             return Ok(Due::CloseIdle);
         }
-        if now.since(self.last_sent) >= parameters.keep_alive && self.ready.is_empty() {
-            self.ready.push_back((Lane::FIRST, Slots::from_iter([Cell::padding().encode()])));
+        if now.since(self.last_sent) >= parameters.keep_alive && self.messages.is_empty() {
+            self.messages.push_back((Lane::FIRST, Slots::from_iter([Cell::padding().encode()])));
         }
         Ok(Due::Nothing)
     }

@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use super::{
-    Client, ClientEvent, ClientStream, IsolationKey, PooledId, StreamFailure,
+    CircuitKey, Client, ClientEvent, ClientStream, Isolation, StreamFailure,
     pooled::{Pooled, Stage},
     requests::Wanted,
 };
@@ -85,7 +85,7 @@ impl Client {
         let suiting = self
             .circuits
             .iter()
-            .filter(|(id, pooled)| !request.refused_on.contains(id) && pooled.is_open())
+            .filter(|(key, pooled)| !request.refused_on.contains(key) && pooled.is_open())
             .filter(|(_, pooled)| pooled.suits(request, &relays))
             // Streams may still join circuits that already carry some.
             .filter(|(_, pooled)| {
@@ -93,13 +93,13 @@ impl Client {
                     || pooled.uses_avoided_exit
                     || pooled.exit().is_some_and(|exit| !avoided.contains(&exit))
             })
-            .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **id));
-        let Some(id) = suiting.map(|(id, _)| *id) else { return false };
-        let Some(pooled) = self.circuits.get_mut(&id) else { return false };
+            .min_by_key(|(key, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **key));
+        let Some(key) = suiting.map(|(key, _)| *key) else { return false };
+        let Some(pooled) = self.circuits.get_mut(&key) else { return false };
         let Stage::Circuit { origin, .. } = &mut pooled.stage else { return false };
         let begun = match &request.wanted {
             Wanted::Stream(target) => origin.begin(now, target.clone()),
-            Wanted::Answer(host) => origin.resolve(now, host.clone()),
+            Wanted::Resolve(host) => origin.resolve(now, host.clone()),
             Wanted::Delegated(delegation) => origin.request(now, delegation.service()),
         };
         let Ok(begun) = begun else { return false };
@@ -108,18 +108,18 @@ impl Client {
         pooled.streams.insert(begun, stream);
         pooled.retired |= pooled.delegation.is_some();
         let used = pooled.exit().map(|exit| (exit, pooled.delegation.is_some()));
-        self.requests.place(stream, id, begun);
-        self.tell_if_delegated(now, stream, id);
+        self.requests.place(stream, key, begun);
+        self.tell_if_delegated(now, stream, key);
         if let Some((exit, delegated)) = used {
             self.exit_separation.handle_used(now, exit, delegated);
         }
-        self.touch(id);
+        self.make_ready(key);
         true
     }
 
     /// Reports a placed delegated request, which is open at once, unlike a stream.
-    fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, id: PooledId) {
-        let Some(pooled) = self.circuits.get(&id).filter(|pooled| pooled.delegation.is_some()) else { return };
+    fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, key: CircuitKey) {
+        let Some(pooled) = self.circuits.get(&key).filter(|pooled| pooled.delegation.is_some()) else { return };
         let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
         let carries_streams = |other: &Pooled| other.has_carried_streams() && other.exit() == pooled.exit();
         let carried = self.exit_separation.avoided(now, true).any(|exit| Some(exit) == pooled.exit());
@@ -142,9 +142,9 @@ impl Client {
             .filter(|(_, pooled)| {
                 pooled.uses_avoided_exit || pooled.exit().is_some_and(|exit| !avoided.contains(&exit))
             })
-            .min_by_key(|(id, pooled)| (pooled.isolation.is_none(), **id))
-            .map(|(id, _)| *id);
-        if let Some(pooled) = coming.and_then(|id| self.circuits.get_mut(&id)) {
+            .min_by_key(|(key, pooled)| (pooled.isolation.is_none(), **key))
+            .map(|(key, _)| *key);
+        if let Some(pooled) = coming.and_then(|key| self.circuits.get_mut(&key)) {
             pooled.isolation = Some(isolation);
             return Ok(());
         }
@@ -158,7 +158,7 @@ impl Client {
         &mut self,
         now: Instant,
         purpose: Purpose,
-        isolation: Option<IsolationKey>,
+        isolation: Option<Isolation>,
         refused_by: &[RelayId],
         rng: &mut dyn CryptoRng,
     ) -> Result<bool, PathError> {
@@ -195,13 +195,13 @@ impl Client {
             return Ok(false);
         }
         self.next_circuit = self.next_circuit.saturating_add(1);
-        let id = PooledId(self.next_circuit);
+        let key = CircuitKey(self.next_circuit);
         let due = now.after(self.attempts.hop_timeout());
         let pooled = Pooled { uses_avoided_exit, ..Pooled::new(now, keys, volunteers, delegation, isolation) };
-        self.circuits.insert(id, pooled);
-        self.timeouts.set(id, due);
+        self.circuits.insert(key, pooled);
+        self.timeouts.set(key, due);
         if let Some(channel) = self.channels.connect(now, &guard) {
-            self.start_circuit(now, id, channel, rng);
+            self.start_circuit(now, key, channel, rng);
         }
         Ok(true)
     }
@@ -214,15 +214,15 @@ impl Client {
         relay: &RelayId,
         rng: &mut dyn CryptoRng,
     ) {
-        for id in self.connecting(relay) {
-            self.start_circuit(now, id, channel, rng);
+        for key in self.connecting(relay) {
+            self.start_circuit(now, key, channel, rng);
         }
     }
 
-    fn start_circuit(&mut self, now: Instant, id: PooledId, channel: ChannelId, rng: &mut dyn CryptoRng) {
+    fn start_circuit(&mut self, now: Instant, key: CircuitKey, channel: ChannelId, rng: &mut dyn CryptoRng) {
         let hop_timeout = self.attempts.hop_timeout();
         let flow = self.in_use.as_ref().map(|in_use| in_use.consensus.parameters().flow()).unwrap_or_default();
-        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         let origin = self.channels.allocate_circuit(channel, rng).and_then(|circuit| {
             let origin = Origin::start(now, pooled.path.clone(), circuit, flow, hop_timeout, rng);
             origin.map_err(|_| self.channels.forget_circuit(now, channel, circuit)).ok()
@@ -230,22 +230,22 @@ impl Client {
         let Some(origin) = origin else {
             // The guard takes no more circuits, or its onion key is unusable.
             let (began, guard) = (pooled.began, pooled.guard());
-            self.remove(id);
+            self.remove(key);
             self.build_failed(now, began, guard);
             return;
         };
         pooled.channel_time = now.since(pooled.began);
-        self.by_channel.insert((channel, origin.circuit()), id);
+        self.by_channel.insert((channel, origin.circuit()), key);
         pooled.stage = Stage::Circuit { channel, origin: Box::new(origin) };
-        self.touch(id);
+        self.make_ready(key);
     }
 
     /// The guard can't be reached, or no longer answers.
     pub(super) fn fail_guard(&mut self, now: Instant, relay: &RelayId) {
         self.guards.handle_unreachable(now, relay);
         self.attempts.handle_guard_failed(now, *relay);
-        for id in self.connecting(relay) {
-            self.remove(id);
+        for key in self.connecting(relay) {
+            self.remove(key);
         }
         self.replan = true;
     }
@@ -290,9 +290,9 @@ impl Client {
     /// Handles GONE from the hop before `hop` during a build: another relay takes the position, at most once another
     /// volunteer. GONE is invalid for a relay of the consensus, and at the third time. Otherwise a guard could repeat
     /// it until the middle is one of its accomplices. After an invalid GONE the build fails.
-    pub(super) fn handle_gone(&mut self, now: Instant, id: PooledId, hop: HopIndex, rng: &mut dyn CryptoRng) {
+    pub(super) fn handle_gone(&mut self, now: Instant, key: CircuitKey, hop: HopIndex, rng: &mut dyn CryptoRng) {
         let position = usize::from(hop.value()).saturating_sub(1);
-        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         pooled.gone.increment();
         let volunteers = pooled.gone < MAX_GONE;
         let (path, guard) = (pooled.path.clone(), pooled.guard());
@@ -309,7 +309,7 @@ impl Client {
         let doubted = self.gone.doubted(now);
         let relays = self.relays(now, &doubted).map(|relays| Relays { middle: None, ..relays });
         let other = relays.and_then(|relays| replace(&relays, &path, position, volunteers, &avoid, rng));
-        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         let Stage::Circuit { origin, .. } = &mut pooled.stage else { return };
         // A middle fixed by the settings has no substitute.
         match other.filter(|_| credible && self.parameters.middle.is_none()).map(Path::into_keys) {
@@ -321,7 +321,7 @@ impl Client {
             }
             None => origin.close(),
         }
-        self.touch(id);
+        self.make_ready(key);
     }
 
     /// Checks the ages of the consensus and of all circuits.
@@ -338,7 +338,7 @@ impl Client {
         self.exit_separation.sweep(now);
         let age = core::time::Duration::from_secs(in_use.consensus.parameters().circuit_age());
         let mut ended = Vec::new();
-        for (id, pooled) in &mut self.circuits {
+        for (key, pooled) in &mut self.circuits {
             let worn = pooled.first_used.is_some_and(|first| now.since(first) >= age);
             let stale = pooled.first_used.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
             // The gateway of a volunteer ends the circuit when the volunteer disconnects.
@@ -347,11 +347,11 @@ impl Client {
             });
             pooled.retired |= worn || stale || !listed || self.expired;
             if pooled.retired && pooled.is_open() && pooled.is_idle() {
-                ended.push(*id);
+                ended.push(*key);
             }
         }
-        for id in ended {
-            self.close_circuit(id);
+        for key in ended {
+            self.close_circuit(key);
         }
         self.replan = true;
     }
@@ -359,28 +359,28 @@ impl Client {
     /// Closes the circuit that has been without a stream for longest; false if all carry streams.
     fn make_room(&mut self) -> bool {
         let idle = self.circuits.iter().filter(|(_, pooled)| pooled.is_open() && pooled.is_idle());
-        let longest = idle.min_by_key(|(_, pooled)| pooled.idle_since).map(|(id, _)| *id);
-        if let Some(id) = longest {
-            self.close_circuit(id);
+        let longest = idle.min_by_key(|(_, pooled)| pooled.idle_since).map(|(key, _)| *key);
+        if let Some(key) = longest {
+            self.close_circuit(key);
         }
         longest.is_some()
     }
 
-    pub(super) fn close_circuit(&mut self, id: PooledId) {
-        if let Some(pooled) = self.circuits.get_mut(&id) {
+    pub(super) fn close_circuit(&mut self, key: CircuitKey) {
+        if let Some(pooled) = self.circuits.get_mut(&key) {
             pooled.retired = true;
             pooled.close();
         }
-        self.touch(id);
+        self.make_ready(key);
     }
 
-    fn connecting(&self, relay: &RelayId) -> Vec<PooledId> {
+    fn connecting(&self, relay: &RelayId) -> Vec<CircuitKey> {
         let waits = |pooled: &Pooled| matches!(pooled.stage, Stage::Connecting) && pooled.guard() == Some(*relay);
-        self.circuits.iter().filter(|(_, pooled)| waits(pooled)).map(|(id, _)| *id).collect()
+        self.circuits.iter().filter(|(_, pooled)| waits(pooled)).map(|(key, _)| *key).collect()
     }
 
-    pub(super) fn remove(&mut self, id: PooledId) -> Option<Pooled> {
-        self.timeouts.remove(id);
-        self.circuits.remove(&id)
+    pub(super) fn remove(&mut self, key: CircuitKey) -> Option<Pooled> {
+        self.timeouts.remove(key);
+        self.circuits.remove(&key)
     }
 }

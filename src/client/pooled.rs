@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rand::CryptoRng;
 
 use super::{
-    ClientStream, IsolationKey,
+    ClientStream, Isolation,
     requests::{Request, Wanted},
 };
 use crate::{
@@ -42,7 +42,7 @@ pub(super) struct Pooled {
     /// The delegated request that it was built for. Such a circuit carries one request and no streams.
     pub(super) delegation: Option<Delegation>,
     /// The isolation of its streams; `None` for a spare circuit.
-    pub(super) isolation: Option<IsolationKey>,
+    pub(super) isolation: Option<Isolation>,
     /// Uses an otherwise avoided exit because there was no alternative; serves only its original request.
     pub(super) uses_avoided_exit: bool,
     pub(super) first_used: Option<Instant>,
@@ -52,7 +52,7 @@ pub(super) struct Pooled {
     pub(super) retired: bool,
     pub(super) streams: BTreeMap<StreamId, ClientStream>,
     /// Its place in the queue of circuits to settle.
-    pub(super) touched: Ticket,
+    pub(super) ready: Ticket,
 }
 
 impl Pooled {
@@ -62,7 +62,7 @@ impl Pooled {
         path: Vec<RelayKeys>,
         volunteers: Vec<RelayId>,
         delegation: Option<Delegation>,
-        isolation: Option<IsolationKey>,
+        isolation: Option<Isolation>,
     ) -> Self {
         Self {
             delegation,
@@ -79,7 +79,7 @@ impl Pooled {
             idle_since: now,
             retired: false,
             streams: BTreeMap::new(),
-            touched: Ticket::new(),
+            ready: Ticket::new(),
         }
     }
 
@@ -149,7 +149,7 @@ impl Pooled {
         }
         match (&request.wanted, &self.delegation) {
             (Wanted::Stream(target), None) => relays.consensus.relay(&exit).is_some_and(|exit| suits(exit, target)),
-            (Wanted::Answer(_), None) => relays.consensus.relay(&exit).is_some(),
+            (Wanted::Resolve(_), None) => relays.consensus.relay(&exit).is_some(),
             (Wanted::Delegated(delegation), Some(_)) => {
                 relays.hop(&exit).is_some_and(|exit| delegation.is_offered(exit.offer()))
             }

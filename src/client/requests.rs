@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClientStream, IsolationKey, PooledId};
+use super::{CircuitKey, ClientStream, Isolation};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
@@ -16,7 +16,7 @@ pub(super) const MAX_TRIES: u8 = 4;
 #[derive(Clone)]
 pub(super) enum Wanted {
     Stream(Target),
-    Answer(Host),
+    Resolve(Host),
     Delegated(Delegation),
 }
 
@@ -25,7 +25,7 @@ impl Wanted {
     pub(super) fn purpose(&self) -> Purpose {
         match self {
             Self::Stream(target) => Purpose::Target(target.clone()),
-            Self::Answer(_) => Purpose::Streams,
+            Self::Resolve(_) => Purpose::Streams,
             Self::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
         }
     }
@@ -33,14 +33,14 @@ impl Wanted {
 
 pub(super) struct Request {
     pub(super) wanted: Wanted,
-    pub(super) isolation: IsolationKey,
+    pub(super) isolation: Isolation,
     pub(super) tries: u8,
     /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits without room for it; at most the number of tries.
-    pub(super) refused_on: Vec<PooledId>,
+    pub(super) refused_on: Vec<CircuitKey>,
     /// The circuit and stream that carry it.
-    pub(super) placed: Option<(PooledId, StreamId)>,
+    pub(super) placed: Option<(CircuitKey, StreamId)>,
     pub(super) connected: bool,
     /// This end has finished its direction, or will.
     pub(super) finished: bool,
@@ -49,7 +49,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) const fn new(wanted: Wanted, isolation: IsolationKey, refused_by: Vec<RelayId>) -> Self {
+    pub(super) const fn new(wanted: Wanted, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
         Self {
             wanted,
             isolation,
@@ -113,9 +113,9 @@ impl Requests {
     }
 
     /// Records the circuit and stream of a request.
-    pub(super) fn place(&mut self, stream: ClientStream, circuit: PooledId, id: StreamId) {
+    pub(super) fn place(&mut self, stream: ClientStream, key: CircuitKey, id: StreamId) {
         if let Some(request) = self.requests.get_mut(&stream) {
-            request.placed = Some((circuit, id));
+            request.placed = Some((key, id));
             request.tries.increment();
             self.waiting.remove(stream);
         }

@@ -5,7 +5,7 @@ use core::time::Duration;
 use rand::CryptoRng;
 
 use super::{
-    Client, ClientEvent, ClientStream, PooledId,
+    CircuitKey, Client, ClientEvent, ClientStream,
     pooled::{Pooled, Stage},
 };
 use crate::{
@@ -18,39 +18,39 @@ use crate::{
 
 impl Client {
     /// Handles a circuit's events and fills its channel's queue, until neither remains.
-    pub(super) fn settle(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) {
+    pub(super) fn settle_circuit(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) {
         let mut closed = None;
         loop {
-            while let Some(event) = self.poll_circuit(id) {
+            while let Some(event) = self.poll_circuit(key) {
                 match event {
-                    CircuitEvent::Stream(_, stream, event) => self.handle_stream(now, id, stream, event),
-                    CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, id, elapsed),
-                    CircuitEvent::Gone { hop } => self.handle_gone(now, id, hop, rng),
-                    CircuitEvent::Built => self.handle_built(id),
+                    CircuitEvent::Stream(_, stream, event) => self.handle_stream(now, key, stream, event),
+                    CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, key, elapsed),
+                    CircuitEvent::Gone { hop } => self.handle_gone(now, key, hop, rng),
+                    CircuitEvent::Built => self.handle_built(key),
                     CircuitEvent::Closed(error) => closed = Some(error),
                 }
             }
-            if !self.fill(now, id, rng) {
+            if !self.fill(now, key, rng) {
                 break;
             }
         }
         match closed {
-            Some(error) => self.handle_closed(now, id, error, rng),
-            None if self.circuits.get(&id).is_some_and(Pooled::is_spent) => self.close_circuit(id),
-            None => self.note_timeout(id),
+            Some(error) => self.handle_closed(now, key, error, rng),
+            None if self.circuits.get(&key).is_some_and(Pooled::is_spent) => self.close_circuit(key),
+            None => self.note_timeout(key),
         }
     }
 
-    fn poll_circuit(&mut self, id: PooledId) -> Option<CircuitEvent> {
-        match &mut self.circuits.get_mut(&id)?.stage {
+    fn poll_circuit(&mut self, key: CircuitKey) -> Option<CircuitEvent> {
+        match &mut self.circuits.get_mut(&key)?.stage {
             Stage::Connecting => None,
             Stage::Circuit { origin, .. } => origin.poll_event(),
         }
     }
 
     /// Moves cells to the channel while its queue for the circuit is short; returns whether any were moved.
-    fn fill(&mut self, now: Instant, id: PooledId, rng: &mut dyn CryptoRng) -> bool {
-        let Some(Pooled { stage: Stage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&id) else {
+    fn fill(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) -> bool {
+        let Some(Pooled { stage: Stage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&key) else {
             return false;
         };
         let room = QUEUE_HIGH.saturating_sub(self.channels.queued(*channel, origin.circuit()));
@@ -65,17 +65,17 @@ impl Client {
         room > 0
     }
 
-    fn note_timeout(&mut self, id: PooledId) {
-        let Some(pooled) = self.circuits.get(&id) else { return };
+    fn note_timeout(&mut self, key: CircuitKey) {
+        let Some(pooled) = self.circuits.get(&key) else { return };
         let Stage::Circuit { origin, .. } = &pooled.stage else { return };
         match origin.poll_timeout() {
-            Some(due) => self.timeouts.set(id, due),
-            None => self.timeouts.remove(id),
+            Some(due) => self.timeouts.set(key, due),
+            None => self.timeouts.remove(key),
         }
     }
 
-    fn handle_hop_built(&mut self, now: Instant, id: PooledId, elapsed: Duration) {
-        let Some(pooled) = self.circuits.get_mut(&id) else { return };
+    fn handle_hop_built(&mut self, now: Instant, key: CircuitKey, elapsed: Duration) {
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         pooled.hop_times.push(elapsed);
         if let (Some(guard), [_, hop, ..], 2) = (pooled.guard(), &*pooled.path, pooled.hop_times.len())
             && pooled.volunteers.contains(&hop.identity)
@@ -90,8 +90,8 @@ impl Client {
         }
     }
 
-    fn handle_built(&mut self, id: PooledId) {
-        let Some(pooled) = self.circuits.get(&id) else { return };
+    fn handle_built(&mut self, key: CircuitKey) {
+        let Some(pooled) = self.circuits.get(&key) else { return };
         self.attempts.handle_built(&pooled.hop_times);
         if let Some(guard) = pooled.guard() {
             self.guards.handle_circuit(&guard, true);
@@ -101,14 +101,14 @@ impl Client {
             channel: pooled.channel_time,
             hops: pooled.hop_times.clone(),
         });
-        if !core::mem::replace(&mut self.ready, true) {
+        if !core::mem::replace(&mut self.reported_ready, true) {
             self.events.push_back(ClientEvent::Ready);
         }
         self.replan = true;
     }
 
-    fn handle_closed(&mut self, now: Instant, id: PooledId, error: CircuitError, rng: &mut dyn CryptoRng) {
-        let Some(mut pooled) = self.remove(id) else { return };
+    fn handle_closed(&mut self, now: Instant, key: CircuitKey, error: CircuitError, rng: &mut dyn CryptoRng) {
+        let Some(mut pooled) = self.remove(key) else { return };
         if let Stage::Circuit { channel, origin } = &mut pooled.stage {
             // DESTROY is sent however full the queue is.
             if let Some(destroy) = origin.poll_cell(now, rng) {
@@ -134,20 +134,20 @@ impl Client {
     /// relays, before a request fails.
     fn doubt_others(&mut self, now: Instant, lost: &Pooled) {
         let mut doubted = Vec::new();
-        for (id, pooled) in &mut self.circuits {
+        for (key, pooled) in &mut self.circuits {
             if pooled.is_open() && pooled.path.iter().any(|relay| lost.path.contains(relay)) {
                 pooled.ask(now);
-                doubted.push(*id);
+                doubted.push(*key);
             }
         }
-        for id in doubted {
-            self.touch(id);
+        for key in doubted {
+            self.make_ready(key);
         }
     }
 
     /// Updates the request of a stream, and passes the event on.
-    fn handle_stream(&mut self, now: Instant, circuit: PooledId, id: StreamId, event: StreamEvent) {
-        let Some(pooled) = self.circuits.get_mut(&circuit) else { return };
+    fn handle_stream(&mut self, now: Instant, key: CircuitKey, id: StreamId, event: StreamEvent) {
+        let Some(pooled) = self.circuits.get_mut(&key) else { return };
         let Some(stream) = pooled.streams.get(&id).copied() else { return };
         match &event {
             StreamEvent::Data(_) | StreamEvent::Writable => {}
@@ -165,8 +165,8 @@ impl Client {
                     request.connected = true;
                 }
             }
-            StreamEvent::Closed(reason) if self.retry_elsewhere(now, circuit, id, stream, *reason) => return,
-            StreamEvent::Resolved { .. } | StreamEvent::Closed(_) => self.end(now, circuit, id, stream),
+            StreamEvent::Closed(reason) if self.retry_elsewhere(now, key, id, stream, *reason) => return,
+            StreamEvent::Resolved { .. } | StreamEvent::Closed(_) => self.end(now, key, id, stream),
             // Never returned by an origin's streams.
             StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => return,
         }
@@ -177,12 +177,12 @@ impl Client {
     fn retry_elsewhere(
         &mut self,
         now: Instant,
-        circuit: PooledId,
+        key: CircuitKey,
         id: StreamId,
         stream: ClientStream,
         reason: EndReason,
     ) -> bool {
-        let Some(pooled) = self.circuits.get_mut(&circuit) else { return false };
+        let Some(pooled) = self.circuits.get_mut(&key) else { return false };
         let (lost, exit) = (!pooled.is_open(), pooled.exit());
         let elsewhere = lost || matches!(reason, EndReason::Policy | EndReason::ResourceLimit);
         let Some(request) = self.requests.get_mut(stream).filter(|request| !request.connected && elsewhere) else {
@@ -190,24 +190,24 @@ impl Client {
         };
         match reason {
             EndReason::Policy if !lost => request.refused_by.extend(exit),
-            EndReason::ResourceLimit => request.refused_on.push(circuit),
+            EndReason::ResourceLimit => request.refused_on.push(key),
             _ => {}
         }
         let retries = self.requests.put_back(stream, now.after(self.parameters.circuit_wait));
         if retries {
-            self.detach(now, circuit, id);
+            self.detach(now, key, id);
             self.replan = true;
         }
         retries
     }
 
-    fn end(&mut self, now: Instant, circuit: PooledId, id: StreamId, stream: ClientStream) {
+    fn end(&mut self, now: Instant, key: CircuitKey, id: StreamId, stream: ClientStream) {
         self.requests.remove(stream);
-        self.detach(now, circuit, id);
+        self.detach(now, key, id);
     }
 
-    fn detach(&mut self, now: Instant, circuit: PooledId, id: StreamId) {
-        if let Some(pooled) = self.circuits.get_mut(&circuit) {
+    fn detach(&mut self, now: Instant, key: CircuitKey, id: StreamId) {
+        if let Some(pooled) = self.circuits.get_mut(&key) {
             pooled.streams.remove(&id);
             pooled.idle_since = now;
         }

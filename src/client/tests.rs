@@ -317,7 +317,7 @@ impl Net {
     }
 
     fn open(&mut self, isolation: u8) -> ClientStream {
-        self.client(|party, now, _| party.client.open(now, target(443), IsolationKey([isolation; 32])))
+        self.client(|party, now, _| party.client.open(now, target(443), Isolation([isolation; 32])))
     }
 
     fn connected(&mut self, isolation: u8) -> ClientStream {
@@ -333,12 +333,12 @@ impl Net {
     /// The path of the circuit that carries a stream.
     fn path_of(&mut self, stream: ClientStream) -> Vec<RelayId> {
         self.client(|party, _, _| {
-            let (circuit, _) = party.client.requests.get(stream).unwrap().placed.unwrap();
-            party.client.circuits[&circuit].path.iter().map(|relay| relay.identity).collect()
+            let (key, _) = party.client.requests.get(stream).unwrap().placed.unwrap();
+            party.client.circuits[&key].path.iter().map(|relay| relay.identity).collect()
         })
     }
 
-    fn circuit_of(&mut self, stream: ClientStream) -> PooledId {
+    fn circuit_of(&mut self, stream: ClientStream) -> CircuitKey {
         self.client(|party, _, _| party.client.requests.get(stream).unwrap().placed.unwrap().0)
     }
 }
@@ -390,7 +390,7 @@ fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
 fn a_question_is_answered() {
     let mut net = Net::ready(3, 2);
     let host = Host::parse("umbel.test").unwrap();
-    let stream = net.client(|party, now, _| party.client.resolve(now, host, IsolationKey([1; 32])));
+    let stream = net.client(|party, now, _| party.client.resolve(now, host, Isolation([1; 32])));
     let answers = net.wait(5, |party| Some(core::mem::take(&mut party.seen(stream).answers)).filter(|a| !a.is_empty()));
     assert_eq!(answers, [Answer::Ip([192, 0, 2, 7].into())]);
     net.client(|party, _, _| assert_eq!(party.client.requests.len(), 0));
@@ -462,7 +462,7 @@ fn what_every_exit_forbids_has_no_exit() {
     let no_exit = StreamFailure::NoPath(PathError::NoExit);
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 10), no_exit);
-    let stream = net.client(|party, now, _| party.client.open(now, target(7), IsolationKey([1; 32])));
+    let stream = net.client(|party, now, _| party.client.open(now, target(7), Isolation([1; 32])));
     assert_eq!(net.closed(stream, 1), no_exit);
 }
 
@@ -516,7 +516,7 @@ impl Net {
         let not_by = not_by.to_vec();
         self.client(|party, now, _| {
             let delegation = Delegation::Search(engine());
-            party.client.delegate(now, delegation, not_by, IsolationKey([isolation; 32]))
+            party.client.delegate(now, delegation, not_by, Isolation([isolation; 32]))
         })
     }
 

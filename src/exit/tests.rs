@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -160,7 +161,7 @@ async fn run(mut exit: Exit, mut asks: mpsc::UnboundedReceiver<Ask>) {
                     }
                 }
             }
-            (key, command) = hub.command() => {
+            (key, command) = poll_fn(|cx| hub.poll_command(cx)) => {
                 match command {
                     StreamCommand::Write(bytes) => core.forward.write(key, &bytes),
                     StreamCommand::Finish => core.forward.finish(key),
@@ -174,7 +175,7 @@ async fn run(mut exit: Exit, mut asks: mpsc::UnboundedReceiver<Ask>) {
                 }
                 core.pump(&mut exit, key);
             }
-            (key, command) = exit.command() => {
+            (key, command) = poll_fn(|cx| exit.poll_command(cx)) => {
                 core.handle_command(key, command);
                 core.pump(&mut exit, key);
             }

@@ -61,7 +61,7 @@ impl Established {
         let mut messages = Vec::new();
         while let Some(event) = self.association.poll_event() {
             match event {
-                Event::Message { stream, bytes } => messages.push((stream, bytes.to_vec())),
+                Event::Message { stream, message } => messages.push((stream, message.to_vec())),
                 Event::Closed(_) => return None,
                 Event::Open { .. } => unreachable!("it is open"),
             }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
@@ -98,8 +99,8 @@ pub(crate) async fn join_hubs(mut hubs: [Hub; 2], keys: Vec<StreamKey>) {
     loop {
         let [left, right] = &mut hubs;
         let (from, (key, command)) = tokio::select! {
-            command = left.command() => (0, command),
-            command = right.command() => (1, command),
+            command = poll_fn(|cx| left.poll_command(cx)) => (0, command),
+            command = poll_fn(|cx| right.poll_command(cx)) => (1, command),
         };
         let to = 1 - from;
         match command {

@@ -50,7 +50,7 @@ use super::{
     options::{ClientOptions, data_dir},
     report::{Report, Reporter},
 };
-use task::{Request, Told};
+use task::{Observers, Request};
 
 /// Requests that may wait for the client's task; beyond it, callers wait to send.
 const WAITING_REQUESTS: usize = 256;
@@ -173,9 +173,9 @@ impl Client {
         let (ready_sender, ready) = watch::channel(false);
         let (offers_sender, offers) = watch::channel(None);
         let exits = Exits::new(offers, searches.engine.clone());
-        let told = Told { ready: ready_sender, offers: offers_sender, reporter };
+        let observers = Observers { ready: ready_sender, offers: offers_sender, reporter };
         let parameters = ClientParameters { middle, ..ClientParameters::default() };
-        let drive = task::drive(folder, receiver, parameters, searches, told)?;
+        let drive = task::drive(folder, receiver, parameters, searches, observers)?;
         let (rng, volunteers_rng) = (randomness()?, randomness()?);
         // Weak, so that the client's task ends when the last handle is dropped; the refresh tasks don't keep it
         // running.

@@ -139,7 +139,7 @@ impl<C: TaskCore> Drive<C> {
             () = due_by => {}
         }
         let now = clock.now();
-        sockets.receive(|route, datagrams, stride| endpoint.handle_datagrams(now, route, datagrams, stride));
+        sockets.receive(|route, datagrams, segment| endpoint.handle_datagrams(now, route, datagrams, segment));
     }
 }
 

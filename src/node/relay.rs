@@ -148,13 +148,13 @@ impl Assembly {
         let parameters = parameters(options, services.policy.is_some(), delegate.is_some());
         let is_volunteer = parameters.reach == Reach::Gateways;
         let (updates, receiver) = mpsc::channel(8);
-        let (told, changes) = Changes::new();
+        let (observers, changes) = Changes::new();
         let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
         let config = EndpointConfig {
             congestion: congestion(options),
             ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
         };
-        let core = RelayCore::new(relay, services.exit(), receiver, told);
+        let core = RelayCore::new(relay, services.exit(), receiver, observers);
         let drive = Drive::new(Clock::start(), place.sockets, config, core, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;

@@ -4,7 +4,7 @@
 //! system refuses to connect to it, so nothing leaves the machine. A browser that uses our SOCKS or HTTP proxy port
 //! requests it there; this module answers instead of an exit. A page that lacks the random bits can't request it.
 
-use core::{net::Ipv6Addr, time::Duration};
+use core::{future::poll_fn, net::Ipv6Addr, time::Duration};
 
 use rand::CryptoRng;
 use tokio::time::timeout;
@@ -101,7 +101,7 @@ async fn answer(mut hub: Hub) {
     let mut head = Vec::new();
     let mut answered = false;
     loop {
-        match hub.command().await.1 {
+        match poll_fn(|cx| hub.poll_command(cx)).await.1 {
             StreamCommand::Write(bytes) if !answered => {
                 head.extend_from_slice(&bytes);
                 answered = head.windows(4).any(|end| end == b"\r\n\r\n");

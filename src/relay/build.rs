@@ -48,7 +48,7 @@ impl Relay {
         match self.collect_create(now, endpoint, body) {
             Some(Some((hop, request))) if self.open_circuit(now, endpoint, hop, &request, rng).is_some() => {}
             Some(None) => {}
-            Some(Some(_)) | None => self.refuse(now, endpoint),
+            Some(Some(_)) | None => self.destroy(now, endpoint),
         }
     }
 
@@ -173,7 +173,7 @@ impl Relay {
             return None;
         }
         self.schedule(key);
-        self.say(key, &RelayMessage::Gone).then_some(())
+        self.send_message(key, &RelayMessage::Gone).then_some(())
     }
 
     /// Handles the loss of the channel to the next hop. A volunteer's channel may close at any moment, so before
@@ -185,7 +185,7 @@ impl Relay {
             _ => None,
         };
         if let Some(endpoint) = endpoint {
-            self.table.remove_leg(endpoint);
+            self.table.remove_endpoint(endpoint);
             if self.send_gone(key).is_some() {
                 return;
             }
@@ -267,7 +267,7 @@ impl Relay {
         circuit.deadline = None;
         let capacity = message_capacity(circuit.hop).saturating_sub(MESSAGE_HEADER_LEN);
         for fragment in split(&body, capacity).ok()? {
-            self.say(key, &RelayMessage::Extended { fragment: fragment.into() }).then_some(())?;
+            self.send_message(key, &RelayMessage::Extended { fragment: fragment.into() }).then_some(())?;
         }
         Some(())
     }

@@ -31,7 +31,7 @@ impl Relay {
     /// Collects events and messages of a circuit's streams after a change.
     pub(super) fn after_streams(&mut self, key: CircuitKey) {
         self.collect_exit_events(key);
-        self.note_messages(key);
+        self.make_ready(key);
         self.schedule(key);
     }
 
@@ -136,21 +136,21 @@ impl Relay {
     /// A circuit's queue has run low: its streams may send again.
     pub(super) fn handle_drained(&mut self, endpoint: CircuitEndpoint) {
         if let Some((key, Side::Previous)) = self.table.find(endpoint) {
-            self.note_messages(key);
+            self.make_ready(key);
         }
     }
 
-    fn note_messages(&mut self, key: CircuitKey) {
+    fn make_ready(&mut self, key: CircuitKey) {
         if let Some(circuit) = self.table.circuit_mut(key)
             && circuit.exit_side.as_ref().is_some_and(|exit_side| exit_side.streams.has_message())
         {
-            self.with_messages.push(key, &mut circuit.with_messages);
+            self.ready.push(key, &mut circuit.ready);
         }
     }
 
     /// Sends pending stream messages while the circuit's queue has room.
     pub(super) fn send_messages(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        while let Some(key) = self.with_messages.pop() {
+        while let Some(key) = self.ready.pop() {
             let Some(circuit) = self.table.circuit(key) else { continue };
             let (previous, capacity) = (circuit.previous, message_capacity(circuit.hop));
             while self.channels.queued(previous.channel, previous.circuit) < QUEUE_HIGH {
@@ -159,7 +159,7 @@ impl Relay {
                 else {
                     break;
                 };
-                if !self.say(key, &message) {
+                if !self.send_message(key, &message) {
                     self.end(now, key);
                     break;
                 }

@@ -77,7 +77,7 @@ impl Relay {
     }
 
     /// Sends a relay message of this relay to the origin. `false` if the circuit must end.
-    pub(super) fn say(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
+    pub(super) fn send_message(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
         let Some(circuit) = self.table.circuit_mut(key) else { return true };
         self.scratch.clear();
         let mut body = CellBody::zero();
@@ -107,14 +107,14 @@ impl Relay {
         }
         for endpoint in [Some(circuit.previous), circuit.next.endpoint()].into_iter().flatten() {
             if Some(endpoint) != except {
-                self.refuse(now, endpoint);
+                self.destroy(now, endpoint);
             }
         }
         self.close_exits(circuit.exit_side);
     }
 
     /// Sends DESTROY to a neighbour.
-    pub(super) fn refuse(&mut self, now: Instant, endpoint: CircuitEndpoint) {
+    pub(super) fn destroy(&mut self, now: Instant, endpoint: CircuitEndpoint) {
         // A DESTROY always finds room, or costs the neighbour its channel.
         let _ = self.channels.send(endpoint.channel, Cell::destroy(endpoint.circuit));
         self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);

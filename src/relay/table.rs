@@ -90,7 +90,7 @@ pub(super) struct Circuit {
     /// The streams that end here, from the first stream message on.
     pub(super) exit_side: Option<Box<ExitSide>>,
     /// Its place in the queue of circuits with pending messages.
-    pub(super) with_messages: Ticket,
+    pub(super) ready: Ticket,
 }
 
 /// A deadline has passed, and the circuit must end.
@@ -108,7 +108,7 @@ impl Circuit {
             deadline: None,
             last_cell: now,
             exit_side: None,
-            with_messages: Ticket::new(),
+            ready: Ticket::new(),
         }
     }
 
@@ -155,21 +155,21 @@ impl Table {
         let previous = circuit.previous;
         let slot = self.slots.insert((generation, circuit));
         let key = CircuitKey { slot, generation };
-        self.insert_leg(previous, key, Side::Previous);
+        self.insert_endpoint(previous, key, Side::Previous);
         key
     }
 
     /// Adds the endpoint towards the next hop.
     pub(super) fn insert_next(&mut self, endpoint: CircuitEndpoint, key: CircuitKey) {
-        self.insert_leg(endpoint, key, Side::Next);
+        self.insert_endpoint(endpoint, key, Side::Next);
     }
 
-    fn insert_leg(&mut self, endpoint: CircuitEndpoint, key: CircuitKey, side: Side) {
+    fn insert_endpoint(&mut self, endpoint: CircuitEndpoint, key: CircuitKey, side: Side) {
         self.endpoints.entry(endpoint.channel).or_default().insert(endpoint.circuit, (key, side));
     }
 
-    /// Removes a endpoint, so that it finds no circuit.
-    pub(super) fn remove_leg(&mut self, endpoint: CircuitEndpoint) {
+    /// Removes an endpoint, so that it finds no circuit.
+    pub(super) fn remove_endpoint(&mut self, endpoint: CircuitEndpoint) {
         let Some(endpoints) = self.endpoints.get_mut(&endpoint.channel) else { return };
         endpoints.remove(&endpoint.circuit);
         if endpoints.is_empty() {
@@ -194,9 +194,9 @@ impl Table {
     pub(super) fn remove(&mut self, key: CircuitKey) -> Option<Circuit> {
         self.circuit_mut(key)?;
         let (_, circuit) = self.slots.try_remove(key.slot)?;
-        self.remove_leg(circuit.previous);
+        self.remove_endpoint(circuit.previous);
         if let Some(endpoint) = circuit.next.endpoint() {
-            self.remove_leg(endpoint);
+            self.remove_endpoint(endpoint);
         }
         Some(circuit)
     }
@@ -206,12 +206,12 @@ impl Table {
         self.slots.iter().map(|(slot, (generation, _))| CircuitKey { slot, generation: *generation }).collect()
     }
 
-    /// Whether a circuit has a endpoint on a channel.
+    /// Whether a circuit has an endpoint on a channel.
     pub(super) fn is_on(&self, channel: ChannelId) -> bool {
         self.endpoints.contains_key(&channel)
     }
 
-    /// The circuits with a endpoint on a channel, and the side of that endpoint.
+    /// The circuits with an endpoint on a channel, and the side of that endpoint.
     pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<(CircuitKey, Side)> {
         self.endpoints.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
     }

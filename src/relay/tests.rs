@@ -177,7 +177,7 @@ impl Bench {
         layers
     }
 
-    fn say(&mut self, link: LinkId, circuit: CircuitId, layers: &mut OriginLayers, message: &RelayMessage) {
+    fn send_message(&mut self, link: LinkId, circuit: CircuitId, layers: &mut OriginLayers, message: &RelayMessage) {
         let (mut plain, mut body) = (Vec::new(), CellBody::zero());
         message.encode(&mut plain).unwrap();
         layers.seal_message(HopIndex::FIRST, &plain, &mut body).unwrap();
@@ -189,7 +189,7 @@ impl Bench {
         let keys = RelayKeys { identity: to, ..self.keys };
         let (_, request) = ClientHandshake::start(&keys, second, &[], &mut self.rng).unwrap();
         for fragment in split(&encode_extend(&to, &request), 900).unwrap() {
-            self.say(link, circuit, layers, &RelayMessage::Extend { fragment: fragment.into() });
+            self.send_message(link, circuit, layers, &RelayMessage::Extend { fragment: fragment.into() });
         }
     }
 
@@ -435,7 +435,7 @@ fn stalled_links_full_of_refusals_end_no_honest_circuit() {
     for number in 1..=9 {
         let stream = StreamId::new(number).unwrap();
         let host = Host::parse("a.b").unwrap();
-        bench.say(honest, upper(1), &mut layers, &RelayMessage::Resolve { stream, host });
+        bench.send_message(honest, upper(1), &mut layers, &RelayMessage::Resolve { stream, host });
     }
     while let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() {
         bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::NotFound));
@@ -492,7 +492,7 @@ fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
         for number in 1..=14 {
             let message =
                 RelayMessage::Resolve { stream: StreamId::new(number).unwrap(), host: Host::parse("a.b").unwrap() };
-            bench.say(link, upper(1), &mut layers, &message);
+            bench.send_message(link, upper(1), &mut layers, &message);
         }
         while let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() {
             bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::NotFound));
@@ -515,7 +515,7 @@ fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
     let stream = StreamId::new(5).unwrap();
-    bench.say(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
+    bench.send_message(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
     let Some(RelayEvent::Stream(exit, event)) = bench.relay.poll_event() else { panic!("no request") };
     assert_eq!(event, StreamEvent::Begin(target));
     bench.send(link, &Cell::destroy(upper(1)));
@@ -538,7 +538,7 @@ fn a_relay_message_that_is_not_an_origins_ends_the_circuit() {
         let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
         let link = bench.client();
         let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
-        bench.say(link, upper(1), &mut layers, &message);
+        bench.send_message(link, upper(1), &mut layers, &message);
         assert_eq!(bench.commands(link), [Command::Destroy], "{:?}", message.kind());
     }
 }

@@ -67,7 +67,7 @@ impl Driven {
         let _ = tokio::time::timeout(due, self.sockets.readable()).await;
         let now = self.now();
         let endpoint = &mut self.endpoint;
-        self.sockets.receive(|route, datagrams, stride| endpoint.handle_datagrams(now, route, datagrams, stride));
+        self.sockets.receive(|route, datagrams, segment| endpoint.handle_datagrams(now, route, datagrams, segment));
         endpoint.handle_timeout(now);
     }
 }

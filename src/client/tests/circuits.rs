@@ -32,10 +32,10 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
 fn builds_that_fail_are_tried_four_times_and_then_given_up() {
     let mut net = Net::ready(13, 1);
     net.client(|party, _, _| {
-        let circuits: Vec<_> = party.client.circuits.keys().copied().collect();
-        for circuit in circuits {
-            party.client.circuits.get_mut(&circuit).unwrap().close();
-            party.client.touch(circuit);
+        let keys: Vec<_> = party.client.circuits.keys().copied().collect();
+        for key in keys {
+            party.client.circuits.get_mut(&key).unwrap().close();
+            party.client.make_ready(key);
         }
     });
     // The only exit has vanished, so no circuit can be built.
@@ -90,7 +90,7 @@ fn more_requests_than_fit_are_refused_at_once() {
     let mut net = Net::new(15, 2);
     let most = net.client(|party, _, _| party.client.parameters.streams);
     let last = net.client(|party, now, _| {
-        (0..=most).map(|_| party.client.open(now, target(443), IsolationKey([1; 32]))).last().unwrap()
+        (0..=most).map(|_| party.client.open(now, target(443), Isolation([1; 32]))).last().unwrap()
     });
     assert_eq!(net.closed(last, 1), StreamFailure::LimitReached);
 }
@@ -129,14 +129,14 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
         net.open(isolation);
         let destroyed = net.client(|party, now, rng| {
             let building: Vec<_> =
-                party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(id, _)| *id).collect();
-            for id in &building {
-                let pooled = party.client.circuits.get_mut(id).unwrap();
+                party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(key, _)| *key).collect();
+            for key in &building {
+                let pooled = party.client.circuits.get_mut(key).unwrap();
                 let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel is open") };
                 assert_eq!(pooled.hop_times.len(), 0);
                 let destroy = crate::wire::Cell::destroy(origin.circuit());
                 pooled.handle_cell(now, destroy, rng);
-                party.client.touch(*id);
+                party.client.make_ready(*key);
             }
             building.len()
         });
@@ -169,9 +169,9 @@ fn a_circuit_never_used_ends_when_it_is_old_whatever_it_was_made_for() {
     let mut net = Net::ready(20, 2);
     let made = net.client(|party, _, _| {
         party.client.parameters.spare_age = Duration::from_secs(10);
-        let (id, pooled) = party.client.circuits.iter_mut().next().unwrap();
-        pooled.isolation = Some(IsolationKey([1; 32]));
-        *id
+        let (key, pooled) = party.client.circuits.iter_mut().next().unwrap();
+        pooled.isolation = Some(Isolation([1; 32]));
+        *key
     });
     net.pass(12);
     net.client(|party, _, _| assert!(!party.client.circuits.contains_key(&made)));

@@ -170,12 +170,12 @@ fn a_middle_that_can_be_dialled_is_never_gone_and_a_third_volunteer_neither() {
         let mut net = with_share(Net::new(46, 2), 0);
         net.pass(1);
         net.client(|party, now, rng| {
-            let id = *party.client.circuits.keys().next().unwrap();
-            let pooled = party.client.circuits.get_mut(&id).unwrap();
+            let key = *party.client.circuits.keys().next().unwrap();
+            let pooled = party.client.circuits.get_mut(&key).unwrap();
             pooled.gone = gone;
             pooled.volunteers = if is_volunteer { vec![pooled.path[1].identity] } else { Vec::new() };
-            party.client.handle_gone(now, id, crate::base::HopIndex::new(2).unwrap(), rng);
-            assert_eq!(party.client.circuits[&id].is_open(), goes_on, "{gone} before, volunteer: {is_volunteer}");
+            party.client.handle_gone(now, key, crate::base::HopIndex::new(2).unwrap(), rng);
+            assert_eq!(party.client.circuits[&key].is_open(), goes_on, "{gone} before, volunteer: {is_volunteer}");
         });
     }
 }
@@ -185,9 +185,9 @@ fn a_guard_is_not_doubted_for_relays_that_it_does_not_know_yet() {
     let mut net = with_share(Net::new(47, 2), 0);
     net.pass(1);
     net.client(|party, now, rng| {
-        let id = *party.client.circuits.keys().next().unwrap();
+        let key = *party.client.circuits.keys().next().unwrap();
         for _ in 0..20 {
-            party.client.handle_gone(now, id, crate::base::HopIndex::new(2).unwrap(), rng);
+            party.client.handle_gone(now, key, crate::base::HopIndex::new(2).unwrap(), rng);
         }
         assert_eq!(party.client.gone.doubted(now), []);
     });
@@ -219,7 +219,7 @@ fn a_volunteer_performs_searches_behind_one_of_its_gateways() {
     for isolation in 0..6 {
         let stream = net.client(|party, now, _| {
             let delegation = Delegation::Search(other.clone());
-            party.client.delegate(now, delegation, Vec::new(), IsolationKey([isolation; 32]))
+            party.client.delegate(now, delegation, Vec::new(), Isolation([isolation; 32]))
         });
         let (path, _) = net.wait(5, |party| party.seen(stream).delegated.clone());
         let exit = joined.iter().find(|volunteer| volunteer.identity() == path[2]).expect("a volunteer");

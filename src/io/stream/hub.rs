@@ -102,15 +102,10 @@ impl Hub {
         self.readers.drain(..).for_each(Waker::wake);
     }
 
-    /// Waits for the next command of a stream; wakes the readers of pushed bytes first. Cancel safe.
+    /// The next command of a stream; wakes the readers of pushed bytes first.
     ///
     /// Commands are [`StreamCommand::Write`] (within the room, never empty), [`StreamCommand::Consumed`],
     /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], after which the hub has no such stream.
-    pub(crate) async fn command(&mut self) -> (StreamKey, StreamCommand) {
-        core::future::poll_fn(|cx| self.poll_command(cx)).await
-    }
-
-    /// Like [`Self::command`].
     pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(StreamKey, StreamCommand)> {
         self.flush();
         loop {

@@ -1,4 +1,7 @@
-use std::time::{Duration, Instant};
+use std::{
+    future::poll_fn,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -132,7 +135,7 @@ async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more()
     hub.set_room(7, 0);
     assert!(at_rest(&mut writing).await.is_none(), "it wrote without room");
     hub.set_room(7, 15);
-    assert!(matches!(hub.command().await, (7, StreamCommand::Write(bytes)) if bytes.len() == 15));
+    assert!(matches!(poll_fn(|cx| hub.poll_command(cx)).await, (7, StreamCommand::Write(bytes)) if bytes.len() == 15));
     hub.set_room(7, 15);
     let _stream = timeout(DEADLINE, writing).await.unwrap().unwrap();
     assert!(matches!(command(&mut hub), Some((7, StreamCommand::Write(bytes))) if bytes.len() == 5));

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     base::{Instant, LinkMachine, RelayId},
-    client::{Client, ClientEvent, ClientParameters, ClientStream, IsolationKey, StreamFailure},
+    client::{Client, ClientEvent, ClientParameters, ClientStream, StreamFailure},
     connector::{ConnectError, Delegated, Hop, Isolation},
     delegated::{Delegation, Offer},
     directory::{Consensus, VolunteerList},
@@ -88,7 +88,7 @@ pub(super) fn drive(
     requests: mpsc::Receiver<Request>,
     parameters: ClientParameters,
     searches: Searches,
-    told: Told,
+    observers: Observers,
 ) -> Result<Drive<ClientCore>, Failure> {
     let guards = match &folder {
         Some(folder) => folder.guards()?,
@@ -102,7 +102,7 @@ pub(super) fn drive(
         folder,
         searches,
         offering: Offering::default(),
-        told,
+        observers,
         reported: Reported::default(),
     };
     // Never presented: each dial creates a fresh certificate.
@@ -120,7 +120,7 @@ pub(super) struct ClientCore {
     folder: Option<Folder>,
     searches: Searches,
     offering: Offering,
-    told: Told,
+    observers: Observers,
     reported: Reported,
 }
 
@@ -138,7 +138,7 @@ fn offering<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(Rela
 }
 
 /// Recipients of the task's events.
-pub(super) struct Told {
+pub(super) struct Observers {
     /// Set when the first circuit is built.
     pub(super) ready: watch::Sender<bool>,
     /// The offers of the exits of each new consensus.
@@ -165,11 +165,11 @@ impl ClientCore {
     fn handle_request(&mut self, now: Instant, request: Request, rng: &mut StdRng) {
         match request {
             Request::Connect { target, isolation, reply } => {
-                let stream = self.client.open(now, target, IsolationKey(*isolation.as_bytes()));
+                let stream = self.client.open(now, target, isolation);
                 self.waiting.insert(stream, Waiting::Stream(reply));
             }
             Request::Resolve { host, isolation, reply } => {
-                let stream = self.client.resolve(now, host, IsolationKey(*isolation.as_bytes()));
+                let stream = self.client.resolve(now, host, isolation);
                 self.waiting.insert(stream, Waiting::Answer(reply));
             }
             Request::Delegate { delegation, not_by, isolation, reply } => {
@@ -177,13 +177,13 @@ impl ClientCore {
                     // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
                 }
-                let stream = self.client.delegate(now, delegation, not_by, IsolationKey(*isolation.as_bytes()));
+                let stream = self.client.delegate(now, delegation, not_by, isolation);
                 self.waiting.insert(stream, Waiting::Delegated(reply));
             }
             Request::Consensus(consensus) => {
                 if !self.reported.consensus {
                     self.reported.consensus = true;
-                    self.told.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
+                    self.observers.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
                 }
                 let listed = consensus.relays().iter().map(|relay| (relay.identity(), &relay.profile.offer));
                 self.offering.listed = Some(offering(listed));
@@ -203,7 +203,7 @@ impl ClientCore {
     fn take_offers(&mut self) {
         let Offering { listed: Some(listed), volunteers } = &self.offering else { return };
         let offers: Offers = Some(listed.iter().chain(volunteers).cloned().collect());
-        if *self.told.offers.borrow() == offers {
+        if *self.observers.offers.borrow() == offers {
             return;
         }
         if core::mem::take(&mut self.searches.ahead) {
@@ -213,7 +213,7 @@ impl ClientCore {
                 None => self.searches.ahead = true,
             }
         }
-        self.told.offers.send_replace(offers);
+        self.observers.offers.send_replace(offers);
     }
 
     fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
@@ -224,9 +224,9 @@ impl ClientCore {
         }
     }
 
-    fn tell(&mut self, event: ClientEvent) {
+    fn handle_event(&mut self, event: ClientEvent) {
         match event {
-            ClientEvent::Ready => _ = self.told.ready.send_replace(true),
+            ClientEvent::Ready => _ = self.observers.ready.send_replace(true),
             ClientEvent::CircuitBuilt { path, channel, hops } => self.report_circuit(&path, channel, &hops),
             ClientEvent::GuardsChanged => self.keep_guards(),
             ClientEvent::ConsensusExpired => {
@@ -284,7 +284,7 @@ impl ClientCore {
         if !self.reported.circuit {
             self.reported.circuit = true;
             let hops = path.iter().zip(hops).map(|(relay, took)| HopReport { relay: relay.to_string(), took: *took });
-            self.told.reporter.tell(&Report::Circuit { channel, hops: hops.collect() });
+            self.observers.reporter.tell(&Report::Circuit { channel, hops: hops.collect() });
         }
     }
 
@@ -327,12 +327,12 @@ impl Core for ClientCore {
     }
 
     fn deliver(&mut self, _: Instant) -> bool {
-        let mut told = false;
+        let mut delivered = false;
         while let Some(event) = self.client.poll_event() {
-            self.tell(event);
-            told = true;
+            self.handle_event(event);
+            delivered = true;
         }
         self.hub.flush();
-        told
+        delivered
     }
 }

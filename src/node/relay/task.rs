@@ -1,9 +1,6 @@
 //! The task that owns a relay's core and its exit.
 
-use core::{
-    pin::pin,
-    task::{Context, Poll},
-};
+use core::task::{Context, Poll};
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -35,7 +32,7 @@ pub(super) enum Update {
 }
 
 /// The neighbours that matter to the directory, as the core reports them: the sending side.
-pub(super) struct Told {
+pub(super) struct Observers {
     volunteers: watch::Sender<Vec<RelayId>>,
     gateways: watch::Sender<Vec<RelayId>>,
 }
@@ -49,10 +46,10 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new() -> (Told, Self) {
+    pub(super) fn new() -> (Observers, Self) {
         let (volunteers_sender, volunteers) = watch::channel(Vec::new());
         let (gateways_sender, gateways) = watch::channel(Vec::new());
-        (Told { volunteers: volunteers_sender, gateways: gateways_sender }, Self { volunteers, gateways })
+        (Observers { volunteers: volunteers_sender, gateways: gateways_sender }, Self { volunteers, gateways })
     }
 }
 
@@ -61,12 +58,17 @@ pub(super) struct RelayCore {
     relay: Relay,
     exit: Option<Exit>,
     updates: mpsc::Receiver<Update>,
-    told: Told,
+    observers: Observers,
 }
 
 impl RelayCore {
-    pub(super) const fn new(relay: Relay, exit: Option<Exit>, updates: mpsc::Receiver<Update>, told: Told) -> Self {
-        Self { relay, exit, updates, told }
+    pub(super) const fn new(
+        relay: Relay,
+        exit: Option<Exit>,
+        updates: mpsc::Receiver<Update>,
+        observers: Observers,
+    ) -> Self {
+        Self { relay, exit, updates, observers }
     }
 
     fn update(&mut self, now: Instant, update: Update) {
@@ -90,8 +92,8 @@ impl TaskCore for RelayCore {
         }
         if let Some(exit) = &mut self.exit {
             for _ in 0..COMMANDS_A_TURN {
-                let Poll::Ready((key, command)) = pin!(exit.command()).poll(cx) else { break };
-                exit.apply(&mut self.relay, key, command);
+                let Poll::Ready((key, command)) = exit.poll_command(cx) else { break };
+                exit.handle_command(&mut self.relay, key, command);
                 taken = Poll::Ready(());
             }
         }
@@ -109,22 +111,22 @@ impl Core for RelayCore {
     }
 
     fn deliver(&mut self, _: Instant) -> bool {
-        let mut told = false;
+        let mut delivered = false;
         while let Some(event) = self.relay.poll_event() {
-            told = true;
+            delivered = true;
             match event {
                 RelayEvent::Stream(stream, event) => {
                     if let Some(exit) = &mut self.exit {
                         exit.handle_event(&self.relay, stream, event);
                     }
                 }
-                RelayEvent::VolunteersChanged => _ = self.told.volunteers.send_replace(self.relay.volunteers()),
-                RelayEvent::GatewaysChanged => _ = self.told.gateways.send_replace(self.relay.gateways()),
+                RelayEvent::VolunteersChanged => _ = self.observers.volunteers.send_replace(self.relay.volunteers()),
+                RelayEvent::GatewaysChanged => _ = self.observers.gateways.send_replace(self.relay.gateways()),
             }
         }
         if let Some(exit) = &mut self.exit {
             exit.flush();
         }
-        told
+        delivered
     }
 }

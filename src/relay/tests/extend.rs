@@ -41,7 +41,7 @@ fn an_extend_that_lacks_fragments_or_an_answer_ends_in_time() {
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     let fragment = [&[8, 0][..], &[1; 500]].concat();
-    bench.say(link, upper(1), &mut layers, &RelayMessage::Extend { fragment: fragment.into() });
+    bench.send_message(link, upper(1), &mut layers, &RelayMessage::Extend { fragment: fragment.into() });
     bench.pass(Duration::from_secs(5));
     assert_eq!(bench.commands(link), [Command::Destroy], "fragments");
 

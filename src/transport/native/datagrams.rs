@@ -1,4 +1,4 @@
-//! A queue of outgoing datagrams, laid out so that one system call can send a run of them.
+//! A queue of outgoing datagrams, laid out so that one system call can send a batch of them.
 
 use std::collections::VecDeque;
 
@@ -25,11 +25,11 @@ pub(super) struct Datagrams {
     bytes: Vec<u8>,
     written: usize,
     taken: usize,
-    runs: VecDeque<Run>,
+    batches: VecDeque<QueuedBatch>,
 }
 
-/// Consecutive datagrams of one route.
-struct Run {
+/// A batch in the queue: consecutive datagrams of one route.
+struct QueuedBatch {
     route: Route,
     segment: usize,
     length: usize,
@@ -54,19 +54,19 @@ impl Datagrams {
     /// Queues the first `length` bytes of [`Self::tail`] as a datagram for `route`.
     pub(super) fn commit(&mut self, route: Route, length: usize, segments: usize) {
         self.written = self.written.saturating_add(length);
-        if let Some(run) = self.runs.back_mut()
-            && run.route == route
-            && !run.ended
-            && length <= run.segment
-            && run.count < segments
-            && run.length.saturating_add(length) <= MAX_BATCH
+        if let Some(batch) = self.batches.back_mut()
+            && batch.route == route
+            && !batch.ended
+            && length <= batch.segment
+            && batch.count < segments
+            && batch.length.saturating_add(length) <= MAX_BATCH
         {
-            run.length = run.length.saturating_add(length);
-            run.count = run.count.saturating_add(1);
-            run.ended = length < run.segment;
+            batch.length = batch.length.saturating_add(length);
+            batch.count = batch.count.saturating_add(1);
+            batch.ended = length < batch.segment;
             return;
         }
-        self.runs.push_back(Run { route, segment: length, length, count: 1, ended: false });
+        self.batches.push_back(QueuedBatch { route, segment: length, length, count: 1, ended: false });
     }
 
     /// Queues a complete datagram.
@@ -82,17 +82,17 @@ impl Datagrams {
         self.written.saturating_sub(self.taken)
     }
 
-    /// Takes the next run off the queue.
+    /// Takes the next batch off the queue.
     pub(super) fn pop(&mut self) -> Option<Batch<'_>> {
-        let run = self.runs.pop_front()?;
+        let batch = self.batches.pop_front()?;
         let start = self.taken;
-        self.taken = start.saturating_add(run.length);
-        if self.runs.is_empty() {
+        self.taken = start.saturating_add(batch.length);
+        if self.batches.is_empty() {
             self.written = 0;
             self.taken = 0;
         }
-        let bytes = self.bytes.get(start..start.saturating_add(run.length))?;
-        Some(Batch { route: run.route, bytes, segment: run.segment })
+        let bytes = self.bytes.get(start..start.saturating_add(batch.length))?;
+        Some(Batch { route: batch.route, bytes, segment: batch.segment })
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_ends_with_a_shorter_datagram_another_route_or_its_limit() {
+    fn a_batch_ends_with_a_shorter_datagram_another_route_or_its_limit() {
         assert_eq!(batches(&[(1, 100), (1, 100), (1, 40), (1, 40)], 64), [(240, 100), (40, 40)]);
         assert_eq!(batches(&[(1, 100), (2, 100), (1, 100)], 64), [(100, 100), (100, 100), (100, 100)]);
         assert_eq!(batches(&[(1, 40), (1, 100)], 64), [(40, 40), (100, 100)]);

@@ -90,7 +90,7 @@ pub struct Endpoint {
     /// Links whose room is to be reported.
     rooms: ReadyQueue<LinkId>,
     /// Links that may have packets to send.
-    dirty: ReadyQueue<Route>,
+    ready: ReadyQueue<Route>,
     deadlines: Deadlines<Route>,
     out: Datagrams,
     segments: usize,
@@ -131,7 +131,7 @@ impl Endpoint {
             next_link: 0,
             events: VecDeque::new(),
             rooms: ReadyQueue::new(),
-            dirty: ReadyQueue::new(),
+            ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
             segments: 1,
@@ -170,24 +170,24 @@ impl Endpoint {
         }
     }
 
-    /// Takes datagrams received together from one address, all but the last of `stride` bytes. Those of a link,
+    /// Takes datagrams received together from one address, all but the last of `segment` bytes. Those of a link,
     /// except hellos, cost one look-up together.
-    pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], stride: usize) {
+    pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], segment: usize) {
         const HANDSHAKE: u8 = 22;
         let is_record =
             |datagram: &[u8]| matches!(datagram.first(), Some(20..=63)) && datagram.first() != Some(&HANDSHAKE);
-        let stride = stride.max(1);
+        let segment = segment.max(1);
         let mut rest = datagrams;
         while !rest.is_empty() {
-            let records = rest.chunks(stride).take_while(|datagram| is_record(datagram)).count();
-            let (run, after) = rest.split_at_mut(records.max(1).saturating_mul(stride).min(rest.len()));
+            let records = rest.chunks(segment).take_while(|datagram| is_record(datagram)).count();
+            let (run, after) = rest.split_at_mut(records.max(1).saturating_mul(segment).min(rest.len()));
             rest = after;
             if records == 0 {
                 self.handle_datagram(now, route, run);
                 continue;
             }
             let known = self.with_link(now, route, |link, context| {
-                run.chunks_mut(stride).for_each(|datagram| link.handle_datagram(context, datagram));
+                run.chunks_mut(segment).for_each(|datagram| link.handle_datagram(context, datagram));
                 true
             });
             if !known {
@@ -199,7 +199,7 @@ impl Endpoint {
     /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.waiting() < BATCH_LEN
-            && let Some(route) = self.dirty.pop()
+            && let Some(route) = self.ready.pop()
         {
             self.service(now, route);
         }
@@ -359,9 +359,9 @@ impl Endpoint {
         route: Route,
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
     ) -> T {
-        self.call(now, route, |link, context, dirty| {
+        self.call(now, route, |link, context, ready| {
             let outcome = act(link, context);
-            dirty.push(route, &mut link.dirty);
+            ready.push(route, &mut link.ready);
             outcome
         })
     }
@@ -388,7 +388,7 @@ impl Endpoint {
             events: &mut self.events,
             rooms: &mut self.rooms,
         };
-        let outcome = act(link, &mut context, &mut self.dirty);
+        let outcome = act(link, &mut context, &mut self.ready);
         let ending = link.ending();
         if link.opened && !was_open {
             match link.dialled() {
@@ -468,9 +468,9 @@ impl Endpoint {
 
     /// Sends a link's pending packets and sets its deadline.
     fn service(&mut self, now: Instant, route: Route) {
-        let deadline = self.call(now, route, |link, context, dirty| {
+        let deadline = self.call(now, route, |link, context, ready| {
             if link.service(context) {
-                dirty.push(route, &mut link.dirty);
+                ready.push(route, &mut link.ready);
                 return None;
             }
             // An ended link has no deadline.

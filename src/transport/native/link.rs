@@ -140,7 +140,7 @@ pub(super) struct Link {
     /// Number of lanes, once the link is open.
     lanes: u8,
     /// Its place in the queue for [`Self::service`].
-    pub(super) dirty: Ticket,
+    pub(super) ready: Ticket,
     /// Its place in the queue of room events for the core.
     pub(super) rooms: Ticket,
     /// Bytes that the core may send, as last reported.
@@ -174,7 +174,7 @@ impl Link {
             local_certificate,
             peer_certificate: [0; 32],
             lanes: 0,
-            dirty: Ticket::new(),
+            ready: Ticket::new(),
             rooms: Ticket::new(),
             room: 0,
             opened: false,
@@ -473,10 +473,10 @@ impl Link {
                     let opened = self.properties(context.route);
                     context.events.push_back(LinkEvent::Opened { link: self.id, opened });
                 }
-                (Event::Message { stream, bytes }, Stage::Open) => {
+                (Event::Message { stream, message }, Stage::Open) => {
                     match u8::try_from(stream).ok().and_then(Lane::new) {
                         Some(lane) => {
-                            context.events.push_back(LinkEvent::Message { link: self.id, lane, message: bytes });
+                            context.events.push_back(LinkEvent::Message { link: self.id, lane, message });
                         }
                         None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }

@@ -70,7 +70,7 @@ pub enum Event {
         /// Its stream.
         stream: u16,
         /// Its bytes: 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
-        bytes: Slots,
+        message: Slots,
     },
     /// The association ended; no event follows.
     Closed(Close),

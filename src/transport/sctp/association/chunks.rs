@@ -129,7 +129,7 @@ impl Association {
     fn deliver(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
         match message.protocol {
             BINARY if message.bytes.len() <= MAX_MESSAGE => {
-                self.events.push_back(Event::Message { stream, bytes: message.bytes });
+                self.events.push_back(Event::Message { stream, message: message.bytes });
                 Ok(())
             }
             DCEP => {

@@ -173,7 +173,7 @@ impl Forged {
             assert!(self.closed.is_none(), "nothing follows the end");
             match event {
                 Event::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
-                Event::Message { stream, bytes } => self.messages.push((stream, bytes.to_vec())),
+                Event::Message { stream, message } => self.messages.push((stream, message.to_vec())),
                 Event::Closed(close) => self.closed = Some(close),
             }
         }

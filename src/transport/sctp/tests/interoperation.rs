@@ -98,7 +98,7 @@ impl Mixed {
         while let Some(event) = self.ours.poll_event() {
             match event {
                 Event::Open { streams } => self.open = Some(streams),
-                Event::Message { stream, bytes } => self.at_ours.push((stream, bytes.to_vec())),
+                Event::Message { stream, message } => self.at_ours.push((stream, message.to_vec())),
                 Event::Closed(close) => panic!("ours closed: {close:?} (seed {})", self.seed),
             }
         }

@@ -352,10 +352,10 @@ impl End {
             assert!(self.closed.is_none(), "nothing follows the end");
             match event {
                 Event::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
-                Event::Message { stream, bytes } => {
-                    self.bytes += bytes.len() as u64;
+                Event::Message { stream, message } => {
+                    self.bytes += message.len() as u64;
                     if self.keep {
-                        self.received.push((stream, bytes.to_vec()));
+                        self.received.push((stream, message.to_vec()));
                     }
                 }
                 Event::Closed(close) => self.closed = Some(close),

@@ -1,0 +1,34 @@
+//! The isolation of a stream: the label that keeps it off the circuits of other streams.
+
+use core::fmt;
+
+use crate::crypto::sha256_parts;
+
+/// The isolation of a stream: streams of different isolations never share a circuit.
+///
+/// A digest, usually of the listener and the application's credentials, so that the credentials aren't stored.
+/// Prints redacted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Isolation(pub(crate) [u8; 32]);
+
+impl Isolation {
+    /// The isolation of `user` and `password` at `listener`.
+    #[must_use]
+    pub fn new(listener: &str, user: &[u8], password: &[u8]) -> Self {
+        let length = |part: &[u8]| u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes();
+        let listener = listener.as_bytes();
+        Self(sha256_parts(&[&length(listener), listener, &length(user), user, &length(password), password]))
+    }
+
+    /// The isolation of applications without credentials at `listener`.
+    #[must_use]
+    pub fn of_listener(listener: &str) -> Self {
+        Self::new(listener, &[], &[])
+    }
+}
+
+impl fmt::Debug for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Isolation([redacted])")
+    }
+}
