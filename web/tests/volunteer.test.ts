@@ -82,7 +82,7 @@ describe('state', () => {
   test('limits are told in short', () => {
     expect(limitsInShort({})).toBe('no speed limit');
     expect(limitsInShort({ bytesPerSecond: 500_000, bytesTotal: 1e9, onlyOnPower: true, onlyUnmetered: true })).toBe(
-      'at most 500 kB/s · 1 GB in all · plugged in · not mobile',
+      'at most 500 kB/s · 1 GB in total · plugged in · not mobile',
     );
   });
 });
@@ -124,8 +124,8 @@ describe('search engines', () => {
 
   test('are told how they stand', () => {
     expect(standing(undefined)).toBe('');
-    expect(standing({ name: 'e', offered: false })).toContain('Trying');
+    expect(standing({ name: 'e', offered: false })).toContain('Testing');
     expect(standing({ name: 'e', offered: false, why: 'It is shut.' })).toContain('It is shut.');
-    expect(standing({ name: 'e', offered: true })).toContain('asking it for others');
+    expect(standing({ name: 'e', offered: true })).toContain('querying it for others');
   });
 });
