@@ -329,7 +329,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('says of each engine that misbehaves what is wrong, and offers none of them', deadline, async () => {
       const words = {
-        closed: /web pages can't read/, endless: /too long/, elsewhere: /another host/, wrong: /is malformed/,
+        closed: /Web pages can't read/, endless: /too long/, elsewhere: /another host/, wrong: /is malformed/,
         forbidden: /blocks this exit/, slow: /did not answer in time/,
       };
       const searchEngines = Object.keys(words).map((name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) }));
@@ -435,7 +435,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const html = described('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
         .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');
       const cases = [
-        ['unknown', /names no search engine/], [{ name: 'No name', description: '' }, /not a name of a search engine/],
+        ['unknown', /has no search engine/], [{ name: 'No name', description: '' }, /not a name of a search engine/],
         [{ name: 'x', description: '<a>' }, /not well-formed XML/], [{ name: 'x', description: '<a/>' }, /not an OpenSearch/],
         [{ name: 'x', description: '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>' }, /entities/], [{ name: 'html', description: html }, /only as HTML/],
       ];

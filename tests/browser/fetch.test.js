@@ -341,7 +341,7 @@ for (const browser of Object.keys(BROWSERS)) {
         await fails(`https://127.0.0.1:${port}/`, 'target', /sent nothing in time/, { patience: 1500 });
       }
       for (const init of [{ patience: 0 }, { patience: 'soon' }, { maxBytes: 'few' }, { maxBytes: -1 }]) {
-        await fails(`https://127.0.0.1:${stalling}/`, 'bad-input', /A limit is a number/, init);
+        await fails(`https://127.0.0.1:${stalling}/`, 'bad-input', /A limit must be a number/, init);
       }
     });
 
