@@ -4,6 +4,7 @@ pub mod clock;
 pub(crate) mod connect;
 pub mod files;
 pub mod listener;
+pub(crate) mod request_error;
 pub mod resolver;
 pub mod stream;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 mod document;
 
-use std::{error::Error, fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::CryptoRng;
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
@@ -21,7 +21,7 @@ use crate::{
         VolunteerListBody,
         follow::{Followed as _, Round, Schedule},
     },
-    io::files::write_atomically,
+    io::{files::write_atomically, request_error::innermost_cause},
 };
 use document::Paged;
 
@@ -94,14 +94,8 @@ pub enum DirectoryError {
 }
 
 impl From<reqwest::Error> for DirectoryError {
-    /// The error with its innermost cause, the most specific one, and without the URL.
     fn from(error: reqwest::Error) -> Self {
-        let error = error.without_url();
-        let mut innermost: &dyn Error = &error;
-        while let Some(source) = innermost.source() {
-            innermost = source;
-        }
-        Self::Unreachable(innermost.to_string())
+        Self::Unreachable(innermost_cause(error))
     }
 }
 

@@ -4,13 +4,12 @@
 //! are capped in length and time. Redirects are not followed, because only the given URL is verified.
 
 use core::{fmt, time::Duration};
-use std::error::Error;
 
 use data_encoding::HEXLOWER;
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
 
 use super::{Network, manifest::Manifest, paths};
-use crate::crypto::sha256;
+use crate::{crypto::sha256, io::request_error::innermost_cause};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(15);
@@ -81,12 +80,7 @@ pub(crate) enum VerifyError {
 
 impl From<reqwest::Error> for VerifyError {
     fn from(error: reqwest::Error) -> Self {
-        let error = error.without_url();
-        let mut innermost: &dyn Error = &error;
-        while let Some(source) = innermost.source() {
-            innermost = source;
-        }
-        Self::Unreachable(innermost.to_string())
+        Self::Unreachable(innermost_cause(error))
     }
 }
 

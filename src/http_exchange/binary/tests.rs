@@ -123,3 +123,17 @@ async fn a_body_that_nobody_takes_stays_where_it_is() {
     feeding.await.unwrap();
     filling.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn pieces_of_one_byte_share_a_block_of_memory() {
+    let (mut near, far) = tokio::io::duplex(PIECE);
+    near.write_all(&response_head(&Response::new(())).unwrap()).await.unwrap();
+    let (_, mut body) = read_response(far, u64::MAX).await.unwrap();
+    let mut pieces = Vec::new();
+    for _ in 0..100 {
+        near.write_all(&[1, b'x']).await.unwrap();
+        pieces.push(body.piece().await.unwrap().unwrap());
+    }
+    let places = || pieces.iter().map(|piece| piece.as_ptr().addr());
+    assert!(places().max().unwrap() - places().min().unwrap() < PIECE);
+}

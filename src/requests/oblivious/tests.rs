@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::*;
 use crate::{
     connector::{ConnectError, Delegated, Hop, Isolation},
-    delegated::{Delegation, binary_http::MAX_PARTS},
+    delegated::Delegation,
     exit::outbound::testing::http_origin,
     io::{stream::Stream, testing::stream_pair, tls::Tls},
     requests::http::testing::OneExit,
@@ -139,30 +139,6 @@ fn an_answer_that_is_none_is_refused() {
         assert!(decode(bad.to_vec()).is_none(), "{bad:?}");
     }
     assert!(decode(b"\x01\x40\xc8".to_vec()).is_some());
-}
-
-#[test]
-fn an_answer_of_more_parts_than_any_has_is_not_decoded() {
-    // Fields with one-letter names and empty values; and informational responses without fields.
-    let (fields, hints) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
-    assert_eq!(fields.len(), 0x0c03, "the length used below");
-    let section = [&[0x4c, 0x03], fields.as_slice()].concat();
-    let known = |parts: &[&[u8]]| [b"\x01".as_slice(), &parts.concat()].concat();
-    let unknown = |parts: &[&[u8]]| [b"\x03".as_slice(), &parts.concat()].concat();
-    for bad in [
-        known(&[b"\x40\xc8\x00\x00", &section]),
-        known(&[&hints, b"\x40\xc8"]),
-        unknown(&[b"\x40\xc8\x00\x00", &fields, b"\x00"]),
-        unknown(&[&hints, b"\x40\xc8\x00\x00\x00"]),
-    ] {
-        assert!(decode(bad).is_none());
-    }
-    for good in [
-        known(&[b"\x40\x67\x03\x01a\x00\x40\xc8\x03\x01a\x00\x02me\x03\x01b\x00"]),
-        unknown(&[b"\x40\x67\x01a\x00\x00\x40\xc8\x01a\x00\x00\x01m\x01e\x00\x01b\x00\x00"]),
-    ] {
-        assert!(decode(good).is_some());
-    }
 }
 
 /// An overlay whose exits begin an answer with keys and then stall.
