@@ -40,7 +40,9 @@ pub use self::{
     template::TemplateError,
     xml::XmlError,
 };
-use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, link, url::Url};
+use crate::delegated::{
+    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, clean_url, url::Url,
+};
 
 /// Results requested per page, where the engine has a parameter for it.
 const RESULTS_PER_PAGE: u32 = 10;
@@ -119,7 +121,7 @@ impl Found {
     /// As a result: plain text and a cleaned URL. `None` if the URL is invalid.
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
         // First the URL, because the texts cost more.
-        link::clean(&self.link, Some(base))?;
+        clean_url::clean(&self.link, Some(base))?;
         let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MAX_CHARS));
         SearchResult::new(&title, &self.link, Some(base), &snippet)
     }

@@ -181,7 +181,7 @@ impl UrlParameter {
         if url.len() > MAX_LINK {
             return None;
         }
-        crate::delegated::link::clean(&url, None)
+        crate::delegated::clean_url::clean(&url, None)
     }
 }
 

@@ -240,9 +240,8 @@ fn passing(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
         .collect();
-    let passes = |name: &str| {
-        !fields::is_hop_by_hop(name) && !fields::is_remembered(name) && !named.iter().any(|one| one == name)
-    };
+    let passes =
+        |name: &str| !fields::is_hop_by_hop(name) && !fields::is_stateful(name) && !named.iter().any(|one| one == name);
     let fields = headers.iter().filter(|(name, _)| passes(name.as_str()));
     fields.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }

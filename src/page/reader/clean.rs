@@ -14,7 +14,7 @@ use scraper::{Html, Selector};
 use url::Url;
 
 use crate::{
-    delegated::{link, text},
+    delegated::{clean_url, text},
     engine::bounded_html,
     page::layout::address,
 };
@@ -137,7 +137,7 @@ fn lead(value: &str, base: &Url) -> Option<String> {
     if let Some(place) = value.trim().strip_prefix('#') {
         return (!place.is_empty()).then(|| format!("#{PREFIX}{place}"));
     }
-    let mut target = link::clean(value, Some(base))?;
+    let mut target = clean_url::clean(value, Some(base))?;
     let place = target.fragment().map(|place| format!("#{PREFIX}{place}")).unwrap_or_default();
     target.set_fragment(None);
     Some(address("/read", &[("url", target.as_str())]) + &place)
