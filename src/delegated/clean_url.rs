@@ -45,7 +45,7 @@ fn plain(mut url: Url) -> Option<Url> {
     }
     url.set_username("").ok()?;
     url.set_password(None).ok()?;
-    let host = Host::of(&url);
+    let host = ComparableHost::of(&url);
     let query = url.query().and_then(|query| without_tracking(query, &host));
     url.set_query(query.as_deref());
     // A text fragment (`#:~:text=`) quotes words of the page, which may reveal the query.
@@ -57,9 +57,9 @@ fn plain(mut url: Url) -> Option<Url> {
 }
 
 /// A host name for comparison.
-struct Host(String);
+struct ComparableHost(String);
 
-impl Host {
+impl ComparableHost {
     fn of(url: &Url) -> Self {
         Self(url.host_str().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase())
     }
@@ -94,7 +94,7 @@ enum TargetPlace {
 }
 
 /// Redirectors: host, path prefix, and place of the target's URL. A host without a dot matches under any top-level
-/// domain ([`Host::is_brand`]).
+/// domain ([`ComparableHost::is_brand`]).
 const REDIRECTORS: &[(&str, &str, TargetPlace)] = &[
     ("google", "/url", TargetPlace::Parameter(&["q", "url"])),
     ("google", "/imgres", TargetPlace::Parameter(&["imgrefurl"])),
@@ -119,7 +119,7 @@ const REDIRECTORS: &[(&str, &str, TargetPlace)] = &[
 
 /// The http or https URL of the target, if `url` is a known redirector's.
 fn target(url: &Url) -> Option<Url> {
-    let host = Host::of(url);
+    let host = ComparableHost::of(url);
     let fits = |name: &str| if name.contains('.') { host.is_under(name) } else { host.is_brand(name) };
     REDIRECTORS
         .iter()
@@ -171,7 +171,7 @@ fn key(pair: &str) -> String {
 }
 
 /// `query` without empty and tracking parameters; `None` if no parameter remains.
-fn without_tracking(query: &str, host: &Host) -> Option<String> {
+fn without_tracking(query: &str, host: &ComparableHost) -> Option<String> {
     let kept: Vec<&str> =
         query.split('&').filter(|pair| !pair.is_empty() && !is_tracking(key(pair).as_str(), host)).collect();
     (!kept.is_empty()).then(|| kept.join("&"))
@@ -234,7 +234,7 @@ const TRACKING_OF_SITES: &[(&str, &[&str])] = &[
     ("amazon", &["pd_rd_i", "pd_rd_r", "pd_rd_w", "pd_rd_wg", "pf_rd_p", "pf_rd_r", "qid", "sprefix", "sr"]),
 ];
 
-fn is_tracking(key: &str, host: &Host) -> bool {
+fn is_tracking(key: &str, host: &ComparableHost) -> bool {
     let is_of_site = |(site, keys): &(&str, &[&str])| {
         keys.contains(&key) && if site.contains('.') { host.is_under(site) } else { host.is_brand(site) }
     };

@@ -31,7 +31,7 @@ impl Default for Rates {
 }
 
 #[derive(Debug, Default)]
-struct Circuit {
+struct CircuitUse {
     bucket: TokenBucket,
     /// Requests in progress.
     running: usize,
@@ -39,16 +39,16 @@ struct Circuit {
 
 /// The limits of an exit and their current use.
 #[derive(Debug)]
-pub struct Limits {
+pub struct RequestLimits {
     rates: Rates,
     in_total: TokenBucket,
-    circuits: BTreeMap<u64, Circuit>,
+    circuits: BTreeMap<u64, CircuitUse>,
     /// Requests in progress.
     running: usize,
 }
 
-impl Limits {
-    /// Limits without requests in progress.
+impl RequestLimits {
+    /// RequestLimits without requests in progress.
     #[must_use]
     pub const fn new(rates: Rates) -> Self {
         Self { rates, in_total: TokenBucket::new(), circuits: BTreeMap::new(), running: 0 }
@@ -107,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    fn limits(rates: Rates) -> (Limits, Instant) {
-        (Limits::new(rates), Instant::START)
+    fn limits(rates: Rates) -> (RequestLimits, Instant) {
+        (RequestLimits::new(rates), Instant::START)
     }
 
     fn later(now: Instant, seconds: u64) -> Instant {

@@ -26,7 +26,7 @@ use crate::{
     crypto::IdentityKey,
     exit_policy::is_global,
 };
-use relays::{Entry, Relays};
+use relays::{RelayEntries, RelayEntry};
 use volunteers::Volunteers;
 
 /// Cap on proofs in progress.
@@ -124,7 +124,7 @@ pub enum AuthorityEvent {
 pub struct Authority {
     key: IdentityKey,
     config: AuthorityConfig,
-    relays: Relays,
+    relays: RelayEntries,
     volunteers: Volunteers,
     last: Option<Consensus>,
     next_consensus: Option<WallTime>,
@@ -135,7 +135,7 @@ impl Authority {
     /// An authority without relays that signs with `key`.
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
-        let (relays, events) = (Relays::new(config.private_addresses), VecDeque::new());
+        let (relays, events) = (RelayEntries::new(config.private_addresses), VecDeque::new());
         Self { key, config, relays, volunteers: Volunteers::default(), last: None, next_consensus: None, events }
     }
 
@@ -160,7 +160,7 @@ impl Authority {
         records: impl IntoIterator<Item = &'a [u8]>,
         consensus: Option<&[u8]>,
     ) {
-        for entry in records.into_iter().filter_map(|record| Entry::decode(record, now)) {
+        for entry in records.into_iter().filter_map(|record| RelayEntry::decode(record, now)) {
             if self.relays.len() < MAX_RELAYS {
                 self.relays.insert(entry);
             }
@@ -196,7 +196,7 @@ impl Authority {
             Some(known) if known.descriptor == descriptor => return Ok(identity),
             Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
             Some(known) => known.replace(descriptor, bytes, now),
-            None => self.add(Entry::new(descriptor, bytes, now))?,
+            None => self.add(RelayEntry::new(descriptor, bytes, now))?,
         }
         self.store(&identity);
         self.handle_timeout(now);
@@ -316,7 +316,7 @@ impl Authority {
     }
 
     /// Adds a new relay. At the caps, unproved relays are evicted, because new identities cost nothing.
-    fn add(&mut self, entry: Entry) -> Result<(), DescriptorError> {
+    fn add(&mut self, entry: RelayEntry) -> Result<(), DescriptorError> {
         let mut evicted = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {
             evicted.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);

@@ -1,6 +1,6 @@
 //! Following the directories: the choice of directory and time for each fetch; for processes and pages.
 //!
-//! [`Round`] is one fetch: each directory at most once, beginning with the last successful one. [`Schedule`] is the
+//! [`FetchRound`] is one fetch: each directory at most once, beginning with the last successful one. [`Schedule`] is the
 //! time of the next fetch. Both have no I/O: the owner sends the requests and waits. Governed by
 //! `proto/07-directory.md` §7. Directories are not trusted: if the document in use is stale, an answer without a newer
 //! one is a failure. Otherwise a directory could withhold new documents from nodes.
@@ -12,7 +12,7 @@ use core::time::Duration;
 
 use rand::CryptoRng;
 
-use super::{Body, Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody};
+use super::{Consensus, ConsensusBody, Document, DocumentKind, VolunteerList, VolunteerListBody};
 use crate::base::WallTime;
 
 /// The first delay between retries; it doubles with each retry.
@@ -21,7 +21,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A kind of document that nodes follow.
-pub trait Followed: Body {
+pub trait Followed: DocumentKind {
     /// The last segment of the document's path at a directory.
     const PATH: &'static str;
     /// Whether nodes store the document for their next start.
@@ -56,7 +56,7 @@ impl Followed for VolunteerListBody {
 
 /// One fetch, for which each directory is queried at most once.
 #[derive(Clone, Copy, Debug)]
-pub struct Round {
+pub struct FetchRound {
     directories: usize,
     index: usize,
     tried: usize,
@@ -64,7 +64,7 @@ pub struct Round {
     is_stale: bool,
 }
 
-impl Round {
+impl FetchRound {
     /// A round over `directories` directories, at least one, beginning with number `first`.
     #[must_use]
     pub const fn new(directories: usize, first: usize) -> Self {
@@ -73,7 +73,7 @@ impl Round {
 
     /// Sets the document `in_use`: from the end of its freshness, an answer without a newer document is a failure.
     #[must_use]
-    pub fn newer_than<B: Body>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
+    pub fn newer_than<B: DocumentKind>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
         Self { is_stale: in_use.is_some_and(|in_use| now >= in_use.fresh_until()), ..self }
     }
 
@@ -128,7 +128,7 @@ impl Default for Schedule {
 
 impl Schedule {
     /// A schedule whose first fetch is due after the freshness of the document `in_use`.
-    pub fn after<B: Body, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
+    pub fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
         Self { due: Due::At(in_use.next_fetch(rng)), ..Self::default() }
     }
 

@@ -16,10 +16,10 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     base::WallTime,
     directory::{
-        AuthorityId, Body, Consensus, ConsensusBody, Counted, Document, DocumentError, MAX_CONSENSUS_LEN,
+        AuthorityId, Consensus, ConsensusBody, Counted, Document, DocumentError, DocumentKind, MAX_CONSENSUS_LEN,
         MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
         VolunteerListBody,
-        follow::{Followed as _, Round, Schedule},
+        follow::{FetchRound, Followed as _, Schedule},
     },
     io::{files::write_atomically, request_error::innermost_cause},
 };
@@ -111,15 +111,15 @@ pub struct DirectoryClient {
 
 /// The URLs of one directory.
 struct Directory {
-    consensus: Resource,
-    volunteers: Resource,
+    consensus: DocumentUrl,
+    volunteers: DocumentUrl,
     descriptor: Url,
     volunteer: Url,
     presence: Url,
 }
 
 /// A document that the directory serves.
-struct Resource {
+struct DocumentUrl {
     url: Url,
     /// The entity tag of the document in use.
     etag: Option<header::HeaderValue>,
@@ -196,7 +196,7 @@ impl DirectoryClient {
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
-        let mut round = Round::new(self.directories.len(), self.preferred).newer_than(now, in_use);
+        let mut round = FetchRound::new(self.directories.len(), self.preferred).newer_than(now, in_use);
         loop {
             let outcome = self.fetch_from(round.index(), now, in_use).await;
             if let Some(outcome) = round.handle_outcome(outcome, DirectoryError::NothingNewer) {
@@ -365,7 +365,7 @@ impl Directory {
             url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
-        let resource = |path| Ok::<_, DirectoryError>(Resource { url: join(path)?, etag: None });
+        let resource = |path| Ok::<_, DirectoryError>(DocumentUrl { url: join(path)?, etag: None });
         Ok(Self {
             consensus: resource(ConsensusBody::PATH)?,
             volunteers: resource(VolunteerListBody::PATH)?,
@@ -377,7 +377,7 @@ impl Directory {
 }
 
 /// Decodes and verifies a document at the time `now`.
-fn verify<B: Body>(
+fn verify<B: DocumentKind>(
     bytes: &[u8],
     authorities: &[AuthorityId],
     now: WallTime,

@@ -216,9 +216,9 @@ async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()
         .await
 }
 
-type Body = Result<Bytes, BytesRejection>;
+type UploadedBody = Result<Bytes, BytesRejection>;
 
-async fn post_descriptor(State(directory): State<DirectoryServer>, body: Body) -> Response {
+async fn post_descriptor(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),
@@ -232,7 +232,7 @@ async fn post_descriptor(State(directory): State<DirectoryServer>, body: Body) -
     }
 }
 
-async fn post_volunteer(State(directory): State<DirectoryServer>, body: Body) -> Response {
+async fn post_volunteer(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),
@@ -245,7 +245,7 @@ async fn post_volunteer(State(directory): State<DirectoryServer>, body: Body) ->
     }
 }
 
-async fn post_presence(State(directory): State<DirectoryServer>, body: Body) -> Response {
+async fn post_presence(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),

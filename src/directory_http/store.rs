@@ -1,6 +1,6 @@
 //! The persistent store of a directory authority.
 //!
-//! [`Store`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
+//! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
 //! all records in one file (`redb`). The authority's core requests the changes
 //! ([`crate::directory::AuthorityEvent`]).
 
@@ -49,7 +49,7 @@ pub struct Kept {
 }
 
 /// Persistent storage of an authority's records. The methods block.
-pub trait Store: Send + Sync + 'static {
+pub trait AuthorityStore: Send + Sync + 'static {
     /// Reads all records.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl FileStore {
     }
 }
 
-impl Store for FileStore {
+impl AuthorityStore for FileStore {
     fn load(&self) -> Result<Kept, StoreError> {
         self.read().map_err(self.failed("read it"))
     }

@@ -26,7 +26,7 @@ const MAX_UNPROVED_OF_NETWORK: usize = 32;
 const MAX_PROOFS_OF_NETWORK: usize = 4;
 
 /// One relay.
-pub(super) struct Entry {
+pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
     first_seen: WallTime,
@@ -50,7 +50,7 @@ enum Proof {
     Running { at: WallTime, pending: Vec<DialTarget>, outdated: bool },
 }
 
-impl Entry {
+impl RelayEntry {
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
         let (proved, proved_once, failures, started) = (None, false, 0, None);
@@ -189,13 +189,13 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 }
 
 /// All relays, by identity.
-pub(super) struct Relays {
-    entries: BTreeMap<RelayId, Entry>,
+pub(super) struct RelayEntries {
+    entries: BTreeMap<RelayId, RelayEntry>,
     /// Whether the caps on relays of one address or network are off, as in a testnet.
     uncapped: bool,
 }
 
-impl Relays {
+impl RelayEntries {
     pub(super) const fn new(uncapped: bool) -> Self {
         Self { entries: BTreeMap::new(), uncapped }
     }
@@ -204,11 +204,11 @@ impl Relays {
         self.entries.len()
     }
 
-    pub(super) fn insert(&mut self, entry: Entry) {
+    pub(super) fn insert(&mut self, entry: RelayEntry) {
         self.entries.insert(entry.descriptor.profile.identity, entry);
     }
 
-    pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut Entry> {
+    pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut RelayEntry> {
         self.entries.get_mut(relay)
     }
 
@@ -221,7 +221,7 @@ impl Relays {
     /// the longest known. Relays with a proof in progress stay, so that the caps on proofs hold.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
         let counts = self.unproved();
-        let fullest = |entry: &Entry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
+        let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
         let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_running());
         let (relay, _) =
             unproved.max_by_key(|(_, entry)| (fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen)))?;
@@ -231,7 +231,7 @@ impl Relays {
     }
 
     /// Evicts one unproved relay from each network of `new` that is at the cap. Returns the evicted relays.
-    pub(super) fn make_room(&mut self, new: &Entry) -> Vec<RelayId> {
+    pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
         if self.uncapped {
             return Vec::new();
         }
@@ -253,14 +253,14 @@ impl Relays {
 
     /// The number of unproved relays in each network.
     fn unproved(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(Entry::networks))
+        count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
     }
 
     pub(super) fn remove_stale(&mut self, now: WallTime) -> Vec<RelayId> {
         self.entries.extract_if(.., |_, entry| entry.descriptor.is_stale(now)).map(|(relay, _)| relay).collect()
     }
 
-    pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &Entry> {
+    pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &RelayEntry> {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
@@ -278,7 +278,7 @@ impl Relays {
     pub(super) fn start_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
         let mut free = most.saturating_sub(self.running_proofs());
         let mut networks = self.proofs_by_network();
-        let mut due: Vec<(WallTime, &mut Entry)> = Vec::new();
+        let mut due: Vec<(WallTime, &mut RelayEntry)> = Vec::new();
         for entry in self.entries.values_mut() {
             if let Proof::Due(at) = entry.proof
                 && at <= now
@@ -310,7 +310,7 @@ impl Relays {
     pub(super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
         let full = self.running_proofs() >= most;
         let networks = self.proofs_by_network();
-        let deadline = |entry: &Entry| match entry.proof {
+        let deadline = |entry: &RelayEntry| match entry.proof {
             Proof::Due(at) => (!full && (self.uncapped || !is_full(&networks, entry))).then_some(at),
             Proof::Running { at, .. } => Some(at.after(timeout)),
         };
@@ -323,13 +323,13 @@ impl Relays {
 
     /// The number of proofs in progress in each network.
     fn proofs_by_network(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.is_running()).flat_map(Entry::networks))
+        count(self.entries.values().filter(|entry| entry.is_running()).flat_map(RelayEntry::networks))
     }
 
     /// The relays to list in a consensus at `now`: of each address the [`MAX_LISTED_OF_SOURCE`] longest known ones, and
     /// of these the `most` longest known.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
-        let mut listed: Vec<&Entry> = self.listed(now).collect();
+        let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
         if !self.uncapped {
             let mut counts: BTreeMap<AddressPrefix, usize> = BTreeMap::new();
@@ -352,7 +352,7 @@ impl Relays {
             .iter()
             .map(|entry| (entry.descriptor.profile.identity, entry.descriptor.profile.family.iter().copied().collect()))
             .collect();
-        let list = |entry: &&Entry| {
+        let list = |entry: &&RelayEntry| {
             let mut profile = entry.descriptor.profile.clone();
             // Only mutual family counts (proto/07-directory.md §6).
             let names_back =
@@ -370,6 +370,6 @@ impl Relays {
 }
 
 /// Whether a network of `entry` is at its cap on proofs in progress.
-fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &Entry) -> bool {
+fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &RelayEntry) -> bool {
     entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_OF_NETWORK))
 }

@@ -35,7 +35,7 @@ const REPORT_INTERVALS: u32 = 3;
 const LIST_INTERVALS: u32 = 5;
 
 /// One volunteer.
-struct Entry {
+struct VolunteerEntry {
     descriptor: VolunteerDescriptor,
     /// Digest of the registration ([`UnverifiedVolunteer::digest`]).
     digest: [u8; 32],
@@ -56,7 +56,7 @@ struct Ranking {
     gateways: Vec<RelayId>,
 }
 
-impl Entry {
+impl VolunteerEntry {
     /// The ranking by `consensus`, computed once for each consensus.
     fn ranking(&mut self, consensus: &Consensus) -> &[RelayId] {
         if self.ranking.consensus.as_ref() != Some(consensus.digest()) {
@@ -73,7 +73,7 @@ impl Entry {
 }
 
 /// A gateway's last report.
-struct Report {
+struct GatewayReport {
     at_ms: u64,
     received: WallTime,
     /// The volunteers for which the report counted.
@@ -83,9 +83,9 @@ struct Report {
 /// All volunteers, by identity, and the reports of gateways.
 #[derive(Default)]
 pub(super) struct Volunteers {
-    entries: BTreeMap<RelayId, Entry>,
+    entries: BTreeMap<RelayId, VolunteerEntry>,
     removed: RemovedSeeds,
-    reports: BTreeMap<RelayId, Report>,
+    reports: BTreeMap<RelayId, GatewayReport>,
     /// `valid_after` of the last list.
     last_list: Option<WallTime>,
     next_list: Option<WallTime>,
@@ -117,7 +117,8 @@ impl Volunteers {
                 self.make_room(now, consensus)?;
                 let seed = self.removed.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
                 let (reported_by, ranking) = (BTreeSet::new(), Ranking::default());
-                let entry = Entry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
+                let entry =
+                    VolunteerEntry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
                 self.entries.insert(identity, entry);
             }
         }
@@ -158,7 +159,7 @@ impl Volunteers {
             entry.reported_by.insert(gateway);
         }
         let counted = Counted { volunteers: presence.volunteers.clone() };
-        let report = Report { at_ms: presence.at_ms, received: now, volunteers: presence.volunteers };
+        let report = GatewayReport { at_ms: presence.at_ms, received: now, volunteers: presence.volunteers };
         self.reports.insert(gateway, report);
         Ok(counted)
     }
@@ -245,7 +246,7 @@ impl Volunteers {
             }
             stays
         });
-        let is_old = |report: &Report| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) < now;
+        let is_old = |report: &GatewayReport| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) < now;
         let old: Vec<_> =
             self.reports.iter().filter(|(_, report)| is_old(report)).map(|(gateway, _)| *gateway).collect();
         for gateway in old {
@@ -262,7 +263,7 @@ impl Volunteers {
         }
         let interval = consensus.map_or_else(Parameters::default, |it| it.parameters().clone()).volunteer_interval();
         let (min_stay, report_lifetime) = (interval.max(MIN_STAY), interval.saturating_mul(REPORT_INTERVALS));
-        let is_evictable = |entry: &Entry| match entry.confirmed {
+        let is_evictable = |entry: &VolunteerEntry| match entry.confirmed {
             None => now.since(entry.first_seen) >= min_stay,
             Some(at) => now.since(at) >= report_lifetime,
         };
@@ -282,8 +283,8 @@ fn report_lifetime(consensus: &Consensus) -> Duration {
 
 /// The first gateways of the volunteer's ranking whose reports count, at most [`MAX_GATEWAYS`], the best ranked first.
 fn reporting_gateways(
-    entry: &mut Entry,
-    reports: &BTreeMap<RelayId, Report>,
+    entry: &mut VolunteerEntry,
+    reports: &BTreeMap<RelayId, GatewayReport>,
     consensus: &Consensus,
     now: WallTime,
 ) -> Vec<RelayId> {

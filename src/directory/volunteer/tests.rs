@@ -105,7 +105,7 @@ fn a_volunteer_descriptor_with_invalid_content_is_refused_with_the_reason() {
 /// A profile of volunteer 21 with an encoding of `length` bytes.
 fn profile_of_length(length: usize) -> VolunteerProfile {
     let with = |host: usize| {
-        let requests = crate::delegated::Requests::Hosts(vec!["h".repeat(host)]);
+        let requests = crate::delegated::HttpOffer::Hosts(vec!["h".repeat(host)]);
         let offer = Offer { requests, ..Offer::default() };
         VolunteerProfile { operator: "o".repeat(64), offer, ..volunteer_profile(21) }
     };

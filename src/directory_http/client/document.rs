@@ -1,6 +1,6 @@
 //! The differences between fetches of the consensus and of the volunteer list.
 
-use super::{Directory, DirectoryError, Resource};
+use super::{Directory, DirectoryError, DocumentUrl};
 use crate::{
     base::WallTime,
     directory::{Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody, follow::Followed},
@@ -9,14 +9,14 @@ use crate::{
 /// A kind of document that [`super::DirectoryClient`] fetches.
 pub(super) trait FetchedBody: Followed + Send + Sync + 'static {
     /// The document's URL and entity tag at a directory.
-    fn resource(directory: &mut Directory) -> &mut Resource;
+    fn resource(directory: &mut Directory) -> &mut DocumentUrl;
 
     /// Whether a failure to fetch a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
 impl FetchedBody for ConsensusBody {
-    fn resource(directory: &mut Directory) -> &mut Resource {
+    fn resource(directory: &mut Directory) -> &mut DocumentUrl {
         &mut directory.consensus
     }
 
@@ -26,7 +26,7 @@ impl FetchedBody for ConsensusBody {
 }
 
 impl FetchedBody for VolunteerListBody {
-    fn resource(directory: &mut Directory) -> &mut Resource {
+    fn resource(directory: &mut Directory) -> &mut DocumentUrl {
         &mut directory.volunteers
     }
 
