@@ -157,7 +157,7 @@ impl Decoder {
         &mut self.buffer
     }
 
-    /// The next part; `None` if more bytes are needed. `ended` states that no bytes follow; the result is then a part or
+    /// The next part; `None` if more bytes are needed. If `ended` states that no bytes follow, the result is a part or
     /// an error.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ pub fn exits_with<'a>(offers: &'a Offers, engine: &'a EngineName) -> impl Iterat
     offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit)
 }
 
-/// An exit that gave no answer.
+/// A failed try of a search at an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss {
     /// The exit.
@@ -36,7 +36,7 @@ pub struct Miss {
     pub why: MissReason,
 }
 
-/// Why an exit gave no answer.
+/// Why an exit returned no results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MissReason {
     /// The exit refused the query.

@@ -47,8 +47,8 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// A request for `url` without its fragment. Removes fields that must not pass ([`fields`]), and adds those of every
-    /// request.
+    /// A request for `url` without its fragment. Removes fields that must not pass ([`fields`]), and adds those of
+    /// every request.
     ///
     /// # Errors
     /// When the URL, the method or a field is invalid.
@@ -81,7 +81,7 @@ impl HttpRequest {
         &self.host
     }
 
-    /// Whether it uses TLS.
+    /// Whether the URL's scheme is `https`.
     #[must_use]
     pub fn is_https(&self) -> bool {
         self.scheme == "https"
@@ -94,7 +94,7 @@ impl HttpRequest {
         explicit.unwrap_or(if self.is_https() { 443 } else { 80 })
     }
 
-    /// Its method.
+    /// The method, one of [`METHODS`].
     #[must_use]
     pub const fn method(&self) -> &'static str {
         self.method
@@ -167,7 +167,7 @@ fn outgoing(
     given: impl IntoIterator<Item = (String, String)>,
     body_len: usize,
 ) -> Result<Vec<(String, String)>, HttpRequestError> {
-    let mut kept = Vec::new();
+    let mut sent = Vec::new();
     for (name, value) in given {
         let name = name.to_ascii_lowercase();
         if !is_name(&name) || !is_value(value.as_bytes()) {
@@ -175,16 +175,16 @@ fn outgoing(
         }
         let is_fixed = name == "content-length" || fields::FIXED.iter().any(|(fixed, _)| *fixed == name);
         if !is_fixed && !fields::is_hop_by_hop(&name) && !fields::is_identifying(&name) {
-            kept.push((name, value));
+            sent.push((name, value));
         }
     }
-    let has = |expected: &str| kept.iter().any(|(name, _)| name == expected);
+    let has = |expected: &str| sent.iter().any(|(name, _)| name == expected);
     let missing: Vec<_> = fields::DEFAULTS.into_iter().filter(|(name, _)| !has(name)).collect();
-    kept.extend(fields::FIXED.into_iter().chain(missing).map(|(name, value)| (name.to_owned(), value.to_owned())));
+    sent.extend(fields::FIXED.into_iter().chain(missing).map(|(name, value)| (name.to_owned(), value.to_owned())));
     if body_len > 0 {
-        kept.push(("content-length".to_owned(), body_len.to_string()));
+        sent.push(("content-length".to_owned(), body_len.to_string()));
     }
-    Ok(kept)
+    Ok(sent)
 }
 
 /// A response. Prints redacted.

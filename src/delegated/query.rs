@@ -73,7 +73,7 @@ pub enum QueryError {
 pub enum TryError<E> {
     /// There is no circuit to an exit.
     NoCircuit(E),
-    /// The exit gave no results.
+    /// The exit returned no results.
     Missed(Miss),
 }
 
@@ -112,7 +112,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// Begins the search `query`. Without an engine, it uses `default`, or else the engine that most exits offer.
+    /// Begins a search. The engine is that of `query`, or else `default`, or else the one that most exits offer.
     ///
     /// # Errors
     /// See [`QueryError`].

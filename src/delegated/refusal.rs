@@ -136,7 +136,8 @@ impl Refusal {
         answer.map_or((502, String::new()), |(_, status, error)| (status, format!("{PREFIX}{error}")))
     }
 
-    /// The refusal in a response with this status code and `Proxy-Status` value; `None` if it is no exit's value.
+    /// The refusal in a response with this status code and `Proxy-Status` value; `None` if an exit doesn't send the
+    /// value.
     #[must_use]
     pub fn of_answer(status: u16, proxy_status: &str) -> Option<Self> {
         let error = proxy_status.strip_prefix(PREFIX)?;

@@ -224,7 +224,7 @@ pub enum SearchRefusal {
     /// The engine redirected the exit to another host or too often.
     #[error("the engine redirected the exit to another host")]
     EngineRedirected,
-    /// The engine reported a failure, or the client doesn't know the exit's reason.
+    /// The engine reported a failure, or the received reason is unknown.
     #[error("the engine reported a failure")]
     EngineFailed,
 }

@@ -31,9 +31,9 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// The form that is sent to the client.
-    pub told: SearchRefusal,
+    pub answer: SearchRefusal,
     /// The form for the operator's statistics.
-    pub counted: Refusal,
+    pub cause: Refusal,
 }
 
 /// The received part of a query.
@@ -41,7 +41,7 @@ pub struct Refused {
 pub struct PartialQuery(Vec<u8>);
 
 impl PartialQuery {
-    const MALFORMED: Refused = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+    const MALFORMED: Refused = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
 
     /// Handles `bytes` from the client.
     ///
@@ -68,7 +68,7 @@ impl PartialQuery {
         if self.0.is_empty() {
             return None;
         }
-        let admitted = admit().map_err(|counted| Refused { told: SearchRefusal::RateLimited, counted });
+        let admitted = admit().map_err(|cause| Refused { answer: SearchRefusal::RateLimited, cause });
         Some(admitted.and_then(|admitted| {
             let request = SearchRequest::decode(&self.0).map_err(|_| Self::MALFORMED)?;
             Ok((request, admitted))
@@ -210,7 +210,7 @@ impl SearchService {
         let refusal = match self.limits.admit(now, circuit) {
             Ok(()) => {
                 self.limits.release(circuit);
-                refused.told
+                refused.answer
             }
             Err(_) => SearchRefusal::RateLimited,
         };
@@ -230,7 +230,7 @@ impl SearchService {
         });
         match received {
             None => self.fail(stream, EndReason::Failed),
-            Some(Err(refused)) => self.refuse(now, stream, refused.told),
+            Some(Err(refused)) => self.refuse(now, stream, refused.answer),
             Some(Ok((request, ()))) => {
                 (serving.state, serving.due) = (ServingState::Querying, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });

@@ -2,8 +2,8 @@
 //!
 //! Owns the authority's key, the state of every relay and volunteer, and the last consensus. Driven by descriptors,
 //! reports, outcomes of dials and wall-clock time. The owner dials ([`AuthorityEvent::Prove`]), stores
-//! ([`AuthorityEvent::StoreRecord`]) and serves ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md` §6 and
-//! §9. Threats addressed: a relay that claims another node's address isn't listed, and no weight is taken from a relay.
+//! ([`AuthorityEvent::StoreRecord`]) and serves ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md` §6
+//! and §9. Threats addressed: a relay with another node's address isn't listed, and no weight is taken from a relay.
 //!
 //! Votes of several authorities aren't implemented: this authority signs its own list.
 

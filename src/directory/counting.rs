@@ -1,6 +1,6 @@
 //! Signatures of authorities, and the majority that a document requires (`proto/07-directory.md` §4).
 
-use super::{AuthorityId, profile::exactly, schema};
+use super::{AuthorityId, profile::to_array, schema};
 use crate::crypto::{self, IdentityKey};
 
 /// Maximum signatures of a document.
@@ -72,7 +72,7 @@ pub(super) fn check_signatures(
     }
     let has_signed = |authority: &&&AuthorityId| {
         let found = signatures.iter().find(|signature| signature.authority == authority.as_bytes());
-        let signature = found.and_then(|signature| exactly(&signature.signature));
+        let signature = found.and_then(|signature| to_array(&signature.signature));
         signature.is_some_and(|signature| crypto::verify(authority.key(), context, document, &signature).is_ok())
     };
     let signed = configured.iter().filter(has_signed).count();

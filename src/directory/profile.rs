@@ -110,7 +110,7 @@ impl Profile {
             addresses: addresses.ok_or(Impossible("an address is not one of IPv4 or IPv6 with a port"))?,
             ice_ufrag: profile.ice_ufrag,
             ice_password: profile.ice_password,
-            fingerprint: exactly(&profile.fingerprint).ok_or(Impossible("the fingerprint is not 32 bytes"))?,
+            fingerprint: to_array(&profile.fingerprint).ok_or(Impossible("the fingerprint is not 32 bytes"))?,
             onion_key: decode_onion_key(&profile.onion_key)?,
             family: decode_family(&profile.family)?,
             operator: profile.operator,
@@ -163,16 +163,16 @@ pub(super) fn require(condition: bool, reason: &'static str) -> Result<(), Impos
 }
 
 /// `bytes` as an array; `None` unless their number is `N`.
-pub(super) fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+pub(super) fn to_array<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
 pub(crate) fn decode_identity(bytes: &[u8]) -> Option<RelayId> {
-    exactly(bytes).map(RelayId::from_bytes)
+    to_array(bytes).map(RelayId::from_bytes)
 }
 
 pub(super) fn decode_onion_key(bytes: &[u8]) -> Result<OnionPublic, Impossible> {
-    exactly(bytes).map(OnionPublic).ok_or(Impossible("the onion key is not 32 bytes"))
+    to_array(bytes).map(OnionPublic).ok_or(Impossible("the onion key is not 32 bytes"))
 }
 
 pub(super) fn decode_family(family: &[Vec<u8>]) -> Result<Vec<RelayId>, Impossible> {
@@ -213,8 +213,8 @@ fn encode_address(address: &SocketAddr) -> schema::Address {
 
 fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
     let ip = match address.ip.len() {
-        4 => Ipv4Addr::from(exactly::<4>(&address.ip)?).into(),
-        _ => Ipv6Addr::from(exactly::<16>(&address.ip)?).into(),
+        4 => Ipv4Addr::from(to_array::<4>(&address.ip)?).into(),
+        _ => Ipv6Addr::from(to_array::<16>(&address.ip)?).into(),
     };
     Some(SocketAddr::new(ip, address.port.try_into().ok()?))
 }

@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::{
     bounded::{self, BoundError, Bounds},
-    profile::{Impossible, exactly, require},
+    profile::{Impossible, require, to_array},
 };
 use crate::{
     base::{RelayId, WallTime},
@@ -116,7 +116,7 @@ impl<S: Statement> UnverifiedStatement<S> {
     /// When the statement is too old, from the future, or not signed by its signer.
     pub fn verify(self, now: WallTime) -> Result<S, S::Error> {
         self.claimed.check_date(now)?;
-        let signature = exactly(&self.envelope.signature).ok_or(S::BAD_SIGNATURE)?;
+        let signature = to_array(&self.envelope.signature).ok_or(S::BAD_SIGNATURE)?;
         crypto::verify(self.claimed.signer(), S::PURPOSE, &self.envelope.statement, &signature)
             .map_err(|_| S::BAD_SIGNATURE)?;
         Ok(self.claimed)

@@ -252,8 +252,9 @@ impl DirectoryClient {
         outcome
     }
 
-    /// Sends the cached consensus to `consensus`, then fetches and sends a new one whenever the current one is no longer
-    /// fresh. Ends when all receivers are dropped. While fetches fail, the current consensus stays, even if it expires.
+    /// Sends the cached consensus to `consensus`, then fetches and sends a new one whenever the current one is no
+    /// longer fresh. Ends when all receivers are dropped. While fetches fail, the current consensus stays, even if it
+    /// expires.
     pub async fn follow<R: CryptoRng + Send>(
         self,
         consensus: watch::Sender<Option<Arc<Consensus>>>,

@@ -14,8 +14,8 @@
 //! CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md` §7. Floods are bounded by caps on connections, bodies and times. Peers' addresses are neither
-//! read nor logged.
+//! `proto/07-directory.md` §7. Floods are bounded by caps on connections, bodies and times. Peers' addresses are
+//! neither read nor logged.
 //!
 //! [`Authority`]: crate::directory::Authority
 

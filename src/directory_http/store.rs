@@ -41,7 +41,7 @@ pub enum Change {
 
 /// The stored records of an authority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredRecords {
     /// The records of relays.
     pub relays: Vec<Vec<u8>>,
     /// The last consensus.
@@ -54,7 +54,7 @@ pub trait AuthorityStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the records can't be read.
-    fn load(&self) -> Result<Kept, StoreError>;
+    fn load(&self) -> Result<StoredRecords, StoreError>;
 
     /// Applies all changes in order, or none of them. The changes are durable when the call returns.
     ///
@@ -81,24 +81,24 @@ impl FileStore {
         }
     }
 
-    fn read(&self) -> Result<Kept, redb::Error> {
+    fn read(&self) -> Result<StoredRecords, redb::Error> {
         let transaction = self.database.begin_read()?;
-        let mut kept = Kept::default();
+        let mut stored = StoredRecords::default();
         match transaction.open_table(RELAYS) {
             Ok(relays) => {
                 for entry in relays.iter()? {
-                    kept.relays.push(entry?.1.value().to_vec());
+                    stored.relays.push(entry?.1.value().to_vec());
                 }
             }
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(error.into()),
         }
         match transaction.open_table(DOCUMENTS) {
-            Ok(documents) => kept.consensus = documents.get(CONSENSUS)?.map(|value| value.value().to_vec()),
+            Ok(documents) => stored.consensus = documents.get(CONSENSUS)?.map(|value| value.value().to_vec()),
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(kept)
+        Ok(stored)
     }
 
     fn write(&self, changes: &[Change]) -> Result<(), redb::Error> {
@@ -130,7 +130,7 @@ impl FileStore {
 }
 
 impl AuthorityStore for FileStore {
-    fn load(&self) -> Result<Kept, StoreError> {
+    fn load(&self) -> Result<StoredRecords, StoreError> {
         self.read().map_err(self.failed("read it"))
     }
 
@@ -154,13 +154,13 @@ mod tests {
         let put = |number, record: &[u8]| Change::Put { relay: relay(number), record: record.to_vec() };
         {
             let store = FileStore::open(&path).unwrap();
-            assert_eq!(store.load().unwrap(), Kept::default());
+            assert_eq!(store.load().unwrap(), StoredRecords::default());
             store.apply(&[put(1, b"one"), put(2, b"two"), Change::Publish(b"first".to_vec())]).unwrap();
             store.apply(&[put(1, b"uno"), Change::Delete(relay(2)), Change::Publish(b"second".to_vec())]).unwrap();
             store.apply(&[]).unwrap();
         }
-        let kept = FileStore::open(&path).unwrap().load().unwrap();
-        assert_eq!(kept, Kept { relays: vec![b"uno".to_vec()], consensus: Some(b"second".to_vec()) });
+        let stored = FileStore::open(&path).unwrap().load().unwrap();
+        assert_eq!(stored, StoredRecords { relays: vec![b"uno".to_vec()], consensus: Some(b"second".to_vec()) });
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Tests that the crate `url` and a browser's parser give the same results. They run natively and, with the feature
+//! Tests that the crate `url` and a browser's parser have the same results. They run natively and, with the feature
 //! `browser`, as WebAssembly.
 
 use super::super::clean_url::clean;
@@ -105,7 +105,7 @@ const EDGE_CASES: &[(&str, Option<&str>)] = &[
 ];
 
 #[test]
-fn both_parsers_give_the_expected_results_for_edge_cases() {
+fn both_parsers_have_the_expected_results_for_edge_cases() {
     let differing = EDGE_CASES.iter().filter_map(|(text, expected)| {
         let found = clean(text, None).map(|url| url.as_str().to_owned());
         (found.as_deref() != *expected).then(|| format!("{text:?}: {found:?}, not {expected:?}"))

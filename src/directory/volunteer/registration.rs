@@ -7,7 +7,7 @@ use crate::{
     base::RelayId,
     directory::{
         bounded::{self, BoundError, Bounds},
-        profile::{Impossible, decode_identities, encode_identities, exactly, require},
+        profile::{Impossible, decode_identities, encode_identities, require, to_array},
         schema,
     },
 };
@@ -28,7 +28,7 @@ pub enum RegistrationError {
 /// A volunteer's registration at the directory.
 ///
 /// It isn't signed, because it affects only the volunteer. A directory that falsifies the seed can select gateways
-/// among the guards of the consensus. It could equally omit the volunteer from the list.
+/// among the guards of the consensus. Such a directory could equally omit the volunteer from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// The seed of the volunteer's ranking.
@@ -51,7 +51,7 @@ impl Registration {
     /// When `bytes` are not a registration.
     pub fn decode(bytes: &[u8]) -> Result<Self, RegistrationError> {
         let document: schema::Registration = bounded::decode(bytes, &BOUNDS)?;
-        let seed = exactly(&document.seed).ok_or(Impossible("the seed is not 32 bytes"))?;
+        let seed = to_array(&document.seed).ok_or(Impossible("the seed is not 32 bytes"))?;
         let gateways = decode_identities(&document.gateways).ok_or(Impossible("a gateway is not 32 bytes"))?;
         require(gateways.len() <= MAX_GATEWAYS, "the registration has more than three gateways")?;
         Ok(Self { seed, gateways })

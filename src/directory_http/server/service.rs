@@ -46,9 +46,9 @@ pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
 ) -> Result<(), StoreError> {
     let (store, prover) = (Arc::new(store), Arc::new(prover));
     let mut service = DirectoryService { authority, server, store, prover, rng, proofs: JoinSet::new() };
-    let kept = service.store.load()?;
-    let records = kept.relays.iter().map(Vec::as_slice);
-    service.authority.restore(clock(), records, kept.consensus.as_deref());
+    let stored = service.store.load()?;
+    let records = stored.relays.iter().map(Vec::as_slice);
+    service.authority.restore(clock(), records, stored.consensus.as_deref());
     service.run(submissions, clock).await;
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::{
     },
     directory_http::{
         client::{DirectoryClient, DirectoryConfig, DirectoryError},
-        store::{AuthorityStore, Change, Kept, StoreError},
+        store::{AuthorityStore, Change, StoreError, StoredRecords},
     },
 };
 
@@ -192,18 +192,18 @@ struct Memory {
 }
 
 impl AuthorityStore for MemoryStore {
-    fn load(&self) -> Result<Kept, StoreError> {
-        let kept = self.0.lock().unwrap();
-        Ok(Kept { relays: kept.relays.values().cloned().collect(), consensus: kept.consensus.clone() })
+    fn load(&self) -> Result<StoredRecords, StoreError> {
+        let memory = self.0.lock().unwrap();
+        Ok(StoredRecords { relays: memory.relays.values().cloned().collect(), consensus: memory.consensus.clone() })
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut kept = self.0.lock().unwrap();
+        let mut memory = self.0.lock().unwrap();
         for change in changes.iter().cloned() {
             match change {
-                Change::Put { relay, record } => _ = kept.relays.insert(relay, record),
-                Change::Delete(relay) => _ = kept.relays.remove(&relay),
-                Change::Publish(consensus) => kept.consensus = Some(consensus),
+                Change::Put { relay, record } => _ = memory.relays.insert(relay, record),
+                Change::Delete(relay) => _ = memory.relays.remove(&relay),
+                Change::Publish(consensus) => memory.consensus = Some(consensus),
             }
         }
         Ok(())
@@ -286,8 +286,8 @@ async fn proved_relays_are_listed_before_and_after_a_restart() {
     directory.stop();
 
     let directory = TestDirectory::start(3, &store, &hosts).await;
-    let kept = directory.fetch_until(|_| true).await;
-    assert_eq!(kept, first, "the last consensus is served again at once");
+    let restored = directory.fetch_until(|_| true).await;
+    assert_eq!(restored, first, "the last consensus is served again at once");
     directory.clock.fetch_add(20, Ordering::Relaxed);
     // A submission makes the service read the clock.
     client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
