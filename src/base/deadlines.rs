@@ -30,7 +30,7 @@ impl<K: Copy + Ord> Deadlines<K> {
 
     /// Sets the deadline of `key` unless it has an earlier one.
     ///
-    /// Suits a deadline that often moves later: the earlier one stays, expires once, and its owner sets the current one.
+    /// Suits a deadline that often moves later. The earlier one expires once, and its owner then sets the current one.
     pub fn set_earlier(&mut self, key: K, deadline: Instant) {
         if self.by_key.get(&key).is_none_or(|old| deadline < *old) {
             self.set(key, deadline);

@@ -7,8 +7,8 @@ use core::fmt;
 pub enum ErrorClass {
     /// A peer violated the protocol, or refused. The error counts against the peer.
     Peer,
-    /// The network: a timeout, a lost or closed link, or an unavailable part of the overlay. The error counts against no
-    /// party.
+    /// The network: a timeout, a lost or closed link, or an unavailable part of the overlay. The error counts against
+    /// no party.
     Network,
     /// The caller: an invalid request, a requested end, or this node's configuration.
     Local,

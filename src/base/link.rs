@@ -92,7 +92,7 @@ pub enum DialError {
     /// The other end violated a protocol below the channel, or refused.
     #[error("the other end refused or violated the protocol")]
     Refused,
-    /// This node can't dial: the target has no address of this node's address families, or too many dials are in flight.
+    /// This node can't dial: the target has no address of this node's families, or too many dials are in flight.
     #[error("this node can't dial: no target address of its address families, or too many dials in flight")]
     Unable,
 }

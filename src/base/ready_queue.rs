@@ -59,8 +59,8 @@ impl<K> ReadyQueue<K> {
         Some(key)
     }
 
-    /// Removes the key of `ticket`, if it is queued. Takes time in proportion to the keys before it or to those after it,
-    /// whichever are fewer.
+    /// Removes the key of `ticket`, if it is queued. Takes time in proportion to the keys before or after it, whichever
+    /// are fewer.
     pub fn remove(&mut self, ticket: &mut Ticket) {
         if ticket.0 > self.popped
             && let Ok(at) = self.keys.binary_search_by_key(&ticket.0, |(number, _)| *number)

@@ -75,8 +75,8 @@ impl Phase {
 
 /// The sender's window over the DATA cells of one circuit and hop.
 ///
-/// The caller uses [`Self::has_room`] and [`Self::wants_tag`] before each DATA cell, [`Self::handle_sent`] after it, and
-/// [`Self::handle_sendme`] for each SENDME. Memory: one entry for each outstanding tag, at most
+/// The caller uses [`Self::has_room`] and [`Self::wants_tag`] before each DATA cell, [`Self::handle_sent`] after it,
+/// and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each outstanding tag, at most
 /// `window_max / tag_every`.
 pub struct CongestionWindow {
     parameters: FlowParameters,

@@ -58,8 +58,8 @@ impl OriginLayers {
     /// Seals a relay message for `hop` under its layer and those of all hops before it; `body` is overwritten.
     ///
     /// # Errors
-    /// When there is no such hop or the message is longer than [`message_capacity`] (the layers stay usable), or a layer
-    /// has ended.
+    /// When there is no such hop or the message is longer than [`message_capacity`] (the layers stay usable), or a
+    /// layer has ended.
     pub fn seal_message(&mut self, hop: HopIndex, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let hops = self.hops.get_mut(..usize::from(hop.value())).ok_or(OnionError::NoSuchHop)?;
         if message.len() > message_capacity(hop) {

@@ -29,8 +29,8 @@ pub enum StreamCommand {
     Consumed(usize),
     /// Ends this direction after the written bytes (a half-close). The other direction stays open.
     Finish,
-    /// Ends both directions immediately, or refuses the peer's request. Drops unsent bytes. No event follows. The reason
-    /// `Done` is sent as `Reset`.
+    /// Ends both directions immediately, or refuses the peer's request. Drops unsent bytes. No event follows. The
+    /// reason `Done` is sent as `Reset`.
     Reset(EndReason),
 }
 
@@ -56,8 +56,8 @@ impl Streams {
         self.streams.get(&id).map_or(0, StreamState::room)
     }
 
-    /// Queues bytes to send, as many as [`Self::room`] allows, and returns their number. [`StreamCommand::Write`] must not
-    /// exceed the room.
+    /// Queues bytes to send, as many as [`Self::room`] allows, and returns their number. [`StreamCommand::Write`] must
+    /// not exceed the room.
     pub fn write(&mut self, id: StreamId, bytes: &[u8]) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         let taken = bytes.get(..stream.room()).unwrap_or(bytes);

@@ -130,8 +130,8 @@ impl StreamState {
         self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
     }
 
-    /// Grants credit and returns its bytes. First doubles the allowance if the reader has no backlog, by at most `growth`
-    /// bytes.
+    /// Grants credit and returns its bytes. First doubles the allowance if the reader has no backlog, by at most
+    /// `growth` bytes.
     pub(super) fn grant(&mut self, growth: u64) -> u32 {
         let unread = self.received.saturating_sub(self.consumed);
         if unread <= self.allowance / 4 {

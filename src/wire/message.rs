@@ -395,8 +395,8 @@ impl RelayMessage {
         }
     }
 
-    /// Decodes the message at the start of `plaintext`, the whole content of a layer. The bytes after the message must be
-    /// zero.
+    /// Decodes the message at the start of `plaintext`, the whole content of a layer. The bytes after the message must
+    /// be zero.
     ///
     /// # Errors
     /// When the kind is unknown, a length does not fit, a field is not valid, or the padding isn't zero.
