@@ -51,8 +51,9 @@ pub struct ChannelParameters {
     /// Maximum channels. At the cap the longest idle channel closes or, if no channel is idle, the new link. Default
     /// 4,096.
     pub channels: usize,
-    /// Maximum links with an unfinished handshake; each may hold 128 KiB. At the cap, the oldest link of the source (IPv4
-    /// address or IPv6 /64) with the most such links closes. If no source has two, the new link closes. Default 256.
+    /// Maximum links with an unfinished handshake; each may hold 128 KiB. At the cap, the oldest link of the source
+    /// (IPv4 address or IPv6 /64) with the most such links closes. If no source has two, the new link closes. Default
+    /// 256.
     pub handshakes: usize,
     /// Maximum dials in flight; further ones fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,

@@ -22,8 +22,8 @@ use super::{
 const SWEEP: Duration = Duration::from_secs(1);
 /// Time within which two opened channels between the same relays count as dialled simultaneously.
 const SIMULTANEOUS: Duration = Duration::from_secs(10);
-/// Maximum retiring channels to one relay. At the cap no other channel is dialled: the youngest takes new circuits until
-/// its link ends. This bounds the ports that a node uses for dialling.
+/// Maximum retiring channels to one relay. At the cap no other channel is dialled: the youngest takes new circuits
+/// until its link ends. This bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
 
 /// All channels of a node, by link and, for channels to relays, also by identity.
@@ -315,8 +315,8 @@ impl Channels {
     }
 
     /// The circuit or channel that the owner must end, if more cells are queued than this node may hold. It is the
-    /// circuit with at least two cells whose first cell has waited longest on any channel. Without such a circuit, or if
-    /// most cells belong to no live circuit (refusals), it is the channel with the most such cells.
+    /// circuit with at least two cells whose first cell has waited longest on any channel. Without such a circuit, or
+    /// if most cells belong to no live circuit (refusals), it is the channel with the most such cells.
     ///
     /// To end an honest circuit, an attacker must fill this node's memory with cells that have waited less long. This
     /// takes bandwidth, not addresses. Visits every circuit. The owner ends the result and calls again.

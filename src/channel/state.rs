@@ -159,8 +159,8 @@ impl Channel {
         self.retires
     }
 
-    /// Whether this end may open circuits on this channel. A retiring channel still takes circuits to a volunteer, which
-    /// can't be dialled.
+    /// Whether this end may open circuits on this channel. A retiring channel still takes circuits to a volunteer,
+    /// which can't be dialled.
     pub(super) const fn takes_circuits(&self) -> bool {
         !self.retires || self.reaches()
     }
@@ -355,13 +355,13 @@ impl Channel {
         Some((lane, message))
     }
 
-    /// Takes cells in fair order, as many as there is room for, and packs the cells of each lane into messages. If cells
-    /// must wait, uses only the room for whole messages.
+    /// Takes cells in fair order, as many as there is room for, and packs the cells of each lane into messages. If
+    /// cells must wait, uses only the room for whole messages.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
         let mut lanes: Vec<(Lane, Slots)> = Vec::new();
         if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
-            // A small message for the rest of the room would fill packets badly. The link reports its room again when
-            // it has more.
+            // A small message for the rest of the room would fill packets badly. The link reports its room again
+            // when it has more.
             self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
         }
         let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());

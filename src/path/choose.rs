@@ -165,8 +165,8 @@ pub fn choose<R: CryptoRng + ?Sized>(
     path.ok_or(PathError::TooFewRelays)
 }
 
-/// Replaces the unreachable relay at `position` (from 0); the other relays of the path stay. A volunteer is chosen only if
-/// `volunteers` is set. `None` for the guard, for the exit, and if no relay fits.
+/// Replaces the unreachable relay at `position` (from 0); the other relays of the path stay. A volunteer is chosen only
+/// if `volunteers` is set. `None` for the guard, for the exit, and if no relay fits.
 pub fn replace<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     path: &[RelayKeys],

@@ -100,8 +100,8 @@ impl GuardSample {
         }
     }
 
-    /// Records that the guard could not be reached. Other guards precede it until its retry: after 10 s, doubled for each
-    /// failure, at most half an hour.
+    /// Records that the guard could not be reached. Other guards precede it until its retry: after 10 s, doubled for
+    /// each failure, at most half an hour.
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
             let failures = guard.unreachable.map_or(0, |unreachable| unreachable.failures);
@@ -152,7 +152,8 @@ impl GuardSample {
         self.guards.iter_mut().find(|guard| guard.identity == *relay)
     }
 
-    /// Adds guards by weight, until the sample holds the required number of listed guards. Returns whether it added any.
+    /// Adds guards by weight, until the sample holds the required number of listed guards. Returns whether it added
+    /// guards.
     fn fill<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let required = usize::try_from(consensus.parameters().guard_sample()).unwrap_or(MAX_GUARDS);
         let share = ExitShare::of(consensus);

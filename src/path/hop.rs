@@ -14,8 +14,8 @@ pub struct Relays<'a> {
     pub consensus: &'a Consensus,
     /// The volunteers, while there is a valid list.
     pub volunteers: Option<&'a VolunteerList>,
-    /// The relay or volunteer that must be directly behind the guard. For tests and measurements only, because others can
-    /// observe a fixed middle.
+    /// The relay or volunteer that must be directly behind the guard. For tests and measurements only, because others
+    /// can observe a fixed middle.
     pub middle: Option<RelayId>,
     /// Guards that no volunteer may follow.
     pub doubted: &'a [RelayId],
