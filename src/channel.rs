@@ -137,7 +137,7 @@ pub enum ChannelEvent {
         /// The relay.
         relay: RelayId,
         /// The reason.
-        error: ConnectError,
+        error: ChannelOpenError,
     },
     /// A cell was received; never padding.
     Cell {
@@ -162,7 +162,7 @@ pub enum ChannelEvent {
 
 /// A failure to reach a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectError {
+pub enum ChannelOpenError {
     /// The dial failed.
     #[error("the dial failed: {0}")]
     Dial(#[from] DialError),
@@ -174,7 +174,7 @@ pub enum ConnectError {
     Closed,
 }
 
-impl ConnectError {
+impl ChannelOpenError {
     /// Its class.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
@@ -246,7 +246,7 @@ pub struct QueueFull;
 
 /// The result of a channel handshake.
 #[derive(Clone, Copy)]
-struct Established {
+struct HandshakeOutcome {
     /// Whether this end dialled, so that its circuits are of the upper half.
     dialler: bool,
     peer: Option<RelayId>,

@@ -56,7 +56,7 @@ pub struct NodeId(pub usize);
 pub struct Network {
     rng: ChaCha8Rng,
     profile: PathProfile,
-    ports: Vec<Port>,
+    ports: Vec<NetworkInterface>,
     ends: BTreeMap<LinkId, End>,
     schedule: BinaryHeap<Reverse<Scheduled>>,
     next_link: u64,
@@ -64,7 +64,7 @@ pub struct Network {
 }
 
 /// The network interface of a node.
-struct Port {
+struct NetworkInterface {
     address: SocketAddr,
     certificate: [u8; 32],
     listens: bool,
@@ -87,11 +87,11 @@ struct End {
 struct Scheduled {
     at: Instant,
     serial: u64,
-    event: Event,
+    event: ScheduledEvent,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+enum ScheduledEvent {
     DialResult { from: NodeId, relay: RelayId, fingerprint: [u8; 32], to: Option<NodeId> },
     Departure { link: LinkId, bytes: usize },
     Arrival { link: LinkId, lane: u8, message: Slots },
@@ -118,7 +118,7 @@ impl Network {
         let mut certificate = [0; 32];
         self.rng.fill_bytes(&mut certificate);
         let node = NodeId(self.ports.len());
-        self.ports.push(Port { address, certificate, listens, alive: true, events: VecDeque::new() });
+        self.ports.push(NetworkInterface { address, certificate, listens, alive: true, events: VecDeque::new() });
         node
     }
 
@@ -143,7 +143,7 @@ impl Network {
         }
         let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
         for link in orphans {
-            self.schedule(now.after(SILENCE_LIMIT), Event::Closure { link, by_silence: true });
+            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
         }
     }
 
@@ -177,8 +177,12 @@ impl Network {
             self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
         let round_trips = 3;
         let duration = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
-        let event =
-            Event::DialResult { from, relay: target.relay, fingerprint: target.fingerprint, to: to.map(NodeId) };
+        let event = ScheduledEvent::DialResult {
+            from,
+            relay: target.relay,
+            fingerprint: target.fingerprint,
+            to: to.map(NodeId),
+        };
         self.schedule(now.after(duration), event);
     }
 
@@ -195,8 +199,8 @@ impl Network {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
         }
-        self.schedule(departs, Event::Departure { link, bytes: message.len() });
-        self.schedule(arrives, Event::Arrival { link: other, lane: lane.value(), message });
+        self.schedule(departs, ScheduledEvent::Departure { link, bytes: message.len() });
+        self.schedule(arrives, ScheduledEvent::Arrival { link: other, lane: lane.value(), message });
     }
 
     /// The delay of a message by jitter, and by one round trip for each lost datagram.
@@ -211,10 +215,10 @@ impl Network {
     fn close(&mut self, now: Instant, link: LinkId) {
         let Some(end) = self.ends.remove(&link) else { return };
         let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.profile.delay));
-        self.schedule(last, Event::Closure { link: end.other, by_silence: false });
+        self.schedule(last, ScheduledEvent::Closure { link: end.other, by_silence: false });
     }
 
-    fn schedule(&mut self, at: Instant, event: Event) {
+    fn schedule(&mut self, at: Instant, event: ScheduledEvent) {
         let serial = self.next_serial;
         self.next_serial = serial.saturating_add(1);
         self.schedule.push(Reverse(Scheduled { at, serial, event }));
@@ -222,22 +226,22 @@ impl Network {
 
     fn execute(&mut self, scheduled: Scheduled, affected: &mut Vec<NodeId>) {
         match scheduled.event {
-            Event::DialResult { from, relay, fingerprint, to } => {
+            ScheduledEvent::DialResult { from, relay, fingerprint, to } => {
                 self.finish_dial(scheduled.at, from, relay, fingerprint, to, affected);
             }
-            Event::Departure { link, bytes } => {
+            ScheduledEvent::Departure { link, bytes } => {
                 if let Some(end) = self.ends.get_mut(&link) {
                     end.buffered = end.buffered.saturating_sub(bytes);
                     let (node, room) = (end.node, ROOM_THRESHOLD.saturating_sub(end.buffered));
                     self.emit(node, LinkEvent::Room { link, bytes: room }, affected);
                 }
             }
-            Event::Arrival { link, lane, message } => {
+            ScheduledEvent::Arrival { link, lane, message } => {
                 if let (Some(end), Some(lane)) = (self.ends.get(&link), Lane::new(lane)) {
                     self.emit(end.node, LinkEvent::Message { link, lane, message }, affected);
                 }
             }
-            Event::Closure { link, by_silence } => {
+            ScheduledEvent::Closure { link, by_silence } => {
                 if let Some(end) = self.ends.remove(&link) {
                     let reason = if by_silence { LinkClose::TimedOut } else { LinkClose::ByPeer };
                     self.emit(end.node, LinkEvent::Closed { link, reason }, affected);

@@ -225,7 +225,7 @@ fn exits_get_other_positions_only_above_a_third_of_the_weight() {
         let others = (exits + 1..=exits + others).map(|number| listed(profile(number)));
         let consensus = consensus(web_exits(1..=exits).chain(others));
         let exit = consensus.relay(&id(1)).unwrap();
-        ExitShare::of(&consensus).weight(&Hop::Listed(exit))
+        ExitShare::of(&consensus).weight(&PathRelay::Listed(exit))
     };
     assert_eq!(share(2, 5), 0);
     assert_eq!(share(1, 2), 0);
