@@ -206,7 +206,7 @@ impl Origin {
 
     /// The time of the last message from the last built hop; the time of the start if no hop is built.
     #[must_use]
-    pub const fn heard_at(&self) -> Instant {
+    pub const fn last_message_at(&self) -> Instant {
         self.last_message_at
     }
 
@@ -285,7 +285,7 @@ impl Origin {
 
     /// Requests an echo from the last hop, to test whether the circuit still reaches it. Without an answer the circuit
     /// ends with [`CircuitError::Silent`].
-    pub fn ask(&mut self, now: Instant) {
+    pub fn request_echo(&mut self, now: Instant) {
         self.send_echo(now);
     }
 

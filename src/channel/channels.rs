@@ -42,7 +42,7 @@ pub struct Channels {
     gateways: BTreeSet<RelayId>,
     /// Links with an unfinished handshake.
     handshakes: usize,
-    /// Channels that may have something to send, in round-robin order.
+    /// Channels that may have a message to send, in round-robin order.
     ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
@@ -220,7 +220,7 @@ impl Channels {
 
     /// Whether this end requested to be reached over an open channel.
     #[must_use]
-    pub fn is_to_reach(&self, channel: ChannelId) -> bool {
+    pub fn has_requested_reach(&self, channel: ChannelId) -> bool {
         let established = self.channels.get(&channel).and_then(Channel::established);
         established.is_some_and(|established| established.requested_reach)
     }

@@ -9,7 +9,7 @@ use super::ChannelError;
 
 /// The versions that this implementation supports.
 pub(super) const VERSIONS: [u16; 1] = [1];
-/// The most versions in a HELLO.
+/// Maximum versions in a HELLO.
 const MAX_VERSIONS: usize = 16;
 const HELLO: u8 = 1;
 const PROOF: u8 = 2;

@@ -159,7 +159,7 @@ impl Network {
     }
 
     /// Delivers all due events, and returns the affected nodes.
-    pub fn arrive(&mut self, now: Instant) -> Vec<NodeId> {
+    pub fn deliver(&mut self, now: Instant) -> Vec<NodeId> {
         let mut affected = Vec::new();
         while let Some(Reverse(scheduled)) = self.schedule.peek() {
             if scheduled.at > now {
@@ -325,7 +325,7 @@ impl Transport for NodeTransport<'_> {
 
     /// Advances all nodes together. Events of other nodes are queued for them.
     fn handle_timeout(&mut self, now: Instant) {
-        self.network.arrive(now);
+        self.network.deliver(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

@@ -90,7 +90,7 @@ impl<M: LinkMachine> World<M> {
             return false;
         };
         self.now = self.now.max(next);
-        for node in self.network.arrive(self.now) {
+        for node in self.network.deliver(self.now) {
             self.settle(node);
         }
         for index in 0..self.machines.len() {

@@ -77,7 +77,7 @@ fn events(streams: &mut Streams) -> Vec<(StreamId, StreamEvent)> {
     core::iter::from_fn(|| streams.poll_event()).collect()
 }
 
-/// Takes the received bytes and lets the peer send more.
+/// Reads the received bytes, and grants credit for them.
 fn read(streams: &mut Streams) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(event) = streams.poll_event() {

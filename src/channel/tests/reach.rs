@@ -39,7 +39,7 @@ fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
     assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled end never requests REACH");
-    assert!(pair.a.channels.is_to_reach(channel));
+    assert!(pair.a.channels.has_requested_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
@@ -63,7 +63,7 @@ fn a_volunteer_requests_reach_only_of_its_gateways() {
     pair.link(1, key(3).id());
     pair.settle();
     assert_eq!(reported_reach(&pair.b), Some(false));
-    assert!(!pair.a.channels.is_to_reach(ChannelId(LinkId(1))));
+    assert!(!pair.a.channels.has_requested_reach(ChannelId(LinkId(1))));
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub(super) struct Path {
     pub(super) circuits: Vec<Circuit>,
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     serial: u64,
-    /// The most cells of one circuit that were queued at one link.
+    /// Maximum cells of one circuit that were queued at one link.
     pub(super) longest_queue: u64,
 }
 
