@@ -1,4 +1,4 @@
-//! Prefixes of IP addresses, each of which shares one limit.
+//! Prefixes of IP addresses. The addresses of a prefix share limits.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

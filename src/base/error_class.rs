@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// The party or condition that caused an error. Error types of the core and of transports have a method `class()`.
+/// The party or condition that caused an error. The error types of machines and of links have a method `class()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
     /// A peer violated the protocol, or refused. The error counts against the peer.

@@ -1,4 +1,4 @@
-//! Tests of an origin and three relays in memory.
+//! Tests of an origin and its relays in memory.
 
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 

@@ -1,8 +1,8 @@
 //! The AEAD of layers and payloads: ChaCha20-Poly1305 (RFC 8439), in place, without associated data.
 //!
 //! Native nodes use AWS-LC's assembly, which selects AVX-512, AVX2 or NEON at run time. It takes at most a third of
-//! the portable code's time for each cell, and most of a relay's computation is sealing cells. All other builds use
-//! the portable code. A test checks that both give the same bytes.
+//! the portable code's time for each cell, and sealing and opening cells is most of a relay's computation. All other
+//! builds use the portable code. A test checks that both give the same bytes.
 
 pub(crate) const TAG_LEN: usize = 16;
 pub(crate) const NONCE_LEN: usize = 12;

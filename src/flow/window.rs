@@ -238,8 +238,9 @@ impl CongestionWindow {
         cells_in(self.rate(), time).saturating_add(self.queue())
     }
 
-    /// In slow start, grows the window by the acknowledged cells, unless all recent samples exceed the limit. Samples
-    /// are evaluated by a quarter of the window, because a retransmission delays only the first cells of a burst.
+    /// In slow start, grows the window by the acknowledged cells, unless all recent samples exceed the limit. An
+    /// evaluation takes the samples of a quarter of the window, because a retransmission delays only the first cells of
+    /// a burst.
     fn grow_by_acknowledged(&mut self, full: bool) {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);

@@ -110,7 +110,7 @@ impl GuardSample {
         }
     }
 
-    /// Counts a circuit whose first hop is the guard and was reached, and whether the circuit was `built` completely.
+    /// Counts a circuit whose first hop, the guard, was reached, and whether the circuit was `built` completely.
     /// Failures beyond a guard never change the guard. Otherwise relays that fail circuits could move a client to their
     /// own guard.
     pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {

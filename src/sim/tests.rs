@@ -1,4 +1,4 @@
-//! Tests of the simulated network with a core that counts messages.
+//! Tests of the simulated network with a core that records messages.
 
 use rand::CryptoRng;
 
