@@ -1,7 +1,7 @@
 //! Fuzz targets for each decoder and state machine that processes bytes of a peer.
 //!
-//! A [`FuzzTarget`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants of
-//! the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay its corpora, with a limited
+//! A [`FuzzTarget`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants
+//! of the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay the corpora, with a limited
 //! number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
 //!
 //! `cargo test --lib fuzz::tests::write_seeds -- --ignored` rewrites the seeds of all targets after a change to the

@@ -15,8 +15,8 @@ pub const LANES: u8 = 4;
 /// delayed circuits.
 pub const MAX_LANES: u8 = 64;
 
-/// Maximum cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells would
-/// also take 15 packets, the last of them nearly empty, and each packet has a cost.
+/// Maximum cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells
+/// would also take 15 packets, the last of them nearly empty, and each packet has a cost.
 pub const MESSAGE_CELLS: usize = 17;
 
 /// The identifier of a link of this node's transport. It is not reused after the link has closed.
