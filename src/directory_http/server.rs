@@ -214,9 +214,9 @@ async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()
         .await
 }
 
-type Body = Result<Bytes, BytesRejection>;
+type UploadedBody = Result<Bytes, BytesRejection>;
 
-async fn take_descriptor(State(directory): State<DirectoryServer>, body: Body) -> Response {
+async fn take_descriptor(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),
@@ -230,7 +230,7 @@ async fn take_descriptor(State(directory): State<DirectoryServer>, body: Body) -
     }
 }
 
-async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) -> Response {
+async fn take_volunteer(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),
@@ -243,7 +243,7 @@ async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) ->
     }
 }
 
-async fn take_presence(State(directory): State<DirectoryServer>, body: Body) -> Response {
+async fn take_presence(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return rejection.into_response(),

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::{
     delegated::Refusal,
     exit_policy::Policy,
-    http_exchange::http1::{Answer, ExchangeError, ExchangeLimits, exchange, target_of},
+    http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
     io::{
         connect::connect,
         resolver::Resolver,
@@ -37,7 +37,7 @@ use crate::{
 
 /// The policies for the targets of requests.
 #[derive(Clone, Debug)]
-pub(crate) struct Reach {
+pub(crate) struct TargetPolicies {
     /// Judges the addresses of resolved names.
     pub(crate) resolved: Policy,
     /// Judges address literals, and `localhost`.
@@ -85,14 +85,14 @@ pub(crate) enum OutboundError {
 /// Sends requests of an exit. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbound {
-    reach: Arc<Reach>,
+    reach: Arc<TargetPolicies>,
     resolver: Arc<Resolver>,
     tls: Tls,
     limits: OutboundLimits,
 }
 
 impl Outbound {
-    pub(crate) fn new(reach: Reach, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
+    pub(crate) fn new(reach: TargetPolicies, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
         Self { reach: Arc::new(reach), resolver, tls, limits }
     }
 
@@ -103,7 +103,7 @@ impl Outbound {
     ///
     /// # Errors
     /// See [`OutboundError`]. Dropping the future cancels the request.
-    pub(crate) async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Answer>, OutboundError>
+    pub(crate) async fn send<B>(&self, mut request: Request<B>) -> Result<Response<StreamedBody>, OutboundError>
     where
         B: Body + Send + 'static,
         B::Data: Send,

@@ -52,14 +52,14 @@ const BUCKET: usize = 1024;
 
 /// Time limits for a complete transfer. Partial data is useless, so slow transfers get no extension.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+struct TransferTimeouts {
     /// For fetching the keys through one exit; a minute.
     keys: Duration,
     /// For the sealed answer; ten minutes.
     answer: Duration,
 }
 
-impl Default for Limits {
+impl Default for TransferTimeouts {
     fn default() -> Self {
         Self { keys: Duration::from_secs(60), answer: Duration::from_secs(10 * 60) }
     }
@@ -114,14 +114,14 @@ impl<C: Connector> Requester<C> {
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        self.oblivious_within(gateway, request, Limits::default()).await
+        self.oblivious_within(gateway, request, TransferTimeouts::default()).await
     }
 
     async fn oblivious_within<B>(
         &self,
         gateway: &Url,
         request: Request<B>,
-        limits: Limits,
+        limits: TransferTimeouts,
     ) -> Result<Response<Full<Bytes>>, ObliviousError>
     where
         B: Body + Send + 'static,
