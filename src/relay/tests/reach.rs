@@ -168,7 +168,7 @@ fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_inte
 
 #[test]
 fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
-    let (mut bench, ranking) = reachable_volunteer();
+    let (mut bench, _) = reachable_volunteer();
     bench.relay.shut_down();
     let mut closed = Vec::new();
     for _ in 0..100 {
@@ -206,7 +206,7 @@ fn a_relay_that_drains_closes_what_carries_nothing_and_takes_no_more_while_its_c
 
 #[test]
 fn a_volunteer_that_drains_leaves_the_gateways_that_bring_it_nothing_and_dials_no_more() {
-    let (mut bench, ranking) = reachable_volunteer();
+    let (mut bench, _) = reachable_volunteer();
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
     assert_eq!((bench.relay.gateways(), bench.closed.len()), (Vec::new(), 3));
