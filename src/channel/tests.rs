@@ -96,7 +96,7 @@ impl Node {
         cells.collect()
     }
 
-    fn failure(&self) -> Option<ConnectError> {
+    fn failure(&self) -> Option<ChannelOpenError> {
         self.events.iter().find_map(|event| match event {
             ChannelEvent::DialFailed { error, .. } => Some(*error),
             _ => None,

@@ -27,7 +27,7 @@ use crate::{
     exit_policy::Policy,
     http_exchange::{
         body::OutgoingBody,
-        http1::{Answer, ExchangeError, ExchangeLimits, exchange, target_of},
+        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
     },
     io::{
         connect::connect,
@@ -39,7 +39,7 @@ use crate::{
 
 /// The policies for the targets of requests.
 #[derive(Clone, Debug)]
-pub(crate) struct Reach {
+pub(crate) struct TargetPolicies {
     /// Judges the addresses of resolved names.
     pub(crate) resolved: Policy,
     /// Judges address literals, and `localhost`.
@@ -87,14 +87,14 @@ pub(crate) enum OutboundError {
 /// Sends requests of an exit. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbound {
-    reach: Arc<Reach>,
+    reach: Arc<TargetPolicies>,
     resolver: Arc<Resolver>,
     tls: Tls,
     limits: OutboundLimits,
 }
 
 impl Outbound {
-    pub(crate) fn new(reach: Reach, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
+    pub(crate) fn new(reach: TargetPolicies, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
         Self { reach: Arc::new(reach), resolver, tls, limits }
     }
 
@@ -108,7 +108,7 @@ impl Outbound {
     pub(crate) async fn send<B: OutgoingBody>(
         &self,
         mut request: Request<B>,
-    ) -> Result<Response<Answer>, OutboundError> {
+    ) -> Result<Response<StreamedBody>, OutboundError> {
         let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let limits = self.limits.exchange;

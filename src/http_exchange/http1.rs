@@ -94,13 +94,13 @@ impl From<hyper::Error> for ExchangeError {
 
 /// The body of a response, with the task that moves the bytes.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct StreamedBody {
     body: Incoming,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     _moving: AbortOnDropHandle<()>,
 }
 
-impl Body for Answer {
+impl Body for StreamedBody {
     type Data = Bytes;
     type Error = ExchangeError;
 
@@ -134,12 +134,12 @@ fn until(idle: Duration) -> Instant {
 }
 
 /// A request's body that counts its pieces as they are sent.
-struct Counted<B> {
+struct CountedBody<B> {
     body: Pin<Box<B>>,
     pieces: Arc<AtomicU64>,
 }
 
-impl<B: Body> Body for Counted<B> {
+impl<B: Body> Body for CountedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -172,13 +172,13 @@ pub(crate) async fn exchange<S, B>(
     stream: S,
     request: Request<B>,
     limits: ExchangeLimits,
-) -> Result<Response<Answer>, ExchangeError>
+) -> Result<Response<StreamedBody>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     B: OutgoingBody,
 {
     let pieces = Arc::new(AtomicU64::new(0));
-    let counted = request.map(|body| Counted { body: Box::pin(body), pieces: Arc::clone(&pieces) });
+    let counted = request.map(|body| CountedBody { body: Box::pin(body), pieces: Arc::clone(&pieces) });
     let mut sending = pin!(send(stream, for_origin(counted), limits));
     loop {
         let before = pieces.load(Ordering::Relaxed);
@@ -192,9 +192,9 @@ where
 
 async fn send<S, B>(
     stream: S,
-    request: Request<Counted<B>>,
+    request: Request<CountedBody<B>>,
     limits: ExchangeLimits,
-) -> Result<Response<Answer>, ExchangeError>
+) -> Result<Response<StreamedBody>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     B: OutgoingBody,
@@ -212,7 +212,7 @@ where
     strip(&mut head.headers);
     head.version = Version::HTTP_11;
     let idle = limits.idle.map(|idle| (idle, Box::pin(sleep(idle))));
-    Ok(Response::from_parts(head, Answer { body, idle, _moving: moving }))
+    Ok(Response::from_parts(head, StreamedBody { body, idle, _moving: moving }))
 }
 
 /// Reads all of `body`.

@@ -38,7 +38,7 @@ use crate::{
         binary::{MessageError, Piped, fill, read_response, request_head, write_content},
         body::{BodyError, OutgoingBody},
         fields::{USER_AGENT, fix_request, fix_response},
-        http1::{Answer, ExchangeError, ExchangeLimits, exchange, target_of},
+        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
         refusal::Refusal,
     },
     io::{
@@ -118,17 +118,17 @@ pub(crate) struct Performed {
 
 /// The body of a response, in pieces. A truncated body ends with an error; only a complete one ends with `None`.
 #[derive(Debug)]
-pub struct ResponseBody(Source);
+pub struct ResponseBody(BodySource);
 
 #[derive(Debug)]
-enum Source {
+enum BodySource {
     /// The sending task goes on, because a target may answer before it has the whole request.
     Exit {
         body: Piped,
         _sending: AbortOnDropHandle<Result<(), MessageError>>,
         _receiving: AbortOnDropHandle<()>,
     },
-    Target(Box<Answer>),
+    Target(Box<StreamedBody>),
 }
 
 impl Body for ResponseBody {
@@ -137,10 +137,10 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         match &mut self.0 {
-            Source::Exit { body, .. } => Pin::new(body)
+            BodySource::Exit { body, .. } => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|error| RequestError::from(error.0)))),
-            Source::Target(body) => {
+            BodySource::Target(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(RequestError::from)))
             }
         }
@@ -148,15 +148,15 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Source::Exit { body, .. } => body.is_end_stream(),
-            Source::Target(body) => body.is_end_stream(),
+            BodySource::Exit { body, .. } => body.is_end_stream(),
+            BodySource::Target(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Source::Exit { body, .. } => body.size_hint(),
-            Source::Target(body) => body.size_hint(),
+            BodySource::Exit { body, .. } => body.size_hint(),
+            BodySource::Target(body) => body.size_hint(),
         }
     }
 }
@@ -229,16 +229,16 @@ impl<C: Connector> Requester<C> {
         let opened = timeout(IDLE_TIMEOUT, async {
             let stream = self.connector.connect(target, isolation).await?;
             Ok::<_, RequestError>(if secure {
-                Opened::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
+                TargetStream::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
             } else {
-                Opened::Plain(stream)
+                TargetStream::Plain(stream)
             })
         });
         let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
-            Opened::Plain(stream) => exchange(stream, request, LIMITS).await?,
-            Opened::Tls(stream) => exchange(stream, request, LIMITS).await?,
+            TargetStream::Plain(stream) => exchange(stream, request, LIMITS).await?,
+            TargetStream::Tls(stream) => exchange(stream, request, LIMITS).await?,
         };
-        Ok(response.map(|body| ResponseBody(Source::Target(Box::new(body)))))
+        Ok(response.map(|body| ResponseBody(BodySource::Target(Box::new(body)))))
     }
 }
 
@@ -281,11 +281,11 @@ async fn receive(
         // Errors appear in the body.
         let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
     }));
-    Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))
+    Ok(response.map(|()| ResponseBody(BodySource::Exit { body, _sending: sending, _receiving: receiving })))
 }
 
 #[expect(clippy::large_enum_variant, reason = "short-lived")]
-enum Opened {
+enum TargetStream {
     Plain(Stream),
     Tls(crate::io::tls::TlsStream<Stream>),
 }

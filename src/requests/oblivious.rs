@@ -50,14 +50,14 @@ const BUCKET: usize = 1024;
 
 /// Time limits for a complete transfer. Partial data is useless, so slow transfers get no extension.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+struct TransferTimeouts {
     /// For fetching the keys through one exit; a minute.
     keys: Duration,
     /// For the sealed answer; ten minutes.
     answer: Duration,
 }
 
-impl Default for Limits {
+impl Default for TransferTimeouts {
     fn default() -> Self {
         Self { keys: Duration::from_secs(60), answer: Duration::from_secs(10 * 60) }
     }
@@ -107,14 +107,14 @@ impl<C: Connector> Requester<C> {
         gateway: &Url,
         request: Request<B>,
     ) -> Result<Response<Full<Bytes>>, ObliviousError> {
-        self.oblivious_within(gateway, request, Limits::default()).await
+        self.oblivious_within(gateway, request, TransferTimeouts::default()).await
     }
 
     async fn oblivious_within<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,
-        limits: Limits,
+        limits: TransferTimeouts,
     ) -> Result<Response<Full<Bytes>>, ObliviousError> {
         let late = |_| ObliviousError::from(RequestError::Silent);
         let gateway = address(gateway).ok_or(RequestError::Address)?;

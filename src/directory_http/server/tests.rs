@@ -24,7 +24,7 @@ use crate::{
     },
     directory_http::{
         client::{DirectoryClient, DirectoryConfig, DirectoryError},
-        store::{Change, Kept, Store, StoreError},
+        store::{AuthorityStore, Change, Kept, StoreError},
     },
 };
 
@@ -197,7 +197,7 @@ struct Memory {
     consensus: Option<Vec<u8>>,
 }
 
-impl Store for MemoryStore {
+impl AuthorityStore for MemoryStore {
     fn load(&self) -> Result<Kept, StoreError> {
         let kept = self.0.lock().unwrap();
         Ok(Kept { relays: kept.relays.values().cloned().collect(), consensus: kept.consensus.clone() })

@@ -18,13 +18,13 @@ use tokio::{
 };
 
 use crate::{
-    delegated::{Requests, message::METHODS},
+    delegated::{HttpOffer, message::METHODS},
     exit::outbound::{Outbound, OutboundError},
     http_exchange::{
         binary::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
         body::BodyError,
         fields::{fix_request, fix_response},
-        http1::{Answer, target_of},
+        http1::{StreamedBody, target_of},
         refusal::Refusal,
     },
 };
@@ -82,11 +82,11 @@ impl Http {
     }
 
     /// The offer for the descriptor.
-    pub(crate) fn offer(&self) -> Requests {
+    pub(crate) fn offer(&self) -> HttpOffer {
         match &self.tier {
-            Tier::None => Requests::None,
-            Tier::Listed(list, _) => Requests::Hosts(allow::hosts(list)),
-            Tier::Open(_) => Requests::Open,
+            Tier::None => HttpOffer::None,
+            Tier::Listed(list, _) => HttpOffer::Hosts(allow::hosts(list)),
+            Tier::Open(_) => HttpOffer::Open,
         }
     }
 
@@ -187,7 +187,7 @@ impl Http {
     async fn answer(
         &self,
         writer: &mut (impl AsyncWrite + Unpin),
-        mut response: Response<Answer>,
+        mut response: Response<StreamedBody>,
     ) -> Result<Option<Refusal>, Refusal> {
         if response.body().size_hint().lower() > self.caps.body {
             return self.refuse(writer, Refusal::AnswerTooLarge).await;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::{
     Broken, MAX_MESSAGE, Message,
-    clock::Clock,
-    packet::{ARRIVAL_LEN, Arrival, Data, SACK_HEADER, Writer},
+    clock::ArrivalClock,
+    packet::{ARRIVAL_LEN, Arrival, Data, PacketWriter, SACK_HEADER},
     serial::{expand, wire},
 };
 use crate::base::{Counter as _, Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
@@ -40,7 +40,7 @@ pub(super) struct Acknowledging {
     /// Longest delay of an acknowledgement.
     delay: Duration,
     /// The clock for arrival times, if they are sent.
-    clock: Option<Clock>,
+    clock: Option<ArrivalClock>,
 }
 
 impl Acknowledging {
@@ -48,7 +48,7 @@ impl Acknowledging {
     pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
 
     /// For our nodes, which count bytes: fewer SACKs, so that a slow return path carries them.
-    pub(super) const fn own(clock: Clock) -> Self {
+    pub(super) const fn own(clock: ArrivalClock) -> Self {
         Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(clock) }
     }
 }
@@ -185,7 +185,7 @@ impl Receiver {
         }
         self.newest = Some((data.tsn, now));
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
-        let mut account = Account { held: &mut self.held, pending: &mut self.pending };
+        let mut account = MemoryCounters { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
         // Only a TSN that moves the first hole can leave a fragment behind it. One that continues a message and fills
         // no hole can't.
@@ -226,7 +226,7 @@ impl Receiver {
     }
 
     /// Writes a SACK, if it fits.
-    pub(super) fn write_sack(&mut self, writer: &mut Writer<'_>) {
+    pub(super) fn write_sack(&mut self, writer: &mut PacketWriter<'_>) {
         if writer.room() < SACK_HEADER {
             return;
         }
@@ -316,7 +316,7 @@ fn wire_start(first: u32) -> u64 {
 }
 
 /// Counters of the memory of all streams.
-struct Account<'a> {
+struct MemoryCounters<'a> {
     held: &'a mut usize,
     pending: &'a mut usize,
 }
@@ -393,7 +393,7 @@ impl IncomingStream {
         &mut self,
         tsn: u64,
         data: &Data<'_>,
-        account: &mut Account<'_>,
+        account: &mut MemoryCounters<'_>,
         out: &mut VecDeque<Message>,
     ) -> Result<(), Broken> {
         if !self.continues(tsn, data.begin, data.sequence) {
@@ -423,7 +423,7 @@ impl IncomingStream {
         &mut self,
         tsn: u64,
         data: &Data<'_>,
-        account: &mut Account<'_>,
+        account: &mut MemoryCounters<'_>,
         out: &mut VecDeque<Message>,
     ) -> Result<(), Broken> {
         let Some(mut message) = self.message.take() else {
