@@ -63,6 +63,23 @@ fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
     (server, submissions)
 }
 
+/// A directory that refuses every descriptor with `error`, and every report.
+async fn serve_refusals(error: DescriptorError) -> SocketAddr {
+    let (server, mut submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            match submission {
+                Submission::Descriptor(_, answer) => _ = answer.send(Err(error)),
+                Submission::Volunteer(_, answer) => _ = answer.send(Err(error)),
+                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
+            }
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn the_consensus_comes_with_a_tag_compressed_if_asked_and_once_only_if_it_is_known() {
     let (server, _submissions) = served();
@@ -110,18 +127,7 @@ async fn pages_beside_a_directory_change_none_of_its_own_answers() {
 
 #[tokio::test]
 async fn bad_requests_are_answered_not_endured() {
-    let (server, mut submissions) = served();
-    let (listener, address) = listen().await;
-    tokio::spawn(server.serve(listener));
-    tokio::spawn(async move {
-        while let Some(submission) = submissions.recv().await {
-            match submission {
-                Submission::Descriptor(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
-                Submission::Volunteer(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
-                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
-            }
-        }
-    });
+    let address = serve_refusals(DescriptorError::Stale).await;
     let post = |len: usize, body: &[u8]| {
         let head =
             format!("POST /v1/descriptor HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n");
@@ -323,16 +329,7 @@ async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
 
 #[tokio::test]
 async fn a_volunteer_for_whom_there_is_no_place_is_told_to_try_again() {
-    let (server, mut submissions) = served();
-    let (listener, address) = listen().await;
-    tokio::spawn(server.serve(listener));
-    tokio::spawn(async move {
-        while let Some(submission) = submissions.recv().await {
-            if let Submission::Volunteer(_, answer) = submission {
-                _ = answer.send(Err(DescriptorError::Full));
-            }
-        }
-    });
+    let address = serve_refusals(DescriptorError::Full).await;
     let refusal = client(address).register(b"anything").await.unwrap_err();
     assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
 }
