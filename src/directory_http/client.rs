@@ -21,7 +21,10 @@ use crate::{
         VolunteerListBody,
         follow::{FetchRound, Followed as _, Schedule},
     },
-    io::{files::write_atomically, request_error::innermost_cause},
+    io::{
+        files::write_atomically,
+        http_client::{innermost_cause, read_at_most},
+    },
 };
 use document::FetchedBody;
 
@@ -386,18 +389,6 @@ fn verify<B: DocumentKind>(
 ) -> Result<Document<B>, DirectoryError> {
     let document = UnverifiedDocument::decode(bytes).and_then(|document| document.verify(authorities, now, in_use));
     document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
-}
-
-/// The decompressed body; `None` if it is longer than `most` bytes.
-async fn read_at_most(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, DirectoryError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if bytes.len().saturating_add(chunk.len()) > most {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(Some(bytes))
 }
 
 /// The error of a response with another status than expected.

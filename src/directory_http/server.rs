@@ -26,7 +26,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::map_response,
     response::{IntoResponse, Response},
@@ -216,13 +216,7 @@ async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()
         .await
 }
 
-type UploadedBody = Result<Bytes, BytesRejection>;
-
-async fn post_descriptor(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+async fn post_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Descriptor).await {
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
@@ -232,11 +226,7 @@ async fn post_descriptor(State(directory): State<DirectoryServer>, body: Uploade
     }
 }
 
-async fn post_volunteer(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+async fn post_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
         // The authority evicts volunteers each interval, so a later try may succeed.
@@ -245,11 +235,7 @@ async fn post_volunteer(State(directory): State<DirectoryServer>, body: Uploaded
     }
 }
 
-async fn post_presence(State(directory): State<DirectoryServer>, body: UploadedBody) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+async fn post_presence(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Presence).await {
         Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),

@@ -11,7 +11,7 @@ use core::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt as _;
@@ -29,6 +29,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use super::body::OutgoingBody;
 use crate::wire::{Host, Target};
 
 /// Hop-by-hop fields (RFC 9110 §7.6.1), and those for proxies only.
@@ -174,9 +175,7 @@ pub(crate) async fn exchange<S, B>(
 ) -> Result<Response<StreamedBody>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Buf + Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: OutgoingBody,
 {
     let pieces = Arc::new(AtomicU64::new(0));
     let counted = request.map(|body| CountedBody { body: Box::pin(body), pieces: Arc::clone(&pieces) });
@@ -198,9 +197,7 @@ async fn send<S, B>(
 ) -> Result<Response<StreamedBody>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Buf + Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: OutgoingBody,
 {
     let (mut sender, connection) = http1::Builder::new()
         .max_headers(limits.fields)
@@ -222,10 +219,7 @@ where
 ///
 /// # Errors
 /// When the body is truncated or longer than `cap` bytes.
-pub(crate) async fn read_whole<B>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError>
-where
-    B: Body<Error = ExchangeError>,
-{
+pub(crate) async fn read_whole<B: Body<Error = ExchangeError>>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError> {
     let mut body = pin!(body);
     let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if told > cap {

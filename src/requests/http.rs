@@ -15,7 +15,7 @@ use core::{
     task::{Context, Poll},
     time::Duration,
 };
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{
@@ -34,11 +34,11 @@ use crate::{
     client::StreamFailure,
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::Delegation,
-    http_exchange::http1::target_of,
     http_exchange::{
         binary::{MessageError, Piped, fill, read_response, request_head, write_content},
+        body::{BodyError, OutgoingBody},
         fields::{USER_AGENT, fix_request, fix_response},
-        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
+        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
         refusal::Refusal,
     },
     io::{
@@ -185,17 +185,12 @@ impl<C: Connector> Requester<C> {
     ///
     /// # Errors
     /// See [`RequestError`].
-    pub(crate) async fn perform<B>(
+    pub(crate) async fn perform<B: OutgoingBody>(
         &self,
         mut request: Request<B>,
         not_by: Vec<RelayId>,
         isolation: Isolation,
-    ) -> Result<Performed, RequestError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Performed, RequestError> {
         let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         fix_request(request.headers_mut());
         match request.body().size_hint().exact() {
@@ -220,16 +215,11 @@ impl<C: Connector> Requester<C> {
     ///
     /// # Errors
     /// See [`RequestError`].
-    pub(crate) async fn over_stream<B>(
+    pub(crate) async fn over_stream<B: OutgoingBody>(
         &self,
         mut request: Request<B>,
         isolation: Isolation,
-    ) -> Result<Response<ResponseBody>, RequestError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Response<ResponseBody>, RequestError> {
         let (is_https, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         let headers = request.headers_mut();
         headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
@@ -253,11 +243,11 @@ impl<C: Connector> Requester<C> {
 }
 
 /// Sends a request with its body.
-async fn send<B>(mut writer: WriteHalf<Stream>, head: Vec<u8>, body: B) -> Result<(), MessageError>
-where
-    B: Body,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+async fn send<B: Body<Error: Into<BodyError>>>(
+    mut writer: WriteHalf<Stream>,
+    head: Vec<u8>,
+    body: B,
+) -> Result<(), MessageError> {
     timeout(IDLE_TIMEOUT, writer.write_all(&head)).await.map_err(|_| MessageError::Broken)??;
     write_content(&mut writer, body, u64::MAX, IDLE_TIMEOUT).await?;
     writer.shutdown().await?;

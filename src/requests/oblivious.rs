@@ -8,14 +8,11 @@
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
-use std::error::Error;
-
 use bytes::{Bytes, BytesMut};
+use core::time::Duration;
 use http_body_util::{BodyExt as _, Empty, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
-    body::Body,
     header::{self, HeaderValue},
 };
 use ohttp::{
@@ -31,6 +28,7 @@ use crate::{
     delegated::binary_http::{Decoder, Part, known_request},
     http_exchange::{
         binary::{control, fields, response},
+        body::{BodyError, OutgoingBody},
         fields::{fix_request, fix_response},
     },
     requests::http::{Performed, RequestError, Requester, ResponseBody},
@@ -106,30 +104,20 @@ impl<C: Connector> Requester<C> {
     ///
     /// # Errors
     /// See [`ObliviousError`].
-    pub(crate) async fn oblivious<B>(
+    pub(crate) async fn oblivious<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,
-    ) -> Result<Response<Full<Bytes>>, ObliviousError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Response<Full<Bytes>>, ObliviousError> {
         self.oblivious_within(gateway, request, TransferTimeouts::default()).await
     }
 
-    async fn oblivious_within<B>(
+    async fn oblivious_within<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,
         limits: TransferTimeouts,
-    ) -> Result<Response<Full<Bytes>>, ObliviousError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Response<Full<Bytes>>, ObliviousError> {
         let timed_out = |_| ObliviousError::from(RequestError::Silent);
         let gateway = gateway_uri(gateway).ok_or(RequestError::Address)?;
         let (head, body) = request.into_parts();
@@ -199,7 +187,7 @@ async fn read_content(
     Ok(body.to_bytes())
 }
 
-fn too_large_or(otherwise: RequestError) -> impl Fn(Box<dyn Error + Send + Sync>) -> ObliviousError {
+fn too_large_or(otherwise: RequestError) -> impl Fn(BodyError) -> ObliviousError {
     move |error| if error.is::<LengthLimitError>() { ObliviousError::TooLarge } else { otherwise.into() }
 }
 

@@ -9,7 +9,10 @@ use data_encoding::HEXLOWER;
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
 
 use super::{NetworkDescription, manifest::Manifest, paths};
-use crate::{crypto::sha256, io::request_error::innermost_cause};
+use crate::{
+    crypto::sha256,
+    io::http_client::{innermost_cause, read_at_most},
+};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(15);
@@ -164,7 +167,7 @@ async fn compare(
         return differs(Mismatch::Status(response.status().as_u16()));
     }
     let loading = LOADING_FIELDS.into_iter().find(|field| response.headers().contains_key(*field));
-    let Some(bytes) = read(response, MAX_FILE).await? else { return differs(Mismatch::TooLong) };
+    let Some(bytes) = read_at_most(response, MAX_FILE).await? else { return differs(Mismatch::TooLong) };
     let found = sha256(&bytes);
     if found != *hash {
         return differs(Mismatch::Other(found));
@@ -180,7 +183,7 @@ async fn network(client: &Client, folder: &Url) -> Result<Option<NetworkDescript
     if response.status() != StatusCode::OK {
         return Ok(None);
     }
-    let bytes = read(response, MAX_NETWORK).await?;
+    let bytes = read_at_most(response, MAX_NETWORK).await?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
@@ -188,16 +191,4 @@ async fn get(client: &Client, folder: &Url, path: &str) -> Result<Response, Veri
     let url = folder.join(path).map_err(|_| VerifyError::Url(folder.to_string()))?;
     // An intermediate cache may have another version than the server.
     Ok(client.get(url).header(header::CACHE_CONTROL, "no-cache").send().await?)
-}
-
-/// The decompressed content; `None` if it is longer than `most` bytes.
-async fn read(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, VerifyError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if bytes.len().saturating_add(chunk.len()) > most {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(Some(bytes))
 }

@@ -64,6 +64,23 @@ fn server() -> (DirectoryServer, mpsc::Receiver<Submission>) {
     (server, submissions)
 }
 
+/// A directory that refuses every descriptor with `error`, and every report.
+async fn serve_refusals(error: DescriptorError) -> SocketAddr {
+    let (server, mut submissions) = server();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            match submission {
+                Submission::Descriptor(_, answer) => _ = answer.send(Err(error)),
+                Submission::Volunteer(_, answer) => _ = answer.send(Err(error)),
+                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
+            }
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
     let (server, _submissions) = server();
@@ -111,18 +128,7 @@ async fn pages_at_a_directory_do_not_change_its_own_answers() {
 
 #[tokio::test]
 async fn invalid_requests_are_answered_with_an_error_status() {
-    let (server, mut submissions) = server();
-    let (listener, address) = listen().await;
-    tokio::spawn(server.serve(listener));
-    tokio::spawn(async move {
-        while let Some(submission) = submissions.recv().await {
-            match submission {
-                Submission::Descriptor(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
-                Submission::Volunteer(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
-                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
-            }
-        }
-    });
+    let address = serve_refusals(DescriptorError::Stale).await;
     let post = |len: usize, body: &[u8]| {
         let head =
             format!("POST /v1/descriptor HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n");
@@ -323,16 +329,7 @@ async fn a_reported_volunteer_is_listed_and_receives_its_gateways() {
 
 #[tokio::test]
 async fn a_registration_at_the_cap_is_answered_with_busy() {
-    let (server, mut submissions) = server();
-    let (listener, address) = listen().await;
-    tokio::spawn(server.serve(listener));
-    tokio::spawn(async move {
-        while let Some(submission) = submissions.recv().await {
-            if let Submission::Volunteer(_, answer) = submission {
-                _ = answer.send(Err(DescriptorError::Full));
-            }
-        }
-    });
+    let address = serve_refusals(DescriptorError::Full).await;
     let refusal = client(address).register(b"anything").await.unwrap_err();
     assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
 }

@@ -8,10 +8,8 @@ mod allow;
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
-use std::error::Error;
-
 use bytes::Bytes;
+use core::time::Duration;
 use http_body_util::Empty;
 use hyper::{Method, Request, Response, body::Body, header};
 use tokio::{
@@ -22,11 +20,11 @@ use tokio::{
 use crate::{
     delegated::{HttpOffer, message::METHODS},
     exit::outbound::{Outbound, OutboundError},
-    http_exchange::http1::target_of,
     http_exchange::{
         binary::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
+        body::BodyError,
         fields::{fix_request, fix_response},
-        http1::StreamedBody,
+        http1::{StreamedBody, target_of},
         refusal::Refusal,
     },
 };
@@ -204,11 +202,12 @@ impl Http {
         Ok(None)
     }
 
-    async fn write<B>(&self, writer: &mut (impl AsyncWrite + Unpin), head: &[u8], body: B) -> Result<(), Refusal>
-    where
-        B: Body,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    async fn write<B: Body<Error: Into<BodyError>>>(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        head: &[u8],
+        body: B,
+    ) -> Result<(), Refusal> {
         let written = async {
             timeout(self.caps.stall, writer.write_all(head)).await.map_err(|_| MessageError::Broken)??;
             write_content(writer, body, self.caps.body, self.caps.stall).await

@@ -43,7 +43,7 @@ fn get(address: impl core::fmt::Display) -> Request<Empty<Bytes>> {
 
 async fn perform<C: Connector>(
     requester: &Requester<C>,
-    request: Request<impl Body<Data = Bytes, Error = impl Into<Box<dyn Error + Send + Sync>>> + Send + 'static>,
+    request: Request<impl OutgoingBody<Data = Bytes>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let performing = requester.perform(request, Vec::new(), requester.isolation());
     timeout(DEADLINE, performing).await.unwrap().map(|performed| performed.response)

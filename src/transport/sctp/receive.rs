@@ -366,7 +366,15 @@ impl Fragment {
 }
 
 impl IncomingStream {
-    /// Most bytes that the fragment would add to the bytes held.
+    /// Whether a fragment is the next one in sequence.
+    fn continues(&self, tsn: u64, begin: bool, sequence: u16) -> bool {
+        match &self.message {
+            Some(message) => message.next == tsn,
+            None => begin && sequence == self.next,
+        }
+    }
+
+    /// Maximum bytes that the fragment adds to the bytes held.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {
             Some(message) if message.next == tsn => message.growth(data.payload.len()),
@@ -388,11 +396,7 @@ impl IncomingStream {
         account: &mut MemoryCounters<'_>,
         out: &mut VecDeque<Message>,
     ) -> Result<(), Broken> {
-        let continues = match &self.message {
-            Some(message) => message.next == tsn,
-            None => data.begin && data.sequence == self.next,
-        };
-        if !continues {
+        if !self.continues(tsn, data.begin, data.sequence) {
             let Data { sequence, protocol, begin, end, payload, .. } = *data;
             *account.held = account.held.saturating_add(Fragment::cost(payload.len()));
             account.pending.increment();
@@ -401,16 +405,11 @@ impl IncomingStream {
             return Ok(());
         }
         self.take(tsn, data, account, out)?;
-        while let Some(first) = self.pending.first_entry() {
-            let (tsn, fragment) = (*first.key(), first.get());
-            let continues = match &self.message {
-                Some(message) => message.next == tsn,
-                None => fragment.begin && fragment.sequence == self.next,
-            };
-            if !continues {
+        while let Some((&tsn, fragment)) = self.pending.first_key_value() {
+            if !self.continues(tsn, fragment.begin, fragment.sequence) {
                 break;
             }
-            let Fragment { sequence, protocol, begin, end, payload } = first.remove();
+            let Some(Fragment { sequence, protocol, begin, end, payload }) = self.pending.remove(&tsn) else { break };
             *account.held = account.held.saturating_sub(Fragment::cost(payload.len()));
             account.pending.decrement();
             let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
