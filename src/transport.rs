@@ -7,7 +7,7 @@
 #[cfg(feature = "browser")]
 pub mod browser;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "its sockets' loop and its libraries use the system's clock")]
+#[allow(clippy::disallowed_methods, reason = "the loop of the sockets and the libraries use the system's clock")]
 pub mod native;
 #[cfg(feature = "native")]
 pub mod sctp;
@@ -18,7 +18,7 @@ use rand::CryptoRng;
 
 use crate::base::{Instant, LinkEvent, LinkMachine, Transmit};
 
-/// A transport without I/O: a machine that takes time, requests and datagrams from a driver.
+/// A transport as a machine: its driver passes it the time, the core's requests and the events of the network.
 ///
 /// The drain contract: after any call that takes `&mut self` and a time, call [`Self::poll_link_event`] until it
 /// returns `None`. Then send the transport's output, and call [`Self::poll_timeout`] again. Time never runs backward.
@@ -36,8 +36,8 @@ pub trait Transport {
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Exchanges events and requests between `core` and `transport` until neither has more: half of the drain contract of
-/// both.
+/// Exchanges events and requests between `core` and `transport` until neither has more. This is half of the drain
+/// contract of both.
 pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
         while let Some(event) = transport.poll_link_event() {
@@ -88,7 +88,7 @@ pub fn drain(now: Instant, core: &mut impl Core, transport: &mut impl Transport,
     }
 }
 
-/// The time of the next [`turn`], if there is no input before.
+/// The time of the next [`turn`] without earlier input.
 pub fn next_turn(core: &mut impl Core, transport: &impl Transport) -> Option<Instant> {
     [core.machine().poll_timeout(), transport.poll_timeout()].into_iter().flatten().min()
 }

@@ -9,7 +9,7 @@ pub(in super::super) struct Standing {
     /// Congestion window.
     pub(in super::super) window: u64,
     pub(in super::super) peer_window: u64,
-    /// TSNs from the first that the peer's cumulative TSN has not passed.
+    /// Number of sent TSNs that the cumulative TSN ack has not passed.
     pub(in super::super) flights: usize,
     pub(in super::super) next_tsn: u64,
     pub(in super::super) first_tsn: u64,
@@ -52,7 +52,7 @@ impl SendHalf {
         assert!(holes.eq(open), "gaps are the unacknowledged chunks");
         assert_eq!(
             self.unsent_bytes,
-            self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()
+            self.unsent.iter().map(|message| message.bytes.len() - message.sent).sum::<usize>()
         );
         assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == ChunkState::Acked)));
         let waits = self.in_flight > 0 || !self.lost.is_empty();
