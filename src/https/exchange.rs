@@ -22,7 +22,7 @@ use hyper::{HeaderMap, Request, Response, body::Incoming, client::conn::http1, h
 
 use super::{
     HttpsError, Trust,
-    tls::{Ends, Tls},
+    tls::{Ends, TlsConnection},
 };
 use crate::delegated::{
     binary_http::{MAX_FIELDS, MAX_HEAD_LEN},
@@ -35,7 +35,7 @@ const MAX_BUFFERED_BODY: usize = 64 << 10;
 
 /// An event of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum ExchangeEvent {
     /// The head of the response, once.
     Head {
         /// Final status, 200 to 599.
@@ -55,8 +55,8 @@ pub enum Event {
 /// then [`Self::poll_transmit`] until it returns `None`. Repeat both until neither returns anything, because each may
 /// make room for the other.
 pub struct Exchange {
-    tls: Rc<RefCell<Tls>>,
-    events: Rc<RefCell<VecDeque<Event>>>,
+    tls: Rc<RefCell<TlsConnection>>,
+    events: Rc<RefCell<VecDeque<ExchangeEvent>>>,
     /// The exchange by hyper; `None` once it has ended.
     work: Option<Work>,
     outcome: Result<(), HttpsError>,
@@ -88,7 +88,7 @@ impl Exchange {
             return Err(HttpsError::Address);
         }
         let (host, port) = (request.host().to_owned(), request.port());
-        let tls = Rc::new(RefCell::new(Tls::new(trust, &host)?));
+        let tls = Rc::new(RefCell::new(TlsConnection::new(trust, &host)?));
         let events = Rc::default();
         let work: Work = Box::pin(perform(Ends(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&events)));
         let (work, awake) = (Some(work), Arc::default());
@@ -132,7 +132,7 @@ impl Exchange {
     ///
     /// # Errors
     /// When the response fails or is truncated, after all earlier events have been returned.
-    pub fn poll_event(&mut self) -> Result<Option<Event>, HttpsError> {
+    pub fn poll_event(&mut self) -> Result<Option<ExchangeEvent>, HttpsError> {
         self.run();
         let event = self.events.try_borrow_mut().ok().and_then(|mut events| events.pop_front());
         if event.is_some() { Ok(event) } else { self.outcome.map(|()| None) }
@@ -181,7 +181,7 @@ fn for_origin(request: HttpRequest) -> Result<Request<Full<Bytes>>, HttpsError> 
 async fn perform(
     ends: Ends,
     request: Request<Full<Bytes>>,
-    events: Rc<RefCell<VecDeque<Event>>>,
+    events: Rc<RefCell<VecDeque<ExchangeEvent>>>,
 ) -> Result<(), HttpsError> {
     let tls = Rc::clone(&ends.0);
     let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(ends);
@@ -202,36 +202,39 @@ async fn perform(
     .await
 }
 
-async fn emit_response(response: Response<Incoming>, events: &RefCell<VecDeque<Event>>) -> Result<(), HttpsError> {
+async fn emit_response(
+    response: Response<Incoming>,
+    events: &RefCell<VecDeque<ExchangeEvent>>,
+) -> Result<(), HttpsError> {
     let (head, mut body) = response.into_parts();
     let status = head.status.as_u16();
     if !(200..600).contains(&status) {
         return Err(HttpsError::NotHttp);
     }
-    push_event(events, Event::Head { status, fields: permitted_fields(&head.headers) });
+    push_event(events, ExchangeEvent::Head { status, fields: permitted_fields(&head.headers) });
     while let Some(frame) = body.frame().await {
         // Trailers are ignored.
         let Ok(piece) = frame?.into_data() else { continue };
-        push_event(events, Event::Body(piece.into()));
+        push_event(events, ExchangeEvent::Body(piece.into()));
         poll_fn(|_| if buffered(events) < MAX_BUFFERED_BODY { Poll::Ready(()) } else { Poll::Pending }).await;
     }
-    push_event(events, Event::End);
+    push_event(events, ExchangeEvent::End);
     Ok(())
 }
 
 /// Queues an event; joins consecutive pieces of the body.
-fn push_event(events: &RefCell<VecDeque<Event>>, event: Event) {
+fn push_event(events: &RefCell<VecDeque<ExchangeEvent>>, event: ExchangeEvent) {
     if let Ok(mut events) = events.try_borrow_mut() {
         match (events.back_mut(), event) {
-            (Some(Event::Body(last)), Event::Body(piece)) => last.extend_from_slice(&piece),
+            (Some(ExchangeEvent::Body(last)), ExchangeEvent::Body(piece)) => last.extend_from_slice(&piece),
             (_, event) => events.push_back(event),
         }
     }
 }
 
 /// Bytes of the body in the queue.
-fn buffered(events: &RefCell<VecDeque<Event>>) -> usize {
-    let length = |event: &Event| if let Event::Body(piece) = event { piece.len() } else { 0 };
+fn buffered(events: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
+    let length = |event: &ExchangeEvent| if let ExchangeEvent::Body(piece) = event { piece.len() } else { 0 };
     events.try_borrow().map(|events| events.iter().map(length).sum()).unwrap_or_default()
 }
 

@@ -120,9 +120,11 @@ impl Outcome {
     fn drain(&mut self, exchange: &mut Exchange) {
         loop {
             match exchange.poll_event() {
-                Ok(Some(Event::Head { status, fields })) => assert!(self.head.replace((status, fields)).is_none()),
-                Ok(Some(Event::Body(piece))) => self.body.extend(piece),
-                Ok(Some(Event::End)) => self.complete = true,
+                Ok(Some(ExchangeEvent::Head { status, fields })) => {
+                    assert!(self.head.replace((status, fields)).is_none())
+                }
+                Ok(Some(ExchangeEvent::Body(piece))) => self.body.extend(piece),
+                Ok(Some(ExchangeEvent::End)) => self.complete = true,
                 Ok(None) => return,
                 Err(failure) => return self.failure = Some(failure),
             }

@@ -15,7 +15,7 @@ pub struct EndpointConfig {
     /// Use a fresh certificate for each dial, so that its certificate does not connect the links of a node.
     pub fresh_certificate_per_dial: bool,
     /// Caps and timeouts.
-    pub caps: Caps,
+    pub caps: EndpointCaps,
     /// Largest UDP payload sent, in bytes: 600 to 8,952. Default 1,232, the payload at the minimum MTU of IPv6 (1,280).
     /// SCTP packets have 37 bytes less. The path MTU is not probed, so every path between the nodes must carry this size.
     pub datagram_size: u16,
@@ -45,7 +45,7 @@ impl EndpointConfig {
             certificate,
             accept: None,
             fresh_certificate_per_dial: false,
-            caps: Caps::default(),
+            caps: EndpointCaps::default(),
             datagram_size: 1_232,
             receive_window: 16 << 20,
             receive_memory: 256 << 20,
@@ -59,7 +59,7 @@ impl EndpointConfig {
 
 /// Caps and timeouts of an endpoint. A ClientHello over a cap has no answer; the dialler's DTLS retransmits it.
 #[derive(Clone, Debug)]
-pub struct Caps {
+pub struct EndpointCaps {
     /// Accepted links in total. Default 4,096.
     pub links: usize,
     /// Accepted links from one source: an IPv4 address or an IPv6 /64. The cap of an IPv4 /24 or IPv6 /48 is four
@@ -78,7 +78,7 @@ pub struct Caps {
     pub silence: Duration,
 }
 
-impl Default for Caps {
+impl Default for EndpointCaps {
     fn default() -> Self {
         Self {
             links: 4_096,

@@ -10,7 +10,7 @@ use std::{
 use rand::rngs::StdRng;
 
 use super::{
-    Caps, Route,
+    EndpointCaps, SocketRoute,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsError, DtlsEvent},
     memory::{Lease, Memory},
@@ -20,7 +20,7 @@ use crate::{
         DialTarget, ErrorClass, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, ReadyQueue,
         Redacted, RelayId, Slots, Ticket,
     },
-    transport::sctp::{self, Association, Close, Event},
+    transport::sctp::{self, Association, AssociationEvent, Close},
 };
 
 /// Time limit for the delivery of queued data after the core has closed a link.
@@ -34,9 +34,9 @@ const PACKETS_PER_TURN: usize = 53;
 pub(super) struct Context<'a> {
     pub(super) now: Instant,
     /// Conversion of `now` to the clock of `dimpl`.
-    pub(super) clock: Clock,
-    pub(super) route: Route,
-    pub(super) caps: &'a Caps,
+    pub(super) clock: StdClock,
+    pub(super) route: SocketRoute,
+    pub(super) caps: &'a EndpointCaps,
     pub(super) sctp: &'a sctp::Config,
     pub(super) rng: &'a mut StdRng,
     /// The budgets of all links for partly received messages, and for data sent and not acknowledged.
@@ -58,9 +58,9 @@ pub(super) struct LinkMemory<T> {
 
 /// Conversion between [`Instant`] and the standard library's clock: the time of [`Instant::START`] there.
 #[derive(Clone, Copy)]
-pub(super) struct Clock(pub(super) StdInstant);
+pub(super) struct StdClock(pub(super) StdInstant);
 
-impl Clock {
+impl StdClock {
     pub(super) fn to_std(self, at: Instant) -> StdInstant {
         self.0.checked_add(Duration::from_nanos(at.as_nanos())).unwrap_or(self.0)
     }
@@ -88,7 +88,7 @@ pub(super) enum Ending {
 }
 
 /// The role of this end.
-pub(super) enum Role {
+pub(super) enum LinkRole {
     /// This node dialled.
     Dialler(Box<Dial>),
     /// The peer dialled with this client random.
@@ -122,7 +122,7 @@ impl Dial {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum LinkStage {
     Opening { until: Instant },
     Open,
     Closing { until: Instant },
@@ -132,7 +132,7 @@ enum Stage {
 /// One link.
 pub(super) struct Link {
     pub(super) id: LinkId,
-    pub(super) role: Role,
+    pub(super) role: LinkRole,
     /// SHA-256 of the certificate of this end.
     local_certificate: [u8; 32],
     /// SHA-256 of the peer's certificate; zeros before it arrives.
@@ -151,7 +151,7 @@ pub(super) struct Link {
     pub(super) leases: LinkMemory<Lease>,
     /// Whether the core has been told to open a second link because the keys are close to their limit.
     pub(super) retired: bool,
-    stage: Stage,
+    stage: LinkStage,
     dtls: Dtls,
     sctp: Option<Box<Association>>,
     /// Arrival of the last authenticated packet.
@@ -163,7 +163,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(
         id: LinkId,
-        role: Role,
+        role: LinkRole,
         dtls: Dtls,
         local_certificate: [u8; 32],
         until: Instant,
@@ -182,7 +182,7 @@ impl Link {
             opened: false,
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
             retired: false,
-            stage: Stage::Opening { until },
+            stage: LinkStage::Opening { until },
             dtls,
             sctp: None,
             last_received: now,
@@ -192,28 +192,28 @@ impl Link {
 
     /// Whether the link is open to the core.
     pub(super) fn is_open(&self) -> bool {
-        self.stage == Stage::Open
+        self.stage == LinkStage::Open
     }
 
     /// The relay that this node dialled; `None` if the peer dialled.
     pub(super) fn dialled(&self) -> Option<RelayId> {
         match &self.role {
-            Role::Dialler(dial) => Some(dial.target.relay),
-            Role::Listener(_) => None,
+            LinkRole::Dialler(dial) => Some(dial.target.relay),
+            LinkRole::Listener(_) => None,
         }
     }
 
     /// The reason if the link has ended. The endpoint then removes the link.
     pub(super) const fn ending(&self) -> Option<Ending> {
         match self.stage {
-            Stage::Ended(ending) => Some(ending),
-            Stage::Opening { .. } | Stage::Open | Stage::Closing { .. } => None,
+            LinkStage::Ended(ending) => Some(ending),
+            LinkStage::Opening { .. } | LinkStage::Open | LinkStage::Closing { .. } => None,
         }
     }
 
     /// Whether the core has closed the link and queued data remains.
     pub(super) fn is_closing(&self) -> bool {
-        matches!(self.stage, Stage::Closing { .. })
+        matches!(self.stage, LinkStage::Closing { .. })
     }
 
     /// Ends the link at once, without delivery of queued data.
@@ -260,12 +260,12 @@ impl Link {
         }
         self.drain_sctp(context);
         match self.stage {
-            Stage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
-            Stage::Closing { until } if until <= now => self.finish(context, Ending::Done),
-            Stage::Open if self.last_received.after(context.caps.silence) <= now => {
+            LinkStage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
+            LinkStage::Closing { until } if until <= now => self.finish(context, Ending::Done),
+            LinkStage::Open if self.last_received.after(context.caps.silence) <= now => {
                 self.finish(context, Ending::Closed(LinkClose::TimedOut));
             }
-            Stage::Open if self.probe_due(context.caps) <= now => {
+            LinkStage::Open if self.probe_due(context.caps) <= now => {
                 self.last_probe = Some(now);
                 if let Some(sctp) = &mut self.sctp {
                     sctp.probe();
@@ -278,7 +278,7 @@ impl Link {
     /// Queues a message of the core.
     pub(super) fn send(&mut self, context: &mut Context<'_>, lane: Lane, message: Slots) {
         if let Some(sctp) = &mut self.sctp
-            && self.stage == Stage::Open
+            && self.stage == LinkStage::Open
             && !message.is_empty()
         {
             self.room = self.room.saturating_sub(message.len());
@@ -288,8 +288,8 @@ impl Link {
 
     /// Closes the link once its queued data is delivered.
     pub(super) fn close(&mut self, now: Instant) {
-        if self.stage == Stage::Open {
-            self.stage = Stage::Closing { until: now.after(LINGER) };
+        if self.stage == LinkStage::Open {
+            self.stage = LinkStage::Closing { until: now.after(LINGER) };
         }
     }
 
@@ -298,12 +298,12 @@ impl Link {
         let sent = self.send_packets(context);
         self.report_retired(context);
         let Some(sctp) = &mut self.sctp else { return false };
-        if matches!(self.stage, Stage::Closing { .. }) && sctp.is_flushed() {
+        if matches!(self.stage, LinkStage::Closing { .. }) && sctp.is_flushed() {
             self.finish(context, Ending::Done);
             return false;
         }
         let room = sctp.room(context.now);
-        if self.stage == Stage::Open && room != self.room {
+        if self.stage == LinkStage::Open && room != self.room {
             self.room = room;
             context.rooms.push(self.id, &mut self.rooms);
         }
@@ -351,18 +351,18 @@ impl Link {
     }
 
     /// The deadline for [`Self::handle_timeout`].
-    pub(super) fn deadline(&self, clock: Clock, caps: &Caps) -> Option<Instant> {
+    pub(super) fn deadline(&self, clock: StdClock, caps: &EndpointCaps) -> Option<Instant> {
         let own = match self.stage {
-            Stage::Opening { until } | Stage::Closing { until } => until,
-            Stage::Open => self.probe_due(caps).min(self.last_received.after(caps.silence)),
-            Stage::Ended(_) => return None,
+            LinkStage::Opening { until } | LinkStage::Closing { until } => until,
+            LinkStage::Open => self.probe_due(caps).min(self.last_received.after(caps.silence)),
+            LinkStage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
         let dtls = self.dtls.poll_timeout().map(|at| clock.from_std(at));
         [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
-    fn probe_due(&self, caps: &Caps) -> Instant {
+    fn probe_due(&self, caps: &EndpointCaps) -> Instant {
         let silent = self.last_received.after(caps.silence.mul_f32(0.5));
         self.last_probe.map_or(silent, |last_probe| silent.max(last_probe.after(caps.silence.mul_f32(1.0 / 6.0))))
     }
@@ -385,9 +385,9 @@ impl Link {
 
     fn end(&mut self, ending: Ending) {
         self.stage = match self.stage {
-            Stage::Ended(earlier) => Stage::Ended(earlier),
-            Stage::Closing { .. } => Stage::Ended(Ending::Done),
-            Stage::Opening { .. } | Stage::Open => Stage::Ended(ending),
+            LinkStage::Ended(earlier) => LinkStage::Ended(earlier),
+            LinkStage::Closing { .. } => LinkStage::Ended(Ending::Done),
+            LinkStage::Opening { .. } | LinkStage::Open => LinkStage::Ended(ending),
         };
     }
 
@@ -406,7 +406,7 @@ impl Link {
 
     /// Reports, once, that the keys have reached [`KeyLimits::retire`](super::KeyLimits::retire).
     fn report_retired(&mut self, context: &mut Context<'_>) {
-        if self.stage == Stage::Open && self.dtls.take_retired() {
+        if self.stage == LinkStage::Open && self.dtls.take_retired() {
             self.retired = true;
             context.events.push_back(LinkEvent::Retire { link: self.id });
         }
@@ -420,15 +420,15 @@ impl Link {
         dtls.drain(datagram, context.out, route, context.segments, |event| match event {
             DtlsEvent::PeerCertificate(fingerprint) => {
                 *peer_certificate = fingerprint;
-                wrong = matches!(role, Role::Dialler(dial) if dial.target.fingerprint != fingerprint);
+                wrong = matches!(role, LinkRole::Dialler(dial) if dial.target.fingerprint != fingerprint);
             }
             DtlsEvent::Connected if !wrong => {
                 *last_received = now;
                 let mut association = match role {
-                    Role::Dialler(_) => Association::connect(settings, now, rng),
-                    Role::Listener(_) => Association::accept(settings, now, rng),
+                    LinkRole::Dialler(_) => Association::connect(settings, now, rng),
+                    LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
-                if matches!(role, Role::Listener(_)) {
+                if matches!(role, LinkRole::Listener(_)) {
                     association.set_window_max(ACCEPTED_WINDOW);
                 }
                 *sctp = Some(Box::new(association));
@@ -455,7 +455,7 @@ impl Link {
         }
     }
 
-    fn properties(&self, route: Route) -> LinkOpened {
+    fn properties(&self, route: SocketRoute) -> LinkOpened {
         LinkOpened {
             dialled: self.dialled(),
             local_certificate: self.local_certificate,
@@ -468,14 +468,14 @@ impl Link {
     fn drain_sctp(&mut self, context: &mut Context<'_>) {
         while let Some(event) = self.sctp.as_mut().and_then(|sctp| sctp.poll_event()) {
             match (event, self.stage) {
-                (Event::Open { streams }, Stage::Opening { .. }) => {
+                (AssociationEvent::Open { streams }, LinkStage::Opening { .. }) => {
                     self.lanes = u8::try_from(streams).unwrap_or(MAX_LANES).min(MAX_LANES);
-                    self.stage = Stage::Open;
+                    self.stage = LinkStage::Open;
                     self.opened = true;
                     let opened = self.properties(context.route);
                     context.events.push_back(LinkEvent::Opened { link: self.id, opened });
                 }
-                (Event::Message { stream, message }, Stage::Open) => {
+                (AssociationEvent::Message { stream, message }, LinkStage::Open) => {
                     match u8::try_from(stream).ok().and_then(Lane::new) {
                         Some(lane) => {
                             context.events.push_back(LinkEvent::Message { link: self.id, lane, message });
@@ -483,9 +483,11 @@ impl Link {
                         None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
-                (Event::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
-                (Event::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
-                (Event::Closed(Close::TimedOut), _) => self.finish(context, Ending::Closed(LinkClose::TimedOut)),
+                (AssociationEvent::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
+                (AssociationEvent::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
+                (AssociationEvent::Closed(Close::TimedOut), _) => {
+                    self.finish(context, Ending::Closed(LinkClose::TimedOut))
+                }
                 _ => {}
             }
         }

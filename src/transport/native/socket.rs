@@ -14,7 +14,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, SockAddr, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
-use super::{Batch, Endpoint, Port, PortUse, Route};
+use super::{Batch, Endpoint, Port, PortUse, SocketRoute};
 use crate::base::Instant;
 
 /// Kernel buffer requested for each socket and direction, in bytes. With the default of 212 kB, bulk transfers have a
@@ -126,7 +126,7 @@ impl Sockets {
 
     /// Receives available datagrams, a bounded number from each socket. Passes each run that the kernel has joined to
     /// `handle`, with the length of its datagrams (all but the last).
-    pub fn receive(&mut self, mut handle: impl FnMut(Route, &mut [u8], usize)) {
+    pub fn receive(&mut self, mut handle: impl FnMut(SocketRoute, &mut [u8], usize)) {
         for socket in &self.sockets {
             socket.receive(&mut self.buffers, &mut handle);
         }
@@ -171,7 +171,7 @@ impl Socket {
         Ok(Self { address: socket.local_addr()?, port, socket, state })
     }
 
-    fn receive(&self, buffers: &mut [u8], handle: &mut impl FnMut(Route, &mut [u8], usize)) {
+    fn receive(&self, buffers: &mut [u8], handle: &mut impl FnMut(SocketRoute, &mut [u8], usize)) {
         let mut chunks = buffers.chunks_mut(BUFFER_SIZE);
         let mut slices: [IoSliceMut<'_>; BUFFERS] =
             core::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
@@ -183,7 +183,7 @@ impl Socket {
         // can forge that answer, so errors are ignored.
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
-            let route = Route { port: self.port.id, remote: meta.addr };
+            let route = SocketRoute { port: self.port.id, remote: meta.addr };
             handle(route, slice.get_mut(..meta.len).unwrap_or_default(), meta.stride);
         }
     }

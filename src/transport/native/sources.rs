@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::Caps;
+use super::EndpointCaps;
 use crate::base::{AddressPrefix, Counter as _};
 
 /// Ratio of a network's cap to a source's cap.
@@ -40,7 +40,7 @@ impl Sources {
     /// Counts a new half-open link from `address`; `false` if a cap is reached. If the link replaces one from the same
     /// address and port, `replaced` states whether that link is half-open. The replaced link does not count against the
     /// caps.
-    pub(super) fn admit(&mut self, caps: &Caps, address: IpAddr, replaced: Option<bool>) -> bool {
+    pub(super) fn admit(&mut self, caps: &EndpointCaps, address: IpAddr, replaced: Option<bool>) -> bool {
         let without_replaced = |count: Count| Count {
             links: count.links.saturating_sub(usize::from(replaced.is_some())),
             half_open: count.half_open.saturating_sub(usize::from(replaced == Some(true))),
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn one_source_cannot_use_up_the_half_open_links() {
-        let caps = Caps { half_open: 5, half_open_per_source: 3, ..Caps::default() };
+        let caps = EndpointCaps { half_open: 5, half_open_per_source: 3, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         // One /64 is one source.
         let admitted =
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_source_without_links_has_no_entry() {
-        let caps = Caps::default();
+        let caps = EndpointCaps::default();
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, address, None) && sources.admit(&caps, address, None));
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn many_sources_of_one_network_cannot_use_up_the_half_open_links() {
-        let caps = Caps { half_open: 1_000, half_open_per_source: 3, ..Caps::default() };
+        let caps = EndpointCaps { half_open: 1_000, half_open_per_source: 3, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         let admitted = (0..100).filter(|n| sources.admit(&caps, format!("2001:db8:0:{n:x}::1").parse().unwrap(), None));
         assert_eq!(admitted.count(), 12);
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_replaced_link_does_not_count_against_its_successor() {
-        let caps = Caps { links: 1, ..Caps::default() };
+        let caps = EndpointCaps { links: 1, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, address, None) && !sources.admit(&caps, address, None));

@@ -16,14 +16,14 @@ const DEVIATION: u32 = 100;
 /// The clock of this end's arrival times. Start and rate are random for each association, so that peers can't
 /// attribute several associations to one computer by its clock.
 #[derive(Clone, Copy)]
-pub(super) struct Clock {
+pub(super) struct ArrivalClock {
     /// In nanoseconds.
     start: u64,
     /// In millionths of the computer's clock rate.
     rate: u32,
 }
 
-impl Clock {
+impl ArrivalClock {
     /// The unmodified clock of this computer. Its times are never sent.
     pub(super) const OWN: Self = Self { start: 0, rate: RATE };
 
@@ -83,9 +83,9 @@ mod tests {
     #[test]
     fn clocks_differ_in_start_and_rate_within_the_largest_deviation() {
         let mut rng = StdRng::seed_from_u64(1);
-        let clocks: Vec<_> = (0..50).map(|_| Clock::new(&mut rng)).collect();
+        let clocks: Vec<_> = (0..50).map(|_| ArrivalClock::new(&mut rng)).collect();
         let hour = 3_600_000;
-        let hourly = |clock: &Clock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
+        let hourly = |clock: &ArrivalClock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
         let rates: BTreeSet<_> = clocks.iter().map(hourly).collect();
         // The largest deviation: 100 millionths of an hour, in units of 100 µs.
         assert!(rates.len() > 25 && rates.iter().all(|ticks| ticks.abs_diff(36_000_000) <= 3_601), "{rates:?}");

@@ -16,7 +16,7 @@ pub use cubic::Cubic;
 
 /// Sizes in a controller's computations.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ControllerSizes {
     /// Largest payload of a packet, in bytes: the unit of the window.
     pub segment: u64,
     /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
@@ -154,7 +154,7 @@ impl Control {
     /// A controller of kind `algorithm`. `seed` determines its random values (BBR's probe intervals). Associations with
     /// the same seed would probe at the same times.
     #[must_use]
-    pub(super) fn new(algorithm: Algorithm, limits: Limits, now: Instant, seed: u64) -> Self {
+    pub(super) fn new(algorithm: Algorithm, limits: ControllerSizes, now: Instant, seed: u64) -> Self {
         match algorithm {
             Algorithm::Bbr => Self::Bbr(Bbr::new(limits, now, seed)),
             Algorithm::Cubic => Self::Cubic(Cubic::new(limits, now)),
@@ -216,7 +216,7 @@ const INITIAL_SEGMENTS: u64 = 10;
 /// Smallest window in segments: enough for a steady flow with delayed acknowledgements.
 const MIN_SEGMENTS: u64 = 4;
 
-impl Limits {
+impl ControllerSizes {
     /// Window before the first measurement of the path, in bytes.
     fn initial_window(&self) -> u64 {
         self.segment.saturating_mul(INITIAL_SEGMENTS).min(self.max_window)

@@ -1,11 +1,11 @@
 //! Invariants of an association between calls, and setters for tests.
 
 use super::{Association, AssociationState, SendConfig, SendHalf, stock_peer};
-use crate::{base::Instant, transport::sctp::send::check::Standing};
+use crate::{base::Instant, transport::sctp::send::check::SendingState};
 
 impl Association {
     /// Asserts the invariants and returns the state of the sending half. `all` extends the check to every fragment.
-    pub(in super::super) fn check(&self, all: bool) -> Standing {
+    pub(in super::super) fn check(&self, all: bool) -> SendingState {
         if let Some(receive) = self.receive.as_ref().filter(|_| all && !matches!(self.state, AssociationState::Ended)) {
             receive.check();
         }

@@ -2,7 +2,7 @@
 //! during standing queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, BbrState, Phase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
+use super::{BETA, Bbr, BbrState, ProbePhase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
 use crate::base::Counter as _;
 
 /// Decrease of the cruising gain in percent, for a queue of one round trip (of 40 ms if the round trip is shorter).
@@ -74,7 +74,7 @@ impl Bbr {
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
         let was_lowest = self.rounds.cruise_gain == MIN_CRUISE_GAIN;
         let applied = match self.state {
-            BbrState::ProbeBw(Phase::Down | Phase::Cruise) => self.reacts_to_queue(),
+            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) => self.reacts_to_queue(),
             BbrState::Startup => self.rounds.restrained,
             _ => false,
         };
