@@ -23,7 +23,7 @@ use crate::base::{Instant, LinkEvent, LinkMachine, Transmit};
 /// The drain contract: after any call that takes `&mut self` and a time, call [`Self::poll_link_event`] until it
 /// returns `None`. Then send the transport's output, and call [`Self::poll_timeout`] again. Time never runs backward.
 pub trait Transport {
-    /// Takes a request of the core. A request for a link that is gone is ignored.
+    /// Handles a request of the core. A request for a link that has ended is ignored.
     fn handle_transmit(&mut self, now: Instant, transmit: Transmit);
 
     /// The next event for the core, if any.
@@ -54,7 +54,7 @@ pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Tr
     }
 }
 
-/// A protocol core with its edges: what a driver runs above a transport.
+/// A protocol core with its edges, which a driver runs over a transport.
 pub trait Core {
     /// The machine that uses the transport.
     fn machine(&mut self) -> &mut impl LinkMachine;
@@ -66,7 +66,7 @@ pub trait Core {
     fn shut_down(&mut self, _now: Instant) {}
 }
 
-/// Performs what is due at `now` in `core` and `transport`, and drains both.
+/// Performs the work of `core` and `transport` that is due at `now`, and drains both.
 pub fn turn(now: Instant, core: &mut impl Core, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     if transport.poll_timeout().is_some_and(|due| due <= now) {
         transport.handle_timeout(now);

@@ -62,8 +62,8 @@ impl HttpsExchange {
         self.0.poll_transmit()
     }
 
-    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until further bytes
-    /// are received.
+    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until further
+    /// bytes are received.
     pub fn event(&mut self) -> Result<JsValue, HttpsFailure> {
         Ok(match self.0.poll_event()? {
             Some(ExchangeEvent::Head { status, fields }) => {

@@ -47,7 +47,7 @@ impl LocalPort {
     }
 }
 
-/// The reason why a local port can't be opened. The text says what to change.
+/// Reason for which a local port can't be opened. The text states the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is reachable from other machines.

@@ -2,7 +2,8 @@
 //!
 //! Origins select the names, so the machine's hosts file and search list are not used. Names of private networks are
 //! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped.
-//! Lookups are not logged here. The library logs names at debug level, so a node disables its log targets (`hickory_*`).
+//! Lookups are not logged here. The library logs names at debug level, so a node disables its log targets
+//! (`hickory_*`).
 
 #[cfg(test)]
 pub(crate) mod tests;

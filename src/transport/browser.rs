@@ -1,8 +1,8 @@
 //! The transport of a page: WebRTC data channels of the browser's own stack. It dials relays from their descriptors
 //! alone and accepts no links.
 //!
-//! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its
-//! offer. [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records its event and calls
+//! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its offer.
+//! [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records its event and calls
 //! [`Wake`], so the core does not run inside a callback.
 //!
 //! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that
@@ -154,8 +154,8 @@ impl Allowance {
 
     /// Time of the next report of room, if the allowance limited the last one.
     fn due(&self) -> Option<Instant> {
-        let enough = self.bytes.available_at(self.rate, MIN_ALLOWANCE);
-        self.limited_room.then(|| enough.max(self.reported.after(REPORT_INTERVAL)))
+        let refilled_at = self.bytes.available_at(self.rate, MIN_ALLOWANCE);
+        self.limited_room.then(|| refilled_at.max(self.reported.after(REPORT_INTERVAL)))
     }
 
     fn room(&mut self, now: Instant, wanted: usize) -> usize {
@@ -196,8 +196,8 @@ impl BrowserEndpoint {
         }
     }
 
-    /// Limits the mean sending rate to `a_second` bytes a second; `None` removes the limit. A relay sends each byte that
-    /// it receives, and unsent bytes cause backpressure to their source, so the limit applies to both directions.
+    /// Limits the mean sending rate to `a_second` bytes a second; `None` removes the limit. A relay sends each byte
+    /// that it receives, and unsent bytes cause backpressure to their source, so the limit applies to both directions.
     pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
         self.allowance = a_second.map(|a_second| Allowance::new(now, a_second));
         self.report_rooms(now);
@@ -392,8 +392,8 @@ impl Transport for BrowserEndpoint {
                 if let Some(allowance) = &mut self.allowance {
                     allowance.spend(now, message.len());
                 } else if link.room < self.caps.send_threshold / 2 {
-                    // The browser has an event for a lane whose buffer falls to its threshold, which reports room. A lane
-                    // below its threshold has no such event, so room is reported here.
+                    // The browser has an event for a lane whose buffer falls to its threshold, which reports room. A
+                    // lane below its threshold has no such event, so room is reported here.
                     self.report_room(now, id);
                 }
             }

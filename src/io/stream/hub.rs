@@ -18,8 +18,8 @@ pub(crate) type StreamKey = u64;
 /// All open streams of one core; owned by the core's task.
 ///
 /// The loop of that task has three steps: apply commands until there are none, pass the core's events to the streams,
-/// wait for commands ([`Hub::poll_command`]). The wait first wakes the readers of pushed bytes, so that a batch of cells
-/// wakes a reader once. All methods ignore a key without an open stream.
+/// wait for commands ([`Hub::poll_command`]). The wait first wakes the readers of pushed bytes, so that a batch of
+/// cells wakes a reader once. All methods ignore a key without an open stream.
 pub(crate) struct Hub {
     streams: HashMap<StreamKey, Arc<StreamShared>>,
     /// Sending end of the queue of streams with pending output.

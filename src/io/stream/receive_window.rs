@@ -44,7 +44,8 @@ fn is_supported(release: &str) -> bool {
 
 /// Limits the window by the waits on both sides.
 ///
-/// The splice calls [`Self::handle_room`] when the stream has room, then [`Self::handle_bytes`] when the socket has bytes.
+/// The splice calls [`Self::handle_room`] when the stream has room, then [`Self::handle_bytes`] when the socket has
+/// bytes.
 pub(super) struct ReceiveWindow {
     /// Round trip to the sender, measured by the TCP handshake.
     round_trip: Duration,

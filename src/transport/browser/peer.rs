@@ -83,7 +83,8 @@ impl PeerConnection {
         let on_change = Some(changed.as_ref().unchecked_ref());
         connection.set_onconnectionstatechange(on_change);
         connection.set_oniceconnectionstatechange(on_change);
-        // Half of an equal share. Without room in total, at least one lane is above its threshold and has an event later.
+        // Half of an equal share. Without room in total, at least one lane is above its threshold and has an event
+        // later.
         let low = u32::try_from(caps.send_threshold.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
         let (mut lanes, mut messages) = (Vec::new(), Vec::new());
         for lane in (0..LANES).filter_map(Lane::new) {

@@ -70,8 +70,8 @@ impl Certificate {
         fingerprint(&self.certificate)
     }
 
-    /// Certificate and key in the format of `dimpl`, which holds a copy of the key during a handshake and does not erase
-    /// it.
+    /// Certificate and key in the format of `dimpl`, which holds a copy of the key during a handshake and does not
+    /// erase it.
     pub(super) fn to_dtls(&self) -> DtlsCertificate {
         DtlsCertificate { certificate: self.certificate.clone(), private_key: self.private_key.to_vec() }
     }

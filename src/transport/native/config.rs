@@ -17,13 +17,14 @@ pub struct EndpointConfig {
     /// Caps and timeouts.
     pub caps: EndpointCaps,
     /// Largest UDP payload sent, in bytes: 600 to 8,952. Default 1,232, the payload at the minimum MTU of IPv6 (1,280).
-    /// SCTP packets have 37 bytes less. The path MTU is not probed, so every path between the nodes must carry this size.
+    /// SCTP packets have 37 bytes less. The path MTU is not probed, so every path between the nodes must carry this
+    /// size.
     pub datagram_size: u16,
-    /// Largest receive window of a dialled link, in bytes; that of an accepted link is 2 MiB. Default 16 MiB. A peer that
-    /// never completes its messages can occupy nine eighths of the window and 129 KiB.
+    /// Largest receive window of a dialled link, in bytes; that of an accepted link is 2 MiB. Default 16 MiB. A peer
+    /// that never completes its messages can occupy nine eighths of the window and 129 KiB.
     pub receive_window: usize,
-    /// Most bytes of partly received messages of all links, in addition to 64 KiB for each link. A source (IPv4 address,
-    /// IPv6 /64) gets at most a sixteenth, a network (IPv4 /24, IPv6 /48) a quarter. Default 256 MiB.
+    /// Most bytes of partly received messages of all links, in addition to 64 KiB for each link. A source (IPv4
+    /// address, IPv6 /64) gets at most a sixteenth, a network (IPv4 /24, IPv6 /48) a quarter. Default 256 MiB.
     pub receive_memory: usize,
     /// The same for data sent and not acknowledged. Default 256 MiB.
     pub send_memory: usize,

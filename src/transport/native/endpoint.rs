@@ -206,8 +206,8 @@ impl Endpoint {
         self.out.pop()
     }
 
-    /// Whether [`Transport::poll_link_event`] may return an event. Sending frees room, which the core can use in the same
-    /// turn.
+    /// Whether [`Transport::poll_link_event`] may return an event. Sending frees room, which the core can use in the
+    /// same turn.
     #[must_use]
     pub fn has_link_event(&self) -> bool {
         !self.events.is_empty() || !self.rooms.is_empty()
@@ -444,7 +444,8 @@ impl Endpoint {
             }
             (LinkRole::Dialler(mut dial), false, ending) => {
                 self.dials.decrement();
-                // Certificates are sent in plaintext, so a third party may forge one. Two wrong certificates fail the dial.
+                // Certificates are sent in plaintext, so a third party may forge one. Two wrong certificates fail the
+                // dial.
                 if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.wrong_certificate, true) {
                     let error = DialError::WrongFingerprint;
                     self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
@@ -458,7 +459,7 @@ impl Endpoint {
 
     /// Ends one of the links with a lease, the one without progress for longest, if a link requested more memory while
     /// memory was short. Ends at most one link for each budget in each [`RELIEF_INTERVAL`], since this scans all links.
-    fn relieve(&mut self, now: Instant) {
+    fn free_memory(&mut self, now: Instant) {
         if now.since(self.last_relief) < RELIEF_INTERVAL {
             return;
         }
@@ -530,7 +531,7 @@ impl Transport for Endpoint {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        self.relieve(now);
+        self.free_memory(now);
         while let Some(route) = self.deadlines.pop_due(now) {
             self.with_link(now, route, Link::handle_timeout);
         }

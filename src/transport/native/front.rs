@@ -64,8 +64,8 @@ impl<'a> ClientHello<'a> {
         let parts: [&[u8]; 5] = [
             &[22, 0xfe, 0xff, 0, 0],
             &self.sequence,
-            // Record length 47; HelloVerifyRequest of 35 bytes, message 0, one fragment; DTLS 1.0 (required by RFC 6347);
-            // cookie.
+            // Record length 47; HelloVerifyRequest of 35 bytes, message 0, one fragment; DTLS 1.0 (required by RFC
+            // 6347); cookie.
             &[0, 47, 3, 0, 0, 35, 0, 0, 0, 0, 0, 0, 0, 35],
             &[0xfe, 0xff, 32],
             cookie,

@@ -65,7 +65,7 @@ impl StdClock {
         self.0.checked_add(Duration::from_nanos(at.as_nanos())).unwrap_or(self.0)
     }
 
-    fn from_std(self, at: StdInstant) -> Instant {
+    fn instant(self, at: StdInstant) -> Instant {
         Instant::START.after(at.saturating_duration_since(self.0))
     }
 }
@@ -149,7 +149,7 @@ pub(super) struct Link {
     pub(super) opened: bool,
     /// Memory leases.
     pub(super) leases: LinkMemory<Lease>,
-    /// Whether the core has been told to open a second link because the keys are close to their limit.
+    /// Whether [`LinkEvent::Retire`] has been reported to the core, which then opens a second link.
     pub(super) retired: bool,
     stage: LinkStage,
     dtls: Dtls,
@@ -329,7 +329,7 @@ impl Link {
     /// Seals SCTP packets into outgoing datagrams, for one turn; returns their number.
     fn send_packets(&mut self, context: &mut Context<'_>) -> usize {
         let Some(sctp) = &mut self.sctp else { return 0 };
-        let (limit, _) = context.memory.send.fit(&mut self.leases.send, sctp.held_for_sending());
+        let (limit, _) = context.memory.send.adjust(&mut self.leases.send, sctp.held_for_sending());
         sctp.set_send_limit(limit);
         let header = self.dtls.header_len();
         for sent in 0..PACKETS_PER_TURN {
@@ -358,7 +358,7 @@ impl Link {
             LinkStage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
-        let dtls = self.dtls.poll_timeout().map(|at| clock.from_std(at));
+        let dtls = self.dtls.poll_timeout().map(|at| clock.instant(at));
         [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
@@ -437,7 +437,7 @@ impl Link {
                 *last_received = now;
                 *last_probe = None;
                 if let Some(sctp) = sctp {
-                    let (limit, refused) = memory.fit(lease, sctp.held());
+                    let (limit, refused) = memory.adjust(lease, sctp.held());
                     sctp.set_receive_limit(limit, refused || memory.is_short());
                     sctp.handle_packet(now, packet);
                 }

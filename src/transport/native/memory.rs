@@ -50,7 +50,7 @@ impl Memory {
 
     /// Adjusts the lease of a link that holds `held` bytes. Returns the bytes that the link may hold, and whether a
     /// request for more was refused.
-    pub(super) fn fit(&mut self, lease: &mut Lease, held: usize) -> (usize, bool) {
+    pub(super) fn adjust(&mut self, lease: &mut Lease, held: usize) -> (usize, bool) {
         // Leases half a step in advance, so that packets rarely exceed the lease.
         let wanted = held.saturating_add(STEP / 2).saturating_sub(RESERVE).next_multiple_of(STEP);
         while lease.bytes < wanted && self.grant(lease) {}
@@ -128,29 +128,29 @@ mod tests {
         let mut memory = Memory::new(BUDGET);
         let mut leases: Vec<_> = (0..16).map(|n| lease([n, 1])).collect();
         for lease in &mut leases {
-            let (allowed, refused) = memory.fit(lease, usize::MAX / 2);
+            let (allowed, refused) = memory.adjust(lease, usize::MAX / 2);
             assert_eq!(allowed, RESERVE + 4 * STEP, "a source has a sixteenth");
             assert!(refused);
         }
         assert!(memory.is_short() && memory.take_request());
         assert!(!memory.take_request());
         let mut late = lease([99, 1]);
-        assert_eq!(memory.fit(&mut late, 10 * STEP), (RESERVE, true));
+        assert_eq!(memory.adjust(&mut late, 10 * STEP), (RESERVE, true));
         memory.end(&mut leases[0]);
-        assert_eq!(memory.fit(&mut late, STEP), (RESERVE + STEP, false));
+        assert_eq!(memory.adjust(&mut late, STEP), (RESERVE + STEP, false));
     }
 
     #[test]
     fn a_network_leases_at_most_a_quarter_and_released_memory_is_free() {
         let mut memory = Memory::new(BUDGET);
         let mut leases: Vec<_> = (0..8).map(|n| lease([0, n])).collect();
-        let held: usize = leases.iter_mut().map(|lease| memory.fit(lease, BUDGET).0 - RESERVE).sum();
+        let held: usize = leases.iter_mut().map(|lease| memory.adjust(lease, BUDGET).0 - RESERVE).sum();
         assert_eq!(held, BUDGET / 4);
         leases.iter_mut().for_each(|lease| memory.end(lease));
         assert!(memory.by_source.is_empty());
         assert_eq!(memory.leased, 0);
         let mut one = lease([0, 1]);
-        memory.fit(&mut one, 3 * STEP);
-        assert_eq!(memory.fit(&mut one, 0), (RESERVE, false), "the unused lease is released");
+        memory.adjust(&mut one, 3 * STEP);
+        assert_eq!(memory.adjust(&mut one, 0), (RESERVE, false), "the unused lease is released");
     }
 }

@@ -1,9 +1,10 @@
 //! DTLS 1.2 records after the handshake (RFC 6347 §4.1): counter nonces, sealed and opened in the caller's buffer.
 //!
-//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is
-//! no renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV
-//! and the 64-bit record number (epoch and sequence number, RFC 5288 §3). The nonce of ChaCha20-Poly1305 is the IV xor
-//! the record number (RFC 7905 §2). Record numbers are unique, so the nonces are too. [`tap`] extracts keys, IVs and numbers from `dimpl`.
+//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is no
+//! renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV and
+//! the 64-bit record number (epoch and sequence number, RFC 5288 §3). The nonce of ChaCha20-Poly1305 is the IV xor the
+//! record number (RFC 7905 §2). Record numbers are unique, so the nonces are too. [`tap`] extracts keys, IVs and
+//! numbers from `dimpl`.
 //!
 //! Owns the keys, the next sequence number, the replay window and the counts of [`KeyLimits`]. Driven by `Dtls`.
 //! Governed by `proto/01-transport.md` §4. The threats are forged and replayed datagrams, and malformed records of a

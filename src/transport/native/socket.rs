@@ -179,8 +179,8 @@ impl Socket {
         let received = self
             .socket
             .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas));
-        // An error means that there is no datagram, or that an ICMP answer to an earlier datagram arrived. A third party
-        // can forge that answer, so errors are ignored.
+        // An error means that there is no datagram, or that an ICMP answer to an earlier datagram arrived. A third
+        // party can forge that answer, so errors are ignored.
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
             let route = SocketRoute { port: self.port.id, remote: meta.addr };
@@ -191,8 +191,8 @@ impl Socket {
     /// Sends a batch in as few system calls as kernel and network card allow.
     async fn send(&self, batch: &Batch<'_>) {
         let segment = batch.segment.max(1);
-        let most = segment.saturating_mul(self.state.max_gso_segments().max(1));
-        for run in batch.bytes.chunks(most) {
+        let max_run = segment.saturating_mul(self.state.max_gso_segments().max(1));
+        for run in batch.bytes.chunks(max_run) {
             // Without segmentation offload the first call fails, and the datagrams are sent one by one.
             if !self.send_run(batch.route.remote, run, segment).await && run.len() > segment {
                 for datagram in run.chunks(segment) {

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rfc_sample_request_is_answered_with_its_sender() {
+    fn the_rfc_sample_request_is_answered_with_its_source_address() {
         let (ice, request) = sample();
         let answer = answer(&ice, "192.0.2.1:32853".parse().unwrap(), &request).unwrap();
         // RFC 5769 §2.2: the same address and transaction give this attribute.

@@ -340,8 +340,8 @@ impl Association {
         writer.finish()
     }
 
-    /// Queues a message of 1 to [`Config::message`] bytes on one of the streams of [`AssociationEvent::Open`]. Has no effect
-    /// unless the association is open.
+    /// Queues a message of 1 to [`Config::message`] bytes on one of the streams of [`AssociationEvent::Open`]. Has no
+    /// effect unless the association is open.
     pub fn send(&mut self, now: Instant, stream: u16, message: Slots) {
         if self.is_open() {
             self.send.send(now, stream, BINARY, message);

@@ -1,8 +1,8 @@
 //! Congestion control of an association: the bytes that may be in flight, and their sending rate.
 //!
 //! The input of a [`Controller`] is each packet sent and each acknowledgement. Its output is a congestion window and a
-//! pacing rate. It handles bytes and times only: loss detection, retransmission and delivery-rate samples (draft-ietf-ccwg-bbr
-//! §4.1) belong to the sender. All counters are 64-bit byte counts since the association began.
+//! pacing rate. It handles bytes and times only: loss detection, retransmission and delivery-rate samples
+//! (draft-ietf-ccwg-bbr §4.1) belong to the sender. All counters are 64-bit byte counts since the association began.
 
 use core::time::Duration;
 

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_kept_with_prompt_and_late_timers() {
+    fn the_pacing_rate_holds_with_prompt_and_late_timers() {
         for rate in [100_000, 6_250_000, 100_000_000] {
             for timer_delay in [0, 1_000, 2_500] {
                 let bytes = sent(rate, Duration::from_micros(timer_delay));

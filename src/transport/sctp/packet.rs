@@ -12,7 +12,7 @@ pub(super) use init::{Init, OwnPeer, unrecognized};
 pub(super) const HEADER: usize = 12;
 /// Bytes of a DATA chunk before its payload.
 pub(super) const DATA_HEADER: usize = 16;
-/// Bytes of a SACK chunk before its gap blocks.
+/// Bytes of a SACK chunk before its gap ack blocks.
 pub(super) const SACK_HEADER: usize = 16;
 /// The port of both ends (RFC 8831 §6.2 allows any; WebRTC stacks use this one).
 const PORT: u16 = 5000;

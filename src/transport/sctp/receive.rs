@@ -196,8 +196,8 @@ impl Receiver {
         }
     }
 
-    /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed one of the
-    /// sending half.
+    /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed one of
+    /// the sending half.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
         let Acknowledging { prompt, every, delay, .. } = self.acknowledging;
         self.packets = self.packets.saturating_add(1).min(prompt);

@@ -1,6 +1,6 @@
 //! The sending half: fragmentation of messages, data in flight, and loss detection.
 //!
-//! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap blocks. The [congestion controller](super::congestion)
+//! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap ack blocks. The [congestion controller](super::congestion)
 //! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and their
 //! payload is freed at once. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp` never
 //! renege.
@@ -160,7 +160,8 @@ pub(super) struct PeerParameters {
     pub(super) ack_delay: Duration,
     /// Smallest retransmission timeout.
     pub(super) min_timeout: Duration,
-    /// Most gap ack blocks in its SACKs. A SACK with this many may be truncated: TSNs beyond its last block are unknown.
+    /// Most gap ack blocks in its SACKs. A SACK with this many may be truncated: TSNs beyond its last block are
+    /// unknown.
     pub(super) gap_blocks: usize,
     /// Largest burst that it can receive, in bytes.
     pub(super) max_burst: u64,

@@ -75,8 +75,8 @@ fn any_line(seed: u64) -> Line {
     line.jitter = Duration::from_millis(rng.random_range(0..20));
     line.loss = rng.random_range(0.0..0.1);
     line.burst = rng.random_range(1.0..5.0);
-    line.late = rng.random_range(0.0..0.1);
-    line.lateness = Duration::from_millis(rng.random_range(0..30));
+    line.reordered = rng.random_range(0.0..0.1);
+    line.reorder_delay = Duration::from_millis(rng.random_range(0..30));
     line.duplicated = rng.random_range(0.0..0.1);
     line.rate = rng.random_bool(0.5).then(|| rng.random_range(100_000..50_000_000));
     line.queue = line.delay.mul_f64(2.0 * rng.random_range(0.1..4.0)).max(Duration::from_millis(1));
@@ -131,7 +131,7 @@ fn losses_of_six_of_eight_packets_stall_less_than_three_seconds() {
     const LOST: u128 = 0b1101_1101;
     for at in 0..100 {
         let mut pair = Pair::new(at, Line::new(5));
-        pair.lose_first(LOST << at);
+        pair.drop_first(LOST << at);
         exchange(&mut pair, 4);
         let stall = pair.ends.iter().map(|end| end.longest_stall).max().unwrap();
         assert!(stall < Duration::from_secs(3), "{stall:?} with losses from packet {at} on");

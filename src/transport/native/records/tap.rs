@@ -1,8 +1,8 @@
 //! Cipher suites for `dimpl` that capture its keys and nonces, so that [`Records`] can continue after the handshake.
 //!
 //! `dimpl` creates a cipher from a key alone, without a reference to a link. A thread-local therefore holds the
-//! [`Capture`] of one link during each call to its `dimpl` instance, and the ciphers write to it. IV and sequence number
-//! are derived from nonce and additional data of the Finished messages. Each end seals one and opens one.
+//! [`Capture`] of one link during each call to its `dimpl` instance, and the ciphers write to it. IV and sequence
+//! number are derived from nonce and additional data of the Finished messages. Each end seals one and opens one.
 //!
 //! `dimpl` draws explicit nonces of AES-GCM at random. So that no nonce is used twice, a tapped cipher rejects a nonce
 //! that was used before, or that [`Records`] may use later.
@@ -73,8 +73,8 @@ impl Tap {
         provider
     }
 
-    /// The record layer that continues after the handshake. `dimpl` must seal no record from then on. `None` unless both
-    /// Finished messages were captured.
+    /// The record layer that continues after the handshake. `dimpl` must seal no record from then on. `None` unless
+    /// both Finished messages were captured.
     pub(in super::super) fn into_records(self, limits: KeyLimits) -> Option<Records> {
         let Capture { write, read, next, window, .. } = *self.0?;
         let (write, read) = (write?, read?);

@@ -16,7 +16,7 @@ const DCEP: u32 = 50;
 /// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
 const DCEP_OPEN: [u8; 2] = [3, 0];
 const DCEP_ACK: u8 = 2;
-/// Least time between two reports of unknown chunks.
+/// Shortest interval between reports of unknown chunks.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most DATA chunks in one packet that are each a whole message. Honest peers send fewer: a packet has no room for two

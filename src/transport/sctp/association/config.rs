@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::super::{congestion::Algorithm, packet::OwnPeer, send::PeerParameters};
 
-/// Most gap blocks in a SACK of a stock peer.
+/// Most gap ack blocks in a SACK of a stock peer.
 const STOCK_GAP_BLOCKS: usize = 20;
 /// The same for our nodes: at most the blocks that fit the smallest packet size of a node.
 const OWN_GAP_BLOCKS: usize = 128;

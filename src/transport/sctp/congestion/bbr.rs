@@ -26,7 +26,7 @@
 use crate::base::Instant;
 
 use super::{Ack, Controller, ControllerSizes, Lost, SECOND, Sent, nanos, scale};
-use model::{Aggregation, FullPipe, JUDGED_PACKETS, LossCount, MaxBandwidth, MinRtt, Random, Sample};
+use model::{Aggregation, FullPipe, LossCount, MIN_LOSS_PACKETS, MaxBandwidth, MinRtt, Random, Sample};
 
 mod bounds;
 mod model;
@@ -110,8 +110,9 @@ struct Rounds {
     return_delay: [u64; 2],
     /// Consecutive rounds whose lowest round trip shows a standing queue.
     queueing: u64,
-    /// The sender lacked data during a standing queue, so that Startup can't measure the rate of the bottleneck.
-    restrained: bool,
+    /// The sender lacked data during a standing queue. Startup can't measure the rate of the bottleneck then, so it
+    /// paces at the cruising gain.
+    startup_at_cruise_gain: bool,
     /// Lowest round trip of the first of these rounds, in nanoseconds.
     queue_start_rtt: u64,
     /// Rounds at the lowest cruising gain since then.
@@ -336,7 +337,7 @@ impl Bbr {
             BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) if self.reacts_to_queue() => {
                 gain.min(self.rounds.cruise_gain)
             }
-            BbrState::Startup if self.rounds.restrained => gain.min(self.rounds.cruise_gain),
+            BbrState::Startup if self.rounds.startup_at_cruise_gain => gain.min(self.rounds.cruise_gain),
             _ => gain,
         }
     }
@@ -351,7 +352,10 @@ impl Bbr {
             return;
         };
         // During Startup the rate only rises (§5.6.2).
-        if self.full_pipe.reached || self.rounds.restrained || self.pacing_rate.is_none_or(|current| rate > current) {
+        if self.full_pipe.reached
+            || self.rounds.startup_at_cruise_gain
+            || self.pacing_rate.is_none_or(|current| rate > current)
+        {
             // At a rate near zero there would be no further samples.
             self.pacing_rate = Some(rate.max(self.limits.segment));
         }
@@ -376,8 +380,8 @@ impl Bbr {
         self.bound_window();
     }
 
-    /// Smallest window in bytes. On a short path, a long-term bound (after loss) lowers it. Otherwise a bottleneck with a
-    /// queue shorter than [`ControllerSizes::short_path_window`] would continue to lose most packets.
+    /// Smallest window in bytes. On a short path, a long-term bound (after loss) lowers it. Otherwise a bottleneck with
+    /// a queue shorter than [`ControllerSizes::short_path_window`] would continue to lose most packets.
     fn smallest_window(&self) -> u64 {
         if !self.is_short_path() || self.is_probe_rtt() {
             return self.limits.min_window();
@@ -425,7 +429,7 @@ impl Controller for Bbr {
         self.probe.losses.lost = self.probe.losses.lost.saturating_add(lost.bytes);
         if self.probe.losses.too_high(lost.tx_in_flight, self.limits.segment) {
             // With few packets in flight the loss rate is known only long after the bound was exceeded.
-            let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(JUDGED_PACKETS) {
+            let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(MIN_LOSS_PACKETS) {
                 self.probe.losses.delivered_of(lost.tx_in_flight)
             } else {
                 lost.tx_in_flight.saturating_sub(lost.bytes)

@@ -293,7 +293,7 @@ fn a_time_out_resets_the_model() {
 }
 
 /// Reports a whole window of packets, sent a millisecond before, as lost to `control`.
-fn lose_a_window(control: &mut Control, now: u64, delivered: u64) {
+fn report_window_lost(control: &mut Control, now: u64, delivered: u64) {
     let window = control.window();
     for index in 1..=window / SEGMENT {
         control.on_lost(&Lost {
@@ -319,7 +319,7 @@ fn a_spurious_loss_is_undone() {
         let (now, delivered) = (network.now, network.flows[0].delivered);
         let control = &mut network.flows[0].control;
         let window = control.window();
-        lose_a_window(control, now, delivered);
+        report_window_lost(control, now, delivered);
         assert!(control.window() < window, "{algorithm:?} does not cut {window}");
         let lost = window / SEGMENT * SEGMENT;
         control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost / 2);
@@ -327,7 +327,7 @@ fn a_spurious_loss_is_undone() {
         control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost - lost / 2);
         assert!(control.window() >= window, "{algorithm:?}: {} of {window}", control.window());
         if algorithm == Cubic {
-            lose_a_window(control, now, delivered);
+            report_window_lost(control, now, delivered);
             assert!(control.window() < window, "real losses of the same flight cut {window} as before");
         }
     }
@@ -378,7 +378,7 @@ fn cubic_cuts_once_a_round_trip() {
     let (now, delivered) = (network.now, network.flows[0].delivered);
     let control = &mut network.flows[0].control;
     let window = control.window();
-    lose_a_window(control, now, delivered);
+    report_window_lost(control, now, delivered);
     assert_eq!(control.window(), window * 7 / 10);
 }
 

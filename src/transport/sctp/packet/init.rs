@@ -153,7 +153,7 @@ mod tests {
     };
 
     #[test]
-    fn an_init_keeps_its_parameters() {
+    fn an_init_decodes_as_encoded() {
         let init = Init {
             tag: 1,
             window: 2,

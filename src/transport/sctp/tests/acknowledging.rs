@@ -67,7 +67,7 @@ fn a_shorter_list_of_gap_blocks_revokes_no_acknowledgement() {
     forged.sack(before, 1 << 20, &[], &[]);
     assert_eq!(forged.association.check(true).in_flight, state.in_flight);
     forged.wait(2_000);
-    // A peer whose cumulative TSN stops before a reported gap block has reneged.
+    // A peer whose cumulative TSN stops before a reported gap ack block has reneged.
     forged.sack(before.wrapping_add(7), 1 << 20, &[], &[]);
     assert_eq!(forged.closed, Some(Close::Broken));
 }
@@ -266,7 +266,7 @@ fn duplicates_widen_the_reordering_window_to_at_most_a_round_trip() {
 }
 
 #[test]
-fn a_batch_of_a_stock_peer_has_many_sacks_and_one_of_our_node_a_single_sack() {
+fn packets_in_a_batch_have_many_sacks_for_a_stock_peer_and_one_for_our_node() {
     for (mut forged, sacks) in [(Forged::stock(), 63 + 68), (Forged::own(), 0)] {
         let (tsn, mut acknowledged) = (forged.tsn, Vec::new());
         for number in 0..200_u16 {

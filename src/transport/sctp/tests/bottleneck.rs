@@ -74,8 +74,8 @@ fn reordering_within_a_quarter_of_the_round_trip_causes_at_most_one_recovery() {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [4, 10, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
         let mut line = Line::new(delay);
-        line.late = rng.random_range(0.01..0.2);
-        line.lateness = (line.delay / 2).mul_f64(rng.random_range(0.1..0.95));
+        line.reordered = rng.random_range(0.01..0.2);
+        line.reorder_delay = (line.delay / 2).mul_f64(rng.random_range(0.1..0.95));
         let mut pair = Pair::new(seed, line);
         send(&mut pair, 600_000);
         let first = needless(&pair);
@@ -133,8 +133,8 @@ fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
     // The packets stay in order, so at this rate nearly every packet waits for one with the full jitter.
     let line = Line {
         jitter: Duration::from_millis(10),
-        late: 0.05,
-        lateness: Duration::from_millis(5),
+        reordered: 0.05,
+        reorder_delay: Duration::from_millis(5),
         ..bottleneck(25, 80_000_000, 1.0)
     };
     let return_line = Line { rate: None, ..line };
@@ -169,7 +169,7 @@ fn a_fast_clock_of_the_peer_slows_the_sender_but_does_not_stop_it() {
 }
 
 #[test]
-fn policers_slow_return_paths_and_loss_bursts_leave_half_the_rate() {
+fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
     let slow = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
     let bursts = Line { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };

@@ -165,7 +165,7 @@ impl Forged {
         self.deliver(&packet);
     }
 
-    /// Sends a SACK with gap blocks and duplicates.
+    /// Sends a SACK with gap ack blocks and duplicates.
     pub(super) fn sack(&mut self, cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: &[u32]) {
         self.send(|writer| writer.sack(cumulative, window, blocks.iter().copied(), duplicates));
     }

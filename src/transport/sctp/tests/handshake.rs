@@ -246,7 +246,7 @@ fn establish_despite_losses(both_connect: bool, lost: u8) {
     if both_connect {
         pair.connect_both();
     }
-    pair.lose_first(lost.into());
+    pair.drop_first(lost.into());
     for end in [0, 1] {
         pair.ends[end].keep = true;
         pair.ends[end].queue.extend((0..5).map(|number| (number, vec![number as u8; 3_000])));

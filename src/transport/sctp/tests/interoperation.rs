@@ -31,7 +31,7 @@ struct Mixed {
     theirs: Box<dyn DcSctpSocket>,
     rng: StdRng,
     loss: f64,
-    late: f64,
+    reordered: f64,
     in_flight: BinaryHeap<Reverse<Flight>>,
     serial: u64,
     open: Option<u16>,
@@ -71,7 +71,7 @@ impl Mixed {
             theirs,
             rng,
             loss: 0.0,
-            late: 0.0,
+            reordered: 0.0,
             in_flight: BinaryHeap::new(),
             serial: 0,
             open: None,
@@ -88,9 +88,9 @@ impl Mixed {
         if self.rng.random_bool(self.loss) {
             return;
         }
-        let late = if self.rng.random_bool(self.late) { 8 } else { 0 };
+        let reordered = if self.rng.random_bool(self.reordered) { 8 } else { 0 };
         self.serial += 1;
-        let due = self.now.after(Duration::from_millis(20 + late));
+        let due = self.now.after(Duration::from_millis(20 + reordered));
         self.in_flight.push(Reverse((due, self.serial, to_ours, packet.to_vec())));
     }
 
@@ -230,7 +230,7 @@ fn exchange_all(seeds: core::ops::Range<u64>, count: usize) {
             let (loss, zero) = ([0.0, 0.01, 0.05][usize::try_from(seed % 3).unwrap()], seed % 2 == 0);
             println!("seed {seed}, dialler {dialler:?}, loss {loss}, zero checksum {zero}");
             let mut mixed = Mixed::new(seed, dialler, &Config::new(1_195), &options(zero));
-            (mixed.loss, mixed.late) = (loss, if seed % 5 == 4 { 0.05 } else { 0.0 });
+            (mixed.loss, mixed.reordered) = (loss, if seed % 5 == 4 { 0.05 } else { 0.0 });
             mixed.exchange(count);
             assert_eq!(mixed.open, Some(4), "seed {seed}");
             assert!(mixed.connected && mixed.theirs.state() == SocketState::Connected);

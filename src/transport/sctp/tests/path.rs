@@ -33,10 +33,10 @@ pub(super) struct Line {
     pub(super) loss: f64,
     /// Mean number of packets lost in a row, at least 1.
     pub(super) burst: f64,
-    /// Share of packets that are reordered: delayed by [`Self::lateness`] more than the others.
-    pub(super) late: f64,
+    /// Share of packets that are reordered: delayed by [`Self::reorder_delay`] more than the others.
+    pub(super) reordered: f64,
     /// Additional delay of reordered packets.
-    pub(super) lateness: Duration,
+    pub(super) reorder_delay: Duration,
     /// Share of packets that are duplicated.
     pub(super) duplicated: f64,
     /// Bytes a second; `None` for no limit.
@@ -54,8 +54,8 @@ impl Line {
             jitter: Duration::ZERO,
             loss: 0.0,
             burst: 1.0,
-            late: 0.0,
-            lateness: Duration::ZERO,
+            reordered: 0.0,
+            reorder_delay: Duration::ZERO,
             duplicated: 0.0,
             rate: None,
             queue: Duration::from_millis(100),
@@ -116,8 +116,8 @@ pub(super) struct Pair {
     serial: u64,
     steps: u64,
     rng: StdRng,
-    /// Bits of [`Self::lose_first`] for the next packets.
-    to_lose: u128,
+    /// Bits of [`Self::drop_first`] for the next packets.
+    to_drop: u128,
     /// Interval between arrivals, in ticks, that odd ends report instead of the true one.
     pub(super) false_ticks: Option<u32>,
     last_false_tick: u32,
@@ -160,7 +160,7 @@ impl Pair {
             serial: 0,
             steps: 0,
             rng,
-            to_lose: 0,
+            to_drop: 0,
             false_ticks: None,
             last_false_tick: 0,
             lost: 0,
@@ -179,8 +179,8 @@ impl Pair {
     }
 
     /// Drops the first packets whose bit is set in `bits`.
-    pub(super) fn lose_first(&mut self, bits: u128) {
-        self.to_lose = bits;
+    pub(super) fn drop_first(&mut self, bits: u128) {
+        self.to_drop = bits;
     }
 
     /// Carries a packet from `from`; returns whether it will arrive.
@@ -192,8 +192,8 @@ impl Pair {
             self.last_false_tick = self.last_false_tick.wrapping_add(ticks);
             packet[HEADER + 8..HEADER + 12].copy_from_slice(&self.last_false_tick.to_be_bytes());
         }
-        let is_lost = self.to_lose & 1 == 1;
-        self.to_lose >>= 1;
+        let is_lost = self.to_drop & 1 == 1;
+        self.to_drop >>= 1;
         if is_lost {
             return false;
         }
@@ -238,8 +238,8 @@ impl Pair {
         let jitter = line.jitter.mul_f64(self.rng.random());
         let mut due = at.after(line.delay).after(jitter).max(direction.last_due);
         direction.last_due = due;
-        if line.late > 0.0 && self.rng.random_bool(line.late) {
-            due = due.after(line.lateness);
+        if line.reordered > 0.0 && self.rng.random_bool(line.reordered) {
+            due = due.after(line.reorder_delay);
         }
         if line.duplicated > 0.0 && self.rng.random_bool(line.duplicated) {
             self.put(due.after(Duration::from_micros(300)), from ^ 1, packet.clone());

@@ -20,10 +20,10 @@ const MIN_CRUISE_GAIN: u64 = 70;
 
 /// Rounds at the lowest cruising gain after which a queue that has not halved counts as delay of the path: jitter, or
 /// a queue of other senders.
-const FUTILE_ROUNDS: u64 = 8;
+const FOREIGN_DELAY_ROUNDS: u64 = 8;
 
 /// Rounds with a standing queue after which a sender that lacks data paces at the cruising gain in Startup.
-const RESTRAINING_ROUNDS: u64 = 4;
+const STARTUP_QUEUE_ROUNDS: u64 = 4;
 
 /// Largest accepted delay of acknowledgements on the return path, in nanoseconds. Without this cap a peer could
 /// attribute a whole queue to the return path.
@@ -60,8 +60,8 @@ impl Bbr {
         }
     }
 
-    /// Adapts the cruising gain after a round. The estimates of several senders may exceed the rate of the bottleneck in
-    /// total; a fixed gain would then leave a standing queue.
+    /// Adapts the cruising gain after a round. The estimates of several senders may exceed the rate of the bottleneck
+    /// in total; a fixed gain would then leave a standing queue.
     pub(super) fn end_queue_round(&mut self) {
         let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
         let Some(min_rtt) = self.min_rtt.value() else { return };
@@ -75,31 +75,31 @@ impl Bbr {
         let was_lowest = self.rounds.cruise_gain == MIN_CRUISE_GAIN;
         let applied = match self.state {
             BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) => self.reacts_to_queue(),
-            BbrState::Startup => self.rounds.restrained,
+            BbrState::Startup => self.rounds.startup_at_cruise_gain,
             _ => false,
         };
         self.adapt_cruise_gain(lowest.saturating_sub(base), queueing, applied);
         if !queueing {
-            (self.rounds.queueing, self.rounds.restrained) = (0, false);
+            (self.rounds.queueing, self.rounds.startup_at_cruise_gain) = (0, false);
             return;
         }
         if self.rounds.queueing == 0 {
             (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
         }
         self.rounds.queueing.increment();
-        self.rounds.restrained = self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
+        self.rounds.startup_at_cruise_gain = self.limited && self.rounds.queueing >= STARTUP_QUEUE_ROUNDS;
         if was_lowest && applied {
             self.rounds.slowest_rounds.increment();
         }
         let half = self.rounds.queue_start_rtt.saturating_sub(base) / 2;
-        if self.rounds.slowest_rounds >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {
+        if self.rounds.slowest_rounds >= FOREIGN_DELAY_ROUNDS && lowest > base.saturating_add(half) {
             (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
             // The cap of a quarter is above the jitter of most lines, and below the queue of many such senders.
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
                 self.rounds.cruise_level = 100 * LEVEL_STEPS;
-                (self.rounds.queueing, self.rounds.restrained) = (0, false);
+                (self.rounds.queueing, self.rounds.startup_at_cruise_gain) = (0, false);
             }
         }
     }
@@ -191,8 +191,8 @@ impl Bbr {
         self.short_in_flight = percent(in_flight, BETA).max(delivered);
     }
 
-    /// Lowers the long-term bound after heavy loss, also outside a probe. Many senders with a few packets in flight each
-    /// can fill the queue without probing, and the short-term bounds last only for the cycle.
+    /// Lowers the long-term bound after heavy loss, also outside a probe. Many senders with a few packets in flight
+    /// each can fill the queue without probing, and the short-term bounds last only for the cycle.
     fn lower_long_bound(&mut self) {
         self.probe.was_too_high = true;
         let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());

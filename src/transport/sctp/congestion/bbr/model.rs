@@ -7,7 +7,7 @@ use crate::base::Counter as _;
 use super::super::{RateSample, SECOND, nanos, scale};
 
 /// Smallest number of packets over which a loss rate is judged: two random losses among 50 packets are not significant.
-pub(super) const JUDGED_PACKETS: u64 = 250;
+pub(super) const MIN_LOSS_PACKETS: u64 = 250;
 
 /// Half the window, in rounds, of the filter for the excess of acknowledged bytes.
 const EXCESS_HALF_ROUNDS: u64 = 5;
@@ -159,8 +159,8 @@ impl MinRtt {
         self.probed = [last, self.probe_value];
     }
 
-    /// Whether the last two ProbeRTTs found a queue of more than `queue` nanoseconds, as with a loss-based sender at the
-    /// same bottleneck.
+    /// Whether the last two ProbeRTTs found a queue of more than `queue` nanoseconds, as with a loss-based sender at
+    /// the same bottleneck.
     pub(super) fn has_persistent_queue(&self, queue: u64) -> bool {
         let limit = self.lowest.saturating_add(queue.max(self.lowest >> 2));
         self.probed.iter().all(|probed| *probed > limit)
@@ -300,7 +300,7 @@ impl LossCount {
     /// Whether the loss rate exceeds 2 % by two standard deviations: `lost - 2 * sqrt(lost)` is more than 2 % of the
     /// volume, which is at least `volume` bytes and 250 segments.
     pub(super) fn too_high(&self, volume: u64, segment: u64) -> bool {
-        self.exceeds(2, volume.max(segment.saturating_mul(JUDGED_PACKETS)), segment)
+        self.exceeds(2, volume.max(segment.saturating_mul(MIN_LOSS_PACKETS)), segment)
     }
 
     /// Whether the loss rate exceeds 8 % with the same confidence, over any volume.
@@ -321,7 +321,7 @@ impl LossCount {
 
     /// Ends a round. The count continues until it covers 250 segments, then restarts.
     pub(super) fn end_round(&mut self, segment: u64) {
-        if self.volume() >= segment.saturating_mul(JUDGED_PACKETS) {
+        if self.volume() >= segment.saturating_mul(MIN_LOSS_PACKETS) {
             *self = Self::default();
         } else {
             self.rounds.increment();

@@ -67,7 +67,7 @@ impl Bbr {
             ProbePhase::Down | ProbePhase::Cruise if self.is_probe_due(now) => self.start_refill(),
             ProbePhase::Down if self.has_drained(ack.in_flight) => self.state = BbrState::ProbeBw(ProbePhase::Cruise),
             ProbePhase::Refill if self.rounds.started => self.start_up(sample),
-            ProbePhase::Up if self.has_probed_enough(ack, sample) => {
+            ProbePhase::Up if self.is_probe_done(ack, sample) => {
                 self.probe.was_too_high = false;
                 self.start_down(now);
             }
@@ -142,7 +142,7 @@ impl Bbr {
     }
 
     /// `IsTimeToGoDown`.
-    fn has_probed_enough(&mut self, ack: &Ack, sample: &Sample) -> bool {
+    fn is_probe_done(&mut self, ack: &Ack, sample: &Sample) -> bool {
         if self.probe.was_too_high && ack.in_flight >= self.long_in_flight {
             self.probe.precautionary = true;
             return true;

@@ -81,9 +81,9 @@ fn sixty_four_bbr_flows_with_two_packets_each_lose_little() {
 fn a_slow_source_that_becomes_endless_soon_has_a_share_beside_cubic() {
     for seed in 1..=3 {
         let path = Path::new(5_000_000, 50, 50);
-        let thin = Flow::new(Bbr, 0, Source::Rate(30_000), seed);
+        let slow = Flow::new(Bbr, 0, Source::Rate(30_000), seed);
         let other = Flow::new(Cubic, SECOND, Source::Endless, seed + 10);
-        let mut network = Network::new(path, vec![thin, other], seed);
+        let mut network = Network::new(path, vec![slow, other], seed);
         network.run(6 * SECOND);
         network.flows[0].source = Source::Endless;
         let before = network.flows[0].delivered;
