@@ -36,7 +36,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// Smallest timeout of one attempt of a dial.
 const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Limits and settings of an [`BrowserEndpoint`].
+/// Limits and settings of a [`BrowserEndpoint`].
 #[derive(Clone, Debug)]
 pub struct BrowserCaps {
     /// Most concurrent links, including dials; browsers allow 500. Default 128.

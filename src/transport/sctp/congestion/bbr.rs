@@ -170,7 +170,7 @@ struct Probe {
     up_acked_per_segment: u64,
     /// The last probe caused too much loss (`prev_probe_too_high`).
     was_too_high: bool,
-    /// The current probe ended early for that reason (`prev_probe_precautionary`).
+    /// The current probe ended early, since the last one caused too much loss (`prev_probe_precautionary`).
     precautionary: bool,
 }
 
