@@ -320,11 +320,11 @@ impl BrowserVolunteer {
 
     fn set_phase(&self, phase: VolunteerPhase, why: &str) {
         let known = self.phase.replace(phase) == phase;
-        if let Ok(mut kept) = self.why.try_borrow_mut()
-            && !(known && *kept == why)
+        if let Ok(mut current) = self.why.try_borrow_mut()
+            && !(known && *current == why)
         {
-            why.clone_into(&mut kept);
-            drop(kept);
+            why.clone_into(&mut current);
+            drop(current);
             self.report_state();
         }
     }

@@ -204,8 +204,8 @@ fn engine_lines(engines: &[OfferedEngine]) -> Vec<String> {
 }
 
 /// One line of an exit's text without control characters, at most [`MAX_LINE`] characters.
-fn line(words: &str) -> String {
-    text::plain(words, MAX_LINE)
+fn line(raw: &str) -> String {
+    text::plain(raw, MAX_LINE)
 }
 
 fn bold(words: &str) -> String {

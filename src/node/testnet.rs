@@ -270,9 +270,9 @@ fn relay(
 fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
         let no_address = |_| Failure::usage(format!("{}: not an address; remove the file", file.display()));
-        let kept: SocketAddr = text.trim().parse().map_err(no_address)?;
-        if kept.ip() == ip {
-            return Ok(kept);
+        let stored: SocketAddr = text.trim().parse().map_err(no_address)?;
+        if stored.ip() == ip {
+            return Ok(stored);
         }
     }
     let address = port::free(ip, &mut randomness()?)?;

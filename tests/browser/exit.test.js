@@ -171,7 +171,7 @@ async function start(browser, address) {
 async function end() {
   await driver?.close();
   await overlay?.stop();
-  [queries, strayRequests].forEach((noted) => noted.splice(0));
+  [queries, strayRequests].forEach((records) => records.splice(0));
   held.clear();
 }
 
@@ -304,9 +304,9 @@ for (const browser of Object.keys(BROWSERS)) {
       // An engine with a chosen name but another address is not chosen.
       await waitForText(page, 'label:has([name=closed])', new URL(badServer.at).host);
       await page.evaluate(() => {
-        const kept = JSON.parse(localStorage.getItem('umbel-volunteer'));
-        kept.limits.searchEngines[0].origins = ['https://engine.example'];
-        localStorage.setItem('umbel-volunteer', JSON.stringify(kept));
+        const stored = JSON.parse(localStorage.getItem('umbel-volunteer'));
+        stored.limits.searchEngines[0].origins = ['https://engine.example'];
+        localStorage.setItem('umbel-volunteer', JSON.stringify(stored));
       });
       await page.reload();
       await waitForText(page, 'label:has([name=closed]) + p', 'You had chosen an engine of this name at engine.example');

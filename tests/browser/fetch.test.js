@@ -265,7 +265,7 @@ for (const browser of Object.keys(BROWSERS)) {
         response.end('taken');
       });
       const outcomes = await page.evaluate(async (url) => {
-        const ask = (method, source, init) =>
+        const request = (method, source, init) =>
           umbel.fetch(url, { method, body: new ReadableStream(source), ...init })
             .then((answer) => answer.text(), (error) => error.kind ?? error.name);
         const bytes = (controller) => {
@@ -278,11 +278,11 @@ for (const browser of Object.keys(BROWSERS)) {
         let cancelled = 0;
         const endless = { pull: (controller) => controller.enqueue(new Uint8Array(1 << 20)), cancel: () => (cancelled += 1) };
         return [
-          await ask('PUT', { start: bytes }),
-          await ask('PUT', endless), cancelled,
-          await ask('PUT', { start: (controller) => controller.enqueue('text') }),
-          await ask('GET', { start: bytes }),
-          await ask('PUT', { pull }, { signal: controller.signal }),
+          await request('PUT', { start: bytes }),
+          await request('PUT', endless), cancelled,
+          await request('PUT', { start: (controller) => controller.enqueue('text') }),
+          await request('GET', { start: bytes }),
+          await request('PUT', { pull }, { signal: controller.signal }),
           await umbel.fetch(url, { method: 'PUT', body: new Blob(Array(33).fill(new Uint8Array(1 << 20))) }).catch((error) => error.kind),
         ];
       }, `https://127.0.0.1:${port}/`);
@@ -299,14 +299,14 @@ for (const browser of Object.keys(BROWSERS)) {
       const url = `https://127.0.0.1:${await listen(server)}/`;
       const statuses = await page.evaluate(async (url) => {
         const { signal } = new AbortController();
-        globalThis.kept = [];
-        for (let count = 0; count < 50; count++) kept.push(await umbel.fetch(url, { signal }));
-        return kept.map((answer) => answer.status);
+        globalThis.unread = [];
+        for (let count = 0; count < 50; count++) unread.push(await umbel.fetch(url, { signal }));
+        return unread.map((answer) => answer.status);
       }, url);
       assert.deepEqual(statuses, Array(50).fill(200));
       await Promise.all(sockets);
       assert.equal(sockets.length, 50);
-      assert.equal(await page.evaluate(async () => (await kept.pop().text()).length), 10_000, 'the answer can still be read');
+      assert.equal(await page.evaluate(async () => (await unread.pop().text()).length), 10_000, 'the answer can still be read');
     });
 
     test('an answer is the browser’s Response, can be cloned, and reports truncation', deadline, async () => {
@@ -480,12 +480,12 @@ for (const browser of Object.keys(BROWSERS)) {
           await act();
           return Math.round(performance.now() - started);
         };
-        const ask = async () => (await umbel.fetch(url)).text();
+        const request = async () => (await umbel.fetch(url)).text();
         umbel.close();
         globalThis.umbel = await connect({ trust: [pem] });
-        const [first, warm] = [await timed(ask), await timed(ask)];
+        const [first, warm] = [await timed(request), await timed(request)];
         const pending = umbel.fetch(silent).catch((error) => error.kind);
-        await ask();
+        await request();
         umbel.close();
         return { first, warm, closed: [await pending, await umbel.fetch(url).catch((error) => error.kind)] };
       }, trusted.pem, `https://127.0.0.1:${hello}/`, `https://127.0.0.1:${silent}/`);

@@ -23,14 +23,14 @@ for (const browser of Object.keys(BROWSERS)) {
     const watch = (page) => page.evaluate(() => {
       globalThis.first = {};
       const power = document.querySelector('#power');
-      const look = () => {
+      const update = () => {
         const record = (state) => (globalThis.first[state] ??= Date.now() - globalThis.clicked);
         if (power.dataset.phase === 'off') return;
         record(power.dataset.phase);
         if (document.querySelector('#circuits').textContent !== '0') record('circuit');
         if (!/^0 /.test(document.querySelector('#total').textContent)) record('cell');
       };
-      new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+      new MutationObserver(update).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
       document.querySelector('#switch').addEventListener('click', () => (globalThis.clicked = Date.now()), { capture: true });
     });
 

@@ -98,8 +98,8 @@ fn a_testnet_without_options_searches_umbels_own_papers() {
     assert!(values(&answer, "title")[0].to_lowercase().contains("guard"), "{answer}");
     let second = found(&testnet, &["--page=2", "guard", "sample"]);
     assert_ne!(values(&answer, "link"), values(&second, "link"));
-    let words = search(&testnet, &["guard", "sample"]);
-    assert!(String::from_utf8_lossy(&words.stdout).contains(&values(&answer, "title")[0]), "{words:?}");
+    let output = search(&testnet, &["guard", "sample"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains(&values(&answer, "title")[0]), "{output:?}");
 }
 
 #[test]

@@ -66,16 +66,16 @@ describe('reading', () => {
   });
 
   test('redirects are followed a few times, and only to web URLs', async () => {
-    const asked: string[] = [];
+    const requested: string[] = [];
     const site = (answers: PageResponse[]) => ({
       request: async ({ url }: { url: string }) => {
-        asked.push(url);
+        requested.push(url);
         return answers.shift() ?? response('', { status: 302, headers: [['location', '/again']] });
       },
     });
     const moved = response('', { status: 301, headers: [['Location', 'http://other.example/there#part']] });
     const reading = await read(site([moved, response('<p>Here</p>')]), new URL('https://site.example/#secret'));
-    expect(asked).toEqual(['https://site.example/', 'http://other.example/there']);
+    expect(requested).toEqual(['https://site.example/', 'http://other.example/there']);
     expect(reading.url.href).toBe('http://other.example/there#part');
     expect(reading.encrypted).toBe(false);
     await expect(read(site([]), URL_)).rejects.toThrow('redirects too often');

@@ -4,7 +4,7 @@ import { HEIGHT, SPAN, Samples, WIDTH, draw, roundTop } from '../src/volunteer/g
 import { DEFAULTS, isSame, read } from '../src/volunteer/settings';
 import { movedText, shortOrigins, stateText } from '../src/volunteer/limits';
 import { sources } from '../src/volunteer/policy';
-import { limitsInShort, stateLines } from '../src/volunteer/told';
+import { limitsInShort, stateLines } from '../src/volunteer/texts';
 import { chooseEngines, readEngines } from '../src/umbel/engines';
 import type { VolunteerState } from '../src/umbel';
 

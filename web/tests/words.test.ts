@@ -23,8 +23,8 @@ describe('words', () => {
     const titles = kinds.map((kind) => explain(Object.assign(new Error('it broke'), { kind })));
     expect(new Set(titles.map(({ title }) => title)).size).toBe(kinds.length);
     // The failure's own message is omitted if it adds nothing.
-    expect(titles.filter(({ said }) => said === '')).toHaveLength(3);
-    expect(titles.filter(({ said }) => said === 'It broke.')).toHaveLength(kinds.length - 3);
+    expect(titles.filter(({ detail }) => detail === '')).toHaveLength(3);
+    expect(titles.filter(({ detail }) => detail === 'It broke.')).toHaveLength(kinds.length - 3);
     for (const odd of [undefined, null, 5, new Error('x'), { kind: 'constructor' }, { kind: '__proto__' }]) {
       expect(explain(odd).title).toBe('This page has failed');
     }

@@ -179,7 +179,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
                 eprintln!("{} s", started.elapsed().as_secs());
                 match output {
                     Ok(output) => {
-                        keep(options, condition, run, contender, &output)?;
+                        write_output(options, condition, run, contender, &output)?;
                         results.add(condition, number, run, &run_name, &output);
                     }
                     Err(error) => {
@@ -219,7 +219,7 @@ fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> R
 }
 
 /// Writes a run's output to the folder given by `--keep`.
-fn keep(
+fn write_output(
     options: &Options,
     condition: &Condition,
     run: usize,

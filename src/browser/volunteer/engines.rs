@@ -6,8 +6,8 @@
 //! length of their answers are capped. An engine whose answers pages can't read is not offered, and the page shows
 //! the reason. Queries are not stored.
 
-mod ask;
 mod place;
+mod query;
 
 use core::{
     cell::{Cell, RefCell},
@@ -20,9 +20,9 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 use web_sys::AbortController;
 
-pub(super) use self::ask::count;
-use self::ask::{EngineFailure, ask};
 pub(in crate::browser) use self::place::describe;
+pub(super) use self::query::count;
+use self::query::{EngineFailure, query};
 use super::{BrowserVolunteer, VolunteerCore};
 use crate::{
     base::Instant,
@@ -130,7 +130,8 @@ impl VolunteerEngines {
                     *entry = Rc::clone(known);
                 }
             }
-            let removed = before.into_iter().filter(|entry| !chosen.iter().any(|kept| Rc::ptr_eq(kept, entry)));
+            let removed =
+                before.into_iter().filter(|entry| !chosen.iter().any(|chosen_entry| Rc::ptr_eq(chosen_entry, entry)));
             removed.for_each(|entry| entry.abort_queries());
             *in_use = chosen;
         }
@@ -198,7 +199,7 @@ impl Chosen {
     }
 
     /// The engine's answer to `request`, unless it is aborted.
-    async fn ask(
+    async fn query(
         &self,
         request: &SearchRequest,
         abort: &AbortController,
@@ -207,7 +208,7 @@ impl Chosen {
         if let Ok(mut in_flight) = self.in_flight.try_borrow_mut() {
             in_flight.push(abort.clone());
         }
-        let answer = ask(&self.engine, request, abort, carried).await;
+        let answer = query(&self.engine, request, abort, carried).await;
         if let Ok(mut in_flight) = self.in_flight.try_borrow_mut() {
             in_flight.retain(|other| other != abort);
         }
@@ -252,7 +253,7 @@ async fn run_trial(volunteer: &BrowserVolunteer, entry: &Chosen) {
     let request = SearchRequest::new(entry.engine.name().clone(), TRIAL, 1, None);
     let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
     volunteer.engines.trial.replace(Some(abort.clone()));
-    let state = match entry.ask(&request, &abort, &volunteer.engines.carried).await {
+    let state = match entry.query(&request, &abort, &volunteer.engines.carried).await {
         Ok(_) => EngineState::Working,
         // An aborted trial has no result.
         Err(EngineFailure::Unreadable) if abort.signal().aborted() => {
@@ -273,11 +274,11 @@ async fn run_trial(volunteer: &BrowserVolunteer, entry: &Chosen) {
 pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<VolunteerCore>) {
     while !driver.is_stopped() {
         let seen = volunteer.engines.query_arrived.rings();
-        while let Some(asked) = driver.with(|core, _, _| core.exit.poll_query()).flatten() {
+        while let Some(search) = driver.with(|core, _, _| core.exit.poll_query()).flatten() {
             let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
             spawn_local(async move {
-                let stream = asked.stream;
-                let answer = volunteer.engines.answer(asked).await;
+                let stream = search.stream;
+                let answer = volunteer.engines.answer(search).await;
                 driver.with(|core, now, _| core.answer(now, stream, &answer));
             });
         }
@@ -286,12 +287,12 @@ pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<Volunt
 }
 
 impl VolunteerEngines {
-    async fn answer(&self, asked: PendingSearch) -> SearchAnswer {
-        let PendingSearch { request, abort, .. } = asked;
+    async fn answer(&self, search: PendingSearch) -> SearchAnswer {
+        let PendingSearch { request, abort, .. } = search;
         let Some(entry) = self.find(request.engine()) else {
             return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
         };
-        match entry.ask(&request, &abort, &self.carried).await {
+        match entry.query(&request, &abort, &self.carried).await {
             _ if !self.has(&entry) => SearchAnswer::Refused(SearchRefusal::UnknownEngine),
             Ok(results) => {
                 self.answered.set(self.answered.get().saturating_add(1));

@@ -32,7 +32,7 @@ export const capital = (text: string): string => text.replace(/^./u, (first) => 
 // The text as a sentence: a capital first, a full stop last.
 export const sentence = (text: string): string => (text === '' || /[.!?]$/u.test(text) ? capital(text) : `${capital(text)}.`);
 
-export interface Told {
+export interface FailureText {
   title: string;
   words: string;
 }
@@ -40,7 +40,7 @@ export interface Told {
 type Kind = UmbelError['kind'];
 
 // Title and advice for each kind of failure.
-const FAILURES: Record<Kind, Told> = {
+const FAILURES: Record<Kind, FailureText> = {
   'no-webrtc': {
     title: 'This browser can’t reach the relays',
     words:
@@ -104,10 +104,10 @@ const FAILURES: Record<Kind, Told> = {
 // Kinds whose own message adds nothing to the texts above.
 const FULLY_EXPLAINED: readonly Kind[] = ['no-webrtc', 'clock', 'storage'];
 
-// The texts for a failure. `said` is the failure's own message, or empty if that adds nothing.
-export function explain(error: unknown): Told & { said: string } {
+// The texts for a failure. `detail` is the failure's own message, or empty if that adds nothing.
+export function explain(error: unknown): FailureText & { detail: string } {
   const kind = (error as Partial<UmbelError> | undefined)?.kind;
-  const said = error instanceof Error && !(FULLY_EXPLAINED as readonly unknown[]).includes(kind) ? sentence(error.message) : '';
-  const told = kind !== undefined && Object.hasOwn(FAILURES, kind) ? FAILURES[kind] : undefined;
-  return { ...(told ?? { title: 'This page has failed', words: 'Reload it to try again. Nothing was sent unencrypted.' }), said };
+  const detail = error instanceof Error && !(FULLY_EXPLAINED as readonly unknown[]).includes(kind) ? sentence(error.message) : '';
+  const known = kind !== undefined && Object.hasOwn(FAILURES, kind) ? FAILURES[kind] : undefined;
+  return { ...(known ?? { title: 'This page has failed', words: 'Reload it to try again. Nothing was sent unencrypted.' }), detail };
 }

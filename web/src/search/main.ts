@@ -60,7 +60,7 @@ function client(): Promise<Umbel> {
 // Discards a client without a channel or network.
 function discard(error: unknown): void {
   if (['closed', 'network'].includes(String((error as { kind?: unknown }).kind))) {
-    umbel?.then((gone) => gone.close()).catch(() => undefined);
+    umbel?.then((lost) => lost.close()).catch(() => undefined);
     umbel = undefined;
   }
 }
@@ -138,8 +138,8 @@ async function showReader(url: URL, isCurrent: () => boolean): Promise<void> {
     if (!isCurrent()) return;
     const again = button('Try again', () => void show({ at: 'reader', url: url.href }));
     const out = button('Open it in this browser…', () => go({ at: 'leave', url: url.href }), 'button quiet');
-    const { title, words, said } = error instanceof ReadError ? { title: 'This page can’t be shown', words: sentence(error.message), said: '' } : explain(error);
-    render([h('header', { class: 'top' }, brand(go)), failureMessage({ title, words: said ? `${words} ${said}` : words }, choices(again, out))]);
+    const { title, words, detail } = error instanceof ReadError ? { title: 'This page can’t be shown', words: sentence(error.message), detail: '' } : explain(error);
+    render([h('header', { class: 'top' }, brand(go)), failureMessage({ title, words: detail ? `${words} ${detail}` : words }, choices(again, out))]);
   } finally {
     if (isCurrent()) showStep('');
   }

@@ -1,7 +1,7 @@
 // The views of the search page: search box, results, failures, and the confirmation before a page is opened outside of the overlay. The
 // texts are those of the native client's page (src/page) where possible.
 import { h } from '../page/dom';
-import { explain, time, type Told } from '../page/words';
+import { explain, time, type FailureText } from '../page/words';
 import type { SearchAnswer, SearchResult } from '../umbel';
 import { brand, form, anchorTo, type Go } from './parts';
 import type { Query } from './place';
@@ -110,8 +110,8 @@ function pages(go: Go, searchQuery: Query, more: boolean): Node {
 
 // The view of a failure, with advice and the failure's own message.
 export function failureView(scene: Scene, error: unknown, retry: () => void, searchQuery?: Query): Node[] {
-  const { title, words, said } = explain(error);
-  return [top(scene, searchQuery), messageView(title, [h('p', {}, words), said !== '' && h('p', { class: 'said' }, said), choices(button('Try again', retry))])];
+  const { title, words, detail } = explain(error);
+  return [top(scene, searchQuery), messageView(title, [h('p', {}, words), detail !== '' && h('p', { class: 'said' }, detail), choices(button('Try again', retry))])];
 }
 
 export const messageView = (title: string, children: (Node | false)[]): HTMLElement =>
@@ -124,14 +124,14 @@ export const button = (words: string, action: () => void, kind = 'button'): HTML
 
 // A warning about a failure of the client's start.
 export function warning(error: unknown, retry: () => void): HTMLElement {
-  const { title, words, said } = explain(error);
+  const { title, words, detail } = explain(error);
   return h(
     'div',
     { class: 'warn', role: 'alert' },
     h('b', {}, title),
     h('br'),
     words,
-    said !== '' && h('span', { class: 'said' }, ` ${said}`),
+    detail !== '' && h('span', { class: 'said' }, ` ${detail}`),
     ' ',
     button('Try again', retry, 'plain'),
   );
@@ -162,4 +162,4 @@ export function leave(scene: Scene, url: URL): Node[] {
   ];
 }
 
-export const failureMessage = ({ title, words }: Told, ...more: (Node | false)[]): HTMLElement => messageView(title, [h('p', {}, words), ...more]);
+export const failureMessage = ({ title, words }: FailureText, ...more: (Node | false)[]): HTMLElement => messageView(title, [h('p', {}, words), ...more]);

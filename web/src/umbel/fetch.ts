@@ -1,7 +1,7 @@
 // `fetch` by https through the overlay: redirects, limits, and the browser's own `Response`.
 import type { FetchInit } from '../umbel';
 import { UmbelError } from './failure';
-import { type Asked, type Https, type Talk, bounded } from './https';
+import { type PreparedRequest, type Https, type Transfer, bounded } from './https';
 
 /** Largest number of redirects, as in browsers. */
 const MAX_REDIRECTS = 20;
@@ -21,10 +21,10 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
   if (!(maxBytes >= 0) || !(patience > 0)) throw new UmbelError('bad-input', 'A limit must be a number, zero or greater.');
   const signal = init.signal ?? undefined;
   signal?.throwIfAborted();
-  let asked = await prepare(input, init, signal);
+  let request = await prepare(input, init, signal);
   const limits = { patience, until: Infinity, signal };
   for (let redirects = 0; ; redirects++) {
-    const { head, talk } = await https.send(asked, limits).catch((error: unknown) => {
+    const { head, transfer } = await https.send(request, limits).catch((error: unknown) => {
       // The invalid URL is from the site, not from the caller.
       if (redirects > 0 && error instanceof UmbelError && error.kind === 'bad-input') throw invalidRedirect();
       throw error;
@@ -35,16 +35,16 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
     const location = headers.find(([name]) => name === 'location')?.[1];
     const redirected = [301, 302, 303, 307, 308].includes(head.status) && location !== undefined;
     if (!redirected || init.redirect === 'manual') {
-      return response(asked, head.status, headers, talk, redirects > 0, maxBytes);
+      return response(request, head.status, headers, transfer, redirects > 0, maxBytes);
     }
-    talk.close();
+    transfer.close();
     if (init.redirect === 'error') throw new UmbelError('target', 'The site redirects, and the request disallows redirects.');
     if (redirects === MAX_REDIRECTS) throw new UmbelError('target', 'The site redirects too often.');
-    asked = followRedirect(asked, head.status, location);
+    request = followRedirect(request, head.status, location);
   }
 }
 
-async function prepare(input: string | URL, init: FetchInit, signal: AbortSignal | undefined): Promise<Asked> {
+async function prepare(input: string | URL, init: FetchInit, signal: AbortSignal | undefined): Promise<PreparedRequest> {
   const { method, headers, body } = init;
   if (body instanceof FormData) {
     throw new UmbelError('bad-input', 'FormData is not supported as a body, because its encoding identifies the browser: send text, bytes or URLSearchParams.');
@@ -92,38 +92,38 @@ async function whole(reader: ReadableStreamDefaultReader<unknown>, signal: Abort
 }
 
 /** The request that follows a redirect. */
-function followRedirect(asked: Asked, status: number, location: string): Asked {
+function followRedirect(request: PreparedRequest, status: number, location: string): PreparedRequest {
   let next;
   try {
-    next = new URL(location, asked.url);
+    next = new URL(location, request.url);
   } catch {
     throw invalidRedirect();
   }
   if (next.protocol !== 'https:') {
     throw new UmbelError('refused', 'The site redirects to a URL without https, which is not followed.');
   }
-  let { method, headers, body } = asked;
+  let { method, headers, body } = request;
   // As in browsers: a redirected POST becomes a GET, and `authorization` is not sent to another origin.
   if (status === 303 ? method !== 'HEAD' : status < 303 && method === 'POST') {
     method = 'GET';
     body = new Uint8Array();
     headers = headers.filter(([name]) => !name.startsWith('content-'));
   }
-  if (next.origin !== new URL(asked.url).origin) headers = headers.filter(([name]) => name !== 'authorization');
+  if (next.origin !== new URL(request.url).origin) headers = headers.filter(([name]) => name !== 'authorization');
   return { url: next.href, method, headers, body };
 }
 
 function response(
-  { url, method }: Asked, status: number, headers: [string, string][], talk: Talk, redirected: boolean, maxBytes: number,
+  { url, method }: PreparedRequest, status: number, headers: [string, string][], transfer: Transfer, redirected: boolean, maxBytes: number,
 ): Response {
   const bodiless = method === 'HEAD' || WITHOUT_BODY.includes(status);
-  if (bodiless) talk.close();
+  if (bodiless) transfer.close();
   const declared = Number(headers.find(([name]) => name === 'content-length')?.[1] ?? 0);
   if (!bodiless && declared > maxBytes) {
-    talk.close();
+    transfer.close();
     throw answerTooLarge();
   }
-  const body = new Body(talk, maxBytes);
+  const body = new Body(transfer, maxBytes);
   return new Answer(bodiless ? null : body.stream, { status, headers }, body, url.replace(/#.*$/u, ''), redirected);
 }
 
@@ -132,14 +132,14 @@ class Body {
   readonly stream: ReadableStream<Uint8Array<ArrayBuffer>>;
   failure: unknown;
 
-  constructor(talk: Talk, maxBytes: number) {
+  constructor(transfer: Transfer, maxBytes: number) {
     let received = 0;
     const next = async () => {
       // Only pieces follow the head.
-      const piece = (await talk.next()) as Uint8Array<ArrayBuffer> | null;
+      const piece = (await transfer.next()) as Uint8Array<ArrayBuffer> | null;
       received += piece?.length ?? 0;
       if (received > maxBytes) {
-        talk.close();
+        transfer.close();
         throw answerTooLarge();
       }
       return piece;
@@ -154,7 +154,7 @@ class Body {
         throw error;
       }
     };
-    this.stream = new ReadableStream({ pull, cancel: talk.close }, new ByteLengthQueuingStrategy({ highWaterMark: READ_AHEAD }));
+    this.stream = new ReadableStream({ pull, cancel: transfer.close }, new ByteLengthQueuingStrategy({ highWaterMark: READ_AHEAD }));
   }
 }
 

@@ -21,7 +21,7 @@ export interface Limits {
 }
 
 /** A request, with the URL in the form that `URL` serialises. */
-export interface Asked {
+export interface PreparedRequest {
   url: string;
   method: string;
   headers: [string, string][];
@@ -56,16 +56,16 @@ export class Https {
   }
 
   /** Sends a request; returns the head of the response, and the exchange with its body. */
-  async send(request: Asked, limits: Limits): Promise<{ head: HttpsHead; talk: Talk }> {
+  async send(request: PreparedRequest, limits: Limits): Promise<{ head: HttpsHead; transfer: Transfer }> {
     const { patience, signal } = limits;
     // One deadline for all steps before the head, which received bytes don't extend.
     const until = Math.min(limits.until, performance.now() + patience + (request.body.length / MIN_RATE) * 1000);
     const { trust } = await bounded(this.#trusted.load(), signal, until);
     const exchange = callModule(() => trust.exchange(request.method, request.url, request.headers.flat(), request.body));
     // A failure to open the stream is reported when it is used.
-    const talk = new Talk(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), patience, signal);
+    const transfer = new Transfer(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), patience, signal);
     // The first event is the head.
-    return { head: (await talk.next(until)) as HttpsHead, talk };
+    return { head: (await transfer.next(until)) as HttpsHead, transfer };
   }
 }
 
@@ -90,7 +90,7 @@ export class Trusted {
  * One exchange over its stream, until the response is complete or the exchange fails. Callbacks hold only weak references to it, so an
  * exchange whose response is no longer referenced is garbage-collected, with its stream.
  */
-export class Talk {
+export class Transfer {
   readonly #exchange: HttpsExchange;
   readonly #stream: PageStream;
   readonly #patience: number;
@@ -105,7 +105,7 @@ export class Talk {
   wake = () => {};
 
   constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, patience: number, signal: AbortSignal | undefined) {
-    const self = new WeakRef<Talk>(this);
+    const self = new WeakRef<Transfer>(this);
     this.#exchange = exchange;
     this.#stream = opened(exchange, open, self);
     this.#patience = patience;
@@ -161,12 +161,12 @@ export class Talk {
 }
 
 // Outside of Talk, so that these closures hold no reference to it.
-const waking = (talk: WeakRef<Talk>) => () => talk.deref()?.wake();
-const closing = (talk: WeakRef<Talk>) => () => talk.deref()?.close();
+const waking = (transfer: WeakRef<Transfer>) => () => transfer.deref()?.wake();
+const closing = (transfer: WeakRef<Transfer>) => () => transfer.deref()?.close();
 
-function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream, talk: WeakRef<Talk>): PageStream {
+function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream, transfer: WeakRef<Transfer>): PageStream {
   try {
-    return open(waking(talk));
+    return open(waking(transfer));
   } catch (error) {
     exchange.free();
     throw asError(error);

@@ -7,7 +7,7 @@ export const SPAN = 120;
 // Lowest rate at the upper edge, because a smaller scale would magnify noise.
 const MIN_TOP = 10_000;
 
-export interface Drawn {
+export interface GraphPaths {
   line: string;
   area: string;
   // The rate at the upper edge, in bytes per second.
@@ -22,7 +22,7 @@ export function roundTop(value: number): number {
 }
 
 // The paths of the samples. The last sample is the newest, at the right edge.
-export function draw(samples: readonly number[]): Drawn {
+export function draw(samples: readonly number[]): GraphPaths {
   const shown = samples.slice(-SPAN);
   const top = roundTop(Math.max(0, ...shown));
   if (shown.length < 2) return { line: '', area: '', top };

@@ -10,7 +10,7 @@ import { draw, Samples } from './graph';
 import { isSame, store, load, type Limits } from './settings';
 import { bindLimits, type OfferedEngine } from './limits';
 import { allowOnly } from './policy';
-import { limitsInShort, stateLines } from './told';
+import { limitsInShort, stateLines } from './texts';
 
 const OFF: VolunteerState = {
   on: false, phase: 'off', gateways: 0, circuits: 0, bytesNow: 0, bytesTotal: 0, searchEngines: [], searches: 0,
@@ -108,9 +108,9 @@ async function start(): Promise<Volunteer | undefined> {
     const found = await prepare();
     return await volunteer({ network: found, limits: usableLimits(settings.limits), onstate: show });
   } catch (error) {
-    const { title, words, said } = explain(error);
+    const { title, words, detail } = explain(error);
     show({ ...OFF, phase: 'error', why: `${title}. ${words} Turn the switch off and on to try again.` });
-    if (said) console.info(said);
+    if (detail) console.info(detail);
     return undefined;
   }
 }

@@ -51,7 +51,7 @@ pub(in super::super) fn count(carried: &Cell<u64>, bytes: usize) {
 }
 
 /// The answer of `engine` to `request`; its length is added to `carried`.
-pub(super) async fn ask(
+pub(super) async fn query(
     engine: &Engine,
     request: &SearchRequest,
     abort: &AbortController,
