@@ -181,9 +181,9 @@ struct InUse {
 
 /// A client of the overlay.
 ///
-/// **Drain contract.** After any call, call [`LinkMachine::poll_transmit`] until it returns `None`, then
-/// [`Client::poll_event`] until it returns `None`; only then is [`LinkMachine::poll_timeout`] valid. `poll_transmit`
-/// does most of the work, so that a batch of events costs little more than one.
+/// **Drain contract.** That of [`LinkMachine`]; after [`LinkMachine::poll_transmit`] has returned `None`, call
+/// [`Client::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits' events and
+/// plans, so that a batch of inputs costs little more than one.
 pub struct Client {
     parameters: ClientParameters,
     channels: Channels,
@@ -428,6 +428,7 @@ impl Client {
                 }
                 ChannelEvent::Drained { channel, circuit } => {
                     if let Some(key) = self.by_channel.get(&(channel, circuit)).copied() {
+                        self.send_messages(now, key, rng);
                         self.make_ready(key);
                     }
                 }
@@ -505,23 +506,23 @@ impl LinkMachine for Client {
         self.replan |= self.attempts.handle_timeout(now);
     }
 
-    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         loop {
-            while self.replan || !self.ready.is_empty() {
-                while let Some(key) = self.ready.pop() {
-                    self.settle_circuit(now, key, rng);
-                }
-                if core::mem::take(&mut self.replan) {
-                    self.plan(now, rng);
-                    self.handle_channel_events(now, rng);
-                }
+            while let Some(key) = self.ready.pop() {
+                self.settle_circuit(now, key, rng);
             }
-            let transmit = self.channels.poll_transmit(now);
+            if !core::mem::take(&mut self.replan) {
+                return;
+            }
+            self.plan(now, rng);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || (self.ready.is_empty() && !self.replan) {
-                return transmit;
-            }
         }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        let transmit = self.channels.poll_transmit(now);
+        self.handle_channel_events(now, rng);
+        transmit
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

@@ -30,7 +30,7 @@ impl Client {
                     CircuitEvent::Closed(error) => closed = Some(error),
                 }
             }
-            if !self.fill(now, key, rng) {
+            if !self.send_messages(now, key, rng) {
                 break;
             }
         }
@@ -49,7 +49,7 @@ impl Client {
     }
 
     /// Moves cells to the channel while its queue for the circuit is short; returns whether any were moved.
-    fn fill(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) -> bool {
+    pub(super) fn send_messages(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) -> bool {
         let Some(Pooled { stage: Stage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&key) else {
             return false;
         };

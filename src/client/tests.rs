@@ -188,6 +188,10 @@ impl LinkMachine for Party {
         self.core().handle_timeout(now, rng);
     }
 
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.core().handle_batch_end(now, rng);
+    }
+
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         let transmit = self.core().poll_transmit(now, rng);
         if transmit.is_some() {
@@ -197,6 +201,7 @@ impl LinkMachine for Party {
             Self::Client(party) => party.work(now),
             Self::Relay(party) => party.work(),
         }
+        self.core().handle_batch_end(now, rng);
         self.core().poll_transmit(now, rng)
     }
 
