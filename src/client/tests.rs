@@ -1,6 +1,7 @@
 //! Tests of a client with seven relays in a simulated network.
 
-use std::collections::BTreeMap;
+use core::time::Duration;
+use std::{collections::BTreeMap, sync::Arc};
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -8,15 +9,17 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 use crate::{
     crypto::OnionSecret,
-    delegated::EngineName,
+    delegated::{Delegation, EngineName},
     directory::{
-        ConsensusRelay, Parameters, Profile,
+        Consensus, ConsensusRelay, Parameters, Profile,
         fixture::{NOW, VALID, consensus_at, exit_profile, key, listed},
     },
     handshake::OnionKeyring,
+    path::PathError,
     relay::{ExitStream, Relay, RelayEvent, RelayParameters},
     sim::{NodeId, PathProfile, World},
-    wire::{Answer, Host},
+    stream::StreamEvent,
+    wire::{Answer, EndReason, Host},
 };
 
 mod circuits;
@@ -337,14 +340,12 @@ impl Net {
 
     /// The path of the circuit that carries a stream.
     fn path_of(&mut self, stream: ClientStream) -> Vec<RelayId> {
-        self.client(|party, _, _| {
-            let (key, _) = party.client.requests.get(stream).unwrap().placed.unwrap();
-            party.client.circuits[&key].path.iter().map(|relay| relay.identity).collect()
-        })
+        let circuit = self.circuit_of(stream);
+        self.client(|party, _, _| party.client.pool.circuit(circuit).unwrap().relays())
     }
 
     fn circuit_of(&mut self, stream: ClientStream) -> CircuitKey {
-        self.client(|party, _, _| party.client.requests.get(stream).unwrap().placed.unwrap().0)
+        self.client(|party, _, _| party.client.placement.position(stream).unwrap().circuit)
     }
 }
 
@@ -385,9 +386,9 @@ fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
     net.pass(1);
     net.client(|party, _, _| {
         assert!(party.seen(stream).bytes == sent);
-        assert_eq!(party.client.requests.len(), 0);
-        assert!(!party.client.circuits.is_empty());
-        assert!(party.client.circuits.values().all(|circuit| circuit.streams.is_empty() && circuit.is_idle()));
+        assert!(party.client.placement.is_empty());
+        assert!(party.client.pool.circuits().count() > 0);
+        assert!(party.client.pool.circuits().all(|(_, circuit)| circuit.is_idle()));
     });
 }
 
@@ -398,7 +399,7 @@ fn a_question_is_answered() {
     let stream = net.client(|party, now, _| party.client.resolve(now, host, Isolation([1; 32])));
     let answers = net.wait(5, |party| Some(core::mem::take(&mut party.seen(stream).answers)).filter(|a| !a.is_empty()));
     assert_eq!(answers, [Answer::Ip([192, 0, 2, 7].into())]);
-    net.client(|party, _, _| assert_eq!(party.client.requests.len(), 0));
+    net.client(|party, _, _| assert!(party.client.placement.is_empty()));
 }
 
 #[test]
@@ -413,7 +414,7 @@ fn streams_share_a_circuit_if_and_only_if_they_share_their_isolation() {
     // Two more circuits are spare.
     net.pass(5);
     net.client(|party, _, _| {
-        assert_eq!(party.client.circuits.values().filter(|circuit| circuit.is_open()).count(), 5);
+        assert_eq!(party.client.pool.circuits().filter(|(_, circuit)| circuit.is_open()).count(), 5);
     });
 }
 
@@ -442,7 +443,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
     assert_eq!(net.closed(waiting, 2), StreamFailure::ConsensusExpired);
     net.client(|party, _, _| {
         assert!(party.expired);
-        assert_eq!(party.client.circuits.len(), 1, "only the circuit with a stream stays open");
+        assert_eq!(party.client.pool.circuits().count(), 1, "only the circuit with a stream stays open");
         assert_eq!(party.seen(before).closed, None);
     });
     net.give_consensus(NOW);

@@ -18,7 +18,7 @@ fn a_request_goes_over_a_circuit_of_its_own_that_ends_with_it() {
     assert_ne!(net.circuit_of(stream), circuit);
     net.ask(first);
     net.ask(second);
-    net.wait(5, |party| (!party.client.circuits.contains_key(&circuit)).then_some(()));
+    net.wait(5, |party| party.client.pool.circuit(circuit).is_none().then_some(()));
 }
 
 #[test]
@@ -67,8 +67,8 @@ fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_i
     let mut net = Net::ready(36, RELAYS);
     let carrying = |net: &mut Net| {
         net.client(|party, _, _| {
-            let circuits = party.client.circuits.values();
-            circuits.filter(|pooled| pooled.has_carried_streams()).filter_map(Pooled::exit).collect::<Vec<_>>()
+            let carrying = party.client.pool.circuits().filter(|(_, circuit)| circuit.has_carried_streams());
+            carrying.filter_map(|(_, circuit)| circuit.exit()).collect::<Vec<_>>()
         })
     };
     let guard = net.client(|party, _, _| party.built[0][0]);

@@ -5,6 +5,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 use crate::{
+    base::HopIndex,
     directory::{Registration, Volunteer, fixture, gateway_ranking},
     relay::Reach,
 };
@@ -45,6 +46,15 @@ impl Net {
     fn list(&mut self, volunteers: impl IntoIterator<Item = Volunteer>) {
         let list = Arc::new(fixture::volunteers(volunteers));
         self.client(|party, now, _| party.client.set_volunteers(now, NOW, list));
+    }
+
+    /// Starts a circuit over the open channel to the guard.
+    fn build(&mut self) -> CircuitKey {
+        self.open(250);
+        self.client(|party, _, _| {
+            let mut building = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_building());
+            building.find(|(_, circuit)| circuit.endpoint().is_some()).expect("a circuit is being built").0
+        })
     }
 
     /// The middle of a circuit under each of `isolations`.
@@ -137,8 +147,8 @@ fn a_list_that_has_expired_is_not_used() {
     let joined = net.volunteers(MANY);
     net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
     net.pass(fixture::LIST_VALID);
-    let circuits: Vec<_> = net.client(|party, _, _| party.client.circuits.keys().copied().collect());
-    net.client(|party, _, _| circuits.iter().for_each(|circuit| party.client.close_circuit(*circuit)));
+    let circuits: Vec<_> = net.client(|party, _, _| party.client.pool.circuits().map(|(key, _)| key).collect());
+    net.client(|party, _, _| circuits.iter().for_each(|circuit| party.client.pool.close(*circuit)));
     net.pass(1);
     let middles = net.middles(0..10);
     assert!(!middles.iter().any(|middle| joined.iter().any(|(_, it)| it.identity() == *middle)));
@@ -160,7 +170,7 @@ fn a_guard_that_calls_every_volunteer_gone_ends_up_with_public_middles() {
         assert!(net.relays.contains_key(&middle));
     }
     let now = net.world.now();
-    let guards = net.client(|party, _, _| party.client.gone.doubted(now));
+    let guards = net.client(|party, _, _| party.client.pool.excluded_guards(now));
     assert_eq!(guards.len(), 1, "the volunteer is no longer used");
 }
 
@@ -169,13 +179,13 @@ fn a_middle_that_can_be_dialled_is_never_gone_and_a_third_volunteer_neither() {
     for (gone, is_volunteer, goes_on) in [(0, false, false), (2, true, false), (1, true, true), (0, true, true)] {
         let mut net = with_share(Net::new(46, 2), 0);
         net.pass(1);
+        let key = net.build();
         net.client(|party, now, rng| {
-            let key = *party.client.circuits.keys().next().unwrap();
-            let pooled = party.client.circuits.get_mut(&key).unwrap();
-            pooled.gone = gone;
-            pooled.volunteers = if is_volunteer { vec![pooled.path[1].identity] } else { Vec::new() };
-            party.client.handle_gone(now, key, crate::base::HopIndex::new(2).unwrap(), rng);
-            assert_eq!(party.client.circuits[&key].is_open(), goes_on, "{gone} before, volunteer: {is_volunteer}");
+            party.client.pool.circuit_mut(key).unwrap().set_gone(gone, is_volunteer);
+            let (pool, _, network) = party.client.parts(now).unwrap();
+            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &network, rng);
+            let builds = pool.circuit(key).unwrap().is_building();
+            assert_eq!(builds, goes_on, "{gone} before, volunteer: {is_volunteer}");
         });
     }
 }
@@ -184,12 +194,13 @@ fn a_middle_that_can_be_dialled_is_never_gone_and_a_third_volunteer_neither() {
 fn a_guard_is_not_doubted_for_relays_that_it_does_not_know_yet() {
     let mut net = with_share(Net::new(47, 2), 0);
     net.pass(1);
+    let key = net.build();
     net.client(|party, now, rng| {
-        let key = *party.client.circuits.keys().next().unwrap();
+        let (pool, _, network) = party.client.parts(now).unwrap();
         for _ in 0..20 {
-            party.client.handle_gone(now, key, crate::base::HopIndex::new(2).unwrap(), rng);
+            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &network, rng);
         }
-        assert_eq!(party.client.gone.doubted(now), []);
+        assert_eq!(pool.excluded_guards(now), []);
     });
 }
 
