@@ -1,7 +1,7 @@
 //! The core of a client: streams, circuits and channels to guards, without I/O.
 //!
-//! [`Client`] owns the channels to guards, the guard sample and the directory's documents. It drives the pool of
-//! circuits and the placement of requests on them. Driven as a [`LinkMachine`] from below, and by [`Client::open`] and
+//! [`ClientMachine`] owns the channels to guards, the guard sample and the directory's documents. It drives the pool of
+//! circuits and the placement of requests on them. Driven as a [`LinkMachine`] from below, and by [`ClientMachine::open`] and
 //! similar calls from above. It builds circuits ahead and puts each stream on a circuit of its isolation. It retries a
 //! stream elsewhere if the stream failed before it was connected and the target wasn't the cause. It rebuilds failed
 //! circuits. Governed by `proto/08-paths.md` §5.
@@ -43,9 +43,9 @@ use crate::{
     wire::{Host, Target},
 };
 use documents::Documents;
-use placement::{Outcome, Placement};
-use pool::{DelegatedCircuit, Network, Pool, PoolEvent};
-use requests::{Demand, Position, Wanted};
+use placement::{Placement, StreamOutcome};
+use pool::{DelegatedCircuit, Pool, PoolEvent, PoolInputs};
+use requests::{Demand, StreamPosition, Wanted};
 
 pub use event::{ClientEvent, StreamFailure};
 pub use isolation::Isolation;
@@ -57,7 +57,7 @@ pub struct ClientStream(pub u64);
 
 /// The key of a circuit of the pool, from the start of its build to its end; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct CircuitKey(u64);
+struct PooledCircuitKey(u64);
 
 /// Interval of the check of the ages of circuits and consensus.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -65,9 +65,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// A client of the overlay.
 ///
 /// **Drain contract.** That of [`LinkMachine`]; after [`LinkMachine::poll_transmit`] has returned `None`, call
-/// [`Client::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits' events and
+/// [`ClientMachine::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits' events and
 /// plans, so that a batch of inputs costs little more than one.
-pub struct Client {
+pub struct ClientMachine {
     parameters: ClientParameters,
     channels: Channels,
     guards: GuardSample,
@@ -81,7 +81,7 @@ pub struct Client {
     events: VecDeque<ClientEvent>,
 }
 
-impl Client {
+impl ClientMachine {
     /// A client without a consensus. `guards` is the stored sample of the last run, or an empty one.
     #[must_use]
     pub fn new(parameters: ClientParameters, guards: GuardSample) -> Self {
@@ -218,10 +218,10 @@ impl Client {
     }
 
     /// The pool and the placement with the parts of the client that they use; `None` without a consensus.
-    fn parts(&mut self, now: Instant) -> Option<(&mut Pool, &mut Placement, Network<'_>)> {
+    fn parts(&mut self, now: Instant) -> Option<(&mut Pool, &mut Placement, PoolInputs<'_>)> {
         let Self { parameters, channels, guards, documents, pool, placement, .. } = self;
         let relays = documents.relays(now, parameters.middle)?;
-        Some((pool, placement, Network { relays, guards, channels, parameters }))
+        Some((pool, placement, PoolInputs { relays, guards, channels, parameters }))
     }
 
     /// Places waiting requests and starts missing circuits.
@@ -230,8 +230,8 @@ impl Client {
             return;
         }
         for stream in self.placement.waiting() {
-            let Some((pool, placement, mut network)) = self.parts(now) else { return };
-            match placement.place(now, stream, pool, &mut network, rng) {
+            let Some((pool, placement, mut inputs)) = self.parts(now) else { return };
+            match placement.place(now, stream, pool, &mut inputs, rng) {
                 Ok(None) => {}
                 Ok(Some(DelegatedCircuit { path, hops, shared_exit })) => {
                     self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
@@ -239,8 +239,8 @@ impl Client {
                 Err(error) => self.events.push_back(ClientEvent::Failed(stream, error.into())),
             }
         }
-        if let Some((pool, _, mut network)) = self.parts(now) {
-            pool.keep_spares(now, &mut network, rng);
+        if let Some((pool, _, mut inputs)) = self.parts(now) {
+            pool.keep_spares(now, &mut inputs, rng);
         }
     }
 
@@ -250,8 +250,8 @@ impl Client {
     }
 
     fn handle_pool_events(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        while let Some((pool, _, mut network)) = self.parts(now)
-            && let Some(event) = pool.poll_event(now, &mut network, rng)
+        while let Some((pool, _, mut inputs)) = self.parts(now)
+            && let Some(event) = pool.poll_event(now, &mut inputs, rng)
         {
             self.handle_pool_event(now, event);
         }
@@ -260,12 +260,12 @@ impl Client {
     fn handle_pool_event(&mut self, now: Instant, event: PoolEvent) {
         match event {
             PoolEvent::Stream(circuit, stream, event) => {
-                let position = Position { circuit, stream };
+                let position = StreamPosition { circuit, stream };
                 let deadline = now.after(self.parameters.circuit_wait);
                 match self.placement.handle_event(now, position, &event, &mut self.pool, deadline) {
-                    Outcome::Report(stream) => self.events.push_back(ClientEvent::Stream(stream, event)),
-                    Outcome::Retry => self.replan = true,
-                    Outcome::Ignore => {}
+                    StreamOutcome::Report(stream) => self.events.push_back(ClientEvent::Stream(stream, event)),
+                    StreamOutcome::Retry => self.replan = true,
+                    StreamOutcome::Ignore => {}
                 }
             }
             PoolEvent::GuardReached(guard) => self.guards.handle_reached(&guard),
@@ -306,8 +306,8 @@ impl Client {
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
                     self.guards.handle_reached(&relay);
-                    if let Some((pool, _, mut network)) = self.parts(now) {
-                        pool.handle_channel_open(now, channel, &relay, &mut network, rng);
+                    if let Some((pool, _, mut inputs)) = self.parts(now) {
+                        pool.handle_channel_open(now, channel, &relay, &mut inputs, rng);
                     }
                 }
                 // A client accepts no links from others.
@@ -328,14 +328,14 @@ impl Client {
             self.fail_waiting(StreamFailure::ConsensusExpired);
         }
         let expired = self.documents.is_expired();
-        if let Some((pool, _, network)) = self.parts(now) {
-            pool.sweep(now, &network, expired);
+        if let Some((pool, _, inputs)) = self.parts(now) {
+            pool.sweep(now, &inputs, expired);
             self.replan = true;
         }
     }
 }
 
-impl LinkMachine for Client {
+impl LinkMachine for ClientMachine {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         // A guard whose link timed out has not answered for seconds: a new dial would only wait once more.
         let silent = match event {

@@ -30,7 +30,7 @@ use crate::{
     exit_policy::Policy,
     io::{
         connect::{self, Connected},
-        resolver::{Found, Resolver},
+        resolver::{LookupAnswers, Resolver},
         stream::{Hub, Stream, StreamKey, splice},
     },
     relay::{ExitStream, Relay},
@@ -102,7 +102,7 @@ impl Exit {
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
             let outcome = match shared.resolver.resolve(&host).await {
-                Ok(Found { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
+                Ok(LookupAnswers { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
             };
             shared.tell(key, outcome);

@@ -1,6 +1,6 @@
 //! The placement of requests on circuits: the circuit and stream of each request, and retries at another exit.
 //!
-//! [`Placement`] owns the requests. [`Client`](super::Client) drives it: it places waiting requests at the end of a
+//! [`Placement`] owns the requests. [`ClientMachine`](super::ClientMachine) drives it: it places waiting requests at the end of a
 //! batch of inputs, and passes the events of streams.
 
 use std::collections::BTreeMap;
@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use rand::CryptoRng;
 
 use super::{
-    CircuitKey, ClientStream,
-    pool::{DelegatedCircuit, Network, Pool},
-    requests::{Demand, Position, Requests},
+    ClientStream, PooledCircuitKey,
+    pool::{DelegatedCircuit, Pool, PoolInputs},
+    requests::{Demand, Requests, StreamPosition},
 };
 use crate::{
     base::{Instant, StreamId},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The effect of a stream's event.
-pub(super) enum Outcome {
+pub(super) enum StreamOutcome {
     /// The event is for the application, as an event of this request.
     Report(ClientStream),
     /// The request waits for another circuit.
@@ -33,7 +33,7 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Placement {
     requests: Requests,
-    streams: BTreeMap<CircuitKey, BTreeMap<StreamId, ClientStream>>,
+    streams: BTreeMap<PooledCircuitKey, BTreeMap<StreamId, ClientStream>>,
 }
 
 impl Placement {
@@ -73,7 +73,7 @@ impl Placement {
     }
 
     /// The stream of a connected request.
-    pub(super) fn connected(&self, stream: ClientStream) -> Option<Position> {
+    pub(super) fn connected(&self, stream: ClientStream) -> Option<StreamPosition> {
         self.requests.connected(stream)
     }
 
@@ -87,22 +87,22 @@ impl Placement {
         now: Instant,
         stream: ClientStream,
         pool: &mut Pool,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<Option<DelegatedCircuit>, PathError> {
         let Some(demand) = self.requests.demand(stream) else { return Ok(None) };
         let load = |circuit| self.streams.get(&circuit).map_or(0, BTreeMap::len);
-        let circuit = pool.open_circuit_for(now, demand, &network.relays, load);
+        let circuit = pool.open_circuit_for(now, demand, &inputs.relays, load);
         let placed = circuit.and_then(|circuit| Some((circuit, pool.open_stream(now, circuit, demand)?)));
         let Some((circuit, id)) = placed else {
-            let ensured = pool.ensure_build_for(now, demand, network, rng);
+            let ensured = pool.ensure_build_for(now, demand, inputs, rng);
             if ensured.is_err() {
                 self.requests.remove(stream);
             }
             return ensured.map(|()| None);
         };
         self.streams.entry(circuit).or_default().insert(id, stream);
-        self.requests.place(stream, Position { circuit, stream: id });
+        self.requests.place(stream, StreamPosition { circuit, stream: id });
         let delegated = pool.delegated_circuit(now, circuit);
         if delegated.is_some() {
             self.requests.handle_connected(stream);
@@ -114,14 +114,14 @@ impl Placement {
     pub(super) fn handle_event(
         &mut self,
         now: Instant,
-        position: Position,
+        position: StreamPosition,
         event: &StreamEvent,
         pool: &mut Pool,
         deadline: Instant,
-    ) -> Outcome {
+    ) -> StreamOutcome {
         let streams = self.streams.get(&position.circuit);
         let Some(stream) = streams.and_then(|streams| streams.get(&position.stream)).copied() else {
-            return Outcome::Ignore;
+            return StreamOutcome::Ignore;
         };
         match event {
             StreamEvent::Data(_) | StreamEvent::Writable => {}
@@ -134,23 +134,23 @@ impl Placement {
             StreamEvent::Closed(reason) if self.retry(position, stream, *reason, pool, deadline) => {
                 self.detach(position);
                 pool.handle_stream_ended(now, position.circuit);
-                return Outcome::Retry;
+                return StreamOutcome::Retry;
             }
             StreamEvent::Resolved { .. } | StreamEvent::Closed(_) => {
                 self.remove(stream);
                 pool.handle_stream_ended(now, position.circuit);
             }
             // Never returned by an origin's streams.
-            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => return Outcome::Ignore,
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => return StreamOutcome::Ignore,
         }
-        Outcome::Report(stream)
+        StreamOutcome::Report(stream)
     }
 
     /// Returns a closed stream's request to the waiting ones, for another circuit; false if it has failed. It has
     /// failed if the stream was connected, if the target was the cause, or if its tries are used up.
     fn retry(
         &mut self,
-        position: Position,
+        position: StreamPosition,
         stream: ClientStream,
         reason: EndReason,
         pool: &Pool,
@@ -178,18 +178,18 @@ impl Placement {
     }
 
     /// Removes a request; returns its stream, if it is placed. The circuit still sends the stream's pending data.
-    pub(super) fn remove(&mut self, stream: ClientStream) -> Option<Position> {
+    pub(super) fn remove(&mut self, stream: ClientStream) -> Option<StreamPosition> {
         let position = self.requests.remove(stream)?;
         self.detach(position);
         Some(position)
     }
 
     /// A circuit has ended. The [`StreamEvent::Closed`] of its streams came before.
-    pub(super) fn handle_circuit_ended(&mut self, circuit: CircuitKey) {
+    pub(super) fn handle_circuit_ended(&mut self, circuit: PooledCircuitKey) {
         self.streams.remove(&circuit);
     }
 
-    fn detach(&mut self, position: Position) {
+    fn detach(&mut self, position: StreamPosition) {
         if let Some(streams) = self.streams.get_mut(&position.circuit) {
             streams.remove(&position.stream);
             if streams.is_empty() {
@@ -200,7 +200,7 @@ impl Placement {
 
     /// The stream of a placed request.
     #[cfg(test)]
-    pub(super) fn position(&self, stream: ClientStream) -> Option<Position> {
+    pub(super) fn position(&self, stream: ClientStream) -> Option<StreamPosition> {
         self.requests.position(stream)
     }
 

@@ -1,13 +1,13 @@
 //! The pool of circuits: builds and closes circuits, and finds the circuit for a request.
 //!
 //! [`Pool`] owns the circuits, their deadlines and the policy of builds. It has no requests: [`Pool::poll_event`]
-//! returns the effects on them. [`Client`](super::Client) drives it. Cells and channel events come from the client's
+//! returns the effects on them. [`ClientMachine`](super::ClientMachine) drives it. Cells and channel events come from the client's
 //! channels; at the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns `None`.
 //!
 //! Caps: [`ClientParameters`] for circuits and builds. One delegated request a circuit.
 
-mod attempts;
 mod build;
+mod build_history;
 mod build_policy;
 mod circuit;
 mod exit_separation;
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand::CryptoRng;
 
-use super::{CircuitKey, ClientParameters, requests::Demand};
+use super::{ClientParameters, PooledCircuitKey, requests::Demand};
 use crate::{
     base::{CircuitId, Deadlines, ErrorClass, Instant, ReadyQueue, RelayId, StreamId},
     channel::{ChannelId, Channels, QUEUE_HIGH},
@@ -32,7 +32,7 @@ use build_policy::BuildPolicy;
 use circuit::Pooled;
 
 /// The client's parts that builds need.
-pub(super) struct Network<'a> {
+pub(super) struct PoolInputs<'a> {
     pub(super) relays: Relays<'a>,
     pub(super) guards: &'a GuardSample,
     pub(super) channels: &'a mut Channels,
@@ -42,7 +42,7 @@ pub(super) struct Network<'a> {
 /// An event of the pool, for the client.
 pub(super) enum PoolEvent {
     /// An event of a stream at the exit of a circuit.
-    Stream(CircuitKey, StreamId, StreamEvent),
+    Stream(PooledCircuitKey, StreamId, StreamEvent),
     /// A guard has answered.
     GuardReached(RelayId),
     /// A guard can't be reached, or no longer answers.
@@ -66,7 +66,7 @@ pub(super) enum PoolEvent {
         give_up: bool,
     },
     /// A circuit has ended. The events of its streams came before.
-    Ended(CircuitKey),
+    Ended(PooledCircuitKey),
 }
 
 /// The circuit of a delegated request.
@@ -82,14 +82,14 @@ pub(super) struct DelegatedCircuit {
 /// All circuits of a client.
 #[derive(Default)]
 pub(super) struct Pool {
-    circuits: BTreeMap<CircuitKey, Pooled>,
+    circuits: BTreeMap<PooledCircuitKey, Pooled>,
     last: u64,
-    by_channel: BTreeMap<(ChannelId, CircuitId), CircuitKey>,
+    by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
     /// Circuits to settle: those that may have events, cells to send or another deadline.
-    ready: ReadyQueue<CircuitKey>,
+    ready: ReadyQueue<PooledCircuitKey>,
     /// The circuit that is being settled.
-    settling: Option<CircuitKey>,
-    deadlines: Deadlines<CircuitKey>,
+    settling: Option<PooledCircuitKey>,
+    deadlines: Deadlines<PooledCircuitKey>,
     policy: BuildPolicy,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
@@ -99,13 +99,13 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A circuit.
-    pub(super) fn circuit(&self, key: CircuitKey) -> Option<&Pooled> {
+    pub(super) fn circuit(&self, key: PooledCircuitKey) -> Option<&Pooled> {
         self.circuits.get(&key)
     }
 
     /// Whether the last guard that was tried could not be reached.
     pub(super) const fn is_guard_unreachable(&self) -> bool {
-        self.policy.attempts.is_guard_unreachable()
+        self.policy.history.is_guard_unreachable()
     }
 
     /// The open circuit for the request: one of its isolation first, then a spare. Of several, the one with the lowest
@@ -115,8 +115,8 @@ impl Pool {
         now: Instant,
         demand: &Demand,
         relays: &Relays<'_>,
-        load: impl Fn(CircuitKey) -> usize,
-    ) -> Option<CircuitKey> {
+        load: impl Fn(PooledCircuitKey) -> usize,
+    ) -> Option<PooledCircuitKey> {
         let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
         self.circuits
             .iter()
@@ -129,7 +129,7 @@ impl Pool {
     }
 
     /// Opens a stream for the request on an open circuit; `None` if the circuit has the maximum number.
-    pub(super) fn open_stream(&mut self, now: Instant, key: CircuitKey, demand: &Demand) -> Option<StreamId> {
+    pub(super) fn open_stream(&mut self, now: Instant, key: PooledCircuitKey, demand: &Demand) -> Option<StreamId> {
         let circuit = self.circuits.get_mut(&key)?;
         let id = circuit.open_stream(now, demand)?;
         self.ready.push(key, &mut circuit.ready);
@@ -140,7 +140,7 @@ impl Pool {
     }
 
     /// The circuit `key`, if it is one for a delegated request.
-    pub(super) fn delegated_circuit(&self, now: Instant, key: CircuitKey) -> Option<DelegatedCircuit> {
+    pub(super) fn delegated_circuit(&self, now: Instant, key: PooledCircuitKey) -> Option<DelegatedCircuit> {
         let circuit = self.circuits.get(&key).filter(|circuit| circuit.delegation().is_some())?;
         let is_exit = |other: Option<RelayId>| other == circuit.exit();
         let carried = self.policy.exit_separation.avoided(now, true).any(|exit| is_exit(Some(exit)));
@@ -149,7 +149,7 @@ impl Pool {
     }
 
     /// Calls `act` with the streams at the exit of an open circuit.
-    pub(super) fn with_streams<T>(&mut self, key: CircuitKey, act: impl FnOnce(&mut Streams) -> T) -> Option<T> {
+    pub(super) fn with_streams<T>(&mut self, key: PooledCircuitKey, act: impl FnOnce(&mut Streams) -> T) -> Option<T> {
         let circuit = self.circuits.get_mut(&key)?;
         let done = act(circuit.exit_streams()?);
         self.ready.push(key, &mut circuit.ready);
@@ -157,7 +157,7 @@ impl Pool {
     }
 
     /// A stream of the circuit has ended.
-    pub(super) fn handle_stream_ended(&mut self, now: Instant, key: CircuitKey) {
+    pub(super) fn handle_stream_ended(&mut self, now: Instant, key: PooledCircuitKey) {
         if let Some(circuit) = self.circuits.get_mut(&key) {
             circuit.handle_stream_ended(now);
         }
@@ -174,12 +174,12 @@ impl Pool {
         now: Instant,
         channel: ChannelId,
         relay: &RelayId,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
-        self.policy.attempts.handle_guard_reached();
+        self.policy.history.handle_guard_reached();
         for key in self.connecting_to(relay) {
-            self.start(now, key, channel, network, rng);
+            self.start(now, key, channel, inputs, rng);
         }
     }
 
@@ -195,7 +195,7 @@ impl Pool {
 
     /// The guard can't be reached, or no longer answers. Circuits no longer wait for a channel to it.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, guard: RelayId) {
-        self.policy.attempts.handle_guard_failed(now, guard);
+        self.policy.history.handle_guard_failed(now, guard);
         for key in self.connecting_to(&guard) {
             self.remove(key);
         }
@@ -240,7 +240,7 @@ impl Pool {
                 self.handle_guard_failed(now, guard);
             }
         }
-        self.policy.attempts.handle_timeout(now)
+        self.policy.history.handle_timeout(now)
     }
 
     /// The earliest deadline of a circuit.
@@ -250,7 +250,7 @@ impl Pool {
 
     /// The end of the pause between builds, if there is one.
     pub(super) const fn pause_end(&self) -> Option<Instant> {
-        self.policy.attempts.poll_timeout()
+        self.policy.history.poll_timeout()
     }
 
     /// The next event. Settles the circuits with changes, one after the other: handles the circuit's events, and fills
@@ -258,7 +258,7 @@ impl Pool {
     pub(super) fn poll_event(
         &mut self,
         now: Instant,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Option<PoolEvent> {
         loop {
@@ -269,11 +269,11 @@ impl Pool {
             match self.circuits.get_mut(&key).and_then(Pooled::poll_event) {
                 Some(event) => {
                     self.settling = Some(key);
-                    if let Some(event) = self.handle_circuit_event(now, key, event, network, rng) {
+                    if let Some(event) = self.handle_circuit_event(now, key, event, inputs, rng) {
                         return Some(event);
                     }
                 }
-                None if self.send_messages(now, key, network.channels, rng) => self.settling = Some(key),
+                None if self.send_messages(now, key, inputs.channels, rng) => self.settling = Some(key),
                 None => self.handle_settled(key),
             }
         }
@@ -282,9 +282,9 @@ impl Pool {
     fn handle_circuit_event(
         &mut self,
         now: Instant,
-        key: CircuitKey,
+        key: PooledCircuitKey,
         event: CircuitEvent,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Option<PoolEvent> {
         match event {
@@ -292,10 +292,10 @@ impl Pool {
             CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, key, elapsed),
             CircuitEvent::Built => self.handle_built(key),
             CircuitEvent::Gone { hop } => {
-                self.handle_gone(now, key, hop, network, rng);
+                self.handle_gone(now, key, hop, inputs, rng);
                 None
             }
-            CircuitEvent::Closed(error) => Some(self.handle_ended(now, key, error, network, rng)),
+            CircuitEvent::Closed(error) => Some(self.handle_ended(now, key, error, inputs, rng)),
         }
     }
 
@@ -303,7 +303,7 @@ impl Pool {
     fn send_messages(
         &mut self,
         now: Instant,
-        key: CircuitKey,
+        key: PooledCircuitKey,
         channels: &mut Channels,
         rng: &mut dyn CryptoRng,
     ) -> bool {
@@ -321,7 +321,7 @@ impl Pool {
     }
 
     /// A circuit has neither events nor cells to send.
-    fn handle_settled(&mut self, key: CircuitKey) {
+    fn handle_settled(&mut self, key: PooledCircuitKey) {
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         if circuit.is_spent() {
             return self.close(key);
@@ -334,12 +334,12 @@ impl Pool {
         }
     }
 
-    fn handle_hop_built(&mut self, now: Instant, key: CircuitKey, elapsed: Duration) -> Option<PoolEvent> {
+    fn handle_hop_built(&mut self, now: Instant, key: PooledCircuitKey, elapsed: Duration) -> Option<PoolEvent> {
         let circuit = self.circuits.get_mut(&key)?;
         let (built, guard) = (circuit.handle_hop_built(elapsed), circuit.guard()?);
         match built {
             1 => {
-                self.policy.attempts.handle_guard_reached();
+                self.policy.history.handle_guard_reached();
                 Some(PoolEvent::GuardReached(guard))
             }
             2 => {
@@ -352,10 +352,10 @@ impl Pool {
         }
     }
 
-    fn handle_built(&mut self, key: CircuitKey) -> Option<PoolEvent> {
+    fn handle_built(&mut self, key: PooledCircuitKey) -> Option<PoolEvent> {
         let circuit = self.circuits.get_mut(&key)?;
         let channel = circuit.handle_built();
-        let first = self.policy.attempts.handle_built(circuit.hop_times());
+        let first = self.policy.history.handle_built(circuit.hop_times());
         Some(PoolEvent::Built { first, path: circuit.relays(), channel, hops: circuit.hop_times().to_vec() })
     }
 
@@ -363,19 +363,19 @@ impl Pool {
     fn handle_ended(
         &mut self,
         now: Instant,
-        key: CircuitKey,
+        key: PooledCircuitKey,
         error: CircuitError,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> PoolEvent {
         let Some(mut circuit) = self.remove(key) else { return PoolEvent::Ended(key) };
         if let Some((channel, origin)) = circuit.origin_mut() {
             // DESTROY is sent however full the queue is.
             if let Some(destroy) = origin.poll_cell(now, rng) {
-                let _ = network.channels.send(channel, destroy);
+                let _ = inputs.channels.send(channel, destroy);
             }
             self.by_channel.remove(&(channel, origin.circuit()));
-            network.channels.forget_circuit(now, channel, origin.circuit());
+            inputs.channels.forget_circuit(now, channel, origin.circuit());
         }
         let (class, hops) = (error.class(), circuit.hop_times().len());
         match class {
@@ -383,7 +383,7 @@ impl Pool {
             _ => tracing::debug!(%error, %class, hops, "a circuit has ended"),
         }
         if !circuit.was_open() {
-            self.handle_unbuilt(now, &circuit, error, network.channels);
+            self.handle_unbuilt(now, &circuit, error, inputs.channels);
         } else if class != ErrorClass::Local {
             self.probe_others(now, &circuit);
         }
@@ -403,11 +403,11 @@ impl Pool {
 
     /// Retires circuits by age, unlisted relays, or if the consensus has `expired`. Closes retired ones without a
     /// stream.
-    pub(super) fn sweep(&mut self, now: Instant, network: &Network<'_>, expired: bool) {
+    pub(super) fn sweep(&mut self, now: Instant, inputs: &PoolInputs<'_>, expired: bool) {
         self.policy.exit_separation.sweep(now);
-        let consensus = network.relays.consensus;
+        let consensus = inputs.relays.consensus;
         let used_limit = Duration::from_secs(consensus.parameters().circuit_age());
-        let unused_limit = network.parameters.spare_age;
+        let unused_limit = inputs.parameters.spare_age;
         let mut closed = Vec::new();
         for (key, circuit) in &mut self.circuits {
             if expired || circuit.is_too_old(now, used_limit, unused_limit) || !circuit.is_listed(consensus) {
@@ -423,7 +423,7 @@ impl Pool {
     }
 
     /// Closes a circuit.
-    pub(super) fn close(&mut self, key: CircuitKey) {
+    pub(super) fn close(&mut self, key: PooledCircuitKey) {
         if let Some(circuit) = self.circuits.get_mut(&key) {
             circuit.retire();
             circuit.close();
@@ -431,13 +431,13 @@ impl Pool {
         }
     }
 
-    fn make_ready(&mut self, key: CircuitKey) {
+    fn make_ready(&mut self, key: PooledCircuitKey) {
         if let Some(circuit) = self.circuits.get_mut(&key) {
             self.ready.push(key, &mut circuit.ready);
         }
     }
 
-    fn connecting_to(&self, relay: &RelayId) -> Vec<CircuitKey> {
+    fn connecting_to(&self, relay: &RelayId) -> Vec<PooledCircuitKey> {
         self.circuits.iter().filter(|(_, circuit)| circuit.is_connecting_to(relay)).map(|(key, _)| *key).collect()
     }
 
@@ -456,7 +456,7 @@ impl Pool {
         self.policy.avoided_exits(now, relays, purpose, refused_by, self.carrying_exits())
     }
 
-    fn remove(&mut self, key: CircuitKey) -> Option<Pooled> {
+    fn remove(&mut self, key: PooledCircuitKey) -> Option<Pooled> {
         self.deadlines.remove(key);
         self.circuits.remove(&key)
     }
@@ -464,11 +464,11 @@ impl Pool {
 
 #[cfg(test)]
 impl Pool {
-    pub(super) fn circuits(&self) -> impl Iterator<Item = (CircuitKey, &Pooled)> {
+    pub(super) fn circuits(&self) -> impl Iterator<Item = (PooledCircuitKey, &Pooled)> {
         self.circuits.iter().map(|(key, circuit)| (*key, circuit))
     }
 
-    pub(super) fn circuit_mut(&mut self, key: CircuitKey) -> Option<&mut Pooled> {
+    pub(super) fn circuit_mut(&mut self, key: PooledCircuitKey) -> Option<&mut Pooled> {
         self.circuits.get_mut(&key)
     }
 
@@ -479,7 +479,7 @@ impl Pool {
 
     /// Counts a failed build, which starts a pause.
     pub(super) fn pause_builds(&mut self, now: Instant) {
-        self.policy.attempts.handle_failed(now, now, None);
+        self.policy.history.handle_failed(now, now, None);
     }
 
     /// Guards that no volunteer may follow.

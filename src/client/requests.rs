@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CircuitKey, ClientStream, Isolation};
+use super::{ClientStream, Isolation, PooledCircuitKey};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
@@ -27,7 +27,7 @@ pub(super) struct Demand {
     /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits without room for it; at most the number of tries.
-    pub(super) refused_on: Vec<CircuitKey>,
+    pub(super) refused_on: Vec<PooledCircuitKey>,
 }
 
 impl Demand {
@@ -47,25 +47,25 @@ impl Demand {
 
 /// A stream of a circuit.
 #[derive(Clone, Copy)]
-pub(super) struct Position {
-    pub(super) circuit: CircuitKey,
+pub(super) struct StreamPosition {
+    pub(super) circuit: PooledCircuitKey,
     pub(super) stream: StreamId,
 }
 
 struct Request {
     demand: Demand,
     tries: u8,
-    state: State,
+    state: RequestState,
 }
 
-enum State {
+enum RequestState {
     /// Waits for a circuit, until its deadline.
     Waiting,
     /// Placed on a circuit, without an answer of the exit.
-    Opening(Position),
+    Opening(StreamPosition),
     /// The stream is connected.
     Connected {
-        position: Position,
+        position: StreamPosition,
         /// This end has finished its direction, or will.
         finished: bool,
         /// The peer has finished its direction.
@@ -73,8 +73,8 @@ enum State {
     },
 }
 
-impl State {
-    const fn position(&self) -> Option<Position> {
+impl RequestState {
+    const fn position(&self) -> Option<StreamPosition> {
         match self {
             Self::Waiting => None,
             Self::Opening(position) | Self::Connected { position, .. } => Some(*position),
@@ -100,7 +100,7 @@ impl Requests {
     /// Adds a request that must be placed by `deadline`.
     pub(super) fn insert(&mut self, stream: ClientStream, demand: Demand, deadline: Instant) {
         self.waiting.set(stream, deadline);
-        self.requests.insert(stream, Request { demand, tries: 0, state: State::Waiting });
+        self.requests.insert(stream, Request { demand, tries: 0, state: RequestState::Waiting });
     }
 
     /// The demand of a request.
@@ -111,19 +111,19 @@ impl Requests {
     /// The demand of a request that is placed but not connected.
     pub(super) fn opening(&mut self, stream: ClientStream) -> Option<&mut Demand> {
         let request = self.requests.get_mut(&stream)?;
-        matches!(request.state, State::Opening(_)).then_some(&mut request.demand)
+        matches!(request.state, RequestState::Opening(_)).then_some(&mut request.demand)
     }
 
     /// The stream of a connected request.
-    pub(super) fn connected(&self, stream: ClientStream) -> Option<Position> {
+    pub(super) fn connected(&self, stream: ClientStream) -> Option<StreamPosition> {
         match self.requests.get(&stream)?.state {
-            State::Connected { position, .. } => Some(position),
-            State::Waiting | State::Opening(_) => None,
+            RequestState::Connected { position, .. } => Some(position),
+            RequestState::Waiting | RequestState::Opening(_) => None,
         }
     }
 
     /// Removes a request; returns its stream, if it is placed.
-    pub(super) fn remove(&mut self, stream: ClientStream) -> Option<Position> {
+    pub(super) fn remove(&mut self, stream: ClientStream) -> Option<StreamPosition> {
         self.waiting.remove(stream);
         self.requests.remove(&stream)?.state.position()
     }
@@ -138,9 +138,9 @@ impl Requests {
     }
 
     /// Records the stream of a waiting request.
-    pub(super) fn place(&mut self, stream: ClientStream, position: Position) {
+    pub(super) fn place(&mut self, stream: ClientStream, position: StreamPosition) {
         if let Some(request) = self.requests.get_mut(&stream) {
-            request.state = State::Opening(position);
+            request.state = RequestState::Opening(position);
             request.tries.increment();
             self.waiting.remove(stream);
         }
@@ -149,16 +149,16 @@ impl Requests {
     /// The stream of a placed request is connected.
     pub(super) fn handle_connected(&mut self, stream: ClientStream) {
         if let Some(request) = self.requests.get_mut(&stream)
-            && let State::Opening(position) = request.state
+            && let RequestState::Opening(position) = request.state
         {
-            request.state = State::Connected { position, finished: false, peer_finished: false };
+            request.state = RequestState::Connected { position, finished: false, peer_finished: false };
         }
     }
 
     /// This end finishes its direction of a connected stream; returns whether both directions have now ended.
     pub(super) fn handle_finish(&mut self, stream: ClientStream) -> bool {
         match self.requests.get_mut(&stream).map(|request| &mut request.state) {
-            Some(State::Connected { finished, peer_finished, .. }) => {
+            Some(RequestState::Connected { finished, peer_finished, .. }) => {
                 *finished = true;
                 *peer_finished
             }
@@ -169,7 +169,7 @@ impl Requests {
     /// The peer has finished its direction; returns whether both directions have now ended.
     pub(super) fn handle_peer_finished(&mut self, stream: ClientStream) -> bool {
         match self.requests.get_mut(&stream).map(|request| &mut request.state) {
-            Some(State::Connected { finished, peer_finished, .. }) => {
+            Some(RequestState::Connected { finished, peer_finished, .. }) => {
                 *peer_finished = true;
                 *finished
             }
@@ -182,7 +182,7 @@ impl Requests {
         let Some(request) = self.requests.get_mut(&stream).filter(|request| request.tries < MAX_TRIES) else {
             return false;
         };
-        request.state = State::Waiting;
+        request.state = RequestState::Waiting;
         self.waiting.set(stream, deadline);
         true
     }
@@ -212,7 +212,7 @@ impl Requests {
 
     /// The stream of a placed request.
     #[cfg(test)]
-    pub(super) fn position(&self, stream: ClientStream) -> Option<Position> {
+    pub(super) fn position(&self, stream: ClientStream) -> Option<StreamPosition> {
         self.requests.get(&stream)?.state.position()
     }
 }

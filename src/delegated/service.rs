@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use super::{
     Refusal, SearchAnswer, SearchRefusal, SearchRequest,
     frame::{REQUEST_BUCKETS, longest},
-    limits::{Limits, Rates},
+    limits::{Rates, RequestLimits},
 };
 use crate::{base::Instant, wire::EndReason};
 
@@ -141,7 +141,7 @@ pub enum ServiceEvent {
 #[derive(Debug)]
 pub struct SearchService {
     parameters: ServiceParameters,
-    limits: Limits,
+    limits: RequestLimits,
     /// Unordered; few enough for a linear search.
     streams: Vec<Serving>,
     /// At most two for each stream, because the owner drains them after each input.
@@ -174,7 +174,7 @@ impl SearchService {
     /// Without streams.
     #[must_use]
     pub const fn new(parameters: ServiceParameters) -> Self {
-        let limits = Limits::new(parameters.rates);
+        let limits = RequestLimits::new(parameters.rates);
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 

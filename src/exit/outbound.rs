@@ -14,11 +14,10 @@ use core::{
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Request, Response,
-    body::Body,
     header::{self, HeaderValue},
 };
 use tokio::time::timeout;
@@ -26,7 +25,10 @@ use tokio::time::timeout;
 use crate::{
     delegated::Refusal,
     exit_policy::Policy,
-    http_exchange::http1::{Answer, ExchangeError, ExchangeLimits, exchange, target_of},
+    http_exchange::{
+        body::OutgoingBody,
+        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
+    },
     io::{
         connect::connect,
         resolver::Resolver,
@@ -37,7 +39,7 @@ use crate::{
 
 /// The policies for the targets of requests.
 #[derive(Clone, Debug)]
-pub(crate) struct Reach {
+pub(crate) struct TargetPolicies {
     /// Judges the addresses of resolved names.
     pub(crate) resolved: Policy,
     /// Judges address literals, and `localhost`.
@@ -85,14 +87,14 @@ pub(crate) enum OutboundError {
 /// Sends requests of an exit. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbound {
-    reach: Arc<Reach>,
+    reach: Arc<TargetPolicies>,
     resolver: Arc<Resolver>,
     tls: Tls,
     limits: OutboundLimits,
 }
 
 impl Outbound {
-    pub(crate) fn new(reach: Reach, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
+    pub(crate) fn new(reach: TargetPolicies, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
         Self { reach: Arc::new(reach), resolver, tls, limits }
     }
 
@@ -103,12 +105,10 @@ impl Outbound {
     ///
     /// # Errors
     /// See [`OutboundError`]. Dropping the future cancels the request.
-    pub(crate) async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Answer>, OutboundError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    pub(crate) async fn send<B: OutgoingBody>(
+        &self,
+        mut request: Request<B>,
+    ) -> Result<Response<StreamedBody>, OutboundError> {
         let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let limits = self.limits.exchange;

@@ -21,14 +21,14 @@ use crate::{
         testing::{Flows, ROOM, echo_origin, origin, reason_of},
     },
     ports::socks::{self, SocksLimits},
-    wire::Answer,
+    wire::ResolvedAnswer,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 enum Ask {
     Connect(Target, oneshot::Sender<Result<Stream, ConnectError>>),
-    Resolve(Host, oneshot::Sender<Result<Vec<Answer>, ConnectError>>),
+    Resolve(Host, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>),
 }
 
 /// A client connected to an exit directly through a queue, without circuits.
@@ -61,7 +61,7 @@ impl Connector for ViaExit {
         answer.await.unwrap()
     }
 
-    async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
         self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
@@ -80,7 +80,7 @@ struct Core {
     forward: Flows,
     backward: Flows,
     connecting: HashMap<StreamKey, oneshot::Sender<Result<Stream, ConnectError>>>,
-    resolving: HashMap<StreamKey, oneshot::Sender<Result<Vec<Answer>, ConnectError>>>,
+    resolving: HashMap<StreamKey, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>>,
 }
 
 impl Core {
@@ -341,7 +341,7 @@ async fn questions_are_answered() {
     let via = ViaExit::private();
     let isolation = Isolation::of_listener("test");
     let found = via.resolve(Host::parse("localhost").unwrap(), isolation).await.unwrap();
-    assert!(found.contains(&Answer::Ip(Ipv4Addr::LOCALHOST.into())));
+    assert!(found.contains(&ResolvedAnswer::Ip(Ipv4Addr::LOCALHOST.into())));
     let missing = via.resolve(Host::parse("x.onion").unwrap(), isolation).await.unwrap_err();
     assert_eq!(missing, EndReason::NotFound.into());
 }

@@ -6,7 +6,7 @@ use super::ExitStream;
 use crate::{
     base::StreamId,
     flow::FlowParameters,
-    stream::{Role, Streams},
+    stream::{StreamRole, Streams},
 };
 
 /// The streams of a circuit that ends here.
@@ -26,6 +26,6 @@ pub(super) struct Open {
 
 impl ExitSide {
     pub(super) fn new(parameters: FlowParameters) -> Self {
-        Self { streams: Streams::new(Role::Exit, parameters), open: BTreeMap::new() }
+        Self { streams: Streams::new(StreamRole::Exit, parameters), open: BTreeMap::new() }
     }
 }

@@ -24,7 +24,7 @@ const UNCONFIRMED_INTERVALS: u32 = 4;
 
 /// The state of a ranked relay.
 #[derive(Clone, Copy)]
-enum Standing {
+enum GatewayState {
     Dialled,
     /// The channel, and the time since which the directory has not confirmed it.
     Open(ChannelId, Option<Instant>),
@@ -34,7 +34,7 @@ enum Standing {
 
 #[derive(Clone, Copy)]
 struct Candidate {
-    standing: Standing,
+    standing: GatewayState,
     /// Failed dials and lost or unconfirmed channels since the directory last confirmed it.
     failures: u32,
 }
@@ -75,7 +75,7 @@ impl Gateways {
         let patience = interval.saturating_mul(UNCONFIRMED_INTERVALS);
         let mut useless = Vec::new();
         for (relay, candidate) in &mut self.tried {
-            let Standing::Open(channel, unconfirmed) = &mut candidate.standing else { continue };
+            let GatewayState::Open(channel, unconfirmed) = &mut candidate.standing else { continue };
             if confirmed.contains(relay) {
                 *unconfirmed = None;
                 candidate.failures = 0;
@@ -100,7 +100,7 @@ impl Gateways {
 
     /// The gateways whose channels are open, ascending.
     pub(super) fn open(&self) -> Vec<RelayId> {
-        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.standing, Standing::Open(..)));
+        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.standing, GatewayState::Open(..)));
         open.map(|(relay, _)| *relay).collect()
     }
 
@@ -119,14 +119,15 @@ impl Gateways {
         if let Some(candidate) = self.tried.get_mut(relay) {
             let wait = FIRST_RETRY.saturating_mul(1 << candidate.failures.min(16)).min(LAST_RETRY);
             candidate.failures.increment();
-            candidate.standing = Standing::Failed(now.after(wait));
+            candidate.standing = GatewayState::Failed(now.after(wait));
             self.replan = true;
         }
     }
 
     /// Handles a closed channel.
     pub(super) fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
-        let is_lost = |candidate: &Candidate| matches!(candidate.standing, Standing::Open(open, _) if open == channel);
+        let is_lost =
+            |candidate: &Candidate| matches!(candidate.standing, GatewayState::Open(open, _) if open == channel);
         let lost = self.tried.iter().find(|(_, candidate)| is_lost(candidate)).map(|(relay, _)| *relay);
         if let Some(relay) = lost {
             self.changed = true;
@@ -140,16 +141,16 @@ impl Gateways {
             return;
         }
         self.let_go(channels);
-        let is_under_way = |candidate: &Candidate| !matches!(candidate.standing, Standing::Failed(_));
+        let is_under_way = |candidate: &Candidate| !matches!(candidate.standing, GatewayState::Failed(_));
         let mut lacking = KEPT.saturating_sub(self.tried.values().filter(|candidate| is_under_way(candidate)).count());
         for relay in &self.ranking {
             let tried = self.tried.get(relay).copied();
             let due = match tried.map(|candidate| candidate.standing) {
                 None => lacking > 0,
-                Some(Standing::Failed(until)) => lacking > 0 && until <= now,
+                Some(GatewayState::Failed(until)) => lacking > 0 && until <= now,
                 // It may have opened meanwhile; a repeated `connect` has no other effect.
-                Some(Standing::Dialled) => true,
-                Some(Standing::Open(..)) => false,
+                Some(GatewayState::Dialled) => true,
+                Some(GatewayState::Open(..)) => false,
             };
             let Some(listed) = known.relay(relay).filter(|_| due) else { continue };
             if !tried.as_ref().is_some_and(is_under_way) {
@@ -157,13 +158,13 @@ impl Gateways {
             }
             let standing = match channels.connect(now, &listed.dial_target()) {
                 // Opened before the relay was a gateway; closes when it is idle.
-                Some(channel) if !channels.is_to_reach(channel) => Standing::Failed(now.after(LAST_RETRY)),
+                Some(channel) if !channels.is_to_reach(channel) => GatewayState::Failed(now.after(LAST_RETRY)),
                 Some(channel) => {
                     channels.keep(channel, true);
                     self.changed = true;
-                    Standing::Open(channel, Some(now))
+                    GatewayState::Open(channel, Some(now))
                 }
-                None => Standing::Dialled,
+                None => GatewayState::Dialled,
             };
             let failures = tried.map_or(0, |candidate| candidate.failures);
             self.tried.insert(*relay, Candidate { standing, failures });
@@ -175,7 +176,7 @@ impl Gateways {
         let Self { ranking, tried, changed, .. } = self;
         tried.retain(|relay, candidate| {
             let ranked = ranking.contains(relay);
-            if let (false, Standing::Open(channel, _)) = (ranked, candidate.standing) {
+            if let (false, GatewayState::Open(channel, _)) = (ranked, candidate.standing) {
                 channels.keep(channel, false);
                 *changed = true;
             }
@@ -186,8 +187,8 @@ impl Gateways {
     /// The time of the next retry, if gateways are lacking.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let retry = |candidate: &Candidate| match candidate.standing {
-            Standing::Failed(until) => Some(until),
-            Standing::Dialled | Standing::Open(..) => None,
+            GatewayState::Failed(until) => Some(until),
+            GatewayState::Dialled | GatewayState::Open(..) => None,
         };
         let under_way = self.tried.values().filter(|candidate| retry(candidate).is_none()).count();
         if under_way >= KEPT { None } else { self.tried.values().filter_map(retry).min() }

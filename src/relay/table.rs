@@ -94,7 +94,7 @@ pub(super) struct Circuit {
 }
 
 /// A deadline has passed, and the circuit must end.
-pub(super) struct Late;
+pub(super) struct DeadlinePassed;
 
 impl Circuit {
     pub(super) const fn new(now: Instant, hop: HopIndex, previous: CircuitEndpoint, layer: RelayLayer) -> Self {
@@ -124,12 +124,12 @@ impl Circuit {
         unused.then(|| self.last_cell.after(limit))
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Late> {
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), DeadlinePassed> {
         if [self.deadline, self.unused_until()].into_iter().flatten().any(|due| due <= now) {
-            return Err(Late);
+            return Err(DeadlinePassed);
         }
         match self.exit_side.as_mut().map(|exit_side| exit_side.streams.handle_timeout(now)) {
-            Some(Err(_)) => Err(Late),
+            Some(Err(_)) => Err(DeadlinePassed),
             Some(Ok(())) | None => Ok(()),
         }
     }

@@ -2,21 +2,26 @@
 
 use rand::CryptoRng;
 
-use super::{Network, Pool, PoolEvent, build_policy::delegation_of, circuit::Pooled};
+use super::{Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled};
 use crate::{
     base::{HopIndex, Instant, RelayId},
     channel::{ChannelId, Channels},
     circuit::{CircuitError, Origin},
-    client::{CircuitKey, Isolation, requests::Demand},
+    client::{Isolation, PooledCircuitKey, requests::Demand},
     path::{PathError, Purpose},
 };
 
 impl Pool {
     /// Starts the spare circuits that are missing.
-    pub(in crate::client) fn keep_spares(&mut self, now: Instant, network: &mut Network<'_>, rng: &mut dyn CryptoRng) {
-        self.keep_spare(now, &Purpose::Streams, network.parameters.spare_circuits, network, rng);
+    pub(in crate::client) fn keep_spares(
+        &mut self,
+        now: Instant,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) {
+        self.keep_spare(now, &Purpose::Streams, inputs.parameters.spare_circuits, inputs, rng);
         if let Some((delegation, count)) = self.spare_delegated.clone() {
-            self.keep_spare(now, &Purpose::Delegated(delegation), count, network, rng);
+            self.keep_spare(now, &Purpose::Delegated(delegation), count, inputs, rng);
         }
     }
 
@@ -26,16 +31,16 @@ impl Pool {
         now: Instant,
         purpose: &Purpose,
         count: usize,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
-        let avoided = self.avoided_exits(now, &network.relays, purpose, &[]);
+        let avoided = self.avoided_exits(now, &inputs.relays, purpose, &[]);
         let spare = |circuit: &&Pooled| {
             circuit.is_spare_for(delegation_of(purpose)) && circuit.exit().is_none_or(|exit| !avoided.contains(&exit))
         };
         let missing = count.saturating_sub(self.circuits.values().filter(spare).count());
         for _ in 0..missing {
-            if !matches!(self.build(now, purpose.clone(), None, &[], network, rng), Ok(true)) {
+            if !matches!(self.build(now, purpose.clone(), None, &[], inputs, rng), Ok(true)) {
                 break;
             }
         }
@@ -49,20 +54,20 @@ impl Pool {
         &mut self,
         now: Instant,
         demand: &Demand,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<(), PathError> {
         let purpose = demand.purpose();
-        let avoided = self.avoided_exits(now, &network.relays, &purpose, &demand.refused_by);
+        let avoided = self.avoided_exits(now, &inputs.relays, &purpose, &demand.refused_by);
         let building = self
             .circuits
             .iter_mut()
-            .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, &network.relays))
+            .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, &inputs.relays))
             .filter(|(_, circuit)| circuit.keeps_clear_of(&avoided))
             .min_by_key(|(key, circuit)| (circuit.is_spare(), **key));
         match building {
             Some((_, circuit)) => circuit.assign(demand.isolation),
-            None => _ = self.build(now, purpose, Some(demand.isolation), &demand.refused_by, network, rng)?,
+            None => _ = self.build(now, purpose, Some(demand.isolation), &demand.refused_by, inputs, rng)?,
         }
         Ok(())
     }
@@ -74,33 +79,33 @@ impl Pool {
         purpose: Purpose,
         isolation: Option<Isolation>,
         refused_by: &[RelayId],
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<bool, PathError> {
         let building = self.circuits.values().filter(|circuit| circuit.is_building()).count();
-        if building >= network.parameters.building || !self.policy.attempts.may_build(now) {
+        if building >= inputs.parameters.building || !self.policy.history.may_build(now) {
             return Ok(false);
         }
         let delegation = delegation_of(&purpose).cloned();
-        let avoided = self.avoided_exits(now, &network.relays, &purpose, refused_by);
-        let path = self.policy.choose(now, &network.relays, network.guards, purpose, (refused_by, &avoided), rng)?;
+        let avoided = self.avoided_exits(now, &inputs.relays, &purpose, refused_by);
+        let path = self.policy.choose(now, &inputs.relays, inputs.guards, purpose, (refused_by, &avoided), rng)?;
         let relays = path.hops();
         let uses_avoided_exit = relays.last().is_some_and(|exit| avoided.contains(exit));
         if uses_avoided_exit && isolation.is_none() {
             // No request would be placed on it.
             return Ok(false);
         }
-        let guard = relays.first().and_then(|guard| network.relays.consensus.relay(guard));
+        let guard = relays.first().and_then(|guard| inputs.relays.consensus.relay(guard));
         let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
-        if self.circuits.len() >= network.parameters.circuits && !self.make_room() {
+        if self.circuits.len() >= inputs.parameters.circuits && !self.make_room() {
             return Ok(false);
         }
         self.last = self.last.saturating_add(1);
-        let key = CircuitKey(self.last);
+        let key = PooledCircuitKey(self.last);
         self.circuits.insert(key, Pooled::new(now, path, delegation, isolation, uses_avoided_exit));
-        self.deadlines.set(key, now.after(self.policy.attempts.hop_timeout()));
-        if let Some(channel) = network.channels.connect(now, &guard) {
-            self.start(now, key, channel, network, rng);
+        self.deadlines.set(key, now.after(self.policy.history.hop_timeout()));
+        if let Some(channel) = inputs.channels.connect(now, &guard) {
+            self.start(now, key, channel, inputs, rng);
         }
         Ok(true)
     }
@@ -109,14 +114,14 @@ impl Pool {
     pub(super) fn start(
         &mut self,
         now: Instant,
-        key: CircuitKey,
+        key: PooledCircuitKey,
         channel: ChannelId,
-        network: &mut Network<'_>,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
-        let hop_timeout = self.policy.attempts.hop_timeout();
-        let flow = network.relays.consensus.parameters().flow();
-        let channels = &mut *network.channels;
+        let hop_timeout = self.policy.history.hop_timeout();
+        let flow = inputs.relays.consensus.parameters().flow();
+        let channels = &mut *inputs.channels;
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         let origin = channels.allocate_circuit(channel, rng).and_then(|id| {
             let origin = Origin::start(now, circuit.path().to_vec(), id, flow, hop_timeout, rng);
@@ -139,9 +144,9 @@ impl Pool {
     pub(in crate::client) fn handle_gone(
         &mut self,
         now: Instant,
-        key: CircuitKey,
+        key: PooledCircuitKey,
         hop: HopIndex,
-        network: &Network<'_>,
+        inputs: &PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
         let position = usize::from(hop.value()).saturating_sub(1);
@@ -153,9 +158,9 @@ impl Pool {
             self.policy.gone_reports.handle_answer(now, guard, true);
         }
         // A middle fixed by the settings has no substitute.
-        let substitute = if report.credible && network.relays.middle.is_none() {
+        let substitute = if report.credible && inputs.relays.middle.is_none() {
             let path = circuit.path();
-            self.policy.substitute(now, &network.relays, path, position, report.volunteer_follows, rng)
+            self.policy.substitute(now, &inputs.relays, path, position, report.volunteer_follows, rng)
         } else {
             None
         };
@@ -192,7 +197,7 @@ impl Pool {
 
     /// A build that began at `began` failed, `behind` its guard if that was built, at `relay` if known.
     fn handle_build_failed(&mut self, now: Instant, began: Instant, behind: Option<RelayId>, relay: Option<RelayId>) {
-        let give_up = self.policy.attempts.handle_failed(now, began, relay);
+        let give_up = self.policy.history.handle_failed(now, began, relay);
         self.events.push_back(PoolEvent::BuildFailed { behind, give_up });
     }
 

@@ -1,11 +1,11 @@
 //! The policy of builds: when a circuit may be built, and over which path.
 
-use super::{attempts::Attempts, exit_separation::ExitSeparation, gone_reports::GoneReports};
+use super::{build_history::BuildHistory, exit_separation::ExitSeparation, gone_reports::GoneReports};
 use crate::{
     base::{Instant, RelayId},
     delegated::Delegation,
     handshake::RelayKeys,
-    path::{GuardSample, Hop, Path, PathError, Purpose, Relays, Requirement, choose, exits, replace},
+    path::{GuardSample, Path, PathError, PathRelay, Purpose, Relays, Requirement, choose, exits, replace},
 };
 
 use rand::CryptoRng;
@@ -21,7 +21,7 @@ pub(super) const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
 /// The history of builds, guards and exits that determines the next build.
 #[derive(Default)]
 pub(super) struct BuildPolicy {
-    pub(super) attempts: Attempts,
+    pub(super) history: BuildHistory,
     pub(super) gone_reports: GoneReports,
     pub(super) exit_separation: ExitSeparation,
 }
@@ -46,7 +46,7 @@ impl BuildPolicy {
         }
         let free = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
         let (listed, volunteers): (Vec<_>, Vec<_>) =
-            exits(relays, purpose).into_iter().partition(|exit| matches!(exit, Hop::Listed(_)));
+            exits(relays, purpose).into_iter().partition(|exit| matches!(exit, PathRelay::Listed(_)));
         let others = if listed.is_empty() { volunteers } else { listed };
         if others.into_iter().any(|exit| free(exit.identity())) { avoided } else { Vec::new() }
     }
@@ -67,7 +67,7 @@ impl BuildPolicy {
     ) -> Result<Path, PathError> {
         let doubted = self.gone_reports.excluded_guards(now);
         let relays = Relays { doubted: &doubted, ..*relays };
-        let mut avoid = self.attempts.avoided(now);
+        let mut avoid = self.history.avoided(now);
         avoid.extend(refused_by);
         avoid.extend(avoided);
         let requirement = Requirement::three_hops(purpose);
@@ -91,7 +91,7 @@ impl BuildPolicy {
     ) -> Option<Path> {
         let doubted = self.gone_reports.excluded_guards(now);
         let relays = Relays { doubted: &doubted, ..*relays };
-        let mut avoid = self.attempts.avoided(now);
+        let mut avoid = self.history.avoided(now);
         avoid.extend(path.get(position).map(|relay| relay.identity));
         replace(&relays, path, position, volunteer_follows, &avoid, rng)
     }

@@ -36,7 +36,7 @@ pub(in crate::client) struct Pooled {
     uses_avoided_exit: bool,
     assignment: Assignment,
     began: Instant,
-    state: State,
+    state: PooledState,
     /// Its place in the queue of circuits to settle.
     pub(super) ready: Ticket,
 }
@@ -52,16 +52,16 @@ enum Assignment {
     Retired,
 }
 
-enum State {
+enum PooledState {
     /// The channel to the guard is being opened.
     Connecting,
     /// The hops are being built.
-    Building(Building),
+    Building(BuildingCircuit),
     /// All hops are built.
-    Open(Open),
+    Open(OpenCircuit),
 }
 
-struct Building {
+struct BuildingCircuit {
     channel: ChannelId,
     origin: Box<Origin>,
     /// Time from the start of the build to the open channel.
@@ -71,15 +71,15 @@ struct Building {
     gone: u8,
 }
 
-struct Open {
+struct OpenCircuit {
     channel: ChannelId,
     origin: Box<Origin>,
     hop_times: Vec<Duration>,
-    used: Option<Used>,
+    used: Option<PooledUse>,
 }
 
 /// The use of a circuit that carries streams, or has carried some.
-struct Used {
+struct PooledUse {
     /// The time of its first stream.
     since: Instant,
     /// The last time at which a stream ended; before that, the start of the build.
@@ -114,7 +114,7 @@ impl Pooled {
             uses_avoided_exit,
             assignment,
             began: now,
-            state: State::Connecting,
+            state: PooledState::Connecting,
             ready: Ticket::new(),
         }
     }
@@ -166,63 +166,63 @@ impl Pooled {
 
     const fn origin(&self) -> Option<&Origin> {
         match &self.state {
-            State::Connecting => None,
-            State::Building(Building { origin, .. }) | State::Open(Open { origin, .. }) => Some(origin),
+            PooledState::Connecting => None,
+            PooledState::Building(BuildingCircuit { origin, .. }) | PooledState::Open(OpenCircuit { origin, .. }) => {
+                Some(origin)
+            }
         }
     }
 
     /// Its channel and its origin's end, once the channel is open.
     pub(super) const fn origin_mut(&mut self) -> Option<(ChannelId, &mut Origin)> {
         match &mut self.state {
-            State::Connecting => None,
-            State::Building(Building { channel, origin, .. }) | State::Open(Open { channel, origin, .. }) => {
-                Some((*channel, &mut **origin))
-            }
+            PooledState::Connecting => None,
+            PooledState::Building(BuildingCircuit { channel, origin, .. })
+            | PooledState::Open(OpenCircuit { channel, origin, .. }) => Some((*channel, &mut **origin)),
         }
     }
 
     /// Its channel and its identifier there, once the channel is open.
     pub(in crate::client) fn endpoint(&self) -> Option<(ChannelId, CircuitId)> {
         match &self.state {
-            State::Connecting => None,
-            State::Building(Building { channel, origin, .. }) | State::Open(Open { channel, origin, .. }) => {
-                Some((*channel, origin.circuit()))
-            }
+            PooledState::Connecting => None,
+            PooledState::Building(BuildingCircuit { channel, origin, .. })
+            | PooledState::Open(OpenCircuit { channel, origin, .. }) => Some((*channel, origin.circuit())),
         }
     }
 
     /// Whether it waits for a channel to `relay`.
     pub(super) fn is_connecting_to(&self, relay: &RelayId) -> bool {
-        matches!(self.state, State::Connecting) && self.guard() == Some(*relay)
+        matches!(self.state, PooledState::Connecting) && self.guard() == Some(*relay)
     }
 
     /// Whether it is being built.
     pub(in crate::client) const fn is_building(&self) -> bool {
         match &self.state {
-            State::Connecting => true,
-            State::Building(building) => building.origin.building().is_some(),
-            State::Open(_) => false,
+            PooledState::Connecting => true,
+            PooledState::Building(building) => building.origin.building().is_some(),
+            PooledState::Open(_) => false,
         }
     }
 
     /// Whether all its hops are built and it has not ended.
     pub(in crate::client) const fn is_open(&self) -> bool {
-        matches!(&self.state, State::Open(open) if open.origin.is_open())
+        matches!(&self.state, PooledState::Open(open) if open.origin.is_open())
     }
 
     /// Whether it was open, if it has ended.
     pub(super) const fn was_open(&self) -> bool {
-        matches!(self.state, State::Open(_))
+        matches!(self.state, PooledState::Open(_))
     }
 
     /// Whether it is open and carries no stream.
     pub(in crate::client) fn is_idle(&self) -> bool {
-        matches!(&self.state, State::Open(open) if open.origin.is_open() && open.origin.open_streams() == 0)
+        matches!(&self.state, PooledState::Open(open) if open.origin.is_open() && open.origin.open_streams() == 0)
     }
 
     /// Whether it carries a request, or has carried one.
     pub(in crate::client) const fn is_used(&self) -> bool {
-        matches!(&self.state, State::Open(open) if open.used.is_some())
+        matches!(&self.state, PooledState::Open(open) if open.used.is_some())
     }
 
     /// Whether it carries streams, or has carried some.
@@ -291,7 +291,7 @@ impl Pooled {
     /// after the start of its build.
     pub(super) fn is_too_old(&self, now: Instant, used_limit: Duration, unused_limit: Duration) -> bool {
         match &self.state {
-            State::Open(Open { used: Some(used), .. }) => now.since(used.since) >= used_limit,
+            PooledState::Open(OpenCircuit { used: Some(used), .. }) => now.since(used.since) >= used_limit,
             _ => now.since(self.began) >= unused_limit,
         }
     }
@@ -299,7 +299,7 @@ impl Pooled {
     /// The time since which it has been idle.
     pub(super) const fn idle_since(&self) -> Instant {
         match &self.state {
-            State::Open(Open { used: Some(used), .. }) => used.idle_since,
+            PooledState::Open(OpenCircuit { used: Some(used), .. }) => used.idle_since,
             _ => self.began,
         }
     }
@@ -312,8 +312,9 @@ impl Pooled {
     /// Times of the hops built, from the first cell of each to its answer.
     pub(in crate::client) fn hop_times(&self) -> &[Duration] {
         match &self.state {
-            State::Connecting => &[],
-            State::Building(Building { hop_times, .. }) | State::Open(Open { hop_times, .. }) => hop_times,
+            PooledState::Connecting => &[],
+            PooledState::Building(BuildingCircuit { hop_times, .. })
+            | PooledState::Open(OpenCircuit { hop_times, .. }) => hop_times,
         }
     }
 
@@ -321,12 +322,13 @@ impl Pooled {
     pub(super) fn start(&mut self, now: Instant, channel: ChannelId, origin: Origin) {
         let channel_time = now.since(self.began);
         let origin = Box::new(origin);
-        self.state = State::Building(Building { channel, origin, channel_time, hop_times: Vec::new(), gone: 0 });
+        self.state =
+            PooledState::Building(BuildingCircuit { channel, origin, channel_time, hop_times: Vec::new(), gone: 0 });
     }
 
     /// A hop was built; returns the number of built hops.
     pub(super) fn handle_hop_built(&mut self, elapsed: Duration) -> usize {
-        if let State::Building(building) = &mut self.state {
+        if let PooledState::Building(building) = &mut self.state {
             building.hop_times.push(elapsed);
         }
         self.hop_times().len()
@@ -334,9 +336,9 @@ impl Pooled {
 
     /// All hops are built; returns the time from the start of the build to the open channel.
     pub(super) fn handle_built(&mut self) -> Duration {
-        match core::mem::replace(&mut self.state, State::Connecting) {
-            State::Building(Building { channel, origin, channel_time, hop_times, .. }) => {
-                self.state = State::Open(Open { channel, origin, hop_times, used: None });
+        match core::mem::replace(&mut self.state, PooledState::Connecting) {
+            PooledState::Building(BuildingCircuit { channel, origin, channel_time, hop_times, .. }) => {
+                self.state = PooledState::Open(OpenCircuit { channel, origin, hop_times, used: None });
                 channel_time
             }
             state => {
@@ -349,7 +351,7 @@ impl Pooled {
     /// Counts a report that the relay at `position` (from 0) is gone; `None` unless the circuit is being built.
     pub(super) fn count_gone(&mut self, position: usize) -> Option<GoneReport> {
         let of_volunteer = self.is_volunteer(position);
-        let State::Building(building) = &mut self.state else { return None };
+        let PooledState::Building(building) = &mut self.state else { return None };
         building.gone.increment();
         let credible = of_volunteer && building.gone <= MAX_GONE;
         Some(GoneReport { of_volunteer, credible, volunteer_follows: building.gone < MAX_GONE })
@@ -358,7 +360,7 @@ impl Pooled {
     /// Continues the build over `path`, which has another relay at `position`.
     pub(super) fn extend_over(&mut self, now: Instant, path: Path, position: usize, rng: &mut dyn CryptoRng) {
         let (keys, volunteers) = path.into_keys();
-        if let (Some(relay), State::Building(building)) = (keys.get(position), &mut self.state) {
+        if let (Some(relay), PooledState::Building(building)) = (keys.get(position), &mut self.state) {
             building.origin.extend_to(now, *relay, rng);
         }
         (self.path, self.volunteers) = (keys, volunteers);
@@ -366,14 +368,14 @@ impl Pooled {
 
     /// Opens a stream for the request. A circuit for a delegated request takes no further one.
     pub(super) fn open_stream(&mut self, now: Instant, demand: &Demand) -> Option<StreamId> {
-        let State::Open(open) = &mut self.state else { return None };
+        let PooledState::Open(open) = &mut self.state else { return None };
         let opened = match &demand.wanted {
             Wanted::Stream(target) => open.origin.begin(now, target.clone()),
             Wanted::Resolve(host) => open.origin.resolve(now, host.clone()),
             Wanted::Delegated(delegation) => open.origin.request(now, delegation.service()),
         };
         let id = opened.ok()?;
-        open.used.get_or_insert(Used { since: now, idle_since: self.began });
+        open.used.get_or_insert(PooledUse { since: now, idle_since: self.began });
         self.assignment = match self.delegation {
             Some(_) => Assignment::Retired,
             None => Assignment::Isolation(demand.isolation),
@@ -383,7 +385,7 @@ impl Pooled {
 
     /// One of its streams has ended.
     pub(super) const fn handle_stream_ended(&mut self, now: Instant) {
-        if let State::Open(Open { used: Some(used), .. }) = &mut self.state {
+        if let PooledState::Open(OpenCircuit { used: Some(used), .. }) = &mut self.state {
             used.idle_since = now;
         }
     }
@@ -391,8 +393,8 @@ impl Pooled {
     /// The streams at its exit, if it is open.
     pub(super) fn exit_streams(&mut self) -> Option<&mut Streams> {
         match &mut self.state {
-            State::Connecting | State::Building(_) => None,
-            State::Open(open) => open.origin.exit_streams(),
+            PooledState::Connecting | PooledState::Building(_) => None,
+            PooledState::Open(open) => open.origin.exit_streams(),
         }
     }
 
@@ -432,7 +434,7 @@ impl Pooled {
     pub(in crate::client) fn set_gone(&mut self, gone: u8, volunteer: bool) {
         let middle = self.path.get(1).map(|relay| relay.identity);
         self.volunteers = middle.filter(|_| volunteer).into_iter().collect();
-        if let State::Building(building) = &mut self.state {
+        if let PooledState::Building(building) = &mut self.state {
             building.gone = gone;
         }
     }

@@ -49,7 +49,7 @@ impl Net {
     }
 
     /// Starts a circuit over the open channel to the guard.
-    fn build(&mut self) -> CircuitKey {
+    fn build(&mut self) -> PooledCircuitKey {
         self.open(250);
         self.client(|party, _, _| {
             let mut building = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_building());
@@ -182,8 +182,8 @@ fn a_middle_that_can_be_dialled_is_never_gone_and_a_third_volunteer_neither() {
         let key = net.build();
         net.client(|party, now, rng| {
             party.client.pool.circuit_mut(key).unwrap().set_gone(gone, is_volunteer);
-            let (pool, _, network) = party.client.parts(now).unwrap();
-            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &network, rng);
+            let (pool, _, inputs) = party.client.parts(now).unwrap();
+            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
             let builds = pool.circuit(key).unwrap().is_building();
             assert_eq!(builds, goes_on, "{gone} before, volunteer: {is_volunteer}");
         });
@@ -196,9 +196,9 @@ fn a_guard_is_not_doubted_for_relays_that_it_does_not_know_yet() {
     net.pass(1);
     let key = net.build();
     net.client(|party, now, rng| {
-        let (pool, _, network) = party.client.parts(now).unwrap();
+        let (pool, _, inputs) = party.client.parts(now).unwrap();
         for _ in 0..20 {
-            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &network, rng);
+            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
         }
         assert_eq!(pool.excluded_guards(now), []);
     });

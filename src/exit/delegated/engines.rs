@@ -115,7 +115,7 @@ pub(crate) struct Reached {
 
 /// The source of a description.
 #[derive(Debug)]
-struct Source {
+struct DescriptionSource {
     /// The operator's text.
     written: String,
     name: Option<EngineName>,
@@ -131,7 +131,7 @@ enum Place {
 /// An engine whose description comes from a URL.
 #[derive(Debug)]
 struct Remote {
-    source: Source,
+    source: DescriptionSource,
     /// The position in the operator's list, from 1, used in the log.
     number: usize,
     /// The name under which the engine is offered, once it is.
@@ -158,7 +158,7 @@ impl Engines {
         if written.len() > MAX_ENGINES {
             return Err(EngineError::TooMany);
         }
-        let sources = written.iter().map(|written| Source::parse(written.as_ref()));
+        let sources = written.iter().map(|written| DescriptionSource::parse(written.as_ref()));
         let mut sources: Vec<_> = (1..).zip(sources.collect::<Result<Vec<_>, _>>()?).collect();
         // Files first, so that an error in one is reported at once.
         sources.sort_by_key(|(_, source)| source.is_remote());
@@ -265,7 +265,7 @@ pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engin
     }
     let mut engines: Vec<(Engine, String)> = Vec::new();
     for source in written {
-        let Source { written, name, place } = Source::parse(source.as_ref())?;
+        let DescriptionSource { written, name, place } = DescriptionSource::parse(source.as_ref())?;
         let Place::File(path) = place else { return Err(EngineError::NoFile(written)) };
         let document = read_file(&path).await.map_err(|error| EngineError::File(written.clone(), error))?;
         let engine =
@@ -283,7 +283,7 @@ fn after(wait: Duration) -> Instant {
     sleep(wait).deadline()
 }
 
-impl Source {
+impl DescriptionSource {
     fn parse(written: &str) -> Result<Self, EngineError> {
         // A URL may contain an equals sign too, but not before its scheme.
         let named = written.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));

@@ -29,7 +29,7 @@ use crate::{
     exit::outbound::OutboundError,
     http_exchange::{
         fields::USER_AGENT,
-        http1::{Answer, ExchangeError, read_whole},
+        http1::{ExchangeError, StreamedBody, read_whole},
         refusal::Refusal,
     },
     wire::EndReason,
@@ -70,14 +70,14 @@ impl Default for SearchCaps {
 
 /// The search service of an exit.
 #[derive(Debug)]
-pub(crate) struct Search {
+pub(crate) struct ExitSearch {
     engines: Engines,
     caps: SearchCaps,
     /// Permits for parsing. A hostile answer can take a multiple of its length in memory, and a processor meanwhile.
     readers: Arc<Semaphore>,
 }
 
-impl Search {
+impl ExitSearch {
     pub(crate) fn new(engines: Engines, caps: SearchCaps) -> Self {
         Self { engines, caps, readers: Arc::new(Semaphore::new(caps.readers)) }
     }
@@ -223,7 +223,7 @@ const REDIRECTED: Refused = Refused { told: SearchRefusal::EngineRedirected, cou
 
 /// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
 /// `http`.
-fn redirect(at: &Url, response: &Response<Answer>) -> Option<Url> {
+fn redirect(at: &Url, response: &Response<StreamedBody>) -> Option<Url> {
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     let next = at.join(location).ok()?;
     let same = next.scheme() == at.scheme() && next.port_or_known_default() == at.port_or_known_default();

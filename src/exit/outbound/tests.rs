@@ -23,7 +23,7 @@ fn policy(private: bool) -> Policy {
 /// Reaches this machine by its address or `localhost`, and public addresses otherwise.
 fn outbound(tls: Tls) -> Outbound {
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-    let reach = Reach { resolved: policy(false), written: policy(true) };
+    let reach = TargetPolicies { resolved: policy(false), written: policy(true) };
     let mut limits = OutboundLimits::default();
     limits.exchange.head = Duration::from_millis(300);
     limits.exchange.idle = Some(Duration::from_millis(300));
@@ -40,7 +40,7 @@ async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
     Response::new(Full::from(format!("{head} {}", body.len())))
 }
 
-async fn body(response: Response<Answer>) -> String {
+async fn body(response: Response<StreamedBody>) -> String {
     String::from_utf8(read_whole(response.into_body(), 1 << 20).await.unwrap()).unwrap()
 }
 
@@ -101,7 +101,7 @@ async fn a_public_name_leads_to_no_private_address() {
             ..ResolverOptions::default()
         }))
     };
-    let reach = |private| Reach { resolved: policy(private), written: policy(true) };
+    let reach = |private| TargetPolicies { resolved: policy(private), written: policy(true) };
     let limits = OutboundLimits::default();
     let url = format!("http://both.example.net:{}/", address.port());
     let allowed = Outbound::new(reach(true), resolver(true), Tls::default(), limits);
@@ -120,7 +120,7 @@ async fn written_addresses_are_judged_too() {
     for metadata in ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/"] {
         assert_eq!(failing(&outbound, metadata).await, OutboundError::Connect(EndReason::Policy), "{metadata}");
     }
-    outbound.reach = Arc::new(Reach { resolved: policy(false), written: policy(false) });
+    outbound.reach = Arc::new(TargetPolicies { resolved: policy(false), written: policy(false) });
     for here in [format!("http://{address}/"), format!("http://localhost:{}/", address.port())] {
         assert_eq!(failing(&outbound, here).await, OutboundError::Connect(EndReason::Policy));
     }

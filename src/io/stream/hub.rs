@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::{stream::StreamCommand, wire::EndReason};
 
-use super::{DuplexState, Reader, Stream, StreamShared, Writer};
+use super::{DuplexState, Stream, StreamReader, StreamShared, StreamWriter};
 
 /// The core's identifier of a stream.
 pub(crate) type StreamKey = u64;
@@ -46,8 +46,8 @@ impl Hub {
         let shared = Arc::new(StreamShared { key, bell: self.bell.clone(), state });
         self.streams.insert(key, Arc::clone(&shared));
         Stream {
-            reader: Reader { shared: Arc::clone(&shared), chunks: VecDeque::new(), untold: 0 },
-            writer: Writer { shared: Arc::clone(&shared) },
+            reader: StreamReader { shared: Arc::clone(&shared), chunks: VecDeque::new(), untold: 0 },
+            writer: StreamWriter { shared: Arc::clone(&shared) },
             shared,
         }
     }

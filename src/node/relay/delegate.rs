@@ -8,10 +8,10 @@ use crate::{
             Delegate,
             engines::{Engines, Ways},
             http::{Allow, Http, HttpCaps, Tier},
-            limits::{Limits, Rates},
-            search::{Search, SearchCaps},
+            limits::{ExitLimits, Rates},
+            search::{ExitSearch, SearchCaps},
         },
-        outbound::{Outbound, OutboundLimits, Reach},
+        outbound::{Outbound, OutboundLimits, TargetPolicies},
     },
     exit_policy::Policy,
     io::{resolver::Resolver, tls::Tls},
@@ -50,7 +50,7 @@ pub(super) async fn delegate(
     let outbound = |reach| Outbound::new(reach, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
     let all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
-    let named = outbound(Reach { resolved: all(private)?, written: all(true)? });
+    let named = outbound(TargetPolicies { resolved: all(private)?, written: all(true)? });
     let http = match tier {
         DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
             return Err(Failure::usage("delegate: \"search\" needs an engine; add --engine"));
@@ -66,7 +66,7 @@ pub(super) async fn delegate(
         }
         DelegateTier::Open => {
             let open = exit.cloned().map_or_else(|| policy(&OPEN, private), Ok)?;
-            Tier::Open(outbound(Reach { resolved: open.clone(), written: open }))
+            Tier::Open(outbound(TargetPolicies { resolved: open.clone(), written: open }))
         }
     };
     let (rates, caps) = (Rates::default(), HttpCaps::default());
@@ -80,14 +80,14 @@ pub(super) async fn delegate(
         time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),
         ..caps
     };
-    let public = outbound(Reach { resolved: all(private)?, written: all(private)? });
+    let public = outbound(TargetPolicies { resolved: all(private)?, written: all(private)? });
     let search = search(options, Ways { named, public }).await?;
-    Ok(Some(Delegate::new(search, Http::new(http, caps), Limits::new(rates, Instant::now()))))
+    Ok(Some(Delegate::new(search, Http::new(http, caps), ExitLimits::new(rates, Instant::now()))))
 }
 
 /// The search service with the engines of `options`, reached by `ways`.
-async fn search(options: &RelayOptions, ways: Ways) -> Result<Search, Failure> {
+async fn search(options: &RelayOptions, ways: Ways) -> Result<ExitSearch, Failure> {
     let written: Vec<&String> = options.engine.iter().flatten().collect();
     let engines = Engines::load(&written, ways).await.map_err(Failure::usage)?;
-    Ok(Search::new(engines, SearchCaps::default()))
+    Ok(ExitSearch::new(engines, SearchCaps::default()))
 }

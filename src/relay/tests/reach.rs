@@ -113,13 +113,24 @@ fn registration(gateways: &[RelayId]) -> Registration {
     Registration { seed: [9; 32], gateways: gateways.to_vec() }
 }
 
-/// A volunteer with the bench's consensus and a seed, and its ranking.
-fn gateways_of_own(bench: &mut Bench) -> Vec<RelayId> {
-    let parameters = RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() };
-    *bench = Bench::new(parameters);
+/// A volunteer with the bench's consensus and a seed, and its ranking of gateways.
+fn volunteer_with_gateways() -> (Bench, Vec<RelayId>) {
+    let mut bench = Bench::new(RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() });
     bench.relay.handle_registration(bench.now, &registration(&[]));
     let consensus = fixture::consensus((1..=9).map(|number| fixture::listed(fixture::profile(number))));
-    crate::directory::gateway_ranking(&[9; 32], &bench.relay.identity(), &consensus)
+    let ranking = crate::directory::gateway_ranking(&[9; 32], &bench.relay.identity(), &consensus);
+    bench.settle();
+    (bench, ranking)
+}
+
+/// The same with channels to the first three of the ranking.
+fn reachable_volunteer() -> (Bench, Vec<RelayId>) {
+    let (mut bench, ranking) = volunteer_with_gateways();
+    for relay in &ranking[..3] {
+        answer_dial(&mut bench, *relay);
+    }
+    bench.dialled.clear();
+    (bench, ranking)
 }
 
 fn answer_dial(bench: &mut Bench, relay: RelayId) {
@@ -157,13 +168,7 @@ fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_inte
 
 #[test]
 fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = gateways_of_own(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        answer_dial(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, _) = reachable_volunteer();
     bench.relay.shut_down();
     let mut closed = Vec::new();
     for _ in 0..100 {
@@ -202,13 +207,7 @@ fn a_relay_that_drains_closes_what_carries_nothing_and_takes_no_more_while_its_c
 
 #[test]
 fn a_volunteer_that_drains_leaves_the_gateways_that_bring_it_nothing_and_dials_no_more() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = gateways_of_own(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        answer_dial(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, _) = reachable_volunteer();
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
     assert_eq!((bench.relay.gateways(), bench.closed.len()), (Vec::new(), 3));
@@ -228,9 +227,7 @@ fn a_relay_that_hangs_up_tells_both_sides_of_each_circuit() {
 
 #[test]
 fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = gateways_of_own(&mut bench);
-    bench.settle();
+    let (mut bench, ranking) = volunteer_with_gateways();
     assert_eq!(bench.dialled, ranking[..3]);
     assert!(!ranking.contains(&bench.relay.identity()));
     for relay in &ranking[..3] {
@@ -252,9 +249,7 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
 
 #[test]
 fn a_gateway_that_fails_is_replaced_by_the_next_ranked_and_none_behind_the_eighth_is_tried() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = gateways_of_own(&mut bench);
-    bench.settle();
+    let (mut bench, ranking) = volunteer_with_gateways();
     answer_dial(&mut bench, ranking[0]);
     for relay in &ranking[1..3] {
         let event = LinkEvent::DialFailed { relay: *relay, error: crate::base::DialError::TimedOut };
@@ -277,13 +272,7 @@ fn a_gateway_that_fails_is_replaced_by_the_next_ranked_and_none_behind_the_eight
 
 #[test]
 fn a_gateway_that_is_lost_is_dialled_again_or_replaced() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = gateways_of_own(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        answer_dial(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, ranking) = reachable_volunteer();
     let event = LinkEvent::Closed { link: LinkId(1), reason: crate::base::LinkClose::TimedOut };
     bench.relay.handle_link(bench.now, event, &mut bench.rng);
     bench.settle();
@@ -295,13 +284,7 @@ fn a_gateway_that_is_lost_is_dialled_again_or_replaced() {
 
 #[test]
 fn a_gateway_that_the_directory_never_hears_of_gives_way_to_the_next() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = gateways_of_own(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        answer_dial(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, ranking) = reachable_volunteer();
     for _ in 0..6 {
         bench.relay.handle_registration(bench.now, &registration(&ranking[1..3]));
         for link in 1..=3 {

@@ -16,10 +16,10 @@ use crate::{
             Delegate,
             engines::{Engines, Ways},
             http::{Http, HttpCaps, Tier},
-            limits::{Limits, Rates},
-            search::{Search, SearchCaps},
+            limits::{ExitLimits, Rates},
+            search::{ExitSearch, SearchCaps},
         },
-        outbound::{Outbound, OutboundLimits, Reach},
+        outbound::{Outbound, OutboundLimits, TargetPolicies},
     },
     exit_policy::Policy,
     io::{
@@ -29,7 +29,7 @@ use crate::{
         tls::Tls,
     },
     path::PathError,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 /// An overlay of one or several identical exits, which perform requests at this machine and open streams to it.
@@ -48,14 +48,14 @@ impl OneExit {
     pub(crate) async fn several(exits: u8) -> Self {
         let policy = Policy::parse(["accept *"], true).unwrap();
         let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-        let reach = Reach { resolved: policy.clone(), written: policy };
+        let reach = TargetPolicies { resolved: policy.clone(), written: policy };
         let resolver = Arc::new(Resolver::new(&options));
         let outbound = Outbound::new(reach, resolver, Tls::default(), OutboundLimits::default());
         let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
-        let limits = Limits::new(Rates::default(), Instant::now());
+        let limits = ExitLimits::new(Rates::default(), Instant::now());
         let ways = Ways { named: outbound.clone(), public: outbound };
         let none = Engines::load::<&str>(&[], ways).await.unwrap();
-        let search = Search::new(none, SearchCaps::default());
+        let search = ExitSearch::new(none, SearchCaps::default());
         Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
     }
 
@@ -74,7 +74,7 @@ impl Connector for OneExit {
         Direct::default().connect(target, isolation).await
     }
 
-    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         Err(EndReason::Policy.into())
     }
 

@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use super::*;
 use crate::{
     exit::outbound::{
-        OutboundLimits, Reach,
+        OutboundLimits, TargetPolicies,
         testing::{TestRoot, http_origin, https_origin},
     },
     exit_policy::Policy,
@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 fn outbound(private: bool, tls: Tls) -> Outbound {
     let policy = Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-    let reach = Reach { resolved: policy.clone(), written: policy };
+    let reach = TargetPolicies { resolved: policy.clone(), written: policy };
     let mut limits = OutboundLimits::default();
     limits.exchange.head = Duration::from_millis(500);
     limits.exchange.idle = Some(Duration::from_millis(500));
