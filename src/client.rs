@@ -1,10 +1,10 @@
 //! The core of a client: streams, circuits and channels to guards, without I/O.
 //!
 //! [`ClientMachine`] owns the channels to guards, the guard sample and the directory's documents. It drives the pool of
-//! circuits and the placement of requests on them. Driven as a [`LinkMachine`] from below, and by [`ClientMachine::open`] and
-//! similar calls from above. It builds circuits ahead and puts each stream on a circuit of its isolation. It retries a
-//! stream elsewhere if the stream failed before it was connected and the target wasn't the cause. It rebuilds failed
-//! circuits. Governed by `proto/08-paths.md` §5.
+//! circuits and the placement of requests on them. Driven as a [`LinkMachine`] from below, and by
+//! [`ClientMachine::open`] and similar calls from above. It builds circuits ahead and puts each stream on a circuit of
+//! its isolation. It retries a stream elsewhere if the stream failed before it was connected and the target wasn't the
+//! cause. It rebuilds failed circuits. Governed by `proto/08-paths.md` §5.
 //!
 //! | module | owns |
 //! |---|---|
@@ -65,8 +65,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// A client of the overlay.
 ///
 /// **Drain contract.** That of [`LinkMachine`]; after [`LinkMachine::poll_transmit`] has returned `None`, call
-/// [`ClientMachine::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits' events and
-/// plans, so that a batch of inputs costs little more than one.
+/// [`ClientMachine::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits'
+/// events and plans, so that a batch of inputs costs little more than one.
 pub struct ClientMachine {
     parameters: ClientParameters,
     channels: Channels,

@@ -1,7 +1,7 @@
 //! The placement of requests on circuits: the circuit and stream of each request, and retries at another exit.
 //!
-//! [`Placement`] owns the requests. [`ClientMachine`](super::ClientMachine) drives it: it places waiting requests at the end of a
-//! batch of inputs, and passes the events of streams.
+//! [`Placement`] owns the requests. [`ClientMachine`](super::ClientMachine) drives it: it places waiting requests at
+//! the end of a batch of inputs, and passes the events of streams.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! The pool of circuits: builds and closes circuits, and finds the circuit for a request.
 //!
 //! [`Pool`] owns the circuits, their deadlines and the policy of builds. It has no requests: [`Pool::poll_event`]
-//! returns the effects on them. [`ClientMachine`](super::ClientMachine) drives it. Cells and channel events come from the client's
-//! channels; at the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns `None`.
+//! returns the effects on them. [`ClientMachine`](super::ClientMachine) drives it. Cells and channel events come from
+//! the client's channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns `None`.
 //!
 //! Caps: [`ClientParameters`] for circuits and builds. One delegated request a circuit.
 
@@ -31,7 +31,7 @@ use crate::{
 use build_policy::BuildPolicy;
 use circuit::Pooled;
 
-/// The client's parts that builds need.
+/// The parts of the client that the pool uses.
 pub(super) struct PoolInputs<'a> {
     pub(super) relays: Relays<'a>,
     pub(super) guards: &'a GuardSample,
@@ -93,7 +93,7 @@ pub(super) struct Pool {
     policy: BuildPolicy,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
-    /// Events apart from those of streams.
+    /// Events apart from those of streams. At most two for each circuit, because every batch of inputs empties it.
     events: VecDeque<PoolEvent>,
 }
 
@@ -123,7 +123,7 @@ impl Pool {
             .filter(|(key, circuit)| !demand.refused_on.contains(key) && circuit.is_open())
             .filter(|(_, circuit)| circuit.takes(demand, relays))
             // Streams may still join circuits that already carry some.
-            .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.keeps_clear_of(&avoided))
+            .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| (circuit.is_spare(), load(**key), **key))
             .map(|(key, _)| *key)
     }
@@ -236,7 +236,7 @@ impl Pool {
                 origin.handle_timeout(now);
                 self.ready.push(key, &mut circuit.ready);
             } else if let Some(guard) = circuit.guard() {
-                // The dial goes on for a while, but no circuit waits for it.
+                // The dial continues, but no circuit waits for it.
                 self.handle_guard_failed(now, guard);
             }
         }

@@ -63,7 +63,7 @@ impl Pool {
             .circuits
             .iter_mut()
             .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, &inputs.relays))
-            .filter(|(_, circuit)| circuit.keeps_clear_of(&avoided))
+            .filter(|(_, circuit)| circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| (circuit.is_spare(), **key));
         match building {
             Some((_, circuit)) => circuit.assign(demand.isolation),

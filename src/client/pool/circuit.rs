@@ -32,7 +32,7 @@ pub(in crate::client) struct Pooled {
     volunteers: Vec<RelayId>,
     /// The delegated request that it was built for. Such a circuit carries one request and no streams.
     delegation: Option<Delegation>,
-    /// Its exit is to be avoided, but there was no alternative; serves only its original request.
+    /// Uses an otherwise avoided exit because there was no alternative; serves only its original request.
     uses_avoided_exit: bool,
     assignment: Assignment,
     began: Instant,
@@ -245,8 +245,8 @@ impl Pooled {
         self.is_spare() && self.delegation.as_ref() == delegation
     }
 
-    /// Whether the exits in `avoided` don't exclude it for a request that it [takes](Self::takes).
-    pub(super) fn keeps_clear_of(&self, avoided: &[RelayId]) -> bool {
+    /// Whether the exits in `avoided` permit it for a request that it [takes](Self::takes).
+    pub(super) fn is_permitted_by(&self, avoided: &[RelayId]) -> bool {
         self.uses_avoided_exit || self.exit().is_some_and(|exit| !avoided.contains(&exit))
     }
 

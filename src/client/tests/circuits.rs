@@ -30,13 +30,13 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
 }
 
 #[test]
-fn builds_that_fail_are_tried_four_times_and_then_given_up() {
+fn a_request_fails_after_four_failed_builds() {
     let mut net = Net::ready(13, 1);
     net.client(|party, _, _| {
         let keys: Vec<_> = party.client.pool.circuits().map(|(key, _)| key).collect();
         keys.into_iter().for_each(|key| party.client.pool.close(key));
     });
-    // The only exit has vanished, so no circuit can be built.
+    // Without its only exit, the network has no path.
     let exit = net.relays[&key(1).id()];
     net.world.vanish(exit);
     let before = net.client(|party, _, _| party.client.pool.begun());
@@ -47,7 +47,7 @@ fn builds_that_fail_are_tried_four_times_and_then_given_up() {
 }
 
 #[test]
-fn a_request_whose_guards_are_all_unreachable_fails_with_that_reason() {
+fn a_request_fails_with_the_reason_that_no_guard_is_reachable() {
     let mut net = Net::new(42, 2);
     for relay in net.relays.values().copied().collect::<Vec<_>>() {
         net.world.vanish(relay);
@@ -58,7 +58,7 @@ fn a_request_whose_guards_are_all_unreachable_fails_with_that_reason() {
 }
 
 #[test]
-fn a_network_with_too_few_relays_is_not_reported_as_a_policy() {
+fn a_request_fails_with_the_reason_that_there_are_too_few_relays() {
     let mut net = Net::new(43, 2);
     net.listed.truncate(2);
     net.give_consensus(NOW);
@@ -82,7 +82,7 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
 }
 
 #[test]
-fn more_requests_than_fit_are_refused_at_once() {
+fn a_request_beyond_the_cap_fails_at_once() {
     let mut net = Net::new(15, 2);
     let most = net.client(|party, _, _| party.client.parameters.streams);
     let last = net.client(|party, now, _| {
@@ -92,7 +92,7 @@ fn more_requests_than_fit_are_refused_at_once() {
 }
 
 #[test]
-fn a_hundred_streams_at_once_are_all_served() {
+fn a_hundred_simultaneous_requests_all_connect() {
     let mut net = Net::ready(16, 2);
     let streams: Vec<_> = (0..100).map(|number| net.open(number % 8)).collect();
     net.wait(10, |party| {
@@ -104,7 +104,7 @@ fn a_hundred_streams_at_once_are_all_served() {
 }
 
 #[test]
-fn a_pause_between_builds_is_over_though_nothing_can_be_built() {
+fn a_pause_between_builds_ends_even_if_no_build_may_start() {
     let mut net = Net::new(17, 2);
     net.client(|party, _, _| party.client.parameters.building = 0);
     net.give_consensus(NOW);
@@ -146,7 +146,7 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
 }
 
 #[test]
-fn a_first_hop_that_is_built_shows_the_guard_to_be_reachable() {
+fn a_built_first_hop_marks_the_guard_as_reachable() {
     let mut net = Net::ready(19, 2);
     let guard = net.client(|party, _, _| party.built[0][0]);
     net.open(1);
@@ -161,7 +161,7 @@ fn a_first_hop_that_is_built_shows_the_guard_to_be_reachable() {
 }
 
 #[test]
-fn a_circuit_never_used_ends_when_it_is_old_whatever_it_was_made_for() {
+fn an_unused_circuit_ends_at_the_age_limit_even_if_it_is_assigned() {
     let mut net = Net::ready(20, 2);
     let made = net.client(|party, _, _| {
         party.client.parameters.spare_age = Duration::from_secs(10);
@@ -188,7 +188,7 @@ fn a_circuit_over_a_relay_no_longer_listed_takes_no_new_stream() {
 }
 
 #[test]
-fn a_circuit_that_had_no_room_for_a_request_is_not_asked_again() {
+fn a_request_is_not_retried_on_a_circuit_without_room() {
     let mut net = Net::ready(22, 2);
     net.serve(Serves::Refuses(EndReason::ResourceLimit));
     let stream = net.open(1);
