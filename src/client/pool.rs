@@ -2,7 +2,8 @@
 //!
 //! [`Pool`] owns the circuits, their deadlines and the policy of builds. It has no requests: [`Pool::poll_event`]
 //! returns the effects on them. [`ClientMachine`](super::ClientMachine) drives it. Cells and channel events come from
-//! the client's channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns `None`.
+//! the client's channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns
+//! `None`.
 //!
 //! Caps: [`ClientParameters`] for circuits and builds. One delegated request a circuit.
 
