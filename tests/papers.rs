@@ -45,7 +45,7 @@ fn every_test_that_the_threat_model_names_exists() {
 }
 
 #[test]
-fn every_link_within_the_papers_leads_somewhere() {
+fn every_relative_url_in_the_papers_exists() {
     let mut broken = Vec::new();
     for (file, text) in papers() {
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
