@@ -43,6 +43,7 @@ const PAPERS: &[(&str, &str)] = papers![
     "docs/architecture.md",
     "docs/engines.md",
     "docs/performance.md",
+    "docs/resources.md",
     "docs/search.md",
     "docs/transport.md",
     "docs/web.md",
