@@ -11,15 +11,15 @@
 //! | `/api/…` | the API for the command line ([`api`]) |
 //!
 //! The pages work without scripts, load nothing from other sites and store nothing. Only the proxy check's image has
-//! another address ([`check`]). Threats addressed: other pages in the same browser ([`guard`]); URLs or markup planted
+//! another address ([`check`]). Threats addressed: other pages in the same browser ([`request_check`]); URLs or markup planted
 //! by exits ([`results`], [`reader`]).
 
 pub(crate) mod api;
 pub(crate) mod check;
-mod guard;
 mod layout;
 mod leave;
 mod reader;
+mod request_check;
 mod results;
 #[cfg(test)]
 mod tests;
@@ -129,7 +129,7 @@ fn router<C: Connector>(listener: SocketAddr, page: SearchPage<C>) -> Router {
         .fallback(|| async {
             failure_page(StatusCode::NOT_FOUND, "There is no such page", "Use the search box.", None)
         })
-        .layer(middleware::from_fn_with_state(Arc::new(listener), guard::guard))
+        .layer(middleware::from_fn_with_state(Arc::new(listener), request_check::restrict_access))
         .with_state(page)
 }
 

@@ -31,7 +31,7 @@ use crate::{
 
 use super::{SearchPage, layout::address};
 
-pub(crate) use super::guard::API_FIELD;
+pub(crate) use super::request_check::API_FIELD;
 
 /// Maximum bytes of a search request's content.
 const MAX_BODY: usize = 64 * 1024;

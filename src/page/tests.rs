@@ -180,6 +180,8 @@ async fn requests_of_pages_of_other_sites_are_refused() {
         }
     }
     assert!(overlay.queried().is_empty() && overlay.direct.isolations().is_empty());
+    let (_, _, text) = request(address, "/search?q=a", &[("sec-fetch-site", "cross-site")]).await;
+    assert!(text.contains("another site's page") && text.contains(&format!("{own}/\n")), "{text}");
     let allowed: &[&[(&str, &str)]] = &[
         &[],
         &[("sec-fetch-site", "none")],
@@ -198,8 +200,13 @@ async fn the_api_of_the_command_line_is_closed_to_browsers() {
     let page: &[(&str, &str)] = &[("umbel-api", "1"), ("sec-fetch-site", "same-origin")];
     let origin: &[(&str, &str)] = &[("umbel-api", "1"), ("origin", &format!("http://{address}"))];
     for fields in [&[], page, origin] {
-        assert_eq!(request(address, "/api/engines", fields).await.0, 403, "{fields:?}");
+        let (status, _, text) = request(address, "/api/engines", fields).await;
+        assert_eq!(status, 403, "{fields:?}");
+        assert!(text.contains("only for Umbel's command line") && !text.contains("another site"), "{fields:?}: {text}");
     }
+    let (status, _, text) =
+        request(address, "/api/engines", &[("umbel-api", "1"), ("sec-fetch-site", "cross-site")]).await;
+    assert!(status == 403 && text.contains("another site's page"), "{status}: {text}");
     let (status, _, text) = request(address, "/api/engines", &[("umbel-api", "1")]).await;
     assert_eq!(status, 200);
     assert!(text.contains("\"kiwix\""), "{text}");
