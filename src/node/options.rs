@@ -233,7 +233,7 @@ pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Fail
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     let state =
-        state.or(home).ok_or_else(|| Failure::usage("data-dir: none is given, and HOME is not set; add --data-dir"))?;
+        state.or(home).ok_or_else(|| Failure::usage("data-dir is missing, and HOME is not set; add --data-dir"))?;
     Ok(state.join("umbel").join(role))
 }
 
