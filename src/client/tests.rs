@@ -17,7 +17,7 @@ use crate::{
     handshake::OnionKeyring,
     path::PathError,
     relay::{ExitStream, Relay, RelayEvent, RelayParameters},
-    sim::{NodeId, PathProfile, World},
+    sim::{LinkProperties, NodeId, World},
     stream::StreamEvent,
     wire::{EndReason, Host, ResolvedAnswer},
 };
@@ -227,8 +227,8 @@ struct Net {
 impl Net {
     /// Seven relays, the first `exits` of them exits; the client has no consensus yet.
     fn new(seed: u64, exits: u16) -> Self {
-        let profile = PathProfile { delay: Duration::from_millis(5), ..PathProfile::default() };
-        let mut world = World::new(seed, profile);
+        let properties = LinkProperties { delay: Duration::from_millis(5), ..LinkProperties::default() };
+        let mut world = World::new(seed, properties);
         let client = world.add_node("10.9.9.9:9".parse().unwrap(), false);
         let mut relays = BTreeMap::new();
         let mut all = Vec::new();
@@ -499,7 +499,7 @@ fn after_the_loss_of_a_relay_its_stream_fails_and_a_new_request_succeeds_within_
         let hop = usize::try_from(seed % 3).unwrap();
         let victim = net.path_of(stream)[hop];
         let node = net.relays[&victim];
-        net.world.vanish(node);
+        net.world.crash(node);
         // Before and after detection of the loss.
         if seed % 2 == 0 {
             net.closed(stream, 25);

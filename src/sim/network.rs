@@ -1,7 +1,8 @@
 //! The simulated network: links between nodes.
 //!
-//! A message leaves at the sender's rate and arrives after the path's delay. Each lost datagram delays the message
-//! further, like a retransmission. Each lane keeps its order; messages of different lanes may overtake each other.
+//! A message leaves at the link's rate and arrives after the link's delay. Each lost datagram delays the message by one
+//! more round trip, as its retransmission would. Messages of one lane arrive in order; messages of different lanes may
+//! overtake each other.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{
@@ -25,12 +26,12 @@ const ROOM_THRESHOLD: usize = 256 << 10;
 const DATAGRAM_LEN: usize = 1200;
 /// Time after which a dial to an address without a listener fails.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// Time without data after which a link to a vanished node closes.
+/// Time without data after which a link to a crashed node closes.
 const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Properties of every path of the network.
+/// Properties of every link of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PathProfile {
+pub struct LinkProperties {
     /// Minimum one-way delay.
     pub delay: Duration,
     /// Maximum one-way addition to `delay`, uniformly distributed.
@@ -41,8 +42,8 @@ pub struct PathProfile {
     pub rate: u64,
 }
 
-impl Default for PathProfile {
-    /// A good path: 10 ms, no jitter, no loss, 100 MB/s.
+impl Default for LinkProperties {
+    /// A fast link: 10 ms, no jitter, no loss, 100 MB/s.
     fn default() -> Self {
         Self { delay: Duration::from_millis(10), jitter: Duration::ZERO, loss: 0.0, rate: 100_000_000 }
     }
@@ -55,8 +56,8 @@ pub struct NodeId(pub usize);
 /// All links, and the data in flight.
 pub struct Network {
     rng: ChaCha8Rng,
-    profile: PathProfile,
-    ports: Vec<NetworkInterface>,
+    properties: LinkProperties,
+    interfaces: Vec<NetworkInterface>,
     ends: BTreeMap<LinkId, End>,
     schedule: BinaryHeap<Reverse<Scheduled>>,
     next_link: u64,
@@ -76,10 +77,11 @@ struct NetworkInterface {
 struct End {
     node: NodeId,
     other: LinkId,
-    /// The time at which the last message has left.
+    /// The departure of the last message.
     sends_until: Instant,
     /// The arrival of the last message of each lane.
     lanes_until: [Instant; LANES as usize],
+    /// Bytes of messages that have not departed.
     buffered: usize,
 }
 
@@ -99,13 +101,13 @@ enum ScheduledEvent {
 }
 
 impl Network {
-    /// An empty network; `seed` determines all its random values.
+    /// An empty network; `seed` determines all random values of the network.
     #[must_use]
-    pub fn new(seed: u64, profile: PathProfile) -> Self {
+    pub fn new(seed: u64, properties: LinkProperties) -> Self {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
-            profile,
-            ports: Vec::new(),
+            properties,
+            interfaces: Vec::new(),
             ends: BTreeMap::new(),
             schedule: BinaryHeap::new(),
             next_link: 1,
@@ -113,33 +115,33 @@ impl Network {
         }
     }
 
-    /// Adds a node at `address`; one that `listens` can be dialled.
+    /// Adds a node at `address`. If `listens`, others can dial it.
     pub fn add_node(&mut self, address: SocketAddr, listens: bool) -> NodeId {
         let mut certificate = [0; 32];
         self.rng.fill_bytes(&mut certificate);
-        let node = NodeId(self.ports.len());
-        self.ports.push(NetworkInterface { address, certificate, listens, alive: true, events: VecDeque::new() });
+        let node = NodeId(self.interfaces.len());
+        self.interfaces.push(NetworkInterface { address, certificate, listens, alive: true, events: VecDeque::new() });
         node
     }
 
     /// The dial target of `node`, which must authenticate as `relay`.
     #[must_use]
     pub fn dial_target(&self, node: NodeId, relay: RelayId) -> Option<DialTarget> {
-        let port = self.ports.get(node.0)?;
+        let interface = self.interfaces.get(node.0)?;
         Some(DialTarget {
             relay,
-            addresses: vec![port.address],
+            addresses: vec![interface.address],
             ice_ufrag: "simu".to_owned(),
             ice_password: "simulatedsimulatedsimu".to_owned(),
-            fingerprint: port.certificate,
+            fingerprint: interface.certificate,
         })
     }
 
-    /// Removes `node` without closing its links, like a loss of power.
-    pub fn vanish(&mut self, now: Instant, node: NodeId) {
-        if let Some(port) = self.ports.get_mut(node.0) {
-            port.alive = false;
-            port.events.clear();
+    /// Ends `node` without closing its links, like a loss of power.
+    pub fn crash(&mut self, now: Instant, node: NodeId) {
+        if let Some(interface) = self.interfaces.get_mut(node.0) {
+            interface.alive = false;
+            interface.events.clear();
         }
         let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
         for link in orphans {
@@ -152,13 +154,13 @@ impl Network {
         NodeTransport { network: self, node }
     }
 
-    /// The time of the next event.
+    /// The time of the next scheduled event: a dial's result, a departure, an arrival or a closure.
     #[must_use]
-    pub fn next_arrival(&self) -> Option<Instant> {
+    pub fn next_event_at(&self) -> Option<Instant> {
         self.schedule.peek().map(|Reverse(scheduled)| scheduled.at)
     }
 
-    /// Delivers all due events, and returns the affected nodes.
+    /// Delivers all due events, and returns the node of each event for a machine; a node may occur several times.
     pub fn deliver(&mut self, now: Instant) -> Vec<NodeId> {
         let mut affected = Vec::new();
         while let Some(Reverse(scheduled)) = self.schedule.peek() {
@@ -173,10 +175,11 @@ impl Network {
     }
 
     fn dial(&mut self, now: Instant, from: NodeId, target: &DialTarget) {
-        let to =
-            self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
+        let to = self.interfaces.iter().position(|interface| {
+            interface.listens && interface.alive && target.addresses.contains(&interface.address)
+        });
         let round_trips = 3;
-        let duration = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
+        let duration = if to.is_some() { self.properties.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
         let event = ScheduledEvent::DialResult {
             from,
             relay: target.relay,
@@ -187,14 +190,14 @@ impl Network {
     }
 
     fn send(&mut self, now: Instant, link: LinkId, lane: Lane, message: Slots) {
-        let profile = self.profile;
+        let properties = self.properties;
         let extra_delay = self.extra_delay(message.len());
         let Some(end) = self.ends.get_mut(&link) else { return };
         end.buffered = end.buffered.saturating_add(message.len());
-        let departs = end.sends_until.max(now).after(at_rate(message.len(), profile.rate));
+        let departs = end.sends_until.max(now).after(at_rate(message.len(), properties.rate));
         end.sends_until = departs;
         let other = end.other;
-        let mut arrives = departs.after(profile.delay).after(extra_delay);
+        let mut arrives = departs.after(properties.delay).after(extra_delay);
         if let Some(lane_until) = end.lanes_until.get_mut(usize::from(lane.value())) {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
@@ -203,18 +206,18 @@ impl Network {
         self.schedule(arrives, ScheduledEvent::Arrival { link: other, lane: lane.value(), message });
     }
 
-    /// The delay of a message by jitter, and by one round trip for each lost datagram.
+    /// The delay of a message beyond the link's minimum: jitter, and one round trip for each lost datagram.
     fn extra_delay(&mut self, length: usize) -> Duration {
-        let jitter = self.profile.jitter.mul_f64(self.rng.random::<f64>());
+        let jitter = self.properties.jitter.mul_f64(self.rng.random::<f64>());
         let datagrams = length.div_ceil(DATAGRAM_LEN);
-        let lost = (0..datagrams).filter(|_| self.rng.random::<f64>() < self.profile.loss).count();
-        let round_trip = self.profile.delay.saturating_mul(2);
+        let lost = (0..datagrams).filter(|_| self.rng.random::<f64>() < self.properties.loss).count();
+        let round_trip = self.properties.delay.saturating_mul(2);
         jitter.saturating_add(round_trip.saturating_mul(u32::try_from(lost).unwrap_or(u32::MAX)))
     }
 
     fn close(&mut self, now: Instant, link: LinkId) {
         let Some(end) = self.ends.remove(&link) else { return };
-        let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.profile.delay));
+        let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.properties.delay));
         self.schedule(last, ScheduledEvent::Closure { link: end.other, by_silence: false });
     }
 
@@ -259,9 +262,11 @@ impl Network {
         to: Option<NodeId>,
         affected: &mut Vec<NodeId>,
     ) {
-        let Some(dialler) = self.ports.get(from.0) else { return };
+        let Some(dialler) = self.interfaces.get(from.0) else { return };
         let (dialler_certificate, dialler_address) = (dialler.certificate, dialler.address);
-        let listener = to.and_then(|to| self.ports.get(to.0).filter(|port| port.alive).map(|port| (to, port)));
+        let listener = to.and_then(|to| {
+            self.interfaces.get(to.0).filter(|interface| interface.alive).map(|interface| (to, interface))
+        });
         let Some((to, listener)) = listener else {
             let error = DialError::TimedOut;
             return self.emit(from, LinkEvent::DialFailed { relay, error }, affected);
@@ -297,8 +302,8 @@ impl Network {
     }
 
     fn emit(&mut self, node: NodeId, event: LinkEvent, affected: &mut Vec<NodeId>) {
-        if let Some(port) = self.ports.get_mut(node.0).filter(|port| port.alive) {
-            port.events.push_back(event);
+        if let Some(interface) = self.interfaces.get_mut(node.0).filter(|interface| interface.alive) {
+            interface.events.push_back(event);
             affected.push(node);
         }
     }
@@ -320,16 +325,16 @@ impl Transport for NodeTransport<'_> {
     }
 
     fn poll_link_event(&mut self) -> Option<LinkEvent> {
-        self.network.ports.get_mut(self.node.0)?.events.pop_front()
+        self.network.interfaces.get_mut(self.node.0)?.events.pop_front()
     }
 
-    /// Advances all nodes together. Events of other nodes are queued for them.
+    /// Delivers the due events of all nodes. Events of other nodes stay queued until those nodes poll them.
     fn handle_timeout(&mut self, now: Instant) {
         self.network.deliver(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.network.next_arrival()
+        self.network.next_event_at()
     }
 }
 
