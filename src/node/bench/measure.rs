@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::{
     process::Processes,
     server::{BenchServer, ServerState},
-    stream::{BenchError, BenchStream, Fetched, MIB, rate_mib},
+    stream::{BenchError, BenchStream, FetchSample, MIB, rate_mib},
 };
 
 const GIB: f64 = 1024.0 * MIB;
@@ -77,18 +77,18 @@ impl Load {
 
     /// Spreads the requests evenly over `streams` workers. A worker uses one persistent stream, or a new stream for each
     /// request.
-    async fn run(&self, server: &BenchServer, persistent: bool) -> Result<Samples, BenchError> {
+    async fn run(&self, server: &BenchServer, persistent: bool) -> Result<PhaseSamples, BenchError> {
         let start = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..self.streams {
             let quota = (worker..self.requests).step_by(usize::try_from(self.streams.max(1)).unwrap_or(1)).count();
             workers.spawn(self.work(worker, quota, server.address(), Arc::clone(server.state()), persistent));
         }
-        let mut fetched = Vec::new();
+        let mut samples = Vec::new();
         while let Some(worked) = workers.join_next().await {
-            fetched.extend(worked.map_err(|error| BenchError::Broken(error.into()))??);
+            samples.extend(worked.map_err(|error| BenchError::Broken(error.into()))??);
         }
-        Ok(Samples { fetched, elapsed: start.elapsed() })
+        Ok(PhaseSamples { samples, elapsed: start.elapsed() })
     }
 
     fn work(
@@ -98,32 +98,33 @@ impl Load {
         server_address: SocketAddr,
         server_state: Arc<ServerState>,
         persistent: bool,
-    ) -> impl Future<Output = Result<Vec<Fetched>, BenchError>> + use<> {
+    ) -> impl Future<Output = Result<Vec<FetchSample>, BenchError>> + use<> {
         let load = *self;
         let isolation = worker.checked_rem(load.isolations).unwrap_or(0);
         async move {
-            let mut fetched = Vec::new();
+            let mut samples = Vec::new();
             let mut open = None;
-            while fetched.len() < quota {
+            while samples.len() < quota {
                 let mut stream = match open.take() {
                     Some(stream) => stream,
                     None => BenchStream::open(load.socks, server_address, Arc::clone(&server_state), isolation).await?,
                 };
                 // Each response starts at a different position of the body, so that a response to another request is
                 // detected.
-                let position = u64::from(worker).saturating_mul(104_729).saturating_add(fetched.len() as u64);
-                fetched.push(stream.request(load.bytes, position).await?);
+                let position = u64::from(worker).saturating_mul(104_729).saturating_add(samples.len() as u64);
+                samples.push(stream.request(load.bytes, position).await?);
                 if persistent {
                     open = Some(stream);
                 }
             }
-            Ok(fetched)
+            Ok(samples)
         }
     }
 }
 
-struct Samples {
-    fetched: Vec<Fetched>,
+/// The samples of one phase.
+struct PhaseSamples {
+    samples: Vec<FetchSample>,
     elapsed: Duration,
 }
 
@@ -167,19 +168,19 @@ pub(super) struct PhaseResult {
 }
 
 impl PhaseResult {
-    fn new(name: &'static str, Samples { fetched, elapsed }: Samples) -> Self {
-        let bytes = fetched.iter().map(|sample| sample.bytes).sum();
-        let rates = || fetched.iter().map(Fetched::rate_mib);
+    fn new(name: &'static str, PhaseSamples { samples, elapsed }: PhaseSamples) -> Self {
+        let bytes = samples.iter().map(|sample| sample.bytes).sum();
+        let rates = || samples.iter().map(FetchSample::rate_mib);
         Self {
             name,
-            requests: fetched.len(),
+            requests: samples.len(),
             bytes,
             seconds: elapsed.as_secs_f64(),
             mib_per_second: rate_mib(bytes, elapsed),
-            requests_per_second: fetched.len() as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
-            connect: Percentiles::of(fetched.iter().map(|sample| sample.connect).filter(|connect| !connect.is_zero())),
-            first_byte: Percentiles::of(fetched.iter().map(|sample| sample.first_byte)),
-            last_byte: Percentiles::of(fetched.iter().map(|sample| sample.last_byte)),
+            requests_per_second: samples.len() as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
+            connect: Percentiles::of(samples.iter().map(|sample| sample.connect).filter(|connect| !connect.is_zero())),
+            first_byte: Percentiles::of(samples.iter().map(|sample| sample.first_byte)),
+            last_byte: Percentiles::of(samples.iter().map(|sample| sample.last_byte)),
             slowest_mib_per_second: rates().fold(f64::INFINITY, f64::min),
             fastest_mib_per_second: rates().fold(0.0, f64::max),
         }

@@ -12,7 +12,7 @@ use crate::node::Failure;
 
 use super::server::{BenchServer, ServerState, read_head};
 
-const BUFFER: usize = 64 * 1024;
+const BUFFER_LEN: usize = 64 * 1024;
 pub(super) const MIB: f64 = 1_048_576.0;
 
 /// The failure of a measurement.
@@ -75,7 +75,7 @@ const fn reply_text(code: u8) -> &'static str {
 
 /// The durations of one request, and the length of the response's body.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fetched {
+pub(crate) struct FetchSample {
     /// Time until the SOCKS5 port reports the stream as open; zero for a request on a stream that was already open.
     pub(crate) connect: Duration,
     /// Time from sending the request to the complete head of the response.
@@ -91,7 +91,7 @@ pub(super) fn rate_mib(bytes: u64, elapsed: Duration) -> f64 {
     bytes as f64 / MIB / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
-impl Fetched {
+impl FetchSample {
     /// MiB/s of the body.
     pub(crate) fn rate_mib(&self) -> f64 {
         rate_mib(self.bytes, self.last_byte)
@@ -102,7 +102,7 @@ impl Fetched {
 ///
 /// # Errors
 /// When the stream can't be opened or breaks, or a byte differs.
-pub(crate) async fn fetch(socks: SocketAddr, server: &BenchServer, length: u64) -> Result<Fetched, BenchError> {
+pub(crate) async fn fetch(socks: SocketAddr, server: &BenchServer, length: u64) -> Result<FetchSample, BenchError> {
     BenchStream::open(socks, server.address(), Arc::clone(server.state()), 0).await?.request(length, 0).await
 }
 
@@ -126,12 +126,12 @@ impl BenchStream {
         let start = Instant::now();
         let mut socket = TcpStream::connect(socks).await.map_err(BenchError::NoPort)?;
         socket.set_nodelay(true)?;
-        shake_hands(&mut socket, server_address, &format!("umbel-bench-{isolation}")).await?;
-        Ok(Self { socket, server_state, connect: start.elapsed(), input: Vec::with_capacity(BUFFER) })
+        connect_through_socks(&mut socket, server_address, &format!("umbel-bench-{isolation}")).await?;
+        Ok(Self { socket, server_state, connect: start.elapsed(), input: Vec::with_capacity(BUFFER_LEN) })
     }
 
     /// Fetches `length` bytes of the server's body from `position` on, and verifies them.
-    pub(super) async fn request(&mut self, length: u64, position: u64) -> Result<Fetched, BenchError> {
+    pub(super) async fn request(&mut self, length: u64, position: u64) -> Result<FetchSample, BenchError> {
         let start = Instant::now();
         let request = format!("GET /{length}/{position} HTTP/1.1\r\nHost: bench\r\n\r\n");
         self.socket.write_all(request.as_bytes()).await?;
@@ -161,7 +161,7 @@ impl BenchStream {
             }
         }
         self.server_state.count_response();
-        Ok(Fetched {
+        Ok(FetchSample {
             connect: core::mem::take(&mut self.connect),
             first_byte,
             last_byte: start.elapsed(),
@@ -170,8 +170,8 @@ impl BenchStream {
     }
 }
 
-/// SOCKS5 CONNECT (RFC 1928) with a user name (RFC 1929) if the port takes one.
-async fn shake_hands(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
+/// SOCKS5 CONNECT (RFC 1928), with a user name (RFC 1929) if the port accepts user names.
+async fn connect_through_socks(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
     const NONE: u8 = 0;
     const USER_NAME: u8 = 2;
     socket.write_all(&[5, 2, NONE, USER_NAME]).await?;
