@@ -48,7 +48,7 @@ const JITTER_FACTOR: u32 = 2;
 const MIN_RTT_ROUNDS: u32 = 10;
 
 /// A tag without its SENDME.
-struct Outstanding {
+struct OutstandingTag {
     tag: SendmeTag,
     sent_at: Instant,
     /// DATA cells sent to the hop, up to and including the tagged one.
@@ -61,7 +61,7 @@ enum WindowPhase {
         /// Whether growth is halted, because recent samples show a delay that a queue may cause.
         halted: bool,
         /// Samples since the last evaluation.
-        recent: RttSamples,
+        samples: RttSamples,
     },
     /// The window follows the model.
     Steady,
@@ -75,7 +75,7 @@ enum WindowPhase {
 }
 
 impl WindowPhase {
-    const SLOW_START: Self = Self::SlowStart { halted: false, recent: RttSamples::NONE };
+    const SLOW_START: Self = Self::SlowStart { halted: false, samples: RttSamples::NONE };
 }
 
 /// The sender's window over the DATA cells to the other end: from the origin to one hop of a circuit, or back.
@@ -93,7 +93,7 @@ pub struct CongestionWindow {
     untagged: u64,
     /// The value of `sent` at the time when the window was last full.
     sent_when_full: u64,
-    outstanding: VecDeque<Outstanding>,
+    outstanding: VecDeque<OutstandingTag>,
     latest_rtt: Duration,
     /// The min RTT, and the time of the last sample at most a sixteenth above it.
     min_rtt: Option<(Duration, Instant)>,
@@ -163,7 +163,7 @@ impl CongestionWindow {
                 // low a rate.
                 self.begin_round(now);
             }
-            self.outstanding.push_back(Outstanding { tag, sent_at: now, sent: self.sent });
+            self.outstanding.push_back(OutstandingTag { tag, sent_at: now, sent: self.sent });
         }
     }
 
@@ -212,7 +212,7 @@ impl CongestionWindow {
     fn measure(&mut self, now: Instant, rtt: Duration, full: bool) {
         self.latest_rtt = rtt;
         self.round.rtt.add(rtt);
-        self.round.full = self.round.full.saturating_add(full.into());
+        self.round.full_samples = self.round.full_samples.saturating_add(full.into());
         let min = self.min_rtt();
         if self.min_rtt.is_none() || rtt <= min.saturating_add(part(min, 16)) {
             self.min_rtt = Some((min.min(rtt), now));
@@ -254,12 +254,12 @@ impl CongestionWindow {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
         let (latest_rtt, measured) = (self.latest_rtt, !self.rates.is_empty());
-        let WindowPhase::SlowStart { halted, recent } = &mut self.phase else { return };
+        let WindowPhase::SlowStart { halted, samples } = &mut self.phase else { return };
         let grows = full && !*halted;
-        recent.add(latest_rtt);
-        if recent.count >= enough {
-            *halted = measured && recent.min > limit;
-            *recent = RttSamples::NONE;
+        samples.add(latest_rtt);
+        if samples.count >= enough {
+            *halted = measured && samples.min > limit;
+            *samples = RttSamples::NONE;
         }
         if grows {
             self.set_window(self.window.saturating_add(self.parameters.tag_every.into()));

@@ -35,18 +35,18 @@ pub(super) struct WindowRound {
     /// DATA cells acknowledged before the round began.
     acknowledged: u64,
     /// Number of tags acknowledged in the round that were sent before the window was last full, or as it became full.
-    pub(super) full: u32,
+    pub(super) full_samples: u32,
     pub(super) rtt: RttSamples,
 }
 
 impl WindowRound {
     pub(super) const fn new(began: Instant, acknowledged: u64) -> Self {
-        Self { began, acknowledged, full: 0, rtt: RttSamples::NONE }
+        Self { began, acknowledged, full_samples: 0, rtt: RttSamples::NONE }
     }
 
     /// Whether the window, not the application, limited the sending of at least half of the acknowledged tags.
     pub(super) const fn is_window_limited(&self) -> bool {
-        self.full.saturating_mul(2) >= self.rtt.count
+        self.full_samples.saturating_mul(2) >= self.rtt.count
     }
 
     /// Acknowledged cells a second from the beginning of the round to `now`; `acknowledged` is the total at `now`.
