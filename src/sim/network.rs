@@ -58,8 +58,8 @@ pub struct Network {
     rng: ChaCha8Rng,
     properties: LinkProperties,
     interfaces: Vec<NetworkInterface>,
-    ends: BTreeMap<LinkId, End>,
-    schedule: BinaryHeap<Reverse<Scheduled>>,
+    ends: BTreeMap<LinkId, LinkEnd>,
+    schedule: BinaryHeap<Reverse<ScheduleEntry>>,
     next_link: u64,
     next_serial: u64,
 }
@@ -74,7 +74,7 @@ struct NetworkInterface {
 }
 
 /// One end of a link.
-struct End {
+struct LinkEnd {
     node: NodeId,
     other: LinkId,
     /// The departure of the last message.
@@ -86,7 +86,7 @@ struct End {
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Scheduled {
+struct ScheduleEntry {
     at: Instant,
     serial: u64,
     event: ScheduledEvent,
@@ -224,10 +224,10 @@ impl Network {
     fn schedule(&mut self, at: Instant, event: ScheduledEvent) {
         let serial = self.next_serial;
         self.next_serial = serial.saturating_add(1);
-        self.schedule.push(Reverse(Scheduled { at, serial, event }));
+        self.schedule.push(Reverse(ScheduleEntry { at, serial, event }));
     }
 
-    fn execute(&mut self, scheduled: Scheduled, affected: &mut Vec<NodeId>) {
+    fn execute(&mut self, scheduled: ScheduleEntry, affected: &mut Vec<NodeId>) {
         match scheduled.event {
             ScheduledEvent::DialResult { from, relay, fingerprint, to } => {
                 self.finish_dial(scheduled.at, from, relay, fingerprint, to, affected);
@@ -281,7 +281,7 @@ impl Network {
             (near, far, from, Some(relay), dialler_certificate, listener_certificate, listener_address),
             (far, near, to, None, listener_certificate, dialler_certificate, dialler_address),
         ] {
-            let end = End { node, other, sends_until: now, lanes_until: [now; LANES as usize], buffered: 0 };
+            let end = LinkEnd { node, other, sends_until: now, lanes_until: [now; LANES as usize], buffered: 0 };
             self.ends.insert(link, end);
             let opened = LinkOpened {
                 dialled,
