@@ -255,7 +255,7 @@ impl Net {
         let mut net = Self { seed, world, client, relays, listed };
         let consensus = net.consensus();
         for node in net.relays.values().copied().collect::<Vec<_>>() {
-            net.relay(node, |party| party.relay.set_consensus(Arc::clone(&consensus)));
+            net.relay(node, |party| party.relay.set_consensus(Instant::START, Arc::clone(&consensus)));
         }
         net
     }

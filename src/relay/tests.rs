@@ -1,6 +1,7 @@
 //! Tests of a relay against misbehaving neighbours, cell by cell.
 
-use core::net::SocketAddr;
+use core::{net::SocketAddr, time::Duration};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -11,13 +12,12 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::*;
 use crate::{
-    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Rate, Redacted, Slots},
-    channel::LocalRole,
-    crypto::{IdentityKey, LayerKey},
+    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Rate, Redacted, Slots, StreamId},
+    channel::ChannelParameters,
+    crypto::LayerKey,
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
     onion::OriginLayers,
-    stream::StreamCommand,
     wire::{
         BODY_LEN, Cell, CellBody, Command, EndReason, Fragments, Host, RelayMessage, Target, create_cells,
         encode_extend, split,
@@ -54,7 +54,7 @@ impl Bench {
         let keys = RelayKeys { identity: identity.id(), onion_key: onion.public() };
         let mut relay = Relay::new(identity, OnionKeyring::new(onion, None), parameters);
         let listed = (1..=9).map(|number| fixture::listed(fixture::profile(number)));
-        relay.set_consensus(Arc::new(fixture::consensus(listed)));
+        relay.set_consensus(Instant::START, Arc::new(fixture::consensus(listed)));
         Self {
             now: Instant::START,
             rng,
@@ -298,10 +298,10 @@ fn half_a_create_is_refused_in_time_and_forgotten_at_destroy() {
     bench.send(link, &half_a_create(upper(1)));
     bench.send(link, &half_a_create(upper(2)));
     bench.send(link, &Cell::destroy(upper(2)));
-    assert_eq!(bench.relay.half_built.len(), 1);
+    assert_eq!(bench.relay.half_built.len(), (1, 1));
     bench.pass(Duration::from_secs(5));
     assert_eq!(bench.commands(link), [Command::Destroy]);
-    assert!(bench.relay.half_built.is_empty() && bench.relay.half_built_deadlines.is_empty());
+    assert_eq!(bench.relay.half_built.len(), (0, 0));
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn half_built_circuits_are_capped_for_a_channel_and_in_all() {
     for link in links {
         (1..=70).for_each(|number| bench.send(link, &half_a_create(upper(number))));
     }
-    assert_eq!(bench.relay.half_built.len(), 100);
+    assert_eq!(bench.relay.half_built.len(), (100, 100));
     assert_eq!((bench.commands(links[0]).len(), bench.commands(links[1]).len()), (6, 34));
 }
 
@@ -360,7 +360,7 @@ fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
                 bench.cells(link);
             }
         }
-        assert_eq!((bench.circuits(), bench.relay.dialling[&relay_id(NEXT)].len()), (expected, expected));
+        assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (expected, expected));
     }
 }
 
@@ -368,7 +368,7 @@ fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
 fn circuits_of_one_channel_wait_for_sixteen_relays_and_dial_no_more() {
     let mut bench = Bench::new(RelayParameters::default());
     let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
-    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
+    bench.relay.set_consensus(bench.now, Arc::new(fixture::consensus(listed)));
     let links = [bench.client(), bench.client()];
     for (link, dials) in links.into_iter().zip([16, 17]) {
         for number in 2..=20 {
@@ -571,13 +571,15 @@ proptest! {
             };
             bench.send(link, &cell);
             prop_assert!(bench.circuits() <= 8 && bench.closed.is_empty());
-            prop_assert_eq!(bench.relay.half_built.len(), bench.relay.half_built_deadlines.len());
+            let (half_built, deadlines) = bench.relay.half_built.len();
+            prop_assert_eq!(half_built, deadlines);
         }
         for link in links {
             let reason = crate::base::LinkClose::ByPeer;
             bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
         }
         prop_assert_eq!(bench.circuits(), 0);
-        prop_assert!(bench.relay.half_built.is_empty() && bench.relay.deadlines.is_empty());
+        prop_assert_eq!((bench.relay.half_built.len(), bench.relay.table.deadlines()), ((0, 0), 0));
+        prop_assert!(bench.relay.streams.poll_timeout().is_none());
     }
 }

@@ -23,7 +23,7 @@ impl Net {
         let mut relay = Relay::new(Arc::new(key(number)), keyring, parameters);
         let consensus = self.consensus();
         let seed = [u8::try_from(number - FIRST).unwrap(); 32];
-        relay.set_consensus(Arc::clone(&consensus));
+        relay.set_consensus(Instant::START, Arc::clone(&consensus));
         relay.handle_registration(Instant::START, &Registration { seed, gateways: Vec::new() });
         let mut profile = fixture::volunteer_profile(number);
         profile.onion_key = relay.onion_key();
