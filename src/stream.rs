@@ -22,12 +22,11 @@
 //! | EXTEND, EXTENDED, GONE | violation (the circuit takes them before) | violation |
 //!
 //! Streams have one vocabulary from here up to the sockets: events go up, commands come down. The layers above change
-//! only the identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`, then to a key of
-//! `io::stream`.
+//! only the identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`.
 //!
 //! | relay message | sent for | emits at the peer |
 //! |---|---|---|
-//! | BEGIN | [`Streams::begin`] | [`StreamEvent::Begin`] |
+//! | BEGIN | [`Streams::open`] | [`StreamEvent::Begin`] |
 //! | RESOLVE | [`Streams::resolve`] | [`StreamEvent::Resolve`] |
 //! | REQUEST | [`Streams::request`] | [`StreamEvent::Request`] |
 //! | CONNECTED | [`StreamCommand::Connected`] | [`StreamEvent::Connected`] |
@@ -86,18 +85,22 @@ const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 /// The end of the circuit that this machine serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The end that begins streams.
+    /// The end that opens streams.
     Origin,
     /// The hop that serves them.
     Exit,
 }
 
-/// Why a call or a message failed. [`Self::Full`] concerns the caller only; all others end the circuit.
+/// Why a call or a message failed. [`Self::Full`] and [`Self::NotOpen`] concern the caller only; all others end the
+/// circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The number of open streams is at its maximum, or no identifier is free.
     #[error("the circuit has the maximum number of streams")]
     Full,
+    /// The circuit is not built yet, or has ended.
+    #[error("the circuit is not open")]
+    NotOpen,
     /// The peer sent a message that is illegal from its end or in this stream's state.
     #[error("{0:?} is illegal from this end or in this state of the stream")]
     Illegal(MessageKind),
@@ -121,6 +124,7 @@ impl StreamError {
     pub const fn class(self) -> ErrorClass {
         match self {
             Self::Full => ErrorClass::Limit,
+            Self::NotOpen => ErrorClass::Local,
             Self::Illegal(_) | Self::BeyondCredit | Self::Flow(_) | Self::TooManyAnswers => ErrorClass::Peer,
             Self::Stalled => ErrorClass::Network,
         }
@@ -212,8 +216,8 @@ impl Streams {
     ///
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
-    pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
-        let stream = self.open(now, Phase::Beginning)?;
+    pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
+        let stream = self.create(now, Phase::Beginning)?;
         self.control.push_back(RelayMessage::Begin { stream, target });
         Ok(stream)
     }
@@ -223,7 +227,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
-        let stream = self.open(now, Phase::Resolving)?;
+        let stream = self.create(now, Phase::Resolving)?;
         self.control.push_back(RelayMessage::Resolve { stream, host });
         Ok(stream)
     }
@@ -234,7 +238,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
-        let stream = self.open(now, Phase::Open)?;
+        let stream = self.create(now, Phase::Open)?;
         self.control.push_back(RelayMessage::Request { stream, service });
         Ok(stream)
     }
@@ -322,7 +326,8 @@ impl Streams {
         self.streams.len() >= usize::try_from(self.parameters.max_streams).unwrap_or(usize::MAX)
     }
 
-    fn open(&mut self, now: Instant, phase: Phase) -> Result<StreamId, StreamError> {
+    /// Origin: adds a stream under a free identifier.
+    fn create(&mut self, now: Instant, phase: Phase) -> Result<StreamId, StreamError> {
         if self.is_full() || self.control.len() >= MAX_CONTROL {
             return Err(StreamError::Full);
         }

@@ -98,7 +98,7 @@ impl Client {
         let Some(pooled) = self.circuits.get_mut(&key) else { return false };
         let Stage::Circuit { origin, .. } = &mut pooled.stage else { return false };
         let begun = match &request.wanted {
-            Wanted::Stream(target) => origin.begin(now, target.clone()),
+            Wanted::Stream(target) => origin.open(now, target.clone()),
             Wanted::Resolve(host) => origin.resolve(now, host.clone()),
             Wanted::Delegated(delegation) => origin.request(now, delegation.service()),
         };

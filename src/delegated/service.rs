@@ -1,8 +1,9 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
-//! and edges run in one loop, as in a page. In a process each stream has a task instead (`exit::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
-//! [`SearchService::poll_event`] until `None`. Governed by `proto/09-delegated.md` §3 and §8. Clients are not
+//! and edges run in one loop, as in a page. In a process each stream has a task instead (`exit::delegated`). Driven
+//! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`. The
+//! inputs of a stream are the events of [`StreamEvent`](crate::stream::StreamEvent). Governed by `proto/09-delegated.md` §3 and §8. Clients are not
 //! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
 //! of queries, and the number of streams.
 
@@ -30,7 +31,7 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// For the client.
-    pub told: SearchRefusal,
+    pub sent: SearchRefusal,
     /// For the operator.
     pub counted: Refusal,
 }
@@ -40,12 +41,12 @@ pub struct Refused {
 pub struct PartialQuery(Vec<u8>);
 
 impl PartialQuery {
-    const MALFORMED: Refused = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+    const MALFORMED: Refused = Refused { sent: SearchRefusal::BadRequest, counted: Refusal::Malformed };
 
     /// Handles `bytes` from the client.
     ///
     /// # Errors
-    /// When they are more than any query has.
+    /// When the query is longer than any valid one.
     pub fn handle_data(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         if self.0.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
             return Err(Self::MALFORMED);
@@ -56,14 +57,14 @@ impl PartialQuery {
 
     /// The client has finished its direction. Returns the query with its admission; `None` if it sent none. A malformed
     /// query is admitted before it is refused, so that it counts against the limits.
-    pub fn handle_finish<A>(
+    pub fn handle_finished<A>(
         self,
         admit: impl FnOnce() -> Result<A, Refusal>,
     ) -> Option<Result<(SearchRequest, A), Refused>> {
         if self.0.is_empty() {
             return None;
         }
-        let admitted = admit().map_err(|counted| Refused { told: SearchRefusal::RateLimited, counted });
+        let admitted = admit().map_err(|counted| Refused { sent: SearchRefusal::RateLimited, counted });
         Some(admitted.and_then(|admitted| {
             let request = SearchRequest::decode(&self.0).map_err(|_| Self::MALFORMED)?;
             Ok((request, admitted))
@@ -110,50 +111,50 @@ impl Default for ServiceParameters {
 
 /// An action for the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServiceEvent {
+pub enum ServiceEvent<Id> {
     /// Query the engine, and pass the result to [`SearchService::handle_answer`].
     Query {
         /// The stream.
-        stream: u64,
+        stream: Id,
         /// The query.
         request: SearchRequest,
     },
-    /// There are bytes to send ([`SearchService::unsent`]).
-    Unsent {
+    /// Write the answer's bytes ([`SearchService::unwritten`]).
+    Write {
         /// The stream.
-        stream: u64,
+        stream: Id,
     },
-    /// The answer to this stream's query is no longer needed.
-    Dropped {
+    /// Cancel the query of this stream.
+    Cancel {
         /// The stream.
-        stream: u64,
+        stream: Id,
     },
-    /// End the stream with an error; the service has removed it.
-    Failed {
+    /// Reset the stream; the service has removed it.
+    Reset {
         /// The stream.
-        stream: u64,
+        stream: Id,
         /// The reason for the other end.
         reason: EndReason,
     },
 }
 
-/// The search service of an exit. Stream numbers are never reused.
+/// The search service of an exit. `Id` is the exit's identifier of a stream, which is never reused.
 #[derive(Debug)]
-pub struct SearchService {
+pub struct SearchService<Id> {
     parameters: ServiceParameters,
     limits: Limits,
     /// Unordered; few enough for a linear search.
-    streams: Vec<Serving>,
+    streams: Vec<Serving<Id>>,
     /// At most two for each stream, because the owner drains them after each input.
-    events: VecDeque<ServiceEvent>,
+    events: VecDeque<ServiceEvent<Id>>,
 }
 
 #[derive(Debug)]
-struct Serving {
-    stream: u64,
+struct Serving<Id> {
+    stream: Id,
     circuit: u64,
-    /// Whether its query counts as in progress: from its complete arrival to its answer. So slow senders and readers
-    /// don't block others.
+    /// Whether its query counts as in progress: from its complete arrival to its answer. A slow sender or reader
+    /// doesn't count, so that it blocks no other client.
     admitted: bool,
     /// The deadline of its state.
     due: Instant,
@@ -165,12 +166,12 @@ enum ServingState {
     /// The received part of the query.
     Reading(PartialQuery),
     /// The engine is queried.
-    Asking,
-    /// The answer, and the number of bytes sent.
+    Querying,
+    /// The answer, and the number of bytes written.
     Writing(Vec<u8>, usize),
 }
 
-impl SearchService {
+impl<Id: Copy + PartialEq> SearchService<Id> {
     /// Without streams.
     #[must_use]
     pub const fn new(parameters: ServiceParameters) -> Self {
@@ -178,11 +179,11 @@ impl SearchService {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Begins the stream `stream` of the circuit `circuit`.
-    pub fn handle_begin(&mut self, now: Instant, stream: u64, circuit: u64) {
+    /// Handles a stream to the service, on the circuit with this number.
+    pub fn handle_request(&mut self, now: Instant, stream: Id, circuit: u64) {
         let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
         if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
-            return self.events.push_back(ServiceEvent::Failed { stream, reason: EndReason::ResourceLimit });
+            return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
         }
         let due = now.after(self.parameters.query);
         self.streams.push(Serving {
@@ -195,80 +196,80 @@ impl SearchService {
     }
 
     /// Handles `bytes` from the client.
-    pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
+    pub fn handle_data(&mut self, now: Instant, stream: Id, bytes: &[u8]) {
         let Some(Serving { state: ServingState::Reading(query), .. }) = self.serving_mut(stream) else { return };
         if let Err(refused) = query.handle_data(bytes) {
-            self.refuse(now, stream, refused.told);
+            self.refuse(now, stream, refused.sent);
         }
     }
 
     /// The client has finished its direction.
-    pub fn handle_finish(&mut self, now: Instant, stream: u64) {
+    pub fn handle_finished(&mut self, now: Instant, stream: Id) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let ServingState::Reading(query) = &mut serving.state else { return };
         let (limits, circuit, admitted) = (&mut self.limits, serving.circuit, &mut serving.admitted);
-        let received = core::mem::take(query).handle_finish(|| {
+        let received = core::mem::take(query).handle_finished(|| {
             limits.admit(now, circuit)?;
             *admitted = true;
             Ok(())
         });
         match received {
             None => self.fail(stream, EndReason::Failed),
-            Some(Err(refused)) => self.refuse(now, stream, refused.told),
+            Some(Err(refused)) => self.refuse(now, stream, refused.sent),
             Some(Ok((request, ()))) => {
-                (serving.state, serving.due) = (ServingState::Asking, until);
+                (serving.state, serving.due) = (ServingState::Querying, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
     }
 
     /// Handles the answer to the query of `stream`; ignored if it is no longer needed.
-    pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
-        let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Asking));
-        if asked {
+    pub fn handle_answer(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
+        let querying = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Querying));
+        if querying {
             self.write(now, stream, answer);
         }
     }
 
-    /// The unsent bytes of the answer.
+    /// The bytes of the answer that are not written yet.
     #[must_use]
-    pub fn unsent(&self, stream: u64) -> &[u8] {
+    pub fn unwritten(&self, stream: Id) -> &[u8] {
         match self.serving(stream).map(|serving| &serving.state) {
-            Some(ServingState::Writing(answer, sent)) => answer.get(*sent..).unwrap_or_default(),
+            Some(ServingState::Writing(answer, written)) => answer.get(*written..).unwrap_or_default(),
             _ => &[],
         }
     }
 
-    /// `bytes` more of the answer were sent. Returns true at the end of the answer: the owner finishes the stream,
+    /// `bytes` more of the answer were written. Returns true at the end of the answer: the owner finishes the stream,
     /// which is removed here.
-    pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
-        let Some(Serving { state: ServingState::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
+    pub fn handle_written(&mut self, stream: Id, bytes: usize) -> bool {
+        let Some(Serving { state: ServingState::Writing(answer, written), .. }) = self.serving_mut(stream) else {
             return false;
         };
-        *sent = sent.saturating_add(bytes);
-        let over = *sent >= answer.len();
+        *written = written.saturating_add(bytes);
+        let over = *written >= answer.len();
         if over {
             self.remove(stream);
         }
         over
     }
 
-    /// The stream is void.
-    pub fn handle_closed(&mut self, stream: u64) {
-        if let Some(Serving { state: ServingState::Asking, .. }) = self.remove(stream) {
-            self.events.push_back(ServiceEvent::Dropped { stream });
+    /// The stream has failed or was reset.
+    pub fn handle_closed(&mut self, stream: Id) {
+        if let Some(Serving { state: ServingState::Querying, .. }) = self.remove(stream) {
+            self.events.push_back(ServiceEvent::Cancel { stream });
         }
     }
 
     /// Ends streams beyond their deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let late: Vec<u64> =
+        let late: Vec<Id> =
             self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
         for stream in late {
             match self.serving(stream).map(|serving| &serving.state) {
-                Some(ServingState::Asking) => {
-                    self.events.push_back(ServiceEvent::Dropped { stream });
+                Some(ServingState::Querying) => {
+                    self.events.push_back(ServiceEvent::Cancel { stream });
                     self.refuse(now, stream, SearchRefusal::EngineTimedOut);
                 }
                 _ => self.fail(stream, EndReason::TimedOut),
@@ -289,23 +290,23 @@ impl SearchService {
     }
 
     /// The next action.
-    pub fn poll_event(&mut self) -> Option<ServiceEvent> {
+    pub fn poll_event(&mut self) -> Option<ServiceEvent<Id>> {
         self.events.pop_front()
     }
 
-    fn serving(&self, stream: u64) -> Option<&Serving> {
+    fn serving(&self, stream: Id) -> Option<&Serving<Id>> {
         self.streams.iter().find(|serving| serving.stream == stream)
     }
 
-    fn serving_mut(&mut self, stream: u64) -> Option<&mut Serving> {
+    fn serving_mut(&mut self, stream: Id) -> Option<&mut Serving<Id>> {
         self.streams.iter_mut().find(|serving| serving.stream == stream)
     }
 
-    fn refuse(&mut self, now: Instant, stream: u64, refusal: SearchRefusal) {
+    fn refuse(&mut self, now: Instant, stream: Id, refusal: SearchRefusal) {
         self.write(now, stream, &SearchAnswer::Refused(refusal));
     }
 
-    fn write(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+    fn write(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
         let until = now.after(self.parameters.stall);
         if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
@@ -313,16 +314,16 @@ impl SearchService {
                 self.limits.release(serving.circuit);
             }
             (serving.state, serving.due) = (ServingState::Writing(framed, 0), until);
-            self.events.push_back(ServiceEvent::Unsent { stream });
+            self.events.push_back(ServiceEvent::Write { stream });
         }
     }
 
-    fn fail(&mut self, stream: u64, reason: EndReason) {
+    fn fail(&mut self, stream: Id, reason: EndReason) {
         self.remove(stream);
-        self.events.push_back(ServiceEvent::Failed { stream, reason });
+        self.events.push_back(ServiceEvent::Reset { stream, reason });
     }
 
-    fn remove(&mut self, stream: u64) -> Option<Serving> {
+    fn remove(&mut self, stream: Id) -> Option<Serving<Id>> {
         let place = self.streams.iter().position(|serving| serving.stream == stream)?;
         let serving = self.streams.swap_remove(place);
         if serving.admitted {

@@ -41,7 +41,7 @@ pub(super) const TARGETS: &[Target] = &[
 struct Nowhere;
 
 impl Connector for Nowhere {
-    async fn connect(&self, _: Destination, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, _: Destination, _: Isolation) -> Result<Stream, ConnectError> {
         Err(EndReason::Refused.into())
     }
 

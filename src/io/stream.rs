@@ -4,13 +4,14 @@
 //! stream. Both share a small state for each stream, and one queue of streams with pending output for the core:
 //!
 //! ```text
-//! core's task   Hub::push ────────▶ inbound ──────▶ poll_read    application's, SOCKS's or exit's task
-//!               StreamCommand ◀──── outbound ◀──── poll_write
+//! core's task   Hub::push ────────▶ received ─────▶ poll_read    application's, SOCKS's or exit's task
+//!               StreamCommand ◀──── outgoing ◀──── poll_write
 //! ```
 //!
-//! Both directions are bounded in bytes, not in messages. Inbound bytes are bounded by the stream's credit: they
-//! count as consumed (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small
-//! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room (`Hub::set_room`).
+//! The directions of a stream are those of this end, at an origin as at an exit: it receives and sends. Both are
+//! bounded in bytes, not in messages. Received bytes are bounded by the stream's credit: they count as consumed
+//! (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small messages take no more
+//! memory than their bytes. Outgoing bytes are bounded by the core's room (`Hub::set_room`).
 //! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
 //!
 //! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, after the
@@ -42,7 +43,7 @@ use tokio::{
 use crate::wire::EndReason;
 
 pub(crate) use self::{
-    hub::{Hub, StreamKey},
+    hub::Hub,
     splice::{reset_on_close, splice},
 };
 
@@ -99,7 +100,7 @@ impl Stream {
             match state.failed {
                 Some(reason) => Poll::Ready(reason),
                 None => {
-                    store_waker(&mut state.watcher, cx);
+                    store_waker(&mut state.failure, cx);
                     Poll::Pending
                 }
             }
@@ -108,7 +109,7 @@ impl Stream {
 
     /// Resets the stream; the other end gets the reason.
     pub fn reset(self, reason: EndReason) {
-        self.shared.lock().abandoned = Some(reason);
+        self.shared.lock().dropped = Some(reason);
     }
 }
 
@@ -121,9 +122,9 @@ impl fmt::Debug for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.abandoned.get_or_insert(EndReason::Reset);
-        state.inbound.clear();
-        self.shared.ring(&mut state);
+        state.dropped.get_or_insert(EndReason::Reset);
+        state.received.clear();
+        self.shared.enqueue(&mut state);
     }
 }
 
@@ -163,7 +164,7 @@ pub struct Reader {
     /// Chunks moved out of the shared state, so that copying needs no lock.
     chunks: VecDeque<BytesMut>,
     /// Bytes read but not yet reported to the core.
-    untold: usize,
+    unreported: usize,
 }
 
 impl fmt::Debug for Reader {
@@ -173,16 +174,16 @@ impl fmt::Debug for Reader {
 }
 
 impl Reader {
-    fn tell_consumed(&mut self) {
+    fn report_consumed(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        self.tell_consumed_locked(&mut state);
+        self.report_consumed_locked(&mut state);
     }
 
-    fn tell_consumed_locked(&mut self, state: &mut DuplexState) {
-        state.consumed = state.consumed.saturating_add(core::mem::take(&mut self.untold));
+    fn report_consumed_locked(&mut self, state: &mut DuplexState) {
+        state.consumed = state.consumed.saturating_add(core::mem::take(&mut self.unreported));
         if state.consumed >= CONSUMED_STEP {
-            self.shared.ring(state);
+            self.shared.enqueue(state);
         }
     }
 
@@ -193,8 +194,8 @@ impl Reader {
         }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        self.tell_consumed_locked(&mut state);
-        core::mem::swap(&mut self.chunks, &mut state.inbound);
+        self.report_consumed_locked(&mut state);
+        core::mem::swap(&mut self.chunks, &mut state.received);
         if !self.chunks.is_empty() {
             return Poll::Ready(Ok(true));
         }
@@ -212,13 +213,13 @@ impl Reader {
         if let Some(chunk) = self.chunks.front_mut() {
             let amount = amount.min(chunk.len());
             chunk.advance(amount);
-            self.untold = self.untold.saturating_add(amount);
+            self.unreported = self.unreported.saturating_add(amount);
             if chunk.is_empty() {
                 self.chunks.pop_front();
             }
         }
-        if self.untold >= CONSUMED_STEP {
-            self.tell_consumed();
+        if self.unreported >= CONSUMED_STEP {
+            self.report_consumed();
         }
     }
 }
@@ -279,7 +280,7 @@ impl Writer {
         if state.finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        match state.room.saturating_sub(state.outbound.len()) {
+        match state.room.saturating_sub(state.outgoing.len()) {
             0 => {
                 store_waker(&mut state.writer, cx);
                 Poll::Pending
@@ -289,14 +290,14 @@ impl Writer {
     }
 
     /// Queues a buffer no longer than [`Self::poll_room`] returned. Without a copy if the queue is empty.
-    pub(crate) fn hand_over(&self, buffer: BytesMut) {
+    pub(crate) fn write_buffer(&self, buffer: BytesMut) {
         let mut state = self.shared.lock();
-        if state.outbound.is_empty() {
-            state.outbound = buffer;
+        if state.outgoing.is_empty() {
+            state.outgoing = buffer;
         } else {
-            state.outbound.extend_from_slice(&buffer);
+            state.outgoing.extend_from_slice(&buffer);
         }
-        self.shared.ring(&mut state);
+        self.shared.enqueue(&mut state);
     }
 
     /// Finishes this direction after the bytes already written.
@@ -304,7 +305,7 @@ impl Writer {
         let mut state = self.shared.lock();
         if !state.finished {
             state.finished = true;
-            self.shared.ring(&mut state);
+            self.shared.enqueue(&mut state);
         }
     }
 }
@@ -317,8 +318,8 @@ impl AsyncWrite for Writer {
         let mut state = self.shared.lock();
         let room = core::task::ready!(Self::poll_room_locked(&mut state, cx))?;
         let taken = buf.get(..room.min(buf.len())).unwrap_or_default();
-        state.outbound.extend_from_slice(taken);
-        self.shared.ring(&mut state);
+        state.outgoing.extend_from_slice(taken);
+        self.shared.enqueue(&mut state);
         Poll::Ready(Ok(taken.len()))
     }
 
@@ -335,38 +336,39 @@ impl AsyncWrite for Writer {
 
 /// The state that hub and stream share.
 struct StreamShared {
-    key: StreamKey,
+    /// The core's identifier of the stream, as a number.
+    id: u64,
     /// The core's queue of streams with pending output.
-    bell: mpsc::UnboundedSender<Arc<StreamShared>>,
+    queue: mpsc::UnboundedSender<Arc<StreamShared>>,
     state: Mutex<DuplexState>,
 }
 
 #[derive(Default)]
 struct DuplexState {
     /// Bytes from the other end, not yet moved to the reader; at most the stream's credit.
-    inbound: VecDeque<BytesMut>,
-    /// The other end finished cleanly. All its bytes are in `inbound` or already moved to the reader.
+    received: VecDeque<BytesMut>,
+    /// The other end finished cleanly. All its bytes are in `received` or already moved to the reader.
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
     /// Bytes read, not yet taken by the core.
     consumed: usize,
     /// Bytes for the other end, not yet taken by the core; at most `room`.
-    outbound: BytesMut,
-    /// Maximum length of `outbound`.
+    outgoing: BytesMut,
+    /// Maximum length of `outgoing`.
     room: usize,
     /// This end has finished writing.
     finished: bool,
-    /// The core has been notified of `finished`.
-    finish_told: bool,
+    /// `finished` was reported to the core.
+    finish_reported: bool,
     /// The stream was dropped. Unless finished in both directions, it is reset for this reason.
-    abandoned: Option<EndReason>,
+    dropped: Option<EndReason>,
     /// The stream is in the core's queue.
-    rung: bool,
+    queued: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
     /// The task that waits for a failure.
-    watcher: Option<Waker>,
+    failure: Option<Waker>,
 }
 
 impl StreamShared {
@@ -375,28 +377,28 @@ impl StreamShared {
     }
 
     /// Puts the stream into the core's queue, unless it is there already.
-    fn ring(self: &Arc<Self>, state: &mut DuplexState) {
-        if !state.rung {
-            state.rung = true;
+    fn enqueue(self: &Arc<Self>, state: &mut DuplexState) {
+        if !state.queued {
+            state.queued = true;
             // Fails only when the core's task has ended; the streams have failed then.
-            let _ = self.bell.send(Arc::clone(self));
+            let _ = self.queue.send(Arc::clone(self));
         }
     }
 }
 
 impl DuplexState {
-    /// Appends to `inbound`, packed into chunks.
+    /// Appends to `received`, packed into chunks.
     fn append(&mut self, bytes: &[u8]) {
-        if let Some(last) = self.inbound.back_mut()
+        if let Some(last) = self.received.back_mut()
             && last.capacity().saturating_sub(last.len()) >= bytes.len()
         {
             last.extend_from_slice(bytes);
             return;
         }
-        let size = if self.inbound.is_empty() { FIRST_CHUNK } else { NEXT_CHUNK };
+        let size = if self.received.is_empty() { FIRST_CHUNK } else { NEXT_CHUNK };
         let mut chunk = BytesMut::with_capacity(size.max(bytes.len()));
         chunk.extend_from_slice(bytes);
-        self.inbound.push_back(chunk);
+        self.received.push_back(chunk);
     }
 }
 

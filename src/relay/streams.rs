@@ -22,6 +22,18 @@ use super::{parameters::RelayParameters, table::CircuitKey};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExitStream(pub u64);
 
+impl From<u64> for ExitStream {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl From<ExitStream> for u64 {
+    fn from(stream: ExitStream) -> Self {
+        stream.0
+    }
+}
+
 /// The streams of one circuit.
 struct ExitCircuit {
     streams: Streams,

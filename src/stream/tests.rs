@@ -63,7 +63,7 @@ impl Pair {
 
     /// A connected stream.
     fn stream(&mut self) -> StreamId {
-        let id = self.origin.begin(self.now, target()).unwrap();
+        let id = self.origin.open(self.now, target()).unwrap();
         self.settle();
         assert_eq!(self.exit.poll_event(), Some((id, StreamEvent::Begin(target()))));
         self.exit.handle_command(id, StreamCommand::Connected(None));
@@ -127,7 +127,7 @@ fn a_half_closed_stream_goes_on_in_the_other_direction() {
 #[test]
 fn what_is_written_before_the_answer_goes_out_after_it() {
     let mut pair = Pair::new();
-    let id = pair.origin.begin(pair.now, target()).unwrap();
+    let id = pair.origin.open(pair.now, target()).unwrap();
     pair.origin.write(id, b"early");
     pair.origin.handle_command(id, StreamCommand::Finish);
     pair.settle();
@@ -192,7 +192,7 @@ fn an_echo_is_asked_once_until_it_is_answered_and_counts_as_no_stream() {
         pair.settle();
     }
     pair.origin.echo();
-    pair.origin.begin(pair.now, target()).unwrap();
+    pair.origin.open(pair.now, target()).unwrap();
     // A refused stream is over as well.
     let Some(RelayMessage::Resolve { stream, .. }) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else {
         panic!("no request")
@@ -358,7 +358,7 @@ fn an_unacknowledged_window_stops_data_and_at_last_the_circuit() {
 #[test]
 fn an_unanswered_begin_times_out_at_either_end() {
     let mut pair = Pair::new();
-    let id = pair.origin.begin(pair.now, target()).unwrap();
+    let id = pair.origin.open(pair.now, target()).unwrap();
     pair.settle();
     events(&mut pair.exit);
     let at = pair.exit.poll_timeout().unwrap();
@@ -377,7 +377,7 @@ fn streams_beyond_the_cap_are_refused() {
     let mut pair = Pair::with(FlowParameters { max_streams: 2, ..Default::default() });
     pair.stream();
     pair.stream();
-    assert_eq!(pair.origin.begin(pair.now, target()), Err(StreamError::Full));
+    assert_eq!(pair.origin.open(pair.now, target()), Err(StreamError::Full));
     let third = StreamId::new(77).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: third, target: target() }).unwrap();
     let answer = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng);
@@ -422,7 +422,7 @@ fn writable_is_told_when_the_buffer_has_half_its_room_again() {
 /// Actions of the two applications, in any order.
 #[derive(Clone, Debug)]
 enum Act {
-    Begin,
+    Open,
     Connect(usize),
     Write(bool, usize, usize),
     Finish(bool, usize),
@@ -433,7 +433,7 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        Just(Act::Begin),
+        Just(Act::Open),
         (0..4_usize).prop_map(Act::Connect),
         (any::<bool>(), 0..4_usize, 1..200_000_usize).prop_map(|(end, stream, bytes)| Act::Write(end, stream, bytes)),
         (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Act::Finish(end, stream)),
@@ -452,7 +452,7 @@ proptest! {
         for act in acts {
             let now = pair.now;
             match act {
-                Act::Begin => ids.extend(pair.origin.begin(now, target())),
+                Act::Open => ids.extend(pair.origin.open(now, target())),
                 Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
                 Act::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
                     let streams = if end { &mut pair.exit } else { &mut pair.origin };
@@ -488,7 +488,7 @@ proptest! {
     fn no_bytes_of_a_peer_panic(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..60), exit in any::<bool>()) {
         let role = if exit { Role::Exit } else { Role::Origin };
         let mut streams = Streams::new(role, FlowParameters::default());
-        let _ = streams.begin(Instant::START, target());
+        let _ = streams.open(Instant::START, target());
         for bytes in messages {
             if let Ok(message) = RelayMessage::decode(&Bytes::from(bytes)) {
                 let _ = streams.handle_message(Instant::START, message);

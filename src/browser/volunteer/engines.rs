@@ -34,6 +34,7 @@ use crate::{
     },
     delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
     engine::Engine,
+    relay::ExitStream,
 };
 
 /// Delay until an engine that failed a trial is tried again, and at least between trials after failed queries.
@@ -45,7 +46,7 @@ const UNREADABLE: &str = "web pages can't read its answers: it doesn't allow tha
 
 /// A query to perform.
 pub(super) struct Asked {
-    pub(super) stream: u64,
+    pub(super) stream: ExitStream,
     pub(super) request: SearchRequest,
     /// Aborted when its stream has closed.
     pub(super) abort: AbortController,

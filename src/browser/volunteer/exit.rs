@@ -25,7 +25,7 @@ const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_c
 
 /// The exit's state in the loop.
 pub(super) struct Exit {
-    service: SearchService,
+    service: SearchService<ExitStream>,
     /// Whether any engine is offered; if not, queries are refused.
     offers: Rc<Cell<bool>>,
     /// Queries in progress may finish; new ones are refused.
@@ -33,7 +33,7 @@ pub(super) struct Exit {
     /// Queries not yet taken; the service caps their number.
     asked: VecDeque<Asked>,
     /// The streams of queries in flight.
-    asking: Vec<(u64, AbortController)>,
+    asking: Vec<(ExitStream, AbortController)>,
     /// Rings when there is a query to perform.
     bell: Bell,
     /// Bytes of queries and answers.
@@ -49,24 +49,23 @@ impl Exit {
     }
 
     /// Handles an event of a stream of `relay`.
-    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, event: StreamEvent) {
-        let stream = exit.0;
+    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, event: StreamEvent) {
         match event {
             StreamEvent::Request(Service::Search) if self.offers.get() && !self.drains => {
-                if let Some(circuit) = relay.exit_circuit(exit) {
-                    self.service.handle_begin(now, stream, circuit);
+                if let Some(circuit) = relay.exit_circuit(stream) {
+                    self.service.handle_request(now, stream, circuit);
                 }
             }
             // The relay's core refuses the last two itself.
             StreamEvent::Request(_) | StreamEvent::Begin(_) | StreamEvent::Resolve(_) => {
-                relay.handle_command(exit, StreamCommand::Reset(EndReason::Policy));
+                relay.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
             }
             StreamEvent::Data(bytes) => {
                 count(&self.carried, bytes.len());
                 self.service.handle_data(now, stream, &bytes);
-                relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
+                relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
-            StreamEvent::Finished => self.service.handle_finish(now, stream),
+            StreamEvent::Finished => self.service.handle_finished(now, stream),
             StreamEvent::Writable => self.write(relay, stream),
             StreamEvent::Closed(_) => self.service.handle_closed(stream),
             // Only at an origin.
@@ -76,7 +75,7 @@ impl Exit {
     }
 
     /// Sends the answer to the query of `stream`.
-    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: u64, answer: &SearchAnswer) {
+    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, answer: &SearchAnswer) {
         self.forget(stream);
         self.service.handle_answer(now, stream, answer);
         self.settle(now, relay);
@@ -110,21 +109,21 @@ impl Exit {
         while let Some(event) = self.service.poll_event() {
             match event {
                 ServiceEvent::Query { stream, request } => self.ask(now, stream, request),
-                ServiceEvent::Unsent { stream } => self.write(relay, stream),
-                ServiceEvent::Dropped { stream } => {
+                ServiceEvent::Write { stream } => self.write(relay, stream),
+                ServiceEvent::Cancel { stream } => {
                     if let Some((_, abort)) = self.forget(stream) {
                         abort.abort();
                     }
                     self.asked.retain(|asked| asked.stream != stream);
                 }
-                ServiceEvent::Failed { stream, reason } => {
-                    relay.handle_command(ExitStream(stream), StreamCommand::Reset(reason));
+                ServiceEvent::Reset { stream, reason } => {
+                    relay.handle_command(stream, StreamCommand::Reset(reason));
                 }
             }
         }
     }
 
-    fn ask(&mut self, now: Instant, stream: u64, request: SearchRequest) {
+    fn ask(&mut self, now: Instant, stream: ExitStream, request: SearchRequest) {
         let Ok(abort) = AbortController::new() else {
             let refused = SearchAnswer::Refused(crate::delegated::SearchRefusal::EngineUnreachable);
             return self.service.handle_answer(now, stream, &refused);
@@ -134,26 +133,25 @@ impl Exit {
         self.bell.ring();
     }
 
-    fn forget(&mut self, stream: u64) -> Option<(u64, AbortController)> {
+    fn forget(&mut self, stream: ExitStream) -> Option<(ExitStream, AbortController)> {
         let place = self.asking.iter().position(|(asked, _)| *asked == stream)?;
         Some(self.asking.swap_remove(place))
     }
 
     /// Writes as much of an answer as the stream has room for.
-    fn write(&mut self, relay: &mut Relay, stream: u64) {
-        let exit = ExitStream(stream);
+    fn write(&mut self, relay: &mut Relay, stream: ExitStream) {
         loop {
-            let unsent = self.service.unsent(stream);
-            if unsent.is_empty() {
+            let unwritten = self.service.unwritten(stream);
+            if unwritten.is_empty() {
                 return;
             }
-            let written = relay.write(exit, unsent);
+            let written = relay.write(stream, unwritten);
             if written == 0 {
                 return;
             }
             count(&self.carried, written);
-            if self.service.handle_sent(stream, written) {
-                return relay.handle_command(exit, StreamCommand::Finish);
+            if self.service.handle_written(stream, written) {
+                return relay.handle_command(stream, StreamCommand::Finish);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A TCP connection joined to a stream, both ways, until both have ended.
+//! Copies bytes between a TCP connection and a stream, both ways, until both have ended.
 
 use core::{
     future::poll_fn,
@@ -24,22 +24,22 @@ use super::{Reader, Stream, StreamFailed, Writer, io_error, receive_window::Rece
 
 /// Bytes read from a socket at once.
 const CHUNK: usize = 64 * 1024;
-/// How long a stream may be silent once one direction has ended: by then the other end has most likely gone for
-/// good, which TCP does not tell.
+/// Time without bytes after which a half-closed stream fails: the other end has most likely gone, which TCP does not
+/// report.
 const HALF_CLOSED_SILENCE: Duration = Duration::from_secs(10 * 60);
 
-/// How long a socket may take for the last bytes of a stream that has failed.
+/// Time limit for writing the last bytes of a failed stream to the socket.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// Joins `socket` and `stream` until both directions have ended.
 ///
 /// A half-close of one is a half-close of the other. A failure of one is a failure of the other: the stream is reset
-/// if the socket fails, and the socket is reset (not closed) if the stream does, so that no one takes cut-off data
-/// for the whole. `early` are bytes that were read from the socket before. With `round_trip`, the time to the socket's
+/// if the socket fails, and the socket is reset (not closed) if the stream does, so that truncated data is not taken
+/// as complete. `early` are bytes that were read from the socket before. With `round_trip`, the time to the socket's
 /// other end, the socket's receive window is limited while the stream is the slower side.
 ///
 /// # Errors
-/// What ended it, when it was not a clean end both ways.
+/// The first failure of either side. Without one, both directions have ended cleanly.
 pub(crate) async fn splice(
     mut socket: TcpStream,
     mut stream: Stream,
@@ -68,38 +68,38 @@ async fn join(
     early: &[u8],
     round_trip: Option<Duration>,
 ) -> io::Result<()> {
-    // Watched by itself: both directions may be waiting for the socket when the stream fails.
+    // Apart from both directions, because both may wait for the socket when the stream fails.
     let failure = stream.failure();
     let (socket_reader, socket_writer) = socket.split();
     let (reader, writer) = stream.split();
     let moved = AtomicU64::new(0);
-    let mut outward = pin!(async {
+    let mut sending = pin!(async {
         writer.write_all(early).await?;
         let window = round_trip.and_then(|round_trip| ReceiveWindow::new(Instant::now(), round_trip));
         from_socket(&socket_reader, writer, &moved, window).await
     });
-    let mut inward = pin!(to_socket(reader, socket_writer, &moved));
+    let mut receiving = pin!(to_socket(reader, socket_writer, &moved));
     let mut both = pin!(async {
         tokio::select! {
-            result = &mut outward => {
+            result = &mut sending => {
                 result?;
-                while_moving(&moved, inward).await
+                while_moving(&moved, receiving).await
             }
-            result = &mut inward => {
+            result = &mut receiving => {
                 result?;
-                while_moving(&moved, outward).await
+                while_moving(&moved, sending).await
             }
         }
     });
     tokio::select! {
-        // What came before the failure goes on to the socket, if it goes quickly.
+        // Bytes from before the failure are still written to the socket, within a short time limit.
         biased;
         result = &mut both => result,
         reason = failure => timeout(LAST_BYTES, both).await.unwrap_or_else(|_| Err(io_error(reason))),
     }
 }
 
-/// Waits for `rest` unless nothing has moved for too long.
+/// Waits for `rest`; fails if no bytes move for too long.
 async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
     loop {
         let before = moved.load(Ordering::Relaxed);
@@ -132,7 +132,7 @@ async fn from_socket(
                 return Ok(());
             }
             Ok(read) => {
-                writer.hand_over(buffer);
+                writer.write_buffer(buffer);
                 moved.fetch_add(1, Ordering::Relaxed);
                 read
             }

@@ -18,7 +18,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The next command, if one is ready.
-fn command(hub: &mut Hub) -> Option<(StreamKey, StreamCommand)> {
+fn command(hub: &mut Hub<u64>) -> Option<(u64, StreamCommand)> {
     match hub.poll_command(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(command) => Some(command),
         Poll::Pending => None,
@@ -79,7 +79,7 @@ async fn a_dropped_stream_is_an_error_at_the_other_end_after_what_came_before() 
 
 #[tokio::test]
 async fn a_stream_finished_both_ways_is_not_reset_when_dropped() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     stream.write_all(b"all").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -93,7 +93,7 @@ async fn a_stream_finished_both_ways_is_not_reset_when_dropped() {
 
 #[tokio::test]
 async fn the_reason_given_at_reset_is_the_one_told() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     hub.open(7, 100).reset(EndReason::TimedOut);
     assert_eq!(command(&mut hub), Some((7, StreamCommand::Reset(EndReason::TimedOut))));
     assert_eq!(command(&mut hub), None);
@@ -102,7 +102,7 @@ async fn the_reason_given_at_reset_is_the_one_told() {
 
 #[tokio::test]
 async fn what_came_is_read_before_the_failure_and_never_looks_like_the_end() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     hub.push(7, b"some");
     hub.push(7, b"thing");
@@ -114,7 +114,7 @@ async fn what_came_is_read_before_the_failure_and_never_looks_like_the_end() {
 
 #[tokio::test]
 async fn streams_fail_when_the_core_is_gone() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
     tokio::task::yield_now().await;
@@ -124,7 +124,7 @@ async fn streams_fail_when_the_core_is_gone() {
 
 #[tokio::test]
 async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 10);
     assert_eq!(stream.write(&[1; 64]).await.unwrap(), 10);
     let mut writing = tokio::spawn(async move {
@@ -143,18 +143,18 @@ async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more()
 
 #[tokio::test]
 async fn tiny_pieces_take_little_more_memory_than_their_bytes() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let stream = hub.open(7, 10);
     for _ in 0..1_000_000 {
         hub.push(7, b"x");
     }
-    let capacity: usize = stream.shared.lock().inbound.iter().map(BytesMut::capacity).sum();
+    let capacity: usize = stream.shared.lock().received.iter().map(BytesMut::capacity).sum();
     assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK, "{capacity} bytes held");
 }
 
 #[tokio::test]
 async fn a_stream_that_writes_byte_by_byte_stands_in_the_queue_once() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 10_000);
     for _ in 0..5_000 {
         stream.write_all(b"x").await.unwrap();

@@ -70,8 +70,8 @@ impl OneExit {
 }
 
 impl Connector for OneExit {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        Direct::default().connect(target, isolation).await
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        Direct::default().open(target, isolation).await
     }
 
     async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {

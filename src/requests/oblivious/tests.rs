@@ -146,7 +146,7 @@ fn an_answer_that_is_none_is_refused() {
 struct Stalling;
 
 impl Connector for Stalling {
-    async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(EndReason::Policy.into())
     }
 
