@@ -2,8 +2,8 @@
 //!
 //! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
 //! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
-//! Governed by `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit
-//! connects to the judged address. This protects the exit's local network.
+//! Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after resolution, and
+//! the exit connects to an address that it allowed. This protects the exit's local network.
 //!
 //! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
@@ -86,7 +86,7 @@ impl Exit {
         Self { hub: Hub::new(), shared, tasks: JoinSet::new(), lookups: BTreeMap::new(), outcomes }
     }
 
-    /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
+    /// Connects to `target`. The stream opens at once, because an origin may send before the exit has connected.
     fn connect(&mut self, id: ExitStream, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(id) {
@@ -141,7 +141,7 @@ impl Exit {
         self.hub.finish(id);
     }
 
-    /// Sets the number of bytes from the target that the core can take.
+    /// Sets the number of bytes from the target that the core has room for.
     fn set_room(&mut self, id: ExitStream, room: usize) {
         self.hub.set_room(id, room);
     }

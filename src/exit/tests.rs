@@ -207,7 +207,7 @@ async fn a_stream_reaches_its_target_by_name_and_address_and_half_closes() {
 }
 
 #[tokio::test]
-async fn the_target_finishing_first_leaves_the_other_direction_open() {
+async fn the_other_direction_stays_open_after_the_target_has_finished() {
     let (sender, received) = oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
     let origin = origin(move |mut socket| {
@@ -222,16 +222,16 @@ async fn the_target_finishing_first_leaves_the_other_direction_open() {
     })
     .await;
     let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
-    let mut said = String::new();
-    timeout(DEADLINE, stream.read_to_string(&mut said)).await.unwrap().unwrap();
-    assert_eq!(said, "no further event");
+    let mut text = String::new();
+    timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert_eq!(text, "no further event");
     stream.write_all(b"not quite").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");
 }
 
 #[tokio::test]
-async fn each_failure_has_its_reason() {
+async fn each_failure_to_connect_has_its_reason() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let via = ViaExit::private();
     let reason = async |host: &str, port: u16| match open(&via, host, port).await {
@@ -244,7 +244,7 @@ async fn each_failure_has_its_reason() {
 }
 
 #[tokio::test]
-async fn the_policy_judges_what_a_name_resolves_to() {
+async fn the_policy_decides_on_the_addresses_of_a_name() {
     let (server, _) = crate::io::resolver::tests::name_server().await;
     let origin = echo_origin().await;
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
@@ -277,7 +277,7 @@ async fn another_address_is_tried_when_the_first_refuses() {
 }
 
 #[test]
-fn the_families_take_turns_and_are_capped() {
+fn address_families_alternate_and_are_capped() {
     let addresses: Vec<IpAddr> =
         ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "::1", "::2"].iter().map(|ip| ip.parse().unwrap()).collect();
     let ordered: Vec<String> = connect::alternating(&addresses).iter().map(ToString::to_string).collect();
@@ -304,7 +304,7 @@ async fn streams_beyond_the_cap_are_refused_until_others_end() {
 }
 
 #[tokio::test]
-async fn resets_cross_in_both_directions_even_when_no_one_reads() {
+async fn a_reset_crosses_in_both_directions_without_a_reader() {
     let origin = origin(|mut socket| async move {
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
@@ -329,7 +329,7 @@ async fn resets_cross_in_both_directions_even_when_no_one_reads() {
     .await;
     let mut stream = open(&via, "127.0.0.1", stuck.port()).await.unwrap();
     let block = vec![0; 64 * 1024];
-    // The kernel's buffers are of unknown size: they are full once a write waits for so long. No event tells it.
+    // The kernel's buffers are of unknown size. They count as full once a write waits this long; no event shows it.
     while let Ok(written) = timeout(Duration::from_millis(200), stream.write(&block)).await {
         written.unwrap();
     }
@@ -338,7 +338,7 @@ async fn resets_cross_in_both_directions_even_when_no_one_reads() {
 }
 
 #[tokio::test]
-async fn questions_are_answered() {
+async fn names_are_resolved_at_the_exit() {
     let via = ViaExit::private();
     let isolation = Isolation::of_listener("test");
     let found = via.resolve(Host::parse("localhost").unwrap(), isolation).await.unwrap();

@@ -13,25 +13,25 @@ use crate::{
 /// volunteer replaces the gateway long before.
 const UNCOUNTED_INTERVALS: u32 = 10;
 
-/// The channels over which volunteers are reached.
+/// The volunteers whose channels are open.
 #[derive(Default)]
 pub(super) struct Volunteers {
-    /// Each with the time since which the directory has not counted the volunteer.
-    channels: BTreeMap<ChannelId, Option<Instant>>,
-    /// The set of channels has changed since `take_changed`.
+    /// By channel, with the time since which the directory has not counted the volunteer.
+    volunteers: BTreeMap<ChannelId, Option<Instant>>,
+    /// The set of volunteers has changed since `take_changed`.
     changed: bool,
 }
 
 impl Volunteers {
-    /// Handles an open channel over which a volunteer is reached.
+    /// Handles an open channel to a volunteer.
     pub(super) fn handle_open(&mut self, channel: ChannelId) {
-        self.channels.insert(channel, None);
+        self.volunteers.insert(channel, None);
         self.changed = true;
     }
 
     /// Handles a closed channel.
     pub(super) fn handle_closed(&mut self, channel: ChannelId) {
-        self.changed |= self.channels.remove(&channel).is_some();
+        self.changed |= self.volunteers.remove(&channel).is_some();
     }
 
     /// Handles the directory's list of the reported volunteers that it counts: drops those that it has not counted for
@@ -44,10 +44,10 @@ impl Volunteers {
         channels: &mut Channels,
     ) {
         let limit = interval.saturating_mul(UNCOUNTED_INTERVALS);
-        let Self { channels: reached, changed } = self;
-        reached.retain(|channel, since| {
+        let Self { volunteers, changed } = self;
+        volunteers.retain(|channel, since| {
             let counts = channels.peer(*channel).is_some_and(|relay| counted.volunteers.binary_search(&relay).is_ok());
-            // Measured from the first such answer: after an outage, the directory first needs a report of them.
+            // Measured from the first answer without it: after an outage, the directory first needs a report of it.
             *since = if counts { None } else { since.or(Some(now)) };
             let stays = since.is_none_or(|since| now.since(since) < limit);
             if !stays {
@@ -58,7 +58,7 @@ impl Volunteers {
         });
     }
 
-    /// Whether the set of channels has changed since the last call.
+    /// Whether the set of volunteers has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         core::mem::take(&mut self.changed)
     }

@@ -42,7 +42,7 @@ fn refused(service: &mut SearchService<u64>, stream: u64) -> SearchRefusal {
 }
 
 #[test]
-fn a_query_that_comes_in_pieces_is_asked_once_and_its_answer_written() {
+fn a_query_in_pieces_is_performed_once_and_its_answer_written() {
     let mut service = service();
     service.handle_request(NOW, 7, 1);
     for piece in query().encode().unwrap().chunks(100) {
@@ -64,7 +64,7 @@ fn a_query_that_comes_in_pieces_is_asked_once_and_its_answer_written() {
 }
 
 #[test]
-fn what_is_no_query_is_refused_and_not_asked() {
+fn an_invalid_query_is_refused_and_not_performed() {
     let mut service = service();
     let mut wrong = query().encode().unwrap();
     *wrong.last_mut().unwrap() = 1;
@@ -82,7 +82,7 @@ fn what_is_no_query_is_refused_and_not_asked() {
 }
 
 #[test]
-fn a_circuit_that_asks_too_often_is_told_so_and_others_are_served() {
+fn queries_beyond_the_limit_of_a_circuit_are_refused_and_others_are_served() {
     let mut service = service();
     // Four concurrent queries.
     (0..5).for_each(|stream| ask(&mut service, stream, 1));
@@ -95,7 +95,7 @@ fn a_circuit_that_asks_too_often_is_told_so_and_others_are_served() {
 }
 
 #[test]
-fn streams_in_all_are_bounded_and_one_that_ends_makes_room() {
+fn streams_are_capped_in_total_and_an_ended_one_makes_room() {
     let mut service = service();
     (0..64).for_each(|stream| service.handle_request(NOW, stream, stream));
     assert_eq!(events(&mut service), []);
@@ -107,7 +107,7 @@ fn streams_in_all_are_bounded_and_one_that_ends_makes_room() {
 }
 
 #[test]
-fn streams_that_ask_nothing_take_no_others_turn() {
+fn streams_without_a_query_block_no_query_of_others() {
     let mut service = service();
     // One circuit gets no more than its share of the streams, and its open streams don't block other circuits'
     // queries.
@@ -128,7 +128,7 @@ fn streams_that_ask_nothing_take_no_others_turn() {
 }
 
 #[test]
-fn a_client_that_goes_frees_what_it_held() {
+fn a_closed_stream_cancels_its_query_and_frees_its_place() {
     let mut service = service();
     (0..4).for_each(|stream| ask(&mut service, stream, 1));
     events(&mut service);
@@ -139,7 +139,7 @@ fn a_client_that_goes_frees_what_it_held() {
 }
 
 #[test]
-fn who_asks_slowly_is_ended_and_an_engine_that_is_slow_is_told() {
+fn slow_clients_and_slow_engines_time_out() {
     let mut service = service();
     let limits = ServiceParameters::default();
     service.handle_request(NOW, 1, 1);

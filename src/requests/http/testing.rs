@@ -14,12 +14,12 @@ use crate::{
     exit::{
         delegated::{
             Delegate,
-            engines::{Engines, Ways},
+            engines::{Engines, Senders},
             http::{Http, HttpCaps, Tier},
             limits::{Limits, Rates},
             search::{Search, SearchCaps},
         },
-        outbound::{Outbound, OutboundLimits, Reach},
+        outbound::{Outbound, OutboundLimits, TargetPolicies},
     },
     exit_policy::Policy,
     io::{
@@ -48,13 +48,13 @@ impl OneExit {
     pub(crate) async fn several(exits: u8) -> Self {
         let policy = Policy::parse(["accept *"], true).unwrap();
         let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-        let reach = Reach { resolved: policy.clone(), written: policy };
+        let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
         let resolver = Arc::new(Resolver::new(&options));
-        let outbound = Outbound::new(reach, resolver, Tls::default(), OutboundLimits::default());
+        let outbound = Outbound::new(policies, resolver, Tls::default(), OutboundLimits::default());
         let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
         let limits = Limits::new(Rates::default(), Instant::now());
-        let ways = Ways { named: outbound.clone(), public: outbound };
-        let none = Engines::load::<&str>(&[], ways).await.unwrap();
+        let senders = Senders { configured: outbound.clone(), public: outbound };
+        let none = Engines::load::<&str>(&[], senders).await.unwrap();
         let search = Search::new(none, SearchCaps::default());
         Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
     }
