@@ -23,7 +23,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use rand::{RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 use umbel::{
     base::{Instant, Slots},
-    transport::sctp::{Association, Config, Event},
+    transport::sctp::{Association, AssociationEvent, Config},
 };
 
 const PACKET: usize = 1_195;
@@ -78,9 +78,9 @@ impl Pair {
     fn drain(&mut self, at: usize) {
         while let Some(event) = self.ends[at].poll_event() {
             match event {
-                Event::Message { message, .. } => self.received += black_box(message).len() as u64,
-                Event::Open { .. } => self.open |= at == 0,
-                Event::Closed(close) => panic!("closed: {close:?}"),
+                AssociationEvent::Message { message, .. } => self.received += black_box(message).len() as u64,
+                AssociationEvent::Open { .. } => self.open |= at == 0,
+                AssociationEvent::Closed(close) => panic!("closed: {close:?}"),
             }
         }
         loop {

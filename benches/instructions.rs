@@ -17,7 +17,7 @@ use umbel::{
     onion::{OriginLayers, message_capacity},
     transport::{
         native::{CipherSuite, DirectionKey, KeyLimits, OVERHEAD, Opened, Records},
-        sctp::{Association, Config, Event},
+        sctp::{Association, AssociationEvent, Config},
     },
     wire::{BODY_LEN, CELL_LEN},
 };
@@ -162,9 +162,9 @@ impl Link {
         self.receiver.handle_timeout(self.now);
         while let Some(event) = self.receiver.poll_event() {
             match event {
-                Event::Message { message, .. } => self.received += message.len(),
-                Event::Open { .. } => {}
-                Event::Closed(close) => panic!("{close:?}"),
+                AssociationEvent::Message { message, .. } => self.received += message.len(),
+                AssociationEvent::Open { .. } => {}
+                AssociationEvent::Closed(close) => panic!("{close:?}"),
             }
         }
         self.now = self.now.after(DELAY);

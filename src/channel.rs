@@ -136,7 +136,7 @@ pub enum ChannelEvent {
         /// The relay.
         relay: RelayId,
         /// Why.
-        error: ConnectError,
+        error: ChannelOpenError,
     },
     /// A cell was received; never padding.
     Cell {
@@ -161,7 +161,7 @@ pub enum ChannelEvent {
 
 /// Why a relay could not be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectError {
+pub enum ChannelOpenError {
     /// The dial failed.
     #[error("the dial failed: {0}")]
     Dial(#[from] DialError),
@@ -173,7 +173,7 @@ pub enum ConnectError {
     Closed,
 }
 
-impl ConnectError {
+impl ChannelOpenError {
     /// Its class.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
@@ -245,7 +245,7 @@ pub struct QueueFull;
 
 /// The result of a handshake.
 #[derive(Clone, Copy)]
-struct Established {
+struct HandshakeOutcome {
     /// Whether this end dialled, so that its circuits are of the upper half.
     dialler: bool,
     peer: Option<RelayId>,

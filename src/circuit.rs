@@ -31,7 +31,7 @@ use crate::{
     flow::FlowParameters,
     handshake::{HandshakeError, RelayKeys},
     onion::{OnionError, OriginLayers, message_capacity},
-    stream::{Role, StreamError, StreamEvent, Streams},
+    stream::{StreamError, StreamEvent, StreamRole, Streams},
     wire::{BODY_LEN, Cell, CellBody, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
 };
 use build::{Building, Short};
@@ -272,7 +272,7 @@ impl Origin {
             return None;
         }
         let at = self.streams.iter().position(|(other, _)| *other == hop).unwrap_or_else(|| {
-            self.streams.push((hop, Streams::new(Role::Origin, self.parameters.clone())));
+            self.streams.push((hop, Streams::new(StreamRole::Origin, self.parameters.clone())));
             self.streams.len().saturating_sub(1)
         });
         self.streams.get_mut(at).map(|(_, streams)| streams)

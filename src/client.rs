@@ -1,7 +1,7 @@
 //! The core of a client: streams, circuits and channels to guards, without I/O.
 //!
-//! [`Client`] owns the channels to guards, the pool of circuits, and the requests for streams. Driven as a
-//! [`LinkMachine`] from below, and by [`Client::open`] and similar calls from above. It builds circuits ahead and
+//! [`ClientMachine`] owns the channels to guards, the pool of circuits, and the requests for streams. Driven as a
+//! [`LinkMachine`] from below, and by [`ClientMachine::open`] and similar calls from above. It builds circuits ahead and
 //! puts each stream on a circuit of its isolation. It retries a stream elsewhere if the stream failed before it was
 //! connected and the target wasn't the cause. It rebuilds failed circuits. Governed by `proto/08-paths.md` §5.
 //!
@@ -11,7 +11,7 @@
 //!
 //! Caps: [`ClientParameters`]. Beyond them a request fails at once with [`StreamFailure::LimitReached`].
 
-mod attempts;
+mod build_history;
 mod exit_separation;
 mod gone;
 mod isolation;
@@ -40,10 +40,10 @@ use crate::{
     stream::{StreamCommand, StreamEvent, Streams},
     wire::{EndReason, Host, Target},
 };
-use attempts::Attempts;
+use build_history::BuildHistory;
 use exit_separation::ExitSeparation;
 use gone::Gone;
-use pooled::{Pooled, Stage};
+use pooled::{Pooled, PooledStage};
 use requests::{Request, Requests};
 
 pub use isolation::Isolation;
@@ -66,7 +66,7 @@ impl From<ClientStream> for u64 {
 
 /// The key of a circuit of the pool, from the start of its build to its end; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct CircuitKey(u64);
+struct PooledCircuitKey(u64);
 
 /// Why a stream ended or was never opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -123,7 +123,7 @@ pub enum ClientEvent {
         /// Time of each hop, from its first cell to its answer.
         hops: Vec<Duration>,
     },
-    /// The guard sample has changed and should be stored ([`Client::guards`]).
+    /// The guard sample has changed and should be stored ([`ClientMachine::guards`]).
     GuardsChanged,
     /// The consensus has expired: all requests fail until there is a newer one.
     ConsensusExpired,
@@ -194,9 +194,9 @@ struct InUse {
 /// A client of the overlay.
 ///
 /// **Drain contract.** After any call, call [`LinkMachine::poll_transmit`] until it returns `None`, then
-/// [`Client::poll_event`] until it returns `None`; only then is [`LinkMachine::poll_timeout`] valid. `poll_transmit`
+/// [`ClientMachine::poll_event`] until it returns `None`; only then is [`LinkMachine::poll_timeout`] valid. `poll_transmit`
 /// does most of the work, so that a batch of events costs little more than one.
-pub struct Client {
+pub struct ClientMachine {
     parameters: ClientParameters,
     channels: Channels,
     guards: GuardSample,
@@ -207,14 +207,14 @@ pub struct Client {
     expired: bool,
     reported_ready: bool,
 
-    circuits: BTreeMap<CircuitKey, Pooled>,
+    circuits: BTreeMap<PooledCircuitKey, Pooled>,
     next_circuit: u64,
-    by_channel: BTreeMap<(ChannelId, CircuitId), CircuitKey>,
+    by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
     /// Circuits to settle.
-    ready: ReadyQueue<CircuitKey>,
+    ready: ReadyQueue<PooledCircuitKey>,
     /// The deadline of each circuit.
-    timeouts: Deadlines<CircuitKey>,
-    attempts: Attempts,
+    timeouts: Deadlines<PooledCircuitKey>,
+    builds: BuildHistory,
     /// Builds may be due, because requests or circuits have changed.
     replan: bool,
     sweep_at: Option<Instant>,
@@ -226,7 +226,7 @@ pub struct Client {
     events: VecDeque<ClientEvent>,
 }
 
-impl Client {
+impl ClientMachine {
     /// A client without a consensus. `guards` is the stored sample of the last run, or an empty one.
     #[must_use]
     pub fn new(parameters: ClientParameters, guards: GuardSample) -> Self {
@@ -244,7 +244,7 @@ impl Client {
             by_channel: BTreeMap::new(),
             ready: ReadyQueue::new(),
             timeouts: Deadlines::default(),
-            attempts: Attempts::default(),
+            builds: BuildHistory::default(),
             replan: false,
             sweep_at: None,
             exit_separation: ExitSeparation::default(),
@@ -421,7 +421,7 @@ impl Client {
         Some(done)
     }
 
-    fn make_ready(&mut self, key: CircuitKey) {
+    fn make_ready(&mut self, key: PooledCircuitKey) {
         if let Some(pooled) = self.circuits.get_mut(&key) {
             self.ready.push(key, &mut pooled.ready);
         }
@@ -444,7 +444,7 @@ impl Client {
                     }
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
-                    self.attempts.handle_guard_reached();
+                    self.builds.handle_guard_reached();
                     self.guards.handle_reached(&relay);
                     self.start_circuits(now, channel, &relay, rng);
                 }
@@ -459,13 +459,13 @@ impl Client {
         }
     }
 
-    fn handle_circuit_timeout(&mut self, now: Instant, key: CircuitKey) {
+    fn handle_circuit_timeout(&mut self, now: Instant, key: PooledCircuitKey) {
         let Some(pooled) = self.circuits.get_mut(&key) else { return };
         match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
             // The dial goes on for a while, but no circuit waits for it.
-            (Stage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
-            (Stage::Connecting, None) => {}
-            (Stage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
+            (PooledStage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
+            (PooledStage::Connecting, None) => {}
+            (PooledStage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
         }
         self.make_ready(key);
     }
@@ -482,7 +482,7 @@ impl Client {
     }
 }
 
-impl LinkMachine for Client {
+impl LinkMachine for ClientMachine {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         // A guard whose link timed out has not answered for seconds: a new dial would only wait once more.
         let silent = match event {
@@ -505,7 +505,7 @@ impl LinkMachine for Client {
         for stream in self.requests.overdue(now) {
             let failure = match &self.in_use {
                 None => StreamFailure::NoConsensus,
-                Some(_) if self.attempts.is_guard_unreachable() => StreamFailure::GuardUnreachable,
+                Some(_) if self.builds.is_guard_unreachable() => StreamFailure::GuardUnreachable,
                 Some(_) => StreamFailure::NoCircuit,
             };
             self.events.push_back(ClientEvent::Failed(stream, failure));
@@ -514,7 +514,7 @@ impl LinkMachine for Client {
             self.sweep(now);
             self.sweep_at = Some(now.after(SWEEP));
         }
-        self.replan |= self.attempts.handle_timeout(now);
+        self.replan |= self.builds.handle_timeout(now);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
@@ -540,7 +540,7 @@ impl LinkMachine for Client {
         let circuits = self.timeouts.earliest();
         let waiting = self.requests.poll_timeout();
         // A pause between builds matters only to waiting requests; the sweep handles spares.
-        let attempts = waiting.and(self.attempts.poll_timeout());
+        let attempts = waiting.and(self.builds.poll_timeout());
         [self.channels.poll_timeout(), circuits, waiting, attempts, self.sweep_at].into_iter().flatten().min()
     }
 }

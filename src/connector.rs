@@ -10,7 +10,7 @@ use crate::{
     delegated::Delegation,
     io::stream::Stream,
     path::PathError,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 pub use crate::client::Isolation;
@@ -76,7 +76,7 @@ pub trait Connector: Clone + Send + Sync + 'static {
         &self,
         host: Host,
         isolation: Isolation,
-    ) -> impl Future<Output = Result<Vec<Answer>, ConnectError>> + Send;
+    ) -> impl Future<Output = Result<Vec<ResolvedAnswer>, ConnectError>> + Send;
 
     /// Opens a delegated stream to an exit that offers `delegation` and isn't in `not_by`, over a separate circuit.
     ///

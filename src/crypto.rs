@@ -17,7 +17,7 @@ pub(crate) mod vectors;
 pub use derive::{LayerKey, sha256};
 pub use keys::{IdentityKey, OnionPublic, OnionSecret, verify};
 
-pub(crate) use aead::{AeadKey, Forged, NONCE_LEN, TAG_LEN};
+pub(crate) use aead::{AeadKey, InvalidTag, NONCE_LEN, TAG_LEN};
 pub(crate) use derive::{KeySource, sha256_parts};
 pub(crate) use keys::SharedSecret;
 

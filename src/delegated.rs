@@ -29,7 +29,7 @@ mod vectors;
 pub use self::{
     exit_statistics::{BLOCKED_FOR, ExitCounts, ExitStatistics},
     exits::{Miss, MissReason, Offers, engines, exits_with},
-    offer::{Delegation, EngineName, MAX_ENGINES, MAX_HOSTS, Offer, Requests},
+    offer::{Delegation, EngineName, HttpOffer, MAX_ENGINES, MAX_HOSTS, Offer},
     refusal::Refusal,
     search::{
         Block, MAX_PAGE, MAX_RESULTS, MAX_TERMS_LEN, SearchAnswer, SearchError, SearchRefusal, SearchRequest,

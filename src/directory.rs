@@ -36,7 +36,7 @@ pub use dates::Dates;
 pub use descriptor::{
     DESCRIPTOR_LIFETIME, Described, Descriptor, DescriptorError, NodeDescriptor, UnverifiedDescriptor,
 };
-pub use document::{Body, Document, DocumentError, SignedDocument, UnverifiedDocument};
+pub use document::{Document, DocumentError, DocumentKind, SignedDocument, UnverifiedDocument};
 pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};

@@ -53,14 +53,14 @@ pub struct Engine {
     name: EngineName,
     title: String,
     template: Template,
-    form: Form,
+    form: AnswerFormat,
     index_offset: u32,
     page_offset: u32,
 }
 
 /// The format of an engine's answers.
 #[derive(Debug)]
-enum Form {
+enum AnswerFormat {
     /// RSS or Atom.
     Feed,
     /// JSON with the given mapping, or in SearXNG's format.
@@ -102,7 +102,7 @@ enum Unread {
 }
 
 /// A result as found in the answer.
-struct Found {
+struct RawResult {
     title: String,
     link: String,
     snippet: String,
@@ -110,12 +110,12 @@ struct Found {
 
 /// The results of an answer.
 #[derive(Debug, Default)]
-struct Listed {
+struct AnswerResults {
     results: Vec<SearchResult>,
     total: Option<u64>,
 }
 
-impl Found {
+impl RawResult {
     /// As a result: plain text and a cleaned URL. `None` if the URL is invalid.
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
         // First the URL, because the texts cost more.
@@ -182,7 +182,7 @@ impl Engine {
             return SearchAnswer::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
         }
         match listed {
-            Ok(Listed { results, total }) => {
+            Ok(AnswerResults { results, total }) => {
                 let more = self.has_more(request.page(), results.len(), total);
                 SearchAnswer::Results { results, total, more }
             }
@@ -201,7 +201,7 @@ impl Engine {
     }
 }
 
-impl Form {
+impl AnswerFormat {
     const fn is_html(&self) -> bool {
         match self {
             #[cfg(feature = "native")]
@@ -220,7 +220,7 @@ impl Form {
         }
     }
 
-    fn read(&self, body: &[u8], base: &Url) -> Result<Listed, Unread> {
+    fn read(&self, body: &[u8], base: &Url) -> Result<AnswerResults, Unread> {
         match self {
             Self::Feed => feed::read(str::from_utf8(body).map_err(|_| Unread::Malformed)?, base),
             Self::Json(mapping) => json::read(body, mapping.as_ref(), base),

@@ -2,8 +2,8 @@
 //!
 //! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
 //! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
-//! Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after resolution, and
-//! the exit connects to an address that it allowed. This protects the exit's local network.
+//! Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after resolution, and the exit
+//! connects to an address that it allowed. Threat addressed: use of an exit against its local network.
 //!
 //! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
@@ -30,7 +30,7 @@ use crate::{
     exit_policy::Policy,
     io::{
         connect::{self, Connected},
-        resolver::{Found, Resolver},
+        resolver::{LookupAnswers, Resolver},
         stream::{Hub, Stream, splice},
     },
     relay::{ExitStream, Relay},
@@ -102,7 +102,7 @@ impl Exit {
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
             let outcome = match shared.resolver.resolve(&host).await {
-                Ok(Found { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
+                Ok(LookupAnswers { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
             };
             shared.send_outcome(id, outcome);

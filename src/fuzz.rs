@@ -1,6 +1,6 @@
 //! Fuzz targets for each decoder and state machine that processes bytes of a peer.
 //!
-//! A [`Target`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants of
+//! A [`FuzzTarget`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants of
 //! the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay its corpora, with a limited
 //! number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
 //!
@@ -37,7 +37,7 @@ mod wire;
 use crate::base::Instant;
 
 /// A fuzz target.
-pub struct Target {
+pub struct FuzzTarget {
     /// Its name, also that of its program in `fuzz/fuzz_targets` and its folder in `fuzz/corpus`.
     pub name: &'static str,
     /// Processes one input.
@@ -47,7 +47,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: &[&[Target]] = &[
+pub const TARGETS: &[&[FuzzTarget]] = &[
     wire::TARGETS,
     circuit::TARGETS,
     stream::TARGETS,
@@ -108,9 +108,9 @@ impl<'a> Choices<'a> {
 }
 
 /// A clock advanced by choices.
-struct Clock(Instant);
+struct FuzzClock(Instant);
 
-impl Clock {
+impl FuzzClock {
     const fn new() -> Self {
         Self(Instant::START)
     }

@@ -14,7 +14,7 @@ mod transcript;
 mod tests;
 
 pub use origin::{ClientHandshake, Established};
-pub use relay::{Answer, OnionKeyring, Request, respond};
+pub use relay::{HandshakeAnswer, OnionKeyring, VerifiedRequest, respond};
 
 use crate::{
     base::{ErrorClass, RelayId},

@@ -2,6 +2,7 @@
 //! delegated request handle.
 
 pub(crate) mod binary;
+pub(crate) mod body;
 pub(crate) mod fields;
 pub(crate) mod http1;
 pub(crate) mod refusal;

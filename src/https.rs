@@ -19,6 +19,6 @@ mod trust;
 #[cfg(test)]
 mod tests;
 
-pub use exchange::{Event, Exchange};
+pub use exchange::{Exchange, ExchangeEvent};
 pub use failure::HttpsError;
 pub use trust::Trust;

@@ -3,8 +3,8 @@
 pub mod clock;
 pub(crate) mod connect;
 pub mod files;
+pub(crate) mod http_client;
 pub mod listener;
-pub(crate) mod request_error;
 pub mod resolver;
 pub mod stream;
 #[cfg(test)]

@@ -111,7 +111,7 @@ pub use crate::{
     connector::{ConnectError, Hop},
     delegated::{EngineName, Miss, MissReason, SearchError, SearchRefusal, SearchResult},
     directory::{AuthorityId, NotAnAuthority},
-    http_exchange::refusal::Refusal,
+    http_exchange::{body::OutgoingBody, refusal::Refusal},
     io::{stream::Stream, tls::TlsError},
     node::{
         client::{BootstrapError, Client, ClientConfig},

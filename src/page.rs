@@ -56,7 +56,7 @@ use super::connector::Connector;
 use check::Check;
 use layout::trouble;
 
-pub(crate) use reader::Reader;
+pub(crate) use reader::PageReader;
 #[cfg(any(test, fuzzing))]
 pub(crate) use reader::cleaned_page;
 
@@ -74,9 +74,9 @@ const ICON: &str = include_str!("page/icon.svg");
 
 /// The state of the search page, shared by its handlers.
 #[derive(Clone)]
-pub(crate) struct Page<C> {
+pub(crate) struct SearchPage<C> {
     pub(crate) searcher: Searcher<C>,
-    pub(crate) reader: Reader<C>,
+    pub(crate) reader: PageReader<C>,
     pub(crate) requester: Requester<C>,
     pub(crate) check: Check,
     /// The client's SOCKS port, shown to users who configure a browser to use it.
@@ -87,7 +87,7 @@ pub(crate) struct Page<C> {
 ///
 /// # Errors
 /// When the listener's address can't be read.
-pub(crate) async fn serve<C: Connector>(listener: TcpListener, page: Page<C>) -> std::io::Result<()> {
+pub(crate) async fn serve<C: Connector>(listener: TcpListener, page: SearchPage<C>) -> std::io::Result<()> {
     let router = router(listener.local_addr()?, page);
     accept_each(listener, MAX_CONNECTIONS, |socket| {
         let router = router.clone();
@@ -109,7 +109,7 @@ async fn serve_one(socket: TcpStream, router: Router) -> hyper::Result<()> {
         .await
 }
 
-fn router<C: Connector>(own: SocketAddr, page: Page<C>) -> Router {
+fn router<C: Connector>(own: SocketAddr, page: SearchPage<C>) -> Router {
     let file = |kind: &'static str, text: &'static str| {
         get(move || async move { ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text) })
     };
@@ -129,7 +129,7 @@ fn router<C: Connector>(own: SocketAddr, page: Page<C>) -> Router {
         .with_state(page)
 }
 
-async fn home<C: Connector>(State(page): State<Page<C>>) -> Response {
+async fn home<C: Connector>(State(page): State<SearchPage<C>>) -> Response {
     results::home(&page.searcher.engines())
 }
 
@@ -146,7 +146,7 @@ struct SearchParameters {
 }
 
 async fn search<C: Connector>(
-    State(page): State<Page<C>>,
+    State(page): State<SearchPage<C>>,
     asked: Result<Query<SearchParameters>, QueryRejection>,
 ) -> Response {
     let Ok(Query(asked)) = asked else { return misread() };
@@ -186,7 +186,7 @@ impl UrlParameter {
 }
 
 async fn read<C: Connector>(
-    State(page): State<Page<C>>,
+    State(page): State<SearchPage<C>>,
     link: Result<Query<UrlParameter>, QueryRejection>,
 ) -> Response {
     let Some(url) = UrlParameter::parse(link) else { return misread() };
@@ -197,7 +197,7 @@ async fn read<C: Connector>(
 }
 
 async fn leave<C: Connector>(
-    State(page): State<Page<C>>,
+    State(page): State<SearchPage<C>>,
     link: Result<Query<UrlParameter>, QueryRejection>,
 ) -> Response {
     UrlParameter::parse(link).map_or_else(misread, |url| leave::ask(&url, page.check, page.socks))

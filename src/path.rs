@@ -15,5 +15,5 @@ mod weigh;
 pub(crate) use choose::exits;
 pub use choose::{Path, PathError, Purpose, Requirement, choose, replace, suits};
 pub use guards::{GuardSample, GuardSampleError};
-pub(crate) use hop::Hop;
+pub(crate) use hop::PathRelay;
 pub use hop::Relays;

@@ -13,7 +13,7 @@
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
-//! | of a gateway: its volunteers | `volunteers::Volunteers` |
+//! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
 //! `switch` and `build` handle cells: the first switches and reads them, the second builds circuits.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
@@ -70,7 +70,7 @@ use self::{
     half_built::HalfBuilt,
     streams::ExitStreams,
     table::{CircuitKey, Side, Table},
-    volunteers::Volunteers,
+    volunteers::GatewayVolunteers,
 };
 pub use self::{
     parameters::{Reach, RelayParameters},
@@ -108,7 +108,7 @@ pub struct Relay {
     known: KnownRelays,
     channels: Channels,
     gateways: Gateways,
-    volunteers: Volunteers,
+    volunteers: GatewayVolunteers,
     table: Table,
     half_built: HalfBuilt,
     dialling: Dialling,
@@ -132,7 +132,7 @@ impl Relay {
             onion_keys,
             known: KnownRelays::default(),
             gateways: Gateways::default(),
-            volunteers: Volunteers::default(),
+            volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
             half_built: HalfBuilt::new(parameters.half_built),
             dialling: Dialling::new(parameters.dialling),

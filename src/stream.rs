@@ -61,11 +61,11 @@ use bytes::Bytes;
 use crate::{
     base::{Deadlines, ErrorClass, Instant, ReadyQueue, StreamId},
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
-    wire::{Answer, EndReason, Host, MessageKind, RelayMessage, Service, Target},
+    wire::{EndReason, Host, MessageKind, RelayMessage, ResolvedAnswer, Service, Target},
 };
 pub use command::StreamCommand;
 use late::LateStreams;
-use state::{Phase, Receiving, Sending, StreamState};
+use state::{Receiving, Sending, StreamPhase, StreamState};
 
 /// Bytes that either end may send of a stream before any CREDIT (`proto/06-flow.md`).
 pub const INITIAL_CREDIT: u32 = 128 << 10;
@@ -84,7 +84,7 @@ const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 /// The end of the circuit that this machine serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum StreamRole {
     /// The end that opens streams.
     Origin,
     /// The hop that serves them.
@@ -149,7 +149,7 @@ pub enum StreamEvent {
         /// Seconds for which the answers may be cached.
         ttl: u32,
         /// The answers, at least one.
-        answers: Vec<Answer>,
+        answers: Vec<ResolvedAnswer>,
     },
     /// Received bytes: those of one cell, or all bytes received before the exit was connected. Report their use by
     /// [`StreamCommand::Consumed`].
@@ -167,7 +167,7 @@ pub enum StreamEvent {
 ///
 /// Drain after every call: [`Self::poll_event`] until `None`, then [`Self::poll_message`] while the channel has room.
 pub struct Streams {
-    role: Role,
+    role: StreamRole,
     parameters: FlowParameters,
     streams: BTreeMap<StreamId, StreamState>,
     /// Origin: the unanswered echo request; at most one.
@@ -192,7 +192,7 @@ pub struct Streams {
 impl Streams {
     /// The machine for one end of a circuit.
     #[must_use]
-    pub fn new(role: Role, parameters: FlowParameters) -> Self {
+    pub fn new(role: StreamRole, parameters: FlowParameters) -> Self {
         Self {
             role,
             window: CongestionWindow::new(&parameters),
@@ -217,7 +217,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
-        let stream = self.create(now, Phase::Beginning)?;
+        let stream = self.create(now, StreamPhase::Beginning)?;
         self.control.push_back(RelayMessage::Begin { stream, target });
         Ok(stream)
     }
@@ -227,7 +227,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
-        let stream = self.create(now, Phase::Resolving)?;
+        let stream = self.create(now, StreamPhase::Resolving)?;
         self.control.push_back(RelayMessage::Resolve { stream, host });
         Ok(stream)
     }
@@ -238,7 +238,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
-        let stream = self.create(now, Phase::Open)?;
+        let stream = self.create(now, StreamPhase::Open)?;
         self.control.push_back(RelayMessage::Request { stream, service });
         Ok(stream)
     }
@@ -327,7 +327,7 @@ impl Streams {
     }
 
     /// Origin: adds a stream under a free identifier.
-    fn create(&mut self, now: Instant, phase: Phase) -> Result<StreamId, StreamError> {
+    fn create(&mut self, now: Instant, phase: StreamPhase) -> Result<StreamId, StreamError> {
         if self.is_full() || self.control.len() >= MAX_CONTROL {
             return Err(StreamError::Full);
         }
@@ -351,9 +351,9 @@ impl Streams {
         None
     }
 
-    fn insert(&mut self, now: Instant, id: StreamId, phase: Phase) {
-        let wait = if self.role == Role::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
-        if phase != Phase::Open {
+    fn insert(&mut self, now: Instant, id: StreamId, phase: StreamPhase) {
+        let wait = if self.role == StreamRole::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
+        if phase != StreamPhase::Open {
             self.deadlines.set(id, now.after(wait));
         }
         self.streams.insert(id, StreamState::new(phase));

@@ -87,7 +87,7 @@ pub(crate) fn paths(name: &str) -> impl Iterator<Item = &str> {
 
 /// The network that a page joins: its directories, trusted authorities, and search engines.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Network {
+pub(crate) struct NetworkDescription {
     pub(crate) directories: Vec<String>,
     pub(crate) authorities: Vec<String>,
     /// Search engines that volunteers' pages may query for other users.
@@ -107,7 +107,7 @@ pub(crate) struct PageEngine {
 
 /// The directories of the served pages.
 #[derive(Clone, Debug)]
-pub(crate) enum Directories {
+pub(crate) enum PageDirectories {
     /// This server is a directory; its URL is that of the request.
     Here,
     /// At these URLs.
@@ -117,12 +117,12 @@ pub(crate) enum Directories {
 /// The router for `files`, with the network of `directories`, `authorities` and `engines`.
 pub(crate) fn router(
     files: &'static [File],
-    directories: Directories,
+    directories: PageDirectories,
     authorities: &[AuthorityId],
     engines: Vec<PageEngine>,
 ) -> Router {
     let authorities = authorities.iter().map(ToString::to_string).collect();
-    let known = Network { directories: Vec::new(), authorities, engines };
+    let known = NetworkDescription { directories: Vec::new(), authorities, engines };
     let network = move |fields: HeaderMap| {
         let (directories, known) = (directories.clone(), known.clone());
         async move { tell_network(&fields, directories, known) }
@@ -191,10 +191,10 @@ fn give(file: &'static File, tag: &HeaderValue, asked: &HeaderMap) -> Response {
     with_fields(response, if file.name.ends_with(".html") { PAGE_POLICY } else { FILE_POLICY })
 }
 
-fn tell_network(asked: &HeaderMap, directories: Directories, known: Network) -> Response {
+fn tell_network(asked: &HeaderMap, directories: PageDirectories, known: NetworkDescription) -> Response {
     let directories = match directories {
-        Directories::At(directories) => directories,
-        Directories::Here => match own_address(asked) {
+        PageDirectories::At(directories) => directories,
+        PageDirectories::Here => match own_address(asked) {
             Some(address) => vec![address],
             None => {
                 return with_fields(
@@ -204,7 +204,7 @@ fn tell_network(asked: &HeaderMap, directories: Directories, known: Network) -> 
             }
         },
     };
-    let Ok(text) = serde_json::to_string(&Network { directories, ..known }) else {
+    let Ok(text) = serde_json::to_string(&NetworkDescription { directories, ..known }) else {
         return with_fields(StatusCode::INTERNAL_SERVER_ERROR.into_response(), FILE_POLICY);
     };
     let kind = HeaderValue::from_static("application/json");

@@ -18,7 +18,7 @@ pub use fragment::{
     Fragments, MAX_BODY_LEN, MAX_FRAGMENTS, create_cells, created_cells, decode_create, decode_extend, encode_extend,
     split,
 };
-pub use host::{Answer, Host, Target};
+pub use host::{Host, ResolvedAnswer, Target};
 pub use message::{EndReason, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, SENDME_TAG_LEN, Service};
 
 /// Why bytes are not a valid message.

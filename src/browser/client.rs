@@ -10,12 +10,12 @@ use super::{
     clock,
     drive::Driver,
     open_streams::OpenStreams,
-    slot::{Bell, Reply, slot},
-    store::{Entry, Store},
+    slot::{Bell, SlotSender, slot},
+    store::{Store, StoreEntry},
 };
 use crate::{
     base::{Instant, LinkMachine, RelayId},
-    client::{Client, ClientEvent, ClientStream, Isolation, StreamFailure},
+    client::{ClientEvent, ClientMachine, ClientStream, Isolation, StreamFailure},
     delegated::Delegation,
     stream::{StreamCommand, StreamEvent},
     transport::Core,
@@ -24,7 +24,7 @@ use crate::{
 
 /// One hop of an exchange's circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Hop {
+pub(super) struct ExchangeHop {
     pub(super) relay: RelayId,
     /// Time to build the circuit to this hop.
     pub(super) took: Duration,
@@ -32,9 +32,9 @@ pub(super) struct Hop {
 
 /// The circuit of an exchange.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct ExchangePath {
     /// The guard first, the exit last.
-    pub(super) hops: Vec<Hop>,
+    pub(super) hops: Vec<ExchangeHop>,
     /// The exit also carries streams of this client, because no other exit offers the same service.
     pub(super) shared_exit: bool,
 }
@@ -43,7 +43,7 @@ pub(super) struct Way {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Exchanged {
     pub(super) answer: Vec<u8>,
-    pub(super) way: Way,
+    pub(super) way: ExchangePath,
     /// Time from sending the request to the end of the answer.
     pub(super) took: Duration,
 }
@@ -54,15 +54,15 @@ pub(super) enum ExchangeFailure {
     /// No circuit was available.
     NoWay(StreamFailure),
     /// The exit or its circuit closed, or the answer exceeds its bound.
-    Broken(Way),
+    Broken(ExchangePath),
     /// The exit exceeded the time limit.
-    Silent(Way),
+    Silent(ExchangePath),
     /// The client has been closed.
     Closed,
 }
 
 /// The parameters of an exchange.
-pub(super) struct Wanted {
+pub(super) struct ExchangeParameters {
     pub(super) delegation: Delegation,
     /// Excluded exits.
     pub(super) not_by: Vec<RelayId>,
@@ -74,23 +74,23 @@ pub(super) struct Wanted {
     pub(super) patience: Duration,
 }
 
-struct Exchange {
+struct DelegatedExchange {
     request: Vec<u8>,
     sent: usize,
     answer: Vec<u8>,
     most: usize,
     /// The time of sending the request, and its circuit, once sending has begun.
-    under_way: Option<(Instant, Way)>,
-    reply: Reply<Result<Exchanged, ExchangeFailure>>,
+    under_way: Option<(Instant, ExchangePath)>,
+    reply: SlotSender<Result<Exchanged, ExchangeFailure>>,
     /// Set when sending of the request begins.
-    began: Reply<()>,
+    began: SlotSender<()>,
 }
 
 /// The client's core with the streams and exchanges of a page.
 pub(super) struct PageCore {
-    pub(super) client: Client,
+    pub(super) client: ClientMachine,
     pub(super) streams: OpenStreams,
-    exchanges: BTreeMap<ClientStream, Exchange>,
+    exchanges: BTreeMap<ClientStream, DelegatedExchange>,
     store: Store,
     /// Progress of the start.
     steps: Steps,
@@ -106,7 +106,7 @@ pub(super) struct Steps {
 }
 
 impl PageCore {
-    pub(super) fn new(client: Client, store: Store, steps: Steps) -> Self {
+    pub(super) fn new(client: ClientMachine, store: Store, steps: Steps) -> Self {
         Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
     }
 
@@ -119,11 +119,11 @@ impl PageCore {
                 self.steps.ready.set(true);
                 self.steps.bell.ring();
             }
-            ClientEvent::GuardsChanged => self.store.keep(Entry::Guards, &self.client.guards().encode()),
+            ClientEvent::GuardsChanged => self.store.keep(StoreEntry::Guards, &self.client.guards().encode()),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
-                    let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
-                    exchange.under_way = Some((now, Way { hops, shared_exit }));
+                    let hops = path.into_iter().zip(hops).map(|(relay, took)| ExchangeHop { relay, took }).collect();
+                    exchange.under_way = Some((now, ExchangePath { hops, shared_exit }));
                     exchange.began.give(());
                 }
                 self.pump(stream);
@@ -185,23 +185,26 @@ impl PageCore {
     fn end(
         &mut self,
         stream: ClientStream,
-        outcome: impl FnOnce(Vec<u8>, Way, Duration) -> Result<Exchanged, ExchangeFailure>,
+        outcome: impl FnOnce(Vec<u8>, ExchangePath, Duration) -> Result<Exchanged, ExchangeFailure>,
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
-        let (since, way) = exchange.under_way.take().unwrap_or((now, Way::default()));
+        let (since, way) = exchange.under_way.take().unwrap_or((now, ExchangePath::default()));
         exchange.reply.give(outcome(core::mem::take(&mut exchange.answer), way, now.since(since)));
     }
 }
 
 /// Makes the exchange `wanted` over a separate circuit.
-pub(super) async fn exchange(driver: &Driver<PageCore>, wanted: Wanted) -> Result<Exchanged, ExchangeFailure> {
-    let Wanted { delegation, not_by, isolation, request, most, patience } = wanted;
+pub(super) async fn exchange(
+    driver: &Driver<PageCore>,
+    wanted: ExchangeParameters,
+) -> Result<Exchanged, ExchangeFailure> {
+    let ExchangeParameters { delegation, not_by, isolation, request, most, patience } = wanted;
     let (reply, answer) = slot();
     let (began, beginning) = slot();
     let stream = driver.with(|core, now, _| {
         let stream = core.client.delegate(now, delegation, not_by, isolation);
-        let exchange = Exchange { request, sent: 0, answer: Vec::new(), most, under_way: None, reply, began };
+        let exchange = DelegatedExchange { request, sent: 0, answer: Vec::new(), most, under_way: None, reply, began };
         core.exchanges.insert(stream, exchange);
         stream
     });

@@ -17,15 +17,15 @@ use web_sys::{
 
 use super::{
     clock,
-    failure::{Failure, Kind},
+    failure::{FailureKind, PageFailure},
     js,
-    store::{Entry, Store},
+    store::{Store, StoreEntry},
 };
 use crate::{
     delegated::text,
     directory::{
-        AuthorityId, Body, Consensus, Document, DocumentError, NotCounted, Registration, UnverifiedDocument,
-        follow::{Followed, Round},
+        AuthorityId, Consensus, Document, DocumentError, DocumentKind, NotCounted, Registration, UnverifiedDocument,
+        follow::{FetchRound, Followed},
     },
 };
 
@@ -42,7 +42,7 @@ const UNUSED: &str = "so it is not used and nothing was sent to any relay";
 
 /// The reason why a directory's answer is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DirectoryError {
+pub(super) enum DocumentFetchError {
     /// It can't be reached, or the transfer broke off.
     Unreachable,
     /// It has no document yet.
@@ -59,7 +59,7 @@ pub(super) enum DirectoryError {
     NoRegistration,
 }
 
-impl fmt::Display for DirectoryError {
+impl fmt::Display for DocumentFetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("the network's directory can't be reached"),
@@ -92,22 +92,22 @@ const fn fault(error: &DocumentError) -> &'static str {
 }
 
 /// The failure if the consensus and this device's clock disagree.
-pub(super) fn of_another_time() -> Failure {
+pub(super) fn of_another_time() -> PageFailure {
     let words = "the consensus is not valid at the time of this device's clock: check the clock, its date and its \
                  time zone. If they are right, the directory's consensus is old";
-    Failure::new(Kind::Clock, words)
+    PageFailure::new(FailureKind::Clock, words)
 }
 
-impl From<DirectoryError> for Failure {
-    fn from(error: DirectoryError) -> Self {
+impl From<DocumentFetchError> for PageFailure {
+    fn from(error: DocumentFetchError) -> Self {
         match &error {
-            DirectoryError::Document(DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
+            DocumentFetchError::Document(DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
                 of_another_time()
             }
-            DirectoryError::Document(_) | DirectoryError::TooLong | DirectoryError::NothingNewer => {
-                Self::new(Kind::Consensus, error.to_string())
+            DocumentFetchError::Document(_) | DocumentFetchError::TooLong | DocumentFetchError::NothingNewer => {
+                Self::new(FailureKind::Consensus, error.to_string())
             }
-            _ => Self::new(Kind::Network, error.to_string()),
+            _ => Self::new(FailureKind::Network, error.to_string()),
         }
     }
 }
@@ -124,8 +124,8 @@ pub(super) struct Directories {
 
 impl Directories {
     /// The directories and authorities of the network's description.
-    pub(super) fn new(directories: &[String], authorities: &[String], store: Store) -> Result<Self, Failure> {
-        let bad = |text: String| Failure::new(Kind::BadInput, text);
+    pub(super) fn new(directories: &[String], authorities: &[String], store: Store) -> Result<Self, PageFailure> {
+        let bad = |text: String| PageFailure::new(FailureKind::BadInput, text);
         let is_web = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
         let bases: Vec<_> = directories.iter().filter(is_web).map(|url| url.trim_end_matches('/').to_owned()).collect();
         if bases.is_empty() || bases.len() != directories.len() {
@@ -145,7 +145,7 @@ impl Directories {
 
     /// The stored consensus, if it is still valid.
     pub(super) async fn kept(&self) -> Option<Consensus> {
-        let bytes = self.store.read(Entry::Consensus).await?;
+        let bytes = self.store.read(StoreEntry::Consensus).await?;
         self.verify(&bytes, None).ok()
     }
 
@@ -154,11 +154,11 @@ impl Directories {
     pub(super) async fn fetch<B: Followed>(
         &self,
         in_use: Option<&Document<B>>,
-    ) -> Result<Option<Document<B>>, DirectoryError> {
+    ) -> Result<Option<Document<B>>, DocumentFetchError> {
         let mut round = self.round().newer_than(clock::wall_time(), in_use);
         loop {
             let outcome = self.fetch_from(round.index(), in_use).await;
-            if let Some(outcome) = round.handle_outcome(outcome, DirectoryError::NothingNewer) {
+            if let Some(outcome) = round.handle_outcome(outcome, DocumentFetchError::NothingNewer) {
                 self.preferred.set(round.index());
                 return outcome;
             }
@@ -169,38 +169,38 @@ impl Directories {
         &self,
         index: usize,
         in_use: Option<&Document<B>>,
-    ) -> Result<Option<Document<B>>, DirectoryError> {
+    ) -> Result<Option<Document<B>>, DocumentFetchError> {
         let bytes = request("GET", &self.url(index, B::PATH), None, B::MAX_LEN).await?;
-        let document = self.verify(&bytes, in_use).map_err(DirectoryError::Document)?;
+        let document = self.verify(&bytes, in_use).map_err(DocumentFetchError::Document)?;
         if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
         if B::IS_KEPT {
-            self.store.keep(Entry::Consensus, &bytes);
+            self.store.keep(StoreEntry::Consensus, &bytes);
         }
         Ok(Some(document))
     }
 
     /// Registers a volunteer by its signed descriptor, at the first directory that accepts it.
-    pub(super) async fn register(&self, descriptor: &[u8]) -> Result<Registration, DirectoryError> {
+    pub(super) async fn register(&self, descriptor: &[u8]) -> Result<Registration, DocumentFetchError> {
         let mut round = self.round();
         loop {
             let url = self.url(round.index(), "volunteer");
             let answer = match request("POST", &url, Some(descriptor), MAX_REGISTRATION_LEN).await {
                 // Here the answer is a registration, not a list, so this error replaces `TooLong`.
-                Err(DirectoryError::TooLong) => Err(DirectoryError::NoRegistration),
+                Err(DocumentFetchError::TooLong) => Err(DocumentFetchError::NoRegistration),
                 answer => answer.map(Some),
             };
-            if let Some(outcome) = round.handle_outcome(answer, DirectoryError::NoRegistration) {
+            if let Some(outcome) = round.handle_outcome(answer, DocumentFetchError::NoRegistration) {
                 self.preferred.set(round.index());
                 let answer = outcome?.unwrap_or_default();
-                return Registration::decode(&answer).map_err(|_| DirectoryError::NoRegistration);
+                return Registration::decode(&answer).map_err(|_| DocumentFetchError::NoRegistration);
             }
         }
     }
 
-    fn round(&self) -> Round {
-        Round::new(self.bases.len(), self.preferred.get())
+    fn round(&self) -> FetchRound {
+        FetchRound::new(self.bases.len(), self.preferred.get())
     }
 
     /// The URL of `path` at the directory of this index.
@@ -209,25 +209,32 @@ impl Directories {
         format!("{base}/v1/{path}")
     }
 
-    fn verify<B: Body>(&self, bytes: &[u8], in_use: Option<&Document<B>>) -> Result<Document<B>, DocumentError> {
+    fn verify<B: DocumentKind>(
+        &self,
+        bytes: &[u8],
+        in_use: Option<&Document<B>>,
+    ) -> Result<Document<B>, DocumentError> {
         UnverifiedDocument::decode(bytes)?.verify(&self.authorities, clock::wall_time(), in_use)
     }
 }
 
 /// Sends a request to a directory, and reads at most `most` bytes of its answer.
-async fn request(method: &str, url: &str, body: Option<&[u8]>, most: usize) -> Result<Vec<u8>, DirectoryError> {
+async fn request(method: &str, url: &str, body: Option<&[u8]>, most: usize) -> Result<Vec<u8>, DocumentFetchError> {
     let asked = async {
         let response: Response = JsFuture::from(js::fetch(&prepare(method, url, body)?)).await?.dyn_into()?;
         Ok::<_, JsValue>(match response.status() {
-            200 => read_at_most(&response, most).await?.ok_or(DirectoryError::TooLong),
-            404 => Err(DirectoryError::NoneYet),
+            200 => read_at_most(&response, most).await?.ok_or(DocumentFetchError::TooLong),
+            404 => Err(DocumentFetchError::NoneYet),
             status => {
                 let reason = read_at_most(&response, MAX_REASON_LEN).await?.unwrap_or_default();
-                Err(DirectoryError::Refused(status, text::plain(&String::from_utf8_lossy(&reason), MAX_REASON_CHARS)))
+                Err(DocumentFetchError::Refused(
+                    status,
+                    text::plain(&String::from_utf8_lossy(&reason), MAX_REASON_CHARS),
+                ))
             }
         })
     };
-    asked.await.unwrap_or(Err(DirectoryError::Unreachable))
+    asked.await.unwrap_or(Err(DocumentFetchError::Unreachable))
 }
 
 fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsValue> {

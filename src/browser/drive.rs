@@ -20,7 +20,7 @@ use crate::{
     base::Instant,
     transport::{
         Core,
-        browser::{Caps, Endpoint},
+        browser::{BrowserCaps, BrowserEndpoint},
         drain, next_turn, turn,
     },
 };
@@ -43,7 +43,7 @@ struct DriverShared<C> {
 
 struct DriverState<C> {
     core: C,
-    endpoint: Endpoint,
+    endpoint: BrowserEndpoint,
     rng: StdRng,
     /// The time at which it fires, and the timer.
     timer: Option<(Instant, Timer)>,
@@ -78,7 +78,7 @@ impl<C: Core + 'static> Driver<C> {
     /// Joins `core` with a transport that presents `certificate`, or a fresh one on each dial.
     pub(super) fn start(
         core: C,
-        caps: Caps,
+        caps: BrowserCaps,
         certificate: Option<RtcCertificate>,
         rng: StdRng,
     ) -> Result<Self, JsValue> {
@@ -88,7 +88,7 @@ impl<C: Core + 'static> Driver<C> {
             let ticker = Rc::clone(&ticker);
             Rc::new(move || ticker.wake())
         };
-        let endpoint = Endpoint::new(caps, certificate, wake);
+        let endpoint = BrowserEndpoint::new(caps, certificate, wake);
         let shared = Rc::new_cyclic(|weak: &Weak<DriverShared<C>>| {
             let on_tick = Closure::new({
                 let weak = Weak::clone(weak);

@@ -9,14 +9,14 @@ use wasm_bindgen_futures::future_to_promise;
 use web_sys::RtcCertificate;
 
 use super::{
-    client::Way,
+    client::ExchangePath,
     failure::object,
     page::Page,
     request,
-    search::{self, Found},
+    search::{self, SearchOutcome},
     store::Store,
     stream::StreamHandle,
-    volunteer::{self, Volunteer},
+    volunteer::{self, BrowserVolunteer},
 };
 use crate::delegated::{SearchResult, message::HttpResponse};
 
@@ -97,7 +97,7 @@ impl PageStream {
 /// A volunteer in a page.
 #[wasm_bindgen]
 pub struct PageVolunteer {
-    volunteer: Rc<Volunteer>,
+    volunteer: Rc<BrowserVolunteer>,
 }
 
 #[wasm_bindgen]
@@ -111,7 +111,7 @@ impl PageVolunteer {
         on_state: Function,
     ) -> Promise {
         future_to_promise(async move {
-            let volunteer = Volunteer::new(&directories, &authorities, store, certificate, on_state).await?;
+            let volunteer = BrowserVolunteer::new(&directories, &authorities, store, certificate, on_state).await?;
             Ok(Self { volunteer }.into())
         })
     }
@@ -153,7 +153,7 @@ impl PageVolunteer {
     }
 }
 
-fn found_object(page: &Page, found: &Found) -> JsValue {
+fn found_object(page: &Page, found: &SearchOutcome) -> JsValue {
     let result = |result: &SearchResult| {
         object(&[
             ("title", result.title.as_str().into()),
@@ -172,7 +172,7 @@ fn found_object(page: &Page, found: &Found) -> JsValue {
     ])
 }
 
-fn response_object(page: &Page, response: &HttpResponse, way: &Way) -> JsValue {
+fn response_object(page: &Page, response: &HttpResponse, way: &ExchangePath) -> JsValue {
     let field = |(name, value): &(String, Vec<u8>)| {
         // One character for each byte, as in browsers' header values.
         let value: String = value.iter().copied().map(char::from).collect();
@@ -186,11 +186,12 @@ fn response_object(page: &Page, response: &HttpResponse, way: &Way) -> JsValue {
     ])
 }
 
-fn way_array(page: &Page, way: &Way) -> Array {
+fn way_array(page: &Page, way: &ExchangePath) -> Array {
     let consensus = page.consensus();
     // A relay that the consensus doesn't list is in the volunteer list.
-    let is_listed =
-        |hop: &super::client::Hop| consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some());
+    let is_listed = |hop: &super::client::ExchangeHop| {
+        consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some())
+    };
     way.hops
         .iter()
         .map(|hop| {

@@ -7,7 +7,7 @@ use crate::{client::StreamFailure, path::PathError, wire::EndReason};
 
 /// The kind of a failure; the names are `UmbelError.kind` of `web/src/umbel.ts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FailureKind {
     /// The browser has no WebRTC, or it is disabled.
     NoWebrtc,
     /// The clocks of machine and network disagree.
@@ -30,7 +30,7 @@ pub(super) enum Kind {
     BadInput,
 }
 
-impl Kind {
+impl FailureKind {
     const fn name(self) -> &'static str {
         match self {
             Self::NoWebrtc => "no-webrtc",
@@ -49,14 +49,14 @@ impl Kind {
 
 /// A failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: Kind,
+pub(super) struct PageFailure {
+    pub(super) kind: FailureKind,
     pub(super) sentence: String,
 }
 
-impl Failure {
+impl PageFailure {
     /// A failure of `kind`, with `words` as a sentence: a capital first, a full stop last.
-    pub(super) fn new(kind: Kind, words: impl AsRef<str>) -> Self {
+    pub(super) fn new(kind: FailureKind, words: impl AsRef<str>) -> Self {
         let mut letters = words.as_ref().chars();
         let mut sentence: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
         sentence.extend(letters);
@@ -68,33 +68,33 @@ impl Failure {
 
     /// The client has been closed.
     pub(super) fn closed() -> Self {
-        Self::new(Kind::Closed, "this client has been closed")
+        Self::new(FailureKind::Closed, "this client has been closed")
     }
 }
 
-impl From<StreamFailure> for Failure {
+impl From<StreamFailure> for PageFailure {
     /// The failure for a page if there was no circuit or stream.
     fn from(failure: StreamFailure) -> Self {
         let kind = match failure {
             StreamFailure::NoConsensus
             | StreamFailure::GuardUnreachable
             | StreamFailure::NoCircuit
-            | StreamFailure::NoPath(PathError::NoGuard | PathError::TooFewRelays) => Kind::Network,
-            StreamFailure::ConsensusExpired => Kind::Consensus,
+            | StreamFailure::NoPath(PathError::NoGuard | PathError::TooFewRelays) => FailureKind::Network,
+            StreamFailure::ConsensusExpired => FailureKind::Consensus,
             StreamFailure::NoPath(PathError::NoExit | PathError::NotOffered)
             | StreamFailure::LimitReached
-            | StreamFailure::Ended(EndReason::Policy) => Kind::Refused,
+            | StreamFailure::Ended(EndReason::Policy) => FailureKind::Refused,
             StreamFailure::Ended(
                 EndReason::NotFound | EndReason::Refused | EndReason::Unreachable | EndReason::TimedOut,
-            ) => Kind::Target,
-            StreamFailure::Ended(_) => Kind::Exit,
+            ) => FailureKind::Target,
+            StreamFailure::Ended(_) => FailureKind::Exit,
         };
         Self::new(kind, failure.to_string())
     }
 }
 
-impl From<Failure> for JsValue {
-    fn from(failure: Failure) -> Self {
+impl From<PageFailure> for JsValue {
+    fn from(failure: PageFailure) -> Self {
         object(&[("kind", failure.kind.name().into()), ("message", failure.sentence.into())])
     }
 }
@@ -119,19 +119,19 @@ mod tests {
     #[test]
     fn each_reason_for_having_no_circuit_has_a_kind_and_a_sentence() {
         let cases = [
-            (StreamFailure::NoConsensus, Kind::Network),
-            (StreamFailure::ConsensusExpired, Kind::Consensus),
-            (StreamFailure::NoPath(PathError::NoGuard), Kind::Network),
-            (StreamFailure::NoPath(PathError::TooFewRelays), Kind::Network),
-            (StreamFailure::NoPath(PathError::NoExit), Kind::Refused),
-            (StreamFailure::NoPath(PathError::NotOffered), Kind::Refused),
-            (StreamFailure::GuardUnreachable, Kind::Network),
-            (StreamFailure::NoCircuit, Kind::Network),
-            (StreamFailure::LimitReached, Kind::Refused),
-            (StreamFailure::Ended(EndReason::NotFound), Kind::Target),
+            (StreamFailure::NoConsensus, FailureKind::Network),
+            (StreamFailure::ConsensusExpired, FailureKind::Consensus),
+            (StreamFailure::NoPath(PathError::NoGuard), FailureKind::Network),
+            (StreamFailure::NoPath(PathError::TooFewRelays), FailureKind::Network),
+            (StreamFailure::NoPath(PathError::NoExit), FailureKind::Refused),
+            (StreamFailure::NoPath(PathError::NotOffered), FailureKind::Refused),
+            (StreamFailure::GuardUnreachable, FailureKind::Network),
+            (StreamFailure::NoCircuit, FailureKind::Network),
+            (StreamFailure::LimitReached, FailureKind::Refused),
+            (StreamFailure::Ended(EndReason::NotFound), FailureKind::Target),
         ];
         let failures = cases.map(|(reason, kind)| {
-            let failure = Failure::from(reason);
+            let failure = PageFailure::from(reason);
             assert_eq!(failure.kind, kind, "{reason:?}");
             failure.sentence
         });

@@ -5,9 +5,9 @@ use std::{rc::Rc, sync::Arc};
 
 use super::{
     clock,
-    directory::{Directories, DirectoryError},
+    directory::{Directories, DocumentFetchError},
     drive::randomness,
-    failure::Failure,
+    failure::PageFailure,
 };
 use crate::directory::{
     Consensus, ConsensusBody, Document,
@@ -18,11 +18,11 @@ use crate::directory::{
 const FIRST_LIMIT: Duration = Duration::from_secs(30);
 
 /// The first consensus: the stored one, if it is still valid, otherwise the first from a directory.
-pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, Failure> {
+pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, PageFailure> {
     if let Some(kept) = directories.kept().await {
         return Ok(Arc::new(kept));
     }
-    let mut failure = DirectoryError::Unreachable;
+    let mut failure = DocumentFetchError::Unreachable;
     let asked = clock::within(FIRST_LIMIT, async {
         let mut schedule = Schedule::default();
         while wait(&mut schedule, &|| true).await {
@@ -30,15 +30,15 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
                 Ok(Some(fetched)) => return Ok(Arc::new(fetched)),
                 Ok(None) => {}
                 // The network is starting.
-                Err(DirectoryError::NoneYet) => failure = DirectoryError::NoneYet,
+                Err(DocumentFetchError::NoneYet) => failure = DocumentFetchError::NoneYet,
                 Err(error) => return Err(error),
             }
             schedule.retry(ConsensusBody::longest_retry(None));
         }
-        Err(DirectoryError::Unreachable)
+        Err(DocumentFetchError::Unreachable)
     });
     let asked = asked.await;
-    asked.unwrap_or(Err(failure)).map_err(Failure::from)
+    asked.unwrap_or(Err(failure)).map_err(PageFailure::from)
 }
 
 /// Passes each newer document than `in_use` to `take`, while `wanted` is true.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A stream of the page.
-pub(super) struct Entry {
+pub(super) struct OpenStream {
     pub(super) stream: ClientStream,
     pub(super) received: BytesMut,
     pub(super) connected: bool,
@@ -22,7 +22,7 @@ pub(super) struct Entry {
     pub(super) due: bool,
 }
 
-impl Entry {
+impl OpenStream {
     /// Deferred, because no script of the page may run within a turn.
     fn wake(&mut self) {
         if !core::mem::replace(&mut self.due, true) {
@@ -33,10 +33,10 @@ impl Entry {
 
 /// The piecewise streams of a page. Few at a time; the client caps them (`ClientParameters::streams`).
 #[derive(Default)]
-pub(super) struct OpenStreams(pub(super) Vec<Entry>);
+pub(super) struct OpenStreams(pub(super) Vec<OpenStream>);
 
 impl OpenStreams {
-    pub(super) fn entry(&mut self, stream: ClientStream) -> Option<&mut Entry> {
+    pub(super) fn entry(&mut self, stream: ClientStream) -> Option<&mut OpenStream> {
         self.0.iter_mut().find(|entry| entry.stream == stream)
     }
 

@@ -15,18 +15,18 @@ use super::{
     clock,
     directory::Directories,
     drive::{Driver, randomness},
-    failure::{Failure, Kind},
+    failure::{FailureKind, PageFailure},
     follow,
     slot::slot,
-    store::{Entry, Store},
+    store::{Store, StoreEntry},
 };
 use crate::{
-    client::{Client, ClientParameters, Isolation},
+    client::{ClientMachine, ClientParameters, Isolation},
     crypto::sha256,
     delegated::{Delegation, ExitStatistics, Offers, engines},
     directory::{Consensus, VolunteerList},
     path::GuardSample,
-    transport::browser::Caps,
+    transport::browser::BrowserCaps,
 };
 
 /// Time limit of the first circuit.
@@ -53,17 +53,19 @@ impl Page {
         authorities: &[String],
         store: Store,
         progress: &Function,
-    ) -> Result<Rc<Self>, Failure> {
+    ) -> Result<Rc<Self>, PageFailure> {
         let tell = |step: &str| drop(progress.call1(&JsValue::NULL, &JsValue::from_str(step)));
         let directories = Rc::new(Directories::new(directories, authorities, store.clone())?);
-        let guards = store.read(Entry::Guards).await.and_then(|bytes| GuardSample::decode(&bytes).ok());
+        let guards = store.read(StoreEntry::Guards).await.and_then(|bytes| GuardSample::decode(&bytes).ok());
         let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
-        let client = Client::new(parameters, guards.unwrap_or_default());
+        let client = ClientMachine::new(parameters, guards.unwrap_or_default());
         let steps = Steps::default();
         let core = PageCore::new(client, store, steps.clone());
-        let unable = |_| Failure::new(Kind::NoWebrtc, "this browser lacks or disables a feature that the client needs");
+        let unable = |_| {
+            PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that the client needs")
+        };
         let rng = randomness().map_err(unable)?;
-        let driver = Driver::start(core, Caps::default(), None, rng).map_err(unable)?;
+        let driver = Driver::start(core, BrowserCaps::default(), None, rng).map_err(unable)?;
         let page = Rc::new(Self {
             driver,
             exit_statistics: RefCell::default(),
@@ -92,7 +94,7 @@ impl Page {
         clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {
             let words = "no guard can be reached: this network may block WebRTC or UDP";
             page.driver.stop();
-            Failure::new(Kind::Network, words)
+            PageFailure::new(FailureKind::Network, words)
         })?;
         ["channel", "circuit", "ready"].into_iter().for_each(tell);
         Ok(page)

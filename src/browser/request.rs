@@ -6,8 +6,8 @@
 use core::time::Duration;
 
 use super::{
-    client::{ExchangeFailure, Wanted, Way, exchange},
-    failure::{Failure, Kind},
+    client::{ExchangeFailure, ExchangeParameters, ExchangePath, exchange},
+    failure::{FailureKind, PageFailure},
     page::Page,
 };
 use crate::delegated::{
@@ -28,11 +28,11 @@ pub(super) async fn request(
     url: &str,
     fields: &[String],
     body: Vec<u8>,
-) -> Result<(HttpResponse, Way), Failure> {
-    let bad = |error: HttpRequestError| Failure::new(Kind::BadInput, error.to_string());
+) -> Result<(HttpResponse, ExchangePath), PageFailure> {
+    let bad = |error: HttpRequestError| PageFailure::new(FailureKind::BadInput, error.to_string());
     let pairs = fields.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
     let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
-    let wanted = Wanted {
+    let wanted = ExchangeParameters {
         delegation: Delegation::Http { host: request.host().to_owned() },
         not_by: Vec::new(),
         isolation: page.isolation(),
@@ -49,21 +49,21 @@ pub(super) async fn request(
             BinaryHttpError::TooLarge => "the head of the answer is too large",
             BinaryHttpError::Truncated | BinaryHttpError::Malformed(_) => "the answer is truncated or not HTTP",
         };
-        Failure::new(Kind::Exit, words)
+        PageFailure::new(FailureKind::Exit, words)
     })?;
     match response.refusal {
-        Some(refusal) => Err(Failure::new(Kind::Refused, refusal.to_string())),
+        Some(refusal) => Err(PageFailure::new(FailureKind::Refused, refusal.to_string())),
         None => Ok((response, exchanged.way)),
     }
 }
 
-fn failed(failure: ExchangeFailure) -> Failure {
+fn failed(failure: ExchangeFailure) -> PageFailure {
     match failure {
         ExchangeFailure::NoWay(failure) => failure.into(),
         ExchangeFailure::Broken(_) => {
-            Failure::new(Kind::Exit, "the answer is truncated, or larger than the maximum of a page")
+            PageFailure::new(FailureKind::Exit, "the answer is truncated, or larger than the maximum of a page")
         }
-        ExchangeFailure::Silent(_) => Failure::new(Kind::Exit, "no answer arrived in time"),
-        ExchangeFailure::Closed => Failure::closed(),
+        ExchangeFailure::Silent(_) => PageFailure::new(FailureKind::Exit, "no answer arrived in time"),
+        ExchangeFailure::Closed => PageFailure::closed(),
     }
 }

@@ -6,9 +6,9 @@
 use core::time::Duration;
 
 use super::{
-    client::{ExchangeFailure, Wanted, Way, exchange},
+    client::{ExchangeFailure, ExchangeParameters, ExchangePath, exchange},
     clock,
-    failure::{Failure, Kind},
+    failure::{FailureKind, PageFailure},
     page::Page,
 };
 use crate::{
@@ -22,11 +22,11 @@ use crate::{
 
 /// The results of a query, with its engine and circuit.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct SearchOutcome {
     pub(super) engine: EngineName,
     pub(super) results: Vec<SearchResult>,
     pub(super) more: bool,
-    pub(super) way: Way,
+    pub(super) way: ExchangePath,
     pub(super) took: Duration,
 }
 
@@ -44,9 +44,10 @@ pub(super) async fn search(
     terms: &str,
     number: u16,
     language: Option<&str>,
-) -> Result<Found, Failure> {
-    let parse =
-        |name| EngineName::parse(name).ok_or_else(|| Failure::new(Kind::BadInput, "the engine's name is invalid"));
+) -> Result<SearchOutcome, PageFailure> {
+    let parse = |name| {
+        EngineName::parse(name).ok_or_else(|| PageFailure::new(FailureKind::BadInput, "the engine's name is invalid"))
+    };
     let query = SearchQuery {
         terms: terms.to_owned(),
         engine: engine.map(parse).transpose()?,
@@ -57,7 +58,7 @@ pub(super) async fn search(
     loop {
         let outcome = ask(page, &query).await;
         if page.driver.is_stopped() {
-            return Err(Failure::closed());
+            return Err(PageFailure::closed());
         }
         if let Some(outcome) = query.handle_outcome(outcome) {
             return outcome.map_err(|error| match error {
@@ -68,37 +69,37 @@ pub(super) async fn search(
     }
 }
 
-impl From<QueryError> for Failure {
+impl From<QueryError> for PageFailure {
     fn from(error: QueryError) -> Self {
         let kind = match error {
-            QueryError::Invalid(_) => Kind::BadInput,
-            QueryError::NotReady => Kind::Network,
-            QueryError::NoEngines | QueryError::NoSuchEngine | QueryError::AllBlocked => Kind::Engine,
+            QueryError::Invalid(_) => FailureKind::BadInput,
+            QueryError::NotReady => FailureKind::Network,
+            QueryError::NoEngines | QueryError::NoSuchEngine | QueryError::AllBlocked => FailureKind::Engine,
         };
         Self::new(kind, error.to_string())
     }
 }
 
-impl From<Miss> for Failure {
+impl From<Miss> for PageFailure {
     fn from(Miss { why, .. }: Miss) -> Self {
         let kind = match why {
-            MissReason::Broken | MissReason::Silent => Kind::Exit,
-            MissReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => Kind::Refused,
-            MissReason::Refused(_) => Kind::Engine,
+            MissReason::Broken | MissReason::Silent => FailureKind::Exit,
+            MissReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => FailureKind::Refused,
+            MissReason::Refused(_) => FailureKind::Engine,
         };
         Self::new(kind, why.to_string())
     }
 }
 
-fn begin(page: &Page, query: &SearchQuery) -> Result<Query, Failure> {
-    let statistics = page.exit_statistics.try_borrow().map_err(|_| Failure::closed())?;
+fn begin(page: &Page, query: &SearchQuery) -> Result<Query, PageFailure> {
+    let statistics = page.exit_statistics.try_borrow().map_err(|_| PageFailure::closed())?;
     Ok(Query::new(clock::now(), query, &page.offers(), None, &statistics)?)
 }
 
 /// One try.
-async fn ask(page: &Page, query: &Query) -> Result<Found, TryError<Failure>> {
+async fn ask(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<PageFailure>> {
     let engine = query.engine();
-    let wanted = Wanted {
+    let wanted = ExchangeParameters {
         delegation: Delegation::Search(engine.clone()),
         not_by: query.not_by().to_vec(),
         isolation: page.isolation(),
@@ -111,7 +112,7 @@ async fn ask(page: &Page, query: &Query) -> Result<Found, TryError<Failure>> {
         Err(ExchangeFailure::Broken(way)) => (way, Err(MissReason::Broken)),
         Err(ExchangeFailure::Silent(way)) => (way, Err(MissReason::Silent)),
         Err(ExchangeFailure::NoWay(failure)) => return Err(TryError::NoCircuit(failure.into())),
-        Err(ExchangeFailure::Closed) => return Err(TryError::NoCircuit(Failure::closed())),
+        Err(ExchangeFailure::Closed) => return Err(TryError::NoCircuit(PageFailure::closed())),
     };
     let Some(exit) = way.hops.last().map(|hop| hop.relay) else {
         return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
@@ -121,5 +122,5 @@ async fn ask(page: &Page, query: &Query) -> Result<Found, TryError<Failure>> {
         statistics.handle_outcome(clock::now(), engine, exit, outcome);
     }
     let (Results { results, more, .. }, took) = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
-    Ok(Found { engine: engine.clone(), results, more, way, took })
+    Ok(SearchOutcome { engine: engine.clone(), results, more, way, took })
 }

@@ -15,18 +15,18 @@ struct SlotState<T> {
 }
 
 /// The sending end: sends one value.
-pub(super) struct Reply<T>(Rc<SlotState<T>>);
+pub(super) struct SlotSender<T>(Rc<SlotState<T>>);
 
 /// The receiving end: waits for the value; `None` if the sending end was dropped without a value.
-pub(super) struct Answer<T>(Rc<SlotState<T>>);
+pub(super) struct SlotReceiver<T>(Rc<SlotState<T>>);
 
 /// Creates both ends.
-pub(super) fn slot<T>() -> (Reply<T>, Answer<T>) {
+pub(super) fn slot<T>() -> (SlotSender<T>, SlotReceiver<T>) {
     let shared = Rc::new(SlotState { value: Cell::new(None), gone: Cell::new(false), waker: Cell::new(None) });
-    (Reply(Rc::clone(&shared)), Answer(shared))
+    (SlotSender(Rc::clone(&shared)), SlotReceiver(shared))
 }
 
-impl<T> Reply<T> {
+impl<T> SlotSender<T> {
     /// Sends `value`; it replaces an earlier value that was not received.
     pub(super) fn give(&mut self, value: T) {
         self.0.value.set(Some(value));
@@ -34,14 +34,14 @@ impl<T> Reply<T> {
     }
 }
 
-impl<T> Drop for Reply<T> {
+impl<T> Drop for SlotSender<T> {
     fn drop(&mut self) {
         self.0.gone.set(true);
         self.0.waker.take().into_iter().for_each(Waker::wake);
     }
 }
 
-impl<T> Future for Answer<T> {
+impl<T> Future for SlotReceiver<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {

@@ -25,7 +25,7 @@ extern "C" {
 
 /// The entries.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Entry {
+pub(super) enum StoreEntry {
     /// The client's guard sample.
     Guards,
     /// The last consensus, as published.
@@ -36,7 +36,7 @@ pub(super) enum Entry {
     Onion,
 }
 
-impl Entry {
+impl StoreEntry {
     const fn key(self) -> &'static str {
         match self {
             Self::Guards => "guards",
@@ -49,14 +49,14 @@ impl Entry {
 
 impl Store {
     /// The bytes of `entry`, if it exists.
-    pub(super) async fn read(&self, entry: Entry) -> Option<Vec<u8>> {
+    pub(super) async fn read(&self, entry: StoreEntry) -> Option<Vec<u8>> {
         let value: JsValue = JsFuture::from(self.get(entry.key())).await.ok()?;
         let bytes = value.dyn_into::<Uint8Array>().ok()?;
         (bytes.length() <= MAX_LEN).then(|| bytes.to_vec())
     }
 
     /// Stores `bytes` as `entry`, asynchronously.
-    pub(super) fn keep(&self, entry: Entry, bytes: &[u8]) {
+    pub(super) fn keep(&self, entry: StoreEntry, bytes: &[u8]) {
         let kept = self.put(entry.key(), Uint8Array::from(bytes));
         spawn_local(async move { drop(JsFuture::from(kept).await) });
     }

@@ -11,8 +11,8 @@ use js_sys::Function;
 use super::{
     client::PageCore,
     drive::Driver,
-    failure::{Failure, Kind},
-    open_streams::Entry,
+    failure::{FailureKind, PageFailure},
+    open_streams::OpenStream,
     page::Page,
 };
 use crate::{
@@ -39,21 +39,21 @@ pub(super) struct StreamHandle {
 impl StreamHandle {
     /// Opens a stream to `host`, a name or an address. A failure is returned by `read`. `wake` is called when there
     /// is data, room or an end.
-    pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, Failure> {
-        let unfit = |_| Failure::new(Kind::BadInput, "the URL's host is invalid");
+    pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, PageFailure> {
+        let unfit = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
         let target = Target { host: Host::parse(host).map_err(unfit)?, port };
         let stream = page.driver.with(|core, now, _| {
             let stream = core.client.open(now, target, isolation(host));
             let (received, connected, finished, failure, due) = (BytesMut::new(), false, false, None, false);
-            core.streams.0.push(Entry { stream, received, connected, finished, failure, wake, due });
+            core.streams.0.push(OpenStream { stream, received, connected, finished, failure, wake, due });
             stream
         });
-        Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(Failure::closed)? })
+        Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
     }
 
     /// The next received bytes, at most [`MAX_READ`]; call it until it returns `None`, which means none yet. At the
     /// end it returns no bytes.
-    pub(super) fn read(&self) -> Result<Option<Vec<u8>>, Failure> {
+    pub(super) fn read(&self) -> Result<Option<Vec<u8>>, PageFailure> {
         let looked = self.driver.with(|core, _, _| {
             let entry = core.streams.entry(self.stream)?;
             entry.due = false;
@@ -64,7 +64,7 @@ impl StreamHandle {
             core.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
             Some((bytes, entry.finished, entry.failed()))
         });
-        match looked.flatten().ok_or_else(Failure::closed)? {
+        match looked.flatten().ok_or_else(PageFailure::closed)? {
             (bytes, finished, _) if finished || !bytes.is_empty() => Ok(Some(bytes)),
             (_, _, Some(failure)) => Err(failure),
             _ => Ok(None),
@@ -87,14 +87,15 @@ impl Drop for StreamHandle {
     }
 }
 
-impl Entry {
+impl OpenStream {
     /// Why the stream failed to open or ended, if it did.
-    fn failed(&self) -> Option<Failure> {
+    fn failed(&self) -> Option<PageFailure> {
         let failure = self.failure?;
         Some(match failure {
-            StreamFailure::Ended(_) if self.connected => {
-                Failure::new(Kind::Target, "the site, or the exit on the path to it, closed the stream early")
-            }
+            StreamFailure::Ended(_) if self.connected => PageFailure::new(
+                FailureKind::Target,
+                "the site, or the exit on the path to it, closed the stream early",
+            ),
             failure => failure.into(),
         })
     }

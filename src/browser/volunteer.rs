@@ -26,7 +26,7 @@ use super::{
     clock,
     directory::Directories,
     drive::{Driver, randomness},
-    failure::{Failure, Kind, object},
+    failure::{FailureKind, PageFailure, object},
     slot::Bell,
     store::Store,
 };
@@ -36,12 +36,12 @@ use crate::{
     delegated::SearchAnswer,
     directory::Consensus,
     relay::{ExitStream, Reach, Relay, RelayEvent, RelayParameters},
-    transport::{Core, browser::Caps},
+    transport::{Core, browser::BrowserCaps},
     wire::CELL_LEN,
 };
-use engines::Engines;
+use engines::VolunteerEngines;
 pub(in crate::browser) use engines::describe;
-use exit::Exit;
+use exit::VolunteerExit;
 use keys::Keys;
 
 /// Time limit for circuits to finish when the volunteer ends, and the time without a cell after which they end
@@ -56,7 +56,7 @@ const MAX_LINKS: usize = 256;
 
 /// The state of a volunteer; the names are those of `VolunteerState.phase`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum VolunteerPhase {
     Starting,
     Registering,
     Connecting,
@@ -66,7 +66,7 @@ pub(super) enum Phase {
     Error,
 }
 
-impl Phase {
+impl VolunteerPhase {
     const fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -83,7 +83,7 @@ impl Phase {
 /// The relay's core in a page.
 pub(super) struct VolunteerCore {
     relay: Relay,
-    exit: Exit,
+    exit: VolunteerExit,
     changed: Bell,
 }
 
@@ -138,7 +138,7 @@ impl Core for VolunteerCore {
 }
 
 /// A volunteer, running or paused.
-pub(super) struct Volunteer {
+pub(super) struct BrowserVolunteer {
     directories: Rc<Directories>,
     keys: RefCell<Keys>,
     certificate: Option<RtcCertificate>,
@@ -148,12 +148,12 @@ pub(super) struct Volunteer {
     consensus: RefCell<Option<Arc<Consensus>>>,
     rate: Cell<Option<u64>>,
     /// The engines by which it searches for clients.
-    engines: Engines,
+    engines: VolunteerEngines,
     /// Rings when its gateways or its offer change.
     changed: Bell,
     /// The number of starts: tasks of an earlier start end.
     course: Cell<u64>,
-    phase: Cell<Phase>,
+    phase: Cell<VolunteerPhase>,
     why: RefCell<String>,
     /// Cells forwarded before the last start.
     earlier: Cell<u64>,
@@ -172,7 +172,7 @@ struct Figures {
     searched: u64,
 }
 
-impl Volunteer {
+impl BrowserVolunteer {
     /// A paused volunteer with the stored keys.
     pub(super) async fn new(
         directories: &[String],
@@ -180,7 +180,7 @@ impl Volunteer {
         store: Store,
         certificate: Option<RtcCertificate>,
         on_state: Function,
-    ) -> Result<Rc<Self>, Failure> {
+    ) -> Result<Rc<Self>, PageFailure> {
         let keys = Keys::load(store.clone(), &mut randomness().map_err(refused)?).await;
         Ok(Rc::new(Self {
             directories: Rc::new(Directories::new(directories, authorities, store)?),
@@ -190,10 +190,10 @@ impl Volunteer {
             driver: RefCell::default(),
             consensus: RefCell::default(),
             rate: Cell::new(None),
-            engines: Engines::default(),
+            engines: VolunteerEngines::default(),
             changed: Bell::default(),
             course: Cell::new(0),
-            phase: Cell::new(Phase::Paused),
+            phase: Cell::new(VolunteerPhase::Paused),
             why: RefCell::default(),
             earlier: Cell::new(0),
         }))
@@ -203,21 +203,21 @@ impl Volunteer {
     pub(super) fn start(self: &Rc<Self>) {
         self.halt();
         self.engines.forgive();
-        self.set_phase(Phase::Starting, "");
+        self.set_phase(VolunteerPhase::Starting, "");
         match self.make_driver() {
             Ok(driver) => {
                 driver.set_rate(self.rate.get());
                 self.driver.replace(Some(driver));
                 spawn_local(task::run(Rc::clone(self), self.course.get()));
             }
-            Err(failure) => self.set_phase(Phase::Error, &failure.sentence),
+            Err(failure) => self.set_phase(VolunteerPhase::Error, &failure.sentence),
         }
     }
 
     /// Closes all links and stops until the next start.
     pub(super) fn pause(&self, why: &str) {
         self.halt();
-        self.set_phase(Phase::Paused, why);
+        self.set_phase(VolunteerPhase::Paused, why);
     }
 
     /// Ends permanently. It accepts no more circuits and searches, gives those in use a short time to finish, then
@@ -260,7 +260,7 @@ impl Volunteer {
     }
 
     /// Replaces the engines by which it searches for clients: each has a name and an OpenSearch description.
-    pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
+    pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), PageFailure> {
         let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
         if self.engines.offered() != before {
@@ -286,7 +286,7 @@ impl Volunteer {
         self.engines.asked.ring();
     }
 
-    fn make_driver(&self) -> Result<Driver<VolunteerCore>, Failure> {
+    fn make_driver(&self) -> Result<Driver<VolunteerCore>, PageFailure> {
         let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
         let channel = ChannelParameters { channels: MAX_LINKS, queued: 16_384, ..ChannelParameters::default() };
         let parameters = RelayParameters {
@@ -296,10 +296,10 @@ impl Volunteer {
             reach: Reach::Gateways,
             ..RelayParameters::default()
         };
-        let exit = Exit::new(&self.engines);
+        let exit = VolunteerExit::new(&self.engines);
         let core =
             VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
-        let caps = Caps { links: MAX_LINKS, ..Caps::default() };
+        let caps = BrowserCaps { links: MAX_LINKS, ..BrowserCaps::default() };
         let rng = randomness().map_err(refused)?;
         Driver::start(core, caps, self.certificate.clone(), rng).map_err(refused)
     }
@@ -318,7 +318,7 @@ impl Volunteer {
         Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells), searches, searched }
     }
 
-    fn set_phase(&self, phase: Phase, why: &str) {
+    fn set_phase(&self, phase: VolunteerPhase, why: &str) {
         let known = self.phase.replace(phase) == phase;
         if let Ok(mut kept) = self.why.try_borrow_mut()
             && !(known && *kept == why)
@@ -353,6 +353,6 @@ impl Volunteer {
     }
 }
 
-fn refused(_: JsValue) -> Failure {
-    Failure::new(Kind::NoWebrtc, "this browser lacks or disables a feature that a volunteer needs")
+fn refused(_: JsValue) -> PageFailure {
+    PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that a volunteer needs")
 }

@@ -14,8 +14,8 @@ use crate::{
 };
 
 use super::{
-    ChannelError, ChannelEvent, ChannelId, ChannelParameters, ConnectError, LocalRole, Overdue, QueueFull,
-    state::{Channel, Due},
+    ChannelError, ChannelEvent, ChannelId, ChannelOpenError, ChannelParameters, LocalRole, Overdue, QueueFull,
+    state::{Channel, TimeoutAction},
 };
 
 /// Interval of the check for timeouts. They last many seconds, and each check visits every channel.
@@ -103,7 +103,7 @@ impl Channels {
                 }
             }
             LinkEvent::Retire { link } => self.retire(ChannelId(link)),
-            LinkEvent::Closed { link, .. } => self.remove(ChannelId(link), ConnectError::Closed),
+            LinkEvent::Closed { link, .. } => self.remove(ChannelId(link), ChannelOpenError::Closed),
         }
     }
 
@@ -120,8 +120,8 @@ impl Channels {
         for id in ids {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             match channel.handle_timeout(now, &self.parameters) {
-                Ok(Due::Nothing) => self.make_ready(id),
-                Ok(Due::CloseIdle) => self.close(id),
+                Ok(TimeoutAction::Nothing) => self.make_ready(id),
+                Ok(TimeoutAction::CloseIdle) => self.close(id),
                 Err(error) => self.break_off(id, error),
             }
         }
@@ -347,7 +347,7 @@ impl Channels {
     pub fn close(&mut self, channel: ChannelId) {
         if self.channels.contains_key(&channel) {
             self.outbox.push_back(Transmit::Close(channel.0));
-            self.remove(channel, ConnectError::Closed);
+            self.remove(channel, ChannelOpenError::Closed);
         }
     }
 
@@ -445,7 +445,7 @@ impl Channels {
         self.remove(id, error.into());
     }
 
-    fn remove(&mut self, id: ChannelId, error: ConnectError) {
+    fn remove(&mut self, id: ChannelId, error: ChannelOpenError) {
         let Some(channel) = self.channels.remove(&id) else { return };
         self.queued = self.queued.saturating_sub(channel.queue().len());
         let Some(established) = channel.established() else {
@@ -471,7 +471,7 @@ impl Channels {
         }
     }
 
-    fn dial_failed(&mut self, relay: RelayId, error: ConnectError) {
+    fn dial_failed(&mut self, relay: RelayId, error: ChannelOpenError) {
         self.dials.remove(&relay);
         if self.lookup(&relay).is_none() {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });

@@ -14,8 +14,8 @@ use crate::{
 };
 
 use super::{
-    ChannelError, Established,
-    hello::{End, Hello, PROOF_CONTEXT, REACH, VERSIONS, decode_proof, encode_proof, proof_message},
+    ChannelError, HandshakeOutcome,
+    hello::{ChannelEnd, ChannelHello, PROOF_CONTEXT, REACH, VERSIONS, decode_proof, encode_proof, proof_message},
 };
 
 /// The role of this end on every channel.
@@ -45,14 +45,14 @@ impl LocalRole {
 pub(super) struct Greeting {
     role: LocalRole,
     opened: LinkOpened,
-    hello: Hello,
+    hello: ChannelHello,
 }
 
 /// The other end's HELLO was received, and this end's HELLO and PROOF are sent; the other end's PROOF is awaited.
 pub(super) struct Proving {
     relay: RelayId,
     message: Vec<u8>,
-    established: Established,
+    established: HandshakeOutcome,
 }
 
 /// The state after a HELLO.
@@ -60,7 +60,7 @@ pub(super) enum Greeted {
     /// The other end claims to be a relay and must prove it.
     Proving(Proving),
     /// The other end is a client.
-    Open(Established),
+    Open(HandshakeOutcome),
 }
 
 impl Greeting {
@@ -69,7 +69,7 @@ impl Greeting {
     pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
         rng.fill_bytes(&mut nonce);
-        let hello = Hello {
+        let hello = ChannelHello {
             versions: VERSIONS.to_vec(),
             capabilities: if reach { REACH } else { 0 },
             identity: role.identity(),
@@ -87,7 +87,7 @@ impl Greeting {
         message: &[u8],
         gateway: bool,
     ) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
-        let theirs = Hello::decode(message)?;
+        let theirs = ChannelHello::decode(message)?;
         let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
         // The PROOF goes only to the relay that was dialled, so an impostor receives nothing more.
         if self.opened.dialled.is_some() && self.opened.dialled != theirs.identity {
@@ -96,13 +96,13 @@ impl Greeting {
         if theirs.identity.is_some() && theirs.identity == self.hello.identity {
             return Err(ChannelError::OwnIdentity);
         }
-        let end = if self.opened.dialled.is_some() { End::Dialler } else { End::Dialled };
-        let signed_by = |signer: End| {
+        let end = if self.opened.dialled.is_some() { ChannelEnd::Dialler } else { ChannelEnd::Dialled };
+        let signed_by = |signer: ChannelEnd| {
             let ours = (&self.hello, &self.opened.local_certificate);
             let theirs = (&theirs, &self.opened.peer_certificate);
             match end {
-                End::Dialler => proof_message(signer, version, ours, theirs),
-                End::Dialled => proof_message(signer, version, theirs, ours),
+                ChannelEnd::Dialler => proof_message(signer, version, ours, theirs),
+                ChannelEnd::Dialled => proof_message(signer, version, theirs, ours),
             }
         };
         let proof = match &self.role {
@@ -111,12 +111,15 @@ impl Greeting {
                 Some(encode_proof(&key.sign(PROOF_CONTEXT, &signed_by(end))))
             }
         };
-        let established = Established {
-            dialler: end == End::Dialler,
+        let established = HandshakeOutcome {
+            dialler: end == ChannelEnd::Dialler,
             peer: theirs.identity,
             said_reach: self.hello.capabilities & REACH != 0,
             observed: theirs.observed.map(Redacted),
-            reach: gateway && end == End::Dialled && theirs.identity.is_some() && theirs.capabilities & REACH != 0,
+            reach: gateway
+                && end == ChannelEnd::Dialled
+                && theirs.identity.is_some()
+                && theirs.capabilities & REACH != 0,
         };
         let greeted = match theirs.identity {
             Some(relay) => Greeted::Proving(Proving { relay, message: signed_by(end.other()), established }),
@@ -133,7 +136,7 @@ impl Proving {
     }
 
     /// Takes the other end's PROOF.
-    pub(super) fn handle_proof(self, message: &[u8]) -> Result<Established, ChannelError> {
+    pub(super) fn handle_proof(self, message: &[u8]) -> Result<HandshakeOutcome, ChannelError> {
         let signature = decode_proof(message)?;
         verify(&self.relay, PROOF_CONTEXT, &self.message, &signature).map_err(|_| ChannelError::BadProof)?;
         Ok(self.established)

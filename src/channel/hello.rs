@@ -24,14 +24,14 @@ pub(super) const PROOF_CONTEXT: &str = "channel";
 /// One end of a channel, as distinguished in circuit identifiers and proofs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum End {
+pub(super) enum ChannelEnd {
     /// The end that dialled.
     Dialler = 1,
     /// The end that was dialled.
     Dialled = 2,
 }
 
-impl End {
+impl ChannelEnd {
     pub(super) const fn other(self) -> Self {
         match self {
             Self::Dialler => Self::Dialled,
@@ -43,7 +43,7 @@ impl End {
 /// The first message of each end.
 #[derive(Clone, PartialEq, Eq)]
 #[cfg_attr(test, derive(Debug))]
-pub(super) struct Hello {
+pub(super) struct ChannelHello {
     /// Versions that the sender supports, in order of preference.
     pub(super) versions: Vec<u16>,
     /// Bits for capabilities beyond the version; unknown ones are ignored.
@@ -56,7 +56,7 @@ pub(super) struct Hello {
     pub(super) observed: Option<SocketAddr>,
 }
 
-impl Hello {
+impl ChannelHello {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(128);
         out.push(HELLO);
@@ -123,10 +123,10 @@ impl Hello {
 /// The bytes that a proof signs: the signer's end and the version, then for the dialler and for the dialled all
 /// fields of the HELLO except the observed address, and the certificate.
 pub(super) fn proof_message(
-    signer: End,
+    signer: ChannelEnd,
     version: u16,
-    dialler: (&Hello, &[u8; 32]),
-    dialled: (&Hello, &[u8; 32]),
+    dialler: (&ChannelHello, &[u8; 32]),
+    dialled: (&ChannelHello, &[u8; 32]),
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(320);
     out.push(signer as u8);
@@ -175,8 +175,8 @@ mod tests {
     use super::*;
     use crate::crypto::{IdentityKey, vectors};
 
-    fn hello(observed: Option<SocketAddr>) -> Hello {
-        Hello {
+    fn hello(observed: Option<SocketAddr>) -> ChannelHello {
+        ChannelHello {
             versions: vec![1, 2],
             capabilities: 5,
             identity: Some(RelayId::from_bytes([3; 32])),
@@ -189,15 +189,15 @@ mod tests {
     fn a_hello_survives_the_wire() {
         for observed in [None, Some("192.0.2.1:4443".parse().unwrap()), Some("[2001:db8::1]:1".parse().unwrap())] {
             for identity in [None, Some(RelayId::from_bytes([3; 32]))] {
-                let hello = Hello { identity, ..hello(observed) };
-                assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+                let hello = ChannelHello { identity, ..hello(observed) };
+                assert_eq!(ChannelHello::decode(&hello.encode()), Ok(hello));
             }
         }
     }
 
     #[test]
     fn a_client_says_hello_at_the_length_of_a_relay() {
-        let client = Hello { identity: None, ..hello(None) };
+        let client = ChannelHello { identity: None, ..hello(None) };
         assert_eq!(client.encode().len(), hello(Some("192.0.2.1:4443".parse().unwrap())).encode().len());
     }
 
@@ -205,24 +205,39 @@ mod tests {
     fn a_hello_cut_short_or_with_bytes_left_over_is_refused() {
         let bytes = hello(None).encode();
         for length in 0..bytes.len() {
-            assert!(Hello::decode(&bytes[..length]).is_err());
+            assert!(ChannelHello::decode(&bytes[..length]).is_err());
         }
-        assert!(Hello::decode(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(ChannelHello::decode(&[&bytes[..], &[0]].concat()).is_err());
     }
 
     #[test]
     fn every_signed_field_changes_what_is_signed() {
-        let (a, b) = (hello(None), Hello { nonce: [9; 32], ..hello(None) });
-        let reference = proof_message(End::Dialler, 1, (&a, &[1; 32]), (&b, &[2; 32]));
+        let (a, b) = (hello(None), ChannelHello { nonce: [9; 32], ..hello(None) });
+        let reference = proof_message(ChannelEnd::Dialler, 1, (&a, &[1; 32]), (&b, &[2; 32]));
         let others = [
-            proof_message(End::Dialled, 1, (&a, &[1; 32]), (&b, &[2; 32])),
-            proof_message(End::Dialler, 2, (&a, &[1; 32]), (&b, &[2; 32])),
-            proof_message(End::Dialler, 1, (&a, &[3; 32]), (&b, &[2; 32])),
-            proof_message(End::Dialler, 1, (&a, &[1; 32]), (&b, &[3; 32])),
-            proof_message(End::Dialler, 1, (&b, &[1; 32]), (&a, &[2; 32])),
-            proof_message(End::Dialler, 1, (&Hello { identity: None, ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
-            proof_message(End::Dialler, 1, (&Hello { capabilities: 0, ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
-            proof_message(End::Dialler, 1, (&Hello { versions: vec![1], ..a.clone() }, &[1; 32]), (&b, &[2; 32])),
+            proof_message(ChannelEnd::Dialled, 1, (&a, &[1; 32]), (&b, &[2; 32])),
+            proof_message(ChannelEnd::Dialler, 2, (&a, &[1; 32]), (&b, &[2; 32])),
+            proof_message(ChannelEnd::Dialler, 1, (&a, &[3; 32]), (&b, &[2; 32])),
+            proof_message(ChannelEnd::Dialler, 1, (&a, &[1; 32]), (&b, &[3; 32])),
+            proof_message(ChannelEnd::Dialler, 1, (&b, &[1; 32]), (&a, &[2; 32])),
+            proof_message(
+                ChannelEnd::Dialler,
+                1,
+                (&ChannelHello { identity: None, ..a.clone() }, &[1; 32]),
+                (&b, &[2; 32]),
+            ),
+            proof_message(
+                ChannelEnd::Dialler,
+                1,
+                (&ChannelHello { capabilities: 0, ..a.clone() }, &[1; 32]),
+                (&b, &[2; 32]),
+            ),
+            proof_message(
+                ChannelEnd::Dialler,
+                1,
+                (&ChannelHello { versions: vec![1], ..a.clone() }, &[1; 32]),
+                (&b, &[2; 32]),
+            ),
         ];
         assert!(others.iter().all(|other| *other != reference));
     }
@@ -240,7 +255,7 @@ mod tests {
                 );
                 let identity: [u8; 32] = vectors::array(&end["identity"]);
                 let versions = end["versions"].as_array().unwrap();
-                let hello = Hello {
+                let hello = ChannelHello {
                     versions: versions.iter().map(|version| version.as_u64().unwrap().try_into().unwrap()).collect(),
                     capabilities: end["capabilities"].as_u64().unwrap(),
                     identity: (identity != [0; 32]).then(|| RelayId::from_bytes(identity)),
@@ -248,11 +263,12 @@ mod tests {
                     observed: Some(observed),
                 };
                 assert_eq!(hello.encode(), vectors::bytes(&end["hello"]));
-                assert_eq!(Hello::decode(&vectors::bytes(&end["hello"])).as_ref(), Ok(&hello));
+                assert_eq!(ChannelHello::decode(&vectors::bytes(&end["hello"])).as_ref(), Ok(&hello));
                 (hello, vectors::array(&end["certificate"]))
             });
             assert_eq!(dialler.0.common_version(&dialled.0), Some(1));
-            for (end, json) in [(End::Dialler, &channel["dialler"]), (End::Dialled, &channel["dialled"])] {
+            for (end, json) in [(ChannelEnd::Dialler, &channel["dialler"]), (ChannelEnd::Dialled, &channel["dialled"])]
+            {
                 let message = proof_message(end, 1, (&dialler.0, &dialler.1), (&dialled.0, &dialled.1));
                 assert_eq!(message, vectors::bytes(&json["proof_message"]));
                 if !json["proof"].is_null() {
@@ -272,7 +288,7 @@ mod tests {
                 bytes[1] = 1;
                 bytes.resize(97, 0);
             }
-            if let Ok(hello) = Hello::decode(&bytes) {
+            if let Ok(hello) = ChannelHello::decode(&bytes) {
                 prop_assert_eq!(hello.encode(), bytes);
             }
         }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    ChannelError, ChannelEvent, ChannelId, ChannelParameters, Established, LocalRole, QueueFull,
+    ChannelError, ChannelEvent, ChannelId, ChannelParameters, HandshakeOutcome, LocalRole, QueueFull,
     handshake::{Greeted, Greeting, Proving},
     queue::FairQueue,
 };
@@ -26,7 +26,7 @@ const MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
 
 /// The action due after a timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Due {
+pub(super) enum TimeoutAction {
     Nothing,
     /// The channel closes, since it has had no circuit for the idle time.
     CloseIdle,
@@ -35,7 +35,7 @@ pub(super) enum Due {
 enum State {
     Greeting(Box<Greeting>, Early),
     Proving(Box<Proving>, Early),
-    Open(Established),
+    Open(HandshakeOutcome),
     /// Broken; the owner drops the channel.
     Ended,
 }
@@ -122,7 +122,7 @@ impl Channel {
         self.idle_since
     }
 
-    pub(super) const fn established(&self) -> Option<&Established> {
+    pub(super) const fn established(&self) -> Option<&HandshakeOutcome> {
         match &self.state {
             State::Open(established) => Some(established),
             _ => None,
@@ -230,11 +230,11 @@ impl Channel {
     fn open(
         &mut self,
         now: Instant,
-        established: Established,
+        established: HandshakeOutcome,
         early: Early,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
-        let Established { peer, observed, reach, .. } = established;
+        let HandshakeOutcome { peer, observed, reach, .. } = established;
         self.kept |= reach;
         events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reach });
         self.since = now;
@@ -251,7 +251,7 @@ impl Channel {
     fn read_cells(
         &mut self,
         now: Instant,
-        established: &Established,
+        established: &HandshakeOutcome,
         lane: Lane,
         message: Slots,
         events: &mut VecDeque<ChannelEvent>,
@@ -385,10 +385,14 @@ impl Channel {
     }
 
     /// Performs what is due: keep-alive, timeouts.
-    pub(super) fn handle_timeout(&mut self, now: Instant, parameters: &ChannelParameters) -> Result<Due, ChannelError> {
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        parameters: &ChannelParameters,
+    ) -> Result<TimeoutAction, ChannelError> {
         let State::Open(established) = &self.state else {
             let late = now.since(self.since) >= parameters.handshake_limit;
-            return if late { Err(ChannelError::TimedOut) } else { Ok(Due::Nothing) };
+            return if late { Err(ChannelError::TimedOut) } else { Ok(TimeoutAction::Nothing) };
         };
         if now.since(self.last_received) >= parameters.silence_limit {
             return Err(ChannelError::TimedOut);
@@ -402,12 +406,12 @@ impl Channel {
         let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
         if idle && !self.kept {
-            return Ok(Due::CloseIdle);
+            return Ok(TimeoutAction::CloseIdle);
         }
         if now.since(self.last_sent) >= parameters.keep_alive && self.messages.is_empty() {
             self.messages.push_back((Lane::FIRST, Slots::from_iter([Cell::padding().encode()])));
         }
-        Ok(Due::Nothing)
+        Ok(TimeoutAction::Nothing)
     }
 
     /// The authenticated relay at the other end.

@@ -96,7 +96,7 @@ impl Node {
         cells.collect()
     }
 
-    fn failure(&self) -> Option<ConnectError> {
+    fn failure(&self) -> Option<ChannelOpenError> {
         self.events.iter().find_map(|event| match event {
             ChannelEvent::DialFailed { error, .. } => Some(*error),
             _ => None,
@@ -175,7 +175,13 @@ impl Pair {
 
 /// A client and a relay with an open channel.
 fn client_and_relay() -> (Pair, ChannelId) {
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    client_and_relay_with(ChannelParameters::default(), ChannelParameters::default())
+}
+
+/// The same with the parameters of each.
+fn client_and_relay_with(client: ChannelParameters, relay: ChannelParameters) -> (Pair, ChannelId) {
+    let (a, b) = (Node::with(LocalRole::Anonymous, client), Node::with(LocalRole::Relay(key(2)), relay));
+    let mut pair = Pair::new(a, b);
     pair.link(1, key(2).id());
     pair.settle();
     let channel = ChannelId(LinkId(1));

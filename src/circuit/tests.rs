@@ -46,7 +46,7 @@ impl Chain {
             keyring: OnionKeyring::new(OnionSecret::generate(&mut rng), None),
             layer: None,
             request: Fragments::new(),
-            streams: Streams::new(Role::Exit, FlowParameters::default()),
+            streams: Streams::new(StreamRole::Exit, FlowParameters::default()),
         };
         let hops = (1..=length).map(hop).collect();
         Self { circuit: CircuitId::new(0x8000_0001).unwrap(), hops, rng, now: Instant::START }

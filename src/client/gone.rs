@@ -15,7 +15,7 @@ const PERIOD: Duration = Duration::from_secs(600);
 const TELLING: u32 = 8;
 
 #[derive(Clone, Copy)]
-struct Account {
+struct GuardAnswers {
     since: Instant,
     asked: u32,
     gone: u32,
@@ -23,20 +23,20 @@ struct Account {
 
 /// Recent answers of each guard. At most as many guards as in the sample.
 #[derive(Default)]
-pub(super) struct Gone(BTreeMap<RelayId, Account>);
+pub(super) struct Gone(BTreeMap<RelayId, GuardAnswers>);
 
 impl Gone {
     /// Records the answer of `guard` to an EXTEND to a volunteer: `gone`, or extended.
     pub(super) fn handle_answer(&mut self, now: Instant, guard: RelayId, gone: bool) {
         self.0.retain(|_, account| now.since(account.since) < PERIOD);
-        let account = self.0.entry(guard).or_insert(Account { since: now, asked: 0, gone: 0 });
+        let account = self.0.entry(guard).or_insert(GuardAnswers { since: now, asked: 0, gone: 0 });
         account.asked.increment();
         account.gone = account.gone.saturating_add(u32::from(gone));
     }
 
     /// Guards that no volunteer may follow.
     pub(super) fn doubted(&self, now: Instant) -> Vec<RelayId> {
-        let counts = |account: &Account| {
+        let counts = |account: &GuardAnswers| {
             now.since(account.since) < PERIOD && account.asked >= TELLING && account.gone > account.asked / 2
         };
         self.0.iter().filter(|(_, account)| counts(account)).map(|(guard, _)| *guard).collect()

@@ -3,8 +3,8 @@
 use rand::CryptoRng;
 
 use super::{
-    CircuitKey, Client, ClientEvent, ClientStream, Isolation, StreamFailure,
-    pooled::{Pooled, Stage},
+    ClientEvent, ClientMachine, ClientStream, Isolation, PooledCircuitKey, StreamFailure,
+    pooled::{Pooled, PooledStage},
     requests::Wanted,
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     channel::ChannelId,
     circuit::{CircuitError, Origin},
     delegated::Delegation,
-    path::{Hop, Path, PathError, Purpose, Relays, Requirement, choose, exits, replace},
+    path::{Path, PathError, PathRelay, Purpose, Relays, Requirement, choose, exits, replace},
 };
 
 /// Volunteers that a guard may report as gone during one build, before a relay of the consensus takes the position.
@@ -25,7 +25,7 @@ const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
     }
 }
 
-impl Client {
+impl ClientMachine {
     /// Places waiting requests and starts missing circuits.
     pub(super) fn plan(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.in_use.is_none() || self.expired {
@@ -73,7 +73,7 @@ impl Client {
         }
         let free = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
         let (listed, volunteers): (Vec<_>, Vec<_>) =
-            exits(&relays, purpose).into_iter().partition(|exit| matches!(exit, Hop::Listed(_)));
+            exits(&relays, purpose).into_iter().partition(|exit| matches!(exit, PathRelay::Listed(_)));
         let others = if listed.is_empty() { volunteers } else { listed };
         if others.into_iter().any(|exit| free(exit.identity())) { avoided } else { Vec::new() }
     }
@@ -96,7 +96,7 @@ impl Client {
             .min_by_key(|(key, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **key));
         let Some(key) = suiting.map(|(key, _)| *key) else { return false };
         let Some(pooled) = self.circuits.get_mut(&key) else { return false };
-        let Stage::Circuit { origin, .. } = &mut pooled.stage else { return false };
+        let PooledStage::Circuit { origin, .. } = &mut pooled.stage else { return false };
         let begun = match &request.wanted {
             Wanted::Stream(target) => origin.open(now, target.clone()),
             Wanted::Resolve(host) => origin.resolve(now, host.clone()),
@@ -118,7 +118,7 @@ impl Client {
     }
 
     /// Reports a placed delegated request, which is open at once, unlike a stream.
-    fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, key: CircuitKey) {
+    fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, key: PooledCircuitKey) {
         let Some(pooled) = self.circuits.get(&key).filter(|pooled| pooled.delegation.is_some()) else { return };
         let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
         let carries_streams = |other: &Pooled| other.has_carried_streams() && other.exit() == pooled.exit();
@@ -165,10 +165,10 @@ impl Client {
         let doubted = self.gone.doubted(now);
         let Some(relays) = self.relays(now, &doubted) else { return Ok(false) };
         let building = self.circuits.values().filter(|pooled| pooled.is_building()).count();
-        if building >= self.parameters.building || !self.attempts.may_build(now) {
+        if building >= self.parameters.building || !self.builds.may_build(now) {
             return Ok(false);
         }
-        let mut avoid = self.attempts.avoided(now);
+        let mut avoid = self.builds.avoided(now);
         avoid.extend(refused_by);
         let delegation = delegation_of(&purpose).cloned();
         let avoided = self.avoided(now, &purpose, refused_by);
@@ -195,8 +195,8 @@ impl Client {
             return Ok(false);
         }
         self.next_circuit = self.next_circuit.saturating_add(1);
-        let key = CircuitKey(self.next_circuit);
-        let due = now.after(self.attempts.hop_timeout());
+        let key = PooledCircuitKey(self.next_circuit);
+        let due = now.after(self.builds.hop_timeout());
         let pooled = Pooled { uses_avoided_exit, ..Pooled::new(now, keys, volunteers, delegation, isolation) };
         self.circuits.insert(key, pooled);
         self.timeouts.set(key, due);
@@ -219,8 +219,8 @@ impl Client {
         }
     }
 
-    fn start_circuit(&mut self, now: Instant, key: CircuitKey, channel: ChannelId, rng: &mut dyn CryptoRng) {
-        let hop_timeout = self.attempts.hop_timeout();
+    fn start_circuit(&mut self, now: Instant, key: PooledCircuitKey, channel: ChannelId, rng: &mut dyn CryptoRng) {
+        let hop_timeout = self.builds.hop_timeout();
         let flow = self.in_use.as_ref().map(|in_use| in_use.consensus.parameters().flow()).unwrap_or_default();
         let Some(pooled) = self.circuits.get_mut(&key) else { return };
         let origin = self.channels.allocate_circuit(channel, rng).and_then(|circuit| {
@@ -236,14 +236,14 @@ impl Client {
         };
         pooled.channel_time = now.since(pooled.began);
         self.by_channel.insert((channel, origin.circuit()), key);
-        pooled.stage = Stage::Circuit { channel, origin: Box::new(origin) };
+        pooled.stage = PooledStage::Circuit { channel, origin: Box::new(origin) };
         self.make_ready(key);
     }
 
     /// The guard can't be reached, or no longer answers.
     pub(super) fn fail_guard(&mut self, now: Instant, relay: &RelayId) {
         self.guards.handle_unreachable(now, relay);
-        self.attempts.handle_guard_failed(now, *relay);
+        self.builds.handle_guard_failed(now, *relay);
         for key in self.connecting(relay) {
             self.remove(key);
         }
@@ -255,7 +255,7 @@ impl Client {
         let Some(guard) = pooled.guard() else { return };
         let reached = pooled.hop_times.len();
         if reached == 0 {
-            let Stage::Circuit { channel, .. } = &pooled.stage else { return self.fail_guard(now, &guard) };
+            let PooledStage::Circuit { channel, .. } = &pooled.stage else { return self.fail_guard(now, &guard) };
             let stands = self.channels.peer(*channel) == Some(guard);
             let silent = matches!(error, CircuitError::BuildTimedOut(_)) && !self.was_heard(&guard, pooled.began);
             // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
@@ -278,7 +278,7 @@ impl Client {
     }
 
     fn build_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) {
-        if self.attempts.handle_failed(now, began, relay) {
+        if self.builds.handle_failed(now, began, relay) {
             for stream in self.requests.waiting() {
                 self.requests.remove(stream);
                 self.events.push_back(ClientEvent::Failed(stream, StreamFailure::NoCircuit));
@@ -290,7 +290,7 @@ impl Client {
     /// Handles GONE from the hop before `hop` during a build: another relay takes the position, at most once another
     /// volunteer. GONE is invalid for a relay of the consensus, and at the third time. Otherwise a guard could repeat
     /// it until the middle is one of its accomplices. After an invalid GONE the build fails.
-    pub(super) fn handle_gone(&mut self, now: Instant, key: CircuitKey, hop: HopIndex, rng: &mut dyn CryptoRng) {
+    pub(super) fn handle_gone(&mut self, now: Instant, key: PooledCircuitKey, hop: HopIndex, rng: &mut dyn CryptoRng) {
         let position = usize::from(hop.value()).saturating_sub(1);
         let Some(pooled) = self.circuits.get_mut(&key) else { return };
         pooled.gone.increment();
@@ -304,13 +304,13 @@ impl Client {
         if let (Some(guard), true, true) = (guard, position == 1, is_volunteer) {
             self.gone.handle_answer(now, guard, true);
         }
-        let mut avoid = self.attempts.avoided(now);
+        let mut avoid = self.builds.avoided(now);
         avoid.extend(lost);
         let doubted = self.gone.doubted(now);
         let relays = self.relays(now, &doubted).map(|relays| Relays { middle: None, ..relays });
         let other = relays.and_then(|relays| replace(&relays, &path, position, volunteers, &avoid, rng));
         let Some(pooled) = self.circuits.get_mut(&key) else { return };
-        let Stage::Circuit { origin, .. } = &mut pooled.stage else { return };
+        let PooledStage::Circuit { origin, .. } = &mut pooled.stage else { return };
         // A middle fixed by the settings has no substitute.
         match other.filter(|_| credible && self.parameters.middle.is_none()).map(Path::into_keys) {
             Some((keys, volunteers)) => {
@@ -366,7 +366,7 @@ impl Client {
         longest.is_some()
     }
 
-    pub(super) fn close_circuit(&mut self, key: CircuitKey) {
+    pub(super) fn close_circuit(&mut self, key: PooledCircuitKey) {
         if let Some(pooled) = self.circuits.get_mut(&key) {
             pooled.retired = true;
             pooled.close();
@@ -374,12 +374,12 @@ impl Client {
         self.make_ready(key);
     }
 
-    fn connecting(&self, relay: &RelayId) -> Vec<CircuitKey> {
-        let waits = |pooled: &Pooled| matches!(pooled.stage, Stage::Connecting) && pooled.guard() == Some(*relay);
+    fn connecting(&self, relay: &RelayId) -> Vec<PooledCircuitKey> {
+        let waits = |pooled: &Pooled| matches!(pooled.stage, PooledStage::Connecting) && pooled.guard() == Some(*relay);
         self.circuits.iter().filter(|(_, pooled)| waits(pooled)).map(|(key, _)| *key).collect()
     }
 
-    pub(super) fn remove(&mut self, key: CircuitKey) -> Option<Pooled> {
+    pub(super) fn remove(&mut self, key: PooledCircuitKey) -> Option<Pooled> {
         self.timeouts.remove(key);
         self.circuits.remove(&key)
     }

@@ -20,7 +20,7 @@ use crate::{
     wire::Cell,
 };
 
-pub(super) enum Stage {
+pub(super) enum PooledStage {
     /// The channel to the guard is being opened.
     Connecting,
     /// The circuit is being built, open, or closed and about to be removed.
@@ -28,7 +28,7 @@ pub(super) enum Stage {
 }
 
 pub(super) struct Pooled {
-    pub(super) stage: Stage,
+    pub(super) stage: PooledStage,
     /// The relays from guard to exit; never empty.
     pub(super) path: Vec<RelayKeys>,
     /// The hops that are volunteers.
@@ -66,7 +66,7 @@ impl Pooled {
     ) -> Self {
         Self {
             delegation,
-            stage: Stage::Connecting,
+            stage: PooledStage::Connecting,
             path,
             volunteers,
             gone: 0,
@@ -94,32 +94,32 @@ impl Pooled {
     /// Whether it is open.
     pub(super) const fn is_open(&self) -> bool {
         match &self.stage {
-            Stage::Connecting => false,
-            Stage::Circuit { origin, .. } => origin.is_open(),
+            PooledStage::Connecting => false,
+            PooledStage::Circuit { origin, .. } => origin.is_open(),
         }
     }
 
     /// Whether it is being built.
     pub(super) const fn is_building(&self) -> bool {
         match &self.stage {
-            Stage::Connecting => true,
-            Stage::Circuit { origin, .. } => origin.building().is_some(),
+            PooledStage::Connecting => true,
+            PooledStage::Circuit { origin, .. } => origin.building().is_some(),
         }
     }
 
     /// Whether it carries no open streams.
     pub(super) fn is_idle(&self) -> bool {
         match &self.stage {
-            Stage::Connecting => false,
-            Stage::Circuit { origin, .. } => origin.open_streams() == 0,
+            PooledStage::Connecting => false,
+            PooledStage::Circuit { origin, .. } => origin.open_streams() == 0,
         }
     }
 
     /// The time of the last received cell.
     pub(super) const fn heard_at(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Connecting => None,
-            Stage::Circuit { origin, .. } => Some(origin.heard_at()),
+            PooledStage::Connecting => None,
+            PooledStage::Circuit { origin, .. } => Some(origin.heard_at()),
         }
     }
 
@@ -159,32 +159,32 @@ impl Pooled {
 
     pub(super) fn exit_streams(&mut self) -> Option<&mut Streams> {
         match &mut self.stage {
-            Stage::Connecting => None,
-            Stage::Circuit { origin, .. } => origin.exit_streams(),
+            PooledStage::Connecting => None,
+            PooledStage::Circuit { origin, .. } => origin.exit_streams(),
         }
     }
 
     pub(super) fn handle_cell(&mut self, now: Instant, cell: Cell, rng: &mut dyn CryptoRng) {
-        if let Stage::Circuit { origin, .. } = &mut self.stage {
+        if let PooledStage::Circuit { origin, .. } = &mut self.stage {
             origin.handle_cell(now, cell, rng);
         }
     }
 
     pub(super) fn handle_channel_closed(&mut self) {
-        if let Stage::Circuit { origin, .. } = &mut self.stage {
+        if let PooledStage::Circuit { origin, .. } = &mut self.stage {
             origin.handle_channel_closed();
         }
     }
 
     pub(super) fn close(&mut self) {
-        if let Stage::Circuit { origin, .. } = &mut self.stage {
+        if let PooledStage::Circuit { origin, .. } = &mut self.stage {
             origin.close();
         }
     }
 
     /// Checks whether it still works.
     pub(super) fn ask(&mut self, now: Instant) {
-        if let Stage::Circuit { origin, .. } = &mut self.stage {
+        if let PooledStage::Circuit { origin, .. } = &mut self.stage {
             origin.ask(now);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CircuitKey, ClientStream, Isolation};
+use super::{ClientStream, Isolation, PooledCircuitKey};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
@@ -38,9 +38,9 @@ pub(super) struct Request {
     /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits without room for it; at most the number of tries.
-    pub(super) refused_on: Vec<CircuitKey>,
+    pub(super) refused_on: Vec<PooledCircuitKey>,
     /// The circuit and stream that carry it.
-    pub(super) placed: Option<(CircuitKey, StreamId)>,
+    pub(super) placed: Option<(PooledCircuitKey, StreamId)>,
     pub(super) connected: bool,
     /// This end has finished its direction, or will.
     pub(super) finished: bool,
@@ -113,7 +113,7 @@ impl Requests {
     }
 
     /// Records the circuit and stream of a request.
-    pub(super) fn place(&mut self, stream: ClientStream, key: CircuitKey, id: StreamId) {
+    pub(super) fn place(&mut self, stream: ClientStream, key: PooledCircuitKey, id: StreamId) {
         if let Some(request) = self.requests.get_mut(&stream) {
             request.placed = Some((key, id));
             request.tries.increment();

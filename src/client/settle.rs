@@ -5,8 +5,8 @@ use core::time::Duration;
 use rand::CryptoRng;
 
 use super::{
-    CircuitKey, Client, ClientEvent, ClientStream,
-    pooled::{Pooled, Stage},
+    ClientEvent, ClientMachine, ClientStream, PooledCircuitKey,
+    pooled::{Pooled, PooledStage},
 };
 use crate::{
     base::{ErrorClass, Instant, StreamId},
@@ -16,9 +16,9 @@ use crate::{
     wire::EndReason,
 };
 
-impl Client {
+impl ClientMachine {
     /// Handles a circuit's events and fills its channel's queue, until neither remains.
-    pub(super) fn settle_circuit(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) {
+    pub(super) fn settle_circuit(&mut self, now: Instant, key: PooledCircuitKey, rng: &mut dyn CryptoRng) {
         let mut closed = None;
         loop {
             while let Some(event) = self.poll_circuit(key) {
@@ -41,16 +41,16 @@ impl Client {
         }
     }
 
-    fn poll_circuit(&mut self, key: CircuitKey) -> Option<CircuitEvent> {
+    fn poll_circuit(&mut self, key: PooledCircuitKey) -> Option<CircuitEvent> {
         match &mut self.circuits.get_mut(&key)?.stage {
-            Stage::Connecting => None,
-            Stage::Circuit { origin, .. } => origin.poll_event(),
+            PooledStage::Connecting => None,
+            PooledStage::Circuit { origin, .. } => origin.poll_event(),
         }
     }
 
     /// Moves cells to the channel while its queue for the circuit is short; returns whether any were moved.
-    fn fill(&mut self, now: Instant, key: CircuitKey, rng: &mut dyn CryptoRng) -> bool {
-        let Some(Pooled { stage: Stage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&key) else {
+    fn fill(&mut self, now: Instant, key: PooledCircuitKey, rng: &mut dyn CryptoRng) -> bool {
+        let Some(Pooled { stage: PooledStage::Circuit { channel, origin }, .. }) = self.circuits.get_mut(&key) else {
             return false;
         };
         let room = QUEUE_HIGH.saturating_sub(self.channels.queued(*channel, origin.circuit()));
@@ -65,16 +65,16 @@ impl Client {
         room > 0
     }
 
-    fn note_timeout(&mut self, key: CircuitKey) {
+    fn note_timeout(&mut self, key: PooledCircuitKey) {
         let Some(pooled) = self.circuits.get(&key) else { return };
-        let Stage::Circuit { origin, .. } = &pooled.stage else { return };
+        let PooledStage::Circuit { origin, .. } = &pooled.stage else { return };
         match origin.poll_timeout() {
             Some(due) => self.timeouts.set(key, due),
             None => self.timeouts.remove(key),
         }
     }
 
-    fn handle_hop_built(&mut self, now: Instant, key: CircuitKey, elapsed: Duration) {
+    fn handle_hop_built(&mut self, now: Instant, key: PooledCircuitKey, elapsed: Duration) {
         let Some(pooled) = self.circuits.get_mut(&key) else { return };
         pooled.hop_times.push(elapsed);
         if let (Some(guard), [_, hop, ..], 2) = (pooled.guard(), &*pooled.path, pooled.hop_times.len())
@@ -86,13 +86,13 @@ impl Client {
             && let Some(guard) = pooled.guard()
         {
             self.guards.handle_reached(&guard);
-            self.attempts.handle_guard_reached();
+            self.builds.handle_guard_reached();
         }
     }
 
-    fn handle_built(&mut self, key: CircuitKey) {
+    fn handle_built(&mut self, key: PooledCircuitKey) {
         let Some(pooled) = self.circuits.get(&key) else { return };
-        self.attempts.handle_built(&pooled.hop_times);
+        self.builds.handle_built(&pooled.hop_times);
         if let Some(guard) = pooled.guard() {
             self.guards.handle_circuit(&guard, true);
         }
@@ -107,9 +107,9 @@ impl Client {
         self.replan = true;
     }
 
-    fn handle_closed(&mut self, now: Instant, key: CircuitKey, error: CircuitError, rng: &mut dyn CryptoRng) {
+    fn handle_closed(&mut self, now: Instant, key: PooledCircuitKey, error: CircuitError, rng: &mut dyn CryptoRng) {
         let Some(mut pooled) = self.remove(key) else { return };
-        if let Stage::Circuit { channel, origin } = &mut pooled.stage {
+        if let PooledStage::Circuit { channel, origin } = &mut pooled.stage {
             // DESTROY is sent however full the queue is.
             if let Some(destroy) = origin.poll_cell(now, rng) {
                 let _ = self.channels.send(*channel, destroy);
@@ -146,7 +146,7 @@ impl Client {
     }
 
     /// Updates the request of a stream, and passes the event on.
-    fn handle_stream(&mut self, now: Instant, key: CircuitKey, id: StreamId, event: StreamEvent) {
+    fn handle_stream(&mut self, now: Instant, key: PooledCircuitKey, id: StreamId, event: StreamEvent) {
         let Some(pooled) = self.circuits.get_mut(&key) else { return };
         let Some(stream) = pooled.streams.get(&id).copied() else { return };
         match &event {
@@ -177,7 +177,7 @@ impl Client {
     fn retry_elsewhere(
         &mut self,
         now: Instant,
-        key: CircuitKey,
+        key: PooledCircuitKey,
         id: StreamId,
         stream: ClientStream,
         reason: EndReason,
@@ -201,12 +201,12 @@ impl Client {
         retries
     }
 
-    fn end(&mut self, now: Instant, key: CircuitKey, id: StreamId, stream: ClientStream) {
+    fn end(&mut self, now: Instant, key: PooledCircuitKey, id: StreamId, stream: ClientStream) {
         self.requests.remove(stream);
         self.detach(now, key, id);
     }
 
-    fn detach(&mut self, now: Instant, key: CircuitKey, id: StreamId) {
+    fn detach(&mut self, now: Instant, key: PooledCircuitKey, id: StreamId) {
         if let Some(pooled) = self.circuits.get_mut(&key) {
             pooled.streams.remove(&id);
             pooled.idle_since = now;

@@ -16,7 +16,7 @@ use crate::{
     handshake::OnionKeyring,
     relay::{ExitStream, Relay, RelayEvent, RelayParameters},
     sim::{NodeId, PathProfile, World},
-    wire::{Answer, Host},
+    wire::{Host, ResolvedAnswer},
 };
 
 mod circuits;
@@ -59,7 +59,7 @@ impl RelayParty {
                 // Open at once; echoes all bytes.
                 StreamEvent::Request(_) => drop(self.open.insert(exit, Vec::new())),
                 StreamEvent::Resolve(_) => {
-                    let answers = vec![Answer::Ip([192, 0, 2, 7].into())];
+                    let answers = vec![ResolvedAnswer::Ip([192, 0, 2, 7].into())];
                     self.relay.handle_command(exit, StreamCommand::Resolved { ttl: 60, answers });
                 }
                 StreamEvent::Data(bytes) => {
@@ -101,12 +101,12 @@ struct Seen {
     delegated: Option<(Vec<RelayId>, bool)>,
     bytes: Vec<u8>,
     finished: bool,
-    answers: Vec<Answer>,
+    answers: Vec<ResolvedAnswer>,
     closed: Option<StreamFailure>,
 }
 
 struct ClientParty {
-    client: Client,
+    client: ClientMachine,
     streams: BTreeMap<ClientStream, Seen>,
     built: Vec<Vec<RelayId>>,
     ready: usize,
@@ -244,7 +244,7 @@ impl Net {
         }
         let listed: Vec<_> = all.into_iter().map(|profile: Profile| listed(profile)).collect();
         let party = ClientParty {
-            client: Client::new(ClientParameters::default(), GuardSample::default()),
+            client: ClientMachine::new(ClientParameters::default(), GuardSample::default()),
             streams: BTreeMap::new(),
             built: Vec::new(),
             ready: 0,
@@ -338,7 +338,7 @@ impl Net {
         })
     }
 
-    fn circuit_of(&mut self, stream: ClientStream) -> CircuitKey {
+    fn circuit_of(&mut self, stream: ClientStream) -> PooledCircuitKey {
         self.client(|party, _, _| party.client.requests.get(stream).unwrap().placed.unwrap().0)
     }
 }
@@ -392,7 +392,7 @@ fn a_question_is_answered() {
     let host = Host::parse("umbel.test").unwrap();
     let stream = net.client(|party, now, _| party.client.resolve(now, host, Isolation([1; 32])));
     let answers = net.wait(5, |party| Some(core::mem::take(&mut party.seen(stream).answers)).filter(|a| !a.is_empty()));
-    assert_eq!(answers, [Answer::Ip([192, 0, 2, 7].into())]);
+    assert_eq!(answers, [ResolvedAnswer::Ip([192, 0, 2, 7].into())]);
     net.client(|party, _, _| assert_eq!(party.client.requests.len(), 0));
 }
 

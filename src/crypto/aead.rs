@@ -14,13 +14,13 @@ pub(crate) use portable::AeadKey;
 
 /// The tag is wrong, or the input is shorter than a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Forged;
+pub(crate) struct InvalidTag;
 
 #[cfg(feature = "native")]
 pub(super) mod native {
     use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-    use super::{Forged, NONCE_LEN, TAG_LEN};
+    use super::{InvalidTag, NONCE_LEN, TAG_LEN};
 
     /// A key; AWS-LC erases it when it is dropped.
     pub(crate) struct AeadKey(LessSafeKey);
@@ -32,24 +32,24 @@ pub(super) mod native {
         }
 
         /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
-        pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), Forged> {
-            let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
+        pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
+            let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
             let tag = self
                 .0
                 .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), text)
-                .map_err(|_| Forged)?;
+                .map_err(|_| InvalidTag)?;
             place.copy_from_slice(tag.as_ref());
             Ok(())
         }
 
         /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Fills `sealed` with zeros if the
         /// tag is wrong.
-        pub(crate) fn open(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), Forged> {
+        pub(crate) fn open(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
             match self.0.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::empty(), sealed) {
                 Ok(_) => Ok(()),
                 Err(_) => {
                     sealed.fill(0);
-                    Err(Forged)
+                    Err(InvalidTag)
                 }
             }
         }
@@ -60,7 +60,7 @@ pub(super) mod native {
 pub(super) mod portable {
     use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, KeyInit as _, Tag};
 
-    use super::{Forged, NONCE_LEN, TAG_LEN};
+    use super::{InvalidTag, NONCE_LEN, TAG_LEN};
 
     /// A key, erased when it is dropped.
     pub(crate) struct AeadKey(ChaCha20Poly1305);
@@ -71,21 +71,21 @@ pub(super) mod portable {
         }
 
         /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
-        pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), Forged> {
-            let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
-            *place = self.0.encrypt_inout_detached(&nonce.into(), &[], text.into()).map_err(|_| Forged)?.into();
+        pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
+            let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
+            *place = self.0.encrypt_inout_detached(&nonce.into(), &[], text.into()).map_err(|_| InvalidTag)?.into();
             Ok(())
         }
 
         /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Fills `sealed` with zeros if the
         /// tag is wrong.
-        pub(crate) fn open(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), Forged> {
-            let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Forged)?;
+        pub(crate) fn open(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
+            let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
             let opened = self.0.decrypt_inout_detached(&nonce.into(), &[], text.into(), &Tag::from(*tag));
             if opened.is_err() {
                 sealed.fill(0);
             }
-            opened.map_err(|_| Forged)
+            opened.map_err(|_| InvalidTag)
         }
     }
 }

@@ -30,7 +30,7 @@ impl Default for Rates {
 }
 
 #[derive(Debug, Default)]
-struct Circuit {
+struct CircuitUse {
     bucket: TokenBucket,
     /// Requests in progress.
     running: usize,
@@ -38,15 +38,15 @@ struct Circuit {
 
 /// An exit's limits, with their current use.
 #[derive(Debug)]
-pub struct Limits {
+pub struct RequestLimits {
     rates: Rates,
     in_all: TokenBucket,
-    circuits: BTreeMap<u64, Circuit>,
+    circuits: BTreeMap<u64, CircuitUse>,
     /// Requests in progress.
     running: usize,
 }
 
-impl Limits {
+impl RequestLimits {
     /// Without requests in progress.
     #[must_use]
     pub const fn new(rates: Rates) -> Self {
@@ -105,8 +105,8 @@ mod tests {
 
     use super::*;
 
-    fn limits(rates: Rates) -> (Limits, Instant) {
-        (Limits::new(rates), Instant::START)
+    fn limits(rates: Rates) -> (RequestLimits, Instant) {
+        (RequestLimits::new(rates), Instant::START)
     }
 
     fn later(now: Instant, seconds: u64) -> Instant {

@@ -44,7 +44,7 @@ fn plain(mut link: Url) -> Option<Url> {
     }
     link.set_username("").ok()?;
     link.set_password(None).ok()?;
-    let host = Host::of(&link);
+    let host = ComparableHost::of(&link);
     let query = link.query().and_then(|query| without_tracking(query, &host));
     link.set_query(query.as_deref());
     // A text fragment (`#:~:text=`) marks words of the page, which reveal the snippet.
@@ -56,9 +56,9 @@ fn plain(mut link: Url) -> Option<Url> {
 }
 
 /// A host name for comparison.
-struct Host(String);
+struct ComparableHost(String);
 
-impl Host {
+impl ComparableHost {
     fn of(link: &Url) -> Self {
         Self(link.host_str().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase())
     }
@@ -117,7 +117,7 @@ const WRAPPERS: &[(&str, &str, Keeps)] = &[
 
 /// The URL within `link`, if `link` is a known redirecter's. It is shorter, so unwrapping terminates.
 fn wrapped(link: &Url) -> Option<Url> {
-    let host = Host::of(link);
+    let host = ComparableHost::of(link);
     let fits = |name: &str| if name.contains('.') { host.is_under(name) } else { host.is_brand(name) };
     WRAPPERS
         .iter()
@@ -168,7 +168,7 @@ fn key(pair: &str) -> String {
 }
 
 /// The parameters of `query` that don't track, unchanged.
-fn without_tracking(query: &str, host: &Host) -> Option<String> {
+fn without_tracking(query: &str, host: &ComparableHost) -> Option<String> {
     let kept: Vec<&str> =
         query.split('&').filter(|pair| !pair.is_empty() && !is_tracking(key(pair).as_str(), host)).collect();
     (!kept.is_empty()).then(|| kept.join("&"))
@@ -231,7 +231,7 @@ const TRACKING_AT: &[(&str, &[&str])] = &[
     ("amazon", &["pd_rd_i", "pd_rd_r", "pd_rd_w", "pd_rd_wg", "pf_rd_p", "pf_rd_r", "qid", "sprefix", "sr"]),
 ];
 
-fn is_tracking(key: &str, host: &Host) -> bool {
+fn is_tracking(key: &str, host: &ComparableHost) -> bool {
     let here = |(site, keys): &(&str, &[&str])| {
         keys.contains(&key) && if site.contains('.') { host.is_under(site) } else { host.is_brand(site) }
     };

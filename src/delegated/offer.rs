@@ -39,7 +39,7 @@ impl fmt::Display for EngineName {
 
 /// The HTTP requests that an exit performs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Requests {
+pub enum HttpOffer {
     /// None.
     #[default]
     None,
@@ -55,14 +55,14 @@ pub struct Offer {
     /// Engines that it searches: at most 32, ascending, each once.
     pub engines: Vec<EngineName>,
     /// HTTP requests that it performs.
-    pub requests: Requests,
+    pub requests: HttpOffer,
 }
 
 impl Offer {
     /// Whether it offers nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.engines.is_empty() && self.requests == Requests::None
+        self.engines.is_empty() && self.requests == HttpOffer::None
     }
 
     /// Whether the offer is valid: counts, lengths and order as in the fields' docs.
@@ -70,8 +70,8 @@ impl Offer {
     pub fn is_possible(&self) -> bool {
         let ascending = self.engines.is_sorted_by(|one, next| one < next);
         let hosts = match &self.requests {
-            Requests::None | Requests::Open => true,
-            Requests::Hosts(hosts) => {
+            HttpOffer::None | HttpOffer::Open => true,
+            HttpOffer::Hosts(hosts) => {
                 (1..=MAX_HOSTS).contains(&hosts.len())
                     && hosts.is_sorted_by(|one, next| one < next)
                     && hosts.iter().all(|host| is_host(host))
@@ -114,9 +114,9 @@ impl Delegation {
     pub fn is_offered(&self, offer: &Offer) -> bool {
         match (self, &offer.requests) {
             (Self::Search(engine), _) => offer.engines.contains(engine),
-            (Self::Http { .. }, Requests::None) => false,
-            (Self::Http { host }, Requests::Hosts(hosts)) => hosts.contains(host),
-            (Self::Http { .. }, Requests::Open) => true,
+            (Self::Http { .. }, HttpOffer::None) => false,
+            (Self::Http { host }, HttpOffer::Hosts(hosts)) => hosts.contains(host),
+            (Self::Http { .. }, HttpOffer::Open) => true,
         }
     }
 }
@@ -141,8 +141,8 @@ mod tests {
         EngineName::parse(name).unwrap()
     }
 
-    fn hosts(hosts: &[&str]) -> Requests {
-        Requests::Hosts(hosts.iter().map(|host| (*host).to_owned()).collect())
+    fn hosts(hosts: &[&str]) -> HttpOffer {
+        HttpOffer::Hosts(hosts.iter().map(|host| (*host).to_owned()).collect())
     }
 
     #[test]
@@ -175,12 +175,12 @@ mod tests {
     fn a_request_is_offered_by_exits_that_list_its_host_or_take_any() {
         let wanted = Delegation::Http { host: "a.example".into() };
         let offer = |requests| Offer { engines: vec![engine("a")], requests };
-        assert!(!wanted.is_offered(&offer(Requests::None)));
+        assert!(!wanted.is_offered(&offer(HttpOffer::None)));
         assert!(!wanted.is_offered(&offer(hosts(&["b.example"]))));
         assert!(wanted.is_offered(&offer(hosts(&["a.example", "b.example"]))));
-        assert!(wanted.is_offered(&offer(Requests::Open)));
-        assert!(Delegation::Search(engine("a")).is_offered(&offer(Requests::None)));
-        assert!(!Delegation::Search(engine("b")).is_offered(&offer(Requests::Open)));
+        assert!(wanted.is_offered(&offer(HttpOffer::Open)));
+        assert!(Delegation::Search(engine("a")).is_offered(&offer(HttpOffer::None)));
+        assert!(!Delegation::Search(engine("b")).is_offered(&offer(HttpOffer::Open)));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
 //! and edges run in one loop, as in a page. In a process each stream has a task instead (`exit::delegated`). Driven
 //! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`. The
-//! inputs of a stream are the events of [`StreamEvent`](crate::stream::StreamEvent). Governed by `proto/09-delegated.md` §3 and §8. Clients are not
-//! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
-//! of queries, and the number of streams.
+//! inputs of a stream are the events of [`StreamEvent`](crate::stream::StreamEvent). Governed by
+//! `proto/09-delegated.md` §3 and §8. Clients are not trusted: caps bound the length of a query, the time to receive it
+//! and to send its answer, the rate and concurrency of queries, and the number of streams.
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use super::{
     Refusal, SearchAnswer, SearchRefusal, SearchRequest,
     frame::{REQUEST_BUCKETS, longest},
-    limits::{Limits, Rates},
+    limits::{Rates, RequestLimits},
 };
 use crate::{base::Instant, wire::EndReason};
 
@@ -142,7 +142,7 @@ pub enum ServiceEvent<Id> {
 #[derive(Debug)]
 pub struct SearchService<Id> {
     parameters: ServiceParameters,
-    limits: Limits,
+    limits: RequestLimits,
     /// Unordered; few enough for a linear search.
     streams: Vec<Serving<Id>>,
     /// At most two for each stream, because the owner drains them after each input.
@@ -175,7 +175,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
     /// Without streams.
     #[must_use]
     pub const fn new(parameters: ServiceParameters) -> Self {
-        let limits = Limits::new(parameters.rates);
+        let limits = RequestLimits::new(parameters.rates);
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 

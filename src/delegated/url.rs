@@ -40,9 +40,9 @@ mod browser {
 
     /// Scheme, host and port of a URL.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Origin<'a>(&'a str);
+    pub struct UrlOrigin<'a>(&'a str);
 
-    impl Origin<'_> {
+    impl UrlOrigin<'_> {
         /// The browser's serialization.
         #[must_use]
         pub fn ascii_serialization(&self) -> String {
@@ -121,8 +121,8 @@ mod browser {
 
         /// Scheme, host and port.
         #[must_use]
-        pub fn origin(&self) -> Origin<'_> {
-            Origin(&self.origin)
+        pub fn origin(&self) -> UrlOrigin<'_> {
+            UrlOrigin(&self.origin)
         }
 
         /// The host, if there is one.

@@ -27,7 +27,7 @@ use crate::{
     crypto::IdentityKey,
     exit_policy::is_global,
 };
-use relays::{Entry, Relays};
+use relays::{RelayEntries, RelayEntry};
 use volunteers::Volunteers;
 
 /// Cap on concurrent proofs.
@@ -123,7 +123,7 @@ pub enum AuthorityEvent {
 pub struct Authority {
     key: IdentityKey,
     config: AuthorityConfig,
-    relays: Relays,
+    relays: RelayEntries,
     volunteers: Volunteers,
     last: Option<Consensus>,
     next_consensus: Option<WallTime>,
@@ -134,7 +134,7 @@ impl Authority {
     /// An authority that signs with `key`, without relays.
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
-        let (relays, events) = (Relays::new(config.private_addresses), VecDeque::new());
+        let (relays, events) = (RelayEntries::new(config.private_addresses), VecDeque::new());
         Self { key, config, relays, volunteers: Volunteers::default(), last: None, next_consensus: None, events }
     }
 
@@ -159,7 +159,7 @@ impl Authority {
         records: impl IntoIterator<Item = &'a [u8]>,
         consensus: Option<&[u8]>,
     ) {
-        for entry in records.into_iter().filter_map(|record| Entry::decode(record, now)) {
+        for entry in records.into_iter().filter_map(|record| RelayEntry::decode(record, now)) {
             if self.relays.len() < MAX_RELAYS {
                 self.relays.insert(entry);
             }
@@ -195,7 +195,7 @@ impl Authority {
             Some(known) if known.descriptor == descriptor => return Ok(identity),
             Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
             Some(known) => known.replace(descriptor, bytes, now),
-            None => self.add(Entry::new(descriptor, bytes, now))?,
+            None => self.add(RelayEntry::new(descriptor, bytes, now))?,
         }
         self.remember(&identity);
         self.handle_timeout(now);
@@ -315,7 +315,7 @@ impl Authority {
     }
 
     /// Adds a new relay. Identities are free, so unproved relays are evicted to make room.
-    fn add(&mut self, entry: Entry) -> Result<(), DescriptorError> {
+    fn add(&mut self, entry: RelayEntry) -> Result<(), DescriptorError> {
         let mut forgotten = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {
             forgotten.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use core::{fmt, time::Duration};
 
 use super::{
-    Body, Dates, Document, DocumentError, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, Parameters,
+    Dates, Document, DocumentError, DocumentKind, MAX_CONSENSUS_LEN, MAX_DESCRIPTOR_LEN, MAX_RELAYS, Parameters,
     SignedDocument, UnverifiedDocument,
     profile::{Impossible, Profile, require},
     schema,
@@ -112,7 +112,7 @@ impl ConsensusBody {
     }
 }
 
-impl Body for ConsensusBody {
+impl DocumentKind for ConsensusBody {
     const NAME: &'static str = "consensus";
     const PURPOSE: &'static str = "directory consensus";
     const MAX_LEN: usize = MAX_CONSENSUS_LEN;

@@ -2,7 +2,7 @@
 //!
 //! Bytes are decoded as an [`UnverifiedDocument`]. Its verification returns the [`Document`] that the rest of the node
 //! trusts. An authority signs an encoded document into a [`SignedDocument`], which is published. A kind of document is
-//! a [`Body`]. Governed by `proto/07-directory.md`, "When a consensus counts".
+//! a [`DocumentKind`]. Governed by `proto/07-directory.md`, "When a consensus counts".
 
 use core::{fmt, marker::PhantomData, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A kind of document: its content without the dates, its schema and its limits.
-pub trait Body: Sized {
+pub trait DocumentKind: Sized {
     /// The name in errors and in the log.
     const NAME: &'static str;
     /// The purpose of the signatures.
@@ -78,7 +78,7 @@ pub struct SignedDocument<B> {
     kind: PhantomData<B>,
 }
 
-impl<B: Body> SignedDocument<B> {
+impl<B: DocumentKind> SignedDocument<B> {
     /// The document `bytes`, which was verified or is about to be.
     pub(super) const fn from_bytes(bytes: Vec<u8>) -> Self {
         Self { bytes, kind: PhantomData }
@@ -97,7 +97,7 @@ impl<B: Body> SignedDocument<B> {
     }
 }
 
-impl<B: Body> fmt::Debug for SignedDocument<B> {
+impl<B: DocumentKind> fmt::Debug for SignedDocument<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, signed, {} bytes", B::NAME, self.bytes.len())
     }
@@ -110,7 +110,7 @@ pub struct UnverifiedDocument<B> {
     kind: PhantomData<B>,
 }
 
-impl<B: Body> UnverifiedDocument<B> {
+impl<B: DocumentKind> UnverifiedDocument<B> {
     const BOUNDS: Bounds =
         Bounds { len: B::MAX_LEN, fields: &[(1, 1, B::MAX_LEN), (2, MAX_SIGNATURES, MAX_SIGNATURE_LEN)] };
 
@@ -155,7 +155,7 @@ pub struct Document<B> {
     digest: [u8; 32],
 }
 
-impl<B: Body> Document<B> {
+impl<B: DocumentKind> Document<B> {
     const BOUNDS: Bounds = Bounds { len: B::MAX_LEN, fields: B::REPEATED };
 
     /// A document with its encoding. A document that others would reject is not made, so that it isn't signed.
@@ -238,7 +238,7 @@ impl<B: Body> Document<B> {
     }
 }
 
-impl<B: Body + fmt::Debug> fmt::Debug for Document<B> {
+impl<B: DocumentKind + fmt::Debug> fmt::Debug for Document<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct(B::NAME).field("dates", &self.dates).field("body", &self.body).finish_non_exhaustive()
     }

@@ -4,7 +4,7 @@
 use prost::Message as _;
 
 use super::{
-    Body, Consensus, ConsensusBody, ConsensusRelay, Dates, Descriptor, Document, Flags, Parameters, Profile,
+    Consensus, ConsensusBody, ConsensusRelay, Dates, Descriptor, Document, DocumentKind, Flags, Parameters, Profile,
     SignedConsensus, SignedVolunteerList, Statement as _, Volunteer, VolunteerDescriptor, VolunteerList,
     VolunteerListBody, VolunteerProfile, document::Envelope, schema,
 };
@@ -97,7 +97,7 @@ pub(crate) fn unsigned_descriptor(signed: &[u8]) -> Vec<u8> {
 }
 
 /// Any `document` of this kind, signed by authority `number`.
-pub(crate) fn sign_document<B: Body>(number: u16, document: &[u8]) -> Vec<u8> {
+pub(crate) fn sign_document<B: DocumentKind>(number: u16, document: &[u8]) -> Vec<u8> {
     Document::<B>::sign(document.to_vec(), [&key(number)]).into_bytes()
 }
 

@@ -1,6 +1,6 @@
 //! Following the directories: which one to fetch a document from, and when; for processes and pages.
 //!
-//! [`Round`] is one fetch: each directory at most once, beginning with the one that served last. [`Schedule`] is the time
+//! [`FetchRound`] is one fetch: each directory at most once, beginning with the one that served last. [`Schedule`] is the time
 //! of the next fetch. Both are without I/O; the owner sends the requests and waits. Governed by
 //! `proto/07-directory.md`. Directories are not trusted: one that has no newer document than a stale one counts as
 //! failed; otherwise it could keep nodes on an old list.
@@ -12,7 +12,7 @@ use core::time::Duration;
 
 use rand::CryptoRng;
 
-use super::{Body, Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody};
+use super::{Consensus, ConsensusBody, Document, DocumentKind, VolunteerList, VolunteerListBody};
 use crate::base::WallTime;
 
 /// First delay between retries; the delays double.
@@ -21,7 +21,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A kind of document that nodes follow.
-pub trait Followed: Body {
+pub trait Followed: DocumentKind {
     /// The last part of its path at a directory.
     const PATH: &'static str;
     /// Whether nodes store it for their next start.
@@ -55,7 +55,7 @@ impl Followed for VolunteerListBody {
 
 /// One request that any of the directories can answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Round {
+pub struct FetchRound {
     directories: usize,
     index: usize,
     tried: usize,
@@ -63,7 +63,7 @@ pub struct Round {
     is_stale: bool,
 }
 
-impl Round {
+impl FetchRound {
     /// A round over this many directories, at least one, beginning with the `first`.
     #[must_use]
     pub const fn new(directories: usize, first: usize) -> Self {
@@ -72,7 +72,7 @@ impl Round {
 
     /// The fetch of a newer document than `in_use` at `now`.
     #[must_use]
-    pub fn newer_than<B: Body>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
+    pub fn newer_than<B: DocumentKind>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
         Self { is_stale: in_use.is_some_and(|in_use| now >= in_use.fresh_until()), ..self }
     }
 
@@ -127,7 +127,7 @@ impl Default for Schedule {
 
 impl Schedule {
     /// The first fetch is due when the document in use is no longer fresh.
-    pub fn after<B: Body, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
+    pub fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
         Self { due: Due::At(in_use.next_fetch(rng)), ..Self::default() }
     }
 

@@ -9,7 +9,7 @@ use super::schema;
 use crate::{
     base::{DialTarget, RelayId},
     crypto::OnionPublic,
-    delegated::{EngineName, Offer, Requests},
+    delegated::{EngineName, HttpOffer, Offer},
     exit_policy::{MAX_RANGES, PortRange, Summary},
     handshake::RelayKeys,
 };
@@ -219,9 +219,9 @@ pub(super) fn encode_offer(offer: &Offer) -> Option<schema::Offer> {
         return None;
     }
     let (hosts, any_host) = match &offer.requests {
-        Requests::None => (Vec::new(), false),
-        Requests::Hosts(hosts) => (hosts.clone(), false),
-        Requests::Open => (Vec::new(), true),
+        HttpOffer::None => (Vec::new(), false),
+        HttpOffer::Hosts(hosts) => (hosts.clone(), false),
+        HttpOffer::Open => (Vec::new(), true),
     };
     let engines = offer.engines.iter().map(|engine| engine.as_str().to_owned()).collect();
     Some(schema::Offer { engines, hosts, any_host })
@@ -230,9 +230,9 @@ pub(super) fn encode_offer(offer: &Offer) -> Option<schema::Offer> {
 pub(super) fn decode_offer(offer: Option<schema::Offer>) -> Result<Offer, Impossible> {
     let Some(offer) = offer else { return Ok(Offer::default()) };
     let requests = match (offer.any_host, offer.hosts) {
-        (true, _) => Requests::Open,
-        (false, hosts) if hosts.is_empty() => Requests::None,
-        (false, hosts) => Requests::Hosts(hosts),
+        (true, _) => HttpOffer::Open,
+        (false, hosts) if hosts.is_empty() => HttpOffer::None,
+        (false, hosts) => HttpOffer::Hosts(hosts),
     };
     let engines = offer.engines.iter().map(|engine| EngineName::parse(engine)).collect::<Option<_>>();
     let engines = engines.ok_or(Impossible("an engine's name in the offer is invalid"))?;

@@ -56,7 +56,7 @@ pub trait Statement: Sized {
 
 /// An encoded statement with its signature. The schemas of all kinds have these fields.
 #[derive(Clone, PartialEq, Message)]
-struct Envelope {
+struct StatementEnvelope {
     #[prost(bytes = "vec", tag = "1")]
     statement: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
@@ -72,13 +72,13 @@ pub(super) fn sign<S: Statement>(statement: &S, key: &IdentityKey) -> Result<Vec
     require(key.id() == *statement.signer(), "the identity is not the signer's")?;
     let encoded = statement.encode().encode_to_vec();
     let signature = key.sign(S::PURPOSE, &encoded).to_vec();
-    Ok(Envelope { statement: encoded, signature }.encode_to_vec())
+    Ok(StatementEnvelope { statement: encoded, signature }.encode_to_vec())
 }
 
 /// A statement with an unverified signature.
 #[derive(Clone)]
 pub struct UnverifiedStatement<S> {
-    envelope: Envelope,
+    envelope: StatementEnvelope,
     claimed: S,
 }
 
@@ -88,7 +88,7 @@ impl<S: Statement> UnverifiedStatement<S> {
     /// # Errors
     /// When the bytes are no statement of this kind, or the content is invalid.
     pub fn decode(bytes: &[u8]) -> Result<Self, S::Error> {
-        let envelope: Envelope = bounded::decode(bytes, &Bounds { len: S::MAX_LEN, fields: &[] })?;
+        let envelope: StatementEnvelope = bounded::decode(bytes, &Bounds { len: S::MAX_LEN, fields: &[] })?;
         let bounds = Bounds { len: S::MAX_LEN, fields: S::REPEATED };
         let claimed = S::decode(bounded::decode(&envelope.statement, &bounds)?)?;
         claimed.check()?;

@@ -16,12 +16,15 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     base::WallTime,
     directory::{
-        AuthorityId, Body, Consensus, ConsensusBody, Counted, Document, DocumentError, MAX_CONSENSUS_LEN,
+        AuthorityId, Consensus, ConsensusBody, Counted, Document, DocumentError, DocumentKind, MAX_CONSENSUS_LEN,
         MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
         VolunteerListBody,
-        follow::{Followed as _, Round, Schedule},
+        follow::{FetchRound, Followed as _, Schedule},
     },
-    io::{files::write_atomically, request_error::innermost_cause},
+    io::{
+        files::write_atomically,
+        http_client::{innermost_cause, read_at_most},
+    },
 };
 use document::Paged;
 
@@ -110,15 +113,15 @@ pub struct DirectoryClient {
 }
 
 struct Directory {
-    consensus: Page,
-    volunteers: Page,
+    consensus: DocumentUrl,
+    volunteers: DocumentUrl,
     descriptor: Url,
     volunteer: Url,
     presence: Url,
 }
 
 /// The URL of a document.
-struct Page {
+struct DocumentUrl {
     url: Url,
     /// The entity tag of the document in use.
     etag: Option<header::HeaderValue>,
@@ -195,7 +198,7 @@ impl DirectoryClient {
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
-        let mut round = Round::new(self.directories.len(), self.preferred).newer_than(now, in_use);
+        let mut round = FetchRound::new(self.directories.len(), self.preferred).newer_than(now, in_use);
         loop {
             let outcome = self.fetch_from(round.index(), now, in_use).await;
             if let Some(outcome) = round.handle_outcome(outcome, DirectoryError::NothingNewer) {
@@ -365,7 +368,7 @@ impl Directory {
             url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
-        let page = |path| Ok::<_, DirectoryError>(Page { url: join(path)?, etag: None });
+        let page = |path| Ok::<_, DirectoryError>(DocumentUrl { url: join(path)?, etag: None });
         Ok(Self {
             consensus: page(ConsensusBody::PATH)?,
             volunteers: page(VolunteerListBody::PATH)?,
@@ -377,7 +380,7 @@ impl Directory {
 }
 
 /// The document of these bytes, if it counts at `now`.
-fn verify<B: Body>(
+fn verify<B: DocumentKind>(
     bytes: &[u8],
     authorities: &[AuthorityId],
     now: WallTime,
@@ -385,18 +388,6 @@ fn verify<B: Body>(
 ) -> Result<Document<B>, DirectoryError> {
     let document = UnverifiedDocument::decode(bytes).and_then(|document| document.verify(authorities, now, in_use));
     document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
-}
-
-/// The decompressed body, or `None` if it is longer than `most` bytes.
-async fn read_at_most(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, DirectoryError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if bytes.len().saturating_add(chunk.len()) > most {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(Some(bytes))
 }
 
 async fn refusal(mut response: Response) -> DirectoryError {

@@ -25,7 +25,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::map_response,
     response::{IntoResponse, Response},
@@ -214,13 +214,7 @@ async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()
         .await
 }
 
-type Body = Result<Bytes, BytesRejection>;
-
-async fn take_descriptor(State(directory): State<DirectoryServer>, body: Body) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+async fn take_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Descriptor).await {
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
@@ -230,11 +224,7 @@ async fn take_descriptor(State(directory): State<DirectoryServer>, body: Body) -
     }
 }
 
-async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+async fn take_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
         // Places become free from one interval to the next.
@@ -243,11 +233,7 @@ async fn take_volunteer(State(directory): State<DirectoryServer>, body: Body) ->
     }
 }
 
-async fn take_presence(State(directory): State<DirectoryServer>, body: Body) -> Response {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return rejection.into_response(),
-    };
+async fn take_presence(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Presence).await {
         Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),

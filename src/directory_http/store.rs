@@ -1,6 +1,6 @@
 //! The persistent store of a directory authority.
 //!
-//! [`Store`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
+//! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
 //! all in one file (`redb`). The authority's core decides what to store ([`crate::directory::AuthorityEvent`]).
 
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ pub struct Kept {
 }
 
 /// Stores an authority's records. Its methods block.
-pub trait Store: Send + Sync + 'static {
+pub trait AuthorityStore: Send + Sync + 'static {
     /// Reads all records.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl FileStore {
     }
 }
 
-impl Store for FileStore {
+impl AuthorityStore for FileStore {
     fn load(&self) -> Result<Kept, StoreError> {
         self.read().map_err(self.failed("read it"))
     }

@@ -16,7 +16,7 @@ use std::mem;
 #[cfg(feature = "native")]
 use super::html::{Selectors, selector};
 use super::{
-    DescriptionError, Engine, Form, MAX_DESCRIPTION_LEN,
+    AnswerFormat, DescriptionError, Engine, MAX_DESCRIPTION_LEN,
     description_error::{OPENSEARCH, OURS},
     json::{Mapping, Pattern, pointer},
     parser::xml::walk,
@@ -39,7 +39,7 @@ impl Engine {
     /// # Errors
     /// As [`Self::describe`], and when no other format is left.
     pub fn describe_for_page(document: &[u8], name: Option<EngineName>) -> Result<Self, DescriptionError> {
-        Reading::of(document)?.engine(None, name, false)
+        DescriptionParser::of(document)?.engine(None, name, false)
     }
 
     /// Parses a description. `origin` is the URL that it was fetched from, if any, and `name` the operator's name for
@@ -50,13 +50,13 @@ impl Engine {
     /// When it is no valid description, or no format of its results is supported.
     #[cfg(feature = "native")]
     pub fn describe(document: &[u8], origin: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
-        Reading::of(document)?.engine(origin, name, true)
+        DescriptionParser::of(document)?.engine(origin, name, true)
     }
 }
 
 /// The state of parsing a description.
 #[derive(Default)]
-struct Reading {
+struct DescriptionParser {
     depth: usize,
     is_description: bool,
     /// The element whose text is being parsed.
@@ -92,7 +92,7 @@ struct ResultsElement {
     total: Option<String>,
 }
 
-impl Reading {
+impl DescriptionParser {
     fn of(document: &[u8]) -> Result<Self, DescriptionError> {
         if document.len() > MAX_DESCRIPTION_LEN {
             return Err(DescriptionError::TooLong);
@@ -181,14 +181,14 @@ impl Reading {
 }
 
 /// The parser for answers of the type `media`, and its priority: the smaller, the better.
-fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, Form)>, DescriptionError> {
+fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, AnswerFormat)>, DescriptionError> {
     let form = match (media, results) {
-        ("application/json", Some(results)) => (0, Form::Json(Some(results.mapping()?))),
+        ("application/json", Some(results)) => (0, AnswerFormat::Json(Some(results.mapping()?))),
         #[cfg(feature = "native")]
-        (media, Some(results)) if is_html(media) => (1, Form::Html(results.selectors()?)),
-        ("application/rss+xml" | "application/atom+xml" | "application/rdf+xml", _) => (2, Form::Feed),
-        ("application/json", None) => (3, Form::Json(None)),
-        ("application/x-suggestions+json", _) => (4, Form::Suggestions),
+        (media, Some(results)) if is_html(media) => (1, AnswerFormat::Html(results.selectors()?)),
+        ("application/rss+xml" | "application/atom+xml" | "application/rdf+xml", _) => (2, AnswerFormat::Feed),
+        ("application/json", None) => (3, AnswerFormat::Json(None)),
+        ("application/x-suggestions+json", _) => (4, AnswerFormat::Suggestions),
         _ => return Ok(None),
     };
     Ok(Some(form))

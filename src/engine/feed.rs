@@ -6,7 +6,7 @@
 use core::mem;
 
 use super::{
-    Found, Listed, Unread,
+    AnswerResults, RawResult, Unread,
     description_error::OPENSEARCH,
     parser::xml::walk,
     xml::{Attributes, Piece},
@@ -20,30 +20,30 @@ use crate::{
 const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";
 
 /// Parses the results in `body`.
-pub(super) fn read(body: &str, base: &Url) -> Result<Listed, Unread> {
-    let mut reading = Reading::new(base);
+pub(super) fn read(body: &str, base: &Url) -> Result<AnswerResults, Unread> {
+    let mut reading = FeedParser::new(base);
     let walked = walk(body.trim_start_matches('\u{feff}').trim_start(), |piece| reading.piece(piece));
     if walked.is_err() || !reading.is_feed {
         return Err(Unread::Malformed);
     }
-    Ok(Listed { results: reading.results, total: reading.total.trim().parse().ok() })
+    Ok(AnswerResults { results: reading.results, total: reading.total.trim().parse().ok() })
 }
 
 /// The state of parsing a feed.
-struct Reading<'a> {
+struct FeedParser<'a> {
     base: &'a Url,
     is_feed: bool,
     depth: usize,
     /// The current item or entry, with its depth and namespace.
     item: Option<(usize, String, Item)>,
     /// The field to which the current text belongs, and its depth.
-    field: Option<(usize, Field)>,
+    field: Option<(usize, FeedField)>,
     results: Vec<SearchResult>,
     total: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Field {
+enum FeedField {
     Title,
     Link,
     Snippet,
@@ -60,7 +60,7 @@ struct Item {
     content: String,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> FeedParser<'a> {
     const fn new(base: &'a Url) -> Self {
         Self { base, is_feed: false, depth: 0, item: None, field: None, results: Vec::new(), total: String::new() }
     }
@@ -104,33 +104,33 @@ impl<'a> Reading<'a> {
         } else if matches!(name, "item" | "entry") {
             self.item = Some((self.depth, namespace.to_owned(), Item::default()));
         } else if name == "totalResults" && [OPENSEARCH, OPENSEARCH_RSS].contains(&namespace) && self.total.is_empty() {
-            self.field = Some((self.depth, Field::Total));
+            self.field = Some((self.depth, FeedField::Total));
         }
     }
 
     fn text(&mut self) -> Option<&mut String> {
         let (_, field) = self.field?;
-        if field == Field::Total {
+        if field == FeedField::Total {
             return Some(&mut self.total);
         }
         let (_, _, item) = self.item.as_mut()?;
         Some(match field {
-            Field::Title => &mut item.title,
-            Field::Link => &mut item.link,
-            Field::Snippet => &mut item.snippet,
-            Field::Content => &mut item.content,
-            Field::Total => return None,
+            FeedField::Title => &mut item.title,
+            FeedField::Link => &mut item.link,
+            FeedField::Snippet => &mut item.snippet,
+            FeedField::Content => &mut item.content,
+            FeedField::Total => return None,
         })
     }
 }
 
 impl Item {
     /// The field that the text of the element `name` belongs to. An Atom URL is an attribute.
-    fn field(&mut self, name: &str, attributes: Attributes<'_>) -> Option<Field> {
+    fn field(&mut self, name: &str, attributes: Attributes<'_>) -> Option<FeedField> {
         match name {
-            "title" => Some(Field::Title),
-            "description" | "summary" => Some(Field::Snippet),
-            "content" => Some(Field::Content),
+            "title" => Some(FeedField::Title),
+            "description" | "summary" => Some(FeedField::Snippet),
+            "content" => Some(FeedField::Content),
             "link" => match attributes.value("href") {
                 Some(link) => {
                     let alternate = attributes.value("rel").is_none_or(|rel| rel == "alternate");
@@ -139,14 +139,14 @@ impl Item {
                     }
                     None
                 }
-                None => self.link.is_empty().then_some(Field::Link),
+                None => self.link.is_empty().then_some(FeedField::Link),
             },
             _ => None,
         }
     }
 
-    fn found(mut self) -> Found {
+    fn found(mut self) -> RawResult {
         let snippet = if self.snippet.is_empty() { mem::take(&mut self.content) } else { self.snippet };
-        Found { title: self.title, link: self.link, snippet }
+        RawResult { title: self.title, link: self.link, snippet }
     }
 }

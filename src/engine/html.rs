@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 
-use super::{DescriptionError, Found, Listed, Unread};
+use super::{AnswerResults, DescriptionError, RawResult, Unread};
 use crate::delegated::{MAX_RESULTS, url::Url};
 use html5ever::{
     TokenizerResult,
@@ -55,7 +55,7 @@ pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
 }
 
 /// Parses the results in `page`.
-pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Listed, Unread> {
+pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<AnswerResults, Unread> {
     let page = page.get(..page.floor_char_boundary(MAX_BYTES)).unwrap_or_default();
     let html = bounded(page, MAX_NODES).ok_or(Unread::Malformed)?;
     let results = html.select(&selectors.result).filter_map(|result| {
@@ -63,9 +63,9 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<List
         let title = result.select(&selectors.title).next()?.inner_html();
         let snippet = selectors.snippet.as_ref().and_then(|selector| result.select(selector).next());
         let snippet = snippet.map(|snippet: ElementRef<'_>| snippet.inner_html()).unwrap_or_default();
-        Found { title, link: link.to_owned(), snippet }.cleaned(base)
+        RawResult { title, link: link.to_owned(), snippet }.cleaned(base)
     });
-    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: None })
+    Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }
 
 /// The tree of `page`; `None` if it exceeds `most_nodes`, the depth limit, or the size limit.

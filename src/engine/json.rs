@@ -1,7 +1,9 @@
 //! Parses results in JSON: SearXNG's format, OpenSearch suggestions, and any format with a mapping in the
 //! description.
 
-use super::{DescriptionError, Found, Listed, Unread, json_value::Json, parser::json::Tree, template::encoded};
+use super::{
+    AnswerResults, DescriptionError, RawResult, Unread, json_value::Json, parser::json::Tree, template::encoded,
+};
 use crate::delegated::{MAX_RESULTS, url::Url};
 
 /// The locations of the results in an answer, as JSON pointers (RFC 6901).
@@ -21,10 +23,10 @@ pub(super) struct Mapping {
 
 /// A pointer into a result, or a text with pointers in braces: `/url`, `https://engine.example/page/{/key}`.
 #[derive(Clone, Debug)]
-pub(super) struct Pattern(Vec<Part>);
+pub(super) struct Pattern(Vec<PatternPart>);
 
 #[derive(Clone, Debug)]
-enum Part {
+enum PatternPart {
     Literal(String),
     /// A pointer. In a text with other parts the value is percent-encoded.
     Pointer(String),
@@ -35,30 +37,30 @@ impl Pattern {
     pub(super) fn parse(text: &str) -> Result<Self, DescriptionError> {
         let invalid = || DescriptionError::Pattern(text.to_owned());
         if !text.contains(['{', '}']) {
-            return pointer(text).map(|pointer| Self(vec![Part::Pointer(pointer)]));
+            return pointer(text).map(|pointer| Self(vec![PatternPart::Pointer(pointer)]));
         }
         let (mut parts, mut rest) = (Vec::new(), text);
         while let Some((literal, after)) = rest.split_once('{') {
             let (name, after) = after.split_once('}').ok_or_else(invalid)?;
             if !literal.is_empty() || parts.is_empty() {
-                parts.push(Part::Literal(literal.to_owned()));
+                parts.push(PatternPart::Literal(literal.to_owned()));
             }
-            parts.push(Part::Pointer(pointer(name)?));
+            parts.push(PatternPart::Pointer(pointer(name)?));
             rest = after;
         }
         if rest.contains('}') {
             return Err(invalid());
         }
-        parts.push(Part::Literal(rest.to_owned()));
+        parts.push(PatternPart::Literal(rest.to_owned()));
         Ok(Self(parts))
     }
 
     fn text(&self, result: &impl Json) -> Option<String> {
         let alone = self.0.len() == 1;
-        let part = |part: &Part| match part {
-            Part::Literal(text) => Some(text.clone()),
-            Part::Pointer(pointer) if alone => result.at(pointer)?.words(),
-            Part::Pointer(pointer) => result.at(pointer)?.words().map(|text| encoded(&text)),
+        let part = |part: &PatternPart| match part {
+            PatternPart::Literal(text) => Some(text.clone()),
+            PatternPart::Pointer(pointer) if alone => result.at(pointer)?.words(),
+            PatternPart::Pointer(pointer) => result.at(pointer)?.words().map(|text| encoded(&text)),
         };
         self.0.iter().map(part).collect()
     }
@@ -70,7 +72,7 @@ pub(super) fn pointer(text: &str) -> Result<String, DescriptionError> {
 }
 
 /// Parses the results in `body`, by `mapping` or in SearXNG's format.
-pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<Listed, Unread> {
+pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<AnswerResults, Unread> {
     let body = Tree::parse(body).ok_or(Unread::Malformed)?;
     match mapping {
         Some(mapping) => mapped(&body.root(), mapping, base),
@@ -78,25 +80,25 @@ pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result
     }
 }
 
-fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<Listed, Unread> {
+fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResults, Unread> {
     let results = body.at(&mapping.results).and_then(|results| results.items()).ok_or(Unread::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = mapping.snippet.as_ref().and_then(|snippet| snippet.text(result)).unwrap_or_default();
-        Found { title: mapping.title.text(result)?, link: mapping.link.text(result)?, snippet }.cleaned(base)
+        RawResult { title: mapping.title.text(result)?, link: mapping.link.text(result)?, snippet }.cleaned(base)
     });
     let total = mapping.total.as_ref().and_then(|total| body.at(total)).and_then(|total| total.number());
-    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: total.and_then(count) })
+    Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.and_then(count) })
 }
 
-fn searxng(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
+fn searxng(body: &impl Json, base: &Url) -> Result<AnswerResults, Unread> {
     let results = body.at("/results").and_then(|results| results.items()).ok_or(Unread::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = result.at("/content").and_then(|text| text.words()).unwrap_or_default();
-        Found { title: result.at("/title")?.words()?, link: result.at("/url")?.text()?, snippet }.cleaned(base)
+        RawResult { title: result.at("/title")?.words()?, link: result.at("/url")?.text()?, snippet }.cleaned(base)
     });
     // SearXNG returns 0 for an unknown total.
     let total = body.at("/number_of_results").and_then(|total| total.number()).and_then(count);
-    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
+    Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
 }
 
 /// A number of results as an integer.
@@ -107,18 +109,18 @@ fn count(number: f64) -> Option<u64> {
 
 /// Parses OpenSearch suggestions: arrays of the query, completions, descriptions and URLs. Completions with a URL are
 /// results.
-pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<Listed, Unread> {
+pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<AnswerResults, Unread> {
     let body = Tree::parse(body).ok_or(Unread::Malformed)?;
     columns(&body.root(), base)
 }
 
-fn columns(body: &impl Json, base: &Url) -> Result<Listed, Unread> {
+fn columns(body: &impl Json, base: &Url) -> Result<AnswerResults, Unread> {
     let column = |pointer: &str| body.at(pointer).and_then(|column| column.items());
     let titles = column("/1").ok_or(Unread::Malformed)?;
     let (snippets, links) = (column("/2").unwrap_or_default(), column("/3").unwrap_or_default());
     let results = titles.iter().zip(&links).enumerate().filter_map(|(index, (title, link))| {
         let snippet = snippets.get(index).and_then(Json::words).unwrap_or_default();
-        Found { title: title.words()?, link: link.text()?, snippet }.cleaned(base)
+        RawResult { title: title.words()?, link: link.text()?, snippet }.cleaned(base)
     });
-    Ok(Listed { results: results.take(MAX_RESULTS).collect(), total: None })
+    Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }

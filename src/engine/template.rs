@@ -80,14 +80,14 @@ pub(super) struct Values<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     /// The part before the question mark.
-    base: Vec<Part>,
+    base: Vec<TemplatePart>,
     /// The parts between ampersands after it.
-    pairs: Vec<Vec<Part>>,
+    pairs: Vec<Vec<TemplatePart>>,
     languages: Languages,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum TemplatePart {
     Literal(String),
     Parameter { parameter: Parameter, optional: bool },
 }
@@ -156,13 +156,15 @@ impl Template {
 
     fn has(&self, wanted: &[Parameter]) -> bool {
         let parts = self.base.iter().chain(self.pairs.iter().flatten());
-        parts.into_iter().any(|part| matches!(part, Part::Parameter { parameter, .. } if wanted.contains(parameter)))
+        parts
+            .into_iter()
+            .any(|part| matches!(part, TemplatePart::Parameter { parameter, .. } if wanted.contains(parameter)))
     }
 
     /// The URL filled with `values`. `None` if they make no valid URL, for example the terms `..` in the path.
     pub(super) fn fill(&self, values: &Values<'_>) -> Option<Url> {
         let terms_in_path =
-            self.base.iter().any(|part| matches!(part, Part::Parameter { parameter: Parameter::Terms, .. }));
+            self.base.iter().any(|part| matches!(part, TemplatePart::Parameter { parameter: Parameter::Terms, .. }));
         if terms_in_path && values.terms.bytes().all(|byte| byte == b'.') {
             return None;
         }
@@ -178,15 +180,16 @@ impl Template {
 
     /// Whether a `key={parameter?}` is omitted for lack of a value: engines more often reject an empty value than a
     /// missing one.
-    fn is_left_out(&self, pair: &[Part], values: &Values<'_>) -> bool {
-        pair.iter()
-            .any(|part| matches!(part, Part::Parameter { optional: true, .. }) && self.value(part, values).is_none())
+    fn is_left_out(&self, pair: &[TemplatePart], values: &Values<'_>) -> bool {
+        pair.iter().any(|part| {
+            matches!(part, TemplatePart::Parameter { optional: true, .. }) && self.value(part, values).is_none()
+        })
     }
 
-    fn value(&self, part: &Part, values: &Values<'_>) -> Option<String> {
+    fn value(&self, part: &TemplatePart, values: &Values<'_>) -> Option<String> {
         let (parameter, optional) = match part {
-            Part::Literal(text) => return Some(text.clone()),
-            Part::Parameter { parameter, optional } => (parameter, *optional),
+            TemplatePart::Literal(text) => return Some(text.clone()),
+            TemplatePart::Parameter { parameter, optional } => (parameter, *optional),
         };
         let language = || match self.languages.matching(values.language) {
             None if !optional => Some(self.languages.any()),
@@ -238,25 +241,25 @@ fn question_mark(text: &str) -> (&str, Option<&str>) {
     (text, None)
 }
 
-fn parts(text: &str) -> Result<Vec<Part>, TemplateError> {
+fn parts(text: &str) -> Result<Vec<TemplatePart>, TemplateError> {
     let (mut parts, mut rest) = (Vec::new(), text);
     while let Some((literal, after)) = rest.split_once('{') {
         let (name, after) = after.split_once('}').ok_or_else(|| TemplateError::Brace(text.to_owned()))?;
         if literal.contains('}') || name.contains('{') {
             return Err(TemplateError::Brace(text.to_owned()));
         }
-        parts.push(Part::Literal(literal.to_owned()));
+        parts.push(TemplatePart::Literal(literal.to_owned()));
         parts.push(parameter(name)?);
         rest = after;
     }
     if rest.contains('}') {
         return Err(TemplateError::Brace(text.to_owned()));
     }
-    parts.push(Part::Literal(rest.to_owned()));
+    parts.push(TemplatePart::Literal(rest.to_owned()));
     Ok(parts)
 }
 
-fn parameter(text: &str) -> Result<Part, TemplateError> {
+fn parameter(text: &str) -> Result<TemplatePart, TemplateError> {
     let (name, optional) = text.strip_suffix('?').map_or((text, false), |name| (name, true));
     let parameter = match name {
         "searchTerms" => Parameter::Terms,
@@ -268,5 +271,5 @@ fn parameter(text: &str) -> Result<Part, TemplateError> {
         _ if optional => Parameter::Unknown,
         _ => return Err(TemplateError::Parameter(name.to_owned())),
     };
-    Ok(Part::Parameter { parameter, optional })
+    Ok(TemplatePart::Parameter { parameter, optional })
 }

@@ -16,18 +16,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::delegated::{Offer, Service};
 
-use self::{http::Http, limits::Limits, search::Search};
+use self::{http::Http, limits::ExitLimits, search::ExitSearch};
 
 /// The services of an exit.
 #[derive(Debug)]
 pub(crate) struct Delegate {
-    search: Search,
+    search: ExitSearch,
     http: Http,
-    limits: Limits,
+    limits: ExitLimits,
 }
 
 impl Delegate {
-    pub(crate) const fn new(search: Search, http: Http, limits: Limits) -> Self {
+    pub(crate) const fn new(search: ExitSearch, http: Http, limits: ExitLimits) -> Self {
         Self { search, http, limits }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Names are resolved here. The policy decides on each address, and the connection goes to an address that it allowed,
 //! so a changing DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed;
-//! a caller that follows one sends a new request, with a new decision. Governed by `proto/09-delegated.md`. This protects the exit's
-//! local network.
+//! a caller that follows one sends a new request, with a new decision. Governed by `proto/09-delegated.md`. Threat
+//! addressed: use of an exit against its local network.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -14,11 +14,10 @@ use core::{
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Request, Response,
-    body::Body,
     header::{self, HeaderValue},
 };
 use tokio::time::timeout;
@@ -26,7 +25,10 @@ use tokio::time::timeout;
 use crate::{
     delegated::Refusal,
     exit_policy::Policy,
-    http_exchange::http1::{Answer, ExchangeError, ExchangeLimits, exchange, target_of},
+    http_exchange::{
+        body::OutgoingBody,
+        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
+    },
     io::{
         connect::connect,
         resolver::Resolver,
@@ -103,12 +105,10 @@ impl Outbound {
     ///
     /// # Errors
     /// See [`OutboundError`]. Dropping the future cancels the request.
-    pub(crate) async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Answer>, OutboundError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    pub(crate) async fn send<B: OutgoingBody>(
+        &self,
+        mut request: Request<B>,
+    ) -> Result<Response<StreamedBody>, OutboundError> {
         let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let limits = self.limits.exchange;

@@ -21,7 +21,7 @@ use crate::{
         testing::{Flows, ROOM, echo_origin, origin, reason_of},
     },
     ports::socks::{self, SocksLimits},
-    wire::Answer,
+    wire::ResolvedAnswer,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// A request of the client.
 enum Request {
     Open(Target, oneshot::Sender<Result<Stream, ConnectError>>),
-    Resolve(Host, oneshot::Sender<Result<Vec<Answer>, ConnectError>>),
+    Resolve(Host, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>),
 }
 
 /// A client connected to an exit directly through a queue, without circuits.
@@ -62,7 +62,7 @@ impl Connector for ViaExit {
         answer.await.unwrap()
     }
 
-    async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
         self.0.send(Request::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
@@ -81,7 +81,7 @@ struct Core {
     forward: Flows,
     backward: Flows,
     connecting: HashMap<u64, oneshot::Sender<Result<Stream, ConnectError>>>,
-    resolving: HashMap<u64, oneshot::Sender<Result<Vec<Answer>, ConnectError>>>,
+    resolving: HashMap<u64, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>>,
 }
 
 impl Core {
@@ -342,7 +342,7 @@ async fn names_are_resolved_at_the_exit() {
     let via = ViaExit::private();
     let isolation = Isolation::of_listener("test");
     let found = via.resolve(Host::parse("localhost").unwrap(), isolation).await.unwrap();
-    assert!(found.contains(&Answer::Ip(Ipv4Addr::LOCALHOST.into())));
+    assert!(found.contains(&ResolvedAnswer::Ip(Ipv4Addr::LOCALHOST.into())));
     let missing = via.resolve(Host::parse("x.onion").unwrap(), isolation).await.unwrap_err();
     assert_eq!(missing, EndReason::NotFound.into());
 }

@@ -106,21 +106,21 @@ impl Policy {
     /// one refuses a target, the client tries another exit.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        let ports = |covers: fn(&Network) -> bool| {
+        let ports = |covers: fn(&Subnet) -> bool| {
             let rules: Vec<&Rule> = self.rules.iter().filter(|rule| covers(&rule.network)).collect();
             Summary::ranges(
                 (1..=u16::MAX)
                     .filter(|port| rules.iter().find(|rule| rule.ports.contains(port)).is_some_and(|rule| rule.accept)),
             )
         };
-        Summary::new(ports(Network::covers_v4), ports(Network::covers_v6), self.private_addresses)
+        Summary::new(ports(Subnet::covers_v4), ports(Subnet::covers_v6), self.private_addresses)
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
     accept: bool,
-    network: Network,
+    network: Subnet,
     ports: RangeInclusive<u16>,
 }
 
@@ -138,7 +138,7 @@ impl Rule {
         let (network, ports) = split(pattern);
         Ok(Self {
             accept,
-            network: Network::parse(network).ok_or_else(|| PolicyError::Address(text.to_owned()))?,
+            network: Subnet::parse(network).ok_or_else(|| PolicyError::Address(text.to_owned()))?,
             ports: parse_ports(ports).ok_or_else(|| PolicyError::Ports(text.to_owned()))?,
         })
     }
@@ -172,13 +172,13 @@ fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Network {
+enum Subnet {
     Any,
     V4(Ipv4Addr, u8),
     V6(Ipv6Addr, u8),
 }
 
-impl Network {
+impl Subnet {
     fn parse(text: &str) -> Option<Self> {
         if text == "*" {
             return Some(Self::Any);

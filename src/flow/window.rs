@@ -28,7 +28,7 @@ use std::collections::VecDeque;
 
 use super::{FlowError, FlowParameters, SendmeTag};
 use crate::base::{Counter as _, Instant};
-use round::{Round, RttSamples, cells_in, part, time_of};
+use round::{RttSamples, WindowRound, cells_in, part, time_of};
 
 /// The path's delivery rate is the greatest of this many rounds.
 const RATE_ROUNDS: usize = 4;
@@ -50,7 +50,7 @@ struct Outstanding {
     sent: u64,
 }
 
-enum Phase {
+enum WindowPhase {
     /// The window doubles each round trip.
     SlowStart {
         /// Recent samples show a delay that a queue may cause: no growth.
@@ -65,11 +65,11 @@ enum Phase {
         /// Tags sent from this time on meet no queue that the window caused.
         from: Instant,
         /// The round that measures the path. It begins when the first of these tags is acknowledged.
-        round: Option<Round>,
+        round: Option<WindowRound>,
     },
 }
 
-impl Phase {
+impl WindowPhase {
     const SLOW_START: Self = Self::SlowStart { halted: false, recent: RttSamples::NONE };
 }
 
@@ -80,7 +80,7 @@ impl Phase {
 /// outstanding tag, at most `window_max / tag_every`.
 pub struct CongestionWindow {
     parameters: FlowParameters,
-    phase: Phase,
+    phase: WindowPhase,
     window: u64,
     sent: u64,
     acknowledged: u64,
@@ -92,7 +92,7 @@ pub struct CongestionWindow {
     /// The smallest round trip, and the time of the last sample within a sixteenth of it.
     min_rtt: Option<(Duration, Instant)>,
     jitter: Duration,
-    round: Round,
+    round: WindowRound,
     /// Delivery rates of the last rounds, in cells a second.
     rates: VecDeque<u64>,
     /// Successive steps of growth without a queue.
@@ -114,7 +114,7 @@ impl CongestionWindow {
         let window = parameters.window_initial.clamp(parameters.window_min, parameters.window_max).into();
         Self {
             parameters,
-            phase: Phase::SLOW_START,
+            phase: WindowPhase::SLOW_START,
             window,
             sent: 0,
             acknowledged: 0,
@@ -124,7 +124,7 @@ impl CongestionWindow {
             latest_rtt: Duration::ZERO,
             min_rtt: None,
             jitter: Duration::ZERO,
-            round: Round::new(Instant::START, 0),
+            round: WindowRound::new(Instant::START, 0),
             rates: VecDeque::new(),
             steps: 0,
             stepped: false,
@@ -172,10 +172,10 @@ impl CongestionWindow {
         let full = self.full_at >= oldest.sent;
         self.acknowledged = oldest.sent;
         self.measure(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), full);
-        if matches!(self.phase, Phase::SlowStart { .. }) {
+        if matches!(self.phase, WindowPhase::SlowStart { .. }) {
             self.grow_by_acknowledged(full);
         }
-        if matches!(self.phase, Phase::Probe { .. }) {
+        if matches!(self.phase, WindowPhase::Probe { .. }) {
             self.handle_probe(now, oldest.sent_at);
         } else if oldest.sent_at >= self.round.began {
             self.end_round(now);
@@ -243,7 +243,7 @@ impl CongestionWindow {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
         let (latest_rtt, measured) = (self.latest_rtt, !self.rates.is_empty());
-        let Phase::SlowStart { halted, recent } = &mut self.phase else { return };
+        let WindowPhase::SlowStart { halted, recent } = &mut self.phase else { return };
         let grows = full && !*halted;
         recent.add(latest_rtt);
         if recent.count >= enough {
@@ -267,9 +267,9 @@ impl CongestionWindow {
             }
         }
         match &mut self.phase {
-            Phase::SlowStart { halted: true, .. } if !doubles => self.begin_probe(now),
-            Phase::SlowStart { halted, .. } => *halted = false,
-            Phase::Steady => {
+            WindowPhase::SlowStart { halted: true, .. } if !doubles => self.begin_probe(now),
+            WindowPhase::SlowStart { halted, .. } => *halted = false,
+            WindowPhase::Steady => {
                 if limited {
                     self.follow(faster);
                 }
@@ -278,7 +278,7 @@ impl CongestionWindow {
                     self.begin_probe(now);
                 }
             }
-            Phase::Probe { .. } => {}
+            WindowPhase::Probe { .. } => {}
         }
         self.begin_round(now);
     }
@@ -317,12 +317,12 @@ impl CongestionWindow {
         }
         if self.steps >= STEPS {
             self.steps = 0;
-            self.phase = Phase::SLOW_START;
+            self.phase = WindowPhase::SLOW_START;
         }
     }
 
     fn begin_round(&mut self, now: Instant) {
-        self.round = Round::new(now, self.acknowledged);
+        self.round = WindowRound::new(now, self.acknowledged);
     }
 
     /// Sets the window an eighth below the path's capacity without a queue.
@@ -331,24 +331,24 @@ impl CongestionWindow {
         self.set_window(held.min(self.window).saturating_mul(7) / 8);
         let excess = self.in_flight().saturating_sub(self.window);
         let drains = time_of(self.rate(), excess).min(self.latest_rtt);
-        self.phase = Phase::Probe { from: now.after(drains), round: None };
+        self.phase = WindowPhase::Probe { from: now.after(drains), round: None };
         self.steps = 0;
         self.stepped = false;
     }
 
     fn handle_probe(&mut self, now: Instant, sent_at: Instant) {
-        let Phase::Probe { from, round } = &mut self.phase else { return };
+        let WindowPhase::Probe { from, round } = &mut self.phase else { return };
         if sent_at < *from {
             return;
         }
-        let round = round.get_or_insert_with(|| Round::new(now, self.acknowledged));
+        let round = round.get_or_insert_with(|| WindowRound::new(now, self.acknowledged));
         if sent_at <= round.began {
             round.rtt.add(self.latest_rtt);
             return;
         }
         self.min_rtt = Some((round.rtt.min, now));
         self.jitter = round.rtt.jitter();
-        self.phase = Phase::Steady;
+        self.phase = WindowPhase::Steady;
         self.set_window(self.target(JITTERS));
         self.begin_round(now);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, Clock, Target};
+use super::{Choices, FuzzClock, FuzzTarget};
 use crate::{
     base::{
         CircuitId, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Redacted, RelayId, Transmit,
@@ -14,7 +14,7 @@ use crate::{
     wire::{CELL_LEN, Cell},
 };
 
-pub(super) const TARGETS: &[Target] = &[Target { name: "channel", run: channel, seeds }];
+pub(super) const TARGETS: &[FuzzTarget] = &[FuzzTarget { name: "channel", run: channel, seeds }];
 
 const LINK: LinkId = LinkId(1);
 
@@ -35,7 +35,7 @@ fn opened(dialled: bool) -> LinkOpened {
 /// Messages of the peer are accepted or end the channel; the output stays bounded.
 fn channel(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
+    let (mut clock, mut rng) = (FuzzClock::new(), ChaCha8Rng::seed_from_u64(1));
     let start = choices.u8();
     let (relay, dialled) = (start & 1 == 0, start & 2 == 0);
     let mut channels = Channels::new(role(relay), ChannelParameters::default());
@@ -75,7 +75,7 @@ fn channel(bytes: &[u8]) {
 /// The messages of an honest client, then cells.
 fn seeds() -> Vec<Vec<u8>> {
     let greeting = |relay: bool, dialled: bool| {
-        let (now, mut rng) = (Clock::new().0, ChaCha8Rng::seed_from_u64(2));
+        let (now, mut rng) = (FuzzClock::new().0, ChaCha8Rng::seed_from_u64(2));
         let mut channels = Channels::new(role(relay), ChannelParameters::default());
         channels.handle_link(now, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
         channels.handle_link(now, LinkEvent::Room { link: LINK, bytes: 65_535 }, &mut rng);

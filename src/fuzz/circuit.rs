@@ -4,7 +4,7 @@ use bytes::Bytes;
 use core::time::Duration;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, Clock, Target, wire::messages};
+use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
 use crate::{
     base::{CircuitId, HopIndex, RelayId},
     circuit::{CircuitEvent, Origin},
@@ -15,12 +15,12 @@ use crate::{
     wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, created_cells, decode_create},
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "handshake_request", run: request, seeds: || vec![handshake().0] },
-    Target { name: "handshake_reply", run: reply, seeds: || vec![handshake().1] },
-    Target { name: "onion_forward", run: forward, seeds: || vec![sealed_forward()] },
-    Target { name: "onion_backward", run: backward, seeds: || vec![sealed_backward()] },
-    Target { name: "circuit_of_hostile_hop", run: hostile_hop, seeds: hop_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "handshake_request", run: request, seeds: || vec![handshake().0] },
+    FuzzTarget { name: "handshake_reply", run: reply, seeds: || vec![handshake().1] },
+    FuzzTarget { name: "onion_forward", run: forward, seeds: || vec![sealed_forward()] },
+    FuzzTarget { name: "onion_backward", run: backward, seeds: || vec![sealed_backward()] },
+    FuzzTarget { name: "circuit_of_hostile_hop", run: hostile_hop, seeds: hop_seeds },
 ];
 
 const IDENTITY: RelayId = RelayId::from_bytes([1; 32]);
@@ -103,7 +103,7 @@ fn backward(bytes: &[u8]) {
 /// A hop that completes its handshake honestly, then sends arbitrary messages in valid layers.
 fn hostile_hop(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let (mut clock, mut rng) = (Clock::new(), rng());
+    let (mut clock, mut rng) = (FuzzClock::new(), rng());
     let hops = usize::from(choices.u8() % 2) + 1;
     let circuit = CircuitId::new(0x8000_0001).unwrap();
     let limit = Duration::from_secs(5);
@@ -150,7 +150,7 @@ fn hostile_hop(bytes: &[u8]) {
 }
 
 /// Answers the origin's CREATE as an honest first hop.
-fn build(origin: &mut Origin, circuit: CircuitId, clock: &Clock, rng: &mut ChaCha8Rng) -> RelayLayer {
+fn build(origin: &mut Origin, circuit: CircuitId, clock: &FuzzClock, rng: &mut ChaCha8Rng) -> RelayLayer {
     let mut fragments = Fragments::new();
     while let Some(cell) = origin.poll_cell(clock.0, rng) {
         let (hop, fragment) = decode_create(cell.body()).unwrap();

@@ -1,17 +1,17 @@
 //! Fuzz targets: messages of delegated requests between exit and client, and the cleaning of URLs and text.
 
-use super::Target;
+use super::FuzzTarget;
 use crate::delegated::{
     Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, fields, frame::REQUEST_BUCKETS,
     frame::RESPONSE_BUCKETS, frame::longest, link, message::HttpResponse, text, url::Url,
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "search_request", run: search_request, seeds: request_seeds },
-    Target { name: "search_answer", run: search_answer, seeds: answer_seeds },
-    Target { name: "link", run: link, seeds: link_seeds },
-    Target { name: "text", run: text, seeds: text_seeds },
-    Target { name: "http_response", run: http_response, seeds: response_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "search_request", run: search_request, seeds: request_seeds },
+    FuzzTarget { name: "search_answer", run: search_answer, seeds: answer_seeds },
+    FuzzTarget { name: "link", run: link, seeds: link_seeds },
+    FuzzTarget { name: "text", run: text, seeds: text_seeds },
+    FuzzTarget { name: "http_response", run: http_response, seeds: response_seeds },
 ];
 
 /// A decoded query is within its bounds, and re-encodes to an equal query.

@@ -1,6 +1,6 @@
 //! Fuzz targets: documents of the directory, their stored state, and exit policies.
 
-use super::Target;
+use super::FuzzTarget;
 use crate::{
     base::WallTime,
     directory::{
@@ -12,20 +12,24 @@ use crate::{
     path::GuardSample,
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "descriptor", run: descriptor, seeds: || vec![own_descriptor()] },
-    Target { name: "signed_descriptor", run: signed_descriptor, seeds: || vec![whole_descriptor()] },
-    Target { name: "consensus", run: consensus, seeds: || vec![own_consensus()] },
-    Target { name: "signed_consensus", run: signed_consensus, seeds: || vec![whole_consensus()] },
-    Target { name: "authority_records", run: authority_records, seeds: || vec![whole_descriptor(), whole_consensus()] },
-    Target { name: "signed_volunteer", run: signed_volunteer, seeds: || vec![whole_volunteer()] },
-    Target { name: "volunteer_list", run: volunteer_list, seeds: || vec![own_volunteer_list()] },
-    Target { name: "signed_volunteer_list", run: signed_volunteer_list, seeds: || vec![whole_volunteer_list()] },
-    Target { name: "registration", run: registration, seeds: registration_seeds },
-    Target { name: "signed_presence", run: signed_presence, seeds: presence_seeds },
-    Target { name: "counted", run: counted, seeds: counted_seeds },
-    Target { name: "guard_sample", run: guard_sample, seeds: guard_seeds },
-    Target { name: "exit_policy", run: exit_policy, seeds: policy_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "descriptor", run: descriptor, seeds: || vec![own_descriptor()] },
+    FuzzTarget { name: "signed_descriptor", run: signed_descriptor, seeds: || vec![whole_descriptor()] },
+    FuzzTarget { name: "consensus", run: consensus, seeds: || vec![own_consensus()] },
+    FuzzTarget { name: "signed_consensus", run: signed_consensus, seeds: || vec![whole_consensus()] },
+    FuzzTarget {
+        name: "authority_records",
+        run: authority_records,
+        seeds: || vec![whole_descriptor(), whole_consensus()],
+    },
+    FuzzTarget { name: "signed_volunteer", run: signed_volunteer, seeds: || vec![whole_volunteer()] },
+    FuzzTarget { name: "volunteer_list", run: volunteer_list, seeds: || vec![own_volunteer_list()] },
+    FuzzTarget { name: "signed_volunteer_list", run: signed_volunteer_list, seeds: || vec![whole_volunteer_list()] },
+    FuzzTarget { name: "registration", run: registration, seeds: registration_seeds },
+    FuzzTarget { name: "signed_presence", run: signed_presence, seeds: presence_seeds },
+    FuzzTarget { name: "counted", run: counted, seeds: counted_seeds },
+    FuzzTarget { name: "guard_sample", run: guard_sample, seeds: guard_seeds },
+    FuzzTarget { name: "exit_policy", run: exit_policy, seeds: policy_seeds },
 ];
 
 const NOW: WallTime = fixture::NOW;

@@ -2,15 +2,15 @@
 
 use url::Url;
 
-use super::Target;
+use super::FuzzTarget;
 use crate::{
     delegated::{EngineName, MAX_RESULTS, SearchAnswer, SearchRequest},
     engine::{Engine, Response},
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "engine_description", run: description, seeds: description_seeds },
-    Target { name: "engine_answer", run: answer, seeds: answer_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "engine_description", run: description, seeds: description_seeds },
+    FuzzTarget { name: "engine_answer", run: answer, seeds: answer_seeds },
 ];
 
 fn request() -> SearchRequest {

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::Target;
+use super::FuzzTarget;
 use crate::{
     base::{RelayId, WallTime},
     connector::{ConnectError, Connector, Delegated, Isolation},
@@ -24,16 +24,16 @@ use crate::{
         socks::{self, SocksLimits},
     },
     requests::oblivious,
-    wire::{Answer, EndReason, Host, Target as Destination},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "socks_port", run: socks_port, seeds: socks_seeds },
-    Target { name: "http_port", run: http_port, seeds: http_seeds },
-    Target { name: "binary_http", run: binary_http, seeds: binary_http_seeds },
-    Target { name: "oblivious", run: oblivious_http, seeds: oblivious_seeds },
-    Target { name: "reader_page", run: reader_page, seeds: reader_seeds },
-    Target { name: "key_files", run: key_files, seeds: key_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "socks_port", run: socks_port, seeds: socks_seeds },
+    FuzzTarget { name: "http_port", run: http_port, seeds: http_seeds },
+    FuzzTarget { name: "binary_http", run: binary_http, seeds: binary_http_seeds },
+    FuzzTarget { name: "oblivious", run: oblivious_http, seeds: oblivious_seeds },
+    FuzzTarget { name: "reader_page", run: reader_page, seeds: reader_seeds },
+    FuzzTarget { name: "key_files", run: key_files, seeds: key_seeds },
 ];
 
 /// An overlay in which no target can be reached.
@@ -41,12 +41,12 @@ pub(super) const TARGETS: &[Target] = &[
 struct Nowhere;
 
 impl Connector for Nowhere {
-    async fn open(&self, _: Destination, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(EndReason::Refused.into())
     }
 
-    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
-        Ok(vec![Answer::Ip("192.0.2.7".parse().unwrap()), Answer::Name("example.org".to_owned())])
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
+        Ok(vec![ResolvedAnswer::Ip("192.0.2.7".parse().unwrap()), ResolvedAnswer::Name("example.org".to_owned())])
     }
 
     async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, Clock, Target, wire::messages};
+use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
 use crate::{
     base::{CircuitId, HopIndex, Instant, LANES, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Redacted, Transmit},
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
@@ -17,21 +17,21 @@ use crate::{
     wire::{BODY_LEN, Cell, CellBody, Command, EndReason, create_cells},
 };
 
-pub(super) const TARGETS: &[Target] =
-    &[Target { name: "relay_of_hostile_origin", run: hostile_origin, seeds: origin_seeds }];
+pub(super) const TARGETS: &[FuzzTarget] =
+    &[FuzzTarget { name: "relay_of_hostile_origin", run: hostile_origin, seeds: origin_seeds }];
 
 const LINK: LinkId = LinkId(1);
 const ROOM: usize = 1 << 20;
 
 /// A relay and a client's channel to it, without a network.
-struct World {
+struct RelayHarness {
     relay: Relay,
     client: Channels,
     layers: OriginLayers,
     rng: ChaCha8Rng,
 }
 
-impl World {
+impl RelayHarness {
     fn new() -> Self {
         let identity = Arc::new(IdentityKey::from_bytes(&[1; 32]));
         let keyring = OnionKeyring::new(OnionSecret::from_bytes([2; 32]), None);
@@ -143,7 +143,7 @@ impl World {
 /// For any input of the origin, the relay's circuits stay within their cap, and its output is whole cells.
 fn hostile_origin(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let (mut clock, mut world) = (Clock::new(), World::new());
+    let (mut clock, mut world) = (FuzzClock::new(), RelayHarness::new());
     let circuit = |choice: u8| CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap();
     while !choices.is_empty() {
         let now = clock.pass(choices.u8() % 12);

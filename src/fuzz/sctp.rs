@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, Clock, Target};
+use super::{Choices, FuzzClock, FuzzTarget};
 use crate::{
     base::Instant,
-    transport::sctp::{Association, Config, Event},
+    transport::sctp::{Association, AssociationEvent, Config},
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "sctp_of_hostile_peer", run: hostile_peer, seeds: hostile_seeds },
-    Target { name: "sctp_reassembly", run: reassembly, seeds: reassembly_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "sctp_of_hostile_peer", run: hostile_peer, seeds: hostile_seeds },
+    FuzzTarget { name: "sctp_reassembly", run: reassembly, seeds: reassembly_seeds },
 ];
 
 const PACKET: usize = 1_195;
@@ -21,7 +21,7 @@ const DATA: u8 = 0;
 const SACK: u8 = 3;
 
 /// An established association, and the state that its peer needs to write packets.
-struct Established {
+struct FuzzAssociation {
     association: Association,
     /// Ports, verification tag, and a zero checksum, which was negotiated.
     header: [u8; 12],
@@ -30,7 +30,7 @@ struct Established {
     their_tsn: u32,
 }
 
-impl Established {
+impl FuzzAssociation {
     /// Establishes two associations and keeps one.
     fn new(now: Instant) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -44,7 +44,7 @@ impl Established {
         peer.handle_packet(now, &init_ack);
         let echo = packets(&mut peer, now).remove(0);
         association.handle_packet(now, &echo);
-        assert!(matches!(association.poll_event(), Some(Event::Open { streams: 64 })));
+        assert!(matches!(association.poll_event(), Some(AssociationEvent::Open { streams: 64 })));
         packets(&mut association, now);
         let mut header = [0; 12];
         header[..8].copy_from_slice(&echo[..8]);
@@ -61,9 +61,9 @@ impl Established {
         let mut messages = Vec::new();
         while let Some(event) = self.association.poll_event() {
             match event {
-                Event::Message { stream, message } => messages.push((stream, message.to_vec())),
-                Event::Closed(_) => return None,
-                Event::Open { .. } => unreachable!("it is open"),
+                AssociationEvent::Message { stream, message } => messages.push((stream, message.to_vec())),
+                AssociationEvent::Closed(_) => return None,
+                AssociationEvent::Open { .. } => unreachable!("it is open"),
             }
         }
         Some(messages)
@@ -114,9 +114,9 @@ fn sack(cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: u16) ->
 /// A peer that sends arbitrary packets: no panic, no busy loop, bounded memory, consistent counters.
 fn hostile_peer(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let mut clock = Clock::new();
+    let mut clock = FuzzClock::new();
     let mut now = clock.pass(0);
-    let mut established = Established::new(now);
+    let mut established = FuzzAssociation::new(now);
     while !choices.is_empty() {
         match choices.u8() % 8 {
             0 => established.take(now, choices.bytes()),
@@ -194,7 +194,7 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
 
 /// A fragment of an honest peer's message.
 #[derive(Clone)]
-struct Fragment {
+struct FuzzFragment {
     begin: bool,
     end: bool,
     stream: u16,
@@ -203,7 +203,7 @@ struct Fragment {
 }
 
 /// Messages according to the choices, split into consecutive fragments.
-fn fragments(choices: &mut Choices<'_>) -> Vec<Fragment> {
+fn fragments(choices: &mut Choices<'_>) -> Vec<FuzzFragment> {
     let mut next = [0_u16; 64];
     let mut all = Vec::new();
     for number in 0..choices.u8() % 24 {
@@ -212,7 +212,7 @@ fn fragments(choices: &mut Choices<'_>) -> Vec<Fragment> {
         let size = usize::from(choices.u8()) * 4 + 1;
         let sequence = next[usize::from(stream)];
         next[usize::from(stream)] += 1;
-        all.extend((0..pieces).map(|piece| Fragment {
+        all.extend((0..pieces).map(|piece| FuzzFragment {
             begin: piece == 0,
             end: piece + 1 == pieces,
             stream,
@@ -226,7 +226,7 @@ fn fragments(choices: &mut Choices<'_>) -> Vec<Fragment> {
 /// A simple model of reassembly: it searches all received fragments for each message.
 #[derive(Default)]
 struct Model {
-    arrived: BTreeMap<usize, Fragment>,
+    arrived: BTreeMap<usize, FuzzFragment>,
     delivered: BTreeMap<u16, u16>,
 }
 
@@ -258,8 +258,8 @@ impl Model {
 /// them, and all in the end.
 fn reassembly(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let mut now = Clock::new().pass(0);
-    let mut established = Established::new(now);
+    let mut now = FuzzClock::new().pass(0);
+    let mut established = FuzzAssociation::new(now);
     let fragments = fragments(&mut choices);
     let mut waiting: VecDeque<usize> = (0..fragments.len()).collect();
     let mut model = Model::default();

@@ -3,17 +3,17 @@
 use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, Clock, Target, wire::messages};
+use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
 use crate::{
     base::StreamId,
     flow::FlowParameters,
-    stream::{Role, StreamCommand, StreamEvent, Streams},
-    wire::{EndReason, Host, RelayMessage, Service, Target as Destination},
+    stream::{StreamCommand, StreamEvent, StreamRole, Streams},
+    wire::{EndReason, Host, RelayMessage, Service, Target},
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "streams_of_hostile_peer", run: hostile, seeds: hostile_seeds },
-    Target { name: "streams_end_to_end", run: end_to_end, seeds: end_to_end_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "streams_of_hostile_peer", run: hostile, seeds: hostile_seeds },
+    FuzzTarget { name: "streams_end_to_end", run: end_to_end, seeds: end_to_end_seeds },
 ];
 
 /// Length of a relay message at the third hop, in bytes.
@@ -23,16 +23,16 @@ fn parameters() -> FlowParameters {
     FlowParameters { max_streams: 8, ..FlowParameters::default() }
 }
 
-fn destination() -> Destination {
-    Destination { host: Host::parse("example.org").unwrap(), port: 443 }
+fn destination() -> Target {
+    Target { host: Host::parse("example.org").unwrap(), port: 443 }
 }
 
 /// Messages of a peer in any order are accepted or end the circuit.
 fn hostile(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let role = if choices.u8() & 1 == 0 { Role::Origin } else { Role::Exit };
+    let role = if choices.u8() & 1 == 0 { StreamRole::Origin } else { StreamRole::Exit };
     let mut streams = Streams::new(role, parameters());
-    let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(1));
+    let (mut clock, mut rng) = (FuzzClock::new(), ChaCha8Rng::seed_from_u64(1));
     while !choices.is_empty() {
         let now = clock.pass(choices.u8());
         let taken = match choices.u8() % 4 {
@@ -60,12 +60,12 @@ fn hostile(bytes: &[u8]) {
 }
 
 /// An operation of the application.
-fn act(streams: &mut Streams, role: Role, now: crate::base::Instant, choices: &mut Choices<'_>) {
+fn act(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, choices: &mut Choices<'_>) {
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
     match choices.u8() % 9 {
-        8 if role == Role::Origin => drop(streams.request(now, Service::Search)),
-        0 if role == Role::Origin => drop(streams.open(now, destination())),
-        1 if role == Role::Origin => drop(streams.resolve(now, destination().host)),
+        8 if role == StreamRole::Origin => drop(streams.request(now, Service::Search)),
+        0 if role == StreamRole::Origin => drop(streams.open(now, destination())),
+        1 if role == StreamRole::Origin => drop(streams.resolve(now, destination().host)),
         0 => streams.handle_command(id, StreamCommand::Connected(None)),
         1 => streams.handle_command(id, StreamCommand::Resolved { ttl: 60, answers: Vec::new() }),
         2 => streams.handle_command(id, StreamCommand::Finish),
@@ -99,12 +99,12 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
 /// bytes that the other wrote.
 fn end_to_end(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let mut ends = [Role::Origin, Role::Exit].map(|role| Streams::new(role, parameters()));
+    let mut ends = [StreamRole::Origin, StreamRole::Exit].map(|role| Streams::new(role, parameters()));
     // Bytes written and read, by end and stream. The n-th byte that an end writes to a stream is n, so a missing or
     // duplicate piece is detected.
     let mut written = [[0_usize; 16]; 2];
     let mut read = [[0_usize; 16]; 2];
-    let (mut clock, mut rng) = (Clock::new(), ChaCha8Rng::seed_from_u64(2));
+    let (mut clock, mut rng) = (FuzzClock::new(), ChaCha8Rng::seed_from_u64(2));
     while !choices.is_empty() {
         let now = clock.pass(choices.u8() % 8);
         let which = usize::from(choices.u8() % 2);

@@ -4,12 +4,12 @@ use std::{fs, path::PathBuf};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{TARGETS, Target};
+use super::{FuzzTarget, TARGETS};
 
 /// Mutations of each input in an ordinary test run.
 const MUTATIONS: u64 = 200;
 
-fn targets() -> impl Iterator<Item = &'static Target> {
+fn targets() -> impl Iterator<Item = &'static FuzzTarget> {
     TARGETS.iter().copied().flatten()
 }
 
@@ -17,7 +17,7 @@ fn fuzz_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
 
-fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
+fn corpus(target: &FuzzTarget) -> Vec<(String, Vec<u8>)> {
     let folder = fuzz_folder().join("corpus").join(target.name);
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut inputs: Vec<_> = files
@@ -30,7 +30,7 @@ fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Shown only when the test fails: the last line is the failing input.
-fn run(target: &Target, file: &str, mutation: Option<u64>, input: &[u8]) {
+fn run(target: &FuzzTarget, file: &str, mutation: Option<u64>, input: &[u8]) {
     println!("{} {file} {mutation:?}", target.name);
     (target.run)(input);
 }
@@ -92,7 +92,7 @@ fn every_target_has_its_program() {
 #[ignore = "writes fuzz/corpus and what cargo-fuzz needs for each target"]
 fn write_seeds() {
     let mut manifest = fs::read_to_string(fuzz_folder().join("Cargo.toml")).unwrap();
-    for Target { name, seeds, .. } in targets() {
+    for FuzzTarget { name, seeds, .. } in targets() {
         let folder = fuzz_folder().join("corpus").join(name);
         fs::create_dir_all(&folder).unwrap();
         for (index, seed) in seeds().iter().enumerate() {

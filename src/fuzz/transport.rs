@@ -2,22 +2,22 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Instant as StdInstant};
 
-use super::{Choices, Clock, Target};
+use super::{Choices, FuzzClock, FuzzTarget};
 use crate::{
     base::{Instant, Transmit},
     transport::{
         Transport as _,
         native::{
             Certificate, CipherSuite, DirectionKey, Endpoint, EndpointConfig, Ice, KeyLimits, OVERHEAD, Opened, Port,
-            PortUse, Records, Route,
+            PortUse, Records, SocketRoute,
         },
     },
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "udp_port", run: udp_port, seeds: udp_seeds },
-    Target { name: "certificate", run: certificate, seeds: certificate_seeds },
-    Target { name: "dtls_records", run: dtls_records, seeds: record_seeds },
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "udp_port", run: udp_port, seeds: udp_seeds },
+    FuzzTarget { name: "certificate", run: certificate, seeds: certificate_seeds },
+    FuzzTarget { name: "dtls_records", run: dtls_records, seeds: record_seeds },
 ];
 
 const LISTEN: Port = Port { id: 0, purpose: PortUse::Listen, ipv6: false };
@@ -30,12 +30,12 @@ fn udp_port(bytes: &[u8]) {
     config.accept = Some(Ice::new("evtj", "VOkJxbRl1RmTxUk/WvJxBt").unwrap());
     let mut endpoint = Endpoint::new(config, StdInstant::now()).expect("sound settings");
     endpoint.set_ports(&[LISTEN], 1);
-    let mut clock = Clock::new();
+    let mut clock = FuzzClock::new();
     while !choices.is_empty() {
         let now = clock.pass(choices.u8());
         let remote = SocketAddr::from(([192, 0, 2, choices.u8() % 4], 4443));
         let mut datagram = choices.bytes().to_vec();
-        endpoint.handle_datagram(now, Route { port: LISTEN.id, remote }, &mut datagram);
+        endpoint.handle_datagram(now, SocketRoute { port: LISTEN.id, remote }, &mut datagram);
         while let Some(batch) = endpoint.poll_datagrams(now) {
             assert!(batch.bytes.len() <= datagram.len(), "more bytes sent than received");
         }

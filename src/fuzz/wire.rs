@@ -2,20 +2,20 @@
 
 use bytes::Bytes;
 
-use super::{Choices, Target};
+use super::{Choices, FuzzTarget};
 use crate::{
     base::{CircuitId, HopIndex, RelayId, SLOT_LEN, StreamId},
     wire::{
-        Answer, BODY_LEN, Cell, EndReason, Fragments, Host, RelayMessage, Service, create_cells, decode_create,
+        BODY_LEN, Cell, EndReason, Fragments, Host, RelayMessage, ResolvedAnswer, Service, create_cells, decode_create,
         decode_extend, encode_extend, split,
     },
 };
 
-pub(super) const TARGETS: &[Target] = &[
-    Target { name: "cell", run: cell, seeds: cell_seeds },
-    Target { name: "relay_message", run: relay_message, seeds: message_seeds },
-    Target { name: "fragments", run: fragments, seeds: fragment_seeds },
-    Target {
+pub(super) const TARGETS: &[FuzzTarget] = &[
+    FuzzTarget { name: "cell", run: cell, seeds: cell_seeds },
+    FuzzTarget { name: "relay_message", run: relay_message, seeds: message_seeds },
+    FuzzTarget { name: "fragments", run: fragments, seeds: fragment_seeds },
+    FuzzTarget {
         name: "host",
         run: host,
         seeds: || ["example.org", "192.0.2.7", "[2001:db8::1]"].map(Into::into).to_vec(),
@@ -79,7 +79,11 @@ pub(super) fn messages() -> Vec<RelayMessage> {
         RelayMessage::Resolved {
             stream,
             ttl: 60,
-            answers: vec![Answer::Ip(v4), Answer::Ip(v6), Answer::Name("example.org".to_owned())],
+            answers: vec![
+                ResolvedAnswer::Ip(v4),
+                ResolvedAnswer::Ip(v6),
+                ResolvedAnswer::Name("example.org".to_owned()),
+            ],
         },
         RelayMessage::Credit { stream, bytes: 4096 },
         RelayMessage::SendMe { tag: [9; 16] },

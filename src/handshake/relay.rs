@@ -42,7 +42,7 @@ impl OnionKeyring {
 }
 
 /// An authenticated request without an answer yet.
-pub struct Request {
+pub struct VerifiedRequest {
     stage: RequestStage,
     ephemeral: OnionPublic,
     sealed: Vec<u8>,
@@ -50,7 +50,7 @@ pub struct Request {
 }
 
 /// The result of a handshake at the relay.
-pub struct Answer {
+pub struct HandshakeAnswer {
     /// The reply to send.
     pub reply: Vec<u8>,
     /// The hop's layer keys.
@@ -59,7 +59,7 @@ pub struct Answer {
     pub payload: Vec<u8>,
 }
 
-impl Request {
+impl VerifiedRequest {
     /// Opens a request to the relay `identity` as the hop `hop`.
     ///
     /// # Errors
@@ -92,31 +92,31 @@ impl Request {
     ///
     /// # Errors
     /// When the payload is longer than [`super::MAX_PAYLOAD_LEN`].
-    pub fn answer<R: CryptoRng + ?Sized>(self, payload: &[u8], rng: &mut R) -> Result<Answer, HandshakeError> {
+    pub fn answer<R: CryptoRng + ?Sized>(self, payload: &[u8], rng: &mut R) -> Result<HandshakeAnswer, HandshakeError> {
         self.answer_with(OnionSecret::generate(rng), payload)
     }
 
-    pub(super) fn answer_with(self, ephemeral: OnionSecret, payload: &[u8]) -> Result<Answer, HandshakeError> {
+    pub(super) fn answer_with(self, ephemeral: OnionSecret, payload: &[u8]) -> Result<HandshakeAnswer, HandshakeError> {
         let public = ephemeral.public();
         let ee = ephemeral.agree(&self.ephemeral)?;
         let stage = self.stage.reply(&self.sealed, &public, &ee);
         let sealed = stage.payload_key().seal(payload)?;
         let done = stage.done(&sealed);
         let reply = [&TYPE_X25519.to_be_bytes(), public.0.as_slice(), &done.auth, &sealed].concat();
-        Ok(Answer { reply, keys: done.keys, payload: self.payload })
+        Ok(HandshakeAnswer { reply, keys: done.keys, payload: self.payload })
     }
 }
 
-/// Opens a request and answers with an empty payload: [`Request::open`], then [`Request::answer`].
+/// Opens a request and answers with an empty payload: [`VerifiedRequest::open`], then [`VerifiedRequest::answer`].
 ///
 /// # Errors
-/// As [`Request::open`].
+/// As [`VerifiedRequest::open`].
 pub fn respond<R: CryptoRng + ?Sized>(
     identity: &RelayId,
     keys: &OnionKeyring,
     hop: HopIndex,
     request: &[u8],
     rng: &mut R,
-) -> Result<Answer, HandshakeError> {
-    Request::open(identity, keys, hop, request)?.answer(&[], rng)
+) -> Result<HandshakeAnswer, HandshakeError> {
+    VerifiedRequest::open(identity, keys, hop, request)?.answer(&[], rng)
 }

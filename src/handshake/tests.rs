@@ -35,8 +35,8 @@ impl Relay {
         RelayKeys { identity: self.identity, onion_key: self.ring.public() }
     }
 
-    fn open(&self, at: u8, request: &[u8]) -> Result<Request, HandshakeError> {
-        Request::open(&self.identity, &self.ring, hop(at), request)
+    fn open(&self, at: u8, request: &[u8]) -> Result<VerifiedRequest, HandshakeError> {
+        VerifiedRequest::open(&self.identity, &self.ring, hop(at), request)
     }
 }
 
@@ -63,7 +63,7 @@ fn a_request_for_another_relay_hop_or_onion_key_is_refused() {
     assert!(relay.open(2, &request).is_ok());
     assert_eq!(relay.open(3, &request).err(), Some(HandshakeError::Forged));
     let other = RelayId::from_bytes([8; 32]);
-    assert_eq!(Request::open(&other, &relay.ring, hop(2), &request).err(), Some(HandshakeError::Forged));
+    assert_eq!(VerifiedRequest::open(&other, &relay.ring, hop(2), &request).err(), Some(HandshakeError::Forged));
     assert_eq!(Relay::new(rng).open(2, &request).err(), Some(HandshakeError::UnknownOnionKey));
 }
 
@@ -217,7 +217,7 @@ fn handshakes_are_those_of_the_vectors() {
                 .unwrap();
         assert_eq!(request, bytes(&case["request"]));
 
-        let opened = Request::open(&identity, &ring, at, &request).unwrap();
+        let opened = VerifiedRequest::open(&identity, &ring, at, &request).unwrap();
         assert_eq!(opened.payload(), bytes(&case["request_payload"]));
         let answer = opened.answer_with(secret("relay_ephemeral_secret"), &bytes(&case["reply_payload"])).unwrap();
         assert_eq!(answer.reply, bytes(&case["reply"]));
@@ -236,7 +236,7 @@ fn requests_that_the_vectors_call_bad_are_refused() {
     for case in cases(&vectors, "refused_requests") {
         let ring = OnionKeyring::new(OnionSecret::from_bytes(array(&case["onion_secret"])), None);
         let identity = RelayId::from_bytes(array(&case["identity"]));
-        let opened = Request::open(&identity, &ring, hop(number(&case["hop"])), &bytes(&case["request"]));
+        let opened = VerifiedRequest::open(&identity, &ring, hop(number(&case["hop"])), &bytes(&case["request"]));
         assert!(opened.is_err(), "{}", case["why"]);
     }
 }

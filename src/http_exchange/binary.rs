@@ -15,7 +15,7 @@ use core::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use std::{error::Error, io};
+use std::io;
 
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt as _;
@@ -30,6 +30,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::body::BodyError;
 use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, END, Field, Head, Part, put_number};
 
 /// Maximum bytes of one piece of a body.
@@ -171,16 +172,12 @@ pub(crate) fn response_head<B>(response: &Response<B>) -> Result<Vec<u8>, Messag
 ///
 /// # Errors
 /// When the body fails or is longer than `cap` bytes, or the stream fails or accepts no piece within `stall`.
-pub(crate) async fn write_content<B>(
+pub(crate) async fn write_content<B: Body<Error: Into<BodyError>>>(
     writer: &mut (impl AsyncWrite + Unpin),
     body: B,
     cap: u64,
     stall: Duration,
-) -> Result<(), MessageError>
-where
-    B: Body,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+) -> Result<(), MessageError> {
     let mut body = pin!(body);
     let mut length = 0_u64;
     while let Some(frame) = body.frame().await.map(|frame| frame.map_err(|_| MessageError::Source)) {
@@ -221,13 +218,9 @@ impl<B> Encoded<B> {
     }
 }
 
-impl<B> Body for Encoded<B>
-where
-    B: Body,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+impl<B: Body<Error: Into<BodyError>>> Body for Encoded<B> {
     type Data = Bytes;
-    type Error = Box<dyn Error + Send + Sync>;
+    type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         loop {

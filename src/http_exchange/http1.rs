@@ -11,7 +11,7 @@ use core::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt as _;
@@ -29,6 +29,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use super::body::OutgoingBody;
 use crate::wire::{Host, Target};
 
 /// Hop-by-hop fields (RFC 9110 §7.6.1), and those for proxies only.
@@ -93,13 +94,13 @@ impl From<hyper::Error> for ExchangeError {
 
 /// The body of a response, with the task that moves the bytes.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct StreamedBody {
     body: Incoming,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     _moving: AbortOnDropHandle<()>,
 }
 
-impl Body for Answer {
+impl Body for StreamedBody {
     type Data = Bytes;
     type Error = ExchangeError;
 
@@ -133,12 +134,12 @@ fn until(idle: Duration) -> Instant {
 }
 
 /// A request's body that counts its pieces as they are sent.
-struct Counted<B> {
+struct CountedBody<B> {
     body: Pin<Box<B>>,
     pieces: Arc<AtomicU64>,
 }
 
-impl<B: Body> Body for Counted<B> {
+impl<B: Body> Body for CountedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -171,15 +172,13 @@ pub(crate) async fn exchange<S, B>(
     stream: S,
     request: Request<B>,
     limits: ExchangeLimits,
-) -> Result<Response<Answer>, ExchangeError>
+) -> Result<Response<StreamedBody>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Buf + Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: OutgoingBody,
 {
     let pieces = Arc::new(AtomicU64::new(0));
-    let counted = request.map(|body| Counted { body: Box::pin(body), pieces: Arc::clone(&pieces) });
+    let counted = request.map(|body| CountedBody { body: Box::pin(body), pieces: Arc::clone(&pieces) });
     let mut sending = pin!(send(stream, for_origin(counted), limits));
     loop {
         let before = pieces.load(Ordering::Relaxed);
@@ -193,14 +192,12 @@ where
 
 async fn send<S, B>(
     stream: S,
-    request: Request<Counted<B>>,
+    request: Request<CountedBody<B>>,
     limits: ExchangeLimits,
-) -> Result<Response<Answer>, ExchangeError>
+) -> Result<Response<StreamedBody>, ExchangeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Buf + Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: OutgoingBody,
 {
     let (mut sender, connection) = http1::Builder::new()
         .max_headers(limits.fields)
@@ -215,17 +212,14 @@ where
     strip(&mut head.headers);
     head.version = Version::HTTP_11;
     let idle = limits.idle.map(|idle| (idle, Box::pin(sleep(idle))));
-    Ok(Response::from_parts(head, Answer { body, idle, _moving: moving }))
+    Ok(Response::from_parts(head, StreamedBody { body, idle, _moving: moving }))
 }
 
 /// Reads all of `body`.
 ///
 /// # Errors
 /// When the body is truncated or longer than `cap` bytes.
-pub(crate) async fn read_whole<B>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError>
-where
-    B: Body<Error = ExchangeError>,
-{
+pub(crate) async fn read_whole<B: Body<Error = ExchangeError>>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError> {
     let mut body = pin!(body);
     let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if told > cap {

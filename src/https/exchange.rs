@@ -22,7 +22,7 @@ use hyper::{HeaderMap, Request, Response, body::Incoming, client::conn::http1, h
 
 use super::{
     HttpsError, Trust,
-    tls::{Ends, Tls},
+    tls::{Ends, TlsConnection},
 };
 use crate::delegated::{
     binary_http::{MAX_FIELDS, MAX_HEAD_LEN},
@@ -35,7 +35,7 @@ const MAX_WAITING: usize = 64 << 10;
 
 /// An event of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum ExchangeEvent {
     /// The head of the response, once.
     Head {
         /// A final status, 200 to 599.
@@ -55,8 +55,8 @@ pub enum Event {
 /// then [`Self::poll_transmit`] until it returns `None`. Repeat both until neither returns anything, because each may
 /// make room for the other.
 pub struct Exchange {
-    tls: Rc<RefCell<Tls>>,
-    told: Rc<RefCell<VecDeque<Event>>>,
+    tls: Rc<RefCell<TlsConnection>>,
+    told: Rc<RefCell<VecDeque<ExchangeEvent>>>,
     work: Option<Work>,
     outcome: Result<(), HttpsError>,
     awake: Arc<Awake>,
@@ -87,7 +87,7 @@ impl Exchange {
             return Err(HttpsError::Address);
         }
         let (host, port) = (request.host().to_owned(), request.port());
-        let tls = Rc::new(RefCell::new(Tls::new(trust, &host)?));
+        let tls = Rc::new(RefCell::new(TlsConnection::new(trust, &host)?));
         let told = Rc::default();
         let work: Work = Box::pin(perform(Ends(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&told)));
         let (work, awake) = (Some(work), Arc::default());
@@ -131,7 +131,7 @@ impl Exchange {
     ///
     /// # Errors
     /// When the response fails or breaks off, after all earlier events have been returned.
-    pub fn poll_event(&mut self) -> Result<Option<Event>, HttpsError> {
+    pub fn poll_event(&mut self) -> Result<Option<ExchangeEvent>, HttpsError> {
         self.run();
         let told = self.told.try_borrow_mut().ok().and_then(|mut told| told.pop_front());
         if told.is_some() { Ok(told) } else { self.outcome.map(|()| None) }
@@ -180,7 +180,7 @@ fn for_origin(request: HttpRequest) -> Result<Request<Full<Bytes>>, HttpsError> 
 async fn perform(
     ends: Ends,
     request: Request<Full<Bytes>>,
-    told: Rc<RefCell<VecDeque<Event>>>,
+    told: Rc<RefCell<VecDeque<ExchangeEvent>>>,
 ) -> Result<(), HttpsError> {
     let tls = Rc::clone(&ends.0);
     let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(ends);
@@ -201,34 +201,34 @@ async fn perform(
     .await
 }
 
-async fn tell(response: Response<Incoming>, told: &RefCell<VecDeque<Event>>) -> Result<(), HttpsError> {
+async fn tell(response: Response<Incoming>, told: &RefCell<VecDeque<ExchangeEvent>>) -> Result<(), HttpsError> {
     let (head, mut body) = response.into_parts();
     let status = head.status.as_u16();
     if !(200..600).contains(&status) {
         return Err(HttpsError::NotHttp);
     }
-    put(told, Event::Head { status, fields: passing(&head.headers) });
+    put(told, ExchangeEvent::Head { status, fields: passing(&head.headers) });
     while let Some(frame) = body.frame().await {
         // Trailers are ignored.
         let Ok(piece) = frame?.into_data() else { continue };
-        put(told, Event::Body(piece.into()));
+        put(told, ExchangeEvent::Body(piece.into()));
         poll_fn(|_| if waiting(told) < MAX_WAITING { Poll::Ready(()) } else { Poll::Pending }).await;
     }
-    put(told, Event::End);
+    put(told, ExchangeEvent::End);
     Ok(())
 }
 
-fn put(told: &RefCell<VecDeque<Event>>, event: Event) {
+fn put(told: &RefCell<VecDeque<ExchangeEvent>>, event: ExchangeEvent) {
     if let Ok(mut told) = told.try_borrow_mut() {
         match (told.back_mut(), event) {
-            (Some(Event::Body(waiting)), Event::Body(piece)) => waiting.extend_from_slice(&piece),
+            (Some(ExchangeEvent::Body(waiting)), ExchangeEvent::Body(piece)) => waiting.extend_from_slice(&piece),
             (_, event) => told.push_back(event),
         }
     }
 }
 
-fn waiting(told: &RefCell<VecDeque<Event>>) -> usize {
-    let length = |event: &Event| if let Event::Body(piece) = event { piece.len() } else { 0 };
+fn waiting(told: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
+    let length = |event: &ExchangeEvent| if let ExchangeEvent::Body(piece) = event { piece.len() } else { 0 };
     told.try_borrow().map(|told| told.iter().map(length).sum()).unwrap_or_default()
 }
 

@@ -3,7 +3,7 @@
 use js_sys::Uint8Array;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{Event, Exchange, HttpsError, Trust};
+use super::{Exchange, ExchangeEvent, HttpsError, Trust};
 
 /// The trusted certificate authorities.
 #[wasm_bindgen]
@@ -66,14 +66,14 @@ impl HttpsExchange {
     /// bytes are received.
     pub fn event(&mut self) -> Result<JsValue, HttpsFailure> {
         Ok(match self.0.poll_event()? {
-            Some(Event::Head { status, fields }) => {
+            Some(ExchangeEvent::Head { status, fields }) => {
                 // One character for each byte, as in browsers' header values.
                 let text = |value: Vec<u8>| value.into_iter().map(char::from).collect();
                 let fields = fields.into_iter().flat_map(|(name, value)| [name, text(value)]).collect();
                 HttpsHead { status, fields }.into()
             }
-            Some(Event::Body(piece)) => Uint8Array::from(piece.as_slice()).into(),
-            Some(Event::End) => JsValue::NULL,
+            Some(ExchangeEvent::Body(piece)) => Uint8Array::from(piece.as_slice()).into(),
+            Some(ExchangeEvent::End) => JsValue::NULL,
             None => JsValue::UNDEFINED,
         })
     }

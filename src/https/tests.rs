@@ -116,9 +116,11 @@ impl Came {
     fn take(&mut self, exchange: &mut Exchange) {
         loop {
             match exchange.poll_event() {
-                Ok(Some(Event::Head { status, fields })) => assert!(self.head.replace((status, fields)).is_none()),
-                Ok(Some(Event::Body(piece))) => self.body.extend(piece),
-                Ok(Some(Event::End)) => self.whole = true,
+                Ok(Some(ExchangeEvent::Head { status, fields })) => {
+                    assert!(self.head.replace((status, fields)).is_none())
+                }
+                Ok(Some(ExchangeEvent::Body(piece))) => self.body.extend(piece),
+                Ok(Some(ExchangeEvent::End)) => self.whole = true,
                 Ok(None) => return,
                 Err(failure) => return self.failure = Some(failure),
             }

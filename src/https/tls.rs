@@ -28,7 +28,7 @@ const MAX_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
 const PIECE: usize = 16 << 10;
 
 /// A TLS connection over a stream.
-pub(super) struct Tls {
+pub(super) struct TlsConnection {
     connection: ClientConnection,
     received: BytesMut,
     /// The stream has ended.
@@ -39,7 +39,7 @@ pub(super) struct Tls {
     before_head: Option<usize>,
 }
 
-impl Tls {
+impl TlsConnection {
     /// A connection to `host`, a name or an address, with its first message ready to send.
     pub(super) fn new(trust: &Trust, host: &str) -> Result<Self, HttpsError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| HttpsError::Address)?;
@@ -153,11 +153,11 @@ fn broken() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// A [`Tls`] for hyper. It wakes no task: the exchange is polled again after each input.
-pub(super) struct Ends(pub(super) Rc<RefCell<Tls>>);
+/// A [`TlsConnection`] for hyper. It wakes no task: the exchange is polled again after each input.
+pub(super) struct Ends(pub(super) Rc<RefCell<TlsConnection>>);
 
 impl Ends {
-    fn with<T>(&self, act: impl FnOnce(&mut Tls) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn with<T>(&self, act: impl FnOnce(&mut TlsConnection) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.0.try_borrow_mut().map_or_else(|_| Poll::Ready(Err(broken())), |mut tls| act(&mut tls))
     }
 }

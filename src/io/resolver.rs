@@ -24,7 +24,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     exit_policy::is_global,
-    wire::{Answer, EndReason, Host},
+    wire::{EndReason, Host, ResolvedAnswer},
 };
 
 /// Maximum answers to one lookup, and their maximum bytes in a relay message.
@@ -63,7 +63,7 @@ impl Default for ResolverOptions {
 
 /// The answers of a lookup.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Found<T> {
+pub(crate) struct LookupAnswers<T> {
     /// TTL in seconds.
     pub(crate) ttl: u32,
     /// At least one.
@@ -103,24 +103,24 @@ impl Resolver {
     }
 
     /// Looks up an origin's host: a name's addresses, or an address's names.
-    pub(crate) async fn resolve(&self, host: &Host) -> Result<Found<Answer>, EndReason> {
+    pub(crate) async fn resolve(&self, host: &Host) -> Result<LookupAnswers<ResolvedAnswer>, EndReason> {
         match host {
             Host::Name(name) => {
-                let Found { ttl, answers } = self.addresses(name).await?;
-                Ok(Found { ttl, answers: answers.into_iter().map(Answer::Ip).collect() })
+                let LookupAnswers { ttl, answers } = self.addresses(name).await?;
+                Ok(LookupAnswers { ttl, answers: answers.into_iter().map(ResolvedAnswer::Ip).collect() })
             }
             Host::Ip(ip) => {
-                let Found { ttl, answers } = self.names(*ip).await?;
-                Ok(Found { ttl, answers: answers.into_iter().map(Answer::Name).collect() })
+                let LookupAnswers { ttl, answers } = self.names(*ip).await?;
+                Ok(LookupAnswers { ttl, answers: answers.into_iter().map(ResolvedAnswer::Name).collect() })
             }
         }
     }
 
     /// The addresses of `name`, without private ones unless they are allowed. Fails with `Policy` if all are private.
-    pub(crate) async fn addresses(&self, name: &str) -> Result<Found<IpAddr>, EndReason> {
+    pub(crate) async fn addresses(&self, name: &str) -> Result<LookupAnswers<IpAddr>, EndReason> {
         if self.is_loopback(name)? {
             let loopback = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-            return Ok(Found { ttl: LONG_TTL, answers: loopback });
+            return Ok(LookupAnswers { ttl: LONG_TTL, answers: loopback });
         }
         let name = absolute(name)?;
         let lookup = self.within_limits(self.inner()?.lookup_ip(name)).await?;
@@ -129,11 +129,11 @@ impl Resolver {
         match (answers.is_empty(), lookup.iter().next()) {
             (true, None) => Err(EndReason::NotFound),
             (true, Some(_)) => Err(EndReason::Policy),
-            (false, _) => Ok(Found { ttl: coarse(lookup.valid_until()), answers }),
+            (false, _) => Ok(LookupAnswers { ttl: coarse(lookup.valid_until()), answers }),
         }
     }
 
-    async fn names(&self, ip: IpAddr) -> Result<Found<String>, EndReason> {
+    async fn names(&self, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {
         let ip = ip.to_canonical();
         if !self.private_addresses && !is_global(ip) {
             return Err(EndReason::Policy);
@@ -155,7 +155,7 @@ impl Resolver {
         if answers.is_empty() {
             return Err(EndReason::NotFound);
         }
-        Ok(Found { ttl: coarse(lookup.valid_until()), answers })
+        Ok(LookupAnswers { ttl: coarse(lookup.valid_until()), answers })
     }
 
     async fn within_limits<T>(&self, asking: impl Future<Output = Result<T, NetError>>) -> Result<T, EndReason> {

@@ -11,8 +11,8 @@
 //! The directions of a stream are those of this end, at an origin as at an exit: it receives and sends. Both are
 //! bounded in bytes, not in messages. Received bytes are bounded by the stream's credit: they count as consumed
 //! (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small messages take no more
-//! memory than their bytes. Outgoing bytes are bounded by the core's room (`Hub::set_room`).
-//! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
+//! memory than their bytes. Outgoing bytes are bounded by the core's room (`Hub::set_room`). A stream is at most once in
+//! the queue, so the queue is at most as long as the number of streams.
 //!
 //! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, after the
 //! bytes before it.
@@ -81,14 +81,14 @@ pub fn io_error(reason: EndReason) -> io::Error {
 /// [`StreamFailed`]. Shutdown finishes the write direction and leaves the other open. Dropping a stream that hasn't
 /// finished in both directions resets it.
 pub struct Stream {
-    reader: Reader,
-    writer: Writer,
+    reader: StreamReader,
+    writer: StreamWriter,
     shared: Arc<StreamShared>,
 }
 
 impl Stream {
     /// The two directions, for concurrent use.
-    pub fn split(&mut self) -> (&mut Reader, &mut Writer) {
+    pub fn split(&mut self) -> (&mut StreamReader, &mut StreamWriter) {
         (&mut self.reader, &mut self.writer)
     }
 
@@ -159,7 +159,7 @@ impl AsyncWrite for Stream {
 }
 
 /// The receiving direction of a [`Stream`].
-pub struct Reader {
+pub struct StreamReader {
     shared: Arc<StreamShared>,
     /// Chunks moved out of the shared state, so that copying needs no lock.
     chunks: VecDeque<BytesMut>,
@@ -167,13 +167,13 @@ pub struct Reader {
     unreported: usize,
 }
 
-impl fmt::Debug for Reader {
+impl fmt::Debug for StreamReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").finish_non_exhaustive()
+        f.debug_struct("StreamReader").finish_non_exhaustive()
     }
 }
 
-impl Reader {
+impl StreamReader {
     fn report_consumed(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
@@ -224,7 +224,7 @@ impl Reader {
     }
 }
 
-impl AsyncRead for Reader {
+impl AsyncRead for StreamReader {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
@@ -244,7 +244,7 @@ impl AsyncRead for Reader {
     }
 }
 
-impl AsyncBufRead for Reader {
+impl AsyncBufRead for StreamReader {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let reader = self.get_mut();
         core::task::ready!(reader.poll_chunk(cx))?;
@@ -257,17 +257,17 @@ impl AsyncBufRead for Reader {
 }
 
 /// The sending direction of a [`Stream`].
-pub struct Writer {
+pub struct StreamWriter {
     shared: Arc<StreamShared>,
 }
 
-impl fmt::Debug for Writer {
+impl fmt::Debug for StreamWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").finish_non_exhaustive()
+        f.debug_struct("StreamWriter").finish_non_exhaustive()
     }
 }
 
-impl Writer {
+impl StreamWriter {
     /// Waits until bytes may be written; returns how many, at least one.
     pub(crate) fn poll_room(&self, cx: &Context<'_>) -> Poll<io::Result<usize>> {
         Self::poll_room_locked(&mut self.shared.lock(), cx)
@@ -310,7 +310,7 @@ impl Writer {
     }
 }
 
-impl AsyncWrite for Writer {
+impl AsyncWrite for StreamWriter {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));

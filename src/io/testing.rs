@@ -21,7 +21,7 @@ use crate::{
     delegated::Delegation,
     path::PathError,
     stream::StreamCommand,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 use super::{
@@ -199,11 +199,11 @@ impl Connector for Direct {
         Ok(near)
     }
 
-    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         self.asked.lock().unwrap().push((Target { host: host.clone(), port: 1 }, isolation));
         match host {
-            Host::Ip(_) => Ok(vec![Answer::Name("origin.test".to_owned())]),
-            Host::Name(_) => Ok(vec![Answer::Ip(Self::address(&host).await?)]),
+            Host::Ip(_) => Ok(vec![ResolvedAnswer::Name("origin.test".to_owned())]),
+            Host::Name(_) => Ok(vec![ResolvedAnswer::Ip(Self::address(&host).await?)]),
         }
     }
 

@@ -5,9 +5,9 @@
 //! exits do. Searches use the page of a client ([`search`]). Streams, bytes, requests and time are bounded.
 
 mod measure;
-mod origin;
 mod process;
 mod search;
+mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -25,8 +25,8 @@ use tokio::time::{interval, timeout};
 
 use super::Failure;
 
-pub(crate) use self::{origin::Origin, stream::fetch};
-use measure::{Load, Mode, Report};
+pub(crate) use self::{server::BenchServer, stream::fetch};
+use measure::{Load, Measurement, Mode};
 use process::Watched;
 use stream::BenchError;
 
@@ -106,7 +106,7 @@ pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
         let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
         return tell(&options, &report, report.to_words());
     }
-    let origin = Origin::start().await.map_err(Failure::system("can't start the origin"))?;
+    let origin = BenchServer::start().await.map_err(Failure::system("can't start the origin"))?;
     let measured = tokio::select! {
         measured = timeout(Duration::from_secs(options.limit), measure(&options, &origin)) => {
             measured.unwrap_or(Err(BenchError::TimedOut(options.limit)))
@@ -122,17 +122,17 @@ fn tell(options: &BenchOptions, report: &impl Serialize, words: String) -> Resul
     writeln!(io::stdout(), "{text}").map_err(Failure::system("can't write to standard output"))
 }
 
-async fn measure(options: &BenchOptions, origin: &Origin) -> Result<Report, BenchError> {
+async fn measure(options: &BenchOptions, origin: &BenchServer) -> Result<Measurement, BenchError> {
     let load = options.load();
     let warm_up = load.warm_up(origin).await?;
     let before = Watched::now(&options.pid);
     let phases = load.measure(origin).await?;
     let processes = Watched::now(&options.pid).since(&before);
-    Ok(Report::new(load, warm_up, phases, processes))
+    Ok(Measurement::new(load, warm_up, phases, processes))
 }
 
 /// Shows the progress on standard error, if that is a terminal.
-async fn show_progress(origin: &Origin) -> Infallible {
+async fn show_progress(origin: &BenchServer) -> Infallible {
     let mut stderr = io::stderr();
     if !stderr.is_terminal() {
         return core::future::pending().await;

@@ -38,11 +38,11 @@ Redirects are not followed. If the target answers with a failure status, the exi
 #[command(name = "umbel", version, after_help = EXIT_STATUS, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Start a test network on this machine: directory, relays and client
     #[command(
         after_help = "Example:\n  umbel testnet\n  umbel testnet --check\n  umbel testnet --zim wikipedia.zim\n  \
@@ -57,17 +57,17 @@ enum Command {
         only:\n  umbel relay --config /etc/umbel/relay.toml --delegate search --engine \
         /etc/umbel/engines/wikipedia.xml\n\nExample, a volunteer behind NAT, without port forwarding:\n  umbel relay --no-listen \
         --directory http://203.0.113.1:9360 --authority KEY")]
-    Relay(Node<RelayOptions>),
+    Relay(NodeArguments<RelayOptions>),
     /// Run a client: a SOCKS5 port and an HTTP proxy port whose streams have three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
         curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nRequests with a \
         user name and password use separate circuits for each pair.")]
-    Client(Node<ClientOptions>),
+    Client(NodeArguments<ClientOptions>),
     /// Run a directory, which tests relays and signs the consensus for all clients
     #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3\n\nExample, a \
         directory that also serves the volunteer and search pages, at http://203.0.113.1:9360/volunteer and /search:\n  umbel directory \
         --listen 203.0.113.1:9360 --web")]
-    Directory(Node<DirectoryOptions>),
+    Directory(NodeArguments<DirectoryOptions>),
     /// Create or show a node's keys
     #[command(
         after_help = "Example, the key for the --authority option of relays and clients:\n  umbel keys directory\n\n\
@@ -99,7 +99,7 @@ enum Command {
 }
 
 #[derive(Args)]
-struct Node<O: Args> {
+struct NodeArguments<O: Args> {
     /// TOML file with any of the options below, `-` written as `_`; flags take precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -124,27 +124,27 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
+fn dispatch(command: CliCommand) -> Result<(), Failure> {
     match command {
-        Command::Testnet(options) => block_on(testnet::run(options)),
-        Command::Relay(node) => {
+        CliCommand::Testnet(options) => block_on(testnet::run(options)),
+        CliCommand::Relay(node) => {
             let (options, reporter) = prepare(&node, |options| options.log.as_deref())?;
             block_on(relay::run(options, reporter))
         }
-        Command::Client(node) => {
+        CliCommand::Client(node) => {
             let (options, reporter) = prepare(&node, |options| options.log.as_deref())?;
             block_on(client::run(options, reporter))
         }
-        Command::Directory(node) => {
+        CliCommand::Directory(node) => {
             let (options, reporter) = prepare(&node, |options| options.log.as_deref())?;
             block_on(directory::run(options, reporter))
         }
-        Command::Keys(options) => keys::run(&options),
-        Command::Search(options) => block_on(search::run(options)),
-        Command::Fetch(options) => block_on(fetch::run(options)),
-        Command::Bench(options) => block_on(bench::run(options)),
-        Command::Web(options) => block_on(web::run(options)),
-        Command::TestnetRemove { folder } => {
+        CliCommand::Keys(options) => keys::run(&options),
+        CliCommand::Search(options) => block_on(search::run(options)),
+        CliCommand::Fetch(options) => block_on(fetch::run(options)),
+        CliCommand::Bench(options) => block_on(bench::run(options)),
+        CliCommand::Web(options) => block_on(web::run(options)),
+        CliCommand::TestnetRemove { folder } => {
             supervised::remove_after_supervisor(&folder);
             Ok(())
         }
@@ -152,7 +152,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 }
 
 /// Loads the options and starts logging: the first steps of every long-running node.
-fn prepare<O>(node: &Node<O>, log: impl Fn(&O) -> Option<&str>) -> Result<(O, Reporter), Failure>
+fn prepare<O>(node: &NodeArguments<O>, log: impl Fn(&O) -> Option<&str>) -> Result<(O, Reporter), Failure>
 where
     O: Args + serde::Serialize + serde::de::DeserializeOwned,
 {

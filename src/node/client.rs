@@ -32,7 +32,7 @@ use crate::{
         tls::Tls,
     },
     page::{
-        self, Page, Reader,
+        self, PageReader, SearchPage,
         check::{Check, Checked},
     },
     ports::{
@@ -40,7 +40,7 @@ use crate::{
         socks::{self, SocksLimits},
     },
     requests::search::Exits,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 use super::{
@@ -50,7 +50,7 @@ use super::{
     options::{ClientOptions, data_dir},
     report::{Report, Reporter},
 };
-use task::{Observers, Request};
+use task::{ClientCommand, ClientObservers};
 
 /// Requests that may wait for the client's task; beyond it, callers wait to send.
 const WAITING_REQUESTS: usize = 256;
@@ -85,7 +85,7 @@ pub struct ClientConfig {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<ClientCommand>,
     isolation: Isolation,
     shared: Arc<ClientShared>,
 }
@@ -173,7 +173,7 @@ impl Client {
         let (ready_sender, ready) = watch::channel(false);
         let (offers_sender, offers) = watch::channel(None);
         let exits = Exits::new(offers, searches.engine.clone());
-        let observers = Observers { ready: ready_sender, offers: offers_sender, reporter };
+        let observers = ClientObservers { ready: ready_sender, offers: offers_sender, reporter };
         let parameters = ClientParameters { middle, ..ClientParameters::default() };
         let drive = task::drive(folder, receiver, parameters, searches, observers)?;
         let (rng, volunteers_rng) = (randomness()?, randomness()?);
@@ -192,8 +192,10 @@ impl Client {
             };
             tokio::join!(
                 drive.run(),
-                network::follow(follower, rng, |found| hand_over(Request::Consensus(found))),
-                network::follow_volunteers(volunteers, volunteers_rng, |found| hand_over(Request::Volunteers(found))),
+                network::follow(follower, rng, |found| hand_over(ClientCommand::Consensus(found))),
+                network::follow_volunteers(volunteers, volunteers_rng, |found| hand_over(ClientCommand::Volunteers(
+                    found
+                ))),
             );
         });
         let isolation = Isolation::of_listener("crate");
@@ -232,13 +234,13 @@ impl Client {
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ConnectError> {
         let host = Host::parse(name).map_err(|_| ConnectError::from(EndReason::NotFound))?;
         let answers = Connector::resolve(self, host, self.isolation).await?;
-        let address = |answer| if let Answer::Ip(ip) = answer { Some(ip) } else { None };
+        let address = |answer| if let ResolvedAnswer::Ip(ip) = answer { Some(ip) } else { None };
         Ok(answers.into_iter().filter_map(address).collect())
     }
 
     async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> Request,
+        request: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> ClientCommand,
     ) -> Result<T, ConnectError> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| ConnectError::Stopped)?;
@@ -248,11 +250,11 @@ impl Client {
 
 impl Connector for Client {
     async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        self.ask(|reply| Request::Open { target, isolation, reply }).await
+        self.ask(|reply| ClientCommand::Open { target, isolation, reply }).await
     }
 
-    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
-        self.ask(|reply| Request::Resolve { host, isolation, reply }).await
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
+        self.ask(|reply| ClientCommand::Resolve { host, isolation, reply }).await
     }
 
     async fn delegate(
@@ -261,7 +263,7 @@ impl Connector for Client {
         not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.ask(|reply| Request::Delegate { delegation, not_by, isolation, reply }).await
+        self.ask(|reply| ClientCommand::Delegate { delegation, not_by, isolation, reply }).await
     }
 }
 
@@ -289,9 +291,9 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let (client, mut ready) = Client::start(directories, Some(folder), middle, searches, reporter)?;
     let check = Check::new(&mut randomness()?);
     let requester = client.requester();
-    let serving = Page {
+    let serving = SearchPage {
         searcher: client.searcher(),
-        reader: Reader::new(requester.clone()),
+        reader: PageReader::new(requester.clone()),
         requester,
         check,
         socks: port(&socks)?,

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     base::{DialError, DialTarget, Instant, LinkEvent, LinkMachine, RelayId, Transmit},
-    channel::{ChannelEvent, ChannelParameters, Channels, ConnectError, LocalRole},
+    channel::{ChannelEvent, ChannelOpenError, ChannelParameters, Channels, LocalRole},
     directory::{Authority, AuthorityConfig, Parameters, ProofError},
     directory_http::{
         server::{DirectoryServer, Prover, run_authority},
@@ -105,21 +105,21 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
 }
 
 /// A relay to dial, and the recipient of the outcome.
-struct Proof {
+struct ProofRequest {
     target: DialTarget,
     outcome: oneshot::Sender<Result<(), ProofError>>,
 }
 
 /// A [`Prover`] that sends dial requests to the task that owns the links.
 struct ByDialling {
-    proofs: mpsc::Sender<Proof>,
+    proofs: mpsc::Sender<ProofRequest>,
 }
 
 impl Prover for ByDialling {
     async fn prove(&self, target: DialTarget) -> Result<(), ProofError> {
         let unable = ProofError::Dial(DialError::Unable);
         let (outcome, told) = oneshot::channel();
-        self.proofs.send(Proof { target, outcome }).await.map_err(|_| unable)?;
+        self.proofs.send(ProofRequest { target, outcome }).await.map_err(|_| unable)?;
         told.await.unwrap_or(Err(unable))
     }
 }
@@ -127,18 +127,18 @@ impl Prover for ByDialling {
 /// Dials relays, one link at a time to each, and closes the link when the relay is authenticated.
 struct ProverCore {
     channels: Channels,
-    proofs: mpsc::Receiver<Proof>,
+    proofs: mpsc::Receiver<ProofRequest>,
     /// Requests of each relay; the first is in flight.
-    under_way: BTreeMap<RelayId, VecDeque<Proof>>,
+    under_way: BTreeMap<RelayId, VecDeque<ProofRequest>>,
 }
 
 impl ProverCore {
-    fn new(proofs: mpsc::Receiver<Proof>) -> Self {
+    fn new(proofs: mpsc::Receiver<ProofRequest>) -> Self {
         let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
         Self { channels, proofs, under_way: BTreeMap::new() }
     }
 
-    fn begin(&mut self, now: Instant, proof: Proof) {
+    fn begin(&mut self, now: Instant, proof: ProofRequest) {
         let waiting = self.under_way.entry(proof.target.relay).or_default();
         if waiting.is_empty() {
             self.channels.connect(now, &proof.target);
@@ -170,9 +170,9 @@ impl ProverCore {
                 }
                 ChannelEvent::DialFailed { relay, error } => {
                     let error = match error {
-                        ConnectError::Dial(error) => ProofError::Dial(error),
-                        ConnectError::Handshake(_) => ProofError::Identity,
-                        ConnectError::Closed => ProofError::Dial(DialError::Refused),
+                        ChannelOpenError::Dial(error) => ProofError::Dial(error),
+                        ChannelOpenError::Handshake(_) => ProofError::Identity,
+                        ChannelOpenError::Closed => ProofError::Dial(DialError::Refused),
                     };
                     self.end(now, relay, Err(error));
                 }

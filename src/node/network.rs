@@ -14,7 +14,7 @@ use crate::{
     directory::{Consensus, NotAnAuthority, VolunteerList},
     directory_http::client::{DirectoryClient, DirectoryConfig},
     io::{clock::wall_time, files::Folder},
-    transport::native::{Caps, Certificate, EndpointConfig, Ice},
+    transport::native::{Certificate, EndpointCaps, EndpointConfig, Ice},
 };
 
 use super::Failure;
@@ -110,7 +110,7 @@ pub(crate) fn endpoint(certificate: Certificate, ice: Option<Ice>) -> EndpointCo
     EndpointConfig {
         fresh_certificate_per_dial: ice.is_none(),
         accept: ice,
-        caps: Caps { silence: SILENCE, ..Caps::default() },
+        caps: EndpointCaps { silence: SILENCE, ..EndpointCaps::default() },
         ..EndpointConfig::new(certificate)
     }
 }

@@ -40,7 +40,7 @@ use crate::{
         native::{Certificate, EndpointConfig, Ice, Sockets},
         sctp::congestion::Algorithm,
     },
-    web::Directories,
+    web::PageDirectories,
 };
 
 use self::{
@@ -66,7 +66,7 @@ pub use embedded::{EmbeddedRelay, RelayConfig, RelayError};
 /// When the configuration, a key file or the port can't be used.
 pub(crate) async fn run(options: RelayOptions, reporter: Reporter) -> Result<(), Failure> {
     let (progress, _) = Progress::new(reporter);
-    Assembly::new(&options, progress).await?.run_until(stopped()).await
+    RelayAssembly::new(&options, progress).await?.run_until(stopped()).await
 }
 
 /// The recipients of a relay's progress: the supervisor of its process, and the program that embeds it.
@@ -90,7 +90,7 @@ impl Progress {
 }
 
 /// A relay's core and the tasks around it, ready to run.
-struct Assembly {
+struct RelayAssembly {
     identity: RelayId,
     drive: Drive<RelayCore>,
     updates: mpsc::Sender<Update>,
@@ -116,7 +116,7 @@ enum Publication {
     Registrations(Registrations),
 }
 
-impl Assembly {
+impl RelayAssembly {
     /// Opens the relay's folder and sockets.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl Assembly {
         let lock = folder.lock()?;
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
-        let place = Place::find(options, &folder, &identity)?;
+        let place = RelayListener::find(options, &folder, &identity)?;
         let services = Services::new(options, policy, &place.own()).await?;
         let delegate = services.delegate.clone();
         let profile = Profile {
@@ -158,7 +158,7 @@ impl Assembly {
         let drive = Drive::new(Clock::start(), place.sockets, config, core, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-        let at = Directories::At(directories.directories.clone());
+        let at = PageDirectories::At(directories.directories.clone());
         let engines = options.web_engine.as_deref().unwrap_or_default();
         let pages = PagesPort::open(options.web, at, &directories.authorities, engines).await?;
         let directory = || DirectoryClient::new(directories.clone());
@@ -256,7 +256,7 @@ fn congestion(options: &RelayOptions) -> Algorithm {
 }
 
 /// Sockets, addresses and transport credentials of a relay.
-struct Place {
+struct RelayListener {
     sockets: Sockets,
     /// The addresses at which others reach it; empty for a volunteer.
     addresses: Vec<SocketAddr>,
@@ -264,7 +264,7 @@ struct Place {
     certificate: Certificate,
 }
 
-impl Place {
+impl RelayListener {
     fn find(options: &RelayOptions, folder: &Folder, identity: &IdentityKey) -> Result<Self, Failure> {
         let ice = network::ice_of(&identity.id())?;
         if options.no_listen.unwrap_or(false) {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     delegated::text,
-    page::api::{Compared, ComparedRow, Engine, Search, Searched, SearchedResult, read_address},
+    page::api::{ApiSearch, Compared, ComparedRow, OfferedEngine, Searched, SearchedResult, read_address},
 };
 
 use super::{Failure, control};
@@ -62,10 +62,10 @@ pub(crate) struct SearchOptions {
 /// When there is no client, or it returns an error.
 pub(crate) async fn run(options: SearchOptions) -> Result<(), Failure> {
     if options.engines {
-        let engines: Vec<Engine> = control::ask(options.control, "/api/engines", None::<&()>).await?;
+        let engines: Vec<OfferedEngine> = control::ask(options.control, "/api/engines", None::<&()>).await?;
         return if options.json { print_json(&engines) } else { print(&engine_lines(&engines)) };
     }
-    let search = Search {
+    let search = ApiSearch {
         terms: terms(&options.terms)?,
         engine: options.engine,
         page: options.page,
@@ -186,7 +186,7 @@ fn difference(compared: &Compared, row: &ComparedRow) -> Option<String> {
     Some(format!("{}{words}", told.collect::<Vec<_>>().join(", ")))
 }
 
-fn engine_lines(engines: &[Engine]) -> Vec<String> {
+fn engine_lines(engines: &[OfferedEngine]) -> Vec<String> {
     if engines.is_empty() {
         return vec!["No exit of this network offers a search engine, or the client has no consensus yet.".to_owned()];
     }

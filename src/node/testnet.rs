@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use self::{
-    engine::Engine,
+    engine::TestnetEngine,
     process::{Nodes, Spawn},
 };
 use super::{
@@ -96,7 +96,7 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
     port_is_free(options.socks, "--socks")?;
     port_is_free(options.http, "--http")?;
     port_is_free(options.page, "--page")?;
-    let folder = Folder::make(&options)?;
+    let folder = TestnetFolder::make(&options)?;
     let mut nodes = Nodes::new(folder.path())?;
     if folder.is_temporary() {
         nodes.remove_folder_afterwards()?;
@@ -111,8 +111,8 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
 }
 
 async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
-    let origin = bench::Origin::start().await.map_err(Failure::system("can't start the origin"))?;
-    let engine = Engine::start(options.zim.as_deref()).await?;
+    let origin = bench::BenchServer::start().await.map_err(Failure::system("can't start the origin"))?;
+    let engine = TestnetEngine::start(options.zim.as_deref()).await?;
     let ports = timeout(START_LIMIT, start(options, folder, &engine, nodes))
         .await
         .map_err(|_| Failure::failed(nodes.tell_logs("the testnet did not start within a minute")))??;
@@ -124,7 +124,12 @@ async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut No
 }
 
 /// Starts all nodes and prints each step; returns the ports of client and directory.
-async fn start(options: &TestnetOptions, folder: &Path, engine: &Engine, nodes: &mut Nodes) -> Result<Ports, Failure> {
+async fn start(
+    options: &TestnetOptions,
+    folder: &Path,
+    engine: &TestnetEngine,
+    nodes: &mut Nodes,
+) -> Result<Ports, Failure> {
     let began = Instant::now();
     let step = |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", began.elapsed().as_secs_f64());
     println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
@@ -195,7 +200,7 @@ struct Ports {
 
 impl Ports {
     /// Prints example commands, ready to be copied.
-    fn show(self, relays: IpAddr, engine: &Engine, origin: &bench::Origin) {
+    fn show(self, relays: IpAddr, engine: &TestnetEngine, origin: &bench::BenchServer) {
         let Self { socks, page, api, network } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
         let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
@@ -291,7 +296,7 @@ fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn 
     if ports.iter().all(|port| port.ip().is_loopback()) { spawn } else { spawn.arg("--allow-remote") }
 }
 
-async fn check(socks: SocketAddr, origin: &bench::Origin) -> Result<(), Failure> {
+async fn check(socks: SocketAddr, origin: &bench::BenchServer) -> Result<(), Failure> {
     const LENGTH: u64 = 4 << 20;
     let fetched = bench::fetch(socks, origin, LENGTH).await.map_err(|error| error.into_failure(socks))?;
     println!(
@@ -329,12 +334,12 @@ async fn stop_signal() -> Result<(), Failure> {
 }
 
 /// The folder of the nodes' files.
-enum Folder {
+enum TestnetFolder {
     Temporary(tempfile::TempDir),
     Kept(PathBuf),
 }
 
-impl Folder {
+impl TestnetFolder {
     fn make(options: &TestnetOptions) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::system("can't create the testnet's folder")(error);
         match (&options.dir, options.keep) {

@@ -12,7 +12,7 @@ use crate::{
     engine::Engine,
     exit::delegated::engines::for_pages,
     web::{
-        Directories, Network, PageEngine, absent, embedded,
+        NetworkDescription, PageDirectories, PageEngine, absent, embedded,
         manifest::Manifest,
         router, serve,
         verify::{Outcome, VerifyError, folder, verify},
@@ -117,7 +117,7 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
 }
 
 /// Prints the network that the pages join, which is in no manifest.
-fn show(network: Option<&Network>) {
+fn show(network: Option<&NetworkDescription>) {
     let Some(network) = network else {
         println!("The server describes no network (umbel.json is absent).");
         return;
@@ -164,7 +164,7 @@ fn read_manifest(path: &std::path::Path) -> Result<Manifest, Failure> {
 /// # Errors
 /// When there are no pages, or a page can't query an engine.
 pub(crate) async fn pages(
-    directories: Directories,
+    directories: PageDirectories,
     authorities: &[AuthorityId],
     engines: &[String],
 ) -> Result<Router, Failure> {
@@ -208,7 +208,7 @@ fn without_pages() -> Failure {
 /// without pages.
 pub(crate) async fn of_directory(serve: bool, authority: AuthorityId, engines: &[String]) -> Result<Router, Failure> {
     match (serve, has_pages()) {
-        (true, _) => pages(Directories::Here, &[authority], engines).await,
+        (true, _) => pages(PageDirectories::Here, &[authority], engines).await,
         (false, _) if !engines.is_empty() => Err(without_pages()),
         (false, true) => Ok(absent(NOT_SERVED)),
         (false, false) => Ok(absent(NOT_BUILT)),
@@ -230,7 +230,7 @@ impl PagesPort {
     /// When there are no pages, or the port can't be opened.
     pub(crate) async fn open(
         address: Option<SocketAddr>,
-        directories: Directories,
+        directories: PageDirectories,
         authorities: &[AuthorityId],
         engines: &[String],
     ) -> Result<Self, Failure> {
@@ -331,7 +331,7 @@ mod tests {
         let manifest = Manifest::parse(&format!("{}  badge.js\n", "0".repeat(64))).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
-        let serving = tokio::spawn(serve(listener, router(&[], Directories::Here, &[], Vec::new())));
+        let serving = tokio::spawn(serve(listener, router(&[], PageDirectories::Here, &[], Vec::new())));
         assert_eq!(check(&url, &manifest, &[]).await.unwrap_err().status(), 1);
         serving.abort();
         let _ = serving.await;

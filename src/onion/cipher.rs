@@ -1,6 +1,6 @@
 //! The cipher of one hop and direction: cell key, counter, ratchet.
 
-use crate::crypto::{AeadKey, Forged, LayerKey, NONCE_LEN};
+use crate::crypto::{AeadKey, InvalidTag, LayerKey, NONCE_LEN};
 
 /// Cells sealed under one key (`proto/03-cells.md` §4).
 pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
@@ -62,7 +62,7 @@ impl LayerCipher {
     fn go_on(
         &mut self,
         failure: CipherError,
-        act: impl FnOnce(&AeadKey, [u8; NONCE_LEN]) -> Result<(), Forged>,
+        act: impl FnOnce(&AeadKey, [u8; NONCE_LEN]) -> Result<(), InvalidTag>,
     ) -> Result<(), CipherError> {
         let state = self.0.as_mut().ok_or(CipherError::Ended)?;
         if act(&state.key, state.nonce()).is_err() {

@@ -13,10 +13,10 @@ use super::{
 /// The origin's layers of one circuit, one for each hop built so far; at most [`HopIndex::MAX`].
 #[derive(Default)]
 pub struct OriginLayers {
-    hops: Vec<Hop>,
+    hops: Vec<HopLayers>,
 }
 
-struct Hop {
+struct HopLayers {
     index: HopIndex,
     forward: LayerCipher,
     backward: LayerCipher,
@@ -39,7 +39,7 @@ impl OriginLayers {
             Some(hop) => hop.index.next().ok_or(OnionError::NoSuchHop)?,
         };
         let (forward, backward) = (LayerCipher::new(keys.forward), LayerCipher::new(keys.backward));
-        self.hops.push(Hop { index, forward, backward });
+        self.hops.push(HopLayers { index, forward, backward });
         Ok(index)
     }
 
@@ -67,7 +67,7 @@ impl OriginLayers {
         }
         body.fill(0);
         place_message(message, layer(hop, body)?)?;
-        for Hop { index, forward, .. } in hops.iter_mut().rev() {
+        for HopLayers { index, forward, .. } in hops.iter_mut().rev() {
             // The kind byte of every layer but the innermost is KIND_PASS, as set by `fill`.
             forward.seal(layer(*index, body)?).map_err(|error| cipher_error(*index, &error))?;
         }
@@ -91,7 +91,7 @@ impl OriginLayers {
 
     fn try_open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
         let mut failed = OnionError::NoSuchHop;
-        for Hop { index, backward, .. } in &mut self.hops {
+        for HopLayers { index, backward, .. } in &mut self.hops {
             let layer = layer(*index, body)?;
             backward.open(layer).map_err(|error| cipher_error(*index, &error))?;
             match layer.first() {

@@ -2,8 +2,8 @@
 //!
 //! | request | answered |
 //! |---|---|
-//! | `POST /api/search`, a [`Search`] | [`Searched`], or [`Compared`] for a search through several exits |
-//! | `GET /api/engines` | a list of [`Engine`] |
+//! | `POST /api/search`, a [`ApiSearch`] | [`Searched`], or [`Compared`] for a search through several exits |
+//! | `GET /api/engines` | a list of [`OfferedEngine`] |
 //! | `POST /api/request`, a request in Binary HTTP | its response in Binary HTTP ([`request`]) |
 //!
 //! A failure is a [`Failed`] with a status: 400 the query, 429 a limit, 503 the network, 502 the exit or the engine. The
@@ -28,7 +28,7 @@ use crate::{
     requests::search::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, QueryError, SearchFailure, SearchQuery},
 };
 
-use super::{Page, layout::address};
+use super::{SearchPage, layout::address};
 
 pub(crate) use super::guard::API_FIELD;
 
@@ -38,7 +38,7 @@ const MAX_BODY: usize = 64 * 1024;
 /// A search request.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Search {
+pub(crate) struct ApiSearch {
     pub(crate) terms: String,
     #[serde(default)]
     pub(crate) engine: Option<String>,
@@ -120,7 +120,7 @@ pub(crate) struct ComparedRow {
 
 /// An engine, and the exits that offer it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Engine {
+pub(crate) struct OfferedEngine {
     pub(crate) engine: String,
     /// Whether searches without an engine use this one.
     pub(crate) default: bool,
@@ -148,7 +148,7 @@ pub(crate) fn read_address(link: &str) -> String {
     address("/read", &[("url", link)])
 }
 
-pub(super) fn router<C: Connector>() -> Router<Page<C>> {
+pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
     Router::new()
         .route("/api/search", post(search))
         .route("/api/engines", get(engines))
@@ -156,8 +156,8 @@ pub(super) fn router<C: Connector>() -> Router<Page<C>> {
         .merge(request::router())
 }
 
-async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Response {
-    let search: Search = match serde_json::from_slice(&body) {
+async fn search<C: Connector>(State(page): State<SearchPage<C>>, body: Bytes) -> Response {
+    let search: ApiSearch = match serde_json::from_slice(&body) {
         Ok(search) => search,
         Err(error) => return failed(StatusCode::BAD_REQUEST, format!("the request is not a search: {error}")),
     };
@@ -183,14 +183,14 @@ async fn search<C: Connector>(State(page): State<Page<C>>, body: Bytes) -> Respo
     }
 }
 
-async fn engines<C: Connector>(State(page): State<Page<C>>) -> Response {
+async fn engines<C: Connector>(State(page): State<SearchPage<C>>) -> Response {
     let exit = |report: ExitReport| EngineExit {
         exit: report.exit.to_string(),
         answered: report.counts.answered,
         failed: report.counts.failed,
         blocked_for: report.blocked_for.map(|left| left.as_secs().max(1)),
     };
-    let engines = page.searcher.engines().into_iter().enumerate().map(|(place, engine)| Engine {
+    let engines = page.searcher.engines().into_iter().enumerate().map(|(place, engine)| OfferedEngine {
         exits: page.searcher.exit_statistics(&engine).into_iter().map(exit).collect(),
         default: place == 0,
         engine: engine.to_string(),

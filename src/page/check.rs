@@ -15,7 +15,7 @@ use crate::{
     delegated::Delegation,
     io::stream::{Hub, Stream},
     stream::StreamCommand,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 const PORT: u16 = 80;
@@ -72,7 +72,7 @@ impl<C: Connector> Connector for Checked<C> {
         self.connector.open(target, isolation).await
     }
 
-    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         self.connector.resolve(host, isolation).await
     }
 

@@ -30,7 +30,7 @@ const LANGUAGES: [(&str, &str); 16] = [
 
 /// The kind of a page, which selects its content security policy.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum PageKind {
     /// Our text and a search form.
     Own,
     /// Cleaned content of another site: scripts are forbidden, in case the cleaning missed one.
@@ -39,7 +39,7 @@ pub(super) enum Kind {
     Leave,
 }
 
-impl Kind {
+impl PageKind {
     const fn policy(self) -> &'static str {
         match self {
             Self::Own => {
@@ -117,7 +117,7 @@ pub(super) fn brand() -> Markup {
 }
 
 /// A complete page.
-pub(super) fn page(kind: Kind, status: StatusCode, title: &str, body: &Markup) -> Response {
+pub(super) fn page(kind: PageKind, status: StatusCode, title: &str, body: &Markup) -> Response {
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
@@ -130,7 +130,7 @@ pub(super) fn page(kind: Kind, status: StatusCode, title: &str, body: &Markup) -
                 link rel="icon" href="/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/style.css";
                 link rel="search" href="/opensearch.xml" type="application/opensearchdescription+xml" title="Umbel";
-                @if kind == Kind::Own { script src="/keys.js" defer {} }
+                @if kind == PageKind::Own { script src="/keys.js" defer {} }
             }
             body { (body) }
         }
@@ -149,7 +149,7 @@ pub(super) fn trouble(status: StatusCode, title: &str, words: &str, form: Option
         main.words { h1 { (title) } p { (words) } }
         (foot())
     };
-    page(Kind::Own, status, title, &body)
+    page(PageKind::Own, status, title, &body)
 }
 
 pub(super) fn foot() -> Markup {

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{
     check::Check,
-    layout::{Kind, address, brand, foot, page},
+    layout::{PageKind, address, brand, foot, page},
 };
 
 /// The page that asks whether to open `url` outside the overlay; `socks` is the address of the client's SOCKS port.
@@ -50,7 +50,7 @@ pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
         }
         (foot())
     };
-    page(Kind::Leave, StatusCode::OK, "Leaving the overlay · Umbel", &body)
+    page(PageKind::Leave, StatusCode::OK, "Leaving the overlay · Umbel", &body)
 }
 
 /// The redirect to `url`.

@@ -38,16 +38,16 @@ const FETCH_LIMIT: Duration = Duration::from_secs(45);
 const MAX_CLEANING: usize = 2;
 
 /// A cleaned page.
-pub(super) struct Reading {
+pub(super) struct CleanedPage {
     /// The URL after all redirects.
     url: Url,
     title: String,
-    content: Content,
+    content: CleanedContent,
     /// Whether all requests used TLS that ended here.
     verified: bool,
 }
 
-enum Content {
+enum CleanedContent {
     /// Cleaned HTML.
     Html(String),
     Plain(String),
@@ -76,18 +76,18 @@ pub(super) enum ReadError {
 
 /// Fetches and cleans pages. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Reader<C> {
+pub(crate) struct PageReader<C> {
     requester: Requester<C>,
     cleaning: Arc<Semaphore>,
 }
 
-impl<C: Connector> Reader<C> {
+impl<C: Connector> PageReader<C> {
     pub(crate) fn new(requester: Requester<C>) -> Self {
         Self { requester, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)) }
     }
 
     /// Fetches the page at `url` and cleans it.
-    pub(super) async fn read(&self, url: Url) -> Result<Reading, ReadError> {
+    pub(super) async fn read(&self, url: Url) -> Result<CleanedPage, ReadError> {
         let fetched = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
             .await
             .map_err(|_| ReadError::TooSlow)??;
@@ -100,7 +100,7 @@ impl<C: Connector> Reader<C> {
         cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
     }
 
-    async fn fetch(&self, mut url: Url, isolation: Isolation) -> Result<Fetched, ReadError> {
+    async fn fetch(&self, mut url: Url, isolation: Isolation) -> Result<FetchedPage, ReadError> {
         let mut verified = true;
         for _ in 0..=MAX_REDIRECTS {
             verified &= url.scheme() == "https";
@@ -140,7 +140,7 @@ fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, 
 }
 
 /// Reads the body of a page of a supported content type, or fails.
-async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<Fetched, ReadError> {
+async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<FetchedPage, ReadError> {
     let (head, body) = response.into_parts();
     if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ReadError::Encoded);
@@ -162,7 +162,7 @@ async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Res
     if body.is_empty() && !head.status.is_success() {
         return Err(ReadError::Status(head.status));
     }
-    Ok(Fetched { url, kind, html, body, verified })
+    Ok(FetchedPage { url, kind, html, body, verified })
 }
 
 /// The content type, in lower case.
@@ -172,7 +172,7 @@ fn kind(fields: &HeaderMap) -> String {
 }
 
 /// A fetched page before the cleaning.
-struct Fetched {
+struct FetchedPage {
     url: Url,
     kind: String,
     html: bool,
@@ -180,16 +180,16 @@ struct Fetched {
     verified: bool,
 }
 
-impl Fetched {
-    fn clean(self) -> Option<Reading> {
+impl FetchedPage {
+    fn clean(self) -> Option<CleanedPage> {
         let text = clean::decode(&self.kind, &self.body, self.html);
         let (title, content) = if self.html {
             let (title, html) = clean::clean(&text, &self.url)?;
-            (title, Content::Html(html))
+            (title, CleanedContent::Html(html))
         } else {
-            (String::new(), Content::Plain(text))
+            (String::new(), CleanedContent::Plain(text))
         };
-        Some(Reading { url: self.url, title, content, verified: self.verified })
+        Some(CleanedPage { url: self.url, title, content, verified: self.verified })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     api::connect_status,
-    layout::{Form, Kind, address, brand, foot, page, trouble},
+    layout::{Form, PageKind, address, brand, foot, page, trouble},
 };
 
 /// The home page, with an empty search form.
@@ -48,7 +48,7 @@ pub(super) fn home(engines: &[EngineName]) -> Response {
         }
         (foot())
     };
-    page(Kind::Own, StatusCode::OK, "Umbel search", &body)
+    page(PageKind::Own, StatusCode::OK, "Umbel search", &body)
 }
 
 /// The results of `query`.
@@ -73,7 +73,7 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
         }
         (foot())
     };
-    page(Kind::Own, StatusCode::OK, &format!("{} · Umbel search", query.terms), &body)
+    page(PageKind::Own, StatusCode::OK, &format!("{} · Umbel search", query.terms), &body)
 }
 
 /// The page for a failed query.

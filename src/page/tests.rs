@@ -9,7 +9,7 @@ use crate::{
     delegated::{Block, SearchAnswer, SearchRefusal, SearchRequest},
     exit::outbound::testing::{TestRoot, https_origin},
     io::{testing::origin, tls::Tls},
-    requests::search::testing::{Deed, Overlay, Reply, honest, refusing, result},
+    requests::search::testing::{Deed, Overlay, ScriptedReply, honest, refusing, result},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -23,9 +23,9 @@ async fn start_believing(overlay: &Overlay, tls: Tls) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requester = Requester::new(overlay.clone(), tls);
-    let page = Page {
+    let page = SearchPage {
         searcher: overlay.searcher(),
-        reader: Reader::new(requester.clone()),
+        reader: PageReader::new(requester.clone()),
         requester,
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
@@ -91,7 +91,7 @@ async fn results_are_text_that_links_to_the_reader_view_and_shows_its_way() {
         let hostile =
             result("<script>alert(1)</script>", "https://a.example/?x=\"><img src=x onerror=y>", "<b onclick=x>'\"");
         let answer = SearchAnswer::Results { results: vec![hostile], total: Some(1), more: false };
-        Reply::Answer(answer)
+        ScriptedReply::Answer(answer)
     }])
     .await;
     let (status, html) = get(address, "/search?q=%3Cscript%3E%22+onclick").await;
@@ -148,7 +148,7 @@ async fn an_exit_that_could_not_help_is_named_with_its_reason() {
     let (status, html) = get(address, "/search?q=a").await;
     assert_eq!(status, 200);
     assert!(html.contains("sent it a CAPTCHA"), "{html}");
-    let (status, html) = get(started(&[|_| Reply::Reset]).await, "/search?q=a").await;
+    let (status, html) = get(started(&[|_| ScriptedReply::Reset]).await, "/search?q=a").await;
     assert_eq!(status, 502);
     assert!(html.contains("closed the stream early"), "{html}");
 }
@@ -421,10 +421,12 @@ async fn a_browser_can_add_the_page_as_a_search_engine() {
 
 #[tokio::test]
 async fn the_command_line_gets_results_comparisons_and_reasons() {
-    fn lying(request: &SearchRequest) -> Reply {
-        let Reply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
+    fn lying(request: &SearchRequest) -> ScriptedReply {
+        let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else {
+            panic!()
+        };
         results.reverse();
-        Reply::Answer(SearchAnswer::Results { results, total, more })
+        ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
     }
     let address = started(&[honest, lying]).await;
     let post = |body: &'static str| async move {

@@ -8,7 +8,7 @@ use rand::{CryptoRng, RngExt as _};
 
 use super::{
     GuardSample,
-    hop::{Hop, Relays},
+    hop::{PathRelay, Relays},
     restrict::related,
     weigh::{ExitShare, one_in, pick},
 };
@@ -98,9 +98,10 @@ pub struct Path {
 }
 
 impl Path {
-    fn of(hops: &[Hop<'_>]) -> Self {
-        let volunteers = hops.iter().filter(|hop| matches!(hop, Hop::Volunteer(_))).map(Hop::identity).collect();
-        Self { hops: hops.iter().map(Hop::keys).collect(), volunteers }
+    fn of(hops: &[PathRelay<'_>]) -> Self {
+        let volunteers =
+            hops.iter().filter(|hop| matches!(hop, PathRelay::Volunteer(_))).map(PathRelay::identity).collect();
+        Self { hops: hops.iter().map(PathRelay::keys).collect(), volunteers }
     }
 
     /// The relays from guard to exit, at least two.
@@ -175,7 +176,7 @@ pub fn replace<R: CryptoRng + ?Sized>(
     avoid: &[RelayId],
     rng: &mut R,
 ) -> Option<Path> {
-    let mut hops: Vec<Hop<'_>> = path.iter().map(|keys| relays.hop(&keys.identity)).collect::<Option<_>>()?;
+    let mut hops: Vec<PathRelay<'_>> = path.iter().map(|keys| relays.hop(&keys.identity)).collect::<Option<_>>()?;
     let last = position.saturating_add(1) == hops.len();
     if position == 0 || last || position >= hops.len() {
         return None;
@@ -190,16 +191,16 @@ pub fn replace<R: CryptoRng + ?Sized>(
 }
 
 /// The exits for `purpose`.
-pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<Hop<'a>> {
+pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay<'a>> {
     let listed = || relays.consensus.relays().iter();
     let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
         let suiting = listed().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay));
-        suiting.map(Hop::Listed).collect()
+        suiting.map(PathRelay::Listed).collect()
     };
     match purpose {
         Purpose::Delegated(delegation) => {
-            let volunteers = relays.volunteers().map(Hop::Volunteer);
-            let offering = listed().map(Hop::Listed).chain(volunteers);
+            let volunteers = relays.volunteers().map(PathRelay::Volunteer);
+            let offering = listed().map(PathRelay::Listed).chain(volunteers);
             offering.filter(|hop| delegation.is_offered(hop.offer())).collect()
         }
         Purpose::Target(target) => exits(&|relay| suits(relay, target)),
@@ -212,12 +213,12 @@ pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<Hop<'a>> 
 
 struct Choice<'a, 'b> {
     relays: &'b Relays<'a>,
-    exits: Vec<Hop<'a>>,
+    exits: Vec<PathRelay<'a>>,
     hops: usize,
 }
 
 impl<'a> Choice<'a, '_> {
-    fn fits(&self, hop: &Hop<'a>, path: &[Hop<'a>], avoid: &[RelayId]) -> bool {
+    fn fits(&self, hop: &PathRelay<'a>, path: &[PathRelay<'a>], avoid: &[RelayId]) -> bool {
         let parameters = self.relays.consensus.parameters();
         !avoid.contains(&hop.identity()) && !path.iter().any(|other| related(hop, other, parameters))
     }
@@ -228,11 +229,11 @@ impl<'a> Choice<'a, '_> {
         avoid: &[RelayId],
         rng: &mut R,
     ) -> Option<Path> {
-        let mut path = vec![Hop::Listed(guard)];
+        let mut path = vec![PathRelay::Listed(guard)];
         let exits = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid));
         let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
         // Avoided listed exits count too: an adversary that gets them avoided must not receive their traffic.
-        let fits = |hop: &Hop<'a>| matches!(hop, Hop::Listed(_)) && self.fits(hop, &path, &[]);
+        let fits = |hop: &PathRelay<'a>| matches!(hop, PathRelay::Listed(_)) && self.fits(hop, &path, &[]);
         let volunteers_alone = !self.exits.iter().any(fits);
         path.push(self.exit(&exits, volunteers_alone, rng)?);
         while path.len() < self.hops {
@@ -244,48 +245,53 @@ impl<'a> Choice<'a, '_> {
 
     /// Whether a path that begins with `path` can end at `exit`. It prevents a volunteer from naming gateways that
     /// fit no guard, and so moving clients from guard to guard.
-    fn leads_to(&self, path: &[Hop<'a>], exit: &Hop<'a>, avoid: &[RelayId]) -> bool {
-        let Hop::Volunteer(volunteer) = exit else { return true };
+    fn leads_to(&self, path: &[PathRelay<'a>], exit: &PathRelay<'a>, avoid: &[RelayId]) -> bool {
+        let PathRelay::Volunteer(volunteer) = exit else { return true };
         if self.hops == 2 {
             return path.last().is_some_and(|guard| exit.follows(guard));
         }
         let gateways = volunteer.gateways.iter().filter_map(|gateway| self.relays.consensus.relay(gateway));
         let with_exit: Vec<_> = path.iter().chain([exit]).copied().collect();
-        gateways.map(Hop::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
+        gateways.map(PathRelay::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
     }
 
     /// Chooses one of `exits`: listed ones by weight, volunteers uniformly. Volunteers get at most their share,
     /// unless no listed exit has the purpose.
-    fn exit<R: CryptoRng + ?Sized>(&self, exits: &[Hop<'a>], volunteers_alone: bool, rng: &mut R) -> Option<Hop<'a>> {
-        let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, Hop::Listed(_)));
+    fn exit<R: CryptoRng + ?Sized>(
+        &self,
+        exits: &[PathRelay<'a>],
+        volunteers_alone: bool,
+        rng: &mut R,
+    ) -> Option<PathRelay<'a>> {
+        let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, PathRelay::Listed(_)));
         let share = self.relays.consensus.parameters().volunteer_exit_share();
         if volunteers_alone || volunteers_turn(share, volunteers.len(), listed.len(), rng) {
             return one_in(&volunteers, rng);
         }
-        pick(&listed, Hop::weight, rng)
+        pick(&listed, PathRelay::weight, rng)
     }
 
     /// Chooses a middle for `position` of a path that has the relays before it and the exit.
     fn middle<R: CryptoRng + ?Sized>(
         &self,
-        path: &[Hop<'a>],
+        path: &[PathRelay<'a>],
         position: usize,
         volunteers: bool,
         avoid: &[RelayId],
         rng: &mut R,
-    ) -> Option<Hop<'a>> {
+    ) -> Option<PathRelay<'a>> {
         let (before, exit) = (path.get(position.checked_sub(1)?)?, path.last()?);
         // The hop before a volunteer at the end must be one of its gateways.
         let before_exit = position.saturating_add(2) == self.hops;
-        let leads_on = |hop: &Hop<'a>| !before_exit || exit.follows(hop);
-        let fits = |hop: &Hop<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_on(hop);
+        let leads_on = |hop: &PathRelay<'a>| !before_exit || exit.follows(hop);
+        let fits = |hop: &PathRelay<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_on(hop);
         if let Some(wanted) = self.relays.middle.filter(|_| position == 1) {
             return self.relays.hop(&wanted).filter(fits);
         }
-        let listed: Vec<_> = self.relays.consensus.relays().iter().map(Hop::Listed).filter(fits).collect();
+        let listed: Vec<_> = self.relays.consensus.relays().iter().map(PathRelay::Listed).filter(fits).collect();
         let doubted = self.relays.doubted.contains(&before.identity());
         if volunteers && position == 1 && !doubted {
-            let reached: Vec<_> = self.relays.volunteers().map(Hop::Volunteer).filter(fits).collect();
+            let reached: Vec<_> = self.relays.volunteers().map(PathRelay::Volunteer).filter(fits).collect();
             let share = self.relays.consensus.parameters().volunteer_share();
             if volunteers_turn(share, reached.len(), listed.len(), rng) {
                 return one_in(&reached, rng);

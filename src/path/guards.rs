@@ -9,7 +9,7 @@ use prost::Message;
 use rand::{CryptoRng, RngExt};
 
 use super::{
-    hop::Hop,
+    hop::PathRelay,
     weigh::{ExitShare, pick},
 };
 use crate::{
@@ -163,11 +163,11 @@ impl GuardSample {
             if self.guards.len() >= MAX_GUARDS {
                 break;
             }
-            let eligible: Vec<Hop<'_>> = consensus
+            let eligible: Vec<PathRelay<'_>> = consensus
                 .relays()
                 .iter()
                 .filter(|relay| relay.flags.contains(Flags::GUARD) && !sampled(&self.guards, relay))
-                .map(Hop::Listed)
+                .map(PathRelay::Listed)
                 .filter(|hop| held < MIN_GUARDS || share.weight(hop) > 0)
                 .collect();
             let Some(relay) = pick(&eligible, |hop| share.weight(hop), rng) else { break };

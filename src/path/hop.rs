@@ -29,9 +29,9 @@ impl<'a> From<&'a Consensus> for Relays<'a> {
 
 impl<'a> Relays<'a> {
     /// The relay or volunteer with this identity.
-    pub(crate) fn hop(&self, identity: &RelayId) -> Option<Hop<'a>> {
-        let volunteer = || self.volunteers.and_then(|list| list.volunteer(identity)).map(Hop::Volunteer);
-        self.consensus.relay(identity).map(Hop::Listed).or_else(volunteer)
+    pub(crate) fn hop(&self, identity: &RelayId) -> Option<PathRelay<'a>> {
+        let volunteer = || self.volunteers.and_then(|list| list.volunteer(identity)).map(PathRelay::Volunteer);
+        self.consensus.relay(identity).map(PathRelay::Listed).or_else(volunteer)
     }
 
     pub(super) fn volunteers(&self) -> impl Iterator<Item = &'a Volunteer> {
@@ -41,14 +41,14 @@ impl<'a> Relays<'a> {
 
 /// A relay that may be on a path.
 #[derive(Clone, Copy)]
-pub(crate) enum Hop<'a> {
+pub(crate) enum PathRelay<'a> {
     /// A relay of the consensus, which can be dialled.
     Listed(&'a ConsensusRelay),
     /// A volunteer, which its gateways reach.
     Volunteer(&'a Volunteer),
 }
 
-impl<'a> Hop<'a> {
+impl<'a> PathRelay<'a> {
     pub(crate) const fn identity(&self) -> RelayId {
         match self {
             Self::Listed(relay) => relay.identity(),
@@ -87,7 +87,7 @@ impl<'a> Hop<'a> {
     }
 
     /// Whether `before` can extend a circuit to it.
-    pub(super) fn follows(&self, before: &Hop<'_>) -> bool {
+    pub(super) fn follows(&self, before: &PathRelay<'_>) -> bool {
         match self {
             Self::Listed(_) => true,
             Self::Volunteer(volunteer) => volunteer.gateways.contains(&before.identity()),

@@ -1,6 +1,6 @@
 //! Restrictions on relays of one path (`proto/08-paths.md`, "Restrictions").
 
-use super::hop::Hop;
+use super::hop::PathRelay;
 use crate::{
     base::AddressPrefix,
     directory::{ConsensusRelay, Parameters},
@@ -8,9 +8,9 @@ use crate::{
 
 /// Whether two relays may not be on one path: they are identical, of one family or operator, or have similar
 /// addresses.
-pub(super) fn related(one: &Hop<'_>, other: &Hop<'_>, parameters: &Parameters) -> bool {
+pub(super) fn related(one: &PathRelay<'_>, other: &PathRelay<'_>, parameters: &Parameters) -> bool {
     let close = match (one, other) {
-        (Hop::Listed(one), Hop::Listed(other)) => {
+        (PathRelay::Listed(one), PathRelay::Listed(other)) => {
             !parameters.allows_similar_addresses() && similar_addresses(one, other)
         }
         // The addresses of volunteers aren't published.
@@ -22,12 +22,12 @@ pub(super) fn related(one: &Hop<'_>, other: &Hop<'_>, parameters: &Parameters) -
 /// A family counts only if both relays name each other. Otherwise a relay could name all relays but its accomplices,
 /// and paths through it would have to use those. In the volunteer list, all members of a family name the volunteer too.
 /// The authorities ensure this, because no consensus names volunteers.
-fn same_family(one: &Hop<'_>, other: &Hop<'_>) -> bool {
+fn same_family(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
     let ((family, operator), (other_family, other_operator)) = (one.kin(), other.kin());
     let (one_names, other_names) = (family.contains(&other.identity()), other_family.contains(&one.identity()));
     let mutual = match (one, other) {
-        (Hop::Volunteer(_), Hop::Listed(_)) => one_names,
-        (Hop::Listed(_), Hop::Volunteer(_)) => other_names,
+        (PathRelay::Volunteer(_), PathRelay::Listed(_)) => one_names,
+        (PathRelay::Listed(_), PathRelay::Volunteer(_)) => other_names,
         _ => one_names && other_names,
     };
     mutual || (!operator.is_empty() && operator == other_operator)

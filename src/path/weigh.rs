@@ -2,7 +2,7 @@
 
 use rand::{CryptoRng, RngExt};
 
-use super::hop::Hop;
+use super::hop::PathRelay;
 use crate::directory::{Consensus, ConsensusRelay, Flags};
 
 /// The part of an exit's weight that counts for positions other than the exit's.
@@ -26,22 +26,22 @@ impl ExitShare {
     }
 
     /// The weight of `hop` in a position other than the exit's.
-    pub(super) fn weight(self, hop: &Hop<'_>) -> u64 {
+    pub(super) fn weight(self, hop: &PathRelay<'_>) -> u64 {
         match hop {
-            Hop::Listed(relay) if relay.flags.contains(Flags::EXIT) => {
+            PathRelay::Listed(relay) if relay.flags.contains(Flags::EXIT) => {
                 hop.weight().saturating_mul(self.numerator).checked_div(self.denominator).unwrap_or_default()
             }
-            Hop::Listed(_) | Hop::Volunteer(_) => hop.weight(),
+            PathRelay::Listed(_) | PathRelay::Volunteer(_) => hop.weight(),
         }
     }
 }
 
 /// One of `hops`, with a probability proportional to `weight`; uniform if all weights are zero.
 pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
-    hops: &[Hop<'a>],
-    weight: impl Fn(&Hop<'a>) -> u64,
+    hops: &[PathRelay<'a>],
+    weight: impl Fn(&PathRelay<'a>) -> u64,
     rng: &mut R,
-) -> Option<Hop<'a>> {
+) -> Option<PathRelay<'a>> {
     let total = hops.iter().map(&weight).fold(0, u64::saturating_add);
     if total == 0 {
         return one_in(hops, rng);
@@ -57,7 +57,7 @@ pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
 }
 
 /// One of `hops`, uniformly.
-pub(super) fn one_in<'a, R: CryptoRng + ?Sized>(hops: &[Hop<'a>], rng: &mut R) -> Option<Hop<'a>> {
+pub(super) fn one_in<'a, R: CryptoRng + ?Sized>(hops: &[PathRelay<'a>], rng: &mut R) -> Option<PathRelay<'a>> {
     let last = hops.len().checked_sub(1)?;
     hops.get(rng.random_range(0..=last)).copied()
 }

@@ -40,7 +40,7 @@ use crate::{
     base::ErrorClass,
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
-    http_exchange::http1::{Answer as Body, ExchangeError, ExchangeLimits, exchange},
+    http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
     io::{
         listener::accept_each,
         stream::{Stream, reset_on_close, splice},
@@ -125,14 +125,14 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
 }
 
 /// An answer: our text, or the origin's body.
-type Answer = Response<Either<Full<Bytes>, Body>>;
+type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
 
 async fn respond<C: Connector>(
     mut request: Request<Incoming>,
     connector: &C,
     tunnel: &Tunnel,
     limits: HttpLimits,
-) -> Answer {
+) -> ProxyResponse {
     let connecting = *request.method() == Method::CONNECT;
     let target = match if connecting { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
         Ok(target) => target,
@@ -204,7 +204,7 @@ fn isolation(headers: &HeaderMap) -> Isolation {
         .map_or_else(|| Isolation::of_listener(LISTENER), |value| Isolation::new(LISTENER, value.as_bytes(), &[]))
 }
 
-fn failure(error: ConnectError) -> Answer {
+fn failure(error: ConnectError) -> ProxyResponse {
     let status = match error {
         ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
         ConnectError::Stream(StreamFailure::Ended(EndReason::TimedOut)) => StatusCode::GATEWAY_TIMEOUT,
@@ -218,7 +218,7 @@ fn failure(error: ConnectError) -> Answer {
     text(status, &error.to_string())
 }
 
-fn text(status: StatusCode, words: &str) -> Answer {
+fn text(status: StatusCode, words: &str) -> ProxyResponse {
     let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {words}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -41,7 +41,7 @@ use crate::{
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
     io::{listener::accept_each, stream::splice},
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 /// Limits of the SOCKS port.
@@ -191,8 +191,8 @@ async fn resolve<C: Connector>(
     }
     let answers = connector.resolve(host, isolation).await.map_err(status)?;
     let addresses = answers.iter().filter_map(|answer| match answer {
-        Answer::Ip(ip) => Some(*ip),
-        Answer::Name(_) => None,
+        ResolvedAnswer::Ip(ip) => Some(*ip),
+        ResolvedAnswer::Name(_) => None,
     });
     addresses.filter(usable).map(SocksAddr::Ip).next().ok_or(SocksStatus::HOST_UNREACHABLE)
 }
@@ -205,8 +205,8 @@ async fn resolve_ptr<C: Connector>(
     let Some(host @ Host::Ip(_)) = host(request.addr()) else { return Err(SocksStatus::ADDRTYPE_NOT_SUPPORTED) };
     let answers = connector.resolve(host, isolation).await.map_err(status)?;
     let names = answers.into_iter().filter_map(|answer| match answer {
-        Answer::Name(name) => SocksHostname::try_from(name).ok(),
-        Answer::Ip(_) => None,
+        ResolvedAnswer::Name(name) => SocksHostname::try_from(name).ok(),
+        ResolvedAnswer::Ip(_) => None,
     });
     names.map(SocksAddr::Hostname).next().ok_or(SocksStatus::HOST_UNREACHABLE)
 }

@@ -24,7 +24,7 @@ const UNCONFIRMED_INTERVALS: u32 = 4;
 
 /// The state of the channel to a ranked relay.
 #[derive(Clone, Copy)]
-enum CandidateState {
+enum GatewayState {
     Dialling,
     /// The channel, and the time since which the directory has not confirmed it.
     Open(ChannelId, Option<Instant>),
@@ -35,7 +35,7 @@ enum CandidateState {
 /// A ranked relay that was tried.
 #[derive(Clone, Copy)]
 struct Candidate {
-    state: CandidateState,
+    state: GatewayState,
     /// Failed dials and lost or unconfirmed channels since the directory last confirmed it.
     failures: u32,
 }
@@ -76,7 +76,7 @@ impl Gateways {
         let limit = interval.saturating_mul(UNCONFIRMED_INTERVALS);
         let mut late = Vec::new();
         for (relay, candidate) in &mut self.tried {
-            let CandidateState::Open(channel, unconfirmed) = &mut candidate.state else { continue };
+            let GatewayState::Open(channel, unconfirmed) = &mut candidate.state else { continue };
             if confirmed.contains(relay) {
                 *unconfirmed = None;
                 candidate.failures = 0;
@@ -101,7 +101,7 @@ impl Gateways {
 
     /// The gateways whose channels are open, ascending.
     pub(super) fn open(&self) -> Vec<RelayId> {
-        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.state, CandidateState::Open(..)));
+        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.state, GatewayState::Open(..)));
         open.map(|(relay, _)| *relay).collect()
     }
 
@@ -120,15 +120,14 @@ impl Gateways {
         if let Some(candidate) = self.tried.get_mut(relay) {
             let wait = FIRST_RETRY.saturating_mul(1 << candidate.failures.min(16)).min(LAST_RETRY);
             candidate.failures.increment();
-            candidate.state = CandidateState::Failed(now.after(wait));
+            candidate.state = GatewayState::Failed(now.after(wait));
             self.replan = true;
         }
     }
 
     /// Handles a closed channel.
     pub(super) fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
-        let is_lost =
-            |candidate: &Candidate| matches!(candidate.state, CandidateState::Open(open, _) if open == channel);
+        let is_lost = |candidate: &Candidate| matches!(candidate.state, GatewayState::Open(open, _) if open == channel);
         let lost = self.tried.iter().find(|(_, candidate)| is_lost(candidate)).map(|(relay, _)| *relay);
         if let Some(relay) = lost {
             self.changed = true;
@@ -142,16 +141,16 @@ impl Gateways {
             return;
         }
         self.release_unranked(channels);
-        let is_active = |candidate: &Candidate| !matches!(candidate.state, CandidateState::Failed(_));
+        let is_active = |candidate: &Candidate| !matches!(candidate.state, GatewayState::Failed(_));
         let mut lacking = KEPT.saturating_sub(self.tried.values().filter(|candidate| is_active(candidate)).count());
         for relay in &self.ranking {
             let tried = self.tried.get(relay).copied();
             let due = match tried.map(|candidate| candidate.state) {
                 None => lacking > 0,
-                Some(CandidateState::Failed(until)) => lacking > 0 && until <= now,
+                Some(GatewayState::Failed(until)) => lacking > 0 && until <= now,
                 // It may have opened meanwhile; a repeated `connect` has no other effect.
-                Some(CandidateState::Dialling) => true,
-                Some(CandidateState::Open(..)) => false,
+                Some(GatewayState::Dialling) => true,
+                Some(GatewayState::Open(..)) => false,
             };
             let Some(listed) = known.relay(relay).filter(|_| due) else { continue };
             if !tried.as_ref().is_some_and(is_active) {
@@ -159,13 +158,13 @@ impl Gateways {
             }
             let state = match channels.connect(now, &listed.dial_target()) {
                 // Opened before the relay was a gateway; closes when it is idle.
-                Some(channel) if !channels.is_to_reach(channel) => CandidateState::Failed(now.after(LAST_RETRY)),
+                Some(channel) if !channels.is_to_reach(channel) => GatewayState::Failed(now.after(LAST_RETRY)),
                 Some(channel) => {
                     channels.keep(channel, true);
                     self.changed = true;
-                    CandidateState::Open(channel, Some(now))
+                    GatewayState::Open(channel, Some(now))
                 }
-                None => CandidateState::Dialling,
+                None => GatewayState::Dialling,
             };
             let failures = tried.map_or(0, |candidate| candidate.failures);
             self.tried.insert(*relay, Candidate { state, failures });
@@ -177,7 +176,7 @@ impl Gateways {
         let Self { ranking, tried, changed, .. } = self;
         tried.retain(|relay, candidate| {
             let ranked = ranking.contains(relay);
-            if let (false, CandidateState::Open(channel, _)) = (ranked, candidate.state) {
+            if let (false, GatewayState::Open(channel, _)) = (ranked, candidate.state) {
                 channels.keep(channel, false);
                 *changed = true;
             }
@@ -188,8 +187,8 @@ impl Gateways {
     /// The time of the next retry, if gateways are lacking.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let retry = |candidate: &Candidate| match candidate.state {
-            CandidateState::Failed(until) => Some(until),
-            CandidateState::Dialling | CandidateState::Open(..) => None,
+            GatewayState::Failed(until) => Some(until),
+            GatewayState::Dialling | GatewayState::Open(..) => None,
         };
         let active = self.tried.values().filter(|candidate| retry(candidate).is_none()).count();
         if active >= KEPT { None } else { self.tried.values().filter_map(retry).min() }

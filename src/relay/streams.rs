@@ -12,7 +12,7 @@ use rand::CryptoRng;
 use crate::{
     base::{Deadlines, Instant, ReadyQueue, StreamId, Ticket},
     flow::FlowParameters,
-    stream::{Role, StreamCommand, StreamError, StreamEvent, Streams},
+    stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
 };
 
@@ -37,13 +37,13 @@ impl From<ExitStream> for u64 {
 /// The streams of one circuit.
 struct ExitCircuit {
     streams: Streams,
-    open: BTreeMap<StreamId, OpenStream>,
+    open: BTreeMap<StreamId, ExitStreamState>,
     /// Its place in the queue of circuits with messages to send.
     ready: Ticket,
 }
 
 /// A stream or RESOLVE that the exit has open.
-struct OpenStream {
+struct ExitStreamState {
     stream: ExitStream,
     /// The origin has finished its direction.
     origin_finished: bool,
@@ -100,7 +100,7 @@ impl ExitStreams {
         message: RelayMessage,
     ) -> Result<(), StreamError> {
         let circuit = self.circuits.entry(key).or_insert_with(|| ExitCircuit {
-            streams: Streams::new(Role::Exit, self.flow.clone()),
+            streams: Streams::new(StreamRole::Exit, self.flow.clone()),
             open: BTreeMap::new(),
             ready: Ticket::new(),
         });
@@ -213,7 +213,7 @@ impl ExitStreams {
                 Some(true) => {
                     let stream = ExitStream(self.next);
                     self.next = self.next.saturating_add(1);
-                    circuit.open.insert(id, OpenStream { stream, origin_finished: false, target_finished: false });
+                    circuit.open.insert(id, ExitStreamState { stream, origin_finished: false, target_finished: false });
                     self.streams.insert(stream, (key, id));
                 }
                 Some(false) => {

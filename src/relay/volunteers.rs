@@ -15,14 +15,14 @@ const UNCOUNTED_INTERVALS: u32 = 10;
 
 /// The volunteers whose channels are open.
 #[derive(Default)]
-pub(super) struct Volunteers {
+pub(super) struct GatewayVolunteers {
     /// By channel, with the time since which the directory has not counted the volunteer.
     volunteers: BTreeMap<ChannelId, Option<Instant>>,
     /// The set of volunteers has changed since `take_changed`.
     changed: bool,
 }
 
-impl Volunteers {
+impl GatewayVolunteers {
     /// Handles an open channel to a volunteer.
     pub(super) fn handle_open(&mut self, channel: ChannelId) {
         self.volunteers.insert(channel, None);

@@ -15,7 +15,7 @@ use core::{
     task::{Context, Poll},
     time::Duration,
 };
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{
@@ -34,11 +34,11 @@ use crate::{
     client::StreamFailure,
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::Delegation,
-    http_exchange::http1::target_of,
     http_exchange::{
         binary::{MessageError, Piped, fill, read_response, request_head, write_content},
+        body::{BodyError, OutgoingBody},
         fields::{USER_AGENT, fix_request, fix_response},
-        http1::{Answer, ExchangeError, ExchangeLimits, exchange},
+        http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
         refusal::Refusal,
     },
     io::{
@@ -118,17 +118,17 @@ pub(crate) struct Performed {
 
 /// The body of a response, in pieces. A truncated body ends with an error; only a complete one ends with `None`.
 #[derive(Debug)]
-pub struct ResponseBody(Source);
+pub struct ResponseBody(BodySource);
 
 #[derive(Debug)]
-enum Source {
+enum BodySource {
     /// The sending task goes on, because a target may answer before it has the whole request.
     Exit {
         body: Piped,
         _sending: AbortOnDropHandle<Result<(), MessageError>>,
         _receiving: AbortOnDropHandle<()>,
     },
-    Target(Box<Answer>),
+    Target(Box<StreamedBody>),
 }
 
 impl Body for ResponseBody {
@@ -137,10 +137,10 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestError>>> {
         match &mut self.0 {
-            Source::Exit { body, .. } => Pin::new(body)
+            BodySource::Exit { body, .. } => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(|error| RequestError::from(error.0)))),
-            Source::Target(body) => {
+            BodySource::Target(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(RequestError::from)))
             }
         }
@@ -148,15 +148,15 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Source::Exit { body, .. } => body.is_end_stream(),
-            Source::Target(body) => body.is_end_stream(),
+            BodySource::Exit { body, .. } => body.is_end_stream(),
+            BodySource::Target(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Source::Exit { body, .. } => body.size_hint(),
-            Source::Target(body) => body.size_hint(),
+            BodySource::Exit { body, .. } => body.size_hint(),
+            BodySource::Target(body) => body.size_hint(),
         }
     }
 }
@@ -185,17 +185,12 @@ impl<C: Connector> Requester<C> {
     ///
     /// # Errors
     /// See [`RequestError`].
-    pub(crate) async fn perform<B>(
+    pub(crate) async fn perform<B: OutgoingBody>(
         &self,
         mut request: Request<B>,
         not_by: Vec<RelayId>,
         isolation: Isolation,
-    ) -> Result<Performed, RequestError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Performed, RequestError> {
         let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         fix_request(request.headers_mut());
         match request.body().size_hint().exact() {
@@ -220,16 +215,11 @@ impl<C: Connector> Requester<C> {
     ///
     /// # Errors
     /// See [`RequestError`].
-    pub(crate) async fn over_stream<B>(
+    pub(crate) async fn over_stream<B: OutgoingBody>(
         &self,
         mut request: Request<B>,
         isolation: Isolation,
-    ) -> Result<Response<ResponseBody>, RequestError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Response<ResponseBody>, RequestError> {
         let (secure, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         let headers = request.headers_mut();
         headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
@@ -239,25 +229,25 @@ impl<C: Connector> Requester<C> {
         let opened = timeout(IDLE_TIMEOUT, async {
             let stream = self.connector.open(target, isolation).await?;
             Ok::<_, RequestError>(if secure {
-                Opened::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
+                TargetStream::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
             } else {
-                Opened::Plain(stream)
+                TargetStream::Plain(stream)
             })
         });
         let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
-            Opened::Plain(stream) => exchange(stream, request, LIMITS).await?,
-            Opened::Tls(stream) => exchange(stream, request, LIMITS).await?,
+            TargetStream::Plain(stream) => exchange(stream, request, LIMITS).await?,
+            TargetStream::Tls(stream) => exchange(stream, request, LIMITS).await?,
         };
-        Ok(response.map(|body| ResponseBody(Source::Target(Box::new(body)))))
+        Ok(response.map(|body| ResponseBody(BodySource::Target(Box::new(body)))))
     }
 }
 
 /// Sends a request with its body.
-async fn send<B>(mut writer: WriteHalf<Stream>, head: Vec<u8>, body: B) -> Result<(), MessageError>
-where
-    B: Body,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+async fn send<B: Body<Error: Into<BodyError>>>(
+    mut writer: WriteHalf<Stream>,
+    head: Vec<u8>,
+    body: B,
+) -> Result<(), MessageError> {
     timeout(IDLE_TIMEOUT, writer.write_all(&head)).await.map_err(|_| MessageError::Broken)??;
     write_content(&mut writer, body, u64::MAX, IDLE_TIMEOUT).await?;
     writer.shutdown().await?;
@@ -291,11 +281,11 @@ async fn receive(
         // Errors appear in the body.
         let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
     }));
-    Ok(response.map(|()| ResponseBody(Source::Exit { body, _sending: sending, _receiving: receiving })))
+    Ok(response.map(|()| ResponseBody(BodySource::Exit { body, _sending: sending, _receiving: receiving })))
 }
 
 #[expect(clippy::large_enum_variant, reason = "short-lived")]
-enum Opened {
+enum TargetStream {
     Plain(Stream),
     Tls(crate::io::tls::TlsStream<Stream>),
 }

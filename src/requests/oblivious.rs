@@ -9,14 +9,11 @@
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
-use std::error::Error;
-
 use bytes::{Bytes, BytesMut};
+use core::time::Duration;
 use http_body_util::{BodyExt as _, Empty, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
-    body::Body,
     header::{self, HeaderValue},
 };
 use ohttp::{
@@ -32,6 +29,7 @@ use crate::{
     delegated::binary_http::{Decoder, Part, known_request},
     http_exchange::{
         binary::{control, fields, response},
+        body::{BodyError, OutgoingBody},
         fields::{fix_request, fix_response},
     },
     requests::http::{Performed, RequestError, Requester, ResponseBody},
@@ -52,14 +50,14 @@ const BUCKET: usize = 1024;
 
 /// Time limits for a complete transfer. Partial data is useless, so slow transfers get no extension.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+struct TransferTimeouts {
     /// For fetching the keys through one exit; a minute.
     keys: Duration,
     /// For the sealed answer; ten minutes.
     answer: Duration,
 }
 
-impl Default for Limits {
+impl Default for TransferTimeouts {
     fn default() -> Self {
         Self { keys: Duration::from_secs(60), answer: Duration::from_secs(10 * 60) }
     }
@@ -104,30 +102,20 @@ impl<C: Connector> Requester<C> {
     ///
     /// # Errors
     /// See [`ObliviousError`].
-    pub(crate) async fn oblivious<B>(
+    pub(crate) async fn oblivious<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,
-    ) -> Result<Response<Full<Bytes>>, ObliviousError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
-        self.oblivious_within(gateway, request, Limits::default()).await
+    ) -> Result<Response<Full<Bytes>>, ObliviousError> {
+        self.oblivious_within(gateway, request, TransferTimeouts::default()).await
     }
 
-    async fn oblivious_within<B>(
+    async fn oblivious_within<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,
-        limits: Limits,
-    ) -> Result<Response<Full<Bytes>>, ObliviousError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+        limits: TransferTimeouts,
+    ) -> Result<Response<Full<Bytes>>, ObliviousError> {
         let late = |_| ObliviousError::from(RequestError::Silent);
         let gateway = address(gateway).ok_or(RequestError::Address)?;
         let (head, body) = request.into_parts();
@@ -191,7 +179,7 @@ async fn whole(response: Response<ResponseBody>, kind: &HeaderValue, cap: usize)
     Ok(body.to_bytes())
 }
 
-fn too_large_or(otherwise: RequestError) -> impl Fn(Box<dyn Error + Send + Sync>) -> ObliviousError {
+fn too_large_or(otherwise: RequestError) -> impl Fn(BodyError) -> ObliviousError {
     move |error| if error.is::<LengthLimitError>() { ObliviousError::TooLarge } else { otherwise.into() }
 }
 

@@ -43,7 +43,7 @@ pub use crate::delegated::{
     Miss, MissReason, Offers,
     query::{QueryError, SearchQuery},
 };
-pub use comparison::{Asked, Comparison, MAX_COMPARED, Row};
+pub use comparison::{Comparison, ExitOutcome, MAX_COMPARED, Row};
 
 /// Time limit for getting a circuit, longer than the client's, whose error says why there is none.
 const CONNECT_LIMIT: Duration = Duration::from_secs(35);

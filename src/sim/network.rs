@@ -56,7 +56,7 @@ pub struct NodeId(pub usize);
 pub struct Network {
     rng: ChaCha8Rng,
     profile: PathProfile,
-    ports: Vec<Port>,
+    ports: Vec<NetworkInterface>,
     ends: BTreeMap<LinkId, End>,
     schedule: BinaryHeap<Reverse<Scheduled>>,
     next_link: u64,
@@ -64,7 +64,7 @@ pub struct Network {
 }
 
 /// The network interface of a node.
-struct Port {
+struct NetworkInterface {
     address: SocketAddr,
     certificate: [u8; 32],
     listens: bool,
@@ -85,11 +85,11 @@ struct End {
 struct Scheduled {
     at: Instant,
     serial: u64,
-    what: What,
+    what: ScheduledEvent,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum What {
+enum ScheduledEvent {
     DialEnds { from: NodeId, relay: RelayId, fingerprint: [u8; 32], to: Option<NodeId> },
     Departs { link: LinkId, bytes: usize },
     Arrives { link: LinkId, lane: u8, message: Slots },
@@ -116,7 +116,7 @@ impl Network {
         let mut certificate = [0; 32];
         self.rng.fill_bytes(&mut certificate);
         let node = NodeId(self.ports.len());
-        self.ports.push(Port { address, certificate, listens, alive: true, events: VecDeque::new() });
+        self.ports.push(NetworkInterface { address, certificate, listens, alive: true, events: VecDeque::new() });
         node
     }
 
@@ -141,7 +141,7 @@ impl Network {
         }
         let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
         for link in orphans {
-            self.schedule(now.after(SILENCE_LIMIT), What::Closes { link, by_silence: true });
+            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closes { link, by_silence: true });
         }
     }
 
@@ -175,7 +175,8 @@ impl Network {
             self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
         let round_trips = 3;
         let takes = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
-        let what = What::DialEnds { from, relay: target.relay, fingerprint: target.fingerprint, to: to.map(NodeId) };
+        let what =
+            ScheduledEvent::DialEnds { from, relay: target.relay, fingerprint: target.fingerprint, to: to.map(NodeId) };
         self.schedule(now.after(takes), what);
     }
 
@@ -192,8 +193,8 @@ impl Network {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
         }
-        self.schedule(departs, What::Departs { link, bytes: message.len() });
-        self.schedule(arrives, What::Arrives { link: other, lane: lane.value(), message });
+        self.schedule(departs, ScheduledEvent::Departs { link, bytes: message.len() });
+        self.schedule(arrives, ScheduledEvent::Arrives { link: other, lane: lane.value(), message });
     }
 
     /// Jitter, and one round trip for each lost datagram.
@@ -208,10 +209,10 @@ impl Network {
     fn close(&mut self, now: Instant, link: LinkId) {
         let Some(end) = self.ends.remove(&link) else { return };
         let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.profile.delay));
-        self.schedule(last, What::Closes { link: end.other, by_silence: false });
+        self.schedule(last, ScheduledEvent::Closes { link: end.other, by_silence: false });
     }
 
-    fn schedule(&mut self, at: Instant, what: What) {
+    fn schedule(&mut self, at: Instant, what: ScheduledEvent) {
         let serial = self.next_serial;
         self.next_serial = serial.saturating_add(1);
         self.schedule.push(Reverse(Scheduled { at, serial, what }));
@@ -219,22 +220,22 @@ impl Network {
 
     fn execute(&mut self, scheduled: Scheduled, concerned: &mut Vec<NodeId>) {
         match scheduled.what {
-            What::DialEnds { from, relay, fingerprint, to } => {
+            ScheduledEvent::DialEnds { from, relay, fingerprint, to } => {
                 self.dial_ends(scheduled.at, from, relay, fingerprint, to, concerned);
             }
-            What::Departs { link, bytes } => {
+            ScheduledEvent::Departs { link, bytes } => {
                 if let Some(end) = self.ends.get_mut(&link) {
                     end.buffered = end.buffered.saturating_sub(bytes);
                     let (node, room) = (end.node, ROOM_THRESHOLD.saturating_sub(end.buffered));
                     self.tell(node, LinkEvent::Room { link, bytes: room }, concerned);
                 }
             }
-            What::Arrives { link, lane, message } => {
+            ScheduledEvent::Arrives { link, lane, message } => {
                 if let (Some(end), Some(lane)) = (self.ends.get(&link), Lane::new(lane)) {
                     self.tell(end.node, LinkEvent::Message { link, lane, message }, concerned);
                 }
             }
-            What::Closes { link, by_silence } => {
+            ScheduledEvent::Closes { link, by_silence } => {
                 if let Some(end) = self.ends.remove(&link) {
                     let reason = if by_silence { LinkClose::TimedOut } else { LinkClose::ByPeer };
                     self.tell(end.node, LinkEvent::Closed { link, reason }, concerned);

@@ -4,10 +4,10 @@ use core::net::IpAddr;
 
 use bytes::Bytes;
 
-use super::{Phase, Receiving, SEND_BUFFER, Sending, StreamEvent, StreamState, Streams};
+use super::{Receiving, SEND_BUFFER, Sending, StreamEvent, StreamPhase, StreamState, Streams};
 use crate::{
     base::StreamId,
-    wire::{Answer, EndReason, RelayMessage},
+    wire::{EndReason, RelayMessage, ResolvedAnswer},
 };
 
 /// A command for a stream: what this end's application does with it.
@@ -20,7 +20,7 @@ pub enum StreamCommand {
         /// Seconds for which the answers may be cached.
         ttl: u32,
         /// The answers.
-        answers: Vec<Answer>,
+        answers: Vec<ResolvedAnswer>,
     },
     /// Sends bytes, at most [`Streams::room`].
     Write(Bytes),
@@ -69,10 +69,10 @@ impl Streams {
     /// Opens a requested stream. Emits the bytes that were received before.
     fn connect(&mut self, id: StreamId, address: Option<IpAddr>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.phase != Phase::Serving {
+        if stream.phase != StreamPhase::Serving {
             return;
         }
-        stream.phase = Phase::Open;
+        stream.phase = StreamPhase::Open;
         self.deadlines.remove(id);
         self.control.push_back(RelayMessage::Connected { stream: id, address });
         let early = core::mem::take(&mut stream.early);
@@ -86,8 +86,8 @@ impl Streams {
         self.end_if_sent(id);
     }
 
-    fn resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<Answer>) {
-        if self.streams.get(&id).is_none_or(|stream| stream.phase != Phase::Answering) {
+    fn resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<ResolvedAnswer>) {
+        if self.streams.get(&id).is_none_or(|stream| stream.phase != StreamPhase::Answering) {
             return;
         }
         if answers.is_empty() {

@@ -4,14 +4,14 @@ use core::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
 
-use super::{MAX_CONTROL, Phase, Receiving, Role, Sending, StreamError, StreamEvent, Streams};
+use super::{MAX_CONTROL, Receiving, Sending, StreamError, StreamEvent, StreamPhase, StreamRole, Streams};
 use crate::{
     base::{Instant, StreamId},
     flow::SendmeTag,
-    wire::{Answer, EndReason, MessageKind, RelayMessage},
+    wire::{EndReason, MessageKind, RelayMessage, ResolvedAnswer},
 };
 
-const ECHO_ANSWER: Answer = Answer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+const ECHO_ANSWER: ResolvedAnswer = ResolvedAnswer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 impl Streams {
     /// Takes one message of the peer.
@@ -21,8 +21,8 @@ impl Streams {
     pub fn handle_message(&mut self, now: Instant, message: RelayMessage) -> Result<(), StreamError> {
         let kind = message.kind();
         let legal = match self.role {
-            Role::Origin => kind.from_hop(),
-            Role::Exit => kind.from_origin(),
+            StreamRole::Origin => kind.from_hop(),
+            StreamRole::Exit => kind.from_origin(),
         };
         if !legal {
             return Err(StreamError::Illegal(kind));
@@ -36,7 +36,7 @@ impl Streams {
             RelayMessage::Connected { stream, address } => self.handle_connected(stream, address),
             RelayMessage::Resolved { stream, ttl, answers } => self.handle_resolved(stream, ttl, answers),
             RelayMessage::Begin { stream, target } => {
-                if self.accept(now, stream, Phase::Serving, kind)? {
+                if self.accept(now, stream, StreamPhase::Serving, kind)? {
                     self.events.push_back((stream, StreamEvent::Begin(target)));
                 }
                 Ok(())
@@ -48,13 +48,13 @@ impl Streams {
                 self.answer(RelayMessage::Resolved { stream, ttl: 0, answers: vec![ECHO_ANSWER] })
             }
             RelayMessage::Resolve { stream, host } => {
-                if self.accept(now, stream, Phase::Answering, kind)? {
+                if self.accept(now, stream, StreamPhase::Answering, kind)? {
                     self.events.push_back((stream, StreamEvent::Resolve(host)));
                 }
                 Ok(())
             }
             RelayMessage::Request { stream, service } => {
-                if self.accept(now, stream, Phase::Open, kind)? {
+                if self.accept(now, stream, StreamPhase::Open, kind)? {
                     self.events.push_back((stream, StreamEvent::Request(service)));
                 }
                 Ok(())
@@ -78,14 +78,15 @@ impl Streams {
                 Err(StreamError::Illegal(MessageKind::Data))
             };
         };
-        let receives = matches!(stream.phase, Phase::Open | Phase::Serving) && stream.receiving == Receiving::Open;
+        let receives =
+            matches!(stream.phase, StreamPhase::Open | StreamPhase::Serving) && stream.receiving == Receiving::Open;
         if !receives {
             return Err(StreamError::Illegal(MessageKind::Data));
         }
         if !stream.receive(length) {
             return Err(StreamError::BeyondCredit);
         }
-        if stream.phase == Phase::Serving {
+        if stream.phase == StreamPhase::Serving {
             stream.early.extend_from_slice(&bytes);
         } else {
             self.events.push_back((id, StreamEvent::Data(bytes)));
@@ -95,7 +96,7 @@ impl Streams {
 
     fn handle_credit(&mut self, id: StreamId, bytes: u32) -> Result<(), StreamError> {
         let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::Credit) };
-        if !matches!(stream.phase, Phase::Open) {
+        if !matches!(stream.phase, StreamPhase::Open) {
             return Err(StreamError::Illegal(MessageKind::Credit));
         }
         stream.credit = stream.credit.saturating_add(bytes.into());
@@ -105,13 +106,14 @@ impl Streams {
 
     fn handle_finished(&mut self, id: StreamId) -> Result<(), StreamError> {
         let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::End) };
-        let receives = matches!(stream.phase, Phase::Open | Phase::Serving) && stream.receiving == Receiving::Open;
+        let receives =
+            matches!(stream.phase, StreamPhase::Open | StreamPhase::Serving) && stream.receiving == Receiving::Open;
         if !receives {
             return Err(StreamError::Illegal(MessageKind::End));
         }
         stream.receiving = Receiving::Finished;
         self.owing.remove(&mut stream.owing);
-        if stream.phase == Phase::Open {
+        if stream.phase == StreamPhase::Open {
             self.events.push_back((id, StreamEvent::Finished));
         }
         if stream.sending == Sending::Finished {
@@ -136,10 +138,10 @@ impl Streams {
 
     fn handle_connected(&mut self, id: StreamId, address: Option<IpAddr>) -> Result<(), StreamError> {
         let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::Connected) };
-        if stream.phase != Phase::Beginning {
+        if stream.phase != StreamPhase::Beginning {
             return Err(StreamError::Illegal(MessageKind::Connected));
         }
-        stream.phase = Phase::Open;
+        stream.phase = StreamPhase::Open;
         self.deadlines.remove(id);
         self.events.push_back((id, StreamEvent::Connected(address)));
         self.make_ready(id);
@@ -147,13 +149,13 @@ impl Streams {
         Ok(())
     }
 
-    fn handle_resolved(&mut self, id: StreamId, ttl: u32, answers: Vec<Answer>) -> Result<(), StreamError> {
+    fn handle_resolved(&mut self, id: StreamId, ttl: u32, answers: Vec<ResolvedAnswer>) -> Result<(), StreamError> {
         if self.echo == Some(id) {
             self.echo = None;
             return Ok(());
         }
         match self.streams.get(&id) {
-            Some(stream) if stream.phase == Phase::Resolving => {
+            Some(stream) if stream.phase == StreamPhase::Resolving => {
                 self.take(id);
                 self.events.push_back((id, StreamEvent::Resolved { ttl, answers }));
                 Ok(())
@@ -168,7 +170,13 @@ impl Streams {
     }
 
     /// Exit: accepts a stream that the origin opens; false if it is refused.
-    fn accept(&mut self, now: Instant, id: StreamId, phase: Phase, kind: MessageKind) -> Result<bool, StreamError> {
+    fn accept(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        phase: StreamPhase,
+        kind: MessageKind,
+    ) -> Result<bool, StreamError> {
         if self.streams.contains_key(&id) {
             return Err(StreamError::Illegal(kind));
         }

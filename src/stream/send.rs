@@ -93,7 +93,7 @@ impl Streams {
     pub(super) fn end_if_sent(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let sent_all = stream.sending == Sending::Finishing && stream.outgoing.is_empty();
-        if !sent_all || stream.phase != super::Phase::Open {
+        if !sent_all || stream.phase != super::StreamPhase::Open {
             return;
         }
         stream.sending = Sending::Finished;

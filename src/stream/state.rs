@@ -7,7 +7,7 @@ use crate::base::Ticket;
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum StreamPhase {
     /// Origin: BEGIN is unanswered.
     Beginning,
     /// Origin: RESOLVE is unanswered.
@@ -39,7 +39,7 @@ pub(super) enum Receiving {
 }
 
 pub(super) struct StreamState {
-    pub(super) phase: Phase,
+    pub(super) phase: StreamPhase,
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
     /// Bytes that the peer permits this end to send.
@@ -63,7 +63,7 @@ pub(super) struct StreamState {
 }
 
 impl StreamState {
-    pub(super) fn new(phase: Phase) -> Self {
+    pub(super) fn new(phase: StreamPhase) -> Self {
         let initial = u64::from(INITIAL_CREDIT);
         Self {
             phase,
@@ -84,7 +84,7 @@ impl StreamState {
 
     /// Whether it is a byte stream, not a RESOLVE.
     pub(super) const fn carries_data(&self) -> bool {
-        matches!(self.phase, Phase::Beginning | Phase::Serving | Phase::Open)
+        matches!(self.phase, StreamPhase::Beginning | StreamPhase::Serving | StreamPhase::Open)
     }
 
     pub(super) fn room(&self) -> usize {
@@ -96,7 +96,7 @@ impl StreamState {
     }
 
     pub(super) fn may_send(&self) -> bool {
-        self.phase == Phase::Open && self.credit > 0 && !self.outgoing.is_empty()
+        self.phase == StreamPhase::Open && self.credit > 0 && !self.outgoing.is_empty()
     }
 
     /// Counts received bytes; false if they exceed the credit.

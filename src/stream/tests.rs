@@ -35,8 +35,8 @@ impl Pair {
 
     fn with(parameters: FlowParameters) -> Self {
         Self {
-            origin: Streams::new(Role::Origin, parameters.clone()),
-            exit: Streams::new(Role::Exit, parameters),
+            origin: Streams::new(StreamRole::Origin, parameters.clone()),
+            exit: Streams::new(StreamRole::Exit, parameters),
             now: Instant::START,
             rng: rng(),
         }
@@ -158,7 +158,7 @@ fn a_question_is_answered_once() {
     let id = pair.origin.resolve(pair.now, host.clone()).unwrap();
     pair.settle();
     assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Resolve(host))]);
-    let answers = vec![Answer::Ip([192, 0, 2, 1].into())];
+    let answers = vec![ResolvedAnswer::Ip([192, 0, 2, 1].into())];
     pair.exit.handle_command(id, StreamCommand::Resolved { ttl: 60, answers: answers.clone() });
     pair.settle();
     assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Resolved { ttl: 60, answers: answers.clone() })]);
@@ -271,7 +271,7 @@ fn a_message_of_a_stream_that_never_was_is_a_breach() {
     let messages = [
         RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") },
         RelayMessage::Connected { stream: id, address: None },
-        RelayMessage::Resolved { stream: id, ttl: 1, answers: vec![Answer::Name("a".into())] },
+        RelayMessage::Resolved { stream: id, ttl: 1, answers: vec![ResolvedAnswer::Name("a".into())] },
         RelayMessage::Credit { stream: id, bytes: 1 },
         RelayMessage::End { stream: id, reason: EndReason::Done },
         RelayMessage::End { stream: id, reason: EndReason::Failed },
@@ -280,7 +280,7 @@ fn a_message_of_a_stream_that_never_was_is_a_breach() {
         RelayMessage::Extended { fragment: Bytes::new() },
     ];
     for message in messages {
-        for role in [Role::Origin, Role::Exit] {
+        for role in [StreamRole::Origin, StreamRole::Exit] {
             let mut streams = Streams::new(role, FlowParameters::default());
             assert!(streams.handle_message(Instant::START, message.clone()).is_err(), "{role:?} {message:?}");
         }
@@ -387,7 +387,7 @@ fn streams_beyond_the_cap_are_refused() {
 
 #[test]
 fn a_peer_that_makes_answers_and_takes_none_is_cut_off() {
-    let mut exit = Streams::new(Role::Exit, FlowParameters::default());
+    let mut exit = Streams::new(StreamRole::Exit, FlowParameters::default());
     let mut failed = None;
     for number in 1..=5000 {
         let stream = StreamId::new(number).unwrap();
@@ -486,7 +486,7 @@ proptest! {
 
     #[test]
     fn no_bytes_of_a_peer_panic(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..60), exit in any::<bool>()) {
-        let role = if exit { Role::Exit } else { Role::Origin };
+        let role = if exit { StreamRole::Exit } else { StreamRole::Origin };
         let mut streams = Streams::new(role, FlowParameters::default());
         let _ = streams.open(Instant::START, target());
         for bytes in messages {

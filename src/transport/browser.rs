@@ -1,11 +1,11 @@
 //! WebRTC data channels by the browser's own stack: dials relays from their descriptors alone and accepts no links.
 //!
 //! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its
-//! offer. [`Endpoint`] is driven like every transport. A callback of the browser only records its event and calls
+//! offer. [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records its event and calls
 //! [`Wake`], so the core never runs inside a callback.
 //!
 //! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that
-//! the driver has not taken is capped ([`Caps::waiting`]); beyond the cap the link ends. The browser checks the
+//! the driver has not taken is capped ([`BrowserCaps::waiting`]); beyond the cap the link ends. The browser checks the
 //! certificate against the answer's fingerprint; it reports a mismatch like any other failed handshake.
 
 mod peer;
@@ -24,7 +24,7 @@ use crate::base::{
     DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Rate, Redacted, Slots,
     TokenBucket, Transmit,
 };
-use peer::{Outlook, Peer};
+use peer::{Outlook, PeerConnection};
 
 /// Most time that a link closed by the core may take to deliver its queued data.
 const LINGER: Duration = Duration::from_secs(5);
@@ -35,9 +35,9 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// Least time for one attempt of a dial.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Limits and settings of an [`Endpoint`].
+/// Limits and settings of an [`BrowserEndpoint`].
 #[derive(Clone, Debug)]
-pub struct Caps {
+pub struct BrowserCaps {
     /// Most links at once, dials included; browsers stop at 500. Default 128.
     pub links: usize,
     /// Most time for a dial, all attempts together. Default 10 s.
@@ -49,13 +49,13 @@ pub struct Caps {
     pub waiting: usize,
 }
 
-impl Default for Caps {
+impl Default for BrowserCaps {
     fn default() -> Self {
         Self { links: 128, opening: Duration::from_secs(10), send_threshold: 256 << 10, waiting: 16 << 20 }
     }
 }
 
-/// Called when the browser has an event for an [`Endpoint`]; its driver should take it soon.
+/// Called when the browser has an event for an [`BrowserEndpoint`]; its driver should take it soon.
 pub type Wake = Rc<dyn Fn()>;
 
 /// Events recorded by the browser's callbacks until the driver takes them.
@@ -91,7 +91,7 @@ impl Inbox {
 }
 
 /// A dial in progress.
-struct Dial {
+struct BrowserDial {
     target: DialTarget,
     /// Addresses tried.
     tried: usize,
@@ -106,8 +106,8 @@ struct Dial {
     early: Vec<(Lane, Slots)>,
 }
 
-enum Stage {
-    Opening(Box<Dial>),
+enum BrowserLinkStage {
+    Opening(Box<BrowserDial>),
     Open,
     /// Delivers the queued data.
     Closing {
@@ -115,20 +115,20 @@ enum Stage {
     },
 }
 
-struct Link {
-    stage: Stage,
-    peer: Peer,
+struct BrowserLink {
+    stage: BrowserLinkStage,
+    peer: PeerConnection,
     /// The rest of the room last reported to the core, in bytes.
     told: usize,
 }
 
 /// The links of a page.
-pub struct Endpoint {
-    caps: Caps,
+pub struct BrowserEndpoint {
+    caps: BrowserCaps,
     /// The certificate for every dial; with `None` the browser makes one for each.
     certificate: Option<RtcCertificate>,
     inbox: Rc<Inbox>,
-    links: BTreeMap<LinkId, Link>,
+    links: BTreeMap<LinkId, BrowserLink>,
     next_link: u64,
     events: VecDeque<LinkEvent>,
     allowance: Option<Allowance>,
@@ -172,10 +172,10 @@ impl Allowance {
     }
 }
 
-impl Endpoint {
+impl BrowserEndpoint {
     /// An endpoint without links. All its links use `certificate`; with `None` each link uses a fresh one.
     #[must_use]
-    pub fn new(caps: Caps, certificate: Option<RtcCertificate>, wake: Wake) -> Self {
+    pub fn new(caps: BrowserCaps, certificate: Option<RtcCertificate>, wake: Wake) -> Self {
         let inbox = Rc::new(Inbox { wake, notes: RefCell::default() });
         Self {
             caps,
@@ -207,8 +207,12 @@ impl Endpoint {
         if let Some(allowance) = &mut self.allowance {
             allowance.short = false;
         }
-        let open: Vec<_> =
-            self.links.iter().filter(|(_, link)| matches!(link.stage, Stage::Open)).map(|(id, _)| *id).collect();
+        let open: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| matches!(link.stage, BrowserLinkStage::Open))
+            .map(|(id, _)| *id)
+            .collect();
         for id in open {
             self.tell_room(now, id);
         }
@@ -249,15 +253,15 @@ impl Endpoint {
         // The link may be gone already.
         let Some(link) = self.links.get_mut(&id) else { return };
         match (note, &mut link.stage) {
-            (Note::Message(lane, message), Stage::Open) => {
+            (Note::Message(lane, message), BrowserLinkStage::Open) => {
                 link.peer.taken(&message);
                 self.events.push_back(LinkEvent::Message { link: id, lane, message });
             }
-            (Note::Message(lane, message), Stage::Opening(dial)) => dial.early.push((lane, message)),
-            (Note::Message(_, message), Stage::Closing { .. }) => link.peer.taken(&message),
+            (Note::Message(lane, message), BrowserLinkStage::Opening(dial)) => dial.early.push((lane, message)),
+            (Note::Message(_, message), BrowserLinkStage::Closing { .. }) => link.peer.taken(&message),
             (Note::Foreign, _) => self.lose(now, id, LinkClose::Broken),
             (Note::Refused, _) => self.lose(now, id, LinkClose::Broken),
-            (Note::Offered(fingerprint), Stage::Opening(dial)) => {
+            (Note::Offered(fingerprint), BrowserLinkStage::Opening(dial)) => {
                 dial.local_certificate = Some(fingerprint);
                 self.look(now, id);
             }
@@ -272,7 +276,7 @@ impl Endpoint {
         link.peer.looked();
         match (link.peer.outlook(), &mut link.stage) {
             (Outlook::Gone(reason), _) => self.lose(now, id, reason),
-            (Outlook::Open, Stage::Opening(dial)) => {
+            (Outlook::Open, BrowserLinkStage::Opening(dial)) => {
                 let Some(local_certificate) = dial.local_certificate else { return };
                 let Some(address) = dial.tried.checked_sub(1).and_then(|last| dial.target.addresses.get(last)) else {
                     return;
@@ -286,15 +290,15 @@ impl Endpoint {
                 };
                 let early = core::mem::take(&mut dial.early);
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
-                link.stage = Stage::Open;
+                link.stage = BrowserLinkStage::Open;
                 for (lane, message) in early {
                     link.peer.taken(&message);
                     self.events.push_back(LinkEvent::Message { link: id, lane, message });
                 }
                 self.tell_room(now, id);
             }
-            (Outlook::Open, Stage::Open) => self.tell_room(now, id),
-            (Outlook::Open, Stage::Closing { .. }) => {
+            (Outlook::Open, BrowserLinkStage::Open) => self.tell_room(now, id),
+            (Outlook::Open, BrowserLinkStage::Closing { .. }) => {
                 if link.peer.buffered() == 0 {
                     self.links.remove(&id);
                 }
@@ -307,17 +311,17 @@ impl Endpoint {
     fn lose(&mut self, now: Instant, id: LinkId, reason: LinkClose) {
         let Some(link) = self.links.remove(&id) else { return };
         match link.stage {
-            Stage::Opening(mut dial) => {
+            BrowserLinkStage::Opening(mut dial) => {
                 dial.refused |= reason != LinkClose::TimedOut;
                 self.dial(now, dial);
             }
-            Stage::Open => self.events.push_back(LinkEvent::Closed { link: id, reason }),
-            Stage::Closing { .. } => {}
+            BrowserLinkStage::Open => self.events.push_back(LinkEvent::Closed { link: id, reason }),
+            BrowserLinkStage::Closing { .. } => {}
         }
     }
 
     /// Dials the next address, or fails the dial.
-    fn dial(&mut self, now: Instant, mut dial: Box<Dial>) {
+    fn dial(&mut self, now: Instant, mut dial: Box<BrowserDial>) {
         // A single address is tried again if the first attempt was refused, since a third party can forge a refusal.
         let addresses = dial.target.addresses.len();
         if addresses == 1 && dial.tried == 1 && dial.refused {
@@ -333,25 +337,26 @@ impl Endpoint {
             dial.until = now.after(share).min(dial.over);
             self.next_link = self.next_link.saturating_add(1);
             let id = LinkId(self.next_link);
-            let peer = Peer::dial(id, &dial.target, address, self.certificate.as_ref(), &self.caps, &self.inbox);
+            let peer =
+                PeerConnection::dial(id, &dial.target, address, self.certificate.as_ref(), &self.caps, &self.inbox);
             if let Some(peer) = peer {
                 dial.local_certificate = None;
                 dial.early.clear();
-                self.links.insert(id, Link { stage: Stage::Opening(dial), peer, told: 0 });
+                self.links.insert(id, BrowserLink { stage: BrowserLinkStage::Opening(dial), peer, told: 0 });
                 return;
             }
         }
         let error = match &*dial {
-            Dial { over, .. } if *over <= now => DialError::TimedOut,
-            Dial { refused: true, .. } => DialError::Refused,
-            Dial { tried, .. } if *tried > 0 => DialError::TimedOut,
+            BrowserDial { over, .. } if *over <= now => DialError::TimedOut,
+            BrowserDial { refused: true, .. } => DialError::Refused,
+            BrowserDial { tried, .. } if *tried > 0 => DialError::TimedOut,
             _ => DialError::Unable,
         };
         self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
     }
 }
 
-impl Transport for Endpoint {
+impl Transport for BrowserEndpoint {
     fn handle_transmit(&mut self, now: Instant, transmit: Transmit) {
         match transmit {
             Transmit::Dial(target) => {
@@ -361,7 +366,7 @@ impl Transport for Endpoint {
                     return;
                 }
                 let over = now.after(self.caps.opening);
-                let dial = Dial {
+                let dial = BrowserDial {
                     target,
                     tried: 0,
                     until: over,
@@ -373,7 +378,8 @@ impl Transport for Endpoint {
                 self.dial(now, Box::new(dial));
             }
             Transmit::Message { link: id, lane, message } => {
-                let Some(link) = self.links.get_mut(&id).filter(|link| matches!(link.stage, Stage::Open)) else {
+                let Some(link) = self.links.get_mut(&id).filter(|link| matches!(link.stage, BrowserLinkStage::Open))
+                else {
                     return;
                 };
                 if !link.peer.send(lane, &message) {
@@ -394,7 +400,7 @@ impl Transport for Endpoint {
                     self.links.remove(&id);
                 } else {
                     link.peer.drain();
-                    link.stage = Stage::Closing { until: now.after(LINGER) };
+                    link.stage = BrowserLinkStage::Closing { until: now.after(LINGER) };
                 }
             }
         }
@@ -405,7 +411,7 @@ impl Transport for Endpoint {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        let due = |link: &Link| link.deadline().is_some_and(|due| due <= now);
+        let due = |link: &BrowserLink| link.deadline().is_some_and(|due| due <= now);
         let late: Vec<_> = self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
         for id in late {
             self.lose(now, id, LinkClose::TimedOut);
@@ -417,16 +423,16 @@ impl Transport for Endpoint {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let allowance = self.allowance.as_ref().and_then(Allowance::due);
-        self.links.values().filter_map(Link::deadline).chain(allowance).min()
+        self.links.values().filter_map(BrowserLink::deadline).chain(allowance).min()
     }
 }
 
-impl Link {
+impl BrowserLink {
     fn deadline(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Opening(dial) => Some(dial.until),
-            Stage::Closing { until } => Some(*until),
-            Stage::Open => None,
+            BrowserLinkStage::Opening(dial) => Some(dial.until),
+            BrowserLinkStage::Closing { until } => Some(*until),
+            BrowserLinkStage::Open => None,
         }
     }
 }

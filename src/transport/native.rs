@@ -26,9 +26,9 @@ mod sources;
 mod stun;
 
 pub use certificate::{Certificate, CertificateError};
-pub use config::{Caps, EndpointConfig, EndpointError, Ice, IceError};
+pub use config::{EndpointCaps, EndpointConfig, EndpointError, Ice, IceError};
 pub use datagrams::Batch;
 pub use endpoint::{Counts, Endpoint};
 pub use records::{CipherSuite, DirectionKey, KeyLimits, OVERHEAD, Opened, RecordError, Records};
-pub use route::{Port, PortUse, Route};
+pub use route::{Port, PortUse, SocketRoute};
 pub use socket::{SocketError, Sockets};

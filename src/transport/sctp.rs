@@ -30,7 +30,7 @@ mod serial;
 
 use crate::base::Slots;
 
-pub use association::{Association, Close, Config, Event};
+pub use association::{Association, AssociationEvent, Close, Config};
 pub use send::SendStatistics;
 
 /// Largest message accepted from a peer, in bytes.

@@ -12,14 +12,14 @@ use crate::base::DialTarget;
 
 /// The fields of the local offer that a dialler needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Offer {
+pub(super) struct SdpOffer {
     /// The media section's identifier.
     pub(super) mid: String,
     /// SHA-256 of the certificate of this end (DER).
     pub(super) fingerprint: [u8; 32],
 }
 
-impl Offer {
+impl SdpOffer {
     /// Parses an offer with one media section; `None` if a field is missing.
     pub(super) fn parse(sdp: &str) -> Option<Self> {
         let value = |name: &str| sdp.lines().find_map(|line| line.trim_end().strip_prefix(name));
@@ -87,11 +87,11 @@ mod tests {
 
     #[test]
     fn an_offer_tells_its_section_and_the_certificate() {
-        let offer = Offer::parse(OFFER).unwrap();
+        let offer = SdpOffer::parse(OFFER).unwrap();
         assert_eq!(offer.mid, "0");
         assert_eq!(offer.fingerprint[..4], [0xab, 0xcd, 0xef, 0]);
-        assert_eq!(Offer::parse("v=0\r\na=mid:0\r\n"), None);
-        assert_eq!(Offer::parse(&OFFER.replace(":1C", "")), None);
+        assert_eq!(SdpOffer::parse("v=0\r\na=mid:0\r\n"), None);
+        assert_eq!(SdpOffer::parse(&OFFER.replace(":1C", "")), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::{
 
 use super::{
     manifest::{Manifest, ManifestError},
-    verify::{Difference, VerifyError, What, folder, verify},
+    verify::{Difference, Mismatch, VerifyError, folder, verify},
     *,
 };
 use crate::directory::fixture::key;
@@ -48,7 +48,7 @@ async fn start(router: Router) -> Server {
 }
 
 async fn serving(files: &'static [File]) -> Server {
-    start(router(files, Directories::Here, &[key(100).id().into()], Vec::new())).await
+    start(router(files, PageDirectories::Here, &[key(100).id().into()], Vec::new())).await
 }
 
 impl Server {
@@ -145,7 +145,8 @@ async fn what_a_browser_has_already_is_not_sent_again() {
 async fn the_network_names_the_directory_as_it_was_asked_for() {
     let server = serving(FILES).await;
     let authority = AuthorityId::from(key(100).id()).to_string();
-    let body = |answer: String| serde_json::from_str::<Network>(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let body =
+        |answer: String| serde_json::from_str::<NetworkDescription>(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     let plain = body(server.get("/umbel.json", "").await);
     assert_eq!(plain.directories, ["http://here:1"]);
     assert_eq!(plain.authorities, [authority.to_ascii_lowercase()]);
@@ -160,14 +161,14 @@ async fn the_network_names_the_directory_as_it_was_asked_for() {
 
 #[tokio::test]
 async fn a_relay_names_the_directories_that_it_was_given() {
-    let at = Directories::At(vec!["https://directory.example".to_owned()]);
+    let at = PageDirectories::At(vec!["https://directory.example".to_owned()]);
     let server = start(router(FILES, at.clone(), &[], Vec::new())).await;
     let answer = server.get("/umbel.json", "").await;
     assert!(answer.ends_with("{\"directories\":[\"https://directory.example\"],\"authorities\":[]}"), "{answer}");
     let engine = PageEngine { name: "e".into(), title: "E".into(), description: "<a b=\"c\"/>".into() };
     let server = start(router(FILES, at, &[], vec![engine.clone()])).await;
     let answer = server.get("/umbel.json", "").await;
-    let network: Network = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let network: NetworkDescription = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(network.engines.len(), 1);
     assert_eq!(network.engines[0].description, "<a b=\"c\"/>");
 }
@@ -184,7 +185,7 @@ async fn what_is_as_the_manifest_says_has_no_difference() {
         assert_eq!(outcome.network.unwrap().directories, [format!("http://{}", server.address)]);
         let other = AuthorityId::from(key(101).id()).to_string();
         let outcome = verify(&folder, &manifest, &[other]).await.unwrap();
-        assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), what: What::Network }]);
+        assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), what: Mismatch::Network }]);
     }
 }
 
@@ -226,7 +227,7 @@ async fn a_redirect_or_a_field_that_leads_elsewhere_is_a_difference() {
     let away = || async { Redirect::temporary("https://elsewhere.example/").into_response() };
     let server = start(Router::new().route("/volunteer", get(leading)).route("/badge.js", get(away))).await;
     let what: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.what).collect();
-    assert_eq!(what, [What::Status(307), What::Leads("link")]);
+    assert_eq!(what, [Mismatch::Status(307), Mismatch::Leads("link")]);
 }
 
 #[tokio::test]
@@ -234,7 +235,7 @@ async fn endless_answers_are_cut_off() {
     let manifest = Manifest::of(&[file("badge.js", b"badge")]);
     let server = start(Router::new().route("/badge.js", get(|| async { vec![b'x'; 9 << 20] }))).await;
     let what: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.what).collect();
-    assert_eq!(what, [What::TooLong]);
+    assert_eq!(what, [Mismatch::TooLong]);
 }
 
 #[tokio::test]

@@ -8,8 +8,11 @@ use core::{fmt, time::Duration};
 use data_encoding::HEXLOWER;
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
 
-use super::{Network, manifest::Manifest, paths};
-use crate::{crypto::sha256, io::request_error::innermost_cause};
+use super::{NetworkDescription, manifest::Manifest, paths};
+use crate::{
+    crypto::sha256,
+    io::http_client::{innermost_cause, read_at_most},
+};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(15);
@@ -26,11 +29,11 @@ const LEADING: [&str; 2] = ["link", "refresh"];
 pub(crate) struct Difference {
     /// The requested path.
     pub(crate) path: String,
-    pub(crate) what: What,
+    pub(crate) what: Mismatch,
 }
 
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) enum What {
+pub(crate) enum Mismatch {
     /// Other contents, with this hash.
     Other([u8; 32]),
     /// An HTTP status other than 200; redirects count.
@@ -47,14 +50,14 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = &self.path;
         match &self.what {
-            What::Other(hash) => write!(f, "{path}: the contents differ; SHA-256 {}", HEXLOWER.encode(hash)),
-            What::Status(status) => write!(f, "{path}: HTTP status {status} instead of the file"),
-            What::TooLong => write!(f, "{path}: longer than the maximum for a file"),
-            What::Leads(field) => write!(
+            Mismatch::Other(hash) => write!(f, "{path}: the contents differ; SHA-256 {}", HEXLOWER.encode(hash)),
+            Mismatch::Status(status) => write!(f, "{path}: HTTP status {status} instead of the file"),
+            Mismatch::TooLong => write!(f, "{path}: longer than the maximum for a file"),
+            Mismatch::Leads(field) => write!(
                 f,
                 "{path}: identical, but with a header field \"{field}\" that makes browsers show or load something else"
             ),
-            What::Network => write!(f, "{path}: the authorities differ from the expected ones"),
+            Mismatch::Network => write!(f, "{path}: the authorities differ from the expected ones"),
         }
     }
 }
@@ -64,7 +67,7 @@ impl fmt::Display for Difference {
 pub(crate) struct Outcome {
     pub(crate) differences: Vec<Difference>,
     /// The network that the pages would join, if the server describes one.
-    pub(crate) network: Option<Network>,
+    pub(crate) network: Option<NetworkDescription>,
 }
 
 /// The reason why the verification failed.
@@ -126,7 +129,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
             match compare(&client, folder, path, hash).await? {
                 None => found = true,
                 // A host may serve a page with or without the suffix; either one, if served, must be right.
-                Some(difference) if difference.what == What::Status(404) => missing = missing.or(Some(difference)),
+                Some(difference) if difference.what == Mismatch::Status(404) => missing = missing.or(Some(difference)),
                 Some(difference) => {
                     found = true;
                     differences.push(difference);
@@ -136,7 +139,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         differences.extend(missing.filter(|_| !found));
     }
     let network = network(&client, folder).await?;
-    let told = |network: &Network| {
+    let told = |network: &NetworkDescription| {
         let sorted = |names: &[String]| {
             let mut names: Vec<_> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
             names.sort();
@@ -145,7 +148,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         sorted(&network.authorities) == sorted(authorities)
     };
     if !authorities.is_empty() && !network.as_ref().is_some_and(told) {
-        differences.push(Difference { path: "umbel.json".to_owned(), what: What::Network });
+        differences.push(Difference { path: "umbel.json".to_owned(), what: Mismatch::Network });
     }
     Ok(Outcome { differences, network })
 }
@@ -159,26 +162,26 @@ async fn compare(
     let differs = |what| Ok(Some(Difference { path: path.to_owned(), what }));
     let response = ask(client, folder, path).await?;
     if response.status() != StatusCode::OK {
-        return differs(What::Status(response.status().as_u16()));
+        return differs(Mismatch::Status(response.status().as_u16()));
     }
     let leading = LEADING.into_iter().find(|field| response.headers().contains_key(*field));
-    let Some(bytes) = read(response, MAX_FILE).await? else { return differs(What::TooLong) };
+    let Some(bytes) = read_at_most(response, MAX_FILE).await? else { return differs(Mismatch::TooLong) };
     let found = sha256(&bytes);
     if found != *hash {
-        return differs(What::Other(found));
+        return differs(Mismatch::Other(found));
     }
     match leading {
-        Some(field) => differs(What::Leads(field)),
+        Some(field) => differs(Mismatch::Leads(field)),
         None => Ok(None),
     }
 }
 
-async fn network(client: &Client, folder: &Url) -> Result<Option<Network>, VerifyError> {
+async fn network(client: &Client, folder: &Url) -> Result<Option<NetworkDescription>, VerifyError> {
     let response = ask(client, folder, "umbel.json").await?;
     if response.status() != StatusCode::OK {
         return Ok(None);
     }
-    let bytes = read(response, MAX_NETWORK).await?;
+    let bytes = read_at_most(response, MAX_NETWORK).await?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
@@ -186,16 +189,4 @@ async fn ask(client: &Client, folder: &Url, path: &str) -> Result<Response, Veri
     let url = folder.join(path).map_err(|_| VerifyError::Url(folder.to_string()))?;
     // An intermediate cache may differ from what the server serves now.
     Ok(client.get(url).header(header::CACHE_CONTROL, "no-cache").send().await?)
-}
-
-/// The decompressed body; `None` if it is longer than `most` bytes.
-async fn read(mut response: Response, most: usize) -> Result<Option<Vec<u8>>, VerifyError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if bytes.len().saturating_add(chunk.len()) > most {
-            return Ok(None);
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(Some(bytes))
 }

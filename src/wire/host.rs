@@ -71,16 +71,16 @@ pub struct Target {
 
 /// One answer of a RESOLVED message.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum ResolvedAnswer {
     /// An address.
     Ip(IpAddr),
     /// A name, in answer to a RESOLVE of an address.
     Name(String),
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for ResolvedAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Answer([redacted])")
+        f.write_str("ResolvedAnswer([redacted])")
     }
 }
 

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use crate::base::StreamId;
 
 use super::{
-    Answer, Host, Target, WireError,
+    Host, ResolvedAnswer, Target, WireError,
     host::{decode_host, encode_host, encode_name},
     is_zero,
     reader::Reader,
@@ -235,7 +235,7 @@ pub enum RelayMessage {
         /// Seconds for which the answers may be cached.
         ttl: u32,
         /// The answers, 1 to 16.
-        answers: Vec<Answer>,
+        answers: Vec<ResolvedAnswer>,
     },
     /// The other end may send `bytes` more of this stream.
     Credit {
@@ -366,8 +366,8 @@ impl RelayMessage {
                 out.extend_from_slice(&ttl.to_be_bytes());
                 for answer in answers {
                     match answer {
-                        Answer::Ip(ip) => encode_host(&Host::Ip(*ip), out)?,
-                        Answer::Name(name) => encode_name(name, out)?,
+                        ResolvedAnswer::Ip(ip) => encode_host(&Host::Ip(*ip), out)?,
+                        ResolvedAnswer::Name(name) => encode_name(name, out)?,
                     }
                 }
                 Ok(())
@@ -456,8 +456,8 @@ impl RelayMessage {
                         return Err(WireError::TooLong("answers"));
                     }
                     answers.push(match decode_host(&mut reader)? {
-                        Host::Ip(ip) => Answer::Ip(ip),
-                        Host::Name(name) => Answer::Name(name),
+                        Host::Ip(ip) => ResolvedAnswer::Ip(ip),
+                        Host::Name(name) => ResolvedAnswer::Name(name),
                     });
                 }
                 if answers.is_empty() {

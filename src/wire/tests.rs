@@ -27,8 +27,8 @@ fn host() -> impl Strategy<Value = Host> {
     prop_oneof![name().prop_map(Host::Name), address().prop_map(Host::Ip)]
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
-    prop_oneof![name().prop_map(Answer::Name), address().prop_map(Answer::Ip)]
+fn answer() -> impl Strategy<Value = ResolvedAnswer> {
+    prop_oneof![name().prop_map(ResolvedAnswer::Name), address().prop_map(ResolvedAnswer::Ip)]
 }
 
 fn reason() -> impl Strategy<Value = EndReason> {
@@ -168,7 +168,7 @@ fn messages_that_could_not_be_decoded_are_not_encoded() {
         RelayMessage::Data { stream, tag: None, bytes: Bytes::new() },
         RelayMessage::Credit { stream, bytes: 0 },
         RelayMessage::Resolved { stream, ttl: 1, answers: Vec::new() },
-        RelayMessage::Resolved { stream, ttl: 1, answers: vec![Answer::Ip([0; 4].into()); 17] },
+        RelayMessage::Resolved { stream, ttl: 1, answers: vec![ResolvedAnswer::Ip([0; 4].into()); 17] },
         RelayMessage::Extend { fragment: vec![0; 65_536].into() },
     ] {
         assert!(message.encode(&mut Vec::new()).is_err(), "{message:?}");

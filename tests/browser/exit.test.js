@@ -1,7 +1,7 @@
 // A tab that searches for others: over a real engine that nobody else offers, and over engines that misbehave.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -9,13 +9,13 @@ import { after, before, describe, test } from 'node:test';
 
 import { elsewhere, unreachable } from './addresses.js';
 import { BROWSERS, launch } from './browsers.js';
+import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve, volunteer as volunteerIn } from './through.js';
 
 const deadline = { timeout: 120000 };
 const TERMS = 'message';
 const BOOK = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'umbel-tools/rust-book/rust-book.zim');
-const pictures = process.env.UMBEL_PICTURES;
 
 const described = (name, template) => `<?xml version="1.0" encoding="UTF-8"?>
   <OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/" xmlns:umbel="urn:umbel:engine">
@@ -223,18 +223,6 @@ async function seeker(engine) {
   return { search, close };
 }
 
-async function picture(page, browser, name) {
-  if (!pictures) return;
-  mkdirSync(pictures, { recursive: true });
-  for (const [width, height] of [[1200, 900], [390, 844]]) {
-    for (const value of ['light', 'dark']) {
-      await page.setViewport({ width, height });
-      await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value }]);
-      await page.screenshot({ path: `${pictures}/${browser}-${name}-${value}-${width}.png`, fullPage: true });
-    }
-  }
-}
-
 const says = (page, selector, words) => page.waitForFunction((selector, words) =>
   document.querySelector(selector)?.textContent.includes(words), { timeout: 30000, polling: 50 }, selector, words);
 
@@ -272,7 +260,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.click('#switch');
       await says(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
       await says(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
-      await picture(page, browser, 'exit');
+      await screenshots(page, browser, 'exit');
 
       const [exit] = await offered('only-tabs', 1);
       await offered('closed', 0);

@@ -1,11 +1,10 @@
 // From the switch to the first circuit: the page of a volunteer, turned on by its real switch, and a native client that waits for it.
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { after, describe, test } from 'node:test';
 
 import { elsewhere, unreachable } from './addresses.js';
-import { BROWSERS, launch } from './browsers.js';
-import { testnet } from './testnet.js';
-import { fetched, serve, startClient } from './through.js';
+import { BROWSERS } from './browsers.js';
+import { fetched, fixture, startClient } from './through.js';
 
 // How often each is measured.
 const RUNS = Number(process.env.UMBEL_RUNS ?? 1);
@@ -14,23 +13,9 @@ for (const browser of Object.keys(BROWSERS)) {
   const address = browser === 'firefox' ? elsewhere() : undefined;
 
   describe(`the switch of ${browser}`, { skip: unreachable(browser, address) }, () => {
-    let overlay, driver, origin;
-    const clients = [];
     let over = false;
-
-    before(async () => {
-      overlay = await testnet({ address });
-      origin = await serve();
-      driver = await launch(browser);
-    }, { timeout: 600000 });
-
-    after(async () => {
-      over = true;
-      await driver?.close();
-      await Promise.all(clients.map((client) => client.stop()));
-      origin?.stop();
-      await overlay?.stop();
-    });
+    after(() => (over = true));
+    const all = fixture(browser, { address });
 
     const phase = (page, phase) => page.waitForSelector(`#power[data-phase="${phase}"]`, { timeout: 30000 });
 
@@ -51,9 +36,9 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('makes a relay of the tab, through which the first circuit goes that is wanted', { timeout: 240000 * RUNS }, async () => {
       for (let run = 1; run <= RUNS; run += 1) {
-        const context = await driver.createBrowserContext();
+        const context = await all.driver.createBrowserContext();
         const page = await context.newPage();
-        await page.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
+        await page.goto(`${all.overlay.directory}/volunteer`, { waitUntil: 'load' });
         // Its identity has to be known before, for the client to wait for just this one; then it is off again.
         const identity = await page.evaluate(async () => {
           const { volunteer } = await import('/umbel.js');
@@ -66,12 +51,12 @@ for (const browser of Object.keys(BROWSERS)) {
         });
         await page.reload({ waitUntil: 'load' });
         await phase(page, 'off');
-        const client = await startClient(overlay, [`--middle=${identity}`]);
-        clients.push(client);
+        const client = await startClient(all.overlay, [`--middle=${identity}`]);
+        all.clients.push(client);
         // Wanted from now on, and asked for again whenever that came to nothing.
         const wanting = (async () => {
           const end = performance.now() + 120000;
-          while (!(await fetched(client.socks, `${origin.at}/`, ['--max-time', '20'])).whole) {
+          while (!(await fetched(client.socks, `${all.origin.at}/`, ['--max-time', '20'])).whole) {
             assert(!over && performance.now() < end, 'nothing comes through the tab');
           }
           return Date.now();
@@ -91,7 +76,7 @@ for (const browser of Object.keys(BROWSERS)) {
         assert(first.cell > 0);
         await context.close();
         await client.stop();
-        clients.pop();
+        all.clients.pop();
       }
     });
   });

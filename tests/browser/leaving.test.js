@@ -1,12 +1,10 @@
 // What becomes of others' circuits when a tab that relays is turned off, closed, or left and come back to.
 import assert from 'node:assert/strict';
-import { createServer } from 'node:http';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 
 import { elsewhere, unreachable } from './addresses.js';
-import { BROWSERS, launch } from './browsers.js';
-import { testnet } from './testnet.js';
-import { client, fetched, volunteer } from './through.js';
+import { BROWSERS } from './browsers.js';
+import { client, fetched, fixture, volunteer } from './through.js';
 
 const deadline = { timeout: 120000 };
 // A link that has fallen silent is given up after three seconds; who says that it goes is gone before.
@@ -16,40 +14,25 @@ const decode = (base32) => {
   return Buffer.from(bits.match(/.{8}/g).map((byte) => parseInt(byte, 2)));
 };
 
+// Answers `/one` at once, and anything else without end.
+function handler(request, response) {
+  if (request.url === '/one') return response.end('one');
+  const piece = Buffer.alloc(65536, 'umbel');
+  const write = () => {
+    while (!response.destroyed && response.write(piece));
+  };
+  response.on('drain', write);
+  return write();
+}
+
 for (const browser of Object.keys(BROWSERS)) {
   const address = browser === 'firefox' ? elsewhere() : undefined;
 
   describe(`a tab of ${browser} that is left`, { skip: unreachable(browser, address) }, () => {
-    let overlay, driver, origin, at;
-    const clients = [];
-
-    before(async () => {
-      overlay = await testnet({ address });
-      origin = createServer((request, response) => {
-        if (request.url === '/one') return response.end('one');
-        // For as long as somebody reads.
-        const piece = Buffer.alloc(65536, 'umbel');
-        const write = () => {
-          while (!response.destroyed && response.write(piece));
-        };
-        response.on('drain', write);
-        return write();
-      });
-      await new Promise((resolve) => origin.listen(0, '127.0.0.1', resolve));
-      at = `http://127.0.0.1:${origin.address().port}`;
-      driver = await launch(browser);
-    }, { timeout: 600000 });
-
-    after(async () => {
-      await driver?.close();
-      await Promise.all(clients.map((client) => client.stop()));
-      origin?.closeAllConnections();
-      origin?.close();
-      await overlay?.stop();
-    });
+    const all = fixture(browser, { address, handler });
 
     const isListed = async ({ identity }) => {
-      const list = await fetch(`${overlay.directory}/v1/volunteers`);
+      const list = await fetch(`${all.overlay.directory}/v1/volunteers`);
       return list.ok && Buffer.from(await list.arrayBuffer()).includes(decode(identity));
     };
 
@@ -64,10 +47,10 @@ for (const browser of Object.keys(BROWSERS)) {
 
     // What becomes of a transfer without end, by a client whose circuits all go through `tab`, once the tab goes by `leave`.
     async function left(tab, leave) {
-      const through = await client(overlay, tab.identity);
-      clients.push(through);
+      const through = await client(all.overlay, tab.identity);
+      all.clients.push(through);
       const { bytesTotal } = await tab.state();
-      const began = fetched(through.socks, `${at}/endless`, ['--output', '/dev/null']);
+      const began = fetched(through.socks, `${all.origin.at}/endless`, ['--output', '/dev/null']);
       await tab.until((state, least) => state.bytesTotal >= least, bytesTotal + 1e6);
       const from = performance.now();
       const going = leave();
@@ -76,7 +59,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(whole, false, 'an error, and not as if it were all');
       // Whoever isn't held to it has other ways, at the first try.
       for (const name of ['a', 'b', 'c', 'd']) {
-        const { bytes } = await fetched(`socks5h://${leave.name}-${name}:x@${overlay.socks}`, `${at}/one`, ['--max-time', '10']);
+        const { bytes } = await fetched(`socks5h://${leave.name}-${name}:x@${all.overlay.socks}`, `${all.origin.at}/one`, ['--max-time', '10']);
         assert.equal(bytes.toString(), 'one');
       }
       await going;
@@ -86,7 +69,7 @@ for (const browser of Object.keys(BROWSERS)) {
     }
 
     test('closed: a transfer through it ends at once with an error, and others have other ways', deadline, async () => {
-      const tab = await volunteer(driver, overlay);
+      const tab = await volunteer(all.driver, all.overlay);
       const ended = await left(tab, function closed() {
         return tab.page.close({ runBeforeUnload: false });
       });
@@ -95,7 +78,7 @@ for (const browser of Object.keys(BROWSERS)) {
     });
 
     test('turned off: it is off at once, what it carried ends within moments, and the list no longer names it', deadline, async () => {
-      const tab = await volunteer(driver, overlay);
+      const tab = await volunteer(all.driver, all.overlay);
       await left(tab, async function off() {
         const [seen, whole] = await tab.page.evaluate(async () => {
           const stopped = globalThis.tab.stop();
@@ -110,7 +93,7 @@ for (const browser of Object.keys(BROWSERS)) {
     });
 
     test('turned off while nothing crosses it: gone from the list within moments', deadline, async () => {
-      const tab = await volunteer(driver, overlay);
+      const tab = await volunteer(all.driver, all.overlay);
       await until(() => isListed(tab), 'the tab is listed');
       await tab.page.evaluate(() => globalThis.tab.stop());
       const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer names it');
@@ -119,7 +102,7 @@ for (const browser of Object.keys(BROWSERS)) {
     });
 
     test('kept by the browser and come back to: it goes on as the same relay', deadline, async () => {
-      const tab = await volunteer(driver, overlay);
+      const tab = await volunteer(all.driver, all.overlay);
       // As a browser does that keeps a page; whether one keeps this is its own affair.
       await tab.page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
       assert.equal((await tab.state()).gateways, 0);

@@ -1,35 +1,31 @@
 // The search page of a real client, over a real overlay, in stock browsers.
 import assert from 'node:assert/strict';
-import { mkdirSync } from 'node:fs';
-import { createServer } from 'node:http';
 import { after, before, describe, test } from 'node:test';
 
 import { BROWSERS, launch } from './browsers.js';
+import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
+import { serve } from './through.js';
 
 const deadline = { timeout: 60000 };
 // More than one page of either engine that a testnet may have.
 const TERMS = 'message';
-// Where to keep pictures of every page, if anyone wants to look at them.
-const pictures = process.env.UMBEL_PICTURES;
 
-let overlay, stranger, strange;
+let overlay, stranger;
 
 before(async () => {
   overlay = await testnet();
   // A page of someone else's in the same browser.
-  stranger = createServer((_, response) => {
+  stranger = await serve((_, response) => {
     response.setHeader('content-type', 'text/html');
     response.end(`<!doctype html><title>Stranger</title>
       <iframe src="${overlay.page}/search?q=framed"></iframe>
       <form action="${overlay.page}/search"><input name="q" value="forged"><button>Go</button></form>`);
   });
-  await new Promise((resolve) => stranger.listen(0, '127.0.0.1', resolve));
-  strange = `http://localhost:${stranger.address().port}/`;
 }, { timeout: 600000 });
 
 after(async () => {
-  stranger?.close();
+  stranger?.stop();
   await overlay?.stop();
 });
 
@@ -71,26 +67,12 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.page}/`)), []);
     }
 
-    async function picture(page, name) {
-      if (!pictures) return;
-      mkdirSync(pictures, { recursive: true });
-      for (const [width, height] of [[1200, 900], [390, 844]]) {
-        for (const scheme of browser === 'chrome' ? ['light', 'dark'] : ['light']) {
-          await page.setViewport({ width, height });
-          if (browser === 'chrome') {
-            await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-          }
-          await page.screenshot({ path: `${pictures}/${browser}-${name}-${scheme}-${width}.png` });
-        }
-      }
-    }
-
     test('searches, shows the way, turns the page and reads a result, and asks nobody but the client', deadline, async () => {
       const { page, asked } = await open('/');
       assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
-      await picture(page, 'home');
+      await screenshots(page, browser, 'home');
       await search(page, TERMS);
-      await picture(page, 'results');
+      await screenshots(page, browser, 'results');
       const first = await texts(page, '.results h2');
       assert(first.length > 0);
       const way = await texts(page, '.route li');
@@ -108,7 +90,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(await texts(page, '.results h2'), first);
       await follow(page, '.results h2 a');
       assert(page.url().startsWith(`${overlay.page}/read?url=`), page.url());
-      await picture(page, 'reader');
+      await screenshots(page, browser, 'reader');
       const [bar] = await texts(page, '.bar');
       assert(bar.includes('Reader view'), bar);
       assert((await texts(page, '.foreign'))[0].length > 100);
@@ -159,13 +141,13 @@ for (const browser of Object.keys(BROWSERS)) {
       }
       const { page } = await open('/search?q=a%07b');
       assert((await texts(page, 'main'))[0].includes('control characters'));
-      await picture(page, 'error');
+      await screenshots(page, browser, 'error');
       await page.close();
     });
 
     test('answers no other page of the browser', deadline, async () => {
       const { page } = await open();
-      await page.goto(strange, { waitUntil: 'load' });
+      await page.goto(stranger.at.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
       const outcome = await page.evaluate(async (own) => {
         const tries = [
           fetch(`${own}/search?q=stolen`),
@@ -199,7 +181,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(check.alt.startsWith('No'));
       assert.match(check.src, /^http:\/\/\[ff11:/);
       assertStayed(asked.filter((url) => url !== check.src));
-      await picture(page, 'leave');
+      await screenshots(page, browser, 'leave');
       const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
       assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.page}/`)), []);
       await page.close();
@@ -207,19 +189,18 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('leaves only when told so, and takes no referrer along', deadline, async () => {
       const seen = [];
-      const site = createServer((request, response) => {
+      const site = await serve((request, response) => {
         seen.push(request.headers);
         response.end('seen');
       });
-      await new Promise((resolve) => site.listen(0, '127.0.0.1', resolve));
-      const target = `http://127.0.0.1:${site.address().port}/`;
+      const target = `${site.at}/`;
       const { page } = await open(`/leave?url=${encodeURIComponent(target)}`);
       assert.equal(seen.length, 0);
       await follow(page, '.choices a[rel=noreferrer]');
       assert.equal(page.url(), target);
       assert.equal(seen[0].referer, undefined);
       await page.close();
-      site.close();
+      site.stop();
     });
 
     test('finds out that this browser goes through the overlay', deadline, async () => {
@@ -228,7 +209,7 @@ for (const browser of Object.keys(BROWSERS)) {
         const page = await through.newPage();
         await page.goto(`${overlay.page}/leave?url=${encodeURIComponent('http://planted.example/')}`, { waitUntil: 'load' });
         assert(await page.$eval('.check img', ({ naturalWidth }) => naturalWidth) > 0);
-        await picture(page, 'leave-through');
+        await screenshots(page, browser, 'leave-through');
       } finally {
         await through.close();
       }

@@ -1,33 +1,30 @@
 // Ten tabs as volunteers at once, which come and go while native clients and a tab go over them.
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { createServer } from 'node:http';
 import { after, before, describe, test } from 'node:test';
 
 import { launch } from './browsers.js';
 import { testnet } from './testnet.js';
+import { serve } from './through.js';
 
 const TABS = 10;
 const REQUESTS = 400;
 const AT_ONCE = 3;
 const BODY = Buffer.alloc(50_000, 'umbel');
 
-let overlay, driver, origin, at;
+let overlay, driver, origin;
 const tabs = [];
 
 before(async () => {
   overlay = await testnet();
-  origin = createServer((request, response) => response.end(BODY));
-  await new Promise((resolve) => origin.listen(0, '127.0.0.1', resolve));
-  at = `http://127.0.0.1:${origin.address().port}/`;
+  origin = await serve((request, response) => response.end(BODY));
   driver = await launch('chrome');
   for (let number = 0; number < TABS; number += 1) tabs.push(await volunteer());
 }, { timeout: 600000 });
 
 after(async () => {
   await driver?.close();
-  origin?.closeAllConnections();
-  origin?.close();
+  origin?.stop();
   await overlay?.stop();
 });
 
@@ -52,7 +49,7 @@ const passed = ({ page }) => page.$eval('#total', (total) => total.innerText);
 const fetched = (number) =>
   new Promise((resolve) => {
     const proxy = `socks5h://tab${number}:x@${overlay.socks}`;
-    execFile('curl', ['--silent', '--show-error', '--max-time', '30', '--proxy', proxy, at], { encoding: 'buffer' },
+    execFile('curl', ['--silent', '--show-error', '--max-time', '30', '--proxy', proxy, `${origin.at}/`], { encoding: 'buffer' },
       (error, bytes) => resolve(!error && bytes.equals(BODY)));
   });
 

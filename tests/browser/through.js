@@ -6,8 +6,11 @@ import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { after, before } from 'node:test';
 
+import { launch } from './browsers.js';
 import { umbel } from './program.js';
+import { testnet } from './testnet.js';
 
 export const LENGTH = 20_000_000;
 // No byte tells where it stands, so that a piece in another place is noticed.
@@ -30,6 +33,24 @@ export async function serve(handler = something) {
       server.close();
     },
   };
+}
+
+// An overlay with its relays at `address`, an origin that answers by `handler`, and `browser`: started before the tests of this
+// suite, and stopped after them with the `clients` that the tests add.
+export function fixture(browser, { address, handler } = {}) {
+  const all = { clients: [] };
+  before(async () => {
+    all.overlay = await testnet({ address });
+    all.origin = await serve(handler);
+    all.driver = await launch(browser);
+  }, { timeout: 600000 });
+  after(async () => {
+    await all.driver?.close();
+    await Promise.all(all.clients.map((client) => client.stop()));
+    all.origin?.stop();
+    await all.overlay?.stop();
+  });
+  return all;
 }
 
 // A tab of `driver` that volunteers in `overlay`, in a profile of its own, once it can be reached.

@@ -1,11 +1,10 @@
 // A tab as a relay of native clients: what crosses it, and what its limits hold.
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 
 import { elsewhere, unreachable } from './addresses.js';
-import { BROWSERS, launch } from './browsers.js';
-import { testnet } from './testnet.js';
-import { LENGTH, client, digest, fetched, serve, sha256, volunteer } from './through.js';
+import { BROWSERS } from './browsers.js';
+import { LENGTH, client, digest, fetched, fixture, sha256, volunteer } from './through.js';
 
 const deadline = { timeout: 240000 };
 
@@ -13,31 +12,17 @@ for (const browser of Object.keys(BROWSERS)) {
   const address = browser === 'firefox' ? elsewhere() : undefined;
 
   describe(`a tab of ${browser} as the middle relay`, { skip: unreachable(browser, address) }, () => {
-    let overlay, driver, origin;
-    const clients = [];
+    const all = fixture(browser, { address });
 
-    before(async () => {
-      overlay = await testnet({ address });
-      origin = await serve();
-      driver = await launch(browser);
-    }, { timeout: 600000 });
-
-    after(async () => {
-      await driver?.close();
-      await Promise.all(clients.map((client) => client.stop()));
-      origin?.stop();
-      await overlay?.stop();
-    });
-
-    const tabThat = (limits) => volunteer(driver, overlay, limits);
+    const tabThat = (limits) => volunteer(all.driver, all.overlay, limits);
 
     async function clientThrough(tab) {
-      const made = await client(overlay, tab.identity);
-      clients.push(made);
+      const made = await client(all.overlay, tab.identity);
+      all.clients.push(made);
       return made;
     }
 
-    const get = (through, path, ...options) => fetched(through.socks, origin.at + path, options);
+    const get = (through, path, ...options) => fetched(through.socks, all.origin.at + path, options);
 
     test('carries 20 MB byte for byte, counts them, and it was that tab', deadline, async () => {
       const tab = await tabThat();

@@ -1,18 +1,16 @@
 // The pages for browsers, over a real overlay: a page that is itself the client, and a tab that is a relay.
 import assert from 'node:assert/strict';
-import { mkdirSync } from 'node:fs';
-import { createServer } from 'node:http';
 import { after, before, describe, test } from 'node:test';
 
 import { elsewhere, unreachable } from './addresses.js';
 import { BROWSERS, launch } from './browsers.js';
+import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
+import { serve } from './through.js';
 
 const deadline = { timeout: 60000 };
 // More than one page of the engine that a testnet has.
 const TERMS = 'message';
-// Where to keep pictures of every page, if anyone wants to look at them.
-const pictures = process.env.UMBEL_PICTURES;
 
 const HOSTILE = `<!doctype html><title>Hostile</title><body onload="hacked()"><h1 id="top">Hostile page</h1>
   <script>parent.document.title = 'owned'; top.location = 'http://127.0.0.1:1/script'</script>
@@ -22,14 +20,14 @@ const HOSTILE = `<!doctype html><title>Hostile</title><body onload="hacked()"><h
   <p>Words. <a id="next" href="/next">On</a> <a id="bad" href="javascript:parent.document.title='owned'">Bad</a> <a href="#top">Up</a></p>
   ${'<div>'.repeat(3000)}deep${'</div>'.repeat(3000)}`;
 
-let overlay, site, siteUrl;
+let overlay, site;
 const seen = [];
 
 before(async () => {
   overlay = await testnet({ address: elsewhere() });
   const { status } = await fetch(`${overlay.directory}/search`);
   assert.equal(status, 200, 'the program holds no pages: `cargo xtask web` builds them');
-  site = createServer((request, response) => {
+  site = await serve((request, response) => {
     seen.push({ url: request.url, referer: request.headers.referer, agent: request.headers['user-agent'] });
     response.setHeader('content-type', 'text/html; charset=utf-8');
     if (request.url === '/badge') {
@@ -39,13 +37,10 @@ before(async () => {
     }
     return response.end(request.url === '/next' ? '<title>Next</title><p>The next page</p>' : HOSTILE);
   });
-  await new Promise((resolve) => site.listen(0, '127.0.0.1', resolve));
-  siteUrl = `http://127.0.0.1:${site.address().port}`;
 }, { timeout: 600000 });
 
 after(async () => {
-  site?.closeAllConnections();
-  site?.close();
+  site?.stop();
   await overlay?.stop();
 });
 
@@ -82,21 +77,6 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`) && url !== 'about:srcdoc'), []);
     }
 
-    async function picture(page, name) {
-      if (!pictures) return;
-      mkdirSync(pictures, { recursive: true });
-      for (const [width, height] of [[1200, 900], [390, 844]]) {
-        for (const scheme of browser === 'chrome' ? ['light', 'dark'] : ['light']) {
-          await page.setViewport({ width, height });
-          if (browser === 'chrome') await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-          // A switch that still moves looks like neither.
-          await page.evaluate(() => Promise.all(document.getAnimations().map((one) => one.finished)));
-          await page.screenshot({ path: `${pictures}/${browser}-web-${name}-${scheme}-${width}.png`, fullPage: true });
-        }
-      }
-      await page.setViewport({ width: 1200, height: 900 });
-    }
-
     async function search(page, terms) {
       await page.waitForSelector('#q');
       await page.type('#q', terms);
@@ -108,9 +88,9 @@ for (const browser of Object.keys(BROWSERS)) {
     test('searches from the page itself, shows the way, turns the page and goes back without asking again', dialling, async () => {
       const { page, asked, close } = await open('/search');
       assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
-      await picture(page, 'home');
+      await screenshots(page, browser, 'web-home');
       await search(page, TERMS);
-      await picture(page, 'results');
+      await screenshots(page, browser, 'web-results');
       const first = await texts(page, '.results h2');
       const way = await texts(page, '.route li');
       assert.equal(way.length, 5, way.join('\n'));
@@ -160,7 +140,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('a hostile page in the reader view loads, runs and opens nothing, and its links stay there', dialling, async () => {
       const before = seen.length;
-      const { page, asked, close } = await open(`/search#read=${encodeURIComponent(`${siteUrl}/#x`)}`);
+      const { page, asked, close } = await open(`/search#read=${encodeURIComponent(`${site.at}/#x`)}`);
       await page.waitForSelector('iframe.reader', { timeout: 30000 });
       await says(page, '.bar', 'fetched by an exit');
       await says(page, '.warn', 'was not encrypted by');
@@ -178,7 +158,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(since.every(({ referer, agent }) => referer === undefined && !/chrom|firefox/i.test(agent ?? '')), 'the exit asked');
       await page.goBack();
       await says(page, '.title', 'Hostile');
-      await picture(page, 'reader');
+      await screenshots(page, browser, 'web-reader');
       assertStayed(asked);
       await close();
     });
@@ -188,7 +168,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.waitForSelector('.results li', { timeout: 30000 });
       await page.click('.aside button');
       await says(page, 'h1', 'directly in your browser?');
-      await picture(page, 'leave');
+      await screenshots(page, browser, 'web-leave');
       const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
       assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.directory}/`)), []);
       assertStayed(asked);
@@ -223,7 +203,7 @@ for (const browser of Object.keys(BROWSERS)) {
           const { page, asked, close } = await open(path, prepare);
           if (path === '/volunteer') await page.click('#switch');
           await says(page, place, words);
-          await picture(page, `${name}${path.replace('/', '-')}`);
+          await screenshots(page, browser, `web-${name}${path.replace('/', '-')}`);
           assertStayed(asked);
           await close();
         }
@@ -233,13 +213,13 @@ for (const browser of Object.keys(BROWSERS)) {
     test('one switch makes the tab a relay, which it is again after a reload, until it is turned off', dialling, async () => {
       const { page, asked, close } = await open('/volunteer');
       assert.deepEqual(await texts(page, '#state'), ['Off']);
-      await picture(page, 'off');
+      await screenshots(page, browser, 'web-off');
       await page.focus('#switch');
       await page.keyboard.press(' ');
       await says(page, '#why', 'gateway');
       await says(page, '#state', 'On');
       assert.equal(await page.$eval('#switch', (one) => one.getAttribute('aria-checked')), 'true');
-      await picture(page, 'on');
+      await screenshots(page, browser, 'web-on');
       await page.reload();
       await says(page, '#why', 'gateway');
       await page.click('#switch');
@@ -247,7 +227,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.reload();
       await says(page, '#state', 'Off');
       await page.$$eval('details', (all) => all.forEach((one) => (one.open = true)));
-      await picture(page, 'open');
+      await screenshots(page, browser, 'web-open');
       assertStayed(asked);
       await close();
     });
@@ -260,7 +240,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await second.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
       await says(second, '#state', 'Paused');
       await says(second, '#why', 'Another tab');
-      await picture(second, 'paused');
+      await screenshots(second, browser, 'web-paused');
       await page.close();
       await says(second, '#state', 'On');
       await close();
@@ -274,7 +254,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.click('#switch');
       // It is patient for 25 seconds.
       await says(page, '#state', 'not reachable', 50000);
-      await picture(page, 'unreachable');
+      await screenshots(page, browser, 'web-unreachable');
       assertStayed(asked);
       await close();
     });
@@ -338,10 +318,10 @@ for (const browser of Object.keys(BROWSERS)) {
         await seeker.close();
         seeker = await open('/search');
       }
-      await picture(seeker.page, 'by-volunteer');
+      await screenshots(seeker.page, browser, 'web-by-volunteer');
       await helper.page.bringToFront();
       await helper.page.waitForFunction(() => document.querySelector('#total').textContent !== '0 bytes', { timeout: 10000 });
-      await picture(helper.page, 'helping');
+      await screenshots(helper.page, browser, 'web-helping');
       assertStayed(helper.asked);
       assertStayed(seeker.asked);
       await seeker.close();
@@ -363,7 +343,7 @@ for (const browser of Object.keys(BROWSERS)) {
     test('another site’s program searches by the library and has an exit fetch', dialling, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
-      await page.goto(`${siteUrl}/next`, { waitUntil: 'load' });
+      await page.goto(`${site.at}/next`, { waitUntil: 'load' });
       const found = await page.evaluate(async (directory, terms, url) => {
         const { connect, UmbelError } = await import(`${directory}/umbel.js`);
         const umbel = await connect({ network: `${directory}/umbel.json` });
@@ -375,7 +355,7 @@ for (const browser of Object.keys(BROWSERS)) {
         const outcome = { results: results.length, hops: path.length, text: new TextDecoder().decode(body), typed: refused instanceof UmbelError, unanswered };
         umbel.close();
         return outcome;
-      }, overlay.directory, TERMS, `${siteUrl}/next`);
+      }, overlay.directory, TERMS, `${site.at}/next`);
       assert(found.results > 0);
       assert.equal(found.hops, 3);
       assert(found.text.includes('The next page'));
@@ -389,7 +369,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const page = await context.newPage();
       const asked = [];
       page.on('request', (request) => asked.push({ url: request.url(), referer: request.headers().referer }));
-      await page.goto(`${siteUrl}/badge`, { waitUntil: 'load' });
+      await page.goto(`${site.at}/badge`, { waitUntil: 'load' });
       await page.waitForSelector('umbel-badge');
       assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is as it was');
       const ours = asked.filter(({ url }) => url.startsWith(overlay.directory));

@@ -9,7 +9,7 @@ use umbel::{
     base::{Instant, Lane, LinkEvent, Transmit},
     transport::{
         Transport,
-        native::{Endpoint, EndpointConfig, Port, PortUse, Route},
+        native::{Endpoint, EndpointConfig, Port, PortUse, SocketRoute},
     },
 };
 
@@ -54,7 +54,7 @@ pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
 
 /// Passes the relay a datagram and returns its answers, asserting that none is larger.
 fn strike(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
-    relay.handle_datagram(now, Route { port: 0, remote }, &mut datagram.to_vec());
+    relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram.to_vec());
     let answers = sent(relay, now);
     let bytes: usize = answers.iter().map(Vec::len).sum();
     assert!(bytes <= datagram.len(), "{bytes} bytes for {} of a stranger", datagram.len());
@@ -110,10 +110,10 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
 fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
     let (mut client, hello) = dialling(relay);
     let mut answers = strike(relay, now, remote, &hello);
-    let back = Route { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
+    let back = SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
     client.handle_datagram(Instant::START, back, &mut answers[0]);
     for mut datagram in sent(&mut client, Instant::START) {
-        relay.handle_datagram(now, Route { port: 0, remote }, &mut datagram);
+        relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram);
     }
     sent(relay, now);
 }
@@ -147,11 +147,15 @@ fn a_hello_with_a_cookie_again_and_again_makes_one_link() {
     let remote = source(1);
     let (mut client, hello) = dialling(&relay);
     let mut answers = strike(&mut relay, Instant::START, remote, &hello);
-    client.handle_datagram(Instant::START, Route { port: 0, remote: ([192, 0, 2, 1], 4443).into() }, &mut answers[0]);
+    client.handle_datagram(
+        Instant::START,
+        SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() },
+        &mut answers[0],
+    );
     let second = sent(&mut client, Instant::START);
     for _ in 0..100 {
         for datagram in &second {
-            relay.handle_datagram(Instant::START, Route { port: 0, remote }, &mut datagram.clone());
+            relay.handle_datagram(Instant::START, SocketRoute { port: 0, remote }, &mut datagram.clone());
         }
     }
     // Bytes that a peer can cause: one flight and its few retransmissions.

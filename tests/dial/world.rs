@@ -11,7 +11,7 @@ use umbel::{
     base::{DialTarget, Instant, LinkEvent, RelayId, Transmit},
     transport::{
         Transport,
-        native::{Certificate, Endpoint, EndpointConfig, Ice, Port, PortUse, Route},
+        native::{Certificate, Endpoint, EndpointConfig, Ice, Port, PortUse, SocketRoute},
     },
 };
 
@@ -153,7 +153,7 @@ impl World {
     /// Injects a datagram with an arbitrary source address.
     pub(crate) fn inject(&mut self, to: usize, port: u8, from: SocketAddr, datagram: &[u8]) {
         let now = self.now;
-        self.nodes[to].endpoint.handle_datagram(now, Route { port, remote: from }, &mut datagram.to_vec());
+        self.nodes[to].endpoint.handle_datagram(now, SocketRoute { port, remote: from }, &mut datagram.to_vec());
         self.collect(to);
     }
 
@@ -240,7 +240,7 @@ impl World {
             && flight.0 <= self.now
         {
             let Some(Reverse((_, _, node, from, mut bytes))) = self.flights.pop() else { break };
-            let route = Route { port: bytes[0], remote: from };
+            let route = SocketRoute { port: bytes[0], remote: from };
             self.nodes[node].endpoint.handle_datagram(self.now, route, &mut bytes[1..]);
             touched[node] = true;
         }

@@ -28,14 +28,8 @@ fn three_machines_a_client_and_an_origin_meet_over_a_real_network() {
         command.args(["client", "--directory=http://10.1.0.1:9360", "--authority", &authority]);
         command.arg("--data-dir").arg(folder.join("client"));
     }));
-    fs::write(folder.join("body"), Body::new().chunk().repeat(40).get(..LENGTH).unwrap()).unwrap();
-    let serve = ["-m", "http.server", "80", "--bind", ORIGIN, "--directory"];
-    nodes.push(network.spawn(4, "python3", |command| _ = command.args(serve).arg(folder)));
-
-    let end = Instant::now() + LIMIT;
-    let url = format!("http://{ORIGIN}/body");
-    await_true("the origin is fetched through three machines", end, || fetch(&network, &url).status.success());
-    assert_eq!(fetch(&network, &url).stdout, fs::read(folder.join("body")).unwrap());
+    nodes.push(origin(&network, folder));
+    await_body(&network, folder);
 
     // The exit's policy has only 80 and 443; 97 is curl's exit status for a refusal by the proxy.
     let refused = fetch(&network, &format!("http://{ORIGIN}:25/"));
@@ -63,19 +57,28 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
         command.arg("client").args(known).args(["--middle", &volunteer]);
         command.arg("--data-dir").arg(folder.join("client"));
     }));
-    fs::write(folder.join("body"), Body::new().chunk().repeat(40).get(..LENGTH).unwrap()).unwrap();
-    let serve = ["-m", "http.server", "80", "--bind", ORIGIN, "--directory"];
-    nodes.push(network.spawn(4, "python3", |command| _ = command.args(serve).arg(folder)));
-
-    let end = Instant::now() + LIMIT;
-    let url = format!("http://{ORIGIN}/body");
-    await_true("the origin is fetched through the volunteer", end, || fetch(&network, &url).status.success());
-    assert_eq!(fetch(&network, &url).stdout, fs::read(folder.join("body")).unwrap());
+    nodes.push(origin(&network, folder));
+    await_body(&network, folder);
     // All bytes went through the NAT router.
     let counters = network.command(5, "nft").args(["list", "counter", "ip", "house", "out"]).output().unwrap();
     let counters = String::from_utf8(counters.stdout).unwrap();
     let bytes = counters.split_whitespace().skip_while(|word| *word != "bytes").nth(1).unwrap();
     assert!(bytes.parse::<usize>().unwrap() > LENGTH, "{counters}");
+}
+
+/// The origin's server, with a body of [`LENGTH`] bytes.
+fn origin(network: &Network, folder: &Path) -> Running {
+    fs::write(folder.join("body"), Body::new().chunk().repeat(40).get(..LENGTH).unwrap()).unwrap();
+    let serve = ["-m", "http.server", "80", "--bind", ORIGIN, "--directory"];
+    network.spawn(4, "python3", |command| _ = command.args(serve).arg(folder))
+}
+
+/// Waits until the client fetches the body from the origin, and compares it.
+fn await_body(network: &Network, folder: &Path) {
+    let end = Instant::now() + LIMIT;
+    let url = format!("http://{ORIGIN}/body");
+    await_true("the client fetches the body from the origin", end, || fetch(network, &url).status.success());
+    assert_eq!(fetch(network, &url).stdout, fs::read(folder.join("body")).unwrap());
 }
 
 fn directory(network: &Network, folder: &Path) -> Running {

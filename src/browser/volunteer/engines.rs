@@ -21,15 +21,15 @@ use wasm_bindgen_futures::spawn_local;
 use web_sys::AbortController;
 
 pub(super) use self::ask::count;
-use self::ask::{Miss, ask};
+use self::ask::{EngineFailure, ask};
 pub(in crate::browser) use self::place::describe;
-use super::{Volunteer, VolunteerCore};
+use super::{BrowserVolunteer, VolunteerCore};
 use crate::{
     base::Instant,
     browser::{
         clock,
         drive::Driver,
-        failure::{Failure, Kind, object},
+        failure::{FailureKind, PageFailure, object},
         slot::Bell,
     },
     delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
@@ -45,7 +45,7 @@ const TRIAL: &str = "test";
 const UNREADABLE: &str = "web pages can't read its answers: it doesn't allow that, or can't be reached";
 
 /// A query to perform.
-pub(super) struct Asked {
+pub(super) struct PendingSearch {
     pub(super) stream: ExitStream,
     pub(super) request: SearchRequest,
     /// Aborted when its stream has closed.
@@ -57,7 +57,7 @@ struct Chosen {
     engine: Engine,
     /// The source of `engine`.
     description: String,
-    standing: RefCell<Standing>,
+    standing: RefCell<EngineState>,
     /// The time of the last trial.
     tried: Cell<Option<Instant>>,
     /// A client's query failed, perhaps because of the engine.
@@ -67,7 +67,7 @@ struct Chosen {
 }
 
 #[derive(Clone, PartialEq, Eq)]
-enum Standing {
+enum EngineState {
     /// Not tried yet.
     Untried,
     /// It answers, so it is offered.
@@ -78,7 +78,7 @@ enum Standing {
 
 /// All engines of a volunteer.
 #[derive(Default)]
-pub(super) struct Engines {
+pub(super) struct VolunteerEngines {
     /// In order of name.
     chosen: RefCell<Vec<Rc<Chosen>>>,
     /// Rings when the choice changes, or a trial is due.
@@ -95,10 +95,10 @@ pub(super) struct Engines {
     pub(super) carried: Rc<Cell<u64>>,
 }
 
-impl Engines {
+impl VolunteerEngines {
     /// Replaces the engines by those of `descriptions`, named by `names` at the same index. An engine in both sets is
     /// unchanged, also during its trial. Queries in flight to removed engines are aborted.
-    pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), Failure> {
+    pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), PageFailure> {
         let mut chosen: Vec<Rc<Chosen>> = Vec::new();
         for (name, description) in names.iter().zip(descriptions) {
             let engine = describe(name, description)?;
@@ -109,7 +109,7 @@ impl Engines {
             let one = Rc::new(Chosen {
                 engine,
                 description: description.clone(),
-                standing: RefCell::new(Standing::Untried),
+                standing: RefCell::new(EngineState::Untried),
                 tried: Cell::new(None),
                 doubted: Cell::new(false),
                 under_way: RefCell::default(),
@@ -149,9 +149,9 @@ impl Engines {
     pub(super) fn shown(&self) -> Array {
         let shown = self.all().into_iter().map(|one| {
             let (offered, why) = match one.standing() {
-                Standing::Untried => (false, JsValue::UNDEFINED),
-                Standing::Good => (true, JsValue::UNDEFINED),
-                Standing::Bad(why) => (false, Failure::new(Kind::Engine, why).sentence.into()),
+                EngineState::Untried => (false, JsValue::UNDEFINED),
+                EngineState::Good => (true, JsValue::UNDEFINED),
+                EngineState::Bad(why) => (false, PageFailure::new(FailureKind::Engine, why).sentence.into()),
             };
             object(&[("name", one.engine.name().as_str().into()), ("offered", offered.into()), ("why", why)])
         });
@@ -190,7 +190,7 @@ impl Engines {
 
 impl Chosen {
     fn is_good(&self) -> bool {
-        self.standing() == Standing::Good
+        self.standing() == EngineState::Good
     }
 
     /// Aborts queries in flight.
@@ -204,7 +204,7 @@ impl Chosen {
         request: &SearchRequest,
         abort: &AbortController,
         carried: &Cell<u64>,
-    ) -> Result<SearchAnswer, Miss> {
+    ) -> Result<SearchAnswer, EngineFailure> {
         if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
             under_way.push(abort.clone());
         }
@@ -215,8 +215,8 @@ impl Chosen {
         answer
     }
 
-    fn standing(&self) -> Standing {
-        self.standing.try_borrow().map(|standing| standing.clone()).unwrap_or(Standing::Untried)
+    fn standing(&self) -> EngineState {
+        self.standing.try_borrow().map(|standing| standing.clone()).unwrap_or(EngineState::Untried)
     }
 
     /// Whether a trial is due.
@@ -230,12 +230,12 @@ impl Chosen {
     }
 }
 
-fn bad(words: String) -> Failure {
-    Failure::new(Kind::BadInput, words)
+fn bad(words: String) -> PageFailure {
+    PageFailure::new(FailureKind::BadInput, words)
 }
 
 /// Tries the chosen engines, and repeats failed trials, while `wanted` is true.
-pub(super) async fn keep(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
+pub(super) async fn keep(volunteer: Rc<BrowserVolunteer>, wanted: impl Fn() -> bool) {
     while wanted() {
         let heard = volunteer.engines.changed.times();
         for one in volunteer.engines.all() {
@@ -248,20 +248,20 @@ pub(super) async fn keep(volunteer: Rc<Volunteer>, wanted: impl Fn() -> bool) {
     }
 }
 
-async fn try_out(volunteer: &Volunteer, one: &Chosen) {
+async fn try_out(volunteer: &BrowserVolunteer, one: &Chosen) {
     let before = (one.tried.replace(Some(clock::now())), one.doubted.replace(false));
     let request = SearchRequest::new(one.engine.name().clone(), TRIAL, 1, None);
     let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
     volunteer.engines.trial.replace(Some(abort.clone()));
     let standing = match one.ask(&request, &abort, &volunteer.engines.carried).await {
-        Ok(_) => Standing::Good,
+        Ok(_) => EngineState::Good,
         // Aborted: no result about the engine.
-        Err(Miss::Unreadable) if abort.signal().aborted() => {
+        Err(EngineFailure::Unreadable) if abort.signal().aborted() => {
             one.tried.set(before.0);
             return one.doubted.set(before.1);
         }
-        Err(Miss::Unreadable) => Standing::Bad(UNREADABLE.to_owned()),
-        Err(Miss::Refused(refusal)) => Standing::Bad(refusal.to_string()),
+        Err(EngineFailure::Unreadable) => EngineState::Bad(UNREADABLE.to_owned()),
+        Err(EngineFailure::Refused(refusal)) => EngineState::Bad(refusal.to_string()),
     };
     if one.standing.replace(standing.clone()) != standing {
         volunteer.engines.note();
@@ -271,7 +271,7 @@ async fn try_out(volunteer: &Volunteer, one: &Chosen) {
 }
 
 /// Performs clients' queries until `driver` stops.
-pub(super) async fn serve(volunteer: Rc<Volunteer>, driver: Driver<VolunteerCore>) {
+pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<VolunteerCore>) {
     while !driver.is_stopped() {
         let heard = volunteer.engines.asked.times();
         while let Some(asked) = driver.with(|core, _, _| core.exit.poll_asked()).flatten() {
@@ -286,9 +286,9 @@ pub(super) async fn serve(volunteer: Rc<Volunteer>, driver: Driver<VolunteerCore
     }
 }
 
-impl Engines {
-    async fn answer(&self, asked: Asked) -> SearchAnswer {
-        let Asked { request, abort, .. } = asked;
+impl VolunteerEngines {
+    async fn answer(&self, asked: PendingSearch) -> SearchAnswer {
+        let PendingSearch { request, abort, .. } = asked;
         let Some(one) = self.find(request.engine()) else {
             return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
         };
@@ -301,7 +301,7 @@ impl Engines {
             Err(miss) => {
                 // The engine may no longer be readable, or may block this exit. A client's unusual query proves
                 // neither, so a trial follows.
-                let given_up = miss == Miss::Unreadable && abort.signal().aborted();
+                let given_up = miss == EngineFailure::Unreadable && abort.signal().aborted();
                 if miss.casts_doubt() && !given_up {
                     one.doubted.set(true);
                     self.changed.ring();
@@ -323,7 +323,7 @@ mod tests {
         let one = Chosen {
             engine: Engine::describe_for_page(description.as_bytes(), None).unwrap(),
             description,
-            standing: RefCell::new(Standing::Untried),
+            standing: RefCell::new(EngineState::Untried),
             tried: Cell::new(None),
             doubted: Cell::new(false),
             under_way: RefCell::default(),
@@ -333,9 +333,9 @@ mod tests {
         assert!(one.is_due(after(second)));
         one.tried.set(Some(Instant::START));
         for (standing, doubted, due) in [
-            (Standing::Good, false, None),
-            (Standing::Good, true, Some(AGAIN_AFTER_FAILURE)),
-            (Standing::Bad(String::new()), false, Some(AGAIN)),
+            (EngineState::Good, false, None),
+            (EngineState::Good, true, Some(AGAIN_AFTER_FAILURE)),
+            (EngineState::Bad(String::new()), false, Some(AGAIN)),
         ] {
             one.standing.replace(standing);
             one.doubted.set(doubted);
@@ -349,10 +349,10 @@ mod tests {
     fn what_may_be_the_engines_own_fault_casts_doubt_on_it() {
         use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
 
-        for miss in [EngineBlocked(Block::Forbidden), EngineTimedOut, EngineFailed].map(Miss::Refused) {
+        for miss in [EngineBlocked(Block::Forbidden), EngineTimedOut, EngineFailed].map(EngineFailure::Refused) {
             assert!(miss.casts_doubt(), "{miss:?}");
         }
-        assert!(Miss::Unreadable.casts_doubt());
-        assert!(!Miss::Refused(SearchRefusal::BadRequest).casts_doubt());
+        assert!(EngineFailure::Unreadable.casts_doubt());
+        assert!(!EngineFailure::Refused(SearchRefusal::BadRequest).casts_doubt());
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use web_sys::AbortController;
 
-use super::engines::{Asked, Engines, count};
+use super::engines::{PendingSearch, VolunteerEngines, count};
 use crate::{
     base::Instant,
     browser::slot::Bell,
@@ -24,14 +24,14 @@ use crate::{
 const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
 
 /// The exit's state in the loop.
-pub(super) struct Exit {
+pub(super) struct VolunteerExit {
     service: SearchService<ExitStream>,
     /// Whether any engine is offered; if not, queries are refused.
     offers: Rc<Cell<bool>>,
     /// Queries in progress may finish; new ones are refused.
     drains: bool,
     /// Queries not yet taken; the service caps their number.
-    asked: VecDeque<Asked>,
+    asked: VecDeque<PendingSearch>,
     /// The streams of queries in flight.
     asking: Vec<(ExitStream, AbortController)>,
     /// Rings when there is a query to perform.
@@ -40,8 +40,8 @@ pub(super) struct Exit {
     carried: Rc<Cell<u64>>,
 }
 
-impl Exit {
-    pub(super) fn new(engines: &Engines) -> Self {
+impl VolunteerExit {
+    pub(super) fn new(engines: &VolunteerEngines) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters);
         let (offers, bell, carried) = (Rc::clone(&engines.offers), engines.asked.clone(), Rc::clone(&engines.carried));
@@ -101,7 +101,7 @@ impl Exit {
     }
 
     /// The next query to perform.
-    pub(super) fn poll_asked(&mut self) -> Option<Asked> {
+    pub(super) fn poll_asked(&mut self) -> Option<PendingSearch> {
         self.asked.pop_front()
     }
 
@@ -129,7 +129,7 @@ impl Exit {
             return self.service.handle_answer(now, stream, &refused);
         };
         self.asking.push((stream, abort.clone()));
-        self.asked.push_back(Asked { stream, request, abort });
+        self.asked.push_back(PendingSearch { stream, request, abort });
         self.bell.ring();
     }
 

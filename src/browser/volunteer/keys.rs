@@ -10,7 +10,7 @@ use crate::{
     base::{RelayId, WallTime},
     browser::{
         clock,
-        store::{Entry, Store},
+        store::{Store, StoreEntry},
     },
     crypto::{IdentityKey, OnionSecret},
     handshake::OnionKeyring,
@@ -35,17 +35,17 @@ struct Onion {
 impl Keys {
     /// Loads the stored keys; missing or invalid ones are created.
     pub(super) async fn load(store: Store, rng: &mut impl CryptoRng) -> Self {
-        let kept = store.read(Entry::Identity).await.map(Zeroizing::new);
+        let kept = store.read(StoreEntry::Identity).await.map(Zeroizing::new);
         let seed = kept.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
         let identity = seed.map(|seed| IdentityKey::from_bytes(&seed)).unwrap_or_else(|| {
             let made = IdentityKey::generate(rng);
-            store.keep(Entry::Identity, made.to_bytes().as_slice());
+            store.keep(StoreEntry::Identity, made.to_bytes().as_slice());
             made
         });
-        let onion = store.read(Entry::Onion).await.map(Zeroizing::new).and_then(|bytes| Onion::decode(&bytes));
+        let onion = store.read(StoreEntry::Onion).await.map(Zeroizing::new).and_then(|bytes| Onion::decode(&bytes));
         let onion = onion.unwrap_or_else(|| {
             let made = Onion { made: clock::wall_time(), current: OnionSecret::generate(rng), previous: None };
-            store.keep(Entry::Onion, &made.encode());
+            store.keep(StoreEntry::Onion, &made.encode());
             made
         });
         let mut keys = Self { store, identity: Arc::new(identity), onion };
@@ -79,7 +79,7 @@ impl Keys {
         let next = OnionSecret::generate(rng);
         self.onion.previous = Some(core::mem::replace(&mut self.onion.current, next));
         self.onion.made = now;
-        self.store.keep(Entry::Onion, &self.onion.encode());
+        self.store.keep(StoreEntry::Onion, &self.onion.encode());
         Some(OnionSecret::from_bytes(*self.onion.current.to_bytes()))
     }
 }

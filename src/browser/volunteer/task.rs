@@ -5,14 +5,14 @@ use std::{rc::Rc, sync::Arc};
 
 use wasm_bindgen_futures::spawn_local;
 
-use super::{Phase, Volunteer, engines};
+use super::{BrowserVolunteer, VolunteerPhase, engines};
 use crate::{
     base::Instant,
     browser::{
         clock,
-        directory::{DirectoryError, of_another_time},
+        directory::{DocumentFetchError, of_another_time},
         drive::randomness,
-        failure::{Failure, Kind},
+        failure::{FailureKind, PageFailure},
         follow,
     },
     crypto::OnionPublic,
@@ -35,7 +35,7 @@ const SHOW_EVERY: Duration = Duration::from_secs(1);
 
 /// The state of one start.
 struct Course {
-    volunteer: Rc<Volunteer>,
+    volunteer: Rc<BrowserVolunteer>,
     number: u64,
     /// A directory has accepted the registration.
     registered: Cell<bool>,
@@ -46,7 +46,7 @@ struct Course {
 }
 
 /// Runs start number `number` until the next one.
-pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
+pub(super) async fn run(volunteer: Rc<BrowserVolunteer>, number: u64) {
     let course = Rc::new(Course {
         volunteer,
         number,
@@ -59,7 +59,7 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
         match follow::first_consensus(&course.volunteer.directories).await {
             _ if course.is_over() => return,
             Ok(first) => break first,
-            Err(failure) => course.volunteer.set_phase(Phase::Error, &failure.sentence),
+            Err(failure) => course.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence),
         }
         clock::sleep(retry).await;
         retry = retry.saturating_mul(2).min(RETRY.1);
@@ -79,7 +79,7 @@ pub(super) async fn run(volunteer: Rc<Volunteer>, number: u64) {
     if let Some(driver) = course.volunteer.driver() {
         spawn_local(engines::serve(Rc::clone(&course.volunteer), driver));
     }
-    course.volunteer.set_phase(Phase::Registering, "");
+    course.volunteer.set_phase(VolunteerPhase::Registering, "");
     course.keep_registered().await;
 }
 
@@ -115,7 +115,7 @@ impl Course {
         while !self.is_over() {
             let descriptor = match self.descriptor(signed.take()) {
                 Ok(descriptor) => descriptor,
-                Err(failure) => return self.volunteer.set_phase(Phase::Error, &failure.sentence),
+                Err(failure) => return self.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence),
             };
             let outcome = self.volunteer.directories.register(&descriptor.0).await;
             if self.is_over() {
@@ -159,12 +159,12 @@ impl Course {
     }
 
     /// An unreachable directory doesn't make a volunteer unreachable at once: the last list stays valid for a while.
-    fn take_failure(&self, error: DirectoryError) {
-        let refused = matches!(error, DirectoryError::Refused(..));
+    fn take_failure(&self, error: DocumentFetchError) {
+        let refused = matches!(error, DocumentFetchError::Refused(..));
         let failure = if refused && self.is_of_another_time() { of_another_time() } else { error.into() };
         if !self.confirmed.get() || self.volunteer.figures().gateways == 0 {
             self.registered.set(false);
-            self.volunteer.set_phase(Phase::Error, &failure.sentence);
+            self.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence);
         }
     }
 
@@ -185,16 +185,18 @@ impl Course {
             self.alone_since.set(now);
         }
         let (phase, why) = match (gateways, self.confirmed.get()) {
-            (1.., true) => (Phase::Reachable, ""),
-            (0, _) if now.since(self.alone_since.get()) > FIRST_GATEWAY_TIMEOUT => (Phase::Unreachable, NO_GATEWAY),
-            _ => (Phase::Connecting, ""),
+            (1.., true) => (VolunteerPhase::Reachable, ""),
+            (0, _) if now.since(self.alone_since.get()) > FIRST_GATEWAY_TIMEOUT => {
+                (VolunteerPhase::Unreachable, NO_GATEWAY)
+            }
+            _ => (VolunteerPhase::Connecting, ""),
         };
         self.volunteer.set_phase(phase, why);
     }
 
     /// The signed descriptor, with its onion key and creation time: the `before` one while it is valid.
-    fn descriptor(&self, before: Option<Signed>) -> Result<Signed, Failure> {
-        let broken = |_| Failure::new(Kind::BadInput, "this volunteer's stored keys are invalid");
+    fn descriptor(&self, before: Option<Signed>) -> Result<Signed, PageFailure> {
+        let broken = |_| PageFailure::new(FailureKind::BadInput, "this volunteer's stored keys are invalid");
         let mut rng = randomness().map_err(|_| broken(()))?;
         let mut keys = self.volunteer.keys.try_borrow_mut().map_err(|_| broken(()))?;
         if let Some(next) = keys.rotate(&mut rng)

@@ -45,7 +45,8 @@ fn a_client_behind_the_dialled_address_is_refused() {
     let link = LinkId(1);
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
     pair.a.handle(pair.now, LinkEvent::Room { link, bytes: ROOM }, &mut pair.rng);
-    let hello = hello::Hello { versions: vec![1], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
+    let hello =
+        hello::ChannelHello { versions: vec![1], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
     let message = hello.encode().into();
     pair.a.handle(pair.now, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut pair.rng);
     assert_eq!(pair.a.failure(), Some(ChannelError::WrongIdentity.into()));
@@ -116,7 +117,8 @@ fn ends_without_a_common_version_part() {
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     let link = LinkId(1);
     relay.handle(Instant::START, LinkEvent::Opened { link, opened: opened(None, 2, 1) }, &mut rng);
-    let hello = hello::Hello { versions: vec![7], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
+    let hello =
+        hello::ChannelHello { versions: vec![7], capabilities: 0, identity: None, nonce: [1; 32], observed: None };
     let message = hello.encode().into();
     relay.handle(Instant::START, LinkEvent::Message { link, lane: Lane::FIRST, message }, &mut rng);
     assert!(relay.sent.contains_close());

@@ -93,10 +93,7 @@ fn a_circuit_that_trickles_cannot_starve_a_busy_one() {
 #[test]
 fn a_full_circuit_queue_refuses_more_and_destroy_empties_it() {
     let parameters = ChannelParameters { circuit_queue: 5, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
-    pair.link(1, key(2).id());
-    pair.settle();
-    let channel = pair.a.open().unwrap().0;
+    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
     pair.room(1, 0);
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     for tag in 0..5 {
@@ -130,10 +127,7 @@ fn a_destroy_from_the_other_end_drops_what_waits_for_the_circuit() {
 #[test]
 fn too_many_circuits_on_a_channel_are_refused() {
     let parameters = ChannelParameters { circuits_per_channel: 3, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
-    pair.link(1, key(2).id());
-    pair.settle();
-    let channel = pair.a.open().unwrap().0;
+    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
     for _ in 0..3 {
         assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_some());
     }
@@ -143,10 +137,7 @@ fn too_many_circuits_on_a_channel_are_refused() {
 #[test]
 fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
     let parameters = ChannelParameters { refusals: 8, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
-    pair.link(1, key(2).id());
-    pair.settle();
-    let channel = pair.b.open().unwrap().0;
+    let (mut pair, channel) = client_and_relay_with(ChannelParameters::default(), parameters);
     pair.room(1, 0);
     for number in 0..9 {
         pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
@@ -158,10 +149,7 @@ fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
 #[test]
 fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
-    pair.link(1, key(2).id());
-    pair.settle();
-    let channel = pair.a.open().unwrap().0;
+    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
     pair.room(1, 0);
     let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
@@ -239,10 +227,7 @@ fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
 #[test]
 fn refusals_of_ended_circuits_are_no_strangers_and_cost_no_channel() {
     let parameters = ChannelParameters { refusals: 2, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
-    pair.link(1, key(2).id());
-    pair.settle();
-    let channel = ChannelId(LinkId(1));
+    let (mut pair, channel) = client_and_relay_with(ChannelParameters::default(), parameters);
     pair.room(1, 0);
     for number in 1..=9 {
         let circuit = circuit(0x8000_0000 + number);

@@ -114,7 +114,7 @@ fn a_pause_between_builds_is_over_though_nothing_can_be_built() {
     net.give_consensus(NOW);
     net.open(1);
     net.client(|party, now, _| {
-        party.client.attempts.handle_failed(now, now, None);
+        party.client.builds.handle_failed(now, now, None);
         assert!(party.client.poll_timeout().unwrap() <= now.after(Duration::from_millis(50)));
     });
     net.pass(1);
@@ -132,7 +132,7 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
                 party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(key, _)| *key).collect();
             for key in &building {
                 let pooled = party.client.circuits.get_mut(key).unwrap();
-                let Stage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel is open") };
+                let PooledStage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel is open") };
                 assert_eq!(pooled.hop_times.len(), 0);
                 let destroy = crate::wire::Cell::destroy(origin.circuit());
                 pooled.handle_cell(now, destroy, rng);

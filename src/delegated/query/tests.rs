@@ -2,7 +2,7 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::delegated::{Block, Offer, Requests, SearchRefusal};
+use crate::delegated::{Block, HttpOffer, Offer, SearchRefusal};
 
 const NOW: Instant = Instant::START;
 const CAPTCHA: MissReason = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
@@ -23,7 +23,7 @@ fn missed(number: u8, why: MissReason) -> Outcome {
 
 fn offers(exits: &[(u8, &[&str])]) -> Offers {
     let offer =
-        |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: Requests::None };
+        |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: HttpOffer::None };
     Some(exits.iter().map(|(number, names)| (exit(*number), offer(names))).collect())
 }
 

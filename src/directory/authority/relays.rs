@@ -25,7 +25,7 @@ const MAX_UNPROVED_TOGETHER: usize = 32;
 const MAX_PROOFS_TOGETHER: usize = 4;
 
 /// One relay.
-pub(super) struct Entry {
+pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
     first_seen: WallTime,
@@ -48,7 +48,7 @@ enum Proof {
     Asked { at: WallTime, left: Vec<DialTarget>, outdated: bool },
 }
 
-impl Entry {
+impl RelayEntry {
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
         let (proved, proved_once, failures, asked) = (None, false, 0, None);
@@ -186,13 +186,13 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 }
 
 /// All relays, by identity.
-pub(super) struct Relays {
-    entries: BTreeMap<RelayId, Entry>,
+pub(super) struct RelayEntries {
+    entries: BTreeMap<RelayId, RelayEntry>,
     /// Whether the caps on relays of one network are off, as at one site.
     together: bool,
 }
 
-impl Relays {
+impl RelayEntries {
     pub(super) const fn new(together: bool) -> Self {
         Self { entries: BTreeMap::new(), together }
     }
@@ -201,11 +201,11 @@ impl Relays {
         self.entries.len()
     }
 
-    pub(super) fn insert(&mut self, entry: Entry) {
+    pub(super) fn insert(&mut self, entry: RelayEntry) {
         self.entries.insert(entry.descriptor.profile.identity, entry);
     }
 
-    pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut Entry> {
+    pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut RelayEntry> {
         self.entries.get_mut(relay)
     }
 
@@ -218,7 +218,7 @@ impl Relays {
     /// longest known. Relays that are being dialled stay, so that their dials stay counted.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
         let counts = self.unproved();
-        let fullest = |entry: &Entry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
+        let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
         let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_under_way());
         let (relay, _) =
             unproved.max_by_key(|(_, entry)| (fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen)))?;
@@ -228,7 +228,7 @@ impl Relays {
     }
 
     /// Evicts one unproved relay from each network of `new` that has reached its cap.
-    pub(super) fn make_room(&mut self, new: &Entry) -> Vec<RelayId> {
+    pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
         if self.together {
             return Vec::new();
         }
@@ -250,14 +250,14 @@ impl Relays {
 
     /// Number of unproved relays in each network.
     fn unproved(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(Entry::networks))
+        count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
     }
 
     pub(super) fn remove_stale(&mut self, now: WallTime) -> Vec<RelayId> {
         self.entries.extract_if(.., |_, entry| entry.descriptor.is_stale(now)).map(|(relay, _)| relay).collect()
     }
 
-    pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &Entry> {
+    pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &RelayEntry> {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
@@ -275,7 +275,7 @@ impl Relays {
     pub(super) fn wanted_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
         let mut free = most.saturating_sub(self.proofs_under_way());
         let mut networks = self.dialled_networks();
-        let mut due: Vec<(WallTime, &mut Entry)> = Vec::new();
+        let mut due: Vec<(WallTime, &mut RelayEntry)> = Vec::new();
         for entry in self.entries.values_mut() {
             if let Proof::Due(at) = entry.proof
                 && at <= now
@@ -306,7 +306,7 @@ impl Relays {
     pub(super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
         let full = self.proofs_under_way() >= most;
         let networks = self.dialled_networks();
-        let deadline = |entry: &Entry| match entry.proof {
+        let deadline = |entry: &RelayEntry| match entry.proof {
             Proof::Due(at) => (!full && (self.together || !is_full(&networks, entry))).then_some(at),
             Proof::Asked { at, .. } => Some(at.after(timeout)),
         };
@@ -319,13 +319,13 @@ impl Relays {
 
     /// Running proofs in each network.
     fn dialled_networks(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(Entry::networks))
+        count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(RelayEntry::networks))
     }
 
     /// The relays of a consensus made at `now`: of those at one address the longest known, and in total the `most`
     /// longest known.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
-        let mut listed: Vec<&Entry> = self.listed(now).collect();
+        let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
         if !self.together {
             let mut counts: BTreeMap<AddressPrefix, usize> = BTreeMap::new();
@@ -348,7 +348,7 @@ impl Relays {
             .iter()
             .map(|entry| (entry.descriptor.profile.identity, entry.descriptor.profile.family.iter().copied().collect()))
             .collect();
-        let list = |entry: &&Entry| {
+        let list = |entry: &&RelayEntry| {
             let mut profile = entry.descriptor.profile.clone();
             // A family counts if both name each other (proto/08-paths.md, "Families").
             let names_back =
@@ -365,6 +365,6 @@ impl Relays {
     }
 }
 
-fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &Entry) -> bool {
+fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &RelayEntry) -> bool {
     entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_TOGETHER))
 }

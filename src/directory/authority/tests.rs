@@ -234,7 +234,7 @@ fn relays_that_never_proved_themselves_make_room_for_new_ones() {
     register(&mut authority, 1, profile(1), NOW);
     for number in 2..=MAX_RELAYS as u16 {
         let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
-        authority.relays.insert(Entry::new(descriptor, &[], later(u64::from(number))));
+        authority.relays.insert(RelayEntry::new(descriptor, &[], later(u64::from(number))));
     }
     drain(&mut authority);
     submit(&mut authority, 20_000, profile(20_000), NOW);
@@ -446,7 +446,7 @@ fn a_consensus_that_would_be_too_long_leaves_out_the_youngest() {
         let (ice_ufrag, ice_password) = (long("u"), long("p"));
         let profile = Profile { ice_ufrag, ice_password, exit: exit.clone(), ..profile(number) };
         let descriptor = crate::directory::Descriptor { profile, published: NOW };
-        let mut entry = Entry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(most - number))));
+        let mut entry = RelayEntry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(most - number))));
         entry.proved(NOW, Duration::from_secs(3600));
         authority.relays.insert(entry);
     }

@@ -34,7 +34,7 @@ const REPORT_INTERVALS: u32 = 3;
 const LIST_INTERVALS: u32 = 5;
 
 /// One volunteer.
-struct Entry {
+struct VolunteerEntry {
     descriptor: VolunteerDescriptor,
     /// Digest of the registration ([`UnverifiedVolunteer::digest`]).
     digest: [u8; 32],
@@ -55,7 +55,7 @@ struct Ranking {
     gateways: Vec<RelayId>,
 }
 
-impl Entry {
+impl VolunteerEntry {
     /// Its ranking by `consensus`, made once for each consensus.
     fn ranking(&mut self, consensus: &Consensus) -> &[RelayId] {
         if self.ranking.consensus.as_ref() != Some(consensus.digest()) {
@@ -72,7 +72,7 @@ impl Entry {
 }
 
 /// A gateway's last report.
-struct Report {
+struct GatewayReport {
     at_ms: u64,
     came: WallTime,
     /// The volunteers for which it counted.
@@ -82,9 +82,9 @@ struct Report {
 /// All volunteers, by identity, and the reports of gateways.
 #[derive(Default)]
 pub(super) struct Volunteers {
-    entries: BTreeMap<RelayId, Entry>,
+    entries: BTreeMap<RelayId, VolunteerEntry>,
     left: LeftSeeds,
-    reports: BTreeMap<RelayId, Report>,
+    reports: BTreeMap<RelayId, GatewayReport>,
     /// The date of the last list.
     listed: Option<WallTime>,
     next_list: Option<WallTime>,
@@ -117,7 +117,8 @@ impl Volunteers {
                 self.make_room(now, consensus)?;
                 let seed = self.left.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
                 let (reported_by, ranking) = (BTreeSet::new(), Ranking::default());
-                let entry = Entry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
+                let entry =
+                    VolunteerEntry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
                 self.entries.insert(identity, entry);
             }
         }
@@ -157,7 +158,7 @@ impl Volunteers {
             entry.reported_by.insert(gateway);
         }
         let counted = Counted { volunteers: presence.volunteers.clone() };
-        let report = Report { at_ms: presence.at_ms, came: now, volunteers: presence.volunteers };
+        let report = GatewayReport { at_ms: presence.at_ms, came: now, volunteers: presence.volunteers };
         self.reports.insert(gateway, report);
         Ok(counted)
     }
@@ -243,7 +244,7 @@ impl Volunteers {
             }
             stays
         });
-        let is_old = |report: &Report| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) < now;
+        let is_old = |report: &GatewayReport| WallTime::from_unix(report.at_ms / 1000).after(CLOCK_SKEW) < now;
         let old: Vec<_> =
             self.reports.iter().filter(|(_, report)| is_old(report)).map(|(gateway, _)| *gateway).collect();
         for gateway in old {
@@ -260,7 +261,7 @@ impl Volunteers {
         }
         let interval = consensus.map_or_else(Parameters::default, |it| it.parameters().clone()).volunteer_interval();
         let (chance, counts_for) = (interval.max(SHORTEST_CHANCE), interval.saturating_mul(REPORT_INTERVALS));
-        let gives_way = |entry: &Entry| match entry.confirmed {
+        let gives_way = |entry: &VolunteerEntry| match entry.confirmed {
             None => now.since(entry.first_seen) >= chance,
             Some(at) => now.since(at) >= counts_for,
         };
@@ -280,8 +281,8 @@ fn report_lifetime(consensus: &Consensus) -> Duration {
 
 /// The gateways over which the volunteer can be reached, the best ranked first.
 fn reached_by(
-    entry: &mut Entry,
-    reports: &BTreeMap<RelayId, Report>,
+    entry: &mut VolunteerEntry,
+    reports: &BTreeMap<RelayId, GatewayReport>,
     consensus: &Consensus,
     now: WallTime,
 ) -> Vec<RelayId> {

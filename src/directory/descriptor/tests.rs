@@ -6,7 +6,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 use crate::{
-    delegated::{EngineName, Offer, Requests},
+    delegated::{EngineName, HttpOffer, Offer},
     directory::fixture::{NOW, descriptor, exit_profile, key, profile},
     exit_policy::Policy,
 };
@@ -130,7 +130,7 @@ fn a_summary_of_any_policy_passes_as_part_of_a_descriptor() {
 fn the_largest_offer_passes_as_part_of_a_descriptor() {
     let engines = (0..32).map(|number| EngineName::parse(&format!("{number:032}")).unwrap()).collect();
     let hosts = (0..64).map(|number| format!("{number:0100}")).collect();
-    let offer = Offer { engines, requests: Requests::Hosts(hosts) };
+    let offer = Offer { engines, requests: HttpOffer::Hosts(hosts) };
     let wanted = Profile { offer, ..profile(1) };
     assert_eq!(verify(&descriptor(1, wanted.clone(), NOW), NOW).unwrap().profile, wanted);
 }

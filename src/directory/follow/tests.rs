@@ -31,13 +31,13 @@ fn waits(schedule: &mut Schedule, mut now: WallTime) -> Vec<Duration> {
 #[test]
 fn a_round_tries_each_directory_once_and_the_next_begins_where_one_served() {
     let failed: Outcome = Err("failed");
-    let mut round = Round::new(3, 2);
+    let mut round = FetchRound::new(3, 2);
     assert_eq!(round.index(), 2);
     assert_eq!(round.handle_outcome(failed, "old"), None);
     assert_eq!(round.index(), 0);
     assert_eq!(round.handle_outcome(Ok(Some(7)), "old"), Some(Ok(Some(7))));
     assert_eq!(round.index(), 0);
-    let mut round = Round::new(3, 2);
+    let mut round = FetchRound::new(3, 2);
     assert_eq!(round.handle_outcome(failed, "old"), None);
     assert_eq!(round.handle_outcome(failed, "old"), None);
     assert_eq!(round.handle_outcome::<u8, _>(Err("last"), "old"), Some(Err("last")));
@@ -47,9 +47,9 @@ fn a_round_tries_each_directory_once_and_the_next_begins_where_one_served() {
 #[test]
 fn a_directory_that_has_nothing_newer_than_a_stale_document_has_failed() {
     let (in_use, nothing): (_, Outcome) = (consensus([]), Ok(None));
-    let mut fresh = Round::new(2, 0).newer_than(later(FRESH - 1), Some(&in_use));
+    let mut fresh = FetchRound::new(2, 0).newer_than(later(FRESH - 1), Some(&in_use));
     assert_eq!(fresh.handle_outcome(nothing, "old"), Some(Ok(None)));
-    let mut stale = Round::new(2, 0).newer_than(later(FRESH), Some(&in_use));
+    let mut stale = FetchRound::new(2, 0).newer_than(later(FRESH), Some(&in_use));
     assert_eq!(stale.handle_outcome(nothing, "old"), None);
     assert_eq!(stale.handle_outcome(nothing, "old"), Some(Err("old")));
 }

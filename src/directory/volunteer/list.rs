@@ -6,7 +6,7 @@ use super::VolunteerProfile;
 use crate::{
     base::RelayId,
     directory::{
-        Body, Dates, Document, DocumentError, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, SignedDocument,
+        Dates, Document, DocumentError, DocumentKind, MAX_VOLUNTEER_LIST_LEN, MAX_VOLUNTEERS, SignedDocument,
         UnverifiedDocument,
         profile::{Impossible, decode_identities, encode_identities, require},
         schema,
@@ -85,7 +85,7 @@ impl VolunteerListBody {
     }
 }
 
-impl Body for VolunteerListBody {
+impl DocumentKind for VolunteerListBody {
     const NAME: &'static str = "volunteer list";
     const PURPOSE: &'static str = "directory volunteers";
     const MAX_LEN: usize = MAX_VOLUNTEER_LIST_LEN;

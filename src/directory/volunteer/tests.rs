@@ -105,7 +105,7 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
 /// Volunteer 21, with a profile of `length` bytes.
 fn longest_profile(length: usize) -> VolunteerProfile {
     let with = |host: usize| {
-        let requests = crate::delegated::Requests::Hosts(vec!["h".repeat(host)]);
+        let requests = crate::delegated::HttpOffer::Hosts(vec!["h".repeat(host)]);
         let offer = Offer { requests, ..Offer::default() };
         VolunteerProfile { operator: "o".repeat(64), offer, ..volunteer_profile(21) }
     };

@@ -1,6 +1,6 @@
 //! The differences between the two documents that a process follows: consensus and volunteer list.
 
-use super::{Directory, DirectoryError, Page};
+use super::{Directory, DirectoryError, DocumentUrl};
 use crate::{
     base::WallTime,
     directory::{Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody, follow::Followed},
@@ -8,14 +8,14 @@ use crate::{
 
 /// A kind of document that a process follows.
 pub(super) trait Paged: Followed + Send + Sync + 'static {
-    fn page(directory: &mut Directory) -> &mut Page;
+    fn page(directory: &mut Directory) -> &mut DocumentUrl;
 
     /// Whether a failure to get a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
 impl Paged for ConsensusBody {
-    fn page(directory: &mut Directory) -> &mut Page {
+    fn page(directory: &mut Directory) -> &mut DocumentUrl {
         &mut directory.consensus
     }
 
@@ -25,7 +25,7 @@ impl Paged for ConsensusBody {
 }
 
 impl Paged for VolunteerListBody {
-    fn page(directory: &mut Directory) -> &mut Page {
+    fn page(directory: &mut Directory) -> &mut DocumentUrl {
         &mut directory.volunteers
     }
 

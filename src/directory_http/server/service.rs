@@ -14,7 +14,7 @@ use super::{DirectoryServer, Submission};
 use crate::{
     base::{DialError, DialTarget, WallTime},
     directory::{Authority, AuthorityEvent, ProofError},
-    directory_http::store::{Change, Store, StoreError},
+    directory_http::store::{AuthorityStore, Change, StoreError},
 };
 
 /// Shorter than the authority's timeout, so that the authority gets the outcome.
@@ -37,7 +37,7 @@ pub trait Prover: Send + Sync + 'static {
 ///
 /// # Errors
 /// When the store can't be read. A failed write is logged, and the documents are served all the same.
-pub async fn run_authority<S: Store, P: Prover, R: CryptoRng>(
+pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     authority: Authority,
     (server, submissions): (DirectoryServer, mpsc::Receiver<Submission>),
     store: S,
@@ -46,7 +46,7 @@ pub async fn run_authority<S: Store, P: Prover, R: CryptoRng>(
     rng: R,
 ) -> Result<(), StoreError> {
     let (store, prover) = (Arc::new(store), Arc::new(prover));
-    let mut service = Service { authority, server, store, prover, rng, proofs: JoinSet::new() };
+    let mut service = DirectoryService { authority, server, store, prover, rng, proofs: JoinSet::new() };
     let kept = service.store.load()?;
     let records = kept.relays.iter().map(Vec::as_slice);
     service.authority.restore(clock(), records, kept.consensus.as_deref());
@@ -54,7 +54,7 @@ pub async fn run_authority<S: Store, P: Prover, R: CryptoRng>(
     Ok(())
 }
 
-struct Service<S, P, R> {
+struct DirectoryService<S, P, R> {
     authority: Authority,
     server: DirectoryServer,
     store: Arc<S>,
@@ -63,7 +63,7 @@ struct Service<S, P, R> {
     proofs: JoinSet<(DialTarget, Result<(), ProofError>)>,
 }
 
-impl<S: Store, P: Prover, R: CryptoRng> Service<S, P, R> {
+impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
     async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, clock: impl Fn() -> WallTime) {
         loop {
             // Checked here too, because a constant flow of submissions must not delay the deadline.

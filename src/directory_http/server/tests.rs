@@ -24,7 +24,7 @@ use crate::{
     },
     directory_http::{
         client::{DirectoryClient, DirectoryConfig, DirectoryError},
-        store::{Change, Kept, Store, StoreError},
+        store::{AuthorityStore, Change, Kept, StoreError},
     },
 };
 
@@ -61,6 +61,23 @@ fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
     let (server, submissions) = DirectoryServer::new();
     server.publish(&signed_by(&[100], NOW));
     (server, submissions)
+}
+
+/// A directory that refuses every descriptor with `error`, and every report.
+async fn serve_refusals(error: DescriptorError) -> SocketAddr {
+    let (server, mut submissions) = served();
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    tokio::spawn(async move {
+        while let Some(submission) = submissions.recv().await {
+            match submission {
+                Submission::Descriptor(_, answer) => _ = answer.send(Err(error)),
+                Submission::Volunteer(_, answer) => _ = answer.send(Err(error)),
+                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
+            }
+        }
+    });
+    address
 }
 
 #[tokio::test]
@@ -110,18 +127,7 @@ async fn pages_beside_a_directory_change_none_of_its_own_answers() {
 
 #[tokio::test]
 async fn bad_requests_are_answered_not_endured() {
-    let (server, mut submissions) = served();
-    let (listener, address) = listen().await;
-    tokio::spawn(server.serve(listener));
-    tokio::spawn(async move {
-        while let Some(submission) = submissions.recv().await {
-            match submission {
-                Submission::Descriptor(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
-                Submission::Volunteer(_, answer) => _ = answer.send(Err(DescriptorError::Stale)),
-                Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
-            }
-        }
-    });
+    let address = serve_refusals(DescriptorError::Stale).await;
     let post = |len: usize, body: &[u8]| {
         let head =
             format!("POST /v1/descriptor HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n");
@@ -191,7 +197,7 @@ struct Memory {
     consensus: Option<Vec<u8>>,
 }
 
-impl Store for MemoryStore {
+impl AuthorityStore for MemoryStore {
     fn load(&self) -> Result<Kept, StoreError> {
         let kept = self.0.lock().unwrap();
         Ok(Kept { relays: kept.relays.values().cloned().collect(), consensus: kept.consensus.clone() })
@@ -323,16 +329,7 @@ async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
 
 #[tokio::test]
 async fn a_volunteer_for_whom_there_is_no_place_is_told_to_try_again() {
-    let (server, mut submissions) = served();
-    let (listener, address) = listen().await;
-    tokio::spawn(server.serve(listener));
-    tokio::spawn(async move {
-        while let Some(submission) = submissions.recv().await {
-            if let Submission::Volunteer(_, answer) = submission {
-                _ = answer.send(Err(DescriptorError::Full));
-            }
-        }
-    });
+    let address = serve_refusals(DescriptorError::Full).await;
     let refusal = client(address).register(b"anything").await.unwrap_err();
     assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
 }

@@ -108,14 +108,14 @@ pub(crate) struct Senders {
 
 /// An engine, and the sender of its requests.
 #[derive(Debug)]
-pub(crate) struct OfferedEngine {
+pub(crate) struct ExitEngine {
     pub(crate) engine: Engine,
     pub(crate) outbound: Outbound,
 }
 
 /// The source of a description.
 #[derive(Debug)]
-struct Source {
+struct DescriptionSource {
     /// The operator's text.
     written: String,
     name: Option<EngineName>,
@@ -131,7 +131,7 @@ enum Place {
 /// An engine whose description comes from a URL.
 #[derive(Debug)]
 struct Remote {
-    source: Source,
+    source: DescriptionSource,
     /// The position in the operator's list, from 1, used in the log.
     number: usize,
     /// The name under which the engine is offered, once it is.
@@ -143,7 +143,7 @@ struct Remote {
 pub(crate) struct Engines {
     senders: Senders,
     remote: Vec<Remote>,
-    engines: RwLock<BTreeMap<EngineName, Arc<OfferedEngine>>>,
+    engines: RwLock<BTreeMap<EngineName, Arc<ExitEngine>>>,
     /// Notified when an engine is added.
     grown: Notify,
 }
@@ -158,7 +158,7 @@ impl Engines {
         if written.len() > MAX_ENGINES {
             return Err(EngineError::TooMany);
         }
-        let sources = written.iter().map(|written| Source::parse(written.as_ref()));
+        let sources = written.iter().map(|written| DescriptionSource::parse(written.as_ref()));
         let mut sources: Vec<_> = (1..).zip(sources.collect::<Result<Vec<_>, _>>()?).collect();
         // Files first, so that an error in one is reported at once.
         sources.sort_by_key(|(_, source)| source.is_remote());
@@ -195,7 +195,7 @@ impl Engines {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
-    pub(crate) fn find(&self, name: &EngineName) -> Option<Arc<OfferedEngine>> {
+    pub(crate) fn find(&self, name: &EngineName) -> Option<Arc<ExitEngine>> {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
@@ -240,7 +240,7 @@ impl Engines {
     }
 
     /// Offers the engine of `remote` from now on, or its new description.
-    fn offer(&self, remote: &Remote, offered: OfferedEngine) -> Result<(), EngineError> {
+    fn offer(&self, remote: &Remote, offered: ExitEngine) -> Result<(), EngineError> {
         let name = offered.engine.name().clone();
         let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
         if remote.offered.get().is_none() && engines.contains_key(&name) {
@@ -266,7 +266,7 @@ pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engin
     }
     let mut engines: Vec<(Engine, String)> = Vec::new();
     for source in written {
-        let Source { written, name, place } = Source::parse(source.as_ref())?;
+        let DescriptionSource { written, name, place } = DescriptionSource::parse(source.as_ref())?;
         let Place::File(path) = place else { return Err(EngineError::NoFile(written)) };
         let document = read_file(&path).await.map_err(|error| EngineError::File(written.clone(), error))?;
         let engine =
@@ -284,7 +284,7 @@ fn after(wait: Duration) -> Instant {
     sleep(wait).deadline()
 }
 
-impl Source {
+impl DescriptionSource {
     fn parse(written: &str) -> Result<Self, EngineError> {
         // A URL may contain an equals sign too, but not before its scheme.
         let named = written.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
@@ -308,7 +308,7 @@ impl Source {
         matches!(self.place, Place::Url(_))
     }
 
-    async fn describe(&self, name: Option<EngineName>, senders: &Senders) -> Result<OfferedEngine, EngineError> {
+    async fn describe(&self, name: Option<EngineName>, senders: &Senders) -> Result<ExitEngine, EngineError> {
         let written = || self.written.clone();
         let (document, origin) = match &self.place {
             Place::File(path) => {
@@ -326,7 +326,7 @@ impl Source {
             Engine::describe(&document, origin, name).map_err(|error| EngineError::Description(written(), error))?;
         let configured = origin.is_none_or(|origin| is_at(&engine, origin));
         let outbound = if configured { senders.configured.clone() } else { senders.public.clone() };
-        Ok(OfferedEngine { engine, outbound })
+        Ok(ExitEngine { engine, outbound })
     }
 }
 

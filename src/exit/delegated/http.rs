@@ -8,10 +8,8 @@ mod allow;
 #[cfg(test)]
 mod tests;
 
-use core::time::Duration;
-use std::error::Error;
-
 use bytes::Bytes;
+use core::time::Duration;
 use http_body_util::Empty;
 use hyper::{Method, Request, Response, body::Body, header};
 use tokio::{
@@ -20,13 +18,13 @@ use tokio::{
 };
 
 use crate::{
-    delegated::{Requests, message::METHODS},
+    delegated::{HttpOffer, message::METHODS},
     exit::outbound::{Outbound, OutboundError},
-    http_exchange::http1::target_of,
     http_exchange::{
         binary::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
+        body::BodyError,
         fields::{fix_request, fix_response},
-        http1::Answer,
+        http1::{StreamedBody, target_of},
         refusal::Refusal,
     },
 };
@@ -84,11 +82,11 @@ impl Http {
     }
 
     /// The offer for the descriptor.
-    pub(crate) fn offer(&self) -> Requests {
+    pub(crate) fn offer(&self) -> HttpOffer {
         match &self.tier {
-            Tier::None => Requests::None,
-            Tier::Listed(list, _) => Requests::Hosts(allow::hosts(list)),
-            Tier::Open(_) => Requests::Open,
+            Tier::None => HttpOffer::None,
+            Tier::Listed(list, _) => HttpOffer::Hosts(allow::hosts(list)),
+            Tier::Open(_) => HttpOffer::Open,
         }
     }
 
@@ -189,7 +187,7 @@ impl Http {
     async fn answer(
         &self,
         writer: &mut (impl AsyncWrite + Unpin),
-        mut response: Response<Answer>,
+        mut response: Response<StreamedBody>,
     ) -> Result<Option<Refusal>, Refusal> {
         if response.body().size_hint().lower() > self.caps.body {
             return self.refuse(writer, Refusal::AnswerTooLarge).await;
@@ -204,11 +202,12 @@ impl Http {
         Ok(None)
     }
 
-    async fn write<B>(&self, writer: &mut (impl AsyncWrite + Unpin), head: &[u8], body: B) -> Result<(), Refusal>
-    where
-        B: Body,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    async fn write<B: Body<Error: Into<BodyError>>>(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        head: &[u8],
+        body: B,
+    ) -> Result<(), Refusal> {
         let written = async {
             timeout(self.caps.stall, writer.write_all(head)).await.map_err(|_| MessageError::Broken)??;
             write_content(writer, body, self.caps.body, self.caps.stall).await

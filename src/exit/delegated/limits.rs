@@ -22,7 +22,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug)]
 pub(crate) struct Admitted {
     circuit: u64,
-    limits: Arc<Mutex<limits::Limits>>,
+    limits: Arc<Mutex<limits::RequestLimits>>,
 }
 
 impl Drop for Admitted {
@@ -33,17 +33,17 @@ impl Drop for Admitted {
 
 /// The limits and counts of an exit.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct ExitLimits {
     start: Instant,
-    limits: Arc<Mutex<limits::Limits>>,
+    limits: Arc<Mutex<limits::RequestLimits>>,
     counts: HashMap<Refusal, AtomicU64>,
 }
 
-impl Limits {
+impl ExitLimits {
     pub(crate) fn new(rates: Rates, now: Instant) -> Self {
         Self {
             start: now,
-            limits: Arc::new(Mutex::new(limits::Limits::new(rates))),
+            limits: Arc::new(Mutex::new(limits::RequestLimits::new(rates))),
             counts: Refusal::all().map(|refusal| (refusal, AtomicU64::new(0))).collect(),
         }
     }
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_request_is_in_progress_until_it_is_dropped() {
         let now = Instant::now();
-        let limits = Limits::new(Rates { at_once: 1, ..Rates::default() }, now);
+        let limits = ExitLimits::new(Rates { at_once: 1, ..Rates::default() }, now);
         let first = limits.admit(now, 1).unwrap();
         assert_eq!(limits.admit(now, 2).unwrap_err(), Refusal::Busy);
         drop(first);
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn refusals_are_counted_by_reason() {
-        let limits = Limits::new(Rates::default(), Instant::now());
+        let limits = ExitLimits::new(Rates::default(), Instant::now());
         limits.count(Refusal::Busy);
         limits.count(Refusal::Busy);
         limits.count(Refusal::Prohibited);

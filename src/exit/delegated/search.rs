@@ -29,13 +29,13 @@ use crate::{
     exit::outbound::OutboundError,
     http_exchange::{
         fields::USER_AGENT,
-        http1::{Answer, ExchangeError, read_whole},
+        http1::{ExchangeError, StreamedBody, read_whole},
         refusal::Refusal,
     },
     wire::EndReason,
 };
 
-use super::engines::{Engines, OfferedEngine};
+use super::engines::{Engines, ExitEngine};
 
 /// Maximum redirects within the engine's host.
 const MAX_REDIRECTS: usize = 3;
@@ -70,7 +70,7 @@ impl Default for SearchCaps {
 
 /// The search service of an exit.
 #[derive(Debug)]
-pub(crate) struct Search {
+pub(crate) struct ExitSearch {
     engines: Engines,
     caps: SearchCaps,
     /// Permits for parsing. The parsing of a hostile answer can use a multiple of its length in memory, and one
@@ -78,7 +78,7 @@ pub(crate) struct Search {
     readers: Arc<Semaphore>,
 }
 
-impl Search {
+impl ExitSearch {
     pub(crate) fn new(engines: Engines, caps: SearchCaps) -> Self {
         Self { engines, caps, readers: Arc::new(Semaphore::new(caps.readers)) }
     }
@@ -190,7 +190,7 @@ async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<
 
 /// Queries an engine; returns the URL after redirects, the status and the body of its answer, at most `most` bytes.
 async fn query_engine(
-    offered: &Arc<OfferedEngine>,
+    offered: &Arc<ExitEngine>,
     request: &SearchRequest,
     most: usize,
 ) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
@@ -224,7 +224,7 @@ const REDIRECTED: Refused = Refused { sent: SearchRefusal::EngineRedirected, cou
 
 /// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
 /// `http`.
-fn redirect(at: &Url, response: &Response<Answer>) -> Option<Url> {
+fn redirect(at: &Url, response: &Response<StreamedBody>) -> Option<Url> {
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     let next = at.join(location).ok()?;
     let same = next.scheme() == at.scheme() && next.port_or_known_default() == at.port_or_known_default();

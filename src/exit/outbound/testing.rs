@@ -8,7 +8,10 @@ use hyper::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::io::testing::origin;
+use crate::{
+    http_exchange::body::{BodyError, OutgoingBody},
+    io::testing::origin,
+};
 
 /// The certificate authority of [`https_origin`], with its root in a PEM file.
 pub(crate) struct TestRoot {
@@ -51,9 +54,7 @@ pub(crate) async fn http_origin<F, B>(
 ) -> SocketAddr
 where
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: OutgoingBody,
 {
     origin(move |socket| serve_http(socket, answer.clone())).await
 }
@@ -65,9 +66,7 @@ pub(crate) async fn https_origin<F, B>(
 ) -> SocketAddr
 where
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: OutgoingBody,
 {
     origin(move |socket| {
         let (acceptor, answer) = (acceptor.clone(), answer.clone());
@@ -84,8 +83,7 @@ async fn serve_http<S, F, B>(stream: S, answer: impl Fn(Request<Incoming>) -> F)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     F: Future<Output = Response<B>>,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body<Error: Into<BodyError>> + 'static,
 {
     let service = hyper::service::service_fn(|request| {
         let answered = answer(request);

@@ -40,7 +40,7 @@ async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
     Response::new(Full::from(format!("{head} {}", body.len())))
 }
 
-async fn body(response: Response<Answer>) -> String {
+async fn body(response: Response<StreamedBody>) -> String {
     String::from_utf8(read_whole(response.into_body(), 1 << 20).await.unwrap()).unwrap()
 }
 

@@ -30,7 +30,7 @@ impl RttSamples {
 }
 
 /// One round: until the SENDME of the first tag sent after it began.
-pub(super) struct Round {
+pub(super) struct WindowRound {
     pub(super) began: Instant,
     /// DATA cells acknowledged when it began.
     acknowledged: u64,
@@ -39,7 +39,7 @@ pub(super) struct Round {
     pub(super) rtt: RttSamples,
 }
 
-impl Round {
+impl WindowRound {
     pub(super) const fn new(began: Instant, acknowledged: u64) -> Self {
         Self { began, acknowledged, full: 0, rtt: RttSamples::NONE }
     }

@@ -75,7 +75,7 @@ async fn names_have_addresses_and_addresses_names() {
     assert_eq!(found.ttl, SHORT_TTL);
     assert_eq!(found.answers.len(), 2);
     let found = resolver.resolve(&Host::Ip(GLOBAL)).await.unwrap();
-    assert_eq!(found.answers, [Answer::Name("host.example.net".to_owned())]);
+    assert_eq!(found.answers, [ResolvedAnswer::Name("host.example.net".to_owned())]);
     for unknown in [name("none.example.net"), Host::Ip(IpAddr::from([93, 184, 215, 99]))] {
         assert_eq!(resolver.resolve(&unknown).await, Err(EndReason::NotFound));
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::{stream::StreamCommand, wire::EndReason};
 
-use super::{DuplexState, Reader, Stream, StreamShared, Writer};
+use super::{DuplexState, Stream, StreamReader, StreamShared, StreamWriter};
 
 /// All open streams of one core; owned by the core's task. `Id` is the core's identifier of a stream:
 /// `client::ClientStream` or `relay::ExitStream`.
@@ -48,8 +48,8 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         let shared = Arc::new(StreamShared { id: id.into(), queue: self.queue.clone(), state });
         self.streams.insert(id, Arc::clone(&shared));
         Stream {
-            reader: Reader { shared: Arc::clone(&shared), chunks: VecDeque::new(), unreported: 0 },
-            writer: Writer { shared: Arc::clone(&shared) },
+            reader: StreamReader { shared: Arc::clone(&shared), chunks: VecDeque::new(), unreported: 0 },
+            writer: StreamWriter { shared: Arc::clone(&shared) },
             shared,
         }
     }

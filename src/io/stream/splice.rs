@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::wire::EndReason;
 
-use super::{Reader, Stream, StreamFailed, Writer, io_error, receive_window::ReceiveWindow};
+use super::{Stream, StreamFailed, StreamReader, StreamWriter, io_error, receive_window::ReceiveWindow};
 
 /// Bytes read from a socket at once.
 const CHUNK: usize = 64 * 1024;
@@ -113,7 +113,7 @@ async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Resu
 
 async fn from_socket(
     socket: &ReadHalf<'_>,
-    writer: &Writer,
+    writer: &StreamWriter,
     moved: &AtomicU64,
     mut window: Option<ReceiveWindow>,
 ) -> io::Result<()> {
@@ -145,7 +145,7 @@ async fn from_socket(
     }
 }
 
-async fn to_socket(reader: &mut Reader, mut socket: WriteHalf<'_>, moved: &AtomicU64) -> io::Result<()> {
+async fn to_socket(reader: &mut StreamReader, mut socket: WriteHalf<'_>, moved: &AtomicU64) -> io::Result<()> {
     loop {
         let chunk = reader.fill_buf().await?;
         if chunk.is_empty() {

@@ -9,8 +9,8 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::{
-    origin::Origin,
     process::Processes,
+    server::BenchServer,
     stream::{BenchError, BenchStream, Fetched, MIB, rate_mib},
 };
 
@@ -48,23 +48,23 @@ pub(super) struct Load {
 impl Load {
     /// Sends one small request on each circuit, so that building circuits isn't measured; returns the time that it
     /// took.
-    pub(super) async fn warm_up(&self, origin: &Origin) -> Result<Duration, BenchError> {
+    pub(super) async fn warm_up(&self, origin: &BenchServer) -> Result<Duration, BenchError> {
         let circuits = self.circuits.min(self.streams);
         let load = Self { streams: circuits, requests: circuits, bytes: 1, ..*self };
         Ok(load.run(origin, false).await?.elapsed)
     }
 
     /// Runs all phases of the mode.
-    pub(super) async fn measure(&self, origin: &Origin) -> Result<Vec<Phase>, BenchError> {
-        let mut phases = vec![Phase::new("one stream per request", self.run(origin, false).await?)];
+    pub(super) async fn measure(&self, origin: &BenchServer) -> Result<Vec<PhaseResult>, BenchError> {
+        let mut phases = vec![PhaseResult::new("one stream per request", self.run(origin, false).await?)];
         if self.mode == Mode::Requests {
-            phases.push(Phase::new("kept streams", self.run(origin, true).await?));
+            phases.push(PhaseResult::new("kept streams", self.run(origin, true).await?));
         }
         Ok(phases)
     }
 
     /// Runs all requests, spread evenly over the streams, which are persistent or new for each request.
-    async fn run(&self, origin: &Origin, kept: bool) -> Result<Samples, BenchError> {
+    async fn run(&self, origin: &BenchServer, kept: bool) -> Result<Samples, BenchError> {
         let start = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..self.streams {
@@ -83,7 +83,7 @@ impl Load {
         worker: u32,
         quota: usize,
         target: SocketAddr,
-        origin: Arc<super::origin::TargetState>,
+        origin: Arc<super::server::TargetState>,
         kept: bool,
     ) -> impl Future<Output = Result<Vec<Fetched>, BenchError>> + use<> {
         let load = *self;
@@ -135,7 +135,7 @@ impl Spread {
 
 /// The result of one phase.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Phase {
+pub(super) struct PhaseResult {
     name: &'static str,
     requests: usize,
     bytes: u64,
@@ -152,7 +152,7 @@ pub(super) struct Phase {
     fastest_mib_per_second: f64,
 }
 
-impl Phase {
+impl PhaseResult {
     fn new(name: &'static str, Samples { fetched, elapsed }: Samples) -> Self {
         let bytes = fetched.iter().map(|one| one.bytes).sum();
         let rates = || fetched.iter().map(Fetched::rate_mib);
@@ -174,18 +174,18 @@ impl Phase {
 
 /// The result of a measurement.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct Measurement {
     load: Load,
     /// Time until each circuit has answered once.
     warm_up_ms: f64,
-    phases: Vec<Phase>,
+    phases: Vec<PhaseResult>,
     /// Processor seconds of the watched processes per GiB.
     cpu_seconds_per_gib: Option<f64>,
     processes: Option<Processes>,
 }
 
-impl Report {
-    pub(super) fn new(load: Load, warm_up: Duration, phases: Vec<Phase>, processes: Option<Processes>) -> Self {
+impl Measurement {
+    pub(super) fn new(load: Load, warm_up: Duration, phases: Vec<PhaseResult>, processes: Option<Processes>) -> Self {
         let gib = phases.iter().map(|phase| phase.bytes).sum::<u64>() as f64 / GIB;
         let cpu_seconds_per_gib = processes.map(|processes| processes.cpu_seconds / gib);
         Self { load, warm_up_ms: warm_up.as_secs_f64() * 1e3, phases, cpu_seconds_per_gib, processes }
@@ -225,7 +225,7 @@ impl Report {
     }
 }
 
-impl Phase {
+impl PhaseResult {
     fn to_words(&self, mode: Mode) -> String {
         let spread = |spread: Spread| format!("p50 {:.2} ms   p99 {:.2} ms", spread.p50_ms, spread.p99_ms);
         let mut words = String::new();

@@ -85,14 +85,14 @@ enum Way {
 }
 
 /// The result of one search.
-struct Asked {
+struct TimedSearch {
     took: Duration,
     links: Vec<String>,
 }
 
 /// The rate of concurrent searches on one way.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Rate {
+pub(super) struct SearchRate {
     searches: usize,
     per_second: f64,
     spread: Spread,
@@ -117,8 +117,8 @@ pub(super) struct SearchReport {
 #[derive(Clone, Copy, Debug, Serialize)]
 struct AtOnce {
     streams: usize,
-    direct: Rate,
-    through: Rate,
+    direct: SearchRate,
+    through: SearchRate,
     share: f64,
     circuits: u64,
 }
@@ -140,9 +140,9 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
         through.insert(other, sides.ask(Way::Through, other).await?);
     }
     let is_same =
-        |(number, asked): &(&usize, &Asked)| through.get(number).is_some_and(|other| other.links == asked.links);
+        |(number, asked): &(&usize, &TimedSearch)| through.get(number).is_some_and(|other| other.links == asked.links);
     let same = direct.iter().filter(is_same).count();
-    let spread = |asked: &BTreeMap<usize, Asked>| Spread::of(asked.values().map(|asked| asked.took));
+    let spread = |asked: &BTreeMap<usize, TimedSearch>| Spread::of(asked.values().map(|asked| asked.took));
     let (direct, through) = (spread(&direct), spread(&through));
     let at_once = match streams {
         0 | 1 => None,
@@ -166,7 +166,7 @@ impl AtOnce {
     /// fifty per second. More rounds would measure that limit.
     async fn measure(sides: &Arc<Sides>, streams: usize, from: usize) -> Result<Self, Failure> {
         const ROUNDS: usize = 3;
-        let (mut direct, mut through) = (Rounds::default(), Rounds::default());
+        let (mut direct, mut through) = (SearchRounds::default(), SearchRounds::default());
         let before = sides.circuits().await?;
         for round in 0..ROUNDS {
             let first = |round: usize| from.saturating_add(round.saturating_mul(streams).saturating_mul(EACH));
@@ -183,20 +183,20 @@ impl AtOnce {
 
 /// The durations of rounds of searches.
 #[derive(Default)]
-struct Rounds {
+struct SearchRounds {
     took: Vec<Duration>,
     elapsed: Duration,
 }
 
-impl Rounds {
+impl SearchRounds {
     fn add(&mut self, (took, elapsed): (Vec<Duration>, Duration)) {
         self.took.extend(took);
         self.elapsed = self.elapsed.saturating_add(elapsed);
     }
 
-    fn rate(&self) -> Rate {
+    fn rate(&self) -> SearchRate {
         let per_second = self.took.len() as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
-        Rate { searches: self.took.len(), per_second, spread: Spread::of(self.took.iter().copied()) }
+        SearchRate { searches: self.took.len(), per_second, spread: Spread::of(self.took.iter().copied()) }
     }
 }
 
@@ -214,14 +214,14 @@ impl Sides {
     }
 
     /// Makes the `number`th search on one way.
-    async fn ask(&self, way: Way, number: usize) -> Result<Asked, Failure> {
+    async fn ask(&self, way: Way, number: usize) -> Result<TimedSearch, Failure> {
         match way {
             Way::Direct => self.ask_engine(&terms(number)).await,
             Way::Through => self.ask_client(&terms(number)).await,
         }
     }
 
-    async fn ask_engine(&self, terms: &str) -> Result<Asked, Failure> {
+    async fn ask_engine(&self, terms: &str) -> Result<TimedSearch, Failure> {
         let request = SearchRequest::new(self.engine.name().clone(), terms, 1, None).map_err(Failure::failed)?;
         let question = self.engine.question(&request).ok_or_else(|| self.no_answer())?;
         let began = Instant::now();
@@ -233,7 +233,7 @@ impl Sides {
         match self.engine.read(&request, &Response { url: &question.url, status, body: &body }) {
             SearchAnswer::Results { results, .. } => {
                 let links = results.iter().take(COMPARED).map(|result| result.link.to_string()).collect();
-                Ok(Asked { took, links })
+                Ok(TimedSearch { took, links })
             }
             SearchAnswer::Refused(refusal) => {
                 Err(Failure::failed(format!("the engine refused a direct query: {refusal}")))
@@ -241,13 +241,13 @@ impl Sides {
         }
     }
 
-    async fn ask_client(&self, terms: &str) -> Result<Asked, Failure> {
+    async fn ask_client(&self, terms: &str) -> Result<TimedSearch, Failure> {
         let engine = Some(self.engine.name().to_string());
-        let search = api::Search { terms: terms.to_owned(), engine, ..api::Search::default() };
+        let search = api::ApiSearch { terms: terms.to_owned(), engine, ..api::ApiSearch::default() };
         let began = Instant::now();
         let found: api::Searched = control::ask(self.control, "/api/search", Some(&search)).await?;
         let took = began.elapsed();
-        Ok(Asked { took, links: found.results.into_iter().take(COMPARED).map(|result| result.link).collect() })
+        Ok(TimedSearch { took, links: found.results.into_iter().take(COMPARED).map(|result| result.link).collect() })
     }
 
     fn no_answer(&self) -> Failure {
@@ -256,7 +256,7 @@ impl Sides {
 
     /// Circuits that the client has used for this engine: one for each request to an exit.
     async fn circuits(&self) -> Result<u64, Failure> {
-        let engines: Vec<api::Engine> = control::ask(self.control, "/api/engines", None::<&()>).await?;
+        let engines: Vec<api::OfferedEngine> = control::ask(self.control, "/api/engines", None::<&()>).await?;
         let own = engines.iter().filter(|engine| engine.engine == self.engine.name().as_str());
         let exits = own.flat_map(|engine| &engine.exits);
         Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
@@ -307,7 +307,7 @@ impl SearchReport {
             self.compared,
         );
         if let Some(AtOnce { streams, direct, through, share, circuits }) = self.at_once {
-            let rate = |rate: Rate| format!("{:.0} per second   {}", rate.per_second, spread(rate.spread));
+            let rate = |rate: SearchRate| format!("{:.0} per second   {}", rate.per_second, spread(rate.spread));
             // Writing to a string can't fail.
             let _ = write!(
                 words,

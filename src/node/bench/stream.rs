@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::node::Failure;
 
-use super::origin::{Origin, TargetState, read_head};
+use super::server::{BenchServer, TargetState, read_head};
 
 const BUFFER: usize = 64 * 1024;
 pub(super) const MIB: f64 = 1_048_576.0;
@@ -102,7 +102,7 @@ impl Fetched {
 ///
 /// # Errors
 /// When the stream can't be opened or breaks, or a byte differs.
-pub(crate) async fn fetch(socks: SocketAddr, origin: &Origin, length: u64) -> Result<Fetched, BenchError> {
+pub(crate) async fn fetch(socks: SocketAddr, origin: &BenchServer, length: u64) -> Result<Fetched, BenchError> {
     BenchStream::open(socks, origin.address(), Arc::clone(origin.shared()), 0).await?.request(length, 0).await
 }
 

@@ -68,7 +68,7 @@ async fn each_mode_gives_figures_in_words_and_json() {
         ("--mode requests --streams 4 --requests 30", "kept streams"),
     ] {
         let options = options(&format!("--socks {socks} --pid {} {arguments}", std::process::id()));
-        let origin = Origin::start().await.unwrap();
+        let origin = BenchServer::start().await.unwrap();
         let report = measure(&options, &origin).await.unwrap();
         assert!(report.to_words().contains(words), "{}", report.to_words());
         let json: serde_json::Value = serde_json::to_value(&report).unwrap();
@@ -82,7 +82,7 @@ async fn each_mode_gives_figures_in_words_and_json() {
 
 #[tokio::test]
 async fn a_single_changed_bit_is_found() {
-    let origin = Origin::start().await.unwrap();
+    let origin = BenchServer::start().await.unwrap();
     for place in [60, 5_000, 70_000] {
         let error = fetch(socks_port(Some(place)).await, &origin, 100_000).await.unwrap_err();
         assert!(matches!(error, BenchError::Differs { .. } | BenchError::Head), "{error}");

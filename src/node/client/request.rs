@@ -1,15 +1,16 @@
 //! HTTP requests of the crate's API.
 
-use std::error::Error;
-
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Response, body::Body};
+use hyper::{Request, Response};
 use url::Url;
 
-use crate::requests::{
-    http::{RequestError, Requester, ResponseBody},
-    oblivious::ObliviousError,
+use crate::{
+    http_exchange::body::OutgoingBody,
+    requests::{
+        http::{RequestError, Requester, ResponseBody},
+        oblivious::ObliviousError,
+    },
 };
 
 use super::Client;
@@ -34,12 +35,7 @@ impl Client {
     /// let page = client.request(request).await?.into_body().collect().await?.to_bytes();
     /// # Ok(()) }
     /// ```
-    pub async fn request<B>(&self, request: Request<B>) -> Result<Response<ResponseBody>, RequestError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    pub async fn request<B: OutgoingBody>(&self, request: Request<B>) -> Result<Response<ResponseBody>, RequestError> {
         self.requester().perform(request, Vec::new(), self.isolation).await.map(|performed| performed.response)
     }
 
@@ -49,12 +45,10 @@ impl Client {
     ///
     /// # Errors
     /// When no stream can be opened, the target fails TLS verification, or the answer is no valid response.
-    pub async fn request_over_stream<B>(&self, request: Request<B>) -> Result<Response<ResponseBody>, RequestError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    pub async fn request_over_stream<B: OutgoingBody>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Response<ResponseBody>, RequestError> {
         self.requester().over_stream(request, self.isolation).await
     }
 
@@ -67,16 +61,11 @@ impl Client {
     ///
     /// # Errors
     /// See [`ObliviousError`].
-    pub async fn request_obliviously<B>(
+    pub async fn request_obliviously<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,
-    ) -> Result<Response<Full<Bytes>>, ObliviousError>
-    where
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    ) -> Result<Response<Full<Bytes>>, ObliviousError> {
         self.requester().oblivious(gateway, request).await
     }
 

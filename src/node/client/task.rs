@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     base::{Instant, LinkMachine, RelayId},
-    client::{Client, ClientEvent, ClientParameters, ClientStream, StreamFailure},
+    client::{ClientEvent, ClientMachine, ClientParameters, ClientStream, StreamFailure},
     connector::{ConnectError, Delegated, Hop, Isolation},
     delegated::{Delegation, Offer},
     directory::{Consensus, VolunteerList},
@@ -33,7 +33,7 @@ use crate::{
         Core,
         native::{Certificate, Sockets},
     },
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 /// Requests and commands taken before the core is drained.
@@ -43,10 +43,10 @@ const SPARE_SEARCHES: usize = 3;
 
 use super::Searches;
 
-type Reply<T> = oneshot::Sender<Result<T, ConnectError>>;
+type ReplySender<T> = oneshot::Sender<Result<T, ConnectError>>;
 
 /// Requests of the handles to the task.
-pub(super) enum Request {
+pub(super) enum ClientCommand {
     /// Opens a stream to `target`.
     Open {
         /// The target.
@@ -54,7 +54,7 @@ pub(super) enum Request {
         /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
-        reply: Reply<Stream>,
+        reply: ReplySender<Stream>,
     },
     /// Resolves `host`.
     Resolve {
@@ -63,7 +63,7 @@ pub(super) enum Request {
         /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
-        reply: Reply<Vec<Answer>>,
+        reply: ReplySender<Vec<ResolvedAnswer>>,
     },
     /// Has an exit that offers it perform a request.
     Delegate {
@@ -74,7 +74,7 @@ pub(super) enum Request {
         /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
-        reply: Reply<Delegated>,
+        reply: ReplySender<Delegated>,
     },
     /// A newer consensus.
     Consensus(Arc<Consensus>),
@@ -85,17 +85,17 @@ pub(super) enum Request {
 /// A client's core joined with a transport; requests arrive over `requests`.
 pub(super) fn drive(
     folder: Option<Folder>,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<ClientCommand>,
     parameters: ClientParameters,
     searches: Searches,
-    observers: Observers,
+    observers: ClientObservers,
 ) -> Result<Drive<ClientCore>, Failure> {
     let guards = match &folder {
         Some(folder) => folder.guards()?,
         None => GuardSample::default(),
     };
     let core = ClientCore {
-        client: Client::new(parameters, guards),
+        client: ClientMachine::new(parameters, guards),
         hub: Hub::new(),
         requests,
         waiting: BTreeMap::new(),
@@ -113,14 +113,14 @@ pub(super) fn drive(
 
 /// The client's core with its edges.
 pub(super) struct ClientCore {
-    client: Client,
+    client: ClientMachine,
     hub: Hub<ClientStream>,
-    requests: mpsc::Receiver<Request>,
-    waiting: BTreeMap<ClientStream, Waiting>,
+    requests: mpsc::Receiver<ClientCommand>,
+    waiting: BTreeMap<ClientStream, WaitingRequester>,
     folder: Option<Folder>,
     searches: Searches,
     offering: Offering,
-    observers: Observers,
+    observers: ClientObservers,
     reported: Reported,
 }
 
@@ -138,7 +138,7 @@ fn offering<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(Rela
 }
 
 /// Recipients of the task's events.
-pub(super) struct Observers {
+pub(super) struct ClientObservers {
     /// Set when the first circuit is built.
     pub(super) ready: watch::Sender<bool>,
     /// The offers of the exits of each new consensus.
@@ -148,10 +148,10 @@ pub(super) struct Observers {
 }
 
 /// Requesters that wait for a stream or an answer.
-enum Waiting {
-    Stream(Reply<Stream>),
-    Answer(Reply<Vec<Answer>>),
-    Delegated(Reply<Delegated>),
+enum WaitingRequester {
+    Stream(ReplySender<Stream>),
+    Answer(ReplySender<Vec<ResolvedAnswer>>),
+    Delegated(ReplySender<Delegated>),
 }
 
 /// Steps of the start that were already reported.
@@ -162,25 +162,25 @@ struct Reported {
 }
 
 impl ClientCore {
-    fn handle_request(&mut self, now: Instant, request: Request, rng: &mut StdRng) {
+    fn handle_request(&mut self, now: Instant, request: ClientCommand, rng: &mut StdRng) {
         match request {
-            Request::Open { target, isolation, reply } => {
+            ClientCommand::Open { target, isolation, reply } => {
                 let stream = self.client.open(now, target, isolation);
-                self.waiting.insert(stream, Waiting::Stream(reply));
+                self.waiting.insert(stream, WaitingRequester::Stream(reply));
             }
-            Request::Resolve { host, isolation, reply } => {
+            ClientCommand::Resolve { host, isolation, reply } => {
                 let stream = self.client.resolve(now, host, isolation);
-                self.waiting.insert(stream, Waiting::Answer(reply));
+                self.waiting.insert(stream, WaitingRequester::Answer(reply));
             }
-            Request::Delegate { delegation, not_by, isolation, reply } => {
+            ClientCommand::Delegate { delegation, not_by, isolation, reply } => {
                 if let Delegation::Search(_) = delegation {
                     // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
                 }
                 let stream = self.client.delegate(now, delegation, not_by, isolation);
-                self.waiting.insert(stream, Waiting::Delegated(reply));
+                self.waiting.insert(stream, WaitingRequester::Delegated(reply));
             }
-            Request::Consensus(consensus) => {
+            ClientCommand::Consensus(consensus) => {
                 if !self.reported.consensus {
                     self.reported.consensus = true;
                     self.observers.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
@@ -190,7 +190,7 @@ impl ClientCore {
                 self.take_offers();
                 self.client.set_consensus(now, wall_time(), consensus, rng);
             }
-            Request::Volunteers(list) => {
+            ClientCommand::Volunteers(list) => {
                 let listed = list.volunteers().iter().map(|it| (it.identity(), &it.profile.offer));
                 self.offering.volunteers = offering(listed);
                 self.take_offers();
@@ -235,7 +235,7 @@ impl ClientCore {
                 );
             }
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
-                if let Some(Waiting::Delegated(reply)) = self.waiting.remove(&stream) {
+                if let Some(WaitingRequester::Delegated(reply)) = self.waiting.remove(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
                     let opened = self.hub.open(stream, self.client.room(stream));
                     let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
@@ -249,13 +249,13 @@ impl ClientCore {
     fn handle_stream(&mut self, stream: ClientStream, event: StreamEvent) {
         match event {
             StreamEvent::Connected(_) => {
-                if let Some(Waiting::Stream(reply)) = self.waiting.remove(&stream) {
+                if let Some(WaitingRequester::Stream(reply)) = self.waiting.remove(&stream) {
                     // If the requester no longer waits, the stream is dropped, which resets it.
                     let _ = reply.send(Ok(self.hub.open(stream, self.client.room(stream))));
                 }
             }
             StreamEvent::Resolved { answers, .. } => {
-                if let Some(Waiting::Answer(reply)) = self.waiting.remove(&stream) {
+                if let Some(WaitingRequester::Answer(reply)) = self.waiting.remove(&stream) {
                     let _ = reply.send(Ok(answers));
                 }
             }
@@ -271,9 +271,9 @@ impl ClientCore {
     /// Ends a stream, or the wait for it.
     fn close(&mut self, stream: ClientStream, failure: StreamFailure) {
         match self.waiting.remove(&stream) {
-            Some(Waiting::Stream(reply)) => _ = reply.send(Err(failure.into())),
-            Some(Waiting::Answer(reply)) => _ = reply.send(Err(failure.into())),
-            Some(Waiting::Delegated(reply)) => _ = reply.send(Err(failure.into())),
+            Some(WaitingRequester::Stream(reply)) => _ = reply.send(Err(failure.into())),
+            Some(WaitingRequester::Answer(reply)) => _ = reply.send(Err(failure.into())),
+            Some(WaitingRequester::Delegated(reply)) => _ = reply.send(Err(failure.into())),
             None => self.hub.fail(stream, end_reason(failure)),
         }
     }

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     exit::outbound::testing::http_origin,
     io::testing::origin,
-    page::{self, Page, Reader, check::Check},
+    page::{self, PageReader, SearchPage, check::Check},
     requests::{
         http::testing::OneExit,
         search::{Exits, Searcher},
@@ -30,9 +30,9 @@ async fn client() -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let overlay = OneExit::new().await;
     let (_, offers) = watch::channel(None);
-    let page = Page {
+    let page = SearchPage {
         searcher: Searcher::new(overlay.clone(), Exits::new(offers, None)),
-        reader: Reader::new(overlay.clone().requester()),
+        reader: PageReader::new(overlay.clone().requester()),
         requester: overlay.requester(),
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),

@@ -8,8 +8,8 @@ use crate::{
             Delegate,
             engines::{Engines, Senders},
             http::{Allow, Http, HttpCaps, Tier},
-            limits::{Limits, Rates},
-            search::{Search, SearchCaps},
+            limits::{ExitLimits, Rates},
+            search::{ExitSearch, SearchCaps},
         },
         outbound::{Outbound, OutboundLimits, TargetPolicies},
     },
@@ -82,12 +82,12 @@ pub(super) async fn delegate(
     };
     let public = outbound(TargetPolicies { resolved: all(private)?, literal: all(private)? });
     let search = search(options, Senders { configured, public }).await?;
-    Ok(Some(Delegate::new(search, Http::new(http, caps), Limits::new(rates, Instant::now()))))
+    Ok(Some(Delegate::new(search, Http::new(http, caps), ExitLimits::new(rates, Instant::now()))))
 }
 
 /// The search service with the engines of `options`, whose requests `senders` send.
-async fn search(options: &RelayOptions, senders: Senders) -> Result<Search, Failure> {
+async fn search(options: &RelayOptions, senders: Senders) -> Result<ExitSearch, Failure> {
     let written: Vec<&String> = options.engine.iter().flatten().collect();
     let engines = Engines::load(&written, senders).await.map_err(Failure::usage)?;
-    Ok(Search::new(engines, SearchCaps::default()))
+    Ok(ExitSearch::new(engines, SearchCaps::default()))
 }

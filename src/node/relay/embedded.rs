@@ -14,7 +14,7 @@ use crate::{
     relay::RelayFigures,
 };
 
-use super::{Assembly, Progress, task::Update};
+use super::{Progress, RelayAssembly, task::Update};
 
 /// The network, the keys and the addresses of an [`EmbeddedRelay`].
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ impl EmbeddedRelay {
     pub async fn start(config: RelayConfig) -> Result<Self, RelayError> {
         let options = options(config)?;
         let (progress, ready) = Progress::new(Reporter::new(false));
-        let assembly = Assembly::new(&options, progress).await?;
+        let assembly = RelayAssembly::new(&options, progress).await?;
         let (identity, updates) = (assembly.identity, assembly.updates.clone());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(assembly.run_until(async {

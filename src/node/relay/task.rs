@@ -32,7 +32,7 @@ pub(super) enum Update {
 }
 
 /// The neighbours that matter to the directory, as the core reports them: the sending side.
-pub(super) struct Observers {
+pub(super) struct RelayObservers {
     volunteers: watch::Sender<Vec<RelayId>>,
     gateways: watch::Sender<Vec<RelayId>>,
 }
@@ -46,10 +46,10 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new() -> (Observers, Self) {
+    pub(super) fn new() -> (RelayObservers, Self) {
         let (volunteers_sender, volunteers) = watch::channel(Vec::new());
         let (gateways_sender, gateways) = watch::channel(Vec::new());
-        (Observers { volunteers: volunteers_sender, gateways: gateways_sender }, Self { volunteers, gateways })
+        (RelayObservers { volunteers: volunteers_sender, gateways: gateways_sender }, Self { volunteers, gateways })
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) struct RelayCore {
     relay: Relay,
     exit: Option<Exit>,
     updates: mpsc::Receiver<Update>,
-    observers: Observers,
+    observers: RelayObservers,
 }
 
 impl RelayCore {
@@ -66,7 +66,7 @@ impl RelayCore {
         relay: Relay,
         exit: Option<Exit>,
         updates: mpsc::Receiver<Update>,
-        observers: Observers,
+        observers: RelayObservers,
     ) -> Self {
         Self { relay, exit, updates, observers }
     }

@@ -49,7 +49,7 @@ struct Signed {
 
 /// The reachability according to the last answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Reachability {
     /// The number of consecutive answers that named no gateway.
     Waiting(u32),
     Reachable(usize),
@@ -63,7 +63,7 @@ impl Registrations {
     /// When the profile can't be signed.
     pub(super) async fn run(mut self, mut fresh: Fresh, publisher: DirectoryClient) -> Result<(), Failure> {
         let mut rng = randomness()?;
-        let (mut signed, mut standing, mut retry) = (None, Standing::Waiting(0), RETRY.0);
+        let (mut signed, mut standing, mut retry) = (None, Reachability::Waiting(0), RETRY.0);
         loop {
             // Without a consensus, the seed of an answer can't be used for a ranking.
             let interval = self.interval.wait_for(Option::is_some).await.ok().and_then(|interval| *interval);
@@ -116,25 +116,25 @@ impl Registrations {
     }
 
     /// Passes an answer to the core, and logs and reports a change of reachability.
-    async fn take(&self, registration: Registration, before: Standing) -> Standing {
+    async fn take(&self, registration: Registration, before: Reachability) -> Reachability {
         let confirmed = registration.gateways.len();
         let _ = self.updates.send(Update::Registered(registration)).await;
         let now = match (confirmed, before) {
-            (0, Standing::Waiting(answers)) if answers < UNREACHABLE_AFTER => {
-                Standing::Waiting(answers.saturating_add(1))
+            (0, Reachability::Waiting(answers)) if answers < UNREACHABLE_AFTER => {
+                Reachability::Waiting(answers.saturating_add(1))
             }
-            (0, Standing::Reachable(_)) => Standing::Waiting(1),
-            (0, _) => Standing::Unreachable,
-            (gateways, _) => Standing::Reachable(gateways),
+            (0, Reachability::Reachable(_)) => Reachability::Waiting(1),
+            (0, _) => Reachability::Unreachable,
+            (gateways, _) => Reachability::Reachable(gateways),
         };
         match now {
-            Standing::Reachable(gateways) if now != before => {
+            Reachability::Reachable(gateways) if now != before => {
                 tracing::info!(gateways, "this volunteer can be reached");
-                if !matches!(before, Standing::Reachable(_)) {
+                if !matches!(before, Reachability::Reachable(_)) {
                     self.progress.tell(&Report::Reachable { gateways });
                 }
             }
-            Standing::Unreachable if now != before => {
+            Reachability::Unreachable if now != before => {
                 let channels = self.gateways.borrow().len();
                 tracing::warn!(channels, "this volunteer can't be reached: {}", why(channels));
             }

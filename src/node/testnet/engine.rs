@@ -13,12 +13,12 @@ use crate::{io::files::write_atomically, node::Failure};
 const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
 
 /// The running engine. Dropping it stops it.
-pub(super) enum Engine {
+pub(super) enum TestnetEngine {
     Kiwix(Box<Kiwix>),
     Papers(Papers),
 }
 
-impl Engine {
+impl TestnetEngine {
     /// Starts the engine over `zim`; without one, over the Rust book if the book and Kiwix are installed.
     ///
     /// # Errors

@@ -55,13 +55,13 @@ pub(super) struct NodeIndex(usize);
 pub(super) struct Nodes {
     program: PathBuf,
     folder: PathBuf,
-    nodes: Vec<Node>,
+    nodes: Vec<NodeProcess>,
     remover: Option<Child>,
     reports: mpsc::Receiver<(NodeIndex, Option<Report>)>,
     reporter: mpsc::Sender<(NodeIndex, Option<Report>)>,
 }
 
-struct Node {
+struct NodeProcess {
     name: String,
     process: Child,
 }
@@ -115,7 +115,7 @@ impl Nodes {
                 let _ = reporter.send((index, None)).await;
             });
         }
-        self.nodes.push(Node { name: spawn.name, process });
+        self.nodes.push(NodeProcess { name: spawn.name, process });
         Ok(index)
     }
 

@@ -18,7 +18,7 @@ use url::Url;
 use crate::{
     connector::Connector,
     http_exchange::binary::{Encoded, MessageError, Piped, fill, read_request, response_head},
-    page::Page,
+    page::SearchPage,
     requests::{http::RequestError, oblivious::ObliviousError},
 };
 
@@ -38,11 +38,11 @@ pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
 /// Time limit for a piece of the body: generous, because the command line may wait for its input.
 const PIECE_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
 
-pub(super) fn router<C: Connector>() -> Router<Page<C>> {
+pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
     Router::new().route("/api/request", post(request))
 }
 
-async fn request<C: Connector>(State(page): State<Page<C>>, asked: Request) -> Response {
+async fn request<C: Connector>(State(page): State<SearchPage<C>>, asked: Request) -> Response {
     let gateway = asked.headers().get(GATEWAY).map(|value| value.to_str().ok()?.parse::<Url>().ok());
     let by_exit = asked.headers().get(VIA).map(HeaderValue::as_bytes) == Some(BY_EXIT.as_bytes());
     let bytes = BodyDataStream::new(asked.into_body().map_err(std::io::Error::other));

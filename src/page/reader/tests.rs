@@ -36,7 +36,7 @@ fn pages_that_nobody_waits_for_any_more_count_while_they_are_cleaned() {
                 socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
         })
         .await;
-        let reader = Reader::new(Requester::new(Direct::default(), Tls::default()));
+        let reader = PageReader::new(Requester::new(Direct::default(), Tls::default()));
         let (reading, url) = (reader.clone(), format!("http://{site}/").parse().unwrap());
         let browser = tokio::spawn(async move { reading.read(url).await.is_ok() });
         until("the page is there", || reader.cleaning.available_permits() < MAX_CLEANING).await;

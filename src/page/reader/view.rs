@@ -6,16 +6,16 @@ use url::Url;
 
 use crate::{
     page::{
-        layout::{Kind, address, brand, foot, page},
+        layout::{PageKind, address, brand, foot, page},
         results::{capital, unconnected},
     },
     requests::http::RequestError,
 };
 
-use super::{Content, ReadError, Reading};
+use super::{CleanedContent, CleanedPage, ReadError};
 
 /// The cleaned page below a bar that identifies it.
-pub(in crate::page) fn reading(reading: &Reading) -> Response {
+pub(in crate::page) fn reading(reading: &CleanedPage) -> Response {
     let url = reading.url.as_str();
     let host = reading.url.host_str().unwrap_or_default();
     let title = if reading.title.is_empty() { host } else { &reading.title };
@@ -36,13 +36,13 @@ pub(in crate::page) fn reading(reading: &Reading) -> Response {
             h1.title dir="auto" { (title) }
             p.where { (url) }
             @match &reading.content {
-                Content::Html(html) => article dir="auto" { (PreEscaped(html)) },
-                Content::Plain(text) => pre.plain dir="auto" { (text) },
+                CleanedContent::Html(html) => article dir="auto" { (PreEscaped(html)) },
+                CleanedContent::Plain(text) => pre.plain dir="auto" { (text) },
             }
         }
         (foot())
     };
-    page(Kind::Foreign, StatusCode::OK, &format!("{title} · Umbel reader"), &body)
+    page(PageKind::Foreign, StatusCode::OK, &format!("{title} · Umbel reader"), &body)
 }
 
 /// The page that gives the reason of a failed fetch, and the alternatives.
@@ -68,7 +68,7 @@ pub(in crate::page) fn unread(url: &Url, error: &ReadError) -> Response {
         }
         (foot())
     };
-    page(Kind::Foreign, status, title, &body)
+    page(PageKind::Foreign, status, title, &body)
 }
 
 fn said(error: &ReadError) -> String {

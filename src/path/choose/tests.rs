@@ -224,7 +224,7 @@ fn exits_are_spared_in_other_positions_unless_they_abound() {
         let others = (exits + 1..=exits + others).map(|number| listed(profile(number)));
         let consensus = consensus(web_exits(1..=exits).chain(others));
         let exit = consensus.relay(&id(1)).unwrap();
-        ExitShare::of(&consensus).weight(&Hop::Listed(exit))
+        ExitShare::of(&consensus).weight(&PathRelay::Listed(exit))
     };
     assert_eq!(share(2, 5), 0);
     assert_eq!(share(1, 2), 0);

@@ -113,13 +113,24 @@ fn registration(gateways: &[RelayId]) -> Registration {
     Registration { seed: [9; 32], gateways: gateways.to_vec() }
 }
 
-/// Makes the bench's relay a volunteer with a seed; returns its ranking of gateways.
-fn make_volunteer(bench: &mut Bench) -> Vec<RelayId> {
-    let parameters = RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() };
-    *bench = Bench::new(parameters);
+/// A volunteer with the bench's consensus and a seed, and its ranking of gateways.
+fn volunteer_with_gateways() -> (Bench, Vec<RelayId>) {
+    let mut bench = Bench::new(RelayParameters { reach: Reach::Gateways, ..RelayParameters::default() });
     bench.relay.handle_registration(bench.now, &registration(&[]));
     let consensus = fixture::consensus((1..=9).map(|number| fixture::listed(fixture::profile(number))));
-    crate::directory::gateway_ranking(&[9; 32], &bench.relay.identity(), &consensus)
+    let ranking = crate::directory::gateway_ranking(&[9; 32], &bench.relay.identity(), &consensus);
+    bench.settle();
+    (bench, ranking)
+}
+
+/// A volunteer with channels to the first three gateways of its ranking.
+fn reachable_volunteer() -> (Bench, Vec<RelayId>) {
+    let (mut bench, ranking) = volunteer_with_gateways();
+    for relay in &ranking[..3] {
+        open_dialled(&mut bench, *relay);
+    }
+    bench.dialled.clear();
+    (bench, ranking)
 }
 
 fn open_dialled(bench: &mut Bench, relay: RelayId) {
@@ -133,7 +144,7 @@ fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals(
     let (link, counted) = (bench.client(), volunteer(&mut bench));
     let other = bench.join_volunteer(Arc::new(fixture::key(78)));
     let answer = Counted { volunteers: vec![relay_id(VOLUNTEER)] };
-    // Also after a time without answered.
+    // The directory's answers start late.
     for interval in 0..30 {
         assert_eq!(bench.relay.volunteers().len(), 2, "{interval}");
         if interval >= 20 {
@@ -157,13 +168,7 @@ fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals(
 
 #[test]
 fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = make_volunteer(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        open_dialled(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, _) = reachable_volunteer();
     bench.relay.shut_down();
     let mut closed = Vec::new();
     for _ in 0..100 {
@@ -201,13 +206,7 @@ fn a_draining_relay_closes_unused_channels_refuses_circuits_and_serves_existing_
 
 #[test]
 fn a_draining_volunteer_closes_gateways_without_circuits_and_dials_none() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = make_volunteer(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        open_dialled(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, _) = reachable_volunteer();
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
     assert_eq!((bench.relay.gateways(), bench.closed.len()), (Vec::new(), 3));
@@ -227,9 +226,7 @@ fn the_end_of_all_circuits_sends_destroy_to_both_sides_of_each() {
 
 #[test]
 fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = make_volunteer(&mut bench);
-    bench.settle();
+    let (mut bench, ranking) = volunteer_with_gateways();
     assert_eq!(bench.dialled, ranking[..3]);
     assert!(!ranking.contains(&bench.relay.identity()));
     for relay in &ranking[..3] {
@@ -251,9 +248,7 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
 
 #[test]
 fn a_failed_gateway_is_replaced_by_the_next_ranked_up_to_the_eighth() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = make_volunteer(&mut bench);
-    bench.settle();
+    let (mut bench, ranking) = volunteer_with_gateways();
     open_dialled(&mut bench, ranking[0]);
     for relay in &ranking[1..3] {
         let event = LinkEvent::DialFailed { relay: *relay, error: crate::base::DialError::TimedOut };
@@ -276,13 +271,7 @@ fn a_failed_gateway_is_replaced_by_the_next_ranked_up_to_the_eighth() {
 
 #[test]
 fn a_lost_gateway_is_replaced() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = make_volunteer(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        open_dialled(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, ranking) = reachable_volunteer();
     let event = LinkEvent::Closed { link: LinkId(1), reason: crate::base::LinkClose::TimedOut };
     bench.relay.handle_link(bench.now, event, &mut bench.rng);
     bench.settle();
@@ -294,13 +283,7 @@ fn a_lost_gateway_is_replaced() {
 
 #[test]
 fn an_unconfirmed_gateway_is_replaced_by_the_next_ranked() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let ranking = make_volunteer(&mut bench);
-    bench.settle();
-    for relay in &ranking[..3] {
-        open_dialled(&mut bench, *relay);
-    }
-    bench.dialled.clear();
+    let (mut bench, ranking) = reachable_volunteer();
     for _ in 0..6 {
         bench.relay.handle_registration(bench.now, &registration(&ranking[1..3]));
         for link in 1..=3 {

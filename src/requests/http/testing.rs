@@ -16,8 +16,8 @@ use crate::{
             Delegate,
             engines::{Engines, Senders},
             http::{Http, HttpCaps, Tier},
-            limits::{Limits, Rates},
-            search::{Search, SearchCaps},
+            limits::{ExitLimits, Rates},
+            search::{ExitSearch, SearchCaps},
         },
         outbound::{Outbound, OutboundLimits, TargetPolicies},
     },
@@ -29,7 +29,7 @@ use crate::{
         tls::Tls,
     },
     path::PathError,
-    wire::{Answer, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 /// An overlay of one or several identical exits, which perform requests at this machine and open streams to it.
@@ -52,10 +52,10 @@ impl OneExit {
         let resolver = Arc::new(Resolver::new(&options));
         let outbound = Outbound::new(policies, resolver, Tls::default(), OutboundLimits::default());
         let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
-        let limits = Limits::new(Rates::default(), Instant::now());
+        let limits = ExitLimits::new(Rates::default(), Instant::now());
         let senders = Senders { configured: outbound.clone(), public: outbound };
         let none = Engines::load::<&str>(&[], senders).await.unwrap();
-        let search = Search::new(none, SearchCaps::default());
+        let search = ExitSearch::new(none, SearchCaps::default());
         Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
     }
 
@@ -74,7 +74,7 @@ impl Connector for OneExit {
         Direct::default().open(target, isolation).await
     }
 
-    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         Err(EndReason::Policy.into())
     }
 

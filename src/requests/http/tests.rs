@@ -7,7 +7,7 @@ use super::{testing::OneExit, *};
 use crate::{
     exit::outbound::testing::{TestRoot, http_origin, https_origin},
     io::testing::{Direct, origin, stream_pair},
-    wire::{Answer as Found, Host, Target},
+    wire::{Host, ResolvedAnswer, Target},
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ impl Connector for Liar {
         Err(PathError::NoExit.into())
     }
 
-    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Found>, ConnectError> {
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         Err(PathError::NoExit.into())
     }
 
@@ -43,7 +43,7 @@ fn get(address: impl core::fmt::Display) -> Request<Empty<Bytes>> {
 
 async fn perform<C: Connector>(
     requester: &Requester<C>,
-    request: Request<impl Body<Data = Bytes, Error = impl Into<Box<dyn Error + Send + Sync>>> + Send + 'static>,
+    request: Request<impl OutgoingBody<Data = Bytes>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
     let performing = requester.perform(request, Vec::new(), requester.isolation());
     timeout(DEADLINE, performing).await.unwrap().map(|performed| performed.response)

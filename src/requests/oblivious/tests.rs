@@ -18,7 +18,7 @@ use crate::{
     exit::outbound::testing::http_origin,
     io::{stream::Stream, testing::stream_pair, tls::Tls},
     requests::http::testing::OneExit,
-    wire::{Answer as Found, EndReason, Host, Target},
+    wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
 fn keys(id: u8) -> KeyConfig {
@@ -150,7 +150,7 @@ impl Connector for Stalling {
         Err(EndReason::Policy.into())
     }
 
-    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<Found>, ConnectError> {
+    async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         Err(EndReason::Policy.into())
     }
 
@@ -172,7 +172,7 @@ async fn keys_that_never_come_whole_are_not_waited_for() {
     let requester = Requester::new(Stalling, Tls::default());
     let gateway = "http://gateway.example/".parse().unwrap();
     // Less than the permitted pause between two pieces.
-    let limits = Limits { keys: Duration::from_millis(200), ..Limits::default() };
+    let limits = TransferTimeouts { keys: Duration::from_millis(200), ..TransferTimeouts::default() };
     let asked = timeout(Duration::from_secs(20), requester.oblivious_within(&gateway, request(), limits));
     assert_eq!(asked.await.unwrap().unwrap_err(), ObliviousError::Request(RequestError::Silent));
 }

@@ -21,14 +21,14 @@ pub const MAX_COMPARED: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Comparison {
     /// Each exit's answer, in the order in which the exits were chosen.
-    pub asked: Vec<Asked>,
+    pub asked: Vec<ExitOutcome>,
     /// All results, each once.
     pub rows: Vec<Row>,
 }
 
 /// One exit's answer.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct ExitOutcome {
     /// The exit.
     pub exit: RelayId,
     /// The outcome of the query there.
@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 impl Comparison {
-    fn new(asked: Vec<Asked>) -> Self {
+    fn new(asked: Vec<ExitOutcome>) -> Self {
         let lists: Vec<&[SearchResult]> =
             asked.iter().map(|asked| asked.outcome.as_ref().map_or(&[][..], |found| &found.results)).collect();
         let longest = lists.iter().map(|list| list.len()).max().unwrap_or(0);
@@ -112,7 +112,7 @@ impl<C: Connector> Searcher<C> {
             let (searcher, query) = (self.clone(), Arc::clone(&query));
             asking.spawn(async move {
                 let outcome = searcher.converse(&query, delegated).await.map_err(SearchFailure::from);
-                (place, Asked { exit, outcome })
+                (place, ExitOutcome { exit, outcome })
             });
         }
         let mut asked = asking.join_all().await;

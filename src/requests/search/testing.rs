@@ -12,22 +12,22 @@ use url::Url;
 use crate::{
     base::RelayId,
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
-    delegated::{Delegation, EngineName, Offer, Requests, SearchAnswer, SearchRefusal, SearchRequest, SearchResult},
+    delegated::{Delegation, EngineName, HttpOffer, Offer, SearchAnswer, SearchRefusal, SearchRequest, SearchResult},
     io::{
         stream::Stream,
         testing::{Direct, stream_pair},
     },
     path::PathError,
-    wire::{Answer, Host, Target},
+    wire::{Host, ResolvedAnswer, Target},
 };
 
 use super::{Exits, Searcher};
 
 /// The reply of an exit to a query.
-pub(crate) type Deed = fn(&SearchRequest) -> Reply;
+pub(crate) type Deed = fn(&SearchRequest) -> ScriptedReply;
 
 /// The kinds of replies.
-pub(crate) enum Reply {
+pub(crate) enum ScriptedReply {
     Answer(SearchAnswer),
     Bytes(Vec<u8>),
     Reset,
@@ -49,7 +49,7 @@ impl Overlay {
 
     /// A searcher over these exits, all of which offer the engine `kiwix`.
     pub(crate) fn searcher(&self) -> Searcher<Self> {
-        let offer = Offer { engines: vec![engine("kiwix")], requests: Requests::None };
+        let offer = Offer { engines: vec![engine("kiwix")], requests: HttpOffer::None };
         let offers = (0..self.exits.len()).map(|number| (exit(number), offer.clone())).collect();
         Searcher::new(self.clone(), Exits::new(watch::channel(Some(offers)).1, None))
     }
@@ -64,7 +64,7 @@ impl Connector for Overlay {
         self.direct.open(target, isolation).await
     }
 
-    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<Answer>, ConnectError> {
+    async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         self.direct.resolve(host, isolation).await
     }
 
@@ -89,9 +89,9 @@ async fn answer(mut stream: Stream, deed: Deed) {
     let mut framed = Vec::new();
     stream.read_to_end(&mut framed).await.unwrap();
     let bytes = match deed(&SearchRequest::decode(&framed).unwrap()) {
-        Reply::Answer(answer) => answer.encode().unwrap(),
-        Reply::Bytes(bytes) => bytes,
-        Reply::Reset => return,
+        ScriptedReply::Answer(answer) => answer.encode().unwrap(),
+        ScriptedReply::Bytes(bytes) => bytes,
+        ScriptedReply::Reset => return,
     };
     // A client may stop reading early.
     let _ = stream.write_all(&bytes).await;
@@ -112,15 +112,15 @@ pub(crate) fn result(title: &str, link: &str, snippet: &str) -> SearchResult {
 }
 
 /// An exit that returns two results, which contain the query.
-pub(crate) fn honest(request: &SearchRequest) -> Reply {
+pub(crate) fn honest(request: &SearchRequest) -> ScriptedReply {
     let link = |number: u16| format!("https://book.example/{}/{number}", request.page());
     let results = vec![
         result(&format!("About {}", request.terms()), &link(1), "The first."),
         result("What is ownership?", &link(2), ""),
     ];
-    Reply::Answer(SearchAnswer::Results { results, total: Some(12_345), more: request.page() < 3 })
+    ScriptedReply::Answer(SearchAnswer::Results { results, total: Some(12_345), more: request.page() < 3 })
 }
 
-pub(crate) fn refusing(refusal: SearchRefusal) -> Reply {
-    Reply::Answer(SearchAnswer::Refused(refusal))
+pub(crate) fn refusing(refusal: SearchRefusal) -> ScriptedReply {
+    ScriptedReply::Answer(SearchAnswer::Refused(refusal))
 }

@@ -1,28 +1,28 @@
 use std::collections::BTreeSet;
 
 use super::{
-    testing::{Overlay, Reply, engine, exit, honest, refusing, result},
+    testing::{Overlay, ScriptedReply, engine, exit, honest, refusing, result},
     *,
 };
-use crate::delegated::{Block, Offer, Requests, SearchAnswer, SearchRefusal, SearchRequest};
+use crate::delegated::{Block, HttpOffer, Offer, SearchAnswer, SearchRefusal, SearchRequest};
 
-fn captcha(_: &SearchRequest) -> Reply {
+fn captcha(_: &SearchRequest) -> ScriptedReply {
     refusing(SearchRefusal::EngineBlocked(Block::Captcha))
 }
 
-fn malformed(_: &SearchRequest) -> Reply {
+fn malformed(_: &SearchRequest) -> ScriptedReply {
     refusing(SearchRefusal::EngineMalformed)
 }
 
-fn broken(_: &SearchRequest) -> Reply {
-    Reply::Reset
+fn broken(_: &SearchRequest) -> ScriptedReply {
+    ScriptedReply::Reset
 }
 
 /// Like the honest exit, but with a planted URL in the first result.
-fn lying(request: &SearchRequest) -> Reply {
-    let Reply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
+fn lying(request: &SearchRequest) -> ScriptedReply {
+    let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
     results[0].link = "https://planted.example/".parse().unwrap();
-    Reply::Answer(SearchAnswer::Results { results, total, more })
+    ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
 }
 
 fn query() -> SearchQuery {
@@ -103,12 +103,12 @@ async fn what_another_exit_would_not_mend_is_not_asked_elsewhere() {
 async fn an_exit_that_breaks_off_or_talks_nonsense_is_replaced() {
     let hostile: [super::testing::Deed; 6] = [
         broken,
-        |_| Reply::Bytes(Vec::new()),
-        |_| Reply::Bytes(vec![0xFF; 8192]),
-        |_| Reply::Bytes(vec![0; 8191]),
-        |_| Reply::Bytes(vec![0; 4 << 20]),
+        |_| ScriptedReply::Bytes(Vec::new()),
+        |_| ScriptedReply::Bytes(vec![0xFF; 8192]),
+        |_| ScriptedReply::Bytes(vec![0; 8191]),
+        |_| ScriptedReply::Bytes(vec![0; 4 << 20]),
         |request| match honest(request) {
-            Reply::Answer(answer) => Reply::Bytes(answer.encode().unwrap()[..4096].to_vec()),
+            ScriptedReply::Answer(answer) => ScriptedReply::Bytes(answer.encode().unwrap()[..4096].to_vec()),
             _ => panic!(),
         },
     ];
@@ -128,7 +128,7 @@ async fn results_are_cleaned_again_whatever_the_exit_did() {
             result("file", "file:///etc/passwd", ""),
             result("login", "https://user:word@a.example/", ""),
         ];
-        Reply::Answer(SearchAnswer::Results { results, total: None, more: false })
+        ScriptedReply::Answer(SearchAnswer::Results { results, total: None, more: false })
     }]);
     let found = overlay.searcher().search(&query()).await.unwrap();
     let links: Vec<_> = found.results.iter().map(|result| result.link.as_str()).collect();
@@ -157,9 +157,11 @@ async fn comparing_exits_shows_the_one_that_lies() {
 #[tokio::test]
 async fn words_that_one_exit_changed_show_too() {
     let overlay = Overlay::new(&[honest, |request| {
-        let Reply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
+        let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else {
+            panic!()
+        };
         results[1].snippet = "Buy this instead.".to_owned();
-        Reply::Answer(SearchAnswer::Results { results, total, more })
+        ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
     }]);
     let comparison = overlay.searcher().compare(&query(), 2).await.unwrap();
     assert!(!comparison.agrees() && comparison.rows[0].same_words && !comparison.rows[1].same_words);
@@ -168,7 +170,7 @@ async fn words_that_one_exit_changed_show_too() {
 #[test]
 fn the_default_engine_stands_first_and_otherwise_the_one_that_most_offer() {
     let offer =
-        |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: Requests::None };
+        |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: HttpOffer::None };
     let offers: Offers = Some(vec![(exit(1), offer(&["a", "b"])), (exit(2), offer(&["b", "c"]))]);
     assert_eq!(engines(&offers, None), [engine("b"), engine("a"), engine("c")]);
     assert_eq!(engines(&offers, Some(&engine("c"))), [engine("c"), engine("b"), engine("a")]);

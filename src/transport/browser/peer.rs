@@ -12,7 +12,7 @@ use web_sys::{
     RtcSessionDescriptionInit,
 };
 
-use super::{Caps, Inbox, Note};
+use super::{BrowserCaps, Inbox, Note};
 use crate::{
     base::{DialTarget, LANES, Lane, LinkClose, LinkId, SLOT_LEN, Slots},
     transport::sdp,
@@ -44,7 +44,7 @@ struct PeerState {
 }
 
 /// A dialled peer connection. Dropping it closes it at once.
-pub(super) struct Peer {
+pub(super) struct PeerConnection {
     connection: RtcPeerConnection,
     lanes: Vec<RtcDataChannel>,
     shared: Rc<PeerState>,
@@ -53,14 +53,14 @@ pub(super) struct Peer {
     _messages: Vec<Closure<dyn FnMut(MessageEvent)>>,
 }
 
-impl Peer {
+impl PeerConnection {
     /// Starts to dial `target` at `address`; `None` if the browser refuses.
     pub(super) fn dial(
         link: LinkId,
         target: &DialTarget,
         address: SocketAddr,
         certificate: Option<&RtcCertificate>,
-        caps: &Caps,
+        caps: &BrowserCaps,
         inbox: &Rc<Inbox>,
     ) -> Option<Self> {
         let configuration = RtcConfiguration::new();
@@ -171,7 +171,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for PeerConnection {
     fn drop(&mut self) {
         for lane in &self.lanes {
             lane.set_onmessage(None);
@@ -223,7 +223,7 @@ async fn negotiate(
     address: SocketAddr,
 ) -> Result<Option<[u8; 32]>, JsValue> {
     let offer: RtcSessionDescriptionInit = JsFuture::from(connection.create_offer()).await?.unchecked_into();
-    let Some(parsed) = offer.get_sdp().as_deref().and_then(sdp::Offer::parse) else { return Ok(None) };
+    let Some(parsed) = offer.get_sdp().as_deref().and_then(sdp::SdpOffer::parse) else { return Ok(None) };
     JsFuture::from(connection.set_local_description(&offer)).await?;
     let Some(text) = sdp::answer(target, address, &parsed.mid) else { return Ok(None) };
     let answer = RtcSessionDescriptionInit::new(RtcSdpType::Answer);

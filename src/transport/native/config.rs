@@ -15,7 +15,7 @@ pub struct EndpointConfig {
     /// Use a fresh certificate for each dial, so that links can't be attributed to one node by certificate.
     pub fresh_certificate_per_dial: bool,
     /// Limits.
-    pub caps: Caps,
+    pub caps: EndpointCaps,
     /// Largest UDP payload sent, in bytes. Default 1,232, the payload at IPv6's smallest MTU (1,280). SCTP gets 37
     /// bytes less. From 600 to 8,952. Datagrams are never split or probed, so every path between the nodes must carry
     /// this size.
@@ -45,7 +45,7 @@ impl EndpointConfig {
             certificate,
             accept: None,
             fresh_certificate_per_dial: false,
-            caps: Caps::default(),
+            caps: EndpointCaps::default(),
             datagram_size: 1_232,
             receive_window: 16 << 20,
             receive_memory: 256 << 20,
@@ -59,7 +59,7 @@ impl EndpointConfig {
 
 /// Limits of an endpoint. A dialler over a limit gets no answer; its DTLS retries.
 #[derive(Clone, Debug)]
-pub struct Caps {
+pub struct EndpointCaps {
     /// Accepted links in all. Default 4,096.
     pub links: usize,
     /// Accepted links from one source: an IPv4 address or an IPv6 /64. The cap of an IPv4 /24 or IPv6 /48 is four
@@ -78,7 +78,7 @@ pub struct Caps {
     pub silence: Duration,
 }
 
-impl Default for Caps {
+impl Default for EndpointCaps {
     fn default() -> Self {
         Self {
             links: 4_096,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Route;
+use super::SocketRoute;
 
 /// Free bytes kept behind the written ones: more than any datagram of this end or record of a peer needs.
 const TAIL: usize = 4 << 10;
@@ -11,7 +11,7 @@ const TAIL: usize = 4 << 10;
 #[derive(Debug)]
 pub struct Batch<'a> {
     /// Source port and destination.
-    pub route: Route,
+    pub route: SocketRoute,
     /// The datagrams, one after the other.
     pub bytes: &'a [u8],
     /// Size of each but the last.
@@ -30,7 +30,7 @@ pub(super) struct Datagrams {
 
 /// A batch in the queue: consecutive datagrams of one route.
 struct QueuedBatch {
-    route: Route,
+    route: SocketRoute,
     segment: usize,
     length: usize,
     count: usize,
@@ -52,7 +52,7 @@ impl Datagrams {
     }
 
     /// Queues the first `length` bytes of [`Self::tail`] as a datagram for `route`.
-    pub(super) fn commit(&mut self, route: Route, length: usize, segments: usize) {
+    pub(super) fn commit(&mut self, route: SocketRoute, length: usize, segments: usize) {
         self.written = self.written.saturating_add(length);
         if let Some(batch) = self.batches.back_mut()
             && batch.route == route
@@ -70,7 +70,7 @@ impl Datagrams {
     }
 
     /// Queues a complete datagram.
-    pub(super) fn push(&mut self, route: Route, datagram: &[u8], segments: usize) {
+    pub(super) fn push(&mut self, route: SocketRoute, datagram: &[u8], segments: usize) {
         if let Some(space) = self.tail(datagram.len()).get_mut(..datagram.len()) {
             space.copy_from_slice(datagram);
             self.commit(route, datagram.len(), segments);
@@ -110,7 +110,7 @@ mod tests {
     fn batches(datagrams: &[(u8, usize)], segments: usize) -> Vec<(usize, usize)> {
         let mut queue = Datagrams::default();
         for (number, (host, size)) in (0..).zip(datagrams) {
-            let route = Route { port: 0, remote: ([192, 0, 2, *host], 9).into() };
+            let route = SocketRoute { port: 0, remote: ([192, 0, 2, *host], 9).into() };
             queue.push(route, &vec![number; *size], segments);
         }
         let (mut batches, mut seen) = (Vec::new(), Vec::new());

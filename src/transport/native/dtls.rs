@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Instant};
 use dimpl::{Config, Output, crypto::aws_lc_rs};
 
 use super::{
-    Certificate, EndpointError, Route,
+    Certificate, EndpointError, SocketRoute,
     certificate::fingerprint,
     datagrams::Datagrams,
     front::{Cookie, Primer, first_hello},
@@ -110,7 +110,7 @@ pub(super) struct Dtls {
 
 enum DtlsState {
     Handshake(Box<Handshake>),
-    Connected(Box<Connected>),
+    Connected(Box<ConnectedDtls>),
     /// The handshake completed without keys in the tap: a bug.
     Failed,
 }
@@ -127,7 +127,7 @@ struct Handshake {
     is_server: bool,
 }
 
-struct Connected {
+struct ConnectedDtls {
     records: Records,
     /// Positions of the SCTP packets in the last datagram.
     packets: Vec<Range<usize>>,
@@ -257,7 +257,7 @@ impl Dtls {
         &mut self,
         datagram: &[u8],
         out: &mut Datagrams,
-        route: Route,
+        route: SocketRoute,
         segments: usize,
         mut on: impl FnMut(DtlsEvent<'_>),
     ) {
@@ -278,7 +278,7 @@ impl Dtls {
         let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else { return };
         let Handshake { tap, last_flight, is_server, .. } = *handshake;
         let Some(records) = tap.into_records(self.limits) else { return on(DtlsEvent::Closed) };
-        self.state = DtlsState::Connected(Box::new(Connected {
+        self.state = DtlsState::Connected(Box::new(ConnectedDtls {
             records,
             packets: Vec::new(),
             last_flight: is_server.then_some(LastFlight { bytes: last_flight, repeated: None, due: false }),
@@ -301,7 +301,7 @@ impl Handshake {
         Ok(())
     }
 
-    fn drain(&mut self, out: &mut Datagrams, route: Route, segments: usize, on: &mut impl FnMut(DtlsEvent<'_>)) {
+    fn drain(&mut self, out: &mut Datagrams, route: SocketRoute, segments: usize, on: &mut impl FnMut(DtlsEvent<'_>)) {
         let mut size = 0;
         loop {
             match self.machine.poll_output(out.tail(size)) {
@@ -342,7 +342,7 @@ fn keep_last_flight(flight: &mut Vec<u8>, mut datagram: &[u8]) {
     }
 }
 
-impl Connected {
+impl ConnectedDtls {
     fn handle_datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), DtlsError> {
         let Self { records, packets, last_flight, closed_by_peer, .. } = self;
         packets.clear();
@@ -370,7 +370,7 @@ impl Connected {
         &mut self,
         datagram: &[u8],
         out: &mut Datagrams,
-        route: Route,
+        route: SocketRoute,
         segments: usize,
         on: &mut impl FnMut(DtlsEvent<'_>),
     ) {

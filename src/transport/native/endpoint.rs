@@ -17,11 +17,11 @@ use rand::{
 };
 
 use super::{
-    Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, Route,
+    Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, SocketRoute,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
-    front::{Front, Hello, is_hello_fragment},
-    link::{Clock, Context, Dial, Ending, Link, LinkMemory, Role},
+    front::{ClientHello, Front, is_hello_fragment},
+    link::{Context, Dial, Ending, Link, LinkMemory, LinkRole, StdClock},
     memory::Memory,
     sources::Sources,
     stun,
@@ -76,11 +76,11 @@ pub struct Endpoint {
     memory: LinkMemory<Memory>,
     /// When the links were last scanned for one to end for its memory.
     relieved: Instant,
-    clock: Clock,
+    clock: StdClock,
     front: Front,
     ports: Vec<Port>,
-    links: HashMap<Route, Link>,
-    routes: HashMap<LinkId, Route>,
+    links: HashMap<SocketRoute, Link>,
+    routes: HashMap<LinkId, SocketRoute>,
     sources: Sources,
     dials: usize,
     /// Dials between two attempts, by the time of the next.
@@ -90,8 +90,8 @@ pub struct Endpoint {
     /// Links whose room is to be reported.
     rooms: ReadyQueue<LinkId>,
     /// Links that may have packets to send.
-    ready: ReadyQueue<Route>,
-    deadlines: Deadlines<Route>,
+    ready: ReadyQueue<SocketRoute>,
+    deadlines: Deadlines<SocketRoute>,
     out: Datagrams,
     segments: usize,
     counts: Counts,
@@ -120,7 +120,7 @@ impl Endpoint {
             rng: StdRng::try_from_rng(&mut SysRng).map_err(|_| EndpointError::Randomness)?,
             memory: LinkMemory { receive: Memory::new(config.receive_memory), send: Memory::new(config.send_memory) },
             relieved: Instant::START,
-            clock: Clock(start),
+            clock: StdClock(start),
             front: Front::new()?,
             ports: Vec::new(),
             links: HashMap::new(),
@@ -161,7 +161,7 @@ impl Endpoint {
     }
 
     /// Takes a received datagram and opens its records in place.
-    pub fn handle_datagram(&mut self, now: Instant, route: Route, datagram: &mut [u8]) {
+    pub fn handle_datagram(&mut self, now: Instant, route: SocketRoute, datagram: &mut [u8]) {
         match datagram.first() {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
@@ -172,7 +172,7 @@ impl Endpoint {
 
     /// Takes datagrams received together from one address, all but the last of `segment` bytes. Those of a link,
     /// except hellos, cost one look-up together.
-    pub fn handle_datagrams(&mut self, now: Instant, route: Route, datagrams: &mut [u8], segment: usize) {
+    pub fn handle_datagrams(&mut self, now: Instant, route: SocketRoute, datagrams: &mut [u8], segment: usize) {
         const HANDSHAKE: u8 = 22;
         let is_record =
             |datagram: &[u8]| matches!(datagram.first(), Some(20..=63)) && datagram.first() != Some(&HANDSHAKE);
@@ -213,11 +213,11 @@ impl Endpoint {
         !self.events.is_empty() || !self.rooms.is_empty()
     }
 
-    fn listens(&self, route: Route) -> bool {
+    fn listens(&self, route: SocketRoute) -> bool {
         self.ports.iter().any(|port| port.id == route.port && port.purpose == PortUse::Listen)
     }
 
-    fn handle_check(&mut self, route: Route, datagram: &[u8]) {
+    fn handle_check(&mut self, route: SocketRoute, datagram: &[u8]) {
         let answer = self
             .config
             .accept
@@ -233,11 +233,11 @@ impl Endpoint {
         }
     }
 
-    fn handle_dtls(&mut self, now: Instant, route: Route, datagram: &mut [u8]) {
-        let hello = if is_hello_fragment(datagram) { Hello::parse(datagram) } else { None };
+    fn handle_dtls(&mut self, now: Instant, route: SocketRoute, datagram: &mut [u8]) {
+        let hello = if is_hello_fragment(datagram) { ClientHello::parse(datagram) } else { None };
         let known = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
             // The peer may have restarted: a hello with another random goes to the front.
-            (Role::Listener(random), Some(hello)) => *random == hello.random,
+            (LinkRole::Listener(random), Some(hello)) => *random == hello.random,
             _ => true,
         });
         if known {
@@ -255,7 +255,7 @@ impl Endpoint {
 
     /// Handles a hello of no link. Without a cookie it is answered without state. With a valid cookie it starts a
     /// link, which must take the hello (`true`).
-    fn handle_hello(&mut self, now: Instant, route: Route, hello: &Hello<'_>) -> bool {
+    fn handle_hello(&mut self, now: Instant, route: SocketRoute, hello: &ClientHello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
                 self.counts.hellos_answered.increment();
@@ -277,7 +277,7 @@ impl Endpoint {
         match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, cookie) {
             Ok(dtls) => {
                 let until = now.after(self.config.caps.opening);
-                self.insert(now, route, Role::Listener(hello.random), dtls, self.fingerprint, until);
+                self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, until);
                 true
             }
             Err(error) => {
@@ -288,7 +288,15 @@ impl Endpoint {
         }
     }
 
-    fn insert(&mut self, now: Instant, route: Route, role: Role, dtls: Dtls, certificate: [u8; 32], until: Instant) {
+    fn insert(
+        &mut self,
+        now: Instant,
+        route: SocketRoute,
+        role: LinkRole,
+        dtls: Dtls,
+        certificate: [u8; 32],
+        until: Instant,
+    ) {
         self.next_link = self.next_link.saturating_add(1);
         let id = LinkId(self.next_link);
         let link = Link::new(id, role, dtls, certificate, until, now, route.remote.ip());
@@ -323,7 +331,7 @@ impl Endpoint {
             let fingerprint = certificate.fingerprint();
             let until = dial.until.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
             self.dials.increment();
-            self.insert(now, route, Role::Dialler(Box::new(dial)), dtls, fingerprint, until);
+            self.insert(now, route, LinkRole::Dialler(Box::new(dial)), dtls, fingerprint, until);
             // The machine has its first hello ready.
             return self.with_link(now, route, Link::handle_timeout);
         }
@@ -337,11 +345,11 @@ impl Endpoint {
 
     /// The route of a dial to `remote`: through the first port without a retired link to it, else the first port.
     /// `None` without a port of its address family.
-    fn dial_route(&self, remote: SocketAddr) -> Option<Route> {
+    fn dial_route(&self, remote: SocketAddr) -> Option<SocketRoute> {
         let fits = |port: &&Port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6();
-        let mut routes = self.ports.iter().filter(fits).map(|port| Route { port: port.id, remote });
+        let mut routes = self.ports.iter().filter(fits).map(|port| SocketRoute { port: port.id, remote });
         let first = routes.next()?;
-        let retired = |route: &Route| self.links.get(route).is_some_and(|link| link.retired);
+        let retired = |route: &SocketRoute| self.links.get(route).is_some_and(|link| link.retired);
         let other = if retired(&first) { routes.find(|route| !retired(route)) } else { None };
         Some(other.unwrap_or(first))
     }
@@ -356,7 +364,7 @@ impl Endpoint {
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
-        route: Route,
+        route: SocketRoute,
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
     ) -> T {
         self.call(now, route, |link, context, ready| {
@@ -370,8 +378,8 @@ impl Endpoint {
     fn call<T: Default>(
         &mut self,
         now: Instant,
-        route: Route,
-        act: impl FnOnce(&mut Link, &mut Context<'_>, &mut ReadyQueue<Route>) -> T,
+        route: SocketRoute,
+        act: impl FnOnce(&mut Link, &mut Context<'_>, &mut ReadyQueue<SocketRoute>) -> T,
     ) -> T {
         let Some(link) = self.links.get_mut(&route) else { return T::default() };
         let was_open = link.opened;
@@ -403,7 +411,7 @@ impl Endpoint {
     }
 
     /// Removes a link that has ended; a dial may go on at another address.
-    fn handle_ended(&mut self, now: Instant, route: Route, ending: Ending) {
+    fn handle_ended(&mut self, now: Instant, route: SocketRoute, ending: Ending) {
         if let Some(dial) = self.remove(route, ending) {
             if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
                 self.dial(now, dial);
@@ -415,7 +423,7 @@ impl Endpoint {
 
     /// Removes a link and reports its end to the core if it was open. Returns a dial that may continue at another
     /// address.
-    fn remove(&mut self, route: Route, ending: Ending) -> Option<Dial> {
+    fn remove(&mut self, route: SocketRoute, ending: Ending) -> Option<Dial> {
         let mut link = self.links.remove(&route)?;
         self.memory.receive.end(&mut link.leases.receive);
         self.memory.send.end(&mut link.leases.send);
@@ -423,7 +431,7 @@ impl Endpoint {
         self.deadlines.remove(route);
         match (link.role, link.opened, ending) {
             (role, true, ending) => {
-                if matches!(role, Role::Listener(_)) {
+                if matches!(role, LinkRole::Listener(_)) {
                     self.sources.gone(route.remote.ip(), false);
                 }
                 if let Ending::Closed(reason) = ending {
@@ -431,11 +439,11 @@ impl Endpoint {
                 }
                 None
             }
-            (Role::Listener(_), false, _) => {
+            (LinkRole::Listener(_), false, _) => {
                 self.sources.gone(route.remote.ip(), true);
                 None
             }
-            (Role::Dialler(mut dial), false, ending) => {
+            (LinkRole::Dialler(mut dial), false, ending) => {
                 self.dials.decrement();
                 // Certificates come in the clear, so a third party may forge one; two wrong ones count as the peer's.
                 if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.mistaken, true) {
@@ -467,7 +475,7 @@ impl Endpoint {
     }
 
     /// Sends a link's pending packets and sets its deadline.
-    fn service(&mut self, now: Instant, route: Route) {
+    fn service(&mut self, now: Instant, route: SocketRoute) {
         let deadline = self.call(now, route, |link, context, ready| {
             if link.service(context) {
                 ready.push(route, &mut link.ready);

@@ -30,7 +30,7 @@ const PERIOD_NANOS: u64 = 60_000_000_000;
 
 /// The fields that the front reads from the first fragment of a ClientHello.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hello<'a> {
+pub(super) struct ClientHello<'a> {
     /// The record's epoch-0 sequence number, which the answer repeats.
     sequence: [u8; 6],
     /// The client random.
@@ -39,18 +39,18 @@ pub(super) struct Hello<'a> {
     pub(super) cookie: &'a [u8],
 }
 
-impl<'a> Hello<'a> {
+impl<'a> ClientHello<'a> {
     /// Parses a datagram that begins with the start of a DTLS 1.2 ClientHello; `None` if it is anything else.
     pub(super) fn parse(datagram: &'a [u8]) -> Option<Self> {
         const HANDSHAKE: u8 = 22;
         const CLIENT_HELLO: u8 = 1;
-        let mut read = Reader(datagram);
+        let mut read = SliceReader(datagram);
         let [HANDSHAKE, 0xfe, _, 0, 0] = *read.array::<5>()? else { return None };
         let sequence = *read.array::<6>()?;
-        let mut read = Reader(read.counted16()?);
+        let mut read = SliceReader(read.counted16()?);
         let [CLIENT_HELLO, _, _, _, _, _, 0, 0, 0] = *read.array::<9>()? else { return None };
         let [0, high, low] = *read.array::<3>()? else { return None };
-        let mut read = Reader(read.take(usize::from(u16::from_be_bytes([high, low])))?);
+        let mut read = SliceReader(read.take(usize::from(u16::from_be_bytes([high, low])))?);
         let [0xfe, 0xfd] = *read.array::<2>()? else { return None };
         let random = *read.array::<32>()?;
         let _session = read.counted8()?;
@@ -99,12 +99,12 @@ impl Front {
     }
 
     /// The cookie for a hello from `from`.
-    pub(super) fn cookie(&self, now: Instant, from: SocketAddr, hello: &Hello<'_>) -> Option<Cookie> {
+    pub(super) fn cookie(&self, now: Instant, from: SocketAddr, hello: &ClientHello<'_>) -> Option<Cookie> {
         Some(self.mac(period(now), from, hello)?.finalize().into_bytes().into())
     }
 
     /// The cookie of a hello, if this front made it for that hello in this period or the one before.
-    pub(super) fn verified(&self, now: Instant, from: SocketAddr, hello: &Hello<'_>) -> Option<Cookie> {
+    pub(super) fn verified(&self, now: Instant, from: SocketAddr, hello: &ClientHello<'_>) -> Option<Cookie> {
         let cookie = Cookie::try_from(hello.cookie).ok()?;
         let period = period(now);
         [Some(period), period.checked_sub(1)]
@@ -114,7 +114,7 @@ impl Front {
             .then_some(cookie)
     }
 
-    fn mac(&self, period: u64, from: SocketAddr, hello: &Hello<'_>) -> Option<Hmac<Sha256>> {
+    fn mac(&self, period: u64, from: SocketAddr, hello: &ClientHello<'_>) -> Option<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.as_slice()).ok()?;
         mac.update(&period.to_be_bytes());
         match from.ip() {
@@ -197,9 +197,9 @@ pub(super) fn first_hello(random: &[u8; 32]) -> [u8; 67] {
 }
 
 /// Takes bytes off the front of a slice.
-struct Reader<'a>(&'a [u8]);
+struct SliceReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> SliceReader<'a> {
     fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
         let (array, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -248,39 +248,39 @@ mod tests {
         let from = "192.0.2.1:9".parse().unwrap();
         let now = Instant::START.after(Duration::from_secs(100));
         let first = hello_with([7; 32], &[]);
-        let cookie = front.cookie(now, from, &Hello::parse(&first).unwrap()).unwrap();
+        let cookie = front.cookie(now, from, &ClientHello::parse(&first).unwrap()).unwrap();
         let second = hello_with([7; 32], &cookie);
-        let hello = Hello::parse(&second).unwrap();
+        let hello = ClientHello::parse(&second).unwrap();
         assert_eq!(front.verified(now, from, &hello), Some(cookie));
         assert_eq!(front.verified(now.after(Duration::from_secs(60)), from, &hello), Some(cookie));
         assert_eq!(front.verified(now.after(Duration::from_secs(120)), from, &hello), None);
         assert_eq!(front.verified(now, "192.0.2.1:10".parse().unwrap(), &hello), None);
         assert_eq!(front.verified(now, "192.0.2.2:9".parse().unwrap(), &hello), None);
         let other = hello_with([8; 32], &cookie);
-        assert_eq!(front.verified(now, from, &Hello::parse(&other).unwrap()), None);
+        assert_eq!(front.verified(now, from, &ClientHello::parse(&other).unwrap()), None);
     }
 
     #[test]
     fn the_answer_is_smaller_than_the_smallest_hello() {
         let hello = first_hello(&[0; 32]);
-        assert!(Hello::parse(&hello).unwrap().verify_request(&[1; 32]).len() < hello.len());
+        assert!(ClientHello::parse(&hello).unwrap().verify_request(&[1; 32]).len() < hello.len());
     }
 
     proptest! {
         #[test]
         fn a_cut_hello_is_no_hello(cut in 0usize..99) {
             let hello = hello_with([7; 32], &[9; 32]);
-            prop_assert_eq!(Hello::parse(&hello[..cut]), None);
+            prop_assert_eq!(ClientHello::parse(&hello[..cut]), None);
         }
 
         #[test]
         fn no_datagram_makes_the_parser_panic(datagram in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Hello::parse(&datagram);
+            let _ = ClientHello::parse(&datagram);
             let mut hello = first_hello(&[7; 32]).to_vec();
             for (byte, noise) in hello.iter_mut().skip(11).zip(&datagram) {
                 *byte ^= noise;
             }
-            let _ = Hello::parse(&hello);
+            let _ = ClientHello::parse(&hello);
         }
     }
 }

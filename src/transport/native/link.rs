@@ -10,7 +10,7 @@ use std::{
 use rand::rngs::StdRng;
 
 use super::{
-    Caps, Route,
+    EndpointCaps, SocketRoute,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsError, DtlsEvent},
     memory::{Lease, Memory},
@@ -20,7 +20,7 @@ use crate::{
         DialTarget, ErrorClass, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, ReadyQueue,
         Redacted, RelayId, Slots, Ticket,
     },
-    transport::sctp::{self, Association, Close, Event},
+    transport::sctp::{self, Association, AssociationEvent, Close},
 };
 
 /// Most time that a link closed by the core may take to deliver its queued data.
@@ -34,9 +34,9 @@ const TURN: usize = 53;
 pub(super) struct Context<'a> {
     pub(super) now: Instant,
     /// Conversion of `now` to the clock of `dimpl`.
-    pub(super) clock: Clock,
-    pub(super) route: Route,
-    pub(super) caps: &'a Caps,
+    pub(super) clock: StdClock,
+    pub(super) route: SocketRoute,
+    pub(super) caps: &'a EndpointCaps,
     pub(super) sctp: &'a sctp::Config,
     pub(super) rng: &'a mut StdRng,
     /// The budgets of all links for partly received messages, and for data sent and not acknowledged.
@@ -58,9 +58,9 @@ pub(super) struct LinkMemory<T> {
 
 /// Conversion between [`Instant`] and the standard library's clock: the time of [`Instant::START`] there.
 #[derive(Clone, Copy)]
-pub(super) struct Clock(pub(super) StdInstant);
+pub(super) struct StdClock(pub(super) StdInstant);
 
-impl Clock {
+impl StdClock {
     pub(super) fn to_std(self, at: Instant) -> StdInstant {
         self.0.checked_add(Duration::from_nanos(at.as_nanos())).unwrap_or(self.0)
     }
@@ -88,7 +88,7 @@ pub(super) enum Ending {
 }
 
 /// The role of this end.
-pub(super) enum Role {
+pub(super) enum LinkRole {
     /// This node dialled.
     Dialler(Box<Dial>),
     /// The peer dialled, with this client random.
@@ -122,7 +122,7 @@ impl Dial {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum LinkStage {
     Opening { until: Instant },
     Open,
     Closing { until: Instant },
@@ -132,7 +132,7 @@ enum Stage {
 /// One link.
 pub(super) struct Link {
     pub(super) id: LinkId,
-    pub(super) role: Role,
+    pub(super) role: LinkRole,
     /// SHA-256 of the certificate of this end.
     local_certificate: [u8; 32],
     /// SHA-256 of the peer's certificate; zeros before it arrives.
@@ -151,7 +151,7 @@ pub(super) struct Link {
     pub(super) leases: LinkMemory<Lease>,
     /// Whether a retire event was sent to the core, which then opens a second link beside it.
     pub(super) retired: bool,
-    stage: Stage,
+    stage: LinkStage,
     dtls: Dtls,
     sctp: Option<Box<Association>>,
     heard: Instant,
@@ -161,7 +161,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(
         id: LinkId,
-        role: Role,
+        role: LinkRole,
         dtls: Dtls,
         local_certificate: [u8; 32],
         until: Instant,
@@ -180,7 +180,7 @@ impl Link {
             opened: false,
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
             retired: false,
-            stage: Stage::Opening { until },
+            stage: LinkStage::Opening { until },
             dtls,
             sctp: None,
             heard: now,
@@ -190,28 +190,28 @@ impl Link {
 
     /// Whether the link is open to the core.
     pub(super) fn is_open(&self) -> bool {
-        self.stage == Stage::Open
+        self.stage == LinkStage::Open
     }
 
     /// The relay that this node dialled; `None` if the peer dialled.
     pub(super) fn dialled(&self) -> Option<RelayId> {
         match &self.role {
-            Role::Dialler(dial) => Some(dial.target.relay),
-            Role::Listener(_) => None,
+            LinkRole::Dialler(dial) => Some(dial.target.relay),
+            LinkRole::Listener(_) => None,
         }
     }
 
     /// Why the link ended, if it has. The endpoint then removes it.
     pub(super) const fn ending(&self) -> Option<Ending> {
         match self.stage {
-            Stage::Ended(ending) => Some(ending),
-            Stage::Opening { .. } | Stage::Open | Stage::Closing { .. } => None,
+            LinkStage::Ended(ending) => Some(ending),
+            LinkStage::Opening { .. } | LinkStage::Open | LinkStage::Closing { .. } => None,
         }
     }
 
     /// Whether the core closed the link and it still delivers data.
     pub(super) fn is_closing(&self) -> bool {
-        matches!(self.stage, Stage::Closing { .. })
+        matches!(self.stage, LinkStage::Closing { .. })
     }
 
     /// Ends the link now, without waiting for delivery.
@@ -258,12 +258,12 @@ impl Link {
         }
         self.drain_sctp(context);
         match self.stage {
-            Stage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
-            Stage::Closing { until } if until <= now => self.finish(context, Ending::Done),
-            Stage::Open if self.heard.after(context.caps.silence) <= now => {
+            LinkStage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
+            LinkStage::Closing { until } if until <= now => self.finish(context, Ending::Done),
+            LinkStage::Open if self.heard.after(context.caps.silence) <= now => {
                 self.finish(context, Ending::Closed(LinkClose::TimedOut));
             }
-            Stage::Open if self.probe_due(context.caps) <= now => {
+            LinkStage::Open if self.probe_due(context.caps) <= now => {
                 self.probed = Some(now);
                 if let Some(sctp) = &mut self.sctp {
                     sctp.probe();
@@ -276,7 +276,7 @@ impl Link {
     /// Queues a message of the core.
     pub(super) fn send(&mut self, context: &mut Context<'_>, lane: Lane, message: Slots) {
         if let Some(sctp) = &mut self.sctp
-            && self.stage == Stage::Open
+            && self.stage == LinkStage::Open
             && !message.is_empty()
         {
             self.room = self.room.saturating_sub(message.len());
@@ -286,8 +286,8 @@ impl Link {
 
     /// Closes the link once its queued data is delivered.
     pub(super) fn close(&mut self, now: Instant) {
-        if self.stage == Stage::Open {
-            self.stage = Stage::Closing { until: now.after(LINGER) };
+        if self.stage == LinkStage::Open {
+            self.stage = LinkStage::Closing { until: now.after(LINGER) };
         }
     }
 
@@ -296,12 +296,12 @@ impl Link {
         let sent = self.send_packets(context);
         self.note_retired(context);
         let Some(sctp) = &mut self.sctp else { return false };
-        if matches!(self.stage, Stage::Closing { .. }) && sctp.is_flushed() {
+        if matches!(self.stage, LinkStage::Closing { .. }) && sctp.is_flushed() {
             self.finish(context, Ending::Done);
             return false;
         }
         let room = sctp.room(context.now);
-        if self.stage == Stage::Open && room != self.room {
+        if self.stage == LinkStage::Open && room != self.room {
             self.room = room;
             context.rooms.push(self.id, &mut self.rooms);
         }
@@ -349,18 +349,18 @@ impl Link {
     }
 
     /// The deadline for [`Self::handle_timeout`].
-    pub(super) fn deadline(&self, clock: Clock, caps: &Caps) -> Option<Instant> {
+    pub(super) fn deadline(&self, clock: StdClock, caps: &EndpointCaps) -> Option<Instant> {
         let own = match self.stage {
-            Stage::Opening { until } | Stage::Closing { until } => until,
-            Stage::Open => self.probe_due(caps).min(self.heard.after(caps.silence)),
-            Stage::Ended(_) => return None,
+            LinkStage::Opening { until } | LinkStage::Closing { until } => until,
+            LinkStage::Open => self.probe_due(caps).min(self.heard.after(caps.silence)),
+            LinkStage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
         let dtls = self.dtls.poll_timeout().map(|at| clock.ours(at));
         [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
-    fn probe_due(&self, caps: &Caps) -> Instant {
+    fn probe_due(&self, caps: &EndpointCaps) -> Instant {
         let silent = self.heard.after(caps.silence.mul_f32(0.5));
         self.probed.map_or(silent, |probed| silent.max(probed.after(caps.silence.mul_f32(1.0 / 6.0))))
     }
@@ -383,9 +383,9 @@ impl Link {
 
     fn end(&mut self, ending: Ending) {
         self.stage = match self.stage {
-            Stage::Ended(earlier) => Stage::Ended(earlier),
-            Stage::Closing { .. } => Stage::Ended(Ending::Done),
-            Stage::Opening { .. } | Stage::Open => Stage::Ended(ending),
+            LinkStage::Ended(earlier) => LinkStage::Ended(earlier),
+            LinkStage::Closing { .. } => LinkStage::Ended(Ending::Done),
+            LinkStage::Opening { .. } | LinkStage::Open => LinkStage::Ended(ending),
         };
     }
 
@@ -404,7 +404,7 @@ impl Link {
 
     /// Reports once that the keys have reached the count at which the link takes no new circuits.
     fn note_retired(&mut self, context: &mut Context<'_>) {
-        if self.stage == Stage::Open && self.dtls.take_retired() {
+        if self.stage == LinkStage::Open && self.dtls.take_retired() {
             self.retired = true;
             context.events.push_back(LinkEvent::Retire { link: self.id });
         }
@@ -418,15 +418,15 @@ impl Link {
         dtls.drain(datagram, context.out, route, context.segments, |event| match event {
             DtlsEvent::PeerCertificate(fingerprint) => {
                 *peer_certificate = fingerprint;
-                wrong = matches!(role, Role::Dialler(dial) if dial.target.fingerprint != fingerprint);
+                wrong = matches!(role, LinkRole::Dialler(dial) if dial.target.fingerprint != fingerprint);
             }
             DtlsEvent::Connected if !wrong => {
                 *heard = now;
                 let mut association = match role {
-                    Role::Dialler(_) => Association::connect(settings, now, rng),
-                    Role::Listener(_) => Association::accept(settings, now, rng),
+                    LinkRole::Dialler(_) => Association::connect(settings, now, rng),
+                    LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
-                if matches!(role, Role::Listener(_)) {
+                if matches!(role, LinkRole::Listener(_)) {
                     association.set_window_max(STRANGERS_WINDOW);
                 }
                 *sctp = Some(Box::new(association));
@@ -453,7 +453,7 @@ impl Link {
         }
     }
 
-    fn properties(&self, route: Route) -> LinkOpened {
+    fn properties(&self, route: SocketRoute) -> LinkOpened {
         LinkOpened {
             dialled: self.dialled(),
             local_certificate: self.local_certificate,
@@ -466,14 +466,14 @@ impl Link {
     fn drain_sctp(&mut self, context: &mut Context<'_>) {
         while let Some(event) = self.sctp.as_mut().and_then(|sctp| sctp.poll_event()) {
             match (event, self.stage) {
-                (Event::Open { streams }, Stage::Opening { .. }) => {
+                (AssociationEvent::Open { streams }, LinkStage::Opening { .. }) => {
                     self.lanes = u8::try_from(streams).unwrap_or(MAX_LANES).min(MAX_LANES);
-                    self.stage = Stage::Open;
+                    self.stage = LinkStage::Open;
                     self.opened = true;
                     let opened = self.properties(context.route);
                     context.events.push_back(LinkEvent::Opened { link: self.id, opened });
                 }
-                (Event::Message { stream, message }, Stage::Open) => {
+                (AssociationEvent::Message { stream, message }, LinkStage::Open) => {
                     match u8::try_from(stream).ok().and_then(Lane::new) {
                         Some(lane) => {
                             context.events.push_back(LinkEvent::Message { link: self.id, lane, message });
@@ -481,9 +481,11 @@ impl Link {
                         None => self.finish(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
-                (Event::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
-                (Event::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
-                (Event::Closed(Close::TimedOut), _) => self.finish(context, Ending::Closed(LinkClose::TimedOut)),
+                (AssociationEvent::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
+                (AssociationEvent::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
+                (AssociationEvent::Closed(Close::TimedOut), _) => {
+                    self.finish(context, Ending::Closed(LinkClose::TimedOut))
+                }
                 _ => {}
             }
         }

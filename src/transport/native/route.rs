@@ -24,15 +24,15 @@ pub struct Port {
 
 /// A local socket and a remote address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Route {
+pub struct SocketRoute {
     /// [`Port::id`].
     pub port: u8,
     /// The remote address.
     pub remote: SocketAddr,
 }
 
-impl fmt::Debug for Route {
+impl fmt::Debug for SocketRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Route").field("port", &self.port).finish_non_exhaustive()
+        f.debug_struct("SocketRoute").field("port", &self.port).finish_non_exhaustive()
     }
 }

@@ -14,7 +14,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, SockAddr, Type};
 use tokio::{io::Interest, net::UdpSocket};
 
-use super::{Batch, Endpoint, Port, PortUse, Route};
+use super::{Batch, Endpoint, Port, PortUse, SocketRoute};
 use crate::base::Instant;
 
 /// Kernel buffer requested for each socket and direction. With the usual 212 kB, bulk transfers run at a tenth.
@@ -125,7 +125,7 @@ impl Sockets {
 
     /// Receives available datagrams, a bounded number from each socket. Passes each run that the kernel joined to
     /// `take`, with the length of all its datagrams but the last.
-    pub fn receive(&mut self, mut take: impl FnMut(Route, &mut [u8], usize)) {
+    pub fn receive(&mut self, mut take: impl FnMut(SocketRoute, &mut [u8], usize)) {
         for socket in &self.sockets {
             socket.receive(&mut self.buffers, &mut take);
         }
@@ -170,7 +170,7 @@ impl Socket {
         Ok(Self { address: socket.local_addr()?, port, socket, state })
     }
 
-    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(Route, &mut [u8], usize)) {
+    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(SocketRoute, &mut [u8], usize)) {
         let mut chunks = buffers.chunks_mut(BUFFER_SIZE);
         let mut slices: [IoSliceMut<'_>; BUFFERS] =
             core::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
@@ -181,7 +181,7 @@ impl Socket {
         // An error means either no datagram or an ICMP answer to an earlier datagram, which a third party can forge.
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
-            let route = Route { port: self.port.id, remote: meta.addr };
+            let route = SocketRoute { port: self.port.id, remote: meta.addr };
             take(route, slice.get_mut(..meta.len).unwrap_or_default(), meta.stride);
         }
     }

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::Caps;
+use super::EndpointCaps;
 use crate::base::{AddressPrefix, Counter as _};
 
 /// The cap of a network, as a multiple of a source's cap.
@@ -40,7 +40,7 @@ impl Sources {
     /// Counts one more half-open link from `address`, unless a cap is reached. `replaced` is set if the new link
     /// replaces one from the same address and port, and states whether that one is half-open. The replaced link is
     /// not counted against the new one.
-    pub(super) fn admit(&mut self, caps: &Caps, address: IpAddr, replaced: Option<bool>) -> bool {
+    pub(super) fn admit(&mut self, caps: &EndpointCaps, address: IpAddr, replaced: Option<bool>) -> bool {
         let less = |count: Count| Count {
             links: count.links.saturating_sub(usize::from(replaced.is_some())),
             half_open: count.half_open.saturating_sub(usize::from(replaced == Some(true))),
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn one_source_cannot_use_up_the_half_open_links() {
-        let caps = Caps { half_open: 5, half_open_per_source: 3, ..Caps::default() };
+        let caps = EndpointCaps { half_open: 5, half_open_per_source: 3, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         // One /64 is one source.
         let admitted =
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_source_without_links_is_forgotten() {
-        let caps = Caps::default();
+        let caps = EndpointCaps::default();
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, address, None) && sources.admit(&caps, address, None));
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn many_sources_of_one_network_cannot_use_up_the_half_open_links() {
-        let caps = Caps { half_open: 1_000, half_open_per_source: 3, ..Caps::default() };
+        let caps = EndpointCaps { half_open: 1_000, half_open_per_source: 3, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         let admitted = (0..100).filter(|n| sources.admit(&caps, format!("2001:db8:0:{n:x}::1").parse().unwrap(), None));
         assert_eq!(admitted.count(), 12);
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_link_that_makes_way_does_not_count_against_the_one_that_replaces_it() {
-        let caps = Caps { links: 1, ..Caps::default() };
+        let caps = EndpointCaps { links: 1, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, address, None) && !sources.admit(&caps, address, None));

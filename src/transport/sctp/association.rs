@@ -7,8 +7,8 @@ use rand::{CryptoRng, RngExt as _};
 
 use super::{
     Message, SendStatistics,
-    clock::Clock,
-    packet::{self, CHUNK_HEADER, OwnPeer, Packet, Writer},
+    clock::ArrivalClock,
+    packet::{self, CHUNK_HEADER, OwnPeer, Packet, PacketWriter},
     receive::Receiver,
     send::{SendConfig, SendHalf},
 };
@@ -20,7 +20,7 @@ mod chunks;
 mod config;
 mod handshake;
 
-use chunks::Seen;
+use chunks::SeenChunks;
 pub use config::Config;
 use config::{own_peer, stock_peer};
 use handshake::Attempts;
@@ -59,7 +59,7 @@ pub enum Close {
 
 /// An event of an association for its owner.
 #[derive(Debug)]
-pub enum Event {
+pub enum AssociationEvent {
     /// Messages may be sent, on streams 0 to `streams` − 1.
     Open {
         /// How many streams carry messages, in both directions.
@@ -109,7 +109,7 @@ pub struct Association {
     local_tsn: u32,
     cookie: [u8; 16],
     /// The clock for arrival times sent to the peer.
-    clock: Clock,
+    clock: ArrivalClock,
     peer_tag: u32,
     /// The peer's first TSN, once received.
     peer_tsn: Option<u32>,
@@ -130,7 +130,7 @@ pub struct Association {
     reported_at: Option<Instant>,
     /// Streams on which the peer has opened a channel in band.
     in_band: [bool; STOCK_STREAMS as usize],
-    events: VecDeque<Event>,
+    events: VecDeque<AssociationEvent>,
     whole: VecDeque<Message>,
     round_trip_of_handshake: Option<Duration>,
 }
@@ -151,7 +151,7 @@ impl Association {
             local_tag: rng.random_range(1..=u32::MAX),
             local_tsn,
             cookie: rng.random(),
-            clock: Clock::new(rng),
+            clock: ArrivalClock::new(rng),
             peer_tag: 0,
             peer_tsn: None,
             zero: false,
@@ -185,7 +185,7 @@ impl Association {
             return;
         }
         let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
-        let mut seen = Seen::default();
+        let mut seen = SeenChunks::default();
         self.send.note_arrival(None);
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
@@ -274,7 +274,7 @@ impl Association {
     }
 
     /// The next event for the owner.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<AssociationEvent> {
         self.events.pop_front()
     }
 
@@ -285,7 +285,7 @@ impl Association {
         let buffer = buffer.get_mut(..length).unwrap_or_default();
         if self.replies.abort {
             self.replies.abort = false;
-            let mut writer = Writer::new(buffer, self.peer_tag, self.zero);
+            let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero);
             writer.chunk(packet::ABORT, 0, &[]);
             return writer.finish();
         }
@@ -308,7 +308,7 @@ impl Association {
                     return 0;
                 }
                 attempts.sent(now);
-                let mut writer = Writer::new(buffer, self.peer_tag, false);
+                let mut writer = PacketWriter::new(buffer, self.peer_tag, false);
                 writer.chunk(packet::COOKIE_ECHO, 0, cookie);
                 // Data in the same packet saves a round trip (RFC 9260 §5.1).
                 self.send.write(now, &mut writer);
@@ -332,12 +332,12 @@ impl Association {
             return 0;
         }
         let length = buffer.len().min(self.config.packet);
-        let mut writer = Writer::new(buffer.get_mut(..length).unwrap_or_default(), self.peer_tag, self.zero);
+        let mut writer = PacketWriter::new(buffer.get_mut(..length).unwrap_or_default(), self.peer_tag, self.zero);
         receive.write_sack(&mut writer);
         writer.finish()
     }
 
-    /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams of [`Event::Open`]. Does nothing on an
+    /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams of [`AssociationEvent::Open`]. Does nothing on an
     /// association that isn't open.
     pub fn send(&mut self, now: Instant, stream: u16, message: Slots) {
         if self.is_open() {
@@ -440,12 +440,12 @@ impl Association {
     fn end(&mut self, close: Close) {
         if !matches!(self.state, AssociationState::Ended) {
             self.state = AssociationState::Ended;
-            self.events.push_back(Event::Closed(close));
+            self.events.push_back(AssociationEvent::Closed(close));
         }
     }
 
     fn write_established(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
-        let mut writer = Writer::new(buffer, self.peer_tag, self.zero);
+        let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero);
         if core::mem::take(&mut self.replies.cookie_ack) {
             writer.chunk(packet::COOKIE_ACK, 0, &[]);
         }

@@ -15,14 +15,14 @@ const DEVIATION: u32 = 100;
 /// The clock of this end's arrival times. Its start and rate are random for each association, so that a peer can't
 /// attribute associations to one computer by the drift and start of its clock.
 #[derive(Clone, Copy)]
-pub(super) struct Clock {
+pub(super) struct ArrivalClock {
     /// In nanoseconds.
     start: u64,
     /// In millionths of the computer's clock rate.
     rate: u32,
 }
 
-impl Clock {
+impl ArrivalClock {
     /// The clock of this computer, which is never sent.
     pub(super) const OWN: Self = Self { start: 0, rate: RATE };
 
@@ -82,9 +82,9 @@ mod tests {
     #[test]
     fn clocks_differ_in_start_phase_and_rate_and_none_runs_off_by_more_than_it_may() {
         let mut rng = StdRng::seed_from_u64(1);
-        let clocks: Vec<_> = (0..50).map(|_| Clock::new(&mut rng)).collect();
+        let clocks: Vec<_> = (0..50).map(|_| ArrivalClock::new(&mut rng)).collect();
         let hour = 3_600_000;
-        let ran = |clock: &Clock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
+        let ran = |clock: &ArrivalClock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
         let rates: BTreeSet<_> = clocks.iter().map(ran).collect();
         // 100 millionths of an hour in units of 100 microseconds.
         assert!(rates.len() > 25 && rates.iter().all(|ran| ran.abs_diff(36_000_000) <= 3_601), "{rates:?}");

@@ -16,7 +16,7 @@ pub use cubic::Cubic;
 
 /// Sizes in a controller's computations.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ControllerSizes {
     /// Largest packet's payload that counts against the window, in bytes: the unit of the window.
     pub segment: u64,
     /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
@@ -154,7 +154,7 @@ impl Control {
     /// A controller of kind `algorithm`. `seed` determines its random choices (BBR's probe intervals). Two
     /// associations need different seeds, or they probe at the same time.
     #[must_use]
-    pub(super) fn new(algorithm: Algorithm, limits: Limits, now: Instant, seed: u64) -> Self {
+    pub(super) fn new(algorithm: Algorithm, limits: ControllerSizes, now: Instant, seed: u64) -> Self {
         match algorithm {
             Algorithm::Bbr => Self::Bbr(Bbr::new(limits, now, seed)),
             Algorithm::Cubic => Self::Cubic(Cubic::new(limits, now)),
@@ -216,7 +216,7 @@ const INITIAL_SEGMENTS: u64 = 10;
 /// Least segments in a window: enough for a steady flow of delayed acknowledgements.
 const MIN_SEGMENTS: u64 = 4;
 
-impl Limits {
+impl ControllerSizes {
     /// Window before the first measurement of the path, in bytes.
     fn initial_window(&self) -> u64 {
         self.segment.saturating_mul(INITIAL_SEGMENTS).min(self.max_window)

@@ -246,13 +246,13 @@ pub(super) fn is_heartbeat(body: &[u8]) -> bool {
 }
 
 /// Writes one packet into a buffer. A field that doesn't fit is left out; the caller checks [`Self::room`] before.
-pub(super) struct Writer<'a> {
+pub(super) struct PacketWriter<'a> {
     buffer: &'a mut [u8],
     length: usize,
     with_checksum: bool,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> PacketWriter<'a> {
     /// A packet with this verification tag and no chunk. `zero`: the peer accepts packets without a checksum.
     pub(super) fn new(buffer: &'a mut [u8], tag: u32, zero: bool) -> Self {
         let mut this = Self { buffer, length: 0, with_checksum: !zero };
@@ -418,7 +418,7 @@ mod tests {
     fn the_checksum_is_crc32c() {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
         let mut buffer = [0; 64];
-        let mut writer = Writer::new(&mut buffer, 7, false);
+        let mut writer = PacketWriter::new(&mut buffer, 7, false);
         writer.chunk(COOKIE_ACK, 0, &[]);
         let length = writer.finish();
         assert_eq!(length, 16);
@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn a_sack_holds_as_many_blocks_as_fit() {
         let mut buffer = [0; 12 + 16 + 9];
-        let mut writer = Writer::new(&mut buffer, 1, true);
+        let mut writer = PacketWriter::new(&mut buffer, 1, true);
         writer.sack(10, 20, [(2, 3), (5, 5), (7, 9)].into_iter(), &[4]);
         let length = writer.finish();
         let packet = Packet::parse(&buffer[..length], true).unwrap();
@@ -445,7 +445,7 @@ mod tests {
     fn an_arrival_comes_back_and_is_skipped_by_others_in_silence() {
         let arrival = Arrival { tsn: 0xfedc_ba98, tick: Tick(0x0123_4567) };
         let mut buffer = [0; 64];
-        let mut writer = Writer::new(&mut buffer, 1, true);
+        let mut writer = PacketWriter::new(&mut buffer, 1, true);
         writer.arrival(&arrival);
         let length = writer.finish();
         assert_eq!(length, HEADER + ARRIVAL_LEN);
@@ -459,7 +459,7 @@ mod tests {
     #[test]
     fn a_chunk_longer_than_its_packet_is_malformed() {
         let mut buffer = [0; 64];
-        let mut writer = Writer::new(&mut buffer, 1, true);
+        let mut writer = PacketWriter::new(&mut buffer, 1, true);
         writer.chunk(HEARTBEAT, 0, &[0, 1, 0, 8, 1, 2, 3, 4]);
         let length = writer.finish();
         buffer[15] = 200;

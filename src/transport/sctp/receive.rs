@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::{
     Broken, MAX_MESSAGE, Message,
-    clock::Clock,
-    packet::{ARRIVAL_LEN, Arrival, Data, SACK_HEADER, Writer},
+    clock::ArrivalClock,
+    packet::{ARRIVAL_LEN, Arrival, Data, PacketWriter, SACK_HEADER},
     serial::{expand, wire},
 };
 use crate::base::{Counter as _, Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
@@ -40,7 +40,7 @@ pub(super) struct Acknowledging {
     /// Longest delay of an acknowledgement.
     delay: Duration,
     /// The clock for arrival times, if they are sent.
-    clock: Option<Clock>,
+    clock: Option<ArrivalClock>,
 }
 
 impl Acknowledging {
@@ -48,7 +48,7 @@ impl Acknowledging {
     pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
 
     /// For our nodes, which count bytes: fewer SACKs, so that a slow return path carries them.
-    pub(super) const fn own(clock: Clock) -> Self {
+    pub(super) const fn own(clock: ArrivalClock) -> Self {
         Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(clock) }
     }
 }
@@ -185,7 +185,7 @@ impl Receiver {
         }
         self.newest = Some((data.tsn, now));
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
-        let mut account = Account { held: &mut self.held, pending: &mut self.pending };
+        let mut account = MemoryCounters { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
         // Only a TSN that moves the first hole can leave a fragment behind it. One that continues a message and fills
         // no hole can't.
@@ -226,7 +226,7 @@ impl Receiver {
     }
 
     /// Writes a SACK, if it fits.
-    pub(super) fn write_sack(&mut self, writer: &mut Writer<'_>) {
+    pub(super) fn write_sack(&mut self, writer: &mut PacketWriter<'_>) {
         if writer.room() < SACK_HEADER {
             return;
         }
@@ -316,7 +316,7 @@ fn wire_start(first: u32) -> u64 {
 }
 
 /// Counters of the memory of all streams.
-struct Account<'a> {
+struct MemoryCounters<'a> {
     held: &'a mut usize,
     pending: &'a mut usize,
 }
@@ -366,7 +366,15 @@ impl Fragment {
 }
 
 impl IncomingStream {
-    /// Most bytes that the fragment would add to the bytes held.
+    /// Whether a fragment is the next one in sequence.
+    fn continues(&self, tsn: u64, begin: bool, sequence: u16) -> bool {
+        match &self.message {
+            Some(message) => message.next == tsn,
+            None => begin && sequence == self.next,
+        }
+    }
+
+    /// Maximum bytes that the fragment adds to the bytes held.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {
             Some(message) if message.next == tsn => message.growth(data.payload.len()),
@@ -385,14 +393,10 @@ impl IncomingStream {
         &mut self,
         tsn: u64,
         data: &Data<'_>,
-        account: &mut Account<'_>,
+        account: &mut MemoryCounters<'_>,
         out: &mut VecDeque<Message>,
     ) -> Result<(), Broken> {
-        let continues = match &self.message {
-            Some(message) => message.next == tsn,
-            None => data.begin && data.sequence == self.next,
-        };
-        if !continues {
+        if !self.continues(tsn, data.begin, data.sequence) {
             let Data { sequence, protocol, begin, end, payload, .. } = *data;
             *account.held = account.held.saturating_add(Fragment::cost(payload.len()));
             account.pending.increment();
@@ -401,16 +405,11 @@ impl IncomingStream {
             return Ok(());
         }
         self.take(tsn, data, account, out)?;
-        while let Some(first) = self.pending.first_entry() {
-            let (tsn, fragment) = (*first.key(), first.get());
-            let continues = match &self.message {
-                Some(message) => message.next == tsn,
-                None => fragment.begin && fragment.sequence == self.next,
-            };
-            if !continues {
+        while let Some((&tsn, fragment)) = self.pending.first_key_value() {
+            if !self.continues(tsn, fragment.begin, fragment.sequence) {
                 break;
             }
-            let Fragment { sequence, protocol, begin, end, payload } = first.remove();
+            let Some(Fragment { sequence, protocol, begin, end, payload }) = self.pending.remove(&tsn) else { break };
             *account.held = account.held.saturating_sub(Fragment::cost(payload.len()));
             account.pending.decrement();
             let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
@@ -424,7 +423,7 @@ impl IncomingStream {
         &mut self,
         tsn: u64,
         data: &Data<'_>,
-        account: &mut Account<'_>,
+        account: &mut MemoryCounters<'_>,
         out: &mut VecDeque<Message>,
     ) -> Result<(), Broken> {
         let Some(mut message) = self.message.take() else {

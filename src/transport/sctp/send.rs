@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     clock::Tick,
-    congestion::{Algorithm, Control, Controller as _, Limits},
+    congestion::{Algorithm, Control, Controller as _, ControllerSizes},
     pacer::Pacer,
     packet::{Arrival, DATA_HEADER, HEADER},
     rtt::RoundTrip,
@@ -23,13 +23,13 @@ use crate::base::{Instant, Slots};
 mod acked;
 #[cfg(any(test, fuzzing))]
 pub(super) mod check;
-mod forward;
+mod forward_delay;
 mod loss;
 mod sack;
 mod write;
 
 use acked::Acked;
-use forward::Forward;
+use forward_delay::ForwardDelay;
 
 /// Shortest piece of a message that gets a chunk at the end of a packet.
 const LEAST_PIECE: usize = 64;
@@ -153,7 +153,7 @@ pub(super) struct SendConfig {
 
 /// Parameters of the peer.
 #[derive(Clone, Copy)]
-pub(super) struct Peer {
+pub(super) struct PeerParameters {
     /// Longest delay of its acknowledgements.
     pub(super) ack_delay: Duration,
     /// Least retransmission timeout.
@@ -197,8 +197,8 @@ pub struct SendStatistics {
 /// The sending half of an association.
 pub(super) struct SendHalf {
     config: SendConfig,
-    peer: Peer,
-    limits: Limits,
+    peer: PeerParameters,
+    limits: ControllerSizes,
     unsent: VecDeque<Unsent>,
     unsent_bytes: usize,
     /// Sequence number of the next message of each stream.
@@ -220,7 +220,7 @@ pub(super) struct SendHalf {
     round_trip: RoundTrip,
     /// The peer's report for the data that the following SACK acknowledges.
     arrival: Option<Arrival>,
-    forward: Forward,
+    forward: ForwardDelay,
     delivery: Delivery,
     rack: Rack,
     reordering_seen: bool,
@@ -257,9 +257,9 @@ pub(super) struct SendHalf {
 
 impl SendHalf {
     /// A sending half whose first TSN is `first`.
-    pub(super) fn new(now: Instant, config: SendConfig, peer: Peer, first: u32) -> Self {
+    pub(super) fn new(now: Instant, config: SendConfig, peer: PeerParameters, first: u32) -> Self {
         let segment = config.packet.saturating_sub(HEADER).saturating_sub(DATA_HEADER) as u64;
-        let limits = Limits {
+        let limits = ControllerSizes {
             segment,
             short_path_window: SHORT_PATH_WINDOW,
             short_path: Duration::from_millis(2),
@@ -285,7 +285,7 @@ impl SendHalf {
             peer_window: 0,
             round_trip: RoundTrip::new(),
             arrival: None,
-            forward: Forward::default(),
+            forward: ForwardDelay::default(),
             delivery: Delivery {
                 delivered: 0,
                 delivered_at: now,
@@ -317,7 +317,7 @@ impl SendHalf {
     }
 
     /// Sets the peer's parameters: its first window, its number of streams, and its acknowledgement behaviour.
-    pub(super) fn set_peer(&mut self, now: Instant, peer: Peer, window: u32, streams: u16) {
+    pub(super) fn set_peer(&mut self, now: Instant, peer: PeerParameters, window: u32, streams: u16) {
         self.peer = peer;
         self.limits.short_path_window = peer.short_path_window.min(SHORT_PATH_WINDOW);
         self.control = Control::new(self.config.algorithm, self.limits, now, self.config.seed);

@@ -21,13 +21,13 @@ const MOST: usize = 256 * 1024;
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Miss {
+pub(super) enum EngineFailure {
     /// The browser returned nothing: no CORS, a network error, a TLS error, or the query was aborted.
     Unreadable,
     Refused(SearchRefusal),
 }
 
-impl Miss {
+impl EngineFailure {
     /// Whether the engine itself may be the cause, independent of the query.
     pub(super) const fn casts_doubt(self) -> bool {
         use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
@@ -36,11 +36,11 @@ impl Miss {
     }
 }
 
-impl From<Miss> for SearchRefusal {
-    fn from(miss: Miss) -> Self {
+impl From<EngineFailure> for SearchRefusal {
+    fn from(miss: EngineFailure) -> Self {
         match miss {
-            Miss::Unreadable => Self::EngineUnreachable,
-            Miss::Refused(refusal) => refusal,
+            EngineFailure::Unreadable => Self::EngineUnreachable,
+            EngineFailure::Refused(refusal) => refusal,
         }
     }
 }
@@ -56,17 +56,17 @@ pub(super) async fn ask(
     request: &SearchRequest,
     abort: &AbortController,
     carried: &Cell<u64>,
-) -> Result<SearchAnswer, Miss> {
+) -> Result<SearchAnswer, EngineFailure> {
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
     let asked = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, carried)).await;
     let (url, status, body) = asked.unwrap_or_else(|| {
         abort.abort();
-        Err(Miss::Refused(SearchRefusal::EngineTimedOut))
+        Err(EngineFailure::Refused(SearchRefusal::EngineTimedOut))
     })?;
     match engine.read(request, &engine::Response { url: &url, status, body: &body }) {
-        SearchAnswer::Refused(refusal) => Err(Miss::Refused(refusal)),
+        SearchAnswer::Refused(refusal) => Err(EngineFailure::Refused(refusal)),
         results => Ok(results),
     }
 }
@@ -77,18 +77,18 @@ async fn fetch(
     request: &SearchRequest,
     abort: &AbortController,
     carried: &Cell<u64>,
-) -> Result<(Url, u16, Vec<u8>), Miss> {
-    let unreadable = |_| Miss::Unreadable;
-    let question = engine.question(request).ok_or(Miss::Refused(SearchRefusal::BadRequest))?;
+) -> Result<(Url, u16, Vec<u8>), EngineFailure> {
+    let unreadable = |_| EngineFailure::Unreadable;
+    let question = engine.question(request).ok_or(EngineFailure::Refused(SearchRefusal::BadRequest))?;
     let prepared = prepare(&question, abort).map_err(unreadable)?;
     let response = JsFuture::from(js::fetch(&prepared)).await.map_err(unreadable)?;
     let response: Response = response.dyn_into().map_err(unreadable)?;
     if response.type_() == ResponseType::Opaqueredirect {
-        return Err(Miss::Refused(SearchRefusal::EngineRedirected));
+        return Err(EngineFailure::Refused(SearchRefusal::EngineRedirected));
     }
     let body = read_at_most(&response, MOST).await.map_err(unreadable)?;
     count(carried, body.as_ref().map_or(MOST, Vec::len));
-    let body = body.ok_or(Miss::Refused(SearchRefusal::EngineTooLarge))?;
+    let body = body.ok_or(EngineFailure::Refused(SearchRefusal::EngineTooLarge))?;
     Ok((question.url, response.status(), body))
 }
 

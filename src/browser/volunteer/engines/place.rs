@@ -4,14 +4,14 @@ use core::net::IpAddr;
 
 use super::bad;
 use crate::{
-    browser::{failure::Failure, js},
+    browser::{failure::PageFailure, js},
     delegated::{EngineName, url::Url},
     engine::Engine,
     exit_policy::is_global,
 };
 
 /// The engine of a description, if a page may query it.
-pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, Failure> {
+pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, PageFailure> {
     let called = EngineName::parse(name)
         .ok_or_else(|| bad(format!("\"{name}\" is not a name of a search engine: at most 32 of a-z, 0-9 and -")))?;
     let engine = Engine::describe_for_page(description.as_bytes(), Some(called))

@@ -65,24 +65,24 @@ fn no_server() -> Vec<SocketAddr> {
     vec!["127.0.0.1:9".parse().unwrap()]
 }
 
-async fn service(media: &str, template: &str) -> Search {
+async fn service(media: &str, template: &str) -> ExitSearch {
     service_by(media, template, senders(no_server(), Tls::default())).await
 }
 
-async fn service_by(media: &str, template: &str, senders: Senders) -> Search {
+async fn service_by(media: &str, template: &str, senders: Senders) -> ExitSearch {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(media, template).as_bytes()).unwrap();
     let engines = Engines::load(&[file.path().to_str().unwrap()], senders).await.unwrap();
     let caps = SearchCaps { engine: Duration::from_millis(700), ..SearchCaps::default() };
-    Search::new(engines, caps)
+    ExitSearch::new(engines, caps)
 }
 
-async fn service_at(address: SocketAddr) -> Search {
+async fn service_at(address: SocketAddr) -> ExitSearch {
     service(JSON, &format!("http://{address}/search?q={{searchTerms}}&p={{startPage}}")).await
 }
 
 /// The answer to the bytes `framed`, and the outcome at the exit.
-async fn exchanged(search: Search, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
+async fn exchanged(search: ExitSearch, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
     let (mut near, far) = stream_pair();
     let serving = tokio::spawn(async move { search.serve(far, || Ok(())).await });
     near.write_all(framed).await.unwrap();
@@ -93,12 +93,12 @@ async fn exchanged(search: Search, framed: &[u8]) -> (Vec<u8>, Result<(), Refusa
     (answer, timeout(DEADLINE, serving).await.unwrap().unwrap())
 }
 
-async fn searched(search: Search, request: &SearchRequest) -> SearchAnswer {
+async fn searched(search: ExitSearch, request: &SearchRequest) -> SearchAnswer {
     let (answer, _) = exchanged(search, &request.encode().unwrap()).await;
     SearchAnswer::decode(&answer).unwrap()
 }
 
-async fn refused(search: Search, request: &SearchRequest) -> SearchRefusal {
+async fn refused(search: ExitSearch, request: &SearchRequest) -> SearchRefusal {
     match searched(search, request).await {
         SearchAnswer::Refused(refusal) => refusal,
         SearchAnswer::Results { results, .. } => panic!("{} results", results.len()),

@@ -119,14 +119,14 @@ fn description(address: SocketAddr) -> String {
 
 /// The query of a search; a missing or invalid page number is page one.
 #[derive(Deserialize)]
-struct Asked {
+struct PapersQuery {
     #[serde(default)]
     terms: String,
     #[serde(default)]
     page: String,
 }
 
-async fn search(State(index): State<Arc<Index>>, Query(asked): Query<Asked>) -> Response {
+async fn search(State(index): State<Arc<Index>>, Query(asked): Query<PapersQuery>) -> Response {
     let found = index.search(&asked.terms);
     let before = asked.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_A_PAGE);
     let document = html! {

@@ -13,10 +13,10 @@ use proptest::prelude::*;
 
 use super::{tap::Tap, *};
 use crate::transport::native::{
-    Certificate, Route,
+    Certificate, SocketRoute,
     datagrams::Datagrams,
     dtls::{Dtls, DtlsConfig, DtlsEvent},
-    front::Hello,
+    front::ClientHello,
 };
 
 thread_local! {
@@ -355,8 +355,8 @@ struct End {
 
 const COOKIE: [u8; 32] = [5; 32];
 
-fn route() -> Route {
-    Route { port: 0, remote: "192.0.2.1:1".parse().unwrap() }
+fn route() -> SocketRoute {
+    SocketRoute { port: 0, remote: "192.0.2.1:1".parse().unwrap() }
 }
 
 impl Pair {
@@ -378,7 +378,7 @@ impl Pair {
 
     fn deliver(&mut self, to: usize, mut datagram: Vec<u8>) {
         if self.ends[to].dtls.is_none() {
-            let hello = Hello::parse(&datagram).unwrap();
+            let hello = ClientHello::parse(&datagram).unwrap();
             if hello.cookie.is_empty() {
                 return self.ends[to].sent.push_back(hello.verify_request(&COOKIE).to_vec());
             }

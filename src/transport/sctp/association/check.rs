@@ -1,11 +1,11 @@
 //! Invariants of an association between calls, and setters for tests.
 
 use super::{Association, AssociationState, SendConfig, SendHalf, stock_peer};
-use crate::{base::Instant, transport::sctp::send::check::Standing};
+use crate::{base::Instant, transport::sctp::send::check::SendingState};
 
 impl Association {
     /// Asserts the invariants and returns the state of sending. With `whole` it checks every fragment.
-    pub(in super::super) fn check(&self, whole: bool) -> Standing {
+    pub(in super::super) fn check(&self, whole: bool) -> SendingState {
         if let Some(receive) = self.receive.as_ref().filter(|_| whole && !matches!(self.state, AssociationState::Ended))
         {
             receive.check();

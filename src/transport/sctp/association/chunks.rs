@@ -7,7 +7,7 @@ use super::{
         Broken, MAX_MESSAGE, Message,
         packet::{self, Arrival, Chunk, Data, Packet, Sack},
     },
-    Association, AssociationState, BINARY, Close, Event,
+    Association, AssociationEvent, AssociationState, BINARY, Close,
 };
 use crate::base::{Instant, Slots};
 
@@ -25,7 +25,7 @@ const MAX_WHOLE: usize = 16;
 
 /// Kinds of chunks that a packet held.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct SeenChunks {
     pub(super) data: bool,
     /// DATA chunks that are a whole message each.
     whole: usize,
@@ -44,7 +44,7 @@ impl Association {
         }
     }
 
-    pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut Seen) -> Result<(), Close> {
+    pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut SeenChunks) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
         // The sender of these chunks has accepted the cookie: its COOKIE ACK was lost.
         if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, AssociationState::CookieEchoed(..))
@@ -129,7 +129,7 @@ impl Association {
     fn deliver(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
         match message.protocol {
             BINARY if message.bytes.len() <= MAX_MESSAGE => {
-                self.events.push_back(Event::Message { stream, message: message.bytes });
+                self.events.push_back(AssociationEvent::Message { stream, message: message.bytes });
                 Ok(())
             }
             DCEP => {

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::super::{congestion::Algorithm, packet::OwnPeer, send::Peer};
+use super::super::{congestion::Algorithm, packet::OwnPeer, send::PeerParameters};
 
 /// Most gap blocks in a SACK of a stock peer.
 const STOCK_GAP_BLOCKS: usize = 20;
@@ -54,8 +54,8 @@ impl Config {
 }
 
 /// Assumptions about a peer that is not one of our nodes: a browser.
-pub(super) fn stock_peer() -> Peer {
-    Peer {
+pub(super) fn stock_peer() -> PeerParameters {
+    PeerParameters {
         ack_delay: Duration::from_millis(200),
         least_timeout: Duration::from_millis(400),
         gap_blocks: STOCK_GAP_BLOCKS,
@@ -65,8 +65,8 @@ pub(super) fn stock_peer() -> Peer {
 }
 
 /// Parameters of one of our nodes.
-pub(super) fn own_peer(own: OwnPeer) -> Peer {
-    Peer {
+pub(super) fn own_peer(own: OwnPeer) -> PeerParameters {
+    PeerParameters {
         ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),
         least_timeout: Duration::from_millis(200),
         gap_blocks: OWN_GAP_BLOCKS,

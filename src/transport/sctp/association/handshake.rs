@@ -4,10 +4,10 @@ use core::time::Duration;
 
 use super::{
     super::{
-        packet::{self, Init, OwnPeer, Writer},
+        packet::{self, Init, OwnPeer, PacketWriter},
         receive::{ACK_DELAY, Acknowledging, Receiver},
     },
-    Association, AssociationState, Close, Event, STOCK_STREAMS, own_peer, stock_peer,
+    Association, AssociationEvent, AssociationState, Close, STOCK_STREAMS, own_peer, stock_peer,
 };
 use crate::base::{Counter as _, Instant};
 
@@ -81,7 +81,7 @@ impl Association {
             self.send.handshake_took(now, round_trip);
         }
         self.state = AssociationState::CookieEchoed(Attempts::new(now), cookie);
-        self.events.push_back(Event::Open { streams: self.streams() });
+        self.events.push_back(AssociationEvent::Open { streams: self.streams() });
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl Association {
         }
         match self.state {
             AssociationState::Listening | AssociationState::CookieWait(_) => {
-                self.events.push_back(Event::Open { streams: self.streams() });
+                self.events.push_back(AssociationEvent::Open { streams: self.streams() });
                 let round_trip = self.init_ack_at.filter(|_| self.init_acks == 1).map(|at| now.since(at));
                 self.establish(now, round_trip);
             }
@@ -136,7 +136,7 @@ impl Association {
     }
 
     pub(super) fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32, unrecognized: &[u8]) -> usize {
-        let mut writer = Writer::new(buffer, tag, false);
+        let mut writer = PacketWriter::new(buffer, tag, false);
         let streams = self.config.streams.max(STOCK_STREAMS);
         let ack_delay = u16::try_from(ACK_DELAY.as_millis()).unwrap_or(u16::MAX);
         writer.init(

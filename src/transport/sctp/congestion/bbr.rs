@@ -12,7 +12,7 @@
 //! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
 //! | Startup | loss ends it only without rate growth, with a standing queue, or if heavy while the sender lacks data |
-//! | paths under `Limits::short_path` | no pacing; window at least `short_path_window`, a quarter after proven loss |
+//! | paths under `ControllerSizes::short_path` | no pacing; window at least `short_path_window`, a quarter after proven loss |
 //! | queue | lowers the cruising gain (0.7 at least), ends probes after two rounds; not after two ProbeRTTs with one |
 //! | foreign delay | a quarter of the round trip that yielding did not shorten doesn't count as a queue |
 //! | return path | the delay of acknowledgements there, by the peer's clock, is no standing queue and widens windows |
@@ -24,7 +24,7 @@
 
 use crate::base::Instant;
 
-use super::{Ack, Controller, Limits, Lost, SECOND, Sent, nanos, scale};
+use super::{Ack, Controller, ControllerSizes, Lost, SECOND, Sent, nanos, scale};
 use model::{Aggregation, FullPipe, JUDGED_PACKETS, LossCount, MaxBandwidth, MinRtt, Random, Sample};
 
 mod bounds;
@@ -49,7 +49,7 @@ const STANDING_QUEUE: u64 = 10_000_000;
 
 /// Phase of bandwidth probing within ProbeBW (§5.3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum ProbePhase {
     Down,
     Cruise,
     Refill,
@@ -64,7 +64,7 @@ enum BbrState {
     Drain {
         start_round: u64,
     },
-    ProbeBw(Phase),
+    ProbeBw(ProbePhase),
     /// `done_at` (nanoseconds) is set once the bytes in flight are low enough, `round_done` a round trip later.
     ProbeRtt {
         done_at: Option<u64>,
@@ -78,16 +78,16 @@ impl BbrState {
         match self {
             Self::Startup => (277, 200),
             Self::Drain { .. } => (50, 200),
-            Self::ProbeBw(Phase::Down) => (90, 200),
-            Self::ProbeBw(Phase::Cruise | Phase::Refill) => (100, 200),
-            Self::ProbeBw(Phase::Up) => (125, 225),
+            Self::ProbeBw(ProbePhase::Down) => (90, 200),
+            Self::ProbeBw(ProbePhase::Cruise | ProbePhase::Refill) => (100, 200),
+            Self::ProbeBw(ProbePhase::Up) => (125, 225),
             Self::ProbeRtt { .. } => (100, 50),
         }
     }
 
     /// Whether the sender probes for bandwidth: loss does not lower the short-term bounds then.
     fn is_probing(self) -> bool {
-        matches!(self, Self::Startup | Self::ProbeBw(Phase::Refill | Phase::Up))
+        matches!(self, Self::Startup | Self::ProbeBw(ProbePhase::Refill | ProbePhase::Up))
     }
 
     fn is_probe_bw(self) -> bool {
@@ -187,8 +187,8 @@ struct Undo {
 /// The BBR controller of one association.
 #[derive(Debug)]
 pub struct Bbr {
-    limits: Limits,
-    /// [`Limits::short_path`] in nanoseconds.
+    limits: ControllerSizes,
+    /// [`ControllerSizes::short_path`] in nanoseconds.
     short_path: u64,
     random: Random,
     state: BbrState,
@@ -224,11 +224,11 @@ pub struct Bbr {
 impl Bbr {
     /// A controller in Startup. `seed` determines the intervals between bandwidth probes.
     #[must_use]
-    pub fn new(limits: Limits, now: Instant, seed: u64) -> Self {
+    pub fn new(limits: ControllerSizes, now: Instant, seed: u64) -> Self {
         Self::with_random(limits, now.as_nanos(), Random::new(seed))
     }
 
-    fn with_random(limits: Limits, now: u64, random: Random) -> Self {
+    fn with_random(limits: ControllerSizes, now: u64, random: Random) -> Self {
         Self {
             limits,
             short_path: limits.short_path_nanos(),
@@ -328,7 +328,9 @@ impl Bbr {
     fn pacing_gain(&self) -> u64 {
         let (gain, _) = self.state.gains();
         match self.state {
-            BbrState::ProbeBw(Phase::Down | Phase::Cruise) if self.is_yielding() => gain.min(self.rounds.cruise_gain),
+            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) if self.is_yielding() => {
+                gain.min(self.rounds.cruise_gain)
+            }
             BbrState::Startup if self.rounds.restrained => gain.min(self.rounds.cruise_gain),
             _ => gain,
         }
@@ -355,7 +357,7 @@ impl Bbr {
         let (_, gain) = self.state.gains();
         let late = self.late().max(self.aggregation.excess());
         let mut target = self.quantized(self.bdp(gain).saturating_add(late));
-        if self.state == BbrState::ProbeBw(Phase::Up) {
+        if self.state == BbrState::ProbeBw(ProbePhase::Up) {
             target = target.saturating_add(self.limits.segment.saturating_mul(2));
         }
         if self.is_short_path() && !self.is_probe_rtt() {
@@ -370,7 +372,7 @@ impl Bbr {
     }
 
     /// Smallest window in bytes. On a short path, proven loss lowers it: a bottleneck with a queue shorter than
-    /// [`Limits::short_path_window`] would otherwise keep losing most packets.
+    /// [`ControllerSizes::short_path_window`] would otherwise keep losing most packets.
     fn least_window(&self) -> u64 {
         if !self.is_short_path() || self.is_probe_rtt() {
             return self.limits.min_window();
@@ -383,7 +385,7 @@ impl Bbr {
     fn bound_window(&mut self) {
         let mut cap = match self.state {
             BbrState::Startup | BbrState::Drain { .. } => UNBOUNDED,
-            BbrState::ProbeBw(Phase::Cruise) => self.with_headroom(),
+            BbrState::ProbeBw(ProbePhase::Cruise) => self.with_headroom(),
             BbrState::ProbeBw(_) => self.long_in_flight,
             BbrState::ProbeRtt { .. } => self.with_headroom().min(self.probe_rtt_window()),
         };
@@ -513,10 +515,10 @@ impl Controller for Bbr {
         match self.state {
             BbrState::Startup => "startup",
             BbrState::Drain { .. } => "drain",
-            BbrState::ProbeBw(Phase::Down) => "probe-bw-down",
-            BbrState::ProbeBw(Phase::Cruise) => "probe-bw-cruise",
-            BbrState::ProbeBw(Phase::Refill) => "probe-bw-refill",
-            BbrState::ProbeBw(Phase::Up) => "probe-bw-up",
+            BbrState::ProbeBw(ProbePhase::Down) => "probe-bw-down",
+            BbrState::ProbeBw(ProbePhase::Cruise) => "probe-bw-cruise",
+            BbrState::ProbeBw(ProbePhase::Refill) => "probe-bw-refill",
+            BbrState::ProbeBw(ProbePhase::Up) => "probe-bw-up",
             BbrState::ProbeRtt { .. } => "probe-rtt",
         }
     }

@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use crate::base::Instant;
 
-use super::{Ack, Controller, Limits, Lost, SECOND, Sent, nanos, scale};
+use super::{Ack, Controller, ControllerSizes, Lost, SECOND, Sent, nanos, scale};
 use hystart::HyStart;
 
 mod hystart;
@@ -64,7 +64,7 @@ struct Undo {
 /// The CUBIC controller of one association.
 #[derive(Debug)]
 pub struct Cubic {
-    limits: Limits,
+    limits: ControllerSizes,
     /// Congestion window outside recovery, in bytes.
     window: u64,
     /// Slow-start threshold, in bytes.
@@ -85,7 +85,7 @@ pub struct Cubic {
 impl Cubic {
     /// A controller in slow start.
     #[must_use]
-    pub fn new(limits: Limits, _: Instant) -> Self {
+    pub fn new(limits: ControllerSizes, _: Instant) -> Self {
         Self {
             limits,
             window: limits.initial_window(),
@@ -110,7 +110,7 @@ impl Cubic {
     }
 
     /// `bytes` within the window's fixed limits. On a short path, loss lowers the least window: a bottleneck with a
-    /// queue shorter than [`Limits::short_path_window`] would otherwise keep losing most packets.
+    /// queue shorter than [`ControllerSizes::short_path_window`] would otherwise keep losing most packets.
     fn bounded(&self, bytes: u64) -> u64 {
         let floor = match (self.is_short_path(), self.cut_at) {
             (true, None) => self.limits.short_path_window,

@@ -1,6 +1,6 @@
 //! INIT and INIT ACK, and their parameters (RFC 9260 §3.3.2, §3.3.3).
 
-use super::{PARAMETER_HEADER, RE_CONFIG, Writer, u16_at, u32_at};
+use super::{PARAMETER_HEADER, PacketWriter, RE_CONFIG, u16_at, u32_at};
 
 /// Parameters of INIT and INIT ACK.
 const STATE_COOKIE: u16 = 7;
@@ -104,7 +104,7 @@ const fn is_known(kind: u16) -> bool {
 /// has at most [`MAX_UNRECOGNIZED`] bytes; a parameter that would exceed them is left out.
 pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
     let mut buffer = [0; MAX_UNRECOGNIZED];
-    let mut writer = Writer { buffer: &mut buffer, length: 0, with_checksum: false };
+    let mut writer = PacketWriter { buffer: &mut buffer, length: 0, with_checksum: false };
     for (kind, parameter) in parameters(body).flatten() {
         let length = parameter.len().saturating_add(PARAMETER_HEADER).next_multiple_of(4);
         if kind & 0x4000 != 0 && !is_known(kind) && length <= writer.room() {
@@ -115,11 +115,11 @@ pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
     buffer.get(..length).unwrap_or_default().to_vec()
 }
 
-impl Writer<'_> {
+impl PacketWriter<'_> {
     /// Writes INIT or INIT ACK.
     pub(in super::super) fn init(&mut self, kind: u8, init: &Init<'_>) {
         let mut body = [0_u8; 160 + MAX_UNRECOGNIZED];
-        let mut inner = Writer { buffer: &mut body, length: 0, with_checksum: false };
+        let mut inner = PacketWriter { buffer: &mut body, length: 0, with_checksum: false };
         inner.put(&init.tag.to_be_bytes());
         inner.put(&init.window.to_be_bytes());
         inner.put(&init.outbound.to_be_bytes());
@@ -165,7 +165,7 @@ mod tests {
             unrecognized: &[],
         };
         let mut buffer = [0; 256];
-        let mut writer = Writer::new(&mut buffer, 0, false);
+        let mut writer = PacketWriter::new(&mut buffer, 0, false);
         writer.init(INIT_ACK, &init);
         let length = writer.finish();
         let packet = Packet::parse(&buffer[..length], false).unwrap();

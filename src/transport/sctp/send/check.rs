@@ -4,7 +4,7 @@ use super::{ChunkState, SendHalf};
 
 /// State that limits sending.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Standing {
+pub(in super::super) struct SendingState {
     pub(in super::super) in_flight: u64,
     /// Congestion window.
     pub(in super::super) window: u64,
@@ -20,8 +20,8 @@ pub(in super::super) struct Standing {
 
 impl SendHalf {
     /// The current state.
-    pub(in super::super) fn standing(&self) -> Standing {
-        Standing {
+    pub(in super::super) fn standing(&self) -> SendingState {
+        SendingState {
             in_flight: self.in_flight,
             window: self.window(),
             peer_window: self.peer_window,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     super::{
         congestion::{Controller as _, Sent},
-        packet::{DATA_HEADER, Data, Writer},
+        packet::{DATA_HEADER, Data, PacketWriter},
         serial::wire,
     },
     ChunkState, FEW, Flight, LEAST_PIECE, SendHalf, Snapshot, index,
@@ -14,7 +14,7 @@ use crate::base::Instant;
 
 impl SendHalf {
     /// Writes chunks that may leave now; returns whether any were written.
-    pub(in super::super) fn write(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
+    pub(in super::super) fn write(&mut self, now: Instant, writer: &mut PacketWriter<'_>) -> bool {
         if !self.may_send(now) {
             return false;
         }
@@ -68,7 +68,7 @@ impl SendHalf {
     }
 
     /// Retransmits a lost TSN, if it fits.
-    fn write_lost(&mut self, now: Instant, tsn: u64, writer: &mut Writer<'_>) -> bool {
+    fn write_lost(&mut self, now: Instant, tsn: u64, writer: &mut PacketWriter<'_>) -> bool {
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else {
             self.lost.remove(&tsn);
             return true;
@@ -83,7 +83,7 @@ impl SendHalf {
     }
 
     /// Retransmits the last TSN in flight, to detect whether the tail was lost (RFC 8985 §7).
-    fn write_probe(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
+    fn write_probe(&mut self, now: Instant, writer: &mut PacketWriter<'_>) -> bool {
         let last = self.flights.iter().rposition(|flight| flight.state == ChunkState::InFlight);
         let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
             self.probe_due = false;
@@ -101,7 +101,7 @@ impl SendHalf {
         true
     }
 
-    fn repeat(&mut self, now: Instant, tsn: u64, immediate: bool, writer: &mut Writer<'_>) {
+    fn repeat(&mut self, now: Instant, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
         let snapshot = self.snapshot(now);
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
         flight.state = ChunkState::InFlight;
@@ -117,7 +117,7 @@ impl SendHalf {
     }
 
     /// Sends the next piece of the first message.
-    fn write_new(&mut self, now: Instant, writer: &mut Writer<'_>) -> bool {
+    fn write_new(&mut self, now: Instant, writer: &mut PacketWriter<'_>) -> bool {
         let Some(message) = self.unsent.front() else { return false };
         let space = writer.room().saturating_sub(DATA_HEADER);
         let left = message.bytes.len().saturating_sub(message.cut);
@@ -208,7 +208,7 @@ impl Flight {
     }
 
     /// Writes the TSN as a DATA chunk.
-    fn write(&self, tsn: u64, immediate: bool, writer: &mut Writer<'_>) {
+    fn write(&self, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
         let Self { stream, sequence, protocol, begin, end, from, .. } = *self;
         let Some(message) = &self.message else { return };
         let data = Data { tsn: wire(tsn), stream, sequence, protocol, begin, end, immediate, payload: &[] };

@@ -5,8 +5,8 @@ use core::time::Duration;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::super::{
-    Association, Close, Config, Event,
-    packet::{self, Data, Init, OwnPeer, Packet, Sack, Writer},
+    Association, AssociationEvent, Close, Config,
+    packet::{self, Data, Init, OwnPeer, Packet, PacketWriter, Sack},
 };
 use crate::base::Instant;
 
@@ -128,7 +128,7 @@ impl Forged {
     }
 
     /// A packet for the association, with a checksum.
-    pub(super) fn packet(&self, write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+    pub(super) fn packet(&self, write: impl FnOnce(&mut PacketWriter<'_>)) -> Vec<u8> {
         packet_for(self.tag, write)
     }
 
@@ -142,7 +142,7 @@ impl Forged {
         assert!(held <= bound, "{held} bytes held, {bound} allowed");
     }
 
-    pub(super) fn send(&mut self, write: impl FnOnce(&mut Writer<'_>)) {
+    pub(super) fn send(&mut self, write: impl FnOnce(&mut PacketWriter<'_>)) {
         let packet = self.packet(write);
         self.take(&packet);
     }
@@ -172,9 +172,9 @@ impl Forged {
         while let Some(event) = self.association.poll_event() {
             assert!(self.closed.is_none(), "nothing follows the end");
             match event {
-                Event::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
-                Event::Message { stream, message } => self.messages.push((stream, message.to_vec())),
-                Event::Closed(close) => self.closed = Some(close),
+                AssociationEvent::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
+                AssociationEvent::Message { stream, message } => self.messages.push((stream, message.to_vec())),
+                AssociationEvent::Closed(close) => self.closed = Some(close),
             }
         }
     }
@@ -250,9 +250,9 @@ impl Forged {
 }
 
 /// A packet with this tag and a checksum.
-pub(super) fn packet_for(tag: u32, write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+pub(super) fn packet_for(tag: u32, write: impl FnOnce(&mut PacketWriter<'_>)) -> Vec<u8> {
     let mut buffer = [0; 1_500];
-    let mut writer = Writer::new(&mut buffer, tag, false);
+    let mut writer = PacketWriter::new(&mut buffer, tag, false);
     write(&mut writer);
     let length = writer.finish();
     buffer[..length].to_vec()

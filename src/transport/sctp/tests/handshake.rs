@@ -157,7 +157,7 @@ fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
     for (length, echoed) in [(1, true), (1_024, true), (1_025, false), (0, false)] {
         let mut forged = Forged::connecting(&Config::new(1_195));
         let cookie = vec![9; length];
-        // `Writer::init` has room for short cookies only.
+        // `PacketWriter::init` has room for short cookies only.
         let mut body = packet_for(0, |writer| writer.init(packet::INIT_ACK, &stock_init(5)))[16..].to_vec();
         let parameter = [&[0, 7][..], &(length as u16 + 4).to_be_bytes(), &cookie].concat();
         body.extend(parameter);

@@ -9,7 +9,7 @@ use dcsctp::api::{
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::super::{Association, Config, Event, packet};
+use super::super::{Association, AssociationEvent, Config, packet};
 use crate::base::Instant;
 
 /// The end that sends the INIT.
@@ -97,9 +97,9 @@ impl Mixed {
         let mut went_on = false;
         while let Some(event) = self.ours.poll_event() {
             match event {
-                Event::Open { streams } => self.open = Some(streams),
-                Event::Message { stream, message } => self.at_ours.push((stream, message.to_vec())),
-                Event::Closed(close) => panic!("ours closed: {close:?} (seed {})", self.seed),
+                AssociationEvent::Open { streams } => self.open = Some(streams),
+                AssociationEvent::Message { stream, message } => self.at_ours.push((stream, message.to_vec())),
+                AssociationEvent::Closed(close) => panic!("ours closed: {close:?} (seed {})", self.seed),
             }
         }
         while self.open.is_some() && !self.to_send.is_empty() && self.ours.room(self.now) > 0 {
@@ -261,7 +261,7 @@ fn dcsctp_learns_of_an_abort_and_we_of_its_close() {
             mixed.ours.handle_packet(mixed.now, &packet);
         }
     }
-    assert!(matches!(mixed.ours.poll_event(), Some(Event::Closed(super::super::Close::ByPeer))));
+    assert!(matches!(mixed.ours.poll_event(), Some(AssociationEvent::Closed(super::super::Close::ByPeer))));
 }
 
 #[test]

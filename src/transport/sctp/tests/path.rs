@@ -10,7 +10,7 @@ use std::{
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::super::{
-    Association, Close, Config, Event,
+    Association, AssociationEvent, Close, Config,
     packet::{self, HEADER, Packet},
 };
 use crate::base::Instant;
@@ -351,14 +351,14 @@ impl End {
         while let Some(event) = self.association.poll_event() {
             assert!(self.closed.is_none(), "nothing follows the end");
             match event {
-                Event::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
-                Event::Message { stream, message } => {
+                AssociationEvent::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
+                AssociationEvent::Message { stream, message } => {
                     self.bytes += message.len() as u64;
                     if self.keep {
                         self.received.push((stream, message.to_vec()));
                     }
                 }
-                Event::Closed(close) => self.closed = Some(close),
+                AssociationEvent::Closed(close) => self.closed = Some(close),
             }
         }
     }

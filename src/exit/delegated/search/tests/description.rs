@@ -75,7 +75,7 @@ async fn a_description_from_another_host_reaches_no_address_of_this_network() {
         let url = format!("http://{host}:{port}/");
         let engines = Engines::load(&[url], senders(no_server(), Tls::default())).await.unwrap();
         let (answer, counted) =
-            exchanged(Search::new(engines, SearchCaps::default()), &query("x").encode().unwrap()).await;
+            exchanged(ExitSearch::new(engines, SearchCaps::default()), &query("x").encode().unwrap()).await;
         if allowed {
             only(SearchAnswer::decode(&answer).unwrap());
         } else {

@@ -2,7 +2,7 @@
 //! queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, BbrState, Phase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
+use super::{BETA, Bbr, BbrState, ProbePhase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
 use crate::base::Counter as _;
 
 /// Decrease of the cruising gain, in percent, for a queue as long as the round trip, or 40 ms if that is longer.
@@ -70,7 +70,7 @@ impl Bbr {
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
         let was_least = self.rounds.cruise_gain == LEAST_CRUISE_GAIN;
         let yields = match self.state {
-            BbrState::ProbeBw(Phase::Down | Phase::Cruise) => self.is_yielding(),
+            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) => self.is_yielding(),
             BbrState::Startup => self.rounds.restrained,
             _ => false,
         };

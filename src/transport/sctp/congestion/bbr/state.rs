@@ -2,7 +2,7 @@
 
 use super::super::{Ack, SECOND};
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, BbrState, Feedback, Phase, UNBOUNDED, WITHOUT_HEADROOM, percent};
+use super::{BETA, Bbr, BbrState, Feedback, ProbePhase, UNBOUNDED, WITHOUT_HEADROOM, percent};
 
 /// Time at a low volume in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
 const PROBE_RTT_DURATION: u64 = 200_000_000;
@@ -64,14 +64,14 @@ impl Bbr {
         }
         let BbrState::ProbeBw(phase) = self.state else { return };
         match phase {
-            Phase::Down | Phase::Cruise if self.is_probe_due(now) => self.start_refill(),
-            Phase::Down if self.has_drained(ack.in_flight) => self.state = BbrState::ProbeBw(Phase::Cruise),
-            Phase::Refill if self.rounds.started => self.start_up(sample),
-            Phase::Up if self.has_probed_enough(ack, sample) => {
+            ProbePhase::Down | ProbePhase::Cruise if self.is_probe_due(now) => self.start_refill(),
+            ProbePhase::Down if self.has_drained(ack.in_flight) => self.state = BbrState::ProbeBw(ProbePhase::Cruise),
+            ProbePhase::Refill if self.rounds.started => self.start_up(sample),
+            ProbePhase::Up if self.has_probed_enough(ack, sample) => {
                 self.probe.was_too_high = false;
                 self.start_down(now);
             }
-            Phase::Down | Phase::Cruise | Phase::Refill | Phase::Up => {}
+            ProbePhase::Down | ProbePhase::Cruise | ProbePhase::Refill | ProbePhase::Up => {}
         }
     }
 
@@ -94,7 +94,7 @@ impl Bbr {
         self.probe.cycle_start = now;
         self.probe.feedback = Feedback::Stopping;
         self.start_round();
-        self.state = BbrState::ProbeBw(Phase::Down);
+        self.state = BbrState::ProbeBw(ProbePhase::Down);
     }
 
     /// Refills the pipe for a round before the probe (`StartProbeBW_REFILL`).
@@ -105,7 +105,7 @@ impl Bbr {
         self.probe.precautionary = false;
         self.probe.feedback = Feedback::Refilling;
         self.start_round();
-        self.state = BbrState::ProbeBw(Phase::Refill);
+        self.state = BbrState::ProbeBw(ProbePhase::Refill);
     }
 
     /// Sends faster than the estimate (`StartProbeBW_UP`).
@@ -116,7 +116,7 @@ impl Bbr {
         self.probe.feedback = Feedback::Starting;
         self.start_round();
         self.full_pipe.restart(sample.rate);
-        self.state = BbrState::ProbeBw(Phase::Up);
+        self.state = BbrState::ProbeBw(ProbePhase::Up);
         self.probe.up_start = self.rounds.count;
         self.steepen_growth();
     }
@@ -202,7 +202,7 @@ impl Bbr {
         if sample.prior_delivered >= self.probe.from {
             self.long_in_flight = self.long_in_flight.max(sample.tx_in_flight);
         }
-        if self.state == BbrState::ProbeBw(Phase::Up) {
+        if self.state == BbrState::ProbeBw(ProbePhase::Up) {
             self.grow_long_bound(ack);
         }
         false
@@ -239,7 +239,7 @@ impl Bbr {
         if !self.limited {
             self.long_in_flight = in_flight.max(percent(self.bdp(100).min(self.window), BETA));
         }
-        if self.state == BbrState::ProbeBw(Phase::Up) {
+        if self.state == BbrState::ProbeBw(ProbePhase::Up) {
             self.start_down(now);
         }
         self.bound_window();
@@ -254,7 +254,9 @@ impl Bbr {
                     self.state = BbrState::Startup;
                 }
             }
-            BbrState::ProbeBw(Phase::Up) if matches!(self.state, BbrState::ProbeBw(Phase::Down | Phase::Cruise)) => {
+            BbrState::ProbeBw(ProbePhase::Up)
+                if matches!(self.state, BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise)) =>
+            {
                 self.probe.was_too_high = false;
                 self.probe.cycle_start = now;
                 self.start_refill();
@@ -309,7 +311,7 @@ impl Bbr {
         self.reset_short_bounds();
         if self.full_pipe.reached {
             self.start_down(now);
-            self.state = BbrState::ProbeBw(Phase::Cruise);
+            self.state = BbrState::ProbeBw(ProbePhase::Cruise);
         } else {
             self.state = BbrState::Startup;
         }

@@ -8,7 +8,7 @@ use core::cmp::Reverse;
 use core::time::Duration;
 use std::collections::BinaryHeap;
 
-use super::super::{Ack, Algorithm, Control, Controller, Limits, Lost, RateSample, Sent};
+use super::super::{Ack, Algorithm, Control, Controller, ControllerSizes, Lost, RateSample, Sent};
 use crate::base::Instant;
 
 pub(super) const SEGMENT: u64 = 1200;
@@ -18,8 +18,8 @@ pub(super) const SECOND: u64 = 1_000_000_000;
 /// Lead of a pacer over its schedule, in nanoseconds.
 const QUANTUM: u64 = MILLISECOND;
 
-pub(super) fn limits() -> Limits {
-    Limits {
+pub(super) fn limits() -> ControllerSizes {
+    ControllerSizes {
         segment: SEGMENT,
         short_path_window: 256 << 10,
         short_path: Duration::from_millis(2),

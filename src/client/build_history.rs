@@ -26,7 +26,7 @@ const ONE_FAILURE: Duration = Duration::from_secs(1);
 
 /// The history of builds.
 #[derive(Default)]
-pub(super) struct Attempts {
+pub(super) struct BuildHistory {
     failures: u32,
     guard_failures: u32,
     last_failure: Option<Instant>,
@@ -35,7 +35,7 @@ pub(super) struct Attempts {
     avoided: VecDeque<(RelayId, Instant)>,
 }
 
-impl Attempts {
+impl BuildHistory {
     /// Whether a build may start now.
     pub(super) fn may_build(&self, now: Instant) -> bool {
         self.next_at.is_none_or(|at| at <= now)
@@ -148,65 +148,65 @@ mod tests {
 
     #[test]
     fn a_build_is_tried_again_three_times_with_growing_pauses_and_then_given_up() {
-        let mut attempts = Attempts::default();
+        let mut history = BuildHistory::default();
         let mut now = Instant::START;
         let mut pauses = Vec::new();
         let mut given_up = Vec::new();
         for _ in 0..5 {
-            assert!(attempts.may_build(now));
-            given_up.push(attempts.handle_failed(now, now, None));
-            assert!(!attempts.may_build(now));
-            let next = attempts.poll_timeout().unwrap();
+            assert!(history.may_build(now));
+            given_up.push(history.handle_failed(now, now, None));
+            assert!(!history.may_build(now));
+            let next = history.poll_timeout().unwrap();
             pauses.push(next.since(now).as_millis());
             now = next;
         }
         assert_eq!(pauses, [50, 500, 2000, 5000, 10_000]);
         assert_eq!(given_up, [false, false, false, true, true]);
-        attempts.handle_built(&[Duration::from_millis(5)]);
-        assert!(!attempts.handle_failed(now, now, None));
+        history.handle_built(&[Duration::from_millis(5)]);
+        assert!(!history.handle_failed(now, now, None));
     }
 
     #[test]
     fn a_pause_that_is_over_is_due_no_more() {
-        let mut attempts = Attempts::default();
-        attempts.handle_failed(Instant::START, Instant::START, None);
-        let due = attempts.poll_timeout().unwrap();
-        assert!(!attempts.handle_timeout(Instant::START));
-        assert_eq!(attempts.poll_timeout(), Some(due));
-        assert!(attempts.handle_timeout(due));
-        assert_eq!(attempts.poll_timeout(), None);
-        assert!(!attempts.handle_timeout(due));
-        assert!(attempts.may_build(due));
+        let mut history = BuildHistory::default();
+        history.handle_failed(Instant::START, Instant::START, None);
+        let due = history.poll_timeout().unwrap();
+        assert!(!history.handle_timeout(Instant::START));
+        assert_eq!(history.poll_timeout(), Some(due));
+        assert!(history.handle_timeout(due));
+        assert_eq!(history.poll_timeout(), None);
+        assert!(!history.handle_timeout(due));
+        assert!(history.may_build(due));
     }
 
     #[test]
     fn builds_under_way_together_fail_as_one() {
-        let mut attempts = Attempts::default();
+        let mut history = BuildHistory::default();
         let (began, now) = (Instant::START, Instant::START.after(Duration::from_secs(1)));
         for _ in 0..10 {
-            assert!(!attempts.handle_failed(now, began, None));
+            assert!(!history.handle_failed(now, began, None));
         }
-        assert_eq!(attempts.failures, 1);
+        assert_eq!(history.failures, 1);
     }
 
     #[test]
     fn a_relay_that_failed_is_avoided_for_a_minute() {
-        let mut attempts = Attempts::default();
+        let mut history = BuildHistory::default();
         for number in 0..40 {
-            attempts.handle_failed(Instant::START, Instant::START, Some(RelayId::from_bytes([number; 32])));
+            history.handle_failed(Instant::START, Instant::START, Some(RelayId::from_bytes([number; 32])));
         }
-        assert_eq!(attempts.avoided(Instant::START).len(), AVOIDED);
-        assert_eq!(attempts.avoided(Instant::START.after(AVOID)), []);
+        assert_eq!(history.avoided(Instant::START).len(), AVOIDED);
+        assert_eq!(history.avoided(Instant::START.after(AVOID)), []);
     }
 
     #[test]
     fn the_next_guards_are_tried_at_once_but_not_without_end() {
-        let mut attempts = Attempts::default();
+        let mut history = BuildHistory::default();
         for guard in [1, 1, 2] {
-            attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));
+            history.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));
         }
-        assert!(attempts.may_build(Instant::START), "two guards failed, one of them reported twice");
-        attempts.handle_guard_failed(Instant::START, RelayId::from_bytes([3; 32]));
-        assert!(!attempts.may_build(Instant::START));
+        assert!(history.may_build(Instant::START), "two guards failed, one of them reported twice");
+        history.handle_guard_failed(Instant::START, RelayId::from_bytes([3; 32]));
+        assert!(!history.may_build(Instant::START));
     }
 }

@@ -24,9 +24,9 @@ const APPLICATIONS: usize = 2048;
 const GREETING: &str = "This came through three hops of your own testnet.\n";
 
 /// The bytes of all bodies: a pseudo-random period, repeated without end.
-pub(super) struct Body(Vec<u8>);
+pub(super) struct PseudoRandomBody(Vec<u8>);
 
-impl Body {
+impl PseudoRandomBody {
     fn new() -> Self {
         // SplitMix64: reproducible, and no pattern within a period.
         let mut state = 0x756d_6265_6c00_0001_u64;
@@ -60,9 +60,9 @@ impl Body {
     }
 }
 
-/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`Body`] from `POSITION` on. Dropping it stops
+/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION` on. Dropping it stops
 /// it.
-pub(crate) struct Origin {
+pub(crate) struct BenchServer {
     address: SocketAddr,
     shared: Arc<TargetState>,
     _serving: AbortOnDropHandle<()>,
@@ -70,12 +70,12 @@ pub(crate) struct Origin {
 
 /// State of the server that the streams of a measurement use.
 pub(super) struct TargetState {
-    pub(super) body: Body,
+    pub(super) body: PseudoRandomBody,
     bytes: AtomicU64,
     requests: AtomicU64,
 }
 
-impl Origin {
+impl BenchServer {
     /// Starts it on a free port of 127.0.0.1.
     ///
     /// # Errors
@@ -83,7 +83,11 @@ impl Origin {
     pub(crate) async fn start() -> io::Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(TargetState { body: Body::new(), bytes: AtomicU64::new(0), requests: AtomicU64::new(0) });
+        let shared = Arc::new(TargetState {
+            body: PseudoRandomBody::new(),
+            bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        });
         let serving = accept_each(listener, APPLICATIONS, {
             let shared = Arc::clone(&shared);
             move |socket| {
@@ -126,7 +130,7 @@ impl TargetState {
     }
 }
 
-async fn serve(mut socket: TcpStream, body: &Body) -> io::Result<()> {
+async fn serve(mut socket: TcpStream, body: &PseudoRandomBody) -> io::Result<()> {
     let mut input = Vec::new();
     loop {
         let Some(head) = timeout(HEAD_TIMEOUT, read_head(&mut socket, &mut input)).await?? else { return Ok(()) };
@@ -152,7 +156,7 @@ async fn serve(mut socket: TcpStream, body: &Body) -> io::Result<()> {
 async fn send_body(
     socket: &mut TcpStream,
     mut first: Vec<u8>,
-    body: &Body,
+    body: &PseudoRandomBody,
     length: u64,
     position: u64,
 ) -> io::Result<()> {
