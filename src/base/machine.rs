@@ -4,8 +4,8 @@ use rand::CryptoRng;
 
 use super::{Instant, LinkEvent, Transmit};
 
-/// A protocol core above links, without I/O. The driver passes events, time and randomness; the core returns what to
-/// send and its next deadline.
+/// A protocol core above links, without I/O. The driver passes events, time and randomness; the core returns its output
+/// and its next deadline.
 ///
 /// **Drain contract.** After every `handle_…` call the driver calls [`poll_transmit`](Self::poll_transmit) until it
 /// returns `None`, and only then waits, at most until [`poll_timeout`](Self::poll_timeout). `now` never decreases
@@ -14,7 +14,7 @@ pub trait LinkMachine {
     /// Takes an event of a link or a dial.
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng);
 
-    /// Performs what is due at `now`. A call before the deadline changes nothing.
+    /// Performs the actions that are due at `now`. A call before the deadline changes nothing.
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng);
 
     /// The next request to the transport.

@@ -119,7 +119,7 @@ impl Pooled {
     pub(super) const fn heard_at(&self) -> Option<Instant> {
         match &self.stage {
             PooledStage::Connecting => None,
-            PooledStage::Circuit { origin, .. } => Some(origin.heard_at()),
+            PooledStage::Circuit { origin, .. } => Some(origin.last_message_at()),
         }
     }
 
@@ -185,7 +185,7 @@ impl Pooled {
     /// Checks whether it still works.
     pub(super) fn ask(&mut self, now: Instant) {
         if let PooledStage::Circuit { origin, .. } = &mut self.stage {
-            origin.ask(now);
+            origin.request_echo(now);
         }
     }
 }
