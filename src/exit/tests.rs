@@ -107,8 +107,8 @@ impl Core {
     }
 
     fn forget(&mut self, stream: u64) {
-        self.forward.forget(stream);
-        self.backward.forget(stream);
+        self.forward.remove(stream);
+        self.backward.remove(stream);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The hub: the core task's side of its streams.
+//! The hub: the side of the core's task of all its streams.
 
 use core::{
     hash::Hash,
@@ -18,13 +18,14 @@ use super::{DuplexState, Stream, StreamReader, StreamShared, StreamWriter};
 /// All open streams of one core; owned by the core's task. `Id` is the core's identifier of a stream:
 /// `client::ClientStream` or `relay::ExitStream`.
 ///
-/// The loop of that task: take and apply commands until there are none, pass the core's events to the streams, then
-/// wait for commands ([`Hub::poll_command`]). Waiting first wakes the readers of pushed bytes, so a batch of cells
-/// wakes a reader once. All methods ignore an identifier without an open stream.
+/// The loop of that task has three steps: apply commands until there are none, pass the core's events to the streams,
+/// wait for commands ([`Hub::poll_command`]). The wait first wakes the readers of pushed bytes, so that a batch of
+/// cells wakes a reader once. All methods ignore an identifier without an open stream.
 pub(crate) struct Hub<Id> {
     streams: HashMap<Id, Arc<StreamShared>>,
-    /// The queue of streams with pending output: the end of the streams, and the hub's.
+    /// Sending end of the queue of streams with pending output.
     queue: mpsc::UnboundedSender<Arc<StreamShared>>,
+    /// Receiving end of that queue.
     queued: mpsc::UnboundedReceiver<Arc<StreamShared>>,
     /// Commands of the last dequeued stream, at most three.
     commands: VecDeque<(Id, StreamCommand)>,
@@ -40,7 +41,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         Self { streams: HashMap::new(), queue, queued, commands: VecDeque::new(), readers: Vec::new() }
     }
 
-    /// Opens the stream `id` with `room` bytes to write at first. An open stream of the same identifier fails.
+    /// Opens the stream `id` with an initial room of `room` bytes. An open stream of the same identifier fails.
     #[must_use]
     pub(crate) fn open(&mut self, id: Id, room: usize) -> Stream {
         self.fail(id, EndReason::Failed);
@@ -71,7 +72,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
-    /// Marks the clean end from the other end.
+    /// Marks the clean end of the bytes from the other end.
     pub(crate) fn finish(&mut self, id: Id) {
         if let Some(shared) = self.streams.get(&id) {
             let mut state = shared.lock();
@@ -87,8 +88,8 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
-    /// Sets the bytes that the core can take from this stream. Called after each [`StreamCommand::Write`], and when
-    /// the stream becomes writable again.
+    /// Sets the room: the bytes that the core accepts from this stream. Called after each [`StreamCommand::Write`], and
+    /// when the stream becomes writable again.
     pub(crate) fn set_room(&mut self, id: Id, room: usize) {
         if let Some(shared) = self.streams.get(&id) {
             let mut state = shared.lock();
@@ -104,10 +105,10 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         self.readers.drain(..).for_each(Waker::wake);
     }
 
-    /// The next command of a stream; wakes the readers of pushed bytes first.
+    /// The next command of a stream. Wakes the readers of pushed bytes first.
     ///
     /// Commands are [`StreamCommand::Write`] (within the room, never empty), [`StreamCommand::Consumed`],
-    /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], after which the hub has no such stream.
+    /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], which removes the stream.
     pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(Id, StreamCommand)> {
         self.flush();
         loop {
@@ -115,15 +116,15 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
                 return Poll::Ready(command);
             }
             match core::task::ready!(self.queued.poll_recv(cx)) {
-                Some(shared) => self.take_output(&shared),
-                // Impossible, because the hub has a sender too.
+                Some(shared) => self.collect_commands(&shared),
+                // Impossible, since the hub holds a sender.
                 None => return Poll::Pending,
             }
         }
     }
 
     /// Turns the pending output of a dequeued stream into commands.
-    fn take_output(&mut self, shared: &Arc<StreamShared>) {
+    fn collect_commands(&mut self, shared: &Arc<StreamShared>) {
         let id = Id::from(shared.id);
         // The stream may have failed, and another may have its identifier.
         let known = self.streams.get(&id).is_some_and(|known| Arc::ptr_eq(known, shared));
@@ -132,8 +133,8 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         if !known {
             return;
         }
-        let over = state.finished && state.peer_finished;
-        if let (Some(reason), false) = (state.dropped, over) {
+        let complete = state.finished && state.peer_finished;
+        if let (Some(reason), false) = (state.dropped, complete) {
             drop(state);
             self.streams.remove(&id);
             self.commands.push_back((id, StreamCommand::Reset(reason)));

@@ -25,9 +25,9 @@ fn command(hub: &mut Hub<u64>) -> Option<(u64, StreamCommand)> {
     }
 }
 
-/// The output of `future`, or `None` if it is still pending once all other tasks have had many turns. The tests run on
-/// one thread, so this depends on no clock.
-async fn at_rest<F: Future>(future: F) -> Option<F::Output> {
+/// The output of `future`; `None` if it is still pending after all other tasks have run many times. The tests run on
+/// one thread, so this needs no clock.
+async fn poll_until_idle<F: Future>(future: F) -> Option<F::Output> {
     let mut future = core::pin::pin!(future);
     for _ in 0..1000 {
         tokio::select! {
@@ -44,7 +44,7 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bytes_arrive_in_both_directions_and_each_finishes_independently() {
+async fn bytes_arrive_both_ways_and_each_direction_finishes_independently() {
     let (mut left, mut right) = stream_pair();
     let sent = pattern(3_000_001);
     let expected = sent.clone();
@@ -65,7 +65,7 @@ async fn bytes_arrive_in_both_directions_and_each_finishes_independently() {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_is_an_error_at_the_other_end_after_its_bytes() {
+async fn a_dropped_stream_is_an_error_at_the_other_end_after_earlier_bytes() {
     let (mut left, mut right) = stream_pair();
     left.write_all(b"part").await.unwrap();
     let mut part = [0; 4];
@@ -101,7 +101,7 @@ async fn a_reset_reports_its_reason() {
 }
 
 #[tokio::test]
-async fn received_bytes_are_read_before_a_failure_that_is_no_clean_end() {
+async fn received_bytes_are_read_before_a_failure_and_do_not_end_cleanly() {
     let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     hub.push(7, b"some");
@@ -113,7 +113,7 @@ async fn received_bytes_are_read_before_a_failure_that_is_no_clean_end() {
 }
 
 #[tokio::test]
-async fn streams_fail_when_the_core_has_ended() {
+async fn streams_fail_when_the_hub_is_dropped() {
     let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
@@ -123,7 +123,7 @@ async fn streams_fail_when_the_core_has_ended() {
 }
 
 #[tokio::test]
-async fn a_writer_waits_for_room() {
+async fn a_writer_stops_at_the_room_and_continues_with_more_room() {
     let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 10);
     assert_eq!(stream.write(&[1; 64]).await.unwrap(), 10);
@@ -133,7 +133,7 @@ async fn a_writer_waits_for_room() {
     });
     assert!(matches!(command(&mut hub), Some((7, StreamCommand::Write(bytes))) if bytes.len() == 10));
     hub.set_room(7, 0);
-    assert!(at_rest(&mut writing).await.is_none(), "it wrote without room");
+    assert!(poll_until_idle(&mut writing).await.is_none(), "bytes were written without room");
     hub.set_room(7, 15);
     assert!(matches!(poll_fn(|cx| hub.poll_command(cx)).await, (7, StreamCommand::Write(bytes)) if bytes.len() == 15));
     hub.set_room(7, 15);
@@ -142,7 +142,7 @@ async fn a_writer_waits_for_room() {
 }
 
 #[tokio::test]
-async fn small_pieces_take_little_more_memory_than_their_bytes() {
+async fn small_pieces_occupy_little_more_memory_than_their_bytes() {
     let mut hub = Hub::<u64>::new();
     let stream = hub.open(7, 10);
     for _ in 0..1_000_000 {
@@ -153,7 +153,7 @@ async fn small_pieces_take_little_more_memory_than_their_bytes() {
 }
 
 #[tokio::test]
-async fn a_stream_with_many_writes_is_queued_once() {
+async fn single_byte_writes_queue_a_stream_once() {
     let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 10_000);
     for _ in 0..5_000 {
@@ -168,10 +168,10 @@ async fn a_stalled_reader_stops_its_writer() {
     let (mut left, right) = stream_pair();
     let block = vec![0; 64 * 1024];
     let mut written = 0;
-    while let Some(result) = at_rest(left.write(&block)).await {
+    while let Some(result) = poll_until_idle(left.write(&block)).await {
         written += result.unwrap();
     }
-    assert!(written > 0 && written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} bytes went out unread");
+    assert!(written > 0 && written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} unread bytes were accepted");
     drop(right);
 }
 
@@ -219,7 +219,7 @@ async fn a_failed_stream_resets_the_socket_and_a_failed_socket_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn splice_and_hub_carry_more_than_20_mebibytes_a_second() {
+async fn spliced_sockets_carry_more_than_20_mib_a_second() {
     const TOTAL: usize = 256 * 1024 * 1024;
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
