@@ -2,8 +2,8 @@
 //! streams.
 //!
 //! Driven as a [`LinkMachine`]. The exit's input and output are outside: [`Relay::poll_event`] returns the streams'
-//! events, and [`Relay::handle_command`] takes the answers. [`Relay::poll_transmit`] is due after each of those calls;
-//! it also sends the messages of streams that end here, once for all cells received since the last call.
+//! events, and [`Relay::handle_command`] takes the answers. [`LinkMachine::handle_batch_end`] is due after those calls:
+//! it sends the messages of streams that end here, once for all inputs of a batch.
 //!
 //! | part | owned by |
 //! |---|---|
@@ -161,11 +161,10 @@ impl Relay {
     }
 
     /// Sets the consensus. Circuits are extended only to relays in it or in the previous one.
-    pub fn set_consensus(&mut self, now: Instant, consensus: Arc<Consensus>) {
+    pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
         self.gateways.rank(&self.identity, self.known.current());
         self.channels.set_gateways(self.gateways.ranked());
-        self.plan_gateways(now);
     }
 
     /// For a volunteer: handles the directory's answer to its registration. The seed determines the ranking of
@@ -177,7 +176,6 @@ impl Relay {
         if let Some(interval) = interval {
             self.gateways.confirm(now, &registration.gateways, interval, &mut self.channels);
         }
-        self.plan_gateways(now);
     }
 
     /// For a volunteer: its gateways that can reach it now, ascending.
@@ -288,7 +286,6 @@ impl Relay {
         match event {
             ChannelEvent::Open { channel, peer: Some(relay), reach, .. } => {
                 self.gateways.handle_open(&relay);
-                self.plan_gateways(now);
                 if reach {
                     self.volunteers.handle_open(channel);
                 }
@@ -298,7 +295,6 @@ impl Relay {
             ChannelEvent::DialFailed { relay, error } => {
                 tracing::debug!(%error, class = %error.class(), "can't open a channel to the next hop");
                 self.gateways.handle_failed(now, &relay);
-                self.plan_gateways(now);
                 for (key, _) in self.dialling.take(&relay) {
                     self.end(now, key);
                 }
@@ -311,7 +307,6 @@ impl Relay {
 
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
         self.gateways.handle_closed(now, channel);
-        self.plan_gateways(now);
         self.volunteers.handle_closed(channel);
         for (key, side) in self.table.on_channel(channel) {
             match side {
@@ -320,11 +315,6 @@ impl Relay {
             }
         }
         self.half_built.remove_channel(channel);
-    }
-
-    /// Dials, keeps and releases gateways that are due. Each change that can make one due is followed by this.
-    fn plan_gateways(&mut self, now: Instant) {
-        self.gateways.plan(now, &self.known, &mut self.channels);
     }
 }
 
@@ -343,15 +333,21 @@ impl LinkMachine for Relay {
         while let Some(key) = self.table.poll_late(now).or_else(|| self.streams.handle_timeout(now)) {
             self.end(now, key);
         }
-        self.plan_gateways(now);
+    }
+
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.gateways.plan(now, &self.known, &mut self.channels);
+        self.send_messages(now, rng);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
-            self.send_messages(now, rng);
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || !self.streams.has_ready() {
+            // Queues that have drained are filled again.
+            let filled = self.streams.has_ready();
+            self.send_messages(now, rng);
+            if transmit.is_some() || !filled {
                 return transmit;
             }
         }

@@ -98,7 +98,7 @@ impl Bench {
         let keys = RelayKeys { identity: identity.id(), onion_key: onion.public() };
         let list = consensus(&next, &onion);
         let mut relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion, None), RelayParameters::default());
-        relay.set_consensus(Instant::START, Arc::new(list));
+        relay.set_consensus(Arc::new(list));
         let next_id = next.id();
         let mut bench = Self {
             rng,

@@ -13,8 +13,8 @@ use crate::{
 const UNUSED_LIMIT: Duration = Duration::from_secs(600);
 /// The same for a later hop, which may be the last of a circuit that a client keeps ready.
 const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
-/// Time limit from the first to the last fragment of EXTEND.
-const EXTEND_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit from the first to the last fragment of one CREATE or EXTEND.
+pub(super) const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
 const DIAL_LIMIT: Duration = Duration::from_secs(22);
 /// Time limit from CREATE to the last fragment of CREATED.
@@ -98,7 +98,7 @@ impl Circuit {
         }
         let body = self.extend.push(fragment).ok()?;
         if body.is_none() {
-            self.deadline.get_or_insert(now.after(EXTEND_LIMIT));
+            self.deadline.get_or_insert(now.after(FRAGMENTS_LIMIT));
         }
         Some(body)
     }

@@ -8,9 +8,9 @@ use super::table::CircuitKey;
 
 /// Cap on waiting circuits of one channel. It leaves room for other neighbours if one extends to relays that don't
 /// answer.
-const PER_CHANNEL: usize = 256;
+const DIALLING_PER_CHANNEL: usize = 256;
 /// Cap on relays that the circuits of one channel wait for, because a node's dials are few.
-const RELAYS_PER_CHANNEL: usize = 16;
+const DIALS_PER_CHANNEL: usize = 16;
 
 /// A waiting circuit.
 struct Waiting {
@@ -41,7 +41,7 @@ impl Dialling {
             of_channel = of_channel.saturating_add(own);
             relays = relays.saturating_add(usize::from(own > 0 && dialled != relay));
         }
-        all < self.cap && of_channel < PER_CHANNEL && relays < RELAYS_PER_CHANNEL
+        all < self.cap && of_channel < DIALLING_PER_CHANNEL && relays < DIALS_PER_CHANNEL
     }
 
     /// Adds a circuit from the channel `previous` that waits for a channel to `relay`.

@@ -1,6 +1,5 @@
 //! Half-built circuits: CREATEs that lack fragments.
 
-use core::time::Duration;
 use std::collections::BTreeMap;
 
 use crate::{
@@ -9,12 +8,10 @@ use crate::{
     wire::Fragments,
 };
 
-use super::circuit::CircuitEndpoint;
+use super::circuit::{CircuitEndpoint, FRAGMENTS_LIMIT};
 
 /// Cap on half-built circuits of one channel.
-const PER_CHANNEL: usize = 64;
-/// Time limit from the first to the last fragment of CREATE.
-const CREATE_LIMIT: Duration = Duration::from_secs(5);
+const HALF_BUILT_PER_CHANNEL: usize = 64;
 
 /// A CREATE that lacks fragments.
 pub(super) struct PartialCreate {
@@ -25,7 +22,7 @@ pub(super) struct PartialCreate {
 
 impl PartialCreate {
     pub(super) fn new(now: Instant, hop: HopIndex) -> Self {
-        Self { hop, request: Fragments::new(), deadline: now.after(CREATE_LIMIT) }
+        Self { hop, request: Fragments::new(), deadline: now.after(FRAGMENTS_LIMIT) }
     }
 }
 
@@ -44,8 +41,9 @@ impl HalfBuilt {
 
     /// Adds a CREATE that `endpoint` has none of; false if a cap is reached.
     pub(super) fn insert(&mut self, endpoint: CircuitEndpoint, create: PartialCreate) -> bool {
-        let of_channel = self.creates.range(CircuitEndpoint::range(endpoint.channel)).take(PER_CHANNEL).count();
-        if self.creates.len() >= self.cap || of_channel >= PER_CHANNEL {
+        let of_channel =
+            self.creates.range(CircuitEndpoint::range(endpoint.channel)).take(HALF_BUILT_PER_CHANNEL).count();
+        if self.creates.len() >= self.cap || of_channel >= HALF_BUILT_PER_CHANNEL {
             return false;
         }
         self.deadlines.set(endpoint, create.deadline);

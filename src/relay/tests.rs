@@ -54,7 +54,7 @@ impl Bench {
         let keys = RelayKeys { identity: identity.id(), onion_key: onion.public() };
         let mut relay = Relay::new(identity, OnionKeyring::new(onion, None), parameters);
         let listed = (1..=9).map(|number| fixture::listed(fixture::profile(number)));
-        relay.set_consensus(Instant::START, Arc::new(fixture::consensus(listed)));
+        relay.set_consensus(Arc::new(fixture::consensus(listed)));
         Self {
             now: Instant::START,
             rng,
@@ -112,6 +112,7 @@ impl Bench {
     fn settle(&mut self) {
         loop {
             let mut still = true;
+            self.relay.handle_batch_end(self.now, &mut self.rng);
             while let Some(transmit) = self.relay.poll_transmit(self.now, &mut self.rng) {
                 still = false;
                 match transmit {
@@ -368,7 +369,7 @@ fn circuits_that_wait_for_a_dial_are_capped_per_channel_and_in_total() {
 fn circuits_of_one_channel_wait_for_at_most_sixteen_relays() {
     let mut bench = Bench::new(RelayParameters::default());
     let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
-    bench.relay.set_consensus(bench.now, Arc::new(fixture::consensus(listed)));
+    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
     let links = [bench.client(), bench.client()];
     for (link, dials) in links.into_iter().zip([16, 17]) {
         for number in 2..=20 {

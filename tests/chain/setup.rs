@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use umbel::{
-    base::{Instant, RelayId, WallTime},
+    base::{RelayId, WallTime},
     channel::{ChannelParameters, Channels, LocalRole},
     circuit::Origin,
     crypto::{IdentityKey, OnionSecret},
@@ -59,7 +59,7 @@ impl Chain {
         }
         let consensus = Arc::new(publish(&mut authority));
         for (node, mut relay) in nodes.iter().zip(cores) {
-            relay.set_consensus(Instant::START, Arc::clone(&consensus));
+            relay.set_consensus(Arc::clone(&consensus));
             world.place(*node, Tapped::new(Party::Relay(Box::new(RelayParty::new(relay)))));
         }
         let mut chain = Self { world, origin: NodeId(0), relays: nodes, keys, consensus };

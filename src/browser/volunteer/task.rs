@@ -105,7 +105,7 @@ impl Run {
     fn handle_consensus(&self, consensus: &Arc<Consensus>) {
         self.volunteer.consensus.replace(Some(Arc::clone(consensus)));
         if let Some(driver) = self.volunteer.driver() {
-            driver.with(|core, now, _| core.relay.set_consensus(now, Arc::clone(consensus)));
+            driver.with(|core, _, _| core.relay.set_consensus(Arc::clone(consensus)));
         }
     }
 

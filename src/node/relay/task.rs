@@ -73,7 +73,7 @@ impl RelayCore {
 
     fn update(&mut self, now: Instant, update: Update) {
         match update {
-            Update::Consensus(consensus) => self.relay.set_consensus(now, consensus),
+            Update::Consensus(consensus) => self.relay.set_consensus(consensus),
             Update::OnionKey(next) => self.relay.rotate_onion_key(next),
             Update::Registered(registration) => self.relay.handle_registration(now, &registration),
             Update::Counted(counted) => self.relay.handle_presence(now, &counted),
