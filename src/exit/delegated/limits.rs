@@ -81,7 +81,7 @@ impl ExitLimits {
             let counts = self.take_counts();
             if !counts.is_empty() {
                 let counts: Vec<String> =
-                    counts.iter().map(|(refusal, count)| format!("{} {count}", refusal.word())).collect();
+                    counts.iter().map(|(refusal, count)| format!("{} {count}", refusal.name())).collect();
                 tracing::info!(refused = counts.join(", "), "delegated requests refused in the last hour");
             }
         }
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_request_is_in_progress_until_it_is_dropped() {
         let now = Instant::now();
-        let limits = ExitLimits::new(Rates { at_once: 1, ..Rates::default() }, now);
+        let limits = ExitLimits::new(Rates { concurrent: 1, ..Rates::default() }, now);
         let first = limits.admit(now, 1).unwrap();
         assert_eq!(limits.admit(now, 2).unwrap_err(), Refusal::Busy);
         drop(first);
