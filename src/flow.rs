@@ -1,9 +1,9 @@
 //! Congestion control of a circuit: how many DATA cells may be in flight between the origin and one hop.
 //!
 //! Owns the sender's [`CongestionWindow`] and the receiver's [`Acknowledger`]. Driven by `stream::Streams`, which has
-//! one of each at each end, for the streams between an origin and one hop. Governed by `proto/06-flow.md`. Threat: a peer that acknowledges
-//! cells it has not received, so that the sender floods the relays between. Therefore a SENDME must echo 16 random
-//! bytes of the cell that it acknowledges.
+//! one of each at each end, for the streams between an origin and one hop. Governed by `proto/06-flow.md`. Threat: a
+//! peer that acknowledges cells it has not received, so that the sender floods the relays between. Therefore a SENDME
+//! must echo 16 random bytes of the cell that it acknowledges.
 
 mod window;
 
@@ -47,8 +47,8 @@ pub struct FlowParameters {
     /// Largest total credit of all streams to one hop of a circuit beyond their initial credit, in bytes. One stream
     /// takes at most four times the remaining credit. Default 20 MiB.
     pub circuit_credit_max: u32,
-    /// Maximum open streams to one hop of a circuit. Default 256. Worst-case memory of one end of a circuit: `max_streams`
-    /// × initial credit + `circuit_credit_max` = 52 MiB.
+    /// Maximum open streams to one hop of a circuit. Default 256. Worst-case memory of one end of a circuit:
+    /// `max_streams` × initial credit + `circuit_credit_max` = 52 MiB.
     pub max_streams: u32,
 }
 

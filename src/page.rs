@@ -11,8 +11,8 @@
 //! | `/api/…` | the API for the command line ([`api`]) |
 //!
 //! The pages work without scripts, load nothing from other sites and store nothing. Only the proxy check's image has
-//! another address ([`check`]). Threats addressed: other pages in the same browser ([`request_check`]); URLs or markup planted
-//! by exits ([`results`], [`reader`]).
+//! another address ([`check`]). Threats addressed: other pages in the same browser ([`request_check`]); URLs or markup
+//! planted by exits ([`results`], [`reader`]).
 
 pub(crate) mod api;
 pub(crate) mod check;

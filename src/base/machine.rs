@@ -7,8 +7,8 @@ use super::{Instant, LinkEvent, Transmit};
 /// A machine of the core above links, without I/O. The driver passes events, time and randomness; the machine returns
 /// output and its next deadline.
 ///
-/// **Drain contract.** A batch is any number of inputs: `handle_…` calls and calls of the machine's other methods. After
-/// each batch the driver calls [`handle_batch_end`](Self::handle_batch_end) once, then
+/// **Drain contract.** A batch is any number of inputs: `handle_…` calls and calls of the machine's other methods.
+/// After each batch the driver calls [`handle_batch_end`](Self::handle_batch_end) once, then
 /// [`poll_transmit`](Self::poll_transmit) until it returns `None`. It repeats both until nothing was sent, and only
 /// then waits, at most until [`poll_timeout`](Self::poll_timeout). `now` never decreases from call to call.
 pub trait LinkMachine {

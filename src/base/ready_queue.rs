@@ -59,8 +59,8 @@ impl<K> ReadyQueue<K> {
         Some(key)
     }
 
-    /// Removes the key of `ticket`, if the key is queued. Takes time in proportion to the smaller number of keys before or
-    /// after the key.
+    /// Removes the key of `ticket`, if the key is queued. Takes time in proportion to the smaller number of keys before
+    /// or after the key.
     pub fn remove(&mut self, ticket: &mut Ticket) {
         if ticket.0 > self.popped
             && let Ok(at) = self.keys.binary_search_by_key(&ticket.0, |(number, _)| *number)

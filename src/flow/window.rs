@@ -41,8 +41,9 @@ const RATE_ROUNDS: usize = 4;
 const QUEUED_RATE_ROUNDS: usize = 2;
 /// Successive steps after which slow start begins again.
 const STEPS_TO_SLOW_START: u32 = 3;
-/// Multiple of the jitter in the model's window. With a multiple of one, the window would not grow on a path whose delay
-/// is mostly retransmission. The multiple is one while the standing delay exceeds the queue's delay plus half the jitter.
+/// Multiple of the jitter in the model's window. With a multiple of one, the window would not grow on a path whose
+/// delay is mostly retransmission. The multiple is one while the standing delay exceeds the queue's delay plus half the
+/// jitter.
 const JITTER_FACTOR: u32 = 2;
 /// The min RTT is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
@@ -294,8 +295,8 @@ impl CongestionWindow {
         self.begin_round(now);
     }
 
-    /// Sets the window to the model's. Adds a step if the rate rose while the queue was within its bound, or if there is
-    /// almost no queue. Adds no step in the round after a step whose effect is measurable.
+    /// Sets the window to the model's. Adds a step if the rate rose while the queue was within its bound, or if there
+    /// is almost no queue. Adds no step in the round after a step whose effect is measurable.
     fn follow_model(&mut self, rate_rose: bool) {
         let standing = self.round.rtt.min.saturating_sub(self.min_rtt());
         let queued = standing > self.queue_delay().saturating_add(self.jitter);

@@ -29,8 +29,8 @@ fn corpus(target: &FuzzTarget) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// Prints the name of `input`, then runs `target` on it. The output is shown only if the test fails; the last line names
-/// the failing input.
+/// Prints the name of `input`, then runs `target` on it. The output is shown only if the test fails; the last line
+/// names the failing input.
 fn run(target: &FuzzTarget, file: &str, mutation: Option<u64>, input: &[u8]) {
     println!("{} {file} {mutation:?}", target.name);
     (target.run)(input);

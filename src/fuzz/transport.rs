@@ -91,7 +91,8 @@ fn record_layers(suite: CipherSuite) -> [Records; 2] {
     })
 }
 
-/// For modified, repeated, reordered or arbitrary datagrams of a peer, each opened record was sealed, and is opened once.
+/// For modified, repeated, reordered or arbitrary datagrams of a peer, each opened record was sealed, and is opened
+/// once.
 fn dtls_records(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let [mut peer, mut ours] = record_layers(CipherSuite::ALL[usize::from(choices.u8() % 2)]);

@@ -11,7 +11,8 @@ pub(super) struct LayerCipher(Option<CipherState>);
 struct CipherState {
     layer: LayerKey,
     key: AeadKey,
-    /// Number of cells processed under all keys. The number is the next nonce, so nonces stay unique even if a key repeats.
+    /// Number of cells processed under all keys. The number is the next nonce, so nonces stay unique even if a key
+    /// repeats.
     counter: u64,
 }
 

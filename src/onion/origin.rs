@@ -58,8 +58,8 @@ impl OriginLayers {
     /// Seals a relay message for `hop` under the layers of `hop` and of all hops before it; `body` is overwritten.
     ///
     /// # Errors
-    /// When the circuit has no hop `hop` or the message is longer than [`message_capacity`] (the layers stay usable), or
-    /// a layer has ended.
+    /// When the circuit has no hop `hop` or the message is longer than [`message_capacity`] (the layers stay usable),
+    /// or a layer has ended.
     pub fn seal_message(&mut self, hop: HopIndex, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let hops = self.hops.get_mut(..usize::from(hop.value())).ok_or(OnionError::NoSuchHop)?;
         if message.len() > message_capacity(hop) {
@@ -74,11 +74,12 @@ impl OriginLayers {
         Ok(())
     }
 
-    /// Opens the layers of a backward cell, in place. Returns the hop that sent the relay message, and the length of the
-    /// message with its padding. Both are at the start of the body.
+    /// Opens the layers of a backward cell, in place. Returns the hop that sent the relay message, and the length of
+    /// the message with its padding. Both are at the start of the body.
     ///
     /// # Errors
-    /// When a layer is not authentic or has ended, or its kind is not valid. The circuit must end. Every later call fails.
+    /// When a layer is not authentic or has ended, or its kind is not valid. The circuit must end. Every later call
+    /// fails.
     pub fn open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
         let opened = self.try_open_backward(body);
         if opened.is_err() {

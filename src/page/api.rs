@@ -8,7 +8,7 @@
 //!
 //! The answer to a failed request is a [`Failed`] with a status: 400 for an invalid request, 429 for a limit, 503 for a
 //! failure of the network, 502 for one of the exit, the engine or the target. The access checks of the page apply, and
-//! a header field is required ([`super::guard`]).
+//! a header field is required ([`super::request_check`]).
 
 pub(crate) mod request;
 

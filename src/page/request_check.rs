@@ -43,8 +43,8 @@ const RESPONSE_FIELDS: [(HeaderName, &str); 8] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Passes a permitted request to the handler, and refuses others with the reason. Adds the missing [`RESPONSE_FIELDS`] to
-/// every response.
+/// Passes a permitted request to the handler, and refuses others with the reason. Adds the missing [`RESPONSE_FIELDS`]
+/// to every response.
 pub(super) async fn restrict_access(State(listener): State<Arc<SocketAddr>>, request: Request, next: Next) -> Response {
     let mut response = match check(*listener, &request) {
         Ok(()) => next.run(request).await,
@@ -90,8 +90,8 @@ fn check(listener: SocketAddr, request: &Request) -> Result<(), (StatusCode, Str
 
 /// Whether the `Host` field `host` names `listener`.
 ///
-/// Other names than `localhost` are refused: the owner of a name can make it resolve to this listener (DNS rebinding). A
-/// listener on the unspecified address accepts any IP address.
+/// Other names than `localhost` are refused: the owner of a name can make it resolve to this listener (DNS rebinding).
+/// A listener on the unspecified address accepts any IP address.
 fn names_listener(host: &str, listener: SocketAddr) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if authority.as_str().contains('@') || authority.port_u16().unwrap_or(80) != listener.port() {

@@ -81,8 +81,8 @@ impl<M: LinkMachine> World<M> {
         Some(outcome)
     }
 
-    /// Advances time to the next event or timeout, and handles all that are due. If none is due until `limit`, advances to
-    /// `limit` and returns `false`.
+    /// Advances time to the next event or timeout, and handles all that are due. If none is due until `limit`, advances
+    /// to `limit` and returns `false`.
     pub fn step(&mut self, limit: Instant) -> bool {
         let deadlines = self.machines.iter().flatten().filter_map(LinkMachine::poll_timeout);
         let next = deadlines.chain(self.network.next_event_at()).min();
@@ -105,8 +105,8 @@ impl<M: LinkMachine> World<M> {
         true
     }
 
-    /// Runs until `done` returns a value, at most for `limit` of virtual time. `None` if `done` has returned no value by
-    /// then.
+    /// Runs until `done` returns a value, at most for `limit` of virtual time. `None` if `done` has returned no value
+    /// by then.
     pub fn run_until<T>(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         let end = self.now.after(limit);
         loop {

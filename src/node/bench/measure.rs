@@ -75,8 +75,8 @@ impl Load {
         Ok(phases)
     }
 
-    /// Spreads the requests evenly over `streams` workers. A worker uses one persistent stream, or a new stream for each
-    /// request.
+    /// Spreads the requests evenly over `streams` workers. A worker uses one persistent stream, or a new stream for
+    /// each request.
     async fn run(&self, server: &BenchServer, persistent: bool) -> Result<PhaseSamples, BenchError> {
         let start = Instant::now();
         let mut workers = JoinSet::new();
@@ -209,7 +209,7 @@ impl Measurement {
     pub(super) fn to_text(&self) -> String {
         let Load { mode, socks, streams, isolations, bytes, .. } = self.load;
         let mut text = format!(
-            "{} through {socks}: {streams} concurrent streams, {isolations} isolations, {} per response, all bytes verified",
+            "{} through {socks}: {streams} concurrent streams, {isolations} isolation(s), {} per response, all bytes verified",
             mode.quantity(),
             ByteSize(bytes).display().iec()
         );

@@ -65,7 +65,8 @@ const WORDS: [&str; WORD_COUNT] = [
     "vector",
 ];
 
-/// The terms of query `number`, distinct for each number: an ordered pair of words, and from number 1,024 on further words.
+/// The terms of query `number`, distinct for each number: an ordered pair of words, and from number 1,024 on further
+/// words.
 fn terms(number: usize) -> String {
     let word = |at: usize| WORDS.get(at % WORD_COUNT).copied().unwrap_or_default();
     let distance = (number / WORD_COUNT % WORD_COUNT).saturating_add(1);
@@ -181,8 +182,8 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
 }
 
 impl ConcurrentReport {
-    /// Alternates the routes, so that changes of the machine's load affect both. Within a round the routes send different
-    /// queries, from number `from` on.
+    /// Alternates the routes, so that changes of the machine's load affect both. Within a round the routes send
+    /// different queries, from number `from` on.
     ///
     /// The number of rounds is small because each search uses a circuit. A guard limits a client to 200 new circuits at
     /// once, and then 50 per second (`creates_of_client`). More rounds would measure this limit.
@@ -291,8 +292,8 @@ impl SearchBench {
         Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
     }
 
-    /// Performs [`SEARCHES_PER_WORKER`] searches in each of `workers` concurrent tasks, with the queries from number `from`
-    /// on. Returns their durations and the total time.
+    /// Performs [`SEARCHES_PER_WORKER`] searches in each of `workers` concurrent tasks, with the queries from number
+    /// `from` on. Returns their durations and the total time.
     async fn round(
         self: &Arc<Self>,
         route: SearchRoute,

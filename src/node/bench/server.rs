@@ -63,8 +63,8 @@ impl PseudoRandomBody {
     }
 }
 
-/// An HTTP server on loopback. `GET /LENGTH/POSITION` returns `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION` on.
-/// The server stops when this value is dropped.
+/// An HTTP server on loopback. `GET /LENGTH/POSITION` returns `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION`
+/// on. The server stops when this value is dropped.
 pub(crate) struct BenchServer {
     address: SocketAddr,
     state: Arc<ServerState>,
@@ -156,8 +156,8 @@ async fn serve(mut socket: TcpStream, body: &PseudoRandomBody) -> io::Result<()>
     }
 }
 
-/// Sends `head` and `length` bytes of the body from `position` on. The first write has up to [`FIRST_WRITE`] bytes of the
-/// body, so that a short response is one write.
+/// Sends `head` and `length` bytes of the body from `position` on. The first write has up to [`FIRST_WRITE`] bytes of
+/// the body, so that a short response is one write.
 async fn send_response(
     socket: &mut TcpStream,
     head: Vec<u8>,
@@ -192,8 +192,8 @@ fn parse_request(head: &str) -> Option<RequestedContent> {
     Some(RequestedContent::Body { length: length.parse().ok()?, position: position.parse().ok()? })
 }
 
-/// Reads the head of a message, including the empty line. `None` if the peer closes before the first byte. Further bytes
-/// stay in `input`.
+/// Reads the head of a message, including the empty line. `None` if the peer closes before the first byte. Further
+/// bytes stay in `input`.
 pub(super) async fn read_head(socket: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<Option<String>> {
     loop {
         if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {

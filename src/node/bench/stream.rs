@@ -116,7 +116,8 @@ pub(super) struct BenchStream {
 }
 
 impl BenchStream {
-    /// Opens a stream through `socks`. `isolation` determines the SOCKS5 user name, and so the circuits that it may use.
+    /// Opens a stream through `socks`. `isolation` determines the SOCKS5 user name, and so the circuits that it may
+    /// use.
     pub(super) async fn open(
         socks: SocketAddr,
         server_address: SocketAddr,

@@ -19,7 +19,8 @@ fn options(arguments: &str) -> BenchOptions {
     Command::try_parse_from(words).unwrap_or_else(|error| panic!("{error}")).options
 }
 
-/// A SOCKS5 port that connects directly to the target; `corrupt` inverts the lowest bit of the byte at that position of the response.
+/// A SOCKS5 port that connects directly to the target; `corrupt` inverts the lowest bit of the byte at that position of
+/// the response.
 async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
