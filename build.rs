@@ -20,17 +20,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     prost_build::Config::new().compile_fds(protox::compile(SCHEMAS, ["proto"])?)?;
     println!("cargo:rerun-if-changed={PAGES}");
-    let root = Path::new(&given("CARGO_MANIFEST_DIR")?).join(PAGES);
-    fs::write(Path::new(&given("OUT_DIR")?).join("pages.rs"), table(&root)?)?;
+    let root = Path::new(&cargo_variable("CARGO_MANIFEST_DIR")?).join(PAGES);
+    fs::write(Path::new(&cargo_variable("OUT_DIR")?).join("pages.rs"), table(&root)?)?;
     Ok(())
 }
 
 /// An environment variable that cargo sets for build scripts.
-fn given(name: &str) -> Result<OsString, String> {
-    env::var_os(name).ok_or_else(|| format!("cargo gives no {name}"))
+fn cargo_variable(name: &str) -> Result<OsString, String> {
+    env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"))
 }
 
-/// The pages' files as a Rust expression, each with its gzip and brotli forms.
+/// The files of the pages as a Rust expression, each with its gzip and brotli forms.
 fn table(root: &Path) -> Result<String, Box<dyn Error>> {
     let mut files = Vec::new();
     if root.is_dir() {
@@ -38,8 +38,8 @@ fn table(root: &Path) -> Result<String, Box<dyn Error>> {
     }
     files.sort();
     let mut text = String::from("&[\n");
-    for file in files.iter().filter(|file| !packed(file)) {
-        let name = file.strip_prefix(root)?.to_str().ok_or("a page's name is no text")?.replace('\\', "/");
+    for file in files.iter().filter(|file| !is_compressed(file)) {
+        let name = file.strip_prefix(root)?.to_str().ok_or("the name of a page is not UTF-8")?.replace('\\', "/");
         let beside = |ending: &str| {
             let mut path = file.clone().into_os_string();
             path.push(ending);
@@ -55,7 +55,7 @@ fn table(root: &Path) -> Result<String, Box<dyn Error>> {
     Ok(text)
 }
 
-fn packed(file: &Path) -> bool {
+fn is_compressed(file: &Path) -> bool {
     file.extension().is_some_and(|ending| ending == "br" || ending == "gz")
 }
 

@@ -1,9 +1,9 @@
 //! Benchmark of the SCTP association: the cost of a bulk packet for both ends, and of an acknowledgement for the
 //! sender.
 //!
-//! `cargo bench --bench association`. Two associations in memory, in virtual time. `bulk` is both ends of 16 MiB, in
-//! payload bytes; a packet has 1,164 of them. `acknowledgement` is the cost of one SACK for a sender of 120 MB/s over
-//! 100 ms, about 10,000 packets in flight, with 1 % of the packets lost.
+//! `cargo bench --bench association`. Two associations run in memory, in virtual time. `bulk` measures both ends of a
+//! transfer of 16 MiB of payload, at 1,164 bytes a packet. `acknowledgement` measures one SACK for a sender of 120 MB/s
+//! over 100 ms, with about 10,000 packets in flight, of which 1 % are lost.
 #![allow(
     missing_docs,
     clippy::arithmetic_side_effects,
@@ -40,11 +40,12 @@ struct Pair {
     delay: Duration,
     /// Rate of the sender's line, in bytes per second.
     rate: Option<u64>,
+    /// The time at which the sender's line is free.
     free_at: Instant,
     loss: f64,
     message: Slots,
     received: u64,
-    /// Acknowledgements processed by the sender, and the time it took.
+    /// Acknowledgements processed by the sender, and the time spent on them.
     acknowledgements: u64,
     spent: Duration,
     open: bool,
@@ -113,7 +114,7 @@ impl Pair {
     fn step(&mut self) {
         let packets = self.lines.iter().filter_map(|line| line.front().map(|packet| packet.0));
         let timers = self.ends.iter().filter_map(Association::poll_timeout);
-        self.now = self.now.max(packets.chain(timers).min().expect("something goes on"));
+        self.now = self.now.max(packets.chain(timers).min().expect("a packet or a timer is due"));
         for at in [0, 1] {
             while self.lines[at].front().is_some_and(|packet| packet.0 <= self.now)
                 && let Some((_, packet)) = self.lines[at].pop_front()
@@ -161,7 +162,7 @@ fn bulk(criterion: &mut Criterion) {
 fn acknowledgement(criterion: &mut Criterion) {
     let mut pair = Pair::new(Duration::from_millis(50), Some(120_000_000), 0.01);
     pair.begin();
-    // Until the path is full.
+    // Runs until the path is full.
     while pair.received < 400 << 20 {
         pair.step();
     }

@@ -2,8 +2,8 @@
 //!
 //! `cargo xtask instructions` runs this program under callgrind, once for each of [`sealing`], [`switching`] and
 //! [`packing`]. It compares callgrind's count within that function with the function's budget. All other code is
-//! preparation. Keys, cells and times are fixed. The program prints the number of cells that each of the three has
-//! processed.
+//! preparation. Keys, cells and times are fixed. The program prints the number of cells that each of the functions
+//! has processed.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic)]
 
 #[path = "switch/relay.rs"]
@@ -28,7 +28,7 @@ const ROUNDS: usize = 16;
 const CIRCUITS: usize = 16;
 const CELLS_PER_ROUND: usize = CIRCUITS * CELLS;
 const DATAGRAM: usize = 1_232;
-/// One-way delay. So short that the association doesn't pace.
+/// One-way delay, short enough that the association doesn't pace.
 const DELAY: Duration = Duration::from_micros(50);
 
 fn main() {
@@ -181,7 +181,7 @@ impl Link {
     }
 }
 
-/// Records for both ends, with the preferred cipher suite of links.
+/// The record layers of both ends, with the preferred cipher suite of links.
 fn records() -> [Records; 2] {
     let suite = CipherSuite::Aes128Gcm;
     let direction = |fill| DirectionKey::new(suite, &[fill; 16], &[fill; 4]).unwrap();

@@ -1,6 +1,6 @@
 //! Benchmark of onion layers: the cost of a cell at the origin and at each relay, and of the primitives.
 //!
-//! `cargo bench --bench onion`. Throughput is in body bytes; times of several layers divide by their number.
+//! `cargo bench --bench onion`. Throughput is in body bytes. A time of several layers is the sum for all of them.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use std::hint::black_box;
@@ -27,8 +27,8 @@ fn origin(hops: u8) -> OriginLayers {
     origin
 }
 
-fn beneath(c: &mut Criterion) {
-    let mut group = c.benchmark_group("beneath");
+fn primitive(c: &mut Criterion) {
+    let mut group = c.benchmark_group("primitive");
     group.throughput(Throughput::Bytes(BODY_LEN as u64));
     let cipher = ChaCha20Poly1305::new(&[7; 32].into());
     let mut body = [0; BODY_LEN - 16];
@@ -49,7 +49,7 @@ fn origin_side(c: &mut Criterion) {
             b.iter(|| layers.seal_message(hop, black_box(&message), &mut body).unwrap());
         });
     }
-    // Cells must be opened in order: the relays seal each outside the measurement.
+    // Cells must be opened in order, so the relays seal each cell outside the measurement.
     let hop = HopIndex::new(3).unwrap();
     let message = vec![7; message_capacity(hop)];
     let mut layers = origin(3);
@@ -74,7 +74,7 @@ fn relay_side(c: &mut Criterion) {
     let message = vec![7; message_capacity(last)];
     let mut layers = origin(2);
     let mut relay = RelayLayer::new(first, keys(1));
-    group.bench_function("open forward and pass on", |b| {
+    group.bench_function("open forward", |b| {
         let sealed = || {
             let mut body = [0; BODY_LEN];
             layers.seal_message(last, &message, &mut body).unwrap();
@@ -97,5 +97,5 @@ fn relay_side(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, beneath, origin_side, relay_side);
+criterion_group!(benches, primitive, origin_side, relay_side);
 criterion_main!(benches);

@@ -1,8 +1,8 @@
 //! Benchmark of the SCTP packet codec in an association: reading and writing a full data packet and a SACK with 20
 //! gap blocks, with CRC32c and without it (RFC 9653).
 //!
-//! `cargo bench --bench packet`. The packets come from two real associations. The packets that are read contain
-//! nothing new, so each can be processed many times. The cost includes a look-up of the TSN for data, and of each
+//! `cargo bench --bench packet`. The packets come from two real associations. The read packets contain no
+//! new data, so each can be processed many times. The cost includes a look-up of the TSN for a data packet, and of each
 //! block for a SACK.
 #![allow(
     missing_docs,
@@ -46,12 +46,12 @@ impl Pair {
         let now = Instant::from_nanos(1_000_000_000);
         let config = Config { zero_checksum: !checksum, ..Config::new(PACKET) };
         let ends = [Association::connect(&config, now, &mut rng), Association::accept(&config, now, &mut rng)];
-        let mut this = Self { now, ends, message: Slots::from(vec![7; MESSAGE]), buffer: [0; PACKET] };
-        (0..200).for_each(|_| this.exchange());
-        this
+        let mut pair = Self { now, ends, message: Slots::from(vec![7; MESSAGE]), buffer: [0; PACKET] };
+        (0..200).for_each(|_| pair.exchange());
+        pair
     }
 
-    /// Fills the sender's queue: one message more than may be sent.
+    /// Fills the sender's queue until it has no room.
     fn fill(&mut self) {
         while self.ends[0].room(self.now) > 0 {
             self.ends[0].send(self.now, 0, self.message.clone());
@@ -71,7 +71,7 @@ impl Pair {
         }
     }
 
-    /// Passes the packets of both ends, once each way.
+    /// Delivers the packets of each end once.
     fn exchange(&mut self) {
         for end in [0, 1] {
             let packets = self.packets(end);

@@ -30,7 +30,7 @@ fn records(c: &mut Criterion) {
         group.bench_function(format!("seal, {suite:?}"), |bencher| {
             bencher.iter(|| a.seal(black_box(&mut buffer), PACKET).unwrap());
         });
-        // Each record can be opened once: the other end seals it outside the measurement.
+        // A record can be opened only once, so the other end seals each record outside the measurement.
         group.bench_function(format!("open, {suite:?}"), |bencher| {
             let sealed = || {
                 let mut datagram = vec![7; PACKET + OVERHEAD];

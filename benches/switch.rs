@@ -1,8 +1,8 @@
 //! Benchmark of the switch: the cost for a relay to receive cells over one channel and send them over another.
 //!
-//! `cargo bench --bench switch`. All steps between two links are measured: messages split, cells decoded and looked
-//! up, a layer opened or added, cells queued fairly, packed and encoded. `layer alone` is the cryptographic part.
-//! Throughput is in body bytes.
+//! `cargo bench --bench switch`. The measurement covers all steps between two links: split messages, decode cells, look
+//! up circuits, open or add a layer, queue, pack and encode cells. `layer alone` is the cryptographic part. Throughput
+//! is in body bytes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic)]
 
 #[path = "switch/relay.rs"]
@@ -28,7 +28,7 @@ impl Bench {
                 body
             })
         };
-        self.circuits.iter().map(|(_, _, onward)| message(*onward, bodies())).collect()
+        self.circuits.iter().map(|(_, _, next_circuit)| message(*next_circuit, bodies())).collect()
     }
 
     fn switch(&mut self, link: LinkId, messages: Vec<(Lane, Slots)>) {
@@ -56,7 +56,7 @@ fn switch(c: &mut Criterion) {
     });
     for circuits in [1, 16, 1000] {
         group.throughput(Throughput::Bytes((circuits * CELLS * BODY_LEN) as u64));
-        // Two closures use it alternately, for preparing and for measuring a batch.
+        // Two closures use the bench alternately: one prepares a batch, and one measures it.
         let bench = RefCell::new(Bench::new(circuits));
         group.bench_function(BenchmarkId::new("backward, circuits", circuits), |b| {
             let messages = bench.borrow().backward_messages();
@@ -64,7 +64,7 @@ fn switch(c: &mut Criterion) {
             b.iter_batched(|| messages.clone(), switch, BatchSize::PerIteration);
         });
         group.bench_function(BenchmarkId::new("forward, circuits", circuits), |b| {
-            // Each cell can be opened once, in order: one batch at a time.
+            // A cell can be opened only once and in order, so batches are prepared one at a time.
             let switch = |messages| bench.borrow_mut().switch(PREVIOUS, messages);
             b.iter_batched(|| bench.borrow_mut().forward_messages(), switch, BatchSize::PerIteration);
         });

@@ -1,4 +1,4 @@
-//! Benchmark of the native transport over loopback: the time of a dial, and bulk in one direction.
+//! Benchmark of the native transport over loopback: the time of a dial, and of a bulk transfer in one direction.
 #![allow(missing_docs, reason = "criterion's macros generate undocumented items")]
 #![allow(
     clippy::arithmetic_side_effects,
@@ -33,7 +33,7 @@ fn runtime() -> Runtime {
 
 /// Starts a relay in a thread that lasts as long as the process. It echoes short messages and discards long ones.
 fn relay() -> DialTarget {
-    let (told, target) = mpsc::channel();
+    let (target_sender, target) = mpsc::channel();
     thread::spawn(move || {
         runtime().block_on(async move {
             let ice = Ice::new("umbelBench", "benchbenchbenchbenchbench").expect("a pair");
@@ -49,11 +49,11 @@ fn relay() -> DialTarget {
                 ice_password: ice.password().to_owned(),
                 fingerprint: driven.endpoint.fingerprint(),
             };
-            told.send(target).expect("the bench waits");
+            target_sender.send(target).expect("the bench waits");
             loop {
-                let react = |event, asked: &mut Vec<Transmit>| match &event {
+                let react = |event, outgoing: &mut Vec<Transmit>| match &event {
                     LinkEvent::Message { message, .. } if message.len() > 64 => {}
-                    _ => echo(event, asked),
+                    _ => echo(event, outgoing),
                 };
                 driven.turn(Duration::from_secs(1), react).await;
             }

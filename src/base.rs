@@ -1,4 +1,4 @@
-//! Types shared by every layer: time, identifiers, links, messages, redaction, and small mechanisms: deadlines, ready
+//! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
 //! queues, rate limits, address prefixes, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.

@@ -27,16 +27,16 @@ use crate::{
 pub use channels::Channels;
 pub use handshake::LocalRole;
 
-/// The sender stops filling a circuit's queue at this many cells, so that later cells wait little.
+/// Number of cells at which the sender stops filling a circuit's queue, so that later cells wait little.
 pub const QUEUE_HIGH: usize = 32;
-/// [`ChannelEvent::Drained`] reports that a circuit's queue has fallen to this many cells.
+/// Number of cells of a circuit's queue at which [`ChannelEvent::Drained`] is emitted.
 pub const QUEUE_LOW: usize = 16;
 
-/// One channel of this node. The identifier is not reused after the channel has closed.
+/// The identifier of a channel of this node. It is not reused after the channel has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub(crate) LinkId);
 
-/// What the owner must end when more cells are queued than a node may hold.
+/// The circuit or channel that the owner must end, because more cells are queued than a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
     /// This circuit.
@@ -48,47 +48,48 @@ pub enum Overdue {
 /// Limits of a node's channels.
 #[derive(Clone, Debug)]
 pub struct ChannelParameters {
-    /// The most channels. At the cap the channel that was idle for longest closes, or else the new link. Default
+    /// Maximum channels. At the cap the longest idle channel closes or, if no channel is idle, the new link. Default
     /// 4,096.
     pub channels: usize,
-    /// The most links with an unfinished handshake; each may hold 128 KiB. At the cap the oldest link closes of the
-    /// address (or IPv6 /64) that has the most. Default 256.
+    /// Maximum links with an unfinished handshake; each may hold 128 KiB. At the cap, the oldest link of the source
+    /// (IPv4 address or IPv6 /64) with the most such links closes. If no source has two, the new link closes. Default
+    /// 256.
     pub handshakes: usize,
-    /// The most dials in flight; further ones fail with [`DialError::Unable`]. Default 256.
+    /// Maximum dials in flight; further ones fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
-    /// The most circuits on one channel to a relay. Default 8,192.
+    /// Maximum circuits on one channel to a relay. Default 8,192.
     pub circuits_per_channel: usize,
-    /// The most circuits on one channel to a client. Default 1,024.
+    /// Maximum circuits on one channel to a client. Default 1,024.
     pub circuits_per_client: usize,
     /// Rate at which a relay at the other end may open circuits. Default 500 a second, 1,000 at once.
     pub creates_of_relay: Rate,
     /// Rate at which a client at the other end may open circuits. Default 50 a second, 200 at once.
     pub creates_of_client: Rate,
-    /// The most queued refusals of circuits on one channel; beyond it the channel closes. Default 256.
+    /// Maximum queued refusals of circuits on one channel; beyond it the channel closes. Default 256.
     pub refusals: usize,
-    /// The most queued cells of one circuit on one channel; at the cap the sender ends the circuit. It must exceed
-    /// the largest congestion window. Default 16,896 (16.5 MiB).
+    /// Maximum queued cells of one circuit on one channel; at the cap the sender ends the circuit. Must exceed the
+    /// largest congestion window. Default 16,896 (16.5 MiB).
     pub circuit_queue: usize,
-    /// The most queued cells of all channels; beyond it the circuit ends whose first cell has waited longest. Default
-    /// 131,072 (128 MiB).
+    /// Maximum queued cells of all channels. Beyond it, [`Channels::overdue`] selects a circuit or channel to end.
+    /// Default 131,072 (128 MiB).
     pub queued: usize,
     /// Timeout from the dial to the open link. Default 10 s.
     pub dial_limit: Duration,
     /// Timeout from the open link to the open channel. Default 10 s.
     pub handshake_limit: Duration,
-    /// Interval after the last sent message until a padding cell is sent. Default 20 s.
+    /// Time after the last sent message until a padding cell is sent. Default 20 s.
     pub keep_alive: Duration,
     /// Time without a received message after which the channel closes. Default 90 s.
     pub silence_limit: Duration,
-    /// Time in which the link accepts nothing, with cells queued, after which the channel closes. Default 30 s.
+    /// Time after which a channel with queued cells closes if its link accepts no data. Default 30 s.
     pub stall_limit: Duration,
-    /// Time without a circuit after which the dialler closes the channel; the other end after twice the time. Default
+    /// Time without a circuit after which the dialler closes the channel; the other end waits twice as long. Default
     /// 180 s.
     pub idle_limit: Duration,
-    /// The most volunteers for which this node is a gateway. Channels of further volunteers are ordinary ones.
-    /// Default 512; 0 for no gateway.
+    /// Maximum volunteers for which this node is a gateway. Channels of further volunteers are ordinary ones. Default
+    /// 512; a node with 0 is no gateway.
     pub volunteers: usize,
-    /// The most volunteers of one address (or IPv6 /64) for which this node is a gateway. Default 64.
+    /// Maximum volunteers of one IPv4 address or IPv6 /64 for which this node is a gateway. Default 64.
     pub volunteers_per_source: usize,
 }
 
@@ -135,7 +136,7 @@ pub enum ChannelEvent {
     DialFailed {
         /// The relay.
         relay: RelayId,
-        /// Why.
+        /// The reason.
         error: ChannelOpenError,
     },
     /// A cell was received; never padding.
@@ -145,7 +146,7 @@ pub enum ChannelEvent {
         /// The cell.
         cell: Cell,
     },
-    /// A live circuit's queue has fallen to [`QUEUE_LOW`] cells.
+    /// The queue of a live circuit has shrunk to [`QUEUE_LOW`] cells.
     Drained {
         /// The channel.
         channel: ChannelId,
@@ -159,7 +160,7 @@ pub enum ChannelEvent {
     },
 }
 
-/// Why a relay could not be reached.
+/// A failure to reach a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelOpenError {
     /// The dial failed.
@@ -185,13 +186,13 @@ impl ChannelOpenError {
     }
 }
 
-/// Why this end closes a channel: a violation by the other end, or a timeout.
+/// The reason for which this end closes a channel: a violation by the other end, or a timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
     /// The message is malformed.
     #[error("the message is malformed")]
     Malformed,
-    /// No version in common.
+    /// The two ends have no version in common.
     #[error("the two ends have no protocol version in common")]
     NoCommonVersion,
     /// The other end is not the dialled relay.
@@ -203,19 +204,19 @@ pub enum ChannelError {
     /// The proof of identity is not valid for this link.
     #[error("the proof of identity is not valid for this link")]
     BadProof,
-    /// Too many cells before the end of the handshake.
+    /// The other end sent too many cells before the end of the handshake.
     #[error("too many cells before the end of the handshake")]
     TooEarly,
-    /// A cell in a lane other than its circuit's.
+    /// The other end sent a cell in a lane other than its circuit's.
     #[error("a cell arrived in the lane of another circuit")]
     WrongLane,
-    /// CREATE with an identifier of this end's half, or CREATED with one of the other end's half.
-    #[error("the circuit identifier is not of the sender's half")]
+    /// The other end sent CREATE with an identifier of this end's half, or CREATED with one of its own half.
+    #[error("the circuit identifier is of the wrong half")]
     WrongHalf,
-    /// Timeout of the handshake, or of received messages.
+    /// The handshake did not finish in time, or no message was received in time.
     #[error("no message from the peer before the timeout")]
     TimedOut,
-    /// The link has accepted nothing for too long while cells were queued.
+    /// The link accepted no data before the timeout while cells were queued.
     #[error("the link accepted no queued cell before the timeout")]
     Stalled,
 }
@@ -243,15 +244,15 @@ impl ChannelError {
 #[error("the circuit's queue is full")]
 pub struct QueueFull;
 
-/// The result of a handshake.
+/// The result of a channel handshake.
 #[derive(Clone, Copy)]
 struct HandshakeOutcome {
     /// Whether this end dialled, so that its circuits are of the upper half.
     dialler: bool,
     peer: Option<RelayId>,
     observed: Option<Redacted<SocketAddr>>,
-    /// The other end requested to be reached over this channel, and this end accepted.
+    /// Whether the other end requested to be reached over this channel, and this end accepted.
     reach: bool,
     /// Whether this end requested to be reached.
-    said_reach: bool,
+    requested_reach: bool,
 }

@@ -1,11 +1,10 @@
-//! A client's circuit: the state machine at the origin for the whole path.
+//! The origin's end of a circuit: the state machine for the whole path.
 //!
-//! [`Origin`] owns the onion layers, the handshake in flight and the streams at each hop. The client drives it: it
-//! passes the circuit's cells ([`Origin::handle_cell`]) and pulls those to send ([`Origin::poll_cell`]) while the
-//! channel's queue for the circuit is short, so that SENDME and CREDIT never wait behind this end's own data.
+//! [`Origin`] owns the onion layers, the handshake in flight and the streams at each hop. The client drives it: the
+//! client passes received cells ([`Origin::handle_cell`]) and pulls cells to send ([`Origin::poll_cell`]) while the
+//! channel's queue for the circuit is short, so that SENDME and CREDIT wait behind few DATA cells of this end.
 //! Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat: relays that tag
-//! a circuit by their messages. Any message that is illegal from its hop, or in the circuit's present state, ends the
-//! circuit.
+//! a circuit by illegal messages. A message that is illegal from its hop, or in the circuit's state, ends the circuit.
 //!
 //! | cell or message | legal | from |
 //! |---|---|---|
@@ -13,10 +12,10 @@
 //! | EXTENDED | while a later hop is built | the last built hop |
 //! | GONE | while a later hop is built, after its EXTEND and before its EXTENDED | the last built hop |
 //! | DROP | always | any hop |
-//! | others (`stream`'s table) | after streams were opened there | any hop |
+//! | others (table of `stream`) | after streams were opened at the hop | any hop |
 //! | DESTROY | always | |
 //!
-//! Caps: cells of one handshake (at most four), and those of [`Streams`].
+//! Caps: at most four cells of one handshake, and the caps of [`Streams`].
 
 mod build;
 
@@ -34,19 +33,19 @@ use crate::{
     stream::{StreamError, StreamEvent, StreamRole, Streams},
     wire::{BODY_LEN, Cell, CellBody, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
 };
-use build::{Building, Short};
+use build::{Building, NextHopGone};
 
-/// Time without a message of the last hop, while streams are open, after which an echo is requested.
-const SILENCE: Duration = Duration::from_secs(15);
-/// The same while a stream is unanswered.
-const SILENCE_BEFORE_ANSWER: Duration = Duration::from_millis(500);
+/// Time without a message from the last hop, while streams are open, after which the origin requests an echo.
+const ECHO_DELAY: Duration = Duration::from_secs(15);
+/// The same time while a BEGIN or RESOLVE is unanswered.
+const ECHO_DELAY_BEFORE_ANSWER: Duration = Duration::from_millis(500);
 const ECHO_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 const ECHO_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
-/// Why a circuit ended.
+/// The reason for the end of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CircuitError {
-    /// A relay of the circuit ended it, or its channel closed. The origin can't find out which relay, or why.
+    /// A relay of the circuit ended it, or the channel closed. The origin can't determine the relay or the reason.
     #[error("a relay ended the circuit, or its channel closed")]
     Destroyed,
     /// This end closed the circuit.
@@ -61,7 +60,7 @@ pub enum CircuitError {
     /// The path has no hop, or too many.
     #[error("a path has one to eight hops")]
     PathLength,
-    /// A message that is illegal from that hop, or in this state.
+    /// A message is illegal from its hop, or in the circuit's state.
     #[error("{kind:?} is illegal from hop {} in this state", .hop.value())]
     Illegal {
         /// The sender.
@@ -69,7 +68,7 @@ pub enum CircuitError {
         /// The kind of the message.
         kind: MessageKind,
     },
-    /// A cell that is illegal, or illegal in this state.
+    /// A cell is illegal, or illegal in the circuit's state.
     #[error("a {0:?} cell is illegal in this state")]
     IllegalCell(Command),
     /// A handshake failed.
@@ -81,7 +80,7 @@ pub enum CircuitError {
     /// A message could not be decoded or encoded.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// A violation of the streams' rules.
+    /// A violation of the rules for streams, or a stalled circuit.
     #[error(transparent)]
     Stream(#[from] StreamError),
 }
@@ -111,8 +110,8 @@ pub enum CircuitEvent {
         /// Time from the start of its handshake to the complete reply.
         elapsed: Duration,
     },
-    /// The hop before `hop` can't reach the relay chosen as `hop`. The circuit is unchanged:
-    /// [`Origin::extend_to`] another relay, or close it.
+    /// The hop before `hop` can't reach the relay chosen as `hop`. The circuit is unchanged: the owner calls
+    /// [`Origin::extend_to`] with another relay, or closes the circuit.
     Gone {
         /// The hop.
         hop: HopIndex,
@@ -121,14 +120,14 @@ pub enum CircuitEvent {
     Built,
     /// An event of a stream at a hop.
     Stream(HopIndex, StreamId, StreamEvent),
-    /// The circuit has ended. The [`StreamEvent::Closed`] of its streams came before; no event follows.
+    /// The circuit has ended. [`StreamEvent::Closed`] of its streams precedes this event; no event follows.
     Closed(CircuitError),
 }
 
 enum CircuitState {
     Building(Box<Building>),
-    /// GONE was received for the next hop, and no other relay has been named yet.
-    Short(Short),
+    /// The last built hop has answered GONE, and the owner has named no other relay yet.
+    NextHopGone(NextHopGone),
     Open,
     Closed,
 }
@@ -136,20 +135,20 @@ enum CircuitState {
 /// The origin's end of a circuit.
 ///
 /// Drain after every call: [`Self::poll_event`] until `None`, [`Self::poll_cell`] while the channel accepts cells.
-/// After [`CircuitEvent::Closed`] one DESTROY may be left to send; then the machine does nothing.
+/// After [`CircuitEvent::Closed`] one DESTROY may remain to be sent; then the machine does nothing.
 pub struct Origin {
     circuit: CircuitId,
     path: Vec<RelayKeys>,
     parameters: FlowParameters,
     layers: OriginLayers,
     state: CircuitState,
-    /// Cells that need no layer: CREATE and DESTROY.
+    /// Cells without a layer: CREATE and DESTROY.
     cells: VecDeque<Cell>,
     /// EXTEND fragments for the last built hop.
     extends: VecDeque<RelayMessage>,
-    /// Streams at each hop that has any.
+    /// The streams of each hop that has streams.
     streams: Vec<(HopIndex, Streams)>,
-    heard_at: Instant,
+    last_message_at: Instant,
     /// The deadline of the next message from the last hop, after an echo request.
     echo: Option<Instant>,
     echo_timeout: Duration,
@@ -158,7 +157,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Starts to build a circuit over `path`, under the identifier `circuit`. Each hop has the timeout `hop_timeout`.
+    /// Starts to build a circuit over `path`, with the identifier `circuit`. The timeout of each hop is `hop_timeout`.
     ///
     /// # Errors
     /// When the path has no hop or more than eight, or the first relay's onion key is of small order.
@@ -185,7 +184,7 @@ impl Origin {
             cells: cells.into(),
             extends: VecDeque::new(),
             streams: Vec::new(),
-            heard_at: now,
+            last_message_at: now,
             echo: None,
             echo_timeout: ECHO_TIMEOUT_MAX,
             scratch: Vec::with_capacity(BODY_LEN),
@@ -193,7 +192,7 @@ impl Origin {
         })
     }
 
-    /// The identifier on the first channel.
+    /// The circuit's identifier on the channel to the first hop.
     #[must_use]
     pub const fn circuit(&self) -> CircuitId {
         self.circuit
@@ -205,10 +204,10 @@ impl Origin {
         &self.path
     }
 
-    /// The time of the last message from the last built hop; the start, if no hop is built.
+    /// The time of the last message from the last built hop; the time of the start if no hop is built.
     #[must_use]
-    pub const fn heard_at(&self) -> Instant {
-        self.heard_at
+    pub const fn last_message_at(&self) -> Instant {
+        self.last_message_at
     }
 
     /// Whether all hops are built and the circuit has not ended.
@@ -217,12 +216,12 @@ impl Origin {
         matches!(self.state, CircuitState::Open)
     }
 
-    /// The hop under construction; `None` once all are built or the circuit has ended.
+    /// The hop that is being built; `None` once all hops are built or the circuit has ended.
     #[must_use]
     pub const fn building(&self) -> Option<HopIndex> {
         match &self.state {
             CircuitState::Building(building) => Some(building.hop),
-            CircuitState::Short(short) => Some(short.hop),
+            CircuitState::NextHopGone(gone) => Some(gone.hop),
             CircuitState::Open | CircuitState::Closed => None,
         }
     }
@@ -233,7 +232,7 @@ impl Origin {
     /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
     pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.begin(now, target)?;
-        self.ask_if_silent(now);
+        self.echo_if_silent(now);
         Ok(id)
     }
 
@@ -243,7 +242,7 @@ impl Origin {
     /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.request(now, service)?;
-        self.ask_if_silent(now);
+        self.echo_if_silent(now);
         Ok(id)
     }
 
@@ -253,7 +252,7 @@ impl Origin {
     /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
         let id = self.exit_streams().ok_or(StreamError::Full)?.resolve(now, host)?;
-        self.ask_if_silent(now);
+        self.echo_if_silent(now);
         Ok(id)
     }
 
@@ -284,22 +283,22 @@ impl Origin {
         self.streams.iter().map(|(_, streams)| streams.len()).sum()
     }
 
-    /// Tests whether the circuit still reaches its last hop. Without an answer, [`CircuitError::Silent`] ends the
-    /// circuit.
-    pub fn ask(&mut self, now: Instant) {
+    /// Requests an echo from the last hop, to test whether the circuit still reaches it. Without an answer the circuit
+    /// ends with [`CircuitError::Silent`].
+    pub fn request_echo(&mut self, now: Instant) {
         self.send_echo(now);
     }
 
     /// Handles one cell of this circuit.
     pub fn handle_cell<R: CryptoRng + ?Sized>(&mut self, now: Instant, cell: Cell, rng: &mut R) {
-        let taken = match (&self.state, cell.command()) {
+        let outcome = match (&self.state, cell.command()) {
             (CircuitState::Closed, _) => return,
             (_, Command::Destroy) => return self.end(CircuitError::Destroyed),
             (_, Command::Created) => self.handle_created(now, cell.body(), rng),
             (_, Command::Relay) => self.handle_relay(now, cell.into_body(), rng),
             (_, command @ (Command::Create | Command::Padding)) => Err(CircuitError::IllegalCell(command)),
         };
-        if let Err(error) = taken {
+        if let Err(error) = outcome {
             self.fail(error);
         }
     }
@@ -344,12 +343,12 @@ impl Origin {
                 return self.fail(CircuitError::BuildTimedOut(building.hop));
             }
             CircuitState::Closed => return,
-            CircuitState::Building(_) | CircuitState::Short(_) | CircuitState::Open => {}
+            CircuitState::Building(_) | CircuitState::NextHopGone(_) | CircuitState::Open => {}
         }
         if self.echo.is_some_and(|deadline| deadline <= now) {
             return self.fail(CircuitError::Silent);
         }
-        self.ask_if_silent(now);
+        self.echo_if_silent(now);
         let stalled = self.streams.iter_mut().find_map(|(_, streams)| streams.handle_timeout(now).err());
         if let Some(error) = stalled {
             self.fail(error.into());
@@ -361,8 +360,8 @@ impl Origin {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match &self.state {
             CircuitState::Building(building) => Some(building.deadline),
-            CircuitState::Short(_) => None,
-            CircuitState::Open => self.echo.or_else(|| Some(self.heard_at.after(self.patience()?))),
+            CircuitState::NextHopGone(_) => None,
+            CircuitState::Open => self.echo.or_else(|| Some(self.last_message_at.after(self.echo_delay()?))),
             CircuitState::Closed => return None,
         };
         self.streams.iter().filter_map(|(_, streams)| streams.poll_timeout()).chain(own).min()
@@ -373,7 +372,7 @@ impl Origin {
         self.fail(CircuitError::Closed);
     }
 
-    /// The circuit's channel has closed: no more cells can be sent.
+    /// Ends the circuit after its channel has closed, so that no more cells can be sent.
     pub fn handle_channel_closed(&mut self) {
         self.end(CircuitError::Destroyed);
     }
@@ -393,7 +392,7 @@ impl Origin {
         let message = RelayMessage::decode(&plaintext)?;
         let kind = message.kind();
         if usize::from(hop.value()) == self.layers.len() {
-            self.heard_at = now;
+            self.last_message_at = now;
             self.echo = None;
         }
         match message {
@@ -416,7 +415,7 @@ impl Origin {
             let (hop, streams) = self.streams.get_mut(at)?;
             let hop = *hop;
             if let Some(message) = streams.poll_message(now, message_capacity(hop), rng) {
-                // Round-robin over the hops.
+                // The hops take turns.
                 if self.streams.len() > 1 {
                     self.streams.rotate_left(at.saturating_add(1));
                 }
@@ -434,17 +433,17 @@ impl Origin {
         Ok(Cell::new(self.circuit, Command::Relay, body))
     }
 
-    /// Time without a message after which an echo is requested; `None` if no stream is open.
-    fn patience(&self) -> Option<Duration> {
+    /// The time without a message after which an echo is requested; `None` if no stream is open.
+    fn echo_delay(&self) -> Option<Duration> {
         if self.streams.iter().any(|(_, streams)| streams.awaits_answer()) {
-            Some(SILENCE_BEFORE_ANSWER)
+            Some(ECHO_DELAY_BEFORE_ANSWER)
         } else {
-            (self.open_streams() > 0).then_some(SILENCE)
+            (self.open_streams() > 0).then_some(ECHO_DELAY)
         }
     }
 
-    fn ask_if_silent(&mut self, now: Instant) {
-        if self.patience().is_some_and(|patience| now.since(self.heard_at) >= patience) {
+    fn echo_if_silent(&mut self, now: Instant) {
+        if self.echo_delay().is_some_and(|delay| now.since(self.last_message_at) >= delay) {
             self.send_echo(now);
         }
     }

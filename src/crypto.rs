@@ -1,9 +1,9 @@
 //! Cryptographic primitives: key agreement, signatures, hashing, key derivation, layer keys.
 //!
-//! Typed wrappers that leave only one use of each primitive. A Diffie-Hellman result that the other end forced is
-//! rejected. Every signature names its purpose. Secrets are erased when dropped and can be neither printed nor
-//! copied. All are pure functions of their inputs; the caller passes randomness. Governed by `proto/03-cells.md`
-//! (layer keys) and `proto/04-handshake.md` (the rest).
+//! Typed wrappers that allow only one use of each primitive. A Diffie-Hellman result that a peer forced to zero is
+//! rejected. Every signature covers its purpose. Secrets are erased when dropped and can be neither printed nor copied.
+//! Results depend on the inputs alone; the caller passes randomness. Governed by `proto/03-cells.md` (layer keys) and
+//! `proto/04-handshake.md` (the rest).
 
 mod aead;
 mod derive;
@@ -21,7 +21,7 @@ pub(crate) use aead::{AeadKey, InvalidTag, NONCE_LEN, TAG_LEN};
 pub(crate) use derive::{KeySource, sha256_parts};
 pub(crate) use keys::SharedSecret;
 
-/// Why a primitive failed.
+/// A failure of a primitive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CryptoError {
     /// A Diffie-Hellman result is all zero: the other end sent a point of small order (RFC 7748 §6.1).

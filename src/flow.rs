@@ -2,7 +2,7 @@
 //!
 //! Owns the sender's [`CongestionWindow`] and the receiver's [`Acknowledger`]. Driven by `stream::Streams`, which has
 //! one of each for its end of a (circuit, hop). Governed by `proto/06-flow.md`. Threat: a peer that acknowledges
-//! cells it has not received, so that the sender floods the relays between. A SENDME must therefore echo 16 random
+//! cells it has not received, so that the sender floods the relays between. Therefore a SENDME must echo 16 random
 //! bytes of the cell that it acknowledges.
 
 mod window;
@@ -17,36 +17,36 @@ use crate::wire::SENDME_TAG_LEN;
 /// The random bytes of a tagged DATA cell that its SENDME echoes.
 pub type SendmeTag = [u8; SENDME_TAG_LEN];
 
-/// The most tags a receiver may owe. An honest sender's window holds half of them.
-const MAX_OWED: usize = 1024;
+/// The maximum number of tags without a SENDME at a receiver. An honest sender's window holds half of them.
+const MAX_UNSENT_TAGS: usize = 1024;
 
 /// Parameters of a circuit's congestion control and of the streams' credit. From the consensus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowParameters {
     /// DATA cells from one tag to the next. Default 32.
     pub tag_every: u32,
-    /// Window at the start, in DATA cells. Default 128.
+    /// Initial window, in DATA cells. Default 128.
     pub window_initial: u32,
     /// Smallest window, in DATA cells; at least twice `tag_every`, else the sender could wait for a tag it can't
     /// send. Default 64.
     pub window_min: u32,
     /// Largest window, in DATA cells; a relay ends a circuit that queues more. Default 16,384 (16 MiB).
     pub window_max: u32,
-    /// Length of the queue that the window keeps in the path, as a time. Default 40 ms.
+    /// Length of the queue that the window keeps in the path, as a time at the delivery rate. Default 40 ms.
     pub queue_time: Duration,
     /// The smallest such queue, in cells, for slow paths. Default 16.
     pub queue_min: u32,
     /// The largest such queue, in cells, for fast paths. Default 1,024.
     pub queue_max: u32,
-    /// How long the smallest measured round trip is valid; at least ten round trips. Default 3 s.
+    /// Time for which the smallest measured round trip is valid; at least ten round trips. Default 3 s.
     pub min_rtt_age: Duration,
-    /// Largest credit of one stream, in bytes: the memory that one stalled reader takes. Default 16 MiB: 20 MiB/s
-    /// over a round trip of 0.8 s.
+    /// Largest credit of one stream beyond its initial credit, in bytes. It bounds the memory that one stalled reader
+    /// takes. Default 16 MiB: 20 MiB/s over a round trip of 0.8 s.
     pub stream_credit_max: u32,
-    /// Total credit beyond the initial credit of all streams of a circuit and hop, in bytes. One stream takes at most
-    /// four times the rest. Default 20 MiB.
+    /// Largest total credit of all streams of a circuit and hop beyond their initial credit, in bytes. One stream takes
+    /// at most four times the remaining credit. Default 20 MiB.
     pub circuit_credit_max: u32,
-    /// The most open streams on a circuit and hop. Default 256. Worst-case memory of one circuit's end: `max_streams`
+    /// Maximum open streams of a circuit and hop. Default 256. Worst-case memory of one end of a circuit: `max_streams`
     /// × initial credit + `circuit_credit_max` = 52 MiB.
     pub max_streams: u32,
 }
@@ -69,47 +69,47 @@ impl Default for FlowParameters {
     }
 }
 
-/// A violation of the peer that ends the circuit.
+/// A violation by the peer, which ends the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     /// A SENDME does not echo the oldest outstanding tag.
     #[error("the SENDME does not echo the oldest outstanding tag")]
     WrongTag,
-    /// More tags are unanswered than any window holds.
-    #[error("more than {MAX_OWED} tags are without a SENDME")]
+    /// More tags have no SENDME than any window holds.
+    #[error("more than {MAX_UNSENT_TAGS} tags are without a SENDME")]
     TooManyTags,
 }
 
-/// The receiver's side: received tags in order. One SENDME echoes each.
+/// The receiver's side: received tags, in order, until a SENDME echoes each.
 ///
-/// Holds at most 1,024 tags; more are a violation of the sender.
+/// Holds at most 1,024 tags; more are a violation by the sender.
 #[derive(Default)]
 pub struct Acknowledger {
-    owed: VecDeque<SendmeTag>,
+    tags: VecDeque<SendmeTag>,
 }
 
 impl Acknowledger {
     /// Takes the tag of a received cell.
     ///
     /// # Errors
-    /// When more tags are queued than any honest sender has outstanding.
+    /// When more tags are queued than an honest sender has outstanding.
     pub fn handle_tag(&mut self, tag: SendmeTag) -> Result<(), FlowError> {
-        if self.owed.len() >= MAX_OWED {
+        if self.tags.len() >= MAX_UNSENT_TAGS {
             return Err(FlowError::TooManyTags);
         }
-        self.owed.push_back(tag);
+        self.tags.push_back(tag);
         Ok(())
     }
 
     /// The next tag to echo.
     pub fn poll_tag(&mut self) -> Option<SendmeTag> {
-        self.owed.pop_front()
+        self.tags.pop_front()
     }
 
     /// Whether no tag is queued.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.owed.is_empty()
+        self.tags.is_empty()
     }
 }
 

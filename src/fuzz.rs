@@ -1,7 +1,7 @@
 //! Fuzz targets for each decoder and state machine that processes bytes of a peer.
 //!
-//! A [`FuzzTarget`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants of
-//! the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay its corpora, with a limited
+//! A [`FuzzTarget`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants
+//! of the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay the corpora, with a limited
 //! number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
 //!
 //! `cargo test --lib fuzz::tests::write_seeds -- --ignored` rewrites the seeds of all targets after a change to the
@@ -26,7 +26,7 @@ mod relay;
 #[cfg(feature = "native")]
 mod sctp;
 mod stream;
-// No corpora in a browser.
+// The corpora are files, which WebAssembly can't read.
 #[cfg(not(target_arch = "wasm32"))]
 #[cfg(test)]
 mod tests;
@@ -74,7 +74,7 @@ pub fn run(name: &str, bytes: &[u8]) {
     (target.run)(bytes);
 }
 
-/// An input interpreted as choices, from which a sequence of operations is made. After its end all choices are zero.
+/// An input read as choices, which determine a sequence of operations. All choices after its end are zero.
 struct Choices<'a> {
     rest: &'a [u8],
 }
@@ -115,8 +115,8 @@ impl FuzzClock {
         Self(Instant::START)
     }
 
-    /// Advances by 0 to 65 s, usually by little.
-    fn pass(&mut self, choice: u8) -> Instant {
+    /// Advances by 2^(`choice` mod 17) − 1 milliseconds: 0 to 65.5 s.
+    fn advance(&mut self, choice: u8) -> Instant {
         let milliseconds = 1_u64 << (choice % 17);
         self.0 = self.0.after(core::time::Duration::from_millis(milliseconds - 1));
         self.0

@@ -1,7 +1,7 @@
 //! The circuit handshake: an origin and one relay derive shared layer keys.
 //!
-//! The ntor pattern (Goldberg, Stebila, Ustaoglu 2013). The origin's ephemeral X25519 key is combined with the
-//! relay's onion key and with the relay's ephemeral key; each direction carries a sealed payload. Each state is a
+//! The handshake follows ntor (Goldberg, Stebila, Ustaoglu 2013). The origin's ephemeral X25519 key is combined with
+//! the relay's onion key and with the relay's ephemeral key; each direction carries a sealed payload. Each state is a
 //! value that its step consumes. No state outlives its handshake. Driven by the circuit at the origin and by the
 //! relay. Governed by `proto/04-handshake.md`. Threat: relays that impersonate a later hop. The keys are bound to
 //! identity, onion key, hop number and type, and only the holder of the onion key can answer.
@@ -35,13 +35,13 @@ pub struct RelayKeys {
 
 /// The layer keys of one hop.
 pub struct HopKeys {
-    /// For cells away from the origin.
+    /// The key for cells away from the origin.
     pub forward: LayerKey,
-    /// For cells towards the origin.
+    /// The key for cells towards the origin.
     pub backward: LayerKey,
 }
 
-/// Why a handshake failed.
+/// A failure of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
     /// The message is too short or too long for its type.

@@ -2,8 +2,8 @@
 //!
 //! A [`Client`] opens streams over three relays, called guard, middle and exit. Each relay removes one layer of
 //! encryption. The guard knows the client's address and not the target. The exit knows the target and not the address.
-//! An exit can also search or perform an HTTP request for the client. `threat-model.md` states what this protects
-//! against, and what not.
+//! An exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections and
+//! their limits.
 //!
 //! # Examples
 //!
@@ -36,7 +36,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! All this needs a tokio runtime and the feature `native`, which is on by default. The crate logs by `tracing`.
+//! The interface needs a tokio runtime and the feature `native`, which is on by default. The crate logs to `tracing`.
 //! Addresses, host names and queries are redacted in the log, and in the `Debug` output of the types that hold them.
 //!
 //! # Layout

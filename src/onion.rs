@@ -2,9 +2,9 @@
 //!
 //! Owns the cell keys and counters of a circuit: one [`RelayLayer`] at each relay, [`OriginLayers`] at the origin.
 //! Driven by the machines that switch cells. Works in place on a body, without allocation. Governed by
-//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. Forward, a modified, replayed, reordered or
-//! dropped cell fails at the next honest hop; backward, at the origin. After any failure the direction has ended and
-//! the circuit must end.
+//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. A cell that was modified, replayed, reordered
+//! or dropped fails at the next honest hop in the forward direction, and at the origin in the backward direction. After
+//! such a failure the direction has ended and the circuit must end.
 
 mod cipher;
 mod origin;
@@ -29,16 +29,17 @@ const KIND_PASS: u8 = 0;
 /// Kind byte: the rest is a relay message for (or from) this hop.
 const KIND_MESSAGE: u8 = 1;
 
-/// Why a layer was not opened or sealed. The circuit must end, except after [`OnionError::TooLong`].
+/// A failure to open or seal a layer. The circuit must end, except after [`OnionError::TooLong`], and after
+/// [`OnionError::NoSuchHop`] at the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OnionError {
-    /// The cell was modified, replayed or reordered, or one before it is missing.
+    /// The cell was modified, replayed or reordered, or an earlier cell is missing.
     #[error("the layer of hop {} is not authentic", .0.value())]
     Forged(HopIndex),
-    /// The bytes after the sealed ones are not zero.
+    /// The bytes after the sealed part of the body are not zero.
     #[error("the filler at hop {} is not zero", .0.value())]
     Filler(HopIndex),
-    /// The kind byte is unknown, or it is the one for the next hop and there is no next hop.
+    /// The kind byte is unknown, or it marks a cell for the next hop and there is no next hop.
     #[error("the kind byte in the layer of hop {} is not valid", .0.value())]
     Kind(HopIndex),
     /// This direction failed before, or its counter is used up.
@@ -67,7 +68,7 @@ impl OnionError {
 /// Bytes of a body that hop `hop`'s layer covers; the rest is zero.
 #[must_use]
 pub const fn sealed_len(hop: HopIndex) -> usize {
-    // At most 7 · 17 of 1,019 bytes: never saturates.
+    // Subtracts at most 7 · 17 of 1,019 bytes, so no operation saturates.
     BODY_LEN.saturating_sub(OVERHEAD.saturating_mul(hop.value() as usize).saturating_sub(OVERHEAD))
 }
 

@@ -1,10 +1,10 @@
 //! Path selection: the relays of a circuit.
 //!
-//! Owns the client's guard sample; all other input is the consensus that the caller passes. Driven by the client,
-//! which requests paths ([`choose()`]), reports the outcome of guards, and stores the sample on disk. Governed by
-//! `proto/08-paths.md`. Threat addressed: relays that would place themselves at both ends of a circuit. Clients keep
-//! few guards for months, no path has two relays of one family, operator or network, and weights aren't the relays'
-//! claims (`threat-model.md`).
+//! Owns the client's guard sample; the caller passes the consensus and the volunteer list. Driven by the client, which
+//! requests paths ([`choose()`]), reports the reachability of guards, and stores the sample on disk. Governed by
+//! `proto/08-paths.md`. Threat: relays of one adversary at both ends of a circuit. Clients keep few guards for
+//! months, no path has two relays of one family, operator or network, and relays can't claim a weight
+//! (`threat-model.md`).
 
 mod choose;
 mod guards;

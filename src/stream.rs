@@ -11,19 +11,18 @@
 //! | message | at the origin | at the exit |
 //! |---|---|---|
 //! | BEGIN, RESOLVE | violation | new stream, refused beyond the cap |
-//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once | violation |
+//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once; or a recently closed stream | violation |
 //! | REQUEST | violation | new stream, open without an answer; refused beyond the cap |
-//! | DATA | open stream or a recently closed one, within credit | the same, also before CONNECTED |
+//! | DATA | open stream, or a recently closed one, within credit | the same, also before CONNECTED |
 //! | END (Done) | open stream, once, or a recently closed one | the same, also before CONNECTED |
-//! | END (other) | any stream, or a recently closed one | the same |
+//! | END (other) | open or unanswered stream, or a recently closed one | the same |
 //! | CREDIT | open stream, or a recently closed one | the same |
 //! | SENDME | echo of the oldest outstanding tag | the same |
 //! | DROP | ignored | ignored |
-//! | EXTEND, EXTENDED, GONE | violation (the circuit takes them before) | violation |
+//! | EXTEND, EXTENDED, GONE | violation (the circuit handles them) | violation |
 //!
-//! Streams have one vocabulary from here up to the sockets: events go up, commands come down. The layers above change
-//! only the identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`, then to a key of
-//! `io::stream`.
+//! All layers from here to the sockets use the same events and commands. The layers above change only the identifier,
+//! from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`, then to a key of `io::stream`.
 //!
 //! | relay message | sent for | emits at the peer |
 //! |---|---|---|
@@ -37,12 +36,11 @@
 //! | END (Done) | [`StreamCommand::Finish`] | [`StreamEvent::Finished`] |
 //! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
 //!
-//! Each end of a stream sends one last END. Its reason is Done once the end has sent all its bytes; the other
-//! direction stays open. Any other reason ends both directions; the peer answers it by such an END, unless it has
-//! sent one already.
+//! END with the reason Done follows the last byte of a direction; the other direction stays open. END with any other
+//! reason ends both directions. The peer answers it by such an END, unless it has already sent one.
 //!
-//! Caps: `max_streams` open (further ones are refused with `ResourceLimit`), [`SEND_BUFFER`] bytes to send for each,
-//! the granted credit to receive for each, 1,024 recently closed streams (the oldest is evicted first), 1,024 queued
+//! Caps: `max_streams` open streams (further ones are refused with `ResourceLimit`); for each, [`SEND_BUFFER`] bytes to
+//! send and the granted credit to receive; 1,024 recently closed streams (the oldest is evicted first); 1,024 queued
 //! answers (more end the circuit).
 
 mod command;
@@ -70,17 +68,18 @@ use state::{Receiving, Sending, StreamPhase, StreamState};
 
 /// Bytes that either end may send of a stream before any CREDIT (`proto/06-flow.md`).
 pub const INITIAL_CREDIT: u32 = 128 << 10;
-/// The most unsent bytes of one stream.
+/// Maximum unsent bytes of one stream.
 pub const SEND_BUFFER: usize = 128 << 10;
 
 /// Timeout of CONNECTED and RESOLVED at the origin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout of an answer at the exit; longer, so that the origin's timeout expires first.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Timeout of a SENDME. After it the circuit counts as dead.
+/// Timeout of a SENDME, after which the circuit must end.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum queued control messages.
 const MAX_CONTROL: usize = 1024;
-/// A RESOLVE of this host requests only an answer (`proto/05-relay-messages.md`).
+/// The host whose RESOLVE is an echo request (`proto/05-relay-messages.md` §4).
 const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 /// The end of the circuit that this machine serves.
@@ -92,7 +91,7 @@ pub enum StreamRole {
     Exit,
 }
 
-/// Why a call or a message failed. [`Self::Full`] concerns the caller only; all others end the circuit.
+/// A failed call or message. [`Self::Full`] concerns only the caller; all others end the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The number of open streams is at its maximum, or no identifier is free.
@@ -107,10 +106,10 @@ pub enum StreamError {
     /// The peer violated congestion control.
     #[error(transparent)]
     Flow(#[from] FlowError),
-    /// The peer causes more answers than it takes.
+    /// The peer has caused too many answers that it does not accept.
     #[error("too many answers to the peer are queued")]
     TooManyAnswers,
-    /// The peer has acknowledged nothing for a minute.
+    /// The oldest tag has had no SENDME for a minute.
     #[error("no acknowledgement within {} s", STALL_TIMEOUT.as_secs())]
     Stalled,
 }
@@ -147,15 +146,15 @@ pub enum StreamEvent {
         /// The answers, at least one.
         answers: Vec<ResolvedAnswer>,
     },
-    /// Received bytes: those of one cell, or all bytes received before the exit was connected. Report their use by
-    /// [`StreamCommand::Consumed`].
+    /// Received bytes: those of one cell, or all bytes received before the exit was connected. The owner reports their
+    /// use by [`StreamCommand::Consumed`].
     Data(Bytes),
-    /// The peer has sent all its bytes: a clean end of its direction.
+    /// The peer has sent all its bytes and ended its direction cleanly.
     Finished,
-    /// The send buffer was more than half full and is no longer.
+    /// The send buffer was more than half full, and now at least half of it is free.
     Writable,
-    /// The stream failed, was refused or was reset by the peer. No further event follows. Not emitted for a stream
-    /// that this end resets.
+    /// The stream failed, or the peer refused or reset it. No further event follows. Not emitted for a stream that this
+    /// end resets.
     Closed(EndReason),
 }
 
@@ -174,13 +173,13 @@ pub struct Streams {
     acknowledger: Acknowledger,
     /// CONNECTED, END and other control messages, in order.
     control: VecDeque<RelayMessage>,
-    /// Streams that owe their peer CREDIT.
-    owing: ReadyQueue<StreamId>,
-    /// Streams with bytes they may send, in round-robin order.
+    /// Streams whose peer is to receive CREDIT.
+    credit_due: ReadyQueue<StreamId>,
+    /// Streams that may send bytes, in round-robin order.
     ready: ReadyQueue<StreamId>,
     /// Deadlines of unanswered requests.
     deadlines: Deadlines<StreamId>,
-    /// Present credit of all streams beyond their initial credit.
+    /// The credit of all streams beyond their initial credit.
     extra_credit: u64,
     events: VecDeque<(StreamId, StreamEvent)>,
 }
@@ -199,7 +198,7 @@ impl Streams {
             next_id: 0,
             acknowledger: Acknowledger::default(),
             control: VecDeque::new(),
-            owing: ReadyQueue::new(),
+            credit_due: ReadyQueue::new(),
             ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             extra_credit: 0,
@@ -228,8 +227,8 @@ impl Streams {
         Ok(stream)
     }
 
-    /// Origin: opens a stream to a service of the hop itself. It is open without an answer. A hop without the service
-    /// resets it.
+    /// Origin: opens a stream to a service of the hop itself. The stream is open without an answer. A hop without the
+    /// service resets it.
     ///
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
@@ -240,8 +239,8 @@ impl Streams {
     }
 
     /// Origin: requests an echo of the hop, to test whether the circuit still works. Does nothing if a request is
-    /// unanswered or no identifier is free. No event follows; any received message shows that the circuit works. Not
-    /// counted as a stream.
+    /// unanswered or no identifier is free. No event follows; any received message shows that the circuit works. The
+    /// request does not count as a stream.
     pub fn echo(&mut self) {
         if self.echo.is_none()
             && let Some(stream) = self.free_id()
@@ -251,14 +250,14 @@ impl Streams {
         }
     }
 
-    /// The circuit has closed: every stream ends with `reason`.
+    /// Ends every stream with `reason`, because the circuit has closed.
     pub fn abort(&mut self, reason: EndReason) {
         let ended = core::mem::take(&mut self.streams).into_keys();
         self.events.extend(ended.map(|id| (id, StreamEvent::Closed(reason))));
         self.echo = None;
         self.acknowledger = Acknowledger::default();
         self.control.clear();
-        self.owing.clear();
+        self.credit_due.clear();
         self.ready.clear();
         self.deadlines.clear();
     }
@@ -271,7 +270,7 @@ impl Streams {
     /// Ends requests that have reached their timeout.
     ///
     /// # Errors
-    /// [`StreamError::Stalled`] when the peer acknowledges nothing: the circuit must end.
+    /// [`StreamError::Stalled`] when a tag has had no SENDME for a minute: the circuit must end.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), StreamError> {
         while let Some(id) = self.deadlines.pop_due(now) {
             self.reset(id, EndReason::TimedOut);
@@ -300,7 +299,7 @@ impl Streams {
         self.streams.is_empty()
     }
 
-    /// Whether any stream or RESOLVE is unanswered.
+    /// Whether any BEGIN or RESOLVE is unanswered.
     #[must_use]
     pub fn awaits_answer(&self) -> bool {
         !self.deadlines.is_empty()
@@ -354,10 +353,10 @@ impl Streams {
         self.streams.insert(id, StreamState::new(phase));
     }
 
-    /// Closes a stream. `may_come` is the number of its bytes that the peer may still have in flight.
-    fn forget(&mut self, id: StreamId, may_come: u64) {
+    /// Closes a stream. `late_bytes` is the number of its bytes that the peer may still send.
+    fn close(&mut self, id: StreamId, late_bytes: u64) {
         if self.take(id).is_some() {
-            self.late.insert(id, may_come);
+            self.late.insert(id, late_bytes);
         }
     }
 
@@ -367,7 +366,7 @@ impl Streams {
         self.extra_credit = self.extra_credit.saturating_sub(stream.extra_credit());
         self.deadlines.remove(id);
         self.ready.remove(&mut stream.ready);
-        self.owing.remove(&mut stream.owing);
+        self.credit_due.remove(&mut stream.credit_due);
         Some(stream)
     }
 }

@@ -7,7 +7,7 @@
 #[cfg(feature = "browser")]
 pub mod browser;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "its sockets' loop and its libraries use the system's clock")]
+#[allow(clippy::disallowed_methods, reason = "the loop of the sockets and the libraries use the system's clock")]
 pub mod native;
 #[cfg(feature = "native")]
 pub mod sctp;
@@ -18,12 +18,12 @@ use rand::CryptoRng;
 
 use crate::base::{Instant, LinkEvent, LinkMachine, Transmit};
 
-/// A transport without I/O: a machine that takes time, requests and datagrams from a driver.
+/// A transport as a machine: its driver passes it the time, the core's requests and the events of the network.
 ///
 /// The drain contract: after any call that takes `&mut self` and a time, call [`Self::poll_link_event`] until it
 /// returns `None`. Then send the transport's output, and call [`Self::poll_timeout`] again. Time never runs backward.
 pub trait Transport {
-    /// Takes a request of the core. A request for a link that is gone is ignored.
+    /// Handles a request of the core. A request for a link that has ended is ignored.
     fn handle_transmit(&mut self, now: Instant, transmit: Transmit);
 
     /// The next event for the core, if any.
@@ -36,8 +36,8 @@ pub trait Transport {
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Exchanges events and requests between `core` and `transport` until neither has more: half of the drain contract of
-/// both.
+/// Exchanges events and requests between `core` and `transport` until neither has more. This is half of the drain
+/// contract of both.
 pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
         while let Some(event) = transport.poll_link_event() {
@@ -55,7 +55,7 @@ pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Tr
     }
 }
 
-/// A protocol core with its edges: what a driver runs above a transport.
+/// A protocol core with its edges, which a driver runs over a transport.
 pub trait Core {
     /// The machine that uses the transport.
     fn machine(&mut self) -> &mut impl LinkMachine;
@@ -67,7 +67,7 @@ pub trait Core {
     fn shut_down(&mut self, _now: Instant) {}
 }
 
-/// Performs what is due at `now` in `core` and `transport`, and drains both.
+/// Performs the work of `core` and `transport` that is due at `now`, and drains both.
 pub fn turn(now: Instant, core: &mut impl Core, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     if transport.poll_timeout().is_some_and(|due| due <= now) {
         transport.handle_timeout(now);
@@ -89,7 +89,7 @@ pub fn drain(now: Instant, core: &mut impl Core, transport: &mut impl Transport,
     }
 }
 
-/// The time of the next [`turn`], if there is no input before.
+/// The time of the next [`turn`] without earlier input.
 pub fn next_turn(core: &mut impl Core, transport: &impl Transport) -> Option<Instant> {
     [core.machine().poll_timeout(), transport.poll_timeout()].into_iter().flatten().min()
 }

@@ -1,8 +1,8 @@
-//! Encoding and decoding of what a channel carries: cells, relay messages, channel-handshake messages, fragments.
+//! Encoding and decoding of cells, relay messages and fragments.
 //!
-//! Pure codecs: no state, no keys, no time. Every decoder takes bytes that an attacker may choose and returns a value
-//! or a [`WireError`]. None panics or allocates more than the input's length. Governed by `proto/02-channel.md`,
-//! `proto/03-cells.md` and `proto/05-relay-messages.md`.
+//! Codecs without keys and time; only [`Fragments`] has state. Every decoder takes untrusted bytes and returns a value
+//! or a [`WireError`]. No decoder panics, and the length of the input bounds all allocations. Governed by
+//! `proto/03-cells.md` and `proto/05-relay-messages.md`. The messages of the channel handshake are in `channel`.
 
 mod cell;
 mod fragment;
@@ -21,7 +21,7 @@ pub use fragment::{
 pub use host::{Host, ResolvedAnswer, Target};
 pub use message::{EndReason, MESSAGE_HEADER_LEN, MessageKind, RelayMessage, SENDME_TAG_LEN, Service};
 
-/// Why bytes are not a valid message.
+/// The reason that bytes are not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The input ends before the value does.

@@ -18,7 +18,7 @@ use umbel::{
 };
 
 const ROOM: usize = usize::MAX >> 1;
-/// Cells of each circuit per batch: the content of one message.
+/// Cells of each circuit per batch. They fit one message.
 pub(crate) const CELLS: usize = 16;
 const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const PREVIOUS: LinkId = LinkId(1);
@@ -109,12 +109,12 @@ impl Bench {
             next_id,
             circuits: Vec::new(),
         };
-        bench.join();
+        bench.open_links();
         (0..circuits).for_each(|_| bench.build());
         bench
     }
 
-    fn join(&mut self) {
+    fn open_links(&mut self) {
         let (now, rng) = (Instant::START, &mut self.rng);
         self.client.handle_link(now, opened(PREVIOUS, Some(self.keys.identity)), rng);
         self.relay.handle_link(now, opened(PREVIOUS, None), rng);
@@ -126,27 +126,27 @@ impl Bench {
             let neighbour = if link == PREVIOUS { &mut self.client } else { &mut self.next };
             neighbour.handle_link(now, room, rng);
         }
-        self.carry();
+        self.deliver();
     }
 
-    /// Passes messages until none is left.
-    fn carry(&mut self) {
+    /// Delivers messages until none is left.
+    fn deliver(&mut self) {
         let (now, rng) = (Instant::START, &mut self.rng);
         loop {
-            let mut still = true;
+            let mut idle = true;
             while let Some(transmit) = self.relay.poll_transmit(now, rng) {
                 let Transmit::Message { link, lane, message } = transmit else { panic!("{transmit:?}") };
                 let neighbour = if link == PREVIOUS { &mut self.client } else { &mut self.next };
                 neighbour.handle_link(now, LinkEvent::Message { link, lane, message }, rng);
-                still = false;
+                idle = false;
             }
             for neighbour in [&mut self.client, &mut self.next] {
                 while let Some(Transmit::Message { link, lane, message }) = neighbour.poll_transmit(now) {
                     self.relay.handle_link(now, LinkEvent::Message { link, lane, message }, rng);
-                    still = false;
+                    idle = false;
                 }
             }
-            if still {
+            if idle {
                 return;
             }
         }
@@ -164,7 +164,7 @@ impl Bench {
         let (handshake, request) = ClientHandshake::start(&self.keys, HopIndex::FIRST, &[], &mut self.rng).unwrap();
         let cell = create_cells(circuit, HopIndex::FIRST, &request).unwrap().remove(0);
         self.client.send(channel, cell).unwrap();
-        self.carry();
+        self.deliver();
         let created = Self::cell_of(&mut self.client);
         let reply = Fragments::new().push(created.body()).unwrap().unwrap();
         let mut layers = OriginLayers::new();
@@ -174,16 +174,16 @@ impl Bench {
         RelayMessage::Extend { fragment: fragment.into() }.encode(&mut plain).unwrap();
         layers.seal_message(HopIndex::FIRST, &plain, &mut body).unwrap();
         self.client.send(channel, Cell::new(circuit, Command::Relay, body)).unwrap();
-        self.carry();
-        let onward = Self::cell_of(&mut self.next).circuit().unwrap();
+        self.deliver();
+        let next_circuit = Self::cell_of(&mut self.next).circuit().unwrap();
         let mut created = CellBody::zero();
         created[..3].copy_from_slice(&[0, 1, 7]);
         let channel = self.next.lookup(&self.keys.identity).unwrap();
-        self.next.send(channel, Cell::new(onward, Command::Created, created)).unwrap();
-        self.carry();
+        self.next.send(channel, Cell::new(next_circuit, Command::Created, created)).unwrap();
+        self.deliver();
         assert_eq!(Self::cell_of(&mut self.client).command(), Command::Relay);
         layers.push(keys(2)).unwrap();
-        self.circuits.push((circuit, layers, onward));
+        self.circuits.push((circuit, layers, next_circuit));
     }
 
     pub(crate) fn forward_messages(&mut self) -> Vec<(Lane, Slots)> {

@@ -1,8 +1,8 @@
-//! Prefixes of IP addresses, by which limits are shared.
+//! Prefixes of IP addresses. The addresses of a prefix share limits.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The first bits of an IP address: those who have one address of a prefix usually have all.
+/// The first bits of an IP address. All addresses of a prefix usually belong to the same party.
 ///
 /// | prefix | IPv4 | IPv6 | assigned to | limits |
 /// |---|---|---|---|---|
@@ -11,7 +11,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path |
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPrefix {
-    /// The address, whose other bits are zero.
+    /// The first address of the prefix: all bits after `length` are zero.
     first: IpAddr,
     length: u8,
 }
@@ -56,10 +56,10 @@ mod tests {
 
     use super::*;
 
-    /// Whether two addresses have one source, one network, one block.
+    /// Whether two addresses share the source, the network, the block.
     fn shared(one: &str, other: &str) -> [bool; 3] {
         let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
-        [AddressPrefix::source, AddressPrefix::network, AddressPrefix::block].map(|of| of(one) == of(other))
+        [AddressPrefix::source, AddressPrefix::network, AddressPrefix::block].map(|prefix| prefix(one) == prefix(other))
     }
 
     #[test]

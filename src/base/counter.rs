@@ -1,6 +1,6 @@
 //! Counters that saturate.
 
-/// A number of things, changed one at a time. Saturates at both ends of the integer's range.
+/// An integer that counts in steps of one. Saturates at both ends of its range.
 pub trait Counter {
     /// Adds one.
     fn increment(&mut self);

@@ -1,4 +1,4 @@
-//! Deadlines of many things, at most one for each key, ordered by time.
+//! Deadlines by key, at most one for each, ordered by time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ impl<K> Default for Deadlines<K> {
 }
 
 impl<K: Copy + Ord> Deadlines<K> {
-    /// Sets the deadline of `key`, in place of an earlier or later one.
+    /// Sets the deadline of `key`; replaces its previous one.
     pub fn set(&mut self, key: K, deadline: Instant) {
         if let Some(old) = self.by_key.insert(key, deadline) {
             self.order.remove(&(old, key));
@@ -30,7 +30,7 @@ impl<K: Copy + Ord> Deadlines<K> {
 
     /// Sets the deadline of `key` unless it has an earlier one.
     ///
-    /// For deadlines that move later all the time: the old one expires early, once, and its owner sets the next.
+    /// Suits a deadline that often moves later. The earlier one expires once, and its owner then sets the current one.
     pub fn set_earlier(&mut self, key: K, deadline: Instant) {
         if self.by_key.get(&key).is_none_or(|old| deadline < *old) {
             self.set(key, deadline);

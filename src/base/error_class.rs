@@ -2,15 +2,15 @@
 
 use core::fmt;
 
-/// The party or condition that caused an error. Error types of the core and of transports have a method `class()`.
+/// The party or condition that caused an error. The error types of machines and of links have a method `class()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// A peer violated the protocol, or refused. It counts against the peer.
+    /// A peer violated the protocol, or refused. The error counts against the peer.
     Peer,
-    /// The network: silence, a lost or closed link, or a part of the overlay that is not available. It counts against
-    /// nobody.
+    /// The network: a timeout, a lost or closed link, or an unavailable part of the overlay. The error counts against
+    /// no party.
     Network,
-    /// The caller: an invalid request, an end that it requested, or this node's configuration.
+    /// The caller: an invalid request, a requested end, or this node's configuration.
     Local,
     /// A resource limit of this node or of a peer.
     Limit,

@@ -7,10 +7,10 @@ use core::{
 
 use data_encoding::BASE32_NOPAD;
 
-/// A circuit on one channel. The side that creates the circuit picks it, the dialler from the upper half
-/// (`proto/02-channel.md`).
+/// The identifier of a circuit on one channel. The end that creates the circuit chooses it: the dialler from the upper
+/// half, the other end from the lower (`proto/02-channel.md`).
 ///
-/// Prints redacted: together with a time, it could show whose traffic a relay carries.
+/// Prints redacted, because identifiers and times in a log could link the traffic of two relays.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(NonZeroU32);
 
@@ -35,7 +35,7 @@ impl CircuitId {
         self.0.get()
     }
 
-    /// Whether the identifier is in the half that the dialler of a channel picks from.
+    /// Whether the identifier is in the upper half, from which the dialler of a channel chooses.
     #[must_use]
     pub const fn of_dialler(self) -> bool {
         self.0.get() >= 1 << 31
@@ -48,7 +48,7 @@ impl fmt::Debug for CircuitId {
     }
 }
 
-/// A stream of one circuit at one hop. The origin picks it.
+/// The identifier of a stream of one circuit at one hop. The origin chooses it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(NonZeroU16);
 
@@ -82,7 +82,7 @@ pub struct HopIndex(NonZeroU8);
 impl HopIndex {
     /// The hop next to the origin.
     pub const FIRST: Self = Self(NonZeroU8::MIN);
-    /// Hops of the longest circuit.
+    /// The maximum number of hops of a circuit.
     pub const MAX: u8 = 8;
 
     /// The hop at `value`; `None` for zero or beyond [`Self::MAX`].

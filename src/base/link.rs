@@ -1,7 +1,7 @@
 //! Links: the interface between the protocol core and a transport.
 //!
-//! A link is one peer association of a transport (for WebRTC: one DTLS association with its data channels). The core
-//! names links, sends requests ([`Transmit`]) and receives events ([`LinkEvent`]). It has no access to sockets.
+//! A link is one association of a transport with a peer (for WebRTC: one DTLS association with its data channels). The
+//! core names links, sends requests ([`Transmit`]) and receives events ([`LinkEvent`]). It has no access to sockets.
 
 use core::{fmt, net::SocketAddr};
 
@@ -15,15 +15,15 @@ pub const LANES: u8 = 4;
 /// delayed circuits.
 pub const MAX_LANES: u8 = 64;
 
-/// The most cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells
-/// would take 15 packets too, the last nearly empty, and the cost is per packet.
+/// Maximum cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells
+/// would also take 15 packets, the last of them nearly empty, and each packet has a cost.
 pub const MESSAGE_CELLS: usize = 17;
 
-/// One link of this node's transport. The identifier is not reused after the link has closed.
+/// The identifier of a link of this node's transport. It is not reused after the link has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
-/// One of the data channels of a link, which has [`LANES`] to [`MAX_LANES`].
+/// One of the [`LANES`] to [`MAX_LANES`] data channels of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(u8);
 
@@ -80,7 +80,7 @@ pub struct LinkOpened {
     pub lanes: u8,
 }
 
-/// Why a dial failed.
+/// The reason for a failed dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
     /// No usable answer before the timeout.
@@ -92,8 +92,8 @@ pub enum DialError {
     /// The other end violated a protocol below the channel, or refused.
     #[error("the other end refused or violated the protocol")]
     Refused,
-    /// This node can't dial: no address of a family it has, or too many dials in flight.
-    #[error("this node can't dial: no address of its address families, or too many dials in flight")]
+    /// This node can't dial: the target has no address of this node's families, or too many dials are in flight.
+    #[error("this node can't dial: no target address of its address families, or too many dials in flight")]
     Unable,
 }
 
@@ -109,10 +109,10 @@ impl DialError {
     }
 }
 
-/// Why a link ended.
+/// The reason for the end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkClose {
-    /// The other end closed it.
+    /// The other end closed the link.
     #[error("closed by the other end")]
     ByPeer,
     /// No packet from the other end before the timeout.
@@ -121,7 +121,7 @@ pub enum LinkClose {
     /// The other end violated a protocol below the channel.
     #[error("the other end violated the protocol")]
     Broken,
-    /// The memory for links was exhausted. Of the links that hold some, this one had made no progress for longest.
+    /// The memory for links was exhausted. The link without progress for longest ends.
     #[error("this node's memory for links is exhausted")]
     Overloaded,
     /// The link's keys have protected the maximum number of records.
@@ -141,9 +141,9 @@ pub enum LinkEvent {
     },
     /// A dial requested by [`Transmit::Dial`] failed.
     DialFailed {
-        /// The relay that was dialled.
+        /// The dialled relay.
         relay: RelayId,
-        /// Why.
+        /// The reason.
         error: DialError,
     },
     /// One whole data-channel message was received.
@@ -156,12 +156,12 @@ pub enum LinkEvent {
         message: Slots,
     },
     /// The link accepts `bytes` more until its send buffer reaches its threshold; `bytes` may be zero. Replaces the
-    /// figure of the previous event. The core may leave room unused that is too small for a whole message, so the
-    /// event is repeated while the buffer holds anything.
+    /// figure of the previous event. The core may leave room unused that is too small for a whole message. So the event
+    /// follows each growth of the room, not only growth from zero.
     Room {
         /// The link.
         link: LinkId,
-        /// Bytes.
+        /// The room, in bytes.
         bytes: usize,
     },
     /// The link's keys are close to their limit. The core puts no new circuits on the link and opens a second link
@@ -175,7 +175,7 @@ pub enum LinkEvent {
     Closed {
         /// The link.
         link: LinkId,
-        /// Why.
+        /// The reason.
         reason: LinkClose,
     },
 }
@@ -192,7 +192,7 @@ pub enum Transmit {
         link: LinkId,
         /// The lane.
         lane: Lane,
-        /// The message, at most `MESSAGE_CELLS` cells.
+        /// The message, at most [`MESSAGE_CELLS`] cells.
         message: Slots,
     },
     /// Send all messages accepted before, then close the link. No [`LinkEvent::Closed`] follows.

@@ -4,8 +4,8 @@ use rand::CryptoRng;
 
 use super::{Instant, LinkEvent, Transmit};
 
-/// A protocol core above links, without I/O. The driver passes events, time and randomness; the core returns what to
-/// send and its next deadline.
+/// A protocol core above links, without I/O. The driver passes events, time and randomness; the core returns its output
+/// and its next deadline.
 ///
 /// **Drain contract.** A batch is any number of inputs: `handle_…` calls and calls of the core's own interface. After
 /// each batch the driver calls [`handle_batch_end`](Self::handle_batch_end) once, then
@@ -15,7 +15,7 @@ pub trait LinkMachine {
     /// Takes an event of a link or a dial.
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng);
 
-    /// Performs what is due at `now`. A call before the deadline changes nothing.
+    /// Performs the actions that are due at `now`. A call before the deadline changes nothing.
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng);
 
     /// Performs the work that the inputs since the last call require, once for all of them. Without inputs it changes

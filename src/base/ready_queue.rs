@@ -1,11 +1,11 @@
-//! A FIFO of keys in which each key stands at most once.
+//! A FIFO queue of keys that holds each key at most once.
 
 use std::collections::VecDeque;
 
-/// Keys of entries that have work pending, in the order in which they became ready.
+/// Keys of entries with pending work, in the order in which the entries became ready.
 ///
-/// Each entry keeps a [`Ticket`] beside its key, so that membership costs one comparison and no look-up. An entry that
-/// is removed from its collection may leave its key here: the owner of the queue skips keys without an entry.
+/// Each entry has a [`Ticket`], so that a test for membership costs one comparison and no look-up. An entry that is
+/// removed from its collection may leave its key here: the owner of the queue skips keys without an entry.
 ///
 /// Memory: one key and one number for each queued entry; the owner bounds the number of entries.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl<K> ReadyQueue<K> {
         Self { keys: VecDeque::new(), issued: 0, popped: 0 }
     }
 
-    /// Appends `key` unless it is queued. `ticket` is the one of its entry, for this queue alone.
+    /// Appends `key` unless it is queued. `ticket` is the ticket of the key's entry for this queue.
     pub fn push(&mut self, key: K, ticket: &mut Ticket) {
         if ticket.0 <= self.popped {
             self.issued = self.issued.wrapping_add(1);
@@ -52,14 +52,15 @@ impl<K> ReadyQueue<K> {
         }
     }
 
-    /// Removes the first key. From then on it can be appended again.
+    /// Removes the first key, which can then be appended again.
     pub fn pop(&mut self) -> Option<K> {
         let (number, key) = self.keys.pop_front()?;
         self.popped = number;
         Some(key)
     }
 
-    /// Removes the key of `ticket`, if it is queued. Takes time in proportion to the keys before or after it.
+    /// Removes the key of `ticket`, if it is queued. Takes time in proportion to the keys before or after it, whichever
+    /// are fewer.
     pub fn remove(&mut self, ticket: &mut Ticket) {
         if ticket.0 > self.popped
             && let Ok(at) = self.keys.binary_search_by_key(&ticket.0, |(number, _)| *number)
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_stands_once_at_its_first_place() {
+    fn each_key_is_queued_once_at_its_first_place() {
         let (mut queue, mut tickets) = queue();
         queue.push(2, &mut tickets[2]);
         queue.push(0, &mut tickets[0]);

@@ -1,4 +1,4 @@
-//! Redaction: values that tie traffic to a person print as a placeholder.
+//! Redaction: values that could identify a user or a user's traffic print as a placeholder.
 
 use core::fmt;
 

@@ -1,7 +1,7 @@
-//! Buffers of cells ([`Slot`]) and of messages as lists of them ([`Slots`]).
+//! Buffers: [`Slot`] for a cell, and [`Slots`], a list of slots, for a message.
 //!
 //! A cell stays in one slot from the packet in which it arrives to the packet in which it leaves. Reassembly fills
-//! slots, the onion layer works in place, and the sending association keeps them until they are acknowledged.
+//! slots, the onion layer works in place, and the sending association keeps slots until their data is acknowledged.
 
 use core::{
     cmp::Ordering,
@@ -20,7 +20,7 @@ thread_local! {
     static SPARE: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Memory for one cell. Its thread reuses a dropped slot, so forwarding a cell normally allocates no memory.
+/// Memory for one cell. A thread reuses the slots that it drops, so forwarding a cell normally allocates no memory.
 pub struct Slot(Option<Box<[u8; SLOT_LEN]>>);
 
 impl Slot {
@@ -30,7 +30,7 @@ impl Slot {
         Self::from([0; SLOT_LEN])
     }
 
-    /// A slot that may hold bytes of another circuit. It must be written before it is read.
+    /// A slot that may hold bytes of another circuit. The caller must write it before it is read.
     fn unwritten() -> Self {
         let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
         spare.ok().flatten().unwrap_or_else(|| Self(Some(new())))
@@ -44,7 +44,7 @@ fn new() -> Box<[u8; SLOT_LEN]> {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(bytes) = self.0.take() else { return };
-        // A thread that is ending has no list any more.
+        // An ending thread no longer has the list.
         let _ = SPARE.try_with(|spare| {
             if let Ok(mut spare) = spare.try_borrow_mut()
                 && spare.len() < MAX_SPARE
@@ -84,7 +84,7 @@ impl DerefMut for Slot {
     }
 }
 
-/// The bytes of one message. All slots but the last are full. Only the bytes that were appended can be read.
+/// The bytes of one message. All slots but the last are full. Only appended bytes can be read.
 #[derive(Clone, Default)]
 pub struct Slots {
     slots: Vec<Slot>,
@@ -92,13 +92,13 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// No bytes.
+    /// An empty buffer.
     #[must_use]
     pub const fn new() -> Self {
         Self { slots: Vec::new(), len: 0 }
     }
 
-    /// No bytes; the list has capacity for `slots` slots.
+    /// An empty buffer whose list has capacity for `slots` slots.
     #[must_use]
     pub fn with_capacity(slots: usize) -> Self {
         Self { slots: Vec::with_capacity(slots), len: 0 }
@@ -122,7 +122,7 @@ impl Slots {
         self.slots.len().saturating_mul(SLOT_LEN)
     }
 
-    /// Appends a full slot. Copies it if the last slot isn't full.
+    /// Appends the bytes of `slot`. Copies them if the last slot isn't full.
     pub fn push(&mut self, slot: Slot) {
         if self.len.is_multiple_of(SLOT_LEN) {
             self.slots.push(slot);
@@ -139,17 +139,17 @@ impl Slots {
             if at == 0 {
                 self.slots.push(Slot::unwritten());
             }
-            let (now, later) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
-            let place = self.slots.last_mut().and_then(|slot| slot.get_mut(at..at.saturating_add(now.len())));
+            let (part, rest) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
+            let place = self.slots.last_mut().and_then(|slot| slot.get_mut(at..at.saturating_add(part.len())));
             if let Some(place) = place {
-                place.copy_from_slice(now);
+                place.copy_from_slice(part);
             }
-            self.len = self.len.saturating_add(now.len());
-            bytes = later;
+            self.len = self.len.saturating_add(part.len());
+            bytes = rest;
         }
     }
 
-    /// The bytes in `range`, clipped to the length, one piece for each slot.
+    /// The bytes in `range`, clipped to the length, as one piece for each slot.
     pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let end = range.end.min(self.len);
         let first = range.start / SLOT_LEN;
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_back_as_they_went_in() {
+    fn appended_bytes_are_read_back_unchanged() {
         for length in [0, 1, 1023, 1024, 1025, 2048, 17 * 1024, 65_536] {
             let bytes = bytes(length);
             for piece in [1, 700, 1188, 5000] {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_cut_out_of_the_slots_it_lies_in() {
+    fn pieces_cover_exactly_the_range() {
         let bytes = bytes(5000);
         let slots = Slots::from(&bytes[..]);
         for range in [0..0, 0..1, 1000..1024, 1000..1025, 1024..2048, 1023..3000, 4999..5000, 4000..9000, 6000..7000] {
@@ -262,16 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_used_again_and_what_it_held_cannot_be_read() {
-        let used = || {
+    fn a_reused_slot_exposes_no_earlier_bytes() {
+        let drop_used = || {
             let slot = Slot::from([7; SLOT_LEN]);
             slot.as_ptr()
         };
-        let place = used();
+        let place = drop_used();
         let slot = Slot::zero();
         assert_eq!((slot.as_ptr(), *slot), (place, [0; SLOT_LEN]));
         drop(slot);
-        let place = used();
+        let place = drop_used();
         let mut slots = Slots::from(&[1; 10][..]);
         assert_eq!(slots.pieces(0..SLOT_LEN).next().map(<[u8]>::as_ptr), Some(place));
         assert_eq!(slots.pieces(0..SLOT_LEN).flatten().count(), 10);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_may_follow_one_that_is_not_full() {
+    fn a_slot_can_follow_a_partial_one() {
         let mut slots = Slots::from(&[1; 10][..]);
         slots.push(Slot::from([2; SLOT_LEN]));
         assert_eq!(slots.to_vec(), [vec![1; 10], vec![2; SLOT_LEN]].concat());

@@ -2,19 +2,19 @@
 
 use super::Instant;
 
-/// Parts of a token: at a rate of one token a second, a bucket gains one part in a nanosecond.
+/// Parts in a token. At a rate of one token a second, a bucket gains one part each nanosecond.
 const PARTS: u128 = 1_000_000_000;
 
-/// A rate limit. The owner defines the token: a request, a byte.
+/// A rate limit. The owner defines the token, such as a request or a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Tokens gained in a second: the long-term average.
     pub a_second: u64,
-    /// Tokens in a full bucket: the most at once after a pause.
+    /// Tokens in a full bucket: the maximum at once after a pause.
     pub burst: u64,
 }
 
-/// A token bucket, full when new. All calls on one bucket have the same rate.
+/// A token bucket, full when new. All calls on one bucket must pass the same rate.
 ///
 /// Integer arithmetic without rounding: a bucket counts billionths of a token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,7 +40,7 @@ impl TokenBucket {
         taken
     }
 
-    /// Takes `tokens`. Those that the bucket doesn't hold become a debt, which delays later tokens.
+    /// Takes `tokens`. Tokens that the bucket doesn't hold become a debt, which delays later tokens.
     pub fn spend(&mut self, now: Instant, rate: Rate, tokens: u64) {
         self.missing = self.missing(now, rate).saturating_add(parts(tokens));
         self.updated = self.updated.max(now);
@@ -53,8 +53,8 @@ impl TokenBucket {
         u64::try_from(held).unwrap_or(u64::MAX)
     }
 
-    /// The time from which the bucket holds `tokens`, or is full if they exceed the burst. Not before the last
-    /// [`spend`](Self::spend).
+    /// The time from which the bucket holds `tokens`, or is full if `tokens` exceeds the burst. It is never before the
+    /// last [`spend`](Self::spend).
     #[must_use]
     pub fn available_at(&self, rate: Rate, tokens: u64) -> Instant {
         let lacking = self.missing.saturating_sub(parts(rate.burst.saturating_sub(tokens)));

@@ -18,18 +18,18 @@ use super::{
     state::{Channel, TimeoutAction},
 };
 
-/// Interval of the check for timeouts. They last many seconds, and each check visits every channel.
+/// Interval between checks for timeouts. Timeouts last many seconds, and a check visits every channel.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Two channels between the same relays that opened within this time count as dialled simultaneously.
-const AT_ONCE: Duration = Duration::from_secs(10);
-/// The most retiring channels to one relay. At the cap no other is dialled: the youngest takes new circuits until its
-/// link ends. This bounds the ports that a node uses for dialling.
+/// Time within which two opened channels between the same relays count as dialled simultaneously.
+const SIMULTANEOUS: Duration = Duration::from_secs(10);
+/// Maximum retiring channels to one relay. At the cap no other channel is dialled: the youngest takes new circuits
+/// until its link ends. This bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
 
-/// Every channel of a node: by link, and for relays also by identity.
+/// All channels of a node, by link and, for channels to relays, also by identity.
 ///
-/// Call [`poll_event`](Self::poll_event) until it returns `None` after each `handle_…` and after each
-/// [`poll_transmit`](Self::poll_transmit), which may free queues.
+/// The owner calls [`poll_event`](Self::poll_event) until it returns `None`: after each `handle_…`, and after each
+/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::Drained`].
 pub struct Channels {
     role: LocalRole,
     parameters: ChannelParameters,
@@ -38,11 +38,11 @@ pub struct Channels {
     by_relay: BTreeMap<RelayId, ChannelId>,
     /// Dials in flight, with their deadlines.
     dials: BTreeMap<RelayId, Instant>,
-    /// The relays that a volunteer requests to reach it.
+    /// For a volunteer: the relays that it requests to reach it.
     gateways: BTreeSet<RelayId>,
     /// Links with an unfinished handshake.
     handshakes: usize,
-    /// Channels that may have something to send, in round-robin order.
+    /// Channels that may have a message to send, in round-robin order.
     ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
@@ -52,7 +52,7 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Without a channel.
+    /// A collection without a channel.
     #[must_use]
     pub const fn new(role: LocalRole, parameters: ChannelParameters) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl Channels {
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
                 let source = channel.source();
-                // Only a HELLO can request it.
+                // Only a HELLO can request this node as a gateway.
                 let gateway = channel.is_greeting() && self.takes_volunteer(source);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let outcome = channel.handle_message(now, lane, message, gateway, &mut self.events);
@@ -93,7 +93,7 @@ impl Channels {
                 }
                 match outcome {
                     Ok(()) => self.make_ready(id),
-                    Err(error) => self.break_off(id, error),
+                    Err(error) => self.close_with_error(id, error),
                 }
             }
             LinkEvent::Room { link, bytes } => {
@@ -112,8 +112,8 @@ impl Channels {
         if self.next_sweep.is_none_or(|due| now < due) {
             return;
         }
-        let late: Vec<_> = self.dials.iter().filter(|(_, limit)| now >= **limit).map(|(relay, _)| *relay).collect();
-        for relay in late {
+        let expired: Vec<_> = self.dials.iter().filter(|(_, limit)| now >= **limit).map(|(relay, _)| *relay).collect();
+        for relay in expired {
             self.dial_failed(relay, DialError::TimedOut.into());
         }
         let ids: Vec<_> = self.channels.keys().copied().collect();
@@ -122,7 +122,7 @@ impl Channels {
             match channel.handle_timeout(now, &self.parameters) {
                 Ok(TimeoutAction::Nothing) => self.make_ready(id),
                 Ok(TimeoutAction::CloseIdle) => self.close(id),
-                Err(error) => self.break_off(id, error),
+                Err(error) => self.close_with_error(id, error),
             }
         }
         let idle = self.channels.is_empty() && self.dials.is_empty();
@@ -159,7 +159,7 @@ impl Channels {
         None
     }
 
-    /// The open channel to `target`'s relay, or `None` while one is opening. In that case [`ChannelEvent::Open`] or
+    /// The open channel to `target`'s relay. Without one, dials the relay and returns `None`; [`ChannelEvent::Open`] or
     /// [`ChannelEvent::DialFailed`] follows. A repeated call changes nothing.
     pub fn connect(&mut self, now: Instant, target: &DialTarget) -> Option<ChannelId> {
         let relay = target.relay;
@@ -167,8 +167,8 @@ impl Channels {
             return Some(channel);
         }
         let dialled = |channel: &Channel| channel.dialled() == Some(relay) && channel.established().is_none();
-        let under_way = self.dials.contains_key(&relay) || self.channels.values().any(dialled);
-        if under_way {
+        let in_flight = self.dials.contains_key(&relay) || self.channels.values().any(dialled);
+        if in_flight {
             return None;
         }
         if self.dials.len() >= self.parameters.dials || self.role.identity() == Some(relay) {
@@ -178,7 +178,7 @@ impl Channels {
         }
         self.dials.insert(relay, now.after(self.parameters.dial_limit));
         self.outbox.push_back(Transmit::Dial(target.clone()));
-        self.want_sweep(now);
+        self.schedule_sweep(now);
         None
     }
 
@@ -220,9 +220,9 @@ impl Channels {
 
     /// Whether this end requested to be reached over an open channel.
     #[must_use]
-    pub fn is_to_reach(&self, channel: ChannelId) -> bool {
+    pub fn has_requested_reach(&self, channel: ChannelId) -> bool {
         let established = self.channels.get(&channel).and_then(Channel::established);
-        established.is_some_and(|established| established.said_reach)
+        established.is_some_and(|established| established.requested_reach)
     }
 
     /// Sets whether the channel stays open while it carries no circuit.
@@ -232,7 +232,7 @@ impl Channels {
         }
     }
 
-    /// Treats the volunteer at the other end as an ordinary relay from now on.
+    /// Ends the role as the gateway of the volunteer at the other end, which counts as an ordinary relay from now on.
     pub fn stop_reaching(&mut self, channel: ChannelId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
             channel.stop_reaching();
@@ -277,8 +277,8 @@ impl Channels {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.admit(&self.parameters, circuit))
     }
 
-    /// Queues a cell. A DESTROY replaces all queued cells of its circuit. A cell for a closed channel is dropped;
-    /// [`ChannelEvent::Closed`] reports the closing.
+    /// Queues a cell. A DESTROY replaces all queued cells of its circuit. A cell for a closed channel is dropped, since
+    /// [`ChannelEvent::Closed`] has ended its circuit.
     ///
     /// # Errors
     /// When the circuit's queue is at its cap: the caller ends the circuit.
@@ -294,7 +294,7 @@ impl Channels {
         self.queued = self.queued.saturating_sub(was_queued).saturating_add(channel.queue().len());
         match outcome {
             Ok(()) => self.make_ready(id),
-            // The other end opens circuits and does not read their refusals.
+            // The other end opens circuits and does not accept their refusals.
             Err(QueueFull) if ends => self.close(id),
             Err(QueueFull) => return Err(QueueFull),
         }
@@ -314,12 +314,12 @@ impl Channels {
         }
     }
 
-    /// When more cells are queued than this node may hold, what the owner must end: the circuit whose first cell has
-    /// waited longest on any channel. If most cells are refusals of circuits, the channel with the most of them.
+    /// The circuit or channel that the owner must end, if more cells are queued than this node may hold. It is the
+    /// circuit with at least two cells whose first cell has waited longest on any channel. Without such a circuit, or
+    /// if most cells belong to no live circuit (refusals), it is the channel with the most such cells.
     ///
-    /// To have an honest circuit ended, an attacker must fill this node's memory with cells that have waited less
-    /// long. That takes bandwidth, not addresses. Visits every circuit. The owner ends what is returned and calls
-    /// again.
+    /// To end an honest circuit, an attacker must fill this node's memory with cells that have waited less long. This
+    /// takes bandwidth, not addresses. Visits every circuit. The owner ends the result and calls again.
     #[must_use]
     pub fn overdue(&self) -> Option<Overdue> {
         if self.queued <= self.parameters.queued {
@@ -384,8 +384,8 @@ impl Channels {
             LocalRole::Anonymous | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
-        // Others are closed only when the new link is acceptable otherwise.
-        if refused || (!self.makes_room(&opened) && opened.dialled.is_none()) {
+        // Other channels are closed for the new link only if it is acceptable otherwise.
+        if refused || (!self.make_room(&opened) && opened.dialled.is_none()) {
             self.outbox.push_back(Transmit::Close(link));
             return;
         }
@@ -394,7 +394,7 @@ impl Channels {
         let channel = Channel::new(now, link, opened, self.role.clone(), reach, rng);
         self.channels.insert(ChannelId(link), channel);
         self.handshakes.increment();
-        self.want_sweep(now);
+        self.schedule_sweep(now);
     }
 
     /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). The
@@ -410,10 +410,10 @@ impl Channels {
         let keeps_rival =
             rival.filter(|rival| !rival.retires() || (rival.reaches() && !reaches)).is_some_and(|rival| {
                 let rival_ours = rival.established().is_some_and(|established| established.dialler);
-                let at_once = new.since().since(rival.since()) < AT_ONCE;
+                let simultaneous = new.since().since(rival.since()) < SIMULTANEOUS;
                 let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
                 let rival_reaches = rival.reaches() && !reaches;
-                rival_reaches || (at_once && rival_ours != ours && rival_ours == ours_stays)
+                rival_reaches || (simultaneous && rival_ours != ours && rival_ours == ours_stays)
             });
         if keeps_rival {
             return;
@@ -430,16 +430,16 @@ impl Channels {
         if channel.established().is_some() {
             channel.retire();
             if let Some(peer) = channel.peer().filter(|peer| self.by_relay.get(peer) == Some(&id)) {
-                self.elect(peer);
+                self.select_channel(peer);
             }
         } else {
-            // It carries no circuit yet, so its dial fails now.
+            // The channel is not open and carries no circuit, so the dial fails.
             self.close(id);
         }
     }
 
     /// Closes a channel after a violation or a timeout.
-    fn break_off(&mut self, id: ChannelId, error: ChannelError) {
+    fn close_with_error(&mut self, id: ChannelId, error: ChannelError) {
         tracing::debug!(%error, class = %error.class(), "closing a channel");
         self.outbox.push_back(Transmit::Close(id.0));
         self.remove(id, error.into());
@@ -457,15 +457,15 @@ impl Channels {
         };
         if let Some(peer) = established.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
             self.by_relay.remove(&peer);
-            self.elect(peer);
+            self.select_channel(peer);
         }
         self.events.push_back(ChannelEvent::Closed { channel: id });
     }
 
-    /// Selects the channel for new circuits to `peer`: the youngest that accepts any, else the youngest.
-    fn elect(&mut self, peer: RelayId) {
-        let left = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
-        if let Some((id, _)) = left.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
+    /// Selects the channel for new circuits to `peer`: the youngest that accepts circuits, else the youngest.
+    fn select_channel(&mut self, peer: RelayId) {
+        let candidates = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
+        if let Some((id, _)) = candidates.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
             let id = *id;
             self.by_relay.insert(peer, id);
         }
@@ -478,9 +478,9 @@ impl Channels {
         }
     }
 
-    /// Whether there is room for a new link; closes others to make it.
-    fn makes_room(&mut self, opened: &LinkOpened) -> bool {
-        if opened.dialled.is_none() && self.handshakes >= self.parameters.handshakes && !self.close_oldest_greeting() {
+    /// Closes a channel if that makes room for a new link; `false` if there is no room.
+    fn make_room(&mut self, opened: &LinkOpened) -> bool {
+        if opened.dialled.is_none() && self.handshakes >= self.parameters.handshakes && !self.close_oldest_handshake() {
             return false;
         }
         if self.channels.len() >= self.parameters.channels {
@@ -489,18 +489,18 @@ impl Channels {
         self.channels.len() < self.parameters.channels
     }
 
-    /// Closes the oldest link with an unfinished handshake of the source that has the most; `false` if no source has
-    /// two.
-    fn close_oldest_greeting(&mut self) -> bool {
-        let greeting = |channel: &&Channel| channel.established().is_none() && channel.dialled().is_none();
+    /// Closes a link with an unfinished handshake: the oldest of the source with the most such links. `false` if no
+    /// source has two.
+    fn close_oldest_handshake(&mut self) -> bool {
+        let unfinished = |channel: &&Channel| channel.established().is_none() && channel.dialled().is_none();
         let mut sources = BTreeMap::<_, usize>::new();
-        for channel in self.channels.values().filter(greeting) {
+        for channel in self.channels.values().filter(unfinished) {
             let count = sources.entry(channel.source()).or_default();
             count.increment();
         }
         let most = sources.into_iter().filter(|(_, count)| *count > 1).max_by_key(|(_, count)| *count);
         let Some((source, _)) = most else { return false };
-        let of_source = self.channels.iter().filter(|(_, channel)| greeting(channel) && channel.source() == source);
+        let of_source = self.channels.iter().filter(|(_, channel)| unfinished(channel) && channel.source() == source);
         if let Some((_, id)) = of_source.map(|(id, channel)| (channel.since(), *id)).min() {
             self.close(id);
         }
@@ -523,7 +523,7 @@ impl Channels {
         }
     }
 
-    fn want_sweep(&mut self, now: Instant) {
+    fn schedule_sweep(&mut self, now: Instant) {
         if self.next_sweep.is_none() {
             self.next_sweep = Some(now.after(SWEEP));
         }

@@ -41,21 +41,21 @@ impl LocalRole {
     }
 }
 
-/// This end's HELLO is sent; the other end's is awaited.
+/// The state after this end's HELLO was sent, before the other end's HELLO.
 pub(super) struct Greeting {
     role: LocalRole,
     opened: LinkOpened,
     hello: ChannelHello,
 }
 
-/// The other end's HELLO was received, and this end's HELLO and PROOF are sent; the other end's PROOF is awaited.
+/// The state after the other end's HELLO, before its PROOF. This end has sent its own PROOF, if it is a relay.
 pub(super) struct Proving {
     relay: RelayId,
     message: Vec<u8>,
     established: HandshakeOutcome,
 }
 
-/// The state after a HELLO.
+/// The state after the other end's HELLO.
 pub(super) enum Greeted {
     /// The other end claims to be a relay and must prove it.
     Proving(Proving),
@@ -64,8 +64,7 @@ pub(super) enum Greeted {
 }
 
 impl Greeting {
-    /// Starts the handshake on a link that has just opened; also returns this end's HELLO. `reach` requests the other
-    /// end to reach this one over the link.
+    /// Starts the handshake on a link that has just opened; also returns this end's HELLO. `reach` sets REACH in it.
     pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
         rng.fill_bytes(&mut nonce);
@@ -89,7 +88,7 @@ impl Greeting {
     ) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
         let theirs = ChannelHello::decode(message)?;
         let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
-        // The PROOF goes only to the relay that was dialled, so an impostor receives nothing more.
+        // An end that states another identity than the dialled one receives no PROOF.
         if self.opened.dialled.is_some() && self.opened.dialled != theirs.identity {
             return Err(ChannelError::WrongIdentity);
         }
@@ -114,7 +113,7 @@ impl Greeting {
         let established = HandshakeOutcome {
             dialler: end == ChannelEnd::Dialler,
             peer: theirs.identity,
-            said_reach: self.hello.capabilities & REACH != 0,
+            requested_reach: self.hello.capabilities & REACH != 0,
             observed: theirs.observed.map(Redacted),
             reach: gateway
                 && end == ChannelEnd::Dialled

@@ -9,7 +9,7 @@ use super::ChannelError;
 
 /// The versions that this implementation supports.
 pub(super) const VERSIONS: [u16; 1] = [1];
-/// The most versions in a HELLO.
+/// Maximum versions in a HELLO.
 const MAX_VERSIONS: usize = 16;
 const HELLO: u8 = 1;
 const PROOF: u8 = 2;
@@ -21,7 +21,7 @@ pub(super) const REACH: u64 = 1;
 /// Separates a channel proof from other signatures of an identity key.
 pub(super) const PROOF_CONTEXT: &str = "channel";
 
-/// One end of a channel, as distinguished in circuit identifiers and proofs.
+/// One end of a channel, as encoded in a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum ChannelEnd {
@@ -44,15 +44,15 @@ impl ChannelEnd {
 #[derive(Clone, PartialEq, Eq)]
 #[cfg_attr(test, derive(Debug))]
 pub(super) struct ChannelHello {
-    /// Versions that the sender supports, in order of preference.
+    /// Versions that the sender supports.
     pub(super) versions: Vec<u16>,
-    /// Bits for capabilities beyond the version; unknown ones are ignored.
+    /// Bits for capabilities beyond the version; unknown bits are ignored.
     pub(super) capabilities: u64,
     /// The relay identity that the sender will prove; `None` for a client, which proves none.
     pub(super) identity: Option<RelayId>,
-    /// New random bytes for each channel.
+    /// Random bytes, new for each channel.
     pub(super) nonce: [u8; 32],
-    /// The receiver's address as the sender sees it.
+    /// The receiver's address, as the sender observes it.
     pub(super) observed: Option<SocketAddr>,
 }
 
@@ -120,8 +120,8 @@ impl ChannelHello {
     }
 }
 
-/// The bytes that a proof signs: the signer's end and the version, then for the dialler and for the dialled all
-/// fields of the HELLO except the observed address, and the certificate.
+/// The bytes that a proof signs. They are the signer's end and the version, then all fields of the HELLO except the
+/// observed address, and the certificate, of the dialler and of the dialled.
 pub(super) fn proof_message(
     signer: ChannelEnd,
     version: u16,
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_survives_the_wire() {
+    fn a_hello_decodes_to_an_equal_one() {
         for observed in [None, Some("192.0.2.1:4443".parse().unwrap()), Some("[2001:db8::1]:1".parse().unwrap())] {
             for identity in [None, Some(RelayId::from_bytes([3; 32]))] {
                 let hello = ChannelHello { identity, ..hello(observed) };
@@ -196,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn a_client_says_hello_at_the_length_of_a_relay() {
+    fn a_hello_of_a_client_is_as_long_as_that_of_a_relay() {
         let client = ChannelHello { identity: None, ..hello(None) };
         assert_eq!(client.encode().len(), hello(Some("192.0.2.1:4443".parse().unwrap())).encode().len());
     }
 
     #[test]
-    fn a_hello_cut_short_or_with_bytes_left_over_is_refused() {
+    fn a_hello_that_is_truncated_or_has_trailing_bytes_is_refused() {
         let bytes = hello(None).encode();
         for length in 0..bytes.len() {
             assert!(ChannelHello::decode(&bytes[..length]).is_err());
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn every_signed_field_changes_what_is_signed() {
+    fn every_signed_field_changes_the_signed_bytes() {
         let (a, b) = (hello(None), ChannelHello { nonce: [9; 32], ..hello(None) });
         let reference = proof_message(ChannelEnd::Dialler, 1, (&a, &[1; 32]), (&b, &[2; 32]));
         let others = [
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn hellos_and_proofs_are_those_of_the_vectors() {
+    fn hellos_and_proofs_match_the_vectors() {
         let vectors = vectors::read(include_str!("../../proto/vectors/channel.json"));
         for channel in vectors::cases(&vectors, "channels") {
             let [dialler, dialled] = ["dialler", "dialled"].map(|end| {
@@ -281,7 +281,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_decodes_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), shaped in any::<bool>()) {
+        fn a_decoded_hello_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), shaped in any::<bool>()) {
             let mut bytes = bytes;
             if shaped && bytes.len() > 2 {
                 bytes[0] = HELLO;

@@ -1,12 +1,12 @@
 //! The queued cells of one channel, and their fair scheduling.
 //!
 //! Fair queueing after fq_codel (RFC 8290 §4). A circuit whose queue was empty goes to the *quiet* list, which is
-//! served before the *busy* list. A circuit that has used up its quantum, or whose queue ran empty in its quiet turn,
-//! goes to the end of the busy list. So one cell of an interactive circuit passes the thousands of a bulk circuit,
-//! and bulk circuits share equally. All steps take constant time.
+//! served before the *busy* list. A circuit that has used up its quantum, or has emptied its queue in its quiet turn,
+//! goes to the end of the busy list. So a cell of an interactive circuit precedes the queued cells of a bulk circuit,
+//! and bulk circuits share equally. A push or a pop takes constant time.
 //!
-//! Caps: cells per circuit ([`QueueFull`], on which the caller ends the circuit). The channel caps circuits and
-//! refusals; [`Channels`](super::Channels) caps the cells of all channels.
+//! The queue caps the cells of a circuit ([`QueueFull`], after which the caller ends the circuit). The channel caps
+//! circuits and refusals; [`Channels`](super::Channels) caps the cells of all channels.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -21,7 +21,7 @@ use super::{QUEUE_LOW, QueueFull};
 
 /// Cells that a circuit may send in one turn.
 const QUANTUM: u8 = 4;
-/// An empty queue frees memory beyond this many cells.
+/// Number of cells beyond which an empty queue frees its memory.
 const KEEP_CAPACITY: usize = 64;
 
 /// The list in which a circuit is.
@@ -34,14 +34,14 @@ enum Listed {
 
 struct Waiting {
     circuit: CircuitId,
-    /// Each cell with its serial number over all channels, which orders cells by waiting time.
+    /// Cells, each with a serial number that is unique over all channels and orders cells by waiting time.
     cells: VecDeque<(u64, Cell)>,
-    /// Cells left of the quantum.
+    /// Cells left of the circuit's quantum.
     turn: u8,
     listed: Listed,
-    /// Whether the circuit is live: the entry then stays while its queue is empty.
-    held: bool,
-    /// Whether it was never live: its queued cells are a refusal.
+    /// Whether the circuit is live. The entry of a live circuit stays while its queue is empty.
+    live: bool,
+    /// Whether the circuit was never live, so that its queued cells are a refusal.
     refused: bool,
 }
 
@@ -49,7 +49,7 @@ struct Waiting {
 pub(super) struct Next {
     pub(super) cell: Cell,
     pub(super) circuit: CircuitId,
-    /// This cell reduced the queue of a live circuit to [`QUEUE_LOW`].
+    /// Whether this cell reduced the queue of a live circuit to [`QUEUE_LOW`].
     pub(super) drained: bool,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct FairQueue {
     quiet: VecDeque<usize>,
     busy: VecDeque<usize>,
     cells: usize,
-    held: usize,
+    live: usize,
     refused: usize,
 }
 
@@ -72,7 +72,7 @@ impl FairQueue {
 
     /// Live circuits of the channel.
     pub(super) const fn circuits(&self) -> usize {
-        self.held
+        self.live
     }
 
     /// Circuits that are live or have queued cells.
@@ -86,7 +86,7 @@ impl FairQueue {
     }
 
     /// Whether the identifier is in use, by a live circuit or by queued cells of an ended one.
-    pub(super) fn knows(&self, circuit: CircuitId) -> bool {
+    pub(super) fn contains(&self, circuit: CircuitId) -> bool {
         self.index.contains_key(&circuit)
     }
 
@@ -95,17 +95,17 @@ impl FairQueue {
         self.entry(circuit).map_or(0, |waiting| waiting.cells.len())
     }
 
-    /// Makes `circuit` live; `false` if it was already.
-    pub(super) fn hold(&mut self, circuit: CircuitId) -> bool {
+    /// Makes `circuit` live; `false` if it is already live.
+    pub(super) fn admit(&mut self, circuit: CircuitId) -> bool {
         let slot = self.slot_or_new(circuit);
         let Some(waiting) = self.entries.get_mut(slot) else { return false };
-        if core::mem::replace(&mut waiting.held, true) {
+        if core::mem::replace(&mut waiting.live, true) {
             return false;
         }
         if core::mem::take(&mut waiting.refused) {
             self.refused.decrement();
         }
-        self.held.increment();
+        self.live.increment();
         true
     }
 
@@ -113,8 +113,8 @@ impl FairQueue {
     pub(super) fn forget(&mut self, circuit: CircuitId) {
         let Some(&slot) = self.index.get(&circuit) else { return };
         let Some(waiting) = self.entries.get_mut(slot) else { return };
-        if core::mem::take(&mut waiting.held) {
-            self.held.decrement();
+        if core::mem::take(&mut waiting.live) {
+            self.live.decrement();
         }
         if waiting.listed == Listed::No {
             self.vacate(slot);
@@ -142,7 +142,7 @@ impl FairQueue {
         }
         waiting.cells.push_back((serial, cell));
         if waiting.listed == Listed::No {
-            if !waiting.held {
+            if !waiting.live {
                 waiting.refused = true;
                 self.refused.increment();
             }
@@ -166,15 +166,15 @@ impl FairQueue {
             };
             if waiting.turn == 0 || waiting.cells.is_empty() {
                 list.pop_front();
-                // A circuit whose quiet turn emptied its queue waits one round in the busy list; else it would always
-                // be first.
-                if !waiting.cells.is_empty() || (from_quiet && waiting.held) {
+                // A circuit that has emptied its queue in a quiet turn goes to the busy list for one round. Otherwise
+                // its next cell would always be first.
+                if !waiting.cells.is_empty() || (from_quiet && waiting.live) {
                     waiting.listed = Listed::Busy;
                     waiting.turn = QUANTUM;
                     self.busy.push_back(slot);
                 } else {
                     waiting.listed = Listed::No;
-                    if !waiting.held {
+                    if !waiting.live {
                         self.vacate(slot);
                     }
                 }
@@ -187,21 +187,21 @@ impl FairQueue {
             if left == 0 && waiting.cells.capacity() > KEEP_CAPACITY {
                 waiting.cells = VecDeque::new();
             }
-            return Some(Next { cell, circuit: waiting.circuit, drained: waiting.held && left == QUEUE_LOW });
+            return Some(Next { cell, circuit: waiting.circuit, drained: waiting.live && left == QUEUE_LOW });
         }
     }
 
-    /// The live circuit whose first cell has waited longest, with that cell's serial number. Only circuits with two
-    /// cells or more, since a DESTROY replaces the queue and takes the place of one cell. Visits every circuit.
+    /// The live circuit whose first cell has waited longest, with that cell's serial number. Circuits with one cell are
+    /// ignored: their end frees no memory, because a DESTROY replaces the cell. Visits every circuit.
     pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
         let circuits = self.entries.iter().map(|(_, waiting)| waiting);
-        let heads = circuits.filter(|waiting| waiting.held && waiting.cells.len() > 1);
+        let heads = circuits.filter(|waiting| waiting.live && waiting.cells.len() > 1);
         heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit))).min()
     }
 
     /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
     pub(super) fn dead(&self) -> usize {
-        self.entries.iter().filter(|(_, waiting)| !waiting.held).map(|(_, waiting)| waiting.cells.len()).sum()
+        self.entries.iter().filter(|(_, waiting)| !waiting.live).map(|(_, waiting)| waiting.cells.len()).sum()
     }
 
     fn entry(&self, circuit: CircuitId) -> Option<&Waiting> {
@@ -215,7 +215,7 @@ impl FairQueue {
     fn slot_or_new(&mut self, circuit: CircuitId) -> usize {
         *self.index.entry(circuit).or_insert_with(|| {
             let (cells, listed) = (VecDeque::new(), Listed::No);
-            self.entries.insert(Waiting { circuit, cells, turn: 0, listed, held: false, refused: false })
+            self.entries.insert(Waiting { circuit, cells, turn: 0, listed, live: false, refused: false })
         })
     }
 

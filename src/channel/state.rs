@@ -18,7 +18,7 @@ use super::{
     queue::FairQueue,
 };
 
-/// The most bytes of messages held in other lanes until the handshake is done.
+/// Maximum bytes of messages in other lanes that a channel keeps until the end of its handshake.
 const EARLY_LEN: usize = 128 << 10;
 /// Cells taken from the queue at a time for distribution over lanes and packing.
 const PACK_CELLS: usize = MESSAGE_CELLS * 4;
@@ -28,7 +28,7 @@ const MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimeoutAction {
     Nothing,
-    /// The channel closes, since it has had no circuit for the idle time.
+    /// The channel has had no circuit for the idle time, and closes.
     CloseIdle,
 }
 
@@ -36,7 +36,7 @@ enum State {
     Greeting(Box<Greeting>, Early),
     Proving(Box<Proving>, Early),
     Open(HandshakeOutcome),
-    /// Broken; the owner drops the channel.
+    /// The handshake has failed; the owner drops the channel.
     Ended,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Channel {
     state: State,
     lanes: u8,
     room: usize,
-    /// The time since which the link has had no room.
+    /// The time since which the link has accepted no data; `None` while it has room.
     full_since: Option<Instant>,
     /// Packed messages.
     messages: VecDeque<(Lane, Slots)>,
@@ -66,11 +66,11 @@ pub(super) struct Channel {
     last_received: Instant,
     /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
-    /// Its place in the queue of channels that have something to send.
+    /// The channel's place in the queue of channels that may have a message to send.
     pub(super) ready: Ticket,
-    /// Whether it stays open without circuits.
+    /// Whether the channel stays open without circuits.
     pub(super) kept: bool,
-    /// The keys of its link are close to their limit: the channel closes with its last circuit.
+    /// Whether the keys of the link are close to their limit. The channel then closes with its last circuit.
     retires: bool,
 }
 
@@ -112,7 +112,7 @@ impl Channel {
         self.dialled
     }
 
-    /// The time at which the channel opened, or the link if the channel is not open.
+    /// The time at which the channel opened; the time at which the link opened if the channel is not open.
     pub(super) const fn since(&self) -> Instant {
         self.since
     }
@@ -129,12 +129,12 @@ impl Channel {
         }
     }
 
-    /// Whether the other end's HELLO is awaited.
+    /// Whether the other end's HELLO has not been received.
     pub(super) const fn is_greeting(&self) -> bool {
         matches!(self.state, State::Greeting(..))
     }
 
-    /// Whether a volunteer is reached over it, or will be once its proof is verified.
+    /// Whether this node reaches a volunteer over this channel, or will once the volunteer's proof is verified.
     pub(super) const fn reaches(&self) -> bool {
         match &self.state {
             State::Proving(proving, _) => proving.reach(),
@@ -154,13 +154,13 @@ impl Channel {
         self.retires = true;
     }
 
-    /// Whether the keys of its link are close to their limit.
+    /// Whether the keys of the link are close to their limit.
     pub(super) const fn retires(&self) -> bool {
         self.retires
     }
 
-    /// Whether this end may open circuits on it. A volunteer is reached only over its own channel, until the link
-    /// ends.
+    /// Whether this end may open circuits on this channel. A retiring channel still takes circuits to a volunteer,
+    /// which can't be dialled.
     pub(super) const fn takes_circuits(&self) -> bool {
         !self.retires || self.reaches()
     }
@@ -169,22 +169,22 @@ impl Channel {
         &self.queue
     }
 
-    /// The source of the link.
+    /// The source of the other end's address.
     pub(super) const fn source(&self) -> AddressPrefix {
         self.source
     }
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
         self.room = bytes;
-        // The event follows when the link has accepted something.
+        // The link reports its room after it has accepted data, so the stall time starts again.
         self.full_since = (bytes == 0).then_some(now);
     }
 
-    fn note_room(&mut self, now: Instant) {
+    fn update_full_since(&mut self, now: Instant) {
         self.full_since = if self.room == 0 { self.full_since.or(Some(now)) } else { None };
     }
 
-    /// Takes one message of the link. `gateway`: this node accepts one more volunteer from the link's source.
+    /// Takes one message of the link. `gateway`: whether this node accepts one more volunteer from the link's source.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
@@ -269,7 +269,7 @@ impl Channel {
             match cell.command() {
                 Command::Create if !of_peer => return Err(ChannelError::WrongHalf),
                 Command::Created if of_peer => return Err(ChannelError::WrongHalf),
-                // The other end would drop the cells queued for it.
+                // The other end drops cells of the ended circuit, so they are not sent.
                 Command::Destroy => {
                     self.queue.clear(circuit);
                     self.forget(now, circuit);
@@ -281,14 +281,14 @@ impl Channel {
         Ok(())
     }
 
-    /// An unused identifier of this end's half, made live.
+    /// Makes an unused identifier of this end's half live, and returns it.
     pub(super) fn allocate(&mut self, parameters: &ChannelParameters, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         const TRIES: usize = 8;
         let half = if self.established()?.dialler { 1 << 31 } else { 0 };
         for _ in 0..TRIES {
             let value = (rng.next_u32() & (u32::MAX >> 1)) | half;
             match CircuitId::new(value) {
-                Some(circuit) if !self.queue.knows(circuit) => {
+                Some(circuit) if !self.queue.contains(circuit) => {
                     return self.admit(parameters, circuit).then_some(circuit);
                 }
                 _ => {}
@@ -300,20 +300,20 @@ impl Channel {
     /// Whether the other end may open a circuit now; takes one of its tokens.
     pub(super) fn may_create(&mut self, now: Instant, parameters: &ChannelParameters) -> bool {
         let rate = if self.peer().is_some() { parameters.creates_of_relay } else { parameters.creates_of_client };
-        self.has_place(parameters) && self.creates.take(now, rate)
+        self.has_capacity(parameters) && self.creates.take(now, rate)
     }
 
-    /// Whether the channel has fewer live circuits than its limit, and fewer than twice the limit with ended ones
-    /// that have queued cells.
-    fn has_place(&self, parameters: &ChannelParameters) -> bool {
+    /// Whether the channel has fewer live circuits than its limit, and fewer than twice the limit together with ended
+    /// circuits that have queued cells.
+    fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
         let limit =
             if self.peer().is_some() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
     }
 
-    /// Makes a circuit live; `false` if it is already, or at the limit.
+    /// Makes a circuit live; `false` if it is already live, or at the limit.
     pub(super) fn admit(&mut self, parameters: &ChannelParameters, circuit: CircuitId) -> bool {
-        let admitted = self.has_place(parameters) && self.queue.hold(circuit);
+        let admitted = self.has_capacity(parameters) && self.queue.admit(circuit);
         if admitted {
             self.idle_since = None;
         }
@@ -329,7 +329,7 @@ impl Channel {
 
     pub(super) fn send(&mut self, parameters: &ChannelParameters, serial: u64, cell: Cell) -> Result<(), QueueFull> {
         let Some(circuit) = cell.circuit() else { return Ok(()) };
-        if self.queue.refusals() >= parameters.refusals && !self.queue.knows(circuit) {
+        if self.queue.refusals() >= parameters.refusals && !self.queue.contains(circuit) {
             return Err(QueueFull);
         }
         self.queue.push(circuit, serial, cell, parameters.circuit_queue)
@@ -350,18 +350,18 @@ impl Channel {
         }
         let (lane, message) = self.messages.pop_front()?;
         self.room = self.room.saturating_sub(message.len());
-        self.note_room(now);
+        self.update_full_since(now);
         self.last_sent = now;
         Some((lane, message))
     }
 
-    /// Takes cells in fair order and packs those of one lane together: as many as there is room for, or as fill whole
-    /// messages.
+    /// Takes cells in fair order, as many as there is room for, and packs the cells of each lane into messages. If
+    /// cells must wait, uses only the room for whole messages.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
         let mut lanes: Vec<(Lane, Slots)> = Vec::new();
         if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
-            // The rest would make a small message, inefficient in packets. The link reports its room again when it
-            // has more.
+            // A small message for the rest of the room would fill packets badly. The link reports its room again
+            // when it has more.
             self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
         }
         let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
@@ -384,15 +384,15 @@ impl Channel {
         self.messages.extend(lanes);
     }
 
-    /// Performs what is due: keep-alive, timeouts.
+    /// Handles the timeouts and the keep-alive that are due.
     pub(super) fn handle_timeout(
         &mut self,
         now: Instant,
         parameters: &ChannelParameters,
     ) -> Result<TimeoutAction, ChannelError> {
         let State::Open(established) = &self.state else {
-            let late = now.since(self.since) >= parameters.handshake_limit;
-            return if late { Err(ChannelError::TimedOut) } else { Ok(TimeoutAction::Nothing) };
+            let expired = now.since(self.since) >= parameters.handshake_limit;
+            return if expired { Err(ChannelError::TimedOut) } else { Ok(TimeoutAction::Nothing) };
         };
         if now.since(self.last_received) >= parameters.silence_limit {
             return Err(ChannelError::TimedOut);
@@ -401,9 +401,9 @@ impl Channel {
         if unsent && self.full_since.is_some_and(|since| now.since(since) >= parameters.stall_limit) {
             return Err(ChannelError::Stalled);
         }
-        // The dialler closes first, so that the other end's new circuits seldom meet a closing channel.
-        let patience = if established.dialler { 1 } else { 2 };
-        let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(patience) };
+        // The dialler closes first, so that the other end's new circuits seldom arrive on a closing channel.
+        let idle_factor = if established.dialler { 1 } else { 2 };
+        let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(idle_factor) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(TimeoutAction::CloseIdle);
@@ -425,7 +425,7 @@ impl Channel {
 
 impl Early {
     fn keep(&mut self, lane: Lane, message: Slots) -> Result<(), ChannelError> {
-        // Whole cells only, so that the length also bounds the number.
+        // Only whole cells, so that the cap on bytes also bounds the number of messages.
         if message.is_empty() || !message.len().is_multiple_of(CELL_LEN) {
             return Err(ChannelError::Malformed);
         }

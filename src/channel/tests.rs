@@ -125,7 +125,7 @@ impl Pair {
         Self { now: Instant::START, rng: ChaCha20Rng::seed_from_u64(1), a, b, closed: BTreeSet::new() }
     }
 
-    /// Opens a link that `a` dialled for `relay`.
+    /// Opens a link over which `a` dialled `relay`.
     fn link(&mut self, number: u64, relay: RelayId) {
         let link = LinkId(number);
         self.a.handle(self.now, LinkEvent::Opened { link, opened: opened(Some(relay), 1, 2) }, &mut self.rng);
@@ -139,8 +139,8 @@ impl Pair {
         }
     }
 
-    /// Delivers one transmit from `a` (or `b`); `false` when there is none.
-    fn carry(&mut self, from_a: bool) -> bool {
+    /// Delivers one transmit from `a` or from `b`; `false` if there is none.
+    fn deliver(&mut self, from_a: bool) -> bool {
         let (from, to) = if from_a { (&mut self.a, &mut self.b) } else { (&mut self.b, &mut self.a) };
         from.collect(self.now);
         let Some(transmit) = from.sent.pop_front() else { return false };
@@ -159,10 +159,10 @@ impl Pair {
     }
 
     fn settle(&mut self) {
-        while self.carry(true) || self.carry(false) {}
+        while self.deliver(true) || self.deliver(false) {}
     }
 
-    fn pass(&mut self, duration: Duration) {
+    fn advance(&mut self, duration: Duration) {
         let until = self.now.after(duration);
         while self.now < until {
             self.now = self.now.after(Duration::from_secs(1)).min(until);
@@ -216,7 +216,7 @@ impl ContainsClose for VecDeque<Transmit> {
 }
 
 #[test]
-fn whoever_breaks_a_rule_loses_the_channel() {
+fn a_violation_closes_the_channel() {
     let body = || CellBody::zero();
     let upper = circuit(0x8000_0004);
     let lower = circuit(4);
@@ -242,7 +242,7 @@ fn whoever_breaks_a_rule_loses_the_channel() {
 }
 
 #[test]
-fn a_client_opens_fewer_circuits_than_a_relay_and_less_often() {
+fn clients_have_lower_limits_for_circuits_than_relays() {
     let parameters = || ChannelParameters {
         circuits_per_client: 2,
         creates_of_client: Rate { a_second: 2, burst: 3 },
@@ -273,43 +273,43 @@ fn closed(node: &Node) -> Vec<LinkId> {
 }
 
 /// Opens a link from `address`.
-fn comes_in(node: &mut Node, now: Instant, number: u64, address: &str) {
+fn accept_link(node: &mut Node, now: Instant, number: u64, address: &str) {
     let opened = LinkOpened { peer_address: Redacted(address.parse().unwrap()), ..opened(None, 2, 1) };
     let mut rng = ChaCha20Rng::seed_from_u64(number);
     node.handle(now, LinkEvent::Opened { link: LinkId(number), opened }, &mut rng);
 }
 
 #[test]
-fn whoever_crowds_the_handshakes_makes_room_for_others() {
+fn the_source_with_the_most_handshakes_loses_its_oldest_link() {
     let parameters = ChannelParameters { handshakes: 4, ..ChannelParameters::default() };
     let mut node = Node::with(LocalRole::Relay(key(2)), parameters);
     let now = Instant::START;
     let addresses = ["192.0.2.1:1", "[2001:db8::1]:1", "[2001:db8::2]:2", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1"];
     for (number, address) in (1..).zip(addresses) {
-        comes_in(&mut node, now, number, address);
+        accept_link(&mut node, now, number, address);
     }
     let closed = closed(&node);
     assert_eq!(
         closed,
         [LinkId(2), LinkId(6)],
-        "the oldest of the crowded /64; then, when each source has one, the new link"
+        "the oldest of the /64 with two; then, when each source has one, the new link"
     );
 }
 
 #[test]
-fn a_link_that_is_refused_anyway_closes_no_idle_channel() {
+fn a_refused_link_closes_no_idle_channel() {
     let parameters = ChannelParameters { channels: 2, handshakes: 1, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
     pair.link(1, key(2).id());
     pair.settle();
-    comes_in(&mut pair.b, pair.now, 2, "192.0.2.2:1");
-    comes_in(&mut pair.b, pair.now, 3, "192.0.2.3:1");
+    accept_link(&mut pair.b, pair.now, 2, "192.0.2.2:1");
+    accept_link(&mut pair.b, pair.now, 3, "192.0.2.3:1");
     assert_eq!(pair.b.channels.len(), 1);
     assert_eq!(closed(&pair.b), [LinkId(3)]);
 }
 
 #[test]
-fn the_low_mark_is_told_once_on_the_way_down() {
+fn drained_is_emitted_once_at_the_low_threshold() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     (0..u8::try_from(QUEUE_HIGH).unwrap()).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
@@ -319,7 +319,7 @@ fn the_low_mark_is_told_once_on_the_way_down() {
 }
 
 #[test]
-fn when_both_dial_at_once_the_channel_dialled_by_the_lower_identity_takes_new_circuits() {
+fn after_simultaneous_dials_the_channel_of_the_lower_identity_takes_new_circuits() {
     for (first, second) in [(1, 2), (2, 1)] {
         let (one, two) = (key(first), key(second));
         let mut a = Node::relay(first);
@@ -341,14 +341,14 @@ fn when_both_dial_at_once_the_channel_dialled_by_the_lower_identity_takes_new_ci
         assert_eq!(pair.a.channels.len(), 2);
         let circuit = pair.a.channels.allocate_circuit(ChannelId(stays), &mut pair.rng).unwrap();
         assert!(pair.b.channels.admit_circuit(ChannelId(stays), circuit));
-        pair.pass(Duration::from_secs(400));
+        pair.advance(Duration::from_secs(400));
         assert_eq!(pair.a.channels.len(), 1, "the channel without circuits is closed");
         assert_eq!(pair.a.channels.lookup(&two.id()), Some(ChannelId(stays)));
     }
 }
 
 #[test]
-fn connect_is_idempotent_and_its_outcome_is_told() {
+fn repeated_connects_dial_once_and_return_the_open_channel() {
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
     for _ in 0..3 {
         assert_eq!(pair.a.channels.connect(pair.now, &target(&key(2))), None);
@@ -364,16 +364,16 @@ fn connect_is_idempotent_and_its_outcome_is_told() {
 }
 
 #[test]
-fn a_dial_and_a_handshake_without_an_answer_fail_in_time() {
+fn unanswered_dials_and_handshakes_time_out() {
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
     pair.a.channels.connect(pair.now, &target(&key(2)));
-    pair.pass(Duration::from_secs(12));
+    pair.advance(Duration::from_secs(12));
     assert_eq!(pair.a.failure(), Some(DialError::TimedOut.into()));
 
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
     let opened = opened(Some(key(2).id()), 1, 2);
     pair.a.handle(pair.now, LinkEvent::Opened { link: LinkId(1), opened }, &mut pair.rng);
-    pair.pass(Duration::from_secs(12));
+    pair.advance(Duration::from_secs(12));
     assert_eq!(pair.a.failure(), Some(ChannelError::TimedOut.into()));
 }
 
@@ -382,17 +382,17 @@ fn an_idle_channel_closes_and_one_with_a_circuit_is_kept_alive() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     pair.b.channels.admit_circuit(channel, circuit);
-    pair.pass(Duration::from_secs(3600));
+    pair.advance(Duration::from_secs(3600));
     assert_eq!(pair.a.channels.len(), 1);
     pair.a.channels.forget_circuit(pair.now, channel, circuit);
     pair.b.channels.forget_circuit(pair.now, channel, circuit);
-    pair.pass(Duration::from_secs(200));
+    pair.advance(Duration::from_secs(200));
     assert!(pair.a.channels.is_empty() && pair.b.channels.is_empty());
     assert_eq!(pair.a.channels.poll_timeout(), None);
 }
 
 #[test]
-fn a_silent_neighbour_is_given_up() {
+fn the_channel_of_a_silent_neighbour_closes() {
     let (mut pair, channel) = client_and_relay();
     pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     for _ in 0..100 {
@@ -404,7 +404,7 @@ fn a_silent_neighbour_is_given_up() {
 }
 
 #[test]
-fn at_the_cap_the_channel_idle_for_longest_gives_way_and_busy_ones_do_not() {
+fn at_the_cap_the_longest_idle_channel_closes_and_busy_ones_stay() {
     let parameters = ChannelParameters { channels: 1, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
     pair.link(1, key(2).id());
@@ -420,7 +420,7 @@ fn at_the_cap_the_channel_idle_for_longest_gives_way_and_busy_ones_do_not() {
 
 proptest! {
     #[test]
-    fn no_message_of_a_stranger_panics_or_opens_a_relays_channel(
+    fn arbitrary_messages_neither_panic_nor_open_a_channel(
         messages in proptest::collection::vec((0..LANES, proptest::collection::vec(any::<u8>(), 0..2100)), 0..8),
     ) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
@@ -435,21 +435,21 @@ proptest! {
     }
 
     #[test]
-    fn the_queue_keeps_count_and_order_whatever_is_done(steps in proptest::collection::vec((0..5_u8, 1..5_u32), 0..300)) {
+    fn the_queue_keeps_count_and_order_under_any_operations(steps in proptest::collection::vec((0..5_u8, 1..5_u32), 0..300)) {
         let mut queue = FairQueue::default();
         let mut model: BTreeMap<u32, VecDeque<u64>> = BTreeMap::new();
         for (serial, (step, number)) in steps.into_iter().enumerate() {
             let serial = serial as u64;
-            let of = circuit(number);
+            let id = circuit(number);
             let waiting = model.entry(number).or_default();
             match step {
-                0 => { queue.hold(of); }
-                1 => queue.forget(of),
-                2 => { prop_assert_eq!(queue.clear(of), waiting.len()); waiting.clear(); }
+                0 => { queue.admit(id); }
+                1 => queue.forget(id),
+                2 => { prop_assert_eq!(queue.clear(id), waiting.len()); waiting.clear(); }
                 3 => {
                     let mut body = CellBody::zero();
                     body[..8].copy_from_slice(&serial.to_be_bytes());
-                    let full = queue.push(of, serial, Cell::new(of, Command::Relay, body), 20).is_err();
+                    let full = queue.push(id, serial, Cell::new(id, Command::Relay, body), 20).is_err();
                     prop_assert_eq!(full, waiting.len() == 20);
                     if !full { waiting.push_back(serial); }
                 }

@@ -27,9 +27,9 @@ pub(super) struct Building {
     reply: Fragments,
 }
 
-/// State of a circuit after GONE, until another relay is named.
+/// The state of a circuit after GONE, until the owner names another relay.
 #[derive(Clone, Copy)]
-pub(super) struct Short {
+pub(super) struct NextHopGone {
     pub(super) hop: HopIndex,
     hop_timeout: Duration,
 }
@@ -47,7 +47,7 @@ impl Building {
         Ok((Self { hop, deadline, began: now, hop_timeout, handshake, reply: Fragments::new() }, request))
     }
 
-    /// Takes a fragment of the reply; the others must arrive within [`FRAGMENTS_TIMEOUT`] (`proto/03-cells.md` §5).
+    /// Takes a fragment of the reply; the rest must arrive within [`FRAGMENTS_TIMEOUT`] (`proto/03-cells.md` §5).
     fn handle_fragment(&mut self, now: Instant, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         self.deadline = self.deadline.min(now.after(FRAGMENTS_TIMEOUT));
         self.reply.push(fragment)
@@ -90,7 +90,7 @@ impl Origin {
         }
     }
 
-    /// Takes the hop's whole reply: adds its layer, and starts with the next hop.
+    /// Takes the complete reply of a hop: adds the hop's layer, and starts the next hop, if there is one.
     fn finish_hop<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
@@ -103,11 +103,11 @@ impl Origin {
         let Building { hop, began, hop_timeout, handshake, .. } = *building;
         let established = handshake.finish(reply)?;
         self.layers.push(established.keys)?;
-        self.heard_at = now;
+        self.last_message_at = now;
         let elapsed = now.since(began);
         self.events.push_back(CircuitEvent::HopBuilt { hop, elapsed });
         let Some(relay) = self.path.get(usize::from(hop.value())).copied() else {
-            // The last hop's time includes a dial and the key exchange besides the whole path's round trip.
+            // The last hop's time is at least a round trip of the whole path: it includes a dial and the handshake.
             self.echo_timeout = elapsed.saturating_mul(4).clamp(ECHO_TIMEOUT_MIN, ECHO_TIMEOUT_MAX);
             self.events.push_back(CircuitEvent::Built);
             return Ok(());
@@ -116,25 +116,25 @@ impl Origin {
         self.begin_hop(now, &relay, next, hop_timeout, rng)
     }
 
-    /// Takes GONE: the previous hop can't reach that relay (`proto/05-relay-messages.md` §7).
+    /// Takes GONE: the previous hop can't reach the relay of the next hop (`proto/05-relay-messages.md` §7).
     pub(super) fn handle_gone(&mut self, from: HopIndex) -> Result<(), CircuitError> {
-        let asked = self.extends.is_empty();
+        let extend_sent = self.extends.is_empty();
         match &self.state {
             CircuitState::Building(building)
-                if from.next() == Some(building.hop) && !building.reply.is_partial() && asked =>
+                if from.next() == Some(building.hop) && !building.reply.is_partial() && extend_sent =>
             {
-                let short = Short { hop: building.hop, hop_timeout: building.hop_timeout };
-                self.events.push_back(CircuitEvent::Gone { hop: short.hop });
-                self.state = CircuitState::Short(short);
+                let gone = NextHopGone { hop: building.hop, hop_timeout: building.hop_timeout };
+                self.events.push_back(CircuitEvent::Gone { hop: gone.hop });
+                self.state = CircuitState::NextHopGone(gone);
                 Ok(())
             }
             _ => Err(CircuitError::Illegal { hop: from, kind: MessageKind::Gone }),
         }
     }
 
-    /// After [`CircuitEvent::Gone`]: makes `relay` the next hop instead. Does nothing in any other state.
+    /// Makes `relay` the next hop after [`CircuitEvent::Gone`]. Does nothing in any other state.
     pub fn extend_to<R: CryptoRng + ?Sized>(&mut self, now: Instant, relay: RelayKeys, rng: &mut R) {
-        let CircuitState::Short(Short { hop, hop_timeout }) = self.state else { return };
+        let CircuitState::NextHopGone(NextHopGone { hop, hop_timeout }) = self.state else { return };
         if let Some(place) = self.path.get_mut(usize::from(hop.value()).saturating_sub(1)) {
             *place = relay;
         }

@@ -1,4 +1,4 @@
-//! Tests of an origin and three relays in memory.
+//! Tests of an origin and its relays in memory.
 
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
@@ -62,13 +62,13 @@ impl Chain {
         Origin::start(self.now, keys, self.circuit, FlowParameters::default(), HOP_TIMEOUT, &mut self.rng).unwrap()
     }
 
-    /// Answers a cell to the first hop.
+    /// Handles a cell to the first hop; returns the answer.
     fn handle(&mut self, cell: Cell) -> Vec<Cell> {
         match cell.command() {
             Command::Create => {
                 let (hop, fragment) = decode_create(cell.body()).unwrap();
                 let Some(request) = self.hops[0].request.push(fragment).unwrap() else { return vec![] };
-                created_cells(self.circuit, &self.shake(hop, &request)).unwrap()
+                created_cells(self.circuit, &self.answer_handshake(hop, &request)).unwrap()
             }
             Command::Relay => self.handle_relay(cell),
             Command::Destroy => vec![],
@@ -76,7 +76,7 @@ impl Chain {
         }
     }
 
-    fn shake(&mut self, hop: HopIndex, request: &[u8]) -> Vec<u8> {
+    fn answer_handshake(&mut self, hop: HopIndex, request: &[u8]) -> Vec<u8> {
         let at = &mut self.hops[usize::from(hop.value()) - 1];
         let answer = respond(&at.identity, &at.keyring, hop, request, &mut self.rng).unwrap();
         at.layer = Some(RelayLayer::new(hop, answer.keys));
@@ -105,16 +105,16 @@ impl Chain {
         let Some(body) = self.hops[at].request.push(&fragment).unwrap() else { return vec![] };
         let (identity, request) = decode_extend(&body).unwrap();
         assert_eq!(identity, self.hops[at + 1].identity);
-        let reply = self.shake(hop.next().unwrap(), request);
+        let reply = self.answer_handshake(hop.next().unwrap(), request);
         split(&reply, message_capacity(hop) - 5)
             .unwrap()
             .into_iter()
-            .map(|fragment| self.say(hop, &RelayMessage::Extended { fragment: fragment.into() }))
+            .map(|fragment| self.seal(hop, &RelayMessage::Extended { fragment: fragment.into() }))
             .collect()
     }
 
     /// A cell to the origin with a message of `hop`.
-    fn say(&mut self, hop: HopIndex, message: &RelayMessage) -> Cell {
+    fn seal(&mut self, hop: HopIndex, message: &RelayMessage) -> Cell {
         let mut bytes = Vec::new();
         message.encode(&mut bytes).unwrap();
         let mut body = CellBody::zero();
@@ -126,7 +126,7 @@ impl Chain {
         Cell::new(self.circuit, Command::Relay, body)
     }
 
-    /// Delivers cells both ways until there are none.
+    /// Delivers cells both ways until none is left.
     fn settle(&mut self, origin: &mut Origin) {
         loop {
             let mut moved = false;
@@ -143,7 +143,7 @@ impl Chain {
                     self.hops[at].streams.poll_message(self.now, message_capacity(hop), &mut self.rng)
                 {
                     moved = true;
-                    let cell = self.say(hop, &message);
+                    let cell = self.seal(hop, &message);
                     origin.handle_cell(self.now, cell, &mut self.rng);
                 }
             }
@@ -188,16 +188,16 @@ fn events(origin: &mut Origin) -> Vec<CircuitEvent> {
 }
 
 #[test]
-fn a_circuit_is_built_hop_by_hop_up_to_the_greatest_length() {
+fn a_circuit_is_built_hop_by_hop_up_to_the_maximum_length() {
     for length in 1..=HopIndex::MAX {
         let mut chain = Chain::new(length);
         let mut origin = chain.origin();
         assert!(origin.begin(chain.now, target()).is_err());
         chain.settle(&mut origin);
-        let came = events(&mut origin);
-        assert_eq!(came.len(), usize::from(length) + 1);
-        assert!(matches!(came[0], CircuitEvent::HopBuilt { hop: HopIndex::FIRST, .. }));
-        assert_eq!(came.last(), Some(&CircuitEvent::Built));
+        let received = events(&mut origin);
+        assert_eq!(received.len(), usize::from(length) + 1);
+        assert!(matches!(received[0], CircuitEvent::HopBuilt { hop: HopIndex::FIRST, .. }));
+        assert_eq!(received.last(), Some(&CircuitEvent::Built));
         assert_eq!(origin.poll_timeout(), None);
     }
     let keys = Chain::new(9).keys();
@@ -226,7 +226,7 @@ fn bytes_pass_both_ways_over_three_hops() {
 }
 
 #[test]
-fn any_hop_serves_streams() {
+fn streams_open_at_any_hop() {
     let (mut chain, mut origin) = Chain::build(3);
     let id = origin.streams_at(hop(2)).unwrap().begin(chain.now, target()).unwrap();
     assert!(origin.streams_at(hop(4)).is_none());
@@ -238,15 +238,15 @@ fn any_hop_serves_streams() {
 }
 
 #[test]
-fn a_message_from_a_hop_not_spoken_to_ends_the_circuit() {
+fn a_message_from_a_hop_without_streams_ends_the_circuit() {
     let (mut chain, mut origin, id) = Chain::stream();
     let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
-    let cell = chain.say(hop(2), &data);
+    let cell = chain.seal(hop(2), &data);
     origin.handle_cell(chain.now, cell, &mut chain.rng);
-    let came = events(&mut origin);
+    let received = events(&mut origin);
     let closed = StreamEvent::Closed(EndReason::Reset);
     let error = CircuitError::Illegal { hop: hop(2), kind: MessageKind::Data };
-    assert_eq!(came, [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(error)]);
+    assert_eq!(received, [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(error)]);
     assert_eq!(origin.poll_cell(chain.now, &mut chain.rng).unwrap().command(), Command::Destroy);
     assert!(!origin.has_cell());
 }
@@ -255,23 +255,23 @@ fn a_message_from_a_hop_not_spoken_to_ends_the_circuit() {
 fn drop_is_legal_from_any_hop() {
     let (mut chain, mut origin) = Chain::build(3);
     for number in 1..=3 {
-        let cell = chain.say(hop(number), &RelayMessage::Drop);
+        let cell = chain.seal(hop(number), &RelayMessage::Drop);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
     }
     assert!(origin.is_open());
 }
 
 #[test]
-fn an_extended_that_was_not_asked_for_ends_the_circuit() {
+fn an_unrequested_extended_ends_the_circuit() {
     let (mut chain, mut origin) = Chain::build(2);
-    let cell = chain.say(hop(2), &RelayMessage::Extended { fragment: Bytes::from_static(b"abc") });
+    let cell = chain.seal(hop(2), &RelayMessage::Extended { fragment: Bytes::from_static(b"abc") });
     origin.handle_cell(chain.now, cell, &mut chain.rng);
     let error = CircuitError::Illegal { hop: hop(2), kind: MessageKind::Extended };
     assert_eq!(events(&mut origin), [CircuitEvent::Closed(error)]);
 }
 
 #[test]
-fn cells_out_of_state_end_the_circuit() {
+fn cells_that_are_illegal_in_the_state_end_the_circuit() {
     for command in [Command::Create, Command::Created] {
         let (mut chain, mut origin) = Chain::build(2);
         let cell = Cell::new(chain.circuit, command, CellBody::zero());
@@ -288,15 +288,15 @@ fn cells_out_of_state_end_the_circuit() {
 }
 
 #[test]
-fn an_altered_cell_ends_the_circuit_and_nothing_of_it_is_delivered() {
+fn a_modified_cell_ends_the_circuit_and_is_not_delivered() {
     let (mut chain, mut origin, id) = Chain::stream();
     let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"secret") };
-    let mut body = chain.say(hop(3), &data).into_body();
+    let mut body = chain.seal(hop(3), &data).into_body();
     body[500] ^= 1;
     origin.handle_cell(chain.now, Cell::new(chain.circuit, Command::Relay, body), &mut chain.rng);
-    let came = events(&mut origin);
-    assert!(!came.iter().any(|event| matches!(event, CircuitEvent::Stream(_, _, StreamEvent::Data(_)))));
-    assert!(matches!(came.last(), Some(CircuitEvent::Closed(CircuitError::Onion(_)))));
+    let received = events(&mut origin);
+    assert!(!received.iter().any(|event| matches!(event, CircuitEvent::Stream(_, _, StreamEvent::Data(_)))));
+    assert!(matches!(received.last(), Some(CircuitEvent::Closed(CircuitError::Onion(_)))));
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn a_forged_reply_ends_the_circuit() {
 }
 
 #[test]
-fn a_hop_that_does_not_answer_times_out() {
+fn a_hop_without_an_answer_times_out() {
     let mut chain = Chain::new(3);
     let mut origin = chain.origin();
     let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
@@ -327,15 +327,15 @@ fn a_hop_that_does_not_answer_times_out() {
 }
 
 #[test]
-fn a_circuit_that_answers_no_echo_ends() {
+fn a_circuit_without_an_echo_answer_ends() {
     let (mut chain, mut origin, id) = Chain::stream();
-    // A circuit that answers stays open.
+    // The circuit stays open while its last hop answers.
     let at = origin.poll_timeout().unwrap();
     origin.handle_timeout(at);
     chain.now = at;
     chain.settle(&mut origin);
     assert!(origin.is_open());
-    // A dead circuit ends.
+    // Without an answer the circuit ends.
     for _ in 0..2 {
         let at = origin.poll_timeout().unwrap();
         origin.handle_timeout(at);
@@ -348,9 +348,8 @@ fn a_circuit_that_answers_no_echo_ends() {
     );
 }
 
-/// Advances to the next deadline, which must be in the future; returns the number of cells sent, all of which are
-/// lost.
-fn lose(chain: &mut Chain, origin: &mut Origin) -> usize {
+/// Advances to the next deadline, which must be in the future, and drops all cells sent. Returns their number.
+fn advance_losing_cells(chain: &mut Chain, origin: &mut Origin) -> usize {
     let at = origin.poll_timeout().unwrap();
     assert!(at > chain.now, "due in the past");
     chain.now = at;
@@ -359,31 +358,31 @@ fn lose(chain: &mut Chain, origin: &mut Origin) -> usize {
 }
 
 #[test]
-fn one_echo_at_the_most_is_unanswered_and_any_message_proves_life() {
+fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
     let (mut chain, mut origin, _) = Chain::stream();
     let mut sent = 0;
     for _ in 0..600 {
-        sent += lose(&mut chain, &mut origin);
+        sent += advance_losing_cells(&mut chain, &mut origin);
         chain.now = chain.now.after(Duration::from_millis(1));
-        let cell = chain.say(hop(3), &RelayMessage::Drop);
+        let cell = chain.seal(hop(3), &RelayMessage::Drop);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
         assert_eq!(origin.open_streams(), 1);
     }
     assert!(origin.is_open());
     assert_eq!(sent, 1);
-    lose(&mut chain, &mut origin);
-    lose(&mut chain, &mut origin);
+    advance_losing_cells(&mut chain, &mut origin);
+    advance_losing_cells(&mut chain, &mut origin);
     assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
 }
 
 #[test]
-fn a_dead_circuit_is_noticed_however_many_streams_it_carries() {
+fn a_dead_circuit_is_detected_at_the_maximum_number_of_streams() {
     let (mut chain, mut origin, _) = Chain::stream();
     while origin.begin(chain.now, target()).is_ok() {}
     while origin.poll_cell(chain.now, &mut chain.rng).is_some() {}
     assert_eq!(origin.open_streams(), usize::try_from(FlowParameters::default().max_streams).unwrap());
-    lose(&mut chain, &mut origin);
-    lose(&mut chain, &mut origin);
+    advance_losing_cells(&mut chain, &mut origin);
+    advance_losing_cells(&mut chain, &mut origin);
     assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
 }
 
@@ -392,13 +391,13 @@ fn a_destroy_fails_the_streams_and_is_not_answered() {
     let (mut chain, mut origin, id) = Chain::stream();
     origin.handle_cell(chain.now, Cell::destroy(chain.circuit), &mut chain.rng);
     let closed = StreamEvent::Closed(EndReason::Reset);
-    let came = events(&mut origin);
-    assert_eq!(came, [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(CircuitError::Destroyed)]);
+    let received = events(&mut origin);
+    assert_eq!(received, [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(CircuitError::Destroyed)]);
     assert!(!origin.has_cell());
     assert_eq!(origin.poll_timeout(), None);
 }
 
-/// A circuit of three hops whose second hop has been requested and has not answered.
+/// A circuit of three hops whose second hop has not answered yet.
 fn awaiting_second() -> (Chain, Origin) {
     let mut chain = Chain::new(3);
     let mut origin = chain.origin();
@@ -415,9 +414,9 @@ fn awaiting_second() -> (Chain, Origin) {
 }
 
 #[test]
-fn another_relay_takes_the_place_of_one_that_is_gone() {
+fn another_relay_replaces_one_that_is_gone() {
     let (mut chain, mut origin) = awaiting_second();
-    let gone = chain.say(hop(1), &RelayMessage::Gone);
+    let gone = chain.seal(hop(1), &RelayMessage::Gone);
     origin.handle_cell(chain.now, gone, &mut chain.rng);
     assert_eq!(events(&mut origin), [CircuitEvent::Gone { hop: hop(2) }]);
     assert!(origin.building().is_some() && origin.poll_cell(chain.now, &mut chain.rng).is_none());
@@ -431,10 +430,10 @@ fn another_relay_takes_the_place_of_one_that_is_gone() {
 }
 
 #[test]
-fn gone_is_legal_only_while_the_hop_that_says_it_is_asked_to_extend() {
+fn gone_is_legal_only_as_the_first_answer_to_an_extend() {
     let (mut chain, mut origin) = awaiting_second();
     for _ in 0..2 {
-        let gone = chain.say(hop(1), &RelayMessage::Gone);
+        let gone = chain.seal(hop(1), &RelayMessage::Gone);
         origin.handle_cell(chain.now, gone, &mut chain.rng);
     }
     let illegal = |number| CircuitEvent::Closed(CircuitError::Illegal { hop: hop(number), kind: MessageKind::Gone });
@@ -443,19 +442,19 @@ fn gone_is_legal_only_while_the_hop_that_says_it_is_asked_to_extend() {
     let (mut chain, mut origin) = awaiting_second();
     let half = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 200, 1]) };
     for message in [half, RelayMessage::Gone] {
-        let cell = chain.say(hop(1), &message);
+        let cell = chain.seal(hop(1), &message);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
     }
     assert_eq!(events(&mut origin), [illegal(1)]);
 
     let (mut chain, mut origin) = Chain::build(3);
-    let gone = chain.say(hop(3), &RelayMessage::Gone);
+    let gone = chain.seal(hop(3), &RelayMessage::Gone);
     origin.handle_cell(chain.now, gone, &mut chain.rng);
     assert_eq!(events(&mut origin), [illegal(3)]);
 }
 
 #[test]
-fn the_class_of_an_end_names_the_party_that_caused_it() {
+fn the_class_of_an_error_matches_its_cause() {
     for (error, class) in [
         (CircuitError::Closed, ErrorClass::Local),
         (CircuitError::Destroyed, ErrorClass::Network),

@@ -65,7 +65,7 @@ pub enum ClientEvent {
         /// Time of each hop, from its first cell to its answer.
         hops: Vec<Duration>,
     },
-    /// The guard sample has changed and should be stored ([`ClientMachine::guards`]).
+    /// The guard sample has changed and should be stored ([`ClientMachine::guards`](super::ClientMachine::guards)).
     GuardsChanged,
     /// The consensus has expired: all requests fail until there is a newer one.
     ConsensusExpired,

@@ -1,8 +1,8 @@
 //! The AEAD of layers and payloads: ChaCha20-Poly1305 (RFC 8439), in place, without associated data.
 //!
-//! Native nodes use AWS-LC's assembly, which picks AVX-512, AVX2 or NEON at run time. It takes a third of the
-//! portable code's time per cell or less, and sealing cells is most of a relay's computation. All other builds use
-//! the portable code. A test checks that both give the same bytes.
+//! Native nodes use AWS-LC's assembly, which selects AVX-512, AVX2 or NEON at run time. It takes at most a third of
+//! the portable code's time for each cell, and sealing and opening cells is most of a relay's computation. All other
+//! builds use the portable code. A test checks that both give the same bytes.
 
 pub(crate) const TAG_LEN: usize = 16;
 pub(crate) const NONCE_LEN: usize = 12;
@@ -31,7 +31,7 @@ pub(super) mod native {
             Self(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).expect("32 bytes")))
         }
 
-        /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
+        /// Encrypts `sealed` except its last 16 bytes, and writes the tag to these.
         pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
             let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
             let tag = self
@@ -70,7 +70,7 @@ pub(super) mod portable {
             Self(ChaCha20Poly1305::new(key.into()))
         }
 
-        /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
+        /// Encrypts `sealed` except its last 16 bytes, and writes the tag to these.
         pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
             let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
             *place = self.0.encrypt_inout_detached(&nonce.into(), &[], text.into()).map_err(|_| InvalidTag)?.into();

@@ -42,7 +42,7 @@ impl KeySource {
     pub(crate) fn expand<const N: usize>(&self, label: &[u8], context: &[u8]) -> Zeroizing<[u8; N]> {
         const { assert!(N <= 255 * 32, "longer than the maximum output of HKDF-SHA256") };
         let mut key = Zeroizing::new([0; N]);
-        #[expect(clippy::expect_used, reason = "fails for a length beyond 255 blocks only, which doesn't compile")]
+        #[expect(clippy::expect_used, reason = "fails only for a length beyond 255 blocks, which doesn't compile")]
         self.0.expand_multi_info(&[label, context], key.as_mut_slice()).expect("length checked at compile time");
         key
     }
@@ -58,7 +58,8 @@ impl KeySource {
     }
 }
 
-/// The secret from which all cell keys of one hop and direction are derived in order. It only steps forward.
+/// The secret from which all cell keys of one hop and direction are derived in order. Each step replaces it, and an
+/// earlier state can't be derived from a later one.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct LayerKey([u8; 32]);
 

@@ -118,7 +118,7 @@ impl IdentityKey {
 
 /// Checks that `id` signed `message` for the purpose `context`.
 ///
-/// Strict: keys and nonces of small order are rejected, so that all verifiers agree on every signature.
+/// Verification is strict: keys and nonces of small order are rejected, so that all verifiers agree on every signature.
 ///
 /// # Errors
 /// When `id` is not a valid key, or the signature is not by `id` over this message and purpose.
@@ -128,8 +128,8 @@ pub fn verify(id: &RelayId, context: &str, message: &[u8], signature: &[u8; 64])
         .map_err(|_| CryptoError::Signature)
 }
 
-/// Label, purpose, a zero byte, message: a message for one purpose never equals one for another
-/// (`proto/04-handshake.md` §6).
+/// The bytes that a signature covers: label, purpose, a zero byte, message. They differ for any two purposes, whatever
+/// the messages (`proto/04-handshake.md` §6).
 fn signed_bytes(context: &str, message: &[u8]) -> Vec<u8> {
     [SIGNATURE_LABEL, context.as_bytes(), &[0], message].concat()
 }

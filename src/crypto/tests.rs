@@ -138,14 +138,14 @@ fn rfc_5869_appendix_a_3() {
 }
 
 #[test]
-fn sha_256_of_abc_is_that_of_fips_180() {
+fn sha_256_of_abc_matches_fips_180() {
     let digest = hex("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     assert_eq!(sha256(b"abc").to_vec(), digest);
     assert_eq!(sha256_parts(&[b"a", b"", b"bc"]).to_vec(), digest);
 }
 
 #[test]
-fn signatures_are_those_of_the_vectors() {
+fn signatures_match_the_vectors() {
     for case in cases(&read(include_str!("../../proto/vectors/signature.json")), "signatures") {
         let key = IdentityKey::from_bytes(&array(&case["seed"]));
         let (context, message) = (case["context"].as_str().unwrap(), bytes(&case["message"]));
@@ -186,7 +186,7 @@ fn a_key_of_small_order_signs_nothing() {
 }
 
 #[test]
-fn keys_survive_their_files() {
+fn keys_are_restored_from_their_bytes() {
     let rng = &mut ChaCha20Rng::seed_from_u64(1);
     let (identity, onion) = (IdentityKey::generate(rng), OnionSecret::generate(rng));
     assert_eq!(IdentityKey::from_bytes(&identity.to_bytes()).id(), identity.id());
@@ -194,8 +194,8 @@ fn keys_survive_their_files() {
 }
 
 #[test]
-fn the_state_of_a_digest_is_erased_when_it_is_dropped() {
+fn a_dropped_digest_erases_its_state() {
     const fn erased<T: zeroize::ZeroizeOnDrop>() {}
-    // Does not compile without the crate's feature.
+    // Compiles only with the feature `zeroize` of the crate `sha2`.
     erased::<sha2::Sha256>();
 }

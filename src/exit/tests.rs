@@ -106,8 +106,8 @@ impl Core {
     }
 
     fn forget(&mut self, key: StreamKey) {
-        self.forward.forget(key);
-        self.backward.forget(key);
+        self.forward.remove(key);
+        self.backward.remove(key);
     }
 }
 

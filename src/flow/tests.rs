@@ -1,4 +1,4 @@
-//! Tests of tags and windows. Those of the window over simulated paths are in `lines`.
+//! Tests of tags and windows. Tests of the window over simulated paths are in `lines`.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod lines;
@@ -29,9 +29,9 @@ fn only_the_oldest_outstanding_tag_is_accepted() {
 
 #[test]
 fn a_full_window_always_holds_a_tag() {
-    let absurd =
+    let invalid =
         FlowParameters { tag_every: 1000, window_min: 0, window_initial: 1, window_max: 0, ..Default::default() };
-    let mut window = CongestionWindow::new(&absurd);
+    let mut window = CongestionWindow::new(&invalid);
     while window.has_room() {
         let tag = window.wants_tag().then_some([7; 16]);
         window.handle_sent(Instant::START, tag);
@@ -42,7 +42,7 @@ fn a_full_window_always_holds_a_tag() {
 #[test]
 fn tags_are_echoed_in_order_and_bounded() {
     let mut acknowledger = Acknowledger::default();
-    for number in 0..MAX_OWED {
+    for number in 0..MAX_UNSENT_TAGS {
         acknowledger.handle_tag([u8::try_from(number % 256).unwrap(); 16]).unwrap();
     }
     assert_eq!(acknowledger.handle_tag([0; 16]), Err(FlowError::TooManyTags));

@@ -17,9 +17,9 @@
 //!   than the path's capacity, for one round trip after its queue has drained. The smallest round trip and the jitter
 //!   of that round replace the previous ones: the remaining delay is the path's.
 //!
-//! At first the window doubles each round trip. Delay that a queue may cause stops growth until the round ends. If
-//! the delivery rate has not grown either, a probe drains the queue and the model determines the window. The window
-//! doubles again after three successive steps of growth that met no queue.
+//! At first the window doubles each round trip (slow start). Delay that a queue may cause stops growth until the round
+//! ends. If the delivery rate has not grown either, a probe drains the queue, and the model determines the window.
+//! Three successive steps of growth without a queue start slow start again.
 
 mod round;
 
@@ -30,15 +30,15 @@ use super::{FlowError, FlowParameters, SendmeTag};
 use crate::base::{Counter as _, Instant};
 use round::{RttSamples, WindowRound, cells_in, part, time_of};
 
-/// The path's delivery rate is the greatest of this many rounds.
+/// Number of rounds whose greatest delivery rate is the path's.
 const RATE_ROUNDS: usize = 4;
-/// The same while a queue exceeds its bound: greater rates of earlier rounds are no longer available.
+/// The same number while a queue exceeds its bound: greater rates of earlier rounds are no longer available.
 const QUEUED_RATE_ROUNDS: usize = 2;
-/// Successive steps of growth without a queue after which the window doubles each round trip again.
-const STEPS: u32 = 3;
-/// Multiple of the jitter for which the window has cells. At one, a path whose delay is mostly retransmissions would
-/// keep the window from growing. A queue that exceeds its bound reduces it to one.
-const JITTERS: u32 = 2;
+/// Successive steps of growth without a queue after which slow start begins again.
+const STEPS_TO_SLOW_START: u32 = 3;
+/// Multiple of the jitter that the window covers. At one, retransmissions as a path's main delay would keep the window
+/// from growing. A standing delay of more than the queue's delay and half the jitter reduces the multiple to one.
+const JITTER_FACTOR: u32 = 2;
 /// The smallest round trip is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
 
@@ -53,18 +53,18 @@ struct Outstanding {
 enum WindowPhase {
     /// The window doubles each round trip.
     SlowStart {
-        /// Recent samples show a delay that a queue may cause: no growth.
+        /// Whether growth is halted, because recent samples show a delay that a queue may cause.
         halted: bool,
         /// Samples since the last evaluation.
         recent: RttSamples,
     },
     /// The window follows the model.
     Steady,
-    /// The window is small so that its queue drains.
+    /// The window is below the path's capacity, so that its queue drains.
     Probe {
-        /// Tags sent from this time on meet no queue that the window caused.
+        /// The time from which sent tags meet no queue that the window caused.
         from: Instant,
-        /// The round that measures the path. It begins when the first of these tags is acknowledged.
+        /// The round that measures the path. It begins when the first tag sent from that time is acknowledged.
         round: Option<WindowRound>,
     },
 }
@@ -75,17 +75,18 @@ impl WindowPhase {
 
 /// The sender's window over the DATA cells of one circuit and hop.
 ///
-/// Call [`Self::has_room`] before each DATA cell, [`Self::wants_tag`] to find whether it must carry a tag,
-/// [`Self::handle_sent`] after it, and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each
-/// outstanding tag, at most `window_max / tag_every`.
+/// The caller uses [`Self::has_room`] and [`Self::wants_tag`] before each DATA cell, [`Self::handle_sent`] after it,
+/// and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each outstanding tag, at most
+/// `window_max / tag_every`.
 pub struct CongestionWindow {
     parameters: FlowParameters,
     phase: WindowPhase,
     window: u64,
     sent: u64,
     acknowledged: u64,
+    /// DATA cells sent since the last tag.
     untagged: u64,
-    /// DATA cells sent when the window was last full.
+    /// The value of `sent` when the window was last full.
     full_at: u64,
     outstanding: VecDeque<Outstanding>,
     latest_rtt: Duration,
@@ -106,7 +107,7 @@ impl CongestionWindow {
     #[must_use]
     pub fn new(parameters: &FlowParameters) -> Self {
         let mut parameters = parameters.clone();
-        // The consensus may have any values; these bounds ensure that every window can move.
+        // The consensus may have any values. These bounds ensure that a full window always has an outstanding tag.
         parameters.tag_every = parameters.tag_every.clamp(1, 1024);
         parameters.window_min = parameters.window_min.max(parameters.tag_every.saturating_mul(2));
         parameters.window_max = parameters.window_max.max(parameters.window_min);
@@ -153,7 +154,7 @@ impl CongestionWindow {
         if let Some(tag) = tag {
             self.untagged = 0;
             if self.outstanding.is_empty() {
-                // A round that began before the pause would include it.
+                // A round that began before the pause would count the pause.
                 self.begin_round(now);
             }
             self.outstanding.push_back(Outstanding { tag, sent_at: now, sent: self.sent });
@@ -163,7 +164,7 @@ impl CongestionWindow {
     /// Takes a SENDME.
     ///
     /// # Errors
-    /// When it does not echo the oldest outstanding tag: the circuit ends.
+    /// When the SENDME does not echo the oldest outstanding tag: the circuit ends.
     pub fn handle_sendme(&mut self, now: Instant, tag: &SendmeTag) -> Result<(), FlowError> {
         let oldest = match self.outstanding.pop_front() {
             Some(oldest) if oldest.tag == *tag => oldest,
@@ -183,7 +184,7 @@ impl CongestionWindow {
         Ok(())
     }
 
-    /// When the oldest outstanding tag was sent.
+    /// The time at which the oldest outstanding tag was sent.
     #[must_use]
     pub fn oldest_tag_at(&self) -> Option<Instant> {
         self.outstanding.front().map(|oldest| oldest.sent_at)
@@ -226,19 +227,20 @@ impl CongestionWindow {
         cells.clamp(self.parameters.queue_min.into(), self.parameters.queue_max.into())
     }
 
-    /// The delay of a cell by that queue.
+    /// The delay that a queue of this length causes.
     fn queue_delay(&self) -> Duration {
         time_of(self.rate(), self.queue())
     }
 
-    /// The window by the model, with `jitters` times the jitter.
-    fn target(&self, jitters: u32) -> u64 {
-        let time = self.min_rtt().saturating_add(self.jitter.saturating_mul(jitters));
+    /// The window of the model, with `factor` times the jitter.
+    fn target(&self, factor: u32) -> u64 {
+        let time = self.min_rtt().saturating_add(self.jitter.saturating_mul(factor));
         cells_in(self.rate(), time).saturating_add(self.queue())
     }
 
-    /// Slow start: grows by the acknowledged cells, unless recent samples are all late. A quarter of the window is
-    /// evaluated at once, since a retransmission delays the start of a burst and not its end.
+    /// In slow start, grows the window by the acknowledged cells, unless all recent samples exceed the limit. An
+    /// evaluation takes the samples of a quarter of the window, because a retransmission delays only the first cells of
+    /// a burst.
     fn grow_by_acknowledged(&mut self, full: bool) {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
@@ -258,7 +260,7 @@ impl CongestionWindow {
     fn end_round(&mut self, now: Instant) {
         let limited = self.round.is_window_limited();
         let rate = self.round.delivery_rate(now, self.acknowledged);
-        let doubles = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
+        let rate_grew = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
         let faster = rate > self.rate().saturating_add(self.rate() / 8);
         if limited || rate > self.rate() {
             self.rates.push_back(rate);
@@ -267,7 +269,7 @@ impl CongestionWindow {
             }
         }
         match &mut self.phase {
-            WindowPhase::SlowStart { halted: true, .. } if !doubles => self.begin_probe(now),
+            WindowPhase::SlowStart { halted: true, .. } if !rate_grew => self.begin_probe(now),
             WindowPhase::SlowStart { halted, .. } => *halted = false,
             WindowPhase::Steady => {
                 if limited {
@@ -283,7 +285,7 @@ impl CongestionWindow {
         self.begin_round(now);
     }
 
-    /// Sets the window to the model's, or beyond it while there is no queue.
+    /// Sets the window to that of the model, or adds a step while there is no queue.
     fn follow(&mut self, faster: bool) {
         let standing = self.round.rtt.min.saturating_sub(self.min_rtt());
         let queued = standing > self.queue_delay().saturating_add(self.jitter);
@@ -291,13 +293,13 @@ impl CongestionWindow {
             let old = self.rates.len().saturating_sub(QUEUED_RATE_ROUNDS);
             self.rates.drain(..old);
         } else {
-            // A growing queue would count as jitter.
+            // Not while queued: a growing queue would count as jitter.
             self.jitter = part(self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()), 4);
         }
         let delay = self.queue_delay();
-        let jitters = if standing > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTERS };
-        let target = self.target(jitters);
-        // The effect of a step is measured a round later, unless jitter hides it.
+        let factor = if standing > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTER_FACTOR };
+        let target = self.target(factor);
+        // The effect of a step can be measured a round later, unless jitter hides it.
         let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
         let empty = standing <= part(delay, 4);
         let step = match (queued || waits, faster, empty) {
@@ -315,7 +317,7 @@ impl CongestionWindow {
             }
             self.set_window(target);
         }
-        if self.steps >= STEPS {
+        if self.steps >= STEPS_TO_SLOW_START {
             self.steps = 0;
             self.phase = WindowPhase::SLOW_START;
         }
@@ -325,13 +327,13 @@ impl CongestionWindow {
         self.round = WindowRound::new(now, self.acknowledged);
     }
 
-    /// Sets the window an eighth below the path's capacity without a queue.
+    /// Starts a probe: sets the window an eighth below the path's capacity without a queue.
     fn begin_probe(&mut self, now: Instant) {
-        let held = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
-        self.set_window(held.min(self.window).saturating_mul(7) / 8);
+        let capacity = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
+        self.set_window(capacity.min(self.window).saturating_mul(7) / 8);
         let excess = self.in_flight().saturating_sub(self.window);
-        let drains = time_of(self.rate(), excess).min(self.latest_rtt);
-        self.phase = WindowPhase::Probe { from: now.after(drains), round: None };
+        let drain_time = time_of(self.rate(), excess).min(self.latest_rtt);
+        self.phase = WindowPhase::Probe { from: now.after(drain_time), round: None };
         self.steps = 0;
         self.stepped = false;
     }
@@ -349,7 +351,7 @@ impl CongestionWindow {
         self.min_rtt = Some((round.rtt.min, now));
         self.jitter = round.rtt.jitter();
         self.phase = WindowPhase::Steady;
-        self.set_window(self.target(JITTERS));
+        self.set_window(self.target(JITTER_FACTOR));
         self.begin_round(now);
     }
 

@@ -32,7 +32,7 @@ fn opened(dialled: bool) -> LinkOpened {
     }
 }
 
-/// Messages of the peer are accepted or end the channel; the output stays bounded.
+/// Messages of the peer are accepted or close the channel; sent messages stay within their maximum length.
 fn channel(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut rng) = (FuzzClock::new(), ChaCha8Rng::seed_from_u64(1));
@@ -41,7 +41,7 @@ fn channel(bytes: &[u8]) {
     let mut channels = Channels::new(role(relay), ChannelParameters::default());
     channels.handle_link(clock.0, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
     while !choices.is_empty() {
-        let now = clock.pass(choices.u8());
+        let now = clock.advance(choices.u8());
         match choices.u8() % 8 {
             0 => channels.handle_timeout(now),
             1 => {
@@ -58,7 +58,7 @@ fn channel(bytes: &[u8]) {
         while let Some(event) = channels.poll_event() {
             if let ChannelEvent::Cell { channel, cell } = event {
                 let circuit = cell.circuit().expect("padding is never forwarded");
-                // Each circuit is accepted or destroyed, as by a relay.
+                // Refuses each circuit, as a relay can.
                 if channels.admit_circuit(channel, circuit) {
                     let _ = channels.send(channel, Cell::destroy(circuit));
                 }
@@ -72,9 +72,9 @@ fn channel(bytes: &[u8]) {
     }
 }
 
-/// The messages of an honest client, then cells.
+/// The handshake messages of an honest peer, then cells.
 fn seeds() -> Vec<Vec<u8>> {
-    let greeting = |relay: bool, dialled: bool| {
+    let handshake = |relay: bool, dialled: bool| {
         let (now, mut rng) = (FuzzClock::new().0, ChaCha8Rng::seed_from_u64(2));
         let mut channels = Channels::new(role(relay), ChannelParameters::default());
         channels.handle_link(now, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
@@ -86,7 +86,7 @@ fn seeds() -> Vec<Vec<u8>> {
         });
         messages.collect::<Vec<_>>()
     };
-    let say = |input: &mut Vec<u8>, message: &[u8]| {
+    let add_message = |input: &mut Vec<u8>, message: &[u8]| {
         input.extend([0, 3, 1]);
         input.extend(u16::try_from(message.len()).unwrap().to_be_bytes());
         input.extend(message);
@@ -96,9 +96,9 @@ fn seeds() -> Vec<Vec<u8>> {
     for start in 0..4 {
         for (relay, dialled) in [(false, true), (true, false), (true, true)] {
             let mut input = vec![start, 0, 1, 0xff, 0xff];
-            greeting(relay, dialled).iter().for_each(|message| say(&mut input, &message.to_vec()));
-            say(&mut input, &cell);
-            say(&mut input, &[cell, cell].concat());
+            handshake(relay, dialled).iter().for_each(|message| add_message(&mut input, &message.to_vec()));
+            add_message(&mut input, &cell);
+            add_message(&mut input, &[cell, cell].concat());
             inputs.push(input);
         }
     }

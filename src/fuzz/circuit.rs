@@ -111,7 +111,7 @@ fn hostile_hop(bytes: &[u8]) {
         Origin::start(clock.0, vec![relay(); hops], circuit, FlowParameters::default(), limit, &mut rng).unwrap();
     let mut layer = build(&mut origin, circuit, &clock, &mut rng);
     while !choices.is_empty() {
-        let now = clock.pass(choices.u8());
+        let now = clock.advance(choices.u8());
         match choices.u8() % 8 {
             0 => origin.handle_timeout(now),
             1 => {
@@ -126,7 +126,7 @@ fn hostile_hop(bytes: &[u8]) {
                 let message = choices.bytes();
                 let message = &message[..message.len().min(message_capacity(HopIndex::FIRST))];
                 let mut cell = body(&[]);
-                layer.seal_message(message, &mut cell).expect("it fits");
+                layer.seal_message(message, &mut cell).expect("the message fits");
                 origin.handle_cell(now, Cell::new(circuit, Command::Relay, cell), &mut rng);
             }
         }
@@ -166,7 +166,7 @@ fn build(origin: &mut Origin, circuit: CircuitId, clock: &FuzzClock, rng: &mut C
 }
 
 fn hop_seeds() -> Vec<Vec<u8>> {
-    let said = |hops: u8| {
+    let messages_for = |hops: u8| {
         // The application opens a stream, then the hop sends.
         let mut input = vec![hops, 0, 1];
         for message in messages().iter().filter(|message| message.kind().from_hop()) {
@@ -178,5 +178,5 @@ fn hop_seeds() -> Vec<Vec<u8>> {
         }
         input
     };
-    vec![said(0), said(1)]
+    vec![messages_for(0), messages_for(1)]
 }

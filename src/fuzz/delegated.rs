@@ -14,7 +14,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
     FuzzTarget { name: "http_response", run: http_response, seeds: response_seeds },
 ];
 
-/// A decoded query is within its bounds, and re-encodes to an equal query.
+/// A decoded query is within its bounds: it encodes, and decodes to an equal query.
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
     let again = request.encode().expect("a decoded value can be encoded");
@@ -31,7 +31,7 @@ fn request_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// An answer that decodes is clean, and stays the same when it is cleaned again.
+/// A decoded answer is clean: it encodes, and decodes to an equal answer.
 fn search_answer(bytes: &[u8]) {
     let Ok(answer) = SearchAnswer::decode(bytes) else { return };
     let again = answer.encode().expect("a decoded value can be encoded");
@@ -53,12 +53,12 @@ fn answer_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// A cleaned URL is http or https, has no password, and is unchanged by cleaning it again.
+/// A cleaned URL is http or https, has no user name and no password, and is unchanged by another cleaning.
 fn link(bytes: &[u8]) {
-    let given = String::from_utf8_lossy(bytes);
+    let input = String::from_utf8_lossy(bytes);
     let base = Url::parse("https://engine.example/search?q=x").unwrap();
     for base in [None, Some(&base)] {
-        let Some(cleaned) = link::clean(&given, base) else { continue };
+        let Some(cleaned) = link::clean(&input, base) else { continue };
         assert!(matches!(cleaned.scheme(), "http" | "https") && cleaned.host_str().is_some());
         // The authority must contain no user name and no password.
         let authority = cleaned.as_str().split('/').nth(2).unwrap_or_default();
@@ -83,13 +83,13 @@ fn link_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// A plain text is within its length, has no control characters, and is unchanged by cleaning it again.
+/// A plain text is within its length, has no control characters, and is unchanged by another cleaning.
 fn text(bytes: &[u8]) {
-    const MOST: usize = 40;
-    let plain = text::plain(&String::from_utf8_lossy(bytes), MOST);
-    assert!(plain.chars().count() <= MOST);
+    const MAX_LENGTH: usize = 40;
+    let plain = text::plain(&String::from_utf8_lossy(bytes), MAX_LENGTH);
+    assert!(plain.chars().count() <= MAX_LENGTH);
     assert!(!plain.chars().any(|character| character.is_control() || ('\u{202a}'..='\u{202e}').contains(&character)));
-    assert_eq!(text::plain(&plain, MOST), plain);
+    assert_eq!(text::plain(&plain, MAX_LENGTH), plain);
 }
 
 fn text_seeds() -> Vec<Vec<u8>> {
@@ -103,8 +103,8 @@ fn http_response(bytes: &[u8]) {
     let Ok(response) = HttpResponse::decode(bytes.to_vec()) else { return };
     assert!((200..600).contains(&response.status));
     assert!(response.body.len() < bytes.len());
-    let passes = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_remembered(name);
-    assert!(response.fields.iter().all(|(name, _)| passes(name)));
+    let is_permitted = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_remembered(name);
+    assert!(response.fields.iter().all(|(name, _)| is_permitted(name)));
 }
 
 fn response_seeds() -> Vec<Vec<u8>> {

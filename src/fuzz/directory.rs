@@ -13,18 +13,18 @@ use crate::{
 };
 
 pub(super) const TARGETS: &[FuzzTarget] = &[
-    FuzzTarget { name: "descriptor", run: descriptor, seeds: || vec![own_descriptor()] },
-    FuzzTarget { name: "signed_descriptor", run: signed_descriptor, seeds: || vec![whole_descriptor()] },
-    FuzzTarget { name: "consensus", run: consensus, seeds: || vec![own_consensus()] },
-    FuzzTarget { name: "signed_consensus", run: signed_consensus, seeds: || vec![whole_consensus()] },
+    FuzzTarget { name: "descriptor", run: descriptor, seeds: || vec![unsigned_descriptor()] },
+    FuzzTarget { name: "signed_descriptor", run: signed_descriptor, seeds: || vec![valid_descriptor()] },
+    FuzzTarget { name: "consensus", run: consensus, seeds: || vec![unsigned_consensus()] },
+    FuzzTarget { name: "signed_consensus", run: signed_consensus, seeds: || vec![valid_consensus()] },
     FuzzTarget {
         name: "authority_records",
         run: authority_records,
-        seeds: || vec![whole_descriptor(), whole_consensus()],
+        seeds: || vec![valid_descriptor(), valid_consensus()],
     },
-    FuzzTarget { name: "signed_volunteer", run: signed_volunteer, seeds: || vec![whole_volunteer()] },
-    FuzzTarget { name: "volunteer_list", run: volunteer_list, seeds: || vec![own_volunteer_list()] },
-    FuzzTarget { name: "signed_volunteer_list", run: signed_volunteer_list, seeds: || vec![whole_volunteer_list()] },
+    FuzzTarget { name: "signed_volunteer", run: signed_volunteer, seeds: || vec![valid_volunteer()] },
+    FuzzTarget { name: "volunteer_list", run: volunteer_list, seeds: || vec![unsigned_volunteer_list()] },
+    FuzzTarget { name: "signed_volunteer_list", run: signed_volunteer_list, seeds: || vec![valid_volunteer_list()] },
     FuzzTarget { name: "registration", run: registration, seeds: registration_seeds },
     FuzzTarget { name: "signed_presence", run: signed_presence, seeds: presence_seeds },
     FuzzTarget { name: "counted", run: counted, seeds: counted_seeds },
@@ -34,20 +34,20 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 
 const NOW: WallTime = fixture::NOW;
 
-fn whole_descriptor() -> Vec<u8> {
+fn valid_descriptor() -> Vec<u8> {
     fixture::descriptor(1, fixture::exit_profile(1, &["accept 443", "reject *:25"]), NOW)
 }
 
-fn own_descriptor() -> Vec<u8> {
-    fixture::unsigned_descriptor(&whole_descriptor())
+fn unsigned_descriptor() -> Vec<u8> {
+    fixture::unsigned_descriptor(&valid_descriptor())
 }
 
-fn whole_consensus() -> Vec<u8> {
+fn valid_consensus() -> Vec<u8> {
     fixture::signed_by(&[1], NOW).into_bytes()
 }
 
-fn own_consensus() -> Vec<u8> {
-    fixture::unsigned_document(&whole_consensus())
+fn unsigned_consensus() -> Vec<u8> {
+    fixture::unsigned_document(&valid_consensus())
 }
 
 /// Arbitrary bytes signed by a relay.
@@ -57,12 +57,12 @@ fn descriptor(bytes: &[u8]) {
 
 fn signed_descriptor(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
-    let taken = authority.handle_descriptor(NOW, bytes);
+    let accepted = authority.handle_descriptor(NOW, bytes);
     let verified = UnverifiedDescriptor::decode(bytes).and_then(|descriptor| descriptor.verify(NOW));
-    assert!(taken.is_err() || verified.is_ok());
+    assert!(accepted.is_err() || verified.is_ok());
     if let Ok(descriptor) = verified {
-        // A verified descriptor can be signed again, and decodes to an equal one.
-        let again = descriptor.sign(&fixture::key(1)).expect("a verified descriptor is a possible one");
+        // A verified descriptor can be signed again, and the result decodes to an equal descriptor.
+        let again = descriptor.sign(&fixture::key(1)).expect("a verified descriptor can be signed");
         assert_eq!(UnverifiedDescriptor::decode(&again).unwrap().verify(NOW).unwrap(), descriptor);
     }
 }
@@ -83,16 +83,16 @@ fn signed_consensus(bytes: &[u8]) {
     guards.update(&consensus, &mut rng);
 }
 
-fn whole_volunteer() -> Vec<u8> {
+fn valid_volunteer() -> Vec<u8> {
     fixture::volunteer(21, fixture::volunteer_profile(21), NOW)
 }
 
 fn signed_volunteer(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
     let mut rng = <rand::rngs::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(1);
-    let taken = authority.handle_volunteer(NOW, bytes, &mut rng);
+    let accepted = authority.handle_volunteer(NOW, bytes, &mut rng);
     let verified = UnverifiedVolunteer::decode(bytes).and_then(|volunteer| volunteer.verify(NOW));
-    assert_eq!(taken.is_ok(), verified.is_ok());
+    assert_eq!(accepted.is_ok(), verified.is_ok());
     if let Ok(volunteer) = verified
         && volunteer.profile.identity == fixture::key(21).id()
         && let Ok(again) = volunteer.sign(&fixture::key(21))
@@ -101,12 +101,12 @@ fn signed_volunteer(bytes: &[u8]) {
     }
 }
 
-fn whole_volunteer_list() -> Vec<u8> {
+fn valid_volunteer_list() -> Vec<u8> {
     fixture::volunteers_signed_by(&[1], NOW).into_bytes()
 }
 
-fn own_volunteer_list() -> Vec<u8> {
-    fixture::unsigned_document(&whole_volunteer_list())
+fn unsigned_volunteer_list() -> Vec<u8> {
+    fixture::unsigned_document(&valid_volunteer_list())
 }
 
 /// Arbitrary bytes signed by the authority.
@@ -121,7 +121,7 @@ fn signed_volunteer_list(bytes: &[u8]) {
     assert!(list.volunteers().is_sorted_by(|one, next| one.identity() < next.identity()));
     for volunteer in list.volunteers() {
         assert!((1..=3).contains(&volunteer.gateways.len()));
-        assert!(list.reached_by(&volunteer.gateways[0]).any(|it| it == volunteer));
+        assert!(list.reached_by(&volunteer.gateways[0]).any(|other| other == volunteer));
     }
     assert!(unverified.verify(&[AuthorityId::from(fixture::key(2).id())], NOW, None).is_err());
 }
@@ -137,7 +137,7 @@ fn registration_seeds() -> Vec<Vec<u8>> {
     vec![Registration { seed: [7; 32], gateways }.encode()]
 }
 
-/// A gateway's report, to an authority that lists the gateway.
+/// A gateway's report to an authority that lists the gateway.
 fn signed_presence(bytes: &[u8]) {
     if let Ok(presence) = UnverifiedPresence::decode(bytes).and_then(|presence| presence.verify(NOW)) {
         assert!(presence.volunteers.len() <= MAX_PRESENT);
@@ -147,8 +147,8 @@ fn signed_presence(bytes: &[u8]) {
     let target = relay.dial_target();
     authority.handle_descriptor(NOW, &fixture::descriptor(1, relay, NOW)).unwrap();
     authority.handle_proof(NOW, &target, Ok(()));
-    let taken = authority.handle_presence(NOW, bytes);
-    assert!(taken.is_err() || authority.handle_presence(NOW, bytes).is_err(), "no report counts twice");
+    let accepted = authority.handle_presence(NOW, bytes);
+    assert!(accepted.is_err() || authority.handle_presence(NOW, bytes).is_err(), "a report is accepted once");
 }
 
 fn presence_seeds() -> Vec<Vec<u8>> {

@@ -18,7 +18,7 @@ fn request() -> SearchRequest {
     SearchRequest::new(engine, "a&b=../{c} 所", 2, Some("en")).unwrap()
 }
 
-/// A valid description leads to http or https URLs, and the terms don't change the host.
+/// A valid description yields http or https URLs, and the terms don't change the origin of the URL.
 fn description(bytes: &[u8]) {
     let origin = Url::parse("http://origin.example:8080/description.xml").unwrap();
     let Ok(engine) = Engine::describe(bytes, Some(&origin), None) else { return };
@@ -39,8 +39,8 @@ fn description_seeds() -> Vec<Vec<u8>> {
     shipped.into_iter().chain([include_bytes!("../engine/tests/kiwix-description.xml").to_vec()]).collect()
 }
 
-/// A description of each answer format.
-const FORMS: [(&str, &str); 5] = [
+/// The media type and the result selectors of each answer format.
+const FORMATS: [(&str, &str); 5] = [
     ("application/rss+xml", ""),
     ("application/json", ""),
     ("application/json", r#"select="/a" total="/t" title="/title" link="/p/{/title}" snippet="/s""#),
@@ -49,7 +49,7 @@ const FORMS: [(&str, &str); 5] = [
 ];
 
 fn engines() -> impl Iterator<Item = Engine> {
-    FORMS.into_iter().map(|(media, results)| {
+    FORMATS.into_iter().map(|(media, results)| {
         let results = if results.is_empty() { String::new() } else { format!(r#"<u:results type="{media}" {results}/>"#) };
         let document = format!(
             r#"<OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/" xmlns:u="urn:umbel:engine">
@@ -60,7 +60,7 @@ fn engines() -> impl Iterator<Item = Engine> {
     })
 }
 
-/// The results of any answer fit a `SearchAnswer`, which decodes to an equal one.
+/// The results of any answer fit a frame, which decodes to an equal answer.
 fn answer(bytes: &[u8]) {
     let url = Url::parse("http://engine.example/search").unwrap();
     for engine in engines() {

@@ -54,13 +54,13 @@ impl Connector for Nowhere {
     }
 }
 
-/// The reader view of any page loads and runs nothing, and its references lead to the reader view.
+/// The reader view of any page loads no resource and runs no script, and its URLs lead to the reader view.
 fn reader_page(bytes: &[u8]) {
     const KINDS: [&str; 4] = ["text/html", "text/html; charset=utf-16le", "text/html; charset=iso-2022-jp", ""];
     let Some((kind, body)) = bytes.split_first() else { return };
     let url = "https://site.example/folder/page".parse().unwrap();
     let Some((_, shown)) = cleaned_page(KINDS[usize::from(*kind) % KINDS.len()], body, &url) else { return };
-    // Parsed as by a browser.
+    // Parses the page as a browser does.
     let page = scraper::Html::parse_fragment(&shown);
     for element in page.tree.values().filter_map(scraper::Node::as_element) {
         let name = element.name();
@@ -72,8 +72,8 @@ fn reader_page(bytes: &[u8]) {
         for (attribute, value) in element.attrs() {
             let known =
                 ["href", "rel", "id", "lang", "dir", "start", "span", "colspan", "rowspan"].contains(&attribute);
-            let leads_here = attribute != "href" || value.starts_with("/read?url=") || value.starts_with("#page-");
-            assert!(known && leads_here, "<{name} {attribute}={value}>");
+            let is_local = attribute != "href" || value.starts_with("/read?url=") || value.starts_with("#page-");
+            assert!(known && is_local, "<{name} {attribute}={value}>");
         }
     }
 }
@@ -97,13 +97,13 @@ fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpList
         let address = listener.local_addr().unwrap();
         let serving = tokio::spawn(serve(listener));
         let mut application = TcpStream::connect(address).await.unwrap();
-        // The port may have closed before all was written.
+        // The port may close before all bytes are written.
         let _ = application.write_all(bytes).await;
         let _ = application.shutdown().await;
         let mut answer = Vec::new();
         let read = timeout(Duration::from_secs(20), application.read_to_end(&mut answer)).await;
-        assert!(read.is_ok(), "the port did not end in time");
-        assert!(!serving.is_finished(), "the port still serves");
+        assert!(read.is_ok(), "the port did not close the connection in time");
+        assert!(!serving.is_finished(), "the port has ended");
     });
 }
 
@@ -139,7 +139,7 @@ fn http_seeds() -> Vec<Vec<u8>> {
     requests.map(|request| request.as_bytes().to_vec()).to_vec()
 }
 
-/// A decoded message can be encoded, and decodes to an equal one.
+/// The head of a decoded message decodes to an equal head, if it can be encoded.
 fn binary_http(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -196,7 +196,7 @@ fn oblivious_http(bytes: &[u8]) {
 }
 
 fn oblivious_seeds() -> Vec<Vec<u8>> {
-    // An identifier, X25519, a key, and the two cipher suites.
+    // The identifier, X25519, the key, and two cipher suites.
     let keys = [&[1, 0, 0x20], [9; 32].as_slice(), &[0, 8, 0, 1, 0, 1, 0, 1, 0, 3]].concat();
     let listed = [&[0, 45], keys.as_slice()].concat();
     let known: &[u8] = b"\x01\x40\xc8\x08\x04etag\x021!\x04body\x00";
@@ -225,8 +225,8 @@ fn key_files(bytes: &[u8]) {
 fn key_seeds() -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let made = Folder::open(folder.path()).unwrap();
-    made.identity(&mut rng).unwrap();
-    made.onion_keys(WallTime::from_unix(0), &mut rng).unwrap();
+    let created = Folder::open(folder.path()).unwrap();
+    created.identity(&mut rng).unwrap();
+    created.onion_keys(WallTime::from_unix(0), &mut rng).unwrap();
     KEY_FILES.map(|name| fs::read(folder.path().join(name)).unwrap()).to_vec()
 }

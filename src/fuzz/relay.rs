@@ -1,4 +1,4 @@
-//! Fuzz target: a relay's core with an origin that obeys the channel's rules and violates all others.
+//! Fuzz target: a relay's core with an origin that obeys the rules of the channel and may violate all others.
 
 use std::sync::Arc;
 
@@ -105,7 +105,7 @@ impl RelayHarness {
         let mut fragments = crate::wire::Fragments::new();
         let reply = fragments.push(created.body()).unwrap().expect("a reply fits a cell");
         self.layers = OriginLayers::new();
-        self.layers.push(handshake.finish(&reply).expect("an honest relay").keys).unwrap();
+        self.layers.push(handshake.finish(&reply).expect("the relay is honest").keys).unwrap();
     }
 
     fn send(&mut self, cell: Cell) {
@@ -141,13 +141,13 @@ impl RelayHarness {
     }
 }
 
-/// For any input of the origin, the relay's circuits stay within their cap, and its output is whole cells.
+/// For any input of the origin, the relay's circuits stay within their cap.
 fn hostile_origin(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut world) = (FuzzClock::new(), RelayHarness::new());
     let circuit = |choice: u8| CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap();
     while !choices.is_empty() {
-        let now = clock.pass(choices.u8() % 12);
+        let now = clock.advance(choices.u8() % 12);
         match choices.u8() % 8 {
             0 => world.relay.handle_timeout(now, &mut world.rng),
             1 => world.create(now, circuit(choices.u8())),
@@ -181,18 +181,18 @@ fn body(bytes: &[u8]) -> CellBody {
     body
 }
 
-/// A circuit, then every message, each on a fresh circuit and all on one.
+/// Inputs that create a circuit and send messages: one input for each message, and one with all messages of streams.
 fn origin_seeds() -> Vec<Vec<u8>> {
-    let said = |message: &crate::wire::RelayMessage| {
+    let send_message = |message: &crate::wire::RelayMessage| {
         let mut encoded = Vec::new();
         message.encode(&mut encoded).unwrap();
         let length = u16::try_from(encoded.len()).unwrap().to_be_bytes();
         [&[0, 4, 0], &length[..], &*Bytes::from(encoded), &[1]].concat()
     };
     let create = [0, 1, 0].to_vec();
-    let each = messages().into_iter().map(|message| [create.clone(), said(&message)].concat());
+    let each = messages().into_iter().map(|message| [create.clone(), send_message(&message)].concat());
     let begin = messages().into_iter().next().unwrap();
     let of_stream = messages().into_iter().filter(|message| message.kind().from_origin() && message.stream().is_some());
-    let all = of_stream.flat_map(|message| said(&message));
-    each.chain([create.iter().copied().chain(said(&begin)).chain(all).collect()]).collect()
+    let all = of_stream.flat_map(|message| send_message(&message));
+    each.chain([create.iter().copied().chain(send_message(&begin)).chain(all).collect()]).collect()
 }

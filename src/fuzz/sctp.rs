@@ -25,9 +25,10 @@ struct FuzzAssociation {
     association: Association,
     /// Ports, verification tag, and a zero checksum, which was negotiated.
     header: [u8; 12],
-    /// The first TSN of the peer and of the association.
+    /// The first TSN of the peer.
     tsn: u32,
-    their_tsn: u32,
+    /// The first TSN of the association.
+    association_tsn: u32,
 }
 
 impl FuzzAssociation {
@@ -48,11 +49,11 @@ impl FuzzAssociation {
         packets(&mut association, now);
         let mut header = [0; 12];
         header[..8].copy_from_slice(&echo[..8]);
-        Self { association, header, tsn: tsn(&init), their_tsn: tsn(&init_ack) }
+        Self { association, header, tsn: tsn(&init), association_tsn: tsn(&init_ack) }
     }
 
-    /// Passes it a packet with these chunks.
-    fn take(&mut self, now: Instant, chunks: &[u8]) {
+    /// Passes a packet with these chunks to the association.
+    fn receive(&mut self, now: Instant, chunks: &[u8]) {
         self.association.handle_packet(now, &[&self.header[..], chunks].concat());
     }
 
@@ -63,14 +64,14 @@ impl FuzzAssociation {
             match event {
                 AssociationEvent::Message { stream, message } => messages.push((stream, message.to_vec())),
                 AssociationEvent::Closed(_) => return None,
-                AssociationEvent::Open { .. } => unreachable!("it is open"),
+                AssociationEvent::Open { .. } => unreachable!("the association is open"),
             }
         }
         Some(messages)
     }
 }
 
-/// All packets that it can send now.
+/// All packets that the association can send now.
 fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     let mut buffer = [0; PACKET];
@@ -80,7 +81,7 @@ fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
             return packets;
         }
         packets.push(buffer[..length].to_vec());
-        assert!(packets.len() <= 20_000, "packets without end");
+        assert!(packets.len() <= 20_000, "unbounded number of packets");
     }
 }
 
@@ -115,20 +116,20 @@ fn sack(cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: u16) ->
 fn hostile_peer(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut clock = FuzzClock::new();
-    let mut now = clock.pass(0);
+    let mut now = clock.advance(0);
     let mut established = FuzzAssociation::new(now);
     while !choices.is_empty() {
         match choices.u8() % 8 {
-            0 => established.take(now, choices.bytes()),
+            0 => established.receive(now, choices.bytes()),
             1 | 2 => {
                 let (flags, distance, stream) = (choices.u8() & 0xb, choices.u16(), choices.u8() % 65);
                 let (sequence, length) = (choices.u8(), usize::from(choices.u16()) % 1_168);
                 let tsn = established.tsn.wrapping_add(u32::from(distance)).wrapping_sub(8);
                 let chunk = data(flags, tsn, stream.into(), sequence.into(), 53, &vec![9; length.max(1)]);
-                established.take(now, &chunk);
+                established.receive(now, &chunk);
             }
             3 | 4 => {
-                let cumulative = established.their_tsn.wrapping_add(choices.u8().into()).wrapping_sub(4);
+                let cumulative = established.association_tsn.wrapping_add(choices.u8().into()).wrapping_sub(4);
                 let window = u32::from(choices.u16()) << 8;
                 let mut last = 0_u16;
                 let blocks: Vec<_> = (0..choices.u8() % 8)
@@ -139,7 +140,7 @@ fn hostile_peer(bytes: &[u8]) {
                     })
                     .collect();
                 let chunk = sack(cumulative, window, &blocks, (choices.u8() % 4).into());
-                established.take(now, &chunk);
+                established.receive(now, &chunk);
             }
             5 => {
                 let length = usize::from(choices.u16()) % (17 << 10);
@@ -148,7 +149,7 @@ fn hostile_peer(bytes: &[u8]) {
                     established.association.send(now, stream, vec![7; length].into());
                 }
             }
-            _ => now = clock.pass(choices.u8()),
+            _ => now = clock.advance(choices.u8()),
         }
         let association = &mut established.association;
         for _ in 0..1_000 {
@@ -159,7 +160,7 @@ fn hostile_peer(bytes: &[u8]) {
             packets(association, now);
         }
         packets(association, now);
-        assert!(association.poll_timeout().is_none_or(|due| due > now), "timers without end");
+        assert!(association.poll_timeout().is_none_or(|due| due > now), "timers expire without end");
         association.assert_sound();
         if established.messages().is_none() {
             assert_eq!(established.association.poll_timeout(), None);
@@ -173,20 +174,22 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
     let acknowledge = |cumulative: u8, blocks: &[u8]| {
         [&[3, cumulative, 0x10, 0, u8::try_from(blocks.len() / 2).unwrap()], blocks, &[1]].concat()
     };
-    let datum = |distance: u16, sequence: u8, flags: u8, length: u16| {
+    let chunk = |distance: u16, sequence: u8, flags: u8, length: u16| {
         [&[1, flags][..], &(distance + 8).to_be_bytes(), &[2, sequence], &length.to_be_bytes()].concat()
     };
     let raw = |chunks: &[u8]| [&[0][..], &u16::try_from(chunks.len()).unwrap().to_be_bytes(), chunks].concat();
-    let (pass, long) = ([7, 5], [7, 11]);
+    // Waits of 31 ms and of 2,047 ms.
+    let (short, long) = ([7, 5], [7, 11]);
     let heartbeat = [4, 0, 0, 12, 0, 1, 0, 8, 1, 2, 3, 4];
     let unknown = [0x80, 0, 0, 4, 0x41, 0, 0, 5, 1, 0, 0, 0];
     vec![
-        [&write(16_000)[..], &pass, &acknowledge(7, &[]), &pass, &acknowledge(9, &[]), &acknowledge(17, &[])].concat(),
-        [&write(16_000)[..], &pass, &acknowledge(5, &[2, 1, 2, 3]), &long, &acknowledge(5, &[2, 9]), &long, &long]
+        [&write(16_000)[..], &short, &acknowledge(7, &[]), &short, &acknowledge(9, &[]), &acknowledge(17, &[])]
+            .concat(),
+        [&write(16_000)[..], &short, &acknowledge(5, &[2, 1, 2, 3]), &long, &acknowledge(5, &[2, 9]), &long, &long]
             .concat(),
         [&write(9_000)[..], &long, &long, &acknowledge(3, &[]), &long, &long, &long].concat(),
-        [datum(0, 0, 3, 10), datum(1, 1, 2, 1_000), datum(2, 1, 0, 1_000), datum(3, 1, 1, 9)].concat(),
-        [&datum(3, 1, 3, 10)[..], &datum(1, 0, 0, 8), &pass, &datum(2, 0, 1, 9), &datum(0, 0, 2, 7), &pass].concat(),
+        [chunk(0, 0, 3, 10), chunk(1, 1, 2, 1_000), chunk(2, 1, 0, 1_000), chunk(3, 1, 1, 9)].concat(),
+        [&chunk(3, 1, 3, 10)[..], &chunk(1, 0, 0, 8), &short, &chunk(2, 0, 1, 9), &chunk(0, 0, 2, 7), &short].concat(),
         [raw(&heartbeat), raw(&unknown), raw(&[6, 0, 0, 4])].concat(),
         raw(&[130, 0, 0, 20, 0, 13, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     ]
@@ -254,11 +257,11 @@ impl Model {
     }
 }
 
-/// An honest peer over a path with loss, delay and duplication: messages are delivered when a naive model delivers
-/// them, and all in the end.
+/// An honest peer over a path with reordering and duplication: the association delivers each message when a simple
+/// model does, and finally all messages.
 fn reassembly(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let mut now = FuzzClock::new().pass(0);
+    let mut now = FuzzClock::new().advance(0);
     let mut established = FuzzAssociation::new(now);
     let fragments = fragments(&mut choices);
     let mut waiting: VecDeque<usize> = (0..fragments.len()).collect();
@@ -266,7 +269,7 @@ fn reassembly(bytes: &[u8]) {
     while let Some(at) = waiting.pop_front() {
         let fate = if choices.is_empty() { 0 } else { choices.u8() };
         if fate & 3 == 3 {
-            // Reordered behind the chosen number of packets.
+            // The packet goes behind the chosen number of packets.
             waiting.insert(usize::from(fate >> 2).min(waiting.len()), at);
             continue;
         }
@@ -274,9 +277,9 @@ fn reassembly(bytes: &[u8]) {
         let flags = u8::from(fragment.begin) << 1 | u8::from(fragment.end);
         let tsn = established.tsn.wrapping_add(u32::try_from(at).unwrap());
         let chunk = data(flags, tsn, fragment.stream, fragment.sequence, 53, &fragment.payload);
-        established.take(now, &chunk);
+        established.receive(now, &chunk);
         if fate & 3 == 2 {
-            established.take(now, &chunk);
+            established.receive(now, &chunk);
         }
         model.arrived.insert(at, fragment.clone());
         let mut messages = established.messages().expect("an honest peer's association lasts");

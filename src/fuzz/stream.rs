@@ -16,7 +16,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
     FuzzTarget { name: "streams_end_to_end", run: end_to_end, seeds: end_to_end_seeds },
 ];
 
-/// Length of a relay message at the third hop, in bytes.
+/// Maximum length of a relay message at the third hop, with its header, in bytes.
 const CAPACITY: usize = 968;
 
 fn parameters() -> FlowParameters {
@@ -34,10 +34,10 @@ fn hostile(bytes: &[u8]) {
     let mut streams = Streams::new(role, parameters());
     let (mut clock, mut rng) = (FuzzClock::new(), ChaCha8Rng::seed_from_u64(1));
     while !choices.is_empty() {
-        let now = clock.pass(choices.u8());
-        let taken = match choices.u8() % 4 {
+        let now = clock.advance(choices.u8());
+        let outcome = match choices.u8() % 4 {
             0 => {
-                act(&mut streams, role, now, &mut choices);
+                perform(&mut streams, role, now, &mut choices);
                 Ok(())
             }
             1 => streams.handle_timeout(now),
@@ -46,7 +46,7 @@ fn hostile(bytes: &[u8]) {
                 Err(_) => return,
             },
         };
-        if taken.is_err() {
+        if outcome.is_err() {
             return streams.abort(EndReason::Failed);
         }
         while streams.poll_event().is_some() {}
@@ -59,8 +59,8 @@ fn hostile(bytes: &[u8]) {
     }
 }
 
-/// An operation of the application.
-fn act(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, choices: &mut Choices<'_>) {
+/// Performs an operation of the application.
+fn perform(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, choices: &mut Choices<'_>) {
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
     match choices.u8() % 9 {
         8 if role == StreamRole::Origin => drop(streams.request(now, Service::Search)),
@@ -80,7 +80,7 @@ fn act(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, choic
 }
 
 fn hostile_seeds() -> Vec<Vec<u8>> {
-    let said = |role: u8| {
+    let messages_for = |role: u8| {
         let mut input = vec![role];
         for message in messages() {
             let mut encoded = Vec::new();
@@ -92,21 +92,20 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
         }
         input
     };
-    vec![said(0), said(1)]
+    vec![messages_for(0), messages_for(1)]
 }
 
-/// Two honest ends with arbitrary operations and delays: no protocol violation, and each end reads a prefix of the
-/// bytes that the other wrote.
+/// Two honest ends with arbitrary operations and delays: no protocol violation, each received piece has consecutive
+/// bytes, and no end receives more bytes than the other wrote.
 fn end_to_end(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut ends = [StreamRole::Origin, StreamRole::Exit].map(|role| Streams::new(role, parameters()));
-    // Bytes written and read, by end and stream. The n-th byte that an end writes to a stream is n, so a missing or
-    // duplicate piece is detected.
+    // Bytes written and read, by end and stream. The n-th byte that an end writes to a stream is n mod 256.
     let mut written = [[0_usize; 16]; 2];
     let mut read = [[0_usize; 16]; 2];
     let (mut clock, mut rng) = (FuzzClock::new(), ChaCha8Rng::seed_from_u64(2));
     while !choices.is_empty() {
-        let now = clock.pass(choices.u8() % 8);
+        let now = clock.advance(choices.u8() % 8);
         let which = usize::from(choices.u8() % 2);
         let id = StreamId::new(u16::from(choices.u8() % 15) + 1).unwrap();
         let slot = usize::from(id.value());
@@ -119,7 +118,7 @@ fn end_to_end(bytes: &[u8]) {
             3 => ends[which].handle_command(id, StreamCommand::Consumed(usize::from(choices.u16()))),
             4 => {
                 let length = usize::from(choices.u16());
-                let piece: Vec<u8> = (0..length).map(|index| counted(written[which][slot] + index)).collect();
+                let piece: Vec<u8> = (0..length).map(|index| byte_at(written[which][slot] + index)).collect();
                 written[which][slot] += ends[which].write(id, &piece);
             }
             _ => {
@@ -132,11 +131,11 @@ fn end_to_end(bytes: &[u8]) {
         for end in [0, 1] {
             while let Some(event) = ends[end].poll_event() {
                 let (stream, StreamEvent::Data(bytes)) = event else { continue };
-                // An identifier is reused once its stream is forgotten, so only the bytes within each piece are
+                // An identifier is reused after the end of its stream, so only the bytes within each piece are
                 // compared.
                 let slot = usize::from(stream.value()).min(15);
                 let first = usize::from(bytes[0]);
-                assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == counted(first + index)));
+                assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == byte_at(first + index)));
                 read[end][slot] += bytes.len();
                 assert!(read[end][slot] <= written[1 - end][slot], "more bytes received than sent");
             }
@@ -144,12 +143,12 @@ fn end_to_end(bytes: &[u8]) {
     }
 }
 
-fn counted(index: usize) -> u8 {
+fn byte_at(index: usize) -> u8 {
     u8::try_from(index % 256).unwrap()
 }
 
 fn end_to_end_seeds() -> Vec<Vec<u8>> {
-    // Time, end, stream less one, operation, and its arguments.
+    // An operation: time, end, stream identifier minus one, operation code, arguments.
     let begin = [0, 0, 0, 0];
     let deliver = |end: u8| [0, end, 0, 5, 255];
     let write = |end: u8| [0, end, 0, 4, 0x20, 0];

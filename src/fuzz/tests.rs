@@ -29,7 +29,8 @@ fn corpus(target: &FuzzTarget) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// Shown only when the test fails: the last line is the failing input.
+/// Prints the name of an input, then runs the target on it. The output is shown only if the test fails; its last line
+/// names the failing input.
 fn run(target: &FuzzTarget, file: &str, mutation: Option<u64>, input: &[u8]) {
     println!("{} {file} {mutation:?}", target.name);
     (target.run)(input);
@@ -89,7 +90,7 @@ fn every_target_has_its_program() {
 }
 
 #[test]
-#[ignore = "writes fuzz/corpus and what cargo-fuzz needs for each target"]
+#[ignore = "writes fuzz/corpus, and the program and manifest entry of each target"]
 fn write_seeds() {
     let mut manifest = fs::read_to_string(fuzz_folder().join("Cargo.toml")).unwrap();
     for FuzzTarget { name, seeds, .. } in targets() {

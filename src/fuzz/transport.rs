@@ -28,11 +28,11 @@ fn udp_port(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut config = EndpointConfig::new(own_certificate());
     config.accept = Some(Ice::new("evtj", "VOkJxbRl1RmTxUk/WvJxBt").unwrap());
-    let mut endpoint = Endpoint::new(config, StdInstant::now()).expect("sound settings");
+    let mut endpoint = Endpoint::new(config, StdInstant::now()).expect("valid settings");
     endpoint.set_ports(&[LISTEN], 1);
     let mut clock = FuzzClock::new();
     while !choices.is_empty() {
-        let now = clock.pass(choices.u8());
+        let now = clock.advance(choices.u8());
         let remote = SocketAddr::from(([192, 0, 2, choices.u8() % 4], 4443));
         let mut datagram = choices.bytes().to_vec();
         endpoint.handle_datagram(now, SocketRoute { port: LISTEN.id, remote }, &mut datagram);
@@ -43,7 +43,7 @@ fn udp_port(bytes: &[u8]) {
     }
 }
 
-/// A STUN check (RFC 5769 §2.1), a dialler's first hello, and both more than once.
+/// A STUN check (RFC 5769 §2.1), a dialler's first hello, and a sequence of both.
 #[allow(clippy::disallowed_methods, reason = "the origin of the core's time")]
 fn udp_seeds() -> Vec<Vec<u8>> {
     const CHECK: &[u8] =
@@ -78,7 +78,7 @@ fn certificate_seeds() -> Vec<Vec<u8>> {
     vec![own_certificate().to_bytes().unwrap().to_vec()]
 }
 
-/// Both ends of an association.
+/// The record layers of both ends of an association.
 fn record_layers(suite: CipherSuite) -> [Records; 2] {
     let (key, iv) = match suite {
         CipherSuite::Aes128Gcm => (16, 4),
@@ -91,7 +91,7 @@ fn record_layers(suite: CipherSuite) -> [Records; 2] {
     })
 }
 
-/// Datagrams of a peer, modified, repeated, reordered or invented: each opened record was sealed, and is opened once.
+/// Datagrams of a peer, modified, repeated, reordered or arbitrary: each opened record was sealed, and is opened once.
 fn dtls_records(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let [mut peer, mut ours] = record_layers(CipherSuite::ALL[usize::from(choices.u8() % 2)]);
@@ -140,7 +140,7 @@ fn record_seeds() -> Vec<Vec<u8>> {
         &seal[..],
         &seal,
         &seal,
-        // The second; all in one datagram; the first modified in its explicit nonce; an empty header.
+        // The second record; all records in one datagram; the first record with a modified nonce; an empty header.
         &[1, 0, 1],
         &[1, 2, 0, 1, 2],
         &[2, 0, 0, 13, 0, 1, 0x80],

@@ -1,4 +1,4 @@
-//! Fuzz targets: the codecs of messages on a channel.
+//! Fuzz targets: the codecs of cells, relay messages, fragments and hosts.
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
     },
 ];
 
-/// A cell that decodes encodes to the same bytes.
+/// A decoded cell encodes to the same bytes.
 fn cell(bytes: &[u8]) {
     let slot: Option<[u8; SLOT_LEN]> = bytes.try_into().ok();
     let Some(cell) = slot.and_then(|slot| Cell::decode(slot.into()).ok()) else { return };
@@ -37,7 +37,7 @@ fn cell_seeds() -> Vec<Vec<u8>> {
     cells.map(|cell| cell.encode().to_vec()).collect()
 }
 
-/// A message that decodes encodes to the same bytes, without its padding.
+/// A decoded message encodes to the same bytes, without its padding.
 fn relay_message(bytes: &[u8]) {
     let Ok(message) = RelayMessage::decode(&Bytes::copy_from_slice(bytes)) else { return };
     let mut again = Vec::new();
@@ -95,7 +95,7 @@ pub(super) fn messages() -> Vec<RelayMessage> {
     ]
 }
 
-/// Reassembled fragments are within the length limit, and splitting and reassembling them again gives the same bytes.
+/// A reassembled body is within the length limit, and its own fragments reassemble to the same bytes.
 fn fragments(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut fragments = Fragments::new();
@@ -107,10 +107,10 @@ fn fragments(bytes: &[u8]) {
             assert_eq!(encode_extend(&relay, request), body);
         }
         let mut again = Fragments::new();
-        let parts = split(&body, BODY_LEN).expect("a value needs no more cells than its input");
+        let parts = split(&body, BODY_LEN).expect("the body fits the maximum number of fragments");
         let mut whole = None;
         for part in parts {
-            whole = again.push(&part).expect("our own");
+            whole = again.push(&part).expect("a fragment from split");
         }
         assert_eq!(whole, Some(body));
     }

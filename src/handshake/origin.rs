@@ -12,14 +12,15 @@ use super::{
     transcript::{RequestStage, TYPE_X25519, expect_type, field},
 };
 
-/// A handshake that waits for the relay's reply.
+/// The state before the relay's reply.
 pub struct ClientHandshake {
     ephemeral: OnionSecret,
     stage: RequestStage,
+    /// The sealed payload of the request.
     sealed: Vec<u8>,
 }
 
-/// A handshake that succeeded: the other end holds the relay's onion key.
+/// The result of a handshake. The other end has proved that it holds the relay's onion key.
 pub struct Established {
     /// The hop's layer keys.
     pub keys: HopKeys,
@@ -59,7 +60,8 @@ impl ClientHandshake {
     /// Takes the relay's reply.
     ///
     /// # Errors
-    /// When the reply is malformed, of another type, or not from the holder of the onion key for this request.
+    /// When the reply is malformed, of another type, has a key of small order, or is not the reply of the onion key's
+    /// holder to this request.
     pub fn finish(self, reply: &[u8]) -> Result<Established, HandshakeError> {
         let mut rest = reply;
         expect_type(&mut rest)?;

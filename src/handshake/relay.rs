@@ -12,7 +12,7 @@ use super::{
     transcript::{RequestStage, TYPE_X25519, expect_type, field},
 };
 
-/// A relay's onion keys: the current one, and the previous one, which origins with an older consensus still use.
+/// A relay's onion keys: the current key, and the previous key for origins with an older consensus.
 pub struct OnionKeyring {
     current: OnionSecret,
     previous: Option<OnionSecret>,
@@ -31,7 +31,7 @@ impl OnionKeyring {
         self.current.public()
     }
 
-    /// Makes `next` the current key and the current one the previous. Erases the key before that.
+    /// Makes `next` the current key, and the replaced key the previous one. Erases the old previous key.
     pub fn rotate(&mut self, next: OnionSecret) {
         self.previous = Some(core::mem::replace(&mut self.current, next));
     }
@@ -41,7 +41,7 @@ impl OnionKeyring {
     }
 }
 
-/// An authenticated request without an answer yet.
+/// An opened request, before its answer.
 pub struct VerifiedRequest {
     stage: RequestStage,
     ephemeral: OnionPublic,

@@ -41,15 +41,15 @@ impl Relay {
 }
 
 #[test]
-fn both_ends_come_to_the_same_keys_and_payloads() {
-    let (rng, payload) = (&mut rng(), b"asks".as_slice());
+fn both_ends_derive_the_same_keys_and_payloads() {
+    let (rng, payload) = (&mut rng(), b"request".as_slice());
     let relay = Relay::new(rng);
     let (state, request) = ClientHandshake::start(&relay.keys(), hop(2), payload, rng).unwrap();
     let request = relay.open(2, &request).unwrap();
     assert_eq!(request.payload(), payload);
-    let answer = request.answer(b"tells", rng).unwrap();
+    let answer = request.answer(b"reply", rng).unwrap();
     let established = state.finish(&answer.reply).unwrap();
-    assert_eq!((answer.payload.as_slice(), established.payload.as_slice()), (payload, b"tells".as_slice()));
+    assert_eq!((answer.payload.as_slice(), established.payload.as_slice()), (payload, b"reply".as_slice()));
     assert_eq!(answer.keys.forward.as_bytes(), established.keys.forward.as_bytes());
     assert_eq!(answer.keys.backward.as_bytes(), established.keys.backward.as_bytes());
     assert_ne!(answer.keys.forward.as_bytes(), answer.keys.backward.as_bytes());
@@ -68,7 +68,7 @@ fn a_request_for_another_relay_hop_or_onion_key_is_refused() {
 }
 
 #[test]
-fn the_previous_onion_key_works_and_the_one_before_does_not() {
+fn the_previous_onion_key_is_accepted_and_an_older_one_is_refused() {
     let rng = &mut rng();
     let mut relay = Relay::new(rng);
     let (state, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
@@ -80,7 +80,7 @@ fn the_previous_onion_key_works_and_the_one_before_does_not() {
 }
 
 #[test]
-fn any_changed_byte_of_a_request_is_refused() {
+fn a_request_with_a_changed_bit_is_refused() {
     let rng = &mut rng();
     let relay = Relay::new(rng);
     let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), b"payload", rng).unwrap();
@@ -88,11 +88,12 @@ fn any_changed_byte_of_a_request_is_refused() {
         for bit in 0..8 {
             let mut changed = request.clone();
             changed[at] ^= 1 << bit;
-            let error = relay.open(1, &changed).err().unwrap_or_else(|| panic!("byte {at} bit {bit} did not matter"));
+            let error =
+                relay.open(1, &changed).err().unwrap_or_else(|| panic!("byte {at} bit {bit} is not authenticated"));
             match at {
                 0..2 => assert!(matches!(error, HandshakeError::Type(_))),
                 2..34 => assert_eq!(error, HandshakeError::UnknownOnionKey),
-                // X25519 ignores the top bit of a public key; the transcript doesn't.
+                // X25519 ignores the top bit of a public key, but the transcript covers it.
                 _ => assert_eq!(error, HandshakeError::Forged),
             }
         }
@@ -101,7 +102,7 @@ fn any_changed_byte_of_a_request_is_refused() {
 }
 
 #[test]
-fn any_changed_byte_of_a_reply_is_refused() {
+fn a_reply_with_a_changed_bit_is_refused() {
     let rng = &mut rng();
     let relay = Relay::new(rng);
     let secret = OnionSecret::generate(rng).to_bytes();
@@ -113,7 +114,7 @@ fn any_changed_byte_of_a_reply_is_refused() {
         for bit in 0..8 {
             let mut changed = reply.clone();
             changed[at] ^= 1 << bit;
-            assert!(start().0.finish(&changed).is_err(), "byte {at} bit {bit} did not matter");
+            assert!(start().0.finish(&changed).is_err(), "byte {at} bit {bit} is not authenticated");
         }
         assert!(start().0.finish(&reply[..at]).is_err());
     }
@@ -131,7 +132,7 @@ fn a_reply_to_another_request_is_refused() {
 }
 
 #[test]
-fn a_replayed_request_leads_to_other_keys() {
+fn a_replayed_request_yields_other_keys() {
     let rng = &mut rng();
     let relay = Relay::new(rng);
     let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
@@ -140,7 +141,7 @@ fn a_replayed_request_leads_to_other_keys() {
     assert_ne!(first.keys.forward.as_bytes(), second.keys.forward.as_bytes());
 }
 
-/// Points whose multiples of eight are the identity (RFC 7748 §6.1), as little-endian coordinates.
+/// Points of small order: eight times the point is the identity (RFC 7748 §6.1). Little-endian coordinates.
 fn small_order_points() -> Vec<[u8; 32]> {
     let one = core::array::from_fn(|at| u8::from(at == 0));
     let p = |low: u8| {
@@ -158,7 +159,7 @@ fn small_order_points() -> Vec<[u8; 32]> {
 }
 
 #[test]
-fn keys_of_small_order_are_refused_wherever_they_stand() {
+fn keys_of_small_order_are_refused_in_every_field() {
     let rng = &mut rng();
     let relay = Relay::new(rng);
     let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
@@ -177,7 +178,7 @@ fn keys_of_small_order_are_refused_wherever_they_stand() {
 }
 
 #[test]
-fn an_unknown_type_is_refused_and_never_answered_with_a_weaker_one() {
+fn an_unknown_type_is_refused_at_both_ends() {
     let rng = &mut rng();
     let relay = Relay::new(rng);
     let (state, mut request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
@@ -202,7 +203,7 @@ fn a_payload_beyond_the_limit_is_refused_at_both_ends() {
 }
 
 #[test]
-fn handshakes_are_those_of_the_vectors() {
+fn handshakes_match_the_vectors() {
     let vectors = read(include_str!("../../proto/vectors/handshake.json"));
     for case in cases(&vectors, "handshakes") {
         let secret = |name: &str| OnionSecret::from_bytes(array(&case[name]));
@@ -231,7 +232,7 @@ fn handshakes_are_those_of_the_vectors() {
 }
 
 #[test]
-fn requests_that_the_vectors_call_bad_are_refused() {
+fn invalid_requests_of_the_vectors_are_refused() {
     let vectors = read(include_str!("../../proto/vectors/handshake.json"));
     for case in cases(&vectors, "refused_requests") {
         let ring = OnionKeyring::new(OnionSecret::from_bytes(array(&case["onion_secret"])), None);

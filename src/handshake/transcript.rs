@@ -21,7 +21,7 @@ const REPLY_KEY_LABEL: &[u8] = b"umbel 1 reply payload";
 const AUTH_LABEL: &[u8] = b"umbel 1 authenticator";
 const HOP_KEYS_LABEL: &[u8] = b"umbel 1 hop keys";
 
-/// State after the keys of the request: the hash h1 and the first secret.
+/// The state after the keys of the request: the hash h1 and the first secret.
 pub(super) struct RequestStage {
     hash: [u8; 32],
     es: SharedSecret,
@@ -52,7 +52,7 @@ impl RequestStage {
     }
 }
 
-/// State after the relay's ephemeral key: the hash h2 and the final secret.
+/// The state after the relay's ephemeral key: the hash h2 and the final secret.
 pub(super) struct ReplyStage {
     hash: [u8; 32],
     source: KeySource,
@@ -73,25 +73,24 @@ impl ReplyStage {
     }
 }
 
-/// The result: the authenticator and the keys. The keys are not authenticated until the authenticator has been
-/// compared.
+/// The result: the authenticator and the keys. Only [`Self::verify`] authenticates the keys.
 pub(super) struct Done {
     pub(super) auth: [u8; 32],
     pub(super) keys: HopKeys,
 }
 
 impl Done {
-    /// The keys, if the relay's authenticator equals this one. Compares in constant time.
+    /// The keys, if `auth` equals the authenticator. Compares in constant time.
     pub(super) fn verify(self, auth: &[u8; 32]) -> Result<HopKeys, HandshakeError> {
         if bool::from(self.auth.ct_eq(auth)) { Ok(self.keys) } else { Err(HandshakeError::Forged) }
     }
 }
 
-/// A key that seals one payload, once.
+/// A key that seals a single payload.
 pub(super) struct PayloadKey(Zeroizing<[u8; 32]>);
 
 impl PayloadKey {
-    /// Ciphertext and tag of `payload`.
+    /// The ciphertext and the tag of `payload`.
     pub(super) fn seal(self, payload: &[u8]) -> Result<Vec<u8>, HandshakeError> {
         if payload.len() > MAX_PAYLOAD_LEN {
             return Err(HandshakeError::PayloadTooLong);

@@ -1,8 +1,8 @@
-//! Binary HTTP messages (RFC 9292) on a stream: heads as those of `hyper`, content in pieces.
+//! Binary HTTP messages (RFC 9292) on a stream, with heads as types of `hyper` and content in pieces.
 //!
-//! Delegated requests and their responses cross the overlay in this format. [`delegated::binary_http`] has the codec,
-//! with its caps; this module has the sockets, the timeouts and the queues. Content is forwarded in pieces, so that a
-//! large body takes no more memory than a small one and backpressure reaches its source. Governed by
+//! Delegated requests and their responses have this format in the overlay. [`delegated::binary_http`] has the codec and
+//! its caps; this module has the sockets, the timeouts and the queues. Content is forwarded in pieces, so that a large
+//! body needs no more memory than a small one and backpressure reaches its source. Governed by
 //! `proto/09-delegated.md`, "HTTP". The sender is not trusted.
 //!
 //! [`delegated::binary_http`]: crate::delegated::binary_http
@@ -33,18 +33,18 @@ use tokio::{
 use super::body::BodyError;
 use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, END, Field, Head, Part, put_number};
 
-/// Maximum bytes of one piece of a body.
-const PIECE: usize = 16 * 1024;
-/// Pieces queued between the reader and the consumer of a body.
-const WAITING_PIECES: usize = 4;
+/// Most bytes of one piece of a body.
+const MAX_PIECE: usize = 16 * 1024;
+/// Most pieces queued between the reader and the consumer of a body.
+const QUEUED_PIECES: usize = 4;
 
-/// The reason why a message can't be read or written.
+/// Reason for which a message can't be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     /// The message is truncated, or the stream failed.
     #[error("the message is truncated")]
     Broken,
-    /// The bytes are no Binary HTTP message.
+    /// The bytes are not a Binary HTTP message.
     #[error("not a binary HTTP message: {0}")]
     Malformed(&'static str),
     /// The message exceeds a limit.
@@ -65,13 +65,13 @@ impl From<BinaryHttpError> for MessageError {
     fn from(error: BinaryHttpError) -> Self {
         match error {
             BinaryHttpError::Truncated => Self::Broken,
-            BinaryHttpError::Malformed(what) => Self::Malformed(what),
+            BinaryHttpError::Malformed(reason) => Self::Malformed(reason),
             BinaryHttpError::TooLarge => Self::TooLarge,
         }
     }
 }
 
-/// Reads a request up to its content, of at most `cap` bytes.
+/// Reads a request up to its content, which may have at most `cap` bytes.
 ///
 /// # Errors
 /// When the head is truncated, too large or malformed.
@@ -97,7 +97,7 @@ where
     Ok((request, content))
 }
 
-/// Reads a response up to its content, of at most `cap` bytes. Informational responses before it are dropped.
+/// Reads a response up to its content, which may have at most `cap` bytes. Informational responses are dropped.
 ///
 /// # Errors
 /// When the head is truncated, too large or malformed.
@@ -115,7 +115,7 @@ where
 /// The response with this head.
 ///
 /// # Errors
-/// When it isn't one.
+/// When the head is not that of a response.
 pub(crate) fn response(head: &Head) -> Result<Response<()>, MessageError> {
     let Head::Response { status, fields } = head else {
         return Err(MessageError::Malformed("the message is not a response"));
@@ -207,14 +207,14 @@ pub(crate) async fn write_content<B: Body<Error: Into<BodyError>>>(
 #[derive(Debug)]
 pub(crate) struct Encoded<B> {
     /// The next bytes to return: the head, a chunk or the end.
-    due: Option<Bytes>,
+    next: Option<Bytes>,
     body: Option<Pin<Box<B>>>,
 }
 
 impl<B> Encoded<B> {
     /// The message of `head` and `body`.
     pub(crate) fn new(head: Vec<u8>, body: B) -> Self {
-        Self { due: Some(head.into()), body: Some(Box::pin(body)) }
+        Self { next: Some(head.into()), body: Some(Box::pin(body)) }
     }
 }
 
@@ -224,8 +224,8 @@ impl<B: Body<Error: Into<BodyError>>> Body for Encoded<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         loop {
-            if let Some(due) = self.due.take() {
-                return Poll::Ready(Some(Ok(Frame::data(due))));
+            if let Some(next) = self.next.take() {
+                return Poll::Ready(Some(Ok(Frame::data(next))));
             }
             let Some(body) = &mut self.body else { return Poll::Ready(None) };
             match ready!(body.as_mut().poll_frame(cx)) {
@@ -235,13 +235,13 @@ impl<B: Body<Error: Into<BodyError>>> Body for Encoded<B> {
                         let mut chunk = Vec::new();
                         put_number(data.remaining().try_into().unwrap_or(u64::MAX), &mut chunk);
                         chunk.extend_from_slice(&data.copy_to_bytes(data.remaining()));
-                        self.due = Some(chunk.into());
+                        self.next = Some(chunk.into());
                     }
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => {
                     self.body = None;
-                    self.due = Some(Bytes::from_static(&END));
+                    self.next = Some(Bytes::from_static(&END));
                 }
             }
         }
@@ -256,7 +256,7 @@ pub(crate) struct Content<R> {
 }
 
 impl<R: AsyncRead + Unpin> Content<R> {
-    /// The next piece; `None` at the end of the message. The message, with its trailers, must end with the stream.
+    /// The next piece; `None` at the end of the message. The stream must end with the message and its trailers.
     ///
     /// # Errors
     /// When the message is truncated or too large. No piece follows an error.
@@ -273,24 +273,24 @@ impl<R: AsyncRead + Unpin> Content<R> {
             if let Some(part) = self.decoder.poll_part(ended)? {
                 return Ok(part);
             }
-            let most = u64::try_from(PIECE).unwrap_or(u64::MAX);
+            let max_len = u64::try_from(MAX_PIECE).unwrap_or(u64::MAX);
             let buffer = self.decoder.buffer_mut();
-            // Each part shares its block with others: a part that is kept would otherwise pin a block of its own.
-            if buffer.capacity().saturating_sub(buffer.len()) < PIECE / 4 {
-                buffer.reserve(PIECE);
+            // Parts share blocks of memory. Otherwise each part that is kept would occupy a whole block.
+            if buffer.capacity().saturating_sub(buffer.len()) < MAX_PIECE / 4 {
+                buffer.reserve(MAX_PIECE);
             }
-            ended = (&mut self.reader).take(most).read_buf(buffer).await? == 0;
+            ended = (&mut self.reader).take(max_len).read_buf(buffer).await? == 0;
         }
     }
 }
 
-/// A body whose pieces come through a [`Pipe`].
+/// A body with pieces from a [`Pipe`].
 #[derive(Debug)]
 pub(crate) struct Piped {
     pieces: mpsc::Receiver<Result<Bytes, MessageError>>,
     /// The first piece, already read.
     first: Option<Bytes>,
-    /// Bytes left, if known.
+    /// Remaining bytes, if known.
     left: Option<u64>,
 }
 
@@ -300,7 +300,7 @@ pub(crate) type Pipe = mpsc::Sender<Result<Bytes, MessageError>>;
 impl Piped {
     /// A body and its sending end; `first` is its first piece, `None` if the body is empty.
     pub(crate) fn new(first: Option<Bytes>) -> (Pipe, Self) {
-        let (sender, pieces) = mpsc::channel(WAITING_PIECES);
+        let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
         let left = first.is_none().then_some(0);
         (sender, Self { pieces, first, left })
     }
@@ -313,21 +313,21 @@ impl Piped {
         Self { left, ..body }
     }
 
-    /// A body whose first piece isn't read yet, and its sending end.
+    /// A body of unknown length, and its sending end.
     pub(crate) fn unread() -> (Pipe, Self) {
-        let (sender, pieces) = mpsc::channel(WAITING_PIECES);
+        let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
         (sender, Self { pieces, first: None, left: None })
     }
 }
 
-/// Moves the rest of `content` into `pipe` until the end, a failure (which is sent there too), or the body is
-/// dropped. A piece that takes longer than `patience` is a failure.
-pub(crate) async fn fill<R>(content: &mut Content<R>, pipe: Pipe, patience: Duration) -> Result<(), MessageError>
+/// Moves the rest of `content` into `pipe` until its end, a failure, or the drop of the body. A failure is also sent to
+/// `pipe`. A piece that takes longer than `stall` is a failure.
+pub(crate) async fn fill<R>(content: &mut Content<R>, pipe: Pipe, stall: Duration) -> Result<(), MessageError>
 where
     R: AsyncRead + Unpin,
 {
     loop {
-        match timeout(patience, content.piece()).await.unwrap_or(Err(MessageError::Broken)) {
+        match timeout(stall, content.piece()).await.unwrap_or(Err(MessageError::Broken)) {
             Ok(Some(piece)) => pipe.send(Ok(piece)).await.map_err(|_| MessageError::Source)?,
             Ok(None) => return Ok(()),
             Err(error) => {

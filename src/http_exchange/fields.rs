@@ -1,7 +1,7 @@
 //! Removes identifying header fields from delegated requests and responses, by the rules of `delegated::fields`.
 //!
-//! The client applies this before it sends a request, so that the exit gets no identifying field. The exit applies it
-//! again, so that a careless client's fields go no further.
+//! The client removes them before it sends a request, so that the exit gets no identifying field. The exit removes them
+//! again, so that the target gets no identifying field of a faulty client.
 
 use hyper::{
     HeaderMap,
@@ -16,8 +16,8 @@ use crate::{
 /// The `User-Agent` of every delegated request.
 pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(fields::USER_AGENT);
 
-/// Makes a request's fields uniform: hop-by-hop and identifying ones are removed, and those that most clients send
-/// are set to fixed values.
+/// Makes the fields of a request uniform: removes hop-by-hop and identifying fields, and sets common fields to fixed or
+/// default values.
 pub(crate) fn fix_request(headers: &mut HeaderMap) {
     strip(headers);
     remove(headers, is_identifying);
@@ -29,15 +29,15 @@ pub(crate) fn fix_request(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes hop-by-hop fields from a response, and those that outlast this request.
+/// Removes hop-by-hop fields from a response, and fields with an effect beyond this request.
 pub(crate) fn fix_response(headers: &mut HeaderMap) {
     strip(headers);
     remove(headers, is_remembered);
 }
 
-fn remove(headers: &mut HeaderMap, is_bad: impl Fn(&str) -> bool) {
-    let bad: Vec<HeaderName> = headers.keys().filter(|name| is_bad(name.as_str())).cloned().collect();
-    for name in bad {
+fn remove(headers: &mut HeaderMap, is_removed: impl Fn(&str) -> bool) {
+    let removed: Vec<HeaderName> = headers.keys().filter(|name| is_removed(name.as_str())).cloned().collect();
+    for name in removed {
         headers.remove(name);
     }
 }
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn identifying_and_hop_by_hop_fields_are_removed_and_common_ones_are_the_same_for_all() {
+    fn identifying_and_hop_by_hop_fields_are_removed_and_common_ones_are_uniform() {
         let mut headers = fields(&[
             ("cookie", "id=1"),
             ("connection", "x-mine"),
@@ -69,15 +69,15 @@ mod tests {
             ("x-http-method-override", "DELETE"),
             ("x-original-url", "/admin"),
         ]);
-        let mut nothing = HeaderMap::new();
+        let mut empty = HeaderMap::new();
         fix_request(&mut headers);
-        fix_request(&mut nothing);
-        assert_eq!(headers, nothing);
+        fix_request(&mut empty);
+        assert_eq!(headers, empty);
         assert_eq!(headers.len(), 4);
     }
 
     #[test]
-    fn what_a_person_says_to_the_target_stays() {
+    fn fields_for_the_target_are_kept() {
         let mut headers = fields(&[("authorization", "Bearer x"), ("accept-language", "ja"), ("x-api-key", "1")]);
         fix_request(&mut headers);
         for (name, value) in [("authorization", "Bearer x"), ("accept-language", "ja"), ("x-api-key", "1")] {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_leaves_nothing_to_remember_and_can_not_speak_for_the_exit() {
+    fn fields_that_set_state_and_proxy_status_are_removed_from_a_response() {
         let mut headers = fields(&[("set-cookie", "id=1"), ("proxy-status", "umbel; error=x"), ("etag", "1")]);
         fix_response(&mut headers);
         assert_eq!(headers, fields(&[("etag", "1")]));

@@ -1,9 +1,9 @@
 //! The HTTP/1.1 client: one request and its response over one stream (RFC 9112).
 //!
-//! The HTTP proxy port, an exit's delegated requests and a client's requests over the overlay use it. Owns the task
-//! that moves the bytes; dropping the response ends task and stream. The other end is not trusted. The size of its
+//! The HTTP proxy port, an exit's delegated requests and a client's requests over the overlay use it. It owns the task
+//! that moves the bytes; dropping the response ends task and stream. The other end is not trusted: the size of its
 //! head, its silence before the head and, optionally, its silence within the body are capped. A truncated body is an
-//! error, never an end. Nothing is kept for later requests: no cookies, no open connection.
+//! error, never an end. No state, such as cookies or an open connection, is kept for later requests.
 
 use core::{
     pin::{Pin, pin},
@@ -32,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::body::OutgoingBody;
 use crate::wire::{Host, Target};
 
-/// Hop-by-hop fields (RFC 9110 §7.6.1), and those for proxies only.
+/// Hop-by-hop fields (RFC 9110 §7.6.1), and fields for proxies.
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     header::TE,
@@ -48,23 +48,23 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Limits on the other end's time and size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExchangeLimits {
-    /// Between the last piece of the request and the response's head.
+    /// Longest time between the last piece of the request and the response's head.
     pub(crate) head: Duration,
-    /// Between two pieces of the body; `None` for no limit.
+    /// Longest time between two pieces of the body; `None` for no limit.
     pub(crate) idle: Option<Duration>,
-    /// Bytes of the response's head; at least 8 KiB.
+    /// Most bytes of the response's head; at least 8 KiB.
     pub(crate) head_bytes: usize,
-    /// Fields of the response's head.
+    /// Most fields of the response's head.
     pub(crate) fields: usize,
 }
 
-/// The reason why the response is missing or truncated.
+/// Reason for which the response is missing or truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ExchangeError {
     /// A time limit expired.
     #[error("the target accepted the request but did not answer in time")]
     Silent,
-    /// The bytes are no HTTP response.
+    /// The bytes are not an HTTP response.
     #[error("the target's answer is not HTTP")]
     NotHttp,
     /// The head or body exceeds a limit.
@@ -115,7 +115,7 @@ impl Body for StreamedBody {
             return Poll::Ready(Some(Err(ExchangeError::Silent)));
         };
         if let Some((idle, sleep)) = &mut this.idle {
-            sleep.as_mut().reset(until(*idle));
+            sleep.as_mut().reset(deadline_after(*idle));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(ExchangeError::from)))
     }
@@ -129,11 +129,11 @@ impl Body for StreamedBody {
     }
 }
 
-fn until(idle: Duration) -> Instant {
+fn deadline_after(idle: Duration) -> Instant {
     sleep(idle).deadline()
 }
 
-/// A request's body that counts its pieces as they are sent.
+/// The body of a request, which counts its sent pieces.
 struct CountedBody<B> {
     body: Pin<Box<B>>,
     pieces: Arc<AtomicU64>,
@@ -163,8 +163,8 @@ impl<B: Body> Body for CountedBody<B> {
     }
 }
 
-/// Sends `request`, whose URL must be absolute, over `stream` in origin form. Returns the response's head, without
-/// hop-by-hop fields, and the body to read.
+/// Sends `request` over `stream` in origin form. Its URL must be absolute. Returns the response's head, without
+/// hop-by-hop fields, and its body to read.
 ///
 /// # Errors
 /// When the head is late, too large or malformed, or the stream ends before it.
@@ -205,7 +205,7 @@ where
         .handshake(TokioIo::new(stream))
         .await?;
     let moving = AbortOnDropHandle::new(tokio::spawn(async move {
-        // Errors appear at the sender or in the body.
+        // The sender or the body returns its errors.
         let _ = connection.await;
     }));
     let (mut head, body) = sender.send_request(request).await?.into_parts();
@@ -221,8 +221,8 @@ where
 /// When the body is truncated or longer than `cap` bytes.
 pub(crate) async fn read_whole<B: Body<Error = ExchangeError>>(body: B, cap: usize) -> Result<Vec<u8>, ExchangeError> {
     let mut body = pin!(body);
-    let told = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if told > cap {
+    let lower_bound = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if lower_bound > cap {
         return Err(ExchangeError::TooLarge);
     }
     let mut whole = Vec::new();
@@ -241,8 +241,8 @@ pub(crate) async fn read_whole<B: Body<Error = ExchangeError>>(body: B, cap: usi
     Ok(whole)
 }
 
-/// The request for the origin: origin form, `Host` from the URL (RFC 9112 §3.2.2), without hop-by-hop and proxy
-/// fields.
+/// The request for the origin server: in origin form, with `Host` from the URL (RFC 9112 §3.2.2), without hop-by-hop
+/// and proxy fields.
 fn for_origin<B>(mut request: Request<B>) -> Request<B> {
     let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -257,8 +257,7 @@ fn for_origin<B>(mut request: Request<B>) -> Request<B> {
 
 /// Removes hop-by-hop fields, and the fields named in `Connection`.
 pub(crate) fn strip(headers: &mut HeaderMap) {
-    // Transfer-Encoding overrides Content-Length (RFC 9112 §6.3). The next recipient must not see the overridden
-    // field.
+    // Transfer-Encoding overrides Content-Length (RFC 9112 §6.3), so the overridden field is not forwarded.
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -274,11 +273,11 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// The target of an absolute URL, and whether it uses TLS. `None` if the URL is not an `http` or `https` one, has a
-/// user name, or has an invalid port.
+/// Whether an absolute URL uses TLS, and its target. `None` if the scheme is not `http` or `https`, or the URL has a
+/// user name or an invalid port.
 pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
-    let secure = match scheme.to_ascii_lowercase().as_str() {
+    let uses_tls = match scheme.to_ascii_lowercase().as_str() {
         "https" => true,
         "http" => false,
         _ => return None,
@@ -290,7 +289,7 @@ pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
     // An invalid port must not count as an absent one.
     let port = match authority.as_str().strip_prefix(authority.host())? {
         "" | ":" => {
-            if secure {
+            if uses_tls {
                 443
             } else {
                 80
@@ -298,5 +297,5 @@ pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
         }
         _ => authority.port_u16().filter(|port| *port != 0)?,
     };
-    Some((secure, Target { host, port }))
+    Some((uses_tls, Target { host, port }))
 }

@@ -1,4 +1,4 @@
-//! Encodes refusals as HTTP responses, and finds them in responses.
+//! Encodes refusals as HTTP responses, and decodes them from responses.
 
 use hyper::{
     HeaderMap, Response, StatusCode,
@@ -15,16 +15,16 @@ impl Refusal {
     /// The response for the client.
     pub(crate) fn response(self) -> Response<()> {
         let mut response = Response::new(());
-        let (status, told) = self.to_answer();
+        let (status, proxy_status) = self.to_answer();
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-        if let Ok(value) = HeaderValue::try_from(told) {
+        if let Ok(value) = HeaderValue::try_from(proxy_status) {
             response.headers_mut().insert(PROXY_STATUS, value);
         }
         response
     }
 
     /// The refusal in a response, if it contains one.
-    pub(crate) fn told(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn from_response(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         Self::of_answer(status.as_u16(), headers.get(PROXY_STATUS)?.to_str().ok()?)
     }
 }
@@ -34,11 +34,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_is_told_so_that_the_client_knows_it_again() {
+    fn every_refusal_decodes_as_encoded() {
         for refusal in Refusal::all() {
             let response = refusal.response();
-            assert_eq!(Refusal::told(response.status(), response.headers()), Some(refusal));
+            assert_eq!(Refusal::from_response(response.status(), response.headers()), Some(refusal));
         }
-        assert_eq!(Refusal::told(StatusCode::OK, &HeaderMap::new()), None);
+        assert_eq!(Refusal::from_response(StatusCode::OK, &HeaderMap::new()), None);
     }
 }

@@ -30,17 +30,17 @@ use crate::delegated::{
     message::{HttpRequest, HttpRequestError},
 };
 
-/// Largest buffered part of a body; beyond it reading stops until it is taken.
-const MAX_WAITING: usize = 64 << 10;
+/// Bytes of a body buffered for the caller at which reading stops.
+const MAX_BUFFERED_BODY: usize = 64 << 10;
 
 /// An event of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExchangeEvent {
     /// The head of the response, once.
     Head {
-        /// A final status, 200 to 599.
+        /// Final status, 200 to 599.
         status: u16,
-        /// Names in lower case, without hop-by-hop fields and fields that set state.
+        /// Header fields, with names in lower case; without hop-by-hop fields and fields that set state.
         fields: Vec<(String, Vec<u8>)>,
     },
     /// The next piece of the body.
@@ -49,14 +49,15 @@ pub enum ExchangeEvent {
     End,
 }
 
-/// One request and its response, with TLS beneath.
+/// One request and its response over TLS.
 ///
 /// **Drain contract.** After [`Self::new`] and after each input, call [`Self::poll_event`] until it returns `None`,
 /// then [`Self::poll_transmit`] until it returns `None`. Repeat both until neither returns anything, because each may
 /// make room for the other.
 pub struct Exchange {
     tls: Rc<RefCell<TlsConnection>>,
-    told: Rc<RefCell<VecDeque<ExchangeEvent>>>,
+    events: Rc<RefCell<VecDeque<ExchangeEvent>>>,
+    /// The exchange by hyper; `None` once it has ended.
     work: Option<Work>,
     outcome: Result<(), HttpsError>,
     awake: Arc<Awake>,
@@ -67,8 +68,8 @@ pub struct Exchange {
 type Work = Pin<Box<dyn Future<Output = Result<(), HttpsError>>>>;
 
 impl Exchange {
-    /// A request to `url`, as a browser's `URL` serialises it. Of `fields`, only the permitted ones are sent, with
-    /// those that all requests have.
+    /// A request to `url`, serialised as by a browser's `URL`. The request has the permitted ones of `fields` and the
+    /// fields common to all requests.
     ///
     /// # Errors
     /// When the URL, the method or a field is not allowed.
@@ -88,32 +89,32 @@ impl Exchange {
         }
         let (host, port) = (request.host().to_owned(), request.port());
         let tls = Rc::new(RefCell::new(TlsConnection::new(trust, &host)?));
-        let told = Rc::default();
-        let work: Work = Box::pin(perform(Ends(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&told)));
+        let events = Rc::default();
+        let work: Work = Box::pin(perform(Ends(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&events)));
         let (work, awake) = (Some(work), Arc::default());
-        Ok(Self { tls, told, work, outcome: Ok(()), awake, host, port })
+        Ok(Self { tls, events, work, outcome: Ok(()), awake, host, port })
     }
 
-    /// The host of the stream, an IPv6 address without brackets.
+    /// Host of the stream; an IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port of the stream.
+    /// Port of the stream.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Takes `bytes` received from the stream.
+    /// Handles `bytes` received from the stream.
     pub fn handle_received(&mut self, bytes: &[u8]) {
         if let Ok(mut tls) = self.tls.try_borrow_mut() {
             tls.handle_received(bytes);
         }
     }
 
-    /// The stream has ended.
+    /// Handles the end of the stream.
     pub fn handle_end(&mut self) {
         if let Ok(mut tls) = self.tls.try_borrow_mut() {
             tls.handle_end();
@@ -130,14 +131,14 @@ impl Exchange {
     /// The next event; `None` until more bytes are received.
     ///
     /// # Errors
-    /// When the response fails or breaks off, after all earlier events have been returned.
+    /// When the response fails or is truncated, after all earlier events have been returned.
     pub fn poll_event(&mut self) -> Result<Option<ExchangeEvent>, HttpsError> {
         self.run();
-        let told = self.told.try_borrow_mut().ok().and_then(|mut told| told.pop_front());
-        if told.is_some() { Ok(told) } else { self.outcome.map(|()| None) }
+        let event = self.events.try_borrow_mut().ok().and_then(|mut events| events.pop_front());
+        if event.is_some() { Ok(event) } else { self.outcome.map(|()| None) }
     }
 
-    /// Polls hyper until it makes no progress.
+    /// Polls hyper until there is no progress.
     fn run(&mut self) {
         let waker = Waker::from(Arc::clone(&self.awake));
         let mut context = Context::from_waker(&waker);
@@ -146,9 +147,9 @@ impl Exchange {
             match work.as_mut().poll(&mut context) {
                 Poll::Ready(outcome) => {
                     self.work = None;
-                    // An error of the TLS layer is the cause of hyper's error.
-                    let beneath = self.tls.try_borrow().ok().and_then(|tls| tls.failure());
-                    self.outcome = outcome.map_err(|error| beneath.unwrap_or(error));
+                    // An error of the TLS layer causes that of hyper.
+                    let tls_failure = self.tls.try_borrow().ok().and_then(|tls| tls.failure());
+                    self.outcome = outcome.map_err(|error| tls_failure.unwrap_or(error));
                 }
                 Poll::Pending if !self.awake.0.load(Ordering::Relaxed) => return,
                 Poll::Pending => {}
@@ -169,18 +170,18 @@ impl Wake for Awake {
 
 /// The request for the origin server: origin form, `Host` from the URL (RFC 9112 §3.2.2).
 fn for_origin(request: HttpRequest) -> Result<Request<Full<Bytes>>, HttpsError> {
-    let mut made = Request::builder().method(request.method()).uri(request.path());
-    made = made.header(header::HOST, request.authority());
+    let mut builder = Request::builder().method(request.method()).uri(request.path());
+    builder = builder.header(header::HOST, request.authority());
     for (name, value) in request.fields() {
-        made = made.header(name, value);
+        builder = builder.header(name, value);
     }
-    made.body(Full::new(request.into_body().into())).map_err(|_| HttpsError::Request)
+    builder.body(Full::new(request.into_body().into())).map_err(|_| HttpsError::Request)
 }
 
 async fn perform(
     ends: Ends,
     request: Request<Full<Bytes>>,
-    told: Rc<RefCell<VecDeque<ExchangeEvent>>>,
+    events: Rc<RefCell<VecDeque<ExchangeEvent>>>,
 ) -> Result<(), HttpsError> {
     let tls = Rc::clone(&ends.0);
     let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(ends);
@@ -190,59 +191,64 @@ async fn perform(
         if let Ok(mut tls) = tls.try_borrow_mut() {
             tls.handle_head();
         }
-        tell(response, &told).await
+        emit_response(response, &events).await
     });
-    let (mut connection, mut going) = (pin!(connection), true);
+    let (mut connection, mut open) = (pin!(connection), true);
     // An error of the connection is also the response's error.
     poll_fn(|context| {
-        going = going && connection.as_mut().poll(context).is_pending();
+        open = open && connection.as_mut().poll(context).is_pending();
         answered.as_mut().poll(context)
     })
     .await
 }
 
-async fn tell(response: Response<Incoming>, told: &RefCell<VecDeque<ExchangeEvent>>) -> Result<(), HttpsError> {
+async fn emit_response(
+    response: Response<Incoming>,
+    events: &RefCell<VecDeque<ExchangeEvent>>,
+) -> Result<(), HttpsError> {
     let (head, mut body) = response.into_parts();
     let status = head.status.as_u16();
     if !(200..600).contains(&status) {
         return Err(HttpsError::NotHttp);
     }
-    put(told, ExchangeEvent::Head { status, fields: passing(&head.headers) });
+    push_event(events, ExchangeEvent::Head { status, fields: permitted_fields(&head.headers) });
     while let Some(frame) = body.frame().await {
         // Trailers are ignored.
         let Ok(piece) = frame?.into_data() else { continue };
-        put(told, ExchangeEvent::Body(piece.into()));
-        poll_fn(|_| if waiting(told) < MAX_WAITING { Poll::Ready(()) } else { Poll::Pending }).await;
+        push_event(events, ExchangeEvent::Body(piece.into()));
+        poll_fn(|_| if buffered(events) < MAX_BUFFERED_BODY { Poll::Ready(()) } else { Poll::Pending }).await;
     }
-    put(told, ExchangeEvent::End);
+    push_event(events, ExchangeEvent::End);
     Ok(())
 }
 
-fn put(told: &RefCell<VecDeque<ExchangeEvent>>, event: ExchangeEvent) {
-    if let Ok(mut told) = told.try_borrow_mut() {
-        match (told.back_mut(), event) {
-            (Some(ExchangeEvent::Body(waiting)), ExchangeEvent::Body(piece)) => waiting.extend_from_slice(&piece),
-            (_, event) => told.push_back(event),
+/// Queues an event; joins consecutive pieces of the body.
+fn push_event(events: &RefCell<VecDeque<ExchangeEvent>>, event: ExchangeEvent) {
+    if let Ok(mut events) = events.try_borrow_mut() {
+        match (events.back_mut(), event) {
+            (Some(ExchangeEvent::Body(last)), ExchangeEvent::Body(piece)) => last.extend_from_slice(&piece),
+            (_, event) => events.push_back(event),
         }
     }
 }
 
-fn waiting(told: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
+/// Bytes of the body in the queue.
+fn buffered(events: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
     let length = |event: &ExchangeEvent| if let ExchangeEvent::Body(piece) = event { piece.len() } else { 0 };
-    told.try_borrow().map(|told| told.iter().map(length).sum()).unwrap_or_default()
+    events.try_borrow().map(|events| events.iter().map(length).sum()).unwrap_or_default()
 }
 
-/// The permitted fields, the same as from an exit.
-fn passing(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+/// The permitted fields of a response, the same as in a response from an exit.
+fn permitted_fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
         .collect();
-    let passes = |name: &str| {
-        !fields::is_hop_by_hop(name) && !fields::is_remembered(name) && !named.iter().any(|one| one == name)
+    let is_permitted = |name: &str| {
+        !fields::is_hop_by_hop(name) && !fields::is_remembered(name) && !named.iter().any(|other| other == name)
     };
-    let fields = headers.iter().filter(|(name, _)| passes(name.as_str()));
+    let fields = headers.iter().filter(|(name, _)| is_permitted(name.as_str()));
     fields.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }

@@ -18,7 +18,7 @@ impl HttpsTrust {
         Ok(Self(Trust::new(anchors.iter().map(Vec::as_slice))?))
     }
 
-    /// A request to `url`, as a browser's `URL` serialises it; `fields` alternates names and values.
+    /// A request to `url`, serialised as by a browser's `URL`; `fields` alternates names and values.
     pub fn exchange(
         &self,
         method: &str,
@@ -49,7 +49,7 @@ impl HttpsExchange {
         self.0.port()
     }
 
-    /// Takes bytes received from the stream; an empty slice means its end.
+    /// Handles bytes received from the stream; an empty slice is its end.
     pub fn received(&mut self, bytes: &[u8]) {
         match bytes {
             [] => self.0.handle_end(),
@@ -62,7 +62,7 @@ impl HttpsExchange {
         self.0.poll_transmit()
     }
 
-    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until more
+    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until further
     /// bytes are received.
     pub fn event(&mut self) -> Result<JsValue, HttpsFailure> {
         Ok(match self.0.poll_event()? {
@@ -82,18 +82,18 @@ impl HttpsExchange {
 /// The head of a response.
 #[wasm_bindgen(getter_with_clone)]
 pub struct HttpsHead {
-    /// 200 to 599.
+    /// Status, 200 to 599.
     pub status: u16,
-    /// Alternating names and values.
+    /// Header fields: alternating names and values.
     pub fields: Vec<String>,
 }
 
-/// Why a response failed or broke off.
+/// Reason for which a response failed or is truncated.
 #[wasm_bindgen(getter_with_clone)]
 pub struct HttpsFailure {
-    /// The kind, for programs.
+    /// Kind of the failure, for programs.
     pub kind: String,
-    /// The sentence, for the user.
+    /// Sentence for the user.
     pub message: String,
 }
 

@@ -2,13 +2,14 @@
 
 use rustls::{CertificateError, Error};
 
-/// Why a response failed or broke off, as a sentence for the user. It contains nothing of the request.
+/// Reason for which a response failed or is truncated. The text is a sentence for the user and contains nothing of the
+/// request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpsError {
     /// A certificate given as an anchor is invalid.
     #[error("The trust anchor is not a certificate in PEM or DER.")]
     Anchor,
-    /// The URL is no valid `https` URL.
+    /// The URL is not a valid `https` URL.
     #[error("The URL is not an https URL of a host.")]
     Address,
     /// The method or a header field is not allowed.
@@ -22,7 +23,7 @@ pub enum HttpsError {
         "The site’s certificate is not valid yet, or this computer’s clock is wrong. Nothing of the request was sent."
     )]
     NotYetValid,
-    /// The certificate names another host.
+    /// The certificate is for another host.
     #[error("The certificate is for another site. Nothing of the request was sent.")]
     OtherName,
     /// No trusted authority has issued the certificate.
@@ -37,10 +38,10 @@ pub enum HttpsError {
     /// The site supports no accepted version or cipher suite of TLS.
     #[error("The site supports neither TLS 1.2 nor TLS 1.3 with a secure cipher suite.")]
     Incompatible,
-    /// The received bytes are no TLS, or were modified.
+    /// The received bytes are not TLS, or were modified.
     #[error("The received data is not TLS, or was modified in transit.")]
     NotTls,
-    /// The received bytes are no HTTP, or the head is too large.
+    /// The received bytes are not HTTP, or the head is too large.
     #[error("The answer is not HTTP, or its head is too large.")]
     NotHttp,
     /// The stream ended before the response did.
@@ -49,7 +50,7 @@ pub enum HttpsError {
 }
 
 impl HttpsError {
-    /// The kind of the failure; the names are `UmbelError.kind` of `web/src/umbel/failure.ts`.
+    /// The kind of the failure, as in `UmbelError.kind` of `web/src/umbel/failure.ts`.
     #[must_use]
     pub const fn kind(self) -> &'static str {
         match self {

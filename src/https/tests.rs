@@ -12,7 +12,7 @@ use super::*;
 const HOST: &str = "site.example";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
-/// A root certificate of the test.
+/// A root certificate for tests.
 struct Root {
     pem: String,
     der: Vec<u8>,
@@ -20,7 +20,7 @@ struct Root {
 }
 
 impl Root {
-    /// A root called `name`.
+    /// A root with the common name `name`.
     fn new(name: &str) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
@@ -56,28 +56,30 @@ impl Root {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
             .unwrap();
-        Site { tls: ServerConnection::new(Arc::new(config)).unwrap(), heard: Vec::new() }
+        Site { tls: ServerConnection::new(Arc::new(config)).unwrap(), received: Vec::new() }
     }
 }
 
-/// The server's end.
+/// The server.
 struct Site {
     tls: ServerConnection,
     /// The decrypted bytes that the server received.
-    heard: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Site {
-    fn take(&mut self, mut bytes: &[u8]) {
+    /// Handles ciphertext of the client.
+    fn receive(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             self.tls.read_tls(&mut bytes).unwrap();
-            // A client that closes may send an alert.
+            // A client that ends the exchange may send an alert.
             let _ = self.tls.process_new_packets();
-            let _ = self.tls.reader().read_to_end(&mut self.heard);
+            let _ = self.tls.reader().read_to_end(&mut self.received);
         }
     }
 
-    fn sealed(&mut self) -> Vec<u8> {
+    /// The pending ciphertext.
+    fn pending(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.tls.wants_write() {
             self.tls.write_tls(&mut bytes).unwrap();
@@ -85,18 +87,20 @@ impl Site {
         bytes
     }
 
-    fn says(&mut self, plain: &[u8]) -> Vec<u8> {
+    /// The ciphertext of `plain`.
+    fn seal(&mut self, plain: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for piece in plain.chunks(16 << 10) {
             self.tls.writer().write_all(piece).unwrap();
-            bytes.extend(self.sealed());
+            bytes.extend(self.pending());
         }
         bytes
     }
 
-    fn farewell(&mut self) -> Vec<u8> {
+    /// The ciphertext of a close_notify alert.
+    fn close_notify(&mut self) -> Vec<u8> {
         self.tls.send_close_notify();
-        self.sealed()
+        self.pending()
     }
 }
 
@@ -104,23 +108,23 @@ type Head = (u16, Vec<(String, Vec<u8>)>);
 
 /// The result of an exchange.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Came {
+struct Outcome {
     head: Option<Head>,
     body: Vec<u8>,
-    whole: bool,
+    complete: bool,
     failure: Option<HttpsError>,
 }
 
-impl Came {
-    /// Takes all events.
-    fn take(&mut self, exchange: &mut Exchange) {
+impl Outcome {
+    /// Adds all events.
+    fn drain(&mut self, exchange: &mut Exchange) {
         loop {
             match exchange.poll_event() {
                 Ok(Some(ExchangeEvent::Head { status, fields })) => {
                     assert!(self.head.replace((status, fields)).is_none())
                 }
                 Ok(Some(ExchangeEvent::Body(piece))) => self.body.extend(piece),
-                Ok(Some(ExchangeEvent::End)) => self.whole = true,
+                Ok(Some(ExchangeEvent::End)) => self.complete = true,
                 Ok(None) => return,
                 Err(failure) => return self.failure = Some(failure),
             }
@@ -133,93 +137,93 @@ fn exchange(trust: &Trust, method: &str, body: &[u8]) -> Exchange {
 }
 
 /// Passes bytes both ways until neither side has output.
-fn talk(exchange: &mut Exchange, site: &mut Site) -> Came {
-    let mut came = Came::default();
+fn run(exchange: &mut Exchange, site: &mut Site) -> Outcome {
+    let mut outcome = Outcome::default();
     loop {
-        came.take(exchange);
-        let mut said = false;
+        outcome.drain(exchange);
+        let mut progress = false;
         while let Some(bytes) = exchange.poll_transmit() {
-            site.take(&bytes);
-            said = true;
+            site.receive(&bytes);
+            progress = true;
         }
-        let bytes = site.sealed();
+        let bytes = site.pending();
         if !bytes.is_empty() {
             exchange.handle_received(&bytes);
-            said = true;
+            progress = true;
         }
-        if !said {
-            return came;
+        if !progress {
+            return outcome;
         }
     }
 }
 
-/// The result of a GET whose response is `plain`, encrypted; `farewell` is whether TLS's close alert follows.
-fn answered(plain: &[u8], farewell: bool) -> Came {
+/// The outcome of a GET with the response `plain`, followed by a close_notify alert if `close_notify` is set.
+fn outcome_of(plain: &[u8], close_notify: bool) -> Outcome {
     let root = Root::new("ours");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
-    let mut came = talk(&mut exchange, &mut site);
-    let mut bytes = site.says(plain);
-    if farewell {
-        bytes.extend(site.farewell());
+    let mut outcome = run(&mut exchange, &mut site);
+    let mut bytes = site.seal(plain);
+    if close_notify {
+        bytes.extend(site.close_notify());
     }
     for piece in bytes.chunks(4096) {
         exchange.handle_received(piece);
-        came.take(&mut exchange);
+        outcome.drain(&mut exchange);
     }
     exchange.handle_end();
-    came.take(&mut exchange);
-    came
+    outcome.drain(&mut exchange);
+    outcome
 }
 
 #[test]
-fn a_request_goes_out_with_fields_that_tell_nothing_of_the_browser_and_its_answer_comes_whole() {
+fn a_request_has_no_identifying_fields_and_its_response_is_complete() {
     for versions in [[&version::TLS13], [&version::TLS12]] {
         let root = Root::new("ours");
         let (mut exchange, mut site) =
-            (exchange(&root.trust(), "POST", b"what is said"), root.site_of(&versions, |_| {}));
+            (exchange(&root.trust(), "POST", b"request body"), root.site_of(&versions, |_| {}));
         assert_eq!((exchange.host(), exchange.port()), (HOST, 443));
-        assert_eq!(talk(&mut exchange, &mut site), Came::default());
+        assert_eq!(run(&mut exchange, &mut site), Outcome::default());
         assert_eq!(
-            String::from_utf8_lossy(&site.heard),
+            String::from_utf8_lossy(&site.received),
             "POST /path?query HTTP/1.1\r\nhost: site.example\r\nuser-agent: Mozilla/5.0 (compatible; Umbel)\r\n\
-             accept-encoding: identity\r\naccept: */*\r\naccept-language: en\r\ncontent-length: 12\r\n\r\nwhat is said"
+             accept-encoding: identity\r\naccept: */*\r\naccept-language: en\r\ncontent-length: 12\r\n\r\nrequest body"
         );
-        let bytes = site.says(
+        let bytes = site.seal(
             b"HTTP/1.1 201 Created\r\nset-cookie: id=1\r\nconnection: x-mine\r\nx-mine: 1\r\netag: \"1\"\r\n\
               transfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
         );
         exchange.handle_received(&bytes);
-        let came = talk(&mut exchange, &mut site);
-        assert_eq!(came.head, Some((201, vec![("etag".to_owned(), b"\"1\"".to_vec())])));
-        assert_eq!((came.body.as_slice(), came.whole, came.failure), (&b"hello"[..], true, None));
+        let outcome = run(&mut exchange, &mut site);
+        assert_eq!(outcome.head, Some((201, vec![("etag".to_owned(), b"\"1\"".to_vec())])));
+        assert_eq!((outcome.body.as_slice(), outcome.complete, outcome.failure), (&b"hello"[..], true, None));
     }
 }
 
 #[test]
-fn bodies_of_megabytes_go_both_ways_and_wait_in_pieces() {
+fn bodies_of_megabytes_pass_both_ways_in_pieces() {
     let root = Root::new("ours");
     let body: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
     let (mut exchange, mut site) = (exchange(&root.trust(), "PUT", &body), root.site(|_| {}));
-    // The waiting ciphertext is bounded by the buffer, one write of hyper and TLS's overhead.
+    // The buffer, one write of hyper and the overhead of TLS bound the pending ciphertext.
     while let Some(bytes) = exchange.poll_transmit() {
         assert!(bytes.len() < 1 << 20, "{} bytes at once", bytes.len());
-        site.take(&bytes);
-        exchange.handle_received(&site.sealed());
+        site.receive(&bytes);
+        exchange.handle_received(&site.pending());
     }
-    assert!(site.heard.ends_with(&body));
+    assert!(site.received.ends_with(&body));
     let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
-    let mut bytes = site.says(head.as_bytes());
-    bytes.extend(site.says(&body));
-    let mut came = Came::default();
+    let mut bytes = site.seal(head.as_bytes());
+    bytes.extend(site.seal(&body));
+    let mut outcome = Outcome::default();
     for piece in bytes.chunks(60_000) {
         exchange.handle_received(piece);
-        came.take(&mut exchange);
+        outcome.drain(&mut exchange);
     }
-    assert!(came.whole && came.body == body);
+    assert!(outcome.complete && outcome.body == body);
 }
 
 #[test]
-fn nothing_of_a_request_is_sent_to_a_site_whose_certificate_does_not_count() {
+fn a_site_with_an_invalid_certificate_gets_nothing_of_the_request() {
     let (root, other, namesake) = (Root::new("ours"), Root::new("another"), Root::new("ours"));
     let past = rcgen::date_time_ymd(2020, 1, 1);
     let future = rcgen::date_time_ymd(2999, 1, 1);
@@ -237,29 +241,29 @@ fn nothing_of_a_request_is_sent_to_a_site_whose_certificate_does_not_count() {
     ];
     for (mut site, expected) in cases {
         let mut exchange = exchange(&root.trust(), "POST", b"secret");
-        let came = talk(&mut exchange, &mut site);
-        assert_eq!(came.failure, Some(expected));
+        let outcome = run(&mut exchange, &mut site);
+        assert_eq!(outcome.failure, Some(expected));
         assert_eq!(expected.kind(), "certificate");
-        assert!(site.heard.is_empty(), "{expected:?}");
+        assert!(site.received.is_empty(), "{expected:?}");
     }
 }
 
 #[test]
-fn the_roots_of_browsers_count_without_any_anchor_and_a_test_root_does_not() {
+fn only_roots_of_browsers_are_trusted_without_an_anchor() {
     let mut exchange = exchange(&Trust::new([]).unwrap(), "GET", b"");
-    let came = talk(&mut exchange, &mut Root::new("ours").site(|_| {}));
-    assert_eq!(came.failure, Some(HttpsError::UnknownIssuer));
+    let outcome = run(&mut exchange, &mut Root::new("ours").site(|_| {}));
+    assert_eq!(outcome.failure, Some(HttpsError::UnknownIssuer));
 }
 
 #[test]
-fn anchors_count_in_pem_and_in_der_and_nothing_else_is_one() {
+fn anchors_are_accepted_in_pem_and_der_only() {
     let root = Root::new("ours");
     let both = format!("of two\n{}{}", Root::new("another").pem, root.pem);
     for anchor in [root.pem.as_bytes(), &root.der, both.as_bytes()] {
         let mut exchange = exchange(&Trust::new([anchor]).unwrap(), "GET", b"");
         let mut site = root.site(|_| {});
-        assert_eq!(talk(&mut exchange, &mut site).failure, None);
-        assert!(site.heard.starts_with(b"GET "));
+        assert_eq!(run(&mut exchange, &mut site).failure, None);
+        assert!(site.received.starts_with(b"GET "));
     }
     for none in [&b""[..], b"hello", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"-----BEGIN "]
     {
@@ -268,29 +272,29 @@ fn anchors_count_in_pem_and_in_der_and_nothing_else_is_one() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_no_end_with_a_length_or_without() {
+fn a_truncated_body_is_an_error_with_and_without_a_length() {
     let cases: [(&[u8], bool, bool); 8] = [
         (OK, true, true),
-        // Complete by its length.
+        // The length shows that the body is complete.
         (OK, false, true),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello", true, false),
         (b"HTTP/1.1 200 OK\r\n\r\nhello", true, true),
-        // Without TLS's close alert, an attacker may have truncated it.
+        // Without a close_notify alert, an attacker may have truncated the body.
         (b"HTTP/1.1 200 OK\r\n\r\nhello", false, false),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", true, false),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n\r\n", true, false),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n", true, false),
     ];
-    for (plain, farewell, whole) in cases {
-        let came = answered(plain, farewell);
-        let words = String::from_utf8_lossy(plain);
-        assert_eq!((came.body.as_slice(), came.whole), (&b"hello"[..], whole), "{words}");
-        assert_eq!(came.failure, (!whole).then_some(HttpsError::Broken), "{words}");
+    for (plain, close_notify, complete) in cases {
+        let outcome = outcome_of(plain, close_notify);
+        let text = String::from_utf8_lossy(plain);
+        assert_eq!((outcome.body.as_slice(), outcome.complete), (&b"hello"[..], complete), "{text}");
+        assert_eq!(outcome.failure, (!complete).then_some(HttpsError::Broken), "{text}");
     }
 }
 
 #[test]
-fn what_is_no_answer_in_http_is_refused() {
+fn a_response_that_is_not_http_is_rejected() {
     let endless = [b"HTTP/1.1 200 OK\r\nx: ".to_vec(), vec![b'a'; 200_000]].concat();
     let many = [b"HTTP/1.1 200 OK\r\n".to_vec(), b"x: 1\r\n".repeat(5000)].concat();
     for plain in [
@@ -301,28 +305,28 @@ fn what_is_no_answer_in_http_is_refused() {
         &endless,
         &many,
     ] {
-        let came = answered(plain, true);
-        assert_eq!((came.head, came.failure), (None, Some(HttpsError::NotHttp)));
+        let outcome = outcome_of(plain, true);
+        assert_eq!((outcome.head, outcome.failure), (None, Some(HttpsError::NotHttp)));
     }
     for plain in [&b""[..], b"HTTP/1.1 200 O", b"HTTP/1.1 100 Continue\r\n\r\n"] {
-        let came = answered(plain, true);
-        assert_eq!((came.head, came.failure), (None, Some(HttpsError::Broken)));
+        let outcome = outcome_of(plain, true);
+        assert_eq!((outcome.head, outcome.failure), (None, Some(HttpsError::Broken)));
     }
 }
 
 #[test]
-fn what_goes_before_a_head_has_an_end() {
+fn the_bytes_before_a_head_are_capped() {
     let hint = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n";
-    let hinted = answered(&[&hint.repeat(20), OK].concat(), true);
-    assert_eq!((hinted.body.as_slice(), hinted.whole), (&b"hello"[..], true));
-    let endless = answered(&[&hint.repeat(10_000), OK].concat(), true);
+    let hinted = outcome_of(&[&hint.repeat(20), OK].concat(), true);
+    assert_eq!((hinted.body.as_slice(), hinted.complete), (&b"hello"[..], true));
+    let endless = outcome_of(&[&hint.repeat(10_000), OK].concat(), true);
     assert_eq!((endless.head, endless.failure), (None, Some(HttpsError::NotHttp)));
 }
 
 #[test]
-fn what_is_no_tls_fails_and_gets_nothing_of_the_request() {
+fn a_peer_without_tls_gets_nothing_of_the_request() {
     let root = Root::new("ours");
-    for (came, expected) in [
+    for (bytes, expected) in [
         (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], HttpsError::NotTls),
         (&[0; 100], HttpsError::NotTls),
         // A fatal alert: handshake failure.
@@ -333,36 +337,36 @@ fn what_is_no_tls_fails_and_gets_nothing_of_the_request() {
         let mut exchange = exchange(&root.trust(), "POST", b"secret");
         let hello = exchange.poll_transmit().unwrap();
         assert!(!hello.windows(6).any(|window| window == b"secret"));
-        exchange.handle_received(came);
+        exchange.handle_received(bytes);
         exchange.handle_end();
-        let mut told = Came::default();
-        told.take(&mut exchange);
-        assert_eq!(told, Came { failure: Some(expected), ..Came::default() });
-        // Only an unencrypted alert.
+        let mut outcome = Outcome::default();
+        outcome.drain(&mut exchange);
+        assert_eq!(outcome, Outcome { failure: Some(expected), ..Outcome::default() });
+        // The only output is an unencrypted alert.
         assert!(exchange.poll_transmit().is_none_or(|bytes| bytes.len() == 7 && bytes[0] == 21));
-        exchange.handle_received(came);
-        told.take(&mut exchange);
-        assert_eq!(told.failure, Some(expected));
+        exchange.handle_received(bytes);
+        outcome.drain(&mut exchange);
+        assert_eq!(outcome.failure, Some(expected));
     }
 }
 
 #[test]
-fn a_byte_changed_on_the_way_never_changes_what_is_read() {
+fn a_modified_byte_never_modifies_the_response() {
     let root = Root::new("ours");
-    // Every seventh byte of the site's two flights in turn.
+    // Changes each seventh byte of the server's output in turn.
     let mut at = 0;
     loop {
         let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
-        let (mut came, mut passed, mut asked) = (Came::default(), 0, false);
-        while came.failure.is_none() && !came.whole {
+        let (mut outcome, mut passed, mut answered) = (Outcome::default(), 0, false);
+        while outcome.failure.is_none() && !outcome.complete {
             while let Some(bytes) = exchange.poll_transmit() {
-                site.take(&bytes);
+                site.receive(&bytes);
             }
-            let mut bytes = site.sealed();
-            if !asked && !site.heard.is_empty() {
-                asked = true;
-                bytes.extend(site.says(OK));
-                bytes.extend(site.farewell());
+            let mut bytes = site.pending();
+            if !answered && !site.received.is_empty() {
+                answered = true;
+                bytes.extend(site.seal(OK));
+                bytes.extend(site.close_notify());
             }
             if bytes.is_empty() {
                 exchange.handle_end();
@@ -372,35 +376,35 @@ fn a_byte_changed_on_the_way_never_changes_what_is_read() {
             }
             passed += bytes.len();
             exchange.handle_received(&bytes);
-            came.take(&mut exchange);
+            outcome.drain(&mut exchange);
         }
         if at >= passed {
-            assert!(came.whole, "the unmodified answer is complete");
+            assert!(outcome.complete, "the unmodified response is complete");
             return;
         }
-        assert!(came.body.is_empty() || came.body == b"hello");
+        assert!(outcome.body.is_empty() || outcome.body == b"hello");
         at += 7;
     }
 }
 
 #[test]
-fn more_than_was_asked_for_is_not_kept() {
+fn unread_responses_are_buffered_up_to_a_cap() {
     let root = Root::new("ours");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
-    talk(&mut exchange, &mut site);
-    let head = site.says(b"HTTP/1.1 200 OK\r\n\r\n");
+    run(&mut exchange, &mut site);
+    let head = site.seal(b"HTTP/1.1 200 OK\r\n\r\n");
     exchange.handle_received(&head);
-    // Passed on without polling events.
+    // The caller does not poll events.
     for _ in 0..200 {
-        exchange.handle_received(&site.says(&[0; 16 << 10]));
+        exchange.handle_received(&site.seal(&[0; 16 << 10]));
     }
-    let mut came = Came::default();
-    came.take(&mut exchange);
-    assert!(came.failure.is_some() && came.body.len() <= 2 << 20, "{} bytes", came.body.len());
+    let mut outcome = Outcome::default();
+    outcome.drain(&mut exchange);
+    assert!(outcome.failure.is_some() && outcome.body.len() <= 2 << 20, "{} bytes", outcome.body.len());
 }
 
 #[test]
-fn what_can_not_be_asked_is_refused_before_anything_is_sent() {
+fn an_invalid_request_is_rejected_before_any_output() {
     let trust = Trust::new([]).unwrap();
     let made = |method: &str, url: &str, fields: &[(&str, &str)]| {
         let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

@@ -1,4 +1,4 @@
-//! The TLS layer of an exchange: hyper reads from it and writes to it.
+//! The TLS layer of an exchange, from which hyper reads and to which it writes.
 
 use core::{
     cell::RefCell,
@@ -17,15 +17,15 @@ use rustls::{ClientConnection, pki_types::ServerName};
 use super::{HttpsError, Trust};
 use crate::delegated::binary_http::MAX_HEAD_LEN;
 
-/// Largest buffered ciphertext to send, plus the output of one write; beyond it writes are pending.
+/// Buffered ciphertext to send at which writes are pending, in bytes; one write may exceed it.
 const MAX_OUTGOING: usize = 64 << 10;
-/// Largest buffered ciphertext received. More than this means that the caller did not poll events.
+/// Most received ciphertext in the buffer, in bytes. Only a caller that does not poll events exceeds it.
 const MAX_RECEIVED: usize = 1 << 20;
-/// Ciphertext decrypted before the response's head, including the handshake. Informational responses and TLS tickets
-/// are skipped by the layers below without a limit.
+/// Most ciphertext decrypted before the response's head, including the handshake. rustls and hyper skip TLS tickets and
+/// informational responses without a limit of their own.
 const MAX_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
-/// Plaintext bytes read at a time.
-const PIECE: usize = 16 << 10;
+/// Most plaintext bytes in one read.
+const READ_LEN: usize = 16 << 10;
 
 /// A TLS connection over a stream.
 pub(super) struct TlsConnection {
@@ -35,7 +35,7 @@ pub(super) struct TlsConnection {
     ended: bool,
     outgoing: Vec<u8>,
     failure: Option<HttpsError>,
-    /// Ciphertext bytes that may still be decrypted before the head is received; `None` afterwards.
+    /// Ciphertext bytes that may still be decrypted before the head is received; `None` after the head.
     before_head: Option<usize>,
 }
 
@@ -62,7 +62,7 @@ impl TlsConnection {
         self.ended = true;
     }
 
-    /// The bytes to send.
+    /// Removes the bytes to send.
     pub(super) fn take_outgoing(&mut self) -> Vec<u8> {
         core::mem::take(&mut self.outgoing)
     }
@@ -72,22 +72,22 @@ impl TlsConnection {
         self.failure
     }
 
-    /// The head of the response has been received.
+    /// Handles the receipt of the response's head.
     pub(super) const fn handle_head(&mut self) {
         self.before_head = None;
     }
 
-    /// Takes ciphertext from rustls.
+    /// Moves ciphertext from rustls to the output.
     fn seal(&mut self) {
         while self.connection.wants_write() && self.connection.write_tls(&mut self.outgoing).is_ok() {}
     }
 
-    /// Decrypts some received bytes; returns false if there are none.
+    /// Decrypts received bytes; returns `false` if there are none.
     fn open(&mut self) -> io::Result<bool> {
         if self.failure.is_some() || (self.received.is_empty() && !self.ended) {
             return self.failure.map_or(Ok(false), |_| Err(broken()));
         }
-        // At the end this reads nothing, which signals the end to rustls.
+        // At the end of the stream this reads zero bytes, which signals the end to rustls.
         let mut rest = &self.received[..];
         let read = self.connection.read_tls(&mut rest)?;
         self.received.advance(read);
@@ -99,7 +99,7 @@ impl TlsConnection {
             }
         }
         let outcome = self.connection.process_new_packets();
-        // Responses of the handshake, and the alert after an error.
+        // Sends handshake messages, and the alert after an error.
         self.seal();
         if let Err(error) = outcome {
             self.failure = Some(HttpsError::from(&error));
@@ -112,13 +112,13 @@ impl TlsConnection {
         loop {
             match self.connection.reader().read(plain) {
                 Ok(read) => return Poll::Ready(Ok(read)),
-                // Ended without TLS's close alert: an attacker may have truncated it.
+                // Without a close_notify alert, an attacker may have truncated the stream.
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
                 Err(_) => {}
             }
-            let told = self.ended && self.received.is_empty();
+            let at_end = self.ended && self.received.is_empty();
             match self.open() {
-                Ok(true) if told && self.connection.is_handshaking() => return Poll::Ready(Err(broken())),
+                Ok(true) if at_end && self.connection.is_handshaking() => return Poll::Ready(Err(broken())),
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
                 Err(error) => return Poll::Ready(Err(error)),
@@ -127,11 +127,11 @@ impl TlsConnection {
     }
 
     fn write(&mut self, plain: &[u8]) -> Poll<io::Result<usize>> {
-        // Until the server is authenticated, no plaintext is accepted, not even for buffering.
+        // No plaintext is accepted, not even into the buffer, before the server is authenticated.
         while self.connection.is_handshaking() {
-            let told = self.ended && self.received.is_empty();
+            let at_end = self.ended && self.received.is_empty();
             match self.open() {
-                Ok(true) if told => return Poll::Ready(Err(broken())),
+                Ok(true) if at_end => return Poll::Ready(Err(broken())),
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
                 Err(error) => return Poll::Ready(Err(error)),
@@ -153,7 +153,7 @@ fn broken() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// A [`TlsConnection`] for hyper. It wakes no task: the exchange is polled again after each input.
+/// A [`TlsConnection`] for hyper. It wakes no task, since the exchange is polled after each input.
 pub(super) struct Ends(pub(super) Rc<RefCell<TlsConnection>>);
 
 impl Ends {
@@ -168,9 +168,9 @@ impl Read for Ends {
         _: &mut Context<'_>,
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<Result<(), io::Error>> {
-        let mut plain = [0; PIECE];
-        let most = buffer.remaining().min(PIECE);
-        let Some(plain) = plain.get_mut(..most) else { return Poll::Ready(Err(broken())) };
+        let mut plain = [0; READ_LEN];
+        let length = buffer.remaining().min(READ_LEN);
+        let Some(plain) = plain.get_mut(..length) else { return Poll::Ready(Err(broken())) };
         self.with(|tls| tls.read(plain)).map_ok(|read| buffer.put_slice(plain.get(..read).unwrap_or_default()))
     }
 }

@@ -11,18 +11,18 @@ use rustls::{
 
 use super::HttpsError;
 
-/// The beginning of a PEM block, possibly after a comment.
+/// Start of a PEM block; a comment may precede it.
 const PEM: &[u8] = b"-----BEGIN ";
 
-/// The trusted issuers: Mozilla's roots, and named anchors. A clone is cheap.
+/// The trusted issuers: Mozilla's roots and further anchors. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Trust(Arc<ClientConfig>);
 
 impl Trust {
-    /// Mozilla's roots and `anchors`, each a certificate in DER, or one or more in PEM.
+    /// Mozilla's roots and `anchors`, each a certificate in DER, or one or more certificates in PEM.
     ///
     /// # Errors
-    /// [`HttpsError::Anchor`] if one of them is neither.
+    /// [`HttpsError::Anchor`] if an anchor is neither.
     pub fn new<'a>(anchors: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, HttpsError> {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         for anchor in anchors {

@@ -1,16 +1,16 @@
-//! The machine's wall clock, used for documents only.
+//! The machine's wall clock, used only for signed documents and the reports of gateways.
 
 use std::time::{Duration, SystemTime};
 
 use crate::base::WallTime;
 
-/// The machine's wall clock; a time before 1970 gives 1970.
+/// The time of the machine's wall clock; 1970 for times before 1970.
 #[must_use]
 pub fn wall_time() -> WallTime {
     WallTime::from_unix(since_epoch().as_secs())
 }
 
-/// The wall clock in milliseconds since the Unix epoch, the unit of gateways' reports.
+/// The time of the wall clock in milliseconds since the Unix epoch, the unit of gateways' reports.
 #[must_use]
 pub fn wall_milliseconds() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)

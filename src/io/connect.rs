@@ -1,4 +1,4 @@
-//! TCP connections to targets: resolution, policy, and a staggered race of several addresses (after RFC 8305).
+//! TCP connections to targets: resolution, policy, and staggered attempts at several addresses (after RFC 8305).
 
 use core::{
     net::{IpAddr, SocketAddr},
@@ -18,28 +18,28 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-/// Maximum addresses to try.
+/// Most addresses to try.
 const MAX_ATTEMPTS: usize = 4;
-/// Delay before the next attempt starts beside the running ones.
+/// Delay between the starts of concurrent attempts.
 const STAGGER: Duration = Duration::from_millis(250);
-/// Time limit for one attempt.
-const ATTEMPT: Duration = Duration::from_secs(10);
+/// Timeout of one attempt.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to a target.
 pub(crate) struct Connected {
     pub(crate) socket: TcpStream,
     pub(crate) address: IpAddr,
-    /// Time of the TCP handshake: the round trip to the target unless a SYN was lost.
+    /// Duration of the TCP handshake: the round trip to the target, unless a SYN was lost.
     pub(crate) round_trip: Duration,
 }
 
-/// Connects to `target`, racing the addresses that `policy` allows.
+/// Connects to `target`: attempts the addresses that `policy` allows, and returns the first connection.
 pub(crate) async fn connect(policy: &Policy, resolver: &Resolver, target: &Target) -> Result<Connected, EndReason> {
     let found = match &target.host {
         Host::Ip(ip) => vec![*ip],
         Host::Name(name) => resolver.addresses(name).await?.answers,
     };
-    // From here on, only the judged addresses are used.
+    // Only the checked addresses are used from here on.
     let allowed: Vec<IpAddr> =
         found.into_iter().map(|ip| ip.to_canonical()).filter(|ip| policy.allows(*ip, target.port)).collect();
     if allowed.is_empty() {
@@ -48,13 +48,12 @@ pub(crate) async fn connect(policy: &Policy, resolver: &Resolver, target: &Targe
     race(&alternating(&allowed), target.port).await
 }
 
-/// The addresses with alternating families, IPv4 first because most exits have it; at most [`MAX_ATTEMPTS`].
+/// At most [`MAX_ATTEMPTS`] of the addresses, of alternating families. IPv4 is first because most exits have it.
 pub(crate) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let (mut fours, mut sixes) =
-        (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
+    let (mut ipv4, mut ipv6) = (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
     let mut ordered = Vec::new();
     loop {
-        let pair = [fours.next(), sixes.next()];
+        let pair = [ipv4.next(), ipv6.next()];
         if pair == [None, None] {
             return ordered;
         }
@@ -65,7 +64,7 @@ pub(crate) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
 async fn race(addresses: &[IpAddr], port: u16) -> Result<Connected, EndReason> {
     let mut waiting = addresses.iter();
     let mut running = JoinSet::new();
-    let mut worst = None;
+    let mut failure = None;
     loop {
         if let Some(ip) = waiting.next() {
             running.spawn(attempt(*ip, port));
@@ -74,10 +73,10 @@ async fn race(addresses: &[IpAddr], port: u16) -> Result<Connected, EndReason> {
         tokio::select! {
             joined = running.join_next() => match joined {
                 Some(Ok(Ok(connected))) => return Ok(connected),
-                Some(Ok(Err(reason))) => worst = telling(worst, reason),
-                Some(Err(_)) => worst = telling(worst, EndReason::Failed),
+                Some(Ok(Err(reason))) => failure = more_informative(failure, reason),
+                Some(Err(_)) => failure = more_informative(failure, EndReason::Failed),
                 // No attempt is running and no address is left.
-                None => return Err(worst.unwrap_or(EndReason::Failed)),
+                None => return Err(failure.unwrap_or(EndReason::Failed)),
             },
             () = tokio::time::sleep(STAGGER), if more => {}
         }
@@ -85,12 +84,12 @@ async fn race(addresses: &[IpAddr], port: u16) -> Result<Connected, EndReason> {
 }
 
 async fn attempt(ip: IpAddr, port: u16) -> Result<Connected, EndReason> {
-    let began = Instant::now();
-    match timeout(ATTEMPT, TcpStream::connect(SocketAddr::new(ip, port))).await {
+    let start = Instant::now();
+    match timeout(ATTEMPT_TIMEOUT, TcpStream::connect(SocketAddr::new(ip, port))).await {
         Ok(Ok(socket)) => {
-            // Against Nagle's algorithm, which delays the last piece of each answer until an acknowledgement.
+            // Nagle's algorithm would delay the last piece of each answer until an acknowledgement.
             let _ = socket.set_nodelay(true);
-            Ok(Connected { socket, address: ip, round_trip: began.elapsed() })
+            Ok(Connected { socket, address: ip, round_trip: start.elapsed() })
         }
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err(EndReason::TimedOut),
@@ -98,7 +97,7 @@ async fn attempt(ip: IpAddr, port: u16) -> Result<Connected, EndReason> {
 }
 
 /// The more informative of two failures: a refusal shows that the target exists.
-const fn telling(known: Option<EndReason>, new: EndReason) -> Option<EndReason> {
+const fn more_informative(known: Option<EndReason>, new: EndReason) -> Option<EndReason> {
     match (known, new) {
         (Some(EndReason::Refused), _) | (Some(EndReason::TimedOut), EndReason::Unreachable | EndReason::Failed) => {
             known

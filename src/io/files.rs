@@ -1,9 +1,9 @@
 //! A node's folder: keys, certificate, guards and the cached consensus.
 //!
-//! Owns reading and writing them. Folders and secret files are accessible to their owner alone. Files are written to
-//! a temporary file and renamed, so that each is complete or absent. A corrupted file is refused, never silently
-//! replaced. Driven by the node at its start, and when keys rotate or guards change. Protects against other users of
-//! the machine (`threat-model.md`).
+//! Owns the reading and writing of these files. Folders and secret files are accessible to their owner alone. Each file
+//! is written under a temporary name and renamed, so that it is complete or absent. A corrupted file is rejected, never
+//! replaced silently. Driven by the node at its start, and when keys rotate or guards change. Protects against other
+//! users of the machine (`threat-model.md`).
 
 mod atomic;
 mod keyfile;
@@ -30,7 +30,7 @@ use crate::{
 pub use atomic::write_atomically;
 use keyfile::KeyFile;
 
-/// The age at which the current onion key is rotated; it stays valid as the previous one for as long again.
+/// Age at which the onion key is rotated. As the previous key it remains valid for the same time.
 pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const MAX_SECRET_LEN: u64 = 64 << 10;
@@ -43,7 +43,7 @@ const GUARDS: &str = "guards";
 const CONSENSUS: &str = "consensus";
 const LOCK: &str = "lock";
 
-/// The reason why a file of the node's folder can't be used. The text says what to do.
+/// Reason for which a file of the node's folder can't be used. The text states the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system call failed.
@@ -128,7 +128,7 @@ impl Folder {
         &self.path
     }
 
-    /// Locks the folder for this process, because two nodes must not run with one identity.
+    /// Locks the folder for this process, since two nodes must not run with one identity.
     ///
     /// # Errors
     /// [`FileError::InUse`], or when a system call fails.
@@ -144,14 +144,14 @@ impl Folder {
         }
     }
 
-    /// Whether this process's effective user owns the folder. Files that another user's process writes into a node's
-    /// folder are unreadable for the node.
+    /// Whether the effective user of this process owns the folder. The node can't read files that a process of another
+    /// user writes to its folder.
     ///
     /// # Errors
     /// When a system call fails.
     pub fn is_ours(&self) -> Result<bool, FileError> {
         let metadata = fs::metadata(&self.path).map_err(FileError::io("read its metadata", &self.path))?;
-        // On Linux, this folder belongs to the process's effective user.
+        // On Linux, the effective user of the process owns this folder.
         let process = Path::new("/proc/self");
         let ours = fs::metadata(process).map_err(FileError::io("read its metadata", process))?;
         Ok(metadata.uid() == ours.uid())
@@ -209,7 +209,7 @@ impl Folder {
         Ok(OnionKeyring::new(kept.current, kept.previous))
     }
 
-    /// Rotates the onion key if it is due at `now`, and returns the new one. The file is written before this returns.
+    /// Rotates the onion key if that is due at `now`; returns the new key. The file is written before this returns.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -296,8 +296,8 @@ impl Folder {
         value.map(Some).map_err(|reason| FileError::Corrupted { path, reason })
     }
 
-    /// Reads the file with `read`, or creates it with `make` first. If another process creates it at the same time,
-    /// the first file counts.
+    /// Reads the file with `read`; creates it with `make` if it is absent. If another process creates the file at the
+    /// same time, the first file is used.
     fn load_or_make<T>(
         &self,
         name: &'static str,
@@ -344,24 +344,24 @@ fn signing_key(file: &KeyFile) -> Result<IdentityKey, &'static str> {
     file.key("secret").map(|seed| IdentityKey::from_bytes(&seed))
 }
 
-/// Reads a file that must be accessible to its owner alone; `None` if there is none.
-fn read_secret(path: &Path, most: u64) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+/// Reads a file that must be accessible to its owner alone; `None` if there is no file.
+fn read_secret(path: &Path, max_len: u64) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
     let file = match fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FileError::io("open it", path)(error)),
     };
     let metadata = file.metadata().map_err(FileError::io("read its metadata", path))?;
-    if !metadata.is_file() || metadata.len() > most {
+    if !metadata.is_file() || metadata.len() > max_len {
         return Err(FileError::Foreign { path: path.to_owned() });
     }
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(FileError::OpenToOthers { path: path.to_owned() });
     }
-    let capacity = usize::try_from(most).unwrap_or(usize::MAX);
-    // The buffer never grows, because growing would leave copies of a secret in memory.
+    let capacity = usize::try_from(max_len).unwrap_or(usize::MAX);
+    // The buffer has its full capacity from the start, since growth would leave copies of a secret in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
-    file.take(most).read_to_end(&mut bytes).map_err(FileError::io("read it", path))?;
+    file.take(max_len).read_to_end(&mut bytes).map_err(FileError::io("read it", path))?;
     Ok(Some(bytes))
 }
 

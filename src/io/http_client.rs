@@ -1,10 +1,10 @@
-//! The common part of the HTTP clients: texts of errors, and bodies with a cap.
+//! Parts common to the HTTP clients: texts of errors, and bodies with a cap.
 
 use std::error::Error;
 
 use reqwest::Response;
 
-/// The innermost cause of `error`, the most specific one, without the URL.
+/// The innermost cause of `error`, which is the most specific one, without the URL.
 pub(crate) fn innermost_cause(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut innermost: &dyn Error = &error;
@@ -14,10 +14,10 @@ pub(crate) fn innermost_cause(error: reqwest::Error) -> String {
     innermost.to_string()
 }
 
-/// The decompressed body, or `None` if it is longer than `max_len` bytes.
+/// The decompressed body; `None` if it is longer than `max_len` bytes.
 ///
 /// # Errors
-/// When the transfer is cut off.
+/// When the body is truncated.
 pub(crate) async fn read_at_most(mut response: Response, max_len: usize) -> reqwest::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await? {

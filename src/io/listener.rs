@@ -1,6 +1,6 @@
-//! Listeners of the local ports for applications: address checks and the cap on concurrent connections.
+//! Listeners of the local ports for applications: address checks, and a cap on concurrent connections.
 //!
-//! Any program that reaches such a port uses the overlay as this user, so ports listen on loopback unless configured
+//! A program that reaches such a port uses the overlay as this user. So ports listen on loopback unless configured
 //! otherwise.
 
 #[cfg(test)]
@@ -47,7 +47,7 @@ impl LocalPort {
     }
 }
 
-/// The reason why a local port can't be opened. The text says what to change.
+/// Reason for which a local port can't be opened. The text states the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is reachable from other machines.
@@ -62,7 +62,7 @@ pub enum ListenError {
         /// The requested address.
         address: SocketAddr,
     },
-    /// Another program listens there.
+    /// Another program uses the address.
     #[error("another program uses the {} port {address}; choose another port with {} ADDRESS:PORT", port.name(), port.flag())]
     Taken {
         /// The port.
@@ -85,7 +85,7 @@ pub enum ListenError {
 /// Checks whether `port` may listen on `address`.
 ///
 /// # Errors
-/// When it isn't a loopback address, unless `allow_remote`.
+/// When the address isn't a loopback address, unless `allow_remote` is set.
 pub const fn check_address(port: LocalPort, address: SocketAddr, allow_remote: bool) -> Result<(), ListenError> {
     if allow_remote || address.ip().to_canonical().is_loopback() {
         Ok(())
@@ -97,7 +97,7 @@ pub const fn check_address(port: LocalPort, address: SocketAddr, allow_remote: b
 /// Opens `port` on `address`.
 ///
 /// # Errors
-/// When [`check_address`] forbids it, another program listens there, or a system call fails.
+/// When [`check_address`] rejects the address, another program uses it, or a system call fails.
 pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) -> Result<TcpListener, ListenError> {
     check_address(port, address, allow_remote)?;
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
@@ -106,8 +106,8 @@ pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) ->
     })
 }
 
-/// Accepts connections for ever and runs `serve` for each. At most `cap` run concurrently; further ones wait in the
-/// backlog. Dropping the future ends them all.
+/// Accepts connections without end and runs `serve` for each. At most `cap` run concurrently; further connections wait
+/// in the backlog. Dropping the future ends all of them.
 pub(crate) async fn accept_each<F>(listener: TcpListener, cap: usize, serve: impl Fn(TcpStream) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -119,7 +119,7 @@ where
         while tasks.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((socket, _)) => {
-                // Against Nagle's algorithm, which delays the last piece of each answer until an acknowledgement.
+                // Nagle's algorithm would delay the last piece of each answer until an acknowledgement.
                 let _ = socket.set_nodelay(true);
                 let serving = serve(socket);
                 tasks.spawn(async move {

@@ -1,8 +1,8 @@
 //! The DNS resolver of an exit.
 //!
-//! Origins choose the names, so the machine's hosts file and search list are not used. Names of private networks are
-//! refused unless the policy allows private addresses. Concurrent lookups, time, answers and memory are bounded.
-//! Lookups are not logged here; the library logs names at debug level, so a node silences its log targets
+//! Origins select the names, so the machine's hosts file and search list are not used. Names of private networks are
+//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped.
+//! Lookups are not logged here. The library logs names at debug level, so a node disables its log targets
 //! (`hickory_*`).
 
 #[cfg(test)]
@@ -27,18 +27,18 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer},
 };
 
-/// Maximum answers to one lookup, and their maximum bytes in a relay message.
+/// Most answers to one lookup.
 const MAX_ANSWERS: usize = 16;
+/// Most bytes of the names in one answer, limited by a relay message.
 const MAX_ANSWER_BYTES: usize = 512;
-/// The two TTLs used in answers, in seconds. Exact ones would reveal earlier lookups of other clients.
+/// The two TTLs in answers, in seconds. Exact TTLs would reveal earlier lookups by other clients.
 const SHORT_TTL: u32 = 300;
 const LONG_TTL: u32 = 3600;
-/// Maximum cached responses.
-const CACHE: u64 = 1024;
+/// Most cached responses.
+const CACHE_SIZE: u64 = 1024;
 
-/// Names that are never looked up: no public name server has them (RFC 6761, RFC 7686), and the lookup would reveal
-/// them.
-const NOWHERE: [&str; 2] = ["onion", "invalid"];
+/// Names that are never looked up. No public name server has them (RFC 6761, RFC 7686), and a lookup would reveal them.
+const SPECIAL: [&str; 2] = ["onion", "invalid"];
 /// Names of private networks (RFC 6762, RFC 8375 and the names that ICANN reserved).
 const PRIVATE: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
 
@@ -49,15 +49,15 @@ pub struct ResolverOptions {
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Concurrent lookups; 256. Further ones wait within their time limit, then fail.
+    /// Most concurrent lookups. Default 256. Further lookups wait, at most for their timeout.
     pub concurrency: usize,
-    /// Time limit of a lookup; ten seconds.
-    pub patience: Duration,
+    /// Timeout of a lookup. Default 10 s.
+    pub timeout: Duration,
 }
 
 impl Default for ResolverOptions {
     fn default() -> Self {
-        Self { servers: Vec::new(), private_addresses: false, concurrency: 256, patience: Duration::from_secs(10) }
+        Self { servers: Vec::new(), private_addresses: false, concurrency: 256, timeout: Duration::from_secs(10) }
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct LookupAnswers<T> {
 pub struct Resolver {
     inner: Option<TokioResolver>,
     permits: Semaphore,
-    patience: Duration,
+    timeout: Duration,
     private_addresses: bool,
 }
 
@@ -93,7 +93,7 @@ impl Resolver {
         Self {
             inner,
             permits: Semaphore::new(options.concurrency),
-            patience: options.patience,
+            timeout: options.timeout,
             private_addresses: options.private_addresses,
         }
     }
@@ -116,7 +116,8 @@ impl Resolver {
         }
     }
 
-    /// The addresses of `name`, without private ones unless they are allowed. Fails with `Policy` if all are private.
+    /// The addresses of `name`, without private addresses unless these are allowed. Fails with `Policy` if all are
+    /// private.
     pub(crate) async fn addresses(&self, name: &str) -> Result<LookupAnswers<IpAddr>, EndReason> {
         if self.is_loopback(name)? {
             let loopback = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -129,7 +130,7 @@ impl Resolver {
         match (answers.is_empty(), lookup.iter().next()) {
             (true, None) => Err(EndReason::NotFound),
             (true, Some(_)) => Err(EndReason::Policy),
-            (false, _) => Ok(LookupAnswers { ttl: coarse(lookup.valid_until()), answers }),
+            (false, _) => Ok(LookupAnswers { ttl: coarse_ttl(lookup.valid_until()), answers }),
         }
     }
 
@@ -155,23 +156,23 @@ impl Resolver {
         if answers.is_empty() {
             return Err(EndReason::NotFound);
         }
-        Ok(LookupAnswers { ttl: coarse(lookup.valid_until()), answers })
+        Ok(LookupAnswers { ttl: coarse_ttl(lookup.valid_until()), answers })
     }
 
-    async fn within_limits<T>(&self, asking: impl Future<Output = Result<T, NetError>>) -> Result<T, EndReason> {
+    async fn within_limits<T>(&self, lookup: impl Future<Output = Result<T, NetError>>) -> Result<T, EndReason> {
         let limited = async {
             let _permit = self.permits.acquire().await.map_err(|_| EndReason::Failed)?;
-            asking.await.map_err(|error| reason(&error))
+            lookup.await.map_err(|error| reason(&error))
         };
-        timeout(self.patience, limited).await.unwrap_or(Err(EndReason::TimedOut))
+        timeout(self.timeout, limited).await.unwrap_or(Err(EndReason::TimedOut))
     }
 
-    /// Whether `name` is `localhost`. Fails for names that are never looked up or not allowed.
+    /// Whether `name` is `localhost`. Fails for special names, and for private names unless these are allowed.
     fn is_loopback(&self, name: &str) -> Result<bool, EndReason> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let is_under =
             |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if NOWHERE.into_iter().any(is_under) {
+        if SPECIAL.into_iter().any(is_under) {
             return Err(EndReason::NotFound);
         }
         let loopback = is_under("localhost");
@@ -206,14 +207,14 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.into())
 }
 
-fn limit(options: &mut ResolverOpts, ours: &ResolverOptions) {
+fn limit(options: &mut ResolverOpts, limits: &ResolverOptions) {
     const ATTEMPTS: usize = 2;
-    options.timeout = ours.patience.checked_div(3).unwrap_or(ours.patience);
+    options.timeout = limits.timeout.checked_div(3).unwrap_or(limits.timeout);
     options.attempts = ATTEMPTS;
-    options.cache_size = CACHE;
+    options.cache_size = CACHE_SIZE;
     options.use_hosts_file = ResolveHosts::Never;
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    options.max_active_requests = ours.concurrency;
+    options.max_active_requests = limits.concurrency;
     options.positive_max_ttl = Some(Duration::from_secs(LONG_TTL.into()));
     options.negative_max_ttl = Some(Duration::from_secs(SHORT_TTL.into()));
     options.case_randomization = true;
@@ -226,7 +227,7 @@ fn absolute(name: &str) -> Result<Name, EndReason> {
     Ok(name)
 }
 
-fn coarse(valid_until: Instant) -> u32 {
+fn coarse_ttl(valid_until: Instant) -> u32 {
     let left = valid_until.saturating_duration_since(Instant::now());
     if left <= Duration::from_secs(SHORT_TTL.into()) { SHORT_TTL } else { LONG_TTL }
 }

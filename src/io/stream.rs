@@ -1,20 +1,20 @@
 //! Asynchronous streams through the overlay, and the queues between them and a node's core.
 //!
-//! One task owns the core (of a client or a relay) and a `Hub`. Another task owns the [`Stream`] of each open
-//! stream. Both share a small state for each stream, and one queue of streams with pending output for the core:
+//! One task owns the core (of a client or a relay) and a `Hub`. Other tasks own the [`Stream`] of each open stream. The
+//! two sides share a small state for each stream, and one queue of streams with pending output for the core:
 //!
 //! ```text
 //! core's task   Hub::push ────────▶ inbound ──────▶ poll_read    application's, SOCKS's or exit's task
 //!               StreamCommand ◀──── outbound ◀──── poll_write
 //! ```
 //!
-//! Both directions are bounded in bytes, not in messages. Inbound bytes are bounded by the stream's credit: they
-//! count as consumed (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small
-//! messages take no more memory than their bytes. Outbound bytes are bounded by the core's room (`Hub::set_room`).
-//! A stream is at most once in the queue, so the queue is at most as long as the number of streams.
+//! Both directions are capped in bytes, not in messages. The stream's credit caps the inbound bytes, which count as
+//! consumed (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small messages occupy
+//! little more memory than their bytes. The core's room (`Hub::set_room`) caps the outbound bytes. A stream is in the
+//! queue at most once, so the queue is no longer than the number of streams.
 //!
-//! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, after the
-//! bytes before it.
+//! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, which follows
+//! the bytes received before it.
 
 mod hub;
 mod receive_window;
@@ -46,11 +46,12 @@ pub(crate) use self::{
     splice::{reset_on_close, splice},
 };
 
-/// Consumed bytes are reported to the core in steps of this many, so that not every read wakes it. A stream's credit
-/// must be at least twice as much.
+/// Consumed bytes are reported to the core in steps of this many, so that only some reads wake it. A stream's credit
+/// must be at least twice this step.
 const CONSUMED_STEP: usize = 32 * 1024;
-/// Capacity in bytes of a packed chunk: the first of a stream's queue, and the following ones.
+/// Capacity of the first chunk in a stream's queue, in bytes.
 const FIRST_CHUNK: usize = 4 * 1024;
+/// Capacity of the following chunks, in bytes.
 const NEXT_CHUNK: usize = 64 * 1024;
 
 /// The reason of a stream's failure, wrapped in the [`io::Error`]s of a [`Stream`].
@@ -58,7 +59,7 @@ const NEXT_CHUNK: usize = 64 * 1024;
 #[error("{0}")]
 pub struct StreamFailed(pub EndReason);
 
-/// The error that an application gets from a stream that ended for `reason`.
+/// The error for an application whose stream ended for `reason`.
 #[must_use]
 pub fn io_error(reason: EndReason) -> io::Error {
     let kind = match reason {
@@ -91,7 +92,7 @@ impl Stream {
         (&mut self.reader, &mut self.writer)
     }
 
-    /// Waits until the stream fails. Independent of reads and writes.
+    /// Waits for the failure of the stream, independently of reads and writes.
     pub(crate) fn failure(&self) -> impl Future<Output = EndReason> + Send + use<> {
         let shared = Arc::clone(&self.shared);
         core::future::poll_fn(move |cx| {
@@ -106,7 +107,7 @@ impl Stream {
         })
     }
 
-    /// Resets the stream; the other end gets the reason.
+    /// Resets the stream. The other end gets the reason.
     pub fn reset(self, reason: EndReason) {
         self.shared.lock().abandoned = Some(reason);
     }
@@ -160,9 +161,9 @@ impl AsyncWrite for Stream {
 /// The receiving direction of a [`Stream`].
 pub struct StreamReader {
     shared: Arc<StreamShared>,
-    /// Chunks moved out of the shared state, so that copying needs no lock.
+    /// Chunks moved out of the shared state, so that copies need no lock.
     chunks: VecDeque<BytesMut>,
-    /// Bytes read but not yet reported to the core.
+    /// Bytes read and not reported to the core.
     untold: usize,
 }
 
@@ -186,7 +187,7 @@ impl StreamReader {
         }
     }
 
-    /// Waits for a chunk; `false` at the clean end.
+    /// Waits for a chunk; returns `false` at the clean end.
     fn poll_chunk(&mut self, cx: &Context<'_>) -> Poll<io::Result<bool>> {
         if !self.chunks.is_empty() {
             return Poll::Ready(Ok(true));
@@ -267,7 +268,7 @@ impl fmt::Debug for StreamWriter {
 }
 
 impl StreamWriter {
-    /// Waits until bytes may be written; returns how many, at least one.
+    /// Waits for room; returns the number of bytes that may be written, at least one.
     pub(crate) fn poll_room(&self, cx: &Context<'_>) -> Poll<io::Result<usize>> {
         Self::poll_room_locked(&mut self.shared.lock(), cx)
     }
@@ -288,7 +289,7 @@ impl StreamWriter {
         }
     }
 
-    /// Queues a buffer no longer than [`Self::poll_room`] returned. Without a copy if the queue is empty.
+    /// Queues a buffer within the room of [`Self::poll_room`]. The buffer is not copied if the queue is empty.
     pub(crate) fn hand_over(&self, buffer: BytesMut) {
         let mut state = self.shared.lock();
         if state.outbound.is_empty() {
@@ -323,7 +324,7 @@ impl AsyncWrite for StreamWriter {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A write has queued the stream already, so there is nothing to flush.
+        // Each write queues the stream, so a flush has no work.
         Poll::Ready(self.shared.lock().failed.map_or(Ok(()), |reason| Err(io_error(reason))))
     }
 
@@ -336,30 +337,30 @@ impl AsyncWrite for StreamWriter {
 /// The state that hub and stream share.
 struct StreamShared {
     key: StreamKey,
-    /// The core's queue of streams with pending output.
+    /// The queue of streams with pending output for the core.
     bell: mpsc::UnboundedSender<Arc<StreamShared>>,
     state: Mutex<DuplexState>,
 }
 
 #[derive(Default)]
 struct DuplexState {
-    /// Bytes from the other end, not yet moved to the reader; at most the stream's credit.
+    /// Bytes from the other end that the reader has not taken; at most the stream's credit.
     inbound: VecDeque<BytesMut>,
-    /// The other end finished cleanly. All its bytes are in `inbound` or already moved to the reader.
+    /// The other end finished cleanly. All its bytes have been appended to `inbound`.
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
-    /// Bytes read, not yet taken by the core.
+    /// Bytes read that the core has not taken into account.
     consumed: usize,
-    /// Bytes for the other end, not yet taken by the core; at most `room`.
+    /// Bytes for the other end that the core has not taken; at most `room`.
     outbound: BytesMut,
-    /// Maximum length of `outbound`.
+    /// Largest length of `outbound`.
     room: usize,
     /// This end has finished writing.
     finished: bool,
     /// The core has been notified of `finished`.
     finish_told: bool,
-    /// The stream was dropped. Unless finished in both directions, it is reset for this reason.
+    /// The stream was dropped. Unless both directions have finished, it is reset for this reason.
     abandoned: Option<EndReason>,
     /// The stream is in the core's queue.
     rung: bool,
@@ -374,11 +375,11 @@ impl StreamShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts the stream into the core's queue, unless it is there already.
+    /// Adds the stream to the core's queue unless it is in the queue.
     fn ring(self: &Arc<Self>, state: &mut DuplexState) {
         if !state.rung {
             state.rung = true;
-            // Fails only when the core's task has ended; the streams have failed then.
+            // An error means that the core's task has ended; all streams have failed then.
             let _ = self.bell.send(Arc::clone(self));
         }
     }

@@ -1,5 +1,5 @@
-//! Test doubles: a core without an overlay, which joins the streams of two hubs with the room and credit of the real
-//! one; a connector on top of it; origins.
+//! Test doubles: a core that joins the streams of two hubs, with the room and credit of the real core; a connector over
+//! that core; origins.
 
 use std::{
     collections::HashMap,
@@ -31,9 +31,9 @@ use super::{
 
 /// Bytes of one DATA message.
 const MESSAGE: usize = 963;
-/// Bytes of one stream that the core buffers.
+/// Most bytes of a stream that the core buffers.
 pub(crate) const ROOM: usize = 128 * 1024;
-/// Bytes that may be in flight to a reader.
+/// Most bytes that may be in flight to a reader.
 pub(crate) const CREDIT: usize = 1024 * 1024;
 
 /// The bytes in one direction of a stream.
@@ -71,11 +71,11 @@ impl Flows {
         }
     }
 
-    pub(crate) fn forget(&mut self, key: StreamKey) {
+    pub(crate) fn remove(&mut self, key: StreamKey) {
         self.0.remove(&key);
     }
 
-    /// Moves bytes as credit allows, and the end after them; returns the room left.
+    /// Moves bytes within the credit, and the end of the stream after them; returns the remaining room.
     pub(crate) fn pump(&mut self, key: StreamKey, mut push: impl FnMut(&[u8]), finish: impl FnOnce()) -> usize {
         let Some(flow) = self.0.get_mut(&key) else { return 0 };
         let taken = flow.buffered.split_to(flow.credit.min(flow.buffered.len()));
@@ -90,7 +90,7 @@ impl Flows {
     }
 }
 
-/// Joins the streams of `hubs` that have the same key, for ever.
+/// Joins the streams of `hubs` that have the same key, without end.
 pub(crate) async fn join_hubs(mut hubs: [Hub; 2], keys: Vec<StreamKey>) {
     let mut flows = [Flows::default(), Flows::default()];
     for key in keys {
@@ -118,7 +118,7 @@ pub(crate) async fn join_hubs(mut hubs: [Hub; 2], keys: Vec<StreamKey>) {
             }
             StreamCommand::Reset(reason) => {
                 hubs[to].fail(key, reason);
-                flows.iter_mut().for_each(|flows| flows.forget(key));
+                flows.iter_mut().for_each(|flows| flows.remove(key));
             }
             StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of an open stream"),
         }
@@ -149,18 +149,18 @@ pub(crate) fn reason_of(error: &std::io::Error) -> Option<EndReason> {
     error.get_ref()?.downcast_ref::<super::stream::StreamFailed>().map(|failed| failed.0)
 }
 
-/// Connects directly to loopback, without an overlay, and records its requests.
+/// A connector that connects to loopback, without an overlay, and records its requests.
 ///
-/// The names `origin.test` and `localhost` resolve to 127.0.0.1. `REASON.test` fails for that reason, `notready.test`
-/// because there is no consensus; `never.test` neither connects nor fails.
+/// The names `origin.test` and `localhost` resolve to 127.0.0.1. `never.test` neither connects nor fails. Each other
+/// name fails; [`Self::address`] lists the reasons.
 #[derive(Clone, Default)]
 pub(crate) struct Direct {
-    pub(crate) asked: Arc<Mutex<Vec<(Target, Isolation)>>>,
+    pub(crate) requests: Arc<Mutex<Vec<(Target, Isolation)>>>,
 }
 
 impl Direct {
     pub(crate) fn isolations(&self) -> Vec<Isolation> {
-        self.asked.lock().unwrap().iter().map(|(_, isolation)| *isolation).collect()
+        self.requests.lock().unwrap().iter().map(|(_, isolation)| *isolation).collect()
     }
 
     async fn address(host: &Host) -> Result<IpAddr, ConnectError> {
@@ -191,7 +191,7 @@ impl Direct {
 
 impl Connector for Direct {
     async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        self.asked.lock().unwrap().push((target.clone(), isolation));
+        self.requests.lock().unwrap().push((target.clone(), isolation));
         let ip = Self::address(&target.host).await?;
         let socket = TcpStream::connect((ip, target.port)).await.map_err(|_| EndReason::Refused)?;
         let (near, far) = stream_pair();
@@ -200,7 +200,7 @@ impl Connector for Direct {
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
-        self.asked.lock().unwrap().push((Target { host: host.clone(), port: 1 }, isolation));
+        self.requests.lock().unwrap().push((Target { host: host.clone(), port: 1 }, isolation));
         match host {
             Host::Ip(_) => Ok(vec![ResolvedAnswer::Name("origin.test".to_owned())]),
             Host::Name(_) => Ok(vec![ResolvedAnswer::Ip(Self::address(&host).await?)]),
@@ -223,7 +223,7 @@ where
     address
 }
 
-/// An origin that echoes its input, and ends after the other end has finished.
+/// An origin that echoes its input and ends after the other end has finished.
 pub(crate) async fn echo_origin() -> SocketAddr {
     origin(|mut socket| async move {
         let (mut reader, mut writer) = socket.split();

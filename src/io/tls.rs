@@ -1,8 +1,8 @@
 //! The TLS client for targets (`rustls`): root certificates and handshake.
 //!
-//! Used by an exit for delegated requests, and by a client for TLS over a stream through the overlay. Certificates
-//! are verified against the system's roots and further ones that the operator of a private network configures.
-//! Session resumption is disabled, because a resumed session would link two requests.
+//! An exit uses it for delegated requests, and a client for TLS over a stream through the overlay. Certificates are
+//! verified against the system's roots, and further roots that the operator of a private network configures. Session
+//! resumption is disabled, since a resumed session would link two requests.
 
 use std::{
     io,
@@ -26,7 +26,7 @@ use tokio_rustls::{
     },
 };
 
-/// The reason why a file of root certificates can't be used.
+/// Reason for which a file of root certificates can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: not a PEM file of certificates: {reason}", path.display())]
 pub(crate) struct RootsError {
@@ -34,7 +34,7 @@ pub(crate) struct RootsError {
     reason: String,
 }
 
-/// The reason why a TLS handshake failed. The text names no host.
+/// Reason for the failure of a TLS handshake. The text names no host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// There are no root certificates.
@@ -43,7 +43,7 @@ pub enum TlsError {
     /// The certificate is not valid for the target.
     #[error("the target's certificate is not valid for its name")]
     Certificate,
-    /// The target doesn't use TLS, or only unsupported versions or ciphers.
+    /// The target does not use TLS, or supports only other versions or cipher suites.
     #[error("the TLS handshake with the target failed")]
     Handshake,
     /// The stream ended during the handshake.
@@ -51,7 +51,7 @@ pub enum TlsError {
     Broken,
 }
 
-/// Makes TLS streams. Cheap to clone; the system's roots are read at first use.
+/// A factory of TLS streams. Clones are cheap. The system's roots are read at first use.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tls {
     roots: Arc<[CertificateDer<'static>]>,
@@ -59,13 +59,13 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// A client that trusts the system's roots and those in the PEM files `more`.
+    /// A client that trusts the system's roots and those in the PEM files `extra`.
     ///
     /// # Errors
     /// When a file can't be read or contains no certificate.
-    pub(crate) fn new<P: AsRef<Path>>(more: impl IntoIterator<Item = P>) -> Result<Self, RootsError> {
+    pub(crate) fn new<P: AsRef<Path>>(extra: impl IntoIterator<Item = P>) -> Result<Self, RootsError> {
         let mut roots = Vec::new();
-        for path in more {
+        for path in extra {
             let path = path.as_ref();
             let failed = |reason: String| RootsError { path: path.to_owned(), reason };
             let before = roots.len();
@@ -79,10 +79,10 @@ impl Tls {
         Ok(Self { roots: roots.into(), config: Arc::default() })
     }
 
-    /// Opens a TLS stream over `stream` to `host`, a name or an address, for which the certificate must be valid.
+    /// Opens a TLS stream over `stream`. The certificate must be valid for `host`, a name or an address.
     ///
     /// # Errors
-    /// When the handshake fails. The caller sets its time limit.
+    /// When the handshake fails. The caller sets a timeout.
     pub(crate) async fn connect<S>(&self, host: &str, stream: S) -> Result<TlsStream<S>, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -94,9 +94,9 @@ impl Tls {
 
     async fn configure(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let roots = Arc::clone(&self.roots);
-        // Blocking, because it reads files.
-        let made = tokio::task::spawn_blocking(move || client_config(roots.iter().cloned()));
-        made.await.ok().and_then(Result::ok).map(Arc::new).ok_or(TlsError::NoRoots)
+        // Reads files.
+        let config = tokio::task::spawn_blocking(move || client_config(roots.iter().cloned()));
+        config.await.ok().and_then(Result::ok).map(Arc::new).ok_or(TlsError::NoRoots)
     }
 }
 
@@ -105,7 +105,7 @@ fn client_config(roots: impl IntoIterator<Item = CertificateDer<'static>>) -> Re
     let verifier = Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        // "Dangerous" only in name: the verifier checks against the system's roots, which the platform library finds.
+        // rustls requires this call for every custom verifier. This verifier checks against the system's roots.
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();

@@ -11,7 +11,7 @@ pub(super) struct LayerCipher(Option<CipherState>);
 struct CipherState {
     layer: LayerKey,
     key: AeadKey,
-    /// Cells processed under all keys so far: the next nonce, so that no nonce repeats even if a key did.
+    /// Cells processed so far under all keys. It is the next nonce, so nonces stay unique even if a key repeats.
     counter: u64,
 }
 
@@ -24,7 +24,7 @@ impl CipherState {
         nonce
     }
 
-    /// Counts a cell; fails if the counter is used up. Erases a key after its last cell.
+    /// Counts a cell, and replaces the key after its last cell. Fails if the counter is used up.
     fn step(&mut self) -> Result<(), CipherError> {
         self.counter = self.counter.checked_add(1).ok_or(CipherError::Ended)?;
         if self.counter.is_multiple_of(CELLS_PER_KEY) {
@@ -34,7 +34,7 @@ impl CipherState {
     }
 }
 
-/// The layer has ended, or a cell does not open. Both are final.
+/// A final failure: the layer has ended, or a cell is not authentic.
 #[derive(Debug)]
 pub(super) enum CipherError {
     Ended,
@@ -47,25 +47,25 @@ impl LayerCipher {
         Self(Some(CipherState { layer, key, counter: 0 }))
     }
 
-    /// Encrypts all of `sealed` but its last 16 bytes and puts the tag there.
+    /// Encrypts `sealed` except its last 16 bytes, and writes the tag to these.
     pub(super) fn seal(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
-        self.go_on(CipherError::Ended, |key, nonce| key.seal(nonce, sealed))
+        self.process(CipherError::Ended, |key, nonce| key.seal(nonce, sealed))
     }
 
     /// Checks the tag in the last 16 bytes of `sealed` and decrypts the rest. Fills `sealed` with zeros if the tag is
     /// wrong.
     pub(super) fn open(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
-        self.go_on(CipherError::Forged, |key, nonce| key.open(nonce, sealed))
+        self.process(CipherError::Forged, |key, nonce| key.open(nonce, sealed))
     }
 
-    /// Processes one cell. The state isn't moved, because a move leaves a copy that is not erased.
-    fn go_on(
+    /// Processes one cell by `operation`. The state isn't moved, because a move leaves a copy that is not erased.
+    fn process(
         &mut self,
         failure: CipherError,
-        act: impl FnOnce(&AeadKey, [u8; NONCE_LEN]) -> Result<(), InvalidTag>,
+        operation: impl FnOnce(&AeadKey, [u8; NONCE_LEN]) -> Result<(), InvalidTag>,
     ) -> Result<(), CipherError> {
         let state = self.0.as_mut().ok_or(CipherError::Ended)?;
-        if act(&state.key, state.nonce()).is_err() {
+        if operation(&state.key, state.nonce()).is_err() {
             self.end();
             return Err(failure);
         }

@@ -58,8 +58,8 @@ impl OriginLayers {
     /// Seals a relay message for `hop` under its layer and those of all hops before it; `body` is overwritten.
     ///
     /// # Errors
-    /// When there is no such hop or the message is longer than [`message_capacity`] (the layers stay usable), or a layer
-    /// has ended.
+    /// When there is no such hop or the message is longer than [`message_capacity`] (the layers stay usable), or a
+    /// layer has ended.
     pub fn seal_message(&mut self, hop: HopIndex, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let hops = self.hops.get_mut(..usize::from(hop.value())).ok_or(OnionError::NoSuchHop)?;
         if message.len() > message_capacity(hop) {
@@ -68,17 +68,17 @@ impl OriginLayers {
         body.fill(0);
         place_message(message, layer(hop, body)?)?;
         for HopLayers { index, forward, .. } in hops.iter_mut().rev() {
-            // The kind byte of every layer but the innermost is KIND_PASS, as set by `fill`.
+            // The kind byte of the outer layers is KIND_PASS, the zero that `fill` has written.
             forward.seal(layer(*index, body)?).map_err(|error| cipher_error(*index, &error))?;
         }
         Ok(())
     }
 
-    /// Opens a cell from the first hop, in place. Returns the hop that sent the message, and the number of bytes at
-    /// the body's start that are its relay message and padding.
+    /// Opens a cell from the first hop, in place. Returns the hop that sent the message, and the length of the relay
+    /// message with its padding, which are at the start of the body.
     ///
     /// # Errors
-    /// When a layer does not open or is of no valid kind. The circuit must end; every later call fails.
+    /// When a layer does not open or its kind is not valid. The circuit must end; every later call fails.
     pub fn open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
         let opened = self.try_open_backward(body);
         if opened.is_err() {
@@ -110,7 +110,7 @@ impl OriginLayers {
     }
 }
 
-/// Position of hop `hop`'s layer in a body while the layers before it are open: one kind byte further for each.
+/// The layer of `hop` in a body whose outer layers are open. It follows one kind byte for each of these.
 fn layer(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let start = usize::from(hop.value()).saturating_sub(1);
     body.get_mut(start..start.saturating_add(sealed_len(hop))).ok_or(OnionError::NoSuchHop)

@@ -12,12 +12,12 @@ use super::{
     message_capacity, sealed_len,
 };
 
-/// Content of a forward cell under a relay's layer.
+/// The content of a forward cell under a relay's layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
-    /// The body is now the next hop's, to be forwarded unchanged.
+    /// A body for the next hop, which the relay forwards unchanged.
     Pass,
-    /// The first [`message_capacity`] bytes of the body are a relay message and its padding.
+    /// A relay message with its padding, in the first [`message_capacity`] bytes of the body.
     Message,
 }
 
@@ -67,8 +67,8 @@ impl RelayLayer {
     /// Adds this hop's layer to a cell from the next hop, in place.
     ///
     /// # Errors
-    /// When the filler isn't zero, there can be no next hop, or the layer has ended. The circuit must end; every
-    /// later call fails.
+    /// When the filler isn't zero, this hop is the last possible one, or the layer has ended. The circuit must end;
+    /// every later call fails.
     pub fn seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let added = self.try_seal_backward(body);
         if added.is_err() {
@@ -103,7 +103,7 @@ impl RelayLayer {
     }
 }
 
-/// Puts the kind byte and the message at the start of a layer.
+/// Writes the kind byte and the message to the start of a layer.
 pub(super) fn place_message(message: &[u8], layer: &mut [u8]) -> Result<(), OnionError> {
     let (kind, rest) = layer.split_first_mut().ok_or(OnionError::TooLong)?;
     *kind = KIND_MESSAGE;
@@ -118,7 +118,7 @@ pub(super) const fn cipher_error(hop: HopIndex, error: &CipherError) -> OnionErr
     }
 }
 
-/// The sealed part of a body for `hop`. Checks that the rest is zero (`proto/03-cells.md` §3).
+/// The sealed part of a body for `hop`. Fails if the rest is not zero (`proto/03-cells.md` §3).
 fn split_filler(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let (sealed, filler) = body.split_at_mut_checked(sealed_len(hop)).ok_or(OnionError::NoSuchHop)?;
     if is_zero(filler) { Ok(sealed) } else { Err(OnionError::Filler(hop)) }

@@ -43,7 +43,7 @@ impl Circuit {
         body
     }
 
-    /// Passes a body through the relays `from`.. until one finds a message or fails.
+    /// Passes a body through the relays from `from` on, until one of them finds a message or fails.
     fn forward_from(&mut self, from: u8, body: &mut Body) -> Result<u8, (u8, OnionError)> {
         for (relay, at) in self.relays.iter_mut().zip(1..).skip(usize::from(from) - 1) {
             match relay.open_forward(body) {
@@ -55,7 +55,7 @@ impl Circuit {
         panic!("forwarded by the last hop");
     }
 
-    /// A body with a message of the relay `sender`, as the relay `until` sends it towards the origin.
+    /// A body with a message of the relay `sender`, with the layers of all relays back to `until`.
     fn send_backward(&mut self, sender: u8, message: &[u8], until: u8) -> Body {
         let mut body = [0xaa; BODY_LEN];
         self.relays[usize::from(sender) - 1].seal_message(message, &mut body).unwrap();
@@ -63,7 +63,7 @@ impl Circuit {
         body
     }
 
-    /// Adds the layers of the relays from `from` down to `until`.
+    /// Adds the layers of the relays from `from` back to `until`.
     fn backward_from(&mut self, from: u8, until: u8, body: &mut Body) {
         for at in (until..=from).rev() {
             self.relays[usize::from(at) - 1].seal_backward(body).unwrap();
@@ -76,7 +76,7 @@ fn full(at: u8) -> Vec<u8> {
 }
 
 #[test]
-fn each_hop_takes_seventeen_bytes() {
+fn each_layer_takes_seventeen_bytes() {
     assert_eq!(sealed_len(hop(1)), 1019);
     assert_eq!(sealed_len(hop(8)), 1019 - 7 * 17);
     assert_eq!(message_capacity(hop(1)), 1002);
@@ -84,7 +84,7 @@ fn each_hop_takes_seventeen_bytes() {
 }
 
 #[test]
-fn messages_reach_every_hop_of_every_length_and_come_back() {
+fn messages_pass_between_the_origin_and_each_hop_at_every_length() {
     for length in 1..=HopIndex::MAX {
         let mut circuit = Circuit::new(length);
         for round in 0..3 {
@@ -136,84 +136,83 @@ fn misuse_at_the_origin_leaves_the_layers_usable() {
 }
 
 #[test]
-fn forward_any_changed_byte_fails_at_the_next_hop_and_ends_it() {
-    // `link` is the hop that receives the modified cell.
-    for link in 1..=3 {
+fn a_byte_changed_forward_fails_at_the_next_hop_and_ends_its_layer() {
+    for receiver in 1..=3 {
         for at in 0..BODY_LEN {
             let mut circuit = Circuit::new(3);
             let mut body = circuit.seal(3, b"message");
-            for relay in &mut circuit.relays[..usize::from(link) - 1] {
+            for relay in &mut circuit.relays[..usize::from(receiver) - 1] {
                 assert_eq!(relay.open_forward(&mut body), Ok(Forward::Pass));
             }
             body[at] ^= 1;
-            let filler = at >= sealed_len(hop(link));
-            let error = if filler { OnionError::Filler(hop(link)) } else { OnionError::Forged(hop(link)) };
-            assert_eq!(circuit.forward_from(link, &mut body), Err((link, error)));
+            let filler = at >= sealed_len(hop(receiver));
+            let error = if filler { OnionError::Filler(hop(receiver)) } else { OnionError::Forged(hop(receiver)) };
+            assert_eq!(circuit.forward_from(receiver, &mut body), Err((receiver, error)));
             body[at] ^= 1;
-            assert_eq!(circuit.forward_from(link, &mut body), Err((link, OnionError::Ended)));
+            assert_eq!(circuit.forward_from(receiver, &mut body), Err((receiver, OnionError::Ended)));
         }
     }
 }
 
 #[test]
-fn backward_any_changed_byte_fails_at_the_origin_or_as_filler_at_the_next_hop() {
-    for link in 1..=3_u8 {
+fn a_byte_changed_backward_fails_at_the_origin_or_as_filler_at_the_next_hop() {
+    for sender in 1..=3_u8 {
         for at in 0..BODY_LEN {
             let mut circuit = Circuit::new(3);
-            // The cell as hop `link` sends it to the previous hop.
-            let mut body = circuit.send_backward(3, b"message", link);
+            // The cell that hop `sender` sends to the previous hop.
+            let mut body = circuit.send_backward(3, b"message", sender);
             body[at] ^= 1;
-            if at >= sealed_len(hop(link)) {
-                let relay = &mut circuit.relays[usize::from(link) - 2];
-                assert_eq!(relay.seal_backward(&mut body), Err(OnionError::Filler(hop(link))));
+            if at >= sealed_len(hop(sender)) {
+                let relay = &mut circuit.relays[usize::from(sender) - 2];
+                assert_eq!(relay.seal_backward(&mut body), Err(OnionError::Filler(hop(sender))));
                 body[at] ^= 1;
                 assert_eq!(relay.seal_backward(&mut body), Err(OnionError::Ended));
                 continue;
             }
-            circuit.backward_from(link - 1, 1, &mut body);
-            assert_eq!(circuit.origin.open_backward(&mut body), Err(OnionError::Forged(hop(link))));
+            circuit.backward_from(sender - 1, 1, &mut body);
+            assert_eq!(circuit.origin.open_backward(&mut body), Err(OnionError::Forged(hop(sender))));
             let mut next = circuit.send_backward(3, b"message", 1);
             assert_eq!(circuit.origin.open_backward(&mut next), Err(OnionError::Ended));
         }
     }
 }
 
-/// Attacks of a hostile link on three successive cells: the order in which it delivers them.
+/// Attacks on three successive cells between two hops: the name, and the order of delivery.
 const DELIVERIES: [(&str, &[usize]); 3] = [("replay", &[0, 0]), ("reorder", &[1, 0]), ("drop", &[0, 2])];
 
 #[test]
-fn forward_replayed_reordered_and_dropped_cells_fail_at_the_next_hop() {
+fn cells_replayed_reordered_or_dropped_forward_fail_at_the_next_hop() {
     for (attack, order) in DELIVERIES {
-        for link in 1..=3 {
+        for receiver in 1..=3 {
             let mut circuit = Circuit::new(3);
             let mut cells: Vec<_> = (0..3).map(|value| circuit.seal(3, &[value])).collect();
             for body in &mut cells {
-                for relay in &mut circuit.relays[..usize::from(link) - 1] {
+                for relay in &mut circuit.relays[..usize::from(receiver) - 1] {
                     relay.open_forward(body).unwrap();
                 }
             }
             let outcomes: Vec<_> =
-                order.iter().map(|index| circuit.forward_from(link, &mut cells[*index].clone())).collect();
+                order.iter().map(|index| circuit.forward_from(receiver, &mut cells[*index].clone())).collect();
             let failed = outcomes.iter().find_map(|outcome| outcome.err());
-            assert_eq!(failed, Some((link, OnionError::Forged(hop(link)))), "{attack} before hop {link}");
+            assert_eq!(failed, Some((receiver, OnionError::Forged(hop(receiver)))), "{attack} before hop {receiver}");
         }
     }
 }
 
 #[test]
-fn backward_replayed_reordered_and_dropped_cells_fail_at_the_origin() {
+fn cells_replayed_reordered_or_dropped_backward_fail_at_the_origin() {
     for (attack, order) in DELIVERIES {
-        for link in 1..=3 {
+        for sender in 1..=3 {
             let mut circuit = Circuit::new(3);
-            let cells: Vec<_> = (0..3).map(|value| circuit.send_backward(3, &[value], link)).collect();
+            let cells: Vec<_> = (0..3).map(|value| circuit.send_backward(3, &[value], sender)).collect();
             let mut outcomes = Vec::new();
             for index in order {
                 let mut body = cells[*index];
-                circuit.backward_from(link - 1, 1, &mut body);
+                circuit.backward_from(sender - 1, 1, &mut body);
                 outcomes.push(circuit.origin.open_backward(&mut body));
             }
             let failed = outcomes.iter().find_map(|outcome| outcome.err());
-            assert_eq!(failed, Some(OnionError::Forged(hop(link))), "{attack} after hop {link}");
+            assert_eq!(failed, Some(OnionError::Forged(hop(sender))), "{attack} after hop {sender}");
         }
     }
 }
@@ -226,8 +225,8 @@ fn cells_of_one_direction_do_not_open_in_the_other() {
 }
 
 #[test]
-fn a_cell_passed_on_beyond_the_last_hop_ends_the_circuit() {
-    // The relay at hop 2 forwards a forged cell of an accomplice behind it. The origin has no hop 3.
+fn a_cell_for_a_hop_after_the_last_one_ends_the_circuit() {
+    // The relay at hop 2 adds its layer to a forged cell. The origin has no hop 3.
     let mut circuit = Circuit::new(2);
     let mut body = [0; BODY_LEN];
     circuit.backward_from(2, 1, &mut body);
@@ -256,7 +255,7 @@ fn an_unknown_kind_ends_the_circuit() {
 }
 
 #[test]
-fn keys_change_after_their_last_cell_and_the_counter_goes_on() {
+fn keys_change_after_their_last_cell_and_the_counter_continues() {
     let mut origin = OriginLayers::new();
     origin.push(keys(1)).unwrap();
     let mut relay = RelayLayer::new(hop(1), keys(1));
@@ -269,7 +268,7 @@ fn keys_change_after_their_last_cell_and_the_counter_goes_on() {
 }
 
 #[test]
-fn the_ratchet_is_that_of_the_vectors() {
+fn the_ratchet_matches_the_vectors() {
     let vectors = read(include_str!("../../proto/vectors/ratchet.json"));
     let mut layer = LayerKey::from_bytes(array(&vectors["layer_key"]));
     for key in cases(&vectors, "keys") {
@@ -296,12 +295,12 @@ fn the_ratchet_is_that_of_the_vectors() {
 
 /// The keys of one hop of a circuit in the vectors.
 fn vector_keys(hop: &serde_json::Value) -> HopKeys {
-    let key = |way| LayerKey::from_bytes(array(&hop[way]));
+    let key = |direction| LayerKey::from_bytes(array(&hop[direction]));
     HopKeys { forward: key("forward"), backward: key("backward") }
 }
 
 #[test]
-fn cells_are_those_of_the_vectors_on_every_link() {
+fn cells_match_the_vectors_between_all_hops() {
     for case in cases(&read(include_str!("../../proto/vectors/onion.json")), "circuits") {
         let mut circuit = Circuit { origin: OriginLayers::new(), relays: Vec::new() };
         for hop in cases(case, "hops") {

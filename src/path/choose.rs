@@ -1,6 +1,6 @@
-//! Choice of one path: guard, middles, exit.
+//! The choice of one path: guard, middles, exit.
 //!
-//! A volunteer can be a hop only behind one of its gateways, so its position is directly behind the guard, or last.
+//! A volunteer can be a hop only directly behind one of its gateways. Its position is behind the guard, or last.
 
 use core::fmt;
 
@@ -20,22 +20,22 @@ use crate::{
     wire::{Host, Target},
 };
 
-/// A port that most targets have. Circuits built ahead end at an exit that allows it, if there is one.
+/// The port of most targets. Circuits built ahead end at an exit that allows it, if there is one.
 const USUAL_PORT: u16 = 443;
 
-/// The requirement that a path must meet.
+/// The requirements for a path.
 #[derive(Clone, Debug)]
 pub struct Requirement {
-    /// Hops, clamped to 2 to 8.
+    /// Number of hops, clamped to 2 to 8.
     pub hops: u8,
-    /// Purpose of its exit.
+    /// Purpose of the exit.
     pub purpose: Purpose,
 }
 
 /// The purpose of a path's exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Forward streams whose targets aren't known yet: a circuit built ahead.
+    /// Forward streams with targets not known yet, for a circuit built ahead.
     Streams,
     /// Forward a stream to this target.
     Target(Target),
@@ -61,19 +61,19 @@ impl Requirement {
     }
 }
 
-/// Why there is no path.
+/// The reason for which there is no path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// No guard of the sample is listed.
     #[error("the consensus lists no guard: no relay is public and stable")]
     NoGuard,
-    /// No exit's policy fits.
+    /// No exit's policy allows the target.
     #[error("no exit of the network allows this target")]
     NoExit,
     /// No exit offers the delegated request.
     #[error("no exit of the network offers this service")]
     NotOffered,
-    /// Too few relays may be together on one path.
+    /// The network has too few unrelated relays for a path.
     #[error("the network has too few unrelated relays for a path")]
     TooFewRelays,
 }
@@ -93,7 +93,7 @@ impl PathError {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Path {
     hops: Vec<RelayKeys>,
-    /// The hops that are volunteers.
+    /// The volunteers among the hops.
     volunteers: Vec<RelayId>,
 }
 
@@ -110,7 +110,7 @@ impl Path {
         self.hops.iter().map(|hop| hop.identity).collect()
     }
 
-    /// The relays' keys for handshakes, and the relays that are volunteers.
+    /// The relays' keys for handshakes, and the volunteers among the relays.
     #[must_use]
     pub fn into_keys(self) -> (Vec<RelayKeys>, Vec<RelayId>) {
         (self.hops, self.volunteers)
@@ -135,9 +135,9 @@ pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
     relay.flags.contains(Flags::EXIT) && open
 }
 
-/// Chooses a path for `requirement`. The guard is chosen first and independently of the target, so that a target
-/// can't change it, unless no exit for the target can follow the guard. Relays in `avoid` (recently failed, for
-/// example) are middle or exit only if no others remain.
+/// Chooses a path for `requirement`. The guard is chosen first and independently of the target, so that a target can't
+/// change it. The next guard is used only if no exit for the target can follow the first. Relays in `avoid` (recently
+/// failed, for example) are middle or exit only if no others remain.
 ///
 /// # Errors
 /// When there is no guard, no exit for the target, or no path of unrelated relays.
@@ -158,16 +158,16 @@ pub fn choose<R: CryptoRng + ?Sized>(
         return Err(requirement.purpose.without_exit());
     }
     let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
-    // An adversary that fails circuits fills `avoid`, so `avoid` must not change the guard either.
-    let path = guards.iter().find_map(|guard| match choice.through(guard, avoid, rng) {
-        None if !avoid.is_empty() => choice.through(guard, &[], rng),
+    // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard either.
+    let path = guards.iter().find_map(|guard| match choice.path_through(guard, avoid, rng) {
+        None if !avoid.is_empty() => choice.path_through(guard, &[], rng),
         path => path,
     });
     path.ok_or(PathError::TooFewRelays)
 }
 
-/// Replaces the relay at `position` (from 0), which can't be reached; the other relays of the path stay. A volunteer
-/// is chosen only if `volunteers` is set.
+/// Replaces the unreachable relay at `position` (from 0); the other relays of the path stay. A volunteer is chosen only
+/// if `volunteers` is set. `None` for the guard, for the exit, and if no relay fits.
 pub fn replace<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     path: &[RelayKeys],
@@ -194,8 +194,8 @@ pub fn replace<R: CryptoRng + ?Sized>(
 pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay<'a>> {
     let listed = || relays.consensus.relays().iter();
     let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
-        let suiting = listed().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay));
-        suiting.map(PathRelay::Listed).collect()
+        let fitting = listed().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay));
+        fitting.map(PathRelay::Listed).collect()
     };
     match purpose {
         Purpose::Delegated(delegation) => {
@@ -205,8 +205,8 @@ pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay
         }
         Purpose::Target(target) => exits(&|relay| suits(relay, target)),
         Purpose::Streams => {
-            let usual = exits(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
-            if usual.is_empty() { exits(&|_| true) } else { usual }
+            let allowing = exits(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
+            if allowing.is_empty() { exits(&|_| true) } else { allowing }
         }
     }
 }
@@ -223,7 +223,8 @@ impl<'a> Choice<'a, '_> {
         !avoid.contains(&hop.identity()) && !path.iter().any(|other| related(hop, other, parameters))
     }
 
-    fn through<R: CryptoRng + ?Sized>(
+    /// Chooses a path that begins with `guard`.
+    fn path_through<R: CryptoRng + ?Sized>(
         &self,
         guard: &'a ConsensusRelay,
         avoid: &[RelayId],
@@ -232,7 +233,7 @@ impl<'a> Choice<'a, '_> {
         let mut path = vec![PathRelay::Listed(guard)];
         let exits = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid));
         let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
-        // Avoided listed exits count too: an adversary that gets them avoided must not receive their traffic.
+        // Avoided listed exits count too: an adversary that fails circuits through them must not receive their traffic.
         let fits = |hop: &PathRelay<'a>| matches!(hop, PathRelay::Listed(_)) && self.fits(hop, &path, &[]);
         let volunteers_alone = !self.exits.iter().any(fits);
         path.push(self.exit(&exits, volunteers_alone, rng)?);
@@ -243,8 +244,8 @@ impl<'a> Choice<'a, '_> {
         Some(Path::of(&path))
     }
 
-    /// Whether a path that begins with `path` can end at `exit`. It prevents a volunteer from naming gateways that
-    /// fit no guard, and so moving clients from guard to guard.
+    /// Whether a path that begins with `path` can end at `exit`. Without this check, a volunteer could move clients to
+    /// other guards by naming gateways that fit no guard.
     fn leads_to(&self, path: &[PathRelay<'a>], exit: &PathRelay<'a>, avoid: &[RelayId]) -> bool {
         let PathRelay::Volunteer(volunteer) = exit else { return true };
         if self.hops == 2 {
@@ -255,8 +256,8 @@ impl<'a> Choice<'a, '_> {
         gateways.map(PathRelay::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
     }
 
-    /// Chooses one of `exits`: listed ones by weight, volunteers uniformly. Volunteers get at most their share,
-    /// unless no listed exit has the purpose.
+    /// Chooses one of `exits`: listed ones by weight, volunteers uniformly. Volunteers get at most their share, unless
+    /// `volunteers_alone` is set.
     fn exit<R: CryptoRng + ?Sized>(
         &self,
         exits: &[PathRelay<'a>],
@@ -265,13 +266,13 @@ impl<'a> Choice<'a, '_> {
     ) -> Option<PathRelay<'a>> {
         let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, PathRelay::Listed(_)));
         let share = self.relays.consensus.parameters().volunteer_exit_share();
-        if volunteers_alone || volunteers_turn(share, volunteers.len(), listed.len(), rng) {
+        if volunteers_alone || volunteer_selected(share, volunteers.len(), listed.len(), rng) {
             return one_in(&volunteers, rng);
         }
         pick(&listed, PathRelay::weight, rng)
     }
 
-    /// Chooses a middle for `position` of a path that has the relays before it and the exit.
+    /// Chooses a middle for `position` of `path`, which has the relays before that position and the exit.
     fn middle<R: CryptoRng + ?Sized>(
         &self,
         path: &[PathRelay<'a>],
@@ -283,8 +284,8 @@ impl<'a> Choice<'a, '_> {
         let (before, exit) = (path.get(position.checked_sub(1)?)?, path.last()?);
         // The hop before a volunteer at the end must be one of its gateways.
         let before_exit = position.saturating_add(2) == self.hops;
-        let leads_on = |hop: &PathRelay<'a>| !before_exit || exit.follows(hop);
-        let fits = |hop: &PathRelay<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_on(hop);
+        let leads_to_exit = |hop: &PathRelay<'a>| !before_exit || exit.follows(hop);
+        let fits = |hop: &PathRelay<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_to_exit(hop);
         if let Some(wanted) = self.relays.middle.filter(|_| position == 1) {
             return self.relays.hop(&wanted).filter(fits);
         }
@@ -293,7 +294,7 @@ impl<'a> Choice<'a, '_> {
         if volunteers && position == 1 && !doubted {
             let reached: Vec<_> = self.relays.volunteers().map(PathRelay::Volunteer).filter(fits).collect();
             let share = self.relays.consensus.parameters().volunteer_share();
-            if volunteers_turn(share, reached.len(), listed.len(), rng) {
+            if volunteer_selected(share, reached.len(), listed.len(), rng) {
                 return one_in(&reached, rng);
             }
         }
@@ -302,12 +303,12 @@ impl<'a> Choice<'a, '_> {
     }
 }
 
-/// Whether a position goes to one of `volunteers` volunteers rather than one of `listed` relays: with a probability
-/// of `share` percent, but at most the volunteers' proportion of all candidates. So few volunteers get little.
-fn volunteers_turn<R: CryptoRng + ?Sized>(share: u64, volunteers: usize, listed: usize, rng: &mut R) -> bool {
+/// Whether a volunteer takes a position, given the numbers of volunteers and of listed relays that fit it. The
+/// probability is `share` percent, but at most the proportion of volunteers, so that few volunteers get little traffic.
+fn volunteer_selected<R: CryptoRng + ?Sized>(share: u64, volunteers: usize, listed: usize, rng: &mut R) -> bool {
     let all = volunteers.saturating_add(listed);
-    let part = volunteers.saturating_mul(10_000).checked_div(all).unwrap_or_default();
-    rng.random_range(0..10_000) < share.saturating_mul(100).min(u64::try_from(part).unwrap_or_default())
+    let proportion = volunteers.saturating_mul(10_000).checked_div(all).unwrap_or_default();
+    rng.random_range(0..10_000) < share.saturating_mul(100).min(u64::try_from(proportion).unwrap_or_default())
 }
 
 #[cfg(test)]

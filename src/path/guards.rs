@@ -1,7 +1,7 @@
-//! The guard sample: the few relays through which a client enters, kept for months.
+//! The guard sample: the few relays that a client uses as first hops, kept for months.
 //!
-//! Its dates are the consensus's, not the client's clock: no finer grain is needed, and they don't reveal when the
-//! client ran.
+//! All dates are dates of consensuses, not of the client's clock. They are precise enough, and a stored sample doesn't
+//! reveal when the client ran.
 
 use core::{fmt, time::Duration};
 
@@ -17,12 +17,12 @@ use crate::{
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
 
-/// Cap on guards of the sample, listed or not.
+/// Maximum guards of the sample, listed or not.
 const MAX_GUARDS: usize = 120;
-/// Below this number, relays with a weight of zero are sampled too.
+/// Number of listed guards below which relays with a weight of zero are sampled too.
 const MIN_GUARDS: usize = 3;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// A guard is removed after this many days without being listed.
+/// Days without a listing after which a guard is removed.
 const UNLISTED_DAYS: u32 = 20;
 const FIRST_RETRY: Duration = Duration::from_secs(10);
 const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
@@ -42,6 +42,7 @@ pub struct GuardSample {
 struct Guard {
     identity: RelayId,
     added: WallTime,
+    /// The last consensus that listed the guard.
     listed: WallTime,
     circuits_begun: u64,
     circuits_built: u64,
@@ -59,7 +60,7 @@ impl GuardSample {
     /// Decodes the output of [`Self::encode`].
     ///
     /// # Errors
-    /// When `bytes` are no such sample.
+    /// When `bytes` are not a valid sample.
     pub fn decode(bytes: &[u8]) -> Result<Self, GuardSampleError> {
         let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
         let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
@@ -92,15 +93,15 @@ impl GuardSample {
         removed || added
     }
 
-    /// A channel to the guard is open.
+    /// Records that the guard was reached.
     pub fn handle_reached(&mut self, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
             guard.unreachable = None;
         }
     }
 
-    /// A dial of the guard failed. Other guards go first until its retry: after 10 s, doubled each time, at most half
-    /// an hour.
+    /// Records that the guard could not be reached. Other guards precede it until its retry: after 10 s, doubled for
+    /// each failure, at most half an hour.
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
             let failures = guard.unreachable.map_or(0, |unreachable| unreachable.failures);
@@ -109,9 +110,9 @@ impl GuardSample {
         }
     }
 
-    /// Counts a circuit that got past the guard, and whether it was `built` completely. Failures beyond a guard are
-    /// counted but never change the guard: otherwise relays that fail circuits could move a client to their own
-    /// guard.
+    /// Counts a circuit whose first hop, the guard, was reached, and whether the circuit was `built` completely.
+    /// Failures beyond a guard never change the guard. Otherwise relays that fail circuits could move a client to their
+    /// own guard.
     pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
         if let Some(guard) = self.guard(relay) {
             guard.circuits_begun.increment();
@@ -133,7 +134,7 @@ impl GuardSample {
     ) -> Vec<&'a ConsensusRelay> {
         let retry = |guard: &Guard| guard.unreachable.map(|unreachable| unreachable.retry).filter(|retry| *retry > now);
         let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = Vec::new();
-        // Insertion behind those with the same time; the list is short.
+        // Inserts each guard behind those with the same time. The list is short.
         for (due, relay) in
             self.guards.iter().filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
         {
@@ -151,15 +152,16 @@ impl GuardSample {
         self.guards.iter_mut().find(|guard| guard.identity == *relay)
     }
 
-    /// Adds guards by weight, until the sample holds the required number of listed ones.
+    /// Adds guards by weight, until the sample holds the required number of listed guards. Returns whether it added
+    /// guards.
     fn fill<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
-        let most = usize::try_from(consensus.parameters().guard_sample()).unwrap_or(MAX_GUARDS);
+        let required = usize::try_from(consensus.parameters().guard_sample()).unwrap_or(MAX_GUARDS);
         let share = ExitShare::of(consensus);
         let sampled =
             |guards: &[Guard], relay: &ConsensusRelay| guards.iter().any(|guard| guard.identity == relay.identity());
         let before = self.guards.len();
         let listed = self.guards.iter().filter(|guard| guard.listed == consensus.valid_after()).count();
-        for held in listed..most {
+        for count in listed..required {
             if self.guards.len() >= MAX_GUARDS {
                 break;
             }
@@ -168,7 +170,7 @@ impl GuardSample {
                 .iter()
                 .filter(|relay| relay.flags.contains(Flags::GUARD) && !sampled(&self.guards, relay))
                 .map(PathRelay::Listed)
-                .filter(|hop| held < MIN_GUARDS || share.weight(hop) > 0)
+                .filter(|hop| count < MIN_GUARDS || share.weight(hop) > 0)
                 .collect();
             let Some(relay) = pick(&eligible, |hop| share.weight(hop), rng) else { break };
             self.guards.push(Guard::new(relay.identity(), consensus, rng));

@@ -7,21 +7,22 @@ use crate::{
     handshake::RelayKeys,
 };
 
-/// The relays that paths are chosen from.
+/// The relays from which paths are chosen.
 #[derive(Clone, Copy)]
 pub struct Relays<'a> {
     /// The relays of the consensus, which can be dialled.
     pub consensus: &'a Consensus,
     /// The volunteers, while there is a valid list.
     pub volunteers: Option<&'a VolunteerList>,
-    /// The relay or volunteer directly behind the guard. For tests and measurements only, because it can be observed.
+    /// The relay or volunteer that must be directly behind the guard. For tests and measurements only, because others
+    /// can observe a fixed middle.
     pub middle: Option<RelayId>,
     /// Guards that no volunteer may follow.
     pub doubted: &'a [RelayId],
 }
 
 impl<'a> From<&'a Consensus> for Relays<'a> {
-    /// Without volunteers.
+    /// The relays of the consensus, without volunteers.
     fn from(consensus: &'a Consensus) -> Self {
         Self { consensus, volunteers: None, middle: None, doubted: &[] }
     }
@@ -70,15 +71,15 @@ impl<'a> PathRelay<'a> {
         }
     }
 
-    /// The family and operator that it states.
-    pub(super) fn kin(&self) -> (&'a [RelayId], &'a str) {
+    /// The stated family and operator.
+    pub(super) fn family_and_operator(&self) -> (&'a [RelayId], &'a str) {
         match self {
             Self::Listed(relay) => (&relay.profile.family, &relay.profile.operator),
             Self::Volunteer(volunteer) => (&volunteer.profile.family, &volunteer.profile.operator),
         }
     }
 
-    /// Its weight relative to others of its kind.
+    /// The weight relative to other hops of the same variant.
     pub(super) fn weight(&self) -> u64 {
         match self {
             Self::Listed(relay) => relay.weight.into(),
@@ -86,7 +87,7 @@ impl<'a> PathRelay<'a> {
         }
     }
 
-    /// Whether `before` can extend a circuit to it.
+    /// Whether `before` can extend a circuit to this hop.
     pub(super) fn follows(&self, before: &PathRelay<'_>) -> bool {
         match self {
             Self::Listed(_) => true,

@@ -6,7 +6,7 @@ use crate::{
     directory::{ConsensusRelay, Parameters},
 };
 
-/// Whether two relays may not be on one path: they are identical, of one family or operator, or have similar
+/// Whether two relays must not be on one path: they are identical, of one family or operator, or have similar
 /// addresses.
 pub(super) fn related(one: &PathRelay<'_>, other: &PathRelay<'_>, parameters: &Parameters) -> bool {
     let close = match (one, other) {
@@ -19,11 +19,11 @@ pub(super) fn related(one: &PathRelay<'_>, other: &PathRelay<'_>, parameters: &P
     one.identity() == other.identity() || same_family(one, other) || close
 }
 
-/// A family counts only if both relays name each other. Otherwise a relay could name all relays but its accomplices,
-/// and paths through it would have to use those. In the volunteer list, all members of a family name the volunteer too.
-/// The authorities ensure this, because no consensus names volunteers.
+/// Whether two relays are of one family or operator. A family counts only if both relays name each other. Otherwise a
+/// relay could name all relays except those of its own operator, and paths through it would have to use these. No
+/// consensus names volunteers, so the authorities list only family members of a volunteer that name the volunteer.
 fn same_family(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
-    let ((family, operator), (other_family, other_operator)) = (one.kin(), other.kin());
+    let ((family, operator), (other_family, other_operator)) = (one.family_and_operator(), other.family_and_operator());
     let (one_names, other_names) = (family.contains(&other.identity()), other_family.contains(&one.identity()));
     let mutual = match (one, other) {
         (PathRelay::Volunteer(_), PathRelay::Listed(_)) => one_names,
@@ -33,7 +33,7 @@ fn same_family(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
     mutual || (!operator.is_empty() && operator == other_operator)
 }
 
-/// Whether any addresses of the two relays are in one block.
+/// Whether the two relays have addresses in one block.
 fn similar_addresses(one: &ConsensusRelay, other: &ConsensusRelay) -> bool {
     blocks(one).any(|block| blocks(other).any(|of_other| of_other == block))
 }

@@ -5,7 +5,7 @@ use rand::{CryptoRng, RngExt};
 use super::hop::PathRelay;
 use crate::directory::{Consensus, ConsensusRelay, Flags};
 
-/// The part of an exit's weight that counts for positions other than the exit's.
+/// The part of an exit's weight that counts for positions other than the last.
 #[derive(Clone, Copy)]
 pub(super) struct ExitShare {
     numerator: u64,
@@ -25,7 +25,7 @@ impl ExitShare {
         Self { numerator: thrice.saturating_sub(total), denominator: thrice.max(1) }
     }
 
-    /// The weight of `hop` in a position other than the exit's.
+    /// The weight of `hop` in a position other than the last.
     pub(super) fn weight(self, hop: &PathRelay<'_>) -> u64 {
         match hop {
             PathRelay::Listed(relay) if relay.flags.contains(Flags::EXIT) => {

@@ -158,7 +158,7 @@ impl Gateways {
             }
             let standing = match channels.connect(now, &listed.dial_target()) {
                 // Opened before the relay was a gateway; closes when it is idle.
-                Some(channel) if !channels.is_to_reach(channel) => GatewayState::Failed(now.after(LAST_RETRY)),
+                Some(channel) if !channels.has_requested_reach(channel) => GatewayState::Failed(now.after(LAST_RETRY)),
                 Some(channel) => {
                     channels.keep(channel, true);
                     self.changed = true;

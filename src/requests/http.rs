@@ -272,7 +272,7 @@ async fn receive(
         read = read_response(reader, u64::MAX) => read?,
         error = patience => return Err(error),
     };
-    if let Some(refusal) = Refusal::told(response.status(), response.headers()) {
+    if let Some(refusal) = Refusal::from_response(response.status(), response.headers()) {
         return Err(RequestError::Refused(refusal));
     }
     fix_response(response.headers_mut());

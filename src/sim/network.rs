@@ -1,7 +1,7 @@
 //! The simulated network: links between nodes.
 //!
-//! A message queues at the sender's rate and takes the path's delay. Each lost datagram delays it further, like a
-//! retransmission. Each lane keeps its order; messages of different lanes may overtake each other.
+//! A message leaves at the sender's rate and arrives after the path's delay. Each lost datagram delays the message
+//! further, like a retransmission. Each lane keeps its order; messages of different lanes may overtake each other.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{
@@ -19,9 +19,9 @@ use crate::{
     transport::Transport,
 };
 
-/// Bytes of a link's send buffer up to which the link has room.
+/// Bytes in a link's send buffer at which the link has no room.
 const ROOM_THRESHOLD: usize = 256 << 10;
-/// Bytes of a message in one datagram.
+/// Maximum bytes of a message in one datagram.
 const DATAGRAM_LEN: usize = 1200;
 /// Time after which a dial to an address without a listener fails.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
@@ -76,7 +76,9 @@ struct NetworkInterface {
 struct End {
     node: NodeId,
     other: LinkId,
+    /// The time at which the last message has left.
     sends_until: Instant,
+    /// The arrival of the last message of each lane.
     lanes_until: [Instant; LANES as usize],
     buffered: usize,
 }
@@ -85,15 +87,15 @@ struct End {
 struct Scheduled {
     at: Instant,
     serial: u64,
-    what: ScheduledEvent,
+    event: ScheduledEvent,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum ScheduledEvent {
-    DialEnds { from: NodeId, relay: RelayId, fingerprint: [u8; 32], to: Option<NodeId> },
-    Departs { link: LinkId, bytes: usize },
-    Arrives { link: LinkId, lane: u8, message: Slots },
-    Closes { link: LinkId, by_silence: bool },
+    DialResult { from: NodeId, relay: RelayId, fingerprint: [u8; 32], to: Option<NodeId> },
+    Departure { link: LinkId, bytes: usize },
+    Arrival { link: LinkId, lane: u8, message: Slots },
+    Closure { link: LinkId, by_silence: bool },
 }
 
 impl Network {
@@ -141,7 +143,7 @@ impl Network {
         }
         let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
         for link in orphans {
-            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closes { link, by_silence: true });
+            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
         }
     }
 
@@ -156,49 +158,53 @@ impl Network {
         self.schedule.peek().map(|Reverse(scheduled)| scheduled.at)
     }
 
-    /// Delivers all due events, and returns the nodes they concern.
-    pub fn arrive(&mut self, now: Instant) -> Vec<NodeId> {
-        let mut concerned = Vec::new();
+    /// Delivers all due events, and returns the affected nodes.
+    pub fn deliver(&mut self, now: Instant) -> Vec<NodeId> {
+        let mut affected = Vec::new();
         while let Some(Reverse(scheduled)) = self.schedule.peek() {
             if scheduled.at > now {
                 break;
             }
             if let Some(Reverse(scheduled)) = self.schedule.pop() {
-                self.execute(scheduled, &mut concerned);
+                self.execute(scheduled, &mut affected);
             }
         }
-        concerned
+        affected
     }
 
     fn dial(&mut self, now: Instant, from: NodeId, target: &DialTarget) {
         let to =
             self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
         let round_trips = 3;
-        let takes = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
-        let what =
-            ScheduledEvent::DialEnds { from, relay: target.relay, fingerprint: target.fingerprint, to: to.map(NodeId) };
-        self.schedule(now.after(takes), what);
+        let duration = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
+        let event = ScheduledEvent::DialResult {
+            from,
+            relay: target.relay,
+            fingerprint: target.fingerprint,
+            to: to.map(NodeId),
+        };
+        self.schedule(now.after(duration), event);
     }
 
     fn send(&mut self, now: Instant, link: LinkId, lane: Lane, message: Slots) {
         let profile = self.profile;
-        let held_up = self.held_up(message.len());
+        let extra_delay = self.extra_delay(message.len());
         let Some(end) = self.ends.get_mut(&link) else { return };
         end.buffered = end.buffered.saturating_add(message.len());
         let departs = end.sends_until.max(now).after(at_rate(message.len(), profile.rate));
         end.sends_until = departs;
         let other = end.other;
-        let mut arrives = departs.after(profile.delay).after(held_up);
+        let mut arrives = departs.after(profile.delay).after(extra_delay);
         if let Some(lane_until) = end.lanes_until.get_mut(usize::from(lane.value())) {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
         }
-        self.schedule(departs, ScheduledEvent::Departs { link, bytes: message.len() });
-        self.schedule(arrives, ScheduledEvent::Arrives { link: other, lane: lane.value(), message });
+        self.schedule(departs, ScheduledEvent::Departure { link, bytes: message.len() });
+        self.schedule(arrives, ScheduledEvent::Arrival { link: other, lane: lane.value(), message });
     }
 
-    /// Jitter, and one round trip for each lost datagram.
-    fn held_up(&mut self, length: usize) -> Duration {
+    /// The delay of a message by jitter, and by one round trip for each lost datagram.
+    fn extra_delay(&mut self, length: usize) -> Duration {
         let jitter = self.profile.jitter.mul_f64(self.rng.random::<f64>());
         let datagrams = length.div_ceil(DATAGRAM_LEN);
         let lost = (0..datagrams).filter(|_| self.rng.random::<f64>() < self.profile.loss).count();
@@ -209,61 +215,61 @@ impl Network {
     fn close(&mut self, now: Instant, link: LinkId) {
         let Some(end) = self.ends.remove(&link) else { return };
         let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.profile.delay));
-        self.schedule(last, ScheduledEvent::Closes { link: end.other, by_silence: false });
+        self.schedule(last, ScheduledEvent::Closure { link: end.other, by_silence: false });
     }
 
-    fn schedule(&mut self, at: Instant, what: ScheduledEvent) {
+    fn schedule(&mut self, at: Instant, event: ScheduledEvent) {
         let serial = self.next_serial;
         self.next_serial = serial.saturating_add(1);
-        self.schedule.push(Reverse(Scheduled { at, serial, what }));
+        self.schedule.push(Reverse(Scheduled { at, serial, event }));
     }
 
-    fn execute(&mut self, scheduled: Scheduled, concerned: &mut Vec<NodeId>) {
-        match scheduled.what {
-            ScheduledEvent::DialEnds { from, relay, fingerprint, to } => {
-                self.dial_ends(scheduled.at, from, relay, fingerprint, to, concerned);
+    fn execute(&mut self, scheduled: Scheduled, affected: &mut Vec<NodeId>) {
+        match scheduled.event {
+            ScheduledEvent::DialResult { from, relay, fingerprint, to } => {
+                self.finish_dial(scheduled.at, from, relay, fingerprint, to, affected);
             }
-            ScheduledEvent::Departs { link, bytes } => {
+            ScheduledEvent::Departure { link, bytes } => {
                 if let Some(end) = self.ends.get_mut(&link) {
                     end.buffered = end.buffered.saturating_sub(bytes);
                     let (node, room) = (end.node, ROOM_THRESHOLD.saturating_sub(end.buffered));
-                    self.tell(node, LinkEvent::Room { link, bytes: room }, concerned);
+                    self.emit(node, LinkEvent::Room { link, bytes: room }, affected);
                 }
             }
-            ScheduledEvent::Arrives { link, lane, message } => {
+            ScheduledEvent::Arrival { link, lane, message } => {
                 if let (Some(end), Some(lane)) = (self.ends.get(&link), Lane::new(lane)) {
-                    self.tell(end.node, LinkEvent::Message { link, lane, message }, concerned);
+                    self.emit(end.node, LinkEvent::Message { link, lane, message }, affected);
                 }
             }
-            ScheduledEvent::Closes { link, by_silence } => {
+            ScheduledEvent::Closure { link, by_silence } => {
                 if let Some(end) = self.ends.remove(&link) {
                     let reason = if by_silence { LinkClose::TimedOut } else { LinkClose::ByPeer };
-                    self.tell(end.node, LinkEvent::Closed { link, reason }, concerned);
+                    self.emit(end.node, LinkEvent::Closed { link, reason }, affected);
                 }
             }
         }
     }
 
-    fn dial_ends(
+    fn finish_dial(
         &mut self,
         now: Instant,
         from: NodeId,
         relay: RelayId,
         fingerprint: [u8; 32],
         to: Option<NodeId>,
-        concerned: &mut Vec<NodeId>,
+        affected: &mut Vec<NodeId>,
     ) {
         let Some(dialler) = self.ports.get(from.0) else { return };
         let (dialler_certificate, dialler_address) = (dialler.certificate, dialler.address);
         let listener = to.and_then(|to| self.ports.get(to.0).filter(|port| port.alive).map(|port| (to, port)));
         let Some((to, listener)) = listener else {
             let error = DialError::TimedOut;
-            return self.tell(from, LinkEvent::DialFailed { relay, error }, concerned);
+            return self.emit(from, LinkEvent::DialFailed { relay, error }, affected);
         };
         let (listener_certificate, listener_address) = (listener.certificate, listener.address);
         if listener_certificate != fingerprint {
             let error = DialError::WrongFingerprint;
-            return self.tell(from, LinkEvent::DialFailed { relay, error }, concerned);
+            return self.emit(from, LinkEvent::DialFailed { relay, error }, affected);
         }
         let (near, far) = (self.link_id(), self.link_id());
         for (link, other, node, dialled, local, peer, address) in [
@@ -279,8 +285,8 @@ impl Network {
                 peer_address: Redacted(address),
                 lanes: LANES,
             };
-            self.tell(node, LinkEvent::Opened { link, opened }, concerned);
-            self.tell(node, LinkEvent::Room { link, bytes: ROOM_THRESHOLD }, concerned);
+            self.emit(node, LinkEvent::Opened { link, opened }, affected);
+            self.emit(node, LinkEvent::Room { link, bytes: ROOM_THRESHOLD }, affected);
         }
     }
 
@@ -290,10 +296,10 @@ impl Network {
         link
     }
 
-    fn tell(&mut self, node: NodeId, event: LinkEvent, concerned: &mut Vec<NodeId>) {
+    fn emit(&mut self, node: NodeId, event: LinkEvent, affected: &mut Vec<NodeId>) {
         if let Some(port) = self.ports.get_mut(node.0).filter(|port| port.alive) {
             port.events.push_back(event);
-            concerned.push(node);
+            affected.push(node);
         }
     }
 }
@@ -319,7 +325,7 @@ impl Transport for NodeTransport<'_> {
 
     /// Advances all nodes together. Events of other nodes are queued for them.
     fn handle_timeout(&mut self, now: Instant) {
-        self.network.arrive(now);
+        self.network.deliver(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

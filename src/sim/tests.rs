@@ -1,4 +1,4 @@
-//! Tests of the simulated network with a core that counts messages.
+//! Tests of the simulated network with a core that records messages.
 
 use rand::CryptoRng;
 
@@ -14,7 +14,7 @@ use core::time::Duration;
 struct Recorder {
     out: Vec<Transmit>,
     link: Option<LinkId>,
-    got: Vec<(Instant, u8, Slots)>,
+    received: Vec<(Instant, u8, Slots)>,
     closed: bool,
     failed: bool,
 }
@@ -23,7 +23,7 @@ impl LinkMachine for Recorder {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, _: &mut dyn CryptoRng) {
         match event {
             LinkEvent::Opened { link, .. } => self.link = Some(link),
-            LinkEvent::Message { lane, message, .. } => self.got.push((now, lane.value(), message)),
+            LinkEvent::Message { lane, message, .. } => self.received.push((now, lane.value(), message)),
             LinkEvent::Closed { .. } => self.closed = true,
             LinkEvent::DialFailed { .. } => self.failed = true,
             LinkEvent::Room { .. } | LinkEvent::Retire { .. } => {}
@@ -68,8 +68,8 @@ fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
             node.out.push(Transmit::Message { link, lane: Lane::new(number % 4).unwrap(), message });
         }
     });
-    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.got.len() == 200).then_some(()))?);
-    world.with(far, |node, _, _| core::mem::take(&mut node.got)).unwrap()
+    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.received.len() == 200).then_some(()))?);
+    world.with(far, |node, _, _| core::mem::take(&mut node.received)).unwrap()
 }
 
 #[test]
@@ -80,12 +80,12 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
-    let got = arrivals(3);
-    assert_eq!(got.len(), 200);
+    let received = arrivals(3);
+    assert_eq!(received.len(), 200);
     for lane in 0..4 {
-        assert!(got.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message.to_vec()));
+        assert!(received.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message.to_vec()));
     }
-    assert!(!got.is_sorted_by_key(|(_, _, message)| message.to_vec()));
+    assert!(!received.is_sorted_by_key(|(_, _, message)| message.to_vec()));
 }
 
 #[test]
@@ -98,12 +98,12 @@ fn a_link_carries_no_more_than_its_rate() {
             node.out.push(Transmit::Message { link, lane: Lane::FIRST, message: Slots::from(vec![0; 10_000]) });
         }
     });
-    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.got.len() == 100).then_some(()))?).unwrap();
+    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.received.len() == 100).then_some(()))?).unwrap();
     assert_eq!(world.now().since(began), Duration::from_millis(1010));
 }
 
 #[test]
-fn a_vanished_node_is_noticed_and_can_not_be_dialled() {
+fn links_to_a_vanished_node_close_and_dials_to_it_fail() {
     let (mut world, near, far) = linked(1, PathProfile::default());
     let target = world.network().dial_target(far, RELAY).unwrap();
     world.vanish(far);

@@ -43,7 +43,7 @@ impl<M: LinkMachine> World<M> {
         &self.network
     }
 
-    /// The source of the nodes' randomness.
+    /// The random generator of the nodes.
     pub const fn rng(&mut self) -> &mut ChaCha20Rng {
         &mut self.rng
     }
@@ -69,10 +69,14 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
-    /// Calls `act` on the core at `node`, then sends the node's output.
-    pub fn with<T>(&mut self, node: NodeId, act: impl FnOnce(&mut M, Instant, &mut ChaCha20Rng) -> T) -> Option<T> {
+    /// Calls `operation` on the core at `node`, then sends the node's output.
+    pub fn with<T>(
+        &mut self,
+        node: NodeId,
+        operation: impl FnOnce(&mut M, Instant, &mut ChaCha20Rng) -> T,
+    ) -> Option<T> {
         let machine = self.machines.get_mut(node.0)?.as_mut()?;
-        let outcome = act(machine, self.now, &mut self.rng);
+        let outcome = operation(machine, self.now, &mut self.rng);
         self.settle(node);
         Some(outcome)
     }
@@ -86,7 +90,7 @@ impl<M: LinkMachine> World<M> {
             return false;
         };
         self.now = self.now.max(next);
-        for node in self.network.arrive(self.now) {
+        for node in self.network.deliver(self.now) {
             self.settle(node);
         }
         for index in 0..self.machines.len() {

@@ -1,4 +1,4 @@
-//! Commands of this end: answers to the peer's requests, bytes to send, and ends.
+//! Commands of this end's application: answers to the peer's requests, bytes to send, and ends of streams.
 
 use core::net::IpAddr;
 
@@ -10,12 +10,13 @@ use crate::{
     wire::{EndReason, RelayMessage, ResolvedAnswer},
 };
 
-/// A command for a stream: what this end's application does with it.
+/// A command of this end's application for a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamCommand {
-    /// Exit: the target of [`StreamEvent::Begin`] is connected. Has its address, if the exit discloses it.
+    /// Exit: the target of [`StreamEvent::Begin`] is connected. Has the target's address, if the exit discloses it.
     Connected(Option<IpAddr>),
-    /// Exit: answers [`StreamEvent::Resolve`]. At most 16 answers are sent; without one, the request fails.
+    /// Exit: answers [`StreamEvent::Resolve`]. At most 16 answers are sent. Without an answer, the request fails with
+    /// `NotFound`.
     Resolved {
         /// Seconds for which the answers may be cached.
         ttl: u32,
@@ -26,22 +27,22 @@ pub enum StreamCommand {
     Write(Bytes),
     /// The application has used this many received bytes, so the peer may send more.
     Consumed(usize),
-    /// Ends this direction after the written bytes: a half-close. The other direction stays open.
+    /// Ends this direction after the written bytes (a half-close). The other direction stays open.
     Finish,
-    /// Ends both directions immediately (`Done` is sent as `Reset`), or refuses the peer's request. Drops unsent bytes.
-    /// No event follows.
+    /// Ends both directions immediately, or refuses the peer's request. Drops unsent bytes. No event follows. The
+    /// reason `Done` is sent as `Reset`.
     Reset(EndReason),
 }
 
 impl Streams {
-    /// Carries out a command. Ignores commands that don't fit the state of the stream.
+    /// Executes a command. Ignores commands that don't fit the state of the stream.
     pub fn handle_command(&mut self, id: StreamId, command: StreamCommand) {
         match command {
             StreamCommand::Connected(address) => self.connect(id, address),
             StreamCommand::Resolved { ttl, answers } => self.resolved(id, ttl, answers),
             StreamCommand::Write(bytes) => {
                 let taken = self.write(id, &bytes);
-                debug_assert!(taken == bytes.len() || taken == 0, "more was written than there was room for");
+                debug_assert!(taken == bytes.len() || taken == 0, "the write exceeds the room");
             }
             StreamCommand::Consumed(bytes) => self.consume(id, bytes),
             StreamCommand::Finish => self.finish(id),
@@ -55,8 +56,8 @@ impl Streams {
         self.streams.get(&id).map_or(0, StreamState::room)
     }
 
-    /// Like [`StreamCommand::Write`], for more bytes than may fit: queues as many as [`Self::room`] allows and returns
-    /// their number.
+    /// Queues bytes to send, as many as [`Self::room`] allows, and returns their number. [`StreamCommand::Write`] must
+    /// not exceed the room.
     pub fn write(&mut self, id: StreamId, bytes: &[u8]) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
         let taken = bytes.get(..stream.room()).unwrap_or(bytes);
@@ -66,7 +67,7 @@ impl Streams {
         taken.len()
     }
 
-    /// Opens a requested stream. Emits the bytes that were received before.
+    /// Opens a requested stream, and emits the bytes received before.
     fn connect(&mut self, id: StreamId, address: Option<IpAddr>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.phase != StreamPhase::Serving {
@@ -95,14 +96,14 @@ impl Streams {
         }
         answers.truncate(16);
         self.control.push_back(RelayMessage::Resolved { stream: id, ttl, answers });
-        self.forget(id, 0);
+        self.close(id, 0);
     }
 
     fn consume(&mut self, id: StreamId, bytes: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.consume(bytes);
-        if stream.owes_credit() {
-            self.owing.push(id, &mut stream.owing);
+        if stream.is_credit_due() {
+            self.credit_due.push(id, &mut stream.credit_due);
         }
     }
 
@@ -131,8 +132,8 @@ impl Streams {
             self.take(id);
             return;
         }
-        let may_come = stream.credit_left();
+        let late_bytes = stream.credit_left();
         self.control.push_back(RelayMessage::End { stream: id, reason });
-        self.forget(id, may_come);
+        self.close(id, late_bytes);
     }
 }

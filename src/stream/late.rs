@@ -1,11 +1,11 @@
-//! Recently closed (half-closed) streams: the messages that the peer may still send of a stream that has ended here.
+//! Recently closed (half-closed) streams, and the messages that the peer may still send for them.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::base::StreamId;
 
 const MAX_STREAMS: usize = 1024;
-/// The most late messages of one stream, other than DATA.
+/// Maximum late messages of one stream, other than DATA.
 const MAX_MESSAGES: u8 = 64;
 
 /// Recently closed streams. Holds at most 1,024 entries; the oldest is evicted first.
@@ -23,12 +23,12 @@ struct Late {
 }
 
 impl LateStreams {
-    pub(super) fn insert(&mut self, id: StreamId, may_come: u64) {
+    pub(super) fn insert(&mut self, id: StreamId, late_bytes: u64) {
         self.inserted = self.inserted.saturating_add(1);
-        let late = Late { number: self.inserted, bytes_left: may_come, messages_left: MAX_MESSAGES };
+        let late = Late { number: self.inserted, bytes_left: late_bytes, messages_left: MAX_MESSAGES };
         self.streams.insert(id, late);
         self.order.push_back((id, self.inserted));
-        // Entries of the order may have been removed or inserted again.
+        // `order` may name streams that were removed or inserted again.
         while self.order.len() > MAX_STREAMS {
             if let Some((oldest, number)) = self.order.pop_front()
                 && self.streams.get(&oldest).is_some_and(|late| late.number == number)

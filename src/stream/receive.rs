@@ -112,12 +112,12 @@ impl Streams {
             return Err(StreamError::Illegal(MessageKind::End));
         }
         stream.receiving = Receiving::Finished;
-        self.owing.remove(&mut stream.owing);
+        self.credit_due.remove(&mut stream.credit_due);
         if stream.phase == StreamPhase::Open {
             self.events.push_back((id, StreamEvent::Finished));
         }
         if stream.sending == Sending::Finished {
-            self.forget(id, 0);
+            self.close(id, 0);
         }
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Streams {
         }
     }
 
-    /// Exit: accepts a stream that the origin opens; false if it is refused.
+    /// Exit: accepts a stream that the origin opens; `false` if the stream is refused.
     fn accept(
         &mut self,
         now: Instant,
@@ -193,7 +193,7 @@ impl Streams {
         Ok(true)
     }
 
-    /// Queues an answer that the peer caused.
+    /// Queues an answer to a message of the peer.
     fn answer(&mut self, message: RelayMessage) -> Result<(), StreamError> {
         if self.control.len() >= MAX_CONTROL {
             return Err(StreamError::TooManyAnswers);

@@ -1,4 +1,4 @@
-//! Order of outgoing messages: acknowledgements, then answers, then CREDIT, then the streams' bytes in turn.
+//! The order of outgoing messages: acknowledgements, control messages, CREDIT, then bytes of the streams in turn.
 
 use rand::CryptoRng;
 
@@ -15,7 +15,7 @@ impl Streams {
     pub fn has_message(&self) -> bool {
         !self.acknowledger.is_empty()
             || !self.control.is_empty()
-            || !self.owing.is_empty()
+            || !self.credit_due.is_empty()
             || (!self.ready.is_empty() && self.window.has_room())
     }
 
@@ -39,15 +39,16 @@ impl Streams {
     }
 
     fn poll_credit(&mut self) -> Option<RelayMessage> {
-        let id = self.owing.pop()?;
+        let id = self.credit_due.pop()?;
         let stream = self.streams.get_mut(&id)?;
-        let had = stream.extra_credit();
-        let of_circuit = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
-        let of_stream = u64::from(self.parameters.stream_credit_max).saturating_sub(had);
-        // A stream's extra credit stays within four times the rest, so that a later stream gets a share.
-        let share = of_circuit.saturating_mul(4).saturating_sub(had) / 5;
-        let bytes = stream.grant(share.min(of_stream));
-        self.extra_credit = self.extra_credit.saturating_add(stream.extra_credit().saturating_sub(had));
+        let extra = stream.extra_credit();
+        let circuit_remaining = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
+        let stream_remaining = u64::from(self.parameters.stream_credit_max).saturating_sub(extra);
+        // A stream's extra credit stays within four times the circuit's remaining credit, so that a later stream gets a
+        // share.
+        let share = circuit_remaining.saturating_mul(4).saturating_sub(extra) / 5;
+        let bytes = stream.grant(share.min(stream_remaining));
+        self.extra_credit = self.extra_credit.saturating_add(stream.extra_credit().saturating_sub(extra));
         Some(RelayMessage::Credit { stream: id, bytes })
     }
 
@@ -80,7 +81,7 @@ impl Streams {
         Some(RelayMessage::Data { stream: id, tag, bytes })
     }
 
-    /// Appends a stream that has bytes it may send to the queue.
+    /// Queues the stream for its turn, if it has bytes that it may send.
     pub(super) fn make_ready(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.may_send()
@@ -89,7 +90,7 @@ impl Streams {
         }
     }
 
-    /// Sends END(Done) if the stream is finishing and its buffer is empty.
+    /// Queues END(Done) if the stream is finishing and its buffer is empty.
     pub(super) fn end_if_sent(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let sent_all = stream.sending == Sending::Finishing && stream.outgoing.is_empty();
@@ -99,7 +100,7 @@ impl Streams {
         stream.sending = Sending::Finished;
         self.control.push_back(RelayMessage::End { stream: id, reason: EndReason::Done });
         if stream.receiving == super::Receiving::Finished {
-            self.forget(id, 0);
+            self.close(id, 0);
         }
     }
 }

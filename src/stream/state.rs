@@ -12,9 +12,9 @@ pub(super) enum StreamPhase {
     Beginning,
     /// Origin: RESOLVE is unanswered.
     Resolving,
-    /// Exit: BEGIN is to be answered.
+    /// Exit: BEGIN is unanswered.
     Serving,
-    /// Exit: RESOLVE is to be answered.
+    /// Exit: RESOLVE is unanswered.
     Answering,
     /// After CONNECTED, or after REQUEST.
     Open,
@@ -42,11 +42,11 @@ pub(super) struct StreamState {
     pub(super) phase: StreamPhase,
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
-    /// Bytes that the peer permits this end to send.
+    /// Bytes that this end may still send.
     pub(super) credit: u64,
-    /// Its place in the queue of streams with bytes to send.
+    /// The stream's place in the queue of streams that may send bytes.
     pub(super) ready: Ticket,
-    /// More than half the send buffer was in use; `Writable` is due when it no longer is.
+    /// Whether more than half the send buffer was used. `Writable` follows when half of it is free.
     pub(super) above_threshold: bool,
 
     pub(super) receiving: Receiving,
@@ -56,10 +56,10 @@ pub(super) struct StreamState {
     received: u64,
     consumed: u64,
     granted: u64,
-    /// The most bytes by which the peer may be ahead of `consumed`.
+    /// The maximum of `granted` beyond `consumed`.
     allowance: u64,
-    /// Its place in the queue of streams that owe CREDIT.
-    pub(super) owing: Ticket,
+    /// The stream's place in the queue of streams whose peer is to receive CREDIT.
+    pub(super) credit_due: Ticket,
 }
 
 impl StreamState {
@@ -78,11 +78,11 @@ impl StreamState {
             consumed: 0,
             granted: initial,
             allowance: initial,
-            owing: Ticket::new(),
+            credit_due: Ticket::new(),
         }
     }
 
-    /// Whether it is a byte stream, not a RESOLVE.
+    /// Whether the stream carries bytes and is not a RESOLVE.
     pub(super) const fn carries_data(&self) -> bool {
         matches!(self.phase, StreamPhase::Beginning | StreamPhase::Serving | StreamPhase::Open)
     }
@@ -99,7 +99,7 @@ impl StreamState {
         self.phase == StreamPhase::Open && self.credit > 0 && !self.outgoing.is_empty()
     }
 
-    /// Counts received bytes; false if they exceed the credit.
+    /// Counts received bytes; `false` if they exceed the credit.
     pub(super) const fn receive(&mut self, bytes: u64) -> bool {
         self.received = self.received.saturating_add(bytes);
         self.received <= self.granted
@@ -110,33 +110,35 @@ impl StreamState {
         self.consumed = self.consumed.saturating_add(bytes).min(self.received);
     }
 
-    /// Bytes the peer may still send.
+    /// Bytes that the peer may still send.
     pub(super) const fn credit_left(&self) -> u64 {
         self.granted.saturating_sub(self.received)
     }
 
-    /// The part of this stream in the circuit's extra credit.
+    /// The credit of this stream beyond its initial credit.
     pub(super) fn extra_credit(&self) -> u64 {
         self.allowance.saturating_sub(INITIAL_CREDIT.into())
     }
 
-    const fn due(&self) -> u64 {
+    /// The credit that the next CREDIT grants.
+    const fn grantable(&self) -> u64 {
         self.consumed.saturating_add(self.allowance).saturating_sub(self.granted)
     }
 
     /// Whether enough was consumed to send a CREDIT.
-    pub(super) fn owes_credit(&self) -> bool {
-        self.receiving == Receiving::Open && self.due() >= self.allowance / 4
+    pub(super) fn is_credit_due(&self) -> bool {
+        self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
     }
 
-    /// The credit to grant now. For a reader without a backlog, the allowance doubles, by at most `growth` bytes.
+    /// Grants credit and returns its bytes. First doubles the allowance if the reader has no backlog, by at most
+    /// `growth` bytes.
     pub(super) fn grant(&mut self, growth: u64) -> u32 {
-        let waiting = self.received.saturating_sub(self.consumed);
-        if waiting <= self.allowance / 4 {
+        let unread = self.received.saturating_sub(self.consumed);
+        if unread <= self.allowance / 4 {
             self.allowance = self.allowance.saturating_add(growth.min(self.allowance));
         }
-        let due = u32::try_from(self.due()).unwrap_or(u32::MAX);
-        self.granted = self.granted.saturating_add(due.into());
-        due
+        let bytes = u32::try_from(self.grantable()).unwrap_or(u32::MAX);
+        self.granted = self.granted.saturating_add(bytes.into());
+        bytes
     }
 }

@@ -77,7 +77,7 @@ fn events(streams: &mut Streams) -> Vec<(StreamId, StreamEvent)> {
     core::iter::from_fn(|| streams.poll_event()).collect()
 }
 
-/// Takes the received bytes and lets the peer send more.
+/// Reads the received bytes, and grants credit for them.
 fn read(streams: &mut Streams) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(event) = streams.poll_event() {
@@ -90,42 +90,42 @@ fn read(streams: &mut Streams) -> Vec<u8> {
 }
 
 #[test]
-fn bytes_arrive_as_sent_however_many_there_are() {
+fn bytes_beyond_the_initial_credit_arrive_unchanged() {
     let mut pair = Pair::new();
     let id = pair.stream();
     let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
     let mut left = sent.as_slice();
-    let mut got = Vec::new();
-    while got.len() < sent.len() {
+    let mut received_bytes = Vec::new();
+    while received_bytes.len() < sent.len() {
         let taken = pair.origin.write(id, left);
         left = &left[taken..];
         pair.settle();
-        got.extend(read(&mut pair.exit));
+        received_bytes.extend(read(&mut pair.exit));
     }
-    assert_eq!(got, sent);
+    assert_eq!(received_bytes, sent);
 }
 
 #[test]
-fn a_half_closed_stream_goes_on_in_the_other_direction() {
+fn a_half_closed_stream_continues_in_the_other_direction() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.origin.write(id, b"question");
     pair.origin.handle_command(id, StreamCommand::Finish);
     assert_eq!(pair.origin.write(id, b"more"), 0);
     pair.settle();
-    let came = events(&mut pair.exit);
-    assert_eq!(came.last(), Some(&(id, StreamEvent::Finished)));
+    let received = events(&mut pair.exit);
+    assert_eq!(received.last(), Some(&(id, StreamEvent::Finished)));
     assert_eq!(pair.exit.write(id, b"answer"), 6);
     pair.exit.handle_command(id, StreamCommand::Finish);
     pair.settle();
-    let came = events(&mut pair.origin);
-    assert_eq!(came[0], (id, StreamEvent::Data(Bytes::from_static(b"answer"))));
-    assert_eq!(came[1], (id, StreamEvent::Finished));
+    let received = events(&mut pair.origin);
+    assert_eq!(received[0], (id, StreamEvent::Data(Bytes::from_static(b"answer"))));
+    assert_eq!(received[1], (id, StreamEvent::Finished));
     assert!(pair.origin.is_empty() && pair.exit.is_empty());
 }
 
 #[test]
-fn what_is_written_before_the_answer_goes_out_after_it() {
+fn bytes_written_before_connected_are_sent_after_it() {
     let mut pair = Pair::new();
     let id = pair.origin.begin(pair.now, target()).unwrap();
     pair.origin.write(id, b"early");
@@ -139,7 +139,7 @@ fn what_is_written_before_the_answer_goes_out_after_it() {
 }
 
 #[test]
-fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
+fn bytes_received_before_the_exit_is_connected_are_kept() {
     let mut pair = Pair::new();
     let id = StreamId::new(9).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
@@ -152,7 +152,7 @@ fn bytes_that_come_before_the_exit_is_connected_are_kept_until_it_is() {
 }
 
 #[test]
-fn a_question_is_answered_once() {
+fn a_resolve_is_answered_once() {
     let mut pair = Pair::new();
     let host = Host::parse("umbel.test").unwrap();
     let id = pair.origin.resolve(pair.now, host.clone()).unwrap();
@@ -180,20 +180,20 @@ fn an_echo_is_answered_without_the_application() {
 }
 
 #[test]
-fn an_echo_is_asked_once_until_it_is_answered_and_counts_as_no_stream() {
+fn at_most_one_echo_request_is_outstanding_and_it_is_no_stream() {
     let mut pair = Pair::with(FlowParameters { max_streams: 1, ..FlowParameters::default() });
     for _ in 0..3 {
         pair.origin.echo();
         pair.origin.echo();
         assert_eq!((pair.origin.len(), pair.origin.is_empty()), (0, true));
-        let question = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).unwrap();
+        let request = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).unwrap();
         assert!(!pair.origin.has_message());
-        pair.exit.handle_message(pair.now, question).unwrap();
+        pair.exit.handle_message(pair.now, request).unwrap();
         pair.settle();
     }
     pair.origin.echo();
     pair.origin.begin(pair.now, target()).unwrap();
-    // A refused stream is over as well.
+    // A refusal also ends the echo request.
     let Some(RelayMessage::Resolve { stream, .. }) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else {
         panic!("no request")
     };
@@ -204,7 +204,7 @@ fn an_echo_is_asked_once_until_it_is_answered_and_counts_as_no_stream() {
 }
 
 #[test]
-fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
+fn bytes_kept_until_the_exit_is_connected_are_copied_out_of_their_cells() {
     let mut pair = Pair::new();
     let id = StreamId::new(9).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
@@ -219,18 +219,18 @@ fn bytes_kept_until_the_exit_is_connected_hold_no_cell() {
 }
 
 #[test]
-fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
+fn a_reset_ends_both_directions_and_late_messages_are_legal() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.exit.write(id, &[1; 50_000]);
     pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
-    // The exit's bytes are in flight while the origin's END is.
-    let mut under_way = Vec::new();
+    // The exit's bytes and the origin's END are in flight at the same time.
+    let mut in_flight = Vec::new();
     while let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) {
-        under_way.push(message);
+        in_flight.push(message);
     }
-    assert!(under_way.len() > 50);
-    for message in under_way {
+    assert!(in_flight.len() > 50);
+    for message in in_flight {
         pair.origin.handle_message(pair.now, message).unwrap();
     }
     pair.settle();
@@ -242,7 +242,7 @@ fn a_reset_ends_both_directions_and_late_messages_of_it_are_no_breach() {
 }
 
 #[test]
-fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
+fn late_bytes_are_bounded_by_the_remaining_credit() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Reset));
@@ -255,7 +255,7 @@ fn a_late_stream_takes_no_more_bytes_than_it_had_credit_for() {
 }
 
 #[test]
-fn resets_that_cross_end_the_stream_at_both() {
+fn crossing_resets_end_the_stream_at_both_ends() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed));
@@ -266,7 +266,7 @@ fn resets_that_cross_end_the_stream_at_both() {
 }
 
 #[test]
-fn a_message_of_a_stream_that_never_was_is_a_breach() {
+fn a_message_of_an_unknown_stream_is_a_breach() {
     let id = StreamId::new(3).unwrap();
     let messages = [
         RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") },
@@ -288,7 +288,7 @@ fn a_message_of_a_stream_that_never_was_is_a_breach() {
 }
 
 #[test]
-fn a_message_that_is_the_other_roles_is_a_breach() {
+fn a_message_of_the_other_role_is_a_breach() {
     let mut pair = Pair::new();
     let id = pair.stream();
     assert!(pair.origin.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).is_err());
@@ -299,7 +299,7 @@ fn a_message_that_is_the_other_roles_is_a_breach() {
 }
 
 #[test]
-fn data_after_its_end_is_a_breach() {
+fn data_after_end_is_a_breach() {
     let mut pair = Pair::new();
     let id = pair.stream();
     let end = RelayMessage::End { stream: id, reason: EndReason::Done };
@@ -310,7 +310,7 @@ fn data_after_its_end_is_a_breach() {
 }
 
 #[test]
-fn acknowledgements_and_credit_go_ahead_of_data() {
+fn acknowledgements_and_credit_precede_data() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.exit.write(id, &[1; 40_000]);
@@ -338,7 +338,7 @@ fn streams_send_in_turn() {
 }
 
 #[test]
-fn an_unacknowledged_window_stops_data_and_at_last_the_circuit() {
+fn an_unacknowledged_window_stops_data_and_then_times_out() {
     let mut pair = Pair::new();
     let id = pair.stream();
     let mut sent = 0;
@@ -386,7 +386,7 @@ fn streams_beyond_the_cap_are_refused() {
 }
 
 #[test]
-fn a_peer_that_makes_answers_and_takes_none_is_cut_off() {
+fn unaccepted_answers_beyond_the_cap_end_the_circuit() {
     let mut exit = Streams::new(StreamRole::Exit, FlowParameters::default());
     let mut failed = None;
     for number in 1..=5000 {
@@ -401,7 +401,7 @@ fn a_peer_that_makes_answers_and_takes_none_is_cut_off() {
 }
 
 #[test]
-fn the_end_of_the_circuit_is_an_error_of_every_stream() {
+fn the_end_of_the_circuit_closes_every_stream_with_an_error() {
     let mut pair = Pair::new();
     let id = pair.stream();
     pair.origin.abort(EndReason::Failed);
@@ -410,7 +410,7 @@ fn the_end_of_the_circuit_is_an_error_of_every_stream() {
 }
 
 #[test]
-fn writable_is_told_when_the_buffer_has_half_its_room_again() {
+fn writable_is_emitted_when_half_the_buffer_is_free() {
     let mut pair = Pair::new();
     let id = pair.stream();
     assert_eq!(pair.origin.write(id, &[0; SEND_BUFFER + 1]), SEND_BUFFER);
@@ -419,53 +419,54 @@ fn writable_is_told_when_the_buffer_has_half_its_room_again() {
     assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Writable)]);
 }
 
-/// Actions of the two applications, in any order.
+/// An action of one of the two applications, or a delivery of messages.
 #[derive(Clone, Debug)]
-enum Act {
+enum Action {
     Begin,
     Connect(usize),
     Write(bool, usize, usize),
     Finish(bool, usize),
     Reset(bool, usize),
     Read(bool),
-    Carry(bool, usize),
+    Deliver(bool, usize),
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        Just(Act::Begin),
-        (0..4_usize).prop_map(Act::Connect),
-        (any::<bool>(), 0..4_usize, 1..200_000_usize).prop_map(|(end, stream, bytes)| Act::Write(end, stream, bytes)),
-        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Act::Finish(end, stream)),
-        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Act::Reset(end, stream)),
-        any::<bool>().prop_map(Act::Read),
-        (any::<bool>(), 1..300_usize).prop_map(|(end, messages)| Act::Carry(end, messages)),
+        Just(Action::Begin),
+        (0..4_usize).prop_map(Action::Connect),
+        (any::<bool>(), 0..4_usize, 1..200_000_usize)
+            .prop_map(|(end, stream, bytes)| Action::Write(end, stream, bytes)),
+        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Action::Finish(end, stream)),
+        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Action::Reset(end, stream)),
+        any::<bool>().prop_map(Action::Read),
+        (any::<bool>(), 1..300_usize).prop_map(|(end, messages)| Action::Deliver(end, messages)),
     ]
 }
 
 proptest! {
     #[test]
-    fn no_order_of_honest_acts_is_a_breach_or_leaves_a_stream_behind(acts in prop::collection::vec(act(), 1..120)) {
+    fn honest_actions_in_any_order_cause_no_breach_and_leave_no_stream(actions in prop::collection::vec(action(), 1..120)) {
         let mut pair = Pair::new();
         let mut ids = Vec::new();
         let pick = |ids: &Vec<StreamId>, at: usize| ids.iter().rev().nth(at).copied();
-        for act in acts {
+        for action in actions {
             let now = pair.now;
-            match act {
-                Act::Begin => ids.extend(pair.origin.begin(now, target())),
-                Act::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
-                Act::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
+            match action {
+                Action::Begin => ids.extend(pair.origin.begin(now, target())),
+                Action::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
+                Action::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
                     let streams = if end { &mut pair.exit } else { &mut pair.origin };
                     streams.write(id, &vec![0; bytes]);
                 },
-                Act::Finish(end, at) => if let Some(id) = pick(&ids, at) {
+                Action::Finish(end, at) => if let Some(id) = pick(&ids, at) {
                     if end { pair.exit.handle_command(id, StreamCommand::Finish) } else { pair.origin.handle_command(id, StreamCommand::Finish) }
                 },
-                Act::Reset(end, at) => if let Some(id) = pick(&ids, at) {
+                Action::Reset(end, at) => if let Some(id) = pick(&ids, at) {
                     if end { pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed)) } else { pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed)) }
                 },
-                Act::Read(end) => { read(if end { &mut pair.exit } else { &mut pair.origin }); }
-                Act::Carry(end, messages) => for _ in 0..messages {
+                Action::Read(end) => { read(if end { &mut pair.exit } else { &mut pair.origin }); }
+                Action::Deliver(end, messages) => for _ in 0..messages {
                     let (from, to) = if end { (&mut pair.exit, &mut pair.origin) } else { (&mut pair.origin, &mut pair.exit) };
                     let has = from.has_message();
                     let message = from.poll_message(now, CAPACITY, &mut pair.rng);
@@ -485,7 +486,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_of_a_peer_panic(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..60), exit in any::<bool>()) {
+    fn arbitrary_messages_of_a_peer_cause_no_panic(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..60), exit in any::<bool>()) {
         let role = if exit { StreamRole::Exit } else { StreamRole::Origin };
         let mut streams = Streams::new(role, FlowParameters::default());
         let _ = streams.begin(Instant::START, target());
@@ -517,23 +518,23 @@ fn a_stream_to_a_service_is_open_at_both_ends_at_once() {
 }
 
 #[test]
-fn a_service_that_is_not_offered_ends_its_stream_alone() {
+fn the_refusal_of_a_service_ends_only_its_stream() {
     let mut pair = Pair::new();
     let other = pair.stream();
     let stream = pair.origin.request(pair.now, Service::Http).unwrap();
-    pair.origin.write(stream, b"under way");
+    pair.origin.write(stream, b"request");
     pair.settle();
     pair.exit.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
     pair.settle();
     assert_eq!(pair.origin.poll_event(), Some((stream, StreamEvent::Closed(EndReason::Policy))));
-    assert_eq!(pair.origin.write(other, b"still here"), 10);
+    assert_eq!(pair.origin.write(other, b"stays open"), 10);
     pair.settle();
 }
 
 #[test]
-fn a_hop_may_not_ask_the_origin_for_a_service() {
+fn a_request_from_a_hop_is_a_breach() {
     let mut pair = Pair::new();
     let stream = StreamId::new(1).unwrap();
-    let asked = RelayMessage::Request { stream, service: Service::Search };
-    assert_eq!(pair.origin.handle_message(pair.now, asked), Err(StreamError::Illegal(MessageKind::Request)));
+    let request = RelayMessage::Request { stream, service: Service::Search };
+    assert_eq!(pair.origin.handle_message(pair.now, request), Err(StreamError::Illegal(MessageKind::Request)));
 }

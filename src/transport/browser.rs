@@ -1,8 +1,9 @@
-//! WebRTC data channels by the browser's own stack: dials relays from their descriptors alone and accepts no links.
+//! The transport of a page: WebRTC data channels of the browser's own stack. It dials relays from their descriptors
+//! alone and accepts no links.
 //!
-//! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its
-//! offer. [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records its event and calls
-//! [`Wake`], so the core never runs inside a callback.
+//! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its offer.
+//! [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records its event and calls
+//! [`Wake`], so the core does not run inside a callback.
 //!
 //! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that
 //! the driver has not taken is capped ([`BrowserCaps::waiting`]); beyond the cap the link ends. The browser checks the
@@ -26,25 +27,25 @@ use crate::base::{
 };
 use peer::{Outlook, PeerConnection};
 
-/// Most time that a link closed by the core may take to deliver its queued data.
+/// Time limit for the delivery of queued data after the core has closed a link.
 const LINGER: Duration = Duration::from_secs(5);
-/// Bytes of allowance saved before a rate-limited sender continues: one message, `MESSAGE_CELLS` cells.
-const LEAST_ALLOWANCE: u64 = 17_408;
-/// Least time between two reports of room by a rate-limited sender.
+/// Smallest allowance at which a rate-limited sender continues, in bytes: one message of `MESSAGE_CELLS` cells.
+const MIN_ALLOWANCE: u64 = 17_408;
+/// Shortest interval between two reports of room by a rate-limited sender.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1);
-/// Least time for one attempt of a dial.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Smallest timeout of one attempt of a dial.
+const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Limits and settings of an [`BrowserEndpoint`].
+/// Limits and settings of a [`BrowserEndpoint`].
 #[derive(Clone, Debug)]
 pub struct BrowserCaps {
-    /// Most links at once, dials included; browsers stop at 500. Default 128.
+    /// Most concurrent links, including dials; browsers allow 500. Default 128.
     pub links: usize,
-    /// Most time for a dial, all attempts together. Default 10 s.
+    /// Timeout of a dial with all its attempts. Default 10 s.
     pub opening: Duration,
-    /// Bytes in a link's send buffers at which [`LinkEvent::Room`] is zero. Default 256 KiB.
+    /// Bytes in the send buffers of a link at which its [`LinkEvent::Room`] is zero. Default 256 KiB.
     pub send_threshold: usize,
-    /// Most received bytes of one link that the driver has not taken, each message counted in whole slots. Beyond it
+    /// Most received bytes of a link that the driver has not taken; each message counts in whole slots. Beyond the cap
     /// the link ends. Default 16 MiB.
     pub waiting: usize,
 }
@@ -55,10 +56,10 @@ impl Default for BrowserCaps {
     }
 }
 
-/// Called when the browser has an event for an [`BrowserEndpoint`]; its driver should take it soon.
+/// Callback for a new event of the browser, which the driver must take by [`BrowserEndpoint::take`].
 pub type Wake = Rc<dyn Fn()>;
 
-/// Events recorded by the browser's callbacks until the driver takes them.
+/// The queue of events that the browser's callbacks have recorded.
 struct Inbox {
     wake: Wake,
     notes: RefCell<VecDeque<(LinkId, Note)>>,
@@ -67,13 +68,13 @@ struct Inbox {
 enum Note {
     /// A message received in a lane.
     Message(Lane, Slots),
-    /// A message that no relay sends: text, or too long.
+    /// A message that ends the link: text, too long, or beyond [`BrowserCaps::waiting`].
     Foreign,
     /// The peer's state changed.
     Changed,
-    /// The offer has been made; SHA-256 of its certificate.
+    /// Offer and answer are set; SHA-256 of the certificate in the offer.
     Offered([u8; 32]),
-    /// The browser rejected the offer or the answer.
+    /// Offer or answer is invalid, or the browser rejected it.
     Refused,
 }
 
@@ -93,13 +94,13 @@ impl Inbox {
 /// A dial in progress.
 struct BrowserDial {
     target: DialTarget,
-    /// Addresses tried.
+    /// Number of addresses tried.
     tried: usize,
     /// Deadline of the current attempt.
     until: Instant,
     /// Deadline of the whole dial.
-    over: Instant,
-    /// An attempt failed otherwise than by a timeout.
+    deadline: Instant,
+    /// An attempt failed for a reason other than a timeout.
     refused: bool,
     local_certificate: Option<[u8; 32]>,
     /// Messages received before all lanes were open.
@@ -109,7 +110,7 @@ struct BrowserDial {
 enum BrowserLinkStage {
     Opening(Box<BrowserDial>),
     Open,
-    /// Delivers the queued data.
+    /// The core has closed the link; queued data remains.
     Closing {
         until: Instant,
     },
@@ -118,14 +119,14 @@ enum BrowserLinkStage {
 struct BrowserLink {
     stage: BrowserLinkStage,
     peer: PeerConnection,
-    /// The rest of the room last reported to the core, in bytes.
-    told: usize,
+    /// Room last reported to the core less the bytes sent since.
+    room: usize,
 }
 
 /// The links of a page.
 pub struct BrowserEndpoint {
     caps: BrowserCaps,
-    /// The certificate for every dial; with `None` the browser makes one for each.
+    /// The certificate for all dials; with `None` the browser generates one for each dial.
     certificate: Option<RtcCertificate>,
     inbox: Rc<Inbox>,
     links: BTreeMap<LinkId, BrowserLink>,
@@ -134,41 +135,41 @@ pub struct BrowserEndpoint {
     allowance: Option<Allowance>,
 }
 
-/// The bytes that may still be sent at a limited rate. It saves up to one second's worth, since the timers of a
-/// hidden page run once a second. Bytes are counted when the browser takes a message.
+/// The token bucket of a rate-limited sender. Its burst is the bytes of a second, at least one message, since the
+/// timers of a hidden page run once a second. Bytes are counted when the browser accepts a message.
 struct Allowance {
     rate: Rate,
     bytes: TokenBucket,
     /// The time of the last report of room.
     reported: Instant,
-    /// A link was given less room than its send buffer has.
-    short: bool,
+    /// The allowance has limited a report of room.
+    limited_room: bool,
 }
 
 impl Allowance {
     fn new(now: Instant, a_second: u64) -> Self {
-        let rate = Rate { a_second: a_second.max(1), burst: a_second.max(LEAST_ALLOWANCE) };
-        Self { rate, bytes: TokenBucket::new(), reported: now, short: true }
+        let rate = Rate { a_second: a_second.max(1), burst: a_second.max(MIN_ALLOWANCE) };
+        Self { rate, bytes: TokenBucket::new(), reported: now, limited_room: true }
     }
 
-    /// When the allowance is large enough to report room again.
+    /// Time of the next report of room, if the allowance limited the last one.
     fn due(&self) -> Option<Instant> {
-        let enough = self.bytes.available_at(self.rate, LEAST_ALLOWANCE);
-        self.short.then(|| enough.max(self.reported.after(REPORT_INTERVAL)))
+        let refilled_at = self.bytes.available_at(self.rate, MIN_ALLOWANCE);
+        self.limited_room.then(|| refilled_at.max(self.reported.after(REPORT_INTERVAL)))
     }
 
     fn room(&mut self, now: Instant, wanted: usize) -> usize {
         let room = wanted.min(usize::try_from(self.bytes.available(now, self.rate)).unwrap_or(usize::MAX));
         self.reported = now;
-        // A full bucket gives no more room later.
-        self.short |= room < wanted.min(usize::try_from(self.rate.burst).unwrap_or(usize::MAX));
+        // A full bucket allows no more room later.
+        self.limited_room |= room < wanted.min(usize::try_from(self.rate.burst).unwrap_or(usize::MAX));
         room
     }
 
-    /// Counts bytes that the browser has taken, also beyond the allowance.
+    /// Counts bytes that the browser has accepted, also beyond the allowance.
     fn spend(&mut self, now: Instant, bytes: usize) {
         self.bytes.spend(now, self.rate, u64::try_from(bytes).unwrap_or(u64::MAX));
-        self.short = true;
+        self.limited_room = true;
     }
 }
 
@@ -195,17 +196,17 @@ impl BrowserEndpoint {
         }
     }
 
-    /// Limits the sending rate to `a_second` bytes in the long run; `None` removes the limit. A relayed byte is
-    /// received once and sent once, and unsent bytes hold back their source, so the limit bounds both directions.
+    /// Limits the mean sending rate to `a_second` bytes a second; `None` removes the limit. A relay sends each byte
+    /// that it receives, and unsent bytes cause backpressure to their source, so the limit applies to both directions.
     pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
         self.allowance = a_second.map(|a_second| Allowance::new(now, a_second));
-        self.tell_rooms(now);
+        self.report_rooms(now);
     }
 
     /// Reports the room of all open links to the core.
-    fn tell_rooms(&mut self, now: Instant) {
+    fn report_rooms(&mut self, now: Instant) {
         if let Some(allowance) = &mut self.allowance {
-            allowance.short = false;
+            allowance.limited_room = false;
         }
         let open: Vec<_> = self
             .links
@@ -214,25 +215,26 @@ impl BrowserEndpoint {
             .map(|(id, _)| *id)
             .collect();
         for id in open {
-            self.tell_room(now, id);
+            self.report_room(now, id);
         }
     }
 
-    fn tell_room(&mut self, now: Instant, id: LinkId) {
+    /// Reports the room of a link to the core.
+    fn report_room(&mut self, now: Instant, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         let mut bytes = self.caps.send_threshold.saturating_sub(link.peer.buffered());
         if let Some(allowance) = &mut self.allowance {
             bytes = allowance.room(now, bytes);
         }
-        // A second report of zero would mean that data has been taken.
-        if bytes == 0 && link.told == 0 {
+        // For the core, each report shows that the link has accepted data. So zero is not reported twice.
+        if bytes == 0 && link.room == 0 {
             return;
         }
-        link.told = bytes;
+        link.room = bytes;
         self.events.push_back(LinkEvent::Room { link: id, bytes });
     }
 
-    /// Ends all links at once, as when the page is closed.
+    /// Ends all links at once, for the end of the page.
     pub fn close_all(&mut self) {
         self.links.clear();
     }
@@ -250,32 +252,32 @@ impl BrowserEndpoint {
     }
 
     fn handle_note(&mut self, now: Instant, id: LinkId, note: Note) {
-        // The link may be gone already.
+        // The link may have ended since the note was recorded.
         let Some(link) = self.links.get_mut(&id) else { return };
         match (note, &mut link.stage) {
             (Note::Message(lane, message), BrowserLinkStage::Open) => {
-                link.peer.taken(&message);
+                link.peer.handle_taken(&message);
                 self.events.push_back(LinkEvent::Message { link: id, lane, message });
             }
             (Note::Message(lane, message), BrowserLinkStage::Opening(dial)) => dial.early.push((lane, message)),
-            (Note::Message(_, message), BrowserLinkStage::Closing { .. }) => link.peer.taken(&message),
-            (Note::Foreign, _) => self.lose(now, id, LinkClose::Broken),
-            (Note::Refused, _) => self.lose(now, id, LinkClose::Broken),
+            (Note::Message(_, message), BrowserLinkStage::Closing { .. }) => link.peer.handle_taken(&message),
+            (Note::Foreign, _) => self.end(now, id, LinkClose::Broken),
+            (Note::Refused, _) => self.end(now, id, LinkClose::Broken),
             (Note::Offered(fingerprint), BrowserLinkStage::Opening(dial)) => {
                 dial.local_certificate = Some(fingerprint);
-                self.look(now, id);
+                self.handle_change(now, id);
             }
             (Note::Offered(_), _) => {}
-            (Note::Changed, _) => self.look(now, id),
+            (Note::Changed, _) => self.handle_change(now, id),
         }
     }
 
     /// Handles a state change of a link.
-    fn look(&mut self, now: Instant, id: LinkId) {
+    fn handle_change(&mut self, now: Instant, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        link.peer.looked();
+        link.peer.clear_change();
         match (link.peer.outlook(), &mut link.stage) {
-            (Outlook::Gone(reason), _) => self.lose(now, id, reason),
+            (Outlook::Gone(reason), _) => self.end(now, id, reason),
             (Outlook::Open, BrowserLinkStage::Opening(dial)) => {
                 let Some(local_certificate) = dial.local_certificate else { return };
                 let Some(address) = dial.tried.checked_sub(1).and_then(|last| dial.target.addresses.get(last)) else {
@@ -292,12 +294,12 @@ impl BrowserEndpoint {
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
                 link.stage = BrowserLinkStage::Open;
                 for (lane, message) in early {
-                    link.peer.taken(&message);
+                    link.peer.handle_taken(&message);
                     self.events.push_back(LinkEvent::Message { link: id, lane, message });
                 }
-                self.tell_room(now, id);
+                self.report_room(now, id);
             }
-            (Outlook::Open, BrowserLinkStage::Open) => self.tell_room(now, id),
+            (Outlook::Open, BrowserLinkStage::Open) => self.report_room(now, id),
             (Outlook::Open, BrowserLinkStage::Closing { .. }) => {
                 if link.peer.buffered() == 0 {
                     self.links.remove(&id);
@@ -308,7 +310,7 @@ impl BrowserEndpoint {
     }
 
     /// Ends a link, or an attempt of a dial.
-    fn lose(&mut self, now: Instant, id: LinkId, reason: LinkClose) {
+    fn end(&mut self, now: Instant, id: LinkId, reason: LinkClose) {
         let Some(link) = self.links.remove(&id) else { return };
         match link.stage {
             BrowserLinkStage::Opening(mut dial) => {
@@ -322,19 +324,20 @@ impl BrowserEndpoint {
 
     /// Dials the next address, or fails the dial.
     fn dial(&mut self, now: Instant, mut dial: Box<BrowserDial>) {
-        // A single address is tried again if the first attempt was refused, since a third party can forge a refusal.
+        // A single address is tried again if the first attempt was refused, since a third party can forge that.
         let addresses = dial.target.addresses.len();
         if addresses == 1 && dial.tried == 1 && dial.refused {
             dial.tried = 0;
             dial.target.addresses.extend_from_within(..);
         }
         while let Some(address) = dial.target.addresses.get(dial.tried).copied()
-            && now < dial.over
+            && now < dial.deadline
         {
             let left = u32::try_from(dial.target.addresses.len().saturating_sub(dial.tried)).unwrap_or(u32::MAX);
             dial.tried = dial.tried.saturating_add(1);
-            let share = dial.over.since(now).checked_div(left).unwrap_or(ATTEMPT_TIMEOUT).max(ATTEMPT_TIMEOUT);
-            dial.until = now.after(share).min(dial.over);
+            let share =
+                dial.deadline.since(now).checked_div(left).unwrap_or(MIN_ATTEMPT_TIMEOUT).max(MIN_ATTEMPT_TIMEOUT);
+            dial.until = now.after(share).min(dial.deadline);
             self.next_link = self.next_link.saturating_add(1);
             let id = LinkId(self.next_link);
             let peer =
@@ -342,12 +345,12 @@ impl BrowserEndpoint {
             if let Some(peer) = peer {
                 dial.local_certificate = None;
                 dial.early.clear();
-                self.links.insert(id, BrowserLink { stage: BrowserLinkStage::Opening(dial), peer, told: 0 });
+                self.links.insert(id, BrowserLink { stage: BrowserLinkStage::Opening(dial), peer, room: 0 });
                 return;
             }
         }
         let error = match &*dial {
-            BrowserDial { over, .. } if *over <= now => DialError::TimedOut,
+            BrowserDial { deadline, .. } if *deadline <= now => DialError::TimedOut,
             BrowserDial { refused: true, .. } => DialError::Refused,
             BrowserDial { tried, .. } if *tried > 0 => DialError::TimedOut,
             _ => DialError::Unable,
@@ -365,12 +368,12 @@ impl Transport for BrowserEndpoint {
                     self.events.push_back(LinkEvent::DialFailed { relay, error });
                     return;
                 }
-                let over = now.after(self.caps.opening);
+                let deadline = now.after(self.caps.opening);
                 let dial = BrowserDial {
                     target,
                     tried: 0,
-                    until: over,
-                    over,
+                    until: deadline,
+                    deadline,
                     refused: false,
                     local_certificate: None,
                     early: Vec::new(),
@@ -383,15 +386,15 @@ impl Transport for BrowserEndpoint {
                     return;
                 };
                 if !link.peer.send(lane, &message) {
-                    return self.lose(now, id, LinkClose::Broken);
+                    return self.end(now, id, LinkClose::Broken);
                 }
-                link.told = link.told.saturating_sub(message.len());
+                link.room = link.room.saturating_sub(message.len());
                 if let Some(allowance) = &mut self.allowance {
                     allowance.spend(now, message.len());
-                } else if link.told < self.caps.send_threshold / 2 {
-                    // The browser reports when a lane's buffer falls below its threshold. A lane below the threshold
-                    // gets no such event, so room is reported here. A lane above it reports in time.
-                    self.tell_room(now, id);
+                } else if link.room < self.caps.send_threshold / 2 {
+                    // The browser has an event for a lane whose buffer falls to its threshold, which reports room. A
+                    // lane below its threshold has no such event, so room is reported here.
+                    self.report_room(now, id);
                 }
             }
             Transmit::Close(id) => {
@@ -399,7 +402,7 @@ impl Transport for BrowserEndpoint {
                 if link.peer.buffered() == 0 {
                     self.links.remove(&id);
                 } else {
-                    link.peer.drain();
+                    link.peer.notify_when_sent();
                     link.stage = BrowserLinkStage::Closing { until: now.after(LINGER) };
                 }
             }
@@ -414,10 +417,10 @@ impl Transport for BrowserEndpoint {
         let due = |link: &BrowserLink| link.deadline().is_some_and(|due| due <= now);
         let late: Vec<_> = self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
         for id in late {
-            self.lose(now, id, LinkClose::TimedOut);
+            self.end(now, id, LinkClose::TimedOut);
         }
         if self.allowance.as_ref().and_then(Allowance::due).is_some_and(|due| due <= now) {
-            self.tell_rooms(now);
+            self.report_rooms(now);
         }
     }
 

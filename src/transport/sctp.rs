@@ -3,8 +3,8 @@
 //! An [`Association`] takes packets, messages and the time, and returns packets, messages and a deadline. It has no
 //! socket, clock or randomness, and does not depend on DTLS. Its owner seals the output of
 //! [`Association::poll_packet`] and passes opened, authenticated packets to [`Association::handle_packet`]. It
-//! implements the part of SCTP that reliable, ordered, pre-negotiated data channels need. Input that no honest peer
-//! sends ends the association. Governed by `proto/01-transport.md` §5; `docs/transport.md` has the reasons.
+//! implements the part of SCTP that reliable, ordered, pre-negotiated data channels need. A violation of the protocol
+//! by the peer ends the association. Governed by `proto/01-transport.md` §5; `docs/transport.md` has the reasons.
 //!
 //! | part | owns |
 //! |---|---|
@@ -36,11 +36,11 @@ pub use send::SendStatistics;
 /// Largest message accepted from a peer, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
-/// The peer sent input that no honest peer sends.
+/// The peer violated the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Broken;
 
-/// A whole message.
+/// A reassembled message.
 struct Message {
     /// Payload protocol identifier.
     protocol: u32,

@@ -1,8 +1,8 @@
-//! SDP for dialling from a WebRTC stack (`proto/01-transport.md` §6): reads the local offer and writes the answer in
-//! the relay's place.
+//! SDP for dials from a WebRTC stack (`proto/01-transport.md` §6): parses the local offer and writes the answer in the
+//! place of the relay.
 //!
-//! Pure functions. Descriptors are validated with the consensus. Text that could add a line to the answer is rejected
-//! here again, since an added line could set any attribute.
+//! All functions are pure. Text that could add a line to the answer is rejected here too, although descriptors are
+//! validated with the consensus: an added line could set any attribute.
 
 use core::{fmt::Write as _, net::SocketAddr};
 
@@ -13,7 +13,7 @@ use crate::base::DialTarget;
 /// The fields of the local offer that a dialler needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SdpOffer {
-    /// The media section's identifier.
+    /// Identifier of the media section.
     pub(super) mid: String,
     /// SHA-256 of the certificate of this end (DER).
     pub(super) fingerprint: [u8; 32],
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_tells_its_section_and_the_certificate() {
+    fn an_offer_contains_media_section_and_certificate() {
         let offer = SdpOffer::parse(OFFER).unwrap();
         assert_eq!(offer.mid, "0");
         assert_eq!(offer.fingerprint[..4], [0xab, 0xcd, 0xef, 0]);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_what_the_specification_shows() {
+    fn an_answer_matches_the_specification() {
         let answer = answer(&target(), "[2001:db8::1]:4443".parse().unwrap(), "0").unwrap();
         assert!(answer.contains("\r\na=candidate:1 1 udp 2130706431 2001:db8::1 4443 typ host\r\n"), "{answer}");
         assert!(answer.contains("\r\na=fingerprint:sha-256 AB:AB:"), "{answer}");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_target_adds_a_line() {
+    fn fields_of_a_target_cannot_add_a_line() {
         let address = target().addresses[0];
         for ufrag in ["abcd\r\na=x", "abc", "ab cd"] {
             assert_eq!(answer(&DialTarget { ice_ufrag: ufrag.to_owned(), ..target() }, address, "0"), None);

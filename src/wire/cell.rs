@@ -21,7 +21,7 @@ const HEADER_LEN: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Command {
-    /// No content; the receiver drops it. The only command without a circuit.
+    /// Has no content; the receiver drops it. The only command without a circuit.
     Padding = 0,
     /// Opens a circuit: a handshake request, or a fragment of one.
     Create = 1,
@@ -29,7 +29,7 @@ pub enum Command {
     Created = 2,
     /// Carries onion layers.
     Relay = 3,
-    /// Ends a circuit. The body is zero: no reason crosses the wire.
+    /// Ends a circuit. The sender fills the body with zeros: no reason is sent.
     Destroy = 4,
 }
 
@@ -132,8 +132,7 @@ impl Cell {
     /// Decodes the cell in a slot.
     ///
     /// # Errors
-    /// When the command is unknown, or the circuit identifier is zero in another cell than padding, or not zero in
-    /// padding.
+    /// When the command is unknown, padding has a circuit identifier, or another cell has none.
     pub fn decode(slot: Slot) -> Result<Self, WireError> {
         let [a, b, c, d, command, ..] = *slot;
         let command = Command::from_code(command).ok_or(WireError::Invalid("cell command"))?;
@@ -172,7 +171,7 @@ impl Cell {
         &self.body
     }
 
-    /// Takes the body out, so that a relay forwards it without a copy.
+    /// The body in its slot, so that a relay forwards it without a copy.
     #[must_use]
     pub fn into_body(self) -> CellBody {
         self.body
@@ -193,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_survives_the_wire() {
+    fn a_cell_encodes_and_decodes_to_an_equal_one() {
         let mut body = CellBody::from([7; BODY_LEN]);
         body[0] = 1;
         let cell = Cell::new(CircuitId::new(0x8000_0001).unwrap(), Command::Relay, body);
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_of_another_command_is_refused() {
+    fn a_cell_with_an_unknown_command_is_refused() {
         let mut slot = Cell::padding().encode();
         slot[4] = 9;
         assert_eq!(Cell::decode(slot), Err(WireError::Invalid("cell command")));

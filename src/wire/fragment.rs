@@ -15,20 +15,21 @@ pub const MAX_BODY_LEN: usize = MAX_FRAGMENTS * CREATE_CAPACITY - LENGTH_LEN;
 const LENGTH_LEN: usize = 2;
 const CREATE_CAPACITY: usize = BODY_LEN - 1;
 
-/// Reassembles one body from its fragments. Starts over when a body is complete.
+/// Reassembles bodies from their fragments, one after another.
 ///
-/// Holds at most [`MAX_BODY_LEN`] bytes. Each circuit has one for each direction. Fragments carry no identifier,
-/// so two bodies can't be interleaved.
+/// Holds at most [`MAX_BODY_LEN`] bytes. A circuit has one reassembler for each direction. Fragments have no
+/// identifier, so two bodies can't be interleaved.
 #[derive(Default)]
 pub struct Fragments {
     body: Vec<u8>,
     /// The length of the whole body, from the first fragment.
     length: Option<usize>,
+    /// Fragments of the body received so far.
     taken: usize,
 }
 
 impl Fragments {
-    /// Without a fragment.
+    /// A reassembler without a fragment.
     #[must_use]
     pub const fn new() -> Self {
         Self { body: Vec::new(), length: None, taken: 0 }
@@ -43,8 +44,8 @@ impl Fragments {
     /// Takes the next fragment; returns the body when it is complete.
     ///
     /// # Errors
-    /// When the length is zero or beyond [`MAX_BODY_LEN`], a fragment has no bytes of the body, the body needs more
-    /// than [`MAX_FRAGMENTS`], or the bytes after its end aren't zero. The circuit must end.
+    /// When the body's length is zero or beyond [`MAX_BODY_LEN`], a fragment has no bytes of the body, the body needs
+    /// more than [`MAX_FRAGMENTS`], or the bytes after its end aren't zero. The caller must end the circuit.
     pub fn push(&mut self, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         let (length, part) = match self.length {
             Some(length) => (length, fragment),
@@ -78,11 +79,11 @@ impl Fragments {
 ///
 /// # Errors
 /// When the body is empty, longer than [`MAX_BODY_LEN`] or needs more than [`MAX_FRAGMENTS`], or `capacity` has no
-/// room behind the length.
+/// room after the length field.
 pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
     let length = u16::try_from(body.len()).map_err(|_| WireError::TooLong("fragmented body"))?;
-    let most = capacity.saturating_mul(MAX_FRAGMENTS).saturating_sub(LENGTH_LEN);
-    if body.len() > MAX_BODY_LEN || body.len() > most {
+    let longest = capacity.saturating_mul(MAX_FRAGMENTS).saturating_sub(LENGTH_LEN);
+    if body.len() > MAX_BODY_LEN || body.len() > longest {
         return Err(WireError::TooLong("fragmented body"));
     }
     if body.is_empty() || capacity <= LENGTH_LEN {
@@ -95,7 +96,7 @@ pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
 /// The CREATE cells that carry a handshake request to the hop `hop` of `circuit`.
 ///
 /// # Errors
-/// When the request doesn't fit.
+/// When the request is empty or doesn't fit [`MAX_FRAGMENTS`] cells.
 pub fn create_cells(circuit: CircuitId, hop: HopIndex, request: &[u8]) -> Result<Vec<Cell>, WireError> {
     let cell = |fragment: Vec<u8>| padded_cell(circuit, Command::Create, [&[hop.value()], &*fragment].concat());
     Ok(split(request, CREATE_CAPACITY)?.into_iter().map(cell).collect())
@@ -113,7 +114,7 @@ pub fn decode_create(body: &[u8; BODY_LEN]) -> Result<(HopIndex, &[u8]), WireErr
 /// The CREATED cells that carry a handshake reply. The whole body of each is a fragment.
 ///
 /// # Errors
-/// When the reply doesn't fit.
+/// When the reply is empty, longer than [`MAX_BODY_LEN`], or doesn't fit [`MAX_FRAGMENTS`] cells.
 pub fn created_cells(circuit: CircuitId, reply: &[u8]) -> Result<Vec<Cell>, WireError> {
     let cell = |fragment: Vec<u8>| padded_cell(circuit, Command::Created, fragment);
     Ok(split(reply, BODY_LEN)?.into_iter().map(cell).collect())
@@ -126,7 +127,7 @@ fn padded_cell(circuit: CircuitId, command: Command, mut body: Vec<u8>) -> Cell 
     Cell::new(circuit, command, padded)
 }
 
-/// The body of an EXTEND before it is split: the relay to extend to, and the handshake request for it.
+/// The unsplit body of an EXTEND: the relay to extend to, and the handshake request for that relay.
 #[must_use]
 pub fn encode_extend(relay: &RelayId, request: &[u8]) -> Vec<u8> {
     [relay.as_bytes(), request].concat()

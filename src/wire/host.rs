@@ -15,7 +15,7 @@ const HOST_NAME: u8 = 1;
 /// The host of a stream's target or of a RESOLVE. Prints redacted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
-    /// A DNS name: 1 to 255 ASCII letters, digits, `-`, `.` and `_`, as the application gave it.
+    /// A DNS name: 1 to 255 ASCII letters, digits, `-`, `.` and `_`, as given by the application.
     Name(String),
     /// An address.
     Ip(IpAddr),
@@ -25,7 +25,7 @@ impl Host {
     /// Parses `text`: an address if it has that form (IPv6 with or without brackets), otherwise a DNS name.
     ///
     /// # Errors
-    /// When it is empty, longer than 255 bytes, or has a character other than letters, digits, `-`, `.` and `_`.
+    /// When `text` is empty, longer than 255 bytes, or has a character other than letters, digits, `-`, `.` and `_`.
     pub fn parse(text: &str) -> Result<Self, WireError> {
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         if let Ok(ip) = bare.parse() {

@@ -49,7 +49,7 @@ pub enum MessageKind {
     Data = 3,
     /// Bytes of a stream after a tag that a SENDME must echo.
     TaggedData = 4,
-    /// No more bytes will come, or the stream has failed.
+    /// The sender has sent all its bytes, or the stream has failed.
     End = 5,
     /// Requests a name's addresses or an address's names.
     Resolve = 6,
@@ -57,7 +57,7 @@ pub enum MessageKind {
     Resolved = 7,
     /// Permits the other end to send more bytes of a stream.
     Credit = 8,
-    /// Echoes a tag, which permits the other end to send more cells of the circuit.
+    /// Echoes a tag, so that the other end may send more DATA cells of the circuit.
     SendMe = 9,
     /// Makes the circuit one hop longer.
     Extend = 10,
@@ -109,12 +109,12 @@ impl MessageKind {
     }
 }
 
-/// Why a stream ended, as a coarse code for the wire.
+/// The reason for the end of a stream, as a coarse code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum EndReason {
-    /// This end has sent all its bytes; the other direction stays open (TCP's half-close). Any other reason ends
-    /// both.
+    /// The sender has sent all its bytes; the other direction stays open (TCP's half-close). Any other reason ends both
+    /// directions.
     Done = 1,
     /// The target refused the TCP connection.
     Refused = 2,
@@ -259,7 +259,7 @@ pub enum RelayMessage {
         /// The fragment.
         fragment: Bytes,
     },
-    /// Nothing.
+    /// No content: padding.
     Drop,
     /// Open a stream to a service of the hop itself. The stream is open without an answer.
     Request {
@@ -268,7 +268,7 @@ pub enum RelayMessage {
         /// The service.
         service: Service,
     },
-    /// The relay that EXTEND named is neither listed nor connected.
+    /// The hop can't reach the relay that EXTEND named.
     Gone,
 }
 
@@ -313,8 +313,8 @@ impl RelayMessage {
     /// Appends the message to `out`, without padding.
     ///
     /// # Errors
-    /// When a part is longer than its length field can encode, or has a value that [`Self::decode`] would reject. The
-    /// onion layer checks whether the message fits the hop's layer.
+    /// When a field is longer than its length field can encode, or has a value that [`Self::decode`] rejects. The onion
+    /// layer checks whether the message fits the hop's layer.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         out.push(self.kind() as u8);
         out.extend_from_slice(&self.stream().map_or(0, StreamId::value).to_be_bytes());
@@ -395,8 +395,8 @@ impl RelayMessage {
         }
     }
 
-    /// Decodes the message at the start of `plaintext` (the whole content of a layer). The bytes after it must be
-    /// zero.
+    /// Decodes the message at the start of `plaintext`, the whole content of a layer. The bytes after the message must
+    /// be zero.
     ///
     /// # Errors
     /// When the kind is unknown, a length does not fit, a field is not valid, or the padding isn't zero.

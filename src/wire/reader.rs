@@ -7,12 +7,13 @@ use super::WireError;
 /// Reads fields from the front of a slice.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
-    what: &'static str,
+    /// The name of the value, for errors.
+    value: &'static str,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(bytes: &'a [u8], what: &'static str) -> Self {
-        Self { bytes, what }
+    pub(super) const fn new(bytes: &'a [u8], value: &'static str) -> Self {
+        Self { bytes, value }
     }
 
     pub(super) const fn is_empty(&self) -> bool {
@@ -20,13 +21,13 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.what))?;
+        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.value))?;
         self.bytes = rest;
         Ok(taken)
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (taken, rest) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.what))?;
+        let (taken, rest) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.value))?;
         self.bytes = rest;
         Ok(*taken)
     }
@@ -43,15 +44,15 @@ impl<'a> Reader<'a> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
-    /// All remaining bytes, at least one, sharing `whole`'s buffer.
+    /// All remaining bytes, at least one, as a slice of `whole`'s buffer.
     pub(super) fn rest(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
         if self.bytes.is_empty() {
-            return Err(WireError::Truncated(self.what));
+            return Err(WireError::Truncated(self.value));
         }
         Ok(whole.slice_ref(core::mem::take(&mut self.bytes)))
     }
 
     pub(super) const fn finish(&self) -> Result<(), WireError> {
-        if self.bytes.is_empty() { Ok(()) } else { Err(WireError::TrailingBytes(self.what)) }
+        if self.bytes.is_empty() { Ok(()) } else { Err(WireError::TrailingBytes(self.value)) }
     }
 }

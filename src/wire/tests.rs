@@ -74,14 +74,14 @@ fn encoded(message: &RelayMessage) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn messages_survive_the_wire_with_any_padding(message in message(), padding in 0..64_usize) {
+    fn messages_with_any_padding_decode_to_equal_ones(message in message(), padding in 0..64_usize) {
         let mut bytes = encoded(&message);
         bytes.resize(bytes.len() + padding, 0);
         prop_assert_eq!(RelayMessage::decode(&Bytes::from(bytes)), Ok(message));
     }
 
     #[test]
-    fn a_message_cut_short_is_refused(message in message()) {
+    fn a_truncated_message_is_refused(message in message()) {
         let bytes = Bytes::from(encoded(&message));
         for length in 0..bytes.len() {
             prop_assert!(RelayMessage::decode(&bytes.slice(..length)).is_err(), "{} bytes", length);
@@ -89,7 +89,7 @@ proptest! {
     }
 
     #[test]
-    fn padding_that_is_not_zero_is_refused(message in message(), at in 0..64_usize, value in 1..=u8::MAX) {
+    fn nonzero_padding_is_refused(message in message(), at in 0..64_usize, value in 1..=u8::MAX) {
         let mut bytes = encoded(&message);
         let end = bytes.len();
         bytes.resize(end + 64, 0);
@@ -98,7 +98,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_decodes_has_one_encoding(message in message(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
+    fn a_decoded_message_has_one_encoding(message in message(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
         let mut bytes = encoded(&message);
         for (index, value) in changes {
             let at = index.index(bytes.len());
@@ -126,7 +126,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_cell_decodes_has_one_encoding(bytes in vec(any::<u8>(), CELL_LEN), command in 0..6_u8) {
+    fn a_decoded_cell_has_one_encoding(bytes in vec(any::<u8>(), CELL_LEN), command in 0..6_u8) {
         let mut slot = <[u8; CELL_LEN]>::try_from(bytes).unwrap();
         slot[4] = command;
         if let Ok(cell) = Cell::decode(slot.into()) {
@@ -135,7 +135,7 @@ proptest! {
     }
 
     #[test]
-    fn bodies_survive_fragments_of_any_capacity(body in vec(any::<u8>(), 1..=MAX_BODY_LEN), capacity in 3..1100_usize, padded: bool) {
+    fn bodies_are_reassembled_from_fragments_of_any_capacity(body in vec(any::<u8>(), 1..=MAX_BODY_LEN), capacity in 3..1100_usize, padded: bool) {
         let Ok(pieces) = split(&body, capacity) else {
             prop_assert!(body.len() + 2 > capacity * MAX_FRAGMENTS);
             return Ok(());
@@ -156,7 +156,7 @@ proptest! {
 }
 
 #[test]
-fn messages_that_could_not_be_decoded_are_not_encoded() {
+fn messages_with_invalid_fields_are_not_encoded() {
     let stream = StreamId::new(1).unwrap();
     let name = |name: &str| Host::Name(name.to_owned());
     for message in [
@@ -176,7 +176,7 @@ fn messages_that_could_not_be_decoded_are_not_encoded() {
 }
 
 #[test]
-fn a_stream_identifier_stands_where_it_must_and_nowhere_else() {
+fn only_messages_of_streams_have_a_stream_identifier() {
     for message in [RelayMessage::Drop, RelayMessage::Gone] {
         let mut bytes = encoded(&message);
         bytes[2] = 1;
@@ -188,7 +188,7 @@ fn a_stream_identifier_stands_where_it_must_and_nowhere_else() {
 }
 
 #[test]
-fn a_body_that_would_take_five_fragments_is_refused() {
+fn a_body_of_five_fragments_is_refused() {
     let mut fragments = Fragments::new();
     assert_eq!(fragments.push(&[0, 5, 1]), Ok(None));
     assert_eq!(fragments.push(&[2]), Ok(None));
@@ -200,61 +200,65 @@ fn a_body_that_would_take_five_fragments_is_refused() {
 }
 
 #[test]
-fn a_length_that_lies_is_refused() {
+fn a_wrong_body_length_is_refused() {
     let push = |bytes: &[u8]| Fragments::new().push(bytes);
     assert_eq!(push(&[]), Err(WireError::Truncated("fragment")));
     assert_eq!(push(&[0]), Err(WireError::Truncated("fragment")));
     assert_eq!(push(&[0, 0, 0]), Err(WireError::Truncated("fragment")), "no length");
-    assert_eq!(push(&[0, 1]), Err(WireError::Truncated("fragment")), "nothing of the body");
-    assert_eq!(push(&[0xff, 0xff, 1]), Err(WireError::TooLong("fragmented body")), "longer than may be");
-    assert_eq!(push(&[0, 1, 1, 1]), Err(WireError::TrailingBytes("fragment")), "longer than told");
+    assert_eq!(push(&[0, 1]), Err(WireError::Truncated("fragment")), "no byte of the body");
+    assert_eq!(push(&[0xff, 0xff, 1]), Err(WireError::TooLong("fragmented body")), "longer than the maximum");
+    assert_eq!(push(&[0, 1, 1, 1]), Err(WireError::TrailingBytes("fragment")), "longer than stated");
     assert_eq!(push(&[0, 1, 1, 0]), Ok(Some(vec![1])), "padding");
     let mut fragments = Fragments::new();
     fragments.push(&[0, 3, 1]).unwrap();
     assert_eq!(fragments.push(&[]), Err(WireError::Truncated("fragment")), "no progress");
-    assert_eq!(fragments.push(&[2, 3, 4]), Err(WireError::TrailingBytes("fragment")), "last one longer than told");
+    assert_eq!(
+        fragments.push(&[2, 3, 4]),
+        Err(WireError::TrailingBytes("fragment")),
+        "last fragment longer than stated"
+    );
 }
 
 #[test]
-fn interleaved_bodies_never_come_out_as_either() {
+fn interleaved_bodies_are_never_reassembled() {
     let (first, second) = (vec![1; 40], vec![2; 40]);
     let pieces = |body: &[u8]| split(body, 21).unwrap();
     let mut fragments = Fragments::new();
-    let mut came = Vec::new();
+    let mut bodies = Vec::new();
     for piece in pieces(&first).iter().zip(&pieces(&second)).flat_map(|(first, second)| [first, second]) {
         match fragments.push(piece) {
             Ok(None) => {}
-            Ok(Some(body)) => came.push(body),
+            Ok(Some(body)) => bodies.push(body),
             Err(_) => return,
         }
     }
-    assert!(!came.contains(&first) && !came.contains(&second));
+    assert!(!bodies.contains(&first) && !bodies.contains(&second));
 }
 
 #[test]
-fn handshakes_survive_create_and_created_cells() {
+fn handshakes_are_reassembled_from_create_and_created_cells() {
     let (circuit, hop) = (CircuitId::new(9).unwrap(), HopIndex::new(3).unwrap());
     for length in [1, 66, 1016, 1017, 3000, MAX_BODY_LEN] {
         let request: Vec<u8> = (0..length).map(|value| value as u8).collect();
         let mut fragments = Fragments::new();
-        let mut came = None;
+        let mut body = None;
         for cell in create_cells(circuit, hop, &request).unwrap() {
             assert_eq!((cell.circuit(), cell.command()), (Some(circuit), Command::Create));
-            let (named, fragment) = decode_create(cell.body()).unwrap();
-            assert_eq!(named, hop);
-            came = fragments.push(fragment).unwrap();
+            let (hop_number, fragment) = decode_create(cell.body()).unwrap();
+            assert_eq!(hop_number, hop);
+            body = fragments.push(fragment).unwrap();
         }
-        assert_eq!(came.as_ref(), Some(&request));
+        assert_eq!(body.as_ref(), Some(&request));
         for cell in created_cells(circuit, &request).unwrap() {
             assert_eq!(cell.command(), Command::Created);
-            came = fragments.push(cell.body()).unwrap();
+            body = fragments.push(cell.body()).unwrap();
         }
-        assert_eq!(came, Some(request));
+        assert_eq!(body, Some(request));
     }
 }
 
 #[test]
-fn a_create_cell_for_no_possible_hop_is_refused() {
+fn a_create_cell_with_an_invalid_hop_number_is_refused() {
     for hop in [0, 9, 255] {
         let mut body = [0; BODY_LEN];
         body[0] = hop;
@@ -263,14 +267,14 @@ fn a_create_cell_for_no_possible_hop_is_refused() {
 }
 
 #[test]
-fn an_extend_body_names_a_relay() {
+fn an_extend_body_holds_a_relay_and_a_request() {
     let relay = RelayId::from_bytes([5; 32]);
     assert_eq!(decode_extend(&encode_extend(&relay, b"request")), Ok((relay, b"request".as_slice())));
     assert!(decode_extend(&[5; 31]).is_err());
 }
 
 #[test]
-fn fragments_are_those_of_the_vectors() {
+fn fragments_match_the_vectors() {
     let list = |value: &serde_json::Value| value.as_array().unwrap().iter().map(bytes).collect::<Vec<_>>();
     let vectors = read(include_str!("../../proto/vectors/fragments.json"));
     for case in cases(&vectors, "bodies") {
@@ -279,8 +283,8 @@ fn fragments_are_those_of_the_vectors() {
     }
     for case in cases(&vectors, "bodies").iter().chain(cases(&vectors, "padded")) {
         let mut fragments = Fragments::new();
-        let came: Vec<_> = list(&case["fragments"]).iter().map(|piece| fragments.push(piece).unwrap()).collect();
-        let (whole, partial) = came.split_last().unwrap();
+        let outputs: Vec<_> = list(&case["fragments"]).iter().map(|piece| fragments.push(piece).unwrap()).collect();
+        let (whole, partial) = outputs.split_last().unwrap();
         assert!(partial.iter().all(Option::is_none));
         assert_eq!(whole.as_ref(), Some(&bytes(&case["body"])));
     }

@@ -1,4 +1,4 @@
-//! Tests of the channel handshake: who proves what to whom, and proofs that are not valid.
+//! Tests of the channel handshake: the proofs of each role, and invalid proofs.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -6,7 +6,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 
 #[test]
-fn relays_prove_themselves_to_each_other_and_a_client_to_no_one() {
+fn relays_prove_their_identity_and_clients_do_not() {
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     pair.link(1, key(2).id());
     pair.settle();
@@ -17,7 +17,7 @@ fn relays_prove_themselves_to_each_other_and_a_client_to_no_one() {
 }
 
 #[test]
-fn each_end_learns_where_the_other_sees_it() {
+fn each_end_learns_its_observed_address() {
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     pair.link(1, key(2).id());
     pair.settle();
@@ -29,10 +29,10 @@ fn each_end_learns_where_the_other_sees_it() {
 }
 
 #[test]
-fn another_relay_than_the_one_dialled_is_refused_before_it_gets_a_proof() {
+fn a_relay_other_than_the_dialled_one_receives_no_proof() {
     let mut pair = Pair::new(Node::relay(1), Node::relay(3));
     pair.link(1, key(2).id());
-    while pair.carry(false) {}
+    while pair.deliver(false) {}
     assert_eq!(pair.a.failure(), Some(ChannelError::WrongIdentity.into()));
     let messages = pair.a.sent.iter().filter(|transmit| matches!(transmit, Transmit::Message { .. })).count();
     assert_eq!(messages, 1, "the HELLO alone");
@@ -40,7 +40,7 @@ fn another_relay_than_the_one_dialled_is_refused_before_it_gets_a_proof() {
 }
 
 #[test]
-fn a_client_behind_the_dialled_address_is_refused() {
+fn a_client_at_the_dialled_address_is_refused() {
     let mut pair = Pair::new(Node::relay(1), Node::new(LocalRole::Anonymous));
     let link = LinkId(1);
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
@@ -53,7 +53,7 @@ fn a_client_behind_the_dialled_address_is_refused() {
 }
 
 #[test]
-fn a_client_takes_no_channel_that_another_end_dialled() {
+fn a_client_refuses_links_that_other_ends_dialled() {
     let mut client = Node::new(LocalRole::Anonymous);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     client.handle(Instant::START, LinkEvent::Opened { link: LinkId(1), opened: opened(None, 1, 2) }, &mut rng);
@@ -62,7 +62,7 @@ fn a_client_takes_no_channel_that_another_end_dialled() {
 
 #[test]
 fn a_proof_for_a_link_with_other_certificates_is_refused() {
-    // A man in the middle ends both links and forwards the handshake: the certificates differ.
+    // A man in the middle terminates both links and forwards the handshake, so the certificates differ.
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     let (link, relay) = (LinkId(1), key(2).id());
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(relay), 1, 66) }, &mut pair.rng);
@@ -84,7 +84,7 @@ fn a_handshake_replayed_on_another_link_is_refused() {
             Transmit::Message { message, .. } => Some(message.clone()),
             _ => None,
         }));
-        if !pair.carry(false) && !pair.carry(true) {
+        if !pair.deliver(false) && !pair.deliver(true) {
             break;
         }
     }
@@ -100,7 +100,7 @@ fn a_handshake_replayed_on_another_link_is_refused() {
 }
 
 #[test]
-fn a_relay_is_not_fooled_by_its_own_messages_sent_back() {
+fn a_relay_refuses_its_own_reflected_messages() {
     let mut relay = Node::relay(2);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     let link = LinkId(1);
@@ -112,7 +112,7 @@ fn a_relay_is_not_fooled_by_its_own_messages_sent_back() {
 }
 
 #[test]
-fn ends_without_a_common_version_part() {
+fn a_channel_without_a_common_version_closes() {
     let mut relay = Node::relay(2);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     let link = LinkId(1);
@@ -149,7 +149,7 @@ fn cells_that_overtake_the_handshake_are_kept_up_to_a_cap() {
 }
 
 #[test]
-fn the_dialler_picks_from_the_upper_half_and_the_other_end_from_the_lower() {
+fn identifiers_of_the_dialler_are_in_the_upper_half_and_others_in_the_lower() {
     let (mut pair, channel) = client_and_relay();
     for _ in 0..50 {
         assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());

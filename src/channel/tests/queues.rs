@@ -25,7 +25,7 @@ fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
 }
 
 #[test]
-fn waiting_cells_are_packed_seventeen_to_a_message() {
+fn queued_cells_are_packed_seventeen_to_a_message() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     (0..34).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
@@ -38,7 +38,7 @@ fn waiting_cells_are_packed_seventeen_to_a_message() {
 }
 
 #[test]
-fn nothing_is_sent_without_room_and_what_fills_whole_messages_or_hardly_more_with_it() {
+fn cells_are_sent_within_room_and_in_whole_messages_if_they_fit() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     pair.room(1, 0);
@@ -59,26 +59,26 @@ fn nothing_is_sent_without_room_and_what_fills_whole_messages_or_hardly_more_wit
 }
 
 #[test]
-fn a_quiet_circuit_passes_a_busy_one_and_busy_ones_share_alike() {
+fn a_quiet_circuit_precedes_busy_ones_and_busy_ones_share_equally() {
     let mut queue = FairQueue::default();
     let (bulk, other, quiet) = (circuit(1), circuit(2), circuit(3));
-    for bulky in [bulk, other] {
-        queue.hold(bulky);
-        (0..100).for_each(|tag| queue.push(bulky, 0, cell(bulky, tag), 1000).unwrap());
+    for busy_circuit in [bulk, other] {
+        queue.admit(busy_circuit);
+        (0..100).for_each(|tag| queue.push(busy_circuit, 0, cell(busy_circuit, tag), 1000).unwrap());
     }
     let first: Vec<_> = (0..40).map(|_| queue.pop().unwrap().circuit).collect();
     assert_eq!(first.iter().filter(|circuit| **circuit == bulk).count(), 20);
-    queue.hold(quiet);
+    queue.admit(quiet);
     queue.push(quiet, 0, cell(quiet, 0), 1000).unwrap();
     assert_eq!(queue.pop().unwrap().circuit, quiet);
 }
 
 #[test]
-fn a_circuit_that_trickles_cannot_starve_a_busy_one() {
+fn a_trickling_circuit_does_not_starve_a_busy_one() {
     let mut queue = FairQueue::default();
     let (bulk, trickle) = (circuit(1), circuit(2));
-    queue.hold(bulk);
-    queue.hold(trickle);
+    queue.admit(bulk);
+    queue.admit(trickle);
     (0..200).for_each(|_| queue.push(bulk, 0, cell(bulk, 0), 1000).unwrap());
     let mut of_bulk = 0;
     for _ in 0..100 {
@@ -111,7 +111,7 @@ fn a_full_circuit_queue_refuses_more_and_destroy_empties_it() {
 }
 
 #[test]
-fn a_destroy_from_the_other_end_drops_what_waits_for_the_circuit() {
+fn a_destroy_from_the_other_end_drops_the_queued_cells() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(channel, circuit));
@@ -135,7 +135,7 @@ fn too_many_circuits_on_a_channel_are_refused() {
 }
 
 #[test]
-fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
+fn unread_refusals_beyond_the_cap_close_the_channel() {
     let parameters = ChannelParameters { refusals: 8, ..ChannelParameters::default() };
     let (mut pair, channel) = client_and_relay_with(ChannelParameters::default(), parameters);
     pair.room(1, 0);
@@ -147,7 +147,7 @@ fn a_neighbour_that_never_reads_its_refusals_loses_the_channel() {
 }
 
 #[test]
-fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
+fn above_the_cap_the_longest_waiting_circuit_is_overdue() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
     pair.room(1, 0);
@@ -163,7 +163,7 @@ fn under_memory_pressure_the_longest_waiting_circuit_is_named() {
 }
 
 #[test]
-fn under_memory_pressure_a_circuit_that_is_read_outlives_fuller_channels_and_others_that_are_not() {
+fn above_the_cap_unread_circuits_are_overdue_before_a_longer_queue_that_is_read() {
     let parameters = ChannelParameters { queued: 100, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
     for link in 1..=3 {
@@ -184,7 +184,7 @@ fn under_memory_pressure_a_circuit_that_is_read_outlives_fuller_channels_and_oth
 }
 
 #[test]
-fn a_channel_that_makes_room_by_no_circuits_end_is_itself_what_must_end() {
+fn a_channel_full_of_refusals_is_overdue_itself() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
     for link in 1..=2 {
@@ -205,27 +205,27 @@ fn a_channel_that_makes_room_by_no_circuits_end_is_itself_what_must_end() {
 }
 
 #[test]
-fn a_channel_closes_whose_link_takes_nothing_while_cells_wait() {
+fn a_channel_with_queued_cells_closes_if_its_link_accepts_none() {
     let (mut pair, channel) = client_and_relay();
     pair.room(1, 0);
-    pair.pass(Duration::from_secs(15));
+    pair.advance(Duration::from_secs(15));
     pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
     pair.room(1, 1);
     assert_eq!(pair.b.sent.len(), 1, "cells are sent while there is room");
     pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0001))).unwrap();
-    for (seconds, takes_something, open) in [(29, true, 1), (29, false, 1), (1, false, 0)] {
+    for (seconds, accepts, open) in [(29, true, 1), (29, false, 1), (1, false, 0)] {
         pair.now = pair.now.after(Duration::from_secs(seconds));
         pair.b.channels.handle_timeout(pair.now);
         assert_eq!(pair.b.channels.len(), open);
-        if takes_something {
-            // Then the link is full again.
+        if accepts {
+            // The link has accepted data and is full again.
             pair.room(1, 0);
         }
     }
 }
 
 #[test]
-fn refusals_of_ended_circuits_are_no_strangers_and_cost_no_channel() {
+fn destroys_of_live_circuits_do_not_count_as_refusals() {
     let parameters = ChannelParameters { refusals: 2, ..ChannelParameters::default() };
     let (mut pair, channel) = client_and_relay_with(ChannelParameters::default(), parameters);
     pair.room(1, 0);

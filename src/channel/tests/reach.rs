@@ -24,7 +24,7 @@ fn reached(parameters: ChannelParameters) -> Pair {
     pair
 }
 
-fn says_reach(node: &Node) -> Option<bool> {
+fn reported_reach(node: &Node) -> Option<bool> {
     node.events.iter().find_map(|event| match event {
         ChannelEvent::Open { reach, .. } => Some(*reach),
         _ => None,
@@ -32,60 +32,60 @@ fn says_reach(node: &Node) -> Option<bool> {
 }
 
 #[test]
-fn a_volunteer_is_reached_over_the_channel_that_it_dialled_until_that_closes() {
+fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
     let mut pair = reached(ChannelParameters::default());
     let channel = ChannelId(LinkId(1));
-    assert_eq!((says_reach(&pair.a), says_reach(&pair.b)), (Some(false), Some(true)));
+    assert_eq!((reported_reach(&pair.a), reported_reach(&pair.b)), (Some(false), Some(true)));
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
     assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled end never requests REACH");
-    assert!(pair.a.channels.is_to_reach(channel));
+    assert!(pair.a.channels.has_requested_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
 }
 
 #[test]
-fn a_relay_that_can_be_dialled_and_a_client_are_no_volunteers() {
+fn dialable_relays_and_clients_are_no_volunteers() {
     for role in [LocalRole::Relay(key(VOLUNTEER)), LocalRole::Anonymous] {
         let mut pair = Pair::new(Node::new(role), Node::relay(GATEWAY));
         pair.link(1, key(GATEWAY).id());
         pair.settle();
-        assert_eq!(says_reach(&pair.b), Some(false));
+        assert_eq!(reported_reach(&pair.b), Some(false));
         assert_eq!(pair.b.channels.volunteers(), []);
         assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
     }
 }
 
 #[test]
-fn a_volunteer_asks_none_but_its_gateways_to_reach_it() {
+fn a_volunteer_requests_reach_only_of_its_gateways() {
     let mut pair = Pair::new(volunteer(), Node::relay(3));
     pair.link(1, key(3).id());
     pair.settle();
-    assert_eq!(says_reach(&pair.b), Some(false));
-    assert!(!pair.a.channels.is_to_reach(ChannelId(LinkId(1))));
+    assert_eq!(reported_reach(&pair.b), Some(false));
+    assert!(!pair.a.channels.has_requested_reach(ChannelId(LinkId(1))));
 }
 
 #[test]
-fn a_volunteer_that_dials_anew_is_reached_over_the_new_channel_and_the_old_one_closes_when_idle() {
+fn a_volunteer_is_reached_over_its_newest_channel_and_idle_older_ones_close() {
     let mut pair = reached(ChannelParameters { volunteers: 2, ..ChannelParameters::default() });
-    pair.pass(Duration::from_secs(30));
+    pair.advance(Duration::from_secs(30));
     pair.link(2, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
-    // A third channel exceeds the cap: the channel that reaches the volunteer stays selected.
-    pair.pass(Duration::from_secs(30));
+    // A third channel exceeds the cap, so the channel that reaches the volunteer stays selected.
+    pair.advance(Duration::from_secs(30));
     pair.link(3, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
     pair.a.channels.keep(ChannelId(LinkId(2)), true);
-    pair.pass(Duration::from_secs(1000));
+    pair.advance(Duration::from_secs(1000));
     assert_eq!(pair.b.channels.len(), 1);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
 }
 
 #[test]
-fn handshakes_under_way_count_for_the_cap_of_volunteers() {
+fn unfinished_handshakes_count_towards_the_cap_of_volunteers() {
     let parameters = ChannelParameters { volunteers: 1, ..ChannelParameters::default() };
     let mut pair = Pair::new(volunteer(), Node::with(LocalRole::Relay(key(GATEWAY)), parameters));
     for number in 1..=3 {
@@ -98,7 +98,7 @@ fn handshakes_under_way_count_for_the_cap_of_volunteers() {
 }
 
 #[test]
-fn a_volunteer_takes_no_link_that_another_dialled() {
+fn a_volunteer_refuses_links_that_other_ends_dialled() {
     let mut pair = Pair::new(Node::relay(GATEWAY), volunteer());
     pair.link(1, key(VOLUNTEER).id());
     pair.settle();
@@ -107,13 +107,13 @@ fn a_volunteer_takes_no_link_that_another_dialled() {
 }
 
 #[test]
-fn beyond_its_caps_a_gateway_takes_a_volunteer_for_a_relay_like_any() {
+fn beyond_its_caps_a_gateway_treats_a_volunteer_as_an_ordinary_relay() {
     for parameters in [
         ChannelParameters { volunteers: 0, ..ChannelParameters::default() },
         ChannelParameters { volunteers_per_source: 0, ..ChannelParameters::default() },
     ] {
         let pair = reached(parameters);
-        assert_eq!(says_reach(&pair.b), Some(false));
+        assert_eq!(reported_reach(&pair.b), Some(false));
         assert_eq!(pair.b.channels.volunteers(), []);
     }
 }
@@ -123,10 +123,10 @@ fn an_idle_channel_stays_while_both_ends_keep_it() {
     let mut pair = reached(ChannelParameters::default());
     let channel = ChannelId(LinkId(1));
     pair.a.channels.keep(channel, true);
-    pair.pass(Duration::from_secs(3600));
+    pair.advance(Duration::from_secs(3600));
     assert_eq!((pair.a.channels.len(), pair.b.channels.len()), (1, 1));
     pair.a.channels.keep(channel, false);
-    pair.pass(Duration::from_secs(200));
+    pair.advance(Duration::from_secs(200));
     assert_eq!(
         (pair.a.channels.len(), pair.b.channels.len()),
         (0, 0),
@@ -135,7 +135,7 @@ fn an_idle_channel_stays_while_both_ends_keep_it() {
 }
 
 #[test]
-fn at_the_cap_of_channels_no_volunteer_s_gives_way() {
+fn at_the_cap_of_channels_those_of_volunteers_stay_open() {
     let mut pair = reached(ChannelParameters { channels: 2, ..ChannelParameters::default() });
     for number in 2..5 {
         pair.now = pair.now.after(Duration::from_secs(1));
@@ -149,19 +149,19 @@ fn at_the_cap_of_channels_no_volunteer_s_gives_way() {
 #[test]
 fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another() {
     let mut pair = reached(ChannelParameters::default());
-    pair.pass(Duration::from_secs(30));
+    pair.advance(Duration::from_secs(30));
     let volunteer = key(VOLUNTEER).id();
     pair.a.channels.keep(ChannelId(LinkId(1)), true);
     for node in [&mut pair.a, &mut pair.b] {
         node.handle(pair.now, LinkEvent::Retire { link: LinkId(1) }, &mut pair.rng);
     }
-    pair.pass(Duration::from_secs(30));
+    pair.advance(Duration::from_secs(30));
     assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(1))));
     assert_eq!(pair.b.channels.volunteers(), [volunteer]);
     assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials another gateway");
     pair.link(2, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(2))));
-    pair.pass(Duration::from_secs(2));
+    pair.advance(Duration::from_secs(2));
     assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
 }

@@ -14,10 +14,10 @@ fn dials(node: &Node) -> usize {
 }
 
 #[test]
-fn a_retiring_channel_gets_no_new_circuits_and_closes_with_its_last_one() {
+fn a_retiring_channel_takes_no_new_circuits_and_closes_with_its_last_one() {
     let (mut pair, old) = client_and_relay();
     let relay = key(2);
-    pair.pass(Duration::from_secs(30));
+    pair.advance(Duration::from_secs(30));
     let circuit = pair.a.channels.allocate_circuit(old, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(old, circuit));
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
@@ -32,7 +32,7 @@ fn a_retiring_channel_gets_no_new_circuits_and_closes_with_its_last_one() {
     let new = ChannelId(LinkId(2));
     assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(new));
 
-    pair.pass(Duration::from_secs(120));
+    pair.advance(Duration::from_secs(120));
     assert!(!pair.closed.contains(&LinkId(1)), "the channel's circuit stays open");
     pair.a.channels.send(old, cell(circuit, 9)).unwrap();
     pair.settle();
@@ -40,7 +40,7 @@ fn a_retiring_channel_gets_no_new_circuits_and_closes_with_its_last_one() {
     let other = pair.a.channels.allocate_circuit(new, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(new, other));
     pair.a.channels.forget_circuit(pair.now, old, circuit);
-    pair.pass(Duration::from_secs(2));
+    pair.advance(Duration::from_secs(2));
     assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
     assert_eq!(pair.a.channels.lookup(&relay.id()), Some(new));
 }
@@ -51,7 +51,7 @@ fn a_retiring_channel_without_circuits_closes_within_two_seconds() {
         let (mut pair, _) = client_and_relay();
         let node = if retires_at_dialler { &mut pair.a } else { &mut pair.b };
         retire(node, pair.now, 1, &mut pair.rng);
-        pair.pass(Duration::from_secs(2));
+        pair.advance(Duration::from_secs(2));
         assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
         assert!(pair.a.events.iter().any(|event| matches!(event, ChannelEvent::Closed { .. })));
         assert!(pair.b.events.iter().any(|event| matches!(event, ChannelEvent::Closed { .. })));
@@ -59,18 +59,18 @@ fn a_retiring_channel_without_circuits_closes_within_two_seconds() {
 }
 
 #[test]
-fn the_other_ends_circuits_are_still_taken_on_a_retiring_channel() {
+fn a_retiring_channel_accepts_circuits_of_the_other_end() {
     let (mut pair, channel) = client_and_relay();
     let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(channel, first));
     retire(&mut pair.b, pair.now, 1, &mut pair.rng);
-    // The other end's count may lag.
+    // The other end may retire the channel later.
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.may_create(pair.now, channel) && pair.b.channels.admit_circuit(channel, second));
 }
 
 #[test]
-fn a_failed_dial_beside_a_retiring_channel_is_told() {
+fn a_failed_dial_beside_a_retiring_channel_is_reported() {
     let (mut pair, old) = client_and_relay();
     let relay = key(2);
     pair.a.channels.allocate_circuit(old, &mut pair.rng).unwrap();
@@ -97,7 +97,7 @@ fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     pair.link(1, key(2).id());
     pair.settle();
-    pair.pass(Duration::from_secs(1));
+    pair.advance(Duration::from_secs(1));
     let circuit = pair.a.channels.allocate_circuit(ChannelId(LinkId(1)), &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(ChannelId(LinkId(1)), circuit));
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
@@ -106,7 +106,7 @@ fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
     pair.settle();
     let new = Some(ChannelId(LinkId(2)));
     assert_eq!((pair.a.channels.lookup(&key(2).id()), pair.b.channels.lookup(&key(1).id())), (new, new));
-    // When the new one closes first, the old one still takes no new circuits.
+    // The old channel takes no new circuits even after the new one has closed.
     pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(2), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.a.channels.lookup(&key(2).id()), None);
 }
@@ -117,7 +117,7 @@ fn the_second_channel_takes_new_circuits_when_both_retire() {
     let relay = key(2);
     let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(first, circuit));
-    // The other end retires it; the second one is dialled nevertheless.
+    // After the first channel has retired, a second one is dialled.
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     pair.a.channels.connect(pair.now, &target(&relay));
     pair.link(2, relay.id());
@@ -126,13 +126,13 @@ fn the_second_channel_takes_new_circuits_when_both_retire() {
     let other = pair.a.channels.allocate_circuit(second, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(second, other));
     retire(&mut pair.a, pair.now, 2, &mut pair.rng);
-    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(second), "a third link has no port");
+    assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(second), "no third link is dialled");
     pair.a.collect(pair.now);
     assert_eq!(dials(&pair.a), 0);
 }
 
 #[test]
-fn an_older_channel_takes_new_circuits_again_when_the_one_that_was_chosen_retires() {
+fn an_older_channel_takes_new_circuits_when_the_selected_one_retires() {
     let (mut pair, first) = client_and_relay();
     let relay = key(2);
     let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();

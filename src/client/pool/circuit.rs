@@ -306,7 +306,7 @@ impl Pooled {
 
     /// Whether it received a message of its last built hop after `time`.
     pub(super) fn has_received_since(&self, time: Instant) -> bool {
-        self.origin().is_some_and(|origin| origin.heard_at() > time)
+        self.origin().is_some_and(|origin| origin.last_message_at() > time)
     }
 
     /// Times of the hops built, from the first cell of each to its answer.
@@ -425,7 +425,7 @@ impl Pooled {
     /// Tests whether it still reaches its exit.
     pub(super) fn probe(&mut self, now: Instant) {
         if let Some((_, origin)) = self.origin_mut() {
-            origin.ask(now);
+            origin.request_echo(now);
         }
     }
 

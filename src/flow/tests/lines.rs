@@ -10,7 +10,7 @@ const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Cells a second.
+/// `mib` MiB/s, in cells a second.
 const fn mib(mib: u64) -> u64 {
     mib * 1024
 }
@@ -21,21 +21,21 @@ fn links(delay_ms: u64, rate: u64, loss: f64) -> [Link; 3] {
     [fast, Link { rate, ..fast }, fast]
 }
 
-/// MiB/s over `measured`, after `settle`.
+/// The throughput during `measured`, which begins after `settle`, in MiB/s.
 fn throughput(path: &mut Path, settle: Duration, measured: Duration) -> f64 {
     path.run(settle);
     path.rate(measured) / 1024.0
 }
 
 #[test]
-fn one_circuit_fills_a_line_of_60_mib_at_25_ms_a_link_within_two_seconds() {
+fn one_circuit_fills_a_line_of_60_mib_a_second_at_25_ms_a_link_within_two_seconds() {
     let mut path = Path::new(1, &links(25, mib(60), 0.0), 1);
     let rate = throughput(&mut path, seconds(2), seconds(8));
     assert!(rate >= 57.0, "{rate} MiB/s");
 }
 
 #[test]
-fn sixteen_circuits_fill_a_line_of_120_mib_at_25_ms_a_link_and_share_it_alike() {
+fn sixteen_circuits_fill_a_line_of_120_mib_a_second_at_25_ms_a_link_and_share_it_equally() {
     let mut path = Path::new(1, &links(25, mib(120), 0.0), 16);
     path.run(seconds(2));
     let rates = path.rates(seconds(4));
@@ -44,7 +44,7 @@ fn sixteen_circuits_fill_a_line_of_120_mib_at_25_ms_a_link_and_share_it_alike() 
 }
 
 #[test]
-fn links_that_retransmit_one_in_a_thousand_leave_a_circuit_25_mib_at_25_ms() {
+fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thousand() {
     for seed in 1..=3 {
         let mut path = Path::new(seed, &links(25, mib(60), 0.001), 1);
         let rate = throughput(&mut path, seconds(4), seconds(6));
@@ -53,7 +53,7 @@ fn links_that_retransmit_one_in_a_thousand_leave_a_circuit_25_mib_at_25_ms() {
 }
 
 #[test]
-fn links_that_retransmit_one_in_a_hundred_leave_a_circuit_12_mib_at_25_ms() {
+fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundred() {
     for seed in 1..=4 {
         let mut path = Path::new(seed, &links(25, mib(60), 0.01), 1);
         let rate = throughput(&mut path, seconds(8), seconds(8));
@@ -62,7 +62,7 @@ fn links_that_retransmit_one_in_a_hundred_leave_a_circuit_12_mib_at_25_ms() {
 }
 
 #[test]
-fn sixteen_circuits_fill_lines_that_lose_one_in_a_hundred() {
+fn sixteen_circuits_fill_lines_with_a_loss_of_one_in_a_hundred() {
     let mut path = Path::new(1, &links(25, mib(60), 0.01), 16);
     path.run(seconds(6));
     let rates = path.rates(seconds(6));
@@ -71,7 +71,7 @@ fn sixteen_circuits_fill_lines_that_lose_one_in_a_hundred() {
 }
 
 #[test]
-fn one_circuit_has_20_mib_at_100_ms_a_link_and_sixteen_fill_50() {
+fn one_circuit_gets_20_mib_a_second_at_100_ms_a_link_and_sixteen_get_45() {
     let mut path = Path::new(1, &links(100, mib(50), 0.0), 1);
     let rate = throughput(&mut path, seconds(6), seconds(6));
     assert!(rate >= 20.0, "{rate} MiB/s");
@@ -81,7 +81,7 @@ fn one_circuit_has_20_mib_at_100_ms_a_link_and_sixteen_fill_50() {
 }
 
 #[test]
-fn the_queue_stays_within_its_time_once_settled() {
+fn a_settled_queue_stays_within_twice_its_time() {
     let bound = FlowParameters::default().queue_time;
     for (delay, rate) in [(1, mib(50)), (5, mib(20)), (25, mib(6)), (25, mib(40)), (60, mib(5)), (100, mib(10))] {
         let mut path = Path::new(1, &links(delay, rate, 0.0), 1);
@@ -96,7 +96,7 @@ fn the_queue_stays_within_its_time_once_settled() {
 }
 
 #[test]
-fn sixteen_circuits_on_50_mbit_fill_it_with_a_short_queue_that_a_light_circuit_passes() {
+fn sixteen_circuits_fill_50_mbit_a_second_with_a_short_queue_and_do_not_delay_a_light_circuit() {
     let light = 16;
     let mut path = Path::new(1, &links(25, 6000, 0.0), 17);
     path.circuits[light].wanted = 0;
@@ -104,7 +104,7 @@ fn sixteen_circuits_on_50_mbit_fill_it_with_a_short_queue_that_a_light_circuit_p
     path.circuits[light].slowest = Duration::ZERO;
     let (mut delivered, mut queued) = (vec![0.0; light], 0);
     for _ in 0..40 {
-        path.want(light, 1);
+        path.set_wanted(light, 1);
         let rates = path.rates(Duration::from_millis(250));
         delivered.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate / 40.0);
         queued += (0..light).map(|circuit| path.queued(circuit)).sum::<u64>();
@@ -131,26 +131,26 @@ fn batches_on_a_short_path_cost_no_throughput() {
 }
 
 #[test]
-fn no_circuit_has_more_waiting_at_a_relay_than_the_largest_window() {
+fn a_circuit_queues_at_most_the_largest_window_at_a_relay() {
     for delay in [1, 10, 50, 150] {
         let mut path = Path::new(1, &links(delay, 8000, 0.01), 1);
         path.run(seconds(30));
-        assert!(path.deepest <= u64::from(FlowParameters::default().window_max));
+        assert!(path.longest_queue <= u64::from(FlowParameters::default().window_max));
     }
 }
 
 #[test]
-fn slow_start_leaves_at_most_three_times_what_the_path_holds_at_a_relay() {
+fn slow_start_queues_at_most_three_times_the_path_capacity_at_a_relay() {
     for (delay, rate) in [(25, mib(40)), (25, 6000), (100, mib(5))] {
         let mut path = Path::new(1, &links(delay, rate, 0.0), 1);
         path.run(seconds(10));
         let held = rate * delay * 6 / 1000;
-        assert!(path.deepest <= held * 3 + 512, "{delay} ms, {rate} cells/s: {} of {held}", path.deepest);
+        assert!(path.longest_queue <= held * 3 + 512, "{delay} ms, {rate} cells/s: {} of {held}", path.longest_queue);
     }
 }
 
 #[test]
-fn a_path_that_has_become_longer_is_full_again_within_ten_seconds() {
+fn a_path_with_increased_delay_is_full_within_ten_seconds() {
     let mut path = Path::new(1, &links(5, mib(10), 0.0), 1);
     path.run(seconds(5));
     path.set(0, |link| link.delay = Duration::from_millis(75));
@@ -159,7 +159,7 @@ fn a_path_that_has_become_longer_is_full_again_within_ten_seconds() {
 }
 
 #[test]
-fn a_line_that_has_become_faster_is_full_within_three_seconds_and_a_slower_one_drained() {
+fn a_faster_line_is_full_within_three_seconds_and_the_queue_of_a_slower_one_drains() {
     let mut path = Path::new(1, &links(25, mib(5), 0.0), 1);
     path.run(seconds(6));
     path.set(1, |link| link.rate = mib(40));
@@ -172,22 +172,22 @@ fn a_line_that_has_become_faster_is_full_within_three_seconds_and_a_slower_one_d
 }
 
 #[test]
-fn a_latecomer_gets_its_share_and_leaves_it_when_it_ends() {
+fn a_late_circuit_gets_its_share_and_releases_it_at_its_end() {
     let mut path = Path::new(1, &links(25, mib(20), 0.0), 2);
     path.circuits[1].wanted = 0;
     path.run(seconds(5));
-    path.want(1, u64::MAX);
+    path.set_wanted(1, u64::MAX);
     path.run(seconds(3));
     let rates = path.rates(seconds(4));
     assert!(fairness(&rates) >= 0.97, "{rates:?}");
-    path.want(1, 0);
+    path.set_wanted(1, 0);
     path.run(seconds(2));
     let rate = path.rates(seconds(4))[0] / 1024.0;
     assert!(rate >= 18.5, "{rate} MiB/s");
 }
 
 #[test]
-fn the_own_queue_does_not_pass_for_distance_as_time_goes_on() {
+fn the_queue_of_the_window_is_not_measured_as_propagation_delay() {
     let mut path = Path::new(1, &links(5, mib(10), 0.0), 1);
     path.run(seconds(10));
     let rate = path.rate(seconds(90)) / 1024.0;
@@ -197,18 +197,18 @@ fn the_own_queue_does_not_pass_for_distance_as_time_goes_on() {
 }
 
 #[test]
-fn a_sender_with_little_to_say_does_not_grow_its_window() {
+fn an_application_limited_sender_does_not_grow_its_window() {
     let mut path = Path::new(1, &links(25, mib(10), 0.0), 1);
     path.circuits[0].wanted = 0;
     for _ in 0..100 {
-        path.want(0, 40);
+        path.set_wanted(0, 40);
         path.run(Duration::from_millis(100));
     }
     assert!(path.circuits[0].window.window() <= 256, "{}", path.circuits[0].window.window());
 }
 
 #[test]
-fn a_slow_line_shrinks_the_window_but_never_below_the_floor() {
+fn a_slow_line_reduces_the_window_to_no_less_than_the_minimum() {
     let mut path = Path::new(1, &links(1, 100, 0.0), 1);
     path.run(seconds(60));
     let (window, parameters) = (path.circuits[0].window.window(), FlowParameters::default());
@@ -218,7 +218,7 @@ fn a_slow_line_shrinks_the_window_but_never_below_the_floor() {
 }
 
 #[test]
-fn the_first_mebibyte_takes_four_round_trips() {
+fn the_first_mebibyte_arrives_within_four_round_trips() {
     let mut path = Path::new(1, &links(25, mib(60), 0.0), 1);
     path.run(Duration::from_millis(3 * 151 + 100));
     assert!(path.circuits[0].delivered >= 1024, "{}", path.circuits[0].delivered);

@@ -1,8 +1,8 @@
 //! Simulation of circuits over a path of links, in virtual time, from a seed.
 //!
 //! Each link serves circuits fairly, as a channel's queue does, at a rate. A lost datagram delays its circuit until
-//! it is retransmitted. Nodes handle received messages in batches. Cells of a circuit stay in order and none is lost,
-//! so a queue is a range of numbers, and every `tag_every`-th number is a tag.
+//! its retransmission. Nodes handle received messages in batches. Cells of a circuit stay in order and none is lost,
+//! so a queue is a range of cell numbers. Every `tag_every`-th cell has a tag, which is its number.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -14,7 +14,7 @@ use crate::base::Instant;
 
 /// Cells of one message.
 const MESSAGE: u64 = 16;
-/// Cells that a circuit sends in one turn.
+/// Cells that a link takes from a circuit in one turn.
 const QUANTUM: u64 = 4;
 /// A sender pauses while this many cells of its circuit are queued at its link.
 const SENDER_QUEUE: u64 = 32;
@@ -28,7 +28,7 @@ pub(super) struct Link {
     pub(super) rate: u64,
     /// Probability that a datagram is lost.
     pub(super) loss: f64,
-    /// The longest sleep of the node at the far end before it handles a batch.
+    /// The longest pause of the node at the far end before it handles a batch.
     pub(super) pause: Duration,
 }
 
@@ -38,33 +38,38 @@ impl Link {
     }
 }
 
-/// A link's state.
+/// The state of a link.
 struct Hop {
     link: Link,
     queues: Vec<Queue>,
+    /// Circuits whose queue was empty before; served first.
     quiet: VecDeque<usize>,
     busy: VecDeque<usize>,
     serving: bool,
-    /// When the node at the far end handles its next batch.
+    /// The time at which the node at the far end handles its next batch.
     wakes_at: Instant,
 }
 
+/// The queued cells `first + 1` to `end` of one circuit.
 #[derive(Clone, Copy)]
 struct Queue {
     first: u64,
     /// The last cell that has left with a message.
     served: u64,
     end: u64,
+    /// Cells left of the circuit's turn.
     turn: u64,
     listed: bool,
+    /// The arrival of the last message; later messages arrive after it.
     lane_until: Instant,
+    /// The arrival of the last SENDME at the near end; later ones arrive after it.
     back_until: Instant,
 }
 
 /// One circuit's sender and receiver.
 pub(super) struct Circuit {
     pub(super) window: CongestionWindow,
-    /// Total number of cells to send.
+    /// Number of cells that are still to be sent.
     pub(super) wanted: u64,
     sent: u64,
     /// Cells that have been delivered.
@@ -75,11 +80,11 @@ pub(super) struct Circuit {
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum What {
-    Served { hop: usize },
-    Arrives { hop: usize, circuit: usize, end: u64 },
-    Acknowledges { circuit: usize, tag: u64 },
-    Sends { circuit: usize },
+enum Event {
+    ServiceEnds { hop: usize },
+    Arrival { hop: usize, circuit: usize, end: u64 },
+    Acknowledgement { circuit: usize, tag: u64 },
+    Send { circuit: usize },
 }
 
 pub(super) struct Path {
@@ -88,10 +93,10 @@ pub(super) struct Path {
     rng: ChaCha8Rng,
     hops: Vec<Hop>,
     pub(super) circuits: Vec<Circuit>,
-    events: BinaryHeap<Reverse<(Instant, u64, What)>>,
+    events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     serial: u64,
-    /// The most cells of one circuit that were queued at one link.
-    pub(super) deepest: u64,
+    /// Maximum cells of one circuit that were queued at one link.
+    pub(super) longest_queue: u64,
 }
 
 impl Path {
@@ -130,11 +135,11 @@ impl Path {
             circuits,
             events: BinaryHeap::new(),
             serial: 0,
-            deepest: 0,
+            longest_queue: 0,
             parameters,
         };
         for circuit in 0..path.circuits.len() {
-            path.schedule(Instant::START, What::Sends { circuit });
+            path.schedule(Instant::START, Event::Send { circuit });
         }
         path
     }
@@ -143,35 +148,35 @@ impl Path {
         change(&mut self.hops[hop].link);
     }
 
-    /// Sets the number of cells that a circuit sends in total, from now on.
-    pub(super) fn want(&mut self, circuit: usize, cells: u64) {
+    /// Sets the number of cells that a circuit sends from now on.
+    pub(super) fn set_wanted(&mut self, circuit: usize, cells: u64) {
         self.circuits[circuit].wanted = cells;
-        self.schedule(self.now, What::Sends { circuit });
+        self.schedule(self.now, Event::Send { circuit });
     }
 
     pub(super) fn run(&mut self, duration: Duration) {
         let end = self.now.after(duration);
         while self.events.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
-            let Some(Reverse((at, _, what))) = self.events.pop() else { break };
+            let Some(Reverse((at, _, event))) = self.events.pop() else { break };
             self.now = at;
-            match what {
-                What::Served { hop } => {
+            match event {
+                Event::ServiceEnds { hop } => {
                     self.hops[hop].serving = false;
                     self.serve(hop);
                 }
-                What::Arrives { hop, circuit, end } => self.arrive(hop, circuit, end),
-                What::Acknowledges { circuit, tag } => {
+                Event::Arrival { hop, circuit, end } => self.arrive(hop, circuit, end),
+                Event::Acknowledgement { circuit, tag } => {
                     let tag = u128::from(tag).to_be_bytes();
                     self.circuits[circuit].window.handle_sendme(at, &tag).expect("tags are echoed in order");
                     self.send(circuit);
                 }
-                What::Sends { circuit } => self.send(circuit),
+                Event::Send { circuit } => self.send(circuit),
             }
         }
         self.now = end;
     }
 
-    /// Cells a second delivered of each circuit during `duration`.
+    /// The delivery rate of each circuit during `duration`, in cells a second.
     pub(super) fn rates(&mut self, duration: Duration) -> Vec<f64> {
         let before: Vec<_> = self.circuits.iter().map(|circuit| circuit.delivered).collect();
         self.run(duration);
@@ -183,70 +188,70 @@ impl Path {
         self.rates(duration).into_iter().sum()
     }
 
-    /// Cells of a circuit queued at links.
+    /// Cells of a circuit queued at all links.
     pub(super) fn queued(&self, circuit: usize) -> u64 {
         self.hops.iter().map(|hop| hop.queues[circuit].end - hop.queues[circuit].first).sum()
     }
 
-    fn schedule(&mut self, at: Instant, what: What) {
+    fn schedule(&mut self, at: Instant, event: Event) {
         self.serial += 1;
-        self.events.push(Reverse((at, self.serial, what)));
+        self.events.push(Reverse((at, self.serial, event)));
     }
 
     fn send(&mut self, circuit: usize) {
         let every = u64::from(self.parameters.tag_every);
-        let it = &mut self.circuits[circuit];
+        let state = &mut self.circuits[circuit];
         let queue = &self.hops[0].queues[circuit];
         let room = SENDER_QUEUE.saturating_sub(queue.end - queue.first);
-        let mut end = it.sent;
-        while it.wanted > 0 && end < it.sent + room && it.window.has_room() {
+        let mut end = state.sent;
+        while state.wanted > 0 && end < state.sent + room && state.window.has_room() {
             end += 1;
-            it.wanted -= 1;
-            assert_eq!(it.window.wants_tag(), end.is_multiple_of(every));
+            state.wanted -= 1;
+            assert_eq!(state.window.wants_tag(), end.is_multiple_of(every));
             let tag = end.is_multiple_of(every).then(|| u128::from(end).to_be_bytes());
-            it.window.handle_sent(self.now, tag);
+            state.window.handle_sent(self.now, tag);
         }
-        if end > it.sent {
-            if end == it.sent + 1 {
-                it.sent_at.push_back((end, self.now));
+        if end > state.sent {
+            if end == state.sent + 1 {
+                state.sent_at.push_back((end, self.now));
             }
-            it.sent = end;
+            state.sent = end;
             self.enqueue(0, circuit, end);
         }
     }
 
     fn enqueue(&mut self, hop: usize, circuit: usize, end: u64) {
-        let it = &mut self.hops[hop];
-        let queue = &mut it.queues[circuit];
+        let state = &mut self.hops[hop];
+        let queue = &mut state.queues[circuit];
         queue.end = end;
-        self.deepest = self.deepest.max(queue.end - queue.first);
+        self.longest_queue = self.longest_queue.max(queue.end - queue.first);
         if !queue.listed {
             queue.listed = true;
             queue.turn = QUANTUM;
-            it.quiet.push_back(circuit);
+            state.quiet.push_back(circuit);
         }
         self.serve(hop);
     }
 
-    /// Sends a message of cells, by turns of the circuits.
+    /// Sends a message of cells, which the circuits add in turn.
     fn serve(&mut self, hop: usize) {
         if self.hops[hop].serving {
             return;
         }
         let mut served: Vec<(usize, u64)> = Vec::new();
         let mut cells = 0;
-        let it = &mut self.hops[hop];
+        let state = &mut self.hops[hop];
         while cells < MESSAGE {
-            let from_quiet = !it.quiet.is_empty();
-            let list = if from_quiet { &mut it.quiet } else { &mut it.busy };
+            let from_quiet = !state.quiet.is_empty();
+            let list = if from_quiet { &mut state.quiet } else { &mut state.busy };
             let Some(&circuit) = list.front() else { break };
-            let queue = &mut it.queues[circuit];
+            let queue = &mut state.queues[circuit];
             let taken = queue.turn.min(queue.end - queue.first).min(MESSAGE - cells);
             if taken == 0 {
                 list.pop_front();
                 if queue.first < queue.end || from_quiet {
                     queue.turn = QUANTUM;
-                    it.busy.push_back(circuit);
+                    state.busy.push_back(circuit);
                 } else {
                     queue.listed = false;
                 }
@@ -263,32 +268,32 @@ impl Path {
         if cells == 0 {
             return;
         }
-        it.serving = true;
-        let departs = self.now.after(Duration::from_nanos(1_000_000_000 / it.link.rate * cells));
-        self.schedule(departs, What::Served { hop });
+        state.serving = true;
+        let departs = self.now.after(Duration::from_nanos(1_000_000_000 / state.link.rate * cells));
+        self.schedule(departs, Event::ServiceEnds { hop });
         for (circuit, end) in served {
             let cells = end - self.hops[hop].queues[circuit].served;
-            let held_up = self.held_up(hop, cells);
-            let it = &mut self.hops[hop];
-            let arrives = departs.after(it.link.delay).after(held_up);
-            let queue = &mut it.queues[circuit];
+            let loss_delay = self.loss_delay(hop, cells);
+            let state = &mut self.hops[hop];
+            let arrives = departs.after(state.link.delay).after(loss_delay);
+            let queue = &mut state.queues[circuit];
             queue.served = end;
             queue.lane_until = queue.lane_until.max(arrives);
             let arrives = queue.lane_until;
-            if !it.link.pause.is_zero() && arrives > it.wakes_at {
-                it.wakes_at = arrives.after(it.link.pause.mul_f64(self.rng.random::<f64>()));
+            if !state.link.pause.is_zero() && arrives > state.wakes_at {
+                state.wakes_at = arrives.after(state.link.pause.mul_f64(self.rng.random::<f64>()));
             }
-            let at = arrives.max(it.wakes_at);
-            self.schedule(at, What::Arrives { hop, circuit, end });
+            let at = arrives.max(state.wakes_at);
+            self.schedule(at, Event::Arrival { hop, circuit, end });
             if hop == 0 {
-                self.schedule(departs, What::Sends { circuit });
+                self.schedule(departs, Event::Send { circuit });
             }
         }
     }
 
-    /// The delay by losses of cells that leave together, in about as many datagrams: five quarters of a round trip
-    /// for each loss of a datagram.
-    fn held_up(&mut self, hop: usize, cells: u64) -> Duration {
+    /// The delay by losses for cells that leave together, in about as many datagrams: five quarters of a round trip for
+    /// each loss of a datagram.
+    fn loss_delay(&mut self, hop: usize, cells: u64) -> Duration {
         let link = self.hops[hop].link;
         if link.loss == 0.0 {
             return Duration::ZERO;
@@ -308,25 +313,25 @@ impl Path {
             return self.enqueue(hop + 1, circuit, end);
         }
         let every = u64::from(self.parameters.tag_every);
-        let it = &mut self.circuits[circuit];
-        let mut tag = (it.delivered / every + 1) * every;
-        it.delivered = end;
-        while it.sent_at.front().is_some_and(|(number, _)| *number <= end) {
-            if let Some((number, at)) = it.sent_at.pop_front()
+        let state = &mut self.circuits[circuit];
+        let mut tag = (state.delivered / every + 1) * every;
+        state.delivered = end;
+        while state.sent_at.front().is_some_and(|(number, _)| *number <= end) {
+            if let Some((number, at)) = state.sent_at.pop_front()
                 && number == end
             {
-                it.slowest = it.slowest.max(self.now.since(at));
+                state.slowest = state.slowest.max(self.now.since(at));
             }
         }
         while tag <= end {
-            let at = self.back(circuit);
-            self.schedule(at, What::Acknowledges { circuit, tag });
+            let at = self.sendme_arrival(circuit);
+            self.schedule(at, Event::Acknowledgement { circuit, tag });
             tag += every;
         }
     }
 
-    /// When a SENDME sent now arrives: over all links, in order on each.
-    fn back(&mut self, circuit: usize) -> Instant {
+    /// The arrival time of a SENDME sent now, over all links, in order on each.
+    fn sendme_arrival(&mut self, circuit: usize) -> Instant {
         let mut at = self.now;
         for hop in (0..self.hops.len()).rev() {
             let Link { delay, loss, pause, .. } = self.hops[hop].link;

@@ -1,4 +1,4 @@
-//! Measurements over one round trip: round trip times, and cells acknowledged.
+//! Measurements over one round trip: round trip times, and acknowledged cells.
 
 use core::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::base::{Counter as _, Instant};
 
 const NANOS: u128 = 1_000_000_000;
 
-/// Round trip times of some tags.
+/// Statistics of the round trip times of some tags.
 #[derive(Clone, Copy)]
 pub(super) struct RttSamples {
     pub(super) count: u32,
@@ -29,12 +29,12 @@ impl RttSamples {
     }
 }
 
-/// One round: until the SENDME of the first tag sent after it began.
+/// One round. It ends with the SENDME of the first tag sent after it began.
 pub(super) struct WindowRound {
     pub(super) began: Instant,
-    /// DATA cells acknowledged when it began.
+    /// DATA cells acknowledged at its beginning.
     acknowledged: u64,
-    /// Samples whose tag was in flight while the window was full.
+    /// Samples for which the window was full after their tag was sent.
     pub(super) full: u32,
     pub(super) rtt: RttSamples,
 }
@@ -57,13 +57,13 @@ impl WindowRound {
     }
 }
 
-/// Cells that pass in `time` at `rate` cells a second.
+/// The number of cells in `time` at `rate` cells a second.
 pub(super) fn cells_in(rate: u64, time: Duration) -> u64 {
     let cells = u128::from(rate).saturating_mul(time.as_nanos()) / NANOS;
     u64::try_from(cells).unwrap_or(u64::MAX)
 }
 
-/// The time in which `cells` pass at `rate` cells a second.
+/// The time of `cells` at `rate` cells a second.
 pub(super) fn time_of(rate: u64, cells: u64) -> Duration {
     let nanos = u128::from(cells).saturating_mul(NANOS).checked_div(rate.into()).unwrap_or(0);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))

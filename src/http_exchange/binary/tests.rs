@@ -37,7 +37,7 @@ async fn read(bytes: &[u8], cap: u64) -> Result<(Response<()>, Vec<u8>), Message
 }
 
 #[tokio::test]
-async fn a_request_comes_out_as_it_went_in() {
+async fn a_request_decodes_as_encoded() {
     let bytes = message(request_head(&request()).unwrap(), b"body").await;
     let (read, mut body) = read_request(bytes.as_slice(), 4).await.unwrap();
     assert_eq!((read.method(), read.uri()), (request().method(), request().uri()));
@@ -46,7 +46,7 @@ async fn a_request_comes_out_as_it_went_in() {
 }
 
 #[tokio::test]
-async fn the_library_reads_what_is_written_and_what_it_writes_is_read() {
+async fn messages_interoperate_with_the_bhttp_library_in_both_directions() {
     let bytes = message(request_head(&request()).unwrap(), b"body").await;
     let known = bhttp::Message::read_bhttp(&mut Cursor::new(&bytes)).unwrap();
     assert_eq!(known.control().authority(), Some(b"example.org:8443".as_slice()));
@@ -65,7 +65,7 @@ async fn the_library_reads_what_is_written_and_what_it_writes_is_read() {
 }
 
 #[tokio::test]
-async fn a_message_that_breaks_off_is_an_error_and_so_is_one_that_is_too_large() {
+async fn truncated_and_oversized_messages_are_errors() {
     let head = response_head(&Response::new(())).unwrap();
     let whole = message(head, b"more than five").await;
     assert_eq!(read(&whole[..whole.len() - 2], u64::MAX).await.unwrap_err(), MessageError::Broken);
@@ -75,7 +75,7 @@ async fn a_message_that_breaks_off_is_an_error_and_so_is_one_that_is_too_large()
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_refused() {
+async fn malformed_messages_are_rejected() {
     let head = |method: &str, scheme: &str, authority: &str, path: &str, field: &[u8]| {
         let mut bytes = vec![2];
         for part in [method, scheme, authority, path] {
@@ -103,10 +103,10 @@ async fn what_is_no_message_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_takes_stays_where_it_is() {
-    let bytes = vec![1; 8 * PIECE];
+async fn an_unread_body_stops_its_source() {
+    let bytes = vec![1; 8 * MAX_PIECE];
     let head: Vec<u8> = [0x03, 0x40, 0xc8, 0x00, 0x80, 0x02, 0x00, 0x00].to_vec();
-    let (mut near, far) = tokio::io::duplex(PIECE);
+    let (mut near, far) = tokio::io::duplex(MAX_PIECE);
     let feeding = tokio::spawn(async move {
         near.write_all(&head).await.unwrap();
         near.write_all(&bytes).await.unwrap();
@@ -115,18 +115,18 @@ async fn a_body_that_nobody_takes_stays_where_it_is() {
     let (_, mut content) = read_response(far, u64::MAX).await.unwrap();
     let (pipe, body) = Piped::unread();
     let filling = tokio::spawn(async move { fill(&mut content, pipe, STALL).await });
-    // The queue between both ends holds this much; neither end finishes until it is read.
+    // The body exceeds the queue, so neither end finishes before it is read.
     tokio::task::yield_now().await;
     assert!(!feeding.is_finished() && !filling.is_finished());
     let taken = body.collect().await.unwrap().to_bytes();
-    assert_eq!(taken.len(), 8 * PIECE);
+    assert_eq!(taken.len(), 8 * MAX_PIECE);
     feeding.await.unwrap();
     filling.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn pieces_of_one_byte_share_a_block_of_memory() {
-    let (mut near, far) = tokio::io::duplex(PIECE);
+async fn single_byte_pieces_share_a_block_of_memory() {
+    let (mut near, far) = tokio::io::duplex(MAX_PIECE);
     near.write_all(&response_head(&Response::new(())).unwrap()).await.unwrap();
     let (_, mut body) = read_response(far, u64::MAX).await.unwrap();
     let mut pieces = Vec::new();
@@ -134,6 +134,6 @@ async fn pieces_of_one_byte_share_a_block_of_memory() {
         near.write_all(&[1, b'x']).await.unwrap();
         pieces.push(body.piece().await.unwrap().unwrap());
     }
-    let places = || pieces.iter().map(|piece| piece.as_ptr().addr());
-    assert!(places().max().unwrap() - places().min().unwrap() < PIECE);
+    let addresses = || pieces.iter().map(|piece| piece.as_ptr().addr());
+    assert!(addresses().max().unwrap() - addresses().min().unwrap() < MAX_PIECE);
 }

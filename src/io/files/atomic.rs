@@ -1,4 +1,4 @@
-//! Atomic file writes: a file is complete or absent, also after a crash of the machine.
+//! Atomic file writes: a written file is complete or absent, also after a crash of the machine.
 
 use std::{
     fs,
@@ -10,21 +10,21 @@ use tempfile::NamedTempFile;
 
 use super::FileError;
 
-/// Replaces the file at `path` with `bytes` (mode 0600). A reader gets the old contents or the new.
+/// Replaces the contents of the file at `path` with `bytes` (mode 0600). Readers get the old or the new contents.
 ///
 /// # Errors
-/// When a system call fails. The old contents are then unchanged, unless the final sync of the folder failed.
+/// When a system call fails. The contents are then unchanged, unless the final sync of the folder failed.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let written = write_aside(path, bytes).and_then(|(file, folder)| {
+    let written = write_temporary(path, bytes).and_then(|(file, folder)| {
         file.persist(path)?;
         sync(folder)
     });
     written.map_err(FileError::io("write it", path))
 }
 
-/// Writes `bytes` to `path` (mode 0600) if there is no file yet; an existing one is no error.
+/// Writes `bytes` to `path` (mode 0600) if there is no file yet. An existing file is not an error.
 pub(super) fn create_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let written = write_aside(path, bytes).and_then(|(file, folder)| match file.persist_noclobber(path) {
+    let written = write_temporary(path, bytes).and_then(|(file, folder)| match file.persist_noclobber(path) {
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         persisted => persisted.map_err(io::Error::from).and_then(|_| sync(folder)),
     });
@@ -32,7 +32,7 @@ pub(super) fn create_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileErr
 }
 
 /// Writes and syncs the bytes to a temporary file in the folder of `path`.
-fn write_aside<'a>(path: &'a Path, bytes: &[u8]) -> io::Result<(NamedTempFile, &'a Path)> {
+fn write_temporary<'a>(path: &'a Path, bytes: &[u8]) -> io::Result<(NamedTempFile, &'a Path)> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Created with mode 0600.
     let mut file = NamedTempFile::new_in(folder)?;

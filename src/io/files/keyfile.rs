@@ -40,7 +40,7 @@ impl KeyFile {
         Zeroizing::new([self.text.as_str(), "check ", &check(&self.text), "\n"].concat())
     }
 
-    /// Parses a file that [`Self::text`] wrote under this name. The error gives the reason.
+    /// Parses the output of [`Self::text`] for a file of this name. The error is the reason.
     pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Self, &'static str> {
         let text = core::str::from_utf8(bytes).map_err(|_| "not UTF-8 text")?;
         if !text.starts_with(&title(name)) {

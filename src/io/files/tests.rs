@@ -23,7 +23,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn keys_are_made_once_for_their_owner_alone_and_kept() {
+fn keys_are_generated_once_and_accessible_to_their_owner_alone() {
     let (_parent, folder) = folder();
     let mut rng = rng();
     let identity = folder.identity(&mut rng).unwrap().id();
@@ -43,7 +43,7 @@ fn keys_are_made_once_for_their_owner_alone_and_kept() {
 }
 
 #[test]
-fn an_onion_key_is_rotated_when_its_time_has_come_and_the_previous_one_kept() {
+fn a_due_onion_key_is_rotated_and_kept_as_the_previous_one() {
     let (_parent, folder) = folder();
     let mut rng = rng();
     let first = folder.onion_keys(NOW, &mut rng).unwrap().public();
@@ -61,12 +61,12 @@ fn an_onion_key_is_rotated_when_its_time_has_come_and_the_previous_one_kept() {
 }
 
 #[test]
-fn a_secret_that_others_may_open_is_refused_with_the_command_that_mends_it() {
+fn a_secret_open_to_others_is_rejected_with_the_command_to_fix_it() {
     let (_parent, folder) = folder();
     folder.identity(&mut rng()).unwrap();
     let path = folder.path().join(IDENTITY);
-    for open in [0o640, 0o604, 0o620, 0o601] {
-        set_mode(&path, open);
+    for bad_mode in [0o640, 0o604, 0o620, 0o601] {
+        set_mode(&path, bad_mode);
         let error = folder.identity(&mut rng()).err().unwrap();
         assert!(error.to_string().contains(&format!("chmod 600 {}", path.display())), "{error}");
     }
@@ -75,7 +75,7 @@ fn a_secret_that_others_may_open_is_refused_with_the_command_that_mends_it() {
 }
 
 #[test]
-fn a_folder_that_others_may_write_to_is_refused_with_the_command_that_mends_it() {
+fn a_folder_writable_by_others_is_rejected_with_the_command_to_fix_it() {
     let (_parent, folder) = folder();
     set_mode(folder.path(), 0o770);
     let error = Folder::open(folder.path()).unwrap_err();
@@ -85,7 +85,7 @@ fn a_folder_that_others_may_write_to_is_refused_with_the_command_that_mends_it()
 }
 
 #[test]
-fn a_corrupted_key_file_is_refused_and_never_replaced() {
+fn a_corrupted_key_file_is_rejected_and_never_replaced() {
     let (_parent, folder) = folder();
     let mut rng = rng();
     folder.identity(&mut rng).unwrap();
@@ -115,7 +115,7 @@ fn a_corrupted_key_file_is_refused_and_never_replaced() {
 }
 
 #[test]
-fn one_key_file_is_not_taken_for_another() {
+fn a_key_file_under_another_name_is_rejected() {
     let (_parent, folder) = folder();
     folder.identity(&mut rng()).unwrap();
     fs::rename(folder.path().join(IDENTITY), folder.path().join(AUTHORITY)).unwrap();
@@ -123,13 +123,13 @@ fn one_key_file_is_not_taken_for_another() {
 }
 
 #[test]
-fn a_folder_or_a_giant_in_place_of_a_key_is_refused() {
+fn a_folder_or_an_oversized_file_in_place_of_a_key_is_rejected() {
     let (_parent, folder) = folder();
     fs::create_dir(folder.path().join(IDENTITY)).unwrap();
     assert!(matches!(folder.identity(&mut rng()), Err(FileError::Foreign { .. })));
-    let giant = folder.path().join(AUTHORITY);
-    fs::write(&giant, vec![b'a'; 1 << 20]).unwrap();
-    set_mode(&giant, 0o600);
+    let oversized = folder.path().join(AUTHORITY);
+    fs::write(&oversized, vec![b'a'; 1 << 20]).unwrap();
+    set_mode(&oversized, 0o600);
     assert!(matches!(folder.authority(&mut rng()), Err(FileError::Foreign { .. })));
     fs::write(folder.path().join(GUARDS), [0xff; 9]).unwrap();
     set_mode(&folder.path().join(GUARDS), 0o600);
@@ -146,7 +146,7 @@ fn a_folder_is_locked_by_one_process_at_a_time() {
 }
 
 #[test]
-fn writing_leaves_nothing_else_behind_and_replaces_what_was_there() {
+fn a_write_replaces_the_file_and_leaves_no_other_file() {
     let (_parent, folder) = folder();
     let path = folder.path().join("file");
     for contents in ["one", "two, longer", ""] {

@@ -1,7 +1,7 @@
 use super::*;
 
 #[tokio::test]
-async fn other_machines_are_kept_out_unless_allowed() {
+async fn a_port_listens_on_loopback_unless_remote_access_is_allowed() {
     for address in ["0.0.0.0:0", "192.0.2.1:9350", "[::]:0", "[2001:db8::1]:9350"] {
         let address: SocketAddr = address.parse().unwrap();
         let error = listen(LocalPort::Socks, address, false).await.unwrap_err().to_string();
@@ -14,10 +14,10 @@ async fn other_machines_are_kept_out_unless_allowed() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named_with_the_flag_that_changes_it() {
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let holder = TcpListener::bind(taken).await.unwrap();
-    let error = listen(LocalPort::Http, taken, false).await.unwrap_err().to_string();
-    assert!(error.contains(&taken.port().to_string()) && error.contains("--http"), "{error}");
-    drop(holder);
+async fn the_error_for_a_used_port_names_the_port_and_its_flag() {
+    let used = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let other = TcpListener::bind(used).await.unwrap();
+    let error = listen(LocalPort::Http, used, false).await.unwrap_err().to_string();
+    assert!(error.contains(&used.port().to_string()) && error.contains("--http"), "{error}");
+    drop(other);
 }

@@ -12,12 +12,12 @@ use super::*;
 const GLOBAL: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 215, 14));
 const PRIVATE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-/// A name server on loopback with a few names under `example.net`; counts its queries.
+/// A name server on loopback with a few names under `example.net`, and the count of its queries.
 pub(crate) async fn name_server() -> (SocketAddr, Arc<AtomicUsize>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&asked);
+    let queries = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&queries);
     tokio::spawn(async move {
         let mut buffer = [0; 1500];
         loop {
@@ -28,7 +28,7 @@ pub(crate) async fn name_server() -> (SocketAddr, Arc<AtomicUsize>) {
             }
         }
     });
-    (address, asked)
+    (address, queries)
 }
 
 fn answer(question: &Message) -> Option<Message> {
@@ -58,10 +58,10 @@ fn answer(question: &Message) -> Option<Message> {
 }
 
 async fn resolver(private_addresses: bool) -> (Resolver, Arc<AtomicUsize>) {
-    let (server, asked) = name_server().await;
-    let patience = Duration::from_secs(3);
-    let options = ResolverOptions { servers: vec![server], private_addresses, patience, ..ResolverOptions::default() };
-    (Resolver::new(&options), asked)
+    let (server, queries) = name_server().await;
+    let timeout = Duration::from_secs(3);
+    let options = ResolverOptions { servers: vec![server], private_addresses, timeout, ..ResolverOptions::default() };
+    (Resolver::new(&options), queries)
 }
 
 fn name(text: &str) -> Host {
@@ -69,7 +69,7 @@ fn name(text: &str) -> Host {
 }
 
 #[tokio::test]
-async fn names_have_addresses_and_addresses_names() {
+async fn names_resolve_to_addresses_and_addresses_to_names() {
     let (resolver, _) = resolver(true).await;
     let found = resolver.addresses("both.example.net").await.unwrap();
     assert_eq!(found.ttl, SHORT_TTL);
@@ -82,34 +82,34 @@ async fn names_have_addresses_and_addresses_names() {
 }
 
 #[tokio::test]
-async fn private_answers_and_questions_are_policy_unless_allowed() {
-    let (strict, asked) = resolver(false).await;
+async fn private_names_and_addresses_fail_with_policy_unless_allowed() {
+    let (strict, queries) = resolver(false).await;
     assert_eq!(strict.addresses("mixed.example.net").await.unwrap().answers, [GLOBAL]);
     assert_eq!(strict.addresses("private.example.net").await, Err(EndReason::Policy));
-    let before = asked.load(Ordering::Relaxed);
+    let before = queries.load(Ordering::Relaxed);
     for private in
         ["localhost", "LOCALHOST.", "a.localhost", "printer.local", "box.lan", "x.home.arpa", "intranet", "127"]
     {
         assert_eq!(strict.addresses(private).await, Err(EndReason::Policy), "{private}");
     }
     assert_eq!(strict.resolve(&Host::Ip(PRIVATE_ADDRESS)).await, Err(EndReason::Policy));
-    assert_eq!(asked.load(Ordering::Relaxed), before, "a private name was queried");
+    assert_eq!(queries.load(Ordering::Relaxed), before, "a private name was queried");
 
-    let (lenient, asked) = resolver(true).await;
+    let (lenient, queries) = resolver(true).await;
     assert_eq!(lenient.addresses("private.example.net").await.unwrap().answers, [PRIVATE_ADDRESS]);
-    let before = asked.load(Ordering::Relaxed);
+    let before = queries.load(Ordering::Relaxed);
     let loopback = lenient.addresses("localhost").await.unwrap().answers;
     assert_eq!(loopback, [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
-    assert_eq!(asked.load(Ordering::Relaxed), before, "localhost was queried");
+    assert_eq!(queries.load(Ordering::Relaxed), before, "localhost was queried");
 }
 
 #[tokio::test]
-async fn names_that_no_server_has_are_never_asked_for() {
-    let (resolver, asked) = resolver(true).await;
-    for nowhere in ["abc.onion", "onion", "x.invalid", "a..b", &"a".repeat(200)] {
-        assert!(matches!(resolver.addresses(nowhere).await, Err(EndReason::NotFound)), "{nowhere}");
+async fn special_names_are_never_queried() {
+    let (resolver, queries) = resolver(true).await;
+    for special in ["abc.onion", "onion", "x.invalid", "a..b", &"a".repeat(200)] {
+        assert!(matches!(resolver.addresses(special).await, Err(EndReason::NotFound)), "{special}");
     }
-    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    assert_eq!(queries.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
@@ -119,12 +119,12 @@ async fn answers_are_capped() {
 }
 
 #[tokio::test]
-async fn a_silent_server_is_a_time_out_and_questions_wait_their_turn() {
+async fn a_silent_server_times_out_and_lookups_beyond_the_cap_wait() {
     let (server, _) = name_server().await;
     let options = ResolverOptions {
         servers: vec![server],
         concurrency: 1,
-        patience: Duration::from_millis(300),
+        timeout: Duration::from_millis(300),
         ..ResolverOptions::default()
     };
     let resolver = Resolver::new(&options);

@@ -1,4 +1,4 @@
-//! The hub: the core task's side of its streams.
+//! The hub: the side of the core's task of all its streams.
 
 use core::task::{Context, Poll, Waker};
 use std::{
@@ -17,12 +17,14 @@ pub(crate) type StreamKey = u64;
 
 /// All open streams of one core; owned by the core's task.
 ///
-/// The loop of that task: take and apply commands until there are none, pass the core's events to the streams, then
-/// wait for commands ([`Hub::poll_command`]). Waiting first wakes the readers of pushed bytes, so a batch of cells
-/// wakes a reader once. All methods ignore a key without an open stream.
+/// The loop of that task has three steps: apply commands until there are none, pass the core's events to the streams,
+/// wait for commands ([`Hub::poll_command`]). The wait first wakes the readers of pushed bytes, so that a batch of
+/// cells wakes a reader once. All methods ignore a key without an open stream.
 pub(crate) struct Hub {
     streams: HashMap<StreamKey, Arc<StreamShared>>,
+    /// Sending end of the queue of streams with pending output.
     bell: mpsc::UnboundedSender<Arc<StreamShared>>,
+    /// Receiving end of that queue.
     rung: mpsc::UnboundedReceiver<Arc<StreamShared>>,
     /// Commands of the last dequeued stream, at most three.
     commands: VecDeque<(StreamKey, StreamCommand)>,
@@ -38,7 +40,7 @@ impl Hub {
         Self { streams: HashMap::new(), bell, rung, commands: VecDeque::new(), readers: Vec::new() }
     }
 
-    /// Opens the stream `key` with `room` bytes to write at first. An open stream of the same key fails.
+    /// Opens the stream `key` with an initial room of `room` bytes. An open stream of the same key fails.
     #[must_use]
     pub(crate) fn open(&mut self, key: StreamKey, room: usize) -> Stream {
         self.fail(key, EndReason::Failed);
@@ -69,7 +71,7 @@ impl Hub {
         }
     }
 
-    /// Marks the clean end from the other end.
+    /// Marks the clean end of the bytes from the other end.
     pub(crate) fn finish(&mut self, key: StreamKey) {
         if let Some(shared) = self.streams.get(&key) {
             let mut state = shared.lock();
@@ -85,8 +87,8 @@ impl Hub {
         }
     }
 
-    /// Sets the bytes that the core can take from this stream. Called after each [`StreamCommand::Write`], and when
-    /// the stream becomes writable again.
+    /// Sets the room: the bytes that the core accepts from this stream. Called after each [`StreamCommand::Write`], and
+    /// when the stream becomes writable again.
     pub(crate) fn set_room(&mut self, key: StreamKey, room: usize) {
         if let Some(shared) = self.streams.get(&key) {
             let mut state = shared.lock();
@@ -102,10 +104,10 @@ impl Hub {
         self.readers.drain(..).for_each(Waker::wake);
     }
 
-    /// The next command of a stream; wakes the readers of pushed bytes first.
+    /// The next command of a stream. Wakes the readers of pushed bytes first.
     ///
     /// Commands are [`StreamCommand::Write`] (within the room, never empty), [`StreamCommand::Consumed`],
-    /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], after which the hub has no such stream.
+    /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], which removes the stream.
     pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(StreamKey, StreamCommand)> {
         self.flush();
         loop {
@@ -113,15 +115,15 @@ impl Hub {
                 return Poll::Ready(command);
             }
             match core::task::ready!(self.rung.poll_recv(cx)) {
-                Some(shared) => self.answer(&shared),
-                // Impossible, because the hub has a sender too.
+                Some(shared) => self.collect_commands(&shared),
+                // Impossible, since the hub holds a sender.
                 None => return Poll::Pending,
             }
         }
     }
 
     /// Turns the pending output of a dequeued stream into commands.
-    fn answer(&mut self, shared: &Arc<StreamShared>) {
+    fn collect_commands(&mut self, shared: &Arc<StreamShared>) {
         let key = shared.key;
         // The stream may have failed, and another may have its key.
         let known = self.streams.get(&key).is_some_and(|known| Arc::ptr_eq(known, shared));
@@ -130,8 +132,8 @@ impl Hub {
         if !known {
             return;
         }
-        let over = state.finished && state.peer_finished;
-        if let (Some(reason), false) = (state.abandoned, over) {
+        let complete = state.finished && state.peer_finished;
+        if let (Some(reason), false) = (state.abandoned, complete) {
             drop(state);
             self.streams.remove(&key);
             self.commands.push_back((key, StreamCommand::Reset(reason)));

@@ -1,12 +1,12 @@
 //! The TCP receive window of a socket whose stream is slower than its sender.
 //!
-//! Linux offers a sender a window of up to several megabytes. A sender that is faster than the circuit fills it, and with it
-//! the queue of this machine's line, in which the cells of all circuits wait. So the window is limited to what the
-//! stream takes in one and a half round trips to the sender. The limit ends when the socket becomes the slower side.
+//! Linux advertises a window of up to several megabytes. A sender that is faster than the circuit fills this window and
+//! the queue of this machine's line, in which the cells of all circuits wait. So the window is limited to the bytes
+//! that the stream accepts in one and a half round trips. The limit ends when the socket becomes the slower side.
 //!
-//! TCP_WINDOW_CLAMP limits only bytes in flight. It causes no loss, because the kernel never withdraws an offered window
-//! (RFC 9293 §3.8.6). Linux 5.15 to 6.6 never open a window again that was zero when its limit was set; so older kernels
-//! than 6.7 have no limit.
+//! TCP_WINDOW_CLAMP limits only bytes in flight. It causes no loss, since the kernel never shrinks an advertised window
+//! (RFC 9293 §3.8.6). Linux 5.15 to 6.6 never reopen a window that was zero when its limit was set. So kernels before
+//! 6.7 have no limit.
 
 use core::time::Duration;
 use std::sync::LazyLock;
@@ -16,18 +16,18 @@ use tokio::{net::TcpStream, time::Instant};
 
 sockopt_impl!(WindowClamp, Both, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, usize);
 
-/// The least time from one adjustment of the limit to the next.
+/// Shortest interval between adjustments of the limit.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// Time for which the stream is the slower side before the first limit. It doubles with each limit that made the socket
-/// the slower side: then the round trip is longer than the handshake's.
+/// Time for which the stream must be the slower side before the first limit. It doubles with each limit that made the
+/// socket the slower side, since the round trip is then longer than that of the handshake.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
-/// A wait of this length is a pause of the target or of the origin, and shows nothing about the window.
+/// A wait of at least this length is a pause of the target or of the origin, and not an effect of the window.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Least round trip: on shorter ones the scheduler of a loaded machine delays more.
-const LEAST_ROUND_TRIP: Duration = Duration::from_millis(20);
-/// Least limit in bytes: about the initial window of TCP.
-const LEAST: usize = 16 * 1024;
-/// No limit: the greatest window of TCP (RFC 7323).
+/// Smallest round trip: the scheduler of a loaded machine delays by more than shorter ones.
+const MIN_ROUND_TRIP: Duration = Duration::from_millis(20);
+/// Smallest limit in bytes: about the initial window of TCP.
+const MIN_LIMIT: usize = 16 * 1024;
+/// Value without a limit: the largest window of TCP (RFC 7323).
 const UNLIMITED: usize = 1 << 30;
 
 /// Whether the kernel is Linux 6.7 or later.
@@ -42,34 +42,37 @@ fn is_supported(release: &str) -> bool {
     version.is_some_and(|version| version >= (6, 7))
 }
 
-/// Limits the window from the waits on both sides.
+/// Limits the window by the waits on both sides.
 ///
-/// Drive it by [`Self::handle_room`] when the stream has room for bytes, then [`Self::handle_bytes`] when the socket has some.
+/// The splice calls [`Self::handle_room`] when the stream has room, then [`Self::handle_bytes`] when the socket has
+/// bytes.
 pub(super) struct ReceiveWindow {
-    /// To the sender, as the connection's handshake measured it.
+    /// Round trip to the sender, measured by the TCP handshake.
     round_trip: Duration,
-    /// Start of the interval, and of the current wait.
-    began: Instant,
-    since: Instant,
+    /// Start of the interval.
+    interval_start: Instant,
+    /// Start of the current wait.
+    wait_start: Instant,
     /// Bytes read in the interval.
     bytes: usize,
     /// Time without bytes in the socket. In the rest of the interval the stream had no room.
     starved: Duration,
-    /// One of the waits was a pause.
+    /// One of the waits of the interval was a pause.
     paused: bool,
-    /// Time for which the stream has been the slower side, and the time after which the window is limited.
+    /// Time for which the stream has been the slower side.
     slower: Duration,
+    /// Value of `slower` at which the window is limited.
     delay: Duration,
     limited: bool,
 }
 
 impl ReceiveWindow {
-    /// None where the kernel doesn't support the limit.
+    /// A window without a limit; `None` if the kernel doesn't support the limit.
     pub(super) fn new(now: Instant, round_trip: Duration) -> Option<Self> {
         SUPPORTED.then(|| Self {
-            round_trip: round_trip.max(LEAST_ROUND_TRIP),
-            began: now,
-            since: now,
+            round_trip: round_trip.max(MIN_ROUND_TRIP),
+            interval_start: now,
+            wait_start: now,
             bytes: 0,
             starved: Duration::ZERO,
             paused: false,
@@ -79,18 +82,18 @@ impl ReceiveWindow {
         })
     }
 
-    /// The stream had no room until now.
+    /// Handles the end of a wait for room in the stream.
     pub(super) fn handle_room(&mut self, now: Instant, socket: &TcpStream) {
         self.end_wait(now);
-        let elapsed = now.duration_since(self.began);
+        let elapsed = now.duration_since(self.interval_start);
         if elapsed >= INTERVAL {
-            // Best effort: without the limit only the queue is longer.
+            // Best effort: without the limit, only the queue is longer.
             let _ = self.end_interval(elapsed, socket);
-            (self.began, self.bytes, self.starved, self.paused) = (now, 0, Duration::ZERO, false);
+            (self.interval_start, self.bytes, self.starved, self.paused) = (now, 0, Duration::ZERO, false);
         }
     }
 
-    /// The socket had no bytes until now.
+    /// Handles the end of a wait for bytes in the socket.
     pub(super) fn handle_bytes(&mut self, now: Instant, bytes: usize) {
         let wait = self.end_wait(now);
         self.starved = self.starved.saturating_add(wait);
@@ -98,7 +101,7 @@ impl ReceiveWindow {
     }
 
     fn end_wait(&mut self, now: Instant) -> Duration {
-        let wait = now.duration_since(core::mem::replace(&mut self.since, now));
+        let wait = now.duration_since(core::mem::replace(&mut self.wait_start, now));
         self.paused |= wait >= PAUSE;
         wait
     }
@@ -118,10 +121,10 @@ impl ReceiveWindow {
         if self.slower < self.delay {
             return Ok(());
         }
-        // What arrives in one and a half round trips.
+        // The bytes of one and a half round trips.
         let product = (self.bytes as u128).saturating_mul(self.round_trip.saturating_mul(3).as_nanos());
         let limit = product.checked_div(elapsed.saturating_mul(2).as_nanos()).unwrap_or(0);
-        let limit = usize::try_from(limit).unwrap_or(UNLIMITED).clamp(LEAST, UNLIMITED);
+        let limit = usize::try_from(limit).unwrap_or(UNLIMITED).clamp(MIN_LIMIT, UNLIMITED);
         self.limited = true;
         setsockopt(socket, WindowClamp, &limit)
     }
@@ -133,7 +136,7 @@ mod tests {
     use nix::sys::socket::getsockopt;
     use tokio::net::TcpListener;
 
-    /// Intervals in which the stream takes `bytes` each and has no room otherwise.
+    /// Intervals in each of which the stream accepts `bytes`, then has no room.
     fn block(window: &mut ReceiveWindow, socket: &TcpStream, now: &mut Instant, intervals: u32, bytes: usize) {
         for _ in 0..intervals {
             window.handle_bytes(*now, bytes);
@@ -162,7 +165,7 @@ mod tests {
         block(&mut window, &socket, &mut now, 3, 1000);
         assert_eq!(limit(), before, "the start of a stream is limited");
         block(&mut window, &socket, &mut now, 1, 1000);
-        assert_eq!(limit(), LEAST);
+        assert_eq!(limit(), MIN_LIMIT);
         block(&mut window, &socket, &mut now, 1, 50_000);
         assert_eq!(limit(), 30_000, "the limit doesn't follow the rate");
         starve(&mut window, &socket, &mut now);
@@ -171,7 +174,7 @@ mod tests {
         block(&mut window, &socket, &mut now, 7, 1000);
         assert_eq!(limit(), UNLIMITED, "a limit that was too small is reached again as soon as the first");
         block(&mut window, &socket, &mut now, 1, 1000);
-        assert_eq!(limit(), LEAST);
+        assert_eq!(limit(), MIN_LIMIT);
     }
 
     #[tokio::test]
@@ -183,7 +186,7 @@ mod tests {
         let Some(mut window) = ReceiveWindow::new(now, Duration::from_millis(100)) else { return };
         for origin in [true, false] {
             block(&mut window, &socket, &mut now, 4, 1000);
-            assert_eq!(limit(), LEAST);
+            assert_eq!(limit(), MIN_LIMIT);
             window.handle_bytes(if origin { now } else { now + PAUSE }, 1000);
             now += PAUSE;
             window.handle_room(now, &socket);
@@ -192,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_window_that_was_zero_when_it_was_limited_opens_again() {
+    async fn a_window_limited_at_zero_reopens() {
         use tokio::io::AsyncWriteExt;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (socket, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async {

@@ -1,4 +1,4 @@
-//! A TCP connection joined to a stream, both ways, until both have ended.
+//! Splices a TCP connection and a stream: copies bytes both ways until both directions have ended.
 
 use core::{
     future::poll_fn,
@@ -22,24 +22,24 @@ use crate::wire::EndReason;
 
 use super::{Stream, StreamFailed, StreamReader, StreamWriter, io_error, receive_window::ReceiveWindow};
 
-/// Bytes read from a socket at once.
+/// Most bytes in one read from a socket.
 const CHUNK: usize = 64 * 1024;
-/// How long a stream may be silent once one direction has ended: by then the other end has most likely gone for
-/// good, which TCP does not tell.
+/// Longest silence once one direction has ended. After a longer silence the other end has most likely disappeared,
+/// which TCP does not report.
 const HALF_CLOSED_SILENCE: Duration = Duration::from_secs(10 * 60);
 
-/// How long a socket may take for the last bytes of a stream that has failed.
-const LAST_BYTES: Duration = Duration::from_secs(2);
+/// Time limit for writing the last bytes of a failed stream to the socket.
+const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Joins `socket` and `stream` until both directions have ended.
 ///
-/// A half-close of one is a half-close of the other. A failure of one is a failure of the other: the stream is reset
-/// if the socket fails, and the socket is reset (not closed) if the stream does, so that no one takes cut-off data
-/// for the whole. `early` are bytes that were read from the socket before. With `round_trip`, the time to the socket's
-/// other end, the socket's receive window is limited while the stream is the slower side.
+/// A half-close of one side half-closes the other. If the socket fails, the stream is reset. If the stream fails, the
+/// socket is reset (not closed), so that truncated data never looks complete. `early` are bytes already read from the
+/// socket. `round_trip` is that to the other end of the socket; if it is set, the socket's receive window is limited
+/// while the stream is the slower side.
 ///
 /// # Errors
-/// What ended it, when it was not a clean end both ways.
+/// The failure, unless both directions ended cleanly.
 pub(crate) async fn splice(
     mut socket: TcpStream,
     mut stream: Stream,
@@ -56,9 +56,9 @@ pub(crate) async fn splice(
     result
 }
 
-/// Makes closing `socket` a TCP reset.
+/// Makes `socket` send a TCP reset when it is closed.
 pub(crate) fn reset_on_close(socket: &TcpStream) {
-    // Best effort: where it fails the socket is gone already.
+    // Best effort: an error means that the socket has failed already.
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
@@ -68,39 +68,39 @@ async fn join(
     early: &[u8],
     round_trip: Option<Duration>,
 ) -> io::Result<()> {
-    // Watched by itself: both directions may be waiting for the socket when the stream fails.
+    // Polled separately, since both directions may wait for the socket when the stream fails.
     let failure = stream.failure();
     let (socket_reader, socket_writer) = socket.split();
     let (reader, writer) = stream.split();
     let moved = AtomicU64::new(0);
-    let mut outward = pin!(async {
+    let mut sending = pin!(async {
         writer.write_all(early).await?;
         let window = round_trip.and_then(|round_trip| ReceiveWindow::new(Instant::now(), round_trip));
         from_socket(&socket_reader, writer, &moved, window).await
     });
-    let mut inward = pin!(to_socket(reader, socket_writer, &moved));
+    let mut receiving = pin!(to_socket(reader, socket_writer, &moved));
     let mut both = pin!(async {
         tokio::select! {
-            result = &mut outward => {
+            result = &mut sending => {
                 result?;
-                while_moving(&moved, inward).await
+                finish(&moved, receiving).await
             }
-            result = &mut inward => {
+            result = &mut receiving => {
                 result?;
-                while_moving(&moved, outward).await
+                finish(&moved, sending).await
             }
         }
     });
     tokio::select! {
-        // What came before the failure goes on to the socket, if it goes quickly.
+        // Bytes received before the failure are still written to the socket, within a time limit.
         biased;
         result = &mut both => result,
-        reason = failure => timeout(LAST_BYTES, both).await.unwrap_or_else(|_| Err(io_error(reason))),
+        reason = failure => timeout(LAST_BYTES_TIMEOUT, both).await.unwrap_or_else(|_| Err(io_error(reason))),
     }
 }
 
-/// Waits for `rest` unless nothing has moved for too long.
-async fn while_moving(moved: &AtomicU64, mut rest: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
+/// Waits for the other direction, `rest`. Fails if no bytes move for [`HALF_CLOSED_SILENCE`].
+async fn finish(moved: &AtomicU64, mut rest: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
     loop {
         let before = moved.load(Ordering::Relaxed);
         match timeout(HALF_CLOSED_SILENCE, &mut rest).await {
@@ -123,7 +123,7 @@ async fn from_socket(
             window.handle_room(Instant::now(), socket.as_ref());
         }
         socket.readable().await?;
-        // Made only now, so that an idle stream holds no buffer.
+        // Allocated here, so that an idle stream holds no buffer.
         let limit = room.min(CHUNK);
         let mut buffer = BytesMut::with_capacity(limit);
         let read = match socket.try_read_buf(&mut (&mut buffer).limit(limit)) {

@@ -25,9 +25,9 @@ fn command(hub: &mut Hub) -> Option<(StreamKey, StreamCommand)> {
     }
 }
 
-/// The output of `future`, or `None` if it is still pending once all other tasks have had many turns. The tests run on
-/// one thread, so this depends on no clock.
-async fn at_rest<F: Future>(future: F) -> Option<F::Output> {
+/// The output of `future`; `None` if it is still pending after all other tasks have run many times. The tests run on
+/// one thread, so this needs no clock.
+async fn poll_until_idle<F: Future>(future: F) -> Option<F::Output> {
     let mut future = core::pin::pin!(future);
     for _ in 0..1000 {
         tokio::select! {
@@ -44,7 +44,7 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bytes_come_through_both_ways_and_each_direction_finishes_by_itself() {
+async fn bytes_arrive_both_ways_and_each_direction_finishes_independently() {
     let (mut left, mut right) = stream_pair();
     let sent = pattern(3_000_001);
     let expected = sent.clone();
@@ -65,7 +65,7 @@ async fn bytes_come_through_both_ways_and_each_direction_finishes_by_itself() {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_is_an_error_at_the_other_end_after_what_came_before() {
+async fn a_dropped_stream_is_an_error_at_the_other_end_after_earlier_bytes() {
     let (mut left, mut right) = stream_pair();
     left.write_all(b"part").await.unwrap();
     let mut part = [0; 4];
@@ -92,7 +92,7 @@ async fn a_stream_finished_both_ways_is_not_reset_when_dropped() {
 }
 
 #[tokio::test]
-async fn the_reason_given_at_reset_is_the_one_told() {
+async fn a_reset_reports_its_reason() {
     let mut hub = Hub::new();
     hub.open(7, 100).reset(EndReason::TimedOut);
     assert_eq!(command(&mut hub), Some((7, StreamCommand::Reset(EndReason::TimedOut))));
@@ -101,7 +101,7 @@ async fn the_reason_given_at_reset_is_the_one_told() {
 }
 
 #[tokio::test]
-async fn what_came_is_read_before_the_failure_and_never_looks_like_the_end() {
+async fn received_bytes_are_read_before_a_failure_and_do_not_end_cleanly() {
     let mut hub = Hub::new();
     let mut stream = hub.open(7, 100);
     hub.push(7, b"some");
@@ -113,7 +113,7 @@ async fn what_came_is_read_before_the_failure_and_never_looks_like_the_end() {
 }
 
 #[tokio::test]
-async fn streams_fail_when_the_core_is_gone() {
+async fn streams_fail_when_the_hub_is_dropped() {
     let mut hub = Hub::new();
     let mut stream = hub.open(7, 100);
     let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
@@ -123,7 +123,7 @@ async fn streams_fail_when_the_core_is_gone() {
 }
 
 #[tokio::test]
-async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more() {
+async fn a_writer_stops_at_the_room_and_continues_with_more_room() {
     let mut hub = Hub::new();
     let mut stream = hub.open(7, 10);
     assert_eq!(stream.write(&[1; 64]).await.unwrap(), 10);
@@ -133,7 +133,7 @@ async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more()
     });
     assert!(matches!(command(&mut hub), Some((7, StreamCommand::Write(bytes))) if bytes.len() == 10));
     hub.set_room(7, 0);
-    assert!(at_rest(&mut writing).await.is_none(), "it wrote without room");
+    assert!(poll_until_idle(&mut writing).await.is_none(), "bytes were written without room");
     hub.set_room(7, 15);
     assert!(matches!(poll_fn(|cx| hub.poll_command(cx)).await, (7, StreamCommand::Write(bytes)) if bytes.len() == 15));
     hub.set_room(7, 15);
@@ -142,7 +142,7 @@ async fn a_writer_gets_no_further_than_the_room_and_goes_on_when_there_is_more()
 }
 
 #[tokio::test]
-async fn tiny_pieces_take_little_more_memory_than_their_bytes() {
+async fn small_pieces_occupy_little_more_memory_than_their_bytes() {
     let mut hub = Hub::new();
     let stream = hub.open(7, 10);
     for _ in 0..1_000_000 {
@@ -153,7 +153,7 @@ async fn tiny_pieces_take_little_more_memory_than_their_bytes() {
 }
 
 #[tokio::test]
-async fn a_stream_that_writes_byte_by_byte_stands_in_the_queue_once() {
+async fn single_byte_writes_queue_a_stream_once() {
     let mut hub = Hub::new();
     let mut stream = hub.open(7, 10_000);
     for _ in 0..5_000 {
@@ -164,14 +164,14 @@ async fn a_stream_that_writes_byte_by_byte_stands_in_the_queue_once() {
 }
 
 #[tokio::test]
-async fn a_stalled_reader_stops_its_writer_and_no_one_else() {
+async fn a_stalled_reader_stops_its_writer() {
     let (mut left, right) = stream_pair();
     let block = vec![0; 64 * 1024];
     let mut written = 0;
-    while let Some(result) = at_rest(left.write(&block)).await {
+    while let Some(result) = poll_until_idle(left.write(&block)).await {
         written += result.unwrap();
     }
-    assert!(written > 0 && written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} bytes went out unread");
+    assert!(written > 0 && written <= crate::io::testing::CREDIT + 2 * ROOM, "{written} unread bytes were accepted");
     drop(right);
 }
 
@@ -219,7 +219,7 @@ async fn a_failed_stream_resets_the_socket_and_a_failed_socket_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_plumbing_carries_far_more_than_the_overlay() {
+async fn spliced_sockets_carry_more_than_20_mib_a_second() {
     const TOTAL: usize = 256 * 1024 * 1024;
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;

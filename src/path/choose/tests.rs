@@ -46,7 +46,7 @@ fn seven() -> Consensus {
 }
 
 #[test]
-fn a_path_is_guard_middle_exit_all_different_and_always_through_the_same_guard() {
+fn a_path_has_three_different_relays_and_always_the_same_guard() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
     let mut firsts = BTreeMap::new();
@@ -63,7 +63,7 @@ fn a_path_is_guard_middle_exit_all_different_and_always_through_the_same_guard()
 }
 
 #[test]
-fn paths_are_as_long_as_asked() {
+fn paths_have_the_required_length() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
     for (hops, length) in [(2, 2), (5, 5), (0, 2), (6, 6)] {
@@ -77,7 +77,7 @@ fn paths_are_as_long_as_asked() {
 }
 
 #[test]
-fn the_exit_is_one_whose_policy_fits_the_target() {
+fn the_policy_of_the_exit_allows_the_target() {
     let mut rng = rng();
     let mail = || listed(exit_profile(1, &["accept 25"]));
     let web6 = || listed(exit_profile(2, &["accept [::]/0:443"]));
@@ -122,10 +122,11 @@ fn no_two_hops_share_family_operator_or_network() {
     };
     let strict = Parameters::default();
     let relaxed = Parameters::default().with("path.similar-addresses", 1).unwrap();
-    let same_16 = |it: &mut crate::directory::Profile| it.addresses = vec!["20.1.200.200:9".parse().unwrap()];
-    let same_32 = |it: &mut crate::directory::Profile| it.addresses.push("[2606:4700:ffff::]:9".parse().unwrap());
-    let mutual = |it: &mut crate::directory::Profile| it.family = vec![id(1)];
-    let operator = |it: &mut crate::directory::Profile| it.operator = "one".into();
+    let same_16 = |profile: &mut crate::directory::Profile| profile.addresses = vec!["20.1.200.200:9".parse().unwrap()];
+    let same_32 =
+        |profile: &mut crate::directory::Profile| profile.addresses.push("[2606:4700:ffff::]:9".parse().unwrap());
+    let mutual = |profile: &mut crate::directory::Profile| profile.family = vec![id(1)];
+    let operator = |profile: &mut crate::directory::Profile| profile.operator = "one".into();
     assert!(on_one_path(&|_| (), &strict), "a family must be mutual");
     assert!(!on_one_path(&same_16, &strict));
     assert!(!on_one_path(&same_32, &strict));
@@ -137,7 +138,7 @@ fn no_two_hops_share_family_operator_or_network() {
 }
 
 #[test]
-fn when_no_exit_goes_with_the_guard_the_next_guard_is_taken() {
+fn the_next_guard_is_used_if_no_exit_fits_the_first() {
     let mut rng = rng();
     let mut exit = exit_profile(1, &["accept *"]);
     exit.operator = "one".into();
@@ -156,7 +157,7 @@ fn when_no_exit_goes_with_the_guard_the_next_guard_is_taken() {
 }
 
 #[test]
-fn relays_to_avoid_are_used_only_when_nothing_else_is_left() {
+fn relays_to_avoid_are_used_only_if_no_others_remain() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
     let mut exits = |avoid: &[RelayId]| -> Vec<RelayId> {
@@ -170,13 +171,13 @@ fn relays_to_avoid_are_used_only_when_nothing_else_is_left() {
 }
 
 #[test]
-fn relays_to_avoid_never_move_the_guard() {
+fn relays_to_avoid_never_change_the_guard() {
     let mut rng = rng();
     let operated = |mut relay: ConsensusRelay| {
         relay.profile.operator = "one".into();
         relay
     };
-    // With exit 1 avoided, only exit 2 is left, which is related to relays 3 to 5.
+    // With exit 1 avoided, only exit 2 remains, which is related to relays 3 to 5.
     let exits = web_exits(1..=2).map(|relay| if relay.identity() == id(2) { operated(relay) } else { relay });
     let relays = (3..=7).map(|number| listed(profile(number)));
     let relays = relays.map(|relay| if relay.identity() <= id(5) { operated(relay) } else { relay });
@@ -192,7 +193,7 @@ fn relays_to_avoid_never_move_the_guard() {
 }
 
 #[test]
-fn relays_are_chosen_as_often_as_they_weigh() {
+fn relays_are_chosen_in_proportion_to_their_weight() {
     let mut rng = rng();
     let heavy = |mut relay: ConsensusRelay, weight| {
         relay.weight = weight;
@@ -219,7 +220,7 @@ fn relays_are_chosen_as_often_as_they_weigh() {
 }
 
 #[test]
-fn exits_are_spared_in_other_positions_unless_they_abound() {
+fn exits_get_other_positions_only_above_a_third_of_the_weight() {
     let share = |exits: u16, others: u16| {
         let others = (exits + 1..=exits + others).map(|number| listed(profile(number)));
         let consensus = consensus(web_exits(1..=exits).chain(others));
@@ -233,7 +234,7 @@ fn exits_are_spared_in_other_positions_unless_they_abound() {
 }
 
 #[test]
-fn a_network_of_exits_only_or_with_one_exit_still_has_paths() {
+fn a_network_of_exits_only_or_with_one_exit_has_paths() {
     let mut rng = rng();
     for consensus in
         [consensus(web_exits(1..=3)), consensus(web_exits(1..=1).chain((2..=3).map(|number| listed(profile(number)))))]
@@ -247,7 +248,7 @@ fn a_network_of_exits_only_or_with_one_exit_still_has_paths() {
 }
 
 #[test]
-fn without_guards_or_enough_relays_the_error_says_so() {
+fn missing_guards_exits_and_relays_have_errors_of_their_own() {
     let mut rng = rng();
     let mut no_guard = listed(exit_profile(1, &["accept *"]));
     no_guard.flags = Flags::EXIT;

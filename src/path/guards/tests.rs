@@ -33,7 +33,7 @@ fn sampled(consensus: &Consensus) -> GuardSample {
 }
 
 #[test]
-fn the_sample_is_as_large_as_the_parameter_says_and_stays_as_it_is() {
+fn the_sample_has_its_configured_size_and_ignores_new_relays() {
     let first = consensus(relays(1..=50));
     let mut guards = sampled(&first);
     let before = order(&guards, &first, Instant::START);
@@ -44,19 +44,19 @@ fn the_sample_is_as_large_as_the_parameter_says_and_stays_as_it_is() {
 }
 
 #[test]
-fn the_sample_survives_being_kept() {
+fn a_stored_sample_decodes_to_an_equal_one() {
     let consensus = consensus(relays(1..=30));
     let guards = sampled(&consensus);
-    let kept = GuardSample::decode(&guards.encode()).unwrap();
-    assert_eq!(order(&kept, &consensus, Instant::START), order(&guards, &consensus, Instant::START));
-    assert_eq!(kept.encode(), guards.encode());
+    let stored = GuardSample::decode(&guards.encode()).unwrap();
+    assert_eq!(order(&stored, &consensus, Instant::START), order(&guards, &consensus, Instant::START));
+    assert_eq!(stored.encode(), guards.encode());
     assert!(GuardSample::decode(&[1, 2, 3]).is_err());
-    let bad = schema::GuardSample { guards: vec![schema::SampledGuard::default()] };
-    assert!(GuardSample::decode(&bad.encode_to_vec()).is_err());
+    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()] };
+    assert!(GuardSample::decode(&invalid.encode_to_vec()).is_err());
 }
 
 #[test]
-fn a_guard_that_can_t_be_reached_goes_behind_the_others_until_it_is_due_again() {
+fn an_unreachable_guard_follows_the_others_until_its_retry() {
     let consensus = consensus(relays(1..=5));
     let mut guards = sampled(&consensus);
     let before = order(&guards, &consensus, Instant::START);
@@ -64,7 +64,7 @@ fn a_guard_that_can_t_be_reached_goes_behind_the_others_until_it_is_due_again() 
     let after = |seconds| Instant::START.after(Duration::from_secs(seconds));
     let rotated = [&before[1..], &before[..1]].concat();
     assert_eq!(order(&guards, &consensus, after(9)), rotated);
-    assert_eq!(order(&guards, &consensus, after(10)), before, "due again");
+    assert_eq!(order(&guards, &consensus, after(10)), before, "the retry is due");
     guards.handle_unreachable(after(10), &before[0]);
     assert_eq!(order(&guards, &consensus, after(29)), rotated, "the second wait is twice as long");
     guards.handle_reached(&before[0]);
@@ -87,7 +87,7 @@ fn failures_beyond_a_guard_never_change_it() {
 }
 
 #[test]
-fn guards_end_with_their_lifetime_and_not_all_at_once() {
+fn guards_expire_after_their_lifetime_and_at_different_times() {
     let mut guards = sampled(&consensus(relays(1..=40)));
     let first: Vec<RelayId> = guards.guards.iter().map(|guard| guard.identity).collect();
     let mut kept_at = |day| {
@@ -101,7 +101,7 @@ fn guards_end_with_their_lifetime_and_not_all_at_once() {
 }
 
 #[test]
-fn a_guard_no_longer_listed_is_skipped_and_after_three_weeks_given_up() {
+fn an_unlisted_guard_is_skipped_and_removed_after_twenty_days() {
     let first = consensus(relays(1..=3));
     let mut guards = sampled(&first);
     let gone = order(&guards, &first, Instant::START)[0];
@@ -119,12 +119,12 @@ fn a_guard_no_longer_listed_is_skipped_and_after_three_weeks_given_up() {
     assert_eq!(
         *order(&guards, &back, Instant::START).last().unwrap(),
         gone,
-        "a returning guard is a new one, at the end"
+        "a guard that is listed again is added at the end"
     );
 }
 
 #[test]
-fn exits_that_are_needed_as_exits_come_into_the_sample_only_when_it_would_be_tiny() {
+fn exits_of_weight_zero_are_sampled_only_below_the_minimum() {
     let exit = |number| listed(exit_profile(number, &["accept *"]));
     let large = consensus([exit(1), exit(2)].into_iter().chain(relays(3..=7)));
     assert_eq!(sampled(&large).guards.len(), 5);
@@ -143,7 +143,7 @@ fn relays_without_the_guard_flag_are_never_sampled() {
 }
 
 #[test]
-fn with_two_guards_in_use_both_come_first_about_as_often() {
+fn two_guards_in_use_are_first_about_equally_often() {
     let parameters = Parameters::default().with("path.guards-in-use", 2).unwrap();
     let consensus = consensus_at(NOW, relays(1..=9), &parameters).0;
     let guards = sampled(&consensus);
@@ -158,7 +158,7 @@ fn with_two_guards_in_use_both_come_first_about_as_often() {
 }
 
 #[test]
-fn guards_are_sampled_as_often_as_they_weigh() {
+fn guards_are_sampled_in_proportion_to_their_weight() {
     let weighted = relays(1..=4).enumerate().map(|(index, mut relay)| {
         relay.weight = [100, 200, 300, 400][index];
         relay
@@ -179,7 +179,7 @@ fn guards_are_sampled_as_often_as_they_weigh() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_cause_no_panic_in_the_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = GuardSample::decode(&bytes);
     }
 }

@@ -1,4 +1,4 @@
-//! Tests of credit: what it grants, and breaches of it.
+//! Tests of credit: grants, limits and breaches.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -6,30 +6,30 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 
 #[test]
-fn a_stalled_reader_holds_up_its_own_stream_only() {
+fn a_stalled_reader_blocks_only_its_own_stream() {
     let mut pair = Pair::new();
-    let (stalled, lively) = (pair.stream(), pair.stream());
-    let mut got = 0;
+    let (stalled, active) = (pair.stream(), pair.stream());
+    let mut received = 0;
     for _ in 0..100 {
         pair.exit.write(stalled, &[1; SEND_BUFFER]);
-        pair.exit.write(lively, &[2; SEND_BUFFER]);
+        pair.exit.write(active, &[2; SEND_BUFFER]);
         pair.settle();
         for event in events(&mut pair.origin) {
             if let (stream, StreamEvent::Data(bytes)) = event
-                && stream == lively
+                && stream == active
             {
-                got += bytes.len();
-                pair.origin.handle_command(lively, StreamCommand::Consumed(bytes.len()));
+                received += bytes.len();
+                pair.origin.handle_command(active, StreamCommand::Consumed(bytes.len()));
             }
         }
         events(&mut pair.exit);
     }
     assert_eq!(pair.exit.room(stalled), 0);
-    assert!(got > 99 * SEND_BUFFER, "{got}");
+    assert!(received > 99 * SEND_BUFFER, "{received}");
 }
 
 #[test]
-fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
+fn credit_grows_with_its_reader_and_stays_within_the_circuit_limit() {
     let parameters = FlowParameters { stream_credit_max: 1 << 20, circuit_credit_max: 1 << 20, ..Default::default() };
     let mut pair = Pair::with(parameters);
     let (first, second) = (pair.stream(), pair.stream());
@@ -52,12 +52,12 @@ fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits() {
 }
 
 #[test]
-fn one_stream_fills_the_window_of_a_path_of_eight_tenths_of_a_second() {
+fn one_stream_fills_the_window_at_a_round_trip_of_800_ms() {
     let mut pair = Pair::new();
     let id = pair.stream();
     let one_way = Duration::from_millis(400);
     let (mut forward, mut backward) = (VecDeque::new(), VecDeque::new());
-    let (mut got, mut most) = (0, 0);
+    let (mut received, mut peak) = (0, 0);
     for _ in 0..900 {
         pair.now = pair.now.after(Duration::from_millis(10));
         loop {
@@ -65,24 +65,24 @@ fn one_stream_fills_the_window_of_a_path_of_eight_tenths_of_a_second() {
             let Some(message) = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng) else { break };
             backward.push_back((pair.now.after(one_way), message));
         }
-        most = most.max(pair.exit.window().in_flight());
+        peak = peak.max(pair.exit.window().in_flight());
         while let Some(message) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) {
             forward.push_back((pair.now.after(one_way), message));
         }
         while let Some((_, message)) = backward.pop_front_if(|(at, _)| *at <= pair.now) {
             pair.origin.handle_message(pair.now, message).expect("legal at the origin");
         }
-        got += read(&mut pair.origin).len();
+        received += read(&mut pair.origin).len();
         while let Some((_, message)) = forward.pop_front_if(|(at, _)| *at <= pair.now) {
             pair.exit.handle_message(pair.now, message).expect("legal at the exit");
         }
         events(&mut pair.exit);
     }
-    assert!(most >= 16_000, "{most} cells in flight of {got} bytes");
+    assert!(peak >= 16_000, "{peak} cells in flight of {received} bytes");
 }
 
 #[test]
-fn a_second_stream_finds_credit_beside_one_that_has_taken_its_most() {
+fn a_second_stream_gets_credit_beside_one_at_its_maximum() {
     let mut pair = Pair::new();
     let (first, second) = (pair.stream(), pair.stream());
     for (id, rounds) in [(first, 600), (second, 200)] {

@@ -28,7 +28,7 @@ pub(super) enum Outlook {
     Opening,
     /// All lanes are open.
     Open,
-    /// It has ended.
+    /// The peer has ended, for this reason.
     Gone(LinkClose),
 }
 
@@ -40,7 +40,7 @@ struct PeerState {
     changed: Cell<bool>,
     /// Received bytes that the driver has not taken.
     waiting: Cell<usize>,
-    most_waiting: usize,
+    max_waiting: usize,
 }
 
 /// A dialled peer connection. Dropping it closes it at once.
@@ -48,7 +48,7 @@ pub(super) struct PeerConnection {
     connection: RtcPeerConnection,
     lanes: Vec<RtcDataChannel>,
     shared: Rc<PeerState>,
-    /// Callbacks, which must live as long as the browser may call them.
+    /// Callbacks, kept for as long as the browser may call them.
     _changed: Closure<dyn FnMut(Event)>,
     _messages: Vec<Closure<dyn FnMut(MessageEvent)>>,
 }
@@ -74,7 +74,7 @@ impl PeerConnection {
             link,
             changed: Cell::new(false),
             waiting: Cell::new(0),
-            most_waiting: caps.waiting,
+            max_waiting: caps.waiting,
         });
         let changed = Closure::new({
             let shared = Rc::clone(&shared);
@@ -83,8 +83,8 @@ impl PeerConnection {
         let on_change = Some(changed.as_ref().unchecked_ref());
         connection.set_onconnectionstatechange(on_change);
         connection.set_oniceconnectionstatechange(on_change);
-        // Low enough that some lane is above its threshold whenever there is no room in total, so that an event
-        // reports room.
+        // Half of an equal share. Without room in total, at least one lane is above its threshold and has an event
+        // later.
         let low = u32::try_from(caps.send_threshold.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
         let (mut lanes, mut messages) = (Vec::new(), Vec::new());
         for lane in (0..LANES).filter_map(Lane::new) {
@@ -155,18 +155,18 @@ impl PeerConnection {
         lane.is_some_and(|lane| lane.send_with_u8_array(&message.to_vec()).is_ok())
     }
 
-    /// Requests an event once everything has been sent.
-    pub(super) fn drain(&self) {
+    /// Requests an event once all queued data has been sent.
+    pub(super) fn notify_when_sent(&self) {
         self.lanes.iter().for_each(|lane| lane.set_buffered_amount_low_threshold(0));
     }
 
     /// Marks the queued [`Note::Changed`] as handled.
-    pub(super) fn looked(&self) {
+    pub(super) fn clear_change(&self) {
         self.shared.changed.set(false);
     }
 
-    /// Subtracts a taken message from the waiting bytes.
-    pub(super) fn taken(&self, message: &Slots) {
+    /// Subtracts a message that the driver has taken from the waiting bytes.
+    pub(super) fn handle_taken(&self, message: &Slots) {
         self.shared.waiting.set(self.shared.waiting.get().saturating_sub(cost(message.len())));
     }
 }
@@ -202,7 +202,7 @@ impl PeerState {
             Ok(data) => {
                 let length = usize::try_from(data.byte_length()).unwrap_or(usize::MAX);
                 let waiting = self.waiting.get().saturating_add(cost(length));
-                if length > MAX_MESSAGE_LEN || waiting > self.most_waiting {
+                if length > MAX_MESSAGE_LEN || waiting > self.max_waiting {
                     Note::Foreign
                 } else {
                     self.waiting.set(waiting);
@@ -215,8 +215,8 @@ impl PeerState {
     }
 }
 
-/// Makes the offer and sets the answer in the relay's place. Returns SHA-256 of the certificate of this end, or
-/// `None` if the offer can't be parsed or the answer can't be written.
+/// Sets the offer, and an answer in the place of the relay. Returns SHA-256 of the certificate of this end; `None` if
+/// the offer can't be parsed or the answer can't be written.
 async fn negotiate(
     connection: &RtcPeerConnection,
     target: &DialTarget,

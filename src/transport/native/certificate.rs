@@ -12,10 +12,10 @@ pub struct Certificate {
     private_key: Zeroizing<Vec<u8>>,
 }
 
-/// Why no usable certificate could be had.
+/// Reason for which a certificate can't be created or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// No key or certificate could be made.
+    /// Key or certificate generation failed.
     #[error("can't generate a certificate")]
     Generate,
     /// The bytes are not the output of [`Certificate::to_bytes`].
@@ -24,19 +24,20 @@ pub enum CertificateError {
 }
 
 impl Certificate {
-    /// Generates a key and a certificate for it, from the system's randomness. Takes about 0.1 ms.
+    /// Generates a key and its certificate from the system's randomness. Takes about 0.1 ms.
     ///
     /// # Errors
     /// [`CertificateError::Generate`] if the system's cryptography fails.
     pub fn generate() -> Result<Self, CertificateError> {
-        let made = dimpl::certificate::generate_self_signed_certificate().map_err(|_| CertificateError::Generate)?;
-        Ok(Self { certificate: made.certificate, private_key: Zeroizing::new(made.private_key) })
+        let generated =
+            dimpl::certificate::generate_self_signed_certificate().map_err(|_| CertificateError::Generate)?;
+        Ok(Self { certificate: generated.certificate, private_key: Zeroizing::new(generated.private_key) })
     }
 
     /// The certificate and its key as one secret byte string: the certificate's length (2 bytes), certificate, key.
     ///
     /// # Errors
-    /// [`CertificateError::Malformed`] if the certificate is longer than 64 KiB; no generated certificate is.
+    /// [`CertificateError::Malformed`] if the certificate is longer than 64 KiB. Generated certificates are shorter.
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, CertificateError> {
         let length = u16::try_from(self.certificate.len()).map_err(|_| CertificateError::Malformed)?;
         let mut bytes = Zeroizing::new(Vec::new());
@@ -49,12 +50,12 @@ impl Certificate {
     /// Parses the output of [`Self::to_bytes`].
     ///
     /// # Errors
-    /// [`CertificateError::Malformed`] if the bytes are anything else, or DTLS can't use the key or certificate.
+    /// [`CertificateError::Malformed`] if the bytes have another format, or DTLS can't use the key or certificate.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CertificateError> {
         let (length, rest) = bytes.split_first_chunk::<2>().ok_or(CertificateError::Malformed)?;
         let length = usize::from(u16::from_be_bytes(*length));
         let (certificate, private_key) = rest.split_at_checked(length).ok_or(CertificateError::Malformed)?;
-        // An unparsable key would make DTLS panic later.
+        // With an unparsable key, DTLS would panic later.
         aws_lc_rs::default_provider()
             .key_provider
             .load_private_key(private_key)
@@ -63,13 +64,14 @@ impl Certificate {
         Ok(Self { certificate: certificate.to_vec(), private_key: Zeroizing::new(private_key.to_vec()) })
     }
 
-    /// SHA-256 of the certificate (DER), as the descriptor has it.
+    /// SHA-256 of the certificate (DER), as in the descriptor.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
         fingerprint(&self.certificate)
     }
 
-    /// The pair in the format of `dimpl`, which keeps an unerased copy of the key while the link lives.
+    /// Certificate and key in the format of `dimpl`, which holds a copy of the key during a handshake and does not
+    /// erase it.
     pub(super) fn to_dtls(&self) -> DtlsCertificate {
         DtlsCertificate { certificate: self.certificate.clone(), private_key: self.private_key.to_vec() }
     }
@@ -91,20 +93,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_survives_being_written_and_read() {
+    fn a_certificate_is_unchanged_by_encoding_and_decoding() {
         let certificate = Certificate::generate().unwrap();
-        let again = Certificate::from_bytes(&certificate.to_bytes().unwrap()).unwrap();
-        assert_eq!(certificate.fingerprint(), again.fingerprint());
+        let decoded = Certificate::from_bytes(&certificate.to_bytes().unwrap()).unwrap();
+        assert_eq!(certificate.fingerprint(), decoded.fingerprint());
     }
 
     #[test]
-    fn damaged_certificate_bytes_are_refused() {
+    fn damaged_certificate_bytes_are_rejected() {
         let bytes = Certificate::generate().unwrap().to_bytes().unwrap();
         for cut in [0, 1, 2, 40, bytes.len() - 1] {
             assert!(Certificate::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
         }
-        let mut other = bytes.to_vec();
-        other[1] ^= 1;
-        assert!(Certificate::from_bytes(&other).is_err());
+        let mut damaged = bytes.to_vec();
+        damaged[1] ^= 1;
+        assert!(Certificate::from_bytes(&damaged).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Settings of an endpoint, fixed when it is made.
+//! Settings of an endpoint.
 
 use core::{fmt, time::Duration};
 
@@ -8,32 +8,33 @@ use crate::transport::sctp::congestion::Algorithm;
 /// Settings of an [`Endpoint`](super::Endpoint).
 #[derive(Debug)]
 pub struct EndpointConfig {
-    /// The long-lived certificate: shown to diallers, and when dialling unless `fresh_certificate_per_dial`.
+    /// The long-lived certificate, for accepted links. Dials use it too unless `fresh_certificate_per_dial` is set.
     pub certificate: Certificate,
     /// The ICE credentials that diallers must use; `None` accepts no link.
     pub accept: Option<Ice>,
-    /// Use a fresh certificate for each dial, so that links can't be attributed to one node by certificate.
+    /// Use a fresh certificate for each dial, so that its certificate does not connect the links of a node.
     pub fresh_certificate_per_dial: bool,
-    /// Limits.
+    /// Caps and timeouts.
     pub caps: EndpointCaps,
-    /// Largest UDP payload sent, in bytes. Default 1,232, the payload at IPv6's smallest MTU (1,280). SCTP gets 37
-    /// bytes less. From 600 to 8,952. Datagrams are never split or probed, so every path between the nodes must carry
-    /// this size.
+    /// Largest UDP payload sent, in bytes: 600 to 8,952. Default 1,232, the payload at the minimum MTU of IPv6 (1,280).
+    /// SCTP packets have 37 bytes less. The path MTU is not probed, so every path between the nodes must carry this
+    /// size.
     pub datagram_size: u16,
-    /// Largest receive window of a link, in bytes: the peer's data in flight to this end. Default 16 MiB. A peer that
-    /// never completes its messages can occupy an eighth of it and 132 KiB more.
+    /// Largest receive window of a dialled link, in bytes; that of an accepted link is 2 MiB. Default 16 MiB. A peer
+    /// that never completes its messages can occupy nine eighths of the window and 129 KiB.
     pub receive_window: usize,
-    /// Bytes of partly received messages of all links together, beyond 64 KiB for each link. A source (IPv4 address,
-    /// IPv6 /64) gets at most a sixteenth, an IPv4 /24 or IPv6 /48 a quarter. Default 256 MiB.
+    /// Most bytes of partly received messages of all links, in addition to 64 KiB for each link. A source (IPv4
+    /// address, IPv6 /64) gets at most a sixteenth, a network (IPv4 /24, IPv6 /48) a quarter. Default 256 MiB.
     pub receive_memory: usize,
     /// The same for data sent and not acknowledged. Default 256 MiB.
     pub send_memory: usize,
     /// Congestion control of links. Default BBR.
     pub congestion: Algorithm,
-    /// Cipher suites offered and accepted. The offer has the order of [`CipherSuite::ALL`], whatever the order here.
-    /// A listener takes the dialler's first suite. Default all.
+    /// Cipher suites offered and accepted, in any order; offers have the order of [`CipherSuite::ALL`]. A listener
+    /// selects the first supported suite of the dialler. Default all.
     pub cipher_suites: Vec<CipherSuite>,
-    /// How many records the keys of a link may protect. `retire` is at least 1 and at most `end`.
+    /// Numbers of records that the keys of a link may protect. `retire` is at least 1, `end` at least 16 more, `forged`
+    /// at least 2.
     pub key_limits: KeyLimits,
 }
 
@@ -57,24 +58,24 @@ impl EndpointConfig {
     }
 }
 
-/// Limits of an endpoint. A dialler over a limit gets no answer; its DTLS retries.
+/// Caps and timeouts of an endpoint. A ClientHello over a cap has no answer; the dialler's DTLS retransmits it.
 #[derive(Clone, Debug)]
 pub struct EndpointCaps {
-    /// Accepted links in all. Default 4,096.
+    /// Accepted links in total. Default 4,096.
     pub links: usize,
     /// Accepted links from one source: an IPv4 address or an IPv6 /64. The cap of an IPv4 /24 or IPv6 /48 is four
     /// times as high. Default 256.
     pub links_per_source: usize,
-    /// Accepted links that are not open yet, in all. Default 512.
+    /// Half-open accepted links in total. Default 512.
     pub half_open: usize,
-    /// Accepted links of one source that are not open yet. The cap of a /24 or /48 is four times as high. Default 32.
+    /// Half-open accepted links from one source. The cap of a /24 or /48 is four times as high. Default 32.
     pub half_open_per_source: usize,
-    /// Dials in progress. Default 512.
+    /// Concurrent dials. Default 512.
     pub dials: usize,
-    /// Most time from a link's first state to open, dialled or accepted. Default 10 s.
+    /// Timeout of a dial, and of an accepted link until it is open. Default 10 s.
     pub opening: Duration,
-    /// Most time without a packet from the peer before the link is closed. The link sends a keep-alive after half of
-    /// this time and then every sixth of it. Default 30 s, for users of the transport alone; nodes set 3 s.
+    /// Time without an authenticated packet after which the link is closed. The link sends a keep-alive after half of
+    /// this time, then after each further sixth. Default 30 s; nodes set 3 s.
     pub silence: Duration,
 }
 
@@ -92,14 +93,14 @@ impl Default for EndpointCaps {
     }
 }
 
-/// The ICE user-name fragment and password of a listening endpoint (RFC 8839 §5.4). Its descriptor has both.
+/// ICE user-name fragment and password of a listening endpoint (RFC 8839 §5.4), as in its descriptor.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ice {
     ufrag: String,
     password: String,
 }
 
-/// Why a pair is not a valid [`Ice`].
+/// Reason for which a pair is not a valid [`Ice`].
 #[derive(Debug, thiserror::Error)]
 pub enum IceError {
     /// The fragment is not 4 to 256 ICE characters.
@@ -111,7 +112,7 @@ pub enum IceError {
 }
 
 impl Ice {
-    /// A pair from a descriptor or a configuration.
+    /// Checks a pair from a descriptor or a configuration.
     ///
     /// # Errors
     /// [`IceError`] if either has a wrong length or a character that ICE forbids.
@@ -145,21 +146,22 @@ impl fmt::Debug for Ice {
     }
 }
 
-/// Why an endpoint can't be made.
+/// Reason for which an endpoint can't be created.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// DTLS rejected its settings.
     #[error("DTLS rejected its settings: {0}")]
     Dtls(String),
-    /// No certificate.
+    /// A certificate failed.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     /// The datagram size is too small for the handshake, or larger than any path carries.
     #[error("datagrams of {0} bytes can't be sent; choose 600 to 8952")]
     DatagramSize(u16),
-    /// The limits of a link's keys contradict each other.
+    /// The limits of keys are too low, or contradict each other.
     #[error(
-        "keys can't retire after {} records, end after {} or after {} forged ones; choose at least 1, 16 more than that, and 2",
+        "the key limits retire {}, end {} and forged {} are invalid; choose at least 1 for retire, retire + 16 for end, 2 for \
+         forged",
         .0.retire, .0.end, .0.forged
     )]
     KeyLimits(KeyLimits),

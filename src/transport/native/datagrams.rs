@@ -1,11 +1,11 @@
-//! A queue of outgoing datagrams, laid out so that one system call can send a batch of them.
+//! The queue of outgoing datagrams, laid out so that one system call can send a batch.
 
 use std::collections::VecDeque;
 
 use super::SocketRoute;
 
-/// Free bytes kept behind the written ones: more than any datagram of this end or record of a peer needs.
-const TAIL: usize = 4 << 10;
+/// Smallest free space after the written bytes, in bytes. `dimpl` seldom needs more.
+const MIN_TAIL: usize = 4 << 10;
 
 /// Datagrams for one destination, all but the last of the same size.
 #[derive(Debug)]
@@ -14,17 +14,18 @@ pub struct Batch<'a> {
     pub route: SocketRoute,
     /// The datagrams, one after the other.
     pub bytes: &'a [u8],
-    /// Size of each but the last.
+    /// Size of each datagram but the last.
     pub segment: usize,
 }
 
-/// The queue: one flat buffer, reused once all of it is sent. Its size is bounded by the data that the links'
-/// congestion windows allow in one round.
+/// The queue: one flat buffer, reused once all of it is sent. The congestion windows of the links bound its size.
 #[derive(Default)]
 pub(super) struct Datagrams {
     bytes: Vec<u8>,
+    /// Bytes written.
     written: usize,
-    taken: usize,
+    /// Bytes of batches already popped.
+    popped: usize,
     batches: VecDeque<QueuedBatch>,
 }
 
@@ -34,17 +35,17 @@ struct QueuedBatch {
     segment: usize,
     length: usize,
     count: usize,
-    /// The last datagram is shorter than the others, so none may follow.
+    /// The last datagram is shorter than the others, so no datagram may follow.
     ended: bool,
 }
 
 impl Datagrams {
     /// Space to write the next datagram into, at least `size` bytes.
     pub(super) fn tail(&mut self, size: usize) -> &mut [u8] {
-        if self.written == 0 && self.bytes.len() > KEPT {
+        if self.written == 0 && self.bytes.len() > MAX_KEPT {
             self.bytes = Vec::new(); // Frees the memory of a burst.
         }
-        let end = self.written.saturating_add(size.max(TAIL));
+        let end = self.written.saturating_add(size.max(MIN_TAIL));
         if self.bytes.len() < end {
             self.bytes.resize(end.saturating_add(self.bytes.len() / 2), 0);
         }
@@ -77,49 +78,49 @@ impl Datagrams {
         }
     }
 
-    /// Bytes queued.
+    /// Queued bytes.
     pub(super) fn waiting(&self) -> usize {
-        self.written.saturating_sub(self.taken)
+        self.written.saturating_sub(self.popped)
     }
 
-    /// Takes the next batch off the queue.
+    /// Removes the next batch from the queue.
     pub(super) fn pop(&mut self) -> Option<Batch<'_>> {
         let batch = self.batches.pop_front()?;
-        let start = self.taken;
-        self.taken = start.saturating_add(batch.length);
+        let start = self.popped;
+        self.popped = start.saturating_add(batch.length);
         if self.batches.is_empty() {
             self.written = 0;
-            self.taken = 0;
+            self.popped = 0;
         }
         let bytes = self.bytes.get(start..start.saturating_add(batch.length))?;
         Some(Batch { route: batch.route, bytes, segment: batch.segment })
     }
 }
 
-/// Most bytes of one system call (the limit of a UDP payload, with headroom for headers).
+/// Most bytes in one system call: the largest UDP payload, with headroom for headers.
 const MAX_BATCH: usize = 65_000;
 
-/// Most bytes of buffer kept between rounds.
-const KEPT: usize = 1 << 20;
+/// Largest buffer kept after all of it is sent, in bytes.
+const MAX_KEPT: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Pushes datagrams of these (last digit of the address, size) and returns the batches' sizes.
+    /// Pushes datagrams of these (last byte of the address, size); returns the sizes (batch, datagram) of the batches.
     fn batches(datagrams: &[(u8, usize)], segments: usize) -> Vec<(usize, usize)> {
         let mut queue = Datagrams::default();
         for (number, (host, size)) in (0..).zip(datagrams) {
             let route = SocketRoute { port: 0, remote: ([192, 0, 2, *host], 9).into() };
             queue.push(route, &vec![number; *size], segments);
         }
-        let (mut batches, mut seen) = (Vec::new(), Vec::new());
+        let (mut batches, mut popped) = (Vec::new(), Vec::new());
         while let Some(batch) = queue.pop() {
             batches.push((batch.bytes.len(), batch.segment));
-            seen.extend(batch.bytes.chunks(batch.segment).map(|datagram| (datagram[0], datagram.len())));
+            popped.extend(batch.bytes.chunks(batch.segment).map(|datagram| (datagram[0], datagram.len())));
         }
         let sent: Vec<_> = (0..).zip(datagrams).map(|(number, (_, size))| (number, *size)).collect();
-        assert_eq!(seen, sent, "every datagram, in order");
+        assert_eq!(popped, sent, "all datagrams, in order");
         assert_eq!(queue.waiting(), 0);
         batches
     }

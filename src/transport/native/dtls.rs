@@ -1,10 +1,10 @@
 //! DTLS 1.2 (RFC 6347) of one link: `dimpl` performs the handshake, [`Records`] carries everything after it.
 //!
 //! The client sends its Finished first, and `dimpl` retransmits the client's last flight until the server's Finished
-//! arrives. The server's last flight has no timer; it is sent again when the client's Finished arrives again (RFC
-//! 6347 §4.2.4). `dimpl` would seal it again, with a sequence number that [`Records`] may have used. So the machine
-//! is dropped once connected. The server keeps the bytes of its last flight until the first application record proves
-//! their receipt.
+//! arrives. The server's last flight has no timer; the server retransmits it when the client's Finished arrives again
+//! (RFC 6347 §4.2.4). `dimpl` would seal it again, with a sequence number that [`Records`] may have used. So the state
+//! of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until the first
+//! application record proves their receipt.
 
 use core::{ops::Range, time::Duration};
 use std::{sync::Arc, time::Instant};
@@ -25,20 +25,20 @@ pub(super) const OVERHEAD: usize = records::OVERHEAD;
 
 /// Timeout of the first retransmission of a handshake flight; doubled each time.
 const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);
-/// Least time between two repetitions of the server's last flight. Stock clients wait 50 ms or longer.
-const REPEAT_REST: Duration = Duration::from_millis(20);
-/// Most bytes kept of the server's last flight: ChangeCipherSpec and Finished have 75.
-const LAST_FLIGHT: usize = 256;
+/// Shortest interval between retransmissions of the server's last flight. Stock clients retransmit after 50 ms or more.
+const REPEAT_INTERVAL: Duration = Duration::from_millis(20);
+/// Most bytes kept of the server's last flight. ChangeCipherSpec and Finished have 75.
+const MAX_LAST_FLIGHT: usize = 256;
 
-/// Settings shared by all machines of an endpoint.
+/// Settings shared by all DTLS associations of an endpoint.
 pub(super) struct DtlsConfig {
     machine: Arc<Config>,
     limits: KeyLimits,
 }
 
 impl DtlsConfig {
-    /// DTLS 1.2 only, with these suites, certificates on both sides, and always the extended master secret (RFC
-    /// 7627), which `dimpl` requires.
+    /// Settings for DTLS 1.2 with these suites and certificates on both sides. `dimpl` requires the extended master
+    /// secret (RFC 7627).
     pub(super) fn new(
         datagram_size: u16,
         opening: Duration,
@@ -62,7 +62,7 @@ impl DtlsConfig {
     }
 }
 
-/// Why an association ended.
+/// Reason for the failure of an association.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DtlsError {
     /// The peer violated, refused or abandoned the handshake.
@@ -80,7 +80,7 @@ pub(super) enum DtlsError {
 }
 
 impl DtlsError {
-    /// Its class; the only limit is that of the keys' records.
+    /// The class of the error.
     pub(super) const fn class(&self) -> ErrorClass {
         match self {
             Self::Record(RecordError::KeyLimit) => ErrorClass::Limit,
@@ -92,7 +92,7 @@ impl DtlsError {
 
 /// An event of an association for its link.
 pub(super) enum DtlsEvent<'a> {
-    /// SHA-256 of the peer's certificate. Comes before [`Self::Connected`].
+    /// SHA-256 of the peer's certificate. Precedes [`Self::Connected`].
     PeerCertificate([u8; 32]),
     /// The handshake is complete.
     Connected,
@@ -111,7 +111,7 @@ pub(super) struct Dtls {
 enum DtlsState {
     Handshake(Box<Handshake>),
     Connected(Box<ConnectedDtls>),
-    /// The handshake completed without keys in the tap: a bug.
+    /// The handshake completed, but the tap has no keys: a bug.
     Failed,
 }
 
@@ -120,9 +120,9 @@ struct Handshake {
     tap: Tap,
     timeout: Option<Instant>,
     connected: bool,
-    /// The cookie that a server's front accepted, for later fragments of the hello.
+    /// Of a server: the cookie that the front accepted, for later fragments of the hello.
     cookie: Option<Cookie>,
-    /// A server's ChangeCipherSpec and Finished, as sent.
+    /// Of a server: its ChangeCipherSpec and Finished, as sent.
     last_flight: Vec<u8>,
     is_server: bool,
 }
@@ -141,12 +141,14 @@ struct ConnectedDtls {
 /// A server's ChangeCipherSpec and Finished, as first sent.
 struct LastFlight {
     bytes: Vec<u8>,
-    repeated: Option<Instant>,
+    /// Time of the last retransmission.
+    retransmitted: Option<Instant>,
+    /// A retransmission is due.
     due: bool,
 }
 
 impl Dtls {
-    /// Starts a client, with its first hello ready to be drained.
+    /// Starts a client. Its first hello is the output of [`Self::drain`].
     pub(super) fn dial(config: &DtlsConfig, certificate: &Certificate, now: Instant) -> Result<Self, DtlsError> {
         let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
         machine.set_active(true);
@@ -154,7 +156,7 @@ impl Dtls {
         Ok(Self::new(config, machine, None))
     }
 
-    /// Starts a server after the front's cookie exchange: its next input is the hello with `cookie`.
+    /// Starts a server after the front's cookie exchange. Its next input must be the hello with `cookie`.
     pub(super) fn accept(
         config: &DtlsConfig,
         certificate: &Certificate,
@@ -165,7 +167,7 @@ impl Dtls {
         let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
         machine.handle_timeout(now)?;
         Primer::with(cookie, || machine.handle_packet(&first_hello(random)))?;
-        // The front has already sent the HelloVerifyRequest that the machine returns here.
+        // The front has already sent the HelloVerifyRequest that `dimpl` returns here.
         let mut discard = [0; 256];
         while !matches!(machine.poll_output(&mut discard), Output::Timeout(_) | Output::BufferTooSmall { .. }) {}
         Ok(Self::new(config, machine, Some(cookie)))
@@ -184,7 +186,7 @@ impl Dtls {
         Self { state: DtlsState::Handshake(Box::new(handshake)), limits: config.limits }
     }
 
-    /// Takes a datagram and opens its records in place. Call [`Self::drain`] afterwards with the same datagram, also
+    /// Handles a datagram; opens its records in place. Call [`Self::drain`] afterwards with the same datagram, also
     /// after an error.
     pub(super) fn handle_datagram(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(), DtlsError> {
         match &mut self.state {
@@ -194,7 +196,7 @@ impl Dtls {
         }
     }
 
-    /// Resends a handshake flight that is due. Call [`Self::drain`] afterwards.
+    /// Retransmits a handshake flight that is due. Call [`Self::drain`] afterwards.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
         let DtlsState::Handshake(handshake) = &mut self.state else { return Ok(()) };
         let Handshake { machine, tap, .. } = &mut **handshake;
@@ -218,7 +220,7 @@ impl Dtls {
         }
     }
 
-    /// Whether the keys have reached the count at which the link takes no new circuits; `true` once.
+    /// Whether the keys have reached [`KeyLimits::retire`]; `true` once.
     pub(super) fn take_retired(&mut self) -> bool {
         match &mut self.state {
             DtlsState::Connected(connected) => connected.records.take_retired(),
@@ -251,8 +253,8 @@ impl Dtls {
         matches!(&self.state, DtlsState::Connected(connected) if connected.last_flight.is_some())
     }
 
-    /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is the one that
-    /// [`Self::handle_datagram`] took, or empty after other calls.
+    /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is that of
+    /// [`Self::handle_datagram`]; empty after other calls.
     pub(super) fn drain(
         &mut self,
         datagram: &[u8],
@@ -273,7 +275,7 @@ impl Dtls {
         }
     }
 
-    /// Starts the record layer from the state of the machine, and drops the machine.
+    /// Starts the record layer with the keys of `dimpl`, and drops the state of `dimpl`.
     fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>)) {
         let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else { return };
         let Handshake { tap, last_flight, is_server, .. } = *handshake;
@@ -281,7 +283,7 @@ impl Dtls {
         self.state = DtlsState::Connected(Box::new(ConnectedDtls {
             records,
             packets: Vec::new(),
-            last_flight: is_server.then_some(LastFlight { bytes: last_flight, repeated: None, due: false }),
+            last_flight: is_server.then_some(LastFlight { bytes: last_flight, retransmitted: None, due: false }),
             closed_by_peer: false,
             close: false,
         }));
@@ -330,12 +332,13 @@ impl Handshake {
     }
 }
 
-/// Appends the records of a server's last flight in `datagram` to `flight`, and no others.
+/// Appends the ChangeCipherSpec and Finished records of `datagram` to `flight`.
 fn keep_last_flight(flight: &mut Vec<u8>, mut datagram: &[u8]) {
     while let Some([content, _, _, _, epoch, .., high, low]) = datagram.first_chunk::<13>().copied() {
         let length = usize::from(u16::from_be_bytes([high, low]));
         let Some((record, after)) = datagram.split_at_checked(length.saturating_add(13)) else { return };
-        if matches!((content, epoch), (20, 0) | (22, 1)) && flight.len().saturating_add(record.len()) <= LAST_FLIGHT {
+        if matches!((content, epoch), (20, 0) | (22, 1)) && flight.len().saturating_add(record.len()) <= MAX_LAST_FLIGHT
+        {
             flight.extend_from_slice(record);
         }
         datagram = after;
@@ -349,15 +352,15 @@ impl ConnectedDtls {
         let mut fatal = None;
         records.open(datagram, |opened| match opened {
             Opened::Data(packet) => {
-                // Application data proves that the client has the last flight.
+                // Application data proves the receipt of the last flight.
                 *last_flight = None;
                 packets.push(packet);
             }
             Opened::Finished => {
                 if let Some(flight) = last_flight
-                    && flight.repeated.is_none_or(|at| now.saturating_duration_since(at) >= REPEAT_REST)
+                    && flight.retransmitted.is_none_or(|at| now.saturating_duration_since(at) >= REPEAT_INTERVAL)
                 {
-                    (flight.repeated, flight.due) = (Some(now), true);
+                    (flight.retransmitted, flight.due) = (Some(now), true);
                 }
             }
             Opened::CloseNotify => *closed_by_peer = true,

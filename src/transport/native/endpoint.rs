@@ -1,8 +1,8 @@
 //! The endpoint: all links of a node, as one machine without I/O.
 //!
-//! Routes datagrams to links, answers unverified peers without storing state, dials, and keeps the deadlines. Each
-//! datagram costs one look-up; only a memory shortage makes it scan all links. Governed by `proto/01-transport.md`;
-//! `docs/transport.md` analyses which peers can make it store or send data.
+//! Routes datagrams to links, answers unverified peers without state, dials, and handles deadlines. Each datagram needs
+//! one look-up. Only a shortage of memory causes scans of all links. Governed by `proto/01-transport.md`;
+//! `docs/transport.md` lists state and output for unverified peers.
 
 use core::time::Duration;
 use std::{
@@ -35,13 +35,13 @@ use crate::{
 const ATTEMPTS: usize = 6;
 /// Timeout of an attempt in the first round over a dial's addresses; doubled in each further round.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Delay after a failed attempt, since late datagrams of the peer would disturb the next attempt.
+/// Delay after a failed attempt. Without it, late datagrams of the peer could make the next attempt fail.
 const RETRY_DELAY: Duration = Duration::from_millis(150);
-/// Queued bytes at which datagrams are returned, so that a burst of one link doesn't delay the others.
+/// Queued bytes at which datagrams are returned, so that a burst of one link does not delay other links.
 const BATCH_LEN: usize = 64 << 10;
-/// Least time between two scans for a link to end for its memory.
-const RELIEF_REST: Duration = Duration::from_millis(100);
-/// Least datagram size, which the handshake needs.
+/// Shortest interval between two scans for a link to end because memory is short.
+const RELIEF_INTERVAL: Duration = Duration::from_millis(100);
+/// Smallest datagram size, required by the handshake.
 const MIN_DATAGRAM: u16 = 600;
 /// Largest datagram size: the payload of an Ethernet jumbo frame.
 const MAX_DATAGRAM: u16 = 8_952;
@@ -52,17 +52,17 @@ const MAX_DATAGRAM: u16 = 8_952;
 pub struct Counts {
     /// Links, dialled and accepted, open or not.
     pub links: usize,
-    /// Accepted links that are not open yet.
+    /// Half-open accepted links.
     pub half_open: usize,
-    /// Datagrams of no link that were neither a valid check nor a hello to a listening port.
+    /// Dropped datagrams without a link: neither a valid STUN check nor a ClientHello to a listening port.
     pub strangers: u64,
     /// STUN checks answered.
     pub checks_answered: u64,
-    /// Hellos answered with a cookie, without state.
+    /// ClientHellos without a cookie, answered without state.
     pub hellos_answered: u64,
-    /// Hellos with a cookie that was invalid or expired.
+    /// ClientHellos with an invalid or expired cookie.
     pub cookies_refused: u64,
-    /// Hellos with a valid cookie rejected by a cap.
+    /// ClientHellos with a valid cookie that a cap rejected.
     pub over_caps: u64,
 }
 
@@ -74,8 +74,8 @@ pub struct Endpoint {
     sctp: sctp::Config,
     rng: StdRng,
     memory: LinkMemory<Memory>,
-    /// When the links were last scanned for one to end for its memory.
-    relieved: Instant,
+    /// Time of the last scan for a link to end because memory is short.
+    last_relief: Instant,
     clock: StdClock,
     front: Front,
     ports: Vec<Port>,
@@ -83,11 +83,11 @@ pub struct Endpoint {
     routes: HashMap<LinkId, SocketRoute>,
     sources: Sources,
     dials: usize,
-    /// Dials between two attempts, by the time of the next.
-    resting: BTreeMap<(Instant, u64), Dial>,
+    /// Dials between two attempts, by the time of the next attempt.
+    paused_dials: BTreeMap<(Instant, u64), Dial>,
     next_link: u64,
     events: VecDeque<LinkEvent>,
-    /// Links whose room is to be reported.
+    /// Links with a room to report.
     rooms: ReadyQueue<LinkId>,
     /// Links that may have packets to send.
     ready: ReadyQueue<SocketRoute>,
@@ -106,7 +106,7 @@ impl Endpoint {
         if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&config.datagram_size) {
             return Err(EndpointError::DatagramSize(config.datagram_size));
         }
-        // Zero would retire each link at once, so that each new circuit would dial again.
+        // With a limit of zero, links would retire at once and each new circuit would cause a dial.
         if !config.key_limits.is_sound() {
             return Err(EndpointError::KeyLimits(config.key_limits));
         }
@@ -119,7 +119,7 @@ impl Endpoint {
             sctp,
             rng: StdRng::try_from_rng(&mut SysRng).map_err(|_| EndpointError::Randomness)?,
             memory: LinkMemory { receive: Memory::new(config.receive_memory), send: Memory::new(config.send_memory) },
-            relieved: Instant::START,
+            last_relief: Instant::START,
             clock: StdClock(start),
             front: Front::new()?,
             ports: Vec::new(),
@@ -127,7 +127,7 @@ impl Endpoint {
             routes: HashMap::new(),
             sources: Sources::default(),
             dials: 0,
-            resting: BTreeMap::new(),
+            paused_dials: BTreeMap::new(),
             next_link: 0,
             events: VecDeque::new(),
             rooms: ReadyQueue::new(),
@@ -140,8 +140,8 @@ impl Endpoint {
         })
     }
 
-    /// Sets the ports; [`Sockets::ports`](super::Sockets::ports) returns them. `segments` is the most datagrams in a
-    /// batch.
+    /// Sets the ports, as returned by [`Sockets::ports`](super::Sockets::ports). `segments` is the largest number of
+    /// datagrams in a batch.
     pub fn set_ports(&mut self, ports: &[Port], segments: usize) {
         self.ports = ports.to_vec();
         self.segments = segments.max(1);
@@ -160,7 +160,7 @@ impl Endpoint {
         Counts { links: self.links.len(), half_open, ..self.counts }
     }
 
-    /// Takes a received datagram and opens its records in place.
+    /// Handles a received datagram; opens its records in place.
     pub fn handle_datagram(&mut self, now: Instant, route: SocketRoute, datagram: &mut [u8]) {
         match datagram.first() {
             // RFC 7983 §7.
@@ -170,8 +170,8 @@ impl Endpoint {
         }
     }
 
-    /// Takes datagrams received together from one address, all but the last of `segment` bytes. Those of a link,
-    /// except hellos, cost one look-up together.
+    /// Handles datagrams received together from one address, all but the last of `segment` bytes. Consecutive records
+    /// of a link, except handshake records, need one look-up.
     pub fn handle_datagrams(&mut self, now: Instant, route: SocketRoute, datagrams: &mut [u8], segment: usize) {
         const HANDSHAKE: u8 = 22;
         let is_record =
@@ -206,7 +206,7 @@ impl Endpoint {
         self.out.pop()
     }
 
-    /// Whether [`Transport::poll_link_event`] may return an event. Sending frees room, which the core can fill in the
+    /// Whether [`Transport::poll_link_event`] may return an event. Sending frees room, which the core can use in the
     /// same turn.
     #[must_use]
     pub fn has_link_event(&self) -> bool {
@@ -236,7 +236,7 @@ impl Endpoint {
     fn handle_dtls(&mut self, now: Instant, route: SocketRoute, datagram: &mut [u8]) {
         let hello = if is_hello_fragment(datagram) { ClientHello::parse(datagram) } else { None };
         let known = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
-            // The peer may have restarted: a hello with another random goes to the front.
+            // The peer may have restarted: a hello with another random is handled as that of a new link.
             (LinkRole::Listener(random), Some(hello)) => *random == hello.random,
             _ => true,
         });
@@ -253,8 +253,8 @@ impl Endpoint {
         }
     }
 
-    /// Handles a hello of no link. Without a cookie it is answered without state. With a valid cookie it starts a
-    /// link, which must take the hello (`true`).
+    /// Handles a hello without a link. A hello without a cookie is answered without state. A valid cookie creates a
+    /// link; then this returns `true`, and the link must handle the hello.
     fn handle_hello(&mut self, now: Instant, route: SocketRoute, hello: &ClientHello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
@@ -282,7 +282,7 @@ impl Endpoint {
             }
             Err(error) => {
                 tracing::debug!(%error, "can't handle a ClientHello with a valid cookie");
-                self.sources.gone(route.remote.ip(), true);
+                self.sources.remove(route.remote.ip(), true);
                 false
             }
         }
@@ -306,24 +306,24 @@ impl Endpoint {
 
     /// Starts a dial, or continues it at the next address.
     fn dial(&mut self, now: Instant, mut dial: Dial) {
-        let mut taken: usize = 0;
+        let mut occupied: usize = 0;
         while dial.attempts > 0 && now < dial.until {
             dial.attempts.decrement();
             let Some((remote, round)) = dial.next_address() else { break };
             let Some(route) = self.dial_route(remote) else { continue };
             if self.links.get(&route).is_some_and(Link::is_closing) {
-                self.with_link(now, route, Link::give_up);
+                self.with_link(now, route, Link::abort);
             }
             if self.links.contains_key(&route) {
                 dial.attempts.increment();
-                taken.increment();
+                occupied.increment();
                 let addresses = dial.target.addresses.len();
-                if taken < addresses {
+                if occupied < addresses {
                     continue;
                 }
-                // Other links occupy all the addresses; they may end soon.
+                // Other links use all the addresses. They may end soon.
                 dial.next = dial.next.saturating_sub(addresses);
-                return self.rest(now, dial);
+                return self.pause_dial(now, dial);
             }
             let fresh = if self.config.fresh_certificate_per_dial { Certificate::generate().ok() } else { None };
             let certificate = fresh.as_ref().unwrap_or(&self.config.certificate);
@@ -332,7 +332,7 @@ impl Endpoint {
             let until = dial.until.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
             self.dials.increment();
             self.insert(now, route, LinkRole::Dialler(Box::new(dial)), dtls, fingerprint, until);
-            // The machine has its first hello ready.
+            // Sends the first hello.
             return self.with_link(now, route, Link::handle_timeout);
         }
         let error = match dial {
@@ -343,8 +343,8 @@ impl Endpoint {
         self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
     }
 
-    /// The route of a dial to `remote`: through the first port without a retired link to it, else the first port.
-    /// `None` without a port of its address family.
+    /// The route of a dial to `remote`: through the first dialling port without a retired link to `remote`, otherwise
+    /// through the first one. `None` without a port of the address family.
     fn dial_route(&self, remote: SocketAddr) -> Option<SocketRoute> {
         let fits = |port: &&Port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6();
         let mut routes = self.ports.iter().filter(fits).map(|port| SocketRoute { port: port.id, remote });
@@ -355,9 +355,9 @@ impl Endpoint {
     }
 
     /// Continues a dial after [`RETRY_DELAY`].
-    fn rest(&mut self, now: Instant, dial: Dial) {
+    fn pause_dial(&mut self, now: Instant, dial: Dial) {
         self.next_link = self.next_link.saturating_add(1);
-        self.resting.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
+        self.paused_dials.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
     }
 
     /// Calls `act` on a link, queues it for [`Self::service`], then handles its opening or end.
@@ -410,19 +410,18 @@ impl Endpoint {
         outcome
     }
 
-    /// Removes a link that has ended; a dial may go on at another address.
+    /// Removes an ended link. A dial continues with its next attempt.
     fn handle_ended(&mut self, now: Instant, route: SocketRoute, ending: Ending) {
         if let Some(dial) = self.remove(route, ending) {
             if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
                 self.dial(now, dial);
             } else {
-                self.rest(now, dial);
+                self.pause_dial(now, dial);
             }
         }
     }
 
-    /// Removes a link and reports its end to the core if it was open. Returns a dial that may continue at another
-    /// address.
+    /// Removes a link; reports its end to the core if it was open. Returns its dial if that may continue.
     fn remove(&mut self, route: SocketRoute, ending: Ending) -> Option<Dial> {
         let mut link = self.links.remove(&route)?;
         self.memory.receive.end(&mut link.leases.receive);
@@ -432,7 +431,7 @@ impl Endpoint {
         match (link.role, link.opened, ending) {
             (role, true, ending) => {
                 if matches!(role, LinkRole::Listener(_)) {
-                    self.sources.gone(route.remote.ip(), false);
+                    self.sources.remove(route.remote.ip(), false);
                 }
                 if let Ending::Closed(reason) = ending {
                     self.events.push_back(LinkEvent::Closed { link: link.id, reason });
@@ -440,13 +439,14 @@ impl Endpoint {
                 None
             }
             (LinkRole::Listener(_), false, _) => {
-                self.sources.gone(route.remote.ip(), true);
+                self.sources.remove(route.remote.ip(), true);
                 None
             }
             (LinkRole::Dialler(mut dial), false, ending) => {
                 self.dials.decrement();
-                // Certificates come in the clear, so a third party may forge one; two wrong ones count as the peer's.
-                if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.mistaken, true) {
+                // Certificates are sent in plaintext, so a third party may forge one. Two wrong certificates fail the
+                // dial.
+                if ending == Ending::WrongFingerprint && core::mem::replace(&mut dial.wrong_certificate, true) {
                     let error = DialError::WrongFingerprint;
                     self.events.push_back(LinkEvent::DialFailed { relay: dial.target.relay, error });
                     return None;
@@ -457,19 +457,19 @@ impl Endpoint {
         }
     }
 
-    /// Ends the link without progress for longest, among those with leases, if a lease was requested while memory was
-    /// short. Ends at most one link for each direction in each [`RELIEF_REST`], since this scans all links.
-    fn relieve(&mut self, now: Instant) {
-        if now.since(self.relieved) < RELIEF_REST {
+    /// Ends one of the links with a lease, the one without progress for longest, if a link requested more memory while
+    /// memory was short. Ends at most one link for each budget in each [`RELIEF_INTERVAL`], since this scans all links.
+    fn free_memory(&mut self, now: Instant) {
+        if now.since(self.last_relief) < RELIEF_INTERVAL {
             return;
         }
-        let wanted = [(true, self.memory.receive.take_wanted()), (false, self.memory.send.take_wanted())];
-        for (received, _) in wanted.into_iter().filter(|(_, wanted)| *wanted) {
-            self.relieved = now;
-            let since = self.links.iter().filter_map(|(route, link)| Some((link.stands_since(received)?, *route)));
+        let requests = [(true, self.memory.receive.take_request()), (false, self.memory.send.take_request())];
+        for (received, _) in requests.into_iter().filter(|(_, requested)| *requested) {
+            self.last_relief = now;
+            let since = self.links.iter().filter_map(|(route, link)| Some((link.stalled_since(received)?, *route)));
             if let Some((_, route)) = since.min() {
                 tracing::warn!("the memory for links is exhausted; closing the link without progress for longest");
-                self.with_link(now, route, Link::make_way);
+                self.with_link(now, route, Link::evict);
             }
         }
     }
@@ -485,7 +485,7 @@ impl Endpoint {
             link.deadline(context.clock, context.caps)
         });
         if let Some(deadline) = deadline {
-            // A deadline that has moved later stays: it expires early, once, and is set again.
+            // An earlier deadline stays set. It expires early once, and is then set again.
             self.deadlines.set_earlier(route, deadline);
         }
     }
@@ -495,14 +495,14 @@ impl Transport for Endpoint {
     fn handle_transmit(&mut self, now: Instant, transmit: Transmit) {
         match transmit {
             Transmit::Dial(target) => {
-                if self.dials.saturating_add(self.resting.len()) >= self.config.caps.dials {
+                if self.dials.saturating_add(self.paused_dials.len()) >= self.config.caps.dials {
                     let (relay, error) = (target.relay, DialError::Unable);
                     self.events.push_back(LinkEvent::DialFailed { relay, error });
                     return;
                 }
                 let attempts = target.addresses.len().saturating_mul(ATTEMPTS);
                 let until = now.after(self.config.caps.opening);
-                self.dial(now, Dial { target, next: 0, attempts, until, refused: false, mistaken: false });
+                self.dial(now, Dial { target, next: 0, attempts, until, refused: false, wrong_certificate: false });
             }
             Transmit::Message { link, lane, message } => {
                 if let Some(route) = self.routes.get(&link).copied() {
@@ -531,21 +531,21 @@ impl Transport for Endpoint {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        self.relieve(now);
+        self.free_memory(now);
         while let Some(route) = self.deadlines.pop_due(now) {
             self.with_link(now, route, Link::handle_timeout);
         }
-        while let Some(rested) = self.resting.first_entry()
-            && rested.key().0 <= now
+        while let Some(paused) = self.paused_dials.first_entry()
+            && paused.key().0 <= now
         {
-            let dial = rested.remove();
+            let dial = paused.remove();
             self.dial(now, dial);
         }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.deadlines.earliest();
-        let rested = self.resting.first_key_value().map(|((rested, _), _)| *rested);
-        [deadline, rested].into_iter().flatten().min()
+        let paused = self.paused_dials.first_key_value().map(|((until, _), _)| *until);
+        [deadline, paused].into_iter().flatten().min()
     }
 }

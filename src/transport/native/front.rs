@@ -1,12 +1,12 @@
-//! The stateless front of a listening endpoint: no state before a cookie returns (RFC 6347 §4.2.1).
+//! The stateless front of a listening endpoint: it verifies a cookie before any state is kept (RFC 6347 §4.2.1).
 //!
-//! A ClientHello without our cookie is answered with a HelloVerifyRequest, and nothing is stored. The cookie is a MAC
-//! over the client's address, its random and the time, so only a client that receives at that address can return it.
+//! A ClientHello without a cookie is answered with a HelloVerifyRequest, without state. The cookie is a MAC over the
+//! client's address, the client random and the time, so only a client that receives at that address can return it.
 //! Random and cookie are in the first fragment of a hello, so fragmented hellos (Chromium's) need no reassembly here.
 //! Governed by `proto/01-transport.md` §3.
 //!
-//! No DTLS implementation continues after an external front, so [`Primer`] puts `dimpl`'s server into the state after
-//! its HelloVerifyRequest.
+//! `dimpl` can't continue after the cookie exchange of another implementation, so [`Primer`] puts its server into the
+//! state after the HelloVerifyRequest.
 
 use core::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +25,7 @@ use crate::base::Instant;
 /// A cookie, of a length that DTLS 1.0 clients also accept.
 pub(super) type Cookie = [u8; 32];
 
-/// A cookie made in one period is valid until the end of the next.
+/// Period of cookies, in nanoseconds. A cookie is valid until the end of the period after its own.
 const PERIOD_NANOS: u64 = 60_000_000_000;
 
 /// The fields that the front reads from the first fragment of a ClientHello.
@@ -40,7 +40,7 @@ pub(super) struct ClientHello<'a> {
 }
 
 impl<'a> ClientHello<'a> {
-    /// Parses a datagram that begins with the start of a DTLS 1.2 ClientHello; `None` if it is anything else.
+    /// Parses a datagram that begins with the first fragment of a DTLS 1.2 ClientHello; `None` for other datagrams.
     pub(super) fn parse(datagram: &'a [u8]) -> Option<Self> {
         const HANDSHAKE: u8 = 22;
         const CLIENT_HELLO: u8 = 1;
@@ -58,14 +58,14 @@ impl<'a> ClientHello<'a> {
         Some(Self { sequence, random, cookie })
     }
 
-    /// The HelloVerifyRequest for this hello: 60 bytes, fewer than any hello has.
+    /// The HelloVerifyRequest for this hello: 60 bytes, less than the smallest hello.
     pub(super) fn verify_request(&self, cookie: &Cookie) -> [u8; 60] {
         let mut answer = [0; 60];
         let parts: [&[u8]; 5] = [
             &[22, 0xfe, 0xff, 0, 0],
             &self.sequence,
-            // Record length 47; HelloVerifyRequest, length 35, message 0, whole; DTLS 1.0 (required by RFC 6347);
-            // cookie.
+            // Record length 47; HelloVerifyRequest of 35 bytes, message 0, one fragment; DTLS 1.0 (required by RFC
+            // 6347); cookie.
             &[0, 47, 3, 0, 0, 35, 0, 0, 0, 0, 0, 0, 0, 35],
             &[0xfe, 0xff, 32],
             cookie,
@@ -77,18 +77,18 @@ impl<'a> ClientHello<'a> {
     }
 }
 
-/// Whether a datagram begins with any fragment of a plaintext ClientHello.
+/// Whether a datagram begins with a fragment of a plaintext ClientHello.
 pub(super) fn is_hello_fragment(datagram: &[u8]) -> bool {
     datagram.first() == Some(&22) && datagram.get(3..5) == Some(&[0, 0]) && datagram.get(13) == Some(&1)
 }
 
-/// Makes and checks cookies.
+/// Computes and verifies cookies.
 pub(super) struct Front {
     secret: Zeroizing<[u8; 32]>,
 }
 
 impl Front {
-    /// A front with a secret from the system's randomness.
+    /// A front with a random secret from the system.
     pub(super) fn new() -> Result<Self, EndpointError> {
         let mut secret = Zeroizing::new([0; 32]);
         aws_lc_rs::default_provider()
@@ -103,7 +103,7 @@ impl Front {
         Some(self.mac(period(now), from, hello)?.finalize().into_bytes().into())
     }
 
-    /// The cookie of a hello, if this front made it for that hello in this period or the one before.
+    /// The cookie of a hello if this front computed it for that hello in the current or the previous period.
     pub(super) fn verified(&self, now: Instant, from: SocketAddr, hello: &ClientHello<'_>) -> Option<Cookie> {
         let cookie = Cookie::try_from(hello.cookie).ok()?;
         let period = period(now);
@@ -136,13 +136,13 @@ thread_local! {
     static EXPECTED: Cell<Option<Cookie>> = const { Cell::new(None) };
 }
 
-/// The HMAC of a DTLS configuration. `dimpl` uses `hmac_sha256` for its cookies alone, and takes its provider as a
-/// static. So the cookie can only be passed through this thread's [`EXPECTED`].
+/// An HMAC provider that returns a given cookie. `dimpl` uses `hmac_sha256` only for cookies. Its providers are static,
+/// so the cookie is passed through this thread's [`EXPECTED`].
 #[derive(Debug)]
 pub(super) struct Primer;
 
 impl Primer {
-    /// Runs `f` while every cookie that `dimpl` makes or expects on this thread is `cookie`.
+    /// Runs `f`. Meanwhile every cookie that `dimpl` computes or expects on this thread is `cookie`.
     pub(super) fn with<T>(cookie: Cookie, f: impl FnOnce() -> T) -> T {
         struct Reset;
         impl Drop for Reset {
@@ -177,13 +177,13 @@ impl HmacProvider for Primer {
     }
 }
 
-/// The first hello for a primed machine: the same client random and minimal other fields.
+/// The first hello for a primed `dimpl` server: the same client random, and minimal other fields.
 pub(super) fn first_hello(random: &[u8; 32]) -> [u8; 67] {
     let mut hello = [0; 67];
     let parts: [&[u8]; 5] = [
         // Record: handshake, DTLS 1.2, epoch 0, sequence 0, 54 bytes.
         &[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 54],
-        // ClientHello, 42 bytes, message 0, whole.
+        // ClientHello, 42 bytes, message 0, one fragment.
         &[1, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 42],
         &[0xfe, 0xfd],
         random,
@@ -196,7 +196,7 @@ pub(super) fn first_hello(random: &[u8; 32]) -> [u8; 67] {
     hello
 }
 
-/// Takes bytes off the front of a slice.
+/// Reads bytes from the start of a slice.
 struct SliceReader<'a>(&'a [u8]);
 
 impl<'a> SliceReader<'a> {
@@ -231,6 +231,7 @@ mod tests {
 
     use super::*;
 
+    /// A hello with this random and cookie.
     fn hello_with(random: [u8; 32], cookie: &[u8]) -> Vec<u8> {
         let plain = first_hello(&random);
         let mut hello = plain[..60].to_vec();
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_good_only_for_its_address_random_and_time() {
+    fn a_cookie_is_valid_only_for_its_address_random_and_time() {
         let front = Front::new().unwrap();
         let from = "192.0.2.1:9".parse().unwrap();
         let now = Instant::START.after(Duration::from_secs(100));
@@ -268,7 +269,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cut_hello_is_no_hello(cut in 0usize..99) {
+        fn a_truncated_hello_is_rejected(cut in 0usize..99) {
             let hello = hello_with([7; 32], &[9; 32]);
             prop_assert_eq!(ClientHello::parse(&hello[..cut]), None);
         }

@@ -23,12 +23,12 @@ use crate::{
     transport::sctp::{self, Association, AssociationEvent, Close},
 };
 
-/// Most time that a link closed by the core may take to deliver its queued data.
+/// Time limit for the delivery of queued data after the core has closed a link.
 const LINGER: Duration = Duration::from_secs(5);
-/// Largest receive window of an accepted link, whose peer is unverified.
-const STRANGERS_WINDOW: usize = 2 << 20;
-/// Packets that one link sends in a turn.
-const TURN: usize = 53;
+/// Largest receive window of an accepted link, whose peer is unverified, in bytes.
+const ACCEPTED_WINDOW: usize = 2 << 20;
+/// Most packets that a link sends in one turn.
+const PACKETS_PER_TURN: usize = 53;
 
 /// The endpoint's state that a link uses in a call.
 pub(super) struct Context<'a> {
@@ -50,7 +50,7 @@ pub(super) struct Context<'a> {
     pub(super) rooms: &'a mut ReadyQueue<LinkId>,
 }
 
-/// A pair of values, one for each direction.
+/// A value for each direction.
 pub(super) struct LinkMemory<T> {
     pub(super) receive: T,
     pub(super) send: T,
@@ -65,7 +65,7 @@ impl StdClock {
         self.0.checked_add(Duration::from_nanos(at.as_nanos())).unwrap_or(self.0)
     }
 
-    fn ours(self, at: StdInstant) -> Instant {
+    fn instant(self, at: StdInstant) -> Instant {
         Instant::START.after(at.saturating_duration_since(self.0))
     }
 }
@@ -76,14 +76,14 @@ impl Context<'_> {
     }
 }
 
-/// Why a link ended.
+/// Reason for the end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The certificate is not the one dialled.
+    /// The certificate does not match the fingerprint of the dial.
     WrongFingerprint,
     /// Any other reason.
     Closed(LinkClose),
-    /// The core closed the link, and its data was delivered or its time expired.
+    /// The core closed the link. Its data was delivered, its time expired, or a new dial replaced it.
     Done,
 }
 
@@ -91,23 +91,23 @@ pub(super) enum Ending {
 pub(super) enum LinkRole {
     /// This node dialled.
     Dialler(Box<Dial>),
-    /// The peer dialled, with this client random.
+    /// The peer dialled with this client random.
     Listener([u8; 32]),
 }
 
 /// A dial in progress, over its addresses in turn.
 pub(super) struct Dial {
     pub(super) target: DialTarget,
-    /// Attempts made so far; the next address follows from it.
+    /// Number of attempts so far, which determines the next address.
     pub(super) next: usize,
-    /// Attempts left.
+    /// Remaining attempts.
     pub(super) attempts: usize,
     /// Deadline of the whole dial.
     pub(super) until: Instant,
-    /// An attempt failed otherwise than by a timeout.
+    /// An attempt failed for a reason other than a timeout.
     pub(super) refused: bool,
-    /// A peer answered with another certificate.
-    pub(super) mistaken: bool,
+    /// An attempt ended with a wrong certificate.
+    pub(super) wrong_certificate: bool,
 }
 
 impl Dial {
@@ -139,23 +139,25 @@ pub(super) struct Link {
     peer_certificate: [u8; 32],
     /// Number of lanes, once the link is open.
     lanes: u8,
-    /// Its place in the queue for [`Self::service`].
+    /// Place in the queue for [`Self::service`].
     pub(super) ready: Ticket,
-    /// Its place in the queue of room events for the core.
+    /// Place in the queue of room events for the core.
     pub(super) rooms: Ticket,
-    /// Bytes that the core may send, as last reported.
+    /// Bytes that the core may send: the last report less the bytes sent since.
     pub(super) room: usize,
     /// Whether the link has ever been open.
     pub(super) opened: bool,
-    /// Its memory leases.
+    /// Memory leases.
     pub(super) leases: LinkMemory<Lease>,
-    /// Whether a retire event was sent to the core, which then opens a second link beside it.
+    /// Whether [`LinkEvent::Retire`] has been reported to the core, which then opens a second link.
     pub(super) retired: bool,
     stage: LinkStage,
     dtls: Dtls,
     sctp: Option<Box<Association>>,
-    heard: Instant,
-    probed: Option<Instant>,
+    /// Arrival of the last authenticated packet.
+    last_received: Instant,
+    /// Time of the last keep-alive since then.
+    last_probe: Option<Instant>,
 }
 
 impl Link {
@@ -183,8 +185,8 @@ impl Link {
             stage: LinkStage::Opening { until },
             dtls,
             sctp: None,
-            heard: now,
-            probed: None,
+            last_received: now,
+            last_probe: None,
         }
     }
 
@@ -201,7 +203,7 @@ impl Link {
         }
     }
 
-    /// Why the link ended, if it has. The endpoint then removes it.
+    /// The reason if the link has ended. The endpoint then removes the link.
     pub(super) const fn ending(&self) -> Option<Ending> {
         match self.stage {
             LinkStage::Ended(ending) => Some(ending),
@@ -209,30 +211,30 @@ impl Link {
         }
     }
 
-    /// Whether the core closed the link and it still delivers data.
+    /// Whether the core has closed the link and queued data remains.
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.stage, LinkStage::Closing { .. })
     }
 
-    /// Ends the link now, without waiting for delivery.
-    pub(super) fn give_up(&mut self, context: &mut Context<'_>) {
+    /// Ends the link at once, without delivery of queued data.
+    pub(super) fn abort(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Done);
     }
 
-    /// Since when the link has made no progress with received or sent data; `None` if it leases no memory for that
-    /// direction.
-    pub(super) fn stands_since(&self, received: bool) -> Option<Instant> {
+    /// Start of the current time without progress of received or sent data; `None` with progress, or without a lease
+    /// for that direction.
+    pub(super) fn stalled_since(&self, received: bool) -> Option<Instant> {
         let lease = if received { &self.leases.receive } else { &self.leases.send };
         let sctp = self.sctp.as_ref().filter(|_| lease.bytes() > 0)?;
-        if received { sctp.hole_since() } else { sctp.stuck_since() }
+        if received { sctp.hole_since() } else { sctp.stalled_since() }
     }
 
     /// Ends the link to free its memory.
-    pub(super) fn make_way(&mut self, context: &mut Context<'_>) {
+    pub(super) fn evict(&mut self, context: &mut Context<'_>) {
         self.finish(context, Ending::Closed(LinkClose::Overloaded));
     }
 
-    /// Takes a datagram from the peer's address, which may be forged.
+    /// Handles a datagram from the peer's address, which may be forged.
     pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &mut [u8]) {
         if self.ending().is_some() {
             return;
@@ -242,7 +244,7 @@ impl Link {
         self.check(context, outcome);
         self.drain_sctp(context);
         self.send_acknowledgement(context);
-        self.note_retired(context);
+        self.report_retired(context);
     }
 
     /// Performs the work due now.
@@ -260,11 +262,11 @@ impl Link {
         match self.stage {
             LinkStage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
             LinkStage::Closing { until } if until <= now => self.finish(context, Ending::Done),
-            LinkStage::Open if self.heard.after(context.caps.silence) <= now => {
+            LinkStage::Open if self.last_received.after(context.caps.silence) <= now => {
                 self.finish(context, Ending::Closed(LinkClose::TimedOut));
             }
             LinkStage::Open if self.probe_due(context.caps) <= now => {
-                self.probed = Some(now);
+                self.last_probe = Some(now);
                 if let Some(sctp) = &mut self.sctp {
                     sctp.probe();
                 }
@@ -291,10 +293,10 @@ impl Link {
         }
     }
 
-    /// Sends SCTP packets for one turn; returns whether it may send more.
+    /// Sends SCTP packets for one turn; returns whether the link may have more.
     pub(super) fn service(&mut self, context: &mut Context<'_>) -> bool {
         let sent = self.send_packets(context);
-        self.note_retired(context);
+        self.report_retired(context);
         let Some(sctp) = &mut self.sctp else { return false };
         if matches!(self.stage, LinkStage::Closing { .. }) && sctp.is_flushed() {
             self.finish(context, Ending::Done);
@@ -305,10 +307,10 @@ impl Link {
             self.room = room;
             context.rooms.push(self.id, &mut self.rooms);
         }
-        sent >= TURN
+        sent >= PACKETS_PER_TURN
     }
 
-    /// Sends an acknowledgement at once, before the other datagrams of the batch are handled.
+    /// Sends a SACK that is due, before the other datagrams of the batch are handled.
     fn send_acknowledgement(&mut self, context: &mut Context<'_>) {
         let Some(sctp) = &mut self.sctp else { return };
         let header = self.dtls.header_len();
@@ -327,10 +329,10 @@ impl Link {
     /// Seals SCTP packets into outgoing datagrams, for one turn; returns their number.
     fn send_packets(&mut self, context: &mut Context<'_>) -> usize {
         let Some(sctp) = &mut self.sctp else { return 0 };
-        let (limit, _) = context.memory.send.fit(&mut self.leases.send, sctp.held_for_sending());
+        let (limit, _) = context.memory.send.adjust(&mut self.leases.send, sctp.held_for_sending());
         sctp.set_send_limit(limit);
         let header = self.dtls.header_len();
-        for sent in 0..TURN {
+        for sent in 0..PACKETS_PER_TURN {
             let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
             let buffer = context.out.tail(size);
             let length = sctp.poll_packet(context.now, buffer.get_mut(header..size).unwrap_or_default());
@@ -345,24 +347,24 @@ impl Link {
                 }
             }
         }
-        TURN
+        PACKETS_PER_TURN
     }
 
     /// The deadline for [`Self::handle_timeout`].
     pub(super) fn deadline(&self, clock: StdClock, caps: &EndpointCaps) -> Option<Instant> {
         let own = match self.stage {
             LinkStage::Opening { until } | LinkStage::Closing { until } => until,
-            LinkStage::Open => self.probe_due(caps).min(self.heard.after(caps.silence)),
+            LinkStage::Open => self.probe_due(caps).min(self.last_received.after(caps.silence)),
             LinkStage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
-        let dtls = self.dtls.poll_timeout().map(|at| clock.ours(at));
+        let dtls = self.dtls.poll_timeout().map(|at| clock.instant(at));
         [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
     fn probe_due(&self, caps: &EndpointCaps) -> Instant {
-        let silent = self.heard.after(caps.silence.mul_f32(0.5));
-        self.probed.map_or(silent, |probed| silent.max(probed.after(caps.silence.mul_f32(1.0 / 6.0))))
+        let silent = self.last_received.after(caps.silence.mul_f32(0.5));
+        self.last_probe.map_or(silent, |last_probe| silent.max(last_probe.after(caps.silence.mul_f32(1.0 / 6.0))))
     }
 
     /// Sends ABORT and close_notify, then ends the link.
@@ -402,8 +404,8 @@ impl Link {
         }
     }
 
-    /// Reports once that the keys have reached the count at which the link takes no new circuits.
-    fn note_retired(&mut self, context: &mut Context<'_>) {
+    /// Reports, once, that the keys have reached [`KeyLimits::retire`](super::KeyLimits::retire).
+    fn report_retired(&mut self, context: &mut Context<'_>) {
         if self.stage == LinkStage::Open && self.dtls.take_retired() {
             self.retired = true;
             context.events.push_back(LinkEvent::Retire { link: self.id });
@@ -412,7 +414,7 @@ impl Link {
 
     fn drain_dtls(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
         let (mut ending, mut wrong) = (None, false);
-        let Self { dtls, sctp, role, heard, probed, peer_certificate, leases, .. } = self;
+        let Self { dtls, sctp, role, last_received, last_probe, peer_certificate, leases, .. } = self;
         let (route, settings, now) = (context.route, context.sctp, context.now);
         let (rng, memory, lease) = (&mut *context.rng, &mut context.memory.receive, &mut leases.receive);
         dtls.drain(datagram, context.out, route, context.segments, |event| match event {
@@ -421,21 +423,21 @@ impl Link {
                 wrong = matches!(role, LinkRole::Dialler(dial) if dial.target.fingerprint != fingerprint);
             }
             DtlsEvent::Connected if !wrong => {
-                *heard = now;
+                *last_received = now;
                 let mut association = match role {
                     LinkRole::Dialler(_) => Association::connect(settings, now, rng),
                     LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
                 if matches!(role, LinkRole::Listener(_)) {
-                    association.set_window_max(STRANGERS_WINDOW);
+                    association.set_window_max(ACCEPTED_WINDOW);
                 }
                 *sctp = Some(Box::new(association));
             }
             DtlsEvent::Packet(packet) => {
-                *heard = now;
-                *probed = None;
+                *last_received = now;
+                *last_probe = None;
                 if let Some(sctp) = sctp {
-                    let (limit, refused) = memory.fit(lease, sctp.held());
+                    let (limit, refused) = memory.adjust(lease, sctp.held());
                     sctp.set_receive_limit(limit, refused || memory.is_short());
                     sctp.handle_packet(now, packet);
                 }
@@ -447,7 +449,7 @@ impl Link {
             ending = Some(Ending::WrongFingerprint);
         }
         if let Some(ending) = ending {
-            // Messages received before the close_notify still count.
+            // Messages received before the close_notify are delivered.
             self.drain_sctp(context);
             self.end(ending);
         }

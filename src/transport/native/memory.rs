@@ -1,8 +1,9 @@
 //! Memory budgets that the links of an endpoint share, with a cap for each source.
 //!
-//! Each link has a fixed reserve. Beyond it, links lease from one budget. A source (an IPv4 address, an IPv6 /64)
+//! Each link has a fixed reserve. Beyond the reserve it leases from a budget. A source (an IPv4 address, an IPv6 /64)
 //! gets at most a sixteenth of the budget, and a network (/24, /48) a quarter, so no source can exclude the others.
-//! When more than three quarters are leased, links are ended, the one without progress for longest first.
+//! While more than three quarters are leased and links request more, the endpoint ends links, the one without progress
+//! for longest first.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -10,7 +11,7 @@ use crate::base::AddressPrefix;
 
 /// Bytes that each link may hold without a lease.
 const RESERVE: usize = 64 << 10;
-/// Least unused bytes of a lease before they are returned.
+/// Unused bytes at which a lease is reduced to the bytes in use.
 const SURPLUS: usize = 128 << 10;
 /// Granularity of leases in bytes.
 const STEP: usize = 64 << 10;
@@ -21,7 +22,7 @@ pub(super) struct Memory {
     leased: usize,
     by_source: HashMap<AddressPrefix, usize>,
     /// A link requested more while memory was short.
-    wanted: bool,
+    requested: bool,
 }
 
 /// The lease of one link.
@@ -44,24 +45,24 @@ impl Lease {
 
 impl Memory {
     pub(super) fn new(budget: usize) -> Self {
-        Self { budget, leased: 0, by_source: HashMap::new(), wanted: false }
+        Self { budget, leased: 0, by_source: HashMap::new(), requested: false }
     }
 
-    /// Adjusts a lease to a link that holds `held` bytes. Returns the bytes that it may hold, and whether it was
-    /// refused more.
-    pub(super) fn fit(&mut self, lease: &mut Lease, held: usize) -> (usize, bool) {
-        // Half a step ahead, so that a packet seldom waits for a further step.
+    /// Adjusts the lease of a link that holds `held` bytes. Returns the bytes that the link may hold, and whether a
+    /// request for more was refused.
+    pub(super) fn adjust(&mut self, lease: &mut Lease, held: usize) -> (usize, bool) {
+        // Leases half a step in advance, so that packets rarely exceed the lease.
         let wanted = held.saturating_add(STEP / 2).saturating_sub(RESERVE).next_multiple_of(STEP);
         while lease.bytes < wanted && self.grant(lease) {}
         if lease.bytes >= wanted.saturating_add(SURPLUS) {
-            self.give_back(lease, lease.bytes.saturating_sub(wanted));
+            self.release(lease, lease.bytes.saturating_sub(wanted));
         }
         (RESERVE.saturating_add(lease.bytes), lease.bytes < wanted)
     }
 
     /// Ends a lease.
     pub(super) fn end(&mut self, lease: &mut Lease) {
-        self.give_back(lease, lease.bytes);
+        self.release(lease, lease.bytes);
     }
 
     /// Whether more than three quarters are leased.
@@ -69,9 +70,9 @@ impl Memory {
         self.leased > self.budget.saturating_sub(self.budget / 4)
     }
 
-    /// Whether a link has requested more since the last call while memory was short.
-    pub(super) const fn take_wanted(&mut self) -> bool {
-        core::mem::replace(&mut self.wanted, false)
+    /// Whether a link has requested more while memory was short, since the last call.
+    pub(super) const fn take_request(&mut self) -> bool {
+        core::mem::replace(&mut self.requested, false)
     }
 
     fn grant(&mut self, lease: &mut Lease) -> bool {
@@ -82,7 +83,7 @@ impl Memory {
         if !fits(&lease.source, 16) || !fits(&lease.network, 4) {
             return false;
         }
-        self.wanted |= self.is_short();
+        self.requested |= self.is_short();
         if self.leased.saturating_add(STEP) > self.budget {
             return false;
         }
@@ -95,7 +96,7 @@ impl Memory {
         true
     }
 
-    fn give_back(&mut self, lease: &mut Lease, bytes: usize) {
+    fn release(&mut self, lease: &mut Lease, bytes: usize) {
         if bytes == 0 {
             return;
         }
@@ -123,33 +124,33 @@ mod tests {
     }
 
     #[test]
-    fn a_link_has_its_reserve_when_all_else_is_leased() {
+    fn a_link_has_its_reserve_when_the_budget_is_leased() {
         let mut memory = Memory::new(BUDGET);
         let mut leases: Vec<_> = (0..16).map(|n| lease([n, 1])).collect();
         for lease in &mut leases {
-            let (may_hold, refused) = memory.fit(lease, usize::MAX / 2);
-            assert_eq!(may_hold, RESERVE + 4 * STEP, "a source has a sixteenth");
+            let (allowed, refused) = memory.adjust(lease, usize::MAX / 2);
+            assert_eq!(allowed, RESERVE + 4 * STEP, "a source has a sixteenth");
             assert!(refused);
         }
-        assert!(memory.is_short() && memory.take_wanted());
-        assert!(!memory.take_wanted());
+        assert!(memory.is_short() && memory.take_request());
+        assert!(!memory.take_request());
         let mut late = lease([99, 1]);
-        assert_eq!(memory.fit(&mut late, 10 * STEP), (RESERVE, true));
+        assert_eq!(memory.adjust(&mut late, 10 * STEP), (RESERVE, true));
         memory.end(&mut leases[0]);
-        assert_eq!(memory.fit(&mut late, STEP), (RESERVE + STEP, false));
+        assert_eq!(memory.adjust(&mut late, STEP), (RESERVE + STEP, false));
     }
 
     #[test]
-    fn a_network_has_a_quarter_and_what_is_given_back_is_free() {
+    fn a_network_leases_at_most_a_quarter_and_released_memory_is_free() {
         let mut memory = Memory::new(BUDGET);
         let mut leases: Vec<_> = (0..8).map(|n| lease([0, n])).collect();
-        let held: usize = leases.iter_mut().map(|lease| memory.fit(lease, BUDGET).0 - RESERVE).sum();
+        let held: usize = leases.iter_mut().map(|lease| memory.adjust(lease, BUDGET).0 - RESERVE).sum();
         assert_eq!(held, BUDGET / 4);
         leases.iter_mut().for_each(|lease| memory.end(lease));
         assert!(memory.by_source.is_empty());
         assert_eq!(memory.leased, 0);
         let mut one = lease([0, 1]);
-        memory.fit(&mut one, 3 * STEP);
-        assert_eq!(memory.fit(&mut one, 0), (RESERVE, false), "memory that is not held is returned");
+        memory.adjust(&mut one, 3 * STEP);
+        assert_eq!(memory.adjust(&mut one, 0), (RESERVE, false), "the unused lease is released");
     }
 }

@@ -1,9 +1,10 @@
 //! DTLS 1.2 records after the handshake (RFC 6347 §4.1): counter nonces, sealed and opened in the caller's buffer.
 //!
-//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is
-//! no renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV
-//! and the 64-bit record number (epoch and sequence number, RFC 5288 §3). That of ChaCha20-Poly1305 is the IV xor the
-//! record number (RFC 7905 §2). Neither can repeat. [`tap`] extracts keys, IVs and numbers from `dimpl`.
+//! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is no
+//! renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV and
+//! the 64-bit record number (epoch and sequence number, RFC 5288 §3). The nonce of ChaCha20-Poly1305 is the IV xor the
+//! record number (RFC 7905 §2). Record numbers are unique, so the nonces are too. [`tap`] extracts keys, IVs and
+//! numbers from `dimpl`.
 //!
 //! Owns the keys, the next sequence number, the replay window and the counts of [`KeyLimits`]. Driven by `Dtls`.
 //! Governed by `proto/01-transport.md` §4. The threats are forged and replayed datagrams, and malformed records of a
@@ -32,9 +33,9 @@ const TAG: usize = 16;
 pub const OVERHEAD: usize = HEADER + EXPLICIT_NONCE + TAG;
 
 /// Most bytes of plaintext in a record (RFC 5246 §6.2.1).
-const LARGEST: usize = 1 << 14;
-/// Most records read from one datagram; further ones are dropped as if lost. Stock peers send one.
-const RECORDS: usize = 16;
+const MAX_PLAINTEXT: usize = 1 << 14;
+/// Most records read from one datagram. Further records are dropped as if lost. Stock peers send one.
+const MAX_RECORDS: usize = 16;
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
@@ -46,16 +47,17 @@ const VERSION: [u8; 2] = [0xfe, 0xfd];
 /// Epoch 1 in a record number; the sequence number is in the lower 48 bits.
 const EPOCH: u64 = 1 << 48;
 
-/// AES-GCM sequence numbers that this layer may use. `tap` rejects explicit nonces of `dimpl` among them.
+/// Number of AES-GCM sequence numbers that this layer may use. `tap` rejects these numbers as explicit nonces of
+/// `dimpl`.
 const GCM_NUMBERS: u64 = 1 << 32;
-/// Sequence numbers of an epoch (RFC 6347 §4.1).
+/// Number of sequence numbers in an epoch (RFC 6347 §4.1).
 const NUMBERS: u64 = 1 << 48;
-/// Sequence numbers reserved for alerts when the others are used up.
+/// Sequence numbers reserved for alerts once the others are used.
 const RESERVED: u64 = 16;
-/// A longer record counts against [`KeyLimits`] as several, one for each of these many bytes: 87 AES blocks.
-const COUNTED: usize = 1_392;
+/// Plaintext bytes (87 AES blocks) that count as one record against [`KeyLimits`]. A longer record counts as several.
+const COUNT_UNIT: usize = 1_392;
 
-/// A cipher suite of links. The key exchange is ECDHE, the signature ECDSA.
+/// A cipher suite of links, with ECDHE as key exchange and ECDSA as signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CipherSuite {
     /// `TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256` (RFC 5289).
@@ -90,14 +92,15 @@ impl CipherSuite {
     }
 }
 
-/// Counts of records that limit a link's keys. `proto/01-transport.md` §4 derives the defaults.
+/// Limits of the records that a key of a link may protect. `proto/01-transport.md` §4 derives the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyLimits {
-    /// AES-128-GCM records sealed, or opened, with one key after which the link takes no new circuits. Default 2²⁸.
+    /// AES-128-GCM records sealed, or opened, after which the link gets no new circuits. Default 2²⁸.
     pub retire: u64,
-    /// AES-128-GCM records sealed, or opened, with one key after which the link ends. Default 2³⁰, at most 2³².
+    /// AES-128-GCM records sealed, or opened, that end the link; the last 16 are reserved for alerts. Default 2³⁰, at
+    /// most 2³².
     pub end: u64,
-    /// Records that failed authentication, with either suite, after which the link ends. Default 2³⁶.
+    /// Records of either suite that failed authentication, after which the link ends. Default 2³⁶.
     pub forged: u64,
 }
 
@@ -115,7 +118,7 @@ impl Default for KeyLimits {
     }
 }
 
-/// Why a record can't be sealed, or no more can be opened.
+/// Reason for which a record can't be sealed, or no further record can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// A count of [`KeyLimits`] is reached, or the sequence numbers are used up.
@@ -125,19 +128,19 @@ pub enum RecordError {
     #[error("this end has sent close_notify, so no record may follow")]
     Closed,
     /// The buffer ends before the record does, or the plaintext exceeds 2¹⁴ bytes.
-    #[error("a record of {0} bytes of plaintext does not fit its buffer")]
+    #[error("a record of {0} bytes of plaintext exceeds its buffer or 16384 bytes")]
     Length(usize),
     /// The cryptographic library failed.
-    #[error("the cryptographic library could not seal the record")]
+    #[error("the cryptographic library can't seal the record")]
     Aead,
 }
 
 /// Content of an opened record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// Application data: the position of its plaintext in the datagram. Never empty.
+    /// Application data: the range of its plaintext in the datagram, never empty.
     Data(Range<usize>),
-    /// The peer's Finished again, under a new sequence number: the peer lacks our last flight.
+    /// The peer's Finished under a new sequence number: the peer has not received our last flight.
     Finished,
     /// The close_notify alert.
     CloseNotify,
@@ -148,12 +151,12 @@ pub enum Opened {
 /// Key and IV of one direction.
 pub struct DirectionKey {
     key: Zeroizing<Vec<u8>>,
-    /// The fixed IV. Zeros follow the 4 bytes of AES-GCM, so for both suites the nonce is this xor the record number.
+    /// The fixed IV. For AES-GCM, zeros follow its 4 bytes. So with both suites the nonce is IV xor record number.
     iv: Zeroizing<[u8; 12]>,
 }
 
 impl DirectionKey {
-    /// Takes key and fixed IV as in the key block (RFC 5246 §6.3); `None` if either length doesn't fit `suite`.
+    /// Copies key and fixed IV, as in the key block (RFC 5246 §6.3). `None` if a length is not that of `suite`.
     #[must_use]
     pub fn new(suite: CipherSuite, key: &[u8], iv: &[u8]) -> Option<Self> {
         let mut padded = Zeroizing::new([0; 12]);
@@ -162,19 +165,19 @@ impl DirectionKey {
             .then(|| Self { key: Zeroizing::new(key.to_vec()), iv: padded })
     }
 
-    fn to_half(&self, suite: CipherSuite) -> Option<Half> {
+    fn to_cipher(&self, suite: CipherSuite) -> Option<DirectionCipher> {
         let key = LessSafeKey::new(UnboundKey::new(suite.algorithm(), &self.key).ok()?);
-        Some(Half { key, iv: self.iv.clone() })
+        Some(DirectionCipher { key, iv: self.iv.clone() })
     }
 }
 
 /// The cipher of one direction.
-struct Half {
+struct DirectionCipher {
     key: LessSafeKey,
     iv: Zeroizing<[u8; 12]>,
 }
 
-impl Half {
+impl DirectionCipher {
     /// The nonce for a record number, or for the explicit nonce of AES-GCM.
     fn nonce(&self, number: [u8; 8]) -> Nonce {
         let mut nonce = *self.iv;
@@ -189,8 +192,8 @@ impl Half {
 pub struct Records {
     suite: CipherSuite,
     limits: KeyLimits,
-    write: Half,
-    read: Half,
+    write: DirectionCipher,
+    read: DirectionCipher,
     /// Sequence number of the next record sealed.
     next: u64,
     window: ReplayWindow,
@@ -212,8 +215,8 @@ impl Records {
         Some(Self {
             suite,
             limits: KeyLimits { end: limits.end.min(GCM_NUMBERS), ..limits },
-            write: write.to_half(suite)?,
-            read: read.to_half(suite)?,
+            write: write.to_cipher(suite)?,
+            read: read.to_cipher(suite)?,
             next: 0,
             window: ReplayWindow::default(),
             sealed: 0,
@@ -233,16 +236,16 @@ impl Records {
         HEADER.saturating_add(self.suite.explicit_nonce())
     }
 
-    /// Seals a record of application data in place: `buffer[header_len..][..length]` is the plaintext, and at least
-    /// 16 bytes follow it. Returns the record's length, from the start of the buffer.
+    /// Seals a record of application data in place. The plaintext is `buffer[header_len..][..length]`, followed by at
+    /// least 16 bytes. Returns the record's length, from the start of the buffer.
     ///
     /// # Errors
-    /// [`RecordError`]; after [`RecordError::KeyLimit`] and [`RecordError::Closed`] no later call succeeds.
+    /// [`RecordError`]. After [`RecordError::KeyLimit`] or [`RecordError::Closed`], all later calls fail.
     pub fn seal(&mut self, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
         if self.closed {
             return Err(RecordError::Closed);
         }
-        if self.is_spent() {
+        if self.is_exhausted() {
             return Err(RecordError::KeyLimit);
         }
         self.seal_as(DATA, buffer, length)
@@ -251,7 +254,7 @@ impl Records {
     /// Writes a close_notify alert to the start of `buffer` and returns its length. No record can be sealed after it.
     ///
     /// # Errors
-    /// [`RecordError`]; [`RecordError::Closed`] if close_notify has been sent.
+    /// [`RecordError`]; [`RecordError::Closed`] if a close_notify has been sent.
     pub fn close_notify(&mut self, buffer: &mut [u8]) -> Result<usize, RecordError> {
         const WARNING_CLOSE_NOTIFY: [u8; 2] = [1, 0];
         if self.closed {
@@ -272,14 +275,14 @@ impl Records {
         let number = (EPOCH | self.next).to_be_bytes();
         let explicit = self.suite.explicit_nonce();
         let too_long = RecordError::Length(length);
-        let plaintext_len = u16::try_from(length).ok().filter(|_| length <= LARGEST).ok_or(too_long)?;
+        let plaintext_len = u16::try_from(length).ok().filter(|_| length <= MAX_PLAINTEXT).ok_or(too_long)?;
         let (header, rest) = buffer.split_first_chunk_mut::<HEADER>().ok_or(too_long)?;
         let (explicit_nonce, rest) = rest.split_at_mut_checked(explicit).ok_or(too_long)?;
         let (plaintext, rest) = rest.split_at_mut_checked(length).ok_or(too_long)?;
         let tag_field = rest.first_chunk_mut::<TAG>().ok_or(too_long)?;
-        // Incremented before use, so that no failure can lead to a second use.
+        // Incremented before use, so that no failure causes a second use.
         self.next = self.next.saturating_add(1);
-        self.sealed = self.sealed.saturating_add(counted(length));
+        self.sealed = self.sealed.saturating_add(record_count(length));
         #[cfg(test)]
         tests::note_sealed(&self.write_key, self.write.nonce(number).as_ref());
         let aad = Aad::from(additional_data(number, content, plaintext_len));
@@ -295,14 +298,13 @@ impl Records {
     }
 
     /// Opens the records of a datagram in place and passes their contents to `on`. Malformed, forged and replayed
-    /// records and those of another epoch are dropped (RFC 6347 §4.1.2.7), and so is everything after a close_notify.
+    /// records, records of another epoch (RFC 6347 §4.1.2.7), and records after a close_notify are dropped.
     ///
     /// # Errors
-    /// [`RecordError::KeyLimit`] when too many records were opened or failed. The rest of the datagram is then
-    /// unread.
+    /// [`RecordError::KeyLimit`] when too many records were opened or forged. The rest of the datagram is then ignored.
     pub fn open(&mut self, datagram: &mut [u8], mut on: impl FnMut(Opened)) -> Result<(), RecordError> {
         let mut at: usize = 0;
-        for _ in 0..RECORDS {
+        for _ in 0..MAX_RECORDS {
             let Some((header, rest)) = datagram.get_mut(at..).and_then(<[u8]>::split_first_chunk_mut::<HEADER>) else {
                 break;
             };
@@ -320,7 +322,7 @@ impl Records {
                     (ALERT, [_, 0]) => Opened::CloseNotify,
                     (ALERT, [2, description]) => Opened::Fatal(*description),
                     (HANDSHAKE, [FINISHED, ..]) => Opened::Finished,
-                    // Empty data, warnings and renegotiation requests.
+                    // Empty data, warnings and renegotiation requests are ignored.
                     _ => continue,
                 };
                 self.closed_by_peer |= opened == Opened::CloseNotify;
@@ -338,9 +340,12 @@ impl Records {
         body: &'b mut [u8],
     ) -> Result<Option<&'b [u8]>, RecordError> {
         let explicit = self.suite.explicit_nonce();
-        let whole = u64::from_be_bytes(number);
-        let Some(sequence) = whole.checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH) else { return Ok(None) };
-        let plaintext_len = body.len().checked_sub(explicit.saturating_add(TAG)).filter(|length| *length <= LARGEST);
+        let record_number = u64::from_be_bytes(number);
+        let Some(sequence) = record_number.checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH) else {
+            return Ok(None);
+        };
+        let plaintext_len =
+            body.len().checked_sub(explicit.saturating_add(TAG)).filter(|length| *length <= MAX_PLAINTEXT);
         let Some(plaintext_len) = plaintext_len.and_then(|length| u16::try_from(length).ok()) else { return Ok(None) };
         if !matches!(content, ALERT | HANDSHAKE | DATA) || !self.window.is_new(sequence) {
             return Ok(None);
@@ -353,8 +358,8 @@ impl Records {
             return if self.forged < self.limits.forged { Ok(None) } else { Err(RecordError::KeyLimit) };
         };
         self.window.mark(sequence);
-        self.opened = self.opened.saturating_add(counted(plaintext.len()));
-        if self.is_spent() {
+        self.opened = self.opened.saturating_add(record_count(plaintext.len()));
+        if self.is_exhausted() {
             return Err(RecordError::KeyLimit);
         }
         Ok(Some(plaintext))
@@ -367,7 +372,7 @@ impl Records {
         reached && !core::mem::replace(&mut self.retired, true)
     }
 
-    fn is_spent(&self) -> bool {
+    fn is_exhausted(&self) -> bool {
         match self.suite {
             CipherSuite::Aes128Gcm => self.sealed.max(self.opened) >= self.limits.end.saturating_sub(RESERVED),
             CipherSuite::ChaCha20Poly1305 => self.next >= NUMBERS.saturating_sub(RESERVED),
@@ -382,7 +387,7 @@ const fn additional_data(number: [u8; 8], content: u8, plaintext_len: u16) -> [u
     [a, b, c, d, e, f, g, h, content, major, minor, high, low]
 }
 
-/// The number of records that one of this length counts as.
-fn counted(length: usize) -> u64 {
-    u64::try_from(length.div_ceil(COUNTED).max(1)).unwrap_or(u64::MAX)
+/// The number of records that a plaintext of `length` bytes counts as.
+fn record_count(length: usize) -> u64 {
+    u64::try_from(length.div_ceil(COUNT_UNIT).max(1)).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! The sockets of a node and the routes over them: names for the endpoint, which does no I/O.
+//! Identifiers of sockets and of routes over them, for the endpoint, which has no I/O.
 
 use core::{fmt, net::SocketAddr};
 
@@ -11,21 +11,21 @@ pub enum PortUse {
     Dial,
 }
 
-/// One of a node's sockets, as described to its [`Endpoint`](super::Endpoint).
+/// A socket of a node, as described to its [`Endpoint`](super::Endpoint).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its number.
+    /// Index of the socket.
     pub id: u8,
-    /// Its use.
+    /// Use of the socket.
     pub purpose: PortUse,
-    /// Whether it carries IPv6 (and nothing else) or IPv4.
+    /// Whether the socket carries only IPv6; otherwise it carries only IPv4.
     pub ipv6: bool,
 }
 
 /// A local socket and a remote address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketRoute {
-    /// [`Port::id`].
+    /// [`Port::id`] of the local socket.
     pub port: u8,
     /// The remote address.
     pub remote: SocketAddr,

@@ -17,17 +17,18 @@ use tokio::{io::Interest, net::UdpSocket};
 use super::{Batch, Endpoint, Port, PortUse, SocketRoute};
 use crate::base::Instant;
 
-/// Kernel buffer requested for each socket and direction. With the usual 212 kB, bulk transfers run at a tenth.
+/// Kernel buffer requested for each socket and direction, in bytes. With the default of 212 kB, bulk transfers have a
+/// tenth of the rate.
 const KERNEL_BUFFER: usize = 4 << 20;
-/// Bytes sent before receiving again; meanwhile received datagrams must fit the kernel's buffer.
-const FLUSH: usize = 2 << 20;
-/// Number of receive buffers, each for one coalesced run of datagrams.
+/// Most bytes sent between two calls that receive. Datagrams that arrive meanwhile must fit the kernel's buffer.
+const MAX_FLUSH: usize = 2 << 20;
+/// Number of receive buffers. Each holds one run of datagrams that the kernel has joined.
 const BUFFERS: usize = 8;
 const BUFFER_SIZE: usize = 64 << 10;
-/// Ports to dial from, per address family: only the local port distinguishes two DTLS 1.2 links to one address.
+/// Ports to dial from for each address family. Only the local port distinguishes two DTLS 1.2 links to one address.
 const DIAL_PORTS: usize = 2;
 
-/// Why no sockets could be opened.
+/// Reason for which the sockets can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The listening address is unavailable. The operator chose it, so the message contains it.
@@ -42,7 +43,7 @@ pub enum SocketError {
     /// No socket to dial from could be opened.
     #[error("can't open a UDP socket: {0}")]
     Dial(#[source] io::Error),
-    /// More addresses than there are port numbers.
+    /// More than 256 sockets.
     #[error("too many addresses to listen on")]
     TooMany,
 }
@@ -61,8 +62,8 @@ struct Socket {
 }
 
 impl Sockets {
-    /// Opens one socket for each listening address and, if `dial`, two for each address family to dial from: a link
-    /// that replaces a retired one uses the second. IPv6 is left out where the machine has none.
+    /// Opens one socket for each listening address. With `dial`, it opens two sockets to dial from for each address
+    /// family; the second is for links that replace a retired link. Without IPv6 on the machine, only IPv4 is used.
     ///
     /// # Errors
     /// [`SocketError`] if a listening address is unavailable, or no socket for dialling can be opened.
@@ -97,13 +98,13 @@ impl Sockets {
         self.sockets.iter().map(|socket| socket.port).collect()
     }
 
-    /// Most datagrams in one system call, for [`Endpoint::set_ports`].
+    /// Largest number of datagrams in one system call, for [`Endpoint::set_ports`].
     #[must_use]
     pub fn segments(&self) -> usize {
         self.sockets.iter().map(|socket| socket.state.max_gso_segments()).min().unwrap_or(1)
     }
 
-    /// The listening addresses of [`Self::bind`], with the ports that the kernel chose.
+    /// The listening addresses of [`Self::bind`], with the port numbers assigned by the kernel.
     #[must_use]
     pub fn listening(&self) -> Vec<SocketAddr> {
         self.sockets
@@ -116,23 +117,23 @@ impl Sockets {
     /// Waits until a datagram can be received. Cancel-safe.
     pub async fn readable(&self) {
         poll_fn(|task| {
-            // An error counts as ready: receiving returns it.
+            // An error counts as ready; the receive call returns it.
             let ready = self.sockets.iter().filter(|socket| socket.socket.poll_recv_ready(task).is_ready()).count();
             if ready > 0 { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    /// Receives available datagrams, a bounded number from each socket. Passes each run that the kernel joined to
-    /// `take`, with the length of all its datagrams but the last.
-    pub fn receive(&mut self, mut take: impl FnMut(SocketRoute, &mut [u8], usize)) {
+    /// Receives available datagrams, a bounded number from each socket. Passes each run that the kernel has joined to
+    /// `handle`, with the length of its datagrams (all but the last).
+    pub fn receive(&mut self, mut handle: impl FnMut(SocketRoute, &mut [u8], usize)) {
         for socket in &self.sockets {
-            socket.receive(&mut self.buffers, &mut take);
+            socket.receive(&mut self.buffers, &mut handle);
         }
     }
 
-    /// Sends the datagrams of `endpoint`, waiting while the kernel has no room. Returns whether all were sent; it
-    /// stops after `FLUSH` bytes so that the caller can receive.
+    /// Sends the datagrams of `endpoint`; waits while the kernel has no room. Stops after 2 MiB, so that the caller can
+    /// receive. Returns whether all datagrams were sent.
     pub async fn flush(&mut self, now: Instant, endpoint: &mut Endpoint) -> bool {
         let mut sent: usize = 0;
         while let Some(batch) = endpoint.poll_datagrams(now) {
@@ -140,7 +141,7 @@ impl Sockets {
             if let Some(socket) = self.sockets.get(usize::from(batch.route.port)) {
                 socket.send(&batch).await;
             }
-            if sent >= FLUSH {
+            if sent >= MAX_FLUSH {
                 return false;
             }
         }
@@ -170,7 +171,7 @@ impl Socket {
         Ok(Self { address: socket.local_addr()?, port, socket, state })
     }
 
-    fn receive(&self, buffers: &mut [u8], take: &mut impl FnMut(SocketRoute, &mut [u8], usize)) {
+    fn receive(&self, buffers: &mut [u8], handle: &mut impl FnMut(SocketRoute, &mut [u8], usize)) {
         let mut chunks = buffers.chunks_mut(BUFFER_SIZE);
         let mut slices: [IoSliceMut<'_>; BUFFERS] =
             core::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
@@ -178,21 +179,21 @@ impl Socket {
         let received = self
             .socket
             .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas));
-        // An error means either no datagram or an ICMP answer to an earlier datagram, which a third party can forge.
+        // An error means that there is no datagram, or that an ICMP answer to an earlier datagram arrived. A third
+        // party can forge that answer, so errors are ignored.
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
             let route = SocketRoute { port: self.port.id, remote: meta.addr };
-            take(route, slice.get_mut(..meta.len).unwrap_or_default(), meta.stride);
+            handle(route, slice.get_mut(..meta.len).unwrap_or_default(), meta.stride);
         }
     }
 
-    /// Sends a batch, in as few calls as the kernel and the network card allow.
+    /// Sends a batch in as few system calls as kernel and network card allow.
     async fn send(&self, batch: &Batch<'_>) {
         let segment = batch.segment.max(1);
-        let most = segment.saturating_mul(self.state.max_gso_segments().max(1));
-        for run in batch.bytes.chunks(most) {
-            // Without segmentation in the network card the first attempt fails; its datagrams are then sent one by
-            // one.
+        let max_run = segment.saturating_mul(self.state.max_gso_segments().max(1));
+        for run in batch.bytes.chunks(max_run) {
+            // Without segmentation offload the first call fails, and the datagrams are sent one by one.
             if !self.send_run(batch.route.remote, run, segment).await && run.len() > segment {
                 for datagram in run.chunks(segment) {
                     self.send_run(batch.route.remote, datagram, segment).await;
@@ -201,7 +202,7 @@ impl Socket {
         }
     }
 
-    /// Sends datagrams in one call, waiting for room. Returns whether the kernel took them.
+    /// Sends datagrams in one system call; waits for room. Returns whether the kernel accepted them.
     async fn send_run(&self, destination: SocketAddr, contents: &[u8], segment: usize) -> bool {
         let segment_size = (contents.len() > segment).then_some(segment);
         let transmit = quinn_udp::Transmit { destination, ecn: None, contents, segment_size, src_ip: None };

@@ -1,4 +1,4 @@
-//! Counts of accepted links for each source, so that no one source can use up an endpoint.
+//! Counts of accepted links for each source, so that no single source can exhaust the caps of an endpoint.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -8,8 +8,8 @@ use std::{
 use super::EndpointCaps;
 use crate::base::{AddressPrefix, Counter as _};
 
-/// The cap of a network, as a multiple of a source's cap.
-const NETWORK: usize = 4;
+/// Ratio of a network's cap to a source's cap.
+const NETWORK_FACTOR: usize = 4;
 
 #[derive(Clone, Copy, Default)]
 struct Count {
@@ -18,18 +18,18 @@ struct Count {
 }
 
 impl Count {
-    fn more(&mut self) {
+    fn add(&mut self) {
         self.links.increment();
         self.half_open.increment();
     }
 
-    fn less(&mut self, half_open: bool) {
+    fn subtract(&mut self, half_open: bool) {
         self.links.decrement();
         self.half_open = self.half_open.saturating_sub(usize::from(half_open));
     }
 }
 
-/// The counts. A source or network without links has no entry, so the map never exceeds twice the cap on links.
+/// The counts. A source or network without links has no entry, so the map has at most twice as many entries as links.
 #[derive(Default)]
 pub(super) struct Sources {
     by_source: HashMap<AddressPrefix, Count>,
@@ -37,16 +37,16 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Counts one more half-open link from `address`, unless a cap is reached. `replaced` is set if the new link
-    /// replaces one from the same address and port, and states whether that one is half-open. The replaced link is
-    /// not counted against the new one.
+    /// Counts a new half-open link from `address`; `false` if a cap is reached. If the link replaces one from the same
+    /// address and port, `replaced` states whether that link is half-open. The replaced link does not count against the
+    /// caps.
     pub(super) fn admit(&mut self, caps: &EndpointCaps, address: IpAddr, replaced: Option<bool>) -> bool {
-        let less = |count: Count| Count {
+        let without_replaced = |count: Count| Count {
             links: count.links.saturating_sub(usize::from(replaced.is_some())),
             half_open: count.half_open.saturating_sub(usize::from(replaced == Some(true))),
         };
         let full = |count: Count, links: usize, half_open: usize| {
-            let count = less(count);
+            let count = without_replaced(count);
             count.links >= links || count.half_open >= half_open
         };
         let count = |source| self.by_source.get(&source).copied().unwrap_or_default();
@@ -55,20 +55,20 @@ impl Sources {
             || full(count(AddressPrefix::source(address)), links, half_open)
             || full(
                 count(AddressPrefix::network(address)),
-                links.saturating_mul(NETWORK),
-                half_open.saturating_mul(NETWORK),
+                links.saturating_mul(NETWORK_FACTOR),
+                half_open.saturating_mul(NETWORK_FACTOR),
             )
         {
             return false;
         }
-        self.all.more();
+        self.all.add();
         for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
-            self.by_source.entry(source).or_default().more();
+            self.by_source.entry(source).or_default().add();
         }
         true
     }
 
-    /// Counts a half-open link from `address` as open.
+    /// Handles the opening of a half-open link from `address`.
     pub(super) fn opened(&mut self, address: IpAddr) {
         self.all.half_open.decrement();
         for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
@@ -79,11 +79,11 @@ impl Sources {
     }
 
     /// Removes a link from `address` from the counts.
-    pub(super) fn gone(&mut self, address: IpAddr, half_open: bool) {
-        self.all.less(half_open);
+    pub(super) fn remove(&mut self, address: IpAddr, half_open: bool) {
+        self.all.subtract(half_open);
         for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
             if let Entry::Occupied(mut entry) = self.by_source.entry(source) {
-                entry.get_mut().less(half_open);
+                entry.get_mut().subtract(half_open);
                 if entry.get().links == 0 {
                     entry.remove();
                 }
@@ -91,7 +91,7 @@ impl Sources {
         }
     }
 
-    /// Accepted links, and those of them that are not open yet.
+    /// Numbers of accepted links and of half-open ones among them.
     pub(super) fn all(&self) -> (usize, usize) {
         (self.all.links, self.all.half_open)
     }
@@ -111,20 +111,20 @@ mod tests {
         assert_eq!(admitted, 3);
         let other = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, other, None) && sources.admit(&caps, other, None));
-        assert!(!sources.admit(&caps, "192.0.2.2".parse().unwrap(), None), "the cap in all");
+        assert!(!sources.admit(&caps, "192.0.2.2".parse().unwrap(), None), "the total cap");
         sources.opened(other);
         assert!(sources.admit(&caps, "192.0.2.2".parse().unwrap(), None));
     }
 
     #[test]
-    fn a_source_without_links_is_forgotten() {
+    fn a_source_without_links_has_no_entry() {
         let caps = EndpointCaps::default();
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, address, None) && sources.admit(&caps, address, None));
         sources.opened(address);
-        sources.gone(address, false);
-        sources.gone(address, true);
+        sources.remove(address, false);
+        sources.remove(address, true);
         assert_eq!(sources.all(), (0, 0));
         assert!(sources.by_source.is_empty());
     }
@@ -142,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_makes_way_does_not_count_against_the_one_that_replaces_it() {
+    fn a_replaced_link_does_not_count_against_its_successor() {
         let caps = EndpointCaps { links: 1, ..EndpointCaps::default() };
         let mut sources = Sources::default();
         let address = "192.0.2.1".parse().unwrap();
         assert!(sources.admit(&caps, address, None) && !sources.admit(&caps, address, None));
         assert!(sources.admit(&caps, address, Some(true)));
-        sources.gone(address, true);
+        sources.remove(address, true);
         assert_eq!(sources.all(), (1, 1));
     }
 }

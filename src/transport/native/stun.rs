@@ -1,8 +1,8 @@
 //! Stateless STUN binding responses (RFC 8489) of an ICE-lite agent (RFC 8445 §2.5).
 //!
-//! A check keyed with our password is answered with its source address; anything else gets no answer. The password is
-//! published, so a check authenticates no one. An answer is therefore never larger than the request
-//! (`proto/01-transport.md` §2).
+//! The answer to a check with our user name and password is its source address. Other datagrams have no answer. The
+//! password is public, so a check does not authenticate its sender. An answer is therefore never larger than the
+//! request (`proto/01-transport.md` §2).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,9 +16,9 @@ const HEADER: usize = 20;
 const BINDING_REQUEST: [u8; 2] = [0, 1];
 const USERNAME: u16 = 0x0006;
 const MESSAGE_INTEGRITY: u16 = 0x0008;
-/// A MESSAGE-INTEGRITY attribute with its header.
+/// Bytes of a MESSAGE-INTEGRITY attribute with its header.
 const INTEGRITY_LENGTH: usize = 24;
-/// A FINGERPRINT attribute with its header.
+/// Bytes of a FINGERPRINT attribute with its header.
 const FINGERPRINT_LENGTH: usize = 8;
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
 
@@ -27,14 +27,14 @@ pub(super) fn is_stun(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| *first < 4) && datagram.get(4..8) == Some(&MAGIC)
 }
 
-/// The answer to a binding request keyed with our password; `None` for anything else.
+/// The answer to a binding request with our user name and password; `None` for other datagrams.
 pub(super) fn answer(ice: &Ice, from: SocketAddr, request: &[u8]) -> Option<Vec<u8>> {
     let transaction = verified_transaction(ice, request)?;
     let answer = success(ice, from, transaction)?;
     (answer.len() <= request.len()).then_some(answer)
 }
 
-/// The transaction identifier of a request with our user name and a valid integrity attribute.
+/// The transaction identifier of a request with our user name and a valid MESSAGE-INTEGRITY.
 fn verified_transaction<'a>(ice: &Ice, request: &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::from(u16_at(request, 2)?);
     if !is_stun(request)
@@ -67,8 +67,8 @@ fn verified_transaction<'a>(ice: &Ice, request: &'a [u8]) -> Option<&'a [u8]> {
     request.get(8..HEADER)
 }
 
-/// Checks the integrity attribute at `at`. It covers everything before it, with the length field set to end behind
-/// it.
+/// Checks the MESSAGE-INTEGRITY attribute at `at`. It covers all bytes before it, with a length field that includes the
+/// attribute.
 fn verify(ice: &Ice, request: &[u8], at: usize, tag: &[u8]) -> Option<()> {
     let covered = at.checked_sub(HEADER)?.checked_add(INTEGRITY_LENGTH)?;
     let mut mac = Hmac::<Sha1>::new_from_slice(ice.password().as_bytes()).ok()?;
@@ -109,9 +109,9 @@ fn success(ice: &Ice, mapped: SocketAddr, transaction: &[u8]) -> Option<Vec<u8>>
     Some(message)
 }
 
-/// Sets the header's length field to the bytes behind the header plus `coming`.
-fn set_length(message: &mut [u8], coming: usize) -> Option<()> {
-    let length = u16::try_from(message.len().checked_sub(HEADER)?.checked_add(coming)?).ok()?;
+/// Sets the length field of the header to the bytes after the header plus `added`.
+fn set_length(message: &mut [u8], added: usize) -> Option<()> {
+    let length = u16::try_from(message.len().checked_sub(HEADER)?.checked_add(added)?).ok()?;
     message.get_mut(2..4)?.copy_from_slice(&length.to_be_bytes());
     Some(())
 }
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rfc_sample_request_is_answered_with_its_sender() {
+    fn the_rfc_sample_request_is_answered_with_its_source_address() {
         let (ice, request) = sample();
         let answer = answer(&ice, "192.0.2.1:32853".parse().unwrap(), &request).unwrap();
         // RFC 5769 §2.2: the same address and transaction give this attribute.
@@ -159,8 +159,7 @@ mod tests {
         #[test]
         fn no_altered_request_is_answered(at in 0usize..100, bit in 0u8..8) {
             let (ice, mut request) = sample();
-            // FINGERPRINT (8 bytes) follows the integrity attribute and is not covered; the length field before it
-            // is.
+            // MESSAGE-INTEGRITY covers all bytes except the 8 of FINGERPRINT after it.
             request[at] ^= 1 << bit;
             prop_assert!(answer(&ice, "192.0.2.1:1".parse().unwrap(), &request).is_none());
         }

@@ -28,32 +28,32 @@ use handshake::Attempts;
 /// Payload protocol identifier of messages (RFC 8831 §8).
 const BINARY: u32 = 53;
 
-/// Body of a HEARTBEAT: its one parameter, without a value.
+/// Body of a HEARTBEAT: Heartbeat Info without a value.
 const EMPTY_HEARTBEAT: [u8; 4] = [0, 1, 0, 4];
 
-/// Longest packet accepted, unless [`Config::packet`] is larger: the datagrams of stock peers are no larger.
+/// Longest packet accepted, in bytes, unless [`Config::packet`] is larger. Stock peers send no longer ones.
 const MAX_PACKET: usize = 1_500;
-/// Streams of associations with stock peers, all of which carry messages: the lanes of `proto/01-transport.md` §5.
+/// Number of streams with a stock peer: one for each lane (`proto/01-transport.md` §5.3).
 const STOCK_STREAMS: u16 = 4;
 /// Attempts at each of INIT and COOKIE ECHO.
 const HANDSHAKE_ATTEMPTS: u32 = 8;
-/// Time that the first missing TSN may stay missing before the association ends.
+/// Time after which the association ends if the first missing TSN is still missing.
 const HOLE_LIMIT: Duration = Duration::from_secs(30);
-/// The same when memory is short, or ten round trips if that is longer.
+/// The same while memory is short; ten round trips if those are longer, at most [`HOLE_LIMIT`].
 const SHORT_HOLE_LIMIT: Duration = Duration::from_secs(3);
-/// Time without an advance of the peer's cumulative TSN, with data in flight, before the association ends.
+/// Time after which the association ends if data is in flight and the cumulative TSN ack has not advanced.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
-/// Target duration of a message on a slow path, which bounds the wait of the next message in turn.
+/// Target time to send one message at the pacing rate. It bounds the delay of the following message.
 const MESSAGE_TIME: Duration = Duration::from_millis(2);
 
-/// Why an association ended.
+/// Reason for the end of an association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
     /// The peer closed the association or one of its streams.
     ByPeer,
-    /// The peer sent input that no honest peer sends.
+    /// The peer violated the protocol.
     Broken,
-    /// The peer did not answer, or made no progress.
+    /// The peer did not answer, acknowledged nothing new, or left a TSN missing for too long.
     TimedOut,
 }
 
@@ -62,7 +62,7 @@ pub enum Close {
 pub enum AssociationEvent {
     /// Messages may be sent, on streams 0 to `streams` − 1.
     Open {
-        /// How many streams carry messages, in both directions.
+        /// Number of streams that carry messages, in both directions.
         streams: u16,
     },
     /// A whole message arrived.
@@ -101,7 +101,7 @@ struct Replies {
     abort: bool,
 }
 
-/// One SCTP association. See the [module](super) for how it is driven.
+/// One SCTP association. The [module](super) states its drain contract.
 pub struct Association {
     config: Config,
     state: AssociationState,
@@ -114,25 +114,27 @@ pub struct Association {
     /// The peer's first TSN, once received.
     peer_tsn: Option<u32>,
     /// The peer accepts packets without a checksum.
-    zero: bool,
+    zero_checksum: bool,
+    /// Parameters of the peer if it is one of our nodes.
     own: Option<OwnPeer>,
-    /// Streams that the peer accepts.
+    /// Number of streams that the peer accepts.
     peer_streams: u16,
     /// Memory is short.
-    short: bool,
+    memory_short: bool,
     send: SendHalf,
     receive: Option<Receiver>,
-    /// When INIT ACK was last sent: measures the listener's first round trip if it was sent once.
+    /// Time of the last INIT ACK. If only one was sent, it gives the listener's first round-trip sample.
     init_ack_at: Option<Instant>,
     init_acks: u32,
     replies: Replies,
-    /// When an unknown chunk was last reported.
+    /// Time of the last report of an unknown chunk.
     reported_at: Option<Instant>,
     /// Streams on which the peer has opened a channel in band.
     in_band: [bool; STOCK_STREAMS as usize],
     events: VecDeque<AssociationEvent>,
-    whole: VecDeque<Message>,
-    round_trip_of_handshake: Option<Duration>,
+    /// Output of the receiving half; kept between calls to reuse its memory.
+    reassembled: VecDeque<Message>,
+    handshake_round_trip: Option<Duration>,
 }
 
 impl Association {
@@ -154,10 +156,10 @@ impl Association {
             clock: ArrivalClock::new(rng),
             peer_tag: 0,
             peer_tsn: None,
-            zero: false,
+            zero_checksum: false,
             own: None,
             peer_streams: STOCK_STREAMS,
-            short: false,
+            memory_short: false,
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
             receive: None,
             init_ack_at: None,
@@ -166,8 +168,8 @@ impl Association {
             reported_at: None,
             in_band: [false; STOCK_STREAMS as usize],
             events: VecDeque::new(),
-            whole: VecDeque::new(),
-            round_trip_of_handshake: None,
+            reassembled: VecDeque::new(),
+            handshake_round_trip: None,
         }
     }
 
@@ -178,21 +180,21 @@ impl Association {
         this
     }
 
-    /// Takes an authenticated packet of the peer. A malformed packet counts as lost; one that no honest peer sends
-    /// ends the association.
+    /// Handles an authenticated packet of the peer. A malformed chunk and the chunks after it are ignored. A violation
+    /// of the protocol ends the association.
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
         if matches!(self.state, AssociationState::Ended) || packet.len() > MAX_PACKET.max(self.config.packet) {
             return;
         }
         let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
         let mut seen = SeenChunks::default();
-        self.send.note_arrival(None);
+        self.send.set_arrival(None);
         for chunk in packet.chunks() {
             let Some(chunk) = chunk else { break };
-            if !self.tag_fits(&packet, &chunk) {
+            if !self.is_tag_valid(&packet, &chunk) {
                 break;
             }
-            if chunk.wants_report() {
+            if chunk.requests_report() {
                 self.report(now, &chunk);
             }
             // RFC 9260 §3.2: the rest of the packet after such a chunk is ignored.
@@ -209,7 +211,7 @@ impl Association {
                 return;
             }
         }
-        if self.send.is_hopeless() {
+        if self.send.has_excess_losses() {
             self.replies.abort = true;
             return self.end(Close::Broken);
         }
@@ -225,7 +227,7 @@ impl Association {
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.state {
             AssociationState::CookieWait(attempts) | AssociationState::CookieEchoed(attempts, _) => {
-                if !attempts.due && attempts.again_at <= now {
+                if !attempts.due && attempts.retry_at <= now {
                     attempts.due = true;
                     if attempts.made >= HANDSHAKE_ATTEMPTS {
                         self.end(Close::TimedOut);
@@ -234,11 +236,11 @@ impl Association {
             }
             AssociationState::Established => {
                 self.send.handle_timeout(now);
-                if self.send.is_hopeless() {
+                if self.send.has_excess_losses() {
                     self.replies.abort = true;
                     return self.end(Close::Broken);
                 }
-                if self.limit().is_some_and(|limit| limit <= now) {
+                if self.give_up_at().is_some_and(|at| at <= now) {
                     self.end(Close::TimedOut);
                 }
             }
@@ -251,25 +253,25 @@ impl Association {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
             AssociationState::CookieWait(attempts) | AssociationState::CookieEchoed(attempts, _) => {
-                Some(attempts.again_at)
+                Some(attempts.retry_at)
             }
             AssociationState::Established => {
                 let ack = self.receive.as_ref().and_then(Receiver::deadline);
-                [self.send.poll_timeout(), ack, self.limit()].into_iter().flatten().min()
+                [self.send.poll_timeout(), ack, self.give_up_at()].into_iter().flatten().min()
             }
             AssociationState::Listening | AssociationState::Ended => None,
         }
     }
 
-    /// When the association ends unless a hole is filled or data is acknowledged.
-    fn limit(&self) -> Option<Instant> {
-        let patience = if self.short {
+    /// Time at which the association ends unless the hole is filled or data is acknowledged.
+    fn give_up_at(&self) -> Option<Instant> {
+        let hole_limit = if self.memory_short {
             SHORT_HOLE_LIMIT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_LIMIT)
         } else {
             HOLE_LIMIT
         };
-        let hole = self.hole_since().map(|since| since.after(patience));
-        let stall = self.stuck_since().map(|since| since.after(STALL_LIMIT));
+        let hole = self.hole_since().map(|since| since.after(hole_limit));
+        let stall = self.stalled_since().map(|since| since.after(STALL_LIMIT));
         [hole, stall].into_iter().flatten().min()
     }
 
@@ -278,14 +280,14 @@ impl Association {
         self.events.pop_front()
     }
 
-    /// Writes the next packet that may leave now into `buffer`, which has room for the largest. Returns its length; 0
-    /// if there is none.
+    /// Writes the next packet that may leave now into `buffer`, which must hold [`Config::packet`] bytes. Returns its
+    /// length; 0 if there is none.
     pub fn poll_packet(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         let length = buffer.len().min(self.config.packet);
         let buffer = buffer.get_mut(..length).unwrap_or_default();
         if self.replies.abort {
             self.replies.abort = false;
-            let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero);
+            let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero_checksum);
             writer.chunk(packet::ABORT, 0, &[]);
             return writer.finish();
         }
@@ -318,11 +320,11 @@ impl Association {
         }
     }
 
-    /// Writes an acknowledgement due to a stock peer, without data, and returns its length; 0 if there is none. The
-    /// owner calls this after each packet.
+    /// Writes a packet with the SACK that is due to a stock peer. Returns its length; 0 if none is due. The owner calls
+    /// this after each received packet.
     ///
-    /// For each SACK, `dcSCTP` raises its window by at most one packet and sends at most four. One SACK for a batch
-    /// of packets would therefore bound its rate.
+    /// For each SACK, `dcSCTP` raises its window by at most one packet and sends at most four packets. So a single
+    /// SACK for a batch of packets would limit its rate.
     pub fn poll_acknowledgement(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         if self.own.is_some() || !matches!(self.state, AssociationState::Established) {
             return 0;
@@ -332,21 +334,22 @@ impl Association {
             return 0;
         }
         let length = buffer.len().min(self.config.packet);
-        let mut writer = PacketWriter::new(buffer.get_mut(..length).unwrap_or_default(), self.peer_tag, self.zero);
+        let mut writer =
+            PacketWriter::new(buffer.get_mut(..length).unwrap_or_default(), self.peer_tag, self.zero_checksum);
         receive.write_sack(&mut writer);
         writer.finish()
     }
 
-    /// Queues a message, 1 to [`Config::message`] bytes, on one of the streams of [`AssociationEvent::Open`]. Does nothing on an
-    /// association that isn't open.
+    /// Queues a message of 1 to [`Config::message`] bytes on one of the streams of [`AssociationEvent::Open`]. Has no
+    /// effect unless the association is open.
     pub fn send(&mut self, now: Instant, stream: u16, message: Slots) {
         if self.is_open() {
             self.send.send(now, stream, BINARY, message);
         }
     }
 
-    /// Bytes of messages to queue now: the bytes that may leave at once, and one message, less the unsent bytes. The
-    /// owner queues no more, so that the choice of the next message is made as late as possible.
+    /// Bytes of messages that the owner may queue now: the bytes that may leave at once and one message, less the
+    /// unsent bytes. This limit lets the owner select the next message as late as possible.
     pub fn room(&mut self, now: Instant) -> usize {
         if !self.is_open() {
             return 0;
@@ -372,7 +375,7 @@ impl Association {
         self.send.is_flushed()
     }
 
-    /// Sets the largest receive window.
+    /// Sets the largest receive window, in bytes.
     pub fn set_window_max(&mut self, bytes: usize) {
         self.config.window_max = bytes;
         if let Some(receive) = &mut self.receive {
@@ -386,44 +389,45 @@ impl Association {
         self.receive.as_ref().map_or(0, Receiver::held)
     }
 
-    /// Bounds the bytes held for partly received messages; data beyond it counts as lost. With `short` (memory is
-    /// short) the window is bounded too, and a missing packet ends the association sooner.
-    pub fn set_receive_limit(&mut self, bytes: usize, short: bool) {
-        self.short = short;
+    /// Caps the bytes held for partly received messages. Data beyond the cap is dropped as if lost. While memory is
+    /// short, the cap applies to the window too, and a missing TSN ends the association sooner.
+    pub fn set_receive_limit(&mut self, bytes: usize, memory_short: bool) {
+        self.memory_short = memory_short;
         if let Some(receive) = &mut self.receive {
-            receive.set_limit(bytes, short);
+            receive.set_limit(bytes, memory_short);
         }
     }
 
-    /// Bytes held for messages queued, or sent and not acknowledged.
+    /// Bytes held for sending: queued, or sent and not passed by the cumulative TSN ack.
     #[must_use]
     pub fn held_for_sending(&self) -> usize {
         self.send.held()
     }
 
-    /// Bounds the bytes sent and not acknowledged.
+    /// Caps the bytes sent and not passed by the cumulative TSN ack.
     pub fn set_send_limit(&mut self, bytes: usize) {
         self.send.set_limit(bytes);
     }
 
-    /// Since when the first missing TSN has been missing; `None` without a hole.
+    /// Start of the hole at the first missing TSN; `None` without a hole.
     #[must_use]
     pub fn hole_since(&self) -> Option<Instant> {
         self.receive.as_ref().and_then(Receiver::hole_since)
     }
 
-    /// When the peer's cumulative TSN last advanced; `None` if nothing is in flight.
+    /// Time of the last advance of the cumulative TSN ack, or of the first data sent after it; `None` if all data is
+    /// acknowledged.
     #[must_use]
-    pub fn stuck_since(&self) -> Option<Instant> {
-        self.send.stuck_since()
+    pub fn stalled_since(&self) -> Option<Instant> {
+        self.send.stalled_since()
     }
 
-    /// Sends a HEARTBEAT with the next packets, as a keep-alive.
+    /// Queues a HEARTBEAT as a keep-alive.
     pub fn probe(&mut self) {
         self.replies.probe = matches!(self.state, AssociationState::Established);
     }
 
-    /// Ends the association without waiting, with the next packet.
+    /// Ends the association at once, without an event. The next packet is an ABORT if the peer's tag is known.
     pub fn abort(&mut self) {
         if !matches!(self.state, AssociationState::Ended) {
             self.state = AssociationState::Ended;
@@ -445,20 +449,20 @@ impl Association {
     }
 
     fn write_established(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
-        let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero);
+        let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero_checksum);
         if core::mem::take(&mut self.replies.cookie_ack) {
             writer.chunk(packet::COOKIE_ACK, 0, &[]);
         }
-        // A HEARTBEAT longer than the largest packet of this end can't be answered.
+        // A HEARTBEAT that exceeds the largest packet of this end has no answer.
         if let Some(info) = self.replies.heartbeat.take()
             && info.len().saturating_add(CHUNK_HEADER).next_multiple_of(4) <= writer.room()
         {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
-        // A long heartbeat may leave no room for the following chunks; they go into the next packet.
+        // A long HEARTBEAT ACK may leave no room for the following chunks. They are written to the next packet.
         if let Some(chunk) = self.replies.error.take() {
             if writer.unrecognized_chunk(&chunk) {
-                // A SACK beside it might lack blocks, which the peer would count as losses.
+                // A SACK in the same packet might be truncated, and the peer would count TSNs without a block as lost.
                 return writer.finish();
             }
             self.replies.error = Some(chunk);

@@ -8,12 +8,13 @@ use crate::base::Instant;
 
 /// One unit of an arrival time.
 const TICK: Duration = Duration::from_micros(100);
-/// Nominal rate of the clock, and its largest deviation.
+/// Nominal rate of the clock, in millionths of the computer's clock rate.
 const RATE: u32 = 1_000_000;
+/// Largest deviation from the nominal rate.
 const DEVIATION: u32 = 100;
 
-/// The clock of this end's arrival times. Its start and rate are random for each association, so that a peer can't
-/// attribute associations to one computer by the drift and start of its clock.
+/// The clock of this end's arrival times. Start and rate are random for each association, so that peers can't
+/// attribute several associations to one computer by its clock.
 #[derive(Clone, Copy)]
 pub(super) struct ArrivalClock {
     /// In nanoseconds.
@@ -23,7 +24,7 @@ pub(super) struct ArrivalClock {
 }
 
 impl ArrivalClock {
-    /// The clock of this computer, which is never sent.
+    /// The unmodified clock of this computer. Its times are never sent.
     pub(super) const OWN: Self = Self { start: 0, rate: RATE };
 
     /// A clock with random start and rate.
@@ -38,7 +39,7 @@ impl ArrivalClock {
         Tick(u32::try_from(ticks.unwrap_or_default() & u128::from(u32::MAX)).unwrap_or_default())
     }
 
-    /// A clock with the computer's rate.
+    /// A clock with this start, in nanoseconds, and the computer's rate.
     #[cfg(test)]
     pub(super) const fn from_start(start: u64) -> Self {
         Self { start, rate: RATE }
@@ -50,7 +51,7 @@ impl ArrivalClock {
 pub(super) struct Tick(pub(super) u32);
 
 impl Tick {
-    /// The time since `earlier`; zero if that is later.
+    /// The time since `earlier`; zero if `earlier` is later.
     pub(super) fn since(self, earlier: Self) -> Duration {
         time(self.0.wrapping_sub(earlier.0).cast_signed())
     }
@@ -74,20 +75,20 @@ mod tests {
     }
 
     #[test]
-    fn the_time_between_two_ticks_is_none_if_the_first_is_the_later() {
+    fn the_time_since_a_later_tick_is_zero() {
         assert_eq!(Tick(3).since(Tick(4)), Duration::ZERO);
         assert_eq!(Tick(3).since(Tick(u32::MAX)), TICK * 4);
     }
 
     #[test]
-    fn clocks_differ_in_start_phase_and_rate_and_none_runs_off_by_more_than_it_may() {
+    fn clocks_differ_in_start_and_rate_within_the_largest_deviation() {
         let mut rng = StdRng::seed_from_u64(1);
         let clocks: Vec<_> = (0..50).map(|_| ArrivalClock::new(&mut rng)).collect();
         let hour = 3_600_000;
-        let ran = |clock: &ArrivalClock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
-        let rates: BTreeSet<_> = clocks.iter().map(ran).collect();
-        // 100 millionths of an hour in units of 100 microseconds.
-        assert!(rates.len() > 25 && rates.iter().all(|ran| ran.abs_diff(36_000_000) <= 3_601), "{rates:?}");
+        let hourly = |clock: &ArrivalClock| clock.tick(at(hour)).0.wrapping_sub(clock.tick(at(0)).0);
+        let rates: BTreeSet<_> = clocks.iter().map(hourly).collect();
+        // The largest deviation: 100 millionths of an hour, in units of 100 µs.
+        assert!(rates.len() > 25 && rates.iter().all(|ticks| ticks.abs_diff(36_000_000) <= 3_601), "{rates:?}");
         let phases: BTreeSet<_> = clocks.iter().map(|clock| clock.start % 100_000 / 1_000).collect();
         assert!(phases.len() > 30, "{phases:?}");
     }

@@ -1,8 +1,8 @@
 //! Congestion control of an association: the bytes that may be in flight, and their sending rate.
 //!
-//! A [`Controller`] takes each packet sent and each acknowledgement, and returns a congestion window and a pacing
-//! rate. It sees bytes and times only: loss detection, retransmission and delivery-rate samples (draft-ietf-ccwg-bbr
-//! §4.1) belong to the sender. All counters are 64-bit byte counts since the association began.
+//! The input of a [`Controller`] is each packet sent and each acknowledgement. Its output is a congestion window and a
+//! pacing rate. It handles bytes and times only: loss detection, retransmission and delivery-rate samples
+//! (draft-ietf-ccwg-bbr §4.1) belong to the sender. All counters are 64-bit byte counts since the association began.
 
 use core::time::Duration;
 
@@ -17,26 +17,26 @@ pub use cubic::Cubic;
 /// Sizes in a controller's computations.
 #[derive(Clone, Copy, Debug)]
 pub struct ControllerSizes {
-    /// Largest packet's payload that counts against the window, in bytes: the unit of the window.
+    /// Largest payload of a packet, in bytes: the unit of the window.
     pub segment: u64,
     /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
     pub short_path_window: u64,
-    /// Round trip below which packets are not paced: timers are coarser than the path.
+    /// Round trip below which packets are not paced: timers are too coarse for it.
     pub short_path: Duration,
     /// Upper bound of the congestion window, in bytes.
     pub max_window: u64,
 }
 
-/// A packet of data that leaves.
+/// A sent packet with data.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    /// Its time of departure.
+    /// Time of sending.
     pub now: Instant,
     /// Its payload in bytes.
     pub bytes: u64,
     /// Bytes in flight before it.
     pub prior_in_flight: u64,
-    /// Whether it carries data sent before.
+    /// Whether it is a retransmission.
     pub retransmission: bool,
 }
 
@@ -58,71 +58,71 @@ pub struct Ack {
     /// Bytes counted as lost so far.
     pub total_lost: u64,
     /// Round trip of the most recently sent packet that it acknowledges. `None` if that packet was retransmitted, or
-    /// if it acknowledges only data that wrongly counted as lost.
+    /// if it acknowledges only data whose loss was spurious.
     pub rtt: Option<Duration>,
-    /// Delay of the newest data on the forward path beyond the smallest, by the peer's clock; `None` if not reported.
+    /// Queueing delay of the newest data on the forward path, by the peer's clock; `None` if not reported.
     pub queued: Option<Duration>,
     /// Delivery rate of that packet; `None` if nothing new is acknowledged.
     pub rate: Option<RateSample>,
-    /// Before this acknowledgement the window was nearly full, or unsent or lost data was pending.
+    /// Before this acknowledgement the window was almost full, or unsent or lost data was pending.
     pub window_limited: bool,
 }
 
-/// Delivery between the sending of a packet and its acknowledgement (draft-ietf-ccwg-bbr §4.1.1).
+/// Delivery-rate sample: delivery from the sending of a packet to its acknowledgement (draft-ietf-ccwg-bbr §4.1.1).
 #[derive(Clone, Copy, Debug)]
 pub struct RateSample {
-    /// Bytes delivered when the packet left.
+    /// Bytes delivered when the packet was sent.
     pub prior_delivered: u64,
-    /// Bytes counted as lost when it left.
+    /// Bytes that had counted as lost when it was sent.
     pub prior_lost: u64,
-    /// Bytes in flight when it left, itself included.
+    /// Bytes in flight when it was sent, including its own.
     pub tx_in_flight: u64,
-    /// Bytes delivered since it left.
+    /// Bytes delivered since it was sent.
     pub delivered: u64,
-    /// The longest of the intervals in which those bytes were sent, received (if reported) and acknowledged.
+    /// The longest of three intervals, in which these bytes were sent, received (if reported) and acknowledged.
     pub interval: Duration,
-    /// The sender lacked data, receive window or memory when it left.
+    /// When it was sent, the sender lacked data, receive window or memory.
     pub app_limited: bool,
 }
 
 /// A packet that counts as lost.
 #[derive(Clone, Copy, Debug)]
 pub struct Lost {
-    /// When the loss was detected.
+    /// Time at which the loss was detected.
     pub now: Instant,
     /// Its payload in bytes.
     pub bytes: u64,
-    /// When it was sent.
+    /// Time of sending.
     pub sent_at: Instant,
-    /// Bytes delivered when it left.
+    /// Bytes delivered when it was sent.
     pub prior_delivered: u64,
-    /// Bytes in flight when it left, itself included.
+    /// Bytes in flight when it was sent, including its own.
     pub tx_in_flight: u64,
-    /// Bytes counted as lost when it left.
+    /// Bytes that had counted as lost when it was sent.
     pub prior_lost: u64,
     /// Bytes counted as lost so far, including this packet's.
     pub total_lost: u64,
 }
 
-/// A congestion controller. The calls for an acknowledgement have this order: [`Self::on_lost`] for each packet that
-/// counts as lost because of it, then [`Self::on_ack`].
+/// A congestion controller. For each acknowledgement the sender calls [`Self::on_lost`] for each packet that counts as
+/// lost because of it, then [`Self::on_ack`].
 pub trait Controller {
-    /// A packet leaves.
+    /// Handles a sent packet.
     fn on_sent(&mut self, sent: &Sent);
-    /// A packet counts as lost.
+    /// Handles a packet that counts as lost.
     fn on_lost(&mut self, lost: &Lost);
-    /// An acknowledgement has been handled completely.
+    /// Handles an acknowledgement after its losses.
     fn on_ack(&mut self, ack: &Ack);
-    /// Takes `bytes` that wrongly counted as lost: an earlier copy was acknowledged. Undoes a cut once the remaining
+    /// Handles a spurious loss of `bytes`, of which an earlier copy was acknowledged. Undoes a cut once the remaining
     /// losses would not have caused it.
     fn on_spurious(&mut self, now: Instant, bytes: u64);
-    /// The second consecutive retransmission timeout: the model of the path is invalid.
+    /// Handles the second consecutive retransmission timeout: the model of the path is invalid.
     fn on_time_out(&mut self, now: Instant);
-    /// Sending resumes after nothing was in flight since `since`.
+    /// Handles the end of an idle time: nothing was in flight since `since`.
     fn on_idle_end(&mut self, now: Instant, since: Instant);
     /// Most bytes that may be in flight.
     fn window(&self) -> u64;
-    /// Pacing rate in bytes a second; `None` to send as the window allows.
+    /// Pacing rate in bytes a second; `None` to send without pacing.
     fn pacing_rate(&self) -> Option<u64>;
     /// Name of the state, for logs.
     fn state(&self) -> &'static str;
@@ -151,8 +151,8 @@ pub(super) enum Control {
 }
 
 impl Control {
-    /// A controller of kind `algorithm`. `seed` determines its random choices (BBR's probe intervals). Two
-    /// associations need different seeds, or they probe at the same time.
+    /// A controller of kind `algorithm`. `seed` determines its random values (BBR's probe intervals). Associations with
+    /// the same seed would probe at the same times.
     #[must_use]
     pub(super) fn new(algorithm: Algorithm, limits: ControllerSizes, now: Instant, seed: u64) -> Self {
         match algorithm {
@@ -210,10 +210,10 @@ impl Controller for Control {
     }
 }
 
-/// Segments in the first flight (RFC 6928).
+/// Segments in the initial window (RFC 6928).
 const INITIAL_SEGMENTS: u64 = 10;
 
-/// Least segments in a window: enough for a steady flow of delayed acknowledgements.
+/// Smallest window in segments: enough for a steady flow with delayed acknowledgements.
 const MIN_SEGMENTS: u64 = 4;
 
 impl ControllerSizes {

@@ -1,7 +1,7 @@
 //! Pacing: a token bucket that spreads packets over time at the controller's rate.
 //!
-//! Packets leave in bursts of a quantum, the size of one system call. Finer spacing would cost a timer for each
-//! packet.
+//! Packets leave in bursts of one quantum: the bytes of a millisecond, at most those of one system call. Finer spacing
+//! would need a timer for each packet.
 
 use core::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::base::Instant;
 
 /// Duration of a burst at the pacing rate.
 const QUANTUM: Duration = Duration::from_millis(1);
-/// Tokens kept for late timers, as time at the pacing rate.
+/// Depth of the bucket, as time at the pacing rate. It compensates for late timers.
 const DEPTH: Duration = Duration::from_millis(4);
 /// Largest burst in bytes: one GSO call.
 const MAX_QUANTUM: u64 = 53 * 1_200;
@@ -18,9 +18,9 @@ const MAX_QUANTUM: u64 = 53 * 1_200;
 pub(super) struct Pacer {
     tokens: i64,
     refilled: Instant,
-    /// Smallest burst.
+    /// Largest payload of a packet, in bytes; the smallest burst has two packets.
     segment: u64,
-    /// Largest burst at any rate: for a browser, less than its socket buffer.
+    /// Largest burst at any rate, in bytes: less than the socket buffer if the peer is a browser.
     max_burst: u64,
 }
 
@@ -60,7 +60,7 @@ impl Pacer {
         u64::try_from(self.tokens).unwrap_or(0)
     }
 
-    /// Subtracts a packet that left.
+    /// Removes the tokens of a sent packet.
     pub(super) fn spend(&mut self, bytes: u64) {
         self.tokens = self.tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
@@ -76,8 +76,8 @@ fn in_time(rate: u64, time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// Bytes that leave in a second at `rate`, with timers that fire `late` late.
-    fn sent(rate: u64, late: Duration) -> u64 {
+    /// Bytes sent in a second at `rate`, with each timer late by `timer_delay`.
+    fn sent(rate: u64, timer_delay: Duration) -> u64 {
         let mut pacer = Pacer::new(Instant::START, 1_164, u64::MAX);
         let (mut now, mut bytes) = (Instant::START, 0);
         while now < Instant::from_nanos(1_000_000_000) {
@@ -86,18 +86,21 @@ mod tests {
                     pacer.spend(1_164);
                     bytes += 1_164;
                 }
-                Err(at) => now = at.after(late),
+                Err(at) => now = at.after(timer_delay),
             }
         }
         bytes
     }
 
     #[test]
-    fn the_rate_is_kept_with_prompt_and_late_timers() {
+    fn the_pacing_rate_holds_with_prompt_and_late_timers() {
         for rate in [100_000, 6_250_000, 100_000_000] {
-            for late in [0, 1_000, 2_500] {
-                let bytes = sent(rate, Duration::from_micros(late));
-                assert!((bytes as f64 / rate as f64 - 1.0).abs() < 0.15, "{bytes} at {rate}, timers {late} µs late");
+            for timer_delay in [0, 1_000, 2_500] {
+                let bytes = sent(rate, Duration::from_micros(timer_delay));
+                assert!(
+                    (bytes as f64 / rate as f64 - 1.0).abs() < 0.15,
+                    "{bytes} at {rate}, timers {timer_delay} µs late"
+                );
             }
         }
     }

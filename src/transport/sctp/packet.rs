@@ -12,7 +12,7 @@ pub(super) use init::{Init, OwnPeer, unrecognized};
 pub(super) const HEADER: usize = 12;
 /// Bytes of a DATA chunk before its payload.
 pub(super) const DATA_HEADER: usize = 16;
-/// Bytes of a SACK chunk before its gap blocks.
+/// Bytes of a SACK chunk before its gap ack blocks.
 pub(super) const SACK_HEADER: usize = 16;
 /// The port of both ends (RFC 8831 §6.2 allows any; WebRTC stacks use this one).
 const PORT: u16 = 5000;
@@ -36,8 +36,8 @@ pub(super) const I_DATA: u8 = 64;
 pub(super) const RE_CONFIG: u8 = 130;
 pub(super) const FORWARD_TSN: u8 = 192;
 pub(super) const I_FORWARD_TSN: u8 = 194;
-/// Arrival time of a TSN, between our nodes. Others skip it without a report, as its highest bits require (RFC 9260
-/// §3.2).
+/// Arrival time of a TSN, between our nodes. Other stacks skip it without a report, as its two highest bits specify
+/// (RFC 9260 §3.2).
 pub(super) const ARRIVAL: u8 = 0x9f;
 /// Bytes of an ARRIVAL chunk.
 pub(super) const ARRIVAL_LEN: usize = 12;
@@ -49,7 +49,7 @@ const UNORDERED: u8 = 4;
 /// Requests an immediate acknowledgement (RFC 7053).
 pub(super) const IMMEDIATE: u8 = 8;
 
-/// Error causes of ERROR (RFC 9260 §3.3.10).
+/// Error cause Unrecognized Chunk Type (RFC 9260 §3.3.10.6).
 const UNRECOGNIZED_CHUNK: u16 = 6;
 /// Bytes of an error cause, or of a parameter, before its value.
 const PARAMETER_HEADER: usize = 4;
@@ -69,22 +69,23 @@ pub(super) struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Parses the header. `zero`: this end announced that it accepts packets without a checksum.
-    pub(super) fn parse(packet: &'a [u8], zero: bool) -> Option<Self> {
+    /// Parses the header and verifies the checksum. `zero_checksum`: this end announced that it accepts packets without
+    /// a checksum.
+    pub(super) fn parse(packet: &'a [u8], zero_checksum: bool) -> Option<Self> {
         let [p0, p1, q0, q1, t0, t1, t2, t3, c0, c1, c2, c3, chunks @ ..] = packet else { return None };
         if u16::from_be_bytes([*p0, *p1]) != PORT || u16::from_be_bytes([*q0, *q1]) != PORT {
             return None;
         }
         let sum = u32::from_le_bytes([*c0, *c1, *c2, *c3]);
-        // RFC 9653 §5.2: a packet with INIT or COOKIE ECHO first always has a checksum.
-        let may_lack = zero && !matches!(chunks.first(), Some(&INIT | &COOKIE_ECHO));
+        // RFC 9653 §5.2: a packet that begins with INIT or COOKIE ECHO always has a checksum.
+        let may_lack = zero_checksum && !matches!(chunks.first(), Some(&INIT | &COOKIE_ECHO));
         if !(sum == 0 && may_lack) && checksum(packet) != Some(sum) {
             return None;
         }
         Some(Self { tag: u32::from_be_bytes([*t0, *t1, *t2, *t3]), chunks })
     }
 
-    /// Its chunks. A malformed chunk gives `None` and ends the iteration.
+    /// The chunks in order. A malformed chunk gives `None` and ends the iteration.
     pub(super) const fn chunks(&self) -> Chunks<'a> {
         Chunks { rest: self.chunks }
     }
@@ -95,19 +96,18 @@ pub(super) struct Chunk<'a> {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) body: &'a [u8],
-    /// No chunk follows it.
+    /// No chunk follows in its packet.
     pub(super) last: bool,
 }
 
 impl Chunk<'_> {
-    /// Whether the chunk is unknown and its highest bit requires that the rest of the packet is ignored (RFC 9260
-    /// §3.2).
+    /// Whether the chunk is unknown and its highest bit excludes the rest of the packet (RFC 9260 §3.2).
     pub(super) const fn ends_packet(&self) -> bool {
         self.kind & 0x80 == 0 && self.is_unknown()
     }
 
     /// Whether the chunk is unknown and its second highest bit requests an ERROR.
-    pub(super) const fn wants_report(&self) -> bool {
+    pub(super) const fn requests_report(&self) -> bool {
         self.kind & 0x40 != 0 && self.is_unknown()
     }
 
@@ -115,11 +115,11 @@ impl Chunk<'_> {
         !matches!(self.kind, DATA..=COOKIE_ACK | SHUTDOWN_COMPLETE | I_DATA | RE_CONFIG | FORWARD_TSN | I_FORWARD_TSN)
     }
 
-    /// The chunk as in the packet, without padding, truncated to `most` bytes.
-    pub(super) fn to_bytes(&self, most: usize) -> Vec<u8> {
+    /// The chunk as in the packet, without padding, truncated to `max_len` bytes.
+    pub(super) fn to_bytes(&self, max_len: usize) -> Vec<u8> {
         let length = u16::try_from(self.body.len().saturating_add(CHUNK_HEADER)).unwrap_or(u16::MAX).to_be_bytes();
         let head = [self.kind, self.flags].into_iter().chain(length);
-        head.chain(self.body.iter().copied()).take(most).collect()
+        head.chain(self.body.iter().copied()).take(max_len).collect()
     }
 }
 
@@ -177,8 +177,7 @@ impl<'a> Data<'a> {
     /// Parses the body of a DATA chunk.
     ///
     /// # Errors
-    /// [`Broken`] on a truncated header, on unordered data and on data without payload, which our data channels never
-    /// need.
+    /// [`Broken`] on a truncated header, on unordered data and on data without payload. Lanes use none of these.
     pub(super) fn parse(chunk: &Chunk<'a>) -> Result<Self, Broken> {
         let [a, b, c, d, s0, s1, q0, q1, p0, p1, p2, p3, payload @ ..] = chunk.body else { return Err(Broken) };
         if payload.is_empty() || chunk.flags & UNORDERED != 0 {
@@ -218,7 +217,7 @@ impl<'a> Sack<'a> {
         Some(Self { cumulative: u32_at(body, 0)?, window: u32_at(body, 4)?, blocks, duplicates })
     }
 
-    /// The gap blocks: offsets of the first and the last TSN from the cumulative one, as encoded.
+    /// The gap ack blocks: first and last TSN of each as offsets from the cumulative TSN ack.
     pub(super) fn blocks(&self) -> impl ExactSizeIterator<Item = (u16, u16)> + '_ {
         self.blocks.chunks_exact(4).map(|block| (u16_at(block, 0).unwrap_or(0), u16_at(block, 2).unwrap_or(0)))
     }
@@ -245,7 +244,7 @@ pub(super) fn is_heartbeat(body: &[u8]) -> bool {
     u16_at(body, 0) == Some(1) && u16_at(body, 2).map(usize::from) == Some(body.len())
 }
 
-/// Writes one packet into a buffer. A field that doesn't fit is left out; the caller checks [`Self::room`] before.
+/// Writes one packet into a buffer. A field that exceeds the buffer is omitted; the caller checks [`Self::room`] first.
 pub(super) struct PacketWriter<'a> {
     buffer: &'a mut [u8],
     length: usize,
@@ -253,9 +252,9 @@ pub(super) struct PacketWriter<'a> {
 }
 
 impl<'a> PacketWriter<'a> {
-    /// A packet with this verification tag and no chunk. `zero`: the peer accepts packets without a checksum.
-    pub(super) fn new(buffer: &'a mut [u8], tag: u32, zero: bool) -> Self {
-        let mut this = Self { buffer, length: 0, with_checksum: !zero };
+    /// A packet with this verification tag and no chunk. `zero_checksum`: the peer accepts packets without a checksum.
+    pub(super) fn new(buffer: &'a mut [u8], tag: u32, zero_checksum: bool) -> Self {
+        let mut this = Self { buffer, length: 0, with_checksum: !zero_checksum };
         this.put(&PORT.to_be_bytes());
         this.put(&PORT.to_be_bytes());
         this.put(&tag.to_be_bytes());
@@ -308,26 +307,23 @@ impl<'a> PacketWriter<'a> {
         self.put([0; 3].get(..missing).unwrap_or_default());
     }
 
-    /// Writes raw bytes.
     #[cfg(test)]
     pub(super) fn raw(&mut self, bytes: &[u8]) {
         self.put(bytes);
     }
 
-    /// Writes a chunk with this body.
     pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
         self.begin(kind, flags, body.len());
         self.put(body);
         self.pad();
     }
 
-    /// Writes a DATA chunk.
     #[cfg(test)]
     pub(super) fn data(&mut self, data: &Data<'_>) {
         self.data_in_pieces(data, data.payload.len(), core::iter::once(data.payload));
     }
 
-    /// Writes a DATA chunk with the payload `pieces`, together `length` bytes, instead of the payload in `data`.
+    /// Writes a DATA chunk with the fields of `data`. Its payload is `pieces`, `length` bytes in total.
     pub(super) fn data_in_pieces<'b>(
         &mut self,
         data: &Data<'_>,
@@ -345,14 +341,13 @@ impl<'a> PacketWriter<'a> {
         self.pad();
     }
 
-    /// Writes an ARRIVAL chunk.
     pub(super) fn arrival(&mut self, arrival: &Arrival) {
         self.begin(ARRIVAL, 0, ARRIVAL_LEN - CHUNK_HEADER);
         self.put(&arrival.tsn.to_be_bytes());
         self.put(&arrival.tick.0.to_be_bytes());
     }
 
-    /// Writes a SACK chunk with as many gap blocks (offsets of first and last TSN) and duplicates as fit.
+    /// Writes a SACK chunk with as many gap ack blocks, then as many duplicate TSNs, as the buffer holds.
     pub(super) fn sack(
         &mut self,
         cumulative: u32,
@@ -365,24 +360,24 @@ impl<'a> PacketWriter<'a> {
         self.put(&cumulative.to_be_bytes());
         self.put(&window.to_be_bytes());
         self.put(&[0; 4]);
-        let (mut written, mut doubled) = (0_u16, 0_u16);
+        let (mut block_count, mut duplicate_count) = (0_u16, 0_u16);
         for (first, last) in blocks {
             if self.room() < 4 {
                 break;
             }
             self.put(&first.to_be_bytes());
             self.put(&last.to_be_bytes());
-            written = written.saturating_add(1);
+            block_count = block_count.saturating_add(1);
         }
         for tsn in duplicates {
             if self.room() < 4 {
                 break;
             }
             self.put(&tsn.to_be_bytes());
-            doubled = doubled.saturating_add(1);
+            duplicate_count = duplicate_count.saturating_add(1);
         }
         let length = u16::try_from(self.length.saturating_sub(start)).unwrap_or(u16::MAX);
-        for (at, value) in [(2, length), (12, written), (14, doubled)] {
+        for (at, value) in [(2, length), (12, block_count), (14, duplicate_count)] {
             let at = start.saturating_add(at);
             if let Some(place) = self.buffer.get_mut(at..at.saturating_add(2)) {
                 place.copy_from_slice(&value.to_be_bytes());
@@ -390,11 +385,11 @@ impl<'a> PacketWriter<'a> {
         }
     }
 
-    /// Writes an ERROR chunk that reports an unknown chunk, given as [`Chunk::to_bytes`], truncated to the room.
-    /// `false` if not even its header fits.
+    /// Writes an ERROR chunk that reports an unknown chunk ([`Chunk::to_bytes`]), truncated to the room. Returns
+    /// `false` if the room is too small for its header.
     pub(super) fn unrecognized_chunk(&mut self, chunk: &[u8]) -> bool {
         let room = self.room().saturating_sub(CHUNK_HEADER).saturating_sub(PARAMETER_HEADER);
-        // If the chunk is truncated, its padding doesn't fit either.
+        // A truncated chunk fills the room, so that no padding is needed.
         let length = if chunk.len().next_multiple_of(4) <= room { chunk.len() } else { room & !3 };
         let Some(chunk) = chunk.get(..length).filter(|chunk| chunk.len() >= CHUNK_HEADER) else { return false };
         self.begin(ERROR, 0, length.saturating_add(PARAMETER_HEADER));
@@ -442,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arrival_comes_back_and_is_skipped_by_others_in_silence() {
+    fn an_arrival_decodes_as_encoded_and_other_stacks_skip_it_silently() {
         let arrival = Arrival { tsn: 0xfedc_ba98, tick: Tick(0x0123_4567) };
         let mut buffer = [0; 64];
         let mut writer = PacketWriter::new(&mut buffer, 1, true);

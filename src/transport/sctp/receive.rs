@@ -1,8 +1,8 @@
 //! The receiving half: received TSNs, the timing of acknowledgements, and the reassembly of messages.
 //!
-//! A TSN reported in a SACK is never dropped (no reneging), so senders may free its payload. Memory is bounded by the
-//! window. An out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, however short it is, and a message
-//! under reassembly as its slots.
+//! A TSN reported in a SACK is never dropped (no reneging), so senders may free its payload. The receive window bounds
+//! the memory: an out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, a message under reassembly as its
+//! slots.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,34 +20,33 @@ use crate::base::{Counter as _, Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
 #[cfg(any(test, fuzzing))]
 mod check;
 
-/// Unit in bytes in which an out-of-order fragment is charged.
+/// Unit in which an out-of-order fragment is charged, in bytes.
 const BLOCK: usize = 1_280;
-/// Most ranges of TSNs beyond the first hole. A TSN that would need another is dropped, unacknowledged.
+/// Most ranges of TSNs beyond the first hole. A TSN that needs a further range is dropped, not acknowledged.
 const MAX_GAPS: usize = 1_024;
 /// Most duplicate TSNs reported in one SACK.
 const MAX_DUPLICATES: usize = 20;
-/// Longest delay of any acknowledgement.
+/// Longest delay of any SACK.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
 
-/// Acknowledgement frequency for data that doesn't request an immediate one, leaves no hole and isn't a duplicate.
-/// Between our nodes, all packets of a batch share one SACK.
+/// Frequency of SACKs for data in order that does not request an immediate one.
 #[derive(Clone, Copy)]
 pub(super) struct Acknowledging {
-    /// Packets at the start that are acknowledged one by one.
+    /// Number of the first packet whose SACK may be delayed. Each earlier packet has its own SACK.
     prompt: u32,
-    /// Packets that share an acknowledgement after those.
+    /// Packets that share a SACK from then on.
     every: u32,
-    /// Longest delay of an acknowledgement.
+    /// Longest delay of a SACK.
     delay: Duration,
     /// The clock for arrival times, if they are sent.
     clock: Option<ArrivalClock>,
 }
 
 impl Acknowledging {
-    /// For stock stacks: the slow start of some counts SACKs, and RFC 9260 §6.2 requires one for every second packet.
+    /// For stock stacks, some of which count SACKs in slow start. RFC 9260 §6.2 requires one for every second packet.
     pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
 
-    /// For our nodes, which count bytes: fewer SACKs, so that a slow return path carries them.
+    /// For our nodes, which count bytes. Fewer SACKs suit a slow return path.
     pub(super) const fn own(clock: ArrivalClock) -> Self {
         Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(clock) }
     }
@@ -58,7 +57,7 @@ impl Acknowledging {
 struct Range {
     first: u64,
     last: u64,
-    /// When the first of them arrived, which is the start of the hole before it.
+    /// Earliest arrival time of these TSNs: the hole before them exists at least since then.
     since: Instant,
 }
 
@@ -69,26 +68,26 @@ pub(super) struct Receiver {
     acknowledging: Acknowledging,
     gaps: Vec<Range>,
     duplicates: Vec<u32>,
-    /// The TSN received last since the last SACK, and its time of arrival.
+    /// The last TSN received since the last SACK, with its arrival time.
     newest: Option<(u32, Instant)>,
     streams: Vec<IncomingStream>,
-    /// Fragments of all streams that wait for earlier ones.
+    /// Number of out-of-order fragments of all streams.
     pending: usize,
     /// Bytes charged for fragments and messages under reassembly.
     held: usize,
     window: usize,
     window_max: usize,
-    /// Most bytes that may be held, besides the bound of the window.
+    /// Cap on the bytes held, in addition to that of the window.
     limit: usize,
-    /// Memory is short: the window doesn't exceed the limit.
-    short: bool,
-    /// Data packets since the last SACK.
+    /// Memory is short: `limit` bounds the window too.
+    memory_short: bool,
+    /// Packets with DATA since the last SACK.
     unacknowledged: u32,
-    /// Data packets since the association began, up to [`Acknowledging::prompt`].
+    /// Packets with DATA since the association began, up to [`Acknowledging::prompt`].
     packets: u32,
     /// A SACK is due in the next packet.
     due: bool,
-    /// When a delayed SACK is due.
+    /// Deadline of a delayed SACK.
     deadline: Option<Instant>,
     period: Period,
 }
@@ -100,7 +99,7 @@ struct Period {
 }
 
 impl Receiver {
-    /// For a peer whose first TSN is `first`.
+    /// A receiving half for a peer whose first TSN is `first`. `windows`: initial and largest window, in bytes.
     pub(super) fn new(
         now: Instant,
         first: u32,
@@ -112,7 +111,7 @@ impl Receiver {
         let streams = (0..streams).map(|_| IncomingStream::default()).collect();
         Self {
             acknowledging,
-            cumulative: wire_start(first).saturating_sub(1),
+            cumulative: expand_first(first).saturating_sub(1),
             gaps: Vec::new(),
             duplicates: Vec::new(),
             newest: None,
@@ -122,7 +121,7 @@ impl Receiver {
             window,
             window_max: window_max.max(window),
             limit: usize::MAX,
-            short: false,
+            memory_short: false,
             unacknowledged: 0,
             packets: 0,
             due: false,
@@ -136,12 +135,12 @@ impl Receiver {
         self.held
     }
 
-    /// Bounds the bytes held, and the window too if memory is `short`.
-    pub(super) const fn set_limit(&mut self, bytes: usize, short: bool) {
-        (self.limit, self.short) = (bytes, short);
+    /// Caps the bytes held, and the window too if `memory_short`.
+    pub(super) const fn set_limit(&mut self, bytes: usize, memory_short: bool) {
+        (self.limit, self.memory_short) = (bytes, memory_short);
     }
 
-    /// Since when the first missing TSN has been missing.
+    /// Start of the hole at the first missing TSN.
     pub(super) fn hole_since(&self) -> Option<Instant> {
         self.gaps.first().map(|gap| gap.since)
     }
@@ -154,10 +153,10 @@ impl Receiver {
         }
     }
 
-    /// Takes a DATA chunk; complete messages go to `out` in the order of their stream.
+    /// Handles a DATA chunk; appends complete messages to `out` in the order of their stream.
     ///
     /// # Errors
-    /// [`Broken`] if no honest peer sends the chunk.
+    /// [`Broken`] if the chunk violates the protocol.
     pub(super) fn handle_data(
         &mut self,
         now: Instant,
@@ -166,7 +165,7 @@ impl Receiver {
     ) -> Result<(), Broken> {
         self.due |= data.immediate;
         let tsn = expand(self.cumulative, data.tsn);
-        if tsn <= self.cumulative || self.has(tsn) {
+        if tsn <= self.cumulative || self.contains(tsn) {
             self.due = true;
             if self.duplicates.len() < MAX_DUPLICATES {
                 self.duplicates.push(data.tsn);
@@ -175,25 +174,30 @@ impl Receiver {
         }
         let stream = usize::from(data.stream);
         let cost = self.streams.get(stream).ok_or(Broken)?.cost(tsn, data);
-        // Within the window the sender may count payload where this end counts blocks: an eighth more.
+        // The sender counts payload, this end counts blocks. For full packets these are at most an eighth more.
         let limit = self.limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
         let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
-        // The next TSN is always accepted: without it no memory would ever be freed.
+        // The next TSN is always accepted, since only its arrival frees memory.
         let fits = tsn == self.cumulative.saturating_add(1) || self.held.saturating_add(cost) <= limit;
-        if !in_reach || !fits || !self.note(now, tsn) {
+        if !in_reach || !fits || !self.record(now, tsn) {
             return Ok(());
         }
         self.newest = Some((data.tsn, now));
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = MemoryCounters { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
-        // Only a TSN that moves the first hole can leave a fragment behind it. One that continues a message and fills
-        // no hole can't.
-        let moved = self.cumulative >= tsn;
-        if moved && (self.pending > 0 || data.begin || self.cumulative > tsn) { self.check_pending() } else { Ok(()) }
+        // Only an advance of the cumulative TSN can leave data that never completes a message. An advance by one TSN
+        // that continues a message can't.
+        let advanced = self.cumulative >= tsn;
+        if advanced && (self.pending > 0 || data.begin || self.cumulative > tsn) {
+            self.check_pending()
+        } else {
+            Ok(())
+        }
     }
 
-    /// Ends a packet with DATA: decides when it is acknowledged. `round_trip` is the path's, as far as known.
+    /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed one of
+    /// the sending half.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
         let Acknowledging { prompt, every, delay, .. } = self.acknowledging;
         self.packets = self.packets.saturating_add(1).min(prompt);
@@ -205,16 +209,16 @@ impl Receiver {
         }
         let elapsed = now.since(self.period.since);
         if elapsed >= round_trip.max(Duration::from_millis(1)) {
-            // Twice the bytes of a round trip, so that a sender that doubles its rate isn't blocked.
+            // Twice the bytes of a round trip let the sender double its rate.
             let round_trips = elapsed.as_nanos().checked_div(round_trip.as_nanos().max(1_000_000)).unwrap_or(1).max(1);
-            let carried = self.period.bytes.checked_div(usize::try_from(round_trips).unwrap_or(usize::MAX));
-            let wanted = carried.unwrap_or_default().saturating_mul(2);
+            let per_round_trip = self.period.bytes.checked_div(usize::try_from(round_trips).unwrap_or(usize::MAX));
+            let wanted = per_round_trip.unwrap_or_default().saturating_mul(2);
             self.window = self.window.max(wanted.min(self.window_max));
             self.period = Period { since: now, bytes: 0 };
         }
     }
 
-    /// When a delayed SACK becomes due.
+    /// Deadline of a delayed SACK.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline.filter(|_| !self.due)
     }
@@ -225,7 +229,7 @@ impl Receiver {
         self.due
     }
 
-    /// Writes a SACK, if it fits.
+    /// Writes a SACK if the packet has room.
     pub(super) fn write_sack(&mut self, writer: &mut PacketWriter<'_>) {
         if writer.room() < SACK_HEADER {
             return;
@@ -239,8 +243,8 @@ impl Receiver {
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
         let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));
-        // A peer for which no bytes are held keeps its window: it doesn't use up memory.
-        let window = if self.short && self.held > 0 { self.window.min(self.limit) } else { self.window };
+        // The memory limit does not apply to the window while no bytes are held for this peer.
+        let window = if self.memory_short && self.held > 0 { self.window.min(self.limit) } else { self.window };
         let window = u32::try_from(window.saturating_sub(self.held)).unwrap_or(u32::MAX);
         writer.sack(wire(self.cumulative), window, blocks, &self.duplicates);
         self.duplicates.clear();
@@ -249,13 +253,13 @@ impl Receiver {
         self.deadline = None;
     }
 
-    fn has(&self, tsn: u64) -> bool {
+    fn contains(&self, tsn: u64) -> bool {
         let after = self.gaps.partition_point(|gap| gap.last < tsn);
         self.gaps.get(after).is_some_and(|gap| gap.first <= tsn)
     }
 
-    /// Records the arrival of a missing TSN; `false` if there is no room for another range.
-    fn note(&mut self, now: Instant, tsn: u64) -> bool {
+    /// Records the arrival of a missing TSN; `false` if it needs a range beyond [`MAX_GAPS`].
+    fn record(&mut self, now: Instant, tsn: u64) -> bool {
         if tsn == self.cumulative.saturating_add(1) {
             self.cumulative = tsn;
             if let Some(gap) = self.gaps.first().copied()
@@ -295,46 +299,46 @@ impl Receiver {
         true
     }
 
-    /// Detects input that can never complete a message: a pending fragment before the first hole, or a message whose
-    /// next fragment would have to be received already.
+    /// Detects data that can never complete a message: an out-of-order fragment before the first hole, or a message
+    /// whose next TSN has arrived with other data.
     fn check_pending(&self) -> Result<(), Broken> {
         if self.held == 0 {
             return Ok(());
         }
-        let stuck = |stream: &IncomingStream| {
+        let never_completes = |stream: &IncomingStream| {
             let fragment = stream.pending.first_key_value().map(|(tsn, _)| *tsn);
             let next = stream.message.as_ref().map(|message| message.next);
             [fragment, next].into_iter().flatten().any(|tsn| tsn <= self.cumulative)
         };
-        if self.streams.iter().any(stuck) { Err(Broken) } else { Ok(()) }
+        if self.streams.iter().any(never_completes) { Err(Broken) } else { Ok(()) }
     }
 }
 
-/// The 64-bit number for a peer's first TSN: far enough from zero that nothing before it is negative.
-fn wire_start(first: u32) -> u64 {
+/// The 64-bit number of a peer's first TSN. It is at least 2³², so that no TSN before it is negative.
+fn expand_first(first: u32) -> u64 {
     u64::from(first) | 1 << 32
 }
 
-/// Counters of the memory of all streams.
+/// Counters of held bytes and out-of-order fragments of all streams.
 struct MemoryCounters<'a> {
     held: &'a mut usize,
     pending: &'a mut usize,
 }
 
-/// One stream's reassembly.
+/// Reassembly of one stream.
 #[derive(Default)]
 struct IncomingStream {
-    /// The sequence number of the message delivered next.
+    /// Sequence number of the next message to deliver.
     next: u16,
     message: Option<Assembly>,
-    /// Fragments that wait for earlier ones, by TSN.
+    /// Out-of-order fragments, by TSN.
     pending: BTreeMap<u64, Fragment>,
 }
 
-/// The message delivered next, with its first fragments received.
+/// The next message to deliver, incomplete.
 struct Assembly {
     bytes: Slots,
-    /// The TSN of its next fragment.
+    /// TSN of its next fragment.
     next: u64,
     protocol: u32,
 }
@@ -346,7 +350,7 @@ impl Assembly {
     }
 }
 
-/// Bytes of the slots for a message of `length` bytes.
+/// Bytes of the slots that a message of `length` bytes occupies.
 const fn in_slots(length: usize) -> usize {
     length.div_ceil(SLOT_LEN).saturating_mul(SLOT_LEN)
 }
@@ -404,7 +408,7 @@ impl IncomingStream {
             self.pending.insert(tsn, Fragment { sequence, protocol, begin, end, payload });
             return Ok(());
         }
-        self.take(tsn, data, account, out)?;
+        self.append(tsn, data, account, out)?;
         while let Some((&tsn, fragment)) = self.pending.first_key_value() {
             if !self.continues(tsn, fragment.begin, fragment.sequence) {
                 break;
@@ -413,13 +417,13 @@ impl IncomingStream {
             *account.held = account.held.saturating_sub(Fragment::cost(payload.len()));
             account.pending.decrement();
             let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
-            self.take(tsn, &data, account, out)?;
+            self.append(tsn, &data, account, out)?;
         }
         Ok(())
     }
 
-    /// Takes the next fragment in sequence.
-    fn take(
+    /// Appends the next fragment in sequence.
+    fn append(
         &mut self,
         tsn: u64,
         data: &Data<'_>,

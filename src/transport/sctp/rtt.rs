@@ -1,14 +1,14 @@
-//! Round-trip times: the smoothed one and its variation (RFC 9260 §6.3.1), and the minimum.
+//! Round-trip times: smoothed round trip and variation (RFC 9260 §6.3.1), and the minimum.
 
 use core::time::Duration;
 
 use crate::base::Instant;
 
-/// Time after which the smallest round trip is replaced.
+/// Time after which a new sample replaces the smallest round trip.
 const MIN_AGE: Duration = Duration::from_secs(30);
-/// Longest retransmission timeout, so that a link soon detects that a line works again.
+/// Largest retransmission timeout. A low cap lets a link continue soon after an outage of the line.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3);
-/// Assumed before the first measurement.
+/// Round trip assumed before the first sample.
 const INITIAL: Duration = Duration::from_millis(333);
 
 /// The round trip of one path.
@@ -24,8 +24,7 @@ impl RoundTrip {
         Self { smoothed: None, variation: Duration::ZERO, min: Duration::MAX, min_at: Instant::START }
     }
 
-    /// Takes a measurement.
-    pub(super) fn measured(&mut self, now: Instant, sample: Duration) {
+    pub(super) fn add_sample(&mut self, now: Instant, sample: Duration) {
         let sample = sample.max(Duration::from_nanos(1));
         if sample <= self.min || now.since(self.min_at) > MIN_AGE {
             self.min = sample;
@@ -36,34 +35,34 @@ impl RoundTrip {
             self.variation = sample.checked_div(2).unwrap_or_default();
             return;
         };
-        let off = smoothed.abs_diff(sample);
+        let deviation = smoothed.abs_diff(sample);
         let weighted = |old: Duration, new: Duration, parts: u32| {
             let old = old.saturating_mul(parts.saturating_sub(1)).saturating_add(new);
             old.checked_div(parts).unwrap_or_default()
         };
-        self.variation = weighted(self.variation, off, 4);
+        self.variation = weighted(self.variation, deviation, 4);
         self.smoothed = Some(weighted(smoothed, sample, 8));
     }
 
-    /// The smoothed round trip; a guess before the first measurement.
+    /// The smoothed round trip; [`INITIAL`] before the first sample.
     pub(super) fn smoothed(&self) -> Duration {
         self.smoothed.unwrap_or(INITIAL)
     }
 
-    /// Whether anything has been measured.
+    /// Whether there has been a sample.
     pub(super) const fn is_known(&self) -> bool {
         self.smoothed.is_some()
     }
 
-    /// The smallest of the last 30 seconds; the smoothed one before the first measurement.
+    /// The smallest round trip, at most 30 s old; [`INITIAL`] before the first sample.
     pub(super) fn min(&self) -> Duration {
         if self.min == Duration::MAX { self.smoothed() } else { self.min }
     }
 
-    /// The retransmission timeout after `expired` consecutive timeouts.
-    pub(super) fn timeout(&self, ack_delay: Duration, least: Duration, expired: u32) -> Duration {
+    /// The retransmission timeout after `backoff` consecutive timeouts; `min` bounds it before the backoff.
+    pub(super) fn timeout(&self, ack_delay: Duration, min: Duration, backoff: u32) -> Duration {
         let margin = self.variation.saturating_mul(4).max(ack_delay);
-        let once = self.smoothed().saturating_add(margin).max(least);
-        once.saturating_mul(1_u32.checked_shl(expired.min(8)).unwrap_or(u32::MAX)).min(MAX_TIMEOUT.max(once))
+        let base = self.smoothed().saturating_add(margin).max(min);
+        base.saturating_mul(1_u32.checked_shl(backoff.min(8)).unwrap_or(u32::MAX)).min(MAX_TIMEOUT.max(base))
     }
 }

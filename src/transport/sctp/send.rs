@@ -1,8 +1,8 @@
 //! The sending half: fragmentation of messages, data in flight, and loss detection.
 //!
-//! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap blocks. The [congestion controller](super::congestion)
-//! bounds the data in flight and its rate. A gap block is final: its TSNs are never retransmitted, and their payload
-//! is freed at once. Only a peer that reneges would need the payload, and our nodes, `dcSCTP` and `rtc-sctp` never
+//! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap ack blocks. The [congestion controller](super::congestion)
+//! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and their
+//! payload is freed at once. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp` never
 //! renege.
 
 use core::time::Duration;
@@ -31,29 +31,30 @@ mod write;
 use acked::Acked;
 use forward_delay::ForwardDelay;
 
-/// Shortest piece of a message that gets a chunk at the end of a packet.
-const LEAST_PIECE: usize = 64;
-/// Number of later acknowledged TSNs that make a TSN count as lost while no reordering has been seen.
+/// Smallest fragment in bytes, except the last fragment of a message.
+const MIN_FRAGMENT: usize = 64;
+/// Distance below the highest acknowledged TSN from which the reordering window is zero, while no reordering has been
+/// observed (`DupThresh`, RFC 8985 §6.2).
 const DUPLICATE_THRESHOLD: u64 = 3;
-/// Recoveries for which a widened reordering window is kept.
-const WIDENED_FOR: u8 = 16;
-/// Least probe timeout: scheduling may delay processes on one machine for as long.
-const LEAST_PROBE: Duration = Duration::from_millis(10);
-/// Least window on a path too short for pacing, in bytes.
+/// Recoveries for which the reordering window stays widened (`RACK.reo_wnd_persist`, RFC 8985 §6.2).
+const REORDERING_PERSIST: u8 = 16;
+/// Smallest timeout of a tail loss probe: the scheduler may delay a process this long.
+const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(10);
+/// Smallest window on a path too short for pacing, in bytes.
 const SHORT_PATH_WINDOW: u64 = 256 << 10;
-/// Most times that one TSN may count as lost. Even at a loss rate of a tenth, so many losses in a row are next to
-/// impossible. A peer that feigns losses gets no more retransmissions than these.
+/// Most times that one TSN may count as lost: at 10 % random loss, 25 losses have probability 10⁻²⁵. The cap bounds
+/// the retransmissions to a peer that feigns losses.
 const MAX_LOSSES: u8 = 24;
-/// Packets in flight below which each requests an immediate acknowledgement.
-const FEW: u64 = 10;
+/// Packets in flight below which each packet requests an immediate SACK.
+const IMMEDIATE_BELOW: u64 = 10;
 
-/// A message that is not completely sent.
+/// A queued message, not completely sent.
 struct Unsent {
     stream: u16,
     protocol: u32,
     bytes: Arc<Slots>,
     /// Bytes already sent.
-    cut: usize,
+    sent: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,27 +65,27 @@ enum ChunkState {
     Lost,
 }
 
-/// A sent TSN beyond the peer's cumulative TSN.
+/// A sent TSN that the cumulative TSN ack has not passed.
 struct Flight {
     stream: u16,
     sequence: u16,
     protocol: u32,
     begin: bool,
     end: bool,
-    /// The message that contains it; `None` once it is acknowledged.
+    /// The message that contains the TSN; `None` once the TSN is acknowledged.
     message: Option<Arc<Slots>>,
-    /// Its offset in the message.
+    /// Offset in the message.
     from: usize,
     length: u64,
     state: ChunkState,
     retransmitted: bool,
-    /// How often it has counted as lost.
+    /// Times that it has counted as lost.
     losses: u8,
     sent_at: Instant,
     snapshot: Snapshot,
 }
 
-/// The delivery state at the departure of a packet (draft-ietf-ccwg-bbr §4.1.2.2).
+/// The delivery state when a packet was sent (draft-ietf-ccwg-bbr §4.1.2.2).
 #[derive(Clone, Copy)]
 struct Snapshot {
     delivered: u64,
@@ -97,14 +98,15 @@ struct Snapshot {
     app_limited: bool,
 }
 
-/// Arrival of data on the peer's clock, and its time of sending on ours: a valid arrival is never earlier.
+/// Arrival time of data on the peer's clock, and its send time on the local clock, which bounds intervals from that
+/// arrival.
 #[derive(Clone, Copy)]
 struct Arrived {
     tick: Tick,
     sent_at: Instant,
 }
 
-/// Delivered bytes with their times, from which the delivery rate is sampled.
+/// Delivered bytes and times, the input of delivery-rate samples (draft-ietf-ccwg-bbr §4.1).
 struct Delivery {
     delivered: u64,
     delivered_at: Instant,
@@ -112,11 +114,11 @@ struct Delivery {
     arrived: Option<Arrived>,
     first_sent_at: Instant,
     lost: u64,
-    /// Packets that leave before this many bytes are delivered are application-limited.
+    /// Packets sent before this many bytes are delivered are application-limited; zero for none.
     app_limited_until: u64,
 }
 
-/// The most recently sent packet that has been acknowledged.
+/// The most recently sent packet among the acknowledged ones (RFC 8985 §5.2).
 #[derive(Clone, Copy, Default)]
 struct Rack {
     sent_at: Instant,
@@ -124,19 +126,19 @@ struct Rack {
     round_trip: Duration,
 }
 
-/// Effects of one SACK, collected while it is handled.
+/// Effects of one SACK or timeout, collected while it is handled.
 #[derive(Default)]
-struct Taken {
+struct AckEffects {
     acked: u64,
     lost: u64,
     newest: Option<(Instant, u64, Snapshot, bool)>,
-    /// Acknowledged bytes that had wrongly counted as lost.
+    /// Acknowledged bytes whose loss was spurious.
     spurious: u64,
-    /// The highest TSN acknowledged before this SACK.
+    /// Highest TSN acknowledged by gap ack blocks before this SACK.
     highest_before: u64,
     /// Arrival of the newest data acknowledged by this SACK, if the peer reported it.
     arrived: Option<Arrived>,
-    /// Its queueing delay on the forward path, if it was sent once.
+    /// Queueing delay of that data on the forward path, if it was sent once.
     queued: Option<Duration>,
 }
 
@@ -147,7 +149,7 @@ pub(super) struct SendConfig {
     pub(super) packet: usize,
     pub(super) algorithm: Algorithm,
     pub(super) seed: u64,
-    /// Most bytes in flight, whatever the controller allows.
+    /// Upper bound of the congestion window, in bytes.
     pub(super) max_window: u64,
 }
 
@@ -156,9 +158,10 @@ pub(super) struct SendConfig {
 pub(super) struct PeerParameters {
     /// Longest delay of its acknowledgements.
     pub(super) ack_delay: Duration,
-    /// Least retransmission timeout.
-    pub(super) least_timeout: Duration,
-    /// Most gap blocks that it reports: in a SACK with as many, TSNs beyond the last are unknown.
+    /// Smallest retransmission timeout.
+    pub(super) min_timeout: Duration,
+    /// Most gap ack blocks in its SACKs. A SACK with this many may be truncated: TSNs beyond its last block are
+    /// unknown.
     pub(super) gap_blocks: usize,
     /// Largest burst that it can receive, in bytes.
     pub(super) max_burst: u64,
@@ -180,17 +183,17 @@ pub struct SendStatistics {
     pub pacing_rate: Option<u64>,
     /// Bytes in flight.
     pub in_flight: u64,
-    /// Bytes counted as lost.
+    /// Bytes that counted as lost, in total.
     pub lost: u64,
-    /// Bytes delivered.
+    /// Bytes delivered, in total.
     pub delivered: u64,
-    /// Spurious losses.
+    /// SACKs that showed a loss to be spurious.
     pub spurious: u64,
-    /// Tail loss probes.
+    /// Tail loss probes sent.
     pub probes: u64,
     /// Retransmission timeouts.
     pub timeouts: u64,
-    /// The controller's state.
+    /// Name of the controller's state.
     pub state: &'static str,
 }
 
@@ -204,52 +207,53 @@ pub(super) struct SendHalf {
     /// Sequence number of the next message of each stream.
     sequences: Vec<u16>,
     flights: VecDeque<Flight>,
-    /// The TSN of the first of `flights`, next after the peer's cumulative TSN.
+    /// TSN of the first of `flights`: the one after the cumulative TSN ack.
     first: u64,
     acked: Acked,
     lost: BTreeSet<u64>,
     in_flight: u64,
-    /// Bytes of `flights`, acknowledged beyond a gap or not: a bound on the memory of the messages they belong to.
+    /// Bytes of all `flights`, including those that gap ack blocks acknowledged.
     span: u64,
-    /// Most bytes of `flights`.
+    /// Cap on `span`.
     limit: u64,
     /// The peer's receive window as last reported.
     peer_window: u64,
     control: Control,
     pacer: Pacer,
     round_trip: RoundTrip,
-    /// The peer's report for the data that the following SACK acknowledges.
+    /// ARRIVAL of the current packet, for the SACK that follows it.
     arrival: Option<Arrival>,
     forward: ForwardDelay,
     delivery: Delivery,
     rack: Rack,
     reordering_seen: bool,
-    /// Width of the reordering window, in quarters of the smallest round trip.
-    widened: u32,
-    widened_for: u8,
-    /// Duplicates reported until this TSN is acknowledged belong to one round.
-    widen_after: u64,
-    /// Probes whose duplicate the peer has not reported.
-    repeated_in_probes: usize,
-    /// Whether the last SACK had room for all received ranges, so that TSNs beyond its last block have not arrived.
+    /// Width of the reordering window, in quarters of the smallest round trip (`RACK.reo_wnd_mult`).
+    reordering_quarters: u32,
+    /// Recoveries until the window returns to one quarter.
+    reordering_persist: u8,
+    /// End of the round in which the window was last widened (`RACK.dsack_round`).
+    duplicate_round_end: u64,
+    /// Probes whose duplicates the peer has not reported yet.
+    unreported_probes: usize,
+    /// Whether the last SACK listed all received ranges, so that TSNs beyond its last block have not arrived.
     tail_known: bool,
-    /// When the next TSN that is late so far counts as lost.
+    /// Expiry of the reordering timer of RACK, at which the next missing TSN counts as lost.
     reorder_at: Option<Instant>,
     /// Time of the last acknowledgement, send or timer expiry.
     active_at: Instant,
-    /// When the cumulative TSN last advanced, or the first data in flight was sent.
+    /// Time of the last advance of the cumulative TSN ack, or of the first data sent after it.
     progress_at: Instant,
     /// A tail loss probe has been sent since the last acknowledgement.
     probed: bool,
     /// A tail loss probe is due.
     probe_due: bool,
     /// Consecutive retransmission timeouts.
-    expired: u32,
+    backoff: u32,
     paced_until: Option<Instant>,
-    /// Since when there has been room without data to send.
-    starved_since: Option<Instant>,
-    /// A TSN was lost too often.
-    hopeless: bool,
+    /// Start of the current time with room but without data to send.
+    app_limited_since: Option<Instant>,
+    /// A TSN has counted as lost more than [`MAX_LOSSES`] times.
+    excess_losses: bool,
     spurious: u64,
     probes: u64,
     timeouts: u64,
@@ -296,27 +300,27 @@ impl SendHalf {
             },
             rack: Rack::default(),
             reordering_seen: false,
-            widened: 1,
-            widened_for: 0,
-            widen_after: 0,
-            repeated_in_probes: 0,
+            reordering_quarters: 1,
+            reordering_persist: 0,
+            duplicate_round_end: 0,
+            unreported_probes: 0,
             tail_known: true,
             reorder_at: None,
             active_at: now,
             progress_at: now,
             probed: false,
             probe_due: false,
-            expired: 0,
+            backoff: 0,
             paced_until: None,
-            starved_since: None,
-            hopeless: false,
+            app_limited_since: None,
+            excess_losses: false,
             spurious: 0,
             probes: 0,
             timeouts: 0,
         }
     }
 
-    /// Sets the peer's parameters: its first window, its number of streams, and its acknowledgement behaviour.
+    /// Sets the peer's parameters, its initial receive window in bytes, and the number of streams.
     pub(super) fn set_peer(&mut self, now: Instant, peer: PeerParameters, window: u32, streams: u16) {
         self.peer = peer;
         self.limits.short_path_window = peer.short_path_window.min(SHORT_PATH_WINDOW);
@@ -326,28 +330,28 @@ impl SendHalf {
         self.pacer = Pacer::new(now, self.limits.segment, peer.max_burst);
     }
 
-    /// Takes a round trip measured by the handshake.
-    pub(super) fn handshake_took(&mut self, now: Instant, round_trip: Duration) {
-        self.round_trip.measured(now, round_trip);
+    /// Adds a round trip measured by the handshake.
+    pub(super) fn add_round_trip(&mut self, now: Instant, round_trip: Duration) {
+        self.round_trip.add_sample(now, round_trip);
     }
 
-    /// Takes the arrival of the newest data that the next SACK acknowledges.
-    pub(super) fn note_arrival(&mut self, arrival: Option<Arrival>) {
+    /// Sets the ARRIVAL of the current packet, for the SACK that follows it.
+    pub(super) fn set_arrival(&mut self, arrival: Option<Arrival>) {
         self.arrival = arrival;
     }
 
-    /// Queues a message; `false` if the peer has no such stream.
+    /// Queues a message; `false` if it is empty or the peer has no such stream.
     pub(super) fn send(&mut self, now: Instant, stream: u16, protocol: u32, bytes: Slots) -> bool {
         if usize::from(stream) >= self.sequences.len() || bytes.is_empty() {
             return false;
         }
-        if let Some(since) = self.starved_since.take()
+        if let Some(since) = self.app_limited_since.take()
             && since < now
         {
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
         }
         self.unsent_bytes = self.unsent_bytes.saturating_add(bytes.len());
-        self.unsent.push_back(Unsent { stream, protocol, bytes: Arc::new(bytes), cut: 0 });
+        self.unsent.push_back(Unsent { stream, protocol, bytes: Arc::new(bytes), sent: 0 });
         true
     }
 
@@ -356,17 +360,17 @@ impl SendHalf {
         self.unsent_bytes
     }
 
-    /// Bytes kept in memory.
+    /// Bytes of queued and sent messages kept in memory.
     pub(super) fn held(&self) -> usize {
         usize::try_from(self.span).unwrap_or(usize::MAX).saturating_add(self.unsent_bytes)
     }
 
-    /// Bounds the memory for sent data.
+    /// Caps the bytes kept for sent data.
     pub(super) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes as u64;
     }
 
-    /// Whether everything queued has been acknowledged.
+    /// Whether all queued data has been acknowledged.
     pub(super) fn is_flushed(&self) -> bool {
         self.unsent.is_empty() && self.flights.is_empty()
     }
@@ -386,7 +390,7 @@ impl SendHalf {
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
-    /// Bytes that leave in `time` at the current rate; `None` without pacing.
+    /// Bytes that leave in `time` at the pacing rate; `None` without pacing.
     pub(super) fn paced_in(&self, time: Duration) -> Option<usize> {
         let rate = self.control.pacing_rate()?;
         let bytes = u128::from(rate).saturating_mul(time.as_nanos()).checked_div(1_000_000_000)?;
@@ -398,13 +402,15 @@ impl SendHalf {
         self.round_trip.smoothed()
     }
 
-    /// Whether a TSN was lost so often that the peer feigns it or the path delivers nothing.
-    pub(super) const fn is_hopeless(&self) -> bool {
-        self.hopeless
+    /// Whether a TSN has counted as lost more than [`MAX_LOSSES`] times: the peer feigns losses, or the path delivers
+    /// nothing.
+    pub(super) const fn has_excess_losses(&self) -> bool {
+        self.excess_losses
     }
 
-    /// When the cumulative TSN last advanced; `None` if nothing is in flight.
-    pub(super) fn stuck_since(&self) -> Option<Instant> {
+    /// Time of the last advance of the cumulative TSN ack, or of the first data sent after it; `None` if all data is
+    /// acknowledged.
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
         (!self.flights.is_empty()).then_some(self.progress_at)
     }
 
@@ -426,8 +432,8 @@ impl SendHalf {
     }
 
     fn is_window_limited(&self) -> bool {
-        let nearly = self.in_flight.saturating_add(self.limits.segment.saturating_mul(3)) >= self.window();
-        nearly || !self.unsent.is_empty() || !self.lost.is_empty()
+        let almost_full = self.in_flight.saturating_add(self.limits.segment.saturating_mul(3)) >= self.window();
+        almost_full || !self.unsent.is_empty() || !self.lost.is_empty()
     }
 
     /// Most bytes that may be in flight.

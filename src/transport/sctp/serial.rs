@@ -7,7 +7,7 @@ pub(super) const fn expand(reference: u64, tsn: u32) -> u64 {
     reference.saturating_add_signed(distance as i64)
 }
 
-/// The number's encoding in a packet.
+/// The TSN of a 64-bit number, as in a packet.
 #[allow(clippy::cast_possible_truncation, reason = "truncation to the lowest bits is intended")]
 pub(super) const fn wire(tsn: u64) -> u32 {
     tsn as u32

@@ -1,4 +1,4 @@
-//! Tests of associations over paths in virtual time, and against forged peers. Each failure prints its seed.
+//! Tests of associations over paths in virtual time, and with forged peers. Each failure prints its seed.
 
 mod acknowledging;
 mod bottleneck;
@@ -17,26 +17,27 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use super::{Config, congestion::Algorithm};
 use crate::base::Instant;
 
-/// Number of seeds in an ordinary test run, each with a separate path.
+/// Number of seeds, each with another path, in an ordinary test run.
 const SEEDS: u64 = 150;
 
-fn secs(pair: &Pair, seconds: f64) -> Instant {
+/// The time `seconds` from now.
+fn in_seconds(pair: &Pair, seconds: f64) -> Instant {
     pair.now.after(Duration::from_secs_f64(seconds))
 }
 
 #[test]
-fn the_handshake_takes_one_round_trip_for_the_dialler_and_two_for_its_first_answer() {
+fn the_first_message_of_a_dialler_arrives_after_one_and_a_half_round_trips() {
     let mut pair = Pair::new(1, Line::new(25));
     let start = pair.now;
     pair.ends[0].queue.push_back((0, vec![1; 100]));
     pair.ends[1].keep = true;
-    assert!(pair.run(secs(&pair, 1.0), |pair| !pair.ends[1].received.is_empty()));
+    assert!(pair.run(in_seconds(&pair, 1.0), |pair| !pair.ends[1].received.is_empty()));
     assert_eq!(pair.now.since(start), Duration::from_millis(75));
     assert_eq!(pair.ends[0].open, Some(64));
     assert_eq!(pair.ends[1].open, Some(64));
 }
 
-/// Sends `count` messages of random sizes over random streams each way, and compares.
+/// Sends `count` messages of random sizes over random streams each way; asserts that all arrive.
 fn exchange(pair: &mut Pair, count: usize) {
     let seed = pair.seed;
     let mut rng = StdRng::seed_from_u64(seed);
@@ -52,7 +53,7 @@ fn exchange(pair: &mut Pair, count: usize) {
             pair.ends[end].queue.push_back((stream, message));
         }
     }
-    let until = secs(pair, 600.0);
+    let until = in_seconds(pair, 600.0);
     let flushed = |pair: &Pair| pair.ends.iter().all(|end| end.received.len() == count && end.association.is_flushed());
     let done = pair.run(until, flushed);
     let arrived = [0, 1].map(|end| (pair.ends[end].received.len(), pair.ends[end].closed));
@@ -67,22 +68,22 @@ fn exchange(pair: &mut Pair, count: usize) {
     }
 }
 
-/// A path drawn from `seed`: delay, jitter, loss, reordering, duplication, rate and queue.
+/// A line with random delay, jitter, loss, reordering, duplication, rate and queue.
 fn any_line(seed: u64) -> Line {
     let mut rng = StdRng::seed_from_u64(seed ^ 0xabcd);
     let mut line = Line::new(rng.random_range(1..100));
     line.jitter = Duration::from_millis(rng.random_range(0..20));
     line.loss = rng.random_range(0.0..0.1);
     line.burst = rng.random_range(1.0..5.0);
-    line.late = rng.random_range(0.0..0.1);
-    line.lateness = Duration::from_millis(rng.random_range(0..30));
-    line.doubled = rng.random_range(0.0..0.1);
+    line.reordered = rng.random_range(0.0..0.1);
+    line.reorder_delay = Duration::from_millis(rng.random_range(0..30));
+    line.duplicated = rng.random_range(0.0..0.1);
     line.rate = rng.random_bool(0.5).then(|| rng.random_range(100_000..50_000_000));
     line.queue = line.delay.mul_f64(2.0 * rng.random_range(0.1..4.0)).max(Duration::from_millis(1));
     line
 }
 
-/// A pair over a path drawn from `seed`, with either controller and TSNs that may wrap soon.
+/// A pair over random lines, with one of the controllers and, for odd seeds, TSNs that soon wrap.
 fn any_pair(seed: u64) -> Pair {
     let line = any_line(seed);
     let mut config = Config::new(1_195);
@@ -112,7 +113,7 @@ fn messages_arrive(seeds: core::ops::Range<u64>) {
 }
 
 #[test]
-fn messages_arrive_once_and_in_order_whatever_the_path_does() {
+fn messages_arrive_once_and_in_order_over_any_path() {
     messages_arrive(0..SEEDS);
 }
 
@@ -122,15 +123,15 @@ fn messages_arrive_once_and_in_order_with_thousands_of_seeds() {
     messages_arrive(SEEDS..20 * SEEDS);
 }
 
-/// Six of eight consecutive datagrams are lost: the worst case of `tests/dial/virtual_time.rs`, at its seed 202,
-/// whose losses depend on a datagram's number alone. A sender that doubled its timeout for each, from a second, was
-/// silent for 30 s with few packets left to send, and its link closed.
+/// The losses are the worst case of `tests/dial/virtual_time.rs`, at its seed 202: six of eight consecutive datagrams.
+/// A former sender doubled its timeout for each of them, starting at one second. With few packets left to send it was
+/// silent for 30 s, and its link closed.
 #[test]
-fn six_of_eight_packets_lost_cost_a_few_time_outs_wherever_they_come() {
+fn losses_of_six_of_eight_packets_stall_less_than_three_seconds() {
     const LOST: u128 = 0b1101_1101;
     for at in 0..100 {
         let mut pair = Pair::new(at, Line::new(5));
-        pair.lose_first(LOST << at);
+        pair.drop_first(LOST << at);
         exchange(&mut pair, 4);
         let stall = pair.ends.iter().map(|end| end.longest_stall).max().unwrap();
         assert!(stall < Duration::from_secs(3), "{stall:?} with losses from packet {at} on");
@@ -138,7 +139,7 @@ fn six_of_eight_packets_lost_cost_a_few_time_outs_wherever_they_come() {
 }
 
 #[test]
-fn an_outage_of_two_seconds_is_over_within_three_more() {
+fn the_rate_recovers_within_three_seconds_of_an_outage() {
     for (seed, delay) in [(1, 1), (2, 25), (3, 100)] {
         let mut line = Line::new(delay);
         line.rate = Some(2_000_000);

@@ -78,7 +78,7 @@ fn serve(http: Http) -> (Stream, tokio::task::JoinHandle<Result<(), Refusal>>) {
 
 async fn refused(http: Http, request: Request<Full<Bytes>>) -> Refusal {
     let (response, served) = performed(http, request).await;
-    let refusal = Refusal::told(response.status(), response.headers());
+    let refusal = Refusal::from_response(response.status(), response.headers());
     assert_eq!(served, Err(refusal.unwrap()));
     assert_eq!(response.into_body().unwrap(), b"");
     refusal.unwrap()
@@ -183,7 +183,7 @@ async fn a_request_that_is_none_is_answered_and_ended() {
         stream.write_all(bytes).await.unwrap();
         stream.shutdown().await.unwrap();
         let (response, _) = timeout(DEADLINE, read_response(&mut stream, 0)).await.unwrap().unwrap();
-        let refusal = Refusal::told(response.status(), response.headers()).unwrap();
+        let refusal = Refusal::from_response(response.status(), response.headers()).unwrap();
         assert!(matches!(refusal, Refusal::Malformed | Refusal::RequestTooLarge), "{bytes:?}: {refusal:?}");
         assert_eq!(serving.await.unwrap(), Err(refusal));
     }

@@ -9,7 +9,8 @@ use crate::directory::{
     fixture::{listed_volunteer, volunteers},
 };
 
-fn always() -> Consensus {
+/// Seven relays, of which 1 and 2 are exits, with a volunteer share of 100 percent.
+fn full_share() -> Consensus {
     let relays = web_exits(1..=2).chain((3..=7).map(|number| listed(profile(number))));
     let parameters = Parameters::default().with("path.volunteer-share", 100).unwrap();
     consensus_at(NOW, relays, &parameters).0
@@ -20,14 +21,14 @@ fn one_each() -> VolunteerList {
     volunteers((1..=7).map(|gateway| listed_volunteer(20 + gateway, &[gateway])))
 }
 
-/// The guard of a client with this sample.
+/// The number of the guard that a client with this sample uses.
 fn guard_of(consensus: &Consensus, guards: &GuardSample, rng: &mut ChaCha20Rng) -> u16 {
     let guard = choose(&consensus.into(), guards, &streams(2), &[], Instant::START, rng).unwrap().hops()[0];
     (1..=7).find(|number| id(*number) == guard).unwrap()
 }
 
-/// So many volunteers behind `gateway` that listed relays are hardly ever chosen.
-fn crowd(gateway: u16) -> VolunteerList {
+/// Enough volunteers behind `gateway` that a listed relay is rarely chosen.
+fn many_behind(gateway: u16) -> VolunteerList {
     volunteers((1000..4000).map(|number| listed_volunteer(number, &[gateway])))
 }
 
@@ -40,10 +41,10 @@ fn streams(hops: u8) -> Requirement {
 }
 
 #[test]
-fn a_volunteer_stands_right_behind_its_gateway_and_nowhere_else() {
-    let (consensus, mut rng) = (always(), rng());
+fn a_volunteer_is_only_the_hop_behind_its_gateway() {
+    let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
-    let list = crowd(guard_of(&consensus, &guards, &mut rng));
+    let list = many_behind(guard_of(&consensus, &guards, &mut rng));
     for hops in [2, 3, 4, 5] {
         let path =
             choose(&relays_of(&consensus, &list), &guards, &streams(hops), &[], Instant::START, &mut rng).unwrap();
@@ -60,8 +61,8 @@ fn a_volunteer_stands_right_behind_its_gateway_and_nowhere_else() {
 }
 
 #[test]
-fn no_volunteer_stands_behind_a_guard_that_is_doubted_nor_one_to_avoid() {
-    let (consensus, list, mut rng) = (always(), one_each(), rng());
+fn no_volunteer_follows_a_doubted_guard_and_avoided_volunteers_are_not_used() {
+    let (consensus, list, mut rng) = (full_share(), one_each(), rng());
     let guards = sample(&consensus, &mut rng);
     let doubted: Vec<RelayId> = (1..=7).map(id).collect();
     let avoided: Vec<RelayId> = (21..=27).map(id).collect();
@@ -73,8 +74,8 @@ fn no_volunteer_stands_behind_a_guard_that_is_doubted_nor_one_to_avoid() {
 }
 
 #[test]
-fn a_volunteer_is_of_its_family_and_its_operator() {
-    let (consensus, mut rng) = (always(), rng());
+fn a_volunteer_is_not_on_a_path_with_an_exit_of_its_operator() {
+    let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
     let mut exit = consensus.relay(&id(1)).unwrap().profile.clone();
     exit.operator = "one".into();
@@ -92,23 +93,23 @@ fn a_volunteer_is_of_its_family_and_its_operator() {
 }
 
 #[test]
-fn what_the_list_says_of_family_holds_though_no_consensus_names_volunteers() {
-    let (consensus, mut rng) = (always(), rng());
+fn a_volunteer_is_not_on_a_path_with_an_exit_of_its_listed_family() {
+    let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
     let guard = guard_of(&consensus, &guards, &mut rng);
-    let kin_of_exits = |number| {
+    let related_to_exits = |number| {
         let mut volunteer = listed_volunteer(number, &[guard]);
         volunteer.profile.family = vec![id(1), id(2)];
         volunteer
     };
-    let list = volunteers((1000..2000).map(kin_of_exits));
+    let list = volunteers((1000..2000).map(related_to_exits));
     let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
     assert!(list.volunteer(&path.hops()[1]).is_none(), "both exits are of its family");
 }
 
 #[test]
-fn what_must_be_the_middle_is_it_or_there_is_no_path() {
-    let (consensus, list, mut rng) = (always(), one_each(), rng());
+fn a_required_middle_is_used_or_there_is_no_path() {
+    let (consensus, list, mut rng) = (full_share(), one_each(), rng());
     let guards = sample(&consensus, &mut rng);
     for (number, guard) in [(23, Some(3)), (25, Some(5)), (6, None)] {
         let relays = Relays { middle: Some(id(number)), ..relays_of(&consensus, &list) };
@@ -118,16 +119,16 @@ fn what_must_be_the_middle_is_it_or_there_is_no_path() {
             assert!(guard.is_none_or(|guard| path.hops()[0] == id(guard)));
         }
     }
-    let nobody = Relays { middle: Some(id(99)), ..relays_of(&consensus, &list) };
-    let error = choose(&nobody, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap_err();
+    let unknown = Relays { middle: Some(id(99)), ..relays_of(&consensus, &list) };
+    let error = choose(&unknown, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
 
 #[test]
-fn a_middle_that_is_gone_is_replaced_and_the_others_stay() {
-    let (consensus, mut rng) = (always(), rng());
+fn the_replacement_of_a_middle_keeps_the_other_hops() {
+    let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
-    let list = crowd(guard_of(&consensus, &guards, &mut rng));
+    let list = many_behind(guard_of(&consensus, &guards, &mut rng));
     let relays = relays_of(&consensus, &list);
     for volunteers in [true, false] {
         let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
@@ -144,8 +145,8 @@ fn a_middle_that_is_gone_is_replaced_and_the_others_stay() {
 }
 
 #[test]
-fn a_volunteer_that_performs_requests_stands_last_behind_its_gateway() {
-    let (consensus, mut rng) = (always(), rng());
+fn a_volunteer_with_an_offer_is_the_last_hop_behind_its_gateway() {
+    let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
     let engine = crate::delegated::EngineName::parse("engine").unwrap();
     let searching = |number: u16, gateways: &[u16]| {
@@ -165,7 +166,7 @@ fn a_volunteer_that_performs_requests_stands_last_behind_its_gateway() {
 }
 
 #[test]
-fn volunteers_that_fit_no_guard_move_no_client_from_its_own() {
+fn volunteers_that_fit_no_guard_do_not_change_the_guard() {
     let mut rng = rng();
     let engine = crate::delegated::EngineName::parse("engine").unwrap();
     let offering = |mut relay: ConsensusRelay| {
@@ -182,7 +183,7 @@ fn volunteers_that_fit_no_guard_move_no_client_from_its_own() {
     let consensus = consensus_at(NOW, relays, &parameters).0;
     let guards = sample(&consensus, &mut rng);
     let guard = guard_of(&consensus, &guards, &mut rng);
-    // Some have the guard as their only gateway, others name the operator of their gateway.
+    // Some have the guard as their only gateway; the others state the operator of their gateway.
     let list = volunteers((1000..2000).map(|number| {
         let mut volunteer = listed_volunteer(number, &[if number % 2 == 0 { 5 } else { guard }]);
         volunteer.profile.operator = if number % 2 == 0 { "one".into() } else { String::new() };
@@ -199,7 +200,7 @@ fn volunteers_that_fit_no_guard_move_no_client_from_its_own() {
 }
 
 #[test]
-fn volunteers_get_no_more_requests_when_all_listed_exits_for_them_are_avoided() {
+fn avoiding_all_listed_exits_at_most_doubles_the_share_of_volunteers() {
     let mut rng = rng();
     let engine = crate::delegated::EngineName::parse("engine").unwrap();
     let offering = |mut relay: ConsensusRelay| {
@@ -221,13 +222,13 @@ fn volunteers_get_no_more_requests_when_all_listed_exits_for_them_are_avoided() 
         let path = choose(&relays, &guards, &requirement, &[id(1), id(2)], Instant::START, &mut rng).unwrap();
         by_volunteers += u32::from(list.volunteer(&path.hops()[2]).is_some());
     }
-    // At most twice a tenth: once with avoided exits, once without.
+    // At most twice a tenth: one choice with the avoided exits excluded, and one without.
     assert!((20..110).contains(&by_volunteers), "{by_volunteers} of 400");
 }
 
 #[test]
-fn few_volunteers_get_no_more_than_their_part() {
-    let (consensus, mut rng) = (always(), rng());
+fn few_volunteers_get_at_most_their_proportion() {
+    let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
     let guard = guard_of(&consensus, &guards, &mut rng);
     let list = volunteers([listed_volunteer(21, &[guard])]);

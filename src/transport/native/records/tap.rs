@@ -1,11 +1,11 @@
-//! Cipher suites for `dimpl` that record its keys and nonces, so that [`Records`] can take over.
+//! Cipher suites for `dimpl` that capture its keys and nonces, so that [`Records`] can continue after the handshake.
 //!
-//! `dimpl` creates a cipher from a key alone, without a link. A thread-local therefore holds the [`Tap`] of one link
-//! during each call into that link's machine, and the ciphers write to it. IV and sequence number are derived from
-//! nonce and additional data of the Finished messages: each end seals one and opens one.
+//! `dimpl` creates a cipher from a key alone, without a reference to a link. A thread-local therefore holds the
+//! [`Capture`] of one link during each call to its `dimpl` instance, and the ciphers write to it. IV and sequence
+//! number are derived from nonce and additional data of the Finished messages. Each end seals one and opens one.
 //!
-//! `dimpl` draws explicit nonces of AES-GCM at random. A tapped cipher refuses to seal with a nonce that was used
-//! with its key, or that [`Records`] may use later, so that no nonce is used twice.
+//! `dimpl` draws explicit nonces of AES-GCM at random. So that no nonce is used twice, a tapped cipher rejects a nonce
+//! that was used before, or that [`Records`] may use later.
 
 use core::cell::Cell;
 
@@ -19,27 +19,28 @@ use zeroize::Zeroizing;
 
 use super::{CipherSuite, DirectionKey, EPOCH, GCM_NUMBERS, KeyLimits, Records, window::ReplayWindow};
 
-/// Records that a handshake may seal in epoch 1: Finished, its retransmissions, an alert.
-const SEALED: usize = 64;
+/// Most records that a handshake seals in epoch 1: Finished, its retransmissions, and an alert.
+const MAX_SEALED: usize = 64;
 
 thread_local! {
-    /// Records of the running machine's ciphers; `None` outside of [`Tap::with`].
-    static CURRENT: Cell<Option<Box<Seen>>> = const { Cell::new(None) };
+    /// The capture of the current call to `dimpl`; `None` outside of [`Tap::with`].
+    static CURRENT: Cell<Option<Box<Capture>>> = const { Cell::new(None) };
 }
 
-/// Keys, nonces and numbers used by the ciphers of one machine.
+/// The capture of one `dimpl` instance between calls.
 #[derive(Default)]
-pub(in super::super) struct Tap(Option<Box<Seen>>);
+pub(in super::super) struct Tap(Option<Box<Capture>>);
 
+/// Keys, nonces and sequence numbers that the ciphers of a `dimpl` instance have used.
 #[derive(Default)]
-struct Seen {
+struct Capture {
     write: Option<Direction>,
     read: Option<Direction>,
-    /// Explicit nonces of the records sealed.
+    /// Explicit nonces of the sealed records.
     nonces: Vec<[u8; 8]>,
-    /// The sequence number after the last one sealed.
+    /// The sequence number after that of the last sealed record.
     next: u64,
-    /// The sequence numbers opened.
+    /// The sequence numbers of the opened records.
     window: ReplayWindow,
 }
 
@@ -49,7 +50,7 @@ struct Direction {
 }
 
 impl Tap {
-    /// Runs `f`, a call into the machine of this tap.
+    /// Runs `f`, a call to the `dimpl` instance of this tap.
     pub(in super::super) fn with<T>(&mut self, f: impl FnOnce() -> T) -> T {
         struct Reset;
         impl Drop for Reset {
@@ -72,10 +73,10 @@ impl Tap {
         provider
     }
 
-    /// The record layer that continues from the state of the machine, which must seal nothing from then on. `None`
-    /// before both Finished messages were recorded.
+    /// The record layer that continues after the handshake. `dimpl` must seal no record from then on. `None` unless
+    /// both Finished messages were captured.
     pub(in super::super) fn into_records(self, limits: KeyLimits) -> Option<Records> {
-        let Seen { write, read, next, window, .. } = *self.0?;
+        let Capture { write, read, next, window, .. } = *self.0?;
         let (write, read) = (write?, read?);
         if write.suite != read.suite {
             return None;
@@ -86,12 +87,12 @@ impl Tap {
     }
 }
 
-/// Passes the running machine's records to `f`. Fails outside of [`Tap::with`], so that nothing is sealed unrecorded.
-fn note(f: impl FnOnce(&mut Seen) -> Option<()>) -> Result<(), CryptoError> {
-    let mut seen = CURRENT.take().ok_or(CryptoError::InvalidNonce)?;
-    let noted = f(&mut seen);
-    CURRENT.set(Some(seen));
-    noted.ok_or(CryptoError::InvalidNonce)
+/// Passes the current capture to `f`. Fails outside of [`Tap::with`], so that no nonce escapes the capture.
+fn with_capture(f: impl FnOnce(&mut Capture) -> Option<()>) -> Result<(), CryptoError> {
+    let mut capture = CURRENT.take().ok_or(CryptoError::InvalidNonce)?;
+    let outcome = f(&mut capture);
+    CURRENT.set(Some(capture));
+    outcome.ok_or(CryptoError::InvalidNonce)
 }
 
 #[derive(Debug)]
@@ -154,7 +155,7 @@ impl core::fmt::Debug for TappedCipher {
 }
 
 impl TappedCipher {
-    /// Key and IV; the IV is derived from a nonce and its record number.
+    /// Key and IV, which is derived from a nonce and its record number.
     fn direction(&self, number: [u8; 8], nonce: &[u8; 12]) -> Option<Direction> {
         let mut iv = Zeroizing::new(*nonce);
         for (byte, number) in iv.iter_mut().skip(4).zip(number) {
@@ -165,7 +166,7 @@ impl TappedCipher {
     }
 }
 
-/// The record number at the start of the additional data and its sequence number, in epoch 1.
+/// Record number and sequence number in the additional data; `None` if the epoch is not 1.
 fn numbers(aad: &Aad) -> Option<([u8; 8], u64)> {
     let number = *aad.first_chunk()?;
     let sequence = u64::from_be_bytes(number).checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH)?;
@@ -174,17 +175,21 @@ fn numbers(aad: &Aad) -> Option<([u8; 8], u64)> {
 
 impl Cipher for TappedCipher {
     fn encrypt(&mut self, plaintext: &mut Buf, aad: Aad, nonce: Nonce) -> Result<(), CryptoError> {
-        note(|seen| {
+        with_capture(|capture| {
             let (number, sequence) = numbers(&aad)?;
             let explicit = *nonce.last_chunk()?;
             let reserved = u64::from_be_bytes(explicit).checked_sub(EPOCH).is_some_and(|later| later < GCM_NUMBERS);
             let collides = self.suite == CipherSuite::Aes128Gcm && reserved;
-            if sequence < seen.next || collides || seen.nonces.contains(&explicit) || seen.nonces.len() >= SEALED {
+            if sequence < capture.next
+                || collides
+                || capture.nonces.contains(&explicit)
+                || capture.nonces.len() >= MAX_SEALED
+            {
                 return None;
             }
-            seen.nonces.push(explicit);
-            seen.next = sequence.saturating_add(1);
-            seen.write = Some(self.direction(number, &nonce.0)?);
+            capture.nonces.push(explicit);
+            capture.next = sequence.saturating_add(1);
+            capture.write = Some(self.direction(number, &nonce.0)?);
             #[cfg(test)]
             super::tests::note_sealed(&self.key, &nonce.0);
             Some(())
@@ -195,10 +200,10 @@ impl Cipher for TappedCipher {
     fn decrypt(&mut self, ciphertext: &mut TmpBuf, aad: Aad, nonce: Nonce) -> Result<(), CryptoError> {
         let numbers = numbers(&aad);
         self.inner.decrypt(ciphertext, aad, nonce)?;
-        note(|seen| {
+        with_capture(|capture| {
             let (number, sequence) = numbers?;
-            seen.window.mark(sequence);
-            seen.read = Some(self.direction(number, &nonce.0)?);
+            capture.window.mark(sequence);
+            capture.read = Some(self.direction(number, &nonce.0)?);
             Some(())
         })
     }

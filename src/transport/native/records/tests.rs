@@ -1,4 +1,4 @@
-//! Tests of the record layer, alone and after its takeover from `dimpl`.
+//! Tests of the record layer, alone and after a handshake of `dimpl`.
 
 use core::time::Duration;
 use std::{
@@ -23,13 +23,13 @@ thread_local! {
     static SEALED: RefCell<Vec<(Vec<u8>, [u8; 12])>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Records a key and a nonce that this layer or `dimpl` sealed with.
+/// Stores a key and a nonce of a record that this layer or `dimpl` sealed.
 pub(super) fn note_sealed(key: &[u8], nonce: &[u8; 12]) {
     SEALED.with_borrow_mut(|sealed| sealed.push((key.to_vec(), *nonce)));
 }
 
-/// The number of records sealed on this thread; asserts that no pair of key and nonce was used twice.
-fn sealed_once() -> usize {
+/// Asserts that no pair of key and nonce was used twice on this thread; returns the number of sealed records.
+fn assert_nonces_unique() -> usize {
     let sealed = SEALED.take();
     let distinct: BTreeSet<_> = sealed.iter().collect();
     assert_eq!(distinct.len(), sealed.len(), "a nonce was used twice");
@@ -53,7 +53,7 @@ fn seal(records: &mut Records, plaintext: &[u8]) -> Result<Vec<u8>, RecordError>
     let header = records.header_len();
     buffer[header..header + plaintext.len()].copy_from_slice(plaintext);
     let length = records.seal(&mut buffer, plaintext.len())?;
-    assert!(buffer[length..].iter().all(|byte| *byte == 0xee), "nothing is written behind the record");
+    assert!(buffer[length..].iter().all(|byte| *byte == 0xee), "no byte is written after the record");
     buffer.truncate(length);
     Ok(buffer)
 }
@@ -65,7 +65,7 @@ fn close(records: &mut Records) -> Vec<u8> {
     buffer
 }
 
-/// The contents of a datagram: the plaintexts, and everything else.
+/// The contents of a datagram: the plaintexts, and the other contents.
 fn open(records: &mut Records, datagram: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<Opened>), RecordError> {
     let mut datagram = datagram.to_vec();
     let (mut packets, mut others) = (Vec::new(), Vec::new());
@@ -81,8 +81,8 @@ fn plaintexts(records: &mut Records, datagram: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn records_are_those_of_another_implementation() {
-    // Made by OpenSSL's AEADs (Python's `cryptography`), laid out after RFC 6347 §4.1, RFC 5288 §3 and RFC 7905 §2.
+fn records_match_those_of_another_implementation() {
+    // Sealed by OpenSSL (Python's `cryptography`), in the format of RFC 6347 §4.1, RFC 5288 §3 and RFC 7905 §2.
     let vectors: [(_, &[u8], &[u8]); 2] = [
         (
             CipherSuite::Aes128Gcm,
@@ -106,9 +106,9 @@ fn records_are_those_of_another_implementation() {
 }
 
 #[test]
-fn records_of_dimpl_are_opened_and_ours_by_dimpl() {
+fn records_interoperate_with_dimpl_in_both_directions() {
     for suite in CipherSuite::ALL {
-        let (mut world, now) = (Pair::new(&[suite]), Instant::now());
+        let (mut pair, now) = (Pair::new(&[suite]), Instant::now());
         let certificate = dimpl::certificate::generate_self_signed_certificate().unwrap();
         let suites = [suite.to_dtls()];
         let config = dimpl::Config::builder().dtls12_cipher_suites(&suites).build().unwrap();
@@ -119,25 +119,25 @@ fn records_of_dimpl_are_opened_and_ours_by_dimpl() {
         for round in 0..12u8 {
             loop {
                 match stock.poll_output(&mut buffer) {
-                    Output::Packet(packet) => world.deliver(SERVER, packet.to_vec()),
+                    Output::Packet(packet) => pair.deliver(SERVER, packet.to_vec()),
                     Output::ApplicationData(data) => received.push(data.to_vec()),
                     Output::Timeout(_) => break,
                     _ => {}
                 }
             }
-            for datagram in world.take_sent(SERVER) {
+            for datagram in pair.take_sent(SERVER) {
                 stock.handle_packet(&datagram).unwrap();
             }
-            if world.ends[SERVER].connected {
+            if pair.ends[SERVER].connected {
                 stock.send_application_data(&[round; 900]).unwrap();
-                world.send(SERVER, &[round; 1_100]);
+                pair.send(SERVER, &[round; 1_100]);
             }
         }
         assert!(received.len() > 3 && received.iter().all(|data| *data == vec![data[0]; 1_100]), "{suite:?}");
-        let ours = &world.ends[SERVER].packets;
+        let ours = &pair.ends[SERVER].packets;
         assert!(ours.len() > 3 && ours.iter().all(|data| *data == vec![data[0]; 900]), "{suite:?}");
         assert_eq!(ours.len(), ours.iter().collect::<BTreeSet<_>>().len());
-        sealed_once();
+        assert_nonces_unique();
     }
 }
 
@@ -154,7 +154,7 @@ fn a_record_is_opened_once_and_in_any_order_within_the_window() {
 }
 
 #[test]
-fn a_forged_record_is_dropped_and_does_not_stop_the_true_one() {
+fn a_forged_record_is_dropped_and_the_genuine_one_is_opened() {
     for suite in CipherSuite::ALL {
         let (mut a, mut b) = ends(suite, KeyLimits::default());
         let record = seal(&mut a, &[7; 40]).unwrap();
@@ -167,13 +167,13 @@ fn a_forged_record_is_dropped_and_does_not_stop_the_true_one() {
             assert_eq!(open(&mut b, &record[..cut]), Ok((vec![], vec![])), "cut to {cut}");
         }
         assert_eq!(plaintexts(&mut b, &record), [vec![7; 40]]);
-        // An end can't open its sealed records.
+        // An end can't open its own records.
         assert_eq!(open(&mut a, &record), Ok((vec![], vec![])));
     }
 }
 
 #[test]
-fn a_datagram_holds_up_to_sixteen_records_among_them_some_to_be_dropped() {
+fn at_most_sixteen_records_of_a_datagram_are_read() {
     let (mut a, mut b) = ends(CipherSuite::Aes128Gcm, KeyLimits::default());
     let mut datagram = vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 9, 0, 4, 1, 2, 3, 4];
     for number in 0..16 {
@@ -184,7 +184,7 @@ fn a_datagram_holds_up_to_sixteen_records_among_them_some_to_be_dropped() {
 }
 
 #[test]
-fn nothing_is_sealed_or_read_after_close_notify() {
+fn no_record_is_sealed_or_opened_after_close_notify() {
     for suite in CipherSuite::ALL {
         let (mut a, mut b) = ends(suite, KeyLimits::default());
         let late = seal(&mut a, b"late").unwrap();
@@ -197,7 +197,7 @@ fn nothing_is_sealed_or_read_after_close_notify() {
 }
 
 #[test]
-fn a_fatal_alert_is_told_and_a_warning_is_not() {
+fn a_fatal_alert_is_reported_and_a_warning_is_ignored() {
     let (mut a, mut b) = ends(CipherSuite::ChaCha20Poly1305, KeyLimits::default());
     let mut alert = |content: u8, body: &[u8]| {
         let mut buffer = vec![0; body.len() + OVERHEAD];
@@ -215,17 +215,19 @@ fn a_fatal_alert_is_told_and_a_warning_is_not() {
 }
 
 #[test]
-fn a_plaintext_that_does_not_fit_uses_no_number() {
+fn an_oversized_plaintext_uses_no_sequence_number() {
     let (mut a, _) = ends(CipherSuite::Aes128Gcm, KeyLimits::default());
-    for (room, length) in [(0, 0), (12, 0), (20, 0), (OVERHEAD - 1, 0), (OVERHEAD + 9, 10), (1 << 16, LARGEST + 1)] {
+    for (room, length) in
+        [(0, 0), (12, 0), (20, 0), (OVERHEAD - 1, 0), (OVERHEAD + 9, 10), (1 << 16, MAX_PLAINTEXT + 1)]
+    {
         assert_eq!(a.seal(&mut vec![0; room], length), Err(RecordError::Length(length)));
     }
     assert_eq!(a.next, 0);
-    assert_eq!(a.seal(&mut vec![0; OVERHEAD + LARGEST], LARGEST), Ok(OVERHEAD + LARGEST));
+    assert_eq!(a.seal(&mut vec![0; OVERHEAD + MAX_PLAINTEXT], MAX_PLAINTEXT), Ok(OVERHEAD + MAX_PLAINTEXT));
 }
 
 #[test]
-fn aes_gcm_keys_retire_once_and_then_end_and_chacha_keys_do_not() {
+fn aes_gcm_keys_retire_once_then_end_and_chacha20_keys_do_neither() {
     let limits = KeyLimits { retire: 10, end: 50 + RESERVED, ..KeyLimits::default() };
     for suite in CipherSuite::ALL {
         let (mut a, mut b) = ends(suite, limits);
@@ -240,7 +242,7 @@ fn aes_gcm_keys_retire_once_and_then_end_and_chacha_keys_do_not() {
             }
             for (end, retired) in [&mut a, &mut b].into_iter().zip(&mut retired) {
                 if end.take_retired() {
-                    assert_eq!(retired.replace(number), None, "told twice");
+                    assert_eq!(retired.replace(number), None, "reported twice");
                 }
             }
         }
@@ -252,14 +254,15 @@ fn aes_gcm_keys_retire_once_and_then_end_and_chacha_keys_do_not() {
             // The keys of the other end are used up too.
             (suite == CipherSuite::ChaCha20Poly1305).then(|| vec![Opened::CloseNotify])
         });
-        sealed_once();
+        assert_nonces_unique();
     }
 }
 
 #[test]
 fn a_long_record_counts_as_several() {
     let (mut a, _) = ends(CipherSuite::Aes128Gcm, KeyLimits { retire: 7, ..KeyLimits::default() });
-    for (length, retires) in [(1_200, false), (COUNTED, false), (COUNTED + 1, false), (2 * COUNTED + 1, true)] {
+    for (length, retires) in [(1_200, false), (COUNT_UNIT, false), (COUNT_UNIT + 1, false), (2 * COUNT_UNIT + 1, true)]
+    {
         seal(&mut a, &vec![0; length]).unwrap();
         assert_eq!(a.take_retired(), retires, "{length}");
     }
@@ -289,7 +292,7 @@ fn forged_records_end_the_link_at_their_limit_with_either_suite() {
 }
 
 #[test]
-fn a_tapped_cipher_seals_nothing_unseen_or_with_a_nonce_that_is_used_or_reserved() {
+fn a_tapped_cipher_rejects_used_and_reserved_nonces_and_calls_outside_a_tap() {
     use dimpl::crypto::{Aad, Buf, Nonce, aws_lc_rs};
     let suites = Tap::install(aws_lc_rs::default_provider()).cipher_suites;
     let aad =
@@ -311,7 +314,7 @@ fn a_tapped_cipher_seals_nothing_unseen_or_with_a_nonce_that_is_used_or_reserved
     assert!(!seal(&mut tap, 2, 78), "a sequence number used");
     assert!(gcm.encrypt(&mut Buf::new(), aad(3), nonce(79)).is_err(), "unseen");
     assert!(tap.into_records(KeyLimits::default()).is_none(), "one direction only");
-    assert_eq!(sealed_once(), 3);
+    assert_eq!(assert_nonces_unique(), 3);
 }
 
 proptest! {
@@ -336,7 +339,7 @@ proptest! {
 const CLIENT: usize = 0;
 const SERVER: usize = 1;
 
-/// A client and a server with the datagrams between them.
+/// A client and a server, with the datagrams that they have sent.
 struct Pair {
     now: Instant,
     config: DtlsConfig,
@@ -360,7 +363,7 @@ fn route() -> SocketRoute {
 }
 
 impl Pair {
-    /// Starts without ends: the client starts with [`Self::dial`], the server with the first hello delivered.
+    /// A pair without ends. [`Self::dial`] starts the client, the first delivered hello the server.
     fn new(suites: &[CipherSuite]) -> Self {
         SEALED.take();
         Self {
@@ -418,8 +421,8 @@ impl Pair {
         sent.push_back(buffer);
     }
 
-    /// Advances to the next timer, or by 10 ms.
-    fn pass(&mut self) {
+    /// Advances the time to 10 ms after the next timer (by 20 s at most), or by 10 ms.
+    fn advance(&mut self) {
         let due = self.ends.iter().filter_map(|end| end.dtls.as_ref()?.poll_timeout()).min();
         self.now = due.map_or(self.now, |due| due.max(self.now)).min(self.now + Duration::from_secs(20));
         self.now += Duration::from_millis(10);
@@ -448,21 +451,21 @@ fn has_finished(mut datagram: &[u8]) -> bool {
 }
 
 #[test]
-fn no_nonce_is_used_twice_however_often_a_finished_is_lost_while_the_server_sends_data() {
+fn nonces_are_unique_despite_repeated_losses_of_a_finished() {
     for suite in CipherSuite::ALL {
-        for loser in [CLIENT, SERVER] {
+        for losing_end in [CLIENT, SERVER] {
             for lost in 1..=5 {
                 let mut pair = Pair::new(&[suite]);
                 pair.dial();
                 let (mut left, mut finished) = (lost, Vec::new());
                 for round in 0.. {
-                    assert!(round < 200, "{suite:?}, the Finished of {loser} lost {lost} times");
+                    assert!(round < 200, "{suite:?}, the Finished of {losing_end} lost {lost} times");
                     for from in [CLIENT, SERVER] {
                         for datagram in pair.take_sent(from) {
                             if from == SERVER && has_finished(&datagram) {
                                 finished.push(datagram.clone());
                             }
-                            if from == loser && left > 0 && has_finished(&datagram) {
+                            if from == losing_end && left > 0 && has_finished(&datagram) {
                                 left -= 1;
                                 continue;
                             }
@@ -476,25 +479,25 @@ fn no_nonce_is_used_twice_however_often_a_finished_is_lost_while_the_server_send
                         break;
                     }
                     if pair.ends.iter().all(|end| end.sent.is_empty()) || pair.ends[SERVER].connected {
-                        pair.pass();
+                        pair.advance();
                     }
                 }
                 assert_eq!(left, 0);
-                // Identical bytes each time: it was sealed once.
+                // The bytes are identical each time, so the Finished was sealed once.
                 finished.dedup();
-                assert_eq!(finished.len(), 1, "{suite:?}, the Finished of {loser} lost {lost} times");
+                assert_eq!(finished.len(), 1, "{suite:?}, the Finished of {losing_end} lost {lost} times");
                 pair.send(CLIENT, b"an answer");
                 for datagram in pair.take_sent(CLIENT) {
                     pair.deliver(SERVER, datagram);
                 }
                 assert_eq!(pair.ends[SERVER].packets, [b"an answer"]);
-                assert!(sealed_once() > 7);
+                assert!(assert_nonces_unique() > 7);
             }
         }
     }
 }
 
-/// Connects a pair whose server's last flight is lost; returns the client's final flight.
+/// A pair with a connected server whose last flight is lost, and the client's last flight.
 fn with_last_flight_lost(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
     let mut pair = Pair::new(&[suite]);
     pair.dial();
@@ -514,26 +517,26 @@ fn with_last_flight_lost(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
 }
 
 #[test]
-fn a_servers_last_flight_is_repeated_for_a_new_finished_alone_and_until_data_comes() {
+fn only_a_new_finished_before_data_repeats_the_last_flight_of_a_server() {
     for suite in CipherSuite::ALL {
         let (mut pair, old) = with_last_flight_lost(suite);
         let first = pair.take_sent(SERVER);
-        // Replays, and plaintext that any third party can send.
+        // A third party can send replays and plaintext.
         for datagram in old {
             pair.deliver(SERVER, datagram);
         }
         assert!(pair.take_sent(SERVER).is_empty());
-        let mut again = Vec::new();
+        let mut repeated = Vec::new();
         for _ in 0..3 {
-            pair.pass();
+            pair.advance();
             let flight = pair.take_sent(CLIENT);
             assert!(flight.iter().any(|datagram| has_finished(datagram)));
             for datagram in &flight {
                 pair.deliver(SERVER, datagram.clone());
             }
-            again.push(pair.take_sent(SERVER));
+            repeated.push(pair.take_sent(SERVER));
         }
-        assert_eq!(again, [first.clone(), first.clone(), first.clone()]);
+        assert_eq!(repeated, [first.clone(), first.clone(), first.clone()]);
         let last = first.into_iter().next().unwrap();
         assert!(last.len() <= 75);
         pair.deliver(CLIENT, last);
@@ -547,7 +550,7 @@ fn a_servers_last_flight_is_repeated_for_a_new_finished_alone_and_until_data_com
 }
 
 #[test]
-fn close_notify_is_answered_and_ends_both() {
+fn close_notify_is_answered_and_closes_both_ends() {
     for suite in CipherSuite::ALL {
         let (mut pair, _) = with_last_flight_lost(suite);
         for datagram in pair.take_sent(SERVER) {
@@ -561,6 +564,6 @@ fn close_notify_is_answered_and_ends_both() {
             }
         }
         assert!(pair.ends.iter().all(|end| end.closed && end.sent.is_empty()));
-        assert_eq!(sealed_once(), 4, "two of each kind");
+        assert_eq!(assert_nonces_unique(), 4, "a Finished and a close_notify of each end");
     }
 }

@@ -1,15 +1,15 @@
 //! The replay window of a record layer (RFC 6347 §4.1.2.6).
 
-/// Width in records behind the newest; older records are dropped.
+/// Width of the window: sequence numbers up to the newest. Older records are dropped.
 pub(super) const WINDOW: u64 = 1_024;
 
-/// Words of the ring: one more than the window fills, for the partly used word of the newest number.
+/// Words of the ring: one more than the window fills, since the word of the newest number is partly used.
 const WORDS: usize = 17;
 
 /// The received sequence numbers, in a ring of bits.
 #[derive(Default)]
 pub(super) struct ReplayWindow {
-    /// The number after the newest; 0 before the first.
+    /// The number after the newest; 0 before the first record.
     end: u64,
     words: [u64; WORDS],
 }
@@ -28,10 +28,10 @@ impl ReplayWindow {
     /// Marks an authenticated record that [`Self::is_new`] accepted.
     pub(super) fn mark(&mut self, sequence: u64) {
         if sequence >= self.end {
-            // The words after the newest number's word, up to this one's, hold numbers that have left the window.
+            // The words after that of the newest number, up to that of this number, hold numbers outside the window.
             let last = self.end.checked_sub(1).map_or(0, |newest| newest >> 6);
-            let entered = (sequence >> 6).saturating_sub(last);
-            for step in 1..=entered.min(WORDS as u64) {
+            let new_words = (sequence >> 6).saturating_sub(last);
+            for step in 1..=new_words.min(WORDS as u64) {
                 if let Some(word) = self.words.get_mut(place(last.saturating_add(step) << 6).0) {
                     *word = 0;
                 }

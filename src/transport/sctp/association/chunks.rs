@@ -1,4 +1,4 @@
-//! Handling of the peer's chunks, one by one.
+//! Handling of the peer's chunks.
 
 use core::time::Duration;
 
@@ -16,18 +16,18 @@ const DCEP: u32 = 50;
 /// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
 const DCEP_OPEN: [u8; 2] = [3, 0];
 const DCEP_ACK: u8 = 2;
-/// Least time between two reports of unknown chunks.
+/// Shortest interval between reports of unknown chunks.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most DATA chunks of a packet that are a whole message each. Two cells don't fit a packet, and the handshakes of
-/// channels have six messages. Each message takes a slot, however short it is.
-const MAX_WHOLE: usize = 16;
+/// Most DATA chunks in one packet that are each a whole message. Honest peers send fewer: a packet has no room for two
+/// cells, and the handshake of a channel has six messages. Even a message of one byte occupies a slot.
+const MAX_WHOLE_MESSAGES: usize = 16;
 
-/// Kinds of chunks that a packet held.
+/// Chunks of the current packet so far.
 #[derive(Default)]
 pub(super) struct SeenChunks {
     pub(super) data: bool,
-    /// DATA chunks that are a whole message each.
+    /// Number of DATA chunks that are each a whole message.
     whole: usize,
     pub(super) sack: bool,
 }
@@ -35,7 +35,7 @@ pub(super) struct SeenChunks {
 impl Association {
     /// RFC 9260 §8.5: the tag must be this end's, except for INIT, and for ABORT and SHUTDOWN COMPLETE with the T
     /// bit.
-    pub(super) fn tag_fits(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
+    pub(super) fn is_tag_valid(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
         const REFLECTED: u8 = 1;
         match chunk.kind {
             packet::INIT => packet.tag == 0,
@@ -46,7 +46,7 @@ impl Association {
 
     pub(super) fn handle_chunk(&mut self, now: Instant, chunk: &Chunk<'_>, seen: &mut SeenChunks) -> Result<(), Close> {
         const BROKEN: Close = Close::Broken;
-        // The sender of these chunks has accepted the cookie: its COOKIE ACK was lost.
+        // DATA and SACK show that the peer accepted the cookie, even if its COOKIE ACK is lost or late.
         if matches!(chunk.kind, packet::DATA | packet::SACK) && matches!(self.state, AssociationState::CookieEchoed(..))
         {
             self.establish(now, None);
@@ -56,13 +56,13 @@ impl Association {
                 let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
                 seen.data = true;
                 seen.whole = seen.whole.saturating_add((data.begin && data.end).into());
-                if seen.whole > MAX_WHOLE {
+                if seen.whole > MAX_WHOLE_MESSAGES {
                     return Err(BROKEN);
                 }
                 self.handle_data(now, &data)
             }
             packet::SACK => {
-                // Only the first SACK of a packet counts: each costs a scan of all missing data.
+                // Only the first SACK of a packet counts, since each causes a scan of all missing data.
                 let first = !core::mem::replace(&mut seen.sack, true);
                 let Some(sack) = Sack::parse(chunk.body).filter(|_| first) else { return Ok(()) };
                 match self.state {
@@ -73,7 +73,7 @@ impl Association {
                 }
             }
             packet::ARRIVAL => {
-                self.send.note_arrival(Arrival::parse(chunk.body).filter(|_| self.own.is_some()));
+                self.send.set_arrival(Arrival::parse(chunk.body).filter(|_| self.own.is_some()));
                 Ok(())
             }
             packet::INIT if chunk.last => self.handle_init(now, chunk.body),
@@ -81,8 +81,8 @@ impl Association {
             packet::COOKIE_ECHO => self.handle_cookie_echo(now, chunk.body),
             packet::COOKIE_ACK => {
                 if let AssociationState::CookieEchoed(attempts, _) = &self.state {
-                    let once = (attempts.made == 1).then(|| now.since(attempts.first_at));
-                    self.establish(now, once);
+                    let round_trip = (attempts.made == 1).then(|| now.since(attempts.first_at));
+                    self.establish(now, round_trip);
                 }
                 Ok(())
             }
@@ -92,9 +92,9 @@ impl Association {
                 }
                 Ok(())
             }
-            // Their arrival is their only content.
+            // No action: the link counts every authenticated packet as a keep-alive.
             packet::HEARTBEAT_ACK | packet::ERROR => Ok(()),
-            // This end resets no streams, and an association has all its streams or none.
+            // A reset of a stream (RE-CONFIG) ends the association too, since every stream is a lane.
             packet::ABORT | packet::RE_CONFIG | packet::SHUTDOWN_COMPLETE => Err(Close::ByPeer),
             packet::SHUTDOWN | packet::SHUTDOWN_ACK => Err(Close::ByPeer),
             // Never negotiated.
@@ -114,15 +114,15 @@ impl Association {
 
     fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
         let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
-            // Data arrived before its COOKIE ECHO; the peer retransmits it.
+            // Data before COOKIE ECHO is dropped as if lost; the peer retransmits it.
             return Ok(());
         };
-        let mut whole = core::mem::take(&mut self.whole);
-        let outcome = receive.handle_data(now, data, &mut whole);
-        for message in whole.drain(..) {
+        let mut reassembled = core::mem::take(&mut self.reassembled);
+        let outcome = receive.handle_data(now, data, &mut reassembled);
+        for message in reassembled.drain(..) {
             self.deliver(now, data.stream, message)?;
         }
-        self.whole = whole;
+        self.reassembled = reassembled;
         outcome.map_err(|Broken| Close::Broken)
     }
 
@@ -134,17 +134,17 @@ impl Association {
             }
             DCEP => {
                 let bytes = message.bytes.to_vec();
-                let anew = match self.in_band.get_mut(usize::from(stream)) {
+                let first_open = match self.in_band.get_mut(usize::from(stream)) {
                     Some(in_band) if bytes.starts_with(&DCEP_OPEN) => !core::mem::replace(in_band, true),
                     _ => false,
                 };
-                if anew {
+                if first_open {
                     self.send.send(now, stream, DCEP, Slots::from(&[DCEP_ACK][..]));
                     Ok(())
                 } else if bytes == [DCEP_ACK] {
                     Ok(())
                 } else {
-                    // Further answers would accumulate while the peer receives none.
+                    // Answers to repeated requests would accumulate if the peer acknowledged none of them.
                     Err(Close::Broken)
                 }
             }

@@ -1,31 +1,31 @@
-//! Settings of an association, fixed when it is made, and assumptions about its peer.
+//! Constant settings of an association, and parameters of its peer.
 
 use core::time::Duration;
 
 use super::super::{congestion::Algorithm, packet::OwnPeer, send::PeerParameters};
 
-/// Most gap blocks in a SACK of a stock peer.
+/// Most gap ack blocks in a SACK of a stock peer.
 const STOCK_GAP_BLOCKS: usize = 20;
-/// The same for our nodes: the blocks that fit the smallest packet size they may be set to.
+/// The same for our nodes: at most the blocks that fit the smallest packet size of a node.
 const OWN_GAP_BLOCKS: usize = 128;
-/// Largest burst to a stock peer, and most bytes in flight to it on a path too short for pacing. Browsers' sockets
-/// hold 56 to 63 full datagrams.
+/// Largest burst to a stock peer, in bytes. The socket buffers of browsers hold 56 to 63 full datagrams.
 const STOCK_BURST: u64 = 34 << 10;
+/// Most bytes in flight to a stock peer on a path too short for pacing.
 const STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
 
 /// Settings shared by associations.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Largest packet sent, in bytes; at least 500.
+    /// Largest packet sent, in bytes; at least 540, so that a SACK has room for 128 gap ack blocks.
     pub packet: usize,
     /// Initial receive window, in bytes. Default 1 MiB.
     pub window: usize,
-    /// Largest receive window: it grows to twice the data of a round trip. Default 2 MiB. A peer that never completes
-    /// its messages can occupy an eighth of it and 132 KiB more.
+    /// Largest receive window, in bytes. The window grows to twice the bytes of a round trip. Default 2 MiB. A peer
+    /// that never completes its messages can occupy nine eighths of it and 129 KiB.
     pub window_max: usize,
-    /// Most bytes in flight. Default 16 MiB.
+    /// Most bytes in flight (upper bound of the congestion window). Default 16 MiB.
     pub send_window_max: u64,
-    /// Streams offered to our nodes. Default 64; other peers get 4.
+    /// Number of streams offered to our nodes. Default 64; other peers get 4.
     pub streams: u16,
     /// Longest message sent, in bytes. Default 17,408.
     pub message: usize,
@@ -53,11 +53,11 @@ impl Config {
     }
 }
 
-/// Assumptions about a peer that is not one of our nodes: a browser.
+/// Assumed parameters of a stock peer, such as a browser.
 pub(super) fn stock_peer() -> PeerParameters {
     PeerParameters {
         ack_delay: Duration::from_millis(200),
-        least_timeout: Duration::from_millis(400),
+        min_timeout: Duration::from_millis(400),
         gap_blocks: STOCK_GAP_BLOCKS,
         max_burst: STOCK_BURST,
         short_path_window: STOCK_SHORT_PATH_WINDOW,
@@ -68,7 +68,7 @@ pub(super) fn stock_peer() -> PeerParameters {
 pub(super) fn own_peer(own: OwnPeer) -> PeerParameters {
     PeerParameters {
         ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),
-        least_timeout: Duration::from_millis(200),
+        min_timeout: Duration::from_millis(200),
         gap_blocks: OWN_GAP_BLOCKS,
         max_burst: u64::MAX,
         short_path_window: u64::MAX,

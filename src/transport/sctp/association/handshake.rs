@@ -13,24 +13,25 @@ use crate::base::{Counter as _, Instant};
 
 /// Longest cookie that is echoed.
 const MAX_COOKIE: usize = 1 << 10;
-/// First timeout of INIT and COOKIE ECHO, doubled each time, and the longest.
+/// First timeout of INIT and COOKIE ECHO; doubled after each attempt.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
-const LONGEST_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest timeout of INIT and COOKIE ECHO.
+const MAX_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Attempts at a step of the handshake.
 pub(super) struct Attempts {
     pub(super) made: u32,
     /// The packet must be sent.
     pub(super) due: bool,
-    /// When it was first sent: measures the round trip if it was sent once.
+    /// Time of the first attempt. It gives a round-trip sample if there was only one.
     pub(super) first_at: Instant,
-    /// When it is due again.
-    pub(super) again_at: Instant,
+    /// Time of the next attempt.
+    pub(super) retry_at: Instant,
 }
 
 impl Attempts {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { made: 0, due: true, first_at: now, again_at: now }
+        Self { made: 0, due: true, first_at: now, retry_at: now }
     }
 
     pub(super) fn sent(&mut self, now: Instant) {
@@ -38,24 +39,24 @@ impl Attempts {
             self.first_at = now;
         }
         let wait =
-            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(LONGEST_HANDSHAKE_TIMEOUT);
+            HANDSHAKE_TIMEOUT.saturating_mul(1_u32.checked_shl(self.made).unwrap_or(1)).min(MAX_HANDSHAKE_TIMEOUT);
         self.made.increment();
         self.due = false;
-        self.again_at = now.after(wait);
+        self.retry_at = now.after(wait);
     }
 }
 
 impl Association {
-    /// RFC 9260 §5.1 and §5.2.1: an INIT is answered but does not establish the association; two crossing INITs make
+    /// RFC 9260 §5.1 and §5.2.1: an INIT is answered but does not establish the association. Two crossing INITs make
     /// one association.
     pub(super) fn handle_init(&mut self, now: Instant, body: &[u8]) -> Result<(), Close> {
         let Some(init) = Init::parse(body) else { return Ok(()) };
         if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
-            // A restart by another association, which the link doesn't allow.
+            // A restart (RFC 9260 §5.2.2) needs a new link.
             return Err(Close::Broken);
         }
         match self.state {
-            AssociationState::Listening | AssociationState::CookieWait(_) => self.take_peer(now, &init)?,
+            AssociationState::Listening | AssociationState::CookieWait(_) => self.apply_init(now, &init)?,
             AssociationState::CookieEchoed(..) | AssociationState::Established => {}
             AssociationState::Ended => return Ok(()),
         }
@@ -73,12 +74,12 @@ impl Association {
             return Err(Close::Broken);
         }
         if attempts.made == 1 {
-            self.round_trip_of_handshake = Some(now.since(attempts.first_at));
+            self.handshake_round_trip = Some(now.since(attempts.first_at));
         }
         let cookie = cookie.to_vec();
-        self.take_peer(now, &init)?;
-        if let Some(round_trip) = self.round_trip_of_handshake {
-            self.send.handshake_took(now, round_trip);
+        self.apply_init(now, &init)?;
+        if let Some(round_trip) = self.handshake_round_trip {
+            self.send.add_round_trip(now, round_trip);
         }
         self.state = AssociationState::CookieEchoed(Attempts::new(now), cookie);
         self.events.push_back(AssociationEvent::Open { streams: self.streams() });
@@ -106,15 +107,16 @@ impl Association {
     pub(super) fn establish(&mut self, now: Instant, round_trip: Option<Duration>) {
         self.state = AssociationState::Established;
         if let Some(round_trip) = round_trip {
-            self.send.handshake_took(now, round_trip);
+            self.send.add_round_trip(now, round_trip);
         }
     }
 
-    /// Takes the parameters of the peer's INIT or INIT ACK. A peer with fewer streams than lanes is no WebRTC stack.
-    pub(super) fn take_peer(&mut self, now: Instant, init: &Init<'_>) -> Result<(), Close> {
+    /// Applies the parameters of the peer's INIT or INIT ACK. The peer must accept at least as many streams as there
+    /// are lanes.
+    pub(super) fn apply_init(&mut self, now: Instant, init: &Init<'_>) -> Result<(), Close> {
         self.peer_tag = init.tag;
         self.peer_tsn = Some(init.tsn);
-        self.zero = init.zero_checksum && self.config.zero_checksum;
+        self.zero_checksum = init.zero_checksum && self.config.zero_checksum;
         self.own = init.own;
         let peer = init.own.map_or_else(stock_peer, own_peer);
         self.peer_streams = init.inbound;
@@ -129,7 +131,7 @@ impl Association {
         Ok(())
     }
 
-    /// Streams that carry messages.
+    /// Number of streams that carry messages.
     pub(super) fn streams(&self) -> u16 {
         let wanted = self.own.map_or(STOCK_STREAMS, |own| own.streams);
         wanted.min(self.peer_streams).clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS))

@@ -1,8 +1,8 @@
 //! BBR, version 3: congestion control from a model of the path's bandwidth and round trip (draft-ietf-ccwg-bbr-06).
 //!
 //! The controller paces at the highest delivery rate of the last two probing cycles and caps the bytes in flight at
-//! twice the bandwidth-delay product. Loss bounds both only if the loss rate is too high to be random. Section
-//! numbers in comments are the draft's.
+//! twice the bandwidth-delay product. Loss lowers both only if the loss rate is too high to be random. Section numbers
+//! in comments are those of the draft.
 //!
 //! Differences from the draft, with the reasons in `docs/transport.md` or beside the code:
 //!
@@ -11,13 +11,14 @@
 //! | loss threshold | 2 % plus two standard deviations, over at least 250 packets ([`model::LossCount`]) |
 //! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
-//! | Startup | loss ends it only without rate growth, with a standing queue, or if heavy while the sender lacks data |
-//! | paths under `ControllerSizes::short_path` | no pacing; window at least `short_path_window`, a quarter after proven loss |
-//! | queue | lowers the cruising gain (0.7 at least), ends probes after two rounds; not after two ProbeRTTs with one |
-//! | foreign delay | a quarter of the round trip that yielding did not shorten doesn't count as a queue |
-//! | return path | the delay of acknowledgements there, by the peer's clock, is no standing queue and widens windows |
+//! | Startup | ended by loss only without rate growth, with a standing queue, or if heavy while the sender lacks data |
+//! | paths under `ControllerSizes::short_path` | no pacing; window at least `short_path_window`, a quarter of it after loss |
+//! | standing queue | lowers the cruising gain (to 0.7 at least) and ends probes after two rounds |
+//! | persistent queue | has neither effect while the last two ProbeRTTs both found a queue |
+//! | foreign delay | up to a quarter of the round trip, unchanged at the lowest gain, doesn't count as a queue |
+//! | return path | delay of acknowledgements, by the peer's clock, doesn't count as a queue and raises windows |
 //! | Startup without data | paces at the cruising gain during a standing queue |
-//! | spurious losses | undo a cut once the remaining losses would not have caused it |
+//! | spurious loss | undoes a cut once the remaining losses would not have caused it |
 //! | ProbeRTT | delayed while samples confirm the lowest round trip ever to within 1/64 |
 //! | lowest round trip | valid for 15 s (three ProbeRTTs), not 10 s |
 //! | full-pipe detection | compares the rounds' highest rates, not the rates of their first samples |
@@ -25,18 +26,18 @@
 use crate::base::Instant;
 
 use super::{Ack, Controller, ControllerSizes, Lost, SECOND, Sent, nanos, scale};
-use model::{Aggregation, FullPipe, JUDGED_PACKETS, LossCount, MaxBandwidth, MinRtt, Random, Sample};
+use model::{Aggregation, FullPipe, LossCount, MIN_LOSS_PACKETS, MaxBandwidth, MinRtt, Random, Sample};
 
 mod bounds;
 mod model;
 mod state;
 
-/// Absent bound.
+/// Value of an absent bound.
 const UNBOUNDED: u64 = u64::MAX;
 
-/// Pacing rate as a share of the estimated bandwidth, in percent (§5.6.2): the rest drains queues of estimation
-/// errors.
-const PACED: u64 = 99;
+/// Share of the estimated bandwidth in the pacing rate, in percent (§5.6.2). The margin drains queues that estimation
+/// errors cause.
+const PACING_PERCENT: u64 = 99;
 
 /// Share of a short-term bound that remains after a round with too high a loss rate (`Beta`), in percent.
 const BETA: u64 = 70;
@@ -44,7 +45,7 @@ const BETA: u64 = 70;
 /// Share of the long-term bound used while cruising (1 - `Headroom`), in percent.
 const WITHOUT_HEADROOM: u64 = 85;
 
-/// Least queueing delay that counts as a standing queue, in nanoseconds.
+/// Smallest queueing delay that counts as a standing queue, in nanoseconds.
 const STANDING_QUEUE: u64 = 10_000_000;
 
 /// Phase of bandwidth probing within ProbeBW (§5.3.3).
@@ -65,7 +66,7 @@ enum BbrState {
         start_round: u64,
     },
     ProbeBw(ProbePhase),
-    /// `done_at` (nanoseconds) is set once the bytes in flight are low enough, `round_done` a round trip later.
+    /// `done_at` (nanoseconds) is set once few enough bytes are in flight, and `round_done` one round trip later.
     ProbeRtt {
         done_at: Option<u64>,
         round_done: bool,
@@ -85,7 +86,7 @@ impl BbrState {
         }
     }
 
-    /// Whether the sender probes for bandwidth: loss does not lower the short-term bounds then.
+    /// Whether the sender probes for bandwidth. During a probe, loss does not lower the short-term bounds.
     fn is_probing(self) -> bool {
         matches!(self, Self::Startup | Self::ProbeBw(ProbePhase::Refill | ProbePhase::Up))
     }
@@ -98,28 +99,29 @@ impl BbrState {
 /// Packet-timed rounds (§5.5.1). Ends are counts of delivered bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rounds {
-    /// A packet sent at or after this count begins the next round.
+    /// The acknowledgement of a packet sent at or after this count begins the next round.
     end: u64,
     /// The current acknowledgement begins a round.
     started: bool,
     count: u64,
-    /// Lowest round trip of the current round, in nanoseconds, without the delay on the return path if that is known.
+    /// Lowest round trip of the current round, in nanoseconds; without the delay on the return path if that is known.
     min_rtt: u64,
-    /// Least delay of acknowledgements on the return path, in the current round and the one before, in nanoseconds.
-    waited_back: [u64; 2],
+    /// Smallest delay of acknowledgements on the return path, in the current and the previous round, in nanoseconds.
+    return_delay: [u64; 2],
     /// Consecutive rounds whose lowest round trip shows a standing queue.
     queueing: u64,
-    /// The queue stood while the sender lacked data: near the rate of the bottleneck, which Startup can't measure.
-    restrained: bool,
+    /// The sender lacked data during a standing queue. Startup can't measure the rate of the bottleneck then, so it
+    /// paces at the cruising gain.
+    startup_at_cruise_gain: bool,
     /// Lowest round trip of the first of these rounds, in nanoseconds.
-    yielding_from_rtt: u64,
-    /// Rounds at the least cruising gain since then.
-    yielded: u64,
-    /// Lowest round trip that yielding did not shorten, in nanoseconds; zero for none.
+    queue_start_rtt: u64,
+    /// Rounds at the lowest cruising gain since then.
+    slowest_rounds: u64,
+    /// Lowest round trip that the lowest cruising gain did not shorten, in nanoseconds; zero for none.
     foreign_rtt: u64,
-    /// Bound of the pacing gain outside probes, in percent.
+    /// Upper bound of the pacing gain outside probes, in percent.
     cruise_gain: u64,
-    /// That bound without its part in proportion to the queue, in steps of [`bounds::LEVEL_STEPS`] a percent.
+    /// The same bound before the decrease in proportion to the queue, in steps ([`bounds::LEVEL_STEPS`] for a percent).
     cruise_level: u64,
 }
 
@@ -148,23 +150,27 @@ enum Feedback {
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     feedback: Feedback,
-    /// Losses of packets sent at or after `from` (a count of delivered bytes) may lower the long-term bound.
+    /// Losses of packets sent at or after `from` may lower the long-term bound.
     sampling: bool,
+    /// Count of delivered bytes.
     from: u64,
     losses: LossCount,
-    /// Start of the cycle, and the wait until the next probe, in nanoseconds.
+    /// Start of the cycle, in nanoseconds.
     cycle_start: u64,
+    /// Time from the start of the cycle to the next probe, in nanoseconds.
     wait: u64,
     rounds_since: u64,
     /// Round in which UP started.
     up_start: u64,
-    /// Growth of the long-term bound during UP.
+    /// Rounds for which the long-term bound has grown in UP (`probe_up_rounds`).
     up_rounds: u32,
+    /// Acknowledged bytes not yet counted towards growth (`probe_up_acks`).
     up_acked: u64,
+    /// Acknowledged bytes for which the bound grows by a segment (`probe_up_cnt`).
     up_acked_per_segment: u64,
     /// The last probe caused too much loss (`prev_probe_too_high`).
     was_too_high: bool,
-    /// The current probe ended early for that reason (`prev_probe_precautionary`).
+    /// The current probe ended early, since the last one caused too much loss (`prev_probe_precautionary`).
     precautionary: bool,
 }
 
@@ -177,10 +183,10 @@ struct Undo {
     short_bandwidth: u64,
     short_in_flight: u64,
     long_in_flight: u64,
-    /// The losses that caused the cut and those since, except spurious ones. Later acknowledgements are not counted,
+    /// The losses that caused the cut and those since, except spurious losses. Later acknowledgements are not counted,
     /// because the cut prevents further losses.
     losses: LossCount,
-    /// Least volume in bytes over which they were judged.
+    /// Smallest volume over which they are judged, in bytes.
     volume: u64,
 }
 
@@ -200,7 +206,7 @@ pub struct Bbr {
     full_pipe: FullPipe,
     rounds: Rounds,
     latest: Latest,
-    /// Losses and deliveries since the last judgement of the short-term bounds.
+    /// Losses and deliveries since the short-term bounds were last checked.
     losses: LossCount,
     probe: Probe,
     /// Short-term bounds (`bw_shortterm`, `inflight_shortterm`): bytes a second and bytes.
@@ -242,7 +248,7 @@ impl Bbr {
             full_pipe: FullPipe::default(),
             rounds: Rounds {
                 min_rtt: u64::MAX,
-                waited_back: [u64::MAX, 0],
+                return_delay: [u64::MAX, 0],
                 cruise_gain: 100,
                 cruise_level: 100 * bounds::LEVEL_STEPS,
                 ..Rounds::default()
@@ -302,13 +308,12 @@ impl Bbr {
     }
 
     /// Bytes that have arrived at the peer and whose acknowledgements are delayed on the return path.
-    fn late(&self) -> u64 {
-        let [_, waited_back] = self.rounds.waited_back;
-        scale(self.bandwidth(), waited_back, SECOND)
+    fn return_path_bytes(&self) -> u64 {
+        let [_, return_delay] = self.rounds.return_delay;
+        scale(self.bandwidth(), return_delay, SECOND)
     }
 
-    /// Raises `in_flight` to the least that pacing in bursts and delayed acknowledgements need
-    /// (`QuantizationBudget`).
+    /// `in_flight`, raised to the minimum for bursts of the pacer and delayed acknowledgements (`QuantizationBudget`).
     fn quantized(&self, in_flight: u64) -> u64 {
         let burst = (self.pacing_rate.unwrap_or(0) / 1000).min(1 << 16);
         in_flight.max(burst.saturating_mul(3)).max(self.limits.min_window())
@@ -319,19 +324,20 @@ impl Bbr {
         self.rounds.end = self.delivered;
     }
 
-    /// Whether slower sending can shorten the queue: `false` if the last two ProbeRTTs both found one.
-    fn is_yielding(&self) -> bool {
-        !self.min_rtt.is_held_up(STANDING_QUEUE)
+    /// Whether a standing queue lowers the rate: not if the last two ProbeRTTs both found a queue, which slower sending
+    /// does not shorten.
+    fn reacts_to_queue(&self) -> bool {
+        !self.min_rtt.has_persistent_queue(STANDING_QUEUE)
     }
 
     /// The pacing gain in percent, lowered by a standing queue outside probes.
     fn pacing_gain(&self) -> u64 {
         let (gain, _) = self.state.gains();
         match self.state {
-            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) if self.is_yielding() => {
+            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) if self.reacts_to_queue() => {
                 gain.min(self.rounds.cruise_gain)
             }
-            BbrState::Startup if self.rounds.restrained => gain.min(self.rounds.cruise_gain),
+            BbrState::Startup if self.rounds.startup_at_cruise_gain => gain.min(self.rounds.cruise_gain),
             _ => gain,
         }
     }
@@ -339,15 +345,18 @@ impl Bbr {
     fn set_pacing_rate(&mut self, gain: u64) {
         let bandwidth = self.bandwidth();
         let rate = if bandwidth > 0 {
-            percent(percent(bandwidth, gain), PACED)
+            percent(percent(bandwidth, gain), PACING_PERCENT)
         } else if let Some(min_rtt) = self.min_rtt.value() {
             percent(scale(self.limits.initial_window(), SECOND, min_rtt.max(1)), gain)
         } else {
             return;
         };
         // During Startup the rate only rises (§5.6.2).
-        if self.full_pipe.reached || self.rounds.restrained || self.pacing_rate.is_none_or(|current| rate > current) {
-            // At least a segment a second: a rate near zero would never be measured again.
+        if self.full_pipe.reached
+            || self.rounds.startup_at_cruise_gain
+            || self.pacing_rate.is_none_or(|current| rate > current)
+        {
+            // At a rate near zero there would be no further samples.
             self.pacing_rate = Some(rate.max(self.limits.segment));
         }
     }
@@ -355,8 +364,8 @@ impl Bbr {
     /// `SetCwnd` (§5.6.4.6).
     fn set_window(&mut self, acked: u64) {
         let (_, gain) = self.state.gains();
-        let late = self.late().max(self.aggregation.excess());
-        let mut target = self.quantized(self.bdp(gain).saturating_add(late));
+        let aggregated = self.return_path_bytes().max(self.aggregation.excess());
+        let mut target = self.quantized(self.bdp(gain).saturating_add(aggregated));
         if self.state == BbrState::ProbeBw(ProbePhase::Up) {
             target = target.saturating_add(self.limits.segment.saturating_mul(2));
         }
@@ -371,9 +380,9 @@ impl Bbr {
         self.bound_window();
     }
 
-    /// Smallest window in bytes. On a short path, proven loss lowers it: a bottleneck with a queue shorter than
-    /// [`ControllerSizes::short_path_window`] would otherwise keep losing most packets.
-    fn least_window(&self) -> u64 {
+    /// Smallest window in bytes. On a short path, a long-term bound (after loss) lowers it. Otherwise a bottleneck with
+    /// a queue shorter than [`ControllerSizes::short_path_window`] would continue to lose most packets.
+    fn smallest_window(&self) -> u64 {
         if !self.is_short_path() || self.is_probe_rtt() {
             return self.limits.min_window();
         }
@@ -392,7 +401,7 @@ impl Bbr {
         if self.state != BbrState::Startup {
             cap = cap.min(self.short_in_flight);
         }
-        let floor = self.least_window();
+        let floor = self.smallest_window();
         self.window = self.window.min(cap).max(floor).min(self.limits.max_window);
     }
 }
@@ -419,8 +428,8 @@ impl Controller for Bbr {
         }
         self.probe.losses.lost = self.probe.losses.lost.saturating_add(lost.bytes);
         if self.probe.losses.too_high(lost.tx_in_flight, self.limits.segment) {
-            // With few packets in flight the verdict comes long after the bound was exceeded.
-            let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(JUDGED_PACKETS) {
+            // With few packets in flight the loss rate is known only long after the bound was exceeded.
+            let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(MIN_LOSS_PACKETS) {
                 self.probe.losses.delivered_of(lost.tx_in_flight)
             } else {
                 lost.tx_in_flight.saturating_sub(lost.bytes)
@@ -459,8 +468,8 @@ impl Controller for Bbr {
             self.probe.losses.lost = self.probe.losses.lost.saturating_sub(bytes);
         }
         let Some(mut undo) = self.undo.take() else { return };
-        undo.losses.refute(bytes);
-        // Reordering beside real losses refutes some of the losses, but not the cut.
+        undo.losses.count_as_late(bytes);
+        // With reordering among real losses, some losses are spurious but the cut remains justified.
         if undo.losses.too_high(undo.volume, self.limits.segment) {
             self.undo = Some(undo);
             return;

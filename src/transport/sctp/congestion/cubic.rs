@@ -1,7 +1,7 @@
 //! CUBIC: loss-based congestion control whose window grows along a cubic function of time (RFC 9438).
 //!
-//! Slow start ends early by HyStart++ (RFC 9406), and a cut is spread over a round trip by proportional rate reduction
-//! (RFC 9937). Packets are paced at 1.25 times the window a round trip, twice the window in slow start.
+//! HyStart++ ends slow start early (RFC 9406). Proportional rate reduction spreads a cut over a round trip (RFC 9937).
+//! The pacing rate is 1.25 windows a round trip, in slow start two windows.
 
 use core::time::Duration;
 
@@ -18,7 +18,7 @@ const BETA: u64 = 70;
 /// Scaling constant of the cubic function, in segments per cubic second (RFC 9438 §5).
 const C: f64 = 0.4;
 
-/// Growth of the Reno-friendly estimate, in segments a round trip: 3 * (1 - beta) / (1 + beta) (RFC 9438 §4.3).
+/// Growth of the Reno-friendly window in segments for each round trip: 3 * (1 - beta) / (1 + beta) (RFC 9438 §4.3).
 const ALPHA: f64 = 9.0 / 17.0;
 
 /// Round trip assumed before the first sample, in nanoseconds (RFC 9002 §6.2.2).
@@ -31,8 +31,9 @@ const MIN_IDLE: u64 = 200_000_000;
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
     start: Instant,
+    /// Time until the function reaches `W_max` (`K`).
     k: f64,
-    /// Estimate of a Reno-like window.
+    /// Reno-friendly window (`W_est`).
     reno: f64,
 }
 
@@ -41,9 +42,11 @@ struct Epoch {
 struct Recovery {
     /// Bytes in flight at the start; zero until the acknowledgement that started it has been handled.
     flight: u64,
-    /// A packet sent at this count of delivered bytes or later ends it.
+    /// The acknowledgement of a packet sent at this count of delivered bytes or later ends recovery.
     end: u64,
+    /// Bytes delivered during recovery.
     delivered: u64,
+    /// Bytes sent during recovery.
     sent: u64,
     /// Window during recovery.
     window: u64,
@@ -57,7 +60,7 @@ struct Undo {
     max: f64,
     epoch: Option<Epoch>,
     cut_at: Option<Instant>,
-    /// Bytes lost since, except spurious losses.
+    /// Bytes lost in the cut and since, except spurious losses.
     lost: u64,
 }
 
@@ -73,12 +76,13 @@ pub struct Cubic {
     max: f64,
     epoch: Option<Epoch>,
     recovery: Option<Recovery>,
-    /// Time of the last cut. Losses of packets sent before it don't cause another.
+    /// Time of the last cut. Losses of packets sent before it cause no further cut.
     cut_at: Option<Instant>,
     undo: Option<Undo>,
     hystart: HyStart,
-    /// Smoothed and lowest round trip in nanoseconds.
+    /// Smoothed round trip in nanoseconds.
     smoothed_rtt: Option<u64>,
+    /// Lowest round trip in nanoseconds.
     min_rtt: u64,
 }
 
@@ -109,8 +113,9 @@ impl Cubic {
         self.min_rtt < self.limits.short_path_nanos()
     }
 
-    /// `bytes` within the window's fixed limits. On a short path, loss lowers the least window: a bottleneck with a
-    /// queue shorter than [`ControllerSizes::short_path_window`] would otherwise keep losing most packets.
+    /// `bytes` within the fixed limits of the window. On a short path, the first cut lowers the smallest window.
+    /// Otherwise a bottleneck with a queue shorter than [`ControllerSizes::short_path_window`] would continue to lose
+    /// most packets.
     fn bounded(&self, bytes: u64) -> u64 {
         let floor = match (self.is_short_path(), self.cut_at) {
             (true, None) => self.limits.short_path_window,
@@ -150,16 +155,16 @@ impl Cubic {
         self.epoch = Some(epoch);
         let grown = (window + (target - window) / window.max(1.0) * acked).max(epoch.reno);
         let bytes = (grown * self.limits.segment as f64) as u64;
-        // The window never falls here: rounding must not undo growth.
+        // Rounding must not lower the window.
         self.window = self.bounded(self.window.max(bytes));
     }
 
-    /// Cuts the window once a round trip (RFC 9438 §4.6 and §4.7).
+    /// Cuts the window (RFC 9438 §4.6 and §4.7).
     fn cut(&mut self, now: Instant) {
         let Self { window, threshold, max, epoch, cut_at, .. } = *self;
         self.undo = Some(Undo { window, threshold, max, epoch, cut_at, lost: 0 });
         let window = self.segments(self.window);
-        // Fast convergence: a flow below its former maximum leaves bandwidth to others.
+        // Fast convergence: a flow below its former maximum leaves bandwidth to other flows.
         let share = (100 + BETA) as f64 / 200.0;
         self.max = if window < self.max { window * share } else { window };
         self.window = self.bounded(scale(self.window, BETA, 100));
@@ -256,11 +261,11 @@ impl Controller for Cubic {
 
     fn on_idle_end(&mut self, now: Instant, since: Instant) {
         let idle = now.since(since);
-        // Idle time doesn't count as growth time (RFC 9438 §5.8).
+        // The window does not grow during idle time (RFC 9438 §5.8).
         if let Some(epoch) = &mut self.epoch {
             epoch.start = epoch.start.after(idle);
         }
-        // Halves the window for each timeout of idle time, since an old window is unreliable (RFC 2861 §2).
+        // An old window is unreliable: it is halved for each retransmission timeout of idle time (RFC 2861 §2).
         let timeout = self.smoothed_rtt.unwrap_or(ASSUMED_RTT).saturating_mul(2).max(MIN_IDLE);
         let halvings = u32::try_from(nanos(idle).checked_div(timeout).unwrap_or(0)).unwrap_or(u32::MAX);
         if halvings > 0 {

@@ -1,4 +1,4 @@
-//! Tests of the controllers, in a flow model in virtual time.
+//! Tests of the controllers with a flow model in virtual time.
 
 use core::time::Duration;
 
@@ -11,17 +11,18 @@ mod network;
 mod sharing;
 
 /// A network of one endless flow.
-fn alone(algorithm: Algorithm, path: Path, seed: u64) -> Network {
+fn single_flow(algorithm: Algorithm, path: Path, seed: u64) -> Network {
     Network::new(path, vec![Flow::new(algorithm, 0, Source::Endless, seed)], seed)
 }
 
-/// Share of the bottleneck that `network` delivers from now to `end` seconds.
+/// Share of the bottleneck rate that `network` delivers from now to `end` seconds.
 fn share(network: &mut Network, end: u64) -> f64 {
     let time = (end * SECOND - network.now) as f64 / SECOND as f64;
     let delivered: u64 = network.delivered_until(end * SECOND).iter().sum();
     delivered as f64 / time / network.path.rate as f64
 }
 
+/// Share of the sent bytes that were lost.
 fn loss(network: &Network) -> f64 {
     let lost: u64 = network.flows.iter().map(|flow| flow.lost).sum();
     let sent: u64 = network.flows.iter().map(|flow| flow.sent).sum();
@@ -35,18 +36,18 @@ fn model(network: &Network, flow: usize) -> &super::Bbr {
     }
 }
 
-/// The duration of each stay in `state`, in milliseconds.
-fn stays(flow: &Flow, state: &str) -> Vec<u64> {
+/// The duration of each period in `state`, in milliseconds.
+fn durations_in(flow: &Flow, state: &str) -> Vec<u64> {
     let changes = flow.states.windows(2).filter(|pair| pair[0].1 == state);
     changes.map(|pair| (pair[1].0 - pair[0].0) / MILLISECOND).collect()
 }
 
 #[track_caller]
 fn assert_fills(path: Path, least: f64) {
-    // A fast path has enough packets with three seconds and one run.
+    // On a fast path, one run of two seconds has enough packets.
     let seeds = if path.rate > 50_000_000 { 1 } else { 2 };
     for seed in 1..=seeds {
-        let mut network = alone(Bbr, path, seed);
+        let mut network = single_flow(Bbr, path, seed);
         network.run(SECOND);
         let share = share(&mut network, if path.rate > 50_000_000 { 2 } else { 4 });
         assert!(share >= least, "seed {seed}: {share:.3} of {path:?}");
@@ -54,7 +55,7 @@ fn assert_fills(path: Path, least: f64) {
 }
 
 #[test]
-fn bbr_fills_the_path_whatever_the_random_loss() {
+fn bbr_fills_the_path_despite_random_loss() {
     for rate in [20_000_000, 100_000_000] {
         for loss in [0, 1_000, 10_000] {
             assert_fills(Path { loss, ..Path::new(rate, 25, 50) }, 0.93);
@@ -68,7 +69,7 @@ fn bbr_fills_the_path_whatever_the_random_loss() {
 fn bbr_fills_the_path_with_bursts_of_loss() {
     for rate in [2_000_000, 10_000_000] {
         for seed in 1..=4 {
-            let mut network = alone(Bbr, Path { loss: 10_000, burst: 4, ..Path::new(rate, 50, 50) }, seed);
+            let mut network = single_flow(Bbr, Path { loss: 10_000, burst: 4, ..Path::new(rate, 50, 50) }, seed);
             network.run(2 * SECOND);
             let share = share(&mut network, 6);
             assert!(share >= 0.8, "seed {seed}: {share:.3} of {rate}");
@@ -90,11 +91,11 @@ fn bbr_fills_the_path_with_aggregated_acknowledgements() {
 
 #[test]
 fn bbr_fills_slow_and_shallow_paths() {
-    let mut network = alone(Bbr, Path::new(125_000, 100, 500), 1);
+    let mut network = single_flow(Bbr, Path::new(125_000, 100, 500), 1);
     network.run(3 * SECOND);
     assert!(share(&mut network, 30) >= 0.93);
     for queue in [1, 5] {
-        let mut network = alone(Bbr, Path::new(20_000_000, 50, queue), 1);
+        let mut network = single_flow(Bbr, Path::new(20_000_000, 50, queue), 1);
         network.run(3 * SECOND);
         let share = share(&mut network, 10);
         assert!(share >= 0.85, "{share:.3} with a queue of {queue} ms");
@@ -104,9 +105,9 @@ fn bbr_fills_slow_and_shallow_paths() {
 
 #[test]
 fn bbr_alone_keeps_the_queue_nearly_empty_and_loses_nothing() {
-    let mut network = alone(Bbr, Path::new(6_250_000, 25, 100), 1);
+    let mut network = single_flow(Bbr, Path::new(6_250_000, 25, 100), 1);
     network.run(2 * SECOND);
-    network.forget();
+    network.reset_statistics();
     let share = share(&mut network, 30);
     assert!(share >= 0.97, "{share:.3}");
     assert!(network.backlog() <= 0.25, "a mean queue of {:.2} BDP", network.backlog());
@@ -114,11 +115,11 @@ fn bbr_alone_keeps_the_queue_nearly_empty_and_loses_nothing() {
 }
 
 #[test]
-fn bbr_keeps_to_a_policer() {
+fn bbr_adapts_to_a_policer() {
     let path = Path { policer: Some((20_000_000, 100_000)), ..Path::new(125_000_000, 50, 20) };
-    let mut network = alone(Bbr, path, 1);
+    let mut network = single_flow(Bbr, path, 1);
     network.run(3 * SECOND);
-    network.forget();
+    network.reset_statistics();
     let share = share(&mut network, 10) * 125.0 / 20.0;
     assert!(share >= 0.85, "{share:.3}");
     assert!(loss(&network) < 0.02, "{:.4} lost", loss(&network));
@@ -126,34 +127,34 @@ fn bbr_keeps_to_a_policer() {
 
 #[test]
 fn an_application_limited_sender_keeps_its_estimate() {
-    let mut network = alone(Bbr, Path::new(20_000_000, 25, 100), 1);
+    let mut network = single_flow(Bbr, Path::new(20_000_000, 25, 100), 1);
     network.run(3 * SECOND);
     let before = model(&network, 0).bandwidth();
-    network.flows[0].limit(Source::Rate(500_000));
+    network.flows[0].set_source(Source::Rate(500_000));
     network.run(30 * SECOND);
     let after = model(&network, 0).bandwidth();
     assert!(after * 10 >= before * 9, "{after} after {before}");
-    network.flows[0].limit(Source::Endless);
+    network.flows[0].set_source(Source::Endless);
     let share = share(&mut network, 31);
     assert!(share >= 0.9, "{share:.3} of the path in the first second");
 }
 
 #[test]
 fn startup_lasts_while_the_application_limits_the_rate() {
-    let mut network = alone(Bbr, Path::new(20_000_000, 25, 100), 1);
-    network.flows[0].limit(Source::Rate(200_000));
+    let mut network = single_flow(Bbr, Path::new(20_000_000, 25, 100), 1);
+    network.flows[0].set_source(Source::Rate(200_000));
     network.run(10 * SECOND);
     assert_eq!(network.flows[0].control.state(), "startup");
-    network.flows[0].limit(Source::Endless);
+    network.flows[0].set_source(Source::Endless);
     network.run(11 * SECOND);
     let share = share(&mut network, 13);
     assert!(share >= 0.9, "{share:.3}");
 }
 
 #[test]
-fn after_idle_the_rate_is_the_old_one_and_the_window_one_bdp() {
+fn idle_time_keeps_the_rate_and_cuts_the_window_to_one_bdp() {
     let path = Path::new(20_000_000, 25, 100);
-    let mut network = alone(Bbr, path, 1);
+    let mut network = single_flow(Bbr, path, 1);
     network.run(3 * SECOND);
     let rate = model(&network, 0).bandwidth();
     let control = &mut network.flows[0].control;
@@ -166,7 +167,7 @@ fn after_idle_the_rate_is_the_old_one_and_the_window_one_bdp() {
 #[test]
 fn bbr_follows_a_longer_and_a_shorter_round_trip() {
     for (before, after) in [(25, 60), (60, 25)] {
-        let mut network = alone(Bbr, Path::new(5_000_000, before, 100), 1);
+        let mut network = single_flow(Bbr, Path::new(5_000_000, before, 100), 1);
         network.run(5 * SECOND);
         network.path.delay = after * MILLISECOND;
         network.run(25 * SECOND);
@@ -180,11 +181,11 @@ fn bbr_follows_a_longer_and_a_shorter_round_trip() {
 #[test]
 fn bbr_follows_a_change_of_the_bandwidth() {
     for (before, after) in [(10_000_000, 3_000_000), (3_000_000, 10_000_000)] {
-        let mut network = alone(Bbr, Path::new(before, 25, 100), 1);
+        let mut network = single_flow(Bbr, Path::new(before, 25, 100), 1);
         network.run(5 * SECOND);
         network.path = Path::new(after, 25, 100);
         network.run(15 * SECOND);
-        network.forget();
+        network.reset_statistics();
         let share = share(&mut network, 20);
         assert!(share >= 0.9, "{share:.3} after {before} became {after}");
         assert!(network.backlog() < 1.0, "a mean queue of {:.2} BDP", network.backlog());
@@ -193,27 +194,27 @@ fn bbr_follows_a_change_of_the_bandwidth() {
 
 #[test]
 fn probe_rtt_lasts_200_milliseconds_and_a_round_trip_to_drain() {
-    // A longer round trip makes the sender probe for the old one.
-    let mut network = alone(Bbr, Path::new(5_000_000, 25, 100), 1);
+    // After the round trip grows, no sample confirms the old minimum, so ProbeRTT becomes due.
+    let mut network = single_flow(Bbr, Path::new(5_000_000, 25, 100), 1);
     network.run(5 * SECOND);
     network.path.delay = 40 * MILLISECOND;
     network.run(30 * SECOND);
-    let stays = stays(&network.flows[0], "probe-rtt");
-    assert!((2..=5).contains(&stays.len()), "{} times", stays.len());
-    assert!(stays.iter().all(|stay| (200..300).contains(stay)), "{stays:?} ms");
+    let durations = durations_in(&network.flows[0], "probe-rtt");
+    assert!((2..=5).contains(&durations.len()), "{} times", durations.len());
+    assert!(durations.iter().all(|duration| (200..300).contains(duration)), "{durations:?} ms");
 }
 
 #[test]
 fn a_short_path_is_not_paced_and_its_window_stays_large() {
     for (delay, grid) in [(50_000, 1), (200_000, MILLISECOND), (1_000_000, 4 * MILLISECOND)] {
         let path = Path { delay, grid, queue: 2 << 20, ..Path::new(250_000_000, 1, 1) };
-        let mut network = alone(Bbr, path, 1);
+        let mut network = single_flow(Bbr, path, 1);
         network.run(SECOND / 4);
-        network.flows[0].least_window = u64::MAX;
+        network.flows[0].min_window = u64::MAX;
         let delivered = network.delivered_until(3 * SECOND / 4)[0];
-        assert!(network.flows[0].least_window >= limits().short_path_window, "{:?}", network.flows[0].least_window);
+        assert!(network.flows[0].min_window >= limits().short_path_window, "{:?}", network.flows[0].min_window);
         assert_eq!(network.flows[0].control.pacing_rate(), None);
-        // Acknowledgements every 4 ms limit the rate to that of a 2 ms window with the aggregation.
+        // With acknowledgements every 4 ms, a window of 2 ms plus the aggregation limits the rate.
         assert!(delivered >= 77_000_000, "{delivered} bytes with a grid of {grid} ns");
     }
 }
@@ -221,9 +222,9 @@ fn a_short_path_is_not_paced_and_its_window_stays_large() {
 #[test]
 fn a_short_path_with_a_short_queue_loses_little() {
     let path = Path { delay: MILLISECOND, queue: 64 << 10, ..Path::new(12_500_000, 1, 1) };
-    let mut network = alone(Bbr, path, 1);
+    let mut network = single_flow(Bbr, path, 1);
     network.run(2 * SECOND);
-    network.forget();
+    network.reset_statistics();
     let share = share(&mut network, 8);
     assert!(share >= 0.95, "{share:.3}");
     assert!(loss(&network) <= 0.03, "{:.4} lost", loss(&network));
@@ -235,43 +236,43 @@ fn pauses_of_the_receiver_do_not_slow_a_short_path() {
         for (interval, length) in [(20, 5), (4, 2)] {
             let pauses = Some((interval * MILLISECOND, length * MILLISECOND));
             let path = Path { delay, queue, pauses, grid: delay, ..Path::new(250_000_000, 1, 1) };
-            let mut network = alone(Bbr, path, 1);
+            let mut network = single_flow(Bbr, path, 1);
             network.run(SECOND / 4);
-            network.forget();
+            network.reset_statistics();
             let possible = interval as f64 / (interval + length) as f64;
             let delivered = network.delivered_until(3 * SECOND / 4)[0] as f64;
             let share = delivered * 2.0 / path.rate as f64 / possible;
-            assert!(share >= least, "{share:.3} of what {path:?} allows");
+            assert!(share >= least, "{share:.3} of the possible rate of {path:?}");
             assert!(network.flows[0].control.window() >= limits().short_path_window / 4);
         }
     }
 }
 
 #[test]
-fn noise_does_not_make_a_short_path_long() {
+fn jitter_does_not_make_a_short_path_long() {
     let path = Path { delay: 100_000, jitter: 6 * MILLISECOND, queue: 2 << 20, ..Path::new(100_000_000, 1, 1) };
-    let mut network = alone(Bbr, path, 1);
+    let mut network = single_flow(Bbr, path, 1);
     network.run(SECOND / 10);
-    network.flows[0].least_window = u64::MAX;
+    network.flows[0].min_window = u64::MAX;
     network.run(SECOND);
-    assert!(network.flows[0].least_window >= limits().short_path_window);
+    assert!(network.flows[0].min_window >= limits().short_path_window);
     assert_eq!(network.flows[0].control.pacing_rate(), None);
 }
 
 #[test]
-fn the_window_holds_four_segments_however_much_is_lost() {
+fn the_window_has_at_least_four_segments_despite_heavy_loss() {
     for algorithm in [Bbr, Cubic] {
         let path = Path { loss: 500_000, ..Path::new(1_000_000, 50, 100) };
-        let mut network = alone(algorithm, path, 1);
+        let mut network = single_flow(algorithm, path, 1);
         network.run(10 * SECOND);
-        assert!(network.flows[0].least_window >= 4 * SEGMENT);
+        assert!(network.flows[0].min_window >= 4 * SEGMENT);
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let run = |seed| {
-        let mut network = alone(Bbr, Path { loss: 5_000, ..Path::new(5_000_000, 25, 50) }, seed);
+        let mut network = single_flow(Bbr, Path { loss: 5_000, ..Path::new(5_000_000, 25, 50) }, seed);
         network.run(8 * SECOND);
         (network.flows[0].delivered, network.flows[0].states.clone())
     };
@@ -281,7 +282,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn a_time_out_resets_the_model() {
-    let mut network = alone(Bbr, Path::new(20_000_000, 25, 100), 1);
+    let mut network = single_flow(Bbr, Path::new(20_000_000, 25, 100), 1);
     network.run(3 * SECOND);
     let control = &mut network.flows[0].control;
     control.on_time_out(Instant::from_nanos(4 * SECOND));
@@ -291,8 +292,8 @@ fn a_time_out_resets_the_model() {
     assert!(share >= 0.9, "{share:.3}");
 }
 
-/// Reports every packet in flight of a probe as lost to `control`.
-fn lose_a_window(control: &mut Control, now: u64, delivered: u64) {
+/// Reports a whole window of packets, sent a millisecond before, as lost to `control`.
+fn report_window_lost(control: &mut Control, now: u64, delivered: u64) {
     let window = control.window();
     for index in 1..=window / SEGMENT {
         control.on_lost(&Lost {
@@ -310,7 +311,7 @@ fn lose_a_window(control: &mut Control, now: u64, delivered: u64) {
 #[test]
 fn a_spurious_loss_is_undone() {
     for (algorithm, state) in [(Bbr, "probe-bw-up"), (Cubic, "congestion-avoidance")] {
-        let mut network = alone(algorithm, Path::new(20_000_000, 25, 50), 1);
+        let mut network = single_flow(algorithm, Path::new(20_000_000, 25, 50), 1);
         while network.flows[0].control.state() != state {
             network.run(network.now + MILLISECOND);
         }
@@ -318,7 +319,7 @@ fn a_spurious_loss_is_undone() {
         let (now, delivered) = (network.now, network.flows[0].delivered);
         let control = &mut network.flows[0].control;
         let window = control.window();
-        lose_a_window(control, now, delivered);
+        report_window_lost(control, now, delivered);
         assert!(control.window() < window, "{algorithm:?} does not cut {window}");
         let lost = window / SEGMENT * SEGMENT;
         control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost / 2);
@@ -326,14 +327,14 @@ fn a_spurious_loss_is_undone() {
         control.on_spurious(Instant::from_nanos(now + MILLISECOND), lost - lost / 2);
         assert!(control.window() >= window, "{algorithm:?}: {} of {window}", control.window());
         if algorithm == Cubic {
-            lose_a_window(control, now, delivered);
+            report_window_lost(control, now, delivered);
             assert!(control.window() < window, "real losses of the same flight cut {window} as before");
         }
     }
 }
 
 #[test]
-fn a_sender_that_lacks_data_leaves_startup_after_heavy_loss_alone() {
+fn only_heavy_loss_ends_the_startup_of_an_application_limited_sender() {
     for (loss, leaves) in [(10_000, false), (200_000, true)] {
         let flow = Flow::new(Bbr, 0, Source::Rate(2_000_000), 1);
         let mut network = Network::new(Path { loss, ..Path::new(20_000_000, 50, 50) }, vec![flow], 1);
@@ -344,7 +345,7 @@ fn a_sender_that_lacks_data_leaves_startup_after_heavy_loss_alone() {
 }
 
 #[test]
-fn a_sender_fed_a_little_more_than_the_bottleneck_takes_keeps_the_queue_short() {
+fn a_source_slightly_above_the_bottleneck_rate_keeps_the_queue_short() {
     for hundredths in [101, 105] {
         let path = Path::new(5_000_000, 50, 200);
         let flow = Flow::new(Bbr, 0, Source::Rate(path.rate / 2), 1);
@@ -352,7 +353,7 @@ fn a_sender_fed_a_little_more_than_the_bottleneck_takes_keeps_the_queue_short() 
         network.run(3 * SECOND);
         assert_eq!(network.flows[0].control.state(), "startup");
         network.flows[0].source = Source::Rate(path.rate / 100 * hundredths);
-        network.forget();
+        network.reset_statistics();
         network.run(13 * SECOND);
         let (backlog, loss) = (network.backlog(), loss(&network));
         assert!(backlog <= 0.2 && loss == 0.0, "{hundredths} %: a mean queue of {backlog:.2} BDP, {loss:.4} lost");
@@ -362,7 +363,7 @@ fn a_sender_fed_a_little_more_than_the_bottleneck_takes_keeps_the_queue_short() 
 #[test]
 fn cubic_fills_a_clean_path_and_leaves_slow_start_without_much_loss() {
     for rate in [2_000_000, 10_000_000] {
-        let mut network = alone(Cubic, Path::new(rate, 50, 100), 1);
+        let mut network = single_flow(Cubic, Path::new(rate, 50, 100), 1);
         network.run(2 * SECOND);
         assert!(loss(&network) < 0.05, "{:.4} lost at {rate}", loss(&network));
         let share = share(&mut network, 12);
@@ -372,18 +373,18 @@ fn cubic_fills_a_clean_path_and_leaves_slow_start_without_much_loss() {
 
 #[test]
 fn cubic_cuts_once_a_round_trip() {
-    let mut network = alone(Cubic, Path::new(20_000_000, 25, 100), 1);
+    let mut network = single_flow(Cubic, Path::new(20_000_000, 25, 100), 1);
     network.run(3 * SECOND);
     let (now, delivered) = (network.now, network.flows[0].delivered);
     let control = &mut network.flows[0].control;
     let window = control.window();
-    lose_a_window(control, now, delivered);
+    report_window_lost(control, now, delivered);
     assert_eq!(control.window(), window * 7 / 10);
 }
 
 #[test]
-fn cubic_sends_less_after_idle() {
-    let mut network = alone(Cubic, Path::new(20_000_000, 25, 100), 1);
+fn cubic_lowers_the_window_after_idle_time() {
+    let mut network = single_flow(Cubic, Path::new(20_000_000, 25, 100), 1);
     network.run(3 * SECOND);
     let control = &mut network.flows[0].control;
     let window = control.window();
@@ -391,9 +392,9 @@ fn cubic_sends_less_after_idle() {
     assert!(control.window() < window && control.window() >= 10 * SEGMENT);
 }
 
-/// Random calls, most of them inconsistent with each other.
 #[test]
-fn no_sequence_of_calls_breaks_the_window() {
+fn the_window_stays_within_its_bounds_under_random_calls() {
+    // Most of the random calls are inconsistent with each other.
     for seed in 0..40 {
         for algorithm in [Bbr, Cubic] {
             let mut random = Random(seed);

@@ -10,10 +10,11 @@ const SUPPORTED_EXTENSIONS: u16 = 0x8008;
 const ZERO_CHECKSUM: u16 = 0x8001;
 /// The error detection method of RFC 9653 §4.1: SCTP over DTLS.
 const METHOD_DTLS: u32 = 1;
-/// Parameter between our nodes; others skip it without a report, as its highest bits require (RFC 9260 §3.2.1).
+/// Parameter between our nodes. Other stacks skip it without a report, as its two highest bits specify (RFC 9260
+/// §3.2.1).
 const OWN_PEER: u16 = 0x9f55;
 
-/// Most bytes of [`Init::unrecognized`]: with all other parameters of INIT ACK they fit the smallest packet.
+/// Most bytes of [`Init::unrecognized`]. The smallest packet holds them with all other parameters of INIT ACK.
 const MAX_UNRECOGNIZED: usize = 256;
 
 /// INIT or INIT ACK (RFC 9260 §3.3.2, §3.3.3).
@@ -27,16 +28,16 @@ pub(in super::super) struct Init<'a> {
     /// The sender accepts packets without a checksum.
     pub(in super::super) zero_checksum: bool,
     pub(in super::super) own: Option<OwnPeer>,
-    /// Unrecognized Parameter parameters, whole and padded: the result of [`unrecognized`] for an INIT. Only written.
+    /// Encoded Unrecognized Parameter parameters, the result of [`unrecognized`]. Written only; parsing ignores them.
     pub(in super::super) unrecognized: &'a [u8],
 }
 
 /// Parameters that our nodes exchange beyond RFC 9260.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct OwnPeer {
-    /// Streams, numbered from 0, on which the sender accepts messages.
+    /// Number of streams on which the sender accepts messages; they are numbered from 0.
     pub(in super::super) streams: u16,
-    /// Longest delay of the sender's acknowledgements, in milliseconds.
+    /// Longest delay of the sender's acknowledgements in milliseconds.
     pub(in super::super) ack_delay: u16,
 }
 
@@ -74,8 +75,9 @@ impl<'a> Init<'a> {
     }
 }
 
-/// The parameters of the body of INIT or INIT ACK with their types, including headers but not padding. A malformed
-/// one gives `None` and ends the iteration. An unknown one whose highest bit is clear is the last (RFC 9260 §3.2.1).
+/// The types and bytes (with header, without padding) of the parameters in the body of INIT or INIT ACK. A malformed
+/// parameter gives `None` and ends the iteration. So does an unknown one whose highest bit is clear (RFC 9260 §3.2.1),
+/// after it has been returned.
 fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     let mut rest = body.get(16..).unwrap_or_default();
     core::iter::from_fn(move || {
@@ -92,16 +94,16 @@ fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     })
 }
 
-/// Whether a parameter type is known, except types that an unaware receiver skips silently. Known types include those
-/// of RFC 9260 §3.3.2 and RFC 3758 without effect here: addresses, and Forward-TSN-Supported.
+/// Whether a parameter type counts as known. The list includes types without effect here: addresses (RFC 9260 §3.3.2)
+/// and Forward-TSN-Supported (RFC 3758). It omits types that every receiver skips silently if it does not support them.
 const fn is_known(kind: u16) -> bool {
     const FORWARD_TSN_SUPPORTED: u16 = 0xc000;
-    // IPv4 address to cookie preservative; host name address and supported address types.
+    // 5 to 9: IPv4 address to cookie preservative. 11 and 12: host name address, supported address types.
     matches!(kind, 5..=9 | 11..=12 | FORWARD_TSN_SUPPORTED)
 }
 
-/// INIT ACK's report of the unknown parameters of an INIT whose second highest bit requests it (RFC 9260 §3.2.2). It
-/// has at most [`MAX_UNRECOGNIZED`] bytes; a parameter that would exceed them is left out.
+/// The report in INIT ACK of an INIT's unknown parameters whose second highest bit requests it (RFC 9260 §3.2.2). It
+/// has at most [`MAX_UNRECOGNIZED`] bytes; a parameter that would exceed them is omitted.
 pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
     let mut buffer = [0; MAX_UNRECOGNIZED];
     let mut writer = PacketWriter { buffer: &mut buffer, length: 0, with_checksum: false };
@@ -116,7 +118,6 @@ pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
 }
 
 impl PacketWriter<'_> {
-    /// Writes INIT or INIT ACK.
     pub(in super::super) fn init(&mut self, kind: u8, init: &Init<'_>) {
         let mut body = [0_u8; 160 + MAX_UNRECOGNIZED];
         let mut inner = PacketWriter { buffer: &mut body, length: 0, with_checksum: false };
@@ -129,7 +130,7 @@ impl PacketWriter<'_> {
             inner.parameter(STATE_COOKIE, cookie);
         }
         inner.put(init.unrecognized);
-        // A stream reset is understood and ends the association.
+        // RE-CONFIG counts as supported: a stream reset ends the association.
         inner.parameter(SUPPORTED_EXTENSIONS, &[RE_CONFIG]);
         if init.zero_checksum {
             inner.parameter(ZERO_CHECKSUM, &METHOD_DTLS.to_be_bytes());
@@ -152,7 +153,7 @@ mod tests {
     };
 
     #[test]
-    fn an_init_keeps_its_parameters() {
+    fn an_init_decodes_as_encoded() {
         let init = Init {
             tag: 1,
             window: 2,

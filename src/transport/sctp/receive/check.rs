@@ -3,8 +3,8 @@
 use super::{Fragment, IncomingStream, MAX_DUPLICATES, MAX_GAPS, MAX_MESSAGE, Receiver, SLOT_LEN};
 
 impl Receiver {
-    /// Most bytes held: the window, an eighth for fragments counted in blocks, one message more, the message of the
-    /// next TSN, and a slot, since fragments move from blocks into slots.
+    /// Most bytes held: the largest window, an eighth of it for fragments counted in blocks, two messages (one beyond
+    /// the window, and that of the next TSN), and a slot, since fragments move from blocks into slots.
     pub(in super::super) fn bound(&self) -> usize {
         let window = self.window.max(self.window_max);
         window + window / 8 + 2 * MAX_MESSAGE + SLOT_LEN

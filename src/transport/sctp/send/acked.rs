@@ -1,32 +1,33 @@
-//! The set of acknowledged TSNs beyond the cumulative one: ranges, and the holes between them.
+//! The TSNs acknowledged by gap ack blocks: ranges, and the holes between them.
 
-/// Ranges of TSNs, first and last, in order and not adjacent.
+/// Ranges of TSNs beyond the cumulative TSN ack (first and last), in order and not adjacent.
 #[derive(Default)]
 pub(super) struct Acked {
     ranges: Vec<(u64, u64)>,
     /// Scratch space: ranges that one SACK newly acknowledges.
-    pub(super) fresh: Vec<(u64, u64)>,
+    pub(super) new_ranges: Vec<(u64, u64)>,
+    /// Scratch space of [`Self::merge`].
     merged: Vec<(u64, u64)>,
 }
 
 impl Acked {
-    /// The highest TSN acknowledged beyond the cumulative one; zero if there is none.
+    /// Highest TSN acknowledged by a gap ack block; zero if there is none.
     pub(super) fn highest(&self) -> u64 {
         self.ranges.last().map_or(0, |range| range.1)
     }
 
     /// Removes the TSNs below `first`.
-    pub(super) fn forget_before(&mut self, first: u64) {
-        let gone = self.ranges.partition_point(|range| range.1 < first);
-        self.ranges.drain(..gone);
+    pub(super) fn remove_before(&mut self, first: u64) {
+        let count = self.ranges.partition_point(|range| range.1 < first);
+        self.ranges.drain(..count);
         if let Some(range) = self.ranges.first_mut() {
             range.0 = range.0.max(first);
         }
     }
 
-    /// Appends to `fresh` the parts of `from..=to` that are not acknowledged yet. `at` is the index where the search
-    /// begins, 0 for the first block of a SACK; it is advanced for the next block.
-    pub(super) fn add(&self, from: u64, to: u64, at: &mut usize, fresh: &mut Vec<(u64, u64)>) {
+    /// Appends to `new_ranges` the parts of `from..=to` that are not acknowledged yet. `at` is the index at which the
+    /// search begins, 0 for the first block of a SACK. It is advanced for the next block.
+    pub(super) fn collect_new(&self, from: u64, to: u64, at: &mut usize, new_ranges: &mut Vec<(u64, u64)>) {
         let mut from = from;
         while self.ranges.get(*at).is_some_and(|range| range.1 < from) {
             *at = at.saturating_add(1);
@@ -36,21 +37,21 @@ impl Acked {
                 break;
             }
             if from < *first {
-                fresh.push((from, first.saturating_sub(1)));
+                new_ranges.push((from, first.saturating_sub(1)));
             }
             from = last.saturating_add(1);
         }
         if from <= to {
-            fresh.push((from, to));
+            new_ranges.push((from, to));
         }
     }
 
-    /// Acknowledges the ranges in `fresh`, the output of [`Self::add`] in order.
-    pub(super) fn merge(&mut self, fresh: &mut [(u64, u64)]) {
-        let Some(first) = fresh.first() else { return };
+    /// Acknowledges `new_ranges`, the output of [`Self::collect_new`] in order.
+    pub(super) fn merge(&mut self, new_ranges: &mut [(u64, u64)]) {
+        let Some(first) = new_ranges.first() else { return };
         // In most cases the new ranges follow all others.
         if first.0 > self.highest() {
-            for next in fresh.iter().copied() {
+            for next in new_ranges.iter().copied() {
                 match self.ranges.last_mut() {
                     Some(last) if last.1.saturating_add(1) >= next.0 => last.1 = next.1,
                     _ => self.ranges.push(next),
@@ -59,7 +60,7 @@ impl Acked {
             return;
         }
         self.merged.clear();
-        let (mut old, mut new) = (self.ranges.iter().copied().peekable(), fresh.iter().copied().peekable());
+        let (mut old, mut new) = (self.ranges.iter().copied().peekable(), new_ranges.iter().copied().peekable());
         loop {
             let next = match (old.peek(), new.peek()) {
                 (Some(a), Some(b)) if a.0 < b.0 => old.next(),
@@ -75,7 +76,7 @@ impl Acked {
         core::mem::swap(&mut self.ranges, &mut self.merged);
     }
 
-    /// The ranges of TSNs from `first` on that precede an acknowledged one and are not acknowledged.
+    /// The holes: ranges of unacknowledged TSNs from `first` to the highest acknowledged TSN.
     pub(super) fn holes(&self, first: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let starts = core::iter::once(first).chain(self.ranges.iter().map(|range| range.1.saturating_add(1)));
         let ends = self.ranges.iter().map(|range| range.0.saturating_sub(1));
@@ -87,27 +88,28 @@ impl Acked {
 mod tests {
     use super::*;
 
-    fn add(acked: &mut Acked, blocks: &[(u64, u64)]) -> Vec<(u64, u64)> {
-        let mut fresh = Vec::new();
+    /// Acknowledges `blocks`; returns the ranges that are new.
+    fn acknowledge(acked: &mut Acked, blocks: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mut new_ranges = Vec::new();
         let mut at = 0;
         for (from, to) in blocks {
-            acked.add(*from, *to, &mut at, &mut fresh);
+            acked.collect_new(*from, *to, &mut at, &mut new_ranges);
         }
-        acked.merge(&mut fresh);
-        fresh
+        acked.merge(&mut new_ranges);
+        new_ranges
     }
 
     #[test]
-    fn only_what_is_new_is_given_and_holes_lie_between() {
+    fn only_new_ranges_are_returned_and_holes_lie_between_ranges() {
         let mut acked = Acked::default();
-        assert_eq!(add(&mut acked, &[(12, 14), (20, 22)]), [(12, 14), (20, 22)]);
-        assert_eq!(add(&mut acked, &[(12, 15), (18, 25)]), [(15, 15), (18, 19), (23, 25)]);
+        assert_eq!(acknowledge(&mut acked, &[(12, 14), (20, 22)]), [(12, 14), (20, 22)]);
+        assert_eq!(acknowledge(&mut acked, &[(12, 15), (18, 25)]), [(15, 15), (18, 19), (23, 25)]);
         assert_eq!(acked.holes(11).collect::<Vec<_>>(), [(11, 11), (16, 17)]);
         assert_eq!(acked.highest(), 25);
         // A SACK that omits blocks revokes no acknowledgement.
-        assert_eq!(add(&mut acked, &[(12, 12)]), []);
+        assert_eq!(acknowledge(&mut acked, &[(12, 12)]), []);
         assert_eq!(acked.highest(), 25);
-        acked.forget_before(17);
+        acked.remove_before(17);
         assert_eq!(acked.holes(17).collect::<Vec<_>>(), [(17, 17)]);
     }
 }

@@ -9,7 +9,7 @@ pub(in super::super) struct SendingState {
     /// Congestion window.
     pub(in super::super) window: u64,
     pub(in super::super) peer_window: u64,
-    /// TSNs from the first that the peer's cumulative TSN has not passed.
+    /// Number of sent TSNs that the cumulative TSN ack has not passed.
     pub(in super::super) flights: usize,
     pub(in super::super) next_tsn: u64,
     pub(in super::super) first_tsn: u64,
@@ -37,7 +37,11 @@ impl SendHalf {
     pub(in super::super) fn check(&self) {
         let in_flight = self.flights.iter().filter(|flight| flight.state == ChunkState::InFlight);
         assert_eq!(self.in_flight, in_flight.map(|flight| flight.length).sum::<u64>(), "bytes in flight are counted");
-        assert_eq!(self.span, self.flights.iter().map(|flight| flight.length).sum::<u64>(), "bytes kept are counted");
+        assert_eq!(
+            self.span,
+            self.flights.iter().map(|flight| flight.length).sum::<u64>(),
+            "the bytes of all sent TSNs are counted"
+        );
         let in_state = |state| {
             let flights = (self.first..).zip(&self.flights);
             flights.filter(move |(_, flight)| flight.state == state).map(|(tsn, _)| tsn)
@@ -49,13 +53,13 @@ impl SendHalf {
         let before = highest.unwrap_or_default();
         let open = (self.first..).zip(&self.flights).take_while(|(tsn, _)| *tsn < before);
         let open = open.filter(|(_, flight)| flight.state != ChunkState::Acked).map(|(tsn, _)| tsn);
-        assert!(holes.eq(open), "gaps are the unacknowledged chunks");
+        assert!(holes.eq(open), "the holes are the unacknowledged chunks");
         assert_eq!(
             self.unsent_bytes,
-            self.unsent.iter().map(|message| message.bytes.len() - message.cut).sum::<usize>()
+            self.unsent.iter().map(|message| message.bytes.len() - message.sent).sum::<usize>()
         );
         assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == ChunkState::Acked)));
-        let waits = self.in_flight > 0 || !self.lost.is_empty();
-        assert!(!waits || self.timer().is_some(), "chunks in flight have a timer");
+        let needs_timer = self.in_flight > 0 || !self.lost.is_empty();
+        assert!(!needs_timer || self.timer().is_some(), "chunks in flight have a timer");
     }
 }

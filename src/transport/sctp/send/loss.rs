@@ -4,49 +4,51 @@ use core::time::Duration;
 
 use super::{
     super::congestion::{Ack, Controller as _, Lost},
-    ChunkState, DUPLICATE_THRESHOLD, Flight, LEAST_PROBE, MAX_LOSSES, SendHalf, Taken, WIDENED_FOR, index,
+    AckEffects, ChunkState, DUPLICATE_THRESHOLD, Flight, MAX_LOSSES, MIN_PROBE_TIMEOUT, REORDERING_PERSIST, SendHalf,
+    index,
 };
 use crate::base::{Counter as _, Instant};
 
 impl SendHalf {
-    /// The reordering window of RACK.
+    /// The reordering window of RACK (RFC 8985 §6.2).
     fn reordering_window(&self) -> Duration {
         let quarter = self.round_trip.min().checked_div(4).unwrap_or_default();
-        quarter.saturating_mul(self.widened).min(self.round_trip.smoothed())
+        quarter.saturating_mul(self.reordering_quarters).min(self.round_trip.smoothed())
     }
 
-    /// Widens the reordering window, once a round, after a reported duplicate: a needless retransmission.
+    /// Widens the reordering window, at most once a round, because the peer reported duplicates: retransmissions that
+    /// were not needed.
     pub(super) fn widen(&mut self, duplicates: usize) {
-        // Duplicates from probes are expected.
-        let unexplained = duplicates.saturating_sub(self.repeated_in_probes);
-        self.repeated_in_probes = self.repeated_in_probes.saturating_sub(duplicates);
-        if unexplained == 0 || self.first < self.widen_after {
+        // Tail loss probes cause duplicates too.
+        let unexplained = duplicates.saturating_sub(self.unreported_probes);
+        self.unreported_probes = self.unreported_probes.saturating_sub(duplicates);
+        if unexplained == 0 || self.first < self.duplicate_round_end {
             return;
         }
-        self.widen_after = self.next_tsn();
-        self.widened = self.widened.saturating_add(1).min(8);
-        self.widened_for = WIDENED_FOR;
+        self.duplicate_round_end = self.next_tsn();
+        self.reordering_quarters = self.reordering_quarters.saturating_add(1).min(8);
+        self.reordering_persist = REORDERING_PERSIST;
         self.reordering_seen = true;
     }
 
-    /// RACK (RFC 8985 §6.2): data sent before the newest acknowledged packet by more than the reordering window is
-    /// lost.
-    pub(super) fn detect_losses(&mut self, now: Instant, taken: &mut Taken) {
+    /// RACK (RFC 8985 §6.2): data counts as lost if later data is acknowledged, and its age is at least the round trip
+    /// of that data and the reordering window.
+    pub(super) fn detect_losses(&mut self, now: Instant, effects: &mut AckEffects) {
         self.reorder_at = None;
         if self.rack.round_trip == Duration::ZERO {
             return;
         }
         let window = self.reordering_window();
-        let mut found: Vec<u64> = Vec::new();
+        let mut lost: Vec<u64> = Vec::new();
         let mut reorder_at: Option<Instant> = None;
-        let mut judge = |tsn: u64, flight: &Flight, near: bool| {
+        let mut check = |tsn: u64, flight: &Flight, with_window: bool| {
             if flight.state != ChunkState::InFlight || (flight.sent_at, tsn) >= (self.rack.sent_at, self.rack.tsn) {
                 return;
             }
-            let window = if near { window } else { Duration::ZERO };
+            let window = if with_window { window } else { Duration::ZERO };
             let due = flight.sent_at.after(self.rack.round_trip.saturating_add(window));
             if due <= now {
-                found.push(tsn);
+                lost.push(tsn);
             } else {
                 reorder_at = Some(reorder_at.map_or(due, |at| at.min(due)));
             }
@@ -55,8 +57,8 @@ impl SendHalf {
         for (from, to) in self.acked.holes(self.first) {
             for tsn in from..=to {
                 let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else { continue };
-                let near = self.reordering_seen || highest.saturating_sub(tsn) < DUPLICATE_THRESHOLD;
-                judge(tsn, flight, near);
+                let with_window = self.reordering_seen || highest.saturating_sub(tsn) < DUPLICATE_THRESHOLD;
+                check(tsn, flight, with_window);
             }
         }
         if self.tail_known {
@@ -67,35 +69,35 @@ impl SendHalf {
                 {
                     break;
                 }
-                judge(tsn, flight, true);
+                check(tsn, flight, true);
             }
         }
         self.reorder_at = reorder_at;
-        let began_recovery = self.lost.is_empty() && !found.is_empty();
-        for tsn in found {
-            self.lose(now, tsn, taken);
+        let recovery_starts = self.lost.is_empty() && !lost.is_empty();
+        for tsn in lost {
+            self.mark_lost(now, tsn, effects);
         }
-        if began_recovery && self.widened_for > 0 {
-            self.widened_for.decrement();
-            if self.widened_for == 0 {
-                self.widened = 1;
+        if recovery_starts && self.reordering_persist > 0 {
+            self.reordering_persist.decrement();
+            if self.reordering_persist == 0 {
+                self.reordering_quarters = 1;
             }
         }
     }
 
     /// Counts a TSN in flight as lost.
-    fn lose(&mut self, now: Instant, tsn: u64, taken: &mut Taken) {
+    fn mark_lost(&mut self, now: Instant, tsn: u64, effects: &mut AckEffects) {
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
         if flight.state != ChunkState::InFlight {
             return;
         }
         flight.state = ChunkState::Lost;
         flight.losses.increment();
-        self.hopeless |= flight.losses > MAX_LOSSES;
+        self.excess_losses |= flight.losses > MAX_LOSSES;
         let bytes = flight.length;
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.delivery.lost = self.delivery.lost.saturating_add(bytes);
-        taken.lost = taken.lost.saturating_add(bytes);
+        effects.lost = effects.lost.saturating_add(bytes);
         self.lost.insert(tsn);
         self.control.on_lost(&Lost {
             now,
@@ -108,17 +110,18 @@ impl SendHalf {
         });
     }
 
-    /// When the tail is probed, or retransmission times out.
+    /// Deadline of the next tail loss probe or retransmission timeout.
     pub(super) fn timer(&self) -> Option<Instant> {
         if self.in_flight == 0 && self.lost.is_empty() {
             return None;
         }
-        let timeout = self.round_trip.timeout(self.peer.ack_delay, self.peer.least_timeout, self.expired);
+        let timeout = self.round_trip.timeout(self.peer.ack_delay, self.peer.min_timeout, self.backoff);
         if self.probed || self.in_flight == 0 || !self.round_trip.is_known() {
             return Some(self.active_at.after(timeout));
         }
-        let lone = if self.in_flight <= self.limits.segment { self.peer.ack_delay } else { Duration::ZERO };
-        let probe = self.round_trip.smoothed().saturating_mul(2).saturating_add(lone).max(LEAST_PROBE);
+        // The SACK for a single packet may be delayed (RFC 8985 §7.2).
+        let ack_delay = if self.in_flight <= self.limits.segment { self.peer.ack_delay } else { Duration::ZERO };
+        let probe = self.round_trip.smoothed().saturating_mul(2).saturating_add(ack_delay).max(MIN_PROBE_TIMEOUT);
         Some(self.active_at.after(probe.min(timeout)))
     }
 
@@ -133,7 +136,7 @@ impl SendHalf {
             self.paced_until = None;
         }
         if self.reorder_at.is_some_and(|at| at <= now) {
-            self.recount(now, |this, taken| this.detect_losses(now, taken));
+            self.report_losses(now, |this, effects| this.detect_losses(now, effects));
         }
         if self.timer().is_some_and(|at| at <= now) {
             self.active_at = now;
@@ -148,38 +151,38 @@ impl SendHalf {
         }
     }
 
-    /// Retransmission timeout (RFC 8985 §6.3): the first TSN counts as lost, and so does data in flight for longer
-    /// than the smoothed round trip and the reordering window.
+    /// Retransmission timeout (RFC 8985 §6.3): the first TSN counts as lost, and so does data whose age is at least the
+    /// smoothed round trip plus the reordering window.
     fn time_out(&mut self, now: Instant) {
-        self.expired.increment();
+        self.backoff.increment();
         self.timeouts.increment();
         self.probed = false;
-        let old = self.round_trip.smoothed().saturating_add(self.reordering_window());
-        self.recount(now, |this, taken| {
+        let age_limit = self.round_trip.smoothed().saturating_add(self.reordering_window());
+        self.report_losses(now, |this, effects| {
             let next = this.next_tsn();
             for tsn in this.first..next {
                 let flight = index(this.first, tsn).and_then(|at| this.flights.get(at));
-                if flight.is_some_and(|flight| flight.sent_at.after(old) <= now || tsn == this.first) {
-                    this.lose(now, tsn, taken);
+                if flight.is_some_and(|flight| flight.sent_at.after(age_limit) <= now || tsn == this.first) {
+                    this.mark_lost(now, tsn, effects);
                 }
             }
         });
-        // A single timeout may be a short outage of the line.
-        if self.expired == 2 {
+        // The controller reacts to the second consecutive timeout: the first may be a short outage of the line.
+        if self.backoff == 2 {
             self.control.on_time_out(now);
         }
     }
 
-    /// Runs `act`, which may count packets as lost, and reports the losses to the controller.
-    fn recount(&mut self, now: Instant, act: impl FnOnce(&mut Self, &mut Taken)) {
+    /// Runs `detect`, which may mark TSNs as lost, and reports the losses to the controller.
+    fn report_losses(&mut self, now: Instant, detect: impl FnOnce(&mut Self, &mut AckEffects)) {
         let (prior_in_flight, window_limited) = (self.in_flight, self.is_window_limited());
-        let mut taken = Taken::default();
-        act(self, &mut taken);
-        if taken.lost > 0 {
+        let mut effects = AckEffects::default();
+        detect(self, &mut effects);
+        if effects.lost > 0 {
             self.control.on_ack(&Ack {
                 now,
                 acked: 0,
-                lost: taken.lost,
+                lost: effects.lost,
                 prior_in_flight,
                 in_flight: self.in_flight,
                 delivered: self.delivery.delivered,

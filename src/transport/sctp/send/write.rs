@@ -1,4 +1,4 @@
-//! Output of the sending half: retransmissions, probes, and new data cut from messages.
+//! Output of the sending half: retransmissions, tail loss probes, and fragments of new messages.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{
         packet::{DATA_HEADER, Data, PacketWriter},
         serial::wire,
     },
-    ChunkState, FEW, Flight, LEAST_PIECE, SendHalf, Snapshot, index,
+    ChunkState, Flight, IMMEDIATE_BELOW, MIN_FRAGMENT, SendHalf, Snapshot, index,
 };
 use crate::base::Instant;
 
@@ -19,7 +19,7 @@ impl SendHalf {
             return false;
         }
         let mut any = false;
-        // False after a timeout, since `flights` is not empty then: a retransmission is no progress.
+        // A retransmission after a timeout is not progress: `flights` is not empty then.
         let first_packet = self.flights.is_empty();
         loop {
             let wrote = match self.lost.first().copied() {
@@ -38,14 +38,14 @@ impl SendHalf {
                 self.progress_at = now;
             }
         } else if self.unsent.is_empty() && self.lost.is_empty() {
-            self.starved_since = self.starved_since.or(Some(now));
+            self.app_limited_since = self.app_limited_since.or(Some(now));
         }
         any
     }
 
     /// Whether the windows and the pacer allow a packet.
     fn may_send(&mut self, now: Instant) -> bool {
-        let waits = !self.unsent.is_empty() || !self.lost.is_empty();
+        let has_data = !self.unsent.is_empty() || !self.lost.is_empty();
         if self.probe_due {
             return true;
         }
@@ -53,8 +53,8 @@ impl SendHalf {
         if self.in_flight >= window {
             return false;
         }
-        if !waits {
-            // There is room without data to send; the caller records it.
+        if !has_data {
+            // The caller records the time with room but without data.
             return true;
         }
         let Some(rate) = self.control.pacing_rate() else { return true };
@@ -67,7 +67,7 @@ impl SendHalf {
         }
     }
 
-    /// Retransmits a lost TSN, if it fits.
+    /// Retransmits a lost TSN if the packet has room for it.
     fn write_lost(&mut self, now: Instant, tsn: u64, writer: &mut PacketWriter<'_>) -> bool {
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else {
             self.lost.remove(&tsn);
@@ -78,30 +78,30 @@ impl SendHalf {
         }
         self.lost.remove(&tsn);
         let immediate = self.lost.is_empty();
-        self.repeat(now, tsn, immediate, writer);
+        self.retransmit(now, tsn, immediate, writer);
         true
     }
 
-    /// Retransmits the last TSN in flight, to detect whether the tail was lost (RFC 8985 §7).
+    /// Sends a tail loss probe: retransmits the last TSN in flight (RFC 8985 §7).
     fn write_probe(&mut self, now: Instant, writer: &mut PacketWriter<'_>) -> bool {
         let last = self.flights.iter().rposition(|flight| flight.state == ChunkState::InFlight);
         let Some((at, flight)) = last.and_then(|at| self.flights.get(at).map(|flight| (at, flight))) else {
             self.probe_due = false;
             return false;
         };
-        // An acknowledgement may leave no room; the probe goes into the next packet.
+        // A SACK may leave no room. The next packet then has the probe.
         if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.probe_due = false;
         let tsn = self.first.saturating_add(at as u64);
         self.in_flight = self.in_flight.saturating_sub(flight.length);
-        self.repeated_in_probes = self.repeated_in_probes.saturating_add(1).min(20);
-        self.repeat(now, tsn, true, writer);
+        self.unreported_probes = self.unreported_probes.saturating_add(1).min(20);
+        self.retransmit(now, tsn, true, writer);
         true
     }
 
-    fn repeat(&mut self, now: Instant, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
+    fn retransmit(&mut self, now: Instant, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
         let snapshot = self.snapshot(now);
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get_mut(at)) else { return };
         flight.state = ChunkState::InFlight;
@@ -116,30 +116,30 @@ impl SendHalf {
         self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: true });
     }
 
-    /// Sends the next piece of the first message.
+    /// Writes the next fragment of the first queued message.
     fn write_new(&mut self, now: Instant, writer: &mut PacketWriter<'_>) -> bool {
         let Some(message) = self.unsent.front() else { return false };
         let space = writer.room().saturating_sub(DATA_HEADER);
-        let left = message.bytes.len().saturating_sub(message.cut);
+        let left = message.bytes.len().saturating_sub(message.sent);
         let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
-        // A full window of the peer allows one packet when nothing else is in flight.
+        // With nothing in flight, one fragment may exceed the receive window (RFC 9260 §6.1).
         let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window;
-        let held_up = (beyond_window && self.in_flight > 0) || (self.span >= self.limit && !self.flights.is_empty());
-        if length < LEAST_PIECE.min(left) {
+        let blocked = (beyond_window && self.in_flight > 0) || (self.span >= self.limit && !self.flights.is_empty());
+        if length < MIN_FRAGMENT.min(left) {
             return false;
         }
-        if held_up {
-            // The peer's window or local memory is the limit, not the path.
+        if blocked {
+            // The receive window or the memory cap is the limit, not the path.
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
             return false;
         }
         let snapshot = self.snapshot(now);
         let Some(message) = self.unsent.front_mut() else { return false };
-        let begin = message.cut == 0;
-        let to = message.cut.saturating_add(length);
+        let begin = message.sent == 0;
+        let to = message.sent.saturating_add(length);
         let end = to >= message.bytes.len();
-        let from = core::mem::replace(&mut message.cut, to);
-        let bytes_of_message = Arc::clone(&message.bytes);
+        let from = core::mem::replace(&mut message.sent, to);
+        let message_bytes = Arc::clone(&message.bytes);
         let (stream, protocol) = (message.stream, message.protocol);
         if end {
             self.unsent.pop_front();
@@ -154,8 +154,9 @@ impl SendHalf {
         self.span = self.span.saturating_add(bytes);
         let prior_in_flight = self.in_flight;
         self.in_flight = self.in_flight.saturating_add(bytes);
-        // The last packet of a burst is acknowledged at once, so that the peer's delay isn't counted as the path's.
-        let few = self.in_flight < FEW.saturating_mul(self.limits.segment);
+        // The last packet of a burst requests an immediate SACK, so that round-trip samples exclude the peer's
+        // acknowledgement delay.
+        let few = self.in_flight < IMMEDIATE_BELOW.saturating_mul(self.limits.segment);
         let immediate = self.unsent.is_empty() || few;
         let flight = Flight {
             stream,
@@ -163,7 +164,7 @@ impl SendHalf {
             protocol,
             begin,
             end,
-            message: Some(bytes_of_message),
+            message: Some(message_bytes),
             from,
             length: bytes,
             state: ChunkState::InFlight,
@@ -202,12 +203,12 @@ impl SendHalf {
 }
 
 impl Flight {
-    /// Bytes of its payload.
+    /// Payload length in bytes.
     fn len(&self) -> usize {
         usize::try_from(self.length).unwrap_or(usize::MAX)
     }
 
-    /// Writes the TSN as a DATA chunk.
+    /// Writes the DATA chunk of this TSN.
     fn write(&self, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
         let Self { stream, sequence, protocol, begin, end, from, .. } = *self;
         let Some(message) = &self.message else { return };

@@ -16,13 +16,13 @@ use super::{
 /// An association with `packets` full packets of data in flight.
 fn sending(packets: usize) -> Forged {
     let mut forged = Forged::own();
-    forged.give(packets * 1_164);
+    forged.queue(packets * 1_164);
     assert_eq!(forged.answers().len(), packets);
     forged
 }
 
 #[test]
-fn a_sack_for_what_was_never_sent_ends_the_association() {
+fn a_sack_for_unsent_data_ends_the_association() {
     for ahead in [10, 11, 1 << 20, (1 << 31) - 20] {
         let mut forged = sending(10);
         forged.sack(forged.their_tsn.wrapping_add(ahead), 1 << 20, &[], &[]);
@@ -30,11 +30,11 @@ fn a_sack_for_what_was_never_sent_ends_the_association() {
     }
     let mut forged = sending(10);
     forged.sack(forged.their_tsn, 1 << 20, &[(3, 10)], &[]);
-    assert_eq!(forged.closed, Some(Close::Broken), "a block reaches beyond");
+    assert_eq!(forged.closed, Some(Close::Broken), "a block ends beyond the last sent TSN");
 }
 
 #[test]
-fn gap_blocks_that_overlap_or_run_backward_end_the_association() {
+fn overlapping_and_reversed_gap_blocks_end_the_association() {
     for blocks in
         [&[(0, 0)][..], &[(0, 4)], &[(1, 2)], &[(4, 3)], &[(4, 5), (2, 2)], &[(2, 3), (3, 4)], &[(2, 3), (2, 3)]]
     {
@@ -45,63 +45,62 @@ fn gap_blocks_that_overlap_or_run_backward_end_the_association() {
 }
 
 #[test]
-fn a_sack_of_old_says_nothing() {
+fn an_outdated_sack_is_ignored() {
     let mut forged = sending(10);
     let tsn = forged.their_tsn;
     forged.sack(tsn.wrapping_add(4), 1 << 20, &[], &[]);
-    let standing = forged.association.check(true);
+    let state = forged.association.check(true);
     for old in [0, 3, 1_000, 1 << 30] {
         forged.sack(tsn.wrapping_add(4).wrapping_sub(1 + old), 0, &[(7, 9)], &[]);
     }
     let after = forged.association.check(true);
-    assert_eq!((after.in_flight, after.peer_window), (standing.in_flight, standing.peer_window));
+    assert_eq!((after.in_flight, after.peer_window), (state.in_flight, state.peer_window));
     assert_eq!(forged.closed, None);
 }
 
 #[test]
-fn a_shorter_list_of_gap_blocks_takes_nothing_back() {
+fn a_shorter_list_of_gap_blocks_revokes_no_acknowledgement() {
     let mut forged = sending(10);
     let before = forged.their_tsn.wrapping_sub(1);
     forged.sack(before, 1 << 20, &[(8, 10)], &[]);
-    let standing = forged.association.check(true);
+    let state = forged.association.check(true);
     forged.sack(before, 1 << 20, &[], &[]);
-    assert_eq!(forged.association.check(true).in_flight, standing.in_flight);
-    // Only data that was never acknowledged is retransmitted.
+    assert_eq!(forged.association.check(true).in_flight, state.in_flight);
     forged.wait(2_000);
-    // A peer whose cumulative TSN stops before a reported gap block has reneged.
+    // A peer whose cumulative TSN stops before a reported gap ack block has reneged.
     forged.sack(before.wrapping_add(7), 1 << 20, &[], &[]);
     assert_eq!(forged.closed, Some(Close::Broken));
 }
 
 #[test]
-fn acknowledgements_that_come_before_the_data_harm_nobody_else() {
-    // Each packet is acknowledged at its time of departure, for 0.1 s.
+fn premature_acknowledgements_exceed_no_bound() {
+    // For 0.1 s each packet is acknowledged when it is sent.
     let mut forged = Forged::own();
     let mut acknowledged = forged.their_tsn;
     for _ in 0..1_000 {
         let room = forged.association.room(forged.now);
-        forged.give(room.clamp(1, 17 << 10));
+        forged.queue(room.clamp(1, 17 << 10));
         let sent = forged.answers().iter().filter(|answer| answer.kind == packet::DATA).count();
         acknowledged = acknowledged.wrapping_add(sent as u32);
         if sent > 0 {
             forged.sack(acknowledged.wrapping_sub(1), u32::MAX, &[], &[]);
         }
         forged.now = forged.now.after(Duration::from_micros(100));
-        let standing = forged.association.check(true);
-        assert!(standing.window <= 16 << 20 && standing.unsent <= 17 << 10);
+        let state = forged.association.check(true);
+        assert!(state.window <= 16 << 20 && state.unsent <= 17 << 10);
     }
     assert_eq!(forged.closed, None);
 }
 
 #[test]
-fn arrival_times_that_lie_end_nothing_and_exceed_no_bound() {
+fn false_arrival_times_do_not_end_the_association_and_exceed_no_bound() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut forged = Forged::own();
         let mut acknowledged = forged.their_tsn.wrapping_sub(1);
         for _ in 0..400 {
             let room = forged.association.room(forged.now);
-            forged.give(room.clamp(1, 17 << 10));
+            forged.queue(room.clamp(1, 17 << 10));
             let sent = forged.answers().iter().filter(|answer| answer.kind == packet::DATA).count();
             forged.now = forged.now.after(Duration::from_millis(rng.random_range(0..60)));
             for _ in 0..rng.random_range(0..3) {
@@ -111,22 +110,19 @@ fn arrival_times_that_lie_end_nothing_and_exceed_no_bound() {
             }
             acknowledged = acknowledged.wrapping_add(sent as u32);
             forged.sack(acknowledged, 1 << 30, &[], &[]);
-            let standing = forged.association.check(true);
-            assert!(standing.window <= 16 << 20 && standing.unsent <= 17 << 10);
+            let state = forged.association.check(true);
+            assert!(state.window <= 16 << 20 && state.unsent <= 17 << 10);
         }
         assert_eq!(forged.closed, None);
-        assert!(
-            acknowledged.wrapping_sub(forged.their_tsn) > 400,
-            "seed {seed}: false acknowledgements made the sender faster"
-        );
+        assert!(acknowledged.wrapping_sub(forged.their_tsn) > 400, "seed {seed}: the sender sent only a few packets");
     }
 }
 
 #[test]
-fn an_acknowledgement_tells_when_the_newest_data_arrived() {
+fn an_arrival_precedes_the_sack_with_the_time_of_the_newest_data() {
     let mut forged = Forged::own();
     let tsn = forged.tsn;
-    let mut told = |number: u32| {
+    let mut arrival_of = |number: u32| {
         forged.now = forged.now.after(Duration::from_millis(25));
         forged.data(&whole(tsn.wrapping_add(number), number as u16, b"x"));
         forged.now = forged.now.after(Duration::from_millis(7));
@@ -134,17 +130,17 @@ fn an_acknowledgement_tells_when_the_newest_data_arrived() {
         let mut arrivals = forged.answers().into_iter().filter(|answer| answer.kind == packet::ARRIVAL);
         arrivals.next().and_then(|answer| Arrival::parse(&answer.body)).unwrap()
     };
-    let (first, second) = (told(0), told(1));
+    let (first, second) = (arrival_of(0), arrival_of(1));
     assert_eq!((first.tsn, second.tsn), (tsn, tsn.wrapping_add(1)));
     assert_eq!(second.tick.0.wrapping_sub(first.tick.0), 320, "units of 100 microseconds");
 }
 
 #[test]
-fn a_stock_peer_is_told_no_arrival_and_believed_none() {
+fn arrivals_are_neither_sent_to_nor_used_from_a_stock_peer() {
     let mut forged = Forged::stock();
     let tsn = forged.tsn;
-    let mut sent = |number: u16, lie: bool| {
-        if lie {
+    let mut answers_to = |number: u16, with_arrival: bool| {
+        if with_arrival {
             forged.send(|writer| writer.arrival(&Arrival { tsn, tick: Tick(5) }));
         }
         forged.data(&whole(tsn.wrapping_add(u32::from(number)), number, b"x"));
@@ -154,19 +150,19 @@ fn a_stock_peer_is_told_no_arrival_and_believed_none() {
         assert!(kinds.contains(&packet::SACK) && forged.closed.is_none(), "{kinds:?}");
         kinds
     };
-    assert!(!sent(0, false).contains(&packet::ARRIVAL));
-    assert!(!sent(1, true).contains(&packet::ERROR));
+    assert!(!answers_to(0, false).contains(&packet::ARRIVAL));
+    assert!(!answers_to(1, true).contains(&packet::ERROR));
 }
 
 #[test]
-fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
+fn a_zero_window_allows_one_packet_and_reopens() {
     let mut forged = sending(10);
     let tsn = forged.their_tsn;
     forged.sack(tsn.wrapping_add(9), 0, &[], &[]);
-    forged.give(17 << 10);
+    forged.queue(17 << 10);
     assert_eq!(forged.answers().len(), 1, "one packet exceeds a zero window");
     assert!(forged.answers().is_empty());
-    // It is lost, and retransmitted with growing pauses while nothing else is sent.
+    // That packet is lost. It is retransmitted at increasing intervals, and nothing else is sent.
     let mut times = Vec::new();
     for _ in 0..2_000 {
         let due = forged.association.poll_timeout().expect("a timer runs");
@@ -185,7 +181,7 @@ fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
     let pauses: Vec<_> = times.windows(2).map(|two| two[1].since(two[0])).collect();
     let longest = pauses.iter().max().unwrap();
     assert!(longest <= &Duration::from_secs(3) && longest >= &Duration::from_secs(1), "{pauses:?}");
-    // A window of two packets.
+    // The window has room for two packets.
     forged.sack(tsn.wrapping_add(10), 2_400, &[], &[]);
     assert_eq!(forged.answers().len(), 2);
     forged.sack(tsn.wrapping_add(12), 1 << 20, &[], &[]);
@@ -193,10 +189,10 @@ fn a_window_that_is_used_up_lets_one_packet_through_and_reopens() {
 }
 
 #[test]
-fn a_peer_that_acknowledges_nothing_for_half_a_minute_ends_the_association() {
+fn half_a_minute_without_new_acknowledgements_ends_the_association() {
     let mut forged = sending(10);
     let start = forged.now;
-    // Heartbeats keep the link alive but are no progress.
+    // Heartbeats keep the link open but do not count as progress.
     while forged.closed.is_none() && forged.now.since(start) < Duration::from_secs(60) {
         forged.wait(1_000);
         forged.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
@@ -207,15 +203,15 @@ fn a_peer_that_acknowledges_nothing_for_half_a_minute_ends_the_association() {
 }
 
 #[test]
-fn a_first_packet_that_is_never_acknowledged_stops_the_sender_within_what_gap_blocks_reach() {
+fn an_unacknowledged_first_packet_stops_the_sender_within_the_reach_of_gap_blocks() {
     let mut forged = Forged::own();
     let first = forged.their_tsn;
     let mut highest = 0_u32;
-    let mut most = 0;
+    let mut max_flights = 0;
     for _ in 0..3_000 {
         let room = forged.association.room(forged.now);
         if room > 0 {
-            forged.give(room.min(17 << 10));
+            forged.queue(room.min(17 << 10));
         }
         for answer in forged.answers() {
             if answer.kind == packet::DATA {
@@ -227,18 +223,18 @@ fn a_first_packet_that_is_never_acknowledged_stops_the_sender_within_what_gap_bl
             forged.sack(first.wrapping_sub(1), u32::MAX, &[(2, highest as u16 + 1)], &[]);
         }
         forged.wait(10);
-        most = most.max(forged.association.check(false).flights);
+        max_flights = max_flights.max(forged.association.check(false).flights);
         if forged.closed.is_some() {
             break;
         }
     }
-    assert!(most <= usize::from(u16::MAX) + (16 << 20) / 1_000, "{most} TSNs");
+    assert!(max_flights <= usize::from(u16::MAX) + (16 << 20) / 1_000, "{max_flights} TSNs");
 }
 
 #[test]
-fn a_probe_that_does_not_fit_beside_an_acknowledgement_has_a_packet_of_its_own() {
+fn a_probe_without_room_beside_a_sack_has_a_packet_of_its_own() {
     let mut forged = sending(10);
-    // All but the last are acknowledged; the probe for it and an acknowledgement become due at once.
+    // All packets but the last are acknowledged. Its tail loss probe and a SACK become due at the same time.
     forged.now = forged.now.after(Duration::from_millis(50));
     forged.sack(forged.their_tsn.wrapping_add(8), 1 << 20, &[], &[]);
     let due = forged.association.poll_timeout().unwrap();
@@ -253,15 +249,15 @@ fn a_probe_that_does_not_fit_beside_an_acknowledgement_has_a_packet_of_its_own()
 }
 
 #[test]
-fn duplicates_reported_without_end_widen_the_reordering_window_to_a_round_trip_at_most() {
+fn duplicates_widen_the_reordering_window_to_at_most_a_round_trip() {
     let mut forged = sending(10);
     let tsn = forged.their_tsn;
     for number in 0..8 {
         forged.now = forged.now.after(Duration::from_millis(50));
         forged.sack(tsn.wrapping_add(number), 1 << 20, &[], &[tsn; 20]);
     }
-    // A later packet is acknowledged: the one before counts as lost within about two round trips.
-    forged.give(1_164 * 4);
+    // A later packet is acknowledged. The packet before it counts as lost within about two round trips.
+    forged.queue(1_164 * 4);
     forged.answers();
     forged.now = forged.now.after(Duration::from_millis(50));
     forged.sack(tsn.wrapping_add(9), 1 << 20, &[(3, 4)], &[]);
@@ -270,15 +266,15 @@ fn duplicates_reported_without_end_widen_the_reordering_window_to_a_round_trip_a
 }
 
 #[test]
-fn a_stock_peer_gets_sacks_within_a_batch_of_its_packets_and_a_node_of_ours_gets_one() {
+fn packets_in_a_batch_have_many_sacks_for_a_stock_peer_and_one_for_our_node() {
     for (mut forged, sacks) in [(Forged::stock(), 63 + 68), (Forged::own(), 0)] {
         let (tsn, mut acknowledged) = (forged.tsn, Vec::new());
         for number in 0..200_u16 {
             forged.data(&whole(tsn.wrapping_add(number.into()), number, b"data"));
-            acknowledged.extend(forged.acknowledged_at_once());
+            acknowledged.extend(forged.sack_within_batch());
         }
         assert_eq!(acknowledged.len(), sacks);
-        // Data acknowledged within the batch is not acknowledged again.
+        // Data acknowledged within the batch has no further SACK.
         let rest = forged.answers().iter().filter(|answer| answer.kind == packet::SACK).count();
         assert_eq!(rest, usize::from(sacks == 0));
     }

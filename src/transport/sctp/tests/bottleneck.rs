@@ -22,7 +22,7 @@ fn links(number: usize, algorithm: Algorithm) -> Vec<[Config; 2]> {
     vec![[config.clone(), config]; number]
 }
 
-/// Sends so many bytes over the first link, to the last byte.
+/// Sends `bytes` over the first link; asserts that all arrive and are acknowledged.
 fn send(pair: &mut Pair, bytes: u64) {
     pair.ends[0].bulk = bytes;
     let (all, seed) = (pair.ends[1].bytes + bytes, pair.seed);
@@ -32,7 +32,7 @@ fn send(pair: &mut Pair, bytes: u64) {
     assert!(done, "{} of {all} bytes arrived (seed {seed})", pair.ends[1].bytes);
 }
 
-/// Bytes a second that arrive over each link, after a warm-up of a second.
+/// Rate of arrival over each link for `seconds`, in bytes a second, after a warm-up of one second.
 fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     pair.ends.iter_mut().step_by(2).for_each(|end| end.bulk = u64::MAX);
     pair.rate(1, 1.0);
@@ -42,7 +42,7 @@ fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     arrived.map(|(end, before)| (end.bytes - before) as f64 / seconds).collect()
 }
 
-/// Packets that the diallers retransmitted without a lost copy, except tail loss probes.
+/// Retransmissions of the diallers for TSNs of which no copy was lost, except tail loss probes.
 fn needless(pair: &Pair) -> u64 {
     let diallers = pair.ends.iter().step_by(2);
     diallers.map(|end| end.needless.saturating_sub(end.association.statistics().probes)).sum()
@@ -53,7 +53,7 @@ fn longest_stall(pair: &Pair) -> Duration {
 }
 
 #[test]
-fn jitter_without_reordering_has_nothing_repeated() {
+fn jitter_without_reordering_causes_no_retransmission() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [1, 5, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
@@ -69,13 +69,13 @@ fn jitter_without_reordering_has_nothing_repeated() {
 }
 
 #[test]
-fn reordering_within_a_quarter_of_the_round_trip_costs_one_recovery_at_most() {
+fn reordering_within_a_quarter_of_the_round_trip_causes_at_most_one_recovery() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [4, 10, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
         let mut line = Line::new(delay);
-        line.late = rng.random_range(0.01..0.2);
-        line.lateness = (line.delay / 2).mul_f64(rng.random_range(0.1..0.95));
+        line.reordered = rng.random_range(0.01..0.2);
+        line.reorder_delay = (line.delay / 2).mul_f64(rng.random_range(0.1..0.95));
         let mut pair = Pair::new(seed, line);
         send(&mut pair, 600_000);
         let first = needless(&pair);
@@ -116,8 +116,8 @@ fn one_four_and_sixty_four_links_fill_a_bottleneck_with_any_queue() {
 }
 
 #[test]
-fn one_link_uses_97_hundredths_of_50_mbit_whatever_the_queue() {
-    // Payload in a full datagram, with all headers.
+fn one_link_uses_97_percent_of_50_mbit_with_any_queue() {
+    // Rate of payload: full datagrams with all headers.
     const CAPACITY: f64 = 6_250_000.0 * 1_164.0 / 1_257.0;
     for (seed, bdp, jitter) in [(1, 1.0, 0), (2, 8.0, 0), (3, 2.0, 1)] {
         let line = Line { jitter: Duration::from_millis(jitter), ..bottleneck(25, 6_250_000, bdp) };
@@ -129,35 +129,35 @@ fn one_link_uses_97_hundredths_of_50_mbit_whatever_the_queue() {
 }
 
 #[test]
-fn jitter_that_load_raises_is_not_taken_for_a_queue_for_long() {
-    // With so many packets in order, nearly every packet waits for one with the full jitter.
+fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
+    // The packets stay in order, so at this rate nearly every packet waits for one with the full jitter.
     let line = Line {
         jitter: Duration::from_millis(10),
-        late: 0.05,
-        lateness: Duration::from_millis(5),
+        reordered: 0.05,
+        reorder_delay: Duration::from_millis(5),
         ..bottleneck(25, 80_000_000, 1.0)
     };
-    let way_back = Line { rate: None, ..line };
+    let return_line = Line { rate: None, ..line };
     let config = Config { window_max: 16 << 20, ..Config::new(1_195) };
-    let mut pair = Pair::with(7, [line, way_back], &[[config.clone(), config]]);
+    let mut pair = Pair::with(7, [line, return_line], &[[config.clone(), config]]);
     rates(&mut pair, 1.0);
     let used = rates(&mut pair, 2.0)[0] / 80_000_000.0;
     assert!(used >= 0.75, "{used:.3} of the line");
 }
 
 #[test]
-fn what_waits_on_the_way_back_slows_nobody() {
+fn delay_on_the_return_path_does_not_slow_the_sender() {
     for (seed, jitter) in [(1, 30), (3, 80)] {
-        let way_back = Line { jitter: Duration::from_millis(jitter), ..Line::new(25) };
-        let mut pair = Pair::with(seed, [bottleneck(25, 2_000_000, 2.0), way_back], &links(1, Algorithm::Bbr));
+        let return_line = Line { jitter: Duration::from_millis(jitter), ..Line::new(25) };
+        let mut pair = Pair::with(seed, [bottleneck(25, 2_000_000, 2.0), return_line], &links(1, Algorithm::Bbr));
         rates(&mut pair, 1.0);
         let used = rates(&mut pair, 6.0)[0] / 2_000_000.0;
-        assert!(used >= 0.84, "{used:.3} of the line with {jitter} ms on the way back (seed {seed})");
+        assert!(used >= 0.84, "{used:.3} of the line with {jitter} ms of jitter on the return path (seed {seed})");
     }
 }
 
 #[test]
-fn a_peer_whose_clock_runs_too_fast_slows_what_it_gets_and_does_not_stop_it() {
+fn a_fast_clock_of_the_peer_slows_the_sender_but_does_not_stop_it() {
     for ticks in [1 << 16, 1 << 20, 1 << 28] {
         let mut pair = Pair::with(1, [bottleneck(25, 2_000_000, 2.0), Line::new(25)], &links(1, Algorithm::Bbr));
         rates(&mut pair, 1.0);
@@ -169,15 +169,15 @@ fn a_peer_whose_clock_runs_too_fast_slows_what_it_gets_and_does_not_stop_it() {
 }
 
 #[test]
-fn a_policer_a_thin_way_back_and_bursts_of_loss_slow_nobody_below_half() {
+fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
-    let thin = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
+    let slow = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
     let bursts = Line { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };
     for (seed, name, there, back, number) in [
         (1, "policer", policed, Line::new(20), 1),
         (2, "policer, four links", policed, Line::new(20), 4),
-        (3, "thin way back", bottleneck(20, 1_500_000, 1.0), thin, 1),
-        (4, "thin way back, four links", bottleneck(20, 1_500_000, 1.0), thin, 4),
+        (3, "slow return path", bottleneck(20, 1_500_000, 1.0), slow, 1),
+        (4, "slow return path, four links", bottleneck(20, 1_500_000, 1.0), slow, 4),
         (5, "bursts", bursts, Line::new(20), 1),
         (6, "bursts both ways", bursts, Line { loss: 0.1, burst: 5.0, ..Line::new(20) }, 1),
     ] {

@@ -1,4 +1,4 @@
-//! A forged peer for tests: single packets for an association, and its answers.
+//! A forged peer for tests: it sends single packets to an association and reads the answers.
 
 use core::time::Duration;
 
@@ -18,7 +18,7 @@ pub(super) const TAG: u32 = 0x0102_0304;
 pub(super) struct Answer {
     pub(super) kind: u8,
     pub(super) body: Vec<u8>,
-    /// The packet around it.
+    /// The packet that contains it.
     pub(super) packet: Vec<u8>,
 }
 
@@ -26,17 +26,18 @@ pub(super) struct Answer {
 pub(super) struct Forged {
     pub(super) now: Instant,
     pub(super) association: Association,
-    /// The association's verification tag, and its first TSN.
+    /// The association's verification tag.
     pub(super) tag: u32,
+    /// The association's first TSN.
     pub(super) their_tsn: u32,
-    /// The peer's first TSN.
+    /// The forged peer's first TSN.
     pub(super) tsn: u32,
     pub(super) cookie: Vec<u8>,
     pub(super) messages: Vec<(u16, Vec<u8>)>,
     pub(super) open: Option<u16>,
     pub(super) closed: Option<Close>,
-    /// Packets that the association has taken.
-    taken: u64,
+    /// Number of packets passed to the association.
+    delivered: u64,
 }
 
 /// The INIT of a stock peer.
@@ -69,19 +70,19 @@ impl Forged {
     /// An association that listens.
     pub(super) fn listening(config: &Config) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
-        Self::of(Association::accept(config, now, &mut StdRng::seed_from_u64(7)), now)
+        Self::new(Association::accept(config, now, &mut StdRng::seed_from_u64(7)), now)
     }
 
     /// An association that has sent its INIT.
     pub(super) fn connecting(config: &Config) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
-        let mut this = Self::of(Association::connect(config, now, &mut StdRng::seed_from_u64(7)), now);
+        let mut this = Self::new(Association::connect(config, now, &mut StdRng::seed_from_u64(7)), now);
         let init = this.answer(packet::INIT);
         this.read_init(&init.body);
         this
     }
 
-    fn of(association: Association, now: Instant) -> Self {
+    fn new(association: Association, now: Instant) -> Self {
         Self {
             now,
             association,
@@ -92,21 +93,21 @@ impl Forged {
             messages: Vec::new(),
             open: None,
             closed: None,
-            taken: 0,
+            delivered: 0,
         }
     }
 
-    /// A listener that a stock peer has dialled.
+    /// A listening association, dialled by a stock peer.
     pub(super) fn stock() -> Self {
         Self::established(&Config::new(1_195), &stock_init(u32::MAX - 2))
     }
 
-    /// A listener that one of our nodes has dialled.
+    /// A listening association, dialled by one of our nodes.
     pub(super) fn own() -> Self {
         Self::established(&Config::new(1_195), &own_init(u32::MAX - 2))
     }
 
-    /// A listener that a peer with this INIT has dialled, over a path of 50 ms.
+    /// A listening association, dialled by a peer with this INIT over a round trip of 50 ms.
     pub(super) fn established(config: &Config, init: &Init<'_>) -> Self {
         let mut this = Self::listening(config);
         this.tsn = init.tsn;
@@ -133,18 +134,19 @@ impl Forged {
     }
 
     /// Passes a packet to the association.
-    pub(super) fn take(&mut self, packet: &[u8]) {
+    pub(super) fn deliver(&mut self, packet: &[u8]) {
         self.association.handle_packet(self.now, packet);
         self.note_events();
-        self.taken += 1;
-        self.association.check(self.taken < 300 || self.taken.is_multiple_of(97));
+        self.delivered += 1;
+        self.association.check(self.delivered < 300 || self.delivered.is_multiple_of(97));
         let (held, bound) = (self.association.held(), self.association.bound());
         assert!(held <= bound, "{held} bytes held, {bound} allowed");
     }
 
+    /// Passes a packet with the written chunks to the association.
     pub(super) fn send(&mut self, write: impl FnOnce(&mut PacketWriter<'_>)) {
         let packet = self.packet(write);
-        self.take(&packet);
+        self.deliver(&packet);
     }
 
     /// Sends one chunk in a packet.
@@ -160,17 +162,17 @@ impl Forged {
     /// Sends INIT or INIT ACK in a packet with this tag.
     pub(super) fn init(&mut self, kind: u8, tag: u32, init: &Init<'_>) {
         let packet = packet_for(tag, |writer| writer.init(kind, init));
-        self.take(&packet);
+        self.deliver(&packet);
     }
 
-    /// Sends a SACK with gap blocks and duplicates.
+    /// Sends a SACK with gap ack blocks and duplicates.
     pub(super) fn sack(&mut self, cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: &[u32]) {
         self.send(|writer| writer.sack(cumulative, window, blocks.iter().copied(), duplicates));
     }
 
     fn note_events(&mut self) {
         while let Some(event) = self.association.poll_event() {
-            assert!(self.closed.is_none(), "nothing follows the end");
+            assert!(self.closed.is_none(), "no event follows the end");
             match event {
                 AssociationEvent::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
                 AssociationEvent::Message { stream, message } => self.messages.push((stream, message.to_vec())),
@@ -196,10 +198,10 @@ impl Forged {
                 Answer { kind: chunk.kind, body: chunk.body.to_vec(), packet: bytes.clone() }
             }));
         }
-        panic!("packets without end");
+        panic!("the association sends packets without end");
     }
 
-    /// The one chunk of this kind that the association sends now.
+    /// The chunk of this kind that the association sends now; there must be exactly one.
     pub(super) fn answer(&mut self, kind: u8) -> Answer {
         let answers = self.answers();
         let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
@@ -210,8 +212,8 @@ impl Forged {
         }
     }
 
-    /// The cumulative TSN of a SACK that the association sends before it takes another packet; `None` without one.
-    pub(super) fn acknowledged_at_once(&mut self) -> Option<u32> {
+    /// The cumulative TSN ack of the SACK within a batch ([`Association::poll_acknowledgement`]); `None` without one.
+    pub(super) fn sack_within_batch(&mut self) -> Option<u32> {
         let mut buffer = [0; 1_195];
         let length = self.association.poll_acknowledgement(self.now, &mut buffer);
         let packet = Packet::parse(buffer.get(..length).filter(|packet| !packet.is_empty())?, true).unwrap();
@@ -220,14 +222,14 @@ impl Forged {
         Some(Sack::parse(chunk.body).unwrap().cumulative)
     }
 
-    /// The cumulative TSN, window and gap blocks of the one SACK that the association sends now.
-    pub(super) fn sacked(&mut self) -> (u32, u32, Vec<(u16, u16)>) {
+    /// The cumulative TSN ack, window and gap ack blocks of the SACK that the association sends now.
+    pub(super) fn answer_sack(&mut self) -> (u32, u32, Vec<(u16, u16)>) {
         let answer = self.answer(packet::SACK);
         let sack = Sack::parse(&answer.body).unwrap();
         (sack.cumulative, sack.window, sack.blocks().collect())
     }
 
-    /// Advances time and handles all timers that become due; the packets sent meanwhile are lost.
+    /// Advances the time and handles all timers that become due. The packets sent meanwhile are lost.
     pub(super) fn wait(&mut self, milliseconds: u64) {
         let until = self.now.after(Duration::from_millis(milliseconds));
         for _ in 0..100_000 {
@@ -240,11 +242,11 @@ impl Forged {
             self.note_events();
             self.answers();
         }
-        panic!("timers without end");
+        panic!("timers expire without end");
     }
 
-    /// Queues a message.
-    pub(super) fn give(&mut self, length: usize) {
+    /// Queues a message of `length` bytes on stream 0.
+    pub(super) fn queue(&mut self, length: usize) {
         self.association.send(self.now, 0, vec![1; length].into());
     }
 }

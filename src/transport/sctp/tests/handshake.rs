@@ -3,8 +3,8 @@
 use super::{
     super::{Close, Config, packet},
     forged::{Forged, TAG, own_init, packet_for, stock_init, whole},
+    in_seconds,
     path::{Line, Pair},
-    secs,
 };
 
 /// A packet with the checksum field at zero.
@@ -14,13 +14,13 @@ fn without_checksum(mut packet: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn a_stock_peer_gets_four_streams_and_a_node_of_ours_sixty_four() {
+fn a_stock_peer_has_four_streams_and_our_node_sixty_four() {
     assert_eq!(Forged::stock().open, Some(4));
     assert_eq!(Forged::own().open, Some(64));
 }
 
 #[test]
-fn a_peer_that_takes_fewer_streams_than_lanes_ends_the_association() {
+fn fewer_streams_than_lanes_end_the_association() {
     for init in [stock_init(1), own_init(1)] {
         let mut forged = Forged::listening(&Config::new(1_195));
         forged.init(packet::INIT, 0, &packet::Init { inbound: 3, ..init });
@@ -33,7 +33,7 @@ fn a_peer_that_takes_fewer_streams_than_lanes_ends_the_association() {
 }
 
 #[test]
-fn a_repeated_init_is_answered_alike_and_changes_nothing() {
+fn a_repeated_init_has_the_same_answer_and_no_effect() {
     let mut forged = Forged::stock();
     let init = stock_init(forged.tsn);
     forged.data(&whole(forged.tsn, 0, b"first"));
@@ -43,7 +43,7 @@ fn a_repeated_init_is_answered_alike_and_changes_nothing() {
     let answer = forged.answer(packet::INIT_ACK);
     forged.read_init(&answer.body);
     assert_eq!(forged.cookie, cookie);
-    // A repeated cookie is answered too.
+    // A repeated COOKIE ECHO is answered too.
     forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
     forged.answer(packet::COOKIE_ACK);
     forged.data(&whole(forged.tsn.wrapping_add(1), 1, b"second"));
@@ -72,7 +72,7 @@ fn a_second_init_with_another_tag_or_tsn_ends_the_association() {
 }
 
 #[test]
-fn an_init_that_is_malformed_or_not_alone_goes_unanswered() {
+fn a_malformed_or_bundled_init_has_no_answer() {
     let good = packet_for(0, |writer| writer.init(packet::INIT, &stock_init(1)));
     let body = good[16..].to_vec();
     let zeroed = |range: core::ops::Range<usize>| {
@@ -81,17 +81,17 @@ fn an_init_that_is_malformed_or_not_alone_goes_unanswered() {
         body
     };
     let mut bodies = vec![body[..15].to_vec(), Vec::new(), zeroed(0..4), zeroed(8..10), zeroed(10..12)];
-    // A parameter longer than the chunk, one without a length, and half of one.
+    // Parameters with a length beyond the chunk, of zero, of less than a header, and without a length field.
     for parameter in [&[0x80, 8, 0, 200, 1, 2][..], &[0x80, 8, 0, 0], &[0x80, 8, 0, 3], &[0x80, 8]] {
         bodies.push([&body[..16], parameter].concat());
     }
     for body in bodies {
         let mut forged = Forged::listening(&Config::new(1_195));
-        forged.take(&packet_for(0, |writer| writer.chunk(packet::INIT, 0, &body)));
+        forged.deliver(&packet_for(0, |writer| writer.chunk(packet::INIT, 0, &body)));
         assert!(forged.answers().is_empty(), "{body:?}");
     }
     let mut forged = Forged::listening(&Config::new(1_195));
-    forged.take(&packet_for(0, |writer| {
+    forged.deliver(&packet_for(0, |writer| {
         writer.init(packet::INIT, &stock_init(1));
         writer.chunk(packet::COOKIE_ACK, 0, &[]);
     }));
@@ -123,33 +123,33 @@ fn reported(body: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_says_so() {
-    // A silently skipped parameter, a known one, two unknown ones, and one whose highest bit ends the list.
+fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_is_set() {
+    // A parameter to skip silently, a known one, two unknown ones to report, and an unknown one that ends the list.
     let (silent, known) = ([0x80, 0x55, 0, 5, 1], [0xc0, 0, 0, 4]);
     let (one, two, last) = ([0xc0, 0x55, 0, 5, 2], [0xff, 1, 0, 4], [0x40, 1, 0, 6, 3, 4]);
-    let take = |parameters: &[&[u8]]| {
+    let report_of = |parameters: &[&[u8]]| {
         let mut forged = Forged::listening(&Config::new(1_195));
         let init = init_with(parameters);
-        forged.take(&init);
+        forged.deliver(&init);
         let answer = forged.answer(packet::INIT_ACK);
         forged.read_init(&answer.body);
-        forged.take(&init);
+        forged.deliver(&init);
         assert_eq!(forged.answer(packet::INIT_ACK).body, answer.body, "a repeated INIT has the same answer");
         let cookie = forged.cookie.clone();
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
         assert_eq!(forged.open, Some(4));
         reported(&answer.body)
     };
-    assert_eq!(take(&[]), [[0_u8; 0]; 0]);
-    assert_eq!(take(&[&silent, &known]), [[0_u8; 0]; 0]);
-    assert_eq!(take(&[&silent, &one, &known, &two, &last, &one]), [&one[..], &two, &last]);
-    assert_eq!(take(&[&[0, 0x55, 0, 4], &one]), [[0_u8; 0]; 0]);
-    // The report is bounded by the room in INIT ACK.
+    assert_eq!(report_of(&[]), [[0_u8; 0]; 0]);
+    assert_eq!(report_of(&[&silent, &known]), [[0_u8; 0]; 0]);
+    assert_eq!(report_of(&[&silent, &one, &known, &two, &last, &one]), [&one[..], &two, &last]);
+    assert_eq!(report_of(&[&[0, 0x55, 0, 4], &one]), [[0_u8; 0]; 0]);
+    // The report has at most 256 bytes.
     let long = [&[0xc0, 0x55, 0, 252][..], &[1; 248]].concat();
-    assert_eq!(take(&[&long]), [&long[..]]);
+    assert_eq!(report_of(&[&long]), [&long[..]]);
     let longer = [&[0xc0, 0x55, 0, 253][..], &[1; 249]].concat();
-    assert_eq!(take(&[&longer, &one]), [&one[..]]);
-    assert_eq!(take(&vec![&one[..]; 100]).len(), 256 / 12);
+    assert_eq!(report_of(&[&longer, &one]), [&one[..]]);
+    assert_eq!(report_of(&vec![&one[..]; 100]).len(), 256 / 12);
 }
 
 #[test]
@@ -164,8 +164,8 @@ fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
         body.resize(body.len().next_multiple_of(4), 0);
         forged.chunk(packet::INIT_ACK, 0, &body);
         if echoed {
-            // Data is added as far as it fits.
-            forged.give(3_000);
+            // The packet is filled with data.
+            forged.queue(3_000);
             let answers = forged.answers();
             assert_eq!((answers[0].kind, &answers[0].body), (packet::COOKIE_ECHO, &cookie));
             assert!(answers.iter().all(|answer| answer.packet == answers[0].packet), "one packet for each attempt");
@@ -177,7 +177,7 @@ fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
 }
 
 #[test]
-fn a_cookie_that_is_not_ours_establishes_nothing() {
+fn a_foreign_cookie_does_not_establish_an_association() {
     let mut forged = Forged::listening(&Config::new(1_195));
     forged.init(packet::INIT, 0, &stock_init(1));
     let answer = forged.answer(packet::INIT_ACK);
@@ -186,14 +186,14 @@ fn a_cookie_that_is_not_ours_establishes_nothing() {
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
         assert!(forged.answers().is_empty() && forged.open.is_none());
     }
-    // Without an INIT there is no peer to establish an association with.
+    // Without an INIT there is no peer.
     let mut forged = Forged::listening(&Config::new(1_195));
-    forged.take(&packet_for(0, |writer| writer.chunk(packet::COOKIE_ECHO, 0, &[0; 16])));
+    forged.deliver(&packet_for(0, |writer| writer.chunk(packet::COOKIE_ECHO, 0, &[0; 16])));
     assert!(forged.answers().is_empty() && forged.open.is_none());
 }
 
 #[test]
-fn data_before_the_association_is_established_counts_as_lost() {
+fn data_before_establishment_counts_as_lost() {
     let mut forged = Forged::listening(&Config::new(1_195));
     forged.init(packet::INIT, 0, &stock_init(forged.tsn));
     let answer = forged.answer(packet::INIT_ACK);
@@ -207,80 +207,80 @@ fn data_before_the_association_is_established_counts_as_lost() {
 }
 
 #[test]
-fn a_packet_without_checksum_is_taken_if_that_was_announced_and_never_with_init_or_cookie_echo() {
+fn a_packet_without_checksum_needs_an_announcement_and_excludes_init_and_cookie_echo() {
     for announced in [true, false] {
         let config = Config { zero_checksum: announced, ..Config::new(1_195) };
         let mut forged = Forged::listening(&config);
         let init = packet_for(0, |writer| writer.init(packet::INIT, &own_init(forged.tsn)));
-        forged.take(&without_checksum(init.clone()));
+        forged.deliver(&without_checksum(init.clone()));
         assert!(forged.answers().is_empty());
-        forged.take(&init);
+        forged.deliver(&init);
         let answer = forged.answer(packet::INIT_ACK);
         assert_ne!(answer.packet[8..12], [0; 4], "INIT ACK has a checksum");
         assert_eq!(packet::Init::parse(&answer.body).unwrap().zero_checksum, announced);
         forged.read_init(&answer.body);
         let echo = forged.packet(|writer| writer.chunk(packet::COOKIE_ECHO, 0, &forged.cookie));
-        forged.take(&without_checksum(echo.clone()));
+        forged.deliver(&without_checksum(echo.clone()));
         assert!(forged.answers().is_empty());
-        forged.take(&echo);
-        // Both ends must accept packets without a checksum: an end that doesn't accept them sends none.
+        forged.deliver(&echo);
+        // An end sends packets without a checksum only if it accepts them too.
         assert_eq!(forged.answer(packet::COOKIE_ACK).packet[8..12] == [0; 4], announced);
         let data = forged.packet(|writer| writer.data(&whole(forged.tsn, 0, b"x")));
-        forged.take(&without_checksum(data.clone()));
+        forged.deliver(&without_checksum(data.clone()));
         assert_eq!(forged.messages.len(), usize::from(announced));
         let mut wrong = data;
         wrong[8] ^= 1;
-        forged.take(&wrong);
-        assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum is not a missing one");
+        forged.deliver(&wrong);
+        assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum does not count as a missing one");
     }
-    // A peer that did not announce it always gets a checksum.
+    // Packets to a peer without the announcement always have a checksum.
     let mut forged = Forged::stock();
-    forged.give(10);
+    forged.queue(10);
     assert_ne!(forged.answer(packet::DATA).packet[8..12], [0; 4]);
 }
 
-/// Establishes an association by one INIT or two crossing INITs; packets with a bit set in `lost` are lost.
-fn collide(both_connect: bool, lost: u8) {
+/// Establishes an association by one INIT or two crossing INITs. `lost` has a bit for each lost packet.
+fn establish_despite_losses(both_connect: bool, lost: u8) {
     let config = Config::new(1_195);
     let mut pair = Pair::with(lost.into(), [Line::new(20); 2], &[[config.clone(), config]]);
     if both_connect {
         pair.connect_both();
     }
-    pair.lose_first(lost.into());
+    pair.drop_first(lost.into());
     for end in [0, 1] {
         pair.ends[end].keep = true;
         pair.ends[end].queue.extend((0..5).map(|number| (number, vec![number as u8; 3_000])));
     }
     let all = |pair: &Pair| pair.ends.iter().all(|end| end.received.len() == 5 && end.association.is_flushed());
-    let done = pair.run(secs(&pair, 30.0), all);
+    let done = pair.run(in_seconds(&pair, 30.0), all);
     assert!(done, "not established, lost packets {lost:#b}");
     assert!(pair.ends.iter().all(|end| end.open == Some(64) && end.closed.is_none()));
 }
 
 #[test]
 fn the_handshake_survives_the_loss_of_any_of_its_packets() {
-    // The first eight packets are all INITs: then the dialler fails.
-    (0..u8::MAX).for_each(|lost| collide(false, lost));
+    // With all eight bits set, all eight attempts at INIT would be lost.
+    (0..u8::MAX).for_each(|lost| establish_despite_losses(false, lost));
 }
 
 #[test]
-fn two_ends_that_both_connect_have_one_association_whichever_packets_are_lost() {
-    (0..=u8::MAX).for_each(|lost| collide(true, lost));
+fn crossing_inits_make_one_association_despite_losses() {
+    (0..=u8::MAX).for_each(|lost| establish_despite_losses(true, lost));
 }
 
 #[test]
-fn data_of_the_listener_stands_in_for_its_lost_cookie_ack() {
+fn data_of_the_listener_replaces_its_lost_cookie_ack() {
     let mut forged = Forged::connecting(&Config::new(1_195));
     forged.init(packet::INIT_ACK, forged.tag, &packet::Init { cookie: Some(b"c"), ..stock_init(1) });
     forged.answer(packet::COOKIE_ECHO);
     forged.data(&whole(1, 0, b"x"));
-    assert_eq!(forged.sacked().0, 1);
-    forged.give(10);
+    assert_eq!(forged.answer_sack().0, 1);
+    forged.queue(10);
     forged.answer(packet::DATA);
 }
 
 #[test]
-fn an_unanswered_handshake_ends() {
+fn an_unanswered_handshake_times_out() {
     let mut forged = Forged::connecting(&Config::new(1_195));
     forged.wait(30_000);
     assert_eq!(forged.closed, Some(Close::TimedOut));
@@ -293,7 +293,7 @@ fn an_unanswered_handshake_ends() {
 }
 
 #[test]
-fn a_round_trip_is_not_measured_with_an_init_ack_that_was_sent_twice() {
+fn a_retransmitted_init_ack_gives_no_round_trip_sample() {
     let mut forged = Forged::listening(&Config::new(1_195));
     let init = stock_init(forged.tsn);
     forged.init(packet::INIT, 0, &init);
@@ -302,7 +302,7 @@ fn a_round_trip_is_not_measured_with_an_init_ack_that_was_sent_twice() {
     forged.init(packet::INIT, 0, &init);
     let answer = forged.answer(packet::INIT_ACK);
     forged.read_init(&answer.body);
-    // The echo answers the first.
+    // COOKIE ECHO answers the first INIT ACK.
     forged.wait(1);
     let cookie = forged.cookie.clone();
     forged.chunk(packet::COOKIE_ECHO, 0, &cookie);

@@ -31,20 +31,22 @@ struct Mixed {
     theirs: Box<dyn DcSctpSocket>,
     rng: StdRng,
     loss: f64,
-    late: f64,
+    reordered: f64,
     in_flight: BinaryHeap<Reverse<Flight>>,
     serial: u64,
     open: Option<u16>,
     connected: bool,
     to_send: Vec<(u16, Vec<u8>)>,
-    at_ours: Vec<(u16, Vec<u8>)>,
-    at_theirs: Vec<(u16, Vec<u8>)>,
-    /// Packets without a checksum from our end and from the other.
+    /// Messages that our end has received, with their streams.
+    received_by_ours: Vec<(u16, Vec<u8>)>,
+    /// The same for the other end.
+    received_by_theirs: Vec<(u16, Vec<u8>)>,
+    /// Number of packets without a checksum from our end, and from the other end.
     without_checksum: [u64; 2],
 }
 
-/// The `dcsctp` clock.
-fn theirs(now: Instant) -> SocketTime {
+/// The time in the format of `dcsctp`.
+fn socket_time(now: Instant) -> SocketTime {
     SocketTime::zero() + Duration::from_nanos(now.as_nanos())
 }
 
@@ -58,7 +60,7 @@ impl Mixed {
             Dialler::Ours | Dialler::Both => Association::connect(config, now, &mut rng),
         };
         let mut theirs = dcsctp::new_socket("theirs", options);
-        theirs.advance_time(self::theirs(now));
+        theirs.advance_time(socket_time(now));
         if dialler != Dialler::Ours {
             theirs.connect();
         }
@@ -69,14 +71,14 @@ impl Mixed {
             theirs,
             rng,
             loss: 0.0,
-            late: 0.0,
+            reordered: 0.0,
             in_flight: BinaryHeap::new(),
             serial: 0,
             open: None,
             connected: false,
             to_send: Vec::new(),
-            at_ours: Vec::new(),
-            at_theirs: Vec::new(),
+            received_by_ours: Vec::new(),
+            received_by_theirs: Vec::new(),
             without_checksum: [0; 2],
         }
     }
@@ -86,19 +88,19 @@ impl Mixed {
         if self.rng.random_bool(self.loss) {
             return;
         }
-        let late = if self.rng.random_bool(self.late) { 8 } else { 0 };
+        let reordered = if self.rng.random_bool(self.reordered) { 8 } else { 0 };
         self.serial += 1;
-        let due = self.now.after(Duration::from_millis(20 + late));
+        let due = self.now.after(Duration::from_millis(20 + reordered));
         self.in_flight.push(Reverse((due, self.serial, to_ours, packet.to_vec())));
     }
 
     /// Drains both ends; returns whether either made progress.
     fn drain(&mut self) -> bool {
-        let mut went_on = false;
+        let mut progress = false;
         while let Some(event) = self.ours.poll_event() {
             match event {
                 AssociationEvent::Open { streams } => self.open = Some(streams),
-                AssociationEvent::Message { stream, message } => self.at_ours.push((stream, message.to_vec())),
+                AssociationEvent::Message { stream, message } => self.received_by_ours.push((stream, message.to_vec())),
                 AssociationEvent::Closed(close) => panic!("ours closed: {close:?} (seed {})", self.seed),
             }
         }
@@ -112,12 +114,12 @@ impl Mixed {
             if length == 0 {
                 break;
             }
-            went_on = true;
+            progress = true;
             self.carry(false, &buffer[..length]);
         }
         self.ours.check(true);
         while let Some(event) = self.theirs.poll_event() {
-            went_on = true;
+            progress = true;
             match event {
                 SocketEvent::SendPacket(packet) => self.carry(true, &packet),
                 SocketEvent::OnConnected() => self.connected = true,
@@ -129,9 +131,9 @@ impl Mixed {
         }
         while let Some(message) = self.theirs.get_next_message() {
             assert_eq!(message.ppid, PpId(53));
-            self.at_theirs.push((message.stream_id.0, message.payload));
+            self.received_by_theirs.push((message.stream_id.0, message.payload));
         }
-        went_on
+        progress
     }
 
     /// Runs until `done` holds, at most two minutes.
@@ -146,8 +148,8 @@ impl Mixed {
             assert!(
                 next <= until,
                 "{} messages of theirs and {} of ours arrived (seed {})",
-                self.at_ours.len(),
-                self.at_theirs.len(),
+                self.received_by_ours.len(),
+                self.received_by_theirs.len(),
                 self.seed
             );
             self.now = self.now.max(next);
@@ -158,14 +160,14 @@ impl Mixed {
                 if to_ours {
                     self.ours.handle_packet(self.now, &packet);
                 } else {
-                    self.theirs.advance_time(theirs(self.now));
+                    self.theirs.advance_time(socket_time(self.now));
                     self.theirs.handle_input(&packet);
                 }
             }
             if self.ours.poll_timeout().is_some_and(|due| due <= self.now) {
                 self.ours.handle_timeout(self.now);
             }
-            self.theirs.advance_time(theirs(self.now));
+            self.theirs.advance_time(socket_time(self.now));
         }
     }
 
@@ -176,7 +178,7 @@ impl Mixed {
         [packet, self.ours.poll_timeout(), Some(timer)].into_iter().flatten().min().unwrap()
     }
 
-    /// Sends messages of 1 byte to 60 KiB both ways and compares.
+    /// Sends messages both ways, of at most 17 KiB from our end and 60 KiB from the other; asserts that all arrive.
     fn exchange(&mut self, count: usize) {
         let seed = self.seed;
         let mut rng = StdRng::seed_from_u64(seed ^ 0xfeed);
@@ -194,13 +196,21 @@ impl Mixed {
             let message = Message::new(StreamId(*stream), PpId(53), payload.clone());
             self.theirs.send(message, &SendOptions::default()).unwrap();
         }
-        self.run(|mixed| mixed.at_ours.len() == count && mixed.at_theirs.len() == count && mixed.ours.is_flushed());
+        self.run(|mixed| {
+            mixed.received_by_ours.len() == count && mixed.received_by_theirs.len() == count && mixed.ours.is_flushed()
+        });
         let by_stream = |mut messages: Vec<(u16, Vec<u8>)>| {
             messages.sort_by_key(|message| message.0);
             messages
         };
-        assert!(by_stream(core::mem::take(&mut self.at_theirs)) == by_stream(from_ours), "ours differ (seed {seed})");
-        assert!(by_stream(core::mem::take(&mut self.at_ours)) == by_stream(from_theirs), "theirs differ (seed {seed})");
+        assert!(
+            by_stream(core::mem::take(&mut self.received_by_theirs)) == by_stream(from_ours),
+            "ours differ (seed {seed})"
+        );
+        assert!(
+            by_stream(core::mem::take(&mut self.received_by_ours)) == by_stream(from_theirs),
+            "theirs differ (seed {seed})"
+        );
     }
 }
 
@@ -213,13 +223,14 @@ fn options(zero_checksum: bool) -> Options {
     options
 }
 
-fn all(seeds: core::ops::Range<u64>, count: usize) {
+/// Exchanges messages with each seed and each dialler.
+fn exchange_all(seeds: core::ops::Range<u64>, count: usize) {
     for seed in seeds {
         for dialler in [Dialler::Ours, Dialler::Theirs, Dialler::Both] {
             let (loss, zero) = ([0.0, 0.01, 0.05][usize::try_from(seed % 3).unwrap()], seed % 2 == 0);
             println!("seed {seed}, dialler {dialler:?}, loss {loss}, zero checksum {zero}");
             let mut mixed = Mixed::new(seed, dialler, &Config::new(1_195), &options(zero));
-            (mixed.loss, mixed.late) = (loss, if seed % 5 == 4 { 0.05 } else { 0.0 });
+            (mixed.loss, mixed.reordered) = (loss, if seed % 5 == 4 { 0.05 } else { 0.0 });
             mixed.exchange(count);
             assert_eq!(mixed.open, Some(4), "seed {seed}");
             assert!(mixed.connected && mixed.theirs.state() == SocketState::Connected);
@@ -230,18 +241,18 @@ fn all(seeds: core::ops::Range<u64>, count: usize) {
 }
 
 #[test]
-fn dcsctp_gets_what_was_sent_and_so_do_we_in_either_role_at_any_loss() {
-    all(0..6, 15);
+fn messages_arrive_in_both_directions_with_dcsctp_in_either_role_despite_losses() {
+    exchange_all(0..6, 15);
 }
 
 #[test]
 #[ignore = "hundreds of seeds, once in a while"]
-fn dcsctp_gets_what_was_sent_with_hundreds_of_seeds() {
-    all(6..500, 40);
+fn messages_arrive_in_both_directions_with_dcsctp_and_hundreds_of_seeds() {
+    exchange_all(6..500, 40);
 }
 
 #[test]
-fn dcsctp_learns_of_an_abort_and_we_of_its_close() {
+fn abort_reaches_dcsctp_and_its_shutdown_ends_our_association() {
     let mut mixed = Mixed::new(1, Dialler::Ours, &Config::new(1_195), &options(true));
     mixed.exchange(2);
     mixed.ours.abort();
@@ -265,11 +276,11 @@ fn dcsctp_learns_of_an_abort_and_we_of_its_close() {
 }
 
 #[test]
-fn dcsctp_answers_a_probe_and_has_its_own_answered() {
+fn heartbeats_are_answered_in_both_directions_with_dcsctp() {
     let mut mixed = Mixed::new(3, Dialler::Ours, &Config::new(1_195), &options(false));
     mixed.exchange(1);
     mixed.ours.probe();
-    // The other end's heartbeat comes after 30 s of silence; an unanswered one would count as an error.
+    // The other end sends a HEARTBEAT after 30 s of silence, and counts a missing answer as an error.
     let start = mixed.now;
     mixed.run(|mixed| mixed.now.since(start) > Duration::from_secs(100));
     assert_eq!(mixed.theirs.state(), SocketState::Connected);

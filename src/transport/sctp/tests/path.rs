@@ -1,5 +1,5 @@
 //! Associations over a path in virtual time: delay, jitter, loss, reordering, duplication, a bottleneck with its
-//! queue, and a policer. The invariants of each association are checked as it sends.
+//! queue, and a policer. The invariants of the associations are checked after each step.
 
 use core::time::Duration;
 use std::{
@@ -15,35 +15,35 @@ use super::super::{
 };
 use crate::base::Instant;
 
-/// Bytes of DTLS, UDP and IP overhead of each packet.
-const AROUND: u64 = 65;
+/// Overhead of DTLS, UDP and IP for each packet, in bytes.
+const OVERHEAD: u64 = 65;
 /// Time without packets after which a burst of losses ends.
-const BURST_LASTS: Duration = Duration::from_millis(100);
-/// Steps between two checks of every fragment of every association.
-const WHOLE_CHECK: u64 = 31;
+const BURST_TIMEOUT: Duration = Duration::from_millis(100);
+/// Steps between two checks of all fragments.
+const FULL_CHECK_INTERVAL: u64 = 31;
 
 /// One direction of a path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
-    /// One way.
+    /// One-way delay.
     pub(super) delay: Duration,
-    /// Uniform, added to the delay without reordering.
+    /// Upper bound of a uniform additional delay. It does not reorder packets.
     pub(super) jitter: Duration,
     /// Share of packets that are lost.
     pub(super) loss: f64,
     /// Mean number of packets lost in a row, at least 1.
     pub(super) burst: f64,
-    /// Share of packets that are delayed, so that others overtake them.
-    pub(super) late: f64,
-    /// Their additional delay.
-    pub(super) lateness: Duration,
+    /// Share of packets that are reordered: delayed by [`Self::reorder_delay`] more than the others.
+    pub(super) reordered: f64,
+    /// Additional delay of reordered packets.
+    pub(super) reorder_delay: Duration,
     /// Share of packets that are duplicated.
-    pub(super) doubled: f64,
+    pub(super) duplicated: f64,
     /// Bytes a second; `None` for no limit.
     pub(super) rate: Option<u64>,
-    /// Longest queue before the bottleneck; packets beyond it are dropped.
+    /// Longest queue at the bottleneck. Packets beyond it are dropped.
     pub(super) queue: Duration,
-    /// Rate in bytes a second and burst in bytes beyond which a policer drops.
+    /// Rate (bytes a second) and burst (bytes) of a policer, which drops packets beyond them.
     pub(super) policer: Option<(u64, u64)>,
 }
 
@@ -54,9 +54,9 @@ impl Line {
             jitter: Duration::ZERO,
             loss: 0.0,
             burst: 1.0,
-            late: 0.0,
-            lateness: Duration::ZERO,
-            doubled: 0.0,
+            reordered: 0.0,
+            reorder_delay: Duration::ZERO,
+            duplicated: 0.0,
             rate: None,
             queue: Duration::from_millis(100),
             policer: None,
@@ -67,18 +67,18 @@ impl Line {
 /// A packet in flight: time of arrival, sequence, receiving end, and its bytes.
 type Flight = (Instant, u64, usize, Vec<u8>);
 
-/// A line with the state of its traffic. All links share it.
+/// A line with its state. All links share it.
 struct Direction {
     line: Line,
     free_at: Instant,
     last_due: Instant,
     losing: bool,
     carried_at: Instant,
-    /// Bytes that the policer allows, and the time of that count.
+    /// Bytes that the policer allows, and the time at which they were counted.
     allowed: (f64, Instant),
 }
 
-/// One end: the association and its output.
+/// One end: the association, its traffic and its statistics.
 pub(super) struct End {
     pub(super) association: Association,
     pub(super) open: Option<u16>,
@@ -88,25 +88,25 @@ pub(super) struct End {
     pub(super) keep: bool,
     /// Bytes received.
     pub(super) bytes: u64,
-    /// Messages to send as the association has room; [`Self::bulk`] adds more when it is empty.
+    /// Messages to send. [`Self::bulk`] follows when the queue is empty.
     pub(super) queue: VecDeque<(u16, Vec<u8>)>,
-    /// Further bytes to send, in messages of 17 cells over all streams.
+    /// Further bytes to send, in messages of 17 KiB over all streams.
     pub(super) bulk: u64,
-    /// Bulk bytes sent to the association.
-    handed: u64,
-    /// Packets that left.
+    /// Bulk bytes passed to the association.
+    bulk_sent: u64,
+    /// Packets sent.
     pub(super) packets: u64,
     /// TSNs in flight to the other end or received there.
     carried: HashSet<u32>,
-    /// TSNs sent again although no copy was lost.
+    /// Retransmissions of TSNs of which no copy was lost.
     pub(super) needless: u64,
-    /// Longest time without new acknowledgements for the data in flight.
+    /// Longest time with data in flight and no advance of the cumulative TSN ack.
     pub(super) longest_stall: Duration,
     first_tsn: u64,
     progress_at: Instant,
 }
 
-/// Pairs of ends, each an even one that connects and the odd one after it, and the two lines between them.
+/// Pairs of ends and the two lines between them. Even ends connect to the odd ends after them.
 pub(super) struct Pair {
     pub(super) seed: u64,
     pub(super) now: Instant,
@@ -116,10 +116,11 @@ pub(super) struct Pair {
     serial: u64,
     steps: u64,
     rng: StdRng,
-    doomed: u128,
-    /// Ticks between two arrivals that odd ends report instead of the true ones; `told` is the last reported tick.
+    /// Bits of [`Self::drop_first`] for the next packets.
+    to_drop: u128,
+    /// Interval between arrivals, in ticks, that odd ends report instead of the true one.
     pub(super) false_ticks: Option<u32>,
-    told: u32,
+    last_false_tick: u32,
     /// Packets lost at random by the lines.
     pub(super) lost: u64,
     /// Packets dropped by a full queue or a policer.
@@ -127,12 +128,12 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Two of our ends over the same line both ways.
+    /// Two of our ends, with `line` in both directions.
     pub(super) fn new(seed: u64, line: Line) -> Self {
         Self::with(seed, [line, line], &[[Config::new(1_195), Config::new(1_195)]])
     }
 
-    /// A pair of ends for each pair of settings. One line leads away from even ends, one from odd ends.
+    /// A pair of ends for each pair of settings. `lines`: from even ends, from odd ends.
     pub(super) fn with(seed: u64, lines: [Line; 2], links: &[[Config; 2]]) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let now = Instant::from_nanos(1_000_000_000);
@@ -159,15 +160,15 @@ impl Pair {
             serial: 0,
             steps: 0,
             rng,
-            doomed: 0,
+            to_drop: 0,
             false_ticks: None,
-            told: 0,
+            last_false_tick: 0,
             lost: 0,
             dropped: 0,
         }
     }
 
-    /// Changes the line that leads away from even (0) or odd (1) ends.
+    /// Changes the line from even (0) or odd (1) ends.
     pub(super) fn set_line(&mut self, direction: usize, line: Line) {
         self.lines[direction].line = line;
     }
@@ -177,30 +178,30 @@ impl Pair {
         self.ends[1].association = Association::connect(&Config::new(1_195), self.now, &mut self.rng);
     }
 
-    /// Drops those of the first packets that have a bit set in `bits`.
-    pub(super) fn lose_first(&mut self, bits: u128) {
-        self.doomed = bits;
+    /// Drops the first packets whose bit is set in `bits`.
+    pub(super) fn drop_first(&mut self, bits: u128) {
+        self.to_drop = bits;
     }
 
-    /// Sends a packet of `from`; returns whether it will arrive.
+    /// Carries a packet from `from`; returns whether it will arrive.
     fn carry(&mut self, from: usize, mut packet: Vec<u8>) -> bool {
         let now = self.now;
         if let Some(ticks) = self.false_ticks.filter(|_| from % 2 == 1)
             && packet.get(HEADER) == Some(&packet::ARRIVAL)
         {
-            self.told = self.told.wrapping_add(ticks);
-            packet[HEADER + 8..HEADER + 12].copy_from_slice(&self.told.to_be_bytes());
+            self.last_false_tick = self.last_false_tick.wrapping_add(ticks);
+            packet[HEADER + 8..HEADER + 12].copy_from_slice(&self.last_false_tick.to_be_bytes());
         }
-        let doomed = self.doomed & 1 == 1;
-        self.doomed >>= 1;
-        if doomed {
+        let is_lost = self.to_drop & 1 == 1;
+        self.to_drop >>= 1;
+        if is_lost {
             return false;
         }
         let direction = &mut self.lines[from % 2];
         let line = direction.line;
-        // Gilbert's model: stays in the losing state for `burst` packets on average.
+        // Gilbert's loss model, with `burst` packets in the losing state on average.
         if line.loss > 0.0 {
-            if now.since(direction.carried_at) > BURST_LASTS {
+            if now.since(direction.carried_at) > BURST_TIMEOUT {
                 direction.losing = false;
             }
             direction.carried_at = now;
@@ -213,7 +214,7 @@ impl Pair {
                 return false;
             }
         }
-        let bytes = packet.len() as u64 + AROUND;
+        let bytes = packet.len() as u64 + OVERHEAD;
         let mut at = now;
         if let Some((rate, burst)) = line.policer {
             let (allowed, counted) = direction.allowed;
@@ -237,10 +238,10 @@ impl Pair {
         let jitter = line.jitter.mul_f64(self.rng.random());
         let mut due = at.after(line.delay).after(jitter).max(direction.last_due);
         direction.last_due = due;
-        if line.late > 0.0 && self.rng.random_bool(line.late) {
-            due = due.after(line.lateness);
+        if line.reordered > 0.0 && self.rng.random_bool(line.reordered) {
+            due = due.after(line.reorder_delay);
         }
-        if line.doubled > 0.0 && self.rng.random_bool(line.doubled) {
+        if line.duplicated > 0.0 && self.rng.random_bool(line.duplicated) {
             self.put(due.after(Duration::from_micros(300)), from ^ 1, packet.clone());
         }
         self.put(due, from ^ 1, packet);
@@ -252,19 +253,19 @@ impl Pair {
         self.in_flight.push(Reverse((due, self.serial, to, packet)));
     }
 
-    /// Drains an end: events, new messages and packets.
+    /// Drains an end: handles its events, queues messages and carries its packets.
     fn drain(&mut self, at: usize) {
         loop {
             let now = self.now;
             let end = &mut self.ends[at];
-            end.take_events();
-            let mut went_on = false;
+            end.handle_events();
+            let mut progress = false;
             let mut room = end.association.room(now);
             while room > 0 {
                 let Some((stream, message)) = end.next_message() else { break };
                 room = room.saturating_sub(message.len());
                 end.association.send(now, stream, message.into());
-                went_on = true;
+                progress = true;
             }
             let mut buffer = [0; 1_195];
             for _ in 0..53 {
@@ -272,23 +273,23 @@ impl Pair {
                 if length == 0 {
                     break;
                 }
-                went_on = true;
+                progress = true;
                 let packet = buffer[..length].to_vec();
                 let tsns = tsns(&packet);
                 self.ends[at].packets += 1;
                 let arrives = self.carry(at, packet);
                 self.ends[at].note_carried(&tsns, arrives);
             }
-            if !went_on {
+            if !progress {
                 break;
             }
         }
         self.steps += 1;
-        let (now, whole) = (self.now, self.steps.is_multiple_of(WHOLE_CHECK));
-        self.ends[at].note_progress(now, whole);
+        let (now, all) = (self.now, self.steps.is_multiple_of(FULL_CHECK_INTERVAL));
+        self.ends[at].note_progress(now, all);
     }
 
-    /// Runs until `until`, or until `done` holds; returns whether it did.
+    /// Runs until `done` holds, at most until `until`; returns whether it holds.
     pub(super) fn run(&mut self, until: Instant, mut done: impl FnMut(&Self) -> bool) -> bool {
         (0..self.ends.len()).for_each(|at| self.drain(at));
         let mut woken = vec![false; self.ends.len()];
@@ -317,7 +318,7 @@ impl Pair {
         true
     }
 
-    /// Runs for `seconds`; returns the bytes a second that arrived at `at` in that time.
+    /// Runs for `seconds`; returns the mean rate of arrival at end `at`, in bytes a second.
     pub(super) fn rate(&mut self, at: usize, seconds: f64) -> f64 {
         let before = self.ends[at].bytes;
         let until = self.now.after(Duration::from_secs_f64(seconds));
@@ -337,7 +338,7 @@ impl End {
             bytes: 0,
             queue: VecDeque::new(),
             bulk: 0,
-            handed: 0,
+            bulk_sent: 0,
             packets: 0,
             carried: HashSet::new(),
             needless: 0,
@@ -347,9 +348,9 @@ impl End {
         }
     }
 
-    fn take_events(&mut self) {
+    fn handle_events(&mut self) {
         while let Some(event) = self.association.poll_event() {
-            assert!(self.closed.is_none(), "nothing follows the end");
+            assert!(self.closed.is_none(), "no event follows the end");
             match event {
                 AssociationEvent::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
                 AssociationEvent::Message { stream, message } => {
@@ -363,14 +364,14 @@ impl End {
         }
     }
 
-    /// Writes a packet, and asserts that the windows allow it.
+    /// Polls a packet; asserts that the windows allow it.
     fn poll_packet(&mut self, seed: u64, now: Instant, buffer: &mut [u8]) -> usize {
         let before = self.association.check(false);
         let length = self.association.poll_packet(now, buffer);
         let after = self.association.check(false);
         let packet = buffer.len() as u64;
         if after.in_flight > before.in_flight {
-            // A probe may leave after a cut of the window too.
+            // A tail loss probe may exceed the window.
             let allowed = if before.probe_due { before.window.max(before.in_flight + 1) } else { before.window };
             assert!(
                 after.in_flight < allowed + packet,
@@ -388,15 +389,15 @@ impl End {
 
     fn note_carried(&mut self, tsns: &[u32], arrives: bool) {
         for tsn in tsns {
-            let again = if arrives { !self.carried.insert(*tsn) } else { self.carried.contains(tsn) };
-            self.needless += u64::from(again);
+            let needless = if arrives { !self.carried.insert(*tsn) } else { self.carried.contains(tsn) };
+            self.needless += u64::from(needless);
         }
     }
 
-    fn note_progress(&mut self, now: Instant, whole: bool) {
-        let standing = self.association.check(whole);
-        if standing.first_tsn != self.first_tsn || standing.flights == 0 {
-            self.first_tsn = standing.first_tsn;
+    fn note_progress(&mut self, now: Instant, all: bool) {
+        let state = self.association.check(all);
+        if state.first_tsn != self.first_tsn || state.flights == 0 {
+            self.first_tsn = state.first_tsn;
             self.progress_at = now;
         }
         self.longest_stall = self.longest_stall.max(now.since(self.progress_at));
@@ -412,8 +413,8 @@ impl End {
         }
         let length = self.bulk.min(17 << 10);
         self.bulk -= length;
-        self.handed += length;
-        let stream = self.handed / (17 << 10) % u64::from(streams);
+        self.bulk_sent += length;
+        let stream = self.bulk_sent / (17 << 10) % u64::from(streams);
         Some((u16::try_from(stream).unwrap(), vec![7; usize::try_from(length).unwrap()]))
     }
 }

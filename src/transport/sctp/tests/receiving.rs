@@ -1,4 +1,4 @@
-//! Tests of data and control chunks of unusual and hostile peers, and of the memory that they occupy.
+//! Tests of data and control chunks from unusual and hostile peers, and of the memory that they occupy.
 
 use super::{
     super::{
@@ -8,6 +8,7 @@ use super::{
     forged::{Forged, own_init, stock_init, whole},
 };
 
+/// DATA_CHANNEL_OPEN of a reliable, ordered channel.
 const OPEN: [u8; 12] = [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// A fragment on stream 0.
@@ -15,17 +16,17 @@ fn fragment(tsn: u32, begin: bool, end: bool, payload: &[u8]) -> Data<'_> {
     Data { begin, end, ..whole(tsn, 0, payload) }
 }
 
-/// Why an association ended after one chunk; `None` if it did not.
-fn struck(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
+/// Reason for the end of an association after one chunk; `None` if it stays open.
+fn close_after(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
     let mut forged = Forged::stock();
     forged.chunk(kind, flags, body);
     let aborts = forged.answers().iter().filter(|answer| answer.kind == packet::ABORT).count();
-    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "the violator receives an ABORT");
+    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "a violation is answered with an ABORT");
     forged.closed
 }
 
 #[test]
-fn chunks_that_were_never_negotiated_end_the_association() {
+fn chunks_without_negotiation_end_the_association() {
     let tsn = Forged::stock().tsn.to_be_bytes();
     let data = [&tsn[..], &[0, 0, 0, 0, 0, 0, 0, 53]].concat();
     let with_payload = [&data[..], b"x"].concat();
@@ -38,12 +39,12 @@ fn chunks_that_were_never_negotiated_end_the_association() {
         (packet::FORWARD_TSN, 0, &[0x7f; 4]),
         (packet::I_FORWARD_TSN, 0, &[0x7f; 4]),
     ] {
-        assert_eq!(struck(kind, flags, body), Some(Close::Broken), "kind {kind}, {body:?}");
+        assert_eq!(close_after(kind, flags, body), Some(Close::Broken), "kind {kind}, {body:?}");
     }
 }
 
 #[test]
-fn a_peer_that_aborts_resets_or_shuts_down_ends_the_association() {
+fn abort_reset_and_shutdown_of_the_peer_end_the_association() {
     for (kind, body) in [
         (packet::ABORT, &[][..]),
         // A cause that extends beyond its chunk.
@@ -53,12 +54,12 @@ fn a_peer_that_aborts_resets_or_shuts_down_ends_the_association() {
         (packet::SHUTDOWN_ACK, &[]),
         (packet::SHUTDOWN_COMPLETE, &[]),
     ] {
-        assert_eq!(struck(kind, 0, body), Some(Close::ByPeer), "kind {kind}");
+        assert_eq!(close_after(kind, 0, body), Some(Close::ByPeer), "kind {kind}");
     }
 }
 
 #[test]
-fn nothing_is_taken_under_another_tag() {
+fn chunks_under_another_tag_are_ignored() {
     let mut forged = Forged::stock();
     let tag = forged.tag;
     for wrong in [0, tag ^ 1, super::forged::TAG] {
@@ -75,7 +76,7 @@ fn nothing_is_taken_under_another_tag() {
 }
 
 #[test]
-fn malformed_chunks_and_what_follows_them_are_passed_over() {
+fn malformed_chunks_and_the_chunks_after_them_are_ignored() {
     let mut forged = Forged::stock();
     let good = forged.packet(|writer| writer.data(&whole(forged.tsn, 0, b"x")));
     for garbage in [&[][..], &[0], &[0, 0, 0], &[0, 0, 0, 3], &[0, 0, 0, 0], &[9, 0, 0xff, 0xff]] {
@@ -88,11 +89,11 @@ fn malformed_chunks_and_what_follows_them_are_passed_over() {
         if garbage.is_empty() {
             continue;
         }
-        forged.take(&packet);
+        forged.deliver(&packet);
         assert!(forged.messages.is_empty() && forged.closed.is_none(), "{garbage:?}");
     }
     for length in 0..12 {
-        forged.take(&good[..length]);
+        forged.deliver(&good[..length]);
     }
     // Data inside a chunk of another kind is ignored.
     forged.chunk(packet::ERROR, 0, &good[12..]);
@@ -100,20 +101,20 @@ fn malformed_chunks_and_what_follows_them_are_passed_over() {
     forged.chunk(packet::HEARTBEAT, 0, &[&[0, 1, 0, 4], &good[12..]].concat());
     forged.chunk(packet::SACK, 0, &[0; 11]);
     forged.chunk(packet::SACK, 0, &[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0]);
-    forged.take(&[0; 1_501]);
+    forged.deliver(&[0; 1_501]);
     assert!(forged.messages.is_empty() && forged.closed.is_none() && forged.answers().is_empty());
-    forged.take(&good);
+    forged.deliver(&good);
     assert_eq!(forged.messages.len(), 1);
 }
 
 #[test]
-fn unknown_chunks_are_skipped_or_end_their_packet_as_their_highest_bit_says() {
+fn unknown_chunks_are_skipped_or_end_their_packet_by_their_highest_bit() {
     for (kind, follows) in [(15, false), (0x3f, false), (0x41, false), (0x7f, false), (0x81, true), (0xff, true)] {
         let mut forged = Forged::stock();
         let tsn = forged.tsn;
         forged.send(|writer| {
             writer.data(&whole(tsn, 0, b"before"));
-            writer.chunk(kind, 0, b"what?");
+            writer.chunk(kind, 0, b"other");
             writer.data(&whole(tsn.wrapping_add(1), 1, b"behind"));
         });
         assert_eq!(forged.messages.len(), 1 + usize::from(follows), "kind {kind:#x}");
@@ -127,13 +128,13 @@ fn unrecognized(chunk: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_says_so() {
+fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_is_set() {
     for (kind, reported) in [(15, false), (0x3f, false), (0x41, true), (0x7f, true), (0x81, false), (0xc1, true)] {
         let mut forged = Forged::stock();
         for _ in 0..3 {
-            (0..10).for_each(|_| forged.chunk(kind, 5, b"what?"));
+            (0..10).for_each(|_| forged.chunk(kind, 5, b"other"));
             if reported {
-                let chunk = [&[kind, 5, 0, 9][..], b"what?"].concat();
+                let chunk = [&[kind, 5, 0, 9][..], b"other"].concat();
                 assert_eq!(forged.answer(packet::ERROR).body, unrecognized(&chunk), "kind {kind:#x}");
             }
             assert!(forged.answers().is_empty(), "kind {kind:#x}");
@@ -152,7 +153,7 @@ fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_says_so
 }
 
 #[test]
-fn the_report_of_a_long_chunk_is_cut_to_what_the_packet_holds() {
+fn the_report_of_a_long_chunk_is_truncated_to_the_room_in_the_packet() {
     for length in [0, 1, 4, 1_150, 1_167, 1_168, 1_169, 1_171, 1_172, 1_484] {
         let mut forged = Forged::stock();
         forged.chunk(0xc1, 0, &vec![7; length]);
@@ -161,9 +162,9 @@ fn the_report_of_a_long_chunk_is_cut_to_what_the_packet_holds() {
         let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
         assert_eq!(kinds, [packet::ERROR, packet::HEARTBEAT], "{length} bytes");
         let whole = [&[0xc1, 0][..], &(length as u16 + 4).to_be_bytes(), &vec![7; length]].concat();
-        let most = whole.len().min(1_172);
-        assert!(answers[0].body == unrecognized(&whole[..most]), "{length} bytes");
-        // Beside an answer to a heartbeat less of it fits, or none: then it goes into the next packet.
+        let max_len = whole.len().min(1_172);
+        assert!(answers[0].body == unrecognized(&whole[..max_len]), "{length} bytes");
+        // A HEARTBEAT ACK before it leaves less room. Without any room, the ERROR moves to the next packet.
         for room in [0, 8, 12, 100] {
             forged.wait(1_000);
             forged.chunk(0xc1, 0, &vec![7; length]);
@@ -180,7 +181,7 @@ fn the_report_of_a_long_chunk_is_cut_to_what_the_packet_holds() {
 }
 
 #[test]
-fn unknown_chunks_before_the_association_is_established_are_not_reported() {
+fn unknown_chunks_before_establishment_are_not_reported() {
     let mut forged = Forged::connecting(&Config::new(1_195));
     forged.chunk(0xc1, 0, &[]);
     let mut listening = Forged::listening(&Config::new(1_195));
@@ -189,31 +190,31 @@ fn unknown_chunks_before_the_association_is_established_are_not_reported() {
 }
 
 #[test]
-fn a_heartbeat_is_answered_with_what_it_holds_if_that_fits() {
+fn a_heartbeat_is_answered_with_its_info_if_a_packet_has_room() {
     let mut forged = Forged::stock();
     let info = |length: usize| [&[0, 1][..], &(length as u16).to_be_bytes(), &vec![5; length - 4]].concat();
     for length in [4, 5, 44, 1_170] {
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
         assert_eq!(forged.answer(packet::HEARTBEAT_ACK).body, info(length));
     }
-    // Longer than our packets: no answer, and no malformed one, with any other chunk due.
+    // A HEARTBEAT longer than our packets has no answer, also while other chunks are due.
     for length in [1_180, 1_484] {
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
         assert!(forged.answers().is_empty());
-        forged.give(2_000);
+        forged.queue(2_000);
         forged.data(&whole(forged.tsn, 0, b"x"));
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
         let answers = forged.answers();
         assert!(answers.iter().any(|answer| answer.kind == packet::DATA));
         assert!(answers.iter().all(|answer| [packet::DATA, packet::SACK].contains(&answer.kind)));
     }
-    // Many heartbeats get one answer.
+    // Many heartbeats have one answer.
     (0..100).for_each(|_| forged.chunk(packet::HEARTBEAT, 0, &info(8)));
     forged.answer(packet::HEARTBEAT_ACK);
 }
 
 #[test]
-fn other_messages_than_binary_ones_end_the_association() {
+fn non_binary_messages_end_the_association() {
     for protocol in [0, 51, 52, 54, 56, 57] {
         let mut forged = Forged::stock();
         forged.data(&Data { protocol, ..whole(forged.tsn, 0, b"x") });
@@ -234,7 +235,7 @@ fn more_than_sixteen_whole_messages_in_a_packet_end_the_association() {
 }
 
 #[test]
-fn a_stream_beyond_the_number_ends_the_association() {
+fn a_stream_identifier_beyond_the_number_of_streams_ends_the_association() {
     for (mut forged, streams) in [(Forged::stock(), 4), (Forged::own(), 64)] {
         forged.data(&Data { stream: streams - 1, ..whole(forged.tsn, 0, b"x") });
         assert_eq!(forged.messages.len(), 1);
@@ -244,7 +245,7 @@ fn a_stream_beyond_the_number_ends_the_association() {
 }
 
 #[test]
-fn a_stream_is_opened_in_band_once_and_anything_but_an_acknowledgement_ends_the_association() {
+fn a_stream_opens_in_band_once_and_other_dcep_messages_end_the_association() {
     let mut forged = Forged::stock();
     for stream in 0..4 {
         let tsn = forged.tsn.wrapping_add(u32::from(stream) * 2);
@@ -280,7 +281,7 @@ fn a_message_of_64_kib_arrives_and_a_longer_one_ends_the_association() {
 }
 
 #[test]
-fn fragments_that_fit_no_message_end_the_association() {
+fn inconsistent_fragments_end_the_association() {
     type Change = fn(&mut Data<'_>);
     let changes: [Change; 4] =
         [|data| data.begin = true, |data| data.sequence = 1, |data| data.protocol = 51, |data| data.stream = 1];
@@ -300,7 +301,7 @@ fn fragments_that_fit_no_message_end_the_association() {
             assert_eq!(forged.closed, Some(Close::Broken), "change {number}, late {late}");
         }
     }
-    // Without a beginning, or with a skipped sequence number.
+    // A message without its beginning, or with a skipped sequence number.
     for data in [fragment(0, false, false, b"x"), fragment(0, false, true, b"x"), whole(0, 1, b"x")] {
         let mut forged = Forged::stock();
         forged.data(&Data { tsn: forged.tsn, ..data });
@@ -309,8 +310,8 @@ fn fragments_that_fit_no_message_end_the_association() {
 }
 
 #[test]
-fn a_message_that_another_streams_data_interrupts_ends_the_association() {
-    // Its next fragment can never come, so it would be held indefinitely.
+fn data_of_another_stream_inside_a_message_ends_the_association() {
+    // Its next TSN has arrived with other data, so it would be held indefinitely.
     for between in [whole(0, 0, b"x"), fragment(0, true, false, b"x")] {
         for gap in [false, true] {
             let mut forged = Forged::own();
@@ -344,7 +345,7 @@ fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_boun
                         break 'all;
                     }
                 }
-                // A hole between two messages makes each of them valid.
+                // With a hole after each of them, all messages are valid.
                 tsn = tsn.wrapping_add(u32::from(spaced));
             }
             assert_eq!(forged.closed.is_some(), !spaced);
@@ -353,7 +354,7 @@ fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_boun
 }
 
 #[test]
-fn what_a_peer_never_completes_fills_the_window_and_no_more() {
+fn incomplete_messages_occupy_at_most_the_bound_of_the_window() {
     for size in [1, 500, 1_160] {
         let mut forged = Forged::own();
         let payload = vec![1; size];
@@ -363,18 +364,18 @@ fn what_a_peer_never_completes_fills_the_window_and_no_more() {
         }
         let (held, bound) = (forged.association.held(), forged.association.bound());
         assert!(held > 1 << 20 && held <= bound, "{held} of {bound}");
-        let (cumulative, window, blocks) = forged.sacked();
+        let (cumulative, window, blocks) = forged.answer_sack();
         assert_eq!((cumulative, window), (tsn.wrapping_sub(1), 0));
         // Dropped data is not acknowledged.
         assert!(blocks.len() == 1 && usize::from(blocks[0].1) < 2_000, "{blocks:?}");
         assert_eq!(forged.closed, None);
         forged.wait(31_000);
-        assert_eq!(forged.closed, Some(Close::TimedOut), "a gap lasts half a minute at most");
+        assert_eq!(forged.closed, Some(Close::TimedOut), "a hole lasts at most half a minute");
     }
 }
 
 #[test]
-fn a_thousand_and_twenty_four_ranges_are_noted_and_others_dropped_unacknowledged() {
+fn at_most_1024_ranges_are_stored_and_further_ones_are_not_acknowledged() {
     let config = Config { window: 4 << 20, ..Config::new(1_195) };
     let mut forged = Forged::established(&config, &own_init(u32::MAX - 2));
     let tsn = forged.tsn;
@@ -382,11 +383,11 @@ fn a_thousand_and_twenty_four_ranges_are_noted_and_others_dropped_unacknowledged
         let stream = number % 64;
         forged.data(&Data { stream, ..whole(tsn.wrapping_add(u32::from(number) * 2), number / 64 + 1, b"x") });
     }
-    let (_, _, blocks) = forged.sacked();
+    let (_, _, blocks) = forged.answer_sack();
     assert_eq!(blocks.len(), (1_195 - 28) / 4, "as many blocks as a packet holds");
-    // A TSN that joins two ranges is accepted although no more ranges fit.
+    // A TSN that joins two ranges is accepted, although there is no room for a further range.
     forged.data(&Data { stream: 3, ..whole(tsn.wrapping_add(3), 9, b"x") });
-    let (_, _, blocks) = forged.sacked();
+    let (_, _, blocks) = forged.answer_sack();
     assert_eq!(blocks[..2], [(3, 5), (7, 7)]);
     assert_eq!(forged.closed, None);
 }
@@ -398,14 +399,14 @@ fn a_tsn_far_ahead_is_dropped_and_the_next_one_still_arrives() {
         let tsn = forged.tsn;
         forged.data(&whole(tsn.wrapping_add(distance), 9, b"far"));
         assert_eq!(forged.association.held(), 0);
-        assert!(forged.sacked().2.is_empty());
+        assert!(forged.answer_sack().2.is_empty());
         forged.data(&whole(tsn, 0, b"near"));
         assert_eq!(forged.messages.len(), 1);
     }
 }
 
 #[test]
-fn what_arrived_is_reported_as_duplicate_when_it_comes_again() {
+fn repeated_data_is_reported_as_duplicate() {
     let mut forged = Forged::stock();
     let tsn = forged.tsn;
     forged.data(&whole(tsn, 0, b"x"));
@@ -428,7 +429,7 @@ fn tsns_and_sequence_numbers_wrap() {
     for number in 0..66_000_u32 {
         forged.data(&whole(tsn.wrapping_add(number), number as u16, b"x"));
         if number % 128 == 0 {
-            assert_eq!(forged.sacked().0, tsn.wrapping_add(number));
+            assert_eq!(forged.answer_sack().0, tsn.wrapping_add(number));
         }
     }
     assert_eq!(forged.messages.len(), 66_000);
@@ -437,10 +438,10 @@ fn tsns_and_sequence_numbers_wrap() {
     for number in [2_u32, 3, 5, 6, 8] {
         forged.data(&whole((u32::MAX - 3).wrapping_add(number), number as u16, b"x"));
     }
-    assert_eq!(forged.sacked(), (u32::MAX - 4, (1 << 20) - 5 * 1_280, vec![(3, 4), (6, 7), (9, 9)]));
+    assert_eq!(forged.answer_sack(), (u32::MAX - 4, (1 << 20) - 5 * 1_280, vec![(3, 4), (6, 7), (9, 9)]));
     for number in [0_u32, 1, 4, 7] {
         forged.data(&whole((u32::MAX - 3).wrapping_add(number), number as u16, b"x"));
     }
-    assert_eq!(forged.sacked(), (4, 1 << 20, Vec::new()));
+    assert_eq!(forged.answer_sack(), (4, 1 << 20, Vec::new()));
     assert_eq!(forged.messages.len(), 9);
 }

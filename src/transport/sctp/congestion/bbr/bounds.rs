@@ -1,64 +1,68 @@
-//! BBR's rounds and bounds: assigns acknowledgements to rounds, and lowers the model's bounds after loss and standing
-//! queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
+//! BBR's rounds and bounds: assigns acknowledgements to rounds, and lowers the bounds of the model after loss and
+//! during standing queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
 use super::{BETA, Bbr, BbrState, ProbePhase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
 use crate::base::Counter as _;
 
-/// Decrease of the cruising gain, in percent, for a queue as long as the round trip, or 40 ms if that is longer.
+/// Decrease of the cruising gain in percent, for a queue of one round trip (of 40 ms if the round trip is shorter).
 const QUEUE_FALL: u64 = 40;
 /// Steps of the cruising level in one percent.
 pub(super) const LEVEL_STEPS: u64 = 4;
-/// Change of the level in a round with a standing queue, with a shorter one, and with none, in steps.
+/// Decrease of the cruising level in a round with a standing queue, in steps.
 const LEVEL_FALL: u64 = 4;
+/// Increase of the cruising level in a round with a shorter queue, in steps.
 const LEVEL_RISE: u64 = 1;
+/// Increase of the cruising level in a round without a queue, in steps.
 const EMPTY_RISE: u64 = 12;
-const LEAST_CRUISE_GAIN: u64 = 70;
+/// Lowest cruising gain, in percent.
+const MIN_CRUISE_GAIN: u64 = 70;
 
-/// Rounds at the least cruising gain after which a queue that has not halved counts as the path's delay: jitter, or a
-/// queue of other senders.
-const FUTILE_ROUNDS: u64 = 8;
+/// Rounds at the lowest cruising gain after which a queue that has not halved counts as delay of the path: jitter, or
+/// a queue of other senders.
+const FOREIGN_DELAY_ROUNDS: u64 = 8;
 
-/// Rounds with a standing queue after which a sender that lacks data is restrained in Startup.
-const RESTRAINING_ROUNDS: u64 = 4;
+/// Rounds with a standing queue after which a sender that lacks data paces at the cruising gain in Startup.
+const STARTUP_QUEUE_ROUNDS: u64 = 4;
 
-/// Largest accepted delay of acknowledgements on the return path, in nanoseconds: a peer could attribute all of a
-/// queue to that path.
-const MAX_WAITED_BACK: u64 = 100_000_000;
+/// Largest accepted delay of acknowledgements on the return path, in nanoseconds. Without this cap a peer could
+/// attribute a whole queue to the return path.
+const MAX_RETURN_DELAY: u64 = 100_000_000;
 
-/// Rounds after a cut during which `on_spurious` undoes it.
+/// Rounds after a cut in which `on_spurious` can undo it.
 const UNDO_ROUNDS: u64 = 16;
 
 impl Bbr {
+    /// Assigns an acknowledgement to a round, and measures the delays of the round.
     pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>, queued: Option<u64>) {
         self.rounds.started = sample.prior_delivered >= self.rounds.end;
         if self.rounds.started {
             self.start_round();
             self.rounds.count.increment();
-            self.note_queue();
-            let [least, _] = self.rounds.waited_back;
-            let known = if least == u64::MAX { 0 } else { least.min(MAX_WAITED_BACK) };
-            self.rounds.waited_back = [u64::MAX, known];
+            self.end_queue_round();
+            let [current, _] = self.rounds.return_delay;
+            let previous = if current == u64::MAX { 0 } else { current.min(MAX_RETURN_DELAY) };
+            self.rounds.return_delay = [u64::MAX, previous];
             self.probe.rounds_since.increment();
             if self.undo.is_some_and(|undo| self.rounds.count > undo.round.saturating_add(UNDO_ROUNDS)) {
                 self.undo = None;
             }
         }
         let Some(rtt) = rtt else { return };
-        let there = match (self.min_rtt.value(), queued) {
+        let forward_rtt = match (self.min_rtt.value(), queued) {
             (Some(min_rtt), Some(queued)) => rtt.min(min_rtt.saturating_add(queued)),
             _ => rtt,
         };
-        self.rounds.min_rtt = self.rounds.min_rtt.min(there);
+        self.rounds.min_rtt = self.rounds.min_rtt.min(forward_rtt);
         if queued.is_some() {
-            let [least, _] = &mut self.rounds.waited_back;
-            *least = (*least).min(rtt.saturating_sub(there));
+            let [current, _] = &mut self.rounds.return_delay;
+            *current = (*current).min(rtt.saturating_sub(forward_rtt));
         }
     }
 
-    /// Adapts the cruising gain to the round that ended. The estimates of several senders may add up to more than the
-    /// bottleneck's rate, and a fixed gain then leaves a queue.
-    pub(super) fn note_queue(&mut self) {
+    /// Adapts the cruising gain after a round. The estimates of several senders may exceed the rate of the bottleneck
+    /// in total; a fixed gain would then leave a standing queue.
+    pub(super) fn end_queue_round(&mut self) {
         let lowest = core::mem::replace(&mut self.rounds.min_rtt, u64::MAX);
         let Some(min_rtt) = self.min_rtt.value() else { return };
         // A round without samples is skipped.
@@ -68,57 +72,56 @@ impl Bbr {
         self.rounds.foreign_rtt = self.rounds.foreign_rtt.min(lowest);
         let base = min_rtt.max(self.rounds.foreign_rtt);
         let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
-        let was_least = self.rounds.cruise_gain == LEAST_CRUISE_GAIN;
-        let yields = match self.state {
-            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) => self.is_yielding(),
-            BbrState::Startup => self.rounds.restrained,
+        let was_lowest = self.rounds.cruise_gain == MIN_CRUISE_GAIN;
+        let applied = match self.state {
+            BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) => self.reacts_to_queue(),
+            BbrState::Startup => self.rounds.startup_at_cruise_gain,
             _ => false,
         };
-        self.adapt_cruise_gain(lowest.saturating_sub(base), queueing, yields);
+        self.adapt_cruise_gain(lowest.saturating_sub(base), queueing, applied);
         if !queueing {
-            (self.rounds.queueing, self.rounds.restrained) = (0, false);
+            (self.rounds.queueing, self.rounds.startup_at_cruise_gain) = (0, false);
             return;
         }
         if self.rounds.queueing == 0 {
-            (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
+            (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
         }
         self.rounds.queueing.increment();
-        self.rounds.restrained = self.limited && self.rounds.queueing >= RESTRAINING_ROUNDS;
-        if was_least && yields {
-            self.rounds.yielded.increment();
+        self.rounds.startup_at_cruise_gain = self.limited && self.rounds.queueing >= STARTUP_QUEUE_ROUNDS;
+        if was_lowest && applied {
+            self.rounds.slowest_rounds.increment();
         }
-        let half = self.rounds.yielding_from_rtt.saturating_sub(base) / 2;
-        if self.rounds.yielded >= FUTILE_ROUNDS && lowest > base.saturating_add(half) {
-            (self.rounds.yielding_from_rtt, self.rounds.yielded) = (lowest, 0);
-            // At most a quarter of the round trip: the queue of many such senders is longer, the jitter of most lines
-            // is shorter.
+        let half = self.rounds.queue_start_rtt.saturating_sub(base) / 2;
+        if self.rounds.slowest_rounds >= FOREIGN_DELAY_ROUNDS && lowest > base.saturating_add(half) {
+            (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
+            // The cap of a quarter is above the jitter of most lines, and below the queue of many such senders.
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
                 self.rounds.cruise_level = 100 * LEVEL_STEPS;
-                (self.rounds.queueing, self.rounds.restrained) = (0, false);
+                (self.rounds.queueing, self.rounds.startup_at_cruise_gain) = (0, false);
             }
         }
     }
 
-    /// Sets the cruising gain after a round with a queue of `queue` nanoseconds. A standing queue lowers the level by a
-    /// step while the sender yields. Below the full level, the gain falls in proportion to the queue too.
-    fn adapt_cruise_gain(&mut self, queue: u64, standing: bool, yields: bool) {
+    /// Sets the cruising gain after a round with a queue of `queue` nanoseconds. A standing queue lowers the level if
+    /// the gain `applied` in the round. Below the full level, the gain also falls in proportion to the queue.
+    fn adapt_cruise_gain(&mut self, queue: u64, standing: bool, applied: bool) {
         let reference = self.min_rtt.value().unwrap_or(0).max(STANDING_QUEUE.saturating_mul(4));
-        // A sixteenth is the jitter of an empty line.
+        // A sixteenth counts as jitter of an empty line.
         let queue = queue.saturating_sub(reference >> 4);
         let level = self.rounds.cruise_level;
         let level = match (standing, queue) {
-            (true, _) if yields => level.saturating_sub(LEVEL_FALL),
+            (true, _) if applied => level.saturating_sub(LEVEL_FALL),
             (true, _) => level,
             (false, 0) => level.saturating_add(EMPTY_RISE),
             (false, _) => level.saturating_add(LEVEL_RISE),
         };
         let full = 100 * LEVEL_STEPS;
-        let level = level.clamp(LEAST_CRUISE_GAIN * LEVEL_STEPS, full);
+        let level = level.clamp(MIN_CRUISE_GAIN * LEVEL_STEPS, full);
         let fall = if level < full { scale(queue, QUEUE_FALL, reference) } else { 0 };
         self.rounds.cruise_level = level;
-        self.rounds.cruise_gain = (level / LEVEL_STEPS).saturating_sub(fall).max(LEAST_CRUISE_GAIN);
+        self.rounds.cruise_gain = (level / LEVEL_STEPS).saturating_sub(fall).max(MIN_CRUISE_GAIN);
     }
 
     /// `UpdateLatestDeliverySignals` and `UpdateCongestionSignals` (§5.5.10.3).
@@ -143,8 +146,8 @@ impl Bbr {
     fn cut_after_loss(&mut self, sample: &Sample) {
         let heavy = self.losses.heavy(self.limits.segment);
         match self.state {
-            // While the rate grows without a standing queue, losses are random, even in long bursts. A sender that
-            // lacks data can't measure whether the rate would grow.
+            // While the rate grows without a standing queue, losses count as random, even in long bursts. Without data
+            // the growth can't be measured, so heavy loss ends Startup.
             BbrState::Startup
                 if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) =>
             {
@@ -178,8 +181,7 @@ impl Bbr {
         let bandwidth = self.short_bandwidth.min(self.max_bandwidth.value());
         let in_flight = self.short_in_flight.min(self.window);
         let (mut delivered, mut rate) = (self.latest.in_flight, self.latest.bandwidth);
-        // The highest of few samples is far above the mean, so with few packets a round the mean of the rounds is
-        // used.
+        // With few packets in a round, the highest sample is far above the mean, so the mean over rounds is used.
         if self.losses.rounds > 0 {
             let mean = self.losses.acked_in_round();
             rate = scale(rate, mean, delivered.max(1)).min(rate);
@@ -189,8 +191,8 @@ impl Bbr {
         self.short_in_flight = percent(in_flight, BETA).max(delivered);
     }
 
-    /// Lowers the long-term bound after heavy loss, outside a probe too. Many senders with a few packets in flight
-    /// each can fill the queue without probing, and the short-term bounds end with the cycle.
+    /// Lowers the long-term bound after heavy loss, also outside a probe. Many senders with a few packets in flight
+    /// each can fill the queue without probing, and the short-term bounds last only for the cycle.
     fn lower_long_bound(&mut self) {
         self.probe.was_too_high = true;
         let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
@@ -206,7 +208,7 @@ impl Bbr {
     /// [`UNDO_ROUNDS`] are undone together.
     pub(super) fn save_undo(&mut self, losses: LossCount, volume: u64) {
         if let Some(undo) = &mut self.undo {
-            // Losses since the first cut are counted already.
+            // `on_lost` has counted the losses since the first cut.
             undo.losses.acked = undo.losses.acked.saturating_add(losses.acked);
             return;
         }

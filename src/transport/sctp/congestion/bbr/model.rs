@@ -6,10 +6,10 @@ use crate::base::Counter as _;
 
 use super::super::{RateSample, SECOND, nanos, scale};
 
-/// Fewest packets over which a loss rate is judged: two random losses among 50 packets are not significant.
-pub(super) const JUDGED_PACKETS: u64 = 250;
+/// Smallest number of packets over which a loss rate is judged: two random losses among 50 packets are not significant.
+pub(super) const MIN_LOSS_PACKETS: u64 = 250;
 
-/// Half the rounds for which an excess of acknowledged bytes is stored: two halves make the filter.
+/// Half the window, in rounds, of the filter for the excess of acknowledged bytes.
 const EXCESS_HALF_ROUNDS: u64 = 5;
 
 /// Time after which ProbeRTT measures the lowest round trip again (`ProbeRTTInterval`), in nanoseconds.
@@ -68,14 +68,14 @@ impl MaxBandwidth {
         self.current.max(self.previous)
     }
 
-    /// Takes a sample. A limited sample counts only if it raises the estimate.
+    /// Adds a sample. A limited sample counts only if it raises the estimate.
     pub(super) fn update(&mut self, sample: &Sample) {
         if sample.rate >= self.value() || !sample.limited {
             self.current = self.current.max(sample.rate);
         }
     }
 
-    /// Starts a new cycle, unless the current one has no sample: an application-limited cycle expires nothing.
+    /// Starts a new cycle, unless the current one has no sample. So an application-limited cycle expires no estimate.
     pub(super) fn advance(&mut self) {
         if self.current > 0 {
             self.previous = self.current;
@@ -93,7 +93,7 @@ pub(super) struct MinRtt {
     probe_stamp: u64,
     /// Lowest round trip ever.
     lowest: u64,
-    /// When the path was last found empty, or ProbeRTT ended.
+    /// Time at which the path was last found empty, or ProbeRTT last ended.
     drained: u64,
     /// Round trips measured by the last two ProbeRTTs.
     probed: [u64; 2],
@@ -124,19 +124,20 @@ impl MinRtt {
         self.expired
     }
 
-    /// Takes a sample. `short_path` is the round trip below which differences are ignored.
+    /// Adds a sample. `short_path` is the round trip below which differences are ignored.
     pub(super) fn update(&mut self, rtt: Option<u64>, now: u64, short_path: u64) {
         self.expired = now > self.probe_stamp.saturating_add(PROBE_RTT_INTERVAL);
         let Some(rtt) = rtt else { return };
         self.lowest = self.lowest.min(rtt);
-        // The path is empty, so ProbeRTT need not drain it. The reference is the lowest round trip ever, since a full
-        // drop-tail queue confirms a minimum that includes the queue.
+        // The path is empty, so ProbeRTT is not needed. The reference is the lowest round trip ever: a full drop-tail
+        // queue would confirm a recent minimum that includes the queue.
         if rtt < short_path || rtt <= self.lowest.saturating_add(self.lowest >> 6) {
             self.drained = now;
             self.probe_stamp = now;
         }
-        // A marked dip shows others in ProbeRTT: senders that restart their intervals at the same dip enter the next
-        // one together. A slowly shrinking queue must not delay ProbeRTT indefinitely.
+        // A marked dip shows that other senders are in ProbeRTT. Senders that restart their intervals at the same dip
+        // enter the next ProbeRTT together. The limit of two intervals is for a slowly shrinking queue, which must not
+        // delay ProbeRTT indefinitely.
         let dip = rtt < self.probe_value.saturating_sub(self.probe_value >> 4)
             && now < self.drained.saturating_add(PROBE_RTT_INTERVAL.saturating_mul(2));
         if self.expired || dip {
@@ -149,8 +150,8 @@ impl MinRtt {
         }
     }
 
-    /// ProbeRTT ended: the next one is due an interval from now.
-    pub(super) fn probed(&mut self, now: u64) {
+    /// Handles the end of ProbeRTT. The next one is due after an interval.
+    pub(super) fn end_probe_rtt(&mut self, now: u64) {
         self.probe_stamp = now;
         self.expired = false;
         self.drained = now;
@@ -158,15 +159,15 @@ impl MinRtt {
         self.probed = [last, self.probe_value];
     }
 
-    /// Whether the last two ProbeRTTs found a queue of at least `queue` nanoseconds: a loss-based sender keeps the
-    /// bottleneck full.
-    pub(super) fn is_held_up(&self, queue: u64) -> bool {
+    /// Whether the last two ProbeRTTs found a queue of more than `queue` nanoseconds, as with a loss-based sender at
+    /// the same bottleneck.
+    pub(super) fn has_persistent_queue(&self, queue: u64) -> bool {
         let limit = self.lowest.saturating_add(queue.max(self.lowest >> 2));
         self.probed.iter().all(|probed| *probed > limit)
     }
 }
 
-/// Bytes acknowledged in excess of the estimated bandwidth (§5.5.9): aggregation on the acknowledgement path.
+/// Bytes acknowledged in excess of the estimated bandwidth, by aggregation of acknowledgements (§5.5.9).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Aggregation {
     since: u64,
@@ -192,7 +193,7 @@ impl Aggregation {
         self.acked = 0;
     }
 
-    /// Takes `acked` bytes at a bandwidth of `bandwidth` bytes a second. The excess is at most `window`.
+    /// Adds `acked` bytes at an estimated bandwidth of `bandwidth` bytes a second. The excess is at most `window`.
     pub(super) fn update(&mut self, now: u64, acked: u64, bandwidth: u64, window: u64, round: u64, startup: bool) {
         let half = if startup { 1 } else { EXCESS_HALF_ROUNDS };
         if round >= self.half_started.saturating_add(half) {
@@ -236,13 +237,12 @@ impl FullPipe {
         self.now
     }
 
-    /// Whether at least one round brought no growth.
+    /// Whether the rate did not grow in at least one round.
     pub(super) fn is_slowing(&self) -> bool {
         self.rounds > 0
     }
 
-    /// Takes a sample; `round_started` when the sample begins a new round. The highest rate of the round before
-    /// counts.
+    /// Adds a sample; `round_started` if it begins a round, which completes the round before.
     pub(super) fn update(&mut self, sample: &Sample, round_started: bool) {
         if round_started {
             self.end_round();
@@ -281,26 +281,26 @@ pub(super) struct LossCount {
 }
 
 impl LossCount {
-    /// `in_flight` bytes less the share that was lost.
+    /// The share of `in_flight` bytes that was not lost.
     pub(super) fn delivered_of(&self, in_flight: u64) -> u64 {
         scale(in_flight, self.acked, self.volume().max(1))
     }
 
-    /// Bytes acknowledged in a round, on average.
+    /// Mean bytes acknowledged in a round.
     pub(super) fn acked_in_round(&self) -> u64 {
         self.acked.checked_div(self.rounds).unwrap_or(self.acked)
     }
 
     /// Counts `bytes` as late instead of lost.
-    pub(super) fn refute(&mut self, bytes: u64) {
+    pub(super) fn count_as_late(&mut self, bytes: u64) {
         self.lost = self.lost.saturating_sub(bytes);
         self.acked = self.acked.saturating_add(bytes);
     }
 
-    /// Whether the loss rate exceeds 2 % with statistical confidence: lost - 2 * sqrt(lost) > 2 % of the volume. The
-    /// volume is at least `volume` bytes and 250 segments.
+    /// Whether the loss rate exceeds 2 % by two standard deviations: `lost - 2 * sqrt(lost)` is more than 2 % of the
+    /// volume, which is at least `volume` bytes and 250 segments.
     pub(super) fn too_high(&self, volume: u64, segment: u64) -> bool {
-        self.exceeds(2, volume.max(segment.saturating_mul(JUDGED_PACKETS)), segment)
+        self.exceeds(2, volume.max(segment.saturating_mul(MIN_LOSS_PACKETS)), segment)
     }
 
     /// Whether the loss rate exceeds 8 % with the same confidence, over any volume.
@@ -321,7 +321,7 @@ impl LossCount {
 
     /// Ends a round. The count continues until it covers 250 segments, then restarts.
     pub(super) fn end_round(&mut self, segment: u64) {
-        if self.volume() >= segment.saturating_mul(JUDGED_PACKETS) {
+        if self.volume() >= segment.saturating_mul(MIN_LOSS_PACKETS) {
             *self = Self::default();
         } else {
             self.rounds.increment();

@@ -4,21 +4,21 @@ use super::super::{Ack, SECOND};
 use super::model::{LossCount, Sample};
 use super::{BETA, Bbr, BbrState, Feedback, ProbePhase, UNBOUNDED, WITHOUT_HEADROOM, percent};
 
-/// Time at a low volume in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
+/// Time with few bytes in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
 const PROBE_RTT_DURATION: u64 = 200_000_000;
 
-/// Shortest wait between bandwidth probes, and the random time added to it, in nanoseconds (§5.3.3.3).
+/// Shortest time between bandwidth probes, in nanoseconds (§5.3.3.3).
 const PROBE_WAIT: u64 = 2 * SECOND;
+/// Largest random time added to [`PROBE_WAIT`], in nanoseconds.
 const PROBE_WAIT_RANDOM: u64 = SECOND;
 
-/// Factor by which probes on a short path are more frequent: its conditions change within milliseconds, and a probe
-/// takes no longer.
+/// Factor by which probes are more frequent on a short path, where conditions change within milliseconds.
 const SHORT_PATH_PROBES: u64 = 8;
 
 /// Most rounds between probes, to coexist with Reno (§5.3.3.3).
 const RENO_ROUNDS: u64 = 63;
 
-/// Rounds of a probe after which a standing queue ends it.
+/// Rounds of UP after which a standing queue ends it.
 const QUEUEING_ROUNDS: u64 = 2;
 
 /// Most rounds of Drain.
@@ -38,15 +38,15 @@ impl Bbr {
         bound.min(self.long_in_flight.saturating_sub(self.limits.segment)).max(self.limits.min_window())
     }
 
-    /// Volume in flight that leaves no queue, in bytes.
+    /// Bytes in flight that leave no queue.
     fn drained_volume(&self) -> u64 {
-        self.quantized(self.bdp(100).saturating_add(self.late()))
+        self.quantized(self.bdp(100).saturating_add(self.return_path_bytes()))
     }
 
-    /// Volume in flight during ProbeRTT, in bytes.
+    /// Largest window during ProbeRTT, in bytes.
     pub(super) fn probe_rtt_window(&self) -> u64 {
         let (_, gain) = BbrState::ProbeRtt { done_at: None, round_done: false }.gains();
-        self.bdp(gain).saturating_add(self.late()).max(self.limits.min_window())
+        self.bdp(gain).saturating_add(self.return_path_bytes()).max(self.limits.min_window())
     }
 
     /// Transitions after an acknowledgement, except those of ProbeRTT (`UpdateModelAndState`).
@@ -67,7 +67,7 @@ impl Bbr {
             ProbePhase::Down | ProbePhase::Cruise if self.is_probe_due(now) => self.start_refill(),
             ProbePhase::Down if self.has_drained(ack.in_flight) => self.state = BbrState::ProbeBw(ProbePhase::Cruise),
             ProbePhase::Refill if self.rounds.started => self.start_up(sample),
-            ProbePhase::Up if self.has_probed_enough(ack, sample) => {
+            ProbePhase::Up if self.is_probe_done(ack, sample) => {
                 self.probe.was_too_high = false;
                 self.start_down(now);
             }
@@ -75,7 +75,7 @@ impl Bbr {
         }
     }
 
-    /// Ends Startup because a round lost too much (`CheckStartupHighLoss`).
+    /// Ends Startup after a round with too high a loss rate (`CheckStartupHighLoss`).
     pub(super) fn end_startup_after_loss(&mut self) {
         self.full_pipe.reached = true;
         self.long_in_flight = self.bdp(100).max(self.latest.in_flight);
@@ -126,9 +126,9 @@ impl Bbr {
         if now > self.probe.cycle_start.saturating_add(self.probe.wait) {
             return true;
         }
-        // A short path has thousands of rounds a second. After a lossy probe, or with a standing queue, more probes
-        // are harmful.
-        let queueing = self.rounds.queueing > 0 && self.is_yielding();
+        // A short path has thousands of rounds a second. After a probe with too much loss, or with a standing queue,
+        // earlier probes would do harm.
+        let queueing = self.rounds.queueing > 0 && self.reacts_to_queue();
         if self.is_short_path() || self.probe.was_too_high || queueing {
             return false;
         }
@@ -142,14 +142,14 @@ impl Bbr {
     }
 
     /// `IsTimeToGoDown`.
-    fn has_probed_enough(&mut self, ack: &Ack, sample: &Sample) -> bool {
+    fn is_probe_done(&mut self, ack: &Ack, sample: &Sample) -> bool {
         if self.probe.was_too_high && ack.in_flight >= self.long_in_flight {
             self.probe.precautionary = true;
             return true;
         }
-        // A whole round of the probe had a standing queue: there is no more bandwidth, and the queue only grows.
+        // A whole round of the probe had a standing queue, so there is no more bandwidth.
         if self.rounds.queueing > 0
-            && self.is_yielding()
+            && self.reacts_to_queue()
             && self.rounds.count >= self.probe.up_start.saturating_add(QUEUEING_ROUNDS)
         {
             return true;
@@ -198,7 +198,7 @@ impl Bbr {
         if lost.saturating_mul(50) > sample.tx_in_flight || self.long_in_flight == UNBOUNDED {
             return false;
         }
-        // Packets sent before the last cut don't raise the bound: they filled the queue that caused the cut.
+        // Packets sent before the last cut filled the queue that caused it, so they do not raise the bound.
         if sample.prior_delivered >= self.probe.from {
             self.long_in_flight = self.long_in_flight.max(sample.tx_in_flight);
         }
@@ -208,7 +208,7 @@ impl Bbr {
         false
     }
 
-    /// Advances feedback at the first acknowledgement of a round. Returns `true` after a transition.
+    /// Advances the feedback of the probe at the start of a round. Returns `true` after a transition.
     fn advance_feedback(&mut self, sample: &Sample) -> bool {
         match self.probe.feedback {
             Feedback::Starting => self.probe.feedback = Feedback::Arriving,
@@ -245,7 +245,7 @@ impl Bbr {
         self.bound_window();
     }
 
-    /// Returns to probing after a cut proved wrong (`HandleSpuriousLossDetection`).
+    /// Returns to probing after a spurious cut (`HandleSpuriousLossDetection`).
     pub(super) fn return_to(&mut self, state: BbrState, now: u64) {
         match state {
             BbrState::Startup if self.state != BbrState::Startup => {
@@ -275,7 +275,7 @@ impl Bbr {
         }
         self.idle_restart = false;
         let BbrState::ProbeRtt { done_at, round_done } = self.state else { return };
-        // Low rates of packets sent in ProbeRTT are no measure of the path.
+        // ProbeRTT limits the rate of these packets, so their samples do not measure the path.
         self.limited_until = self.delivered.saturating_add(in_flight).max(1);
         match done_at {
             None if in_flight <= self.probe_rtt_window() => {
@@ -287,16 +287,16 @@ impl Bbr {
             Some(done_at) => {
                 let round_done = round_done || self.rounds.started;
                 self.state = BbrState::ProbeRtt { done_at: Some(done_at), round_done };
-                // On a short path one sample is enough: it shows whether the path is still short.
-                let answered = self.is_short_path() && rtt.is_some_and(|rtt| rtt < self.short_path);
-                if round_done && (answered || now > done_at) {
+                // On a short path one sample suffices to show that the path is still short.
+                let confirmed = self.is_short_path() && rtt.is_some_and(|rtt| rtt < self.short_path);
+                if round_done && (confirmed || now > done_at) {
                     self.exit_probe_rtt(now);
                 }
             }
         }
     }
 
-    /// Leaves ProbeRTT after idle time if its duration is over: the idle time has drained the path.
+    /// Leaves ProbeRTT after idle time if its duration is over. The idle time has drained the path.
     pub(super) fn finish_probe_rtt(&mut self, now: u64) {
         if let BbrState::ProbeRtt { done_at: Some(done_at), .. } = self.state
             && now > done_at
@@ -306,7 +306,7 @@ impl Bbr {
     }
 
     fn exit_probe_rtt(&mut self, now: u64) {
-        self.min_rtt.probed(now);
+        self.min_rtt.end_probe_rtt(now);
         self.window = self.window.max(self.prior_window);
         self.reset_short_bounds();
         if self.full_pipe.reached {

@@ -2,8 +2,9 @@
 
 use crate::base::Counter as _;
 
-/// Bounds of the round-trip increase that counts as a queue (`MIN_RTT_THRESH`, `MAX_RTT_THRESH`), in nanoseconds.
+/// Lower bound of the round-trip increase that counts as a queue (`MIN_RTT_THRESH`), in nanoseconds.
 const MIN_INCREASE: u64 = 4_000_000;
+/// Upper bound of that increase (`MAX_RTT_THRESH`), in nanoseconds.
 const MAX_INCREASE: u64 = 16_000_000;
 
 /// Samples needed in a round before its minimum counts (`N_RTT_SAMPLE`).
@@ -15,7 +16,7 @@ const CONSERVATIVE_DIVISOR: u64 = 4;
 /// Rounds of conservative slow start before slow start ends (`CSS_ROUNDS`).
 const CONSERVATIVE_ROUNDS: u32 = 5;
 
-/// Conservative slow start: checks that the increase lasts.
+/// Conservative slow start, which checks whether the round-trip increase persists.
 #[derive(Clone, Copy, Debug)]
 struct Conservative {
     baseline: u64,
@@ -25,7 +26,7 @@ struct Conservative {
 /// State of HyStart++ over the rounds of one slow start. Round trips are in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HyStart {
-    /// A packet sent at or after this count of delivered bytes begins the next round.
+    /// The acknowledgement of a packet sent at or after this count of delivered bytes begins the next round.
     round_end: u64,
     last_min: u64,
     current_min: u64,
@@ -40,7 +41,7 @@ impl Default for HyStart {
 }
 
 impl HyStart {
-    /// Takes an acknowledgement of a packet sent when `prior_delivered` bytes had been delivered. Returns `true` if
+    /// Handles the acknowledgement of a packet sent when `prior_delivered` bytes had been delivered. Returns `true` if
     /// slow start ends.
     pub(super) fn on_ack(&mut self, rtt: Option<u64>, prior_delivered: u64, delivered: u64) -> bool {
         let mut exit = false;
@@ -78,7 +79,7 @@ impl HyStart {
         if self.conservative.is_some() { acked / CONSERVATIVE_DIVISOR } else { acked }
     }
 
-    /// Whether it is in conservative slow start, after an increase of the round trip.
+    /// Whether slow start is conservative, after an increase of the round trip.
     pub(super) fn is_conservative(&self) -> bool {
         self.conservative.is_some()
     }

@@ -1,4 +1,5 @@
-//! A flow model in virtual time: senders with ideal loss detection and per-packet acknowledgements over one bottleneck.
+//! A flow model in virtual time: senders over one bottleneck, with ideal loss detection and an acknowledgement for each
+//! packet.
 //!
 //! A packet reaches the bottleneck at once. Its acknowledgement returns after the queue, the transmission and the
 //! whole propagation delay. The sender detects a drop a quarter of a round trip after the acknowledgement would have
@@ -60,23 +61,24 @@ pub(super) struct Path {
     pub(super) rate: u64,
     /// Round trip without queue.
     pub(super) delay: u64,
-    /// Largest backlog in bytes.
+    /// Largest backlog of the bottleneck, in bytes.
     pub(super) queue: u64,
-    /// Random loss in millionths of the packets, and the mean length of a burst of losses.
+    /// Random loss, in millionths of the packets.
     pub(super) loss: u64,
+    /// Mean number of packets in a burst of losses.
     pub(super) burst: u64,
     /// Largest random delay of an acknowledgement.
     pub(super) jitter: u64,
     /// Acknowledgements arrive only at multiples of this.
     pub(super) grid: u64,
-    /// Mean interval between pauses of the bottleneck, as of a process that waits for a processor, and their length.
+    /// Mean interval between pauses of the bottleneck, and their length, as of a process that waits for a processor.
     pub(super) pauses: Option<(u64, u64)>,
     /// Rate and depth in bytes of a token bucket before the queue.
     pub(super) policer: Option<(u64, u64)>,
 }
 
 impl Path {
-    /// A path of `rate` bytes a second, `delay` milliseconds and a queue of `queue` milliseconds.
+    /// A path of `rate` bytes a second with a round trip of `delay` and a queue of `queue` milliseconds.
     pub(super) fn new(rate: u64, delay: u64, queue: u64) -> Self {
         Self {
             rate,
@@ -91,13 +93,13 @@ impl Path {
         }
     }
 
-    /// Bandwidth times delay in bytes.
+    /// Bandwidth-delay product in bytes.
     pub(super) fn bdp(&self) -> u64 {
         self.rate * self.delay / SECOND
     }
 }
 
-/// The data that a sender has to send.
+/// The source of a sender's data.
 #[derive(Clone, Copy)]
 pub(super) enum Source {
     Endless,
@@ -142,12 +144,12 @@ pub(super) struct Flow {
     newest: u64,
     app_limited: u64,
     total_lost: u64,
-    /// Bytes lost and sent since [`Network::forget`].
+    /// Bytes lost and sent since [`Network::reset_statistics`].
     pub(super) lost: u64,
     pub(super) sent: u64,
     /// State changes with their times.
     pub(super) states: Vec<(u64, &'static str)>,
-    pub(super) least_window: u64,
+    pub(super) min_window: u64,
 }
 
 impl Flow {
@@ -172,7 +174,7 @@ impl Flow {
             lost: 0,
             sent: 0,
             states: Vec::new(),
-            least_window: u64::MAX,
+            min_window: u64::MAX,
         }
     }
 
@@ -192,8 +194,8 @@ impl Flow {
         Some(self.fed_until)
     }
 
-    /// Switches to another source.
-    pub(super) fn limit(&mut self, source: Source) {
+    /// Replaces the source, without its unsent data.
+    pub(super) fn set_source(&mut self, source: Source) {
         self.source = source;
         self.available = 0;
         self.fed_until = self.delivered_at;
@@ -204,7 +206,7 @@ impl Flow {
         if self.states.last().is_none_or(|(_, last)| *last != state) {
             self.states.push((now, state));
         }
-        self.least_window = self.least_window.min(self.control.window());
+        self.min_window = self.min_window.min(self.control.window());
     }
 }
 
@@ -217,9 +219,11 @@ pub(super) struct Network {
     order: u64,
     random: Random,
     busy_until: u64,
+    /// Packets still to drop in the current burst of losses.
     losing: u64,
     pause_at: u64,
     paused_until: u64,
+    /// Tokens of the policer in bytes, and the time at which they were counted.
     tokens: (u64, u64),
     /// Sum and number of the backlogs found by packets, in bytes.
     pub(super) backlogs: (u64, u64),
@@ -284,7 +288,7 @@ impl Network {
         self.now = end;
     }
 
-    /// Bytes delivered for `flow` between now and `end`.
+    /// Bytes delivered for each flow between now and `end`.
     pub(super) fn delivered_until(&mut self, end: u64) -> Vec<u64> {
         let before: Vec<u64> = self.flows.iter().map(|flow| flow.delivered).collect();
         self.run(end);
@@ -292,7 +296,7 @@ impl Network {
     }
 
     /// Resets the statistics of losses and backlogs.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn reset_statistics(&mut self) {
         self.backlogs = (0, 0);
         for flow in &mut self.flows {
             flow.sent = 0;
@@ -436,7 +440,7 @@ impl Network {
         self.forward(index, packet);
     }
 
-    /// The bottleneck: schedules the acknowledgement or the detection of the loss.
+    /// Passes a packet to the bottleneck: schedules its acknowledgement, or the detection of its loss.
     fn forward(&mut self, index: usize, packet: Packet) {
         let path = self.path;
         if let Some((interval, length)) = path.pauses
@@ -471,7 +475,7 @@ impl Network {
     fn is_policed(&mut self) -> bool {
         let Some((rate, depth)) = self.path.policer else { return false };
         let (tokens, at) = self.tokens;
-        // Whole bytes only: the remainder of the time is kept.
+        // Only whole bytes are added; the time of the remainder still counts.
         let gained = (self.now - at) * rate / SECOND;
         let at = at + gained * SECOND / rate;
         let tokens = (tokens + gained).min(depth);

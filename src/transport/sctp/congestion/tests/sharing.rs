@@ -3,7 +3,7 @@
 use super::network::{Flow, MILLISECOND, Network, Path, SECOND, Source};
 use super::{Algorithm, Bbr, Cubic, loss, share};
 
-/// 50 Mbit/s, 25 ms, and a drop-tail queue of 100 ms: a common access line.
+/// A common access line: 50 Mbit/s, 25 ms, and a drop-tail queue of 100 ms.
 fn line() -> Path {
     Path::new(6_250_000, 25, 100)
 }
@@ -16,7 +16,7 @@ fn shared(path: Path, algorithms: &[Algorithm], seed: u64) -> Network {
     Network::new(path, flows.collect(), seed)
 }
 
-/// Jain's index: 1 for equal shares, the inverse of their number if one flow has everything.
+/// Jain's fairness index: 1 for equal shares, the inverse of the number of flows if one flow has all.
 fn fairness(shares: &[u64]) -> f64 {
     let total: f64 = shares.iter().map(|share| *share as f64).sum();
     let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();
@@ -36,12 +36,12 @@ fn two_bbr_flows_share_fairly() {
 }
 
 #[test]
-fn the_queue_of_two_bbr_flows_is_half_a_bdp_in_the_mean() {
+fn the_mean_queue_of_two_bbr_flows_is_half_a_bdp() {
     for path in [line(), Path::new(10_000_000, 50, 100)] {
         let backlogs = (1..=4).map(|seed| {
             let mut network = shared(path, &[Bbr, Bbr], seed);
             network.run(10 * SECOND);
-            network.forget();
+            network.reset_statistics();
             let share = share(&mut network, 30);
             assert!(share >= 0.97, "seed {seed}: {share:.3} of {path:?}");
             network.backlog()
@@ -52,12 +52,12 @@ fn the_queue_of_two_bbr_flows_is_half_a_bdp_in_the_mean() {
 }
 
 #[test]
-fn many_bbr_flows_keep_the_queue_at_one_bdp_and_lose_hardly_anything() {
+fn many_bbr_flows_keep_a_queue_of_one_bdp_and_lose_almost_nothing() {
     for count in [2, 4, 16] {
         for seed in 1..=2 {
             let mut network = shared(line(), &vec![Bbr; count], seed);
             network.run(20 * SECOND);
-            network.forget();
+            network.reset_statistics();
             let share = share(&mut network, 40);
             let (backlog, loss) = (network.backlog(), loss(&network));
             assert!(share >= 0.97, "seed {seed}, {count} flows: {share:.3}");
@@ -71,19 +71,19 @@ fn many_bbr_flows_keep_the_queue_at_one_bdp_and_lose_hardly_anything() {
 fn sixty_four_bbr_flows_with_two_packets_each_lose_little() {
     let mut network = shared(line(), &[Bbr; 64], 1);
     network.run(40 * SECOND);
-    network.forget();
+    network.reset_statistics();
     let share = share(&mut network, 60);
     assert!(share >= 0.97, "{share:.3}");
     assert!(loss(&network) <= 0.1, "{:.4} lost", loss(&network));
 }
 
 #[test]
-fn a_sender_that_gets_much_to_send_beside_a_queue_of_others_soon_has_a_share() {
+fn a_slow_source_that_becomes_endless_soon_has_a_share_beside_cubic() {
     for seed in 1..=3 {
         let path = Path::new(5_000_000, 50, 50);
-        let thin = Flow::new(Bbr, 0, Source::Rate(30_000), seed);
+        let slow = Flow::new(Bbr, 0, Source::Rate(30_000), seed);
         let other = Flow::new(Cubic, SECOND, Source::Endless, seed + 10);
-        let mut network = Network::new(path, vec![thin, other], seed);
+        let mut network = Network::new(path, vec![slow, other], seed);
         network.run(6 * SECOND);
         network.flows[0].source = Source::Endless;
         let before = network.flows[0].delivered;
@@ -94,7 +94,7 @@ fn a_sender_that_gets_much_to_send_beside_a_queue_of_others_soon_has_a_share() {
 }
 
 #[test]
-fn bbr_beside_cubic_gets_and_leaves_a_fifth() {
+fn bbr_and_cubic_each_get_at_least_a_fifth() {
     for algorithms in [[Bbr, Cubic], [Cubic, Bbr]] {
         for seed in 1..=2 {
             let mut network = shared(line(), &algorithms, seed);
